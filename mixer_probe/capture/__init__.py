@@ -1,0 +1,25 @@
+"""Hooks to activations: capture in a context, streaming extraction, and the on-disk store."""
+
+from mixer_probe.capture.extract import extract
+from mixer_probe.capture.hooks import Reducer, capture, every_position, first_prefix_token, mean_over_positions
+from mixer_probe.capture.representations import Representations, RunRecord
+from mixer_probe.capture.store import open_run
+from mixer_probe.capture.stream import ImageSource, Piece, TensorImages, as_source, stream, to_host
+
+__all__ = [
+    "ImageSource",
+    "Piece",
+    "Reducer",
+    "Representations",
+    "RunRecord",
+    "TensorImages",
+    "as_source",
+    "capture",
+    "every_position",
+    "extract",
+    "first_prefix_token",
+    "mean_over_positions",
+    "open_run",
+    "stream",
+    "to_host",
+]

@@ -1,0 +1,165 @@
+"""`extract`: representations of images at any layers of a model, into memory or into a store."""
+
+from __future__ import annotations
+
+import os
+import platform
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+
+import mixer_probe
+from mixer_probe.capture.hooks import Reducer, every_position, first_prefix_token, mean_over_positions
+from mixer_probe.capture.representations import Reduce, Representations, RunRecord
+from mixer_probe.capture.store import RunWriter, check_place, count_non_finite, open_run, stored_shape
+from mixer_probe.capture.stream import ImageSource, Piece, as_source, stream, to_host
+from mixer_probe.errors import LayerError, NonFiniteWarning, StoreError
+from mixer_probe.models.layer import Layer
+from mixer_probe.models.model import Model
+
+_REDUCERS: dict[str, Reducer[Any]] = {
+    "mean": mean_over_positions,
+    "prefix": first_prefix_token,
+    "none": every_position,
+}
+_PREFIX = "prefix/"
+
+
+def extract(
+    model: Model,
+    images: ImageSource | torch.Tensor,
+    layers: str | Sequence[str] = "blocks",
+    *,
+    reduce: Reduce = "mean",
+    batch_size: int = 64,
+    out: str | os.PathLike[str] | None = None,
+    autocast: str | None = None,
+) -> Representations:
+    """Run `images` through `model` and keep what the `layers` return.
+
+    `layers` are names, globs, kinds or the words "blocks", "spatial", "channel", "all" (see `Model.select`). `reduce` is "mean"
+    (over positions, prefix tokens apart), "prefix" (the class token) or "none" (all positions). The forward pass stops
+    after the last layer asked for. With `out` the numbers go to a zarr store at that path, which survives interruption: the
+    same call goes on where it stopped, and returns the finished run if there is one. `autocast` is None, "bfloat16" or "float16".
+
+    Returns arrays [image, channel], or [image, position, channel] for reduce="none".
+
+    Raises LayerError (unknown layer, or reduce="prefix" where a layer has no prefix token), ImagesError, and StoreError (a
+    place that is taken, too little memory without `out`). Warns with NonFiniteWarning about NaN and infinite values."""
+    if reduce not in _REDUCERS:
+        raise LayerError(f"reduce is 'mean', 'prefix' or 'none', not '{reduce}'")
+    source = as_source(images)
+    selected = model.select(layers)
+    if reduce == "prefix":
+        _require_prefix(model, selected)
+    record = _record(model, source, selected, reduce, autocast)
+    if out is not None:
+        found = check_place(Path(out), record) or _into_store(Path(out), model, source, record, batch_size)
+    else:
+        found = _into_memory(model, source, record, batch_size)
+    _warn_non_finite(found)
+    return found
+
+
+def _require_prefix(model: Model, layers: Sequence[Layer]) -> None:
+    for layer in layers:
+        if not layer.prefix_tokens:
+            raise LayerError(
+                f"'{layer.name}' of {model.name} has no prefix token, so reduce='prefix' has nothing to take; use reduce='mean'"
+            )
+
+
+def _record(
+    model: Model, source: ImageSource, layers: tuple[Layer, ...], reduce: str, autocast: str | None
+) -> RunRecord:
+    dtype = "float64" if model.dtype is torch.float64 else "float32"
+    versions = {
+        "mixer_probe": mixer_probe.__version__,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "python": platform.python_version(),
+    }
+    return RunRecord(
+        model.record, source.record, layers, reduce, repr(model.input), autocast or str(model.dtype), dtype, versions
+    )
+
+
+def _pieces(
+    model: Model, source: ImageSource, record: RunRecord, batch_size: int, start: int = 0
+) -> Iterator[tuple[Piece, dict[str, np.ndarray]]]:
+    """Pieces in main memory as NumPy arrays by stored name."""
+    autocast = None if record.autocast.startswith("torch.") else record.autocast
+    found = stream(
+        model,
+        source,
+        record.layers,
+        _REDUCERS[record.reduce],
+        batch_size=batch_size,
+        start=start,
+        autocast=autocast,
+        title=f"{model.name}: representations",
+    )
+    for piece in to_host(found):
+        yield piece, _arrays(piece, record)
+
+
+def _arrays(piece: Piece, record: RunRecord) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {}
+    for layer in record.layers:
+        found = piece.found[layer.name]
+        values, prefix = found if isinstance(found, tuple) else (found, None)
+        shape = stored_shape(layer, record.reduce)[0]
+        arrays[layer.name] = values.numpy().astype(record.dtype, copy=False).reshape(piece.n, *shape)
+        if prefix is not None:
+            arrays[_PREFIX + layer.name] = prefix.numpy().astype(record.dtype, copy=False)
+    return arrays
+
+
+def _into_memory(model: Model, source: ImageSource, record: RunRecord, batch_size: int) -> Representations:
+    _check_memory(record, len(source))
+    arrays: dict[str, np.ndarray] = {}
+    counts: dict[str, int] = {}
+    for piece, found in _pieces(model, source, record, batch_size):
+        count_non_finite(found, counts)
+        for name, values in found.items():
+            if name not in arrays:
+                arrays[name] = np.empty((len(source), *values.shape[1:]), dtype=record.dtype)
+            arrays[name][piece.start : piece.start + piece.n] = values
+    plain = {k: v for k, v in arrays.items() if not k.startswith(_PREFIX)}
+    prefixes = {k.removeprefix(_PREFIX): v for k, v in arrays.items() if k.startswith(_PREFIX)}
+    return Representations(record, plain, prefixes, source.ids, source.labels, source.class_names, counts)
+
+
+def _check_memory(record: RunRecord, n: int) -> None:
+    values = sum(int(np.prod(stored_shape(layer, record.reduce)[0])) for layer in record.layers)
+    needed = n * values * np.dtype(record.dtype).itemsize
+    try:
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return
+    if needed > 0.8 * there:
+        raise StoreError(
+            f"{n} images at {len(record.layers)} layers need {needed / 2**30:.0f} GiB and this machine has {there / 2**30:.0f}; "
+            "give out=FOLDER to store them on disk, or use reduce='mean'"
+        )
+
+
+def _into_store(out: Path, model: Model, source: ImageSource, record: RunRecord, batch_size: int) -> Representations:
+    writer = RunWriter(out, record, source.ids, source.labels, source.class_names)
+    for _piece, found in _pieces(model, source, record, batch_size, writer.done):
+        writer.write(found)
+    return open_run(writer.finish())
+
+
+def _warn_non_finite(found: Representations) -> None:
+    for name, count in found.non_finite.items():
+        warnings.warn(
+            f"{count} values of layer '{name}' of {found.model.name} are NaN or infinite; they are kept as they are",
+            NonFiniteWarning,
+            stacklevel=3,
+        )

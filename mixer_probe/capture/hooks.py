@@ -1,0 +1,112 @@
+"""Hooks that reduce or copy inside the forward pass, stop it after the last layer asked for, and are always removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Generic, TypeVar
+
+import torch
+from torch.utils.hooks import RemovableHandle
+
+from mixer_probe.capture.views import positions_and_prefix
+from mixer_probe.errors import LayerError
+from mixer_probe.models.layer import Layer
+from mixer_probe.models.model import Model
+from mixer_probe.models.trace import evaluating
+
+T = TypeVar("T")
+Reducer = Callable[[Layer, torch.Tensor, torch.Tensor | None], T]
+
+
+class _Stop(BaseException):
+    """Ends a forward pass early. Not an Exception, so that no network's own `except Exception` swallows it."""
+
+
+@contextmanager
+def capture(
+    model: Model, layers: Sequence[Layer], reducer: Reducer[T]
+) -> Iterator[Callable[[torch.Tensor], dict[str, T]]]:
+    """A function from a batch [B, 3, H, W] to `{layer name: reducer(layer, positions, prefix)}`.
+
+    The reducer runs inside the hook, on the device, where the tensor is still what the module returned: an in-place ReLU or
+    addition may overwrite it a moment later, so a reducer must return a new tensor, never a view. Results appear only
+    after a whole forward pass, so one that fails leaves nothing half-counted. The network runs in eval mode without gradients;
+    on leaving the context the hooks are gone and every module has its own training flag back, whatever happened."""
+    session = _Session(layers, reducer)
+    handles: list[RemovableHandle] = []
+    try:
+        for path in {layer.module for layer in layers}:
+            handles.append(session.attach(path, model.module.get_submodule(path)))  # noqa: PERF401 - removed in finally
+        with evaluating(model.module):
+            yield lambda batch: session.run(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Session(Generic[T]):
+    """The state of one `capture`: what is wanted, how often each module has run, what was found."""
+
+    def __init__(self, layers: Sequence[Layer], reducer: Reducer[T]) -> None:
+        self._wanted = {(layer.module, layer.call): layer for layer in layers}
+        self._names = [layer.name for layer in layers]
+        self._reducer = reducer
+        self._runs: dict[str, int] = {}
+        self._found: dict[str, T] = {}
+
+    def attach(self, path: str, module: torch.nn.Module) -> RemovableHandle:
+        return module.register_forward_hook(lambda _module, _args, output: self._see(path, output))
+
+    def _see(self, path: str, output: torch.Tensor) -> None:
+        run = self._runs.get(path, 0)
+        self._runs[path] = run + 1
+        layer = self._wanted.get((path, run))
+        if layer is None:
+            return
+        self._found[layer.name] = self._reducer(layer, *positions_and_prefix(output, layer))
+        if len(self._found) == len(self._wanted):
+            raise _Stop
+
+    def run(self, model: Model, batch: torch.Tensor) -> dict[str, T]:
+        self._runs, self._found = {}, {}
+        try:
+            with torch.inference_mode():
+                model.module(batch)
+        except _Stop:
+            pass
+        found, self._found = self._found, {}
+        missing = [name for name in self._names if name not in found]
+        if missing:
+            raise LayerError(f"'{missing[0]}' did not run in this forward pass, though it did for a blank image")
+        return {name: found[name] for name in self._names}
+
+
+def mean_over_positions(_layer: Layer, positions: torch.Tensor, _prefix: torch.Tensor | None) -> torch.Tensor:
+    """[image, channel]: the mean over positions, without prefix tokens; half precision is summed in float32."""
+    wide = positions.dtype if positions.dtype in (torch.float32, torch.float64) else torch.float32
+    if positions.shape[1] == 1:
+        return positions[:, 0].to(wide, copy=True)
+    return positions.mean(1, dtype=wide)
+
+
+def first_prefix_token(_layer: Layer, _positions: torch.Tensor, prefix: torch.Tensor | None) -> torch.Tensor:
+    """[image, channel]: the first prefix token, which is the class token where there is one."""
+    assert prefix is not None
+    return prefix[:, 0].to(_storable(prefix.dtype), copy=True)
+
+
+def every_position(
+    _layer: Layer, positions: torch.Tensor, prefix: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A copy of all positions [image, position, channel], and of the prefix tokens."""
+    return _copy(positions), None if prefix is None else _copy(prefix)
+
+
+def _copy(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty(x.shape, dtype=_storable(x.dtype), device=x.device).copy_(x)
+
+
+def _storable(dtype: torch.dtype) -> torch.dtype:
+    """NumPy has no bfloat16; float32 holds it exactly."""
+    return torch.float32 if dtype is torch.bfloat16 else dtype

@@ -1,0 +1,109 @@
+"""`Representations`: what a model made of some images, layer by layer, in memory or in a store on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from mixer_probe.errors import LayerError, closest
+from mixer_probe.models.layer import Layer
+from mixer_probe.results import ImagesRecord, ModelRecord, storable
+
+Reduce = Literal["mean", "prefix", "none"]
+
+
+@storable
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything that decides the numbers of a run, and what produced them."""
+
+    model: ModelRecord
+    images: ImagesRecord
+    layers: tuple[Layer, ...]
+    reduce: str
+    transform: str
+    autocast: str
+    dtype: str
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def identity(self) -> dict[str, Any]:
+        """The part that two runs must share to hold the same numbers."""
+        names = [layer.name for layer in self.layers]
+        settings = (self.reduce, self.transform, self.autocast, self.dtype)
+        return {"model": self.model.sha256, "images": self.images.sha256, "layers": names, "settings": list(settings)}
+
+
+class Representations:
+    """A mapping from layer name to numbers, with images and model attached.
+
+    `reps[name]` is a NumPy array: [image, channel] for reduce="mean" and "prefix" and for pooled layers, [image, position,
+    channel] for reduce="none". `reps.prefix(name)` has the prefix tokens [image, token, channel] of reduce="none"."""
+
+    def __init__(
+        self,
+        record: RunRecord,
+        arrays: Mapping[str, Any],
+        prefixes: Mapping[str, Any],
+        ids: Sequence[str],
+        labels: np.ndarray | None,
+        class_names: tuple[str, ...] | None,
+        non_finite: Mapping[str, int],
+    ) -> None:
+        self.record = record
+        self._arrays = arrays
+        self._prefixes = prefixes
+        self.ids = tuple(ids)
+        self.labels = labels
+        self.class_names = class_names
+        self.non_finite = dict(non_finite)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers in execution order."""
+        return self.record.layers
+
+    @property
+    def model(self) -> ModelRecord:
+        """Which model."""
+        return self.record.model
+
+    @property
+    def images(self) -> ImagesRecord:
+        """Which images."""
+        return self.record.images
+
+    @property
+    def reduce(self) -> str:
+        """ "mean", "prefix" or "none"."""
+        return self.record.reduce
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """The numbers of one layer. Raises LayerError that lists close names."""
+        if name not in self._arrays:
+            raise LayerError(f"no layer '{name}' in this run of {self.model.name}; {closest(name, self.names())}")
+        return np.asarray(self._arrays[name][...])
+
+    def prefix(self, name: str) -> np.ndarray:
+        """Prefix tokens [image, token, channel] of one layer. Raises LayerError for layers that have none."""
+        if name not in self._prefixes:
+            raise LayerError(f"'{name}' has no prefix tokens in this run; those with: {', '.join(self._prefixes) or 'none'}")
+        return np.asarray(self._prefixes[name][...])
+
+    def names(self) -> list[str]:
+        """Layer names in execution order."""
+        return [layer.name for layer in self.layers]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._arrays
+
+    def __repr__(self) -> str:
+        return f"Representations({self.model.name}, {len(self.ids)} images of {self.images.name}, {len(self)} layers)"

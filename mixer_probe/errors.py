@@ -1,0 +1,66 @@
+"""The errors this package raises on purpose: one clear sentence each, saying what was wrong and what would be right."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MixerProbeError(Exception):
+    """Base of every error raised on purpose; the command line prints it as one line and exits with 2."""
+
+
+class ModelError(MixerProbeError, ValueError):
+    """A model that is unknown, of an unknown family, or whose weights cannot be had."""
+
+
+class CheckpointError(ModelError):
+    """A checkpoint that is missing, truncated, not plain data, or made for another network."""
+
+
+class LayerError(MixerProbeError, KeyError):
+    """A layer name that matches nothing, or a layer that cannot give what was asked of it."""
+
+    def __str__(self) -> str:
+        # KeyError would print the repr of the message.
+        return str(self.args[0]) if self.args else ""
+
+
+class ImagesError(MixerProbeError, ValueError):
+    """Images that are missing, unreadable, or unlabelled where labels are needed."""
+
+
+class StoreError(MixerProbeError, ValueError):
+    """A stored run or result that is unfinished, of another version, or in the way."""
+
+
+class MeasureError(MixerProbeError, ValueError):
+    """Input that a measure is not defined on: wrong shape, too few images, constant features."""
+
+
+class MixerProbeWarning(UserWarning):
+    """Base of the warnings raised on purpose."""
+
+
+class NonFiniteWarning(MixerProbeWarning):
+    """Activations that are NaN or infinite; the values are kept."""
+
+
+class OutOfMemoryWarning(MixerProbeWarning):
+    """The batch was halved after the device ran out of memory."""
+
+
+class ImagesWarning(MixerProbeWarning):
+    """Something about the images that a reader of the results should know."""
+
+
+def closest(name: str, known: Iterable[str], n: int = 5) -> str:
+    """The names of `known` most like `name`, as text to end an error sentence with."""
+    pool = list(known)
+    close = difflib.get_close_matches(name, pool, n=n, cutoff=0.4)
+    if not close:
+        # difflib misses prefixes of much longer names: "blocks.0" in "blocks.0.mlp_tokens.fc1".
+        close = [candidate for candidate in pool if name in candidate][:n]
+    if close:
+        return "closest: " + ", ".join(close)
+    return "known: " + ", ".join(pool[:n]) + (", ..." if len(pool) > n else "")

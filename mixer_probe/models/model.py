@@ -1,0 +1,142 @@
+"""`Model`: a network together with all that is known about it - family, layers, input, and where its weights are from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from mixer_probe.models.adapter import Adapter
+from mixer_probe.models.layer import Family, Layer
+from mixer_probe.models.structure import Structure, find_adapter
+from mixer_probe.models.trace import blank_images, evaluating, trace
+from mixer_probe.models.weights import weights_hash
+from mixer_probe.results import ModelRecord
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a network expects: size (channels, height, width), normalisation, and how images are resized to it."""
+
+    size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where the weights are from. `note` is what a reader must know about them."""
+
+    source: str
+    trained: bool
+    note: str = ""
+
+
+@dataclass(eq=False)
+class Model:
+    """A network of a known family. `module` is the network itself, unchanged.
+
+    `untrained` makes the same architecture with fresh random weights (the baseline of every analysis)."""
+
+    name: str
+    module: nn.Module
+    adapter: Adapter
+    input: InputSpec
+    weights: Weights
+    make_untrained: Callable[[], Model] | None = field(default=None, repr=False)
+
+    @property
+    def family(self) -> Family:
+        """ "mixer", "vit" or "cnn"."""
+        return self.adapter.family
+
+    @cached_property
+    def structure(self) -> Structure:
+        """The traced network; made on first use by one dry forward pass of two blank images."""
+        return Structure(self.module, trace(self.module, self.input.size), self.adapter)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Stem, every block with its spatial- and channel-mixing parts, final norm and head, in execution order."""
+        return self.structure.layers
+
+    def layer(self, name: str) -> Layer:
+        """The layer at any module path. Raises LayerError that lists close names."""
+        return self.structure.find(name)
+
+    def select(self, layers: str | Sequence[str]) -> tuple[Layer, ...]:
+        """Layers by name, glob, kind or word; see `Structure.select`."""
+        return self.structure.select(layers)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.module.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the floating-point parameters."""
+        return next(p.dtype for p in self.module.parameters() if p.is_floating_point())
+
+    @cached_property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(p.numel() for p in self.module.parameters())
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-accumulates of one image in matrix products and convolutions, attention products included."""
+        return count_macs(self.module, self.input.size)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the weights."""
+        return weights_hash(self.module)
+
+    @property
+    def record(self) -> ModelRecord:
+        """What travels with every number measured on this model."""
+        w = self.weights
+        return ModelRecord(self.name, self.family, w.trained, w.source, self.sha256, self.parameters, w.note)
+
+    def untrained(self) -> Model:
+        """The same architecture with fresh random weights, on the same device and in the same type."""
+        if self.make_untrained is None:
+            return self
+        twin = self.make_untrained()
+        twin.module.to(device=self.device, dtype=self.dtype)
+        return twin
+
+    def to(self, device: str | torch.device) -> Model:
+        """Move the network; returns itself."""
+        self.module.to(device)
+        return self
+
+
+def count_macs(network: nn.Module, input_size: tuple[int, int, int]) -> int:
+    """Multiply-accumulates of one image, counted by running torch's FlopCounterMode over one blank image."""
+    image = blank_images(network, input_size, n=1)
+    # The counter knows matrix products, not every fused attention kernel.
+    with evaluating(network), torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as counter:
+            network(image)
+    return int(counter.get_total_flops()) // 2
+
+
+def make_model(
+    name: str,
+    network: nn.Module,
+    spec: InputSpec,
+    weights: Weights,
+    make_untrained: Callable[[], Model] | None = None,
+) -> Model:
+    """Recognise the family and put everything together. Raises ModelError for a network of an unknown family."""
+    network.eval()
+    return Model(name, network, find_adapter(network, name), spec, weights, make_untrained)

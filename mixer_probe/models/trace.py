@@ -1,0 +1,68 @@
+"""One dry forward pass: which modules run, in which order, how often, and what shapes they return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+# Two images, so that a first axis of 2 tells rows of images from windows, tables and other tensors.
+BATCH = 2
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of one module: `shape` is None when it does not return a single tensor."""
+
+    path: str
+    call: int
+    shape: tuple[int, ...] | None
+
+
+def trace(module: nn.Module, input_size: tuple[int, int, int]) -> tuple[Call, ...]:
+    """All calls of named modules in the order in which they finish, for a batch of two blank images [2, 3, H, W].
+
+    The module is run in eval mode without gradients and left as it was found."""
+    calls: list[Call] = []
+    seen: dict[str, int] = {}
+
+    def record(path: str, output: object) -> None:
+        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else None
+        calls.append(Call(path, seen.get(path, 0), shape))
+        seen[path] = seen.get(path, 0) + 1
+
+    def hook(path: str) -> object:
+        return lambda _module, _args, output: record(path, output)
+
+    handles = [m.register_forward_hook(hook(path)) for path, m in module.named_modules() if path]  # type: ignore[arg-type]
+    try:
+        with evaluating(module), torch.inference_mode():
+            module(blank_images(module, input_size))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tuple(calls)
+
+
+def blank_images(module: nn.Module, input_size: tuple[int, int, int], n: int = BATCH) -> torch.Tensor:
+    """Zeros [n, 3, H, W] on the device and in the type of the module's parameters."""
+    like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
+    return torch.zeros(n, *input_size, device=like.device, dtype=like.dtype)
+
+
+class evaluating:
+    """Context manager: eval mode inside, every module's own training flag restored outside."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._training: list[nn.Module] = []
+
+    def __enter__(self) -> None:
+        self._training = [m for m in self._module.modules() if m.training]
+        self._module.eval()
+
+    def __exit__(self, *_: object) -> None:
+        for module in self._training:
+            # `train()` would reach the children too, whose flags may differ.
+            module.training = True

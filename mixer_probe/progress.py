@@ -1,0 +1,78 @@
+"""Progress of long work: one shared display, so that nested work shows nested bars. Silent where nobody is watching."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Advance = Callable[[int], None]
+Listener = Callable[[str, int, int], None]
+
+_display: Progress | None = None
+_listener: Listener | None = None
+_depth = 0
+
+
+def listen(listener: Listener | None) -> None:
+    """Send (title, done, total) of every step to `listener` as well; None stops that."""
+    global _listener
+    _listener = listener
+
+
+@contextmanager
+def task(title: str, total: int) -> Iterator[Advance]:
+    """A piece of work of `total` steps; call the yielded function with the number of steps just done."""
+    display = _enter()
+    bar = display.add_task(title, total=total) if display else None
+    done = 0
+
+    def advance(steps: int) -> None:
+        nonlocal done
+        done += steps
+        if display is not None and bar is not None:
+            display.advance(bar, steps)
+        if _listener:
+            _listener(title, done, total)
+
+    try:
+        yield advance
+    finally:
+        if display is not None and bar is not None:
+            display.remove_task(bar)
+        _leave()
+
+
+def _enter() -> Progress | None:
+    global _display, _depth
+    _depth += 1
+    if _depth == 1 and _watched():
+        _display = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        _display.start()
+    return _display
+
+
+def _leave() -> None:
+    global _display, _depth
+    _depth -= 1
+    if _depth == 0 and _display:
+        _display.stop()
+        _display = None
+
+
+def _watched() -> bool:
+    """A terminal, unless MIXER_PROBE_PROGRESS says 0 (never) or 1 (always)."""
+    wanted = os.environ.get("MIXER_PROBE_PROGRESS", "")
+    return wanted == "1" or (wanted != "0" and sys.stderr.isatty())

@@ -1,0 +1,181 @@
+"""What every result shares: frozen numbers that carry what they were measured on, as data that saves and loads back.
+
+A result is a frozen dataclass derived from `Result`. Its fields are numbers, strings, tuples, numpy arrays, the records below
+or `Layer`s; `to_dict` and `from_dict` write and read all of them without a line of code in the result itself.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from mixer_probe.errors import StoreError
+
+FORMAT = "mixer-probe results 1"
+# Small arrays stay readable in the file; large ones are stored exactly and compactly.
+_INLINE_VALUES = 2048
+
+# A key that no field can have.
+_TYPE = "$type"
+
+_KINDS: dict[str, type[Any]] = {}
+T = TypeVar("T", bound=type[Any])
+
+
+def storable(cls: T) -> T:
+    """Class decorator: let `to_dict` and `from_dict` carry this frozen dataclass."""
+    _KINDS[cls.__name__] = cls
+    return cls
+
+
+@storable
+@dataclass(frozen=True)
+class ModelRecord:
+    """Which network a number was measured on: enough to find the same weights again."""
+
+    name: str
+    family: str
+    trained: bool
+    weights: str
+    sha256: str
+    parameters: int
+    note: str = ""
+
+
+@storable
+@dataclass(frozen=True)
+class ImagesRecord:
+    """Which images a number was measured on; `sha256` is over ids and labels in order."""
+
+    name: str
+    split: str
+    n: int
+    classes: int
+    sha256: str
+    limit: int | None = None
+    seed: int = 0
+    skipped: int = 0
+    credit: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Base of all results."""
+
+    title: ClassVar[str] = "Result"
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        storable(cls)
+
+    def to_frame(self) -> pd.DataFrame:
+        """The numbers as a table, one observation a row."""
+        raise NotImplementedError
+
+
+def to_dict(value: Any) -> Any:
+    """`value` as JSON data: results, records, arrays, tuples, numbers, strings, None."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {_TYPE: type(value).__name__, **fields}
+    if isinstance(value, np.ndarray):
+        return _array_to_dict(value)
+    if isinstance(value, np.generic):
+        return to_dict(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        # JSON has no NaN or infinity; a string keeps the file valid for every reader.
+        return {_TYPE: "float", "value": repr(value)}
+    if isinstance(value, Mapping):
+        return {_TYPE: "dict", "items": {str(k): to_dict(v) for k, v in value.items()}}
+    if isinstance(value, (list, tuple)):
+        return [to_dict(v) for v in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"cannot store a {type(value).__name__} in a result")
+
+
+def from_dict(data: Any) -> Any:
+    """The inverse of `to_dict`; lists come back as tuples.
+
+    Raises StoreError for a kind that this version does not know."""
+    if isinstance(data, list):
+        return tuple(from_dict(v) for v in data)
+    if not isinstance(data, dict):
+        return data
+    kind = data.get(_TYPE)
+    if kind == "array":
+        return _array_from_dict(data)
+    if kind == "float":
+        return float(data["value"])
+    if kind == "dict":
+        return {k: from_dict(v) for k, v in data["items"].items()}
+    if kind not in _KINDS:
+        raise StoreError(f"'{kind}' is no result of this version of mixer_probe; known: {', '.join(sorted(_KINDS))}")
+    cls = _KINDS[kind]
+    known = {f.name for f in dataclasses.fields(cls)}
+    return cls(**{k: from_dict(v) for k, v in data.items() if k in known})
+
+
+def _array_to_dict(array: np.ndarray) -> dict[str, Any]:
+    head: dict[str, Any] = {_TYPE: "array", "dtype": str(array.dtype), "shape": list(array.shape)}
+    if array.dtype.kind in "US":
+        return {**head, "values": array.ravel().tolist()}
+    if array.size <= _INLINE_VALUES and (array.dtype.kind != "f" or np.isfinite(array).all()):
+        return {**head, "values": array.ravel().tolist()}
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return {**head, "npy_base64": base64.b64encode(buffer.getvalue()).decode()}
+
+
+def _array_from_dict(data: dict[str, Any]) -> np.ndarray:
+    if "npy_base64" in data:
+        loaded: np.ndarray = np.load(io.BytesIO(base64.b64decode(data["npy_base64"])), allow_pickle=False)
+        return loaded
+    return np.array(data["values"], dtype=data["dtype"]).reshape(data["shape"])
+
+
+def save_results(results: Iterable[Result], path: str | os.PathLike[str], settings: Mapping[str, Any] | None = None) -> Path:
+    """Write results as one JSON file, whole or not at all."""
+    content = {"format": FORMAT, "settings": dict(settings or {}), "results": [to_dict(r) for r in results]}
+    return write_text_atomically(Path(path), json.dumps(content, allow_nan=False))
+
+
+def load_results(path: str | os.PathLike[str]) -> tuple[Any, ...]:
+    """The results of a file written by `save_results` or a report.
+
+    Raises StoreError if the file is missing, no JSON, or of another format."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StoreError(f"cannot read results from {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise StoreError(f"{path} is not a results file: it is no valid JSON ({error})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise StoreError(f"{path} is not a results file of this version (expected format '{FORMAT}')")
+    return tuple(from_dict(r) for r in content["results"])
+
+
+def write_text_atomically(path: Path, text: str) -> Path:
+    """Write `text` to `path` through a temporary file beside it, so that a full disk or an interrupt leaves no half file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
