@@ -8,20 +8,71 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from mixer_probe import channels, figures, probing, similarity, weights, zoo
+    from mixer_probe.capture import Representations, extract, open_run
+    from mixer_probe.channels import channel_statistics
+    from mixer_probe.images import Images, load_images
+    from mixer_probe.models import Layer, Model, list_models, load_model
+    from mixer_probe.probing import linear_probe
+    from mixer_probe.report import write_report
+    from mixer_probe.results import load_results, save_results
+    from mixer_probe.similarity import cka, compare, compare_models
+    from mixer_probe.weights import stem_filters, token_mixing
+
 __version__ = "0.1.0"
 
-_HOME = {
-    "zoo": "mixer_probe.zoo",
+_HOMES = {
+    "mixer_probe": ("channels", "figures", "probing", "similarity", "weights", "zoo"),
+    "mixer_probe.capture": ("Representations", "extract", "open_run"),
+    "mixer_probe.channels": ("channel_statistics",),
+    "mixer_probe.images": ("Images", "load_images"),
+    "mixer_probe.models": ("Layer", "Model", "list_models", "load_model"),
+    "mixer_probe.probing": ("linear_probe",),
+    "mixer_probe.report": ("write_report",),
+    "mixer_probe.results": ("load_results", "save_results"),
+    "mixer_probe.similarity": ("cka", "compare", "compare_models"),
+    "mixer_probe.weights": ("stem_filters", "token_mixing"),
 }
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = [*_HOME, "__version__"]
+__all__ = [
+    "Images",
+    "Layer",
+    "Model",
+    "Representations",
+    "__version__",
+    "channel_statistics",
+    "channels",
+    "cka",
+    "compare",
+    "compare_models",
+    "extract",
+    "figures",
+    "linear_probe",
+    "list_models",
+    "load_images",
+    "load_model",
+    "load_results",
+    "open_run",
+    "probing",
+    "save_results",
+    "similarity",
+    "stem_filters",
+    "token_mixing",
+    "weights",
+    "write_report",
+    "zoo",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    home = _HOME.get(name)
+    if home is None:
         raise AttributeError(f"module 'mixer_probe' has no attribute '{name}'")
-    home = importlib.import_module(_HOME[name])
-    value = home if _HOME[name].endswith("." + name) else getattr(home, name)
+    value = (
+        importlib.import_module(f"mixer_probe.{name}") if home == "mixer_probe" else getattr(importlib.import_module(home), name)
+    )
     globals()[name] = value
     return value
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -92,6 +93,17 @@ class Representations:
             raise LayerError(f"'{name}' has no prefix tokens in this run; those with: {', '.join(self._prefixes) or 'none'}")
         return np.asarray(self._prefixes[name][...])
 
+    def take(self, indices: Sequence[int] | np.ndarray, split: str = "") -> Representations:
+        """The same layers for some of the images, in memory; `split` names the part in results."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        ids = [self.ids[i] for i in chosen]
+        labels = None if self.labels is None else self.labels[chosen]
+        images = replace(self.images, n=len(ids), split=split or self.images.split, sha256=_hash(ids, labels))
+        record = replace(self.record, images=images)
+        arrays = {name: self[name][chosen] for name in self}
+        prefixes = {name: self.prefix(name)[chosen] for name in self._prefixes}
+        return Representations(record, arrays, prefixes, ids, labels, self.class_names, {})
+
     def names(self) -> list[str]:
         """Layer names in execution order."""
         return [layer.name for layer in self.layers]
@@ -107,3 +119,8 @@ class Representations:
 
     def __repr__(self) -> str:
         return f"Representations({self.model.name}, {len(self.ids)} images of {self.images.name}, {len(self)} layers)"
+
+
+def _hash(ids: Sequence[str], labels: np.ndarray | None) -> str:
+    text = "\n".join(ids) + "\n" + ("" if labels is None else ",".join(map(str, labels)))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -29,9 +29,14 @@ T = TypeVar("T")
 class ImageSource(Protocol):
     """What can be streamed: `mixer_probe.images.Images`, or a tensor of finished inputs through `as_source`."""
 
-    ids: tuple[str, ...]
-    labels: np.ndarray | None
-    class_names: tuple[str, ...] | None
+    @property
+    def ids(self) -> tuple[str, ...]: ...
+
+    @property
+    def labels(self) -> np.ndarray | None: ...
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None: ...
 
     @property
     def record(self) -> ImagesRecord: ...
@@ -39,7 +44,7 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def batches(
-        self, transform: Callable[[Any], torch.Tensor], batch_size: int, start: int = 0
+        self, transform: Callable[[Any], torch.Tensor], batch_size: int, start: int = 0, *, pin_memory: bool = False
     ) -> Iterator[torch.Tensor]: ...
 
 
@@ -65,7 +70,7 @@ class TensorImages:
         return len(self._tensor)
 
     def batches(
-        self, transform: Callable[[Any], torch.Tensor], batch_size: int, start: int = 0
+        self, transform: Callable[[Any], torch.Tensor], batch_size: int, start: int = 0, *, pin_memory: bool = False
     ) -> Iterator[torch.Tensor]:
         """Slices of the tensor."""
         yield from self._tensor[start:].split(batch_size)
@@ -112,7 +117,7 @@ def stream(
         advance(start)
         position = start
         limit = batch_size
-        for batch in source.batches(transform, batch_size, start=start):
+        for batch in source.batches(transform, batch_size, start=start, pin_memory=model.device.type == "cuda"):
             moved = batch.to(model.device, model.dtype, non_blocking=True)
             for found, n, limit in _run_halving(run, moved, limit, _autocast(model, autocast)):  # noqa: B020 - kept on purpose
                 yield Piece(position, n, found)

@@ -1,8 +1,9 @@
 """What a network is here: load it, know its family, its layers in execution order, and what their axes mean."""
 
+from mixer_probe.models.card import ModelCard, describe
 from mixer_probe.models.catalogue import CatalogueEntry, list_models
 from mixer_probe.models.layer import Axes, Family, Kind, Layer
-from mixer_probe.models.load import load_model
+from mixer_probe.models.load import check_name, load_model
 from mixer_probe.models.model import InputSpec, Model, Weights
 
 __all__ = [
@@ -13,7 +14,10 @@ __all__ = [
     "Kind",
     "Layer",
     "Model",
+    "ModelCard",
     "Weights",
+    "check_name",
+    "describe",
     "list_models",
     "load_model",
 ]

@@ -127,9 +127,7 @@ def _from_zoo(text: str) -> Model:
 
 def _from_timm(name: str, pretrained: bool, seed: int, arguments: dict[str, Any]) -> Model:
     remote = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
-    if not remote:
-        _check_name(name)
-    _check_folder(name)
+    check_name(name)
     tag = name if remote else _full_name(name)
     network = _create(name, pretrained, seed, arguments)
     weights = _timm_weights(tag, pretrained, seed)
@@ -159,7 +157,17 @@ def timm_input(network: nn.Module) -> InputSpec:
     return InputSpec(size, tuple(config["mean"]), tuple(config["std"]), config["interpolation"], config["crop_pct"])
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Raise ModelError, with the closest names, for a model that `load_model` cannot know; reads no weights."""
+    if name.startswith("zoo:"):
+        zoo.card(name.removeprefix("zoo:").partition("?")[0])
+    elif name.startswith("local-dir:"):
+        _check_folder(name)
+    elif not name.startswith(("hf-hub:", "hf_hub:")):
+        _check_timm_name(name)
+
+
+def _check_timm_name(name: str) -> None:
     arch, tag = split_model_name_tag(name)
     if not timm.is_model(arch):
         raise ModelError(f"no model '{arch}' in timm {timm.__version__}; {closest(arch, timm.list_models())}")
@@ -169,10 +177,9 @@ def _check_name(name: str) -> None:
 
 
 def _check_folder(name: str) -> None:
-    if name.startswith("local-dir:"):
-        folder = Path(name.removeprefix("local-dir:"))
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"no config.json in {folder}; local-dir: takes a folder as timm's save_for_hf writes it")
+    folder = Path(name.removeprefix("local-dir:"))
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"no config.json in {folder}; local-dir: takes a folder as timm's save_for_hf writes it")
 
 
 def _full_name(name: str) -> str:
@@ -249,7 +256,7 @@ def _module_twin(network: nn.Module, name: str, spec: InputSpec) -> Model:
     twin = copy.deepcopy(network)
     with seeded(0):
         reinitialise(twin)
-    return make_model(f"{name}?untrained", twin, spec, Weights("random (seed 0)", trained=False, note=UNTRAINED_NOTE))
+    return make_model(name, twin, spec, Weights("random (seed 0)", trained=False, note=UNTRAINED_NOTE))
 
 
 def reinitialise(network: nn.Module) -> None:

@@ -111,6 +111,7 @@ class Model:
         if self.make_untrained is None:
             return self
         twin = self.make_untrained()
+        twin.name = f"{self.name}?untrained"
         twin.module.to(device=self.device, dtype=self.dtype)
         return twin
 

@@ -1,0 +1,497 @@
+"""The command line: `mixer-probe demo | models | inspect | extract | compare | probe | weights | report | app`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mixer_probe.errors import ImagesError, MeasureError, MixerProbeError, StoreError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from mixer_probe.capture import Representations
+    from mixer_probe.images import Images
+    from mixer_probe.models import CatalogueEntry, Model, ModelCard
+    from mixer_probe.report import StudySettings
+    from mixer_probe.results import Result
+
+app = typer.Typer(
+    help="What did an MLP-Mixer learn, and how does that differ from a ViT and a CNN?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+DEMO_MODELS = ("zoo:mixer-s0", "zoo:vit-s0", "zoo:resnet-s0")
+
+# -- options that several commands share -------------------------------------------------------------------------------
+
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="timm name or name.tag, zoo:NAME, hf-hub:OWNER/REPO or local-dir:FOLDER.")
+]
+ModelNames = Annotated[
+    list[str], typer.Argument(metavar="MODEL...", help="timm names or name.tags, zoo:NAME, hf-hub:OWNER/REPO, local-dir:FOLDER.")
+]
+Pretrained = Annotated[bool, typer.Option("--pretrained/--no-pretrained", help="Trained weights, or random ones.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="A safetensors or weights-only torch file with the model's weights.")]
+Data = Annotated[str, typer.Option(help="demo, photos, a folder of images, or a timm data set (torch/..., hfds/..., wds/...).")]
+Split = Annotated[str | None, typer.Option(help="Split of the data set, such as train, test or validation.")]
+Root = Annotated[str | None, typer.Option(help="Where a timm data set lies on disk.")]
+Limit = Annotated[int | None, typer.Option(help="At most this many images, balanced over classes.")]
+OnError = Annotated[str, typer.Option(help="raise, or skip: leave unreadable images out and count them.")]
+Device = Annotated[str, typer.Option(help="auto, cuda, mps or cpu.")]
+Autocast = Annotated[str | None, typer.Option(help="bfloat16 or float16: run the network in mixed precision.")]
+Layers = Annotated[str, typer.Option(help="blocks, spatial, channel, all, a kind, a name or a glob; several with commas.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images a forward pass.")]
+Permutations = Annotated[int, typer.Option(min=0, help="Random pairings of the images for the null.")]
+Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
+Out = Annotated[Path, typer.Option(help="Folder for the results.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]
+
+
+def main() -> None:
+    """Run the command line; errors made on purpose are one line and exit code 2."""
+    warnings.showwarning = _show_warning
+    try:
+        app()
+    except MixerProbeError as error:
+        errors.print(f"mixer-probe: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("mixer-probe: interrupted; the same command goes on where it stopped", markup=False)
+        sys.exit(130)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    from mixer_probe.errors import MixerProbeWarning
+
+    if issubclass(category, MixerProbeWarning):
+        errors.print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+# -- looking at models -------------------------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example: mixer-probe models mixer")
+def models(
+    pattern: Annotated[str, typer.Argument(metavar="[PATTERN]", help="Part of a name, or shell wildcards.")] = "*",
+    as_json: AsJson = False,
+) -> None:
+    """List the zoo and timm's Mixer, ViT and CNN models with their pretrained tags."""
+    from mixer_probe.models import list_models
+
+    entries = list_models(pattern)
+    if as_json:
+        _print_json([{"name": e.name, "family": e.family, "tags": e.tags, "notes": dict(e.notes)} for e in entries])
+        return
+    _print_catalogue(entries)
+
+
+def _print_catalogue(entries: Sequence[CatalogueEntry]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for title in ("model", "family", "pretrained tags"):
+        table.add_column(title, overflow="fold")
+    for entry in entries:
+        table.add_row(entry.name, entry.family, ", ".join(entry.tags) or "-")
+    console.print(table)
+    for entry in entries:
+        for tag, note in entry.notes:
+            console.print(f"\n{entry.name}.{tag}: {note}", markup=False, highlight=False)
+
+
+@app.command(epilog="Example: mixer-probe inspect mixer_b16_224 --no-pretrained")
+def inspect(
+    model: ModelName,
+    pretrained: Pretrained = True,
+    checkpoint: Checkpoint = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Print a model's layers, parameters and multiply-accumulates."""
+    from mixer_probe.models import describe, load_model
+    from mixer_probe.results import to_dict
+
+    card = describe(load_model(model, pretrained=pretrained, checkpoint=checkpoint, device=device))
+    if as_json:
+        _print_json(to_dict(card))
+    else:
+        _print_card(card)
+
+
+def _print_card(card: ModelCard) -> None:
+    record = card.model
+    rows = {
+        "model": f"{record.name} ({card.architecture}, family {record.family})",
+        "weights": record.weights,
+        "parameters": f"{record.parameters:,}",
+        "GMACs": f"{card.macs / 1e9:.4f} an image of {'×'.join(map(str, card.input_size))}",
+        "mean, std": f"{card.mean}, {card.std}",
+        "sha256": record.sha256[:16],
+    }
+    for title, text in rows.items():
+        console.print(f"{title:12}{text}", markup=False, highlight=False)
+    if record.note:
+        console.print(f"{'note':12}{record.note}", style="yellow", markup=False, highlight=False)
+    _print_frame(card.to_frame())
+
+
+# -- single analyses ---------------------------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example: mixer-probe extract zoo:mixer --data demo --out runs/mixer.zarr")
+def extract(
+    model: ModelName,
+    data: Data = "demo",
+    out: Annotated[Path, typer.Option(help="The zarr store to write.")] = Path("run.zarr"),
+    layers: Layers = "blocks",
+    reduce: Annotated[str, typer.Option(help="mean over positions, prefix token, or none (all positions).")] = "mean",
+    split: Split = None,
+    root: Root = None,
+    limit: Limit = None,
+    on_error: OnError = "raise",
+    pretrained: Pretrained = True,
+    checkpoint: Checkpoint = None,
+    device: Device = "auto",
+    autocast: Autocast = None,
+    batch_size: BatchSize = 64,
+    seed: Seed = 0,
+) -> None:
+    """Store a model's representations of images; an interrupted run goes on where it stopped."""
+    import mixer_probe as mp
+
+    loaded = mp.load_model(model, pretrained=pretrained, checkpoint=checkpoint, device=device)
+    images = _images(data, split, root, limit, on_error, seed)
+    run = mp.extract(
+        loaded,
+        images,
+        _layers(layers),
+        reduce=reduce,  # type: ignore[arg-type]
+        out=out,
+        batch_size=batch_size,
+        autocast=autocast,
+    )
+    console.print(f"{run!r}", markup=False, highlight=False)
+    console.print(str(out), markup=False, highlight=False)
+
+
+@app.command(epilog="Example: mixer-probe compare zoo:mixer zoo:vit --data demo --json")
+def compare(
+    model_a: Annotated[str, typer.Argument(metavar="A", help="A model, or a stored run.")],
+    model_b: Annotated[str, typer.Argument(metavar="B", help="Another model or stored run.")],
+    data: Data = "demo",
+    layers: Layers = "blocks",
+    estimator: Annotated[str, typer.Option(help="unbiased or biased.")] = "unbiased",
+    kernel: Annotated[str, typer.Option(help="linear or rbf.")] = "linear",
+    split: Split = None,
+    root: Root = None,
+    limit: Limit = None,
+    on_error: OnError = "raise",
+    pretrained: Pretrained = True,
+    device: Device = "auto",
+    autocast: Autocast = None,
+    batch_size: BatchSize = 64,
+    permutations: Permutations = 100,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for report.html and results.json.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """CKA of every layer of A with every layer of B, with its permutation null."""
+    import mixer_probe as mp
+
+    load = partial(_images, data, split, root, limit, on_error, seed)
+    find = partial(_representations, load=load, layers=layers, pretrained=pretrained, device=device, autocast=autocast)
+    matrix = mp.compare(
+        find(model_a, batch_size=batch_size),
+        find(model_b, batch_size=batch_size),
+        estimator=estimator,  # type: ignore[arg-type]
+        kernel=kernel,  # type: ignore[arg-type]
+        permutations=permutations,
+        seed=seed,
+    )
+    _deliver([matrix], matrix.to_frame(), out, as_json, "Where two networks agree")
+
+
+@app.command(epilog="Example: mixer-probe probe zoo:mixer zoo:vit --data demo")
+def probe(
+    names: ModelNames,
+    data: Data = "demo",
+    layers: Layers = "blocks",
+    split: Split = None,
+    root: Root = None,
+    limit: Limit = None,
+    on_error: OnError = "raise",
+    pretrained: Pretrained = True,
+    baselines: Annotated[bool, typer.Option(help="Also probe every network with random weights.")] = True,
+    device: Device = "auto",
+    autocast: Autocast = None,
+    batch_size: BatchSize = 64,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for report.html and results.json.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ridge probes of every layer, with 95 % intervals, against the same network untrained."""
+    import pandas as pd
+
+    from mixer_probe.report import Study
+    from mixer_probe.report.skipped import Skipped
+
+    images, train = _train_and_test(data, split, root, limit, on_error, seed)
+    study = Study(images, train, _study_settings(layers, batch_size, 0, seed, baselines, autocast))
+    for load in _loaders(names, pretrained, None, device):
+        model = load()
+        study.represent(model, study.twin_of(model))
+    study.probe()
+    skipped = [r for r in study.results if isinstance(r, Skipped)]
+    if skipped:
+        raise MeasureError(skipped[0].reason)
+    frame = pd.concat([r.to_frame() for r in study.results], ignore_index=True)
+    _deliver(study.results, frame, out, as_json, "Where the class can be read")
+
+
+@app.command(epilog="Example: mixer-probe weights zoo:mixer --out weights")
+def weights(
+    names: ModelNames,
+    out: Out = Path("weights"),
+    pretrained: Pretrained = True,
+    checkpoint: Checkpoint = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Token-mixing units of Mixers and stem filters of all models, as pictures and numbers."""
+    import pandas as pd
+
+    from mixer_probe.report import weight_results
+    from mixer_probe.weights import TokenMixing
+
+    results: list[Result] = []
+    for load in _loaders(names, pretrained, checkpoint, device):
+        model = load()
+        results += weight_results([model, model.untrained()] if model.weights.trained else [model])
+    tables = [r.summary() if isinstance(r, TokenMixing) else r.to_frame() for r in results]
+    _deliver(results, pd.concat(tables, ignore_index=True) if as_json else tables[0], out, as_json, "What the weights say")
+
+
+# -- reports -----------------------------------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example: mixer-probe demo --out demo")
+def demo(out: Out = Path("mixer-probe-demo"), device: Device = "auto", seed: Seed = 0) -> None:
+    """All analyses of the bundled Mixer, ViT and ResNet on the bundled images: report.html and results.json."""
+    settings = _study_settings("blocks", 100, 100, seed, True, None)
+    images, train = _train_and_test("demo", None, None, None, "raise", seed)
+    loaders = _loaders(DEMO_MODELS, True, None, device)
+    title = "What a Mixer, a ViT and a ResNet learned from CIFAR-10"
+    _write_study(loaders, images, train, settings, out, title, DEMO_MODELS, {"device": device})
+
+
+@app.command(epilog="Example: mixer-probe report mixer_b16_224 vit_base_patch16_224 --data photos --out report")
+def report(
+    names: ModelNames,
+    data: Data = "demo",
+    layers: Layers = "blocks",
+    split: Split = None,
+    root: Root = None,
+    limit: Limit = None,
+    on_error: OnError = "raise",
+    pretrained: Pretrained = True,
+    checkpoint: Checkpoint = None,
+    baselines: Annotated[bool, typer.Option(help="Also look at every trained network with random weights.")] = True,
+    device: Device = "auto",
+    autocast: Autocast = None,
+    batch_size: BatchSize = 32,
+    permutations: Permutations = 100,
+    seed: Seed = 0,
+    out: Out = Path("mixer-probe-report"),
+) -> None:
+    """All analyses of the models of your choice: report.html and results.json."""
+    images, train = _train_and_test(data, split, root, limit, on_error, seed)
+    settings = _study_settings(layers, batch_size, permutations, seed, baselines, autocast)
+    loaders = _loaders(names, pretrained, checkpoint, device)
+    loading = {"pretrained": pretrained, "checkpoint": checkpoint and str(checkpoint), "device": device}
+    title = f"Inside {', '.join(names)}" if len(names) < 4 else f"Inside {len(names)} networks: {', '.join(names)}"
+    _write_study(loaders, images, train, settings, out, title, names, loading)
+
+
+def _write_study(
+    loaders: Sequence[Callable[[], Model]],
+    images: Images,
+    train: Images | None,
+    settings: StudySettings,
+    out: Path,
+    title: str,
+    names: Sequence[str],
+    loading: dict[str, Any],
+) -> None:
+    from mixer_probe.report import run_study, write_report
+    from mixer_probe.results import save_results
+
+    _prepare(out)
+    results = run_study(loaders, images, train, settings, store=out / "runs")
+    again = _how_again(names, images, train, settings, loading)
+    save_results(results, out / "results.json", again)
+    page = write_report(results, out / "report.html", title=title, settings=again)
+    console.print(str(page.resolve()), markup=False, highlight=False, soft_wrap=True)
+
+
+def _how_again(
+    names: Sequence[str], images: Images, train: Images | None, settings: StudySettings, loading: dict[str, Any]
+) -> dict[str, Any]:
+    """The command line as given, the same as a script, and the settings as data."""
+    from dataclasses import asdict
+
+    from mixer_probe.results import to_dict
+
+    arguments = "".join(f", {k}={v!r}" for k, v in loading.items() if v is not None)
+    chosen = ",\n".join(f"    {k}={v!r}" for k, v in asdict(settings).items())
+    listed = "\n".join(f"    {name!r}," for name in names)
+    fit = "None" if train is None else f'mp.load_images("{train.name}", split="{train.split}")'
+    source = f'mp.load_images("{images.name}", split={images.split or None!r}, limit={images.limit!r}, seed={images.seed})'
+    script = f"""import mixer_probe as mp
+from mixer_probe.report import StudySettings, run_study
+
+names = [
+{listed}
+]
+models = [mp.load_model(name{arguments}) for name in names]
+images = {source}
+train = {fit}
+settings = StudySettings(
+{chosen},
+)
+results = run_study(models, images, train, settings)
+mp.write_report(results, "report.html")
+"""
+    command = " ".join(["mixer-probe", *map(shlex.quote, sys.argv[1:])])
+    return {"command": command, "script": script, "images": to_dict(images.record), "study": asdict(settings)}
+
+
+@app.command(name="app", epilog="Example: mixer-probe app")
+def open_app(port: Annotated[int, typer.Option(help="Port on this machine.")] = 8501) -> None:
+    """Open the app in the browser; it listens on this machine only."""
+    import subprocess
+
+    command = [sys.executable, "-m", "streamlit", "run", str(_app_file()), "--server.address", "localhost"]
+    sys.exit(subprocess.call([*command, "--server.port", str(port), "--browser.gatherUsageStats", "false"]))
+
+
+def _app_file() -> Path:
+    package = Path(__file__).parent
+    for candidate in (package / "_app" / "Home.py", package.parent / "app" / "Home.py"):
+        if candidate.is_file():
+            return candidate
+    raise StoreError("the app is not part of this installation; install mixer_probe from its wheel or its repository")
+
+
+# -- shared work -------------------------------------------------------------------------------------------------------
+
+
+def _layers(text: str) -> str | list[str]:
+    return text.split(",") if "," in text else text
+
+
+def _study_settings(
+    layers: str, batch_size: int, permutations: int, seed: int, baselines: bool, autocast: str | None
+) -> StudySettings:
+    from mixer_probe.report import StudySettings
+
+    chosen = _layers(layers)
+    return StudySettings(
+        chosen if isinstance(chosen, str) else tuple(chosen), batch_size, permutations, seed, baselines, autocast
+    )
+
+
+def _images(data: str, split: str | None, root: str | None, limit: int | None, on_error: str, seed: int) -> Images:
+    from mixer_probe.images import load_images
+
+    if on_error not in ("raise", "skip"):
+        raise ImagesError(f"--on-error is raise or skip, not '{on_error}'")
+    return load_images(data, split=split, limit=limit, seed=seed, root=root, on_error=on_error)  # type: ignore[arg-type]
+
+
+def _train_and_test(
+    data: str, split: str | None, root: str | None, limit: int | None, on_error: str, seed: int
+) -> tuple[Images, Images | None]:
+    """Images to look at, and images to fit probes on where the data set has its own (the bundled sample does)."""
+    images = _images(data, split, root, limit, on_error, seed)
+    if data == "demo" and images.split == "test":
+        return images, _images(data, "train", root, limit, on_error, seed)
+    return images, None
+
+
+def _loaders(names: Sequence[str], pretrained: bool, checkpoint: Path | None, device: str) -> list[Callable[[], Model]]:
+    from mixer_probe.models import check_name, load_model
+
+    if checkpoint is not None and len(names) > 1:
+        raise StoreError(f"--checkpoint is for one model, and {len(names)} are given")
+    for name in names:
+        check_name(name)
+    return [partial(load_model, name, pretrained=pretrained, checkpoint=checkpoint, device=device) for name in names]
+
+
+def _representations(
+    source: str,
+    *,
+    load: Callable[[], Images],
+    layers: str,
+    pretrained: bool,
+    device: str,
+    autocast: str | None,
+    batch_size: int,
+) -> Representations:
+    """Of a model by name, or of a stored run by path."""
+    import mixer_probe as mp
+
+    if Path(source).is_dir():
+        return mp.open_run(source)
+    model = mp.load_model(source, pretrained=pretrained, device=device)
+    return mp.extract(model, load(), _layers(layers), batch_size=batch_size, autocast=autocast)
+
+
+def _deliver(results: Sequence[Result], frame: pd.DataFrame, out: Path | None, as_json: bool, title: str) -> None:
+    """Print the table, or JSON; write report.html and results.json where a folder is given."""
+    from mixer_probe.report import write_report
+    from mixer_probe.results import save_results
+
+    if out is not None:
+        _prepare(out)
+        save_results(results, out / "results.json")
+        write_report(results, out / "report.html", title=title, settings={"command": " ".join(["mixer-probe", *sys.argv[1:]])})
+    if as_json:
+        console.file.write(frame.to_json(orient="records") + "\n")
+        return
+    _print_frame(frame)
+    if out is not None:
+        console.print(str((out / "report.html").resolve()), markup=False, highlight=False, soft_wrap=True)
+
+
+def _prepare(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot make the folder {out}: {error.strerror or error}") from error
+
+
+def _print_frame(frame: pd.DataFrame) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in frame.columns:
+        table.add_column(str(column).replace("_", " "), overflow="fold")
+    for row in frame.itertuples(index=False):
+        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
+    console.print(table)
+
+
+def _print_json(content: Any) -> None:
+    console.file.write(json.dumps(content, indent=1) + "\n")

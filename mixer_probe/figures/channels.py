@@ -1,0 +1,37 @@
+"""Pictures of channel statistics by depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from mixer_probe.channels import ChannelStatistics
+from mixer_probe.figures.style import colour_of, marker_of, short_name, styled
+
+
+@styled
+def channel_depth(results: Sequence[ChannelStatistics]) -> Figure:
+    """Spread, share of values at or below zero, and dead channels of every layer against relative depth."""
+    figure = Figure(figsize=(10.5, 3.5))
+    panels = figure.subplots(1, 3)
+    names = [r.model.name for r in results]
+    colours, markers = colour_of(names), marker_of(names)
+    for result in results:
+        table = result.summary()
+        base = result.model.name.removesuffix("?untrained")
+        label = short_name(result.model.name)
+        panels[0].plot(table["depth"], table["median_std"], color=colours[base], marker=markers[base], label=label)
+        top = table["largest_std"]
+        panels[0].fill_between(table["depth"], table["median_std"], top, color=colours[base], alpha=0.12, linewidth=0)
+        panels[1].plot(table["depth"], 100 * table["share_nonpositive"], color=colours[base], marker=markers[base])
+        panels[2].plot(table["depth"], 100 * table["dead"] / table["channels"], color=colours[base], marker=markers[base])
+    titles = ("Spread of channels", "Values at or below zero", "Dead channels")
+    labels = ("std: median, band to the largest", "share of values (%)", "share of channels (%)")
+    for axes, title, label in zip(panels, titles, labels, strict=True):
+        axes.set(title=title, ylabel=label, xlabel="relative depth", xlim=(-0.02, 1.03))
+    panels[0].set_yscale("log")
+    panels[1].set_ylim(-2, 102)
+    panels[2].set_ylim(-2, max(10.0, panels[2].get_ylim()[1]))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure

@@ -1,0 +1,76 @@
+"""How all figures look: fonts, colours that colour-blind people can tell apart, and sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import Any, ParamSpec
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+
+# Okabe and Ito (2008); the order keeps neighbours far apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B6B6B", "#8B6F00")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+GREY = "#6B6B6B"
+DIVERGING = "RdBu_r"
+SEQUENTIAL = "viridis"
+
+_STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9.0,
+    "axes.titlesize": 10.0,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "figure.constrained_layout.use": True,
+    "figure.facecolor": "white",
+    "figure.dpi": 100,
+    "legend.frameon": False,
+    "legend.fontsize": 8.0,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.0,
+    "image.interpolation": "nearest",
+    "svg.fonttype": "path",
+    # The same picture gives the same file.
+    "svg.hashsalt": "mixer-probe",
+}
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Decorator: draw in the project's style and leave the caller's matplotlib settings alone."""
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with mpl.rc_context(_STYLE):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+def colour_of(names: Iterable[str]) -> dict[str, str]:
+    """One colour a name, in order of first appearance; an untrained twin has the colour of its network."""
+    bases = dict.fromkeys(base_name(name) for name in names)
+    return {base: COLOURS[i % len(COLOURS)] for i, base in enumerate(bases)}
+
+
+def marker_of(names: Iterable[str]) -> dict[str, str]:
+    """One marker a name, as `colour_of`."""
+    bases = dict.fromkeys(base_name(name) for name in names)
+    return {base: MARKERS[i % len(MARKERS)] for i, base in enumerate(bases)}
+
+
+def base_name(name: str) -> str:
+    """The name of the network that an untrained twin belongs to."""
+    return name.removesuffix("?untrained")
+
+
+def short_name(name: str) -> str:
+    """A model name that fits into a figure."""
+    short = name.removeprefix("zoo:").removeprefix("hf-hub:").removeprefix("local-dir:")
+    return short if len(short) <= 34 else short[:16] + "…" + short[-16:]

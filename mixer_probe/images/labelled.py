@@ -1,0 +1,290 @@
+"""`Images`: a sequence of labelled images that knows what its images are called and where they came from."""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from mixer_probe.errors import ImagesError
+from mixer_probe.images.decode import HeldReader, Reader, reason, to_rgb
+from mixer_probe.images.transforms import Transform
+from mixer_probe.results import ImagesRecord
+
+# Starting worker processes costs about as much as preparing this many images does.
+_FEW_IMAGES = 512
+_MOST_WORKERS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Images(Sequence[Image.Image]):
+    """Labelled images in a fixed order, decoded one at a time when asked for.
+
+    `ids` name the images in every result; `labels` [n] are int64 class indices or None; `class_names` are
+    indexed by label, so there may be more of them than classes present; `skipped` holds (path, reason) of
+    images left out as unreadable; `limit` and `seed` say how these were chosen from the source. Pickles,
+    without pixels where they come from files."""
+
+    name: str
+    split: str
+    ids: tuple[str, ...]
+    labels: npt.NDArray[np.int64] | None
+    class_names: tuple[str, ...] | None
+    reader: Reader
+    positions: npt.NDArray[np.int64]
+    credit: str = ""
+    skipped: tuple[tuple[str, str], ...] = field(default=())
+    limit: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        n_labels = len(self.ids) if self.labels is None else len(self.labels)
+        if not len(self.positions) == len(self.ids) == n_labels:
+            raise ImagesError(
+                f"'{self.name}' needs one id and one label an image, got {len(self.ids)} ids and {n_labels} "
+                f"labels for {len(self.positions)} images"
+            )
+
+    def __repr__(self) -> str:
+        split = f", split={self.split!r}" if self.split else ""
+        return f"Images({self.name!r}{split}, n={len(self)}, classes={self.n_classes})"
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Image.Image:  # type: ignore[override]
+        """The image as 8-bit RGB.
+
+        Raises IndexError, and ImagesError with the path of an image that cannot be decoded."""
+        i = range(len(self))[operator.index(index)]
+        try:
+            return self._decode(i)
+        except Exception as error:
+            raise ImagesError(self._unreadable(i, error)) from error
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def n_classes(self) -> int:
+        """How many classes have an image here; 0 without labels."""
+        return 0 if self.labels is None else len(np.unique(self.labels))
+
+    @property
+    def record(self) -> ImagesRecord:
+        """What a result says about the images it was measured on."""
+        return ImagesRecord(
+            name=self.name,
+            split=self.split,
+            n=len(self),
+            classes=self.n_classes,
+            sha256=self._sha256(),
+            limit=self.limit,
+            seed=self.seed,
+            skipped=len(self.skipped),
+            credit=self.credit,
+        )
+
+    def require_labels(self, purpose: str) -> npt.NDArray[np.int64]:
+        """The labels [n]. Raises ImagesError, naming `purpose`, where there are none."""
+        if self.labels is None:
+            raise ImagesError(
+                f"{purpose} needs labels, and '{self.name}' has none: sort the images into one folder a "
+                "class, or take a labelled data set"
+            )
+        return self.labels
+
+    def subset(self, indices: Iterable[int] | npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> Images:
+        """The images at `indices` (integers, or a mask of length n) in that order. Raises IndexError."""
+        chosen = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices))
+        rows = np.arange(len(self))[chosen if chosen.size else chosen.astype(np.int64)]
+        return replace(
+            self,
+            ids=tuple(self.ids[i] for i in rows),
+            labels=None if self.labels is None else self.labels[rows],
+            positions=self.positions[rows],
+        )
+
+    def sample(self, limit: int | None, seed: int = 0) -> Images:
+        """At most `limit` images in the order they have here, every class as often as it can be.
+
+        Any two classes that still have images left differ by at most one; without labels the draw is uniform.
+        One seed gives nested samples: those of a smaller limit are among those of a larger one.
+        Raises ImagesError for a limit below 1."""
+        check_limit(limit)
+        chosen = replace(self, limit=limit, seed=seed)
+        if limit is None or limit >= len(self):
+            return chosen
+        return chosen.subset(np.sort(self._even_order(seed)[:limit]))
+
+    def _even_order(self, seed: int) -> npt.NDArray[np.int64]:
+        order = np.random.default_rng(seed).permutation(len(self))
+        if self.labels is None:
+            return order
+        # First one image of every class, then a second one, and so on: any beginning of this order is even.
+        drawn = pd.Series(self.labels[order])
+        turn = drawn.groupby(drawn).cumcount().to_numpy()
+        return order[np.argsort(turn, kind="stable")]
+
+    def batches(
+        self,
+        transform: Transform,
+        batch_size: int,
+        start: int = 0,
+        workers: int | Literal["auto"] = "auto",
+        pin_memory: bool = False,
+    ) -> Iterator[torch.Tensor]:
+        """The images from index `start` on as float tensors [B, 3, H, W], in order; the last may be smaller.
+
+        `workers` are processes: "auto" takes none for few images or without CUDA, where the network itself
+        keeps the cores busy, else one a core up to 8. The random state of torch is left alone.
+        Raises ImagesError with the path of an image that cannot be decoded."""
+        rest = self.subset(range(len(self))[start:])
+        loader = DataLoader(
+            _Prepared(rest, transform),
+            batch_size=batch_size,
+            num_workers=_auto_workers(len(rest)) if workers == "auto" else workers,
+            collate_fn=_stack,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),
+        )
+        for batch in loader:
+            if isinstance(batch, ImagesError):
+                raise batch
+            yield batch
+
+    def skip_unreadable(self) -> Images:
+        """The images that decode, and the others under `skipped`. Decodes every image once, on all cores.
+
+        Raises ImagesError if none is left."""
+        with ThreadPoolExecutor(available_cores()) as pool:
+            reasons = list(pool.map(self._reason_against, range(len(self))))
+        bad = tuple((self._where(i), why) for i, why in enumerate(reasons) if why)
+        if len(bad) == len(self):
+            path, why = bad[0]
+            raise ImagesError(f"none of the {len(self)} images of '{self.name}' can be read; {path}: {why}")
+        good = self.subset([i for i, why in enumerate(reasons) if not why])
+        return replace(good, skipped=self.skipped + bad)
+
+    def check_headers(self) -> None:
+        """Open every image without decoding it.
+
+        Raises ImagesError with the path of the first that is no image."""
+        with ThreadPoolExecutor(available_cores()) as pool:
+            for _ in pool.map(self._check_header, range(len(self))):
+                pass
+
+    def _decode(self, i: int) -> Image.Image:
+        with self.reader.open(int(self.positions[i])) as image:
+            return to_rgb(image)
+
+    def _reason_against(self, i: int) -> str:
+        try:
+            self._decode(i)
+        except Exception as error:
+            return reason(error)
+        return ""
+
+    def _check_header(self, i: int) -> None:
+        try:
+            self.reader.open(int(self.positions[i])).close()
+        except Exception as error:
+            raise ImagesError(self._unreadable(i, error)) from error
+
+    def _where(self, i: int) -> str:
+        return self.reader.where(int(self.positions[i])) or f"image '{self.ids[i]}' of '{self.name}'"
+
+    def _unreadable(self, i: int, error: Exception) -> str:
+        return (
+            f"cannot read {self._where(i)}: {reason(error)}; replace or remove it, or leave such images out with on_error='skip'"
+        )
+
+    def _sha256(self) -> str:
+        labels = [""] * len(self) if self.labels is None else [str(label) for label in self.labels]
+        text = "".join(f"{name}\t{label}\n" for name, label in zip(self.ids, labels, strict=True))
+        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def from_arrays(
+    pixels: npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]],
+    labels: Sequence[int] | npt.NDArray[np.integer] | None = None,
+    ids: Sequence[str] | None = None,
+    class_names: Sequence[str] | None = None,
+    name: str = "arrays",
+) -> Images:
+    """Images from uint8 arrays [n, H, W, 3] (or a list of [H, W, 3] of several sizes) held in memory.
+
+    Raises ImagesError if the pixels are not uint8 RGB or the numbers of ids, labels and images differ."""
+    if not len(pixels) or any(p.dtype != np.uint8 or p.ndim != 3 or p.shape[2] != 3 for p in pixels):
+        raise ImagesError("pixels must be at least one uint8 array [H, W, 3]")
+    return Images(
+        name=name,
+        split="",
+        ids=numbered("", len(pixels)) if ids is None else tuple(ids),
+        labels=None if labels is None else np.asarray(labels, dtype=np.int64),
+        class_names=None if class_names is None else tuple(class_names),
+        reader=HeldReader([Image.fromarray(p) for p in pixels]),
+        positions=np.arange(len(pixels)),
+    )
+
+
+def numbered(prefix: str, n: int) -> tuple[str, ...]:
+    """n ids that sort in order: prefix, then the number padded with zeros."""
+    return tuple(f"{prefix}{i:0{len(str(n - 1))}d}" for i in range(n))
+
+
+def check_limit(limit: int | None) -> None:
+    """Raises ImagesError for a limit below 1."""
+    if limit is not None and limit < 1:
+        raise ImagesError(f"limit={limit} leaves no image; give 1 or more, or None for all")
+
+
+class _Prepared(Dataset[torch.Tensor | ImagesError]):
+    """Transformed images. An error is handed over as a value: raised in a worker, it would reach the caller
+    with the worker's traceback for a message."""
+
+    def __init__(self, images: Images, transform: Transform) -> None:
+        self.images = images
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor | ImagesError:
+        try:
+            return self.transform(self.images[index])
+        except ImagesError as error:
+            return error
+
+
+def _stack(items: list[torch.Tensor | ImagesError]) -> torch.Tensor | ImagesError:
+    tensors = []
+    for item in items:
+        if isinstance(item, ImagesError):
+            return item
+        tensors.append(item)
+    return torch.stack(tensors)
+
+
+def _auto_workers(n: int) -> int:
+    if n < _FEW_IMAGES or not torch.cuda.is_available():
+        return 0
+    return min(_MOST_WORKERS, available_cores())
+
+
+def available_cores() -> int:
+    """The cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,130 @@
+"""`load_images`: one front door for bundled samples, folders and timm's data sets."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+from mixer_probe.errors import ImagesError, ImagesWarning, closest
+from mixer_probe.images.bundled import load_demo, load_photos
+from mixer_probe.images.decode import FileReader
+from mixer_probe.images.folder import load_folder
+from mixer_probe.images.labelled import Images, check_limit
+from mixer_probe.images.timm_sets import PREFIXES, load_timm
+
+_BUNDLED = {"demo": load_demo, "photos": load_photos}
+
+
+def load_images(
+    source: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    root: str | os.PathLike[str] | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
+    **options: Any,
+) -> Images:
+    """Labelled images in a fixed order.
+
+    `source` is one of
+    - "demo": CIFAR-10 test images, 32 px, split="train" or "test" (default), 100 a class in each, disjoint;
+    - "photos": 120 photographs, 299 px, labels are ImageNet-1k indices;
+    - a folder, sorted by path: one folder a class, or images without labels; split= names a folder inside it
+      (write "./demo" for a folder called demo);
+    - a data set of timm: "torch/cifar10", "hfds/OWNER/NAME", "wds/NAME" (also "hfids/...", "tfds/...") with
+      its root= and split= (default "validation"; "test" where torchvision has no other); further `options` go
+      to `timm.data.create_dataset`, such as download=True, input_key= or target_key=.
+
+    `limit` takes that many images, every class as often as it can be, drawn by `seed`. From a stream (wds,
+    hfids, tfds) it takes the first ones, since evenness would mean decoding all of it, and warns where the
+    classes come out uneven. A stream is read at once, on one core, and held in memory (3 x H x W bytes an
+    image).
+
+    `on_error="raise"` opens the header of every chosen file of a folder (about 0.1 ms each) and names the
+    first that is no image; one that breaks off later raises when it is read. "skip" decodes all images first,
+    on all cores, leaves out those that fail, lists them under `.skipped` and warns with their number.
+
+    Raises ImagesError, one sentence each, for an unknown source (with the closest names), a folder that is
+    missing or without images, an unreadable image (with its path), a package that is not installed and a
+    limit below 1."""
+    check_limit(limit)
+    if on_error not in ("raise", "skip"):
+        raise ImagesError(f"on_error must be 'raise' or 'skip', got '{on_error}'")
+    images = _open(source, split, None if root is None else os.fspath(root), limit, on_error, options)
+    images = _without_unreadable(images) if on_error == "skip" else images
+    _warn_one_class(images)
+    images = images.sample(limit, seed)
+    if on_error == "raise" and isinstance(images.reader, FileReader):
+        images.check_headers()
+    return images
+
+
+def _open(
+    source: str | os.PathLike[str],
+    split: str | None,
+    root: str | None,
+    limit: int | None,
+    on_error: str,
+    options: dict[str, Any],
+) -> Images:
+    name = os.fspath(source)
+    prefix, slash, rest = name.partition("/")
+    if slash and rest and prefix.lower() in PREFIXES:
+        return load_timm(name, root, split, limit, on_error, options)
+    if root is not None or options:
+        extra = ", ".join([*(["root"] if root is not None else []), *options])
+        raise ImagesError(f"{extra}: only for timm's data sets ({_patterns()}), and '{name}' is none")
+    if name in _BUNDLED:
+        return _BUNDLED[name](split)
+    if Path(name).is_dir():
+        return load_folder(Path(name), split)
+    raise ImagesError(_unknown(name))
+
+
+def _unknown(name: str) -> str:
+    path = Path(name)
+    if path.exists():
+        return f"{name} is a file; give the folder it lies in"
+    nearby = [str(child) for child in _folders(path.parent)]
+    known = [*_BUNDLED, *(f"{prefix}/..." for prefix in PREFIXES), *nearby]
+    return (
+        f"'{name}' is no folder and no known data set; {closest(name, known)} "
+        f"(give a folder, 'demo', 'photos' or a name of timm: {_patterns()})"
+    )
+
+
+def _folders(parent: Path) -> list[Path]:
+    try:
+        return sorted(c for c in parent.iterdir() if c.is_dir() and not c.name.startswith("."))
+    except OSError:
+        return []
+
+
+def _patterns() -> str:
+    return ", ".join(f"{prefix}/..." for prefix in PREFIXES)
+
+
+def _without_unreadable(images: Images) -> Images:
+    kept = images.skip_unreadable()
+    if kept.skipped:
+        path, why = kept.skipped[0]
+        warnings.warn(
+            f"{len(kept.skipped)} unreadable images of '{images.name}' were left out, {len(kept)} are kept; "
+            f"the first: {path}: {why}",
+            ImagesWarning,
+            stacklevel=3,
+        )
+    return kept
+
+
+def _warn_one_class(images: Images) -> None:
+    if images.labels is not None and images.n_classes == 1:
+        only = images.class_names[images.labels[0]] if images.class_names else str(images.labels[0])
+        warnings.warn(
+            f"all {len(images)} images of {images.name} are of one class, '{only}': probes and selectivity need two",
+            ImagesWarning,
+            stacklevel=3,
+        )

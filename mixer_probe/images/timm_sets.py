@@ -1,0 +1,288 @@
+"""timm's data sets as `Images`: `torch/` and `hfds/` by index, `wds/`, `hfids/` and `tfds/` as streams."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from mixer_probe.errors import ImagesError, ImagesWarning, closest
+from mixer_probe.images.decode import HeldReader, reason, to_rgb
+from mixer_probe.images.labelled import Images, numbered
+
+PREFIXES = ("torch", "hfds", "hfids", "wds", "tfds")
+_STREAMS = ("hfids", "wds", "tfds")
+_NEEDS_ROOT = ("torch", "wds")
+# The module that must be importable, and what pip calls it.
+_PACKAGES = {
+    "hfds": ("datasets", "datasets"),
+    "hfids": ("datasets", "datasets"),
+    "wds": ("webdataset", "webdataset"),
+    "tfds": ("tensorflow_datasets", "tensorflow-datasets"),
+}
+_TWO_SPLITS = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist")
+_FOLDERS = ("image_folder", "folder")
+_TORCH_NAMES = (*_TWO_SPLITS, "inaturalist", "inat", "places365", "imagenet", *_FOLDERS)
+# Images as they are in the file, for `to_rgb`; the number of samples only plans training, but hfids
+# asks for it.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "wds": {"input_img_mode": ""},
+    "hfids": {"input_img_mode": "", "num_samples": 1},
+}
+_TORCH_SPLITS = ("train", "training", "val", "valid", "validation", "eval", "evaluation", "test")
+
+
+def load_timm(
+    name: str,
+    root: str | None,
+    split: str | None,
+    limit: int | None,
+    on_error: str,
+    options: dict[str, Any],
+) -> Images:
+    """A data set by timm's name, through `timm.data.create_dataset`; `options` go there.
+
+    Sets with an index (torch, hfds) are read when asked for; labels come from the set's list of targets where
+    it has one, else every image is read once. Streams (wds, hfids, tfds) are read here, in order and on one
+    core, up to `limit` images, and held in memory as 8-bit RGB (3 x H x W bytes an image).
+
+    Raises ImagesError for an unknown name or split, a missing package, data that cannot be opened, and labels
+    that are not one class an image."""
+    prefix = name.partition("/")[0].lower()
+    split = _default_split(name.lower()) if split is None else split
+    _check(name, prefix, root, split)
+    dataset = _create(name, root, split, {**_OPTIONS.get(prefix, {}), **options})
+    if prefix in _STREAMS:
+        return _stream(dataset, name, split, limit, on_error)
+    return _indexed(dataset, name, split, root)
+
+
+def _default_split(name: str) -> str:
+    if not name.startswith("torch/"):
+        return "validation"
+    return "" if name.endswith(_FOLDERS) else "test" if name.endswith(_TWO_SPLITS) else "validation"
+
+
+def _check(name: str, prefix: str, root: str | None, split: str) -> None:
+    module, package = _PACKAGES.get(prefix, ("", ""))
+    if module and importlib.util.find_spec(module) is None:
+        raise ImagesError(f"'{name}' needs the package {package}: pip install {package}")
+    if prefix in _NEEDS_ROOT and root is None:
+        raise ImagesError(f"'{name}' needs root=, the folder that holds the data")
+    if prefix == "torch":
+        _check_torch(name.split("/", 2)[-1].lower(), split)
+
+
+def _check_torch(known_as: str, split: str) -> None:
+    if known_as not in _TORCH_NAMES:
+        raise ImagesError(f"timm has no data set 'torch/{known_as}'; {closest(known_as, _TORCH_NAMES)}")
+    # timm takes any word that is not "train" for the test set, a misspelt one too.
+    if known_as in _TWO_SPLITS and split not in _TORCH_SPLITS:
+        raise ImagesError(f"'torch/{known_as}' has no split '{split}'; {closest(split, _TORCH_SPLITS)}")
+
+
+def _create(name: str, root: str | None, split: str, options: dict[str, Any]) -> Any:
+    from timm.data.dataset_factory import create_dataset
+
+    try:
+        return create_dataset(name, root=root, split=split, is_training=False, **options)
+    # The readers of five libraries raise what they like, timm's assertions among it.
+    except Exception as error:
+        raise ImagesError(f"cannot open '{name}' (split '{split}', root {root}): {reason(error)}") from error
+
+
+@dataclass(frozen=True)
+class TorchReader:
+    """A data set of torchvision."""
+
+    dataset: Any
+
+    def open(self, position: int) -> Image.Image:
+        """See `Reader`."""
+        image: Image.Image = self.dataset[position][0]
+        return image
+
+    def where(self, position: int) -> str:
+        """See `Reader`."""
+        return str(self.dataset.samples[position][0]) if hasattr(self.dataset, "samples") else ""
+
+
+@dataclass(frozen=True)
+class IndexReader:
+    """A timm reader with an index.
+
+    timm's own data set puts the next image in the place of an unreadable one; the reader beneath does not."""
+
+    reader: Any
+
+    def open(self, position: int) -> Image.Image:
+        """See `Reader`."""
+        with self.reader[position][0] as stream:
+            image = Image.open(stream)
+            image.load()
+            return image
+
+    def where(self, position: int) -> str:
+        """See `Reader`."""
+        return ""
+
+
+def _indexed(dataset: Any, name: str, split: str, root: str | None) -> Images:
+    if hasattr(dataset, "loader"):
+        # torchvision's loader turns transparency black and ignores EXIF; ours sees the file as it is.
+        dataset.loader = Image.open
+    reader = IndexReader(dataset.reader) if hasattr(dataset, "reader") else TorchReader(dataset)
+    if name.lower().endswith(_FOLDERS) and split and root and Path(dataset.root) == Path(root):
+        raise ImagesError(f"{root} has no folder for the split '{split}'")
+    labels, class_names = _labels(_targets(dataset), _class_names(dataset), name)
+    return Images(name, split, _ids(dataset, split), labels, class_names, reader, np.arange(len(dataset)))
+
+
+def _ids(dataset: Any, split: str) -> tuple[str, ...]:
+    if hasattr(dataset, "samples") and hasattr(dataset, "root"):
+        return tuple(Path(path).relative_to(dataset.root).as_posix() for path, _ in dataset.samples)
+    return numbered(f"{split}/", len(dataset))
+
+
+def _targets(dataset: Any) -> list[Any]:
+    if np.ndim(getattr(dataset, "targets", 0)) == 1:
+        return list(np.asarray(dataset.targets).tolist())
+    reader = getattr(dataset, "reader", dataset)
+    if hasattr(reader, "iter_targets"):
+        return list(reader.iter_targets())
+    return [reader[i][1] for i in range(len(dataset))]
+
+
+def _class_names(dataset: Any) -> list[str]:
+    if hasattr(dataset, "classes"):
+        return [name if isinstance(name, str) else ", ".join(name) for name in dataset.classes]
+    reader = getattr(dataset, "reader", None)
+    index = getattr(reader, "class_to_idx", None)
+    return [str(name) for name in sorted(index, key=index.__getitem__)] if index else _feature_names(reader)
+
+
+def _feature_names(reader: Any) -> list[str]:
+    """Class names that a stream of Hugging Face knows only once it has been read."""
+    features = getattr(getattr(reader, "ds", None), "features", None) or {}
+    return list(getattr(features.get(getattr(reader, "target_key", "")), "names", ()))
+
+
+def _labels(targets: list[Any], names: list[str], name: str) -> tuple[npt.NDArray[np.int64] | None, tuple[str, ...] | None]:
+    missing = [target is None or (np.ndim(target) == 0 and target == -1) for target in targets]
+    if all(missing):
+        return None, None
+    if any(missing):
+        raise ImagesError(f"{sum(missing)} of the {len(targets)} images of '{name}' have no label")
+    values = np.asarray(targets, dtype=object if any(np.ndim(target) for target in targets) else None)
+    if values.dtype.kind not in "iubU":
+        raise ImagesError(f"the labels of '{name}' are not one class an image; choose them with target_key=")
+    if values.dtype.kind == "U":
+        found, values = np.unique(values, return_inverse=True)
+        names = [str(label) for label in found]
+    return values.astype(np.int64), tuple(names) if len(names) > values.max() else None
+
+
+def _stream(dataset: Any, name: str, split: str, limit: int | None, on_error: str) -> Images:
+    with _swallowed_errors() as errors:
+        samples = list(islice(_samples(dataset.reader, name, errors, on_error), limit))
+    if not samples:
+        why = f"; the first error: {errors[0]}" if errors else ""
+        raise ImagesError(f"'{name}' gave no images (split '{split}'){why}")
+    keys, pixels, targets = (list(column) for column in zip(*samples, strict=True))
+    labels, class_names = _labels(targets, _class_names(dataset), name)
+    ids = tuple(keys) if all(keys) else numbered(f"{split}/", len(keys))
+    images = Images(name, split, ids, labels, class_names, HeldReader(pixels), np.arange(len(ids)))
+    if limit == len(images):
+        _warn_uneven(images)
+    return replace(images, skipped=tuple((f"an image of '{name}'", error) for error in errors))
+
+
+def _samples(reader: Any, name: str, errors: list[str], on_error: str) -> Iterator[tuple[str, Image.Image, Any]]:
+    """(key or "", RGB image, target) in the order of the stream."""
+    _read_in_one_process(reader)
+    keys = _keys(reader)
+    stream = iter(reader)
+    while True:
+        try:
+            sample = next(stream, None)
+            rgb = to_rgb(sample[0]) if sample else None
+        except Exception as error:
+            raise ImagesError(f"cannot read on in '{name}': {reason(error)}") from error
+        if errors and on_error == "raise":
+            raise ImagesError(
+                f"cannot read an image of '{name}': {errors[0]}; repair it, or leave such images out with on_error='skip'"
+            )
+        if sample is None or rgb is None:
+            return
+        yield keys[-1] if keys else "", rgb, _plain(sample[1])
+
+
+def _plain(target: Any) -> Any:
+    return target.item() if hasattr(target, "item") and np.ndim(target) == 0 else target
+
+
+def _read_in_one_process(reader: Any) -> None:
+    """Every process of a distributed run gets all images; timm would deal them out by rank."""
+    for attribute, value in {"dist_rank": 0, "dist_num_replicas": 1, "global_num_workers": 1}.items():
+        if hasattr(reader, attribute):
+            setattr(reader, attribute, value)
+
+
+def _keys(reader: Any) -> list[str]:
+    """A list that grows by the key of each sample read, of a web data set; other streams name no samples."""
+    keys: list[str] = []
+    if type(reader).__name__ == "ReaderWds":
+
+        def note(samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+            for sample in samples:
+                keys.append(str(sample["__key__"]))
+                yield sample
+
+        reader._lazy_init()
+        reader.ds.append(note)
+    return keys
+
+
+@contextmanager
+def _swallowed_errors() -> Iterator[list[str]]:
+    """What timm's web data set reader logs and passes over, which it tells nobody else."""
+    errors: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: errors.append(_swallowed(record))  # type: ignore[method-assign]
+    handler.addFilter(lambda record: "webdataset error" in record.getMessage())
+    logger = logging.getLogger("timm.data.readers.reader_wds")
+    logger.addHandler(handler)
+    try:
+        yield errors
+    finally:
+        logger.removeHandler(handler)
+
+
+def _swallowed(record: logging.LogRecord) -> str:
+    found = re.search(r"error \((.*)\)\. Ignoring", record.getMessage())
+    return found[1] if found else record.getMessage()
+
+
+def _warn_uneven(images: Images) -> None:
+    if images.labels is None:
+        return
+    counts = np.unique(images.labels, return_counts=True)[1]
+    if counts.max() - counts.min() > 1:
+        warnings.warn(
+            f"the first {len(images)} images of the stream '{images.name}' were taken, and classes are "
+            f"uneven there ({counts.min()} to {counts.max()} images each, {len(counts)} classes); "
+            "limit=None reads them all",
+            ImagesWarning,
+            stacklevel=6,
+        )

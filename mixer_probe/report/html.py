@@ -1,0 +1,97 @@
+"""`write_report`: results to one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import timm
+import torch
+
+import mixer_probe
+from mixer_probe.errors import StoreError
+from mixer_probe.report.section import Section
+from mixer_probe.report.sections import RENDERERS
+from mixer_probe.results import ImagesRecord, Result, write_text_atomically
+
+
+def write_report(
+    results: Sequence[Result],
+    path: str | os.PathLike[str],
+    *,
+    title: str = "What did these networks learn?",
+    settings: Mapping[str, Any] | None = None,
+) -> Path:
+    """Draw all results into one self-contained HTML file and return its path.
+
+    `settings` are shown at the end: what it takes to make the report again (`command` and `script` are shown as such).
+    The file appears whole or not at all. Raises StoreError if there is nothing to report or nowhere to write."""
+    sections = make_sections(results)
+    if not sections:
+        raise StoreError("there is no result to report; give what token_mixing, compare, linear_probe, ... returned")
+    page = (
+        _environment()
+        .get_template("template.html.j2")
+        .render(
+            title=title,
+            sections=sections,
+            warnings=list(dict.fromkeys(text for section in sections if section.anchor == "models" for text in section.warnings)),
+            settings=_settings(settings or {}),
+            credits=_credits(results),
+            versions=versions(),
+        )
+    )
+    try:
+        return write_text_atomically(Path(path), page)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def make_sections(results: Sequence[Result]) -> list[Section]:
+    """Sections in the order in which a reader wants them, each from all results of its kind."""
+    sections: list[Section] = []
+    for kind, render in RENDERERS.items():
+        found = [r for r in results if isinstance(r, kind)]
+        if found:
+            sections += render(found)
+    return sections
+
+
+def versions() -> dict[str, str]:
+    """What produced the numbers."""
+    return {
+        "mixer_probe": mixer_probe.__version__,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads",
+    }
+
+
+def _settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {k: v for k, v in settings.items() if k not in ("command", "script")}
+    return {
+        "command": settings.get("command", ""),
+        "script": settings.get("script", ""),
+        "json": json.dumps(plain, indent=2, default=str) if plain else "",
+    }
+
+
+def _credits(results: Sequence[Result]) -> list[str]:
+    """Attributions of all images that results were measured on."""
+    records = [value for r in results for value in vars(r).values() if isinstance(value, ImagesRecord)]
+    return list(dict.fromkeys(record.credit for record in records if record.credit))
+
+
+def _environment() -> jinja2.Environment:
+    folder = resources.files("mixer_probe.report")
+    loader = jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8"))
+    return jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )

@@ -1,0 +1,76 @@
+"""The parts of a report: sections with paragraphs, pictures and tables. No HTML here, so that texts can be tested as texts."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with what it shows and how to read it. Vector pictures are embedded as SVG, others as PNG."""
+
+    figure: Figure
+    shows: str
+    reading: str
+    alt: str
+    vector: bool = True
+
+    @property
+    def data(self) -> str:
+        """The picture as a data URI."""
+        stream = io.BytesIO()
+        # Metadata without a date: the same numbers give the same file.
+        if self.vector:
+            self.figure.savefig(stream, format="svg", metadata={"Date": None})
+        else:
+            self.figure.savefig(stream, format="png", dpi=160, metadata={"Software": None})
+        kind = "svg+xml" if self.vector else "png"
+        return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a caption; numbers are shown with the digits that `formats` gives for a column."""
+
+    caption: str
+    frame: pd.DataFrame
+    formats: dict[str, str] = field(default_factory=dict)
+    folded: bool = False
+
+    @property
+    def header(self) -> list[str]:
+        """Column titles."""
+        return [str(column).replace("_", " ") for column in self.frame.columns]
+
+    @property
+    def rows(self) -> list[list[tuple[str, bool]]]:
+        """Cells as (text, is a number)."""
+        columns = list(self.frame.columns)
+        return [[self._cell(column, value) for column, value in zip(columns, row)] for row in self.frame.itertuples(index=False)]
+
+    def _cell(self, column: str, value: Any) -> tuple[str, bool]:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if number and value != value:
+            return "–", True
+        return (self.formats.get(column, "{}").format(value), number or column in self.formats)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One question of the report with its answer. `warnings` stand out at its head."""
+
+    anchor: str
+    title: str
+    paragraphs: tuple[str, ...] = ()
+    content: tuple[Picture | Table, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+Renderer = Callable[[Sequence[Any]], list[Section]]
