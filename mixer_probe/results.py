@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import importlib
 import io
 import json
 import os
@@ -28,6 +29,8 @@ _INLINE_VALUES = 2048
 
 # A key that no field can have.
 _TYPE = "$type"
+
+_PACKAGES = ("models", "capture", "weights", "similarity", "probing", "channels", "report")
 
 _KINDS: dict[str, type[Any]] = {}
 T = TypeVar("T", bound=type[Any])
@@ -121,10 +124,18 @@ def from_dict(data: Any) -> Any:
     if kind == "dict":
         return {k: from_dict(v) for k, v in data["items"].items()}
     if kind not in _KINDS:
+        _import_results()
+    if kind not in _KINDS:
         raise StoreError(f"'{kind}' is no result of this version of mixer_probe; known: {', '.join(sorted(_KINDS))}")
     cls = _KINDS[kind]
     known = {f.name for f in dataclasses.fields(cls)}
     return cls(**{k: from_dict(v) for k, v in data.items() if k in known})
+
+
+def _import_results() -> None:
+    """Classes become known when their modules are imported, which a person who only opens a file has not done."""
+    for package in _PACKAGES:
+        importlib.import_module(f"mixer_probe.{package}")
 
 
 def _array_to_dict(array: np.ndarray) -> dict[str, Any]:

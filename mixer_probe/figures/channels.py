@@ -32,6 +32,7 @@ def channel_depth(results: Sequence[ChannelStatistics]) -> Figure:
         axes.set(title=title, ylabel=label, xlabel="relative depth", xlim=(-0.02, 1.03))
     panels[0].set_yscale("log")
     panels[1].set_ylim(-2, 102)
-    panels[2].set_ylim(-2, max(10.0, panels[2].get_ylim()[1]))
+    highest = max(10.0, panels[2].get_ylim()[1])
+    panels[2].set_ylim(-0.02 * highest, highest)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure

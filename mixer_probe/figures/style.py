@@ -29,6 +29,7 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.grid": False,
     "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.08,
     "figure.facecolor": "white",
     "figure.dpi": 100,
     "legend.frameon": False,
@@ -36,9 +37,6 @@ _STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.6,
     "lines.markersize": 4.0,
     "image.interpolation": "nearest",
-    "svg.fonttype": "path",
-    # The same picture gives the same file.
-    "svg.hashsalt": "mixer-probe",
 }
 
 

@@ -125,9 +125,7 @@ def _tile_axes(shape: tuple[int, ...]) -> tuple[Figure, Axes]:
 
 
 def _with_gap(name: str) -> mpl.colors.Colormap:
-    cmap = mpl.colormaps[name].copy()
-    cmap.set_bad("white")
-    return cmap
+    return mpl.colormaps[name].with_extremes(bad="white")
 
 
 def _colour_bar(figure: Figure, axes: Axes, cmap: str, label: str) -> None:

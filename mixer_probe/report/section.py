@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -26,11 +27,12 @@ class Picture:
     def data(self) -> str:
         """The picture as a data URI."""
         stream = io.BytesIO()
-        # Metadata without a date: the same numbers give the same file.
-        if self.vector:
-            self.figure.savefig(stream, format="svg", metadata={"Date": None})
-        else:
-            self.figure.savefig(stream, format="png", dpi=160, metadata={"Software": None})
+        # Without a date and with a fixed salt the same numbers give the same file.
+        with mpl.rc_context({"svg.hashsalt": "mixer-probe", "svg.fonttype": "path"}):
+            if self.vector:
+                self.figure.savefig(stream, format="svg", dpi=160, metadata={"Date": None})
+            else:
+                self.figure.savefig(stream, format="png", dpi=160, metadata={"Software": None})
         kind = "svg+xml" if self.vector else "png"
         return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
 

@@ -13,6 +13,7 @@ from mixer_probe.figures import (
     channel_depth,
     probe_curves,
     similarity_heatmaps,
+    similarity_map,
     stem_pictures,
     token_mixing_depth,
     token_mixing_units,
@@ -124,7 +125,7 @@ def similarity_section(matrices: Sequence[SimilarityMatrix]) -> list[Section]:
     first = matrices[0]
     permutations = first.null.permutations if first.null else 0
     picture = Picture(
-        similarity_heatmaps(matrices),
+        similarity_map(matrices) if len(matrices) > 1 else similarity_heatmaps(matrices),
         f"Linear CKA ({first.estimator} estimator, {first.reduce} over positions) of every block with every block, on "
         f"{images_text(first.images) if first.images else f'{first.n} images'}; n = {first.n}.",
         "Bright cells are layers that place the same images alike, whatever their axes and scale. Grey cells are not above the "

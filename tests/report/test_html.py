@@ -1,0 +1,130 @@
+"""The report: one file, everything inside, every number with its n, estimator and null, nothing that could run."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import mixer_probe as mp
+from mixer_probe.errors import StoreError
+from mixer_probe.report import Skipped, make_sections, write_report
+from mixer_probe.report.section import Picture, Table
+from mixer_probe.results import Result
+
+from .conftest import SPEC, tiny_models
+
+
+class Page(HTMLParser):
+    """Tags with attributes, and the text a reader sees."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def page(study: list[Result], tmp_path_factory: pytest.TempPathFactory) -> Page:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    settings = {"command": "mixer-probe demo", "script": "import mixer_probe"}
+    return Page(write_report(study, path, title="Three <networks>", settings=settings).read_text(encoding="utf-8"))
+
+
+def test_everything_is_inside(page: Page) -> None:
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "link", "iframe", "object")
+        source = attributes.get("src") or attributes.get("href") or ""
+        assert source == "" or source.startswith(("data:image/", "#")), source
+        assert not [name for name in attributes if name.startswith("on")]
+
+
+def test_every_picture_has_an_alternative_text_and_a_caption(page: Page) -> None:
+    pictures = [a for tag, a in page.tags if tag == "img"]
+    assert len(pictures) >= 8
+    assert all(len(a["alt"] or "") > 15 for a in pictures)
+    assert page.text.count("How to read it:") == len(pictures)
+
+
+def test_links_lead_somewhere(page: Page) -> None:
+    anchors = {a["id"] for _tag, a in page.tags if "id" in a}
+    assert {a["href"] for tag, a in page.tags if tag == "a"} == {f"#{name}" for name in anchors}
+
+
+def test_titles_are_escaped_and_how_to_make_it_again_is_said(page: Page) -> None:
+    assert "Three <networks>" in page.text
+    assert "networks" not in [tag for tag, _ in page.tags]
+    assert "mixer-probe demo" in page.text
+    assert "CIFAR-10" in page.text  # the credit of the images
+
+
+def test_numbers_carry_n_estimator_interval_and_null(study: list[Result]) -> None:
+    text = {
+        s.anchor: " ".join([*s.paragraphs, *(c.shows + c.reading for c in s.content if isinstance(c, Picture))])
+        for s in make_sections(study)
+    }
+    assert "n = 60" in text["similarity"]
+    assert "unbiased" in text["similarity"]
+    assert "20 random pairings" in text["similarity"]
+    assert "95 % Wilson" in text["probes"]
+    assert re.search(r"\[\d+\.\d %, \d+\.\d %\], n = 60", text["probes"])
+    assert "20 surrogates" in text["token-mixing"]
+    assert "60 images" in text["channels"]
+
+
+def test_untrained_networks_are_named_in_every_section(tmp_path: Path) -> None:
+    from mixer_probe.report import StudySettings, run_study
+
+    model = mp.load_model("mixer_s32_224", pretrained=False, device="cpu")
+    results = run_study([model], mp.load_images("demo", limit=20), None, StudySettings(permutations=0))
+    sections = make_sections(results)
+    assert {s.anchor for s in sections} == {"models", "token-mixing", "stem", "similarity", "probes", "channels"}
+    for section in sections:
+        assert any("mixer_s32_224 is untrained" in w for w in section.warnings), section.anchor
+
+
+def test_baselines_are_no_reason_to_warn(study: list[Result]) -> None:
+    assert not [w for s in make_sections(study) for w in s.warnings]
+
+
+def test_the_same_results_give_the_same_file(study: list[Result], tmp_path: Path) -> None:
+    first, second = (write_report(study, tmp_path / name).read_bytes() for name in ("a.html", "b.html"))
+    assert first == second
+
+
+def test_skipped_steps_are_told(tmp_path: Path) -> None:
+    page = Page(write_report([Skipped("linear probes", "class 'hen' has one image")], tmp_path / "r.html").read_text())
+    assert "linear probes: class 'hen' has one image" in page.text
+
+
+def test_nothing_to_report_and_nowhere_to_write(study: list[Result], tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no result to report"):
+        write_report([], tmp_path / "r.html")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StoreError, match="cannot write"):
+        write_report(study[:1], tmp_path / "file" / "report.html")
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_name_with_markup_stays_text(tmp_path: Path) -> None:
+    model = mp.load_model(tiny_models()[0].module, name="<img src=x onerror=alert(1)>", **SPEC)
+    page = Page(write_report([mp.stem_filters(model)], tmp_path / "r.html").read_text())
+    assert not [a for _t, a in page.tags if "onerror" in a]
+    assert "<img src=x onerror=alert(1)>" in page.text
+
+
+def test_tables_show_missing_numbers_as_a_dash() -> None:
+    import pandas as pd
+
+    table = Table("t", pd.DataFrame({"a_b": [1.23456, float("nan")], "c": ["x", "y"]}), {"a_b": "{:.2f}"})
+    assert table.header == ["a b", "c"]
+    assert table.rows == [[("1.23", True), ("x", False)], [("–", True), ("y", False)]]

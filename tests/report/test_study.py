@@ -1,0 +1,105 @@
+"""The study: which results it makes, what it does with steps that fail, and that it goes on where it stopped."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mixer_probe as mp
+from mixer_probe.errors import ImagesError, ModelError
+from mixer_probe.probing import linear_probe
+from mixer_probe.report import Skipped, StudySettings, run_study
+from mixer_probe.report.study import halves
+from mixer_probe.results import Result, load_results, save_results
+
+from .conftest import tiny_models
+
+
+def kinds(results: list[Result]) -> Counter[str]:
+    return Counter(type(r).__name__ for r in results)
+
+
+def test_every_analysis_of_every_model_is_there(study: list[Result]) -> None:
+    assert kinds(study) == {
+        "ModelCard": 3,
+        "TokenMixing": 2,  # the Mixer and its untrained twin
+        "StemFilters": 3,
+        "ChannelStatistics": 3,
+        "SimilarityMatrix": 6,
+        "ProbeResult": 3,
+    }
+
+
+def test_numbers_equal_the_analyses_by_hand(study: list[Result]) -> None:
+    mixer, vit, _ = tiny_models()
+    images, train = mp.load_images("demo", limit=60), mp.load_images("demo", split="train", limit=60)
+    reps = {m.name: mp.extract(m, images) for m in (mixer, vit)}
+    by_hand = mp.cka(reps["tiny-mixer"]["blocks.0"], reps["tiny-vit"]["blocks.1"])
+    matrices = [r for r in study if type(r).__name__ == "SimilarityMatrix"]
+    matrix = next(m for m in matrices if (m.model_a.name, m.model_b.name) == ("tiny-mixer", "tiny-vit"))
+    assert matrix.values[0, 1] == pytest.approx(by_hand, abs=1e-6)
+    probe = next(r for r in study if type(r).__name__ == "ProbeResult" and r.model.name == "tiny-mixer")
+    again = linear_probe(mp.extract(mixer, train), reps["tiny-mixer"])
+    np.testing.assert_array_equal(probe.accuracy, again.accuracy)
+    assert probe.untrained is not None
+    assert probe.untrained.model.name == "tiny-mixer?untrained"
+    assert not probe.untrained.model.trained
+
+
+def test_results_save_and_load(study: list[Result], tmp_path: Path) -> None:
+    again = load_results(save_results(study, tmp_path / "results.json"))
+    assert kinds(list(again)) == kinds(study)
+    for old, new in zip(study, again, strict=True):
+        assert new.to_frame().equals(old.to_frame())
+
+
+def test_images_without_labels_leave_the_probes_out(tmp_path: Path) -> None:
+    for i, image in enumerate(mp.load_images("demo", limit=8)):
+        image.save(tmp_path / f"{i}.png")
+    results = run_study(tiny_models()[:1], mp.load_images(str(tmp_path)), None, StudySettings(permutations=0))
+    skipped = [r for r in results if isinstance(r, Skipped)]
+    assert [s.step for s in skipped] == ["linear probes"]
+    assert "have no labels" in skipped[0].reason or "has none" in skipped[0].reason
+    assert kinds(results)["SimilarityMatrix"] == 1
+
+
+def test_a_model_that_cannot_be_loaded_does_not_stop_the_others() -> None:
+    def missing() -> mp.Model:
+        raise ModelError("no such weights")
+
+    images = mp.load_images("demo", limit=20)
+    results = run_study([missing, tiny_models()[0]], images, None, StudySettings(permutations=0, baselines=False))
+    assert [r.reason for r in results if isinstance(r, Skipped)] == ["no such weights"]
+    assert kinds(results)["ModelCard"] == 1
+    with pytest.raises(ModelError, match="no such weights"):
+        run_study([missing], images)
+
+
+def test_an_interrupted_study_goes_on_with_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = mp.load_images("demo", limit=20)
+    settings = StudySettings(permutations=0, baselines=False)
+    first = run_study(tiny_models()[:1], images, None, settings, store=tmp_path)
+    model = tiny_models()[0]
+    runs: list[int] = []
+    model.module.head.register_forward_hook(lambda *_: runs.append(1))
+    model.module.blocks[1].register_forward_hook(lambda *_: runs.append(2))
+    monkeypatch.setattr("mixer_probe.report.study.channel_statistics", lambda *_, **__: Skipped("x", "y"))
+    second = run_study([model], images, None, settings, store=tmp_path)
+    # Only the dry passes that read the structure and count operations.
+    assert len(runs) <= 4
+    a, b = (next(r for r in results if type(r).__name__ == "SimilarityMatrix") for results in (first, second))
+    np.testing.assert_array_equal(a.values, b.values)
+
+
+def test_halves_hold_every_class_and_no_image_twice() -> None:
+    reps = mp.extract(tiny_models()[0], mp.load_images("demo", limit=45), "blocks.0")
+    fit, hold = halves(reps, seed=3)
+    assert sorted([*fit, *hold]) == list(range(45))
+    assert set(reps.labels[fit]) == set(reps.labels[hold]) == set(range(10))
+    np.testing.assert_array_equal(halves(reps, seed=3)[0], fit)
+    reps.labels = None
+    with pytest.raises(ImagesError, match="labels"):
+        halves(reps, 0)

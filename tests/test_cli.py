@@ -1,0 +1,156 @@
+"""The command line: what it prints, what it writes, and one clear line with exit code 2 for a bad argument."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mixer_probe import cli
+from mixer_probe.results import load_results
+
+
+class Run:
+    """Runs `mixer-probe ARGUMENTS` in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        self._monkeypatch.setattr(sys, "argv", ["mixer-probe", *arguments])
+        for console in (cli.console, cli.errors):
+            self._monkeypatch.setattr(console, "_width", 200)
+        code: object = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code
+        out, err = self._capsys.readouterr()
+        return int(code or 0), out, err  # type: ignore[call-overload]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    return Run(monkeypatch, capsys)
+
+
+COMMANDS = ["demo", "models", "inspect", "extract", "compare", "probe", "weights", "report", "app"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(run: Run, command: str) -> None:
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert f"Example: mixer-probe {command}" in out
+
+
+def test_models_lists_families_tags_and_what_google_tags_hold(run: Run) -> None:
+    code, out, _ = run("models", "mixer_b16", "--json")
+    entry = next(e for e in json.loads(out) if e["name"] == "mixer_b16_224")
+    assert code == 0
+    assert entry["family"] == "mixer"
+    assert "miil_in21k" in entry["tags"]
+    assert list(entry["notes"]) == ["goog_in21k_ft_in1k"]
+    assert "ImageNet-1k from scratch" in entry["notes"]["goog_in21k_ft_in1k"]
+    # ConvMixer has the word in its name and is a CNN.
+    assert "cnn" in run("models", "convmixer*")[1]
+    assert "convmixer" not in run("models", "mixer_*")[1]
+
+
+def test_inspect_prints_layers_parameters_and_macs(run: Run) -> None:
+    code, out, _ = run("inspect", "resmlp_12_224", "--no-pretrained", "--device", "cpu")
+    assert code == 0
+    assert "15,350,872" in out
+    assert "3.0097" in out
+    assert "blocks.11.linear_tokens" in out
+    assert "Untrained" in out
+    card = json.loads(run("inspect", "mixer_s32_224", "--no-pretrained", "--device", "cpu", "--json")[1])
+    assert card["macs"] == 1002426368
+    assert card["model"]["parameters"] == 19104624
+
+
+def test_extract_stores_a_run_that_compare_takes(run: Run, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        arguments = ("--no-pretrained", "--limit", "24", "--out", str(tmp_path / name), "--device", "cpu")
+        assert run("extract", "mixer_s32_224", *arguments)[0] == 0
+    code, out, _ = run("compare", str(tmp_path / "a"), str(tmp_path / "b"), "--permutations", "20", "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert len(rows) == 64
+    diagonal = [r["value"] for r in rows if r["layer_a"] == r["layer_b"]]
+    assert diagonal == pytest.approx([1.0] * 8, abs=1e-9)
+
+
+def test_report_of_a_folder(run: Run, tmp_path: Path) -> None:
+    for i in range(12):
+        folder = tmp_path / "data" / ("dark" if i % 2 else "bright")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (i * 9 + 90 * (i % 2), i * 5, 200 - i)).save(folder / f"{i}.png")
+    out = tmp_path / "out"
+    arguments = ("--no-pretrained", "--data", str(tmp_path / "data"), "--device", "cpu", "--permutations", "20")
+    code, printed, _ = run("report", "mixer_s32_224", "resnet18", *arguments, "--out", str(out))
+    assert code == 0
+    assert printed.strip() == str(out / "report.html")
+    page = (out / "report.html").read_text()
+    assert "mixer_s32_224 and resnet18 are untrained" in page
+    assert f"--data {tmp_path / 'data'}" in page
+    assert {type(r).__name__ for r in load_results(out / "results.json")} >= {"TokenMixing", "ProbeResult", "SimilarityMatrix"}
+
+
+def test_weights_writes_pictures(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("weights", "resnet18", "--no-pretrained", "--out", str(tmp_path / "w"))
+    assert code == 0
+    assert "conv1" in out
+    assert (tmp_path / "w" / "report.html").is_file()
+
+
+def test_probe_prints_intervals(run: Run) -> None:
+    code, out, _ = run("probe", "mixer_s32_224", "--no-pretrained", "--limit", "40", "--device", "cpu", "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert len(rows) == 8
+    assert all(r["low"] <= r["accuracy"] <= r["high"] and r["n_test"] == 40 for r in rows)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("inspect", "mixer_b16_225"), "mixer_b16_224"),
+        (("inspect", "mixer_b16_224.goog_in22k"), "goog_in21k"),
+        (("inspect", "zoo:mixr"), "mixer"),
+        (("inspect", "vgg11", "--no-pretrained"), "known families"),
+        (("models", "nosuchnetwork"), "no model of a known family matches 'nosuchnetwork'"),
+        (("extract", "mixer_s32_224", "--no-pretrained", "--data", "demmo"), "demo"),
+        (("extract", "mixer_s32_224", "--no-pretrained", "--layers", "blocks.99", "--limit", "10"), "blocks."),
+        (("extract", "mixer_s32_224", "--no-pretrained", "--reduce", "prefix", "--limit", "10"), "no prefix token"),
+        (("report", "mixer_s32_224", "--data", "/nowhere/at/all"), "/nowhere/at/all"),
+        (("probe", "mixer_s32_224", "--no-pretrained", "--data", "photos", "--limit", "10"), "one image"),
+        (("inspect", "mixer_s32_224", "--checkpoint", "/nowhere.safetensors"), "no checkpoint at /nowhere.safetensors"),
+        (("inspect", "mixer_s32_224", "--no-pretrained", "--device", "tpu9"), "no device 'tpu9'"),
+        (("report", "resnet18", "vit_tiny_patch16_224", "--checkpoint", "x.pth"), "--checkpoint is for one model"),
+    ],
+)
+def test_a_bad_argument_is_one_line_and_exit_code_2(run: Run, arguments: tuple[str, ...], message: str) -> None:
+    code, out, err = run(*arguments)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    assert out == ""
+
+
+def test_an_unknown_option_is_refused_too(run: Run) -> None:
+    assert run("inspect", "resnet18", "--colour")[0] == 2
+
+
+def test_an_interrupt_says_that_the_work_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    code, _, err = run("demo")
+    assert code == 130
+    assert "goes on where it stopped" in err
