@@ -13,10 +13,11 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TextIO, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -129,7 +130,11 @@ def from_dict(data: Any) -> Any:
         raise StoreError(f"'{kind}' is no result of this version of mixer_probe; known: {', '.join(sorted(_KINDS))}")
     cls = _KINDS[kind]
     known = {f.name for f in dataclasses.fields(cls)}
-    return cls(**{k: from_dict(v) for k, v in data.items() if k in known})
+    fields = {k: from_dict(v) for k, v in data.items() if k in known}
+    try:
+        return cls(**fields)
+    except TypeError as error:
+        raise StoreError(f"a {kind} of another version of mixer_probe: {error}") from error
 
 
 def _import_results() -> None:
@@ -140,13 +145,18 @@ def _import_results() -> None:
 
 def _array_to_dict(array: np.ndarray) -> dict[str, Any]:
     head: dict[str, Any] = {_TYPE: "array", "dtype": str(array.dtype), "shape": list(array.shape)}
-    if array.dtype.kind in "US":
-        return {**head, "values": array.ravel().tolist()}
-    if array.size <= _INLINE_VALUES and (array.dtype.kind != "f" or np.isfinite(array).all()):
+    if array.dtype.kind == "O":
+        raise TypeError("cannot store an array of Python objects in a result")
+    if array.dtype.kind == "U" or (array.size <= _INLINE_VALUES and _is_json(array)):
         return {**head, "values": array.ravel().tolist()}
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return {**head, "npy_base64": base64.b64encode(buffer.getvalue()).decode()}
+
+
+def _is_json(array: np.ndarray) -> bool:
+    """Whether JSON has all the values: booleans, integers and finite numbers, but not NaN, complex numbers or dates."""
+    return array.dtype.kind in "biu" or (array.dtype.kind == "f" and bool(np.isfinite(array).all()))
 
 
 def _array_from_dict(data: dict[str, Any]) -> np.ndarray:
@@ -157,7 +167,7 @@ def _array_from_dict(data: dict[str, Any]) -> np.ndarray:
 
 
 def save_results(results: Iterable[Result], path: str | os.PathLike[str], settings: Mapping[str, Any] | None = None) -> Path:
-    """Write results as one JSON file, whole or not at all."""
+    """Write results as one JSON file, whole or not at all. Raises StoreError if it cannot be written."""
     content = {"format": FORMAT, "settings": dict(settings or {}), "results": [to_dict(r) for r in results]}
     return write_text_atomically(Path(path), json.dumps(content, allow_nan=False))
 
@@ -174,19 +184,35 @@ def load_results(path: str | os.PathLike[str]) -> tuple[Any, ...]:
         raise StoreError(f"{path} is not a results file: it is no valid JSON ({error})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise StoreError(f"{path} is not a results file of this version (expected format '{FORMAT}')")
-    return tuple(from_dict(r) for r in content["results"])
+    try:
+        return tuple(from_dict(r) for r in content["results"])
+    except StoreError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{path} is damaged: {type(error).__name__} {error}") from error
 
 
 def write_text_atomically(path: Path, text: str) -> Path:
-    """Write `text` to `path` through a temporary file beside it, so that a full disk or an interrupt leaves no half file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write `text` to `path` through a temporary file beside it: a full disk or an interrupt leaves no half file.
+
+    Raises StoreError if it cannot be written; what was at `path` is then still there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _replacing(path) as stream:
+            stream.write(text)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+    return path
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[TextIO]:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
+            yield stream
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    return path

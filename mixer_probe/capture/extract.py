@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ _REDUCERS: dict[str, Reducer[Any]] = {
     "none": every_position,
 }
 _PREFIX = "prefix/"
+_Pieces = closing[Generator[tuple[Piece, dict[str, np.ndarray]]]]
 
 
 def extract(
@@ -42,15 +44,17 @@ def extract(
 ) -> Representations:
     """Run `images` through `model` and keep what the `layers` return.
 
-    `layers` are names, globs, kinds or the words "blocks", "spatial", "channel", "all" (see `Model.select`). `reduce` is "mean"
-    (over positions, prefix tokens apart), "prefix" (the class token) or "none" (all positions). The forward pass stops
-    after the last layer asked for. With `out` the numbers go to a zarr store at that path, which survives interruption: the
-    same call goes on where it stopped, and returns the finished run if there is one. `autocast` is None, "bfloat16" or "float16".
+    `layers` are names, globs, kinds or the words "blocks", "spatial", "channel", "all" (see `Model.select`). `reduce` is
+    "mean" (over positions, prefix tokens apart), "prefix" (the class token) or "none" (all positions). The forward pass
+    stops after the last layer asked for. With `out` the numbers go to a zarr store at that path, which survives
+    interruption: the same call goes on where it stopped, and returns the finished run if there is one. `autocast` is
+    None, "bfloat16" or "float16".
 
     Returns arrays [image, channel], or [image, position, channel] for reduce="none".
 
-    Raises LayerError (unknown layer, or reduce="prefix" where a layer has no prefix token), ImagesError, and StoreError (a
-    place that is taken, too little memory without `out`). Warns with NonFiniteWarning about NaN and infinite values."""
+    Raises LayerError (unknown layer, or reduce="prefix" where a layer has no prefix token), ImagesError, and StoreError
+    (a place that is taken, too little memory without `out`). Warns with NonFiniteWarning about NaN and infinite
+    values."""
     if reduce not in _REDUCERS:
         raise LayerError(f"reduce is 'mean', 'prefix' or 'none', not '{reduce}'")
     source = as_source(images)
@@ -58,10 +62,14 @@ def extract(
     if reduce == "prefix":
         _require_prefix(model, selected)
     record = _record(model, source, selected, reduce, autocast)
+
+    def pieces(start: int) -> _Pieces:
+        return closing(_pieces(model, source, record, batch_size, start, autocast))
+
     if out is not None:
-        found = check_place(Path(out), record) or _into_store(Path(out), model, source, record, batch_size)
+        found = check_place(Path(out), record) or _into_store(Path(out), source, record, batch_size, pieces)
     else:
-        found = _into_memory(model, source, record, batch_size)
+        found = _into_memory(source, record, pieces)
     _warn_non_finite(found)
     return found
 
@@ -74,9 +82,7 @@ def _require_prefix(model: Model, layers: Sequence[Layer]) -> None:
             )
 
 
-def _record(
-    model: Model, source: ImageSource, layers: tuple[Layer, ...], reduce: str, autocast: str | None
-) -> RunRecord:
+def _record(model: Model, source: ImageSource, layers: tuple[Layer, ...], reduce: str, autocast: str | None) -> RunRecord:
     dtype = "float64" if model.dtype is torch.float64 else "float32"
     versions = {
         "mixer_probe": mixer_probe.__version__,
@@ -90,10 +96,9 @@ def _record(
 
 
 def _pieces(
-    model: Model, source: ImageSource, record: RunRecord, batch_size: int, start: int = 0
-) -> Iterator[tuple[Piece, dict[str, np.ndarray]]]:
+    model: Model, source: ImageSource, record: RunRecord, batch_size: int, start: int, autocast: str | None
+) -> Generator[tuple[Piece, dict[str, np.ndarray]]]:
     """Pieces in main memory as NumPy arrays by stored name."""
-    autocast = None if record.autocast.startswith("torch.") else record.autocast
     found = stream(
         model,
         source,
@@ -120,16 +125,17 @@ def _arrays(piece: Piece, record: RunRecord) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _into_memory(model: Model, source: ImageSource, record: RunRecord, batch_size: int) -> Representations:
+def _into_memory(source: ImageSource, record: RunRecord, run: Callable[[int], _Pieces]) -> Representations:
     _check_memory(record, len(source))
     arrays: dict[str, np.ndarray] = {}
     counts: dict[str, int] = {}
-    for piece, found in _pieces(model, source, record, batch_size):
-        count_non_finite(found, counts)
-        for name, values in found.items():
-            if name not in arrays:
-                arrays[name] = np.empty((len(source), *values.shape[1:]), dtype=record.dtype)
-            arrays[name][piece.start : piece.start + piece.n] = values
+    with run(0) as pieces:
+        for piece, found in pieces:
+            count_non_finite(found, counts)
+            for name, values in found.items():
+                if name not in arrays:
+                    arrays[name] = np.empty((len(source), *values.shape[1:]), dtype=record.dtype)
+                arrays[name][piece.start : piece.start + piece.n] = values
     plain = {k: v for k, v in arrays.items() if not k.startswith(_PREFIX)}
     prefixes = {k.removeprefix(_PREFIX): v for k, v in arrays.items() if k.startswith(_PREFIX)}
     return Representations(record, plain, prefixes, source.ids, source.labels, source.class_names, counts)
@@ -144,16 +150,22 @@ def _check_memory(record: RunRecord, n: int) -> None:
         return
     if needed > 0.8 * there:
         raise StoreError(
-            f"{n} images at {len(record.layers)} layers need {needed / 2**30:.0f} GiB and this machine has {there / 2**30:.0f}; "
-            "give out=FOLDER to store them on disk, or use reduce='mean'"
+            f"{n} images at {len(record.layers)} layers need {needed / 2**30:.0f} GiB and this machine has "
+            f"{there / 2**30:.0f}; give out=FOLDER to store them on disk, or use reduce='mean'"
         )
 
 
-def _into_store(out: Path, model: Model, source: ImageSource, record: RunRecord, batch_size: int) -> Representations:
-    writer = RunWriter(out, record, source.ids, source.labels, source.class_names)
-    for _piece, found in _pieces(model, source, record, batch_size, writer.done):
-        writer.write(found)
-    return open_run(writer.finish())
+def _into_store(
+    out: Path, source: ImageSource, record: RunRecord, batch_size: int, run: Callable[[int], _Pieces]
+) -> Representations:
+    with (
+        RunWriter(out, record, source.ids, source.labels, source.class_names) as writer,
+        # From the beginning of a batch, so that batches and with them the last bits are those of an unbroken run.
+        run(writer.done - writer.done % batch_size) as pieces,
+    ):
+        for piece, found in pieces:
+            writer.write(piece.start, found)
+    return open_run(out)
 
 
 def _warn_non_finite(found: Representations) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from mixer_probe.capture.views import positions_and_prefix
-from mixer_probe.errors import LayerError
+from mixer_probe.errors import ImagesError, LayerError
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 from mixer_probe.models.trace import evaluating
@@ -24,15 +24,14 @@ class _Stop(BaseException):
 
 
 @contextmanager
-def capture(
-    model: Model, layers: Sequence[Layer], reducer: Reducer[T]
-) -> Iterator[Callable[[torch.Tensor], dict[str, T]]]:
+def capture(model: Model, layers: Sequence[Layer], reducer: Reducer[T]) -> Iterator[Callable[[torch.Tensor], dict[str, T]]]:
     """A function from a batch [B, 3, H, W] to `{layer name: reducer(layer, positions, prefix)}`.
 
-    The reducer runs inside the hook, on the device, where the tensor is still what the module returned: an in-place ReLU or
-    addition may overwrite it a moment later, so a reducer must return a new tensor, never a view. Results appear only
-    after a whole forward pass, so one that fails leaves nothing half-counted. The network runs in eval mode without gradients;
-    on leaving the context the hooks are gone and every module has its own training flag back, whatever happened."""
+    The reducer runs inside the hook, on the device, where the tensor is still what the module returned: an in-place
+    ReLU or addition may overwrite it a moment later, so a reducer must return a new tensor, never a view. Results appear
+    only after a whole forward pass, so one that fails leaves nothing half-counted. The network runs in eval mode without
+    gradients; on leaving the context the hooks are gone and every module has its own training flag back, whatever
+    happened. Raises ImagesError for a batch of another size than the model's."""
     session = _Session(layers, reducer)
     handles: list[RemovableHandle] = []
     try:
@@ -69,9 +68,12 @@ class _Session(Generic[T]):
             raise _Stop
 
     def run(self, model: Model, batch: torch.Tensor) -> dict[str, T]:
+        if tuple(batch.shape[1:]) != model.input.size:
+            raise ImagesError(f"the images are {tuple(batch.shape[1:])} and {model.name} takes {model.input.size}")
         self._runs, self._found = {}, {}
         try:
-            with torch.inference_mode():
+            # Not inference_mode: what a network caches in its first pass must stay usable for gradients.
+            with torch.no_grad():
                 model.module(batch)
         except _Stop:
             pass

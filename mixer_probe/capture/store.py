@@ -1,29 +1,31 @@
-"""The on-disk store of a run: a zarr group with one labelled array a layer, written so that half a run is never taken for one.
+"""The on-disk store of a run: a zarr group with one labelled array a layer. Half a run is never taken for a whole one.
 
-While a run is being written it lives in `NAME.partial` beside its final place, with a note of how many images are done; it
-moves to `NAME` in one step at the end. Starting the same run again goes on after the last image that was written.
+While a run is being written it lives in `NAME.partial` beside its final place, with a note of how many images are done;
+it moves to `NAME` in one step at the end. Starting the same run again goes on after the last image that was written.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import zarr
 
 from mixer_probe.capture.representations import Representations, RunRecord
 from mixer_probe.errors import StoreError
 from mixer_probe.models.layer import Layer
 from mixer_probe.results import from_dict, to_dict, write_text_atomically
 
+if TYPE_CHECKING:
+    import zarr
+
 FORMAT = "mixer-probe run 1"
 _CHUNK_BYTES = 16 * 2**20
-_PREFIX = "prefix"
+_PREFIX = "prefix/"
 _PROGRESS = "progress.json"
 
 
@@ -33,80 +35,115 @@ def partial_path(out: Path) -> Path:
 
 
 class RunWriter:
-    """Writes a run chunk by chunk. `done` is the number of images that are safely on disk; start there."""
+    """Writes a run chunk by chunk; a context manager that finishes the run, or on an error keeps what there is of it.
+
+    `done` is the number of images that are safely on disk."""
 
     def __init__(
-        self, out: Path, record: RunRecord, ids: tuple[str, ...], labels: np.ndarray | None, class_names: tuple[str, ...] | None
+        self,
+        out: Path,
+        record: RunRecord,
+        ids: tuple[str, ...],
+        labels: np.ndarray | None,
+        class_names: tuple[str, ...] | None,
     ) -> None:
+        """Open the place, and go on with the same run if an unfinished one is there.
+
+        Raises StoreError if something else is there, or the place cannot be written to."""
         self._out = out
         self._path = partial_path(out)
         self._record = record
         self._n = len(ids)
-        self._rows = chunk_rows(record.layers, record)
+        self._rows = chunk_rows(record)
         self._buffer: list[Mapping[str, np.ndarray]] = []
-        self._group, self.done, self.non_finite = self._open(ids, labels, class_names)
+        self._waiting = 0
+        self.done = 0
+        self.non_finite: dict[str, int] = {}
+        with self._disk():
+            if not self._resume():
+                self._begin(ids, labels, class_names)
 
-    def _open(
-        self, ids: tuple[str, ...], labels: np.ndarray | None, class_names: tuple[str, ...] | None
-    ) -> tuple[zarr.Group, int, dict[str, int]]:
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._finish()
+        elif not issubclass(kind, StoreError):
+            # Whatever stopped the run is what the caller has to hear about.
+            with suppress(StoreError):
+                self._flush(self._waiting)
+
+    def _resume(self) -> bool:
+        """Whether an unfinished run with at least one image is there and was opened."""
+        import zarr
+
         progress = _read_progress(self._path)
-        if progress and progress["identity"] == self._record.identity():
-            return zarr.open_group(self._path, mode="r+"), int(progress["done"]), dict(progress["non_finite"])
-        if self._path.exists():
-            shutil.rmtree(self._path)
+        occupied = self._path.is_dir() and any(self._path.iterdir())
+        if progress is None and occupied:
+            raise StoreError(f"{self._path} is in the way and is no unfinished run; delete it or choose another place")
+        if progress and progress["identity"] != self._record.identity():
+            raise StoreError(f"{self._path} holds another unfinished run; finish it, delete it or choose another place")
+        if not progress or not progress["done"]:
+            return False
+        self.done, self.non_finite = int(progress["done"]), dict(progress["non_finite"])
+        self._group = zarr.open_group(self._path, mode="r+")
+        return True
+
+    def _begin(self, ids: tuple[str, ...], labels: np.ndarray | None, class_names: tuple[str, ...] | None) -> None:
+        import zarr
+
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        group = zarr.open_group(self._path, mode="w")
-        self._create(group, ids, labels, class_names)
-        return group, 0, {}
+        self._group = zarr.open_group(self._path, mode="w")
+        self._note()
+        about = {"format": FORMAT, "complete": False, "run": to_dict(self._record), "coordinates": "image_id"}
+        self._group.attrs.update({**about, "class_names": list(class_names) if class_names else None})
+        self._create("image_id", "str", "auto", ())[:] = np.array(ids, dtype=object)
+        if labels is not None:
+            self._create("label", "int64", "auto", ())[:] = np.asarray(labels, dtype=np.int64)
+        for name, (shape, dimensions) in _arrays_of(self._record).items():
+            chunks = (min(self._rows, self._n), *shape)
+            self._create(name, self._record.dtype, chunks, dimensions, shape, fill_value=np.nan)
 
     def _create(
-        self, group: zarr.Group, ids: tuple[str, ...], labels: np.ndarray | None, class_names: tuple[str, ...] | None
-    ) -> None:
-        group.attrs.update({"format": FORMAT, "complete": False, "run": to_dict(self._record), "coordinates": "image_id"})
-        group.attrs["class_names"] = list(class_names) if class_names else None
-        names = group.create_array("image_id", shape=(self._n,), dtype="str", dimension_names=("image",))
-        names[:] = np.array(ids, dtype=object)
-        if labels is not None:
-            group.create_array("label", data=np.asarray(labels, dtype=np.int64), dimension_names=("image",))
-        for layer in self._record.layers:
-            shape, dims = stored_shape(layer, self._record.reduce)
-            self._create_array(group, layer.name, shape, dims)
-            if self._record.reduce == "none" and layer.prefix_tokens:
-                tokens = f"{_PREFIX}_{layer.prefix_tokens}"
-                self._create_array(
-                    group, f"{_PREFIX}/{layer.name}", (layer.prefix_tokens, layer.channels), (tokens, _channels(layer))
-                )
-
-    def _create_array(self, group: zarr.Group, name: str, shape: tuple[int, ...], dims: tuple[str, ...]) -> None:
-        group.create_array(
+        self,
+        name: str,
+        dtype: str,
+        chunks: tuple[int, ...] | Literal["auto"],
+        dimensions: tuple[str, ...],
+        shape: tuple[int, ...] = (),
+        **settings: Any,
+    ) -> zarr.Array[Any]:
+        return self._group.create_array(
             name,
             shape=(self._n, *shape),
-            chunks=(min(self._rows, self._n), *shape),
-            dtype=self._record.dtype,
-            dimension_names=("image", *dims),
+            dtype=dtype,
+            chunks=chunks,
+            dimension_names=("image", *dimensions),
+            **settings,
         )
 
-    def write(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Take the next images' arrays; they reach the disk a whole chunk at a time. Raises StoreError on a full disk."""
-        self._buffer.append(arrays)
-        while self._waiting() >= self._rows:
-            self._flush(self._rows)
+    def write(self, start: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take the arrays of the images from `start` on; those that are there already are left out.
 
-    def _waiting(self) -> int:
-        return sum(len(next(iter(arrays.values()))) for arrays in self._buffer)
+        They reach the disk whole chunks at a time. Raises StoreError on a full disk."""
+        known = self.done + self._waiting - start
+        self._buffer.append({name: array[max(known, 0) :] for name, array in arrays.items()})
+        self._waiting += _length(self._buffer[-1])
+        end = self.done + self._waiting
+        self._flush(end - end % self._rows - self.done)
 
     def _flush(self, rows: int) -> None:
+        if rows <= 0:
+            return
         joined = {name: np.concatenate([a[name] for a in self._buffer]) for name in self._buffer[0]}
-        try:
-            for name, array in joined.items():
-                self._group[name][self.done : self.done + rows] = array[:rows]
-        except OSError as error:
-            raise StoreError(
-                f"could not write to {self._path} ({error.strerror or error}); {self.done} of {self._n} images are safe: "
-                "make room and run the same again to go on"
-            ) from error
-        count_non_finite({name: array[:rows] for name, array in joined.items()}, self.non_finite)
+        now = {name: array[:rows] for name, array in joined.items()}
+        with self._disk():
+            for name, array in now.items():
+                _array(self._group, name)[self.done : self.done + rows] = array
+        count_non_finite(now, self.non_finite)
         self._buffer = [{name: array[rows:] for name, array in joined.items()}]
+        self._waiting -= rows
         self.done += rows
         self._note()
 
@@ -114,21 +151,35 @@ class RunWriter:
         content = {"identity": self._record.identity(), "done": self.done, "n": self._n, "non_finite": self.non_finite}
         write_text_atomically(self._path / _PROGRESS, json.dumps(content))
 
-    def finish(self) -> Path:
+    def _finish(self) -> None:
         """Write what is left, mark the run complete, and move it to its place."""
-        left = self._waiting()
-        if left:
-            self._flush(left)
+        import zarr
+
+        self._flush(self._waiting)
         if self.done != self._n:
             raise StoreError(f"{self._path} holds {self.done} of {self._n} images; it was not finished")
-        self._group.attrs.update({"complete": True, "non_finite": self.non_finite})
-        (self._path / _PROGRESS).unlink(missing_ok=True)
-        with warnings.catch_warnings():
+        with self._disk(), warnings.catch_warnings():
             # zarr warns that format 3 has no final word on consolidated metadata; xarray warns where it is missing.
             warnings.simplefilter("ignore")
+            self._group.attrs.update({"complete": True, "non_finite": self.non_finite})
             zarr.consolidate_metadata(str(self._path))
-        self._path.replace(self._out)
-        return self._out
+            self._path.replace(self._out)
+            (self._out / _PROGRESS).unlink()
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        """What the operating system refuses, as a sentence with a way out."""
+        import zarr
+
+        try:
+            # Every chunk is a file, whatever it holds, so that a lost one is noticed.
+            with zarr.config.set({"array.write_empty_chunks": True}):
+                yield
+        except OSError as error:
+            raise StoreError(
+                f"could not write to {self._path} ({error.strerror or error}); {self.done} of {self._n} images are safe: "
+                "make room and run the same again to go on"
+            ) from error
 
 
 def check_place(out: Path, record: RunRecord) -> Representations | None:
@@ -138,7 +189,7 @@ def check_place(out: Path, record: RunRecord) -> Representations | None:
     try:
         found = open_run(out)
     except StoreError as error:
-        raise StoreError(f"{out} exists and is no run of mixer_probe; choose another place") from error
+        raise StoreError(f"{out} is in the way: {error}; choose another place or delete it") from error
     if found.record.identity() != record.identity():
         raise StoreError(f"{out} already holds another run ({found!r}); choose another place or delete it")
     return found
@@ -147,64 +198,105 @@ def check_place(out: Path, record: RunRecord) -> Representations | None:
 def open_run(path: str | Path) -> Representations:
     """A stored run as `extract` returned it; arrays are read when they are asked for.
 
-    Raises StoreError for a path that holds no run, or an unfinished one."""
+    Raises StoreError for a path that holds no run, an unfinished one, or one of which files are missing."""
     place = Path(path)
     unfinished = place if place.name.endswith(".partial") else partial_path(place)
     progress = _read_progress(unfinished)
     if progress and (place == unfinished or not place.exists()):
         raise StoreError(
-            f"the run at {place} is unfinished ({progress['done']} of {progress['n']} images); run the same extract again to finish it"
+            f"the run at {place} is unfinished ({progress['done']} of {progress['n']} images); "
+            "run the same extract again to finish it"
         )
+    group = _open_group(place)
+    try:
+        return _representations(group)
+    except (KeyError, ValueError, TypeError, OSError) as error:
+        raise StoreError(f"the run at {place} is damaged ({error}); delete it and run extract again") from error
+
+
+def _open_group(place: Path) -> zarr.Group:
+    import zarr
+
     try:
         group = zarr.open_group(place, mode="r")
-        attrs = dict(group.attrs)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"no run at {place}; give the folder that extract wrote with out=") from error
-    if attrs.get("format") != FORMAT:
+    if group.attrs.get("format") != FORMAT:
         raise StoreError(f"{place} is no run of this version of mixer_probe (expected format '{FORMAT}')")
-    if not attrs.get("complete"):
+    if not group.attrs.get("complete"):
         raise StoreError(f"the run at {place} is unfinished; run the same extract again to finish it")
-    return _representations(group, attrs)
+    return group
 
 
-def _representations(group: zarr.Group, attrs: dict[str, Any]) -> Representations:
+def _representations(group: zarr.Group) -> Representations:
+    attrs = dict(group.attrs)
     record: RunRecord = from_dict(attrs["run"])
-    arrays = {layer.name: group[layer.name] for layer in record.layers}
-    prefixes = {}
-    if record.reduce == "none":
-        prefixes = {layer.name: group[f"{_PREFIX}/{layer.name}"] for layer in record.layers if layer.prefix_tokens}
-    labels = np.asarray(group["label"][...]) if "label" in group else None
-    names = attrs.get("class_names")
-    ids = [str(i) for i in np.asarray(group["image_id"][...])]
-    return Representations(record, arrays, prefixes, ids, labels, tuple(names) if names else None, attrs["non_finite"])
+    found = {name: _whole_array(group, name) for name in _arrays_of(record)}
+    arrays = {name: array for name, array in found.items() if not name.startswith(_PREFIX)}
+    prefixes = {name.removeprefix(_PREFIX): array for name, array in found.items() if name.startswith(_PREFIX)}
+    labels = np.asarray(_whole_array(group, "label")[...]) if "label" in group else None
+    ids = [str(i) for i in np.asarray(_whole_array(group, "image_id")[...])]
+    names: Any = attrs["class_names"]
+    non_finite: Any = attrs["non_finite"]
+    return Representations(record, arrays, prefixes, ids, labels, tuple(names) if names else None, non_finite)
+
+
+def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    array: Any = group[name]
+    return array  # type: ignore[no-any-return]
+
+
+def _whole_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    """An array of the run. Raises ValueError if chunks of it are missing, which zarr would read as NaN."""
+    array = _array(group, name)
+    if array.nchunks_initialized != array.nchunks:
+        raise ValueError(f"{array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks of '{name}' are missing")
+    return array
 
 
 def stored_shape(layer: Layer, reduce: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Shape of one image's numbers and the names of their dimensions. Sizes are part of the names, since a dimension has one
-    size in a store and layers differ."""
+    """Shape of one image's numbers and the names of their dimensions.
+
+    Sizes are part of the names, since a dimension has one size in a store and layers differ."""
     if reduce != "none" or layer.positions == 0:
         return (layer.channels,), (_channels(layer),)
     label = "x".join(map(str, layer.grid)) if layer.grid else str(layer.positions)
     return (layer.positions, layer.channels), (f"position_{label}", _channels(layer))
 
 
+def _arrays_of(record: RunRecord) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
+    """Every array of a run with its `stored_shape`: one a layer, and under "prefix/" one a layer with prefix tokens."""
+    arrays = {layer.name: stored_shape(layer, record.reduce) for layer in record.layers}
+    if record.reduce == "none":
+        for layer in record.layers:
+            if layer.prefix_tokens:
+                tokens = f"token_{layer.prefix_tokens}"
+                arrays[_PREFIX + layer.name] = (layer.prefix_tokens, layer.channels), (tokens, _channels(layer))
+    return arrays
+
+
 def _channels(layer: Layer) -> str:
     return f"channel_{layer.channels}"
 
 
-def chunk_rows(layers: tuple[Layer, ...], record: RunRecord) -> int:
+def chunk_rows(record: RunRecord) -> int:
     """Images a chunk: as many as keep the largest array's chunk near 16 MiB, at least one."""
     itemsize = np.dtype(record.dtype).itemsize
-    largest = max(int(np.prod(stored_shape(layer, record.reduce)[0])) for layer in layers)
+    largest = max(int(np.prod(stored_shape(layer, record.reduce)[0])) for layer in record.layers)
     return int(np.clip(_CHUNK_BYTES // (largest * itemsize), 1, 1024))
 
 
 def count_non_finite(arrays: Mapping[str, np.ndarray], counts: dict[str, int]) -> None:
-    """Add the number of NaN and infinite values of each array to `counts`; finite arrays get no entry."""
+    """Add the number of NaN and infinite values to `counts` by layer, prefix tokens included; finite ones get no entry."""
     for name, array in arrays.items():
         bad = array.size - int(np.isfinite(array).sum())
         if bad:
-            counts[name] = counts.get(name, 0) + bad
+            layer = name.removeprefix(_PREFIX)
+            counts[layer] = counts.get(layer, 0) + bad
+
+
+def _length(arrays: Mapping[str, np.ndarray]) -> int:
+    return len(next(iter(arrays.values())))
 
 
 def _read_progress(path: Path) -> dict[str, Any] | None:

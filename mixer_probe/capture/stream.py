@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from mixer_probe.capture.hooks import Reducer, capture
-from mixer_probe.errors import ImagesError, MixerProbeError, OutOfMemoryWarning
+from mixer_probe.errors import ImagesError, MixerProbeError, ModelError, OutOfMemoryWarning
 from mixer_probe.images import model_transform
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.load import resolve_dtype
@@ -30,22 +31,27 @@ class ImageSource(Protocol):
     """What can be streamed: `mixer_probe.images.Images`, or a tensor of finished inputs through `as_source`."""
 
     @property
-    def ids(self) -> tuple[str, ...]: ...
+    def ids(self) -> tuple[str, ...]:
+        """One name an image."""
 
     @property
-    def labels(self) -> np.ndarray | None: ...
+    def labels(self) -> np.ndarray | None:
+        """Class indices [n], None without labels."""
 
     @property
-    def class_names(self) -> tuple[str, ...] | None: ...
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names by class index."""
 
     @property
-    def record(self) -> ImagesRecord: ...
+    def record(self) -> ImagesRecord:
+        """What a result says about the images."""
 
     def __len__(self) -> int: ...
 
     def batches(
         self, transform: Callable[[Any], torch.Tensor], batch_size: int, start: int = 0, *, pin_memory: bool = False
-    ) -> Iterator[torch.Tensor]: ...
+    ) -> Iterator[torch.Tensor]:
+        """Transformed images [B, 3, H, W] in order, from index `start` on."""
 
 
 class TensorImages:
@@ -63,8 +69,8 @@ class TensorImages:
     @property
     def record(self) -> ImagesRecord:
         """The tensor's size and hash."""
-        digest = hashlib.sha256(self._tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
-        return ImagesRecord("tensor", "", len(self), 0, digest)
+        raw = self._tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        return ImagesRecord("tensor", "", len(self), 0, hashlib.sha256(raw.data).hexdigest())
 
     def __len__(self) -> int:
         return len(self._tensor)
@@ -73,14 +79,15 @@ class TensorImages:
         self, transform: Callable[[Any], torch.Tensor], batch_size: int, start: int = 0, *, pin_memory: bool = False
     ) -> Iterator[torch.Tensor]:
         """Slices of the tensor."""
-        yield from self._tensor[start:].split(batch_size)
+        for first in range(start, len(self), batch_size):
+            yield self._tensor[first : first + batch_size]
 
 
 def as_source(images: ImageSource | torch.Tensor) -> ImageSource:
     """Images as they are, or a tensor of finished inputs wrapped. Raises ImagesError for anything else."""
     if isinstance(images, torch.Tensor):
         return TensorImages(images)
-    if not isinstance(images, ImageSource):
+    if not callable(getattr(images, "batches", None)):
         raise ImagesError(f"images are what load_images returns or a tensor [n, 3, H, W], not a {type(images).__name__}")
     if not len(images):
         raise ImagesError("there are no images to look at")
@@ -95,6 +102,10 @@ class Piece:
     n: int
     found: dict[str, Any]
 
+    def map(self, change: Callable[[Any], Any]) -> Piece:
+        """The same piece with `change` applied to every value inside the results."""
+        return Piece(self.start, self.n, pytree.tree_map(change, self.found))
+
 
 def stream(
     model: Model,
@@ -107,19 +118,21 @@ def stream(
     autocast: str | torch.dtype | None = None,
     title: str | None = None,
 ) -> Iterator[Piece]:
-    """Run images through the network and yield, piece by piece, `{layer: reducer(layer, positions, prefix)}` on the device.
+    """Run images through the network and yield, piece by piece, `{layer: reducer(layer, positions, prefix)}`.
 
-    Where the device runs out of memory the batch is halved, with a warning, and the work goes on. `autocast` is
-    "bfloat16", "float16" or None. `start` skips that many images. Progress is shown under `title`."""
+    The results are on the device. Where that runs out of memory the batch is halved, with a warning, and the work goes
+    on. `autocast` is "bfloat16", "float16" or None. `start` skips that many images. Progress is shown under `title`.
+    While the caller has a piece in hand the network is as it was found: no hooks, its own training flags."""
     source = as_source(images)
+    if batch_size < 1:
+        raise ImagesError(f"batch_size is 1 or more, not {batch_size}")
     transform = transform_of(model)
-    with task(title or f"{model.name}", len(source)) as advance, capture(model, layers, reducer) as run:
+    runner = _Runner(model, layers, reducer, batch_size, autocast)
+    position = start
+    with task(title or model.name, len(source)) as advance:
         advance(start)
-        position = start
-        limit = batch_size
         for batch in source.batches(transform, batch_size, start=start, pin_memory=model.device.type == "cuda"):
-            moved = batch.to(model.device, model.dtype, non_blocking=True)
-            for found, n, limit in _run_halving(run, moved, limit, _autocast(model, autocast)):  # noqa: B020 - kept on purpose
+            for found, n in runner.parts(batch):
                 yield Piece(position, n, found)
                 position += n
                 advance(n)
@@ -131,71 +144,107 @@ def transform_of(model: Model) -> Callable[[Any], torch.Tensor]:
     return model_transform(spec.size, spec.mean, spec.std, spec.interpolation, spec.crop_pct)
 
 
-def _autocast(model: Model, dtype: str | torch.dtype | None) -> Callable[[], AbstractContextManager[Any]]:
-    resolved = resolve_dtype(dtype)
-    if resolved is None:
-        return nullcontext
-    return lambda: torch.autocast(model.device.type, dtype=resolved)
+class _Runner:
+    """Runs batches through a network, in as many parts as the memory of its device demands."""
 
+    def __init__(
+        self,
+        model: Model,
+        layers: Sequence[Layer],
+        reducer: Reducer[Any],
+        batch_size: int,
+        autocast: str | torch.dtype | None,
+    ) -> None:
+        self._model = model
+        self._layers = layers
+        self._reducer = reducer
+        self._limit = batch_size
+        self._context = _autocast(model, autocast)
 
-def _run_halving(
-    run: Callable[[torch.Tensor], dict[str, Any]],
-    batch: torch.Tensor,
-    limit: int,
-    context: Callable[[], AbstractContextManager[Any]],
-) -> Iterator[tuple[dict[str, Any], int, int]]:
-    """(results, images, batch size that fits) for parts of the batch, halved as often as memory demands."""
-    waiting = list(batch.split(limit))
-    while waiting:
-        part = waiting.pop(0)
+    def parts(self, batch: torch.Tensor) -> Iterator[tuple[dict[str, Any], int]]:
+        """(results, number of images) for consecutive parts of the batch."""
+        while len(batch):
+            part = batch[: self._limit]
+            found = self._try(part)
+            if found is None:
+                self._halve(len(part))
+                continue
+            yield found, len(part)
+            batch = batch[len(part) :]
+
+    def _try(self, part: torch.Tensor) -> dict[str, Any] | None:
+        """The results, None if the device has too little memory for that many images."""
         try:
-            with context():
-                found = run(part)
+            with self._context(), capture(self._model, self._layers, self._reducer) as run:
+                return run(part.to(self._model.device, self._model.dtype, non_blocking=True))
         except torch.OutOfMemoryError as error:
             if len(part) == 1:
                 raise MixerProbeError(
                     "the device has too little memory for one image; ask for fewer layers, reduce='mean' or device='cpu'"
                 ) from error
-            limit = max(len(part) // 2, 1)
-            waiting = [half for whole in (part, *waiting) for half in whole.split(limit)]
-            _warn_halved(limit)
-            continue
-        yield found, len(part), limit
+            return None
+
+    def _halve(self, n: int) -> None:
+        # Only now is the error gone, and with it the tensors of the pass that failed.
+        self._limit = n // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        warnings.warn(f"out of memory on the device: going on with batches of {self._limit}", OutOfMemoryWarning, stacklevel=4)
 
 
-def _warn_halved(limit: int) -> None:
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    warnings.warn(f"out of memory on the device: going on with batches of {limit}", OutOfMemoryWarning, stacklevel=2)
+def _autocast(model: Model, dtype: str | torch.dtype | None) -> Callable[[], AbstractContextManager[Any]]:
+    resolved = resolve_dtype(dtype)
+    if resolved is None:
+        return nullcontext
+    if resolved not in (torch.bfloat16, torch.float16):
+        raise ModelError(f"autocast is 'bfloat16' or 'float16', not '{dtype}'; for other types use load_model(dtype=...)")
+    return lambda: torch.autocast(model.device.type, dtype=resolved)
 
 
 def to_host(pieces: Iterator[Piece]) -> Iterator[Piece]:
     """The same pieces with their tensors in main memory.
 
-    From a GPU the copies go to pinned memory and run beside the next forward pass; a piece is handed on when its copy is done.
-    """
-    waiting: tuple[Piece, torch.cuda.Event] | None = None
+    From a GPU the copies go to pinned memory on a stream of their own, beside the next forward pass; a piece is handed
+    on when its copy is done."""
+    waiting: _Copy | None = None
     for piece in pieces:
-        if not _on_cuda(piece):
-            yield Piece(piece.start, piece.n, pytree.tree_map(_to_cpu, piece.found))
-            continue
-        copy = Piece(piece.start, piece.n, pytree.tree_map(_to_pinned, piece.found))
-        event = torch.cuda.Event()
-        event.record()
+        copy = _Copy(piece) if _on_cuda(piece) else None
         if waiting:
-            yield _arrived(*waiting)
-        waiting = copy, event
+            yield waiting.arrived()
+        waiting = copy
+        if copy is None:
+            yield piece.map(_to_cpu)
     if waiting:
-        yield _arrived(*waiting)
+        yield waiting.arrived()
 
 
-def _arrived(piece: Piece, event: torch.cuda.Event) -> Piece:
-    event.synchronize()  # type: ignore[no-untyped-call]
-    return piece
+class _Copy:
+    """A piece on its way from a GPU to pinned memory."""
+
+    def __init__(self, piece: Piece) -> None:
+        stream = _copy_stream(next(t.device for t in pytree.tree_leaves(piece.found) if _is_cuda(t)))
+        stream.wait_stream(torch.cuda.current_stream(stream.device))
+        with torch.cuda.stream(stream):
+            self._piece = piece.map(_to_pinned)
+            self._event = stream.record_event()
+
+    def arrived(self) -> Piece:
+        """The piece in main memory, when all of it is there."""
+        self._event.synchronize()
+        return self._piece
+
+
+@lru_cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _on_cuda(piece: Piece) -> bool:
-    return any(isinstance(t, torch.Tensor) and t.is_cuda for t in pytree.tree_leaves(piece.found))
+    return any(map(_is_cuda, pytree.tree_leaves(piece.found)))
+
+
+def _is_cuda(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_cuda
 
 
 def _to_cpu(value: Any) -> Any:
@@ -203,6 +252,8 @@ def _to_cpu(value: Any) -> Any:
 
 
 def _to_pinned(value: Any) -> Any:
-    if not isinstance(value, torch.Tensor) or not value.is_cuda:
+    if not _is_cuda(value):
         return value
+    # The allocator must not give the memory away before the copy is done.
+    value.record_stream(torch.cuda.current_stream(value.device))
     return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)

@@ -16,8 +16,8 @@ def positions_and_prefix(output: torch.Tensor, layer: Layer) -> tuple[torch.Tens
     prefix = layer.prefix_tokens
     if sequence.shape[1] != max(layer.positions, 1) + prefix or sequence.shape[2] != layer.channels:
         raise LayerError(
-            f"'{layer.name}' returned shape {tuple(output.shape)} where {max(layer.positions, 1)} positions and {layer.channels} "
-            "channels were expected; are the images of the model's input size?"
+            f"'{layer.name}' returned shape {tuple(output.shape)} where {max(layer.positions, 1)} positions and "
+            f"{layer.channels} channels were expected; was the network changed after it was loaded?"
         )
     return sequence[:, prefix:], sequence[:, :prefix] if prefix else None
 

@@ -13,7 +13,14 @@ from torch import nn
 
 from mixer_probe.models.layer import Axes, Family
 
-UNREADABLE = "unreadable"
+# Path prefixes with the axes of what lies under them, or with a sentence on why that is no representation.
+AxesTable = tuple[tuple[str, Axes | str], ...]
+
+
+def look_up(table: AxesTable, path: str) -> Axes | str | None:
+    """The entry of the longest prefix of `path`, None if no prefix fits."""
+    matches = [(prefix, axes) for prefix, axes in table if (path + ".").startswith(prefix + ".")]
+    return max(matches, key=lambda match: len(match[0]))[1] if matches else None
 
 
 @dataclass(frozen=True)
@@ -30,21 +37,21 @@ class BlockSpec:
     spatial: tuple[str, ...]
     channel: tuple[str, ...]
     axes: Axes
-    inside: tuple[tuple[str, Axes | str], ...] = ()
+    inside: AxesTable = ()
     wraps: bool = False
 
     def axes_at(self, path: str, block: nn.Module) -> Axes | str:
         """Axes of the module at `path` inside the block ("" is the block itself), or the sentence of an unreadable one."""
-        matches = [(prefix, axes) for prefix, axes in self.inside if (path + ".").startswith(prefix + ".")]
-        return max(matches, key=lambda match: len(match[0]))[1] if path and matches else self.axes
+        return look_up(self.inside, path) or self.axes
 
 
 @dataclass(frozen=True)
 class Adapter:
     """A family: its block classes and where stem, final norm and head are found.
 
-    The path tuples are candidates in order of preference; the first that exists and runs is taken. `outside` gives the axes
-    of 4-D tensors outside the blocks, `includes` names the networks in messages.
+    The path tuples are candidates in order of preference; the first that exists and runs is taken. `outside` gives the
+    axes of 4-D tensors outside the blocks, except under the prefixes of `around`. `includes` names the networks in
+    messages.
     """
 
     family: Family
@@ -54,6 +61,7 @@ class Adapter:
     norms: tuple[str, ...]
     heads: tuple[str, ...]
     outside: Axes
+    around: AxesTable = ()
 
     def spec(self, module: nn.Module) -> BlockSpec | None:
         """The spec of a block module, None for other modules. Subclasses are known by their base."""

@@ -8,13 +8,17 @@ from timm.models import convmixer, convnext, regnet, resnet, resnetv2
 from mixer_probe.models.adapter import Adapter, BlockSpec
 from mixer_probe.models.layer import Axes
 
-# A full convolution mixes positions and channels at once: a basic block has two such and no channel-mixing part of its own.
-_BASIC = tuple(
-    BlockSpec(cls, ("conv1", "conv2"), (), Axes.BCHW) for cls in (resnet.BasicBlock, resnetv2.PreActBasic)
-)
+# A full convolution mixes positions and channels at once: a basic block has two such and no channel-mixing part.
+_BASIC = tuple(BlockSpec(cls, ("conv1", "conv2"), (), Axes.BCHW) for cls in (resnet.BasicBlock, resnetv2.PreActBasic))
 _BOTTLENECK = tuple(
     BlockSpec(cls, ("conv2",), ("conv3",), Axes.BCHW)
-    for cls in (resnet.Bottleneck, resnetv2.PreActBottleneck, resnetv2.Bottleneck, regnet.Bottleneck)
+    for cls in (
+        resnet.Bottleneck,
+        resnetv2.PreActBottleneck,
+        resnetv2.Bottleneck,
+        regnet.Bottleneck,
+        regnet.PreBottleneck,
+    )
 )
 _EFFICIENTNET = (
     BlockSpec(efficientnet.DepthwiseSeparableConv, ("conv_dw",), ("conv_pw",), Axes.BCHW),
@@ -51,7 +55,7 @@ CNN = Adapter(
         BlockSpec(convmixer.Residual, ("0.fn.0",), ("1",), Axes.BCHW, wraps=True),
     ),
     stems=("stem", "maxpool", "act1", "bn1", "conv1", "conv_stem"),
-    norms=("norm", "head.norm", "norm_pre", "bn2", "norm_head", "final_conv"),
-    heads=("head.fc", "fc", "classifier", "head.l", "head"),
+    norms=("norm", "head.norm", "norm_pre", "bn2", "norm_head", "final_conv.bn"),
+    heads=("head", "fc", "classifier"),
     outside=Axes.BCHW,
 )

@@ -12,7 +12,7 @@ Family = Literal["mixer", "vit", "cnn"]
 Kind = Literal["stem", "block", "spatial", "channel", "norm", "head", "other"]
 
 
-class Axes(str, Enum):
+class Axes(Enum):
     """What the axes of a module's output mean. N counts positions (and prefix tokens), C channels, B images."""
 
     BNC = "image, position, channel"

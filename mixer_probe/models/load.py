@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.data import resolve_data_config
+from timm.data.config import resolve_data_config
+from timm.layers.hybrid_embed import HybridEmbed
+from timm.layers.patch_embed import PatchEmbed
 from timm.models import get_arch_name, get_pretrained_cfg, list_pretrained, split_model_name_tag
 from torch import nn
 
 from mixer_probe import zoo
 from mixer_probe.errors import ModelError, closest
+from mixer_probe.models.folder import build_from_folder, read_config
+from mixer_probe.models.hub import NOT_IN_CACHE, cache_folder, offline_if_unreachable
 from mixer_probe.models.model import InputSpec, Model, Weights, make_model
 from mixer_probe.models.weights import load_into, read_checkpoint
 
+_HUB = "hf-hub:"
+_FOLDER = "local-dir:"
 UNTRAINED_NOTE = "Untrained: random weights, nothing here was learned."
 # timm's pretrained_cfg says in21k_ft_in1k, yet accuracies are those of the paper's ImageNet-1k rows; see timm PR #651.
 GOOGLE_NOTE = (
@@ -43,37 +52,54 @@ def load_model(
     input_size: Sequence[int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    interpolation: str = "bicubic",
-    crop_pct: float = 1.0,
+    interpolation: str | None = None,
+    crop_pct: float | None = None,
     name: str | None = None,
     seed: int = 0,
     **timm_arguments: Any,
 ) -> Model:
     """Load a network of the Mixer, ViT or CNN family.
 
-    `model` is a timm name or name.tag, "hf-hub:owner/repo", "local-dir:FOLDER", "zoo:NAME" (add "?untrained" for its random
-    twin) or an nn.Module built from timm's blocks; the last needs `input_size` (channels, height, width), `mean` and `std`
-    unless it carries timm's pretrained_cfg, and `interpolation` and `crop_pct` say how images are brought to that size.
-    `checkpoint` is a safetensors or weights-only torch file whose weights replace the pretrained ones. `device="auto"` takes
-    CUDA, then MPS, then the CPU. Untrained weights are drawn with `seed`. Further arguments go to `timm.create_model`
-    (num_classes, img_size, ...).
+    `model` is a timm name or name.tag, "hf-hub:owner/repo", "local-dir:FOLDER", "zoo:NAME" (add "?untrained" for its
+    random twin) or an nn.Module built from timm's blocks. `input_size` (channels, height, width), `mean` and `std` say
+    what images it takes, `interpolation` and `crop_pct` how they are brought to that size; they replace what timm knows,
+    and an nn.Module without timm's pretrained_cfg needs the first three. `checkpoint` is a safetensors or weights-only
+    torch file whose weights replace the pretrained ones. `device="auto"` takes CUDA, then MPS, then the CPU. Untrained
+    weights are drawn with `seed`. Further arguments go to `timm.create_model` (num_classes, img_size, ...).
+
+    The network is put into eval mode. An nn.Module is used as it is, not copied.
 
     Raises ModelError for an unknown name (with the closest ones), an unknown family, or weights that cannot be had, and
     CheckpointError for a file that is missing, truncated, pickled code, or for another network.
     """
+    place, number = resolve_device(device), resolve_dtype(dtype)
+    given = {"size": input_size, "mean": mean, "std": std, "interpolation": interpolation, "crop_pct": crop_pct}
     if isinstance(model, nn.Module):
-        found = _from_module(model, name, input_size, mean, std, interpolation, crop_pct)
+        found = _from_module(model, given)
+    elif not isinstance(model, str):
+        raise ModelError(f"a model is a name or an nn.Module, not a {type(model).__name__}")
     elif model.startswith("zoo:"):
         found = _from_zoo(model)
     else:
-        found = _from_timm(model, pretrained and checkpoint is None, seed, timm_arguments)
+        found = _from_timm(model.replace("hf_hub:", _HUB), pretrained and checkpoint is None, seed, timm_arguments)
     if checkpoint is not None:
         load_into(found.module, read_checkpoint(checkpoint), str(checkpoint))
         found.weights = Weights(f"file {Path(checkpoint).name}", trained=True)
-    if name:
-        found.name = name
-    found.module.to(device=resolve_device(device), dtype=resolve_dtype(dtype))
+    found.input = _overridden(found.input, given)
+    found.name = name or found.name
+    found.module.to(device=place, dtype=number)
     return found
+
+
+def _overridden(spec: InputSpec, given: dict[str, Any]) -> InputSpec:
+    """`spec` with what was given in place of what is known."""
+    return replace(spec, **{k: _plain(k, v) for k, v in given.items() if v is not None})
+
+
+def _plain(key: str, value: Any) -> Any:
+    if key == "size":
+        return _triple(value)
+    return tuple(float(v) for v in value) if key in ("mean", "std") else value
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -93,9 +119,9 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """ "float32", "bfloat16", ... as torch's types. Raises ModelError for another name."""
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return dtype
-    found = getattr(torch, dtype, None)
+    if dtype is None:
+        return None
+    found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype, None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ModelError(f"'{dtype}' is no floating-point type; use 'float32', 'float64', 'bfloat16' or 'float16'")
     return found
@@ -118,21 +144,19 @@ def _from_zoo(text: str) -> Model:
     )
     network = zoo.load(card.name, untrained=untrained)
     shown = f"zoo:{card.name}" + ("?untrained" if untrained else "")
-    twin = None if untrained else (lambda: _from_zoo(f"zoo:{card.name}?untrained"))
-    return make_model(shown, network, spec, weights, twin)
+    return make_model(shown, network, spec, weights, lambda: _from_zoo(f"zoo:{card.name}?untrained"))
 
 
 # -- timm --------------------------------------------------------------------------------------------------------------
 
 
 def _from_timm(name: str, pretrained: bool, seed: int, arguments: dict[str, Any]) -> Model:
-    remote = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
     check_name(name)
-    tag = name if remote else _full_name(name)
+    tag = name if name.startswith((_HUB, _FOLDER)) else _full_name(name)
     network = _create(name, pretrained, seed, arguments)
     weights = _timm_weights(tag, pretrained, seed)
     shown = tag if pretrained else name
-    return make_model(shown, network, timm_input(network), weights, _timm_twin(name, seed, arguments) if pretrained else None)
+    return make_model(shown, network, timm_input(network), weights, lambda: _from_timm(name, False, seed, arguments))
 
 
 def _timm_weights(tag: str, pretrained: bool, seed: int) -> Weights:
@@ -146,24 +170,29 @@ def google_note(tag: str) -> str:
     return _GOOGLE.get(tag.removeprefix("hf-hub:timm/"), "")
 
 
-def _timm_twin(name: str, seed: int, arguments: dict[str, Any]) -> Callable[[], Model]:
-    return lambda: _from_timm(name, False, seed, arguments)
-
-
 def timm_input(network: nn.Module) -> InputSpec:
-    """Input of a timm network from its pretrained_cfg."""
-    config = resolve_data_config(model=network)
-    size = _triple(config["input_size"])
+    """Input of a timm network from its pretrained_cfg; height and width are those it was built for, where it says so."""
+    config = resolve_data_config(model=network)  # type: ignore[no-untyped-call]
+    channels, height, width = _triple(config["input_size"])
+    height, width = _built_for(network) or (height, width)
+    size = (channels, height, width)
     return InputSpec(size, tuple(config["mean"]), tuple(config["std"]), config["interpolation"], config["crop_pct"])
+
+
+def _built_for(network: nn.Module) -> tuple[int, int] | None:
+    """(height, width) of the images that a patch embedding was made for: `img_size=` changes it, not the config."""
+    sizes = (m.img_size for m in network.modules() if isinstance(m, (PatchEmbed, HybridEmbed)))
+    height, width = next(sizes, None) or (0, 0)
+    return (int(height), int(width)) if height else None
 
 
 def check_name(name: str) -> None:
     """Raise ModelError, with the closest names, for a model that `load_model` cannot know; reads no weights."""
     if name.startswith("zoo:"):
         zoo.card(name.removeprefix("zoo:").partition("?")[0])
-    elif name.startswith("local-dir:"):
-        _check_folder(name)
-    elif not name.startswith(("hf-hub:", "hf_hub:")):
+    elif name.startswith(_FOLDER):
+        read_config(Path(name.removeprefix(_FOLDER)))
+    elif not name.startswith(_HUB):
         _check_timm_name(name)
 
 
@@ -176,12 +205,6 @@ def _check_timm_name(name: str) -> None:
         raise ModelError(f"no pretrained tag '{tag}' of {arch} in timm {timm.__version__}; {closest(tag, tags)}")
 
 
-def _check_folder(name: str) -> None:
-    folder = Path(name.removeprefix("local-dir:"))
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"no config.json in {folder}; local-dir: takes a folder as timm's save_for_hf writes it")
-
-
 def _full_name(name: str) -> str:
     """The name with the tag that timm takes when none is given."""
     arch, tag = split_model_name_tag(name)
@@ -191,83 +214,92 @@ def _full_name(name: str) -> str:
 
 
 def _create(name: str, pretrained: bool, seed: int, arguments: dict[str, Any]) -> nn.Module:
+    remote = name.startswith(_HUB) or (pretrained and not name.startswith(_FOLDER))
     try:
-        with seeded(seed), _quiet_timm():
-            return timm.create_model(name, pretrained=pretrained, **arguments)
+        with seeded(seed), _quiet_timm(), offline_if_unreachable() if remote else nullcontext():
+            if name.startswith(_FOLDER):
+                return build_from_folder(Path(name.removeprefix(_FOLDER)), pretrained, **arguments)
+            network: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
+            return network
+    except ModelError:
+        raise
     except TypeError as error:
         raise ModelError(f"{name} does not take these arguments ({error}); see timm.create_model") from error
     except Exception as error:
-        raise ModelError(_why_no_weights(name, pretrained, error)) from error
+        reason = "no copy there, and the hub does not answer" if isinstance(error, NOT_IN_CACHE) else _first_line(error)
+        raise ModelError(_no_weights(name, reason) if remote else f"cannot build {name}: {reason}") from error
 
 
-def _why_no_weights(name: str, pretrained: bool, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if name.startswith("local-dir:"):
-        return f"cannot load {name}: {reason}; the folder needs config.json and model.safetensors of the same network"
-    if not pretrained and not name.startswith("hf-hub:"):
-        return f"cannot build {name}: {reason}"
-    arch = get_arch_name(name) if not name.startswith("hf-hub:") else "NAME"
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _no_weights(name: str, reason: str) -> str:
+    arch = "NAME" if name.startswith(_HUB) else get_arch_name(name)
     return (
-        f"the weights of {name} could not be had: tried {_tried(name)} ({reason}). "
+        f"the weights of {name} could not be had: tried {_place(name)} ({reason.rstrip('.')}). "
         f"Give a file instead: load_model('{arch}', checkpoint='model.safetensors') or --checkpoint, or use zoo:mixer"
     )
 
 
-def _tried(name: str) -> str:
-    from huggingface_hub import constants
-
-    config = None if name.startswith("hf-hub:") else get_pretrained_cfg(name, allow_unregistered=True)
-    hub = name.removeprefix("hf-hub:") if config is None else (config.hf_hub_id or config.url or "no known place")
-    hub = f"{hub}{name}" if hub.endswith("/") else hub
-    return f"the Hugging Face repository {hub} and the cache {constants.HF_HUB_CACHE}"
+def _place(name: str) -> str:
+    """Where the weights of a name are looked for."""
+    config = None if name.startswith(_HUB) else get_pretrained_cfg(name, allow_unregistered=True)
+    repository = name.removeprefix(_HUB) if config is None else config.hf_hub_id
+    if not repository:
+        return config.url if config and config.url else "nothing, for timm knows no place"
+    # timm abbreviates "timm/NAME.TAG" to "timm/".
+    repository = f"timm/{_full_name(name)}" if repository == "timm/" else repository
+    return f"the Hugging Face repository {repository} and the cache {cache_folder()}"
 
 
 # -- a person's own network --------------------------------------------------------------------------------------------
 
 
-def _from_module(
-    network: nn.Module,
-    name: str | None,
-    input_size: Sequence[int] | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    interpolation: str,
-    crop_pct: float,
-) -> Model:
-    known = timm_input(network) if getattr(network, "pretrained_cfg", None) else None
-    if known is None and (input_size is None or mean is None or std is None):
+def _from_module(network: nn.Module, given: dict[str, Any]) -> Model:
+    if getattr(network, "pretrained_cfg", None):
+        spec = timm_input(network)
+    elif any(given[key] is None for key in ("size", "mean", "std")):
         raise ModelError(
             f"{type(network).__name__} does not say what images it takes; "
             "give input_size=(3, height, width), mean=(r, g, b) and std=(r, g, b)"
         )
-    spec = InputSpec(
-        _triple(input_size or known.size),  # type: ignore[union-attr]
-        tuple(mean or known.mean),  # type: ignore[union-attr]
-        tuple(std or known.std),  # type: ignore[union-attr]
-        interpolation,
-        crop_pct,
-    )
-    shown = name or type(network).__name__
+    else:
+        spec = InputSpec(_triple(given["size"]), tuple(given["mean"]), tuple(given["std"]))
     weights = Weights("the network as given", trained=True)
-    return make_model(shown, network, spec, weights, lambda: _module_twin(network, shown, spec))
+    return make_model(type(network).__name__, network, spec, weights, lambda: _module_twin(network, spec))
 
 
-def _module_twin(network: nn.Module, name: str, spec: InputSpec) -> Model:
+def _module_twin(network: nn.Module, spec: InputSpec) -> Model:
     twin = copy.deepcopy(network)
     with seeded(0):
         reinitialise(twin)
-    return make_model(name, twin, spec, Weights("random (seed 0)", trained=False, note=UNTRAINED_NOTE))
+    weights = Weights("random (seed 0)", trained=False, note=UNTRAINED_NOTE)
+    return make_model(type(network).__name__, twin, spec, weights)
 
 
+@torch.no_grad()
 def reinitialise(network: nn.Module) -> None:
-    """Fresh random weights in place: every module's own reset_parameters, then the network's init_weights if it has one."""
-    for module in network.modules():
-        reset = getattr(module, "reset_parameters", None)
-        if callable(reset):
-            reset()
-    initialise = getattr(network, "init_weights", None)
-    if callable(initialise):
-        initialise()
+    """Fresh random weights in place: every module's own reset_parameters, then the network's init_weights.
+
+    Parameters that neither sets (tokens, gates of a class without a reset) are drawn from N(0, 0.02^2), so that nothing
+    that was learned stays."""
+    for parameter in network.parameters():
+        parameter.fill_(math.nan)
+    # Inner modules first: what a module says about its parts wins over what they say about themselves.
+    for module in reversed(list(network.modules())):
+        _call_without_arguments(module, "reset_parameters")
+    _call_without_arguments(network, "init_weights")
+    for parameter in network.parameters():
+        if not parameter.isfinite().all():
+            nn.init.normal_(parameter, std=0.02)
+
+
+def _call_without_arguments(module: nn.Module, name: str) -> None:
+    """Call a method that may be missing, or may be one that needs arguments and so is none of torch's or timm's."""
+    method = getattr(module, name, None)
+    if callable(method) and all(p.default is not p.empty for p in inspect.signature(method).parameters.values()):
+        method()
 
 
 def _triple(size: Sequence[int]) -> tuple[int, int, int]:
@@ -278,9 +310,10 @@ def _triple(size: Sequence[int]) -> tuple[int, int, int]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw from torch's CPU generator seeded with `seed`, and leave the caller's generator as it was."""
+    """Draw from torch's CPU generator seeded with `seed`, and leave the caller's generators as they were."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # torch.manual_seed would seed those of the GPUs as well.
+        torch.default_generator.manual_seed(seed)
         yield
 
 

@@ -7,8 +7,8 @@ from timm.models.mlp_mixer import MixerBlock, ResBlock, SpatialGatingBlock
 from mixer_probe.models.adapter import Adapter, BlockSpec
 from mixer_probe.models.layer import Axes
 
-# The token-mixing MLP works on transposed tensors: image, channel, position. Between its two layers the last axis counts
-# hidden units, which are no grid of positions even when there are as many. gMixer's MLP is gated, its axes are the same.
+# The token-mixing MLP works on transposed tensors: image, channel, position. Between its two layers the last axis
+# counts hidden units, no grid of positions even when there are as many. gMixer's MLP is gated, its axes are the same.
 _HIDDEN = tuple((f"mlp_tokens.{name}", Axes.BCU) for name in ("fc1", "act", "drop1", "norm"))
 _MIXER = BlockSpec(MixerBlock, ("mlp_tokens",), ("mlp_channels",), Axes.BNC, (("mlp_tokens", Axes.BCN), *_HIDDEN))
 _RESMLP = BlockSpec(ResBlock, ("linear_tokens",), ("mlp_channels",), Axes.BNC, (("linear_tokens", Axes.BCN),))

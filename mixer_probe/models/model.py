@@ -1,4 +1,4 @@
-"""`Model`: a network together with all that is known about it - family, layers, input, and where its weights are from."""
+"""`Model`: a network and all that is known about it - family, layers, input, and where its weights are from."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from mixer_probe.errors import ModelError
 from mixer_probe.models.adapter import Adapter
 from mixer_probe.models.layer import Family, Layer
 from mixer_probe.models.structure import Structure, find_adapter
@@ -59,8 +60,19 @@ class Model:
 
     @cached_property
     def structure(self) -> Structure:
-        """The traced network; made on first use by one dry forward pass of two blank images."""
-        return Structure(self.module, trace(self.module, self.input.size), self.adapter)
+        """The traced network; made on first use by one dry forward pass of two blank images.
+
+        Raises ModelError for a network that does not take images of its input size."""
+        try:
+            calls = trace(self.module, self.input.size)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise ModelError(
+                f"{self.name} does not run on images of {self.input.size} ({reason}); give the input_size that it takes"
+            ) from error
+        return Structure(self.module, calls, self.adapter)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -107,11 +119,14 @@ class Model:
         return ModelRecord(self.name, self.family, w.trained, w.source, self.sha256, self.parameters, w.note)
 
     def untrained(self) -> Model:
-        """The same architecture with fresh random weights, on the same device and in the same type."""
-        if self.make_untrained is None:
+        """The same architecture with fresh random weights, for the same images, on the same device, in the same type.
+
+        A model that is untrained is its own twin."""
+        if self.make_untrained is None or not self.weights.trained:
             return self
         twin = self.make_untrained()
         twin.name = f"{self.name}?untrained"
+        twin.input = self.input
         twin.module.to(device=self.device, dtype=self.dtype)
         return twin
 
@@ -125,9 +140,13 @@ def count_macs(network: nn.Module, input_size: tuple[int, int, int]) -> int:
     """Multiply-accumulates of one image, counted by running torch's FlopCounterMode over one blank image."""
     image = blank_images(network, input_size, n=1)
     # The counter knows matrix products, not every fused attention kernel.
-    with evaluating(network), torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
-        with FlopCounterMode(display=False) as counter:
-            network(image)
+    with (
+        evaluating(network),
+        torch.no_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
+        network(image)
     return int(counter.get_total_flops()) // 2
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,7 +12,7 @@ from functools import cached_property
 from torch import nn
 
 from mixer_probe.errors import LayerError, ModelError, closest
-from mixer_probe.models.adapter import Adapter, BlockSpec
+from mixer_probe.models.adapter import Adapter, BlockSpec, look_up
 from mixer_probe.models.cnn import CNN
 from mixer_probe.models.layer import Axes, Kind, Layer
 from mixer_probe.models.mixer import MIXER
@@ -19,6 +20,8 @@ from mixer_probe.models.trace import BATCH, Call
 from mixer_probe.models.vit import VIT
 
 ADAPTERS = (MIXER, VIT, CNN)
+# A backbone inside the embedding (hybrid networks) is part of the stem, whatever its blocks are.
+_EMBEDDINGS = {"patch_embed", "stem"}
 WORDS: dict[str, Kind] = {
     "stem": "stem",
     "blocks": "block",
@@ -45,20 +48,25 @@ def find_adapter(network: nn.Module, name: str) -> Adapter:
     found = [adapter for adapter in ADAPTERS if _find_blocks(network, adapter)]
     if len(found) == 1:
         return found[0]
-    known = "; ".join(f"{a.family} ({a.includes})" for a in ADAPTERS)
+    known = known_families()
     if not found:
         raise ModelError(f"'{name}' ({type(network).__name__}) has no block of a known family; known families: {known}")
     mixed = " and ".join(a.family for a in found)
     raise ModelError(f"'{name}' ({type(network).__name__}) mixes blocks of {mixed}; known are networks of one family: {known}")
 
 
+def known_families() -> str:
+    """The families and the networks that they include, for messages."""
+    return "; ".join(f"{a.family} ({a.includes})" for a in ADAPTERS)
+
+
 def _find_blocks(network: nn.Module, adapter: Adapter) -> tuple[Block, ...]:
-    """Outermost blocks in registration order. A backbone inside the stem (hybrid embeddings) is part of the stem."""
+    """Outermost blocks in registration order."""
     blocks: list[Block] = []
     for path, module in network.named_modules():
         spec = adapter.spec(module) if path else None
         inside = any(path.startswith(b.path + ".") for b in blocks)
-        if spec and not inside and path.partition(".")[0] not in ("patch_embed", "stem"):
+        if spec and not inside and not _EMBEDDINGS.intersection(path.split(".")):
             blocks.append(Block(path, spec, module))
     return tuple(blocks)
 
@@ -66,7 +74,9 @@ def _find_blocks(network: nn.Module, adapter: Adapter) -> tuple[Block, ...]:
 class Structure:
     """The layers of one traced network. `layers` are the ones every network has; `find` reads any module path.
 
-    `prefix` is the number of prefix tokens in the sequence that the blocks see."""
+    `prefix` is the number of prefix tokens in the sequence that the blocks see.
+
+    Raises ModelError for a network that uses known blocks in another way than its family does."""
 
     def __init__(self, network: nn.Module, calls: Sequence[Call], adapter: Adapter) -> None:
         self._network = network
@@ -78,8 +88,22 @@ class Structure:
             self._counts[c.path] = self._counts.get(c.path, 0) + 1
         blocks = [b for b in _find_blocks(network, adapter) if b.path in self._counts]
         self.blocks = tuple(sorted(blocks, key=lambda b: self._order(b.path)))
-        self._first_block = min((self._order(b.path) for b in self.blocks), default=0)
-        self._last_block = max((self._order(b.path) for b in self.blocks), default=0)
+        if not self.blocks:
+            raise ModelError("no block of the network runs in a forward pass in eval mode")
+        self._first_block = self._order(self.blocks[0].path)
+        self._last_block = self._order(self.blocks[-1].path)
+        self._check_blocks()
+
+    def _check_blocks(self) -> None:
+        reasons = [f"'{b.path}' {a}" for b in self.blocks if isinstance(a := self._axes(b.path, 0), str)]
+        sequences = [b.path for b in self.blocks if self._axes(b.path, 0) is Axes.BNC]
+        lengths = {self._calls[path, 0][1].shape[1] for path in sequences}  # type: ignore[index]
+        if len(lengths) > 1:
+            # Which of the tokens are prefix tokens, and which grid the others form, is then anybody's guess.
+            reasons.append(f"its blocks see {' and '.join(map(str, sorted(lengths)))} tokens")
+        if reasons:
+            name = type(self._network).__name__
+            raise ModelError(f"{name} is of no known family: {reasons[0]}; known families: {known_families()}")
 
     @staticmethod
     def _key(call: Call) -> tuple[str, int]:
@@ -95,7 +119,7 @@ class Structure:
         """Stem, every block with its spatial- and channel-mixing parts, final norm and head, in execution order."""
         found = [self._read(path, kind) for path, kind in self._standard()]
         ordered = sorted(found, key=lambda layer: layer.order)
-        return self._with_depths(ordered)
+        return tuple(replace(layer, depth=self._depth(layer.module, layer.order)) for layer in ordered)
 
     def _standard(self) -> Iterator[tuple[str, Kind]]:
         stem = self.stem_path
@@ -124,21 +148,20 @@ class Structure:
         return [p for p in paths if p in self._counts and not _is_bare_identity(self._modules[p], p)]
 
     def _first(self, names: Sequence[str], before: float = math.inf, after: float = -1) -> str | None:
-        for name in names:
-            runs = name in self._counts and after < self._order(name) < before
-            if runs and not (isinstance(self._modules[name], nn.Identity) and after >= 0):
-                return name
+        for path in (root + name for name in names for root in self._roots):
+            runs = path in self._counts and after < self._order(path) < before
+            if runs and not (isinstance(self._modules[path], nn.Identity) and after >= 0):
+                return path
         return None
 
-    def _with_depths(self, layers: Sequence[Layer]) -> tuple[Layer, ...]:
-        """Relative depth: i/L after block i of L, its parts at equal steps before, 0 at the stem, 1 after the last block."""
-        depths = {layer.name: depth for layer, depth in zip(layers, self._depths(layers), strict=True)}
-        return tuple(replace(layer, depth=depths[layer.name]) for layer in layers)
-
-    def _depths(self, layers: Sequence[Layer]) -> list[float]:
-        return [self._depth(layer.module, layer.order) for layer in layers]
+    @cached_property
+    def _roots(self) -> tuple[str, ...]:
+        """Where stem and head may be: beside the blocks, or anywhere above them in a network that wraps another."""
+        parts = self.blocks[0].path.split(".")[:-1]
+        return tuple("".join(part + "." for part in parts[:k]) for k in range(len(parts) + 1))
 
     def _depth(self, path: str, order: int) -> float:
+        """i/L after block i of L, a block's parts at equal steps before it, 0 at the stem, 1 after the last block."""
         total = len(self.blocks)
         for i, block in enumerate(self.blocks):
             if path == block.path:
@@ -147,7 +170,7 @@ class Structure:
                 parts = [self._order(p) for p in self._parts(block, (*block.spec.spatial, *block.spec.channel))]
                 done = sum(part <= order for part in parts)
                 return (i + done / (len(parts) + 1)) / total
-        return sum(self._order(b.path) < order for b in self.blocks) / total if total else 0.0
+        return sum(self._order(b.path) < order for b in self.blocks) / total
 
     # -- any module path -----------------------------------------------------------------------------------------------
 
@@ -176,9 +199,13 @@ class Structure:
         return replace(layer, depth=self._depth(path, layer.order))
 
     def select(self, layers: str | Sequence[str]) -> tuple[Layer, ...]:
-        """Layers by name, glob ('*' stays inside one dotted part, '**' does not), kind, or the words 'blocks', 'spatial',
-        'channel', 'stem', 'norm', 'head' and 'all', in execution order without repeats."""
+        """Layers by name, glob ('*' stays inside one dotted part, '**' does not), kind, or the words 'blocks',
+        'spatial', 'channel', 'stem', 'norm', 'head' and 'all', in execution order without repeats.
+
+        Raises LayerError for an item that matches nothing, with close names, and for no item at all."""
         wanted = [layers] if isinstance(layers, str) else list(layers)
+        if not wanted:
+            raise LayerError("no layers asked for; give names, globs or a word such as 'blocks' or 'all'")
         found = {layer.name: layer for item in wanted for layer in self._select_one(item)}
         return tuple(sorted(found.values(), key=lambda layer: layer.order))
 
@@ -192,7 +219,8 @@ class Structure:
         if any(c in item for c in "*?["):
             names = [name for name in self.names() if _matches(name, item)]
             if not names:
-                raise LayerError(f"no layer matches '{item}'; {closest(item.replace('*', '0'), self.names())}")
+                literal = max(re.split(r"[*?\[\]]+", item), key=len)
+                raise LayerError(f"no layer matches '{item}'; {closest(literal, self.names())}")
             return [self.find(name) for name in names]
         if item in WORDS and item not in self._counts:
             raise LayerError(f"this network has no layer of kind '{item}'; its kinds: {', '.join(self._kinds())}")
@@ -219,14 +247,19 @@ class Structure:
         if shape is None:
             return "does not return a single tensor"
         block = next((b for b in self.blocks if path == b.path or path.startswith(b.path + ".")), None)
-        stated = block.spec.axes_at(path[len(block.path) + 1 :], block.module) if block else None
-        if isinstance(stated, str) and not isinstance(stated, Axes):
+        stated = block.spec.axes_at(path[len(block.path) + 1 :], block.module) if block else self._around(path)
+        if isinstance(stated, str):
             return stated
         if len(shape) < 2 or shape[0] != BATCH:
             return f"returns a tensor of shape {shape} for {BATCH} images, whose first axis is not the image"
         if len(shape) == 2 or (len(shape) == 4 and self._is_pooled(path, call, shape)):
             return Axes.BC
         return self._by_rank(path, stated, len(shape))
+
+    def _around(self, path: str) -> Axes | str | None:
+        """What the adapter states about a path outside the blocks, wherever the network's root is."""
+        paths = [path.removeprefix(root) for root in self._roots if path.startswith(root)]
+        return next((axes for p in paths if (axes := look_up(self._adapter.around, p))), None)
 
     def _by_rank(self, path: str, stated: Axes | None, rank: int) -> Axes | str:
         """The stated axes if they have this rank, else those that the module's class or the family fixes for it."""
@@ -235,20 +268,15 @@ class Structure:
         if rank == 3:
             return Axes.BNC
         if rank == 4:
-            return Axes.BCHW if _is_channels_first(self._modules[path]) else (stated or self._outside(path))
+            return Axes.BCHW if _is_channels_first(self._modules[path]) else (stated or self._adapter.outside)
         return f"returns a tensor of {rank} axes, whose meaning is not known"
-
-    def _outside(self, path: str) -> Axes:
-        return self._adapter.outside
 
     def _is_pooled(self, path: str, call: int, shape: tuple[int, ...]) -> bool:
         """A map of one position after the last block is a pooled vector, wherever its channel axis is."""
         after = self._order(path, call) > self._last_block
         return after and (shape[2:] == (1, 1) or shape[1:3] == (1, 1))
 
-    def _measure(
-        self, path: str, axes: Axes, shape: tuple[int, ...]
-    ) -> tuple[tuple[int, int] | None, int, int, int]:
+    def _measure(self, path: str, axes: Axes, shape: tuple[int, ...]) -> tuple[tuple[int, int] | None, int, int, int]:
         """Grid, positions without prefix tokens, prefix tokens, channels."""
         if axes is Axes.BC:
             return None, 0, 0, math.prod(shape[1:])
@@ -285,20 +313,22 @@ class Structure:
 
     @cached_property
     def token_grid(self) -> tuple[int, int] | None:
-        """(rows, columns) of the patch tokens, from the last convolution of the stem."""
+        """(rows, columns) of the patch tokens, from the last convolution before the first block."""
+        first = self.blocks[0].path + "."
         grids = [
             shape[2:]
-            for path, call in self._calls
-            if path.partition(".")[0] in self._adapter.stems
+            for (path, _), (order, call) in self._calls.items()
+            if order < self._first_block
+            and not path.startswith(first)
             and isinstance(self._modules[path], nn.Conv2d)
-            and len(shape := self._calls[path, call][1].shape or ()) == 4
+            and len(shape := call.shape or ()) == 4
         ]
         return (grids[-1][0], grids[-1][1]) if grids else None
 
     @cached_property
     def prefix(self) -> int:
         """Class, distillation and register tokens before the patch tokens in a block's sequence."""
-        if not self.blocks or self.blocks[0].spec.axes is not Axes.BNC or not self.token_grid:
+        if self.blocks[0].spec.axes is not Axes.BNC or not self.token_grid:
             return 0
         shape = self._calls[self.blocks[0].path, 0][1].shape
         extra = (shape[1] if shape else 0) - math.prod(self.token_grid)

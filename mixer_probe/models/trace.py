@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,12 +34,13 @@ def trace(module: nn.Module, input_size: tuple[int, int, int]) -> tuple[Call, ..
         calls.append(Call(path, seen.get(path, 0), shape))
         seen[path] = seen.get(path, 0) + 1
 
-    def hook(path: str) -> object:
+    def hook(path: str) -> Callable[[nn.Module, Any, Any], None]:
         return lambda _module, _args, output: record(path, output)
 
-    handles = [m.register_forward_hook(hook(path)) for path, m in module.named_modules() if path]  # type: ignore[arg-type]
+    handles = [m.register_forward_hook(hook(path)) for path, m in module.named_modules() if path]
     try:
-        with evaluating(module), torch.inference_mode():
+        # Not inference_mode: what a network caches in its first pass must stay usable for gradients.
+        with evaluating(module), torch.no_grad():
             module(blank_images(module, input_size))
     finally:
         for handle in handles:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from timm.models import beit, eva, swin_transformer, swin_transformer_v2
 from timm.models import vision_transformer as vit
 
-from mixer_probe.models.adapter import Adapter, BlockSpec
+from mixer_probe.models.adapter import Adapter, AxesTable, BlockSpec
 from mixer_probe.models.layer import Axes
 
 _MAP = "holds attention maps [image, head, query, key], no representation; take the attention module itself"
@@ -13,25 +13,28 @@ _WINDOWS = (
     "stacks its windows on the image axis, so rows are not images; take the block's drop_path1, "
     "which is the same branch with every position back in its place"
 )
-_ATTENTION: tuple[tuple[str, Axes | str], ...] = (
-    ("attn.q_norm", Axes.BHND),
-    ("attn.k_norm", Axes.BHND),
-    ("attn.attn_drop", _MAP),
-)
-# The parallel block normalises queries and keys before it swaps positions and heads.
-_PARALLEL_ATTENTION: tuple[tuple[str, Axes | str], ...] = (
-    ("q_norm", Axes.BNHD),
-    ("k_norm", Axes.BNHD),
-    ("attn_drop", _MAP),
+
+
+def _heads(place: str, axes: Axes = Axes.BHND) -> AxesTable:
+    """What an attention at `place` (a path with its dot, or nothing) returns head by head."""
+    return (*((place + name, axes) for name in ("q_norm", "k_norm", "sub_norm")), (place + "attn_drop", _MAP))
+
+
+# Hybrid embeddings hold a whole CNN; some networks pool by attention.
+_AROUND: AxesTable = (
+    ("patch_embed.backbone", Axes.BCHW),
+    ("patch_embed.proj", Axes.BCHW),
+    *_heads("attn_pool."),
 )
 
 
 def _vit_block(cls: type) -> BlockSpec:
-    return BlockSpec(cls, ("attn",), ("mlp",), Axes.BNC, _ATTENTION)
+    return BlockSpec(cls, ("attn",), ("mlp",), Axes.BNC, _heads("attn."))
 
 
-def _parallel_block(cls: type) -> BlockSpec:
-    return BlockSpec(cls, ("attn_out_proj",), ("mlp_out_proj",), Axes.BNC, _PARALLEL_ATTENTION)
+def _parallel_block(cls: type, axes: Axes) -> BlockSpec:
+    # Attention and MLP may share one output projection, which then mixes positions and channels at once.
+    return BlockSpec(cls, ("attn_out_proj", "out_proj"), ("mlp_out_proj",), Axes.BNC, _heads("", axes))
 
 
 def _swin_block(cls: type) -> BlockSpec:
@@ -41,28 +44,35 @@ def _swin_block(cls: type) -> BlockSpec:
     return BlockSpec(cls, ("drop_path1",), ("mlp",), Axes.BHWC, (*channels_last, *sequences, ("attn", _WINDOWS)))
 
 
+_MOST_BRANCHES = 4
+
+
 def _things_block(cls: type) -> BlockSpec:
-    # Two attentions, then two MLPs, each in a ModuleList.
-    inside = tuple((f"attns.{i}.{path}", axes) for i in range(4) for path, axes in _ATTENTION)
-    return BlockSpec(cls, ("attns.0.attn", "attns.1.attn"), ("ffns.0.mlp", "ffns.1.mlp"), Axes.BNC, inside)
+    # Several attentions, then several MLPs (two in timm's networks), each in a ModuleList.
+    attentions = tuple(f"attns.{i}.attn" for i in range(_MOST_BRANCHES))
+    mlps = tuple(f"ffns.{i}.mlp" for i in range(_MOST_BRANCHES))
+    return BlockSpec(cls, attentions, mlps, Axes.BNC, tuple(e for place in attentions for e in _heads(place + ".")))
 
 
-_PARALLEL = tuple(
-    getattr(vit, name) for name in ("ParallelScalingBlock", "DiffParallelScalingBlock") if hasattr(vit, name)
-)
+# Queries and keys of the parallel block are normalised before positions and heads are swapped; those of its
+# differential form, which older timm does not have, after.
+_PARALLEL = [_parallel_block(vit.ParallelScalingBlock, Axes.BNHD)]
+if hasattr(vit, "DiffParallelScalingBlock"):
+    _PARALLEL.append(_parallel_block(vit.DiffParallelScalingBlock, Axes.BHND))
 
 VIT = Adapter(
     family="vit",
     includes="ViT, DeiT, DINOv2, BEiT, EVA, Swin",
     blocks=(
         *(_vit_block(cls) for cls in (vit.Block, vit.ResPostBlock, beit.Block, eva.EvaBlock, eva.EvaBlockPostNorm)),
-        *(_parallel_block(cls) for cls in _PARALLEL),
+        *_PARALLEL,
         _things_block(vit.ParallelThingsBlock),
         _swin_block(swin_transformer.SwinTransformerBlock),
         _swin_block(swin_transformer_v2.SwinTransformerV2Block),
     ),
     stems=("patch_embed", "stem"),
     norms=("norm", "fc_norm"),
-    heads=("head.fc", "head"),
+    heads=("head",),
     outside=Axes.BHWC,
+    around=_AROUND,
 )

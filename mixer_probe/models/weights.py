@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,16 +57,23 @@ def _read_safetensors(file: Path) -> Any:
 
 def _read_torch(file: Path) -> Any:
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() or "global" in str(error).lower():
+        # torch warns about pickles of other protocols, which the error below says better.
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        if isinstance(error, pickle.UnpicklingError) and _refused_code(error, file):
             raise CheckpointError(
                 f"checkpoint {file} holds pickled code, which is refused and was not run; "
                 "save its state_dict() with safetensors instead"
             ) from error
         raise CheckpointError(f"checkpoint {file} is truncated or no torch file; copy or download it again") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"checkpoint {file} is truncated or no torch file; copy or download it again") from error
+
+
+def _refused_code(error: pickle.UnpicklingError, file: Path) -> bool:
+    """Whether torch refused a class or function, or the file is a bare pickle, of which torch reads no other part."""
+    with file.open("rb") as stream:
+        bare = stream.read(1) == b"\x80"
+    return bare or re.search(r"\bglobal\b", str(error), re.IGNORECASE) is not None
 
 
 def _tensors(content: Any, file: Path) -> StateDict:
@@ -72,12 +81,12 @@ def _tensors(content: Any, file: Path) -> StateDict:
     for key in _NESTED:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    tensors = {k: v for k, v in content.items() if isinstance(v, torch.Tensor)} if isinstance(content, Mapping) else {}
+    items = content.items() if isinstance(content, Mapping) else ()
+    tensors = {k: v for k, v in items if isinstance(k, str) and isinstance(v, torch.Tensor)}
     if not tensors:
         raise CheckpointError(f"checkpoint {file} holds no named tensors; save the network's state_dict()")
-    for prefix in _PREFIXES:
-        if all(key.startswith(prefix) for key in tensors):
-            tensors = {key[len(prefix) :]: value for key, value in tensors.items()}
+    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in tensors)), ""):
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return tensors
 
 
@@ -97,7 +106,11 @@ def load_into(network: nn.Module, weights: StateDict, source: str) -> None:
     if mismatches:
         more = f" and {len(mismatches) - 3} more" if len(mismatches) > 3 else ""
         raise CheckpointError(f"checkpoint {source} is for another network: {'; '.join(mismatches[:3])}{more}")
-    network.load_state_dict(weights)
+    network.load_state_dict({**_batch_counts(network), **weights})
+
+
+def _batch_counts(network: nn.Module) -> StateDict:
+    return {k: v for k, v in network.state_dict().items() if k.endswith("num_batches_tracked")}
 
 
 def _mismatches(network: nn.Module, weights: Mapping[str, torch.Tensor]) -> list[str]:
@@ -107,7 +120,8 @@ def _mismatches(network: nn.Module, weights: Mapping[str, torch.Tensor]) -> list
         for k, v in own.items()
         if k in weights and weights[k].shape != v.shape
     ]
-    missing = [f"'{k}' is missing" for k in own if k not in weights]
+    # Old checkpoints do not count batches, and the count plays no part in a forward pass.
+    missing = [f"'{k}' is missing" for k in own if k not in weights and not k.endswith("num_batches_tracked")]
     unexpected = [f"'{k}' is not in the network" for k in weights if k not in own]
     return shapes + missing + unexpected
 

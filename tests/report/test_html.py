@@ -13,8 +13,7 @@ from mixer_probe.errors import StoreError
 from mixer_probe.report import Skipped, make_sections, write_report
 from mixer_probe.report.section import Picture, Table
 from mixer_probe.results import Result
-
-from .conftest import SPEC, tiny_models
+from tests.tiny import SPEC, tiny_models
 
 
 class Page(HTMLParser):

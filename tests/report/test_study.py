@@ -14,8 +14,7 @@ from mixer_probe.probing import linear_probe
 from mixer_probe.report import Skipped, StudySettings, run_study
 from mixer_probe.report.study import halves
 from mixer_probe.results import Result, load_results, save_results
-
-from .conftest import tiny_models
+from tests.tiny import tiny_models
 
 
 def kinds(results: list[Result]) -> Counter[str]:

@@ -1,0 +1,140 @@
+"""The Hilbert-Schmidt independence criterion of two representations, from Gram matrices or from moments.
+
+`unbiased` is HSIC_1 of Song et al. 2012 (JMLR 13, "Feature Selection via Dependence Maximization", eq. 4),
+here in its U-centred form (Szekely and Rizzo 2014): the inner product of the U-centred Gram matrices over
+n (n - 3). `biased` is HSIC_0 = tr(K H L H) / (n - 1)^2 of Gretton et al. 2005, as in Kornblith et al. 2019.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from mixer_probe.errors import MeasureError, closest
+from mixer_probe.similarity.inputs import as_matrix
+
+Estimator = Literal["unbiased", "biased"]
+Kernel = Literal["linear", "rbf"]
+
+MINIMUM_IMAGES = 4
+# A self-HSIC below this share of the whole Gram matrix is rounding: all pairs of images are equally similar.
+_ROUNDING_OF_GRAM = 1e-24
+_ROUNDING_OF_MOMENTS = 1e-13
+# Squared distances from products have an error of 1e-16 of the largest squared norm.
+_FAR_OUT = 1e-5
+
+
+def hsic(K: Any, L: Any, estimator: Estimator = "unbiased") -> float:
+    """HSIC of two Gram matrices `K` and `L` [n, n] over the same images, in the units of K times L.
+
+    The unbiased one ignores both diagonals, may be negative, and has mean 0 over all permutations of the
+    images. Raises MeasureError if the matrices are not square, differ in size, have n < 4, or hold NaN or
+    infinity."""
+    check_choice("estimator", estimator, Estimator)
+    gram_k = as_matrix(K, "K")
+    gram_l = as_matrix(L, "L").to(gram_k.device)
+    for name, gram in (("K", gram_k), ("L", gram_l)):
+        if gram.shape[0] != gram.shape[1]:
+            raise MeasureError(f"{name} has shape {tuple(gram.shape)}, but a Gram matrix [n, n] is needed")
+    check_pair(gram_k, gram_l, ("K", "L"))
+    product = centre_gram(gram_k, estimator) * centre_gram(gram_l, estimator)
+    return float(product.sum() / divisor(len(gram_k), estimator))
+
+
+def check_choice(what: str, value: str, choices: Any) -> None:
+    """Raise MeasureError unless `value` is one of the Literal `choices`."""
+    if value not in get_args(choices):
+        raise MeasureError(f"unknown {what} '{value}'; {closest(str(value), get_args(choices))}")
+
+
+def check_pair(X: Tensor, Y: Tensor, names: tuple[str, str] = ("X", "Y")) -> None:
+    """Raise MeasureError unless both have the same n >= 4 rows and are finite."""
+    if len(X) != len(Y):
+        raise MeasureError(f"{names[0]} has {len(X)} images and {names[1]} has {len(Y)}: take the same")
+    if len(X) < MINIMUM_IMAGES:
+        raise MeasureError(f"{len(X)} images are too few: HSIC needs at least {MINIMUM_IMAGES}")
+    for name, values in zip(names, (X, Y), strict=True):
+        bad = int((~torch.isfinite(values)).sum())
+        if bad:
+            raise MeasureError(f"{name} holds {bad} values that are NaN or infinite")
+
+
+def divisor(n: int, estimator: Estimator) -> float:
+    """What the inner product of two centred Gram matrices is divided by."""
+    return float(n * (n - 3)) if estimator == "unbiased" else float((n - 1) ** 2)
+
+
+def centre_gram(K: Tensor, estimator: Estimator) -> Tensor:
+    """`K` [n, n] double-centred (biased), or U-centred with a zero diagonal (unbiased); all rows sum to 0."""
+    n = len(K)
+    if estimator == "biased":
+        return K - K.mean(0) - K.mean(1, keepdim=True) + K.mean()
+    K = K.clone().fill_diagonal_(0)
+    total = K.sum() / ((n - 1) * (n - 2))
+    return (K - (K.sum(0) + K.sum(1, keepdim=True)) / (n - 2) + total).fill_diagonal_(0)
+
+
+def gram(X: Tensor, kernel: Kernel, bandwidth: float) -> Tensor:
+    """Gram matrix [n, n] of the centred features `X` [n, p]."""
+    return X @ X.T if kernel == "linear" else gram_rbf(X, bandwidth)
+
+
+def gram_rbf(X: Tensor, bandwidth: float) -> Tensor:
+    """exp(-d^2 / (2 b^2 m)), m the median of all n^2 squared distances d^2, zeros of the diagonal among them,
+    and b = `bandwidth`, as in the notebook of Kornblith et al. 2019. NaN where that median is 0."""
+    distances = _squared_distances(X)
+    middle = _median(distances)
+    if middle < _FAR_OUT * X.square().sum(1).max():
+        # Outliers: products of their size have rounded the distances between all the others.
+        distances = torch.cdist(X, X, compute_mode="donot_use_mm_for_euclid_dist").square()
+        middle = _median(distances)
+    return torch.exp(-distances / (2 * bandwidth**2 * middle))
+
+
+def _squared_distances(X: Tensor) -> Tensor:
+    products = X @ X.T
+    squares = products.diagonal()
+    distances = squares[:, None] + squares[None, :] - 2 * products
+    # Equal rows would keep a rounding error of either sign.
+    return distances.clamp_min(0).fill_diagonal_(0)
+
+
+def _median(values: Tensor) -> Tensor:
+    """The median with the two middle values averaged, which torch.median does not do."""
+    flat = values.flatten()
+    middle = [flat.kthvalue(k).values for k in ((len(flat) + 1) // 2, len(flat) // 2 + 1)]
+    return (middle[0] + middle[1]) / 2
+
+
+def hsic_from_grams(grams_x: Tensor, grams_y: Tensor, estimator: Estimator) -> Tensor:
+    """HSIC of two Gram matrices that `centre_gram` made."""
+    return (grams_x * grams_y).sum() / divisor(len(grams_x), estimator)
+
+
+def hsic_from_moments(
+    product: Tensor, weights: Tensor, x: Tensor, y: Tensor, n: int, estimator: Estimator
+) -> Tensor:
+    """Linear-kernel HSIC from moments of features with zero mean; any broadcastable shapes.
+
+    `product` = |X'Y|_F^2, `weights` = sum_i |x_i|^2 |y_i|^2, `x` = sum_i |x_i|^2, `y` = sum_i |y_i|^2. HSIC_1
+    of Song et al. 2012 with K = XX', L = YY' and all row sums zero, so that only the diagonals are left to
+    remove."""
+    if estimator == "biased":
+        return product / divisor(n, estimator)
+    diagonal = x * y / ((n - 1) * (n - 2)) - weights * (n / (n - 2))
+    return (product + diagonal) / divisor(n, estimator)
+
+
+def self_hsic_of_gram(centred_gram: Tensor, original: Tensor, estimator: Estimator) -> Tensor:
+    """HSIC of a representation with itself, NaN where it is zero but for rounding."""
+    value = hsic_from_grams(centred_gram, centred_gram, estimator)
+    floor = _ROUNDING_OF_GRAM * original.square().sum() / divisor(len(original), estimator)
+    return torch.where(value > floor, value, torch.nan)
+
+
+def self_hsic_of_moments(product: Tensor, weights: Tensor, x: Tensor, n: int, estimator: Estimator) -> Tensor:
+    """As `self_hsic_of_gram`, from the moments of `hsic_from_moments`."""
+    value = hsic_from_moments(product, weights, x, x, n, estimator)
+    return torch.where(value > _ROUNDING_OF_MOMENTS * product / divisor(n, estimator), value, torch.nan)

@@ -1,0 +1,210 @@
+"""Moments of features that add up over batches and processes, and from which linear HSIC of all pairs of
+layers follows.
+
+With a linear kernel both HSIC estimators depend on the features only through X'Y, sum x, sum |x|^2, sum x
+|y|^2 and sum |x|^2 |y|^2 (expand HSIC_1 of Song et al. 2012, eq. 4, with K = XX', L = YY'). Their size does
+not depend on the number of images. They are taken about an origin near the mean, because moments about 0 lose
+every digit once the mean is far above the spread; moments about different origins are moved to one, by
+expanding the products, before they are added.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mixer_probe.similarity.hsic import Estimator, hsic_from_moments, self_hsic_of_moments
+from mixer_probe.similarity.inputs import CONSTANT
+
+
+@dataclass
+class Side:
+    """First moments of several layers laid side by side: D features in L blocks, about the origin `shift`."""
+
+    widths: list[int]
+    shift: Tensor  # [D]
+    sums: Tensor  # [D]   sum of x
+    powers: Tensor  # [L] sum of |x|^2
+
+    @classmethod
+    def start(cls, widths: list[int], shift: Tensor) -> Side:
+        """No images yet."""
+        return cls(widths, shift, torch.zeros_like(shift), shift.new_zeros(len(widths)))
+
+    def to(self, device: torch.device) -> Side:
+        """The same on another device."""
+        return Side(self.widths, self.shift.to(device), self.sums.to(device), self.powers.to(device))
+
+    def layer(self, index: int) -> Side:
+        """The side of one layer alone."""
+        shift, sums = (torch.split(v, self.widths)[index] for v in (self.shift, self.sums))
+        return Side(self.widths[index : index + 1], shift, sums, self.powers[index : index + 1])
+
+    def blocks(self, values: Tensor) -> Tensor:
+        """Sums over each layer's block of the first axis: [D, ...] to [L, ...]."""
+        # No product with an indicator matrix: 0 * NaN would carry one layer's NaN into all others.
+        return torch.stack([part.sum(0) for part in torch.split(values, self.widths)])
+
+    def squared_norms(self, x: Tensor) -> Tensor:
+        """|x|^2 of each image in each layer: [n, D] to [n, L]."""
+        return torch.stack([part.square().sum(1) for part in torch.split(x, self.widths, dim=1)], dim=1)
+
+    def moved_powers(self, step: Tensor, n: int) -> Tensor:
+        """`powers` about the origin `shift + step`."""
+        return self.powers - 2 * self.blocks(step * self.sums) + n * self.blocks(step * step)
+
+
+Steps = tuple[Tensor, Tensor]
+
+
+@dataclass
+class Cross:
+    """Mixed moments of two sides, or of one layer with itself."""
+
+    outer: Tensor  # [DA, DB]      sum of x y'
+    left: Tensor  # [DA, Lb]       sum of x |y|^2
+    right: Tensor  # [DB, La]      sum of y |x|^2
+    weights: Tensor  # [La, Lb]    sum of |x|^2 |y|^2
+
+    @classmethod
+    def start(cls, a: Side, b: Side) -> Cross:
+        """No images yet."""
+        da, db, la, lb = len(a.shift), len(b.shift), len(a.widths), len(b.widths)
+        return cls(*(a.shift.new_zeros(shape) for shape in ((da, db), (da, lb), (db, la), (la, lb))))
+
+    def to(self, device: torch.device) -> Cross:
+        """The same on another device."""
+        return Cross(*(v.to(device) for v in (self.outer, self.left, self.right, self.weights)))
+
+    def transposed(self) -> Cross:
+        """The same with the sides exchanged."""
+        return Cross(self.outer.T, self.right, self.left, self.weights.T)
+
+    def add(self, x: Tensor, y: Tensor, kx: Tensor, ky: Tensor) -> None:
+        """Add a batch: features `x` [n, DA] and `y` [n, DB], squared norms `kx` [n, La] and `ky` [n, Lb]."""
+        self.outer.addmm_(x.T, y)
+        self.left.addmm_(x.T, ky)
+        self.right.addmm_(y.T, kx)
+        self.weights.addmm_(kx.T, ky)
+
+    def add_moved(self, other: Cross, a: Side, b: Side, steps: Steps, n: int) -> None:
+        """Add `other`, of sides `a` and `b` and `n` images, after moving its origins by `steps`."""
+        self.weights += other.moved_weights(a, b, steps, n)
+        self.left += other.moved_left(a, b, steps, n)
+        self.right += other.transposed().moved_left(b, a, (steps[1], steps[0]), n)
+        self.outer += other.outer
+        # Rank-one corrections in place: a moved copy of `outer` would double the memory.
+        self.outer.addr_(steps[0], n * steps[1] - b.sums)
+        self.outer.addr_(a.sums, steps[1], alpha=-1)
+
+    def projected(self, b: Side, step: Tensor) -> Tensor:
+        """sum of x (y' step) over each layer's block of `step` [DB]: [DA, Lb]."""
+        parts = zip(torch.split(self.outer, b.widths, dim=1), torch.split(step, b.widths), strict=True)
+        return torch.stack([block @ part for block, part in parts], dim=1)
+
+    def moved_left(self, a: Side, b: Side, steps: Steps, n: int) -> Tensor:
+        """`left` about the moved origins: sum of (x - s)(|y|^2 - 2 y't + |t|^2), expanded."""
+        s, t = steps
+        moved = self.left - 2 * self.projected(b, t) + torch.outer(a.sums, b.blocks(t * t))
+        return moved - torch.outer(s, b.moved_powers(t, n))
+
+    def moved_weights(self, a: Side, b: Side, steps: Steps, n: int) -> Tensor:
+        """`weights` about the moved origins: sum of (|x|^2 - 2 x's + |s|^2)(|y|^2 - 2 y't + |t|^2)."""
+        s, t = steps
+        moved = self.weights - 2 * a.blocks(s[:, None] * self.left) - 2 * b.blocks(t[:, None] * self.right).T
+        moved += 4 * a.blocks(s[:, None] * self.projected(b, t))
+        moved += torch.outer(a.powers - 2 * a.blocks(s * a.sums), b.blocks(t * t))
+        return moved + torch.outer(a.blocks(s * s), b.moved_powers(t, n))
+
+    def centred_product(self, a: Side, b: Side, n: int) -> Tensor:
+        """|X'Y|_F^2 of the centred features for every pair of layers [La, Lb]."""
+        rows = []
+        for block, sums in zip(torch.split(self.outer, a.widths), torch.split(a.sums, a.widths), strict=True):
+            centred = torch.addr(block, sums, b.sums, alpha=-1 / n)
+            rows.append(b.blocks(centred.square().sum(0)))
+        return torch.stack(rows)
+
+
+@dataclass
+class Moments:
+    """All moments that CKA of every layer of one network with every layer of another needs."""
+
+    n: int
+    a: Side
+    b: Side
+    cross: Cross
+    own_a: list[Cross]
+    own_b: list[Cross]
+
+    @classmethod
+    def start(cls, a: Side, b: Side) -> Moments:
+        """No images yet."""
+        own_a, own_b = ([_start_own(side, i) for i in range(len(side.widths))] for side in (a, b))
+        return cls(0, a, b, Cross.start(a, b), own_a, own_b)
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Add a batch of features [n, DA] and [n, DB]."""
+        x, y = x - self.a.shift, y - self.b.shift
+        kx, ky = self.a.squared_norms(x), self.b.squared_norms(y)
+        self.cross.add(x, y, kx, ky)
+        for side, own, batch, norms in ((self.a, self.own_a, x, kx), (self.b, self.own_b, y, ky)):
+            _add_own(own, side, batch, norms)
+            side.sums += batch.sum(0)
+            side.powers += norms.sum(0)
+        self.n += len(x)
+
+    def merge(self, other: Moments) -> None:
+        """Add `other`, of the same layers, wherever its origins are; it is not changed."""
+        device = self.a.shift.device
+        a, b = other.a.to(device), other.b.to(device)
+        steps = self.a.shift - a.shift, self.b.shift - b.shift
+        self.cross.add_moved(other.cross.to(device), a, b, steps, other.n)
+        for mine, side, step in ((self.a, a, steps[0]), (self.b, b, steps[1])):
+            mine.powers += side.moved_powers(step, other.n)
+            mine.sums += side.sums - other.n * step
+        _merge_own(self.own_a, other.own_a, a, steps[0], other.n)
+        _merge_own(self.own_b, other.own_b, b, steps[1], other.n)
+        self.n += other.n
+
+    def hsic(self, estimator: Estimator) -> tuple[Tensor, Tensor, Tensor]:
+        """HSIC of all pairs of layers [La, Lb] and of each layer with itself, [La] and [Lb] (NaN for a
+        constant one)."""
+        a, b, n = self.a, self.b, self.n
+        steps = a.sums / n, b.sums / n
+        x, y = a.moved_powers(steps[0], n), b.moved_powers(steps[1], n)
+        weights = self.cross.moved_weights(a, b, steps, n)
+        pairs = hsic_from_moments(self.cross.centred_product(a, b, n), weights, x[:, None], y, n, estimator)
+        own_a, own_b = (
+            torch.cat([_own_hsic(cross, side.layer(i), n, estimator) for i, cross in enumerate(own)])
+            for side, own in ((a, self.own_a), (b, self.own_b))
+        )
+        return pairs, own_a, own_b
+
+
+def _start_own(side: Side, index: int) -> Cross:
+    one = side.layer(index)
+    return Cross.start(one, one)
+
+
+def _add_own(own: list[Cross], side: Side, x: Tensor, norms: Tensor) -> None:
+    parts = zip(own, torch.split(x, side.widths, dim=1), torch.split(norms, 1, dim=1), strict=True)
+    for cross, part, column in parts:
+        cross.add(part, part, column, column)
+
+
+def _merge_own(own: list[Cross], others: list[Cross], side: Side, step: Tensor, n: int) -> None:
+    for index, (cross, more, s) in enumerate(zip(own, others, torch.split(step, side.widths), strict=True)):
+        one = side.layer(index)
+        cross.add_moved(more.to(s.device), one, one, (s, s), n)
+
+
+def _own_hsic(cross: Cross, one: Side, n: int, estimator: Estimator) -> Tensor:
+    """HSIC [1] of a layer with itself; NaN where the spread is rounding of a constant."""
+    step = one.sums / n
+    power = one.moved_powers(step, n)
+    weights = cross.moved_weights(one, one, (step, step), n)
+    value = self_hsic_of_moments(cross.centred_product(one, one, n), weights, power, n, estimator)[0]
+    magnitude = power + n * (one.shift + step).square().sum()
+    return torch.where(power > CONSTANT**2 * magnitude, value, torch.nan)

@@ -1,0 +1,122 @@
+"""The zoo's three architectures, built from timm's own classes for 32x32 images, and their initial weights.
+
+Mixer and ViT share patch size (2), width (128), depth (8), channel-mixing MLP (128 -> 256 -> 128), final
+norm, mean pool, linear head and initialisation; the token-mixing MLP (2 * 256 * 128 weights) has the size of
+the attention (4 * 128^2 weights). What differs between them is how positions are mixed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from timm.models.mlp_mixer import MlpMixer
+from timm.models.resnet import BasicBlock, ResNet
+from timm.models.vision_transformer import VisionTransformer
+from torch import Generator, Tensor, nn
+
+# timm's class, its keyword arguments, and what is replaced afterwards.
+ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
+    "mixer": {
+        "class": "timm.models.mlp_mixer.MlpMixer",
+        "arguments": {
+            "num_classes": 10,
+            "img_size": 32,
+            "patch_size": 2,
+            "num_blocks": 8,
+            "embed_dim": 128,
+            "mlp_ratio": [1.0, 2.0],
+        },
+        "replaced": {},
+    },
+    "vit": {
+        "class": "timm.models.vision_transformer.VisionTransformer",
+        "arguments": {
+            "num_classes": 10,
+            "img_size": 32,
+            "patch_size": 2,
+            "depth": 8,
+            "embed_dim": 128,
+            "num_heads": 4,
+            "mlp_ratio": 2.0,
+            "class_token": False,
+            "global_pool": "avg",
+            "fc_norm": False,
+        },
+        "replaced": {},
+    },
+    "resnet": {
+        "class": "timm.models.resnet.ResNet",
+        "arguments": {
+            "block": "BasicBlock",
+            "num_classes": 10,
+            "layers": [3, 3, 2, 1],
+            "channels": [32, 64, 96, 112],
+            "zero_init_last": False,
+        },
+        "replaced": {"conv1": "Conv2d(3, 64, 3, stride=1, padding=1, bias=False)", "maxpool": "Identity()"},
+    },
+}
+
+
+def construct(family: str, seed: int) -> nn.Module:
+    """The untrained network of a family, float32 on the CPU; the caller's RNG stays as it was."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        model = _CONSTRUCTORS[family](dict(ARCHITECTURES[family]["arguments"])).float()
+        initialise(model, torch.Generator().manual_seed(seed))
+    return model
+
+
+def _mixer(arguments: dict[str, Any]) -> nn.Module:
+    return MlpMixer(**arguments)
+
+
+def _vit(arguments: dict[str, Any]) -> nn.Module:
+    return VisionTransformer(**arguments)
+
+
+def _resnet(arguments: dict[str, Any]) -> nn.Module:
+    """A ResNet whose stem keeps the 32x32 resolution, as is usual for CIFAR (He et al. 2016, section 4.2)."""
+    # Any: timm's annotations narrow the stem to what its own constructor puts there.
+    model: Any = ResNet(**{**arguments, "block": BasicBlock})
+    model.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    for info in model.feature_info:
+        info["reduction"] = max(1, info["reduction"] // 4)
+    return cast(nn.Module, model)
+
+
+_CONSTRUCTORS: Mapping[str, Callable[[dict[str, Any]], nn.Module]] = {
+    "mixer": _mixer,
+    "vit": _vit,
+    "resnet": _resnet,
+}
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, generator: Generator) -> None:
+    """Draw every weight anew from `generator`, in the order of `named_parameters`.
+
+    timm's own initialisation draws in another order in every version; an untrained twin has to be the same
+    for all.
+    """
+    for name, parameter in model.named_parameters():
+        _initialise_parameter(name, parameter, generator)
+
+
+def _initialise_parameter(name: str, parameter: Tensor, generator: Generator) -> None:
+    if parameter.ndim == 1:
+        # Norm scales are the only one-dimensional weights; norm shifts and linear biases start at zero.
+        nn.init.constant_(parameter, 1.0 if name.endswith("weight") else 0.0)
+    elif name in ("head.weight", "fc.weight", "pos_embed"):
+        # Not zero, as timm's Mixer head would be: the untrained twin is a baseline and needs logits.
+        nn.init.normal_(parameter, std=0.02, generator=generator)
+    elif name == "stem.proj.weight" or name == "patch_embed.proj.weight":
+        # LeCun normal, as in the Mixer's and the ViT's JAX code.
+        nn.init.normal_(parameter, std=1 / math.sqrt(parameter[0].numel()), generator=generator)
+    elif parameter.ndim == 4:
+        nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu", generator=generator)
+    else:
+        nn.init.xavier_uniform_(parameter, generator=generator)

@@ -1,0 +1,131 @@
+"""The augmentations of the zoo's training, one batch at a time and on the batch's own device.
+
+Every image draws its own parameters. Images are [batch, 3, height, width]; colours are changed in [0, 1],
+everything after that happens on normalised images, where 0 is the mean colour and fills what is shifted in or
+erased.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributions import Beta
+
+COLOURS = ("brightness", "contrast", "saturation", "sharpness", "posterize", "solarize", "autocontrast")
+GEOMETRIES = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
+KINDS = ("identity", *COLOURS, *GEOMETRIES)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How strongly to augment.
+
+    padding: largest random shift, in pixels. trivial: share of the images changed by one operation of
+    `KINDS`, drawn uniformly with uniform strength (TrivialAugment, Müller and Hutter 2021, with milder ranges
+    for 32x32 images). erase: share of the images that lose a box (Zhong et al. 2017). mix: share of the
+    images combined with another, half by mixup (Zhang et al. 2017; weight from Beta(mixup_alpha,
+    mixup_alpha)), half by CutMix (Yun et al. 2019).
+    """
+
+    padding: int = 4
+    trivial: float = 1.0
+    erase: float = 0.25
+    mix: float = 0.8
+    mixup_alpha: float = 0.8
+
+    def distort(self, images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """Augment and normalise images [batch, 3, height, width] in [0, 1]; mean and std are [3, 1, 1]."""
+        kind, strength = _draw_operations(images, self.trivial)
+        images = (recolour(images, kind, strength) - mean) / std
+        return erase(warp(images, kind, strength, self.padding), self.erase)
+
+    def combine(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Mix images [batch, 3, height, width] and their class probabilities [batch, classes]."""
+        own = mixing_weights(images, self.mix, self.mixup_alpha)
+        partner = torch.randperm(len(images), device=images.device)
+        mixed = torch.lerp(images[partner], images, own)
+        return mixed, torch.lerp(targets[partner], targets, own.mean(dim=(1, 2, 3))[:, None])
+
+
+def _draw_operations(images: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """The index in `KINDS` and the strength in [-1, 1] of each image's operation, both [batch, 1, 1, 1]."""
+    shape = (len(images), 1, 1, 1)
+    kind = torch.randint(len(KINDS), shape, device=images.device)
+    chosen = torch.rand(shape, device=images.device) < share
+    return kind * chosen, torch.rand(shape, device=images.device) * 2 - 1
+
+
+def recolour(images: Tensor, kind: Tensor, strength: Tensor) -> Tensor:
+    """Apply each image's operation where it is one of `COLOURS`; images in [0, 1] stay there."""
+    grey = images.mean(dim=1, keepdim=True)
+    low, high = images.amin(dim=(1, 2, 3), keepdim=True), images.amax(dim=(1, 2, 3), keepdim=True)
+    blurred = F.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
+    levels = torch.exp2(torch.floor(5 + 3 * strength))
+    factor = 1 + 0.9 * strength
+    recoloured = {
+        "brightness": images * factor,
+        "contrast": torch.lerp(grey.mean(dim=(2, 3), keepdim=True), images, factor),
+        "saturation": torch.lerp(grey, images, factor),
+        "sharpness": torch.lerp(blurred, images, factor),
+        "posterize": torch.floor(images * levels) / levels,
+        "solarize": torch.where(images > strength.abs(), 1 - images, images),
+        "autocontrast": (images - low) / (high - low).clamp(min=1e-3),
+    }
+    for name, changed in recoloured.items():
+        images = torch.where(kind == KINDS.index(name), changed, images)
+    return images.clamp(0, 1)
+
+
+def warp(images: Tensor, kind: Tensor, strength: Tensor, padding: int) -> Tensor:
+    """Flip, shift and, where the operation is one of `GEOMETRIES`, rotate, shear or translate, in one go."""
+    size, device = images.shape[-1], images.device
+
+    def amount(name: str, largest: float) -> Tensor:
+        return torch.where(kind == KINDS.index(name), strength * largest, 0.0).flatten()
+
+    flip = torch.randint(2, (len(images),), device=device) * 2.0 - 1
+    shift = torch.randint(-padding, padding + 1, (2, len(images)), device=device) * (2 / size)
+    angle = amount("rotate", math.pi / 6)
+    row_x = [flip * angle.cos(), amount("shear_x", 0.4) - angle.sin(), shift[0] + amount("translate_x", 0.6)]
+    row_y = [
+        flip * (angle.sin() + amount("shear_y", 0.4)),
+        angle.cos(),
+        shift[1] + amount("translate_y", 0.6),
+    ]
+    theta = torch.stack(row_x + row_y, dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
+
+
+def boxes(images: Tensor, area: Tensor) -> Tensor:
+    """Boxes of ones on zeros, [batch, 1, height, width], centred anywhere.
+
+    `area` [batch] is the share of the image that they would cover if its border did not cut them off.
+    """
+    positions = (torch.arange(images.shape[-1], device=images.device) + 0.5) / images.shape[-1]
+    half = area.sqrt()[:, None] / 2
+    inside_x = (positions - torch.rand_like(half)).abs() < half
+    inside_y = (positions - torch.rand_like(half)).abs() < half
+    return (inside_y[:, None, :, None] & inside_x[:, None, None, :]).to(images.dtype)
+
+
+def erase(images: Tensor, share: float) -> Tensor:
+    """Set a box of 2 to 33 % of the area to zero, the mean colour, in the given share of the images."""
+    chosen = torch.rand(len(images), device=images.device) < share
+    area = 0.02 + 0.31 * torch.rand(len(images), device=images.device)
+    return images * (1 - boxes(images, area * chosen))
+
+
+def mixing_weights(images: Tensor, share: float, mixup_alpha: float) -> Tensor:
+    """How much of itself each image keeps, per pixel, [batch, 1, height, width]."""
+    batch, device = len(images), images.device
+    choice = torch.rand(batch, device=device)
+    alpha = torch.full((batch,), mixup_alpha, device=device)
+    kept = Beta(alpha, alpha, validate_args=False).sample()
+    mixup = torch.where(choice < share / 2, kept, 1.0)
+    cut = torch.where((choice >= share / 2) & (choice < share), torch.rand(batch, device=device), 0.0)
+    return mixup[:, None, None, None] * (1 - boxes(images, cut))

@@ -1,0 +1,238 @@
+"""Linear probes of layers: closed forms, chance, intervals, and what is refused."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+from sklearn.linear_model import RidgeClassifier
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.preprocessing import StandardScaler
+
+from mixer_probe.errors import ImagesError, MeasureError, NonFiniteWarning
+from mixer_probe.probing import default_l2, linear_probe, ridge_path, wilson_interval
+from mixer_probe.results import from_dict, to_dict
+
+COLUMNS = (
+    "model trained layer kind depth l2 accuracy low high balanced_accuracy chance n_train n_test classes p"
+)
+
+
+def labelled(
+    n: int, seed: int, widths: tuple[int, ...] = (4, 30), classes: int = 3
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Layers that tell the classes better and better."""
+    random = np.random.default_rng(seed)
+    y = random.permutation(np.arange(n) % classes)
+    centres = np.random.default_rng(99).normal(size=(classes, max(widths)))
+    layers = {}
+    for i, p in enumerate(widths):
+        layers[f"blocks.{i}"] = ((i + 0.3) * centres[y, :p] + random.normal(size=(n, p))).astype(np.float32)
+    return layers, y
+
+
+@pytest.fixture
+def runs(make_reps):
+    return make_reps(*labelled(120, 0), "train"), make_reps(*labelled(90, 1), "test")
+
+
+@pytest.fixture
+def twin(make_reps):
+    random = np.random.default_rng(2)
+    sides = []
+    for n, seed, split in ((120, 0, "train"), (90, 1, "test")):
+        features, y = labelled(n, seed)
+        noise = {name: random.normal(size=X.shape) for name, X in features.items()}
+        sides.append(make_reps(noise, y, split, trained=False))
+    return tuple(sides)
+
+
+@pytest.mark.parametrize(
+    ("distance", "expected"), [(1, 0.6914624612740131), (2, 0.8413447460685429), (4, 0.9772498680518208)]
+)
+def test_two_gaussians_reach_the_bayes_accuracy(make_reps, distance, expected):
+    assert expected == pytest.approx(norm.cdf(distance / 2))
+    random = np.random.default_rng(3)
+    sides = []
+    for n, split in ((4000, "train"), (4000, "test")):
+        y = np.arange(n) % 2
+        X = random.normal(size=(n, 5))
+        X[:, 0] += distance * y
+        sides.append(make_reps({"layer": X}, y, split))
+    result = linear_probe(*sides)
+    assert result.low[0] < expected < result.high[0]
+    assert result.accuracy[0] == pytest.approx(expected, abs=0.015)
+
+
+def test_random_labels_are_at_chance(make_reps):
+    random = np.random.default_rng(4)
+    sides = []
+    for split in ("train", "test"):
+        features = {"narrow": random.normal(size=(500, 10)), "wide": random.normal(size=(500, 700))}
+        sides.append(make_reps(features, np.arange(500) % 10, split))
+    result = linear_probe(*sides)
+    assert result.chance == 0.1
+    assert ((result.low < 0.1) & (result.high > 0.1)).all()
+
+
+def test_interval_covers_at_its_level():
+    random = np.random.default_rng(5)
+    shares = random.uniform(0, 1, size=5000)
+    bounds = np.array([wilson_interval(int(k), 100) for k in random.binomial(100, shares)])
+    assert 0.94 < ((bounds[:, 0] <= shares) & (shares <= bounds[:, 1])).mean() < 0.96
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "low", "high"),
+    # Newcombe 1998 (Statistics in Medicine 17:857), table I, method 3.
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_interval_of_the_literature(right, n, low, high):
+    assert wilson_interval(right, n) == pytest.approx((low, high), abs=5e-5)
+    assert wilson_interval(n - right, n) == pytest.approx((1 - high, 1 - low), abs=5e-5)
+
+
+def test_wilson_interval_by_hand():
+    # z^2 = 3.8414588; half = z sqrt(0.025 + z^2 / 400) / (1 + z^2 / 10)
+    assert wilson_interval(5, 10) == pytest.approx((0.2365931, 0.7634069), abs=1e-7)
+    with pytest.raises(MeasureError, match="3 of 2 is no share"):
+        wilson_interval(3, 2)
+
+
+def test_every_layer_is_the_best_penalty_of_scikit_learn(runs):
+    train, test = runs
+    result = linear_probe(train, test)
+    for i, layer in enumerate(train.layers):
+        scaler = StandardScaler().fit(train[layer.name].astype(float))
+        Z, new = (scaler.transform(run[layer.name].astype(float)) for run in runs)
+        for l2, accuracy in zip(result.path_l2, result.path_test[i], strict=True):
+            predicted = RidgeClassifier(alpha=l2).fit(Z, train.labels).predict(new)
+            assert accuracy == (predicted == test.labels).mean()
+            if l2 == result.l2[i]:
+                assert result.accuracy[i] == accuracy
+                expected = balanced_accuracy_score(test.labels, predicted)
+                assert result.balanced_accuracy[i] == pytest.approx(expected)
+
+
+def test_the_penalty_is_chosen_on_the_training_images_alone(runs):
+    train, test = runs
+    result = linear_probe(train, test)
+    for i, layer in enumerate(train.layers):
+        path = ridge_path(train[layer.name], train.labels, result.path_l2)
+        np.testing.assert_array_equal(result.path_leave_one_out[i], path.leave_one_out_accuracy())
+        assert result.l2[i] == path.best_l2()
+    test.labels = (test.labels + 1) % 3
+    np.testing.assert_array_equal(linear_probe(train, test).l2, result.l2)
+
+
+def test_penalties_of_ones_own_in_any_order(runs):
+    result = linear_probe(*runs, l2=[100.0, 1.0, 10.0])
+    np.testing.assert_array_equal(result.path_l2, [1, 10, 100])
+    with pytest.raises(MeasureError, match="positive"):
+        linear_probe(*runs, l2=[0.0, 1.0])
+    np.testing.assert_array_equal(default_l2(200), 2 * default_l2(100))
+
+
+def test_tables_of_a_network_and_its_untrained_twin(runs, twin):
+    result = linear_probe(*runs, untrained=twin)
+    frame = result.to_frame()
+    assert " ".join(frame.columns) == COLUMNS
+    assert frame.trained.tolist() == [True, True, False, False]
+    assert frame.layer.tolist() == ["blocks.0", "blocks.1"] * 2
+    assert frame.depth.tolist() == [0, 1] * 2
+    assert (frame[["n_train", "n_test", "classes"]] == [120, 90, 3]).all(axis=None)
+    assert frame.p.tolist() == [4, 30] * 2
+    assert ((frame.low <= frame.accuracy) & (frame.accuracy <= frame.high)).all()
+    assert frame.accuracy[1] > frame.accuracy[0] > frame.accuracy[2:].max()
+    path = result.path_frame()
+    assert len(path) == 2 * 2 * 15
+    chosen = path[path.chosen]
+    assert chosen.test_accuracy.tolist() == frame.accuracy.tolist()
+    assert chosen.l2.tolist() == frame.l2.tolist()
+
+
+def test_it_survives_storing(runs, twin):
+    result = linear_probe(*runs, untrained=twin)
+    back = from_dict(to_dict(result))
+    assert back.to_frame().equals(result.to_frame())
+    assert back.path_frame().equals(result.path_frame())
+
+
+def test_unbalanced_classes(make_reps):
+    random = np.random.default_rng(6)
+    y = (np.arange(200) % 10 == 0).astype(int)
+    noise = [{"noise": random.normal(size=(200, 3))} for _ in range(2)]
+    result = linear_probe(make_reps(noise[0], y, "train"), make_reps(noise[1], y, "test"))
+    assert result.chance == 0.9
+    assert result.accuracy[0] == pytest.approx(0.9, abs=0.02)
+    assert result.balanced_accuracy[0] == pytest.approx(0.5, abs=0.05)
+
+
+def test_wide_duplicate_and_constant_columns_without_warnings(make_reps):
+    sides = []
+    for n, seed, split in ((60, 0, "train"), (90, 1, "test")):
+        features, y = labelled(n, seed, widths=(200,))
+        X = features["blocks.0"]
+        sides.append(make_reps({"plain": X, "odd": np.hstack([X, X, np.full((n, 5), 0.1, "f4")])}, y, split))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = linear_probe(*sides)
+    assert result.p == (200, 405)
+    # Doubled columns move the penalty by a factor of 2, which is between two steps of the path.
+    assert result.accuracy[1] == pytest.approx(result.accuracy[0], abs=0.05)
+
+
+def test_a_class_that_the_test_images_lack(make_reps, runs):
+    train, test = runs
+    keep = test.labels != 2
+    fewer = make_reps({k: X[keep] for k, X in test.features.items()}, test.labels[keep], "test")
+    result = linear_probe(train, fewer)
+    assert result.classes == 3
+    assert np.isfinite(result.balanced_accuracy).all()
+
+
+def test_layers_that_are_not_finite_are_nan_and_named(runs):
+    train, test = runs
+    test.features["blocks.0"][3, 1] = np.inf
+    with pytest.warns(NonFiniteWarning, match=r"layer 'blocks.0': 1 of its features"):
+        result = linear_probe(train, test)
+    assert np.isnan([result.l2[0], result.accuracy[0], result.low[0], result.balanced_accuracy[0]]).all()
+    assert np.isnan(result.path_test[0]).all()
+    assert np.isfinite(result.accuracy[1])
+    assert result.p == (4, 30)
+
+
+def test_images_that_cannot_be_probed(make_reps, runs):
+    train, test = runs
+    other = make_reps(test.features, None, "test")
+    with pytest.raises(ImagesError, match=r"test images \(noise\) have no labels"):
+        linear_probe(train, other)
+    other.labels, other.ids = test.labels, (*test.ids[:5], train.ids[7], *test.ids[6:])
+    with pytest.raises(ImagesError, match="1 test images are also in train, the first is 'train-7'"):
+        linear_probe(train, other)
+    train.labels = np.where(train.labels == 1, 0, train.labels)
+    with pytest.raises(ImagesError, match="class 'dog' is among the test images but not in train"):
+        linear_probe(train, test)
+    train.labels = np.full(120, 2)
+    with pytest.raises(ImagesError, match="all train images are of class 'frog'"):
+        linear_probe(train, test)
+
+
+def test_representations_that_cannot_be_probed(make_reps, runs, twin):
+    train, test = runs
+    with pytest.raises(MeasureError, match="mixer is trained"):
+        linear_probe(train, test, untrained=runs)
+    with pytest.raises(MeasureError, match="other train images"):
+        linear_probe(train, test, untrained=(make_reps(*labelled(99, 0), "train", trained=False), twin[1]))
+    with pytest.raises(MeasureError, match="two networks"):
+        linear_probe(train, twin[1])
+    with pytest.raises(MeasureError, match=r"layer 'blocks\.1' is only in one"):
+        linear_probe(train, make_reps(*labelled(90, 1, widths=(4,)), "test"))
+    positions = {name: np.zeros((120, 4, 2)) for name in train.features}
+    with pytest.raises(MeasureError, match=r"has shape \(120, 4, 2\).*reduce='mean'"):
+        linear_probe(make_reps(positions, train.labels, "train"), test)
+    test.reduce = "prefix"
+    with pytest.raises(MeasureError, match="reduce='mean' and test with 'prefix'"):
+        linear_probe(train, test)

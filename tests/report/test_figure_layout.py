@@ -1,0 +1,148 @@
+"""No text of a report's figures lies on another or leaves the canvas, and no panel is empty, however many networks it has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+from timm.models.mlp_mixer import MlpMixer, ResBlock
+from timm.models.resnet import Bottleneck, ResNet
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+import mixer_probe as mp
+from mixer_probe.figures import token_mixing_units
+from mixer_probe.report import StudySettings, make_sections, run_study
+from mixer_probe.report.section import Picture
+from mixer_probe.results import Result
+from tests.tiny import SPEC
+
+# Boxes of neighbouring texts may touch: a font's box is a pixel higher than its letters.
+_SLACK = 1.0
+
+
+def crowd() -> dict[str, nn.Module]:
+    """Seven networks with the long names of timm, of up to 16 blocks and of stems with few, small and many filters."""
+    vit = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "num_heads": 2}
+    return {
+        "mixer_b16_224.goog_in21k_ft_in1k": MlpMixer(img_size=32, patch_size=4, embed_dim=16, num_blocks=12),
+        "resmlp_12_224.fb_distilled_in1k": MlpMixer(
+            img_size=32, patch_size=8, embed_dim=8, num_blocks=3, mlp_ratio=4, block_layer=ResBlock
+        ),
+        "vit_base_patch16_224.augreg2_in21k_ft_in1k": VisionTransformer(**vit, depth=12),
+        "deit3_small_patch16_224.fb_in22k_ft_in1k": VisionTransformer(**vit, depth=6),
+        "resnet50.a1_in1k": ResNet(Bottleneck, [3, 4, 6, 3], channels=(4, 4, 8, 8), stem_width=8),
+        "resnet26d.bt_in1k": ResNet(Bottleneck, [2, 2, 2, 2], channels=(4, 4, 8, 8), stem_width=16, stem_type="deep"),
+        "local-dir:a/folder/with/an/almost/endless_name": MlpMixer(img_size=32, patch_size=16, embed_dim=192, num_blocks=1),
+    }
+
+
+@pytest.fixture(scope="module")
+def crowded() -> list[Result]:
+    models = [mp.load_model(network, name=name, **SPEC) for name, network in crowd().items()]
+    images, train = mp.load_images("demo", limit=40), mp.load_images("demo", split="train", limit=40)
+    return run_study(models, images, train, StudySettings(permutations=20))
+
+
+@pytest.fixture(scope="module")
+def alone() -> list[Result]:
+    """One network with random weights, unlabelled images."""
+    model = mp.load_model(MlpMixer(img_size=32, patch_size=8, embed_dim=16, num_blocks=1), name="tiny", **SPEC).untrained()
+    return run_study([model], mp.load_images("demo", limit=20), None, StudySettings(permutations=0))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure with its texts and their boxes in pixels."""
+
+    name: str
+    figure: Figure
+    texts: list[tuple[str, Bbox]]
+
+
+@pytest.fixture(scope="module", params=["study", "crowded", "alone"])
+def drawn(request: pytest.FixtureRequest) -> list[Drawn]:
+    results = request.getfixturevalue(request.param)
+    return [
+        Drawn(f"{section.anchor} {number}: {item.alt}", item.figure, texts_of(item.figure))
+        for section in make_sections(results)
+        for number, item in enumerate(section.content)
+        if isinstance(item, Picture)
+    ]
+
+
+def texts_of(figure: Figure) -> list[tuple[str, Bbox]]:
+    """All visible texts, as they were drawn: ticks outside the limits of an axis have labels that are never drawn."""
+    found: dict[int, tuple[str, Bbox]] = {}
+    draw = Text.draw
+
+    def recorded(self: Text, renderer: Any, *args: Any, **kwargs: Any) -> None:
+        draw(self, renderer, *args, **kwargs)
+        if self.get_visible() and self.get_text().strip():
+            found[id(self)] = (self.get_text(), Text.get_window_extent(self, renderer))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Text, "draw", recorded)
+        FigureCanvasAgg(figure).draw()
+    return list(found.values())
+
+
+def overlap(a: Bbox, b: Bbox) -> bool:
+    width = min(a.x1, b.x1) - max(a.x0, b.x0)
+    height = min(a.y1, b.y1) - max(a.y0, b.y0)
+    return width > _SLACK and height > _SLACK
+
+
+def outside(box: Bbox, canvas: Bbox) -> bool:
+    return (
+        box.x0 < canvas.x0 - _SLACK or box.y0 < canvas.y0 - _SLACK or box.x1 > canvas.x1 + _SLACK or box.y1 > canvas.y1 + _SLACK
+    )
+
+
+def test_no_text_lies_on_another(drawn: list[Drawn]) -> None:
+    found = []
+    for one in drawn:
+        pairs = combinations(one.texts, 2)
+        found += [f"{one.name}: {a!r} on {b!r}" for (a, box_a), (b, box_b) in pairs if overlap(box_a, box_b)]
+    assert not found, "\n".join(found)
+
+
+def test_no_text_leaves_the_canvas(drawn: list[Drawn]) -> None:
+    found = []
+    for one in drawn:
+        assert one.texts, one.name
+        out = [(text, box) for text, box in one.texts if outside(box, one.figure.bbox)]
+        found += [f"{one.name}: {text!r} at {box.extents.round(1)} of {one.figure.bbox.size}" for text, box in out]
+    assert not found, "\n".join(found)
+
+
+def test_no_panel_is_empty(drawn: list[Drawn]) -> None:
+    for one in drawn:
+        panels = [axes for axes in one.figure.axes if axes.get_label() != "<colorbar>"]
+        assert panels, one.name
+        assert all(axes.has_data() for axes in panels), one.name
+
+
+def test_a_name_is_no_formula() -> None:
+    network = MlpMixer(img_size=32, patch_size=8, embed_dim=8, num_blocks=1)
+    units = mp.token_mixing(mp.load_model(network, name=r"local-dir:$\frac$", **SPEC))
+    assert any(r"$\frac$" in text for text, _box in texts_of(token_mixing_units(units)))
+
+
+def test_the_check_sees_what_is_wrong() -> None:
+    figure = Figure(figsize=(2, 1))
+    figure.text(0.5, 0.5, "one")
+    figure.text(0.52, 0.52, "two")
+    figure.text(0.9, 0.1, "outside")
+    figure.text(0.5, 0.5, "hidden", visible=False)
+    texts = dict(texts_of(figure))
+    assert set(texts) == {"one", "two", "outside"}
+    assert overlap(texts["one"], texts["two"])
+    assert outside(texts["outside"], figure.bbox)
+    assert not outside(texts["one"], figure.bbox)

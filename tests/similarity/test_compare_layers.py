@@ -1,0 +1,219 @@
+"""Matrices of layers against layers, and their nulls."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mixer_probe.errors import MeasureError, MixerProbeWarning
+from mixer_probe.results import from_dict, to_dict
+from mixer_probe.similarity import cka, compare
+from mixer_probe.similarity.allpairs import choose
+from mixer_probe.similarity.nulls import draw_pairings, upper_quantile
+
+METHODS = ["moments", "gram"]
+
+
+def layers(seed: int, widths: tuple[int, ...], n: int = 40, prefix: str = "blocks.") -> dict[str, np.ndarray]:
+    random = np.random.default_rng(seed)
+    return {f"{prefix}{i}": random.normal(size=(n, p)).astype(np.float32) + i for i, p in enumerate(widths)}
+
+
+@pytest.fixture
+def runs(make_reps):
+    return make_reps(layers(0, (3, 8, 50)), "one"), make_reps(layers(1, (5, 60), prefix="layer"), "two")
+
+
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+@pytest.mark.parametrize(("method", "kernel"), [("moments", "linear"), ("gram", "linear"), ("gram", "rbf")])
+def test_values_and_null_are_those_of_cka(runs, estimator, method, kernel):
+    a, b = runs
+    options = {"estimator": estimator, "kernel": kernel}
+    matrix = compare(a, b, **options, method=method, permutations=25, seed=3)
+    (pairings,) = draw_pairings(40, 25, 3)
+    orders = pairings.partners().numpy()
+    pairs = [[(X, Y) for Y in b.features.values()] for X in a.features.values()]
+    expected = np.array([[[cka(X, Y[o], **options) for X, Y in row] for row in pairs] for o in orders])
+    np.testing.assert_allclose(matrix.values, expected[0], rtol=0, atol=1e-13)
+    close = {"rtol": 0, "atol": 1e-13}
+    np.testing.assert_allclose(matrix.null.mean, expected[1:].mean(0), **close)
+    np.testing.assert_allclose(matrix.null.quantile95, np.sort(expected[1:], axis=0)[24], **close)
+    np.testing.assert_allclose(matrix.null.maximum, expected[1:].max((1, 2)), **close)
+
+
+def test_blocks_of_layers_give_the_same(runs, monkeypatch):
+    whole = {method: compare(*runs, method=method) for method in METHODS}
+    monkeypatch.setattr("mixer_probe.similarity.allpairs._BYTES", 1)
+    monkeypatch.setattr("mixer_probe.similarity.allpairs._BATCH", 1)
+    for method in METHODS:
+        parts = compare(*runs, method=method)
+        np.testing.assert_allclose(parts.values, whole[method].values, rtol=0, atol=1e-13)
+        np.testing.assert_allclose(parts.null.quantile95, whole[method].null.quantile95, rtol=0, atol=1e-13)
+
+
+def test_a_network_against_itself(make_reps):
+    reps = make_reps(layers(2, (4, 30)))
+    matrix = compare(reps, reps)
+    np.testing.assert_allclose(np.diag(matrix.values), 1, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(matrix.values, matrix.values.T, rtol=0, atol=1e-13)
+    assert matrix.null.quantile95.max() < 0.5
+    assert (np.diag(matrix.values) > matrix.null.maximum95).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_independent_layers_exceed_their_quantile_in_five_percent_of_cells(make_reps, method):
+    widths = tuple(range(2, 26))
+    a, b = make_reps(layers(3, widths)), make_reps(layers(4, widths))
+    matrix = compare(a, b, permutations=99, method=method)
+    above = (matrix.values > matrix.null.quantile95).mean()
+    # 576 cells, of which those of one row or column are not independent.
+    assert 0.02 < above < 0.09
+    assert abs(matrix.null.mean).max() < 0.05
+    assert matrix.values.max() <= np.sort(matrix.null.maximum)[-2]
+
+
+def test_the_biased_null_shows_the_bias(make_reps):
+    matrix = compare(make_reps(layers(5, (400,))), make_reps(layers(6, (400,))), estimator="biased")
+    assert matrix.values[0, 0] > 0.85
+    assert matrix.null.mean[0, 0] == pytest.approx(matrix.values[0, 0], abs=0.02)
+
+
+def test_seed_decides_the_null_and_not_the_values(runs):
+    first, again, other = (compare(*runs, seed=seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first.null.maximum, again.null.maximum)
+    np.testing.assert_allclose(first.values, other.values, rtol=0, atol=1e-14)
+    assert (first.null.maximum != other.null.maximum).any()
+
+
+def test_quantile_is_the_order_statistic_that_keeps_the_level():
+    values = np.arange(1.0, 101)
+    assert upper_quantile(values) == 96
+    assert upper_quantile(values[:19]) == 19
+    assert upper_quantile(np.arange(1.0, 100)) == 95
+
+
+@pytest.mark.parametrize(("n", "permutations"), [(7, 0), (7, 3), (8, 7), (8, 30)])
+def test_pairings(n, permutations):
+    drawn = draw_pairings(n, permutations, seed=0)
+    partners = np.concatenate([pairings.partners().numpy() for pairings in drawn])
+    np.testing.assert_array_equal(partners[0], np.arange(n))
+    np.testing.assert_array_equal(np.sort(partners, axis=1), np.tile(np.arange(n), (permutations + 1, 1)))
+    assert (partners[1:] != np.arange(n)).all()
+    assert len(drawn) == max(1, -(-permutations // (n - 1)))
+    first = {tuple(row) for row in partners[:n]}
+    assert len(first) == min(n, permutations + 1)
+
+
+@pytest.mark.parametrize("n", [29, 30])
+@pytest.mark.parametrize("method", METHODS)
+def test_more_permutations_than_images(make_reps, n, method):
+    a, b = make_reps(layers(16, (3, 40), n=n)), make_reps(layers(17, (5,), n=n))
+    matrix = compare(a, b, permutations=70, method=method)
+    orders = np.concatenate([pairings.partners().numpy() for pairings in draw_pairings(n, 70, 0)])
+    expected = [[cka(X, b["blocks.0"][o]) for X in a.features.values()] for o in orders[1:]]
+    np.testing.assert_allclose(matrix.null.mean[:, 0], np.mean(expected, axis=0), rtol=0, atol=1e-13)
+    assert len(matrix.null.maximum) == 70
+
+
+def test_what_the_result_carries(runs):
+    a, b = runs
+    matrix = compare(a, b, permutations=19)
+    assert (matrix.layers_a, matrix.layers_b) == (a.layers, b.layers)
+    assert (matrix.model_a, matrix.model_b, matrix.images) == (a.model, b.model, a.images)
+    assert (matrix.n, matrix.p_a, matrix.p_b, matrix.null.permutations) == (40, (3, 8, 50), (5, 60), 19)
+    assert (matrix.measure, matrix.estimator, matrix.kernel) == ("cka", "unbiased", "linear")
+    assert (matrix.reduce, matrix.seed, matrix.bandwidth) == ("mean", 0, None)
+    frame = matrix.to_frame()
+    columns = "layer_a depth_a layer_b depth_b value null_mean null_q95 n p_a p_b estimator"
+    assert " ".join(frame.columns) == columns
+    row = frame[(frame.layer_a == "blocks.2") & (frame.layer_b == "layer0")].iloc[0]
+    assert (row.value, row.null_q95) == (matrix.values[2, 0], matrix.null.quantile95[2, 0])
+    assert (row.depth_a, row.depth_b, row.p_a, row.p_b, row.n) == (1, 0, 50, 5, 40)
+
+
+def test_it_survives_storing(runs):
+    matrix = compare(*runs, permutations=19)
+    back = from_dict(to_dict(matrix))
+    np.testing.assert_array_equal(back.values, matrix.values)
+    np.testing.assert_array_equal(back.null.maximum, matrix.null.maximum)
+    assert back.to_frame().equals(matrix.to_frame())
+
+
+def test_without_permutations_there_is_no_null(runs):
+    matrix = compare(*runs, permutations=0)
+    assert matrix.null is None
+    assert matrix.to_frame().null_q95.isna().all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_bad_layers_are_nan_in_their_own_cells_and_named(make_reps, method):
+    good, other = layers(7, (4, 5)), layers(8, (3, 6), prefix="other.")
+    bad = {"constant": np.full((40, 3), 0.1, np.float32), "nan": np.full((40, 2), np.nan, np.float32)}
+    with pytest.warns(MixerProbeWarning, match=r"4 of 8 similarities are NaN.*constant, nan"):
+        matrix = compare(make_reps({**good, **bad}), make_reps(other), method=method)
+    assert np.isnan(matrix.values[2:]).all()
+    assert np.isnan(matrix.null.quantile95[2:]).all()
+    expected = compare(make_reps(good), make_reps(other), method=method)
+    np.testing.assert_allclose(matrix.values[:2], expected.values, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(matrix.null.maximum, expected.null.maximum, rtol=0, atol=1e-13)
+
+
+def test_nothing_but_bad_layers(make_reps):
+    bad = make_reps({"constant": np.ones((40, 3), np.float32)})
+    with pytest.warns(MixerProbeWarning, match="1 of 1"):
+        matrix = compare(bad, make_reps(layers(9, (3,))))
+    assert np.isnan(matrix.null.maximum95)
+
+
+def test_other_images_are_refused(make_reps):
+    a, b = make_reps(layers(10, (3,))), make_reps(layers(11, (3,)))
+    b.ids = (*b.ids[:7], b.ids[8], b.ids[7], *b.ids[9:])
+    with pytest.raises(MeasureError, match=r"2 of 40 image ids .* 7: 'image-7' against 'image-8'"):
+        compare(a, b)
+    with pytest.raises(MeasureError, match="40 images against 30"):
+        compare(a, make_reps(layers(12, (3,), n=30)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"measure": "cca"}, "unknown measure 'cca'.*cka"),
+        ({"estimator": "debiased"}, "closest: biased, unbiased"),
+        ({"permutations": 10}, "take 19 or more, or 0"),
+        ({"kernel": "rbf", "method": "moments"}, "no moments form"),
+    ],
+)
+def test_bad_options(runs, options, message):
+    with pytest.raises(MeasureError, match=message):
+        compare(*runs, **options)
+
+
+def test_bad_runs(make_reps):
+    reps = make_reps(layers(13, (3,)))
+    with pytest.raises(MeasureError, match=r"layer 'blocks.0' of model has shape .*reduce='mean'"):
+        compare(make_reps({"blocks.0": np.zeros((40, 4, 3))}, reduce="none"), reps)
+    with pytest.raises(MeasureError, match="3 images are too few"):
+        compare(make_reps(layers(14, (3,), n=3)), make_reps(layers(15, (3,), n=3)))
+    reps.layers = ()
+    with pytest.raises(MeasureError, match="no layer"):
+        compare(reps, reps)
+
+
+@pytest.mark.parametrize(
+    ("method", "kernel", "n", "widths", "expected"),
+    [
+        ("auto", "linear", 1000, (128, 256, 512), "gram"),
+        ("auto", "linear", 1000, (8, 8, 8), "moments"),
+        ("auto", "linear", 50_000, (768,), "moments"),
+        ("auto", "rbf", 1000, (8,), "gram"),
+        ("moments", "linear", 100, (768,), "moments"),
+        ("gram", "linear", 1000, (8,), "gram"),
+    ],
+)
+def test_the_cheaper_form_is_chosen(method, kernel, n, widths, expected):
+    assert choose(method, kernel, n, (widths, widths), 101) == expected
+
+
+def test_grams_that_do_not_fit_are_refused():
+    with pytest.raises(MeasureError, match=r"Gram matrices of 50000 images do not fit.*at most 8757 images"):
+        choose("auto", "rbf", 50_000, ((8,), (8,)), 101)

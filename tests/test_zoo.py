@@ -1,0 +1,256 @@
+"""The bundled networks: names, cards, building, loading, and the script that trained them."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import sys
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from timm.models.mlp_mixer import MlpMixer
+from timm.models.resnet import ResNet
+from timm.models.vision_transformer import VisionTransformer
+
+from mixer_probe import load_images, zoo
+from mixer_probe.errors import CheckpointError, ModelError
+from mixer_probe.zoo import augmentation, cards
+from mixer_probe.zoo.architectures import ARCHITECTURES
+from mixer_probe.zoo.augmentation import Augmentation
+from mixer_probe.zoo.cards import CHECKPOINTS, card_from_json
+from mixer_probe.zoo.networks import read_checkpoint
+
+CLASSES = {"mixer": MlpMixer, "vit": VisionTransformer, "resnet": ResNet}
+NAMES = ("mixer-s0", "mixer-s1", "vit-s0", "vit-s1", "resnet-s0", "resnet-s1")
+
+
+def parameters(model: torch.nn.Module) -> torch.Tensor:
+    return torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+
+
+def test_names() -> None:
+    assert zoo.names() == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_card_describes_the_network(name: str) -> None:
+    card, model = zoo.card(name), zoo.build(name)
+    assert card.name == name
+    assert name.endswith(f"-s{card.seed}")
+    assert card.architecture == ARCHITECTURES[name.split("-")[0]]
+    assert card.architecture["class"] == f"{type(model).__module__}.{type(model).__name__}"
+    assert card.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert float(parameters(model).double().norm()) == pytest.approx(card.initial_norm, rel=1e-6)
+
+
+@pytest.mark.parametrize(("name", "floor"), list(zip(NAMES, (0.80, 0.80, 0.75, 0.75, 0.90, 0.90), strict=True)))
+def test_card_describes_the_training(name: str, floor: float) -> None:
+    card = zoo.card(name)
+    assert card.test_accuracy >= floor
+    assert card.test_images == 5000
+    assert card.data_note == "trained on WebP-90 CIFAR-10"
+    assert 0 < card.epochs <= card.recipe["epochs"]
+    assert name in card.command
+    assert card.machine.startswith("one NVIDIA")
+
+
+def test_card_is_frozen_and_survives_json() -> None:
+    card = zoo.card("mixer-s0")
+    assert card_from_json(card.to_json()) == card
+    assert (card.input_size, len(card.class_names)) == ((3, 32, 32), 10)
+    with pytest.raises(FrozenInstanceError):
+        card.seed = 3  # type: ignore[misc]
+
+
+def test_a_name_without_seed_is_seed_0() -> None:
+    assert zoo.card("vit") == zoo.card("vit-s0")
+
+
+@pytest.mark.parametrize("use", [zoo.card, zoo.build, zoo.load])
+def test_unknown_names_are_answered_with_close_ones(use: object) -> None:
+    with pytest.raises(ModelError, match="mixer-s0"):
+        use("mixer-s9")  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_load_is_strict_float32_and_what_the_file_holds(name: str) -> None:
+    model, stored = zoo.load(name), load_file(CHECKPOINTS / f"{name}.safetensors")
+    assert type(model) is CLASSES[name.split("-")[0]]
+    assert not model.training
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert model.state_dict().keys() == stored.keys()
+    assert all(torch.equal(value, stored[key].to(value.dtype)) for key, value in model.state_dict().items())
+    assert all(value.isfinite().all() for value in stored.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_checkpoint_is_the_cards(name: str) -> None:
+    content = (CHECKPOINTS / f"{name}.safetensors").read_bytes()
+    assert hashlib.sha256(content).hexdigest() == zoo.card(name).sha256
+
+
+def test_all_checkpoints_together_are_under_12_megabytes() -> None:
+    assert sum(path.stat().st_size for path in CHECKPOINTS.iterdir()) < 12.0e6
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_two_seeds_differ_before_and_after_training(family: str) -> None:
+    first, second = f"{family}-s0", f"{family}-s1"
+    assert not torch.equal(parameters(zoo.build(first)), parameters(zoo.build(second)))
+    assert not torch.equal(parameters(zoo.load(first)), parameters(zoo.load(second)))
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_untrained_twin_is_reproducible_and_leaves_the_rng_alone(family: str) -> None:
+    before = torch.random.get_rng_state()
+    first = zoo.load(family, untrained=True)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.rand(3)
+    second = zoo.build(family)
+    assert torch.equal(parameters(first), parameters(second))
+    assert not torch.equal(parameters(first), parameters(zoo.load(family)))
+    assert not first.training
+    assert second.training
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_untrained_logits_differ_between_images_and_classes(name: str) -> None:
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        logits = zoo.load(name, untrained=True)(images)
+    assert logits.shape == (4, 10)
+    assert logits.std(dim=0).min() > 0
+    assert logits.std(dim=1).min() > 0
+
+
+def test_mixer_and_vit_share_all_but_the_mixing() -> None:
+    mixer, vit = zoo.build("mixer"), zoo.build("vit")
+    assert mixer.stem.num_patches == vit.patch_embed.num_patches == 256
+    assert len(mixer.blocks) == len(vit.blocks) == 8
+    for ours, theirs in ((mixer.blocks[0].mlp_channels, vit.blocks[0].mlp), (mixer.norm, vit.norm), (mixer.head, vit.head)):
+        assert [value.shape for value in ours.parameters()] == [value.shape for value in theirs.parameters()]
+    tokens, attention = mixer.blocks[0].mlp_tokens, vit.blocks[0].attn
+    assert tokens.fc1.weight.numel() + tokens.fc2.weight.numel() == 2 * 256 * 128
+    assert attention.qkv.weight.numel() + attention.proj.weight.numel() == 4 * 128 * 128
+
+
+def test_resnet_stem_keeps_the_resolution() -> None:
+    model = zoo.build("resnet").eval()
+    maps = model.forward_intermediates(torch.zeros(1, 3, 32, 32), intermediates_only=True)
+    assert [tuple(value.shape[1:]) for value in maps] == [(64, 32, 32), (32, 32, 32), (64, 16, 16), (96, 8, 8), (112, 4, 4)]
+    assert [info["reduction"] for info in model.feature_info] == [1, 1, 2, 4, 8]
+
+
+def test_damaged_or_missing_files_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    damaged = tmp_path / "mixer-s0.safetensors"
+    damaged.write_bytes((CHECKPOINTS / damaged.name).read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        read_checkpoint(damaged, zoo.card("mixer-s0").sha256)
+    monkeypatch.setattr(cards, "CHECKPOINTS", tmp_path)
+    with pytest.raises(CheckpointError, match=r"mixer-s0\.json"):
+        zoo.card("mixer-s0")
+
+
+@pytest.mark.parametrize("name", ["mixer-s0", "vit-s0", "resnet-s0"])
+def test_accuracy_on_the_demo_images(name: str) -> None:
+    images = load_images("demo", split="test", limit=200)
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
+    card = zoo.card(name)
+    mean, std = torch.tensor([card.mean, card.std]).view(2, 1, 3, 1, 1)
+    with torch.inference_mode():
+        predicted = zoo.load(name)((pixels / 255 - mean) / std).argmax(dim=1)
+    assert float((predicted == torch.from_numpy(images.labels)).float().mean()) > 0.7
+
+
+# The augmentations
+
+
+@pytest.fixture
+def batch() -> torch.Tensor:
+    return torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def test_shift_and_flip_move_pixels_exactly(batch: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    mean, std = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
+    moved = Augmentation(trivial=0, erase=0, padding=2).distort(batch[:8], mean, std)
+    padded = torch.nn.functional.pad(batch[:8], (2, 2, 2, 2))
+    shifts = [(flipped, y, x) for flipped in (padded, padded.flip(-1)) for y in range(5) for x in range(5)]
+    errors = torch.stack([(flipped[:, :, y : y + 32, x : x + 32] - moved).abs().amax((1, 2, 3)) for flipped, y, x in shifts])
+    assert errors.amin(dim=0).max() < 1e-5
+
+
+def test_colours_stay_in_range_and_identity_changes_nothing(batch: torch.Tensor) -> None:
+    strength = torch.linspace(-1, 1, 64).view(-1, 1, 1, 1)
+    for index in range(len(augmentation.KINDS)):
+        changed = augmentation.recolour(batch, torch.full((64, 1, 1, 1), index), strength)
+        assert changed.min() >= 0
+        assert changed.max() <= 1
+        assert torch.equal(changed, batch) == (augmentation.KINDS[index] not in augmentation.COLOURS)
+
+
+def test_mixed_targets_are_probabilities_that_match_the_pixels() -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(64) % 10
+    # Every image is one grey level of its own class, so that the mean pixel says what the target must be.
+    images = (labels / 10).view(-1, 1, 1, 1).expand(-1, 3, 32, 32)
+    targets = torch.nn.functional.one_hot(labels, 10).float()
+    mixed, soft = Augmentation(mix=1.0).combine(images, targets)
+    assert soft.sum(dim=1).allclose(torch.ones(64))
+    assert mixed.mean(dim=(1, 2, 3)).allclose(soft @ (torch.arange(10) / 10), atol=1e-5)
+    assert (soft.amax(dim=1) < 1).any()
+
+
+# The training script
+
+
+@pytest.fixture
+def train_zoo(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "analyses"))
+    monkeypatch.delitem(sys.modules, "train_zoo", raising=False)
+    return importlib.import_module("train_zoo")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 2), ("test", 1)):
+        for name in cards.CLASS_NAMES:
+            (tmp_path / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(256, size=(32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{index}.png")
+    return tmp_path
+
+
+def test_training_writes_checkpoint_and_card_and_resumes_to_the_same_weights(
+    train_zoo: ModuleType, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--data", str(folder), "--only", "resnet-s0", "--epochs", "2", "--device", "cpu"]
+    train_zoo.main([*arguments, "--out", str(tmp_path / "whole")])
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(train_zoo, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train_zoo.main([*arguments, "--out", str(tmp_path / "halves"), "--stop-after", "1"])
+    train_zoo.main([*arguments, "--out", str(tmp_path / "halves")])
+    whole, halves = (json.loads((tmp_path / out / "resnet-s0.json").read_text()) for out in ("whole", "halves"))
+    assert whole == halves
+    assert whole.keys() == {field.name for field in fields(zoo.Card)}
+    assert (whole["epochs"], whole["test_images"]) == (2, 10)
+    assert not list(tmp_path.glob("*/*.state"))
+
+
+def test_learning_rate_warms_up_and_falls_to_zero(train_zoo: ModuleType) -> None:
+    recipe = train_zoo.Recipe(learning_rate=1.0, warmup=0.1)
+    rates = [train_zoo.learning_rate(step, 100, recipe) for step in range(101)]
+    assert rates[:10] == pytest.approx(np.arange(1, 11) / 10)
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[100] == pytest.approx(0.0)
+    assert np.argmax(rates) in (9, 10)
