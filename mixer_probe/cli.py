@@ -290,7 +290,7 @@ def weights(
 @app.command(epilog="Example: mixer-probe demo --out demo")
 def demo(out: Out = Path("mixer-probe-demo"), device: Device = "auto", seed: Seed = 0) -> None:
     """All analyses of the bundled Mixer, ViT and ResNet on the bundled images: report.html and results.json."""
-    settings = _study_settings("blocks", 100, 100, seed, True, None)
+    settings = _study_settings("blocks", 50, 100, seed, True, None)
     images, train = _train_and_test("demo", None, None, None, "raise", seed)
     loaders = _loaders(DEMO_MODELS, True, None, device)
     title = "What a Mixer, a ViT and a ResNet learned from CIFAR-10"

@@ -1,6 +1,6 @@
 """Hooks to activations: capture in a context, streaming extraction, and the on-disk store."""
 
-from mixer_probe.capture.extract import extract
+from mixer_probe.capture.extraction import extract
 from mixer_probe.capture.hooks import Reducer, capture, every_position, first_prefix_token, mean_over_positions
 from mixer_probe.capture.representations import Representations, RunRecord
 from mixer_probe.capture.store import open_run

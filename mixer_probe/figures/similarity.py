@@ -47,7 +47,7 @@ def _block(axes: Axes, matrix: SimilarityMatrix, a: int, b: int, transposed: boo
         layers.append(np.where(matrix.values <= matrix.null.quantile95, 1.0, np.nan))
     for values, cmap in zip(layers, (mpl.colormaps[SEQUENTIAL], ListedColormap([_NULL_GREY]))):
         edges = (y, x, values.T) if transposed else (x, y, values)
-        axes.pcolormesh(*edges, cmap=cmap, vmin=0, vmax=1, rasterized=values.size > 400)
+        axes.pcolormesh(*edges, cmap=cmap, vmin=0, vmax=1, rasterized=True)
 
 
 def _block_axes(axes: Axes, names: Sequence[str]) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from huggingface_hub import constants
+from huggingface_hub import utils as hub
 from huggingface_hub.errors import LocalEntryNotFoundError
-from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
 NOT_IN_CACHE = LocalEntryNotFoundError
 _PATIENCE = 5.0
@@ -17,17 +17,23 @@ _PATIENCE = 5.0
 def offline_if_unreachable() -> Iterator[None]:
     """Where the hub does not answer, only look in the cache: huggingface_hub would try every file six times."""
     before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or not _answers()
+    _switch(before or not _answers())
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = before
+        _switch(before)
+
+
+def _switch(offline: bool) -> None:
+    constants.HF_HUB_OFFLINE = offline
+    # Before version 1, open sessions keep the setting that they began with.
+    getattr(hub, "reset_sessions", lambda: None)()
 
 
 def _answers() -> bool:
     """Whether the hub can be reached, through whatever proxy huggingface_hub is set to use."""
     try:
-        get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
+        hub.get_session().head(constants.ENDPOINT, timeout=_PATIENCE)  # type: ignore[attr-defined]
     except Exception:
         return False
     return True

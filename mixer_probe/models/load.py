@@ -140,11 +140,18 @@ def _from_zoo(text: str) -> Model:
     weights = (
         Weights(f"random, as {card.name} began (seed {card.seed})", trained=False, note=UNTRAINED_NOTE)
         if untrained
-        else Weights(f"bundled checkpoint {card.name}", trained=True, note=card.data_note)
+        else Weights(f"bundled checkpoint {card.name}", trained=True, note=_zoo_note(card))
     )
     network = zoo.load(card.name, untrained=untrained)
     shown = f"zoo:{card.name}" + ("?untrained" if untrained else "")
     return make_model(shown, network, spec, weights, lambda: _from_zoo(f"zoo:{card.name}?untrained"))
+
+
+def _zoo_note(card: zoo.Card) -> str:
+    return (
+        f"{card.data_note}, seed {card.seed}, {card.epochs} epochs; "
+        f"accuracy {100 * card.test_accuracy:.1f} % on {card.test_images:,} CIFAR-10 test images."
+    )
 
 
 # -- timm --------------------------------------------------------------------------------------------------------------
@@ -247,7 +254,7 @@ def _place(name: str) -> str:
     config = None if name.startswith(_HUB) else get_pretrained_cfg(name, allow_unregistered=True)
     repository = name.removeprefix(_HUB) if config is None else config.hf_hub_id
     if not repository:
-        return config.url if config and config.url else "nothing, for timm knows no place"
+        return str(config.url) if config and config.url else "nothing, for timm knows no place"
     # timm abbreviates "timm/NAME.TAG" to "timm/".
     repository = f"timm/{_full_name(name)}" if repository == "timm/" else repository
     return f"the Hugging Face repository {repository} and the cache {cache_folder()}"

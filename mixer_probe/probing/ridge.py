@@ -183,9 +183,7 @@ class RidgePath:
         return float(self.l2[accuracy == accuracy.max()].max())
 
 
-def ridge_path(
-    X: Any, y: Any, l2: Sequence[float] | np.ndarray, *, standardize: bool = True, form: Form = "auto"
-) -> RidgePath:
+def ridge_path(X: Any, y: Any, l2: Sequence[float] | np.ndarray, *, standardize: bool = True, form: Form = "auto") -> RidgePath:
     """Ridge classifiers for features `X` [n, p] and classes `y` [n], for every penalty of `l2` at once.
 
     Raises MeasureError if a penalty is not positive (an interpolating fit has no leave-one-out residual) or

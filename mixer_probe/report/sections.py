@@ -129,9 +129,9 @@ def similarity_section(matrices: Sequence[SimilarityMatrix]) -> list[Section]:
         f"Linear CKA ({first.estimator} estimator, {first.reduce} over positions) of every block with every block, on "
         f"{images_text(first.images) if first.images else f'{first.n} images'}; n = {first.n}.",
         "Bright cells are layers that place the same images alike, whatever their axes and scale. Grey cells are not above the "
-        f"95 % quantile of their own null ({permutations} random pairings of the images). Values are raw; only the colours are "
-        "clipped to 0..1. CKA follows the directions of largest variance, so a few outlying images or one dominant component "
-        "can raise or lower it.",
+        f"95 % quantile of their own null ({permutations} random pairings of the images: shifts of a shuffled order); white "
+        "cells are not defined. Values are raw; only the colours are clipped to 0..1. CKA follows the directions of largest "
+        "variance, so a few outlying images or one dominant component can raise or lower it.",
         "Heatmaps of centred kernel alignment between layers of the networks",
     )
     across = [m for m in matrices if not _same(m)]

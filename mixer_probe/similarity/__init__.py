@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mixer_probe.similarity.across import compare_models
-from mixer_probe.similarity.cka import cka
-from mixer_probe.similarity.compare import compare
+from mixer_probe.similarity.alignment import cka
+from mixer_probe.similarity.comparison import compare
 from mixer_probe.similarity.hsic import hsic
 from mixer_probe.similarity.inputs import RepresentationsLike
 from mixer_probe.similarity.matrix import SimilarityMatrix

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mixer_probe.errors import MeasureError
-from mixer_probe.similarity.cka import Method, ratio
+from mixer_probe.similarity.alignment import Method, ratio
 from mixer_probe.similarity.hsic import (
     Estimator,
     Kernel,
@@ -38,9 +38,7 @@ class Settings:
     bandwidth: float
 
 
-def choose(
-    method: Method, kernel: Kernel, n: int, widths: tuple[Sequence[int], Sequence[int]], permutations: int
-) -> Method:
+def choose(method: Method, kernel: Kernel, n: int, widths: tuple[Sequence[int], Sequence[int]], permutations: int) -> Method:
     """The cheaper form for these sizes: "gram" or "moments", by floating-point operations.
 
     Raises MeasureError if only the Gram form will do and one pair of them takes more than 4 GiB."""

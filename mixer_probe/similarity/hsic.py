@@ -113,9 +113,7 @@ def hsic_from_grams(grams_x: Tensor, grams_y: Tensor, estimator: Estimator) -> T
     return (grams_x * grams_y).sum() / divisor(len(grams_x), estimator)
 
 
-def hsic_from_moments(
-    product: Tensor, weights: Tensor, x: Tensor, y: Tensor, n: int, estimator: Estimator
-) -> Tensor:
+def hsic_from_moments(product: Tensor, weights: Tensor, x: Tensor, y: Tensor, n: int, estimator: Estimator) -> Tensor:
     """Linear-kernel HSIC from moments of features with zero mean; any broadcastable shapes.
 
     `product` = |X'Y|_F^2, `weights` = sum_i |x_i|^2 |y_i|^2, `x` = sum_i |x_i|^2, `y` = sum_i |y_i|^2. HSIC_1

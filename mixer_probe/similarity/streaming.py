@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mixer_probe.errors import MeasureError
 from mixer_probe.models.layer import Layer
-from mixer_probe.similarity.cka import ratio
+from mixer_probe.similarity.alignment import ratio
 from mixer_probe.similarity.hsic import MINIMUM_IMAGES, Estimator, check_choice
 from mixer_probe.similarity.inputs import Features, as_matrix
 from mixer_probe.similarity.matrix import SimilarityMatrix

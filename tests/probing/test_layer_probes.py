@@ -15,14 +15,10 @@ from mixer_probe.errors import ImagesError, MeasureError, NonFiniteWarning
 from mixer_probe.probing import default_l2, linear_probe, ridge_path, wilson_interval
 from mixer_probe.results import from_dict, to_dict
 
-COLUMNS = (
-    "model trained layer kind depth l2 accuracy low high balanced_accuracy chance n_train n_test classes p"
-)
+COLUMNS = "model trained layer kind depth l2 accuracy low high balanced_accuracy chance n_train n_test classes p"
 
 
-def labelled(
-    n: int, seed: int, widths: tuple[int, ...] = (4, 30), classes: int = 3
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def labelled(n: int, seed: int, widths: tuple[int, ...] = (4, 30), classes: int = 3) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Layers that tell the classes better and better."""
     random = np.random.default_rng(seed)
     y = random.permutation(np.arange(n) % classes)
@@ -49,9 +45,7 @@ def twin(make_reps):
     return tuple(sides)
 
 
-@pytest.mark.parametrize(
-    ("distance", "expected"), [(1, 0.6914624612740131), (2, 0.8413447460685429), (4, 0.9772498680518208)]
-)
+@pytest.mark.parametrize(("distance", "expected"), [(1, 0.6914624612740131), (2, 0.8413447460685429), (4, 0.9772498680518208)])
 def test_two_gaussians_reach_the_bayes_accuracy(make_reps, distance, expected):
     assert expected == pytest.approx(norm.cdf(distance / 2))
     random = np.random.default_rng(3)

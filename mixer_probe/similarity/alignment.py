@@ -87,9 +87,7 @@ def _power(x: Tensor, y: Tensor) -> Tensor:
     return (x.T @ y).square().sum()
 
 
-def _by_grams(
-    x: Tensor, y: Tensor, estimator: Estimator, kernel: Kernel, bandwidth: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _by_grams(x: Tensor, y: Tensor, estimator: Estimator, kernel: Kernel, bandwidth: float) -> tuple[Tensor, Tensor, Tensor]:
     raw_x, raw_y = gram(x, kernel, bandwidth), gram(y, kernel, bandwidth)
     gram_x, gram_y = centre_gram(raw_x, estimator), centre_gram(raw_y, estimator)
     own_x = self_hsic_of_gram(gram_x, raw_x, estimator)

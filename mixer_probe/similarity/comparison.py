@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from mixer_probe.errors import MeasureError, MixerProbeWarning
+from mixer_probe.similarity.alignment import Method, check_options
 from mixer_probe.similarity.allpairs import Settings, choose, cka_by_grams, cka_by_moments
-from mixer_probe.similarity.cka import Method, check_options
 from mixer_probe.similarity.hsic import MINIMUM_IMAGES, Estimator, Kernel, check_choice
 from mixer_probe.similarity.inputs import LayerFeatures, RepresentationsLike
 from mixer_probe.similarity.matrix import SimilarityMatrix

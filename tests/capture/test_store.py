@@ -1,0 +1,465 @@
+"""The store: round trips, interruption at any moment, and places that hold something else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+import mixer_probe.capture.store as store
+from mixer_probe.capture import Representations, extract, open_run
+from mixer_probe.errors import NonFiniteWarning, StoreError
+from mixer_probe.models import Model
+from mixer_probe.results import ImagesRecord
+from tests.capture.test_hooks import Twice
+from tests.networks import CASES, as_model, noise
+
+xarray = pytest.importorskip("xarray")
+
+UNICODE = ("кот/1.png", "猫 2.jpg", "naïve\n3", "🐈", "", "a" * 300)
+
+
+class Source:
+    """Labelled images that break at image `fails_at` with `error`, and count the batches they give."""
+
+    def __init__(self, n: int, ids: tuple[str, ...] | None = None, labels: Any = None) -> None:
+        self.tensor = noise(n)
+        self.ids = ids or tuple(f"{i:03d}.png" for i in range(n))
+        self.labels: np.ndarray | None = np.arange(n) % 3 if labels is None else labels
+        self.class_names: tuple[str, ...] | None = ("cat", "dog", "été")
+        self.record = ImagesRecord("source", "test", n, 3, f"{n:064d}")
+        self.fails_at: int | None = None
+        self.error: BaseException = OSError("the image disk went away")
+        self.starts: list[int] = []
+        self.given = 0
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def batches(
+        self, transform: Callable[[Any], torch.Tensor], batch_size: int, start: int = 0, *, pin_memory: bool = False
+    ) -> Iterator[torch.Tensor]:
+        self.starts.append(start)
+        for first in range(start, len(self), batch_size):
+            if self.fails_at is not None and first + batch_size > self.fails_at:
+                raise self.error
+            self.given += 1
+            yield self.tensor[first : first + batch_size]
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return CASES["dinov2-registers"].model()
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four images a chunk for [16, 24] float32 tokens."""
+    monkeypatch.setattr(store, "_CHUNK_BYTES", 4 * 16 * 24 * 4)
+
+
+def same(a: Representations, b: Representations) -> None:
+    assert a.record == b.record
+    assert a.ids == b.ids
+    assert (a.labels is None) == (b.labels is None)
+    assert a.labels is None or np.array_equal(a.labels, b.labels)  # type: ignore[arg-type]
+    assert a.class_names == b.class_names
+    assert a.non_finite == b.non_finite
+    for layer in a.layers:
+        assert a[layer.name].dtype == b[layer.name].dtype
+        np.testing.assert_array_equal(a[layer.name], b[layer.name])
+        if a.reduce == "none" and layer.prefix_tokens:
+            np.testing.assert_array_equal(a.prefix(layer.name), b.prefix(layer.name))
+
+
+# -- round trips -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduce", ["mean", "none", "prefix"])
+@pytest.mark.usefixtures("small_chunks")
+def test_what_is_stored_is_what_is_kept_in_memory(model: Model, tmp_path: Path, reduce: Any) -> None:
+    layers = "blocks" if reduce == "prefix" else "all"
+    source = Source(11)
+    kept = extract(model, source, layers, reduce=reduce, batch_size=3)
+    stored = extract(model, source, layers, reduce=reduce, batch_size=3, out=tmp_path / "run.zarr")
+    same(kept, stored)
+    same(kept, open_run(tmp_path / "run.zarr"))
+    same(kept, open_run(str(tmp_path / "run.zarr")))
+
+
+def test_layers_with_many_shapes(tmp_path: Path) -> None:
+    """Maps of four sizes with five numbers of channels, hidden units, logits."""
+    for name in ("convnext", "mixer", "swin"):
+        case = CASES[name]
+        model = case.model()
+        names = [n for n in model.structure.names() if n != "norm" or name != "mixer"][:60]
+        names = [n for n in names if n not in ("blocks", "layers")]
+        kept = extract(model, case.images(3), names, reduce="none")
+        same(kept, extract(model, case.images(3), names, reduce="none", out=tmp_path / name))
+        with warnings.catch_warnings(action="error"):
+            opened = xarray.open_zarr(tmp_path / name)
+        for layer in kept.layers:
+            np.testing.assert_array_equal(opened[layer.name].values, kept[layer.name])
+
+
+def test_layers_of_modules_that_run_twice(tmp_path: Path) -> None:
+    twice = as_model(Twice())
+    stored = extract(twice, noise(2), ["act#0", "act#1"], out=tmp_path / "run")
+    assert list(open_run(tmp_path / "run")) == list(stored) == ["act#0", "act#1"]
+
+
+@pytest.mark.parametrize("labels", [np.zeros(6, dtype=np.int64), np.array([5, -1, 2**40, 0, 1, 2]), None])
+def test_ids_and_labels_survive(model: Model, tmp_path: Path, labels: Any) -> None:
+    """Labels that are all zero and ids that are empty are data, not missing chunks."""
+    source = Source(6, ids=UNICODE)
+    source.labels = labels
+    source.class_names = None
+    found = extract(model, source, out=tmp_path / "run")
+    assert found.ids == UNICODE
+    assert found.class_names is None
+    assert (found.labels is None) == (labels is None)
+    assert labels is None or (found.labels.dtype == np.int64 and found.labels.tolist() == labels.tolist())  # type: ignore[union-attr]
+
+
+def test_only_empty_ids(model: Model, tmp_path: Path) -> None:
+    assert extract(model, Source(2, ids=("", "")), out=tmp_path / "run").ids == ("", "")
+
+
+def test_float64_and_values_that_are_not_finite(tmp_path: Path) -> None:
+    model = CASES["mixer"].model(torch.float64)
+    with torch.no_grad():
+        model.module.blocks[0].mlp_channels.fc2.bias[2] = float("nan")
+    with pytest.warns(NonFiniteWarning, match="5 values of layer 'blocks.0'"):
+        stored = extract(model, Source(5), "blocks.0", out=tmp_path / "run")
+    assert stored["blocks.0"].dtype == np.float64
+    assert np.isnan(stored["blocks.0"][:, 2]).all()
+    assert open_run(tmp_path / "run").non_finite == {"blocks.0": 5}
+
+
+def test_a_layer_of_nothing_but_nan_is_not_taken_for_a_missing_one(tmp_path: Path) -> None:
+    model = CASES["mixer"].model()
+    with torch.no_grad():
+        model.module.blocks[0].norm1.weight.fill_(float("nan"))
+    with pytest.warns(NonFiniteWarning):
+        extract(model, Source(3), "blocks", out=tmp_path / "run")
+    assert np.isnan(open_run(tmp_path / "run")["blocks.0"]).all()
+
+
+# -- other readers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_xarray_reads_it_with_labels_and_without_warnings(model: Model, tmp_path: Path) -> None:
+    kept = extract(model, Source(6), "all", reduce="none", out=tmp_path / "run")
+    with warnings.catch_warnings(action="error"):
+        opened = xarray.open_zarr(tmp_path / "run")
+        prefixes = xarray.open_zarr(tmp_path / "run", group="prefix")
+    assert list(opened["image_id"].values) == list(kept.ids)
+    assert "image_id" in opened.coords
+    assert opened["label"].values.tolist() == [0, 1, 2, 0, 1, 2]
+    assert opened["blocks.0"].dims == ("image", "position_4x4", "channel_24")
+    assert opened["head"].dims == ("image", "channel_5")
+    np.testing.assert_array_equal(opened["blocks.1"].values, kept["blocks.1"])
+    np.testing.assert_array_equal(prefixes["blocks.1"].values, kept.prefix("blocks.1"))
+    assert prefixes["blocks.1"].dims == ("image", "token_5", "channel_24")
+    assert opened.attrs["run"]["model"]["sha256"] == model.sha256
+
+
+def test_the_store_says_what_made_it(model: Model, tmp_path: Path) -> None:
+    extract(model, Source(2), out=tmp_path / "run")
+    run = dict(zarr.open_group(tmp_path / "run", mode="r").attrs)["run"]
+    assert run["model"]["name"] == "VisionTransformer"
+    assert set(run["versions"]["items"]) == {"mixer_probe", "torch", "timm", "python"}
+    assert "mean=(0.5, 0.5, 0.5)" in run["transform"]
+
+
+def test_nothing_but_the_run_is_left(model: Model, tmp_path: Path) -> None:
+    extract(model, Source(2), out=tmp_path / "run")
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+    assert not (tmp_path / "run" / "progress.json").exists()
+
+
+# -- interruption ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [OSError("gone"), KeyboardInterrupt()])
+@pytest.mark.parametrize("fails_at", [0, 1, 6, 13, 22])
+@pytest.mark.parametrize("batch_size", [3, 5, 64])
+@pytest.mark.usefixtures("small_chunks")
+def test_an_interrupted_run_is_refused_and_resumes_to_the_last_bit(
+    model: Model, tmp_path: Path, error: BaseException, fails_at: int, batch_size: int
+) -> None:
+    source = Source(23)
+    whole = extract(model, source, reduce="none", batch_size=batch_size)
+    source.fails_at, source.error = fails_at, error
+    with pytest.raises(type(error)) as caught:
+        extract(model, source, reduce="none", batch_size=batch_size, out=tmp_path / "run")
+    assert caught.value is error
+    assert not (tmp_path / "run").exists()
+    done = fails_at // batch_size * batch_size
+    for place in (tmp_path / "run", tmp_path / "run.partial"):
+        with pytest.raises(StoreError, match=rf"unfinished \({done} of 23 images\); run the same extract again"):
+            open_run(place)
+    source.fails_at = None
+    finished = extract(model, source, reduce="none", batch_size=batch_size, out=tmp_path / "run")
+    assert source.starts[-1] == done
+    same(finished, whole)
+    same(open_run(tmp_path / "run"), whole)
+    assert not (tmp_path / "run.partial").exists()
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_run_interrupted_again_and_again(model: Model, tmp_path: Path) -> None:
+    source = Source(23)
+    whole = extract(model, source, reduce="none", batch_size=2)
+    for fails_at in (3, 9, 15, 22):
+        source.fails_at = fails_at
+        with pytest.raises(OSError, match="disk went away"):
+            extract(model, source, reduce="none", batch_size=2, out=tmp_path / "run")
+    source.fails_at = None
+    same(extract(model, source, reduce="none", batch_size=2, out=tmp_path / "run"), whole)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_process_that_was_killed_resumes_after_the_last_whole_chunk(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody flushes what is in memory: only whole chunks are there, and the note says how many."""
+    source = Source(23)
+    whole = extract(model, source, reduce="none", batch_size=3)
+    source.fails_at = 15
+    with monkeypatch.context() as patched:
+        patched.setattr(store.RunWriter, "__exit__", lambda *_: None)
+        with pytest.raises(OSError, match="disk went away"):
+            extract(model, source, reduce="none", batch_size=3, out=tmp_path / "run")
+    assert json.loads((tmp_path / "run.partial" / "progress.json").read_text())["done"] == 12
+    source.fails_at = None
+    same(extract(model, source, reduce="none", batch_size=3, out=tmp_path / "run"), whole)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_run_may_go_on_with_another_batch_size(model: Model, tmp_path: Path) -> None:
+    source = Source(23)
+    source.fails_at = 10
+    with pytest.raises(OSError, match="disk went away"):
+        extract(model, source, reduce="none", batch_size=5, out=tmp_path / "run")
+    source.fails_at = None
+    found = extract(model, source, reduce="none", batch_size=4, out=tmp_path / "run")
+    assert source.starts[-1] == 8
+    whole = extract(model, source, reduce="none", batch_size=4)
+    for name in whole:
+        np.testing.assert_allclose(found[name], whole[name], atol=1e-5)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_counts_of_what_is_not_finite_survive_an_interruption(tmp_path: Path) -> None:
+    model = CASES["mixer"].model()
+    with torch.no_grad():
+        model.module.blocks[0].mlp_channels.fc2.bias[2] = float("inf")
+    source = Source(9)
+    source.fails_at = 5
+    with pytest.raises(OSError, match="disk went away"):
+        extract(model, source, "blocks.0", batch_size=2, out=tmp_path / "run")
+    source.fails_at = None
+    with pytest.warns(NonFiniteWarning, match="9 values"):
+        extract(model, source, "blocks.0", batch_size=2, out=tmp_path / "run")
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_run_that_only_lacks_its_end_is_finished(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped after the last image and before the move to its place."""
+    source = Source(8)
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(zarr, "consolidate_metadata", stop)
+        with pytest.raises(KeyboardInterrupt):
+            extract(model, source, batch_size=4, out=tmp_path / "run")
+    with pytest.raises(StoreError, match="unfinished"):
+        open_run(tmp_path / "run")
+    given = source.given
+    same(extract(model, source, batch_size=4, out=tmp_path / "run"), extract(model, source, batch_size=4))
+    assert given == 2
+    assert source.starts[1] == 8  # nothing was left to run
+
+
+def test_a_finished_run_is_returned_without_running_the_model(model: Model, tmp_path: Path) -> None:
+    source = Source(5)
+    first = extract(model, source, out=tmp_path / "run")
+    given = source.given
+    again = extract(model, source, batch_size=2, out=tmp_path / "run")
+    assert source.given == given
+    same(first, again)
+
+
+# -- a full disk -------------------------------------------------------------------------------------------------------
+
+
+def _full_after(writes: int) -> Callable[..., None]:
+    write = zarr.Array.__setitem__
+    left = [writes]
+
+    def limited(self: Any, *arguments: Any) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+        write(self, *arguments)
+
+    return limited
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_full_disk_keeps_what_was_written(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Source(23)
+    whole = extract(model, source, "blocks", reduce="none", batch_size=4)
+    with monkeypatch.context() as patched:
+        # Ids, labels, then four arrays a chunk: two blocks and their prefix tokens.
+        patched.setattr(zarr.Array, "__setitem__", _full_after(2 + 3 * 4 + 1))
+        with pytest.raises(StoreError, match=r"No space left on device.*12 of 23 images are safe: make room") as caught:
+            extract(model, source, "blocks", reduce="none", batch_size=4, out=tmp_path / "run")
+    assert isinstance(caught.value.__cause__, OSError)
+    with pytest.raises(StoreError, match=r"unfinished \(12 of 23 images\)"):
+        open_run(tmp_path / "run")
+    assert not any(m._forward_hooks for m in model.module.modules())
+    resumed = extract(model, source, "blocks", reduce="none", batch_size=4, out=tmp_path / "run")
+    assert source.starts[-1] == 12
+    same(resumed, whole)
+
+
+def test_a_disk_that_is_full_from_the_start(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zarr.Array, "__setitem__", _full_after(0))
+    with pytest.raises(StoreError, match=r"could not write to .*run\.partial \(No space left on device\); 0 of 3"):
+        extract(model, Source(3), out=tmp_path / "run")
+
+
+def test_a_place_that_cannot_be_written_to(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StoreError, match="could not write to"):
+        extract(model, Source(3), out=tmp_path / "file" / "run")
+
+
+# -- places that are taken ---------------------------------------------------------------------------------------------
+
+
+def test_another_run_in_the_place_is_refused(model: Model, tmp_path: Path) -> None:
+    extract(model, Source(3), out=tmp_path / "run")
+    other = CASES["dinov2-registers"].model()
+    with torch.no_grad():
+        other.module.head.bias[0] += 1
+    attempts: list[tuple[Model, Source, dict[str, Any]]] = [
+        (other, Source(3), {}),
+        (model, Source(4), {}),
+        (model, Source(3), {"layers": "all"}),
+        (model, Source(3), {"reduce": "none"}),
+        (model, Source(3), {"autocast": "bfloat16"}),
+    ]
+    for used, source, settings in attempts:
+        with pytest.raises(StoreError, match=r"already holds another run.*choose another place"):
+            extract(used, source, out=tmp_path / "run", **settings)
+        assert source.given == 0
+    same(open_run(tmp_path / "run"), extract(model, Source(3)))
+
+
+def test_another_unfinished_run_is_not_thrown_away(model: Model, tmp_path: Path) -> None:
+    source = Source(6)
+    source.fails_at = 4
+    with pytest.raises(OSError, match="disk went away"):
+        extract(model, source, batch_size=2, out=tmp_path / "run")
+    with pytest.raises(StoreError, match="another unfinished run"):
+        extract(model, Source(7), batch_size=2, out=tmp_path / "run")
+    source.fails_at = None
+    extract(model, source, batch_size=2, out=tmp_path / "run")
+    assert source.starts[-1] == 4
+
+
+@pytest.mark.parametrize("name", ["run", "run.partial"])
+def test_a_foreign_folder_is_refused_and_left_alone(model: Model, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.txt").write_text("years of work")
+    with pytest.raises(StoreError, match="is in the way"):
+        extract(model, Source(3), out=tmp_path / "run")
+    assert (tmp_path / name / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_file_in_the_place_is_refused(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(StoreError, match="is in the way: no run at"):
+        extract(model, Source(3), out=tmp_path / "run")
+
+
+def test_what_is_no_run_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"no run at .*give the folder that extract wrote"):
+        open_run(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StoreError, match="no run at"):
+        open_run(tmp_path / "empty")
+    zarr.open_group(tmp_path / "other", mode="w")
+    with pytest.raises(StoreError, match="no run of this version"):
+        open_run(tmp_path / "other")
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("what", ["metadata", "layer", "chunk", "labels", "run"])
+def test_a_damaged_run_is_refused(model: Model, tmp_path: Path, what: str) -> None:
+    run = tmp_path / "run"
+    extract(model, Source(9), "blocks", reduce="none", out=run)
+    if what == "metadata":
+        _cut(run / "zarr.json")
+    elif what == "layer":
+        shutil.rmtree(run / "blocks.1")
+        with warnings.catch_warnings(action="ignore"):
+            zarr.consolidate_metadata(run)
+    elif what == "chunk":
+        next(p for p in (run / "blocks.0" / "c").rglob("*") if p.is_file()).unlink()
+    elif what == "labels":
+        shutil.rmtree(run / "label" / "c")
+    else:
+        group = zarr.open_group(run, mode="r+")
+        group.attrs["run"] = {"$type": "RunRecord"}
+    with pytest.raises(StoreError, match=r"damaged|no run at"):
+        open_run(run)
+    with pytest.raises(StoreError, match="is in the way"):
+        extract(model, Source(9), "blocks", reduce="none", out=run)
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_no_more_than_a_batch_and_a_chunk_wait_in_memory(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = []
+    write = store.RunWriter.write
+
+    def watched(self: store.RunWriter, start: int, arrays: Any) -> None:
+        write(self, start, arrays)
+        waiting.append(self._waiting)
+
+    monkeypatch.setattr(store.RunWriter, "write", watched)
+    extract(model, Source(40), reduce="none", batch_size=7, out=tmp_path / "run")
+    assert max(waiting) < 4
+
+
+def test_chunks_are_near_16_mebibytes() -> None:
+    model = CASES["mixer"].model()
+    record = extract(model, noise(1), "blocks", reduce="none").record
+    assert store.chunk_rows(record) == 1024
+    wide = CASES["mixer"].model().layer("blocks.0")
+    big = replace(record, layers=(replace(wide, positions=196, channels=768),))
+    assert store.chunk_rows(big) == 16 * 2**20 // (196 * 768 * 4)
+    huge = replace(record, layers=(replace(wide, positions=10**6, channels=768),))
+    assert store.chunk_rows(huge) == 1
