@@ -16,8 +16,8 @@ import torch
 
 import mixer_probe
 from mixer_probe.capture.hooks import Reducer, every_position, first_prefix_token, mean_over_positions
-from mixer_probe.capture.representations import Reduce, Representations, RunRecord
-from mixer_probe.capture.store import RunWriter, check_place, count_non_finite, open_run, stored_shape
+from mixer_probe.capture.representations import PREFIX, Reduce, Representations, RunRecord, count_non_finite
+from mixer_probe.capture.store import RunWriter, check_place, open_run, stored_shape
 from mixer_probe.capture.stream import ImageSource, Piece, as_source, stream, to_host
 from mixer_probe.errors import LayerError, NonFiniteWarning, StoreError
 from mixer_probe.models.layer import Layer
@@ -28,7 +28,6 @@ _REDUCERS: dict[str, Reducer[Any]] = {
     "prefix": first_prefix_token,
     "none": every_position,
 }
-_PREFIX = "prefix/"
 _Pieces = closing[Generator[tuple[Piece, dict[str, np.ndarray]]]]
 
 
@@ -121,7 +120,7 @@ def _arrays(piece: Piece, record: RunRecord) -> dict[str, np.ndarray]:
         shape = stored_shape(layer, record.reduce)[0]
         arrays[layer.name] = values.numpy().astype(record.dtype, copy=False).reshape(piece.n, *shape)
         if prefix is not None:
-            arrays[_PREFIX + layer.name] = prefix.numpy().astype(record.dtype, copy=False)
+            arrays[PREFIX + layer.name] = prefix.numpy().astype(record.dtype, copy=False)
     return arrays
 
 
@@ -136,8 +135,8 @@ def _into_memory(source: ImageSource, record: RunRecord, run: Callable[[int], _P
                 if name not in arrays:
                     arrays[name] = np.empty((len(source), *values.shape[1:]), dtype=record.dtype)
                 arrays[name][piece.start : piece.start + piece.n] = values
-    plain = {k: v for k, v in arrays.items() if not k.startswith(_PREFIX)}
-    prefixes = {k.removeprefix(_PREFIX): v for k, v in arrays.items() if k.startswith(_PREFIX)}
+    plain = {k: v for k, v in arrays.items() if not k.startswith(PREFIX)}
+    prefixes = {k.removeprefix(PREFIX): v for k, v in arrays.items() if k.startswith(PREFIX)}
     return Representations(record, plain, prefixes, source.ids, source.labels, source.class_names, counts)
 
 

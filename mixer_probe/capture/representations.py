@@ -13,6 +13,8 @@ from mixer_probe.errors import LayerError, closest
 from mixer_probe.models.layer import Layer
 from mixer_probe.results import ImagesRecord, ModelRecord, storable
 
+# Names of prefix tokens beside those of their layers, where both are kept.
+PREFIX = "prefix/"
 Reduce = Literal["mean", "prefix", "none"]
 
 
@@ -102,7 +104,9 @@ class Representations:
         record = replace(self.record, images=images)
         arrays = {name: self[name][chosen] for name in self}
         prefixes = {name: self.prefix(name)[chosen] for name in self._prefixes}
-        return Representations(record, arrays, prefixes, ids, labels, self.class_names, {})
+        counts: dict[str, int] = {}
+        count_non_finite(arrays | {PREFIX + name: array for name, array in prefixes.items()}, counts)
+        return Representations(record, arrays, prefixes, ids, labels, self.class_names, counts)
 
     def names(self) -> list[str]:
         """Layer names in execution order."""
@@ -123,4 +127,13 @@ class Representations:
 
 def _hash(ids: Sequence[str], labels: np.ndarray | None) -> str:
     text = "\n".join(ids) + "\n" + ("" if labels is None else ",".join(map(str, labels)))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def count_non_finite(arrays: Mapping[str, np.ndarray], counts: dict[str, int]) -> None:
+    """Add the number of NaN and infinite values to `counts` by layer, prefix tokens included; finite ones get no entry."""
+    for name, array in arrays.items():
+        bad = array.size - int(np.isfinite(array).sum())
+        if bad:
+            layer = name.removeprefix(PREFIX)
+            counts[layer] = counts.get(layer, 0) + bad

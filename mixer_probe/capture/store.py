@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mixer_probe.capture.representations import Representations, RunRecord
+from mixer_probe.capture.representations import PREFIX, Representations, RunRecord, count_non_finite
 from mixer_probe.errors import StoreError
 from mixer_probe.models.layer import Layer
 from mixer_probe.results import from_dict, to_dict, write_text_atomically
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 FORMAT = "mixer-probe run 1"
 _CHUNK_BYTES = 16 * 2**20
-_PREFIX = "prefix/"
 _PROGRESS = "progress.json"
 
 
@@ -175,9 +174,10 @@ class RunWriter:
             # Every chunk is a file, whatever it holds, so that a lost one is noticed.
             with zarr.config.set({"array.write_empty_chunks": True}):
                 yield
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise StoreError(
-                f"could not write to {self._path} ({error.strerror or error}); {self.done} of {self._n} images are safe: "
+                f"could not write to {self._path} ({reason}); {self.done} of {self._n} images are safe: "
                 "make room and run the same again to go on"
             ) from error
 
@@ -232,8 +232,8 @@ def _representations(group: zarr.Group) -> Representations:
     attrs = dict(group.attrs)
     record: RunRecord = from_dict(attrs["run"])
     found = {name: _whole_array(group, name) for name in _arrays_of(record)}
-    arrays = {name: array for name, array in found.items() if not name.startswith(_PREFIX)}
-    prefixes = {name.removeprefix(_PREFIX): array for name, array in found.items() if name.startswith(_PREFIX)}
+    arrays = {name: array for name, array in found.items() if not name.startswith(PREFIX)}
+    prefixes = {name.removeprefix(PREFIX): array for name, array in found.items() if name.startswith(PREFIX)}
     labels = np.asarray(_whole_array(group, "label")[...]) if "label" in group else None
     ids = [str(i) for i in np.asarray(_whole_array(group, "image_id")[...])]
     names: Any = attrs["class_names"]
@@ -271,7 +271,7 @@ def _arrays_of(record: RunRecord) -> dict[str, tuple[tuple[int, ...], tuple[str,
         for layer in record.layers:
             if layer.prefix_tokens:
                 tokens = f"token_{layer.prefix_tokens}"
-                arrays[_PREFIX + layer.name] = (layer.prefix_tokens, layer.channels), (tokens, _channels(layer))
+                arrays[PREFIX + layer.name] = (layer.prefix_tokens, layer.channels), (tokens, _channels(layer))
     return arrays
 
 
@@ -284,15 +284,6 @@ def chunk_rows(record: RunRecord) -> int:
     itemsize = np.dtype(record.dtype).itemsize
     largest = max(int(np.prod(stored_shape(layer, record.reduce)[0])) for layer in record.layers)
     return int(np.clip(_CHUNK_BYTES // (largest * itemsize), 1, 1024))
-
-
-def count_non_finite(arrays: Mapping[str, np.ndarray], counts: dict[str, int]) -> None:
-    """Add the number of NaN and infinite values to `counts` by layer, prefix tokens included; finite ones get no entry."""
-    for name, array in arrays.items():
-        bad = array.size - int(np.isfinite(array).sum())
-        if bad:
-            layer = name.removeprefix(_PREFIX)
-            counts[layer] = counts.get(layer, 0) + bad
 
 
 def _length(arrays: Mapping[str, np.ndarray]) -> int:

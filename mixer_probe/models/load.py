@@ -79,7 +79,7 @@ def load_model(
     elif not isinstance(model, str):
         raise ModelError(f"a model is a name or an nn.Module, not a {type(model).__name__}")
     elif model.startswith("zoo:"):
-        found = _from_zoo(model)
+        found = _from_zoo(model, pretrained)
     else:
         found = _from_timm(model.replace("hf_hub:", _HUB), pretrained and checkpoint is None, seed, timm_arguments)
     if checkpoint is not None:
@@ -130,13 +130,13 @@ def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 # -- the zoo -----------------------------------------------------------------------------------------------------------
 
 
-def _from_zoo(text: str) -> Model:
+def _from_zoo(text: str, pretrained: bool) -> Model:
     name, _, option = text.removeprefix("zoo:").partition("?")
     if option not in ("", "untrained"):
         raise ModelError(f"'{text}' has the unknown option '{option}'; the only one is '?untrained'")
     card = zoo.card(name)
     spec = InputSpec(_triple(card.input_size), tuple(card.mean), tuple(card.std))
-    untrained = bool(option)
+    untrained = bool(option) or not pretrained
     weights = (
         Weights(f"random, as {card.name} began (seed {card.seed})", trained=False, note=UNTRAINED_NOTE)
         if untrained
@@ -144,7 +144,7 @@ def _from_zoo(text: str) -> Model:
     )
     network = zoo.load(card.name, untrained=untrained)
     shown = f"zoo:{card.name}" + ("?untrained" if untrained else "")
-    return make_model(shown, network, spec, weights, lambda: _from_zoo(f"zoo:{card.name}?untrained"))
+    return make_model(shown, network, spec, weights, lambda: _from_zoo(f"zoo:{card.name}", False))
 
 
 def _zoo_note(card: zoo.Card) -> str:

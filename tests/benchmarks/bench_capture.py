@@ -9,9 +9,9 @@ over rounds of the ratio to the plain forward pass of the same round. Peak memor
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -124,16 +124,29 @@ def print_peak(name: str, label: str, arguments: argparse.Namespace) -> None:
     model, images = prepare(name, arguments.images, arguments.device)
     model.structure  # noqa: B018 - traced outside what is measured
     plain(model, images[:2])
-    before = _peak(images)
+    before = _memory(images)
     CONTENDERS[label](model, images)
     print(_peak(images) - before)
 
 
-def _peak(images: torch.Tensor) -> float:
+def _memory(images: torch.Tensor) -> float:
+    """Memory in use in MiB; the peak counts from here on."""
     if images.is_cuda:
-        return torch.cuda.max_memory_allocated() / 2**20
-    # Kilobytes on Linux, bytes on macOS.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / 2**20
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _peak(images: torch.Tensor) -> float:
+    return torch.cuda.max_memory_allocated() / 2**20 if images.is_cuda else _status("VmHWM")
+
+
+def _status(key: str) -> float:
+    """A size that Linux keeps of this process, in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) / 2**10
 
 
 def table(name: str, found: dict[str, dict[str, Any]]) -> str:

@@ -96,6 +96,24 @@ def test_representations_know_where_they_are_from(mixer: Model) -> None:
         found.prefix("blocks.0")
 
 
+def test_some_of_the_images(vit: Model) -> None:
+    with torch.no_grad():
+        vit.module.blocks[0].mlp.fc2.bias[5] = float("inf")
+    with pytest.warns(NonFiniteWarning):
+        whole = extract(vit, Listed(noise(5)), ["blocks.0.mlp", "head"], reduce="none")
+    part = whole.take([3, 1], "odd")
+    assert part.ids == (whole.ids[3], whole.ids[1])
+    assert part.labels is not None
+    assert part.labels.tolist() == [1, 1]
+    assert (part.images.n, part.images.split) == (2, "odd")
+    assert part.images.sha256 not in (whole.images.sha256, whole.take([1, 3]).images.sha256)
+    for name in whole:
+        np.testing.assert_array_equal(part[name], whole[name][[3, 1]])
+    np.testing.assert_array_equal(part.prefix("blocks.0.mlp"), whole.prefix("blocks.0.mlp")[[3, 1]])
+    assert part.non_finite["blocks.0.mlp"] == 2 * (16 + 5)
+    assert extract(vit, noise(2), "stem").take([0]).non_finite == {}
+
+
 def test_images_are_known_by_their_numbers() -> None:
     hashes = [TensorImages(x).record.sha256 for x in (noise(2), noise(2), noise(2, seed=9))]
     assert hashes[0] == hashes[1] != hashes[2]

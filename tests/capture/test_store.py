@@ -134,6 +134,12 @@ def test_only_empty_ids(model: Model, tmp_path: Path) -> None:
     assert extract(model, Source(2, ids=("", "")), out=tmp_path / "run").ids == ("", "")
 
 
+def test_ids_that_no_text_file_holds(model: Model, tmp_path: Path) -> None:
+    """A file name that is no UTF-8, as Linux allows."""
+    with pytest.raises(StoreError, match=r"could not write to .*surrogates"):
+        extract(model, Source(1, ids=("\udcff.png",)), out=tmp_path / "run")
+
+
 def test_float64_and_values_that_are_not_finite(tmp_path: Path) -> None:
     model = CASES["mixer"].model(torch.float64)
     with torch.no_grad():

@@ -115,6 +115,9 @@ def test_zoo_networks_and_their_twins() -> None:
         assert equal(model.untrained(), twin)
         assert model.untrained().name == twin.name
         assert not equal(model, twin)
+        random = load_model(f"zoo:{name}", pretrained=False, device="cpu")
+        assert (random.name, random.weights) == (twin.name, twin.weights)
+        assert equal(random, twin)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,164 @@
+"""What is kept: nothing is made twice, at most three networks stay, an error leaves no lock behind."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import streamlit as st
+from mixer_probe_app import store
+from mixer_probe_app.store import Kept, Shelf
+from streamlit.testing.v1 import AppTest
+
+import mixer_probe as mp
+from mixer_probe.errors import MeasureError, MixerProbeWarning
+from mixer_probe.models import Model
+from mixer_probe.progress import task
+from tests.app.conftest import APP, Open
+
+VIT, CNN = "test_vit?untrained", "test_resnet?untrained"
+
+
+def counting(function: Callable[..., Any], calls: list[Any]) -> Callable[..., Any]:
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args[0])
+        return function(*args, **kwargs)
+
+    return counted
+
+
+def test_networks_and_results_are_made_once(open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    st.cache_resource.clear()
+    loads: list[Any] = []
+    runs: list[Any] = []
+    monkeypatch.setattr(mp, "load_model", counting(mp.load_model, loads))
+    monkeypatch.setattr(mp, "extract", counting(mp.extract, runs))
+    page = open_page("pages/Similarity.py", [VIT, CNN])
+    assert (loads, len(runs)) == (["test_vit", "test_resnet"], 2)
+    rows, columns = (box for box in page.selectbox if box.label in ("Rows", "Columns"))
+    rows.set_value(CNN)
+    columns.set_value(VIT)
+    assert not page.run().exception
+    # Another person, another page.
+    assert not open_page("pages/Stem.py", [VIT, CNN]).exception
+    assert (len(loads), len(runs)) == (2, 2)
+
+
+def test_a_network_left_is_let_go(open_page: Open) -> None:
+    st.cache_resource.clear()
+    gc.collect()
+    before = alive()
+    for name in ("test_vit", "test_vit2", "test_vit3", "test_convnext", "test_convnext2", "test_efficientnet"):
+        assert not open_page("pages/Stem.py", [f"{name}?untrained"]).exception
+    gc.collect()
+    assert len(alive() - before) == 3
+
+
+def alive() -> set[int]:
+    return {id(thing) for thing in gc.get_objects() if type(thing) is Model}
+
+
+def test_a_failure_is_remembered_until_tried_again(open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    st.cache_resource.clear()
+    tries: list[Any] = []
+    monkeypatch.setattr(mp, "load_model", counting(mp.load_model, tries))
+    page = open_page("Home.py", ["no_such_network"])
+    page.run()
+    assert (len(page.error), len(tries)) == (1, 1)
+    next(button for button in page.button if "Try again" in button.label).click().run()
+    assert len(tries) == 2
+
+
+def test_the_shelf_lets_go_of_what_was_not_used_for_longest() -> None:
+    shelf = Shelf(2)
+    kept = {name: Kept(name, ()) for name in "abc"}
+    shelf.put("a", kept["a"])
+    shelf.put("b", kept["b"])
+    assert shelf.get("a") is kept["a"]
+    shelf.put("c", kept["c"])
+    assert (shelf.get("a"), shelf.get("b"), shelf.get("c")) == (kept["a"], None, kept["c"])
+
+
+def script(tmp_path: Path, body: str) -> AppTest:
+    """A page of a few lines, to see what `made` does around a calculation."""
+    file = tmp_path / "page.py"
+    file.write_text(f"import sys\nsys.path.append({str(APP)!r})\n{body}")
+    return AppTest.from_file(str(file), default_timeout=60)
+
+
+def test_warnings_come_back_with_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def make() -> int:
+        made.append(1)
+        warnings.warn("3 of 4 values are *odd*", MixerProbeWarning, stacklevel=2)
+        return 7
+
+    monkeypatch.setattr(store, "make_for_test", make, raising=False)
+    page = script(
+        tmp_path,
+        f"from mixer_probe_app import store\nassert store.made('test', {str(tmp_path)!r}, 'Working', store.make_for_test) == 7",
+    )
+    for _ in range(2):
+        page.run()
+        assert not page.exception
+        assert [warning.value for warning in page.warning] == ["3 of 4 values are \\*odd\\*"]
+    assert len(made) == 1
+
+
+def test_an_error_is_not_kept_and_frees_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[Any] = [MeasureError("too *few* images"), 7]
+
+    def make() -> int:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return int(answer)
+
+    monkeypatch.setattr(store, "make_for_test", make, raising=False)
+    page = script(
+        tmp_path,
+        "import streamlit as st\nfrom mixer_probe_app import guarded, store\n"
+        f"with guarded():\n    st.write(store.made('test', {str(tmp_path)!r}, 'Working', store.make_for_test))\n"
+        "st.write('the rest')",
+    ).run()
+    assert page.error[0].value == "too \\*few\\* images"
+    assert page.markdown[-1].value == "the rest"
+    assert not page.run().error
+    assert page.markdown[0].value == "`7`"
+
+
+def test_two_sessions_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_work: list[int] = []
+    most: list[int] = []
+
+    def make() -> int:
+        at_work.append(1)
+        with task("steps", 20) as advance:
+            for _ in range(20):
+                most.append(len(at_work))
+                threading.Event().wait(0.01)
+                advance(1)
+        at_work.pop()
+        return 7
+
+    monkeypatch.setattr(store, "make_for_test", make, raising=False)
+    pages = [
+        script(
+            tmp_path, f"from mixer_probe_app import store\nstore.made('test', ({str(tmp_path)!r}, {i}), 'W', store.make_for_test)"
+        )
+        for i in range(2)
+    ]
+    # One file would be run by both; each needs its own.
+    threads = [threading.Thread(target=page.run) for page in pages]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(most) == 1
+    assert not any(page.exception for page in pages)

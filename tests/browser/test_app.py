@@ -1,0 +1,233 @@
+"""The app in a browser: every page opens, a change arrives, a link reopens the view, nothing is asked of the internet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+import pytest
+
+import mixer_probe as mp
+from mixer_probe.report import weight_results
+from mixer_probe.results import save_results
+from tests.browser.conftest import ROOT, Serve
+from tests.tiny import tiny_models
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator, Page
+
+pytestmark = pytest.mark.browser
+
+APP = ROOT / "app"
+MIXER, VIT, CNN = "mixer_s32_224?untrained", "test_vit?untrained", "test_resnet?untrained"
+PAGES = {
+    "": [MIXER, VIT, CNN],
+    "Token_mixing": [MIXER, VIT],
+    "Stem": [MIXER, CNN],
+    "Similarity": [VIT, CNN],
+    "Probes": [VIT],
+    "Report": [VIT],
+}
+TITLES = {"": "What did it learn?"}
+WAIT = 120_000
+
+
+@pytest.fixture(scope="module")
+def app(serve: Serve) -> str:
+    return serve(APP / "Home.py")
+
+
+@pytest.fixture
+def page(chromium: Browser, app: str) -> Iterator[Page]:
+    context = chromium.new_context(viewport={"width": 1280, "height": 900})
+    opened = context.new_page()
+    asked: list[str] = []
+    opened.on("request", lambda request: asked.append(request.url))
+    yield opened
+    context.close()
+    assert [url for url in asked if not url.startswith((app, "data:", "blob:"))] == []
+
+
+def address(app: str, name: str, models: list[str]) -> str:
+    return f"{app}/{name}?{urlencode({'model': models}, doseq=True)}"
+
+
+# A script may begin again after a moment, so its end counts when it lasts.
+_AT_REST = """() => {
+  const idle = document.querySelector('.stApp')?.dataset.testScriptState === 'notRunning'
+    && !document.querySelector('[data-stale=true], [data-testid=stSpinner], [data-testid=stProgress]');
+  window.restingSince = idle ? window.restingSince ?? performance.now() : undefined;
+  return idle && performance.now() - window.restingSince > 700;
+}"""
+
+
+def visit(page: Page, url: str, title: str) -> None:
+    page.goto(url)
+    settle(page, title)
+
+
+def settle(page: Page, title: str) -> None:
+    """Wait until the page of this title is there and its script has come to its end."""
+    page.get_by_test_id("stMain").get_by_role("heading", name=title, exact=True).wait_for(timeout=WAIT)
+    page.evaluate("window.restingSince = undefined")
+    page.wait_for_function(_AT_REST, timeout=WAIT)
+    assert page.get_by_test_id("stException").count() == 0
+
+
+def models_of(page: Page) -> list[str]:
+    return parse_qs(urlsplit(page.url).query).get("model", [])
+
+
+def menu(page: Page, name: str) -> Locator:
+    return page.get_by_test_id("stSidebarNavLink").filter(has_text=name)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+def test_every_page_opens(chromium: Browser, app: str, name: str, scheme: str) -> None:
+    context = chromium.new_context(viewport={"width": 1280, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
+    opened = context.new_page()
+    visit(opened, address(app, name, PAGES[name]), TITLES.get(name, name.replace("_", " ")))
+    assert opened.get_by_test_id("stAlertContentError").count() == 0
+    assert models_of(opened) == PAGES[name]
+    main = "document.querySelector('[data-testid=stMain]')"
+    assert opened.evaluate(f"{main}.scrollWidth <= {main}.clientWidth")
+    broken = opened.evaluate("[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)")
+    assert broken == []
+    context.close()
+
+
+def test_a_page_runs_by_itself_and_stays_at_home(chromium: Browser, serve: Serve) -> None:
+    alone = serve(APP / "pages" / "Stem.py")
+    opened = chromium.new_page()
+    asked: list[str] = []
+    opened.on("request", lambda request: asked.append(request.url))
+    visit(opened, address(alone, "", [CNN]), "Stem")
+    assert opened.get_by_test_id("stImage").count() == 1
+    opened.close()
+    assert [url for url in asked if not url.startswith((alone, "data:", "blob:"))] == []
+
+
+def test_a_link_opens_its_page_on_a_server_just_started(chromium: Browser, serve: Serve) -> None:
+    opened = chromium.new_page()
+    visit(opened, address(serve(APP / "Home.py"), "Stem", [CNN]), "Stem")
+    assert models_of(opened) == [CNN]
+    menu(opened, "Report").click()
+    settle(opened, "Report")
+    opened.wait_for_url(lambda url: "model=" in url)
+    assert models_of(opened) == [CNN]
+    opened.close()
+
+
+def test_the_choice_goes_through_the_menu(page: Page, app: str) -> None:
+    visit(page, address(app, "", [MIXER, CNN]), "What did it learn?")
+    for name in ("Stem", "Token mixing", "Report", "Home"):
+        menu(page, name).click()
+        settle(page, TITLES[""] if name == "Home" else name)
+        page.wait_for_url(lambda url: "model=" in url)
+        assert models_of(page) == [MIXER, CNN]
+
+
+def test_choosing_another_network_changes_page_and_address(page: Page, app: str) -> None:
+    visit(page, address(app, "Stem", [CNN]), "Stem")
+    page.get_by_role("combobox", name="Network 2").fill("test_vit")
+    page.get_by_role("option", name="test_vit", exact=True).click()
+    page.get_by_text("Random weights").nth(1).click()
+    page.get_by_test_id("stMain").get_by_role("heading", name="test_vit (random weights)").wait_for(timeout=WAIT)
+    settle(page, "Stem")
+    assert models_of(page) == [CNN, VIT]
+    assert page.get_by_test_id("stImage").count() == 2
+
+
+def test_the_block_slider_draws_another_block(page: Page, app: str) -> None:
+    visit(page, address(app, "Token_mixing", [MIXER]), "Token mixing")
+    first = page.get_by_test_id("stImage").locator("img").first
+    before = first.get_attribute("src")
+    page.get_by_role("slider", name="Block").press("ArrowRight")
+    settle(page, "Token mixing")
+    assert first.get_attribute("src") != before
+
+
+def test_pointing_at_a_cell_tells_its_numbers(page: Page, app: str) -> None:
+    visit(page, address(app, "Similarity", [VIT, CNN]), "Similarity")
+    chart = page.get_by_test_id("stVegaLiteChart")
+    chart.wait_for(timeout=WAIT)
+    box = chart.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.3 * box["height"])
+    tooltip = page.locator("#vg-tooltip-element")
+    tooltip.wait_for()
+    told = tooltip.inner_text()
+    for what in ("layer (rows)", "layer (columns)", "CKA", "null, 95 %", "n images"):
+        assert what in told
+
+
+def test_numbers_are_saved_as_csv(page: Page, app: str, tmp_path: Path) -> None:
+    visit(page, address(app, "Similarity", [VIT, CNN]), "Similarity")
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Numbers (CSV)").click()
+    saved.value.save_as(tmp_path / "numbers.csv")
+    lines = (tmp_path / "numbers.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("layer_a,depth_a,layer_b,depth_b,value,null_mean,null_q95,n")
+    assert len(lines) == 1 + 6 * 4
+
+
+def test_results_open_and_the_report_is_saved(page: Page, app: str, tmp_path: Path) -> None:
+    results = save_results(weight_results(tiny_models()[:1]), tmp_path / "results.json")
+    visit(page, address(app, "Report", [VIT]), "Report")
+    page.locator("input[type=file]").set_input_files(results)
+    page.get_by_role("heading", name="What token-mixing units read").wait_for(timeout=WAIT)
+    settle(page, "Report")
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Report (HTML)").click()
+    saved.value.save_as(tmp_path / "report.html")
+    assert "How to read it:" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("content", ["", "no json", '{"format": "mixer-probe results 1"}'], ids=["empty", "text", "bare"])
+def test_a_damaged_file_is_a_message(page: Page, app: str, tmp_path: Path, content: str) -> None:
+    (tmp_path / "results.json").write_text(content)
+    visit(page, address(app, "Report", [VIT]), "Report")
+    page.locator("input[type=file]").set_input_files(tmp_path / "results.json")
+    page.get_by_test_id("stAlertContentError").wait_for(timeout=WAIT)
+    settle(page, "Report")
+
+
+def test_a_bad_name_is_a_message_that_shows_it_as_text(page: Page, app: str) -> None:
+    visit(page, address(app, "", ["<img src=x onerror=alert(1)>:red[a]$b$", VIT]), "What did it learn?")
+    message = page.get_by_test_id("stAlertContentError").first.inner_text()
+    assert "<img src=x onerror=alert(1)>:red[a]$b$" in message
+    assert page.get_by_text("Parameters: 371,240").count() == 1
+
+
+def test_two_people_at_once(chromium: Browser, app: str) -> None:
+    choices = ([MIXER], [CNN])
+    contexts = [chromium.new_context() for _ in choices]
+    pages = [context.new_page() for context in contexts]
+    for opened, models in zip(pages, choices):
+        opened.goto(address(app, "Stem", models))
+    for opened, models in zip(pages, choices):
+        settle(opened, "Stem")
+        opened.get_by_role("heading", name=f"{models[0].removesuffix('?untrained')} (random weights)").wait_for(timeout=WAIT)
+        assert models_of(opened) == models
+    for context in contexts:
+        context.close()
+
+
+def test_a_stopped_calculation_frees_the_place(page: Page, app: str) -> None:
+    page.goto(address(app, "Probes", [MIXER]))
+    page.get_by_test_id("stProgress").wait_for(timeout=WAIT)
+    page.get_by_role("button", name="Stop").click()
+    page.wait_for_function("document.querySelector('.stApp').dataset.testScriptState === 'notRunning'", timeout=WAIT)
+    # The network that was stopped in the middle, and its place, can be used again.
+    visit(page, address(app, "Stem", [MIXER, "test_vit2?untrained"]), "Stem")
+    assert page.get_by_test_id("stImage").count() == 2
+
+
+def test_what_the_app_draws_is_what_the_package_gives(page: Page, app: str) -> None:
+    visit(page, address(app, "Token_mixing", [MIXER]), "Token mixing")
+    units = mp.token_mixing(mp.load_model("mixer_s32_224", pretrained=False, device="cpu"))
+    expected = f"Mean frequency is {units.frequency(0).mean():.3f} cycles/token in blocks.0"
+    assert expected in page.get_by_test_id("stMain").inner_text()
