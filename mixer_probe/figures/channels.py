@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from mixer_probe.channels import ChannelStatistics
-from mixer_probe.figures.style import colour_of, marker_of, short_name, styled
+from mixer_probe.figures.style import base_name, colour_of, line_style, marker_of, model_label, styled
 
 
 @styled
@@ -19,13 +19,14 @@ def channel_depth(results: Sequence[ChannelStatistics]) -> Figure:
     colours, markers = colour_of(names), marker_of(names)
     for result in results:
         table = result.summary()
-        base = result.model.name.removesuffix("?untrained")
-        label = short_name(result.model.name)
-        panels[0].plot(table["depth"], table["median_std"], color=colours[base], marker=markers[base], label=label)
-        top = table["largest_std"]
-        panels[0].fill_between(table["depth"], table["median_std"], top, color=colours[base], alpha=0.12, linewidth=0)
-        panels[1].plot(table["depth"], 100 * table["share_nonpositive"], color=colours[base], marker=markers[base])
-        panels[2].plot(table["depth"], 100 * table["dead"] / table["channels"], color=colours[base], marker=markers[base])
+        base = base_name(result.model.name)
+        style = line_style(result.model, colours[base], markers[base])
+        panels[0].plot(table["depth"], table["median_std"], label=model_label(result.model), **style)
+        panels[0].fill_between(
+            table["depth"], table["median_std"], table["largest_std"], color=colours[base], alpha=0.12, linewidth=0
+        )
+        panels[1].plot(table["depth"], 100 * table["share_nonpositive"], **style)
+        panels[2].plot(table["depth"], 100 * table["dead"] / table["channels"], **style)
     titles = ("Spread of channels", "Values at or below zero", "Dead channels")
     labels = ("std: median, band to the largest", "share of values (%)", "share of channels (%)")
     for axes, title, label in zip(panels, titles, labels, strict=True):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mixer_probe.figures.style import GREY, colour_of, marker_of, short_name, styled
+from mixer_probe.figures.style import GREY, base_name, colour_of, line_style, marker_of, model_label, styled
 from mixer_probe.probing import ProbeResult
 
 
@@ -18,7 +18,7 @@ def probe_curves(results: Sequence[ProbeResult]) -> Figure:
     axes = figure.add_subplot()
     colours, markers = colour_of(r.model.name for r in results), marker_of(r.model.name for r in results)
     for result in results:
-        name = result.model.name.removesuffix("?untrained")
+        name = base_name(result.model.name)
         for one in (result, result.untrained):
             if one is not None:
                 _curve(axes, one, colours[name], markers[name])
@@ -33,14 +33,5 @@ def probe_curves(results: Sequence[ProbeResult]) -> Figure:
 
 def _curve(axes: Axes, result: ProbeResult, colour: str, marker: str) -> None:
     depth = [layer.depth for layer in result.layers]
-    trained = result.model.trained
-    axes.plot(
-        depth,
-        100 * result.accuracy,
-        color=colour,
-        marker=marker,
-        linestyle="-" if trained else ":",
-        markerfacecolor=colour if trained else "white",
-        label=short_name(result.model.name),
-    )
+    axes.plot(depth, 100 * result.accuracy, label=model_label(result.model), **line_style(result.model, colour, marker))
     axes.fill_between(depth, 100 * result.low, 100 * result.high, color=colour, alpha=0.15, linewidth=0)

@@ -12,7 +12,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from mixer_probe.figures.style import SEQUENTIAL, short_name, styled
+from mixer_probe.figures.style import SEQUENTIAL, model_label, styled
 from mixer_probe.models.layer import Layer
 from mixer_probe.results import ModelRecord
 from mixer_probe.similarity import SimilarityMatrix
@@ -26,11 +26,11 @@ def similarity_map(matrices: Sequence[SimilarityMatrix]) -> Figure:
 
     `matrices` hold every pair of networks once, each network with itself too; pairs that are missing stay blank. Colours and
     grey cells as in `similarity_heatmaps`."""
-    names = list(dict.fromkeys(_name(m) for matrix in matrices for m in (matrix.model_a, matrix.model_b)))
+    names = list(dict.fromkeys(model_label(m) for matrix in matrices for m in (matrix.model_a, matrix.model_b)))
     figure = Figure(figsize=(8.6, 7.4))
     axes = figure.add_subplot()
     for matrix in matrices:
-        a, b = names.index(_name(matrix.model_a)), names.index(_name(matrix.model_b))
+        a, b = names.index(model_label(matrix.model_a)), names.index(model_label(matrix.model_b))
         _block(axes, matrix, a, b, transposed=False)
         if a != b:
             _block(axes, matrix, a, b, transposed=True)
@@ -53,13 +53,8 @@ def _block(axes: Axes, matrix: SimilarityMatrix, a: int, b: int, transposed: boo
 def _block_axes(axes: Axes, names: Sequence[str]) -> None:
     centres = np.arange(len(names)) + 0.5
     labels = [name.replace(" (", "\n(") for name in names]
-    axes.set_xticks(
-        centres,
-        labels,
-        rotation=0 if len(names) < 5 else 35,
-        ha="center" if len(names) < 5 else "right",
-        rotation_mode="anchor" if len(names) > 4 else "default",
-    )
+    upright = len(names) < 5
+    axes.set_xticks(centres, labels, rotation=0 if upright else 90, ha="center", va="top")
     axes.set_yticks(centres, labels)
     axes.tick_params(length=0)
     for edge in range(1, len(names)):
@@ -99,8 +94,8 @@ def _heatmap(axes: Axes, matrix: SimilarityMatrix) -> None:
     for row, column in np.argwhere(np.isnan(matrix.values)):
         axes.text(column, row, "×", ha="center", va="center", fontsize=7)
     axes.set_title(_pair(matrix.model_a, matrix.model_b), fontsize=8.5)
-    _depth_axis(axes, matrix.layers_b, "x", _name(matrix.model_b))
-    _depth_axis(axes, matrix.layers_a, "y", _name(matrix.model_a))
+    _depth_axis(axes, matrix.layers_b, "x", model_label(matrix.model_b))
+    _depth_axis(axes, matrix.layers_a, "y", model_label(matrix.model_a))
 
 
 def _depth_axis(axes: Axes, layers: Sequence[Layer], which: str, name: str) -> None:
@@ -124,12 +119,6 @@ def _shared_bar(figure: Figure, panels: list[Axes], matrices: Sequence[Similarit
 
 
 def _pair(a: ModelRecord | None, b: ModelRecord | None) -> str:
-    first, second = _name(a), _name(b)
+    first, second = model_label(a), model_label(b)
     joined = (first, "with itself") if first == second else (f"{first} ×", second)
     return ("\n" if sum(map(len, joined)) > 26 else " ").join(joined)
-
-
-def _name(model: ModelRecord | None) -> str:
-    if model is None:
-        return "?"
-    return short_name(model.name) + ("" if model.trained or "untrained" in model.name else " (untrained)")

@@ -9,6 +9,8 @@ from typing import Any, ParamSpec
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from mixer_probe.results import ModelRecord
+
 P = ParamSpec("P")
 
 # Okabe and Ito (2008); the order keeps neighbours far apart.
@@ -63,12 +65,31 @@ def marker_of(names: Iterable[str]) -> dict[str, str]:
     return {base: MARKERS[i % len(MARKERS)] for i, base in enumerate(bases)}
 
 
+def line_style(model: ModelRecord, colour: str, marker: str) -> dict[str, Any]:
+    """Solid lines and full markers for trained networks, dotted lines and open markers for untrained ones."""
+    style = {"color": colour, "marker": marker, "linestyle": "-" if model.trained else ":"}
+    return style if model.trained else {**style, "markerfacecolor": "white"}
+
+
 def base_name(name: str) -> str:
     """The name of the network that an untrained twin belongs to."""
     return name.removesuffix("?untrained")
 
 
+def model_label(model: ModelRecord | None) -> str:
+    """How figures call a model: its short name, that it is untrained where the name does not say so, and no formula."""
+    if model is None:
+        return "?"
+    mark = "" if model.trained or "untrained" in model.name else " (untrained)"
+    return plain(short_name(model.name) + mark)
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib draws as it is: a dollar sign begins no formula."""
+    return text.replace("$", r"\$")
+
+
 def short_name(name: str) -> str:
-    """A model name that fits into a figure."""
+    """A model name that fits into a figure or a sentence."""
     short = name.removeprefix("zoo:").removeprefix("hf-hub:").removeprefix("local-dir:")
     return short if len(short) <= 34 else short[:16] + "…" + short[-16:]

@@ -11,7 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from mixer_probe.figures.style import COLOURS, DIVERGING, GREY, colour_of, marker_of, short_name, styled
+from mixer_probe.figures.style import DIVERGING, GREY, base_name, colour_of, line_style, marker_of, model_label, plain, styled
 from mixer_probe.weights import StemFilters, TokenMixing
 
 
@@ -31,7 +31,7 @@ def token_mixing_units(
     axes.imshow(tiles, cmap=_with_gap(DIVERGING), vmin=-1, vmax=1)
     _colour_bar(figure, axes, DIVERGING, "weight ÷ largest |weight|" + (" of the block" if shared_scale else ""))
     shown = f"{len(order)} of {len(units.units(i))}" if len(order) < len(units.units(i)) else f"all {len(order)}"
-    axes.set_title(f"{short_name(units.model.name)}{untrained_mark(units)} · {units.blocks[i]} · {shown} token-mixing units")
+    axes.set_title(f"{model_label(units.model)} · {plain(units.blocks[i])} · {shown} token-mixing units")
     axes.set_xlabel(
         f"each tile: one unit over the {units.grid[0]}×{units.grid[1]} patches; pairs side by side, low frequency first"
     )
@@ -46,18 +46,15 @@ def token_mixing_depth(results: Sequence[TokenMixing]) -> Figure:
     names = [r.model.name for r in results]
     colours, markers = colour_of(names), marker_of(names)
     for result in results:
-        base = result.model.name.removesuffix("?untrained")
-        style = {"color": colours[base], "marker": markers[base], "linestyle": "-" if result.model.trained else ":"}
-        if not result.model.trained:
-            style["markerfacecolor"] = "white"
-        _depth_lines(panels, result, style)
+        base = base_name(result.model.name)
+        _depth_lines(panels, result, line_style(result.model, colours[base], markers[base]))
     _depth_labels(panels, results)
     return figure
 
 
 def _depth_lines(panels: np.ndarray, result: TokenMixing, style: dict[str, str]) -> None:
     table = result.summary()
-    label = short_name(result.model.name)
+    label = model_label(result.model)
     panels[0].plot(table["depth"], table["mean_frequency"], label=label, **style)
     panels[1].plot(table["depth"], table["mean_partner_cosine"], label=label, **style)
     panels[2].plot(table["depth"], table["share_paired"], label=label, **style)
@@ -88,20 +85,18 @@ def stem_pictures(stem: StemFilters, *, limit: int | None = 128, columns: int = 
     axes.imshow(np.clip(tiles, 0, 1))
     _colour_bar(figure, axes, "gray", "weight ÷ largest |weight|")
     shown = f"{len(order)} of {len(stem)}" if len(order) < len(stem) else f"all {len(order)}"
-    mark = "" if stem.model.trained else " (untrained)"
-    axes.set_title(f"{short_name(stem.model.name)}{mark} · {stem.layer} · {shown} filters")
+    axes.set_title(f"{model_label(stem.model)} · {plain(stem.layer)} · {shown} filters")
     height, width = stem.shape[2:]
     axes.set_xlabel(f"each tile: one filter of {height}×{width} px, stride {stem.stride[0]} px; low frequency first")
     return figure
 
 
-def untrained_mark(result: TokenMixing) -> str:
-    """A title's reminder that nothing was learned."""
-    return "" if result.model.trained else " (untrained)"
-
-
 def tile(maps: np.ndarray, columns: int, gap: float) -> np.ndarray:
-    """Maps [unit, h, w] or [unit, h, w, 3] side by side with gaps of one pixel: [H, W] or [H, W, 3]."""
+    """Maps [unit, h, w] or [unit, h, w, 3] side by side with gaps of one pixel: [H, W] or [H, W, 3].
+
+    Small maps are enlarged first, so that the gap stays narrow beside them."""
+    zoom = max(1, 8 // min(maps.shape[1:3]))
+    maps = maps.repeat(zoom, 1).repeat(zoom, 2)
     count, height, width = maps.shape[:3]
     columns = min(columns, count)
     rows = -(-count // columns)
@@ -132,6 +127,3 @@ def _colour_bar(figure: Figure, axes: Axes, cmap: str, label: str) -> None:
     bar = figure.colorbar(ScalarMappable(Normalize(-1, 1), cmap), ax=axes, shrink=0.9, aspect=18, pad=0.01, ticks=[-1, 0, 1])
     bar.set_label(label, fontsize=7.5)
     bar.outline.set_visible(False)
-
-
-__all__ = ["COLOURS", "stem_pictures", "tile", "token_mixing_depth", "token_mixing_units"]

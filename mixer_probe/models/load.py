@@ -74,6 +74,8 @@ def load_model(
     """
     place, number = resolve_device(device), resolve_dtype(dtype)
     given = {"size": input_size, "mean": mean, "std": std, "interpolation": interpolation, "crop_pct": crop_pct}
+    if timm_arguments and (isinstance(model, nn.Module) or str(model).startswith("zoo:")):
+        raise ModelError(f"only networks that timm builds take further arguments, not {', '.join(timm_arguments)}")
     if isinstance(model, nn.Module):
         found = _from_module(model, given)
     elif not isinstance(model, str):
@@ -81,7 +83,7 @@ def load_model(
     elif model.startswith("zoo:"):
         found = _from_zoo(model, pretrained)
     else:
-        found = _from_timm(model.replace("hf_hub:", _HUB), pretrained and checkpoint is None, seed, timm_arguments)
+        found = _from_timm(model, pretrained and checkpoint is None, seed, timm_arguments)
     if checkpoint is not None:
         load_into(found.module, read_checkpoint(checkpoint), str(checkpoint))
         found.weights = Weights(f"file {Path(checkpoint).name}", trained=True)
@@ -159,6 +161,7 @@ def _zoo_note(card: zoo.Card) -> str:
 
 def _from_timm(name: str, pretrained: bool, seed: int, arguments: dict[str, Any]) -> Model:
     check_name(name)
+    name = name.replace("hf_hub:", _HUB)
     tag = name if name.startswith((_HUB, _FOLDER)) else _full_name(name)
     network = _create(name, pretrained, seed, arguments)
     weights = _timm_weights(tag, pretrained, seed)
@@ -199,7 +202,7 @@ def check_name(name: str) -> None:
         zoo.card(name.removeprefix("zoo:").partition("?")[0])
     elif name.startswith(_FOLDER):
         read_config(Path(name.removeprefix(_FOLDER)))
-    elif not name.startswith(_HUB):
+    elif not name.startswith((_HUB, "hf_hub:")):
         _check_timm_name(name)
 
 

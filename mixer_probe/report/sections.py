@@ -22,7 +22,7 @@ from mixer_probe.models import ModelCard
 from mixer_probe.probing import ProbeResult
 from mixer_probe.report.section import Picture, Renderer, Section, Table
 from mixer_probe.report.skipped import Skipped
-from mixer_probe.report.texts import images_text, name_of, percent, untrained_warning
+from mixer_probe.report.texts import images_text, name_of, percent, studied, untrained_warning
 from mixer_probe.similarity import SimilarityMatrix
 from mixer_probe.weights import StemFilters, TokenMixing
 
@@ -42,14 +42,15 @@ def models_section(cards: Sequence[ModelCard]) -> list[Section]:
         }
     )
     notes = tuple(f"{c.model.name}: {c.model.note}" for c in cards if c.model.note and c.model.trained)
-    tables = [Table("The networks. GMACs are multiply-accumulates of one image, in billions.", frame, {"GMACs": "{:.3f}"})]
+    tables = [Table("The networks. GMACs are multiply-accumulates of one image, in billions.", frame, {"GMACs": "{:.4g}"})]
     tables += [Table(f"Layers of {c.model.name} in execution order.", c.to_frame(), folded=True) for c in cards]
     return [Section("models", "The networks", notes, tuple(tables), untrained_warning(c.model for c in cards))]
 
 
 def token_mixing_section(results: Sequence[TokenMixing]) -> list[Section]:
     """What the token-mixing units read."""
-    shown = [r for r in results if not r.model.name.endswith("?untrained")]
+    own = studied(r.model for r in results)
+    shown = [r for r in results if r.model in own]
     pictures = [_units_picture(r, block) for r in shown for block in _blocks_to_show(r)]
     depth = Picture(
         token_mixing_depth(results),

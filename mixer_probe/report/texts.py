@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mixer_probe.figures.style import short_name
+from mixer_probe.figures.style import base_name, short_name
 from mixer_probe.results import ImagesRecord, ModelRecord
 
 
 def untrained_warning(models: Iterable[ModelRecord]) -> tuple[str, ...]:
     """One sentence that names the untrained models that are not there as the baseline of a trained one."""
-    unique = list({m.name: m for m in models}.values())
-    names = [m.name for m in unique if not m.trained and not m.name.endswith("?untrained")]
+    names = [model.name for model in studied(models) if not model.trained]
     if not names:
         return ()
-    verb = "are" if len(names) > 1 else "is"
-    return (f"{join(names)} {verb} untrained: the weights are random, so nothing shown here about them was learned.",)
+    verb, them = ("are", "them") if len(names) > 1 else ("is", "it")
+    return (f"{join(names)} {verb} untrained: the weights are random, so nothing shown here about {them} was learned.",)
+
+
+def studied(models: Iterable[ModelRecord]) -> list[ModelRecord]:
+    """The models that are there for their own sake: all but untrained twins beside their trained network."""
+    unique = {m.name: m for m in models}
+    return [m for name, m in unique.items() if m.trained or name == base_name(name) or base_name(name) not in unique]
 
 
 def images_text(images: ImagesRecord) -> str:

@@ -103,10 +103,7 @@ def test_links_lead_to_their_sections(opened: Opened) -> None:
         assert target.inner_text() == link.inner_text()
 
 
-def test_a_section_opens_below_the_menu(opened: Opened, request: pytest.FixtureRequest) -> None:
-    if request.node.callspec.params["opened"] == 390:
-        reason = "the sticky menu has six rows on a telephone and covers the heading that a link leads to"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+def test_a_section_opens_below_the_menu(opened: Opened) -> None:
     opened.page.evaluate("document.documentElement.style.scrollBehavior = 'auto'")
     for link in opened.page.query_selector_all("nav a")[:-1]:
         link.click()
@@ -130,7 +127,6 @@ def test_random_weights_are_said_where_they_are_shown(opened: Opened) -> None:
         assert UNTRAINED in warning.inner_text()
 
 
-@pytest.mark.xfail(reason="a twin without its trained network is taken for a baseline, and no warning is made", strict=True)
 def test_an_untrained_twin_alone_is_said_too(chromium: Browser, tmp_path: Path) -> None:
     results = run_study([tiny_models()[0].untrained()], mp.load_images("demo", limit=20), None, StudySettings(permutations=0))
     page = chromium.new_page(offline=True)

@@ -30,13 +30,19 @@ def of(results: list[Result], kind: type) -> list:
 
 
 def test_tiles_lie_in_reading_order_with_gaps() -> None:
-    maps = np.arange(5)[:, None, None] * np.ones((5, 2, 3))
+    maps = np.arange(5)[:, None, None] * np.ones((5, 8, 9))
     canvas = tile(maps, columns=2, gap=np.nan)
-    assert canvas.shape == (8, 7)
+    assert canvas.shape == (26, 19)
     for k in range(5):
-        top, left = 3 * (k // 2), 4 * (k % 2)
-        assert (canvas[top : top + 2, left : left + 3] == k).all()
-    assert np.isnan(canvas).sum() == canvas.size - 5 * 6
+        top, left = 9 * (k // 2), 10 * (k % 2)
+        assert (canvas[top : top + 8, left : left + 9] == k).all()
+    assert np.isnan(canvas).sum() == canvas.size - 5 * 72
+
+
+def test_small_maps_are_enlarged_beside_their_gap() -> None:
+    canvas = tile(np.arange(8.0).reshape(2, 2, 2), columns=2, gap=np.nan)
+    assert canvas.shape == (8, 17)
+    np.testing.assert_array_equal(canvas[:, :8], np.kron(np.arange(4.0).reshape(2, 2), np.ones((4, 4))))
 
 
 def test_units_are_drawn_symmetric_around_zero_in_the_order_of_pairs(study: list[Result]) -> None:
@@ -45,10 +51,11 @@ def test_units_are_drawn_symmetric_around_zero_in_the_order_of_pairs(study: list
     assert (image.norm.vmin, image.norm.vmax) == (-1, 1)
     drawn = np.asarray(image.get_array().filled(np.nan))
     first = units.units(1)[units.order(1)[0]]
-    np.testing.assert_allclose(drawn[:4, :4], first / np.abs(first).max(), rtol=1e-6)
+    # Units of 4x4 are drawn at twice their size.
+    np.testing.assert_allclose(drawn[:8:2, :8:2], first / np.abs(first).max(), rtol=1e-6)
     assert np.nanmax(np.abs(drawn)) == pytest.approx(1.0)
     shared = token_mixing_units(units, 1, shared_scale=True, columns=4).axes[0].images[0].get_array().filled(np.nan)
-    np.testing.assert_allclose(shared[:4, :4], first / np.abs(units.units(1)).max(), rtol=1e-6)
+    np.testing.assert_allclose(shared[1:8:2, 1:8:2], first / np.abs(units.units(1)).max(), rtol=1e-6)
 
 
 def test_a_filter_of_zeros_is_mid_grey(study: list[Result]) -> None:

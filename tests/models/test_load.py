@@ -84,6 +84,13 @@ def test_arguments_that_a_network_does_not_take() -> None:
         small("resnet18", nonsense=3)
 
 
+def test_arguments_that_nobody_takes() -> None:
+    """A misspelt argument is no silent default."""
+    for model in ("zoo:mixer", CASES["mixer"].network()):
+        with pytest.raises(ModelError, match="only networks that timm builds take further arguments, not inputsize"):
+            load_model(model, inputsize=(3, 32, 32))
+
+
 def test_further_arguments_reach_timm() -> None:
     model = small(num_classes=7, depth=3)
     assert model.layers[-1].channels == 7
