@@ -20,6 +20,12 @@ Open = Callable[..., AppTest]
 __all__ = ["study"]
 
 
+@pytest.fixture(autouse=True)
+def own_main(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streamlit puts the page in the place of `__main__`, which later tests that start processes would import."""
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+
+
 @pytest.fixture
 def open_page() -> Open:
     """Run a page (`script` below app/) with the networks that its URL names."""
