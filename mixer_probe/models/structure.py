@@ -296,7 +296,7 @@ class Structure:
     def _sequence(self, path: str, n: int) -> tuple[tuple[int, int] | None, int, int]:
         """Grid, positions and prefix tokens of a sequence of `n`: the whole grid, or prefix tokens and then the grid."""
         grid = self._grid_near(path)
-        size = math.prod(grid) if grid else -1
+        size = math.prod(grid) if grid else self._embedded
         if n == size:
             return grid, n, 0
         if n == size + self.prefix:
@@ -328,11 +328,18 @@ class Structure:
     @cached_property
     def prefix(self) -> int:
         """Class, distillation and register tokens before the patch tokens in a block's sequence."""
-        if self.blocks[0].spec.axes is not Axes.BNC or not self.token_grid:
+        if self.blocks[0].spec.axes is not Axes.BNC or not self._embedded:
             return 0
         shape = self._calls[self.blocks[0].path, 0][1].shape
-        extra = (shape[1] if shape else 0) - math.prod(self.token_grid)
-        return max(extra, 0)
+        return max((shape[1] if shape else 0) - self._embedded, 0)
+
+    @cached_property
+    def _embedded(self) -> int:
+        """How many patch tokens the embedding makes: its grid, or the sequence that the stem returns; 0 if unknown."""
+        if self.token_grid:
+            return math.prod(self.token_grid)
+        shape = self._calls[self.stem_path, 0][1].shape if self.stem_path else None
+        return shape[1] if shape and len(shape) == 3 else 0
 
 
 def _is_channels_first(module: nn.Module) -> bool:

@@ -123,6 +123,26 @@ def test_an_embedding_of_another_name_still_gives_the_grid() -> None:
     assert model.layer("eyes").grid == (6, 6)
 
 
+def test_patches_embedded_by_a_linear_layer() -> None:
+    """No convolution says what the grid is, but the stem says how many tokens are patches."""
+
+    class Linear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(48, 16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(nn.functional.unfold(x, 4, stride=4).transpose(1, 2))
+
+    network = Tokens(partial(Block, 16, 2), "patch_embed", register=3)
+    network.patch_embed = Linear()
+    model = as_model(network, 24)
+    block = model.select("blocks")[-1]
+    assert (block.grid, block.positions, block.prefix_tokens) == (None, 36, 3)
+    assert model.layers[0].positions == 36
+    assert extract(model, noise(2, 24), "blocks", reduce="prefix")["blocks.0"].shape == (2, 16)
+
+
 @pytest.mark.parametrize("name", ["vit", "mixer", "swin", "resnet-bottleneck", "convnext", "vit-attention-pooling", "hybrid"])
 def test_a_network_inside_another(name: str) -> None:
     """The same layers under one more name: a backbone with a head of one's own."""
