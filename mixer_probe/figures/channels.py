@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from mixer_probe.channels import ChannelStatistics
-from mixer_probe.figures.style import base_name, colour_of, line_style, marker_of, model_label, styled
+from mixer_probe.figures.style import line_styles, model_label, styled
 
 
 @styled
@@ -15,15 +15,13 @@ def channel_depth(results: Sequence[ChannelStatistics]) -> Figure:
     """Spread, share of values at or below zero, and dead channels of every layer against relative depth."""
     figure = Figure(figsize=(10.5, 3.5))
     panels = figure.subplots(1, 3)
-    names = [r.model.name for r in results]
-    colours, markers = colour_of(names), marker_of(names)
+    styles = line_styles([r.model for r in results])
     for result in results:
         table = result.summary()
-        base = base_name(result.model.name)
-        style = line_style(result.model, colours[base], markers[base])
+        style = styles[result.model.name]
         panels[0].plot(table["depth"], table["median_std"], label=model_label(result.model), **style)
         panels[0].fill_between(
-            table["depth"], table["median_std"], table["largest_std"], color=colours[base], alpha=0.12, linewidth=0
+            table["depth"], table["median_std"], table["largest_std"], color=style["color"], alpha=0.12, linewidth=0
         )
         panels[1].plot(table["depth"], 100 * table["share_nonpositive"], **style)
         panels[2].plot(table["depth"], 100 * table["dead"] / table["channels"], **style)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mixer_probe.figures.style import GREY, base_name, colour_of, line_style, marker_of, model_label, styled
+from mixer_probe.figures.style import GREY, line_styles, model_label, styled
 from mixer_probe.probing import ProbeResult
 
 
@@ -16,12 +17,10 @@ def probe_curves(results: Sequence[ProbeResult]) -> Figure:
     """Probe accuracy after every layer against relative depth: bands are 95 % intervals, dotted lines untrained twins."""
     figure = Figure(figsize=(8.6, 4.4))
     axes = figure.add_subplot()
-    colours, markers = colour_of(r.model.name for r in results), marker_of(r.model.name for r in results)
-    for result in results:
-        name = base_name(result.model.name)
-        for one in (result, result.untrained):
-            if one is not None:
-                _curve(axes, one, colours[name], markers[name])
+    curves = [one for result in results for one in (result, result.untrained) if one is not None]
+    styles = line_styles([one.model for one in curves])
+    for one in curves:
+        _curve(axes, one, styles[one.model.name])
     chance = results[0].chance
     axes.axhline(100 * chance, color=GREY, linewidth=1)
     axes.annotate(f"chance {100 * chance:.0f} %", (0.0, 100 * chance), xytext=(2, 3), textcoords="offset points", color=GREY)
@@ -31,7 +30,7 @@ def probe_curves(results: Sequence[ProbeResult]) -> Figure:
     return figure
 
 
-def _curve(axes: Axes, result: ProbeResult, colour: str, marker: str) -> None:
+def _curve(axes: Axes, result: ProbeResult, style: dict[str, Any]) -> None:
     depth = [layer.depth for layer in result.layers]
-    axes.plot(depth, 100 * result.accuracy, label=model_label(result.model), **line_style(result.model, colour, marker))
-    axes.fill_between(depth, 100 * result.low, 100 * result.high, color=colour, alpha=0.15, linewidth=0)
+    axes.plot(depth, 100 * result.accuracy, label=model_label(result.model), **style)
+    axes.fill_between(depth, 100 * result.low, 100 * result.high, color=style["color"], alpha=0.15, linewidth=0)

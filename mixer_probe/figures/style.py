@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from typing import Any, ParamSpec
 
@@ -69,6 +69,13 @@ def line_style(model: ModelRecord, colour: str, marker: str) -> dict[str, Any]:
     """Solid lines and full markers for trained networks, dotted lines and open markers for untrained ones."""
     style = {"color": colour, "marker": marker, "linestyle": "-" if model.trained else ":"}
     return style if model.trained else {**style, "markerfacecolor": "white"}
+
+
+def line_styles(models: Sequence[ModelRecord]) -> dict[str, dict[str, Any]]:
+    """The line style of each model by name; a twin has the colour and marker of its network."""
+    names = [model.name for model in models]
+    colours, markers = colour_of(names), marker_of(names)
+    return {m.name: line_style(m, colours[base_name(m.name)], markers[base_name(m.name)]) for m in models}
 
 
 def base_name(name: str) -> str:

@@ -11,7 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from mixer_probe.figures.style import DIVERGING, GREY, base_name, colour_of, line_style, marker_of, model_label, plain, styled
+from mixer_probe.figures.style import DIVERGING, GREY, line_styles, model_label, plain, styled
 from mixer_probe.weights import StemFilters, TokenMixing
 
 
@@ -43,11 +43,9 @@ def token_mixing_depth(results: Sequence[TokenMixing]) -> Figure:
     """How units change with depth: frequency, partner cosine against its null, share of units paired beyond the null."""
     figure = Figure(figsize=(10.5, 3.4))
     panels = figure.subplots(1, 3)
-    names = [r.model.name for r in results]
-    colours, markers = colour_of(names), marker_of(names)
+    styles = line_styles([r.model for r in results])
     for result in results:
-        base = base_name(result.model.name)
-        _depth_lines(panels, result, line_style(result.model, colours[base], markers[base]))
+        _depth_lines(panels, result, styles[result.model.name])
     _depth_labels(panels, results)
     return figure
 
