@@ -46,6 +46,10 @@ class NonFiniteWarning(MixerProbeWarning):
     """Activations that are NaN or infinite; the values are kept."""
 
 
+class UndefinedSimilarityWarning(MixerProbeWarning):
+    """Cells of a similarity matrix that are NaN because a layer is constant or not finite, or the images are too few."""
+
+
 class OutOfMemoryWarning(MixerProbeWarning):
     """The batch was halved after the device ran out of memory."""
 

@@ -89,6 +89,13 @@ class Representations:
             raise LayerError(f"no layer '{name}' in this run of {self.model.name}; {closest(name, self.names())}")
         return np.asarray(self._arrays[name][...])
 
+    def rows(self, name: str, rows: slice | np.ndarray) -> np.ndarray:
+        """The numbers of one layer for some images; from a store only their chunks are read. Raises as `reps[name]`."""
+        if name not in self._arrays:
+            return self[name][rows]
+        array = self._arrays[name]
+        return np.asarray(array.oindex[rows] if hasattr(array, "oindex") else array[rows])
+
     def prefix(self, name: str) -> np.ndarray:
         """Prefix tokens [image, token, channel] of one layer. Raises LayerError for layers that have none."""
         if name not in self._prefixes:

@@ -4,11 +4,48 @@ from __future__ import annotations
 
 from mixer_probe.similarity.across import compare_models
 from mixer_probe.similarity.alignment import cka
+from mixer_probe.similarity.canonical import mean_cca, pwcca, svcca
 from mixer_probe.similarity.comparison import compare
+from mixer_probe.similarity.distance_correlation import distance_correlation
 from mixer_probe.similarity.hsic import hsic
 from mixer_probe.similarity.inputs import RepresentationsLike
+from mixer_probe.similarity.intervals import Interval
+from mixer_probe.similarity.matching import soft_matching
 from mixer_probe.similarity.matrix import SimilarityMatrix
+from mixer_probe.similarity.measure import Measure
+from mixer_probe.similarity.minibatch import MinibatchCKA
+from mixer_probe.similarity.neighbours import mutual_knn, neighbourhood_jaccard
 from mixer_probe.similarity.nulls import Null
+from mixer_probe.similarity.predictivity import linear_predictivity, linear_regression_r2
+from mixer_probe.similarity.procrustes import angular_procrustes, procrustes
+from mixer_probe.similarity.registry import MEASURES, find_measure
+from mixer_probe.similarity.rsa import rsa
 from mixer_probe.similarity.streaming import StreamingCKA
 
-__all__ = ["Null", "RepresentationsLike", "SimilarityMatrix", "StreamingCKA", "cka", "compare", "compare_models", "hsic"]
+__all__ = [
+    "MEASURES",
+    "Interval",
+    "Measure",
+    "MinibatchCKA",
+    "Null",
+    "RepresentationsLike",
+    "SimilarityMatrix",
+    "StreamingCKA",
+    "angular_procrustes",
+    "cka",
+    "compare",
+    "compare_models",
+    "distance_correlation",
+    "find_measure",
+    "hsic",
+    "linear_predictivity",
+    "linear_regression_r2",
+    "mean_cca",
+    "mutual_knn",
+    "neighbourhood_jaccard",
+    "procrustes",
+    "pwcca",
+    "rsa",
+    "soft_matching",
+    "svcca",
+]

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
 
+import numpy as np
 import torch
 
-from mixer_probe.capture import ImageSource, Piece, as_source, mean_over_positions, stream
+from mixer_probe.capture import ImageSource, Piece, TensorImages, as_source, mean_over_positions, stream
+from mixer_probe.capture.hooks import Reducer
+from mixer_probe.errors import MeasureError
+from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.similarity.hsic import Estimator
+from mixer_probe.similarity.alignment import Method
+from mixer_probe.similarity.comparison import Grid, as_grid
+from mixer_probe.similarity.hsic import Estimator, check_choice
+from mixer_probe.similarity.inputs import features_of, to_grid
 from mixer_probe.similarity.matrix import SimilarityMatrix
+from mixer_probe.similarity.minibatch import MinibatchCKA, gram_of_batch
 from mixer_probe.similarity.streaming import StreamingCKA
 
 Found = dict[str, torch.Tensor]
+Positions = Literal["mean", "flatten"]
+
+# Moments of all pairs of layers are held at once; beyond this the batches' own Gram matrices are summed instead.
+_MOST_MOMENT_BYTES = 2**32
 
 
 def compare_models(
@@ -23,45 +37,144 @@ def compare_models(
     layers: str | Sequence[str] = "blocks",
     *,
     estimator: Estimator = "unbiased",
+    positions: Positions = "mean",
+    grid: Grid | None = None,
+    method: Method = "auto",
+    permutations: int = 100,
+    resamples: int = 100,
     batch_size: int = 64,
     autocast: str | None = None,
+    seed: int = 0,
 ) -> SimilarityMatrix:
-    """Linear CKA of every layer of one model with every layer of another, exact, in one pass of O(d^2) memory.
+    """Linear CKA of every layer of one model with every layer of another, in one pass over the images.
 
-    Each model gets its own transform of the same images. Positions are averaged. There is no null, since no image is kept
-    to be shuffled: `compare` of two extracted runs has one. Raises what `extract` and `StreamingCKA` raise."""
+    Each model gets its own transform of the same images. `positions` "mean" averages them, and the values are exact for any
+    number of images in O(d^2) memory (`method` "moments"). "flatten" compares position by position, on the cells of a common
+    `grid` if one is given (7 or (7, 7)), with the minibatch estimator of Nguyen et al. 2021 (`method` "minibatch"): the images
+    are shuffled by `seed`, and one Gram matrix a batch and layer is all that is kept. "auto" takes moments wherever they fit.
+
+    Null and interval are those of `compare`; for minibatches the null pairs images within batches and the interval draws
+    batches. Raises what `extract` and `StreamingCKA` raise, and MeasureError for choices that do not go together."""
+    check_choice("positions", positions, Positions)
+    cells = as_grid(grid)
     source = as_source(images)
-    selected_a, selected_b = model_a.select(layers), model_b.select(layers)
-    streams = (
-        _batches(stream(model, source, selected, mean_over_positions, batch_size=batch_size, autocast=autocast), batch_size)
-        for model, selected in ((model_a, selected_a), (model_b, selected_b))
-    )
-    accumulator = StreamingCKA()
-    for a, b in zip(*streams, strict=True):
-        accumulator.update(a, b)
-    matrix = accumulator.compute(estimator)
+    selected = model_a.select(layers), model_b.select(layers)
+    widths = tuple(_widths(chosen, positions, cells) for chosen in selected)
+    used = _method(method, positions, cells, estimator, widths)
+    accumulator: StreamingCKA | MinibatchCKA
+    if used == "moments":
+        accumulator, reducer = StreamingCKA(seed=seed), mean_over_positions
+    else:
+        accumulator, reducer = MinibatchCKA(permutations, seed), partial(_gram, positions, cells)
+        source = _shuffled(source, seed)
+    for a, b in _both((model_a, model_b), selected, source, reducer, batch_size, autocast):
+        if isinstance(accumulator, StreamingCKA):
+            accumulator.update(_joined(a), _joined(b))
+        else:
+            accumulator.update_grams(_uncut(a), _uncut(b), *widths)
+    if isinstance(accumulator, StreamingCKA):
+        matrix = accumulator.compute(estimator, permutations, resamples)
+    else:
+        matrix = accumulator.compute(resamples)
     return replace(
         matrix,
-        layers_a=selected_a,
-        layers_b=selected_b,
+        layers_a=selected[0],
+        layers_b=selected[1],
         model_a=model_a.record,
         model_b=model_b.record,
-        images=source.record,
-        reduce="mean",
+        images=as_source(images).record,
+        reduce=positions,
+        grid=cells,
     )
 
 
-def _batches(pieces: Iterator[Piece], batch_size: int) -> Iterator[Found]:
+def _widths(layers: Sequence[Layer], positions: Positions, grid: tuple[int, int] | None) -> dict[str, int]:
+    reduce = "none" if positions == "flatten" else "mean"
+    return {layer.name: features_of(layer, reduce, grid) for layer in layers}
+
+
+def _method(
+    method: Method, positions: Positions, grid: tuple[int, int] | None, estimator: Estimator, widths: Sequence[dict[str, int]]
+) -> Method:
+    """ "moments" or "minibatch". Raises MeasureError for what streaming cannot do."""
+    check_choice("method", method, Method)
+    if grid and positions == "mean":
+        raise MeasureError("grid is for positions='flatten': averaged positions have no grid left")
+    if method == "gram":
+        raise MeasureError("Gram matrices need all images at once: extract both models and use compare")
+    fits = 8 * sum(widths[0].values()) * sum(widths[1].values()) <= _MOST_MOMENT_BYTES
+    if method == "moments" and positions == "flatten":
+        raise MeasureError("flattened positions are too wide for moments: use method='minibatch' or positions='mean'")
+    used: Method = "minibatch" if method == "minibatch" or positions == "flatten" or not fits else "moments"
+    if used == "minibatch" and estimator == "biased":
+        raise MeasureError("the minibatch estimator is unbiased only: a biased HSIC of batches sums to no estimate of all images")
+    return used
+
+
+def _gram(
+    positions: Positions, grid: tuple[int, int] | None, layer: Layer, values: torch.Tensor, prefix: torch.Tensor | None
+) -> torch.Tensor:
+    """What of a layer outlives the forward pass: the Gram matrix of the batch."""
+    if positions == "mean":
+        return gram_of_batch(_wide(mean_over_positions(layer, values, prefix)))
+    if grid is not None and layer.positions:
+        values = to_grid(values.float() if values.dtype.itemsize < 4 else values, layer, grid)
+    return gram_of_batch(_wide(values.flatten(1)))
+
+
+def _wide(features: torch.Tensor) -> torch.Tensor:
+    return (features.cpu() if features.device.type == "mps" else features).to(torch.float64)
+
+
+def _shuffled(source: ImageSource, seed: int) -> ImageSource:
+    """The images in random order: those sorted by class would fill a batch with one class."""
+    order = np.random.default_rng(seed).permutation(len(source))
+    if isinstance(source, TensorImages):
+        return TensorImages(torch.cat(list(source.batches(lambda x: x, len(source))))[torch.from_numpy(order)])
+    subset = getattr(source, "subset", None)
+    if subset is None:
+        raise MeasureError("minibatches need images in random order, and these have no subset(indices) to shuffle them with")
+    shuffled: ImageSource = subset(order)
+    return shuffled
+
+
+def _both(
+    models: tuple[Model, Model],
+    selected: tuple[Sequence[Layer], Sequence[Layer]],
+    source: ImageSource,
+    reducer: Reducer[Any],
+    batch_size: int,
+    autocast: str | None,
+) -> Iterator[tuple[list[Piece], ...]]:
+    """The same whole batches through both models, {layer: what the reducer made of it}."""
+    streams = (
+        _batches(stream(model, source, layers, reducer, batch_size=batch_size, autocast=autocast), batch_size)
+        for model, layers in zip(models, selected, strict=True)
+    )
+    yield from zip(*streams, strict=True)
+
+
+def _batches(pieces: Iterator[Piece], batch_size: int) -> Iterator[list[Piece]]:
     """Whole batches again, where memory had them cut: the two models must see the same images at a time."""
     waiting: list[Piece] = []
     for piece in pieces:
         waiting.append(piece)
         if sum(p.n for p in waiting) == batch_size:
-            yield _joined(waiting)
+            yield waiting
             waiting = []
     if waiting:
-        yield _joined(waiting)
+        yield waiting
 
 
 def _joined(pieces: Sequence[Piece]) -> Found:
     return {name: torch.cat([p.found[name] for p in pieces]) for name in pieces[0].found}
+
+
+def _uncut(pieces: Sequence[Piece]) -> Found:
+    """The one piece of a batch. Raises MeasureError if memory had it cut: Gram matrices of parts make none of the whole."""
+    if len(pieces) > 1:
+        raise MeasureError(
+            f"the device has too little memory for batches of {sum(p.n for p in pieces)} images: the batch is part of what "
+            f"the minibatch estimator is, so choose batch_size={pieces[0].n}"
+        )
+    return dict(pieces[0].found)

@@ -4,12 +4,16 @@ independent noise of 768 features and 256 images."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
 from mixer_probe.errors import MeasureError
+from mixer_probe.similarity.components import without_top_components
 from mixer_probe.similarity.hsic import (
     Estimator,
     Kernel,
@@ -23,8 +27,9 @@ from mixer_probe.similarity.hsic import (
     self_hsic_of_moments,
 )
 from mixer_probe.similarity.inputs import Features, as_matrix, centred
+from mixer_probe.similarity.measure import Measure
 
-Method = Literal["auto", "moments", "gram"]
+Method = Literal["auto", "moments", "gram", "minibatch"]
 
 
 def cka(
@@ -35,6 +40,7 @@ def cka(
     kernel: Kernel = "linear",
     bandwidth: float = 0.5,
     method: Method = "auto",
+    without_top_pc: int = 0,
 ) -> float:
     """HSIC(X, Y) / sqrt(HSIC(X, X) HSIC(Y, Y)) of `X` [n, p] and `Y` [n, q], rows being the same images.
 
@@ -45,7 +51,9 @@ def cka(
 
     `bandwidth` of the RBF kernel is a fraction of the median distance (the root of the median squared one, as
     in Kornblith's notebook). `method` "moments" takes p x q memory and "gram" n x n; "auto" takes moments for
-    the linear kernel unless p or q is larger than n.
+    the linear kernel unless p or q is larger than n. `without_top_pc` removes that many leading principal
+    components from each side first: one dominant component, often of a few images, is what draws blocks into
+    similarity matrices (Nguyen, Raghu and Kornblith 2021).
 
     NaN where CKA is 0/0: a side is constant, all its pairs of images are equally similar, or (RBF) its median
     distance is 0. Raises MeasureError for other than two axes, different n, n < 4, NaN or infinite values,
@@ -54,7 +62,9 @@ def cka(
     x = as_matrix(X, "X")
     y = as_matrix(Y, "Y").to(x.device)
     check_pair(x, y)
-    x, y = centred(x), centred(y)
+    if method == "minibatch":
+        raise MeasureError("the minibatch estimator needs batches: use similarity.MinibatchCKA, compare or compare_models")
+    x, y = (without_top_components(centred(side), without_top_pc) for side in (x, y))
     small = kernel == "linear" and max(x.shape[1], y.shape[1]) <= len(x)
     if method == "moments" or (method == "auto" and small):
         cross, own_x, own_y = _by_moments(x, y, estimator)
@@ -98,3 +108,51 @@ def _by_grams(x: Tensor, y: Tensor, estimator: Estimator, kernel: Kernel, bandwi
 def ratio(cross: Tensor, own_a: Tensor, own_b: Tensor) -> Tensor:
     """CKA [..., La, Lb] from HSIC of all pairs [..., La, Lb] and of each layer with itself, [La] and [Lb]."""
     return cross / torch.outer(own_a.sqrt(), own_b.sqrt())
+
+
+@dataclass(frozen=True)
+class _UnitGram:
+    """A centred Gram matrix [n, n] of norm 1."""
+
+    matrix: Tensor
+
+    def take(self, order: Tensor) -> Self:
+        return type(self)(self.matrix[order][:, order])
+
+
+def _prepare(X: Tensor, kernel: Kernel, bandwidth: float = 0.5) -> _UnitGram:
+    original = gram(centred(X), kernel, bandwidth)
+    matrix = centre_gram(original, "unbiased")
+    own = self_hsic_of_gram(matrix, original, "unbiased")
+    return _UnitGram(matrix / (own * len(X) * (len(X) - 3)).sqrt())
+
+
+def _table(a: Sequence[_UnitGram], b: Sequence[_UnitGram]) -> Tensor:
+    left, right = (torch.stack([side.matrix.flatten() for side in sides]) for sides in (a, b))
+    return left @ right.T
+
+
+_SOURCE = "Kornblith et al. 2019; unbiased HSIC of Song et al. 2012"
+
+CKA = Measure(
+    name="cka",
+    label="CKA",
+    about="Centred kernel alignment with a linear kernel: whether the directions of large variance agree.",
+    source=_SOURCE,
+    invariances=("translation", "isotropic scaling", "permutation", "orthogonal"),
+    prepare=partial(_prepare, kernel="linear"),
+    table=_table,
+    lowest=-1.0,
+    pairwise=True,
+)
+CKA_RBF = Measure(
+    name="cka_rbf",
+    label="CKA (RBF)",
+    about="Centred kernel alignment with a Gaussian kernel of half the median distance: whether near images are the same.",
+    source=_SOURCE,
+    invariances=CKA.invariances,
+    prepare=partial(_prepare, kernel="rbf"),
+    table=_table,
+    lowest=-1.0,
+    pairwise=True,
+)

@@ -1,4 +1,4 @@
-"""CKA of all pairs of layers under all pairings of the images at once, by Gram matrices or by moments."""
+"""CKA of all pairs of layers from their Gram matrices: of the true pairing of the images, of random ones, and of halves."""
 
 from __future__ import annotations
 
@@ -8,25 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixer_probe.errors import MeasureError
-from mixer_probe.similarity.alignment import Method, ratio
-from mixer_probe.similarity.hsic import (
-    Estimator,
-    Kernel,
-    centre_gram,
-    divisor,
-    gram,
-    hsic_from_moments,
-    self_hsic_of_gram,
-    self_hsic_of_moments,
-)
-from mixer_probe.similarity.inputs import LayerFeatures
-from mixer_probe.similarity.nulls import Pairings
+from mixer_probe.similarity.hsic import Estimator, Kernel, centre_gram, divisor, gram, self_hsic_of_gram
+from mixer_probe.similarity.nulls import Pairings, Traces
 
-# The Gram form works in blocks of layers that keep to the first, and is refused beyond the second.
-_BYTES = 2**30
-_MOST_BYTES = 2**32
-_BATCH = 2**22
+# Gram matrices are worked on in blocks of layers that keep to this many bytes.
+_BYTES = 2**29
+_PRODUCT_BYTES = 2**26
+
+# Centred features [n, p] of each layer; they may be read when asked for.
+Layers = Sequence[Tensor]
 
 
 @dataclass(frozen=True)
@@ -38,67 +28,16 @@ class Settings:
     bandwidth: float
 
 
-def choose(method: Method, kernel: Kernel, n: int, widths: tuple[Sequence[int], Sequence[int]], permutations: int) -> Method:
-    """The cheaper form for these sizes: "gram" or "moments", by floating-point operations.
-
-    Raises MeasureError if only the Gram form will do and one pair of them takes more than 4 GiB."""
-    fits = _gram_bytes(n, 1) <= _MOST_BYTES
-    if method == "moments" or (method == "auto" and kernel == "linear" and not fits):
-        return "moments"
-    if not fits:
-        most = int((_MOST_BYTES / _gram_bytes(1, 1)) ** 0.5)
-        raise MeasureError(
-            f"Gram matrices of {n} images do not fit into 4 GiB: take at most {most} images, "
-            "or the linear kernel with method='moments'"
-        )
-    if method == "gram" or kernel == "rbf":
-        return "gram"
-    a, b = widths
-    # Centring and transforming a Gram matrix costs about 200 operations an entry.
-    by_gram = n * n * (2 * (sum(a) + sum(b)) + 200 * (len(a) + len(b)) + 2 * len(a) * len(b))
-    by_moments = (permutations + 1) * 2 * n * sum(a) * sum(b)
-    return "gram" if by_gram * (1 + permutations // n) <= by_moments else "moments"
-
-
-def cka_by_moments(a: LayerFeatures, b: LayerFeatures, pairings: Pairings, settings: Settings) -> Tensor:
-    """CKA [s, La, Lb] of the layers `a` and `b` for the s `pairings` of their images.
-
-    For the linear kernel. A pairing costs a p x n x q product a pair of layers."""
-    orders = pairings.partners()
-    values = orders.new_empty((len(orders), len(a), len(b)), dtype=torch.float64)
-    own_a, own_b = torch.empty(len(a), dtype=torch.float64), torch.empty(len(b), dtype=torch.float64)
-    for rows in _blocks(len(a), max(1, _BYTES // (8 * orders.shape[1] * max(1, *a.channels)))):
-        left = a[rows]
-        own_a[rows] = torch.stack([_own_by_moments(X, settings.estimator) for X in left])
-        for column, Y in enumerate(b):
-            own_b[column] = _own_by_moments(Y, settings.estimator)
-            pairs = [_pair_by_moments(X, Y, orders, settings.estimator) for X in left]
-            values[:, rows, column] = torch.stack(pairs, dim=1)
-    return ratio(values, own_a, own_b)
-
-
-def _pair_by_moments(X: Tensor, Y: Tensor, orders: Tensor, estimator: Estimator) -> Tensor:
-    """HSIC [s] of `X` and of `Y` in the `orders` [s, n]."""
-    kx, ky = X.square().sum(1), Y.square().sum(1)
-    step = max(1, _BATCH // Y.numel())
-    products = [(X.T @ Y[part]).square().sum((1, 2)) for part in torch.split(orders, step)]
-    return hsic_from_moments(torch.cat(products), ky[orders] @ kx, kx.sum(), ky.sum(), len(X), estimator)
-
-
-def _own_by_moments(X: Tensor, estimator: Estimator) -> Tensor:
-    kx = X.square().sum(1)
-    return self_hsic_of_moments((X.T @ X).square().sum(), kx @ kx, kx.sum(), len(X), estimator)
-
-
-def cka_by_grams(a: LayerFeatures, b: LayerFeatures, pairings: Pairings, settings: Settings) -> Tensor:
-    """As `cka_by_moments`, for any kernel; all shifts of an order cost as much as one.
+def cka_by_grams(a: Layers, b: Layers, pairings: Pairings, settings: Settings) -> Tensor:
+    """CKA [s, La, Lb] of the layers `a` and `b` for the s `pairings` of their images; all shifts of an order cost as much as
+    one.
 
     A shift of the images moves a Gram matrix along its diagonals. Its inner products with another one for all
     shifts are therefore the circular cross-correlations of their diagonals, summed: products of Fourier
     transforms."""
     n = len(pairings.order)
     values = torch.empty((len(pairings.shifts), len(a), len(b)), dtype=torch.float64)
-    size = max(1, (_BYTES - _gram_bytes(n, 0)) // (_gram_bytes(n, 1) - _gram_bytes(n, 0)))
+    size = max(1, (_BYTES - gram_bytes(n, 0)) // (gram_bytes(n, 1) - gram_bytes(n, 0)))
     for rows in _blocks(len(a), size):
         left = _spectra(a, rows, pairings.order, settings).conj()
         for columns in _blocks(len(b), size):
@@ -107,7 +46,7 @@ def cka_by_grams(a: LayerFeatures, b: LayerFeatures, pairings: Pairings, setting
     return values
 
 
-def _spectra(layers: LayerFeatures, block: slice, order: Tensor, settings: Settings) -> Tensor:
+def _spectra(layers: Layers, block: slice, order: Tensor, settings: Settings) -> Tensor:
     """Fourier transforms along the diagonals of the layers' Gram matrices, [frequency, L, diagonal]."""
     indices, half = range(len(layers))[block], len(order) // 2 + 1
     spectra = torch.empty((half, len(indices), half), dtype=torch.complex128)
@@ -138,11 +77,72 @@ def _diagonals(K: Tensor) -> Tensor:
     return diagonals
 
 
+def traces(layers: Layers, settings: Settings) -> Traces:
+    """What the exact moments of the permutation null need of every layer's centred Gram matrix."""
+    parts = [Traces.of([_unit_gram(layers[i], settings)]) for i in range(len(layers))]
+    return Traces(*(torch.cat([getattr(p, f) for p in parts]) for f in ("trace", "power", "diagonal")))
+
+
+@dataclass(frozen=True)
+class _Halved:
+    """A layer's Gram matrix [n, n] for the estimator, and what halves of the images with weights W [n, r] make of it."""
+
+    K: Tensor
+    KW: Tensor
+    sums: Tensor  # [r] w'Kw
+    own: Tensor  # [r] HSIC of each half with itself
+
+
+def cka_of_halves(a: Layers, b: Layers, halves: Tensor, settings: Settings) -> Tensor:
+    """CKA [r, La, Lb] of the images in each of r `halves` (weights [n, r] of 0 and 1), exactly as on those images alone.
+
+    HSIC of a half depends on w'(K o L)w, w'Kw and sum w (Kw)(Lw) only, which are matrix products for all halves at once."""
+    values = torch.empty((halves.shape[1], len(a), len(b)), dtype=torch.float64)
+    size = max(1, _BYTES // (16 * halves.shape[0] ** 2))
+    for rows in _blocks(len(a), size):
+        left = [_halved(X, halves, settings) for X in a[rows]]
+        own_a = torch.stack([side.own for side in left], dim=1)
+        for columns in _blocks(len(b), size):
+            right = [_halved(Y, halves, settings) for Y in b[columns]]
+            own_b = torch.stack([side.own for side in right], dim=1)
+            cross = torch.stack([_cross(one, right, halves, settings.estimator) for one in left], dim=1)
+            values[:, rows, columns] = cross / (own_a.sqrt()[:, :, None] * own_b.sqrt()[:, None, :])
+    return values
+
+
+def _halved(X: Tensor, halves: Tensor, settings: Settings) -> _Halved:
+    K = gram(X, settings.kernel, settings.bandwidth)
+    if settings.estimator == "unbiased":
+        K.fill_diagonal_(0)
+    KW = K @ halves
+    sums = (KW * halves).sum(0)
+    side = _Halved(K, KW, sums, sums)
+    return _Halved(K, KW, sums, _cross(side, [side], halves, settings.estimator)[:, 0])
+
+
+def _cross(one: _Halved, others: list[_Halved], halves: Tensor, estimator: Estimator) -> Tensor:
+    """HSIC [r, L] of each half of one layer with each of the `others`."""
+    step = max(1, _PRODUCT_BYTES // one.K.nbytes)
+    found = [_cross_block(one, others[i : i + step], halves, estimator) for i in range(0, len(others), step)]
+    return torch.cat(found, dim=1)
+
+
+def _cross_block(one: _Halved, others: list[_Halved], halves: Tensor, estimator: Estimator) -> Tensor:
+    m = float(halves[:, 0].sum())
+    product = torch.stack([other.K for other in others]).mul_(one.K) @ halves
+    t = (product * halves).sum(1)
+    sums = torch.stack([other.sums for other in others]) * one.sums
+    c = torch.stack([(one.KW * other.KW * halves).sum(0) for other in others])
+    if estimator == "biased":
+        return ((t + sums / m**2 - 2 * c / m) / divisor(int(m), estimator)).T
+    return ((t + sums / ((m - 1) * (m - 2)) - 2 * c / (m - 2)) / divisor(int(m), estimator)).T
+
+
 def _blocks(count: int, size: int) -> Iterator[slice]:
     yield from (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def _gram_bytes(n: int, layers: int) -> int:
+def gram_bytes(n: int, layers: int) -> int:
     """Peak memory: six n x n matrices in the making, and a quarter of one in complex numbers a layer and
     side."""
     return n * n * (6 * 8 + layers * 2 * 16 // 4)

@@ -3,98 +3,231 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypedDict, Unpack, overload
 
 import numpy as np
-import torch
 
-from mixer_probe.errors import MeasureError, MixerProbeWarning
+from mixer_probe.errors import MeasureError, UndefinedSimilarityWarning
 from mixer_probe.similarity.alignment import Method, check_options
-from mixer_probe.similarity.allpairs import Settings, choose, cka_by_grams, cka_by_moments
-from mixer_probe.similarity.hsic import MINIMUM_IMAGES, Estimator, Kernel, check_choice
+from mixer_probe.similarity.allpairs import Settings
+from mixer_probe.similarity.bymeasure import tables_of
+from mixer_probe.similarity.components import WithoutTopComponents, check_components
+from mixer_probe.similarity.engines import by_minibatches, choose, values_by
+from mixer_probe.similarity.hsic import MINIMUM_IMAGES, Estimator, Kernel
+from mixer_probe.similarity.inference import SAMPLE, infer
 from mixer_probe.similarity.inputs import LayerFeatures, RepresentationsLike
+from mixer_probe.similarity.intervals import Interval, check_resamples, draw_halves, interval_of
 from mixer_probe.similarity.matrix import SimilarityMatrix
-from mixer_probe.similarity.nulls import check_permutations, draw_pairings, null_of
+from mixer_probe.similarity.measure import Measure
+from mixer_probe.similarity.nulls import Null, check_permutations, draw_pairings, null_of
+from mixer_probe.similarity.registry import MEASURES, find_measure
 
-Measure = Literal["cka"]
+Grid = int | tuple[int, int]
+Several = Literal["all"] | list[str] | tuple[str, ...]
 
 
+class Options(TypedDict, total=False):
+    """The keywords of `compare`."""
+
+    estimator: Estimator
+    kernel: Kernel
+    permutations: int
+    seed: int
+    bandwidth: float
+    method: Method
+    resamples: int
+    without_top_pc: int
+    grid: Grid | None
+
+
+@overload
+def compare(  # type: ignore[overload-overlap]
+    reps_a: RepresentationsLike, reps_b: RepresentationsLike, measure: Several, **options: Unpack[Options]
+) -> tuple[SimilarityMatrix, ...]: ...
+@overload
+def compare(
+    reps_a: RepresentationsLike, reps_b: RepresentationsLike, measure: str = "cka", **options: Unpack[Options]
+) -> SimilarityMatrix: ...
 def compare(
     reps_a: RepresentationsLike,
     reps_b: RepresentationsLike,
-    measure: Measure = "cka",
+    measure: str | Several = "cka",
+    *,
     estimator: Estimator = "unbiased",
     kernel: Kernel = "linear",
     permutations: int = 100,
     seed: int = 0,
     bandwidth: float = 0.5,
     method: Method = "auto",
-) -> SimilarityMatrix:
-    """Similarity of every layer of `reps_a` with every layer of `reps_b`, and its null.
+    resamples: int = 100,
+    without_top_pc: int = 0,
+    grid: Grid | None = None,
+) -> SimilarityMatrix | tuple[SimilarityMatrix, ...]:
+    """Similarity of every layer of `reps_a` with every layer of `reps_b`, with null and interval.
 
-    Values are those of `cka`. The null comes from `permutations` random pairings of the images, the same in
-    all cells and none of an image with itself; 0 for none. Up to n - 1 of them come at the price of one, but
-    beyond 8,757 images, where Gram matrices no longer fit, each costs as much as the values. A layer that is
-    constant or holds NaN or infinity gives NaN in its cells, and a warning.
+    `measure` is a name in `similarity.MEASURES`, several of them, or "all", which gives a tuple with one matrix each.
+    `estimator`, `kernel`, `bandwidth` and `method` are those of CKA. `method` "auto" takes Gram matrices, moments or, where
+    neither fits into memory, the sums over minibatches of Nguyen et al. 2021; the result says which.
 
-    Raises MeasureError if the two do not hold the same images in the same order, for fewer than 4 images, for
-    layers with positions (reduce="none"), for fewer than 19 permutations, and for unknown choices."""
-    check_choice("measure", measure, Measure)
-    check_options(estimator, kernel, bandwidth, method)
-    check_permutations(permutations)
+    The null comes from `permutations` random pairings of the images, the same in all cells; the 95 % interval from
+    `resamples` random halves of them; 0 for none. Beyond 2,048 images those of CKA are drawn from a random sample of as
+    many and moved to all images (see `inference.infer`), and the values still are those of all images.
+
+    Layers with positions (reduce="none") are compared flattened, position by position; `grid` averages them over the
+    cells of a common grid first, such as 7 or (7, 7), so that networks with different grids meet on one. `without_top_pc`
+    leaves out that many leading principal components of each layer.
+
+    A layer that is constant or holds NaN or infinity gives NaN in its cells, and so do fewer images than a measure
+    needs, each with an UndefinedSimilarityWarning. Raises MeasureError if the two do not hold the same images in the same
+    order, for sizes that no form fits (with what would), fewer than 19 permutations or 20 resamples, and unknown choices."""
+    chosen = [find_measure(name) for name in _names(measure)]
+    plan = _Plan(Settings(estimator, kernel, bandwidth), permutations, resamples, seed, method, without_top_pc)
+    plan.check()
     check_same_images(reps_a, reps_b)
-    a, b = LayerFeatures(reps_a), LayerFeatures(reps_b)
-    n = len(reps_a.ids)
-    used = choose(method, kernel, n, (a.channels, b.channels), permutations)
-    engine = cka_by_grams if used == "gram" else cka_by_moments
-    choices = Settings(estimator, kernel, bandwidth)
-    drawn = draw_pairings(n, permutations, seed)
-    values = torch.cat([engine(a, b, pairings, choices) for pairings in drawn]).numpy()
-    warn_undefined(values[0], a, b)
+    a, b = (LayerFeatures(reps, as_grid(grid)) for reps in (reps_a, reps_b))
+    if without_top_pc:
+        for side in (a, b):
+            side.project = WithoutTopComponents(LayerFeatures(side.reps, side.grid), without_top_pc)
+    matrices = tuple(_matrix(m, plan, a, b) for m in chosen)
+    return matrices[0] if isinstance(measure, str) and measure != "all" else matrices
+
+
+def _names(measure: str | Sequence[str]) -> Sequence[str]:
+    if measure == "all":
+        return tuple(MEASURES)
+    return (measure,) if isinstance(measure, str) else measure
+
+
+def as_grid(grid: Grid | None) -> tuple[int, int] | None:
+    """A grid as (rows, columns). Raises MeasureError for sizes below 1."""
+    if grid is None:
+        return None
+    rows, columns = (grid, grid) if isinstance(grid, int) else grid
+    if rows < 1 or columns < 1:
+        raise MeasureError(f"a grid has 1 row and column or more, not {rows}×{columns}")
+    return rows, columns
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What decides the numbers besides representations and measure."""
+
+    settings: Settings
+    permutations: int
+    resamples: int
+    seed: int
+    method: Method
+    without_top_pc: int
+
+    def check(self) -> None:
+        check_options(self.settings.estimator, self.settings.kernel, self.settings.bandwidth, self.method)
+        check_permutations(self.permutations)
+        check_resamples(self.resamples)
+        check_components(self.without_top_pc)
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """What the matrix of one measure holds."""
+
+    values: np.ndarray
+    null: Null | None
+    interval: Interval | None
+    method: str
+
+
+def _matrix(measure: Measure, plan: _Plan, a: LayerFeatures, b: LayerFeatures) -> SimilarityMatrix:
+    is_cka = measure.name in ("cka", "cka_rbf")
+    settings = replace(plan.settings, kernel="rbf") if measure.name == "cka_rbf" else plan.settings
+    if a.n < measure.minimum_images:
+        found = _Numbers(np.full((len(a), len(b)), np.nan), None, None, "none")
+    elif is_cka:
+        found = _cka(replace(plan, settings=settings), a, b)
+    else:
+        found = _by_measure(measure, plan, a, b)
+    warn_undefined(measure, found.values, a, b)
+    reduces = dict.fromkeys((a.reps.reduce, b.reps.reduce))
     return SimilarityMatrix(
-        values=values[0],
-        layers_a=reps_a.layers,
-        layers_b=reps_b.layers,
-        model_a=reps_a.model,
-        model_b=reps_b.model,
-        images=reps_a.images,
-        measure=measure,
-        estimator=estimator,
-        kernel=kernel,
-        n=n,
-        p_a=tuple(a.widths[layer.name] for layer in reps_a.layers),
-        p_b=tuple(b.widths[layer.name] for layer in reps_b.layers),
-        null=null_of(values[1:]),
-        method=used,
-        reduce=reps_a.reduce if reps_a.reduce == reps_b.reduce else f"{reps_a.reduce} and {reps_b.reduce}",
-        seed=seed,
-        bandwidth=bandwidth if kernel == "rbf" else None,
+        values=found.values,
+        layers_a=a.reps.layers,
+        layers_b=b.reps.layers,
+        model_a=a.reps.model,
+        model_b=b.reps.model,
+        images=a.reps.images,
+        measure="cka" if is_cka else measure.name,
+        estimator=settings.estimator if is_cka else "",
+        kernel=settings.kernel if is_cka else "",
+        n=a.n,
+        p_a=a.features,
+        p_b=b.features,
+        null=found.null,
+        method=found.method,
+        reduce=" and ".join(reduces),
+        seed=plan.seed,
+        bandwidth=settings.bandwidth if is_cka and settings.kernel == "rbf" else None,
+        interval=found.interval,
+        without_top_pc=plan.without_top_pc,
+        grid=a.grid,
     )
 
 
+def _cka(plan: _Plan, a: LayerFeatures, b: LayerFeatures) -> _Numbers:
+    draws = plan.permutations + plan.resamples > 0
+    method = choose(plan.method, plan.settings, a, b, draws and a.n <= SAMPLE)
+    if method == "minibatch":
+        matrix = by_minibatches(a, b, plan.permutations, plan.seed).compute(plan.resamples)
+        return _Numbers(matrix.values, matrix.null, matrix.interval, method)
+    found, traces = values_by(method, a, b, plan.settings)
+    values = found.numpy()
+    if not draws:
+        return _Numbers(values, None, None, method)
+    left, right = a, b
+    if a.n > SAMPLE:
+        rows = np.sort(np.random.default_rng(plan.seed).permutation(a.n)[:SAMPLE])
+        left, right = a.take(rows), b.take(rows)
+    null, interval = infer(values, left, right, a.n, plan.settings, plan.permutations, plan.resamples, plan.seed, traces)
+    return _Numbers(values, null, interval, method)
+
+
+def _by_measure(measure: Measure, plan: _Plan, a: LayerFeatures, b: LayerFeatures) -> _Numbers:
+    halves = draw_halves(a.n, plan.resamples, plan.seed, measure.minimum_images)
+    tables = tables_of(measure, a, b, draw_pairings(a.n, plan.permutations, plan.seed), halves)
+    values = tables.values.numpy()
+    null = null_of(tables.null.numpy(), measure.direction)
+    interval = interval_of(values, tables.halves.numpy(), (measure.lowest, measure.highest))
+    return _Numbers(values, null, interval, "pairs")
+
+
 def check_same_images(reps_a: RepresentationsLike, reps_b: RepresentationsLike) -> None:
-    """Raise MeasureError unless both hold the same images in the same order, 4 or more, and a layer."""
+    """Raise MeasureError unless both hold the same images in the same order, and a layer."""
     ids_a, ids_b = reps_a.ids, reps_b.ids
     if len(ids_a) != len(ids_b):
-        raise MeasureError(f"{len(ids_a)} images against {len(ids_b)}: compare the same images")
+        missing = len(set(ids_a) ^ set(ids_b))
+        raise MeasureError(
+            f"{len(ids_a)} images against {len(ids_b)}, {missing} ids are on one side only: compare the same images"
+        )
     different = [i for i, (x, y) in enumerate(zip(ids_a, ids_b, strict=True)) if x != y]
     if different:
         first = different[0]
+        order = "the same images in another order: " if set(ids_a) == set(ids_b) else ""
         raise MeasureError(
-            f"{len(different)} of {len(ids_a)} image ids differ, the first at position {first}: "
+            f"{order}{len(different)} of {len(ids_a)} image ids differ, the first at position {first}: "
             f"'{ids_a[first]}' against '{ids_b[first]}'; compare the same images in the same order"
         )
-    if len(ids_a) < MINIMUM_IMAGES:
-        raise MeasureError(f"{len(ids_a)} images are too few: similarity needs at least {MINIMUM_IMAGES}")
     if not reps_a.layers or not reps_b.layers:
         raise MeasureError("there is no layer to compare")
 
 
-def warn_undefined(values: np.ndarray, a: LayerFeatures, b: LayerFeatures) -> None:
+def warn_undefined(measure: Measure, values: np.ndarray, a: LayerFeatures, b: LayerFeatures) -> None:
     """Warn of cells that are NaN, with the layers that make them so."""
     cells = int(np.isnan(values).sum())
     if not cells:
         return
     names = ", ".join(a.undefined | b.undefined)
     reason = f"constant, NaN or infinite features in {names}" if names else "all images are equally similar"
-    warnings.warn(f"{cells} of {values.size} similarities are NaN: {reason}", MixerProbeWarning, stacklevel=3)
+    if a.n < max(MINIMUM_IMAGES, measure.minimum_images):
+        reason = f"{a.n} images are too few, it needs at least {measure.minimum_images}"
+    text = f"{cells} of {values.size} similarities ({measure.label}) are NaN: {reason}"
+    warnings.warn(text, UndefinedSimilarityWarning, stacklevel=4)

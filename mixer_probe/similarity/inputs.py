@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, overload
 
 import numpy as np
@@ -85,20 +85,64 @@ def centred(X: Tensor) -> Tensor:
     return deviation / power.sqrt()
 
 
+def is_constant(X: Tensor) -> bool:
+    """Whether all rows of `X` [n, p] are equal but for rounding."""
+    X = X / X.abs().max()
+    return not (X - X.mean(0)).square().mean() > CONSTANT**2 * X.square().mean()
+
+
+def checked_pair(X: Any, Y: Any, minimum: int) -> tuple[Tensor | None, Tensor | None]:
+    """Both as float64 matrices on one device, None in place of one that is constant.
+
+    Raises MeasureError for other than two axes, different n, fewer than `minimum` images, NaN or infinite values."""
+    x = as_matrix(X, "X")
+    y = as_matrix(Y, "Y").to(x.device)
+    if len(x) != len(y):
+        raise MeasureError(f"X has {len(x)} images and Y has {len(y)}: take the same")
+    if len(x) < minimum:
+        raise MeasureError(f"{len(x)} images are too few: this measure needs at least {minimum}")
+    for name, values in (("X", x), ("Y", y)):
+        bad = int((~torch.isfinite(values)).sum())
+        if bad:
+            raise MeasureError(f"{name} holds {bad} values that are NaN or infinite")
+    return (None if is_constant(x) else x), (None if is_constant(y) else y)
+
+
 class LayerFeatures(Sequence[Tensor]):
-    """The layers of `reps` as a sequence of `centred` float64 matrices [image, channel], read when asked for.
+    """The layers of `reps` as a sequence of `centred` float64 matrices [image, feature], read when asked for.
 
-    `channels` are those that the layers state, `widths` those of the layers read so far, and `undefined` the
-    names among them that are constant or not finite. Raises MeasureError where a layer is no such matrix."""
+    `rows` takes some of the images only. Positions, where there are any, become features: all of them, or averages over the
+    cells of a common `grid` (rows, columns). `project`, if given, changes the raw features of a layer by its index.
+    `channels` are the features that the layers state, `widths` those of the layers read so far, and `undefined` the names
+    among them that are constant or not finite."""
 
-    def __init__(self, reps: RepresentationsLike) -> None:
+    def __init__(
+        self,
+        reps: RepresentationsLike,
+        grid: tuple[int, int] | None = None,
+        rows: np.ndarray | None = None,
+        project: Callable[[int, Tensor], Tensor] | None = None,
+    ) -> None:
         self.reps = reps
-        self.channels = tuple(layer.channels for layer in reps.layers)
+        self.grid = grid
+        self.rows = rows
+        self.project = project
+        self.channels = tuple(features_of(layer, reps.reduce, grid) for layer in reps.layers)
         self.widths: dict[str, int] = {}
         self.undefined: dict[str, None] = {}
 
     def __len__(self) -> int:
         return len(self.reps.layers)
+
+    @property
+    def n(self) -> int:
+        """Images."""
+        return len(self.reps.ids) if self.rows is None else len(self.rows)
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """Features of each layer: those it was read with, else those it states."""
+        return tuple(self.widths.get(layer.name, p) for layer, p in zip(self.reps.layers, self.channels, strict=True))
 
     @overload
     def __getitem__(self, index: int) -> Tensor: ...
@@ -107,12 +151,89 @@ class LayerFeatures(Sequence[Tensor]):
     def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        name = self.reps.layers[index].name
-        features = centred(as_matrix(layer_matrix(self.reps, name), f"layer '{name}'"))
-        self.widths[name] = features.shape[1]
+        features = centred(self.raw(index))
         if torch.isnan(features[0, 0]):
-            self.undefined[name] = None
+            self.undefined[self.reps.layers[index].name] = None
         return features
+
+    def take(self, rows: np.ndarray) -> LayerFeatures:
+        """The same layers for some of these images."""
+        chosen = rows if self.rows is None else self.rows[rows]
+        return LayerFeatures(self.reps, self.grid, chosen, self.project)
+
+    def usable(self, index: int) -> Tensor | None:
+        """Raw features of a layer [n, p]; None if they are constant or not finite."""
+        features = self.raw(index)
+        if torch.isfinite(features).all() and not is_constant(features):
+            return features
+        self.undefined[self.reps.layers[index].name] = None
+        return None
+
+    def raw(self, index: int) -> Tensor:
+        """Features [n, p] of a layer as they are.
+
+        Raises MeasureError if there is not one row per image, or positions do not fit the grid."""
+        whole = slice(None) if self.rows is None else self.rows
+        features = self._read(index, whole)
+        if len(features) != self.n:
+            raise MeasureError(f"layer '{self.reps.layers[index].name}' has {len(features)} rows for {self.n} images")
+        return features
+
+    def slices(self, index: int, size: int) -> Iterator[Tensor]:
+        """The raw features of a layer, `size` images at a time."""
+        for start in range(0, self.n, size):
+            rows = np.arange(start, min(start + size, self.n)) if self.rows is None else self.rows[start : start + size]
+            yield self._read(index, slice(start, start + size) if self.rows is None else rows)
+
+    def _read(self, index: int, rows: slice | np.ndarray) -> Tensor:
+        layer = self.reps.layers[index]
+        values = read_rows(self.reps, layer.name, rows)
+        if values.ndim == 3:
+            values = flattened(values, layer, self.grid)
+        features = as_matrix(values, f"layer '{layer.name}'")
+        if self.project is not None:
+            features = self.project(index, features)
+        self.widths[layer.name] = features.shape[1]
+        return features
+
+
+def read_rows(reps: RepresentationsLike, name: str, rows: slice | np.ndarray) -> np.ndarray:
+    """Some images' features of a layer: only those are read where the representations can."""
+    reader = getattr(reps, "rows", None)
+    return np.asarray(reader(name, rows) if reader is not None else reps[name][rows])
+
+
+def features_of(layer: Layer, reduce: str, grid: tuple[int, int] | None) -> int:
+    """Features that a layer will have: its channels, times the positions that are kept."""
+    if reduce != "none" or not layer.positions:
+        return layer.channels
+    return layer.channels * (grid[0] * grid[1] if grid else layer.positions)
+
+
+def flattened(values: np.ndarray, layer: Layer, grid: tuple[int, int] | None) -> np.ndarray:
+    """`values` [image, position, channel] as [image, position * channel], averaged over the cells of `grid` if given.
+
+    Raises MeasureError where positions form no grid, or a coarser one than `grid`."""
+    if grid is None:
+        return values.reshape(len(values), -1)
+    return to_grid(torch.from_numpy(np.ascontiguousarray(values)), layer, grid).flatten(1).numpy()
+
+
+def to_grid(values: Tensor, layer: Layer, grid: tuple[int, int]) -> Tensor:
+    """`values` [image, position, channel] averaged over the cells of a coarser `grid`: [image, cell, channel].
+
+    Cells that positions do not fill evenly overlap by one position. Raises MeasureError as `flattened`."""
+    if layer.grid is None:
+        raise MeasureError(f"the positions of layer '{layer.name}' form no grid of rows and columns, so they fit no other")
+    if layer.grid[0] < grid[0] or layer.grid[1] < grid[1]:
+        raise MeasureError(
+            f"layer '{layer.name}' has a grid of {layer.grid[0]}×{layer.grid[1]} positions, too coarse for "
+            f"{grid[0]}×{grid[1]}: take a grid that every layer has"
+        )
+    if layer.grid == grid:
+        return values
+    image = values.transpose(1, 2).reshape(len(values), -1, *layer.grid)
+    return torch.nn.functional.adaptive_avg_pool2d(image, grid).flatten(2).transpose(1, 2)
 
 
 def layer_matrix(reps: RepresentationsLike, name: str) -> np.ndarray:

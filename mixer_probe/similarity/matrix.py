@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +11,10 @@ import pandas as pd
 
 from mixer_probe.models.layer import Layer
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
+from mixer_probe.similarity.intervals import Interval
+from mixer_probe.similarity.measure import Measure
 from mixer_probe.similarity.nulls import Null
+from mixer_probe.similarity.registry import find_measure
 
 
 @dataclass(frozen=True)
@@ -19,9 +23,11 @@ class SimilarityMatrix(Result):
     images.
 
     Values are raw: unbiased ones may be below 0. NaN marks pairs for which the measure is not defined, such
-    as a constant layer. `p_a` and `p_b` are the channels of each layer, `method` says whether moments or Gram
-    matrices were used, `reduce` how positions were reduced, `null` what shuffled images give (None where that
-    was not asked for)."""
+    as a constant layer. `measure` is a name in `similarity.MEASURES`; `estimator`, `kernel` and `bandwidth` are those of CKA
+    and empty for others. `p_a` and `p_b` are the features of each layer, `method` says how the numbers were computed
+    ("gram", "moments", "minibatch", "pairs"), `reduce` how positions were reduced, `grid` on which cells they were averaged,
+    `without_top_pc` how many principal components were left out. `null` is what shuffled images give and `interval` what
+    other images might have given; both are None where that was not asked for, or not possible."""
 
     title: ClassVar[str] = "Similarity of layers"
 
@@ -42,23 +48,76 @@ class SimilarityMatrix(Result):
     reduce: str
     seed: int
     bandwidth: float | None = None
+    interval: Interval | None = None
+    without_top_pc: int = 0
+    grid: tuple[int, int] | None = None
+
+    @property
+    def definition(self) -> Measure:
+        """The measure's own declaration: its invariances, direction and range."""
+        return find_measure("cka_rbf" if self.kernel == "rbf" else self.measure)
+
+    @property
+    def label(self) -> str:
+        """How figures and sentences call the measure."""
+        if self.measure != "cka":
+            return self.definition.label
+        rest = f", without {self.without_top_pc} PC" if self.without_top_pc else ""
+        return f"CKA ({self.kernel.replace('rbf', 'RBF')}, {self.estimator}{rest})"
+
+    @property
+    def above_null(self) -> np.ndarray | None:
+        """Which cells [La, Lb] are closer than 95 % of their null; None without a null. About 5 % of independent cells are."""
+        if self.null is None:
+            return None
+        direction = self.null.direction
+        with np.errstate(invalid="ignore"):
+            above: np.ndarray = direction * self.values > direction * self.null.quantile95
+        return above
+
+    @property
+    def calibrated(self) -> np.ndarray | None:
+        """(value - null mean) / (best value - null mean), [La, Lb]: 0 is what shuffled images give, 1 what equal
+        representations give. None without a null."""
+        if self.null is None:
+            return None
+        rescaled: np.ndarray = (self.values - self.null.mean) / (self.definition.best - self.null.mean)
+        return rescaled
+
+    @property
+    def closeness(self) -> np.ndarray:
+        """Values [La, Lb] with the sign that makes larger mean more alike."""
+        return self.definition.direction * self.values
 
     def to_frame(self) -> pd.DataFrame:
-        """One pair of layers a row, with its null (NaN if there is none), n, channels and estimator."""
-        mean = np.full(self.values.shape, np.nan) if self.null is None else self.null.mean
-        quantile = np.full(self.values.shape, np.nan) if self.null is None else self.null.quantile95
+        """One pair of layers a row, with its interval and null (NaN if there is none), n, features and estimator."""
+        nothing = np.full(self.values.shape, np.nan)
+        null, interval = self.null, self.interval
         a, b = len(self.layers_a), len(self.layers_b)
         columns = {
             "layer_a": np.repeat([layer.name for layer in self.layers_a], b),
             "depth_a": np.repeat([layer.depth for layer in self.layers_a], b),
             "layer_b": np.tile([layer.name for layer in self.layers_b], a),
             "depth_b": np.tile([layer.depth for layer in self.layers_b], a),
+            "measure": "cka_rbf" if self.kernel == "rbf" else self.measure,
             "value": self.values.ravel(),
-            "null_mean": mean.ravel(),
-            "null_q95": quantile.ravel(),
+            "low": (nothing if interval is None else interval.low).ravel(),
+            "high": (nothing if interval is None else interval.high).ravel(),
+            "null_mean": (nothing if null is None else null.mean).ravel(),
+            "null_q95": (nothing if null is None else null.quantile95).ravel(),
+            "above_null": pd.array([pd.NA] * (a * b) if self.above_null is None else self.above_null.ravel(), dtype="boolean"),
+            "calibrated": (nothing if self.calibrated is None else self.calibrated).ravel(),
             "n": self.n,
             "p_a": np.repeat(self.p_a, b),
             "p_b": np.tile(self.p_b, a),
             "estimator": self.estimator,
+            "method": self.method,
         }
         return pd.DataFrame(columns)
+
+
+def plain_layers(widths: Mapping[str, int]) -> tuple[Layer, ...]:
+    """Layers of which only names, order and features are known."""
+    last = max(1, len(widths) - 1)
+    items = enumerate(widths.items())
+    return tuple(Layer(name, "other", i / last, None, width, 0, 0, order=i) for i, (name, width) in items)

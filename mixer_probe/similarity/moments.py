@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mixer_probe.similarity.hsic import Estimator, hsic_from_moments, self_hsic_of_moments
 from mixer_probe.similarity.inputs import CONSTANT
+from mixer_probe.similarity.nulls import Traces
 
 
 @dataclass
@@ -145,8 +146,9 @@ class Moments:
         return cls(0, a, b, Cross.start(a, b), own_a, own_b)
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Add a batch of features [n, DA] and [n, DB]."""
-        x, y = x - self.a.shift, y - self.b.shift
+        """Add a batch of features [n, DA] and [n, DB], which are moved to the origin in place."""
+        x -= self.a.shift
+        y -= self.b.shift
         kx, ky = self.a.squared_norms(x), self.b.squared_norms(y)
         self.cross.add(x, y, kx, ky)
         for side, own, batch, norms in ((self.a, self.own_a, x, kx), (self.b, self.own_b, y, ky)):
@@ -182,6 +184,16 @@ class Moments:
         )
         return pairs, own_a, own_b
 
+    def traces(self) -> tuple[Traces, Traces]:
+        """What the exact moments of the permutation null need of the centred Gram matrices of both sides."""
+        sides = ((self.a, self.own_a), (self.b, self.own_b))
+        a, b = (_traces([_own_centred(c, side.layer(i), self.n) for i, c in enumerate(own)]) for side, own in sides)
+        return a, b
+
+
+def _traces(parts: list[tuple[Tensor, Tensor, Tensor]]) -> Traces:
+    return Traces(*(torch.cat([part.flatten() for part in field]).cpu() for field in zip(*parts, strict=True)))
+
 
 def _start_own(side: Side, index: int) -> Cross:
     one = side.layer(index)
@@ -202,9 +214,14 @@ def _merge_own(own: list[Cross], others: list[Cross], side: Side, step: Tensor, 
 
 def _own_hsic(cross: Cross, one: Side, n: int, estimator: Estimator) -> Tensor:
     """HSIC [1] of a layer with itself; NaN where the spread is rounding of a constant."""
-    step = one.sums / n
-    power = one.moved_powers(step, n)
-    weights = cross.moved_weights(one, one, (step, step), n)
-    value = self_hsic_of_moments(cross.centred_product(one, one, n), weights, power, n, estimator)[0]
-    magnitude = power + n * (one.shift + step).square().sum()
+    power, product, weights = _own_centred(cross, one, n)
+    value = self_hsic_of_moments(product, weights, power, n, estimator)[0]
+    magnitude = power + n * (one.shift + one.sums / n).square().sum()
     return torch.where(power > CONSTANT**2 * magnitude, value, torch.nan)
+
+
+def _own_centred(cross: Cross, one: Side, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """sum |x|^2, |X'X|_F^2 and sum |x|^4 of a layer's centred features: trace, power and diagonal of its Gram matrix."""
+    step = one.sums / n
+    weights = cross.moved_weights(one, one, (step, step), n)
+    return one.moved_powers(step, n), cross.centred_product(one, one, n), weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from mixer_probe.errors import MeasureError
 from mixer_probe.results import storable
+from mixer_probe.similarity.hsic import Estimator
 
 _LEVEL = 0.95
 
@@ -21,26 +23,43 @@ class Null:
     """Null distribution of a matrix of similarities over random pairings of the images, the same for every
     cell.
 
-    `mean` and `quantile95` are [La, Lb]; `maximum` [permutations] is the largest cell of the matrix under
-    each pairing, to compare with when the best pair of layers was picked. Quantiles are order statistics:
-    under independence a value is above `quantile95` with probability at most 5 %, whatever its distribution
-    (Phipson and Smyth 2010)."""
+    `mean` and `quantile95` are [La, Lb]; 95 % of the pairings are not closer than `quantile95`, which is the lower
+    5 % quantile where smaller values mean more alike. `maximum` [permutations] is the closest cell of the matrix
+    under each pairing, to compare with when the best pair of layers was picked; `row_maximum` [permutations, La]
+    and `column_maximum` [permutations, Lb] are the same for the best partner of one layer. Quantiles are order
+    statistics: under independence a value is beyond `quantile95` with probability at most 5 %, whatever its
+    distribution (Phipson and Smyth 2010). `method` says which images were paired."""
 
     mean: np.ndarray
     quantile95: np.ndarray
     permutations: int
     maximum: np.ndarray
+    row_maximum: np.ndarray | None = None
+    column_maximum: np.ndarray | None = None
+    direction: int = 1
+    method: str = "random pairings of all images"
 
     @property
     def maximum95(self) -> float:
-        """What the largest cell stays below in 95 % of the pairings."""
-        return float(upper_quantile(self.maximum))
+        """What the closest cell stays within in 95 % of the pairings."""
+        return float(upper_quantile(self.maximum, direction=self.direction))
+
+    @property
+    def row_maximum95(self) -> np.ndarray | None:
+        """As `maximum95` for the best partner of each layer of A, [La]."""
+        return None if self.row_maximum is None else upper_quantile(self.row_maximum, direction=self.direction)
+
+    @property
+    def column_maximum95(self) -> np.ndarray | None:
+        """As `maximum95` for the best partner of each layer of B, [Lb]."""
+        return None if self.column_maximum is None else upper_quantile(self.column_maximum, direction=self.direction)
 
 
-def upper_quantile(values: np.ndarray, level: float = _LEVEL) -> np.ndarray:
-    """The order statistic over axis 0 that a further exchangeable value exceeds with at most 1 - level."""
+def upper_quantile(values: np.ndarray, level: float = _LEVEL, direction: int = 1) -> np.ndarray:
+    """The order statistic over axis 0 that a further exchangeable value exceeds with at most 1 - level; falls below for
+    `direction` -1."""
     rank = math.ceil(level * (len(values) + 1))
-    quantile: np.ndarray = np.sort(values, axis=0)[rank - 1]
+    quantile: np.ndarray = np.sort(direction * values, axis=0)[rank - 1] * direction
     return quantile
 
 
@@ -86,15 +105,69 @@ def draw_pairings(n: int, permutations: int, seed: int) -> list[Pairings]:
     return drawn
 
 
-def null_of(values: np.ndarray) -> Null | None:
+def null_of(values: np.ndarray, direction: int = 1, method: str = "random pairings of all images") -> Null | None:
     """The null from values [permutations, La, Lb] under random pairings; None without any."""
     if len(values) == 0:
         return None
-    finite = np.where(np.isnan(values), -np.inf, values)
-    maximum = finite.max(axis=(1, 2))
     return Null(
         mean=values.mean(axis=0),
-        quantile95=upper_quantile(values),
+        quantile95=upper_quantile(values, direction=direction),
         permutations=len(values),
-        maximum=np.where(np.isinf(maximum), np.nan, maximum),
+        maximum=_closest(values, direction, (1, 2)),
+        row_maximum=_closest(values, direction, (2,)),
+        column_maximum=_closest(values, direction, (1,)),
+        direction=direction,
+        method=method,
     )
+
+
+def _closest(values: np.ndarray, direction: int, axes: tuple[int, ...]) -> np.ndarray:
+    """The closest value over the axes, NaN only where there is nothing else."""
+    closest = np.where(np.isnan(values), -np.inf, direction * values).max(axis=axes)
+    return np.where(np.isinf(closest), np.nan, direction * closest)
+
+
+@dataclass(frozen=True)
+class Traces:
+    """What the first two moments of the permutation null of biased CKA need of the centred Gram matrices K of the layers of
+    one side: tr K, |K|^2 and the sum of squares of K's diagonal, [L] each."""
+
+    trace: Tensor
+    power: Tensor
+    diagonal: Tensor
+
+    @classmethod
+    def of(cls, grams: Sequence[Tensor]) -> Traces:
+        """From centred Gram matrices [n, n]."""
+        trace = torch.stack([K.trace() for K in grams])
+        power = torch.stack([K.square().sum() for K in grams])
+        return cls(trace, power, torch.stack([K.diagonal().square().sum() for K in grams]))
+
+
+def permutation_moments(n: int, estimator: Estimator, a: Traces, b: Traces) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [La, Lb] of CKA over all n! pairings of the images, exactly.
+
+    Unbiased: 0 and sqrt(2 / (n (n - 3))) whatever the features are, since all rows and the diagonal of U-centred Gram
+    matrices are 0. Biased: the moments of the RV coefficient of Kazi-Aoual et al. 1995 (Computational Statistics & Data
+    Analysis 20, "Refined approximations to permutation tests for multivariate inference")."""
+    if estimator == "unbiased":
+        zero = torch.zeros(len(a.trace), len(b.trace), dtype=torch.float64)
+        return zero, torch.full_like(zero, math.sqrt(2 / (n * (n - 3))))
+    norm = torch.outer(a.power, b.power)
+    mean = torch.outer(a.trace, b.trace) / (n - 1) / norm.sqrt()
+    common = torch.outer(_spread(a, n), _spread(b, n)) * 2 / ((n - 1) ** 2 * (n + 1) * (n - 2))
+    peaks = torch.outer(_peaks(a, n), _peaks(b, n)) / ((n + 1) * n * (n - 1) * (n - 2) * (n - 3))
+    return mean, ((common + peaks) / norm).clamp_min(0).sqrt()
+
+
+def _spread(side: Traces, n: int) -> Tensor:
+    return (n - 1) * side.power - side.trace**2
+
+
+def _peaks(side: Traces, n: int) -> Tensor:
+    return n * (n + 1) * side.diagonal - (n - 1) * (side.trace**2 + 2 * side.power)
+
+
+def rescaled(drawn: Tensor, of_sample: tuple[Tensor, Tensor], of_all: tuple[Tensor, Tensor]) -> Tensor:
+    """Null values [s, La, Lb] of a sample of the images moved to the exact mean and standard deviation for all images."""
+    return of_all[0] + (drawn - of_sample[0]) / of_sample[1] * of_all[1]

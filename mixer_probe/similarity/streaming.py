@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mixer_probe.errors import MeasureError
-from mixer_probe.models.layer import Layer
 from mixer_probe.similarity.alignment import ratio
+from mixer_probe.similarity.allpairs import Settings
 from mixer_probe.similarity.hsic import MINIMUM_IMAGES, Estimator, check_choice
-from mixer_probe.similarity.inputs import Features, as_matrix
-from mixer_probe.similarity.matrix import SimilarityMatrix
+from mixer_probe.similarity.inference import SAMPLE, infer
+from mixer_probe.similarity.inputs import Features, as_matrix, centred
+from mixer_probe.similarity.matrix import SimilarityMatrix, plain_layers
 from mixer_probe.similarity.moments import Moments, Side
 
 Batch = Mapping[str, Features]
@@ -31,11 +35,16 @@ class StreamingCKA:
     All in float64, on the device of the first batch (on the CPU for devices without float64). Exact: the
     values equal `cka` on all images at once to rounding, however they were split, and whatever the mean of
     the features is. A layer with NaN or infinity makes only its own cells NaN. Update and merge change
-    nothing when they raise."""
+    nothing when they raise.
 
-    def __init__(self) -> None:
+    The features of `keep` images, drawn at random among all, are kept for null and interval (0: none), which are
+    those of all images up to that number. `seed` decides the draw."""
+
+    def __init__(self, keep: int = SAMPLE, seed: int = 0) -> None:
         self._widths: tuple[Widths, Widths] = ({}, {})
         self._moments: Moments | None = None
+        self._sample = Sample(keep, seed)
+        self._seed = seed
 
     @property
     def n(self) -> int:
@@ -58,6 +67,7 @@ class StreamingCKA:
             self._moments = Moments.start(_first_side(parts_a), _first_side(parts_b))
         device = self._moments.a.shift.device
         x, y = (_laid_out(w, p, device) for w, p in zip(self._widths, (parts_a, parts_b), strict=True))
+        self._sample.add(x, y, _narrowest(a, b))
         self._moments.add(x, y)
 
     def merge(self, other: StreamingCKA) -> None:
@@ -74,21 +84,30 @@ class StreamingCKA:
             _check_layers(mine, others)
             if list(mine) != list(others):
                 raise MeasureError("the two accumulators hold the same layers in different order")
+        self._sample.merge(other._sample)
         self._moments.merge(other._moments)
 
-    def compute(self, estimator: Estimator = "unbiased") -> SimilarityMatrix:
-        """CKA of every pair of layers over all images so far; more may follow.
+    def compute(
+        self, estimator: Estimator = "unbiased", permutations: int = 100, resamples: int = 100, seed: int | None = None
+    ) -> SimilarityMatrix:
+        """CKA of every pair of layers over all images so far, with null and interval as `compare` gives them; more may follow.
 
-        The layers of the result carry name, order and channels only, models and images are None, and there is
-        no null (moments keep no rows to shuffle): put in what is known with `dataclasses.replace`. Raises
-        MeasureError for fewer than 4 images."""
+        The layers of the result carry name, order and channels only, models and images are None: put in what is known with
+        `dataclasses.replace`. Raises MeasureError for fewer than 4 images."""
         check_choice("estimator", estimator, Estimator)
         if self._moments is None or self.n < MINIMUM_IMAGES:
             raise MeasureError(f"{self.n} images are too few: similarity needs at least {MINIMUM_IMAGES}")
+        values = ratio(*self._moments.hsic(estimator)).cpu().numpy()
+        seed = self._seed if seed is None else seed
+        null, interval = None, None
+        if self._sample.keep:
+            sides = self._sample.layers(self._widths)
+            settings = Settings(estimator, "linear", 0.5)
+            null, interval = infer(values, *sides, self.n, settings, permutations, resamples, seed, self._moments.traces)
         return SimilarityMatrix(
-            values=ratio(*self._moments.hsic(estimator)).cpu().numpy(),
-            layers_a=_plain_layers(self._widths[0]),
-            layers_b=_plain_layers(self._widths[1]),
+            values=values,
+            layers_a=plain_layers(self._widths[0]),
+            layers_b=plain_layers(self._widths[1]),
             model_a=None,
             model_b=None,
             images=None,
@@ -98,11 +117,72 @@ class StreamingCKA:
             n=self.n,
             p_a=tuple(self._widths[0].values()),
             p_b=tuple(self._widths[1].values()),
-            null=None,
+            null=null,
             method="moments",
             reduce="",
-            seed=0,
+            seed=seed,
+            interval=interval,
         )
+
+
+class Sample:
+    """Features of up to `keep` images drawn uniformly from a stream; two samples of separate streams merge to one of both.
+
+    Every image gets a random key, and those with the smallest keys stay."""
+
+    def __init__(self, keep: int, seed: int) -> None:
+        self.keep = keep
+        self._seed = seed
+        self._keys = np.zeros(0)
+        self._rows: tuple[Tensor, Tensor] | None = None
+
+    def add(self, x: Tensor, y: Tensor, dtype: torch.dtype = torch.float64) -> None:
+        """Offer the images of a batch, features [n, DA] and [n, DB]; they are kept as `dtype`."""
+        if self.keep:
+            if self._rows is None:
+                # Memory that no image is written to is never taken.
+                self._rows = x.new_empty(self.keep, x.shape[1], dtype=dtype), y.new_empty(self.keep, y.shape[1], dtype=dtype)
+            # From the numbers themselves, so that parts of a stream draw alike wherever and whenever they are seen.
+            mark = zlib.crc32(x[0, : 2**10].cpu().numpy().tobytes())
+            self._offer(np.random.default_rng([self._seed, mark, len(x)]).random(len(x)), x, y)
+
+    def merge(self, other: Sample) -> None:
+        """Offer the images of another sample."""
+        if self.keep and other._rows is not None:
+            x, y = (rows[: len(other._keys)] for rows in other._rows)
+            if self._rows is None:
+                self._rows = x.new_empty(self.keep, x.shape[1]), y.new_empty(self.keep, y.shape[1])
+            self._offer(other._keys, x, y)
+
+    def _offer(self, keys: np.ndarray, x: Tensor, y: Tensor) -> None:
+        assert self._rows is not None
+        used = len(self._keys)
+        room = self.keep - used
+        for rows, batch in zip(self._rows, (x, y), strict=True):
+            rows[used : used + len(batch[:room])] = batch[:room].to(rows)
+        self._keys = np.concatenate([self._keys, keys[:room]])
+        self._replace(keys[room:], x[room:], y[room:])
+
+    def _replace(self, keys: np.ndarray, x: Tensor, y: Tensor) -> None:
+        """Put rows with smaller keys in the places of those with the largest."""
+        assert self._rows is not None
+        if not len(keys):
+            return
+        pool = np.concatenate([self._keys, keys])
+        stay = np.sort(np.argsort(pool, kind="stable")[: self.keep])
+        new = stay[stay >= len(self._keys)] - len(self._keys)
+        free = np.setdiff1d(np.arange(len(self._keys)), stay)
+        self._keys[free] = keys[new]
+        for rows, batch in zip(self._rows, (x, y), strict=True):
+            rows[torch.from_numpy(free)] = batch[torch.from_numpy(new)].to(rows)
+
+    def layers(self, widths: tuple[Widths, Widths]) -> tuple[list[Tensor], list[Tensor]]:
+        """The layers of both sides, centred, in main memory."""
+        assert self._rows is not None
+        sides: Any = zip(self._rows, widths, strict=True)
+        n = len(self._keys)
+        left, right = ([centred(part.cpu().double()) for part in rows[:n].split(list(w.values()), 1)] for rows, w in sides)
+        return left, right
 
 
 def _matrices(batch: Batch) -> dict[str, Tensor]:
@@ -136,7 +216,7 @@ def _check_layers(expected: Widths, found: Widths) -> None:
             )
 
 
-def _plain_layers(widths: Widths) -> tuple[Layer, ...]:
-    last = max(1, len(widths) - 1)
-    items = enumerate(widths.items())
-    return tuple(Layer(name, "other", i / last, None, width, 0, 0, order=i) for i, (name, width) in items)
+def _narrowest(a: Batch, b: Batch) -> torch.dtype:
+    """The type that holds all features of a batch exactly."""
+    kinds = {str(X.dtype).removeprefix("torch.") for X in (*a.values(), *b.values())}
+    return torch.float32 if kinds <= {"float32", "float16", "bfloat16"} else torch.float64

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mixer_probe.errors import MeasureError, MixerProbeWarning
+from mixer_probe.errors import MeasureError, UndefinedSimilarityWarning
 from mixer_probe.results import from_dict, to_dict
 from mixer_probe.similarity import cka, compare
-from mixer_probe.similarity.allpairs import choose
+from mixer_probe.similarity.allpairs import Settings
+from mixer_probe.similarity.engines import choose
+from mixer_probe.similarity.inputs import LayerFeatures
 from mixer_probe.similarity.nulls import draw_pairings, upper_quantile
 
 METHODS = ["moments", "gram"]
@@ -44,11 +46,14 @@ def test_values_and_null_are_those_of_cka(runs, estimator, method, kernel):
 def test_blocks_of_layers_give_the_same(runs, monkeypatch):
     whole = {method: compare(*runs, method=method) for method in METHODS}
     monkeypatch.setattr("mixer_probe.similarity.allpairs._BYTES", 1)
-    monkeypatch.setattr("mixer_probe.similarity.allpairs._BATCH", 1)
+    monkeypatch.setattr("mixer_probe.similarity.allpairs._PRODUCT_BYTES", 1)
+    monkeypatch.setattr("mixer_probe.similarity.engines._TILE_BYTES", 8 * 70)
+    monkeypatch.setattr("mixer_probe.similarity.engines._ROWS", 7)
     for method in METHODS:
         parts = compare(*runs, method=method)
         np.testing.assert_allclose(parts.values, whole[method].values, rtol=0, atol=1e-13)
         np.testing.assert_allclose(parts.null.quantile95, whole[method].null.quantile95, rtol=0, atol=1e-13)
+        np.testing.assert_allclose(parts.interval.low, whole[method].interval.low, rtol=0, atol=1e-13)
 
 
 def test_a_network_against_itself(make_reps):
@@ -124,7 +129,10 @@ def test_what_the_result_carries(runs):
     assert (matrix.measure, matrix.estimator, matrix.kernel) == ("cka", "unbiased", "linear")
     assert (matrix.reduce, matrix.seed, matrix.bandwidth) == ("mean", 0, None)
     frame = matrix.to_frame()
-    columns = "layer_a depth_a layer_b depth_b value null_mean null_q95 n p_a p_b estimator"
+    columns = (
+        "layer_a depth_a layer_b depth_b measure value low high null_mean null_q95 above_null calibrated n p_a p_b "
+        "estimator method"
+    )
     assert " ".join(frame.columns) == columns
     row = frame[(frame.layer_a == "blocks.2") & (frame.layer_b == "layer0")].iloc[0]
     assert (row.value, row.null_q95) == (matrix.values[2, 0], matrix.null.quantile95[2, 0])
@@ -149,7 +157,7 @@ def test_without_permutations_there_is_no_null(runs):
 def test_bad_layers_are_nan_in_their_own_cells_and_named(make_reps, method):
     good, other = layers(7, (4, 5)), layers(8, (3, 6), prefix="other.")
     bad = {"constant": np.full((40, 3), 0.1, np.float32), "nan": np.full((40, 2), np.nan, np.float32)}
-    with pytest.warns(MixerProbeWarning, match=r"4 of 8 similarities are NaN.*constant, nan"):
+    with pytest.warns(UndefinedSimilarityWarning, match=r"4 of 8 similarities .CKA. are NaN.*constant, nan"):
         matrix = compare(make_reps({**good, **bad}), make_reps(other), method=method)
     assert np.isnan(matrix.values[2:]).all()
     assert np.isnan(matrix.null.quantile95[2:]).all()
@@ -160,7 +168,7 @@ def test_bad_layers_are_nan_in_their_own_cells_and_named(make_reps, method):
 
 def test_nothing_but_bad_layers(make_reps):
     bad = make_reps({"constant": np.ones((40, 3), np.float32)})
-    with pytest.warns(MixerProbeWarning, match="1 of 1"):
+    with pytest.warns(UndefinedSimilarityWarning, match="1 of 1"):
         matrix = compare(bad, make_reps(layers(9, (3,))))
     assert np.isnan(matrix.null.maximum95)
 
@@ -177,10 +185,16 @@ def test_other_images_are_refused(make_reps):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"measure": "cca"}, "unknown measure 'cca'.*cka"),
+        ({"measure": "cka_linear"}, "unknown measure 'cka_linear'.*cka"),
+        ({"measure": ["cka", "ccaa"]}, "unknown measure 'ccaa'.*cca"),
         ({"estimator": "debiased"}, "closest: biased, unbiased"),
         ({"permutations": 10}, "take 19 or more, or 0"),
+        ({"resamples": 10}, "take 20 or more, or 0"),
+        ({"without_top_pc": -1}, "0 or more, not -1"),
+        ({"grid": 0}, "not 0×0"),
         ({"kernel": "rbf", "method": "moments"}, "no moments form"),
+        ({"kernel": "rbf", "method": "minibatch"}, "unbiased linear CKA only"),
+        ({"estimator": "biased", "method": "minibatch"}, "unbiased linear CKA only"),
     ],
 )
 def test_bad_options(runs, options, message):
@@ -190,30 +204,68 @@ def test_bad_options(runs, options, message):
 
 def test_bad_runs(make_reps):
     reps = make_reps(layers(13, (3,)))
-    with pytest.raises(MeasureError, match=r"layer 'blocks.0' of model has shape .*reduce='mean'"):
-        compare(make_reps({"blocks.0": np.zeros((40, 4, 3))}, reduce="none"), reps)
-    with pytest.raises(MeasureError, match="3 images are too few"):
-        compare(make_reps(layers(14, (3,), n=3)), make_reps(layers(15, (3,), n=3)))
+    cut = make_reps(layers(13, (3,)))
+    cut.features["blocks.0"] = cut.features["blocks.0"][:30]
+    with pytest.raises(MeasureError, match=r"'blocks\.0' has 30 rows for 40 images"):
+        compare(cut, reps)
     reps.layers = ()
     with pytest.raises(MeasureError, match="no layer"):
         compare(reps, reps)
 
 
+def test_the_same_images_in_another_order_are_refused_by_their_ids(make_reps):
+    a, b = make_reps(layers(10, (3,))), make_reps(layers(11, (3,)))
+    b.ids = b.ids[::-1]
+    with pytest.raises(MeasureError, match="the same images in another order: 40 of 40 image ids differ"):
+        compare(a, b)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("measure", ["cka", "cca", "rsa"])
+def test_too_few_images_are_nan_with_a_warning_and_no_error(make_reps, n, measure):
+    with pytest.warns(UndefinedSimilarityWarning, match=rf"2 of 2 similarities .* {n} images are too few, it needs at least 4"):
+        matrix = compare(make_reps(layers(14, (3, 2), n=n)), make_reps(layers(15, (3,), n=n)), measure)
+    assert np.isnan(matrix.values).all()
+    assert (matrix.null, matrix.interval) == (None, None)
+
+
+AUTO = {"method": "auto", "kernel": "linear", "estimator": "unbiased", "sampled": False}
+
+
 @pytest.mark.parametrize(
-    ("method", "kernel", "n", "widths", "expected"),
+    ("options", "n", "widths", "expected"),
     [
-        ("auto", "linear", 1000, (128, 256, 512), "gram"),
-        ("auto", "linear", 1000, (8, 8, 8), "moments"),
-        ("auto", "linear", 50_000, (768,), "moments"),
-        ("auto", "rbf", 1000, (8,), "gram"),
-        ("moments", "linear", 100, (768,), "moments"),
-        ("gram", "linear", 1000, (8,), "gram"),
+        ({}, 1000, (2048, 2048), "gram"),
+        ({}, 1000, (8, 8, 8), "moments"),
+        ({"sampled": True}, 1000, (8, 8, 8), "gram"),
+        ({}, 50_000, (768,), "moments"),
+        ({}, 1000, (150_528,), "gram"),
+        ({}, 50_000, (150_528,), "minibatch"),
+        ({"kernel": "rbf"}, 1000, (8,), "gram"),
+        ({"method": "moments"}, 100, (768,), "moments"),
+        ({"method": "gram"}, 1000, (8,), "gram"),
+        ({"method": "minibatch"}, 1000, (8,), "minibatch"),
     ],
 )
-def test_the_cheaper_form_is_chosen(method, kernel, n, widths, expected):
-    assert choose(method, kernel, n, (widths, widths), 101) == expected
+def test_the_form_that_fits_and_is_cheaper_is_chosen(make_reps, options, n, widths, expected):
+    assert _chosen(make_reps, n, widths, **{**AUTO, **options}) == expected
 
 
-def test_grams_that_do_not_fit_are_refused():
-    with pytest.raises(MeasureError, match=r"Gram matrices of 50000 images do not fit.*at most 8757 images"):
-        choose("auto", "rbf", 50_000, ((8,), (8,)), 101)
+@pytest.mark.parametrize(
+    ("options", "n", "widths", "message"),
+    [
+        ({"kernel": "rbf"}, 50_000, (8,), r"Gram matrices of 50000 images with 8 features do not fit.*at most 8757 images"),
+        ({"method": "gram"}, 8000, (150_528,), r"do not fit into 4 GiB: take at most 3566 images"),
+        ({"method": "moments"}, 8000, (150_528,), "average the positions"),
+        ({"estimator": "biased"}, 50_000, (150_528,), "for 50000 images with 150528 features average the positions"),
+    ],
+)
+def test_what_fits_in_no_form_is_refused_with_what_would(make_reps, options, n, widths, message):
+    with pytest.raises(MeasureError, match=message):
+        _chosen(make_reps, n, widths, **{**AUTO, **options})
+
+
+def _chosen(make_reps, n, widths, method, kernel, estimator, sampled):
+    reps = make_reps({str(i): np.broadcast_to(np.float32(0), (n, p)) for i, p in enumerate(widths)})
+    side = LayerFeatures(reps)
+    return choose(method, Settings(estimator, kernel, 0.5), side, side, sampled)

@@ -111,7 +111,7 @@ def test_what_the_result_carries():
     assert [layer.name for layer in matrix.layers_a] == ["a0", "a1", "wide"]
     assert [layer.name for layer in matrix.layers_b] == ["b1", "b0"]
     assert matrix.p_a == (6, 11, 80)
-    assert (matrix.n, matrix.method, matrix.estimator, matrix.null) == (63, "moments", "unbiased", None)
+    assert (matrix.n, matrix.method, matrix.estimator, matrix.null.permutations) == (63, "moments", "unbiased", 100)
     assert len(matrix.to_frame()) == 6
 
 

@@ -1,0 +1,104 @@
+"""Values, null and halves of any measure for all pairs of layers, from what the measure prepares of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixer_probe.errors import MeasureError
+from mixer_probe.progress import task
+from mixer_probe.similarity.inputs import LayerFeatures, is_constant
+from mixer_probe.similarity.measure import Measure
+from mixer_probe.similarity.nulls import Pairings
+
+# Prepared layers are kept up to the first, and one pair of them is refused beyond the second.
+_BYTES = 2**31
+_MOST_BYTES = 2**33
+# A prepared layer and its making, in float64 values for each of its n x n or n x p entries.
+_COPIES = 3
+
+Taken = Sequence[Any | None]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """`values` [La, Lb], the same under random pairings [s, La, Lb] and for halves of the images [r, La, Lb]."""
+
+    values: Tensor
+    null: Tensor
+    halves: Tensor
+
+
+def tables_of(measure: Measure, a: LayerFeatures, b: LayerFeatures, pairings: Sequence[Pairings], halves: Tensor) -> Tables:
+    """All numbers of a measure; NaN where a layer is constant or not finite.
+
+    Raises MeasureError if one pair of layers takes more than 8 GiB."""
+    orders = torch.cat([p.partners() for p in pairings])
+    subsets = [torch.nonzero(half).flatten() for half in halves.T]
+    values = torch.full((len(orders), len(a), len(b)), torch.nan, dtype=torch.float64)
+    parts = torch.full((len(subsets), len(a), len(b)), torch.nan, dtype=torch.float64)
+    size = _layers_at_a_time(measure, a, b)
+    blocks = [(rows, columns) for rows in _blocks(len(a), size) for columns in _blocks(len(b), size)]
+    with task(measure.label, len(blocks) * (len(orders) + len(subsets))) as advance:
+        for rows, columns in blocks:
+            left, right = ([side.usable(i) for i in range(len(side))[part]] for side, part in ((a, rows), (b, columns)))
+            _fill(values[:, rows, columns], _paired(measure, left, right, orders), advance)
+            _fill(parts[:, rows, columns], _halved(measure, left, right, subsets), advance)
+    return Tables(values[0], values[1:], parts)
+
+
+def _fill(into: Tensor, found: Iterator[Tensor], advance: Callable[[int], None]) -> None:
+    for place, table in enumerate(found):
+        into[place] = table
+        advance(1)
+
+
+def _paired(measure: Measure, left: Sequence[Tensor | None], right: Sequence[Tensor | None], orders: Tensor) -> Iterator[Tensor]:
+    a, b = ([None if X is None else measure.prepare(X) for X in side] for side in (left, right))
+    for i, order in enumerate(orders):
+        # The first is the true pairing.
+        yield _table(measure, a, b if i == 0 else [None if Y is None else Y.take(order) for Y in b])
+
+
+def _halved(
+    measure: Measure, left: Sequence[Tensor | None], right: Sequence[Tensor | None], subsets: Sequence[Tensor]
+) -> Iterator[Tensor]:
+    for rows in subsets:
+        yield _table(measure, *([_prepared(measure, X, rows) for X in side] for side in (left, right)))
+
+
+def _prepared(measure: Measure, X: Tensor | None, rows: Tensor) -> Any | None:
+    if X is None or is_constant(X[rows]):
+        return None
+    return measure.prepare(X[rows])
+
+
+def _table(measure: Measure, a: Taken, b: Taken) -> Tensor:
+    """The measure's table with NaN in the rows and columns of layers that are None."""
+    rows, columns = ([i for i, X in enumerate(side) if X is not None] for side in (a, b))
+    table = torch.full((len(a), len(b)), torch.nan, dtype=torch.float64)
+    if rows and columns:
+        found = measure.table([a[i] for i in rows], [b[i] for i in columns])
+        table[torch.tensor(rows)[:, None], torch.tensor(columns)] = found.cpu()
+    return table
+
+
+def _layers_at_a_time(measure: Measure, a: LayerFeatures, b: LayerFeatures) -> int:
+    n = a.n
+    width = n if measure.pairwise else max(*a.channels, *b.channels)
+    each = n * (max(width, max(*a.channels, *b.channels))) * 8 * _COPIES
+    if 2 * each > _MOST_BYTES:
+        most = int((_MOST_BYTES / (2 * 8 * _COPIES)) ** 0.5) if measure.pairwise else _MOST_BYTES // (2 * 8 * _COPIES * width)
+        raise MeasureError(
+            f"{measure.label} of one pair of layers with {n} images and {max(*a.channels, *b.channels)} features takes "
+            f"{2 * each / 2**30:.0f} GiB: take at most {most} images, or linear CKA, which streams"
+        )
+    return max(1, _BYTES // (2 * each))
+
+
+def _blocks(count: int, size: int) -> Iterator[slice]:
+    yield from (slice(start, min(start + size, count)) for start in range(0, count, size))

@@ -1,0 +1,163 @@
+"""Canonical correlation measures: mean CCA, SVCCA (Raghu et al. 2017) and PWCCA (Morcos et al. 2018).
+
+The canonical correlations of `X` [n, p] and `Y` [n, q] are the singular values of Ux' Uy, with orthonormal bases Ux [n, r] and
+Uy [n, s] of the centred columns (Bjorck and Golub 1973): every side is factorised once, and a pair costs one small product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from mixer_probe.errors import MeasureError
+from mixer_probe.similarity.inputs import Features, centred
+from mixer_probe.similarity.measure import Measure
+
+VARIANCE = 0.99
+# Correlations closer than this are one correlation: within it rounding alone would pick the variates.
+_TIED = 1e-9
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Orthonormal directions `U` [n, r] of the centred columns, and their `loadings` [r, p]: the columns are U @ loadings."""
+
+    U: Tensor
+    loadings: Tensor
+
+    def take(self, order: Tensor) -> Self:
+        """The same for the images in another `order` [n]."""
+        return replace(self, U=self.U[order])
+
+
+def mean_cca(X: Features, Y: Features) -> float:
+    """Mean of the canonical correlations of `X` [n, p] and `Y` [n, q], over the smaller of the two ranks.
+
+    In [0, 1], and unchanged by invertible linear maps of either side. 1 by necessity where a side has rank n - 1, thus for
+    p >= n - 1 or q >= n - 1 in general position; for independent noise the squared correlations have the mean
+    max(p, q) / (n - 1). The rank is that of numpy.linalg.matrix_rank, but relative to the features before centring, whose
+    rounding it is: columns that are dependent only to float32 precision count as independent.
+
+    NaN if a side is constant. Raises MeasureError for other than two axes, different n, n < 4, NaN or infinite values."""
+    return MEAN_CCA(X, Y)
+
+
+def svcca(X: Features, Y: Features, variance: float = VARIANCE) -> float:
+    """Mean canonical correlation of the leading principal components of `X` [n, p] and `Y` [n, q].
+
+    Of each side the fewest components that explain the share `variance` of its variance are kept (Raghu et al. 2017, "SVCCA:
+    Singular Vector Canonical Correlation Analysis"); 1 keeps all and gives `mean_cca`. In [0, 1]; unchanged by orthogonal
+    maps, not by other linear ones, which change what leads. NaN and errors as `mean_cca`, and MeasureError for a share
+    outside (0, 1]."""
+    if not 0 < variance <= 1:
+        raise MeasureError(f"variance {variance} is no share in (0, 1]")
+    return replace(SVCCA, prepare=partial(leading_basis, variance=variance))(X, Y)
+
+
+def pwcca(X: Features, Y: Features) -> float:
+    """Canonical correlations of `X` [n, p] and `Y` [n, q], averaged with the weight that each has in `X`.
+
+    Projection weighted CCA (Morcos et al. 2018, "Insights on representational similarity in neural networks with canonical
+    correlation"): the weight of canonical variate h_i of `X` is sum_j |<h_i, x_j>| over the centred columns x_j. The sides are
+    not equal: invertible linear maps of `Y` change nothing, but the absolute values depend on the axes of `X`, so that even
+    rotations of `X` change the value. Of tied correlations (r + s - n + 1 of them are 1 where the ranks r + s exceed n - 1),
+    whose variates are any basis of their span, the variates are taken along the principal axes of `X` in that span.
+
+    NaN and errors as `mean_cca`."""
+    return PWCCA(X, Y)
+
+
+def principal(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Thin singular value decomposition U [n, r], S [r], Vh [r, p] of the centred `X` [n, p], r its rank.
+
+    Directions at the level of rounding are left out, as numpy.linalg.matrix_rank does."""
+    U, S, Vh = torch.linalg.svd(centred(X), full_matrices=False)
+    X = X / X.abs().max()
+    # Rounding is relative to the values as they came, which a mean far from zero makes larger than their spread.
+    raised = X.norm() / (X - X.mean(0)).norm()
+    rounding = S[0] * raised * max(X.shape) * torch.finfo(S.dtype).eps
+    rank = int((rounding < S).sum())
+    return U[:, :rank], S[:rank], Vh[:rank]
+
+
+def basis(X: Tensor) -> Basis:
+    """All directions of the centred columns of `X` [n, p]."""
+    U, S, Vh = principal(X)
+    return Basis(U, S[:, None] * Vh)
+
+
+def leading_basis(X: Tensor, variance: float = VARIANCE) -> Basis:
+    """The fewest principal components of `X` [n, p] that explain the share `variance` of its variance."""
+    U, S, Vh = principal(X)
+    left_out = S.square().flip(0).cumsum(0).flip(0)
+    # The margin is for a share that is met exactly, where rounding would decide.
+    kept = int((left_out > (1 - variance) * left_out[0] * (1 + 1e-12)).sum())
+    return Basis(U[:, :kept], S[:kept, None] * Vh[:kept])
+
+
+def _mean_correlations(a: Sequence[Basis], b: Sequence[Basis]) -> Tensor:
+    values = [[float(torch.linalg.svdvals(x.U.T @ y.U).mean()) for y in b] for x in a]
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _weighted_correlations(a: Sequence[Basis], b: Sequence[Basis]) -> Tensor:
+    return torch.tensor([[_weighted_mean(x, y) for y in b] for x in a], dtype=torch.float64)
+
+
+def _weighted_mean(x: Basis, y: Basis) -> float:
+    left, correlations, _ = torch.linalg.svd(x.U.T @ y.U, full_matrices=False)
+    weights = _weights(left.T @ x.loadings, correlations)
+    return float(weights @ correlations / weights.sum())
+
+
+def _weights(projections: Tensor, correlations: Tensor) -> Tensor:
+    """sum_j |<h_i, x_j>| [k] from the inner products `projections` [k, p] of variates and columns."""
+    steps = correlations[:-1] - correlations[1:] > _TIED
+    if not bool(steps.all()):
+        groups = projections.tensor_split((steps.nonzero()[:, 0] + 1).tolist())
+        projections = torch.cat([group if len(group) == 1 else _along_principal_axes(group) for group in groups])
+    return projections.abs().sum(1)
+
+
+def _along_principal_axes(projections: Tensor) -> Tensor:
+    _, S, Vh = torch.linalg.svd(projections, full_matrices=False)
+    rotated: Tensor = S[:, None] * Vh
+    return rotated
+
+
+MEAN_CCA = Measure(
+    name="cca",
+    label="mean CCA",
+    about="Mean canonical correlation; 1 by necessity where a side has as many dimensions as there are images.",
+    source="Hotelling 1936; Kornblith et al. 2019",
+    invariances=("translation", "isotropic scaling", "permutation", "orthogonal", "invertible linear"),
+    prepare=basis,
+    table=_mean_correlations,
+)
+
+SVCCA = Measure(
+    name="svcca",
+    label="SVCCA",
+    about="Mean canonical correlation of the principal components that explain 99 % of the variance of each side.",
+    source="Raghu et al. 2017",
+    invariances=("translation", "isotropic scaling", "permutation", "orthogonal"),
+    prepare=leading_basis,
+    table=_mean_correlations,
+)
+
+# Invertible maps of Y change nothing either, but those of X do, and a declared invariance holds for both sides.
+PWCCA = Measure(
+    name="pwcca",
+    label="PWCCA",
+    about="Canonical correlations averaged with the weight that each variate has in the channels of the first side.",
+    source="Morcos et al. 2018",
+    invariances=("translation", "isotropic scaling", "permutation"),
+    prepare=basis,
+    table=_weighted_correlations,
+    symmetric=False,
+)

@@ -1,0 +1,79 @@
+"""Leading principal components of features, and features without them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mixer_probe.errors import MeasureError
+from mixer_probe.similarity.inputs import LayerFeatures
+
+_ROUNDING = 1e-12
+_SLICE = 1024
+
+
+def without_top_components(X: Tensor, k: int) -> Tensor:
+    """Centred features `X` [n, p] without their `k` leading principal components; all NaN if nothing but rounding is left.
+
+    Raises MeasureError for a negative count."""
+    check_components(k)
+    if k == 0 or not torch.isfinite(X).all():
+        return X
+    if X.shape[1] <= len(X):
+        V = _leading(X.T @ X, k)
+        return _rest(X, X - X @ V @ V.T)
+    U = _leading(X @ X.T, k)
+    return _rest(X, X - U @ (U.T @ X))
+
+
+def check_components(k: int) -> None:
+    """Raise MeasureError for a negative count of components."""
+    if k < 0:
+        raise MeasureError(f"without_top_pc is the number of components to leave out, 0 or more, not {k}")
+
+
+def _leading(symmetric: Tensor, k: int) -> Tensor:
+    """Eigenvectors of the `k` largest eigenvalues, as columns."""
+    vectors: Tensor = torch.linalg.eigh(symmetric).eigenvectors
+    return vectors[:, max(0, len(symmetric) - k) :]
+
+
+def _rest(whole: Tensor, rest: Tensor) -> Tensor:
+    if rest.square().sum() <= _ROUNDING**2 * whole.square().sum():
+        return torch.full_like(whole, torch.nan)
+    return rest
+
+
+class WithoutTopComponents:
+    """A function of a layer's index and raw features [m, p] that takes out the `k` leading components of all its images.
+
+    The components of a layer are found when it is first asked for, in two passes over `layers`."""
+
+    def __init__(self, layers: LayerFeatures, k: int) -> None:
+        check_components(k)
+        self._layers = layers
+        self._k = k
+        self._found: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, index: int, X: Tensor) -> Tensor:
+        """`X` about the mean of all images, without the components."""
+        if index not in self._found:
+            self._found[index] = self._find(index)
+        mean, V = self._found[index]
+        X = X - mean.to(X.device)
+        return _rest(X, X - X @ V.to(X.device) @ V.T.to(X.device))
+
+    def _find(self, index: int) -> tuple[Tensor, Tensor]:
+        """Mean [p] and components [p, k]."""
+        n = self._layers.n
+        mean = torch.stack([part.sum(0) for part in self._layers.slices(index, _SLICE)]).sum(0) / n
+        if not torch.isfinite(mean).all():
+            return mean, mean.new_zeros(len(mean), self._k)
+        if len(mean) > n:
+            X = self._layers.raw(index) - mean
+            U = _leading(X @ X.T, self._k)
+            return mean, torch.linalg.qr(X.T @ U).Q
+        covariance = mean.new_zeros(len(mean), len(mean))
+        for part in self._layers.slices(index, _SLICE):
+            covariance.addmm_((part - mean).T, part - mean)
+        return mean, _leading(covariance, self._k)

@@ -1,0 +1,61 @@
+"""Distance correlation (Szekely, Rizzo and Bakirov 2007, "Measuring and Testing Dependence by Correlation of Distances")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from mixer_probe.similarity.hsic import centre_gram
+from mixer_probe.similarity.inputs import Features
+from mixer_probe.similarity.measure import Measure
+from mixer_probe.similarity.rsa import squared_distances
+
+
+@dataclass(frozen=True)
+class CentredDistances:
+    """Euclidean distances between all images, `distances` [n, n], double-centred and of norm 1."""
+
+    distances: Tensor
+
+    def take(self, order: Tensor) -> Self:
+        """The distances for the images in another `order` [n]."""
+        return replace(self, distances=self.distances[order][:, order])
+
+
+def distance_correlation(X: Features, Y: Features) -> float:
+    """sqrt(dCov^2(X, Y) / sqrt(dVar^2(X) dVar^2(Y))) of `X` [n, p] and `Y` [n, q], rows being the same images, where dCov^2
+    is the mean product of the double-centred Euclidean distance matrices (the V-statistic of Szekely et al. 2007).
+
+    1 for representations that differ by rotation, isotropic scaling and translation. Its expectation for independent ones is
+    not 0: like biased CKA it approaches 1 where p and q are far larger than n, so read it against its null
+    (Szekely and Rizzo 2013).
+
+    NaN if a side is constant. Raises MeasureError for other than two axes, different n, n < 4, NaN or infinite values."""
+    return DISTANCE_CORRELATION(X, Y)
+
+
+def _centre_distances(X: Tensor) -> CentredDistances:
+    distances = centre_gram(squared_distances(X / X.abs().max()).sqrt(), "biased")
+    return CentredDistances(distances / distances.norm())
+
+
+def _correlate(layers_a: Sequence[CentredDistances], layers_b: Sequence[CentredDistances]) -> Tensor:
+    flat_a, flat_b = (torch.stack([layer.distances.flatten() for layer in layers]) for layers in (layers_a, layers_b))
+    # dCov^2 is never negative but for rounding.
+    return (flat_a @ flat_b.T).clamp_min(0).sqrt()
+
+
+DISTANCE_CORRELATION = Measure(
+    name="distance_correlation",
+    label="distance correlation",
+    about="Correlation of the double-centred Euclidean distances of all pairs of images, under a root.",
+    source="Szekely, Rizzo and Bakirov 2007, Annals of Statistics 35(6)",
+    invariances=("translation", "isotropic scaling", "permutation", "orthogonal"),
+    prepare=_centre_distances,
+    table=_correlate,
+    pairwise=True,
+)

@@ -1,0 +1,66 @@
+"""`Measure`: a similarity of two representations, and what it declares about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, Self
+
+from torch import Tensor
+
+from mixer_probe.similarity.hsic import MINIMUM_IMAGES
+from mixer_probe.similarity.inputs import Features, checked_pair
+
+Invariance = Literal["translation", "isotropic scaling", "permutation", "orthogonal", "invertible linear"]
+
+
+class Prepared(Protocol):
+    """What a measure keeps of one representation: all work that needs no partner, done once."""
+
+    def take(self, order: Tensor) -> Self:
+        """The same for the images in another `order` [n], a permutation of them."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure of representations `X` [n, p] and `Y` [n, q] whose rows are the same images.
+
+    `prepare` does the work that one side needs alone, on raw float64 features that are finite and not constant; `table` gives
+    the values [La, Lb] of prepared layers of one network with those of another. `invariances` are the changes of either side
+    that leave the value as it is (permutation: of the channels); the tests check each of them, and show that no other holds.
+    `best` is the value of equal representations and one end of the range from `lowest` to `highest`: the upper one for a
+    similarity, the lower one for a distance. A measure that is not `symmetric` answers for "Y from X". One that is `pairwise`
+    keeps n x n numbers a layer."""
+
+    name: str
+    label: str
+    about: str
+    source: str
+    invariances: tuple[Invariance, ...]
+    prepare: Callable[[Tensor], Any]
+    table: Callable[[Sequence[Any], Sequence[Any]], Tensor]
+    best: float = 1.0
+    lowest: float = 0.0
+    highest: float = 1.0
+    symmetric: bool = True
+    minimum_images: int = MINIMUM_IMAGES
+    pairwise: bool = False
+
+    @property
+    def larger_is_closer(self) -> bool:
+        """Whether larger values mean more alike."""
+        return self.best == self.highest
+
+    @property
+    def direction(self) -> int:
+        """1 if larger values mean more alike, else -1: values times this compare like similarities."""
+        return 1 if self.larger_is_closer else -1
+
+    def __call__(self, X: Features, Y: Features) -> float:
+        """The value for one pair; NaN if a side is constant.
+
+        Raises MeasureError for other than two axes, different n, too few images, NaN or infinite values."""
+        x, y = checked_pair(X, Y, self.minimum_images)
+        if x is None or y is None:
+            return float("nan")
+        return float(self.table([self.prepare(x)], [self.prepare(y)])[0, 0])

@@ -1,0 +1,176 @@
+"""`MinibatchCKA`: CKA from batches alone, for features too wide for moments and images too many for Gram matrices.
+
+Nguyen, Raghu and Kornblith 2021 ("Do Wide and Deep Networks Learn the Same Things?", eq. 5): HSIC_1 does not depend in
+expectation on the number of images, so those of the batches are summed, and the ratio is taken of the sums. A mean of the
+batches' ratios would be something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixer_probe.errors import MeasureError
+from mixer_probe.similarity.alignment import ratio
+from mixer_probe.similarity.hsic import MINIMUM_IMAGES, centre_gram, divisor
+from mixer_probe.similarity.inputs import Features, as_matrix, is_constant
+from mixer_probe.similarity.intervals import check_resamples, interval_of
+from mixer_probe.similarity.matrix import SimilarityMatrix, plain_layers
+from mixer_probe.similarity.nulls import check_permutations, null_of
+
+_FEWEST_BATCHES = 8
+_BLOCK_BYTES = 2**27
+
+
+class MinibatchCKA:
+    """Accumulates unbiased linear CKA of all pairs of layers from batches that have no image in common.
+
+    >>> c = MinibatchCKA()
+    >>> c.update({"blocks.0": X}, {"layer1.0": Y})   # once a batch, features [n, p] of any width
+    >>> matrix = c.compute()
+
+    Every batch weighs as many images as it holds. The batches must be random images: those sorted by class would compare
+    images of one class only. The null pairs the images within each batch at random, the interval draws batches. A batch
+    of fewer than 4 images is left out, and counted in `left_out`."""
+
+    def __init__(self, permutations: int = 100, seed: int = 0) -> None:
+        check_permutations(permutations)
+        self._permutations = permutations
+        self._seed = seed
+        self._widths: tuple[dict[str, int], dict[str, int]] = ({}, {})
+        self._found: list[tuple[int, Tensor, Tensor, Tensor]] = []
+        self._null: Tensor | None = None
+        self.left_out = 0
+
+    @property
+    def n(self) -> int:
+        """Images so far."""
+        return sum(n for n, *_ in self._found)
+
+    def update(self, a: Mapping[str, Features], b: Mapping[str, Features]) -> None:
+        """Add a batch: features [n, p] by layer name, of both networks and for the same images.
+
+        Raises MeasureError if the layers hold different numbers of images, or differ from those of the first batch."""
+        sides = [{name: gram_of_batch(as_matrix(X, f"layer '{name}'")) for name, X in side.items()} for side in (a, b)]
+        widths = [{name: int(np.shape(X)[1]) for name, X in side.items()} for side in (a, b)]
+        self.update_grams(sides[0], sides[1], widths[0], widths[1])
+
+    def update_grams(
+        self, a: Mapping[str, Tensor], b: Mapping[str, Tensor], widths_a: dict[str, int], widths_b: dict[str, int]
+    ) -> None:
+        """As `update`, from what `gram_of_batch` made of the features; `widths` are the features of each layer."""
+        counts = {len(K) for K in (*a.values(), *b.values())}
+        if len(counts) != 1:
+            raise MeasureError(f"the layers of one batch hold different numbers of images: {sorted(counts) or 'no layer'}")
+        if not any(self._widths):
+            self._widths = dict(widths_a), dict(widths_b)
+        if (widths_a, widths_b) != self._widths:
+            raise MeasureError("the layers of all batches must be the same, with the same features")
+        n = counts.pop()
+        if n < MINIMUM_IMAGES:
+            self.left_out += n
+            return
+        left, right = (torch.stack([side[name] for name in widths]).flatten(1) for side, widths in zip((a, b), self._widths))
+        own = [n * side.square().sum(1).cpu() / divisor(n, "unbiased") for side in (left, right)]
+        cross = n * (left @ right.T).cpu() / divisor(n, "unbiased")
+        self._add_null(left, right, n)
+        self._found.append((n, cross, own[0], own[1]))
+
+    def _add_null(self, left: Tensor, right: Tensor, n: int) -> None:
+        """Sums of HSIC over random pairings within each batch, [permutations, La, Lb]."""
+        if not self._permutations:
+            return
+        generator = np.random.default_rng([self._seed, len(self._found)])
+        orders = torch.from_numpy(generator.random((self._permutations, n)).argsort(axis=1)).to(left.device)
+        if self._null is None:
+            self._null = torch.zeros(self._permutations, len(left), len(right), dtype=torch.float64)
+        grams = right.reshape(len(right), n, n)
+        step = max(1, _BLOCK_BYTES // right.nbytes)
+        for start in range(0, self._permutations, step):
+            part = orders[start : start + step]
+            shuffled = grams[:, part[:, :, None], part[:, None, :]].flatten(2)
+            null = torch.einsum("ak,bsk->sab", left, shuffled).cpu()
+            self._null[start : start + step] += n * null / divisor(n, "unbiased")
+
+    def merge(self, other: MinibatchCKA) -> None:
+        """Add the batches of `other`; it stays as it is.
+
+        Raises MeasureError if the layers or the number of permutations differ."""
+        if not other._found:
+            return
+        if not any(self._widths):
+            self._widths = other._widths
+        if self._widths != other._widths or self._permutations != other._permutations:
+            raise MeasureError("the two accumulators hold different layers or permutations")
+        self._found += other._found
+        self.left_out += other.left_out
+        if other._null is not None:
+            self._null = other._null.clone() if self._null is None else self._null + other._null
+
+    def compute(self, resamples: int = 100) -> SimilarityMatrix:
+        """CKA of every pair of layers over all batches so far; more may follow.
+
+        The interval is there from 8 batches on. Raises MeasureError without any batch of 4 images or more."""
+        check_resamples(resamples)
+        if not self._found:
+            raise MeasureError(f"no batch of {MINIMUM_IMAGES} images or more: similarity needs at least {MINIMUM_IMAGES}")
+        cross, own_a, own_b = (torch.stack(parts) for parts in list(zip(*self._found, strict=True))[1:])
+        values = ratio(cross.sum(0), own_a.sum(0), own_b.sum(0)).numpy()
+        drawn = np.zeros((0, *values.shape))
+        if len(self._found) >= _FEWEST_BATCHES and resamples:
+            drawn = _drawn_batches(cross, own_a, own_b, resamples, self._seed)
+        null = np.zeros((0, *values.shape)) if self._null is None else self._null
+        if self._null is not None:
+            null = ratio(self._null, own_a.sum(0), own_b.sum(0)).numpy()
+        return SimilarityMatrix(
+            values=values,
+            layers_a=plain_layers(self._widths[0]),
+            layers_b=plain_layers(self._widths[1]),
+            model_a=None,
+            model_b=None,
+            images=None,
+            measure="cka",
+            estimator="unbiased",
+            kernel="linear",
+            n=self.n,
+            p_a=tuple(self._widths[0].values()),
+            p_b=tuple(self._widths[1].values()),
+            null=null_of(np.asarray(null), method="random pairings within each batch"),
+            method="minibatch",
+            reduce="",
+            seed=self._seed,
+            interval=interval_of(values, drawn, (-1, 1), method=f"draws of the {len(self._found)} batches"),
+        )
+
+
+def gram_of_batch(X: Tensor) -> Tensor:
+    """U-centred Gram matrix [n, n] in float64 of a batch's features [n, p]; NaN where they are constant or not finite."""
+    X = X.to(torch.float64)
+    if len(X) < MINIMUM_IMAGES:
+        return X.new_zeros(len(X), len(X))
+    if not torch.isfinite(X).all():
+        return X.new_full((len(X), len(X)), torch.nan)
+    if is_constant(X):
+        # No pair of these images differs, which other batches may make up for.
+        return X.new_zeros(len(X), len(X))
+    X = X - X.mean(0)
+    return centre_gram(X @ X.T, "unbiased")
+
+
+def _drawn_batches(cross: Tensor, own_a: Tensor, own_b: Tensor, resamples: int, seed: int) -> np.ndarray:
+    """CKA [resamples, La, Lb] of batches drawn with replacement."""
+    generator = np.random.default_rng([seed, len(cross)])
+    counts = generator.multinomial(len(cross), np.full(len(cross), 1 / len(cross)), size=resamples)
+    weights = torch.from_numpy(counts).to(torch.float64)
+    sums = [torch.tensordot(weights, side, dims=1) for side in (cross, own_a, own_b)]
+    drawn: np.ndarray = (sums[0] / (sums[1].sqrt()[:, :, None] * sums[2].sqrt()[:, None, :])).numpy()
+    return drawn
+
+
+def batches_of(n: int, size: int, seed: int) -> Sequence[np.ndarray]:
+    """Random disjoint batches of `n` images, sorted within; the last may be smaller."""
+    order = np.random.default_rng(seed).permutation(n)
+    return [np.sort(order[start : start + size]) for start in range(0, n, size)]

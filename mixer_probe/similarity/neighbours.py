@@ -1,0 +1,137 @@
+"""Shared nearest neighbours of two representations.
+
+Neighbours of an image are the k others of largest cosine similarity. Where several tie for the last places, each of them is a
+member in equal part, so that no order of the images decides, and sets are compared as fuzzy ones: |A & B| = sum min(a, b).
+Without ties this is the usual count. Breaking ties by index instead would give any two representations with many of them, such
+as sparse or quantised ones, the same low indices as neighbours: an agreement above chance that the images do not have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from mixer_probe.errors import MeasureError
+from mixer_probe.similarity.inputs import Features
+from mixer_probe.similarity.measure import Measure
+
+_K = 10
+_CLAMP = 0.95
+# Cosines of unit vectors have an error of about 1e-16 times the root of the channels: closer than this is a tie.
+_TIE = 1e-13
+
+
+@dataclass(frozen=True)
+class Neighbourhoods:
+    """Membership of image j in the neighbourhood of image i, `members` [n, n]: 0 or 1 but for ties; each row sums to `k`."""
+
+    members: Tensor
+    k: int
+
+    def take(self, order: Tensor) -> Self:
+        """The neighbourhoods for the images in another `order` [n]."""
+        return replace(self, members=self.members[order][:, order])
+
+
+def mutual_knn(X: Features, Y: Features, *, k: int = _K, clamp: float | None = _CLAMP) -> float:
+    """Mean share of the `k` nearest neighbours (cosine, without the image itself) that an image has in both `X` [n, p] and
+    `Y` [n, q], rows being the same images (Huh et al. 2024). Random pairings of the images average k / (n - 1).
+
+    `clamp` is the quantile of all absolute values of a side that larger ones are cut to before the rows are normalised, as
+    the authors do with 0.95; None leaves the features as they are. Clamping and cosines refer to the origin, so translation
+    changes the value, and the clamp also refers to the axes, so that rotation does; without it, rotation does not.
+
+    NaN if a side is constant, or if all pairs of its images have equal cosines: with one channel of one sign, or where more
+    than `clamp` of the values are 0. Raises MeasureError for other than two axes, different n, n < k + 2, NaN or infinite
+    values, k < 1, `clamp` outside 0 to 1."""
+    if clamp is not None and not 0 < clamp < 1:
+        raise MeasureError(f"clamp {clamp} is no quantile between 0 and 1: take 0.95 as Huh et al. 2024 did, or None")
+    return _with(MUTUAL_KNN, k, clamp)(X, Y)
+
+
+def neighbourhood_jaccard(X: Features, Y: Features, *, k: int = _K) -> float:
+    """Mean over images of |A & B| / |A | B| for the neighbourhoods A in `X` [n, p] and B in `Y` [n, q] of `k` images each
+    (cosine, without the image itself), rows being the same images (Schumacher et al. 2021; Klabunde et al. 2023).
+
+    NaN if a side is constant, or if all pairs of its images have equal cosines. Raises MeasureError for other than two axes,
+    different n, n < k + 2, NaN or infinite values, k < 1."""
+    return _with(JACCARD, k, None)(X, Y)
+
+
+def _with(measure: Measure, k: int, clamp: float | None) -> Measure:
+    if k < 1:
+        raise MeasureError(f"k = {k} neighbours: take 1 or more")
+    return replace(measure, prepare=partial(neighbourhoods, k=k, clamp=clamp), minimum_images=k + 2)
+
+
+def neighbourhoods(X: Tensor, *, k: int, clamp: float | None) -> Neighbourhoods:
+    """The `k` nearest neighbours of each row of `X` [n, p], all NaN where all pairs of rows have equal cosines.
+
+    A row of zeros has cosine 0 with all others."""
+    if clamp is not None:
+        X = clamp_outliers(X, clamp)
+    # Largest value first, so that no square leaves the range of numbers.
+    rows = normalize(normalize(X, p=torch.inf, dim=1, eps=torch.finfo(X.dtype).tiny), dim=1)
+    return Neighbourhoods(_members((rows @ rows.T).fill_diagonal_(-torch.inf), k), k)
+
+
+def clamp_outliers(X: Tensor, quantile: float) -> Tensor:
+    """`X` [n, p] cut at plus and minus the `quantile` of all its absolute values, the order statistic number floor(q n p)
+    from 0: `remove_outliers(exact=True)` of the code of Huh et al. 2024, for one layer."""
+    magnitudes = X.abs().flatten()
+    limit = float(magnitudes.kthvalue(int(quantile * len(magnitudes)) + 1).values)
+    return X.clamp(-limit, limit)
+
+
+def _members(cosines: Tensor, k: int) -> Tensor:
+    last = cosines.topk(k, dim=1).values[:, -1:]
+    sure = cosines > last + _TIE
+    tied = (cosines - last).abs() <= _TIE
+    if bool((tied.sum(1) == len(cosines) - 1).all()):
+        return torch.full_like(cosines, torch.nan)
+    places = k - sure.sum(1, keepdim=True).to(cosines.dtype)
+    return sure + tied * (places / tied.sum(1, keepdim=True))
+
+
+def _shared(a: Neighbourhoods, b: Neighbourhoods) -> Tensor:
+    """Number of shared neighbours of each image, [n]."""
+    return torch.minimum(a.members, b.members).sum(1)
+
+
+def _mean_share(layers_a: Sequence[Neighbourhoods], layers_b: Sequence[Neighbourhoods]) -> Tensor:
+    return torch.stack([torch.stack([(_shared(a, b) / a.k).mean() for b in layers_b]) for a in layers_a])
+
+
+def _mean_jaccard(layers_a: Sequence[Neighbourhoods], layers_b: Sequence[Neighbourhoods]) -> Tensor:
+    shared = torch.stack([torch.stack([_shared(a, b) for b in layers_b]) for a in layers_a])
+    return (shared / (2 * layers_a[0].k - shared)).mean(-1)
+
+
+MUTUAL_KNN = Measure(
+    name="mutual_knn",
+    label=f"mutual k-NN (k = {_K})",
+    about="Mean share of an image's nearest neighbours (cosine, outliers clamped) that both representations have in common.",
+    source="Huh, Cheung, Wang and Isola 2024, The Platonic Representation Hypothesis, and its code",
+    invariances=("isotropic scaling", "permutation"),
+    prepare=partial(neighbourhoods, k=_K, clamp=_CLAMP),
+    table=_mean_share,
+    minimum_images=_K + 2,
+    pairwise=True,
+)
+
+JACCARD = Measure(
+    name="jaccard",
+    label=f"Jaccard of neighbourhoods (k = {_K})",
+    about="Mean Jaccard index of an image's nearest neighbours (cosine) in the two representations.",
+    source="Schumacher et al. 2021; Klabunde et al. 2023, Similarity of Neural Network Models",
+    invariances=("isotropic scaling", "permutation", "orthogonal"),
+    prepare=partial(neighbourhoods, k=_K, clamp=None),
+    table=_mean_jaccard,
+    minimum_images=_K + 2,
+    pairwise=True,
+)

@@ -1,0 +1,131 @@
+"""Representational similarity analysis (RSA; Kriegeskorte, Mur and Bandettini 2008, "Representational Similarity Analysis -
+Connecting the Branches of Systems Neuroscience"): two representations are alike if they order the pairs of images alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from scipy.spatial.distance import pdist, squareform
+from scipy.stats import rankdata
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from mixer_probe.similarity.hsic import check_choice
+from mixer_probe.similarity.inputs import CONSTANT, Features
+from mixer_probe.similarity.measure import Measure
+
+Distance = Literal["correlation", "euclidean"]
+
+# Squared distances from products have an error of 1e-16 of the squared norms: below this share of them it would show.
+_CLOSE = 1e-3
+# Rows that differ by no more than this share of their norm are equal but for rounding.
+_EQUAL = 1e-14
+# Distances that agree to as many bits differ by rounding only, and share a rank.
+_BITS = 40
+
+
+@dataclass(frozen=True)
+class RankedDissimilarities:
+    """Ranks of the dissimilarities of all pairs of images, `ranks` [n, n]: mean 0 off the diagonal, 0 on it, norm 1."""
+
+    ranks: Tensor
+
+    def take(self, order: Tensor) -> Self:
+        """The ranks for the images in another `order` [n]."""
+        return replace(self, ranks=self.ranks[order][:, order])
+
+
+def rsa(X: Features, Y: Features, *, distance: Distance = "correlation") -> float:
+    """Spearman correlation of the upper triangles of the dissimilarity matrices of `X` [n, p] and `Y` [n, q], rows being the
+    same images; ties get average ranks.
+
+    "correlation" is 1 - Pearson's r over the channels of two images. The features are taken as they are, not centred over
+    images, so it changes with translation and with rotation of either side. "euclidean" changes with neither.
+
+    NaN if a side is constant, if all its pairs are equally dissimilar, or if an image has the same value in all channels
+    (correlation only; always so with one channel). Raises MeasureError for other than two axes, different n, n < 4, NaN or
+    infinite values, an unknown distance."""
+    check_choice("distance", distance, Distance)
+    return (RSA if distance == "correlation" else RSA_EUCLIDEAN)(X, Y)
+
+
+def squared_distances(X: Tensor) -> Tensor:
+    """Squared Euclidean distances [n, n] between the rows of `X` [n, p], accurate also for rows that nearly coincide."""
+    deviation = X - X.mean(0)
+    products = deviation @ deviation.T
+    norms = products.diagonal()[:, None] + products.diagonal()
+    squares = norms - 2 * products
+    if bool((squares < _CLOSE * norms).fill_diagonal_(False).any()):
+        return _close_distances(X)
+    # Products of a row with itself and of the rows with each other are summed in different orders.
+    return (squares + squares.T).fill_diagonal_(0) / 2
+
+
+def _close_distances(X: Tensor) -> Tensor:
+    """`squared_distances` from differences, 0 where these are rounding."""
+    # Not of the deviations: a far outlier has moved the mean, and rounded those of all other rows.
+    squares = torch.from_numpy(squareform(pdist(X.cpu().numpy(), "sqeuclidean"))).to(X.device)
+    powers = X.square().sum(1)
+    return squares.masked_fill(squares < _EQUAL**2 * (powers[:, None] + powers), 0)
+
+
+def _rank_correlation_distances(X: Tensor) -> RankedDissimilarities:
+    # Every row has a scale of its own, so that no square leaves the range of numbers.
+    X = normalize(X, p=torch.inf, dim=1, eps=torch.finfo(X.dtype).tiny)
+    deviation = X - X.mean(1, keepdim=True)
+    length = deviation.norm(dim=1, keepdim=True)
+    flat = length <= CONSTANT * X.norm(dim=1, keepdim=True)
+    # |u - v|^2 / 2 = 1 - r for unit vectors, and unlike 1 - r it is exact near 0.
+    return _rank(squared_distances((deviation / length).masked_fill(flat, torch.nan)))
+
+
+def _rank_euclidean_distances(X: Tensor) -> RankedDissimilarities:
+    return _rank(squared_distances(X / X.abs().max()))
+
+
+def _rank(dissimilarities: Tensor) -> RankedDissimilarities:
+    """Ranks of symmetric `dissimilarities` [n, n], or of any increasing function of them."""
+    i, j = torch.triu_indices(len(dissimilarities), len(dissimilarities), offset=1)
+    mantissas, exponents = np.frexp(dissimilarities[i, j].cpu().numpy())
+    ranks = torch.from_numpy(rankdata(np.ldexp(np.round(np.ldexp(mantissas, _BITS)), exponents)))
+    ranks = (ranks - ranks.mean()).to(dissimilarities.device)
+    square = torch.zeros_like(dissimilarities)
+    # Each pair stands twice in the square; without any spread this is 0/0, which is right.
+    square[i, j] = square[j, i] = ranks / (np.sqrt(2) * ranks.norm())
+    return RankedDissimilarities(square)
+
+
+def _spearman(layers_a: Sequence[RankedDissimilarities], layers_b: Sequence[RankedDissimilarities]) -> Tensor:
+    flat_a, flat_b = (torch.stack([layer.ranks.flatten() for layer in layers]) for layers in (layers_a, layers_b))
+    return flat_a @ flat_b.T
+
+
+_SOURCE = "Kriegeskorte, Mur and Bandettini 2008, Frontiers in Systems Neuroscience 2:4"
+
+RSA = Measure(
+    name="rsa",
+    label="RSA (correlation)",
+    about="Spearman correlation of the dissimilarities 1 - r of all pairs of images.",
+    source=_SOURCE,
+    invariances=("isotropic scaling", "permutation"),
+    prepare=_rank_correlation_distances,
+    table=_spearman,
+    lowest=-1.0,
+    pairwise=True,
+)
+
+RSA_EUCLIDEAN = Measure(
+    name="rsa_euclidean",
+    label="RSA (Euclidean)",
+    about="Spearman correlation of the Euclidean distances of all pairs of images.",
+    source=_SOURCE,
+    invariances=("translation", "isotropic scaling", "permutation", "orthogonal"),
+    prepare=_rank_euclidean_distances,
+    table=_spearman,
+    lowest=-1.0,
+    pairwise=True,
+)
