@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mixer_probe.similarity.hsic import Estimator, Kernel, centre_gram, divisor, gram, self_hsic_of_gram
+from mixer_probe.similarity.hsic import Estimator, Kernel, centre_gram, divisor, gram
 from mixer_probe.similarity.nulls import Pairings, Traces
 
 # Gram matrices are worked on in blocks of layers that keep to this many bytes.
 _BYTES = 2**29
 _PRODUCT_BYTES = 2**26
+_KEPT_BYTES = 2**27
+# A centred Gram matrix with a smaller share of the whole norm is rounding: all pairs of images are equally similar.
+_ROUNDING = 1e-12
 
 # Centred features [n, p] of each layer; they may be read when asked for.
 Layers = Sequence[Tensor]
+# The symmetric matrix [n, n] of a layer by its index.
+Matrices = Callable[[int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -28,40 +33,83 @@ class Settings:
     bandwidth: float
 
 
-def cka_by_grams(a: Layers, b: Layers, pairings: Pairings, settings: Settings) -> Tensor:
-    """CKA [s, La, Lb] of the layers `a` and `b` for the s `pairings` of their images; all shifts of an order cost as much as
-    one.
+class Grams:
+    """Gram matrices [n, n] of `layers`, made when they are asked for and kept while there is room."""
 
-    A shift of the images moves a Gram matrix along its diagonals. Its inner products with another one for all
+    def __init__(self, layers: Layers, settings: Settings) -> None:
+        self._layers = layers
+        self.settings = settings
+        self._kept: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def raw(self, index: int) -> Tensor:
+        """Not centred; not to be written to."""
+        if index in self._kept:
+            return self._kept[index]
+        K = gram(self._layers[index], self.settings.kernel, self.settings.bandwidth)
+        if (len(self._kept) + 1) * K.nbytes <= _KEPT_BYTES:
+            self._kept[index] = K
+        return K
+
+    def unit(self, index: int) -> Tensor:
+        """Centred and of norm 1: the inner product of two is their CKA. NaN where the layer's own HSIC is 0."""
+        return unit_gram(self.raw(index), self.settings.estimator)
+
+    def traces(self) -> Traces:
+        """What the exact moments of the permutation null need of every layer's centred Gram matrix."""
+        parts = [Traces.of([self.unit(i)]) for i in range(len(self))]
+        return Traces(*(torch.cat([getattr(p, f) for p in parts]) for f in ("trace", "power", "diagonal")))
+
+
+def unit_gram(K: Tensor, estimator: Estimator) -> Tensor:
+    """`K` [n, n] centred and divided by its norm; NaN where nothing but rounding is left of it."""
+    matrix = centre_gram(K, estimator)
+    norm = torch.linalg.vector_norm(matrix)
+    left = norm > _ROUNDING * torch.linalg.vector_norm(K)
+    return matrix.div_(torch.where(left, norm, torch.nan))
+
+
+def inner_products(a: Matrices, b: Matrices, size: tuple[int, int], n: int) -> Tensor:
+    """Inner products [La, Lb] of the matrices [n, n] of two sides."""
+    values = torch.empty(size, dtype=torch.float64)
+    step = max(1, _BYTES // (2 * 8 * n * n))
+    for rows in _blocks(size[0], step):
+        left = torch.stack([a(i).flatten() for i in range(size[0])[rows]])
+        for columns in _blocks(size[1], step):
+            # No stack of the other side: a product with one vector reads as much.
+            for column in range(size[1])[columns]:
+                values[rows, column] = left @ b(column).flatten()
+    return values
+
+
+def shifted_inner_products(a: Matrices, b: Matrices, size: tuple[int, int], pairings: Pairings) -> Tensor:
+    """Inner products [s, La, Lb] of symmetric matrices [n, n] for the s `pairings` of their images; all shifts of an order cost
+    as much as one.
+
+    A shift of the images moves a matrix along its diagonals. Its inner products with another one for all
     shifts are therefore the circular cross-correlations of their diagonals, summed: products of Fourier
     transforms."""
     n = len(pairings.order)
-    values = torch.empty((len(pairings.shifts), len(a), len(b)), dtype=torch.float64)
-    size = max(1, (_BYTES - gram_bytes(n, 0)) // (gram_bytes(n, 1) - gram_bytes(n, 0)))
-    for rows in _blocks(len(a), size):
-        left = _spectra(a, rows, pairings.order, settings).conj()
-        for columns in _blocks(len(b), size):
-            products = left @ _spectra(b, columns, pairings.order, settings).mT
+    values = torch.empty((len(pairings.shifts), *size), dtype=torch.float64)
+    step = max(1, (_BYTES - gram_bytes(n, 0)) // (gram_bytes(n, 1) - gram_bytes(n, 0)))
+    for rows in _blocks(size[0], step):
+        left = _spectra(a, range(size[0])[rows], pairings.order).conj()
+        for columns in _blocks(size[1], step):
+            products = left @ _spectra(b, range(size[1])[columns], pairings.order).mT
             values[:, rows, columns] = torch.fft.irfft(products, n, dim=0)[pairings.shifts]
     return values
 
 
-def _spectra(layers: Layers, block: slice, order: Tensor, settings: Settings) -> Tensor:
-    """Fourier transforms along the diagonals of the layers' Gram matrices, [frequency, L, diagonal]."""
-    indices, half = range(len(layers))[block], len(order) // 2 + 1
+def _spectra(matrices: Matrices, indices: range, order: Tensor) -> Tensor:
+    """Fourier transforms along the diagonals of the layers' matrices, [frequency, L, diagonal]."""
+    half = len(order) // 2 + 1
     spectra = torch.empty((half, len(indices), half), dtype=torch.complex128)
     for place, index in enumerate(indices):
-        diagonals = _diagonals(_unit_gram(layers[index][order], settings))
+        diagonals = _diagonals(matrices(index)[order][:, order])
         spectra[:, place] = torch.fft.rfft(diagonals, dim=1).T
     return spectra
-
-
-def _unit_gram(X: Tensor, settings: Settings) -> Tensor:
-    """Centred Gram matrix [n, n], scaled so that the inner product of two is their CKA."""
-    original = gram(X, settings.kernel, settings.bandwidth)
-    matrix = centre_gram(original, settings.estimator)
-    own = self_hsic_of_gram(matrix, original, settings.estimator)
-    return matrix.div_((own * divisor(len(X), settings.estimator)).sqrt())
 
 
 def _diagonals(K: Tensor) -> Tensor:
@@ -77,12 +125,6 @@ def _diagonals(K: Tensor) -> Tensor:
     return diagonals
 
 
-def traces(layers: Layers, settings: Settings) -> Traces:
-    """What the exact moments of the permutation null need of every layer's centred Gram matrix."""
-    parts = [Traces.of([_unit_gram(layers[i], settings)]) for i in range(len(layers))]
-    return Traces(*(torch.cat([getattr(p, f) for p in parts]) for f in ("trace", "power", "diagonal")))
-
-
 @dataclass(frozen=True)
 class _Halved:
     """A layer's Gram matrix [n, n] for the estimator, and what halves of the images with weights W [n, r] make of it."""
@@ -93,31 +135,31 @@ class _Halved:
     own: Tensor  # [r] HSIC of each half with itself
 
 
-def cka_of_halves(a: Layers, b: Layers, halves: Tensor, settings: Settings) -> Tensor:
+def cka_of_halves(a: Grams, b: Grams, halves: Tensor) -> Tensor:
     """CKA [r, La, Lb] of the images in each of r `halves` (weights [n, r] of 0 and 1), exactly as on those images alone.
 
     HSIC of a half depends on w'(K o L)w, w'Kw and sum w (Kw)(Lw) only, which are matrix products for all halves at once."""
     values = torch.empty((halves.shape[1], len(a), len(b)), dtype=torch.float64)
     size = max(1, _BYTES // (16 * halves.shape[0] ** 2))
     for rows in _blocks(len(a), size):
-        left = [_halved(X, halves, settings) for X in a[rows]]
+        left = [_halved(a, i, halves) for i in range(len(a))[rows]]
         own_a = torch.stack([side.own for side in left], dim=1)
         for columns in _blocks(len(b), size):
-            right = [_halved(Y, halves, settings) for Y in b[columns]]
+            right = [_halved(b, i, halves) for i in range(len(b))[columns]]
             own_b = torch.stack([side.own for side in right], dim=1)
-            cross = torch.stack([_cross(one, right, halves, settings.estimator) for one in left], dim=1)
+            cross = torch.stack([_cross(one, right, halves, a.settings.estimator) for one in left], dim=1)
             values[:, rows, columns] = cross / (own_a.sqrt()[:, :, None] * own_b.sqrt()[:, None, :])
     return values
 
 
-def _halved(X: Tensor, halves: Tensor, settings: Settings) -> _Halved:
-    K = gram(X, settings.kernel, settings.bandwidth)
-    if settings.estimator == "unbiased":
-        K.fill_diagonal_(0)
+def _halved(grams: Grams, index: int, halves: Tensor) -> _Halved:
+    K, estimator = grams.raw(index), grams.settings.estimator
+    if estimator == "unbiased":
+        K = K.clone().fill_diagonal_(0)
     KW = K @ halves
     sums = (KW * halves).sum(0)
     side = _Halved(K, KW, sums, sums)
-    return _Halved(K, KW, sums, _cross(side, [side], halves, settings.estimator)[:, 0])
+    return _Halved(K, KW, sums, _cross(side, [side], halves, estimator)[:, 0])
 
 
 def _cross(one: _Halved, others: list[_Halved], halves: Tensor, estimator: Estimator) -> Tensor:
@@ -129,8 +171,10 @@ def _cross(one: _Halved, others: list[_Halved], halves: Tensor, estimator: Estim
 
 def _cross_block(one: _Halved, others: list[_Halved], halves: Tensor, estimator: Estimator) -> Tensor:
     m = float(halves[:, 0].sum())
-    product = torch.stack([other.K for other in others]).mul_(one.K) @ halves
-    t = (product * halves).sum(1)
+    stacked = torch.empty(len(others), *one.K.shape, dtype=one.K.dtype)
+    for place, other in enumerate(others):
+        torch.mul(one.K, other.K, out=stacked[place])
+    t = ((stacked @ halves) * halves).sum(1)
     sums = torch.stack([other.sums for other in others]) * one.sums
     c = torch.stack([(one.KW * other.KW * halves).sum(0) for other in others])
     if estimator == "biased":

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mixer_probe.errors import MeasureError
 from mixer_probe.progress import task
+from mixer_probe.similarity.allpairs import shifted_inner_products
 from mixer_probe.similarity.inputs import LayerFeatures, is_constant
 from mixer_probe.similarity.measure import Measure
 from mixer_probe.similarity.nulls import Pairings
@@ -22,6 +23,7 @@ _MOST_BYTES = 2**33
 _COPIES = 3
 
 Taken = Sequence[Any | None]
+Features = Sequence[Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -37,16 +39,17 @@ def tables_of(measure: Measure, a: LayerFeatures, b: LayerFeatures, pairings: Se
     """All numbers of a measure; NaN where a layer is constant or not finite.
 
     Raises MeasureError if one pair of layers takes more than 8 GiB."""
-    orders = torch.cat([p.partners() for p in pairings])
     subsets = [torch.nonzero(half).flatten() for half in halves.T]
-    values = torch.full((len(orders), len(a), len(b)), torch.nan, dtype=torch.float64)
+    count = sum(len(p.shifts) for p in pairings)
+    values = torch.full((count, len(a), len(b)), torch.nan, dtype=torch.float64)
     parts = torch.full((len(subsets), len(a), len(b)), torch.nan, dtype=torch.float64)
     size = _layers_at_a_time(measure, a, b)
     blocks = [(rows, columns) for rows in _blocks(len(a), size) for columns in _blocks(len(b), size)]
-    with task(measure.label, len(blocks) * (len(orders) + len(subsets))) as advance:
+    with task(measure.label, len(blocks) * (count + len(subsets))) as advance:
         for rows, columns in blocks:
             left, right = ([side.usable(i) for i in range(len(side))[part]] for side, part in ((a, rows), (b, columns)))
-            _fill(values[:, rows, columns], _paired(measure, left, right, orders), advance)
+            paired = _paired if measure.matrix is None or count == 1 else _shifted
+            _fill(values[:, rows, columns], paired(measure, left, right, pairings), advance)
             _fill(parts[:, rows, columns], _halved(measure, left, right, subsets), advance)
     return Tables(values[0], values[1:], parts)
 
@@ -57,16 +60,29 @@ def _fill(into: Tensor, found: Iterator[Tensor], advance: Callable[[int], None])
         advance(1)
 
 
-def _paired(measure: Measure, left: Sequence[Tensor | None], right: Sequence[Tensor | None], orders: Tensor) -> Iterator[Tensor]:
+def _paired(measure: Measure, left: Features, right: Features, pairings: Sequence[Pairings]) -> Iterator[Tensor]:
     a, b = ([None if X is None else measure.prepare(X) for X in side] for side in (left, right))
-    for i, order in enumerate(orders):
+    for i, order in enumerate(torch.cat([p.partners() for p in pairings])):
         # The first is the true pairing.
         yield _table(measure, a, b if i == 0 else [None if Y is None else Y.take(order) for Y in b])
 
 
-def _halved(
-    measure: Measure, left: Sequence[Tensor | None], right: Sequence[Tensor | None], subsets: Sequence[Tensor]
-) -> Iterator[Tensor]:
+def _shifted(measure: Measure, left: Features, right: Features, pairings: Sequence[Pairings]) -> Iterator[Tensor]:
+    """As `_paired` for a measure of inner products; all shifts of an order cost as much as one."""
+    matrix, finish = measure.matrix, measure.finish
+    assert matrix is not None
+    a, b = ([None if X is None else matrix(measure.prepare(X)) for X in side] for side in (left, right))
+    rows, columns = ([i for i, X in enumerate(side) if X is not None] for side in (a, b))
+    for part in pairings:
+        tables = torch.full((len(part.shifts), len(a), len(b)), torch.nan, dtype=torch.float64)
+        if rows and columns:
+            sides = [lambda i, s=side, k=kept: s[k[i]] for side, kept in ((a, rows), (b, columns))]
+            found = shifted_inner_products(sides[0], sides[1], (len(rows), len(columns)), part)
+            tables[:, torch.tensor(rows)[:, None], torch.tensor(columns)] = found if finish is None else finish(found)
+        yield from tables
+
+
+def _halved(measure: Measure, left: Features, right: Features, subsets: Sequence[Tensor]) -> Iterator[Tensor]:
     for rows in subsets:
         yield _table(measure, *([_prepared(measure, X, rows) for X in side] for side in (left, right)))
 

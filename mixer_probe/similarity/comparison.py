@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, TypedDict, Unpack, overload
 
 import numpy as np
@@ -21,7 +22,7 @@ from mixer_probe.similarity.inputs import LayerFeatures, RepresentationsLike
 from mixer_probe.similarity.intervals import Interval, check_resamples, draw_halves, interval_of
 from mixer_probe.similarity.matrix import SimilarityMatrix
 from mixer_probe.similarity.measure import Measure
-from mixer_probe.similarity.nulls import Null, check_permutations, draw_pairings, null_of
+from mixer_probe.similarity.nulls import Null, Traces, check_permutations, draw_pairings, null_of
 from mixer_probe.similarity.registry import MEASURES, find_measure
 
 Grid = int | tuple[int, int]
@@ -179,6 +180,9 @@ def _cka(plan: _Plan, a: LayerFeatures, b: LayerFeatures) -> _Numbers:
     if method == "minibatch":
         matrix = by_minibatches(a, b, plan.permutations, plan.seed).compute(plan.resamples)
         return _Numbers(matrix.values, matrix.null, matrix.interval, method)
+    draw = partial(infer, n=a.n, settings=plan.settings, permutations=plan.permutations, resamples=plan.resamples, seed=plan.seed)
+    if method == "gram" and draws and a.n <= SAMPLE:
+        return _Numbers(*draw(None, a, b, find_traces=_no_traces), method)
     found, traces = values_by(method, a, b, plan.settings)
     values = found.numpy()
     if not draws:
@@ -187,8 +191,11 @@ def _cka(plan: _Plan, a: LayerFeatures, b: LayerFeatures) -> _Numbers:
     if a.n > SAMPLE:
         rows = np.sort(np.random.default_rng(plan.seed).permutation(a.n)[:SAMPLE])
         left, right = a.take(rows), b.take(rows)
-    null, interval = infer(values, left, right, a.n, plan.settings, plan.permutations, plan.resamples, plan.seed, traces)
-    return _Numbers(values, null, interval, method)
+    return _Numbers(*draw(values, left, right, find_traces=traces), method)
+
+
+def _no_traces() -> tuple[Traces, Traces]:
+    raise AssertionError("the traces are those of the images at hand")
 
 
 def _by_measure(measure: Measure, plan: _Plan, a: LayerFeatures, b: LayerFeatures) -> _Numbers:

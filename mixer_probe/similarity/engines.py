@@ -10,12 +10,12 @@ from torch import Tensor
 from mixer_probe.errors import MeasureError
 from mixer_probe.progress import task
 from mixer_probe.similarity.alignment import Method, ratio
-from mixer_probe.similarity.allpairs import Settings, cka_by_grams, gram_bytes, traces
+from mixer_probe.similarity.allpairs import Grams, Settings, gram_bytes, inner_products
 from mixer_probe.similarity.hsic import Estimator
 from mixer_probe.similarity.inputs import LayerFeatures
 from mixer_probe.similarity.minibatch import MinibatchCKA, batches_of
 from mixer_probe.similarity.moments import Moments, Side
-from mixer_probe.similarity.nulls import Traces, draw_pairings
+from mixer_probe.similarity.nulls import Traces
 
 # A form is refused beyond this: Gram matrices of 8,757 images, or moments of two layers of 16,384 features.
 _MOST_BYTES = 2**32
@@ -85,8 +85,9 @@ def values_by(
     """CKA [La, Lb] by Gram matrices or by moments, and a function that gives the traces of all images."""
     if method == "moments":
         return _by_moments(a, b, settings.estimator)
-    values = cka_by_grams(a, b, draw_pairings(a.n, 0, 0)[0], settings)[0]
-    return values, lambda: (traces(a, settings), traces(b, settings))
+    grams = Grams(a, settings), Grams(b, settings)
+    values = inner_products(grams[0].unit, grams[1].unit, (len(a), len(b)), a.n)
+    return values, lambda: (grams[0].traces(), grams[1].traces())
 
 
 def _by_moments(a: LayerFeatures, b: LayerFeatures, estimator: Estimator) -> tuple[Tensor, Callable[[], tuple[Traces, Traces]]]:

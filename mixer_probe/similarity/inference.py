@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from mixer_probe.similarity.allpairs import Layers, Settings, cka_by_grams, cka_of_halves, traces
+from mixer_probe.similarity.allpairs import Grams, Layers, Settings, cka_of_halves, inner_products, shifted_inner_products
 from mixer_probe.similarity.intervals import Interval, check_resamples, draw_halves, interval_of
 from mixer_probe.similarity.nulls import (
     Null,
@@ -27,7 +27,7 @@ FindTraces = Callable[[], tuple[Traces, Traces]]
 
 
 def infer(
-    values: np.ndarray,
+    values: np.ndarray | None,
     a: Layers,
     b: Layers,
     n: int,
@@ -36,47 +36,52 @@ def infer(
     resamples: int,
     seed: int,
     find_traces: FindTraces,
-) -> tuple[Null | None, Interval | None]:
-    """Null and interval of CKA `values` [La, Lb] over `n` images, from the centred features `a` and `b` of all or some.
+) -> tuple[np.ndarray, Null | None, Interval | None]:
+    """CKA [La, Lb] over `n` images with null and interval, from the centred features `a` and `b` of all or some of them.
 
-    From fewer than n images the null is drawn as it is for them and then moved to the mean and standard deviation that it
-    has for n images, both known exactly (`permutation_moments`); the interval shrinks with the root of the share of images
-    (Politis and Romano 1994). `find_traces` gives the traces over all n images, asked for by the biased estimator."""
+    `values` may be None where a and b are all images. From fewer than n images the null is drawn as it is for them and then
+    moved to the mean and standard deviation that it has for n images, both known exactly (`permutation_moments`); the
+    interval shrinks with the root of the share of images (Politis and Romano 1994). `find_traces` gives the traces over
+    all n images, asked for by the biased estimator."""
     check_permutations(permutations)
     check_resamples(resamples)
     m = len(a[0])
-    null = _null(a, b, m, n, settings, permutations, seed, find_traces) if permutations else None
+    grams = Grams(a, settings), Grams(b, settings)
+    drawn = _draw(*grams, m, permutations if permutations or values is None else None, seed)
+    if values is None:
+        values = drawn[0].numpy()
+    null = _null(drawn[1:], *grams, m, n, find_traces) if permutations else None
     halves = draw_halves(m, resamples, seed)
     if not halves.shape[1]:
-        return null, None
-    drawn = cka_of_halves(a, b, halves, settings).numpy()
+        return values, null, None
+    resampled = cka_of_halves(*grams, halves).numpy()
     method = "halves of the images" if m == n else f"halves of {m} of {n} images, scaled"
-    return null, interval_of(values, drawn, (-1.0, 1.0), scale=math.sqrt(m / n), method=method)
+    return values, null, interval_of(values, resampled, (-1.0, 1.0), scale=math.sqrt(m / n), method=method)
 
 
-def _null(
-    a: Layers,
-    b: Layers,
-    m: int,
-    n: int,
-    settings: Settings,
-    permutations: int,
-    seed: int,
-    find_traces: FindTraces,
-) -> Null | None:
+def _draw(a: Grams, b: Grams, m: int, permutations: int | None, seed: int) -> torch.Tensor:
+    """CKA of the true pairing and then of `permutations` random ones, [1 + permutations, La, Lb]."""
+    size = len(a), len(b)
+    if permutations is None:
+        return torch.empty(0, *size)
+    if permutations == 0:
+        return inner_products(a.unit, b.unit, size, m)[None]
     pairings = draw_pairings(m, permutations, seed)
-    drawn = torch.cat([cka_by_grams(a, b, part, settings) for part in pairings])[1:]
+    return torch.cat([shifted_inner_products(a.unit, b.unit, size, part) for part in pairings])
+
+
+def _null(drawn: torch.Tensor, a: Grams, b: Grams, m: int, n: int, find_traces: FindTraces) -> Null | None:
     if m == n:
         return null_of(drawn.numpy())
-    estimator = settings.estimator
+    estimator = a.settings.estimator
     biased = estimator == "biased"
-    of_sample = (traces(a, settings), traces(b, settings)) if biased else (_none(a), _none(b))
+    of_sample = (a.traces(), b.traces()) if biased else (_none(a), _none(b))
     of_all = find_traces() if biased else of_sample
     moments = permutation_moments(m, estimator, *of_sample), permutation_moments(n, estimator, *of_all)
     method = f"random pairings of {m} of {n} images, moved to the exact mean and spread"
     return null_of(rescaled(drawn, *moments).numpy(), method=method)
 
 
-def _none(layers: Layers) -> Traces:
+def _none(layers: Grams) -> Traces:
     nothing = torch.zeros(len(layers), dtype=torch.float64)
     return Traces(nothing, nothing, nothing)

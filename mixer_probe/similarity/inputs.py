@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, overload
 
@@ -17,6 +18,8 @@ Features = np.ndarray | Tensor
 
 # A spread below this share of the magnitude is rounding: float32 features cannot vary by so little.
 CONSTANT = 1e-12
+# Mean squares beyond this or its inverse are scaled, so that their fourth powers stay in the range of numbers.
+_SMALLEST = 1e-60
 
 
 class RepresentationsLike(Protocol):
@@ -67,6 +70,9 @@ def as_matrix(X: Any, what: str) -> Tensor:
     if isinstance(X, Tensor):
         tensor = X.detach()
         return (tensor.cpu() if tensor.device.type == "mps" else tensor).to(torch.float64)
+    array = np.asarray(X)
+    if array.dtype == np.float32 and array.flags.writeable:
+        return torch.from_numpy(array).to(torch.float64)
     # A copy, because torch warns about memory that it may not write to.
     return torch.from_numpy(np.array(X, dtype=np.float64))
 
@@ -77,12 +83,38 @@ def centred(X: Tensor) -> Tensor:
 
     One scale for the whole matrix keeps fourth powers in range and changes no similarity that is
     scale-invariant."""
-    X = X / X.abs().max()
-    deviation = X - X.mean(0)
-    power = deviation.square().mean()
-    if not power > CONSTANT**2 * X.square().mean():
-        return torch.full_like(X, torch.nan)
-    return deviation / power.sqrt()
+    X = centred_(X.clone())
+    return X.div_(_mean_square(X).sqrt())
+
+
+def centred_(X: Tensor) -> Tensor:
+    """As `centred`, in place and with a scale only where numbers would leave their range: for wide features every pass
+    over them counts."""
+    mean = X.mean(0)
+    X -= mean
+    power, level = float(_mean_square(X)), float(_mean_square(mean))
+    if not math.isfinite(power + level):
+        return _rescued(X, mean)
+    if not power > CONSTANT**2 * (power + level):
+        return X.fill_(torch.nan)
+    return X if _SMALLEST < power < 1 / _SMALLEST else X.div_(power**0.5)
+
+
+def _mean_square(X: Tensor) -> Tensor:
+    # A norm reads the numbers once and writes nothing.
+    square: Tensor = torch.linalg.vector_norm(X).square() / X.numel()
+    return square
+
+
+def _rescued(X: Tensor, mean: Tensor) -> Tensor:
+    """Numbers whose squares leave the range, made smaller; all NaN if they are not finite themselves."""
+    largest = torch.maximum(X.abs().max(), mean.abs().max())
+    if not torch.isfinite(largest):
+        return X.fill_(torch.nan)
+    X /= largest
+    level = _mean_square(mean / largest)
+    power = _mean_square(X)
+    return X.div_(power.sqrt()) if power > CONSTANT**2 * (power + level) else X.fill_(torch.nan)
 
 
 def is_constant(X: Tensor) -> bool:
@@ -151,7 +183,8 @@ class LayerFeatures(Sequence[Tensor]):
     def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        features = centred(self.raw(index))
+        # The features were converted for this call alone.
+        features = centred_(self.raw(index))
         if torch.isnan(features[0, 0]):
             self.undefined[self.reps.layers[index].name] = None
         return features

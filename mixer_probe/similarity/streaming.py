@@ -103,7 +103,7 @@ class StreamingCKA:
         if self._sample.keep:
             sides = self._sample.layers(self._widths)
             settings = Settings(estimator, "linear", 0.5)
-            null, interval = infer(values, *sides, self.n, settings, permutations, resamples, seed, self._moments.traces)
+            _, null, interval = infer(values, *sides, self.n, settings, permutations, resamples, seed, self._moments.traces)
         return SimilarityMatrix(
             values=values,
             layers_a=plain_layers(self._widths[0]),

@@ -12,7 +12,7 @@ import torch
 from mixer_probe.errors import MeasureError
 from mixer_probe.results import from_dict, to_dict
 from mixer_probe.similarity import StreamingCKA, cka, compare
-from mixer_probe.similarity.allpairs import Settings, cka_of_halves, traces
+from mixer_probe.similarity.allpairs import Grams, Settings, cka_of_halves
 from mixer_probe.similarity.inputs import centred
 from mixer_probe.similarity.intervals import draw_halves
 from mixer_probe.similarity.nulls import permutation_moments
@@ -44,7 +44,7 @@ def test_moments_of_the_null_are_those_over_all_pairings(estimator, kernel):
     X, Y = uneven(1, n, 3), uneven(2, n, 2)
     all_pairings = [cka(X, Y[list(p)], estimator=estimator, kernel=kernel) for p in itertools.permutations(range(n))]
     settings = Settings(estimator, kernel, 0.5)
-    sides = (traces([centred(torch.from_numpy(side))], settings) for side in (X, Y))
+    sides = (Grams([centred(torch.from_numpy(side))], settings).traces() for side in (X, Y))
     mean, sd = permutation_moments(n, estimator, *sides)
     assert float(mean) == pytest.approx(np.mean(all_pairings), abs=1e-12)
     assert float(sd) == pytest.approx(np.std(all_pairings), abs=1e-12)
@@ -56,7 +56,8 @@ def test_moments_and_gram_matrices_give_the_same_traces():
     for rows in (slice(0, 20), slice(20, 50)):
         stream.update({"x": X[rows] + 7}, {"y": Y[rows]})
     of_moments = permutation_moments(50, "biased", *stream._moments.traces())
-    grams = [traces([centred(torch.from_numpy(side))], Settings("biased", "linear", 0.5)) for side in (X, Y)]
+    settings = Settings("biased", "linear", 0.5)
+    grams = [Grams([centred(torch.from_numpy(side))], settings).traces() for side in (X, Y)]
     for one, other in zip(of_moments, permutation_moments(50, "biased", *grams), strict=True):
         assert float(one) == pytest.approx(float(other), abs=1e-12)
 
@@ -67,7 +68,7 @@ def test_halves_read_what_those_images_alone_read(estimator, kernel):
     sides = [[uneven(seed, 21, p) for seed, p in side] for side in (((5, 3), (6, 30)), ((7, 4),))]
     layers = [[centred(torch.from_numpy(X)) for X in side] for side in sides]
     halves = draw_halves(21, 30, seed=1)
-    found = cka_of_halves(*layers, halves, Settings(estimator, kernel, 0.5))
+    found = cka_of_halves(*(Grams(side, Settings(estimator, kernel, 0.5)) for side in layers), halves)
     for r in (0, 11, 29):
         rows = np.flatnonzero(halves[:, r])
         assert len(rows) == 10
