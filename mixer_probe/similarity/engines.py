@@ -97,13 +97,21 @@ def _by_moments(a: LayerFeatures, b: LayerFeatures, estimator: Estimator) -> tup
     tiles = list(_tiles(a.channels, b.channels))
     with task("similarity", len(tiles) * a.n) as advance:
         for rows, columns in tiles:
-            moments = _moments_of(a, b, rows, columns, advance)
-            values[rows.start : rows.stop, columns.start : columns.stop] = ratio(*moments.hsic(estimator))
-            for side, indices, part in zip("ab", (rows, columns), moments.traces(), strict=True):
+            tile, parts = _tile(a, b, rows, columns, estimator, advance)
+            values[rows.start : rows.stop, columns.start : columns.stop] = tile
+            for side, indices, part in zip("ab", (rows, columns), parts, strict=True):
                 found |= {(side, i): (part.trace[k], part.power[k], part.diagonal[k]) for k, i in enumerate(indices)}
     sides = ([found[side, i] for i in range(count)] for side, count in (("a", len(a)), ("b", len(b))))
     both = [Traces(*(torch.stack(field) for field in zip(*side, strict=True))) for side in sides]
     return values, lambda: (both[0], both[1])
+
+
+def _tile(
+    a: LayerFeatures, b: LayerFeatures, rows: range, columns: range, estimator: Estimator, advance: Callable[[int], None]
+) -> tuple[Tensor, tuple[Traces, Traces]]:
+    """CKA and traces of some layers with others. The moments end with this call, before the next tile takes its own."""
+    moments = _moments_of(a, b, rows, columns, advance)
+    return ratio(*moments.hsic(estimator)), moments.traces()
 
 
 def _tiles(a: tuple[int, ...], b: tuple[int, ...]) -> Iterator[tuple[range, range]]:
