@@ -8,8 +8,11 @@ from mixer_probe.similarity.canonical import mean_cca, pwcca, svcca
 from mixer_probe.similarity.comparison import compare
 from mixer_probe.similarity.distance_correlation import distance_correlation
 from mixer_probe.similarity.hsic import hsic
+from mixer_probe.similarity.identification import LayerIdentification, layer_identification
 from mixer_probe.similarity.inputs import RepresentationsLike
 from mixer_probe.similarity.intervals import Interval
+from mixer_probe.similarity.localisation import LocalisationCKA, localisation_cka
+from mixer_probe.similarity.matches import LayerMatches, best_matches
 from mixer_probe.similarity.matching import soft_matching
 from mixer_probe.similarity.matrix import SimilarityMatrix
 from mixer_probe.similarity.measure import Measure
@@ -21,26 +24,35 @@ from mixer_probe.similarity.procrustes import angular_procrustes, procrustes
 from mixer_probe.similarity.registry import MEASURES, find_measure
 from mixer_probe.similarity.rsa import rsa
 from mixer_probe.similarity.streaming import StreamingCKA
+from mixer_probe.similarity.summary import ModelSimilarity, model_similarity
 
 __all__ = [
     "MEASURES",
     "Interval",
+    "LayerIdentification",
+    "LayerMatches",
+    "LocalisationCKA",
     "Measure",
     "MinibatchCKA",
+    "ModelSimilarity",
     "Null",
     "RepresentationsLike",
     "SimilarityMatrix",
     "StreamingCKA",
     "angular_procrustes",
+    "best_matches",
     "cka",
     "compare",
     "compare_models",
     "distance_correlation",
     "find_measure",
     "hsic",
+    "layer_identification",
     "linear_predictivity",
     "linear_regression_r2",
+    "localisation_cka",
     "mean_cca",
+    "model_similarity",
     "mutual_knn",
     "neighbourhood_jaccard",
     "procrustes",

@@ -140,7 +140,7 @@ def cka_of_halves(a: Grams, b: Grams, halves: Tensor) -> Tensor:
 
     HSIC of a half depends on w'(K o L)w, w'Kw and sum w (Kw)(Lw) only, which are matrix products for all halves at once."""
     values = torch.empty((halves.shape[1], len(a), len(b)), dtype=torch.float64)
-    size = max(1, _BYTES // (16 * halves.shape[0] ** 2))
+    size = max(1, _BYTES // (32 * halves.shape[0] ** 2))
     for rows in _blocks(len(a), size):
         left = [_halved(a, i, halves) for i in range(len(a))[rows]]
         own_a = torch.stack([side.own for side in left], dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,15 +44,33 @@ def tables_of(measure: Measure, a: LayerFeatures, b: LayerFeatures, pairings: Se
     count = sum(len(p.shifts) for p in pairings)
     values = torch.full((count, len(a), len(b)), torch.nan, dtype=torch.float64)
     parts = torch.full((len(subsets), len(a), len(b)), torch.nan, dtype=torch.float64)
-    size = _layers_at_a_time(measure, a, b)
+    size = _layers_at_a_time(measure, a, b, bool(subsets))
     blocks = [(rows, columns) for rows in _blocks(len(a), size) for columns in _blocks(len(b), size)]
     with task(measure.label, len(blocks) * (count + len(subsets))) as advance:
         for rows, columns in blocks:
-            left, right = ([side.usable(i) for i in range(len(side))[part]] for side, part in ((a, rows), (b, columns)))
+            left, right = (_Side.of(measure, side, part, bool(subsets)) for side, part in ((a, rows), (b, columns)))
             paired = _paired if measure.matrix is None or count == 1 else _shifted
-            _fill(values[:, rows, columns], paired(measure, left, right, pairings), advance)
-            _fill(parts[:, rows, columns], _halved(measure, left, right, subsets), advance)
+            _fill(values[:, rows, columns], paired(measure, left.prepared, right.prepared, pairings), advance)
+            _fill(parts[:, rows, columns], _halved(measure, left.features, right.features, subsets), advance)
     return Tables(values[0], values[1:], parts)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Some layers of one side as the measure prepares them, and their features where halves of them will be needed."""
+
+    prepared: Taken
+    features: Features
+
+    @classmethod
+    def of(cls, measure: Measure, layers: LayerFeatures, part: slice, keep: bool) -> _Side:
+        prepared: list[Any | None] = []
+        features: list[Tensor | None] = []
+        for index in range(len(layers))[part]:
+            X = layers.usable(index)
+            prepared.append(None if X is None else measure.prepare(X))
+            features.append(X if keep else None)
+        return cls(prepared, features)
 
 
 def _fill(into: Tensor, found: Iterator[Tensor], advance: Callable[[int], None]) -> None:
@@ -60,18 +79,17 @@ def _fill(into: Tensor, found: Iterator[Tensor], advance: Callable[[int], None])
         advance(1)
 
 
-def _paired(measure: Measure, left: Features, right: Features, pairings: Sequence[Pairings]) -> Iterator[Tensor]:
-    a, b = ([None if X is None else measure.prepare(X) for X in side] for side in (left, right))
+def _paired(measure: Measure, a: Taken, b: Taken, pairings: Sequence[Pairings]) -> Iterator[Tensor]:
     for i, order in enumerate(torch.cat([p.partners() for p in pairings])):
         # The first is the true pairing.
         yield _table(measure, a, b if i == 0 else [None if Y is None else Y.take(order) for Y in b])
 
 
-def _shifted(measure: Measure, left: Features, right: Features, pairings: Sequence[Pairings]) -> Iterator[Tensor]:
+def _shifted(measure: Measure, left: Taken, right: Taken, pairings: Sequence[Pairings]) -> Iterator[Tensor]:
     """As `_paired` for a measure of inner products; all shifts of an order cost as much as one."""
     matrix, finish = measure.matrix, measure.finish
     assert matrix is not None
-    a, b = ([None if X is None else matrix(measure.prepare(X)) for X in side] for side in (left, right))
+    a, b = ([None if X is None else matrix(X) for X in side] for side in (left, right))
     rows, columns = ([i for i, X in enumerate(side) if X is not None] for side in (a, b))
     for part in pairings:
         tables = torch.full((len(part.shifts), len(a), len(b)), torch.nan, dtype=torch.float64)
@@ -103,17 +121,24 @@ def _table(measure: Measure, a: Taken, b: Taken) -> Tensor:
     return table
 
 
-def _layers_at_a_time(measure: Measure, a: LayerFeatures, b: LayerFeatures) -> int:
-    n = a.n
-    width = n if measure.pairwise else max(*a.channels, *b.channels)
-    each = n * (max(width, max(*a.channels, *b.channels))) * 8 * _COPIES
-    if 2 * each > _MOST_BYTES:
-        most = int((_MOST_BYTES / (2 * 8 * _COPIES)) ** 0.5) if measure.pairwise else _MOST_BYTES // (2 * 8 * _COPIES * width)
+def _layers_at_a_time(measure: Measure, a: LayerFeatures, b: LayerFeatures, keep: bool) -> int:
+    n, widest = a.n, max(*a.channels, *b.channels)
+    width = n if measure.pairwise else widest
+    one = 8 * n * (_COPIES * width + widest)
+    if 2 * one > _MOST_BYTES:
         raise MeasureError(
-            f"{measure.label} of one pair of layers with {n} images and {max(*a.channels, *b.channels)} features takes "
-            f"{2 * each / 2**30:.0f} GiB: take at most {most} images, or linear CKA, which streams"
+            f"{measure.label} of a pair of layers with {n} images and {widest} features takes {2 * one / 2**30:.0f} GiB: take at "
+            f"most {_most_images(measure.pairwise, widest)} images, average the positions, or take linear CKA, which streams"
         )
-    return max(1, _BYTES // (2 * each))
+    return max(1, _BYTES // (2 * 8 * n * (_COPIES * width + (widest if keep else 0))))
+
+
+def _most_images(pairwise: bool, widest: int) -> int:
+    room = _MOST_BYTES / 16
+    if not pairwise:
+        return int(room / ((_COPIES + 1) * widest))
+    # The positive root of copies n^2 + widest n = room.
+    return int((math.sqrt(widest**2 + 4 * _COPIES * room) - widest) / (2 * _COPIES))
 
 
 def _blocks(count: int, size: int) -> Iterator[slice]:

@@ -269,3 +269,12 @@ def _chosen(make_reps, n, widths, method, kernel, estimator, sampled):
     reps = make_reps({str(i): np.broadcast_to(np.float32(0), (n, p)) for i, p in enumerate(widths)})
     side = LayerFeatures(reps)
     return choose(method, Settings(estimator, kernel, 0.5), side, side, sampled)
+
+
+@pytest.mark.parametrize(("measure", "message"), [("rsa", "at most 13356 images"), ("cca", "2794 GiB: take at most 178 images")])
+def test_pairs_too_large_for_memory_are_refused_with_what_would_fit(make_reps, measure, message):
+    # 8 GiB for two layers: three copies of n x n or n x p numbers and the features themselves, 8 bytes each.
+    n, p = (20_000, 128) if measure == "rsa" else (62_500, 750_000)
+    reps = make_reps({"x": np.broadcast_to(np.float32(0), (n, p))})
+    with pytest.raises(MeasureError, match=message):
+        compare(reps, reps, measure)

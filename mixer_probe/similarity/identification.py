@@ -1,0 +1,146 @@
+"""Layer identification, the sanity check of Kornblith et al. 2019, "Similarity of Neural Network Representations Revisited"
+(section 6.1): does a measure find the same layer again in a network that differs in its random seed only?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+
+from mixer_probe.errors import MeasureError
+from mixer_probe.models.layer import Layer
+from mixer_probe.results import ModelRecord, Result
+from mixer_probe.similarity.comparison import Grid, as_grid, compare
+from mixer_probe.similarity.inputs import RepresentationsLike
+from mixer_probe.similarity.matches import closest_partners
+from mixer_probe.similarity.registry import MEASURES
+
+
+@dataclass(frozen=True)
+class LayerIdentification(Result):
+    """For every measure, the closest layer of the other network for each of the same `layers` of two networks.
+
+    `partner` [measure, 2, L] is an index into `layers`: [:, 0] of the second network for the layers of the first, [:, 1] the
+    other way; -1 where the measure is not defined. `labels` are the measures' names for readers, `reduce` and `grid` say what
+    became of positions, and `n` counts images.
+
+    A measure that is not symmetric asks two questions: of "predictivity", [:, 1] is the best predictor of a layer, and [:, 0]
+    the layer that is easiest to predict from it, which is often the same one for all; "predictivity_reverse" has them the
+    other way round."""
+
+    title: ClassVar[str] = "Do measures find the same layer in another seed?"
+
+    models: tuple[ModelRecord, ModelRecord]
+    layers: tuple[Layer, ...]
+    measures: tuple[str, ...]
+    labels: tuple[str, ...]
+    partner: np.ndarray
+    n: int
+    reduce: str
+    grid: tuple[int, int] | None
+
+    @property
+    def share(self) -> np.ndarray:
+        """Share [measure, 2] of the layers whose closest layer is the one at the same place; NaN where none is defined."""
+        right, defined = self._counts
+        with np.errstate(invalid="ignore"):
+            found: np.ndarray = right / defined
+        return found
+
+    @property
+    def low(self) -> np.ndarray:
+        """Lower end [measure] of the 95 % Wilson interval of the share over both directions, 2L layers."""
+        return self._wilson[:, 0]
+
+    @property
+    def high(self) -> np.ndarray:
+        """Upper end [measure], as `low`. It takes layers for independent draws, which neighbours are not: a rough guide."""
+        return self._wilson[:, 1]
+
+    @property
+    def chance(self) -> float:
+        """Share that a random choice of the partner would give."""
+        return 1 / len(self.layers)
+
+    @property
+    def _counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Layers found again and layers with a partner, [measure, 2] each."""
+        right = self.partner == np.arange(len(self.layers))
+        return right.sum(axis=2), (self.partner >= 0).sum(axis=2)
+
+    @property
+    def _wilson(self) -> np.ndarray:
+        # Probing takes its inputs from similarity, so at the top this import would be a circle.
+        from mixer_probe.probing.linear_probe import wilson_interval
+
+        right, defined = (counts.sum(axis=1) for counts in self._counts)
+        nothing = (float("nan"), float("nan"))
+        return np.array([wilson_interval(int(k), int(n)) if n else nothing for k, n in zip(right, defined, strict=True)])
+
+    def to_frame(self) -> pd.DataFrame:
+        """One measure a row; `both` is the share over both directions, with its interval."""
+        right, defined = (counts.sum(axis=1) for counts in self._counts)
+        with np.errstate(invalid="ignore"):
+            both = right / defined
+        columns = {
+            "model_a": self.models[0].name,
+            "model_b": self.models[1].name,
+            "measure": list(self.measures),
+            "a_to_b": self.share[:, 0],
+            "b_to_a": self.share[:, 1],
+            "both": both,
+            "low": self.low,
+            "high": self.high,
+            "chance": self.chance,
+            "layers": len(self.layers),
+            "n": self.n,
+            "reduce": self.reduce,
+        }
+        return pd.DataFrame(columns)
+
+
+def layer_identification(
+    reps_a: RepresentationsLike,
+    reps_b: RepresentationsLike,
+    measure: str | Sequence[str] = "all",
+    *,
+    grid: Grid | None = None,
+    seed: int = 0,
+) -> LayerIdentification:
+    """For each layer of two networks of one architecture: is the closest layer of the other the one at the same place?
+
+    `measure` is a name in `similarity.MEASURES`, several of them, or "all". Layers with positions (reduce="none") are compared
+    flattened, or on the cells of a common `grid`. The first layer counts where several are equally close.
+
+    Raises MeasureError for different layers, different reductions, and what `compare` raises."""
+    _check_same_layers(reps_a, reps_b)
+    names = list(MEASURES) if measure == "all" else [measure] if isinstance(measure, str) else list(measure)
+    if not names:
+        raise MeasureError("there is no measure to check: name one of similarity.MEASURES, or take 'all'")
+    matrices = compare(reps_a, reps_b, names, grid=grid, seed=seed, permutations=0, resamples=0)
+    partner = [[closest_partners(m.closeness), closest_partners(m.closeness.T)] for m in matrices]
+    return LayerIdentification(
+        models=(reps_a.model, reps_b.model),
+        layers=reps_a.layers,
+        measures=tuple(names),
+        labels=tuple(m.label for m in matrices),
+        partner=np.array(partner),
+        n=len(reps_a.ids),
+        reduce=reps_a.reduce,
+        grid=as_grid(grid),
+    )
+
+
+def _check_same_layers(reps_a: RepresentationsLike, reps_b: RepresentationsLike) -> None:
+    names = tuple([layer.name for layer in reps.layers] for reps in (reps_a, reps_b))
+    if names[0] != names[1]:
+        only = ", ".join(sorted(set(names[0]) ^ set(names[1]))) or "the order"
+        raise MeasureError(
+            f"{reps_a.model.name} and {reps_b.model.name} do not have the same layers ({only}): "
+            "take two seeds of one architecture"
+        )
+    if reps_a.reduce != reps_b.reduce:
+        raise MeasureError(f"positions were reduced by '{reps_a.reduce}' and '{reps_b.reduce}': extract both alike")
