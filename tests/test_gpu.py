@@ -14,6 +14,7 @@ import torch
 from mixer_probe.capture import every_position, extract, mean_over_positions, stream, to_host
 from mixer_probe.errors import OutOfMemoryWarning
 from mixer_probe.models import load_model
+from mixer_probe.similarity import compare_models, localisation_cka
 from tests.networks import CASES, Case, as_model, askable, noise
 
 pytestmark = [
@@ -152,3 +153,25 @@ def test_random_numbers_of_the_gpu_are_left_alone() -> None:
 def test_counts_do_not_depend_on_the_device() -> None:
     case = CASES["vit"]
     assert case.model(device="cuda").macs == case.model().macs
+
+
+@pytest.mark.parametrize("positions", ["mean", "flatten"])
+def test_similarity_streams_on_the_device(positions: str) -> None:
+    cases = CASES["mixer"], CASES["dinov2-registers"]
+    images = cases[0].images(40, torch.float64)
+    matrices = []
+    for device in ("cpu", "cuda"):
+        a, b = (case.model(torch.float64, device=device) for case in cases)
+        matrices.append(compare_models(a, b, images, positions=positions, batch_size=20))  # type: ignore[arg-type]
+    cpu, gpu = matrices
+    np.testing.assert_allclose(gpu.values, cpu.values, rtol=0, atol=FLOAT64)
+    assert gpu.null is not None
+    assert cpu.null is not None
+    np.testing.assert_allclose(gpu.null.quantile95, cpu.null.quantile95, rtol=0, atol=1e-9)
+
+
+def test_localisation_on_the_device_is_the_cpus() -> None:
+    case = CASES["mixer"]
+    images = case.images(24, torch.float64)
+    cpu, gpu = (localisation_cka(case.model(torch.float64, device=d), images, grid=2) for d in ("cpu", "cuda"))
+    np.testing.assert_allclose(gpu.values, cpu.values, rtol=0, atol=1e-5)
