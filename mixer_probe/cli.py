@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mixer_probe.errors import ImagesError, MeasureError, MixerProbeError, StoreError
+from mixer_probe.errors import ImagesError, LayerError, MeasureError, MixerProbeError, StoreError, closest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mixer_probe.models import CatalogueEntry, Model, ModelCard
     from mixer_probe.report import StudySettings
     from mixer_probe.results import Result
+    from mixer_probe.similarity import SimilarityMatrix
 
 app = typer.Typer(
     help="What did an MLP-Mixer learn, and how does that differ from a ViT and a CNN?",
@@ -54,9 +55,12 @@ Limit = Annotated[int | None, typer.Option(help="At most this many images, balan
 OnError = Annotated[str, typer.Option(help="raise, or skip: leave unreadable images out and count them.")]
 Device = Annotated[str, typer.Option(help="auto, cuda, mps or cpu.")]
 Autocast = Annotated[str | None, typer.Option(help="bfloat16 or float16: run the network in mixed precision.")]
-Layers = Annotated[str, typer.Option(help="blocks, spatial, channel, all, a kind, a name or a glob; several with commas.")]
+_LAYERS = "blocks, spatial, channel, all, a kind, a name or a glob; several with commas."
+Layers = Annotated[str, typer.Option(help=_LAYERS)]
+Measures = Annotated[str, typer.Option(help="A measure, several with commas, or all; cka, procrustes, mutual_knn, rsa, ...")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images a forward pass.")]
 Permutations = Annotated[int, typer.Option(min=0, help="Random pairings of the images for the null.")]
+Resamples = Annotated[int, typer.Option(min=0, help="Random halves of the images for the intervals.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]
@@ -187,14 +191,21 @@ def extract(
     console.print(str(out), markup=False, highlight=False)
 
 
-@app.command(epilog="Example: mixer-probe compare zoo:mixer zoo:vit --data demo --json")
+@app.command(epilog="Example: mixer-probe compare zoo:mixer zoo:vit --measure cka,procrustes --out similarity")
 def compare(
     model_a: Annotated[str, typer.Argument(metavar="A", help="A model, or a stored run.")],
     model_b: Annotated[str, typer.Argument(metavar="B", help="Another model or stored run.")],
     data: Data = "demo",
-    layers: Layers = "blocks",
-    estimator: Annotated[str, typer.Option(help="unbiased or biased.")] = "unbiased",
-    kernel: Annotated[str, typer.Option(help="linear or rbf.")] = "linear",
+    measure: Measures = "cka",
+    estimator: Annotated[str, typer.Option(help="Of CKA: unbiased or biased.")] = "unbiased",
+    kernel: Annotated[str, typer.Option(help="Of CKA: linear or rbf.")] = "linear",
+    method: Annotated[str, typer.Option(help="Of CKA: auto, gram, moments or minibatch.")] = "auto",
+    layers: Annotated[str | None, typer.Option(help=f"{_LAYERS} (default: blocks; of a stored run, all it has)")] = None,
+    reduce: Annotated[
+        str | None, typer.Option(help="As in extract: mean, prefix or none (default: none with --grid, else mean)")
+    ] = None,
+    grid: Annotated[str | None, typer.Option(help="Average positions over the cells of a common grid: 7, or 7x7.")] = None,
+    without_top_pc: Annotated[int, typer.Option(min=0, help="Leave out that many leading principal components.")] = 0,
     split: Split = None,
     root: Root = None,
     limit: Limit = None,
@@ -204,24 +215,98 @@ def compare(
     autocast: Autocast = None,
     batch_size: BatchSize = 64,
     permutations: Permutations = 100,
+    resamples: Resamples = 100,
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder for report.html and results.json.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results (default: mixer-probe-compare; with --json none).")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """CKA of every layer of A with every layer of B, with its permutation null."""
+    """Similarity of every layer of A with every layer of B by one measure or several, with null and interval.
+
+    Writes similarity.csv, results.json, similarity.svg, similarity.png and report.html."""
     import mixer_probe as mp
 
+    names, cells = _measures(measure), _grid(grid, reduce)
     load = partial(_images, data, split, root, limit, on_error, seed)
-    find = partial(_representations, load=load, layers=layers, pretrained=pretrained, device=device, autocast=autocast)
-    matrix = mp.compare(
-        find(model_a, batch_size=batch_size),
-        find(model_b, batch_size=batch_size),
-        estimator=estimator,  # type: ignore[arg-type]
-        kernel=kernel,  # type: ignore[arg-type]
+    kept = reduce or ("none" if cells else None)
+    find = partial(_representations, load=load, layers=layers, reduce=kept, pretrained=pretrained, device=device)
+    a, b = (find(source, autocast=autocast, batch_size=batch_size) for source in (model_a, model_b))
+    matrices = mp.compare(  # type: ignore[call-overload]
+        a,
+        b,
+        names,
+        estimator=estimator,
+        kernel=kernel,
+        method=method,
         permutations=permutations,
+        resamples=resamples,
+        without_top_pc=without_top_pc,
+        grid=cells,
         seed=seed,
     )
-    _deliver([matrix], matrix.to_frame(), out, as_json, "Where two networks agree")
+    _deliver_similarity(matrices, out or (None if as_json else Path("mixer-probe-compare")), as_json)
+
+
+def _measures(text: str) -> tuple[str, ...]:
+    """Names of measures; an unknown one is told before any network runs."""
+    from mixer_probe.similarity import MEASURES, find_measure
+
+    if text == "all":
+        return tuple(MEASURES)
+    return tuple(find_measure(name.strip()).name for name in dict.fromkeys(text.split(",")))
+
+
+def _grid(text: str | None, reduce: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    if reduce not in (None, "none"):
+        raise MeasureError(f"--grid needs --reduce none: with --reduce {reduce} no positions are left to average")
+    sizes = text.lower().replace("×", "x").split("x")
+    if len(sizes) > 2 or not all(size.strip().isdigit() and int(size) for size in sizes):
+        raise MeasureError(f"--grid is a number of rows and columns such as 7 or 7x7, not '{text}'")
+    return int(sizes[0]), int(sizes[-1])
+
+
+def _deliver_similarity(matrices: Sequence[SimilarityMatrix], out: Path | None, as_json: bool) -> None:
+    """Files where a folder is given, and JSON or sentences."""
+    import pandas as pd
+
+    from mixer_probe.report import write_report
+    from mixer_probe.report.sections import agreement, disagreement
+    from mixer_probe.results import save_results, write_text_atomically
+
+    frame = pd.concat([m.to_frame() for m in matrices], ignore_index=True)
+    if out is not None:
+        _prepare(out)
+        settings = {"command": " ".join(["mixer-probe", *map(shlex.quote, sys.argv[1:])])}
+        write_text_atomically(out / "similarity.csv", frame.to_csv(index=False))
+        save_results(matrices, out / "results.json", settings)
+        _save_pictures(matrices, out)
+        write_report(matrices, out / "report.html", title="Where two networks agree", settings=settings)
+    if as_json:
+        console.file.write(frame.to_json(orient="records") + "\n")
+        return
+    sentences = [agreement(m) for m in matrices] + ([disagreement(matrices)] if len(matrices) > 1 else [])
+    sentences[-1] += f" Written to {out}."
+    for sentence in sentences:
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+def _save_pictures(matrices: Sequence[SimilarityMatrix], out: Path) -> None:
+    """similarity.svg and similarity.png: a heatmap with the best matches, or one panel a measure."""
+    import matplotlib as mpl
+
+    from mixer_probe.figures import similarity_heatmaps, similarity_measures
+
+    figure = similarity_measures(matrices) if len(matrices) > 1 else similarity_heatmaps(matrices, paths=True)
+    try:
+        # Without a date and with a fixed salt the same numbers give the same file.
+        with mpl.rc_context({"svg.hashsalt": "mixer-probe", "svg.fonttype": "path"}):
+            figure.savefig(out / "similarity.svg", dpi=160, metadata={"Date": None})
+            figure.savefig(out / "similarity.png", dpi=160, metadata={"Software": None})
+    except OSError as error:
+        raise StoreError(f"cannot write pictures to {out}: {error.strerror or error}") from error
 
 
 @app.command(epilog="Example: mixer-probe probe zoo:mixer zoo:vit --data demo")
@@ -249,7 +334,8 @@ def probe(
     from mixer_probe.report.skipped import Skipped
 
     images, train = _train_and_test(data, split, root, limit, on_error, seed)
-    study = Study(images, train, _study_settings(layers, batch_size, 0, seed, baselines, autocast))
+    settings = _study_settings(layers, batch_size=batch_size, seed=seed, baselines=baselines, autocast=autocast)
+    study = Study(images, train, settings)
     for load in _loaders(names, pretrained, None, device):
         model = load()
         study.represent(model, study.twin_of(model))
@@ -290,7 +376,7 @@ def weights(
 @app.command(epilog="Example: mixer-probe demo --out demo")
 def demo(out: Out = Path("mixer-probe-demo"), device: Device = "auto", seed: Seed = 0) -> None:
     """All analyses of the bundled Mixer, ViT and ResNet on the bundled images: report.html and results.json."""
-    settings = _study_settings("blocks", 50, 100, seed, True, None)
+    settings = _study_settings("blocks", batch_size=50, seed=seed)
     images, train = _train_and_test("demo", None, None, None, "raise", seed)
     loaders = _loaders(DEMO_MODELS, True, None, device)
     title = "What a Mixer, a ViT and a ResNet learned from CIFAR-10"
@@ -312,13 +398,25 @@ def report(
     device: Device = "auto",
     autocast: Autocast = None,
     batch_size: BatchSize = 32,
+    measure: Measures = "cka,procrustes,mutual_knn",
     permutations: Permutations = 100,
+    resamples: Resamples = 100,
     seed: Seed = 0,
     out: Out = Path("mixer-probe-report"),
 ) -> None:
     """All analyses of the models of your choice: report.html and results.json."""
+    measures = _measures(measure)
     images, train = _train_and_test(data, split, root, limit, on_error, seed)
-    settings = _study_settings(layers, batch_size, permutations, seed, baselines, autocast)
+    settings = _study_settings(
+        layers,
+        batch_size=batch_size,
+        permutations=permutations,
+        seed=seed,
+        baselines=baselines,
+        autocast=autocast,
+        measures=measures,
+        resamples=resamples,
+    )
     loaders = _loaders(names, pretrained, checkpoint, device)
     loading = {"pretrained": pretrained, "checkpoint": checkpoint and str(checkpoint), "device": device}
     title = f"Inside {', '.join(names)}" if len(names) < 4 else f"Inside {len(names)} networks: {', '.join(names)}"
@@ -402,15 +500,11 @@ def _layers(text: str) -> str | list[str]:
     return text.split(",") if "," in text else text
 
 
-def _study_settings(
-    layers: str, batch_size: int, permutations: int, seed: int, baselines: bool, autocast: str | None
-) -> StudySettings:
+def _study_settings(layers: str, **choices: Any) -> StudySettings:
     from mixer_probe.report import StudySettings
 
     chosen = _layers(layers)
-    return StudySettings(
-        chosen if isinstance(chosen, str) else tuple(chosen), batch_size, permutations, seed, baselines, autocast
-    )
+    return StudySettings(chosen if isinstance(chosen, str) else tuple(chosen), **choices)
 
 
 def _images(data: str, split: str | None, root: str | None, limit: int | None, on_error: str, seed: int) -> Images:
@@ -445,7 +539,8 @@ def _representations(
     source: str,
     *,
     load: Callable[[], Images],
-    layers: str,
+    layers: str | None,
+    reduce: str | None,
     pretrained: bool,
     device: str,
     autocast: str | None,
@@ -455,9 +550,41 @@ def _representations(
     import mixer_probe as mp
 
     if Path(source).is_dir():
-        return mp.open_run(source)
+        return _stored(source, layers, reduce)
     model = mp.load_model(source, pretrained=pretrained, device=device)
-    return mp.extract(model, load(), _layers(layers), batch_size=batch_size, autocast=autocast)
+    chosen = _layers(layers or "blocks")
+    kept: Any = reduce or "mean"
+    return mp.extract(model, load(), chosen, reduce=kept, batch_size=batch_size, autocast=autocast)
+
+
+def _stored(source: str, layers: str | None, reduce: str | None) -> Representations:
+    """A stored run, or some layers of it. Raises MeasureError if its positions were reduced in another way."""
+    import mixer_probe as mp
+
+    run = mp.open_run(source)
+    if reduce not in (None, run.reduce):
+        raise MeasureError(f"the run {source} holds positions reduced by '{run.reduce}', not '{reduce}': extract it again")
+    return run if layers is None else _only(run, layers)
+
+
+def _only(run: Representations, layers: str) -> Representations:
+    """Some layers of a run, chosen by the words that choose those of a model. Raises LayerError for what matches nothing."""
+    from dataclasses import replace
+
+    from mixer_probe.capture import Representations
+    from mixer_probe.models.structure import WORDS, _matches
+
+    chosen: set[str] = set()
+    for item in layers.split(","):
+        kind = WORDS.get(item, item)
+        found = {x.name for x in run.layers if item in ("all", x.name) or x.kind == kind or _matches(x.name, item)}
+        if not found:
+            raise LayerError(f"no layer '{item}' in the stored run of {run.model.name}; {closest(item, run.names())}")
+        chosen |= found
+    record = replace(run.record, layers=tuple(x for x in run.layers if x.name in chosen))
+    arrays = {name: run[name] for name in run if name in chosen}
+    counts = {name: count for name, count in run.non_finite.items() if name in chosen}
+    return Representations(record, arrays, {}, run.ids, run.labels, run.class_names, counts)
 
 
 def _deliver(results: Sequence[Result], frame: pd.DataFrame, out: Path | None, as_json: bool, title: str) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+import zarr
 from PIL import Image
 
 from mixer_probe import cli
@@ -82,6 +86,96 @@ def test_extract_stores_a_run_that_compare_takes(run: Run, tmp_path: Path) -> No
     assert len(rows) == 64
     diagonal = [r["value"] for r in rows if r["layer_a"] == r["layer_b"]]
     assert diagonal == pytest.approx([1.0] * 8, abs=1e-9)
+
+
+FILES = {"similarity.csv", "results.json", "similarity.svg", "similarity.png", "report.html"}
+
+
+def stored(run: Run, path: Path, model: str = "zoo:mixer-s0", *options: str) -> str:
+    assert run("extract", model, "--limit", "24", "--out", str(path), "--device", "cpu", *options)[0] == 0
+    return str(path)
+
+
+def test_compare_of_stored_runs_writes_files_and_says_what_they_hold(run: Run, tmp_path: Path) -> None:
+    a, b = stored(run, tmp_path / "a"), stored(run, tmp_path / "b", "zoo:resnet-s0")
+    out = tmp_path / "out"
+    code, printed, _ = run("compare", a, b, "--permutations", "20", "--resamples", "20", "--out", str(out))
+    assert code == 0
+    assert {file.name for file in out.iterdir()} == FILES
+    number = r"-?\d\.\d+"
+    assert re.fullmatch(
+        rf"mixer-s0 and resnet-s0 agree most at blocks\.\d × layer\d\.\d: CKA \(linear, unbiased\) {number} "
+        rf"\[{number}, {number}\], chance at most {number} \(n = 24, 20 shuffles\)\. \d+ of 72 pairs of layers are above chance; "
+        rf"the best match .*depth.*\. Written to {re.escape(str(out))}\.",
+        printed.strip(),
+    )
+    (matrix,) = load_results(out / "results.json")
+    table = pd.read_csv(out / "similarity.csv")
+    assert table["value"].to_numpy() == pytest.approx(matrix.values.ravel())
+    assert Image.open(out / "similarity.png").size > (600, 400)
+
+
+def test_compare_of_model_names_by_several_measures_on_a_grid(run: Run, tmp_path: Path) -> None:
+    arguments = ("--limit", "20", "--grid", "2", "--layers", "blocks.0,blocks.7", "--permutations", "20", "--resamples", "0")
+    names = ("--measure", "cka,procrustes", "--without-top-pc", "1", "--device", "cpu", "--out", str(tmp_path))
+    code, printed, _ = run("compare", "zoo:mixer-s0", "zoo:vit-s0", *arguments, *names)
+    assert code == 0
+    assert {file.name for file in tmp_path.iterdir()} == FILES
+    matrices = load_results(tmp_path / "results.json")
+    assert [(m.measure, m.grid, m.reduce, m.without_top_pc) for m in matrices] == [
+        (name, (2, 2), "none", 1) for name in ("cka", "procrustes")
+    ]
+    assert "CKA (linear, unbiased, without 1 PC)" in printed
+    assert "Procrustes distance" in printed
+    assert "best match of" in printed.splitlines()[-1]
+    assert len(pd.read_csv(tmp_path / "similarity.csv")) == 8
+
+
+def test_a_model_is_compared_with_a_stored_run_on_some_layers(run: Run, tmp_path: Path) -> None:
+    a = stored(run, tmp_path / "a")
+    arguments = ("--limit", "24", "--layers", "blocks.[01]", "--permutations", "0", "--resamples", "0", "--json")
+    code, out, _ = run("compare", a, "zoo:mixer-s0", *arguments, "--device", "cpu")
+    rows = json.loads(out)
+    assert code == 0
+    assert [(r["layer_a"], r["layer_b"]) for r in rows] == [(f"blocks.{i}", f"blocks.{j}") for i in range(2) for j in range(2)]
+    assert {file.name for file in tmp_path.iterdir()} == {"a"}
+
+
+def test_noise_is_not_above_chance(run: Run, tmp_path: Path) -> None:
+    runs = []
+    for seed in range(2):
+        folder = tmp_path / f"run{seed}"
+        stored(run, folder)
+        rng = np.random.default_rng(seed)
+        for name, array in zarr.open_group(folder, mode="r+").arrays():
+            if name.startswith("blocks"):
+                array[:] = rng.normal(size=array.shape)
+        runs.append(str(folder))
+    code, printed, _ = run("compare", *runs, "--out", str(tmp_path / "out"))
+    assert code == 0
+    assert "no pair of layers is above chance" in printed
+    assert "not above null" in printed
+
+
+def test_bad_comparisons_are_one_line(run: Run, tmp_path: Path) -> None:
+    a = stored(run, tmp_path / "a")
+    other = stored(run, tmp_path / "b", "zoo:mixer-s0", "--seed", "7")
+    for arguments, message in {
+        (a, other): "compare the same images",
+        (a, a, "--layers", "blocks.99"): "no layer 'blocks.99'",
+        (a, a, "--measure", "ckaa"): "unknown measure 'ckaa'; closest: cka",
+        (a, a, "--measure", ""): "unknown measure",
+        (a, a, "--reduce", "none"): "holds positions reduced by 'mean'",
+        (a, a, "--grid", "7", "--reduce", "mean"): "--grid needs --reduce none",
+        (a, a, "--grid", "7x"): "such as 7 or 7x7",
+        (a, a, "--permutations", "5"): "5 permutations",
+        (a, a, "--resamples", "5"): "5 resamples",
+        (a, a, "--estimator", "none"): "estimator",
+        (a, a, "--out", f"{a}/zarr.json/x"): "cannot make the folder",
+    }.items():
+        code, out, err = run("compare", *arguments)
+        assert (code, err.count("\n"), out) == (2, 1, ""), (arguments, err)
+        assert message in err
 
 
 def test_report_of_a_folder(run: Run, tmp_path: Path) -> None:

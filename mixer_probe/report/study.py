@@ -23,13 +23,20 @@ from mixer_probe.weights import stem_filters, token_mixing
 
 # Channel statistics settle with few images, since every position counts.
 CHANNEL_IMAGES = 200
+# CKA has all its draws in a few matrix products; other measures start anew with each. Twenty are the fewest with an interval.
+OTHER_DRAWS = 20
+_CKA = ("cka", "cka_rbf")
 
 Loader = Callable[[], Model]
 
 
 @dataclass(frozen=True)
 class StudySettings:
-    """What decides a study's numbers besides models and images. `baselines` adds the untrained twin of every trained model."""
+    """What decides a study's numbers besides models and images.
+
+    `baselines` adds the untrained twin of every trained model. Networks are compared by all `measures`, each network with
+    itself by CKA only; there are three because measures disagree about which networks are alike (Klabunde et al. 2024, ReSi).
+    `permutations` and `resamples` are those of CKA; other measures cost more and take at most 20."""
 
     layers: str | tuple[str, ...] = "blocks"
     batch_size: int = 64
@@ -37,6 +44,8 @@ class StudySettings:
     seed: int = 0
     baselines: bool = True
     autocast: str | None = None
+    measures: tuple[str, ...] = ("cka", "procrustes", "mutual_knn")
+    resamples: int = 100
 
 
 @dataclass
@@ -100,16 +109,21 @@ class Study:
         return channel_statistics(model, sample, s.layers, batch_size=s.batch_size, autocast=s.autocast)
 
     def compare(self) -> None:
-        """Similarity of every two models, and of each with itself."""
+        """Similarity of every two models by every measure, and of each with itself by CKA."""
         pairs = list(itertools.combinations_with_replacement(self.seen, 2))
-        s = self.settings
-        with task("similarity", len(pairs)) as advance:
-            for a, b in pairs:
+        todo = [(m, a, b) for m in self.settings.measures for a, b in pairs if a is not b or m in _CKA]
+        with task("similarity", len(todo)) as advance:
+            for measure, a, b in todo:
                 self._attempt(
-                    f"similarity of {a.test.model.name} and {b.test.model.name}",
-                    lambda a=a, b=b: compare(a.test, b.test, permutations=s.permutations, seed=s.seed),  # type: ignore[misc]
+                    f"similarity ({measure}) of {a.test.model.name} and {b.test.model.name}",
+                    lambda measure=measure, a=a, b=b: self._compare(measure, a.test, b.test),  # type: ignore[misc]
                 )
                 advance(1)
+
+    def _compare(self, measure: str, a: Representations, b: Representations) -> Result:
+        s = self.settings
+        draws = [n if measure in _CKA else min(n, OTHER_DRAWS) for n in (s.permutations, s.resamples)]
+        return compare(a, b, measure, permutations=draws[0], resamples=draws[1], seed=s.seed)
 
     def probe(self) -> None:
         """Linear probes of every model."""

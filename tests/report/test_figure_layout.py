@@ -17,10 +17,16 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import mixer_probe as mp
+from mixer_probe.errors import UndefinedSimilarityWarning
 from mixer_probe.figures import token_mixing_units
 from mixer_probe.report import StudySettings, make_sections, run_study
 from mixer_probe.report.section import Picture
 from mixer_probe.results import Result
+from mixer_probe.similarity import SimilarityMatrix
+from mixer_probe.similarity.identification import layer_identification
+from mixer_probe.similarity.localisation import localisation_cka
+from mixer_probe.similarity.matches import best_matches
+from mixer_probe.similarity.summary import model_similarity
 from tests.tiny import SPEC
 
 # Boxes of neighbouring texts may touch: a font's box is a pixel higher than its letters.
@@ -57,6 +63,24 @@ def alone() -> list[Result]:
     return run_study([model], mp.load_images("demo", limit=20), None, StudySettings(permutations=0))
 
 
+@pytest.fixture(scope="module")
+def compared(crowded: list[Result]) -> list[Result]:
+    """What else can be said about similarity, of networks with long names, and all measures of layers of every kind."""
+    cka = [r for r in crowded if isinstance(r, SimilarityMatrix) and r.measure == "cka"]
+    across = [m for m in cka if m.model_a != m.model_b]
+    images = mp.load_images("demo", limit=30)
+    name, network = next(iter(crowd().items()))
+    model = mp.load_model(network, name=name, **SPEC)
+    runs = [mp.extract(one, images, ["stem", "spatial", "norm", "head"]) for one in (model, model.untrained())]
+    # A fresh head is all zeros.
+    with pytest.warns(UndefinedSimilarityWarning):
+        matrices = mp.compare(*runs, "all", permutations=20, resamples=0)
+    with pytest.warns(UndefinedSimilarityWarning):
+        identified = [layer_identification(*runs), layer_identification(*runs[::-1])]
+    located = localisation_cka(model, images, "spatial", grid=4, permutations=20)
+    return [*matrices, *map(best_matches, across[:10]), model_similarity(cka), *identified, located]
+
+
 @dataclass(frozen=True)
 class Drawn:
     """A figure with its texts and their boxes in pixels."""
@@ -66,7 +90,7 @@ class Drawn:
     texts: list[tuple[str, Bbox]]
 
 
-@pytest.fixture(scope="module", params=["study", "crowded", "alone"])
+@pytest.fixture(scope="module", params=["study", "crowded", "alone", "compared"])
 def drawn(request: pytest.FixtureRequest) -> list[Drawn]:
     results = request.getfixturevalue(request.param)
     return [

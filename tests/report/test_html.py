@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import mixer_probe as mp
@@ -74,10 +76,53 @@ def test_numbers_carry_n_estimator_interval_and_null(study: list[Result]) -> Non
     assert "n = 60" in text["similarity"]
     assert "unbiased" in text["similarity"]
     assert "20 random pairings" in text["similarity"]
+    assert re.search(r"CKA \(linear, unbiased\) 0\.\d\d \[0\.\d\d, 0\.\d\d\], chance at most 0\.\d+", text["similarity"])
+    assert re.search(r"\d of 4 pairs of layers are above chance", text["similarity"])
+    assert "n = 60" in text["measures"]
     assert "95 % Wilson" in text["probes"]
     assert re.search(r"\[\d+\.\d %, \d+\.\d %\], n = 60", text["probes"])
     assert "20 surrogates" in text["token-mixing"]
     assert "60 images" in text["channels"]
+
+
+def test_measures_are_listed_with_what_they_are_and_where_they_disagree(study: list[Result]) -> None:
+    section = next(s for s in make_sections(study) if s.anchor == "measures")
+    best, definitions = (c for c in section.content if isinstance(c, Table))
+    assert len([c for c in section.content if isinstance(c, Picture)]) == 3
+    assert len(best.frame) == 9
+    assert list(definitions.frame["measure"]) == ["CKA", "Procrustes distance", "mutual k-NN (k = 10)"]
+    assert len(section.paragraphs) == 3
+    assert all("Spearman" in text and re.search(r"best match of \d of \d layers", text) for text in section.paragraphs)
+
+
+def test_noise_is_not_above_chance() -> None:
+    rng = np.random.default_rng(0)
+    reps = [mp.extract(model, mp.load_images("demo", limit=60)) for model in tiny_models()[:2]]
+    for run in reps:
+        run._arrays = {name: rng.normal(size=(60, 8)) for name in run}
+    section = make_sections([mp.compare(*reps)])[0]
+    assert "no pair of layers is above chance" in section.paragraphs[0]
+    assert "not above null" in section.paragraphs[0]
+
+
+def test_a_distance_is_read_the_other_way_round() -> None:
+    reps = [mp.extract(model, mp.load_images("demo", limit=60)) for model in tiny_models()[:2]]
+    matrix = mp.compare(*reps, "procrustes")
+    section = make_sections([matrix])[0]
+    i, j = np.unravel_index(matrix.values.argmin(), matrix.values.shape)
+    assert f"{matrix.layers_a[i].name} × {matrix.layers_b[j].name}: Procrustes distance" in section.paragraphs[0]
+    assert "chance at least" in section.paragraphs[0]
+
+
+def test_five_networks_are_summed_up() -> None:
+    mixer, vit, cnn = tiny_models()
+    images = mp.load_images("demo", limit=20)
+    runs = [mp.extract(model, images) for model in (mixer, vit, cnn, mixer.untrained(), vit.untrained())]
+    matrices = [mp.compare(a, b, permutations=0, resamples=0) for a, b in combinations(runs, 2)]
+    alts = [c.alt for c in make_sections(matrices)[0].content if isinstance(c, Picture)]
+    assert "Heatmap and tree of the similarity of networks" in alts
+    fewer = make_sections([m for m in matrices if runs[4].model not in (m.model_a, m.model_b)])[0]
+    assert "Heatmap and tree of the similarity of networks" not in [c.alt for c in fewer.content if isinstance(c, Picture)]
 
 
 def test_untrained_networks_are_named_in_every_section(tmp_path: Path) -> None:

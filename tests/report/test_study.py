@@ -12,7 +12,7 @@ import mixer_probe as mp
 from mixer_probe.errors import ImagesError, ModelError
 from mixer_probe.probing import linear_probe
 from mixer_probe.report import Skipped, StudySettings, run_study
-from mixer_probe.report.study import halves
+from mixer_probe.report.study import OTHER_DRAWS, halves
 from mixer_probe.results import Result, load_results, save_results
 from tests.tiny import tiny_models
 
@@ -27,7 +27,7 @@ def test_every_analysis_of_every_model_is_there(study: list[Result]) -> None:
         "TokenMixing": 2,  # the Mixer and its untrained twin
         "StemFilters": 3,
         "ChannelStatistics": 3,
-        "SimilarityMatrix": 6,
+        "SimilarityMatrix": 12,  # CKA of six pairs, networks with themselves too, and two more measures of three
         "ProbeResult": 3,
     }
 
@@ -46,6 +46,14 @@ def test_numbers_equal_the_analyses_by_hand(study: list[Result]) -> None:
     assert probe.untrained is not None
     assert probe.untrained.model.name == "tiny-mixer?untrained"
     assert not probe.untrained.model.trained
+
+
+def test_other_measures_compare_different_networks_only(study: list[Result]) -> None:
+    matrices = [r for r in study if type(r).__name__ == "SimilarityMatrix"]
+    assert [m.measure for m in matrices] == ["cka"] * 6 + ["procrustes"] * 3 + ["mutual_knn"] * 3
+    assert all(m.model_a != m.model_b for m in matrices[6:])
+    assert {m.interval.resamples for m in matrices[:6]} == {100}
+    assert {m.interval.resamples for m in matrices[6:]} == {OTHER_DRAWS}
 
 
 def test_results_save_and_load(study: list[Result], tmp_path: Path) -> None:
