@@ -225,13 +225,13 @@ def _best_table(matrices: Sequence[SimilarityMatrix]) -> Table:
     label = matrices[0].label
     return Table(
         "The best pair of layers of each two networks. The interval is that of one cell and does not know that the best was "
-        "picked; the null of the best takes the closest cell under each random pairing, and does.",
+        "picked. The null of best does: 95 % of the random pairings have no closer cell anywhere in the matrix.",
         pd.DataFrame([_best_row(m, label) for m in matrices]),
         {label: "{:.3f}", _NULL: "{:.3f}", "last layers": "{:.3f}"},
     )
 
 
-_NULL = "null of the best, 95 %"
+_NULL = "null of best"
 
 
 def _best_row(matrix: SimilarityMatrix, label: str) -> dict[str, Any]:
@@ -242,10 +242,9 @@ def _best_row(matrix: SimilarityMatrix, label: str) -> dict[str, Any]:
         label: float(matrix.values[row, column]),
         "95 % interval": _interval_text(matrix, row, column) or "–",
         _NULL: matrix.null.maximum95 if matrix.null else float("nan"),
-        "above their null": _above_text(matrix),
+        "above null": _above_text(matrix),
         "best match": order_of(best_matches(matrix)),
         "last layers": float(matrix.values[-1, -1]),
-        "method": matrix.method,
         "n": matrix.n,
         "p": f"{matrix.p_a[row]} × {matrix.p_b[column]}",
     }
@@ -424,7 +423,7 @@ def _measure_row(matrix: SimilarityMatrix) -> dict[str, Any]:
         "value": float(matrix.values[row, column]),
         "95 % interval": _interval_text(matrix, row, column) or "–",
         _NULL: matrix.null.maximum95 if matrix.null else float("nan"),
-        "above their null": _above_text(matrix),
+        "above null": _above_text(matrix),
         "best match": order_of(best_matches(matrix)),
         "n": matrix.n,
     }

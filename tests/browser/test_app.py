@@ -170,7 +170,7 @@ def test_numbers_are_saved_as_csv(page: Page, app: str, tmp_path: Path) -> None:
         page.get_by_role("button", name="Numbers (CSV)").click()
     saved.value.save_as(tmp_path / "numbers.csv")
     lines = (tmp_path / "numbers.csv").read_text(encoding="utf-8").splitlines()
-    assert lines[0].startswith("layer_a,depth_a,layer_b,depth_b,value,null_mean,null_q95,n")
+    assert lines[0].startswith("layer_a,depth_a,layer_b,depth_b,measure,value,low,high,null_mean,null_q95")
     assert len(lines) == 1 + 6 * 4
 
 
