@@ -21,6 +21,12 @@ from mixer_probe.similarity.measure import Measure
 VARIANCE = 0.99
 # Correlations closer than this are one correlation: within it rounding alone would pick the variates.
 _TIED = 1e-9
+# What the mean may lose by taking squares of correlations, which cost less, to first order in the rounding.
+_LOST = 1e-14
+# The same for the mean angle by which rounding turns the variates.
+_LOST_TURNING = 3e-12
+# Squared singular values below this share of the largest one are not taken from inner products.
+_SHARE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -77,32 +83,79 @@ def principal(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Directions at the level of rounding are left out, as numpy.linalg.matrix_rank does."""
     U, S, Vh = torch.linalg.svd(centred(X), full_matrices=False)
-    X = X / X.abs().max()
-    # Rounding is relative to the values as they came, which a mean far from zero makes larger than their spread.
-    raised = X.norm() / (X - X.mean(0)).norm()
-    rounding = S[0] * raised * max(X.shape) * torch.finfo(S.dtype).eps
-    rank = int((rounding < S).sum())
+    rank = int((S[0] * _rounding(X) < S).sum())
     return U[:, :rank], S[:rank], Vh[:rank]
+
+
+def _rounding(X: Tensor) -> Tensor:
+    """Share of the largest singular value of the centred `X` [n, p] that is rounding."""
+    X = X / X.abs().max()
+    # Relative to the values as they came, which a mean far from zero makes larger than their spread.
+    raised = X.norm() / (X - X.mean(0)).norm()
+    share: Tensor = raised * max(X.shape) * torch.finfo(X.dtype).eps
+    return share
 
 
 def basis(X: Tensor) -> Basis:
     """All directions of the centred columns of `X` [n, p]."""
+    if X.shape[1] < len(X):
+        U, R = torch.linalg.qr(centred(X))
+        if _is_full_rank(R, _rounding(X)):
+            return Basis(U, R)
     U, S, Vh = principal(X)
     return Basis(U, S[:, None] * Vh)
 
 
+def _is_full_rank(R: Tensor, rounding: Tensor) -> bool:
+    """Whether all singular values of the triangle `R` [p, p] are certain to be above `rounding` times the largest one."""
+    inverse = torch.linalg.solve_triangular(R, torch.eye(len(R), dtype=R.dtype, device=R.device), upper=True)
+    # Frobenius norms bound the largest singular value and that of the inverse; NaN is no certainty.
+    return bool(R.norm() * inverse.norm() * rounding < 0.1)
+
+
 def leading_basis(X: Tensor, variance: float = VARIANCE) -> Basis:
     """The fewest principal components of `X` [n, p] that explain the share `variance` of its variance."""
+    found = _leading_by_products(X, variance) if X.shape[1] < len(X) else None
+    if found is not None:
+        return found
     U, S, Vh = principal(X)
-    left_out = S.square().flip(0).cumsum(0).flip(0)
-    # The margin is for a share that is met exactly, where rounding would decide.
-    kept = int((left_out > (1 - variance) * left_out[0] * (1 + 1e-12)).sum())
+    kept = _kept(S.square(), variance)
     return Basis(U[:, :kept], S[:kept, None] * Vh[:kept])
 
 
+def _leading_by_products(X: Tensor, variance: float) -> Basis | None:
+    """`leading_basis` from the inner products of the columns; None where those have lost some of it."""
+    x = centred(X)
+    squares, axes = (found.flip(-1) for found in torch.linalg.eigh(x.T @ x))
+    kept = _kept(squares, variance)
+    if not squares[kept - 1] > squares[0] * max(_SHARE, float(10 * _rounding(X)) ** 2):
+        return None
+    scores = x @ axes[:, :kept]
+    # Orthonormal but for rounding that the smaller ones have raised, so that the triangle is almost diagonal.
+    triangle = torch.linalg.cholesky(scores.T @ scores).mT
+    U = torch.linalg.solve_triangular(triangle, scores, upper=True, left=False)
+    return Basis(U, triangle @ axes[:, :kept].T)
+
+
+def _kept(squares: Tensor, variance: float) -> int:
+    """How many of the squared singular values, largest first, make up the share `variance` of their sum."""
+    left_out = squares.flip(0).cumsum(0).flip(0)
+    # The margin is for a share that is met exactly, where rounding would decide.
+    return int((left_out > (1 - variance) * left_out[0] * (1 + 1e-12)).sum())
+
+
 def _mean_correlations(a: Sequence[Basis], b: Sequence[Basis]) -> Tensor:
-    values = [[float(torch.linalg.svdvals(x.U.T @ y.U).mean()) for y in b] for x in a]
+    values = [[_mean_singular_value(x.U.T @ y.U) for y in b] for x in a]
     return torch.tensor(values, dtype=torch.float64)
+
+
+def _mean_singular_value(matrix: Tensor) -> float:
+    """Mean of the singular values, from their squares where none is so small that its root has lost digits."""
+    if matrix.shape[0] < matrix.shape[1]:
+        matrix = matrix.T
+    roots = torch.linalg.eigvalsh(matrix.T @ matrix).sqrt()
+    lost = torch.finfo(roots.dtype).eps * roots[-1].square() * (0.5 / roots).mean()
+    return float(roots.mean() if lost < _LOST else torch.linalg.svdvals(matrix).mean())
 
 
 def _weighted_correlations(a: Sequence[Basis], b: Sequence[Basis]) -> Tensor:
@@ -110,9 +163,20 @@ def _weighted_correlations(a: Sequence[Basis], b: Sequence[Basis]) -> Tensor:
 
 
 def _weighted_mean(x: Basis, y: Basis) -> float:
-    left, correlations, _ = torch.linalg.svd(x.U.T @ y.U, full_matrices=False)
+    left, correlations = _variates(x.U.T @ y.U)
     weights = _weights(left.T @ x.loadings, correlations)
     return float(weights @ correlations / weights.sum())
+
+
+def _variates(cross: Tensor) -> tuple[Tensor, Tensor]:
+    """Left singular vectors and singular values of `cross` [r, s], from its squares where no two of these nearly coincide."""
+    if cross.shape[0] <= cross.shape[1]:
+        squares, left = (found.flip(-1) for found in torch.linalg.eigh(cross @ cross.T))
+        gaps = -torch.diff(squares, append=squares.new_zeros(1))
+        if torch.finfo(squares.dtype).eps * squares[0] * (1 / gaps).mean() < _LOST_TURNING:
+            return left, squares.sqrt()
+    left, correlations, _ = torch.linalg.svd(cross, full_matrices=False)
+    return left, correlations
 
 
 def _weights(projections: Tensor, correlations: Tensor) -> Tensor:

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
-import torch
 from torch import Tensor
 
-from mixer_probe.similarity.hsic import centre_gram
 from mixer_probe.similarity.inputs import Features
 from mixer_probe.similarity.measure import Measure
-from mixer_probe.similarity.rsa import squared_distances
+from mixer_probe.similarity.rsa import inner_products, reordered, squared_distances
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class CentredDistances:
 
     def take(self, order: Tensor) -> Self:
         """The distances for the images in another `order` [n]."""
-        return replace(self, distances=self.distances[order][:, order])
+        return replace(self, distances=reordered(self.distances, order))
 
 
 def distance_correlation(X: Features, Y: Features) -> float:
@@ -39,14 +37,23 @@ def distance_correlation(X: Features, Y: Features) -> float:
 
 
 def _centre_distances(X: Tensor) -> CentredDistances:
-    distances = centre_gram(squared_distances(X / X.abs().max()).sqrt(), "biased")
-    return CentredDistances(distances / distances.norm())
+    distances = squared_distances(X / X.abs().max()).sqrt_()
+    mean = distances.mean(0)
+    distances.sub_(mean).sub_(mean[:, None]).add_(mean.mean())
+    return CentredDistances(distances.div_(distances.norm()))
+
+
+def _distances(layer: CentredDistances) -> Tensor:
+    return layer.distances
+
+
+def _root(covariances: Tensor) -> Tensor:
+    # dCov^2 is never negative but for rounding.
+    return covariances.clamp_min(0).sqrt()
 
 
 def _correlate(layers_a: Sequence[CentredDistances], layers_b: Sequence[CentredDistances]) -> Tensor:
-    flat_a, flat_b = (torch.stack([layer.distances.flatten() for layer in layers]) for layers in (layers_a, layers_b))
-    # dCov^2 is never negative but for rounding.
-    return (flat_a @ flat_b.T).clamp_min(0).sqrt()
+    return _root(inner_products([_distances(layer) for layer in layers_a], [_distances(layer) for layer in layers_b]))
 
 
 DISTANCE_CORRELATION = Measure(
@@ -58,4 +65,6 @@ DISTANCE_CORRELATION = Measure(
     prepare=_centre_distances,
     table=_correlate,
     pairwise=True,
+    matrix=_distances,
+    finish=_root,
 )

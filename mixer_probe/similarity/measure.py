@@ -30,7 +30,7 @@ class Measure:
     that leave the value as it is (permutation: of the channels); the tests check each of them, and show that no other holds.
     `best` is the value of equal representations and one end of the range from `lowest` to `highest`: the upper one for a
     similarity, the lower one for a distance. A measure that is not `symmetric` answers for "Y from X". One that is `pairwise`
-    keeps n x n numbers a layer. One whose values are inner products, up to `finish`, of symmetric matrices [n, n] of the layers
+    makes n x n numbers a layer. One whose values are inner products, up to `finish`, of symmetric matrices [n, n] of the layers
     gives these by `matrix`: all shifts of the images then cost little more than one."""
 
     name: str

@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
+import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -28,14 +30,23 @@ _TIE = 1e-13
 
 @dataclass(frozen=True)
 class Neighbourhoods:
-    """Membership of image j in the neighbourhood of image i, `members` [n, n]: 0 or 1 but for ties; each row sums to `k`."""
+    """Membership of image j in the neighbourhood of image i, `members` [n, n]: 0 or 1 but for ties; each row sums to `k`.
 
-    members: Tensor
+    None if there are no neighbourhoods, as all pairs of images are equally close."""
+
+    members: csr_array | None
     k: int
 
     def take(self, order: Tensor) -> Self:
         """The neighbourhoods for the images in another `order` [n]."""
-        return replace(self, members=self.members[order][:, order])
+        if self.members is None:
+            return self
+        places = order.cpu().numpy()
+        rows = self.members[places]
+        # Where each image has gone, which is faster than a choice of columns.
+        moved = csr_array((rows.data, np.argsort(places)[rows.indices], rows.indptr), shape=rows.shape)
+        moved.sort_indices()
+        return replace(self, members=moved)
 
 
 def mutual_knn(X: Features, Y: Features, *, k: int = _K, clamp: float | None = _CLAMP) -> float:
@@ -70,7 +81,7 @@ def _with(measure: Measure, k: int, clamp: float | None) -> Measure:
 
 
 def neighbourhoods(X: Tensor, *, k: int, clamp: float | None) -> Neighbourhoods:
-    """The `k` nearest neighbours of each row of `X` [n, p], all NaN where all pairs of rows have equal cosines.
+    """The `k` nearest neighbours of each row of `X` [n, p], none where all pairs of rows have equal cosines.
 
     A row of zeros has cosine 0 with all others."""
     if clamp is not None:
@@ -83,32 +94,51 @@ def neighbourhoods(X: Tensor, *, k: int, clamp: float | None) -> Neighbourhoods:
 def clamp_outliers(X: Tensor, quantile: float) -> Tensor:
     """`X` [n, p] cut at plus and minus the `quantile` of all its absolute values, the order statistic number floor(q n p)
     from 0: `remove_outliers(exact=True)` of the code of Huh et al. 2024, for one layer."""
-    magnitudes = X.abs().flatten()
-    limit = float(magnitudes.kthvalue(int(quantile * len(magnitudes)) + 1).values)
+    magnitudes = X.abs().flatten().cpu().numpy()
+    place = int(quantile * len(magnitudes))
+    limit = float(np.partition(magnitudes, place)[place])
     return X.clamp(-limit, limit)
 
 
-def _members(cosines: Tensor, k: int) -> Tensor:
-    last = cosines.topk(k, dim=1).values[:, -1:]
+def _members(cosines: Tensor, k: int) -> csr_array | None:
+    close, n = cosines.cpu().numpy(), len(cosines)
+    # The next one, and then the k nearest in any order.
+    nearest = close.argpartition(n - k - 1, axis=1)[:, n - k - 1 :]
+    values = np.take_along_axis(close, nearest, axis=1)
+    last = values[:, 1:].min(1)
+    if (last - values[:, 0] <= _TIE).any():
+        return _tied_members(close, last[:, None], k)
+    places = np.sort(nearest[:, 1:], axis=1).ravel()
+    return csr_array((np.ones(n * k), places, np.arange(0, n * k + 1, k)), shape=(n, n))
+
+
+def _tied_members(cosines: np.ndarray, last: np.ndarray, k: int) -> csr_array | None:
+    """Members where others may be as close as the `last` one [n, 1]."""
     sure = cosines > last + _TIE
-    tied = (cosines - last).abs() <= _TIE
-    if bool((tied.sum(1) == len(cosines) - 1).all()):
-        return torch.full_like(cosines, torch.nan)
-    places = k - sure.sum(1, keepdim=True).to(cosines.dtype)
-    return sure + tied * (places / tied.sum(1, keepdim=True))
+    tied = np.abs(cosines - last) <= _TIE
+    if (tied.sum(1) == len(cosines) - 1).all():
+        return None
+    places = k - sure.sum(1, keepdims=True)
+    return csr_array(sure + tied * (places / tied.sum(1, keepdims=True)))
 
 
-def _shared(a: Neighbourhoods, b: Neighbourhoods) -> Tensor:
-    """Number of shared neighbours of each image, [n]."""
-    return torch.minimum(a.members, b.members).sum(1)
+def _shared(layers_a: Sequence[Neighbourhoods], layers_b: Sequence[Neighbourhoods]) -> Tensor:
+    """Number of shared neighbours of each image, [La, Lb, n]; NaN where a side has no neighbourhoods."""
+    n = max((layer.members.shape[0] for layer in (*layers_a, *layers_b) if layer.members is not None), default=1)
+    shared = torch.full((len(layers_a), len(layers_b), n), torch.nan, dtype=torch.float64)
+    for i, a in enumerate(layers_a):
+        for j, b in enumerate(layers_b):
+            if a.members is not None and b.members is not None:
+                shared[i, j] = torch.from_numpy(a.members.minimum(b.members).sum(axis=1))
+    return shared
 
 
 def _mean_share(layers_a: Sequence[Neighbourhoods], layers_b: Sequence[Neighbourhoods]) -> Tensor:
-    return torch.stack([torch.stack([(_shared(a, b) / a.k).mean() for b in layers_b]) for a in layers_a])
+    return (_shared(layers_a, layers_b) / layers_a[0].k).mean(-1)
 
 
 def _mean_jaccard(layers_a: Sequence[Neighbourhoods], layers_b: Sequence[Neighbourhoods]) -> Tensor:
-    shared = torch.stack([torch.stack([_shared(a, b) for b in layers_b]) for a in layers_a])
+    shared = _shared(layers_a, layers_b)
     return (shared / (2 * layers_a[0].k - shared)).mean(-1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import accumulate
 from typing import Self
 
 import torch
@@ -60,37 +61,130 @@ def linear_predictivity(X: Features, Y: Features, folds: int = FOLDS, penalties:
 
 
 @dataclass(frozen=True)
+class Folds:
+    """Features [n, p] by fold: `parts` are those of each fold [m, p] less their `means` [k, p].
+
+    Sums over several folds are made of these: one far image then costs the other folds no digits."""
+
+    parts: tuple[Tensor, ...]
+    means: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, folds: int) -> Self:
+        """The rows of `x` [n, p], dealt out as `fold_of_each` says."""
+        fold = fold_of_each(len(x), folds)
+        parts = torch.split(x[fold.argsort(stable=True).to(x.device)], fold.bincount().tolist())
+        means = torch.stack([part.mean(0) for part in parts])
+        return cls(tuple(part - mean for part, mean in zip(parts, means)), means)
+
+    @cached_property
+    def sizes(self) -> Tensor:
+        """Images of each fold [k]."""
+        return self.means.new_tensor([len(part) for part in self.parts])
+
+    def training(self, held: int) -> list[int]:
+        """The folds besides the one that is held out."""
+        return [fold for fold in range(len(self.parts)) if fold != held]
+
+    @cached_property
+    def between(self) -> tuple[Tensor, ...]:
+        """For each fold the means [k - 1, p] of the others about the mean of all their images, times the roots of their sizes."""
+        others = [self.training(held) for held in range(len(self.parts))]
+        return tuple((self.means[o] - centre) * self.sizes[o, None].sqrt() for o, centre in zip(others, self._centres))
+
+    @cached_property
+    def shifts(self) -> Tensor:
+        """Mean of each fold about that of the images of all others [k, p]."""
+        return self.means - self._centres
+
+    @cached_property
+    def _centres(self) -> Tensor:
+        """For each fold the mean of the images of all others [k, p]."""
+        others = [self.training(held) for held in range(len(self.parts))]
+        return torch.stack([self.sizes[o] @ self.means[o] / self.sizes[o].sum() for o in others])
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Several layers side by side, to be predicted together: `y` of [n, q] with the `layer` [q] of each column."""
+
+    y: Folds
+    layer: Tensor
+
+    @classmethod
+    def of(cls, layers: Sequence[Split]) -> Self:
+        """The columns of all layers."""
+        every = [layer.by_fold for layer in layers]
+        parts = tuple(torch.cat(columns, 1) for columns in zip(*(y.parts for y in every)))
+        widths = torch.tensor([y.means.shape[1] for y in every])
+        layer = torch.arange(len(layers)).repeat_interleave(widths).to(parts[0].device)
+        return cls(Folds(parts, torch.cat([y.means for y in every], 1)), layer)
+
+    @cached_property
+    def indicator(self) -> Tensor:
+        """1 where a column belongs to a layer [L, q], else 0."""
+        return torch.nn.functional.one_hot(self.layer).T.to(self.y.means.dtype)
+
+    @cached_property
+    def _powers(self) -> Tensor:
+        """Sum of squares [k, L] about the mean of each fold."""
+        return torch.stack([self.indicator @ part.square().sum(0) for part in self.y.parts])
+
+    @cached_property
+    def held(self) -> Tensor:
+        """Sum of squares [k, L] of the held-out images of each fold about the mean of the others."""
+        return self._powers + self.y.sizes[:, None] * (self.y.shifts.square() @ self.indicator.T)
+
+    @cached_property
+    def training(self) -> Tensor:
+        """Sum of squares [k, L] of the training images for each fold about their mean."""
+        between = torch.stack([self.indicator @ means.square().sum(0) for means in self.y.between])
+        return torch.stack([self._powers[self.y.training(held)].sum(0) for held in range(len(between))]) + between
+
+
+@dataclass(frozen=True)
 class Ridge:
-    """Ridge regression on the training images `train` [m] of one fold, up to the choice of penalty and what it predicts.
+    """Ridge regression on the training images of all folds but `held`, up to the choice of penalty and what it predicts.
 
     `axes` [p, r] are the principal axes of the centred training features, `squares` [r] their squared singular values,
-    `scores` [m, r] and `held_scores` [n - m, r] the training and the held-out images on those axes, and `penalties` [k]
-    the choices."""
+    `scores` [m, r] the held-out images on those axes about their own mean, which is at `shift` [r], `spare` the dimensions
+    that the axes leave to the training images, and `penalties` [k] the choices."""
 
-    train: Tensor
-    held: Tensor
+    held: int
     squares: Tensor
+    axes: Tensor
     scores: Tensor
-    held_scores: Tensor
+    shift: Tensor
+    spare: int
     penalties: Tensor
 
-    def errors(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Squared error on the held-out images of `y` [n, q], and that of the means of the training images."""
-        mean = y[self.train].mean(0)
-        target, held = y[self.train] - mean, y[self.held] - mean
-        products = self.scores.T @ target
-        penalty = self.penalties[self._generalised_cross_validation(products, target).argmin()]
-        predicted = self.held_scores @ (products / (self.squares + penalty)[:, None])
-        return (held - predicted).square().sum(), held.square().sum()
+    @classmethod
+    def of(cls, x: Folds, held: int, gram: Tensor, rounding: float, penalties: Sequence[float]) -> Self:
+        """The regression from `x`, given the `gram` [p, p] of the training images and what of it may be `rounding`."""
+        squares, axes = torch.linalg.eigh(gram)
+        kept = squares > rounding
+        squares, axes = squares[kept], axes[:, kept]
+        spare = sum(len(x.parts[fold]) for fold in x.training(held)) - 1 - len(squares)
+        choices = squares.new_tensor(penalties) * squares.mean()
+        return cls(held, squares, axes, x.parts[held] @ axes, x.shifts[held] @ axes, spare, choices)
 
-    def _generalised_cross_validation(self, products: Tensor, target: Tensor) -> Tensor:
-        """|(I - H) Y|_F^2 / tr(I - H)^2 of each penalty [k], from the `products` [r, q] of scores and centred `target`."""
-        power = products.square().sum(1) / self.squares
-        spare = len(target) - 1 - len(self.squares)
+    def errors(self, targets: Targets, products: Tensor) -> Tensor:
+        """Squared error [L] on the held-out images, from the `products` [q, p] of targets and features in training."""
+        coefficients = products @ self.axes
+        penalty = self.penalties[self._generalised_cross_validation(coefficients, targets).argmin(1)]
+        coefficients /= (self.squares + penalty[:, None])[targets.layer]
+        predicted = self.scores @ coefficients.T
+        left = torch.sub(targets.y.parts[self.held], predicted, out=predicted).square_().sum(0)
+        shift = targets.y.shifts[self.held] - coefficients @ self.shift
+        return targets.indicator @ (left + len(self.scores) * shift.square())
+
+    def _generalised_cross_validation(self, projections: Tensor, targets: Targets) -> Tensor:
+        """|(I - H) Y|_F^2 / tr(I - H)^2 of each layer and penalty [L, k], from the products [q, r] of targets and scores."""
+        power = targets.indicator @ projections.square() / self.squares
         # Where the axes span all that the intercept leaves, the rest is exactly 0, and the small penalties hang on that.
-        rest = (target.square().sum() - power.sum()).clamp_min(0) if spare else power.new_zeros(())
+        rest = (targets.training[self.held] - power.sum(1)).clamp_min(0) if self.spare else power.new_zeros(len(power))
         left = self.penalties[:, None] / (self.squares + self.penalties[:, None])
-        return (rest + left.square() @ power) / (spare + left.sum(1)).square()
+        return (rest[:, None] + power @ left.square().T) / (self.spare + left.sum(1)).square()
 
 
 @dataclass(frozen=True)
@@ -106,20 +200,36 @@ class Split:
         return replace(self, x=self.x[order])
 
     @cached_property
+    def by_fold(self) -> Folds:
+        """The features of each fold."""
+        return Folds.of(self.x, self.folds)
+
+    @cached_property
     def ridges(self) -> tuple[Ridge, ...]:
         """The regression of each fold, factorised when this side first has to predict."""
-        fold = fold_of_each(len(self.x), self.folds).to(self.x.device)
-        return tuple(self._ridge(fold == k) for k in range(self.folds))
-
-    def _ridge(self, held: Tensor) -> Ridge:
-        mean = self.x[~held].mean(0)
-        train, test = self.x[~held] - mean, self.x[held] - mean
-        squares, axes = torch.linalg.eigh(train.T @ train)
+        x = self.by_fold
+        grams = enumerate(_training_products(x, x))
         # The squares have the rounding of all images together, which is small beside every default penalty.
-        kept = squares > torch.finfo(squares.dtype).eps * self.x.square().sum()
-        squares, axes = squares[kept], axes[:, kept]
-        penalties = squares.new_tensor(self.penalties) * squares.mean()
-        return Ridge((~held).nonzero()[:, 0], held.nonzero()[:, 0], squares, train @ axes, test @ axes, penalties)
+        rounding = torch.finfo(self.x.dtype).eps * float(self.x.square().sum())
+        return tuple(Ridge.of(x, held, gram, rounding, self.penalties) for held, gram in grams)
+
+    def errors(self, targets: Targets) -> Tensor:
+        """Squared error [k, L] of each layer on the held-out images of each fold, as predicted from this one."""
+        products = _training_products(targets.y, self.by_fold)
+        return torch.stack([ridge.errors(targets, of_fold) for ridge, of_fold in zip(self.ridges, products)])
+
+
+def _training_products(y: Folds, x: Folds) -> list[Tensor]:
+    """Y'X [q, p] over the training images for each fold, centred on their means."""
+    within = _all_but_one([of_y.T @ of_x for of_y, of_x in zip(y.parts, x.parts)])
+    return [products.addmm_(of_y.T, of_x) for products, of_y, of_x in zip(within, y.between, x.between)]
+
+
+def _all_but_one(parts: Sequence[Tensor]) -> list[Tensor]:
+    """For each of `parts` the sum of the others, by additions alone."""
+    before = list(accumulate(parts[:-1], torch.add))
+    after = list(accumulate(parts[:0:-1], torch.add))[::-1]
+    return [after[0], *map(torch.add, before, after[1:]), before[-1]]
 
 
 def fold_of_each(n: int, folds: int) -> Tensor:
@@ -135,17 +245,13 @@ def split(X: Tensor, folds: int = FOLDS, penalties: tuple[float, ...] = PENALTIE
 
 
 def _predicted_from_first(a: Sequence[Split], b: Sequence[Split]) -> Tensor:
-    return torch.tensor([[_r2(x, y) for y in b] for x in a], dtype=torch.float64)
+    targets = Targets.of(b)
+    residual = torch.stack([x.errors(targets).sum(0) for x in a])
+    return 1 - residual / targets.held.sum(0)
 
 
 def _predicted_from_second(a: Sequence[Split], b: Sequence[Split]) -> Tensor:
     return _predicted_from_first(b, a).T
-
-
-def _r2(x: Split, y: Split) -> float:
-    errors = [ridge.errors(y.x) for ridge in x.ridges]
-    residual, total = (sum(map(float, column)) for column in zip(*errors))
-    return 1 - residual / total
 
 
 PREDICTIVITY = Measure(

@@ -10,7 +10,6 @@ from typing import Literal, Self
 import numpy as np
 import torch
 from scipy.spatial.distance import pdist, squareform
-from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -26,6 +25,8 @@ _CLOSE = 1e-3
 _EQUAL = 1e-14
 # Distances that agree to as many bits differ by rounding only, and share a rank.
 _BITS = 40
+# Bits of a float64 beyond those; the first of its 53 is not stored.
+_DROPPED = 53 - _BITS
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class RankedDissimilarities:
 
     def take(self, order: Tensor) -> Self:
         """The ranks for the images in another `order` [n]."""
-        return replace(self, ranks=self.ranks[order][:, order])
+        return replace(self, ranks=reordered(self.ranks, order))
 
 
 def rsa(X: Features, Y: Features, *, distance: Distance = "correlation") -> float:
@@ -58,11 +59,11 @@ def squared_distances(X: Tensor) -> Tensor:
     deviation = X - X.mean(0)
     products = deviation @ deviation.T
     norms = products.diagonal()[:, None] + products.diagonal()
-    squares = norms - 2 * products
-    if bool((squares < _CLOSE * norms).fill_diagonal_(False).any()):
+    squares = torch.sub(norms, products, alpha=2, out=products)
+    if bool((squares < norms.mul_(_CLOSE)).fill_diagonal_(False).any()):
         return _close_distances(X)
     # Products of a row with itself and of the rows with each other are summed in different orders.
-    return (squares + squares.T).fill_diagonal_(0) / 2
+    return torch.add(squares, squares.T, out=norms).div_(2).fill_diagonal_(0)
 
 
 def _close_distances(X: Tensor) -> Tensor:
@@ -88,20 +89,57 @@ def _rank_euclidean_distances(X: Tensor) -> RankedDissimilarities:
 
 
 def _rank(dissimilarities: Tensor) -> RankedDissimilarities:
-    """Ranks of symmetric `dissimilarities` [n, n], or of any increasing function of them."""
-    i, j = torch.triu_indices(len(dissimilarities), len(dissimilarities), offset=1)
-    mantissas, exponents = np.frexp(dissimilarities[i, j].cpu().numpy())
-    ranks = torch.from_numpy(rankdata(np.ldexp(np.round(np.ldexp(mantissas, _BITS)), exponents)))
-    ranks = (ranks - ranks.mean()).to(dissimilarities.device)
-    square = torch.zeros_like(dissimilarities)
+    """Ranks of symmetric `dissimilarities` [n, n] that are not negative, or of any increasing function of them."""
+    pairs = squareform(dissimilarities.cpu().numpy(), checks=False)
+    ranks = centred_ranks(_rounded(pairs)) if np.isfinite(pairs).all() else np.full_like(pairs, np.nan)
     # Each pair stands twice in the square; without any spread this is 0/0, which is right.
-    square[i, j] = square[j, i] = ranks / (np.sqrt(2) * ranks.norm())
-    return RankedDissimilarities(square)
+    with np.errstate(invalid="ignore"):
+        ranks /= np.sqrt(2) * np.linalg.norm(ranks)
+    return RankedDissimilarities(torch.from_numpy(squareform(ranks, checks=False)).to(dissimilarities.device))
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """Integers in the order of finite `values` >= 0, equal where these agree to `_BITS` bits (halves go to even)."""
+    # The bits of such numbers are in the order of the numbers, across exponents too.
+    bits = values.view(np.int64)
+    rounded: np.ndarray = (bits + (2 ** (_DROPPED - 1) - 1) + (bits >> _DROPPED & 1)) >> _DROPPED
+    return rounded
+
+
+def centred_ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks of `values` [m] less their mean; ties get average ranks."""
+    order = np.argsort(values)
+    ordered, places = values[order], np.arange(len(values)) - (len(values) - 1) / 2
+    steps = ordered[1:] != ordered[:-1]
+    ranks = np.empty(len(values))
+    ranks[order] = places if steps.all() else _averaged(places, np.flatnonzero(steps))
+    return ranks
+
+
+def _averaged(places: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Means of `places` [m], which are evenly spaced, over the runs that end at `steps`."""
+    first, last = np.r_[0, steps + 1], np.r_[steps, len(places) - 1]
+    return np.repeat((places[first] + places[last]) / 2, last - first + 1)
+
+
+def reordered(square: Tensor, order: Tensor) -> Tensor:
+    """`square` [n, n] with rows and columns in another `order` [n]."""
+    order = order.to(square.device)
+    return square.index_select(0, order).index_select(1, order)
+
+
+def inner_products(squares_a: Sequence[Tensor], squares_b: Sequence[Tensor]) -> Tensor:
+    """Inner products [La, Lb] of matrices [n, n]."""
+    flat_a, flat_b = (torch.stack([square.flatten() for square in squares]) for squares in (squares_a, squares_b))
+    return flat_a @ flat_b.T
+
+
+def _ranks(layer: RankedDissimilarities) -> Tensor:
+    return layer.ranks
 
 
 def _spearman(layers_a: Sequence[RankedDissimilarities], layers_b: Sequence[RankedDissimilarities]) -> Tensor:
-    flat_a, flat_b = (torch.stack([layer.ranks.flatten() for layer in layers]) for layers in (layers_a, layers_b))
-    return flat_a @ flat_b.T
+    return inner_products([_ranks(layer) for layer in layers_a], [_ranks(layer) for layer in layers_b])
 
 
 _SOURCE = "Kriegeskorte, Mur and Bandettini 2008, Frontiers in Systems Neuroscience 2:4"
@@ -116,6 +154,7 @@ RSA = Measure(
     table=_spearman,
     lowest=-1.0,
     pairwise=True,
+    matrix=_ranks,
 )
 
 RSA_EUCLIDEAN = Measure(
@@ -128,4 +167,5 @@ RSA_EUCLIDEAN = Measure(
     table=_spearman,
     lowest=-1.0,
     pairwise=True,
+    matrix=_ranks,
 )

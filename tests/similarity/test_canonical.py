@@ -11,7 +11,7 @@ from scipy.linalg import eigh, hadamard
 from sklearn.cross_decomposition import CCA
 
 from mixer_probe.errors import MeasureError
-from mixer_probe.similarity.canonical import MEAN_CCA, PWCCA, SVCCA, mean_cca, pwcca, svcca
+from mixer_probe.similarity.canonical import MEAN_CCA, PWCCA, SVCCA, basis, leading_basis, mean_cca, principal, pwcca, svcca
 
 MEASURES = [MEAN_CCA, SVCCA, PWCCA]
 FUNCTIONS = [mean_cca, svcca, pwcca]
@@ -76,7 +76,7 @@ def test_svcca_is_cca_of_the_components(variance):
 def test_svcca_with_all_the_variance_is_mean_cca():
     X, Y = features(5)
     X[:, 0] *= 1e-6
-    assert svcca(X, Y, 1) == mean_cca(X, Y)
+    assert svcca(X, Y, 1) == pytest.approx(mean_cca(X, Y), abs=1e-13)
     assert svcca(X, Y) != pytest.approx(mean_cca(X, Y), abs=1e-3)
 
 
@@ -213,3 +213,28 @@ def test_constant_features_give_nan(function):
 def test_a_share_of_variance_outside_its_range(variance):
     with pytest.raises(MeasureError, match="no share"):
         svcca(*features(17), variance=variance)
+
+
+@pytest.mark.parametrize("spread", [0, 3, 6, 9, 12, 15, 18])
+def test_bases_are_those_of_the_singular_value_decomposition(spread):
+    """Up to a spread that double precision cannot hold, where columns count as dependent."""
+    random = np.random.default_rng(18)
+    X = torch.from_numpy(random.normal(size=(80, 9)) * np.logspace(0, -spread, 9) @ np.linalg.qr(random.normal(size=(9, 9)))[0])
+    U, S, _ = principal(X)
+    found = basis(X)
+    assert found.U.shape == U.shape
+    torch.testing.assert_close(found.U.T @ found.U, torch.eye(len(S), dtype=torch.float64), rtol=0, atol=1e-13)
+    x = (X - X.mean(0)) / (X - X.mean(0)).norm()
+    torch.testing.assert_close(found.U @ found.loadings / found.loadings.norm(), x, rtol=0, atol=1e-13)
+    for variance in (0.5, 0.99, 1 - 1e-8):
+        leading = leading_basis(X, variance).U
+        torch.testing.assert_close(leading @ leading.T, U[:, : leading.shape[1]] @ U[:, : leading.shape[1]].T, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("small", [0.3, 1e-3, 1e-5, 1e-9, 0])
+def test_small_correlations_lose_no_digits(small):
+    """Two pairs of axes with known correlations, one of them small, and their variates along the axes of X."""
+    H = hadamard(8)[:, 1:].astype(float)
+    X, Y = H[:, :2] * [2, 1], np.c_[H[:, 0], small * H[:, 1] + np.sqrt(1 - small**2) * H[:, 2]]
+    assert mean_cca(X, Y) == pytest.approx((1 + small) / 2, abs=1e-14)
+    assert pwcca(X, Y) == pytest.approx((2 + small) / 3, abs=1e-14)

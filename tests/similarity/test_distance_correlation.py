@@ -99,3 +99,12 @@ def test_undefined_values_and_errors():
     assert math.isnan(distance_correlation(np.ones_like(X), Y))
     with pytest.raises(MeasureError, match="3 images are too few"):
         distance_correlation(X[:3], Y[:3])
+
+
+def test_values_are_roots_of_inner_products_of_the_matrices():
+    measure = DISTANCE_CORRELATION
+    a, b = (measure.prepare(torch.from_numpy(side)) for side in features(10))
+    A, B = measure.matrix(a), measure.matrix(b)
+    torch.testing.assert_close(A, A.T, rtol=0, atol=1e-15)
+    assert float(measure.finish((A * B).sum())) == pytest.approx(float(measure.table([a], [b])), abs=1e-13)
+    assert measure.finish(torch.tensor(-1e-17)) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from mixer_probe.similarity.predictivity import (
     PENALTIES,
     PREDICTIVITY,
     PREDICTIVITY_REVERSE,
+    Split,
+    Targets,
     fold_of_each,
     linear_predictivity,
     linear_regression_r2,
@@ -118,17 +121,17 @@ def test_no_held_out_image_has_a_say_in_its_own_prediction():
     """Other values of the held-out images of a fold change neither the coefficients nor the penalty."""
     X, Y = (torch.from_numpy(Z) for Z in features(3))
     side, other = PREDICTIVITY.prepare(X), PREDICTIVITY.prepare(Y)
-    ridge = side.ridges[0]
-    changed = other.x.clone()
-    changed[ridge.held] += 10
-    _, total = ridge.errors(other.x)
-    residual, moved = (ridge.errors(y)[0] for y in (other.x, changed))
-    q = len(ridge.held) * Y.shape[1]
-    changed[ridge.held] += 10
-    twice = ridge.errors(changed)[0]
+    held = fold_of_each(60, 5) == 0
+    values, totals = [], []
+    for step in (0, 10, 20):
+        targets = Targets.of([replace(other, x=other.x + step * held[:, None])])
+        values.append(float(side.errors(targets)[0, 0]))
+        totals.append(float(targets.held[0, 0]))
+    residual, moved, twice = values
+    q = int(held.sum()) * Y.shape[1]
     # The second difference of |r + 10 t|^2 in t is 200 q as long as the predictions, and so the residuals r, stay.
-    assert float(twice - 2 * moved + residual) == pytest.approx(200 * q, rel=1e-10)
-    assert total > residual
+    assert twice - 2 * moved + residual == pytest.approx(200 * q, rel=1e-10)
+    assert totals[0] > residual
 
 
 def test_equal_representations_of_full_rank():
@@ -182,9 +185,9 @@ def test_features_that_are_constant_in_training():
     X, Y = np.zeros((20, 3)), features(11, n=20)[1]
     X[4, 0] = 1
     held = fold_of_each(20, 5)[4]
-    ridge = PREDICTIVITY.prepare(torch.from_numpy(X)).ridges[held]
-    residual, total = ridge.errors(torch.from_numpy(Y))
-    assert float(residual) == pytest.approx(float(total), rel=1e-12)
+    side, other = (PREDICTIVITY.prepare(torch.from_numpy(Z)) for Z in (X, Y))
+    targets = Targets.of([other])
+    assert float(side.errors(targets)[held, 0]) == pytest.approx(float(targets.held[held, 0]), rel=1e-12)
     assert math.isfinite(linear_predictivity(X, Y))
     assert math.isfinite(linear_predictivity(Y, X))
 
@@ -233,3 +236,17 @@ def test_constant_features_give_nan():
     X, _ = features(16)
     assert math.isnan(linear_predictivity(X, np.full((60, 3), 0.1)))
     assert math.isnan(linear_predictivity(np.full((60, 3), 0.1), X))
+
+
+@pytest.mark.parametrize("folds", [2, 5])
+def test_a_far_image_costs_the_other_folds_no_digits(folds):
+    Y = features(17)[1]
+    Y[4] += 1e6
+    fold = fold_of_each(60, folds).numpy()
+    layers = [Y - Y.mean(0), (Y - Y.mean(0))[:, :3]]
+    targets = Targets.of([Split(torch.from_numpy(Z), folds, PENALTIES) for Z in layers])
+    for k in range(folds):
+        for layer, Z in enumerate(layers):
+            mean = Z[fold != k].mean(0)
+            assert float(targets.training[k, layer]) == pytest.approx(np.sum((Z[fold != k] - mean) ** 2), rel=1e-9)
+            assert float(targets.held[k, layer]) == pytest.approx(np.sum((Z[fold == k] - mean) ** 2), rel=1e-9)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import pdist
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 
 from mixer_probe.errors import MeasureError
-from mixer_probe.similarity.rsa import RSA, RSA_EUCLIDEAN, rsa, squared_distances
+from mixer_probe.similarity.rsa import RSA, RSA_EUCLIDEAN, centred_ranks, rsa, squared_distances
 
 # Computed from the definitions in float64 on the features of Kornblith et al.'s demo notebook.
 NOTEBOOK = {"correlation": 0.4724396737630472, "euclidean": 0.4929646966980301}
@@ -154,3 +154,19 @@ def test_errors():
         rsa(X, Y, distance="euclid")  # type: ignore[arg-type]
     with pytest.raises(MeasureError, match="40 images and Y has 39"):
         rsa(X, Y[1:])
+
+
+@pytest.mark.parametrize("levels", [1, 3, 50, 10**12])
+def test_ranks_are_those_of_scipy(levels):
+    values = np.random.default_rng(13).integers(levels, size=200)
+    ranks = rankdata(values)
+    np.testing.assert_array_equal(centred_ranks(values), ranks - ranks.mean())
+
+
+@pytest.mark.parametrize("measure", [RSA, RSA_EUCLIDEAN], ids=["correlation", "euclidean"])
+def test_values_are_inner_products_of_the_matrices(measure):
+    a, b = (measure.prepare(torch.from_numpy(side)) for side in features(14))
+    A, B = measure.matrix(a), measure.matrix(b)
+    assert torch.equal(A, A.T)
+    assert (A.diagonal() == 0).all()
+    assert float((A * B).sum()) == pytest.approx(float(measure.table([a], [b])), abs=1e-13)
