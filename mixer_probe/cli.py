@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mixer_probe.errors import ImagesError, LayerError, MeasureError, MixerProbeError, StoreError, closest
+from mixer_probe.errors import ImagesError, MeasureError, MixerProbeError, StoreError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -564,27 +564,7 @@ def _stored(source: str, layers: str | None, reduce: str | None) -> Representati
     run = mp.open_run(source)
     if reduce not in (None, run.reduce):
         raise MeasureError(f"the run {source} holds positions reduced by '{run.reduce}', not '{reduce}': extract it again")
-    return run if layers is None else _only(run, layers)
-
-
-def _only(run: Representations, layers: str) -> Representations:
-    """Some layers of a run, chosen by the words that choose those of a model. Raises LayerError for what matches nothing."""
-    from dataclasses import replace
-
-    from mixer_probe.capture import Representations
-    from mixer_probe.models.structure import WORDS, _matches
-
-    chosen: set[str] = set()
-    for item in layers.split(","):
-        kind = WORDS.get(item, item)
-        found = {x.name for x in run.layers if item in ("all", x.name) or x.kind == kind or _matches(x.name, item)}
-        if not found:
-            raise LayerError(f"no layer '{item}' in the stored run of {run.model.name}; {closest(item, run.names())}")
-        chosen |= found
-    record = replace(run.record, layers=tuple(x for x in run.layers if x.name in chosen))
-    arrays = {name: run[name] for name in run if name in chosen}
-    counts = {name: count for name, count in run.non_finite.items() if name in chosen}
-    return Representations(record, arrays, {}, run.ids, run.labels, run.class_names, counts)
+    return run if layers is None else run.only(layers.split(","))
 
 
 def _deliver(results: Sequence[Result], frame: pd.DataFrame, out: Path | None, as_json: bool, title: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from mixer_probe.errors import LayerError, closest
 from mixer_probe.models.layer import Layer
+from mixer_probe.models.structure import matching
 from mixer_probe.results import ImagesRecord, ModelRecord, storable
 
 # Names of prefix tokens beside those of their layers, where both are kept.
@@ -114,6 +115,22 @@ class Representations:
         counts: dict[str, int] = {}
         count_non_finite(arrays | {PREFIX + name: array for name, array in prefixes.items()}, counts)
         return Representations(record, arrays, prefixes, ids, labels, self.class_names, counts)
+
+    def only(self, layers: str | Sequence[str]) -> Representations:
+        """The run with some of its layers, chosen by names, globs, kinds or words as those of a model are; nothing is read.
+
+        Raises LayerError for an item that matches nothing."""
+        chosen: set[str] = set()
+        for item in [layers] if isinstance(layers, str) else layers:
+            found = matching(item, self.layers)
+            if not found:
+                raise LayerError(f"no layer '{item}' in this run of {self.model.name}; {closest(item, self.names())}")
+            chosen |= {layer.name for layer in found}
+        record = replace(self.record, layers=tuple(layer for layer in self.layers if layer.name in chosen))
+        arrays, prefixes, counts = (
+            {name: part[name] for name in part if name in chosen} for part in (self._arrays, self._prefixes, self.non_finite)
+        )
+        return Representations(record, arrays, prefixes, self.ids, self.labels, self.class_names, counts)
 
     def names(self) -> list[str]:
         """Layer names in execution order."""

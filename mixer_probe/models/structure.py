@@ -357,6 +357,13 @@ def _is_pointwise(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
 
 
+def matching(item: str, layers: Sequence[Layer]) -> list[Layer]:
+    """The `layers` that a word, kind, glob or name stands for, as in `Structure.select`; none if it stands for no layer."""
+    kind = WORDS.get(item, item)
+    by_kind = [layer for layer in layers if layer.kind == kind]
+    return by_kind or [layer for layer in layers if item in ("all", layer.name) or _matches(layer.name, item)]
+
+
 def _matches(name: str, pattern: str) -> bool:
     if "**" in pattern:
         return fnmatch.fnmatchcase(name, pattern.replace("**", "*"))

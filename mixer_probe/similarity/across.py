@@ -18,6 +18,7 @@ from mixer_probe.models.model import Model
 from mixer_probe.similarity.alignment import Method
 from mixer_probe.similarity.comparison import Grid, as_grid
 from mixer_probe.similarity.hsic import Estimator, check_choice
+from mixer_probe.similarity.inference import SAMPLE
 from mixer_probe.similarity.inputs import features_of, to_grid
 from mixer_probe.similarity.matrix import SimilarityMatrix
 from mixer_probe.similarity.minibatch import MinibatchCKA, gram_of_batch
@@ -49,9 +50,10 @@ def compare_models(
     """Linear CKA of every layer of one model with every layer of another, in one pass over the images.
 
     Each model gets its own transform of the same images. `positions` "mean" averages them, and the values are exact for any
-    number of images in O(d^2) memory (`method` "moments"). "flatten" compares position by position, on the cells of a common
-    `grid` if one is given (7 or (7, 7)), with the minibatch estimator of Nguyen et al. 2021 (`method` "minibatch"): the images
-    are shuffled by `seed`, and one Gram matrix a batch and layer is all that is kept. "auto" takes moments wherever they fit.
+    number of images: from Gram matrices for up to 2,048 of them, which are held, and from moments in O(d^2) memory for more
+    (`method` "moments" takes them from the start). "flatten" compares position by position, on the cells of a common `grid` if
+    one is given (7 or (7, 7)), with the minibatch estimator of Nguyen et al. 2021 (`method` "minibatch"): the images are
+    shuffled by `seed`, and one Gram matrix a batch and layer is all that is kept.
 
     Null and interval are those of `compare`; for minibatches the null pairs images within batches and the interval draws
     batches. Raises what `extract` and `StreamingCKA` raise, and MeasureError for choices that do not go together."""
@@ -60,10 +62,10 @@ def compare_models(
     source = as_source(images)
     selected = model_a.select(layers), model_b.select(layers)
     widths = tuple(_widths(chosen, positions, cells) for chosen in selected)
-    used = _method(method, positions, cells, estimator, widths)
+    used = _method(method, positions, cells, estimator, widths, len(source))
     accumulator: StreamingCKA | MinibatchCKA
     if used == "moments":
-        accumulator, reducer = StreamingCKA(seed=seed), mean_over_positions
+        accumulator, reducer = StreamingCKA(seed=seed, hold=method == "auto"), mean_over_positions
     else:
         accumulator, reducer = MinibatchCKA(permutations, seed), partial(_gram, positions, cells)
         source = _shuffled(source, seed)
@@ -94,7 +96,12 @@ def _widths(layers: Sequence[Layer], positions: Positions, grid: tuple[int, int]
 
 
 def _method(
-    method: Method, positions: Positions, grid: tuple[int, int] | None, estimator: Estimator, widths: Sequence[dict[str, int]]
+    method: Method,
+    positions: Positions,
+    grid: tuple[int, int] | None,
+    estimator: Estimator,
+    widths: Sequence[dict[str, int]],
+    n: int,
 ) -> Method:
     """ "moments" or "minibatch". Raises MeasureError for what streaming cannot do."""
     check_choice("method", method, Method)
@@ -102,7 +109,8 @@ def _method(
         raise MeasureError("grid is for positions='flatten': averaged positions have no grid left")
     if method == "gram":
         raise MeasureError("Gram matrices need all images at once: extract both models and use compare")
-    fits = 8 * sum(widths[0].values()) * sum(widths[1].values()) <= _MOST_MOMENT_BYTES
+    few = n <= SAMPLE and method == "auto"
+    fits = few or 8 * sum(widths[0].values()) * sum(widths[1].values()) <= _MOST_MOMENT_BYTES
     if method == "moments" and positions == "flatten":
         raise MeasureError("flattened positions are too wide for moments: use method='minibatch' or positions='mean'")
     used: Method = "minibatch" if method == "minibatch" or positions == "flatten" or not fits else "moments"

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixer_probe.similarity.hsic import Estimator, Kernel, centre_gram, divisor, gram
+from mixer_probe.similarity.hsic import Estimator, Kernel, centre_gram, divisor, gram, products_in_float32
+from mixer_probe.similarity.inputs import LayerFeatures
 from mixer_probe.similarity.nulls import Pairings, Traces
 
 # Gram matrices are worked on in blocks of layers that keep to this many bytes.
 _BYTES = 2**29
 _PRODUCT_BYTES = 2**26
-_KEPT_BYTES = 2**27
+_KEPT_BYTES = 2**26
 # A centred Gram matrix with a smaller share of the whole norm is rounding: all pairs of images are equally similar.
 _ROUNDING = 1e-12
+_SPREAD = 1e-5
 
 # Centred features [n, p] of each layer; they may be read when asked for.
 Layers = Sequence[Tensor]
@@ -48,10 +50,26 @@ class Grams:
         """Not centred; not to be written to."""
         if index in self._kept:
             return self._kept[index]
-        K = gram(self._layers[index], self.settings.kernel, self.settings.bandwidth)
+        narrow = self._from_narrow(index)
+        K = gram(self._layers[index], self.settings.kernel, self.settings.bandwidth) if narrow is None else narrow
         if (len(self._kept) + 1) * K.nbytes <= _KEPT_BYTES:
             self._kept[index] = K
         return K
+
+    def _from_narrow(self, index: int) -> Tensor | None:
+        """The linear Gram matrix of wide float32 features; NaN if they are constant or not finite, None for others."""
+        if not isinstance(self._layers, LayerFeatures) or self.settings.kernel != "linear":
+            return None
+        X = self._layers.narrow(index)
+        if X is None:
+            return None
+        K = products_in_float32(X)
+        low, high = K.aminmax()
+        # Equal rows leave the rounding of their mean, and with it one number everywhere.
+        if high - low > _SPREAD * torch.maximum(high.abs(), low.abs()):
+            return K
+        self._layers.mark_undefined(index)
+        return K.fill_(torch.nan)
 
     def unit(self, index: int) -> Tensor:
         """Centred and of norm 1: the inner product of two is their CKA. NaN where the layer's own HSIC is 0."""

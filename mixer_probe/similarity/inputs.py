@@ -18,6 +18,8 @@ Features = np.ndarray | Tensor
 
 # A spread below this share of the magnitude is rounding: float32 features cannot vary by so little.
 CONSTANT = 1e-12
+# Float32 features of at least this many columns are multiplied in float32, a block of columns at a time.
+WIDE = 2048
 # Mean squares beyond this or its inverse are scaled, so that their fourth powers stay in the range of numbers.
 _SMALLEST = 1e-60
 
@@ -186,7 +188,7 @@ class LayerFeatures(Sequence[Tensor]):
         # The features were converted for this call alone.
         features = centred_(self.raw(index))
         if torch.isnan(features[0, 0]):
-            self.undefined[self.reps.layers[index].name] = None
+            self.mark_undefined(index)
         return features
 
     def take(self, rows: np.ndarray) -> LayerFeatures:
@@ -194,12 +196,26 @@ class LayerFeatures(Sequence[Tensor]):
         chosen = rows if self.rows is None else self.rows[rows]
         return LayerFeatures(self.reps, self.grid, chosen, self.project)
 
+    def narrow(self, index: int) -> Tensor | None:
+        """Features of a layer in float32, where they are given in that and at least `WIDE`; else None."""
+        if self.channels[index] < WIDE or self.project is not None:
+            return None
+        X = self._values(index, slice(None) if self.rows is None else self.rows)
+        if X.ndim != 2 or X.dtype != np.float32 or len(X) != self.n:
+            return None
+        self.widths[self.reps.layers[index].name] = X.shape[1]
+        return torch.from_numpy(X) if X.flags.writeable else torch.from_numpy(X.copy())
+
+    def mark_undefined(self, index: int) -> None:
+        """Note that a layer is constant or not finite."""
+        self.undefined[self.reps.layers[index].name] = None
+
     def usable(self, index: int) -> Tensor | None:
         """Raw features of a layer [n, p]; None if they are constant or not finite."""
         features = self.raw(index)
         if torch.isfinite(features).all() and not is_constant(features):
             return features
-        self.undefined[self.reps.layers[index].name] = None
+        self.mark_undefined(index)
         return None
 
     def raw(self, index: int) -> Tensor:
@@ -220,14 +236,16 @@ class LayerFeatures(Sequence[Tensor]):
 
     def _read(self, index: int, rows: slice | np.ndarray) -> Tensor:
         layer = self.reps.layers[index]
-        values = read_rows(self.reps, layer.name, rows)
-        if values.ndim == 3:
-            values = flattened(values, layer, self.grid)
-        features = as_matrix(values, f"layer '{layer.name}'")
+        features = as_matrix(self._values(index, rows), f"layer '{layer.name}'")
         if self.project is not None:
             features = self.project(index, features)
         self.widths[layer.name] = features.shape[1]
         return features
+
+    def _values(self, index: int, rows: slice | np.ndarray) -> np.ndarray:
+        layer = self.reps.layers[index]
+        values = read_rows(self.reps, layer.name, rows)
+        return flattened(values, layer, self.grid) if values.ndim == 3 else values
 
 
 def read_rows(reps: RepresentationsLike, name: str, rows: slice | np.ndarray) -> np.ndarray:

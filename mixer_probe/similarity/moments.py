@@ -145,6 +145,10 @@ class Moments:
         own_a, own_b = ([_start_own(side, i) for i in range(len(side.widths))] for side in (a, b))
         return cls(0, a, b, Cross.start(a, b), own_a, own_b)
 
+    def empty(self) -> Moments:
+        """No images, of the same layers about the same origins."""
+        return Moments.start(*(Side.start(side.widths, side.shift) for side in (self.a, self.b)))
+
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add a batch of features [n, DA] and [n, DB], which are moved to the origin in place."""
         x -= self.a.shift

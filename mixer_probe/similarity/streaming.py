@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from mixer_probe.similarity.inference import SAMPLE, infer
 from mixer_probe.similarity.inputs import Features, as_matrix, centred
 from mixer_probe.similarity.matrix import SimilarityMatrix, plain_layers
 from mixer_probe.similarity.moments import Moments, Side
+from mixer_probe.similarity.nulls import Traces
 
 Batch = Mapping[str, Features]
+_ROWS = 1024
 Widths = dict[str, int]
 
 
@@ -37,19 +40,21 @@ class StreamingCKA:
     the features is. A layer with NaN or infinity makes only its own cells NaN. Update and merge change
     nothing when they raise.
 
-    The features of `keep` images, drawn at random among all, are kept for null and interval (0: none), which are
-    those of all images up to that number. `seed` decides the draw."""
+    The features of `keep` images (by default 2,048), drawn at random among all by `seed`, are kept for null and
+    interval; 0: none of both. As long as no more images have come, these features are all there is, and the values
+    are those of their Gram matrices; with `hold` False moments are taken from the first batch on."""
 
-    def __init__(self, keep: int = SAMPLE, seed: int = 0) -> None:
+    def __init__(self, keep: int | None = None, seed: int = 0, *, hold: bool = True) -> None:
         self._widths: tuple[Widths, Widths] = ({}, {})
         self._moments: Moments | None = None
-        self._sample = Sample(keep, seed)
+        self._sample = Sample(SAMPLE if keep is None else keep, seed)
         self._seed = seed
+        self._hold = hold
 
     @property
     def n(self) -> int:
         """Images so far."""
-        return 0 if self._moments is None else self._moments.n
+        return self._sample.n if self._moments is None else self._moments.n
 
     def update(self, a: Batch, b: Batch) -> None:
         """Add a batch: features [n, channels] by layer name, of both networks and for the same images.
@@ -62,30 +67,41 @@ class StreamingCKA:
             raise MeasureError(f"the layers of one batch hold different numbers of images: {sorted(counts)}")
         if counts == {0}:
             return
-        if self._moments is None:
+        if not self.n:
             self._widths = _widths(parts_a), _widths(parts_b)
-            self._moments = Moments.start(_first_side(parts_a), _first_side(parts_b))
-        device = self._moments.a.shift.device
+        device = self._sample.device or next(iter(parts_a.values())).device
         x, y = (_laid_out(w, p, device) for w, p in zip(self._widths, (parts_a, parts_b), strict=True))
+        self._take_moments_if(self.n + len(x), (x, y))
         self._sample.add(x, y, _narrowest(a, b))
-        self._moments.add(x, y)
+        if self._moments is not None:
+            self._moments.add(x, y)
+
+    def _take_moments_if(self, n: int, first: tuple[Tensor, Tensor]) -> None:
+        """Turn to moments if `n` images are more than are held; those held so far are their beginning, else `first` is."""
+        if self._moments is None and not (self._hold and n <= self._sample.keep):
+            self._moments = self._sample.moments(self._widths) if self._sample.n else _start(self._widths, *first)
 
     def merge(self, other: StreamingCKA) -> None:
         """Add what `other` has seen, as if its batches had come here; `other` stays as it is.
 
         Raises MeasureError if the layers, their order or their channels differ."""
-        if other._moments is None:
+        if not other.n:
             return
-        if self._moments is None:
+        if not self.n:
             self._widths = other._widths
-            sides = other._moments.a, other._moments.b
-            self._moments = Moments.start(*(Side.start(side.widths, side.shift) for side in sides))
         for mine, others in zip(self._widths, other._widths, strict=True):
             _check_layers(mine, others)
             if list(mine) != list(others):
                 raise MeasureError("the two accumulators hold the same layers in different order")
+        if other._moments is not None or not (self._hold and self.n + other.n <= self._sample.keep):
+            more = other._moments or other._sample.moments(self._widths)
+            if self._moments is None:
+                held = self._sample.n
+                self._moments = self._sample.moments(self._widths) if held else more.empty()
+            self._moments.merge(more)
+        elif self._moments is not None:
+            self._moments.merge(other._sample.moments(self._widths))
         self._sample.merge(other._sample)
-        self._moments.merge(other._moments)
 
     def compute(
         self, estimator: Estimator = "unbiased", permutations: int = 100, resamples: int = 100, seed: int | None = None
@@ -95,15 +111,16 @@ class StreamingCKA:
         The layers of the result carry name, order and channels only, models and images are None: put in what is known with
         `dataclasses.replace`. Raises MeasureError for fewer than 4 images."""
         check_choice("estimator", estimator, Estimator)
-        if self._moments is None or self.n < MINIMUM_IMAGES:
+        if self.n < MINIMUM_IMAGES:
             raise MeasureError(f"{self.n} images are too few: similarity needs at least {MINIMUM_IMAGES}")
-        values = ratio(*self._moments.hsic(estimator)).cpu().numpy()
         seed = self._seed if seed is None else seed
+        values = None if self._moments is None else ratio(*self._moments.hsic(estimator)).cpu().numpy()
         null, interval = None, None
-        if self._sample.keep:
+        if self._sample.keep and (values is None or permutations or resamples):
             sides = self._sample.layers(self._widths)
-            settings = Settings(estimator, "linear", 0.5)
-            _, null, interval = infer(values, *sides, self.n, settings, permutations, resamples, seed, self._moments.traces)
+            draw = partial(infer, settings=Settings(estimator, "linear", 0.5), permutations=permutations, resamples=resamples)
+            values, null, interval = draw(values, *sides, self.n, seed=seed, find_traces=self._traces)
+        assert values is not None
         return SimilarityMatrix(
             values=values,
             layers_a=plain_layers(self._widths[0]),
@@ -118,11 +135,15 @@ class StreamingCKA:
             p_a=tuple(self._widths[0].values()),
             p_b=tuple(self._widths[1].values()),
             null=null,
-            method="moments",
+            method="gram" if self._moments is None else "moments",
             reduce="",
             seed=seed,
             interval=interval,
         )
+
+    def _traces(self) -> tuple[Traces, Traces]:
+        assert self._moments is not None
+        return self._moments.traces()
 
 
 class Sample:
@@ -136,12 +157,31 @@ class Sample:
         self._keys = np.zeros(0)
         self._rows: tuple[Tensor, Tensor] | None = None
 
+    @property
+    def n(self) -> int:
+        """Images kept."""
+        return len(self._keys)
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where they are kept; None before the first."""
+        return None if self._rows is None else self._rows[0].device
+
+    def moments(self, widths: tuple[Widths, Widths]) -> Moments:
+        """Moments of the images kept."""
+        assert self._rows is not None
+        x, y = (rows[: self.n] for rows in self._rows)
+        moments = _start(widths, x[:_ROWS].double(), y[:_ROWS].double())
+        for start in range(0, self.n, _ROWS):
+            # Copies, since the moments move them to their origin.
+            part = slice(start, start + _ROWS)
+            moments.add(x[part].to(torch.float64, copy=True), y[part].to(torch.float64, copy=True))
+        return moments
+
     def add(self, x: Tensor, y: Tensor, dtype: torch.dtype = torch.float64) -> None:
-        """Offer the images of a batch, features [n, DA] and [n, DB]; they are kept as `dtype`."""
+        """Offer the images of a batch, features [n, DA] and [n, DB], which `dtype` holds exactly."""
+        self._make_room(x, y, dtype)
         if self.keep:
-            if self._rows is None:
-                # Memory that no image is written to is never taken.
-                self._rows = x.new_empty(self.keep, x.shape[1], dtype=dtype), y.new_empty(self.keep, y.shape[1], dtype=dtype)
             # From the numbers themselves, so that parts of a stream draw alike wherever and whenever they are seen.
             mark = zlib.crc32(x[0, : 2**10].cpu().numpy().tobytes())
             self._offer(np.random.default_rng([self._seed, mark, len(x)]).random(len(x)), x, y)
@@ -149,10 +189,17 @@ class Sample:
     def merge(self, other: Sample) -> None:
         """Offer the images of another sample."""
         if self.keep and other._rows is not None:
-            x, y = (rows[: len(other._keys)] for rows in other._rows)
-            if self._rows is None:
-                self._rows = x.new_empty(self.keep, x.shape[1]), y.new_empty(self.keep, y.shape[1])
+            x, y = (rows[: other.n] for rows in other._rows)
+            self._make_room(x, y, x.dtype)
             self._offer(other._keys, x, y)
+
+    def _make_room(self, x: Tensor, y: Tensor, dtype: torch.dtype) -> None:
+        """Memory for images of these layers, in a type that holds `dtype` too."""
+        if self._rows is None:
+            # Memory that no image is written to is never taken.
+            self._rows = x.new_empty(self.keep, x.shape[1], dtype=dtype), y.new_empty(self.keep, y.shape[1], dtype=dtype)
+        elif dtype is torch.float64 and self._rows[0].dtype is not dtype:
+            self._rows = self._rows[0].double(), self._rows[1].double()
 
     def _offer(self, keys: np.ndarray, x: Tensor, y: Tensor) -> None:
         assert self._rows is not None
@@ -195,10 +242,10 @@ def _widths(parts: Mapping[str, Tensor]) -> Widths:
     return {name: part.shape[1] for name, part in parts.items()}
 
 
-def _first_side(parts: Mapping[str, Tensor]) -> Side:
-    device = next(iter(parts.values())).device
-    shift = torch.cat([part.mean(0).to(device) for part in parts.values()])
-    return Side.start(list(_widths(parts).values()), shift)
+def _start(widths: tuple[Widths, Widths], x: Tensor, y: Tensor) -> Moments:
+    """No images yet, about the mean of features [n, DA] and [n, DB]."""
+    a, b = (Side.start(list(w.values()), features.mean(0)) for w, features in zip(widths, (x, y), strict=True))
+    return Moments.start(a, b)
 
 
 def _laid_out(widths: Widths, parts: Mapping[str, Tensor], device: torch.device) -> Tensor:

@@ -278,3 +278,31 @@ def test_pairs_too_large_for_memory_are_refused_with_what_would_fit(make_reps, m
     reps = make_reps({"x": np.broadcast_to(np.float32(0), (n, p))})
     with pytest.raises(MeasureError, match=message):
         compare(reps, reps, measure)
+
+
+@pytest.mark.parametrize("mean", [0, 10, 1000])
+@pytest.mark.parametrize(("n", "p"), [(40, 2100), (300, 6000)])
+def test_wide_float32_features_are_right_to_a_billionth(make_reps, n, p, mean):
+    """Their products are taken in float32 by blocks of columns; with mean 1000 the features themselves keep 14 bits."""
+    random = np.random.default_rng(n)
+    common = random.normal(size=(n, 20))
+    sides = [
+        {f"{side}{i}": (common @ random.normal(size=(20, p)) / 3 + random.normal(size=(n, p)) + mean).astype(np.float32)}
+        for i, side in enumerate("ab")
+    ]
+    matrix = compare(*(make_reps(side) for side in sides))
+    exact = cka(*(next(iter(side.values())).astype(np.float64) for side in sides))
+    assert matrix.method == "gram"
+    assert matrix.values[0, 0] == pytest.approx(exact, abs=2e-8)
+    assert matrix.values[0, 0] > matrix.null.maximum95
+
+
+def test_wide_float32_features_that_are_constant_or_not_finite_are_nan(make_reps):
+    random = np.random.default_rng(0)
+    good = random.normal(size=(300, 2100)).astype(np.float32)
+    bad, one = good.copy(), np.full((300, 2100), 0.1, np.float32) + np.arange(2100, dtype=np.float32)
+    bad[7, 5] = np.inf
+    with pytest.warns(UndefinedSimilarityWarning, match="2 of 3 similarities .* in inf, constant"):
+        matrix = compare(make_reps({"good": good, "inf": bad, "constant": one}), make_reps({"good": good}))
+    np.testing.assert_array_equal(np.isnan(matrix.values[:, 0]), [False, True, True])
+    assert matrix.values[0, 0] == pytest.approx(1, abs=1e-12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,8 +13,17 @@ from hypothesis import strategies as st
 
 from mixer_probe.errors import MeasureError
 from mixer_probe.similarity import StreamingCKA, cka
+from mixer_probe.similarity.streaming import Sample
 
 Features = dict[str, np.ndarray]
+
+
+@pytest.fixture(autouse=True, scope="module", params=[2048, 16], ids=["held", "moments"])
+def kept(request) -> Iterator[int]:
+    """Images that are held before moments are taken: all of these tests' images, or few of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mixer_probe.similarity.streaming.SAMPLE", request.param)
+        yield request.param
 
 
 def two_networks(n: int = 60, mean: float = 5.0) -> tuple[Features, Features]:
@@ -102,7 +112,7 @@ def test_more_may_follow_a_result():
     np.testing.assert_allclose(stream.compute().values, exact(a, b), rtol=0, atol=1e-12)
 
 
-def test_what_the_result_carries():
+def test_what_the_result_carries(kept):
     a, b = two_networks()
     stream = StreamingCKA()
     stream.update({name: torch.from_numpy(X) for name, X in a.items()}, dict(reversed(b.items())))
@@ -111,7 +121,12 @@ def test_what_the_result_carries():
     assert [layer.name for layer in matrix.layers_a] == ["a0", "a1", "wide"]
     assert [layer.name for layer in matrix.layers_b] == ["b1", "b0"]
     assert matrix.p_a == (6, 11, 80)
-    assert (matrix.n, matrix.method, matrix.estimator, matrix.null.permutations) == (63, "moments", "unbiased", 100)
+    assert (matrix.n, matrix.method, matrix.estimator, matrix.null.permutations) == (
+        63,
+        "gram" if kept > 63 else "moments",
+        "unbiased",
+        100,
+    )
     assert len(matrix.to_frame()) == 6
 
 
@@ -177,3 +192,47 @@ def test_on_cuda():
     X, Y = torch.from_numpy(a["wide"]).cuda(), torch.from_numpy(b["b1"]).cuda()
     for kernel in ("linear", "rbf"):
         assert cka(X, Y, kernel=kernel) == pytest.approx(cka(a["wide"], b["b1"], kernel=kernel), abs=1e-12)
+
+
+def test_every_way_of_holding_and_merging_gives_the_same(kept):
+    a, b = two_networks()
+    parts = [StreamingCKA(keep=k, hold=hold) for k, hold in ((100, True), (0, True), (30, True), (100, False))]
+    for part, rows in zip(parts, np.array_split(np.arange(60), 4), strict=True):
+        part.update(take(a, rows), take(b, rows))
+    for i in range(4):
+        whole = copy.deepcopy(parts[i])
+        for part in parts[:i] + parts[i + 1 :]:
+            whole.merge(part)
+        assert whole.n == 60
+        np.testing.assert_allclose(whole.compute(permutations=0, resamples=0).values, exact(a, b), rtol=0, atol=1e-12)
+
+
+def test_features_of_a_wider_type_are_held_exactly():
+    a, b = two_networks()
+    stream = StreamingCKA()
+    narrow = [{name: X[:30].astype(np.float32) for name, X in side.items()} for side in (a, b)]
+    stream.update(*narrow)
+    stream.update(take(a, np.arange(30, 60)), take(b, np.arange(30, 60)))
+    mixed = [{name: np.concatenate([X, side[name][30:]]) for name, X in part.items()} for part, side in zip(narrow, (a, b))]
+    np.testing.assert_allclose(stream.compute().values, exact(*mixed), rtol=0, atol=1e-12)
+
+
+def test_a_sample_of_a_long_stream_is_even():
+    """Each of 400 images stays with probability 1 / 8, wherever it came and however the stream was cut."""
+    counts = np.zeros(400)
+    for seed in range(200):
+        parts = [Sample(50, seed) for _ in range(2)]
+        marks = torch.arange(400.0, dtype=torch.float64)[:, None] + 1000 * seed
+        for start in range(0, 400, 25):
+            batch = marks[start : start + 25]
+            parts[start >= 150].add(batch, batch)
+        parts[0].merge(parts[1])
+        stayed = parts[0].layers(({"x": 1}, {"y": 1}))[0][0]
+        assert len(stayed) == parts[0].n == 50
+        kept_rows = parts[0]._rows[0][:50, 0] - 1000 * seed
+        counts[kept_rows.long().numpy()] += 1
+    # Binomial counts of mean 25 and standard deviation 4.7.
+    assert counts.sum() == 200 * 50
+    assert np.abs(counts - 25).max() < 5 * 4.7
+    assert abs(counts[:150].mean() - 25) < 1.2
+    assert abs(counts[350:].mean() - 25) < 2
