@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= mixer-probe-demo
 
-.PHONY: demo test app bench gpu-test lint format clean
+.PHONY: demo test app bench bench-similarity gpu-test lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mixer-probe demo --out $(OUT)
@@ -17,6 +17,9 @@ app: $(VENV)/.installed
 
 bench: $(VENV)/.dev
 	$(BIN)/python tests/benchmarks/bench_capture.py
+
+bench-similarity: $(VENV)/.dev
+	$(BIN)/python tests/benchmarks/bench_similarity.py
 
 gpu-test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu

@@ -5,8 +5,9 @@
 Each family is there with two seeds. For every block of one, the closest block of the other should be the one at the same place.
 Three ways to treat positions: their mean (all measures), their means over the cells of a 4×4 grid, and all of them (CKA alone:
 32,768 features a block take minutes a measure). The measures that fit a regression or a rotation of each side need
-fewer features than images, so they are asked about the mean only. Prints a table; --out DIR gets results.json, results.csv and
-report.html. Takes about a quarter of an hour on one core.
+fewer features than images, so they are asked about the mean only. A second table says why the mean may hide a block: of what
+a block adds to the one before, the share of the variance over images that the mean over positions keeps. Prints both tables;
+--out DIR gets results.json, results.csv, kept_by_mean.csv and report.html. Takes about a quarter of an hour on one core.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -36,12 +38,15 @@ def main() -> None:
     options = _options()
     images = mp.load_images(options.data, limit=options.limit)
     results: list[LayerIdentification] = []
+    kept: list[pd.DataFrame] = []
     for family in options.models:
-        results += check_family(family, images, options.device)
+        results += check_family(family, images, options.device, kept)
     table = pd.concat([r.to_frame().assign(grid=_grid(r)) for r in results], ignore_index=True)
-    Console(width=200).print(table.round(3).to_string(index=False))
+    for frame in (table, pd.concat(kept)):
+        Console(width=200).print(frame.round(3).to_string(index=False))
     if options.out:
         write(results, table, options.out, vars(options))
+        pd.concat(kept).to_csv(options.out / "kept_by_mean.csv", index=False)
 
 
 def _options() -> argparse.Namespace:
@@ -54,14 +59,26 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def check_family(family: str, images: mp.Images, device: str) -> Iterator[LayerIdentification]:
-    """The two seeds of a family, by the mean over positions, on a grid, and with all positions."""
+def check_family(family: str, images: mp.Images, device: str, kept: list[pd.DataFrame]) -> Iterator[LayerIdentification]:
+    """The two seeds of a family, by the mean over positions, on a grid, and with all positions; adds to `kept`."""
     networks = [mp.load_model(f"zoo:{family}-{seed}", device=device) for seed in SEEDS]
     a, b = (mp.extract(network, images, reduce="mean") for network in networks)
     yield layer_identification(a, b)
     a, b = (mp.extract(network, images, reduce="none") for network in networks)
+    kept += [kept_by_mean(run) for run in (a, b)]
     yield layer_identification(a, b, ON_GRID, grid=GRID)
     yield layer_identification(a, b, ON_ALL)
+
+
+def kept_by_mean(run: mp.Representations) -> pd.DataFrame:
+    """Of what each block adds to the one before, the share of the variance over images that the mean over positions keeps."""
+    rows = []
+    for before, after in pairwise(run.names()):
+        if run[before].shape == run[after].shape:
+            added = run[after] - run[before]
+            share = added.shape[1] * added.mean(axis=1).var(axis=0).sum() / added.var(axis=0).sum()
+            rows.append({"model": run.model.name, "block": after, "kept_by_mean": float(share)})
+    return pd.DataFrame(rows)
 
 
 def _grid(result: LayerIdentification) -> str:
