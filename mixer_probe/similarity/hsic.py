@@ -26,7 +26,7 @@ _ROUNDING_OF_MOMENTS = 1e-13
 _FAR_OUT = 1e-5
 # Smaller products are done before the copies of blocks would be.
 _WORTH_BLOCKS = 256
-_COLUMNS = 5120
+_COLUMNS = 2560
 
 
 def hsic(K: Any, L: Any, estimator: Estimator = "unbiased") -> float:
@@ -109,8 +109,10 @@ def products_in_float32(X: Tensor) -> Tensor:
     products = X.new_zeros(n, n, dtype=torch.float64)
     step = -(-n // 4) if n >= _WORTH_BLOCKS else n
     blocks = [slice(start, min(start + step, n)) for start in range(0, n, step)]
+    # One piece of memory for all blocks of columns: the system clears fresh memory first.
+    room = X.new_empty(n * min(_COLUMNS, X.shape[1]))
     for part in torch.split(X, _COLUMNS, dim=1):
-        centred = part - part.mean(0)
+        centred = torch.sub(part, part.mean(0), out=room[: part.numel()].view(part.shape))
         for block in blocks:
             products[block.start :, block] += centred[block.start :] @ centred[block].T
     for block in blocks:
