@@ -4,10 +4,8 @@ independent noise of 768 features and 256 images."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,9 +23,11 @@ from mixer_probe.similarity.hsic import (
     hsic_from_moments,
     self_hsic_of_gram,
     self_hsic_of_moments,
+    unit_gram,
 )
 from mixer_probe.similarity.inputs import Features, as_matrix, centred
 from mixer_probe.similarity.measure import Measure
+from mixer_probe.similarity.squares import Square, inner_products, matrix_of
 
 Method = Literal["auto", "moments", "gram", "minibatch"]
 
@@ -110,26 +110,8 @@ def ratio(cross: Tensor, own_a: Tensor, own_b: Tensor) -> Tensor:
     return cross / torch.outer(own_a.sqrt(), own_b.sqrt())
 
 
-@dataclass(frozen=True)
-class _UnitGram:
-    """A centred Gram matrix [n, n] of norm 1."""
-
-    matrix: Tensor
-
-    def take(self, order: Tensor) -> Self:
-        return type(self)(self.matrix[order][:, order])
-
-
-def _prepare(X: Tensor, kernel: Kernel, bandwidth: float = 0.5) -> _UnitGram:
-    original = gram(centred(X), kernel, bandwidth)
-    matrix = centre_gram(original, "unbiased")
-    own = self_hsic_of_gram(matrix, original, "unbiased")
-    return _UnitGram(matrix / (own * len(X) * (len(X) - 3)).sqrt())
-
-
-def _table(a: Sequence[_UnitGram], b: Sequence[_UnitGram]) -> Tensor:
-    left, right = (torch.stack([side.matrix.flatten() for side in sides]) for sides in (a, b))
-    return left @ right.T
+def _prepare(X: Tensor, kernel: Kernel, bandwidth: float = 0.5) -> Square:
+    return Square(unit_gram(gram(centred(X), kernel, bandwidth), "unbiased"))
 
 
 _SOURCE = "Kornblith et al. 2019; unbiased HSIC of Song et al. 2012"
@@ -141,9 +123,10 @@ CKA = Measure(
     source=_SOURCE,
     invariances=("translation", "isotropic scaling", "permutation", "orthogonal"),
     prepare=partial(_prepare, kernel="linear"),
-    table=_table,
+    table=inner_products,
     lowest=-1.0,
     pairwise=True,
+    matrix=matrix_of,
 )
 CKA_RBF = Measure(
     name="cka_rbf",
@@ -152,7 +135,8 @@ CKA_RBF = Measure(
     source=_SOURCE,
     invariances=CKA.invariances,
     prepare=partial(_prepare, kernel="rbf"),
-    table=_table,
+    table=inner_products,
     lowest=-1.0,
     pairwise=True,
+    matrix=matrix_of,
 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixer_probe.similarity.hsic import Estimator, Kernel, centre_gram, divisor, gram, products_in_float32
+from mixer_probe.similarity.hsic import Estimator, Kernel, divisor, gram, products_in_float32, unit_gram
 from mixer_probe.similarity.inputs import LayerFeatures
 from mixer_probe.similarity.nulls import Pairings, Traces
 
@@ -16,8 +16,6 @@ from mixer_probe.similarity.nulls import Pairings, Traces
 _BYTES = 2**29
 _PRODUCT_BYTES = 2**26
 _KEPT_BYTES = 2**26
-# A centred Gram matrix with a smaller share of the whole norm is rounding: all pairs of images are equally similar.
-_ROUNDING = 1e-12
 _SPREAD = 1e-5
 
 # Centred features [n, p] of each layer; they may be read when asked for.
@@ -79,14 +77,6 @@ class Grams:
         """What the exact moments of the permutation null need of every layer's centred Gram matrix."""
         parts = [Traces.of([self.unit(i)]) for i in range(len(self))]
         return Traces(*(torch.cat([getattr(p, f) for p in parts]) for f in ("trace", "power", "diagonal")))
-
-
-def unit_gram(K: Tensor, estimator: Estimator) -> Tensor:
-    """`K` [n, n] centred and divided by its norm; NaN where nothing but rounding is left of it."""
-    matrix = centre_gram(K, estimator)
-    norm = torch.linalg.vector_norm(matrix)
-    left = norm > _ROUNDING * torch.linalg.vector_norm(K)
-    return matrix.div_(torch.where(left, norm, torch.nan))
 
 
 def inner_products(a: Matrices, b: Matrices, size: tuple[int, int], n: int) -> Tensor:

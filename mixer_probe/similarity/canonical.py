@@ -172,7 +172,8 @@ def _variates(cross: Tensor) -> tuple[Tensor, Tensor]:
     """Left singular vectors and singular values of `cross` [r, s], from its squares where no two of these nearly coincide."""
     if cross.shape[0] <= cross.shape[1]:
         squares, left = (found.flip(-1) for found in torch.linalg.eigh(cross @ cross.T))
-        gaps = -torch.diff(squares, append=squares.new_zeros(1))
+        # Rounding may leave a square of zero a little below it.
+        gaps = (-torch.diff(squares, append=squares.new_zeros(1))).clamp_min(0)
         if torch.finfo(squares.dtype).eps * squares[0] * (1 / gaps).mean() < _LOST_TURNING:
             return left, squares.sqrt()
     left, correlations, _ = torch.linalg.svd(cross, full_matrices=False)

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Self
 
 from torch import Tensor
 
 from mixer_probe.similarity.inputs import Features
 from mixer_probe.similarity.measure import Measure
-from mixer_probe.similarity.rsa import inner_products, reordered, squared_distances
-
-
-@dataclass(frozen=True)
-class CentredDistances:
-    """Euclidean distances between all images, `distances` [n, n], double-centred and of norm 1."""
-
-    distances: Tensor
-
-    def take(self, order: Tensor) -> Self:
-        """The distances for the images in another `order` [n]."""
-        return replace(self, distances=reordered(self.distances, order))
+from mixer_probe.similarity.rsa import squared_distances
+from mixer_probe.similarity.squares import Square, inner_products, matrix_of
 
 
 def distance_correlation(X: Features, Y: Features) -> float:
@@ -36,15 +24,12 @@ def distance_correlation(X: Features, Y: Features) -> float:
     return DISTANCE_CORRELATION(X, Y)
 
 
-def _centre_distances(X: Tensor) -> CentredDistances:
+def _centre_distances(X: Tensor) -> Square:
+    """Euclidean distances between all images, double-centred."""
     distances = squared_distances(X / X.abs().max()).sqrt_()
     mean = distances.mean(0)
     distances.sub_(mean).sub_(mean[:, None]).add_(mean.mean())
-    return CentredDistances(distances.div_(distances.norm()))
-
-
-def _distances(layer: CentredDistances) -> Tensor:
-    return layer.distances
+    return Square(distances.div_(distances.norm()))
 
 
 def _root(covariances: Tensor) -> Tensor:
@@ -52,8 +37,8 @@ def _root(covariances: Tensor) -> Tensor:
     return covariances.clamp_min(0).sqrt()
 
 
-def _correlate(layers_a: Sequence[CentredDistances], layers_b: Sequence[CentredDistances]) -> Tensor:
-    return _root(inner_products([_distances(layer) for layer in layers_a], [_distances(layer) for layer in layers_b]))
+def _correlate(a: Sequence[Square], b: Sequence[Square]) -> Tensor:
+    return _root(inner_products(a, b))
 
 
 DISTANCE_CORRELATION = Measure(
@@ -65,6 +50,6 @@ DISTANCE_CORRELATION = Measure(
     prepare=_centre_distances,
     table=_correlate,
     pairwise=True,
-    matrix=_distances,
+    matrix=matrix_of,
     finish=_root,
 )

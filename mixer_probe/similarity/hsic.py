@@ -148,6 +148,14 @@ def _median(values: Tensor) -> Tensor:
     return (middle[0] + middle[1]) / 2
 
 
+def unit_gram(K: Tensor, estimator: Estimator) -> Tensor:
+    """`K` [n, n] centred and divided by its norm; NaN where nothing but rounding is left of it."""
+    matrix = centre_gram(K, estimator)
+    norm = torch.linalg.vector_norm(matrix)
+    left = norm > _ROUNDING_OF_GRAM**0.5 * torch.linalg.vector_norm(K)
+    return matrix.div_(torch.where(left, norm, torch.nan))
+
+
 def hsic_from_grams(grams_x: Tensor, grams_y: Tensor, estimator: Estimator) -> Tensor:
     """HSIC of two Gram matrices that `centre_gram` made."""
     return (grams_x * grams_y).sum() / divisor(len(grams_x), estimator)

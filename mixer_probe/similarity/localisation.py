@@ -20,7 +20,7 @@ from mixer_probe.models.model import Model
 from mixer_probe.progress import task
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.comparison import Grid, as_grid
-from mixer_probe.similarity.hsic import MINIMUM_IMAGES, centre_gram, self_hsic_of_gram
+from mixer_probe.similarity.hsic import MINIMUM_IMAGES, gram, unit_gram
 from mixer_probe.similarity.inputs import centred, to_grid
 from mixer_probe.similarity.nulls import check_permutations, draw_pairings, null_of
 
@@ -263,16 +263,8 @@ def unit_grams(cells: Sequence[Tensor]) -> Tensor:
     """U-centred Gram matrices of norm 1 of features [n, p] a cell, as rows [cell, n * n]: their products are unbiased CKA.
 
     NaN for a cell that is constant or not finite."""
-    return torch.stack([_unit_gram(X) for X in cells])
-
-
-def _unit_gram(X: Tensor) -> Tensor:
-    features = centred(X.to(torch.float64))
-    original = features @ features.T
-    gram = centre_gram(original, "unbiased")
-    own = self_hsic_of_gram(gram, original, "unbiased")
-    # HSIC is the squared norm over n (n - 3).
-    return (gram / (own * len(X) * (len(X) - 3)).sqrt()).flatten()
+    grams = (gram(centred(X.to(torch.float64)), "linear", 0.5) for X in cells)
+    return torch.stack([unit_gram(K, "unbiased").flatten() for K in grams])
 
 
 class _Table:

@@ -3,9 +3,7 @@ Connecting the Branches of Systems Neuroscience"): two representations are alike
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,6 +14,7 @@ from torch.nn.functional import normalize
 from mixer_probe.similarity.hsic import check_choice
 from mixer_probe.similarity.inputs import CONSTANT, Features
 from mixer_probe.similarity.measure import Measure
+from mixer_probe.similarity.squares import Square, inner_products, matrix_of
 
 Distance = Literal["correlation", "euclidean"]
 
@@ -27,17 +26,6 @@ _EQUAL = 1e-14
 _BITS = 40
 # Bits of a float64 beyond those; the first of its 53 is not stored.
 _DROPPED = 53 - _BITS
-
-
-@dataclass(frozen=True)
-class RankedDissimilarities:
-    """Ranks of the dissimilarities of all pairs of images, `ranks` [n, n]: mean 0 off the diagonal, 0 on it, norm 1."""
-
-    ranks: Tensor
-
-    def take(self, order: Tensor) -> Self:
-        """The ranks for the images in another `order` [n]."""
-        return replace(self, ranks=reordered(self.ranks, order))
 
 
 def rsa(X: Features, Y: Features, *, distance: Distance = "correlation") -> float:
@@ -74,7 +62,7 @@ def _close_distances(X: Tensor) -> Tensor:
     return squares.masked_fill(squares < _EQUAL**2 * (powers[:, None] + powers), 0)
 
 
-def _rank_correlation_distances(X: Tensor) -> RankedDissimilarities:
+def _rank_correlation_distances(X: Tensor) -> Square:
     # Every row has a scale of its own, so that no square leaves the range of numbers.
     X = normalize(X, p=torch.inf, dim=1, eps=torch.finfo(X.dtype).tiny)
     deviation = X - X.mean(1, keepdim=True)
@@ -84,18 +72,19 @@ def _rank_correlation_distances(X: Tensor) -> RankedDissimilarities:
     return _rank(squared_distances((deviation / length).masked_fill(flat, torch.nan)))
 
 
-def _rank_euclidean_distances(X: Tensor) -> RankedDissimilarities:
+def _rank_euclidean_distances(X: Tensor) -> Square:
     return _rank(squared_distances(X / X.abs().max()))
 
 
-def _rank(dissimilarities: Tensor) -> RankedDissimilarities:
-    """Ranks of symmetric `dissimilarities` [n, n] that are not negative, or of any increasing function of them."""
+def _rank(dissimilarities: Tensor) -> Square:
+    """Ranks of symmetric `dissimilarities` [n, n] that are not negative, or of any increasing function of them: mean 0 off the
+    diagonal, 0 on it."""
     pairs = squareform(dissimilarities.cpu().numpy(), checks=False)
     ranks = centred_ranks(_rounded(pairs)) if np.isfinite(pairs).all() else np.full_like(pairs, np.nan)
     # Each pair stands twice in the square; without any spread this is 0/0, which is right.
     with np.errstate(invalid="ignore"):
         ranks /= np.sqrt(2) * np.linalg.norm(ranks)
-    return RankedDissimilarities(torch.from_numpy(squareform(ranks, checks=False)).to(dissimilarities.device))
+    return Square(torch.from_numpy(squareform(ranks, checks=False)).to(dissimilarities.device))
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
@@ -122,26 +111,6 @@ def _averaged(places: np.ndarray, steps: np.ndarray) -> np.ndarray:
     return np.repeat((places[first] + places[last]) / 2, last - first + 1)
 
 
-def reordered(square: Tensor, order: Tensor) -> Tensor:
-    """`square` [n, n] with rows and columns in another `order` [n]."""
-    order = order.to(square.device)
-    return square.index_select(0, order).index_select(1, order)
-
-
-def inner_products(squares_a: Sequence[Tensor], squares_b: Sequence[Tensor]) -> Tensor:
-    """Inner products [La, Lb] of matrices [n, n]."""
-    flat_a, flat_b = (torch.stack([square.flatten() for square in squares]) for squares in (squares_a, squares_b))
-    return flat_a @ flat_b.T
-
-
-def _ranks(layer: RankedDissimilarities) -> Tensor:
-    return layer.ranks
-
-
-def _spearman(layers_a: Sequence[RankedDissimilarities], layers_b: Sequence[RankedDissimilarities]) -> Tensor:
-    return inner_products([_ranks(layer) for layer in layers_a], [_ranks(layer) for layer in layers_b])
-
-
 _SOURCE = "Kriegeskorte, Mur and Bandettini 2008, Frontiers in Systems Neuroscience 2:4"
 
 RSA = Measure(
@@ -151,10 +120,10 @@ RSA = Measure(
     source=_SOURCE,
     invariances=("isotropic scaling", "permutation"),
     prepare=_rank_correlation_distances,
-    table=_spearman,
+    table=inner_products,
     lowest=-1.0,
     pairwise=True,
-    matrix=_ranks,
+    matrix=matrix_of,
 )
 
 RSA_EUCLIDEAN = Measure(
@@ -164,8 +133,8 @@ RSA_EUCLIDEAN = Measure(
     source=_SOURCE,
     invariances=("translation", "isotropic scaling", "permutation", "orthogonal"),
     prepare=_rank_euclidean_distances,
-    table=_spearman,
+    table=inner_products,
     lowest=-1.0,
     pairwise=True,
-    matrix=_ranks,
+    matrix=matrix_of,
 )

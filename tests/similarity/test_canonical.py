@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,23 +13,14 @@ from sklearn.cross_decomposition import CCA
 
 from mixer_probe.errors import MeasureError
 from mixer_probe.similarity.canonical import MEAN_CCA, PWCCA, SVCCA, basis, leading_basis, mean_cca, principal, pwcca, svcca
+from tests.similarity.features import features as features_of
+from tests.similarity.features import notebook_features
 
 MEASURES = [MEAN_CCA, SVCCA, PWCCA]
 FUNCTIONS = [mean_cca, svcca, pwcca]
 
 
-def notebook_features() -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.RandomState(1337)
-    X = random.randn(100, 10)
-    return X, random.randn(100, 10) + X
-
-
-def features(seed: int, n: int = 60, p: int = 7, q: int = 11) -> tuple[np.ndarray, np.ndarray]:
-    """Dependent features of uneven spread."""
-    random = np.random.default_rng(seed)
-    X = random.normal(size=(n, p)) * random.uniform(0.2, 3, size=p)
-    Y = X @ random.normal(size=(p, q)) + random.normal(size=(n, q))
-    return X, np.tanh(Y)
+features = partial(features_of, n=60)
 
 
 def textbook(X: np.ndarray, Y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

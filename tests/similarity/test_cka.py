@@ -14,6 +14,7 @@ from scipy.linalg import hadamard
 
 from mixer_probe.errors import MeasureError
 from mixer_probe.similarity import cka, hsic
+from tests.similarity.features import features, notebook_features
 
 ESTIMATORS = ["unbiased", "biased"]
 METHODS = ["moments", "gram"]
@@ -25,20 +26,6 @@ NOTEBOOK = {
     ("unbiased", "linear"): (0.513456489505526, 0.51346),
 }
 NOTEBOOK_HSIC = {"biased": 11.87835726918598, "unbiased": 9.895955787045914}
-
-
-def notebook_features() -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.RandomState(1337)
-    X = random.randn(100, 10)
-    return X, random.randn(100, 10) + X
-
-
-def features(seed: int, n: int = 40, p: int = 7, q: int = 11) -> tuple[np.ndarray, np.ndarray]:
-    """Dependent features of uneven spread."""
-    random = np.random.default_rng(seed)
-    X = random.normal(size=(n, p)) * random.uniform(0.2, 3, size=p)
-    Y = X @ random.normal(size=(p, q)) + random.normal(size=(n, q))
-    return X, np.tanh(Y)
 
 
 def rotation(p: int, random: np.random.Generator) -> np.ndarray:

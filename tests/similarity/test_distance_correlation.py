@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,12 +11,9 @@ import torch
 
 from mixer_probe.errors import MeasureError
 from mixer_probe.similarity.distance_correlation import DISTANCE_CORRELATION, distance_correlation
+from tests.similarity.features import shifted_features as features_of
 
-
-def features(seed: int, n: int = 30, p: int = 7, q: int = 11) -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.default_rng(seed)
-    X = random.normal(size=(n, p)) * random.uniform(0.2, 3, size=p) + random.normal(size=p)
-    return X, np.tanh(X @ random.normal(size=(p, q)) / p + random.normal(size=(n, q)))
+features = partial(features_of, n=30)
 
 
 def distances(X: np.ndarray) -> list[list[float]]:
@@ -77,7 +75,7 @@ def test_distances_of_reordered_images():
     X, Y = (torch.from_numpy(side) for side in features(6))
     order = torch.randperm(len(X), generator=torch.Generator().manual_seed(0))
     moved, fresh = DISTANCE_CORRELATION.prepare(X).take(order), DISTANCE_CORRELATION.prepare(X[order])
-    torch.testing.assert_close(moved.distances, fresh.distances, rtol=0, atol=1e-14)
+    torch.testing.assert_close(moved.matrix, fresh.matrix, rtol=0, atol=1e-14)
     table = DISTANCE_CORRELATION.table([moved, DISTANCE_CORRELATION.prepare(Y)], [fresh])
     assert table[0, 0] == pytest.approx(1, abs=1e-12)
     assert table[1, 0] == pytest.approx(distance_correlation(X[order], Y), abs=1e-12)

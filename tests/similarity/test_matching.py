@@ -14,14 +14,7 @@ from scipy.optimize import OptimizeResult, linprog
 from mixer_probe.errors import MeasureError
 from mixer_probe.similarity import matching
 from mixer_probe.similarity.matching import SOFT_MATCHING, best_mean, soft_matching
-
-
-def features(seed: int, n: int = 40, p: int = 7, q: int = 11) -> tuple[np.ndarray, np.ndarray]:
-    """Dependent features of uneven spread."""
-    random = np.random.default_rng(seed)
-    X = random.normal(size=(n, p)) * random.uniform(0.2, 3, size=p)
-    Y = X @ random.normal(size=(p, q)) + random.normal(size=(n, q))
-    return X, np.tanh(Y)
+from tests.similarity.features import features
 
 
 def correlations(X: np.ndarray, Y: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,21 +19,14 @@ from mixer_probe.similarity.neighbours import (
     neighbourhood_jaccard,
     neighbourhoods,
 )
+from tests.similarity.features import notebook_features
+from tests.similarity.features import shifted_features as features_of
 
 # The features of Kornblith et al.'s demo notebook, cosine neighbours without the clamp.
 NOTEBOOK = 0.279
 
 
-def notebook_features() -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.RandomState(1337)
-    X = random.randn(100, 10)
-    return X, random.randn(100, 10) + X
-
-
-def features(seed: int, n: int = 60, p: int = 7, q: int = 11) -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.default_rng(seed)
-    X = random.normal(size=(n, p)) * random.uniform(0.2, 3, size=p) + random.normal(size=p)
-    return X, np.tanh(X @ random.normal(size=(p, q)) / p + random.normal(size=(n, q)))
+features = partial(features_of, n=60)
 
 
 def neighbours(X: np.ndarray, k: int) -> list[set[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -22,22 +23,13 @@ from mixer_probe.similarity.predictivity import (
     linear_predictivity,
     linear_regression_r2,
 )
+from tests.similarity.features import features as features_of
+from tests.similarity.features import notebook_features
 
 MEASURES = [PREDICTIVITY, PREDICTIVITY_REVERSE]
 
 
-def notebook_features() -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.RandomState(1337)
-    X = random.randn(100, 10)
-    return X, random.randn(100, 10) + X
-
-
-def features(seed: int, n: int = 60, p: int = 7, q: int = 11) -> tuple[np.ndarray, np.ndarray]:
-    """Dependent features of uneven spread."""
-    random = np.random.default_rng(seed)
-    X = random.normal(size=(n, p)) * random.uniform(0.2, 3, size=p)
-    Y = X @ random.normal(size=(p, q)) + random.normal(size=(n, q))
-    return X, np.tanh(Y)
+features = partial(features_of, n=60)
 
 
 def gcv(X: np.ndarray, Y: np.ndarray, penalty: float) -> float:
@@ -87,7 +79,7 @@ def test_in_sample_closed_forms():
 @pytest.mark.parametrize(("n", "p", "q"), [(60, 7, 11), (43, 20, 3), (40, 31, 5), (40, 32, 5), (30, 80, 40)])
 @pytest.mark.parametrize("folds", [2, 5])
 def test_cross_validation_by_hand(n, p, q, folds):
-    X, Y = features(1, n, p, q)
+    X, Y = features(1, n=n, p=p, q=q)
     # Penalties that the hat matrix, which is inverted without its spectrum, can bear.
     penalties = tuple(10.0**power for power in range(-3, 5))
     expected = by_hand(X, Y, folds, penalties)

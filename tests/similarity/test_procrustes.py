@@ -10,22 +10,9 @@ import torch
 from scipy.linalg import hadamard, orthogonal_procrustes
 
 from mixer_probe.similarity.procrustes import ANGULAR_PROCRUSTES, PROCRUSTES, angular_procrustes, compact, procrustes
+from tests.similarity.features import features, notebook_features
 
 MEASURES = [PROCRUSTES, ANGULAR_PROCRUSTES]
-
-
-def notebook_features() -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.RandomState(1337)
-    X = random.randn(100, 10)
-    return X, random.randn(100, 10) + X
-
-
-def features(seed: int, n: int = 40, p: int = 7, q: int = 11) -> tuple[np.ndarray, np.ndarray]:
-    """Dependent features of uneven spread."""
-    random = np.random.default_rng(seed)
-    X = random.normal(size=(n, p)) * random.uniform(0.2, 3, size=p)
-    Y = X @ random.normal(size=(p, q)) + random.normal(size=(n, q))
-    return X, np.tanh(Y)
 
 
 def rotation(p: int, seed: int = 0) -> np.ndarray:

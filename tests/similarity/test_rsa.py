@@ -10,22 +10,12 @@ from scipy.stats import rankdata, spearmanr
 
 from mixer_probe.errors import MeasureError
 from mixer_probe.similarity.rsa import RSA, RSA_EUCLIDEAN, centred_ranks, rsa, squared_distances
+from tests.similarity.features import notebook_features
+from tests.similarity.features import shifted_features as features
 
 # Computed from the definitions in float64 on the features of Kornblith et al.'s demo notebook.
 NOTEBOOK = {"correlation": 0.4724396737630472, "euclidean": 0.4929646966980301}
 DISTANCES = list(NOTEBOOK)
-
-
-def notebook_features() -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.RandomState(1337)
-    X = random.randn(100, 10)
-    return X, random.randn(100, 10) + X
-
-
-def features(seed: int, n: int = 40, p: int = 7, q: int = 11) -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.default_rng(seed)
-    X = random.normal(size=(n, p)) * random.uniform(0.2, 3, size=p) + random.normal(size=p)
-    return X, np.tanh(X @ random.normal(size=(p, q)) / p + random.normal(size=(n, q)))
 
 
 def independent(X: np.ndarray, Y: np.ndarray, distance: str) -> float:
@@ -108,8 +98,8 @@ def test_ranks_of_reordered_images(measure):
     X, Y = (torch.from_numpy(side) for side in features(8))
     order = torch.randperm(len(X), generator=torch.Generator().manual_seed(0))
     moved, fresh = measure.prepare(X).take(order), measure.prepare(X[order])
-    torch.testing.assert_close(moved.ranks, fresh.ranks, rtol=0, atol=1e-14)
-    assert moved.ranks.square().sum() == pytest.approx(1, abs=1e-12)
+    torch.testing.assert_close(moved.matrix, fresh.matrix, rtol=0, atol=1e-14)
+    assert moved.matrix.square().sum() == pytest.approx(1, abs=1e-12)
     table = measure.table([moved, measure.prepare(Y)], [fresh])
     assert table[0, 0] == pytest.approx(1, abs=1e-12)
     assert table[1, 0] == pytest.approx(measure(X[order], Y), abs=1e-12)

@@ -1,0 +1,27 @@
+"""Features that several tests share."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def notebook_features() -> tuple[np.ndarray, np.ndarray]:
+    """Those of the demo notebook of Kornblith et al. 2019."""
+    random = np.random.RandomState(1337)
+    X = random.randn(100, 10)
+    return X, random.randn(100, 10) + X
+
+
+def features(seed: int, n: int = 40, p: int = 7, q: int = 11) -> tuple[np.ndarray, np.ndarray]:
+    """Dependent features of uneven spread."""
+    random = np.random.default_rng(seed)
+    X = random.normal(size=(n, p)) * random.uniform(0.2, 3, size=p)
+    Y = X @ random.normal(size=(p, q)) + random.normal(size=(n, q))
+    return X, np.tanh(Y)
+
+
+def shifted_features(seed: int, n: int = 40, p: int = 7, q: int = 11) -> tuple[np.ndarray, np.ndarray]:
+    """As `features`, about a mean of their own, and less closely related."""
+    random = np.random.default_rng(seed)
+    X = random.normal(size=(n, p)) * random.uniform(0.2, 3, size=p) + random.normal(size=p)
+    return X, np.tanh(X @ random.normal(size=(p, q)) / p + random.normal(size=(n, q)))
