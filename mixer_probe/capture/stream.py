@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
+from mixer_probe.capture.heap import kept_heap
 from mixer_probe.capture.hooks import Reducer, capture
 from mixer_probe.errors import ImagesError, MixerProbeError, ModelError, OutOfMemoryWarning
 from mixer_probe.images import model_transform
@@ -129,7 +130,8 @@ def stream(
     transform = transform_of(model)
     runner = _Runner(model, layers, reducer, batch_size, autocast)
     position = start
-    with task(title or model.name, len(source)) as advance:
+    on_cpu = model.device.type == "cpu"
+    with task(title or model.name, len(source)) as advance, kept_heap() if on_cpu else nullcontext():
         advance(start)
         for batch in source.batches(transform, batch_size, start=start, pin_memory=model.device.type == "cuda"):
             for found, n in runner.parts(batch):

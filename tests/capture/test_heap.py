@@ -1,0 +1,65 @@
+"""Freed memory stays in the process inside `kept_heap`, and leaves it afterwards."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import pytest
+import torch
+
+from mixer_probe.capture import heap
+from mixer_probe.capture.heap import kept_heap
+
+resource = pytest.importorskip("resource")
+MIB = 2**20
+PAGES = 64 * MIB // 4096
+
+on_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+
+
+def faults_of_fresh_memory() -> int:
+    """Pages that the system has to clear for 64 MiB that were in use a moment ago."""
+    for _ in range(3):
+        torch.ones(64 * MIB // 4)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(64 * MIB // 4)
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+
+def resident() -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) // 1024
+
+
+@on_glibc
+def test_memory_is_used_again_without_being_cleared():
+    with kept_heap():
+        assert faults_of_fresh_memory() < PAGES / 50
+
+
+@on_glibc
+def test_memory_goes_back_at_the_end():
+    before = resident()
+    with kept_heap():
+        torch.ones(256 * MIB // 4)
+        assert resident() > before + 200
+    assert resident() < before + 56
+
+
+def test_overlapping_uses_and_errors_leave_nothing_behind():
+    outer, inner = kept_heap(), kept_heap()
+    outer.__enter__()
+    inner.__enter__()
+    outer.__exit__(None, None, None)
+    assert heap._inside == 1
+    inner.__exit__(None, None, None)
+    with pytest.raises(ZeroDivisionError), kept_heap():
+        raise ZeroDivisionError
+    assert heap._inside == 0
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch):
+    monkeypatch.setattr(heap, "_glibc", lambda: None)
+    with kept_heap():
+        assert torch.ones(3).sum() == 3
