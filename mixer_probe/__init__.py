@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from mixer_probe.report import write_report
     from mixer_probe.results import load_results, save_results
     from mixer_probe.similarity import cka, compare, compare_models
-    from mixer_probe.weights import stem_filters, token_mixing
+    from mixer_probe.weights import (
+        anatomy,
+        as_convolution,
+        kernel_tying,
+        position_embeddings,
+        spatial_kernels,
+        stem_filters,
+        token_mixing,
+        weight_spectra,
+    )
 
 __version__ = "0.1.0"
 
@@ -32,7 +41,16 @@ _HOMES = {
     "mixer_probe.report": ("write_report",),
     "mixer_probe.results": ("load_results", "save_results"),
     "mixer_probe.similarity": ("cka", "compare", "compare_models"),
-    "mixer_probe.weights": ("stem_filters", "token_mixing"),
+    "mixer_probe.weights": (
+        "anatomy",
+        "as_convolution",
+        "kernel_tying",
+        "position_embeddings",
+        "spatial_kernels",
+        "stem_filters",
+        "token_mixing",
+        "weight_spectra",
+    ),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -42,6 +60,8 @@ __all__ = [
     "Model",
     "Representations",
     "__version__",
+    "anatomy",
+    "as_convolution",
     "channel_statistics",
     "channels",
     "cka",
@@ -49,17 +69,21 @@ __all__ = [
     "compare_models",
     "extract",
     "figures",
+    "kernel_tying",
     "linear_probe",
     "list_models",
     "load_images",
     "load_model",
     "load_results",
     "open_run",
+    "position_embeddings",
     "probing",
     "save_results",
     "similarity",
+    "spatial_kernels",
     "stem_filters",
     "token_mixing",
+    "weight_spectra",
     "weights",
     "write_report",
     "zoo",

@@ -19,6 +19,7 @@ from mixer_probe.errors import ImagesError, MeasureError, MixerProbeError, Store
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
     from mixer_probe.capture import Representations
     from mixer_probe.images import Images
@@ -295,16 +296,21 @@ def _deliver_similarity(matrices: Sequence[SimilarityMatrix], out: Path | None, 
 
 def _save_pictures(matrices: Sequence[SimilarityMatrix], out: Path) -> None:
     """similarity.svg and similarity.png: a heatmap with the best matches, or one panel a measure."""
-    import matplotlib as mpl
-
     from mixer_probe.figures import similarity_heatmaps, similarity_measures
 
     figure = similarity_measures(matrices) if len(matrices) > 1 else similarity_heatmaps(matrices, paths=True)
+    _save_picture(figure, out, "similarity")
+
+
+def _save_picture(figure: Figure, out: Path, name: str) -> None:
+    """NAME.svg and NAME.png in `out`."""
+    import matplotlib as mpl
+
     try:
         # Without a date and with a fixed salt the same numbers give the same file.
         with mpl.rc_context({"svg.hashsalt": "mixer-probe", "svg.fonttype": "path"}):
-            figure.savefig(out / "similarity.svg", dpi=160, metadata={"Date": None})
-            figure.savefig(out / "similarity.png", dpi=160, metadata={"Software": None})
+            figure.savefig(out / f"{name}.svg", dpi=160, metadata={"Date": None})
+            figure.savefig(out / f"{name}.png", dpi=160, metadata={"Software": None})
     except OSError as error:
         raise StoreError(f"cannot write pictures to {out}: {error.strerror or error}") from error
 
@@ -347,27 +353,84 @@ def probe(
     _deliver(study.results, frame, out, as_json, "Where the class can be read")
 
 
-@app.command(epilog="Example: mixer-probe weights zoo:mixer --out weights")
+@app.command(epilog="Example: mixer-probe weights zoo:mixer --what units,kernels --block 1 --out weights")
 def weights(
     names: ModelNames,
-    out: Out = Path("weights"),
+    what: Annotated[
+        str, typer.Option(help="anatomy, units, kernels, tying, stem, positions, spectra; several with commas, or all.")
+    ] = "all",
+    block: Annotated[int | None, typer.Option(help="Also draw this block alone; -1 is the last.")] = None,
+    data: Annotated[str, typer.Option(help="Images for the kernels of Mixers and ViTs that tying measures on data.")] = "demo",
+    split: Split = None,
+    root: Root = None,
+    limit: Limit = 64,
+    on_error: OnError = "raise",
     pretrained: Pretrained = True,
     checkpoint: Checkpoint = None,
+    baselines: Annotated[bool, typer.Option(help="Also look at every trained network with random weights.")] = True,
     device: Device = "cpu",
+    seed: Seed = 0,
+    out: Out = Path("weights"),
     as_json: AsJson = False,
 ) -> None:
-    """Token-mixing units of Mixers and stem filters of all models, as pictures and numbers."""
-    import pandas as pd
+    """What the weights alone say: token-mixing units, kernels and their tying, stem, positions, spectra, anatomy.
 
-    from mixer_probe.report import weight_results
-    from mixer_probe.weights import TokenMixing
+    Writes every figure as SVG and PNG, the numbers as CSV, results.json and report.html."""
+    from mixer_probe.report.weight_study import block_path, block_pictures, check_what, weight_results
 
+    chosen = None if what == "all" else check_what([name.strip() for name in what.split(",")])
+    images = _images(data, split, root, limit, on_error, seed) if chosen is None or "tying" in chosen else None
     results: list[Result] = []
+    drawn: dict[str, Figure] = {}
     for load in _loaders(names, pretrained, checkpoint, device):
         model = load()
-        results += weight_results([model, model.untrained()] if model.weights.trained else [model])
-    tables = [r.summary() if isinstance(r, TokenMixing) else r.to_frame() for r in results]
-    _deliver(results, pd.concat(tables, ignore_index=True) if as_json else tables[0], out, as_json, "What the weights say")
+        path = None if block is None else block_path(model, block)
+        twins = [model.untrained()] if baselines and model.weights.trained else []
+        found = weight_results([model, *twins], chosen, images)
+        drawn |= {} if path is None else block_pictures([r for r in found if _is_of(r, model)], path)
+        results += found
+    _deliver_weights(results, drawn, out, as_json)
+
+
+def _is_of(result: Any, model: Model) -> bool:
+    return getattr(result, "model", None) == model.record
+
+
+def _deliver_weights(results: Sequence[Result], drawn: dict[str, Figure], out: Path, as_json: bool) -> None:
+    """Files for all results, and tables of a few lines a network, or all rows as JSON."""
+    from mixer_probe.report import make_sections, write_report
+    from mixer_probe.report.section import Picture
+    from mixer_probe.results import save_results, write_text_atomically
+
+    _prepare(out)
+    frames = _frames(results)
+    for name, frame in frames.items():
+        write_text_atomically(out / f"{name}.csv", frame.to_csv(index=False))
+    settings = {"command": " ".join(["mixer-probe", *map(shlex.quote, sys.argv[1:])])}
+    save_results(results, out / "results.json", settings)
+    sections = make_sections(results)
+    pictures = {p.file_name: p.figure for section in sections for p in section.content if isinstance(p, Picture)}
+    for name, figure in (pictures | drawn).items():
+        _save_picture(figure, out, name)
+    write_report(results, out / "report.html", title="What the weights say", settings=settings)
+    if as_json:
+        rows = {name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()}
+        _print_json(rows)
+        return
+    for section in sections:
+        console.print(section.title, style="bold", markup=False, highlight=False)
+        for paragraph in section.paragraphs:
+            console.print(paragraph, markup=False, highlight=False, soft_wrap=True)
+    console.print(str((out / "report.html").resolve()), markup=False, highlight=False, soft_wrap=True)
+
+
+def _frames(results: Sequence[Result]) -> dict[str, pd.DataFrame]:
+    """One table for all results of a kind, by the title of the kind as a file name."""
+    import pandas as pd
+
+    kinds = dict.fromkeys(type(r) for r in results)
+    tables = {kind: [r.to_frame() for r in results if type(r) is kind] for kind in kinds}
+    return {kind.title.lower().replace(" ", "-"): pd.concat(t, ignore_index=True) for kind, t in tables.items()}
 
 
 # -- reports -----------------------------------------------------------------------------------------------------------

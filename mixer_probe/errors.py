@@ -50,12 +50,32 @@ class UndefinedSimilarityWarning(MixerProbeWarning):
     """Cells of a similarity matrix that are NaN because a layer is constant or not finite, or the images are too few."""
 
 
+class UndefinedUnitsWarning(MixerProbeWarning):
+    """Units of constant or not finite weight, which have no frequency, orientation or phase; these are NaN."""
+
+
+class DegenerateWeightsWarning(MixerProbeWarning):
+    """Weights that are all zero or not finite, whose ranks or similarities are NaN."""
+
+
+class UndefinedProbeWarning(MixerProbeWarning):
+    """Layers or images that a probe leaves out because what it reads, or reads from, is constant or undefined there."""
+
+
 class OutOfMemoryWarning(MixerProbeWarning):
     """The batch was halved after the device ran out of memory."""
 
 
 class ImagesWarning(MixerProbeWarning):
     """Something about the images that a reader of the results should know."""
+
+
+class UndefinedKernelWarning(MixerProbeWarning):
+    """Numbers of a spatial kernel that are NaN because it is zero, or the same for all pairs of positions."""
+
+
+class UnconvergedWarning(MixerProbeWarning):
+    """A fit that ended before its gradient was as small as asked for."""
 
 
 def closest(name: str, known: Iterable[str], n: int = 5) -> str:

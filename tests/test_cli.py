@@ -194,11 +194,44 @@ def test_report_of_a_folder(run: Run, tmp_path: Path) -> None:
     assert {type(r).__name__ for r in load_results(out / "results.json")} >= {"TokenMixing", "ProbeResult", "SimilarityMatrix"}
 
 
-def test_weights_writes_pictures(run: Run, tmp_path: Path) -> None:
-    code, out, _ = run("weights", "resnet18", "--no-pretrained", "--out", str(tmp_path / "w"))
+def test_weights_writes_pictures_tables_and_says_what_they_show(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "w"
+    code, printed, _ = run("weights", "zoo:mixer-s0", "--what", "units,kernels,anatomy", "--block", "-1", "--out", str(out))
     assert code == 0
-    assert "conv1" in out
-    assert (tmp_path / "w" / "report.html").is_file()
+    assert "mixer-s0: 128 units a block" in printed
+    names = {file.name for file in out.iterdir()}
+    assert {"report.html", "results.json", "token-mixing-units.csv", "spatial-kernels.csv", "anatomy.csv"} <= names
+    for picture in ("units-read-mixer-s0-blocks.0", "units-read-mixer-s0-blocks.7", "kernels-mixer-s0-blocks.7", "anatomy"):
+        assert {f"{picture}.svg", f"{picture}.png"} <= names
+    units = pd.read_csv(out / "token-mixing-units.csv")
+    assert list(units["model"].unique()) == ["zoo:mixer-s0", "zoo:mixer-s0?untrained"]
+    assert len(units) == 2 * 8 * 128
+    kinds = [type(r).__name__ for r in load_results(out / "results.json")]
+    assert kinds == ["TokenMixing", "TokenMixing", "SpatialKernels", "SpatialKernels", "Anatomy"]
+
+
+def test_weights_of_a_cnn_are_what_it_has(run: Run, tmp_path: Path) -> None:
+    arguments = ("weights", "resnet18", "--no-pretrained", "--json", "--out", str(tmp_path / "w"))
+    code, printed, _ = run(*arguments, "--what", "stem,anatomy")
+    assert code == 0
+    tables = json.loads(printed)
+    assert list(tables) == ["stem-filters", "anatomy"]
+    assert len(tables["stem-filters"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--what", "units"), "convolution"),
+        (("--what", "unit"), "closest: units"),
+        (("--what", "stem", "--block", "9"), "has blocks 0 to 8, not 9"),
+    ],
+)
+def test_weights_that_a_network_does_not_have(run: Run, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+    code, _, err = run("weights", "zoo:resnet-s0", *options, "--out", str(tmp_path / "w"))
+    assert code == 2
+    assert message in err
+    assert not (tmp_path / "w").exists()
 
 
 def test_probe_prints_intervals(run: Run) -> None:

@@ -15,7 +15,7 @@ from mixer_probe.errors import ModelError
 from mixer_probe.models.adapter import Adapter
 from mixer_probe.models.layer import Family, Layer
 from mixer_probe.models.structure import Structure, find_adapter
-from mixer_probe.models.trace import blank_images, evaluating, trace
+from mixer_probe.models.trace import blank_images, evaluating, frozen, trace
 from mixer_probe.models.weights import weights_hash
 from mixer_probe.results import ModelRecord
 
@@ -142,6 +142,7 @@ def count_macs(network: nn.Module, input_size: tuple[int, int, int]) -> int:
     # The counter knows matrix products, not every fused attention kernel.
     with (
         evaluating(network),
+        frozen(network),
         torch.no_grad(),
         sdpa_kernel(SDPBackend.MATH),
         FlopCounterMode(display=False) as counter,

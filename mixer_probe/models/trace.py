@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,3 +70,18 @@ class evaluating:
         for module in self._training:
             # `train()` would reach the children too, whose flags may differ.
             module.training = True
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Parameters ask for no gradients inside.
+
+    torch's counter of operations watches tensors that do, and stumbles over a parameter that is expanded without any."""
+    asking = [p for p in module.parameters() if p.requires_grad]
+    try:
+        for p in asking:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in asking:
+            p.requires_grad_(True)

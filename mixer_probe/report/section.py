@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,12 @@ class Picture:
     reading: str
     alt: str
     vector: bool = True
+    name: str = ""
+
+    @property
+    def file_name(self) -> str:
+        """Its name, or what it shows, as the name of a file without suffix."""
+        return re.sub(r"[^\w.?=-]+", "-", self.name or self.alt).replace("?", "-").strip("-.")[:120]
 
     @property
     def data(self) -> str:

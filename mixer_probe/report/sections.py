@@ -21,23 +21,34 @@ from mixer_probe.figures import (
     similarity_heatmaps,
     similarity_map,
     similarity_measures,
-    stem_pictures,
-    token_mixing_depth,
-    token_mixing_units,
 )
 from mixer_probe.figures.style import short_name
 from mixer_probe.models import ModelCard
 from mixer_probe.probing import ProbeResult
 from mixer_probe.report.section import Picture, Renderer, Section, Table
+from mixer_probe.report.sections_anatomy import anatomy_section
+from mixer_probe.report.sections_kernels import kernels_section
+from mixer_probe.report.sections_spectra import spectra_section
+from mixer_probe.report.sections_stem import position_section, stem_section
+from mixer_probe.report.sections_tying import tying_section
+from mixer_probe.report.sections_units import token_mixing_section
 from mixer_probe.report.skipped import Skipped
-from mixer_probe.report.texts import images_text, join, name_of, percent, studied, untrained_warning
+from mixer_probe.report.texts import images_text, join, name_of, percent, untrained_warning
 from mixer_probe.results import ModelRecord
 from mixer_probe.similarity import SimilarityMatrix
 from mixer_probe.similarity.identification import LayerIdentification
 from mixer_probe.similarity.localisation import LocalisationCKA
 from mixer_probe.similarity.matches import LayerMatches, best_matches
 from mixer_probe.similarity.summary import ModelSimilarity, model_similarity
-from mixer_probe.weights import StemFilters, TokenMixing
+from mixer_probe.weights import (
+    Anatomy,
+    KernelTying,
+    PositionEmbeddings,
+    SpatialKernels,
+    StemFilters,
+    TokenMixing,
+    WeightSpectra,
+)
 
 
 def models_section(cards: Sequence[ModelCard]) -> list[Section]:
@@ -58,80 +69,6 @@ def models_section(cards: Sequence[ModelCard]) -> list[Section]:
     tables = [Table("The networks. GMACs are multiply-accumulates of one image, in billions.", frame, {"GMACs": "{:.4g}"})]
     tables += [Table(f"Layers of {c.model.name} in execution order.", c.to_frame(), folded=True) for c in cards]
     return [Section("models", "The networks", notes, tuple(tables), untrained_warning(c.model for c in cards))]
-
-
-def token_mixing_section(results: Sequence[TokenMixing]) -> list[Section]:
-    """What the token-mixing units read."""
-    own = studied(r.model for r in results)
-    shown = [r for r in results if r.model in own]
-    pictures = [_units_picture(r, block) for r in shown for block in _blocks_to_show(r)]
-    depth = Picture(
-        token_mixing_depth(results),
-        "How the units change with depth: mean frequency (power centroid of the mean-removed map), mean cosine similarity of a "
-        "unit with its most opposite unit, and the share of units whose opposite is beyond the null.",
-        "Dotted lines with open markers are untrained twins. The null draws the phases of every unit at random and keeps its "
-        f"amplitude spectrum ({results[0].surrogates} surrogates a block): smooth units look alike by chance, and only a cosine "
-        "below the null means that two units were learned as opposites. By chance 5 % of units are called paired.",
-        "Line plots of unit frequency, partner cosine and share of paired units against relative depth",
-    )
-    sentences = tuple(_token_mixing_sentence(r, results) for r in shown)
-    warning = untrained_warning(r.model for r in results)
-    return [Section("token-mixing", "What token-mixing units read", sentences, (*pictures, depth), warning)]
-
-
-def _blocks_to_show(result: TokenMixing) -> list[int]:
-    # The paper's Fig. 5 shows the first three blocks; random weights look the same in all of them.
-    return list(range(min(3, len(result.blocks)))) if result.model.trained else [0]
-
-
-def _units_picture(result: TokenMixing, block: int) -> Picture:
-    name = name_of(result.model)
-    return Picture(
-        token_mixing_units(result, block),
-        f"The token-mixing units of {result.blocks[block]} of {name}: rows of {result.form}, drawn over the "
-        f"{result.grid[0]}×{result.grid[1]} grid of patches, as in Fig. 5 of the MLP-Mixer paper.",
-        "Red reads a patch with positive weight, blue with negative weight, white not at all; every unit has its own scale. "
-        "Units stand in pairs, each followed by the free unit most opposite to it, from low to high frequency.",
-        f"Grid of token-mixing weight maps of {result.blocks[block]} of {name}",
-        vector=False,
-    )
-
-
-def _token_mixing_sentence(result: TokenMixing, results: Sequence[TokenMixing]) -> str:
-    first, last = 0, len(result.blocks) - 1
-    twin = next((r for r in results if r.model.name == result.model.name + "?untrained"), None)
-    beside = f" (its untrained twin: {np.nanmean(twin.frequency(0)):.3f})" if twin else ""
-    return (
-        f"{name_of(result.model)}: {len(result.units(0))} units a block. Mean frequency is "
-        f"{np.nanmean(result.frequency(first)):.3f} cycles/token in {result.blocks[first]}{beside} and "
-        f"{np.nanmean(result.frequency(last)):.3f} in {result.blocks[last]}. In {result.blocks[first]} "
-        f"{percent(result.share_paired(first))} of the units have an opposite beyond the null (by chance 5 %), in "
-        f"{result.blocks[last]} {percent(result.share_paired(last))}."
-    )
-
-
-def stem_section(results: Sequence[StemFilters]) -> list[Section]:
-    """What the first layer of each network reads."""
-    pictures = [
-        Picture(
-            stem_pictures(r),
-            f"The first layer of {name_of(r.model)}, '{r.layer}': {len(r)} filters of {r.shape[2]}×{r.shape[3]} pixels as colour "
-            "pictures (Fig. 7 of the MLP-Mixer paper for a Mixer).",
-            "Mid-grey is weight zero, brighter is positive and darker negative in each colour; every filter has its own scale. "
-            "Filters go from low to high frequency (power centroid, cycles/pixel).",
-            f"Grid of stem filters of {name_of(r.model)}",
-            vector=False,
-        )
-        for r in results
-    ]
-    sentences = tuple(
-        f"{name_of(r.model)}: mean frequency {np.nanmean(r.frequency):.3f} cycles/pixel over {len(r)} filters, "
-        f"stride {r.stride[0]} px."
-        for r in results
-    )
-    return [
-        Section("stem", "What the first layer reads", sentences, tuple(pictures), untrained_warning(r.model for r in results))
-    ]
 
 
 # More pairs than this make a figure of lines that nobody can follow; the table has them all.
@@ -648,8 +585,13 @@ def skipped_section(results: Sequence[Skipped]) -> list[Section]:
 
 RENDERERS: dict[type[Any], Renderer] = {
     ModelCard: models_section,
+    Anatomy: anatomy_section,
     TokenMixing: token_mixing_section,
+    SpatialKernels: kernels_section,
+    KernelTying: tying_section,
     StemFilters: stem_section,
+    PositionEmbeddings: position_section,
+    WeightSpectra: spectra_section,
     SimilarityMatrix: similarity_section,
     ModelSimilarity: model_similarity_section,
     LayerMatches: matches_section,

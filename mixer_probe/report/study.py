@@ -17,12 +17,14 @@ from mixer_probe.models import Model, describe
 from mixer_probe.probing import linear_probe
 from mixer_probe.progress import task
 from mixer_probe.report.skipped import Skipped
+from mixer_probe.report.weight_study import weight_results
 from mixer_probe.results import Result
 from mixer_probe.similarity import compare
-from mixer_probe.weights import stem_filters, token_mixing
 
 # Channel statistics settle with few images, since every position counts.
 CHANNEL_IMAGES = 200
+# So do the mean Jacobians of the channels, for the same reason.
+KERNEL_IMAGES = 64
 # CKA has all its draws in a few matrix products; other measures start anew with each. Twenty are the fewest with an interval.
 OTHER_DRAWS = 20
 _CKA = ("cka", "cka_rbf")
@@ -73,7 +75,7 @@ class Study:
         """Everything that needs the model itself: card, weights, representations, channel statistics."""
         twin = self.twin_of(model)
         self.results.append(describe(model))
-        self.results += weight_results([model] if twin is None else [model, twin])
+        self.results += weight_results([model] if twin is None else [model, twin], images=self._sample(KERNEL_IMAGES))
         self.represent(model, twin)
         self._attempt(f"channel statistics of {model.name}", lambda: self._channels(model))
 
@@ -105,8 +107,10 @@ class Study:
 
     def _channels(self, model: Model) -> Result:
         s = self.settings
-        sample = self.images.sample(min(CHANNEL_IMAGES, len(self.images)), s.seed)
-        return channel_statistics(model, sample, s.layers, batch_size=s.batch_size, autocast=s.autocast)
+        return channel_statistics(model, self._sample(CHANNEL_IMAGES), s.layers, batch_size=s.batch_size, autocast=s.autocast)
+
+    def _sample(self, most: int) -> Images:
+        return self.images.sample(min(most, len(self.images)), self.settings.seed)
 
     def compare(self) -> None:
         """Similarity of every two models by every measure, and of each with itself by CKA."""
@@ -183,16 +187,6 @@ def run_study(
     study.compare()
     study.probe()
     return study.results
-
-
-def weight_results(models: Sequence[Model]) -> list[Result]:
-    """Token-mixing units of the Mixers (twins too) and stem filters of the first model."""
-    found: list[Result] = [token_mixing(model) for model in models if model.family == "mixer"]
-    try:
-        found.append(stem_filters(models[0]))
-    except ModelError as error:
-        found.append(Skipped(f"stem filters of {models[0].name}", str(error)))
-    return found
 
 
 def halves(reps: Representations, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,26 +1,36 @@
-"""Stem filters: the first convolution or patch embedding of a network as colour pictures (Tolstikhin et al. 2021, Fig. 7)."""
+"""Stem filters: the first convolution or patch embedding of a network as colour pictures (Tolstikhin et al. 2021, Fig. 7) and
+their principal components (Dosovitskiy et al. 2021, Fig. 7, left)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 from torch import nn
 
-from mixer_probe.errors import ModelError
+from mixer_probe.errors import MeasureError, ModelError, closest
 from mixer_probe.models.model import Model
 from mixer_probe.results import ModelRecord, Result
+from mixer_probe.weights.operators import applied_weight, marchenko_pastur_edge
 from mixer_probe.weights.spectrum import colour_centroid
+
+Order = Literal["frequency", "norm", "luminance"]
+ORDERS = ("frequency", "norm", "luminance")
+
+# Orthonormal axes of colour: grey, red against green, blue against yellow.
+_OPPONENT = np.array([[1, 1, 1], [1, -1, 0], [-1, -1, 2]]) / np.sqrt([[3], [2], [6]])
 
 
 @dataclass(frozen=True)
 class StemFilters(Result):
-    """`filters` [unit, 3, h, w] of the layer `layer`, with stride in pixels. Behaves like that array.
+    """`filters` [unit, channel, h, w] of the layer `layer`, with stride in pixels. Behaves like that array.
 
-    `frequency` [unit] is the power centroid in cycles per pixel, power added over colours."""
+    Channels are those of the network's input: 3 for colour. `frequency` [unit] is the power centroid in cycles per pixel,
+    power added over channels; NaN for constant filters. Weights are as the network applies them to normalised pixels."""
 
     title: ClassVar[str] = "Stem filters"
 
@@ -37,13 +47,29 @@ class StemFilters(Result):
         return norms
 
     @property
+    def luminance(self) -> np.ndarray:
+        """Share [unit] of a filter's energy on the grey direction; the rest is chrominance. NaN for a filter of zeros.
+
+        See `luminance_share`. A filter with no preference (iid weights) has 1/3 of three channels."""
+        return luminance_share(self.filters)
+
+    @property
     def order(self) -> np.ndarray:
         """Units [unit] from low to high frequency; constant filters last."""
-        return np.argsort(self.frequency, kind="stable")
+        return self.order_by("frequency")
+
+    def order_by(self, by: Order = "frequency") -> np.ndarray:
+        """Units [unit] by "frequency" (low first), "norm" (large first) or "luminance" (grey first); NaN last.
+
+        Raises MeasureError for another word."""
+        if by not in ORDERS:
+            raise MeasureError(f"no order '{by}' of stem filters; {closest(by, ORDERS)}")
+        keys = {"frequency": lambda: self.frequency, "norm": lambda: -self.norm, "luminance": lambda: -self.luminance}
+        return np.argsort(keys[by](), kind="stable")
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(units, 3, h, w)."""
+        """(units, channels, h, w)."""
         return self.filters.shape
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -59,30 +85,147 @@ class StemFilters(Result):
         return iter(self.filters)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a unit: norm and frequency."""
-        return pd.DataFrame(
+        """One row a unit: norm, frequency, and the shares of its energy on the axes of colour."""
+        frame = pd.DataFrame(
             {
                 "model": self.model.name,
                 "layer": self.layer,
                 "unit": np.arange(len(self)),
                 "norm": self.norm,
                 "frequency_cycles_per_pixel": self.frequency,
+                "luminance_share": self.luminance,
             }
         )
+        if self.shape[1] != 3:
+            return frame
+        return frame.assign(**dict(zip(("red_green_share", "blue_yellow_share"), colour_shares(self.filters).T[1:])))
 
 
 def stem_filters(model: Model) -> StemFilters:
-    """The filters of the first convolution that reads the image.
+    """The filters of the first convolution that reads the image, as it applies them.
 
     Raises ModelError if the network has none (a person's own embedding without a convolution)."""
     name, layer = _first_convolution(model)
-    filters = layer.weight.detach().float().cpu().numpy().copy()
+    filters = applied_weight(layer).float().cpu().numpy().copy()
     stride = (int(layer.stride[0]), int(layer.stride[1]))
     return StemFilters(model.record, name, filters, stride, colour_centroid(filters))
 
 
 def _first_convolution(model: Model) -> tuple[str, nn.Conv2d]:
     for name, module in model.module.named_modules():
-        if isinstance(module, nn.Conv2d) and module.weight.shape[1] == model.input.size[0]:
+        # With an input of one channel every depthwise convolution has kernels of one channel.
+        if isinstance(module, nn.Conv2d) and module.groups == 1 and module.in_channels == model.input.size[0]:
             return name, module
     raise ModelError(f"{model.name} has no convolution that reads the image, so it has no stem filters")
+
+
+def luminance_share(filters: np.ndarray) -> np.ndarray:
+    """Share [unit] of the energy of filters [unit, channel, h, w] on the grey direction (1, ..., 1) / sqrt(channels).
+
+    sum over pixels of (sum_c w_c)^2 / channels, divided by the sum of w^2: 1 for a filter that answers to brightness alone, 0
+    for one that answers to colour alone. NaN for a filter of zeros."""
+    weights = np.asarray(filters, dtype=np.float64)
+    grey = (weights.sum(1) ** 2).sum((1, 2)) / weights.shape[1]
+    return _share(grey, (weights**2).sum((1, 2, 3)))
+
+
+def colour_shares(filters: np.ndarray) -> np.ndarray:
+    """Shares [unit, 3] of the energy of filters [unit, 3, h, w] on grey, red against green, and blue against yellow.
+
+    The axes (1, 1, 1), (1, -1, 0), (-1, -1, 2), each of length one, are orthogonal, so the shares add to 1. NaN for a filter
+    of zeros."""
+    weights = np.asarray(filters, dtype=np.float64)
+    energy = (np.einsum("ac,uchw->uahw", _OPPONENT, weights) ** 2).sum((2, 3))
+    return _share(energy, (weights**2).sum((1, 2, 3))[:, None])
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    share: np.ndarray = np.divide(part, whole, out=np.full(part.shape, np.nan), where=np.broadcast_to(whole > 0, part.shape))
+    return share
+
+
+@dataclass(frozen=True)
+class StemComponents(Result):
+    """Principal components of the stem filters: `components` [k, channel, h, w] of unit norm, most energy first.
+
+    `shares` [min(units, channels h w)] are the shares of the energy (variance, if `centred`) of all components. `frequency`
+    and `luminance` [k] are those of the components. Uncentred components are the right singular vectors of the embedding: the
+    share is that of its answer to white noise. `scores` [unit, k] are the coordinates of the filters."""
+
+    title: ClassVar[str] = "Principal components of stem filters"
+
+    model: ModelRecord
+    layer: str
+    components: np.ndarray
+    shares: np.ndarray
+    scores: np.ndarray
+    frequency: np.ndarray
+    luminance: np.ndarray
+    units: int
+    centred: bool
+
+    @property
+    def null_share(self) -> float:
+        """The largest share that iid filters of this shape would have (Marchenko-Pastur edge)."""
+        rows = self.units - self.centred
+        return marchenko_pastur_edge(rows, math.prod(self.components.shape[1:])) ** 2
+
+    def needed(self, share: float) -> int:
+        """How many components hold this share of the energy. Raises MeasureError unless 0 < share <= 1."""
+        if not 0 < share <= 1:
+            raise MeasureError(f"a share of the energy is above 0 and at most 1, not {share}")
+        return int(np.searchsorted(np.cumsum(self.shares), share * (1 - 1e-12)) + 1)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a component: its share, the cumulative share, frequency and luminance."""
+        k = len(self.components)
+        return pd.DataFrame(
+            {
+                "model": self.model.name,
+                "layer": self.layer,
+                "component": np.arange(k),
+                "share": self.shares[:k],
+                "cumulative_share": np.cumsum(self.shares)[:k],
+                "null_share": self.null_share,
+                "frequency_cycles_per_pixel": self.frequency,
+                "luminance_share": self.luminance,
+            }
+        )
+
+
+def stem_components(stem: StemFilters, k: int = 28, *, centred: bool = False) -> StemComponents:
+    """The first `k` principal components of the filters (Dosovitskiy et al. 2021 show 28), by SVD of [unit, channel h w] in
+    float64.
+
+    `centred` removes the mean filter first. A component's sign is free; here the entry of largest magnitude (the first of
+    those that are equal to six digits) is positive. Raises MeasureError for k < 1 or filters that are all alike: zero, or
+    constant if centred."""
+    if k < 1:
+        raise MeasureError(f"at least one component is needed, not {k}")
+    rows = np.asarray(stem.filters, dtype=np.float64).reshape(len(stem), -1)
+    rows = rows - rows.mean(0) if centred else rows
+    left, values, right = np.linalg.svd(rows, full_matrices=False)
+    if not values[0] > 1e-12 * np.abs(stem.filters).max():
+        raise MeasureError(
+            f"the stem filters of {stem.model.name} are all {'alike' if centred else 'zero'}, so no component is defined"
+        )
+    signs = _signs(right[:k])
+    components = (right[:k] * signs[:, None]).reshape(-1, *stem.shape[1:])
+    return StemComponents(
+        model=stem.model,
+        layer=stem.layer,
+        components=components,
+        shares=values**2 / (values**2).sum(),
+        scores=left[:, :k] * values[:k] * signs,
+        frequency=colour_centroid(components),
+        luminance=luminance_share(components),
+        units=len(stem),
+        centred=centred,
+    )
+
+
+def _signs(rows: np.ndarray) -> np.ndarray:
+    """+1 or -1 [row] that makes the first entry of largest magnitude positive; rounding does not decide between equal ones."""
+    size = np.abs(rows)
+    first = (size >= (1 - 1e-6) * size.max(1, keepdims=True)).argmax(1)
+    return np.where(rows[np.arange(len(rows)), first] < 0, -1.0, 1.0)

@@ -15,6 +15,7 @@ from torch import nn
 
 from mixer_probe.capture import extract
 from mixer_probe.errors import ModelError
+from mixer_probe.models.model import count_macs
 from tests.networks import CASES, as_model, noise, randomised
 
 
@@ -248,3 +249,15 @@ def test_shared_blocks_are_named_call_by_call() -> None:
 
     names = as_model(Shared()).structure.names()
     assert [n for n in names if n.startswith("blocks.0#")] == ["blocks.0#0", "blocks.0#1", "blocks.0#2"]
+
+
+def test_macs_of_a_network_that_expands_a_parameter() -> None:
+    """Attention pooling repeats its learned query for every image; the parameters ask for gradients as before."""
+    model = CASES["vit-attention-pooling"].model()
+    pool, rows, c = model.module.attn_pool, model.layers[0].positions, model.module.embed_dim
+    before = model.macs
+    model.module.attn_pool = nn.Identity()
+    without = count_macs(model.module, model.input.size) - (rows - 1) * model.module.head.weight.numel()
+    mlp = 2 * c * pool.mlp.fc1.out_features
+    assert before - without == 2 * c * c + 2 * rows * c * c + 2 * rows * c + mlp
+    assert all(p.requires_grad for p in model.module.parameters())

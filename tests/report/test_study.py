@@ -25,7 +25,13 @@ def test_every_analysis_of_every_model_is_there(study: list[Result]) -> None:
     assert kinds(study) == {
         "ModelCard": 3,
         "TokenMixing": 2,  # the Mixer and its untrained twin
+        "SpatialKernels": 6,
+        "KernelTying": 4,
+        "Skipped": 1,  # a ResNet has no kernel of its own for each channel
         "StemFilters": 3,
+        "PositionEmbeddings": 1,
+        "WeightSpectra": 6,
+        "Anatomy": 3,
         "ChannelStatistics": 3,
         "SimilarityMatrix": 12,  # CKA of six pairs, networks with themselves too, and two more measures of three
         "ProbeResult": 3,
@@ -94,6 +100,7 @@ def test_an_interrupted_study_goes_on_with_what_it_has(tmp_path: Path, monkeypat
     model.module.head.register_forward_hook(lambda *_: runs.append(1))
     model.module.blocks[1].register_forward_hook(lambda *_: runs.append(2))
     monkeypatch.setattr("mixer_probe.report.study.channel_statistics", lambda *_, **__: Skipped("x", "y"))
+    monkeypatch.setattr("mixer_probe.report.study.weight_results", lambda *_, **__: [])
     second = run_study([model], images, None, settings, store=tmp_path)
     # Only the dry passes that read the structure and count operations.
     assert len(runs) <= 4

@@ -1,4 +1,4 @@
-"""Token-mixing units: the right rows of the right matrices in all four forms, frequencies, partners and their null."""
+"""Token-mixing units of networks: the right weights in all four forms, planted units, nulls, tables, refusals."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,9 @@ import torch
 from timm.models.mlp_mixer import MlpMixer
 
 import mixer_probe as mp
-from mixer_probe.errors import LayerError, ModelError
+from mixer_probe.errors import LayerError, MeasureError, ModelError, UndefinedUnitsWarning
 from mixer_probe.results import from_dict, to_dict
-from mixer_probe.weights import TokenMixing, paired_order, partner_null, partners
+from mixer_probe.weights import TokenMixing
 
 SPEC = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "device": "cpu"}
 
@@ -19,25 +19,43 @@ def small_mixer(patch: int = 4, **arguments: object) -> MlpMixer:
     return MlpMixer(img_size=32, patch_size=patch, embed_dim=24, num_blocks=2, num_classes=5, **arguments)
 
 
+# -- which weights -----------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
-    "name, path, form",
+    "name, form, path, rows",
     [
-        ("mixer_s32_224", "mlp_tokens.fc1", "mlp_tokens.fc1"),
-        ("gmixer_12_224", "mlp_tokens.fc1", "mlp_tokens.fc1 (gated)"),
-        ("resmlp_12_224", "linear_tokens", "linear_tokens"),
-        ("gmlp_ti16_224", "mlp_channels.gate.proj", "mlp_channels.gate.proj"),
+        ("mixer_s32_224", "Mixer", "mlp_tokens.fc1", slice(None)),
+        ("gmixer_12_224", "gMixer", "mlp_tokens.fc1", slice(192)),
+        ("resmlp_12_224", "ResMLP", "linear_tokens", slice(None)),
+        ("gmlp_ti16_224", "gMLP", "mlp_channels.gate.proj", slice(None)),
     ],
 )
-def test_units_are_rows_of_the_first_token_mixing_layer(name: str, path: str, form: str) -> None:
+def test_units_are_rows_of_the_first_token_mixing_layer(name: str, form: str, path: str, rows: slice) -> None:
     model = mp.load_model(name, pretrained=False, device="cpu")
-    found = mp.token_mixing(model, surrogates=1)
+    found = mp.token_mixing(model, surrogates=1, shuffles=1)
     weight = model.module.get_submodule(f"blocks.3.{path}").weight.detach().numpy()
     side = int(weight.shape[1] ** 0.5)
-    assert found.form == form
+    assert (found.form, found.layer) == (form, path)
     assert found.grid == (side, side)
+    assert found.patch == (224 / side, 224 / side)
     assert len(found.blocks) == len(model.module.blocks)
-    np.testing.assert_array_equal(found.units(3), weight.reshape(-1, side, side))
+    scale = 1e-4 if form == "ResMLP" else 1  # timm's fresh layer scale
+    np.testing.assert_allclose(found.units(3), scale * weight[rows].reshape(-1, side, side), rtol=1e-6)
     np.testing.assert_array_equal(found.units("blocks.3"), found.units(3))
+    assert found.sides == {"Mixer": ("read", "write"), "gMixer": ("read", "gate", "write")}.get(form, ("read",))
+
+
+def test_the_other_sides_of_a_unit() -> None:
+    network = timm.create_model("gmixer_12_224", num_classes=0)
+    mlp = network.blocks[5].mlp_tokens
+    with torch.no_grad():
+        mlp.fc2.weight.copy_(-2 * mlp.fc1.weight[:192].T)
+    found = mp.token_mixing(mp.load_model(network, device="cpu"), surrogates=1, shuffles=1)
+    np.testing.assert_array_equal(found.units(5, "gate"), mlp.fc1.weight.detach().numpy()[192:].reshape(-1, 14, 14))
+    np.testing.assert_array_equal(found.units(5, "write"), mlp.fc2.weight.detach().numpy().T.reshape(-1, 14, 14))
+    np.testing.assert_allclose(found.cosine_with_read(5, "write"), -1, atol=1e-6)
+    assert np.abs(found.cosine_with_read(4, "write")).max() < 0.5
 
 
 def test_rows_follow_the_image_plane() -> None:
@@ -46,9 +64,12 @@ def test_rows_follow_the_image_plane() -> None:
     with torch.no_grad():
         network.blocks[0].mlp_tokens.fc1.weight.zero_()
         network.blocks[0].mlp_tokens.fc1.weight[0, 2 * 8 + 5] = 1.0
-    found = mp.token_mixing(mp.load_model(network, **SPEC), surrogates=1)
+    # All other units are blank, and that is said.
+    with pytest.warns(UndefinedUnitsWarning, match=r"11 units of constant weight.*: 11 of blocks\.0 \(read\)$"):
+        found = mp.token_mixing(mp.load_model(network, **SPEC), surrogates=1)
     assert found.grid == (8, 8)
     assert np.argwhere(found.units(0)[0]).tolist() == [[2, 5]]
+    assert found.measures(0).centre[0].tolist() == [10.0, 22.0]
     image = torch.zeros(1, 3, 32, 32)
     image[..., 8:12, 20:24] = 1.0
     blank = network.stem(torch.zeros_like(image))
@@ -58,43 +79,56 @@ def test_rows_follow_the_image_plane() -> None:
 
 def test_an_oblong_picture_keeps_rows_and_columns() -> None:
     network = MlpMixer(img_size=(16, 32), patch_size=4, embed_dim=24, num_blocks=1)
-    model = mp.load_model(network, **{**SPEC, "input_size": (3, 16, 32)})
-    assert mp.token_mixing(model, surrogates=1).units(0).shape == (12, 4, 8)
+    found = mp.token_mixing(mp.load_model(network, **{**SPEC, "input_size": (3, 16, 32)}), surrogates=1)
+    assert found.units(0).shape == found.units(0, "write").shape == (12, 4, 8)
+    assert found.patch == (4, 4)
 
 
-def planted() -> np.ndarray:
-    y, x = np.mgrid[:8, :8]
-    angles = [2 * np.pi * (y + 2 * x) / 8, 2 * np.pi * 3 * y / 8]
-    return np.stack([np.cos(angles[0]), np.sin(angles[0]), -np.cos(angles[0]), np.sin(angles[1]), -2 * np.sin(angles[1])])
+@pytest.mark.parametrize("name", ["mixer_s32_224", "gmixer_12_224", "resmlp_12_224", "gmlp_ti16_224"])
+def test_an_oblong_grid_of_every_form(name: str) -> None:
+    network = timm.create_model(name, img_size=(224, 160), num_classes=0)
+    found = mp.token_mixing(mp.load_model(network, **{**SPEC, "input_size": (3, 224, 160)}), surrogates=1, shuffles=1)
+    grid = (7, 5) if name == "mixer_s32_224" else (14, 10)
+    assert found.grid == grid
+    assert found.units(0).shape[1:] == grid
+    assert found.patch == (224 / grid[0], 160 / grid[1])
+    assert np.isfinite(found.to_frame().select_dtypes("number")).all().all()
+    # White noise spreads over the whole picture.
+    assert found.summary()["mean_spread_px"].mean() == pytest.approx(found.uniform_spread, rel=0.02)
 
 
-def test_partners_are_opposite_phases() -> None:
-    found, cosine = partners(planted())
-    assert found.tolist()[0] == 2
-    assert found.tolist()[2:] == [0, 4, 3]
-    np.testing.assert_allclose(cosine[[0, 2, 3, 4]], -1.0, atol=1e-12)
-    # Quadrature is no opposition.
-    assert cosine[1] == pytest.approx(0.0, abs=1e-12)
+def test_the_network_is_left_alone() -> None:
+    network = timm.create_model("mixer_s32_224")
+    model = mp.load_model(network, device="cpu")
+    before = model.sha256
+    mp.token_mixing(model, surrogates=1, shuffles=1).units(0)[:] = 0
+    assert mp.load_model(network, device="cpu").sha256 == before
 
 
-def test_the_iid_null_of_the_golden_figures() -> None:
-    # 384 units of 14x14 white noise: mean of the most negative cosine -0.2104, extreme about -0.31.
-    cosine = partners(np.random.default_rng(0).standard_normal((384, 14, 14)))[1]
-    assert cosine.mean() == pytest.approx(-0.2104, abs=0.004)
-    assert -0.36 < cosine.min() < -0.27
+# -- what is measured --------------------------------------------------------------------------------------------------
 
 
-def test_the_null_of_noise_is_noise_and_of_smooth_maps_is_lower() -> None:
-    rng = np.random.default_rng(0)
-    noise = rng.standard_normal((128, 14, 14))
-    assert partner_null(noise, 5, 0)[0] == pytest.approx(partners(noise)[1].mean(), abs=0.01)
-    spectrum = np.fft.fft2(noise)
-    spectrum[:, 3:-2], spectrum[:, :, 3:-2] = 0, 0
-    smooth = np.fft.ifft2(spectrum).real
-    mean, low = partner_null(smooth, 5, 0)
-    assert low < mean < -0.4
-    # Low-passed noise has no learned pairs: its share beyond the 5 % quantile is about 5 %.
-    assert (partners(smooth)[1] < low).mean() < 0.15
+def wave(kx: int, ky: int, degrees: float) -> torch.Tensor:
+    y, x = torch.meshgrid(torch.arange(8.0).double(), torch.arange(8.0).double(), indexing="ij")
+    return torch.cos(2 * torch.pi * (ky * y + kx * x) / 8 + np.radians(degrees)).flatten()
+
+
+def test_planted_units_come_back() -> None:
+    waves = [(1, 2, 0), (1, 2, 90), (1, 2, 180), (3, -1, 25), (3, -1, -155), (2, 0, 60)]
+    network = small_mixer().double()
+    with torch.no_grad():
+        network.blocks[1].mlp_tokens.fc1.weight[:6] = torch.stack([wave(*one) for one in waves])
+    table = mp.token_mixing(mp.load_model(network, **SPEC)).to_frame().query("block == 'blocks.1'").iloc[:6]
+    kx, ky, phase = np.array(waves, dtype=float).T
+    np.testing.assert_array_equal(table["peak_row"], ky)
+    np.testing.assert_array_equal(table["peak_column"], kx)
+    np.testing.assert_allclose(table["phase_degrees"], phase, atol=1e-9)
+    np.testing.assert_allclose(table["frequency_cycles_per_token"], np.hypot(kx, ky) / 8, rtol=1e-12)
+    np.testing.assert_allclose(table["orientation_degrees"], np.degrees(np.arctan2(-ky, kx)) % 180, atol=1e-9)
+    np.testing.assert_allclose(table["coherence"], 1, atol=1e-12)
+    assert table["partner"].iloc[[0, 2, 3, 4]].tolist() == [2, 0, 4, 3]
+    np.testing.assert_allclose(table["partner_cosine"].iloc[[0, 2, 3, 4]], -1, atol=1e-12)
+    assert (table["partner_p"].iloc[[0, 2, 3, 4]] == 0.05).all()
 
 
 def test_a_network_with_planted_pairs_is_found_paired_and_its_shuffle_is_not() -> None:
@@ -106,34 +140,66 @@ def test_a_network_with_planted_pairs_is_found_paired_and_its_shuffle_is_not() -
     assert found.share_paired(0) == 1.0
     assert found.share_paired(1) < 0.2
     assert found.partner(0)[:24].tolist() == list(range(24, 48))
+    np.testing.assert_allclose(found.partner_cosine(0), -1)
+    # Pairs stand side by side.
+    assert {abs(a - b) for a, b in found.order(0).reshape(-1, 2)} == {24}
 
 
-def test_order_puts_low_frequency_first_and_partners_side_by_side() -> None:
-    maps = planted()
-    order = paired_order(maps, np.array([0.28, 0.28, 0.28, 0.375, 0.375]))
-    assert sorted(order.tolist()) == [0, 1, 2, 3, 4]
-    assert order.tolist()[:2] == [0, 2]
-    assert {3, 4} in ({*order.tolist()[2:4]}, {*order.tolist()[3:5]})
+def test_too_few_surrogates_pair_nothing_and_say_so() -> None:
+    network = small_mixer(mlp_ratio=(2.0, 2.0))
+    with torch.no_grad():
+        network.blocks[0].mlp_tokens.fc1.weight[24:] = -network.blocks[0].mlp_tokens.fc1.weight[:24]
+    model = mp.load_model(network, **SPEC)
+    few = mp.token_mixing(model, surrogates=18, shuffles=1)
+    assert np.isnan(few.share_paired(0))
+    assert np.isnan(few.chance)
+    for surrogates, chance in ((19, 0.05), (20, 1 / 21), (39, 0.05), (50, 2 / 51)):
+        found = mp.token_mixing(model, surrogates=surrogates, shuffles=1)
+        assert found.share_paired(0) == 1.0
+        assert found.chance == pytest.approx(chance)
 
 
 def test_a_dead_unit_is_last_and_breaks_nothing() -> None:
     network = small_mixer()
     with torch.no_grad():
         network.blocks[0].mlp_tokens.fc1.weight[3] = 0
-    found = mp.token_mixing(mp.load_model(network, **SPEC), surrogates=2)
-    assert np.isnan(found.frequency(0)[3])
+    with pytest.warns(UndefinedUnitsWarning, match=r"has 1 unit of constant weight"):
+        found = mp.token_mixing(mp.load_model(network, **SPEC), surrogates=2)
+    assert np.flatnonzero(np.isnan(found.frequency(0))).tolist() == [3]
     assert np.isfinite(found.partner_cosine(0)).all()
     assert sorted(found.order(0).tolist()) == list(range(12))
+    assert np.isfinite(found.summary()["mean_frequency"]).all()
+
+
+def test_a_real_size_network_has_the_null_figures_of_iid_rows() -> None:
+    found = mp.token_mixing(mp.load_model("mixer_b16_224", pretrained=False, device="cpu"), shuffles=1)
+    table = found.summary()
+    assert table["units"].tolist() == [384] * 12
+    assert table["mean_partner_cosine"].mean() == pytest.approx(-0.2104, abs=0.001)
+    assert np.mean([found.partner_cosine(i).min() for i in range(12)]) == pytest.approx(-0.308, abs=0.012)
+    assert table["mean_frequency"].mean() == pytest.approx(0.38598, abs=0.001)
+    # timm draws from a uniform distribution, whose fourth moment is 1.8 and not 3: the ratio is a little higher than the
+    # 129.54 of Gaussian rows, by n p / (n + p + 1 + (1.8 - 3)).
+    assert table["participation_ratio"].mean() == pytest.approx(384 * 196 / (384 + 196 + 1 - 1.2), rel=0.003)
+    assert table["share_paired"].mean() == pytest.approx(0.05, abs=0.015)
+    np.testing.assert_allclose(table["effective_rank"], table["shuffled_effective_rank"], rtol=0.01)
+
+
+# -- the result --------------------------------------------------------------------------------------------------------
 
 
 def test_other_families_and_blocks_are_refused_with_a_sentence() -> None:
-    with pytest.raises(ModelError, match="is a cnn and has no token-mixing weights"):
+    with pytest.raises(ModelError, match="is a cnn and has no token-mixing weights: it mixes positions by 3×3 convolutions"):
         mp.token_mixing(mp.load_model("resnet18", pretrained=False, device="cpu"))
     found = mp.token_mixing(mp.load_model(small_mixer(), **SPEC), surrogates=1)
     with pytest.raises(LayerError, match="blocks 0 to 1, not 2"):
         found.units(2)
     with pytest.raises(LayerError, match=r"closest: blocks\.1"):
         found.units("block.1")
+    with pytest.raises(LayerError, match=r"is a Mixer and has no side 'gate'; its sides: read, write"):
+        found.units(0, "gate")
+    with pytest.raises(MeasureError, match=r"one draw or more, not surrogates=0"):
+        mp.token_mixing(mp.load_model(small_mixer(), **SPEC), surrogates=0)
 
 
 def test_the_result_survives_storage_and_becomes_tables() -> None:
@@ -141,13 +207,30 @@ def test_the_result_survives_storage_and_becomes_tables() -> None:
     again: TokenMixing = from_dict(to_dict(found))
     np.testing.assert_array_equal(again.units(1), found.units(1))
     assert again.model == found.model
-    assert len(found.to_frame()) == 24
+    for side in found.sides:
+        assert again.to_frame(side).equals(found.to_frame(side))
+        assert again.summary(side).equals(found.summary(side))
+    assert len(found.to_frame()) == len(found.to_frame("write")) == 24
     assert found.summary()["units"].tolist() == [12, 12]
+    assert "cosine_with_read" in found.to_frame("write")
 
 
-def test_the_network_is_left_alone() -> None:
-    network = timm.create_model("mixer_s32_224")
-    model = mp.load_model(network, device="cpu")
-    before = model.sha256
-    mp.token_mixing(model, surrogates=1).units(0)[:] = 0
-    assert mp.load_model(network, device="cpu").sha256 == before
+def test_the_summary_has_means_and_nulls() -> None:
+    found = mp.token_mixing(mp.load_model(small_mixer(), **SPEC), shuffles=3)
+    row, units = found.summary("write").iloc[1], found.measures(1, "write")
+    assert row["mean_frequency"] == pytest.approx(units.frequency.mean())
+    assert row["mean_spread_px"] == pytest.approx(units.spread.mean())
+    assert row["mean_coherence"] == pytest.approx(units.coherence.mean())
+    assert row["mean_partner_cosine"] == pytest.approx(units.partner_cosine.mean())
+    assert row["shuffled_mean_spread_px"] == pytest.approx(units.shuffled.spread.mean())
+    assert row["shuffled_effective_rank"] == pytest.approx(units.shuffled.effective_rank.mean())
+    s = np.linalg.svd(units.maps.reshape(12, 64).astype(float), compute_uv=False)
+    assert row["participation_ratio"] == pytest.approx((s**2).sum() ** 2 / (s**4).sum())
+
+
+def test_the_seed_decides_the_nulls_and_threads_do_not() -> None:
+    model = mp.load_model(small_mixer(), **SPEC)
+    first, again, other = (mp.token_mixing(model, seed=seed).summary() for seed in (0, 0, 1))
+    assert first.equals(again)
+    assert not first["null_mean"].equals(other["null_mean"])
+    assert first["mean_frequency"].equals(other["mean_frequency"])

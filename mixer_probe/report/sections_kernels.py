@@ -1,0 +1,112 @@
+"""The report's section on effective spatial kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from mixer_probe.figures.kernels import average_kernels, kernel_depth, kernel_maps
+from mixer_probe.report.section import Picture, Section, Table
+from mixer_probe.report.texts import name_of, percent, studied, untrained_warning
+from mixer_probe.weights import SpatialKernels
+
+
+def kernels_section(results: Sequence[SpatialKernels]) -> list[Section]:
+    """From where positions read, by the weights alone."""
+    own = studied(r.model for r in results)
+    shown = [r for r in results if r.model in own]
+    maps = [_maps_picture(r) for r in shown if r.kernels[0].matrix is not None]
+    content: list[Picture | Table] = [_depth_picture(results), _average_picture(shown), *maps, _table(results)]
+    sentences = tuple(kernel_sentence(r, results) for r in shown)
+    warning = untrained_warning(r.model for r in results)
+    return [Section("kernels", "Where positions read from, by weights alone", sentences, tuple(content), warning)]
+
+
+_DEFINITION = (
+    "The effective kernel K says how position i reads from position j: W2 W1 for a Mixer's token MLP (its linear part), the "
+    "token-mixing matrix of ResMLP and gMLP, attention from position embeddings alone for a ViT (averaged over heads, every "
+    "block asked as if the stream still held the embedding), and the kernels themselves for convolutions. "
+)
+
+
+def _depth_picture(results: Sequence[SpatialKernels]) -> Picture:
+    return Picture(
+        kernel_depth(results),
+        "Effective spatial kernels against depth: mean distance read over, weighted by K²; share of energy that is "
+        "translation-structured, the mean of K taken away; share of K² on the position itself.",
+        _DEFINITION
+        + "A matrix that depends on the offset between two positions alone (block Toeplitz with Toeplitz blocks, BTTB) is what "
+        "a convolution with zero padding can do: its share is 1, and random entries have only the share of their dimensions, "
+        "drawn as 0. Dashed lines are what reading from every position alike would give; dotted lines with open markers are "
+        "untrained.",
+        "Line plots of reading distance, translation structure and self mass of spatial kernels against relative depth",
+        name="kernels-depth",
+    )
+
+
+def _average_picture(results: Sequence[SpatialKernels]) -> Picture:
+    return Picture(
+        average_kernels(results),
+        "The average kernel around a position at increasing depth, all on one scale of pixels: root mean square over the pairs "
+        "of positions at each offset (or over the kernels of a convolution).",
+        "The lines cross at the position that reads, the circle is the mean distance. Far offsets have few pairs and are "
+        "noisy. Kernels that would be too small to see are enlarged in the corner.",
+        "Grid of average kernels in offset space by network and depth",
+        name="kernels-average",
+        vector=False,
+    )
+
+
+def _maps_picture(result: SpatialKernels) -> Picture:
+    name = name_of(result.model)
+    kernel = result.kernels[0]
+    return Picture(
+        kernel_maps(result),
+        f"Who reads from whom in {name}: the {kernel.form}. Each small map is a position, at its own place, and shows where "
+        f"that position reads on the {kernel.grid[0]}×{kernel.grid[1]} grid; first, middle and last block.",
+        "Red is read with positive weight, blue with negative; attention runs from dark (nothing) to yellow. Maps that move "
+        "along with their position are what a convolution does; maps that are all alike read the same places from everywhere.",
+        f"Grids of maps of where each position of {name} reads",
+        name=f"kernels-{name}",
+        vector=False,
+    )
+
+
+def _table(results: Sequence[SpatialKernels]) -> Table:
+    frame = pd.concat([r.to_frame() for r in results], ignore_index=True)
+    frame = frame.drop(columns=["block", "bttb_centred", "step_px"])
+    digits = dict.fromkeys(("depth", "distance_over_uniform", "bttb_excess"), "{:.2f}")
+    digits |= dict.fromkeys(("distance_px", "self_mass", "bttb_share", "bttb_iid", "bttb_relative", "norm"), "{:.3g}")
+    caption = (
+        "Effective kernels by layer. bttb share ÷ bttb iid is bttb relative; bttb excess is the share without the mean of K, "
+        "from 0 (iid) to 1 (a convolution)."
+    )
+    return Table(caption, frame, digits, folded=True)
+
+
+def kernel_sentence(result: SpatialKernels, results: Sequence[SpatialKernels]) -> str:
+    """How far a network reads and how much of that is a convolution, in numbers."""
+    first, last = result.kernels[0], result.kernels[-1]
+    text = (
+        f"{name_of(result.model)}: positions read over {first.distance_px:.1f} px on average in {first.block} and over "
+        f"{last.distance_px:.1f} px in {last.block} (reading everywhere alike: {first.uniform_px:.1f} "
+        f"px{_twin_text(result, results)})"
+    )
+    if first.matrix is None:
+        return f"{text}. Its kernels are convolutions."
+    excess = np.array([k.bttb_excess for k in result.kernels])
+    if np.isnan(excess).all():
+        return f"{text}. Every position reads from all alike."
+    best = int(np.nanargmax(excess))
+    return (
+        f"{text}. Its kernels are most like a convolution in {result.kernels[best].block}, where "
+        f"{percent(result.kernels[best].bttb_centred)} of their energy is translation-structured "
+        f"(iid weights: {percent(result.kernels[best].bttb_centred_iid)})."
+    )
+
+
+def _twin_text(result: SpatialKernels, results: Sequence[SpatialKernels]) -> str:
+    twin = next((r for r in results if r.model.name == f"{result.model.name}?untrained"), None)
+    return f"; its untrained twin in the first: {twin.kernels[0].distance_px:.1f} px" if twin else ""

@@ -1,0 +1,353 @@
+"""One spatial kernel for every channel of a layer, for every architecture that has them, in one form.
+
+All kernels of a layer are sums over a few basis kernels: K_c = sum_k coefficients[c, k] * basis_k. The products <basis_k,
+basis_l> then give every inner product of kernels, and no S x S matrix a channel is made:
+
+- Depthwise convolutions (ConvNeXt, EfficientNet, ConvMixer): the weights [C, kh, kw]; a basis kernel is one tap. From weights
+  alone.
+- Mixer: K_c = E_x[W2 diag(act'(h_c(x))) W1] = W2 diag(g_c) W1 with g_c = E_x act'(h_c), the mean Jacobian of the token MLP in
+  channel c, exactly. Basis kernels are the outer products of columns of W2 and rows of W1, with Gram matrix (W2'W2) o (W1 W1').
+- gMixer: out = W2 (v * act(s)), v and s the two halves of fc1. The mean Jacobian is W2 diag(E act(s_c)) Wv + W2 diag(E v_c
+  act'(s_c)) Ws: the same with two coefficients a hidden unit.
+- ViT: K_c = sum_h E_x[A_h] (Wo_h Wv_h)_cc, from channel c to channel c with the attention patterns held fixed. Positions only:
+  what prefix tokens read and give is left out, and rows are not renormalised. At most one kernel a head is shared.
+- ResMLP and gMLP: every channel has the same matrix, tied by construction up to the layer scale (ResMLP) or the other half of the
+  channels (gMLP).
+
+The norm before the layer and, except for ResMLP, layer scales after it are left out: they scale a channel's kernel and change
+no shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import timm.layers
+import torch
+from timm.layers.mlp import GluMlp
+from timm.models import beit, eva, vision_transformer
+from torch import nn
+
+from mixer_probe.capture import ImageSource, stream, to_host
+from mixer_probe.errors import ModelError
+from mixer_probe.models.layer import Layer
+from mixer_probe.models.model import Model
+from mixer_probe.models.structure import Block
+from mixer_probe.weights.kernels import spatial_convolutions
+from mixer_probe.weights.offsets import Grid, offset_mean, offset_pairs, product_offset_sums
+from mixer_probe.weights.token_matrices import spatial_mixers, token_matrices
+
+HAVE_THEM = (
+    "kernel tying is for ConvNeXt, EfficientNet, MobileNet and ConvMixer (depthwise weights), and for Mixer, gMixer, ResMLP, "
+    "gMLP and ViT (effective kernels)"
+)
+
+
+@dataclass(frozen=True)
+class ChannelKernels:
+    """The kernels of all channels of one layer: K_c = sum_k coefficients[c, k] * basis_k.
+
+    `gram` [k, k] holds the products of basis kernels and `expand` makes a kernel of coefficients [k]: [kh, kw] or [S, S].
+    `pictures` [k, oh, ow] are the basis kernels in offset space, for S x S kernels the mean over the `pairs` [oh, ow] of
+    positions of each offset. `source` is "weights", "data" or "construction"."""
+
+    block: str
+    layer: str
+    depth: float
+    source: str
+    shape: tuple[int, int]
+    coefficients: np.ndarray
+    gram: np.ndarray
+    pictures: np.ndarray
+    pairs: np.ndarray
+    expand: Callable[[np.ndarray], np.ndarray]
+
+    def kernel(self, channel: int) -> np.ndarray:
+        """The kernel of one channel: [kh, kw], or K_c[i, j] = "position i reads from j" [S, S]."""
+        return self.expand(self.coefficients[channel])
+
+    @property
+    def in_offset_space(self) -> np.ndarray:
+        """[C, oh, ow]: the kernels themselves, or sqrt(pairs) * mean for S x S kernels.
+
+        These are the coordinates of the projection on BTTB matrices, so their sum of squares is energy of K_c."""
+        weighted = self.pictures * np.sqrt(self.pairs)
+        kernels: np.ndarray = np.tensordot(self.coefficients, weighted, 1)
+        return kernels
+
+
+def channel_kernels(
+    model: Model, images: ImageSource | torch.Tensor | None = None, *, batch_size: int = 32
+) -> list[ChannelKernels]:
+    """The kernels of every layer of a model that has one a channel, in execution order.
+
+    `images` are needed where kernels are measured on data (Mixer, gMixer, ViT); they are streamed, and memory does not grow with
+    their number. Raises ModelError for a network without kernels a channel, or whose images are missing."""
+    makers = {"cnn": _of_cnn, "mixer": _of_mixer, "vit": _of_vit}
+    return makers[model.family](model, images, batch_size)
+
+
+def needs_images(model: Model) -> bool:
+    """Whether the kernels of this model's channels are measured on data."""
+    return model.family == "vit" or (model.family == "mixer" and token_matrices(model)[0].write is not None)
+
+
+def _demand(model: Model, images: ImageSource | torch.Tensor | None) -> ImageSource | torch.Tensor:
+    if images is None:
+        what = "attention patterns" if model.family == "vit" else "activations of its token MLPs"
+        raise ModelError(
+            f"the kernels of {model.name}'s channels depend on its {what}, so kernel tying needs images: "
+            "give images=load_images(...)"
+        )
+    return images
+
+
+# -- CNN: depthwise convolutions -------------------------------------------------------------------------------------------
+
+
+def _of_cnn(model: Model, _images: object, _batch_size: int) -> list[ChannelKernels]:
+    found = [c for c in spatial_convolutions(model) if c.depthwise]
+    if not found:
+        raise ModelError(
+            f"{model.name} has no spatial kernel of its own for each channel: it mixes positions by {spatial_mixers(model)}, "
+            f"with a kernel for each pair of channels; {HAVE_THEM}"
+        )
+    return [taps_kernels(c.weight[:, 0], c.block.path, c.path, c.depth) for c in found]
+
+
+def taps_kernels(kernels: np.ndarray, block: str, layer: str, depth: float) -> ChannelKernels:
+    """Kernels [C, kh, kw] that are there as weights."""
+    shape = (kernels.shape[1], kernels.shape[2])
+    taps = np.eye(shape[0] * shape[1])
+    flat = np.asarray(kernels, dtype=np.float64).reshape(len(kernels), -1)
+    return ChannelKernels(
+        block, layer, depth, "weights", shape, flat, taps, taps.reshape(-1, *shape), np.ones(shape), lambda c: c.reshape(shape)
+    )
+
+
+# -- Mixer: the mean Jacobian of the token MLP -----------------------------------------------------------------------------
+
+
+def _of_mixer(model: Model, images: ImageSource | torch.Tensor | None, batch_size: int) -> list[ChannelKernels]:
+    grid = model.structure.token_grid
+    if grid is None:
+        raise ModelError(f"the patch grid of {model.name} is not known, so its kernels cannot be laid out in space")
+    matrices = token_matrices(model)
+    if matrices[0].write is None:
+        return [_tied(model, block, (i + 1) / len(matrices), grid) for i, block in enumerate(model.structure.blocks)]
+    gates = mean_gates(model, _demand(model, images), batch_size)
+    return [_of_token_mlp(block, gates[i], (i + 1) / len(matrices), grid) for i, block in enumerate(model.structure.blocks)]
+
+
+def _tied(model: Model, block: Block, depth: float, grid: Grid) -> ChannelKernels:
+    """ResMLP and gMLP: one matrix, and a factor a channel."""
+    residual = hasattr(block.module, "linear_tokens")
+    name = "linear_tokens" if residual else "mlp_channels.gate.proj"
+    matrix = _array(block.module.get_parameter(f"{name}.weight"))
+    channels = model.layer(f"{block.path}.{name}").channels
+    factors = _array(block.module.get_parameter("ls1")) if residual else np.ones(channels)
+    return _stacked(matrix[None], factors[:, None], block.path, f"{block.path}.{name}", depth, "construction", grid)
+
+
+def _of_token_mlp(block: Block, gates: np.ndarray, depth: float, grid: Grid) -> ChannelKernels:
+    mlp = block.module.get_submodule("mlp_tokens")
+    read, write = _array(mlp.get_parameter("fc1.weight")), _array(mlp.get_parameter("fc2.weight")).T
+    if len(write) < len(read):
+        # Both halves of a gated MLP write through the same columns.
+        write = np.concatenate([write, write])
+    pairs = offset_pairs(grid)
+    return ChannelKernels(
+        block=block.path,
+        layer=f"{block.path}.mlp_tokens",
+        depth=depth,
+        source="data",
+        shape=(read.shape[1], read.shape[1]),
+        coefficients=gates,
+        gram=(write @ write.T) * (read @ read.T),
+        pictures=product_offset_sums(write, read, grid) / pairs,
+        pairs=pairs,
+        expand=lambda c: (write.T * c) @ read,
+    )
+
+
+def mean_gates(model: Model, images: ImageSource | torch.Tensor, batch_size: int = 32) -> list[np.ndarray]:
+    """Per block of a Mixer or gMixer g [C, D_S], float64: the mean over images of the derivative of the token MLP's pointwise
+    part.
+
+    K_c = W2 diag(g_c) W1, in gMixer with W2 repeated for the two halves. Raises ModelError for an MLP that is not pointwise
+    between fc1 and fc2."""
+    blocks = model.structure.blocks
+    mlps = {f"{b.path}.mlp_tokens.fc1": b.module.get_submodule("mlp_tokens") for b in blocks}
+    for path, mlp in mlps.items():
+        _check_pointwise(mlp, path.removesuffix(".fc1"))
+    layers = [model.layer(path) for path in mlps]
+
+    def derivative(layer: Layer, hidden: torch.Tensor, _prefix: torch.Tensor | None) -> torch.Tensor:
+        return _derivative(mlps[layer.module], hidden).sum(0, dtype=torch.float64)
+
+    sums, n = _sum_over_images(model, images, layers, derivative, batch_size)
+    # From [hidden unit, channel].
+    return [sums[layer.name].T / n for layer in layers]
+
+
+def _derivative(mlp: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    """d (sum of what fc2 reads) / d hidden, for hidden units [B, D_S, C]: every hidden unit feeds one input of fc2."""
+    with torch.enable_grad():
+        h = hidden.detach().transpose(1, 2).clone().requires_grad_()
+        # An activation may work in place, which a leaf does not allow.
+        out = _pointwise(mlp, h * 1)
+        (found,) = torch.autograd.grad(out.sum(), h)
+    return found.transpose(1, 2)
+
+
+def _pointwise(mlp: Any, h: torch.Tensor) -> torch.Tensor:
+    if not isinstance(mlp, GluMlp):
+        return mlp.act(h)  # type: ignore[no-any-return]
+    first, second = h.chunk(2, dim=-1)
+    return first * mlp.act(second) if mlp.gate_last else mlp.act(first) * second  # type: ignore[no-any-return]
+
+
+def _check_pointwise(mlp: nn.Module, path: str) -> None:
+    if not isinstance(getattr(mlp, "norm", nn.Identity()), nn.Identity):
+        raise ModelError(
+            f"'{path}' has a {type(mlp.norm).__name__} between its two layers, which mixes hidden units; kernel tying is for "
+            "token MLPs with nothing but a pointwise function there"
+        )
+
+
+# -- ViT: attention patterns held fixed ------------------------------------------------------------------------------------
+
+
+def _of_vit(model: Model, images: ImageSource | torch.Tensor | None, batch_size: int) -> list[ChannelKernels]:
+    grid = model.structure.token_grid
+    if grid is None:
+        raise ModelError(f"the patch grid of {model.name} is not known, so its kernels cannot be laid out in space")
+    gains = [value_gains(block.module.get_submodule("attn")) for block in _attention_blocks(model)]
+    patterns = mean_attention(model, _demand(model, images), batch_size)
+    blocks = model.structure.blocks
+    return [
+        _stacked(maps, gain, b.path, f"{b.path}.attn", (i + 1) / len(blocks), "data", grid)
+        for i, (b, maps, gain) in enumerate(zip(blocks, patterns, gains, strict=True))
+    ]
+
+
+_ATTENTIONS: tuple[Any, ...] = (
+    vision_transformer.Attention,  # type: ignore[attr-defined]
+    beit.Attention,
+    eva.EvaAttention,
+    *filter(None, [getattr(timm.layers, "AttentionRope", None)]),
+)
+
+
+def _attention_blocks(model: Model) -> tuple[Block, ...]:
+    """The blocks, whose attention has global patterns and values that are linear in their input. Raises ModelError."""
+    for block in model.structure.blocks:
+        attention = getattr(block.module, "attn", None)
+        reason = _unfit(attention)
+        if reason:
+            raise ModelError(f"'{block.path}' of {model.name} {reason}, so its channels have no effective kernel; {HAVE_THEM}")
+    return model.structure.blocks
+
+
+def _unfit(attention: Any) -> str:
+    if attention is None:
+        return "has no attention module of its own"
+    if not isinstance(attention, _ATTENTIONS):
+        return f"has attention of class {type(attention).__name__}, which is no sum over heads of one global pattern each"
+    if getattr(attention, "gate", None) is not None or not isinstance(getattr(attention, "norm", nn.Identity()), nn.Identity):
+        return "gates or normalises what its heads read"
+    if getattr(attention, "num_kv_heads", attention.num_heads) != attention.num_heads:
+        return "shares values between heads"
+    return ""
+
+
+def value_gains(attention: Any) -> np.ndarray:
+    """(Wo_h Wv_h)_cc [channel, head], float64: what head h passes on of channel c from a position that it attends to."""
+    fused = getattr(attention, "qkv", None)
+    value = _array(attention.v_proj.weight if fused is None else fused.weight.chunk(3)[2])
+    out = _array(attention.proj.weight)
+    heads = int(attention.num_heads)
+    gains: np.ndarray = (out * value.T).reshape(len(out), heads, -1).sum(-1)
+    return gains
+
+
+def mean_attention(model: Model, images: ImageSource | torch.Tensor, batch_size: int = 32) -> list[np.ndarray]:
+    """Per block of a ViT E_x[A_h] [head, S, S], float64: the mean attention pattern from patch to patch.
+
+    The softmax is over all tokens; prefix tokens are then dropped without renormalising, so rows sum to less than 1."""
+    blocks = _attention_blocks(model)
+    layers = [_map_layer(model, block) for block in blocks]
+
+    def total(layer: Layer, rows: torch.Tensor, _prefix: torch.Tensor | None) -> torch.Tensor:
+        n, s = rows.shape[:2]
+        maps = rows.reshape(n, s, -1, s + layer.prefix_tokens)
+        return maps[..., layer.prefix_tokens :].sum(0, dtype=torch.float64).transpose(0, 1)
+
+    with unfused([b.module.get_submodule("attn") for b in blocks]):
+        sums, n = _sum_over_images(model, images, layers, total, batch_size)
+    return [sums[layer.name] / n for layer in layers]
+
+
+def _map_layer(model: Model, block: Block) -> Layer:
+    """The attention maps [image, head, query, key] of a block, read as queries with (head, key) for channels."""
+    branch = model.layer(f"{block.path}.attn")
+    heads = int(block.module.get_submodule("attn").num_heads)  # type: ignore[arg-type]
+    keys = branch.positions + branch.prefix_tokens
+    return replace(branch, name=f"{block.path}.attn.attn_drop", kind="other", channels=heads * keys, axes="BHND")
+
+
+@contextmanager
+def unfused(attentions: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside, attention maps are tensors of their own (not inside a fused kernel); outside, all is as it was."""
+    before = [(module, module.fused_attn) for module in attentions if hasattr(module, "fused_attn")]
+    try:
+        for module, _fused in before:
+            module.fused_attn = False  # type: ignore[assignment]
+        yield
+    finally:
+        for module, fused in before:
+            module.fused_attn = fused
+
+
+# -- shared ----------------------------------------------------------------------------------------------------------------
+
+
+def _stacked(
+    matrices: np.ndarray, coefficients: np.ndarray, block: str, layer: str, depth: float, source: str, grid: Grid
+) -> ChannelKernels:
+    """Kernels that are sums of a few S x S matrices [k, S, S]."""
+    flat = matrices.reshape(len(matrices), -1)
+    return ChannelKernels(
+        block=block,
+        layer=layer,
+        depth=depth,
+        source=source,
+        shape=(matrices.shape[1], matrices.shape[2]),
+        coefficients=coefficients,
+        gram=flat @ flat.T,
+        pictures=offset_mean(matrices, grid),
+        pairs=offset_pairs(grid),
+        expand=lambda c: np.tensordot(c, matrices, 1),
+    )
+
+
+def _sum_over_images(
+    model: Model, images: ImageSource | torch.Tensor, layers: Sequence[Layer], reducer: Any, batch_size: int
+) -> tuple[dict[str, np.ndarray], int]:
+    """Sums over all images of what the reducer gives for a batch, per layer, and the number of images."""
+    sums: dict[str, np.ndarray] = {}
+    n = 0
+    for piece in to_host(stream(model, images, layers, reducer, batch_size=batch_size, title=f"{model.name}: channel kernels")):
+        n += piece.n
+        for name, found in piece.found.items():
+            sums[name] = sums[name] + found.numpy() if name in sums else found.numpy().copy()
+    return sums, n
+
+
+def _array(parameter: torch.Tensor) -> np.ndarray:
+    array: np.ndarray = parameter.detach().cpu().to(torch.float64).numpy()
+    return array

@@ -1,0 +1,322 @@
+"""A Mixer is a CNN: the same network from convolutions, norms and pointwise functions alone (Tolstikhin et al. 2021, Section 2).
+
+"Our architecture can be seen as a very special CNN, which uses 1x1 convolutions for channel mixing, and single-channel depth-wise
+convolutions of a full receptive field and parameter sharing for token mixing. However, the converse is not true as typical CNNs
+are not special cases of Mixer." The state is a map [image, channel, row, column] throughout. Each linear layer over the positions
+becomes a convolution that covers the whole grid, one output channel a hidden unit; that of the hidden units back to the positions
+becomes a 1x1 convolution whose output channels are the positions, laid out as a map again.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, get_args
+
+import torch
+from timm.layers.mlp import GatedMlp, GluMlp, Mlp
+from timm.models.mlp_mixer import MixerBlock, MlpMixer, ResBlock, SpatialGatingBlock, SpatialGatingUnit
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from mixer_probe.errors import ModelError
+from mixer_probe.models.model import Model
+
+Form = Literal["tied", "grouped"]
+Grid = tuple[int, int]
+
+_WORKS = "as_convolution takes timm's MlpMixer in its forms Mixer, gMixer, ResMLP and gMLP"
+_REASONS = {
+    "vit": "the weights by which attention mixes positions are computed from the image, and a convolution's are fixed",
+    "cnn": "it is a convolutional network already, and not every one of those is a Mixer",
+}
+
+
+def as_convolution(model: Model, form: Form = "tied") -> ConvolutionalMixer:
+    """A Mixer, gMixer, ResMLP or gMLP as a network of convolutions, norms and pointwise functions, with the same logits.
+
+    Token mixing is a depthwise convolution over the full grid with one kernel tied over all channels. In the form "tied" the
+    channels are folded into the batch axis, so that one kernel sees each of them. In the form "grouped" it is an `nn.Conv2d`
+    with as many groups as channels, whose weight is that kernel repeated; it is a parametrization, so there is one copy of it
+    in memory beside the weight of the layer that is running. (With gradients every layer keeps its own, and on a CPU grouped
+    convolutions are slow: take "tied" for those.)
+    `torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")` unties the channels of such a layer. Both forms have
+    exactly as many parameters as the original.
+
+    The module takes images [B, 3, H, W] and returns logits [B, classes] (features [B, C] without a head, and without pooling
+    [B, position, ...], as the original). Weights are copies, in the type, on the device and in the train or eval mode of the
+    original. Raises ModelError for another family and for blocks that are not timm's."""
+    if form not in get_args(Form):
+        raise ModelError(f"a Mixer is written as a convolution in the form 'tied' or 'grouped', not '{form}'")
+    network: Any = model.module
+    if model.family in _REASONS:
+        raise ModelError(f"{model.name} cannot be written as a Mixer's convolutions: {_REASONS[model.family]}; {_WORKS}")
+    _require(network, MlpMixer, model.name)
+    grid = model.structure.token_grid
+    stem = network.stem
+    if grid is None or not isinstance(getattr(stem, "proj", None), nn.Conv2d) or getattr(stem, "dynamic_img_pad", False):
+        raise ModelError(f"the patch embedding of {model.name} is a {type(stem).__name__}, no single convolution; {_WORKS}")
+    converted = ConvolutionalMixer(network, grid, form, model.input.size)
+    linear = [path for path, module in converted.named_modules() if isinstance(module, nn.Linear)]
+    if linear:
+        raise ModelError(f"'{linear[0]}' of {model.name} holds a linear layer where timm's networks have none; {_WORKS}")
+    return converted.train(network.training)
+
+
+class ConvolutionalMixer(nn.Module):
+    """A Mixer from convolutions. `grid` is (rows, columns) of its maps, `form` how the token-mixing kernels are tied.
+
+    `stem`, each of `blocks`, and `norm` take and return maps [B, C, rows, columns]."""
+
+    def __init__(self, network: Any, grid: Grid, form: Form, input_size: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.form, self.grid, self.input_size, self.pool = form, grid, input_size, network.global_pool
+        convert = partial(_block, grid=grid, form=form)
+        self.stem = _named(proj=copy.deepcopy(network.stem.proj), norm=_over_channels(network.stem.norm))
+        self.blocks = nn.Sequential(*map(convert, network.blocks))
+        self.norm = _over_channels(network.norm)
+        self.head_drop = copy.deepcopy(network.head_drop)
+        self.head = _pointwise(network.head) if isinstance(network.head, nn.Linear) else copy.deepcopy(network.head)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] to logits [B, classes]. Raises ModelError for images of another size."""
+        if tuple(images.shape[1:]) != self.input_size:
+            # A kernel that covers the whole grid would pass over a larger one without a word.
+            raise ModelError(f"this network takes images of {self.input_size}, not {tuple(images.shape[1:])}")
+        maps = self.norm(self.blocks(self.stem(images)))
+        if self.pool == "avg":
+            maps = maps.mean((2, 3), keepdim=True)
+        logits: Tensor = self.head(self.head_drop(maps)).flatten(2).transpose(1, 2)
+        return logits[:, 0] if self.pool == "avg" else logits
+
+
+class Residual(nn.Sequential):
+    """x + f(x), where f runs the modules one after another."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [B, C, h, w] to maps of the same shape."""
+        changed = x
+        for module in self:
+            changed = module(changed)
+        return x + changed
+
+
+class FullFieldMixing(nn.Module):
+    """Full-field depthwise convolution: `mixing` reads every channel's whole map and returns one value a position.
+
+    In the tied form it sees [B * C, 1, h, w] and returns [B * C, h * w, 1, 1]; in the grouped form [B, C, h, w] and
+    [B, C * h * w, 1, 1]."""
+
+    def __init__(self, mixing: nn.Module, form: Form) -> None:
+        super().__init__()
+        self.mixing, self.form = mixing, form
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [B, C, h, w] to maps of the same shape."""
+        folded = x.reshape(-1, 1, *x.shape[2:]) if self.form == "tied" else x
+        mixed: Tensor = self.mixing(folded)
+        return mixed.reshape(x.shape)
+
+
+class OverChannels(nn.Module):
+    """A norm over the last axis applied to the channels of maps, in each of `groups` groups of channels by itself."""
+
+    def __init__(self, norm: nn.Module, groups: int = 1) -> None:
+        super().__init__()
+        self.norm, self.groups = norm, groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [B, G * C, h, w] to maps of the same shape."""
+        last = x.movedim(1, -1)
+        if self.groups > 1:
+            last = last.reshape(*last.shape[:-1], self.groups, -1)
+        normed: Tensor = self.norm(last)
+        return normed.reshape(*x.shape[:1], *x.shape[2:], -1).movedim(-1, 1)
+
+
+class ChannelScale(nn.Module):
+    """One factor a channel (ResMLP's layer scale)."""
+
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.scale = _copied(scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [B, C, h, w] to maps of the same shape."""
+        return x * self.scale[:, None, None]
+
+
+class Gate(nn.Module):
+    """A gated linear unit over channels: one half of each group of channels times the activation of the other half."""
+
+    def __init__(self, act: nn.Module, gate_last: bool, groups: int) -> None:
+        super().__init__()
+        self.act, self.gate_last, self.groups = act, gate_last, groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [B, G * 2U, h, w] to maps [B, G * U, h, w]."""
+        first, second = x.reshape(len(x), self.groups, 2, -1, *x.shape[2:]).unbind(2)
+        gated: Tensor = first * self.act(second) if self.gate_last else self.act(first) * second
+        return gated.flatten(1, 2)
+
+
+class SpatialGate(nn.Module):
+    """gMLP's gate: one half of the channels times the other half, normed and mixed over positions."""
+
+    def __init__(self, norm: nn.Module, mixing: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.mixing = norm, mixing
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [B, 2C, h, w] to maps [B, C, h, w]."""
+        kept, gating = x.chunk(2, dim=1)
+        gated: Tensor = kept * self.mixing(self.norm(gating))
+        return gated
+
+
+class Repeated(nn.Module):
+    """Parametrization: the weight or bias of one group [U, ...] repeated for all groups [G * U, ...]."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, one: Tensor) -> Tensor:
+        """[U, ...] to [G * U, ...]."""
+        return one.expand(self.groups, *one.shape).flatten(0, 1)
+
+    def right_inverse(self, every: Tensor) -> Tensor:
+        """[G * U, ...] to the [U, ...] of the first group."""
+        return every[: len(every) // self.groups]
+
+
+# -- blocks ------------------------------------------------------------------------------------------------------------
+
+
+def _block(block: Any, grid: Grid, form: Form) -> nn.Module:
+    convert: dict[type, Callable[[Any, Grid, Form], nn.Module]]
+    convert = {MixerBlock: _mixer_block, ResBlock: _resmlp_block, SpatialGatingBlock: _gmlp_block}
+    found = next((cls for cls in convert if isinstance(block, cls)), None)
+    if found is None:
+        raise ModelError(f"a {type(block).__name__} is no block of a Mixer; {_WORKS}")
+    _require(block, found, "a block")
+    return convert[found](block, grid, form)
+
+
+def _mixer_block(block: Any, grid: Grid, form: Form) -> nn.Module:
+    mixing = _token_mlp(block.mlp_tokens, grid, form, block.mlp_channels.fc1.in_features)
+    return _named(
+        spatial=_residual(norm=_over_channels(block.norm1), mlp_tokens=mixing, drop_path=copy.deepcopy(block.drop_path)),
+        channel=_channel_branch(block),
+    )
+
+
+def _resmlp_block(block: Any, grid: Grid, form: Form) -> nn.Module:
+    mixing = _full_field(block.linear_tokens, grid, _groups(form, block.ls1.numel()))
+    return _named(
+        spatial=_residual(
+            norm=_over_channels(block.norm1),
+            linear_tokens=FullFieldMixing(mixing, form),
+            scale=ChannelScale(block.ls1),
+            drop_path=copy.deepcopy(block.drop_path),
+        ),
+        channel=_channel_branch(block, scale=ChannelScale(block.ls2)),
+    )
+
+
+def _gmlp_block(block: Any, grid: Grid, form: Form) -> nn.Module:
+    mlp = block.mlp_channels
+    _require(mlp, GatedMlp, "the MLP of a gMLP block")
+    gate = mlp.gate
+    _require(gate, SpatialGatingUnit, "the gate of a gMLP block")
+    mixing = _full_field(gate.proj, grid, _groups(form, mlp.fc2.in_features))
+    spatial = SpatialGate(_over_channels(gate.norm), FullFieldMixing(mixing, form))
+    converted = _mlp_of(mlp, _pointwise(mlp.fc1), _pointwise(mlp.fc2), 1, gate=spatial)
+    return _residual(norm=_over_channels(block.norm), mlp_channels=converted, drop_path=copy.deepcopy(block.drop_path))
+
+
+def _channel_branch(block: Any, **scale: nn.Module) -> nn.Module:
+    mlp = block.mlp_channels
+    _check_mlp(mlp)
+    converted = _mlp_of(mlp, _pointwise(mlp.fc1), _pointwise(mlp.fc2), 1)
+    return _residual(norm=_over_channels(block.norm2), mlp_channels=converted, **scale, drop_path=copy.deepcopy(block.drop_path))
+
+
+def _token_mlp(mlp: Any, grid: Grid, form: Form, channels: int) -> nn.Module:
+    _check_mlp(mlp)
+    groups = _groups(form, channels)
+    return FullFieldMixing(_mlp_of(mlp, _full_field(mlp.fc1, grid, groups), _pointwise(mlp.fc2, groups), groups), form)
+
+
+def _groups(form: Form, channels: int) -> int:
+    return channels if form == "grouped" else 1
+
+
+def _mlp_of(mlp: Any, first: nn.Module, last: nn.Module, groups: int, **gate: nn.Module) -> nn.Module:
+    """timm's MLPs are the same chain; a gated linear unit applies its activation inside its gate."""
+    act = copy.deepcopy(mlp.act)
+    middle = {"glu": Gate(act, getattr(mlp, "gate_last", True), groups)} if isinstance(mlp, GluMlp) else {"act": act}
+    drops = {"drop1": copy.deepcopy(mlp.drop1)}, {"drop2": copy.deepcopy(mlp.drop2)}
+    return _named(fc1=first, **middle, **drops[0], **gate, norm=_over_channels(mlp.norm, groups), fc2=last, **drops[1])
+
+
+def _check_mlp(mlp: Any) -> None:
+    _require(mlp, GluMlp if isinstance(mlp, GluMlp) else Mlp, "the MLP of a block")
+
+
+def _require(module: Any, cls: type[nn.Module], what: str) -> None:
+    """Refuse what is not this class of timm's, or a subclass of it that computes something else."""
+    if not isinstance(module, cls) or type(module).forward is not cls.forward:
+        raise ModelError(f"{what} is a {type(module).__name__}, not timm's {cls.__name__}; {_WORKS}")
+
+
+# -- layers ------------------------------------------------------------------------------------------------------------
+
+
+def _full_field(linear: nn.Linear, grid: Grid, groups: int) -> nn.Conv2d:
+    """Rows [U, S] of a linear layer over the positions as kernels [U, 1, h, w]."""
+    return _convolution(linear.weight.reshape(-1, 1, *grid), linear.bias, groups)
+
+
+def _pointwise(linear: nn.Linear, groups: int = 1) -> nn.Conv2d:
+    """A linear layer [O, I] as kernels [O, I, 1, 1]."""
+    return _convolution(linear.weight[:, :, None, None], linear.bias, groups)
+
+
+def _convolution(kernels: Tensor, bias: Tensor | None, groups: int) -> nn.Conv2d:
+    """A convolution by copies of these kernels [U, I, kh, kw], the same for every group of I input channels."""
+    units, inputs, height, width = kernels.shape
+    # Made without memory: the weight of all groups at once is only needed while the layer runs.
+    made = partial(nn.Conv2d, groups * inputs, groups * units, (height, width), groups=groups, bias=bias is not None)
+    layer = made(device="meta")
+    for name, values in (("weight", kernels), ("bias", bias)):
+        if values is not None:
+            _tie(layer, name, _copied(values), groups)
+    return layer
+
+
+def _tie(layer: nn.Conv2d, name: str, values: nn.Parameter, groups: int) -> None:
+    if groups == 1:
+        setattr(layer, name, values)
+        return
+    parametrize.register_parametrization(layer, name, Repeated(groups))
+    layer.get_submodule(f"parametrizations.{name}").original = values
+
+
+def _copied(values: Tensor) -> nn.Parameter:
+    return nn.Parameter(values.detach().clone(memory_format=torch.contiguous_format), values.requires_grad)
+
+
+def _over_channels(norm: nn.Module, groups: int = 1) -> nn.Module:
+    kept = copy.deepcopy(norm)
+    return kept if isinstance(kept, nn.Identity) else OverChannels(kept, groups)
+
+
+def _named(**modules: nn.Module) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(modules))
+
+
+def _residual(**modules: nn.Module) -> nn.Module:
+    return Residual(OrderedDict(modules))

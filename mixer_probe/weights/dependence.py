@@ -1,0 +1,212 @@
+"""What the outputs of every module depend on, found by perturbing its input in a real forward pass.
+
+A module mixes over locations if a change at one position moves the output at several, or if changes at several positions move the
+same output (a patch embedding, whose kernel is its stride, does only the second). It mixes over channels if changes of two
+channels of one position move the same output value. Class names play no part; what the axes of a tensor mean comes from the
+structure of the network. The hidden units of a token-mixing MLP stand on its location axis: each belongs to one channel and reads
+many positions.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mixer_probe.errors import LayerError, MeasureError
+from mixer_probe.models.layer import Axes
+from mixer_probe.models.model import Model
+
+Mixes = Literal["across", "within", "both", "neither"]
+Wanted = Callable[[str, Mapping[str, Mixes]], bool]
+
+# Which axes of a tensor count positions, and which channels; the first counts images.
+_LAYOUTS: dict[Axes, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    Axes.BNC: ((1,), (2,)),
+    Axes.BCN: ((2,), (1,)),
+    Axes.BCU: ((2,), (1,)),
+    Axes.BCHW: ((2, 3), (1,)),
+    Axes.BHWC: ((1, 2), (3,)),
+    Axes.BNHD: ((1,), (2, 3)),
+    Axes.BHND: ((2,), (1, 3)),
+}
+# Relative to the largest output: far above float64 rounding, far below the 1e-6 with which some layers start.
+_MOVED = 1e-11
+# Two neighbours, which stand in one group of a grouped layer, and the last, which gates the first where halves gate each other.
+_CHANNELS = 3
+
+
+def dependence(model: Model, wanted: Wanted, seed: int = 0) -> dict[str, Mixes]:
+    """How modules of a network mix, by module path, in the order in which they finish their first call.
+
+    `wanted(path, found)` says whether to measure a module, given what was found of those that finished before it, all that it
+    holds among them. Modules that do not map one tensor of known axes to another are left out. A copy of the network in float64
+    on the CPU sees one image of noise drawn with `seed`; parameters that are exactly zero everywhere (fresh heads, last batch
+    norms) are drawn anew in it, so that what is told is the architecture and not its first step.
+
+    Raises MeasureError for outputs that are not finite."""
+    network = _generic(model.module, seed)
+    image = torch.randn(1, *model.input.size, generator=_generator(seed), dtype=torch.float64)
+    session = _Session(model, wanted, seed)
+    with session.watching(network), torch.no_grad():
+        network(image)
+    return session.found
+
+
+def _generic(module: nn.Module, seed: int) -> nn.Module:
+    """A copy whose parameters are float64, and random where they are all zero."""
+    network, generator = copy.deepcopy(module).cpu().double().eval(), _generator(seed)
+    with torch.no_grad():
+        for p in network.parameters():
+            if not p.any():
+                spread = p[0].numel() ** -0.5 if p.ndim > 1 else 0.1
+                p.copy_(spread * torch.randn(p.shape, generator=generator, dtype=torch.float64))
+    return network
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class _Session:
+    """One forward pass: the inputs of the modules that are running, and what was found of those that finished."""
+
+    def __init__(self, model: Model, wanted: Wanted, seed: int) -> None:
+        self.found: dict[str, Mixes] = {}
+        self._model, self._wanted, self._seed = model, wanted, seed
+        self._inputs: list[Tensor | None] = []
+        self._seen: set[str] = set()
+        self._busy = False
+
+    @contextmanager
+    def watching(self, network: nn.Module) -> Iterator[None]:
+        with ExitStack() as stack:
+            for path, module in network.named_modules():
+                if path:
+                    stack.callback(module.register_forward_pre_hook(self._start).remove)
+                    stack.callback(module.register_forward_hook(self._end(path), with_kwargs=True).remove)
+            yield
+
+    def _start(self, _module: nn.Module, args: tuple[Any, ...]) -> None:
+        if not self._busy:
+            # A copy: in-place activations overwrite the input before the module returns.
+            self._inputs.append(args[0].clone() if args and isinstance(args[0], Tensor) else None)
+
+    def _end(self, path: str) -> Callable[..., None]:
+        def end(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if not self._busy:
+                self._measure(path, self._inputs.pop(), output, lambda x: module(x, *args[1:], **kwargs))
+
+        return end
+
+    def _measure(self, path: str, x: Tensor | None, output: Any, run: Callable[[Tensor], Any]) -> None:
+        first = path not in self._seen
+        self._seen.add(path)
+        if not first or x is None or not isinstance(output, Tensor) or not self._wanted(path, self.found):
+            return
+        after = self._axes_after(path, x, output)
+        before = self._axes_before(x, after)
+        if before is None or after is None:
+            return
+        self._busy = True
+        try:
+            mixes = mixing_of(run, x, before, after, self._places(x, before), self._seed)
+        except MeasureError as error:
+            raise MeasureError(f"'{path}' of {self._model.name}: {error}") from error
+        finally:
+            self._busy = False
+        self.found[path] = mixes
+
+    def _axes_after(self, path: str, x: Tensor, output: Tensor) -> Axes | None:
+        try:
+            return Axes[self._model.structure.find(f"{path}#0").axes]
+        except LayerError:
+            # Attention in windows sees a stack of sequences, whose places in the image do not matter here.
+            return Axes.BNC if x.ndim == output.ndim == 3 and x.shape[:2] == output.shape[:2] else None
+
+    def _axes_before(self, x: Tensor, after: Axes | None) -> Axes | None:
+        """Axes of the input: a module keeps the order of its axes unless it makes maps to sequences or pools them."""
+        if after is None or x.ndim == 2:
+            return after and Axes.BC
+        if x.ndim == 3:
+            return after if after in (Axes.BCN, Axes.BCU) else Axes.BNC
+        if x.ndim != 4:
+            return None
+        if tuple(x.shape[1:]) == self._model.input.size:
+            return Axes.BCHW
+        return after if len(after.value.split(", ")) == 4 else self._model.adapter.outside
+
+    def _places(self, x: Tensor, axes: Axes) -> list[int]:
+        """Three positions side by side, where the smallest kernel meets two: a corner, and those right of it and below."""
+        places, _channels = _layout(x, axes)
+        count = math.prod(x.shape[axis] for axis in places)
+        grid, prefix = self._model.structure.token_grid, self._model.structure.prefix
+        start, columns = 0, x.shape[places[-1]] if len(places) == 2 else 2
+        if len(places) == 1 and grid and count in (math.prod(grid), math.prod(grid) + prefix):
+            start, columns = count - math.prod(grid), grid[1]
+        return sorted({min(start + step, count - 1) for step in (0, 1, columns)})
+
+
+def mixing_of(
+    run: Callable[[Tensor], Tensor], x: Tensor, before: Axes, after: Axes, places: Sequence[int] = (0, 1), seed: int = 0
+) -> Mixes:
+    """How a function mixes, found by perturbing its input [image, ...] at `places` (numbers of positions, as they lie in memory).
+
+    `before` and `after` say what the axes of input and output mean. Every place is perturbed in all channels at once, then three
+    channels of the first place, one at a time; all of it runs as one batch. Raises MeasureError for outputs that are not
+    finite."""
+    outputs = _positions(run(_perturbed(x, before, places, seed)), after)
+    if not outputs.isfinite().all():
+        raise MeasureError("its outputs are not finite, so what moves them cannot be measured")
+    unchanged, *changed = outputs.reshape(1 + len(places) + _CHANNELS, -1, outputs.shape[-1])
+    smallest = _MOVED * unchanged.abs().max()
+    moved = torch.stack([(y - unchanged).abs() > smallest for y in changed])
+    by_place, by_channel = moved[: len(places)].any(2), moved[len(places) :]
+    across = len(places) > 1 and bool((by_place.sum(1) > 1).any() or (by_place.sum(0) > 1).any())
+    within = bool((by_channel.sum(0) > 1).any())
+    return _label(across, within)
+
+
+def _label(across: bool, within: bool) -> Mixes:
+    if across:
+        return "both" if within else "across"
+    return "within" if within else "neither"
+
+
+def _perturbed(x: Tensor, axes: Axes, places: Sequence[int], seed: int) -> Tensor:
+    """The input once as it is and once for each perturbation: [(1 + places + 3) * image, ...]."""
+    positions, channels = _layout(x, axes)
+    batch = x.repeat(1 + len(places) + _CHANNELS, *[1] * (x.ndim - 1))
+    view = batch.permute(0, *positions, *channels)
+    widths = [x.shape[axis] for axis in channels]
+    # Large and upwards, so that it is the largest of a pooling window; uneven, so that a norm sees it.
+    step = 3 * float(x.std()) or 1.0
+    uneven = step * (1 + torch.rand(widths, generator=_generator(seed), dtype=x.dtype))
+    at = [_unravelled(p, [x.shape[axis] for axis in positions]) for p in places]
+    for k, place in enumerate(at, start=1):
+        view[(k * len(x), *place)] += uneven
+    count = math.prod(widths)
+    for k, channel in enumerate(sorted({0, min(1, count - 1), count - 1}), start=1 + len(places)):
+        view[(k * len(x), *at[0], *_unravelled(channel, widths))] += 2 * step
+    return batch
+
+
+def _unravelled(number: int, shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.unravel_index(number, tuple(shape))) if shape else ()
+
+
+def _positions(x: Tensor, axes: Axes) -> Tensor:
+    """[image, position, channel], prefix tokens among the positions."""
+    positions, channels = _layout(x, axes)
+    count = math.prod(x.shape[axis] for axis in positions)
+    return x.permute(0, *positions, *channels).reshape(len(x), count, -1)
+
+
+def _layout(x: Tensor, axes: Axes) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return ((), tuple(range(1, x.ndim))) if axes is Axes.BC else _LAYOUTS[axes]

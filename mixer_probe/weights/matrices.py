@@ -1,0 +1,288 @@
+"""Every matrix that mixes positions or channels in the blocks of a network, with its role, read from the blocks' own modules.
+
+The rules name the leaves of timm's blocks: fused layers are split into the matrices that they hold (query, key and value; the two
+halves of a gated MLP; the attention and MLP parts of a parallel block).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from timm.layers.mlp import GluMlp
+from torch import nn
+
+from mixer_probe.errors import LayerError
+from mixer_probe.models.layer import Axes
+from mixer_probe.models.model import Model
+from mixer_probe.models.structure import Block
+from mixer_probe.weights.operators import applied_weight
+
+Mixes = Literal["spatial", "channel", "both"]
+Pair = tuple[int, int]
+
+_QUERY_KEY = ("query", "key")
+_SEPARATE = {"q_proj": "query", "k_proj": "key", "v_proj": "value"}
+_OUTPUTS = {"proj": "proj", "attn_out_proj": "proj", "mlp_out_proj": "channel fc2", "out_proj": "proj"}
+_GATED = {"fc1_g": "fc1 (gate)", "fc1_x": "fc1 (value)"}
+_BIAS_NETWORKS = ("cpb_mlp", "rel_pos")
+_NO_FEATURES = "makes position biases from coordinates and mixes no features"
+_NOT_2D = "is neither a linear layer nor a 2-D convolution"
+
+
+@dataclass(frozen=True)
+class MixingMatrix:
+    """One matrix or kernel: `weight` [out, in] or [out, in / groups, kh, kw] as the layer applies it.
+
+    `main` is False for what is beside the mixing branches: shortcuts, downsampling between blocks, squeeze-and-excitation, output
+    gates. `grid` is the input grid (rows, columns) of a convolution, a multiple of its stride."""
+
+    layer: str
+    role: str
+    kind: Mixes
+    block: str
+    depth: float
+    main: bool
+    weight: torch.Tensor = field(repr=False)
+    stride: Pair = (1, 1)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+    grid: Pair | None = None
+
+
+@dataclass(frozen=True)
+class HeadProducts:
+    """The products left @ right of every head, [head, out, d] and [head, d, in], of one attention layer."""
+
+    layer: str
+    role: str
+    kind: Mixes
+    block: str
+    depth: float
+    left: torch.Tensor = field(repr=False)
+    right: torch.Tensor = field(repr=False)
+
+
+@dataclass(frozen=True)
+class MixingMatrices:
+    """All of a network. `left_out` pairs the path of every other weight inside the blocks with the reason."""
+
+    matrices: tuple[MixingMatrix, ...]
+    products: tuple[HeadProducts, ...]
+    left_out: tuple[tuple[str, str], ...]
+
+
+def mixing_matrices(model: Model) -> MixingMatrices:
+    """The linear layers and convolutions of all blocks, and of the downsampling between blocks, in execution order of the blocks.
+
+    Weights of one axis (norms, scales, biases) are no matrices and are not listed."""
+    blocks = model.structure.blocks
+    matrices, products, left_out = [], [], []
+    for i, block in enumerate(blocks):
+        found = list(_block_matrices(model, block, (i + 1) / len(blocks)))
+        matrices += found
+        products += _products(block, found)
+        left_out += list(_left_out(block, {m.layer for m in found}))
+    return MixingMatrices((*matrices, *_between(model)), tuple(products), tuple(left_out))
+
+
+def _leaves(module: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
+    for path, leaf in module.named_modules():
+        if isinstance(leaf, (nn.Linear, nn.Conv2d)):
+            yield path, leaf
+
+
+def _block_matrices(model: Model, block: Block, depth: float) -> Iterator[MixingMatrix]:
+    for path, leaf in _leaves(block.module):
+        if any(part in _BIAS_NETWORKS for part in path.split(".")):
+            continue
+        weight = applied_weight(leaf)
+        for part in _parts(path, block, leaf):
+            held = weight[part.rows][:, part.columns]
+            yield _matrix(model, f"{block.path}.{path}", leaf, part, held, block.path, depth)
+
+
+def _matrix(
+    model: Model, layer: str, leaf: nn.Linear | nn.Conv2d, part: _Part, weight: torch.Tensor, block: str, depth: float
+) -> MixingMatrix:
+    place = (layer, part.role, part.kind, block, depth, part.main)
+    if isinstance(leaf, nn.Linear) or (leaf.kernel_size == (1, 1) and leaf.groups == 1):
+        # The stride of a 1 x 1 convolution drops positions, and the matrix is the same.
+        return MixingMatrix(*place, weight.flatten(1))
+    stride, dilation = _pair(leaf.stride), _pair(leaf.dilation)
+    grid = (1, 1) if leaf.kernel_size == (1, 1) else _input_grid(model, layer, block, stride)
+    return MixingMatrix(*place, weight, (1, 1) if grid == (1, 1) else stride, dilation, leaf.groups, grid)
+
+
+def _pair(value: tuple[int, ...]) -> Pair:
+    return (value[0], value[1])
+
+
+def _input_grid(model: Model, layer: str, block: str, stride: Pair) -> Pair:
+    """Positions that the convolution reads, from what it returns: a multiple of the stride."""
+    for name in (layer, f"{layer}#0", block):
+        try:
+            grid = model.layer(name).grid if name else None
+        except LayerError:
+            continue
+        if grid:
+            return grid[0] * stride[0], grid[1] * stride[1]
+    return (1, 1)
+
+
+# -- the matrices that a leaf holds --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Part:
+    role: str
+    kind: Mixes
+    main: bool = True
+    rows: Any = ...
+    columns: Any = ...
+
+
+def _parts(path: str, block: Block, leaf: nn.Linear | nn.Conv2d) -> list[_Part]:
+    """Which matrices the leaf at `path` of a block is made of."""
+    parent = block.module.get_submodule(path.rpartition(".")[0])
+    name = path.rpartition(".")[2]
+    out = leaf.weight.shape[0]
+    if name == "qkv":
+        return [_Part(role, _attention_kind(role), rows=rows) for role, rows in _thirds(parent, out).items()]
+    if hasattr(parent, "in_split") and name in ("in_proj", "out_proj"):
+        return _parallel_parts(name, parent.in_split, leaf)
+    if name == "fc1" and isinstance(parent, GluMlp):
+        return _gated_parts(parent, _kind(path, block, leaf), out)
+    role = _role(path, block, parent, leaf)
+    kind = _attention_kind(role) if role in _QUERY_KEY else _kind(path, block, leaf)
+    return [_Part(role, kind, main=role not in ("gate", "shortcut"))]
+
+
+def _attention_kind(role: str) -> Mixes:
+    """Query and key decide which positions are read; values and outputs are what is written in each."""
+    return "spatial" if role in _QUERY_KEY else "channel"
+
+
+def _thirds(attention: Any, rows: int) -> dict[str, torch.Tensor]:
+    index = torch.arange(rows)
+    if getattr(attention, "head_first", False):
+        index = index.reshape(attention.num_heads, 3, -1).transpose(0, 1).flatten()
+    return dict(zip(("query", "key", "value"), index.chunk(3)))
+
+
+def _parallel_parts(name: str, split: Any, leaf: nn.Linear | nn.Conv2d) -> list[_Part]:
+    """A parallel block stacks the MLP on queries, keys and values, and may join the two outputs side by side."""
+    hidden, *widths = (int(n) for n in split)
+    if name == "in_proj":
+        ends = [0, hidden, *(hidden + sum(widths[: k + 1]) for k in range(3))]
+        roles = ("channel fc1", "query", "key", "value")
+        return [_Part(r, _attention_kind(r), rows=slice(a, b)) for r, a, b in zip(roles, ends, ends[1:])]
+    width = leaf.weight.shape[1] - hidden
+    return [
+        _Part("proj", "channel", columns=slice(0, width)),
+        _Part("channel fc2", "channel", columns=slice(width, None)),
+    ]
+
+
+def _gated_parts(mlp: GluMlp, kind: Mixes, rows: int) -> list[_Part]:
+    halves = (slice(0, rows // 2), slice(rows // 2, rows))
+    names = ("value", "gate") if getattr(mlp, "gate_last", True) else ("gate", "value")
+    return [_Part(f"{_branch(kind)} fc1 ({name})", kind, rows=half) for name, half in zip(names, halves)]
+
+
+def _branch(kind: Mixes) -> str:
+    return "token" if kind == "spatial" else "channel"
+
+
+def _role(path: str, block: Block, parent: Any, leaf: nn.Module) -> str:
+    """What the leaf does in its block, in the field's words where it has some, else its path."""
+    *_, above, name = ("", *path.split("."))
+    first = path.partition(".")[0]
+    kind = _kind(path, block, leaf)
+    if first in ("downsample", "shortcut"):
+        return "shortcut"
+    if first == "se" or (name == "gate" and hasattr(parent, "num_heads")):
+        return "gate"
+    if name in _SEPARATE or (name == "proj" and above in ("query", "key", "value")):
+        return _SEPARATE.get(name, above)
+    if path == "linear_tokens" or path.endswith("gate.proj"):
+        return "token mixing"
+    if name in _OUTPUTS and (hasattr(parent, "num_heads") or above == "output"):
+        return _OUTPUTS[name]
+    if name in ("fc1", "fc2", *_GATED):
+        return f"{_branch(kind)} {_GATED.get(name, name)}"
+    # ConvMixer's blocks number their parts.
+    return {"spatial": "depthwise", "channel": "pointwise"}.get(kind, path) if first.isdigit() else path
+
+
+def _kind(path: str, block: Block, leaf: nn.Module) -> Mixes:
+    if isinstance(leaf, nn.Conv2d) and leaf.kernel_size != (1, 1):
+        return "spatial" if leaf.in_channels == leaf.groups else "both"
+    on_tokens = isinstance(leaf, nn.Linear) and block.spec.axes_at(path, block.module) in (Axes.BCN, Axes.BCU)
+    return "spatial" if on_tokens else "channel"
+
+
+# -- products of attention -----------------------------------------------------------------------------------------------
+
+
+def _products(block: Block, found: list[MixingMatrix]) -> list[HeadProducts]:
+    """W_Q' W_K and W_O W_V of every head: what attention compares, and what it writes."""
+    made: list[HeadProducts] = []
+    for path, attention in block.module.named_modules():
+        if not hasattr(attention, "num_heads"):
+            continue
+        place = ".".join(filter(None, (block.path, path))) + "."
+        held = {m.role: m for m in found if m.layer.startswith(place) and m.role in ("query", "key", "value", "proj")}
+        if len(held) == 4:
+            made += _head_products(place[:-1], attention, {role: m.weight for role, m in held.items()}, held["query"])
+    return made
+
+
+def _head_products(layer: str, attention: Any, held: dict[str, torch.Tensor], like: MixingMatrix) -> list[HeadProducts]:
+    width = getattr(attention, "head_dim", None)
+    # Differential attention has two query heads for each value head.
+    heads = held["query"].shape[0] // width if width else attention.num_heads
+    query = held["query"].reshape(heads, -1, held["query"].shape[1])
+    key = _shared(held["key"], query.shape[1], heads)
+    output = held["proj"].reshape(len(held["proj"]), attention.num_heads, -1).transpose(0, 1)
+    value = _shared(held["value"], output.shape[2], attention.num_heads)
+    place = (like.block, like.depth)
+    return [
+        HeadProducts(layer, "query-key", "spatial", *place, query.mT, key),
+        HeadProducts(layer, "value-output", "channel", *place, output, value),
+    ]
+
+
+def _shared(rows: torch.Tensor, width: int, heads: int) -> torch.Tensor:
+    """Keys or values [head, d, in] for every query head, of which several may share one."""
+    own = rows.reshape(-1, width, rows.shape[1])
+    return own.repeat_interleave(heads // len(own), 0)
+
+
+# -- the rest ----------------------------------------------------------------------------------------------------------
+
+
+def _left_out(block: Block, listed: set[str]) -> Iterator[tuple[str, str]]:
+    for path, parameter in block.module.named_parameters():
+        owner = f"{block.path}.{path.removesuffix('.weight')}"
+        coordinates = any(part in _BIAS_NETWORKS for part in path.split(".")) and path.endswith("weight")
+        if owner in listed or (sum(size > 1 for size in parameter.shape) < 2 and not coordinates):
+            continue
+        yield f"{block.path}.{path}", _NO_FEATURES if coordinates else _NOT_2D
+
+
+def _between(model: Model) -> Iterator[MixingMatrix]:
+    """Linear layers and convolutions that run between the blocks: downsampling of ConvNeXt and Swin."""
+    blocks = model.structure.blocks
+    orders = [model.layer(block.path).order for block in blocks]
+    inside = tuple(block.path + "." for block in blocks)
+    for path, leaf in _leaves(model.module):
+        if path.startswith(inside) or path not in model.structure.names():
+            continue
+        layer = model.layer(path)
+        if orders[0] < layer.order < orders[-1]:
+            plain = isinstance(leaf, nn.Linear) or leaf.kernel_size == (1, 1)
+            part = _Part("downsample", "channel" if plain else "both", main=False)
+            yield _matrix(model, path, leaf, part, applied_weight(leaf), "", layer.depth)

@@ -1,0 +1,188 @@
+"""Weights as linear operators: the weight that a layer applies, its singular values, and what iid weights would have.
+
+A k x k convolution with circular boundary on an H x W grid is block diagonal in the Fourier basis: its singular values are
+those of the small matrices K(f) [out, in] over all H W frequencies f (Sedghi, Gupta and Long 2019, ICLR, "The Singular Values
+of Convolutional Layers"). A stride s folds the s x s aliases of an output frequency into one matrix [out, in s s] / s, which
+is exact too. Groups make K(f) block diagonal; a depthwise kernel leaves |FFT| of each kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+_CHUNK_BYTES = 64_000_000
+
+
+def applied_weight(layer: nn.Module) -> torch.Tensor:
+    """The weight that a linear layer or convolution multiplies by, in its own type, without gradient.
+
+    Convolutions with weight standardisation (BiT) apply another kernel than the one they store."""
+    own_forward = isinstance(layer, nn.Conv2d) and type(layer).forward is not nn.Conv2d.forward
+    stored = layer.weight
+    assert isinstance(stored, torch.Tensor)
+    return (_caught_kernel(layer, stored) if own_forward else stored).detach()
+
+
+class _Catch(TorchFunctionMode):
+    """Keeps the kernel of the last `conv2d`."""
+
+    kernel: torch.Tensor | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.conv2d:
+            self.kernel = args[1] if len(args) > 1 else kwargs["weight"]
+        return func(*args, **(kwargs or {}))
+
+
+def _caught_kernel(layer: nn.Module, stored: torch.Tensor) -> torch.Tensor:
+    assert isinstance(layer, nn.Conv2d)
+    blank = stored.new_zeros(1, layer.in_channels, *(d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size)))
+    with torch.no_grad(), _Catch() as caught:
+        layer(blank)
+    return stored if caught.kernel is None else caught.kernel
+
+
+def double(weight: torch.Tensor) -> torch.Tensor:
+    """A copy in float64 on the CPU."""
+    return weight.detach().to(device="cpu", dtype=torch.float64, copy=True)
+
+
+# -- singular values ---------------------------------------------------------------------------------------------------
+
+
+def matrix_values(matrix: torch.Tensor) -> np.ndarray:
+    """Singular values [..., min(m, n)] of [..., m, n], largest first; NaN for matrices that are not finite."""
+    if not bool(torch.isfinite(matrix).all()):
+        return np.full((*matrix.shape[:-2], min(matrix.shape[-2:])), np.nan)
+    tall = matrix if matrix.shape[-2] >= matrix.shape[-1] else matrix.mH
+    # The triangular factor has the same singular values and is much the smaller; the Gram matrix would lose the small ones.
+    reduced = torch.linalg.qr(tall, mode="r")[1] if tall.shape[-2] > 1.5 * tall.shape[-1] else tall
+    values: np.ndarray = torch.linalg.svdvals(reduced).numpy()
+    return values
+
+
+def product_values(left: torch.Tensor, right: torch.Tensor) -> np.ndarray:
+    """Singular values [..., min(p, d, q)] of left @ right, for thin factors [..., p, d] and [..., d, q] in float64.
+
+    Of Q R = left and P S = right' only R S' is decomposed, so that no p x q matrix is made."""
+    if not bool(torch.isfinite(left).all() and torch.isfinite(right).all()):
+        return np.full((*left.shape[:-2], min(*left.shape[-2:], right.shape[-1])), np.nan)
+    r = torch.linalg.qr(left, mode="r")[1]
+    s = torch.linalg.qr(right.mT, mode="r")[1]
+    values: np.ndarray = torch.linalg.svdvals(r @ s.mT).numpy()
+    return values
+
+
+def convolution_values(
+    kernel: torch.Tensor,
+    grid: tuple[int, int],
+    stride: tuple[int, int] = (1, 1),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+) -> np.ndarray:
+    """All singular values, largest first, of the circular convolution with kernel [out, in / groups, kh, kw] on `grid`.
+
+    `grid` is the input's (rows, columns) and a multiple of the stride. Returns [frequencies x groups x min(o, i)] with i the
+    inputs of a group times the aliases of a stride. Sedghi, Gupta and Long (2019), with stride, dilation and groups added."""
+    weight = double(kernel)
+    if not bool(torch.isfinite(weight).all()):
+        return np.full(_count(kernel, grid, stride, groups), np.nan)
+    phases, repeats = _phases(grid, stride, dilation, (kernel.shape[2], kernel.shape[3]))
+    size = phases.shape[1] * weight[:, :, 0, 0].numel() * 16
+    step = max(1, _CHUNK_BYTES // size)
+    found = [_transfer_values(weight, chunk, groups) for chunk in torch.split(phases, step)]
+    values = np.repeat(np.concatenate(found), repeats, axis=0)
+    ordered: np.ndarray = np.sort(values, axis=None)[::-1].copy()
+    return ordered
+
+
+def _count(kernel: torch.Tensor, grid: tuple[int, int], stride: tuple[int, int], groups: int) -> int:
+    aliases = stride[0] * stride[1]
+    smaller = min(kernel.shape[0] // groups, kernel.shape[1] * aliases)
+    return (grid[0] // stride[0]) * (grid[1] // stride[1]) * groups * smaller
+
+
+def _phases(
+    grid: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int], size: tuple[int, int]
+) -> tuple[torch.Tensor, np.ndarray]:
+    """exp(2 pi i f t) / s as [output frequency, alias, tap], and how often each output frequency counts.
+
+    The kernel is real, so f and -f have the same singular values: one of the two is kept and counts twice."""
+    rows, columns, repeats = _half_plane(grid[0] // stride[0], grid[1] // stride[1])
+    across = [_axis_phases(*a) for a in zip((rows, columns), grid, stride, dilation, size)]
+    waves = across[0][:, :, None, :, None] * across[1][:, None, :, None, :]
+    flat = waves.reshape(len(rows), stride[0] * stride[1], size[0] * size[1]) / math.sqrt(stride[0] * stride[1])
+    return torch.from_numpy(flat), repeats
+
+
+def _half_plane(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rows, columns = (a.ravel() for a in np.indices((height, width)))
+    own, mirrored = rows * width + columns, (-rows % height) * width + (-columns % width)
+    kept = own <= mirrored
+    return rows[kept], columns[kept], np.where(own < mirrored, 2, 1)[kept]
+
+
+def _axis_phases(index: np.ndarray, length: int, stride: int, dilation: int, taps: int) -> np.ndarray:
+    """exp(2 pi i f t) along one axis as [frequency, alias, tap]."""
+    aliases = index[:, None] + np.arange(stride) * (length // stride)
+    phases: np.ndarray = np.exp(2j * np.pi * aliases[..., None] * np.arange(taps) * dilation / length)
+    return phases
+
+
+def _transfer_values(weight: torch.Tensor, phases: torch.Tensor, groups: int) -> np.ndarray:
+    """Singular values [frequency, group, min(o, i)] of the transfer matrices at some frequencies."""
+    out, inputs = weight.shape[0] // groups, weight.shape[1]
+    taps = weight.reshape(out * groups * inputs, -1).T
+    # Two real products are cheaper than one complex product with a real factor.
+    transfer = torch.complex(phases.real @ taps, phases.imag @ taps)
+    matrices = transfer.reshape(*phases.shape[:2], groups, out, inputs).permute(0, 2, 3, 4, 1).flatten(3)
+    if min(matrices.shape[-2:]) == 1:
+        norms: np.ndarray = torch.linalg.vector_norm(matrices, dim=(-2, -1)).numpy()[..., None]
+        return norms
+    return matrix_values(matrices)
+
+
+# -- what the singular values say ----------------------------------------------------------------------------------------
+
+
+def stable_rank(values: np.ndarray) -> float:
+    """|W|_F^2 / |W|_2^2 from singular values: 1 for rank one, n for an orthogonal n x n matrix. NaN for zeros or NaN."""
+    largest = _largest(values)
+    return float(((values / largest) ** 2).sum()) if largest > 0 else math.nan
+
+
+def _largest(values: np.ndarray) -> float:
+    return float(values.max()) if values.size and bool(np.isfinite(values).all()) else math.nan
+
+
+# -- iid weights -------------------------------------------------------------------------------------------------------
+
+
+def marchenko_pastur_edge(rows: int, columns: int, norm: float = 1.0) -> float:
+    """Largest singular value of an iid rows x columns matrix of Frobenius norm `norm`, for large sizes.
+
+    sigma (sqrt(rows) + sqrt(columns)) with sigma = norm / sqrt(rows columns) (Marchenko and Pastur 1967; Geman 1980)."""
+    return norm * (1 / math.sqrt(rows) + 1 / math.sqrt(columns))
+
+
+def marchenko_pastur_stable_rank(rows: int, columns: int) -> float:
+    """Stable rank of a large iid rows x columns matrix: rows columns / (sqrt(rows) + sqrt(columns))^2."""
+    return 1 / marchenko_pastur_edge(rows, columns) ** 2
+
+
+def iid_values(operator: Callable[[torch.Generator], np.ndarray], draws: int, seed: int) -> tuple[np.ndarray, float]:
+    """Singular values of an operator made of iid normal weights, at Frobenius norm 1, and the largest one seen.
+
+    `operator` draws one such operator and returns its singular values, largest first. The values are means over the draws,
+    order statistic by order statistic."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = np.stack([operator(generator) for _ in range(draws)])
+    drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
+    return drawn.mean(0), float(drawn.max())

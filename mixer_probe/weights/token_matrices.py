@@ -1,0 +1,121 @@
+"""The matrices that mix tokens in each block, for all four forms of timm's `MlpMixer`, with one meaning of rows and columns.
+
+Everything that is read off token-mixing weights starts here: units, effective kernels and spectra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from timm.layers.mlp import GluMlp
+from timm.models.mlp_mixer import MixerBlock, ResBlock, SpatialGatingBlock
+from torch import nn
+
+from mixer_probe.errors import ModelError
+from mixer_probe.models.model import Model
+from mixer_probe.models.structure import Block
+
+
+@dataclass(frozen=True)
+class TokenMatrices:
+    """The token-mixing matrices of one block, float64. S is the number of tokens, in rows of the patch grid.
+
+    `block` is the module path, `depth` (i + 1) / L, `form` "Mixer", "gMixer", "ResMLP" or "gMLP", and `layer` the path of the
+    first token-mixing layer inside the block. With w the hidden units of a token MLP, or the S output tokens of the one-matrix
+    forms, for tokens x [S] of one channel (normalised; biases left out):
+
+    - Mixer: write.T @ act(read @ x), act GELU in timm's networks; `read` are the rows of fc1 [w, S], `write` the columns of
+      fc2, transposed to [w, S].
+    - gMixer: write.T @ (read @ x * act(gate @ x)), act SiLU; `read` and `gate` [w, S] are the plain and the activated half of
+      fc1. timm's GluMlp activates the second half, or the first if it has gate_last=False.
+    - ResMLP: read @ x, with `read` [S, S] the rows of linear_tokens times the root mean square of the layer scale ls1 over
+      channels. Every channel c has the matrix ls1[c] * linear_tokens, so this one has the mean energy of them all; the
+      sign that ls1 may have for single channels is lost.
+    - gMLP: read @ x multiplies the other half of the channels; `read` [S, S] are the rows of gate.proj.
+
+    `gate` and `write` are None for the forms that lack them. Gains of the norm before the mixing (one a channel) are in none
+    of the matrices."""
+
+    block: str
+    depth: float
+    form: str
+    layer: str
+    read: np.ndarray
+    gate: np.ndarray | None
+    write: np.ndarray | None
+
+
+def token_matrices(model: Model) -> tuple[TokenMatrices, ...]:
+    """The token-mixing matrices of every block of a Mixer, gMixer, ResMLP or gMLP, in execution order. They are copies.
+
+    Raises ModelError for a network without them, saying what mixes its positions instead."""
+    if model.family != "mixer":
+        raise ModelError(
+            f"{model.name} is a {model.family} and has no token-mixing weights: it mixes positions by {spatial_mixers(model)}; "
+            "token-mixing weights are in Mixer, gMixer, ResMLP and gMLP"
+        )
+    blocks = model.structure.blocks
+    return tuple(_matrices(block, (i + 1) / len(blocks)) for i, block in enumerate(blocks))
+
+
+def _matrices(block: Block, depth: float) -> TokenMatrices:
+    module = block.module
+    if isinstance(module, ResBlock):
+        scale = np.sqrt((_array(module.get_parameter("ls1")) ** 2).mean())
+        read = scale * _array(module.get_parameter("linear_tokens.weight"))
+        return TokenMatrices(block.path, depth, "ResMLP", "linear_tokens", read, None, None)
+    if isinstance(module, SpatialGatingBlock):
+        read = _array(module.get_parameter("mlp_channels.gate.proj.weight"))
+        return TokenMatrices(block.path, depth, "gMLP", "mlp_channels.gate.proj", read, None, None)
+    assert isinstance(module, MixerBlock)
+    return _token_mlp(block, depth)
+
+
+def _token_mlp(block: Block, depth: float) -> TokenMatrices:
+    mlp = block.module.get_submodule("mlp_tokens")
+    first, last = getattr(mlp, "fc1", None), getattr(mlp, "fc2", None)
+    if not isinstance(first, nn.Linear) or not isinstance(last, nn.Linear):
+        raise ModelError(
+            f"'{block.path}.mlp_tokens' is a {type(mlp).__name__}; token-mixing weights are read from MLPs whose two linear "
+            "layers are fc1 and fc2, such as timm's Mlp and GluMlp"
+        )
+    rows, write = _array(first.weight), np.ascontiguousarray(_array(last.weight).T)
+    if not isinstance(mlp, GluMlp):
+        return TokenMatrices(block.path, depth, "Mixer", "mlp_tokens.fc1", rows, None, write)
+    half = len(rows) // 2
+    halves = (rows[:half], rows[half:])
+    read, gate = halves if mlp.gate_last else halves[::-1]
+    return TokenMatrices(block.path, depth, "gMixer", "mlp_tokens.fc1", read, gate, write)
+
+
+def _array(parameter: torch.Tensor) -> np.ndarray:
+    array: np.ndarray = parameter.detach().cpu().to(torch.float64).numpy().copy()
+    return array
+
+
+def spatial_mixers(model: Model) -> str:
+    """What mixes the positions of a network, for messages: "attention (blocks.0.attn and 11 more)", "7×7 depthwise
+    convolutions (...)"."""
+    kinds: dict[str, list[str]] = {}
+    for layer in model.layers:
+        if layer.kind == "spatial":
+            kinds.setdefault(_mixer_kind(model.module.get_submodule(layer.module)), []).append(layer.module)
+    *others, last = [f"{kind} ({_some(paths)})" for kind, paths in kinds.items()] or ["nothing in its blocks"]
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _mixer_kind(module: nn.Module) -> str:
+    convolution = next((m for m in module.modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1), None)
+    if convolution is None:
+        return "attention"
+    size = "×".join(map(str, convolution.kernel_size))
+    depthwise = convolution.groups == convolution.in_channels > 1
+    return f"{size} {'depthwise ' if depthwise else ''}convolutions"
+
+
+def _some(paths: Iterable[str]) -> str:
+    first, *others = paths
+    return f"{first} and {len(others)} more" if others else first

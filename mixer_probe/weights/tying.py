@@ -1,0 +1,322 @@
+"""Kernel tying: how many spatial kernels the channels of a layer share (the open question of Tolstikhin et al. 2021, appendix
+A.1).
+
+A Mixer has one token MLP for all channels, and giving every channel its own "gave no noticeable gain"; the paper does not say
+why. One answer would be that channels need few kernels anyway. For a layer with one spatial kernel a channel
+(`channel_kernels`) the kernels are the rows of a matrix [channel, kernel], and the fewest shared kernels that explain a share
+of its energy are its leading principal components, without centring: squared singular values, added up from the largest. This
+is measured
+
+- on kernels as they are, where strong channels count most, and on kernels of unit norm, where all channels count alike;
+- exactly, in the space of the kernels (all S x S entries of an effective kernel), and in offset space, where pictures and null
+  live: the sqrt(pairs)-weighted average kernels, the coordinates of the projection on BTTB matrices. For a convolution the two
+  agree.
+
+The null has kernels of the same spectrum: every channel keeps the amplitudes of its own 2-D DFT in offset space (and its mean)
+and draws its phases at random. Smooth or small kernels are few-dimensional by themselves; only a count below the null says that
+channels share shapes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+
+from mixer_probe.capture import ImageSource, as_source
+from mixer_probe.errors import LayerError, MeasureError, UndefinedKernelWarning, closest
+from mixer_probe.models.model import Model
+from mixer_probe.results import ImagesRecord, ModelRecord, Result, storable
+from mixer_probe.weights.channel_kernels import ChannelKernels, channel_kernels, needs_images
+from mixer_probe.weights.spectrum import randomise_phases
+from mixer_probe.weights.units import effective_rank
+
+SHARES = (0.5, 0.9, 0.99)
+
+
+@storable
+@dataclass(frozen=True)
+class KernelSpectrum:
+    """The energy of each shared kernel of one layer, largest first: squared singular values of [channel, kernel].
+
+    `energies` [r] in the space of the kernels, `offset_energies` [q] in offset space, `null` [draw, q] those of phase-randomised
+    kernels in offset space (no draws where kernels are tied by construction). `dictionary` [k, oh, ow] are the leading shared
+    kernels in offset space, each of unit norm in the space of the kernels; for S x S kernels the mean over the available pairs
+    of an offset. The sign of a shared kernel means nothing: its largest entry (times the root of its pairs) is made positive."""
+
+    energies: np.ndarray
+    offset_energies: np.ndarray
+    null: np.ndarray
+    dictionary: np.ndarray
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Share of the energy that each shared kernel explains [r]; NaN for kernels of zeros."""
+        return _shares(self.energies)
+
+    @property
+    def cumulative(self) -> np.ndarray:
+        """Share of the energy that the 1, 2, ... best shared kernels explain [r]."""
+        return np.cumsum(self.shares)
+
+    @property
+    def offset_cumulative(self) -> np.ndarray:
+        """`cumulative` in offset space [q]."""
+        return np.cumsum(_shares(self.offset_energies))
+
+    @property
+    def null_cumulative(self) -> np.ndarray:
+        """`offset_cumulative` of every draw of the null [draw, q]."""
+        return np.cumsum(_shares(self.null), axis=-1)
+
+    @property
+    def effective_rank(self) -> float:
+        """exp of the entropy of singular values divided by their sum (Roy and Vetterli 2007); NaN for kernels of zeros."""
+        return effective_rank(np.sqrt(self.energies))
+
+    def count(self, share: float) -> float:
+        """How many shared kernels explain this share of the energy; NaN for kernels of zeros."""
+        return count_for(self.energies, share)
+
+    def offset_count(self, share: float) -> float:
+        """`count` in offset space, which is what the null compares with."""
+        return count_for(self.offset_energies, share)
+
+    def null_count(self, share: float) -> tuple[float, float, float]:
+        """(mean, 5 % quantile, 95 % quantile) of the count over the draws of the null; NaN without draws."""
+        counts = np.array([count_for(draw, share) for draw in self.null])
+        if not len(counts) or np.isnan(counts).any():
+            return (float("nan"),) * 3
+        low, high = np.quantile(counts, [0.05, 0.95])
+        return float(counts.mean()), float(low), float(high)
+
+
+@storable
+@dataclass(frozen=True)
+class LayerTying:
+    """How many kernels the `channels` of one layer share. `shape` is (kh, kw), or (S, S) for effective kernels.
+
+    `source` says where the kernels are from: "weights", "data" (measured on images) or "construction" (the architecture has one
+    kernel for all channels). `possible` is the most that there can be: the least of channels, entries of a kernel, and hidden
+    units (Mixer) or heads (ViT). `raw` counts kernels as they are, `unit` all kernels at norm 1."""
+
+    block: str
+    layer: str
+    depth: float
+    source: str
+    channels: int
+    shape: tuple[int, int]
+    possible: int
+    raw: KernelSpectrum
+    unit: KernelSpectrum
+
+    def spectrum(self, normalise: bool = False) -> KernelSpectrum:
+        """`unit` if `normalise`, else `raw`."""
+        return self.unit if normalise else self.raw
+
+
+@dataclass(frozen=True)
+class KernelTying(Result):
+    """How many spatial kernels the channels of each layer share, in execution order, with `draws` draws of the null.
+
+    `images` is None where weights alone say it, and `n` the number of images otherwise."""
+
+    title: ClassVar[str] = "Kernel tying"
+
+    model: ModelRecord
+    images: ImagesRecord | None
+    layers: tuple[LayerTying, ...]
+    draws: int
+    seed: int
+
+    @property
+    def n(self) -> int:
+        """Number of images, 0 where kernels are from weights alone."""
+        return self.images.n if self.images else 0
+
+    def index(self, layer: int | str) -> int:
+        """Position of a layer given by number (negative counts from the end) or path of layer or block. Raises LayerError."""
+        if isinstance(layer, str):
+            names = [name for entry in self.layers for name in (entry.layer, entry.block)]
+            if layer not in names:
+                raise LayerError(f"no channel kernels at '{layer}' in {self.model.name}; {closest(layer, dict.fromkeys(names))}")
+            return names.index(layer) // 2
+        if not -len(self.layers) <= layer < len(self.layers):
+            raise LayerError(f"{self.model.name} has layers 0 to {len(self.layers) - 1} with channel kernels, not {layer}")
+        return layer % len(self.layers)
+
+    def layer(self, layer: int | str) -> LayerTying:
+        """What was found for one layer. Raises LayerError that names the range or close paths."""
+        return self.layers[self.index(layer)]
+
+    def counts(self, share: float = 0.9, *, normalise: bool = False) -> np.ndarray:
+        """How many shared kernels explain this share of the energy, [layer]."""
+        return np.array([entry.spectrum(normalise).count(share) for entry in self.layers])
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a layer: counts for 50, 90 and 99 %, effective rank, the same in offset space with its null (mean, 5 and 95 %),
+        and all that again for kernels of unit norm (columns `unit_...`)."""
+        return pd.DataFrame([self._row(entry) for entry in self.layers])
+
+    def _row(self, entry: LayerTying) -> dict[str, Any]:
+        return {
+            "model": self.model.name,
+            "layer": entry.layer,
+            "depth": entry.depth,
+            "source": entry.source,
+            "channels": entry.channels,
+            "kernel": "×".join(map(str, entry.shape)),
+            "possible": entry.possible,
+            **_columns(entry.raw, ""),
+            **_columns(entry.unit, "unit_"),
+            "n_images": self.n,
+            "draws": len(entry.raw.null),
+        }
+
+
+def _columns(spectrum: KernelSpectrum, prefix: str) -> dict[str, float]:
+    row = {f"{prefix}count_{_percent(share)}": spectrum.count(share) for share in SHARES}
+    row[f"{prefix}effective_rank"] = spectrum.effective_rank
+    row[f"{prefix}first_share"] = float(spectrum.shares[0])
+    for share in SHARES:
+        row[f"{prefix}offset_count_{_percent(share)}"] = spectrum.offset_count(share)
+        names = [f"{prefix}null_count_{_percent(share)}{end}" for end in ("", "_low", "_high")]
+        row.update(zip(names, spectrum.null_count(share), strict=True))
+    return row
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}"
+
+
+def _shares(energies: np.ndarray) -> np.ndarray:
+    total = energies.sum(-1, keepdims=True)
+    shares: np.ndarray = np.divide(energies, total, out=np.full(energies.shape, np.nan), where=total > 0)
+    return shares
+
+
+def count_for(energies: np.ndarray, share: float) -> float:
+    """The fewest of `energies` [r], largest first, that add up to this share of their sum; NaN if they are all zero.
+
+    Raises MeasureError for a share that is not in (0, 1]."""
+    if not 0 < share <= 1:
+        raise MeasureError(f"a share of energy is above 0 and at most 1, not {share}")
+    cumulative = np.cumsum(energies)
+    if not len(energies) or not cumulative[-1] > 0:
+        return float("nan")
+    # Sums that are equal but for rounding count as reached.
+    return float(np.argmax(cumulative >= share * cumulative[-1] * (1 - 1e-12)) + 1)
+
+
+def kernel_tying(
+    model: Model,
+    images: ImageSource | torch.Tensor | None = None,
+    *,
+    draws: int = 10,
+    components: int = 16,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> KernelTying:
+    """How many spatial kernels the channels of each layer share, against a null of the same spectrum.
+
+    From weights alone for the depthwise convolutions of ConvNeXt, EfficientNet and ConvMixer; ResMLP and gMLP are tied by
+    construction; for Mixer, gMixer and ViT `images` are needed, on which the mean Jacobian of each channel is taken
+    (`mixer_probe.weights.channel_kernels`). Images are streamed and memory does not grow with their number. `draws` are the
+    draws of the null, `components` the shared kernels kept as pictures. Raises ModelError for a network without kernels a
+    channel (ResNet) or whose images are missing, and warns with UndefinedKernelWarning of layers whose kernels are all zero."""
+    measured = needs_images(model) and images is not None
+    source = as_source(images) if measured and images is not None else None
+    found = channel_kernels(model, source, batch_size=batch_size)
+    layers = tuple(layer_tying(k, draws=draws, components=components, seed=seed + i) for i, k in enumerate(found))
+    _warn(layers)
+    return KernelTying(model.record, source.record if source else None, layers, draws, seed)
+
+
+def _warn(layers: Sequence[LayerTying]) -> None:
+    zero = [entry.layer for entry in layers if not entry.raw.energies.any()]
+    if zero:
+        more = f" and {len(zero) - 1} more" if len(zero) > 1 else ""
+        warnings.warn(f"the kernels of '{zero[0]}'{more} are zero: their counts are NaN", UndefinedKernelWarning, stacklevel=3)
+
+
+def layer_tying(kernels: ChannelKernels, *, draws: int = 10, components: int = 16, seed: int = 0) -> LayerTying:
+    """What `kernel_tying` says of one layer."""
+    scaled = _coordinates(kernels)
+    norms = np.linalg.norm(scaled, axis=1)
+    # A channel without a kernel stays without one.
+    inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
+    tied = kernels.source == "construction"
+    offsets = kernels.in_offset_space
+    null = [randomise_phases(offsets, np.random.default_rng([seed, draw])) for draw in range(0 if tied else draws)]
+    raw, unit = (_spectrum(kernels, scaled, offsets, null, factors, components) for factors in (np.ones(len(norms)), inverse))
+    entries = kernels.shape[0] * kernels.shape[1]
+    return LayerTying(
+        block=kernels.block,
+        layer=kernels.layer,
+        depth=kernels.depth,
+        source=kernels.source,
+        channels=len(norms),
+        shape=kernels.shape,
+        possible=min(len(norms), entries, len(kernels.gram)),
+        raw=raw,
+        unit=unit,
+    )
+
+
+def _coordinates(kernels: ChannelKernels) -> np.ndarray:
+    """[C, k] with the inner products of the kernels: coefficients times the square root of the Gram matrix of the basis."""
+    values, vectors = np.linalg.eigh(kernels.gram)
+    root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+    coordinates: np.ndarray = kernels.coefficients @ root
+    return coordinates
+
+
+def _spectrum(
+    kernels: ChannelKernels,
+    scaled: np.ndarray,
+    offsets: np.ndarray,
+    null: Sequence[np.ndarray],
+    factors: np.ndarray,
+    components: int,
+) -> KernelSpectrum:
+    """The spectrum with kernel c multiplied by `factors` [c]."""
+    u, s, _v = np.linalg.svd(scaled * factors[:, None], full_matrices=False)
+    energies = _without_noise(s**2)
+    flat = [k.reshape(len(factors), -1) * factors[:, None] for k in (offsets, *null)]
+    spectra = [energies_of(matrix) for matrix in flat]
+    kept = min(components, int(np.count_nonzero(energies)))
+    combination = (u[:, :kept] * factors[:, None]).T @ kernels.coefficients / s[:kept, None]
+    return KernelSpectrum(
+        energies=energies,
+        offset_energies=spectra[0],
+        null=np.array(spectra[1:]).reshape(len(null), -1) if null else np.zeros((0, len(spectra[0]))),
+        dictionary=_positive(np.tensordot(combination, kernels.pictures, 1), np.sqrt(kernels.pairs)),
+    )
+
+
+def energies_of(matrix: np.ndarray) -> np.ndarray:
+    """Squared singular values of a matrix [rows, columns], largest first, from its smaller Gram matrix."""
+    gram = matrix @ matrix.T if matrix.shape[0] < matrix.shape[1] else matrix.T @ matrix
+    return _without_noise(np.linalg.eigvalsh(gram)[::-1])
+
+
+def _without_noise(energies: np.ndarray) -> np.ndarray:
+    """What rounding leaves of an energy of zero, of either sign, is zero."""
+    floor = energies.max(initial=0.0) * len(energies) * np.finfo(np.float64).eps
+    clean: np.ndarray = np.where(energies > floor, energies, 0.0)
+    return clean
+
+
+def _positive(pictures: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Pictures [k, oh, ow] with the sign that makes the entry of largest weighted magnitude positive."""
+    if not len(pictures):
+        return pictures
+    flat = (pictures * weights).reshape(len(pictures), -1)
+    largest = flat[np.arange(len(flat)), np.abs(flat).argmax(1)]
+    signed: np.ndarray = pictures * np.where(largest < 0, -1.0, 1.0)[:, None, None]
+    return signed
