@@ -12,10 +12,13 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.preprocessing import StandardScaler
 
 from mixer_probe.errors import ImagesError, MeasureError, NonFiniteWarning
-from mixer_probe.probing import default_l2, linear_probe, ridge_path, wilson_interval
+from mixer_probe.probing import FITTERS, ProbePath, balanced_interval, default_l2, linear_probe, ridge_path, wilson_interval
 from mixer_probe.results import from_dict, to_dict
 
-COLUMNS = "model trained layer kind depth l2 accuracy low high balanced_accuracy chance n_train n_test classes p"
+COLUMNS = (
+    "model trained layer kind depth l2 accuracy low high balanced_accuracy balanced_low balanced_high "
+    "chance n_train n_test classes p method"
+)
 
 
 def labelled(n: int, seed: int, widths: tuple[int, ...] = (4, 30), classes: int = 3) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -115,7 +118,7 @@ def test_the_penalty_is_chosen_on_the_training_images_alone(runs):
     result = linear_probe(train, test)
     for i, layer in enumerate(train.layers):
         path = ridge_path(train[layer.name], train.labels, result.path_l2)
-        np.testing.assert_array_equal(result.path_leave_one_out[i], path.leave_one_out_accuracy())
+        np.testing.assert_array_equal(result.path_left_out[i], path.leave_one_out_accuracy())
         assert result.l2[i] == path.best_l2()
     test.labels = (test.labels + 1) % 3
     np.testing.assert_array_equal(linear_probe(train, test).l2, result.l2)
@@ -229,4 +232,68 @@ def test_representations_that_cannot_be_probed(make_reps, runs, twin):
         linear_probe(make_reps(positions, train.labels, "train"), test)
     test.reduce = "prefix"
     with pytest.raises(MeasureError, match="reduce='mean' and test with 'prefix'"):
+        linear_probe(train, test)
+
+
+@pytest.mark.parametrize("method", FITTERS)
+def test_every_method_gives_the_same_kind_of_result(runs, method):
+    train, test = runs
+    result = linear_probe(train, test, method=method)
+    path = FITTERS[method](train["blocks.1"], train.labels)
+    assert isinstance(path, ProbePath)
+    assert (result.method, result.path_name) == (method, path.name)
+    np.testing.assert_array_equal(result.path_values, path.values)
+    best = np.flatnonzero(path.left_out_accuracy() == path.left_out_accuracy().max())[-1]
+    np.testing.assert_allclose(result.path_left_out[1], path.left_out_accuracy())
+    predicted = path.predict(test["blocks.1"])
+    assert predicted.shape == (len(path.values), 90)
+    np.testing.assert_array_equal(path.scores(test["blocks.1"])[best].argmax(-1), predicted[best])
+    np.testing.assert_array_equal(result.predicted[1], predicted[best])
+    np.testing.assert_allclose(result.path_test[1], (predicted == test.labels).mean(1))
+    np.testing.assert_array_equal(result.right.mean(1), result.accuracy)
+    # Layer 1 tells these classes well, whatever the probe.
+    assert result.low[1] > 0.6 > result.high[0]
+    frame, path_frame = result.to_frame(), result.path_frame()
+    assert len(path_frame) == 2 * len(path.values)
+    assert path_frame[path_frame.chosen].test_accuracy.tolist() == frame.accuracy.tolist()
+    assert from_dict(to_dict(result)).to_frame().equals(frame)
+    if path.name != "l2":
+        with pytest.raises(MeasureError, match="has no l2"):
+            _ = result.l2
+        with pytest.raises(MeasureError, match="has no l2"):
+            linear_probe(train, test, [1.0], method=method)
+
+
+@pytest.mark.parametrize("method", ["logistic", "knn"])
+def test_probabilities_are_kept_when_asked_for(runs, method):
+    result = linear_probe(*runs, method=method, probabilities=True)
+    assert result.probabilities.shape == (2, 90, 3)
+    np.testing.assert_allclose(result.probabilities.sum(-1), 1, atol=1e-5)
+    np.testing.assert_array_equal(result.probabilities.argmax(-1), result.predicted)
+    assert linear_probe(*runs, method=method).probabilities is None
+
+
+def test_what_was_predicted_is_kept(runs):
+    result = linear_probe(*runs)
+    assert result.class_names == ("cat", "dog", "frog")
+    assert result.class_labels.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(result.labels, runs[1].labels)
+    low, high = balanced_interval(result.predicted, result.labels)
+    np.testing.assert_array_equal([result.balanced_low, result.balanced_high], [low, high])
+    assert ((low <= result.balanced_accuracy) & (result.balanced_accuracy <= high)).all()
+
+
+def test_methods_and_paths_that_do_not_exist(runs):
+    with pytest.raises(MeasureError, match="no probe 'logistics'; closest: logistic"):
+        linear_probe(*runs, method="logistics")
+    with pytest.raises(MeasureError, match="a ridge probe has no probabilities; those with: logistic, knn"):
+        linear_probe(*runs, probabilities=True)
+    with pytest.raises(MeasureError, match="give one of both"):
+        linear_probe(*runs, [1.0], values=[1.0])
+
+
+def test_labels_that_are_not_one_an_image(runs):
+    train, test = runs
+    train.labels = train.labels[:-1]
+    with pytest.raises(ImagesError, match="there are 120 train images and 119 labels"):
         linear_probe(train, test)

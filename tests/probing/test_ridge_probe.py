@@ -15,6 +15,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mixer_probe.errors import MeasureError
 from mixer_probe.probing import RidgeProbe, default_l2, ridge_path
+from mixer_probe.probing.labels import stratified
 
 SIZES = [(60, 8, 2), (60, 8, 5), (40, 90, 2), (40, 90, 4), (50, 50, 3)]
 
@@ -184,3 +185,57 @@ def test_bad_training_sets():
         RidgeProbe(-1.0).fit(X, np.arange(20) % 2)
     with pytest.raises(ValueError, match="NaN"):
         ridge_path(np.full((20, 3), np.nan), np.arange(20) % 2, [1.0])
+
+
+@pytest.mark.parametrize(("n", "p", "classes"), SIZES)
+def test_primal_is_dual_and_scikit_learn_over_the_whole_path(n, p, classes):
+    X, y = problem(n, p, classes)
+    scaler = StandardScaler().fit(X)
+    Z, new = scaler.transform(X), problem(30, p, classes, seed=1)[0]
+    paths = [ridge_path(X, y, default_l2(n), form=form) for form in ("primal", "dual")]
+    primal, dual = (path.scores(new) for path in paths)
+    np.testing.assert_allclose(primal, dual, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(*(path.left_out_accuracy() for path in paths), rtol=0, atol=1 / n)
+    hot = np.where(y[:, None] == np.arange(classes), 1.0, -1.0)
+    for l2, found in zip(default_l2(n), primal, strict=True):
+        expected = Ridge(alpha=l2, solver="svd").fit(Z, hot).predict(scaler.transform(new))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_a_path_in_place_of_a_penalty():
+    X, y = problem(80, 12, 3)
+    new = problem(50, 12, 3, seed=1)[0]
+    path = ridge_path(X, y, default_l2(80))
+    for l2, best in ((None, path.best_l2()), ([1e5, 3.0, 3.0], None)):
+        probe = RidgeProbe(l2).fit(X, y)
+        best = ridge_path(X, y, l2).best_l2() if best is None else best
+        assert probe.l2_ == best
+        np.testing.assert_array_equal(probe.predict(new), RidgeProbe(best).fit(X, y).predict(new))
+    with pytest.raises(MeasureError, match="positive numbers"):
+        RidgeProbe([0.0, 1.0]).fit(X, y)
+
+
+def test_some_images_are_left_out():
+    X, y = problem(120, 9, 3)
+    every = ridge_path(X, y, [1.0, 50.0])
+    some = ridge_path(X, y, [1.0, 50.0], left_out=30)
+    rows = stratified(y, 30)
+    np.testing.assert_array_equal(some.scores(X), every.scores(X))
+    np.testing.assert_allclose(some.leave_one_out_scores(50.0), every.leave_one_out_scores(50.0)[rows], rtol=0, atol=1e-12)
+    wide = problem(40, 90, 3)
+    dual = ridge_path(*wide, [5.0], left_out=12)
+    expected = ridge_path(*wide, [5.0]).leave_one_out_scores(5.0)[stratified(wide[1], 12)]
+    np.testing.assert_allclose(dual.leave_one_out_scores(5.0), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("form", ["primal", "dual"])
+def test_a_column_that_only_rounding_changes_is_constant(dtype, form):
+    X, y = problem(60, 4, 3)
+    X, eps = StandardScaler().fit_transform(X), np.finfo(dtype).eps
+    rounding = 0.7 * (1 + eps * np.random.default_rng(0).integers(-1, 2, size=60))
+    with_column = np.hstack([X, rounding[:, None]]).astype(dtype)
+    probe = RidgeProbe(form=form).fit(with_column, y)
+    assert np.isinf(probe.scale_).tolist() == [False] * 4 + [True]
+    expected = RidgeProbe(form=form).fit(X, y).decision_function(X)
+    np.testing.assert_allclose(probe.decision_function(with_column), expected, rtol=0, atol=1e-4)

@@ -1,0 +1,95 @@
+"""What can be read without any network: raw pixels as a representation, for a line in every curve."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import mixer_probe
+from mixer_probe.capture import ImageSource, Representations, as_source
+from mixer_probe.capture.representations import RunRecord
+from mixer_probe.errors import ImagesError
+from mixer_probe.images import model_transform
+from mixer_probe.models.layer import Axes, Layer
+from mixer_probe.results import ModelRecord
+
+RAW_PIXELS = "raw pixels"
+_BATCH = 256
+
+
+def pixel_baseline(
+    images_train: ImageSource | Tensor, images_test: ImageSource | Tensor, size: int | tuple[int, int] | None = 32
+) -> tuple[Representations, Representations]:
+    """(train, test) of raw pixels, for `linear_probe(*pixel_baseline(train, test))` and every other probe.
+
+    Errors and `size` as for `raw_pixels`."""
+    return raw_pixels(images_train, size), raw_pixels(images_test, size)
+
+
+def raw_pixels(images: ImageSource | Tensor, size: int | tuple[int, int] | None = 32) -> Representations:
+    """The pixels of every image as its features [image, height * width * 3], in one layer called "pixels" at depth 0.
+
+    `size` (height, width) resizes as a network's own transform does: the shorter side to fit, the centre cut out; values are
+    0 to 1. None keeps the images' own size, the same for all. Tensors are finished inputs, averaged down to `size`.
+
+    The model of the result is called "raw pixels", of family "pixels", untrained, without parameters. Raises ImagesError for
+    images of several sizes with size=None, a size below 1, and tensors that are smaller than `size`."""
+    source = as_source(images)
+    shape = _shape(source, size)
+    transform = model_transform((3, *shape), (0.0,) * 3, (1.0,) * 3)
+    batches = [_flat(_resized(batch, shape)) for batch in source.batches(transform, _BATCH)]
+    layer = Layer("pixels", "other", 0.0, None, 3 * shape[0] * shape[1], 0, 0, Axes.BC.name)
+    text = f"{RAW_PIXELS} {shape[0]}x{shape[1]}"
+    model = ModelRecord(RAW_PIXELS, "pixels", False, "none", hashlib.sha256(text.encode()).hexdigest(), 0, text)
+    versions = {"mixer_probe": mixer_probe.__version__, "torch": torch.__version__}
+    record = RunRecord(model, source.record, (layer,), "mean", text, "torch.float32", "float32", versions)
+    pixels = np.concatenate(batches)
+    return Representations(record, {layer.name: pixels}, {}, source.ids, source.labels, source.class_names, {})
+
+
+def _shape(source: ImageSource, size: int | tuple[int, int] | None) -> tuple[int, int]:
+    if size is None:
+        return _own_size(source)
+    shape = (size, size) if isinstance(size, int) else size
+    if min(shape) < 1:
+        raise ImagesError(f"size must be 1 or more pixels, got {size}")
+    return shape
+
+
+def _own_size(source: ImageSource) -> tuple[int, int]:
+    """The size that all images have, from one pass over them."""
+    sizes: dict[tuple[int, int], None] = {}
+
+    def note(image: Any) -> Tensor:
+        sizes[(image.height, image.width)] = None
+        return torch.zeros(1)
+
+    for batch in source.batches(note, _BATCH):
+        if batch.ndim == 4:
+            return (batch.shape[2], batch.shape[3])
+    if len(sizes) > 1:
+        (a, b), (c, d) = list(sizes)[:2]
+        raise ImagesError(f"the images have several sizes ({a}x{b}, {c}x{d}, ...): give size= to make them one")
+    return next(iter(sizes))
+
+
+def _resized(batch: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Finished inputs averaged down; what the transform made has its shape already."""
+    if tuple(batch.shape[2:]) == shape:
+        return batch
+    if batch.shape[2] < shape[0] or batch.shape[3] < shape[1]:
+        raise ImagesError(
+            f"a tensor of {batch.shape[2]}x{batch.shape[3]} px has no pixels for {shape[0]}x{shape[1]}: take a smaller size"
+        )
+    return F.adaptive_avg_pool2d(batch, shape)
+
+
+def _flat(batch: Tensor) -> np.ndarray:
+    """[image, row, column, colour] in one axis, float32."""
+    flat: np.ndarray = batch.detach().cpu().float().permute(0, 2, 3, 1).flatten(1).numpy()
+    return flat

@@ -1,0 +1,488 @@
+"""Multinomial logistic regression for every penalty and layer at once, by preconditioned L-BFGS in torch.
+
+Minimises sum_i -log p(y_i | z_i) + l2 / 2 |W|^2 over weights W and intercepts that are not penalised, z the features
+standardised by the training images: scikit-learn's LogisticRegression(C=1 / l2) on StandardScaler's output, for two classes too
+(one column of weights). The solver works in the eigenvectors of Z'Z, where the ridge solution is its first step.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from mixer_probe.errors import MeasureError, UnconvergedWarning
+from mixer_probe.probing.holdout import left_out_folds
+from mixer_probe.probing.lbfgs import Minimum, minimise
+from mixer_probe.probing.moments import check_two
+from mixer_probe.probing.multinomial import Design, Loss, StartingHessian, column_scaling, starting_point
+from mixer_probe.probing.path import choose
+from mixer_probe.probing.solution import blocks, checked_penalties
+
+Solver = Literal["torch", "sklearn"]
+Precision = Literal["mixed", "float64"]
+
+# Memory for the features of layers that are solved at once, in numbers.
+_AT_ONCE = 2**29
+# Relative rounding of a sum of losses.
+_NOISE = {torch.float32: 1e-6, torch.float64: 1e-12}
+# A gradient that float32 products resolve in any case, and iterations without progress after which they do not.
+_FLOAT32_GRADIENT = 1e-5
+_PATIENCE = {torch.float32: 20, torch.float64: None}
+
+
+@dataclass(frozen=True)
+class LogisticSettings:
+    """How logistic regressions are fitted.
+
+    `tol` bounds the largest entry of the gradient of the mean loss, by weights of standardised features (for p > n, in their
+    principal axes) and intercepts, as in scikit-learn; its 1e-4 would stop this solver before small penalties have told.
+    `precision` "mixed" multiplies in float32 as long as that resolves the gradient, and ends with float64; "float64" always
+    does. `device` None is that of the features. `together` solves all penalties at once (None: on a GPU), else one starts from
+    those before. `solver` "sklearn" is the reference implementation, on the CPU in float64."""
+
+    standardize: bool = True
+    solver: Solver = "torch"
+    tol: float = 3e-5
+    max_iter: int = 1000
+    precision: Precision = "mixed"
+    device: str | None = None
+    together: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.solver not in ("torch", "sklearn"):
+            raise MeasureError(f"solver is 'torch' or 'sklearn', not '{self.solver}'")
+        if self.precision not in ("mixed", "float64"):
+            raise MeasureError(f"precision is 'mixed' or 'float64', not '{self.precision}'")
+        if not self.tol > 0 or self.max_iter < 1:
+            raise MeasureError(f"tol={self.tol} must be positive and max_iter={self.max_iter} at least 1")
+
+    def place(self, X: Any) -> torch.device:
+        """Where features `X` are worked on. Metal has no float64: the CPU."""
+        given = self.device or (X.device if isinstance(X, Tensor) else "cpu")
+        device = torch.device(given)
+        return torch.device("cpu") if device.type == "mps" else device
+
+
+@dataclass(frozen=True)
+class LogisticPath:
+    """Logistic regressions of one training set for every penalty `l2` [m], ascending; a `ProbePath`.
+
+    `coef` [m, C, p] are in units of the standardised features, `intercept` [m, C]; C is K, or 1 for two classes (the logit of
+    the second). `mean` and `scale` [p] standardise, the scale of a constant column is infinite. `gradient_norm`, `iterations`
+    and `converged` [m] say how the solver ended. The penalty is chosen on images left out, `folds` and `seed` as in
+    `left_out_folds`; the fits without them are made when `left_out_accuracy` is asked for."""
+
+    l2: np.ndarray
+    classes: np.ndarray
+    mean: np.ndarray
+    scale: np.ndarray
+    coef: np.ndarray
+    intercept: np.ndarray
+    gradient_norm: np.ndarray
+    iterations: np.ndarray
+    converged: np.ndarray
+    settings: LogisticSettings
+    folds: int | None
+    seed: int
+    train: tuple[Any, np.ndarray] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """ "l2"."""
+        return "l2"
+
+    @property
+    def values(self) -> np.ndarray:
+        """The penalties."""
+        return self.l2
+
+    def logits(self, X: Any) -> np.ndarray:
+        """Logits [m, n, C] of new images `X` [n, p], before the softmax."""
+        m, columns, p = self.coef.shape
+        weights = np.ascontiguousarray((self.coef / self.scale).reshape(m * columns, p).T)
+        shift = self.intercept.ravel() - self.mean @ weights
+        parts = [_rows(X, rows) @ weights + shift for rows in blocks(len(X), max(m * columns, p))]
+        return np.concatenate(parts).reshape(len(X), m, columns).transpose(1, 0, 2)
+
+    def scores(self, X: Any) -> np.ndarray:
+        """Log-probabilities [m, n, K] of new images `X` [n, p]."""
+        return _log_probabilities(self.logits(X))
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Predicted classes [m, n] of new images `X` [n, p]."""
+        return np.asarray(self.classes[_argmax(self.logits(X))])
+
+    def left_out_accuracy(self) -> np.ndarray:
+        """Share [m] of the left-out training images that are right, by fits without them; made once.
+
+        Raises MeasureError where classes have too few images for that."""
+        if "_left_out" not in self.__dict__:
+            object.__setattr__(self, "_left_out", self._fit_without())
+        return np.asarray(self.__dict__["_left_out"])
+
+    def best_l2(self) -> float:
+        """The penalty with the highest left-out accuracy; of equals the largest, the simplest model."""
+        return float(self.l2[choose(self.left_out_accuracy())])
+
+    def probe(self, l2: float) -> LogisticProbe:
+        """The fitted classifier for one penalty of the path. Raises MeasureError for another."""
+        found = np.flatnonzero(self.l2 == l2)
+        if not len(found):
+            raise MeasureError(f"l2={l2} is not on the path: {', '.join(f'{value:.6g}' for value in self.l2)}")
+        return LogisticProbe(l2)._take(self, int(found[0]))
+
+    def _fit_without(self) -> np.ndarray:
+        X, y = self.train
+        folds = left_out_folds(y, self.folds, self.seed)
+        right = np.zeros(len(self.l2))
+        for rows in folds:
+            rest = np.setdiff1d(np.arange(len(y)), rows)
+            # Its own fit from the start: one that began at the fit to all images would know those left out.
+            part = _paths([X[rest]], y[rest], self.l2, self.settings, None, 0)[0]
+            right += (part.predict(X[rows]) == y[rows]).sum(axis=1)
+        return right / sum(map(len, folds))
+
+
+class LogisticProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Multinomial logistic regression with an l2 penalty; a scikit-learn estimator.
+
+    Minimises the sum over images of -log p(class) plus l2 / 2 |W|^2, W the weights of the features standardised by the training
+    images (`standardize=False`: centred only), with intercepts that are not penalised: scikit-learn's
+    LogisticRegression(C=1 / l2). A list of penalties, or None for `default_logistic_l2`, is a path: the penalty with the highest
+    accuracy on left-out training images is taken (`folds`, `seed`: see `left_out_folds`), of equals the largest. The other
+    arguments are those of `LogisticSettings`.
+
+    After `fit`: `classes_` [K], `coef_` [K, p] (one row for two classes) in units of the standardised features, `intercept_`,
+    `mean_` and `scale_` [p] (infinite for constant columns), `l2_`, `n_iter_` [1], `gradient_norm_`, `n_features_in_`."""
+
+    def __init__(
+        self,
+        l2: float | Sequence[float] | None = 1.0,
+        *,
+        standardize: bool = True,
+        solver: Solver = "torch",
+        tol: float = 3e-5,
+        max_iter: int = 1000,
+        precision: Precision = "mixed",
+        device: str | None = None,
+        folds: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.l2 = l2
+        self.standardize = standardize
+        self.solver = solver
+        self.tol = tol
+        self.max_iter = max_iter
+        self.precision = precision
+        self.device = device
+        self.folds = folds
+        self.seed = seed
+
+    def fit(self, X: Any, y: Any) -> LogisticProbe:
+        """Fit to features `X` [n, p] and classes `y` [n].
+
+        Raises ValueError for what scikit-learn refuses (NaN, sparse input, ...), one class, and penalties that are not positive.
+        UnconvergedWarning where `max_iter` or rounding ended the solver."""
+        X, y = _checked(self, X, y)
+        penalties = _penalties(self.l2, len(y))
+        path = _paths([X], y, penalties, self._settings(), self.folds, self.seed)[0]
+        return self._take(path, 0 if len(penalties) == 1 else choose(path.left_out_accuracy()))
+
+    def _settings(self) -> LogisticSettings:
+        return LogisticSettings(self.standardize, self.solver, self.tol, self.max_iter, self.precision, self.device)
+
+    def _take(self, path: LogisticPath, i: int) -> LogisticProbe:
+        self.classes_ = path.classes
+        self.mean_, self.scale_ = path.mean, path.scale
+        self.coef_, self.intercept_ = path.coef[i], path.intercept[i]
+        self.l2_ = float(path.l2[i])
+        self.n_iter_ = path.iterations[i : i + 1]
+        self.gradient_norm_ = float(path.gradient_norm[i])
+        self.n_features_in_ = len(self.mean_)
+        return self
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Logits [n, K], or [n] for two classes (positive for the second)."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        scores: np.ndarray = (X - self.mean_) / self.scale_ @ self.coef_.T + self.intercept_
+        return scores[:, 0] if len(self.classes_) == 2 else scores
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most probable class, [n]."""
+        logits = self.decision_function(X)
+        return np.asarray(self.classes_[_argmax(logits if logits.ndim == 2 else logits[:, None])])
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """Log-probabilities of the classes, [n, K]."""
+        logits = self.decision_function(X)
+        return _log_probabilities(logits if logits.ndim == 2 else logits[:, None])
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probabilities of the classes, [n, K]."""
+        return np.asarray(np.exp(self.predict_log_proba(X)))
+
+
+def default_logistic_l2(n: int) -> np.ndarray:
+    """9 penalties, two a decade from 1e-4 n to n, because the loss is a sum over `n` images."""
+    return np.asarray(n * np.logspace(-4, 0, 9))
+
+
+def logistic_path(
+    X: Any, y: Any, l2: Sequence[float] | np.ndarray | None = None, *, folds: int | None = None, seed: int = 0, **settings: Any
+) -> LogisticPath:
+    """Logistic regressions of features `X` [n, p], an array or tensor, on classes `y` [n], for every penalty of `l2`.
+
+    `l2` None is `default_logistic_l2`; `settings` are those of `LogisticSettings`, `folds` and `seed` of `left_out_folds`.
+
+    Raises MeasureError if a penalty is not positive or there is one class, and ValueError for input that scikit-learn refuses.
+    UnconvergedWarning where `max_iter` or rounding ended the solver."""
+    chosen = LogisticSettings(**settings)
+    X, labels = _checked(LogisticProbe(), X, y)
+    return _paths([X], labels, _penalties(l2, len(labels)), chosen, folds, seed)[0]
+
+
+def logistic_paths(
+    layers: Sequence[Any],
+    y: Any,
+    l2: Sequence[float] | np.ndarray | None = None,
+    *,
+    folds: int | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> list[LogisticPath]:
+    """`logistic_path` of several layers of the same images, each [n, p]: those of one width are solved in one batch.
+
+    Raises as `logistic_path`."""
+    chosen = LogisticSettings(**settings)
+    checked = [_checked(LogisticProbe(), X, y) for X in layers]
+    if not checked:
+        return []
+    labels = checked[0][1]
+    return _paths([X for X, _ in checked], labels, _penalties(l2, len(labels)), chosen, folds, seed)
+
+
+def _penalties(l2: Any, n: int) -> np.ndarray:
+    """The path, ascending; a single penalty is a path of one."""
+    return default_logistic_l2(n) if l2 is None else np.unique(checked_penalties(np.atleast_1d(l2)))
+
+
+def _checked(probe: LogisticProbe, X: Any, y: Any) -> tuple[Any, np.ndarray]:
+    if isinstance(X, Tensor) and X.device.type != "cpu":
+        return _checked_tensor(X, y)
+    X = X.detach().numpy() if isinstance(X, Tensor) else X
+    X, y = validate_data(probe, X, y, dtype=[np.float64, np.float32])
+    check_classification_targets(y)
+    check_two(np.unique(y))
+    return X, y
+
+
+def _checked_tensor(X: Tensor, y: Any) -> tuple[Tensor, np.ndarray]:
+    """Features that stay on their device."""
+    y = np.asarray(y.cpu() if isinstance(y, Tensor) else y)
+    if X.ndim != 2 or len(X) != len(y):
+        raise MeasureError(f"X has shape {tuple(X.shape)} for {len(y)} labels, but [image, feature] is needed")
+    if not torch.isfinite(X).all():
+        raise MeasureError("X holds values that are NaN or infinite")
+    check_classification_targets(y)
+    check_two(np.unique(y))
+    return X.detach(), y
+
+
+def _paths(
+    layers: Sequence[Any], y: np.ndarray, l2: np.ndarray, settings: LogisticSettings, folds: int | None, seed: int
+) -> list[LogisticPath]:
+    """Layers of one width are solved at once, as many as fit."""
+    classes, labels = np.unique(y, return_inverse=True)
+    solve = _solve_sklearn if settings.solver == "sklearn" else _solve_torch
+    found: dict[int, _Fit] = {}
+    for group in _groups(layers):
+        found |= dict(zip(group, solve([layers[i] for i in group], labels, l2, settings), strict=True))
+    _warn([found[i] for i in range(len(layers))], l2, settings)
+    return [
+        LogisticPath(l2=l2, classes=classes, settings=settings, folds=folds, seed=seed, train=(X, y), **vars(found[i]))
+        for i, X in enumerate(layers)
+    ]
+
+
+def _groups(layers: Sequence[Any]) -> list[list[int]]:
+    """Indices of layers that are solved at once: of one width, and within a bound of memory."""
+    groups: list[list[int]] = []
+    for i, X in enumerate(layers):
+        n, p = X.shape
+        fits = groups and layers[groups[-1][0]].shape == X.shape and (len(groups[-1]) + 1) * n * min(n, p) <= _AT_ONCE
+        if fits:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What a solver finds for one layer: the fields of `LogisticPath` by these names."""
+
+    mean: np.ndarray
+    scale: np.ndarray
+    coef: np.ndarray
+    intercept: np.ndarray
+    gradient_norm: np.ndarray
+    iterations: np.ndarray
+    converged: np.ndarray
+
+
+def _warn(fits: Sequence[_Fit], l2: np.ndarray, settings: LogisticSettings) -> None:
+    late = sorted({float(value) for fit in fits for value in l2[~fit.converged]})
+    if late:
+        worst = max(float(fit.gradient_norm.max()) for fit in fits)
+        message = (
+            f"logistic regression did not reach tol={settings.tol:g} for l2 = {', '.join(f'{value:.3g}' for value in late)} "
+            f"(gradient {worst:.1e}): raise max_iter or tol, or take a larger l2"
+        )
+        warnings.warn(message, UnconvergedWarning, stacklevel=4)
+
+
+def _solve_torch(layers: Sequence[Any], labels: np.ndarray, l2: np.ndarray, settings: LogisticSettings) -> list[_Fit]:
+    device = settings.place(layers[0])
+    designs = [Design.of(X, settings.standardize, device) for X in layers]
+    target = torch.from_numpy(labels).to(device)
+    # For p > n the variables are as many as the rank, which can differ.
+    if len({design.variables for design in designs}) > 1:
+        return [_Batch((design,), target, l2, settings).solve()[0] for design in designs]
+    return _Batch(tuple(designs), target, l2, settings).solve()
+
+
+class _Batch:
+    """Designs of as many variables with all penalties."""
+
+    def __init__(self, designs: tuple[Design, ...], labels: Tensor, l2: np.ndarray, settings: LogisticSettings) -> None:
+        self.designs, self.labels, self.settings = designs, labels, settings
+        self.l2 = torch.from_numpy(l2).to(labels.device) / designs[0].n
+        classes = int(labels.max()) + 1
+        start, self.spread = starting_point(labels, classes, designs[0].variables)
+        self.columns = len(self.spread)
+        self.start = start.expand(len(designs), -1)
+        given = settings.together
+        self.together = labels.device.type == "cuda" if given is None else given
+
+    def solve(self) -> list[_Fit]:
+        """The fits of each design."""
+        m = len(self.l2)
+        if self.together:
+            begin = self.start[:, None].expand(-1, m, -1).flatten(0, 1)
+            return self._fits(self._minimise(begin, self.l2))
+        found: list[Minimum] = []
+        # From the largest penalty, whose solution is near the start.
+        for j in range(m - 1, -1, -1):
+            found.append(self._minimise(self._ahead(found, j), self.l2[j : j + 1]))
+        return self._fits(_stacked(found[::-1], len(self.designs)))
+
+    def _ahead(self, found: list[Minimum], j: int) -> Tensor:
+        """Where penalty `j` starts [L, D]: on the line, over log l2, through the solutions of the two before."""
+        if len(found) < 2:
+            return found[0].x if found else self.start
+        next_, last, before = self.l2[j : j + 3].log()
+        reach = ((next_ - last) / (last - before)).clamp(max=2)
+        ahead: Tensor = found[-1].x + reach * (found[-1].x - found[-2].x)
+        return ahead
+
+    def _minimise(self, start: Tensor, l2: Tensor) -> Minimum:
+        """Of all designs with the penalties `l2`; float64 has the last word."""
+        inverse = StartingHessian.of(self.designs, self.spread, l2)
+        first: Minimum | None = None
+        if self.settings.precision == "mixed":
+            # A little more than is asked for, so that float64 need only confirm it.
+            tol = max(0.9 * self.settings.tol, _FLOAT32_GRADIENT)
+            first = self._run(start, inverse, l2, torch.float32, tol, self.settings.max_iter)
+            start = first.x
+        used = int(first.iterations.max()) if first else 0
+        last = self._run(start, inverse, l2, torch.float64, self.settings.tol, max(0, self.settings.max_iter - used))
+        iterations = last.iterations + first.iterations if first else last.iterations
+        return Minimum(last.x, last.value, last.gradient_norm, iterations, last.converged)
+
+    def _run(self, start: Tensor, inverse: StartingHessian, l2: Tensor, dtype: torch.dtype, tol: float, max_iter: int) -> Minimum:
+        loss = Loss(self.designs, self.labels, self.columns, l2, dtype)
+        return minimise(loss, start, inverse, tol=tol, max_iter=max_iter, noise=_NOISE[dtype], patience=_PATIENCE[dtype])
+
+    def _fits(self, found: Minimum) -> list[_Fit]:
+        """Split into designs, [L m] each."""
+        m = len(self.l2)
+        return [self._fit(design, found, slice(i * m, (i + 1) * m)) for i, design in enumerate(self.designs)]
+
+    def _fit(self, design: Design, found: Minimum, rows: slice) -> _Fit:
+        parts = found.x[rows].view(len(self.l2), -1, self.columns)
+        coef = torch.stack([design.weights(V).T for V in parts[:, :-1]])
+        # A common shift of the intercepts changes no probability; scikit-learn's sum to 0 as well.
+        bias = parts[:, -1] - (parts[:, -1].mean(1, keepdim=True) if self.columns > 1 else 0)
+        ends = (found.gradient_norm[rows], found.iterations[rows], found.converged[rows])
+        numbers = (design.scaling.mean, design.scaling.scale, coef, bias, *ends)
+        return _Fit(*(part.cpu().numpy() for part in numbers))
+
+
+def _stacked(found: Sequence[Minimum], layers: int) -> Minimum:
+    """Minima of L designs, one a penalty, as one of [L m] rows."""
+
+    def rows(name: str) -> Tensor:
+        return torch.stack([getattr(part, name) for part in found], dim=1).flatten(0, 1)
+
+    assert all(len(part.value) == layers for part in found)
+    return Minimum(*(rows(name) for name in ("x", "value", "gradient_norm", "iterations", "converged")))
+
+
+def _solve_sklearn(layers: Sequence[Any], labels: np.ndarray, l2: np.ndarray, settings: LogisticSettings) -> list[_Fit]:
+    return [_reference(X, labels, l2, settings) for X in layers]
+
+
+def _reference(X: Any, labels: np.ndarray, l2: np.ndarray, settings: LogisticSettings) -> _Fit:
+    """scikit-learn's L-BFGS in float64, for one penalty after another."""
+    scaling = column_scaling(X, settings.standardize, torch.device("cpu"))
+    mean, scale = scaling.mean.numpy(), scaling.scale.numpy()
+    Z = (_rows(X, slice(None)) - mean) / scale
+    models, late = [], []
+    for penalty in l2:
+        with warnings.catch_warnings(record=True) as raised:
+            warnings.simplefilter("always", ConvergenceWarning)
+            models.append(LogisticRegression(C=1 / penalty, tol=settings.tol, max_iter=settings.max_iter).fit(Z, labels))
+        late.append(any(issubclass(warning.category, ConvergenceWarning) for warning in raised))
+    coef, bias = np.stack([model.coef_ for model in models]), np.stack([model.intercept_ for model in models])
+    norms = np.array([_gradient_norm(Z, labels, W, b, penalty) for W, b, penalty in zip(coef, bias, l2, strict=True)])
+    iterations = np.array([int(model.n_iter_[0]) for model in models])
+    return _Fit(mean, scale, coef, bias, norms, iterations, ~np.array(late))
+
+
+def _gradient_norm(Z: np.ndarray, labels: np.ndarray, coef: np.ndarray, bias: np.ndarray, l2: float) -> float:
+    """The norm that `LogisticSettings.tol` bounds, of weights [C, p] and intercepts [C]."""
+    logits = Z @ coef.T + bias
+    errors = np.exp(_log_probabilities(logits))[:, -len(bias) :]
+    hot = labels[:, None] == np.arange(len(bias)) if len(bias) > 1 else labels[:, None] == 1
+    errors -= hot
+    by_weights = errors.T @ Z / len(Z) + l2 / len(Z) * coef
+    return float(np.abs(np.column_stack([by_weights, errors.mean(axis=0)])).max())
+
+
+def _rows(X: Any, rows: slice) -> np.ndarray:
+    """Some rows of an array or tensor as a float64 array."""
+    part = X[rows].detach().cpu() if isinstance(X, Tensor) else X[rows]
+    return np.asarray(part, dtype=np.float64)
+
+
+def _log_probabilities(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities [..., K] of logits [..., C]; a single one is that of the second of two classes."""
+    both = np.concatenate([np.zeros_like(logits), logits], axis=-1) if logits.shape[-1] == 1 else logits
+    top = both.max(axis=-1, keepdims=True)
+    return np.asarray(both - top - np.log(np.exp(both - top).sum(axis=-1, keepdims=True)))
+
+
+def _argmax(logits: np.ndarray) -> np.ndarray:
+    return np.asarray((logits[..., 0] > 0).astype(np.intp) if logits.shape[-1] == 1 else logits.argmax(axis=-1))

@@ -1,0 +1,444 @@
+"""Where is this token? Its row, column and cell of the grid, read from its activation alone.
+
+A Mixer has no position embedding, yet its token-mixing weights belong to positions; a ViT is told the position; a CNN sees the
+zeros beyond the border. The probe is fitted to the tokens of some images and tested on those of others, at every layer. The
+first layer (a linear map of the patch, before any embedding or mixing) is the baseline: what the content of a patch says about
+its place, as sky is above.
+
+Nothing of size [image, position, channel] is kept. With x_is the activation of image i at position s, two moments are
+enough: the sums by position M_s = sum_i x_is [S, C] and the scatter sum_is x_is x_is' [C, C]. The row and column are read by
+ridge regression; the cell by linear discriminant analysis with the ridge on the covariance within positions, because one-hot
+regression masks the classes that lie between others (Hastie, Tibshirani and Friedman 2009, section 4.2), as cells of a grid do.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.spatial.distance import pdist
+from torch import Tensor
+
+from mixer_probe.capture import ImageSource, Piece, TensorImages, as_source, stream
+from mixer_probe.errors import ImagesError, LayerError, MeasureError, UndefinedProbeWarning
+from mixer_probe.models.layer import Layer
+from mixer_probe.models.model import Model
+from mixer_probe.probing.controls import layer_columns
+from mixer_probe.probing.labels import check_apart
+from mixer_probe.probing.regression import last_best
+from mixer_probe.results import ImagesRecord, ModelRecord, Result
+from mixer_probe.similarity.inputs import to_grid
+
+# Relative to the mean eigenvalue of what they are added to, so that one path fits layers of any scale and width.
+RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+MOST_ROWS = 16
+# A spread of a channel below this share of its mean is rounding of float32 activations.
+_ROUNDING = 1e-6
+# The covariance within positions may vanish where activations depend on the position alone.
+_LEAST = 1e-9
+
+
+@dataclass(frozen=True)
+class PatchPosition(Result):
+    """How well the place of a token is read from its activation, for each layer [L].
+
+    `row_r2` and `column_r2` are R^2 over the tokens of the test images, `r2` is that of both together. `accuracy` is the share of
+    tokens whose cell is right, by chance `chance` = 1 / cells; `distance_px` is the mean distance in pixels of the model's input
+    from the centre of the predicted cell to that of the true one, by chance `chance_distance_px` (two cells drawn at random).
+    `low` and `high` ([L] each, before the name of the number) are 95 % percentiles over `resamples` bootstrap samples of test
+    images. `cells` is a tuple over layers of accuracy by true cell [rows, columns]. `ridge_regression` and `ridge_cells` are
+    the relative ridges chosen on `n_validation` of the training images, after which all `n_train` were fitted. Layers with NaN
+    or infinite activations, and constant ones, give NaN."""
+
+    title: ClassVar[str] = "Patch position"
+
+    model: ModelRecord
+    images_train: ImagesRecord
+    images_test: ImagesRecord
+    layers: tuple[Layer, ...]
+    grids: tuple[tuple[int, int], ...]
+    r2: np.ndarray
+    low_r2: np.ndarray
+    high_r2: np.ndarray
+    row_r2: np.ndarray
+    column_r2: np.ndarray
+    accuracy: np.ndarray
+    low_accuracy: np.ndarray
+    high_accuracy: np.ndarray
+    chance: np.ndarray
+    distance_px: np.ndarray
+    low_distance_px: np.ndarray
+    high_distance_px: np.ndarray
+    chance_distance_px: np.ndarray
+    cells: tuple[np.ndarray, ...]
+    ridge_regression: np.ndarray
+    ridge_cells: np.ndarray
+    n_train: int
+    n_validation: int
+    n_test: int
+    resamples: int
+    seed: int
+    estimator: str = "ridge regression for row and column, regularised linear discriminant for the cell"
+    untrained: PatchPosition | None = None
+
+    def to_frame(self) -> pd.DataFrame:
+        """One layer a row, of the network and then of its untrained twin."""
+        numbers = (
+            "r2 low_r2 high_r2 row_r2 column_r2 accuracy low_accuracy high_accuracy chance "
+            "distance_px low_distance_px high_distance_px chance_distance_px"
+        )
+        frame = pd.DataFrame(
+            {
+                **layer_columns(self.model, self.layers),
+                "rows": [rows for rows, _ in self.grids],
+                "columns": [columns for _, columns in self.grids],
+                **{name: getattr(self, name) for name in numbers.split()},
+                "n_train": self.n_train,
+                "n_test": self.n_test,
+            }
+        )
+        if self.untrained is None:
+            return frame
+        return pd.concat([frame, self.untrained.to_frame()], ignore_index=True)
+
+
+def patch_position_probe(
+    model: Model,
+    images: ImageSource | Tensor,
+    images_test: ImageSource | Tensor | None = None,
+    layers: str | Sequence[str] = ("stem", "blocks"),
+    *,
+    grid: tuple[int, int] | None = None,
+    ridges: Sequence[float] = RIDGES,
+    batch_size: int = 64,
+    resamples: int = 1000,
+    seed: int = 0,
+    untrained: bool = False,
+) -> PatchPosition:
+    """Fit on the tokens of `images`, test on those of `images_test`, else on every third of `images`; labels are not needed.
+
+    `grid` (rows, columns) averages the tokens of every layer over the cells of one grid, to compare layers of several
+    resolutions; left out, each layer has its own, averaged to at most 16 x 16. `ridges` are relative to the mean eigenvalue of
+    the covariance; every fifth image to fit on is held out to choose among them and added to the fit afterwards, so that the
+    network sees each image once. With `untrained` the same is done for the network's untrained twin.
+
+    Raises LayerError for layers whose positions form no grid (hidden units, heads), ImagesError for fewer than 5 images or an
+    image in both sets, and MeasureError for a grid of one cell or too fine for a layer, and for ridges that are not positive."""
+    train, test = _two_sets(as_source(images), None if images_test is None else as_source(images_test))
+    selected, path = model.select(layers), _checked_ridges(ridges)
+    grids = {layer.name: _grid_of(layer, grid) for layer in selected}
+    held = np.arange(len(train)) % 5 == 4
+    run = _Run(model, selected, grids, batch_size)
+    moments = run.moments(part_of(train, ~held))
+    probes = {name: found.probes(path) for name, found in moments.items()}
+    validation = run.answers(part_of(train, held), probes, also=moments)
+    chosen = {name: found.best() for name, found in validation.items()}
+    final = {name: moments[name].probes(path[[chosen[name][0]]], path[[chosen[name][1]]]) for name in moments}
+    answers = run.answers(test, final)
+    drawing = _Draws(len(test), resamples, seed)
+    _warn_undefined(model, answers)
+    numbers = [_layer_numbers(model, grids[layer.name], answers[layer.name], drawing) for layer in selected]
+    columns: dict[str, Any] = {name: np.array([found[name] for found in numbers]) for name in numbers[0]}
+    twin = None
+    if untrained and model.weights.trained:
+        options: dict[str, Any] = {"ridges": ridges, "batch_size": batch_size, "resamples": resamples, "seed": seed}
+        twin = patch_position_probe(model.untrained(), train, test, layers, grid=grid, **options)
+    return PatchPosition(
+        model=model.record,
+        images_train=train.record,
+        images_test=test.record,
+        layers=selected,
+        grids=tuple(grids.values()),
+        cells=tuple(answers[layer.name].cell_shares().reshape(grids[layer.name]) for layer in selected),
+        ridge_regression=np.array([path[chosen[layer.name][0]] for layer in selected]),
+        ridge_cells=np.array([path[chosen[layer.name][1]] for layer in selected]),
+        n_train=len(train),
+        n_validation=int(held.sum()),
+        n_test=len(test),
+        resamples=resamples,
+        seed=seed,
+        untrained=twin,
+        **columns,
+    )
+
+
+def centres(grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """Row and column in pixels of the centre of every cell [S, 2] of a grid over an image of `size` (height, width)."""
+    rows, columns = ((np.arange(count) + 0.5) * pixels / count for count, pixels in zip(grid, size, strict=True))
+    return np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+class PositionMoments:
+    """Sums by position and scatter of a layer's tokens, float64: `update` with batches, `merge` others, then `probes`.
+
+    Sums are of deviations from a shift, the mean of the first batch, so that a large common mean costs no digits."""
+
+    def __init__(self, places: np.ndarray) -> None:
+        self.places = torch.from_numpy(places)
+        self.shift: Tensor | None = None
+        self.n = 0
+        self._sums: Tensor | None = None
+        self._outer: Tensor | None = None
+
+    def of(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(sums by position [S, C], scatter [C, C]) of tokens `x` [image, S, C] about the shift, which the first batch sets."""
+        if self.shift is None:
+            self.shift = x.mean((0, 1))
+        moved = x - self.shift
+        flat = moved.flatten(0, 1)
+        return moved.sum(0), flat.T @ flat
+
+    def update(self, found: tuple[Tensor, Tensor], images: int) -> None:
+        """Add what `of` returned for so many images."""
+        sums, outer = found
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._outer = outer if self._outer is None else self._outer + outer
+        self.n += images
+
+    def probes(self, path: np.ndarray, cells_path: np.ndarray | None = None) -> PositionProbes:
+        """Probes for every relative ridge of `path` [m], those of cells for `cells_path` if given, from all images so far; all
+        NaN for activations that are not finite or do not vary."""
+        cells_path = path if cells_path is None else cells_path
+        assert self.shift is not None
+        assert self._sums is not None
+        assert self._outer is not None
+        cells = len(self._sums)
+        means = self._sums / self.n
+        centre = means.mean(0)
+        total = self._outer / (self.n * cells) - torch.outer(centre, centre)
+        variance = total.diagonal().clamp(min=0)
+        # A channel whose spread is rounding of its mean says nothing.
+        constant = variance <= (_ROUNDING * (self.shift + centre)) ** 2
+        scale = torch.where(constant, torch.inf, variance.sqrt())
+        if not torch.isfinite(total).all() or bool(constant.all()):
+            return PositionProbes.nothing(len(path), len(cells_path), self.shift, cells)
+        away = (means - centre) / scale
+        total = total / scale / scale[:, None]
+        within = total - away.T @ away / cells
+        places = self.places.to(total)
+        middle = places.mean(0)
+        towards = away.T @ (places - middle) / cells
+        regression = _solved(total, towards, path)
+        directions = _solved(within, away.T, cells_path, least=float(total.diagonal().mean()) * _LEAST)
+        # log p(z | s) up to what all positions share: m'Az - m'Am / 2.
+        offsets = -0.5 * torch.einsum("sc,mcs->ms", away, directions)
+        return PositionProbes(self.shift + centre, scale, regression, middle, directions, offsets)
+
+
+def _solved(gram: Tensor, right: Tensor, path: np.ndarray, least: float = 0.0) -> Tensor:
+    """(G + ridge * mean eigenvalue * I)^-1 R for every ridge [m, C, k], of several ridges from one eigendecomposition."""
+    ridges = torch.from_numpy(path).to(gram) * max(float(gram.diagonal().mean()), least)
+    if len(path) == 1:
+        alone: Tensor = torch.linalg.solve(gram + ridges * torch.eye(len(gram)).to(gram), right)[None]
+        return alone
+    values, vectors = torch.linalg.eigh(gram)
+    inverse = 1 / (values.clamp(min=0) + ridges[:, None])
+    solved: Tensor = vectors @ (inverse[:, :, None] * (vectors.T @ right))
+    return solved
+
+
+@dataclass(frozen=True)
+class PositionProbes:
+    """Probes of place for m ridges: `regression` [m, C, 2] reads row and column about their `middle` [2], `directions` [m', C, S]
+    and `offsets` [m', S] score the cells, all of tokens about `mean` [C] divided by `scale` [C]."""
+
+    mean: Tensor
+    scale: Tensor
+    regression: Tensor
+    middle: Tensor
+    directions: Tensor
+    offsets: Tensor
+
+    @classmethod
+    def nothing(cls, ridges: int, cell_ridges: int, like: Tensor, cells: int) -> PositionProbes:
+        """Probes of a layer that has none: all their answers are NaN."""
+        nan = torch.full_like(like, torch.nan)
+        regression, directions = (nan[None, :, None].expand(m, -1, k) for m, k in ((ridges, 2), (cell_ridges, cells)))
+        return cls(nan, nan, regression, nan.new_zeros(2), directions, nan.new_zeros(cell_ridges, cells))
+
+    def answers(self, x: Tensor, places: Tensor) -> _Found:
+        """What the probes make of tokens `x` [B, S, C] whose cells lie at `places` [S, 2]."""
+        z = (x - self.mean) / self.scale
+        errors = [((z @ w + self.middle - places) ** 2).sum(1) for w in self.regression]
+        cells = [(z @ w + b).argmax(-1) for w, b in zip(self.directions, self.offsets, strict=True)]
+        true = torch.arange(x.shape[1], device=x.device)
+        # argmax of NaN is a cell as good as any, so what is not finite must be said.
+        bad = torch.where(torch.isfinite(z).all((1, 2)), 0.0, torch.nan).to(z)
+        right = [(cell == true).to(z) + bad[:, None] for cell in cells]
+        distances = [(places[cell] - places).norm(dim=-1).mean(1) + bad for cell in cells]
+        return _Found(
+            torch.stack(errors),
+            torch.stack([r.mean(1) for r in right]),
+            torch.stack(distances),
+            torch.stack([r.sum(0) for r in right]),
+        )
+
+
+class _Found(NamedTuple):
+    """Of B images, for m ridges: squared errors of row and column [m, B, 2], shares of cells that are right [m, B], mean
+    distances [m, B], and how many images have each cell right [m, S]."""
+
+    errors: Tensor
+    right: Tensor
+    distances: Tensor
+    by_cell: Tensor
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """The same for all images, in NumPy."""
+
+    errors: np.ndarray
+    right: np.ndarray
+    distances: np.ndarray
+    by_cell: np.ndarray
+
+    @classmethod
+    def of(cls, found: Sequence[_Found]) -> _Answers:
+        errors, right, distances = (np.concatenate([f[k].cpu().numpy() for f in found], axis=1) for k in range(3))
+        return cls(errors, right, distances, np.sum([f.by_cell.cpu().numpy() for f in found], axis=0))
+
+    def best(self) -> tuple[int, int]:
+        """Indices of the ridge with the least squared error, and of the one with most cells right; of equals the largest."""
+        return last_best(-self.errors.sum(axis=(1, 2))).item(), last_best(self.right.sum(axis=1)).item()
+
+    def cell_shares(self) -> np.ndarray:
+        """Share of images with each cell right [S], for the only ridge."""
+        shares: np.ndarray = self.by_cell[0] / self.right.shape[1]
+        return shares
+
+
+class _Run:
+    """Streams a network's tokens at some layers, averaged to their grids, into moments and into answers."""
+
+    def __init__(self, model: Model, layers: tuple[Layer, ...], grids: dict[str, tuple[int, int]], batch_size: int) -> None:
+        self._model, self._layers, self._grids, self._batch_size = model, layers, grids, batch_size
+        self._places = {name: centres(grid, model.input.size[1:]) for name, grid in grids.items()}
+
+    def moments(self, images: ImageSource) -> dict[str, PositionMoments]:
+        """Moments of every layer over all images."""
+        moments = {name: PositionMoments(places) for name, places in self._places.items()}
+        for piece in self._stream(images, lambda name, x: moments[name].of(x), "moments of positions"):
+            for name, found in piece.found.items():
+                moments[name].update(found, piece.n)
+        return moments
+
+    def answers(
+        self, images: ImageSource, probes: dict[str, PositionProbes], also: dict[str, PositionMoments] | None = None
+    ) -> dict[str, _Answers]:
+        """What the probes answer for all images, whose moments are added to those of `also`."""
+        places = {name: torch.from_numpy(found) for name, found in self._places.items()}
+
+        def both(name: str, x: Tensor) -> tuple[_Found, tuple[Tensor, Tensor] | None]:
+            return probes[name].answers(x, places[name].to(x)), also[name].of(x) if also else None
+
+        found: dict[str, list[_Found]] = {name: [] for name in probes}
+        for piece in self._stream(images, both, "positions"):
+            for name, (answer, moments) in piece.found.items():
+                found[name].append(answer)
+                if also:
+                    also[name].update(moments, piece.n)
+        return {name: _Answers.of(answers) for name, answers in found.items()}
+
+    def _stream(self, images: ImageSource, do: Callable[[str, Tensor], Any], what: str) -> Iterator[Piece]:
+        def reducer(layer: Layer, positions: Tensor, _prefix: Tensor | None) -> Any:
+            grid = self._grids[layer.name]
+            if positions.device.type == "mps":
+                # That device has no float64.
+                positions = positions.cpu()
+            tokens = positions.to(torch.float64)
+            return do(layer.name, to_grid(tokens, layer, grid))
+
+        title = f"{self._model.name}: {what}"
+        return stream(self._model, images, self._layers, reducer, batch_size=self._batch_size, title=title)
+
+
+class _Draws:
+    """Bootstrap weights of the test images [B, n], the same for every layer."""
+
+    def __init__(self, n: int, resamples: int, seed: int) -> None:
+        random = np.random.default_rng([seed, n])
+        self._weights = random.multinomial(n, np.full(n, 1 / n), size=resamples) / n
+
+    def interval(self, values: np.ndarray) -> tuple[float, float]:
+        """95 % percentiles of the mean of `values` [n]; NaN without resamples."""
+        if not len(self._weights):
+            return np.nan, np.nan
+        low, high = np.quantile(self._weights @ values, [0.025, 0.975])
+        return float(low), float(high)
+
+
+def _layer_numbers(model: Model, grid: tuple[int, int], found: _Answers, draws: _Draws) -> dict[str, float]:
+    places = centres(grid, model.input.size[1:])
+    spread = ((places - places.mean(axis=0)) ** 2).sum(axis=0)
+    errors, right, distances = found.errors[0], found.right[0], found.distances[0]
+    low, high = draws.interval(errors.sum(axis=1))
+    numbers = {
+        "r2": 1 - errors.sum(axis=1).mean() / spread.sum(),
+        "low_r2": 1 - high / spread.sum(),
+        "high_r2": 1 - low / spread.sum(),
+    }
+    for axis, name in enumerate(("row_r2", "column_r2")):
+        numbers[name] = 1 - errors[:, axis].mean() / spread[axis] if spread[axis] > 0 else np.nan
+    for name, values in (("accuracy", right), ("distance_px", distances)):
+        numbers[name] = values.mean()
+        numbers[f"low_{name}"], numbers[f"high_{name}"] = draws.interval(values)
+    return numbers | {"chance": 1 / len(places), "chance_distance_px": pdist(places).sum() * 2 / len(places) ** 2}
+
+
+def _warn_undefined(model: Model, answers: dict[str, _Answers]) -> None:
+    undefined = [name for name, found in answers.items() if np.isnan(found.errors).any()]
+    if undefined:
+        message = f"no place can be read at layer '{undefined[0]}' of {model.name}: activations are not finite or do not vary"
+        warnings.warn(f"{message} ({len(undefined)} such layers)", UndefinedProbeWarning, stacklevel=3)
+
+
+def part_of(source: ImageSource, which: np.ndarray) -> ImageSource:
+    """The images where `which` [n] is true, in their order. Raises ImagesError for a source that cannot be parted."""
+    if isinstance(source, TensorImages):
+        (tensor,) = source.batches(lambda image: image, len(source))
+        return TensorImages(tensor[torch.from_numpy(np.flatnonzero(which)).to(tensor.device)])
+    subset = getattr(source, "subset", None)
+    if subset is None:
+        raise ImagesError(
+            f"{source.record.name} cannot be parted into images to fit and to choose on: give what load_images returns"
+        )
+    part: ImageSource = subset(which)
+    return part
+
+
+def _two_sets(train: ImageSource, test: ImageSource | None) -> tuple[ImageSource, ImageSource]:
+    if test is None:
+        third = np.arange(len(train)) % 3 == 2
+        train, test = part_of(train, ~third), part_of(train, third)
+    elif not isinstance(test, TensorImages):
+        # The images of a tensor are called by their number, in both sets alike.
+        check_apart(train.ids, test.ids)
+    if len(train) < 5:
+        raise ImagesError(f"{len(train)} images are too few to fit a probe of positions on and choose its ridge: give 5 or more")
+    return train, test
+
+
+def _grid_of(layer: Layer, grid: tuple[int, int] | None) -> tuple[int, int]:
+    if layer.grid is None:
+        raise LayerError(f"the positions of layer '{layer.name}' form no grid, so no place can be read: leave it out")
+    found = grid or (min(layer.grid[0], MOST_ROWS), min(layer.grid[1], MOST_ROWS))
+    if found[0] * found[1] < 2:
+        raise MeasureError(f"layer '{layer.name}' has one position, so there is no place to read: leave it out")
+    if layer.grid[0] < found[0] or layer.grid[1] < found[1]:
+        raise MeasureError(
+            f"layer '{layer.name}' has {layer.grid[0]}x{layer.grid[1]} positions, too few for a grid of {found[0]}x{found[1]}"
+        )
+    return found
+
+
+def _checked_ridges(ridges: Sequence[float]) -> np.ndarray:
+    path = np.unique(np.asarray(ridges, dtype=np.float64))
+    if len(path) == 0 or not (np.isfinite(path) & (path > 0)).all():
+        raise MeasureError(f"ridges must be a list of positive numbers, got {ridges}")
+    return path

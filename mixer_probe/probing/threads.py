@@ -1,0 +1,51 @@
+"""Layers side by side, one thread each: threads inside of small products and eigenvalue problems cost more than they gain."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from mixer_probe.images.labelled import available_cores
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def side_by_side(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """`work` of every item, in order, on all cores. Raises what `work` raises."""
+    workers = min(available_cores(), len(items))
+    if workers < 2:
+        return [work(item) for item in items]
+    with _one_thread_each(), ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(work, items))
+
+
+_lock = threading.Lock()
+_inside = 0
+_before = 1
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Inside, neither BLAS nor torch splits its work among threads; torch does again after the last of several that overlap."""
+    _enter(+1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        _enter(-1)
+
+
+def _enter(step: int) -> None:
+    global _inside, _before
+    with _lock:
+        if not _inside:
+            _before = torch.get_num_threads()
+        _inside += step
+        torch.set_num_threads(1 if _inside else _before)
