@@ -22,7 +22,7 @@ from typing import Any, ClassVar, TextIO, TypeVar
 import numpy as np
 import pandas as pd
 
-from mixer_probe.errors import StoreError
+from mixer_probe.errors import StoreError, closest
 
 FORMAT = "mixer-probe results 1"
 # Small arrays stay readable in the file; large ones are stored exactly and compactly.
@@ -127,7 +127,7 @@ def from_dict(data: Any) -> Any:
     if kind not in _KINDS:
         _import_results()
     if kind not in _KINDS:
-        raise StoreError(f"'{kind}' is no result of this version of mixer_probe; known: {', '.join(sorted(_KINDS))}")
+        raise StoreError(f"'{kind}' is no result of this version of mixer_probe; {closest(str(kind), sorted(_KINDS))}")
     cls = _KINDS[kind]
     known = {f.name for f in dataclasses.fields(cls)}
     fields = {k: from_dict(v) for k, v in data.items() if k in known}

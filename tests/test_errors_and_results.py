@@ -180,7 +180,7 @@ def test_results_load_in_a_process_that_has_imported_nothing_else(tmp_path: Path
         ('{"format": "other"}', "expected format"),
         ('{"format": "mixer-probe results 1"}', "is damaged: KeyError 'results'"),
         ('{"format": "mixer-probe results 1", "results": 3}', "is damaged: TypeError"),
-        ('{"format": "mixer-probe results 1", "results": [{"$type": "Fancy"}]}', "'Fancy' is no result of this version.*known: "),
+        ('{"format": "mixer-probe results 1", "results": [{"$type": "Fancy"}]}', "'Fancy' is no result of this version.*: "),
         ('{"format": "mixer-probe results 1", "results": [{"$type": "ModelRecord"}]}', "ModelRecord of another version"),
         (
             '{"format": "mixer-probe results 1", "results": [{"$type": "array", "npy_base64": "AAAA"}]}',

@@ -1,36 +1,238 @@
-"""Pictures of probes: accuracy against depth, with intervals and baselines."""
+"""Pictures of probes: accuracy against depth with its baselines, the path of the penalty, and accuracy on a few images."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
 
-from mixer_probe.figures.style import GREY, line_styles, model_label, styled
-from mixer_probe.probing import ProbeResult
+from mixer_probe.errors import MeasureError
+from mixer_probe.figures.style import COLOURS, GREY, base_name, line_styles, model_label, plain, styled
+from mixer_probe.models.layer import Layer
+from mixer_probe.probing import FewShotResult, ProbeResult
+from mixer_probe.results import ModelRecord
+
+PIXEL_COLOUR = "#222222"
+
+
+class Measured(Protocol):
+    """A result of one network."""
+
+    @property
+    def model(self) -> ModelRecord:
+        """Which network."""
+
+
+M = TypeVar("M", bound=Measured)
+
+
+def networks(results: Iterable[M]) -> list[M]:
+    """The results that are not the raw pixels' own."""
+    return [r for r in results if r.model.family != "pixels"]
+
+
+def pixels(results: Iterable[M]) -> list[M]:
+    """The results of the raw pixels."""
+    return [r for r in results if r.model.family == "pixels"]
+
+
+def with_twins(results: Iterable[Any]) -> list[Any]:
+    """Every network's result, and that of its untrained twin after it."""
+    return [one for result in networks(results) for one in (result, result.untrained) if one is not None]
+
+
+def depths(result: Any) -> list[float]:
+    """Relative depths of the layers of a result."""
+    return [layer.depth for layer in result.layers]
+
+
+def curve(axes: Axes, x: Any, values: Any, bounds: tuple[Any, Any], style: dict[str, Any], label: str = "") -> None:
+    """A line with a band between `bounds`."""
+    axes.plot(x, values, label=label or None, **style)
+    axes.fill_between(x, *bounds, color=style["color"], alpha=0.14, linewidth=0)
+
+
+def level(axes: Axes, values: Any, bounds: tuple[Any, Any]) -> None:
+    """A horizontal line with a band: what has no depth, such as raw pixels, at the one value it has."""
+    axes.axhspan(float(bounds[0]), float(bounds[1]), color=PIXEL_COLOUR, alpha=0.09, linewidth=0)
+    axes.axhline(float(values), color=PIXEL_COLOUR, linewidth=1.2, linestyle="--")
+
+
+def chance_line(axes: Axes, values: Iterable[float]) -> None:
+    """Thin lines at what chance gives."""
+    for value in dict.fromkeys(round(v, 6) for v in values):
+        axes.axhline(value, color=GREY, linewidth=1)
+
+
+def model_keys(models: Sequence[ModelRecord], with_pixels: bool = False, chance: str = "") -> list[Artist]:
+    """What a legend shows: each network, then once for all the untrained twins, the raw pixels and chance."""
+    styles, names = line_styles(models), {m.name for m in models}
+    twins = [m for m in models if m.name != base_name(m.name) and base_name(m.name) in names]
+    alone = {m.name: m for m in models if m not in twins}
+    keys: list[Artist] = [Line2D([], [], label=model_label(m), **styles[name]) for name, m in alone.items()]
+    if twins:
+        mark: dict[str, Any] = {"linestyle": ":", "marker": "o", "markerfacecolor": "white"}
+        keys.append(Line2D([], [], color=GREY, label="the same network untrained", **mark))
+    if with_pixels:
+        keys.append(Line2D([], [], color=PIXEL_COLOUR, linewidth=1.2, linestyle="--", label="raw pixels"))
+    if chance:
+        keys.append(Line2D([], [], color=GREY, linewidth=1, label=chance))
+    return keys
+
+
+def key_below(figure: Figure, keys: Sequence[Any]) -> None:
+    """A legend below the panels, in as many columns as its longest entry allows; the figure grows by its rows."""
+    longest = max(len(str(key.get_label())) for key in keys)
+    columns = max(1, min(len(keys), int(figure.get_figwidth() / (0.066 * longest + 0.62))))
+    figure.set_figheight(figure.get_figheight() + 0.17 * -(-len(keys) // columns))
+    figure.legend(handles=keys, loc="outside lower center", ncols=columns)
+
+
+def spread(layers: Sequence[Layer], count: int) -> list[int]:
+    """Indices of at most `count` layers, evenly spread, the first and the last among them."""
+    return [int(i) for i in np.unique(np.linspace(0, len(layers) - 1, count).round())] if len(layers) else []
+
+
+def cut(name: str, most: int = 20) -> str:
+    """A layer's name that fits above a small panel."""
+    return plain(name if len(name) <= most else "…" + name[-(most - 1) :])
+
+
+def share_text(value: float) -> str:
+    """A share in percent, without decimals where there are none."""
+    return f"{100 * value:.3g} %"
 
 
 @styled
 def probe_curves(results: Sequence[ProbeResult]) -> Figure:
-    """Probe accuracy after every layer against relative depth: bands are 95 % intervals, dotted lines untrained twins."""
+    """Probe accuracy after every layer against relative depth: bands are 95 % intervals, dotted lines untrained twins.
+
+    A result of raw pixels (`pixel_baseline`) is a dashed line with its interval; the grey line is chance."""
     figure = Figure(figsize=(8.6, 4.4))
     axes = figure.add_subplot()
-    curves = [one for result in results for one in (result, result.untrained) if one is not None]
+    curves, raw = with_twins(results), pixels(results)
     styles = line_styles([one.model for one in curves])
+    for one in raw:
+        level(axes, 100 * one.accuracy.max(), (100 * one.low.max(), 100 * one.high.max()))
     for one in curves:
-        _curve(axes, one, styles[one.model.name])
-    chance = results[0].chance
-    axes.axhline(100 * chance, color=GREY, linewidth=1)
-    axes.annotate(f"chance {100 * chance:.0f} %", (0.0, 100 * chance), xytext=(2, 3), textcoords="offset points", color=GREY)
-    axes.set(title="Linear probes by depth", xlabel="relative depth", ylabel="test accuracy (%)", xlim=(-0.02, 1.02))
+        bounds = (100 * one.low, 100 * one.high)
+        curve(axes, depths(one), 100 * one.accuracy, bounds, styles[one.model.name], model_label(one.model))
+    chances = [r.chance for r in results]
+    chance_line(axes, (100 * c for c in chances))
+    methods = dict.fromkeys(_TITLES.get(r.method, r.method) for r in results)
+    axes.set(title=f"{' and '.join(methods)} by depth", xlabel="relative depth", ylabel="test accuracy (%)", xlim=(-0.02, 1.02))
     axes.set_ylim(bottom=0)
-    figure.legend(loc="outside right upper")
+    key_below(figure, model_keys([one.model for one in curves], bool(raw), f"chance ({share_text(max(chances))})"))
     return figure
 
 
-def _curve(axes: Axes, result: ProbeResult, style: dict[str, Any]) -> None:
-    depth = [layer.depth for layer in result.layers]
-    axes.plot(depth, 100 * result.accuracy, label=model_label(result.model), **style)
-    axes.fill_between(depth, 100 * result.low, 100 * result.high, color=style["color"], alpha=0.15, linewidth=0)
+_TITLES = {"ridge": "Ridge probes", "logistic": "Logistic probes", "knn": "k-NN probes", "centroid": "Nearest class mean"}
+_PATHS = {"l2": "penalty l2", "k": "neighbours k"}
+
+
+@styled
+def probe_paths(results: Sequence[ProbeResult], layers: Sequence[str] | None = None) -> Figure:
+    """Accuracy along the path of each network: dashed on training images left out, solid on test images, the choice ringed.
+
+    `layers` are drawn, by default the first, a middle and the last one of each network. Raises MeasureError where no probe has
+    a path, or a network none of `layers`."""
+    shown = [r for r in results if r.path_name]
+    if not shown:
+        raise MeasureError(f"a {results[0].method} probe chooses nothing, so it has no path to draw")
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(max(3.3 * columns + 0.4, 5.4), 2.9 * rows + 0.3))
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for axes, result in zip(panels.flat, shown):
+        _path_panel(axes, result, _rows_of(result, layers))
+    for axes in panels.flat[len(shown) :]:
+        axes.remove()
+    for row in panels:
+        row[0].set_ylabel("accuracy (%)")
+    key_below(figure, _path_keys())
+    return figure
+
+
+def _rows_of(result: ProbeResult, layers: Sequence[str] | None) -> list[int]:
+    if layers is None:
+        return spread(result.layers, 3)
+    found = [i for i, layer in enumerate(result.layers) if layer.name in layers]
+    if not found:
+        raise MeasureError(f"{result.model.name} has no probe of {', '.join(layers)}")
+    return found
+
+
+def _path_panel(axes: Axes, result: ProbeResult, rows: Sequence[int]) -> None:
+    x = result.path_values
+    for number, i in enumerate(rows):
+        colour = COLOURS[number % len(COLOURS)]
+        axes.plot(x, 100 * result.path_test[i], color=colour, label=cut(result.layers[i].name))
+        axes.plot(x, 100 * result.path_left_out[i], color=colour, linewidth=1, linestyle="--")
+        ring: dict[str, Any] = {"marker": "o", "markersize": 8, "linestyle": "", "markerfacecolor": "none"}
+        axes.plot([result.chosen[i]], [100 * result.accuracy[i]], color=colour, markeredgewidth=1.6, **ring)
+    axes.axhline(100 * result.chance, color=GREY, linewidth=1)
+    axes.set(xscale="log", xlabel=_PATHS[result.path_name], ylim=(0, None))
+    axes.set_title(cut(model_label(result.model), 32), fontsize=8.5)
+    axes.legend(fontsize=7, loc="best")
+
+
+def _path_keys() -> list[Artist]:
+    ring = Line2D([], [], color=GREY, marker="o", markersize=8, linestyle="", markerfacecolor="none", label="chosen")
+    return [
+        Line2D([], [], color=GREY, linestyle="-", label="test images"),
+        Line2D([], [], color=GREY, linestyle="--", linewidth=1, label="training images left out"),
+        ring,
+        Line2D([], [], color=GREY, linewidth=0.8, label="chance"),
+    ]
+
+
+@styled
+def few_shot_curves(results: Sequence[FewShotResult], layer: int = -1) -> Figure:
+    """Left: accuracy against images a class, after one layer of each network (an index; the last by default).
+    Right: accuracy by depth for the most images a class.
+
+    Lines are means over draws, bands 95 % intervals over draws and test images, dotted lines untrained twins."""
+    figure = Figure(figsize=(9.6, 4.0))
+    left, right = figure.subplots(1, 2, sharey=True)
+    curves, raw = with_twins(results), pixels(results)
+    styles = line_styles([one.model for one in curves])
+    for one in raw:
+        _shots(left, one, -1, {"color": PIXEL_COLOUR, "linestyle": "--", "linewidth": 1.2})
+        level(right, 100 * one.mean[:, -1].max(), (100 * one.low[:, -1].max(), 100 * one.high[:, -1].max()))
+    for one in curves:
+        style = styles[one.model.name]
+        _shots(left, one, layer, style)
+        bounds = (100 * one.low[:, -1], 100 * one.high[:, -1])
+        curve(right, depths(one), 100 * one.mean[:, -1], bounds, style, model_label(one.model))
+    for axes in (left, right):
+        chance_line(axes, (100 * r.chance for r in results))
+    _shot_labels(left, right, results, layer)
+    chance = f"chance ({share_text(max(r.chance for r in results))})"
+    key_below(figure, model_keys([one.model for one in curves], bool(raw), chance))
+    return figure
+
+
+def _shots(axes: Axes, result: FewShotResult, layer: int, style: dict[str, Any]) -> None:
+    bounds = (100 * result.low[layer], 100 * result.high[layer])
+    curve(axes, result.shots, 100 * result.mean[layer], bounds, style, model_label(result.model))
+
+
+def _shot_labels(left: Axes, right: Axes, results: Sequence[FewShotResult], layer: int) -> None:
+    shots = sorted({s for r in results for s in r.shots})
+    left.set(xscale="log", xlabel="images a class", ylabel="test accuracy (%)", ylim=(0, None))
+    left.set_xlim(0.85 * shots[0], 1.18 * shots[-1])
+    left.set_xticks(shots, [str(s) for s in shots])
+    left.xaxis.set_minor_locator(NullLocator())
+    layers = {r.layers[layer].name for r in networks(results)}
+    where = cut(layers.pop(), 24) if len(layers) == 1 else ("the last layer" if layer == -1 else f"layer {layer}")
+    left.set_title(f"After {where}")
+    most = sorted({r.shots[-1] for r in results})
+    title = f"With {' or '.join(map(str, most))} image{'s' if most != [1] else ''} a class"
+    right.set(xlabel="relative depth", title=title, xlim=(-0.02, 1.02))
+    right.tick_params(labelleft=True)

@@ -9,7 +9,7 @@ from mixer_probe.probing.centroid import CentroidPath, CentroidProbe, centroid_p
 from mixer_probe.probing.controls import ControlTask, RandomLabels, control_task, random_label_probe
 from mixer_probe.probing.fewshot import FewShotResult, big_vision_probe, few_shot_probe
 from mixer_probe.probing.knn import KNNPath, KNNProbe, knn_path
-from mixer_probe.probing.linear_probe import ProbeResult, linear_probe
+from mixer_probe.probing.layer_probes import ProbeResult, linear_probe
 from mixer_probe.probing.logistic import LogisticPath, LogisticProbe, default_logistic_l2, logistic_path, logistic_paths
 from mixer_probe.probing.mdl import ControlCode, OnlineCode, control_code, online_code
 from mixer_probe.probing.methods import FITTERS

@@ -20,7 +20,6 @@ from torch import Tensor
 from mixer_probe.errors import MeasureError
 from mixer_probe.probing.labels import stratified
 from mixer_probe.probing.moments import check_two
-from mixer_probe.probing.multinomial import product
 from mixer_probe.probing.path import choose
 
 DEFAULT_K = (1, 5, 10, 20, 50, 100, 200)
@@ -93,7 +92,7 @@ class KNNPath:
 
     def _nearest(self, block: Tensor, rows: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
         """Indices and similarities [b, k], the nearest first; `rows` are left out, one of each image."""
-        similarity = product(block, self.unit.T)
+        similarity = block @ self.unit.T
         if rows is not None:
             similarity.scatter_(1, rows[:, None], -torch.inf)
         top, indices = similarity.topk(k, dim=1)

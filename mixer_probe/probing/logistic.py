@@ -37,7 +37,7 @@ _AT_ONCE = 2**29
 # Relative rounding of a sum of losses.
 _NOISE = {torch.float32: 1e-6, torch.float64: 1e-12}
 # A gradient that float32 products resolve in any case, and iterations without progress after which they do not.
-_FLOAT32_GRADIENT = 1e-5
+_FLOAT32_GRADIENT = 5e-6
 _PATIENCE = {torch.float32: 20, torch.float64: None}
 
 
@@ -53,7 +53,7 @@ class LogisticSettings:
 
     standardize: bool = True
     solver: Solver = "torch"
-    tol: float = 3e-5
+    tol: float = 1e-5
     max_iter: int = 1000
     precision: Precision = "mixed"
     device: str | None = None
@@ -172,7 +172,7 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         *,
         standardize: bool = True,
         solver: Solver = "torch",
-        tol: float = 3e-5,
+        tol: float = 1e-5,
         max_iter: int = 1000,
         precision: Precision = "mixed",
         device: str | None = None,

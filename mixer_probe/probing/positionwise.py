@@ -17,7 +17,7 @@ import pandas as pd
 from mixer_probe.errors import MeasureError, NonFiniteWarning
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.labels import check_classes, checked_labels
-from mixer_probe.probing.linear_probe import check_runs
+from mixer_probe.probing.layer_probes import check_runs
 from mixer_probe.probing.path import choose
 from mixer_probe.probing.ridge import default_l2, ridge_path
 from mixer_probe.probing.scores import wilson_interval

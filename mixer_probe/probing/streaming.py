@@ -20,7 +20,7 @@ from mixer_probe.errors import LayerError, MeasureError
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 from mixer_probe.probing.labels import check_apart, check_classes, checked_labels, stratified
-from mixer_probe.probing.linear_probe import Found, LayerPath, ProbeResult, assemble, path_values, warn_non_finite
+from mixer_probe.probing.layer_probes import Found, LayerPath, ProbeResult, assemble, path_values, warn_non_finite
 from mixer_probe.probing.methods import Values
 from mixer_probe.probing.moments import RidgeMoments, leaving_out
 from mixer_probe.probing.path import choose

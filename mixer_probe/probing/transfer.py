@@ -10,7 +10,7 @@ import numpy as np
 from mixer_probe.errors import ImagesError, closest
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.labels import checked_labels
-from mixer_probe.probing.linear_probe import Runs, linear_probe
+from mixer_probe.probing.layer_probes import Runs, linear_probe
 from mixer_probe.results import ImagesRecord, ModelRecord
 from mixer_probe.similarity.inputs import RepresentationsLike
 

@@ -229,7 +229,7 @@ def _depth_row(model: str, keys: Any, table: pd.DataFrame) -> dict[str, Any]:
 # -- measuring -----------------------------------------------------------------------------------------------------------
 
 
-def weight_spectra(model: Model, *, largest_grid: int | None = 16, null_size: int = 1000, seed: int = 0) -> WeightSpectra:
+def weight_spectra(model: Model, *, largest_grid: int | None = 8, null_size: int = 1000, seed: int = 0) -> WeightSpectra:
     """Singular values of every mixing matrix in the blocks of a Mixer, ViT or CNN, in float64, beside iid weights.
 
     A k x k convolution is taken as the circular operator (Sedghi, Gupta and Long 2019) with the layer's own stride on the

@@ -149,7 +149,8 @@ def test_results_are_read_and_given_back_as_html(open_page: Open, study: list[Re
     assert not page.exception
     assert not page.error
     headers = [header.value for header in page.header]
-    assert headers[:2] == ["The networks", "What token\\-mixing units read"]
+    assert headers[0] == "The networks"
+    assert "What token\\-mixing units read" in headers
     content_of = [item for section in make_sections(study) for item in section.content]
     assert len(_pictures(page)) == sum(isinstance(item, Picture) for item in content_of)
     captions = [caption for image in page.get("image") for caption in image.captions]

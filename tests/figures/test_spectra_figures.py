@@ -67,8 +67,8 @@ def test_singular_values_stand_beside_those_of_iid_weights(spectra: dict[str, We
         singular_values(result, ["blocks.9"])
 
 
-def test_long_curves_keep_their_ends(spectra: dict[str, WeightSpectra]) -> None:
-    result = spectra["resnet-bottleneck"]
+def test_long_curves_keep_their_ends() -> None:
+    result = weight_spectra(CASES["resnet-bottleneck"].model(), largest_grid=16)
     kernel = result.select(role="conv2", block="layer1.0")[0]
     assert kernel.full_rank == 16 * 16 * 8
     axes = singular_values(result, ["layer1.0"]).axes[-1]
