@@ -9,9 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixer_probe import channels, figures, probing, similarity, weights, zoo
+    from mixer_probe import attribution, channels, figures, probing, similarity, weights, zoo
+    from mixer_probe.attribution import attribute
     from mixer_probe.capture import Representations, extract, open_run
-    from mixer_probe.channels import channel_statistics
+    from mixer_probe.channels import channel_partners, channel_statistics, class_selectivity, top_images
     from mixer_probe.images import Images, load_images
     from mixer_probe.models import Layer, Model, list_models, load_model
     from mixer_probe.probing import linear_probe
@@ -32,9 +33,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "mixer_probe": ("channels", "figures", "probing", "similarity", "weights", "zoo"),
+    "mixer_probe": ("attribution", "channels", "figures", "probing", "similarity", "weights", "zoo"),
+    "mixer_probe.attribution": ("attribute",),
     "mixer_probe.capture": ("Representations", "extract", "open_run"),
-    "mixer_probe.channels": ("channel_statistics",),
+    "mixer_probe.channels": ("channel_partners", "channel_statistics", "class_selectivity", "top_images"),
     "mixer_probe.images": ("Images", "load_images"),
     "mixer_probe.models": ("Layer", "Model", "list_models", "load_model"),
     "mixer_probe.probing": ("linear_probe",),
@@ -62,9 +64,13 @@ __all__ = [
     "__version__",
     "anatomy",
     "as_convolution",
+    "attribute",
+    "attribution",
+    "channel_partners",
     "channel_statistics",
     "channels",
     "cka",
+    "class_selectivity",
     "compare",
     "compare_models",
     "extract",
@@ -83,6 +89,7 @@ __all__ = [
     "spatial_kernels",
     "stem_filters",
     "token_mixing",
+    "top_images",
     "weight_spectra",
     "weights",
     "write_report",

@@ -74,8 +74,20 @@ class UndefinedKernelWarning(MixerProbeWarning):
     """Numbers of a spatial kernel that are NaN because it is zero, or the same for all pairs of positions."""
 
 
+class UndefinedChannelsWarning(MixerProbeWarning):
+    """Channels that are constant or not finite, which select no class and correlate with nothing; these are NaN."""
+
+
 class UnconvergedWarning(MixerProbeWarning):
     """A fit that ended before its gradient was as small as asked for."""
+
+
+class IncompleteAttributionWarning(MixerProbeWarning):
+    """Attributions that should add up to the difference of two logits and do not, within the tolerance asked for."""
+
+
+class EmptyAttributionWarning(MixerProbeWarning):
+    """Images whose attribution is zero everywhere, so that it ranks no pixel above another."""
 
 
 def closest(name: str, known: Iterable[str], n: int = 5) -> str:

@@ -31,7 +31,7 @@ _INLINE_VALUES = 2048
 # A key that no field can have.
 _TYPE = "$type"
 
-_PACKAGES = ("models", "capture", "weights", "similarity", "probing", "channels", "report")
+_PACKAGES = ("models", "capture", "weights", "similarity", "probing", "channels", "attribution", "report")
 
 _KINDS: dict[str, type[Any]] = {}
 T = TypeVar("T", bound=type[Any])

@@ -1,5 +1,44 @@
-"""Channels: what single channels do over many images."""
+"""Channels: what single channels do over many images, which images and classes drive them, and who does the same elsewhere."""
 
+from mixer_probe.channels.needed import ChannelsNeeded, channels_needed
+from mixer_probe.channels.page import ChannelPage, Exhibit, channel_pages
+from mixer_probe.channels.partners import ChannelPartners, channel_partners
+from mixer_probe.channels.selectivity import ClassSelectivity, auroc_of, class_selectivity, dprime_of, morcos_index
 from mixer_probe.channels.statistics import ChannelMoments, ChannelStatistics, channel_moments, channel_statistics
+from mixer_probe.channels.top import (
+    Extremes,
+    RunningTop,
+    TopImages,
+    activation_maps,
+    extremes,
+    input_pictures,
+    top_and_lowest,
+    top_images,
+)
 
-__all__ = ["ChannelMoments", "ChannelStatistics", "channel_moments", "channel_statistics"]
+__all__ = [
+    "ChannelMoments",
+    "ChannelPage",
+    "ChannelPartners",
+    "ChannelStatistics",
+    "ChannelsNeeded",
+    "ClassSelectivity",
+    "Exhibit",
+    "Extremes",
+    "RunningTop",
+    "TopImages",
+    "activation_maps",
+    "auroc_of",
+    "channel_moments",
+    "channel_pages",
+    "channel_partners",
+    "channel_statistics",
+    "channels_needed",
+    "class_selectivity",
+    "dprime_of",
+    "extremes",
+    "input_pictures",
+    "morcos_index",
+    "top_and_lowest",
+    "top_images",
+]

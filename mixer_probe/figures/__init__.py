@@ -1,10 +1,23 @@
 """Results to matplotlib Figures, one function a figure. Nothing is shown or saved here."""
 
 from mixer_probe.figures.anatomy import anatomy_bars
+from mixer_probe.figures.attribution import (
+    agreement_figure,
+    attribution_overlays,
+    perturbation_figure,
+    randomisation_figure,
+)
+from mixer_probe.figures.channel_page import channel_page
+from mixer_probe.figures.channel_partners import partner_strength
+from mixer_probe.figures.channel_selectivity import channels_needed_curves, selectivity_depth, selectivity_distributions
 from mixer_probe.figures.channels import channel_depth
 from mixer_probe.figures.kernels import average_kernels, kernel_depth, kernel_maps
 from mixer_probe.figures.position import position_curves, position_similarity
-from mixer_probe.figures.probes import probe_curves
+from mixer_probe.figures.probe_answers import class_accuracy, confusion_heatmaps, reliability_diagrams
+from mixer_probe.figures.probe_controls import code_curves, control_code_curves, control_curves, random_label_curves
+from mixer_probe.figures.probe_places import attention_maps, patch_position_curves, position_maps
+from mixer_probe.figures.probe_targets import target_curves
+from mixer_probe.figures.probes import few_shot_curves, probe_curves, probe_paths
 from mixer_probe.figures.similarity import (
     layer_identification_bars,
     localisation_maps,
@@ -20,9 +33,20 @@ from mixer_probe.figures.tying import kernel_dictionary, kernel_energy, kernel_t
 from mixer_probe.figures.weights import token_mixing_depth, token_mixing_scatter, token_mixing_units
 
 __all__ = [
+    "agreement_figure",
     "anatomy_bars",
+    "attention_maps",
+    "attribution_overlays",
     "average_kernels",
     "channel_depth",
+    "channel_page",
+    "channels_needed_curves",
+    "class_accuracy",
+    "code_curves",
+    "confusion_heatmaps",
+    "control_code_curves",
+    "control_curves",
+    "few_shot_curves",
     "kernel_depth",
     "kernel_dictionary",
     "kernel_energy",
@@ -32,9 +56,19 @@ __all__ = [
     "localisation_maps",
     "match_figure",
     "model_summary",
+    "partner_strength",
+    "patch_position_curves",
+    "perturbation_figure",
     "position_curves",
+    "position_maps",
     "position_similarity",
     "probe_curves",
+    "probe_paths",
+    "random_label_curves",
+    "randomisation_figure",
+    "reliability_diagrams",
+    "selectivity_depth",
+    "selectivity_distributions",
     "similarity_heatmaps",
     "similarity_map",
     "similarity_measures",
@@ -43,6 +77,7 @@ __all__ = [
     "stem_colour",
     "stem_component_pictures",
     "stem_pictures",
+    "target_curves",
     "token_mixing_depth",
     "token_mixing_scatter",
     "token_mixing_units",

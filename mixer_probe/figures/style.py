@@ -87,7 +87,8 @@ def model_label(model: ModelRecord | None) -> str:
     """How figures call a model: its short name, that it is untrained where the name does not say so, and no formula."""
     if model is None:
         return "?"
-    mark = "" if model.trained or "untrained" in model.name else " (untrained)"
+    known = model.trained or "untrained" in model.name or model.family == "pixels"
+    mark = "" if known else " (untrained)"
     return plain(short_name(model.name) + mark)
 
 

@@ -1,0 +1,284 @@
+"""`attribute`: which pixels speak for a class, by any method of the registry, image by image in batches."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from mixer_probe.attribution.baselines import make_baseline
+from mixer_probe.attribution.maps import pool
+from mixer_probe.attribution.methods import METHODS, Explained, Method, Run, find_method, make_run, relative_gap
+from mixer_probe.attribution.network import Target, Targets, chosen, explaining, logits_of, patch_grid, seeded, target_logits
+from mixer_probe.capture import ImageSource, as_source
+from mixer_probe.capture.stream import transform_of
+from mixer_probe.errors import EmptyAttributionWarning, ImagesError, IncompleteAttributionWarning, MeasureError
+from mixer_probe.models.layer import Layer
+from mixer_probe.models.model import Model
+from mixer_probe.progress import task
+from mixer_probe.results import ImagesRecord, ModelRecord, Result
+
+
+@dataclass(frozen=True)
+class Attribution(Result):
+    """Attribution of one method for every image: `maps` [image, H, W] in float32 at the network's input resolution, one number
+    a pixel for all its colours together (`text` says how they were joined).
+
+    Where `signed`, negative values speak against the class. `native` [image, rows, columns] are the maps on the method's own grid
+    before they were enlarged (Grad-CAM, attention), None where there are none. `logit` is the target's logit,
+    `logit_difference` that less its logit for the `baseline`; `convergence_delta` is the sum of the map less that
+    difference, NaN for methods that promise no such sum; `steps` counts integration steps, 0 without integration. `grid` are
+    the patches that the network sees, to pool maps by. `crop_pct` says which part of the original image entered."""
+
+    title: ClassVar[str] = "Attribution"
+
+    model: ModelRecord
+    images: ImagesRecord
+    method: str
+    text: str
+    signed: bool
+    layer: Layer | None
+    baseline: str
+    baseline_name: str
+    settings: Mapping[str, Any]
+    ids: tuple[str, ...]
+    targets: np.ndarray
+    target_names: tuple[str, ...]
+    predicted: np.ndarray
+    grid: tuple[int, int]
+    crop_pct: float
+    maps: np.ndarray
+    logit: np.ndarray
+    logit_difference: np.ndarray
+    convergence_delta: np.ndarray
+    steps: np.ndarray
+    native: np.ndarray | None = None
+    baseline_image: np.ndarray | None = None
+    seed: int = 0
+
+    @property
+    def relative_delta(self) -> np.ndarray:
+        """|convergence delta| ÷ |logit difference| [image]."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            delta: np.ndarray = np.abs(self.convergence_delta) / np.abs(self.logit_difference)
+        return delta
+
+    def pooled(self, grid: tuple[int, int] | None = None) -> np.ndarray:
+        """Sums of the maps over the patches of a grid (None for the network's own): [image, rows, columns]."""
+        return pool(self.maps, tuple(grid or self.grid))  # type: ignore[arg-type]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row an image."""
+        names = self.target_names or ("",) * len(self.ids)
+        return pd.DataFrame(
+            {
+                "model": self.model.name,
+                "method": self.method,
+                "layer": self.layer.name if self.layer else "",
+                "baseline": self.baseline,
+                "image": list(self.ids),
+                "target": self.targets,
+                "target_name": list(names),
+                "predicted": self.predicted,
+                "logit": self.logit,
+                "logit_difference": self.logit_difference,
+                "sum": self.maps.sum((1, 2), dtype=np.float64),
+                "convergence_delta": self.convergence_delta,
+                "relative_delta": self.relative_delta,
+                "steps": self.steps,
+            }
+        )
+
+
+def attribute(
+    model: Model,
+    images: ImageSource | Tensor,
+    method: str = "integrated_gradients",
+    *,
+    target: Target = None,
+    layer: str | None = None,
+    baseline: str | Tensor = "mean",
+    batch_size: int = 16,
+    seed: int = 0,
+    **options: Any,
+) -> Attribution:
+    """Which pixels move the logit of a class, for every image.
+
+    `method` is one of `attribution.METHODS`; `options` are that method's own (n_steps, max_steps and tolerance of integrated
+    gradients; samples and noise, as a share of the pixel range, of smoothgrad; window and stride in pixels of occlusion, by
+    default a patch of the network; relu of Grad-CAM). `target` is a class index, one an image, "labels", or None for the
+    predicted class. `layer` is for Grad-CAM: by default the last block whose positions the network reads. `baseline` is "mean"
+    (0 after normalisation), "black", "blur" or a normalised image [3, H, W]. At most `batch_size` images are in one pass.
+
+    Integrated gradients double their steps until the map sums to the difference of the logits within `tolerance`, image by
+    image; where `max_steps` is too few IncompleteAttributionWarning says so. EmptyAttributionWarning names maps that are zero
+    everywhere. The network's training flags, requires_grad and fused attention are as before, whatever happens.
+
+    Raises MeasureError for an unknown method or option, a network or layer that the method does not fit (with what works
+    instead), a class that does not exist, no target on a network without head, and a network whose gradients are all zero (an
+    untrained timm Mixer, whose head is zero); LayerError and ImagesError as `extract` does."""
+    source = as_source(images)
+    if batch_size < 1:
+        raise ImagesError(f"batch_size is 1 or more, not {batch_size}")
+    chosen_method = find_method(method)
+    targets = Targets(model, source, target)
+    run = make_run(chosen_method, model, layer, make_baseline(baseline, model.input), batch_size, options)
+    pieces = list(_pieces(chosen_method, run, source, targets, seed))
+    result = _joined(chosen_method, run, source, pieces, seed)
+    _judge(chosen_method, run, result)
+    return result
+
+
+@dataclass(frozen=True)
+class _Piece:
+    maps: np.ndarray
+    native: np.ndarray | None
+    steps: np.ndarray
+    targets: np.ndarray
+    predicted: np.ndarray
+    logit: np.ndarray
+    baseline_logit: np.ndarray
+
+
+def batches_of(model: Model, source: ImageSource, batch_size: int, title: str) -> Iterator[tuple[int, Tensor]]:
+    """(index of the first image, images [B, 3, H, W] on the model's device) with progress under `title`."""
+    start = 0
+    with task(f"{model.name}: {title}", len(source)) as advance:
+        for batch in source.batches(transform_of(model), batch_size):
+            yield start, batch.to(model.device, model.dtype)
+            start += len(batch)
+            advance(len(batch))
+
+
+def _pieces(method: Method, run: Run, source: ImageSource, targets: Targets, seed: int) -> Iterator[_Piece]:
+    for start, x in batches_of(run.model, source, run.chunk, method.name):
+        with explaining(run.model):
+            yield _piece(method, run, x, targets, start, seed)
+
+
+def _piece(method: Method, run: Run, x: Tensor, targets: Targets, start: int, seed: int) -> _Piece:
+    with torch.no_grad():
+        logits = logits_of(run.model, x)
+    wanted = targets.of(logits, start)
+    if start == 0:
+        _check_gradient(run, x, wanted)
+    with seeded(seed + start, x.device):
+        found = method.explain(run, x, wanted)
+    steps = torch.zeros(len(x), dtype=torch.int64) if found.steps is None else found.steps
+    return _Piece(
+        maps=_array(found.maps.float()),
+        native=None if found.native is None else _array(found.native.float()),
+        steps=_array(steps),
+        targets=_array(wanted),
+        predicted=_array(logits.argmax(1)),
+        logit=_array(chosen(logits, wanted).double()),
+        baseline_logit=_array(target_logits(run.model, run.baseline.of(x), wanted, run.chunk)),
+    )
+
+
+def _check_gradient(run: Run, x: Tensor, targets: Tensor) -> None:
+    x = x.detach().clone().requires_grad_()
+    logits = chosen(logits_of(run.model, x), targets)
+    gradient = torch.autograd.grad(logits.sum(), x)[0] if logits.requires_grad else torch.zeros_like(x)
+    if not bool(gradient.any()):
+        raise MeasureError(
+            f"every gradient of {run.model.name}'s logits is 0, so that no pixel can be held responsible: its head is zero, as "
+            "timm's untrained networks have it; load trained weights, or draw the head's weights at random"
+        )
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    array: np.ndarray = tensor.detach().cpu().numpy()
+    return array
+
+
+def _joined(method: Method, run: Run, source: ImageSource, pieces: list[_Piece], seed: int) -> Attribution:
+    def all_of(name: str) -> np.ndarray:
+        return np.concatenate([getattr(piece, name) for piece in pieces])
+
+    maps, logit, targets = all_of("maps"), all_of("logit"), all_of("targets")
+    difference, total = logit - all_of("baseline_logit"), maps.sum((1, 2), dtype=np.float64)
+    return Attribution(
+        model=run.model.record,
+        images=source.record,
+        method=method.name,
+        text=f"{method.text} ({method.source})",
+        signed=method.signed or run.options.get("relu") is False,
+        layer=run.layer,
+        baseline=run.baseline.text if method.baseline else "none",
+        baseline_name=run.baseline.name,
+        settings=dict(run.options),
+        ids=tuple(source.ids),
+        targets=targets,
+        target_names=_names(run.model, source, targets),
+        predicted=all_of("predicted"),
+        grid=patch_grid(run.model),
+        crop_pct=run.model.input.crop_pct,
+        maps=maps,
+        logit=logit,
+        logit_difference=difference,
+        convergence_delta=total - difference if method.complete else np.full(len(maps), np.nan),
+        steps=all_of("steps"),
+        native=None if pieces[0].native is None else all_of("native"),
+        baseline_image=None if run.baseline.image is None else _array(run.baseline.image),
+        seed=seed,
+    )
+
+
+def _names(model: Model, source: ImageSource, targets: np.ndarray) -> tuple[str, ...]:
+    """Class names of the targets, where the images have one for every output of the network."""
+    names, classes = source.class_names, getattr(model.module, "num_classes", None)
+    return tuple(names[t] for t in targets) if names and len(names) == classes else ()
+
+
+def _judge(method: Method, run: Run, result: Attribution) -> None:
+    n = len(result.ids)
+    gap, difference = (torch.from_numpy(a) for a in (result.convergence_delta, result.logit_difference))
+    off = (relative_gap(gap, difference) > run.options["tolerance"]).sum().item() if method.complete else 0
+    if off:
+        advice = "more max_steps" if method.name == "integrated_gradients" else "'integrated_gradients'"
+        warnings.warn(
+            f"{method.name} of {result.model.name}: {off} of {n} maps miss the logit difference by more than "
+            f"{run.options['tolerance']:.0%}, at most by {np.nanmax(result.relative_delta):.1%}; take {advice}",
+            IncompleteAttributionWarning,
+            stacklevel=3,
+        )
+    empty = int((np.abs(result.maps).max((1, 2)) == 0).sum())
+    if empty:
+        warnings.warn(
+            f"{method.name} of {result.model.name}: {empty} of {n} maps are zero everywhere and rank no pixel above another",
+            EmptyAttributionWarning,
+            stacklevel=3,
+        )
+
+
+def explainer(
+    model: Model,
+    method: str,
+    *,
+    layer: str | None = None,
+    baseline: str | Tensor = "mean",
+    batch_size: int = 16,
+    seed: int = 0,
+    **options: Any,
+) -> Callable[[Tensor, Tensor], Explained]:
+    """The method as a function of (images [B, 3, H, W], targets [B]), for measures that call it again and again.
+
+    Call it inside `explaining(model)`. Raises as `attribute` does."""
+    found = find_method(method)
+    run = make_run(found, model, layer, make_baseline(baseline, model.input), batch_size, options)
+
+    def explain(x: Tensor, targets: Tensor) -> Explained:
+        with seeded(seed, x.device):
+            return found.explain(run, x, targets)
+
+    return explain
+
+
+__all__ = ["METHODS", "Attribution", "attribute", "explainer"]

@@ -1,0 +1,57 @@
+"""What an attribution compares an image with: black, the mean colour, or the image itself blurred."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torchvision.transforms.v2.functional import gaussian_blur
+
+from mixer_probe.errors import MeasureError, closest
+from mixer_probe.models.model import InputSpec
+
+_BLUR = 1 / 8
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A baseline and the sentence that states it: `of` maps images [B, 3, H, W] to the images that stand for "nothing there"."""
+
+    name: str
+    text: str
+    of: Callable[[torch.Tensor], torch.Tensor]
+    image: torch.Tensor | None = None
+
+
+def make_baseline(baseline: str | torch.Tensor, spec: InputSpec) -> Baseline:
+    """ "black" (pixel value 0, which is -mean/std after normalisation), "mean" (0 after normalisation: the mean colour of the
+    training images), "blur" (Gaussian, sigma an eighth of the shorter side), or a normalised image [3, H, W].
+
+    Raises MeasureError for another name or shape."""
+    if isinstance(baseline, torch.Tensor):
+        if tuple(baseline.shape) != spec.size:
+            raise MeasureError(f"a baseline image has shape {spec.size}, not {tuple(baseline.shape)}")
+        return Baseline("image", "an image that was given", lambda x: baseline.to(x).expand_as(x), baseline)
+    if baseline not in _MAKERS:
+        raise MeasureError(f"no baseline '{baseline}'; {closest(baseline, _MAKERS)}")
+    return _MAKERS[baseline](spec)
+
+
+def _black(spec: InputSpec) -> Baseline:
+    values = torch.tensor([-m / s for m, s in zip(spec.mean, spec.std, strict=True)], dtype=torch.float64).view(-1, 1, 1)
+    return Baseline("black", "black (pixel value 0)", lambda x: values.to(x).expand_as(x))
+
+
+def _mean(_spec: InputSpec) -> Baseline:
+    return Baseline("mean", "the mean colour (0 after normalisation)", torch.zeros_like)
+
+
+def _blur(spec: InputSpec) -> Baseline:
+    sigma = _BLUR * min(spec.size[1:])
+    # The kernel reaches two standard deviations; reflection at the border allows no more than the image itself.
+    size = 2 * min(round(2 * sigma), min(spec.size[1:]) - 1) + 1
+    return Baseline("blur", f"the image blurred (sigma {sigma:g} px)", lambda x: gaussian_blur(x, [size, size], [sigma, sigma]))
+
+
+_MAKERS: dict[str, Callable[[InputSpec], Baseline]] = {"black": _black, "mean": _mean, "blur": _blur}

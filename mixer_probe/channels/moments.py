@@ -1,0 +1,190 @@
+"""Moments, extremes, counts and covariances of channels that add up over batches, processes and machines.
+
+Central moments to the fourth order in float64 by the update formulas of Pébay (2008), which for the second order are those of
+Chan, Golub and LeVeque (1983): moments about 0 would lose their digits where the mean is far above the spread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mixer_probe.channels.quantiles import BUCKETS, histogram
+from mixer_probe.models.layer import Layer
+
+# Layers of more channels get no covariance unless it is asked for: it grows with the square of the channels.
+WIDEST = 2048
+_LARGEST_INT32 = 2**31 - 1
+# Values in float64 at a time: few enough to stay in the cache of a core, or to fill a GPU.
+_CPU_VALUES = 2**18
+_GPU_VALUES = 2**26
+# Rows of a product in float32, before it is added up in float64.
+_ROWS = 1024
+
+
+@dataclass
+class Central:
+    """Number of values, their mean [channel] and sums of the second to fourth powers of what differs from it, float64."""
+
+    count: int
+    mean: Tensor
+    second: Tensor
+    third: Tensor
+    fourth: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor) -> Central:
+        """The moments of values [n, channel]."""
+        wide = values.double()
+        mean = wide.mean(0)
+        deviation = wide - mean
+        square = deviation * deviation
+        third, second = (square * deviation).sum(0), square.sum(0)
+        return cls(len(values), mean, second, third, square.square_().sum(0))
+
+    def joined(self, other: Central) -> Central:
+        """The moments of the values of both."""
+        # Floats, because the fourth powers of counts leave the range of integers.
+        a, b, n = float(self.count), float(other.count), float(self.count + other.count)
+        step = other.mean - self.mean
+        s = step / n
+        second = self.second + other.second + step * s * (a * b)
+        third = self.third + other.third + step * s**2 * (a * b * (a - b)) + 3 * s * (a * other.second - b * self.second)
+        fourth = (
+            self.fourth
+            + other.fourth
+            + step * s**3 * (a * b * (a * a - a * b + b * b))
+            + 6 * s**2 * (a * a * other.second + b * b * self.second)
+            + 4 * s * (a * other.third - b * self.third)
+        )
+        return Central(self.count + other.count, self.mean + s * b, second, third, fourth)
+
+
+@dataclass
+class LayerMoments:
+    """All that is counted of one layer, on its device.
+
+    `counts` [channel, bucket] is the sketch of the quantiles, `scatter` [channel, channel] the sum of products of deviations;
+    either may be absent."""
+
+    central: Central
+    minimum: Tensor
+    maximum: Tensor
+    zeros: Tensor
+    nonpositive: Tensor
+    counts: Tensor | None
+    scatter: Tensor | None
+
+    def copy(self) -> LayerMoments:
+        """One that can be added to without a change to this one."""
+        counts, scatter = (None if part is None else part.clone() for part in (self.counts, self.scatter))
+        return LayerMoments(self.central, self.minimum, self.maximum, self.zeros, self.nonpositive, counts, scatter)
+
+    def add(self, other: LayerMoments) -> None:
+        """Add the values of `other`, on any device, in place."""
+        other = other.to(self.minimum.device)
+        self.scatter = _joined_scatter(self, other)
+        self.central = self.central.joined(other.central)
+        self.minimum = torch.minimum(self.minimum, other.minimum)
+        self.maximum = torch.maximum(self.maximum, other.maximum)
+        self.zeros = self.zeros + other.zeros
+        self.nonpositive = self.nonpositive + other.nonpositive
+        self.counts = _joined_counts(self.counts, other.counts, self.central.count)
+
+    def to(self, device: torch.device) -> LayerMoments:
+        """The same on another device."""
+        if self.minimum.device == device:
+            return self
+        c = self.central
+        central = Central(c.count, *(part.to(device) for part in (c.mean, c.second, c.third, c.fourth)))
+        rest = (self.minimum, self.maximum, self.zeros, self.nonpositive)
+        optional = (None if part is None else part.to(device) for part in (self.counts, self.scatter))
+        return LayerMoments(central, *(part.to(device) for part in rest), *optional)
+
+
+def _joined_scatter(a: LayerMoments, b: LayerMoments) -> Tensor | None:
+    if a.scatter is None or b.scatter is None:
+        return None
+    step = b.central.mean - a.central.mean
+    weight = a.central.count * b.central.count / (a.central.count + b.central.count)
+    return a.scatter.add_(b.scatter).addr_(step, step, alpha=weight)
+
+
+def _joined_counts(a: Tensor | None, b: Tensor | None, total: int) -> Tensor | None:
+    if a is None or b is None:
+        return None
+    # Half the memory until a count could leave the range.
+    return (a.long() if total > _LARGEST_INT32 else a).add_(b)
+
+
+def channel_moments(layer: Layer, positions: Tensor, prefix: Tensor | None) -> LayerMoments:
+    """Reducer: what `ChannelMoments.update` takes of one layer [image, position, channel], prefix tokens apart."""
+    return measured(layer, positions, prefix)
+
+
+def measured(
+    _layer: Layer, positions: Tensor, _prefix: Tensor | None, *, quantiles: bool = True, covariance: bool | None = None
+) -> LayerMoments:
+    """As `channel_moments`, with or without the sketch of the quantiles and the covariance (None: up to `WIDEST` channels)."""
+    wanted = positions.shape[-1] <= WIDEST if covariance is None else covariance
+    parts = (_of(flat, quantiles, wanted) for flat in _chunks(positions))
+    total = next(parts)
+    for part in parts:
+        total.add(part)
+    return total
+
+
+def _chunks(positions: Tensor) -> Iterator[Tensor]:
+    """Values [n, channel] of a few images at a time: the channels of a CNN lie apart in memory and have to be copied together."""
+    # Apple's GPUs have no float64.
+    there = positions.cpu() if positions.device.type == "mps" else positions
+    images, places, channels = there.shape
+    # At least as many values as the table of counts has places, lest the table be filled again and again.
+    values = _GPU_VALUES if there.is_cuda else max(4 * _CPU_VALUES, 2 * channels * BUCKETS)
+    size = max(1, values // (places * channels))
+    for start in range(0, images, size):
+        part = there[start : start + size].reshape(-1, channels)
+        yield part if part.dtype is torch.float64 else part.float()
+
+
+def _of(flat: Tensor, quantiles: bool, covariance: bool) -> LayerMoments:
+    central = _central(flat)
+    return LayerMoments(
+        central,
+        flat.amin(0),
+        flat.amax(0),
+        (flat == 0).sum(0),
+        (flat <= 0).sum(0),
+        histogram(flat) if quantiles else None,
+        _scatter(flat, central.mean) if covariance else None,
+    )
+
+
+def _pieces(flat: Tensor, values: int) -> Iterator[Tensor]:
+    rows = max(1, values // flat.shape[1])
+    yield from (flat[start : start + rows] for start in range(0, len(flat), rows))
+
+
+def _central(flat: Tensor) -> Central:
+    parts = (Central.of(piece) for piece in _pieces(flat, _GPU_VALUES if flat.is_cuda else _CPU_VALUES))
+    total = next(parts)
+    for part in parts:
+        total = total.joined(part)
+    return total
+
+
+def _scatter(flat: Tensor, mean: Tensor) -> Tensor:
+    """Sum of products of deviations from the mean [channel, channel], float64.
+
+    Deviations of float32 values are multiplied in float32, a thousand rows at a time, and added up in float64."""
+    centre = mean.to(flat.dtype)
+    total = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=flat.device)
+    for rows in _pieces(flat, _ROWS * flat.shape[1]):
+        deviation = rows - centre
+        total += deviation.T @ deviation
+    # The rounded centre is not quite the mean.
+    rest = mean - centre
+    return total.addr_(rest, rest, alpha=-len(flat))

@@ -1,0 +1,178 @@
+"""How many channels a classifier needs: accuracy from the most selective channels, and from as many at random."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+
+from mixer_probe.channels.selectivity import ClassSelectivity, class_selectivity, image_means
+from mixer_probe.errors import MeasureError
+from mixer_probe.models.layer import Layer
+from mixer_probe.probing.centroid import CentroidProbe
+from mixer_probe.probing.labels import check_apart, check_classes, checked_labels
+from mixer_probe.probing.ridge import RidgeProbe
+from mixer_probe.results import ImagesRecord, ModelRecord, Result
+from mixer_probe.similarity.inputs import RepresentationsLike
+
+Probe = Literal["ridge", "centroid"]
+
+
+@dataclass(frozen=True)
+class ChannelsNeeded(Result):
+    """Accuracy on the test images of a classifier on few channels of a layer. Tuples are over layers.
+
+    `counts` [count] are how many channels, the last all of the layer. `selective` [count] is the accuracy from the most selective
+    ones: the best of every class in turn, chosen on the training images. `random` [count, draw] is that from channels drawn at
+    random; draws are nested, so that more channels contain the fewer. `chance` is the share of the commonest class of the test
+    images. The probe is "ridge" (penalty by leave-one-out accuracy) or "centroid" (nearest class mean of standardised
+    channels)."""
+
+    title: ClassVar[str] = "Channels needed"
+
+    model: ModelRecord
+    train_images: ImagesRecord
+    images: ImagesRecord
+    layers: tuple[Layer, ...]
+    n_train: int
+    n: int
+    probe: str
+    seed: int
+    chance: float
+    counts: tuple[np.ndarray, ...]
+    selective: tuple[np.ndarray, ...]
+    random: tuple[np.ndarray, ...]
+
+    def needed(self, share: float = 0.9) -> np.ndarray:
+        """The fewest of the counted channels [layer] with `share` of the gain over chance that all channels bring.
+
+        NaN for a layer in which all channels do no better than chance."""
+        found = np.full(len(self.layers), np.nan)
+        for i, (counts, accuracy) in enumerate(zip(self.counts, self.selective, strict=True)):
+            gain = accuracy - self.chance
+            if gain[-1] > 0:
+                found[i] = counts[np.argmax(gain >= share * gain[-1] - 1e-12)]
+        return found
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a layer and count."""
+        return pd.concat([self._layer_frame(i) for i in range(len(self.layers))], ignore_index=True)
+
+    def _layer_frame(self, i: int) -> pd.DataFrame:
+        layer, random = self.layers[i], self.random[i]
+        return pd.DataFrame(
+            {
+                "model": self.model.name,
+                "layer": layer.name,
+                "depth": layer.depth,
+                "probe": self.probe,
+                "channels": self.counts[i],
+                "selective": self.selective[i],
+                "random": random.mean(1),
+                "random_low": random.min(1),
+                "random_high": random.max(1),
+                "draws": random.shape[1],
+                "chance": self.chance,
+                "n_train": self.n_train,
+                "n_test": self.n,
+            }
+        )
+
+
+def channels_needed(
+    train: RepresentationsLike,
+    test: RepresentationsLike,
+    *,
+    counts: Sequence[int] | None = None,
+    probe: Probe = "ridge",
+    draws: int = 5,
+    seed: int = 0,
+) -> ChannelsNeeded:
+    """Accuracy on `test` of classifiers fitted to a few channels of `train`, for every layer.
+
+    `counts` are by default 1, 2, 4, ... and all channels. Channels that are constant in `train` come last. Raises MeasureError
+    for runs of different layers, counts or draws below 1 and an unknown probe; ImagesError for labels as `linear_probe` does."""
+    if probe not in ("ridge", "centroid"):
+        raise MeasureError(f"the probe is 'ridge' or 'centroid', not '{probe}'")
+    if draws < 1 or (counts is not None and (not len(counts) or min(counts) < 1)):
+        raise MeasureError(f"draws and counts of channels are 1 or more, got draws={draws} and counts={counts}")
+    if [layer.name for layer in train.layers] != [layer.name for layer in test.layers]:
+        raise MeasureError("the runs to fit and to test on have different layers: extract the same from both")
+    y, y_test = _labels(train, test)
+    ranking = class_selectivity(train, permutations=0)
+    found = [
+        _curve(train, test, i, (y, y_test), in_turn(ranking, i), counts, probe, draws, seed) for i in range(len(train.layers))
+    ]
+    return ChannelsNeeded(
+        model=train.model,
+        train_images=train.images,
+        images=test.images,
+        layers=tuple(train.layers),
+        n_train=len(y),
+        n=len(y_test),
+        probe=probe,
+        seed=seed,
+        chance=float(np.unique(y_test, return_counts=True)[1].max() / len(y_test)),
+        counts=tuple(f[0] for f in found),
+        selective=tuple(f[1] for f in found),
+        random=tuple(f[2] for f in found),
+    )
+
+
+def _labels(train: RepresentationsLike, test: RepresentationsLike) -> tuple[np.ndarray, np.ndarray]:
+    y = checked_labels(train.labels, len(train.ids), "train", train.images.name)
+    y_test = checked_labels(test.labels, len(test.ids), "test", test.images.name)
+    check_classes(y, y_test, train.class_names)
+    if train.images.sha256 == test.images.sha256:
+        check_apart(train.ids, test.ids)
+    return y, y_test
+
+
+def in_turn(selectivity: ClassSelectivity, i: int) -> np.ndarray:
+    """All channels of layer `i` by selectivity: the best for every class, then the second best for each, and so on.
+
+    Taken by strength alone, the first channels could all be of one class."""
+    away = np.nan_to_num(np.abs(selectivity.auroc[i] - 0.5), nan=-1.0)
+    order = np.argsort(-away, axis=0, kind="stable")
+    # Within a turn the clearer class comes first.
+    turn = np.take_along_axis(away, order, 0)
+    ranked = np.take_along_axis(order, np.argsort(-turn, axis=1, kind="stable"), 1).ravel()
+    _, first = np.unique(ranked, return_index=True)
+    return np.asarray(ranked[np.sort(first)])
+
+
+def _curve(
+    train: RepresentationsLike,
+    test: RepresentationsLike,
+    i: int,
+    labels: tuple[np.ndarray, np.ndarray],
+    ranked: np.ndarray,
+    counts: Sequence[int] | None,
+    probe: Probe,
+    draws: int,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(counts, accuracy of selective channels, of random ones [count, draw]) of layer `i`."""
+    name = train.layers[i].name
+    data = (image_means(train, name), labels[0], image_means(test, name), labels[1])
+    several = _counts(len(ranked), counts)
+    rng = np.random.default_rng([seed, i])
+    orders = [ranked, *(rng.permutation(len(ranked)) for _ in range(draws))]
+    found = np.array([[_accuracy(data, order[:count], probe) for order in orders] for count in several[:-1]])
+    # All channels are all channels, in whichever order.
+    found = np.vstack([found.reshape(-1, len(orders)), np.full(len(orders), _accuracy(data, ranked, probe))])
+    return several, found[:, 0], found[:, 1:]
+
+
+def _counts(channels: int, counts: Sequence[int] | None) -> np.ndarray:
+    wanted = 2 ** np.arange(int(np.log2(channels)) + 1) if counts is None else np.asarray(counts)
+    return np.unique(np.append(wanted[wanted < channels], channels))
+
+
+def _accuracy(data: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], channels: np.ndarray, probe: Probe) -> float:
+    X, y, X_test, y_test = data
+    fitted = RidgeProbe(None) if probe == "ridge" else CentroidProbe(standardize=True)
+    return float((fitted.fit(X[:, channels], y).predict(X_test[:, channels]) == y_test).mean())

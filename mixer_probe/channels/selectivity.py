@@ -1,0 +1,341 @@
+"""Which classes a channel answers to: AUROC and d' by channel and class, and which of them chance does not explain.
+
+Both are right for activations of any sign, as GELU gives. Morcos et al. (2018) divide the difference of two class means by their
+sum, which has no meaning below zero ((1, -.1, -.1) gives 1.22): that index is given only where no activation is negative.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata
+
+from mixer_probe.channels.statistics import place_of
+from mixer_probe.errors import MeasureError, UndefinedChannelsWarning
+from mixer_probe.models.layer import Layer
+from mixer_probe.probing.labels import checked_labels, class_name
+from mixer_probe.results import ImagesRecord, ModelRecord, Result
+from mixer_probe.similarity.inputs import RepresentationsLike
+from mixer_probe.similarity.nulls import check_permutations, upper_quantile
+
+# Channels are called selective at this level, over all channels and classes of a layer.
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class ClassSelectivity(Result):
+    """How well single channels tell each class from all others.
+
+    Arrays are tuples over layers, NaN for channels that are constant.
+
+    `auroc` [channel, class] is the probability that an image of the class has the larger activation than one of another class,
+    ties counting half. `dprime` [channel, class] is (mean of the class - mean of the rest) / sqrt((their variances) / 2), sample
+    variances. `strength` [channel] is the largest |z| over classes, z = (AUROC - 1/2) / its standard deviation if classes were
+    dealt out at random, ties included; `preferred` [channel] is the index into `classes` of the class that has it, -1 where
+    undefined. `p_value` [channel] is corrected for the classes and for all channels of the layer: the share of `permutations` of
+    the labels in which the largest strength of the layer reaches the channel's (the maximum statistic of Westfall and Young 1993;
+    +1 in both, Phipson and Smyth 2010). `threshold` [layer] is the strength that this largest exceeds in 5 % of the permutations.
+    `morcos_index` holds [channel], empty for layers with negative activations. Activations are means over positions (or the class
+    token); `n` images."""
+
+    title: ClassVar[str] = "Class selectivity"
+
+    model: ModelRecord
+    images: ImagesRecord
+    layers: tuple[Layer, ...]
+    n: int
+    classes: np.ndarray
+    class_names: tuple[str, ...]
+    counts: np.ndarray
+    permutations: int
+    seed: int
+    auroc: tuple[np.ndarray, ...]
+    dprime: tuple[np.ndarray, ...]
+    strength: tuple[np.ndarray, ...]
+    preferred: tuple[np.ndarray, ...]
+    p_value: tuple[np.ndarray, ...]
+    threshold: np.ndarray
+    null_auroc: np.ndarray
+    morcos_index: tuple[np.ndarray, ...]
+
+    @property
+    def selective(self) -> tuple[np.ndarray, ...]:
+        """Per layer, which channels [channel] are above the corrected null at 5 %."""
+        with np.errstate(invalid="ignore"):
+            return tuple(p <= LEVEL for p in self.p_value)
+
+    def index(self, layer: str) -> int:
+        """The place of a layer. Raises LayerError that lists close names."""
+        return place_of(layer, self.layers, self.model.name)
+
+    def morcos(self, layer: str) -> np.ndarray:
+        """Morcos' index [channel] of a layer; see `channels.morcos_index`.
+
+        Raises MeasureError for a layer with negative activations."""
+        found = self.morcos_index[self.index(layer)]
+        if not len(found):
+            raise MeasureError(_negative(layer))
+        return found
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a layer and channel, with the class that it tells best."""
+        return pd.concat([self._layer_frame(i) for i in range(len(self.layers))], ignore_index=True)
+
+    def _layer_frame(self, i: int) -> pd.DataFrame:
+        layer, best = self.layers[i], self.preferred[i]
+        rows = np.arange(layer.channels)
+        named = best >= 0
+        return pd.DataFrame(
+            {
+                "model": self.model.name,
+                "layer": layer.name,
+                "kind": layer.kind,
+                "depth": layer.depth,
+                "channel": rows,
+                "class": np.where(named, np.array(self.class_names)[best], ""),
+                "auroc": np.where(named, self.auroc[i][rows, best], np.nan),
+                "dprime": np.where(named, self.dprime[i][rows, best], np.nan),
+                "strength": self.strength[i],
+                "p_value": self.p_value[i],
+                "selective": self.selective[i],
+                "morcos": self.morcos_index[i] if len(self.morcos_index[i]) else np.nan,
+                "n_images": self.n,
+            }
+        )
+
+    def summary(self) -> pd.DataFrame:
+        """One row a layer: channels, share of them above the corrected null, quartiles of the best AUROC and |d'|."""
+        return pd.DataFrame([self._layer_summary(i) for i in range(len(self.layers))])
+
+    def _layer_summary(self, i: int) -> dict[str, object]:
+        layer = self.layers[i]
+        best = self._layer_frame(i)
+        auroc = (0.5 + (best["auroc"] - 0.5).abs()).dropna().to_numpy()
+        dprime = best["dprime"].abs().dropna().to_numpy()
+        low, middle, high, largest = np.quantile(auroc, [0.25, 0.5, 0.75, 1]) if len(auroc) else [np.nan] * 4
+        return {
+            "model": self.model.name,
+            "layer": layer.name,
+            "kind": layer.kind,
+            "depth": layer.depth,
+            "channels": layer.channels,
+            "selective": int(self.selective[i].sum()),
+            "share_selective": float(self.selective[i].mean()) if self.permutations else np.nan,
+            "auroc_q25": low,
+            "auroc_median": middle,
+            "auroc_q75": high,
+            "auroc_max": largest,
+            "null_auroc": self.null_auroc[i],
+            "dprime_median": float(np.median(dprime)) if len(dprime) else np.nan,
+            "n_images": self.n,
+        }
+
+
+class _Groups:
+    """Images by class: order, beginnings and sizes of the classes, for sums by class without a loop."""
+
+    def __init__(self, labels: np.ndarray) -> None:
+        self.order = np.argsort(labels, kind="stable")
+        self.classes, self.starts, self.counts = np.unique(labels[self.order], return_index=True, return_counts=True)
+        self.n = len(labels)
+
+    def sums(self, X: np.ndarray, dealt: np.ndarray | None = None) -> np.ndarray:
+        """Sums by class [class, channel] of X [n, channel]; with `dealt` of the images in that order, dealt out to the
+        classes."""
+        rows = self.order if dealt is None else dealt
+        return np.asarray(np.add.reduceat(X[rows], self.starts, axis=0))
+
+
+def auroc_of(X: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """AUROC [channel, class] of activations [n, channel] for each class against all others, ties counting half.
+
+    From the sum of ranks R of a class: (R - m (m + 1) / 2) / (m (n - m)) for m of n images (Mann and Whitney 1947)."""
+    groups = _Groups(labels)
+    return _auroc(groups.sums(rankdata(X, axis=0)), groups)
+
+
+def _auroc(rank_sums: np.ndarray, groups: _Groups) -> np.ndarray:
+    m = groups.counts[:, None]
+    return np.asarray(((rank_sums - m * (m + 1) / 2) / (m * (groups.n - m))).T)
+
+
+def dprime_of(X: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """d' [channel, class] of activations [n, channel]: difference of means over the root of the mean of both sample variances.
+
+    NaN where both are constant, and for a class, or a rest, of one image."""
+    groups = _Groups(labels)
+    m = groups.counts[:, None].astype(np.float64)
+    rest = groups.n - m
+    # About the mean, lest the squares lose their digits.
+    centred = X - X.mean(0)
+    sums = groups.sums(centred)
+    means, rest_means = sums / m, (sums.sum(0) - sums) / rest
+    own = centred - means[np.searchsorted(groups.classes, labels)]
+    within = groups.sums(own * own)
+    between = m * means**2
+    # Deviations of the rest: within its classes, and of their means from its own.
+    rest_within = within.sum(0) - within + between.sum(0) - between - rest * rest_means**2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        variance = (within / (m - 1) + rest_within.clip(0) / (rest - 1)) / 2
+        d = np.where(variance > 0, (means - rest_means) / np.sqrt(variance), np.nan)
+    return np.asarray(d.T)
+
+
+def morcos_index(X: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(m1 - m2) / (m1 + m2) [channel] of activations [n, channel]: m1 the largest class mean, m2 the mean of the others.
+
+    Morcos et al. 2018, "On the importance of single directions for generalization". NaN for channels that are all zero. Raises
+    MeasureError if an activation is negative."""
+    if X.min() < 0:
+        raise MeasureError(_negative(None))
+    groups = _Groups(labels)
+    means = groups.sums(X) / groups.counts[:, None]
+    largest = means.max(0)
+    others = (means.sum(0) - largest) / (len(means) - 1)
+    total = largest + others
+    return np.asarray(np.where(total > 0, (largest - others) / np.where(total > 0, total, 1), np.nan))
+
+
+def _negative(layer: str | None) -> str:
+    where = "these activations" if layer is None else f"the activations of layer '{layer}'"
+    return f"Morcos' index needs activations of at least 0, and {where} are negative in part: take auroc or dprime"
+
+
+def class_selectivity(reps: RepresentationsLike, *, permutations: int = 200, seed: int = 0) -> ClassSelectivity:
+    """How well every channel of every layer of `reps` tells each class from the others.
+
+    Positions are averaged where `reps` has them. `permutations` deal the labels out anew, to the same images for all layers; 0
+    leaves out the p-values. Raises ImagesError without labels, MeasureError for one class or too few permutations. Warns with
+    UndefinedChannelsWarning about channels that are constant or not finite, which are NaN."""
+    check_permutations(permutations)
+    labels = checked_labels(reps.labels, len(reps.ids), "given", reps.images.name)
+    groups = _Groups(labels)
+    if len(groups.classes) < 2:
+        only = class_name(int(labels[0]), reps.class_names)
+        raise MeasureError(f"selectivity needs at least two classes, and all images are of class {only}")
+    rng = np.random.default_rng(seed)
+    deals = [rng.permutation(groups.n) for _ in range(permutations)]
+    found = [_of_layer(image_means(reps, layer.name), labels, groups, deals) for layer in reps.layers]
+    _warn_undefined(reps, found)
+    return ClassSelectivity(
+        model=reps.model,
+        images=reps.images,
+        layers=tuple(reps.layers),
+        n=groups.n,
+        classes=groups.classes,
+        class_names=tuple(class_name(int(c), reps.class_names).strip("'") for c in groups.classes),
+        counts=groups.counts,
+        permutations=permutations,
+        seed=seed,
+        auroc=tuple(f.auroc for f in found),
+        dprime=tuple(f.dprime for f in found),
+        strength=tuple(f.strength for f in found),
+        preferred=tuple(f.preferred for f in found),
+        p_value=tuple(f.p_value for f in found),
+        threshold=np.array([f.threshold for f in found]),
+        null_auroc=np.array([f.null_auroc for f in found]),
+        morcos_index=tuple(f.morcos for f in found),
+    )
+
+
+def image_means(reps: RepresentationsLike, name: str) -> np.ndarray:
+    """Activations [image, channel] of a layer in float64, averaged over positions where there are any."""
+    values = np.asarray(reps[name])
+    return np.asarray(values.mean(1, dtype=np.float64) if values.ndim == 3 else values, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class _OfLayer:
+    auroc: np.ndarray
+    dprime: np.ndarray
+    strength: np.ndarray
+    preferred: np.ndarray
+    p_value: np.ndarray
+    threshold: float
+    null_auroc: float
+    morcos: np.ndarray
+
+
+def _of_layer(X: np.ndarray, labels: np.ndarray, groups: _Groups, deals: Sequence[np.ndarray]) -> _OfLayer:
+    defined = np.isfinite(X).all(0)
+    defined &= np.where(defined, X, 0).max(0) > np.where(defined, X, 0).min(0)
+    wide = (X.shape[1], len(groups.classes))
+    if not defined.any():
+        nan, none = np.full(X.shape[1], np.nan), np.full(X.shape[1], -1)
+        return _OfLayer(np.full(wide, np.nan), np.full(wide, np.nan), nan, none, nan, np.nan, np.nan, nan[:0])
+    kept = X[:, defined]
+    ranks = rankdata(kept, axis=0)
+    spread = _spread(ranks, groups)
+    auroc = _auroc(groups.sums(ranks), groups)
+    z = np.abs(auroc - 0.5) / spread
+    peaks, null_auroc = _null(ranks, groups, spread, deals)
+    strength = z.max(1)
+    morcos = morcos_index(kept, labels) if kept.min() >= 0 else None
+    return _OfLayer(
+        auroc=_put(auroc, defined),
+        dprime=_put(dprime_of(kept, labels), defined),
+        strength=_put(strength, defined),
+        preferred=np.where(defined, _put(z.argmax(1).astype(float), defined), -1).astype(np.int64),
+        p_value=_put(_corrected(strength, peaks), defined),
+        threshold=float(upper_quantile(peaks)) if len(peaks) else np.nan,
+        null_auroc=null_auroc,
+        morcos=np.empty(0) if morcos is None else _put(morcos, defined),
+    )
+
+
+def _put(values: np.ndarray, defined: np.ndarray) -> np.ndarray:
+    """Values of the channels that are defined among NaN for the others."""
+    full = np.full((len(defined), *values.shape[1:]), np.nan)
+    full[defined] = values
+    return full
+
+
+def _spread(ranks: np.ndarray, groups: _Groups) -> np.ndarray:
+    """Standard deviation [channel, class] of the AUROC when classes are dealt out at random.
+
+    The sum of m of n ranks drawn without replacement has variance S^2 m (n - m) / n, S^2 the sample variance of the ranks, with
+    ties or without; the AUROC is that sum over m (n - m), shifted."""
+    n, m = groups.n, groups.counts[None, :]
+    return np.asarray(np.sqrt(ranks.var(0, ddof=1)[:, None] * m * (n - m) / n) / (m * (n - m)))
+
+
+def _null(ranks: np.ndarray, groups: _Groups, spread: np.ndarray, deals: Sequence[np.ndarray]) -> tuple[np.ndarray, float]:
+    """The largest strength of the layer in every permutation, and the median over channels of the best AUROC in them."""
+    peaks, medians = np.empty(len(deals)), np.empty(len(deals))
+    for i, auroc in enumerate(_dealt(ranks, groups, deals)):
+        away = np.abs(auroc - 0.5)
+        z = away / spread
+        peaks[i] = z.max()
+        medians[i] = 0.5 + np.median(away[np.arange(len(z)), z.argmax(1)])
+    return peaks, float(medians.mean()) if len(deals) else float("nan")
+
+
+def _dealt(ranks: np.ndarray, groups: _Groups, deals: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    for dealt in deals:
+        yield _auroc(groups.sums(ranks, dealt), groups)
+
+
+def _corrected(strength: np.ndarray, peaks: np.ndarray) -> np.ndarray:
+    """p-values [channel] corrected by the largest strength of every permutation; NaN without permutations."""
+    if not len(peaks):
+        return np.full(len(strength), np.nan)
+    # Rounding must not make equals differ.
+    reached = len(peaks) - np.searchsorted(np.sort(peaks), strength * (1 - 1e-12))
+    return np.asarray((1 + reached) / (1 + len(peaks)))
+
+
+def _warn_undefined(reps: RepresentationsLike, found: Sequence[_OfLayer]) -> None:
+    bad = {layer.name: int(np.isnan(f.strength).sum()) for layer, f in zip(reps.layers, found, strict=True)}
+    bad = {name: n for name, n in bad.items() if n}
+    if bad:
+        listed = ", ".join(f"{n} of '{name}'" for name, n in list(bad.items())[:3]) + (", ..." if len(bad) > 3 else "")
+        warnings.warn(
+            f"channels of {reps.model.name} that are constant or not finite have no selectivity (NaN): {listed}",
+            UndefinedChannelsWarning,
+            stacklevel=3,
+        )

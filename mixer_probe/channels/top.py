@@ -1,0 +1,343 @@
+"""The images that drive each channel of a layer the most, and where in them: a running top-k over one pass.
+
+Values start at minus infinity, so that a channel that is always negative has real images too. Of equal values the image that
+comes first is taken, and of equal positions in an image the first: no split into batches and no order of merging changes the
+answer.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from mixer_probe.capture import ImageSource, TensorImages, as_source, every_position, stream
+from mixer_probe.errors import ImagesError, LayerError, MeasureError, NonFiniteWarning
+from mixer_probe.images import Images, model_transform
+from mixer_probe.models.layer import Layer
+from mixer_probe.models.model import Model
+from mixer_probe.results import ImagesRecord, ModelRecord, Result
+
+By = Literal["peak", "mean"]
+# Index of a place that no image has taken: behind every image among equal values.
+_NOBODY = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True)
+class TopImages(Result):
+    """The `k` images that drive each channel the most (`lowest`: the least), the strongest first.
+
+    Arrays are [channel, k], the rows those of `channels`. `values` are what the images were ranked by: the channel's largest
+    activation over positions (`by`="peak"; the smallest where `lowest`) or the mean over positions (`by`="mean"). `index` counts
+    the images in their order, `ids` are their names. `position` is the place of the peak among the layer's positions, `row` and
+    `column` the same on the layer's grid (-1 where it has none)."""
+
+    title: ClassVar[str] = "Top images"
+
+    model: ModelRecord
+    images: ImagesRecord
+    layer: Layer
+    n: int
+    by: str
+    lowest: bool
+    input_size: tuple[int, int]
+    channels: np.ndarray
+    values: np.ndarray
+    index: np.ndarray
+    ids: np.ndarray
+    position: np.ndarray
+
+    @property
+    def k(self) -> int:
+        """Images a channel."""
+        return int(self.values.shape[1])
+
+    @property
+    def row(self) -> np.ndarray:
+        """Row of the peak on the layer's grid, [channel, k]; -1 without a grid."""
+        return np.full_like(self.position, -1) if self.layer.grid is None else self.position // self.layer.grid[1]
+
+    @property
+    def column(self) -> np.ndarray:
+        """Column of the peak on the layer's grid, [channel, k]; -1 without a grid."""
+        return np.full_like(self.position, -1) if self.layer.grid is None else self.position % self.layer.grid[1]
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """(top, left, bottom, right) in input pixels of the grid cell of each peak, [channel, k, 4], ends not included.
+
+        The whole image for layers without a grid. It is the cell and not the receptive field, which is larger, of all layers but
+        a patch stem."""
+        return np.stack([*cell_box(self.row, self.column, self.layer.grid, self.input_size)], axis=-1)
+
+    def place(self, channel: int) -> int:
+        """The row of a channel. Raises LayerError for one that is not here."""
+        found = np.flatnonzero(self.channels == channel)
+        if not len(found):
+            raise LayerError(
+                f"channel {channel} of '{self.layer.name}' is not among these {len(self.channels)} "
+                f"(from {self.channels.min()} to {self.channels.max()})"
+            )
+        return int(found[0])
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a channel and rank."""
+        c, k = self.values.shape
+        boxes = self.boxes.reshape(-1, 4)
+        return pd.DataFrame(
+            {
+                "model": self.model.name,
+                "layer": self.layer.name,
+                "depth": self.layer.depth,
+                "channel": np.repeat(self.channels, k),
+                "rank": np.tile(np.arange(1, k + 1), c),
+                "value": self.values.ravel(),
+                "image": self.ids.ravel(),
+                "index": self.index.ravel(),
+                "position": self.position.ravel(),
+                "row": self.row.ravel(),
+                "column": self.column.ravel(),
+                **{name: boxes[:, i] for i, name in enumerate(("top", "left", "bottom", "right"))},
+                "by": self.by,
+                "lowest": self.lowest,
+                "n_images": self.n,
+            }
+        )
+
+
+def cell_box(
+    row: np.ndarray, column: np.ndarray, grid: tuple[int, int] | None, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Top, left, bottom and right in pixels of the cells of a `grid` over an image of `size` (height, width)."""
+    if grid is None:
+        zero = np.zeros_like(row)
+        return zero, zero, np.full_like(row, size[0]), np.full_like(row, size[1])
+    (h, w), (height, width) = grid, size
+    # The lower end is rounded up: a cell is never empty, even on a grid finer than the image.
+    return row * height // h, column * width // w, -(-(row + 1) * height // h), -(-(column + 1) * width // w)
+
+
+@dataclass
+class Extremes:
+    """Of every image of a batch and every channel the peak and where it is: [image, channel] each."""
+
+    values: Tensor
+    position: Tensor
+
+
+def extremes(_layer: Layer, positions: Tensor, _prefix: Tensor | None, *, by: By = "peak", lowest: bool = False) -> Extremes:
+    """Reducer: what `RunningTop.update` takes of one layer [image, position, channel]."""
+    wide = positions if positions.dtype is torch.float64 else positions.float()
+    peak, place = wide.min(1) if lowest else wide.max(1)
+    return Extremes(wide.mean(1) if by == "mean" else peak, place)
+
+
+class RunningTop:
+    """Accumulator of the top images of all channels of a layer, on the device of the batches: `update`, `merge`, `compute`."""
+
+    def __init__(self, k: int = 9, lowest: bool = False) -> None:
+        if k < 1:
+            raise MeasureError(f"k={k} top images: take 1 or more")
+        self.k = k
+        self.lowest = lowest
+        self.images = 0
+        self.non_finite = 0
+        self._kept: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def _what(self) -> str:
+        return f"the {self.k} {'lowest' if self.lowest else 'highest'}"
+
+    def update(self, found: Extremes, start: int) -> None:
+        """Add a batch of which the first image has the index `start`."""
+        n, channels = found.values.shape
+        self.images += n
+        signed = -found.values if self.lowest else found.values
+        undefined = torch.isnan(signed)
+        self.non_finite += int(undefined.sum())
+        index = torch.arange(start, start + n, device=signed.device)[:, None].expand(n, channels)
+        # NaN would be sorted as the largest.
+        self._take(signed.masked_fill(undefined, -torch.inf), index, found.position)
+
+    def merge(self, other: RunningTop) -> None:
+        """Add what `other` has seen, of other images. Raises MeasureError unless it keeps as many of the same end."""
+        if (self.k, self.lowest) != (other.k, other.lowest):
+            raise MeasureError(f"{self._what()} and {other._what()} do not merge: keep as many images, of the same end, in both")
+        self.images += other.images
+        self.non_finite += other.non_finite
+        if other._kept is not None:
+            self._take(*other._kept)
+
+    def _take(self, *candidates: Tensor) -> None:
+        kept = self._kept or self._nobody(candidates[0])
+        value, index, position = (torch.cat([a, b.to(a.device)]) for a, b in zip(kept, candidates, strict=True))
+        # By value, of equals by index: the second sort keeps the order of the first.
+        order = index.argsort(dim=0, stable=True)
+        order = order.gather(0, value.gather(0, order).argsort(dim=0, descending=True, stable=True))[: self.k]
+        self._kept = value.gather(0, order), index.gather(0, order), position.gather(0, order)
+
+    def _nobody(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        shape = (self.k, like.shape[1])
+        index = torch.full(shape, _NOBODY, device=like.device)
+        return torch.full_like(like[:1], -torch.inf).expand(shape), index, torch.full_like(index, -1)
+
+    def compute(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Values, indices of images and positions, [channel, k], the strongest first; fewer than k where there were fewer images.
+
+        Raises MeasureError if there were none."""
+        if self._kept is None:
+            raise MeasureError("no image was seen, so none can be the strongest")
+        value, index, position = (part[: self.images].T.cpu().numpy() for part in self._kept)
+        return (-value if self.lowest else value), index, position
+
+
+def top_images(
+    model: Model,
+    images: ImageSource | Tensor,
+    layer: str,
+    channel: int | Sequence[int] | None = None,
+    k: int = 9,
+    *,
+    lowest: bool = False,
+    by: By = "peak",
+    batch_size: int = 32,
+    autocast: str | None = None,
+) -> TopImages:
+    """The `k` images that drive each channel of a layer the most, in one pass of memory that does not grow with the images.
+
+    `channel` is one, several or None for all. `lowest` gives those that drive it the least. `by` ranks by the peak over positions
+    or by the "mean" over them. Fewer than `k` images give as many as there are.
+
+    Raises LayerError (unknown layer, channel out of range), MeasureError (k below 1, another `by`) and ImagesError; warns with
+    NonFiniteWarning about NaN, which is ranked last."""
+    return _ranked(model, images, {layer: channel}, k, (lowest,), by, batch_size, autocast)[0][0]
+
+
+def top_and_lowest(
+    model: Model,
+    images: ImageSource | Tensor,
+    channels: Mapping[str, int | Sequence[int] | None],
+    k: int = 9,
+    *,
+    by: By = "peak",
+    batch_size: int = 32,
+    autocast: str | None = None,
+) -> list[tuple[TopImages, TopImages]]:
+    """Both ends of `top_images`, the highest and the lowest, of channels of several layers in one pass over the images.
+
+    `channels` are one, several or None for all, by layer. Returns a pair a layer, in the order given. Raises and warns as
+    `top_images`."""
+    return [(top, low) for top, low in _ranked(model, images, channels, k, (False, True), by, batch_size, autocast)]
+
+
+def _ranked(
+    model: Model,
+    images: ImageSource | Tensor,
+    wanted: Mapping[str, int | Sequence[int] | None],
+    k: int,
+    ends: Sequence[bool],
+    by: By,
+    batch_size: int,
+    autocast: str | None,
+) -> list[list[TopImages]]:
+    """For every layer wanted the results at every end, from one pass."""
+    if by not in ("peak", "mean"):
+        raise MeasureError(f"images are ranked by 'peak' or 'mean', not by '{by}'")
+    source, layers = as_source(images), [model.layer(name) for name in wanted]
+    channels = {layer.name: _channels(wanted[layer.name], layer) for layer in layers}
+    running = {layer.name: [RunningTop(k, lowest) for lowest in ends] for layer in layers}
+    reducer = partial(_of_channels, channels=channels, by=by, ends=ends)
+    title = f"{model.name}: top images"
+    for piece in stream(model, source, layers, reducer, batch_size=batch_size, autocast=autocast, title=title):
+        for name, found in piece.found.items():
+            for top, end in zip(running[name], found, strict=True):
+                top.update(end, piece.start)
+    for layer in layers:
+        _warn_non_finite(running[layer.name][0], layer, model)
+    return [[_result(top, model, source, layer, by, channels[layer.name]) for top in running[layer.name]] for layer in layers]
+
+
+def _result(top: RunningTop, model: Model, source: ImageSource, layer: Layer, by: By, channels: np.ndarray) -> TopImages:
+    values, index, position = top.compute()
+    ids = np.array(source.ids)[index]
+    size = (model.input.size[1], model.input.size[2])
+    return TopImages(model.record, source.record, layer, top.images, by, top.lowest, size, channels, values, index, ids, position)
+
+
+def _of_channels(
+    layer: Layer, positions: Tensor, prefix: Tensor | None, *, channels: Mapping[str, np.ndarray], by: By, ends: Sequence[bool]
+) -> list[Extremes]:
+    chosen = channels[layer.name]
+    if len(chosen) < layer.channels:
+        positions = positions[..., torch.from_numpy(chosen).to(positions.device)]
+    return [extremes(layer, positions, prefix, by=by, lowest=lowest) for lowest in ends]
+
+
+def _channels(channel: int | Sequence[int] | None, layer: Layer) -> np.ndarray:
+    """The channels asked for, sorted. Raises LayerError for one that the layer does not have."""
+    if channel is None:
+        return np.arange(layer.channels)
+    chosen = np.unique(np.atleast_1d(np.asarray(channel, dtype=np.int64)))
+    outside = chosen[(chosen < 0) | (chosen >= layer.channels)]
+    if len(outside) or not len(chosen):
+        wrong = f"channel {outside[0]} is out of range" if len(outside) else "no channel was chosen"
+        raise LayerError(f"{wrong}: '{layer.name}' has channels 0 to {layer.channels - 1}")
+    return chosen
+
+
+def _warn_non_finite(top: RunningTop, layer: Layer, model: Model) -> None:
+    if top.non_finite:
+        warnings.warn(
+            f"{top.non_finite} peaks of layer '{layer.name}' of {model.name} are NaN; these images are ranked last",
+            NonFiniteWarning,
+            stacklevel=4,
+        )
+
+
+def input_pictures(model: Model, images: ImageSource | Tensor, index: Iterable[int]) -> np.ndarray:
+    """What the network saw of the images at `index`, uint8 RGB [n, height, width, 3]: resized and cropped, not normalised.
+
+    Raises ImagesError for sources that give no single images."""
+    chosen = _chosen(images, index)
+    spec = model.input
+    if isinstance(chosen, Tensor):
+        mean, std = (torch.tensor(v, dtype=chosen.dtype, device=chosen.device)[:, None, None] for v in (spec.mean, spec.std))
+        pixels = chosen * std + mean
+    else:
+        transform = model_transform(spec.size, (0.0,) * 3, (1.0,) * 3, spec.interpolation, spec.crop_pct)
+        pixels = torch.stack([transform(image) for image in chosen])
+    return np.asarray((pixels.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
+
+
+def activation_maps(
+    model: Model, images: ImageSource | Tensor, index: Iterable[int], layer: str, channel: int, *, batch_size: int = 64
+) -> np.ndarray:
+    """The channel's activations on the layer's grid [n, rows, columns] for the images at `index`; [n, 1, positions] if none.
+
+    Raises LayerError and ImagesError as `top_images`."""
+    selected = model.layer(layer)
+    (only,) = _channels(channel, selected)
+    pieces = stream(model, _chosen(images, index), [selected], partial(_map_of, channel=int(only)), batch_size=batch_size)
+    maps = torch.cat([piece.found[selected.name] for piece in pieces]).cpu().numpy()
+    return np.asarray(maps.reshape(len(maps), *(selected.grid or (1, -1))))
+
+
+def _map_of(layer: Layer, positions: Tensor, prefix: Tensor | None, *, channel: int) -> Tensor:
+    return every_position(layer, positions[..., channel : channel + 1], None)[0][..., 0].to(torch.float32)
+
+
+def _chosen(images: ImageSource | Tensor, index: Iterable[int]) -> Images | Tensor:
+    places = [int(i) for i in index]
+    if isinstance(images, TensorImages):
+        images = images._tensor
+    if isinstance(images, Tensor):
+        return images[places]
+    if isinstance(images, Images):
+        return images.subset(places)
+    raise ImagesError(f"single images are needed: what load_images returns or a tensor, not a {type(images).__name__}")

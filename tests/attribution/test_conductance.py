@@ -1,0 +1,49 @@
+"""Conductance against its completeness and against a fine sum of the integral."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mixer_probe import attribution as at
+from mixer_probe.errors import MeasureError
+from mixer_probe.results import from_dict, to_dict
+from tests.attribution.small import small
+from tests.networks import noise
+
+
+@pytest.mark.parametrize(("name", "layer"), [("mixer", "stem"), ("mixer", "blocks.0"), ("vit", "blocks.0"), ("resnet", "bn1")])
+def test_units_of_a_cut_add_up_to_the_logit_difference(name: str, layer: str) -> None:
+    # A short way, on which the sum over steps is close to the integral.
+    model, x = small(name), 0.2 * noise(3, dtype=torch.float64)
+    found = at.layer_conductance(model, x, layer, target=[1, 0, 2], n_steps=400, batch_size=64)
+    with torch.no_grad():
+        gap = (model.module(x) - model.module(torch.zeros_like(x)))[torch.arange(3), [1, 0, 2]].numpy()
+    np.testing.assert_allclose(found.logit_difference, gap, rtol=1e-9)
+    np.testing.assert_allclose(found.values[0].sum(1), gap, rtol=0.02, atol=0.01)
+
+
+def test_token_mixing_units_equal_a_fine_sum() -> None:
+    model, x = small("mixer"), noise(1, dtype=torch.float64)
+    found = at.layer_conductance(model, x, target=2, n_steps=300, batch_size=512)
+    assert [layer.name for layer in found.layers] == ["blocks.0.mlp_tokens.act", "blocks.1.mlp_tokens.act"]
+    steps = 3000
+    path = torch.linspace(0, 1, steps + 1, dtype=torch.float64).view(-1, 1, 1, 1) * x
+    kept: list[torch.Tensor] = []
+    handle = model.module.blocks[1].mlp_tokens.act.register_forward_hook(lambda _m, _i, out: kept.append(out))
+    logits = model.module(path.requires_grad_())
+    handle.remove()
+    grad = torch.autograd.grad(logits[:, 2].sum(), kept[0])[0]
+    middle = (grad[1:] + grad[:-1]) / 2
+    # [step, channel, hidden unit] to hidden units.
+    expected = (middle * kept[0].detach().diff(dim=0)).sum((0, 1)).numpy()
+    assert found.values[1].shape == (1, len(expected))
+    np.testing.assert_allclose(found.values[1][0], expected, atol=0.02 * np.abs(expected).max())
+    assert len(found.to_frame()) == sum(v.shape[1] for v in found.values)
+    assert from_dict(to_dict(found)).to_frame().equals(found.to_frame())
+
+
+def test_networks_without_token_mixing_units_are_told() -> None:
+    with pytest.raises(MeasureError, match="no token-mixing MLP with hidden units"):
+        at.layer_conductance(small("vit"), noise(1, dtype=torch.float64))
