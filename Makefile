@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= mixer-probe-demo
 
-.PHONY: demo test app bench bench-similarity gpu-test lint format clean
+.PHONY: demo test app bench bench-similarity bench-probes gpu-test lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mixer-probe demo --out $(OUT)
 
+# Files of tests in two processes, since each test runs on one thread.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 app: $(VENV)/.installed
 	$(BIN)/mixer-probe app
@@ -20,6 +21,9 @@ bench: $(VENV)/.dev
 
 bench-similarity: $(VENV)/.dev
 	$(BIN)/python tests/benchmarks/bench_similarity.py
+
+bench-probes: $(VENV)/.dev
+	$(BIN)/python tests/benchmarks/bench_probes.py
 
 gpu-test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mixer_probe.images import Images
     from mixer_probe.models import CatalogueEntry, Model, ModelCard
     from mixer_probe.report import StudySettings
+    from mixer_probe.report.section import Section
     from mixer_probe.results import Result
     from mixer_probe.similarity import SimilarityMatrix
 
@@ -315,42 +316,142 @@ def _save_picture(figure: Figure, out: Path, name: str) -> None:
         raise StoreError(f"cannot write pictures to {out}: {error.strerror or error}") from error
 
 
-@app.command(epilog="Example: mixer-probe probe zoo:mixer zoo:vit --data demo")
+@app.command(epilog="Example: mixer-probe probe zoo:mixer zoo:vit --what accuracy,fewshot,control --out probes")
 def probe(
     names: ModelNames,
+    what: Annotated[
+        str | None,
+        typer.Option(
+            help="accuracy (default), fewshot, confusion, calibration, control, mdl, control-mdl, random-labels, positions, "
+            "attentive, patch-position, targets; several with commas, or all."
+        ),
+    ] = None,
+    method: Annotated[str, typer.Option(help="Of accuracy, confusion, calibration: ridge, logistic, knn or centroid.")] = "ridge",
+    shots: Annotated[str | None, typer.Option(help="Images a class of few-shot probes: 1,5,10,25.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Few-shot protocol: big_vision (default), ridge, logistic, knn or centroid.")
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="FILE.csv:COLUMN, or a property such as brightness or hue; may be given again.")
+    ] = None,
+    groups: Annotated[Path | None, typer.Option(help="Table with columns class and group, for control tasks.")] = None,
     data: Data = "demo",
+    test_data: Annotated[
+        str | None, typer.Option(help="Other images to test on: the probes are fitted on --data, classes matched by name.")
+    ] = None,
     layers: Layers = "blocks",
     split: Split = None,
+    test_split: Annotated[str | None, typer.Option(help="Split of --test-data.")] = None,
     root: Root = None,
     limit: Limit = None,
     on_error: OnError = "raise",
     pretrained: Pretrained = True,
-    baselines: Annotated[bool, typer.Option(help="Also probe every network with random weights.")] = True,
+    baselines: Annotated[bool, typer.Option(help="Also probe every network with random weights, and raw pixels.")] = True,
     device: Device = "auto",
     autocast: Autocast = None,
     batch_size: BatchSize = 64,
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder for report.html and results.json.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for figures, tables, results.json and report.html.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ridge probes of every layer, with 95 % intervals, against the same network untrained."""
-    import pandas as pd
+    """Probes of every layer, with 95 % intervals, against the same network untrained, raw pixels and chance.
 
+    With --out writes every figure as SVG and PNG, the numbers as CSV, results.json and report.html."""
     from mixer_probe.report import Study
+    from mixer_probe.report.probe_study import read_groups
+
+    settings = _study_settings(
+        layers,
+        batch_size=batch_size,
+        seed=seed,
+        baselines=baselines,
+        autocast=autocast,
+        probes=_probes(what, shots or preset, target),
+        probe_method=_probe_method(method, "--method"),
+        few_shot=_probe_method(preset or "big_vision", "--preset", "big_vision"),
+        shots=_shots(shots),
+        targets=_targets(target),
+        groups=groups and str(groups),
+        sampled_probes=False,
+    )
+    loaders = _loaders(names, pretrained, None, device)
+    if test_data is None:
+        images, train = _train_and_test(data, split, root, limit, on_error, seed)
+    else:
+        train, images = (_images(d, s, root, limit, on_error, seed) for d, s in ((data, split), (test_data, test_split)))
+    study = Study(images, train, settings)
+    # Tables that do not fit are told before any network runs.
+    read_groups(settings.groups)
+    if "targets" in settings.probes:
+        study.find_targets()
+    for load in loaders:
+        study.read(load())
+    study.probe()
+    _deliver_probes(_found(study.results, what == "all"), out, as_json)
+
+
+def _probes(what: str | None, few: Any, target: Any) -> tuple[str, ...]:
+    """Analyses asked for: by name, or by the options that they alone have."""
+    from mixer_probe.report.probe_study import WHAT, check_probes
+
+    if what == "all":
+        return WHAT
+    named = () if what is None else tuple(name.strip() for name in what.split(","))
+    implied = (["fewshot"] if few else []) + (["targets"] if target else [])
+    return check_probes((*named, *implied) or ("accuracy",))
+
+
+def _probe_method(name: str, option: str, *others: str) -> str:
+    from mixer_probe.errors import closest
+    from mixer_probe.probing.methods import FITTERS
+
+    known = (*others, *FITTERS)
+    if name not in known:
+        raise MeasureError(f"{option} is one of {', '.join(known)}, not '{name}'; {closest(name, known)}")
+    return name
+
+
+def _shots(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    counts = [part.strip() for part in text.split(",")]
+    if not all(count.isdecimal() and int(count) for count in counts):
+        raise MeasureError(f"--shots is a list of positive numbers such as 1,5,10,25, not '{text}'")
+    return tuple(sorted({int(count) for count in counts}))
+
+
+def _targets(specs: Sequence[str] | None) -> tuple[str, ...]:
+    from mixer_probe.report.probe_study import check_target
+
+    return tuple(check_target(spec) for spec in dict.fromkeys(specs or ()))
+
+
+def _found(results: Sequence[Result], anything: bool) -> list[Result]:
+    """The results; what was asked for by name and left out is an error, unless `anything` that works is wanted."""
     from mixer_probe.report.skipped import Skipped
 
-    images, train = _train_and_test(data, split, root, limit, on_error, seed)
-    settings = _study_settings(layers, batch_size=batch_size, seed=seed, baselines=baselines, autocast=autocast)
-    study = Study(images, train, settings)
-    for load in _loaders(names, pretrained, None, device):
-        model = load()
-        study.represent(model, study.twin_of(model))
-    study.probe()
-    skipped = [r for r in study.results if isinstance(r, Skipped)]
-    if skipped:
+    skipped = [r for r in results if isinstance(r, Skipped)]
+    if skipped and not (anything and len(skipped) < len(results)):
         raise MeasureError(skipped[0].reason)
-    frame = pd.concat([r.to_frame() for r in study.results], ignore_index=True)
-    _deliver(study.results, frame, out, as_json, "Where the class can be read")
+    return list(results)
+
+
+def _deliver_probes(results: Sequence[Result], out: Path | None, as_json: bool) -> None:
+    """Files where a folder is given, and JSON, or sentences and the tables that no file holds."""
+    from mixer_probe.report import make_sections
+
+    frames = _frames(results)
+    sections = make_sections(results) if out is None else _write_files(results, {}, out, "Where the class can be read")
+    if out is not None:
+        _write_paths(results, out)
+    if as_json:
+        rows = {name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()}
+        # A single table is a list, as it was when there was no other.
+        _print_json(rows if len(rows) > 1 else next(iter(rows.values())))
+        return
+    _print_sections(sections, tables=out is None)
+    if out is not None:
+        console.print(str((out / "report.html").resolve()), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command(epilog="Example: mixer-probe weights zoo:mixer --what units,kernels --block 1 --out weights")
@@ -396,15 +497,37 @@ def _is_of(result: Any, model: Model) -> bool:
     return getattr(result, "model", None) == model.record
 
 
+def _write_paths(results: Sequence[Result], out: Path) -> None:
+    """A table of every value of the paths of all probes."""
+    import pandas as pd
+
+    from mixer_probe.probing import ProbeResult
+    from mixer_probe.results import write_text_atomically
+
+    paths = [r.path_frame() for r in results if isinstance(r, ProbeResult)]
+    if paths:
+        write_text_atomically(out / "linear-probes-path.csv", pd.concat(paths, ignore_index=True).to_csv(index=False))
+
+
 def _deliver_weights(results: Sequence[Result], drawn: dict[str, Figure], out: Path, as_json: bool) -> None:
     """Files for all results, and tables of a few lines a network, or all rows as JSON."""
+    sections = _write_files(results, drawn, out, "What the weights say")
+    if as_json:
+        rows = {name: json.loads(frame.to_json(orient="records")) for name, frame in _frames(results).items()}
+        _print_json(rows)
+        return
+    _print_sections(sections)
+    console.print(str((out / "report.html").resolve()), markup=False, highlight=False, soft_wrap=True)
+
+
+def _write_files(results: Sequence[Result], drawn: dict[str, Figure], out: Path, title: str) -> list[Section]:
+    """A table of each kind of result, results.json, the pictures of the report and those `drawn` besides, and the report."""
     from mixer_probe.report import make_sections, write_report
     from mixer_probe.report.section import Picture
     from mixer_probe.results import save_results, write_text_atomically
 
     _prepare(out)
-    frames = _frames(results)
-    for name, frame in frames.items():
+    for name, frame in _frames(results).items():
         write_text_atomically(out / f"{name}.csv", frame.to_csv(index=False))
     settings = {"command": " ".join(["mixer-probe", *map(shlex.quote, sys.argv[1:])])}
     save_results(results, out / "results.json", settings)
@@ -412,16 +535,27 @@ def _deliver_weights(results: Sequence[Result], drawn: dict[str, Figure], out: P
     pictures = {p.file_name: p.figure for section in sections for p in section.content if isinstance(p, Picture)}
     for name, figure in (pictures | drawn).items():
         _save_picture(figure, out, name)
-    write_report(results, out / "report.html", title="What the weights say", settings=settings)
-    if as_json:
-        rows = {name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()}
-        _print_json(rows)
-        return
+    write_report(results, out / "report.html", title=title, settings=settings)
+    return sections
+
+
+# Columns that a terminal has no room for: names, captions and sentences say the same.
+_WIDE = ("trained", "kind", "p", "n", "n_test", "classes", "chance", "metric", "seeds", "orders", "draws")
+
+
+def _print_sections(sections: Sequence[Section], tables: bool = False) -> None:
+    """What the report says, in sentences, and its tables if asked for."""
+    from mixer_probe.report.section import Table as ReportTable
+
     for section in sections:
         console.print(section.title, style="bold", markup=False, highlight=False)
         for paragraph in section.paragraphs:
             console.print(paragraph, markup=False, highlight=False, soft_wrap=True)
-    console.print(str((out / "report.html").resolve()), markup=False, highlight=False, soft_wrap=True)
+        for item in section.content if tables else ():
+            if isinstance(item, ReportTable):
+                kept = [i for i, name in enumerate(item.frame.columns) if name not in _WIDE]
+                rows = [[row[i][0] for i in kept] for row in item.rows]
+                _print_rows([item.header[i] for i in kept], rows)
 
 
 def _frames(results: Sequence[Result]) -> dict[str, pd.DataFrame]:
@@ -630,23 +764,6 @@ def _stored(source: str, layers: str | None, reduce: str | None) -> Representati
     return run if layers is None else run.only(layers.split(","))
 
 
-def _deliver(results: Sequence[Result], frame: pd.DataFrame, out: Path | None, as_json: bool, title: str) -> None:
-    """Print the table, or JSON; write report.html and results.json where a folder is given."""
-    from mixer_probe.report import write_report
-    from mixer_probe.results import save_results
-
-    if out is not None:
-        _prepare(out)
-        save_results(results, out / "results.json")
-        write_report(results, out / "report.html", title=title, settings={"command": " ".join(["mixer-probe", *sys.argv[1:]])})
-    if as_json:
-        console.file.write(frame.to_json(orient="records") + "\n")
-        return
-    _print_frame(frame)
-    if out is not None:
-        console.print(str((out / "report.html").resolve()), markup=False, highlight=False, soft_wrap=True)
-
-
 def _prepare(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -655,11 +772,16 @@ def _prepare(out: Path) -> None:
 
 
 def _print_frame(frame: pd.DataFrame) -> None:
+    rows = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row] for row in frame.itertuples(index=False)]
+    _print_rows([str(column).replace("_", " ") for column in frame.columns], rows)
+
+
+def _print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = Table(box=None, pad_edge=False)
-    for column in frame.columns:
-        table.add_column(str(column).replace("_", " "), overflow="fold")
-    for row in frame.itertuples(index=False):
-        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
+    for column in header:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
 
 

@@ -242,6 +242,116 @@ def test_probe_prints_intervals(run: Run) -> None:
     assert all(r["low"] <= r["accuracy"] <= r["high"] and r["n_test"] == 40 for r in rows)
 
 
+def test_probe_writes_pictures_tables_and_says_what_they_show(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "p"
+    arguments = ("--limit", "60", "--device", "cpu", "--what", "accuracy,control,patch-position", "--shots", "1,5")
+    code, printed, _ = run("probe", "zoo:mixer-s0", *arguments, "--out", str(out))
+    assert code == 0
+    percent = r"\d+\.\d % \[\d+\.\d %, \d+\.\d %\]"
+    assert re.search(rf"mixer-s0: best after blocks\.\d with {percent}, n = 60.*Untrained, no layer exceeds {percent}", printed)
+    assert re.search(rf"Raw pixels give {percent}, and chance 10.0 %", printed)
+    assert re.search(rf"{percent} with 1 image a class and {percent} with 5 images a class; untrained {percent}", printed)
+    names = {file.name for file in out.iterdir()}
+    tables = ("linear-probes", "linear-probes-path", "few-shot-probes", "control-tasks", "patch-position")
+    assert {"report.html", "results.json", *(f"{name}.csv" for name in tables)} <= names
+    for picture in ("accuracy-ridge", "path-ridge-mixer-s0", "few-shot", "controls", "patch-position"):
+        assert {f"probe-{picture}.svg", f"probe-{picture}.png"} <= names
+    rows = pd.read_csv(out / "linear-probes.csv")
+    assert list(rows["model"].unique()) == ["zoo:mixer-s0", "zoo:mixer-s0?untrained", "raw pixels"]
+    path = pd.read_csv(out / "linear-probes-path.csv")
+    assert (path.groupby(["model", "layer"])["chosen"].sum() == 1).all()
+    results = load_results(out / "results.json")
+    assert [type(r).__name__ for r in results if r.model.name == "zoo:mixer-s0"] == [
+        "PatchPosition",
+        "ProbeResult",
+        "ControlTask",
+        "FewShotResult",
+    ]
+    np.testing.assert_allclose(results[1].accuracy, rows["accuracy"][:8])
+
+
+def test_probe_prints_a_table_where_no_folder_is_given(run: Run) -> None:
+    arguments = ("--limit", "40", "--device", "cpu", "--no-baselines", "--layers", "blocks.0,blocks.7", "--method", "knn")
+    code, printed, _ = run("probe", "zoo:mixer-s0", *arguments)
+    assert code == 0
+    assert "Raw pixels" not in printed
+    assert "Untrained" not in printed
+    header, first, second = (line.split() for line in printed.splitlines() if line.startswith(("model", "zoo:")))
+    assert header[:4] == ["model", "layer", "depth", "k"]
+    assert (first[1], second[1]) == ("blocks.0", "blocks.7")
+
+
+def folders_of_colours(root: Path, names: tuple[str, ...], shift: int) -> str:
+    """Six images of each of some colours, the same file names in every folder."""
+    random = np.random.default_rng(shift)
+    for k, name in enumerate(names):
+        folder = root / name
+        folder.mkdir(parents=True)
+        for i in range(6):
+            pixels = random.integers(0, 60, (40, 40, 3)) + 90 * (np.arange(3) == ("red", "green", "blue").index(name))
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{k}{i}.png")
+    return str(root)
+
+
+def test_probe_is_fitted_on_one_folder_and_tested_on_another(run: Run, tmp_path: Path) -> None:
+    train = folders_of_colours(tmp_path / "train", ("red", "green", "blue"), 0)
+    test = folders_of_colours(tmp_path / "test", ("red", "blue"), 1)
+    arguments = ("--data", train, "--test-data", test, "--device", "cpu", "--layers", "blocks.0", "--json")
+    code, printed, err = run("probe", "zoo:mixer-s0", *arguments)
+    rows = json.loads(printed)
+    assert code == 0, err
+    assert [(r["n_train"], r["n_test"], r["classes"]) for r in rows] == [(18, 12, 3)] * 3
+    assert rows[-1]["model"] == "raw pixels"
+    assert rows[-1]["accuracy"] == 1
+    # The other way round, a class has nothing to be learned from.
+    code, _, err = run("probe", "zoo:mixer-s0", "--data", test, "--test-data", train, "--device", "cpu")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "'green'" in err
+
+
+def test_probe_of_targets_and_several_tables(run: Run, tmp_path: Path) -> None:
+    data = folders_of_colours(tmp_path / "data", ("red", "green"), 0)
+    ids = [f"{name}/{k}{i}.png" for k, name in enumerate(("red", "green")) for i in range(6)]
+    table = tmp_path / "table.csv"
+    pd.DataFrame({"file": ids, "age": np.arange(12) % 5, "tint": ["r"] * 6 + ["g"] * 6}).to_csv(table, index=False)
+    targets = ("--target", f"{table}:tint", "--target", f"{table}:age", "--target", "brightness")
+    arguments = ("--data", data, "--device", "cpu", "--layers", "blocks.0", "--no-baselines", "--json")
+    code, printed, err = run("probe", "zoo:mixer-s0", *arguments, *targets)
+    assert code == 0, err
+    rows = json.loads(printed)
+    assert [(r["target"], r["metric"]) for r in rows] == [("tint", "accuracy"), ("age", "R2"), ("brightness", "R2")]
+    assert rows[0]["score"] == 1
+    code, printed, _ = run("probe", "zoo:mixer-s0", *arguments, *targets, "--what", "accuracy")
+    assert list(json.loads(printed)) == ["linear-probes", "probes-beyond-the-class"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--what", "acuracy"), "closest: accuracy"),
+        (("--method", "rigde"), "--method is one of ridge, logistic, knn, centroid, not 'rigde'; closest: ridge"),
+        (("--preset", "big_visoin"), "closest: big_vision"),
+        (("--shots", "1,many"), "--shots is a list of positive numbers such as 1,5,10,25, not '1,many'"),
+        (("--shots", "0"), "--shots is a list of positive numbers"),
+        (("--shots", "25"), "fewer than the 25 shots asked for"),
+        (("--target", "brightnes"), "closest: brightness"),
+        (("--target", "/nowhere.csv:age"), "cannot read the table /nowhere.csv"),
+        (("--groups", "/nowhere.csv"), "cannot read the groups /nowhere.csv"),
+        (("--test-data", "/nowhere"), "/nowhere"),
+        (("--test-data", "demo", "--test-split", "train", "--split", "train"), "also in train"),
+        (("--what", "calibration", "--method", "centroid"), "no probabilities"),
+        (("--layers", "blocks.99"), "no layer 'blocks.99'"),
+    ],
+)
+def test_probes_that_cannot_be_are_one_line(run: Run, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+    arguments = ("zoo:mixer-s0", "--limit", "20", "--device", "cpu", "--out", str(tmp_path / "p"))
+    code, out, err = run("probe", *arguments, *options)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "p").exists()
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

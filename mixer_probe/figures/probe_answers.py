@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 
 from mixer_probe.errors import MeasureError
 from mixer_probe.figures.probes import cut, key_below, model_keys
-from mixer_probe.figures.style import COLOURS, GREY, SEQUENTIAL, line_styles, model_label, plain, styled
+from mixer_probe.figures.style import COLOURS, GREY, SEQUENTIAL, line_styles, model_label, styled
 from mixer_probe.probing import Calibration, ConfusionMatrix
 
 # More classes than this are no longer read as numbers in cells.
@@ -37,7 +37,7 @@ def confusion_heatmaps(results: Sequence[ConfusionMatrix], layer: int = -1, most
         _confusion(axes, result, layer, most)
     for axes in panels.flat[len(results) :]:
         axes.remove()
-    bar = figure.colorbar(ScalarMappable(Normalize(0, 100), SEQUENTIAL), ax=panels, shrink=0.6, aspect=25, pad=0.02)
+    bar = figure.colorbar(ScalarMappable(Normalize(0, 100), SEQUENTIAL), ax=figure.axes, shrink=0.6, aspect=25, pad=0.02)
     bar.set_label("images of the true class (%)")
     bar.outline.set_visible(False)
     return figure
@@ -54,7 +54,7 @@ def _confusion(axes: Axes, result: ConfusionMatrix, layer: int, most: int) -> No
     axes.set_yticks(range(len(names)), names, fontsize=size)
     axes.tick_params(length=0)
     some = "" if len(chosen) == len(result.class_names) else f"\n{len(chosen)} of {len(result.class_names)} classes, most errors"
-    title = f"{cut(model_label(result.model), 30)}\n{cut(result.layers[layer].name, 30)}{some}"
+    title = f"{model_label(result.model)}\n{cut(result.layers[layer].name, 30)}{some}"
     axes.set_title(title, fontsize=8.5)
     axes.set(xlabel="answer", ylabel="true class")
     if len(names) <= _MOST_NUMBERS:
@@ -160,6 +160,6 @@ def _reliability(axes: Axes, result: Calibration, layer: int) -> None:
     error = np.clip([middle - low, high - middle], 0, None)
     axes.errorbar(100 * result.confidence[layer], middle, yerr=error, color=COLOURS[0], marker="o", linestyle="", elinewidth=1.1)
     axes.set(xlim=(0, 100), ylim=(0, 100), xlabel="confidence (%)", ylabel="right (%)")
-    axes.set_title(f"{cut(model_label(result.model), 28)}\n{cut(result.layers[layer].name, 28)}", fontsize=8.5)
-    text = f"ECE {100 * result.ece[layer]:.1f} points\nif calibrated {100 * result.ece_null[layer]:.1f}"
-    axes.text(0.04, 0.97, plain(text), transform=axes.transAxes, va="top", fontsize=7.5)
+    error_text = f"ECE {100 * result.ece[layer]:.1f} points ({100 * result.ece_null[layer]:.1f} if calibrated)"
+    names = f"{model_label(result.model)}\n{cut(result.layers[layer].name, 28)}"
+    axes.set_title(f"{names}\n{error_text}", fontsize=8)

@@ -29,23 +29,30 @@ from mixer_probe.probing import ControlCode, ControlTask, OnlineCode, RandomLabe
 @styled
 def control_curves(results: Sequence[ControlTask]) -> Figure:
     """Left: accuracy on the semantic groups (solid) and on random groupings of the same classes (dashed, band from the lowest
-    to the highest). Right: selectivity, their difference, with its 95 % interval, for untrained twins too."""
-    figure = Figure(figsize=(9.6, 4.0))
-    left, right = figure.subplots(1, 2)
+    to the highest). Middle: selectivity, their difference. Right: the same as a share of the errors on random groupings.
+
+    Bands in the middle and at the right are 95 % intervals; untrained twins are there too."""
+    figure = Figure(figsize=(10.8, 3.8))
+    left, middle, right = figure.subplots(1, 3)
     curves, raw = with_twins(results), pixels(results)
     styles = line_styles([one.model for one in curves])
     for one in networks(results):
         _groups(left, one, styles[one.model.name])
-    for one in raw:
-        level(right, *_selectivity(one, -1))
-    for one in curves:
-        values, bounds = _selectivity(one)
-        curve(right, depths(one), values, bounds, styles[one.model.name], model_label(one.model))
+    for axes, name in ((middle, "selectivity"), (right, "relative")):
+        for one in raw:
+            level(axes, *_numbers(one, name, -1))
+        for one in curves:
+            curve(axes, depths(one), *_numbers(one, name), styles[one.model.name], model_label(one.model))
+        axes.axhline(0, color=GREY, linewidth=1)
     chances = [100 * r.chance[0] for r in results]
     chance_line(left, chances)
-    right.axhline(0, color=GREY, linewidth=1)
-    left.set(title="Groups of classes", xlabel="relative depth", ylabel="test accuracy (%)", xlim=(-0.02, 1.02))
-    right.set(title="Selectivity", xlabel="relative depth", ylabel="semantic − random groups (points)", xlim=(-0.02, 1.02))
+    left.set(title="Groups of classes", ylabel="test accuracy (%)")
+    middle.set(title="Selectivity", ylabel="semantic − random groups (points)")
+    right.set(title="Errors on random groups avoided", ylabel="share (%)")
+    # Where random groups are hardly ever wrong the share of their errors can be anything.
+    right.set_ylim(max(right.get_ylim()[0], -30), min(right.get_ylim()[1], 105))
+    for axes in (left, middle, right):
+        axes.set(xlabel="relative depth", xlim=(-0.02, 1.02))
     extra = Line2D([], [], color=GREY, linestyle="--", linewidth=1, label="random groups of the classes")
     keys = model_keys([one.model for one in curves], bool(raw), f"largest group ({share_text(max(chances) / 100)}); 0")
     key_below(figure, [*keys, extra])
@@ -59,9 +66,11 @@ def _groups(axes: Axes, result: ControlTask, style: dict[str, Any]) -> None:
     curve(axes, x, controls.mean(axis=1), (controls.min(axis=1), controls.max(axis=1)), dashed)
 
 
-def _selectivity(result: ControlTask, i: Any = slice(None)) -> tuple[Any, tuple[Any, Any]]:
-    """In points, with bounds: of all layers, or of layer i."""
-    return 100 * result.selectivity[i], (100 * result.selectivity_low[i], 100 * result.selectivity_high[i])
+def _numbers(result: ControlTask, name: str, i: Any = slice(None)) -> tuple[Any, tuple[Any, Any]]:
+    """Selectivity in points, or the relative one in percent, with bounds: of all layers, or of layer i."""
+    values = result.selectivity if name == "selectivity" else result.relative_selectivity
+    low, high = (100 * getattr(result, f"{name}_{end}")[i] for end in ("low", "high"))
+    return 100 * values[i], (low, high)
 
 
 @styled
@@ -79,6 +88,7 @@ def code_curves(results: Sequence[OnlineCode]) -> Figure:
         curve(axes, depths(one), one.compression, (one.low, one.high), styles[one.model.name], model_label(one.model))
     axes.axhline(1, color=GREY, linewidth=1)
     axes.set(title="Compression of the labels", xlabel="relative depth", ylabel="uniform code ÷ online code", xlim=(-0.02, 1.02))
+    axes.set_ylim(bottom=0)
     key_below(figure, model_keys([r.model for r in own], bool(raw), "the representation tells nothing"))
     return figure
 

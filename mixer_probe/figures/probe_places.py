@@ -20,7 +20,7 @@ from mixer_probe.probing import AttentiveResult, PatchPosition, PositionProbe
 
 @dataclass(frozen=True)
 class _Map:
-    """One panel: a layer, its numbers [h, w], and a line below."""
+    """One panel: a layer, its numbers [h, w], and a few words."""
 
     layer: Layer
     values: np.ndarray
@@ -31,7 +31,7 @@ class _Map:
 def position_maps(results: Sequence[PositionProbe], layers: int = 4) -> Figure:
     """Test accuracy of a probe at every position, a row a network, a column a layer: at most `layers`, spread over the depth.
 
-    One scale for all maps; chance is marked on the colour bar. Below a map stands the accuracy of the mean over positions."""
+    One scale for all maps; chance is marked on the colour bar. Above a map stands the accuracy of the mean over positions."""
     rows = [
         [_Map(r.layers[i], 100 * r.accuracy[i], f"mean: {_percent(r.pooled[i])}") for i in spread(r.layers, layers)]
         for r in results
@@ -39,7 +39,9 @@ def position_maps(results: Sequence[PositionProbe], layers: int = 4) -> Figure:
     chance = 100 * results[0].chance
     names = [model_label(r.model) for r in results]
     values = np.concatenate([m.values.ravel() for row in rows for m in row])
-    scale = Normalize(min(chance, _least(values)), max(_most(values), chance + 1))
+    top = max(_most(values), chance + 1)
+    # A little below chance, so that its mark is seen.
+    scale = Normalize(max(min(chance - 0.06 * (top - chance), _least(values)), 0), top)
     return _draw(names, rows, scale, "test accuracy at the position (%)", (chance, "chance"))
 
 
@@ -47,7 +49,7 @@ def position_maps(results: Sequence[PositionProbe], layers: int = 4) -> Figure:
 def attention_maps(results: Sequence[AttentiveResult], layers: int = 4) -> Figure:
     """Where an attentive probe looks: mean attention over the test images times the number of positions, so that 1 is even.
 
-    A row a network, a column a layer, one scale for all, 1 marked on the colour bar; below a map stands the accuracy."""
+    A row a network, a column a layer, one scale for all, 1 marked on the colour bar; above a map stands the accuracy."""
     rows = [
         [
             _Map(r.layers[i], r.attention[i] * r.attention[i].size, f"reads {_percent(r.accuracy[i])}")
@@ -76,9 +78,8 @@ def _most(values: np.ndarray) -> float:
 def _draw(names: Sequence[str], rows: Sequence[Sequence[_Map]], scale: Normalize, label: str, mark: tuple[float, str]) -> Figure:
     columns = max(map(len, rows))
     # A lone column still leaves the name of its network room.
-    figure = Figure(figsize=(max(1.9 * columns + 1.5, 5.2), 2.35 * len(rows) + 0.5))
+    figure = Figure(figsize=(max(1.9 * columns + 1.5, 5.2), 2.35 * len(rows) + 0.3))
     parts = np.ravel(figure.subfigures(len(rows), 1, squeeze=False))
-    panels = []
     for part, name, row in zip(parts, names, rows):
         found = part.subplots(1, columns, squeeze=False)[0]
         for axes, shown in zip(found, row):
@@ -88,17 +89,14 @@ def _draw(names: Sequence[str], rows: Sequence[Sequence[_Map]], scale: Normalize
         part.suptitle(name, fontsize=9, fontweight="bold", x=0.01, ha="left")
         bar = part.colorbar(ScalarMappable(scale, SEQUENTIAL), ax=list(found[: len(row)]), shrink=0.9, aspect=18, pad=0.02)
         _mark(bar, scale, label, mark)
-        panels.append(found)
     return figure
 
 
 def _map(axes: Axes, shown: _Map, scale: Normalize) -> None:
     height, width = shown.values.shape
     axes.imshow(shown.values, cmap=SEQUENTIAL, norm=scale, aspect="equal" if height > 1 or width == 1 else "auto")
-    axes.set_title(
-        f"{cut(shown.layer.name, 18)}\ndepth {shown.layer.depth:.2f}, {height}×{width}", fontsize=7.5, fontweight="normal"
-    )
-    axes.set_xlabel(shown.note, fontsize=7.5)
+    title = f"{cut(shown.layer.name, 18)}\n{height}×{width}, {shown.note}"
+    axes.set_title(title, fontsize=7.5, fontweight="normal")
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set_visible(False)

@@ -155,6 +155,7 @@ def probe_paths(results: Sequence[ProbeResult], layers: Sequence[str] | None = N
         axes.remove()
     for row in panels:
         row[0].set_ylabel("accuracy (%)")
+    panels[0, 0].set_ylim(0, 105 * max(_top(r) for r in shown))
     key_below(figure, _path_keys())
     return figure
 
@@ -168,6 +169,12 @@ def _rows_of(result: ProbeResult, layers: Sequence[str] | None) -> list[int]:
     return found
 
 
+def _top(result: ProbeResult) -> float:
+    """The highest accuracy on the paths of a result."""
+    known = np.concatenate([part[np.isfinite(part)] for part in (result.path_test, result.path_left_out)])
+    return float(known.max(initial=result.chance))
+
+
 def _path_panel(axes: Axes, result: ProbeResult, rows: Sequence[int]) -> None:
     x = result.path_values
     for number, i in enumerate(rows):
@@ -177,9 +184,9 @@ def _path_panel(axes: Axes, result: ProbeResult, rows: Sequence[int]) -> None:
         ring: dict[str, Any] = {"marker": "o", "markersize": 8, "linestyle": "", "markerfacecolor": "none"}
         axes.plot([result.chosen[i]], [100 * result.accuracy[i]], color=colour, markeredgewidth=1.6, **ring)
     axes.axhline(100 * result.chance, color=GREY, linewidth=1)
-    axes.set(xscale="log", xlabel=_PATHS[result.path_name], ylim=(0, None))
-    axes.set_title(cut(model_label(result.model), 32), fontsize=8.5)
-    axes.legend(fontsize=7, loc="best")
+    axes.set(xscale="log", xlabel=_PATHS[result.path_name])
+    axes.set_title(model_label(result.model), fontsize=8.5)
+    axes.legend(fontsize=7, loc="best", frameon=True, edgecolor="none", framealpha=0.8)
 
 
 def _path_keys() -> list[Artist]:

@@ -235,8 +235,8 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def default_logistic_l2(n: int) -> np.ndarray:
-    """9 penalties, two a decade from 1e-4 n to n, because the loss is a sum over `n` images."""
-    return np.asarray(n * np.logspace(-4, 0, 9))
+    """11 penalties, two a decade from 1e-4 n to 10 n, because the loss is a sum over `n` images."""
+    return np.asarray(n * np.logspace(-4, 1, 11))
 
 
 def logistic_path(

@@ -10,6 +10,7 @@ the span of the images, in coordinates where Z'Z is diagonal.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,13 +122,28 @@ def _dual(X: Any, scaling: ColumnScaling, device: torch.device) -> Design:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Float32 products with float32's precision, whatever a person has set for their networks (no TF32)."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    """Float32 products with float32's precision, whatever a person has set for their networks (no TF32, no bfloat16).
+
+    The setting is one for all threads: it is put back when the last of several that overlap is done."""
+    _enter(+1)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        _enter(-1)
+
+
+_lock = threading.Lock()
+_inside = 0
+_before = "highest"
+
+
+def _enter(step: int) -> None:
+    global _inside, _before
+    with _lock:
+        if not _inside:
+            _before = torch.get_float32_matmul_precision()
+        _inside += step
+        torch.set_float32_matmul_precision("highest" if _inside else _before)
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,42 @@ from mixer_probe.figures import (
     localisation_maps,
     match_figure,
     model_summary,
-    probe_curves,
     similarity_heatmaps,
     similarity_map,
     similarity_measures,
 )
 from mixer_probe.figures.style import short_name
 from mixer_probe.models import ModelCard
-from mixer_probe.probing import ProbeResult
+from mixer_probe.probing import (
+    AttentiveResult,
+    Calibration,
+    ConfusionMatrix,
+    ControlCode,
+    ControlTask,
+    FewShotResult,
+    OnlineCode,
+    PatchPosition,
+    PositionProbe,
+    ProbeResult,
+    RandomLabels,
+    TargetProbe,
+)
 from mixer_probe.report.section import Picture, Renderer, Section, Table
 from mixer_probe.report.sections_anatomy import anatomy_section
 from mixer_probe.report.sections_kernels import kernels_section
+from mixer_probe.report.sections_probe_controls import (
+    code_section,
+    control_code_section,
+    control_section,
+    random_label_section,
+)
+from mixer_probe.report.sections_probe_places import (
+    attentive_section,
+    patch_position_section,
+    position_probe_section,
+    target_section,
+)
+from mixer_probe.report.sections_probes import calibration_section, confusion_section, few_shot_section, probe_section
 from mixer_probe.report.sections_spectra import spectra_section
 from mixer_probe.report.sections_stem import position_section, stem_section
 from mixer_probe.report.sections_tying import tying_section
@@ -507,46 +532,6 @@ def _identification_sentence(result: LayerIdentification) -> str:
     return f"{names}: layers are found again {' and '.join(found)}; {chance}."
 
 
-def probe_section(results: Sequence[ProbeResult]) -> list[Section]:
-    """Where the class can be read off linearly."""
-    frames = pd.concat([r.to_frame() for r in results], ignore_index=True)
-    n_train, n_test = int(frames["n_train"].iloc[0]), int(frames["n_test"].iloc[0])
-    picture = Picture(
-        probe_curves(results),
-        f"Accuracy of a ridge probe on mean-pooled activations after every block: fitted on {n_train} images, tested on "
-        f"{n_test} others ({int(frames['classes'].iloc[0])} classes).",
-        "Bands are 95 % Wilson intervals over the test images. Dotted lines with open markers are the same network with random "
-        "weights: what architecture alone gives. The grey line is chance. The penalty is chosen by leave-one-out accuracy on the "
-        "fitting images, never on the test images.",
-        "Probe accuracy against relative depth",
-    )
-    sentences = tuple(_probe_sentence(r) for r in results)
-    columns = ["model", "trained", "layer", "depth", "p", "l2", "accuracy", "low", "high", "balanced_accuracy", "chance"]
-    formats = dict.fromkeys(("accuracy", "low", "high", "balanced_accuracy", "chance"), "{:.3f}") | {
-        "depth": "{:.2f}",
-        "l2": "{:.3g}",
-    }
-    table = Table("Every probe. low and high bound the 95 % interval.", frames[columns], formats, folded=True)
-    warning = untrained_warning(r.model for r in results)
-    return [Section("probes", "Where the class can be read", sentences, (picture, table), warning)]
-
-
-def _probe_sentence(result: ProbeResult) -> str:
-    best, last = int(np.nanargmax(result.accuracy)), len(result.layers) - 1
-    text = (
-        f"{name_of(result.model)}: best after {result.layers[best].name} with {_accuracy(result, best)}, n = {result.n_test}; "
-        f"after {result.layers[last].name} {_accuracy(result, last)}."
-    )
-    if result.untrained is not None:
-        top = int(np.nanargmax(result.untrained.accuracy))
-        text += f" Untrained, no layer exceeds {_accuracy(result.untrained, top)}."
-    return text
-
-
-def _accuracy(result: ProbeResult, i: int) -> str:
-    return f"{percent(result.accuracy[i])} [{percent(result.low[i])}, {percent(result.high[i])}]"
-
-
 def channel_section(results: Sequence[ChannelStatistics]) -> list[Section]:
     """What single channels do."""
     first = results[0]
@@ -598,6 +583,17 @@ RENDERERS: dict[type[Any], Renderer] = {
     LayerIdentification: identification_section,
     LocalisationCKA: localisation_section,
     ProbeResult: probe_section,
+    FewShotResult: few_shot_section,
+    ControlTask: control_section,
+    OnlineCode: code_section,
+    ControlCode: control_code_section,
+    RandomLabels: random_label_section,
+    ConfusionMatrix: confusion_section,
+    Calibration: calibration_section,
+    PositionProbe: position_probe_section,
+    AttentiveResult: attentive_section,
+    PatchPosition: patch_position_section,
+    TargetProbe: target_section,
     ChannelStatistics: channel_section,
     Skipped: skipped_section,
 }

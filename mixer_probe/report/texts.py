@@ -35,7 +35,8 @@ def name_of(model: ModelRecord | None) -> str:
     """The short name of a model, and that it is untrained where the name does not say so."""
     if model is None:
         return "?"
-    return short_name(model.name) + ("" if model.trained or "untrained" in model.name else " (untrained)")
+    known = model.trained or "untrained" in model.name or model.family == "pixels"
+    return short_name(model.name) + ("" if known else " (untrained)")
 
 
 def join(names: Iterable[str]) -> str:

@@ -35,7 +35,7 @@ import torch
 from sklearn.linear_model import LogisticRegression, RidgeClassifier, RidgeClassifierCV
 from sklearn.preprocessing import StandardScaler
 
-from mixer_probe.probing import default_logistic_l2, logistic_path, ridge_path
+from mixer_probe.probing import logistic_path, ridge_path
 
 SIZES = ("5000x768x50", "50000x768x100")
 REFERENCE = "scikit-learn logistic, one C"
@@ -84,7 +84,12 @@ class Work:
     def logistic_l2(self) -> float:
         """The one that accuracy on left-out training images chooses."""
         (X, y), _ = self.sides
-        return logistic_path(X, y).best_l2()
+        return logistic_path(X, y, self.logistic_nine).best_l2()
+
+    @property
+    def logistic_nine(self) -> np.ndarray:
+        """Two penalties a decade."""
+        return np.asarray(self.n * np.logspace(-4, 0, 9))
 
 
 # -- contenders: work -> predicted classes of the test images ------------------------------------------------------------
@@ -108,7 +113,7 @@ def logistic_one(work: Work) -> np.ndarray:
 def logistic_nine(work: Work) -> np.ndarray:
     """Ours, nine penalties; the prediction is that of the chosen one."""
     (X, y), (new, _) = work.sides
-    path = logistic_path(X, y)
+    path = logistic_path(X, y, work.logistic_nine)
     return path.predict(new)[int(np.argmin(np.abs(path.l2 - work.logistic_l2)))]
 
 
@@ -129,7 +134,7 @@ def sklearn_logistic_nine(work: Work) -> np.ndarray:
     """The same for nine penalties, each from the solution before."""
     Z, y, new = scaled(work)
     model, answers = LogisticRegression(max_iter=1000, warm_start=True), {}
-    for l2 in default_logistic_l2(work.n)[::-1]:
+    for l2 in work.logistic_nine[::-1]:
         answers[l2] = model.set_params(C=1 / l2).fit(Z, y).predict(new)
     return answers[min(answers, key=lambda l2: abs(l2 - work.logistic_l2))]
 

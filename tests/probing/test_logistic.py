@@ -248,7 +248,7 @@ def test_a_path_is_sorted_and_gives_its_probes():
     np.testing.assert_allclose(probe.predict_log_proba(X), path.scores(X)[1], atol=1e-10)
     with pytest.raises(MeasureError, match="not on the path"):
         path.probe(4.0)
-    np.testing.assert_allclose(default_logistic_l2(100), 100 * 10.0 ** np.arange(-4, 0.1, 0.5))
+    np.testing.assert_allclose(default_logistic_l2(100), 100 * 10.0 ** np.arange(-4, 1.1, 0.5))
 
 
 @pytest.mark.parametrize("folds", [None, 4])

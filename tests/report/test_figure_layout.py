@@ -53,7 +53,9 @@ def crowd() -> dict[str, nn.Module]:
 def crowded() -> list[Result]:
     models = [mp.load_model(network, name=name, **SPEC) for name, network in crowd().items()]
     images, train = mp.load_images("demo", limit=40), mp.load_images("demo", split="train", limit=40)
-    return run_study(models, images, train, StudySettings(permutations=20))
+    # Description lengths take most of the time, and their figure has this check with its own tests.
+    probes = ("accuracy", "fewshot", "control", "patch-position")
+    return run_study(models, images, train, StudySettings(permutations=20, probes=probes))
 
 
 @pytest.fixture(scope="module")
