@@ -8,7 +8,7 @@ import pandas as pd
 
 from mixer_probe.figures.anatomy import anatomy_bars
 from mixer_probe.report.section import Picture, Section, Table
-from mixer_probe.report.texts import name_of, percent
+from mixer_probe.report.texts import name_of, percent, untrained_warning
 from mixer_probe.weights.module_anatomy import Anatomy
 
 _SHARES = {"% of parameters": "{:.2f}", "% of MACs": "{:.2f}"}
@@ -29,8 +29,8 @@ def anatomy_section(results: Sequence[Anatomy]) -> list[Section]:
     )
     tables = (_summary_table(results), *(_module_table(r) for r in results))
     sentences = tuple(_sentence(r) for r in results)
-    # No warning of untrained weights: what a module mixes and how large it is was not learned.
-    return [Section("anatomy", "Which modules mix locations, and which channels", sentences, (picture, *tables))]
+    warning = untrained_warning(r.model for r in results)
+    return [Section("anatomy", "Which modules mix locations, and which channels", sentences, (picture, *tables), warning)]
 
 
 def _summary_table(results: Sequence[Anatomy]) -> Table:

@@ -22,6 +22,7 @@ import importlib.util
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -187,12 +188,14 @@ class Run:
     accuracy: float
 
 
-def run(contender: Contender, work: Work) -> Run:
-    """Time a contender and test its answers."""
+def run(label: str, contender: Contender, work: Work) -> Run:
+    """Time a contender and test its answers; a line on stderr says so, since some take minutes."""
     began, cpu = time.perf_counter(), time.process_time()
     predicted = contender(work)
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    return Run(seconds, cpu, float((predicted == work.sides[1][1]).mean()))
+    found = Run(seconds, cpu, float((predicted == work.sides[1][1]).mean()))
+    print(f"  {label}: {found}", file=sys.stderr, flush=True)
+    return found
 
 
 def missing() -> dict[str, str]:
@@ -214,7 +217,7 @@ def measure(size: str, arguments: argparse.Namespace) -> dict[str, Any]:
     for i in range(arguments.rounds):
         chosen = FAST | (slow if i < arguments.slow_rounds else {})
         labels = [*chosen][i % len(chosen) :] + [*chosen][: i % len(chosen)]
-        rounds.append({label: run(chosen[label], work) for label in labels})
+        rounds.append({label: run(label, chosen[label], work) for label in labels})
     return {label: summary(label, rounds) for label in [*FAST, *slow]} | missing()
 
 

@@ -229,5 +229,5 @@ def test_a_stopped_calculation_frees_the_place(page: Page, app: str) -> None:
 def test_what_the_app_draws_is_what_the_package_gives(page: Page, app: str) -> None:
     visit(page, address(app, "Token_mixing", [MIXER]), "Token mixing")
     units = mp.token_mixing(mp.load_model("mixer_s32_224", pretrained=False, device="cpu"))
-    expected = f"Mean frequency is {units.frequency(0).mean():.3f} cycles/token in blocks.0"
+    expected = f"Mean frequency in cycles/token is {units.frequency(0).mean():.3f} in blocks.0"
     assert expected in page.get_by_test_id("stMain").inner_text()
