@@ -48,7 +48,7 @@ from mixer_probe.results import Result
 SHOTS = (1, 5, 10, 25)
 # The sample that a study takes of its images, so that the probes of a report take seconds a network.
 CODE_IMAGES, CODE_LAYERS = 400, 4
-# Of a sample: fewer blocks and penalties, which change compressions by less than a tenth of their interval.
+# Of a sample: fewer blocks and penalties, which move compressions by much less than their interval is wide.
 _CODE: dict[str, Any] = {"fractions": (0.0625, 0.125, 0.25, 0.5, 1.0), "l2": (0.1, 1.0, 10.0)}
 # With fewer images a class a code mostly counts how rarely each class was seen.
 _IMAGES_A_CLASS = 5
