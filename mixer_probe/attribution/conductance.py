@@ -18,12 +18,13 @@ from torch import Tensor
 
 from mixer_probe.attribution.attributions import batches_of
 from mixer_probe.attribution.baselines import Baseline, make_baseline
-from mixer_probe.attribution.network import Target, Targets, explaining, logits_of, not_in_place, target_logits
+from mixer_probe.attribution.network import Target, Targets, explaining, logits_of, target_logits
 from mixer_probe.capture import ImageSource, as_source
 from mixer_probe.capture.views import positions_and_prefix
 from mixer_probe.errors import LayerError, MeasureError
 from mixer_probe.models.layer import Axes, Layer
 from mixer_probe.models.model import Model
+from mixer_probe.models.switches import not_in_place
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 
 

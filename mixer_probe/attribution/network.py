@@ -15,7 +15,7 @@ from mixer_probe.capture.views import positions_and_prefix
 from mixer_probe.errors import ImagesError, MeasureError
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.models.trace import evaluating, frozen
+from mixer_probe.models.switches import evaluating, frozen
 
 Target = int | str | Sequence[int] | np.ndarray | Tensor | None
 
@@ -185,32 +185,6 @@ def patch_grid(model: Model) -> tuple[int, int]:
     if layer.grid is None:
         raise MeasureError(f"the tokens of {model.name} form no grid that is known, so that there are no patches to speak of")
     return layer.grid
-
-
-@contextmanager
-def unfused(network: nn.Module) -> Iterator[None]:
-    """Attention as separate products inside, so that its matrix exists; what was switched off is switched on again."""
-    fused = [m for m in network.modules() if getattr(m, "fused_attn", False) is True]
-    try:
-        for module in fused:
-            module.fused_attn = False  # type: ignore[assignment]
-        yield
-    finally:
-        for module in fused:
-            module.fused_attn = True  # type: ignore[assignment]
-
-
-@contextmanager
-def not_in_place(network: nn.Module) -> Iterator[None]:
-    """No activation overwrites its input inside: captum keeps the tensors that it caught without a copy."""
-    modules = [m for m in network.modules() if getattr(m, "inplace", False) is True]
-    try:
-        for module in modules:
-            module.inplace = False  # type: ignore[assignment]
-        yield
-    finally:
-        for module in modules:
-            module.inplace = True  # type: ignore[assignment]
 
 
 @contextmanager

@@ -17,12 +17,12 @@ from mixer_probe.attribution.network import (
     logits_of,
     tapped,
     tokens_read,
-    unfused,
     values_and_gradients,
 )
 from mixer_probe.errors import MeasureError
 from mixer_probe.models.layer import Axes
 from mixer_probe.models.model import Model
+from mixer_probe.models.switches import unfused
 
 _INSTEAD = "'gradcam' and 'integrated_gradients' work for every family"
 

@@ -13,7 +13,7 @@ from mixer_probe.capture.views import positions_and_prefix
 from mixer_probe.errors import ImagesError, LayerError
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.models.trace import evaluating
+from mixer_probe.models.switches import evaluating
 
 T = TypeVar("T")
 Reducer = Callable[[Layer, torch.Tensor, torch.Tensor | None], T]

@@ -15,7 +15,8 @@ from mixer_probe.errors import ModelError
 from mixer_probe.models.adapter import Adapter
 from mixer_probe.models.layer import Family, Layer
 from mixer_probe.models.structure import Structure, find_adapter
-from mixer_probe.models.trace import blank_images, evaluating, frozen, trace
+from mixer_probe.models.switches import evaluating, frozen
+from mixer_probe.models.trace import blank_images, trace
 from mixer_probe.models.weights import weights_hash
 from mixer_probe.results import ModelRecord
 

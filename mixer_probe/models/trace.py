@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+
+from mixer_probe.models.switches import evaluating
 
 # Two images, so that a first axis of 2 tells rows of images from windows, tables and other tensors.
 BATCH = 2
@@ -53,35 +54,3 @@ def blank_images(module: nn.Module, input_size: tuple[int, int, int], n: int = B
     """Zeros [n, 3, H, W] on the device and in the type of the module's parameters."""
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     return torch.zeros(n, *input_size, device=like.device, dtype=like.dtype)
-
-
-class evaluating:
-    """Context manager: eval mode inside, every module's own training flag restored outside."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._training: list[nn.Module] = []
-
-    def __enter__(self) -> None:
-        self._training = [m for m in self._module.modules() if m.training]
-        self._module.eval()
-
-    def __exit__(self, *_: object) -> None:
-        for module in self._training:
-            # `train()` would reach the children too, whose flags may differ.
-            module.training = True
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Parameters ask for no gradients inside.
-
-    torch's counter of operations watches tensors that do, and stumbles over a parameter that is expanded without any."""
-    asking = [p for p in module.parameters() if p.requires_grad]
-    try:
-        for p in asking:
-            p.requires_grad_(False)
-        yield
-    finally:
-        for p in asking:
-            p.requires_grad_(True)

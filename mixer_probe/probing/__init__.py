@@ -17,7 +17,7 @@ from mixer_probe.probing.moments import RidgeMoments
 from mixer_probe.probing.patch_position import PatchPosition, patch_position_probe
 from mixer_probe.probing.path import ProbePath
 from mixer_probe.probing.positionwise import PositionProbe, position_probe
-from mixer_probe.probing.ridge import RidgePath, RidgeProbe, default_l2, ridge_path
+from mixer_probe.probing.ridge import RidgeProbe, ridge_path
 from mixer_probe.probing.scores import (
     balanced_interval,
     bootstrap_interval,
@@ -27,6 +27,7 @@ from mixer_probe.probing.scores import (
     seeds_interval,
     wilson_interval,
 )
+from mixer_probe.probing.solution import RidgePath, default_l2
 from mixer_probe.probing.streaming import stream_probe
 from mixer_probe.probing.target_probe import TargetProbe, target_probe
 from mixer_probe.probing.targets import Target, binned, image_targets, planted_images, shifted_images, targets_from_csv

@@ -25,6 +25,7 @@ from mixer_probe.models.layer import Layer
 from mixer_probe.probing.moments import check_two
 from mixer_probe.probing.positionwise import chance, checked_runs, layers_with_positions, map_shape, warn_if_not_finite
 from mixer_probe.probing.scores import wilson_interval
+from mixer_probe.probing.tables import layer_columns
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import RepresentationsLike
 
@@ -185,11 +186,7 @@ class AttentiveResult(Result):
         """One layer a row; `focus` is the largest share of attention of a position times the number of positions, 1 if even."""
         return pd.DataFrame(
             {
-                "model": self.model.name,
-                "trained": self.model.trained,
-                "layer": [layer.name for layer in self.layers],
-                "kind": [layer.kind for layer in self.layers],
-                "depth": [layer.depth for layer in self.layers],
+                **layer_columns(self.model, self.layers),
                 "accuracy": self.accuracy,
                 "low": self.low,
                 "high": self.high,

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mixer_probe.errors import MeasureError
 from mixer_probe.probing.moments import check_two
+from mixer_probe.probing.path import decided_class
 
 Metric = Literal["euclidean", "cosine"]
 
@@ -154,5 +155,4 @@ class CentroidProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict(self, X: Any) -> np.ndarray:
         """The class with the nearest mean, [n]."""
         scores = self.decision_function(X)
-        best = (scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)
-        return np.asarray(self.classes_[best])
+        return np.asarray(self.classes_[decided_class(scores if scores.ndim == 2 else scores[:, None])])

@@ -23,8 +23,9 @@ from mixer_probe.images.bundled import CIFAR10_CLASSES
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.layer_probes import Runs, check_runs, check_twin, run_labels
 from mixer_probe.probing.regression import RidgeFits, classify_many, classify_with, finite_pair
-from mixer_probe.probing.ridge import default_l2
 from mixer_probe.probing.scores import wilson_interval
+from mixer_probe.probing.solution import default_l2
+from mixer_probe.probing.tables import layer_columns
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import RepresentationsLike
 
@@ -443,14 +444,3 @@ def _pooled(accuracy: np.ndarray, n: int) -> tuple[float, float]:
     if np.isnan(accuracy).any():
         return np.nan, np.nan
     return wilson_interval(round(accuracy.sum() * n), len(accuracy) * n)
-
-
-def layer_columns(model: ModelRecord, layers: tuple[Layer, ...], repeat: int = 1) -> dict[str, object]:
-    """The columns that every table of layers begins with, each layer `repeat` times."""
-    return {
-        "model": model.name,
-        "trained": model.trained,
-        "layer": np.repeat([layer.name for layer in layers], repeat),
-        "kind": np.repeat([layer.kind for layer in layers], repeat),
-        "depth": np.repeat([layer.depth for layer in layers], repeat),
-    }

@@ -20,6 +20,7 @@ from mixer_probe.probing.methods import ESTIMATORS, FITTERS, Values, find_fitter
 from mixer_probe.probing.path import choose
 from mixer_probe.probing.scores import combined_interval, images_interval, seeds_interval
 from mixer_probe.probing.solution import argmax, block_of, blocks, gram
+from mixer_probe.probing.tables import layer_columns
 from mixer_probe.probing.threads import side_by_side
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import RepresentationsLike, layer_matrix
@@ -75,7 +76,7 @@ class FewShotResult(Result):
         count, bounds = len(self.shots), ("low", "high", "images_low", "images_high", "seeds_low", "seeds_high")
         frame = pd.DataFrame(
             {
-                **self._layer_columns(count),
+                **layer_columns(self.model, self.layers, count),
                 "shots": np.tile(self.shots, len(self.layers)),
                 "seeds": self.seeds,
                 "accuracy": self.mean.ravel(),
@@ -95,7 +96,7 @@ class FewShotResult(Result):
         count = len(self.shots) * self.seeds
         frame = pd.DataFrame(
             {
-                **self._layer_columns(count),
+                **layer_columns(self.model, self.layers, count),
                 "shots": np.tile(np.repeat(self.shots, self.seeds), len(self.layers)),
                 "seed": np.tile(np.arange(self.seeds), len(self.layers) * len(self.shots)),
                 "accuracy": self.accuracy.ravel(),
@@ -105,15 +106,6 @@ class FewShotResult(Result):
         if self.untrained is None:
             return frame
         return pd.concat([frame, self.untrained.draws_frame()], ignore_index=True)
-
-    def _layer_columns(self, repeat: int) -> dict[str, object]:
-        return {
-            "model": self.model.name,
-            "trained": self.model.trained,
-            "layer": np.repeat([layer.name for layer in self.layers], repeat),
-            "kind": np.repeat([layer.kind for layer in self.layers], repeat),
-            "depth": np.repeat([layer.depth for layer in self.layers], repeat),
-        }
 
 
 def few_shot_probe(

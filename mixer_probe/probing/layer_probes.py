@@ -17,6 +17,7 @@ from mixer_probe.probing.labels import check_apart, check_classes, checked_label
 from mixer_probe.probing.methods import ESTIMATORS, FITTERS, PATHS, PROBABILISTIC, Values, find_fitter
 from mixer_probe.probing.path import ProbePath, choose
 from mixer_probe.probing.scores import accuracy, balanced_accuracy, balanced_interval, wilson_interval
+from mixer_probe.probing.tables import layer_columns
 from mixer_probe.probing.threads import side_by_side
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import RepresentationsLike, layer_matrix
@@ -97,7 +98,7 @@ class ProbeResult(Result):
         same = ("accuracy", "low", "high", "balanced_accuracy", "balanced_low", "balanced_high")
         rest = ("chance", "n_train", "n_test", "classes", "p", "method")
         numbers = {name: getattr(self, name) for name in (*same, *rest)}
-        frame = pd.DataFrame({**self._layer_columns(1), **chosen, **numbers})
+        frame = pd.DataFrame({**layer_columns(self.model, self.layers, 1), **chosen, **numbers})
         if self.untrained is None:
             return frame
         return pd.concat([frame, self.untrained.to_frame()], ignore_index=True)
@@ -107,7 +108,7 @@ class ProbeResult(Result):
         taken = (self.path_values == self.chosen[:, None]) | (np.isnan(self.path_values) & ~np.isnan(self.accuracy)[:, None])
         frame = pd.DataFrame(
             {
-                **self._layer_columns(len(self.path_values)),
+                **layer_columns(self.model, self.layers, len(self.path_values)),
                 self.path_name or "value": np.tile(self.path_values, len(self.layers)),
                 "left_out_accuracy": self.path_left_out.ravel(),
                 "test_accuracy": self.path_test.ravel(),
@@ -117,15 +118,6 @@ class ProbeResult(Result):
         if self.untrained is None:
             return frame
         return pd.concat([frame, self.untrained.path_frame()], ignore_index=True)
-
-    def _layer_columns(self, repeat: int) -> dict[str, object]:
-        return {
-            "model": self.model.name,
-            "trained": self.model.trained,
-            "layer": np.repeat([layer.name for layer in self.layers], repeat),
-            "kind": np.repeat([layer.kind for layer in self.layers], repeat),
-            "depth": np.repeat([layer.depth for layer in self.layers], repeat),
-        }
 
 
 @dataclass(frozen=True)

@@ -14,20 +14,20 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import validate_data
 from torch import Tensor
 
 from mixer_probe.errors import MeasureError, UnconvergedWarning
 from mixer_probe.probing.holdout import left_out_folds
 from mixer_probe.probing.lbfgs import Minimum, minimise
+from mixer_probe.probing.linear import LinearClassifier
 from mixer_probe.probing.moments import check_two
-from mixer_probe.probing.multinomial import Design, Loss, StartingHessian, column_scaling, starting_point
-from mixer_probe.probing.path import choose
-from mixer_probe.probing.solution import blocks, checked_penalties
+from mixer_probe.probing.multinomial import Design, Loss, StartingHessian, starting_point
+from mixer_probe.probing.path import choose, decided_class
+from mixer_probe.probing.solution import blocks, checked_penalties, column_scaling
 
 Solver = Literal["torch", "sklearn"]
 Precision = Literal["mixed", "float64"]
@@ -121,7 +121,7 @@ class LogisticPath:
 
     def predict(self, X: Any) -> np.ndarray:
         """Predicted classes [m, n] of new images `X` [n, p]."""
-        return np.asarray(self.classes[_argmax(self.logits(X))])
+        return np.asarray(self.classes[decided_class(self.logits(X))])
 
     def left_out_accuracy(self) -> np.ndarray:
         """Share [m] of the left-out training images that are right, by fits without them; made once.
@@ -154,7 +154,7 @@ class LogisticPath:
         return right / sum(map(len, folds))
 
 
-class LogisticProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class LogisticProbe(LinearClassifier):
     """Multinomial logistic regression with an l2 penalty; a scikit-learn estimator.
 
     Minimises the sum over images of -log p(class) plus l2 / 2 |W|^2, W the weights of the features standardised by the training
@@ -211,18 +211,6 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.gradient_norm_ = float(path.gradient_norm[i])
         self.n_features_in_ = len(self.mean_)
         return self
-
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Logits [n, K], or [n] for two classes (positive for the second)."""
-        check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float64, reset=False)
-        scores: np.ndarray = (X - self.mean_) / self.scale_ @ self.coef_.T + self.intercept_
-        return scores[:, 0] if len(self.classes_) == 2 else scores
-
-    def predict(self, X: Any) -> np.ndarray:
-        """The most probable class, [n]."""
-        logits = self.decision_function(X)
-        return np.asarray(self.classes_[_argmax(logits if logits.ndim == 2 else logits[:, None])])
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """Log-probabilities of the classes, [n, K]."""
@@ -482,7 +470,3 @@ def _log_probabilities(logits: np.ndarray) -> np.ndarray:
     both = np.concatenate([np.zeros_like(logits), logits], axis=-1) if logits.shape[-1] == 1 else logits
     top = both.max(axis=-1, keepdims=True)
     return np.asarray(both - top - np.log(np.exp(both - top).sum(axis=-1, keepdims=True)))
-
-
-def _argmax(logits: np.ndarray) -> np.ndarray:
-    return np.asarray((logits[..., 0] > 0).astype(np.intp) if logits.shape[-1] == 1 else logits.argmax(axis=-1))

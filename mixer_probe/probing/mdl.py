@@ -17,14 +17,16 @@ from typing import ClassVar
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy import special, stats
 
 from mixer_probe.errors import ImagesError, MeasureError, NonFiniteWarning, UnconvergedWarning
 from mixer_probe.models.layer import Layer
-from mixer_probe.probing.controls import grouping_of, layer_columns, random_groupings
-from mixer_probe.probing.decomposition import Scaling
+from mixer_probe.probing.controls import grouping_of, random_groupings
 from mixer_probe.probing.labels import checked_labels
 from mixer_probe.probing.logistic import logistic_path
+from mixer_probe.probing.solution import block_of, column_scaling
+from mixer_probe.probing.tables import layer_columns
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import RepresentationsLike, layer_matrix
 
@@ -294,11 +296,11 @@ def _code_layers(
 
 
 def _standardised(reps: RepresentationsLike, name: str) -> np.ndarray | None:
-    X = layer_matrix(reps, name).astype(np.float64)
+    X = layer_matrix(reps, name)
     bad = int((~np.isfinite(X)).sum())
     if not bad:
         # Two images would give deviations near zero, and new images far from both.
-        return Scaling.of(X, standardize=True).apply(X)
+        return column_scaling(X, True, torch.device("cpu")).apply(block_of(X, slice(None))).numpy()
     warnings.warn(f"no code given layer '{name}': {bad} of its features are NaN or infinite", NonFiniteWarning, stacklevel=4)
     return None
 

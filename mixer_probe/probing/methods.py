@@ -21,7 +21,8 @@ class Fitter(Protocol):
 
 
 def _ridge(X: Any, y: Any, values: Values = None) -> ProbePath:
-    from mixer_probe.probing.ridge import default_l2, ridge_path
+    from mixer_probe.probing.ridge import ridge_path
+    from mixer_probe.probing.solution import default_l2
 
     return ridge_path(X, y, default_l2(len(y)) if values is None else values)
 

@@ -26,9 +26,8 @@ from mixer_probe.probing.solution import (
     default_l2,
     eigen,
     gram,
+    resolution,
 )
-
-_FULL = ("float64", "int64", "int32")
 
 
 @dataclass
@@ -172,8 +171,3 @@ def check_two(classes: np.ndarray) -> None:
     if len(classes) < 2:
         found = f"there is one class: {classes[0]}" if len(classes) else "there are none"
         raise MeasureError(f"a probe needs at least two classes, but {found}")
-
-
-def resolution(X: Any) -> float:
-    """The relative size of a last digit of `X`: that of float32 for narrower types too."""
-    return float(np.finfo(np.float64 if str(X.dtype).endswith(_FULL) else np.float32).eps)

@@ -21,24 +21,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mixer_probe.probing.moments import resolution
-from mixer_probe.probing.solution import ColumnScaling, block_of, blocks
+from mixer_probe.probing.solution import ColumnScaling, block_of, blocks, column_scaling
 
 # Numbers of one block of logits: it stays in the processor's cache between the two products.
 _LOGITS = 2**18
 _LOGITS_GPU = 2**26
-
-
-def column_scaling(X: Any, standardize: bool, device: torch.device) -> ColumnScaling:
-    """Means and deviations of the columns of `X` [n, p], in float64 and two passes."""
-    n, p = X.shape
-    mean = torch.zeros(p, dtype=torch.float64, device=device)
-    for rows in blocks(n, p):
-        mean += block_of(X, rows, device).sum(0) / n
-    variance = torch.zeros_like(mean)
-    for rows in blocks(n, p):
-        variance += block_of(X, rows, device).sub_(mean).square_().sum(0) / n
-    return ColumnScaling.of(mean, variance, standardize, resolution(X))
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ from mixer_probe.capture import ImageSource, Piece, TensorImages, as_source, str
 from mixer_probe.errors import ImagesError, LayerError, MeasureError, UndefinedProbeWarning
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.probing.controls import layer_columns
 from mixer_probe.probing.labels import check_apart
 from mixer_probe.probing.regression import last_best
+from mixer_probe.probing.tables import layer_columns
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import to_grid
 

@@ -38,3 +38,8 @@ class ProbePath(Protocol):
 def choose(accuracy: np.ndarray) -> int:
     """Index of the highest accuracy [m]; of equals the last, the simplest model."""
     return int(np.flatnonzero(accuracy == accuracy.max())[-1])
+
+
+def decided_class(scores: np.ndarray) -> np.ndarray:
+    """The class index of the highest score of [..., k]; a single column is positive for class 1."""
+    return np.asarray((scores[..., 0] > 0).astype(np.intp) if scores.shape[-1] == 1 else scores.argmax(axis=-1))

@@ -19,9 +19,9 @@ from mixer_probe.models.layer import Layer
 from mixer_probe.probing.labels import check_classes, checked_labels
 from mixer_probe.probing.layer_probes import check_runs
 from mixer_probe.probing.path import choose
-from mixer_probe.probing.ridge import default_l2, ridge_path
+from mixer_probe.probing.ridge import ridge_path
 from mixer_probe.probing.scores import wilson_interval
-from mixer_probe.probing.solution import checked_penalties
+from mixer_probe.probing.solution import checked_penalties, default_l2
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import RepresentationsLike
 

@@ -2,7 +2,7 @@
 
 A control task, a random labelling and a property of an image are all targets on the same features, and only the targets
 differ; so Z'Z (or ZZ') is decomposed once and every target costs two thin products. The leave-one-out predictions are those
-of `ridge` (Allen 1974, PRESS).
+of `solution` (Allen 1974, PRESS), which has the same for classes, from moments.
 """
 
 from __future__ import annotations
@@ -11,48 +11,52 @@ import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from mixer_probe.errors import NonFiniteWarning
-from mixer_probe.probing.decomposition import Decomposition, Scaling
+from mixer_probe.probing.path import decided_class
+from mixer_probe.probing.solution import ColumnScaling, block_of, column_scaling, decomposed, one_hot
 from mixer_probe.similarity.inputs import RepresentationsLike, layer_matrix
 
 
 @dataclass(frozen=True)
 class RidgeFits:
-    """Ridge regressions of `targets` [n, k] on standardised features, for every penalty of `l2` [m]."""
+    """Ridge regressions of `targets` [n, k] on standardised features, for every penalty of `l2` [m].
+
+    For r nonzero eigenvalues e [r] of Z'Z: `basis` B [p, r] orthonormal, `projected` ZB [n, r] and `towards` B'Z'T [r, k] for the
+    targets T minus their `mean` [k], so that W(l2) = B diag(1 / (e + l2)) B'Z'T."""
 
     l2: np.ndarray
-    scaling: Scaling
-    decomposition: Decomposition
+    scaling: ColumnScaling
+    eigenvalues: np.ndarray
+    basis: np.ndarray
+    projected: np.ndarray
+    towards: np.ndarray
     mean: np.ndarray
     targets: np.ndarray
 
     @classmethod
     def of(cls, X: np.ndarray, targets: np.ndarray, l2: np.ndarray) -> RidgeFits:
         """Fit to features `X` [n, p] and `targets` [n, k]; the intercepts are not penalised."""
-        X = np.asarray(X, dtype=np.float64)
-        scaling, nothing = Scaling.of(X, standardize=True), np.empty((len(X), 0))
-        fits = cls(np.asarray(l2, dtype=np.float64), scaling, Decomposition.of(scaling.apply(X), nothing), np.empty(0), nothing)
-        return fits.of_others(targets)
+        scaling = column_scaling(X, True, torch.device("cpu"))
+        Z = scaling.apply(block_of(X, slice(None)))
+        eigenvalues, basis, projected = (part.numpy() for part in decomposed(Z, dual=Z.shape[1] > Z.shape[0]))
+        empty = np.empty((len(X), 0))
+        return cls(np.asarray(l2, np.float64), scaling, eigenvalues, basis, projected, empty, empty, empty).of_others(targets)
 
     def of_others(self, targets: np.ndarray) -> RidgeFits:
         """Regressions of other `targets` [n, k] on the same features, whose decomposition is kept."""
-        T, parts = np.asarray(targets, dtype=np.float64), self.decomposition
+        T = np.asarray(targets, dtype=np.float64)
         mean = T.mean(axis=0)
-        # The dual form has the eigenvectors times the eigenvalues as its fit, the primal form times their roots.
-        dual = len(self.scaling.mean) > len(T)
-        towards = parts.fitted / parts.eigenvalues if dual else parts.fitted
-        return replace(self, decomposition=replace(parts, targets=towards.T @ (T - mean)), mean=mean, targets=T)
+        return replace(self, towards=self.projected.T @ (T - mean), mean=mean, targets=T)
 
     def fitted(self, i: int) -> np.ndarray:
         """Predictions [n, k] for the training rows by the fit with penalty `l2[i]`."""
-        fitted: np.ndarray = self.decomposition.fitted @ self.decomposition.solved(self.l2[i]) + self.mean
-        return fitted
+        return self.predict(self.projected, i)
 
     def left_out(self, i: int) -> np.ndarray:
         """Predictions [n, k] of each training row by the fit to all others with penalty `l2[i]`."""
-        parts = self.decomposition
-        leverage = 1 / len(self.targets) + parts.leverage @ (1 / (parts.eigenvalues + self.l2[i]))
+        leverage = 1 / len(self.targets) + self.projected**2 @ (1 / (self.eigenvalues + self.l2[i]))
         # A whole share of 1 is left to rounding where the fit goes through its images.
         leverage = np.minimum(leverage, 1 - 1e-12)
         left_out: np.ndarray = self.targets - (self.targets - self.fitted(i)) / (1 - leverage)[:, None]
@@ -60,12 +64,12 @@ class RidgeFits:
 
     def project(self, X: np.ndarray) -> np.ndarray:
         """New rows `X` [images, p] in the basis of the decomposition [images, r], for `predict`."""
-        projected: np.ndarray = self.scaling.apply(np.asarray(X, dtype=np.float64)) @ self.decomposition.basis
+        projected: np.ndarray = self.scaling.apply(block_of(X, slice(None))).numpy() @ self.basis
         return projected
 
     def predict(self, projected: np.ndarray, i: int) -> np.ndarray:
         """Predictions [images, k] for rows from `project`, by the fit with penalty `l2[i]`."""
-        predicted: np.ndarray = projected @ self.decomposition.solved(self.l2[i]) + self.mean
+        predicted: np.ndarray = projected @ (self.towards / (self.eigenvalues + self.l2[i])[:, None]) + self.mean
         return predicted
 
 
@@ -90,11 +94,11 @@ def classify_many(X: np.ndarray, labels: np.ndarray, X_new: np.ndarray, classes:
 
 def classify_with(fits: RidgeFits, labels: np.ndarray, new: np.ndarray, classes: int) -> ManyLabels:
     """`classify_many` with features that are decomposed, and new rows [images, r] that are projected, already."""
-    targets, l2 = hot_targets(labels, classes), fits.l2
+    targets, l2 = one_hot(torch.from_numpy(labels), classes).numpy(), fits.l2
     fits = fits.of_others(targets.reshape(len(labels), -1))
 
     def decided(scores: np.ndarray) -> np.ndarray:
-        return argmax_hot(scores.reshape(len(scores), *targets.shape[1:]))
+        return decided_class(scores.reshape(len(scores), *targets.shape[1:]))
 
     right = np.stack([(decided(fits.left_out(i)) == labels).mean(axis=0) for i in range(len(l2))])
     chosen = last_best(right)
@@ -106,18 +110,6 @@ def classify_with(fits: RidgeFits, labels: np.ndarray, new: np.ndarray, classes:
         predicted[:, mine] = decided(fits.predict(new, i))[:, mine]
         fitted[mine] = (decided(fits.fitted(i)) == labels).mean(axis=0)[mine]
     return ManyLabels(predicted, fits.l2[chosen], right[chosen, tasks], fitted)
-
-
-def hot_targets(labels: np.ndarray, classes: int) -> np.ndarray:
-    """+1 for the class and -1 elsewhere [..., k]; one column for two classes, which mirror each other."""
-    hot = np.where(labels[..., None] == np.arange(classes), 1.0, -1.0)
-    return hot[..., 1:] if classes == 2 else hot
-
-
-def argmax_hot(scores: np.ndarray) -> np.ndarray:
-    """The class of the highest score of [..., k]; a single column is positive for class 1."""
-    best: np.ndarray = (scores[..., 0] > 0).astype(np.intp) if scores.shape[-1] == 1 else scores.argmax(axis=-1)
-    return best
 
 
 def last_best(scores: np.ndarray) -> np.ndarray:

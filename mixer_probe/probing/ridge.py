@@ -8,38 +8,35 @@ taken block by block, so that no scaled copy of the features is made; the dual f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import validate_data
 
 from mixer_probe.errors import MeasureError
-from mixer_probe.probing.decomposition import Decomposition, Form, Scaling
 from mixer_probe.probing.labels import stratified
-from mixer_probe.probing.moments import RidgeMoments, check_two, leaving_out, resolution
+from mixer_probe.probing.linear import LinearClassifier
+from mixer_probe.probing.moments import RidgeMoments, check_two, leaving_out
 from mixer_probe.probing.solution import (
-    ColumnScaling,
     LeftOut,
     RidgePath,
-    argmax,
     block_of,
     checked_penalties,
+    column_scaling,
+    decomposed,
     default_l2,
-    eigen,
-    gram,
     one_hot,
 )
 
-__all__ = ["LEFT_OUT", "Decomposition", "Form", "RidgePath", "RidgeProbe", "Scaling", "default_l2", "ridge_path"]
+Form = Literal["auto", "primal", "dual"]
 
 # Images that are left out in turn: accuracy on 5,000 of more chooses among penalties just as well, in a fraction of the time.
 LEFT_OUT = 5000
 
 
-class RidgeProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class RidgeProbe(LinearClassifier):
     """Linear classifier by ridge regression on one-hot targets of +1 and -1; a scikit-learn estimator.
 
     Minimises |T - Z W - b|^2 + l2 |W|^2 over `coef_` W and `intercept_` b, where Z are the features
@@ -79,19 +76,6 @@ class RidgeProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.l2_ = l2
         self.n_features_in_ = len(self.mean_)
         return self
-
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Scores [n, k], or [n] for two classes (positive for the second), before any argmax."""
-        check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float64, reset=False)
-        scores: np.ndarray = (X - self.mean_) / self.scale_ @ self.coef_.T + self.intercept_
-        return scores[:, 0] if len(self.classes_) == 2 else scores
-
-    def predict(self, X: Any) -> np.ndarray:
-        """The class of the highest score, [n]."""
-        scores = self.decision_function(X)
-        best: np.ndarray = self.classes_[argmax(torch.from_numpy(scores if scores.ndim == 2 else scores[:, None]))]
-        return best
 
 
 def probe_of(path: RidgePath, l2: float) -> RidgeProbe:
@@ -141,21 +125,17 @@ def _dual(X: np.ndarray, y: np.ndarray, l2: np.ndarray, standardize: bool, rows:
     classes, indices = np.unique(y, return_inverse=True)
     labels = torch.from_numpy(indices)
     Z, targets = block_of(X, slice(None)), one_hot(labels, len(classes))
-    mean, intercept = Z.mean(0), targets.mean(0)
-    scaling = ColumnScaling.of(mean, Z.sub(mean).square_().mean(0), standardize, resolution(X))
-    Z = scaling.apply(Z)
-    values, vectors = eigen(gram(Z.T))
-    # Singular vectors and values: Z = V diag(root) B'.
-    root = values.sqrt()
+    intercept, scaling = targets.mean(0), column_scaling(X, standardize, Z.device)
+    values, basis, projected = decomposed(scaling.apply(Z), dual=True)
     return RidgePath(
         l2=l2,
         classes=classes,
         scaling=scaling,
         standardize=standardize,
         n=len(y),
-        basis=(Z.T @ vectors).div_(root),
+        basis=basis,
         eigenvalues=values,
-        targets=root[:, None] * (vectors.T @ (targets - intercept)),
+        targets=projected.T @ (targets - intercept),
         intercept=intercept,
-        left=LeftOut((vectors * root)[rows], labels[rows]),
+        left=LeftOut(projected[rows], labels[rows]),
     )

@@ -18,11 +18,12 @@ from scipy import linalg
 from torch import Tensor
 
 from mixer_probe.errors import MeasureError
-from mixer_probe.probing.path import choose
+from mixer_probe.probing.path import choose, decided_class
 
 if TYPE_CHECKING:
     from mixer_probe.probing.ridge import RidgeProbe
 
+_FULL = ("float64", "int64", "int32")
 # Numbers of one block of scores; larger blocks leave the processor's cache for nothing.
 _BLOCK = 2**22
 # Numbers of weights that are made for all penalties at once, whatever the size of the basis.
@@ -83,6 +84,34 @@ def gram(X: Tensor) -> Tensor:
     """X'X, [p, p] of X [n, p]."""
     # NumPy multiplies a matrix with its own transpose in half the time; torch does not.
     return torch.from_numpy(X.numpy().T @ X.numpy()) if X.device.type == "cpu" else X.T @ X
+
+
+def column_scaling(X: Any, standardize: bool, device: torch.device) -> ColumnScaling:
+    """Means and deviations of the columns of `X` [n, p], in float64 and two passes."""
+    n, p = X.shape
+    mean = torch.zeros(p, dtype=torch.float64, device=device)
+    for rows in blocks(n, p):
+        mean += block_of(X, rows, device).sum(0) / n
+    variance = torch.zeros_like(mean)
+    for rows in blocks(n, p):
+        variance += block_of(X, rows, device).sub_(mean).square_().sum(0) / n
+    return ColumnScaling.of(mean, variance, standardize, resolution(X))
+
+
+def resolution(X: Any) -> float:
+    """The relative size of a last digit of `X`: that of float32 for narrower types too."""
+    return float(np.finfo(np.float64 if str(X.dtype).endswith(_FULL) else np.float32).eps)
+
+
+def decomposed(Z: Tensor, dual: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Nonzero eigenvalues e [r] of Z'Z, their vectors B [p, r] and ZB [n, r] for scaled `Z` [n, p]; from ZZ' if `dual`."""
+    if not dual:
+        values, basis = eigen(gram(Z))
+        return values, basis, Z @ basis
+    values, vectors = eigen(gram(Z.T))
+    # Singular vectors and values: Z = V diag(root) B'.
+    root = values.sqrt()
+    return values, (Z.T @ vectors).div_(root), vectors * root
 
 
 @dataclass(frozen=True)
@@ -227,18 +256,19 @@ class RidgePath:
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """+1 for the class and -1 elsewhere [n, k], float64; one column for two classes, which mirror each other."""
-    hot = torch.full((len(labels), classes), -1.0, dtype=torch.float64, device=labels.device)
-    hot.scatter_(1, labels[:, None], 1.0)
-    return hot[:, 1:] if classes == 2 else hot
+    """+1 for the class and -1 elsewhere [..., k], float64; one column for two classes, which mirror each other."""
+    hot = torch.full((*labels.shape, classes), -1.0, dtype=torch.float64, device=labels.device)
+    hot.scatter_(-1, labels[..., None], 1.0)
+    return hot[..., 1:] if classes == 2 else hot
 
 
 def argmax(scores: Tensor) -> np.ndarray:
-    """Class indices [...] of scores [..., k]; a single column is positive for class 1."""
-    if scores.shape[-1] == 1:
-        return np.asarray((scores[..., 0] > 0).long().cpu().numpy())
+    """`decided_class` of scores [..., k] on any device."""
     # On the CPU NumPy is several times faster here.
-    return np.asarray(scores.numpy().argmax(-1) if scores.device.type == "cpu" else scores.argmax(-1).cpu().numpy())
+    if scores.device.type == "cpu":
+        return decided_class(scores.numpy())
+    best = scores[..., 0] > 0 if scores.shape[-1] == 1 else scores.argmax(-1)
+    return np.asarray(best.long().cpu().numpy())
 
 
 def checked_penalties(l2: Any) -> np.ndarray:

@@ -12,11 +12,11 @@ import pandas as pd
 
 from mixer_probe.errors import MeasureError, UndefinedProbeWarning
 from mixer_probe.models.layer import Layer
-from mixer_probe.probing.controls import layer_columns
 from mixer_probe.probing.layer_probes import Runs, check_runs, check_twin
 from mixer_probe.probing.regression import RidgeFits, classify_with, finite_pair, last_best
-from mixer_probe.probing.ridge import default_l2
 from mixer_probe.probing.scores import wilson_interval
+from mixer_probe.probing.solution import default_l2
+from mixer_probe.probing.tables import layer_columns
 from mixer_probe.probing.targets import Target
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import RepresentationsLike

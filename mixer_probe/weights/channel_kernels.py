@@ -20,8 +20,7 @@ no shape.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,6 +36,7 @@ from mixer_probe.errors import ModelError
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 from mixer_probe.models.structure import Block
+from mixer_probe.models.switches import unfused
 from mixer_probe.weights.kernels import spatial_convolutions
 from mixer_probe.weights.offsets import Grid, offset_mean, offset_pairs, product_offset_sums
 from mixer_probe.weights.token_matrices import spatial_mixers, token_matrices
@@ -287,7 +287,7 @@ def mean_attention(model: Model, images: ImageSource | torch.Tensor, batch_size:
         maps = rows.reshape(n, s, -1, s + layer.prefix_tokens)
         return maps[..., layer.prefix_tokens :].sum(0, dtype=torch.float64).transpose(0, 1)
 
-    with unfused([b.module.get_submodule("attn") for b in blocks]):
+    with unfused(model.module):
         sums, n = _sum_over_images(model, images, layers, total, batch_size)
     return [sums[layer.name] / n for layer in layers]
 
@@ -298,19 +298,6 @@ def _map_layer(model: Model, block: Block) -> Layer:
     heads = int(block.module.get_submodule("attn").num_heads)  # type: ignore[arg-type]
     keys = branch.positions + branch.prefix_tokens
     return replace(branch, name=f"{block.path}.attn.attn_drop", kind="other", channels=heads * keys, axes="BHND")
-
-
-@contextmanager
-def unfused(attentions: Sequence[nn.Module]) -> Iterator[None]:
-    """Inside, attention maps are tensors of their own (not inside a fused kernel); outside, all is as it was."""
-    before = [(module, module.fused_attn) for module in attentions if hasattr(module, "fused_attn")]
-    try:
-        for module, _fused in before:
-            module.fused_attn = False  # type: ignore[assignment]
-        yield
-    finally:
-        for module, fused in before:
-            module.fused_attn = fused
 
 
 # -- shared ----------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mixer_probe.errors import LayerError, closest
 from mixer_probe.models.model import Model
-from mixer_probe.models.trace import blank_images, evaluating, frozen
+from mixer_probe.models.switches import evaluating, frozen
+from mixer_probe.models.trace import blank_images
 from mixer_probe.results import ModelRecord, Result, storable
 from mixer_probe.weights.dependence import Mixes, dependence
 
