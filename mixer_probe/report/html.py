@@ -20,6 +20,9 @@ from mixer_probe.report.section import Section
 from mixer_probe.report.sections import RENDERERS
 from mixer_probe.results import ImagesRecord, Result, write_text_atomically
 
+# Letters of the menu: of a line on a screen as wide as the page, and of the gap between two titles.
+_LINE, _GAP = 115, 3
+
 
 def write_report(
     results: Sequence[Result],
@@ -41,6 +44,7 @@ def write_report(
         .render(
             title=title,
             sections=sections,
+            menu_lines=_menu_lines(sections),
             warnings=list(dict.fromkeys(text for section in sections if section.anchor == "models" for text in section.warnings)),
             settings=_settings(settings or {}),
             credits=_credits(results),
@@ -61,6 +65,11 @@ def make_sections(results: Sequence[Result]) -> list[Section]:
         if found:
             sections += render(found)
     return sections
+
+
+def _menu_lines(sections: Sequence[Section]) -> int:
+    """Lines that the menu takes on a wide screen: a section that is linked to has to open below them."""
+    return 1 + sum(len(section.title) + _GAP for section in sections) // _LINE
 
 
 def versions() -> dict[str, str]:

@@ -538,10 +538,13 @@ def channel_section(results: Sequence[ChannelStatistics]) -> list[Section]:
     picture = Picture(
         channel_depth(results),
         f"Channels after every block over {images_text(first.images)} and all positions (prefix tokens apart).",
-        "Left: the line is the median channel's standard deviation, the band reaches to the largest channel: a wide band means a "
-        "few channels carry most of the variance. Middle: share of values at or below zero, 100 % for a layer that a ReLU shut. "
-        "Right: channels that never change.",
-        "Line plots of channel spread, share of non-positive values and dead channels against relative depth",
+        "Spread: the line is the median channel's standard deviation, the band reaches to the largest channel: a wide band means "
+        "a few channels carry most of the variance. A layer that a ReLU shut has 100 % of its values at or below zero; dead "
+        "channels never change. Heavy tails: a normal distribution has an excess kurtosis of 0. Largest activation: above the "
+        "dashed line it counts as massive. Directions in use: the participation ratio of the covariance, 100 % where all "
+        "directions vary alike.",
+        "Line plots of channel spread, signs, dead channels, tails, largest activations and directions in use against depth",
+        name="channels",
     )
     frame = pd.concat([r.summary() for r in results], ignore_index=True)
     formats = {"depth": "{:.2f}", **dict.fromkeys(("median_std", "largest_std", "share_zero", "share_nonpositive"), "{:.3g}")}
