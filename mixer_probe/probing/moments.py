@@ -44,6 +44,26 @@ class _Sums:
         return cls(shift, shift.new_zeros(0, p), shift.new_zeros(p, p))
 
 
+@dataclass(frozen=True)
+class _Normal:
+    """Normal equations of scaled features Z and centred targets T: `gram` Z'Z [p, p], `towards` Z'T [p, k], `intercept` [k]."""
+
+    gram: Tensor
+    towards: Tensor
+    intercept: Tensor
+    scaling: ColumnScaling
+
+
+@dataclass(frozen=True)
+class Solution:
+    """One ridge classifier: `coefficients` [p, k] in units of the scaled features, `intercept` [k]."""
+
+    classes: np.ndarray
+    scaling: ColumnScaling
+    coefficients: Tensor
+    intercept: Tensor
+
+
 class RidgeMoments:
     """Everything a ridge classifier needs of any number of images, in O(p^2) memory: `update`, `merge`, `compute`."""
 
@@ -132,6 +152,34 @@ class RidgeMoments:
 
     def fit(self, l2: np.ndarray, standardize: bool) -> RidgePath:
         """As `compute`, for penalties [m] that may be 0 and with no image to leave out."""
+        normal = self._normal(standardize)
+        values, vectors = eigen(normal.gram)
+        return RidgePath(
+            l2=l2,
+            classes=self.classes,
+            scaling=normal.scaling,
+            standardize=standardize,
+            n=self.n,
+            basis=vectors,
+            eigenvalues=values,
+            targets=vectors.T @ normal.towards,
+            intercept=normal.intercept,
+        )
+
+    def solve(self, l2: float, standardize: bool) -> Solution:
+        """The classifier for one penalty, from a Cholesky factor, in a fraction of the time of a path.
+
+        Where the factor does not exist, as for l2 = 0 and features that depend on each other, the path has the solution of
+        smallest norm. Raises MeasureError as `compute`."""
+        normal = self._normal(standardize)
+        factor, failed = torch.linalg.cholesky_ex(normal.gram + l2 * torch.eye(len(normal.gram)).to(normal.gram))
+        # An l2 that rounding drowns leaves a factor of noise.
+        if failed or l2 <= len(normal.gram) * np.finfo(float).eps * float(normal.gram.diagonal().sum()):
+            path = self.fit(np.array([l2]), standardize)
+            return Solution(path.classes, path.scaling, path.coefficients(l2), path.intercept)
+        return Solution(self.classes, normal.scaling, torch.cholesky_solve(normal.towards, factor), normal.intercept)
+
+    def _normal(self, standardize: bool) -> _Normal:
         check_two(self.classes)
         assert self._sums is not None
         sums, n = self._sums, self.n
@@ -141,21 +189,11 @@ class RidgeMoments:
         if not torch.isfinite(scatter).all():
             raise MeasureError("the features hold values that are NaN or infinite")
         scaling = ColumnScaling.of(sums.shift + offset, scatter.diagonal() / n, standardize, self._eps)
-        values, vectors = eigen(scatter.div_(scaling.scale).div_(scaling.scale[:, None]))
         # T is 2 (one-hot) - 1 and Z is centred, so Z'T is twice the sums of z by class.
         towards = 2 * (torch.addr(sums.by_class, counts, offset, alpha=-1) / scaling.scale).T
         first = 1 if len(self.classes) == 2 else 0
-        return RidgePath(
-            l2=l2,
-            classes=self.classes,
-            scaling=scaling,
-            standardize=standardize,
-            n=n,
-            basis=vectors,
-            eigenvalues=values,
-            targets=vectors.T @ towards[:, first:],
-            intercept=(2 * counts / n - 1)[first:],
-        )
+        gram = scatter.div_(scaling.scale).div_(scaling.scale[:, None])
+        return _Normal(gram, towards[:, first:], (2 * counts / n - 1)[first:], scaling)
 
 
 def leaving_out(path: RidgePath, X: Any, y: Any) -> RidgePath:

@@ -18,7 +18,7 @@ from sklearn.utils.validation import validate_data
 from mixer_probe.errors import MeasureError
 from mixer_probe.probing.labels import stratified
 from mixer_probe.probing.linear import LinearClassifier
-from mixer_probe.probing.moments import RidgeMoments, check_two, leaving_out
+from mixer_probe.probing.moments import RidgeMoments, Solution, check_two, leaving_out
 from mixer_probe.probing.solution import (
     LeftOut,
     RidgePath,
@@ -65,14 +65,19 @@ class RidgeProbe(LinearClassifier):
             return self._take(path, path.best_l2())
         if not self.l2 >= 0:  # type: ignore[operator]
             raise MeasureError(f"l2 must not be negative, got {self.l2}")
-        path = _fit_path(X, y, np.array([self.l2], dtype=np.float64), self.standardize, self.form, left_out=0)
-        return self._take(path, float(path.l2[0]))
+        l2 = float(self.l2)  # type: ignore[arg-type]
+        if _is_dual(X, self.form):
+            return self._take(_fit_path(X, y, np.array([l2]), self.standardize, self.form, left_out=0), l2)
+        return self._keep(_moments(X, y).solve(l2, self.standardize), l2)
 
     def _take(self, path: RidgePath, l2: float) -> RidgeProbe:
-        self.classes_ = path.classes
-        self.mean_, self.scale_ = path.scaling.mean.cpu().numpy(), path.scaling.scale.cpu().numpy()
-        self.coef_ = path.coefficients(l2).T.cpu().numpy()
-        self.intercept_ = path.intercept.cpu().numpy()
+        return self._keep(Solution(path.classes, path.scaling, path.coefficients(l2), path.intercept), l2)
+
+    def _keep(self, found: Solution, l2: float) -> RidgeProbe:
+        self.classes_ = found.classes
+        self.mean_, self.scale_ = found.scaling.mean.cpu().numpy(), found.scaling.scale.cpu().numpy()
+        self.coef_ = found.coefficients.T.cpu().numpy()
+        self.intercept_ = found.intercept.cpu().numpy()
         self.l2_ = l2
         self.n_features_in_ = len(self.mean_)
         return self
@@ -113,12 +118,20 @@ def _checked(probe: RidgeProbe, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]
 
 def _fit_path(X: np.ndarray, y: np.ndarray, l2: np.ndarray, standardize: bool, form: Form, left_out: int = LEFT_OUT) -> RidgePath:
     rows = stratified(y, left_out) if left_out < len(y) else slice(None)
-    if form == "dual" or (form == "auto" and X.shape[1] > X.shape[0]):
+    if _is_dual(X, form):
         return _dual(X, y, l2, standardize, rows)
+    path = _moments(X, y).fit(l2, standardize)
+    return leaving_out(path, X[rows], y[rows]) if left_out else path
+
+
+def _is_dual(X: np.ndarray, form: Form) -> bool:
+    return form == "dual" or (form == "auto" and X.shape[1] > X.shape[0])
+
+
+def _moments(X: np.ndarray, y: np.ndarray) -> RidgeMoments:
     moments = RidgeMoments()
     moments.update(X, y)
-    path = moments.fit(l2, standardize)
-    return leaving_out(path, X[rows], y[rows]) if left_out else path
+    return moments
 
 
 def _dual(X: np.ndarray, y: np.ndarray, l2: np.ndarray, standardize: bool, rows: slice | np.ndarray) -> RidgePath:

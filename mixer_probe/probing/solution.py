@@ -72,7 +72,7 @@ def blocks(n: int, width: int) -> Iterator[slice]:
 def eigen(gram: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues [r], ascending, and eigenvectors [d, r] of a Gram matrix [d, d], which is destroyed; no rounded zeros."""
     if gram.device.type == "cpu":
-        values, vectors = map(torch.from_numpy, linalg.eigh(gram.numpy(), overwrite_a=True, check_finite=False))
+        values, vectors = map(torch.from_numpy, linalg.eigh(gram.numpy(), driver="evd", overwrite_a=True, check_finite=False))
     else:
         values, vectors = torch.linalg.eigh(gram)
     zero = len(values) * np.finfo(float).eps * float(values[-1].clamp(min=0))

@@ -208,3 +208,28 @@ def test_streamed_layers_that_are_not_finite_are_nan_and_named():
     assert np.isnan(result.accuracy).tolist() == [False, True]
     assert (result.predicted[1] == -1).all()
     assert result.p == (16, 16)
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+@pytest.mark.parametrize("classes", [2, 5])
+def test_one_penalty_has_the_solution_of_the_path(standardize, classes):
+    random = np.random.default_rng(3)
+    X, y = random.normal(size=(90, 12)) * np.arange(1, 13), random.integers(classes, size=90)
+    moments = RidgeMoments()
+    moments.update(X, y)
+    path = moments.compute([0.5], standardize=standardize)
+    found = moments.solve(0.5, standardize)
+    np.testing.assert_allclose(found.coefficients, path.coefficients(0.5), rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(found.intercept, path.intercept)
+
+
+@pytest.mark.parametrize("l2", [0.0, 1e-300])
+def test_features_that_depend_on_each_other_have_the_solution_of_smallest_norm(l2):
+    random = np.random.default_rng(4)
+    X, y = random.normal(size=(60, 6)), random.integers(3, size=60)
+    moments = RidgeMoments()
+    moments.update(np.concatenate([X, X], axis=1), y)
+    Z = np.tile(X - X.mean(axis=0), 2)
+    targets = 2.0 * np.eye(3)[y] - 1
+    expected = np.linalg.pinv(Z) @ (targets - targets.mean(axis=0))
+    np.testing.assert_allclose(moments.solve(l2, standardize=False).coefficients, expected, rtol=0, atol=1e-10)

@@ -1,0 +1,47 @@
+"""The typer application, its consoles, and the options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    help="What did an MLP-Mixer learn, and how does that differ from a ViT and a CNN?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+DEMO_MODELS = ("zoo:mixer-s0", "zoo:vit-s0", "zoo:resnet-s0")
+
+# -- options that several commands share -------------------------------------------------------------------------------
+
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="timm name or name.tag, zoo:NAME, hf-hub:OWNER/REPO or local-dir:FOLDER.")
+]
+ModelNames = Annotated[
+    list[str], typer.Argument(metavar="MODEL...", help="timm names or name.tags, zoo:NAME, hf-hub:OWNER/REPO, local-dir:FOLDER.")
+]
+Pretrained = Annotated[bool, typer.Option("--pretrained/--no-pretrained", help="Trained weights, or random ones.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="A safetensors or weights-only torch file with the model's weights.")]
+Data = Annotated[str, typer.Option(help="demo, photos, a folder of images, or a timm data set (torch/..., hfds/..., wds/...).")]
+Split = Annotated[str | None, typer.Option(help="Split of the data set, such as train, test or validation.")]
+Root = Annotated[str | None, typer.Option(help="Where a timm data set lies on disk.")]
+Limit = Annotated[int | None, typer.Option(help="At most this many images, balanced over classes.")]
+OnError = Annotated[str, typer.Option(help="raise, or skip: leave unreadable images out and count them.")]
+Device = Annotated[str, typer.Option(help="auto, cuda, mps or cpu.")]
+Autocast = Annotated[str | None, typer.Option(help="bfloat16 or float16: run the network in mixed precision.")]
+LAYERS = "blocks, spatial, channel, all, a kind, a name or a glob; several with commas."
+Layers = Annotated[str, typer.Option(help=LAYERS)]
+Measures = Annotated[str, typer.Option(help="A measure, several with commas, or all; cka, procrustes, mutual_knn, rsa, ...")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images a forward pass.")]
+Permutations = Annotated[int, typer.Option(min=0, help="Random pairings of the images for the null.")]
+Resamples = Annotated[int, typer.Option(min=0, help="Random halves of the images for the intervals.")]
+Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
+Out = Annotated[Path, typer.Option(help="Folder for the results.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]

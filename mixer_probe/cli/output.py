@@ -1,0 +1,111 @@
+"""Results on the terminal and in files."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from mixer_probe.cli.options import console
+from mixer_probe.errors import StoreError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from mixer_probe.report.section import Section
+    from mixer_probe.results import Result
+
+
+def write_files(results: Sequence[Result], drawn: dict[str, Figure], out: Path, title: str) -> list[Section]:
+    """A table of each kind of result, results.json, the pictures of the report and those `drawn` besides, and the report."""
+    from mixer_probe.report import make_sections, write_report
+    from mixer_probe.report.section import Picture
+    from mixer_probe.results import save_results, write_text_atomically
+
+    prepare(out)
+    for name, frame in tables_by_kind(results).items():
+        write_text_atomically(out / f"{name}.csv", frame.to_csv(index=False))
+    settings = {"command": " ".join(["mixer-probe", *map(shlex.quote, sys.argv[1:])])}
+    save_results(results, out / "results.json", settings)
+    sections = make_sections(results)
+    pictures = {p.file_name: p.figure for section in sections for p in section.content if isinstance(p, Picture)}
+    for name, figure in (pictures | drawn).items():
+        save_picture(figure, out, name)
+    write_report(results, out / "report.html", title=title, settings=settings)
+    return sections
+
+
+def save_picture(figure: Figure, out: Path, name: str) -> None:
+    """NAME.svg and NAME.png in `out`."""
+    import matplotlib as mpl
+
+    try:
+        # Without a date and with a fixed salt the same numbers give the same file.
+        with mpl.rc_context({"svg.hashsalt": "mixer-probe", "svg.fonttype": "path"}):
+            figure.savefig(out / f"{name}.svg", dpi=160, metadata={"Date": None})
+            figure.savefig(out / f"{name}.png", dpi=160, metadata={"Software": None})
+    except OSError as error:
+        raise StoreError(f"cannot write pictures to {out}: {error.strerror or error}") from error
+
+
+# Columns that a terminal has no room for: names, captions and sentences say the same.
+_WIDE = ("trained", "kind", "p", "n", "n_test", "classes", "chance", "metric", "seeds", "orders", "draws")
+
+
+def print_sections(sections: Sequence[Section], tables: bool = False) -> None:
+    """What the report says, in sentences, and its tables if asked for."""
+    from mixer_probe.report.section import Table as ReportTable
+
+    for section in sections:
+        console.print(section.title, style="bold", markup=False, highlight=False)
+        for paragraph in section.paragraphs:
+            console.print(paragraph, markup=False, highlight=False, soft_wrap=True)
+        for item in section.content if tables else ():
+            if isinstance(item, ReportTable):
+                kept = [i for i, name in enumerate(item.frame.columns) if name not in _WIDE]
+                rows = [[row[i][0] for i in kept] for row in item.rows]
+                print_rows([item.header[i] for i in kept], rows)
+
+
+def tables_by_kind(results: Sequence[Result]) -> dict[str, pd.DataFrame]:
+    """One table for all results of a kind, by the title of the kind as a file name."""
+    import pandas as pd
+
+    kinds = dict.fromkeys(type(r) for r in results)
+    tables = {kind: [r.to_frame() for r in results if type(r) is kind] for kind in kinds}
+    return {kind.title.lower().replace(" ", "-"): pd.concat(t, ignore_index=True) for kind, t in tables.items()}
+
+
+def prepare(out: Path) -> None:
+    """Make the folder. Raises StoreError if it cannot be made."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot make the folder {out}: {error.strerror or error}") from error
+
+
+def print_frame(frame: pd.DataFrame) -> None:
+    """A table with numbers of four digits."""
+    rows = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row] for row in frame.itertuples(index=False)]
+    print_rows([str(column).replace("_", " ") for column in frame.columns], rows)
+
+
+def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table of texts."""
+    table = Table(box=None, pad_edge=False)
+    for column in header:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def print_json(content: Any) -> None:
+    """JSON for a machine, not wrapped to the width of the terminal."""
+    console.file.write(json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,174 @@
+"""`probe`: what can be read from each layer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixer_probe.cli.options import (
+    AsJson,
+    Autocast,
+    BatchSize,
+    Data,
+    Device,
+    Layers,
+    Limit,
+    ModelNames,
+    OnError,
+    Pretrained,
+    Root,
+    Seed,
+    Split,
+    app,
+    console,
+)
+from mixer_probe.cli.output import print_json, print_sections, tables_by_kind, write_files
+from mixer_probe.cli.shared import find_images, model_loaders, study_settings, train_and_test, without_gaps
+from mixer_probe.errors import MeasureError
+
+if TYPE_CHECKING:
+    from mixer_probe.results import Result
+
+
+@app.command(epilog="Example: mixer-probe probe zoo:mixer zoo:vit --what accuracy,fewshot,control --out probes")
+def probe(
+    names: ModelNames,
+    what: Annotated[
+        str | None,
+        typer.Option(
+            help="accuracy (default), fewshot, confusion, calibration, control, mdl, control-mdl, random-labels, positions, "
+            "attentive, patch-position, targets; several with commas, or all."
+        ),
+    ] = None,
+    method: Annotated[str, typer.Option(help="Of accuracy, confusion, calibration: ridge, logistic, knn or centroid.")] = "ridge",
+    shots: Annotated[str | None, typer.Option(help="Images a class of few-shot probes: 1,5,10,25.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Few-shot protocol: big_vision (default), ridge, logistic, knn or centroid.")
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="FILE.csv:COLUMN, or a property such as brightness or hue; may be given again.")
+    ] = None,
+    groups: Annotated[Path | None, typer.Option(help="Table with columns class and group, for control tasks.")] = None,
+    data: Data = "demo",
+    test_data: Annotated[
+        str | None, typer.Option(help="Other images to test on: the probes are fitted on --data, classes matched by name.")
+    ] = None,
+    layers: Layers = "blocks",
+    split: Split = None,
+    test_split: Annotated[str | None, typer.Option(help="Split of --test-data.")] = None,
+    root: Root = None,
+    limit: Limit = None,
+    on_error: OnError = "raise",
+    pretrained: Pretrained = True,
+    baselines: Annotated[bool, typer.Option(help="Also probe every network with random weights, and raw pixels.")] = True,
+    device: Device = "auto",
+    autocast: Autocast = None,
+    batch_size: BatchSize = 64,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for figures, tables, results.json and report.html.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Probes of every layer, with 95 % intervals, against the same network untrained, raw pixels and chance.
+
+    With --out writes every figure as SVG and PNG, the numbers as CSV, results.json and report.html."""
+    from mixer_probe.report import Study
+    from mixer_probe.report.probe_study import read_groups
+
+    settings = study_settings(
+        layers,
+        batch_size=batch_size,
+        seed=seed,
+        baselines=baselines,
+        autocast=autocast,
+        probes=_probes(what, shots or preset, target),
+        probe_method=_probe_method(method, "--method"),
+        few_shot=_probe_method(preset or "big_vision", "--preset", "big_vision"),
+        shots=_shots(shots),
+        targets=_targets(target),
+        groups=groups and str(groups),
+        sampled_probes=False,
+    )
+    loaders = model_loaders(names, pretrained, None, device)
+    if test_data is None:
+        images, train = train_and_test(data, split, root, limit, on_error, seed)
+    else:
+        train, images = (find_images(d, s, root, limit, on_error, seed) for d, s in ((data, split), (test_data, test_split)))
+    study = Study(images, train, settings)
+    # Tables that do not fit are told before any network runs.
+    read_groups(settings.groups)
+    if "targets" in settings.probes:
+        study.find_targets()
+    for load in loaders:
+        study.read(load())
+    study.probe()
+    _deliver_probes(without_gaps(study.results, what == "all"), out, as_json)
+
+
+def _probes(what: str | None, few: Any, target: Any) -> tuple[str, ...]:
+    """Analyses asked for: by name, or by the options that they alone have."""
+    from mixer_probe.report.probe_study import WHAT, check_probes
+
+    if what == "all":
+        return WHAT
+    named = () if what is None else tuple(name.strip() for name in what.split(","))
+    implied = (["fewshot"] if few else []) + (["targets"] if target else [])
+    return check_probes((*named, *implied) or ("accuracy",))
+
+
+def _probe_method(name: str, option: str, *others: str) -> str:
+    from mixer_probe.errors import closest
+    from mixer_probe.probing.methods import FITTERS
+
+    known = (*others, *FITTERS)
+    if name not in known:
+        raise MeasureError(f"{option} is one of {', '.join(known)}, not '{name}'; {closest(name, known)}")
+    return name
+
+
+def _shots(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    counts = [part.strip() for part in text.split(",")]
+    if not all(count.isdecimal() and int(count) for count in counts):
+        raise MeasureError(f"--shots is a list of positive numbers such as 1,5,10,25, not '{text}'")
+    return tuple(sorted({int(count) for count in counts}))
+
+
+def _targets(specs: Sequence[str] | None) -> tuple[str, ...]:
+    from mixer_probe.report.probe_study import check_target
+
+    return tuple(check_target(spec) for spec in dict.fromkeys(specs or ()))
+
+
+def _deliver_probes(results: Sequence[Result], out: Path | None, as_json: bool) -> None:
+    """Files where a folder is given, and JSON, or sentences and the tables that no file holds."""
+    from mixer_probe.report import make_sections
+
+    frames = tables_by_kind(results)
+    sections = make_sections(results) if out is None else write_files(results, {}, out, "Where the class can be read")
+    if out is not None:
+        _write_paths(results, out)
+    if as_json:
+        rows = {name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()}
+        # A single table is a list, as it was when there was no other.
+        print_json(rows if len(rows) > 1 else next(iter(rows.values())))
+        return
+    print_sections(sections, tables=out is None)
+    if out is not None:
+        console.print(str((out / "report.html").resolve()), markup=False, highlight=False, soft_wrap=True)
+
+
+def _write_paths(results: Sequence[Result], out: Path) -> None:
+    """A table of every value of the paths of all probes."""
+    import pandas as pd
+
+    from mixer_probe.probing import ProbeResult
+    from mixer_probe.results import write_text_atomically
+
+    paths = [r.path_frame() for r in results if isinstance(r, ProbeResult)]
+    if paths:
+        write_text_atomically(out / "linear-probes-path.csv", pd.concat(paths, ignore_index=True).to_csv(index=False))

@@ -1,0 +1,163 @@
+"""All analyses at once: `demo`, `report` and `app`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixer_probe.cli.options import (
+    DEMO_MODELS,
+    Autocast,
+    BatchSize,
+    Checkpoint,
+    Data,
+    Device,
+    Layers,
+    Limit,
+    Measures,
+    ModelNames,
+    OnError,
+    Out,
+    Permutations,
+    Pretrained,
+    Resamples,
+    Root,
+    Seed,
+    Split,
+    app,
+    console,
+)
+from mixer_probe.cli.output import prepare
+from mixer_probe.cli.shared import model_loaders, study_settings, train_and_test
+from mixer_probe.cli.similarity import measure_names
+from mixer_probe.errors import StoreError
+
+if TYPE_CHECKING:
+    from mixer_probe.images import Images
+    from mixer_probe.models import Model
+    from mixer_probe.report import StudySettings
+
+
+@app.command(epilog="Example: mixer-probe demo --out demo")
+def demo(out: Out = Path("mixer-probe-demo"), device: Device = "auto", seed: Seed = 0) -> None:
+    """All analyses of the bundled Mixer, ViT and ResNet on the bundled images: report.html and results.json."""
+    settings = study_settings("blocks", batch_size=50, seed=seed)
+    images, train = train_and_test("demo", None, None, None, "raise", seed)
+    loaders = model_loaders(DEMO_MODELS, True, None, device)
+    title = "What a Mixer, a ViT and a ResNet learned from CIFAR-10"
+    _write_study(loaders, images, train, settings, out, title, DEMO_MODELS, {"device": device})
+
+
+@app.command(epilog="Example: mixer-probe report mixer_b16_224 vit_base_patch16_224 --data photos --out report")
+def report(
+    names: ModelNames,
+    data: Data = "demo",
+    layers: Layers = "blocks",
+    split: Split = None,
+    root: Root = None,
+    limit: Limit = None,
+    on_error: OnError = "raise",
+    pretrained: Pretrained = True,
+    checkpoint: Checkpoint = None,
+    baselines: Annotated[bool, typer.Option(help="Also look at every trained network with random weights.")] = True,
+    device: Device = "auto",
+    autocast: Autocast = None,
+    batch_size: BatchSize = 32,
+    measure: Measures = "cka,procrustes,mutual_knn",
+    permutations: Permutations = 100,
+    resamples: Resamples = 100,
+    seed: Seed = 0,
+    out: Out = Path("mixer-probe-report"),
+) -> None:
+    """All analyses of the models of your choice: report.html and results.json."""
+    measures = measure_names(measure)
+    images, train = train_and_test(data, split, root, limit, on_error, seed)
+    settings = study_settings(
+        layers,
+        batch_size=batch_size,
+        permutations=permutations,
+        seed=seed,
+        baselines=baselines,
+        autocast=autocast,
+        measures=measures,
+        resamples=resamples,
+    )
+    loaders = model_loaders(names, pretrained, checkpoint, device)
+    loading = {"pretrained": pretrained, "checkpoint": checkpoint and str(checkpoint), "device": device}
+    title = f"Inside {', '.join(names)}" if len(names) < 4 else f"Inside {len(names)} networks: {', '.join(names)}"
+    _write_study(loaders, images, train, settings, out, title, names, loading)
+
+
+def _write_study(
+    loaders: Sequence[Callable[[], Model]],
+    images: Images,
+    train: Images | None,
+    settings: StudySettings,
+    out: Path,
+    title: str,
+    names: Sequence[str],
+    loading: dict[str, Any],
+) -> None:
+    from mixer_probe.report import run_study, write_report
+    from mixer_probe.results import save_results
+
+    prepare(out)
+    results = run_study(loaders, images, train, settings, store=out / "runs")
+    again = _how_again(names, images, train, settings, loading)
+    save_results(results, out / "results.json", again)
+    page = write_report(results, out / "report.html", title=title, settings=again)
+    console.print(str(page.resolve()), markup=False, highlight=False, soft_wrap=True)
+
+
+def _how_again(
+    names: Sequence[str], images: Images, train: Images | None, settings: StudySettings, loading: dict[str, Any]
+) -> dict[str, Any]:
+    """The command line as given, the same as a script, and the settings as data."""
+    from dataclasses import asdict
+
+    from mixer_probe.results import to_dict
+
+    arguments = "".join(f", {k}={v!r}" for k, v in loading.items() if v is not None)
+    chosen = ",\n".join(f"    {k}={v!r}" for k, v in asdict(settings).items())
+    listed = "\n".join(f"    {name!r}," for name in names)
+    fit = "None" if train is None else f'mp.load_images("{train.name}", split="{train.split}")'
+    source = f'mp.load_images("{images.name}", split={images.split or None!r}, limit={images.limit!r}, seed={images.seed})'
+    script = f"""import mixer_probe as mp
+from mixer_probe.report import StudySettings, run_study
+
+names = [
+{listed}
+]
+models = [mp.load_model(name{arguments}) for name in names]
+images = {source}
+train = {fit}
+settings = StudySettings(
+{chosen},
+)
+results = run_study(models, images, train, settings)
+mp.write_report(results, "report.html")
+"""
+    command = " ".join(["mixer-probe", *map(shlex.quote, sys.argv[1:])])
+    return {"command": command, "script": script, "images": to_dict(images.record), "study": asdict(settings)}
+
+
+@app.command(name="app", epilog="Example: mixer-probe app")
+def open_app(port: Annotated[int, typer.Option(help="Port on this machine.")] = 8501) -> None:
+    """Open the app in the browser; it listens on this machine only."""
+    import subprocess
+
+    command = [sys.executable, "-m", "streamlit", "run", str(_app_file()), "--server.address", "localhost"]
+    sys.exit(subprocess.call([*command, "--server.port", str(port), "--browser.gatherUsageStats", "false"]))
+
+
+def _app_file() -> Path:
+    package = Path(__file__).parent.parent
+    for candidate in (package / "_app" / "Home.py", package.parent / "app" / "Home.py"):
+        if candidate.is_file():
+            return candidate
+    raise StoreError("the app is not part of this installation; install mixer_probe from its wheel or its repository")

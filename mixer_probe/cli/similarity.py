@@ -1,0 +1,182 @@
+"""`compare`: where two networks agree."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixer_probe.cli.options import (
+    LAYERS,
+    AsJson,
+    Autocast,
+    BatchSize,
+    Data,
+    Device,
+    Limit,
+    Measures,
+    OnError,
+    Permutations,
+    Pretrained,
+    Resamples,
+    Root,
+    Seed,
+    Split,
+    app,
+    console,
+)
+from mixer_probe.cli.output import prepare, save_picture
+from mixer_probe.cli.shared import chosen_layers, find_images
+from mixer_probe.errors import MeasureError
+
+if TYPE_CHECKING:
+    from mixer_probe.capture import Representations
+    from mixer_probe.images import Images
+    from mixer_probe.similarity import SimilarityMatrix
+
+
+@app.command(epilog="Example: mixer-probe compare zoo:mixer zoo:vit --measure cka,procrustes --out similarity")
+def compare(
+    model_a: Annotated[str, typer.Argument(metavar="A", help="A model, or a stored run.")],
+    model_b: Annotated[str, typer.Argument(metavar="B", help="Another model or stored run.")],
+    data: Data = "demo",
+    measure: Measures = "cka",
+    estimator: Annotated[str, typer.Option(help="Of CKA: unbiased or biased.")] = "unbiased",
+    kernel: Annotated[str, typer.Option(help="Of CKA: linear or rbf.")] = "linear",
+    method: Annotated[str, typer.Option(help="Of CKA: auto, gram, moments or minibatch.")] = "auto",
+    layers: Annotated[str | None, typer.Option(help=f"{LAYERS} (default: blocks; of a stored run, all it has)")] = None,
+    reduce: Annotated[
+        str | None, typer.Option(help="As in extract: mean, prefix or none (default: none with --grid, else mean)")
+    ] = None,
+    grid: Annotated[str | None, typer.Option(help="Average positions over the cells of a common grid: 7, or 7x7.")] = None,
+    without_top_pc: Annotated[int, typer.Option(min=0, help="Leave out that many leading principal components.")] = 0,
+    split: Split = None,
+    root: Root = None,
+    limit: Limit = None,
+    on_error: OnError = "raise",
+    pretrained: Pretrained = True,
+    device: Device = "auto",
+    autocast: Autocast = None,
+    batch_size: BatchSize = 64,
+    permutations: Permutations = 100,
+    resamples: Resamples = 100,
+    seed: Seed = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results (default: mixer-probe-compare; with --json none).")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Similarity of every layer of A with every layer of B by one measure or several, with null and interval.
+
+    Writes similarity.csv, results.json, similarity.svg, similarity.png and report.html."""
+    import mixer_probe as mp
+
+    names, cells = measure_names(measure), _grid(grid, reduce)
+    load = partial(find_images, data, split, root, limit, on_error, seed)
+    kept = reduce or ("none" if cells else None)
+    find = partial(_representations, load=load, layers=layers, reduce=kept, pretrained=pretrained, device=device)
+    a, b = (find(source, autocast=autocast, batch_size=batch_size) for source in (model_a, model_b))
+    matrices = mp.compare(  # type: ignore[call-overload]
+        a,
+        b,
+        names,
+        estimator=estimator,
+        kernel=kernel,
+        method=method,
+        permutations=permutations,
+        resamples=resamples,
+        without_top_pc=without_top_pc,
+        grid=cells,
+        seed=seed,
+    )
+    _deliver_similarity(matrices, out or (None if as_json else Path("mixer-probe-compare")), as_json)
+
+
+def measure_names(text: str) -> tuple[str, ...]:
+    """Names of measures; an unknown one is told before any network runs."""
+    from mixer_probe.similarity import MEASURES, find_measure
+
+    if text == "all":
+        return tuple(MEASURES)
+    return tuple(find_measure(name.strip()).name for name in dict.fromkeys(text.split(",")))
+
+
+def _grid(text: str | None, reduce: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    if reduce not in (None, "none"):
+        raise MeasureError(f"--grid needs --reduce none: with --reduce {reduce} no positions are left to average")
+    sizes = text.lower().replace("×", "x").split("x")
+    if len(sizes) > 2 or not all(size.strip().isdigit() and int(size) for size in sizes):
+        raise MeasureError(f"--grid is a number of rows and columns such as 7 or 7x7, not '{text}'")
+    return int(sizes[0]), int(sizes[-1])
+
+
+def _deliver_similarity(matrices: Sequence[SimilarityMatrix], out: Path | None, as_json: bool) -> None:
+    """Files where a folder is given, and JSON or sentences."""
+    import pandas as pd
+
+    from mixer_probe.report import write_report
+    from mixer_probe.report.sections_similarity import agreement, disagreement
+    from mixer_probe.results import save_results, write_text_atomically
+
+    frame = pd.concat([m.to_frame() for m in matrices], ignore_index=True)
+    if out is not None:
+        prepare(out)
+        settings = {"command": " ".join(["mixer-probe", *map(shlex.quote, sys.argv[1:])])}
+        write_text_atomically(out / "similarity.csv", frame.to_csv(index=False))
+        save_results(matrices, out / "results.json", settings)
+        _save_pictures(matrices, out)
+        write_report(matrices, out / "report.html", title="Where two networks agree", settings=settings)
+    if as_json:
+        console.file.write(frame.to_json(orient="records") + "\n")
+        return
+    sentences = [agreement(m) for m in matrices] + ([disagreement(matrices)] if len(matrices) > 1 else [])
+    sentences[-1] += f" Written to {out}."
+    for sentence in sentences:
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+def _save_pictures(matrices: Sequence[SimilarityMatrix], out: Path) -> None:
+    """similarity.svg and similarity.png: a heatmap with the best matches, or one panel a measure."""
+    from mixer_probe.figures import similarity_heatmaps, similarity_measures
+
+    figure = similarity_measures(matrices) if len(matrices) > 1 else similarity_heatmaps(matrices, paths=True)
+    save_picture(figure, out, "similarity")
+
+
+def _representations(
+    source: str,
+    *,
+    load: Callable[[], Images],
+    layers: str | None,
+    reduce: str | None,
+    pretrained: bool,
+    device: str,
+    autocast: str | None,
+    batch_size: int,
+) -> Representations:
+    """Of a model by name, or of a stored run by path."""
+    import mixer_probe as mp
+
+    if Path(source).is_dir():
+        return _stored(source, layers, reduce)
+    model = mp.load_model(source, pretrained=pretrained, device=device)
+    chosen = chosen_layers(layers or "blocks")
+    kept: Any = reduce or "mean"
+    return mp.extract(model, load(), chosen, reduce=kept, batch_size=batch_size, autocast=autocast)
+
+
+def _stored(source: str, layers: str | None, reduce: str | None) -> Representations:
+    """A stored run, or some layers of it. Raises MeasureError if its positions were reduced in another way."""
+    import mixer_probe as mp
+
+    run = mp.open_run(source)
+    if reduce not in (None, run.reduce):
+        raise MeasureError(f"the run {source} holds positions reduced by '{run.reduce}', not '{reduce}': extract it again")
+    return run if layers is None else run.only(layers.split(","))

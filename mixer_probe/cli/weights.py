@@ -1,0 +1,88 @@
+"""`weights`: what the weights alone say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixer_probe.cli.options import (
+    AsJson,
+    Checkpoint,
+    Device,
+    Limit,
+    ModelNames,
+    OnError,
+    Out,
+    Pretrained,
+    Root,
+    Seed,
+    Split,
+    app,
+    console,
+)
+from mixer_probe.cli.output import print_json, print_sections, tables_by_kind, write_files
+from mixer_probe.cli.shared import find_images, model_loaders
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from mixer_probe.models import Model
+    from mixer_probe.results import Result
+
+
+@app.command(epilog="Example: mixer-probe weights zoo:mixer --what units,kernels --block 1 --out weights")
+def weights(
+    names: ModelNames,
+    what: Annotated[
+        str, typer.Option(help="anatomy, units, kernels, tying, stem, positions, spectra; several with commas, or all.")
+    ] = "all",
+    block: Annotated[int | None, typer.Option(help="Also draw this block alone; -1 is the last.")] = None,
+    data: Annotated[str, typer.Option(help="Images for the kernels of Mixers and ViTs that tying measures on data.")] = "demo",
+    split: Split = None,
+    root: Root = None,
+    limit: Limit = 64,
+    on_error: OnError = "raise",
+    pretrained: Pretrained = True,
+    checkpoint: Checkpoint = None,
+    baselines: Annotated[bool, typer.Option(help="Also look at every trained network with random weights.")] = True,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    out: Out = Path("weights"),
+    as_json: AsJson = False,
+) -> None:
+    """What the weights alone say: token-mixing units, kernels and their tying, stem, positions, spectra, anatomy.
+
+    Writes every figure as SVG and PNG, the numbers as CSV, results.json and report.html."""
+    from mixer_probe.report.weight_study import block_path, block_pictures, check_what, weight_results
+
+    chosen = None if what == "all" else check_what([name.strip() for name in what.split(",")])
+    images = find_images(data, split, root, limit, on_error, seed) if chosen is None or "tying" in chosen else None
+    results: list[Result] = []
+    drawn: dict[str, Figure] = {}
+    for load in model_loaders(names, pretrained, checkpoint, device):
+        model = load()
+        path = None if block is None else block_path(model, block)
+        twins = [model.untrained()] if baselines and model.weights.trained else []
+        found = weight_results([model, *twins], chosen, images)
+        drawn |= {} if path is None else block_pictures([r for r in found if _is_of(r, model)], path)
+        results += found
+    _deliver_weights(results, drawn, out, as_json)
+
+
+def _is_of(result: Any, model: Model) -> bool:
+    return getattr(result, "model", None) == model.record
+
+
+def _deliver_weights(results: Sequence[Result], drawn: dict[str, Figure], out: Path, as_json: bool) -> None:
+    """Files for all results, and tables of a few lines a network, or all rows as JSON."""
+    sections = write_files(results, drawn, out, "What the weights say")
+    if as_json:
+        rows = {name: json.loads(frame.to_json(orient="records")) for name, frame in tables_by_kind(results).items()}
+        print_json(rows)
+        return
+    print_sections(sections)
+    console.print(str((out / "report.html").resolve()), markup=False, highlight=False, soft_wrap=True)
