@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= mixer-probe-demo
 
-.PHONY: demo test app bench bench-similarity bench-probes gpu-test lint format clean
+.PHONY: demo test app bench bench-similarity bench-probes bench-channels gpu-test lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mixer-probe demo --out $(OUT)
@@ -24,6 +24,9 @@ bench-similarity: $(VENV)/.dev
 
 bench-probes: $(VENV)/.dev
 	$(BIN)/python tests/benchmarks/bench_probes.py
+
+bench-channels: $(VENV)/.dev
+	$(BIN)/python tests/benchmarks/bench_channels.py
 
 gpu-test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu

@@ -9,16 +9,29 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixer_probe import attribution, channels, figures, probing, similarity, weights, zoo
+    from mixer_probe import (
+        attribution,
+        channels,
+        cost,
+        figures,
+        invariance,
+        probing,
+        report,
+        similarity,
+        visualization,
+        weights,
+        zoo,
+    )
     from mixer_probe.attribution import attribute
     from mixer_probe.capture import Representations, extract, open_run
-    from mixer_probe.channels import channel_partners, channel_statistics, class_selectivity, top_images
-    from mixer_probe.images import Images, load_images
+    from mixer_probe.channels import channel_partners, channel_statistics, class_selectivity, dissect, top_images
+    from mixer_probe.images import Images, load_concepts, load_images
     from mixer_probe.models import Layer, Model, list_models, load_model
     from mixer_probe.probing import linear_probe
     from mixer_probe.report import write_report
     from mixer_probe.results import load_results, save_results
     from mixer_probe.similarity import cka, compare, compare_models
+    from mixer_probe.visualization import visualize
     from mixer_probe.weights import (
         anatomy,
         as_convolution,
@@ -33,16 +46,29 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "mixer_probe": ("attribution", "channels", "figures", "probing", "similarity", "weights", "zoo"),
+    "mixer_probe": (
+        "attribution",
+        "channels",
+        "cost",
+        "figures",
+        "invariance",
+        "probing",
+        "report",
+        "similarity",
+        "visualization",
+        "weights",
+        "zoo",
+    ),
     "mixer_probe.attribution": ("attribute",),
     "mixer_probe.capture": ("Representations", "extract", "open_run"),
-    "mixer_probe.channels": ("channel_partners", "channel_statistics", "class_selectivity", "top_images"),
-    "mixer_probe.images": ("Images", "load_images"),
+    "mixer_probe.channels": ("channel_partners", "channel_statistics", "class_selectivity", "dissect", "top_images"),
+    "mixer_probe.images": ("Images", "load_concepts", "load_images"),
     "mixer_probe.models": ("Layer", "Model", "list_models", "load_model"),
     "mixer_probe.probing": ("linear_probe",),
     "mixer_probe.report": ("write_report",),
     "mixer_probe.results": ("load_results", "save_results"),
     "mixer_probe.similarity": ("cka", "compare", "compare_models"),
+    "mixer_probe.visualization": ("visualize",),
     "mixer_probe.weights": (
         "anatomy",
         "as_convolution",
@@ -73,23 +99,30 @@ __all__ = [
     "class_selectivity",
     "compare",
     "compare_models",
+    "cost",
+    "dissect",
     "extract",
     "figures",
+    "invariance",
     "kernel_tying",
     "linear_probe",
     "list_models",
+    "load_concepts",
     "load_images",
     "load_model",
     "load_results",
     "open_run",
     "position_embeddings",
     "probing",
+    "report",
     "save_results",
     "similarity",
     "spatial_kernels",
     "stem_filters",
     "token_mixing",
     "top_images",
+    "visualization",
+    "visualize",
     "weight_spectra",
     "weights",
     "write_report",

@@ -78,6 +78,10 @@ class UndefinedChannelsWarning(MixerProbeWarning):
     """Channels that are constant or not finite, which select no class and correlate with nothing; these are NaN."""
 
 
+class UndefinedConceptsWarning(MixerProbeWarning):
+    """Concepts that are in no image, which no channel can mark; these are NaN."""
+
+
 class UnconvergedWarning(MixerProbeWarning):
     """A fit that ended before its gradient was as small as asked for."""
 
@@ -88,6 +92,14 @@ class IncompleteAttributionWarning(MixerProbeWarning):
 
 class EmptyAttributionWarning(MixerProbeWarning):
     """Images whose attribution is zero everywhere, so that it ranks no pixel above another."""
+
+
+class UndefinedInvarianceWarning(MixerProbeWarning):
+    """Networks right no more often than chance, or right on all images or none: what a distortion takes is not defined there."""
+
+
+class UndefinedVisualizationWarning(MixerProbeWarning):
+    """Units that no pixel moves, so that no image excites them more than another; their activations are NaN."""
 
 
 def closest(name: str, known: Iterable[str], n: int = 5) -> str:

@@ -25,13 +25,27 @@ import pandas as pd
 from mixer_probe.errors import StoreError, closest
 
 FORMAT = "mixer-probe results 1"
+# What a report calls its results in its folder.
+FILE_NAME = "results.json"
 # Small arrays stay readable in the file; large ones are stored exactly and compactly.
 _INLINE_VALUES = 2048
 
 # A key that no field can have.
 _TYPE = "$type"
 
-_PACKAGES = ("models", "capture", "weights", "similarity", "probing", "channels", "attribution", "report")
+_PACKAGES = (
+    "models",
+    "capture",
+    "weights",
+    "similarity",
+    "probing",
+    "channels",
+    "attribution",
+    "invariance",
+    "visualization",
+    "cost",
+    "report",
+)
 
 _KINDS: dict[str, type[Any]] = {}
 T = TypeVar("T", bound=type[Any])
@@ -166,30 +180,59 @@ def _array_from_dict(data: dict[str, Any]) -> np.ndarray:
     return np.array(data["values"], dtype=data["dtype"]).reshape(data["shape"])
 
 
-def save_results(results: Iterable[Result], path: str | os.PathLike[str], settings: Mapping[str, Any] | None = None) -> Path:
+@dataclass(frozen=True)
+class SavedResults:
+    """A results file: its results, what it takes to make them again, and the title of their report ("" for none)."""
+
+    results: tuple[Any, ...]
+    settings: dict[str, Any]
+    title: str = ""
+
+
+def save_results(
+    results: Iterable[Result], path: str | os.PathLike[str], settings: Mapping[str, Any] | None = None, title: str = ""
+) -> Path:
     """Write results as one JSON file, whole or not at all. Raises StoreError if it cannot be written."""
-    content = {"format": FORMAT, "settings": dict(settings or {}), "results": [to_dict(r) for r in results]}
+    content = {"format": FORMAT, "title": title, "settings": dict(settings or {}), "results": [to_dict(r) for r in results]}
     return write_text_atomically(Path(path), json.dumps(content, allow_nan=False))
 
 
 def load_results(path: str | os.PathLike[str]) -> tuple[Any, ...]:
-    """The results of a file written by `save_results` or a report.
+    """The results of a file written by `save_results` or a report, or of the folder of a report.
 
     Raises StoreError if the file is missing, no JSON, or of another format."""
+    return open_results(path).results
+
+
+def open_results(path: str | os.PathLike[str]) -> SavedResults:
+    """A results file, or that in the folder of a report, with its settings. Raises as `load_results`."""
+    content = _read(Path(path))
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        results = tuple(from_dict(r) for r in content["results"])
+        return SavedResults(results, dict(content.get("settings") or {}), str(content.get("title") or ""))
+    except StoreError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{path} is damaged: {type(error).__name__} {error}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.is_dir() and not (path / FILE_NAME).exists():
+        raise StoreError(f"cannot read results from {path}: there is no {FILE_NAME} in this folder; give that of a report")
+    try:
+        content = json.loads((path / FILE_NAME if path.is_dir() else path).read_text(encoding="utf-8"))
     except OSError as error:
         raise StoreError(f"cannot read results from {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise StoreError(f"{path} is not a results file: it is no valid JSON ({error})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise StoreError(f"{path} is not a results file of this version (expected format '{FORMAT}')")
-    try:
-        return tuple(from_dict(r) for r in content["results"])
-    except StoreError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{path} is damaged: {type(error).__name__} {error}") from error
+        raise StoreError(f"{path} is not a results file of this version (expected format '{FORMAT}'{_found(content)})")
+    return content
+
+
+def _found(content: Any) -> str:
+    found = content.get("format") if isinstance(content, dict) else None
+    return f", found '{found}'" if isinstance(found, str) else ""
 
 
 def write_text_atomically(path: Path, text: str) -> Path:

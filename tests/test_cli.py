@@ -41,7 +41,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return Run(monkeypatch, capsys)
 
 
-COMMANDS = ["demo", "models", "inspect", "extract", "compare", "probe", "weights", "report", "app"]
+COMMANDS = ["demo", "models", "inspect", "extract", "compare", "probe", "weights", "channels", "report", "app"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

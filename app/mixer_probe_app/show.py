@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import pandas as pd
@@ -71,7 +72,8 @@ def sections(found: Sequence[Section], key: Hashable) -> None:
 
 def _item(item: Picture | Table, key: Hashable, name: str) -> None:
     if isinstance(item, Picture):
-        figure(partial(_drawn, item), key, name, f"{item.shows} How to read it: {item.reading}")
+        with st.expander(plain(item.shows)) if item.folded else nullcontext():
+            figure(partial(_drawn, item), key, name, f"{item.shows} How to read it: {item.reading}")
     elif item.folded:
         folded_table(item.caption, _texts(item))
     else:

@@ -7,6 +7,7 @@ from mixer_probe.attribution.curves import PerturbationCurves, perturbation_curv
 from mixer_probe.attribution.maps import pool, spearman, ssim
 from mixer_probe.attribution.methods import METHODS, allowed_methods
 from mixer_probe.attribution.network import patch_grid
+from mixer_probe.attribution.panel import AttributionPanel, attribution_panel
 from mixer_probe.attribution.randomisation import RandomisationCheck, randomisation_check
 from mixer_probe.attribution.robustness import Faithfulness, faithfulness
 
@@ -14,6 +15,7 @@ __all__ = [
     "METHODS",
     "Agreement",
     "Attribution",
+    "AttributionPanel",
     "Conductance",
     "Faithfulness",
     "PerturbationCurves",
@@ -21,6 +23,7 @@ __all__ = [
     "agreement",
     "allowed_methods",
     "attribute",
+    "attribution_panel",
     "faithfulness",
     "layer_conductance",
     "patch_grid",

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from mixer_probe.attribution.baselines import make_baseline
 from mixer_probe.attribution.maps import pool
-from mixer_probe.attribution.methods import METHODS, Explained, Method, Run, find_method, make_run, relative_gap
+from mixer_probe.attribution.methods import METHODS, Explained, Method, Run, find_method, make_run
 from mixer_probe.attribution.network import Target, Targets, chosen, explaining, logits_of, patch_grid, seeded, target_logits
+from mixer_probe.attribution.path import relative_gap
 from mixer_probe.capture import ImageSource, as_source
 from mixer_probe.capture.stream import transform_of
 from mixer_probe.errors import EmptyAttributionWarning, ImagesError, IncompleteAttributionWarning, MeasureError
@@ -167,7 +168,7 @@ def _piece(method: Method, run: Run, x: Tensor, targets: Targets, start: int, se
         logits = logits_of(run.model, x)
     wanted = targets.of(logits, start)
     if start == 0:
-        _check_gradient(run, x, wanted)
+        check_gradient(run.model, x, wanted)
     with seeded(seed + start, x.device):
         found = method.explain(run, x, wanted)
     steps = torch.zeros(len(x), dtype=torch.int64) if found.steps is None else found.steps
@@ -182,13 +183,14 @@ def _piece(method: Method, run: Run, x: Tensor, targets: Targets, start: int, se
     )
 
 
-def _check_gradient(run: Run, x: Tensor, targets: Tensor) -> None:
+def check_gradient(model: Model, x: Tensor, targets: Tensor) -> None:
+    """Raise MeasureError if no pixel of any image moves the logit of its target."""
     x = x.detach().clone().requires_grad_()
-    logits = chosen(logits_of(run.model, x), targets)
+    logits = chosen(logits_of(model, x), targets)
     gradient = torch.autograd.grad(logits.sum(), x)[0] if logits.requires_grad else torch.zeros_like(x)
     if not bool(gradient.any()):
         raise MeasureError(
-            f"every gradient of {run.model.name}'s logits is 0, so that no pixel can be held responsible: its head is zero, as "
+            f"every gradient of {model.name}'s logits is 0, so that no pixel can be held responsible: its head is zero, as "
             "timm's untrained networks have it; load trained weights, or draw the head's weights at random"
         )
 
@@ -242,7 +244,11 @@ def _judge(method: Method, run: Run, result: Attribution) -> None:
     gap, difference = (torch.from_numpy(a) for a in (result.convergence_delta, result.logit_difference))
     off = (relative_gap(gap, difference) > run.options["tolerance"]).sum().item() if method.complete else 0
     if off:
-        advice = "more max_steps" if method.name == "integrated_gradients" else "'integrated_gradients'"
+        advice = (
+            "more max_steps, or another baseline where the logit jumps beside this one"
+            if method.name == "integrated_gradients"
+            else "'integrated_gradients'"
+        )
         warnings.warn(
             f"{method.name} of {result.model.name}: {off} of {n} maps miss the logit difference by more than "
             f"{run.options['tolerance']:.0%}, at most by {np.nanmax(result.relative_delta):.1%}; take {advice}",

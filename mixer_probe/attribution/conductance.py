@@ -7,7 +7,7 @@ connection is no such cut: its sum is the share that flows through it."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,9 +16,9 @@ import torch
 from captum.attr import LayerConductance as CaptumConductance
 from torch import Tensor
 
-from mixer_probe.attribution.attributions import batches_of
+from mixer_probe.attribution.attributions import batches_of, check_gradient
 from mixer_probe.attribution.baselines import Baseline, make_baseline
-from mixer_probe.attribution.network import Target, Targets, explaining, logits_of, target_logits
+from mixer_probe.attribution.network import Target, Targets, explaining, logits_of, patch_grid, target_logits
 from mixer_probe.capture import ImageSource, as_source
 from mixer_probe.capture.views import positions_and_prefix
 from mixer_probe.errors import LayerError, MeasureError
@@ -26,12 +26,18 @@ from mixer_probe.models.layer import Axes, Layer
 from mixer_probe.models.model import Model
 from mixer_probe.models.switches import not_in_place
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
+from mixer_probe.weights.token_matrices import token_matrices
+
+# Units of every block whose maps are kept.
+_MAPS = 6
 
 
 @dataclass(frozen=True)
 class Conductance(Result):
     """Conductance [image, unit] of every layer, in logits: token-mixing hidden units summed over channels, the channels of
-    other layers over positions (prefix tokens included). `logit_difference` [image] is what all paths carry together."""
+    other layers over positions (prefix tokens included). `logit_difference` [image] is what all paths carry together.
+    `unit_maps` has what the busiest token-mixing units of every layer read [unit, rows, columns], the busiest first; it is empty
+    for other layers."""
 
     title: ClassVar[str] = "Layer conductance"
 
@@ -44,6 +50,21 @@ class Conductance(Result):
     targets: np.ndarray
     logit_difference: np.ndarray
     values: tuple[np.ndarray, ...]
+    unit_maps: tuple[np.ndarray, ...] = ()
+
+    def share(self, i: int) -> np.ndarray:
+        """Share of layer i's conductance that flows through each unit [unit]: |value| over its sum, averaged over images.
+
+        An image without any conductance is left out; where there is no other, shares are NaN."""
+        size = np.abs(self.values[i].astype(np.float64))
+        size = size[size.sum(1) > 0]
+        share: np.ndarray = (size / size.sum(1, keepdims=True)).mean(0) if len(size) else np.full(self.values[i].shape[1], np.nan)
+        return share
+
+    def busiest(self, i: int, count: int) -> np.ndarray:
+        """The units of layer i with the largest shares, the largest first [count]."""
+        order: np.ndarray = np.argsort(-self.share(i), kind="stable")[:count]
+        return order
 
     def to_frame(self) -> pd.DataFrame:
         """One row a layer and unit: mean over images, mean magnitude, and share of images that it speaks for the class."""
@@ -59,6 +80,7 @@ class Conductance(Result):
                 "unit": np.arange(values.shape[1]),
                 "mean": values.mean(0),
                 "mean_magnitude": np.abs(values).mean(0),
+                "share": self.share(i),
                 "share_positive": (values > 0).mean(0),
                 "n_images": len(values),
             }
@@ -78,14 +100,14 @@ def layer_conductance(
     """Conductance of hidden units, by default of those of every token-mixing MLP (`mlp_tokens.act`).
 
     Raises MeasureError for layers=None on a network without token-mixing MLPs, LayerError for modules that run several times
-    a pass, and as `attribute` does for targets."""
+    a pass, and as `attribute` does for targets and networks whose gradients are all zero."""
     source = as_source(images)
     selected = model.select(layers if layers is not None else _hidden_layers(model))
     _check_calls(selected)
     base = make_baseline(baseline, model.input)
     targets = Targets(model, source, target)
     found = list(_pieces(model, source, selected, targets, base, n_steps, batch_size))
-    return Conductance(
+    result = Conductance(
         model=model.record,
         images=source.record,
         layers=selected,
@@ -95,6 +117,16 @@ def layer_conductance(
         targets=np.concatenate([piece[0] for piece in found]),
         logit_difference=np.concatenate([piece[1] for piece in found]),
         values=tuple(np.concatenate([piece[2][i] for piece in found]) for i in range(len(selected))),
+    )
+    return result if layers is not None else replace(result, unit_maps=_unit_maps(model, result))
+
+
+def _unit_maps(model: Model, result: Conductance) -> tuple[np.ndarray, ...]:
+    """What the busiest units of every block read, from the rows of the first token-mixing layer."""
+    grid = patch_grid(model)
+    read = {f"{one.block}.mlp_tokens.act": one.read for one in token_matrices(model)}
+    return tuple(
+        read[layer.name][result.busiest(i, _MAPS)].reshape(-1, *grid).astype(np.float32) for i, layer in enumerate(result.layers)
     )
 
 
@@ -119,6 +151,8 @@ def _pieces(
             with torch.no_grad():
                 logits = logits_of(model, x)
             wanted = targets.of(logits, start)
+            if start == 0:
+                check_gradient(model, x, wanted)
             before, after = (target_logits(model, images, wanted, chunk) for images in (base.of(x), x))
             values = [_units(model, layer, x, wanted, base, n_steps, chunk) for layer in layers]
         yield wanted.cpu().numpy(), (after - before).cpu().numpy(), values

@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 import torch.nn.functional as F
-from captum.attr import DeepLift, IntegratedGradients, NoiseTunnel, Occlusion, Saliency
+from captum.attr import DeepLift, NoiseTunnel, Occlusion, Saliency
 from torch import Tensor, nn
 
 from mixer_probe.attribution.baselines import Baseline
 from mixer_probe.attribution.gradcam import gradcam, gradcam_layer
-from mixer_probe.attribution.network import logits_of, patch_grid, target_logits
+from mixer_probe.attribution.network import logits_of, patch_grid
+from mixer_probe.attribution.path import Quadrature, integrate
 from mixer_probe.attribution.rollout import ReadOut, attention_places, attention_rollout, gradient_attention
 from mixer_probe.errors import MeasureError, closest
 from mixer_probe.models.layer import Layer
@@ -95,35 +95,10 @@ def _smoothgrad(run: Run, x: Tensor, targets: Tensor) -> Explained:
     return Explained(found.detach().abs().sum(1))
 
 
-def relative_gap(gap: Tensor, difference: Tensor) -> Tensor:
-    """|gap| as a share of the logit difference; below float32's own rounding it is no gap."""
-    return gap.abs() / difference.abs().clamp_min(1e-6)
-
-
 def _integrated_gradients(run: Run, x: Tensor, targets: Tensor) -> Explained:
-    maps = x.new_zeros(len(x), *x.shape[2:])
-    steps = torch.full((len(x),), int(run.options["n_steps"]), device=x.device)
-    after, before = (target_logits(run.model, images, targets, run.chunk) for images in (x, run.baseline.of(x)))
-    difference = after - before
-    todo = torch.arange(len(x), device=x.device)
-    while len(todo):
-        maps[todo] = _integral(run, x[todo], targets[todo], int(steps[todo[0]]))
-        gap = maps[todo].double().sum((1, 2)) - difference[todo]
-        open_ = relative_gap(gap, difference[todo]) > run.options["tolerance"]
-        todo = todo[open_ & (2 * steps[todo] <= run.options["max_steps"])]
-        steps[todo] *= 2
+    rule = Quadrature(int(run.options["n_steps"]), int(run.options["max_steps"]), float(run.options["tolerance"]))
+    maps, steps = integrate(run.model, x, run.baseline.of(x), targets, rule, run.chunk)
     return Explained(maps, steps=steps)
-
-
-def _integral(run: Run, x: Tensor, targets: Tensor, steps: int) -> Tensor:
-    found: Tensor = IntegratedGradients(run.forward).attribute(
-        x,
-        baselines=run.baseline.of(x).contiguous(),
-        target=targets,
-        n_steps=steps,
-        internal_batch_size=max(run.chunk, len(x)),
-    )
-    return found.detach().sum(1)
 
 
 def _deeplift(run: Run, x: Tensor, targets: Tensor) -> Explained:
@@ -226,7 +201,7 @@ _ALL = (
         signed=True,
         complete=True,
         baseline=True,
-        options={"n_steps": 32, "max_steps": 1024, "tolerance": 0.01},
+        options={"n_steps": 32, "max_steps": 4096, "tolerance": 0.01},
     ),
     Method(
         "smoothgrad",

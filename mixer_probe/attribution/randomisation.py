@@ -69,9 +69,16 @@ class RandomisationCheck(Result):
 
 
 def randomisation_check(
-    model: Model, images: ImageSource | Tensor, attribution: Attribution, *, batch_size: int = 16, seed: int = 0
+    model: Model,
+    images: ImageSource | Tensor,
+    attribution: Attribution,
+    *,
+    grid: tuple[int, int] | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
 ) -> RandomisationCheck:
-    """The check for one attribution of this model and these images, on a copy of the network.
+    """The check for one attribution of this model and these images, on a copy of the network. Ranks are of the sums over the
+    patches of `grid` (None for the network's own).
 
     Raises MeasureError as `perturbation_curves` does."""
     source = as_source(images)
@@ -81,7 +88,7 @@ def randomisation_check(
     for stage in _cascade(twin, seed):
         stages.append(stage)
         maps.append(_maps(twin, source, attribution, batch_size))
-    return _result(model, source, attribution, stages, maps, seed)
+    return _result(model, source, attribution, stages, maps, grid or attribution.grid, seed)
 
 
 def _cascade(twin: Model, seed: int) -> Iterator[str]:
@@ -117,17 +124,23 @@ def _maps(twin: Model, source: ImageSource, attribution: Attribution, batch_size
 
 
 def _result(
-    model: Model, source: ImageSource, a: Attribution, stages: list[str], maps: list[np.ndarray], seed: int
+    model: Model,
+    source: ImageSource,
+    a: Attribution,
+    stages: list[str],
+    maps: list[np.ndarray],
+    grid: tuple[int, int],
+    seed: int,
 ) -> RandomisationCheck:
-    pooled = np.stack([pool(m, a.grid).reshape(len(m), -1) for m in maps])
-    sizes = np.stack([pool(np.abs(m), a.grid).reshape(len(m), -1) for m in maps])
+    pooled = np.stack([pool(m, grid).reshape(len(m), -1) for m in maps])
+    sizes = np.stack([pool(np.abs(m), grid).reshape(len(m), -1) for m in maps])
     return RandomisationCheck(
         model=model.record,
         images=source.record,
         method=a.method,
         stages=tuple(stages),
         ids=tuple(source.ids),
-        grid=a.grid,
+        grid=grid,
         spearman=spearman(sizes[:1], sizes),
         signed_spearman=spearman(pooled[:1], pooled),
         ssim=np.stack([ssim(maps[0], m) for m in maps]),

@@ -80,36 +80,36 @@ def faithfulness(
     images: ImageSource | Tensor,
     attributions: Sequence[Attribution],
     *,
+    grid: tuple[int, int] | None = None,
     samples: int = 64,
     removed: float = 0.3,
     baseline: str | Tensor = "mean",
     radius: float = 0.02,
     sensitivity_samples: int = 8,
+    sensitivity_of: Sequence[str] | None = None,
     batch_size: int = 16,
     seed: int = 0,
 ) -> Faithfulness:
-    """Infidelity over `samples` random removals of a share `removed` of the patches, and sensitivity over `sensitivity_samples`
-    draws of noise, of attributions of this model and these images. Maps are made again, with their own settings, for the noisy
-    images; `sensitivity_samples=0` leaves that out (NaN).
+    """Infidelity over `samples` random removals of a share `removed` of the patches of `grid` (None for the network's own), and
+    sensitivity over `sensitivity_samples` draws of noise, of attributions of this model and these images. Maps are made again,
+    with their own settings, for the noisy images; `sensitivity_samples=0` leaves that out (NaN), and `sensitivity_of` names the
+    only methods that have it, since it takes as many maps again as there are samples.
 
     Raises MeasureError as `perturbation_curves` does."""
     source = as_source(images)
     check_attributions(model, source, attributions)
     base = make_baseline(baseline, model.input)
-    grid = attributions[0].grid
+    grid = grid or attributions[0].grid
     removal = _Removal(base, torch.from_numpy(cells(model.input.size[1:], grid)), removed)
-    explain = [explainer_of(model, a, batch_size) for a in attributions] if sensitivity_samples else []
+    disturbed = [a.method in (sensitivity_of or [a.method]) and sensitivity_samples > 0 for a in attributions]
+    explain = [explainer_of(model, a, batch_size) if d else None for a, d in zip(attributions, disturbed, strict=True)]
     scores: list[np.ndarray] = []
     changes: list[np.ndarray] = []
     for start, x in batches_of(model, source, batch_size, "infidelity and sensitivity"):
         targets = torch.from_numpy(attributions[0].targets[start : start + len(x)]).to(x.device)
         with explaining(model), seeded(seed + start, x.device):
             maps = [torch.from_numpy(a.maps[start : start + len(x)]).to(x) for a in attributions]
-            scores.append(
-                np.stack(
-                    [_infidelity(model, removal, x, m, targets, samples, seed + start) for m in (*maps, torch.ones_like(maps[0]))]
-                )
-            )
+            scores.append(_infidelities(model, removal, x, (*maps, torch.ones_like(maps[0])), targets, samples, seed + start))
             changes.append(_changes(explain, maps, x, targets, radius, sensitivity_samples))
     told = np.concatenate(scores, 1)
     return Faithfulness(
@@ -157,25 +157,44 @@ class _Removal:
         return mask.to(x), torch.where(mask, self.baseline.of(x), x)
 
 
-def _infidelity(model: Model, removal: _Removal, x: Tensor, maps: Tensor, targets: Tensor, samples: int, seed: int) -> np.ndarray:
-    """[B]: unexplained share of the squared falls."""
+def _infidelities(
+    model: Model, removal: _Removal, x: Tensor, maps: Sequence[Tensor], targets: Tensor, samples: int, seed: int
+) -> np.ndarray:
+    """[map, B]: unexplained share of the squared falls, of the same removals for every map."""
+    forward = _Replay(model)
     # The map belongs to all colours of a pixel together.
-    spread = (maps[:, None] / x.shape[1]).expand_as(x)
+    spreads = [(one[:, None] / x.shape[1]).expand_as(x) for one in maps]
     options: dict[str, Any] = {"target": targets, "n_perturb_samples": samples, "max_examples_per_batch": _rows(len(x), samples)}
 
-    def forward(images: Tensor) -> Tensor:
-        return logits_of(model, images).double()
-
     def run(attributions: Tensor, normalize: bool) -> Tensor:
-        # The same removals for every map, so that methods are compared on equal terms.
+        forward.rewind()
         with seeded(seed, x.device):
             found: Tensor = infidelity(forward, removal, x, attributions.double(), normalize=normalize, **options)
         return found
 
-    share = run(spread, True) / run(torch.zeros_like(spread), False)
-    share[maps.flatten(1).abs().amax(1) == 0] = torch.nan
-    result: np.ndarray = share.cpu().numpy()
+    falls = run(torch.zeros_like(spreads[0]), False)
+    shares = torch.stack([run(spread, True) / falls for spread in spreads])
+    shares[torch.stack([one.flatten(1).abs().amax(1) == 0 for one in maps])] = torch.nan
+    result: np.ndarray = shares.cpu().numpy()
     return result
+
+
+class _Replay:
+    """Logits in float64, computed once: after `rewind` the same images come again in the same order."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._known: list[Tensor] = []
+        self._next = 0
+
+    def rewind(self) -> None:
+        self._next = 0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if self._next == len(self._known):
+            self._known.append(logits_of(self._model, images).double())
+        self._next += 1
+        return self._known[self._next - 1]
 
 
 def _rows(n: int, samples: int) -> int:
@@ -184,16 +203,16 @@ def _rows(n: int, samples: int) -> int:
 
 
 def _changes(
-    explain: Sequence[Callable[[Tensor, Tensor], Explained]],
+    explain: Sequence[Callable[[Tensor, Tensor], Explained] | None],
     maps: Sequence[Tensor],
     x: Tensor,
     targets: Tensor,
     radius: float,
     samples: int,
 ) -> np.ndarray:
-    if not explain:
-        return np.full((len(maps), len(x)), np.nan)
-    return np.stack([_sensitivity(e, m, x, targets, radius, samples) for e, m in zip(explain, maps, strict=True)])
+    nothing = np.full(len(x), np.nan)
+    pairs = zip(explain, maps, strict=True)
+    return np.stack([nothing if e is None else _sensitivity(e, m, x, targets, radius, samples) for e, m in pairs])
 
 
 def _sensitivity(

@@ -1,7 +1,9 @@
 """Channels: what single channels do over many images, which images and classes drive them, and who does the same elsewhere."""
 
+from mixer_probe.channels.dissected import DissectedChannel, dissected_channel
+from mixer_probe.channels.dissection import Dissection, dissect
 from mixer_probe.channels.needed import ChannelsNeeded, channels_needed
-from mixer_probe.channels.page import ChannelPage, Exhibit, channel_pages
+from mixer_probe.channels.page import ChannelPage, Exhibit, channel_pages, with_partners
 from mixer_probe.channels.partners import ChannelPartners, channel_partners
 from mixer_probe.channels.selectivity import ClassSelectivity, auroc_of, class_selectivity, dprime_of, morcos_index
 from mixer_probe.channels.statistics import ChannelMoments, ChannelStatistics, channel_moments, channel_statistics
@@ -14,6 +16,7 @@ from mixer_probe.channels.top import (
     input_pictures,
     top_and_lowest,
     top_images,
+    top_means,
 )
 
 __all__ = [
@@ -23,6 +26,8 @@ __all__ = [
     "ChannelStatistics",
     "ChannelsNeeded",
     "ClassSelectivity",
+    "DissectedChannel",
+    "Dissection",
     "Exhibit",
     "Extremes",
     "RunningTop",
@@ -35,10 +40,14 @@ __all__ = [
     "channel_statistics",
     "channels_needed",
     "class_selectivity",
+    "dissect",
+    "dissected_channel",
     "dprime_of",
     "extremes",
     "input_pictures",
     "morcos_index",
     "top_and_lowest",
     "top_images",
+    "top_means",
+    "with_partners",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,10 +15,12 @@ from mixer_probe.capture import ImageSource
 from mixer_probe.channels.partners import ChannelPartners
 from mixer_probe.channels.selectivity import ClassSelectivity
 from mixer_probe.channels.statistics import ChannelStatistics
-from mixer_probe.channels.top import By, TopImages, activation_maps, input_pictures, top_and_lowest
+from mixer_probe.channels.top import By, TopImages, activation_maps, input_pictures, top_and_lowest, top_means
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
+from mixer_probe.probing.labels import class_name
 from mixer_probe.results import ImagesRecord, ModelRecord, Result, storable
+from mixer_probe.similarity.inputs import RepresentationsLike
 
 # (model, layer, channel, correlation, p corrected for all pairs of channels)
 Partner = tuple[str, str, int, float, float]
@@ -30,13 +32,15 @@ class Exhibit:
     """Images at one end of a channel, the most extreme first.
 
     `values` and `ids` [k]; `pictures` uint8 RGB [k, height, width, 3]; `maps` [k, rows, columns] are the channel's activations;
-    `boxes` [k, 4] are (top, left, bottom, right) of the grid cell of the peak as shares of height and width."""
+    `boxes` [k, 4] are (top, left, bottom, right) of the grid cell of the peak as shares of height and width, the whole image
+    where several cells share the peak; `classes` [k] are the names of the images' classes, none without labels."""
 
     values: np.ndarray
     ids: np.ndarray
     pictures: np.ndarray
     maps: np.ndarray
     boxes: np.ndarray
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ class ChannelPage(Result):
     elsewhere.
 
     `statistics` are numbers by name, empty if none were given; `auroc` and `dprime` [class] likewise; `selectivity_p` is
-    corrected for classes and for the channels of the layer. `partners` are (model, layer, channel, correlation, corrected p)."""
+    corrected for classes and for the channels of the layer. `partners` are (model, layer, channel, correlation, corrected p).
+    `rule` says why the channel has a page, where that was by a rule."""
 
     title: ClassVar[str] = "Channel page"
 
@@ -63,6 +68,7 @@ class ChannelPage(Result):
     dprime: np.ndarray = field(default_factory=lambda: np.empty(0))
     selectivity_p: float = float("nan")
     partners: tuple[Partner, ...] = ()
+    rule: str = ""
 
     def to_frame(self) -> pd.DataFrame:
         """One row an image shown."""
@@ -78,6 +84,7 @@ class ChannelPage(Result):
                 "end": end,
                 "rank": np.arange(1, len(exhibit.ids) + 1),
                 "image": exhibit.ids,
+                "class": exhibit.classes or "",
                 "value": exhibit.values,
                 "n_images": self.n,
             }
@@ -95,6 +102,7 @@ def channel_pages(
     statistics: ChannelStatistics | None = None,
     selectivity: ClassSelectivity | None = None,
     partners: Sequence[ChannelPartners] = (),
+    reps: RepresentationsLike | None = None,
     batch_size: int = 64,
 ) -> list[ChannelPage]:
     """Pages of some channels of some layers, from one pass over the images and a short one a page over those shown.
@@ -103,9 +111,15 @@ def channel_pages(
     reads.
 
     Pictures larger than `pixels` are made smaller. `statistics` and `selectivity` of the same model fill their parts of the page
-    where they hold the layer, and `partners` those of which the layer is A. Raises LayerError and ImagesError as `top_images`."""
+    where they hold the layer, and `partners` those of which the layer is A. `reps` is a run of the same model on the same images
+    with means over positions: by="mean" then needs no pass. Raises LayerError and ImagesError as `top_images`, and MeasureError
+    for `reps` of another network or of other images."""
+    if reps is not None and by == "mean":
+        found = top_means(model, images, reps, channels, k)
+    else:
+        found = top_and_lowest(model, images, channels, k, by=by, batch_size=batch_size)
     pages = []
-    for ends in top_and_lowest(model, images, channels, k, by=by, batch_size=batch_size):
+    for ends in found:
         for channel in ends[0].channels.tolist():
             exhibits = [_exhibit(model, images, end, channel, pixels, batch_size) for end in ends]
             pages.append(_page(ends[0], channel, exhibits, statistics, selectivity, partners))
@@ -137,14 +151,33 @@ def _page(
 
 def _exhibit(model: Model, images: ImageSource | Tensor, end: TopImages, channel: int, pixels: int, batch_size: int) -> Exhibit:
     i = end.place(channel)
-    height, width = end.input_size
+    maps = activation_maps(model, images, end.index[i], end.layer.name, channel, batch_size=batch_size)
     return Exhibit(
         values=end.values[i],
         ids=end.ids[i],
         pictures=_smaller(input_pictures(model, images, end.index[i]), pixels),
-        maps=activation_maps(model, images, end.index[i], end.layer.name, channel, batch_size=batch_size),
-        boxes=end.boxes[i] / np.array([height, width, height, width]),
+        maps=maps,
+        boxes=_boxes(end, maps),
+        classes=_class_names(images, end.index[i]),
     )
+
+
+def _boxes(end: TopImages, maps: np.ndarray) -> np.ndarray:
+    """The cells of the peaks of the maps as shares of height and width, [k, 4].
+
+    The whole image where cells share the peak, as the zeros of a ReLU do."""
+    flat = maps.reshape(len(maps), -1) * (-1 if end.lowest else 1)
+    height, width = end.input_size
+    boxes = replace(end, position=flat.argmax(1)[None]).boxes[0] / np.array([height, width, height, width])
+    shared = (flat == flat.max(1, keepdims=True)).sum(1) > 1
+    return np.where(shared[:, None], [0.0, 0.0, 1.0, 1.0], boxes)
+
+
+def _class_names(images: ImageSource | Tensor, index: np.ndarray) -> tuple[str, ...]:
+    """The classes of the images at `index`; none for images without labels."""
+    if isinstance(images, Tensor) or images.labels is None:
+        return ()
+    return tuple(class_name(int(label), images.class_names).strip("'") for label in images.labels[index])
 
 
 def _smaller(pictures: np.ndarray, pixels: int) -> np.ndarray:
@@ -180,6 +213,11 @@ def _classes(found: ClassSelectivity | None, layer: str, channel: int) -> dict[s
         "dprime": found.dprime[i][channel],
         "selectivity_p": float(found.p_value[i][channel]),
     }
+
+
+def with_partners(page: ChannelPage, partners: Sequence[ChannelPartners]) -> ChannelPage:
+    """The page with the best partners of its channel in those of `partners` of which its layer is A."""
+    return replace(page, partners=_partners(partners, page.model.sha256, page.layer.name, page.channel))
 
 
 def _partners(found: Sequence[ChannelPartners], sha256: str, layer: str, channel: int) -> tuple[Partner, ...]:

@@ -24,6 +24,7 @@ from mixer_probe.images import Images, model_transform
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
+from mixer_probe.similarity.inputs import RepresentationsLike
 
 By = Literal["peak", "mean"]
 # Index of a place that no image has taken: behind every image among equal values.
@@ -234,6 +235,39 @@ def top_and_lowest(
     `channels` are one, several or None for all, by layer. Returns a pair a layer, in the order given. Raises and warns as
     `top_images`."""
     return [(top, low) for top, low in _ranked(model, images, channels, k, (False, True), by, batch_size, autocast)]
+
+
+def top_means(
+    model: Model,
+    images: ImageSource | Tensor,
+    reps: RepresentationsLike,
+    channels: Mapping[str, int | Sequence[int] | None],
+    k: int = 9,
+) -> list[tuple[TopImages, TopImages]]:
+    """As `top_and_lowest` with by="mean", from the means in `reps`, without a pass over the images; positions are -1.
+
+    Raises LayerError, and MeasureError for a run of another network, of other images or that holds no means; warns as
+    `top_images`."""
+    source = as_source(images)
+    if reps.model.sha256 != model.sha256 or tuple(reps.ids) != tuple(source.ids):
+        raise MeasureError(f"the run of {reps.model.name} on {reps.images.name} is of another network or of other images")
+    return [_top_means(model, source, reps, model.layer(name), chosen, k) for name, chosen in channels.items()]
+
+
+def _top_means(
+    model: Model, source: ImageSource, reps: RepresentationsLike, layer: Layer, channel: int | Sequence[int] | None, k: int
+) -> tuple[TopImages, TopImages]:
+    chosen = _channels(channel, layer)
+    values = np.asarray(reps[layer.name])
+    if values.ndim != 2 or reps.reduce == "prefix":
+        raise MeasureError(f"layer '{layer.name}' of this run holds no means over positions: extract with reduce='mean'")
+    means = torch.from_numpy(np.ascontiguousarray(values[:, chosen]))
+    ends = [RunningTop(k, lowest) for lowest in (False, True)]
+    for end in ends:
+        end.update(Extremes(means, torch.full(means.shape, -1)), 0)
+    _warn_non_finite(ends[0], layer, model)
+    highest, lowest = (_result(end, model, source, layer, "mean", chosen) for end in ends)
+    return highest, lowest
 
 
 def _ranked(

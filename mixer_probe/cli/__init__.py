@@ -1,4 +1,5 @@
-"""The command line: `mixer-probe demo | models | inspect | extract | compare | probe | weights | report | app`."""
+"""The command line: `mixer-probe demo | models | inspect | extract | compare | probe | weights | channels | attribute | report |
+render | diff | app`."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import warnings
 from typing import Any
 
 # The order in which `mixer-probe --help` lists them.
-from mixer_probe.cli import looking, similarity, probes, weights, reports  # isort: skip  # noqa: F401
+from mixer_probe.cli import looking, similarity, probes, weights, channels, attribute, reports, diff  # isort: skip  # noqa: F401
 from mixer_probe.cli.options import app, console, errors
 from mixer_probe.errors import MixerProbeError
 

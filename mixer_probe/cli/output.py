@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from mixer_probe.cli.options import console
-from mixer_probe.errors import StoreError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,34 +23,16 @@ if TYPE_CHECKING:
 
 def write_files(results: Sequence[Result], drawn: dict[str, Figure], out: Path, title: str) -> list[Section]:
     """A table of each kind of result, results.json, the pictures of the report and those `drawn` besides, and the report."""
-    from mixer_probe.report import make_sections, write_report
-    from mixer_probe.report.section import Picture
-    from mixer_probe.results import save_results, write_text_atomically
+    from mixer_probe.report.deliver import deliver
 
-    prepare(out)
-    for name, frame in tables_by_kind(results).items():
-        write_text_atomically(out / f"{name}.csv", frame.to_csv(index=False))
-    settings = {"command": " ".join(["mixer-probe", *map(shlex.quote, sys.argv[1:])])}
-    save_results(results, out / "results.json", settings)
-    sections = make_sections(results)
-    pictures = {p.file_name: p.figure for section in sections for p in section.content if isinstance(p, Picture)}
-    for name, figure in (pictures | drawn).items():
-        save_picture(figure, out, name)
-    write_report(results, out / "report.html", title=title, settings=settings)
-    return sections
+    return deliver(results, out, title, {"command": " ".join(["mixer-probe", *map(shlex.quote, sys.argv[1:])])}, drawn)
 
 
 def save_picture(figure: Figure, out: Path, name: str) -> None:
     """NAME.svg and NAME.png in `out`."""
-    import matplotlib as mpl
+    from mixer_probe.report.deliver import save_picture as save
 
-    try:
-        # Without a date and with a fixed salt the same numbers give the same file.
-        with mpl.rc_context({"svg.hashsalt": "mixer-probe", "svg.fonttype": "path"}):
-            figure.savefig(out / f"{name}.svg", dpi=160, metadata={"Date": None})
-            figure.savefig(out / f"{name}.png", dpi=160, metadata={"Software": None})
-    except OSError as error:
-        raise StoreError(f"cannot write pictures to {out}: {error.strerror or error}") from error
+    save(figure, out, name)
 
 
 # Columns that a terminal has no room for: names, captions and sentences say the same.
@@ -75,19 +56,16 @@ def print_sections(sections: Sequence[Section], tables: bool = False) -> None:
 
 def tables_by_kind(results: Sequence[Result]) -> dict[str, pd.DataFrame]:
     """One table for all results of a kind, by the title of the kind as a file name."""
-    import pandas as pd
+    from mixer_probe.report.deliver import tables_by_kind as tables
 
-    kinds = dict.fromkeys(type(r) for r in results)
-    tables = {kind: [r.to_frame() for r in results if type(r) is kind] for kind in kinds}
-    return {kind.title.lower().replace(" ", "-"): pd.concat(t, ignore_index=True) for kind, t in tables.items()}
+    return tables(results)
 
 
 def prepare(out: Path) -> None:
     """Make the folder. Raises StoreError if it cannot be made."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot make the folder {out}: {error.strerror or error}") from error
+    from mixer_probe.report.deliver import prepare as make
+
+    make(out)
 
 
 def print_frame(frame: pd.DataFrame) -> None:

@@ -1,4 +1,4 @@
-"""All analyses at once: `demo`, `report` and `app`."""
+"""All analyses at once: `demo`, `report`, `render` and `app`."""
 
 from __future__ import annotations
 
@@ -74,7 +74,10 @@ def report(
     seed: Seed = 0,
     out: Out = Path("mixer-probe-report"),
 ) -> None:
-    """All analyses of the models of your choice: report.html and results.json."""
+    """All analyses of the models of your choice: report.html and results.json.
+
+    What is finished is kept in the folder, and the same command goes on with it after an interrupt, a full disk, or a model that
+    could not be loaded."""
     measures = measure_names(measure)
     images, train = train_and_test(data, split, root, limit, on_error, seed)
     settings = study_settings(
@@ -103,13 +106,13 @@ def _write_study(
     names: Sequence[str],
     loading: dict[str, Any],
 ) -> None:
-    from mixer_probe.report import run_study, write_report
+    from mixer_probe.report import Steps, run_study, write_report
     from mixer_probe.results import save_results
 
     prepare(out)
-    results = run_study(loaders, images, train, settings, store=out / "runs")
+    results = run_study(loaders, images, train, settings, store=out / "runs", steps=Steps(out / "parts"))
     again = _how_again(names, images, train, settings, loading)
-    save_results(results, out / "results.json", again)
+    save_results(results, out / "results.json", again, title)
     page = write_report(results, out / "report.html", title=title, settings=again)
     console.print(str(page.resolve()), markup=False, highlight=False, soft_wrap=True)
 
@@ -144,6 +147,24 @@ mp.write_report(results, "report.html")
 """
     command = " ".join(["mixer-probe", *map(shlex.quote, sys.argv[1:])])
     return {"command": command, "script": script, "images": to_dict(images.record), "study": asdict(settings)}
+
+
+@app.command(epilog="Example: mixer-probe render mixer-probe-demo --out again")
+def render(
+    saved: Annotated[list[Path], typer.Argument(metavar="RESULTS...", help="Results files, or folders of reports.")],
+    title: Annotated[str | None, typer.Option(help="Title of the report (default: that of the saved one).")] = None,
+    out: Out = Path("mixer-probe-render"),
+) -> None:
+    """The report of saved results, their pictures and tables, without the models and the images."""
+    from mixer_probe.report import deliver
+    from mixer_probe.results import open_results
+
+    found = [open_results(path) for path in saved]
+    results = [result for one in found for result in one.results]
+    own_title = found[0].title or "Saved results" if len(found) == 1 else f"Results of {len(found)} files"
+    settings = found[0].settings if len(found) == 1 else {"command": " ".join(["mixer-probe", *map(shlex.quote, sys.argv[1:])])}
+    deliver(results, out, title or own_title, settings)
+    console.print(str((out / "report.html").resolve()), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command(name="app", epilog="Example: mixer-probe app")

@@ -29,9 +29,9 @@ def selectivity_depth(results: Sequence[ClassSelectivity]) -> Figure:
         table, style = result.summary(), styles[result.model.name]
         panels[0].plot(table["depth"], 100 * table["share_selective"], label=model_label(result.model), **style)
         panels[1].plot(table["depth"], table["auroc_median"], **style)
-        panels[1].fill_between(
-            table["depth"], table["auroc_q25"], table["auroc_q75"], color=style["color"], alpha=0.1, linewidth=0
-        )
+        if result.model.trained:
+            quartiles = table["auroc_q25"], table["auroc_q75"]
+            panels[1].fill_between(table["depth"], *quartiles, color=style["color"], alpha=0.1, linewidth=0)
         panels[2].plot(table["depth"], table["dprime_median"], **style)
     _null_line(panels[1], results)
     titles = ("Channels that tell a class", "How well: AUROC", "How well: d′")
@@ -46,8 +46,9 @@ def selectivity_depth(results: Sequence[ClassSelectivity]) -> Figure:
 
 def _null_line(axes: Axes, results: Sequence[ClassSelectivity]) -> None:
     """What the best class of a channel reads when labels are dealt out at random."""
-    level = np.nanmean(np.concatenate([r.null_auroc for r in results])) if any(r.permutations for r in results) else np.nan
-    if np.isfinite(level):
+    levels = np.concatenate([r.null_auroc for r in results])
+    if np.isfinite(levels).any():
+        level = np.nanmean(levels)
         axes.axhline(level, color=GREY, linewidth=0.8, linestyle="--", zorder=0)
         place = (0.02, float(level))
         axes.annotate("random labels", place, (0, -3), textcoords="offset points", va="top", color=GREY, fontsize=8)
@@ -85,6 +86,9 @@ def _distribution(axes: Axes, result: ClassSelectivity, colour: str) -> None:
     frame = result.to_frame()
     frame["away"] = 0.5 + (frame["auroc"] - 0.5).abs()
     known = frame.dropna(subset=["away"])
+    if known.empty:
+        axes.text(0.5, 0.5, "no channel varies", transform=axes.transAxes, ha="center", color=GREY)
+        return
     by_layer = known.groupby("layer", sort=False)
     depth = by_layer["depth"].first().to_numpy()
     bands = by_layer["away"].quantile(np.array([0.05, 0.25, 0.5, 0.75, 0.95])).unstack().to_numpy()

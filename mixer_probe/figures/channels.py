@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from mixer_probe.channels import ChannelStatistics
 from mixer_probe.figures.style import GREY, line_styles, model_label, styled
@@ -74,6 +75,8 @@ def _finish_shape(panels: Sequence[Axes], massive: float) -> None:
         panels[0].set_yscale("symlog", linthresh=1)
     panels[0].axhline(0, color=GREY, linewidth=0.8, linestyle="--", zorder=0)
     panels[1].set_yscale("log")
+    for axis_of in (panels[1].yaxis.set_major_formatter, panels[1].yaxis.set_minor_formatter):
+        axis_of(LogFormatter(minor_thresholds=(2, 0.5)))
     panels[1].axhline(massive, color=GREY, linewidth=0.8, linestyle="--", zorder=0)
     panels[1].annotate(
         "massive", (1.0, massive), (0, 2), textcoords="offset points", ha="right", va="bottom", color=GREY, fontsize=8

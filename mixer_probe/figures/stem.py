@@ -30,7 +30,7 @@ def stem_pictures(
     all). Filters of one channel are grey; filters of other than 1 or 3 channels show their channels side by side, in red and
     blue."""
     order = stem.order_by(order_by)[:limit]
-    pictures = _pictures(stem.filters[order])
+    pictures = filter_colours(stem.filters[order])
     tiles = tile(pictures, columns or _columns(len(order), pictures.shape[2] / pictures.shape[1]), 1.0)
     figure, axes = _frame(tiles.shape)
     axes.imshow(np.clip(tiles, 0, 1), interpolation="nearest")
@@ -55,7 +55,7 @@ def _size(stem: StemFilters) -> str:
     return f"{height}×{width} px" + ("" if channels in (1, 3) else f" in {channels} channels")
 
 
-def _pictures(filters: np.ndarray) -> np.ndarray:
+def filter_colours(filters: np.ndarray) -> np.ndarray:
     """Filters [unit, channel, h, w] as colours [unit, h, w', 3] in 0..1, zero in the middle."""
     largest = np.abs(filters).max((1, 2, 3), keepdims=True)
     scaled = np.divide(filters, largest, out=np.zeros(filters.shape), where=largest > 0)
@@ -101,7 +101,7 @@ def stem_component_pictures(found: StemComponents, *, columns: int = 7) -> Figur
             axes.remove()
         else:
             _bare(axes)
-            axes.imshow(_pictures(found.components[k : k + 1])[0], interpolation="nearest")
+            axes.imshow(filter_colours(found.components[k : k + 1])[0], interpolation="nearest")
             axes.set_title(f"{k + 1}: {_percent(found.shares[k])}", fontsize=7, fontweight="normal", loc="center", pad=2)
     _share_curve(curve.subplots(), found)
     figure.suptitle(

@@ -139,6 +139,11 @@ class Model:
 
 def count_macs(network: nn.Module, input_size: tuple[int, int, int]) -> int:
     """Multiply-accumulates of one image, counted by running torch's FlopCounterMode over one blank image."""
+    return count_macs_by_module(network, input_size)[""]
+
+
+def count_macs_by_module(network: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:
+    """Multiply-accumulates of one image by module path, what is inside it included; those of the whole network under ""."""
     image = blank_images(network, input_size, n=1)
     # The counter knows matrix products, not every fused attention kernel.
     with (
@@ -149,7 +154,11 @@ def count_macs(network: nn.Module, input_size: tuple[int, int, int]) -> int:
         FlopCounterMode(display=False) as counter,
     ):
         network(image)
-    return int(counter.get_total_flops()) // 2
+    counts = {path: sum(operations.values()) // 2 for path, operations in counter.get_flop_counts().items()}
+    root = f"{type(network).__name__}."
+    return {path.removeprefix(root): count for path, count in counts.items() if path.startswith(root)} | {
+        "": counter.get_total_flops() // 2
+    }
 
 
 def make_model(

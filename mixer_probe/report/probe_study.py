@@ -229,7 +229,7 @@ def _attempt(analysis: ProbeAnalysis, readings: Readings, s: StudySettings, reas
         if str(error) in reasons:
             return []
         reasons.add(str(error))
-        return [Skipped(f"{analysis.title} of {model.name}", str(error))]
+        return [Skipped.because(f"{analysis.title} of {model.name}", error)]
 
 
 def runs_of(train: Representations, test: Representations, labelled: bool = True) -> Runs:
@@ -263,7 +263,7 @@ def _places(step: str, work: Callable[[], list[Result]]) -> list[Result]:
     try:
         return work()
     except MixerProbeError as error:
-        return [Skipped(step, str(error))]
+        return [Skipped.because(step, error)]
 
 
 def _patch_position(model: Model, images: Images, s: StudySettings) -> Result:

@@ -13,10 +13,20 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
+_FORMATS: dict[str, dict[str, Any]] = {
+    "svg+xml": {"format": "svg", "metadata": {"Date": None}},
+    "png": {"format": "png", "metadata": {"Software": None}},
+    "webp": {"format": "webp", "pil_kwargs": {"quality": 82}},
+}
+
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure with what it shows and how to read it. Vector pictures are embedded as SVG, others as PNG."""
+    """A figure with what it shows and how to read it.
+
+    Vector pictures are embedded as SVG, others as PNG of `dpi`, or as WebP where most of it is a `photo`: a third of the size.
+
+    Those `folded` are opened by a click on what they show."""
 
     figure: Figure
     shows: str
@@ -24,6 +34,9 @@ class Picture:
     alt: str
     vector: bool = True
     name: str = ""
+    folded: bool = False
+    dpi: int = 160
+    photo: bool = False
 
     @property
     def file_name(self) -> str:
@@ -36,12 +49,12 @@ class Picture:
         stream = io.BytesIO()
         # Without a date and with a fixed salt the same numbers give the same file.
         with mpl.rc_context({"svg.hashsalt": "mixer-probe", "svg.fonttype": "path"}):
-            if self.vector:
-                self.figure.savefig(stream, format="svg", dpi=160, metadata={"Date": None})
-            else:
-                self.figure.savefig(stream, format="png", dpi=160, metadata={"Software": None})
-        kind = "svg+xml" if self.vector else "png"
-        return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
+            self.figure.savefig(stream, dpi=self.dpi, **_FORMATS[self._kind])
+        return f"data:image/{self._kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+    @property
+    def _kind(self) -> str:
+        return "svg+xml" if self.vector else "webp" if self.photo else "png"
 
 
 @dataclass(frozen=True)
@@ -73,13 +86,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """One question of the report with its answer. `warnings` stand out at its head."""
+    """One question of the report with its answer. `warnings` stand out at its head, and `see` are anchors of other sections that
+    it rests on."""
 
     anchor: str
     title: str
     paragraphs: tuple[str, ...] = ()
     content: tuple[Picture | Table, ...] = ()
     warnings: tuple[str, ...] = ()
+    see: tuple[str, ...] = ()
 
 
 Renderer = Callable[[Sequence[Any]], list[Section]]

@@ -7,7 +7,32 @@ from typing import Any
 
 import pandas as pd
 
-from mixer_probe.channels import ChannelStatistics
+from mixer_probe.attribution import (
+    Agreement,
+    Attribution,
+    AttributionPanel,
+    Conductance,
+    Faithfulness,
+    PerturbationCurves,
+    RandomisationCheck,
+)
+from mixer_probe.channels import (
+    ChannelPage,
+    ChannelPartners,
+    ChannelsNeeded,
+    ChannelStatistics,
+    ClassSelectivity,
+    DissectedChannel,
+    Dissection,
+)
+from mixer_probe.cost import AccuracyCost, CostGrowth, MixerScales, ModelCost
+from mixer_probe.invariance import (
+    ArchitectureComparison,
+    DistortionAccuracy,
+    DistortionExamples,
+    ErrorConsistency,
+    RepresentationShift,
+)
 from mixer_probe.models import ModelCard
 from mixer_probe.probing import (
     AttentiveResult,
@@ -23,10 +48,35 @@ from mixer_probe.probing import (
     RandomLabels,
     TargetProbe,
 )
+from mixer_probe.report.diff import ReportDiff
+from mixer_probe.report.narrative import Narrative
 from mixer_probe.report.section import Renderer, Section, Table
 from mixer_probe.report.sections_anatomy import anatomy_section
+from mixer_probe.report.sections_attribution import (
+    agreement_section,
+    attribution_section,
+    conductance_section,
+    curves_section,
+    faithfulness_section,
+    panel_section,
+    randomisation_section,
+)
+from mixer_probe.report.sections_channel_pages import pages_section, partners_section
 from mixer_probe.report.sections_channels import channel_section
+from mixer_probe.report.sections_cost import accuracy_cost_section, cost_section, growth_section, scales_section
+from mixer_probe.report.sections_diff import diff_section
+from mixer_probe.report.sections_dissection import dissected_section, dissection_section
+from mixer_probe.report.sections_equivalence import equivalence_section
+from mixer_probe.report.sections_invariance import (
+    architecture_section,
+    consistency_section,
+    distortion_section,
+    examples_section,
+    shift_section,
+)
 from mixer_probe.report.sections_kernels import kernels_section
+from mixer_probe.report.sections_narrative import narrative_sections
+from mixer_probe.report.sections_paper import paper_section
 from mixer_probe.report.sections_probe_controls import (
     code_section,
     control_code_section,
@@ -40,6 +90,7 @@ from mixer_probe.report.sections_probe_places import (
     target_section,
 )
 from mixer_probe.report.sections_probes import calibration_section, confusion_section, few_shot_section, probe_section
+from mixer_probe.report.sections_selectivity import needed_section, selectivity_section
 from mixer_probe.report.sections_similarity import (
     identification_section,
     localisation_section,
@@ -51,6 +102,7 @@ from mixer_probe.report.sections_spectra import spectra_section
 from mixer_probe.report.sections_stem import position_section, stem_section
 from mixer_probe.report.sections_tying import tying_section
 from mixer_probe.report.sections_units import token_mixing_section
+from mixer_probe.report.sections_visualization import visualization_section
 from mixer_probe.report.skipped import Skipped
 from mixer_probe.report.texts import untrained_warning
 from mixer_probe.similarity import SimilarityMatrix
@@ -58,9 +110,12 @@ from mixer_probe.similarity.identification import LayerIdentification
 from mixer_probe.similarity.localisation import LocalisationCKA
 from mixer_probe.similarity.matches import LayerMatches
 from mixer_probe.similarity.summary import ModelSimilarity
+from mixer_probe.visualization import FeatureVisualization
 from mixer_probe.weights import (
     Anatomy,
+    ConvolutionEquivalence,
     KernelTying,
+    PaperFigures,
     PositionEmbeddings,
     SpatialKernels,
     StemFilters,
@@ -96,6 +151,7 @@ def skipped_section(results: Sequence[Skipped]) -> list[Section]:
 
 
 RENDERERS: dict[type[Any], Renderer] = {
+    Narrative: narrative_sections,
     ModelCard: models_section,
     Anatomy: anatomy_section,
     TokenMixing: token_mixing_section,
@@ -104,6 +160,12 @@ RENDERERS: dict[type[Any], Renderer] = {
     StemFilters: stem_section,
     PositionEmbeddings: position_section,
     WeightSpectra: spectra_section,
+    PaperFigures: paper_section,
+    ConvolutionEquivalence: equivalence_section,
+    MixerScales: scales_section,
+    ModelCost: cost_section,
+    AccuracyCost: accuracy_cost_section,
+    CostGrowth: growth_section,
     SimilarityMatrix: similarity_section,
     ModelSimilarity: model_similarity_section,
     LayerMatches: matches_section,
@@ -122,5 +184,25 @@ RENDERERS: dict[type[Any], Renderer] = {
     PatchPosition: patch_position_section,
     TargetProbe: target_section,
     ChannelStatistics: channel_section,
+    ClassSelectivity: selectivity_section,
+    ChannelsNeeded: needed_section,
+    ChannelPartners: partners_section,
+    ChannelPage: pages_section,
+    Dissection: dissection_section,
+    DissectedChannel: dissected_section,
+    FeatureVisualization: visualization_section,
+    DistortionExamples: examples_section,
+    DistortionAccuracy: distortion_section,
+    ArchitectureComparison: architecture_section,
+    ErrorConsistency: consistency_section,
+    RepresentationShift: shift_section,
+    AttributionPanel: panel_section,
+    Attribution: attribution_section,
+    PerturbationCurves: curves_section,
+    Faithfulness: faithfulness_section,
+    RandomisationCheck: randomisation_section,
+    Agreement: agreement_section,
+    Conductance: conductance_section,
+    ReportDiff: diff_section,
     Skipped: skipped_section,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from mixer_probe.channels import ChannelStatistics
@@ -43,5 +44,17 @@ def _channel_sentence(result: ChannelStatistics) -> str:
     last = result.share_zero[-1].mean()
     return (
         f"{name_of(result.model)}: {dead} of {total} channels never change over {result.n} images; "
-        f"after the last block {percent(float(last))} of all values are exactly zero."
+        f"after the last block {percent(float(last))} of all values are exactly zero{_massive_text(result)}."
+    )
+
+
+def _massive_text(result: ChannelStatistics) -> str:
+    """The largest activation of all layers, where the results have medians."""
+    if not result.largest_ratio:
+        return ""
+    i = int(np.argmax(peaks := [np.nan_to_num(ratio).max() for ratio in result.largest_ratio]))
+    massive = sum(int(m.sum()) for m in result.massive)
+    return (
+        f"; the largest activation is {peaks[i]:.3g} times the median of its layer, after {result.layers[i].name} ({massive} "
+        f"channels go beyond {result.massive_ratio:g} times)"
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 STUDY_PROBES = ("accuracy", "fewshot", "control", "mdl", "patch-position")
+STUDY_ATTRIBUTIONS = ("overlays", "curves", "faithfulness", "randomisation", "agreement", "conductance")
+STUDY_CHANNELS = ("statistics", "selectivity", "needed", "partners", "pages")
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,13 @@ class StudySettings:
     `few_shot` the protocol of `shots` images a class, by default as many of 1, 5, 10 and 25 as every class has. `targets` are
     properties of images ("brightness") or "FILE.csv:COLUMN", by default all properties; `groups` is a table with the columns
     class and group, for the control tasks. With `sampled_probes` description lengths and places take a sample of the images, and
-    description lengths four layers."""
+    description lengths four layers.
+
+    `channels` are some of `channel_study.WHAT`, none for no analysis of channels. Their statistics are of `statistics_images` of
+    the images, None for all. `channel_pages` is how many channels of every layer get a page, with `page_images` images at either
+    end.
+
+    `attributions` are some of `attribution_study.WHAT`, none for no attributions; they are of a few images only."""
 
     layers: str | tuple[str, ...] = "blocks"
     batch_size: int = 64
@@ -36,3 +44,8 @@ class StudySettings:
     targets: tuple[str, ...] = ()
     groups: str | None = None
     sampled_probes: bool = True
+    channels: tuple[str, ...] = STUDY_CHANNELS
+    statistics_images: int | None = 200
+    channel_pages: int = 1
+    page_images: int = 6
+    attributions: tuple[str, ...] = STUDY_ATTRIBUTIONS

@@ -91,7 +91,7 @@ def _attempts(analysis: WeightAnalysis, models: Sequence[Model], images: Images)
             found.append(analysis.measure(model, images))
         except MixerProbeError as error:
             # What a network cannot have its twin cannot have either.
-            return [*found, Skipped(f"{analysis.title} of {model.name}", str(error))]
+            return [*found, Skipped.because(f"{analysis.title} of {model.name}", error)]
     return found
 
 

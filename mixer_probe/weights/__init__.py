@@ -2,8 +2,10 @@
 
 from mixer_probe.weights.convolution import ConvolutionalMixer, as_convolution
 from mixer_probe.weights.dependence import dependence, mixing_of
+from mixer_probe.weights.equivalence import ConvolutionEquivalence, convolution_equivalence
 from mixer_probe.weights.kernels import SpatialKernel, SpatialKernels, spatial_kernels
 from mixer_probe.weights.module_anatomy import Anatomy, ModuleAnatomy, anatomy
+from mixer_probe.weights.paper import PaperFigures, paper_figures
 from mixer_probe.weights.position import PositionEmbeddings, position_embeddings
 from mixer_probe.weights.spectra import MatrixSpectrum, WeightSpectra, weight_spectra
 from mixer_probe.weights.spectrum import (
@@ -33,12 +35,14 @@ from mixer_probe.weights.units import (
 __all__ = [
     "Anatomy",
     "BlockStatistics",
+    "ConvolutionEquivalence",
     "ConvolutionalMixer",
     "KernelSpectrum",
     "KernelTying",
     "LayerTying",
     "MatrixSpectrum",
     "ModuleAnatomy",
+    "PaperFigures",
     "PositionEmbeddings",
     "SpatialKernel",
     "SpatialKernels",
@@ -52,6 +56,7 @@ __all__ = [
     "anatomy",
     "as_convolution",
     "colour_centroid",
+    "convolution_equivalence",
     "dependence",
     "effective_rank",
     "kernel_tying",
@@ -59,6 +64,7 @@ __all__ = [
     "mixing_of",
     "orientation",
     "paired_order",
+    "paper_figures",
     "participation_ratio",
     "partner_null",
     "partners",

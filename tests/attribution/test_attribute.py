@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from captum.attr import IntegratedGradients
 from timm.models import mlp_mixer
 from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
@@ -254,9 +255,27 @@ def test_results_survive_storage_and_tables(models: dict[str, mp.Model]) -> None
     np.testing.assert_allclose(found.pooled().sum((1, 2)), found.maps.sum((1, 2)), rtol=1e-5)
 
 
+def test_a_jump_beside_the_baseline_is_found() -> None:
+    """Without biases every layer norm multiplies what little there is beside a blank baseline by 1,000, one after the other."""
+    model = small("mixer")
+    with torch.no_grad():
+        for name, p in model.module.named_parameters():
+            if name.endswith("bias"):
+                p.zero_()
+    x, baseline = 3 * noise(2, dtype=torch.float64), torch.zeros(2, 3, 32, 32, dtype=torch.float64)
+    expected = difference(model, x, baseline, [1, 3])
+    plain = IntegratedGradients(model.module).attribute(
+        x, baseline, target=torch.tensor([1, 3]), n_steps=1024, internal_batch_size=256
+    )
+    assert (np.abs(plain.sum((1, 2, 3)).numpy() / expected - 1) > 0.05).all()
+    found = mp.attribute(model, x, target=[1, 3])
+    np.testing.assert_allclose(found.maps.sum((1, 2), dtype=np.float64), expected, rtol=0.01)
+    assert found.steps.max() < 2048
+
+
 @pytest.mark.slow
 def test_the_zoo_is_complete_with_its_own_images() -> None:
-    images = mp.load_images("demo", limit=1)
+    images = mp.load_images("demo", limit=2)
     for name in ("zoo:mixer-s0", "zoo:vit-s0", "zoo:resnet-s0"):
         with warnings.catch_warnings():
             warnings.simplefilter("error")

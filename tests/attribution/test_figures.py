@@ -9,7 +9,7 @@ import mixer_probe as mp
 from mixer_probe import attribution as at
 from mixer_probe.errors import MeasureError
 from mixer_probe.figures import agreement_figure, attribution_overlays, perturbation_figure, randomisation_figure
-from mixer_probe.figures.attribution import coloured, crop_box
+from mixer_probe.figures.attribution_overlays import coloured, crop_box
 from mixer_probe.images.transforms import model_transform
 from tests.attribution.small import small
 
@@ -60,8 +60,9 @@ def test_overlays_show_each_image_and_result(maps: list[at.Attribution], images:
     figure = attribution_overlays(maps, images, indices=[0, 3])
     panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
     assert len(panels) == 6
-    np.testing.assert_array_equal(panels[3].images[0].get_array(), np.asarray(images[3]))
-    assert panels[1].get_title(loc="left") == "MlpMixer\nsaliency"
+    np.testing.assert_array_equal(panels[1].images[0].get_array(), np.asarray(images[3]))
+    assert [axes.get_title() for axes in panels[2:]] == ["saliency", "", "input ×\ngradient", ""]
+    assert figure.get_suptitle() == "MlpMixer"
     assert len(figure.axes) == 8
     with pytest.raises(MeasureError, match="indices are 0 to 3"):
         attribution_overlays(maps, images, indices=[4])

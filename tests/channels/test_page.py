@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 from timm.models.mlp_mixer import MlpMixer
+from timm.models.resnet import BasicBlock, ResNet
 
 import mixer_probe as mp
 from mixer_probe.channels import ChannelPage, channel_pages
+from mixer_probe.errors import MeasureError
 from mixer_probe.results import from_dict, to_dict
-from tests.networks import as_model, noise, randomised
+from tests.networks import as_model, noise, randomised, settled
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +60,52 @@ def test_layers_that_the_results_do_not_hold_leave_their_parts_empty(mixer: mp.M
     statistics = mp.channel_statistics(mixer, images, "blocks.0")
     (page,) = channel_pages(mixer, images, {"blocks.1": 0}, k=1, statistics=statistics)
     assert page.statistics == {}
+
+
+def test_pages_from_a_run_are_those_of_a_pass(mixer: mp.Model) -> None:
+    images = mp.load_images("demo", limit=40)
+    wanted = {"blocks.1": [5, 2], "blocks.0": 3, "stem": 0}
+    reps = mp.extract(mixer, images, ["stem", "blocks"])
+    a, b = (channel_pages(mixer, images, wanted, k=4, by="mean", reps=r) for r in (None, reps))
+    for one, other in zip(a, b, strict=True):
+        assert (one.layer, one.channel, one.n, one.by) == (other.layer, other.channel, other.n, other.by)
+        for x, y in ((one.top, other.top), (one.lowest, other.lowest)):
+            np.testing.assert_array_equal(x.ids, y.ids)
+            np.testing.assert_allclose(x.values, y.values, rtol=1e-5)
+            np.testing.assert_array_equal(x.boxes, y.boxes)
+            np.testing.assert_array_equal(x.pictures, y.pictures)
+            assert x.classes == y.classes
+    means = reps["blocks.0"][:, 3]
+    np.testing.assert_array_equal(b[2].top.ids, np.array(images.ids)[np.argsort(-means, kind="stable")[:4]])
+
+
+def test_a_run_that_does_not_fit_is_refused(mixer: mp.Model) -> None:
+    images = mp.load_images("demo", limit=12)
+    for reps, message in (
+        (mp.extract(mixer, mp.load_images("demo", split="train", limit=12)), "of other images"),
+        (mp.extract(mixer.untrained(), images), "of another network"),
+        (mp.extract(mixer, images, reduce="none"), "no means over positions"),
+    ):
+        with pytest.raises(MeasureError, match=message):
+            channel_pages(mixer, images, {"blocks.0": 0}, by="mean", reps=reps)
+
+
+def test_boxes_are_the_cells_of_the_peaks_and_classes_those_of_the_images(mixer: mp.Model) -> None:
+    images = mp.load_images("demo", limit=30)
+    (page,) = channel_pages(mixer, images, {"blocks.1": 7}, k=3)
+    for lowest, exhibit in ((False, page.top), (True, page.lowest)):
+        found = mp.top_images(mixer, images, "blocks.1", 7, k=3, lowest=lowest)
+        np.testing.assert_array_equal(exhibit.boxes, found.boxes[0] / 32)
+        assert exhibit.classes == tuple(images.class_names[images.labels[i]] for i in found.index[0])
+
+
+def test_a_peak_that_cells_share_has_no_cell() -> None:
+    network = randomised(ResNet(BasicBlock, [1, 1, 1, 1], channels=(8, 8, 8, 8), stem_width=8))
+    model = as_model(settled(network, noise(8)), name="resnet")
+    pages = channel_pages(model, noise(6), {"layer1.0": list(range(8))}, k=6)
+    # A ReLU leaves many zeros.
+    shared = np.concatenate([(p.lowest.maps == 0).sum((1, 2)) > 1 for p in pages])
+    boxes = np.concatenate([p.lowest.boxes for p in pages])
+    assert shared.any()
+    assert (boxes[shared] == [0, 0, 1, 1]).all()
+    assert all((p.top.boxes[:, 2] - p.top.boxes[:, 0] < 1).all() for p in pages if (p.top.values > 0).all())

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from timm.models.mlp_mixer import MlpMixer
 from timm.models.resnet import BasicBlock, ResNet
 
@@ -108,15 +109,21 @@ def test_a_page_has_its_pictures_and_numbers(
     )
     figure = channel_page(page)
     figure.draw_without_rendering()
-    shown = [axes for axes in figure.axes if axes.images]
-    assert len(shown) == 12
-    np.testing.assert_array_equal(shown[0].images[0].get_array(), page.top.pictures[0])
-    box = shown[0].patches[0]
-    top, left, _, _ = page.top.boxes[0] * 32
-    assert box.get_xy() == (left - 0.5, top - 0.5)
-    texts = [t.get_text() for axes in figure.axes for t in axes.texts]
+    board = figure.axes[0]
+    # Three pictures, patches, maps over pictures in grey, and lowest pictures.
+    assert len(board.images) == 3 * (1 + 1 + 2 + 1)
+    np.testing.assert_array_equal(board.images[0].get_array(), page.top.pictures[0])
+    left, right, bottom, top = board.images[0].get_extent()
+    box, shares = board.patches[0], page.top.boxes[0]
+    assert box.get_xy() == pytest.approx((left + shares[1] * (right - left), top + shares[0] * (bottom - top)))
+    texts = texts_of(figure)
     assert f"{page.statistics['mean']:.3g} ± {page.statistics['std']:.3g}" in texts
     assert any(t.startswith(f"channel {page.partners[0][2]}, r = ") for t in texts)
+
+
+def texts_of(figure: Figure) -> list[str]:
+    """All texts, those beside panels too."""
+    return [text.get_text() for text in figure.findobj(Text)]
 
 
 @pytest.mark.parametrize("layer", ["blocks.0.mlp_tokens.fc1", "head", "blocks.0"])
@@ -124,7 +131,7 @@ def test_pages_of_layers_without_a_grid_and_without_numbers(models: list[mp.Mode
     (page,) = channel_pages(models[0], noise(4), {layer: 0}, k=1)
     figure = channel_page(page)
     figure.draw_without_rendering()
-    texts = [t.get_text() for axes in figure.axes for t in axes.texts]
+    texts = texts_of(figure)
     assert {"no statistics were given", "not known", "not looked for"} <= set(texts)
 
 

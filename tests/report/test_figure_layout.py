@@ -53,9 +53,10 @@ def crowd() -> dict[str, nn.Module]:
 def crowded() -> list[Result]:
     models = [mp.load_model(network, name=name, **SPEC) for name, network in crowd().items()]
     images, train = mp.load_images("demo", limit=40), mp.load_images("demo", split="train", limit=40)
-    # Description lengths take most of the time, and their figure has this check with its own tests.
+    # Description lengths and pages of channels take most of the time, and their figures have this check with their own tests.
+    channels = ("statistics", "selectivity", "needed", "partners")
     probes = ("accuracy", "fewshot", "control", "patch-position")
-    return run_study(models, images, train, StudySettings(permutations=20, probes=probes))
+    return run_study(models, images, train, StudySettings(permutations=20, probes=probes, channels=channels))
 
 
 @pytest.fixture(scope="module")

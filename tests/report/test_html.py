@@ -133,7 +133,8 @@ def test_untrained_networks_are_named_in_every_section(tmp_path: Path) -> None:
     sections = make_sections(results)
     of_weights = {"anatomy", "token-mixing", "kernels", "tying", "stem", "spectra"}
     of_probes = {"probes", "few-shot", "controls", "patch-position", "skipped"}
-    assert {s.anchor for s in sections} == {"models", "similarity", "channels", *of_weights, *of_probes}
+    of_channels = {"channels", "selectivity", "channels-needed", "channel-pages"}
+    assert {s.anchor for s in sections} == {"models", "similarity", *of_channels, *of_weights, *of_probes}
     # What the modules of a network mix is not learned.
     for section in (s for s in sections if s.anchor not in ("anatomy", "skipped")):
         assert any("mixer_s32_224 is untrained" in w for w in section.warnings), section.anchor

@@ -27,12 +27,21 @@ def test_every_analysis_of_every_model_is_there(study: list[Result]) -> None:
         "TokenMixing": 2,  # the Mixer and its untrained twin
         "SpatialKernels": 6,
         "KernelTying": 4,
-        "Skipped": 1,  # a ResNet has no kernel of its own for each channel
+        "Skipped": 2,  # a ResNet has no kernel of its own for each channel, and attributions of a zero head are nothing
         "StemFilters": 3,
         "PositionEmbeddings": 1,
         "WeightSpectra": 6,
         "Anatomy": 3,
         "ChannelStatistics": 3,
+        "ClassSelectivity": 6,
+        "ChannelsNeeded": 3,
+        "ChannelPartners": 32,  # six ordered pairs of networks: 2 blocks of two of them, 4 of the third; untrained twins too
+        "ChannelPage": 8,
+        "AttributionPanel": 1,
+        "PerturbationCurves": 2,
+        "Faithfulness": 2,
+        "RandomisationCheck": 4,
+        "Agreement": 2 + 5,  # of methods on each of two networks, and of the two by each of five methods
         "SimilarityMatrix": 12,  # CKA of six pairs, networks with themselves too, and two more measures of three
         "ProbeResult": 4,  # and raw pixels
         "FewShotResult": 4,
@@ -78,8 +87,13 @@ def test_images_without_labels_leave_the_probes_out(tmp_path: Path) -> None:
         image.save(tmp_path / f"{i}.png")
     results = run_study(tiny_models()[:1], mp.load_images(str(tmp_path)), None, StudySettings(permutations=0))
     skipped = [r for r in results if isinstance(r, Skipped)]
-    assert [s.step for s in skipped] == ["linear probes"]
-    assert "have no labels" in skipped[0].reason or "has none" in skipped[0].reason
+    assert [s.step for s in skipped] == [
+        "class selectivity",
+        "attributions of tiny-mixer",
+        "linear probes",
+    ]
+    assert all("have no labels" in s.reason or "has none" in s.reason for s in (skipped[0], skipped[2]))
+    assert "its head is zero" in skipped[1].reason
     assert kinds(results)["SimilarityMatrix"] == 1
 
 
@@ -97,13 +111,12 @@ def test_a_model_that_cannot_be_loaded_does_not_stop_the_others() -> None:
 
 def test_an_interrupted_study_goes_on_with_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = mp.load_images("demo", limit=20)
-    settings = StudySettings(permutations=0, baselines=False, probes=("accuracy",))
+    settings = StudySettings(permutations=0, baselines=False, probes=("accuracy",), channels=(), attributions=())
     first = run_study(tiny_models()[:1], images, None, settings, store=tmp_path)
     model = tiny_models()[0]
     runs: list[int] = []
     model.module.head.register_forward_hook(lambda *_: runs.append(1))
     model.module.blocks[1].register_forward_hook(lambda *_: runs.append(2))
-    monkeypatch.setattr("mixer_probe.report.study.channel_statistics", lambda *_, **__: Skipped("x", "y"))
     monkeypatch.setattr("mixer_probe.report.study.weight_results", lambda *_, **__: [])
     second = run_study([model], images, None, settings, store=tmp_path)
     # Only the dry passes that read the structure and count operations.

@@ -1,0 +1,146 @@
+"""How do the features of a Mixer, a ViT and a CNN differ?
+
+    python analyses/learned_features.py --out runs/learned_features
+
+Tolstikhin et al. 2021 leave it open which features a Mixer learns and how they differ from those of CNNs and Transformers. Here
+networks of the three architectures see the same images, and a narrative of six parts is computed from the results: where
+representations part (CKA), where the class becomes readable (probes), what token mixing learns and how far layers read (weights),
+which channels tell a class and have partners in another network, whether networks look at the same places (attributions) - and
+what untrained twins show of all that. Every sentence has its number, interval and null, and says so where there is no difference
+beyond them.
+
+Runs on the six bundled networks and CIFAR-10 images by default; probes are fitted on images of their own. Other networks need
+images that suit them; a folder is split into halves for the probes:
+
+    python analyses/learned_features.py --models mixer_b16_224 vit_base_patch16_224.augreg_in1k resnet50.a1_in1k --data photos
+
+DIR gets report.html, the pictures as SVG and PNG, results.json and a CSV table for each kind of result; findings.csv has every
+number that a sentence rests on. What is finished is kept in DIR/parts, and the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+import mixer_probe as mp
+from mixer_probe.errors import MixerProbeError, MixerProbeWarning
+from mixer_probe.models import ModelCard
+from mixer_probe.report import Skipped, Steps, StudySettings, deliver, narrate, run_study
+from mixer_probe.results import Result
+from mixer_probe.weights import Anatomy, KernelTying, PositionEmbeddings, StemFilters, WeightSpectra
+
+ZOO = tuple(f"zoo:{family}-{seed}" for family in ("mixer", "vit", "resnet") for seed in ("s0", "s1"))
+SMOKE_MODELS, SMOKE_IMAGES = ("zoo:mixer-s0", "zoo:resnet-s0"), 60
+TITLE = "How do the features of a Mixer, a ViT and a CNN differ?"
+# So many draws that p-values hold when the layer is picked too.
+FULL = StudySettings(
+    measures=("cka",),
+    probes=("accuracy",),
+    channels=("selectivity", "partners"),
+    attributions=("overlays", "curves", "agreement"),
+    permutations=300,
+)
+# Attributions are most of the work.
+SMOKE = replace(FULL, attributions=())
+# What no sentence rests on; `mixer-probe report` has it.
+BESIDES = (Anatomy, KernelTying, PositionEmbeddings, StemFilters, WeightSpectra)
+
+
+def main() -> None:
+    """Study the networks, write the report and print its findings."""
+    options = _options()
+    console = Console(width=160)
+    # What cannot be measured of a network is said in the report, beside its number.
+    warnings.simplefilter("ignore", MixerProbeWarning)
+    try:
+        results = study(options.models, *load(options), options.device, options.out, SMOKE if options.smoke else FULL)
+        settings = {key: str(value) for key, value in vars(options).items()} | {"command": shlex.join(["python", *sys.argv])}
+        sections = deliver([narrate(results), *results], options.out, TITLE, settings)
+    except MixerProbeError as error:
+        sys.exit(f"learned_features: {error}")
+    for section in sections:
+        if section.anchor.startswith("finding-") or section.anchor == "skipped":
+            console.print(section.title, style="bold")
+            console.print("\n".join(section.paragraphs), markup=False, highlight=False, soft_wrap=True)
+    console.print(str((options.out / "report.html").resolve()), markup=False, highlight=False, soft_wrap=True)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", help="networks, as load_model takes them; the bundled ones by default")
+    parser.add_argument("--data", default="demo", help="labelled images, as load_images takes them")
+    parser.add_argument("--split", help="split of the data set")
+    parser.add_argument("--train", help="split to fit probes on; by default that of the demo, else a half of the images")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    parser.add_argument("--limit", type=int, help="at most so many images")
+    parser.add_argument("--out", type=Path, default=Path("runs/learned_features"), help="folder for the report")
+    parser.add_argument("--smoke", action="store_true", help="two networks, few images: does it run?")
+    options = parser.parse_args()
+    options.models = options.models or (SMOKE_MODELS if options.smoke else ZOO)
+    options.limit = options.limit or (SMOKE_IMAGES if options.smoke else None)
+    options.train = options.train or ("train" if options.data == "demo" else None)
+    return options
+
+
+def load(options: argparse.Namespace) -> tuple[mp.Images, mp.Images | None]:
+    """The images to measure on, and those to fit probes on (None: a half of the former)."""
+    images = mp.load_images(options.data, split=options.split, limit=options.limit)
+    train = mp.load_images(options.data, split=options.train, limit=options.limit) if options.train else None
+    return images, train
+
+
+def study(
+    names: Sequence[str],
+    images: mp.Images,
+    train: mp.Images | None,
+    device: str,
+    out: Path,
+    settings: StudySettings = FULL,
+) -> list[Result]:
+    """All results but the narrative. A network that cannot be had is left out with its reason; the others go on."""
+    steps = Steps(out / "parts")
+    # Bound now: a name in a lambda is looked up when it is called.
+    loaders = [lambda name=name: mp.load_model(name, device=device) for name in names]
+    results = run_study(loaders, images, train, settings, steps=steps)
+    cards = [r for r in results if isinstance(r, ModelCard) and r.model.trained]
+    results += [r for a, b in first_pairs(cards) for r in of_twins(a, b, images, device, steps, settings)]
+    return [r for r in results if not isinstance(r, BESIDES)]
+
+
+def first_pairs(cards: Sequence[ModelCard]) -> Iterator[tuple[str, str]]:
+    """The first two networks of every two architectures, by name; also of one architecture that has two."""
+    seen: set[frozenset[str]] = set()
+    for a, b in itertools.combinations(cards, 2):
+        pair = frozenset((a.model.family, b.model.family))
+        if pair not in seen:
+            seen.add(pair)
+            yield a.model.name, b.model.name
+
+
+def of_twins(a: str, b: str, images: mp.Images, device: str, steps: Steps, settings: StudySettings) -> list[Result]:
+    """CKA of the untrained twins of two networks: what the architectures share before they learn."""
+    step = f"similarity of the untrained twins of {a} and {b}"
+    try:
+        twins = [mp.load_model(name, device=device).untrained() for name in (a, b)]
+
+        def compared() -> list[Result]:
+            left, right = (mp.extract(twin, images, settings.layers, batch_size=settings.batch_size) for twin in twins)
+            draws = {"permutations": settings.permutations, "resamples": settings.resamples, "seed": settings.seed}
+            return [mp.compare(left, right, **draws)]  # type: ignore[arg-type]
+
+        return steps.get(step, {"twins": twins, "images": images, "settings": settings}, compared)
+    except MixerProbeError as error:
+        return [Skipped.because(step, error)]
+
+
+if __name__ == "__main__":
+    main()

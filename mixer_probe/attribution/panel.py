@@ -1,0 +1,186 @@
+"""A panel: maps of several networks and methods for a few images, with the images, so that a picture needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from mixer_probe.attribution.attributions import Attribution
+from mixer_probe.errors import MeasureError
+from mixer_probe.images import Images
+from mixer_probe.models.layer import Layer
+from mixer_probe.results import ImagesRecord, ModelRecord, Result
+
+# A few extreme pixels would leave the rest of a map invisible.
+QUANTILE = 0.99
+# A picture of a panel is printed no larger.
+_MOST_PIXELS = 640
+_LEVELS = 127
+
+
+@dataclass(frozen=True)
+class AttributionPanel(Result):
+    """Maps of every (network, method) pair, the columns, for the same images.
+
+    `pictures` are the original images, uint8 RGB [h, w, 3], reduced where a side has more than 640 px; `sizes` [image, 2] are
+    their own (width, height). `shares` has one int8 array [image, H, W] a column: 127 is the 99 % quantile of the map's
+    magnitudes, `scale` [column, image], beyond which maps are cut off. `targets`, `predicted`, `logit`, `logit_difference`,
+    `convergence_delta` and `steps` are [column, image], as `Attribution` has them; `class_names` are those of the networks'
+    outputs, empty where they are not known. Over all images of the attributions, `chosen_from`, not only those shown, count
+    `empty` [column] maps that are zero everywhere, and `widest_gap` [column] is the largest |convergence delta| ÷ |logit
+    difference|, NaN for methods that promise no sum."""
+
+    title: ClassVar[str] = "Attribution maps"
+
+    models: tuple[ModelRecord, ...]
+    methods: tuple[str, ...]
+    texts: tuple[str, ...]
+    signed: tuple[bool, ...]
+    layers: tuple[Layer | None, ...]
+    baselines: tuple[str, ...]
+    crop_pct: tuple[float, ...]
+    images: ImagesRecord
+    chosen_from: int
+    ids: tuple[str, ...]
+    labels: np.ndarray | None
+    class_names: tuple[str, ...]
+    sizes: np.ndarray
+    pictures: tuple[np.ndarray, ...]
+    shares: tuple[np.ndarray, ...]
+    scale: np.ndarray
+    targets: np.ndarray
+    predicted: np.ndarray
+    logit: np.ndarray
+    logit_difference: np.ndarray
+    convergence_delta: np.ndarray
+    steps: np.ndarray
+    empty: np.ndarray
+    widest_gap: np.ndarray
+
+    @property
+    def relative_delta(self) -> np.ndarray:
+        """|convergence delta| ÷ |logit difference| [column, image]; NaN for methods that promise no sum."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            delta: np.ndarray = np.abs(self.convergence_delta) / np.abs(self.logit_difference)
+        return delta
+
+    def share(self, column: int, image: int) -> np.ndarray:
+        """A map [H, W] from -1 to 1, in 99 % quantiles of its magnitudes."""
+        share: np.ndarray = self.shares[column][image] / _LEVELS
+        return share
+
+    def take(self, rows: Sequence[int]) -> AttributionPanel:
+        """The same for some of its images, in that order."""
+        chosen = list(rows)
+        return replace(
+            self,
+            ids=tuple(self.ids[i] for i in chosen),
+            labels=None if self.labels is None else self.labels[chosen],
+            sizes=self.sizes[chosen],
+            pictures=tuple(self.pictures[i] for i in chosen),
+            shares=tuple(share[chosen] for share in self.shares),
+            scale=self.scale[:, chosen],
+            **{name: getattr(self, name)[:, chosen] for name in _PER_IMAGE},
+        )
+
+    def name(self, target: int) -> str:
+        """What a class is called."""
+        return self.class_names[target] if self.class_names else f"class {target}"
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a network, method and image."""
+        return pd.concat([self._column(c) for c in range(len(self.methods))], ignore_index=True)
+
+    def _column(self, c: int) -> pd.DataFrame:
+        layer = self.layers[c]
+        return pd.DataFrame(
+            {
+                "model": self.models[c].name,
+                "method": self.methods[c],
+                "layer": layer.name if layer else "",
+                "baseline": self.baselines[c],
+                "image": list(self.ids),
+                "target": [self.name(int(t)) for t in self.targets[c]],
+                "predicted": [self.name(int(t)) for t in self.predicted[c]],
+                "logit": self.logit[c],
+                "logit_difference": self.logit_difference[c],
+                "convergence_delta": self.convergence_delta[c],
+                "relative_delta": self.relative_delta[c],
+                "steps": self.steps[c],
+            }
+        )
+
+
+def attribution_panel(
+    attributions: Sequence[Attribution],
+    images: Images,
+    *,
+    indices: Sequence[int] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> AttributionPanel:
+    """A panel of attributions of `images` by one or several networks and methods, for the first four or those at `indices`.
+
+    `class_names` are those of the outputs, by default those of the images where the attributions have them. Raises MeasureError
+    for no attribution, attributions of other images, and indices that are not there."""
+    rows = list(indices if indices is not None else range(min(4, len(images))))
+    _check(attributions, images, rows)
+    opened = [images[i] for i in rows]
+    limits = np.stack([[limit_of(a.maps[i]) for i in rows] for a in attributions])
+    named = class_names or (images.class_names if all(a.target_names for a in attributions) else None)
+    return AttributionPanel(
+        models=tuple(a.model for a in attributions),
+        methods=tuple(a.method for a in attributions),
+        texts=tuple(a.text for a in attributions),
+        signed=tuple(a.signed for a in attributions),
+        layers=tuple(a.layer for a in attributions),
+        baselines=tuple(a.baseline for a in attributions),
+        crop_pct=tuple(a.crop_pct for a in attributions),
+        images=images.record,
+        chosen_from=len(images),
+        ids=tuple(images.ids[i] for i in rows),
+        labels=None if images.labels is None else images.labels[rows],
+        class_names=tuple(named or ()),
+        sizes=np.array([picture.size for picture in opened]),
+        pictures=tuple(np.asarray(_reduced(picture)) for picture in opened),
+        shares=tuple(_shares(a.maps[rows], limit) for a, limit in zip(attributions, limits, strict=True)),
+        scale=limits,
+        empty=np.array([int((np.abs(a.maps).max((1, 2)) == 0).sum()) for a in attributions]),
+        widest_gap=np.array([a.relative_delta.max() for a in attributions]),
+        **{name: np.stack([getattr(a, name)[rows] for a in attributions]) for name in _PER_IMAGE},
+    )
+
+
+_PER_IMAGE = ("targets", "predicted", "logit", "logit_difference", "convergence_delta", "steps")
+
+
+def _check(attributions: Sequence[Attribution], images: Images, rows: Sequence[int]) -> None:
+    if not attributions:
+        raise MeasureError("give at least one attribution to draw")
+    if any(a.ids != tuple(images.ids) for a in attributions):
+        raise MeasureError("the attributions are of other images than those that were given")
+    if any(not 0 <= i < len(images) for i in rows):
+        raise MeasureError(f"indices are 0 to {len(images) - 1}, not {list(rows)}")
+
+
+def limit_of(values: np.ndarray) -> float:
+    """The magnitude that is drawn at full strength: the 99 % quantile, or the largest where that is zero; 1 for an empty map."""
+    size = np.abs(values)
+    return float(np.quantile(size, QUANTILE) or size.max() or 1.0)
+
+
+def _shares(maps: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    shares: np.ndarray = np.rint(_LEVELS * np.clip(maps / limits[:, None, None], -1, 1)).astype(np.int8)
+    return shares
+
+
+def _reduced(picture: Image.Image) -> Image.Image:
+    scale = _MOST_PIXELS / max(picture.size)
+    if scale >= 1:
+        return picture
+    width, height = (max(1, round(n * scale)) for n in picture.size)
+    return picture.resize((width, height), Image.Resampling.LANCZOS)

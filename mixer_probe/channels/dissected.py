@@ -1,0 +1,142 @@
+"""One channel against one concept, in pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from mixer_probe.capture import ImageSource, as_source
+from mixer_probe.channels.dissection import Dissection, _require_grids, _taken
+from mixer_probe.channels.overlap import annotated, every, seen_masks, upsampler
+from mixer_probe.channels.top import activation_maps, input_pictures, top_images
+from mixer_probe.errors import MeasureError
+from mixer_probe.images.concepts import Concepts
+from mixer_probe.models.layer import Layer
+from mixer_probe.models.model import Model
+from mixer_probe.results import ImagesRecord, ModelRecord, Result
+
+
+@dataclass(frozen=True)
+class DissectedChannel(Result):
+    """The annotated images that drive a channel most, what it lights in them, and where the concept is.
+
+    `pictures` uint8 RGB [k, height, width, 3] at the size of the input; `maps` [k, rows, columns] the activations on the layer's
+    grid; `lit` and `masks` bool [k, height, width] what is above the threshold and where the concept is (all or nothing for
+    attributes). `iou`, `null95` and `p_value` are those of the whole set; `p_value`, corrected for channels and concepts, is NaN
+    for another concept than the one that the channel stands out for."""
+
+    title: ClassVar[str] = "Dissected channel"
+
+    model: ModelRecord
+    images: ImagesRecord
+    layer: Layer
+    channel: int
+    concept: str
+    iou: float
+    null95: float
+    p_value: float
+    threshold: float
+    n: int
+    ids: np.ndarray
+    values: np.ndarray
+    pictures: np.ndarray
+    maps: np.ndarray
+    lit: np.ndarray
+    masks: np.ndarray
+
+    @property
+    def overlap(self) -> np.ndarray:
+        """IoU in each image alone, [k]; NaN where both are empty."""
+        both, either = (self.lit & self.masks).sum((1, 2)), (self.lit | self.masks).sum((1, 2))
+        return np.where(either > 0, both / np.maximum(either, 1), np.nan)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row an image shown."""
+        return pd.DataFrame(
+            {
+                "model": self.model.name,
+                "layer": self.layer.name,
+                "channel": self.channel,
+                "concept": self.concept,
+                "rank": np.arange(1, len(self.ids) + 1),
+                "image": self.ids,
+                "value": self.values,
+                "lit": self.lit.mean((1, 2)),
+                "concept_share": self.masks.mean((1, 2)),
+                "overlap": self.overlap,
+                "n_images": self.n,
+            }
+        )
+
+
+def dissected_channel(
+    model: Model,
+    images: ImageSource | Tensor,
+    concepts: Concepts,
+    dissection: Dissection,
+    layer: str,
+    channel: int,
+    concept: str | None = None,
+    *,
+    k: int = 6,
+    batch_size: int = 32,
+) -> DissectedChannel:
+    """The `k` annotated images that drive a channel most, with what it lights and where a concept is (None: the one it stands
+    out for).
+
+    `dissection` is that of the same model, images and concepts. Raises LayerError for a layer that it does not hold, one without
+    a grid and a channel out of range, ImagesError for an unknown concept, and MeasureError for another model's dissection and a
+    channel that marks nothing."""
+    i = dissection.index(layer)
+    if dissection.model.sha256 != model.record.sha256:
+        raise MeasureError(f"this is a dissection of {dissection.model.name}, not of {model.name}")
+    source, selected = as_source(images), dissection.layers[i]
+    _require_grids([selected], model, "pixels")
+    chosen, places = annotated(source, concepts)
+    taken = _taken(source, chosen)
+    top = top_images(model, taken, layer, channel, k, batch_size=batch_size)
+    c = int(dissection.preferred[i][channel]) if concept is None else dissection.concept(concept)
+    threshold = float(dissection.threshold[i][channel])
+    if c < 0 or np.isnan(threshold):
+        raise MeasureError(f"channel {channel} of '{layer}' is constant or not finite, so that it marks nothing")
+    maps = activation_maps(model, taken, top.index[0], layer, channel, batch_size=batch_size)
+    pixels = every(model.input.size[1:], 1)
+    up = upsampler(model, selected, pixels)
+    lit = (up(torch.from_numpy(maps).flatten(1)) > threshold).numpy().reshape(len(maps), len(pixels[0]), len(pixels[1]))
+    shown = [places[j] for j in top.index[0]]
+    own = c == dissection.preferred[i][channel]
+    return DissectedChannel(
+        model=dissection.model,
+        images=dissection.images,
+        layer=selected,
+        channel=channel,
+        concept=dissection.concepts[c],
+        iou=float(dissection.iou[i][channel, c]),
+        null95=float(dissection.null95[i, c]),
+        p_value=float(dissection.p_value[i][channel]) if own else float("nan"),
+        threshold=threshold,
+        n=dissection.n,
+        ids=top.ids[0],
+        values=top.values[0],
+        pictures=input_pictures(model, taken, top.index[0]),
+        maps=maps,
+        lit=lit,
+        masks=_masks(model, _taken(taken, top.index[0].tolist()), concepts, shown, c, pixels),
+    )
+
+
+def _masks(
+    model: Model, source: ImageSource, concepts: Concepts, places: Sequence[int], c: int, pixels: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """Where concept `c` is in the images at `places`, [k, height, width]."""
+    shape = (len(places), len(pixels[0]), len(pixels[1]))
+    if concepts.attributes is not None:
+        return np.broadcast_to(concepts.attributes[list(places), c][:, None, None], shape).copy()
+    planes = seen_masks(model, source, concepts, places, pixels).planes(np.arange(len(places)))
+    return planes[:, c].reshape(shape).astype(bool)

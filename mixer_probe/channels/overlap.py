@@ -1,0 +1,373 @@
+"""Where channels are lit over the pixels of images, and how that overlaps with masks: two passes over the images.
+
+The first pass finds the threshold of every channel, exactly: the largest activations are kept, as many as the quantile leaves
+above it, which is 0.5 % of all there are. The second lays the maps over the pixels and counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from mixer_probe.capture import ImageSource, stream
+from mixer_probe.channels.upsampling import anchors, interpolation
+from mixer_probe.errors import ImagesError, MeasureError
+from mixer_probe.images import Images
+from mixer_probe.images.concepts import Concepts, Geometry, image_size, mask_geometry
+from mixer_probe.models.layer import Layer
+from mixer_probe.models.model import Model
+from mixer_probe.progress import task
+
+# Values held at once while maps are laid over pixels, and while masks of an image are dealt out anew.
+_VALUES = 2**24
+# Longer side of the masks as they are compared, unless told otherwise; Bau et al. took 113 of 227.
+_SIDE = 112
+
+
+# -- thresholds ------------------------------------------------------------------------------------------------------------
+
+
+def above(values: int, quantile: float, where: str = "a channel") -> int:
+    """How many of `values` may be above a threshold with P(a > T) <= 1 - quantile; `where` they are is for the error.
+
+    Raises MeasureError if not even one may be, and for a quantile that is none."""
+    if not 0 < quantile < 1:
+        raise MeasureError(f"a quantile is between 0 and 1, not {quantile}")
+    found = math.floor((1 - quantile) * values + 1e-9)
+    if found < 1:
+        raise MeasureError(
+            f"{where} has {values} values (images x positions), of which none may be above the quantile {quantile}: "
+            f"take {math.ceil((1 - 1e-9) / (1 - quantile))} or more, or a lower quantile"
+        )
+    return found
+
+
+@dataclass
+class Highest:
+    """Of a batch the largest values [channel, k] of each channel, the smallest [channel], and whether all are finite."""
+
+    values: Tensor
+    lowest: Tensor
+    finite: Tensor
+
+
+def highest(layer: Layer, positions: Tensor, _prefix: Tensor | None, *, keep: Mapping[str, int]) -> Highest:
+    """Reducer: what `Threshold.update` takes of one layer [image, position, channel]."""
+    wide = positions if positions.dtype is torch.float64 else positions.float()
+    rows = wide.permute(2, 0, 1).reshape(layer.channels, -1)
+    values = rows.topk(min(keep[layer.name], rows.shape[1]), dim=1).values
+    return Highest(values, rows.amin(1), torch.isfinite(rows).all(1))
+
+
+class Threshold:
+    """Accumulator of the thresholds of a layer's channels: `update`, `merge`, `compute`. Exact, whatever the batches."""
+
+    def __init__(self, above: int) -> None:
+        self.above = above
+        self._kept: Highest | None = None
+
+    def update(self, found: Highest) -> None:
+        """Add a batch."""
+        if self._kept is None:
+            self._kept = found
+            return
+        values = torch.cat([self._kept.values, found.values.to(self._kept.values.device)], 1)
+        self._kept = Highest(
+            values.topk(min(self.above + 1, values.shape[1]), dim=1).values,
+            torch.minimum(self._kept.lowest, found.lowest.to(values.device)),
+            self._kept.finite & found.finite.to(values.device),
+        )
+
+    def merge(self, other: Threshold) -> None:
+        """Add what `other` has seen of other images. Raises MeasureError if it keeps another number of values."""
+        if self.above != other.above:
+            raise MeasureError(f"thresholds with {self.above} and {other.above} values above do not merge")
+        if other._kept is not None:
+            self.update(other._kept)
+
+    def compute(self) -> tuple[np.ndarray, np.ndarray]:
+        """The thresholds [channel], the smallest value that no more than `above` values exceed, and which channels have one.
+
+        Channels that are constant or not finite have none (NaN). Raises MeasureError for fewer values than that."""
+        if self._kept is None or self._kept.values.shape[1] <= self.above:
+            raise MeasureError(f"too few values were seen for {self.above} above the threshold")
+        values = self._kept.values.cpu().numpy().astype(np.float64)
+        defined = self._kept.finite.cpu().numpy() & (values[:, 0] > self._kept.lowest.cpu().numpy())
+        return np.where(defined, values[:, self.above], np.nan), defined
+
+
+def thresholds(
+    model: Model, source: ImageSource, layers: Sequence[Layer], quantile: float, batch_size: int, autocast: str | None
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """`Threshold.compute` of every layer over all positions of all images. Raises MeasureError if there are too few."""
+    counts = {layer.name: len(source) * max(layer.positions, 1) for layer in layers}
+    running = {name: Threshold(above(n, quantile, f"a channel of '{name}'")) for name, n in counts.items()}
+    reducer = partial(highest, keep={name: each.above + 1 for name, each in running.items()})
+    title = f"{model.name}: thresholds"
+    for piece in stream(model, source, layers, reducer, batch_size=batch_size, autocast=autocast, title=title):
+        for name, found in piece.found.items():
+            running[name].update(found)
+    return {name: each.compute() for name, each in running.items()}
+
+
+# -- pixels ----------------------------------------------------------------------------------------------------------------
+
+
+def every(size: Sequence[int], step: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the pixels that are compared: the middle one of every `step`; None: so that 112 a side or fewer are.
+
+    Raises MeasureError for a step below 1 or beyond the image."""
+    chosen = max(1, math.ceil(max(size) / _SIDE)) if step is None else step
+    if not 1 <= chosen <= min(size):
+        raise MeasureError(f"step={chosen}: take every pixel (1) up to every {min(size)}th of images of {size[0]} x {size[1]}")
+    rows, columns = (np.arange(chosen // 2, pixels, chosen)[: pixels // chosen] for pixels in size)
+    return rows, columns
+
+
+class SeenMasks:
+    """Masks of all images as the network sees them, one bit a pixel: n x concepts x pixels / 8 bytes."""
+
+    def __init__(self, shape: tuple[int, int], planes: Sequence[np.ndarray], concepts: int) -> None:
+        self.shape = shape
+        self.pixels = shape[0] * shape[1]
+        self.concepts = concepts
+        self._bits = np.stack([np.packbits(plane.reshape(concepts, -1), axis=1) for plane in planes])
+
+    def planes(self, images: np.ndarray) -> np.ndarray:
+        """0 and 1 as uint8, [image, concept, pixel]."""
+        return np.unpackbits(self._bits[images], axis=-1, count=self.pixels)
+
+    def sizes(self) -> np.ndarray:
+        """Pixels of each concept in each image, [image, concept]."""
+        return np.array([self.planes(np.array([i]))[0].sum(1, dtype=np.int64) for i in range(len(self._bits))])
+
+
+def seen_masks(
+    model: Model, source: ImageSource, concepts: Concepts, places: Sequence[int], pixels: tuple[np.ndarray, np.ndarray]
+) -> SeenMasks:
+    """The masks at `places` of the images of `source`, through the network's own resizing and cropping, at some pixels.
+
+    Raises ImagesError for masks that cannot be read or have another size than their image."""
+    size = (model.input.size[1], model.input.size[2])
+    geometry = mask_geometry(model.input.size, model.input.crop_pct) if isinstance(source, Images) else None
+    planes = []
+    with task(f"masks of {concepts.name}", len(places)) as advance:
+        for i, place in enumerate(places):
+            shape = image_size(source, i) if isinstance(source, Images) else size
+            layers = _through(geometry, concepts.mask(place, shape))[:, pixels[0]][:, :, pixels[1]]
+            planes.append(concepts.planes(layers) & concepts.known[place][:, None, None])
+            advance(1)
+    return SeenMasks((len(pixels[0]), len(pixels[1])), planes, len(concepts.names))
+
+
+def _through(geometry: Geometry | None, layers: np.ndarray) -> np.ndarray:
+    return layers if geometry is None else np.stack([geometry(layer) for layer in layers])
+
+
+@dataclass(frozen=True)
+class Upsampler:
+    """Maps of one layer to pixels: `rows` [pixel row, grid row] and `columns` [pixel column, grid column]."""
+
+    grid: tuple[int, int]
+    rows: np.ndarray
+    columns: np.ndarray
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        """[n, positions] to [n, pixels] in float64."""
+        rows, columns = (torch.from_numpy(weights).to(maps.device) for weights in (self.rows, self.columns))
+        wide = maps.to(torch.float64).reshape(len(maps), *self.grid)
+        return (rows @ wide @ columns.T).flatten(1)
+
+
+def upsampler(model: Model, layer: Layer, pixels: tuple[np.ndarray, np.ndarray]) -> Upsampler:
+    """Bilinear interpolation of a layer's maps, anchored at the centres of receptive fields; see `channels.upsampling`."""
+    assert layer.grid is not None
+    rows, columns = anchors(model, layer)
+    return Upsampler(layer.grid, interpolation(rows, layer.grid[0], pixels[0]), interpolation(columns, layer.grid[1], pixels[1]))
+
+
+@dataclass
+class Lit:
+    """What of a batch is above the thresholds: how many pixels (1 and 0 for images) [image, channel], and which, image by image
+    and in it channel by channel."""
+
+    area: Tensor
+    pixel: Tensor
+
+
+def lit_images(layer: Layer, positions: Tensor, _prefix: Tensor | None, *, levels: Mapping[str, Tensor]) -> Lit:
+    """Reducer: images in which any position is above the threshold. NaN is above nothing."""
+    area = (positions > _like(levels[layer.name], positions)).any(1)
+    return Lit(area.to(torch.int32), torch.empty(0, dtype=torch.int32))
+
+
+def _like(levels: Tensor, positions: Tensor) -> Tensor:
+    """Thresholds are activations, so that no digit is lost."""
+    return levels.to(positions.device, torch.float64 if positions.dtype is torch.float64 else torch.float32)
+
+
+def lit_pixels(
+    layer: Layer, positions: Tensor, _prefix: Tensor | None, *, levels: Mapping[str, Tensor], maps: Mapping[str, Upsampler]
+) -> Lit:
+    """Reducer: pixels of the maps, laid over the image, that are above the thresholds.
+
+    Interpolation never leaves the range of the values, so that only maps with a position above the threshold are looked at."""
+    up, T = maps[layer.name], levels[layer.name].to(positions.device)
+    image, channel = (positions > _like(T, positions)).any(1).nonzero(as_tuple=True)
+    area = torch.zeros(positions.shape[0], layer.channels, dtype=torch.int32, device=positions.device)
+    found = []
+    chunk = max(1, _VALUES // (len(up.rows) * len(up.columns)))
+    for i, c in zip(torch.split(image, chunk), torch.split(channel, chunk), strict=True):
+        lit = up(positions[i, :, c]) > T[c, None]
+        area[i, c] = lit.sum(1, dtype=torch.int32)
+        found.append(lit.nonzero()[:, 1].to(torch.int32))
+    return Lit(area, torch.cat(found) if found else torch.empty(0, dtype=torch.int32))
+
+
+# -- overlaps --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Sums over the images for every arrangement of the masks, the first of which is the true one.
+
+    `both` and `lit` [channel, arrangement, concept] are lit pixels (or images) where the concept is, and where it is known;
+    `there` [concept] where the concept is; `area` [image, channel] lit pixels (or images)."""
+
+    both: np.ndarray
+    lit: np.ndarray
+    there: np.ndarray
+    area: np.ndarray
+
+    @property
+    def iou(self) -> np.ndarray:
+        """[channel, arrangement, concept]; NaN for concepts that are nowhere."""
+        union = self.lit + self.there - self.both
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(self.there > 0, self.both / union, np.nan)
+
+
+class Overlap:
+    """Accumulator of the overlap of one layer with masks under all arrangements: image i has the mask of image orders[a, i]."""
+
+    def __init__(self, layer: Layer, images: int, orders: np.ndarray, concepts: int) -> None:
+        self._orders = orders
+        self._area = np.zeros((images, layer.channels))
+        self._both = np.zeros((layer.channels, len(orders) * concepts))
+
+    def update(self, found: Lit, start: int) -> list[sparse.csr_array]:
+        """Add a batch whose first image is `start`; returns its lit pixels [channel, pixel] image by image, for `count`."""
+        area, pixel = found.area.cpu().numpy(), found.pixel.cpu().numpy()
+        self._area[start : start + len(area)] = area
+        ends = np.concatenate([[0], area.sum(1).cumsum()])
+        return [self._rows(row, pixel[a:b]) for row, a, b in zip(area, ends, ends[1:])] if len(pixel) else []
+
+    def _rows(self, area: np.ndarray, pixel: np.ndarray) -> sparse.csr_array:
+        pointers = np.concatenate([[0], area.cumsum()])
+        width = int(pixel.max(initial=-1)) + 1
+        return sparse.csr_array((np.ones(len(pixel), dtype=np.float32), pixel, pointers), shape=(len(area), width))
+
+    def count(self, lit: sparse.csr_array, masks: np.ndarray, first: int) -> None:
+        """Add an image: its lit pixels and masks [pixel, column] for columns (arrangement, concept) from `first` on."""
+        # Counts in one image are whole numbers below 2^24, which float32 has exactly.
+        self._both[:, first : first + masks.shape[1]] += lit @ masks[: lit.shape[1]]
+
+    def compute(self, there: np.ndarray, known: np.ndarray) -> Counts:
+        """Everything together, of `there` pixels [image, concept] and where a concept is `known` [image, concept]."""
+        shape = (len(self._both), len(self._orders), known.shape[1])
+        return Counts(self._both.reshape(shape), _dealt(self._area, known, self._orders), there.sum(0), self._area)
+
+
+def whole_images(area: np.ndarray, there: np.ndarray, known: np.ndarray, orders: np.ndarray, pixels: int) -> Counts:
+    """Counts where a concept fills an image of `pixels` (1: images are counted) or is not in it, `there` [image, concept]."""
+    return Counts(_dealt(area, there, orders), _dealt(area, known, orders), there.sum(0) * pixels, area)
+
+
+def _dealt(area: np.ndarray, what: np.ndarray, orders: np.ndarray) -> np.ndarray:
+    """Sums over images of area times what the image is dealt, [channel, arrangement, concept]."""
+    if what.all():
+        return np.broadcast_to(area.sum(0)[:, None, None], (area.shape[1], len(orders), what.shape[1]))
+    wide = what.astype(np.float64)
+    return np.stack([area.T @ wide[order] for order in orders], axis=1)
+
+
+def overlaps(
+    model: Model,
+    source: ImageSource,
+    layers: Sequence[Layer],
+    levels: Mapping[str, np.ndarray],
+    masks: SeenMasks,
+    maps: Mapping[str, Upsampler],
+    known: np.ndarray,
+    orders: np.ndarray,
+    batch_size: int,
+    autocast: str | None,
+) -> dict[str, Counts]:
+    """Counts of every layer with masks."""
+    running = {layer.name: Overlap(layer, len(source), orders, masks.concepts) for layer in layers}
+    reducer = partial(lit_pixels, levels=_tensors(levels), maps=maps)
+    title = f"{model.name}: dissection"
+    for piece in stream(model, source, layers, reducer, batch_size=batch_size, autocast=autocast, title=title):
+        lit = {name: running[name].update(found, piece.start) for name, found in piece.found.items()}
+        for j in range(piece.n):
+            of_image = {running[name]: rows[j] for name, rows in lit.items() if rows and rows[j].nnz}
+            _count(of_image, masks, orders[:, piece.start + j])
+    there = masks.sizes()
+    return {name: each.compute(there, known) for name, each in running.items()}
+
+
+def _count(lit: Mapping[Overlap, sparse.csr_array], masks: SeenMasks, dealt: np.ndarray) -> None:
+    """Add one image to the layers in which any pixel is lit: with its own mask and with those that it is dealt."""
+    chunk = max(1, _VALUES // (masks.pixels * masks.concepts))
+    for a in range(0, len(dealt), chunk) if lit else ():
+        planes = masks.planes(dealt[a : a + chunk]).reshape(-1, masks.pixels)
+        columns = np.ascontiguousarray(planes.T, dtype=np.float32)
+        for overlap, rows in lit.items():
+            overlap.count(rows, columns, a * masks.concepts)
+
+
+def areas(
+    model: Model,
+    source: ImageSource,
+    layers: Sequence[Layer],
+    levels: Mapping[str, np.ndarray],
+    maps: Mapping[str, Upsampler] | None,
+    batch_size: int,
+    autocast: str | None,
+) -> dict[str, np.ndarray]:
+    """Lit pixels [image, channel] of every layer; without `maps` 1 for images in which any position is lit."""
+    of_images = partial(lit_images, levels=_tensors(levels))
+    reducer = of_images if maps is None else partial(lit_pixels, levels=_tensors(levels), maps=maps)
+    found: dict[str, list[np.ndarray]] = {layer.name: [] for layer in layers}
+    title = f"{model.name}: dissection"
+    for piece in stream(model, source, layers, reducer, batch_size=batch_size, autocast=autocast, title=title):
+        for name, lit in piece.found.items():
+            found[name].append(lit.area.cpu().numpy().astype(np.float64))
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def _tensors(levels: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(level) for name, level in levels.items()}
+
+
+def annotated(source: ImageSource, concepts: Concepts) -> tuple[list[int], list[int]]:
+    """Indices of the images that have annotations, and the places of these.
+
+    Raises ImagesError if there is none, and for ids that two images share."""
+    if len(set(source.ids)) < len(source.ids):
+        raise ImagesError(f"two images of '{source.record.name}' have one id, so that annotations fit both")
+    place = {name: i for i, name in enumerate(concepts.ids)}
+    chosen = [i for i, name in enumerate(source.ids) if name in place]
+    if not chosen:
+        raise ImagesError(
+            f"no image of '{source.record.name}' is annotated in {concepts.name}: its first image is called '{source.ids[0]}', "
+            f"the first annotated one '{concepts.ids[0]}'"
+        )
+    return chosen, [place[source.ids[i]] for i in chosen]

@@ -1,0 +1,167 @@
+"""`attribute`: which pixels and hidden units speak for a class, and how far that can be believed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mixer_probe.cli.options import (
+    AsJson,
+    BatchSize,
+    Checkpoint,
+    Device,
+    ModelNames,
+    OnError,
+    Pretrained,
+    Root,
+    Seed,
+    Split,
+    app,
+    console,
+)
+from mixer_probe.cli.output import print_json, print_sections, tables_by_kind, write_files
+from mixer_probe.cli.shared import find_images, model_loaders
+from mixer_probe.errors import ImagesError, MeasureError
+
+if TYPE_CHECKING:
+    from mixer_probe.images import Images
+    from mixer_probe.report.attribution_study import AttributionSettings, AttributionStudy
+
+
+@app.command(epilog="Example: mixer-probe attribute zoo:mixer zoo:vit --method saliency,gradcam --out attributions")
+def attribute(
+    names: ModelNames,
+    what: Annotated[
+        str,
+        typer.Option(help="overlays, curves, faithfulness, randomisation, agreement, conductance; several with commas, or all."),
+    ] = "overlays,curves",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="saliency, input_x_gradient, integrated_gradients, smoothgrad, deeplift, occlusion, gradcam, "
+            "attention_rollout, gradient_attention; several with commas, or all that a network allows."
+        ),
+    ] = None,
+    target: Annotated[
+        str,
+        typer.Option(
+            help="Class explained: true, predicted, an index or a name; auto takes the true one where the images' classes are "
+            "those of the network."
+        ),
+    ] = "auto",
+    layer: Annotated[str | None, typer.Option(help="Layer of Grad-CAM; by default the last whose positions are read.")] = None,
+    baseline: Annotated[str, typer.Option(help="What stands for nothing: mean (colour), black or blur.")] = "mean",
+    data: Annotated[
+        str | None, typer.Option(help="demo (default), photos, a folder of images, or a timm data set (torch/..., hfds/...).")
+    ] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="An image file instead of --data; may be given again.")] = None,
+    split: Split = None,
+    root: Root = None,
+    limit: Annotated[int | None, typer.Option(help="At most this many images of --data, balanced over classes.")] = 8,
+    shown: Annotated[int, typer.Option(min=1, help="Images that the figure of maps shows.")] = 4,
+    on_error: OnError = "raise",
+    pretrained: Pretrained = True,
+    checkpoint: Checkpoint = None,
+    device: Device = "auto",
+    batch_size: BatchSize = 16,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for overlays, figures, tables, results.json and report.html.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Attributions: maps over the images, and whether they can be believed.
+
+    With --out writes every map over its image at the image's own resolution, every figure as SVG and PNG, the numbers as CSV, all
+    maps (attributions.json), results.json and report.html."""
+    from mixer_probe.report.attribution_study import AttributionStudy
+
+    settings = _settings(what, method, target, layer, baseline, batch_size, seed, shown)
+    loaders = model_loaders(names, pretrained, checkpoint, device)
+    study = AttributionStudy(_images(image, data, split, root, limit, on_error, seed), settings, [])
+    for load in loaders:
+        study.look_at(load())
+    study.finish()
+    _deliver(study, out, as_json)
+
+
+def _settings(
+    what: str, method: str | None, target: str, layer: str | None, baseline: str, batch_size: int, seed: int, shown: int
+) -> AttributionSettings:
+    from dataclasses import replace
+
+    from mixer_probe.attribution import METHODS
+    from mixer_probe.report.attribution_study import THOROUGH, WHAT, AttributionSettings, check_attributions, check_methods
+
+    chosen = WHAT if what == "all" else check_attributions(_parts(what))
+    named = None if method in (None, "all") else check_methods(_parts(method or ""))
+    if layer is not None and named is not None and "gradcam" not in named:
+        raise MeasureError("--layer is that of Grad-CAM; add gradcam to --method or leave --layer out")
+    # "all" is what a network allows of them.
+    effort = replace(THOROUGH, methods=tuple(METHODS)) if method == "all" else THOROUGH
+    return AttributionSettings(chosen, named, target, layer, baseline, batch_size, seed, shown, effort)
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
+
+
+def _images(
+    files: Sequence[Path] | None,
+    data: str | None,
+    split: str | None,
+    root: str | None,
+    limit: int | None,
+    on_error: str,
+    seed: int,
+) -> Images:
+    from mixer_probe.images.files import load_files
+
+    if files and data is not None:
+        raise ImagesError("give --image or --data, not both")
+    return load_files(files) if files else find_images(data or "demo", split, root, limit, on_error, seed)
+
+
+def _deliver(study: AttributionStudy, out: Path | None, as_json: bool) -> None:
+    """Files where a folder is given, and all rows as JSON, or sentences and the tables that no file holds."""
+    from mixer_probe.report import make_sections
+
+    results = study.results
+    if out is None:
+        sections = make_sections(results)
+    else:
+        sections = write_files(results, {}, out, "Which pixels speak for the class")
+        _write_maps(study, out)
+    if as_json:
+        print_json({name: json.loads(frame.to_json(orient="records")) for name, frame in tables_by_kind(results).items()})
+        return
+    print_sections(sections, tables=out is None)
+    if out is not None:
+        console.print(str((out / "report.html").resolve()), markup=False, highlight=False, soft_wrap=True)
+
+
+def _write_maps(study: AttributionStudy, out: Path) -> None:
+    """Every map over its image, pixel by pixel, and all maps as data."""
+    from mixer_probe.errors import StoreError
+    from mixer_probe.figures import overlay_image
+    from mixer_probe.results import save_results
+
+    if not study.wants("overlays"):
+        return
+    save_results(study.made, out / "attributions.json")
+    folder = out / "overlays"
+    try:
+        folder.mkdir(exist_ok=True)
+        for i in range(min(study.settings.shown, len(study.images))):
+            picture = study.images[i]
+            for a in study.made:
+                name = "-".join(_slug(part) for part in (Path(a.ids[i]).stem, a.model.name.removeprefix("zoo:"), a.method))
+                overlay_image(picture, a, i).save(folder / f"{i}-{name}.png")
+    except OSError as error:
+        raise StoreError(f"cannot write overlays to {folder}: {error.strerror or error}") from error
+
+
+def _slug(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in text)[:60]

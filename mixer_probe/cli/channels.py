@@ -1,0 +1,200 @@
+"""`channels`: what single channels do, which classes they tell, and who does the same elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mixer_probe.cli.options import (
+    AsJson,
+    Autocast,
+    BatchSize,
+    Checkpoint,
+    Data,
+    Device,
+    Layers,
+    Limit,
+    ModelNames,
+    OnError,
+    Permutations,
+    Pretrained,
+    Root,
+    Seed,
+    Split,
+    app,
+    console,
+)
+from mixer_probe.cli.output import print_json, print_sections, tables_by_kind, write_files
+from mixer_probe.cli.shared import find_images, model_loaders, study_settings, train_and_test, without_gaps
+from mixer_probe.errors import LayerError, MeasureError, closest
+
+if TYPE_CHECKING:
+    from mixer_probe.images import Images
+    from mixer_probe.models import Model
+    from mixer_probe.results import Result
+
+Asked = dict[str, tuple[int, ...]]
+
+
+@app.command(epilog="Example: mixer-probe channels zoo:mixer zoo:vit --what selectivity,partners,pages --out channels")
+def channels(
+    names: ModelNames,
+    what: Annotated[
+        str | None,
+        typer.Option(
+            help="statistics, selectivity, needed, partners, pages; several with commas, or all (default). Also dissection, "
+            "visualization."
+        ),
+    ] = None,
+    channel: Annotated[
+        list[str] | None, typer.Option(help="LAYER:NUMBER, such as blocks.3:17: a page of that channel; may be given again.")
+    ] = None,
+    pages: Annotated[int, typer.Option(min=1, help="Channels of every layer that get a page, where none are given.")] = 1,
+    top: Annotated[int, typer.Option(min=1, help="Images at either end of a page.")] = 9,
+    masks: Annotated[
+        Path | None, typer.Option(help="Segmentation masks, a folder a concept or pictures with a legend.csv: dissection.")
+    ] = None,
+    attributes: Annotated[Path | None, typer.Option(help="Table of images and their attributes, 1 or 0: dissection.")] = None,
+    visualize: Annotated[bool, typer.Option("--visualize", help="Images that excite the channels of the pages.")] = False,
+    data: Data = "demo",
+    layers: Layers = "blocks",
+    split: Split = None,
+    root: Root = None,
+    limit: Limit = None,
+    on_error: OnError = "raise",
+    pretrained: Pretrained = True,
+    checkpoint: Checkpoint = None,
+    baselines: Annotated[bool, typer.Option(help="Also look at every trained network with random weights.")] = True,
+    device: Device = "auto",
+    autocast: Autocast = None,
+    batch_size: BatchSize = 32,
+    permutations: Permutations = 100,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for figures, tables, results.json and report.html.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Channels: statistics, the classes they tell, how many a class needs, their partners elsewhere, pages of single ones.
+
+    With --masks or --attributes the concepts that they mark; with --visualize images that excite them (at 32 px, seconds each).
+
+    With --out writes every figure as SVG and PNG, the numbers as CSV, results.json and report.html."""
+    from mixer_probe.images import load_concepts
+    from mixer_probe.report import Study
+    from mixer_probe.similarity.nulls import check_permutations
+
+    asked, by_name = _asked(channel), what not in (None, "all")
+    sources = [path for path in (masks, attributes) if path is not None]
+    chosen = _analyses(what, len(names), bool(asked), bool(sources), visualize)
+    check_permutations(permutations)
+    loaders = model_loaders(names, pretrained, checkpoint, device)
+    images, train = _images(data, split, root, limit, on_error, seed, chosen)
+    concepts = [load_concepts(path, images) for path in sources]
+    if by_name:
+        _check_labels(images, train, chosen, seed)
+    settings = study_settings(
+        layers,
+        batch_size=batch_size,
+        permutations=permutations,
+        seed=seed,
+        baselines=baselines,
+        autocast=autocast,
+        channels=chosen,
+        statistics_images=None,
+        channel_pages=pages,
+        page_images=top,
+    )
+    _check_asked(asked, loaders)
+    study = Study(images, train, settings)
+    study.channels.asked, study.channels.concepts = asked, concepts
+    for load in loaders:
+        study.read_channels(load())
+    study.finish()
+    _deliver(without_gaps(study.results, not by_name), out, as_json)
+
+
+def _analyses(what: str | None, networks: int, asked: bool, annotated: bool, visualize: bool) -> tuple[str, ...]:
+    """Analyses asked for, by name or by the options that they alone have. Raises MeasureError."""
+    from mixer_probe.report.channel_study import WHAT, check_channels
+
+    implied = ["dissection"] * annotated + ["visualization"] * visualize + ["pages"] * (asked or visualize)
+    if what is None and implied:
+        return tuple(dict.fromkeys(implied))
+    if what is None or what == "all":
+        return check_channels([name for name in WHAT if networks > 1 or name != "partners"] + implied)
+    chosen = check_channels([name.strip() for name in what.split(",")] + implied)
+    if "partners" in chosen and networks < 2:
+        raise MeasureError("partners are channels of another network: give two networks or more, or leave out partners")
+    if "dissection" in chosen and not annotated:
+        raise MeasureError("a dissection needs annotated images: give --masks FOLDER or --attributes FILE.csv")
+    return check_channels([*chosen, *(["pages"] if "visualization" in chosen else [])])
+
+
+def _asked(channel: Sequence[str] | None) -> Asked:
+    """Channels by layer. Raises MeasureError unless each is LAYER:NUMBER."""
+    asked: Asked = {}
+    for text in dict.fromkeys(channel or ()):
+        layer, _, number = text.rpartition(":")
+        if not layer or not number.isdecimal():
+            raise MeasureError(f"--channel is LAYER:NUMBER such as blocks.3:17, not '{text}'")
+        asked[layer] = (*asked.get(layer, ()), int(number))
+    return asked
+
+
+def _check_asked(asked: Mapping[str, Sequence[int]], loaders: Sequence[Callable[[], Model]]) -> None:
+    """Before any network runs on images. Raises LayerError for a layer that no network has, and for a channel out of range."""
+    missing: dict[str, list[str]] = {layer: [] for layer in asked}
+    for load in loaders if asked else ():
+        model = load()
+        known = model.structure.names()
+        for layer, numbers in asked.items():
+            if layer in known:
+                _check_range(model, layer, numbers)
+            else:
+                missing[layer].append(f"{model.name} ({closest(layer, known, 3)})")
+    for layer, lacking in missing.items():
+        if len(lacking) == len(loaders):
+            raise LayerError(f"--channel: no layer '{layer}' in {' or '.join(lacking)}")
+
+
+def _check_range(model: Model, layer: str, numbers: Sequence[int]) -> None:
+    size = model.layer(layer).channels
+    if max(numbers) >= size:
+        raise LayerError(
+            f"--channel {layer}:{max(numbers)} is out of range: '{layer}' of {model.name} has channels 0 to {size - 1}"
+        )
+
+
+def _images(
+    data: str, split: str | None, root: str | None, limit: int | None, on_error: str, seed: int, chosen: Sequence[str]
+) -> tuple[Images, Images | None]:
+    """Images to look at, and images to fit probes on where a probe is wanted and the data set has its own."""
+    if "needed" in chosen:
+        return train_and_test(data, split, root, limit, on_error, seed)
+    return find_images(data, split, root, limit, on_error, seed), None
+
+
+def _check_labels(images: Images, train: Images | None, chosen: Sequence[str], seed: int) -> None:
+    """Raises ImagesError or MeasureError for labels that the analyses need and that are missing or too few."""
+    from mixer_probe.report.channel_study import check_labels
+    from mixer_probe.report.study import label_halves
+
+    check_labels(images, chosen)
+    if "needed" in chosen and train is None:
+        label_halves(images.labels, images.name, images.class_names, seed)
+
+
+def _deliver(results: Sequence[Result], out: Path | None, as_json: bool) -> None:
+    """Files where a folder is given, and all rows as JSON, or sentences."""
+    from mixer_probe.report import make_sections
+
+    sections = make_sections(results) if out is None else write_files(results, {}, out, "What single channels do")
+    if as_json:
+        print_json({name: json.loads(frame.to_json(orient="records")) for name, frame in tables_by_kind(results).items()})
+        return
+    print_sections(sections)
+    if out is not None:
+        console.print(str((out / "report.html").resolve()), markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,150 @@
+"""Accuracy against cost: the measures of the Mixer paper side by side, and which networks nothing cheaper beats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from mixer_probe.cost.model_cost import ModelCost
+from mixer_probe.errors import LayerError, MeasureError
+from mixer_probe.models.layer import Axes, Layer
+from mixer_probe.models.model import Model
+from mixer_probe.probing import FewShotResult, ProbeResult
+from mixer_probe.results import ImagesRecord, ModelRecord, Result
+
+COSTS = ("parameters", "MACs an image", "peak activation bytes an image", "seconds an image")
+
+
+@dataclass(frozen=True)
+class AccuracyCost(Result):
+    """Accuracies [A, M] by `measures` [A], with 95 % intervals `low` to `high`, and costs [K, M] of M networks.
+
+    Costs are in the order of `costs`: parameters, multiply-accumulates of one image, peak bytes of activations and median
+    seconds an image; NaN where not measured."""
+
+    title: ClassVar[str] = "Accuracy and cost"
+
+    models: tuple[ModelRecord, ...]
+    images: ImagesRecord
+    measures: tuple[str, ...]
+    accuracy: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    costs: tuple[str, ...]
+    cost: np.ndarray
+    n_test: int
+    chance: float
+    device: str
+
+    @property
+    def frontier(self) -> np.ndarray:
+        """Whether no other network is as accurate for less, or more accurate for as little [A, K, M]."""
+        return np.array([[on_frontier(cost, accuracy) for cost in self.cost] for accuracy in self.accuracy])
+
+    @property
+    def beaten(self) -> np.ndarray:
+        """Whether a network that costs no more is more accurate beyond both intervals [A, K, M]."""
+        return np.array([[_beaten(c, low, high) for c in self.cost] for low, high in zip(self.low, self.high, strict=True)])
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a network, measure and kind of cost."""
+        a, k, m = (g.ravel() for g in np.indices((len(self.measures), len(self.costs), len(self.models))))
+        return pd.DataFrame(
+            {
+                "model": [self.models[i].name for i in m],
+                "measure": [self.measures[i] for i in a],
+                "accuracy": self.accuracy[a, m],
+                "low": self.low[a, m],
+                "high": self.high[a, m],
+                "n_test": self.n_test,
+                "cost": [self.costs[i] for i in k],
+                "value": self.cost[k, m],
+                "on_frontier": self.frontier[a, k, m],
+                "beaten_beyond_intervals": self.beaten[a, k, m],
+            }
+        )
+
+
+def on_frontier(cost: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
+    """The Pareto frontier [M] of low cost and high accuracy; networks without either number are not on it.
+
+    Network i is off it if some j has cost_j <= cost_i and accuracy_j >= accuracy_i, one of them strictly."""
+    cheaper, better = cost[:, None] <= cost, accuracy[:, None] >= accuracy
+    strictly = (cost[:, None] < cost) | (accuracy[:, None] > accuracy)
+    known = np.isfinite(cost) & np.isfinite(accuracy)
+    return np.asarray(known & ~(cheaper & better & strictly).any(0))
+
+
+def _beaten(cost: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    return np.asarray(((cost[:, None] <= cost) & (low[:, None] > high)).any(0))
+
+
+def accuracy_cost(
+    costs: Sequence[ModelCost], probes: Sequence[ProbeResult], few_shots: Sequence[FewShotResult] = (), shots: int = 5
+) -> AccuracyCost:
+    """Put the costs of networks beside how well their last probed layer reads the class: few-shot, and with all images.
+
+    `shots` images a class are what the paper's few-shot numbers have; where a few-shot result lacks them, its most. Networks
+    without a probe are left out. Raises MeasureError where no network has both, and for test images or devices that differ."""
+    probed = {p.model.name: p for p in probes}
+    few = {f.model.name: f for f in few_shots}
+    chosen = [c for c in costs if c.model.name in probed and (not few or c.model.name in few)]
+    if not chosen:
+        raise MeasureError("no network has both a cost and a probe, so there is nothing to set against each other")
+    full = [probed[c.model.name] for c in chosen]
+    _check_same({p.images_test.sha256 for p in full}, "test images")
+    _check_same({c.device for c in chosen}, "devices")
+    rows = [np.array([[p.accuracy[-1], p.low[-1], p.high[-1]] for p in full])]
+    names = [f"linear probe, {full[0].n_train} images"]
+    if few:
+        found = [few[c.model.name] for c in chosen]
+        taken = shots if all(shots in f.shots for f in found) else min(f.shots[-1] for f in found)
+        rows.insert(0, np.array([_few_row(f, taken) for f in found]))
+        names.insert(0, f"few-shot probe, {taken} images a class")
+    stacked = np.stack(rows)
+    return AccuracyCost(
+        models=tuple(c.model for c in chosen),
+        images=full[0].images_test,
+        measures=tuple(names),
+        accuracy=stacked[..., 0],
+        low=stacked[..., 1],
+        high=stacked[..., 2],
+        costs=COSTS,
+        cost=np.array([[c.model.parameters, c.macs.total, c.bytes_per_image, 1 / c.throughput] for c in chosen]).T,
+        n_test=full[0].n_test,
+        chance=full[0].chance,
+        device=chosen[0].device,
+    )
+
+
+def _few_row(found: FewShotResult, shots: int) -> tuple[float, float, float]:
+    k = found.shots.index(shots)
+    return float(found.mean[-1, k]), float(found.low[-1, k]), float(found.high[-1, k])
+
+
+def _check_same(found: set[str], what: str) -> None:
+    if len(found) > 1:
+        raise MeasureError(f"the networks were measured on {len(found)} different {what}, which cannot be set against each other")
+
+
+def feature_layer(model: Model) -> Layer:
+    """The layer whose output [image, channel] the classifier reads: the features of a linear probe, as in the paper.
+
+    The last pooled layer before the last linear layer (or 1x1 convolution) of the head; the last pooled layer of a network
+    without a head. Raises LayerError for a network that pools nowhere."""
+    pooled = [layer for layer in map(model.layer, model.structure.names()) if layer.axes == Axes.BC.name]
+    heads = tuple(f"{layer.module}." for layer in model.layers if layer.kind == "head")
+    classifiers = [layer.order for layer in pooled if f"{layer.module}.".startswith(heads) and _is_linear(model, layer)]
+    before = [layer for layer in pooled if not classifiers or layer.order < classifiers[-1]]
+    if not before:
+        raise LayerError(f"no layer of {model.name} gives one vector an image before its classifier")
+    return max(before, key=lambda layer: layer.order)
+
+
+def _is_linear(model: Model, layer: Layer) -> bool:
+    return isinstance(model.module.get_submodule(layer.module), (nn.Linear, nn.Conv2d))

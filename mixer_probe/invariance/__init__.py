@@ -1,0 +1,31 @@
+"""What a frozen network is indifferent to: accuracy, errors and representations when its images are distorted."""
+
+from mixer_probe.invariance.accuracy import DistortionAccuracy, Estimate, distortion_accuracy
+from mixer_probe.invariance.architectures import ArchitectureComparison, compare_architectures
+from mixer_probe.invariance.consistency import ErrorConsistency, error_consistency, expected_agreement, kappa, kappa_bounds
+from mixer_probe.invariance.examples import DistortionExamples, distortion_examples
+from mixer_probe.invariance.permutation import permute_patches
+from mixer_probe.invariance.predictions import predictions
+from mixer_probe.invariance.shift import RepresentationShift, representation_shift
+from mixer_probe.invariance.standard import own_grid, standard_distortions
+
+__all__ = [
+    "ArchitectureComparison",
+    "DistortionAccuracy",
+    "DistortionExamples",
+    "ErrorConsistency",
+    "Estimate",
+    "RepresentationShift",
+    "compare_architectures",
+    "distortion_accuracy",
+    "distortion_examples",
+    "error_consistency",
+    "expected_agreement",
+    "kappa",
+    "kappa_bounds",
+    "own_grid",
+    "permute_patches",
+    "predictions",
+    "representation_shift",
+    "standard_distortions",
+]

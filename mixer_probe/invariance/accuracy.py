@@ -1,0 +1,204 @@
+"""How often a frozen network is still right, and how often it still says the same, when its images are distorted."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from mixer_probe.errors import MeasureError, UndefinedInvarianceWarning
+from mixer_probe.images.distortions import Distortion
+from mixer_probe.invariance.predictions import Source, predictions
+from mixer_probe.invariance.standard import standard_distortions
+from mixer_probe.invariance.tables import bounds, difference_interval, drawn_again, mcnemar, paired_counts
+from mixer_probe.models.model import Model
+from mixer_probe.probing.scores import wilson_interval
+from mixer_probe.results import ImagesRecord, ModelRecord, Result
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Values with their 95 % intervals, all of one shape."""
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+@dataclass(frozen=True)
+class DistortionAccuracy(Result):
+    """Predicted classes [1 + distortion, image] of a network, row 0 of the plain images, beside the `labels` [image].
+
+    Everything else follows from them. `classes` is how many the network tells apart; chance is the share of the commonest class
+    among the images. Undefined predictions are -1 and never right."""
+
+    title: ClassVar[str] = "Accuracy under distortions"
+
+    model: ModelRecord
+    images: ImagesRecord
+    distortions: tuple[Distortion, ...]
+    predicted: np.ndarray
+    labels: np.ndarray
+    classes: int
+    resamples: int = RESAMPLES
+    seed: int = 0
+
+    @property
+    def n(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of distortion, in order."""
+        return tuple(dict.fromkeys(d.kind for d in self.distortions))
+
+    def of_kind(self, kind: str) -> list[int]:
+        """Indices of the distortions of a kind, from the mildest to the hardest.
+
+        Raises MeasureError for a kind that is not there."""
+        found = [i for i, d in enumerate(self.distortions) if d.kind == kind]
+        if not found:
+            raise MeasureError(f"{self.model.name} was not measured under '{kind}'; its distortions: {', '.join(self.kinds)}")
+        return sorted(found, key=lambda i: self.distortions[i].harder * self.distortions[i].strength)
+
+    @property
+    def right(self) -> np.ndarray:
+        """Whether each prediction is right: [1 + distortion, image]."""
+        found: np.ndarray = self.predicted == self.labels
+        return found
+
+    @cached_property
+    def accuracy(self) -> Estimate:
+        """Share of right predictions [1 + distortion], the plain images first, with Wilson's interval."""
+        return self._share(self.right)
+
+    @property
+    def chance(self) -> float:
+        """What always naming the commonest class gives."""
+        return float(np.unique(self.labels, return_counts=True)[1].max() / self.n)
+
+    @property
+    def reads_class(self) -> bool:
+        """Whether the network is right more often than chance on the plain images, beyond the interval."""
+        return bool(self.accuracy.low[0] > self.chance)
+
+    @cached_property
+    def drop(self) -> Estimate:
+        """Accuracy on the plain images minus that on distorted ones [distortion], with Tango's interval for paired shares."""
+        return Estimate(self.accuracy.value[0] - self.accuracy.value[1:], *difference_interval(self._counts))
+
+    @property
+    def p_value(self) -> np.ndarray:
+        """McNemar's exact p-value of each drop [distortion], two-sided."""
+        return mcnemar(self._counts)
+
+    @cached_property
+    def kept(self) -> Estimate:
+        """(distorted - chance) / (plain - chance) [distortion]: 1 if nothing is lost, 0 at chance, with a bootstrap interval.
+
+        NaN for a network that is no better than chance on the plain images."""
+        if not self.reads_class:
+            return Estimate(*np.full((3, len(self.distortions)), np.nan))
+        draws = drawn_again(self._counts, self.resamples, self.seed) / self.n
+        value = (self.accuracy.value[1:] - self.chance) / (self.accuracy.value[0] - self.chance)
+        plain, distorted = draws[..., 0] + draws[..., 1], draws[..., 0] + draws[..., 2]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return Estimate(value, *bounds((distorted - self.chance) / (plain - self.chance)))
+
+    @cached_property
+    def agreement(self) -> Estimate:
+        """Share of images whose predicted class is that of the plain image [distortion], with Wilson's interval."""
+        return self._share((self.predicted[1:] == self.predicted[0]) & (self.predicted[0] >= 0))
+
+    @property
+    def agreement_by_chance(self) -> np.ndarray:
+        """Agreement of independent predictions that name each class as often [distortion]."""
+        shares = np.stack([(self.predicted == k).mean(axis=1) for k in np.unique(self.predicted)])
+        found: np.ndarray = (shares[:, 1:] * shares[:, :1]).sum(axis=0)
+        return found
+
+    @property
+    def _counts(self) -> np.ndarray:
+        """Right in both, on the plain image alone, on the distorted one alone, in none: [distortion, 4]."""
+        return paired_counts(self.right[:1], self.right[1:])
+
+    def _share(self, true: np.ndarray) -> Estimate:
+        low, high = wilson_interval(true.sum(axis=-1), np.full(true.shape[0], self.n))
+        return Estimate(true.mean(axis=-1), np.asarray(low), np.asarray(high))
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a distortion, the plain images first."""
+        frame = pd.DataFrame(
+            {"model": self.model.name, "trained": self.model.trained, "family": self.model.family, **self._names()}
+        )
+        for name, estimate, plain in (
+            ("accuracy", self.accuracy, None),
+            ("drop", self.drop, 0.0),
+            ("kept", self.kept, 1.0 if self.reads_class else np.nan),
+            ("agreement", self.agreement, 1.0),
+        ):
+            columns = {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+            for column, values in columns.items():
+                frame[column] = values if plain is None else np.concatenate([[plain], values])
+        frame["agreement_by_chance"] = np.concatenate([[1.0], self.agreement_by_chance])
+        frame["p_mcnemar"] = np.concatenate([[np.nan], self.p_value])
+        return frame.assign(chance=self.chance, n=self.n)
+
+    def _names(self) -> dict[str, Any]:
+        return {
+            "distortion": ["none", *(d.label for d in self.distortions)],
+            "kind": ["none", *(d.kind for d in self.distortions)],
+            "strength": [np.nan, *(d.strength for d in self.distortions)],
+            "unit": ["", *(d.unit for d in self.distortions)],
+        }
+
+
+def distortion_accuracy(
+    model: Model,
+    images: Source,
+    distortions: Sequence[Distortion] | None = None,
+    *,
+    batch_size: int = 64,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> DistortionAccuracy:
+    """What a frozen network predicts for labelled images, plain and under each of the `distortions`.
+
+    By default `standard_distortions(model, seed=seed)`. Networks are compared under the same distortions of the same images: give
+    all of them the list of one. `resamples` and `seed` are those of the bootstrap.
+
+    Warns with UndefinedInvarianceWarning of a network that is no better than chance. Raises ImagesError for images without labels
+    and a grid that does not divide the network's input, MeasureError for a network whose classes are not those of the images."""
+    labels = images.labels
+    if labels is None:
+        raise MeasureError("accuracy under distortions needs labels; without any, representation_shift measures what changes")
+    chosen = tuple(standard_distortions(model, seed=seed) if distortions is None else distortions)
+    predicted, classes = predictions(model, images, chosen, batch_size)
+    _check_classes(model, images, labels, classes)
+    result = DistortionAccuracy(model.record, images.record, chosen, predicted, np.asarray(labels), classes, resamples, seed)
+    if not result.reads_class:
+        warnings.warn(
+            f"{model.name} is right on {100 * result.accuracy.value[0]:.1f} % of the plain images, which is not above chance "
+            f"({100 * result.chance:.1f} %): what a distortion leaves of that is NaN",
+            UndefinedInvarianceWarning,
+            stacklevel=2,
+        )
+    return result
+
+
+def _check_classes(model: Model, images: Source, labels: np.ndarray, classes: int) -> None:
+    """Networks of one set of classes asked about another would be wrong for no fault of theirs."""
+    known = len(images.class_names) if images.class_names else int(labels.max()) + 1
+    if (images.class_names and known != classes) or known > classes:
+        raise MeasureError(
+            f"{model.name} tells {classes} classes apart, and the images have {known}: accuracy needs a network with a head for "
+            "the classes of the images"
+        )

@@ -1,0 +1,129 @@
+"""Which architecture loses what: what networks of each family keep of their accuracy under each kind of distortion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+
+from mixer_probe.errors import MeasureError
+from mixer_probe.invariance.accuracy import DistortionAccuracy
+from mixer_probe.invariance.consistency import check_comparable
+from mixer_probe.invariance.tables import bounds
+from mixer_probe.results import ImagesRecord, Result
+
+# Draws of the images that are in memory at once.
+_VALUES = 2**24
+
+
+@dataclass(frozen=True)
+class ArchitectureComparison(Result):
+    """What is `kept` [group, kind] of the accuracy above chance, (distorted - chance) / (plain - chance), averaged over the
+    strengths of a kind and over the networks of a group; `gap` [group, group, kind] is the first group's minus the second's.
+
+    95 % bootstrap intervals draw the images anew, for all networks and strengths at once: they say what other images would give
+    for these very networks, not what other training seeds would. `by_network` [network, kind] shows how far those lie apart."""
+
+    title: ClassVar[str] = "Architectures under distortions"
+
+    groups: tuple[str, ...]
+    networks: tuple[str, ...]
+    members: tuple[str, ...]
+    images: ImagesRecord
+    kinds: tuple[str, ...]
+    strengths: tuple[str, ...]
+    kept: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    gap: np.ndarray
+    gap_low: np.ndarray
+    gap_high: np.ndarray
+    by_network: np.ndarray
+    n: int
+    resamples: int
+    seed: int
+
+    def networks_of(self, group: str) -> list[int]:
+        """Indices of the networks of a group."""
+        return [i for i, member in enumerate(self.members) if member == group]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a group and kind, with the gap to the group that keeps most of that kind."""
+        return pd.DataFrame([self._row(g, k) for k in range(len(self.kinds)) for g in range(len(self.groups))])
+
+    def _row(self, g: int, k: int) -> dict[str, object]:
+        best, own = int(self.kept[:, k].argmax()), self.networks_of(self.groups[g])
+        return {
+            "kind": self.kinds[k],
+            "strengths": self.strengths[k],
+            "group": self.groups[g],
+            "networks": len(own),
+            "kept": float(self.kept[g, k]),
+            "low": float(self.low[g, k]),
+            "high": float(self.high[g, k]),
+            "lowest_network": float(self.by_network[own, k].min()),
+            "highest_network": float(self.by_network[own, k].max()),
+            "best_group": self.groups[best],
+            "behind_best": float(self.gap[best, g, k]),
+            "behind_low": float(self.gap_low[best, g, k]),
+            "behind_high": float(self.gap_high[best, g, k]),
+            "n": self.n,
+        }
+
+
+def compare_architectures(
+    results: Sequence[DistortionAccuracy], *, resamples: int = 1000, seed: int = 0
+) -> ArchitectureComparison:
+    """Compare families by what their trained networks keep. Networks that cannot read the class are left out.
+
+    Raises MeasureError for networks under other distortions or of other images, or fewer than two that are above chance."""
+    readers = [r for r in results if r.model.trained and r.reads_class]
+    if len(readers) < 2:
+        raise MeasureError(f"{len(readers)} of the networks read the class above chance: a comparison of families needs two")
+    check_comparable(readers)
+    first, groups = readers[0], tuple(dict.fromkeys(r.model.family for r in readers))
+    weights = np.array([[r.model.family == g for r in readers] for g in groups], dtype=np.float64)
+    weights /= weights.sum(axis=1, keepdims=True)
+    by_network, draws = _kept(readers, np.ones((1, first.n)))[0], _drawn(readers, resamples, seed)
+    grouped = np.einsum("gm,rmk->rgk", weights, draws)
+    gaps = grouped[:, :, None] - grouped[:, None]
+    kept = weights @ by_network
+    return ArchitectureComparison(
+        groups,
+        tuple(r.model.name for r in readers),
+        tuple(r.model.family for r in readers),
+        first.images,
+        first.kinds,
+        tuple(", ".join(first.distortions[i].strength_text for i in first.of_kind(kind)) for kind in first.kinds),
+        kept,
+        *bounds(grouped),
+        kept[:, None] - kept[None],
+        *bounds(gaps),
+        by_network,
+        first.n,
+        resamples,
+        seed,
+    )
+
+
+def _drawn(results: Sequence[DistortionAccuracy], resamples: int, seed: int) -> np.ndarray:
+    """What each network keeps under each kind [resamples, network, kind], images drawn again for all at once."""
+    n, random = results[0].n, np.random.default_rng(seed)
+    step = max(1, _VALUES // n)
+    sizes = [min(step, resamples - start) for start in range(0, resamples, step)]
+    return np.concatenate([_kept(results, random.multinomial(n, np.full(n, 1 / n), size=size)) for size in sizes])
+
+
+def _kept(results: Sequence[DistortionAccuracy], weights: np.ndarray) -> np.ndarray:
+    """[draw, network, kind] for weights of the images [draw, image]."""
+    return np.stack([_kept_by(r, weights / weights.sum(axis=1, keepdims=True)) for r in results], axis=1)
+
+
+def _kept_by(result: DistortionAccuracy, weights: np.ndarray) -> np.ndarray:
+    accuracy = weights @ result.right.T.astype(np.float64)
+    margin = accuracy[:, :1] - result.chance
+    kept = (accuracy[:, 1:] - result.chance) / np.where(margin > 0, margin, np.nan)
+    return np.stack([kept[:, result.of_kind(kind)].mean(axis=1) for kind in result.kinds], axis=1)

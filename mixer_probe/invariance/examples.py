@@ -1,0 +1,53 @@
+"""What distorted images look like: the pixels that a network is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+
+from mixer_probe.capture.stream import transform_of
+from mixer_probe.images.distortions import Distortion, image_numbers, split_transform
+from mixer_probe.invariance.predictions import Source
+from mixer_probe.models.model import Model
+from mixer_probe.results import ImagesRecord, ModelRecord, Result
+
+
+@dataclass(frozen=True)
+class DistortionExamples(Result):
+    """Images as `model` gets them, before normalisation: uint8 `pixels` [1 + distortion, image, h, w, 3], row 0 plain.
+
+    Values beyond black and white, which filters make, are clipped for show; the network sees them."""
+
+    title: ClassVar[str] = "Distorted images"
+
+    model: ModelRecord
+    images: ImagesRecord
+    distortions: tuple[Distortion, ...]
+    ids: tuple[str, ...]
+    pixels: np.ndarray
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a distortion."""
+        return pd.DataFrame(
+            {
+                "distortion": [d.label for d in self.distortions],
+                "kind": [d.kind for d in self.distortions],
+                "strength": [d.strength for d in self.distortions],
+                "record": [repr(d) for d in self.distortions],
+            }
+        )
+
+
+def distortion_examples(model: Model, images: Source, distortions: Sequence[Distortion], count: int = 3) -> DistortionExamples:
+    """The first `count` images under each distortion, at the input size of the network."""
+    chosen = images.subset(range(min(count, len(images))))
+    to_pixels, _ = split_transform(transform_of(model))
+    plain = next(iter(chosen.batches(to_pixels, len(chosen))))
+    numbers = image_numbers(chosen.ids)
+    shown = np.stack([x.permute(0, 2, 3, 1).numpy() for x in (plain, *(d(plain, numbers) for d in distortions))])
+    pixels = np.clip(np.round(255 * shown), 0, 255).astype(np.uint8)
+    return DistortionExamples(model.record, images.record, tuple(distortions), tuple(chosen.ids), pixels)

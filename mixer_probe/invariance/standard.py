@@ -1,0 +1,82 @@
+"""The distortions that networks are compared under when none are given."""
+
+from __future__ import annotations
+
+from mixer_probe.errors import MeasureError
+from mixer_probe.images.distortions import (
+    Colour,
+    Distortion,
+    Grid,
+    HighPass,
+    LowPass,
+    PatchDrop,
+    PatchShuffle,
+    PixelShuffle,
+    Shift,
+    paper_shuffle,
+)
+from mixer_probe.models.model import Model
+
+SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)
+
+
+def own_grid(model: Model) -> tuple[int, int]:
+    """(rows, columns) of the patches that a Mixer or ViT sees; a CNN has none, so the positions after its last block.
+
+    Raises MeasureError for a network whose positions form no grid that divides its input."""
+    grid = model.structure.token_grid if model.family != "cnn" else model.layer(model.structure.blocks[-1].path).grid
+    height, width = model.input.size[1:]
+    if grid is None or height % grid[0] or width % grid[1]:
+        raise MeasureError(f"{model.name} has no grid of patches that divides its input of {height}×{width} px; give grid=")
+    return grid
+
+
+def standard_distortions(
+    model: Model, *, grid: Grid | None = None, seed: int = 0, shared: bool = False
+) -> tuple[Distortion, ...]:
+    """Eight kinds of distortion, each from mild to hard, for images of the network's input size.
+
+    Patches shuffled on grids of 2, 4, 8, ... up to `grid`, by default the network's own patches; pixels shuffled in cells from
+    half a patch to the whole image; both in one order for all images (Tolstikhin et al. 2021, Fig. 4); patches dropped; shifts of
+    1, 2, 4, ... pixels, both ways; low- and high-pass at 1, 2, 4, ... cycles per image. What is dropped, and the level of the
+    high-pass, is the mean colour that the network subtracts. `shared` draws one choice for all images instead of one an image.
+
+    Raises MeasureError as `own_grid` does."""
+    own = own_grid(model) if grid is None else ((grid, grid) if isinstance(grid, int) else grid)
+    height, width = model.input.size[1:]
+    grids = _grids(own, height, width)
+    powers = _powers(min(height, width) // 4)
+    return (
+        *(PatchShuffle(g, seed, shared) for g in grids),
+        *(PixelShuffle(g, seed, shared) for g in _cells(own, grids, height, width)),
+        *(paper_shuffle(g, seed) for g in (own, 1)),
+        *(PatchDrop(share, own, seed, shared, _mean(model)) for share in SHARES),
+        *(Shift(k, k) for k in powers),
+        *(Shift(k, k, "repeat") for k in powers),
+        *(LowPass(float(f)) for f in reversed(powers)),
+        *(HighPass(float(f), level=_mean(model)) for f in powers),
+    )
+
+
+def _grids(own: tuple[int, int], height: int, width: int) -> list[Grid]:
+    """Square grids of powers of two below the network's own, and its own."""
+    squares: list[Grid] = [g for g in _powers(min(own) - 1) if g > 1 and height % g == 0 and width % g == 0]
+    return [*squares, own] if max(own) > 1 else squares
+
+
+def _cells(own: tuple[int, int], grids: list[Grid], height: int, width: int) -> list[Grid]:
+    """Grids of cells to shuffle pixels in, half a patch to the whole image; cells of one pixel have nothing to shuffle."""
+    finer = (2 * own[0], 2 * own[1])
+    candidates: list[Grid] = [finer, *reversed(grids), 1]
+    sizes = [(g, (g, g) if isinstance(g, int) else g) for g in candidates]
+    return [g for g, (r, c) in sizes if height % r == 0 and width % c == 0 and (height // r) * (width // c) > 1]
+
+
+def _powers(most: int) -> list[int]:
+    """1, 2, 4, ... up to `most`."""
+    return [2**k for k in range(max(most, 0).bit_length())]
+
+
+def _mean(model: Model) -> Colour:
+    red, green, blue = model.input.mean
+    return red, green, blue

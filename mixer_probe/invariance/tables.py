@@ -1,0 +1,78 @@
+"""Two answers to the same images as a table of four counts: both right, one right alone, the other right alone, none right.
+
+All that paired shares can say - differences, tests, agreement beyond chance - is in these counts, and to draw images again is to
+draw the counts from a multinomial distribution."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import stats
+from scipy.special import ndtri
+
+LEVEL = 0.95
+# Halvings of [-1, 1]: the last step is below the spacing of floats.
+_HALVINGS = 60
+
+
+def paired_counts(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Counts [..., 4] of images where `a` and `b` (booleans [..., n], broadcast) are both true, `a` alone, `b` alone, none."""
+    both = np.count_nonzero(a & b, axis=-1)
+    only_a, only_b = (np.count_nonzero(x & ~y, axis=-1) for x, y in ((a, b), (b, a)))
+    return np.stack([both, only_a, only_b, np.broadcast_shapes(a.shape, b.shape)[-1] - both - only_a - only_b], axis=-1)
+
+
+def drawn_again(counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Counts [resamples, ..., 4] as images drawn again with replacement give them."""
+    n = counts.sum(axis=-1)
+    random = np.random.default_rng(seed)
+    return random.multinomial(n, counts / n[..., None], size=(resamples, *counts.shape[:-1]))
+
+
+def bounds(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The 95 % percentile interval over the first axis, draws that are not defined left out."""
+    tail = (1 - LEVEL) / 2
+    defined = ~np.isnan(draws).all(axis=0)
+    low, high = np.full((2, *draws.shape[1:]), np.nan)
+    if defined.any():
+        low[defined], high[defined] = np.nanquantile(draws[:, defined], [tail, 1 - tail], axis=0)
+    return low, high
+
+
+def difference_interval(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95 % score interval of the share of `a` minus that of `b`, from counts [..., 4] (Tango 1998, Statistics in Medicine 17).
+
+    It has a width where the two never differ, unlike the bootstrap."""
+    z = float(ndtri((1 + LEVEL) / 2))
+    difference = (counts[..., 1] - counts[..., 2]) / counts.sum(axis=-1)
+    low = _crossing(counts, z, np.full(difference.shape, -1.0), difference)
+    high = _crossing(counts, -z, difference, np.full(difference.shape, 1.0))
+    return low, high
+
+
+def _crossing(counts: np.ndarray, z: float, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Where the score, which falls with the difference, is z."""
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        above = score(counts, middle) > z
+        low, high = np.where(above, middle, low), np.where(above, high, middle)
+    found: np.ndarray = (low + high) / 2
+    return found
+
+
+def score(counts: np.ndarray, difference: np.ndarray) -> np.ndarray:
+    """Tango's statistic of counts [..., 4] for a supposed difference [...]: standard normal if it is the true one."""
+    n, b, c = counts.sum(axis=-1), counts[..., 1], counts[..., 2]
+    half = (2 * n - b + c) * difference - b - c
+    # The likelihood at this difference is largest where this share is right in b alone.
+    share = (np.sqrt(np.maximum(half**2 + 8 * n * c * difference * (1 - difference), 0)) - half) / (4 * n)
+    variance = n * (2 * share + difference * (1 - difference))
+    away = b - c - n * difference
+    found: np.ndarray = away / np.sqrt(np.maximum(variance, 1e-300))
+    return found
+
+
+def mcnemar(counts: np.ndarray) -> np.ndarray:
+    """Exact two-sided p-value [...] of McNemar's test that `a` and `b` are right equally often, from counts [..., 4]."""
+    b, c = counts[..., 1], counts[..., 2]
+    found: np.ndarray = np.minimum(2 * stats.binom.cdf(np.minimum(b, c), b + c, 0.5), 1.0)
+    return found

@@ -1,0 +1,102 @@
+"""Whether networks look at the same places, and whether their maps know more than random orders of patches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+
+from mixer_probe.attribution import Agreement, PerturbationCurves
+from mixer_probe.attribution.curves import GAMES
+from mixer_probe.attribution.maps import mean_interval
+from mixer_probe.figures.attribution_overlays import method_label
+from mixer_probe.report.finding import Finding, Number, missing, of_kind, shown
+from mixer_probe.report.texts import join, name_of
+from mixer_probe.results import ModelRecord, Result
+
+QUESTION = "attributions"
+Pair = tuple[str, str]
+
+
+def attribution_findings(results: Sequence[Result]) -> list[Finding]:
+    """Which networks' maps agree most, and of every network how its best maps do in deletion and insertion."""
+    across = [r for r in of_kind(results, Agreement) if len(set(r.methods)) == 1 and len({m.sha256 for m in r.models}) > 1]
+    curves = of_kind(results, PerturbationCurves)
+    findings = _agreement(across) if across else [_missing("Agreement of maps", "no attribution of two networks", results)]
+    findings += [_faithful(r) for r in curves]
+    return findings if curves else [*findings, _missing("Deletion and insertion", "there are no such curves", results)]
+
+
+def _missing(what: str, needs: str, results: Sequence[Result]) -> Finding:
+    return missing(QUESTION, what, needs, results, "attributions")
+
+
+def excesses(across: Sequence[Agreement]) -> dict[tuple[ModelRecord, ModelRecord], tuple[np.ndarray, int]]:
+    """By pair of networks: agreement of each image above what 95 % of pairings with other images stay within, mean over the
+    methods that both have [image]; and how many methods those are."""
+    rows: dict[tuple[ModelRecord, ModelRecord], list[np.ndarray]] = {}
+    for r in across:
+        for i, j in combinations(range(len(r.models)), 2):
+            rows.setdefault((r.models[i], r.models[j]), []).append(r.values[i, j] - r.null95[i, j])
+    return {pair: (np.mean(found, axis=0), len(found)) for pair, found in rows.items()}
+
+
+def _agreement(across: Sequence[Agreement]) -> list[Finding]:
+    found = {pair: x for pair, x in excesses(across).items() if np.isfinite(x[0]).sum() > 1}
+    if not found:
+        return [Finding(QUESTION, "", "Agreement of maps: left out, no pair of networks has maps of two images", "missing")]
+    numbers = {pair: _excess(pair, *x) for pair, x in found.items()}
+    order = sorted(numbers, key=lambda pair: -numbers[pair].value)
+    above = [pair for pair in order if numbers[pair].low > 0]
+    head = f"{len(above)} of {len(order)} pairs of networks agree on where to look beyond other images' maps (95 % of pairings)"
+    best = numbers[order[0]]
+    text = f"{head}; most {best.where}: rank correlation {shown(best)} above that null (n = {best.n} images)"
+    if not above:
+        text = (
+            f"No pair of networks agrees on where to look beyond other images' maps (the best, {best.where}: {shown(best)} above)"
+        )
+    close = [p for p in order[1:] if not _lead(found[order[0]][0], found[p][0]) > 0]
+    if above and len(order) > 1:
+        text += f"; not told from it: {join(numbers[p].where for p in close)}" if close else "; ahead of all others"
+    return [Finding(QUESTION, "all", f"{text}.", "found" if above else "none", tuple(numbers[p] for p in order))]
+
+
+def _excess(pair: tuple[ModelRecord, ModelRecord], values: np.ndarray, methods: int) -> Number:
+    mean, low, high = (float(x) for x in mean_interval(values))
+    where = f"{name_of(pair[0])} and {name_of(pair[1])}"
+    return Number(f"agreement above the null, {methods} methods", mean, low, high, 0.0, int(np.isfinite(values).sum()), where)
+
+
+def _lead(best: np.ndarray, other: np.ndarray) -> float:
+    """Lower bound of the difference over the same images."""
+    return float(mean_interval(best - other)[1])
+
+
+def gains(r: PerturbationCurves, game: str) -> list[Number]:
+    """By method: how much better than random orders of the same images, positive is better in both games."""
+    values = (r.random_area(game) - r.area(game)) * (1 if game == "deletion" else -1)
+    return [_gain(f"{game} gain", v, r.seed, method) for method, v in zip(r.methods, values, strict=True)]
+
+
+def _gain(kind: str, values: np.ndarray, seed: int, method: str) -> Number:
+    mean, low, high = (float(x) for x in mean_interval(values, seed=seed))
+    return Number(kind, mean, low, high, 0.0, len(values), method)
+
+
+def _faithful(r: PerturbationCurves) -> Finding:
+    name, texts, numbers = name_of(r.model), [], list[Number]()
+    for game in GAMES:
+        found = [n for n in gains(r, game) if np.isfinite(n.value)]
+        good = [n for n in found if n.low > 0]
+        best = max(found, key=lambda n: n.value, default=None)
+        if best is None:
+            continue
+        verdict = "" if good else ", not told from random"
+        label = method_label(best.where)
+        texts.append(f"in {game} for {len(good)} of {len(found)} methods (best {label}, by {shown(best)}{verdict})")
+        numbers.append(best)
+    if not numbers:
+        return Finding(QUESTION, name, f"Deletion and insertion of {name}: left out, no curve is defined", "missing")
+    text = f"{name} (n = {len(r.ids)}): maps beat random orders of patches beyond the interval {' and '.join(texts)}."
+    return Finding(QUESTION, name, text, "found" if any(n.low > 0 for n in numbers) else "none", tuple(numbers))

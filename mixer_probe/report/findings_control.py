@@ -1,0 +1,101 @@
+"""The control: what untrained twins show already, so that it was not learned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mixer_probe.channels import ClassSelectivity
+from mixer_probe.figures.probes import networks, pixels
+from mixer_probe.probing import ProbeResult, paired_interval
+from mixer_probe.report.finding import Finding, Number, families, is_twin, missing, of_kind, own_models, points, share, shown
+from mixer_probe.report.findings_channels import LEVEL, by_pair, partner_share, selective_p, selective_share
+from mixer_probe.report.findings_probes import accuracy_number
+from mixer_probe.report.findings_similarity import Profile, ends_of, profile_of
+from mixer_probe.report.texts import name_of
+from mixer_probe.results import ModelRecord, Result
+from mixer_probe.similarity import SimilarityMatrix
+
+QUESTION = "control"
+
+
+def control_findings(results: Sequence[Result]) -> list[Finding]:
+    """What twins show of similarity, probes, channels and partners; one finding of each network or pair of architectures."""
+    found = [*_similarity(results), *_probes(results), *_channels(results), *_partners(results)]
+    return found or [missing(QUESTION, "What untrained twins show", "the results hold no untrained twin", results)]
+
+
+def _similarity(results: Sequence[Result]) -> list[Finding]:
+    matrices = of_kind(results, SimilarityMatrix)
+    own = own_models([m for x in matrices for m in (x.model_a, x.model_b) if m])
+    firsts: dict[str, Profile] = {}
+    for m in matrices:
+        p = profile_of(m)
+        if p and is_twin(p.a, own) and is_twin(p.b, own) and np.isfinite(p.calibrated).any():
+            firsts.setdefault(families(p.a, p.b), p)
+    findings = []
+    for p in firsts.values():
+        above = int((p.value > p.best95).sum())
+        number = p.number(ends_of(p)[0], "twins, most alike")
+        text = f"{p.label}: CKA is above the null of the best pair ({p.best95:.2f}) at {above} of {len(p.depth)} depths"
+        text += f", at most {shown(number)} at {number.where} (n = {p.n})"
+        findings.append(_told(p.label, text, above > 0, number))
+    return findings
+
+
+def _told(networks: str, text: str, there: bool, *numbers: Number) -> Finding:
+    end = "this much is there without training" if there else "not above the null without training"
+    return Finding(QUESTION, networks, f"{text}: {end}.", "found" if there else "none", numbers)
+
+
+def _probes(results: Sequence[Result]) -> list[Finding]:
+    probes = of_kind(results, ProbeResult)
+    raw = next(iter(pixels(probes)), None)
+    return [_twin_probe(r.untrained, raw) for r in networks(probes) if r.untrained and np.isfinite(r.untrained.accuracy).any()]
+
+
+def _twin_probe(twin: ProbeResult, raw: ProbeResult | None) -> Finding:
+    best = int(np.nanargmax(twin.accuracy))
+    number = accuracy_number(twin, best, "twin, best layer")
+    text = f"{name_of(twin.model)}: a probe reads the class with {share(number)} in its best layer {number.where}"
+    text += f" (chance {100 * twin.chance:.1f} %, n = {twin.n_test})"
+    numbers = [number]
+    if not number.low > twin.chance:
+        return Finding(QUESTION, name_of(twin.model), f"{text}, which is not above chance.", "none", (number,))
+    if raw is not None and np.array_equal(raw.labels, twin.labels):
+        more = Number("over raw pixels", *paired_interval(twin.right[best], raw.right[0]), n=twin.n_test)
+        verdict = "more than" if more.low > 0 else "less than" if more.high < 0 else "no difference beyond the interval from"
+        text += f", {verdict} raw pixels ({points(more)})"
+        numbers.append(more)
+    return _told(name_of(twin.model), text, True, *numbers)
+
+
+def _channels(results: Sequence[Result]) -> list[Finding]:
+    found = [r for r in of_kind(results, ClassSelectivity) if r.permutations]
+    own = own_models([r.model for r in found])
+    findings = []
+    for r in (r for r in found if is_twin(r.model, own)):
+        shares = [selective_share(r, i, "twin, selective channels") for i in range(len(r.layers))]
+        best = max(shares, key=lambda n: n.value)
+        text = f"{name_of(r.model)}: at most {share(best)} of the channels of a layer tell a class beyond the corrected null"
+        text += f" ({best.where}; n = {r.n} images; p = {selective_p(r):.2g} over all layers)"
+        findings.append(_told(name_of(r.model), text, selective_p(r) <= LEVEL, best))
+    return findings
+
+
+def _partners(results: Sequence[Result]) -> list[Finding]:
+    pairs = by_pair(results)
+    own = own_models([m for x in pairs.values() for m in (x[0].model_a, x[0].model_b)])
+    firsts: dict[str, tuple[ModelRecord, ModelRecord]] = {}
+    for found in pairs.values():
+        a, b = found[0].model_a, found[0].model_b
+        if is_twin(a, own) and is_twin(b, own):
+            firsts.setdefault(families(a, b), (a, b))
+    findings = []
+    for a, b in firsts.values():
+        names = f"{name_of(a)} and {name_of(b)}"
+        number = partner_share(pairs[frozenset((a.name, b.name))], "twins, channels with a partner")
+        text = f"{names}: {share(number)} of {number.n} channels have a partner beyond the null of the best pair"
+        findings.append(_told(names, text, number.value > 0, number))
+    return findings

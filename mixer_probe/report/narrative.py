@@ -1,0 +1,72 @@
+"""`narrate`: the findings of a study of several networks, in sentences computed from its results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pandas as pd
+
+from mixer_probe.figures.courses import Course
+from mixer_probe.report.finding import Finding, Number
+from mixer_probe.report.findings_attributions import attribution_findings
+from mixer_probe.report.findings_channels import channel_findings
+from mixer_probe.report.findings_control import control_findings
+from mixer_probe.report.findings_probes import probe_findings
+from mixer_probe.report.findings_similarity import similarity_findings
+from mixer_probe.report.findings_weights import weight_findings
+from mixer_probe.results import Result
+
+# The questions, in the order of the narrative, and the sections of the report that hold the evidence.
+QUESTIONS = {
+    "similarity": ("Where representations part", ("similarity",)),
+    "probes": ("Where the class becomes readable", ("probes",)),
+    "weights": ("What token mixing learns, and how far layers read", ("token-mixing", "kernels")),
+    "channels": ("Which channels tell a class, and have partners", ("selectivity", "partners")),
+    "attributions": ("Whether networks look at the same places", ("agreement", "attribution-curves")),
+    "control": ("What untrained twins already show", ("probes", "similarity", "selectivity", "partners")),
+}
+
+
+@dataclass(frozen=True)
+class Narrative(Result):
+    """What a study of several networks found: `findings`, of which each has its sentence, its verdict and its numbers, and the
+    `courses` of its quantities with depth. Sentences are computed from the numbers alone."""
+
+    title: ClassVar[str] = "Findings"
+
+    findings: tuple[Finding, ...]
+    courses: tuple[Course, ...]
+
+    def of(self, question: str) -> tuple[Finding, ...]:
+        """The findings on one question, a key of `QUESTIONS`."""
+        return tuple(f for f in self.findings if f.question == question)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One number a row, with interval, null, n and the sentence that rests on it; findings without numbers have one row."""
+        nothing = (Number("", float("nan")),)
+        return pd.DataFrame([_row(f, n) for f in self.findings for n in f.numbers or nothing], columns=_COLUMNS)
+
+
+_COLUMNS = ["group", "model", "kind", "where", "value", "low", "high", "null", "n", "verdict", "sentence"]
+
+
+def _row(f: Finding, n: Number) -> dict[str, object]:
+    numbers = {name: getattr(n, name) for name in ("kind", "where", "value", "low", "high", "null", "n")}
+    return {"group": f.question, "model": f.networks, **numbers, "verdict": f.verdict, "sentence": f.sentence}
+
+
+def narrate(results: Sequence[Result]) -> Narrative:
+    """The findings of `results`, those of `run_study` or of single analyses, in the order of `QUESTIONS`.
+
+    Every finding guards itself: it says that there is no difference beyond the intervals where there is none, and that a number
+    is not above its null where it is not; what the results do not hold is left out with the reason. CKA of untrained twins is
+    looked for among the results, beside that of the trained networks: run `compare` on both."""
+    similarity, probes, weights, channels = (
+        find(results) for find in (similarity_findings, probe_findings, weight_findings, channel_findings)
+    )
+    told = [f for findings, _ in (similarity, probes, weights, channels) for f in findings]
+    told += [*attribution_findings(results), *control_findings(results)]
+    courses = [c for _, found in (similarity, probes, channels, weights) for c in found]
+    return Narrative(tuple(told), tuple(courses))

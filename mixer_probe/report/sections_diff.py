@@ -1,0 +1,148 @@
+"""The report's section on what differs between two reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from mixer_probe.figures.differences import differences
+from mixer_probe.report.diff import Change, ReportDiff
+from mixer_probe.report.section import Picture, Section, Table
+
+RULE = (
+    "A number moved where the 95 % interval of its difference, recovered from the two intervals (Zou and Donner 2008), leaves "
+    "out zero; of independent numbers that did not change 5 % do, and fewer where both reports are of the same images. p is of "
+    "no difference, q is p adjusted for the false discovery rate. Numbers of one report go together, so that their counts vary "
+    "more than those of coin flips."
+)
+_LISTED = 6
+_ROWS = 40
+
+
+def diff_section(results: Sequence[ReportDiff]) -> list[Section]:
+    """What moved between every two reports."""
+    return [_section(result, "" if len(results) == 1 else f"-{i}") for i, result in enumerate(results, start=1)]
+
+
+def _section(result: ReportDiff, number: str) -> Section:
+    content: list[Picture | Table] = []
+    if len(result.values):
+        content += [_picture(result), _numbers(result)]
+    if result.changes:
+        frame = result.changes_frame()
+        content.append(Table("Numbers and words without an interval that differ, by column.", frame, folded=len(frame) > _ROWS))
+    return Section(f"differences{number}", "What differs", (*findings(result), RULE), tuple(content), tuple(result.notes))
+
+
+def _picture(result: ReportDiff) -> Picture:
+    return Picture(
+        differences(result.to_frame()),
+        "Left: the numbers that moved most, with their 95 % intervals. Right: all numbers that differ, in standard errors, "
+        "against as many draws from a normal distribution.",
+        "Left: filled circles moved beyond their intervals, and grey squares did not. Right: points on the line are what chance "
+        "gives; a bend above it at the right end says that some numbers moved, and a whole row of points below the line that the "
+        "two reports share their images, so that chance moves them less. Above the dotted line a number counts as moved.",
+        "Intervals of the largest differences, and quantiles of all differences against a normal distribution",
+        name="differences",
+    )
+
+
+def _numbers(result: ReportDiff) -> Table:
+    frame = result.to_frame()
+    texts = {
+        "report A": [_interval(*row) for row in frame[["a", "a_low", "a_high"]].itertuples(index=False)],
+        "report B": [_interval(*row) for row in frame[["b", "b_low", "b_high"]].itertuples(index=False)],
+        "B - A": [_interval(*row) for row in frame[["difference", "low", "high"]].itertuples(index=False)],
+    }
+    shown = pd.concat([frame[["result", "row", "number"]], pd.DataFrame(texts), frame[["moved", "p", "q"]]], axis=1)
+    caption = f"All {len(frame)} numbers with an interval that differ, those that moved most first."
+    return Table(caption, shown, {"p": "{:.2g}", "q": "{:.2g}"}, folded=len(frame) > _ROWS)
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    return f"{value:.4g} [{low:.4g}, {high:.4g}]"
+
+
+def findings(result: ReportDiff) -> tuple[str, ...]:
+    """What differs, in sentences."""
+    if result.same:
+        return (
+            f"{result.name_a} and {result.name_b} hold the same: {result.matched} results, {result.compared} numbers with an "
+            f"interval and {result.plain} numbers and words without.",
+        )
+    return (
+        _matched(result),
+        *(f"{note}." for note in result.notes),
+        _with_intervals(result),
+        *_largest(result),
+        _without(result),
+    )
+
+
+def _matched(result: ReportDiff) -> str:
+    if not result.matched:
+        return (
+            f"{result.name_a} and {result.name_b} have no result in common: of A are {_listed(result.only_a)}; of B are "
+            f"{_listed(result.only_b)}. Networks of other names are matched with --same A=B."
+        )
+    missing = [f" Only in {letter}: {_listed(names)}." for letter, names in (("A", result.only_a), ("B", result.only_b)) if names]
+    names = [name if name == letter else f"{name} ({letter})" for name, letter in ((result.name_a, "A"), (result.name_b, "B"))]
+    are = "result is" if result.matched == 1 else "results are"
+    return f"{result.matched} {are} in both {' and '.join(names)}.{''.join(missing)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return "; ".join(names[:_LISTED]) + more if names else "none"
+
+
+def _with_intervals(result: ReportDiff) -> str:
+    if not result.compared:
+        return "No number has an interval in both."
+    differing, moved = len(result.values), int(result.moved.sum())
+    if not differing:
+        return f"All {result.compared} numbers with an interval are the same."
+    surviving = int((result.q_value < 0.05).sum())
+    return (
+        f"Of {result.compared} numbers with an interval {result.compared - differing} are the same, {differing - moved} differ "
+        f"within their intervals, and {moved} moved beyond them; of {differing} numbers that differ about {result.expected:.1f} "
+        f"would by chance. {surviving} of those that moved {'is' if surviving == 1 else 'are'} left when false discoveries are "
+        f"held to 5 % (Benjamini and Hochberg)."
+    )
+
+
+def _largest(result: ReportDiff) -> list[str]:
+    """The number that moved most."""
+    frame = result.to_frame()
+    if not len(frame) or not frame["moved"].iloc[0]:
+        return []
+    row = frame.iloc[0]
+    return [f"Most of all moved {number_text(row)}."]
+
+
+def number_text(row: pd.Series) -> str:
+    """ "accuracy of Linear probes of mixer-s0 (blocks.3): 0.8 [0.7, 0.9] -> 0.5 [0.4, 0.6], p = 0.01" of a row of the table."""
+    where = f" ({row['row']})" if row["row"] else ""
+    before, after = (_interval(*row[[side, f"{side}_low", f"{side}_high"]]) for side in ("a", "b"))
+    return f"{row['number']} of {row['result']}{where}: {before} -> {after}, p = {row['p']:.2g}"
+
+
+def change_text(change: Change) -> str:
+    """ "norm of Stem filters of mixer-s0: 64 of 64 differ, most (unit 3) 1.2 -> 1.3" of one column."""
+    before, after = (f"{v:.4g}" if isinstance(v, float) else v for v in (change.before, change.after))
+    where = f", most ({change.row})" if change.row else ":"
+    return f"{change.column} of {change.result}: {change.differing} of {change.rows} differ{where} {before} -> {after}"
+
+
+def _without(result: ReportDiff) -> str:
+    if not result.plain:
+        return "There is nothing without an interval to compare."
+    if not result.changes:
+        return f"All {result.plain} numbers and words without an interval are the same."
+    differing = sum(c.differing for c in result.changes)
+    kinds = list(dict.fromkeys(c.result for c in result.changes))
+    return (
+        f"Of {result.plain} numbers and words without an interval {differing} differ, in {len(result.changes)} columns: "
+        f"{_listed(kinds)}. Nothing says how far these would move by chance."
+    )

@@ -1,0 +1,40 @@
+"""The findings of a study at the head of its report: one section a question, with links to the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mixer_probe.figures.courses import depth_courses
+from mixer_probe.report.narrative import QUESTIONS, Narrative
+from mixer_probe.report.section import Picture, Section, Table
+
+
+def narrative_sections(results: Sequence[Narrative]) -> list[Section]:
+    """One section a question that has a finding, and one with the picture and the numbers."""
+    sections = [_question(r, key, i) for r in results for i, key in enumerate(QUESTIONS, 1) if r.of(key)]
+    overview = [_overview(r) for r in results if r.courses]
+    return [*sections, *overview]
+
+
+def _question(result: Narrative, key: str, number: int) -> Section:
+    title, evidence = QUESTIONS[key]
+    sentences = tuple(f.sentence for f in result.of(key))
+    return Section(f"finding-{key}", f"{number}. {title}", sentences, see=evidence)
+
+
+def _overview(result: Narrative) -> Section:
+    frame = result.to_frame()
+    frame = frame[frame["kind"] != ""].drop(columns=["sentence"])
+    formats = dict.fromkeys(("value", "low", "high", "null"), "{:.3g}")
+    table = Table("The numbers that the sentences rest on.", frame, formats, folded=True)
+    picture = Picture(
+        depth_courses(result.courses),
+        "How the networks change with depth, by architecture: similarity of the first pair of each two architectures, accuracy "
+        "of a linear probe, how clearly the median channel tells one class from the others, and the distance that layers read "
+        "over by their weights.",
+        "Solid lines are trained networks, dotted lines with open markers their untrained twins, dashed grey lines the null; "
+        "bands are 95 % intervals. Networks of one architecture have one colour and other markers.",
+        "Line plots of similarity, probe accuracy, selectivity of channels and reading distance against relative depth",
+        name="learned-features",
+    )
+    return Section("finding-courses", "How networks change with depth", (), (picture, table))

@@ -1,0 +1,166 @@
+"""What is made large: one number an image and unit, from the activations of a layer as its axes say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixer_probe.errors import LayerError, MeasureError, closest
+from mixer_probe.models.layer import Axes, Layer
+
+Kind = Literal["channel", "hidden unit", "class", "direction"]
+OVERS = ("mean", "peak", "rms")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The units of a layer, and how each becomes one number.
+
+    `kind` says what `units` [unit] count: channels; hidden units of a token-mixing MLP; classes of a head; or rows of
+    `directions` [unit, channel], of length 1. A channel or direction is a map over positions, a hidden unit of a token-mixing MLP
+    one over channels; `over` says what becomes of it ("mean", "peak": the largest, "rms": the root of the mean square), unless
+    only the `place` in it is asked for."""
+
+    layer: Layer
+    kind: Kind
+    units: np.ndarray
+    over: str
+    place: int | None = None
+    directions: Tensor | None = None
+
+    @property
+    def text(self) -> str:
+        """What is made large, in words."""
+        axis = "channel" if self.kind == "hidden unit" else "position"
+        if self.kind == "class" or not self.layer.positions:
+            return "the output itself"
+        if self.place is not None:
+            return f"at {axis} {self.place}" + self._cell()
+        words = {"mean": "mean", "peak": "peak", "rms": "root mean square"}
+        return f"{words[self.over]} over {axis}s"
+
+    def _cell(self) -> str:
+        if self.kind == "hidden unit" or self.layer.grid is None or self.place is None:
+            return ""
+        row, column = divmod(self.place, self.layer.grid[1])
+        return f" (row {row}, column {column})"
+
+    def maps(self, positions: Tensor, which: Tensor) -> Tensor:
+        """Of every image [image, position, channel] the map of one unit, the row `which` [image] of `units`: [image, place]."""
+        if self.directions is not None:
+            chosen = self.directions.to(positions)[which]
+            return torch.einsum("bnc,bc->bn", positions, chosen)
+        index = torch.from_numpy(self.units).to(which.device)[which]
+        image = torch.arange(len(positions), device=positions.device)
+        return positions[image, index] if self.kind == "hidden unit" else positions[image, :, index]
+
+    def number(self, maps: Tensor, dim: int = 1) -> Tensor:
+        """One number a map: maps without the dimension `dim`."""
+        if self.place is not None:
+            return maps.select(dim, self.place)
+        if self.over == "peak":
+            return maps.amax(dim)
+        if self.over == "rms":
+            # The root has no derivative at 0.
+            return maps.square().mean(dim).clamp_min(torch.finfo(maps.dtype).tiny).sqrt()
+        return maps.mean(dim)
+
+    def of_all(self, _layer: Layer, positions: Tensor, _prefix: Tensor | None) -> Tensor:
+        """Reducer: the numbers of all units [image, unit] in float64."""
+        if self.directions is not None:
+            maps = positions.double() @ self.directions.to(positions.device).double().T
+        else:
+            index = torch.from_numpy(self.units).to(positions.device)
+            maps = positions[:, index].transpose(1, 2) if self.kind == "hidden unit" else positions[..., index]
+        return self.number(maps.double())
+
+
+def make_objective(
+    layer: Layer,
+    units: int | Sequence[int] | None,
+    direction: np.ndarray | Tensor | Sequence[float] | None,
+    over: str | None,
+    position: int | tuple[int, int] | None,
+    channel: int | None,
+) -> Objective:
+    """Units, direction and reduction of a layer, checked.
+
+    Raises LayerError for units, positions and channels that the layer does not have, MeasureError for an unknown `over`, a
+    direction that is none, and questions that do not go together."""
+    if over is not None and over not in OVERS:
+        raise MeasureError(f"over is 'mean', 'peak' or 'rms', not '{over}'; {closest(over, OVERS)}")
+    if (units is None) == (direction is None):
+        raise MeasureError("give either units (channels, hidden units or classes) or a direction in the space of the channels")
+    kind = _kind(layer, direction is not None)
+    place = _place(layer, kind, position, channel)
+    if over is not None and place is not None:
+        one = "position" if channel is None else "channel"
+        raise MeasureError(f"over='{over}' reads the whole map and {one}= a single place of it; give one of the two")
+    if direction is not None:
+        directions = _directions(layer, direction)
+        return Objective(layer, kind, np.arange(len(directions)), over or "mean", place, directions)
+    # Channels of a layer norm sum to nearly nothing, and so does what a token-mixing unit reads of them: its mean is a constant.
+    return Objective(layer, kind, _units(layer, kind, units), over or ("rms" if kind == "hidden unit" else "mean"), place)
+
+
+def _kind(layer: Layer, direction: bool) -> Kind:
+    if direction:
+        return "direction"
+    if layer.axes == Axes.BCU.name:
+        return "hidden unit"
+    return "class" if layer.kind == "head" else "channel"
+
+
+def _units(layer: Layer, kind: Kind, units: int | Sequence[int] | None) -> np.ndarray:
+    count = layer.positions if kind == "hidden unit" else layer.channels
+    chosen = np.atleast_1d(np.asarray(units))
+    if not len(chosen) or chosen.dtype.kind not in "iu" or chosen.ndim > 1 or len(np.unique(chosen)) < len(chosen):
+        raise MeasureError(f"units are one number or several different ones, not {units}")
+    outside = chosen[(chosen < 0) | (chosen >= count)]
+    if len(outside):
+        plural = "classes" if kind == "class" else f"{kind}s"
+        raise LayerError(f"{kind} {outside[0]} is out of range: '{layer.name}' has {plural} 0 to {count - 1}")
+    return chosen.astype(np.int64)
+
+
+def _directions(layer: Layer, direction: np.ndarray | Tensor | Sequence[float]) -> Tensor:
+    raw = direction.detach().cpu().numpy() if isinstance(direction, Tensor) else np.asarray(direction, dtype=np.float64)
+    rows = torch.from_numpy(np.atleast_2d(raw).astype(np.float64))
+    if rows.ndim != 2 or rows.shape[1] != layer.channels or not len(rows):
+        raise MeasureError(f"a direction in '{layer.name}' has {layer.channels} numbers, one a channel, not {raw.shape}")
+    length: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    if not bool((torch.isfinite(length) & (length > 0)).all()):
+        raise MeasureError("a direction has finite numbers of which one is not 0")
+    return rows / length
+
+
+def _place(layer: Layer, kind: Kind, position: int | tuple[int, int] | None, channel: int | None) -> int | None:
+    """The place in the map that alone is asked for."""
+    if channel is not None:
+        if kind != "hidden unit":
+            raise MeasureError(f"channel= is for hidden units of token mixing; the units of '{layer.name}' are its channels")
+        if not 0 <= channel < layer.channels:
+            raise LayerError(f"channel {channel} is out of range: '{layer.name}' has channels 0 to {layer.channels - 1}")
+    if position is None:
+        return channel
+    if kind == "hidden unit" or not layer.positions:
+        raise MeasureError(f"'{layer.name}' has no positions to choose from; leave position out")
+    return _flat(layer, position)
+
+
+def _flat(layer: Layer, position: int | tuple[int, int]) -> int:
+    if isinstance(position, tuple):
+        if layer.grid is None:
+            raise MeasureError(f"the positions of '{layer.name}' form no grid; give one number")
+        (row, column), (rows, columns) = position, layer.grid
+        if not (0 <= row < rows and 0 <= column < columns):
+            raise LayerError(f"position {position} is out of range: the grid of '{layer.name}' is {rows}×{columns}")
+        return row * columns + column
+    if not 0 <= position < layer.positions:
+        raise LayerError(f"position {position} is out of range: '{layer.name}' has positions 0 to {layer.positions - 1}")
+    return position

@@ -1,0 +1,376 @@
+"""What the report says about attributions: sentences from the numbers, in planted cases whose answer is known."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from timm.models.mlp_mixer import MlpMixer
+
+import mixer_probe as mp
+from mixer_probe import attribution as at
+from mixer_probe.errors import ImagesError, MeasureError
+from mixer_probe.images import from_arrays
+from mixer_probe.models.layer import Layer
+from mixer_probe.report import Skipped, make_sections
+from mixer_probe.report.attribution_study import (
+    QUICK,
+    WHAT,
+    AttributionSettings,
+    AttributionStudy,
+    check_attributions,
+    class_names_of,
+    find_target,
+)
+from mixer_probe.report.section import Picture, Section, Table
+from mixer_probe.results import ImagesRecord, ModelRecord, Result, from_dict, load_results, save_results, to_dict
+from tests.attribution.planted import SIZE, planted_models
+from tests.tiny import SPEC, tiny_models
+
+N = 6
+IDS = tuple(f"i{k}" for k in range(N))
+IMAGES = ImagesRecord("demo", "test", N, 3, "s", limit=N, seed=0)
+JITTER = 0.01 * (np.arange(N) - 2.5)
+
+
+def record(name: str = "zoo:net") -> ModelRecord:
+    return ModelRecord(name, "mixer", True, "w", name, 1)
+
+
+def only(results: list[Any]) -> Section:
+    (section,) = make_sections(results)
+    return section
+
+
+def curves(*heights: float, noise: float = 0.0) -> at.PerturbationCurves:
+    """Triangles whose middle is at `heights`, of deletion; of insertion at one minus them; the last is the random order's."""
+    jitter = noise * np.random.default_rng(0).normal(size=(len(heights), N))
+    middle = np.array(heights)[:, None] + jitter
+    fall = np.stack([np.ones_like(middle), middle, np.zeros_like(middle)], -1)
+    methods = ("saliency", "occlusion", "gradcam")[: len(heights) - 1]
+    return at.PerturbationCurves(
+        model=record(),
+        images=IMAGES,
+        methods=methods,
+        ids=IDS,
+        targets=np.zeros(N, dtype=int),
+        grid=(2, 2),
+        fractions=np.array([0, 0.5, 1.0]),
+        deletion=fall[:-1],
+        insertion=1 - fall[:-1],
+        random_deletion=fall[-1:],
+        random_insertion=1 - fall[-1:],
+        deletion_baseline="the mean colour",
+        insertion_baseline="the image blurred",
+        random_orders=1,
+    )
+
+
+def test_the_best_method_is_named_with_its_lead() -> None:
+    section = only([curves(0.0, 0.5, 0.8)])
+    deletion, insertion = section.paragraphs
+    # Areas of triangles: (1 + 2 m) / 4 with m in the middle.
+    assert deletion == (
+        "net, deletion: saliency does best (area 0.25 [0.25, 0.25], random orders 0.65 [0.65, 0.65]; n = 6), better than random "
+        "by 0.40 [0.40, 0.40]; ahead of the next, occlusion, by 0.25 [0.25, 0.25]."
+    )
+    assert "net, insertion: saliency does best (area 0.75" in insertion
+    assert [type(item) for item in section.content] == [Picture, Table]
+
+
+def test_methods_within_each_others_intervals_are_not_told_apart() -> None:
+    assert "; not told from it: " in only([curves(0.2, 0.2, 0.8, noise=0.1)]).paragraphs[0]
+
+
+def test_a_method_no_better_than_random_is_said() -> None:
+    text = only([curves(0.5, 0.5, noise=0.2)]).paragraphs[0]
+    assert "is not told from random orders (gain " in text
+    assert "better than random" not in text
+
+
+def check(last: float, null: float) -> at.RandomisationCheck:
+    stages = np.stack([np.ones(N), np.full(N, last) + JITTER])
+    return at.RandomisationCheck(
+        model=record(),
+        images=IMAGES,
+        method="saliency",
+        stages=("trained", "head"),
+        ids=IDS,
+        grid=(2, 2),
+        spearman=stages,
+        signed_spearman=stages,
+        ssim=stages,
+        null_spearman=np.full(N, null) - JITTER,
+    )
+
+
+def test_a_method_that_notices_lost_weights_and_one_that_does_not() -> None:
+    good, bad = (only([check(*values)]).paragraphs[0] for values in ((0.02, 0.3), (0.8, 0.3)))
+    assert good.endswith(": it notices that the weights are gone.")
+    assert "correlate 0.02 [0.01, 0.03] with those of the trained network, maps of different images 0.30 [0.29, 0.31]" in good
+    assert bad.endswith(": 0.50 [0.48, 0.53] remains beyond that, which is not what the network learned.")
+    alone = replace(check(0.8, 0.3), null_spearman=np.full(N, np.nan))
+    assert "no other images to compare with" in only([alone]).paragraphs[0]
+
+
+def told(infidelity: list[float], uniform: float, sensitivity: list[float]) -> at.Faithfulness:
+    return at.Faithfulness(
+        model=record(),
+        images=IMAGES,
+        methods=("saliency", "occlusion", "gradcam"),
+        ids=IDS,
+        grid=(2, 2),
+        baseline="the mean colour",
+        infidelity=np.array(infidelity)[:, None] + JITTER,
+        uniform_infidelity=np.full(N, uniform) - JITTER,
+        sensitivity=np.array(sensitivity)[:, None] + JITTER,
+        samples=10,
+        removed=0.3,
+        radius=0.02,
+    )
+
+
+def test_infidelity_stands_beside_the_uniform_map() -> None:
+    section = only([told([0.5, 0.2, 0.7], 0.4, [0.1, np.nan, 0.3])])
+    assert (
+        "occlusion tells most, infidelity 0.20 [0.19, 0.21], better than a map that is the same everywhere"
+        in section.paragraphs[0]
+    )
+    assert "noise moves saliency least (0.10 [0.09, 0.11]) and Grad-CAM most (0.30" in section.paragraphs[1]
+    wide = next(item for item in section.content if isinstance(item, Table))
+    assert wide.frame["sensitivity"].tolist() == ["0.10 [0.09, 0.11]", "–", "0.30 [0.29, 0.31]", "–"]
+    assert "worse than a map that is the same" in only([told([0.5, 0.5, 0.7], 0.1, [0.1, 0.1, 0.1])]).paragraphs[0]
+    nothing = told([np.nan] * 3, 0.1, [np.nan] * 3)
+    assert only([nothing]).paragraphs == ()
+
+
+def likeness(values: list[list[float]], null: float, models: tuple[str, ...], methods: tuple[str, ...]) -> at.Agreement:
+    mean = np.array(values)
+    return at.Agreement(
+        models=tuple(record(name) for name in models),
+        methods=methods,
+        images=IMAGES,
+        ids=IDS,
+        grid=(2, 2),
+        magnitudes=False,
+        values=mean[:, :, None] + JITTER * (1 - np.eye(len(mean)))[:, :, None],
+        null=np.full(mean.shape, null),
+        null95=np.full(mean.shape, null + 0.05),
+        permutations=20,
+    )
+
+
+def test_agreement_of_networks_stands_against_other_images() -> None:
+    values = [[1, 0.6, 0.22], [0.6, 1, 0.22], [0.22, 0.22, 1]]
+    found = likeness(values, 0.2, ("zoo:a", "zoo:b", "zoo:c"), ("saliency",) * 3)
+    section = only([found])
+    assert section.paragraphs == (
+        "Saliency: a and b 0.60 [0.59, 0.61] (other images 0.20, 95 %: 0.25); "
+        "a and c 0.22 [0.21, 0.23], not told from other images' (other images 0.20, 95 %: 0.25); "
+        "b and c 0.22 [0.21, 0.23], not told from other images' (other images 0.20, 95 %: 0.25); n = 6.",
+    )
+    axes = next(item for item in section.content if isinstance(item, Picture)).figure.axes[0]
+    assert [
+        round(float(line.get_xdata()[0]), 2) for line in axes.lines if line.get_marker() in "os^" and len(line.get_xdata()) == 1
+    ]
+
+
+def test_agreement_of_methods_counts_pairs_above_other_images() -> None:
+    found = likeness([[1, 0.6, 0.1], [0.6, 1, 0.1], [0.1, 0.1, 1]], 0.2, ("zoo:a",) * 3, ("saliency", "occlusion", "gradcam"))
+    assert only([found]).paragraphs == (
+        "a: saliency and occlusion agree most, 0.60 [0.59, 0.61]; saliency and Grad-CAM least, 0.10 [0.09, 0.11] (n = 6). "
+        "1 of 3 pairs of methods agree more than with other images' maps.",
+    )
+
+
+def flow() -> at.Conductance:
+    """Ten units of which one carries half, and ten that share evenly."""
+    uneven = np.tile(np.array([-9.0, *[1.0] * 9]), (N, 1))
+    layers = tuple(Layer(f"blocks.{i}.mlp_tokens.act", "other", (i + 1) / 2, None, 10, 0, 4, order=i) for i in range(2))
+    return at.Conductance(
+        model=record(),
+        images=IMAGES,
+        layers=layers,
+        baseline="the mean colour",
+        n_steps=8,
+        ids=IDS,
+        targets=np.zeros(N, dtype=int),
+        logit_difference=np.ones(N),
+        values=(uneven, np.ones((N, 10))),
+        unit_maps=(np.ones((6, 2, 2)), np.ones((6, 2, 2))),
+    )
+
+
+def test_conductance_says_how_few_units_carry_half() -> None:
+    section = only([flow()])
+    assert section.paragraphs == (
+        "net: half of a layer's conductance flows through 1 of 10 units in blocks.0.mlp_tokens.act and through 5 in "
+        "blocks.1.mlp_tokens.act; the busiest unit of the former, 0, carries 50.0 % (n = 6).",
+    )
+    picture = next(item for item in section.content if isinstance(item, Picture))
+    titles = [axes.get_title() for axes in picture.figure.axes]
+    assert "0: 50.0 %, -9.00" in titles
+    assert flow().share(0)[0] == pytest.approx(0.5)
+    silent = replace(flow(), values=(np.zeros((N, 10)), np.zeros((N, 10))))
+    assert only([silent]).paragraphs == ("net: nothing flows through these units.",)
+
+
+# -- the study ---------------------------------------------------------------------------------------------------------
+
+
+def bright(n: int = 8) -> mp.Images:
+    """Bright images with noise, of three classes."""
+    pixels = np.random.default_rng(0).normal(220, 25, size=(n, SIZE, SIZE, 3)).clip(0, 255).astype(np.uint8)
+    return from_arrays(pixels, labels=np.arange(n) % 3, class_names=("a", "b", "c"), name="bright")
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, mp.Model]:
+    found = planted_models()
+    for name, model in found.items():
+        model.name = f"planted-{name}"
+    return found
+
+
+@pytest.fixture(scope="module")
+def study(models: dict[str, mp.Model]) -> AttributionStudy:
+    effort = replace(QUICK, grid=(4, 4), methods=("saliency", "integrated_gradients", "occlusion", "gradcam"))
+    study = AttributionStudy(bright(), AttributionSettings(effort=effort, target="predicted"), [], strict=False)
+    for model in models.values():
+        study.look_at(model)
+    study.finish()
+    return study
+
+
+@pytest.fixture(scope="module")
+def planted(study: AttributionStudy) -> list[Result]:
+    return study.results
+
+
+def test_the_planted_quadrant_is_told_from_random_in_every_family(models: dict[str, mp.Model], study: AttributionStudy) -> None:
+    # A blurred bright image is still bright: what is put back has to come from nothing.
+    options = {"grid": (4, 4), "insertion_baseline": "mean", "random_orders": 6, "steps": 16}
+    made = {m.sha256: [a for a in study.made if a.model.sha256 == m.sha256 and a.method != "gradcam"] for m in models.values()}
+    section = only([at.perturbation_curves(m, study.images, made[m.sha256], **options) for m in models.values()])  # type: ignore[arg-type]
+    assert len(section.paragraphs) == 6
+    for text in section.paragraphs:
+        assert "better than random by" in text, text
+        best = text.partition(" does best")[0].rpartition(": ")[2]
+        assert best in ("integrated gradients", "occlusion"), text
+
+
+def test_every_result_of_the_planted_networks_is_drawn_and_stored(planted: list[Result], tmp_path: Any) -> None:
+    kinds = [type(r).__name__ for r in planted]
+    assert "Skipped" not in kinds
+    # Three networks, two methods randomised, one Mixer; four methods that all three have.
+    counted = {name: kinds.count(name) for name in kinds}
+    assert counted == {
+        "PerturbationCurves": 3,
+        "Faithfulness": 3,
+        "RandomisationCheck": 6,
+        "Agreement": 3 + 4,
+        "Conductance": 1,
+        "AttributionPanel": 1,
+    }
+    again = load_results(save_results(planted, tmp_path / "results.json"))
+    old, new = make_sections(planted), make_sections(again)
+    assert [s.paragraphs for s in old] == [s.paragraphs for s in new]
+    assert not [text for s in new for text in s.paragraphs if "nan" in text]
+    names = [p.file_name for s in new for p in s.content if isinstance(p, Picture)]
+    assert len(set(names)) == len(names) == 6
+    assert all(p.data for s in new for p in s.content if isinstance(p, Picture))
+
+
+def test_maps_of_a_panel_are_those_of_the_attributions() -> None:
+    images, model = bright(5), planted_models()["mixer"]
+    maps = [mp.attribute(model, images, name, target=[0, 2, 2, 0, 2]) for name in ("integrated_gradients", "saliency")]
+    panel = at.attribution_panel(maps, images, indices=[1, 4])
+    again = from_dict(to_dict(panel))
+    for c, a in enumerate(maps):
+        for row, i in enumerate((1, 4)):
+            limit = np.quantile(np.abs(a.maps[i]), 0.99)
+            np.testing.assert_allclose(again.share(c, row), np.clip(a.maps[i] / limit, -1, 1), atol=0.5 / 127 + 1e-6)
+    np.testing.assert_array_equal(again.pictures[1], np.asarray(images[4]))
+    np.testing.assert_array_equal(panel.targets, [[2, 2], [2, 2]])
+    assert panel.take([1]).ids == (images.ids[4],)
+    assert np.isnan(panel.widest_gap[1])
+    assert panel.widest_gap[0] == pytest.approx(maps[0].relative_delta.max())
+    text = only([panel]).paragraphs
+    assert text[0] == "Images: 5 images of bright, 3 classes; 2 of them are shown. The class explained is class 2 for all."
+
+
+def test_empty_and_incomplete_maps_are_said() -> None:
+    images, model = bright(3), planted_models()["cnn"]
+    found = mp.attribute(model, images, target=0)
+    missing = replace(
+        found, maps=found.maps * np.array([1, 0, 0.5])[:, None, None], convergence_delta=found.logit_difference * 0.5
+    )
+    said = " ".join(only([at.attribution_panel([missing], images)]).paragraphs)
+    assert "is zero everywhere in 1 of 3 maps" in said
+    assert "at most 50.0 %" in said
+    assert "not all hold within 1.0 %" in said
+
+
+def test_targets_by_word_index_and_name() -> None:
+    model, images = planted_models()["mixer"], bright(4)
+    assert find_target("auto", model, images) == find_target("true", model, images) == "labels"
+    assert find_target("predicted", model, images) is None
+    assert find_target("2", model, images) == 2
+    assert find_target("C", model, images) == 2
+    with pytest.raises(MeasureError, match="no class 'd'; "):
+        find_target("d", model, images)
+    other = replace(images, class_names=("a", "b"), labels=images.labels % 2)  # type: ignore[operator]
+    assert find_target("auto", model, other) is None
+    with pytest.raises(MeasureError, match="the 2 classes of 'bright' are not the 3 outputs"):
+        find_target("true", model, other)
+    bare = replace(images, labels=None, class_names=None)
+    with pytest.raises(ImagesError, match="has no labels"):
+        find_target("true", model, bare)
+    with pytest.raises(MeasureError, match=r"have no names here.*0 to 2"):
+        find_target("a", model, bare)
+    assert class_names_of(model, bare) == ()
+    assert check_attributions(WHAT) == WHAT
+    with pytest.raises(MeasureError, match="closest: curves"):
+        check_attributions(["curve"])
+
+
+def test_a_zero_head_is_left_out_of_a_report_with_its_reason() -> None:
+    """timm's untrained Mixer: no map, no conductance, and one sentence."""
+    model = tiny_models()[0]
+    results: list[Result] = []
+    study = AttributionStudy(mp.load_images("demo", limit=2), AttributionSettings(effort=QUICK), results, strict=False)
+    study.look_at(model)
+    study.finish()
+    (left,) = results
+    assert isinstance(left, Skipped)
+    assert left.step == "attributions of tiny-mixer"
+    assert "its head is zero" in left.reason
+    with pytest.raises(MeasureError, match="its head is zero"):
+        at.layer_conductance(model, mp.load_images("demo", limit=2))
+
+
+def test_an_image_alone_has_numbers_without_intervals() -> None:
+    images, model = bright(1), planted_models()["mixer"]
+    effort = replace(QUICK, grid=(4, 4), methods=("saliency", "occlusion"), randomised=None)
+    study = AttributionStudy(images, AttributionSettings(effort=effort), [])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        study.look_at(model)
+        study.finish()
+        sections = make_sections(study.results)
+        assert all(item.data for s in sections for item in s.content if isinstance(item, Picture))
+    texts = [text for s in sections for text in s.paragraphs]
+    assert texts
+    assert not any("nan" in text for text in texts)
+
+
+def test_one_network_alone_and_attributions_without_images() -> None:
+    model = mp.load_model(MlpMixer(img_size=32, patch_size=8, embed_dim=8, num_blocks=1, num_classes=3), **SPEC)
+    model.module.head.weight.data.normal_()
+    found = mp.attribute(model, mp.load_images("demo", limit=2), "saliency", target=0)
+    section = only([found])
+    assert section.anchor == "attribution-sums"
+    assert "saliency, |gradient| of the logit" in section.paragraphs[0]

@@ -1,0 +1,350 @@
+"""Studies that go on: finished steps are kept and found again by what decides them, and never half."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+
+import mixer_probe as mp
+from mixer_probe.errors import ImagesError, MeasureError, ModelError, StoreError
+from mixer_probe.report import Skipped, Steps, StudySettings, run_study
+from mixer_probe.report import study as study_module
+from mixer_probe.report.resume import identity
+from mixer_probe.report.skipped import has_no_room, was_refused
+from mixer_probe.results import Result, load_results, to_dict
+from tests.networks import CASES
+from tests.tiny import SPEC, tiny_models
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+SETTINGS = StudySettings(
+    permutations=5,
+    resamples=20,
+    measures=("cka", "procrustes"),
+    probes=("accuracy", "fewshot", "patch-position"),
+    attributions=("overlays", "agreement"),
+)
+
+
+def models() -> list[mp.Model]:
+    """Two networks with heads that are not zero, under their own names."""
+    return [replace(CASES[name].model(), name=name) for name in ("mixer", "vit")]
+
+
+def images() -> mp.Images:
+    return mp.load_images("demo", limit=20)
+
+
+def steps_in(folder: Path) -> list[str]:
+    return sorted(json.loads(file.read_text())["settings"]["step"] for file in folder.glob("*.json"))
+
+
+class Counted:
+    """How often the parts of a study that compute are called, by what they are called for; `fail` fails one of them."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, fail: Callable[[str, int], BaseException | None] = lambda *_: None
+    ) -> None:
+        self.calls: Counter[str] = Counter()
+        self.fail = fail
+        for name in ("weight_results", "place_results", "compare", "probe_results"):
+            monkeypatch.setattr(study_module, name, self._counting(name, getattr(study_module, name)))
+        for kind in (study_module.ChannelStudy, study_module.AttributionStudy):
+            for method in ("look_at", "finish"):
+                monkeypatch.setattr(kind, method, self._counting(f"{kind.__name__}.{method}", getattr(kind, method)))
+
+    def _counting(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self.calls[name] += 1
+            error = self.fail(name, self.calls[name])
+            if error is not None:
+                raise error
+            return work(*arguments, **options)
+
+        return counted
+
+
+ALL = {
+    "weight_results": 2,
+    "place_results": 2,
+    "ChannelStudy.look_at": 2,
+    "AttributionStudy.look_at": 2,
+    "ChannelStudy.finish": 1,
+    "AttributionStudy.finish": 1,
+    "compare": 4,  # CKA of three pairs, of a network with itself too, and one more measure of one
+    "probe_results": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def in_one_go() -> list[Result]:
+    return run_study(models(), images(), None, SETTINGS)
+
+
+def run(folder: Path) -> list[Result]:
+    return run_study(models(), images(), None, SETTINGS, store=folder / "runs", steps=Steps(folder / "parts"))
+
+
+def test_a_study_killed_at_the_second_network_computes_only_the_rest(
+    in_one_go: list[Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        counted = Counted(patch, lambda name, n: KeyboardInterrupt() if (name, n) == ("ChannelStudy.look_at", 2) else None)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path)
+    assert counted.calls["weight_results"] == counted.calls["place_results"] == 2
+    assert len(steps_in(tmp_path / "parts")) == 6
+    with monkeypatch.context() as patch:
+        counted = Counted(patch)
+        second = run(tmp_path)
+    assert counted.calls == {
+        **{name: n for name, n in ALL.items() if name not in ("weight_results", "place_results")},
+        "ChannelStudy.look_at": 1,
+        "AttributionStudy.look_at": 1,
+    }
+    assert json.dumps(to_dict(second)) == json.dumps(to_dict(in_one_go))
+
+
+def test_a_finished_study_computes_nothing_again(
+    in_one_go: list[Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        counted = Counted(patch)
+        first = run(tmp_path)
+    assert counted.calls == ALL
+    with monkeypatch.context() as patch:
+        counted = Counted(patch)
+        second = run(tmp_path)
+    assert not counted.calls
+    assert json.dumps(to_dict(first)) == json.dumps(to_dict(second)) == json.dumps(to_dict(in_one_go))
+
+
+# -- steps -------------------------------------------------------------------------------------------------------------
+
+
+class Work:
+    """Computes `Skipped` results that tell its runs apart."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.runs, self.error = 0, error
+
+    def __call__(self) -> list[Result]:
+        self.runs += 1
+        return [Skipped("a", f"run {self.runs}")] if self.error is None else [Skipped.because("a", self.error)]
+
+
+def test_a_step_is_found_again_by_all_that_decides_it(tmp_path: Path) -> None:
+    steps, work = Steps(tmp_path), Work()
+    model, other, some = tiny_models()[0], tiny_models()[1], images()
+    settings = {"model": model, "images": some, "study": StudySettings(), "draws": 3}
+    assert steps.get("a step", settings, work) == steps.get("a step", dict(settings), work) == [Skipped("a", "run 1")]
+    changed = [
+        {"model": other},
+        {"model": replace(model, name="the same by another name")},
+        {"images": some.subset(np.arange(10))},
+        {"images": replace(some, labels=some.labels[::-1].copy())},
+        {"study": StudySettings(seed=1)},
+        {"draws": 4},
+    ]
+    for n, change in enumerate(changed, start=2):
+        assert steps.get("a step", {**settings, **change}, work) == [Skipped("a", f"run {n}")]
+    assert steps.get("another step", settings, work) == [Skipped("a", "run 8")]
+    assert len(steps) == 8
+
+
+def test_other_pixels_or_weights_of_the_same_names_are_another_step(tmp_path: Path) -> None:
+    from mixer_probe.images.labelled import from_arrays
+
+    white = from_arrays(np.full((3, 8, 8, 3), 255, np.uint8), ids=["a", "b", "c"])
+    black = from_arrays(np.zeros((3, 8, 8, 3), np.uint8), ids=["a", "b", "c"])
+    assert white.record.sha256 == black.record.sha256
+    assert identity(white) != identity(black)
+    first, second = (replace(CASES["mixer"].model(), name="same") for _ in range(2))
+    assert identity(first) == identity(second)
+    second = replace(
+        mp.load_model(CASES["mixer"].network(seed=1), input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3), name="same"
+    )
+    assert identity(first) != identity(second)
+
+
+def test_other_code_is_another_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, work = Steps(tmp_path), Work()
+    steps.get("a", {}, work)
+    monkeypatch.setattr("mixer_probe.report.resume._code", lambda: {"source": "another"})
+    assert steps.get("a", {}, work) == [Skipped("a", "run 2")]
+
+
+def test_what_is_kept_can_be_opened_by_anyone(tmp_path: Path, in_one_go: list[Result]) -> None:
+    steps = Steps(tmp_path / "deep" / "parts")
+    assert len(steps) == 0
+    given = steps.get("all of it: a/b", {}, lambda: in_one_go)
+    (file,) = (tmp_path / "deep" / "parts").iterdir()
+    assert file.name.startswith("all-of-it--a-b-")
+    assert json.dumps(to_dict(load_results(file))) == json.dumps(to_dict(given)) == json.dumps(to_dict(in_one_go))
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", '{"format": "another"}', '{"format": "mixer-probe results 1", "results": [{"$type": "Gone"}]}']
+)
+def test_a_damaged_file_is_computed_again(tmp_path: Path, content: str) -> None:
+    steps, work = Steps(tmp_path), Work()
+    steps.get("a", {}, work)
+    (file,) = tmp_path.iterdir()
+    file.write_text(content)
+    assert steps.get("a", {}, work) == steps.get("a", {}, work) == [Skipped("a", "run 2")]
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "again", "full"),
+    [
+        (MeasureError("a ResNet has none"), False, False),
+        (ImagesError("no labels"), False, False),
+        (ModelError("unknown"), False, False),
+        (StoreError("in the way"), True, False),
+        (caused(ImagesError("cannot read a.png"), FileNotFoundError(errno.ENOENT, "gone")), True, False),
+        (caused(StoreError("cannot write"), FULL), True, True),
+        (caused(MeasureError("x"), caused(StoreError("cannot write"), OSError(errno.EDQUOT, "quota"))), True, True),
+    ],
+)
+def test_what_the_machine_refused_is_tried_again_and_what_the_measure_refused_is_not(
+    tmp_path: Path, error: Exception, again: bool, full: bool
+) -> None:
+    steps, work = Steps(tmp_path), Work(error)
+    for _ in range(2):
+        (skipped,) = steps.get("a", {}, work)
+    assert (was_refused(error), has_no_room(error)) == (again, full)
+    assert isinstance(skipped, Skipped)
+    assert skipped.again is again
+    assert work.runs == (2 if again else 1)
+
+
+def test_an_error_says_in_which_step_it_was(tmp_path: Path) -> None:
+    def broken() -> list[Result]:
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError) as caught:
+        Steps(tmp_path).get("weights of a", {}, broken)
+    assert caught.value.__notes__ == [
+        f"This was the step 'weights of a'; the same start goes on from those finished, which are in {tmp_path}."
+    ]
+    assert not list(tmp_path.iterdir())
+
+
+# -- a full disk -------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_names_the_step_and_keeps_those_before(
+    in_one_go: list[Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.replace
+
+    def fill(source: str, target: Path) -> None:
+        if "channels-of-vit" in str(target):
+            raise FULL
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fill)
+        with pytest.raises(StoreError) as caught:
+            run(tmp_path)
+    parts = tmp_path / "parts"
+    told = str(caught.value)
+    assert told.startswith(f"the step 'channels of vit' cannot be kept (cannot write {parts}/channels-of-vit-")
+    assert told.endswith(
+        f": No space left on device): make room and start the same again, which goes on from the 6 finished before, in {parts}"
+    )
+    assert len(steps_in(parts)) == len(list(parts.iterdir())) == 6
+    assert json.dumps(to_dict(run(tmp_path))) == json.dumps(to_dict(in_one_go))
+
+
+def test_a_write_that_the_system_cuts_off_leaves_nothing(tmp_path: Path) -> None:
+    """A real refusal in the middle of a file: the largest size that this process may write is set to 10 kB for a moment."""
+    steps = Steps(tmp_path)
+    steps.get("small", {}, Work())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(
+            StoreError, match=r"the step 'large' cannot be kept .*File too large.* goes on from the 1 finished before"
+        ):
+            steps.get("large", {}, lambda: [Skipped("a", "x" * 100_000)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert steps_in(tmp_path) == ["small"]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_representations_that_do_not_fit_on_the_disk_stop_the_study_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise StoreError("could not write to runs (No space left on device); 8 of 20 images are safe") from FULL
+
+    monkeypatch.setattr(study_module, "extract", full)
+    with pytest.raises(StoreError) as caught:
+        run(tmp_path)
+    assert str(caught.value).startswith("the step 'representations of mixer' stopped: could not write to runs (No space left")
+    assert steps_in(tmp_path / "parts") == ["weights of mixer"]
+
+
+# -- a list of models --------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_checkpoint_in_the_middle_keeps_the_others_and_is_tried_again(in_one_go: list[Result], tmp_path: Path) -> None:
+    missing = tmp_path / "mixer.safetensors"
+    first, last = models()
+
+    def middle() -> mp.Model:
+        return mp.load_model(CASES["mixer"].network(seed=2), checkpoint=missing, name="middle", **SPEC)
+
+    results = run_study([first, middle, last], images(), None, SETTINGS, steps=Steps(tmp_path / "parts"))
+    (skipped,) = (r for r in results if isinstance(r, Skipped) and r.step == "loading a model")
+    assert str(missing) in skipped.reason
+    rest = [r for r in results if r is not skipped]
+    assert json.dumps(to_dict(rest)) == json.dumps(to_dict(in_one_go))
+    # The checkpoint has come: only what it brings is computed.
+    save_file(CASES["mixer"].network(seed=1).state_dict(), missing)
+    kept = set(steps_in(tmp_path / "parts"))
+    again = run_study([first, middle, last], images(), None, SETTINGS, steps=Steps(tmp_path / "parts"))
+    assert not [r for r in again if isinstance(r, Skipped) and r.step == "loading a model"]
+    assert {step for step in set(steps_in(tmp_path / "parts")) - kept if "middle" not in step} == set()
+
+
+def test_networks_that_need_other_images_are_left_out_and_the_rest_is_done(tmp_path: Path) -> None:
+    """One network that takes images of one colour, and one of another size, in one list."""
+    import torch
+    from timm.models.vision_transformer import VisionTransformer
+
+    torch.manual_seed(0)
+    grey = VisionTransformer(img_size=32, patch_size=8, in_chans=1, embed_dim=16, depth=2, num_heads=2, num_classes=10)
+    large = VisionTransformer(img_size=64, patch_size=16, embed_dim=16, depth=2, num_heads=2, num_classes=10)
+    listed = [
+        tiny_models()[0],
+        mp.load_model(grey, name="grey", input_size=(1, 32, 32), mean=(0.5,), std=(0.5,)),
+        mp.load_model(large, name="large", input_size=(3, 64, 64), mean=(0.5,) * 3, std=(0.5,) * 3),
+    ]
+    settings = StudySettings(permutations=0, resamples=0, measures=("cka",), probes=("accuracy",), channels=(), attributions=())
+    results = run_study(listed, images(), None, settings, steps=Steps(tmp_path))
+    left_out = [r.step for r in results if isinstance(r, Skipped)]
+    assert any("grey" in step for step in left_out)
+    assert not any("large" in step or "tiny-mixer" in step for step in left_out)
+    assert {(r.model_a.name, r.model_b.name) for r in results if type(r).__name__ == "SimilarityMatrix"} == {
+        ("tiny-mixer", "tiny-mixer"),
+        ("tiny-mixer", "large"),
+        ("large", "large"),
+    }
