@@ -21,14 +21,11 @@ counts; times are those of the machine, best taken while it does nothing else; i
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 import mixer_probe as mp
 from mixer_probe.cost import (
@@ -43,7 +40,7 @@ from mixer_probe.cost import (
 )
 from mixer_probe.errors import MixerProbeError
 from mixer_probe.probing import FewShotResult, ProbeResult, few_shot_probe
-from mixer_probe.report import Skipped, Steps, deliver
+from mixer_probe.report import Skipped, Steps, present, script_parser
 from mixer_probe.results import Result
 
 ZOO = tuple(f"zoo:{family}-{seed}" for family in ("mixer", "vit", "resnet") for seed in ("s0", "s1"))
@@ -55,32 +52,21 @@ TITLE = "What does accuracy cost?"
 def main() -> None:
     """Measure every network, set accuracy against cost, write the report and print its findings."""
     options = _options()
-    console = Console(width=160)
     try:
         results = study(options.models, options)
-        settings = {key: str(value) for key, value in vars(options).items()} | {"command": shlex.join(["python", *sys.argv])}
-        sections = deliver(results, options.out, TITLE, settings)
+        present(results, options, TITLE, silent=("probes", "few-shot"))
     except MixerProbeError as error:
         sys.exit(f"accuracy_cost: {error}")
-    for section in sections:
-        if section.anchor not in ("probes", "few-shot"):
-            console.print(section.title, style="bold")
-            console.print("\n".join(section.paragraphs), markup=False, highlight=False, soft_wrap=True)
-    console.print(str((options.out / "report.html").resolve()), markup=False, highlight=False, soft_wrap=True)
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", help="networks, as load_model takes them; the bundled ones by default")
-    parser.add_argument("--untrained", action="store_true", help="random weights, as timm draws them; needs no network")
+    parser = script_parser("accuracy_cost", __doc__, smoke="two networks, few images and passes")
     parser.add_argument("--data", default="demo", help="labelled images, as load_images takes them")
+    parser.add_argument("--untrained", action="store_true", help="random weights, as timm draws them; needs no network")
     parser.add_argument("--splits", nargs=2, default=("train", "test"), metavar=("TRAIN", "TEST"), help="splits of the data set")
     parser.add_argument("--limit", type=int, help="at most so many images of each split")
     parser.add_argument("--no-probes", action="store_true", help="costs alone")
     parser.add_argument("--batch", type=int, default=32, help="images in a batch whose time is measured")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
-    parser.add_argument("--out", type=Path, default=Path("runs/accuracy_cost"), help="folder for the report")
-    parser.add_argument("--smoke", action="store_true", help="two networks, few images and passes: does it run?")
     options = parser.parse_args()
     options.models = options.models or (SMOKE_MODELS if options.smoke else ZOO)
     options.limit = options.limit or (SMOKE_IMAGES if options.smoke else None)
@@ -115,7 +101,7 @@ def loaded(names: Sequence[str], options: argparse.Namespace) -> tuple[list[mp.M
             feature_layer(model)  # A network that does not run, or pools nowhere, is found out here.
             models.append(model)
         except MixerProbeError as error:
-            skipped.append(Skipped(f"all of {name}", str(error)))
+            skipped.append(Skipped.because(f"all of {name}", error))
     return models, skipped
 
 
@@ -124,7 +110,7 @@ def attempt(steps: Steps, name: str, settings: Mapping[str, Any], compute: Calla
     try:
         return steps.get(name, settings, compute)
     except MixerProbeError as error:
-        return [Skipped(name, str(error))]
+        return [Skipped.because(name, error)]
 
 
 def of_one(model: mp.Model, images: tuple[mp.Images, ...], options: argparse.Namespace, steps: Steps) -> list[Result]:
@@ -156,7 +142,7 @@ def compared(results: Sequence[Result]) -> list[Result]:
     try:
         found: AccuracyCost = accuracy_cost(costs, full, few)
     except MixerProbeError as error:
-        return [Skipped("accuracy against cost", str(error))]
+        return [Skipped.because("accuracy against cost", error)]
     return [found]
 
 

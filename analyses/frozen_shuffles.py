@@ -19,14 +19,10 @@ the same numbers.
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-
-from rich.console import Console
 
 import mixer_probe as mp
 from mixer_probe.errors import MixerProbeError, UndefinedInvarianceWarning
@@ -42,7 +38,7 @@ from mixer_probe.invariance import (
     standard_distortions,
 )
 from mixer_probe.models import describe
-from mixer_probe.report import Skipped, Steps, deliver
+from mixer_probe.report import Skipped, Steps, present, script_parser
 from mixer_probe.results import Result
 
 ZOO = tuple(f"zoo:{family}-{seed}" for family in ("mixer", "vit", "resnet") for seed in ("s0", "s1"))
@@ -56,32 +52,18 @@ TITLE = "Which architecture loses what when images are shuffled, cut, shifted or
 def main() -> None:
     """Measure every network, compare them, write the report and print its findings."""
     options = _options()
-    console = Console(width=160)
     # What cannot be measured of a network is said in the report, beside its number.
     warnings.simplefilter("ignore", UndefinedInvarianceWarning)
     try:
         images = mp.load_images(options.data, split=options.split, limit=options.limit)
         results = study(options.models, images, options.device, Steps(options.out / "parts"), options.smoke)
-        settings = {key: str(value) for key, value in vars(options).items()} | {"command": shlex.join(["python", *sys.argv])}
-        sections = deliver(results, options.out, TITLE, settings)
+        present(results, options, TITLE, silent=("models", "distortion-examples"))
     except MixerProbeError as error:
         sys.exit(f"frozen_shuffles: {error}")
-    for section in sections:
-        if section.anchor not in ("models", "distortion-examples"):
-            console.print(section.title, style="bold")
-            console.print("\n".join(section.paragraphs), markup=False, highlight=False, soft_wrap=True)
-    console.print(str((options.out / "report.html").resolve()), markup=False, highlight=False, soft_wrap=True)
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", help="networks, as load_model takes them; the bundled ones by default")
-    parser.add_argument("--data", default="demo", help="labelled images, as load_images takes them")
-    parser.add_argument("--split", help="split of the data set")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
-    parser.add_argument("--limit", type=int, help="at most so many images")
-    parser.add_argument("--out", type=Path, default=Path("runs/frozen_shuffles"), help="folder for the report")
-    parser.add_argument("--smoke", action="store_true", help="two networks, few images: does it run?")
+    parser = script_parser("frozen_shuffles", __doc__, smoke="two networks, few images", data="labelled images")
     options = parser.parse_args()
     options.models = options.models or (SMOKE_MODELS if options.smoke else ZOO)
     options.limit = options.limit or (SMOKE_IMAGES if options.smoke else None)
@@ -105,7 +87,7 @@ def study(names: Sequence[str], images: mp.Images, device: str, steps: Steps, sm
             given = {"model": model, "images": images, "distortions": distortions, "middle": middle}
             accuracy, shift = steps.get(f"distortions of {name}", given, partial(measured, **given))
         except MixerProbeError as error:
-            results.append(Skipped(f"distortions of {name}", str(error)))
+            results.append(Skipped.because(f"distortions of {name}", error))
             continue
         if not found:
             results.append(distortion_examples(model, images, distortions))
@@ -134,7 +116,7 @@ def compared(found: Sequence[DistortionAccuracy]) -> list[Result]:
         try:
             results.append(measure(found))
         except MixerProbeError as error:
-            results.append(Skipped(step, str(error)))
+            results.append(Skipped.because(step, error))
     return results
 
 

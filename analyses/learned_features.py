@@ -22,19 +22,16 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-
 import mixer_probe as mp
 from mixer_probe.errors import MixerProbeError, MixerProbeWarning
 from mixer_probe.models import ModelCard
-from mixer_probe.report import Skipped, Steps, StudySettings, deliver, narrate, run_study
+from mixer_probe.report import Skipped, Steps, StudySettings, narrate, present, run_study, script_parser
 from mixer_probe.results import Result
 from mixer_probe.weights import Anatomy, KernelTying, PositionEmbeddings, StemFilters, WeightSpectra
 
@@ -58,32 +55,18 @@ BESIDES = (Anatomy, KernelTying, PositionEmbeddings, StemFilters, WeightSpectra)
 def main() -> None:
     """Study the networks, write the report and print its findings."""
     options = _options()
-    console = Console(width=160)
     # What cannot be measured of a network is said in the report, beside its number.
     warnings.simplefilter("ignore", MixerProbeWarning)
     try:
         results = study(options.models, *load(options), options.device, options.out, SMOKE if options.smoke else FULL)
-        settings = {key: str(value) for key, value in vars(options).items()} | {"command": shlex.join(["python", *sys.argv])}
-        sections = deliver([narrate(results), *results], options.out, TITLE, settings)
+        present([narrate(results), *results], options, TITLE, silent=lambda s: not s.anchor.startswith(("finding-", "skipped")))
     except MixerProbeError as error:
         sys.exit(f"learned_features: {error}")
-    for section in sections:
-        if section.anchor.startswith("finding-") or section.anchor == "skipped":
-            console.print(section.title, style="bold")
-            console.print("\n".join(section.paragraphs), markup=False, highlight=False, soft_wrap=True)
-    console.print(str((options.out / "report.html").resolve()), markup=False, highlight=False, soft_wrap=True)
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", help="networks, as load_model takes them; the bundled ones by default")
-    parser.add_argument("--data", default="demo", help="labelled images, as load_images takes them")
-    parser.add_argument("--split", help="split of the data set")
+    parser = script_parser("learned_features", __doc__, smoke="two networks, few images", data="labelled images")
     parser.add_argument("--train", help="split to fit probes on; by default that of the demo, else a half of the images")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
-    parser.add_argument("--limit", type=int, help="at most so many images")
-    parser.add_argument("--out", type=Path, default=Path("runs/learned_features"), help="folder for the report")
-    parser.add_argument("--smoke", action="store_true", help="two networks, few images: does it run?")
     options = parser.parse_args()
     options.models = options.models or (SMOKE_MODELS if options.smoke else ZOO)
     options.limit = options.limit or (SMOKE_IMAGES if options.smoke else None)

@@ -21,16 +21,12 @@ same machine: differences at the size of rounding depend on the order in which a
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-from rich.console import Console
 
 import mixer_probe as mp
 from mixer_probe.errors import MixerProbeError
-from mixer_probe.report import Skipped, Steps, deliver
+from mixer_probe.report import Skipped, Steps, present, script_parser
 from mixer_probe.results import Result
 from mixer_probe.weights import convolution_equivalence
 
@@ -42,31 +38,18 @@ TITLE = "Is a Mixer a CNN?"
 def main() -> None:
     """Compare every Mixer with itself as a CNN, write the report and print its findings."""
     options = _options()
-    console = Console(width=160)
     try:
         images = mp.load_images(options.data, split=options.split, limit=options.limit)
         results = study(options.models, images, options)
-        settings = {key: str(value) for key, value in vars(options).items()} | {"command": shlex.join(["python", *sys.argv])}
-        sections = deliver(results, options.out, TITLE, settings)
+        present(results, options, TITLE)
     except MixerProbeError as error:
         sys.exit(f"mixer_as_cnn: {error}")
-    for section in sections:
-        console.print(section.title, style="bold")
-        console.print("\n".join(section.paragraphs), markup=False, highlight=False, soft_wrap=True)
-    console.print(str((options.out / "report.html").resolve()), markup=False, highlight=False, soft_wrap=True)
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", help="Mixers, as load_model takes them; the bundled ones by default")
+    parser = script_parser("mixer_as_cnn", __doc__, models="Mixers", smoke="one network, few images", data="images")
     parser.add_argument("--untrained", action="store_true", help="random weights, as timm draws them; needs no network")
     parser.add_argument("--forms", nargs="+", choices=("tied", "grouped"), default=("tied", "grouped"))
-    parser.add_argument("--data", default="demo", help="images, as load_images takes them")
-    parser.add_argument("--split", help="split of the data set")
-    parser.add_argument("--limit", type=int, help=f"at most so many images; {LIMIT} by default")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
-    parser.add_argument("--out", type=Path, default=Path("runs/mixer_as_cnn"), help="folder for the report")
-    parser.add_argument("--smoke", action="store_true", help="one network, few images: does it run?")
     options = parser.parse_args()
     options.models = options.models or (ZOO[:1] if options.smoke else ZOO)
     options.limit = options.limit or (SMOKE_LIMIT if options.smoke else LIMIT)
@@ -86,7 +69,7 @@ def study(names: Sequence[str], images: mp.Images, options: argparse.Namespace) 
             # Bound now: a name in a lambda is looked up when it is called.
             made = steps.get(f"{name} as a CNN", settings, lambda m=model: [convolution_equivalence(m, images, forms=forms)])
         except MixerProbeError as error:
-            skipped.append(Skipped(f"{name} as a CNN", str(error)))
+            skipped.append(Skipped.because(f"{name} as a CNN", error))
             continue
         found += made
     if not found:

@@ -22,16 +22,13 @@ DIR gets report.html, pages.pdf, every page as SVG and PNG, results.json and a C
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 import mixer_probe as mp
 from mixer_probe.errors import MixerProbeError
-from mixer_probe.report import Skipped, Steps, deliver, save_pages
+from mixer_probe.report import Skipped, Steps, present, save_pages, script_parser
 from mixer_probe.report.section import Picture
 from mixer_probe.results import Result
 from mixer_probe.weights import paper_figures
@@ -43,30 +40,22 @@ TITLE = "Figures 5, 6 and 7 of the MLP-Mixer paper"
 def main() -> None:
     """Measure every network, write its pages and the report, and print what they show."""
     options = _options()
-    console = Console(width=160)
     try:
         results = study(options.models, options)
-        settings = {key: str(value) for key, value in vars(options).items()} | {"command": shlex.join(["python", *sys.argv])}
-        sections = deliver(results, options.out, TITLE, settings)
+        sections = present(results, options, TITLE)
         pages = [part for section in sections for part in section.content if isinstance(part, Picture)]
         save_pages([page.figure for page in pages], options.out / "pages.pdf")
     except MixerProbeError as error:
         sys.exit(f"mixer_paper_figures: {error}")
-    for section in sections:
-        console.print(section.title, style="bold")
-        console.print("\n".join(section.paragraphs), markup=False, highlight=False, soft_wrap=True)
-    console.print(str((options.out / "report.html").resolve()), markup=False, highlight=False, soft_wrap=True)
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", help="Mixers, as load_model takes them; the bundled ones by default")
+    parser = script_parser("mixer_paper_figures", __doc__, models="Mixers", smoke="one network, few surrogates")
+    # Networks are loaded there; nothing runs on it.
+    parser.set_defaults(device="cpu")
     parser.add_argument("--checkpoint", type=Path, help="file of weights, for a single model")
     parser.add_argument("--untrained", action="store_true", help="random weights, as timm draws them; needs no network")
     parser.add_argument("--surrogates", type=int, help="phase-randomised copies in the null of pairs; 19 by default")
-    parser.add_argument("--device", default="cpu", help="auto, cpu, cuda, mps: where networks are loaded; nothing runs on it")
-    parser.add_argument("--out", type=Path, default=Path("runs/mixer_paper_figures"), help="folder for the report")
-    parser.add_argument("--smoke", action="store_true", help="one network, few surrogates: does it run?")
     options = parser.parse_args()
     if options.checkpoint and len(options.models or ()) != 1:
         parser.error("--checkpoint needs --models with the one network that it is of")
@@ -87,7 +76,7 @@ def study(names: Sequence[str], options: argparse.Namespace) -> list[Result]:
             # Bound now: a name in a lambda is looked up when it is called.
             made = steps.get(f"figures of {name}", settings, lambda m=model: [paper_figures(m, surrogates=options.surrogates)])
         except MixerProbeError as error:
-            skipped.append(Skipped(f"figures of {name}", str(error)))
+            skipped.append(Skipped.because(f"figures of {name}", error))
             continue
         found += made
     if not found:

@@ -41,12 +41,11 @@ _WIDE = ("trained", "kind", "p", "n", "n_test", "classes", "chance", "metric", "
 
 def print_sections(sections: Sequence[Section], tables: bool = False) -> None:
     """What the report says, in sentences, and its tables if asked for."""
+    from mixer_probe.report.script import tell
     from mixer_probe.report.section import Table as ReportTable
 
     for section in sections:
-        console.print(section.title, style="bold", markup=False, highlight=False)
-        for paragraph in section.paragraphs:
-            console.print(paragraph, markup=False, highlight=False, soft_wrap=True)
+        tell(section, console)
         for item in section.content if tables else ():
             if isinstance(item, ReportTable):
                 kept = [i for i, name in enumerate(item.frame.columns) if name not in _WIDE]

@@ -57,7 +57,8 @@ def _matrix(axes: Axes, result: Agreement) -> AxesImage:
 
 def _write(axes: Axes, x: int, y: int, value: float, above: bool) -> None:
     dark = abs(value) > 0.6
-    colour = "white" if dark else ("black" if above else "#7A7A7A")
+    within = "#505050" if abs(value) > 0.3 else "#7A7A7A"
+    colour = "white" if dark else ("black" if above else within)
     axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour, fontweight="bold" if above else "normal")
 
 

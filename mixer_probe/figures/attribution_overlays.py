@@ -33,6 +33,7 @@ _METHOD_LABELS = {
     "gradient_attention": "gradient × attention",
 }
 _CELL = 1.25
+_GAP = 0.12
 # Pixels of a map along a side of a cell.
 _PRINTED = 128
 
@@ -59,16 +60,20 @@ def attribution_maps(panel: AttributionPanel) -> Figure:
     columns, networks = list(dict.fromkeys(keys)), list(dict.fromkeys(panel.models))
     wide = {1: 1.0, 2: 1.5}.get(len(networks), 1.8)
     aspect = np.clip(np.mean([p.shape[0] / p.shape[1] for p in panel.pictures]), 0.5, 1.7)
+    # A narrow row after every image keeps its networks together.
+    block = len(networks) + 1
     rows = len(panel.ids) * len(networks)
     bars = len(set(panel.signed))
-    height = 0.55 + 0.65 * bars + (_CELL * aspect + 0.12) * rows
+    height = 0.55 + 0.65 * bars + (_CELL * aspect + 0.12) * rows + 0.25 * len(panel.ids)
     figure = Figure(figsize=(0.75 + (_CELL + 0.06) * (wide + len(columns)), height))
-    grid = figure.add_gridspec(rows, 1 + len(columns), width_ratios=[wide] + [1.0] * len(columns))
+    heights = ([1.0] * len(networks) + [_GAP]) * len(panel.ids)
+    widths = [wide] + [1.0] * len(columns)
+    grid = figure.add_gridspec(len(heights), len(widths), width_ratios=widths, height_ratios=heights)
     for i in range(len(panel.ids)):
-        _image(figure.add_subplot(grid[i * len(networks) : (i + 1) * len(networks), 0]), panel, i)
+        _image(figure.add_subplot(grid[i * block : i * block + len(networks), 0]), panel, i)
     for c, (model, key) in enumerate(zip(panel.models, keys, strict=True)):
         for i in range(len(panel.ids)):
-            row, column = i * len(networks) + networks.index(model), columns.index(key)
+            row, column = i * block + networks.index(model), columns.index(key)
             axes = figure.add_subplot(grid[row, 1 + column])
             _overlay(axes, panel, c, i)
             if c == panel.models.index(model):

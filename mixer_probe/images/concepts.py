@@ -458,7 +458,8 @@ class _Binary:
 def _opened(path: Path) -> tuple[np.ndarray, str]:
     """Values and mode of a mask, palettes as indices; transparency is not looked at."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(path) as opened:
+            picture: Image.Image = opened
             if picture.mode in ("RGBA", "LA", "PA"):
                 picture = picture.convert({"RGBA": "RGB", "LA": "L", "PA": "P"}[picture.mode])
             return np.asarray(picture), picture.mode

@@ -102,9 +102,28 @@ def _known(cls: D) -> D:
 # -- shuffles ----------------------------------------------------------------------------------------------------------
 
 
+class _OnGrid(Distortion):
+    """Base of distortions of the cells of a `grid`, whose strength it is."""
+
+    grid: Grid
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "grid", _square(self.grid))
+
+    @property
+    def strength(self) -> float:
+        """Cells along the longer side of the grid."""
+        return float(max(_pair(self.grid)))
+
+    @property
+    def strength_text(self) -> str:
+        """See `Distortion`."""
+        return _grid_text(self.grid)
+
+
 @_known
 @dataclass(frozen=True)
-class PatchShuffle(Distortion):
+class PatchShuffle(_OnGrid):
     """The cells of a `grid` (rows, columns; one number for both) in random order, every order but the present one alike.
 
     Structure inside cells stays, that between them goes. `order` says which: cell i of the result is cell order[i]."""
@@ -116,23 +135,10 @@ class PatchShuffle(Distortion):
     _unit: ClassVar[str] = "grid"
     exact: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "grid", _square(self.grid))
-
     @property
     def kind(self) -> str:
         """See `Distortion`."""
         return "patches shuffled"
-
-    @property
-    def strength(self) -> float:
-        """Cells along the longer side of the grid."""
-        return float(max(_pair(self.grid)))
-
-    @property
-    def strength_text(self) -> str:
-        """See `Distortion`."""
-        return _grid_text(self.grid)
 
     def order(self, index: Sequence[int]) -> Tensor:
         """Which cell [n, cell] comes to each place, for the images of these numbers."""
@@ -148,11 +154,11 @@ class PatchShuffle(Distortion):
 
 @_known
 @dataclass(frozen=True)
-class PixelShuffle(Distortion):
+class PixelShuffle(_OnGrid):
     """The pixels inside each cell of a `grid` in random order; grid 1 shuffles the pixels of the whole image.
 
-    Structure inside cells goes, that between them stays. `tied` gives all cells of an image the same order, as Tolstikhin et al.
-    2021 (Fig. 4) do. The colours of a pixel stay together."""
+    Structure inside cells goes, that between them stays: the fewer cells, the farther the pixels move. `tied` gives all cells of
+    an image the same order, as Tolstikhin et al. 2021 (Fig. 4) do. The colours of a pixel stay together."""
 
     grid: Grid = 1
     seed: int = 0
@@ -163,23 +169,10 @@ class PixelShuffle(Distortion):
     _harder: ClassVar[int] = -1
     exact: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "grid", _square(self.grid))
-
     @property
     def kind(self) -> str:
         """See `Distortion`."""
         return "pixels shuffled inside cells"
-
-    @property
-    def strength(self) -> float:
-        """Cells along the longer side of the grid: the fewer, the farther the pixels move."""
-        return float(max(_pair(self.grid)))
-
-    @property
-    def strength_text(self) -> str:
-        """See `Distortion`."""
-        return _grid_text(self.grid)
 
     def _apply(self, images: Tensor, index: Sequence[int]) -> Tensor:
         return self._moved(images, index, back=False)

@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
 from mixer_probe.errors import StoreError
-from mixer_probe.report.html import make_sections, write_report
-from mixer_probe.report.section import Picture, Section
+from mixer_probe.report.html import make_sections, write_sections
+from mixer_probe.report.section import Picture, Section, drawing
 from mixer_probe.results import Result, save_results, write_text_atomically
 
 
@@ -32,10 +31,11 @@ def deliver(
         write_text_atomically(out / f"{name}.csv", frame.to_csv(index=False))
     save_results(results, out / "results.json", settings, title)
     sections = make_sections(results)
-    pictures = {p.file_name: p.figure for section in sections for p in section.content if isinstance(p, Picture)}
-    for name, figure in {**pictures, **(drawn or {})}.items():
+    write_sections(sections, results, out / "report.html", title=title, settings=settings)
+    for picture in (p for section in sections for p in section.content if isinstance(p, Picture)):
+        save_picture(picture.figure, out, picture.file_name, picture.encoded if picture.vector else None)
+    for name, figure in (drawn or {}).items():
         save_picture(figure, out, name)
-    write_report(results, out / "report.html", title=title, settings=settings)
     return sections
 
 
@@ -46,12 +46,14 @@ def tables_by_kind(results: Sequence[Result]) -> dict[str, pd.DataFrame]:
     return {kind.title.lower().replace(" ", "-"): pd.concat(t, ignore_index=True) for kind, t in tables.items()}
 
 
-def save_picture(figure: Figure, out: Path, name: str) -> None:
-    """NAME.svg and NAME.png in `out`. Raises StoreError where they cannot be written."""
+def save_picture(figure: Figure, out: Path, name: str, svg: bytes | None = None) -> None:
+    """NAME.svg (drawn already: `svg`) and NAME.png in `out`. Raises StoreError where they cannot be written."""
     try:
-        # Without a date and with a fixed salt the same numbers give the same file.
-        with mpl.rc_context({"svg.hashsalt": "mixer-probe", "svg.fonttype": "path"}):
-            figure.savefig(out / f"{name}.svg", dpi=160, metadata={"Date": None})
+        with drawing():
+            if svg is None:
+                figure.savefig(out / f"{name}.svg", dpi=160, metadata={"Date": None})
+            else:
+                (out / f"{name}.svg").write_bytes(svg)
             figure.savefig(out / f"{name}.png", dpi=160, metadata={"Software": None})
     except OSError as error:
         raise StoreError(f"cannot write pictures to {out}: {error.strerror or error}") from error

@@ -20,9 +20,6 @@ from mixer_probe.report.section import Section
 from mixer_probe.report.sections import RENDERERS
 from mixer_probe.results import ImagesRecord, Result, write_text_atomically
 
-# Letters of the menu: of a line on a screen as wide as the page, and of the gap between two titles.
-_LINE, _GAP = 115, 3
-
 
 def write_report(
     results: Sequence[Result],
@@ -35,7 +32,18 @@ def write_report(
 
     `settings` are shown at the end: what it takes to make the report again (`command` and `script` are shown as such).
     The file appears whole or not at all. Raises StoreError if there is nothing to report or nowhere to write."""
-    sections = make_sections(results)
+    return write_sections(make_sections(results), results, path, title=title, settings=settings)
+
+
+def write_sections(
+    sections: Sequence[Section],
+    results: Sequence[Result],
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    settings: Mapping[str, Any] | None = None,
+) -> Path:
+    """`write_report` of results whose `sections` are made already."""
     if not sections:
         raise StoreError("there is no result to report; give what token_mixing, compare, linear_probe, ... returned")
     page = (
@@ -44,7 +52,6 @@ def write_report(
         .render(
             title=title,
             sections=sections,
-            menu_lines=_menu_lines(sections),
             warnings=list(dict.fromkeys(text for section in sections if section.anchor == "models" for text in section.warnings)),
             settings=_settings(settings or {}),
             credits=_credits(results),
@@ -65,11 +72,6 @@ def make_sections(results: Sequence[Result]) -> list[Section]:
         if found:
             sections += render(found)
     return sections
-
-
-def _menu_lines(sections: Sequence[Section]) -> int:
-    """Lines that the menu takes on a wide screen: a section that is linked to has to open below them."""
-    return 1 + sum(len(section.title) + _GAP for section in sections) // _LINE
 
 
 def versions() -> dict[str, str]:

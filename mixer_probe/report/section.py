@@ -6,7 +6,9 @@ import base64
 import io
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import matplotlib as mpl
@@ -18,6 +20,11 @@ _FORMATS: dict[str, dict[str, Any]] = {
     "png": {"format": "png", "metadata": {"Software": None}},
     "webp": {"format": "webp", "pil_kwargs": {"quality": 82}},
 }
+
+
+def drawing() -> AbstractContextManager[None]:
+    """Settings under which the same numbers give the same file: with a fixed salt (and without a date, `metadata`)."""
+    return mpl.rc_context({"svg.hashsalt": "mixer-probe", "svg.fonttype": "path"})
 
 
 @dataclass(frozen=True)
@@ -46,11 +53,15 @@ class Picture:
     @property
     def data(self) -> str:
         """The picture as a data URI."""
+        return f"data:image/{self._kind};base64,{base64.b64encode(self.encoded).decode()}"
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """The picture as a file, drawn once: SVG where it is a vector picture."""
         stream = io.BytesIO()
-        # Without a date and with a fixed salt the same numbers give the same file.
-        with mpl.rc_context({"svg.hashsalt": "mixer-probe", "svg.fonttype": "path"}):
+        with drawing():
             self.figure.savefig(stream, dpi=self.dpi, **_FORMATS[self._kind])
-        return f"data:image/{self._kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
+        return stream.getvalue()
 
     @property
     def _kind(self) -> str:

@@ -112,6 +112,12 @@ def _median(values: np.ndarray) -> float:
     return float(np.median(known)) if len(known) else float("nan")
 
 
+def _over(shares: Sequence[float]) -> str:
+    """The range of shares over layers."""
+    low, high = percent(min(shares)), percent(max(shares))
+    return f"in all {len(shares)} layers" if low == high else f"over {len(shares)} layers from {low} to {high}"
+
+
 def _partner_sentence(found: Sequence[ChannelPartners], twin: Sequence[ChannelPartners]) -> str:
     last = found[-1]
     name = f"{name_of(last.model_a)} in {name_of(last.model_b)}"
@@ -123,7 +129,7 @@ def _partner_sentence(found: Sequence[ChannelPartners], twin: Sequence[ChannelPa
         return f"{name}: of {last.layer_a.name} in {last.layer_b.name} {size}; the null was not asked for (n = {last.n})."
     constant = f" ({len(last.strength) - varying} more are constant)" if varying < len(last.strength) else ""
     shares = [r.share_above for r in found if not np.isnan(r.share_above)]
-    over = f" (over {len(found)} layers from {percent(min(shares))} to {percent(max(shares))})" if len(shares) > 1 else ""
+    over = f" ({_over(shares)})" if len(shares) > 1 else ""
     chance = f"{size} against {_median(last.threshold):.2f} when images are shuffled"
     text = (
         f"{name}: {percent(last.share_above)} of {varying} channels of {last.layer_a.name}{constant} have a partner in "
