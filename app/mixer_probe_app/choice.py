@@ -1,22 +1,31 @@
-"""Which networks are chosen. The URL says it (`?model=zoo:mixer-s0&model=resnet18?untrained`), the session remembers it."""
+"""Which networks are chosen, and where they run. The URL says it (`?model=zoo:mixer-s0&model=resnet18?untrained`), the session
+remembers it.
+
+A choice is a name of the zoo or of timm, "?untrained" at its end for random weights; "checkpoint:LABEL@ARCHITECTURE"; or
+"run:LABEL" for a stored run, where LABEL is a path below the folders of the app."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 import streamlit as st
+import torch
 from streamlit.delta_generator import DeltaGenerator
 
 import mixer_probe as mp
 from mixer_probe.figures.style import short_name
+from mixer_probe.models.catalogue import CatalogueEntry
+from mixer_probe_app import held
+from mixer_probe_app.offers import labels, resolve
 
 UNTRAINED = "?untrained"
+CHECKPOINT, RUN = "checkpoint:", "run:"
 MOST = 3
 DEFAULT = ("zoo:mixer-s0", "zoo:vit-s0", "zoo:resnet-s0")
 
 _PARAMETER = "model"
 _MEMORY = "chosen models"
-_LONGEST_NAME = 120
+_LONGEST_NAME = 240
 
 
 def chosen() -> tuple[str, ...]:
@@ -25,14 +34,21 @@ def chosen() -> tuple[str, ...]:
     A page reached by the menu has a bare URL: what the session remembers is written back into it."""
     named = st.query_params.get_all(_PARAMETER)
     names = _tidy(named) if named else st.session_state.get(_MEMORY, DEFAULT)
-    _choose(names)
+    choose(names)
     return names
 
 
-def _choose(names: tuple[str, ...]) -> None:
+def choose(names: tuple[str, ...]) -> None:
+    """Look at these networks from now on."""
     st.session_state[_MEMORY] = names
     if tuple(st.query_params.get_all(_PARAMETER)) != names:
         st.query_params[_PARAMETER] = list(names)
+
+
+def add(name: str) -> None:
+    """Choose one more network, in place of the last where three are chosen."""
+    names = chosen()
+    choose(_tidy([*names[: MOST - 1], name] if len(names) == MOST and name not in names else [*names, name]))
 
 
 def _tidy(names: Iterable[str]) -> tuple[str, ...]:
@@ -43,7 +59,7 @@ def _tidy(names: Iterable[str]) -> tuple[str, ...]:
 def chooser(places: Sequence[DeltaGenerator]) -> None:
     """One box a network in each of the three `places`: a name to pick or to type, and the switch for random weights."""
     names = chosen()
-    options = loadable()
+    options = [*loadable(), *(RUN + label for label in labels("run"))]
     for slot, place in enumerate(places):
         _show_slot(place, slot, names[slot] if slot < len(names) else "", options)
 
@@ -61,27 +77,50 @@ def _show_slot(place: DeltaGenerator, slot: int, name: str, options: Sequence[st
         placeholder="pick, or type a timm name",
         accept_new_options=True,
         on_change=_read_slots,
+        format_func=_in_box,
     )
     place.toggle(
         "Random weights",
         key=_random_key(slot),
-        disabled=not name,
+        disabled=not name or name.startswith((RUN, CHECKPOINT)),
         on_change=_read_slots,
         help="The same architecture before training: what is seen there was not learned. Needs no download.",
     )
+
+
+def _in_box(name: str) -> str:
+    """Names of timm and the zoo as they are typed; checkpoints and runs by what they are."""
+    return shown(name) if name.startswith((RUN, CHECKPOINT)) else name
 
 
 def _read_slots() -> None:
     names = []
     for slot in range(MOST):
         name = st.session_state.get(_name_key(slot)) or ""
-        names.append(name + UNTRAINED if st.session_state.get(_random_key(slot)) else name)
-    _choose(_tidy(names))
+        names.append(name + UNTRAINED if name and st.session_state.get(_random_key(slot)) else name)
+    choose(_tidy(names))
 
 
 def shown(choice: str) -> str:
     """A choice as people read it."""
+    if choice.startswith(CHECKPOINT):
+        label, _, architecture = choice.removeprefix(CHECKPOINT).rpartition("@")
+        return f"{short_name(architecture)} from {short_name(label.rpartition('/')[2])}"
+    if choice.startswith(RUN):
+        return f"stored run {short_name(choice.removeprefix(RUN).rpartition('/')[2])}"
     return short_name(choice.removesuffix(UNTRAINED)) + (" (random weights)" if choice.endswith(UNTRAINED) else "")
+
+
+def code(choice: str) -> str:
+    """The Python expression that loads this choice in a script."""
+    if choice.startswith(RUN):
+        return f"mp.open_run({str(resolve(choice.removeprefix(RUN), 'run'))!r})"
+    if choice.startswith(CHECKPOINT):
+        label, _, architecture = choice.removeprefix(CHECKPOINT).rpartition("@")
+        return f"mp.load_model({architecture!r}, checkpoint={str(resolve(label, 'checkpoint'))!r})"
+    if choice.startswith("zoo:") or not choice.endswith(UNTRAINED):
+        return f"mp.load_model({choice!r})"
+    return f"mp.load_model({choice.removesuffix(UNTRAINED)!r}, pretrained=False)"
 
 
 def _name_key(slot: int) -> str:
@@ -93,6 +132,30 @@ def _random_key(slot: int) -> str:
 
 
 @st.cache_resource(show_spinner="Listing the networks …")
-def loadable() -> tuple[str, ...]:
+def catalogue() -> tuple[CatalogueEntry, ...]:
     """The bundled networks, then timm's of the three families."""
-    return tuple(entry.name for entry in mp.list_models())
+    return mp.list_models()
+
+
+def loadable() -> tuple[str, ...]:
+    """Their names."""
+    return tuple(entry.name for entry in catalogue())
+
+
+@st.cache_resource(show_spinner=False)
+def devices() -> tuple[str, ...]:
+    """Where networks can run, the best first."""
+    cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return (*cuda, *(["mps"] if torch.backends.mps.is_available() else []), "cpu")
+
+
+def device() -> str:
+    """Where the networks run: what the URL says, or the best there is."""
+    said = held.recall("device")
+    return said if said in devices() else devices()[0]
+
+
+def device_chooser(place: DeltaGenerator) -> None:
+    """A box for the device, where there are several."""
+    if len(devices()) > 1:
+        held.select(place, "Device", "device", devices(), help="Where the networks run.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -9,18 +10,18 @@ from contextlib import contextmanager
 import streamlit as st
 import torch
 
-from mixer_probe.errors import CheckpointError, ImagesError, MixerProbeError, ModelError, StoreError
+from mixer_probe.errors import CheckpointError, ImagesError, MixerProbeError, ModelError
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|$:~^=])")
 
+_SMALLER = "Choose fewer images or a smaller network."
+_LOG = logging.getLogger("mixer_probe.app")
+
 # The first that fits an error says what to do about it.
 _ADVICE: tuple[tuple[type[BaseException], str], ...] = (
-    (CheckpointError, "Choose another network, or turn on 'Random weights' where only the architecture matters."),
+    (CheckpointError, "Choose another network, or the architecture that the file was made for."),
     (ModelError, "Choose another network, or turn on 'Random weights' for one whose weights are not on this machine."),
-    (ImagesError, "Choose other images."),
-    (StoreError, "Choose the results.json that `mixer-probe demo` or `mixer-probe report` wrote."),
-    (MemoryError, "Choose fewer images or a smaller network."),
-    (torch.OutOfMemoryError, "Choose fewer images or a smaller network."),
+    (ImagesError, "Choose other images at the side or on the page Home."),
 )
 
 
@@ -35,15 +36,34 @@ def join(names: Iterable[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
+class Halted(Exception):  # noqa: N818 - nothing went wrong
+    """A calculation that the person stopped: the page has said so, and the part that needs it is left out."""
+
+
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Show an error made on purpose, or full memory, as a message; the rest of the page goes on."""
+    """Show an error, or full memory, as a message; the rest of the page goes on. What nobody foresaw goes to the log as well."""
     try:
         yield
+    except Halted:
+        pass
     except MixerProbeError as error:
         st.error(f"{plain(error)}\n\n{advice(error)}".strip(), icon=":material/error:")
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        st.error(f"There is not enough memory for this.\n\n{advice(error)}", icon=":material/error:")
+    except Exception as error:
+        if out_of_memory(error):
+            st.error(f"There is not enough memory for this.\n\n{_SMALLER}", icon=":material/error:")
+            return
+        _LOG.exception("a part of the page failed")
+        st.error(
+            f"This part of the page failed ({plain(type(error).__name__)}: {plain(str(error)[:300])}). That is a fault of "
+            "mixer_probe; other settings may still work.",
+            icon=":material/bug_report:",
+        )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the machine or of a device."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def advice(error: BaseException) -> str:

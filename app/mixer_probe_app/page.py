@@ -6,18 +6,24 @@ import numpy as np
 import streamlit as st
 from PIL import Image
 
-from mixer_probe_app.choice import MOST, UNTRAINED, chooser, chosen
-from mixer_probe_app.messages import join, plain
+from mixer_probe_app import choice, data, menu, store
+from mixer_probe_app.choice import MOST, RUN, UNTRAINED, chosen
+from mixer_probe_app.messages import guarded, join, plain
 
 
-def begin(title: str, question: str, *, choose: bool = True) -> tuple[str, ...]:
-    """Title, the question that the page answers, the choice of networks at the side; returns the networks chosen."""
+def begin(title: str, question: str, *, choose: bool = True, images: bool = True) -> tuple[str, ...]:
+    """Title, the question that the page answers, the choice of networks and images at the side; returns the networks chosen.
+
+    Without `choose` there is nothing at the side; without `images` the page looks at weights alone."""
     configure(title)
+    menu.come_home(title)
     st.title(title)
     st.markdown(question)
     if choose:
-        _choose_at_the_side()
+        _choose_at_the_side(images)
     names = chosen()
+    data.source()
+    store.look_at(names)
     if choose:
         _say_what_was_not_learned(names)
     if choose and not names:
@@ -39,14 +45,19 @@ def _icon() -> Image.Image:
     return Image.fromarray(colours.astype(np.uint8))
 
 
-def _choose_at_the_side() -> None:
+def _choose_at_the_side(images: bool) -> None:
     with st.sidebar:
         st.subheader("Networks")
-        chooser([st.container() for _ in range(MOST)])
+        choice.chooser([st.container() for _ in range(MOST)])
+        if images:
+            st.subheader("Images")
+            with guarded():
+                data.chooser(st.container())
+        choice.device_chooser(st.container())
 
 
 def _say_what_was_not_learned(names: tuple[str, ...]) -> None:
-    random = [plain(name.removesuffix(UNTRAINED)) for name in names if name.endswith(UNTRAINED)]
+    random = [plain(name.removesuffix(UNTRAINED)) for name in names if name.endswith(UNTRAINED) and not name.startswith(RUN)]
     if random:
         verb, them = ("has", "it") if len(random) == 1 else ("have", "them")
         st.warning(f"{join(random)} {verb} random weights: nothing shown about {them} was learned.", icon=":material/casino:")

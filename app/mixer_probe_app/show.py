@@ -1,4 +1,4 @@
-"""Pictures, tables and downloads."""
+"""Pictures, charts, tables and their downloads."""
 
 from __future__ import annotations
 
@@ -6,41 +6,95 @@ import io
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
+import altair as alt
 import pandas as pd
 import streamlit as st
 from matplotlib.figure import Figure
 
 from mixer_probe.report.section import Picture, Section, Table
 from mixer_probe_app.messages import plain
-from mixer_probe_app.store import made
+from mixer_probe_app.store import made, worker
 
-_DPI = 160
+# Figures are 10.5 inches wide at most: Streamlit makes pictures of more than 1,460 px smaller at every run of a page.
+_DPI = 135
+_DOWNLOAD = ":material/download:"
+# Pixels of a chart for each pixel on the screen.
+_SCALE = 2.0
+_WIDTH = 640
 
 
 def figure(draw: Callable[[], Figure], key: Hashable, name: str, caption: str, frame: pd.DataFrame | None = None) -> None:
     """A matplotlib figure over the whole width, drawn once for `key`, with downloads of it and of its numbers as `name`."""
-    png = made("pictures", key, "Drawing", lambda: _png(draw()))
+    png = made("pictures", key, "Drawing", lambda: _saved(draw, "png"), lane="draw", keep=False)
     st.image(png, caption=plain(caption), width="stretch")
-    with st.container(horizontal=True):
-        st.download_button("Picture (PNG)", png, f"{slug(name)}.png", "image/png", icon=_DOWNLOAD, key=f"png {key}")
-        if frame is not None:
-            download_csv(frame, name)
+    downloads(name, frame, png=png, svg=partial(_drawn_again, draw, key))
 
 
-_DOWNLOAD = ":material/download:"
-
-
-def _png(drawn: Figure) -> bytes:
+def _saved(draw: Callable[[], Figure], kind: str) -> bytes:
     stream = io.BytesIO()
-    drawn.savefig(stream, format="png", dpi=_DPI)
+    draw().savefig(stream, format=kind, dpi=_DPI)
     return stream.getvalue()
 
 
-def download_csv(frame: pd.DataFrame, name: str) -> None:
-    """A button that saves the numbers as `name`.csv."""
-    text = frame.to_csv(index=False)
-    st.download_button("Numbers (CSV)", text, f"{slug(name)}.csv", "text/csv", icon=_DOWNLOAD, key=f"csv {name}")
+def _drawn_again(draw: Callable[[], Figure], key: Hashable) -> bytes:
+    """As SVG, by the one who draws, since matplotlib's settings are of the whole process."""
+    from mixer_probe_app.store import Kept
+
+    return bytes(worker("draw").join(("svg", key), lambda: Kept(_saved(draw, "svg"), ())).future.result().value)
+
+
+def chart(drawn: alt.TopLevelMixin, name: str, frame: pd.DataFrame, key: str | None = None, **select: Any) -> Any:
+    """An altair chart over the whole width, with downloads of it (SVG, PNG) and of its numbers (CSV) as `name`.
+
+    `select` goes to st.altair_chart (on_select="rerun", selection_mode=…); then what is selected is returned."""
+    found = st.altair_chart(drawn, width="stretch", key=key, **select)
+    downloads(name, frame, png=partial(_converted, drawn, "png"), svg=partial(_converted, drawn, "svg"))
+    return found
+
+
+def _converted(drawn: Any, kind: str) -> bytes:
+    """As a file; a chart that takes the width of its page gets one that prints well."""
+    compound = isinstance(drawn, (alt.FacetChart, alt.ConcatChart, alt.HConcatChart, alt.VConcatChart))
+    free = not compound and not isinstance(getattr(drawn, "width", None), (int, float))
+    sized = drawn.properties(width=_WIDTH) if free else drawn
+    if kind == "svg":
+        text = io.StringIO()
+        sized.save(text, format="svg")
+        return text.getvalue().encode()
+    stream = io.BytesIO()
+    sized.save(stream, format=kind, scale_factor=_SCALE)
+    return stream.getvalue()
+
+
+Content = bytes | str | Callable[[], bytes | str]
+
+
+def downloads(name: str, frame: pd.DataFrame | None = None, *, png: Content | None = None, svg: Content | None = None) -> None:
+    """Buttons that save a picture and its numbers as `name`; what is a function is made when it is asked for."""
+    with st.container(horizontal=True, gap="small"):
+        if svg is not None:
+            _button("SVG", svg, name, "svg", "image/svg+xml")
+        if png is not None:
+            _button("PNG", png, name, "png", "image/png")
+        if frame is not None:
+            _button("CSV", frame.to_csv(index=False), name, "csv", "text/csv")
+
+
+def _button(label: str, content: Content, name: str, suffix: str, mime: str) -> None:
+    file = f"{slug(name)}.{suffix}"
+    st.download_button(
+        label,
+        content,
+        file,
+        mime,
+        icon=_DOWNLOAD,
+        key=f"{suffix} {name}",
+        type="tertiary",
+        on_click="ignore",
+        help=f"Save {file}",
+    )
 
 
 def bullets(sentences: Sequence[str]) -> None:

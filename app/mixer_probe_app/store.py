@@ -1,33 +1,43 @@
-"""What the app keeps between clicks: networks, and results by what they were made from. One calculation at a time."""
+"""What the app keeps between clicks and across restarts: networks, and results by what they were made from.
+
+A result is looked for in memory, then on the disk, and only then made, by a worker beside the page: a click meanwhile does not
+lose the work, and the page can stop it."""
 
 from __future__ import annotations
 
 import threading
+import time
 import warnings
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import streamlit as st
+import torch
 
 import mixer_probe as mp
 from mixer_probe.errors import MixerProbeError, MixerProbeWarning, ModelError
 from mixer_probe.models import Model
 from mixer_probe.progress import listen
-from mixer_probe_app.choice import MOST, UNTRAINED
-from mixer_probe_app.messages import plain
+from mixer_probe_app import disk
+from mixer_probe_app.choice import CHECKPOINT, MOST, RUN, UNTRAINED, device
+from mixer_probe_app.messages import Halted, plain
+from mixer_probe_app.offers import resolve
 
 T = TypeVar("T")
+Lane = Literal["work", "draw"]
 
-# How many results of a kind are kept; representations and pictures are the large ones.
-_SIZES = {"representations": 2 * MOST, "pictures": 48, "uploads": 2}
+# How many results of a kind are kept in memory; representations, activations and pictures are the large ones.
+_SIZES = {"representations": 2 * MOST, "pictures": 48, "reports": 2, "images": 6, "token mixing": 8, "firing": 24}
 _USUAL_SIZE = 64
 _ELSEWHERE = ("hf-hub:", "hf_hub:", "local-dir:")
-
-# Hooks sit on shared networks, and matplotlib's settings are global: a second session waits for the first.
-_one_at_a_time = threading.RLock()
+# After so many seconds without a page that waits for it, a calculation stops.
+_PATIENCE = 5.0
+_MOMENT = 0.1
 
 
 @dataclass(frozen=True)
@@ -70,23 +80,173 @@ def shelf(kind: str) -> Shelf:
     return Shelf(_SIZES.get(kind, _USUAL_SIZE))
 
 
-def made(kind: str, key: Hashable, title: str, make: Callable[[], T]) -> T:
-    """The result kept under `key`, or a new one from `make`, with a progress bar under `title` meanwhile.
+# -- calculations ------------------------------------------------------------------------------------------------------------
 
-    `key` has to name everything that decides the result: hashes of weights and images, and the settings."""
-    kept = shelf(kind).get(key)
+
+class Stopped(BaseException):
+    """A calculation that nobody waits for any more. No `except Exception` of a study keeps it from ending."""
+
+
+class Job:
+    """A calculation under way. `watch` says that somebody still waits for it."""
+
+    def __init__(self, work: Callable[[], Kept]) -> None:
+        self._work = work
+        self._watched = time.monotonic()
+        self._stopped = threading.Event()
+        self.step: tuple[str, int, int] | None = None
+        self.future: Future[Kept] = Future()
+
+    def watch(self) -> None:
+        """Somebody waits."""
+        self._watched = time.monotonic()
+
+    def stop(self) -> None:
+        """End it at its next step."""
+        self._stopped.set()
+
+    @property
+    def unwanted(self) -> bool:
+        """Whether it was stopped, or nobody has waited for a while."""
+        return self._stopped.is_set() or time.monotonic() - self._watched > _PATIENCE
+
+    def report(self, step: str, done: int, total: int) -> None:
+        """What `mixer_probe.progress` calls at every step; raises Stopped."""
+        self.step = (step, done, total)
+        if self.unwanted:
+            raise Stopped
+
+    def run(self) -> None:
+        """Do it, and hand over what came of it."""
+        try:
+            if self.unwanted:
+                raise Stopped
+            self.future.set_result(self._work())
+        except BaseException as error:
+            self.future.set_exception(error)
+
+
+class Worker:
+    """Does one job after the other. Hooks sit on shared networks, and progress and warnings are of the whole process."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"mixer-probe-{lane}")
+        self._jobs: dict[Hashable, Job] = {}
+        self._lock = threading.Lock()
+
+    def join(self, key: Hashable, work: Callable[[], Kept]) -> Job:
+        """The job under `key` that is under way, or a new one."""
+        with self._lock:
+            job = self._jobs.get(key)
+            if job is None or job.unwanted:
+                job = self._jobs[key] = Job(work)
+                self._pool.submit(self._run, key, job)
+            job.watch()
+            return job
+
+    def _run(self, key: Hashable, job: Job) -> None:
+        if self._lane == "work":
+            listen(job.report)
+        try:
+            job.run()
+        finally:
+            if self._lane == "work":
+                listen(None)
+            with self._lock:
+                if self._jobs.get(key) is job:
+                    del self._jobs[key]
+
+
+@st.cache_resource(show_spinner=False)
+def worker(lane: Lane) -> Worker:
+    """The one that does all calculations, and the one that draws; drawing never waits for a calculation."""
+    return Worker(lane)
+
+
+def made(
+    kind: str, key: Hashable, title: str, make: Callable[[], T], *, lane: Lane = "work", keep: bool = True, tell: bool = True
+) -> T:
+    """The result kept under `key`, or a new one from `make`, with a progress bar under `title` and a button to stop meanwhile.
+
+    `key` has to name everything that decides the result: hashes of weights and images, and the settings. With `keep` results
+    are also kept on the disk; with `tell` their warnings are shown at every visit. `make` runs in another thread: it must not
+    call Streamlit. Raises what `make` raises, and Halted where the person stopped it, which `guarded` takes."""
+    kept = find(kind, key)
     if kept is None:
-        with _working(title):
-            # Another session may have made it while this one was waiting.
-            kept = shelf(kind).get(key) or _observed(make)
-            shelf(kind).put(key, kept)
-    for text in kept.warnings:
+        kept = _wait(kind, key, title, make, lane)
+        shelf(kind).put(key, kept)
+        if keep:
+            disk.write(kind, key, kept.value, kept.warnings)
+    for text in kept.warnings if tell else ():
         st.warning(plain(text), icon=":material/warning:")
     found: T = kept.value
     return found
 
 
-def _observed(make: Callable[[], Any]) -> Kept:
+def find(kind: str, key: Hashable) -> Kept | None:
+    """What is kept of an earlier calculation, in memory or on the disk."""
+    kept = shelf(kind).get(key)
+    if kept is None and (stored := disk.read(kind, key)) is not None:
+        kept = Kept(*stored)
+        shelf(kind).put(key, kept)
+    return kept
+
+
+def _wait(kind: str, key: Hashable, title: str, make: Callable[[], Any], lane: Lane) -> Kept:
+    """Wait for the job while the page shows how far it is. Every look at the page is also where Streamlit can begin it anew."""
+    halted: set[Hashable] = st.session_state.setdefault("halted", set())
+    name = (kind, key)
+    if name in halted:
+        st.info(f"{plain(title)}: stopped.", icon=":material/stop_circle:")
+        st.button("Go on", key=f"go on {name}", on_click=halted.discard, args=(name,))
+        raise Halted
+    job = worker(lane).join(name, lambda: _observed(make, lane))
+    if (kept := _quick(job)) is not None:
+        return kept
+    place = st.empty()
+    with place.container(horizontal=True, vertical_alignment="center"):
+        bar = st.progress(0.0, text=plain(title))
+        st.button("Stop", key=f"stop {name}", on_click=_halt, args=(name, job), icon=":material/stop:")
+    try:
+        while (kept := _quick(job)) is None:
+            job.watch()
+            bar.progress(*_progress(title, job))
+        return kept
+    finally:
+        place.empty()
+
+
+def _halt(name: Hashable, job: Job) -> None:
+    st.session_state["halted"].add(name)
+    job.stop()
+
+
+def _quick(job: Job) -> Kept | None:
+    """What came of the job, if it ends in this moment. Raises what it raised."""
+    try:
+        return job.future.result(timeout=_MOMENT)
+    except NotYet:
+        if job.future.done():
+            raise
+        return None
+    except Stopped:
+        # Another session stopped it while this one was waiting.
+        st.info("This calculation was stopped.", icon=":material/stop_circle:")
+        st.button("Go on", key=f"again {id(job)}")
+        raise Halted from None
+
+
+def _progress(title: str, job: Job) -> tuple[float, str]:
+    if job.step is None:
+        return 0.0, plain(title)
+    step, done, total = job.step
+    return min(1.0, done / max(1, total)), f"{plain(title)} · {plain(step)} ({done} of {total})"
+
+
+def _observed(make: Callable[[], Any], lane: Lane) -> Kept:
+    if lane == "draw":
+        return Kept(make(), ())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", MixerProbeWarning)
@@ -94,24 +254,59 @@ def _observed(make: Callable[[], Any]) -> Kept:
     return Kept(value, tuple(dict.fromkeys(str(w.message) for w in caught)))
 
 
-@contextmanager
-def _working(title: str) -> Iterator[None]:
-    """Hold the one place for calculations, and show how far it is. Each report is also where Streamlit can stop the run."""
-    place = st.empty()
-    bar = place.progress(0.0, text=plain(title))
-    while not _one_at_a_time.acquire(timeout=0.5):
-        bar.progress(0.0, text=f"{plain(title)}: waiting for another calculation to end")
+# -- networks ----------------------------------------------------------------------------------------------------------------
 
-    def show(step: str, done: int, total: int) -> None:
-        bar.progress(min(1.0, done / max(1, total)), text=f"{plain(step)} ({done} of {total})")
 
-    try:
-        listen(show)
-        yield
-    finally:
-        listen(None)
-        _one_at_a_time.release()
-        place.empty()
+class Lease:
+    """The networks that one session looks at. It ends with the session, since nothing else holds it."""
+
+    def __init__(self) -> None:
+        self.names: frozenset[tuple[str, str]] = frozenset()
+
+
+class Networks:
+    """The networks in memory: those that a session has a lease on, and no others."""
+
+    def __init__(self) -> None:
+        self._models: dict[tuple[str, str], Model] = {}
+        self._leases: weakref.WeakSet[Lease] = weakref.WeakSet()
+        self._lock = threading.Lock()
+
+    def renew(self, lease: Lease, names: Iterable[tuple[str, str]]) -> None:
+        """This session now looks at `names`; what nobody looks at is let go."""
+        with self._lock:
+            lease.names = frozenset(names)
+            self._leases.add(lease)
+            wanted = frozenset().union(*(held.names for held in self._leases))
+            left = [name for name in self._models if name not in wanted]
+            for name in left:
+                del self._models[name]
+        if left and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def get(self, name: tuple[str, str]) -> Model | None:
+        """A network in memory."""
+        return self._models.get(name)
+
+    def put(self, name: tuple[str, str], model: Model) -> None:
+        """Keep a network until no session looks at it."""
+        with self._lock:
+            self._models[name] = model
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+
+@st.cache_resource(show_spinner=False)
+def networks() -> Networks:
+    """Those of all sessions."""
+    return Networks()
+
+
+def look_at(names: Iterable[str]) -> None:
+    """Say which networks this session looks at; those that it left are freed."""
+    lease: Lease = st.session_state.setdefault("lease", Lease())
+    networks().renew(lease, [(name, device()) for name in names])
 
 
 def model(choice: str) -> Model:
@@ -119,11 +314,16 @@ def model(choice: str) -> Model:
     failed: dict[str, str] = st.session_state.setdefault("failed models", {})
     if choice in failed:
         raise ModelError(failed[choice])
-    try:
-        return _load(choice)
-    except MixerProbeError as error:
-        failed[choice] = str(error)
-        raise
+    name = (choice, device())
+    found = networks().get(name)
+    if found is None:
+        try:
+            found = _wait("models", name, f"Loading {choice}", lambda: load(*name), "work").value
+        except MixerProbeError as error:
+            failed[choice] = str(error)
+            raise
+        networks().put(name, found)
+    return found
 
 
 def forget_failures() -> None:
@@ -131,13 +331,21 @@ def forget_failures() -> None:
     st.session_state.pop("failed models", None)
 
 
-@st.cache_resource(max_entries=MOST, show_spinner="Loading a network …")
-def _load(choice: str) -> Model:
+def load(choice: str, device: str) -> Model:
+    """A network from its choice. Raises ModelError, CheckpointError, StoreError."""
     if choice.startswith(_ELSEWHERE):
         raise ModelError(
             f"'{choice}' is neither a bundled network nor a timm name; `mixer-probe report` on a command line takes it"
         )
-    with _one_at_a_time:
-        if choice.startswith("zoo:"):
-            return mp.load_model(choice)
-        return mp.load_model(choice.removesuffix(UNTRAINED), pretrained=not choice.endswith(UNTRAINED))
+    if choice.startswith(RUN):
+        raise ModelError(
+            f"'{choice.removeprefix(RUN)}' is a stored run: it has representations, for Similarity and Probes, and no network; "
+            "this page needs the network itself"
+        )
+    if choice.startswith(CHECKPOINT):
+        label, _, architecture = choice.removeprefix(CHECKPOINT).rpartition("@")
+        name = f"{architecture} from {label.rpartition('/')[2]}"
+        return mp.load_model(architecture, checkpoint=resolve(label, "checkpoint"), device=device, name=name)
+    if choice.startswith("zoo:"):
+        return mp.load_model(choice, device=device)
+    return mp.load_model(choice.removesuffix(UNTRAINED), pretrained=not choice.endswith(UNTRAINED), device=device)

@@ -1,4 +1,4 @@
-"""Probes: how well the class can be read from every block."""
+"""Probes: how well the class, or a place, can be read from every block, and what that says."""
 
 from __future__ import annotations
 
@@ -8,57 +8,51 @@ from pathlib import Path
 if (_app := str(Path(__file__).parents[1])) not in sys.path:
     sys.path.append(_app)
 
-import pandas as pd
 import streamlit as st
-from mixer_probe_app import (
-    begin,
-    bullets,
-    download_csv,
-    findings,
-    folded_table,
-    guarded,
-    plain,
-    probe,
-    probe_curves,
-    shared_images,
+from mixer_probe_app import data, held
+from mixer_probe_app import probe_parts as parts
+from mixer_probe_app import probes as pr
+from mixer_probe_app.messages import guarded, plain
+from mixer_probe_app.page import begin
+
+from mixer_probe.images import Images
+
+QUESTION = (
+    "How well can a simple classifier read the class of an image after every block, and how much of that needs no training?"
 )
-
-from mixer_probe.probing import ProbeResult
-
-QUESTION = "How well can a linear map read the class of an image after every block, and how much of that needs no training?"
-HOW_MANY = (200, 500, 1000)
+VIEWS = {
+    "Accuracy": parts.show_accuracy,
+    "Controls": parts.show_controls,
+    "Classes": parts.show_classes,
+    "Places": parts.show_class_by_place,
+    "Neighbours": parts.show_neighbours,
+}
+_TWIN = "The same architectures before training, on the same images: what is read there was not learned. Takes twice the time."
+_PLACES = ("the class", "the position")
 
 
 def main() -> None:
     names = begin("Probes", QUESTION)
     if not names:
         return
-    limit = st.select_slider(
-        "Images to fit on, and as many others to test on", HOW_MANY, help="CIFAR-10 test images, as many of each class."
-    )
-    results = []
-    for name in names:
-        with guarded():
-            results.append(probe(name, limit))
-    if results:
-        _show(results, f"probes {' '.join(names)} {limit} images")
-        st.caption(plain(shared_images("test", limit).credit))
+    row = st.container(horizontal=True, vertical_alignment="bottom", gap="large")
+    view = held.segments(row, "What to look at", "probes-view", list(VIEWS))
+    twin = held.toggle(row, "Untrained twins", "probes-twin", True, help=_TWIN)
+    with guarded():
+        if view == "Places":
+            what = held.segments(st, "What is read at each position", "probes-place", _PLACES)
+            if what == _PLACES[1]:
+                parts.show_position(names, data.images(), twin)
+                return
+        train, test = data.sides()
+        _show(view, names, train, test, twin)
 
 
-def _show(results: list[ProbeResult], name: str) -> None:
-    first = results[0]
-    st.altair_chart(probe_curves(results), width="stretch")
-    st.caption(
-        f"Ridge probes on the {first.reduce} over positions, fitted on {first.n_train} images of {first.classes} classes and "
-        f"tested on {first.n_test} others; the penalty was chosen for each layer by leave-one-out accuracy in fitting. Bands are "
-        "95 % Wilson intervals, dashed lines the same architecture with random weights, the dotted grey line is chance. "
-        "Point at a mark for its numbers."
-    )
-    key = tuple((r.model, r.images_train, r.images_test) for r in results)
-    bullets(findings(results, ("probes", key)))
-    table = pd.concat([r.to_frame() for r in results], ignore_index=True)
-    download_csv(table, name)
-    folded_table("The numbers", table)
+def _show(view: str, names: tuple[str, ...], train: Images, test: Images, twin: bool) -> None:
+    pr.check(train, test)
+    VIEWS[view](names, train, test, twin)
+    st.caption(plain(test.credit))
 
 
-main()
+with guarded():
+    main()

@@ -1,4 +1,4 @@
-"""Report: open the results of a run, read them here, save them as one HTML file."""
+"""Report: tick what was seen, and take it home as one HTML file, as numbers, and as a script that makes them again."""
 
 from __future__ import annotations
 
@@ -8,61 +8,102 @@ from pathlib import Path
 if (_app := str(Path(__file__).parents[1])) not in sys.path:
     sys.path.append(_app)
 
-import hashlib
-import json
-import tempfile
-from typing import Any
-
 import streamlit as st
-from mixer_probe_app import begin, guarded, sections
-from mixer_probe_app.store import made
+from mixer_probe_app import reports, seen, show
+from mixer_probe_app.messages import guarded, plain
+from mixer_probe_app.offers import labels, resolve
+from mixer_probe_app.page import begin
+from mixer_probe_app.seen import Seen
 
-import mixer_probe as mp
-from mixer_probe.errors import MixerProbeError, StoreError
-from mixer_probe.report import make_sections
-from mixer_probe.report.section import Section
-
-QUESTION = "Open the results of a whole run, read them here, and save them as one HTML file that works without a network."
+QUESTION = (
+    "Take home what you looked at: one HTML file that works without a network, the numbers, and the Python script that "
+    "makes them again."
+)
+SEEN, FILE = "What I looked at", "A results file"
 
 
 def main() -> None:
-    begin("Report", QUESTION, choose=False)
-    upload = st.file_uploader("results.json", type="json", help="Nothing in the file is executed.")
-    if upload is None:
+    begin("Report", QUESTION, images=False)
+    looked, file = st.tabs([SEEN, FILE])
+    with looked, guarded():
+        _what_was_seen()
+    with file, guarded():
+        _results_file()
+
+
+def _what_was_seen() -> None:
+    everything = seen.everything()
+    if not everything:
+        st.info(
+            "Nothing was looked at yet in this visit. Open Token mixing, Similarity or another page: what you see there can "
+            "then be ticked here.",
+            icon=":material/checklist:",
+        )
+        return
+    chosen = _ticked(everything)
+    st.button("Forget this list", on_click=seen.forget, icon=":material/delete_sweep:", type="tertiary")
+    if not chosen:
+        st.info("Tick at least one line.", icon=":material/check_box:")
+        return
+    _offer(chosen)
+
+
+def _ticked(everything: dict[str, Seen]) -> list[Seen]:
+    chosen = []
+    for page in dict.fromkeys(item.page for item in everything.values()):
+        st.subheader(plain(page))
+        for name, item in everything.items():
+            if item.page == page and st.checkbox(plain(item.label), value=True, key=f"tick {name}"):
+                chosen.append(item)
+    return chosen
+
+
+def _offer(chosen: list[Seen]) -> None:
+    results, gone = reports.gather(chosen)
+    for item in gone:
+        st.warning(f"{plain(item.label)} is no longer kept: open {plain(item.page)} again.", icon=":material/history:")
+    if not results:
+        return
+    settings = {"command": "app", "seen": [item.label for item in chosen]}
+    content = reports.written(results, settings, tuple((item.kind, repr(item.key)) for item in chosen))
+    script = seen.script([item for item in chosen if item not in gone])
+    _buttons(content, script)
+    show.sections(content.sections, content.key)
+
+
+def _buttons(content: reports.Written, script: str | None) -> None:
+    with st.container(horizontal=True):
+        _button("Report (HTML)", content.html, "report.html", "text/html", "primary")
+        _button("Numbers (JSON)", content.json, "results.json", "application/json")
+        _button("Tables (CSV, zipped)", content.tables, "tables.zip", "application/zip")
+        if script is not None:
+            _button("Script (Python)", script, "make_report.py", "text/x-python")
+    if script is not None:
+        with st.expander("The script", icon=":material/code:"):
+            st.code(script, language="python")
+
+
+def _button(label: str, content: str | bytes, file: str, mime: str, kind: str = "secondary") -> None:
+    st.download_button(label, content, file, mime, icon=":material/download:", type=kind, on_click="ignore", key=f"take {file}")  # type: ignore[call-overload]
+
+
+def _results_file() -> None:
+    known = labels("results")
+    label = (
+        st.selectbox("In the app's folders", known, index=None, key="results file", placeholder="none chosen") if known else None
+    )
+    upload = st.file_uploader("Or upload a results.json", type="json", help="Nothing in the file is executed.")
+    if label is None and upload is None:
         st.info(
             "Make a results.json with `mixer-probe demo --out DIR` (the bundled networks) or with "
             "`mixer-probe report MODEL… --out DIR` (networks of your choice), then open it here.",
             icon=":material/upload_file:",
         )
         return
-    content = upload.getvalue()
-    key = hashlib.sha256(content).hexdigest()
-    with guarded():
-        found, page = made("uploads", key, "Reading the results", lambda: _read(content))
-        st.download_button("Report (HTML)", page, "report.html", "text/html", icon=":material/download:", type="primary")
-        sections(found, key)
+    content = reports.opened(upload.getvalue() if upload is not None else resolve(str(label), "results").read_bytes())
+    _buttons(content, None)
+    show.sections(content.sections, content.key)
 
 
-def _read(content: bytes) -> tuple[list[Section], str]:
-    """The sections of a results file and its HTML page.
-
-    Raises StoreError for any file that does not hold what it should: an upload may hold anything."""
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "results.json"
-            file.write_bytes(content)
-            results = mp.load_results(file)
-            page = mp.write_report(results, Path(folder) / "report.html", settings=_settings(content))
-            return make_sections(results), page.read_text(encoding="utf-8")
-    except MixerProbeError as error:
-        raise StoreError(str(error).replace(str(file), "this file")) from error
-    except Exception as error:
-        raise StoreError(f"this file is no complete results file ({type(error).__name__})") from error
-
-
-def _settings(content: bytes) -> dict[str, Any]:
-    settings = json.loads(content).get("settings")
-    return settings if isinstance(settings, dict) else {}
-
-
-main()
+with guarded():
+    main()

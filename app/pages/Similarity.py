@@ -1,4 +1,4 @@
-"""Similarity: where two networks place the same images alike."""
+"""Similarity: where two networks place the same images alike, and how two layers differ image by image."""
 
 from __future__ import annotations
 
@@ -9,51 +9,41 @@ if (_app := str(Path(__file__).parents[1])) not in sys.path:
     sys.path.append(_app)
 
 import streamlit as st
-from mixer_probe_app import (
-    begin,
-    bullets,
-    download_csv,
-    findings,
-    folded_table,
-    guarded,
-    heatmap,
-    plain,
-    shared_images,
-    shown,
-    similarity,
+from mixer_probe_app import data, held
+from mixer_probe_app import similarities as sim
+from mixer_probe_app import similarity_parts as parts
+from mixer_probe_app.choice import shown
+from mixer_probe_app.messages import guarded, plain
+from mixer_probe_app.page import begin
+
+QUESTION = (
+    "Which layers of two networks place the same images alike, and at which depth do the networks differ most? "
+    "Every block of one is compared with all of the other."
 )
-
-from mixer_probe.similarity import SimilarityMatrix
-
-QUESTION = "Which blocks of two networks place the same images alike? Every block of one is compared with all of the other."
-HOW_MANY = (200, 500, 1000)
+_ESTIMATOR = "The biased estimator is the one most papers print; it is above 0 for unrelated layers where images are few."
 
 
 def main() -> None:
     names = begin("Similarity", QUESTION)
     if not names:
         return
-    left, middle, right = st.columns(3)
-    rows = left.selectbox("Rows", names, format_func=shown)
-    columns = middle.selectbox("Columns", names, index=min(1, len(names) - 1), format_func=shown)
-    limit = right.select_slider("Images of the bundled sample", HOW_MANY, help="CIFAR-10 test images, as many of each class.")
+    left, middle, right, last = st.columns(4)
+    rows = held.select(left, "Rows", "sim-rows", names, format_func=shown)
+    columns = held.select(middle, "Columns", "sim-columns", names, sim.partner_of(rows, names), format_func=shown)
+    measure = held.select(right, "Measure", "sim-measure", list(sim.LABELS), format_func=sim.LABELS.__getitem__)
+    estimator = sim.ESTIMATORS[0]
+    if measure in sim.OF_CKA:
+        estimator = held.segments(last, "Estimator of CKA", "sim-estimator", sim.ESTIMATORS, help=_ESTIMATOR)
+    if rows == columns:
+        st.info("Both are the same network: choose a second one at the side, or in the boxes above, to see where they differ.")
     with guarded():
-        _show(similarity(rows, columns, limit), f"cka {rows} {columns} {limit} images")
-        st.caption(plain(shared_images("test", limit).credit))
+        images = data.images()
+        a, b = sim.side(rows, images), sim.side(columns, images)
+        matrix = sim.matrix(a, b, measure, estimator)
+        parts.show_matrix(matrix)
+        parts.show_layers(a, b, matrix, estimator, images)
+        st.caption(plain(images.credit))
 
 
-def _show(matrix: SimilarityMatrix, name: str) -> None:
-    st.altair_chart(heatmap(matrix), width="stretch")
-    chance = matrix.null.permutations if matrix.null else 0
-    st.caption(
-        f"Linear CKA, {matrix.estimator} estimator, {matrix.reduce} over positions, n = {matrix.n} images. Point at a cell for "
-        "its layers, its value and its null. Grey cells are not above the 95 % quantile of their own null "
-        f"({chance} random pairings of the images), in empty ones it is not defined. Colours are clipped to 0..1, values are raw."
-    )
-    key = (matrix.model_a, matrix.model_b, matrix.images, matrix.estimator)
-    bullets(findings([matrix], ("similarity", key)))
-    download_csv(matrix.to_frame(), name)
-    folded_table("The numbers", matrix.to_frame())
-
-
-main()
+with guarded():
+    main()

@@ -1,4 +1,4 @@
-"""Stem: what the first layer of each network reads."""
+"""Stem and kernels: what the first layer reads, from where each position reads, and which parts of a network mix what."""
 
 from __future__ import annotations
 
@@ -9,30 +9,33 @@ if (_app := str(Path(__file__).parents[1])) not in sys.path:
     sys.path.append(_app)
 
 import streamlit as st
-from mixer_probe_app import begin, figure, guarded, plain, shown, stem
+from mixer_probe_app import held, kernel_parts, kernels
+from mixer_probe_app.messages import guarded
+from mixer_probe_app.page import begin
 
-from mixer_probe.figures import stem_pictures
-from mixer_probe.weights import StemFilters
-
-QUESTION = "What does the first layer of each network read from the pixels? Every filter is drawn as a colour picture."
-CAPTION = (
-    "Mid-grey is weight zero, brighter is positive and darker negative in each colour; every filter has its own scale. "
-    "Filters go from low to high frequency."
+QUESTION = (
+    "What does the first layer read from the pixels, and from where does each position read afterwards? All of it is in the "
+    "weights of a network."
 )
+PARTS = {
+    "filters": ("Stem filters", kernel_parts.stem_filters),
+    "kernels": ("Spatial kernels", kernel_parts.spatial_kernels),
+    "tying": ("Kernel tying", kernel_parts.kernel_tying),
+    "anatomy": ("Anatomy", kernel_parts.anatomy),
+    "positions": ("Position embeddings", kernel_parts.position_embeddings),
+}
 
 
 def main() -> None:
-    for name in begin("Stem", QUESTION):
-        st.header(plain(shown(name)))
-        with guarded():
-            _filters(name, stem(name))
+    # Only tying looks at images, and asks for them.
+    names = begin(kernels.PAGE, QUESTION, images=held.recall("stem-part") == "tying")
+    if not names:
+        return
+    titles = {part: title for part, (title, _show) in PARTS.items()}
+    part = held.segments(st, "Part", "stem-part", list(titles), format_func=titles.__getitem__, label_visibility="collapsed")
+    with guarded():
+        PARTS[part][1](names)
 
 
-def _filters(name: str, found: StemFilters) -> None:
-    st.markdown(f"{len(found)} filters, stride {found.stride[0]} px, in the layer {plain(found.layer)}.")
-    limit = None if len(found) <= 128 or st.toggle("All filters", key=f"all {name}") else 128
-    key = ("stem", found.model.name, found.model.sha256, limit)
-    figure(lambda: stem_pictures(found, limit=limit), key, f"stem {name}", CAPTION, found.to_frame())
-
-
-main()
+with guarded():
+    main()

@@ -10,38 +10,40 @@ if (_app := str(Path(__file__).parents[1])) not in sys.path:
 
 import pandas as pd
 import streamlit as st
-from mixer_probe_app import (
-    begin,
-    bullets,
-    figure,
-    findings,
-    folded_table,
-    guarded,
-    join,
-    plain,
-    shown,
-    token_mixing,
-    twin_token_mixing,
-)
+from mixer_probe_app import held, mixing, mixing_block, mixing_charts, mixing_unit, show
+from mixer_probe_app.analyses import findings
+from mixer_probe_app.choice import shown
+from mixer_probe_app.messages import guarded, join, plain
+from mixer_probe_app.mixing_block import UNIT
+from mixer_probe_app.page import begin
 from mixer_probe_app.store import model
 
-from mixer_probe.figures import token_mixing_depth, token_mixing_units
 from mixer_probe.weights import TokenMixing
 
 QUESTION = (
     "Which patches does each token-mixing unit read, and how does that change with depth? "
-    "A unit is a row of the first token-mixing layer of a block, drawn over the grid of patches."
+    "A unit is a row of the first token-mixing layer of a block, drawn over the grid of patches. Click one to open its page."
 )
-MANY = 128
 
 
 def main() -> None:
     mixers, others = _by_family(begin("Token mixing", QUESTION))
     if mixers:
-        _units(mixers)
-        _depth(mixers)
+        with guarded():
+            _explore(mixers)
     if others:
         _say_who_is_no_mixer(others)
+
+
+def _by_family(names: tuple[str, ...]) -> tuple[dict[str, TokenMixing], list[str]]:
+    mixers, others = {}, []
+    for name in names:
+        with guarded():
+            if model(name).family == "mixer":
+                mixers[name] = mixing.token_mixing(name)
+            else:
+                others.append(name)
+    return mixers, others
 
 
 def _say_who_is_no_mixer(others: list[str]) -> None:
@@ -54,55 +56,68 @@ def _say_who_is_no_mixer(others: list[str]) -> None:
     )
 
 
-def _by_family(names: tuple[str, ...]) -> tuple[dict[str, TokenMixing], list[str]]:
-    mixers, others = {}, []
-    for name in names:
-        with guarded():
-            if model(name).family == "mixer":
-                mixers[name] = token_mixing(name)
-            else:
-                others.append(name)
-    return mixers, others
-
-
-def _units(mixers: dict[str, TokenMixing]) -> None:
-    st.header("Units of one block")
-    left, middle, right = st.columns([2, 3, 2], vertical_alignment="bottom")
-    name = left.selectbox("Network", list(mixers), format_func=shown)
+def _explore(mixers: dict[str, TokenMixing]) -> None:
+    """The units of a block, the page of one of them, and all blocks by depth. What takes long comes last, wherever it stands."""
+    left, right = st.columns([2, 3])
+    name = held.select(left, "Network", "tm-network", list(mixers), format_func=shown)
     found = mixers[name]
-    # A slider needs two ends.
-    several = len(found.blocks) > 1
-    block = middle.slider("Block", 1, len(found.blocks), 1, help="1 is the first block after the stem.") - 1 if several else 0
-    shared = right.toggle("One scale for all", help="Off: every unit has its own colour scale, so faint ones show too.")
-    every = right.toggle("All units", disabled=len(found.units(block)) <= MANY, help=f"Off: at most {MANY} units.")
-    limit = None if every else MANY
-    figure(
-        lambda: token_mixing_units(found, block, shared_scale=shared, limit=limit),
-        ("units", found.model.name, found.model.sha256, block, shared, limit),
-        f"units {name} {found.blocks[block]}",
-        "Red reads a patch with positive weight, blue with negative weight, white not at all. Units stand in pairs: each is "
-        "followed by the free unit most opposite to it, from low to high frequency.",
-        found.to_frame(),
-    )
+    blocks = range(1, len(found.blocks) + 1)
+    block = held.steps(right, "Block", "tm-block", blocks, help="1 is the first block after the stem.") - 1
+    units, page, depth = st.container(), st.container(), st.container()
+    unit = _unit(page, name, found, block)
+    with units, guarded():
+        mixing_block.units(name, found, block, unit)
+    with page, guarded():
+        mixing_unit.maps_and_numbers(name, found, block, unit)
+        images = st.container()
+    with depth, guarded():
+        results = _depth(mixers)
+        texts = st.container()
+    with images, guarded():
+        st.subheader("Images that drive it")
+        mixing_unit.fires(name, found, block, unit)
+    with texts, guarded():
+        show.bullets(findings(results, ("token mixing", tuple((r.model.name, r.model.sha256) for r in results))))
+        show.folded_table("The numbers by block", pd.concat([r.summary() for r in results], ignore_index=True))
 
 
-def _depth(mixers: dict[str, TokenMixing]) -> None:
+def _unit(place: st.delta_generator.DeltaGenerator, name: str, found: TokenMixing, block: int) -> int:
+    """The unit chosen: that of the URL, by a click or by its number; at first the one of lowest frequency."""
+    where = (name, found.model.sha256, block)
+    if st.session_state.setdefault("tm-unit is of", where) != where:
+        # Unit 5 of another block has nothing to do with unit 5 of this one.
+        st.session_state["tm-unit is of"] = where
+        held.hold(UNIT, None)
+    title = place.container()
+    left, right = place.columns([1, 3], vertical_alignment="bottom")
+    count = len(found.units(block))
+    unit = held.number(left, "Unit", UNIT, 0, count - 1, mixing.smoothest(found, block))
+    partner = int(found.partner(block)[unit])
+    right.button(f"Go to its opposite, unit {partner}", on_click=held.hold, args=(UNIT, str(partner)), icon=":material/contrast:")
+    title.header(mixing_unit.title(name, found, block, unit))
+    return unit
+
+
+def _depth(mixers: dict[str, TokenMixing]) -> list[TokenMixing]:
     st.header("Change with depth")
     results = []
     for name, found in mixers.items():
-        results += [found, twin] if (twin := twin_token_mixing(name)) else [found]
-    key = tuple((r.model.name, r.model.sha256) for r in results)
-    table = pd.concat([r.summary() for r in results], ignore_index=True)
-    figure(
-        lambda: token_mixing_depth(results),
-        ("depth", key),
-        f"token mixing by depth {' '.join(mixers)}",
-        "Dotted lines with open markers are random weights, dashed lines chance. The null draws the phases of every unit at "
-        f"random and keeps its amplitude spectrum ({results[0].surrogates} surrogates a block).",
-        table,
-    )
-    bullets(findings(results, ("token mixing", key)))
-    folded_table("The numbers by block", table)
+        results += [found, twin] if (twin := mixing.twin_token_mixing(name)) else [found]
+    titles = {measure: texts[0] for measure, texts in mixing_charts.DEPTHS.items()}
+    measure = held.segments(st, "Measure", "tm-measure", list(titles), format_func=titles.__getitem__)
+    frame = mixing_charts.depth_frame(results, measure)
+    show.chart(mixing_charts.depth_curves(frame, measure), f"units by depth {measure} {' '.join(mixers)}", frame)
+    st.caption(plain(_nulls(results[0], measure)))
+    return results
 
 
-main()
+def _nulls(first: TokenMixing, measure: str) -> str:
+    if measure in ("pairing", "cosine"):
+        null = f"every unit keeps its amplitude spectrum and gets random phases ({first.surrogates} times a block)"
+    else:
+        null = f"the weights of every unit are shuffled over the patches ({first.shuffles} times a block)"
+    return f"Dashed lines are random weights, dotted lines the null: {null}. Point at a block for its numbers."
+
+
+with guarded():
+    main()

@@ -167,13 +167,27 @@ def render(
     console.print(str((out / "report.html").resolve()), markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command(name="app", epilog="Example: mixer-probe app")
-def open_app(port: Annotated[int, typer.Option(help="Port on this machine.")] = 8501) -> None:
-    """Open the app in the browser; it listens on this machine only."""
+@app.command(name="app", epilog="Example: mixer-probe app runs/ photos/ checkpoints/")
+def open_app(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[PATH]...", help="Folders with images, checkpoints, runs, reports to be opened."),
+    ] = None,
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 8501,
+) -> None:
+    """Open the app in the browser; it listens on this machine only, and reads files below the given PATHs only."""
     import subprocess
 
+    chosen = [str(_present(path)) for path in paths or []]
     command = [sys.executable, "-m", "streamlit", "run", str(_app_file()), "--server.address", "localhost"]
-    sys.exit(subprocess.call([*command, "--server.port", str(port), "--browser.gatherUsageStats", "false"]))
+    options = ["--server.port", str(port), "--browser.gatherUsageStats", "false"]
+    sys.exit(subprocess.call([*command, *options, "--", *chosen]))
+
+
+def _present(path: Path) -> Path:
+    if not path.exists():
+        raise StoreError(f"there is no {path} to open in the app; give folders or files that exist")
+    return path.resolve()
 
 
 def _app_file() -> Path:

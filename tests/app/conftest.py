@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,21 @@ Open = Callable[..., AppTest]
 __all__ = ["study"]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Nothing is kept in the cache of the person who runs the tests, nor taken from there."""
+    from mixer_probe_app import offers
+
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv(offers.CACHE, str(folder))
+        # Arguments of pytest are no folders of the app.
+        patch.setattr(sys, "argv", sys.argv[:1])
+        offers.cache_folder.cache_clear()
+        yield folder
+        offers.cache_folder.cache_clear()
+
+
 @pytest.fixture(autouse=True)
 def own_main(monkeypatch: pytest.MonkeyPatch) -> None:
     """Streamlit puts the page in the place of `__main__`, which later tests that start processes would import."""
@@ -28,12 +43,14 @@ def own_main(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def open_page() -> Open:
-    """Run a page (`script` below app/) with the networks that its URL names."""
+    """Run a page (`script` below app/) with the networks and the other parameters that its URL names ("_" is "-" there)."""
 
-    def run(script: str, models: Sequence[str] = ()) -> AppTest:
+    def run(script: str, models: Sequence[str] = (), **parameters: str) -> AppTest:
         page = AppTest.from_file(str(APP / script), default_timeout=180)
         if models:
             page.query_params["model"] = list(models)
+        for name, value in parameters.items():
+            page.query_params[name.replace("_", "-")] = value
         return page.run()
 
     return run

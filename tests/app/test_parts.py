@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import re
 import tomllib
 from typing import Any
 
 import altair as alt
 import numpy as np
+import pandas as pd
 import pytest
-from mixer_probe_app import heatmap, plain, probe_curves
-from mixer_probe_app.messages import join
-from mixer_probe_app.show import slug
+from mixer_probe_app.charts import heatmap, probe_curves
+from mixer_probe_app.messages import join, plain
+from mixer_probe_app.show import _converted, slug
+from PIL import Image
 
 from mixer_probe.probing import ProbeResult
 from mixer_probe.results import Result
@@ -72,6 +75,21 @@ def test_every_axis_has_a_title(study: list[Result]) -> None:
         for layer in content.get("layer", [content]):
             axes = [layer["encoding"][axis] for axis in ("x", "y") if axis in layer["encoding"]]
             assert all(axis.get("title") for axis in axes) or layer["mark"]["type"] == "rule"
+
+
+def test_a_chart_is_saved_in_its_own_size() -> None:
+    frame = pd.DataFrame({"x": [1, 2], "y": [3, 4]})
+    chart = alt.Chart(frame).mark_point().encode(x="x", y="y")
+    widths = []
+    for drawn in (chart, chart.properties(width=200, height=200)):
+        svg, png = _converted(drawn, "svg").decode(), _converted(drawn, "png")
+        assert svg.startswith("<svg")
+        widths.append((float(re.search(r'width="([\d.]+)"', svg)[1]), Image.open(io.BytesIO(png)).width))  # type: ignore[index]
+    (free, free_png), (own, own_png) = widths
+    assert own < 300 < 640 < free < 720
+    # Two pixels of the file for each of the chart.
+    assert abs(own_png - 2 * own) <= 2
+    assert abs(free_png - 2 * free) <= 2
 
 
 @pytest.mark.parametrize("folder", [APP, APP / "pages"])

@@ -1,4 +1,4 @@
-"""What is kept: nothing is made twice, at most three networks stay, an error leaves no lock behind."""
+"""What is kept: nothing is made twice, networks stay while somebody looks at them, an error or a stop leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -38,25 +38,58 @@ def test_networks_and_results_are_made_once(open_page: Open, monkeypatch: pytest
     runs: list[Any] = []
     monkeypatch.setattr(mp, "load_model", counting(mp.load_model, loads))
     monkeypatch.setattr(mp, "extract", counting(mp.extract, runs))
-    page = open_page("pages/Similarity.py", [VIT, CNN])
+    page = open_page("pages/Similarity.py", [VIT, CNN], n="100")
+    assert not page.exception
     assert (loads, len(runs)) == (["test_vit", "test_resnet"], 2)
-    rows, columns = (box for box in page.selectbox if box.label in ("Rows", "Columns"))
-    rows.set_value(CNN)
-    columns.set_value(VIT)
-    assert not page.run().exception
     # Another person, another page.
-    assert not open_page("pages/Stem.py", [VIT, CNN]).exception
+    other = open_page("pages/Stem.py", [VIT, CNN])
+    assert not other.exception
+    assert len(loads) == 2
+    assert not page.run().exception
     assert (len(loads), len(runs)) == (2, 2)
+
+
+def test_results_are_there_after_a_restart(open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    st.cache_resource.clear()
+    assert not open_page("pages/Similarity.py", [VIT, CNN], n="100").exception
+    # What a new process knows: nothing but the disk.
+    st.cache_resource.clear()
+    compared: list[Any] = []
+    monkeypatch.setattr(mp, "compare", counting(mp.compare, compared))
+    page = open_page("pages/Similarity.py", [VIT, CNN], n="100")
+    assert not page.exception
+    assert not page.error
+    assert compared == []
 
 
 def test_a_network_left_is_let_go(open_page: Open) -> None:
     st.cache_resource.clear()
     gc.collect()
     before = alive()
-    for name in ("test_vit", "test_vit2", "test_vit3", "test_convnext", "test_convnext2", "test_efficientnet"):
-        assert not open_page("pages/Stem.py", [f"{name}?untrained"]).exception
+    page = open_page("pages/Stem.py", [VIT])
+    for name in ("test_vit2", "test_vit3", "test_convnext", "test_convnext2", "test_efficientnet"):
+        page.query_params["model"] = [f"{name}?untrained"]
+        assert not page.run().exception
+        gc.collect()
+        assert len(alive() - before) == 1
+    assert len(store.networks()) == 1
+
+
+def test_two_people_keep_their_own_networks_and_no_more() -> None:
+    networks, first, second = store.Networks(), store.Lease(), store.Lease()
+    for name in "abc":
+        networks.put((name, "cpu"), object())  # type: ignore[arg-type]
+    networks.renew(first, [("a", "cpu")])
+    assert networks.get(("b", "cpu")) is None
+    networks.put(("b", "cpu"), object())  # type: ignore[arg-type]
+    networks.renew(second, [("b", "cpu")])
+    assert networks.get(("a", "cpu")) is not None
+    # The session of the first ends: nothing else holds its lease.
+    del first
     gc.collect()
-    assert len(alive() - before) == 3
+    networks.renew(second, [("b", "cpu")])
+    assert networks.get(("a", "cpu")) is None
+    assert networks.get(("b", "cpu")) is not None
 
 
 def alive() -> set[int]:
@@ -123,7 +156,7 @@ def test_an_error_is_not_kept_and_frees_the_place(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(store, "make_for_test", make, raising=False)
     page = script(
         tmp_path,
-        "import streamlit as st\nfrom mixer_probe_app import guarded, store\n"
+        "import streamlit as st\nfrom mixer_probe_app import store\nfrom mixer_probe_app.messages import guarded\n"
         f"with guarded():\n    st.write(store.made('test', {str(tmp_path)!r}, 'Working', store.make_for_test))\n"
         "st.write('the rest')",
     ).run()
@@ -162,3 +195,71 @@ def test_two_sessions_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         thread.join()
     assert max(most) == 1
     assert not any(page.exception for page in pages)
+
+
+def test_a_stop_ends_the_calculation_and_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+
+    def make() -> int:
+        with task("steps", 1000) as advance:
+            for i in range(1000):
+                steps.append(i)
+                threading.Event().wait(0.01)
+                advance(1)
+        return 7
+
+    monkeypatch.setattr(store, "make_for_test", make, raising=False)
+    key = repr(str(tmp_path))
+    page = script(
+        tmp_path,
+        "import streamlit as st\nfrom mixer_probe_app import store\nfrom mixer_probe_app.messages import guarded\n"
+        f"with guarded():\n    st.write(store.made('test', {key}, 'Working', store.make_for_test))\nst.write('the rest')",
+    )
+    thread = threading.Thread(target=page.run)
+    thread.start()
+    while len(steps) < 5:
+        threading.Event().wait(0.01)
+    jobs = store.worker("work")._jobs
+    jobs[("test", str(tmp_path))].stop()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert not page.exception
+    assert page.info[0].value == "This calculation was stopped."
+    assert page.markdown[-1].value == "the rest"
+    assert len(steps) < 1000
+    assert not jobs
+
+
+def test_what_nobody_waits_for_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "_PATIENCE", 0.05)
+    steps: list[int] = []
+
+    def work() -> Kept:
+        with task("steps", 1000) as advance:
+            for i in range(1000):
+                steps.append(i)
+                threading.Event().wait(0.01)
+                advance(1)
+        return Kept(7, ())
+
+    job = store.worker("work").join("nobody", work)
+    with pytest.raises(store.Stopped):
+        job.future.result(timeout=20)
+    assert 0 < len(steps) < 1000
+
+
+def test_a_page_that_begins_anew_finds_its_calculation(monkeypatch: pytest.MonkeyPatch) -> None:
+    go = threading.Event()
+    calls: list[int] = []
+
+    def work() -> Kept:
+        calls.append(1)
+        go.wait(20)
+        return Kept(7, ())
+
+    first = store.worker("work").join("again", work)
+    second = store.worker("work").join("again", work)
+    assert first is second
+    go.set()
+    assert first.future.result(timeout=20).value == 7
+    assert len(calls) == 1

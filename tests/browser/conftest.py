@@ -39,20 +39,23 @@ def chromium() -> Iterator[object]:
         browser.close()
 
 
-Serve = Callable[[Path], str]
+Serve = Callable[..., str]
 
 
 @pytest.fixture(scope="package")
-def serve() -> Iterator[Serve]:
-    """Start Streamlit on a script of the app and give its address; every server is stopped at the end."""
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """Start Streamlit on a script of the app, with folders that it may open, and give its address; all are stopped at the end."""
     running: list[subprocess.Popen[bytes]] = []
+    environment = {**os.environ, "MIXER_PROBE_CACHE": str(tmp_path_factory.mktemp("cache"))}
 
-    def start(script: Path) -> str:
+    def start(script: Path, *folders: Path) -> str:
         port = free_port()
         command = [sys.executable, "-m", "streamlit", "run", str(script), "--server.port", str(port)]
         # Without a proxy for localhost, and without telemetry, as the app's own settings say.
         quiet = ["--server.headless", "true", "--server.fileWatcherType", "none"]
-        server = subprocess.Popen([*command, *quiet], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        quiet += ["--", *map(str, folders)]
+        silent = subprocess.DEVNULL
+        server = subprocess.Popen([*command, *quiet], cwd=ROOT, env=environment, stdout=silent, stderr=silent)
         running.append(server)
         address = f"http://127.0.0.1:{port}"
         wait_for_health(address, server)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
+from safetensors.torch import save_file
 
 import mixer_probe as mp
 from mixer_probe.report import weight_results
@@ -28,9 +29,11 @@ PAGES = {
     "Stem": [MIXER, CNN],
     "Similarity": [VIT, CNN],
     "Probes": [VIT],
+    "Channels": [VIT],
+    "Image": [VIT, CNN],
     "Report": [VIT],
 }
-TITLES = {"": "What did it learn?"}
+TITLES = {"": "What did it learn?", "Stem": "Stem and kernels"}
 WAIT = 120_000
 
 
@@ -50,8 +53,10 @@ def page(chromium: Browser, app: str) -> Iterator[Page]:
     assert [url for url in asked if not url.startswith((app, "data:", "blob:"))] == []
 
 
-def address(app: str, name: str, models: list[str]) -> str:
-    return f"{app}/{name}?{urlencode({'model': models}, doseq=True)}"
+def address(app: str, name: str, models: list[str], **parameters: str) -> str:
+    """The link to a page with these networks, 100 images, and further parameters ("_" is "-" there)."""
+    more = {key.replace("_", "-"): value for key, value in parameters.items()}
+    return f"{app}/{name}?{urlencode({'model': models, 'n': '100'} | more, doseq=True)}"
 
 
 # A script may begin again after a moment, so its end counts when it lasts.
@@ -104,7 +109,7 @@ def test_a_page_runs_by_itself_and_stays_at_home(chromium: Browser, serve: Serve
     opened = chromium.new_page()
     asked: list[str] = []
     opened.on("request", lambda request: asked.append(request.url))
-    visit(opened, address(alone, "", [CNN]), "Stem")
+    visit(opened, address(alone, "", [CNN]), "Stem and kernels")
     assert opened.get_by_test_id("stImage").count() == 1
     opened.close()
     assert [url for url in asked if not url.startswith((alone, "data:", "blob:"))] == []
@@ -112,7 +117,7 @@ def test_a_page_runs_by_itself_and_stays_at_home(chromium: Browser, serve: Serve
 
 def test_a_link_opens_its_page_on_a_server_just_started(chromium: Browser, serve: Serve) -> None:
     opened = chromium.new_page()
-    visit(opened, address(serve(APP / "Home.py"), "Stem", [CNN]), "Stem")
+    visit(opened, address(serve(APP / "Home.py"), "Stem", [CNN]), "Stem and kernels")
     assert models_of(opened) == [CNN]
     menu(opened, "Report").click()
     settle(opened, "Report")
@@ -123,7 +128,7 @@ def test_a_link_opens_its_page_on_a_server_just_started(chromium: Browser, serve
 
 def test_the_choice_goes_through_the_menu(page: Page, app: str) -> None:
     visit(page, address(app, "", [MIXER, CNN]), "What did it learn?")
-    for name in ("Stem", "Token mixing", "Report", "Home"):
+    for name in ("Stem and kernels", "Token mixing", "Report", "Home"):
         menu(page, name).click()
         settle(page, TITLES[""] if name == "Home" else name)
         page.wait_for_url(lambda url: "model=" in url)
@@ -131,57 +136,41 @@ def test_the_choice_goes_through_the_menu(page: Page, app: str) -> None:
 
 
 def test_choosing_another_network_changes_page_and_address(page: Page, app: str) -> None:
-    visit(page, address(app, "Stem", [CNN]), "Stem")
+    visit(page, address(app, "Stem", [CNN]), "Stem and kernels")
     page.get_by_role("combobox", name="Network 2").fill("test_vit")
     page.get_by_role("option", name="test_vit", exact=True).click()
     page.get_by_text("Random weights").nth(1).click()
     page.get_by_test_id("stMain").get_by_role("heading", name="test_vit (random weights)").wait_for(timeout=WAIT)
-    settle(page, "Stem")
+    settle(page, "Stem and kernels")
     assert models_of(page) == [CNN, VIT]
     assert page.get_by_test_id("stImage").count() == 2
 
 
-def test_the_block_slider_draws_another_block(page: Page, app: str) -> None:
-    visit(page, address(app, "Token_mixing", [MIXER]), "Token mixing")
-    first = page.get_by_test_id("stImage").locator("img").first
-    before = first.get_attribute("src")
-    page.get_by_role("slider", name="Block").press("ArrowRight")
-    settle(page, "Token mixing")
-    assert first.get_attribute("src") != before
-
-
-def test_pointing_at_a_cell_tells_its_numbers(page: Page, app: str) -> None:
-    visit(page, address(app, "Similarity", [VIT, CNN]), "Similarity")
-    chart = page.get_by_test_id("stVegaLiteChart")
-    chart.wait_for(timeout=WAIT)
-    box = chart.bounding_box()
-    assert box is not None
-    page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.3 * box["height"])
-    tooltip = page.locator("#vg-tooltip-element")
-    tooltip.wait_for()
-    told = tooltip.inner_text()
-    for what in ("layer (rows)", "layer (columns)", "CKA", "null, 95 %", "n images"):
-        assert what in told
-
-
-def test_numbers_are_saved_as_csv(page: Page, app: str, tmp_path: Path) -> None:
-    visit(page, address(app, "Similarity", [VIT, CNN]), "Similarity")
+def test_a_report_of_what_was_seen_opens_without_the_app(page: Page, app: str, tmp_path: Path) -> None:
+    visit(page, address(app, "", [VIT, CNN]), TITLES[""])
+    menu(page, "Stem and kernels").click()
+    settle(page, TITLES["Stem"])
+    menu(page, "Report").click()
+    settle(page, "Report")
+    assert page.get_by_role("checkbox", name="card of").count() == 2
     with page.expect_download() as saved:
-        page.get_by_role("button", name="Numbers (CSV)").click()
-    saved.value.save_as(tmp_path / "numbers.csv")
-    lines = (tmp_path / "numbers.csv").read_text(encoding="utf-8").splitlines()
-    assert lines[0].startswith("layer_a,depth_a,layer_b,depth_b,measure,value,low,high,null_mean,null_q95")
-    assert len(lines) == 1 + 6 * 4
+        page.get_by_role("button", name="Report (HTML)").click()
+    saved.value.save_as(tmp_path / "report.html")
+    page.goto((tmp_path / "report.html").as_uri())
+    page.get_by_role("heading", name="The networks").wait_for(timeout=WAIT)
+    assert page.get_by_text("test_resnet").count()
+    page.goto("about:blank")
 
 
 def test_results_open_and_the_report_is_saved(page: Page, app: str, tmp_path: Path) -> None:
     results = save_results(weight_results(tiny_models()[:1]), tmp_path / "results.json")
     visit(page, address(app, "Report", [VIT]), "Report")
+    page.get_by_role("tab", name="A results file").click()
     page.locator("input[type=file]").set_input_files(results)
     page.get_by_role("heading", name="What token-mixing units read").wait_for(timeout=WAIT)
     settle(page, "Report")
     with page.expect_download() as saved:
-        page.get_by_role("button", name="Report (HTML)").click()
+        page.get_by_role("button", name="Report (HTML)").last.click()
     saved.value.save_as(tmp_path / "report.html")
     assert "How to read it:" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
@@ -190,6 +179,7 @@ def test_results_open_and_the_report_is_saved(page: Page, app: str, tmp_path: Pa
 def test_a_damaged_file_is_a_message(page: Page, app: str, tmp_path: Path, content: str) -> None:
     (tmp_path / "results.json").write_text(content)
     visit(page, address(app, "Report", [VIT]), "Report")
+    page.get_by_role("tab", name="A results file").click()
     page.locator("input[type=file]").set_input_files(tmp_path / "results.json")
     page.get_by_test_id("stAlertContentError").wait_for(timeout=WAIT)
     settle(page, "Report")
@@ -209,21 +199,52 @@ def test_two_people_at_once(chromium: Browser, app: str) -> None:
     for opened, models in zip(pages, choices):
         opened.goto(address(app, "Stem", models))
     for opened, models in zip(pages, choices):
-        settle(opened, "Stem")
+        settle(opened, "Stem and kernels")
         opened.get_by_role("heading", name=f"{models[0].removesuffix('?untrained')} (random weights)").wait_for(timeout=WAIT)
         assert models_of(opened) == models
     for context in contexts:
         context.close()
 
 
-def test_a_stopped_calculation_frees_the_place(page: Page, app: str) -> None:
+def test_a_calculation_is_stopped_and_goes_on(page: Page, app: str) -> None:
     page.goto(address(app, "Probes", [MIXER]))
     page.get_by_test_id("stProgress").wait_for(timeout=WAIT)
-    page.get_by_role("button", name="Stop").click()
-    page.wait_for_function("document.querySelector('.stApp').dataset.testScriptState === 'notRunning'", timeout=WAIT)
-    # The network that was stopped in the middle, and its place, can be used again.
-    visit(page, address(app, "Stem", [MIXER, "test_vit2?untrained"]), "Stem")
-    assert page.get_by_test_id("stImage").count() == 2
+    main = page.get_by_test_id("stMain")
+    main.get_by_role("button", name="Stop").click()
+    main.get_by_role("button", name="Go on").first.wait_for(timeout=WAIT)
+    settle(page, "Probes")
+    # The network that was stopped in the middle, and the place of calculations, can be used again.
+    visit(page, address(app, "Stem", [MIXER, "test_vit2?untrained"]), TITLES["Stem"])
+    assert page.get_by_test_id("stAlertContentError").count() == 0
+
+
+def test_a_file_of_my_own_folder_is_opened(chromium: Browser, serve: Serve, tmp_path: Path) -> None:
+    model = mp.load_model("test_vit", pretrained=False, seed=3, device="cpu")
+    weights = {name: value.contiguous() for name, value in model.module.state_dict().items()}
+    save_file(weights, tmp_path / "mine.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes((tmp_path / "mine.safetensors").read_bytes()[:500])
+    opened = chromium.new_page()
+    app = serve(APP / "Home.py", tmp_path)
+    names = [f"checkpoint:{tmp_path.name}/{file}.safetensors@test_vit" for file in ("mine", "broken")]
+    visit(opened, address(app, "", names), TITLES[""])
+    assert opened.get_by_text("Weights: file mine.safetensors").count() == 1
+    assert "broken.safetensors" in opened.get_by_test_id("stAlertContentError").inner_text()
+    opened.close()
+
+
+BAD = {"note.txt": b"no picture", "cut.png": b"\x89PNG\r\n\x1a\n", "empty.jpg": b"", "page.html": b"<script>alert(1)</script>"}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_upload_is_a_message_and_the_page_goes_on(page: Page, app: str, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(BAD[name])
+    visit(page, address(app, "", [VIT]), TITLES[""])
+    page.get_by_text("Other images: upload some").click()
+    page.locator("input[type=file]").last.set_input_files(tmp_path / name)
+    page.get_by_role("button", name="Look at these").click()
+    page.get_by_test_id("stAlertContentError").first.wait_for(timeout=WAIT)
+    settle(page, TITLES[""])
+    assert page.get_by_text("Parameters: 371,240").count() == 1
 
 
 def test_what_the_app_draws_is_what_the_package_gives(page: Page, app: str) -> None:

@@ -1,0 +1,355 @@
+"""The page Image, parts Predictions, Attributions and Layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import altair as alt
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import streamlit as st
+from matplotlib.figure import Figure
+from PIL import Image
+
+import mixer_probe as mp
+from mixer_probe.attribution import METHODS, Attribution
+from mixer_probe.figures import attribution_overlays
+from mixer_probe.figures.attribution_overlays import method_label, overlay_image
+from mixer_probe.images import Images
+from mixer_probe_app import held, seen, show
+from mixer_probe_app.analyses import key_of
+from mixer_probe_app.choice import RUN, shown
+from mixer_probe_app.messages import guarded, join, plain
+from mixer_probe_app.one_image import (
+    Classes,
+    Look,
+    Neighbours,
+    at_depth,
+    bars,
+    classes_of,
+    colours,
+    curves,
+    look,
+    neighbours,
+    says_nothing,
+    sizes,
+    top,
+)
+from mixer_probe_app.pictures import Picture, enlarged, gallery, thumbnails
+from mixer_probe_app.store import made, model
+
+# A few passes of the network; the others take a hundred or more.
+QUICK = ("gradcam", "saliency", "input_x_gradient", "deeplift", "attention_rollout", "gradient_attention")
+PREDICTED, TRUE = "predicted", "true"
+_ONE, _ALL = "one method", "all quick methods"
+_NEAREST = 10
+_ZERO_HEAD = "All its logits are equal: its head is zero, as in timm's untrained Mixers."
+
+
+# -- predictions -------------------------------------------------------------------------------------------------------------
+
+
+def show_predictions(names: Sequence[str], picture: Picture, images: Images | None) -> None:
+    """The five likeliest classes of every network, side by side."""
+    fits = []
+    for place, name in zip(st.columns(len(names)), names, strict=True):
+        with place, guarded():
+            fits.append(_predictions(name, picture, images))
+    known = [fit for fit in fits if fit is not None]
+    if not known:
+        return
+    true = f"Green is the true class, {plain(picture.class_name)}. " if any(known) else ""
+    others = (
+        "" if all(known) or picture.label is None else "Blue bars: the label of the image is none of that network's classes. "
+    )
+    st.caption(f"{true}{others}Softmax over all classes of a network; the rest of the probability is on classes not shown.")
+
+
+def _predictions(name: str, picture: Picture, images: Images | None) -> bool | None:
+    """Draws them; whether the label of the image is among the classes, None where nothing is predicted."""
+    st.subheader(plain(shown(name)))
+    found = look(name, picture)
+    if found.logits is None:
+        st.info("It has no classifier, so it predicts nothing. Attributions and layers say what it sees.", icon=":material/info:")
+        return None
+    classes = _classes(name, found, picture, images)
+    frame = top(name, found, classes, picture.label)
+    show.chart(bars(frame), f"predictions {name} {picture.title}", frame, key=f"img top {name}")
+    if says_nothing(found):
+        st.caption(_ZERO_HEAD)
+    st.markdown(_verdict(found, classes, picture))
+    return classes.fit and picture.label is not None
+
+
+def _classes(name: str, found: Look, picture: Picture, images: Images | None) -> Classes:
+    return classes_of(name, len(found.logits if found.logits is not None else ()), images if picture.place is not None else None)
+
+
+def _verdict(found: Look, classes: Classes, picture: Picture) -> str:
+    best = int(np.argmax(found.probabilities))
+    said = f"Says **{plain(classes.name(best))}** ({100 * found.probabilities[best]:.1f} %)"
+    if not classes.fit or picture.label is None:
+        which = (
+            "is unknown" if picture.label is None else f"({plain(picture.class_name or picture.label)}) is not among its classes"
+        )
+        return f"{said}; the true class {which}."
+    return f"{said}, which is {'right' if best == picture.label else f'wrong: it is {plain(picture.class_name)}'}."
+
+
+# -- attributions ------------------------------------------------------------------------------------------------------------
+
+
+def show_attributions(names: Sequence[str], picture: Picture, images: Images | None) -> None:
+    """Which pixels speak for a class: one method for all networks, or all quick methods."""
+    allowed = {}
+    for name in names:
+        with guarded():
+            allowed[name] = _allowed(name)
+    if not allowed:
+        return
+    first, second, third = st.columns([5, 4, 5], vertical_alignment="bottom")
+    view = held.segments(first, "Show", "img-view", (_ONE, _ALL), label_visibility="collapsed")
+    union = [method for method in METHODS if any(method in each for each in allowed.values())]
+    target = _target(third, list(allowed), picture, images)
+    if view == _ALL:
+        second.caption(f"{join(method_label(m) for m in QUICK if m in union)}.")
+        _all_methods(allowed, picture, target)
+        return
+    method = held.select(
+        second, "Method", "img-method", union, "gradcam" if "gradcam" in union else union[0], format_func=_offered
+    )
+    _one_method(names, allowed, picture, images, method, target)
+
+
+def _allowed(name: str) -> tuple[str, ...]:
+    network = model(name)
+    return made("allowed", key_of(network), "Looking at the network", lambda: mp.attribution.allowed_methods(network))
+
+
+def _offered(method: str) -> str:
+    return method_label(method) if method in QUICK else f"{method_label(method)} (slower)"
+
+
+def _target(place: st.delta_generator.DeltaGenerator, names: Sequence[str], picture: Picture, images: Images | None) -> str:
+    """What is explained: the class that each network predicts, the true one, or one that all of them have."""
+    classes = [_classes(name, look(name, picture), picture, images) for name in names]
+    same = len({each.names for each in classes}) == 1 and bool(classes[0].names)
+    options = [PREDICTED]
+    if picture.label is not None and all(each.fit for each in classes):
+        options.append(TRUE)
+    if same:
+        options += [str(i) for i in range(len(classes[0].names))]
+    words = {PREDICTED: "the class that each predicts", TRUE: f"the true class, {picture.class_name or picture.label}"}
+    text = lambda option: words.get(option) or classes[0].name(int(option))  # noqa: E731
+    return held.select(place, "Explained", "img-target", options, PREDICTED, format_func=text)
+
+
+def _index(target: str, picture: Picture) -> int | None:
+    return None if target == PREDICTED else picture.label if target == TRUE else int(target)
+
+
+def _attribution(name: str, picture: Picture, method: str, target: str) -> Attribution:
+    network, one, wanted = model(name), picture.image, _index(target, picture)
+    key = (key_of(network), picture.key, method, wanted)
+    title = f"{shown(name)}: {method_label(method)}"
+    found = made("attribution", key, title, lambda: mp.attribute(network, one, method, target=wanted))
+    code = f"mp.attribute(models[{name!r}], {picture.code}, {method!r}, target={wanted})"
+    label = f"{shown(name)}: {method_label(method)} of {picture.title}, {target}"
+    seen.saw("Image", label, "attribution", key, code, [name], picture.setup)
+    return found
+
+
+def _one_method(
+    names: Sequence[str], allowed: dict[str, tuple[str, ...]], picture: Picture, images: Images | None, method: str, target: str
+) -> None:
+    shown_image = enlarged(picture.pixels)
+    places = st.columns(1 + len(names))
+    with places[0]:
+        st.markdown("**The image**")
+        st.image(shown_image, width="stretch", output_format="PNG")
+    results = []
+    for place, name in zip(places[1:], names, strict=True):
+        with place, guarded():
+            st.markdown(f"**{plain(shown(name))}**")
+            if name not in allowed:
+                continue
+            if method not in allowed[name]:
+                works = join(method_label(m) for m in allowed[name])
+                st.info(f"{method_label(method)} does not fit this network; what does: {works}.", icon=":material/info:")
+                continue
+            result = _attribution(name, picture, method, target)
+            results.append(result)
+            st.image(overlay_image(shown_image, result, 0), width="stretch", output_format="PNG")
+            st.caption(_about(name, result, picture, images))
+    if results:
+        _how_to_read(results[0], method)
+        show.downloads(f"{method} {picture.title} {target}", pd.concat([r.to_frame() for r in results], ignore_index=True))
+
+
+def _about(name: str, result: Attribution, picture: Picture, images: Images | None) -> str:
+    classes = _classes(name, look(name, picture), picture, images)
+    text = f"Explained: {plain(classes.name(int(result.targets[0])))}, logit {result.logit[0]:.2f}."
+    if result.targets[0] != result.predicted[0]:
+        text += f" It says {plain(classes.name(int(result.predicted[0])))}."
+    if np.isfinite(result.convergence_delta[0]):
+        text += f" The map misses the logit difference by {100 * result.relative_delta[0]:.2g} %."
+    return text + (f" Layer {plain(result.layer.name)}." if result.layer else "")
+
+
+def _how_to_read(result: Attribution, method: str) -> None:
+    if result.signed:
+        _colour_bar(mpl.colormaps["RdBu_r"], "against the class", "for the class")
+    else:
+        _colour_bar(mpl.colormaps["viridis"], "counts little", "counts much")
+    st.caption(
+        f"{method_label(method)[0].upper()}{plain(method_label(method)[1:])}: {plain(METHODS[method].text)} "
+        f"({plain(METHODS[method].source)}). Full colour is the 99 % quantile of each map; a frame bounds what the network saw. "
+        "A map is a claim: deletion and randomisation tests say whether it can be believed."
+    )
+
+
+def _colour_bar(colours_of: mpl.colors.Colormap, low: str, high: str) -> None:
+    strip = np.uint8(255 * colours_of(np.linspace(0, 1, 256))[None, :, :3]).repeat(10, axis=0)
+    left, middle, right = st.columns([2, 3, 2], vertical_alignment="center")
+    left.markdown(f":small[{low}]", text_alignment="right")
+    middle.image(Image.fromarray(strip), width="stretch", output_format="PNG")
+    right.markdown(f":small[{high}]")
+
+
+def _all_methods(allowed: dict[str, tuple[str, ...]], picture: Picture, target: str) -> None:
+    results = []
+    for name, methods in allowed.items():
+        for method in QUICK:
+            with guarded():
+                if method in methods:
+                    results.append(_attribution(name, picture, method, target))
+    if not results:
+        return
+    one = picture.image
+    key = ("overlays", picture.key, target, tuple((r.model.sha256, r.method) for r in results))
+    show.figure(
+        lambda: _overlays(results, one),
+        key,
+        f"attributions {picture.title} {target}",
+        "Colour says for (red) or against (blue) the class, or how much a pixel counts (yellow most). Each map is "
+        "scaled to its own 99 % quantile. A blank place: the method does not fit that network.",
+        pd.concat([r.to_frame() for r in results], ignore_index=True),
+    )
+
+
+def _overlays(results: Sequence[Attribution], one: Images) -> Figure:
+    """With room above for headings of two lines, which the layout does not see over pictures of a fixed shape."""
+    figure = attribution_overlays(results, one)
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.set(rect=(0, 0, 1, 1 - 0.25 / figure.get_figheight()))
+    return figure
+
+
+# -- layers ------------------------------------------------------------------------------------------------------------------
+
+
+def show_layers(names: Sequence[str], picture: Picture, images: Images | None) -> None:
+    """Sizes of activations by depth, and the nearest images at a depth."""
+    st.header("Size of the activations")
+    _sizes(names, picture)
+    st.header("Nearest images at a depth")
+    if images is None:
+        st.info("There are no images to be near to. Choose some at the side.", icon=":material/info:")
+        return
+    with guarded():
+        _nearest(names, picture, images)
+
+
+def _sizes(names: Sequence[str], picture: Picture) -> None:
+    looks = {}
+    for name in names:
+        if name.startswith(RUN):
+            st.info(
+                f"{plain(shown(name))} holds means over positions and no network, so it has no sizes.", icon=":material/info:"
+            )
+            continue
+        with guarded():
+            looks[name] = look(name, picture)
+    if not looks:
+        return
+    frame = pd.concat([sizes(name, found) for name, found in looks.items()], ignore_index=True)
+    tips = {"largest": "largest of a position", "positions": "positions", "channels": "channels"}
+    drawn = curves(frame, "norm", "mean 2-norm of a position (log)", colours(names), tips, log=True)
+    show.chart(drawn, f"norms {picture.title}", frame, key="img norms")
+    st.caption(
+        "The 2-norm over channels of the activations after every block, averaged over positions. Skip connections add up, so it "
+        "grows with depth; a network with a norm after every stage starts anew."
+    )
+
+
+def _nearest(names: Sequence[str], picture: Picture, images: Images) -> None:
+    found: dict[str, Neighbours] = {}
+    for name in names:
+        with guarded():
+            found[name] = neighbours(name, picture, images, _NEAREST)
+    if not found:
+        return
+    depths = sorted({round(100 * layer.depth) for each in found.values() for layer in each.layers})
+    text = lambda depth: f"{depth} %"  # noqa: E731
+    depth = held.steps(st, "Relative depth: 100 % is after the last block", "img-depth", depths, depths[-1], format_func=text)
+    for name, each in found.items():
+        with guarded():
+            _row_of(name, each, at_depth(each.layers, depth / 100), picture, images)
+    st.caption(
+        "The nearest first, by cosine of the means over positions, less their mean over the chosen images. Point at one for its "
+        "cosine, click it to look at it. Bright places of the map on the left have large activations."
+    )
+    if picture.label is not None and images.n_classes > 1:
+        _same_class(names, found, picture, images)
+
+
+def _row_of(name: str, each: Neighbours, at: int, picture: Picture, images: Images) -> None:
+    layer = each.layers[at]
+    places = [int(p) for p in each.places[at]]
+    frame = thumbnails(images, places, (images.name, images.record.sha256)).assign(cosine=each.cosines[at])
+    frame["cosine"] = frame["cosine"].map("{:.3f}".format)
+    same = _share(each, at, picture, images)
+    text = f"**{plain(shown(name))}**, {plain(layer.name)} (depth {100 * layer.depth:.0f} %)"
+    st.markdown(
+        text + (f": {same} of {len(places)} are of its class" if picture.label is not None and images.n_classes > 1 else "")
+    )
+    left, right = st.columns([1, 8], vertical_alignment="center")
+    with left:
+        _norm_map(name, picture, at)
+    with right:
+        tips = (
+            {"name": "image", "class": "class", "cosine": "cosine"}
+            if images.class_names
+            else {"name": "image", "cosine": "cosine"}
+        )
+        gallery(frame, tips, f"near {name} {layer.name} {held.recall('img')}")
+
+
+def _norm_map(name: str, picture: Picture, at: int) -> None:
+    if name.startswith(RUN):
+        return
+    norm = look(name, picture).norms[at]
+    span = float(np.ptp(norm)) or 1.0
+    colour = np.uint8(255 * mpl.colormaps["viridis"]((norm - norm.min()) / span)[..., :3])
+    st.image(enlarged(Image.fromarray(colour), 128), width="stretch", output_format="PNG")
+
+
+def _share(each: Neighbours, at: int, picture: Picture, images: Images) -> int:
+    labels = images.labels
+    return 0 if labels is None else int((labels[each.places[at]] == picture.label).sum())
+
+
+def _same_class(names: Sequence[str], found: dict[str, Neighbours], picture: Picture, images: Images) -> None:
+    rows = [
+        (shown(name), layer.name, layer.depth, _share(each, at, picture, images) / len(each.places[at]), len(each.places[at]))
+        for name, each in found.items()
+        for at, layer in enumerate(each.layers)
+    ]
+    frame = pd.DataFrame(rows, columns=["network", "layer", "depth", "share", "k"])
+    drawn: alt.LayerChart = curves(
+        frame, "share", "share of its class among the nearest", colours(names), {"k": "of the k nearest"}
+    )
+    show.chart(drawn, f"neighbours of its class {picture.title}", frame, key="img same class")
+    st.caption(f"How many of the {_NEAREST} nearest of the {len(images)} chosen images are of the image's class, by depth.")

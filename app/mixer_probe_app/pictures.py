@@ -1,0 +1,403 @@
+"""Choosing one image: from a strip of thumbnails, by its number, or by an upload. The URL says which (`img`)."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import io
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import streamlit as st
+from PIL import Image, ImageOps
+
+from mixer_probe.errors import ImagesError, StoreError
+from mixer_probe.images import Images, from_arrays, photo_credit
+from mixer_probe.images.decode import reason, to_rgb
+from mixer_probe_app import data, held, offers, seen
+from mixer_probe_app.messages import plain
+from mixer_probe_app.store import made
+
+CHOSEN, CLASS, PAGE = "img", "img-class", "img-page"
+EVERY_CLASS = "all"
+UPLOAD = "upload:"
+# Pixels; what is larger is refused by its header, before anything is decoded.
+MOST_PIXELS = 40_000_000
+# Along the longer side; what is larger is kept smaller, since no network here reads more.
+LONGEST = 1024
+_SMALLEST, _FLATTEST = 8, 10
+_MOST_BYTES = 100 * 2**20
+_MOST_KEPT = 300
+# Decoders that the person's own machine can be trusted with; EPS, for one, would start another program.
+_FORMATS = ("JPEG", "MPO", "JPEG2000", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
+_SHOWN = "PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF"
+_NAME = re.compile(r"[0-9a-f]{16}\.png")
+
+_COLUMNS, _ROWS = 10, 2
+_THUMB = 64
+_MARK = 4
+# What Streamlit leaves below a chart, in px.
+_BELOW = 20
+HERE = "#D55E00"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image: as Images of one, its place among the images chosen (None for an upload), what decides its numbers, and the
+    Python that opens it: `setup` makes `images`, and `code` is this one of them."""
+
+    image: Images
+    place: int | None
+    title: str
+    key: Hashable
+    setup: str
+    code: str
+
+    @property
+    def label(self) -> int | None:
+        """Its class index, where it is known."""
+        return None if self.image.labels is None else int(self.image.labels[0])
+
+    @property
+    def class_name(self) -> str:
+        """The name of its class, "" where there is none."""
+        names = self.image.class_names
+        return names[self.label] if names and self.label is not None else ""
+
+    @property
+    def pixels(self) -> Image.Image:
+        """The image itself."""
+        return self.image[0]
+
+
+# -- which one ---------------------------------------------------------------------------------------------------------------
+
+
+def chosen(images: Images | None) -> Picture | None:
+    """The image that the URL names, the first where it names none; None where there are no images at all."""
+    said = held.recall(CHOSEN) or ""
+    if said.startswith(UPLOAD):
+        try:
+            return uploaded(said.removeprefix(UPLOAD))
+        except ImagesError as error:
+            st.error(f"{plain(error)} The first of the chosen images is shown.", icon=":material/error:")
+            held.hold(CHOSEN, None)
+    if images is None:
+        return None
+    number = int(held.recall(CHOSEN) or 1) if (held.recall(CHOSEN) or "1").isdecimal() else 1
+    place = min(max(number, 1), len(images)) - 1
+    held.hold(CHOSEN, str(place + 1) if place else None)
+    return of_place(images, place)
+
+
+def of_place(images: Images, place: int) -> Picture:
+    """One of the images chosen."""
+    one = images.subset([place])
+    name = one.ids[0]
+    key = (data.source(), one.record.sha256)
+    return Picture(one, place, f"image {place + 1}: {name}", key, seen.images_setup(), f"images.subset([{place}])")
+
+
+def choose(place: int) -> None:
+    """Look at this one of the images chosen from now on."""
+    held.hold(CHOSEN, str(place + 1) if place else None)
+
+
+def chooser(images: Images | None) -> Picture | None:
+    """The strip of thumbnails with its boxes, the upload, and the image at size; returns it."""
+    left, right = st.columns([1, 3])
+    with right:
+        picture = chosen(images)
+        if images is not None:
+            _strip(images, picture)
+        else:
+            st.info("There are no images to pick from. Choose others at the side, or upload one.", icon=":material/info:")
+        _uploader(picture)
+    if picture is not None:
+        with left:
+            st.image(enlarged(picture.pixels), caption=plain(_caption(picture)), width="stretch", output_format="PNG")
+    return picture
+
+
+def _caption(picture: Picture) -> str:
+    width, height = picture.pixels.size
+    known = f", class {picture.class_name}" if picture.class_name else ""
+    return f"{picture.title[0].upper()}{picture.title[1:]}{known}, {width}×{height} px. {_credit(picture)}".strip()
+
+
+def _credit(picture: Picture) -> str:
+    """Photographs carry the names of their authors."""
+    if picture.image.name != "photos":
+        return ""
+    return photo_credit(picture.image.ids[0])
+
+
+def _strip(images: Images, picture: Picture | None) -> None:
+    first, second, third = st.columns(3, vertical_alignment="bottom")
+    current = picture.place if picture is not None else None
+    if current is None:
+        first.button("Back to the chosen images", on_click=choose, args=(0,), icon=":material/undo:", width="stretch")
+    else:
+        held.number(first, f"Image, 1 to {len(images)}", CHOSEN, 1, len(images), 1, help="The number in the order of the images.")
+        current = int(held.recall(CHOSEN) or 1) - 1
+    places = _filtered(images, second)
+    _follow(current)
+    pages = -(-len(places) // (_COLUMNS * _ROWS))
+    own = places.index(current) // (_COLUMNS * _ROWS) if current in places else 0
+    page = held.number(third, f"Page of thumbnails, 1 to {pages}", PAGE, 1, pages, own + 1) if pages > 1 else 1
+    shown = places[(page - 1) * _COLUMNS * _ROWS :][: _COLUMNS * _ROWS]
+    frame = thumbnails(images, shown, (data.source(), images.record.sha256), current)
+    gallery(frame, {"name": "image", "class": "class"} if images.class_names else {"name": "image"}, f"strip {page} {current}")
+    st.caption("Click an image to look at it.")
+
+
+def _follow(current: int | None) -> None:
+    """Another image brings its own page of thumbnails."""
+    before = st.session_state.get("img-before")
+    st.session_state["img-before"] = current
+    if before is not None and before != current:
+        held.hold(PAGE, None)
+
+
+def _filtered(images: Images, place: st.delta_generator.DeltaGenerator) -> list[int]:
+    """The places of the images of the class that is asked for."""
+    labels, names = images.labels, images.class_names
+    if labels is None or not names or images.n_classes < 2:
+        return list(range(len(images)))
+    present = [int(label) for label in np.unique(labels)]
+    options = [EVERY_CLASS, *(names[label] for label in present)]
+    wanted = held.select(
+        place, "Class", CLASS, options, EVERY_CLASS, format_func=lambda o: "all classes" if o == EVERY_CLASS else o
+    )
+    return [i for i, label in enumerate(labels) if wanted in (EVERY_CLASS, names[int(label)])]
+
+
+# -- thumbnails --------------------------------------------------------------------------------------------------------------
+
+
+def thumbnails(images: Images, places: Sequence[int], key: Hashable, current: int | None = None) -> pd.DataFrame:
+    """A row a thumbnail: its `place`, `name`, `class` and `picture`, the current one framed."""
+    found = made("pictures", ("thumbs", key, tuple(places)), "Drawing", lambda: _drawn(images, places), lane="draw", keep=False)
+    rows = []
+    for place, small in zip(places, found, strict=True):
+        label = images.class_names[int(images.labels[place])] if images.class_names and images.labels is not None else ""
+        uri = as_uri(small, HERE if place == current else None)
+        rows.append({"place": place, "name": images.ids[place], "class": label, "picture": uri})
+    return pd.DataFrame(rows, columns=["place", "name", "class", "picture"])
+
+
+def _drawn(images: Images, places: Sequence[int]) -> list[Image.Image]:
+    return [thumb(images[place]) for place in places]
+
+
+def thumb(picture: Image.Image) -> Image.Image:
+    """The picture with a longer side of some `_THUMB` px; small ones keep their pixels."""
+    small = enlarged(picture, _THUMB)
+    return small if max(small.size) < 2 * _THUMB else ImageOps.contain(small, (_THUMB, _THUMB), Image.Resampling.LANCZOS)
+
+
+def as_uri(small: Image.Image, frame: str | None = None) -> str:
+    """A picture inside an address, with a frame of a colour."""
+    shown = ImageOps.expand(ImageOps.contain(small, (_THUMB - 2 * _MARK,) * 2), _MARK, frame) if frame else small
+    stream = io.BytesIO()
+    shown.save(stream, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def enlarged(picture: Image.Image, least: int = 288) -> Image.Image:
+    """The picture with its pixels as squares, so that the longer side has at least `least` px."""
+    factor = max(1, -(-least // max(picture.size)))
+    return picture if factor == 1 else picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def gallery(frame: pd.DataFrame, tips: dict[str, str], key: str, columns: int = _COLUMNS) -> None:
+    """Thumbnails in rows; a click looks at the image. `tips` are columns of the frame by what they are called."""
+    if frame.empty:
+        return
+    order = np.arange(len(frame))
+    table = frame.assign(row=order // columns, column=order % columns, spot=1)
+    pick = alt.selection_point(name="pick", fields=["place"], on="click", empty=False)
+    rows = int(table["row"].max()) + 1
+    drawn = (
+        alt.Chart(table)
+        .mark_image(width=alt.expr(f"min(width / {columns} - 4, {_THUMB})"), height=_THUMB, cursor="pointer")
+        .encode(
+            x=alt.X("column:O", axis=None, scale=alt.Scale(domain=list(range(columns)), padding=0)),
+            y=alt.Y("row:O", axis=None, scale=alt.Scale(padding=0)),
+            url="picture:N",
+            tooltip=[alt.Tooltip(f"{field}:N", title=title) for field, title in tips.items()],
+        )
+        .add_params(pick)
+        .properties(height=rows * (_THUMB + 6) + _BELOW, padding=0)
+        .configure_view(stroke=None)
+    )
+    callback: Callable[[], None] = lambda: _picked(key)  # noqa: E731
+    st.altair_chart(drawn, width="stretch", key=key, on_select=callback, selection_mode="pick")
+
+
+def _picked(key: str) -> None:
+    points = st.session_state[key].selection.get("pick") or []
+    if points and "place" in points[0]:
+        choose(int(points[0]["place"]))
+
+
+# -- uploads -----------------------------------------------------------------------------------------------------------------
+
+
+def folder() -> Path:
+    """Where uploaded pictures are kept; hidden, so that it is not offered as a set of images."""
+    return offers.uploads() / ".pictures"
+
+
+def uploaded(name: str) -> Picture:
+    """The picture that was kept under `name`. Raises ImagesError where there is none."""
+    file = folder() / name
+    if not _NAME.fullmatch(name) or not file.is_file():
+        raise ImagesError("the uploaded image of this link is not kept on this machine: upload it again.")
+    with Image.open(file, formats=("PNG",)) as opened:
+        pixels = np.asarray(opened.convert("RGB"))
+    digest = name.removesuffix(".png")
+    image = from_arrays([pixels], ids=[digest], name="uploaded image")
+    return Picture(image, None, f"uploaded image {digest[:8]}", (UPLOAD, digest), _opening(file, digest), "images")
+
+
+def _opening(file: Path, digest: str) -> str:
+    """The Python that opens a kept upload as `images`."""
+    return (
+        "import numpy as np\nfrom PIL import Image\n\n"
+        f"pixels = [np.asarray(Image.open({str(file)!r}))]\n"
+        f'images = mp.images.from_arrays(pixels, ids=[{digest!r}], name="uploaded image")'
+    )
+
+
+def _uploader(picture: Picture | None) -> None:
+    with st.expander("Upload an image", icon=":material/upload:", expanded=picture is None):
+        st.file_uploader(f"{_SHOWN}, at most {MOST_PIXELS // 10**6} million pixels", key="img-upload", on_change=_received)
+    for text in st.session_state.get("img-said", ()):
+        st.info(plain(text), icon=":material/info:")
+    if problem := st.session_state.get("img-problem"):
+        st.error(f"{plain(problem)} The image before it is still shown.", icon=":material/error:")
+
+
+def _received() -> None:
+    """Keep an upload and look at it, or say why not."""
+    st.session_state.pop("img-said", None)
+    st.session_state.pop("img-problem", None)
+    file = st.session_state.get("img-upload")
+    if file is None:
+        return
+    try:
+        picture, said = read_upload(file.name, file.getvalue())
+        name = keep(picture)
+    except (ImagesError, StoreError) as error:
+        st.session_state["img-problem"] = str(error)
+        return
+    st.session_state["img-said"] = said
+    held.hold(CHOSEN, f"{UPLOAD}{name}")
+
+
+def read_upload(name: str, content: bytes) -> tuple[Image.Image, list[str]]:
+    """An uploaded picture as 8-bit RGB of at most `LONGEST` px a side, and what was done to it, in sentences.
+
+    Raises ImagesError for what is no picture, too large, too small, or broken off, with what to do about it."""
+    shown = f"'{name[:60]}'"
+    if len(content) > _MOST_BYTES:
+        raise ImagesError(f"{shown} has more than {_MOST_BYTES >> 20} MB: save it smaller, as JPEG for instance.")
+    try:
+        with warnings.catch_warnings():
+            # The limit here is lower than the one that Pillow warns of.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content), formats=_formats()) as opened:
+                _check_size(shown, opened)
+                said = _done_to(opened)
+                picture = to_rgb(opened)
+    except ImagesError:
+        raise
+    except Image.DecompressionBombError:
+        raise ImagesError(_too_large(shown, "far more than")) from None
+    except Exception as error:
+        raise ImagesError(f"{shown} cannot be read: {_why(content, error)}. Upload a {_SHOWN} file.") from error
+    return _reduced(picture, said), said
+
+
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
+def _why(content: bytes, error: Exception) -> str:
+    return "the file is empty" if not content else reason(error)
+
+
+def _too_large(shown: str, how_many: str) -> str:
+    most = MOST_PIXELS // 10**6
+    return (
+        f"{shown} has {how_many} {most} million pixels, the most that is decoded here: save it smaller, 1000 px a side is plenty."
+    )
+
+
+def _check_size(shown: str, opened: Image.Image) -> None:
+    """By the header alone. A strip one pixel high would become as long as a street when its short side is made 224 px."""
+    width, height = opened.size
+    if width * height > MOST_PIXELS:
+        raise ImagesError(_too_large(shown, f"{width}×{height} px, more than"))
+    if min(width, height) < _SMALLEST or max(width, height) > _FLATTEST * min(width, height):
+        raise ImagesError(
+            f"{shown} has {width}×{height} px: the shorter side must have {_SMALLEST} px or more, and the longer one at most "
+            f"{_FLATTEST} times as many. Crop it."
+        )
+
+
+def _done_to(opened: Image.Image) -> list[str]:
+    """What becomes of modes other than 8-bit RGB; `to_rgb` does it."""
+    said = []
+    if getattr(opened, "n_frames", 1) > 1:
+        said.append(f"It has {opened.n_frames} frames; the first one is taken.")
+    if opened.mode == "CMYK":
+        said.append("It was in CMYK and is converted to RGB without its colour profile; colours may look a little different.")
+    if opened.mode.startswith("I") or any("16" in str(tile[3]) for tile in getattr(opened, "tile", ())):
+        said.append("It had 16 bits a channel; the high 8 are kept.")
+    if opened.has_transparency_data:
+        said.append("What was transparent is laid over white.")
+    return said
+
+
+def _reduced(picture: Image.Image, said: list[str]) -> Image.Image:
+    if max(picture.size) <= LONGEST:
+        return picture
+    small = ImageOps.contain(picture, (LONGEST, LONGEST), Image.Resampling.LANCZOS)
+    said.append(f"It was reduced from {picture.width}×{picture.height} to {small.width}×{small.height} px.")
+    return small
+
+
+def keep(picture: Image.Image) -> str:
+    """Keep a picture, encoded anew, under the hash of its pixels, and give the name of its file. Raises StoreError."""
+    digest = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()[:16]
+    file = folder() / f"{digest}.png"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            with tempfile.NamedTemporaryFile(dir=file.parent, delete=False, suffix=".tmp") as part:
+                picture.save(part, "PNG")
+            os.replace(part.name, file)
+            _tidy()
+    except OSError as error:
+        raise StoreError(f"cannot keep the upload in {folder()}: {error.strerror or error}.") from error
+    return file.name
+
+
+def _tidy() -> None:
+    """The oldest go first."""
+    files = sorted(folder().glob("*.png"), key=lambda f: f.stat().st_mtime, reverse=True)
+    for file in files[_MOST_KEPT:]:
+        with contextlib.suppress(OSError):
+            file.unlink()

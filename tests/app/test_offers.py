@@ -1,0 +1,124 @@
+"""What the app opens by path: below its folders and nowhere else. And what is uploaded."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mixer_probe_app import data, offers
+from mixer_probe_app.offers import labels, resolve
+from PIL import Image
+
+from mixer_probe.errors import ImagesError, StoreError
+
+
+def picture(kind: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8), (200, 30, 30)).save(stream, format=kind)
+    return stream.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Pictures of two classes, a checkpoint, a run, a report, and a secret beside the folder."""
+    home = tmp_path / "mine"
+    for name in ("cats/1.png", "cats/2.png", "dogs/1.png"):
+        file = home / "photos" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(picture())
+    (home / "weights.safetensors").write_bytes(b"x")
+    (home / "run.zarr").mkdir()
+    (home / "run.zarr" / "zarr.json").write_text("{}")
+    (home / "report").mkdir()
+    (home / "report" / "results.json").write_text("{}")
+    (tmp_path / "secret.safetensors").write_bytes(b"x")
+    os.symlink(tmp_path / "secret.safetensors", home / "link.safetensors")
+    monkeypatch.setenv(offers.PATHS, str(home))
+    offers.offers.clear()
+    yield home
+    offers.offers.clear()
+
+
+def test_everything_there_is_offered(folder: Path) -> None:
+    assert labels("images")[:1] == ["mine/photos"]
+    assert labels("run") == ["mine/run.zarr"]
+    assert labels("results") == ["mine/report/results.json"]
+    assert "mine/weights.safetensors" in labels("checkpoint")
+    assert resolve("mine/photos", "images") == folder / "photos"
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["mine/../secret.safetensors", "mine/link.safetensors", "/etc/passwd", "other/x", "mine/nothing", "", "mine/a\0b", "~/x"],
+)
+def test_nothing_else_is_opened(folder: Path, label: str) -> None:
+    with pytest.raises(StoreError, match="there is no checkpoint"):
+        resolve(label, "checkpoint")
+
+
+def test_without_folders_it_says_how_to_give_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(offers.PATHS, raising=False)
+    offers.offers.clear()
+    with pytest.raises(StoreError, match="mixer-probe app FOLDER"):
+        resolve("photos", "results")
+
+
+def test_two_folders_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for parent in "ab":
+        (tmp_path / parent / "data").mkdir(parents=True)
+    monkeypatch.setenv(offers.PATHS, os.pathsep.join(str(tmp_path / parent / "data") for parent in "ab"))
+    assert {"data", "data-2"} < set(offers.roots())
+
+
+def zipped(**members: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name.replace("__", "/"), content)
+    return stream.getvalue()
+
+
+def test_an_upload_becomes_a_folder_with_classes() -> None:
+    upload = zipped(**{"cats__1.png": picture(), "dogs__2.png": picture("JPEG"), "note.txt": b"x"})
+    kept = data.keep([("some.zip", upload)])
+    place = resolve(kept.removeprefix("folder:"), "images")
+    assert sorted(str(file.relative_to(place)) for file in place.rglob("*.png")) == ["cats/1.png", "dogs/2.png"]
+    assert (
+        data.keep([("some.zip", zipped(**{"cats__1.png": picture(), "dogs__2.png": picture("JPEG"), "note.txt": b"x"}))]) == kept
+    )
+
+
+def test_a_zip_cannot_write_elsewhere() -> None:
+    kept = data.keep([("evil.zip", zipped(**{"..__..__..__evil.png": picture(), "__etc__x.png": picture()}))])
+    place = resolve(kept.removeprefix("folder:"), "images")
+    assert sorted(str(file.relative_to(place)) for file in place.rglob("*.png")) == ["etc/x.png", "evil.png"]
+
+
+@pytest.mark.parametrize(
+    "name, content, said",
+    [
+        ("a.zip", b"PK no zip", "no zip that can be read"),
+        ("a.zip", b"", "no zip"),
+        ("note.txt", b"x", "no picture in the upload"),
+    ],
+)
+def test_a_bad_upload_is_a_sentence(name: str, content: bytes, said: str) -> None:
+    with pytest.raises(ImagesError, match=said):
+        data.keep([(name, content)])
+
+
+def test_a_zip_that_unpacks_to_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "MOST_BYTES", 10)
+    with pytest.raises(ImagesError, match="start the app with their folder"):
+        data.keep([("a.zip", zipped(**{"a__1.png": picture()}))])
+
+
+def test_a_checkpoint_is_kept_by_its_content() -> None:
+    label = offers.keep_upload("any name.pth", b"content", ".pth")
+    assert resolve(label, "checkpoint").read_bytes() == b"content"
+    assert label in labels("checkpoint")
+    assert offers.keep_upload("other.pth", b"content", ".pth") == label
