@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= mixer-probe-demo
 
-.PHONY: demo test app bench bench-similarity bench-probes bench-channels gpu-test lint format clean
+.PHONY: demo test app bench bench-similarity bench-probes bench-channels bench-app gpu-test lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mixer-probe demo --out $(OUT)
@@ -27,6 +27,9 @@ bench-probes: $(VENV)/.dev
 
 bench-channels: $(VENV)/.dev
 	$(BIN)/python tests/benchmarks/bench_channels.py
+
+bench-app: $(VENV)/.dev
+	$(BIN)/python tests/benchmarks/bench_app.py
 
 gpu-test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu
