@@ -19,7 +19,7 @@ from mixer_probe.report.section import Section
 from mixer_probe.results import Result
 from mixer_probe_app.seen import Seen
 from mixer_probe_app.show import slug
-from mixer_probe_app.store import made
+from mixer_probe_app.store import find, made
 
 _CHOOSE = "Choose the results.json that `mixer-probe demo` or `mixer-probe report` wrote"
 
@@ -51,6 +51,11 @@ def gather(chosen: Sequence[Seen]) -> tuple[list[Result], list[Seen]]:
 def written(results: Sequence[Result], settings: Mapping[str, Any], key: Hashable) -> Written:
     """The report of these results, drawn once for `key`."""
     return made("reports", ("seen", key), "Drawing the report", lambda: _write(results, settings, key), lane="draw", keep=False)
+
+
+def is_written(key: Hashable) -> bool:
+    """Whether the report of these results is there already."""
+    return find("reports", ("seen", key)) is not None
 
 
 def opened(content: bytes) -> Written:

@@ -64,23 +64,30 @@ def _offer(chosen: list[Seen]) -> None:
         st.warning(f"{plain(item.label)} is no longer kept: open {plain(item.page)} again.", icon=":material/history:")
     if not results:
         return
-    settings = {"command": "app", "seen": [item.label for item in chosen]}
-    content = reports.written(results, settings, tuple((item.kind, repr(item.key)) for item in chosen))
     script = seen.script([item for item in chosen if item not in gone])
-    _buttons(content, script)
-    show.sections(content.sections, content.key)
+    key = tuple((item.kind, repr(item.key)) for item in chosen)
+    # Drawing takes seconds, and most visits are for the list: it is done when asked for, and then kept.
+    if st.button("Make the report", type="primary", icon=":material/draw:") or reports.is_written(key):
+        settings = {"command": "app", "seen": [item.label for item in chosen]}
+        content = reports.written(results, settings, key)
+        _buttons(content)
+        _script(script)
+        show.sections(content.sections, content.key)
+    else:
+        _script(script)
 
 
-def _buttons(content: reports.Written, script: str | None) -> None:
+def _script(script: str) -> None:
+    _button("Script (Python)", script, "make_report.py", "text/x-python")
+    with st.expander("The script", icon=":material/code:"):
+        st.code(script, language="python")
+
+
+def _buttons(content: reports.Written) -> None:
     with st.container(horizontal=True):
         _button("Report (HTML)", content.html, "report.html", "text/html", "primary")
         _button("Numbers (JSON)", content.json, "results.json", "application/json")
         _button("Tables (CSV, zipped)", content.tables, "tables.zip", "application/zip")
-        if script is not None:
-            _button("Script (Python)", script, "make_report.py", "text/x-python")
-    if script is not None:
-        with st.expander("The script", icon=":material/code:"):
-            st.code(script, language="python")
 
 
 def _button(label: str, content: str | bytes, file: str, mime: str, kind: str = "secondary") -> None:
@@ -101,7 +108,7 @@ def _results_file() -> None:
         )
         return
     content = reports.opened(upload.getvalue() if upload is not None else resolve(str(label), "results").read_bytes())
-    _buttons(content, None)
+    _buttons(content)
     show.sections(content.sections, content.key)
 
 

@@ -35,7 +35,11 @@ def test_what_was_seen_can_be_ticked_and_taken_home(open_page: Open) -> None:
     assert not page.exception
     assert not page.error
     assert [box.label.replace("\\", "") for box in page.checkbox] == [f"card of {VIT}", f"card of {CNN}"]
+    assert not page.header
+    next(button for button in page.button if button.label == "Make the report").click().run()
     assert [header.value for header in page.header] == ["The networks"]
+    # It is kept: another visit shows it at once.
+    assert [header.value for header in page.run().header] == ["The networks"]
     script = page.code[0].value
     assert f"mp.models.describe(models[{VIT!r}])" in script
     page.checkbox[0].uncheck().run()

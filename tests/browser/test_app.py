@@ -153,6 +153,8 @@ def test_a_report_of_what_was_seen_opens_without_the_app(page: Page, chromium: B
     menu(page, "Report").click()
     settle(page, "Report")
     assert page.get_by_role("checkbox", name="card of").count() == 2
+    page.get_by_role("button", name="Make the report").click()
+    page.get_by_role("heading", name="The networks").wait_for(timeout=WAIT)
     with page.expect_download() as saved:
         page.get_by_role("button", name="Report (HTML)").click()
     saved.value.save_as(tmp_path / "report.html")
