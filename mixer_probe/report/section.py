@@ -27,6 +27,22 @@ def drawing() -> AbstractContextManager[None]:
     return mpl.rc_context({"svg.hashsalt": "mixer-probe", "svg.fonttype": "path"})
 
 
+_CLIP = re.compile(rb'(?<=<clipPath id=")[^"]+(?=")')
+
+
+def _numbered_clips(svg: bytes) -> bytes:
+    """The same drawing with its clip regions named by number.
+
+    matplotlib names them by a hash of their corners, whose last bit differs from one drawing to the next: the solver of
+    constrained layout goes through sets of objects in the order of their addresses."""
+    names = list(dict.fromkeys(_CLIP.findall(svg)))
+    numbers = {name: b"clip%d" % i for i, name in enumerate(names)}
+    if not numbers:
+        return svg
+    named = re.compile(rb"(\bid=\"|url\(#)(" + b"|".join(map(re.escape, names)) + rb")(?=[\")])")
+    return named.sub(lambda found: found[1] + numbers[found[2]], svg)
+
+
 @dataclass(frozen=True)
 class Picture:
     """A figure with what it shows and how to read it.
@@ -61,7 +77,7 @@ class Picture:
         stream = io.BytesIO()
         with drawing():
             self.figure.savefig(stream, dpi=self.dpi, **_FORMATS[self._kind])
-        return stream.getvalue()
+        return _numbered_clips(stream.getvalue()) if self.vector else stream.getvalue()
 
     @property
     def _kind(self) -> str:
