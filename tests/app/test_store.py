@@ -263,3 +263,20 @@ def test_a_page_that_begins_anew_finds_its_calculation(monkeypatch: pytest.Monke
     go.set()
     assert first.future.result(timeout=20).value == 7
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")])
+def test_full_memory_is_a_message_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def make() -> int:
+        raise error
+
+    monkeypatch.setattr(store, "make_for_test", make, raising=False)
+    page = script(
+        tmp_path,
+        "import streamlit as st\nfrom mixer_probe_app import store\nfrom mixer_probe_app.messages import guarded\n"
+        f"with guarded():\n    store.made('test', {str(tmp_path)!r}, 'Working', store.make_for_test)\nst.write('the rest')",
+    ).run()
+    assert not page.exception
+    assert "not enough memory" in page.error[0].value
+    assert "fewer images" in page.error[0].value
+    assert page.markdown[-1].value == "the rest"
