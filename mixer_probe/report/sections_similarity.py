@@ -63,7 +63,7 @@ def _map_picture(matrices: Sequence[SimilarityMatrix]) -> Picture:
     first = matrices[0]
     where = images_text(first.images) if first.images else f"{first.n} images"
     alone = len(matrices) == 1
-    path = " The line joins the best match of each row: white markers are above the 95 % null of the best match, grey ones not."
+    path = " The line joins the best match of each row: white markers are above the 95 % null of the best, hollow ones not."
     return Picture(
         similarity_heatmaps(matrices, paths=not _same(first)) if alone else similarity_map(matrices),
         f"{first.label}, {first.reduce} over positions{_grid_text(first)}, of every layer with every layer, on {where}; "
