@@ -63,8 +63,12 @@ def test_a_click_on_a_point_opens_its_channel(page: Page, app: str) -> None:
     for step in range(400):
         x, y = box["x"] + box["width"] * (0.1 + 0.02 * (step % 40)), box["y"] + box["height"] * (0.35 + 0.05 * (step // 40))
         page.mouse.move(x, y)
+        # A tooltip comes a frame or two later: without waiting, it may be the one of a place that was left again.
+        page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
         if tooltip.count():
             break
+    else:
+        pytest.fail("no point of the chart shows a tooltip")
     told = dict(row.inner_text().split("\t")[:2] for row in tooltip.locator("tr").all())
     told = {name.strip().rstrip(":"): value.strip() for name, value in told.items()}
     page.mouse.click(x, y)
