@@ -23,6 +23,8 @@ _DOWNLOAD = ":material/download:"
 # Pixels of a chart for each pixel on the screen.
 _SCALE = 2.0
 _WIDTH = 640
+# Rows from which on a table scrolls.
+_LONG = 25
 
 
 def figure(draw: Callable[[], Figure], key: Hashable, name: str, caption: str, frame: pd.DataFrame | None = None) -> None:
@@ -131,7 +133,12 @@ def _item(item: Picture | Table, key: Hashable, name: str) -> None:
     elif item.folded:
         folded_table(item.caption, _texts(item))
     else:
-        st.dataframe(_texts(item), hide_index=True, width="stretch")
+        texts = _texts(item)
+        if len(texts) > _LONG:
+            st.dataframe(texts, hide_index=True, width="stretch")
+        else:
+            # As text that wraps, since a grid would hide columns behind a scroll bar of its own.
+            st.table(texts.rename(columns=plain).map(plain), hide_index=True, width="stretch")
         st.caption(plain(item.caption))
 
 

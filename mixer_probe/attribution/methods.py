@@ -164,8 +164,11 @@ def _window(run: Run) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _upsampled(native: Tensor, x: Tensor) -> Explained:
-    maps = F.interpolate(native[:, None], size=x.shape[2:], mode="bilinear", align_corners=False)[:, 0]
-    return Explained(maps, native)
+    size = x.shape[2:]
+    if native.shape[1:] == (1, 1):
+        # Interpolation would round a single number differently from pixel to pixel, and ranks would be made of that.
+        return Explained(native.expand(-1, *size), native)
+    return Explained(F.interpolate(native[:, None], size=size, mode="bilinear", align_corners=False)[:, 0], native)
 
 
 def _gradcam(run: Run, x: Tensor, targets: Tensor) -> Explained:

@@ -321,6 +321,8 @@ def randomisation_section(results: Sequence[RandomisationCheck]) -> list[Section
 
 def _randomisation_sentence(result: RandomisationCheck) -> str:
     last, null = result.spearman[-1], result.null_spearman
+    if not np.isfinite(last).any():
+        return f"{name_of(result.model)}, {method_label(result.method)}: every map is one constant, so that none can be ranked."
     more = mean_interval(last - null, seed=result.seed)
     head = (
         f"{name_of(result.model)}, {method_label(result.method)}: with all weights drawn anew maps correlate "
@@ -421,12 +423,13 @@ def _above(result: Agreement, pair: tuple[int, int]) -> bool:
 def _networks_sentence(result: Agreement) -> str:
     said = []
     for i, j in combinations(range(len(result.models)), 2):
+        pair = f"{name_of(result.models[i])} and {name_of(result.models[j])}"
+        if not np.isfinite(result.mean[i, j]):
+            said.append(f"{pair} cannot be compared, since the maps of one are constants")
+            continue
         verdict = "" if _above(result, (i, j)) else ", not told from other images'"
         null = f"{result.null[i, j]:.2f}, 95 %: {result.null95[i, j]:.2f}" if np.isfinite(result.null[i, j]) else "not known"
-        said.append(
-            f"{name_of(result.models[i])} and {name_of(result.models[j])} {_number(result.values[i, j], result.seed)}{verdict} "
-            f"(other images {null})"
-        )
+        said.append(f"{pair} {_number(result.values[i, j], result.seed)}{verdict} (other images {null})")
     name = method_label(result.methods[0])
     return f"{name[:1].upper()}{name[1:]}: {'; '.join(said)}; n = {len(result.ids)}."
 

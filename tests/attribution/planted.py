@@ -32,8 +32,8 @@ class Quadrant(nn.Module):
 
 
 def pictures(n: int = 6, seed: int = 3) -> torch.Tensor:
-    """Bright images with noise [n, 3, 16, 16]."""
-    return 1 + 0.5 * torch.randn(n, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
+    """Bright images with noise [n, 3, 16, 16], in float64."""
+    return 1 + 0.5 * torch.randn(n, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed)).double()
 
 
 def planted_models() -> dict[str, mp.Model]:
@@ -43,7 +43,8 @@ def planted_models() -> dict[str, mp.Model]:
         "vit": VisionTransformer(**shape, depth=2, num_heads=2),
         "cnn": ResNet(BasicBlock, [1, 1, 1, 1], num_classes=3, channels=(8, 8, 16, 16), stem_width=8),
     }
-    return {name: as_model(_silent(Quadrant(randomised(network))), SIZE) for name, network in networks.items()}
+    # In float64, where what a pixel without effect gets is not rounding.
+    return {name: as_model(_silent(Quadrant(randomised(network)).double()), SIZE) for name, network in networks.items()}
 
 
 def _silent(network: Quadrant) -> nn.Module:
@@ -71,7 +72,7 @@ def _silent(network: Quadrant) -> nn.Module:
 def _look_at_what_is_there(network: Quadrant, attention: nn.Module) -> None:
     """Queries are one constant, keys that constant times the likeness to a bright patch."""
     width = attention.qkv.in_features
-    bright = network.network.patch_embed(torch.ones(1, 3, SIZE, SIZE))[0, 0]
+    bright = network.network.patch_embed(torch.ones(1, 3, SIZE, SIZE).double())[0, 0]
     bright = (bright - bright.mean()) / (bright - bright.mean()).norm()
     attention.qkv.weight[: 2 * width] = 0
     attention.qkv.bias[:width] = 1.0

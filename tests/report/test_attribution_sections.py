@@ -284,6 +284,16 @@ def test_every_result_of_the_planted_networks_is_drawn_and_stored(planted: list[
     assert all(p.data for s in new for p in s.content if isinstance(p, Picture))
 
 
+def test_maps_of_one_cell_are_constant_and_said_to_be() -> None:
+    images, model = bright(5), planted_models()["cnn"]
+    one_cell = mp.attribute(model, images, "gradcam")
+    assert one_cell.native is not None
+    assert one_cell.native.shape == (5, 1, 1)
+    assert (one_cell.maps == one_cell.native).all()
+    found = at.randomisation_check(model, images, one_cell)
+    assert only([found]).paragraphs == (f"{model.name}, Grad-CAM: every map is one constant, so that none can be ranked.",)
+
+
 def test_maps_of_a_panel_are_those_of_the_attributions() -> None:
     images, model = bright(5), planted_models()["mixer"]
     maps = [mp.attribute(model, images, name, target=[0, 2, 2, 0, 2]) for name in ("integrated_gradients", "saliency")]
