@@ -28,3 +28,8 @@ def tiny_models() -> list[mp.Model]:
 def study() -> list[Result]:
     images, train = mp.load_images("demo", limit=60), mp.load_images("demo", split="train", limit=60)
     return run_study(tiny_models(), images, train, StudySettings(permutations=20))
+
+
+def one_of_each(results: list[Result]) -> list[Result]:
+    """The first result of every kind: every section of a report with few pictures, where drawing them all shows nothing more."""
+    return list({type(r): r for r in reversed(results)}.values())[::-1]

@@ -29,7 +29,8 @@ def agreement_figure(result: Agreement) -> Figure:
 def agreement_matrices(results: Sequence[Agreement]) -> Figure:
     """Mean rank correlation of patch sums between every two attributions of the same images, a panel a result; grey numbers are
     no higher than 95 % of random pairings of images."""
-    sizes = [len(r.methods) for r in results]
+    # A title has no room above two cells.
+    sizes = [max(len(r.methods), 3) for r in results]
     figure = Figure(figsize=(1.3 + sum(1.75 + _CELL * n for n in sizes), 2.6 + _CELL * max(sizes)))
     panels = figure.subplots(1, len(results), squeeze=False, width_ratios=sizes)[0]
     for axes, result in zip(panels, results, strict=True):
@@ -38,7 +39,8 @@ def agreement_matrices(results: Sequence[Agreement]) -> Figure:
     kinds = " or ".join(dict.fromkeys("magnitudes" if r.magnitudes else "values" for r in results))
     patches = " or ".join(dict.fromkeys(f"{r.grid[0]}×{r.grid[1]}" for r in results))
     bar.set_label(f"rank correlation of {kinds}\nover {patches} patches")
-    figure.supxlabel("grey numbers: within the null of other images' maps", fontsize=8)
+    counts = " or ".join(dict.fromkeys(str(len(r.ids)) for r in results))
+    figure.supxlabel(f"mean of {counts} images; grey numbers: within the null of other images' maps", fontsize=8)
     return figure
 
 
@@ -50,9 +52,15 @@ def _matrix(axes: Axes, result: Agreement) -> AxesImage:
             _write(axes, int(j), int(i), mean[i, j], bool(mean[i, j] > max(np.nan_to_num(result.null95[i, j]), 0)))
     axes.set_xticks(range(len(labels)), labels, rotation=90)
     axes.set_yticks(range(len(labels)), labels)
-    title = f"mean of {len(result.ids)} images"
-    axes.set_title(f"{model_label(result.models[0])}: {title}" if _one_model(result) else f"Agreement, {title}", fontsize=9)
+    axes.set_title(_in_common(result), fontsize=9)
     return shown
+
+
+def _in_common(result: Agreement) -> str:
+    """The network or the method that all attributions of a result are of."""
+    if _one_model(result):
+        return model_label(result.models[0])
+    return method_label(result.methods[0]) if len(set(result.methods)) == 1 else "Agreement"
 
 
 def _write(axes: Axes, x: int, y: int, value: float, above: bool) -> None:

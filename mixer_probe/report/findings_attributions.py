@@ -34,12 +34,15 @@ def _missing(what: str, needs: str, results: Sequence[Result]) -> Finding:
 
 def excesses(across: Sequence[Agreement]) -> dict[tuple[ModelRecord, ModelRecord], tuple[np.ndarray, int]]:
     """By pair of networks: agreement of each image above what 95 % of pairings with other images stay within, mean over the
-    methods that both have [image]; and how many methods those are."""
-    rows: dict[tuple[ModelRecord, ModelRecord], list[np.ndarray]] = {}
+    methods that all pairs have [image], or where there are none over those that both have; and how many methods those are."""
+    rows: dict[tuple[ModelRecord, ModelRecord], dict[str, np.ndarray]] = {}
     for r in across:
         for i, j in combinations(range(len(r.models)), 2):
-            rows.setdefault((r.models[i], r.models[j]), []).append(r.values[i, j] - r.null95[i, j])
-    return {pair: (np.mean(found, axis=0), len(found)) for pair, found in rows.items()}
+            rows.setdefault((r.models[i], r.models[j]), {})[r.methods[0]] = r.values[i, j] - r.null95[i, j]
+    # A method that only some networks have, such as attention rollout, may agree more or less than the others do.
+    shared = set.intersection(*map(set, rows.values())) if rows else set()
+    kept = {pair: [x for name, x in found.items() if name in shared or not shared] for pair, found in rows.items()}
+    return {pair: (np.mean(found, axis=0), len(found)) for pair, found in kept.items()}
 
 
 def _agreement(across: Sequence[Agreement]) -> list[Finding]:
@@ -58,7 +61,8 @@ def _agreement(across: Sequence[Agreement]) -> list[Finding]:
         )
     close = [p for p in order[1:] if not _lead(found[order[0]][0], found[p][0]) > 0]
     if above and len(order) > 1:
-        text += f"; not told from it: {join(numbers[p].where for p in close)}" if close else "; ahead of all others"
+        pairs = [numbers[p].where.replace(" and ", " with ") for p in close]
+        text += f"; not told from that pair: {join(pairs)}" if close else "; ahead of all other pairs"
     return [Finding(QUESTION, "all", f"{text}.", "found" if above else "none", tuple(numbers[p] for p in order))]
 
 

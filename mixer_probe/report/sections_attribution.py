@@ -35,6 +35,8 @@ from mixer_probe.results import ModelRecord
 
 # Rows of maps in one picture, and networks side by side in one.
 _MOST_ROWS, _MOST_PANELS = 12, 3
+# With more, the pairs of networks are too many for marks and sentences of their own.
+_MOST_NETWORKS = 3
 _COMPLETE = 0.01
 
 Lead = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -346,7 +348,7 @@ def agreement_section(results: Sequence[Agreement]) -> list[Section]:
     within, across, mixed = ([r for r in results if _kind(r) == kind] for kind in ("methods", "networks", "both"))
     pictures = [
         *(_matrices(chunk, n) for n, chunk in enumerate(chunks(within, _MOST_PANELS))),
-        *([_networks(across)] if across else []),
+        *_networks(across),
         *(_matrices([r], n + len(within)) for n, r in enumerate(mixed)),
     ]
     frame = pd.concat([r.to_frame() for r in results], ignore_index=True)
@@ -385,7 +387,25 @@ def _matrices(results: Sequence[Agreement], number: int) -> Picture:
     )
 
 
-def _networks(results: Sequence[Agreement]) -> Picture:
+def _networks(results: Sequence[Agreement]) -> list[Picture]:
+    if any(len(r.models) > _MOST_NETWORKS for r in results):
+        return [_network_matrices(chunk, n) for n, chunk in enumerate(chunks(results, _MOST_PANELS))]
+    return [_network_marks(results)] if results else []
+
+
+def _network_matrices(results: Sequence[Agreement], number: int) -> Picture:
+    methods, n = join(method_label(r.methods[0]) for r in results), len(results[0].ids)
+    return Picture(
+        agreement_matrices(results),
+        f"Agreement of networks by {methods}, mean over {_images(n)}.",
+        "1: the same order of patches. Grey numbers are no higher than 95 % of pairings with another image's map; only a bold "
+        "number says that two networks look at the same things. Intervals are in the table.",
+        f"Matrices of agreement of {len(results[0].models)} networks by {len(results)} attribution methods",
+        name=f"agreement-networks-{number}" if number else "agreement-networks",
+    )
+
+
+def _network_marks(results: Sequence[Agreement]) -> Picture:
     return Picture(
         network_agreement(results),
         f"Agreement of networks on the same {_images(len(results[0].ids))}, method by method, with 95 % intervals over images.",
@@ -421,17 +441,29 @@ def _above(result: Agreement, pair: tuple[int, int]) -> bool:
 
 
 def _networks_sentence(result: Agreement) -> str:
-    said = []
-    for i, j in combinations(range(len(result.models)), 2):
-        pair = f"{name_of(result.models[i])} and {name_of(result.models[j])}"
-        if not np.isfinite(result.mean[i, j]):
-            said.append(f"{pair} cannot be compared, since the maps of one are constants")
-            continue
-        verdict = "" if _above(result, (i, j)) else ", not told from other images'"
-        null = f"{result.null[i, j]:.2f}, 95 %: {result.null95[i, j]:.2f}" if np.isfinite(result.null[i, j]) else "not known"
-        said.append(f"{pair} {_number(result.values[i, j], result.seed)}{verdict} (other images {null})")
+    pairs = list(combinations(range(len(result.models)), 2))
     name = method_label(result.methods[0])
-    return f"{name[:1].upper()}{name[1:]}: {'; '.join(said)}; n = {len(result.ids)}."
+    head, tail = f"{name[:1].upper()}{name[1:]}:", f"; n = {len(result.ids)}."
+    if len(result.models) <= _MOST_NETWORKS:
+        return f"{head} {'; '.join(_network_pair(result, p) for p in pairs)}{tail}"
+    known = [p for p in pairs if np.isfinite(result.mean[p])]
+    if not known:
+        return f"{head} no two networks can be compared{tail}"
+    best, worst = max(known, key=lambda p: result.mean[p]), min(known, key=lambda p: result.mean[p])
+    above = sum(_above(result, p) for p in known)
+    return (
+        f"{head} {above} of {len(pairs)} pairs of networks agree more than with other images' maps; most "
+        f"{_network_pair(result, best)}, least {_network_pair(result, worst)}{tail}"
+    )
+
+
+def _network_pair(result: Agreement, pair: tuple[int, int]) -> str:
+    names = " and ".join(name_of(result.models[i]) for i in pair)
+    if not np.isfinite(result.mean[pair]):
+        return f"{names} cannot be compared, since the maps of one are constants"
+    verdict = "" if _above(result, pair) else ", not told from other images'"
+    null = f"{result.null[pair]:.2f}, 95 %: {result.null95[pair]:.2f}" if np.isfinite(result.null[pair]) else "not known"
+    return f"{names} {_number(result.values[pair], result.seed)}{verdict} (other images {null})"
 
 
 # -- conductance -------------------------------------------------------------------------------------------------------

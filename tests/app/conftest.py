@@ -9,15 +9,11 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from tests.tiny import study
-
 APP = Path(__file__).parents[2] / "app"
 # Parts of the app are tested by themselves too; Streamlit finds them beside its script.
 sys.path.append(str(APP))
 
 Open = Callable[..., AppTest]
-
-__all__ = ["study"]
 
 
 @pytest.fixture(autouse=True, scope="session")

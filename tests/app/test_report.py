@@ -19,6 +19,7 @@ from mixer_probe.report import make_sections
 from mixer_probe.report.section import Picture
 from mixer_probe.results import Result, from_dict, save_results
 from tests.app.conftest import Open
+from tests.tiny import one_of_each
 
 MIXER, VIT, CNN = "mixer_s32_224?untrained", "test_vit?untrained", "test_resnet?untrained"
 
@@ -82,6 +83,7 @@ def test_a_script_never_acts_on_a_name() -> None:
 
 
 def test_everything_is_in_the_written_report(study: list[Result]) -> None:
+    study = one_of_each(study)
     written = reports._write(study, {"command": "app"}, "key")
     assert written.html.startswith("<!doctype html>")
     assert len(json.loads(written.json)["results"]) == len(study)
@@ -99,6 +101,7 @@ def upload(page: AppTest, content: bytes) -> AppTest:
 
 
 def test_results_are_read_and_given_back_as_html(open_page: Open, study: list[Result], tmp_path: Path) -> None:
+    study = one_of_each(study)
     content = save_results(study, tmp_path / "results.json", {"command": "mixer-probe demo"}).read_bytes()
     page = upload(open_page("pages/Report.py"), content)
     assert not page.exception

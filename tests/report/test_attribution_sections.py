@@ -284,6 +284,25 @@ def test_every_result_of_the_planted_networks_is_drawn_and_stored(planted: list[
     assert all(p.data for s in new for p in s.content if isinstance(p, Picture))
 
 
+def test_many_networks_are_counted_and_drawn_as_a_matrix() -> None:
+    """Of four networks the first two agree perfectly, the last two least; other images' maps agree by 0.3."""
+    table = np.full((4, 4, N), 0.2)
+    table[0, 1] = table[1, 0] = 1.0
+    table[2, 3] = table[3, 2] = -0.1
+    models, null = tuple(record(f"zoo:net-{k}") for k in range(4)), np.full((4, 4), 0.3)
+    models = tuple(replace(m, sha256=str(k)) for k, m in enumerate(models))
+    found = at.Agreement(models, ("saliency",) * 4, IMAGES, IDS, (4, 4), True, table, null, null, 20)
+    section = only([found])
+    assert section.paragraphs == (
+        "Saliency: 1 of 6 pairs of networks agree more than with other images' maps; most net-0 and net-1 1.00 [1.00, 1.00] "
+        "(other images 0.30, 95 %: 0.30), least net-2 and net-3 -0.10 [-0.10, -0.10], not told from other images' "
+        "(other images 0.30, 95 %: 0.30); n = 6.",
+    )
+    picture = next(item for item in section.content if isinstance(item, Picture))
+    assert picture.file_name == "agreement-networks"
+    assert picture.figure.axes[0].get_title(loc="left") == "saliency"
+
+
 def test_maps_of_one_cell_are_constant_and_said_to_be() -> None:
     images, model = bright(5), planted_models()["cnn"]
     one_cell = mp.attribute(model, images, "gradcam")

@@ -326,9 +326,9 @@ def test_the_networks_that_agree_most_are_the_planted_ones() -> None:
     assert finding.verdict == "found"
     assert finding.numbers[0].value == pytest.approx(0.5, abs=0.05)
     assert "most one and three" in finding.sentence
-    assert "ahead of all others" in finding.sentence
+    assert "ahead of all other pairs" in finding.sentence
     tie = told([agreeing([0.6, 0.6, 0.1])], "attributions")[0]
-    assert "not told from it" in tie.sentence
+    assert "not told from that pair: " in tie.sentence
     none = told([agreeing([0.0, -0.1, 0.0])], "attributions")[0]
     assert none.verdict == "none"
     assert none.sentence.startswith("No pair of networks agrees on where to look beyond other images' maps")

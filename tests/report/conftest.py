@@ -1,5 +1,0 @@
-"""The shared small study."""
-
-from tests.tiny import study
-
-__all__ = ["study"]
