@@ -113,7 +113,10 @@ def share_text(value: float) -> str:
 def probe_curves(results: Sequence[ProbeResult]) -> Figure:
     """Probe accuracy after every layer against relative depth: bands are 95 % intervals, dotted lines untrained twins.
 
-    A result of raw pixels (`pixel_baseline`) is a dashed line with its interval; the grey line is chance."""
+    A result of raw pixels (`pixel_baseline`) is a dashed line with its interval; the grey line is chance. Where every network
+    has one layer there is no depth to draw: each is a point in a row of its own."""
+    if one_layer(results):
+        return _points(results)
     figure = Figure(figsize=(8.6, 4.4))
     axes = figure.add_subplot()
     curves, raw = with_twins(results), pixels(results)
@@ -129,6 +132,38 @@ def probe_curves(results: Sequence[ProbeResult]) -> Figure:
     axes.set(title=f"{' and '.join(methods)} by depth", xlabel="relative depth", ylabel="test accuracy (%)", xlim=(-0.02, 1.02))
     axes.set_ylim(bottom=0)
     key_below(figure, model_keys([one.model for one in curves], bool(raw), f"chance ({share_text(max(chances))})"))
+    return figure
+
+
+def one_layer(results: Iterable[Any]) -> bool:
+    """Whether there is but one layer of every network."""
+    return all(len(one.layers) == 1 for one in networks(results))
+
+
+def layer_names(results: Iterable[Any]) -> str:
+    """The names of all layers, such as "head_drop or global_pool"."""
+    return " or ".join(dict.fromkeys(cut(layer.name, 24) for one in networks(results) for layer in one.layers))
+
+
+def _points(results: Sequence[ProbeResult]) -> Figure:
+    curves, raw = with_twins(results), pixels(results)
+    rows, styles = [*curves, *raw], line_styles([one.model for one in curves])
+    figure = Figure(figsize=(8.6, 1.1 + 0.3 * len(rows)))
+    axes = figure.add_subplot()
+    for y, one in enumerate(rows):
+        style = styles.get(one.model.name, {"color": PIXEL_COLOUR, "marker": "o", "markersize": 5})
+        best = int(np.argmax(np.nan_to_num(one.accuracy, nan=-1)))
+        axes.plot([100 * one.low[best], 100 * one.high[best]], [y, y], color=style["color"], linewidth=1.6)
+        axes.plot(100 * one.accuracy[best], y, **{**style, "linestyle": ""})
+    chances = [r.chance for r in results]
+    for value in dict.fromkeys(chances):
+        axes.axvline(100 * value, color=GREY, linewidth=1)
+    labels = ["raw pixels" if one.model.family == "pixels" else model_label(one.model) for one in rows]
+    axes.set_yticks(range(len(rows)), labels)
+    methods = " and ".join(dict.fromkeys(_TITLES.get(r.method, r.method) for r in results))
+    axes.set(title=f"{methods} after {layer_names(results)}", xlabel="test accuracy (%)", ylim=(len(rows) - 0.5, -0.5))
+    axes.set_xlim(left=0)
+    key_below(figure, [Line2D([], [], color=GREY, linewidth=1, label=f"chance ({share_text(max(chances))})")])
     return figure
 
 
@@ -204,20 +239,25 @@ def few_shot_curves(results: Sequence[FewShotResult], layer: int = -1) -> Figure
     """Left: accuracy against images a class, after one layer of each network (an index; the last by default).
     Right: accuracy by depth for the most images a class.
 
-    Lines are means over draws, bands 95 % intervals over draws and test images, dotted lines untrained twins."""
-    figure = Figure(figsize=(9.6, 4.0))
-    left, right = figure.subplots(1, 2, sharey=True)
+    Lines are means over draws, bands 95 % intervals over draws and test images, dotted lines untrained twins. Where every
+    network has one layer there is no right panel."""
+    alone = one_layer(results)
+    figure = Figure(figsize=(8.6 if alone else 9.6, 4.0))
+    panels = figure.subplots(1, 1 if alone else 2, sharey=True, squeeze=False)[0]
+    left, right = panels[0], None if alone else panels[1]
     curves, raw = with_twins(results), pixels(results)
     styles = line_styles([one.model for one in curves])
     for one in raw:
         _shots(left, one, -1, {"color": PIXEL_COLOUR, "linestyle": "--", "linewidth": 1.2})
-        level(right, 100 * one.mean[:, -1].max(), (100 * one.low[:, -1].max(), 100 * one.high[:, -1].max()))
+        if right is not None:
+            level(right, 100 * one.mean[:, -1].max(), (100 * one.low[:, -1].max(), 100 * one.high[:, -1].max()))
     for one in curves:
         style = styles[one.model.name]
         _shots(left, one, layer, style)
-        bounds = (100 * one.low[:, -1], 100 * one.high[:, -1])
-        curve(right, depths(one), 100 * one.mean[:, -1], bounds, style, model_label(one.model))
-    for axes in (left, right):
+        if right is not None:
+            bounds = (100 * one.low[:, -1], 100 * one.high[:, -1])
+            curve(right, depths(one), 100 * one.mean[:, -1], bounds, style, model_label(one.model))
+    for axes in panels:
         chance_line(axes, (100 * r.chance for r in results))
     _shot_labels(left, right, results, layer)
     chance = f"chance ({share_text(max(r.chance for r in results))})"
@@ -230,7 +270,7 @@ def _shots(axes: Axes, result: FewShotResult, layer: int, style: dict[str, Any])
     curve(axes, result.shots, 100 * result.mean[layer], bounds, style, model_label(result.model))
 
 
-def _shot_labels(left: Axes, right: Axes, results: Sequence[FewShotResult], layer: int) -> None:
+def _shot_labels(left: Axes, right: Axes | None, results: Sequence[FewShotResult], layer: int) -> None:
     shots = sorted({s for r in results for s in r.shots})
     left.set(xscale="log", xlabel="images a class", ylabel="test accuracy (%)", ylim=(0, None))
     left.set_xlim(0.85 * shots[0], 1.18 * shots[-1])
@@ -239,6 +279,8 @@ def _shot_labels(left: Axes, right: Axes, results: Sequence[FewShotResult], laye
     layers = {r.layers[layer].name for r in networks(results)}
     where = cut(layers.pop(), 24) if len(layers) == 1 else ("the last layer" if layer == -1 else f"layer {layer}")
     left.set_title(f"After {where}")
+    if right is None:
+        return
     most = sorted({r.shots[-1] for r in results})
     title = f"With {' or '.join(map(str, most))} image{'s' if most != [1] else ''} a class"
     right.set(xlabel="relative depth", title=title, xlim=(-0.02, 1.02))

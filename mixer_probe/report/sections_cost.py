@@ -32,12 +32,13 @@ def cost_section(results: Sequence[ModelCost]) -> list[Section]:
         "images_per_second",
         "low",
         "high",
-        "device",
     ]
     large = ("parameters", "macs", "spatial_macs", "channel_macs")
+    timed = [r.device for r in results if len(r.seconds)]
+    where = f" on {join(dict.fromkeys(timed))}" if timed else ""
     table = Table(
-        f"What every network costs. {_COUNTED} low and high bound the 95 % interval of images per second over passes.",
-        frame[columns].assign(peak_MiB_an_image=[r.bytes_per_image / _MIB for r in results], batch=frame["batch_size"]),
+        f"What every network costs. {_COUNTED} low and high bound the 95 % interval of images per second over passes{where}.",
+        frame[columns].assign(peak_MiB_an_image=[r.bytes_per_image / _MIB for r in results]),
         dict.fromkeys(large, "{:,}")
         | dict.fromkeys(("images_per_second", "low", "high"), "{:.4g}")
         | {"peak_MiB_an_image": "{:.2f}"},
@@ -57,7 +58,7 @@ def _cost_sentence(r: ModelCost) -> str:
     macs = r.macs
     text = (
         f"{name_of(r.model)}: {r.model.parameters:,} parameters and {_large(macs.total)} multiply-accumulates an image, "
-        f"{percent(macs.spatial / macs.total)} of them in spatial and {percent(macs.channel / macs.total)} in channel mixing; "
+        f"{_mixing(r)}; "
         f"{r.bytes_per_image / _MIB:.2f} MiB of activations an image at the peak (batch of {r.batch_size}, {r.dtype})"
     )
     if not len(r.seconds):
@@ -67,6 +68,14 @@ def _cost_sentence(r: ModelCost) -> str:
         f"{text}; {r.throughput:.4g} images a second [{low:.4g}, {high:.4g}] on {r.device} (median of n = {len(r.seconds)} warm "
         f"passes of {r.batch_size} images)."
     )
+
+
+def _mixing(r: ModelCost) -> str:
+    """Where the multiply-accumulates are; a convolution over space and channels is no spatial mixing alone."""
+    spatial, channel = (percent(part / r.macs.total) for part in (r.macs.spatial, r.macs.channel))
+    if not r.macs.channel:
+        return f"{spatial} of them in convolutions that mix positions and channels at once"
+    return f"{spatial} of them in spatial and {channel} in channel mixing"
 
 
 def _large(value: float) -> str:

@@ -16,7 +16,7 @@ from mixer_probe.figures import (
     probe_paths,
     reliability_diagrams,
 )
-from mixer_probe.figures.probes import networks, pixels
+from mixer_probe.figures.probes import layer_names, networks, one_layer, pixels
 from mixer_probe.probing import Calibration, ConfusionMatrix, FewShotResult, ProbeResult, paired_interval, wilson_interval
 from mixer_probe.report.section import Picture, Section, Table
 from mixer_probe.report.texts import join, name_of, percent, untrained_warning
@@ -100,19 +100,23 @@ def _accuracy_section(results: Sequence[ProbeResult], method: str, several: bool
 
 def _curves_picture(results: Sequence[ProbeResult], method: str) -> Picture:
     first = networks(results)[0]
-    lines = ["Bands are 95 % Wilson intervals over the test images; the grey line is chance, the share of the largest class."]
+    alone = one_layer(results)
+    bands, twins, raw = (
+        ("Bars", "Open markers", "Black") if alone else ("Bands", "Dotted lines with open markers", "The dashed line")
+    )
+    lines = [f"{bands} are 95 % Wilson intervals over the test images; the grey line is chance, the share of the largest class."]
     if any(r.untrained for r in results):
-        lines.append("Dotted lines with open markers are the same network with random weights: what architecture alone gives.")
+        lines.append(f"{twins} are the same network with random weights: what architecture alone gives.")
     if pixels(results):
-        lines.append("The dashed line is the same probe on raw pixels: what needs no network.")
+        lines.append(f"{raw} is the same probe on raw pixels: what needs no network.")
     if first.path_name:
         lines.append(f"The {first.path_name} is chosen by accuracy on left-out fitting images, never on the test images.")
     return Picture(
         probe_curves(results),
-        f"Accuracy of {_PROBES[method]} on {pooling(first.reduce)} after every layer: fitted on {first.n_train} images, tested "
-        f"on {first.n_test} others ({first.classes} classes).",
+        f"Accuracy of {_PROBES[method]} on {pooling(first.reduce)} after {layer_names(results) if alone else 'every layer'}: "
+        f"fitted on {first.n_train} images, tested on {first.n_test} others ({first.classes} classes).",
         " ".join(lines),
-        "Probe accuracy against relative depth",
+        "Probe accuracy of each network" if alone else "Probe accuracy against relative depth",
         name=f"probe-accuracy-{method}",
     )
 
@@ -121,7 +125,7 @@ def _paths_picture(results: Sequence[ProbeResult], method: str) -> Picture:
     name = results[0].path_name
     return Picture(
         probe_paths(results),
-        f"Accuracy along the path of {name}, for the first, a middle and the last layer.",
+        f"Accuracy along the path of {name}" + ("." if one_layer(results) else ", for the first, a middle and the last layer."),
         f"Solid lines are test images, dashed ones fitting images that were left out; the ring is the {name} that the latter "
         "chose, of equals the simplest probe. A ring at an end of its path would ask for a longer path.",
         f"Accuracy of {_PROBES[method]} against {name}",
@@ -142,7 +146,8 @@ def _probe_sentence(result: ProbeResult) -> str:
     name, best, last = name_of(result.model), highest(result.accuracy), len(result.layers) - 1
     if best is None:
         return f"{name}: no layer can be probed, all have NaN or infinite features."
-    text = f"{name}: best after {result.layers[best].name} with {_accuracy(result, best)}, n = {result.n_test}"
+    head = f"best after {result.layers[best].name} with" if last else f"after {result.layers[best].name}"
+    text = f"{name}: {head} {_accuracy(result, best)}, n = {result.n_test}"
     if last != best:
         text += f"; after {result.layers[last].name} {_accuracy(result, last)}"
     return f"{text}.{_twin_text(result, best)}"
@@ -170,14 +175,18 @@ def few_shot_section(results: Sequence[FewShotResult]) -> list[Section]:
     """Accuracy on few images a class."""
     own = networks(results)
     first = (own or results)[0]
+    alone = one_layer(results)
+    where = (
+        f"After {layer_names(results)}." if alone else "Left after the last layer, right by depth for the most images a class."
+    )
     picture = Picture(
         few_shot_curves(results),
         f"Accuracy of probes on {join(map(str, first.shots))} images a class, tested on {first.n_test} images ({first.classes} "
-        f"classes): {first.estimator}. Left after the last layer, right by depth for the most images a class.",
+        f"classes): {first.estimator}. {where}",
         f"Lines are means over {first.seeds} draws of the images to fit on; bands are 95 % intervals for other draws and other "
         "test images together. Dotted lines with open markers are untrained networks, the dashed line is raw pixels, the grey "
         "one chance. An untrained network gains little from more images.",
-        "Few-shot accuracy against images a class, and against relative depth",
+        "Few-shot accuracy against images a class" + ("" if alone else ", and against relative depth"),
         name="probe-few-shot",
     )
     frame = table_of(results)

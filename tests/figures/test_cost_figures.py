@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from mixer_probe.cost import AccuracyCost, cost_growth, model_cost
 from mixer_probe.cost.frontier import COSTS
 from mixer_probe.errors import MeasureError
 from mixer_probe.figures import accuracy_cost_frontier, cost_growth_curves, mac_bars
+from mixer_probe.report import make_sections
 from mixer_probe.report.sections_cost import accuracy_cost_sentences, growth_sentence
 from mixer_probe.results import ImagesRecord
 from tests.networks import CASES
@@ -37,6 +39,14 @@ def test_the_frontier_of_planted_networks() -> None:
     assert "By parameters, MACs an image and peak activation bytes an image, net-a and net-b are on the frontier, and" in said
     assert "and net-c is beaten beyond both intervals." in said
     assert "By seconds an image, net-a and net-b are on the frontier, and none is beaten beyond both intervals." in said
+
+
+def test_a_convolution_of_space_and_channels_is_not_called_spatial_mixing() -> None:
+    (section,) = make_sections([model_cost(CASES[name].model(), batch_size=2, runs=0) for name in ("mixer", "resnet18")])
+    mixer, resnet = section.paragraphs
+    assert re.search(r"% of them in spatial and [\d.]+ % in channel mixing", mixer)
+    assert "channel mixing" not in resnet
+    assert "% of them in convolutions that mix positions and channels at once" in resnet
 
 
 def test_points_bars_and_hollow_markers() -> None:

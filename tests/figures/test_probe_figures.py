@@ -101,6 +101,25 @@ def test_accuracy_has_interval_twin_pixels_and_chance() -> None:
     assert legend(figure) == ["net", "the same network untrained", "raw pixels", "chance (25 %)"]
 
 
+def test_one_layer_is_a_point_in_a_row_of_its_own() -> None:
+    result, raw = accuracy("net", layers=1), accuracy("raw pixels", family="pixels", layers=1)
+    figure = probe_curves([result, raw])
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["net", "net?untrained", "raw pixels"]
+    assert axes.get_title(loc="left") == "Ridge probes after l0"
+    bars, points = axes.lines[0:6:2], axes.lines[1:6:2]
+    assert result.untrained is not None
+    for y, (one, bar, point) in enumerate(zip((result, result.untrained, raw), bars, points, strict=True)):
+        np.testing.assert_allclose(np.ravel(point.get_data()), [100 * one.accuracy[0], y])
+        np.testing.assert_allclose(bar.get_xdata(), [100 * one.low[0], 100 * one.high[0]])
+    assert axes.lines[6].get_xdata()[0] == pytest.approx(100 * result.chance)
+    check_layout(figure)
+    check_layout(probe_curves([accuracy(name, layers=1, undefined=True) for name in LONG]))
+    few = few_shot_curves([few_shot("net", layers=1)])
+    assert len(few.axes) == 1
+    check_layout(few)
+
+
 def test_a_path_rings_its_choice() -> None:
     result = accuracy("net")
     figure = probe_paths([result])
