@@ -69,7 +69,8 @@ def _agreement(across: Sequence[Agreement]) -> list[Finding]:
 def _excess(pair: tuple[ModelRecord, ModelRecord], values: np.ndarray, methods: int) -> Number:
     mean, low, high = (float(x) for x in mean_interval(values))
     where = f"{name_of(pair[0])} and {name_of(pair[1])}"
-    return Number(f"agreement above the null, {methods} methods", mean, low, high, 0.0, int(np.isfinite(values).sum()), where)
+    kind = f"agreement above the null, {methods} method{'s' if methods > 1 else ''}"
+    return Number(kind, mean, low, high, 0.0, int(np.isfinite(values).sum()), where)
 
 
 def _lead(best: np.ndarray, other: np.ndarray) -> float:

@@ -310,7 +310,7 @@ def test_partners_are_counted_and_their_absence_is_told() -> None:
 # -- attributions ------------------------------------------------------------------------------------------------------
 
 
-def agreeing(values: Sequence[float], n: int = 12) -> Agreement:
+def agreeing(values: Sequence[float], n: int = 12, method: str = "saliency") -> Agreement:
     """Networks one, two and three, of which (1, 2), (1, 3) and (2, 3) agree so much; other images' maps agree by 0.1."""
     rng = np.random.default_rng(0)
     table = np.ones((3, 3, n))
@@ -318,7 +318,7 @@ def agreeing(values: Sequence[float], n: int = 12) -> Agreement:
         table[i, j] = table[j, i] = value + 0.05 * rng.standard_normal(n)
     models = record("one"), record("two", "vit"), record("three", "cnn")
     images, ids = ImagesRecord("x", "test", n, 3, "0"), tuple(map(str, range(n)))
-    return Agreement(models, ("saliency",) * 3, images, ids, (4, 4), False, table, np.zeros((3, 3)), np.full((3, 3), 0.1), 200)
+    return Agreement(models, (method,) * 3, images, ids, (4, 4), False, table, np.zeros((3, 3)), np.full((3, 3), 0.1), 200)
 
 
 def test_the_networks_that_agree_most_are_the_planted_ones() -> None:
@@ -332,6 +332,22 @@ def test_the_networks_that_agree_most_are_the_planted_ones() -> None:
     none = told([agreeing([0.0, -0.1, 0.0])], "attributions")[0]
     assert none.verdict == "none"
     assert none.sentence.startswith("No pair of networks agrees on where to look beyond other images' maps")
+
+
+def test_pairs_are_ranked_by_the_methods_that_all_have() -> None:
+    """One and three agree most by saliency; two and three have a method of their own, by which they agree entirely."""
+    own = agreeing([0.0, 0.0, 1.0], method="attention_rollout")
+    own = replace(
+        own,
+        models=own.models[1:],
+        methods=own.methods[1:],
+        values=own.values[1:, 1:],
+        null=own.null[1:, 1:],
+        null95=own.null95[1:, 1:],
+    )
+    finding = told([agreeing([0.1, 0.6, 0.1]), own], "attributions")[0]
+    assert "most one and three" in finding.sentence
+    assert {n.kind for n in finding.numbers} == {"agreement above the null, 1 method"}
 
 
 def curves(better: float, n: int = 10) -> PerturbationCurves:
