@@ -50,3 +50,9 @@ def open_page() -> Open:
         return page.run()
 
     return run
+
+
+def parameter(page: AppTest, name: str) -> str:
+    """The value of a parameter of the URL that has one; older Streamlit gives a list of one here."""
+    value = page.query_params[name]
+    return value[0] if isinstance(value, list) else value

@@ -24,7 +24,7 @@ from mixer_probe.capture import Representations
 from mixer_probe.channels import ClassSelectivity, auroc_of
 from mixer_probe.errors import MeasureError
 from mixer_probe.images import Images
-from tests.app.conftest import Open
+from tests.app.conftest import Open, parameter
 
 MIXER, VIT, CNN = "zoo:mixer-s0", "zoo:vit-s0", "test_resnet?untrained"
 PAGE, N = "pages/Channels.py", "100"
@@ -74,7 +74,7 @@ def test_the_channel_most_selective_for_frog_is_on_top(open_page: Open) -> None:
     assert f"Channel {channel} of blocks.6 tells frog from the rest best" in said
     assert f"AUROC {auroc:.2f} [" in said
     assert "n = 100 images, 10 of them frog" in said
-    assert page.query_params["ch-class"] == "frog"
+    assert parameter(page, "ch-class") == "frog"
     assert page.number_input(key="widget ch-channel").value == channel
     first = page.dataframe[0].value.iloc[0]
     assert (first["layer"], first["channel"]) == ("blocks.6", channel)
@@ -107,7 +107,7 @@ def test_channels_are_sorted_and_searched(open_page: Open) -> None:
     assert page.dataframe[0].value["channel"].tolist() == order.tolist()
     page.text_input(key="widget ch-search").set_value("excess kurtosis > 2").run()
     assert page.dataframe[0].value["channel"].tolist() == [c for c in order if statistics.kurtosis[0][c] > 2]
-    assert page.query_params["ch-search"] == "excess kurtosis > 2"
+    assert parameter(page, "ch-search") == "excess kurtosis > 2"
     page.toggle(key="widget ch-turned").set_value(True).run()
     assert page.dataframe[0].value["channel"].iloc[0] == [c for c in order if statistics.kurtosis[0][c] > 2][-1]
     assert not page.exception
@@ -204,7 +204,7 @@ def test_a_name_in_the_gallery_opens_its_channel(open_page: Open) -> None:
     channel = int(str(names[3].key).rpartition(" ")[2])
     names[3].click().run()
     assert page.number_input(key="widget ch-channel").value == channel
-    assert page.query_params["ch-channel"] == str(channel)
+    assert parameter(page, "ch-channel") == str(channel)
     assert page.dataframe[0].value["channel"].iloc[3] == channel
     page.segmented_control(key="widget ch-many").set_value(24).run()
     assert not page.exception

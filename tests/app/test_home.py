@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from streamlit.testing.v1 import AppTest
 
 import mixer_probe as mp
-from tests.app.conftest import Open
+from tests.app.conftest import Open, parameter
 
 VIT, CNN = "test_vit?untrained", "test_resnet?untrained"
 
@@ -152,7 +152,7 @@ def test_the_number_of_images(open_page: Open) -> None:
     page = open_page("Home.py", [VIT], n="500")
     assert "500 images of 10 classes." in written(page)
     page.select_slider(key="widget n").set_value(100).run()
-    assert page.query_params["n"] == "100" or page.query_params["n"] == ["100"]
+    assert parameter(page, "n") == "100"
     assert "100 images of 10 classes." in written(page)
 
 

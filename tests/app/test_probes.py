@@ -16,7 +16,7 @@ from streamlit.testing.v1 import AppTest
 import mixer_probe as mp
 from mixer_probe.capture import Representations
 from mixer_probe.results import Result
-from tests.app.conftest import Open
+from tests.app.conftest import Open, parameter
 from tests.app.test_similarity import assert_made_again, equal_tables, png, texts
 
 MIXER, CNN = "zoo:mixer-s0", "zoo:resnet-s0"
@@ -61,7 +61,7 @@ def test_the_classifier_and_the_twins_are_chosen(open_page: Open, runs: Runs) ->
     equal_tables(page.dataframe[0].value, mp.linear_probe(*runs).to_frame())
     page.segmented_control(key="widget probes-method").set_value("centroid").run()
     assert not page.exception
-    assert page.query_params["probes-method"] == "centroid"
+    assert parameter(page, "probes-method") == "centroid"
     equal_tables(page.dataframe[0].value, mp.linear_probe(*runs, method="centroid").to_frame())
 
 

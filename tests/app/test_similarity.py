@@ -17,7 +17,7 @@ from streamlit.testing.v1 import AppTest
 import mixer_probe as mp
 from mixer_probe.capture import Representations
 from mixer_probe.similarity import LayerMatches, SimilarityMatrix, best_matches
-from tests.app.conftest import Open
+from tests.app.conftest import Open, parameter
 
 MIXER, VIT, CNN = "zoo:mixer-s0", "zoo:vit-s0", "zoo:resnet-s0"
 PAGE = "pages/Similarity.py"
@@ -66,11 +66,11 @@ def test_measure_and_estimator_change_the_numbers_and_the_address(open_page: Ope
     page = open_page(PAGE, [MIXER, CNN], n="100")
     page.segmented_control(key="widget sim-estimator").set_value("biased").run()
     assert not page.exception
-    assert page.query_params["sim-estimator"] == "biased"
+    assert parameter(page, "sim-estimator") == "biased"
     equal_tables(page.dataframe[0].value, mp.compare(reps[MIXER], reps[CNN], estimator="biased").to_frame())
     page.selectbox(key="widget sim-measure").set_value("rsa").run()
     assert not page.exception
-    assert page.query_params["sim-measure"] == "rsa"
+    assert parameter(page, "sim-measure") == "rsa"
     equal_tables(page.dataframe[0].value, mp.compare(reps[MIXER], reps[CNN], "rsa").to_frame())
 
 

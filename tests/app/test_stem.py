@@ -8,7 +8,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import mixer_probe as mp
-from tests.app.conftest import Open
+from tests.app.conftest import Open, parameter
 
 PAGE = "pages/Stem.py"
 MIXER, VIT, CNN = "zoo:mixer-s0", "test_vit?untrained", "test_resnet?untrained"
@@ -55,7 +55,7 @@ def test_orders_and_looks_change_the_pictures(open_page: Open) -> None:
     page = open_page(PAGE, [MIXER])
     seen = pictures(page)
     seen += pictures(page.selectbox(key="widget stem-order").set_value("luminance").run())
-    assert page.query_params["stem-order"] == "luminance"
+    assert parameter(page, "stem-order") == "luminance"
     seen += pictures(page.segmented_control(key="widget stem-look").set_value("components").run())
     fine(page)
     assert len(set(seen)) == 3
@@ -82,7 +82,7 @@ def test_only_what_is_chosen_is_measured(open_page: Open) -> None:
     page.segmented_control(key="widget stem-part").set_value("positions").run()
     fine(page)
     assert labels(page)[2:] == [f"position embeddings of {VIT}"]
-    assert page.query_params["stem-part"] == "positions"
+    assert parameter(page, "stem-part") == "positions"
 
 
 def test_kernels_by_depth_and_block(open_page: Open) -> None:

@@ -68,6 +68,12 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
             stop(server)
 
 
+@pytest.fixture(scope="package")
+def app(serve: Serve) -> str:
+    """The address of the app, one server for all tests here that need none of their own."""
+    return serve(ROOT / "app" / "Home.py")
+
+
 def free_port() -> int:
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))

@@ -37,11 +37,6 @@ TITLES = {"": "What did it learn?", "Stem": "Stem and kernels"}
 WAIT = 120_000
 
 
-@pytest.fixture(scope="module")
-def app(serve: Serve) -> str:
-    return serve(APP / "Home.py")
-
-
 @pytest.fixture
 def page(chromium: Browser, app: str) -> Iterator[Page]:
     context = chromium.new_context(viewport={"width": 1280, "height": 900})

@@ -10,7 +10,6 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import pytest
 from PIL import Image
 
-from tests.browser.conftest import ROOT, Serve
 from tests.browser.test_app import WAIT, settle, visit
 
 if TYPE_CHECKING:
@@ -20,11 +19,6 @@ pytestmark = pytest.mark.browser
 
 MODELS = ["zoo:mixer-s0", "zoo:vit-s0"]
 TITLE = "Channels"
-
-
-@pytest.fixture(scope="module")
-def app(serve: Serve) -> str:
-    return serve(ROOT / "app" / "Home.py")
 
 
 @pytest.fixture

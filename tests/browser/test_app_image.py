@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.browser.conftest import ROOT, Serve
 from tests.browser.test_app import WAIT, address, settle, visit
 
 if TYPE_CHECKING:
@@ -21,11 +20,6 @@ pytestmark = pytest.mark.browser
 
 MIXER, CNN = "zoo:mixer-s0", "zoo:resnet-s0"
 MORE = "&n=100&img-part="
-
-
-@pytest.fixture(scope="module")
-def app(serve: Serve) -> str:
-    return serve(ROOT / "app" / "Home.py")
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from tests.browser.conftest import Serve
-from tests.browser.test_app import APP, WAIT, address, settle, visit
+from tests.browser.test_app import WAIT, address, settle, visit
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -18,11 +17,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.browser
 
 MODELS = ["zoo:mixer-s0", "zoo:resnet-s0"]
-
-
-@pytest.fixture(scope="module")
-def app(serve: Serve) -> str:
-    return serve(APP / "Home.py")
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 import mixer_probe as mp
-from tests.browser.conftest import ROOT, Serve
 from tests.browser.test_app import WAIT, address, settle, visit
 
 if TYPE_CHECKING:
@@ -22,11 +21,6 @@ pytestmark = pytest.mark.browser
 
 MIXER, CNN = "zoo:mixer-s0", "test_resnet?untrained"
 TITLE = "Token mixing"
-
-
-@pytest.fixture(scope="module")
-def app(serve: Serve) -> str:
-    return serve(ROOT / "app" / "Home.py")
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +108,8 @@ def test_a_link_opens_a_unit_and_its_pictures_are_saved(page: Page, app: str, tm
     open_units(page, app, "&tm-block=2&tm-unit=17&tm-by=peak&tm-measure=pairing")
     page.get_by_role("heading", name="Unit 17 of blocks.1 of mixer-s0").wait_for(timeout=WAIT)
     assert page.get_by_test_id("stAlertContentError").count() == 0
-    # Small maps, points, the unit's maps, its channels, all by depth.
+    # Small maps, points, the unit's maps, its channels, all by depth; a chart comes a moment after its place.
+    page.get_by_test_id("stVegaLiteChart").nth(6).wait_for(timeout=WAIT)
     assert page.get_by_test_id("stVegaLiteChart").count() == 7
     for kind, start in (("SVG", b"<svg"), ("PNG", b"\x89PNG"), ("CSV", b"row,column,weight,map")):
         with page.expect_download() as download:
