@@ -54,8 +54,11 @@ def address(app: str, name: str, models: list[str], **parameters: str) -> str:
     return f"{app}/{name}?{urlencode({'model': models, 'n': '100'} | more, doseq=True)}"
 
 
-# A script may begin again after a moment, so its end counts when it lasts.
+# A script may begin again after a moment, and charts take their places after it, so its end counts when it lasts.
 _AT_REST = """() => {
+  const height = document.querySelector('[data-testid=stMain]')?.scrollHeight;
+  if (height !== window.restingHeight) window.restingSince = undefined;
+  window.restingHeight = height;
   const idle = document.querySelector('.stApp')?.dataset.testScriptState === 'notRunning'
     && !document.querySelector('[data-stale=true], [data-testid=stSpinner], [data-testid=stProgress]');
   window.restingSince = idle ? window.restingSince ?? performance.now() : undefined;

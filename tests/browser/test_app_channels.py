@@ -50,11 +50,12 @@ def test_a_click_on_a_point_opens_its_channel(page: Page, app: str) -> None:
     visit(page, address(app), TITLE)
     chart = page.get_by_test_id("stVegaLiteChart").first
     chart.scroll_into_view_if_needed()
-    # Points are drawn on a canvas: the tooltip says where there is one, and which.
-    box = chart.bounding_box()
-    assert box is not None
+    chart.locator("canvas, svg").first.wait_for(timeout=10_000)
+    # Points are small: the tooltip says where there is one, and which.
     tooltip = page.locator("#vg-tooltip-element.visible")
     for step in range(400):
+        box = chart.bounding_box()
+        assert box is not None
         x, y = box["x"] + box["width"] * (0.1 + 0.02 * (step % 40)), box["y"] + box["height"] * (0.35 + 0.05 * (step // 40))
         page.mouse.move(x, y)
         # A tooltip comes a frame or two later: without waiting, it may be the one of a place that was left again.
