@@ -185,13 +185,13 @@ def test_report_of_a_folder(run: Run, tmp_path: Path) -> None:
         Image.new("RGB", (40, 40), (i * 9 + 90 * (i % 2), i * 5, 200 - i)).save(folder / f"{i}.png")
     out = tmp_path / "out"
     arguments = ("--no-pretrained", "--data", str(tmp_path / "data"), "--device", "cpu", "--permutations", "20")
-    code, printed, _ = run("report", "test_vit", "test_resnet", *arguments, "--out", str(out))
+    code, printed, _ = run("report", "mixer_s32_224", "resnet18", *arguments, "--out", str(out))
     assert code == 0
     assert printed.strip() == str(out / "report.html")
     page = (out / "report.html").read_text()
-    assert "test_vit and test_resnet are untrained" in page
+    assert "mixer_s32_224 and resnet18 are untrained" in page
     assert f"--data {tmp_path / 'data'}" in page
-    assert {type(r).__name__ for r in load_results(out / "results.json")} >= {"SpatialKernels", "ProbeResult", "SimilarityMatrix"}
+    assert {type(r).__name__ for r in load_results(out / "results.json")} >= {"TokenMixing", "ProbeResult", "SimilarityMatrix"}
 
 
 def test_weights_writes_pictures_tables_and_says_what_they_show(run: Run, tmp_path: Path) -> None:

@@ -136,8 +136,8 @@ def probe_curves(results: Sequence[ProbeResult]) -> Figure:
 
 
 def one_layer(results: Iterable[Any]) -> bool:
-    """Whether there is but one layer of every network."""
-    return all(len(one.layers) == 1 for one in networks(results))
+    """Whether there are networks, and but one layer of each."""
+    return {len(one.layers) for one in networks(results)} == {1}
 
 
 def layer_names(results: Iterable[Any]) -> str:
@@ -244,44 +244,49 @@ def few_shot_curves(results: Sequence[FewShotResult], layer: int = -1) -> Figure
     alone = one_layer(results)
     figure = Figure(figsize=(8.6 if alone else 9.6, 4.0))
     panels = figure.subplots(1, 1 if alone else 2, sharey=True, squeeze=False)[0]
-    left, right = panels[0], None if alone else panels[1]
     curves, raw = with_twins(results), pixels(results)
-    styles = line_styles([one.model for one in curves])
-    for one in raw:
-        _shots(left, one, -1, {"color": PIXEL_COLOUR, "linestyle": "--", "linewidth": 1.2})
-        if right is not None:
-            level(right, 100 * one.mean[:, -1].max(), (100 * one.low[:, -1].max(), 100 * one.high[:, -1].max()))
-    for one in curves:
-        style = styles[one.model.name]
-        _shots(left, one, layer, style)
-        if right is not None:
-            bounds = (100 * one.low[:, -1], 100 * one.high[:, -1])
-            curve(right, depths(one), 100 * one.mean[:, -1], bounds, style, model_label(one.model))
+    _by_shots(panels[0], results, layer)
+    if not alone:
+        _by_depth(panels[1], results)
     for axes in panels:
         chance_line(axes, (100 * r.chance for r in results))
-    _shot_labels(left, right, results, layer)
+    panels[0].set_ylim(bottom=0)
     chance = f"chance ({share_text(max(r.chance for r in results))})"
     key_below(figure, model_keys([one.model for one in curves], bool(raw), chance))
     return figure
 
 
+def _by_shots(axes: Axes, results: Sequence[FewShotResult], layer: int) -> None:
+    curves = with_twins(results)
+    styles = line_styles([one.model for one in curves])
+    for one in pixels(results):
+        _shots(axes, one, -1, {"color": PIXEL_COLOUR, "linestyle": "--", "linewidth": 1.2})
+    for one in curves:
+        _shots(axes, one, layer, styles[one.model.name])
+    shots = sorted({s for r in results for s in r.shots})
+    axes.set(xscale="log", xlabel="images a class", ylabel="test accuracy (%)")
+    axes.set_xlim(0.85 * shots[0], 1.18 * shots[-1])
+    axes.set_xticks(shots, [str(s) for s in shots])
+    axes.xaxis.set_minor_locator(NullLocator())
+    layers = {r.layers[layer].name for r in networks(results)}
+    where = cut(layers.pop(), 24) if len(layers) == 1 else ("the last layer" if layer == -1 else f"layer {layer}")
+    axes.set_title(f"After {where}")
+
+
+def _by_depth(axes: Axes, results: Sequence[FewShotResult]) -> None:
+    curves = with_twins(results)
+    styles = line_styles([one.model for one in curves])
+    for one in pixels(results):
+        level(axes, 100 * one.mean[:, -1].max(), (100 * one.low[:, -1].max(), 100 * one.high[:, -1].max()))
+    for one in curves:
+        bounds = (100 * one.low[:, -1], 100 * one.high[:, -1])
+        curve(axes, depths(one), 100 * one.mean[:, -1], bounds, styles[one.model.name], model_label(one.model))
+    most = sorted({r.shots[-1] for r in results})
+    title = f"With {' or '.join(map(str, most))} image{'s' if most != [1] else ''} a class"
+    axes.set(xlabel="relative depth", title=title, xlim=(-0.02, 1.02))
+    axes.tick_params(labelleft=True)
+
+
 def _shots(axes: Axes, result: FewShotResult, layer: int, style: dict[str, Any]) -> None:
     bounds = (100 * result.low[layer], 100 * result.high[layer])
     curve(axes, result.shots, 100 * result.mean[layer], bounds, style, model_label(result.model))
-
-
-def _shot_labels(left: Axes, right: Axes | None, results: Sequence[FewShotResult], layer: int) -> None:
-    shots = sorted({s for r in results for s in r.shots})
-    left.set(xscale="log", xlabel="images a class", ylabel="test accuracy (%)", ylim=(0, None))
-    left.set_xlim(0.85 * shots[0], 1.18 * shots[-1])
-    left.set_xticks(shots, [str(s) for s in shots])
-    left.xaxis.set_minor_locator(NullLocator())
-    layers = {r.layers[layer].name for r in networks(results)}
-    where = cut(layers.pop(), 24) if len(layers) == 1 else ("the last layer" if layer == -1 else f"layer {layer}")
-    left.set_title(f"After {where}")
-    if right is None:
-        return
-    most = sorted({r.shots[-1] for r in results})
-    title = f"With {' or '.join(map(str, most))} image{'s' if most != [1] else ''} a class"
-    right.set(xlabel="relative depth", title=title, xlim=(-0.02, 1.02))
-    right.tick_params(labelleft=True)

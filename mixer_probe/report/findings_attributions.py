@@ -61,7 +61,7 @@ def _agreement(across: Sequence[Agreement]) -> list[Finding]:
         )
     close = [p for p in order[1:] if not _lead(found[order[0]][0], found[p][0]) > 0]
     if above and len(order) > 1:
-        pairs = [numbers[p].where.replace(" and ", " with ") for p in close]
+        pairs = [f"{name_of(a)} with {name_of(b)}" for a, b in close]
         text += f"; not told from that pair: {join(pairs)}" if close else "; ahead of all other pairs"
     return [Finding(QUESTION, "all", f"{text}.", "found" if above else "none", tuple(numbers[p] for p in order))]
 

@@ -417,18 +417,29 @@ def _network_marks(results: Sequence[Agreement]) -> Picture:
 
 
 def _methods_sentence(result: Agreement) -> str:
-    pairs = list(combinations(range(len(result.methods)), 2))
-    known = [p for p in pairs if np.isfinite(result.mean[p])]
+    known, name = _known_pairs(result), name_of(result.models[0])
     if not known:
-        return f"{name_of(result.models[0])}: no two methods can be compared."
-    best, worst = max(known, key=lambda p: result.mean[p]), min(known, key=lambda p: result.mean[p])
-    above = sum(_above(result, p) for p in known)
+        return f"{name}: no two methods can be compared."
+    best, worst = _most_and_least(result)
     most = f"{_pair(result, best)} agree most, {_number(result.values[best], result.seed)}"
     least = f"; {_pair(result, worst)} least, {_number(result.values[worst], result.seed)}" if len(known) > 1 else ""
-    return (
-        f"{name_of(result.models[0])}: {most}{least} (n = {len(result.ids)}). {above} of {len(known)} pairs of methods "
-        "agree more than with other images' maps."
-    )
+    return f"{name}: {most}{least} (n = {len(result.ids)}). {_count_above(result, 'methods')}."
+
+
+def _known_pairs(result: Agreement) -> list[tuple[int, int]]:
+    """The pairs of attributions that can be compared."""
+    return [p for p in combinations(range(len(result.methods)), 2) if np.isfinite(result.mean[p])]
+
+
+def _most_and_least(result: Agreement) -> tuple[tuple[int, int], tuple[int, int]]:
+    known = _known_pairs(result)
+    return max(known, key=lambda p: result.mean[p]), min(known, key=lambda p: result.mean[p])
+
+
+def _count_above(result: Agreement, what: str) -> str:
+    known = _known_pairs(result)
+    above = sum(_above(result, p) for p in known)
+    return f"{above} of {len(known)} pairs of {what} agree more than with other images' maps"
 
 
 def _pair(result: Agreement, pair: tuple[int, int]) -> str:
@@ -441,20 +452,15 @@ def _above(result: Agreement, pair: tuple[int, int]) -> bool:
 
 
 def _networks_sentence(result: Agreement) -> str:
-    pairs = list(combinations(range(len(result.models)), 2))
-    name = method_label(result.methods[0])
-    head, tail = f"{name[:1].upper()}{name[1:]}:", f"; n = {len(result.ids)}."
+    known, name = _known_pairs(result), method_label(result.methods[0])
     if len(result.models) <= _MOST_NETWORKS:
-        return f"{head} {'; '.join(_network_pair(result, p) for p in pairs)}{tail}"
-    known = [p for p in pairs if np.isfinite(result.mean[p])]
-    if not known:
-        return f"{head} no two networks can be compared{tail}"
-    best, worst = max(known, key=lambda p: result.mean[p]), min(known, key=lambda p: result.mean[p])
-    above = sum(_above(result, p) for p in known)
-    return (
-        f"{head} {above} of {len(pairs)} pairs of networks agree more than with other images' maps; most "
-        f"{_network_pair(result, best)}, least {_network_pair(result, worst)}{tail}"
-    )
+        said = "; ".join(_network_pair(result, p) for p in combinations(range(len(result.models)), 2))
+    elif known:
+        most, least = (_network_pair(result, p) for p in _most_and_least(result))
+        said = f"{_count_above(result, 'networks')}; most {most}, least {least}"
+    else:
+        said = "no two networks can be compared"
+    return f"{name[:1].upper()}{name[1:]}: {said}; n = {len(result.ids)}."
 
 
 def _network_pair(result: Agreement, pair: tuple[int, int]) -> str:

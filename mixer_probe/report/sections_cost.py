@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from mixer_probe.cost import AccuracyCost, CostGrowth, MixerScales, ModelCost
+from mixer_probe.cost import AccuracyCost, CostGrowth, MacParts, MixerScales, ModelCost
 from mixer_probe.figures.cost import accuracy_cost_frontier, cost_growth_curves, mac_bars
 from mixer_probe.report.section import Picture, Section, Table
 from mixer_probe.report.texts import images_text, join, name_of, percent
@@ -34,8 +34,10 @@ def cost_section(results: Sequence[ModelCost]) -> list[Section]:
         "high",
     ]
     large = ("parameters", "macs", "spatial_macs", "channel_macs")
-    timed = [r.device for r in results if len(r.seconds)]
-    where = f" on {join(dict.fromkeys(timed))}" if timed else ""
+    # One device is said once; of several every row has its own.
+    devices = list(dict.fromkeys(r.device for r in results))
+    columns += ["device"] if len(devices) > 1 else []
+    where = f" on {devices[0]}" if len(devices) == 1 else ""
     table = Table(
         f"What every network costs. {_COUNTED} low and high bound the 95 % interval of images per second over passes{where}.",
         frame[columns].assign(peak_MiB_an_image=[r.bytes_per_image / _MIB for r in results]),
@@ -57,8 +59,8 @@ def cost_section(results: Sequence[ModelCost]) -> list[Section]:
 def _cost_sentence(r: ModelCost) -> str:
     macs = r.macs
     text = (
-        f"{name_of(r.model)}: {r.model.parameters:,} parameters and {_large(macs.total)} multiply-accumulates an image, "
-        f"{_mixing(r)}; "
+        f"{name_of(r.model)}: {r.model.parameters:,} parameters and {_large(macs.total)} multiply-accumulates an image "
+        f"({_parts(macs)}); "
         f"{r.bytes_per_image / _MIB:.2f} MiB of activations an image at the peak (batch of {r.batch_size}, {r.dtype})"
     )
     if not len(r.seconds):
@@ -70,12 +72,15 @@ def _cost_sentence(r: ModelCost) -> str:
     )
 
 
-def _mixing(r: ModelCost) -> str:
-    """Where the multiply-accumulates are; a convolution over space and channels is no spatial mixing alone."""
-    spatial, channel = (percent(part / r.macs.total) for part in (r.macs.spatial, r.macs.channel))
-    if not r.macs.channel:
-        return f"{spatial} of them in convolutions that mix positions and channels at once"
-    return f"{spatial} of them in spatial and {channel} in channel mixing"
+def _parts(macs: MacParts) -> str:
+    """The parts of the blocks that there are; what mixes positions may mix channels as well, as a 3×3 convolution does."""
+    parts = (
+        (macs.spatial, "modules that mix positions"),
+        (macs.channel, "modules that mix channels alone"),
+        (macs.rest, "shortcuts and the like"),
+    )
+    said = [f"{percent(count / macs.total)} in {what}" for count, what in parts if count]
+    return join(said) if said else "none of them in blocks"
 
 
 def _large(value: float) -> str:

@@ -52,7 +52,7 @@ def open_page() -> Open:
     return run
 
 
-def parameter(page: AppTest, name: str) -> str:
-    """The value of a parameter of the URL that has one; older Streamlit gives a list of one here."""
-    value = page.query_params[name]
-    return value[0] if isinstance(value, list) else value
+def parameter(page: AppTest, name: str) -> str | None:
+    """What the URL says of `name`: text where the page wrote it, a list where the test or an older Streamlit did."""
+    found = page.query_params.get(name)
+    return found[0] if isinstance(found, list) else found

@@ -21,7 +21,7 @@ import mixer_probe as mp
 from mixer_probe.errors import ImagesError
 from mixer_probe.images import Images, PatchShuffle, distort
 from mixer_probe.models import Model
-from tests.app.conftest import Open
+from tests.app.conftest import Open, parameter
 
 PAGE = "pages/Image.py"
 MIXER, VIT, CNN = "zoo:mixer-s0", "zoo:vit-s0", "zoo:resnet-s0"
@@ -42,12 +42,6 @@ def networks() -> dict[str, Model]:
 def texts(page: AppTest) -> str:
     kinds = (page.header, page.subheader, page.markdown, page.caption, page.info, page.warning, page.error)
     return "\n".join(element.value for kind in kinds for element in kind).replace("\\", "")
-
-
-def parameter(page: AppTest, name: str) -> str | None:
-    """What the URL says of one; what the page wrote is text, what the test gave may be a list."""
-    found = page.query_params.get(name)
-    return found[0] if isinstance(found, list) else found
 
 
 def charts(page: AppTest) -> list[Any]:

@@ -13,7 +13,7 @@ from streamlit.testing.v1 import AppTest
 
 import mixer_probe as mp
 from mixer_probe.visualization import Objective
-from tests.app.conftest import Open
+from tests.app.conftest import Open, parameter
 
 PAGE = "pages/Token_mixing.py"
 ZOO = "zoo:mixer-s0"
@@ -38,12 +38,6 @@ def texts(page: AppTest) -> str:
 def fine(page: AppTest) -> None:
     assert not page.exception
     assert not page.error
-
-
-def said(page: AppTest, name: str) -> str:
-    """What the URL says; AppTest gives a list where several values were possible."""
-    value = page.query_params[name]
-    return value if isinstance(value, str) else value[-1]
 
 
 def metrics(page: AppTest) -> dict[str, str]:
@@ -72,7 +66,7 @@ def test_going_to_the_opposite_and_back(open_page: Open, units: mp.weights.Token
     partner = int(units.partner(7)[3])
     page = next(button for button in page.button if "opposite" in button.label).click().run()
     fine(page)
-    assert said(page, "tm-unit") == str(partner)
+    assert parameter(page, "tm-unit") == str(partner)
     assert metrics(page)["Frequency (cycles/token)"] == f"{units.frequency(7)[partner]:.3f}"
     assert f"Unit {partner} of blocks.7" in texts(page)
 
@@ -82,11 +76,11 @@ def test_another_block_begins_with_its_own_smoothest_unit(open_page: Open, units
     assert "Unit 5 of blocks.0" in texts(page)
     page = page.select_slider(key="widget tm-block").set_value(3).run()
     fine(page)
-    assert said(page, "tm-block") == "3"
+    assert parameter(page, "tm-block") == "3"
     assert "tm-unit" not in page.query_params
     assert f"Unit {np.argmin(units.frequency(2))} of blocks.2" in texts(page)
     page = page.number_input(key="widget tm-unit").set_value(17).run()
-    assert said(page, "tm-unit") == "17"
+    assert parameter(page, "tm-unit") == "17"
     assert metrics(page)["Spread (px)"] == f"{units.measures(2).spread[17]:.1f}"
 
 
@@ -218,7 +212,7 @@ def test_more_units_than_are_drawn_at_first(open_page: Open) -> None:
     assert "The first 128 of 256 units" in texts(page)
     page = page.toggle(key="widget tm-all").set_value(True).run()
     assert "All 256 units" in texts(page)
-    assert said(page, "tm-all") == "yes"
+    assert parameter(page, "tm-all") == "yes"
 
 
 def test_other_families_and_stored_runs_are_told_what_to_choose(open_page: Open) -> None:

@@ -23,9 +23,10 @@ UNTRAINED = "test_vit"
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Mixer, and a ViT with random weights, on 60 images."""
+    """A Mixer, a ResNet, and a ViT with random weights, on 60 images."""
+    mixer, _vit, resnet = tiny_models()
     images, train = mp.load_images("demo", limit=60), mp.load_images("demo", split="train", limit=60)
-    models = [tiny_models()[0], mp.load_model(UNTRAINED, pretrained=False, device="cpu")]
+    models = [mixer, resnet, mp.load_model(UNTRAINED, pretrained=False, device="cpu")]
     results = run_study(models, images, train, StudySettings(permutations=20))
     again = {"command": "mixer-probe report " + "a-rather-long-argument " * 20, "script": "x = 1  # " + "long " * 80, "seed": 0}
     return write_report(results, tmp_path_factory.mktemp("report") / "report.html", title="What did they learn?", settings=again)

@@ -13,6 +13,7 @@ from mixer_probe.cost.frontier import COSTS
 from mixer_probe.errors import MeasureError
 from mixer_probe.figures import accuracy_cost_frontier, cost_growth_curves, mac_bars
 from mixer_probe.report import make_sections
+from mixer_probe.report.section import Table
 from mixer_probe.report.sections_cost import accuracy_cost_sentences, growth_sentence
 from mixer_probe.results import ImagesRecord
 from tests.networks import CASES
@@ -41,12 +42,25 @@ def test_the_frontier_of_planted_networks() -> None:
     assert "By seconds an image, net-a and net-b are on the frontier, and none is beaten beyond both intervals." in said
 
 
-def test_a_convolution_of_space_and_channels_is_not_called_spatial_mixing() -> None:
-    (section,) = make_sections([model_cost(CASES[name].model(), batch_size=2, runs=0) for name in ("mixer", "resnet18")])
+def test_parts_are_told_of_which_there_are() -> None:
+    """A Mixer spends 2 S D_S C on positions and 2 S C D_C on channels; a basic block has no module for channels alone."""
+    costs = [
+        replace(model_cost(CASES[name].model(), runs=0), device=device) for name, device in (("mixer", "a"), ("resnet18", "b"))
+    ]
+    (section,) = make_sections(costs)
     mixer, resnet = section.paragraphs
-    assert re.search(r"% of them in spatial and [\d.]+ % in channel mixing", mixer)
-    assert "channel mixing" not in resnet
-    assert "% of them in convolutions that mix positions and channels at once" in resnet
+    block = CASES["mixer"].model().module.blocks[0]
+    ratio = block.mlp_tokens.fc1.out_features / block.mlp_channels.fc1.out_features
+    found = re.search(r"\(([\d.]+) % in modules that mix positions and ([\d.]+) % in modules that mix channels alone\)", mixer)
+    assert found
+    assert float(found[1]) / float(found[2]) == pytest.approx(ratio, rel=0.01)
+    assert re.search(r"\([\d.]+ % in modules that mix positions and [\d.]+ % in shortcuts and the like\)", resnet)
+    table = next(item for item in section.content if isinstance(item, Table))
+    assert table.frame["device"].tolist() == ["a", "b"]
+    (alone,) = make_sections(costs[:1])
+    table = next(item for item in alone.content if isinstance(item, Table))
+    assert "device" not in table.frame
+    assert table.caption.endswith(" on a.")
 
 
 def test_points_bars_and_hollow_markers() -> None:
