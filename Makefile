@@ -9,9 +9,9 @@ OUT ?= mixer-probe-demo
 demo: $(VENV)/.installed
 	$(BIN)/mixer-probe demo --out $(OUT)
 
-# Files of tests in two processes, since each test runs on one thread.
+# Files of tests in two processes, since each test runs on one thread; in their own order, which does not end with the longest ones.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 app: $(VENV)/.installed
 	$(BIN)/mixer-probe app
