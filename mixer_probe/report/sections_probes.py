@@ -179,13 +179,21 @@ def few_shot_section(results: Sequence[FewShotResult]) -> list[Section]:
     where = (
         f"After {layer_names(results)}." if alone else "Left after the last layer, right by depth for the most images a class."
     )
+    lines = [
+        f"Lines are means over {first.seeds} draws of the images to fit on; bands are 95 % intervals for other draws and other "
+        "test images together; the grey line is chance.",
+        *(
+            ["Dotted lines with open markers are the same network with random weights."]
+            if any(r.untrained for r in results)
+            else []
+        ),
+        *(["The dashed line is raw pixels."] if pixels(results) else []),
+    ]
     picture = Picture(
         few_shot_curves(results),
         f"Accuracy of probes on {join(map(str, first.shots))} images a class, tested on {first.n_test} images ({first.classes} "
         f"classes): {first.estimator}. {where}",
-        f"Lines are means over {first.seeds} draws of the images to fit on; bands are 95 % intervals for other draws and other "
-        "test images together. Dotted lines with open markers are untrained networks, the dashed line is raw pixels, the grey "
-        "one chance. An untrained network gains little from more images.",
+        " ".join(lines),
         "Few-shot accuracy against images a class" + ("" if alone else ", and against relative depth"),
         name="probe-few-shot",
     )
