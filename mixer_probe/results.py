@@ -12,16 +12,15 @@ import importlib
 import io
 import json
 import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TextIO, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import pandas as pd
 
+from mixer_probe.core.files import write_text
 from mixer_probe.errors import StoreError, closest
 
 FORMAT = "mixer-probe results 1"
@@ -194,7 +193,7 @@ def save_results(
 ) -> Path:
     """Write results as one JSON file, whole or not at all. Raises StoreError if it cannot be written."""
     content = {"format": FORMAT, "title": title, "settings": dict(settings or {}), "results": [to_dict(r) for r in results]}
-    return write_text_atomically(Path(path), json.dumps(content, allow_nan=False))
+    return write_text(Path(path), json.dumps(content, allow_nan=False))
 
 
 def load_results(path: str | os.PathLike[str]) -> tuple[Any, ...]:
@@ -233,29 +232,3 @@ def _read(path: Path) -> dict[str, Any]:
 def _found(content: Any) -> str:
     found = content.get("format") if isinstance(content, dict) else None
     return f", found '{found}'" if isinstance(found, str) else ""
-
-
-def write_text_atomically(path: Path, text: str) -> Path:
-    """Write `text` to `path` through a temporary file beside it: a full disk or an interrupt leaves no half file.
-
-    Raises StoreError if it cannot be written; what was at `path` is then still there."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(path) as stream:
-            stream.write(text)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
-    return path
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[TextIO]:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            yield stream
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -10,13 +10,13 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Hashable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import mixer_probe as mp
+from mixer_probe.core.files import write_bytes
 from mixer_probe.errors import StoreError
 from mixer_probe.results import from_dict, to_dict
 from mixer_probe_app.offers import cache_folder
@@ -63,11 +63,8 @@ def write(kind: str, key: Hashable, value: Any, warnings: tuple[str, ...]) -> No
     except TypeError:
         return
     file = place(kind, key, ".json.gz")
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False, suffix=".tmp") as part:
-            part.write(gzip.compress(text.encode(), compresslevel=3))
-        os.replace(part.name, file)
+    with contextlib.suppress(OSError, StoreError):
+        write_bytes(file, gzip.compress(text.encode(), compresslevel=3))
         tidy()
 
 

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mixer_probe.capture.representations import PREFIX, Representations, RunRecord, count_non_finite
+from mixer_probe.core.files import write_text
 from mixer_probe.errors import StoreError
 from mixer_probe.models.layer import Layer
-from mixer_probe.results import from_dict, to_dict, write_text_atomically
+from mixer_probe.results import from_dict, to_dict
 
 if TYPE_CHECKING:
     import zarr
@@ -148,7 +149,7 @@ class RunWriter:
 
     def _note(self) -> None:
         content = {"identity": self._record.identity(), "done": self.done, "n": self._n, "non_finite": self.non_finite}
-        write_text_atomically(self._path / _PROGRESS, json.dumps(content))
+        write_text(self._path / _PROGRESS, json.dumps(content))
 
     def _finish(self) -> None:
         """Write what is left, mark the run complete, and move it to its place."""

@@ -57,12 +57,12 @@ def _names(same: Sequence[str]) -> dict[str, str]:
 
 
 def _deliver(found: ReportDiff, out: Path) -> None:
+    from mixer_probe.core.files import write_text
     from mixer_probe.report import deliver
-    from mixer_probe.results import write_text_atomically
 
     settings = {"command": " ".join(["mixer-probe", *map(shlex.quote, sys.argv[1:])])}
     deliver([found], out, f"What differs between {found.name_a} and {found.name_b}", settings)
-    write_text_atomically(out / "differences-without-intervals.csv", found.changes_frame().to_csv(index=False))
+    write_text(out / "differences-without-intervals.csv", found.changes_frame().to_csv(index=False))
 
 
 def _print(found: ReportDiff, most: int, out: Path | None) -> None:

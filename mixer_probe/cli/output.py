@@ -60,13 +60,6 @@ def tables_by_kind(results: Sequence[Result]) -> dict[str, pd.DataFrame]:
     return tables(results)
 
 
-def prepare(out: Path) -> None:
-    """Make the folder. Raises StoreError if it cannot be made."""
-    from mixer_probe.report.deliver import prepare as make
-
-    make(out)
-
-
 def print_frame(frame: pd.DataFrame) -> None:
     """A table with numbers of four digits."""
     rows = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row] for row in frame.itertuples(index=False)]

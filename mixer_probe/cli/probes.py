@@ -166,9 +166,9 @@ def _write_paths(results: Sequence[Result], out: Path) -> None:
     """A table of every value of the paths of all probes."""
     import pandas as pd
 
+    from mixer_probe.core.files import write_text
     from mixer_probe.probing import ProbeResult
-    from mixer_probe.results import write_text_atomically
 
     paths = [r.path_frame() for r in results if isinstance(r, ProbeResult)]
     if paths:
-        write_text_atomically(out / "linear-probes-path.csv", pd.concat(paths, ignore_index=True).to_csv(index=False))
+        write_text(out / "linear-probes-path.csv", pd.concat(paths, ignore_index=True).to_csv(index=False))

@@ -32,7 +32,6 @@ from mixer_probe.cli.options import (
     app,
     console,
 )
-from mixer_probe.cli.output import prepare
 from mixer_probe.cli.shared import model_loaders, study_settings, train_and_test
 from mixer_probe.cli.similarity import measure_names
 from mixer_probe.errors import StoreError
@@ -106,10 +105,11 @@ def _write_study(
     names: Sequence[str],
     loading: dict[str, Any],
 ) -> None:
+    from mixer_probe.core.files import make_folder
     from mixer_probe.report import Steps, run_study, write_report
     from mixer_probe.results import save_results
 
-    prepare(out)
+    make_folder(out)
     results = run_study(loaders, images, train, settings, store=out / "runs", steps=Steps(out / "parts"))
     again = _how_again(names, images, train, settings, loading)
     save_results(results, out / "results.json", again, title)

@@ -30,7 +30,7 @@ from mixer_probe.cli.options import (
     app,
     console,
 )
-from mixer_probe.cli.output import prepare, save_picture
+from mixer_probe.cli.output import save_picture
 from mixer_probe.cli.shared import chosen_layers, find_images
 from mixer_probe.errors import MeasureError
 
@@ -121,15 +121,16 @@ def _deliver_similarity(matrices: Sequence[SimilarityMatrix], out: Path | None, 
     """Files where a folder is given, and JSON or sentences."""
     import pandas as pd
 
+    from mixer_probe.core.files import make_folder, write_text
     from mixer_probe.report import write_report
     from mixer_probe.report.sections_similarity import agreement, disagreement
-    from mixer_probe.results import save_results, write_text_atomically
+    from mixer_probe.results import save_results
 
     frame = pd.concat([m.to_frame() for m in matrices], ignore_index=True)
     if out is not None:
-        prepare(out)
+        make_folder(out)
         settings = {"command": " ".join(["mixer-probe", *map(shlex.quote, sys.argv[1:])])}
-        write_text_atomically(out / "similarity.csv", frame.to_csv(index=False))
+        write_text(out / "similarity.csv", frame.to_csv(index=False))
         save_results(matrices, out / "results.json", settings)
         _save_pictures(matrices, out)
         write_report(matrices, out / "report.html", title="Where two networks agree", settings=settings)

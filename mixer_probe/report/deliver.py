@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mixer_probe.errors import StoreError
+from mixer_probe.core.files import make_folder, write_bytes, write_text
 from mixer_probe.report.html import make_sections, write_sections
-from mixer_probe.report.section import Picture, Section, drawing
-from mixer_probe.results import Result, save_results, write_text_atomically
+from mixer_probe.report.section import Picture, Section, encode
+from mixer_probe.results import Result, save_results
 
 
 def deliver(
@@ -26,9 +26,9 @@ def deliver(
 
     `settings` are what it takes to do it again, as in `write_report`. Returns the sections of the report, whose paragraphs are
     the findings. Raises StoreError where nothing can be written, and for no result at all."""
-    prepare(out)
+    make_folder(out)
     for name, frame in tables_by_kind(results).items():
-        write_text_atomically(out / f"{name}.csv", frame.to_csv(index=False))
+        write_text(out / f"{name}.csv", frame.to_csv(index=False))
     save_results(results, out / "results.json", settings, title)
     sections = make_sections(results)
     write_sections(sections, results, out / "report.html", title=title, settings=settings)
@@ -48,20 +48,5 @@ def tables_by_kind(results: Sequence[Result]) -> dict[str, pd.DataFrame]:
 
 def save_picture(figure: Figure, out: Path, name: str, svg: bytes | None = None) -> None:
     """NAME.svg (drawn already: `svg`) and NAME.png in `out`. Raises StoreError where they cannot be written."""
-    try:
-        with drawing():
-            if svg is None:
-                figure.savefig(out / f"{name}.svg", dpi=160, metadata={"Date": None})
-            else:
-                (out / f"{name}.svg").write_bytes(svg)
-            figure.savefig(out / f"{name}.png", dpi=160, metadata={"Software": None})
-    except OSError as error:
-        raise StoreError(f"cannot write pictures to {out}: {error.strerror or error}") from error
-
-
-def prepare(out: Path) -> None:
-    """Make the folder. Raises StoreError if it cannot be made."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot make the folder {out}: {error.strerror or error}") from error
+    write_bytes(out / f"{name}.svg", encode(figure, "svg+xml") if svg is None else svg)
+    write_bytes(out / f"{name}.png", encode(figure, "png"))

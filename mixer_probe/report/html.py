@@ -15,10 +15,11 @@ import timm
 import torch
 
 import mixer_probe
+from mixer_probe.core.files import write_text
 from mixer_probe.errors import StoreError
 from mixer_probe.report.section import Section
 from mixer_probe.report.sections import RENDERERS
-from mixer_probe.results import ImagesRecord, Result, write_text_atomically
+from mixer_probe.results import ImagesRecord, Result
 
 
 def write_report(
@@ -58,10 +59,7 @@ def write_sections(
             versions=versions(),
         )
     )
-    try:
-        return write_text_atomically(Path(path), page)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+    return write_text(Path(path), page)
 
 
 def make_sections(results: Sequence[Result]) -> list[Section]:

@@ -15,6 +15,7 @@ import numpy as np
 
 import mixer_probe
 from mixer_probe.capture import Representations
+from mixer_probe.core.files import remedy
 from mixer_probe.errors import ImagesError, StoreError
 from mixer_probe.models import Model
 from mixer_probe.report.skipped import Skipped
@@ -57,11 +58,11 @@ class Steps:
         try:
             save_results(found, file, content)
         except StoreError as error:
-            raise StoreError(f"the step '{name}' cannot be kept ({error}): {self._way_out()}") from error
+            raise StoreError(f"the step '{name}' cannot be kept ({error}): {self._way_out(error)}") from error
         return list(load_results(file))
 
-    def _way_out(self) -> str:
-        return f"make room and start the same again, which goes on from the {len(self)} finished before, in {self.folder}"
+    def _way_out(self, error: BaseException) -> str:
+        return f"{remedy(error)} and start the same again, which goes on from the {len(self)} finished before, in {self.folder}"
 
     def __len__(self) -> int:
         """How many finished steps there are, of all settings."""

@@ -22,7 +22,7 @@ _FORMATS: dict[str, dict[str, Any]] = {
 }
 
 
-def drawing() -> AbstractContextManager[None]:
+def _drawing() -> AbstractContextManager[None]:
     """Settings under which the same numbers give the same file: with a fixed salt (and without a date, `metadata`)."""
     return mpl.rc_context({"svg.hashsalt": "mixer-probe", "svg.fonttype": "path"})
 
@@ -41,6 +41,14 @@ def _numbered_clips(svg: bytes) -> bytes:
         return svg
     named = re.compile(rb"(\bid=\"|url\(#)(" + b"|".join(map(re.escape, names)) + rb")(?=[\")])")
     return named.sub(lambda found: found[1] + numbers[found[2]], svg)
+
+
+def encode(figure: Figure, kind: str, dpi: int = 160) -> bytes:
+    """The figure as a file of the `kind` "svg+xml", "png" or "webp"."""
+    stream = io.BytesIO()
+    with _drawing():
+        figure.savefig(stream, dpi=dpi, **_FORMATS[kind])
+    return _numbered_clips(stream.getvalue()) if kind == "svg+xml" else stream.getvalue()
 
 
 @dataclass(frozen=True)
@@ -74,10 +82,7 @@ class Picture:
     @cached_property
     def encoded(self) -> bytes:
         """The picture as a file, drawn once: SVG where it is a vector picture."""
-        stream = io.BytesIO()
-        with drawing():
-            self.figure.savefig(stream, dpi=self.dpi, **_FORMATS[self._kind])
-        return _numbered_clips(stream.getvalue()) if self.vector else stream.getvalue()
+        return encode(self.figure, self._kind, self.dpi)
 
     @property
     def _kind(self) -> str:

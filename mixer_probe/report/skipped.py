@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import pandas as pd
 
+from mixer_probe.core.files import causes
 from mixer_probe.errors import StoreError
 from mixer_probe.results import Result
 
@@ -38,16 +38,9 @@ class Skipped(Result):
 
 def was_refused(error: BaseException) -> bool:
     """Whether an error comes of a file that could not be read or written, and not of what was asked for."""
-    return any(isinstance(cause, (StoreError, OSError)) for cause in _causes(error))
+    return any(isinstance(cause, (StoreError, OSError)) for cause in causes(error))
 
 
 def has_no_room(error: BaseException) -> bool:
     """Whether an error comes of a full disk."""
-    return any(isinstance(cause, OSError) and cause.errno in _NO_ROOM for cause in _causes(error))
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
+    return any(isinstance(cause, OSError) and cause.errno in _NO_ROOM for cause in causes(error))

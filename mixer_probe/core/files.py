@@ -1,0 +1,218 @@
+"""Files: written whole or not at all, by one process at a time, and on the disk before anything says so; errors that are true."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from mixer_probe.errors import StoreError
+
+# Names of files under way, so that those of a process that was killed can be told from a person's own.
+_UNDER_WAY = ".mixer-probe-*.tmp"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_ESCAPED = re.compile("[\ud800-\udfff]")
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write `text` as UTF-8 to `path`; what UTF-8 cannot hold is written as `printable` has it. Otherwise as `write_bytes`."""
+    return write_bytes(path, printable(text).encode())
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write `content` to `path`, whole or not at all: to a temporary file beside it, which takes its place once on the disk.
+
+    A full disk, an interrupt or a lost current leaves what was at `path`, and a killed process at most a file that
+    `remove_leftovers` removes. The mode is that of any new file: 0666 less the umask. Folders above are made. Returns `path`.
+    Raises StoreError if the system refuses, with its reason."""
+    temporary = path.parent / _UNDER_WAY.replace("*", secrets.token_hex(8))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+        sync([path.parent])
+    except BaseException as error:
+        with suppress(OSError, ValueError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, (OSError, ValueError)):
+            raise StoreError(f"cannot write {printable(path)}: {reason(error)}") from error
+        raise
+    return path
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder and those above it. Returns `path`. Raises StoreError if the system refuses, with its reason."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise StoreError(f"cannot make the folder {printable(path)}: {reason(error)}") from error
+    return path
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in `folder`; for who is its only writer."""
+    for file in folder.glob(_UNDER_WAY):
+        file.unlink(missing_ok=True)
+
+
+def is_leftover(file: Path) -> bool:
+    """Whether a file is a temporary one of `write_bytes`."""
+    return file.match(_UNDER_WAY)
+
+
+def sync(paths: Iterable[Path]) -> None:
+    """Wait until files and folders are on the disk; many at once, since the disk takes as long for one. Raises OSError."""
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(_sync, paths))
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":  # Windows opens no folders.
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some file systems of networks cannot wait for a folder.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+# -- what is said about them -------------------------------------------------------------------------------------------
+
+
+def reason(error: BaseException) -> str:
+    """Why the system refused, in its own words."""
+    return printable(getattr(error, "strerror", None) or error)
+
+
+def remedy(error: BaseException) -> str:
+    """What to do about it: to make room only where there is none."""
+    return "make room" if is_full(error) else "put that right"
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error comes of a full disk or quota."""
+    return any(isinstance(cause, OSError) and cause.errno in _NO_ROOM for cause in causes(error))
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and those that it comes of."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def printable(text: object) -> str:
+    r"""The text with what no UTF-8 holds as its escape: the name of a file whose bytes are b"caf\xe9" is printed as "caf\xe9"."""
+    return _ESCAPED.sub(_escape, str(text))
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+
+
+def checksum(content: Any) -> str:
+    """SHA-256 of JSON data, whatever the order of its keys, in hexadecimal digits."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+# -- one writer --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def only_writer(place: Path, lock: Path) -> Iterator[None]:
+    """Hold the file `lock` while `place` is written to, so that two processes, or two threads, never write there at once.
+
+    The system lets go of it when the process ends in any way; nothing is left behind. Where the file system has no locks, nothing
+    is held. Raises StoreError if another process or thread writes there, or the lock cannot be made."""
+    handle = _acquire(place, lock)
+    try:
+        yield
+    finally:
+        # In this order: who opens it after it is gone makes a new one.
+        with suppress(OSError):
+            if _is_there(handle, lock):
+                lock.unlink()
+        os.close(handle)
+
+
+def _acquire(place: Path, lock: Path) -> int:
+    while True:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        except (OSError, ValueError) as error:
+            raise StoreError(f"cannot write {printable(place)}: {reason(error)}") from error
+        try:
+            if not _lock(handle):
+                raise StoreError(f"{printable(place)} is being written by {_who(handle)}; wait for it or give another --out")
+            if _is_there(handle, lock):
+                os.lseek(handle, 0, os.SEEK_SET)
+                os.write(handle, f"{os.getpid()}\n".encode())
+                return handle
+        except OSError as error:
+            os.close(handle)
+            raise StoreError(f"cannot write {printable(place)}: {reason(error)}") from error
+        except BaseException:
+            os.close(handle)
+            raise
+        # The one before has just let go of it and removed it.
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Whether the lock is ours now."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        os.lseek(handle, 2**20, os.SEEK_SET)  # beyond the number, which others read
+        try:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    return True
+
+
+def _is_there(handle: int, lock: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), lock.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _who(handle: int) -> str:
+    os.lseek(handle, 0, os.SEEK_SET)
+    pid = os.read(handle, 20).decode(errors="replace").partition("\n")[0]
+    if pid == str(os.getpid()):
+        return "another thread of this process"
+    return f"another process (pid {pid})" if pid.isdigit() else "another process"
