@@ -216,7 +216,8 @@ def _as_seen(
     groups: dict[str, list[str]] = {}
     for name, network in networks.items():
         spec = network.input
-        groups.setdefault(repr((spec.size, spec.interpolation, spec.crop_pct, chosen.of(network))), []).append(name)
+        resized = spec.size, spec.interpolation, spec.crop_pct, spec.crop_mode
+        groups.setdefault(repr((resized, chosen.of(network))), []).append(name)
     found = []
     for key, names in groups.items():
         network = networks[names[0]]

@@ -35,7 +35,7 @@ class Attribution(Result):
     before they were enlarged (Grad-CAM, attention), None where there are none. `logit` is the target's logit,
     `logit_difference` that less its logit for the `baseline`; `convergence_delta` is the sum of the map less that
     difference, NaN for methods that promise no such sum; `steps` counts integration steps, 0 without integration. `grid` are
-    the patches that the network sees, to pool maps by. `crop_pct` says which part of the original image entered."""
+    the patches that the network sees, to pool maps by. `crop_pct` and `crop_mode` say which part of the image entered."""
 
     title: ClassVar[str] = "Attribution"
 
@@ -54,6 +54,7 @@ class Attribution(Result):
     predicted: np.ndarray
     grid: tuple[int, int]
     crop_pct: float
+    crop_mode: str
     maps: np.ndarray
     logit: np.ndarray
     logit_difference: np.ndarray
@@ -222,6 +223,7 @@ def _joined(method: Method, run: Run, source: ImageSource, pieces: list[_Piece],
         predicted=all_of("predicted"),
         grid=patch_grid(run.model),
         crop_pct=run.model.input.crop_pct,
+        crop_mode=run.model.input.crop_mode,
         maps=maps,
         logit=logit,
         logit_difference=difference,

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torchvision.transforms.v2.functional import gaussian_blur
 
+from mixer_probe.core.inputs import InputSpec
 from mixer_probe.errors import MeasureError, closest
-from mixer_probe.models.model import InputSpec
 
 _BLUR = 1 / 8
 

@@ -44,6 +44,7 @@ class AttributionPanel(Result):
     layers: tuple[Layer | None, ...]
     baselines: tuple[str, ...]
     crop_pct: tuple[float, ...]
+    crop_mode: tuple[str, ...]
     images: ImagesRecord
     chosen_from: int
     ids: tuple[str, ...]
@@ -140,6 +141,7 @@ def attribution_panel(
         layers=tuple(a.layer for a in attributions),
         baselines=tuple(a.baseline for a in attributions),
         crop_pct=tuple(a.crop_pct for a in attributions),
+        crop_mode=tuple(a.crop_mode for a in attributions),
         images=images.record,
         chosen_from=len(images),
         ids=tuple(images.ids[i] for i in rows),

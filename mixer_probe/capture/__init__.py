@@ -4,7 +4,7 @@ from mixer_probe.capture.extraction import extract
 from mixer_probe.capture.hooks import Reducer, capture, every_position, first_prefix_token, mean_over_positions
 from mixer_probe.capture.representations import Representations, RunRecord
 from mixer_probe.capture.store import open_run
-from mixer_probe.capture.stream import ImageSource, Piece, TensorImages, as_source, stream, to_host
+from mixer_probe.capture.stream import ImageSource, Piece, TensorImages, as_source, pixel_batches, stream, to_host
 
 __all__ = [
     "ImageSource",
@@ -20,6 +20,7 @@ __all__ = [
     "first_prefix_token",
     "mean_over_positions",
     "open_run",
+    "pixel_batches",
     "stream",
     "to_host",
 ]

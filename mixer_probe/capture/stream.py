@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from mixer_probe.capture.heap import kept_heap
 from mixer_probe.capture.hooks import Reducer, capture
 from mixer_probe.errors import ImagesError, MixerProbeError, ModelError, OutOfMemoryWarning
-from mixer_probe.images import model_transform
+from mixer_probe.images.transforms import split_transform, transform_for
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.load import resolve_dtype
 from mixer_probe.models.model import Model
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """What can be streamed: `mixer_probe.images.Images`, or a tensor of finished inputs through `as_source`."""
+    """What can be streamed: `mixer_probe.images.Images`, or a tensor through `as_source`."""
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -56,15 +56,25 @@ class ImageSource(Protocol):
 
 
 class TensorImages:
-    """Finished inputs [n, 3, H, W] as images without labels; no transform is applied to them."""
+    """A tensor [n, C, H, W] as images without labels: finished inputs, or pixels if it is uint8.
+
+    Finished inputs are floating point, of any number of channels, and go to the network as they are. Pixels are divided by 255
+    and normalised with the network's mean and std, and must have its size, for nothing is resized.
+
+    Raises ImagesError for another shape or type."""
 
     labels = None
     class_names = None
 
     def __init__(self, tensor: torch.Tensor) -> None:
         if tensor.ndim != 4 or not len(tensor):
-            raise ImagesError(f"a tensor of images has shape [n, 3, height, width], not {tuple(tensor.shape)}")
+            raise ImagesError(f"a tensor of images has shape [n, channels, height, width], not {tuple(tensor.shape)}")
+        if tensor.dtype != torch.uint8 and not tensor.is_floating_point():
+            raise ImagesError(
+                f"a tensor of images is floating point (finished inputs) or uint8 (pixels, 0 to 255), not {tensor.dtype}"
+            )
         self._tensor = tensor
+        self.raw = tensor.dtype == torch.uint8
         self.ids = tuple(str(i) for i in range(len(tensor)))
 
     @property
@@ -79,17 +89,19 @@ class TensorImages:
     def batches(
         self, transform: Callable[[Any], torch.Tensor], batch_size: int, start: int = 0, *, pin_memory: bool = False
     ) -> Iterator[torch.Tensor]:
-        """Slices of the tensor."""
+        """Slices of the tensor; those of pixels scaled and normalised as `transform` normalises images."""
+        normalise = split_transform(transform)[1] if self.raw and hasattr(transform, "transforms") else None
         for first in range(start, len(self), batch_size):
-            yield self._tensor[first : first + batch_size]
+            part = self._tensor[first : first + batch_size]
+            yield part if normalise is None else normalise(part.float() / 255)
 
 
 def as_source(images: ImageSource | torch.Tensor) -> ImageSource:
-    """Images as they are, or a tensor of finished inputs wrapped. Raises ImagesError for anything else."""
+    """Images as they are, or a tensor wrapped as `TensorImages`. Raises ImagesError for anything else."""
     if isinstance(images, torch.Tensor):
         return TensorImages(images)
     if not callable(getattr(images, "batches", None)):
-        raise ImagesError(f"images are what load_images returns or a tensor [n, 3, H, W], not a {type(images).__name__}")
+        raise ImagesError(f"images are what load_images returns or a tensor [n, channels, H, W], not a {type(images).__name__}")
     if not len(images):
         raise ImagesError("there are no images to look at")
     return images
@@ -141,9 +153,18 @@ def stream(
 
 
 def transform_of(model: Model) -> Callable[[Any], torch.Tensor]:
-    """The model's own timm transform: a PIL image to a normalised tensor [3, H, W]."""
-    spec = model.input
-    return model_transform(spec.size, spec.mean, spec.std, spec.interpolation, spec.crop_pct)
+    """The model's own timm transform: a PIL image to a normalised tensor [C, H, W]."""
+    return transform_for(model.input)
+
+
+def pixel_batches(model: Model, images: ImageSource | torch.Tensor, batch_size: int = 64) -> Iterator[torch.Tensor]:
+    """The images as the network sees them before its normalisation, [B, C, H, W] in 0..1 on the CPU."""
+    source = as_source(images)
+    to_pixels = split_transform(transform_of(model))[0]
+    finished = isinstance(source, TensorImages) and not source.raw
+    mean, std = (torch.tensor(v)[:, None, None] for v in (model.input.mean, model.input.std))
+    for batch in source.batches(to_pixels, batch_size):
+        yield (batch.cpu() * std.to(batch.dtype) + mean.to(batch.dtype)).clamp(0, 1) if finished else batch.cpu()
 
 
 class _Runner:

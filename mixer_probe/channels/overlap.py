@@ -155,8 +155,9 @@ def seen_masks(
     """The masks at `places` of the images of `source`, through the network's own resizing and cropping, at some pixels.
 
     Raises ImagesError for masks that cannot be read or have another size than their image."""
-    size = (model.input.size[1], model.input.size[2])
-    geometry = mask_geometry(model.input.size, model.input.crop_pct) if isinstance(source, Images) else None
+    spec = model.input
+    size = (spec.size[1], spec.size[2])
+    geometry = mask_geometry(spec.size, spec.crop_pct, spec.crop_mode) if isinstance(source, Images) else None
     planes = []
     with task(f"masks of {concepts.name}", len(places)) as advance:
         for i, place in enumerate(places):

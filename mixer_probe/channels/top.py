@@ -18,9 +18,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mixer_probe.capture import ImageSource, TensorImages, as_source, every_position, stream
+from mixer_probe.capture import ImageSource, TensorImages, as_source, every_position, pixel_batches, stream
 from mixer_probe.errors import ImagesError, LayerError, MeasureError, NonFiniteWarning
-from mixer_probe.images import Images, model_transform
+from mixer_probe.images import Images
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
@@ -337,16 +337,12 @@ def _warn_non_finite(top: RunningTop, layer: Layer, model: Model) -> None:
 def input_pictures(model: Model, images: ImageSource | Tensor, index: Iterable[int]) -> np.ndarray:
     """What the network saw of the images at `index`, uint8 RGB [n, height, width, 3]: resized and cropped, not normalised.
 
+    Where the network takes other than three channels, their mean in grey.
+
     Raises ImagesError for sources that give no single images."""
-    chosen = _chosen(images, index)
-    spec = model.input
-    if isinstance(chosen, Tensor):
-        mean, std = (torch.tensor(v, dtype=chosen.dtype, device=chosen.device)[:, None, None] for v in (spec.mean, spec.std))
-        pixels = chosen * std + mean
-    else:
-        transform = model_transform(spec.size, (0.0,) * 3, (1.0,) * 3, spec.interpolation, spec.crop_pct)
-        pixels = torch.stack([transform(image) for image in chosen])
-    return np.asarray((pixels.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
+    pixels = torch.cat(list(pixel_batches(model, _chosen(images, index))))
+    colours = pixels if pixels.shape[1] == 3 else pixels.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    return np.asarray((colours.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy())
 
 
 def activation_maps(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -134,11 +135,12 @@ def _overlay(axes: Axes, panel: AttributionPanel, c: int, i: int) -> None:
     entered = panel.shares[c].shape[1:]
     axes.imshow(grey(picture), cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
     own = (int(panel.sizes[i][0]), int(panel.sizes[i][1]))
-    box = _scaled(crop_box(own, entered, panel.crop_pct[c]), width / own[0], height / own[1])
+    seen = crop_box(own, entered, panel.crop_pct[c], panel.crop_mode[c])
+    box = _scaled(seen, width / own[0], height / own[1])
     axes.imshow(coloured(_printable(panel.share(c, i)), panel.signed[c]), extent=box, interpolation="nearest", zorder=2)
     # The overlay must not move the limits of the image.
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    if not _whole(own, entered, panel.crop_pct[c]):
+    if not _whole(own, seen):
         left, right, bottom, top = box
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="black", linewidth=0.6, zorder=3))
     _bare(axes)
@@ -156,8 +158,8 @@ def _scaled(box: tuple[float, float, float, float], x: float, y: float) -> tuple
     return left * x - 0.5, right * x - 0.5, bottom * y - 0.5, top * y - 0.5
 
 
-def _whole(size: tuple[int, int], entered: Sequence[int], crop_pct: float) -> bool:
-    return crop_pct == 1 and size[0] * entered[0] == size[1] * entered[1]
+def _whole(size: tuple[int, int], box: tuple[float, float, float, float]) -> bool:
+    return all(abs(a - b) < 1e-6 for a, b in zip(box, (-0.5, size[0] - 0.5, size[1] - 0.5, -0.5), strict=True))
 
 
 def grey(picture: np.ndarray) -> np.ndarray:
@@ -167,13 +169,17 @@ def grey(picture: np.ndarray) -> np.ndarray:
     return pale
 
 
-def crop_box(size: tuple[int, int], entered: Sequence[int], crop_pct: float) -> tuple[float, float, float, float]:
-    """(left, right, bottom, top) in pixels of an image of `size` (width, height) of what entered the network as [H, W] pixels:
-    timm's centre crop after the shorter side was resized to H / crop_pct."""
-    scale = int(min(entered) / crop_pct) / min(size)
-    half = [n / scale / 2 for n in entered]
+def crop_box(
+    size: tuple[int, int], entered: Sequence[int], crop_pct: float, crop_mode: str = "center"
+) -> tuple[float, float, float, float]:
+    """(left, right, bottom, top) in pixels of an image of `size` (width, height) of what entered the network as [H, W] pixels,
+    outside the image where it was padded: the centre, after timm resized to [H, W] / crop_pct as `crop_mode` says."""
+    across, down = (math.floor(n / crop_pct) / own for n, own in zip(entered[::-1], size, strict=True))
+    if crop_mode != "squash":
+        across = down = min(across, down) if crop_mode == "border" else max(across, down)
     x, y = size[0] / 2 - 0.5, size[1] / 2 - 0.5
-    return x - half[1], x + half[1], y + half[0], y - half[0]
+    half = entered[1] / across / 2, entered[0] / down / 2
+    return x - half[0], x + half[0], y + half[1], y - half[1]
 
 
 def coloured(values: np.ndarray, signed: bool) -> np.ndarray:
@@ -190,14 +196,14 @@ def overlay_image(picture: Image.Image, result: Attribution, i: int) -> Image.Im
 
     Colours as in `attribution_maps`; a thin black frame bounds what entered the network where it is not the whole image."""
     entered = result.maps.shape[1:]
-    left, right, bottom, top = crop_box(picture.size, entered, result.crop_pct)
+    seen = left, right, bottom, top = crop_box(picture.size, entered, result.crop_pct, result.crop_mode)
     box = (round(left + 0.5), round(top + 0.5), round(right + 0.5), round(bottom + 0.5))
     colours = Image.fromarray(np.rint(255 * coloured(result.maps[i], result.signed)).astype(np.uint8), "RGBA")
     layer = Image.new("RGBA", picture.size)
     layer.paste(colours.resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.NEAREST), box[:2])
     base = Image.fromarray(np.rint(grey(np.asarray(picture.convert("RGB")))).astype(np.uint8)).convert("RGBA")
     shown = Image.alpha_composite(base, layer).convert("RGB")
-    if not _whole(picture.size, entered, result.crop_pct):
+    if not _whole(picture.size, seen):
         ImageDraw.Draw(shown).rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline="black")
     return shown
 

@@ -17,6 +17,7 @@ from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageColor
+from torchvision.transforms import Grayscale
 
 from mixer_probe.errors import ImagesError, ImagesWarning, closest
 from mixer_probe.images.decode import EXTENSIONS, reason
@@ -112,17 +113,18 @@ def _stretched(layer: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(picture)
 
 
-def mask_geometry(size: Sequence[int], crop_pct: float = 1.0) -> Geometry:
+def mask_geometry(size: Sequence[int], crop_pct: float = 1.0, crop_mode: str = "center") -> Geometry:
     """The resizing and cropping of `model_transform` for integers [row, column], by nearest neighbour.
 
-    `size` is (3, H, W); returns [H, W]. What lies outside the mask is 0."""
-    steps = model_transform(size, (0.0,) * 3, (1.0,) * 3, "nearest", crop_pct).transforms  # type: ignore[attr-defined]
+    `size` is (channels, H, W); returns [H, W]. What lies outside the mask is 0."""
+    # A mask has one channel, which must not become grey; after resizing and cropping come tensors.
+    transform = model_transform((1, *size[1:]), (0.0,), (1.0,), "nearest", crop_pct, crop_mode)
+    steps = [step for step in transform.transforms if not isinstance(step, Grayscale)]  # type: ignore[attr-defined]
 
     def seen(mask: np.ndarray) -> np.ndarray:
         picture = Image.fromarray(mask.astype(np.int32))
         for step in steps:
             following = step(picture)
-            # The rest makes tensors.
             if not isinstance(following, Image.Image):
                 break
             picture = following

@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeVar, overload
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import Compose, Normalize
 
 from mixer_probe.errors import ImagesError, closest
 from mixer_probe.images.labelled import Images
-from mixer_probe.images.transforms import Transform
+from mixer_probe.images.transforms import Transform, split_transform
 from mixer_probe.results import ImagesRecord, storable
 
 Colour = tuple[float, float, float]
@@ -508,18 +507,6 @@ def distort(images: Images | DistortedImages | Tensor, distortion: Distortion) -
     if not isinstance(images, Images):
         raise ImagesError(f"images are what load_images returns or a tensor [n, 3, h, w], not a {type(images).__name__}")
     return DistortedImages(images, distortion)
-
-
-def split_transform(transform: Transform) -> tuple[Transform, Callable[[Tensor], Tensor]]:
-    """A transform up to its pixels, and the normalisation that ends it (nothing, where it does not end in one)."""
-    steps = getattr(transform, "transforms", ())
-    if steps and isinstance(steps[-1], Normalize):
-        return Compose(steps[:-1]), steps[-1]
-    return transform, _as_it_is
-
-
-def _as_it_is(images: Tensor) -> Tensor:
-    return images
 
 
 def image_numbers(ids: Sequence[str]) -> list[int]:

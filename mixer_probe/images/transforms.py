@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias, cast
 
 import torch
 from PIL import Image
 
-from mixer_probe.errors import ImagesError, closest
+from mixer_probe.core.inputs import InputSpec
+from mixer_probe.errors import ImagesError, ModelError
 
 Transform: TypeAlias = Callable[[Image.Image], torch.Tensor]
-
-_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
-_CROP_MODES = ("center", "border", "squash")
 
 
 def model_transform(
@@ -24,37 +23,68 @@ def model_transform(
     crop_pct: float = 1.0,
     crop_mode: str = "center",
 ) -> Transform:
-    """timm's evaluation transform: RGB image -> float32 tensor [3, H, W], (value / 255 - mean) / std.
+    """timm's evaluation transform: RGB image -> float32 tensor [C, H, W], (value / 255 - mean) / std.
 
-    `input_size` is (3, H, W) in pixels, `mean` and `std` are one number a channel. The shorter side is
-    resized to input size / `crop_pct` and the centre cut out ("border" and "squash" as in timm); an image of
-    exactly the input size is not resampled when `crop_pct` is 1. Picklable.
+    The arguments are those of `InputSpec`; `input_size` is (3, H, W) in pixels, or (1, H, W) for a network that sees grey.
+    An image of exactly the input size is not resampled when `crop_pct` is 1. Picklable.
 
-    Raises ImagesError for an input size, crop_pct, interpolation or crop mode that timm does not know."""
-    _check(input_size, interpolation, crop_pct, crop_mode)
+    Raises ImagesError for what `InputSpec` refuses."""
+    try:
+        spec = InputSpec(tuple(input_size), tuple(mean), tuple(std), interpolation, crop_pct, crop_mode)  # type: ignore[arg-type]
+    except (ModelError, TypeError) as error:
+        raise ImagesError(str(error)) from error
+    return transform_for(spec)
+
+
+def transform_for(spec: InputSpec) -> Transform:
+    """timm's evaluation transform of images for a network with this input: image -> float32 tensor [C, H, W].
+
+    For one channel the image becomes grey first (ITU-R 601 luma, as Pillow does it); a grey image stays as it is. A torchvision
+    Compose that ends in Normalize, whatever timm resizes and crops before it. Picklable.
+
+    For another number of channels, which no image says how to fill, the transform raises ImagesError at the first image."""
     from timm.data.transforms_factory import create_transform
+    from torchvision.transforms import Compose, Grayscale, Normalize
 
-    return cast(
-        Transform,
-        create_transform(
-            (input_size[0], input_size[1], input_size[2]),
-            is_training=False,
-            interpolation=interpolation,
-            mean=tuple(mean),
-            std=tuple(std),
-            crop_pct=crop_pct,
-            crop_mode=crop_mode,
-        ),
-    )
+    channels = spec.size[0]
+    if channels not in (1, 3):
+        # Tensors of pixels need no more than the Normalize.
+        return cast(Transform, Compose([_NoImages(spec.size), Normalize(spec.mean, spec.std)]))
+    steps = create_transform(
+        spec.size,
+        is_training=False,
+        interpolation=spec.interpolation,
+        mean=spec.mean,
+        std=spec.std,
+        crop_pct=spec.crop_pct,
+        crop_mode=spec.crop_mode,
+    ).transforms
+    return cast(Transform, Compose([Grayscale(), *steps] if channels == 1 else steps))
 
 
-def _check(input_size: Sequence[int], interpolation: str, crop_pct: float, crop_mode: str) -> None:
-    if len(input_size) != 3 or input_size[0] != 3 or min(input_size) < 1:
-        raise ImagesError(f"input_size must be (3, height, width) in pixels, got {tuple(input_size)}")
-    if not 0 < crop_pct <= 1:
-        raise ImagesError(f"crop_pct must be above 0 and at most 1, got {crop_pct}")
-    if interpolation not in _INTERPOLATIONS:
-        known = closest(interpolation, _INTERPOLATIONS)
-        raise ImagesError(f"unknown interpolation '{interpolation}'; {known}")
-    if crop_mode not in _CROP_MODES:
-        raise ImagesError(f"unknown crop mode '{crop_mode}'; {closest(crop_mode, _CROP_MODES)}")
+@dataclass(frozen=True)
+class _NoImages:
+    """Refuses every image, for a network that takes none."""
+
+    size: tuple[int, int, int]
+
+    def __call__(self, _image: Image.Image) -> torch.Tensor:
+        channels, height, width = self.size
+        raise ImagesError(
+            f"the network takes {channels} channels, and an image has 1 (grey) or 3 (red, green, blue): "
+            f"give a tensor [n, {channels}, {height}, {width}]"
+        )
+
+
+def split_transform(transform: Transform) -> tuple[Transform, Callable[[torch.Tensor], torch.Tensor]]:
+    """A transform up to its pixels in 0..1, and the normalisation that ends it (nothing, where it does not end in one)."""
+    from torchvision.transforms import Compose, Normalize
+
+    steps = getattr(transform, "transforms", ())
+    if steps and isinstance(steps[-1], Normalize):
+        return Compose(steps[:-1]), steps[-1]
+    return transform, _as_it_is
+
+
+def _as_it_is(images: torch.Tensor) -> torch.Tensor:
+    return images

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from mixer_probe.capture.stream import transform_of
-from mixer_probe.images.distortions import Distortion, image_numbers, split_transform
+from mixer_probe.images.distortions import Distortion, image_numbers
+from mixer_probe.images.transforms import split_transform
 from mixer_probe.invariance.predictions import Source
 from mixer_probe.models.model import Model
 from mixer_probe.results import ImagesRecord, ModelRecord, Result

@@ -8,23 +8,21 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.data.config import resolve_data_config
-from timm.layers.hybrid_embed import HybridEmbed
-from timm.layers.patch_embed import PatchEmbed
 from timm.models import get_arch_name, get_pretrained_cfg, list_pretrained, split_model_name_tag
 from torch import nn
 
 from mixer_probe import zoo
+from mixer_probe.core.inputs import InputSpec
 from mixer_probe.errors import ModelError, closest
 from mixer_probe.models.folder import build_from_folder, read_config
 from mixer_probe.models.hub import NOT_IN_CACHE, cache_folder, offline_if_unreachable
-from mixer_probe.models.model import InputSpec, Model, Weights, make_model
+from mixer_probe.models.inputs import stated_input, timm_input, with_given
+from mixer_probe.models.model import Model, Weights, make_model
 from mixer_probe.models.weights import load_into, read_checkpoint
 
 _HUB = "hf-hub:"
@@ -54,6 +52,7 @@ def load_model(
     std: Sequence[float] | None = None,
     interpolation: str | None = None,
     crop_pct: float | None = None,
+    crop_mode: str | None = None,
     name: str | None = None,
     seed: int = 0,
     **timm_arguments: Any,
@@ -62,18 +61,22 @@ def load_model(
 
     `model` is a timm name or name.tag, "hf-hub:owner/repo", "local-dir:FOLDER", "zoo:NAME" (add "?untrained" for its
     random twin) or an nn.Module built from timm's blocks. `input_size` (channels, height, width), `mean` and `std` say
-    what images it takes, `interpolation` and `crop_pct` how they are brought to that size; they replace what timm knows,
-    and an nn.Module without timm's pretrained_cfg needs the first three. `checkpoint` is a safetensors or weights-only
-    torch file whose weights replace the pretrained ones. `device="auto"` takes CUDA, then MPS, then the CPU. Untrained
-    weights are drawn with `seed`. Further arguments go to `timm.create_model` (num_classes, img_size, ...).
+    what images it takes, `interpolation`, `crop_pct` and `crop_mode` how they are brought to that size (see `InputSpec`);
+    they replace what timm knows, and an nn.Module without timm's pretrained_cfg needs the first three. For a network of
+    another number of channels than 3, timm's mean and std follow as timm changes the weights: averaged for 1, repeated for
+    more. `checkpoint` is a safetensors or weights-only torch file whose weights replace the pretrained ones.
+    `device="auto"` takes CUDA, then MPS, then the CPU. Untrained weights are drawn with `seed`. Further arguments go to
+    `timm.create_model` (num_classes, img_size, in_chans, ...).
 
     The network is put into eval mode. An nn.Module is used as it is, not copied.
 
-    Raises ModelError for an unknown name (with the closest ones), an unknown family, or weights that cannot be had, and
+    Raises ModelError for an unknown name (with the closest ones), an unknown family, weights that cannot be had, or an
+    input that `InputSpec` refuses, such as one `mean` for three channels, and
     CheckpointError for a file that is missing, truncated, pickled code, or for another network.
     """
     place, number = resolve_device(device), resolve_dtype(dtype)
-    given = {"size": input_size, "mean": mean, "std": std, "interpolation": interpolation, "crop_pct": crop_pct}
+    given: dict[str, Any] = {"size": input_size, "mean": mean, "std": std}
+    given |= {"interpolation": interpolation, "crop_pct": crop_pct, "crop_mode": crop_mode}
     if timm_arguments and (isinstance(model, nn.Module) or str(model).startswith("zoo:")):
         raise ModelError(f"only networks that timm builds take further arguments, not {', '.join(timm_arguments)}")
     if isinstance(model, nn.Module):
@@ -87,21 +90,10 @@ def load_model(
     if checkpoint is not None:
         load_into(found.module, read_checkpoint(checkpoint), str(checkpoint))
         found.weights = Weights(f"file {Path(checkpoint).name}", trained=True)
-    found.input = _overridden(found.input, given)
+    found.input = with_given(found.input, given)
     found.name = name or found.name
     found.module.to(device=place, dtype=number)
     return found
-
-
-def _overridden(spec: InputSpec, given: dict[str, Any]) -> InputSpec:
-    """`spec` with what was given in place of what is known."""
-    return replace(spec, **{k: _plain(k, v) for k, v in given.items() if v is not None})
-
-
-def _plain(key: str, value: Any) -> Any:
-    if key == "size":
-        return _triple(value)
-    return tuple(float(v) for v in value) if key in ("mean", "std") else value
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -137,7 +129,7 @@ def _from_zoo(text: str, pretrained: bool) -> Model:
     if option not in ("", "untrained"):
         raise ModelError(f"'{text}' has the unknown option '{option}'; the only one is '?untrained'")
     card = zoo.card(name)
-    spec = InputSpec(_triple(card.input_size), tuple(card.mean), tuple(card.std))
+    spec = InputSpec(card.input_size, card.mean, card.std)
     untrained = bool(option) or not pretrained
     weights = (
         Weights(f"random, as {card.name} began (seed {card.seed})", trained=False, note=UNTRAINED_NOTE)
@@ -178,22 +170,6 @@ def _timm_weights(tag: str, pretrained: bool, seed: int) -> Weights:
 def google_note(tag: str) -> str:
     """What the Google Mixer tags really hold ("" for all others); sources: timm's results files, timm PR #651."""
     return _GOOGLE.get(tag.removeprefix("hf-hub:timm/"), "")
-
-
-def timm_input(network: nn.Module) -> InputSpec:
-    """Input of a timm network from its pretrained_cfg; height and width are those it was built for, where it says so."""
-    config = resolve_data_config(model=network)  # type: ignore[no-untyped-call]
-    channels, height, width = _triple(config["input_size"])
-    height, width = _built_for(network) or (height, width)
-    size = (channels, height, width)
-    return InputSpec(size, tuple(config["mean"]), tuple(config["std"]), config["interpolation"], config["crop_pct"])
-
-
-def _built_for(network: nn.Module) -> tuple[int, int] | None:
-    """(height, width) of the images that a patch embedding was made for: `img_size=` changes it, not the config."""
-    sizes = (m.img_size for m in network.modules() if isinstance(m, (PatchEmbed, HybridEmbed)))
-    height, width = next(sizes, None) or (0, 0)
-    return (int(height), int(width)) if height else None
 
 
 def check_name(name: str) -> None:
@@ -267,15 +243,7 @@ def _place(name: str) -> str:
 
 
 def _from_module(network: nn.Module, given: dict[str, Any]) -> Model:
-    if getattr(network, "pretrained_cfg", None):
-        spec = timm_input(network)
-    elif any(given[key] is None for key in ("size", "mean", "std")):
-        raise ModelError(
-            f"{type(network).__name__} does not say what images it takes; "
-            "give input_size=(3, height, width), mean=(r, g, b) and std=(r, g, b)"
-        )
-    else:
-        spec = InputSpec(_triple(given["size"]), tuple(given["mean"]), tuple(given["std"]))
+    spec = stated_input(network, given)
     weights = Weights("the network as given", trained=True)
     return make_model(type(network).__name__, network, spec, weights, lambda: _module_twin(network, spec))
 
@@ -310,12 +278,6 @@ def _call_without_arguments(module: nn.Module, name: str) -> None:
     method = getattr(module, name, None)
     if callable(method) and all(p.default is not p.empty for p in inspect.signature(method).parameters.values()):
         method()
-
-
-def _triple(size: Sequence[int]) -> tuple[int, int, int]:
-    if len(size) != 3:
-        raise ModelError(f"input_size is (channels, height, width), not {tuple(size)}")
-    return int(size[0]), int(size[1]), int(size[2])
 
 
 @contextmanager

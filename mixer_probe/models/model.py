@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from mixer_probe.core.inputs import InputSpec
 from mixer_probe.errors import ModelError
 from mixer_probe.models.adapter import Adapter
 from mixer_probe.models.layer import Family, Layer
@@ -19,17 +20,6 @@ from mixer_probe.models.switches import evaluating, frozen
 from mixer_probe.models.trace import blank_images, trace
 from mixer_probe.models.weights import weights_hash
 from mixer_probe.results import ModelRecord
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """What a network expects: size (channels, height, width), normalisation, and how images are resized to it."""
-
-    size: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str = "bicubic"
-    crop_pct: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mixer_probe.capture import ImageSource, as_source
+from mixer_probe.capture import ImageSource, as_source, pixel_batches
 from mixer_probe.channels import input_pictures
 from mixer_probe.errors import MeasureError, UndefinedVisualizationWarning, closest
 from mixer_probe.models.layer import Layer
@@ -24,7 +24,7 @@ from mixer_probe.visualization.fourier import FourierImages
 from mixer_probe.visualization.maco import MacoImages, natural_spectrum
 from mixer_probe.visualization.network import for_pictures, one_layer, reading
 from mixer_probe.visualization.objectives import Objective, make_objective
-from mixer_probe.visualization.real import default_images, percentiles, pixels, real_values, strongest
+from mixer_probe.visualization.real import default_images, percentiles, real_values, strongest
 from mixer_probe.visualization.robustness import FOURIER_ROBUSTNESS, MACO_ROBUSTNESS, Robustness
 
 METHODS = ("fourier", "maco")
@@ -210,7 +210,7 @@ def _parametrisation(method: str, model: Model, source: ImageSource, batch_size:
     dtype = model.dtype if model.dtype is torch.float64 else torch.float32
     like = torch.zeros((), device=model.device, dtype=dtype)
     if method == "maco":
-        return MacoImages(natural_spectrum(pixels(model, source, batch_size)), like)
+        return MacoImages(natural_spectrum(pixel_batches(model, source, batch_size)), like)
     return FourierImages((model.input.size[1], model.input.size[2]), like)
 
 

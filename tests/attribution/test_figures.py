@@ -31,19 +31,34 @@ def maps(model: mp.Model, images: mp.Images) -> list[at.Attribution]:
     return [mp.attribute(model, images, name, target=1) for name in ("saliency", "input_x_gradient")]
 
 
-@pytest.mark.parametrize(("size", "crop_pct"), [((299, 299), 0.875), ((400, 300), 0.9), ((300, 500), 1.0)])
-def test_the_overlay_lies_where_the_network_looked(size: tuple[int, int], crop_pct: float) -> None:
+@pytest.mark.parametrize(
+    ("size", "crop_pct", "crop_mode", "side"),
+    [
+        ((299, 299), 0.875, "center", (224, 224)),
+        ((400, 300), 0.9, "center", (224, 224)),
+        ((300, 500), 1.0, "center", (224, 224)),
+        ((400, 300), 0.9, "center", (160, 256)),
+        ((400, 300), 0.9, "squash", (224, 224)),
+        ((300, 500), 1.0, "squash", (192, 256)),
+        ((400, 300), 0.94, "border", (224, 224)),
+        ((300, 500), 1.0, "border", (192, 256)),
+    ],
+)
+def test_the_overlay_lies_where_the_network_looked(
+    size: tuple[int, int], crop_pct: float, crop_mode: str, side: tuple[int, int]
+) -> None:
     """One bright spot, found again in the transformed image, lies at the same place of the original."""
     from PIL import Image
 
     picture = np.zeros((size[1], size[0], 3), dtype=np.uint8)
     x, y = size[0] // 2 + 60, size[1] // 2 - 50
     picture[y - 6 : y + 7, x - 6 : x + 7] = 255
-    entered = model_transform((3, 224, 224), (0.0,) * 3, (1.0,) * 3, "bilinear", crop_pct)(Image.fromarray(picture))[0].numpy()
-    rows, columns = np.mgrid[:224, :224]
-    left, right, bottom, top = crop_box(size, (224, 224), crop_pct)
-    found_x = left + (right - left) * ((entered * columns).sum() / entered.sum() + 0.5) / 224
-    found_y = top + (bottom - top) * ((entered * rows).sum() / entered.sum() + 0.5) / 224
+    transform = model_transform((3, *side), (0.0,) * 3, (1.0,) * 3, "bilinear", crop_pct, crop_mode)
+    entered = transform(Image.fromarray(picture))[0].numpy()
+    rows, columns = np.mgrid[: side[0], : side[1]]
+    left, right, bottom, top = crop_box(size, side, crop_pct, crop_mode)
+    found_x = left + (right - left) * ((entered * columns).sum() / entered.sum() + 0.5) / side[1]
+    found_y = top + (bottom - top) * ((entered * rows).sum() / entered.sum() + 0.5) / side[0]
     assert found_x == pytest.approx(x, abs=1.5)
     assert found_y == pytest.approx(y, abs=1.5)
 

@@ -234,7 +234,7 @@ def test_a_network_changed_after_loading_is_noticed(mixer: Model) -> None:
 
 @pytest.mark.parametrize("images", [torch.zeros(3, 32, 32), torch.zeros(0, 3, 32, 32)])
 def test_a_tensor_that_holds_no_images(mixer: Model, images: torch.Tensor) -> None:
-    with pytest.raises(ImagesError, match=r"shape \[n, 3, height, width\]"):
+    with pytest.raises(ImagesError, match=r"shape \[n, channels, height, width\]"):
         extract(mixer, images)
 
 

@@ -286,8 +286,9 @@ def test_masks_go_where_the_pixels_of_their_image_go(height: int, width: int, cr
     # The image is its mask in grey: resized by nearest neighbour by the image's own transform they are the same.
     mask = np.random.default_rng(seed).integers(0, 200, (height, width))
     image = Image.fromarray(mask.astype(np.uint8)).convert("RGB")
-    seen = model_transform((3, 32, 32), (0.0,) * 3, (1.0,) * 3, "nearest", crop_pct)(image)
-    np.testing.assert_array_equal(mask_geometry((3, 32, 32), crop_pct)(mask), (255 * seen[0]).round().numpy())
+    for mode in ("center", "squash", "border"):
+        seen = model_transform((3, 32, 32), (0.0,) * 3, (1.0,) * 3, "nearest", crop_pct, mode)(image)
+        np.testing.assert_array_equal(mask_geometry((3, 32, 32), crop_pct, mode)(mask), (255 * seen[0]).round().numpy())
 
 
 def test_a_block_stays_under_its_block_when_the_image_is_resized_smoothly() -> None:

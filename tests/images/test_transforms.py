@@ -59,8 +59,8 @@ def test_pickles():
 @pytest.mark.parametrize(
     "arguments,message",
     [
-        (((1, 32, 32), MEAN, STD), r"input_size must be \(3, height, width\)"),
-        (((32, 32), MEAN, STD), "input_size must be"),
+        (((1, 32, 32), MEAN, STD), r"mean is one finite number per channel, such as \(0\.5,\)"),
+        (((32, 32), MEAN, STD), r"input_size is \(channels, height, width\)"),
         (((3, 32, 32), MEAN, STD, "bicubc"), "unknown interpolation 'bicubc'; closest: bicubic"),
         (((3, 32, 32), MEAN, STD, "bicubic", 0.0), "crop_pct must be above 0"),
         (((3, 32, 32), MEAN, STD, "bicubic", 1.0, "centre"), "unknown crop mode 'centre'; closest: center"),

@@ -174,7 +174,9 @@ def test_a_network_without_it_needs_all_three(missing: str) -> None:
 
 
 def test_an_input_size_that_is_none() -> None:
-    with pytest.raises(ModelError, match=r"input_size is \(channels, height, width\), not \(32, 32\)"):
+    with pytest.raises(
+        ModelError, match=r"input_size is \(channels, height, width\), three whole numbers above 0, not \(32, 32\)"
+    ):
         as_model(CASES["mixer"].network(), input_size=(32, 32))
 
 

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 import mixer_probe as mp
 from mixer_probe.errors import ModelError
-from mixer_probe.images import model_transform
+from mixer_probe.images.transforms import transform_for
 from mixer_probe.weights import ConvolutionalMixer, as_convolution
 from tests.networks import CASES, as_model, noise, randomised
 
@@ -162,7 +162,7 @@ def test_channels_can_be_untied() -> None:
 def test_the_zoos_mixer_on_the_demo_images(form: Any, dtype: torch.dtype, tolerance: float) -> None:
     model = mp.load_model("zoo:mixer-s0", device="cpu", dtype=dtype)
     spec = model.input
-    transform = model_transform(spec.size, spec.mean, spec.std, spec.interpolation, spec.crop_pct)
+    transform = transform_for(spec)
     batch = next(mp.load_images("demo", limit=4).batches(transform, 4)).to(dtype)
     assert difference(model, as_convolution(model, form), batch) < tolerance
 
