@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mixer_probe.capture import ImageSource
 from mixer_probe.capture.views import positions_and_prefix
 from mixer_probe.errors import ImagesError, MeasureError
+from mixer_probe.images.classes import require_labels
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 from mixer_probe.models.switches import evaluating, frozen
@@ -98,9 +99,7 @@ class Targets:
     def _labels(source: ImageSource, word: str) -> np.ndarray:
         if word != "labels":
             raise MeasureError(f"target is a class index, one an image, 'labels' or None (the predicted class), not '{word}'")
-        if source.labels is None:
-            raise ImagesError("target='labels' needs labelled images; give class indices, or None for the predicted class")
-        return np.asarray(source.labels)
+        return require_labels(source.labels, f"the images ({source.record.name})", "target='labels'")
 
     def of(self, logits: Tensor, start: int) -> Tensor:
         """Targets [B] of the images from `start` on, whose logits are [B, K]."""

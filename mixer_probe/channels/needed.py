@@ -13,8 +13,8 @@ from mixer_probe.channels.selectivity import ClassSelectivity, class_selectivity
 from mixer_probe.errors import MeasureError
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.centroid import CentroidProbe
-from mixer_probe.probing.labels import check_apart, check_classes, checked_labels
 from mixer_probe.probing.ridge import RidgeProbe
+from mixer_probe.probing.runs import check_runs, run_labels
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import RepresentationsLike
 
@@ -99,9 +99,8 @@ def channels_needed(
         raise MeasureError(f"the probe is 'ridge' or 'centroid', not '{probe}'")
     if draws < 1 or (counts is not None and (not len(counts) or min(counts) < 1)):
         raise MeasureError(f"draws and counts of channels are 1 or more, got draws={draws} and counts={counts}")
-    if [layer.name for layer in train.layers] != [layer.name for layer in test.layers]:
-        raise MeasureError("the runs to fit and to test on have different layers: extract the same from both")
-    y, y_test = _labels(train, test)
+    check_runs(train, test)
+    y, y_test = run_labels(train, test)
     ranking = class_selectivity(train, permutations=0)
     found = [
         _curve(train, test, i, (y, y_test), in_turn(ranking, i), counts, probe, draws, seed) for i in range(len(train.layers))
@@ -120,15 +119,6 @@ def channels_needed(
         selective=tuple(f[1] for f in found),
         random=tuple(f[2] for f in found),
     )
-
-
-def _labels(train: RepresentationsLike, test: RepresentationsLike) -> tuple[np.ndarray, np.ndarray]:
-    y = checked_labels(train.labels, len(train.ids), "train", train.images.name)
-    y_test = checked_labels(test.labels, len(test.ids), "test", test.images.name)
-    check_classes(y, y_test, train.class_names)
-    if train.images.sha256 == test.images.sha256:
-        check_apart(train.ids, test.ids)
-    return y, y_test
 
 
 def in_turn(selectivity: ClassSelectivity, i: int) -> np.ndarray:

@@ -16,9 +16,9 @@ from mixer_probe.channels.partners import ChannelPartners
 from mixer_probe.channels.selectivity import ClassSelectivity
 from mixer_probe.channels.statistics import ChannelStatistics
 from mixer_probe.channels.top import By, TopImages, activation_maps, input_pictures, top_and_lowest, top_means
+from mixer_probe.images.classes import class_name
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.probing.labels import class_name
 from mixer_probe.results import ImagesRecord, ModelRecord, Result, storable
 from mixer_probe.similarity.inputs import RepresentationsLike
 
@@ -177,7 +177,7 @@ def _class_names(images: ImageSource | Tensor, index: np.ndarray) -> tuple[str, 
     """The classes of the images at `index`; none for images without labels."""
     if isinstance(images, Tensor) or images.labels is None:
         return ()
-    return tuple(class_name(int(label), images.class_names).strip("'") for label in images.labels[index])
+    return tuple(class_name(int(label), images.class_names) for label in images.labels[index])
 
 
 def _smaller(pictures: np.ndarray, pixels: int) -> np.ndarray:

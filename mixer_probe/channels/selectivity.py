@@ -17,8 +17,8 @@ from scipy.stats import rankdata
 
 from mixer_probe.channels.statistics import place_of
 from mixer_probe.errors import MeasureError, UndefinedChannelsWarning
+from mixer_probe.images.classes import class_name, quoted, require_labels
 from mixer_probe.models.layer import Layer
-from mixer_probe.probing.labels import checked_labels, class_name
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import RepresentationsLike
 from mixer_probe.similarity.nulls import check_permutations, upper_quantile
@@ -213,10 +213,10 @@ def class_selectivity(reps: RepresentationsLike, *, permutations: int = 200, see
     leaves out the p-values. Raises ImagesError without labels, MeasureError for one class or too few permutations. Warns with
     UndefinedChannelsWarning about channels that are constant or not finite, which are NaN."""
     check_permutations(permutations)
-    labels = checked_labels(reps.labels, len(reps.ids), "given", reps.images.name)
+    labels = require_labels(reps.labels, f"the images ({reps.images.name})", "selectivity", len(reps.ids))
     groups = _Groups(labels)
     if len(groups.classes) < 2:
-        only = class_name(int(labels[0]), reps.class_names)
+        only = quoted(class_name(int(labels[0]), reps.class_names))
         raise MeasureError(f"selectivity needs at least two classes, and all images are of class {only}")
     rng = np.random.default_rng(seed)
     deals = [rng.permutation(groups.n) for _ in range(permutations)]
@@ -228,7 +228,7 @@ def class_selectivity(reps: RepresentationsLike, *, permutations: int = 200, see
         layers=tuple(reps.layers),
         n=groups.n,
         classes=groups.classes,
-        class_names=tuple(class_name(int(c), reps.class_names).strip("'") for c in groups.classes),
+        class_names=tuple(class_name(int(c), reps.class_names) for c in groups.classes),
         counts=groups.counts,
         permutations=permutations,
         seed=seed,

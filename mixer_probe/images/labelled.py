@@ -18,6 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from mixer_probe.errors import ImagesError
+from mixer_probe.images.classes import require_labels
 from mixer_probe.images.decode import HeldReader, Reader, reason, to_rgb
 from mixer_probe.images.transforms import Transform
 from mixer_probe.results import ImagesRecord
@@ -98,12 +99,7 @@ class Images(Sequence[Image.Image]):
 
     def require_labels(self, purpose: str) -> npt.NDArray[np.int64]:
         """The labels [n]. Raises ImagesError, naming `purpose`, where there are none."""
-        if self.labels is None:
-            raise ImagesError(
-                f"{purpose} needs labels, and '{self.name}' has none: sort the images into one folder a "
-                "class, or take a labelled data set"
-            )
-        return self.labels
+        return require_labels(self.labels, f"the images ({self.name})", purpose)
 
     def subset(self, indices: Iterable[int] | npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> Images:
         """The images at `indices` (integers, or a mask of length n) in that order. Raises IndexError."""

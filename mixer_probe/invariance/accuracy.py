@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from mixer_probe.errors import MeasureError, UndefinedInvarianceWarning
+from mixer_probe.images.classes import require_labels
 from mixer_probe.images.distortions import Distortion
 from mixer_probe.invariance.predictions import Source, predictions
 from mixer_probe.invariance.standard import standard_distortions
@@ -177,9 +178,7 @@ def distortion_accuracy(
 
     Warns with UndefinedInvarianceWarning of a network that is no better than chance. Raises ImagesError for images without labels
     and a grid that does not divide the network's input, MeasureError for a network whose classes are not those of the images."""
-    labels = images.labels
-    if labels is None:
-        raise MeasureError("accuracy under distortions needs labels; without any, representation_shift measures what changes")
+    labels = require_labels(images.labels, f"the images ({images.record.name})", "accuracy under distortions")
     chosen = tuple(standard_distortions(model, seed=seed) if distortions is None else distortions)
     predicted, classes = predictions(model, images, chosen, batch_size)
     _check_classes(model, images, labels, classes)

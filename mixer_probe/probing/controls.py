@@ -21,8 +21,8 @@ import pandas as pd
 from mixer_probe.errors import ImagesError, MeasureError, closest
 from mixer_probe.images.bundled import CIFAR10_CLASSES
 from mixer_probe.models.layer import Layer
-from mixer_probe.probing.layer_probes import Runs, check_runs, check_twin, run_labels
 from mixer_probe.probing.regression import RidgeFits, classify_many, classify_with, finite_pair
+from mixer_probe.probing.runs import Runs, check_runs, check_twin, run_labels
 from mixer_probe.probing.scores import wilson_interval
 from mixer_probe.probing.solution import default_l2
 from mixer_probe.probing.tables import layer_columns

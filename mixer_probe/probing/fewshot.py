@@ -15,15 +15,16 @@ from torch import Tensor
 
 from mixer_probe.errors import MeasureError, NonFiniteWarning, closest
 from mixer_probe.models.layer import Layer
-from mixer_probe.probing.labels import check_apart, check_classes, check_shots, checked_labels, few_of_each
+from mixer_probe.probing.labels import check_shots, few_of_each
 from mixer_probe.probing.methods import ESTIMATORS, FITTERS, Values, find_fitter
 from mixer_probe.probing.path import choose
+from mixer_probe.probing.runs import Runs, check_runs, layer_pair, run_labels
 from mixer_probe.probing.scores import combined_interval, images_interval, seeds_interval
 from mixer_probe.probing.solution import argmax, block_of, blocks, gram
 from mixer_probe.probing.tables import layer_columns
 from mixer_probe.probing.threads import side_by_side
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
-from mixer_probe.similarity.inputs import RepresentationsLike, layer_matrix
+from mixer_probe.similarity.inputs import RepresentationsLike
 
 BIG_VISION = "big_vision"
 BIG_VISION_L2 = 2.0**10
@@ -116,7 +117,7 @@ def few_shot_probe(
     preset: str = BIG_VISION,
     *,
     values: Values = None,
-    untrained: tuple[RepresentationsLike, RepresentationsLike] | None = None,
+    untrained: Runs | None = None,
 ) -> FewShotResult:
     """Fit probes on a few images of every class of `train`, for every layer, number of shots and draw; test on all of `test`.
 
@@ -128,10 +129,8 @@ def few_shot_probe(
     Raises ImagesError if labels are missing, there is one class, a class has fewer images than shots or is only in the test
     images, or an image is in both; MeasureError for an unknown preset, shots or seeds below 1, and layers with positions."""
     _check_settings(preset, seeds, values)
-    check_apart(train.ids, test.ids)
-    y_train = checked_labels(train.labels, len(train.ids), "train", train.images.name)
-    y_test = checked_labels(test.labels, len(test.ids), "test", test.images.name)
-    check_classes(y_train, y_test, train.class_names)
+    check_runs(train, test)
+    y_train, y_test = run_labels(train, test)
     counts = check_shots(y_train, shots, train.class_names)
     draws = [[few_of_each(y_train, count, seed) for seed in range(seeds)] for count in counts]
     probe: _Probe = _BigVision() if preset == BIG_VISION else _Chosen(preset, values)
@@ -180,13 +179,13 @@ class _Probe(Protocol):
 
 def _probe_layer(
     name: str,
-    runs: tuple[RepresentationsLike, RepresentationsLike],
+    runs: Runs,
     labels: tuple[np.ndarray, np.ndarray],
     draws: Sequence[Sequence[np.ndarray]],
     probe: _Probe,
 ) -> tuple[np.ndarray, ...]:
     """Accuracy and values [S, R] of a layer, and the bounds [S] of three intervals."""
-    train, test = (layer_matrix(run, name) for run in runs)
+    train, test = layer_pair(*runs, name)
     shape = (len(draws), len(draws[0]))
     bad = int((~np.isfinite(train)).sum() + (~np.isfinite(test)).sum())
     if bad:
@@ -214,7 +213,9 @@ class _Chosen:
 
     def _one(self, X: np.ndarray, y: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, float]:
         path = find_fitter(self.method)(X, y, self.values)
-        best = choose(path.left_out_accuracy())
+        # Of one image a class none can be left out: the simplest is taken.
+        several = len(y) > len(path.classes)
+        best = choose(path.left_out_accuracy()) if several else len(path.values) - 1
         return path.predict(new)[best], float(path.values[best])
 
 

@@ -1,4 +1,4 @@
-"""Labels of the images that probes are fitted on and tested on: what they must have, and draws that keep their classes."""
+"""Labels of the images that probes are fitted on: how many of each class there must be, and draws that keep the classes."""
 
 from __future__ import annotations
 
@@ -7,32 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mixer_probe.errors import ImagesError, MeasureError
-
-
-def class_name(label: int, names: Sequence[str] | None) -> str:
-    """How an error or table calls a class: its name in quotes, or its index where it has none."""
-    return f"'{names[label]}'" if names is not None and 0 <= label < len(names) else str(label)
-
-
-def checked_labels(labels: np.ndarray | None, n: int, split: str, images: str) -> np.ndarray:
-    """The labels [n] of the images called `images`. Raises ImagesError where they are missing or there is no image."""
-    if labels is None:
-        raise ImagesError(f"the {split} images ({images}) have no labels: a probe needs them")
-    if n == 0:
-        raise ImagesError(f"there are no {split} images")
-    if len(labels) != n:
-        raise ImagesError(f"there are {n} {split} images and {len(labels)} labels: each image needs one")
-    return np.asarray(labels)
-
-
-def check_classes(y_train: np.ndarray, y_test: np.ndarray, names: Sequence[str] | None) -> None:
-    """Raise ImagesError if there is one class, or one that only the test images have."""
-    known = np.unique(y_train)
-    if len(known) < 2:
-        raise ImagesError(f"all train images are of class {class_name(known[0], names)}, a probe needs two")
-    unknown = np.setdiff1d(y_test, known)
-    if len(unknown):
-        raise ImagesError(f"class {class_name(unknown[0], names)} is among the test images but not in train")
+from mixer_probe.images.classes import class_name, quoted
 
 
 def check_shots(y_train: np.ndarray, shots: Sequence[int | str], names: Sequence[str] | None) -> tuple[int, ...]:
@@ -45,7 +20,7 @@ def check_shots(y_train: np.ndarray, shots: Sequence[int | str], names: Sequence
     if sizes[least] < most:
         have = f"{sizes[least]} image{'s' if sizes[least] > 1 else ''}"
         raise ImagesError(
-            f"class {class_name(classes[least], names)} has {have} in train, fewer than the {most} shots asked for: "
+            f"class {quoted(class_name(int(classes[least]), names))} has {have} in train, fewer than the {most} shots asked for: "
             f"take at most {sizes[least]}, or more images of it"
         )
     return tuple(int(count) for count in counts)

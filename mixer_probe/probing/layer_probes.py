@@ -11,18 +11,18 @@ import numpy as np
 import pandas as pd
 
 from mixer_probe.errors import MeasureError, NonFiniteWarning
+from mixer_probe.images.classes import class_name
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.fewshot import FewShotResult, few_shot_probe
-from mixer_probe.probing.labels import check_apart, check_classes, checked_labels, class_name
 from mixer_probe.probing.methods import ESTIMATORS, FITTERS, PATHS, PROBABILISTIC, Values, find_fitter
 from mixer_probe.probing.path import ProbePath, choose
+from mixer_probe.probing.runs import Runs, check_runs, check_twin, layer_pair, run_labels
 from mixer_probe.probing.scores import accuracy, balanced_accuracy, balanced_interval, wilson_interval
 from mixer_probe.probing.tables import layer_columns
 from mixer_probe.probing.threads import side_by_side
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import RepresentationsLike, layer_matrix
 
-Runs = tuple[RepresentationsLike, RepresentationsLike]
 # In place of a class where a layer has none, because its features are not finite.
 UNDEFINED = -1
 
@@ -232,7 +232,7 @@ class _Fits:
 
     def _alone(self, name: str, runs: Runs, path: ProbePath | None = None) -> _Probed:
         """One layer, with the `path` that was fitted or one to fit."""
-        train, test = (layer_matrix(run, name) for run in runs)
+        train, test = layer_pair(*runs, name)
         bad = count_bad(train) + count_bad(test)
         if bad:
             return _Probed(train.shape[1], bad)
@@ -332,7 +332,7 @@ def assemble(
         predicted=predicted,
         labels=y_test,
         class_labels=known,
-        class_names=tuple(class_name(label, train.class_names).strip("'") for label in known),
+        class_names=tuple(class_name(int(label), train.class_names) for label in known),
         reduce=train.reduce,
         probabilities=np.stack([layer.probabilities for layer in filled]) if any(s is not None for s in shares) else None,  # type: ignore[misc]
         few_shot=few_shot,
@@ -359,38 +359,3 @@ def _scored(predicted: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
     }
     undefined = (predicted == UNDEFINED).all(axis=1)
     return {name: np.where(undefined, np.nan, values) for name, values in scores.items()}
-
-
-def run_labels(train: RepresentationsLike, test: RepresentationsLike) -> tuple[np.ndarray, np.ndarray]:
-    """The labels of both runs.
-
-    Raises ImagesError if they are missing, there is one class, or one that only the test images have."""
-    y_train = checked_labels(train.labels, len(train.ids), "train", train.images.name)
-    y_test = checked_labels(test.labels, len(test.ids), "test", test.images.name)
-    check_classes(y_train, y_test, train.class_names)
-    return y_train, y_test
-
-
-def check_runs(train: RepresentationsLike, test: RepresentationsLike) -> None:
-    """Raise unless both are one network's representations of different images, reduced alike.
-
-    MeasureError for other networks, layers or reductions; ImagesError for an image in both."""
-    if train.model != test.model:
-        raise MeasureError(f"train and test come from two networks: {train.model.name} and {test.model.name}")
-    if train.reduce != test.reduce:
-        raise MeasureError(f"train was extracted with reduce='{train.reduce}' and test with '{test.reduce}'")
-    if not train.layers:
-        raise MeasureError("there is no layer to probe")
-    missing = {layer.name for layer in train.layers} ^ {layer.name for layer in test.layers}
-    if missing:
-        raise MeasureError(f"layer '{min(missing)}' is only in one of train and test")
-    check_apart(train.ids, test.ids)
-
-
-def check_twin(runs: Runs, twin: Runs) -> None:
-    """Raise MeasureError unless `twin` is untrained and holds the same images."""
-    if twin[0].model.trained:
-        raise MeasureError(f"untrained= must hold an untrained network, but {twin[0].model.name} is trained")
-    for split, run, other in zip(("train", "test"), runs, twin, strict=True):
-        if run.ids != other.ids:
-            raise MeasureError(f"the untrained twin was run on other {split} images")

@@ -23,8 +23,8 @@ from scipy import special, stats
 from mixer_probe.errors import ImagesError, MeasureError, NonFiniteWarning, UnconvergedWarning
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.controls import grouping_of, random_groupings
-from mixer_probe.probing.labels import checked_labels
 from mixer_probe.probing.logistic import logistic_path
+from mixer_probe.probing.runs import train_labels
 from mixer_probe.probing.solution import block_of, column_scaling
 from mixer_probe.probing.tables import layer_columns
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
@@ -247,11 +247,6 @@ def _answers(reps: RepresentationsLike, groups: Mapping[str, str] | None) -> tup
         return np.searchsorted(classes, y), ()
     names, grouping = grouping_of(reps, classes, groups)
     return grouping[y], names
-
-
-def train_labels(reps: RepresentationsLike) -> np.ndarray:
-    """Labels [n] of the images whose labels are coded. Raises ImagesError where there are none."""
-    return checked_labels(reps.labels, len(reps.ids), "train", reps.images.name)
 
 
 def _penalties(l2: Sequence[float]) -> np.ndarray:

@@ -16,10 +16,9 @@ import pandas as pd
 
 from mixer_probe.errors import MeasureError, NonFiniteWarning
 from mixer_probe.models.layer import Layer
-from mixer_probe.probing.labels import check_classes, checked_labels
-from mixer_probe.probing.layer_probes import check_runs
 from mixer_probe.probing.path import choose
 from mixer_probe.probing.ridge import ridge_path
+from mixer_probe.probing.runs import check_runs, run_labels
 from mixer_probe.probing.scores import wilson_interval
 from mixer_probe.probing.solution import checked_penalties, default_l2
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
@@ -184,11 +183,7 @@ def checked_runs(train: RepresentationsLike, test: RepresentationsLike) -> Label
         raise MeasureError(
             f"positions are needed, but the layers were extracted with reduce='{train.reduce}': take reduce='none'"
         )
-    y_train, y_test = (
-        checked_labels(reps.labels, len(reps.ids), split, reps.images.name) for reps, split in ((train, "train"), (test, "test"))
-    )
-    check_classes(y_train, y_test, train.class_names)
-    return y_train, y_test
+    return run_labels(train, test)
 
 
 def layers_with_positions(reps: RepresentationsLike) -> tuple[Layer, ...]:

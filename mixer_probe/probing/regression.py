@@ -15,8 +15,9 @@ import torch
 
 from mixer_probe.errors import NonFiniteWarning
 from mixer_probe.probing.path import decided_class
+from mixer_probe.probing.runs import layer_pair
 from mixer_probe.probing.solution import ColumnScaling, block_of, column_scaling, decomposed, one_hot
-from mixer_probe.similarity.inputs import RepresentationsLike, layer_matrix
+from mixer_probe.similarity.inputs import RepresentationsLike
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def last_best(scores: np.ndarray) -> np.ndarray:
 
 def finite_pair(train: RepresentationsLike, test: RepresentationsLike, name: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Features [image, channel] of a layer for both sets; None, with a NonFiniteWarning, where some are NaN or infinite."""
-    pair = layer_matrix(train, name), layer_matrix(test, name)
+    pair = layer_pair(train, test, name)
     bad = sum(int((~np.isfinite(X)).sum()) for X in pair)
     if bad:
         warnings.warn(f"no probe of layer '{name}': {bad} of its features are NaN or infinite", NonFiniteWarning, stacklevel=4)

@@ -19,12 +19,13 @@ from mixer_probe.capture import ImageSource, Reducer, first_prefix_token, mean_o
 from mixer_probe.errors import LayerError, MeasureError
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.probing.labels import check_apart, check_classes, checked_labels, stratified
+from mixer_probe.probing.labels import check_apart, stratified
 from mixer_probe.probing.layer_probes import Found, LayerPath, ProbeResult, assemble, path_values, warn_non_finite
 from mixer_probe.probing.methods import Values
 from mixer_probe.probing.moments import RidgeMoments, leaving_out
 from mixer_probe.probing.path import choose
 from mixer_probe.probing.ridge import LEFT_OUT
+from mixer_probe.probing.runs import source_labels
 from mixer_probe.probing.solution import RidgePath, checked_penalties, default_l2
 from mixer_probe.results import ImagesRecord, ModelRecord
 
@@ -55,7 +56,8 @@ def stream_probe(
     Raises LayerError (unknown layer, reduce="prefix" for a layer without prefix tokens), ImagesError if labels are missing, there
     is one class, a class is only in the test images or an image is in both; MeasureError for penalties that are not positive, a
     trained twin, and another `reduce`."""
-    labels = _checked(train, test)
+    check_apart(train.ids, test.ids)
+    labels = source_labels(train, test)
     if untrained is not None and untrained.weights.trained:
         raise MeasureError(f"untrained= must be an untrained network, but {untrained.name} is trained")
     chosen = path_values("ridge", l2, None)
@@ -80,14 +82,6 @@ def stream_probe(
         )
     first, second = (_Streamed(model.record, part.record, selected, part.class_names, reduce) for part in (train, test))
     return assemble(first, second, labels, found, method="ridge", untrained=twin)
-
-
-def _checked(train: ImageSource, test: ImageSource) -> tuple[np.ndarray, np.ndarray]:
-    y_train = checked_labels(train.labels, len(train), "train", train.record.name)
-    y_test = checked_labels(test.labels, len(test), "test", test.record.name)
-    check_classes(y_train, y_test, train.class_names)
-    check_apart(train.ids, test.ids)
-    return y_train, y_test
 
 
 def _reducer(model: Model, layers: Sequence[Layer], reduce: str) -> Reducer[Tensor]:

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 from mixer_probe.errors import MeasureError, UndefinedProbeWarning
+from mixer_probe.images.classes import Labelled, shared_classes
 from mixer_probe.models.layer import Layer
-from mixer_probe.probing.layer_probes import Runs, check_runs, check_twin
 from mixer_probe.probing.regression import RidgeFits, classify_with, finite_pair, last_best
+from mixer_probe.probing.runs import Runs, check_runs, check_twin
 from mixer_probe.probing.scores import wilson_interval
 from mixer_probe.probing.solution import default_l2
 from mixer_probe.probing.tables import layer_columns
@@ -95,8 +96,8 @@ def target_probe(
     The targets of both sets have the same names and kinds in the same order; their values are found by image id. Images where
     a target is NaN are left out of it, with an UndefinedProbeWarning that counts them. Classes are matched by name.
 
-    Raises ImagesError for images without a value, MeasureError for targets of other names, a class that only the test images
-    have, fewer than 3 images, and what `linear_probe` raises for representations and penalties."""
+    Raises ImagesError for images without a value, one class, and a class that only the test images have; MeasureError for targets
+    of other names, fewer than 3 images, and what `linear_probe` raises for representations and penalties."""
     check_runs(reps_train, reps_test)
     tasks = _tasks(reps_train, reps_test, targets_train, targets_test)
     twin = None
@@ -174,7 +175,13 @@ def _task(train: Target, test: Target) -> _Task:
         )
     values = [target.values[kept] for target, kept in zip((train, test), rows, strict=True)]
     if train.kind == "classification":
-        return _Task(train, rows[0], rows[1], *_shared_classes(train, test, *values))
+        sides = [
+            Labelled(y.astype(np.int64), target.classes, f"the {split} images for target '{target.name}'")
+            for target, y, split in zip((train, test), values, ("train", "test"), strict=True)
+        ]
+        y_train, y_test = shared_classes(*sides)
+        known = np.unique(y_train)
+        return _Task(train, rows[0], rows[1], np.searchsorted(known, y_train), np.searchsorted(known, y_test))
     return _Task(train, rows[0], rows[1], _columns(train, values[0]), _columns(train, values[1]))
 
 
@@ -184,19 +191,6 @@ def _columns(target: Target, values: np.ndarray) -> np.ndarray:
         angles = np.radians(values)
         return np.stack([np.cos(angles), np.sin(angles)], axis=1)
     return values[:, None]
-
-
-def _shared_classes(train: Target, test: Target, y_train: np.ndarray, y_test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Class indices by the order of names in train. Raises MeasureError for one class, or one that is only in test."""
-    known = [train.classes[int(k)] for k in np.unique(y_train)]
-    if len(known) < 2:
-        raise MeasureError(f"all train images have '{known[0]}' for target '{train.name}': a probe needs two classes")
-    new = [test.classes[int(k)] for k in np.unique(y_test) if test.classes[int(k)] not in known]
-    if new:
-        raise MeasureError(f"class '{new[0]}' of target '{train.name}' is among the test images but not in train")
-    place = {name: i for i, name in enumerate(known)}
-    found = (np.array([place[target.classes[int(k)]] for k in y]) for target, y in ((train, y_train), (test, y_test)))
-    return next(found), next(found)
 
 
 class _Features:

@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mixer_probe.errors import ImagesError, closest
+from mixer_probe.errors import ImagesError
 from mixer_probe.models.layer import Layer
-from mixer_probe.probing.labels import checked_labels
-from mixer_probe.probing.layer_probes import Runs, linear_probe
+from mixer_probe.probing.layer_probes import linear_probe
+from mixer_probe.probing.runs import Runs, run_labels
 from mixer_probe.results import ImagesRecord, ModelRecord
 from mixer_probe.similarity.inputs import RepresentationsLike
 
@@ -43,41 +43,11 @@ def matched(reps_train: RepresentationsLike, reps_test: RepresentationsLike) -> 
     A class that only train has is an answer that the probe may give, wrongly. Where neither set has class names, indices are
     taken as they are. Raises ImagesError for missing labels, names in one set alone, classes of the test images that train does
     not have (their number and names), and one and the same set of images."""
-    y_train, y_test = (
-        checked_labels(reps.labels, len(reps.ids), split, reps.images.name)
-        for reps, split in ((reps_train, "train"), (reps_test, "test"))
-    )
+    y_train, y_test = run_labels(reps_train, reps_test)
     if reps_train.images == reps_test.images and reps_train.ids == reps_test.ids:
         raise ImagesError(f"train and test are the same images ({reps_train.images.name}), so nothing is transferred")
     names = reps_train.class_names
-    indices = _translation(reps_train, reps_test, np.unique(y_train), np.unique(y_test))
-    labels = y_test if indices is None else indices[y_test]
-    return MatchedRepresentations(reps_train, y_train, names), MatchedRepresentations(reps_test, labels, names)
-
-
-def _translation(
-    train: RepresentationsLike, test: RepresentationsLike, known: np.ndarray, there: np.ndarray
-) -> np.ndarray | None:
-    """Index in train of every class of test, -1 for those without images; None where neither set has names."""
-    if train.class_names is None and test.class_names is None:
-        missing = [str(k) for k in np.setdiff1d(there, known)]
-        _refuse(missing, [str(k) for k in known], train, test)
-        return None
-    if train.class_names is None or test.class_names is None:
-        without = train if train.class_names is None else test
-        raise ImagesError(f"the classes of {without.images.name} have no names to match those of the other images by")
-    place = {train.class_names[k]: int(k) for k in known}
-    _refuse([test.class_names[k] for k in there if test.class_names[k] not in place], list(place), train, test)
-    return np.array([place.get(name, -1) for name in test.class_names])
-
-
-def _refuse(missing: list[str], known: list[str], train: RepresentationsLike, test: RepresentationsLike) -> None:
-    if missing:
-        listed = ", ".join(f"'{name}'" for name in missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise ImagesError(
-            f"{len(missing)} classes of {test.images.name} are not among those of {train.images.name}: {listed}; "
-            f"{closest(missing[0], known)}"
-        )
+    return MatchedRepresentations(reps_train, y_train, names), MatchedRepresentations(reps_test, y_test, names)
 
 
 def transfer_probe(

@@ -15,6 +15,7 @@ from mixer_probe.capture import Representations, extract
 from mixer_probe.errors import ImagesError, MeasureError, MixerProbeError, closest
 from mixer_probe.figures.probes import spread
 from mixer_probe.images import Images
+from mixer_probe.images.classes import require_labels
 from mixer_probe.models import Model
 from mixer_probe.probing import (
     ProbeResult,
@@ -35,9 +36,9 @@ from mixer_probe.probing import (
     target_probe,
     targets_from_csv,
 )
-from mixer_probe.probing.labels import checked_labels, stratified
-from mixer_probe.probing.layer_probes import Runs
+from mixer_probe.probing.labels import stratified
 from mixer_probe.probing.methods import PROBABILISTIC
+from mixer_probe.probing.runs import Runs, train_labels
 from mixer_probe.probing.targets import PROPERTIES
 from mixer_probe.probing.transfer import MatchedRepresentations
 from mixer_probe.progress import task
@@ -88,7 +89,7 @@ def _few_shot(r: Readings, s: StudySettings) -> list[Result]:
 
 
 def _possible_shots(labels: np.ndarray | None, name: str) -> tuple[int, ...]:
-    y = checked_labels(labels, 0 if labels is None else len(labels), "train", name)
+    y = require_labels(labels, f"the images ({name})", "a probe")
     least = int(np.unique(y, return_counts=True)[1].min())
     return tuple(count for count in SHOTS if count <= least)
 
@@ -124,7 +125,7 @@ def _control_codes(r: Readings, s: StudySettings) -> list[Result]:
 
 def _sample(reps: Representations, s: StudySettings) -> Representations:
     """Some images and layers, where a study samples. Raises MeasureError where the sample has too few images a class."""
-    y = checked_labels(reps.labels, len(reps.ids), "train", reps.images.name)
+    y = train_labels(reps)
     if not s.sampled_probes:
         return reps
     size, classes = min(len(y), CODE_IMAGES), len(np.unique(y))

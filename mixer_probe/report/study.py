@@ -13,11 +13,11 @@ import numpy as np
 from mixer_probe.attribution import Attribution
 from mixer_probe.capture import Representations, extract
 from mixer_probe.channels import ChannelPage
-from mixer_probe.errors import ImagesError, MeasureError, MixerProbeError, ModelError, StoreError
+from mixer_probe.errors import MeasureError, MixerProbeError, ModelError, StoreError
 from mixer_probe.images import Images
+from mixer_probe.images.classes import class_name, quoted, require_labels
 from mixer_probe.models import Model, describe
 from mixer_probe.probing import Target, raw_pixels
-from mixer_probe.probing.labels import class_name
 from mixer_probe.progress import task
 from mixer_probe.report.attribution_study import AttributionStudy, class_names_of, report_study
 from mixer_probe.report.channel_study import ChannelStudy
@@ -328,15 +328,14 @@ def label_halves(
     """Indices of two halves of the images called `name`, with every class in both, drawn with `seed`.
 
     Raises ImagesError without labels, and MeasureError naming a class that has one image only."""
-    if labels is None:
-        raise ImagesError(f"probes need labels and {name} has none; sort the images into one folder a class")
+    labels = require_labels(labels, f"the images ({name})", "a probe")
     rng = np.random.default_rng(seed)
     fit: list[int] = []
     hold: list[int] = []
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
         if len(members) < 2:
-            what = class_name(int(label), class_names)
+            what = quoted(class_name(int(label), class_names))
             raise MeasureError(f"class {what} of {name} has one image; a probe needs one to fit on and one to test on")
         fit += members[: len(members) // 2].tolist()
         hold += members[len(members) // 2 :].tolist()

@@ -202,5 +202,5 @@ def test_what_cannot_be_counted_is_named() -> None:
     with pytest.raises(MeasureError, match="1 or more, got draws=0"):
         channels_needed(train, test, draws=0)
     test.layers = test.layers[:1]
-    with pytest.raises(MeasureError, match="different layers"):
+    with pytest.raises(MeasureError, match="layer 'units' is only in one of train and test"):
         channels_needed(train, test)

@@ -112,7 +112,7 @@ def test_sample_without_labels_and_limits_that_leave_nothing():
 
 def test_require_labels_names_the_purpose():
     assert numbered_images(2, [1, 0]).require_labels("a probe").tolist() == [1, 0]
-    with pytest.raises(ImagesError, match="a probe needs labels, and 'arrays' has none"):
+    with pytest.raises(ImagesError, match=r"the images \(arrays\) have no labels: a probe needs them"):
         numbered_images(2).require_labels("a probe")
 
 

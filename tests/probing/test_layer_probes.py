@@ -210,10 +210,10 @@ def test_images_that_cannot_be_probed(make_reps, runs):
     with pytest.raises(ImagesError, match="1 test images are also in train, the first is 'train-7'"):
         linear_probe(train, other)
     train.labels = np.where(train.labels == 1, 0, train.labels)
-    with pytest.raises(ImagesError, match="class 'dog' is among the test images but not in train"):
+    with pytest.raises(ImagesError, match=r"test images .* have 1 class that .* do not have: 'dog'"):
         linear_probe(train, test)
     train.labels = np.full(120, 2)
-    with pytest.raises(ImagesError, match="all train images are of class 'frog'"):
+    with pytest.raises(ImagesError, match=r"all the train images .* are of class 'frog'"):
         linear_probe(train, test)
 
 
@@ -227,8 +227,8 @@ def test_representations_that_cannot_be_probed(make_reps, runs, twin):
         linear_probe(train, twin[1])
     with pytest.raises(MeasureError, match=r"layer 'blocks\.1' is only in one"):
         linear_probe(train, make_reps(*labelled(90, 1, widths=(4,)), "test"))
-    positions = {name: np.zeros((120, 4, 2)) for name in train.features}
-    with pytest.raises(MeasureError, match=r"has shape \(120, 4, 2\).*reduce='mean'"):
+    positions = {name: np.zeros((120, 4, X.shape[1])) for name, X in train.features.items()}
+    with pytest.raises(MeasureError, match=r"has shape \(120, 4, \d+\).*reduce='mean'"):
         linear_probe(make_reps(positions, train.labels, "train"), test)
     test.reduce = "prefix"
     with pytest.raises(MeasureError, match="reduce='mean' and test with 'prefix'"):
@@ -295,5 +295,5 @@ def test_methods_and_paths_that_do_not_exist(runs):
 def test_labels_that_are_not_one_an_image(runs):
     train, test = runs
     train.labels = train.labels[:-1]
-    with pytest.raises(ImagesError, match="there are 120 train images and 119 labels"):
+    with pytest.raises(ImagesError, match="119 labels for 120 images"):
         linear_probe(train, test)

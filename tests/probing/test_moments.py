@@ -190,7 +190,7 @@ def test_streams_that_cannot_be_probed():
     with pytest.raises(ImagesError, match="30 test images are also in train"):
         stream_probe(model, train, train)
     two = Labelled(train._tensor, np.arange(30) % 2, "train")
-    with pytest.raises(ImagesError, match="class 'blue' is among the test images but not in train"):
+    with pytest.raises(ImagesError, match="do not have: 'blue'"):
         stream_probe(model, two, test)
     with pytest.raises(MeasureError, match="reduce is 'mean' or 'prefix'"):
         stream_probe(model, train, test, reduce="none")

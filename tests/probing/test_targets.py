@@ -266,9 +266,9 @@ def test_classes_are_matched_by_name(make_reps):
     assert result.score[0, 0] == 1
     assert result.metrics == ("accuracy",)
     assert result.chance[0] == pytest.approx(np.bincount(values[1]).max() / 90)
-    with pytest.raises(MeasureError, match="class 'snow' of target 'sky'"):
+    with pytest.raises(ImagesError, match=r"the test images for target 'sky' have 1 class .* do not have: 'snow'"):
         target_probe(*reps, train, Target("sky", "classification", reps[1].ids, np.zeros(90), ("snow",)))
-    with pytest.raises(MeasureError, match="all train images have 'fog'"):
+    with pytest.raises(ImagesError, match="all the train images for target 'sky' are of class 'fog'"):
         target_probe(*reps, Target("sky", "classification", reps[0].ids, np.zeros(120), ("fog",)), test)
 
 

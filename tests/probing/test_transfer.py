@@ -55,7 +55,7 @@ def test_any_probe_transfers(make_reps):
 def test_a_class_without_images_in_train_is_not_known(make_reps):
     a = data_set(make_reps, "photos", ("ape", "bee", "cow"), 1, used=("ape", "bee"))
     b = data_set(make_reps, "sketches", ("ape", "bee", "cow", "dog"), 2)
-    with pytest.raises(ImagesError, match="2 classes of sketches are not among those of photos: 'cow', 'dog'"):
+    with pytest.raises(ImagesError, match=r"\(sketches\) have 2 classes that .* do not have: 'cow', 'dog'"):
         transfer_probe(a, b)
     only = data_set(make_reps, "sketches", ("ape", "bee", "cow", "dog"), 2, used=("ape",))
     assert transfer_probe(a, only).accuracy[0] == 1
@@ -66,12 +66,12 @@ def test_what_cannot_be_matched(make_reps):
     with pytest.raises(ImagesError, match="same images"):
         matched(a, a)
     b.class_names = None
-    with pytest.raises(ImagesError, match="classes of sketches have no names"):
+    with pytest.raises(ImagesError, match=r"classes of the test images .sketches. have no names"):
         matched(a, b)
     a.class_names = None
     np.testing.assert_array_equal(matched(a, b)[1].labels, b.labels)
     b.labels = b.labels + 1
-    with pytest.raises(ImagesError, match="1 classes of sketches are not among those of photos: '2'"):
+    with pytest.raises(ImagesError, match=r"have 1 class that .* do not have: '2'"):
         matched(a, b)
     b.labels = None
     with pytest.raises(ImagesError, match="no labels"):

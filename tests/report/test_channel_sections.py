@@ -413,7 +413,7 @@ def test_study_without_channels_has_none() -> None:
     ("call", "error", "message"),
     [
         (lambda: check_channels(["selectivty"]), MeasureError, "no analysis of channels 'selectivty'; closest: selectivity"),
-        (lambda: class_selectivity(replace_labels(planted())), ImagesError, "no labels"),
+        (lambda: class_selectivity(replace_labels(planted())), ImagesError, "have no labels"),
     ],
 )
 def test_bad_input(call: Callable[[], Any], error: type[Exception], message: str) -> None:
