@@ -17,7 +17,7 @@ import torch
 import mixer_probe
 from mixer_probe.capture.hooks import Reducer, every_position, first_prefix_token, mean_over_positions
 from mixer_probe.capture.representations import PREFIX, Reduce, Representations, RunRecord, count_non_finite
-from mixer_probe.capture.store import RunWriter, check_place, open_run, stored_shape
+from mixer_probe.capture.store import RunWriter, check_place, open_run, stored_shape, writing
 from mixer_probe.capture.stream import ImageSource, Piece, as_source, stream, to_host
 from mixer_probe.errors import LayerError, NonFiniteWarning, StoreError
 from mixer_probe.models.layer import Layer
@@ -157,14 +157,19 @@ def _check_memory(record: RunRecord, n: int) -> None:
 def _into_store(
     out: Path, source: ImageSource, record: RunRecord, batch_size: int, run: Callable[[int], _Pieces]
 ) -> Representations:
-    with (
-        RunWriter(out, record, source.ids, source.labels, source.class_names) as writer,
-        # From the beginning of a batch, so that batches and with them the last bits are those of an unbroken run.
-        run(writer.done - writer.done % batch_size) as pieces,
-    ):
-        for piece, found in pieces:
-            writer.write(piece.start, found)
-    return open_run(out)
+    with writing(out):
+        finished = check_place(out, record)
+        if finished is not None:
+            # Another process has just written it.
+            return finished
+        with (
+            RunWriter(out, record, source.ids, source.labels, source.class_names) as writer,
+            # From the beginning of a batch, so that batches and with them the last bits are those of an unbroken run.
+            run(writer.done - writer.done % batch_size) as pieces,
+        ):
+            for piece, found in pieces:
+                writer.write(piece.start, found)
+        return open_run(out)
 
 
 def _warn_non_finite(found: Representations) -> None:

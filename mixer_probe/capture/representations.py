@@ -94,8 +94,7 @@ class Representations:
         """The numbers of one layer for some images; from a store only their chunks are read. Raises as `reps[name]`."""
         if name not in self._arrays:
             return self[name][rows]
-        array = self._arrays[name]
-        return np.asarray(array.oindex[rows] if hasattr(array, "oindex") else array[rows])
+        return np.asarray(self._arrays[name][rows])
 
     def prefix(self, name: str) -> np.ndarray:
         """Prefix tokens [image, token, channel] of one layer. Raises LayerError for layers that have none."""

@@ -1,22 +1,37 @@
 """The on-disk store of a run: a zarr group with one labelled array a layer. Half a run is never taken for a whole one.
 
 While a run is being written it lives in `NAME.partial` beside its final place, with a note of how many images are done;
-it moves to `NAME` in one step at the end. Starting the same run again goes on after the last image that was written.
+it moves to `NAME` in one step at the end. Starting the same run again goes on after the last image that was written. What the
+note counts is on the disk before the note says so.
+
+Chunks carry a CRC-32C, and the group a digest over its attributes, the metadata of all arrays, and the names and labels of the
+images: what was damaged since is refused when it is read.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from mixer_probe.capture.representations import PREFIX, Representations, RunRecord, count_non_finite
-from mixer_probe.core.files import write_text
+from mixer_probe.core.files import (
+    checksum,
+    is_leftover,
+    make_folder,
+    only_writer,
+    printable,
+    reason,
+    remedy,
+    sync,
+    write_text,
+)
 from mixer_probe.errors import StoreError
 from mixer_probe.models.layer import Layer
 from mixer_probe.results import from_dict, to_dict
@@ -24,9 +39,12 @@ from mixer_probe.results import from_dict, to_dict
 if TYPE_CHECKING:
     import zarr
 
-FORMAT = "mixer-probe run 1"
+FORMAT = "mixer-probe run 2"
 _CHUNK_BYTES = 16 * 2**20
 _PROGRESS = "progress.json"
+_AGAIN = "delete it and run the same extract again"
+# Attributes that a run has only when it is finished.
+_LAST = ("complete", "non_finite", "digest")
 
 
 def partial_path(out: Path) -> Path:
@@ -34,10 +52,15 @@ def partial_path(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
 
+def writing(out: Path) -> AbstractContextManager[None]:
+    """Hold the place against other writers. Raises StoreError if another process or thread writes a run there."""
+    return only_writer(out, out.parent / f".{out.name}.lock")
+
+
 class RunWriter:
     """Writes a run chunk by chunk; a context manager that finishes the run, or on an error keeps what there is of it.
 
-    `done` is the number of images that are safely on disk."""
+    `done` is the number of images that are safely on disk. Used inside `writing`."""
 
     def __init__(
         self,
@@ -49,7 +72,7 @@ class RunWriter:
     ) -> None:
         """Open the place, and go on with the same run if an unfinished one is there.
 
-        Raises StoreError if something else is there, or the place cannot be written to."""
+        Raises StoreError if something else is there, it is damaged, or the place cannot be written to."""
         self._out = out
         self._path = partial_path(out)
         self._record = record
@@ -57,11 +80,14 @@ class RunWriter:
         self._rows = chunk_rows(record)
         self._buffer: list[Mapping[str, np.ndarray]] = []
         self._waiting = 0
+        self._columns = _columns(ids, labels)
+        self._class_names = list(map(printable, class_names)) if class_names else None
+        self._layout: str | None = None
         self.done = 0
         self.non_finite: dict[str, int] = {}
         with self._disk():
             if not self._resume():
-                self._begin(ids, labels, class_names)
+                self._begin()
 
     def __enter__(self) -> RunWriter:
         return self
@@ -78,32 +104,50 @@ class RunWriter:
         """Whether an unfinished run with at least one image is there and was opened."""
         import zarr
 
-        progress = _read_progress(self._path)
-        occupied = self._path.is_dir() and any(self._path.iterdir())
-        if progress is None and occupied:
-            raise StoreError(f"{self._path} is in the way and is no unfinished run; delete it or choose another place")
-        if progress and progress["identity"] != self._record.identity():
-            raise StoreError(f"{self._path} holds another unfinished run; finish it, delete it or choose another place")
-        if not progress or not progress["done"]:
+        note = _read_note(self._path)
+        if note is None:
+            if self._path.exists() and not (self._path.is_dir() and all(map(is_leftover, self._path.iterdir()))):
+                raise StoreError(f"{self._path} is in the way and is no unfinished run; delete it or choose another place")
             return False
-        self.done, self.non_finite = int(progress["done"]), dict(progress["non_finite"])
-        self._group = zarr.open_group(self._path, mode="r+")
+        if note["identity"] != self._record.identity() or note["columns"] != checksum(self._columns):
+            raise StoreError(f"{self._path} holds another unfinished run; finish it, delete it or choose another place")
+        if not note["done"]:
+            return False
+        self.done, self.non_finite, self._layout = int(note["done"]), dict(note["non_finite"]), note["layout"]
+        if self._found_layout() != self._layout:
+            raise _damaged(self._path, "its zarr.json files are not as they were written")
+        self._group = zarr.open_group(self._path, mode="r+", use_consolidated=False)
+        for name, values in self._columns.items():
+            if _plain(StoredArray(self._group, name, self._path)[...]) != values:
+                raise _damaged(self._path, f"'{name}' is not as it was written")
+        for name in _arrays_of(self._record):
+            array = StoredArray(self._group, name, self._path)
+            array.check_chunks(slice(0, self.done))
+            # What is written next may have to be joined with it.
+            array[self.done - 1 : self.done]
         return True
 
-    def _begin(self, ids: tuple[str, ...], labels: np.ndarray | None, class_names: tuple[str, ...] | None) -> None:
+    def _begin(self) -> None:
         import zarr
 
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._group = zarr.open_group(self._path, mode="w")
+        make_folder(self._path)
+        # First of all: whatever happens from here on, the folder is known to be this run, of which nothing is there yet.
         self._note()
-        about = {"format": FORMAT, "complete": False, "run": to_dict(self._record), "coordinates": "image_id"}
-        self._group.attrs.update({**about, "class_names": list(class_names) if class_names else None})
-        self._create("image_id", "str", "auto", ())[:] = np.array(ids, dtype=object)
-        if labels is not None:
-            self._create("label", "int64", "auto", ())[:] = np.asarray(labels, dtype=np.int64)
+        for entry in self._path.iterdir():
+            if entry.name != _PROGRESS:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        self._group = zarr.create_group(self._path)
+        about = {"format": FORMAT, "run": to_dict(self._record), "coordinates": "image_id"}
+        self._group.attrs.update({**about, "class_names": self._class_names, "complete": False})
+        for name, values in self._columns.items():
+            dtype = "int64" if name == "label" else "str"
+            self._create(name, dtype, "auto", ())[:] = np.array(values, dtype=np.int64 if name == "label" else object)
         for name, (shape, dimensions) in _arrays_of(self._record).items():
             chunks = (min(self._rows, self._n), *shape)
             self._create(name, self._record.dtype, chunks, dimensions, shape, fill_value=np.nan)
+        self._layout = self._found_layout()
+        sync([self._path, *self._path.rglob("*")])
+        self._note()
 
     def _create(
         self,
@@ -114,11 +158,14 @@ class RunWriter:
         shape: tuple[int, ...] = (),
         **settings: Any,
     ) -> zarr.Array[Any]:
+        from zarr.codecs import Crc32cCodec, ZstdCodec
+
         return self._group.create_array(
             name,
             shape=(self._n, *shape),
             dtype=dtype,
             chunks=chunks,
+            compressors=[ZstdCodec(), Crc32cCodec()],
             dimension_names=("image", *dimensions),
             **settings,
         )
@@ -138,9 +185,12 @@ class RunWriter:
             return
         joined = {name: np.concatenate([a[name] for a in self._buffer]) for name in self._buffer[0]}
         now = {name: array[:rows] for name, array in joined.items()}
+        written = slice(self.done, self.done + rows)
         with self._disk():
             for name, array in now.items():
-                _array(self._group, name)[self.done : self.done + rows] = array
+                _array(self._group, name)[written] = array
+            files = [f for name in now for f in StoredArray(self._group, name, self._path).chunk_files(written)]
+            sync({*files, *(folder for file in files for folder in file.parents if folder.is_relative_to(self._path))})
         count_non_finite(now, self.non_finite)
         self._buffer = [{name: array[rows:] for name, array in joined.items()}]
         self._waiting -= rows
@@ -148,8 +198,22 @@ class RunWriter:
         self._note()
 
     def _note(self) -> None:
-        content = {"identity": self._record.identity(), "done": self.done, "n": self._n, "non_finite": self.non_finite}
-        write_text(self._path / _PROGRESS, json.dumps(content))
+        content = {
+            "identity": self._record.identity(),
+            "columns": checksum(self._columns),
+            "layout": self._layout,
+            "done": self.done,
+            "n": self._n,
+            "non_finite": self.non_finite,
+        }
+        with self._disk():
+            write_text(self._path / _PROGRESS, json.dumps({**content, "checksum": checksum(content)}))
+
+    def _found_layout(self) -> str:
+        """Checksum of what describes the arrays, as it is on the disk."""
+        root, nodes = _read_metadata(self._path, [*self._columns, *_arrays_of(self._record)])
+        attributes = {key: value for key, value in root["attributes"].items() if key not in _LAST}
+        return checksum([attributes, nodes])
 
     def _finish(self) -> None:
         """Write what is left, mark the run complete, and move it to its place."""
@@ -162,8 +226,12 @@ class RunWriter:
             # zarr warns that format 3 has no final word on consolidated metadata; xarray warns where it is missing.
             warnings.simplefilter("ignore")
             self._group.attrs.update({"complete": True, "non_finite": self.non_finite})
+            root, nodes = _read_metadata(self._path, [*self._columns, *_arrays_of(self._record)])
+            self._group.attrs.update({"digest": _digest(root, nodes, self._columns)})
             zarr.consolidate_metadata(str(self._path))
+            sync([self._path / "zarr.json", self._path])
             self._path.replace(self._out)
+            sync([self._out.parent])
             (self._out / _PROGRESS).unlink()
 
     @contextmanager
@@ -175,12 +243,62 @@ class RunWriter:
             # Every chunk is a file, whatever it holds, so that a lost one is noticed.
             with zarr.config.set({"array.write_empty_chunks": True}):
                 yield
-        except (OSError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or error
+        except OSError as error:
             raise StoreError(
-                f"could not write to {self._path} ({reason}); {self.done} of {self._n} images are safe: "
-                "make room and run the same again to go on"
+                f"could not write to {printable(self._path)} ({reason(error)}); {self.done} of {self._n} images are safe: "
+                f"{remedy(error)} and run the same again to go on"
             ) from error
+
+
+class StoredArray:
+    """An array of a run on disk, one row an image, of which `array[rows]` is read: a slice, integers, a mask, or `...` for all.
+
+    Raises StoreError where files are damaged or missing, whatever happened to them since the run was opened."""
+
+    def __init__(self, group: zarr.Group, name: str, place: Path) -> None:
+        """Raises StoreError if there is no such array."""
+        self._name, self._place = name, place
+        with self._reading():
+            self._array = _array(group, name)
+        self.shape, self.dtype = self._array.shape, self._array.dtype
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        with self._reading():
+            found = np.asarray(self._array[...] if rows is ... else self._array.oindex[rows])
+        # Afterwards, because it may have gone just before: zarr fills in what is missing.
+        self.check_chunks(rows)
+        return found
+
+    def check_chunks(self, rows: Any = ...) -> None:
+        """Raise StoreError if a file that holds some of the `rows` is missing."""
+        files = self.chunk_files(rows)
+        missing = [file for file in files if not file.is_file()]
+        if missing:
+            first = missing[0].relative_to(self._place)
+            raise _damaged(self._place, f"{len(missing)} of {len(files)} chunks of '{self._name}' are missing, first {first}")
+
+    def chunk_files(self, rows: Any = ...) -> list[Path]:
+        """The files that hold the `rows`."""
+        metadata: Any = self._array.metadata
+        chunks = np.unique(np.arange(self.shape[0])[rows] // self._array.chunks[0])
+        rest = (0,) * (len(self.shape) - 1)
+        return [self._place / self._name / metadata.encode_chunk_key((int(i), *rest)) for i in chunks]
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(f"cannot read '{self._name}' of the run at {printable(self._place)}: {reason(error)}") from error
+        except (MemoryError, IndexError):
+            raise
+        except Exception as error:
+            # zarr and its codecs raise errors of many kinds.
+            raise _damaged(self._place, f"'{self._name}': {error}") from error
+
+
+def _damaged(place: Path, what: str) -> StoreError:
+    return StoreError(f"the run at {printable(place)} is damaged ({printable(what)}); {_AGAIN}")
 
 
 def check_place(out: Path, record: RunRecord) -> Representations | None:
@@ -190,69 +308,140 @@ def check_place(out: Path, record: RunRecord) -> Representations | None:
     try:
         found = open_run(out)
     except StoreError as error:
-        raise StoreError(f"{out} is in the way: {error}; choose another place or delete it") from error
+        raise StoreError(f"{printable(out)} is in the way: {error}, or choose another place") from error
     if found.record.identity() != record.identity():
-        raise StoreError(f"{out} already holds another run ({found!r}); choose another place or delete it")
+        raise StoreError(f"{printable(out)} already holds another run ({found!r}); choose another place or delete it")
     return found
 
 
 def open_run(path: str | Path) -> Representations:
     """A stored run as `extract` returned it; arrays are read when they are asked for.
 
-    Raises StoreError for a path that holds no run, an unfinished one, or one of which files are missing."""
+    Raises StoreError for a path that holds no run, an unfinished or a damaged one, or one of another version; so does reading an
+    array that was damaged or lost."""
     place = Path(path)
     unfinished = place if place.name.endswith(".partial") else partial_path(place)
-    progress = _read_progress(unfinished)
-    if progress and (place == unfinished or not place.exists()):
+    note = _read_note(unfinished) if place == unfinished or not place.exists() else None
+    if note:
         raise StoreError(
-            f"the run at {place} is unfinished ({progress['done']} of {progress['n']} images); "
+            f"the run at {printable(place)} is unfinished ({note['done']} of {note['n']} images); "
             "run the same extract again to finish it"
         )
-    group = _open_group(place)
-    try:
-        return _representations(group)
-    except (KeyError, ValueError, TypeError, OSError) as error:
-        raise StoreError(f"the run at {place} is damaged ({error}); delete it and run extract again") from error
+    return _representations(place)
 
 
-def _open_group(place: Path) -> zarr.Group:
+def _representations(place: Path) -> Representations:
     import zarr
 
+    root = _read_json(place / "zarr.json", place)
+    attrs = root.get("attributes")
+    if not isinstance(attrs, dict) or attrs.get("format") != FORMAT:
+        found = attrs.get("format") if isinstance(attrs, dict) else None
+        told = f", found '{found}'" if isinstance(found, str) else ""
+        raise StoreError(
+            f"{printable(place)} is no run of this version of mixer_probe (expected format '{FORMAT}'{told}); extract it again"
+        )
+    if attrs.get("complete") is not True:
+        raise StoreError(f"the run at {printable(place)} is unfinished; run the same extract again to finish it")
     try:
+        record: RunRecord = from_dict(attrs["run"])
+    except (StoreError, KeyError, ValueError, TypeError, RecursionError) as error:
+        raise _damaged(place, f"its record: {error}") from error
+    try:
+        names = _arrays_of(record)
+        consolidated = root["consolidated_metadata"]["metadata"]
+        columns = [name for name in _COLUMNS if name in consolidated]
+        nodes = _read_metadata(place, [*columns, *names])[1]
         group = zarr.open_group(place, mode="r")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"no run at {place}; give the folder that extract wrote with out=") from error
-    if group.attrs.get("format") != FORMAT:
-        raise StoreError(f"{place} is no run of this version of mixer_probe (expected format '{FORMAT}')")
-    if not group.attrs.get("complete"):
-        raise StoreError(f"the run at {place} is unfinished; run the same extract again to finish it")
-    return group
-
-
-def _representations(group: zarr.Group) -> Representations:
-    attrs = dict(group.attrs)
-    record: RunRecord = from_dict(attrs["run"])
-    found = {name: _whole_array(group, name) for name in _arrays_of(record)}
+    except OSError as error:
+        raise StoreError(f"cannot read the run at {printable(place)}: {reason(error)}") from error
+    except StoreError:
+        raise
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(place, f"zarr.json: {type(error).__name__} {error}") from error
+    if {name: _own(node) for name, node in consolidated.items()} != nodes:
+        raise _damaged(place, "zarr.json does not describe the arrays as their own zarr.json do")
+    content = {name: _plain(StoredArray(group, name, place)[...]) for name in columns}
+    if attrs.get("digest") != _digest(root, nodes, content):
+        raise _damaged(place, "its zarr.json files, or the names and labels of its images, are not as they were written")
+    found = {name: StoredArray(group, name, place) for name in names}
+    for array in found.values():
+        array.check_chunks()
     arrays = {name: array for name, array in found.items() if not name.startswith(PREFIX)}
     prefixes = {name.removeprefix(PREFIX): array for name, array in found.items() if name.startswith(PREFIX)}
-    labels = np.asarray(_whole_array(group, "label")[...]) if "label" in group else None
-    ids = [str(i) for i in np.asarray(_whole_array(group, "image_id")[...])]
-    names: Any = attrs["class_names"]
-    non_finite: Any = attrs["non_finite"]
-    return Representations(record, arrays, prefixes, ids, labels, tuple(names) if names else None, non_finite)
+    labels = np.array(content["label"], dtype=np.int64) if "label" in content else None
+    classes, non_finite = attrs["class_names"], attrs["non_finite"]
+    return Representations(record, arrays, prefixes, content["image_id"], labels, tuple(classes) if classes else None, non_finite)
+
+
+# -- what describes a run ----------------------------------------------------------------------------------------------
+
+_COLUMNS = ("image_id", "label")
+
+
+def _columns(ids: Iterable[str], labels: np.ndarray | None) -> dict[str, list[Any]]:
+    """What is known of every image, by the name of its array: strings, and integers for the label."""
+    found: dict[str, list[Any]] = {"image_id": [printable(i) for i in ids]}
+    if labels is not None:
+        found["label"] = np.asarray(labels, dtype=np.int64).tolist()
+    return found
+
+
+def _plain(values: np.ndarray) -> list[Any]:
+    return [v if isinstance(v, int) else str(v) for v in values.tolist()]
+
+
+def _read_metadata(place: Path, arrays: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The zarr.json of the group, and by name those of its arrays and of the groups above these. Raises StoreError."""
+    groups = {str(parent) for name in arrays for parent in PurePosixPath(name).parents} - {"."}
+    nodes = {name: _own(_read_json(place / name / "zarr.json", place)) for name in (*groups, *arrays)}
+    return _read_json(place / "zarr.json", place), nodes
+
+
+def _own(node: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in node.items() if key != "consolidated_metadata"}
+
+
+def _digest(root: dict[str, Any], nodes: dict[str, Any], columns: Mapping[str, Any]) -> str:
+    """Checksum of all that a run holds but the numbers of its layers, whose chunks have their own."""
+    attributes = {key: value for key, value in root["attributes"].items() if key != "digest"}
+    return checksum([{**_own(root), "attributes": attributes}, nodes, columns])
+
+
+def _read_json(file: Path, place: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        if file.parent == place:
+            raise StoreError(f"no run at {printable(place)}; give the folder that extract wrote with out=") from error
+        raise _damaged(place, f"{file.relative_to(place)} is missing") from error
+    except NotADirectoryError as error:
+        raise StoreError(f"no run at {printable(place)}; give the folder that extract wrote with out=") from error
+    except OSError as error:
+        raise StoreError(f"cannot read {printable(file)}: {reason(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged(place, f"{file.relative_to(place)} is no valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise _damaged(place, f"{file.relative_to(place)} holds a {type(content).__name__}")
+    return content
+
+
+def _read_note(path: Path) -> dict[str, Any] | None:
+    """How far an unfinished run is; None where there is no note. Raises StoreError if it is damaged or of another version."""
+    if not (path / _PROGRESS).is_file():
+        return None
+    note = _read_json(path / _PROGRESS, path)
+    said = note.pop("checksum", None)
+    if said is None:
+        raise StoreError(f"the unfinished run at {printable(path)} is of another version of mixer_probe; {_AGAIN}")
+    if said != checksum(note):
+        raise _damaged(path, f"{_PROGRESS} is not as it was written")
+    return note
 
 
 def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
     array: Any = group[name]
     return array  # type: ignore[no-any-return]
-
-
-def _whole_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
-    """An array of the run. Raises ValueError if chunks of it are missing, which zarr would read as NaN."""
-    array = _array(group, name)
-    if array.nchunks_initialized != array.nchunks:
-        raise ValueError(f"{array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks of '{name}' are missing")
-    return array
 
 
 def stored_shape(layer: Layer, reduce: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
@@ -289,11 +478,3 @@ def chunk_rows(record: RunRecord) -> int:
 
 def _length(arrays: Mapping[str, np.ndarray]) -> int:
     return len(next(iter(arrays.values())))
-
-
-def _read_progress(path: Path) -> dict[str, Any] | None:
-    try:
-        content: dict[str, Any] = json.loads((path / _PROGRESS).read_text())
-    except (OSError, ValueError):
-        return None
-    return content

@@ -134,10 +134,18 @@ def test_only_empty_ids(model: Model, tmp_path: Path) -> None:
     assert extract(model, Source(2, ids=("", "")), out=tmp_path / "run").ids == ("", "")
 
 
-def test_ids_that_no_text_file_holds(model: Model, tmp_path: Path) -> None:
-    """A file name that is no UTF-8, as Linux allows."""
-    with pytest.raises(StoreError, match=r"could not write to .*surrogates"):
-        extract(model, Source(1, ids=("\udcff.png",)), out=tmp_path / "run")
+def test_names_that_are_no_utf_8_are_stored_as_they_are_printed(model: Model, tmp_path: Path) -> None:
+    """Names of files and of classes, as Linux allows them, also in a run that goes on."""
+    source = Source(3, ids=("\udcff.png", "caf\udce9", "half \ud83d"))
+    source.class_names = ("caf\udce9", "b", "c")
+    source.fails_at = 2
+    with pytest.raises(OSError, match="disk went away"):
+        extract(model, source, out=tmp_path / "run", batch_size=1)
+    source.fails_at = None
+    found = extract(model, source, out=tmp_path / "run", batch_size=1)
+    assert found.ids == open_run(tmp_path / "run").ids == (r"\xff.png", r"caf\xe9", r"half \ud83d")
+    assert found.class_names == (r"caf\xe9", "b", "c")
+    assert list(xarray.open_zarr(tmp_path / "run")["image_id"].values) == list(found.ids)
 
 
 def test_float64_and_values_that_are_not_finite(tmp_path: Path) -> None:
@@ -351,7 +359,7 @@ def test_a_disk_that_is_full_from_the_start(model: Model, tmp_path: Path, monkey
 
 def test_a_place_that_cannot_be_written_to(model: Model, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(StoreError, match="could not write to"):
+    with pytest.raises(StoreError, match="cannot write"):
         extract(model, Source(3), out=tmp_path / "file" / "run")
 
 
