@@ -15,13 +15,14 @@ from torch import Tensor
 from mixer_probe.attribution.baselines import make_baseline
 from mixer_probe.attribution.maps import pool
 from mixer_probe.attribution.methods import METHODS, Explained, Method, Run, find_method, make_run
-from mixer_probe.attribution.network import Target, Targets, chosen, explaining, logits_of, patch_grid, seeded, target_logits
+from mixer_probe.attribution.network import Target, Targets, chosen, explaining, logits_of, patch_grid, target_logits
 from mixer_probe.attribution.path import relative_gap
 from mixer_probe.capture import ImageSource, as_source
 from mixer_probe.capture.stream import transform_of
 from mixer_probe.errors import EmptyAttributionWarning, ImagesError, IncompleteAttributionWarning, MeasureError
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
+from mixer_probe.models.switches import plain_modes, seeded
 from mixer_probe.progress import task
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 
@@ -153,7 +154,11 @@ def batches_of(model: Model, source: ImageSource, batch_size: int, title: str) -
     start = 0
     with task(f"{model.name}: {title}", len(source)) as advance:
         for batch in source.batches(transform_of(model), batch_size):
-            yield start, batch.to(model.device, model.dtype)
+            with plain_modes():
+                # A tensor made in inference mode takes no gradients; a copy does.
+                x = batch.clone() if batch.is_inference() else batch
+                x = x.to(model.device, model.dtype)
+            yield start, x
             start += len(batch)
             advance(len(batch))
 
@@ -161,7 +166,8 @@ def batches_of(model: Model, source: ImageSource, batch_size: int, title: str) -
 def _pieces(method: Method, run: Run, source: ImageSource, targets: Targets, seed: int) -> Iterator[_Piece]:
     for start, x in batches_of(run.model, source, run.chunk, method.name):
         with explaining(run.model):
-            yield _piece(method, run, x, targets, start, seed)
+            piece = _piece(method, run, x, targets, start, seed)
+        yield piece
 
 
 def _piece(method: Method, run: Run, x: Tensor, targets: Targets, start: int, seed: int) -> _Piece:

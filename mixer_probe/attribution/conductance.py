@@ -24,7 +24,7 @@ from mixer_probe.capture.views import positions_and_prefix
 from mixer_probe.errors import LayerError, MeasureError
 from mixer_probe.models.layer import Axes, Layer
 from mixer_probe.models.model import Model
-from mixer_probe.models.switches import not_in_place
+from mixer_probe.models.switches import copied, not_in_place
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.weights.token_matrices import token_matrices
 
@@ -154,7 +154,9 @@ def _pieces(
             if start == 0:
                 check_gradient(model, x, wanted)
             before, after = (target_logits(model, images, wanted, chunk) for images in (base.of(x), x))
-            values = [_units(model, layer, x, wanted, base, n_steps, chunk) for layer in layers]
+            # On a copy: captum's hooks see the forward passes of other threads too.
+            own = replace(model, module=copied(model.module))
+            values = [_units(own, layer, x, wanted, base, n_steps, chunk) for layer in layers]
         yield wanted.cpu().numpy(), (after - before).cpu().numpy(), values
 
 

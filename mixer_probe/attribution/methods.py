@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +18,7 @@ from mixer_probe.attribution.rollout import ReadOut, attention_places, attention
 from mixer_probe.errors import MeasureError, closest
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
+from mixer_probe.models.switches import copied
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _integrated_gradients(run: Run, x: Tensor, targets: Tensor) -> Explained:
 
 def _deeplift(run: Run, x: Tensor, targets: Tensor) -> Explained:
     # A copy: captum leaves attributes on modules, and its hooks do not go with in-place activations.
-    network = copy.deepcopy(run.model.module)
+    network = copied(run.model.module)
     for module in network.modules():
         if getattr(module, "inplace", False) is True:
             module.inplace = False  # type: ignore[assignment]

@@ -16,7 +16,7 @@ from mixer_probe.errors import ImagesError, MeasureError
 from mixer_probe.images.classes import require_labels
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.models.switches import evaluating, frozen
+from mixer_probe.models.switches import evaluating, frozen, in_this_thread
 
 Target = int | str | Sequence[int] | np.ndarray | Tensor | None
 
@@ -130,14 +130,12 @@ def tapped(network: nn.Module, places: Sequence[tuple[str, int]]) -> Iterator[di
             caught[place] = output
             return output.clone()
 
-        return see
+        return in_this_thread(see)
 
-    handles = [network.get_submodule(path).register_forward_hook(hook(path)) for path in {path for path, _ in places}]
-    try:
+    with ExitStack() as stack:
+        for path in {path for path, _ in places}:
+            stack.callback(network.get_submodule(path).register_forward_hook(hook(path)).remove)
         yield caught
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def values_and_gradients(
@@ -184,12 +182,3 @@ def patch_grid(model: Model) -> tuple[int, int]:
     if layer.grid is None:
         raise MeasureError(f"the tokens of {model.name} form no grid that is known, so that there are no patches to speak of")
     return layer.grid
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's global generators at `seed` inside, untouched outside: captum draws from them."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield

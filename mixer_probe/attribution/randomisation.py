@@ -7,7 +7,6 @@ images are; one that only finds edges does not. Buffers, such as running statist
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -24,6 +23,7 @@ from mixer_probe.attribution.network import explaining
 from mixer_probe.attribution.robustness import explainer_of
 from mixer_probe.capture import ImageSource, as_source
 from mixer_probe.models.model import Model
+from mixer_probe.models.switches import copied
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 
 
@@ -83,7 +83,7 @@ def randomisation_check(
     Raises MeasureError as `perturbation_curves` does."""
     source = as_source(images)
     check_attributions(model, source, [attribution])
-    twin = replace(model, module=copy.deepcopy(model.module))
+    twin = replace(model, module=copied(model.module))
     stages, maps = ["trained"], [attribution.maps]
     for stage in _cascade(twin, seed):
         stages.append(stage)

@@ -23,9 +23,10 @@ from mixer_probe.attribution.baselines import Baseline, make_baseline
 from mixer_probe.attribution.curves import check_attributions
 from mixer_probe.attribution.maps import cells, mean_interval
 from mixer_probe.attribution.methods import Explained
-from mixer_probe.attribution.network import explaining, logits_of, seeded
+from mixer_probe.attribution.network import explaining, logits_of
 from mixer_probe.capture import ImageSource, as_source
 from mixer_probe.models.model import Model
+from mixer_probe.models.switches import seeded
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 
 

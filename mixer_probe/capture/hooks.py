@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Generic, TypeVar
 
 import torch
@@ -13,7 +13,7 @@ from mixer_probe.capture.views import positions_and_prefix
 from mixer_probe.errors import ImagesError, LayerError
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.models.switches import evaluating
+from mixer_probe.models.switches import evaluating, in_this_thread
 
 T = TypeVar("T")
 Reducer = Callable[[Layer, torch.Tensor, torch.Tensor | None], T]
@@ -30,18 +30,14 @@ def capture(model: Model, layers: Sequence[Layer], reducer: Reducer[T]) -> Itera
     The reducer runs inside the hook, on the device, where the tensor is still what the module returned: an in-place
     ReLU or addition may overwrite it a moment later, so a reducer must return a new tensor, never a view. Results appear
     only after a whole forward pass, so one that fails leaves nothing half-counted. The network runs in eval mode without
-    gradients; on leaving the context the hooks are gone and every module has its own training flag back, whatever
-    happened. Raises ImagesError for a batch of another size than the model's."""
+    gradients or autocast, for this thread alone: other threads wait to capture, and what they run meanwhile is not seen. On
+    leaving the context the hooks are gone and every module has its own training flag back, whatever happened. Raises
+    ImagesError for a batch of another size than the model's."""
     session = _Session(layers, reducer)
-    handles: list[RemovableHandle] = []
-    try:
+    with evaluating(model.module), ExitStack() as stack:
         for path in {layer.module for layer in layers}:
-            handles.append(session.attach(path, model.module.get_submodule(path)))  # noqa: PERF401 - removed in finally
-        with evaluating(model.module):
-            yield lambda batch: session.run(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+            stack.callback(session.attach(path, model.module.get_submodule(path)).remove)
+        yield lambda batch: session.run(model, batch)
 
 
 class _Session(Generic[T]):
@@ -55,7 +51,7 @@ class _Session(Generic[T]):
         self._found: dict[str, T] = {}
 
     def attach(self, path: str, module: torch.nn.Module) -> RemovableHandle:
-        return module.register_forward_hook(lambda _module, _args, output: self._see(path, output))
+        return module.register_forward_hook(in_this_thread(lambda _module, _args, output: self._see(path, output)))
 
     def _see(self, path: str, output: torch.Tensor) -> None:
         run = self._runs.get(path, 0)

@@ -198,7 +198,8 @@ class _Runner:
     def _try(self, part: torch.Tensor) -> dict[str, Any] | None:
         """The results, None if the device has too little memory for that many images."""
         try:
-            with self._context(), capture(self._model, self._layers, self._reducer) as run:
+            # The context inside: a capture ends whatever autocast it is made in.
+            with capture(self._model, self._layers, self._reducer) as run, self._context():
                 return run(part.to(self._model.device, self._model.dtype, non_blocking=True))
         except torch.OutOfMemoryError as error:
             if len(part) == 1:

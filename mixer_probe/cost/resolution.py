@@ -7,7 +7,6 @@ unlike ViT whose complexity is quadratic"). ResMLP and gMLP mix tokens by one S 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -26,6 +25,7 @@ from mixer_probe.cost.memory import peak_activation_bytes
 from mixer_probe.cost.timing import device_name, time_together
 from mixer_probe.errors import MeasureError, MixerProbeError, ModelError
 from mixer_probe.models.model import Model
+from mixer_probe.models.switches import copied
 from mixer_probe.results import ModelRecord, Result
 
 _RESAMPLES = 500
@@ -170,7 +170,7 @@ def at_resolution(model: Model, size: int, *, meta: bool = False) -> Model:
     Convolutional networks are copied; of Mixers the token-mixing layers are drawn anew for the new number of tokens, with as
     many hidden units as before; ViTs are resized by timm (`set_input_size`), a Swin with the windows that it has. With `meta`
     the copy has shapes and no memory. Raises ModelError for networks that cannot be resized, and sizes that they do not take."""
-    network = _shapes_of(model.module) if meta else copy.deepcopy(model.module)
+    network = _shapes_of(model.module) if meta else copied(model.module)
     if size != model.input.size[1] or size != model.input.size[2]:
         _resize(network, model, size)
     channels = model.input.size[0]
@@ -184,7 +184,7 @@ def _shapes_of(network: nn.Module) -> nn.Module:
     """A copy on the meta device that never needs the memory of a second network."""
     tensors = [*network.parameters(), *network.buffers()]
     memo: dict[int, Any] = {id(t): _without_memory(t) for t in tensors}
-    return copy.deepcopy(network, memo)
+    return copied(network, memo)
 
 
 def _without_memory(tensor: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,6 @@ network can.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from mixer_probe.errors import ModelError
 from mixer_probe.models.model import Model, Weights, make_model
+from mixer_probe.models.switches import copied
 
 _WORKS = "patches can be permuted in timm's MlpMixer (Mixer, gMixer, ResMLP, gMLP) and VisionTransformer"
 
@@ -34,7 +34,7 @@ def permute_patches(model: Model, permutation: Sequence[int] | np.ndarray | Tens
     Raises ModelError for what is no permutation of the patches, for a CNN (its order is in how convolutions slide), for relative
     position terms, and for a stem whose patches overlap."""
     order = _order(model, permutation)
-    network = copy.deepcopy(model.module)
+    network = copied(model.module)
     if isinstance(network, MlpMixer):
         for block in network.blocks:
             _permute_block(block, order, model.name)

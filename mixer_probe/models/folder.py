@@ -15,6 +15,7 @@ from timm.models import PretrainedCfg
 from torch import nn
 
 from mixer_probe.errors import CheckpointError, ModelError, closest
+from mixer_probe.models.build import build
 from mixer_probe.models.weights import load_into, read_checkpoint
 
 # In order of preference; safetensors first, since nothing in it can be code.
@@ -28,7 +29,7 @@ def build_from_folder(folder: Path, pretrained: bool, **arguments: Any) -> nn.Mo
     that are missing or do not fit."""
     config = read_config(folder)
     built_with = {**config.get("model_args", {}), **arguments}
-    network: nn.Module = timm.create_model(config["architecture"], pretrained=False, pretrained_cfg=_about(config), **built_with)
+    network = build(config["architecture"], pretrained_cfg=_about(config), **built_with)
     if pretrained:
         weights = _weights_file(folder)
         load_into(network, read_checkpoint(weights), str(weights))

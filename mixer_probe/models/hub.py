@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,17 +12,24 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 NOT_IN_CACHE = LocalEntryNotFoundError
 _PATIENCE = 5.0
+_lock = threading.RLock()
 
 
 @contextmanager
 def offline_if_unreachable() -> Iterator[None]:
-    """Where the hub does not answer, only look in the cache: huggingface_hub would try every file six times."""
-    before = constants.HF_HUB_OFFLINE
-    _switch(before or not _answers())
-    try:
-        yield
-    finally:
-        _switch(before)
+    """Where the hub does not answer, only look in the cache: huggingface_hub would try every file six times.
+
+    Its setting holds for the whole process, so one thread at a time changes it, and only while the hub does not answer."""
+    with _lock:
+        before = constants.HF_HUB_OFFLINE
+        if before or _answers():
+            yield
+            return
+        _switch(True)
+        try:
+            yield
+        finally:
+            _switch(before)
 
 
 def _switch(offline: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
 import math
@@ -19,11 +18,14 @@ from torch import nn
 from mixer_probe import zoo
 from mixer_probe.core.inputs import InputSpec
 from mixer_probe.errors import ModelError, closest
+from mixer_probe.models.build import build
 from mixer_probe.models.folder import build_from_folder, read_config
 from mixer_probe.models.hub import NOT_IN_CACHE, cache_folder, offline_if_unreachable
 from mixer_probe.models.inputs import stated_input, timm_input, with_given
 from mixer_probe.models.model import Model, Weights, make_model
+from mixer_probe.models.switches import copied, plain_modes, seeded
 from mixer_probe.models.weights import load_into, read_checkpoint
+from mixer_probe.models.wrappers import check_parameters, unwrap
 
 _HUB = "hf-hub:"
 _FOLDER = "local-dir:"
@@ -40,6 +42,7 @@ _GOOGLE = {
 }
 
 
+@plain_modes()
 def load_model(
     model: str | nn.Module,
     *,
@@ -68,7 +71,8 @@ def load_model(
     `device="auto"` takes CUDA, then MPS, then the CPU. Untrained weights are drawn with `seed`. Further arguments go to
     `timm.create_model` (num_classes, img_size, in_chans, ...).
 
-    The network is put into eval mode. An nn.Module is used as it is, not copied.
+    The network is put into eval mode. An nn.Module is used as it is, not copied; what training code put around it is taken off
+    (`wrappers.unwrap`), as the note of its weights says. Networks are made outside of `torch.inference_mode`.
 
     Raises ModelError for an unknown name (with the closest ones), an unknown family, weights that cannot be had, or an
     input that `InputSpec` refuses, such as one `mean` for three channels, and
@@ -124,6 +128,7 @@ def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 # -- the zoo -----------------------------------------------------------------------------------------------------------
 
 
+@plain_modes()
 def _from_zoo(text: str, pretrained: bool) -> Model:
     name, _, option = text.removeprefix("zoo:").partition("?")
     if option not in ("", "untrained"):
@@ -136,7 +141,8 @@ def _from_zoo(text: str, pretrained: bool) -> Model:
         if untrained
         else Weights(f"bundled checkpoint {card.name}", trained=True, note=_zoo_note(card))
     )
-    network = zoo.load(card.name, untrained=untrained)
+    with seeded(card.seed):
+        network = zoo.load(card.name, untrained=untrained)
     shown = f"zoo:{card.name}" + ("?untrained" if untrained else "")
     return make_model(shown, network, spec, weights, lambda: _from_zoo(f"zoo:{card.name}", False))
 
@@ -151,6 +157,7 @@ def _zoo_note(card: zoo.Card) -> str:
 # -- timm --------------------------------------------------------------------------------------------------------------
 
 
+@plain_modes()
 def _from_timm(name: str, pretrained: bool, seed: int, arguments: dict[str, Any]) -> Model:
     check_name(name)
     name = name.replace("hf_hub:", _HUB)
@@ -205,8 +212,7 @@ def _create(name: str, pretrained: bool, seed: int, arguments: dict[str, Any]) -
         with seeded(seed), _quiet_timm(), offline_if_unreachable() if remote else nullcontext():
             if name.startswith(_FOLDER):
                 return build_from_folder(Path(name.removeprefix(_FOLDER)), pretrained, **arguments)
-            network: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
-            return network
+            return build(name, pretrained, **arguments)
     except ModelError:
         raise
     except TypeError as error:
@@ -243,13 +249,16 @@ def _place(name: str) -> str:
 
 
 def _from_module(network: nn.Module, given: dict[str, Any]) -> Model:
+    network, note = unwrap(network)
+    check_parameters(network)
     spec = stated_input(network, given)
-    weights = Weights("the network as given", trained=True)
+    weights = Weights("the network as given", trained=True, note=note)
     return make_model(type(network).__name__, network, spec, weights, lambda: _module_twin(network, spec))
 
 
+@plain_modes()
 def _module_twin(network: nn.Module, spec: InputSpec) -> Model:
-    twin = copy.deepcopy(network)
+    twin = copied(network)
     with seeded(0):
         reinitialise(twin)
     weights = Weights("random (seed 0)", trained=False, note=UNTRAINED_NOTE)
@@ -278,15 +287,6 @@ def _call_without_arguments(module: nn.Module, name: str) -> None:
     method = getattr(module, name, None)
     if callable(method) and all(p.default is not p.empty for p in inspect.signature(method).parameters.values()):
         method()
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Draw from torch's CPU generator seeded with `seed`, and leave the caller's generators as they were."""
-    with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would seed those of the GPUs as well.
-        torch.default_generator.manual_seed(seed)
-        yield
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from mixer_probe.errors import ModelError
 from mixer_probe.models.adapter import Adapter
 from mixer_probe.models.layer import Family, Layer
 from mixer_probe.models.structure import Structure, find_adapter
-from mixer_probe.models.switches import evaluating, frozen
+from mixer_probe.models.switches import evaluating, frozen, plain_modes
 from mixer_probe.models.trace import blank_images, trace
 from mixer_probe.models.weights import weights_hash
 from mixer_probe.results import ModelRecord
@@ -109,6 +109,7 @@ class Model:
         w = self.weights
         return ModelRecord(self.name, self.family, w.trained, w.source, self.sha256, self.parameters, w.note)
 
+    @plain_modes()
     def untrained(self) -> Model:
         """The same architecture with fresh random weights, for the same images, on the same device, in the same type.
 
@@ -121,6 +122,7 @@ class Model:
         twin.module.to(device=self.device, dtype=self.dtype)
         return twin
 
+    @plain_modes()
     def to(self, device: str | torch.device) -> Model:
         """Move the network; returns itself."""
         self.module.to(device)

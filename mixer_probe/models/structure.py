@@ -55,6 +55,11 @@ def find_adapter(network: nn.Module, name: str) -> Adapter:
     raise ModelError(f"'{name}' ({type(network).__name__}) mixes blocks of {mixed}; known are networks of one family: {known}")
 
 
+def has_blocks(network: nn.Module) -> bool:
+    """Whether the network holds blocks of any known family."""
+    return any(_find_blocks(network, adapter) for adapter in ADAPTERS)
+
+
 def known_families() -> str:
     """The families and the networks that they include, for messages."""
     return "; ".join(f"{a.family} ({a.includes})" for a in ADAPTERS)

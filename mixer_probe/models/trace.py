@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from mixer_probe.models.switches import evaluating
+from mixer_probe.models.switches import evaluating, in_this_thread
 
 # Two images, so that a first axis of 2 tells rows of images from windows, tables and other tensors.
 BATCH = 2
@@ -37,16 +38,14 @@ def trace(module: nn.Module, input_size: tuple[int, int, int]) -> tuple[Call, ..
         seen[path] = seen.get(path, 0) + 1
 
     def hook(path: str) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda _module, _args, output: record(path, output)
+        return in_this_thread(lambda _module, _args, output: record(path, output))
 
-    handles = [m.register_forward_hook(hook(path)) for path, m in module.named_modules() if path]
-    try:
-        # Not inference_mode: what a network caches in its first pass must stay usable for gradients.
-        with evaluating(module), torch.no_grad():
-            module(blank_images(module, input_size))
-    finally:
-        for handle in handles:
-            handle.remove()
+    # Not inference_mode: what a network caches in its first pass must stay usable for gradients.
+    with evaluating(module), torch.no_grad(), ExitStack() as stack:
+        for path, m in module.named_modules():
+            if path:
+                stack.callback(m.register_forward_hook(hook(path)).remove)
+        module(blank_images(module, input_size))
     return tuple(calls)
 
 

@@ -22,9 +22,9 @@ from mixer_probe.probing.runs import Runs, check_runs, layer_pair, run_labels
 from mixer_probe.probing.scores import combined_interval, images_interval, seeds_interval
 from mixer_probe.probing.solution import argmax, block_of, blocks, gram
 from mixer_probe.probing.tables import layer_columns
-from mixer_probe.probing.threads import side_by_side
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import RepresentationsLike
+from mixer_probe.threads import side_by_side
 
 BIG_VISION = "big_vision"
 BIG_VISION_L2 = 2.0**10

@@ -19,9 +19,9 @@ from mixer_probe.probing.path import ProbePath, choose
 from mixer_probe.probing.runs import Runs, check_runs, check_twin, layer_pair, run_labels
 from mixer_probe.probing.scores import accuracy, balanced_accuracy, balanced_interval, wilson_interval
 from mixer_probe.probing.tables import layer_columns
-from mixer_probe.probing.threads import side_by_side
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import RepresentationsLike, layer_matrix
+from mixer_probe.threads import side_by_side
 
 # In place of a class where a layer has none, because its features are not finite.
 UNDEFINED = -1

@@ -17,6 +17,7 @@ from mixer_probe.channels import input_pictures
 from mixer_probe.errors import MeasureError, UndefinedVisualizationWarning, closest
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
+from mixer_probe.models.switches import plain_modes
 from mixer_probe.progress import task
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.visualization.ascent import Ascended, Ascent, Parametrisation, ascend
@@ -114,6 +115,7 @@ class FeatureVisualization(Result):
         )
 
 
+@plain_modes()
 def visualize(
     model: Model,
     layer: str,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 
 import torch
@@ -13,7 +13,7 @@ from mixer_probe.capture.views import positions_and_prefix
 from mixer_probe.errors import LayerError, MeasureError, ModelError
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.models.switches import evaluating, frozen
+from mixer_probe.models.switches import evaluating, frozen, in_this_thread
 
 Read = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
@@ -29,13 +29,10 @@ def reading(model: Model, layer: Layer) -> Iterator[Read]:
 
     The network is in eval mode inside and its parameters ask for no gradients; all is as it was outside, whatever happened."""
     watch = _Watch(layer)
-    handle = model.module.get_submodule(layer.module).register_forward_hook(watch.see)
     mean, std = (torch.tensor(v, device=model.device)[:, None, None] for v in (model.input.mean, model.input.std))
-    try:
-        with evaluating(model.module), frozen(model.module), torch.enable_grad():
-            yield lambda images: watch.run(model.module, ((images - mean.to(images)) / std.to(images)).to(model.dtype))
-    finally:
-        handle.remove()
+    with evaluating(model.module), frozen(model.module), torch.enable_grad(), ExitStack() as stack:
+        stack.callback(model.module.get_submodule(layer.module).register_forward_hook(in_this_thread(watch.see)).remove)
+        yield lambda images: watch.run(model.module, ((images - mean.to(images)) / std.to(images)).to(model.dtype))
 
 
 class _Watch:

@@ -23,6 +23,7 @@ from torch.nn.utils import parametrize
 
 from mixer_probe.errors import ModelError
 from mixer_probe.models.model import Model
+from mixer_probe.models.switches import lock_of, plain_modes
 
 Form = Literal["tied", "grouped"]
 Grid = tuple[int, int]
@@ -58,7 +59,8 @@ def as_convolution(model: Model, form: Form = "tied") -> ConvolutionalMixer:
     stem = network.stem
     if grid is None or not isinstance(getattr(stem, "proj", None), nn.Conv2d) or getattr(stem, "dynamic_img_pad", False):
         raise ModelError(f"the patch embedding of {model.name} is a {type(stem).__name__}, no single convolution; {_WORKS}")
-    converted = ConvolutionalMixer(network, grid, form, model.input.size)
+    with lock_of(network), plain_modes():
+        converted = ConvolutionalMixer(network, grid, form, model.input.size)
     linear = [path for path, module in converted.named_modules() if isinstance(module, nn.Linear)]
     if linear:
         raise ModelError(f"'{linear[0]}' of {model.name} holds a linear layer where timm's networks have none; {_WORKS}")

@@ -9,7 +9,6 @@ many positions.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from mixer_probe.errors import LayerError, MeasureError
 from mixer_probe.models.layer import Axes
 from mixer_probe.models.model import Model
+from mixer_probe.models.switches import copied
 
 Mixes = Literal["across", "within", "both", "neither"]
 Wanted = Callable[[str, Mapping[str, Mixes]], bool]
@@ -61,7 +61,7 @@ def dependence(model: Model, wanted: Wanted, seed: int = 0) -> dict[str, Mixes]:
 
 def _generic(module: nn.Module, seed: int) -> nn.Module:
     """A copy whose parameters are float64, and random where they are all zero."""
-    network, generator = copy.deepcopy(module).cpu().double().eval(), _generator(seed)
+    network, generator = copied(module).cpu().double().eval(), _generator(seed)
     with torch.no_grad():
         for p in network.parameters():
             if not p.any():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from mixer_probe.capture import ImageSource, as_source
 from mixer_probe.capture.stream import transform_of
 from mixer_probe.errors import MeasureError
 from mixer_probe.models.model import Model
-from mixer_probe.models.switches import evaluating
+from mixer_probe.models.switches import copied, evaluating, in_this_thread
 from mixer_probe.results import ImagesRecord, ModelRecord, Result, storable
 from mixer_probe.weights.convolution import ConvolutionalMixer, Form, FullFieldMixing, as_convolution
 from mixer_probe.weights.spectrum import power_centroid
@@ -167,7 +167,7 @@ def _is_shut(network: nn.Module) -> bool:
 def _in_type(model: Model, dtype: str, output: str = "logits") -> Model:
     """A copy in another type, without its classifier for "features"; on the CPU where the device has no float64."""
     place = "cpu" if model.device.type == "mps" else model.device
-    network: Any = copy.deepcopy(model.module)
+    network: Any = copied(model.module)
     if output == "features":
         network.head = nn.Identity()
     network.to(device=place, dtype=getattr(torch, dtype))
@@ -245,11 +245,9 @@ def _look_inside(model: Model, converted: ConvolutionalMixer, image: Tensor) -> 
 def _calls(network: nn.Module, modules: Sequence[nn.Module], batch: Tensor) -> dict[nn.Module, tuple[Tensor, Tensor]]:
     """(input, output) of the modules in one forward pass."""
     seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-    handles = [m.register_forward_hook(lambda m, args, out: seen.update({m: (args[0].clone(), out.clone())})) for m in modules]
-    try:
-        with evaluating(network), torch.no_grad():
-            network(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    see = in_this_thread(lambda m, args, out: seen.update({m: (args[0].clone(), out.clone())}))
+    with evaluating(network), torch.no_grad(), ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.register_forward_hook(see).remove)
+        network(batch)
     return seen

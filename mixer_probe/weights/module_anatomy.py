@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mixer_probe.errors import LayerError, closest
 from mixer_probe.models.model import Model
-from mixer_probe.models.switches import evaluating, frozen
+from mixer_probe.models.switches import evaluating, frozen, in_this_thread
 from mixer_probe.models.trace import blank_images
 from mixer_probe.results import ModelRecord, Result, storable
 from mixer_probe.weights.dependence import Mixes, dependence
@@ -220,11 +220,11 @@ def module_macs(model: Model) -> tuple[dict[str, int], dict[str, int], dict[str,
     They are counted as `model.macs` is, by torch's FlopCounterMode, read before and after every call."""
     network, counted = model.module, _MacCounter()
     with ExitStack() as stack:
-        for path, module in network.named_modules():
-            stack.callback(module.register_forward_pre_hook(counted.start).remove)
-            stack.callback(module.register_forward_hook(counted.end(path)).remove)
         for context in (evaluating(network), frozen(network), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counted.flops):
             stack.enter_context(context)
+        for path, module in network.named_modules():
+            stack.callback(module.register_forward_pre_hook(in_this_thread(counted.start)).remove)
+            stack.callback(module.register_forward_hook(in_this_thread(counted.end(path))).remove)
         network(blank_images(network, model.input.size, n=1))
     return counted.macs, counted.own, {path: i for i, path in enumerate(counted.macs)}
 

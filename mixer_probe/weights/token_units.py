@@ -10,8 +10,7 @@ by frequency but gives no formula; both are ours. `mixer_probe.weights.units` de
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, ClassVar, Literal
@@ -19,12 +18,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pandas as pd
 import torch
-from threadpoolctl import threadpool_limits
 
 from mixer_probe.errors import LayerError, MeasureError, ModelError, UndefinedUnitsWarning, closest
-from mixer_probe.images.labelled import available_cores
 from mixer_probe.models.model import Model
 from mixer_probe.results import ModelRecord, Result
+from mixer_probe.threads import side_by_side
 from mixer_probe.weights.token_matrices import TokenMatrices, token_matrices
 from mixer_probe.weights.units import STATISTICS, UnitSet, matching_null, measure_units, paired_order, uniform_spread, unit_rows
 
@@ -221,8 +219,12 @@ def token_mixing(model: Model, *, surrogates: int = 19, shuffles: int = 5, seed:
 
     sides = {side: _side(found, side) for side in SIDES}
     jobs = [matrix.reshape(-1, *grid) for matrices in sides.values() for matrix in matrices]
-    # Every matrix has draws of its own.
-    sets = _measured(jobs, lambda k: measure_units(jobs[k], patch, surrogates, shuffles, (seed, k)), model.dtype)
+
+    def measured(k: int) -> UnitSet:
+        # Every matrix has draws of its own.
+        return _stored(measure_units(jobs[k], patch, surrogates, shuffles, (seed, k)), model.dtype)
+
+    sets = iter(side_by_side(measured, range(len(jobs))))
     result = TokenMixing(
         model=model.record,
         form=" and ".join(dict.fromkeys(block.form for block in found)),
@@ -243,13 +245,6 @@ def _side(found: Sequence[TokenMatrices], side: Side) -> list[np.ndarray]:
     """The matrices of one side, none if a block lacks it."""
     matrices = [getattr(block, side) for block in found]
     return [] if any(matrix is None for matrix in matrices) else matrices
-
-
-def _measured(jobs: Sequence[np.ndarray], measure: Callable[[int], UnitSet], dtype: torch.dtype) -> Iterator[UnitSet]:
-    # Hundreds of small products and eigenvalue problems: threads inside each of them cost more than they gain, one thread a
-    # matrix is what helps.
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(available_cores()) as pool:
-        yield from (_stored(units, dtype) for units in pool.map(measure, range(len(jobs))))
 
 
 def _stored(units: UnitSet, dtype: torch.dtype) -> UnitSet:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 import torch
@@ -28,24 +28,26 @@ def side_by_side(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
 
 _lock = threading.Lock()
 _inside = 0
-_before = 1
+_outside = ExitStack()
 
 
 @contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Inside, neither BLAS nor torch splits its work among threads; torch does again after the last of several that overlap."""
+    """Inside, neither BLAS nor torch splits its work among threads; both do again after the last of several that overlap."""
     _enter(+1)
     try:
-        with threadpool_limits(1):
-            yield
+        yield
     finally:
         _enter(-1)
 
 
 def _enter(step: int) -> None:
-    global _inside, _before
+    global _inside
     with _lock:
         if not _inside:
-            _before = torch.get_num_threads()
+            _outside.callback(torch.set_num_threads, torch.get_num_threads())
+            _outside.enter_context(threadpool_limits(1))
+            torch.set_num_threads(1)
         _inside += step
-        torch.set_num_threads(1 if _inside else _before)
+        if not _inside:
+            _outside.close()
