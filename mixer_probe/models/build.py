@@ -12,8 +12,8 @@ from torch import nn
 
 
 def build(name: str, pretrained: bool = False, pretrained_cfg: Any = None, **arguments: Any) -> nn.Module:
-    """`timm.create_model`, which also takes what timm's function of that name sets itself (patch_size, num_blocks and embed_dim of
-    its Mixers), so that one family name stands for networks of every size.
+    """`timm.create_model`, which also takes what timm's function of that name sets itself (of its Mixers patch_size, num_blocks
+    and embed_dim), so that one name stands for networks of every size.
 
     Raises what timm raises: TypeError for arguments that the class does not have."""
     try:

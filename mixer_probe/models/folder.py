@@ -16,24 +16,24 @@ from torch import nn
 
 from mixer_probe.errors import CheckpointError, ModelError, closest
 from mixer_probe.models.build import build
-from mixer_probe.models.weights import load_into, read_checkpoint
+from mixer_probe.models.checkpoint import read_checkpoint
+from mixer_probe.models.weights import load_into
 
 # In order of preference; safetensors first, since nothing in it can be code.
-_WEIGHTS = ("model.safetensors", "*.safetensors", "pytorch_model.bin", "model.pth", "*.pth", "*.bin")
+_WEIGHTS = ("model.safetensors", "*.safetensors", "pytorch_model.bin", "model.pth", "*.pth", "*.bin", "*.npz")
 
 
-def build_from_folder(folder: Path, pretrained: bool, **arguments: Any) -> nn.Module:
-    """The network of config.json, with the folder's weights if `pretrained`. `arguments` win over those of the config.
+def build_from_folder(folder: Path, pretrained: bool, **arguments: Any) -> tuple[nn.Module, str]:
+    """The network of config.json, with the folder's weights if `pretrained`, and a note on these. `arguments` win over those of
+    the config (`model_args`), and both over timm's own.
 
     Raises ModelError for a config that is missing, no JSON or of an unknown architecture, CheckpointError for weights
     that are missing or do not fit."""
     config = read_config(folder)
     built_with = {**config.get("model_args", {}), **arguments}
     network = build(config["architecture"], pretrained_cfg=_about(config), **built_with)
-    if pretrained:
-        weights = _weights_file(folder)
-        load_into(network, read_checkpoint(weights), str(weights))
-    return network
+    weights = _weights_file(folder) if pretrained else None
+    return network, "" if weights is None else load_into(network, read_checkpoint(weights), str(weights))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -19,16 +19,18 @@ from mixer_probe import zoo
 from mixer_probe.core.inputs import InputSpec
 from mixer_probe.errors import ModelError, closest
 from mixer_probe.models.build import build
+from mixer_probe.models.checkpoint import read_checkpoint
 from mixer_probe.models.folder import build_from_folder, read_config
 from mixer_probe.models.hub import NOT_IN_CACHE, cache_folder, offline_if_unreachable
 from mixer_probe.models.inputs import stated_input, timm_input, with_given
 from mixer_probe.models.model import Model, Weights, make_model
 from mixer_probe.models.switches import copied, plain_modes, seeded
-from mixer_probe.models.weights import load_into, read_checkpoint
+from mixer_probe.models.weights import load_into
 from mixer_probe.models.wrappers import check_parameters, unwrap
 
 _HUB = "hf-hub:"
 _FOLDER = "local-dir:"
+_FILES = {".safetensors", ".pth", ".pt", ".bin", ".npz", ".ckpt", ".tar", ".h5"}
 UNTRAINED_NOTE = "Untrained: random weights, nothing here was learned."
 # timm's pretrained_cfg says in21k_ft_in1k, yet accuracies are those of the paper's ImageNet-1k rows; see timm PR #651.
 GOOGLE_NOTE = (
@@ -67,9 +69,11 @@ def load_model(
     what images it takes, `interpolation`, `crop_pct` and `crop_mode` how they are brought to that size (see `InputSpec`);
     they replace what timm knows, and an nn.Module without timm's pretrained_cfg needs the first three. For a network of
     another number of channels than 3, timm's mean and std follow as timm changes the weights: averaged for 1, repeated for
-    more. `checkpoint` is a safetensors or weights-only torch file whose weights replace the pretrained ones.
+    more. `checkpoint` is a safetensors file, a torch file of plain data or an npz file of Google's, whose weights replace
+    the pretrained ones; which of several in it were taken, and what was left out, is in the note of `weights`.
     `device="auto"` takes CUDA, then MPS, then the CPU. Untrained weights are drawn with `seed`. Further arguments go to
-    `timm.create_model` (num_classes, img_size, in_chans, ...).
+    `timm.create_model` (num_classes, img_size, in_chans, ...) and win over what timm fixes for the name:
+    load_model("mixer_b16_224", pretrained=False, patch_size=8, num_blocks=4) is such a Mixer.
 
     The network is put into eval mode. An nn.Module is used as it is, not copied; what training code put around it is taken off
     (`wrappers.unwrap`), as the note of its weights says. Networks are made outside of `torch.inference_mode`.
@@ -92,8 +96,10 @@ def load_model(
     else:
         found = _from_timm(model, pretrained and checkpoint is None, seed, timm_arguments)
     if checkpoint is not None:
-        load_into(found.module, read_checkpoint(checkpoint), str(checkpoint))
-        found.weights = Weights(f"file {Path(checkpoint).name}", trained=True)
+        note = load_into(found.module, read_checkpoint(checkpoint), str(checkpoint))
+        # What a module was taken out of is still so; what was said of the weights before is not.
+        notes = [found.weights.note, note] if isinstance(model, nn.Module) else [note]
+        found.weights = Weights(f"file {Path(checkpoint).name}", trained=True, note=" ".join(filter(None, notes)))
     found.input = with_given(found.input, given)
     found.name = name or found.name
     found.module.to(device=place, dtype=number)
@@ -162,16 +168,16 @@ def _from_timm(name: str, pretrained: bool, seed: int, arguments: dict[str, Any]
     check_name(name)
     name = name.replace("hf_hub:", _HUB)
     tag = name if name.startswith((_HUB, _FOLDER)) else _full_name(name)
-    network = _create(name, pretrained, seed, arguments)
-    weights = _timm_weights(tag, pretrained, seed)
+    network, note = _create(name, pretrained, seed, arguments)
+    weights = _timm_weights(tag, pretrained, seed, note)
     shown = tag if pretrained else name
     return make_model(shown, network, timm_input(network), weights, lambda: _from_timm(name, False, seed, arguments))
 
 
-def _timm_weights(tag: str, pretrained: bool, seed: int) -> Weights:
+def _timm_weights(tag: str, pretrained: bool, seed: int, note: str) -> Weights:
     if not pretrained:
         return Weights(f"random (seed {seed})", trained=False, note=UNTRAINED_NOTE)
-    return Weights(tag, trained=True, note=google_note(tag))
+    return Weights(tag, trained=True, note=" ".join(filter(None, [google_note(tag), note])))
 
 
 def google_note(tag: str) -> str:
@@ -181,6 +187,11 @@ def google_note(tag: str) -> str:
 
 def check_name(name: str) -> None:
     """Raise ModelError, with the closest names, for a model that `load_model` cannot know; reads no weights."""
+    if Path(name).suffix in _FILES:
+        raise ModelError(
+            f"'{name}' is named like a file of weights, which does not say of which network: give the network's name and "
+            f"checkpoint='{name}' (load_model), or --checkpoint {name}"
+        )
     if name.startswith("zoo:"):
         zoo.card(name.removeprefix("zoo:").partition("?")[0])
     elif name.startswith(_FOLDER):
@@ -206,13 +217,15 @@ def _full_name(name: str) -> str:
     return f"{arch}.{found}" if found else arch
 
 
-def _create(name: str, pretrained: bool, seed: int, arguments: dict[str, Any]) -> nn.Module:
+def _create(name: str, pretrained: bool, seed: int, arguments: dict[str, Any]) -> tuple[nn.Module, str]:
+    """The network, and what a reader must know about the weights that it was given."""
     remote = name.startswith(_HUB) or (pretrained and not name.startswith(_FOLDER))
     try:
         with seeded(seed), _quiet_timm(), offline_if_unreachable() if remote else nullcontext():
             if name.startswith(_FOLDER):
                 return build_from_folder(Path(name.removeprefix(_FOLDER)), pretrained, **arguments)
-            return build(name, pretrained, **arguments)
+            network = build(name, pretrained, **arguments)
+            return network, _random_head(network) if pretrained else ""
     except ModelError:
         raise
     except TypeError as error:
@@ -220,6 +233,12 @@ def _create(name: str, pretrained: bool, seed: int, arguments: dict[str, Any]) -
     except Exception as error:
         reason = "no copy there, and the hub does not answer" if isinstance(error, NOT_IN_CACHE) else _first_line(error)
         raise ModelError(_no_weights(name, reason) if remote else f"cannot build {name}: {reason}") from error
+
+
+def _random_head(network: nn.Module) -> str:
+    """timm leaves the classifier of the weights out, without a word, where the network has another number of classes."""
+    known, own = (getattr(network, "pretrained_cfg", None) or {}).get("num_classes"), getattr(network, "num_classes", 0)
+    return f"Its head for {own} classes is random: the weights' own has {known}." if known and own and known != own else ""
 
 
 def _first_line(error: Exception) -> str:

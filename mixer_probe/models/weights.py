@@ -1,136 +1,333 @@
-"""Weights from files: read as data, never as code, and matched to a network with a sentence when they do not fit."""
+"""Weights of a file matched to a network: found inside of what training scripts put around them, and refused with a sentence
+when they do not fit whole."""
 
 from __future__ import annotations
 
 import hashlib
-import pickle
 import re
 import sys
-import warnings
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import safetensors.torch
+import numpy as np
 import torch
-from safetensors import SafetensorError
+from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
 from mixer_probe.errors import CheckpointError
+from mixer_probe.models.switches import copied
 
 StateDict = dict[str, torch.Tensor]
-# Where training scripts keep the weights inside a checkpoint; averaged weights first, as timm does.
-_NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
-_PREFIXES = ("module.", "_orig_mod.")
+# How deep mappings are searched for weights.
+_DEPTH = 4
+# What training code calls a network that it holds; timm's conversions are tried on what is under these.
+_PREFIXES = ("module.", "model.", "net.", "network.", "backbone.", "encoder.", "teacher.", "student.")
+# Modules that torch puts around parts of a network.
+_INSIDE = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+# Of several that fit, averages over training come first, as timm takes them, and DINO's student last.
+_AVERAGES = {"ema", "averaged", "swa", "teacher"}
+# What training code keeps by the names of the weights, and is none.
+_NO_WEIGHTS = re.compile(r"optim|momentum|exp_avg|grad", re.IGNORECASE)
+_LOSSES = re.compile(r"loss|criterion|metric|n_averaged", re.IGNORECASE)
+# Old checkpoints do not count batches, and the count plays no part in a forward pass.
+_COUNTS = "num_batches_tracked"
+_WEIGHTS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-def read_checkpoint(path: str | Path) -> StateDict:
-    """The tensors of a safetensors file or of a torch file that holds nothing but data.
+@dataclass(frozen=True)
+class _Fit:
+    """Weights that fill a network: `place` are the keys above them in the file, `left` the tensors beside them that are of no use
+    to the network."""
 
-    Raises CheckpointError if the file is missing, truncated, or holds pickled code (nothing of which is run)."""
-    file = Path(path)
-    if not file.is_file():
-        raise CheckpointError(f"no checkpoint at {file}; give the path of a .safetensors or .pth file")
-    try:
-        content = _read_safetensors(file) if _is_safetensors(file) else _read_torch(file)
-    except OSError as error:
-        raise CheckpointError(f"cannot read checkpoint {file}: {error}") from error
-    return _tensors(content, file)
+    place: str
+    weights: StateDict
+    left: tuple[str, ...]
+    converted: bool = False
 
-
-def _is_safetensors(file: Path) -> bool:
-    if file.suffix == ".safetensors":
-        return True
-    with file.open("rb") as stream:
-        # Eight bytes of header length, then JSON: tells a renamed file from a torch archive.
-        return stream.read(10)[8:].startswith(b"{")
+    @property
+    def rank(self) -> int:
+        words = set(re.split(r"[._]", self.place))
+        return 0 if words & _AVERAGES else 2 if "student" in words else 1
 
 
-def _read_safetensors(file: Path) -> Any:
-    try:
-        return safetensors.torch.load_file(file)
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"checkpoint {file} is truncated or no safetensors file ({error}); copy or download it again"
-        ) from error
+def load_into(network: nn.Module, content: Mapping[Any, Any], source: str) -> str:
+    """Load the weights that fit, whole: every tensor of the network is in the file, in its shape.
 
+    They are searched in nested mappings, under any prefix; where none fits, timm's own conversion of other people's keys is
+    tried (`checkpoint_filter_fn`; for the arrays of Google's npz files `load_pretrained`, and the published names of its Mixers).
+    Of several that fit, averages over training (`state_dict_ema`, a DINO `teacher`, ...) come first. Returns a note of which were
+    taken, and what beside them was left out.
 
-def _read_torch(file: Path) -> Any:
-    try:
-        # torch warns about pickles of other protocols, which the error below says better.
-        with warnings.catch_warnings(action="ignore"):
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        if isinstance(error, pickle.UnpicklingError) and _refused_code(error, file):
-            raise CheckpointError(
-                f"checkpoint {file} holds pickled code, which is refused and was not run; "
-                "save its state_dict() with safetensors instead"
-            ) from error
-        raise CheckpointError(f"checkpoint {file} is truncated or no torch file; copy or download it again") from error
-
-
-def _refused_code(error: pickle.UnpicklingError, file: Path) -> bool:
-    """Whether torch refused a class or function, or the file is a bare pickle, of which torch reads no other part."""
-    with file.open("rb") as stream:
-        bare = stream.read(1) == b"\x80"
-    return bare or re.search(r"\bglobal\b", str(error), re.IGNORECASE) is not None
-
-
-def _tensors(content: Any, file: Path) -> StateDict:
-    """The tensors of a checkpoint, out of the wrappers that training scripts put around them."""
-    for key in _NESTED:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    items = content.items() if isinstance(content, Mapping) else ()
-    tensors = {k: v for k, v in items if isinstance(k, str) and isinstance(v, torch.Tensor)}
-    if not tensors:
-        raise CheckpointError(f"checkpoint {file} holds no named tensors; save the network's state_dict()")
-    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in tensors)), ""):
-        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-    return tensors
-
-
-def load_into(network: nn.Module, weights: StateDict, source: str) -> None:
-    """Load weights strictly; a timm network's own key conversion is tried when the keys do not match.
-
-    Raises CheckpointError with the first three mismatching keys; the network is then unchanged."""
-    mismatches = _mismatches(network, weights)
-    convert = _timm_conversion(network)
-    if mismatches and convert:
-        try:
-            converted = dict(convert(dict(weights), network))
-        except (KeyError, IndexError, RuntimeError, ValueError, AttributeError, AssertionError):
-            converted = weights  # The conversion expects another network's keys: report those that were given.
-        if not _mismatches(network, converted):
-            weights, mismatches = converted, []
-    if mismatches:
-        more = f" and {len(mismatches) - 3} more" if len(mismatches) > 3 else ""
-        raise CheckpointError(f"checkpoint {source} is for another network: {'; '.join(mismatches[:3])}{more}")
-    network.load_state_dict({**_batch_counts(network), **weights})
-
-
-def _batch_counts(network: nn.Module) -> StateDict:
-    return {k: v for k, v in network.state_dict().items() if k.endswith("num_batches_tracked")}
-
-
-def _mismatches(network: nn.Module, weights: Mapping[str, torch.Tensor]) -> list[str]:
+    Raises CheckpointError, and leaves the network as it was, when nothing fits (with what differs), and for weights that are not
+    finite dense numbers of a floating-point type."""
+    if any(isinstance(value, np.ndarray) for value in content.values()):
+        content = _from_arrays(network, content, source)
+    options = [(place, tensors) for place, tensors in _mappings(content, "", _DEPTH) if tensors]
+    if not options:
+        raise CheckpointError(f"checkpoint {source} holds no named tensors; save the network's state_dict()")
     own = network.state_dict()
-    shapes = [
-        f"'{k}' has shape {tuple(weights[k].shape)}, the network needs {tuple(v.shape)}"
-        for k, v in own.items()
-        if k in weights and weights[k].shape != v.shape
-    ]
-    # Old checkpoints do not count batches, and the count plays no part in a forward pass.
-    missing = [f"'{k}' is missing" for k in own if k not in weights and not k.endswith("num_batches_tracked")]
-    unexpected = [f"'{k}' is not in the network" for k in weights if k not in own]
-    return shapes + missing + unexpected
+    fits = [fit for place, tensors in options for fit in _fits(own, place, tensors)] or list(_converted(network, own, options))
+    if not fits:
+        raise CheckpointError(_misfit(network, own, options, source))
+    best = min(fits, key=lambda fit: fit.rank)
+    network.load_state_dict({**_counts(own), **_checked(own, best.weights, source)})
+    return _note(best, fits)
 
 
-def _timm_conversion(network: nn.Module) -> Callable[..., Mapping[str, torch.Tensor]] | None:
-    """timm's own conversion of the original authors' checkpoints, where the model's file has one."""
+def _mappings(content: Mapping[Any, Any], place: str, depth: int) -> Iterator[tuple[str, StateDict]]:
+    """(keys above, tensors by name) of the mapping and of those inside it."""
+    yield place, {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
+    if depth:
+        for key, value in content.items():
+            if isinstance(value, Mapping) and not _NO_WEIGHTS.search(str(key)):
+                yield from _mappings(value, f"{place}{key}.", depth - 1)
+
+
+def _fits(own: StateDict, place: str, tensors: StateDict, converted: bool = False) -> Iterator[_Fit]:
+    """Every part of the tensors that fills the network, whatever stands before its names."""
+    names = {_bare(key, own): key for key in tensors}
+    if len(names) < len(tensors):
+        names = {key: key for key in tensors}
+    needed = [key for key in own if not key.endswith(_COUNTS)]
+    for prefix in (name.removesuffix(needed[0]) for name in names if name.endswith(needed[0])):
+        if prefix and not prefix.endswith("."):
+            continue
+        mine = {name.removeprefix(prefix): key for name, key in names.items() if name.startswith(prefix)}
+        foreign = [key for key in mine if key not in own]
+        whole = all(key in mine and tensors[mine[key]].shape == own[key].shape for key in needed)
+        if whole and all(_LOSSES.search(key) for key in foreign):
+            weights = {key: tensors[mine[key]] for key in own if key in mine}
+            used = {mine[key] for key in weights}
+            yield _Fit(place + prefix, weights, tuple(key for key in tensors if key not in used), converted)
+
+
+def _bare(key: str, own: StateDict) -> str:
+    """The key without the modules that torch put around parts of the network."""
+    parts = key.split(".")
+    inside = _INSIDE if any(".module." in name for name in own) else {*_INSIDE, "module"}
+    return ".".join(part for i, part in enumerate(parts) if part not in inside or (i == 0 and part == "module"))
+
+
+def _converted(network: nn.Module, own: StateDict, options: list[tuple[str, StateDict]]) -> Iterator[_Fit]:
+    """What fits after timm's own conversion of the original authors' checkpoints, where the model's file has one."""
     home = sys.modules.get(type(network).__module__)
-    found: Callable[..., Mapping[str, torch.Tensor]] | None = getattr(home, "checkpoint_filter_fn", None)
+    convert: Callable[..., Mapping[str, torch.Tensor]] | None = getattr(home, "checkpoint_filter_fn", None)
+    if convert is None:
+        return
+    for place, tensors in options:
+        for prefix, part in _under_prefixes(tensors):
+            try:
+                found = {k: v for k, v in convert(dict(part), network).items() if isinstance(v, torch.Tensor)}
+            except (KeyError, IndexError, RuntimeError, ValueError, AttributeError, AssertionError, TypeError):
+                continue  # The conversion expects another network's keys: others are reported as they were given.
+            yield from _fits(own, place + prefix, found, converted=True)
+
+
+def _under_prefixes(tensors: StateDict, prefix: str = "") -> Iterator[tuple[str, StateDict]]:
+    yield prefix, tensors
+    for word in (*_PREFIXES, "_orig_mod."):
+        part = {key.removeprefix(word): value for key, value in tensors.items() if key.startswith(word)}
+        if part:
+            yield from _under_prefixes(part, prefix + word)
+
+
+def _counts(own: StateDict) -> StateDict:
+    return {key: value for key, value in own.items() if key.endswith(_COUNTS)}
+
+
+def _checked(own: StateDict, weights: StateDict, source: str) -> StateDict:
+    """The weights in the types of the network. Raises CheckpointError for any that are not finite dense numbers."""
+    found = {}
+    for key, value in weights.items():
+        if key.endswith(_COUNTS):
+            found[key] = value
+            continue
+        number = own[key].is_floating_point()
+        fits = value.dtype in _WEIGHTS if number else not (value.is_floating_point() or value.is_complex())
+        if value.layout is not torch.strided or value.is_quantized or value.is_meta or value.is_nested or not fits:
+            wanted = "float32, float16, bfloat16 or float64" if number else str(own[key].dtype).removeprefix("torch.")
+            raise CheckpointError(f"'{key}' in checkpoint {source} is {_kind(value)}, and weights are dense tensors of {wanted}")
+        found[key] = value.to(own[key].dtype)
+    # A network may itself keep an infinite constant.
+    bad = [key for key, value in found.items() if not _finite(value) and _finite(own[key])]
+    if bad:
+        raise CheckpointError(
+            f"{len(bad)} of {len(found)} tensors in checkpoint {source} have values that are NaN or infinite, the first of them "
+            f"'{bad[0]}'; give a checkpoint of finite weights"
+        )
     return found
+
+
+def _finite(value: torch.Tensor) -> bool:
+    return value.is_meta or bool(value.isfinite().all())
+
+
+def _kind(value: torch.Tensor) -> str:
+    if value.layout is not torch.strided:
+        return f"sparse ({str(value.layout).removeprefix('torch.')})"
+    if value.is_quantized:
+        return "quantised"
+    if value.is_meta:
+        return "without values (on torch's meta device)"
+    return "nested" if value.is_nested else str(value.dtype).removeprefix("torch.")
+
+
+def _note(fit: _Fit, fits: list[_Fit]) -> str:
+    """Which weights were taken where there is a choice, how they were converted, and what was left out; else ""."""
+    others = list(dict.fromkeys(other.place for other in fits if other.place != fit.place))
+    parts = []
+    if others or fit.rank != 1:
+        there = f", where {_listed(_shown(o) for o in others)} would fit too" if others else ""
+        parts.append(f"The weights are those of {_shown(fit.place)}{there}.")
+    if fit.converted:
+        parts.append("They were converted by timm's checkpoint_filter_fn.")
+    if fit.left:
+        parts.append(f"Left out: {_listed(map(repr, fit.left))}.")
+    return " ".join(parts)
+
+
+def _shown(place: str) -> str:
+    return f"'{place.rstrip('.')}'" if place else "the file itself"
+
+
+def _listed(names: Any, most: int = 3) -> str:
+    found = list(names)
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    return ", ".join(found[:most]) + more
+
+
+# -- Google's arrays ---------------------------------------------------------------------------------------------------
+
+
+def _from_arrays(network: nn.Module, arrays: Mapping[str, np.ndarray], source: str) -> StateDict:
+    """Tensors by the network's names from arrays by those of Google's Mixers, or through timm's own conversion of ViTs and BiT.
+
+    Raises CheckpointError for arrays of another layout and for a network that has no such conversion."""
+    own = network.state_dict()
+    numbers = {key: a for key, a in arrays.items() if a.dtype.kind in "fiub"}
+    if any(key in own for key in arrays):
+        return {key: torch.from_numpy(a) for key, a in numbers.items()}
+    if isinstance(network, MlpMixer) and "stem/kernel" in arrays:
+        return {_mixer_name(key): torch.from_numpy(_turned(a)) for key, a in numbers.items()}
+    filled = copied(network)
+    convert: Callable[[str], None] | None = getattr(filled, "load_pretrained", None)
+    if convert is None:
+        listed = _listed(map(repr, arrays))
+        raise CheckpointError(
+            f"checkpoint {source} holds arrays ({listed}), and for {type(network).__name__} there is no conversion of those; "
+            "give a .safetensors or .pth file"
+        )
+    _check_depth(network, arrays, source)
+    with torch.no_grad():
+        for value in filled.state_dict().values():
+            if value.is_floating_point():
+                value.fill_(torch.nan)
+    try:
+        convert(source)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise CheckpointError(
+            f"checkpoint {source} does not fit {type(network).__name__}: timm's conversion of its arrays ended with {reason}"
+        ) from error
+    return _completed(filled, source)
+
+
+def _completed(filled: nn.Module, source: str) -> StateDict:
+    """The tensors of a network all of which the file has set."""
+    found = filled.state_dict()
+    unset = [key for key, value in found.items() if value.is_floating_point() and bool(value.isnan().all())]
+    if unset:
+        raise CheckpointError(
+            f"checkpoint {source} does not fit {type(filled).__name__}: {_listed(f'{key!r} is missing' for key in unset)}"
+        )
+    return found
+
+
+def _check_depth(network: nn.Module, arrays: Mapping[str, np.ndarray], source: str) -> None:
+    """timm's conversion goes through the blocks of the network, and would leave out others of the file without a word."""
+    blocks = {m[0] for key in arrays if (m := re.search(r"encoderblock_\d+|block\d+/unit\d+", key))}
+    stacked = next((len(a) for key, a in arrays.items() if key.endswith("encoderblock/LayerNorm_0/scale")), 0)
+    encoder = {block for block in blocks if block.startswith("encoder")}
+    there = stacked or len(encoder or blocks)
+    parts: Any = getattr(network, "blocks", None) or [b for s in getattr(network, "stages", ()) for b in s.blocks]
+    if there and there != len(parts):
+        raise CheckpointError(
+            f"checkpoint {source} does not fit {type(network).__name__}: it has {there} blocks and the network {len(parts)}"
+        )
+
+
+# Names of the arrays of the Mixers that Google published (google-research/vision_transformer, models_mixer.py).
+_MIXER_NAMES = (
+    (r"^.*?(?=stem/|MixerBlock_|pre_head_layer_norm/|head/)", ""),
+    (r"MixerBlock_(\d+)", r"blocks/\1"),
+    (r"LayerNorm_([01])", lambda m: f"norm{int(m[1]) + 1}"),
+    (r"token_mixing/Dense_([01])", lambda m: f"mlp_tokens/fc{int(m[1]) + 1}"),
+    (r"channel_mixing/Dense_([01])", lambda m: f"mlp_channels/fc{int(m[1]) + 1}"),
+    (r"^stem", "stem/proj"),
+    (r"^pre_head_layer_norm", "norm"),
+    (r"(kernel|scale)$", "weight"),
+    (r"/", "."),
+)
+
+
+def _mixer_name(key: str) -> str:
+    for pattern, replacement in _MIXER_NAMES:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def _turned(a: np.ndarray) -> np.ndarray:
+    """flax keeps the outputs of a layer on its last axis, torch on its first."""
+    turned: np.ndarray = np.ascontiguousarray(a.transpose(3, 2, 0, 1) if a.ndim == 4 else a.T)
+    return turned
+
+
+# -- what does not fit -------------------------------------------------------------------------------------------------
+
+
+def _misfit(network: nn.Module, own: StateDict, options: list[tuple[str, StateDict]], source: str) -> str:
+    """A sentence on the weights of the file that come closest: what differs, the names of both, and how they may be renamed."""
+    parts = [part for _, tensors in options for _, part in _under_prefixes({_bare(k, own): v for k, v in tensors.items()})]
+    nearest = max(parts, key=lambda part: (sum(key in own for key in part), len(part)))
+    shapes = [
+        f"'{k}' has shape {tuple(nearest[k].shape)}, the network needs {tuple(v.shape)}"
+        for k, v in own.items()
+        if k in nearest and nearest[k].shape != v.shape and not k.endswith(_COUNTS)
+    ]
+    missing = [k for k in own if k not in nearest and not k.endswith(_COUNTS)]
+    unexpected = [k for k in nearest if k not in own]
+    differences = [*shapes, *(f"'{k}' is missing" for k in missing), *(f"'{k}' is not in the network" for k in unexpected)]
+    more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+    renaming = _renaming({k: own[k] for k in missing}, {k: nearest[k] for k in unexpected})
+    return (
+        f"checkpoint {source} does not fit {type(network).__name__}: {'; '.join(differences[:3])}{more} "
+        f"(in the file: {_listed(map(repr, nearest))}; in the network: {_listed(map(repr, own))}{renaming})"
+    )
+
+
+def _renaming(missing: StateDict, unexpected: StateDict) -> str:
+    """The one replacement in names that most often makes an unexpected tensor a missing one of the same shape."""
+    pairs = Counter(
+        pair
+        for key, wanted in missing.items()
+        for name, value in unexpected.items()
+        if value.shape == wanted.shape and (pair := _difference(name, key))
+    )
+    if not pairs:
+        return ""
+    (theirs, ours), count = pairs.most_common(1)[0]
+    return f"; {count} would fit with '{theirs}' renamed '{ours}'" if 2 * count > len(missing) else ""
+
+
+def _difference(name: str, key: str) -> tuple[str, str] | None:
+    """What is left of two dotted names without the parts that both begin and end with; None where nothing is the same."""
+    a, b = name.split("."), key.split(".")
+    start = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+    end = next((i for i, (x, y) in enumerate(zip(a[start:][::-1], b[start:][::-1])) if x != y), min(len(a), len(b)) - start)
+    left = ".".join(a[start : len(a) - end]), ".".join(b[start : len(b) - end])
+    return left if start + end else None
 
 
 def weights_hash(network: nn.Module) -> str:

@@ -101,7 +101,8 @@ def test_threads_on_one_network_have_their_own_numbers() -> None:
         user.join()
     for (name, _), values in zip(jobs, found, strict=True):
         assert np.array_equal(values, alone[name], equal_nan=True), name
-    assert seen and max(seen) < 1e-5
+    assert seen
+    assert max(seen) < 1e-5
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
     assert all(p.requires_grad for p in network.parameters())
     assert all(m.fused_attn for m in network.modules() if hasattr(m, "fused_attn"))
@@ -112,7 +113,8 @@ def test_untrained_weights_are_those_of_their_seed_in_every_thread() -> None:
         load = lambda seed: mp.load_model("mixer_s32_224", pretrained=False, seed=seed, num_classes=3, device="cpu")  # noqa: E731
         found = list(pool.map(load, [0, 1, 0, 1]))
     weights = [m.module.stem.proj.weight for m in found]
-    assert torch.equal(weights[0], weights[2]) and torch.equal(weights[1], weights[3])
+    assert torch.equal(weights[0], weights[2])
+    assert torch.equal(weights[1], weights[3])
     assert not torch.equal(weights[0], weights[1])
 
 
@@ -182,11 +184,14 @@ MODES: dict[str, tuple[Callable[[], AbstractContextManager[Any]], ...]] = {
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", [*COMPUTED, "pictures", "predictions", "untrained"])
 def test_the_callers_mode_changes_no_number(mode: str, name: str) -> None:
-    compute = COMPUTED.get(name) or {
-        "pictures": pictures,
-        "predictions": lambda model: predictions(model, mp.load_images("demo", limit=10))[0],
-        "untrained": lambda model: features(model.untrained()),
-    }[name]
+    compute = (
+        COMPUTED.get(name)
+        or {
+            "pictures": pictures,
+            "predictions": lambda model: predictions(model, mp.load_images("demo", limit=10))[0],
+            "untrained": lambda model: features(model.untrained()),
+        }[name]
+    )
     network = vit()
     expected = compute(as_model(copied(network)))
     with ExitStack() as stack:
