@@ -14,7 +14,7 @@ from mixer_probe.capture import stream
 from mixer_probe.channels import Extremes, RunningTop, extremes, input_pictures
 from mixer_probe.images import Images
 from mixer_probe.models import Layer, Model
-from mixer_probe.probing.labels import class_name
+from mixer_probe.images.classes import class_name
 from mixer_probe.visualization import Objective
 from mixer_probe.weights import TokenMixing
 from mixer_probe_app.analyses import BATCH, key_of
@@ -179,4 +179,4 @@ def classes_of(images: Images, index: np.ndarray) -> list[str]:
     """What the images at `index` show; "" without labels."""
     if images.labels is None:
         return [""] * len(index)
-    return [class_name(int(images.labels[i]), images.class_names).strip("'") for i in index]
+    return [class_name(int(images.labels[i]), images.class_names) for i in index]

@@ -16,7 +16,8 @@ from mixer_probe.figures.probes import spread
 from mixer_probe.images import Images
 from mixer_probe.models import Layer
 from mixer_probe.probing import ConfusionMatrix, ControlTask, OnlineCode, PatchPosition, PositionProbe, ProbeResult, RandomLabels
-from mixer_probe.probing.labels import check_classes, checked_labels, stratified
+from mixer_probe.probing.labels import stratified
+from mixer_probe.probing.runs import source_labels, train_labels
 from mixer_probe_app import disk, seen
 from mixer_probe_app.analyses import BATCH, LAYERS, key_of, representations, stored_run
 from mixer_probe_app.choice import RUN, shown
@@ -51,8 +52,7 @@ class Subject:
 
 def check(train: Images, test: Images) -> None:
     """Raise the library's ImagesError for images that no probe can be fitted to, before anything is calculated."""
-    y_train, y_test = (checked_labels(x.labels, len(x), split, x.name) for x, split in ((train, "train"), (test, "test")))
-    check_classes(y_train, y_test, train.class_names)
+    source_labels(train, test)
 
 
 def subject(choice: str, train: Images, test: Images, with_twin: bool) -> Subject:
@@ -108,7 +108,7 @@ def _of_run(choice: str, train: Images, test: Images) -> Subject:
 
 def halves(run: Representations) -> tuple[np.ndarray, np.ndarray]:
     """The images of a run in two halves, every class in both where it has two images. Raises ImagesError without labels."""
-    y = checked_labels(run.labels, len(run.ids), "stored", run.images.name)
+    y = train_labels(run)
     hold = stratified(y, len(y) // 2)
     return np.setdiff1d(np.arange(len(y)), hold), hold
 
@@ -178,7 +178,7 @@ def _codes(runs: Runs, twin: Runs | None) -> tuple[OnlineCode, ...]:
 
 
 def _sample(reps: Representations) -> Representations:
-    y = checked_labels(reps.labels, len(reps.ids), "train", reps.images.name)
+    y = train_labels(reps)
     names = [reps.layers[i].name for i in spread(reps.layers, CODE_LAYERS)]
     return reps.only(names).take(stratified(y, min(len(y), CODE_IMAGES)))
 

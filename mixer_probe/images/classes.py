@@ -79,17 +79,20 @@ def shared_classes(train: Labelled, test: Labelled) -> tuple[np.ndarray, np.ndar
             f"the classes of {without.images} have no names to match those of {with_names.images} by "
             f"({listed([with_names.name(k) for k in with_names.present])}): give class_names for both, or for neither"
         )
-    place: dict[str, int] = {}
-    for k in known:
-        if place.setdefault(train.name(k), int(k)) != k:
-            raise ImagesError(f"two classes of {train.images} are called {quoted(train.name(k))}: give each a name of its own")
-    there = test.present
-    missing = [test.name(k) for k in there if test.name(k) not in place]
+    there = test.present.tolist()
+    # One list of classes, such as ImageNet's, may call two of them the same.
+    one_list = train.names == test.names
+    place = {k if one_list else train.name(k): k for k in known.tolist()}
+    if len(place) < len(known):
+        names = [train.name(k) for k in known.tolist()]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ImagesError(f"two classes of {train.images} are called {quoted(twice)}: give each a name of its own")
+    found = [place.get(k if one_list else test.name(k), -1) for k in there]
+    missing = [test.name(k) for k, index in zip(there, found, strict=True) if index < 0]
     if missing:
         classes = "class" if len(missing) == 1 else "classes"
         raise ImagesError(
             f"{test.images} have {len(missing)} {classes} that {train.images} do not have: {listed(missing)} (the former have "
-            f"{listed([test.name(k) for k in there])}; the latter {listed(list(place))})"
+            f"{listed([test.name(k) for k in there])}; the latter {listed([train.name(k) for k in known.tolist()])})"
         )
-    translated = np.array([place[test.name(k)] for k in there], dtype=np.int64)
-    return train.labels, translated[np.searchsorted(there, test.labels)]
+    return train.labels, np.array(found, dtype=np.int64)[np.searchsorted(there, test.labels)]
