@@ -151,7 +151,6 @@ def controlled(
         l2=np.ones((layers, 3)),
         n_train=N,
         n_test=N,
-        resamples=1000,
         seed=0,
         exhaustive=False,
         reduce="mean",
@@ -291,8 +290,6 @@ def patch_placed(name: str, *, trained: bool = True, layers: int = 3, undefined:
         n_train=N,
         n_validation=8,
         n_test=N,
-        resamples=1000,
-        seed=0,
         untrained=twin_of(name, trained, "mixer", patch_placed, layers=layers, undefined=undefined),
     )
 
@@ -315,8 +312,6 @@ def targeted(name: str, *, trained: bool = True, family: str = "mixer", layers: 
         l2=np.ones((layers, 3)),
         n_train=np.full(3, N),
         n_test=np.full(3, N),
-        resamples=1000,
-        seed=0,
         reduce="mean",
         untrained=twin_of(name, trained, family, targeted, layers=layers, undefined=undefined),
     )

@@ -122,7 +122,7 @@ def _selectivity(names: Names, subject: Subjects, name: str) -> None:
         plain(
             f"Accuracy on the groups {', '.join(first.groups)} minus that on {len(first.controls)} random groupings of the same "
             "classes (Hewitt and Liang 2019). A probe that merely tells the classes apart reads any grouping of them: what is "
-            "above 0 is how much easier the network makes the grouping that means something. Bands are 95 % bootstrap intervals, "
+            "above 0 is how much easier the network makes the grouping that means something. Bands are 95 % intervals, "
             "dashed lines random weights."
         )
     )

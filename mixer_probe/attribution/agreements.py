@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 
 from mixer_probe.attribution.attributions import Attribution
-from mixer_probe.attribution.maps import mean_interval, pool
+from mixer_probe.attribution.maps import pool
 from mixer_probe.attribution.randomisation import rank_table
 from mixer_probe.errors import MeasureError
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
+from mixer_probe.stats import mean_interval
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,11 @@ class Agreement(Result):
     @property
     def mean(self) -> np.ndarray:
         """Mean over images [a, b]."""
-        return mean_interval(self.values, seed=self.seed)[0]
+        return mean_interval(self.values)[0]
 
     def to_frame(self) -> pd.DataFrame:
         """One row a pair: mean rank correlation over images with its 95 % interval, and the null."""
-        mean, low, high = mean_interval(self.values, seed=self.seed)
+        mean, low, high = mean_interval(self.values)
         return pd.DataFrame(
             [
                 {

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from mixer_probe.attribution.attributions import Attribution, batches_of
 from mixer_probe.attribution.baselines import Baseline, make_baseline
-from mixer_probe.attribution.maps import cells, mean_interval
+from mixer_probe.attribution.maps import cells
 from mixer_probe.attribution.network import chosen, explaining, logits_of
 from mixer_probe.capture import ImageSource, as_source
 from mixer_probe.errors import MeasureError
 from mixer_probe.models.model import Model
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
+from mixer_probe.stats import mean_interval
 
 GAMES = ("deletion", "insertion")
 
@@ -75,9 +76,9 @@ class PerturbationCurves(Result):
     def _rows(self, game: str) -> Iterator[dict[str, object]]:
         null = self.random_area(game)
         for name, areas in zip((*self.methods, "random order"), (*self.area(game), null), strict=True):
-            mean, low, high = mean_interval(areas, seed=self.seed)
+            mean, low, high = mean_interval(areas)
             gain = (null - areas) * (1 if game == "deletion" else -1)
-            better, gain_low, gain_high = mean_interval(gain, seed=self.seed)
+            better, gain_low, gain_high = mean_interval(gain)
             yield {
                 "model": self.model.name,
                 "game": game,

@@ -1,4 +1,4 @@
-"""Maps over pixels and over patches: pooling, ranks, likeness, intervals over images."""
+"""Maps over pixels and over patches: pooling, ranks, likeness."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import rankdata
 
 from mixer_probe.errors import MeasureError
-
-_LEVEL = 0.95
 
 
 def edges(size: int, cells: int) -> np.ndarray:
@@ -62,27 +60,3 @@ def ssim(a: np.ndarray, b: np.ndarray, sigma: float = 1.5) -> np.ndarray:
 def _blur(x: np.ndarray, sigma: float) -> np.ndarray:
     blurred: np.ndarray = gaussian_filter(x, sigma, axes=(-2, -1))
     return blurred
-
-
-def mean_interval(values: np.ndarray, resamples: int = 1000, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean of values [..., image] over images and its 95 % bootstrap interval (percentiles; Efron 1979), images drawn anew.
-
-    Images that are NaN are left out; with fewer than two that are not, the interval is NaN."""
-    generator = np.random.default_rng(seed)
-    drawn = generator.multinomial(values.shape[-1], np.full(values.shape[-1], 1 / values.shape[-1]), resamples)
-    there = np.isfinite(values)
-    filled = np.where(there, values, 0.0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = filled.sum(-1) / there.sum(-1)
-        means = (filled @ drawn.T) / (there @ drawn.T)
-        tail = (1 - _LEVEL) / 2
-        low, high = (np.where(there.sum(-1) > 1, _quantile(means, q), np.nan) for q in (tail, 1 - tail))
-    return mean, low, high
-
-
-def _quantile(means: np.ndarray, q: float) -> np.ndarray:
-    # A resample may hold only images that are NaN.
-    means = np.where(np.isfinite(means), means, np.nan)
-    empty = ~np.isfinite(means).any(-1)
-    result: np.ndarray = np.nanquantile(np.where(empty[..., None], 0.0, means), q, axis=-1)
-    return np.where(empty, np.nan, result)

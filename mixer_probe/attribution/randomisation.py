@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from mixer_probe.attribution.attributions import Attribution, batches_of
 from mixer_probe.attribution.curves import check_attributions
-from mixer_probe.attribution.maps import centred_ranks, mean_interval, pool, spearman, ssim
+from mixer_probe.attribution.maps import centred_ranks, pool, spearman, ssim
 from mixer_probe.attribution.network import explaining
 from mixer_probe.attribution.robustness import explainer_of
 from mixer_probe.capture import ImageSource, as_source
 from mixer_probe.models.model import Model
 from mixer_probe.models.switches import copied
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
+from mixer_probe.stats import mean_interval
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class RandomisationCheck(Result):
             "null_spearman": self.null_spearman,
         }
         for name, values in likeness.items():
-            mean, low, high = (float(v) for v in mean_interval(values, seed=self.seed))
+            mean, low, high = (float(v) for v in mean_interval(values))
             row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
         return {**row, "n_images": len(self.ids)}
 

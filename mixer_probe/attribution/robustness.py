@@ -21,13 +21,14 @@ from torch import Tensor
 from mixer_probe.attribution.attributions import Attribution, batches_of, explainer
 from mixer_probe.attribution.baselines import Baseline, make_baseline
 from mixer_probe.attribution.curves import check_attributions
-from mixer_probe.attribution.maps import cells, mean_interval
+from mixer_probe.attribution.maps import cells
 from mixer_probe.attribution.methods import Explained
 from mixer_probe.attribution.network import explaining, logits_of
 from mixer_probe.capture import ImageSource, as_source
 from mixer_probe.models.model import Model
 from mixer_probe.models.switches import seeded
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
+from mixer_probe.stats import mean_interval
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Faithfulness(Result):
 
     def _rows(self, entries: Sequence[tuple[str, str, np.ndarray]]) -> Iterator[dict[str, object]]:
         for measure, name, values in entries:
-            mean, low, high = (float(v) for v in mean_interval(values, seed=self.seed))
+            mean, low, high = (float(v) for v in mean_interval(values))
             yield {
                 "model": self.model.name,
                 "measure": measure,

@@ -42,7 +42,7 @@ from mixer_probe.images.concepts import Concepts
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
-from mixer_probe.similarity.nulls import check_permutations, upper_quantile
+from mixer_probe.stats import check_permutations, upper_quantile
 
 Attributes = Literal["peak", "fill"]
 # Above it Bau et al. call a channel a detector.

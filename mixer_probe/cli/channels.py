@@ -84,7 +84,7 @@ def channels(
     With --out writes every figure as SVG and PNG, the numbers as CSV, results.json and report.html."""
     from mixer_probe.images import load_concepts
     from mixer_probe.report import Study
-    from mixer_probe.similarity.nulls import check_permutations
+    from mixer_probe.stats import check_permutations
 
     asked, by_name = _asked(channel), what not in (None, "all")
     sources = [path for path in (masks, attributes) if path is not None]

@@ -6,7 +6,7 @@ from mixer_probe.cost.memory import LiveBytes, peak_activation_bytes
 from mixer_probe.cost.model_cost import ModelCost, model_cost, model_costs
 from mixer_probe.cost.resolution import CostGrowth, at_resolution, cost_growth
 from mixer_probe.cost.scales import TABLE1, MixerScale, MixerScales, mixer_scales
-from mixer_probe.cost.timing import device_name, median_interval, time_forward, time_together
+from mixer_probe.cost.timing import device_name, time_forward, time_together
 
 __all__ = [
     "TABLE1",
@@ -24,7 +24,6 @@ __all__ = [
     "device_name",
     "feature_layer",
     "head_parameters",
-    "median_interval",
     "mixer_scales",
     "model_cost",
     "model_costs",

@@ -27,9 +27,7 @@ from mixer_probe.errors import MeasureError, MixerProbeError, ModelError
 from mixer_probe.models.model import Model
 from mixer_probe.models.switches import copied
 from mixer_probe.results import ModelRecord, Result
-
-_RESAMPLES = 500
-_LEVELS = (0.025, 0.975)
+from mixer_probe.stats import median_interval
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,6 @@ class CostGrowth(Result):
     batch_size: int
     seconds: np.ndarray
     peak_bytes: np.ndarray
-    seed: int
 
     @property
     def counted(self) -> np.ndarray:
@@ -83,18 +80,16 @@ class CostGrowth(Result):
 
     @property
     def measured_exponent(self) -> tuple[float, float, float]:
-        """(exponent, low, high) of the growth of the median time: slope on logarithms, 95 % interval over passes (bootstrap).
+        """(exponent, low, high) of the growth of time: median over passes of the slope on logarithms, with its 95 % interval.
 
-        NaN where fewer than two sizes were timed."""
+        NaN where fewer than two sizes were timed; the interval where there are fewer than six passes."""
         timed = len(self.seconds)
         if timed < 2:
             return (float("nan"),) * 3
-        tokens, rng = np.array(self.tokens[:timed]), np.random.default_rng(self.seed)
-        # A pass of each size is one round: rounds are drawn whole.
-        draws = rng.integers(self.seconds.shape[1], size=(_RESAMPLES, self.seconds.shape[1]))
-        medians = np.median(self.seconds[:, draws], axis=2).T
-        low, high = np.quantile([slope(tokens, row) for row in medians], _LEVELS)
-        return slope(tokens, np.median(self.seconds, axis=1)), float(low), float(high)
+        tokens = np.array(self.tokens[:timed])
+        # A pass of each size is one round.
+        found = np.array([slope(tokens, one) for one in self.seconds.T])
+        return float(np.median(found)), *median_interval(found)
 
     def to_frame(self) -> pd.DataFrame:
         """One row a size; times and memory are NaN for the sizes that were counted only."""
@@ -130,7 +125,6 @@ def cost_growth(
     timed: int | None = None,
     batch_size: int = 4,
     runs: int = 7,
-    seed: int = 0,
 ) -> CostGrowth:
     """Count, and for the first `timed` sizes (by default all) measure, the network rebuilt for images of each of the `sizes`.
 
@@ -153,7 +147,6 @@ def cost_growth(
         # In turns, so that what else the machine does changes no exponent.
         seconds=time_together(measured, batch_size, runs) if measured else np.empty((0, runs)),
         peak_bytes=np.array([peak_activation_bytes(one, batch_size) for one in measured], dtype=np.int64),
-        seed=seed,
     )
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import binom
 
 from mixer_probe.errors import MeasureError
 from mixer_probe.models.model import Model
@@ -61,16 +60,6 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
-
-
-def median_interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the median of whatever the values [n] are drawn from, without an assumption on its shape.
-
-    Order statistics k and n + 1 - k with k the largest for which a binomial(n, 1/2) falls below k in at most 2.5 % (Conover,
-    Practical Nonparametric Statistics, 3.2); the extremes for fewer than 6 values, whose level is then lower."""
-    ordered = np.sort(values)
-    k = max(1, int(binom.ppf(0.025, len(ordered), 0.5)))
-    return float(ordered[k - 1]), float(ordered[len(ordered) - k])
 
 
 def device_name(device: torch.device) -> str:

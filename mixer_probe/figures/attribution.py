@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mixer_probe.attribution import PerturbationCurves, RandomisationCheck
-from mixer_probe.attribution.maps import mean_interval
 from mixer_probe.figures.attribution_overlays import method_label
 from mixer_probe.figures.style import COLOURS, GREY, MARKERS, model_label, plain, styled
+from mixer_probe.stats import mean_interval
 
 
 def _method_style(i: int) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 
 from mixer_probe.attribution import Agreement
-from mixer_probe.attribution.maps import mean_interval
 from mixer_probe.errors import MeasureError
 from mixer_probe.figures.attribution_overlays import method_label
 from mixer_probe.figures.style import COLOURS, DIVERGING, GREY, MARKERS, model_label, styled
+from mixer_probe.stats import mean_interval
 
 _CELL = 0.5
 
@@ -118,7 +118,7 @@ def _agreement_axis(results: Sequence[Agreement]) -> str:
 
 def _pairs(result: Agreement) -> dict[str, tuple[float, float, float, float]]:
     """(mean, low, high, null95) of every two networks, by their names."""
-    mean, low, high = mean_interval(result.values, seed=result.seed)
+    mean, low, high = mean_interval(result.values)
     names = [model_label(m) for m in result.models]
     return {
         f"{names[i]} and {names[j]}": (mean[i, j], low[i, j], high[i, j], result.null95[i, j])

@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
-from mixer_probe.cost import AccuracyCost, CostGrowth, ModelCost, median_interval
+from mixer_probe.cost import AccuracyCost, CostGrowth, ModelCost
 from mixer_probe.errors import MeasureError
 from mixer_probe.figures.probes import key_below
 from mixer_probe.figures.style import COLOURS, GREY, line_styles, model_label, styled
+from mixer_probe.stats import median_interval
 
 # Parts of the multiply-accumulates with their colours and hatches, so that grey prints tell them apart.
 _PARTS = {

@@ -16,12 +16,9 @@ from mixer_probe.images.classes import require_labels
 from mixer_probe.images.distortions import Distortion
 from mixer_probe.invariance.predictions import Source, predictions
 from mixer_probe.invariance.standard import standard_distortions
-from mixer_probe.invariance.tables import bounds, difference_interval, drawn_again, mcnemar, paired_counts
 from mixer_probe.models.model import Model
-from mixer_probe.probing.scores import wilson_interval
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
-
-RESAMPLES = 2000
+from mixer_probe.stats import delta_interval, difference_interval, mcnemar, paired_counts, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -48,8 +45,6 @@ class DistortionAccuracy(Result):
     predicted: np.ndarray
     labels: np.ndarray
     classes: int
-    resamples: int = RESAMPLES
-    seed: int = 0
 
     @property
     def n(self) -> int:
@@ -103,16 +98,22 @@ class DistortionAccuracy(Result):
 
     @cached_property
     def kept(self) -> Estimate:
-        """(distorted - chance) / (plain - chance) [distortion]: 1 if nothing is lost, 0 at chance, with a bootstrap interval.
+        """(distorted - chance) / (plain - chance) [distortion]: 1 if nothing is lost, 0 at chance, with the interval of the ratio
+        over images (delta method).
 
         NaN for a network that is no better than chance on the plain images."""
         if not self.reads_class:
             return Estimate(*np.full((3, len(self.distortions)), np.nan))
-        draws = drawn_again(self._counts, self.resamples, self.seed) / self.n
-        value = (self.accuracy.value[1:] - self.chance) / (self.accuracy.value[0] - self.chance)
-        plain, distorted = draws[..., 0] + draws[..., 1], draws[..., 0] + draws[..., 2]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return Estimate(value, *bounds((distorted - self.chance) / (plain - self.chance)))
+        value, influence, most = self.kept_by_image()
+        return Estimate(value, *delta_interval(value, influence, limits=(value - most, value + most)))
+
+    def kept_by_image(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """What is kept [distortion], the influence of each image on it [distortion, image], and the most it would change if the
+        answers to all distorted images did."""
+        right, margin = self.right.astype(np.float64), self.accuracy.value[0] - self.chance
+        value = (self.accuracy.value[1:] - self.chance) / margin
+        away = right - right.mean(axis=1, keepdims=True)
+        return value, (away[1:] - value[:, None] * away[0]) / margin, 1 / margin
 
     @cached_property
     def agreement(self) -> Estimate:
@@ -168,13 +169,12 @@ def distortion_accuracy(
     distortions: Sequence[Distortion] | None = None,
     *,
     batch_size: int = 64,
-    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> DistortionAccuracy:
     """What a frozen network predicts for labelled images, plain and under each of the `distortions`.
 
     By default `standard_distortions(model, seed=seed)`. Networks are compared under the same distortions of the same images: give
-    all of them the list of one. `resamples` and `seed` are those of the bootstrap.
+    all of them the list of one.
 
     Warns with UndefinedInvarianceWarning of a network that is no better than chance. Raises ImagesError for images without labels
     and a grid that does not divide the network's input, MeasureError for a network whose classes are not those of the images."""
@@ -182,7 +182,7 @@ def distortion_accuracy(
     chosen = tuple(standard_distortions(model, seed=seed) if distortions is None else distortions)
     predicted, classes = predictions(model, images, chosen, batch_size)
     _check_classes(model, images, labels, classes)
-    result = DistortionAccuracy(model.record, images.record, chosen, predicted, np.asarray(labels), classes, resamples, seed)
+    result = DistortionAccuracy(model.record, images.record, chosen, predicted, np.asarray(labels), classes)
     if not result.reads_class:
         warnings.warn(
             f"{model.name} is right on {100 * result.accuracy.value[0]:.1f} % of the plain images, which is not above chance "

@@ -12,11 +12,8 @@ import pandas as pd
 from mixer_probe.errors import MeasureError
 from mixer_probe.invariance.accuracy import DistortionAccuracy
 from mixer_probe.invariance.consistency import check_comparable
-from mixer_probe.invariance.tables import bounds
 from mixer_probe.results import ImagesRecord, Result
-
-# Draws of the images that are in memory at once.
-_VALUES = 2**24
+from mixer_probe.stats import delta_interval
 
 
 @dataclass(frozen=True)
@@ -24,7 +21,7 @@ class ArchitectureComparison(Result):
     """What is `kept` [group, kind] of the accuracy above chance, (distorted - chance) / (plain - chance), averaged over the
     strengths of a kind and over the networks of a group; `gap` [group, group, kind] is the first group's minus the second's.
 
-    95 % bootstrap intervals draw the images anew, for all networks and strengths at once: they say what other images would give
+    95 % intervals are over images, for all networks and strengths at once (delta method): they say what other images would give
     for these very networks, not what other training seeds would. `by_network` [network, kind] shows how far those lie apart."""
 
     title: ClassVar[str] = "Architectures under distortions"
@@ -43,8 +40,6 @@ class ArchitectureComparison(Result):
     gap_high: np.ndarray
     by_network: np.ndarray
     n: int
-    resamples: int
-    seed: int
 
     def networks_of(self, group: str) -> list[int]:
         """Indices of the networks of a group."""
@@ -74,9 +69,7 @@ class ArchitectureComparison(Result):
         }
 
 
-def compare_architectures(
-    results: Sequence[DistortionAccuracy], *, resamples: int = 1000, seed: int = 0
-) -> ArchitectureComparison:
+def compare_architectures(results: Sequence[DistortionAccuracy]) -> ArchitectureComparison:
     """Compare families by what their trained networks keep. Networks that cannot read the class are left out.
 
     Raises MeasureError for networks under other distortions or of other images, or fewer than two that are above chance."""
@@ -87,10 +80,10 @@ def compare_architectures(
     first, groups = readers[0], tuple(dict.fromkeys(r.model.family for r in readers))
     weights = np.array([[r.model.family == g for r in readers] for g in groups], dtype=np.float64)
     weights /= weights.sum(axis=1, keepdims=True)
-    by_network, draws = _kept(readers, np.ones((1, first.n)))[0], _drawn(readers, resamples, seed)
-    grouped = np.einsum("gm,rmk->rgk", weights, draws)
-    gaps = grouped[:, :, None] - grouped[:, None]
-    kept = weights @ by_network
+    by_network, influence, most = (np.stack(part) for part in zip(*(_kept_by(r) for r in readers), strict=True))
+    kept, grouped = weights @ by_network, np.einsum("gm,mkn->gkn", weights, influence)
+    gap, reach = kept[:, None] - kept[None], (weights @ most)[:, None]
+    both = reach[:, None] + reach[None]
     return ArchitectureComparison(
         groups,
         tuple(r.model.name for r in readers),
@@ -99,31 +92,17 @@ def compare_architectures(
         first.kinds,
         tuple(", ".join(first.distortions[i].strength_text for i in first.of_kind(kind)) for kind in first.kinds),
         kept,
-        *bounds(grouped),
-        kept[:, None] - kept[None],
-        *bounds(gaps),
+        *delta_interval(kept, grouped, limits=(kept - reach, kept + reach)),
+        gap,
+        *delta_interval(gap, grouped[:, None] - grouped[None], limits=(gap - both, gap + both)),
         by_network,
         first.n,
-        resamples,
-        seed,
     )
 
 
-def _drawn(results: Sequence[DistortionAccuracy], resamples: int, seed: int) -> np.ndarray:
-    """What each network keeps under each kind [resamples, network, kind], images drawn again for all at once."""
-    n, random = results[0].n, np.random.default_rng(seed)
-    step = max(1, _VALUES // n)
-    sizes = [min(step, resamples - start) for start in range(0, resamples, step)]
-    return np.concatenate([_kept(results, random.multinomial(n, np.full(n, 1 / n), size=size)) for size in sizes])
-
-
-def _kept(results: Sequence[DistortionAccuracy], weights: np.ndarray) -> np.ndarray:
-    """[draw, network, kind] for weights of the images [draw, image]."""
-    return np.stack([_kept_by(r, weights / weights.sum(axis=1, keepdims=True)) for r in results], axis=1)
-
-
-def _kept_by(result: DistortionAccuracy, weights: np.ndarray) -> np.ndarray:
-    accuracy = weights @ result.right.T.astype(np.float64)
-    margin = accuracy[:, :1] - result.chance
-    kept = (accuracy[:, 1:] - result.chance) / np.where(margin > 0, margin, np.nan)
-    return np.stack([kept[:, result.of_kind(kind)].mean(axis=1) for kind in result.kinds], axis=1)
+def _kept_by(result: DistortionAccuracy) -> tuple[np.ndarray, np.ndarray, float]:
+    """What a network keeps under each kind [kind], the influence of each image on it [kind, image], and the most it could
+    change."""
+    kept, influence, most = result.kept_by_image()
+    rows = [result.of_kind(kind) for kind in result.kinds]
+    return np.stack([kept[r].mean() for r in rows]), np.stack([influence[r].mean(axis=0) for r in rows]), most

@@ -19,10 +19,11 @@ from scipy import stats
 
 from mixer_probe.errors import MeasureError, UndefinedInvarianceWarning
 from mixer_probe.images.distortions import Distortion
-from mixer_probe.invariance.accuracy import RESAMPLES, DistortionAccuracy
-from mixer_probe.invariance.tables import LEVEL, bounds, drawn_again, paired_counts
-from mixer_probe.probing.scores import wilson_interval
+from mixer_probe.invariance.accuracy import DistortionAccuracy
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
+from mixer_probe.stats import delta_interval, paired_counts, wilson_interval
+
+_LEVEL = 0.95
 
 
 def expected_agreement(p: np.ndarray, q: np.ndarray) -> np.ndarray:
@@ -50,8 +51,8 @@ def kappa_bounds(p: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class ErrorConsistency(Result):
     """Kappa of every two networks on plain images and under each distortion: arrays [1 + distortion, network, network].
 
-    [`low`, `high`] is the 95 % bootstrap interval over images, [`null_low`, `null_high`] holds at least 95 % of the kappas of
-    independent errors with these accuracies (hypergeometric, exact), [`least`, `most`] all that these accuracies allow.
+    [`low`, `high`] is the 95 % interval over images (delta method), [`null_low`, `null_high`] holds at least 95 % of the kappas
+    of independent errors with these accuracies (hypergeometric, exact), [`least`, `most`] all that these accuracies allow.
     `accuracy` is [1 + distortion, network], `chance` that of the commonest class. NaN where kappa is not defined."""
 
     title: ClassVar[str] = "Error consistency"
@@ -71,8 +72,6 @@ class ErrorConsistency(Result):
     most: np.ndarray
     chance: float
     n: int
-    resamples: int
-    seed: int
 
     @property
     def share_of_most(self) -> np.ndarray:
@@ -112,7 +111,7 @@ class ErrorConsistency(Result):
         }
 
 
-def error_consistency(results: Sequence[DistortionAccuracy], *, resamples: int = RESAMPLES, seed: int = 0) -> ErrorConsistency:
+def error_consistency(results: Sequence[DistortionAccuracy]) -> ErrorConsistency:
     """Error consistency of every two networks whose predictions `results` hold, on plain images and under every distortion.
 
     Warns with UndefinedInvarianceWarning of networks that are always right or always wrong. Raises MeasureError for fewer than
@@ -134,13 +133,11 @@ def error_consistency(results: Sequence[DistortionAccuracy], *, resamples: int =
         observed,
         expected,
         values,
-        *_interval(counts, resamples, seed),
+        *_interval(right, values),
         *_null(right.sum(axis=-1), first.n),
         *kappa_bounds(p, q),
         first.chance,
         first.n,
-        resamples,
-        seed,
     )
 
 
@@ -166,23 +163,37 @@ def _agreements(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (counts[..., 0] + counts[..., 3]) / n, expected_agreement(p, q)
 
 
-def _interval(counts: np.ndarray, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """[distortion, network, network] twice; a row at a time, since draws of all of them would fill the memory."""
-    found = []
-    for row, table in enumerate(counts):
-        # The draws of a pair are those of the pair turned round.
-        draws = drawn_again(table, resamples, seed + row)
-        i, j = np.tril_indices(len(table), -1)
-        draws[:, i, j] = draws[:, j, i][..., [0, 2, 1, 3]]
-        found.append(bounds(kappa(*_agreements(draws))))
-    return np.stack([low for low, _ in found]), np.stack([high for _, high in found])
+def _interval(right: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds [distortion, network, network] of kappa, from right answers [distortion, network, image]; a distortion at a time,
+    since the influences of all of them would fill the memory."""
+    bounds = [
+        delta_interval(value, _influence(row.astype(np.float64)), limits=(-1, 1))
+        for row, value in zip(right, values, strict=True)
+    ]
+    low, high = (np.stack(side) for side in zip(*bounds, strict=True))
+    return low, high
+
+
+def _influence(right: np.ndarray) -> np.ndarray:
+    """Of each image on kappa [network, network, image]: the derivative of (o - e) / (1 - e) by the observed agreement o and by
+    the two accuracies in e = pq + (1 - p)(1 - q)."""
+    accuracy = right.mean(axis=-1)
+    same = (right[:, None] == right[None]).astype(np.float64)
+    observed = same.mean(axis=-1, keepdims=True)
+    p, q = accuracy[:, None, None], accuracy[None, :, None]
+    away = right - accuracy[:, None]
+    rest = 1 - expected_agreement(p, q)
+    by_accuracy = (2 * q - 1) * away[:, None] + (2 * p - 1) * away[None]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found: np.ndarray = (same - observed) / rest - (1 - observed) / rest**2 * by_accuracy
+    return found
 
 
 def _null(right: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     """The middle 95 % of kappa of independent errors, for numbers of right answers [distortion, network]: which images a network
     is right on is then any choice of so many, and the number on which both are right is hypergeometric."""
     a, b = right[:, :, None], right[:, None]
-    tail = (1 - LEVEL) / 2
+    tail = (1 - _LEVEL) / 2
     expected = expected_agreement(a / n, b / n)
     both = (stats.hypergeom.ppf(share, n, a, b) for share in (tail, 1 - tail))
     low, high = (kappa((n - a - b + 2 * k) / n, expected) for k in both)

@@ -20,18 +20,17 @@ from mixer_probe.probing.positionwise import PositionProbe, position_probe
 from mixer_probe.probing.ridge import RidgeProbe, ridge_path
 from mixer_probe.probing.scores import (
     balanced_interval,
-    bootstrap_interval,
     combined_interval,
     images_interval,
     paired_interval,
     seeds_interval,
-    wilson_interval,
 )
 from mixer_probe.probing.solution import RidgePath, default_l2
 from mixer_probe.probing.streaming import stream_probe
 from mixer_probe.probing.target_probe import TargetProbe, target_probe
 from mixer_probe.probing.targets import Target, binned, image_targets, planted_images, shifted_images, targets_from_csv
 from mixer_probe.probing.transfer import matched, transfer_probe
+from mixer_probe.stats import wilson_interval
 
 __all__ = [
     "FITTERS",
@@ -63,7 +62,6 @@ __all__ = [
     "balanced_interval",
     "big_vision_probe",
     "binned",
-    "bootstrap_interval",
     "calibration",
     "centroid_path",
     "combined_interval",

@@ -14,10 +14,10 @@ from mixer_probe.models.layer import Layer
 from mixer_probe.probing.layer_probes import UNDEFINED, ProbeResult
 from mixer_probe.probing.ridge import ridge_path
 from mixer_probe.probing.runs import Runs
-from mixer_probe.probing.scores import wilson_interval
 from mixer_probe.probing.tables import layer_columns
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import layer_matrix
+from mixer_probe.stats import wilson_interval
 
 _BINS = 15
 

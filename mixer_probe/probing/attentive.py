@@ -24,10 +24,10 @@ from mixer_probe.errors import MeasureError
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.moments import check_two
 from mixer_probe.probing.positionwise import chance, checked_runs, layers_with_positions, map_shape, warn_if_not_finite
-from mixer_probe.probing.scores import wilson_interval
 from mixer_probe.probing.tables import layer_columns
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import RepresentationsLike
+from mixer_probe.stats import wilson_interval
 
 # Images that are looked at together after training.
 _BLOCK = 1024

@@ -23,15 +23,16 @@ from mixer_probe.images.bundled import CIFAR10_CLASSES
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.regression import RidgeFits, classify_many, classify_with, finite_pair
 from mixer_probe.probing.runs import Runs, check_runs, check_twin, run_labels
-from mixer_probe.probing.scores import wilson_interval
 from mixer_probe.probing.solution import default_l2
 from mixer_probe.probing.tables import layer_columns
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import RepresentationsLike
+from mixer_probe.stats import crossed_interval, wilson_interval
 
 _VEHICLES = ("airplane", "automobile", "ship", "truck")
 CIFAR10_GROUPS = {name: "vehicle" if name in _VEHICLES else "animal" for name in CIFAR10_CLASSES}
 _BUNDLED = (CIFAR10_GROUPS,)
+Bounds = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class ControlTask(Result):
 
     `semantic` [K] and `controls` [S, K] give the group of every class, -1 for a class without training images; `groups` names
     the semantic ones. `low` and `high` bound the accuracy by Wilson's interval over test images. `selectivity` is the accuracy
-    minus the mean over controls; its bounds are the 95 % percentiles of `resamples` bootstrap samples of test images and
-    controls together (of images alone where `exhaustive`: these are all the groupings there are). `relative_selectivity` is the
+    minus the mean over controls; its bounds are a 95 % interval over test images and controls as crossed random effects
+    (over images alone where `exhaustive`: these are all the groupings there are). `relative_selectivity` is the
     share of the controls' errors that the semantic grouping does not make, (accuracy - control) / (1 - control): the difference
     shrinks where all groupings are nearly right, this does not; NaN where the controls make no error. `chance` [1 + S] is the
     share of the largest group of the test images, for the semantic grouping and the controls. Each grouping has its own `l2`,
@@ -73,7 +74,6 @@ class ControlTask(Result):
     l2: np.ndarray
     n_train: int
     n_test: int
-    resamples: int
     seed: int
     exhaustive: bool
     reduce: str
@@ -119,7 +119,6 @@ def control_task(
     controls: int = 10,
     seed: int = 0,
     l2: np.ndarray | None = None,
-    resamples: int = 1000,
     untrained: Runs | None = None,
 ) -> ControlTask:
     """Probe the groups of the classes, and `controls` random groupings of the classes into groups of the same sizes.
@@ -135,15 +134,14 @@ def control_task(
     twin = None
     if untrained is not None:
         check_twin((reps_train, reps_test), untrained)
-        options: dict[str, Any] = {"controls": controls, "seed": seed, "l2": l2, "resamples": resamples}
+        options: dict[str, Any] = {"controls": controls, "seed": seed, "l2": l2}
         twin = control_task(untrained[0], untrained[1], groups, **options)
     names, semantic = grouping_of(reps_train, np.unique(y_train), groups)
     drawn, exhaustive = random_groupings(semantic, controls, seed)
     tasks = np.vstack([semantic, drawn])
     path = default_l2(len(y_train)) if l2 is None else np.unique(np.asarray(l2, dtype=np.float64))
-    drawing = _Bootstrap(len(y_test), len(drawn), resamples, seed, exhaustive)
     labels = tasks[:, y_train].T, tasks[:, y_test].T
-    scores = [_score(reps_train, reps_test, layer.name, labels, len(names), path, drawing) for layer in reps_train.layers]
+    scores = [_score(reps_train, reps_test, layer.name, labels, len(names), path, exhaustive) for layer in reps_train.layers]
     columns: dict[str, Any] = {key: np.stack([score[key] for score in scores]) for key in scores[0]}
     return ControlTask(
         model=reps_train.model,
@@ -157,7 +155,6 @@ def control_task(
         chance=np.array([np.bincount(column).max() / len(y_test) for column in labels[1].T]),
         n_train=len(y_train),
         n_test=len(y_test),
-        resamples=resamples,
         seed=seed,
         exhaustive=exhaustive,
         reduce=reps_train.reduce,
@@ -173,7 +170,7 @@ def _score(
     labels: tuple[np.ndarray, np.ndarray],
     groups: int,
     l2: np.ndarray,
-    drawing: _Bootstrap,
+    exhaustive: bool,
 ) -> dict[str, np.ndarray]:
     pair = finite_pair(train, test, name)
     if pair is None:
@@ -182,7 +179,7 @@ def _score(
     right = found.predicted == labels[1]
     accuracy, balanced = right.mean(axis=0), balanced_accuracies(right, labels[1])
     low, high = wilson_interval(int(right[:, 0].sum()), len(right))
-    (selectivity_low, selectivity_high), (relative_low, relative_high) = drawing.selectivity(right)
+    selectivity, relative = _selectivity_intervals(right, exhaustive)
     return {
         "accuracy": accuracy[0],
         "low": np.float64(low),
@@ -191,11 +188,11 @@ def _score(
         "control_accuracy": accuracy[1:],
         "control_balanced_accuracy": balanced[1:],
         "selectivity": accuracy[0] - accuracy[1:].mean(),
-        "selectivity_low": selectivity_low,
-        "selectivity_high": selectivity_high,
+        "selectivity_low": np.float64(selectivity[0]),
+        "selectivity_high": np.float64(selectivity[1]),
         "relative_selectivity": _relative(accuracy[0], accuracy[1:].mean()),
-        "relative_low": relative_low,
-        "relative_high": relative_high,
+        "relative_low": np.float64(relative[0]),
+        "relative_high": np.float64(relative[1]),
         "l2": found.l2,
     }
 
@@ -211,28 +208,19 @@ def _nothing(tasks: int) -> dict[str, np.ndarray]:
     return scores | {name: np.full(size, np.nan) for name, size in many.items()}
 
 
-class _Bootstrap:
-    """Weights of the test images [B, n] and of the controls [B, S], the same for every layer, so that layers are compared
-    on the same draws."""
-
-    def __init__(self, images: int, controls: int, resamples: int, seed: int, exhaustive: bool) -> None:
-        random = np.random.default_rng([seed, images, controls])
-        self._images = random.multinomial(images, np.full(images, 1 / images), size=resamples) / images
-        drawn = random.multinomial(controls, np.full(controls, 1 / controls), size=resamples) / controls
-        self._controls = np.full((resamples, controls), 1 / controls) if exhaustive else drawn
-
-    def selectivity(self, right: np.ndarray) -> np.ndarray:
-        """95 % percentile intervals [2, 2] of the selectivity and the relative selectivity of `right` [n, 1 + S], images kept
-        in pairs: rows are the two, columns low and high."""
-        shares = self._images @ right
-        control = (self._controls * shares[:, 1:]).sum(axis=1)
-        return np.stack([_bounds(shares[:, 0] - control), _bounds(_relative(shares[:, 0], control))])
-
-
-def _bounds(drawn: np.ndarray) -> np.ndarray:
-    """95 % percentiles of the draws that are defined, NaN without any."""
-    defined = drawn[np.isfinite(drawn)]
-    return np.quantile(defined, [0.025, 0.975]) if len(defined) else np.full(2, np.nan)
+def _selectivity_intervals(right: np.ndarray, exhaustive: bool) -> tuple[Bounds, Bounds]:
+    """95 % intervals of the selectivity and the relative selectivity of `right` [n, 1 + S], images kept in pairs, over other test
+    images and other controls; over images alone where the controls are `exhaustive`."""
+    errors = 1 - right.T.astype(np.float64)
+    semantic, controls = errors[:1], errors[1:].mean(axis=0, keepdims=True) if exhaustive else errors[1:]
+    lost = controls.mean()
+    _, low, high = crossed_interval(controls - semantic, limits=(-1, 1))
+    if lost < 1e-9:
+        return (float(low), float(high)), (np.nan, np.nan)
+    # 1 - semantic / controls, by the influence of every image and control on it.
+    ratio = semantic.mean() / lost
+    _, down, up = crossed_interval((ratio * controls - semantic) / lost, limits=(-1 / lost, 1 / lost))
+    return (float(low), float(high)), (float(1 - ratio + down), float(np.minimum(1 - ratio + up, 1)))
 
 
 def _relative(accuracy: Any, control: Any) -> np.ndarray:

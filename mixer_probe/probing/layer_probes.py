@@ -17,10 +17,11 @@ from mixer_probe.probing.fewshot import FewShotResult, few_shot_probe
 from mixer_probe.probing.methods import ESTIMATORS, FITTERS, PATHS, PROBABILISTIC, Values, find_fitter
 from mixer_probe.probing.path import ProbePath, choose
 from mixer_probe.probing.runs import Runs, check_runs, check_twin, layer_pair, run_labels
-from mixer_probe.probing.scores import accuracy, balanced_accuracy, balanced_interval, wilson_interval
+from mixer_probe.probing.scores import accuracy, balanced_accuracy, balanced_interval
 from mixer_probe.probing.tables import layer_columns
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import RepresentationsLike, layer_matrix
+from mixer_probe.stats import wilson_interval
 from mixer_probe.threads import side_by_side
 
 # In place of a class where a layer has none, because its features are not finite.

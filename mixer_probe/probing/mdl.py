@@ -18,7 +18,7 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 import torch
-from scipy import special, stats
+from scipy import special
 
 from mixer_probe.errors import ImagesError, MeasureError, NonFiniteWarning, UnconvergedWarning
 from mixer_probe.models.layer import Layer
@@ -29,6 +29,7 @@ from mixer_probe.probing.solution import block_of, column_scaling
 from mixer_probe.probing.tables import layer_columns
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import RepresentationsLike, layer_matrix
+from mixer_probe.stats import mean_interval
 
 # Shares of the images at which Voita and Titov refit the probe.
 FRACTIONS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0)
@@ -48,7 +49,7 @@ class OnlineCode(Result):
     """Bits that the labels of `n` images cost given each layer, [L, O] over orders of the images.
 
     `compression` [L] is `uniform`, n log2 K, over the mean of `bits`: 1 says that the representation tells nothing. `low` and
-    `high` are its 95 % interval (Student's t) over the random orders of these images. `block_bits` [L, O, B] splits `bits`: the
+    `high` are its 95 % interval over the random orders of these images. `block_bits` [L, O, B] splits `bits`: the
     labels up to `ends[0]` by the uniform code, and those up to each later one by probes of all before it. `l2` [L, O, B - 1] is
     the penalty an image with the largest weight in that block. NaN marks layers with NaN or infinite features."""
 
@@ -119,7 +120,9 @@ def online_code(
     found = _code_layers(reps_train, y[:, None], ends, penalties, orders, seed, probabilities or logistic_probabilities)
     blocks = np.stack([bits[:, 0] for bits, _ in found])
     bits, uniform = blocks.sum(axis=2), len(y) * math.log2(y.max() + 1)
-    low, high = _interval(bits)
+    _, low, high = mean_interval(bits)
+    # A code has a positive length, however far two orders may lie apart.
+    low = np.maximum(low, 0)
     return OnlineCode(
         model=reps_train.model,
         images=reps_train.images,
@@ -340,13 +343,3 @@ def logistic_probabilities(X: np.ndarray, y: np.ndarray, l2: np.ndarray, X_new: 
         # Any probabilities make a code, those of a fit that stopped a little early too.
         warnings.simplefilter("ignore", UnconvergedWarning)
         return logistic_path(X, y, l2, standardize=False, tol=1e-4, max_iter=200).scores(X_new)
-
-
-def _interval(bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % interval of the mean of `bits` [L, O] over orders, Student's t; NaN for one order."""
-    orders = bits.shape[1]
-    if orders < 2:
-        return np.full(len(bits), np.nan), np.full(len(bits), np.nan)
-    half = stats.t.ppf(0.975, orders - 1) * bits.std(axis=1, ddof=1) / orders**0.5
-    # A code has a positive length, however far two orders may lie apart.
-    return np.maximum(bits.mean(axis=1) - half, 0), bits.mean(axis=1) + half

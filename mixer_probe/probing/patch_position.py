@@ -33,6 +33,7 @@ from mixer_probe.probing.regression import last_best
 from mixer_probe.probing.tables import layer_columns
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import to_grid
+from mixer_probe.stats import mean_interval
 
 # Relative to the mean eigenvalue of what they are added to, so that one path fits layers of any scale and width.
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -50,10 +51,10 @@ class PatchPosition(Result):
     `row_r2` and `column_r2` are R^2 over the tokens of the test images, `r2` is that of both together. `accuracy` is the share of
     tokens whose cell is right, by chance `chance` = 1 / cells; `distance_px` is the mean distance in pixels of the model's input
     from the centre of the predicted cell to that of the true one, by chance `chance_distance_px` (two cells drawn at random).
-    `low` and `high` ([L] each, before the name of the number) are 95 % percentiles over `resamples` bootstrap samples of test
-    images. `cells` is a tuple over layers of accuracy by true cell [rows, columns]. `ridge_regression` and `ridge_cells` are
-    the relative ridges chosen on `n_validation` of the training images, after which all `n_train` were fitted. Layers with NaN
-    or infinite activations, and constant ones, give NaN."""
+    `low` and `high` ([L] each, before the name of the number) are 95 % intervals over test images. `cells` is a tuple
+    over layers of accuracy by true cell [rows, columns]. `ridge_regression` and `ridge_cells` are the relative ridges chosen on
+    `n_validation` of the training images, after which all `n_train` were fitted. Layers with NaN or infinite activations, and
+    constant ones, give NaN."""
 
     title: ClassVar[str] = "Patch position"
 
@@ -81,8 +82,6 @@ class PatchPosition(Result):
     n_train: int
     n_validation: int
     n_test: int
-    resamples: int
-    seed: int
     estimator: str = "ridge regression for row and column, regularised linear discriminant for the cell"
     untrained: PatchPosition | None = None
 
@@ -116,8 +115,6 @@ def patch_position_probe(
     grid: tuple[int, int] | None = None,
     ridges: Sequence[float] = RIDGES,
     batch_size: int = 64,
-    resamples: int = 1000,
-    seed: int = 0,
     untrained: bool = False,
 ) -> PatchPosition:
     """Fit on the tokens of `images`, test on those of `images_test`, else on every third of `images`; labels are not needed.
@@ -140,13 +137,12 @@ def patch_position_probe(
     chosen = {name: found.best() for name, found in validation.items()}
     final = {name: moments[name].probes(path[[chosen[name][0]]], path[[chosen[name][1]]]) for name in moments}
     answers = run.answers(test, final)
-    drawing = _Draws(len(test), resamples, seed)
     _warn_undefined(model, answers)
-    numbers = [_layer_numbers(model, grids[layer.name], answers[layer.name], drawing) for layer in selected]
+    numbers = [_layer_numbers(model, grids[layer.name], answers[layer.name]) for layer in selected]
     columns: dict[str, Any] = {name: np.array([found[name] for found in numbers]) for name in numbers[0]}
     twin = None
     if untrained and model.weights.trained:
-        options: dict[str, Any] = {"ridges": ridges, "batch_size": batch_size, "resamples": resamples, "seed": seed}
+        options: dict[str, Any] = {"ridges": ridges, "batch_size": batch_size}
         twin = patch_position_probe(model.untrained(), train, test, layers, grid=grid, **options)
     return PatchPosition(
         model=model.record,
@@ -160,8 +156,6 @@ def patch_position_probe(
         n_train=len(train),
         n_validation=int(held.sum()),
         n_test=len(test),
-        resamples=resamples,
-        seed=seed,
         untrained=twin,
         **columns,
     )
@@ -358,37 +352,23 @@ class _Run:
         return stream(self._model, images, self._layers, reducer, batch_size=self._batch_size, title=title)
 
 
-class _Draws:
-    """Bootstrap weights of the test images [B, n], the same for every layer."""
-
-    def __init__(self, n: int, resamples: int, seed: int) -> None:
-        random = np.random.default_rng([seed, n])
-        self._weights = random.multinomial(n, np.full(n, 1 / n), size=resamples) / n
-
-    def interval(self, values: np.ndarray) -> tuple[float, float]:
-        """95 % percentiles of the mean of `values` [n]; NaN without resamples."""
-        if not len(self._weights):
-            return np.nan, np.nan
-        low, high = np.quantile(self._weights @ values, [0.025, 0.975])
-        return float(low), float(high)
-
-
-def _layer_numbers(model: Model, grid: tuple[int, int], found: _Answers, draws: _Draws) -> dict[str, float]:
+def _layer_numbers(model: Model, grid: tuple[int, int], found: _Answers) -> dict[str, float]:
     places = centres(grid, model.input.size[1:])
     spread = ((places - places.mean(axis=0)) ** 2).sum(axis=0)
     errors, right, distances = found.errors[0], found.right[0], found.distances[0]
-    low, high = draws.interval(errors.sum(axis=1))
+    _, low, high = mean_interval(errors.sum(axis=1))
     numbers = {
         "r2": 1 - errors.sum(axis=1).mean() / spread.sum(),
         "low_r2": 1 - high / spread.sum(),
-        "high_r2": 1 - low / spread.sum(),
+        "high_r2": float(np.minimum(1 - low / spread.sum(), 1)),
     }
     for axis, name in enumerate(("row_r2", "column_r2")):
         numbers[name] = 1 - errors[:, axis].mean() / spread[axis] if spread[axis] > 0 else np.nan
-    for name, values in (("accuracy", right), ("distance_px", distances)):
-        numbers[name] = values.mean()
-        numbers[f"low_{name}"], numbers[f"high_{name}"] = draws.interval(values)
-    return numbers | {"chance": 1 / len(places), "chance_distance_px": pdist(places).sum() * 2 / len(places) ** 2}
+    apart = pdist(places)
+    for name, values, most in (("accuracy", right, 1.0), ("distance_px", distances, apart.max())):
+        mean, low, high = mean_interval(values, limits=(0, most))
+        numbers |= {name: float(mean), f"low_{name}": float(low), f"high_{name}": float(high)}
+    return numbers | {"chance": 1 / len(places), "chance_distance_px": apart.sum() * 2 / len(places) ** 2}
 
 
 def _warn_undefined(model: Model, answers: dict[str, _Answers]) -> None:

@@ -19,10 +19,10 @@ from mixer_probe.models.layer import Layer
 from mixer_probe.probing.path import choose
 from mixer_probe.probing.ridge import ridge_path
 from mixer_probe.probing.runs import check_runs, run_labels
-from mixer_probe.probing.scores import wilson_interval
 from mixer_probe.probing.solution import checked_penalties, default_l2
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import RepresentationsLike
+from mixer_probe.stats import wilson_interval
 
 Labels = tuple[np.ndarray, np.ndarray]
 

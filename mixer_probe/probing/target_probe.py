@@ -15,12 +15,12 @@ from mixer_probe.images.classes import Labelled, shared_classes
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.regression import RidgeFits, classify_with, finite_pair, last_best
 from mixer_probe.probing.runs import Runs, check_runs, check_twin
-from mixer_probe.probing.scores import wilson_interval
 from mixer_probe.probing.solution import default_l2
 from mixer_probe.probing.tables import layer_columns
 from mixer_probe.probing.targets import Target
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import RepresentationsLike
+from mixer_probe.stats import delta_interval, wilson_interval
 
 Targets = Target | Sequence[Target]
 
@@ -30,8 +30,8 @@ class TargetProbe(Result):
     """How well a ridge probe reads each target T from each layer L; arrays [L, T].
 
     `score` is R^2 on the test images for numbers and angles (of an angle that of its sine and cosine together), and accuracy for
-    classes; `metrics` [T] names it. `low` and `high` are a 95 % interval: Wilson's for accuracy, percentiles of `resamples`
-    bootstrap samples of test images for R^2. `chance` [T] is 0 for R^2 and the share of the most frequent class of the test
+    classes; `metrics` [T] names it. `low` and `high` are a 95 % interval over test images: Wilson's for accuracy, by the delta
+    method for R^2. `chance` [T] is 0 for R^2 and the share of the most frequent class of the test
     images for accuracy. `left_out` is the same score of the training images by leave-one-out, which chose `l2`. `error` is the
     mean absolute error in the target's unit (degrees for angles), NaN for classes. NaN marks layers with NaN or infinite
     features and targets that do not vary. `n_train` and `n_test` [T] count the images where a target is defined."""
@@ -56,8 +56,6 @@ class TargetProbe(Result):
     l2: np.ndarray
     n_train: np.ndarray
     n_test: np.ndarray
-    resamples: int
-    seed: int
     reduce: str
     estimator: str = "ridge, l2 by leave-one-out"
     untrained: TargetProbe | None = None
@@ -87,8 +85,6 @@ def target_probe(
     targets_test: Targets,
     *,
     l2: Sequence[float] | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
     untrained: Runs | None = None,
 ) -> TargetProbe:
     """Fit a ridge probe of every target on every layer and measure it on the test images.
@@ -103,10 +99,9 @@ def target_probe(
     twin = None
     if untrained is not None:
         check_twin((reps_train, reps_test), untrained)
-        options: dict[str, Any] = {"l2": l2, "resamples": resamples, "seed": seed}
-        twin = target_probe(untrained[0], untrained[1], targets_train, targets_test, **options)
+        twin = target_probe(untrained[0], untrained[1], targets_train, targets_test, l2=l2)
     found = [
-        [_measured(task, features, l2, resamples, seed) for task in tasks]
+        [_measured(task, features, l2) for task in tasks]
         for features in (_Features.of(finite_pair(reps_train, reps_test, layer.name)) for layer in reps_train.layers)
     ]
     columns: dict[str, Any] = {name: np.array([[score[name] for score in row] for row in found]) for name in _NOTHING}
@@ -123,8 +118,6 @@ def target_probe(
         chance=np.array([task.chance for task in tasks]),
         n_train=np.array([len(task.train) for task in tasks]),
         n_test=np.array([len(task.test) for task in tasks]),
-        resamples=resamples,
-        seed=seed,
         reduce=reps_train.reduce,
         untrained=twin,
         **columns,
@@ -216,13 +209,13 @@ class _Features:
         return fits, new[task.test]
 
 
-def _measured(task: _Task, features: _Features | None, l2: Sequence[float] | None, resamples: int, seed: int) -> dict[str, float]:
+def _measured(task: _Task, features: _Features | None, l2: Sequence[float] | None) -> dict[str, float]:
     if features is None:
         return _NOTHING
     fits, new = features.fits(task, l2)
     if task.target.kind == "classification":
         return _classified(task, fits, new)
-    return _regressed(task, fits, new, resamples, seed)
+    return _regressed(task, fits, new)
 
 
 def _classified(task: _Task, fits: RidgeFits, new: np.ndarray) -> dict[str, float]:
@@ -233,7 +226,7 @@ def _classified(task: _Task, fits: RidgeFits, new: np.ndarray) -> dict[str, floa
     return scores | {"left_out": float(found.left_out_accuracy[0]), "error": np.nan, "l2": float(found.l2[0])}
 
 
-def _regressed(task: _Task, fits: RidgeFits, new: np.ndarray, resamples: int, seed: int) -> dict[str, float]:
+def _regressed(task: _Task, fits: RidgeFits, new: np.ndarray) -> dict[str, float]:
     if not np.ptp(task.y_train, axis=0).any() or not np.ptp(task.y_test, axis=0).any():
         warnings.warn(
             f"target '{task.target.name}' is the same for all images, so there is nothing to read",
@@ -245,7 +238,7 @@ def _regressed(task: _Task, fits: RidgeFits, new: np.ndarray, resamples: int, se
     left_out = np.array([r_squared(task.y_train, fits.left_out(i)) for i in range(len(fits.l2))])
     chosen = int(last_best(left_out))
     predicted = fits.predict(new, chosen)
-    low, high = r_squared_interval(task.y_test, predicted, resamples, seed)
+    low, high = r_squared_interval(task.y_test, predicted)
     scores = {"score": r_squared(task.y_test, predicted), "low": low, "high": high, "left_out": float(left_out[chosen])}
     return scores | {"error": _mean_error(task.target, task.y_test, predicted), "l2": float(fits.l2[chosen])}
 
@@ -255,18 +248,12 @@ def r_squared(y: np.ndarray, predicted: np.ndarray) -> float:
     return float(1 - ((y - predicted) ** 2).sum() / ((y - y.mean(axis=0)) ** 2).sum())
 
 
-def r_squared_interval(y: np.ndarray, predicted: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
-    """95 % percentiles of R^2 over bootstrap samples of the images; NaN without resamples."""
-    if resamples < 1:
-        return np.nan, np.nan
-    n = len(y)
-    weights = np.random.default_rng([seed, n]).multinomial(n, np.full(n, 1 / n), size=resamples)
-    away = y - y.mean(axis=0)
-    errors = weights @ ((y - predicted) ** 2).sum(axis=1)
-    spread = weights @ (away**2).sum(axis=1) - ((weights @ away) ** 2).sum(axis=1) / n
-    # A sample of one image, drawn n times, has no spread.
-    low, high = np.quantile(1 - errors[spread > 0] / spread[spread > 0], [0.025, 0.975])
-    return float(low), float(high)
+def r_squared_interval(y: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
+    """95 % interval of R^2 over images (delta method); NaN where all images have the same influence."""
+    errors, spread = (np.square(y - side).sum(axis=1) for side in (predicted, y.mean(axis=0)))
+    unexplained = errors.mean() / spread.mean()
+    low, high = delta_interval(1 - unexplained, (unexplained * spread - errors) / spread.mean())
+    return float(low), float(np.minimum(high, 1))
 
 
 def _mean_error(target: Target, y: np.ndarray, predicted: np.ndarray) -> float:

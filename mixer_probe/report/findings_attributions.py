@@ -9,11 +9,11 @@ import numpy as np
 
 from mixer_probe.attribution import Agreement, PerturbationCurves
 from mixer_probe.attribution.curves import GAMES
-from mixer_probe.attribution.maps import mean_interval
 from mixer_probe.figures.attribution_overlays import method_label
 from mixer_probe.report.finding import Finding, Number, missing, of_kind, shown
 from mixer_probe.report.texts import join, name_of
 from mixer_probe.results import ModelRecord, Result
+from mixer_probe.stats import mean_interval
 
 QUESTION = "attributions"
 Pair = tuple[str, str]
@@ -85,7 +85,7 @@ def gains(r: PerturbationCurves, game: str) -> list[Number]:
 
 
 def _gain(kind: str, values: np.ndarray, seed: int, method: str) -> Number:
-    mean, low, high = (float(x) for x in mean_interval(values, seed=seed))
+    mean, low, high = (float(x) for x in mean_interval(values))
     return Number(kind, mean, low, high, 0.0, len(values), method)
 
 

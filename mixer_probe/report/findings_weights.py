@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from mixer_probe.figures.courses import Course
-from mixer_probe.probing import wilson_interval
 from mixer_probe.report.finding import NAN, Finding, Number, family, is_twin, missing, of_kind, own_models, share, twin_name
 from mixer_probe.report.texts import name_of
 from mixer_probe.results import Result
+from mixer_probe.stats import wilson_interval
 from mixer_probe.weights import SpatialKernels, TokenMixing
 
 QUESTION = "weights"

@@ -142,7 +142,7 @@ def _calibration(r: Readings, s: StudySettings) -> list[Result]:
 def _targets(r: Readings, s: StudySettings) -> list[Result]:
     (train, test), (fit, hold) = r.runs, r.targets()
     found = ([_aligned(t, run.ids) for t in targets] for run, targets in ((train, fit), (test, hold)))
-    return [target_probe(train, test, *found, seed=s.seed, untrained=r.twin)]
+    return [target_probe(train, test, *found, untrained=r.twin)]
 
 
 def _aligned(target: Target, ids: tuple[str, ...]) -> Target:
@@ -271,7 +271,7 @@ def _patch_position(model: Model, images: Images, s: StudySettings) -> Result:
     layers = [layer.name for layer in model.select(("stem", "blocks")) if layer.grid and layer.grid[0] * layer.grid[1] > 1]
     if not layers:
         raise MeasureError(f"no layer of {model.name} has several positions, so there is no place to read")
-    options: dict[str, Any] = {"batch_size": s.batch_size, "seed": s.seed, "untrained": s.baselines}
+    options: dict[str, Any] = {"batch_size": s.batch_size, "untrained": s.baselines}
     if s.sampled_probes:
         images = images.sample(min(PLACE_IMAGES, len(images)), s.seed)
         options["ridges"] = _PLACE_RIDGES

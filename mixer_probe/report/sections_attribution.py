@@ -18,7 +18,6 @@ from mixer_probe.attribution import (
     RandomisationCheck,
 )
 from mixer_probe.attribution.curves import GAMES
-from mixer_probe.attribution.maps import mean_interval
 from mixer_probe.figures import (
     agreement_matrices,
     attribution_maps,
@@ -32,6 +31,7 @@ from mixer_probe.report.section import Picture, Section, Table
 from mixer_probe.report.sections_probes import chunks
 from mixer_probe.report.texts import images_text, join, name_of, percent, untrained_warning
 from mixer_probe.results import ModelRecord
+from mixer_probe.stats import mean_interval
 
 # Rows of maps in one picture, and networks side by side in one.
 _MOST_ROWS, _MOST_PANELS = 12, 3
@@ -186,7 +186,7 @@ def _game_sentence(result: PerturbationCurves, game: str) -> str:
     gain = (result.random_area(game) - result.area(game)) * (1 if game == "deletion" else -1)
     order = np.argsort(-gain.mean(1), kind="stable")
     best = order[0]
-    mean, low, high = mean_interval(gain[best], seed=result.seed)
+    mean, low, high = mean_interval(gain[best])
     area = ", ".join(
         f"{word} {_number(values, result.seed)}"
         for word, values in (("area", result.area(game)[best]), ("random orders", result.random_area(game)))
@@ -204,7 +204,7 @@ def _lead(result: PerturbationCurves, gain: np.ndarray, order: np.ndarray) -> st
     close: list[tuple[str, Lead]] = []
     behind: list[tuple[str, Lead]] = []
     for other in order[1:]:
-        lead = mean_interval(gain[order[0]] - gain[other], seed=result.seed)
+        lead = mean_interval(gain[order[0]] - gain[other])
         (behind if lead[1] > 0 else close).append((method_label(result.methods[other]), lead))
     if close:
         return f"; not told from it: {join(name for name, _ in close)}"
@@ -213,7 +213,7 @@ def _lead(result: PerturbationCurves, gain: np.ndarray, order: np.ndarray) -> st
 
 
 def _number(values: np.ndarray, seed: int) -> str:
-    return _interval(*mean_interval(values, seed=seed))
+    return _interval(*mean_interval(values))
 
 
 def _interval(mean: float | np.ndarray, low: float | np.ndarray, high: float | np.ndarray) -> str:
@@ -272,7 +272,7 @@ def _faithfulness_sentences(result: Faithfulness) -> Iterator[str]:
     known = [i for i in range(len(result.methods)) if np.isfinite(result.infidelity[i]).any()]
     if known:
         best = min(known, key=lambda i: float(np.nanmean(result.infidelity[i])))
-        against = mean_interval(result.uniform_infidelity - result.infidelity[best], seed=result.seed)
+        against = mean_interval(result.uniform_infidelity - result.infidelity[best])
         verdict = "better than" if against[1] > 0 else "worse than" if against[2] < 0 else "not told from"
         yield (
             f"{name_of(result.model)}: of random removals {method_label(result.methods[best])} tells most, infidelity "
@@ -325,7 +325,7 @@ def _randomisation_sentence(result: RandomisationCheck) -> str:
     last, null = result.spearman[-1], result.null_spearman
     if not np.isfinite(last).any():
         return f"{name_of(result.model)}, {method_label(result.method)}: every map is one constant, so that none can be ranked."
-    more = mean_interval(last - null, seed=result.seed)
+    more = mean_interval(last - null)
     head = (
         f"{name_of(result.model)}, {method_label(result.method)}: with all weights drawn anew maps correlate "
         f"{_number(last, result.seed)} with those of the trained network"

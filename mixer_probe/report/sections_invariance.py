@@ -74,7 +74,8 @@ def distortion_section(results: Sequence[DistortionAccuracy]) -> list[Section]:
     columns += ["kept_low", "kept_high", "agreement", "agreement_by_chance", "p_mcnemar", "chance", "n"]
     caption = (
         "Every network and distortion: accuracy (Wilson interval), drop against the plain images (Tango's interval for paired "
-        "shares; McNemar's exact p), what is kept of the accuracy above chance (bootstrap), agreement with the plain prediction."
+        "shares; McNemar's exact p), what is kept of the accuracy above chance (delta method), and agreement with the plain "
+        "prediction."
     )
     content.append(Table(caption, table_of(results)[columns], formats | {"p_mcnemar": "{:.1e}"}, folded=True))
     sentences = tuple(_accuracy_sentence(r) for r in results)
@@ -159,7 +160,7 @@ def architecture_section(results: Sequence[ArchitectureComparison]) -> list[Sect
         architecture_dots(first),
         "What each family keeps of its accuracy above chance, (distorted − chance) / (plain − chance), averaged over the "
         f"strengths of a kind and over its networks ({join(map(name_of_network, first.networks))}), n = {first.n} images.",
-        "100 % (dotted) is no loss, 0 is chance. Bars are 95 % bootstrap intervals over images, drawn anew for all networks at "
+        "100 % (dotted) is no loss, 0 is chance. Bars are 95 % intervals over images, for all networks at "
         "once; they do not speak of other training seeds, of which the small open marks, single networks, give an idea. "
         "Networks of a family may share a training recipe, too: what its augmentation taught them counts for the family here.",
         "Accuracy kept by each family under each kind of distortion",
@@ -224,7 +225,7 @@ def _pairs_picture(result: ErrorConsistency) -> Picture:
         error_consistency_pairs(result),
         f"Error consistency (Geirhos et al. 2020) of every pair of networks on {images_text(result.images)}, undistorted.",
         "Kappa is 1 if two networks are right and wrong on the same images, and 0 if their errors are independent. Bars are 95 % "
-        "bootstrap intervals over images. Grey bands hold 95 % of what independent errors of networks with these accuracies "
+        "intervals over images. Grey bands hold 95 % of what independent errors of networks with these accuracies "
         "give; orange ticks are the largest kappa that the two accuracies allow.",
         "Error consistency of pairs of networks with its largest possible value",
         name="error-consistency-pairs",

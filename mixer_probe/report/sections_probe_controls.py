@@ -38,7 +38,7 @@ def _control_picture(results: Sequence[ControlTask]) -> Picture:
         f"(control tasks, Hewitt and Liang 2019); fitted on {first.n_train} images, tested on {first.n_test}.",
         "Left: solid lines are the groups that mean something, dashed ones the mean of the random groupings (from the lowest to "
         "the highest); the grey line is the share of the largest group. Middle: selectivity, the difference of the two, with its "
-        f"95 % bootstrap interval over test images{'' if first.exhaustive else ' and groupings'}. A probe that merely tells the "
+        f"95 % interval over test images{'' if first.exhaustive else ' and groupings'}. A probe that merely tells the "
         "classes apart reads any grouping of them, so what is above 0 is how much easier the network makes the one that "
         "means something. Selectivity shrinks where all groupings are nearly right; at the right it is a share of the errors on "
         "random groupings, which does not. Dotted lines are untrained networks, the dashed line is raw pixels.",

@@ -139,7 +139,7 @@ def patch_position_section(results: Sequence[PatchPosition]) -> list[Section]:
         f"{first.n_train} images, tested on those of {first.n_test} others.",
         "A Mixer has no position embedding, but its token-mixing weights belong to positions; a ViT is told; a CNN sees the "
         "border. The point at depth 0 is the stem, before any mixing: what the content of a patch says about its place. Grey "
-        "lines are chance (two cells at random; R² 0), dotted lines with open markers untrained networks, bands 95 % bootstrap "
+        "lines are chance (two cells at random; R² 0), dotted lines with open markers untrained networks, bands 95 % "
         "intervals over test images. Layers with few positions have large cells, so their errors come in large steps.",
         "Error of decoded patch positions and R² of row and column against relative depth",
         name="probe-patch-position",

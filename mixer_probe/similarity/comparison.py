@@ -22,8 +22,9 @@ from mixer_probe.similarity.inputs import LayerFeatures, RepresentationsLike
 from mixer_probe.similarity.intervals import Interval, check_resamples, draw_halves, interval_of
 from mixer_probe.similarity.matrix import SimilarityMatrix
 from mixer_probe.similarity.measure import Measure
-from mixer_probe.similarity.nulls import Null, Traces, check_permutations, draw_pairings, null_of
+from mixer_probe.similarity.nulls import Null, Traces, draw_pairings, null_of
 from mixer_probe.similarity.registry import MEASURES, find_measure
+from mixer_probe.stats import check_permutations
 
 Grid = int | tuple[int, int]
 Several = Literal["all"] | list[str] | tuple[str, ...]

@@ -74,7 +74,7 @@ class LayerIdentification(Result):
     @property
     def _wilson(self) -> np.ndarray:
         # Probing takes its inputs from similarity, so at the top this import would be a circle.
-        from mixer_probe.probing.scores import wilson_interval
+        from mixer_probe.stats import wilson_interval
 
         right, defined = (counts.sum(axis=1) for counts in self._counts)
         nothing = (float("nan"), float("nan"))

@@ -13,12 +13,12 @@ from mixer_probe.similarity.intervals import Interval, check_resamples, draw_hal
 from mixer_probe.similarity.nulls import (
     Null,
     Traces,
-    check_permutations,
     draw_pairings,
     null_of,
     permutation_moments,
     rescaled,
 )
+from mixer_probe.stats import check_permutations
 
 # Null and interval are drawn from at most this many images: their Gram matrices take 32 MiB each.
 SAMPLE = 2048

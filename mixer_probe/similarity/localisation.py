@@ -22,7 +22,8 @@ from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.comparison import Grid, as_grid
 from mixer_probe.similarity.hsic import MINIMUM_IMAGES, gram, unit_gram
 from mixer_probe.similarity.inputs import centred, to_grid
-from mixer_probe.similarity.nulls import check_permutations, draw_pairings, null_of
+from mixer_probe.similarity.nulls import draw_pairings, null_of
+from mixer_probe.stats import check_permutations
 
 
 @dataclass(frozen=True)

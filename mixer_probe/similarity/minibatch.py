@@ -19,7 +19,8 @@ from mixer_probe.similarity.hsic import MINIMUM_IMAGES, centre_gram, divisor
 from mixer_probe.similarity.inputs import Features, as_matrix, is_constant
 from mixer_probe.similarity.intervals import check_resamples, interval_of
 from mixer_probe.similarity.matrix import SimilarityMatrix, plain_layers
-from mixer_probe.similarity.nulls import check_permutations, null_of
+from mixer_probe.similarity.nulls import null_of
+from mixer_probe.stats import check_permutations
 
 _FEWEST_BATCHES = 8
 _BLOCK_BYTES = 2**27

@@ -10,11 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixer_probe.errors import MeasureError
 from mixer_probe.results import storable
 from mixer_probe.similarity.hsic import Estimator
-
-_LEVEL = 0.95
+from mixer_probe.stats import max_null, upper_quantile
 
 
 @storable
@@ -53,21 +51,6 @@ class Null:
     def column_maximum95(self) -> np.ndarray | None:
         """As `maximum95` for the best partner of each layer of B, [Lb]."""
         return None if self.column_maximum is None else upper_quantile(self.column_maximum, direction=self.direction)
-
-
-def upper_quantile(values: np.ndarray, level: float = _LEVEL, direction: int = 1) -> np.ndarray:
-    """The order statistic over axis 0 that a further exchangeable value exceeds with at most 1 - level; falls below for
-    `direction` -1."""
-    rank = math.ceil(level * (len(values) + 1))
-    quantile: np.ndarray = np.sort(direction * values, axis=0)[rank - 1] * direction
-    return quantile
-
-
-def check_permutations(permutations: int) -> None:
-    """Raise MeasureError for a count that allows no 95 % quantile; 0 means no null."""
-    fewest = math.ceil(_LEVEL / (1 - _LEVEL) - 1e-9)
-    if permutations != 0 and permutations < fewest:
-        raise MeasureError(f"{permutations} permutations give no 95 % quantile: take {fewest} or more, or 0")
 
 
 @dataclass(frozen=True)
@@ -113,18 +96,12 @@ def null_of(values: np.ndarray, direction: int = 1, method: str = "random pairin
         mean=values.mean(axis=0),
         quantile95=upper_quantile(values, direction=direction),
         permutations=len(values),
-        maximum=_closest(values, direction, (1, 2)),
-        row_maximum=_closest(values, direction, (2,)),
-        column_maximum=_closest(values, direction, (1,)),
+        maximum=max_null(values, (1, 2), direction),
+        row_maximum=max_null(values, (2,), direction),
+        column_maximum=max_null(values, (1,), direction),
         direction=direction,
         method=method,
     )
-
-
-def _closest(values: np.ndarray, direction: int, axes: tuple[int, ...]) -> np.ndarray:
-    """The closest value over the axes, NaN only where there is nothing else."""
-    closest = np.where(np.isnan(values), -np.inf, direction * values).max(axis=axes)
-    return np.where(np.isinf(closest), np.nan, direction * closest)
 
 
 @dataclass(frozen=True)

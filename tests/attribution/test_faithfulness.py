@@ -11,9 +11,10 @@ from scipy.stats import spearmanr
 
 import mixer_probe as mp
 from mixer_probe import attribution as at
-from mixer_probe.attribution.maps import cells, edges, mean_interval
+from mixer_probe.attribution.maps import cells, edges
 from mixer_probe.errors import MeasureError
 from mixer_probe.results import from_dict, to_dict
+from mixer_probe.stats import mean_interval
 from tests.attribution.small import small
 from tests.networks import noise
 
@@ -120,7 +121,7 @@ def test_randomisation_redraws_everything_once_and_leaves_the_network_alone(mixe
 
 @pytest.mark.parametrize("name", ["zoo:mixer-s0", "zoo:vit-s0", "zoo:resnet-s0"])
 def test_the_zoo_forgets_its_maps_when_it_forgets_its_weights(name: str) -> None:
-    model, images = mp.load_model(name, device="cpu"), mp.load_images("demo", limit=4)
+    model, images = mp.load_model(name, device="cpu"), mp.load_images("demo", limit=16)
     found = at.randomisation_check(model, images, mp.attribute(model, images, "saliency", target="labels"))
     frame = found.to_frame()
     last = frame.iloc[-1]

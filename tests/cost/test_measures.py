@@ -7,13 +7,11 @@ import time
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binom
 from torch import nn
 
 from mixer_probe.cost import (
     LiveBytes,
     device_name,
-    median_interval,
     model_cost,
     peak_activation_bytes,
     time_forward,
@@ -86,17 +84,6 @@ def test_networks_take_turns() -> None:
         model.module.register_forward_pre_hook(lambda _module, _arguments, name=name: order.append(name))
     assert time_together(models, batch_size=1, runs=2).shape == (2, 2)
     assert "".join(order) == "ab" * 5
-
-
-def test_the_interval_of_a_median() -> None:
-    """Order statistics of Conover's table for 15 values, and levels of at least 95 % for any distribution."""
-    assert median_interval(np.arange(1, 16)) == (4, 12)
-    assert median_interval(np.array([3.0, 1.0, 2.0])) == (1.0, 3.0)
-    for n in (6, 7, 15, 40):
-        low, high = median_interval(np.arange(1, n + 1))
-        level = binom.cdf(high - 1, n, 0.5) - binom.cdf(low - 1, n, 0.5)
-        assert level >= 0.95
-        assert low + high == n + 1
 
 
 def test_the_cost_of_a_network() -> None:

@@ -120,7 +120,7 @@ def test_numbers_by_hand() -> None:
     assert result.agreement_by_chance[0] == pytest.approx(float((shares[0] * shares[1]).sum()))
 
 
-def test_what_is_kept_has_a_bootstrap_interval_of_the_right_width() -> None:
+def test_what_is_kept_has_an_interval_of_the_right_width() -> None:
     """Delta method: with independent answers the standard error of the ratio follows from those of the two shares."""
     random = np.random.default_rng(0)
     n, p, q, chance = 4000, 0.8, 0.4, 0.1

@@ -13,13 +13,14 @@ from mixer_probe.errors import ImagesError, MeasureError, NonFiniteWarning
 from mixer_probe.images.bundled import CIFAR10_CLASSES
 from mixer_probe.probing.controls import (
     CIFAR10_GROUPS,
-    _Bootstrap,
+    _selectivity_intervals,
     control_task,
     count_groupings,
     random_groupings,
     random_label_probe,
 )
 from mixer_probe.results import from_dict, to_dict
+from mixer_probe.stats import wilson_interval
 
 NAMES = tuple("abcdef")
 GROUPS = {"a": "x", "b": "x", "c": "x", "d": "y", "e": "y", "f": "y"}
@@ -68,8 +69,10 @@ def test_features_that_hold_only_the_group_are_selective(make_reps):
     np.testing.assert_allclose(result.control_accuracy, 2 / 3, atol=1e-12)
     assert result.selectivity[0] == pytest.approx(1 / 3)
     assert result.relative_selectivity[0] == pytest.approx(1)
-    # Every image is right under 6 of the 9 controls, so that other images would give the same.
-    assert (result.selectivity_low[0], result.selectivity_high[0]) == pytest.approx((1 / 3, 1 / 3))
+    # Every image is right under 6 of the 9 controls: how many others would not be has Wilson's bound of none of n.
+    unseen = wilson_interval(0, result.n_test)[1]
+    bounds = (1 / 3 - 4 / 3 * unseen, 1 / 3 + 2 / 3 * unseen)
+    assert (result.selectivity_low[0], result.selectivity_high[0]) == pytest.approx(bounds)
     np.testing.assert_allclose(result.chance, 0.5)
 
 
@@ -78,8 +81,9 @@ def test_features_that_hold_the_class_are_not_selective(make_reps):
     result = control_task(train, test, GROUPS)
     assert result.accuracy[0] == 1
     assert (result.control_accuracy == 1).all()
+    unseen = wilson_interval(0, result.n_test)[1]
     found = (result.selectivity[0], result.selectivity_low[0], result.selectivity_high[0])
-    assert found == pytest.approx((0, 0, 0), abs=1e-12)
+    assert found == pytest.approx((0, -unseen, unseen), abs=1e-12)
     assert np.isnan(result.relative_selectivity[0])
 
 
@@ -110,9 +114,9 @@ def test_the_interval_covers(make_reps):
     # Accuracy .9 on the grouping and .7 on each control by independent coins: selectivity .2, of errors .2 / .3.
     random = np.random.default_rng(3)
     inside = relative = 0
-    for trial in range(200):
+    for _ in range(200):
         right = np.column_stack([random.random(200) < 0.9, random.random((200, 10)) < 0.7])
-        (low, high), (relative_low, relative_high) = _Bootstrap(200, 10, 200, trial, exhaustive=False).selectivity(right)
+        (low, high), (relative_low, relative_high) = _selectivity_intervals(right, exhaustive=False)
         inside += low <= 0.2 <= high
         relative += relative_low <= 2 / 3 <= relative_high
     assert 0.92 <= inside / 200 <= 0.99

@@ -240,9 +240,9 @@ def test_regression_is_the_best_ridge_of_scikit_learn(make_reps):
 def test_the_interval_of_r2_covers():
     # y = s + e with variances 1 and 1/3: predicting s has R^2 = 3/4.
     random, inside = np.random.default_rng(6), 0
-    for trial in range(200):
+    for _ in range(200):
         s = random.normal(size=(150, 1))
-        low, high = r_squared_interval(s + random.normal(size=(150, 1)) / 3**0.5, s, 300, trial)
+        low, high = r_squared_interval(s + random.normal(size=(150, 1)) / 3**0.5, s)
         inside += low <= 0.75 <= high
     assert 0.90 <= inside / 200 <= 0.98
 

@@ -153,7 +153,7 @@ MADE: dict[str, Callable[[], Sequence[Any]]] = {
     "DistortionExamples": lambda: [distortion_examples(models()[0], images(), DISTORTIONS, 2)],
     "DistortionAccuracy": distorted,
     "ArchitectureComparison": lambda: [compare_architectures(distorted())],
-    "ErrorConsistency": lambda: [error_consistency(distorted(), resamples=50)],
+    "ErrorConsistency": lambda: [error_consistency(distorted())],
     "RepresentationShift": lambda: [representation_shift(models()[0], images(), DISTORTIONS, permutations=20, resamples=20)],
     "Attribution": attributions,
     "ReportDiff": lambda: [

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from mixer_probe.invariance.tables import bounds, difference_interval, drawn_again, mcnemar, paired_counts, score
+from mixer_probe.stats import difference_interval, mcnemar, paired_counts
+from mixer_probe.stats.shares import score
 
 Z = 1.959963984540054
 
@@ -73,22 +74,3 @@ def test_the_interval_covers_what_it_says() -> None:
 def test_mcnemar_is_the_binomial_test(b: int, c: int) -> None:
     expected = stats.binomtest(b, b + c).pvalue if b + c else 1.0
     assert mcnemar(np.array([3, b, c, 4])) == pytest.approx(expected, rel=1e-12)
-
-
-def test_draws_have_the_moments_of_the_bootstrap() -> None:
-    counts = np.array([40, 10, 20, 30])
-    draws = drawn_again(np.stack([counts, counts[::-1]]), 20_000, 0)
-    assert draws.shape == (20_000, 2, 4)
-    assert (draws.sum(-1) == 100).all()
-    p = counts / 100
-    np.testing.assert_allclose(draws[:, 0].mean(0), counts, atol=0.2)
-    np.testing.assert_allclose(np.cov(draws[:, 0].T), 100 * (np.diag(p) - np.outer(p, p)), atol=0.7)
-
-
-def test_bounds_leave_out_what_is_not_defined() -> None:
-    draws = np.stack([np.linspace(0, 1, 101), np.full(101, np.nan)], 1)
-    draws[0, 0] = np.nan
-    low, high = bounds(draws)
-    assert low[0] == pytest.approx(np.quantile(draws[1:, 0], 0.025))
-    assert high[0] == pytest.approx(np.quantile(draws[1:, 0], 0.975))
-    assert np.isnan([low[1], high[1]]).all()

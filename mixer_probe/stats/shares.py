@@ -1,17 +1,39 @@
-"""Two answers to the same images as a table of four counts: both right, one right alone, the other right alone, none right.
-
-All that paired shares can say - differences, tests, agreement beyond chance - is in these counts, and to draw images again is to
-draw the counts from a multinomial distribution."""
+"""Shares of images, and of two answers to the same images as a table of four counts: both right, one right alone, the other
+right alone, none right. All that paired shares can say - differences, tests, agreement beyond chance - is in these counts."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from scipy import stats
 from scipy.special import ndtri
 
+from mixer_probe.errors import MeasureError
+
 LEVEL = 0.95
 # Halvings of [-1, 1]: the last step is below the spacing of floats.
 _HALVINGS = 60
+
+
+def wilson_interval(right: Any, n: Any, confidence: float = LEVEL) -> tuple[Any, Any]:
+    """Interval of a proportion, of which `right` of `n` were seen (Wilson 1927); always inside [0, 1].
+
+    Numbers give numbers, arrays give arrays. Raises MeasureError unless 0 <= right <= n and n > 0."""
+    hits, of = np.asarray(right, dtype=np.float64), np.asarray(n, dtype=np.float64)
+    if not ((of > 0) & (hits >= 0) & (hits <= of)).all():
+        raise MeasureError(f"{right} of {n} is no share")
+    low, high = score_interval(hits / of, of, float(ndtri((1 + confidence) / 2)))
+    return (float(low), float(high)) if np.ndim(low) == 0 else (low, high)
+
+
+def score_interval(share: np.ndarray, n: Any, z: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's bounds of a `share` of `n` images, which need not be a whole number, at the quantile `z`."""
+    shrink = 1 + z * z / n
+    centre = (share + z * z / (2 * n)) / shrink
+    half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / shrink
+    # The bounds are 0 and 1 at the ends; rounding must not push them past the share.
+    return np.clip(np.minimum(centre - half, share), 0, 1), np.clip(np.maximum(centre + half, share), 0, 1)
 
 
 def paired_counts(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -21,28 +43,11 @@ def paired_counts(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.stack([both, only_a, only_b, np.broadcast_shapes(a.shape, b.shape)[-1] - both - only_a - only_b], axis=-1)
 
 
-def drawn_again(counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Counts [resamples, ..., 4] as images drawn again with replacement give them."""
-    n = counts.sum(axis=-1)
-    random = np.random.default_rng(seed)
-    return random.multinomial(n, counts / n[..., None], size=(resamples, *counts.shape[:-1]))
-
-
-def bounds(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The 95 % percentile interval over the first axis, draws that are not defined left out."""
-    tail = (1 - LEVEL) / 2
-    defined = ~np.isnan(draws).all(axis=0)
-    low, high = np.full((2, *draws.shape[1:]), np.nan)
-    if defined.any():
-        low[defined], high[defined] = np.nanquantile(draws[:, defined], [tail, 1 - tail], axis=0)
-    return low, high
-
-
-def difference_interval(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % score interval of the share of `a` minus that of `b`, from counts [..., 4] (Tango 1998, Statistics in Medicine 17).
+def difference_interval(counts: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
+    """Score interval of the share of `a` minus that of `b`, from counts [..., 4] (Tango 1998, Statistics in Medicine 17).
 
     It has a width where the two never differ, unlike the bootstrap."""
-    z = float(ndtri((1 + LEVEL) / 2))
+    z = float(ndtri((1 + level) / 2))
     difference = (counts[..., 1] - counts[..., 2]) / counts.sum(axis=-1)
     low = _crossing(counts, z, np.full(difference.shape, -1.0), difference)
     high = _crossing(counts, -z, difference, np.full(difference.shape, 1.0))

@@ -1,0 +1,35 @@
+"""Intervals, nulls and p-values: each once, for all measures.
+
+Intervals are 95 % unless another level is asked for, deterministic, and NaN where the data cannot hold one. Which level they
+keep at which number of images is simulated in `tests/stats/test_coverage.py`."""
+
+from mixer_probe.stats.intervals import crossed_interval, delta_interval, mean_interval, median_interval
+from mixer_probe.stats.nulls import (
+    check_permutations,
+    max_null,
+    max_p,
+    permutation_p,
+    upper_quantile,
+)
+from mixer_probe.stats.shares import (
+    difference_interval,
+    mcnemar,
+    paired_counts,
+    wilson_interval,
+)
+
+__all__ = [
+    "check_permutations",
+    "crossed_interval",
+    "delta_interval",
+    "difference_interval",
+    "max_null",
+    "max_p",
+    "mcnemar",
+    "mean_interval",
+    "median_interval",
+    "paired_counts",
+    "permutation_p",
+    "upper_quantile",
+    "wilson_interval",
+]
