@@ -10,10 +10,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import zarr
 from PIL import Image
+from timm.models.mlp_mixer import MlpMixer
+from timm.models.vision_transformer import VisionTransformer
 
+import mixer_probe as mp
 from mixer_probe import cli
+from mixer_probe.cli.reports import _written
+from mixer_probe.cli.shared import model_loaders
 from mixer_probe.results import load_results
 
 
@@ -366,8 +372,15 @@ def test_probes_that_cannot_be_are_one_line(run: Run, tmp_path: Path, options: t
         (("report", "mixer_s32_224", "--data", "/nowhere/at/all"), "/nowhere/at/all"),
         (("probe", "mixer_s32_224", "--no-pretrained", "--data", "photos", "--limit", "10"), "one image"),
         (("inspect", "mixer_s32_224", "--checkpoint", "/nowhere.safetensors"), "no checkpoint at /nowhere.safetensors"),
+        (("inspect", "weights.safetensors"), "'weights.safetensors' is named like a file of weights"),
+        (("inspect", "mixer_s32_224", "--model-args", "patch_size=8"), "--model-args takes arguments of timm as a JSON object"),
+        (("inspect", "mixer_s32_224", "--model-args", '{"device": "cpu"}'), "without those that are options of their own"),
+        (("inspect", "mixer_s32_224", "--no-pretrained", "--model-args", '{"blocks": 2}'), "does not take these arguments"),
+        (("inspect", "zoo:mixer", "--model-args", '{"num_blocks": 2}'), "only networks that timm builds take further arguments"),
+        (("report", "a", "b", "--checkpoint", "a=x.pth", "--checkpoint", "a=y.pth"), "--checkpoint is given twice for a"),
+        (("compare", "mixer_s32_224", "resnet18", "--model-args", "{}"), "--model-args {} is for one of 2 models"),
         (("inspect", "mixer_s32_224", "--no-pretrained", "--device", "tpu9"), "no device 'tpu9'"),
-        (("report", "resnet18", "vit_tiny_patch16_224", "--checkpoint", "x.pth"), "--checkpoint is for one model"),
+        (("report", "resnet18", "vit_tiny_patch16_224", "--checkpoint", "x.pth"), "--checkpoint x.pth is for one of 2 models"),
     ],
 )
 def test_a_bad_argument_is_one_line_and_exit_code_2(run: Run, arguments: tuple[str, ...], message: str) -> None:
@@ -377,6 +390,36 @@ def test_a_bad_argument_is_one_line_and_exit_code_2(run: Run, arguments: tuple[s
     assert err.count("\n") == 1
     assert "Traceback" not in err
     assert out == ""
+
+
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "num_classes": 5}
+
+
+def test_networks_of_every_size_with_weights_of_their_own(run: Run, tmp_path: Path) -> None:
+    """Two models, each with its arguments and its file; the recipe of the report builds both again."""
+    mixer = MlpMixer(**SMALL, num_blocks=3)
+    vit = VisionTransformer(**SMALL, depth=2, num_heads=2)
+    options = []
+    sized = {"mixer_b16_224": (mixer, {"num_blocks": 3}), "vit_tiny_patch16_224": (vit, {"depth": 2, "num_heads": 2})}
+    for name, (network, more) in sized.items():
+        torch.save(network.state_dict(), tmp_path / f"{name}.pth")
+        options += ["--checkpoint", f"{name}={tmp_path / name}.pth", "--model-args", f"{name}={json.dumps(SMALL | more)}"]
+    code, _, err = run("weights", *sized, *options, "--what", "anatomy", "--no-baselines", "--out", str(tmp_path / "w"))
+    assert (code, err) == (0, "")
+    loaders = model_loaders(list(sized), True, options[1::4], "cpu", options[3::4])
+    for loader, network in zip(loaders, (mixer, vit), strict=True):
+        again = eval(f"mp.load_model({_written(loader)})", {"mp": mp})
+        assert all(torch.equal(v, network.state_dict()[k]) for k, v in again.module.state_dict().items())
+        assert again.input.size == (3, 32, 32)
+
+
+def test_a_network_of_another_size_by_its_arguments(run: Run) -> None:
+    sizes = json.dumps({**SMALL, "num_blocks": 3})
+    code, out, _ = run("inspect", "mixer_s32_224", "--no-pretrained", "--json", "--model-args", sizes)
+    card = json.loads(out)
+    assert code == 0
+    assert card["input_size"] == [3, 32, 32]
+    assert card["model"]["parameters"] == sum(p.numel() for p in MlpMixer(**SMALL, num_blocks=3).parameters())
 
 
 def test_an_unknown_option_is_refused_too(run: Run) -> None:

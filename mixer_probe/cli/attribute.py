@@ -14,6 +14,7 @@ from mixer_probe.cli.options import (
     BatchSize,
     Checkpoint,
     Device,
+    ModelArgs,
     ModelNames,
     OnError,
     Pretrained,
@@ -66,6 +67,7 @@ def attribute(
     on_error: OnError = "raise",
     pretrained: Pretrained = True,
     checkpoint: Checkpoint = None,
+    model_args: ModelArgs = None,
     device: Device = "auto",
     batch_size: BatchSize = 16,
     seed: Seed = 0,
@@ -79,7 +81,7 @@ def attribute(
     from mixer_probe.report.attribution_study import AttributionStudy
 
     settings = _settings(what, method, target, layer, baseline, batch_size, seed, shown)
-    loaders = model_loaders(names, pretrained, checkpoint, device)
+    loaders = model_loaders(names, pretrained, checkpoint, device, model_args)
     study = AttributionStudy(_images(image, data, split, root, limit, on_error, seed), settings, [])
     for load in loaders:
         study.look_at(load())

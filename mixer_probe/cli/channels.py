@@ -18,6 +18,7 @@ from mixer_probe.cli.options import (
     Device,
     Layers,
     Limit,
+    ModelArgs,
     ModelNames,
     OnError,
     Permutations,
@@ -68,6 +69,7 @@ def channels(
     on_error: OnError = "raise",
     pretrained: Pretrained = True,
     checkpoint: Checkpoint = None,
+    model_args: ModelArgs = None,
     baselines: Annotated[bool, typer.Option(help="Also look at every trained network with random weights.")] = True,
     device: Device = "auto",
     autocast: Autocast = None,
@@ -90,7 +92,7 @@ def channels(
     sources = [path for path in (masks, attributes) if path is not None]
     chosen = _analyses(what, len(names), bool(asked), bool(sources), visualize)
     check_permutations(permutations)
-    loaders = model_loaders(names, pretrained, checkpoint, device)
+    loaders = model_loaders(names, pretrained, checkpoint, device, model_args)
     images, train = _images(data, split, root, limit, on_error, seed, chosen)
     concepts = [load_concepts(path, images) for path in sources]
     if by_name:

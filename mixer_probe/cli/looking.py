@@ -18,6 +18,7 @@ from mixer_probe.cli.options import (
     Device,
     Layers,
     Limit,
+    ModelArgs,
     ModelName,
     OnError,
     Pretrained,
@@ -28,7 +29,7 @@ from mixer_probe.cli.options import (
     console,
 )
 from mixer_probe.cli.output import print_frame, print_json
-from mixer_probe.cli.shared import chosen_layers, find_images
+from mixer_probe.cli.shared import chosen_layers, find_images, model_loaders
 
 if TYPE_CHECKING:
     from mixer_probe.models import CatalogueEntry, ModelCard
@@ -66,14 +67,15 @@ def inspect(
     model: ModelName,
     pretrained: Pretrained = True,
     checkpoint: Checkpoint = None,
+    model_args: ModelArgs = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Print a model's layers, parameters and multiply-accumulates."""
-    from mixer_probe.models import describe, load_model
+    from mixer_probe.models import describe
     from mixer_probe.results import to_dict
 
-    card = describe(load_model(model, pretrained=pretrained, checkpoint=checkpoint, device=device))
+    card = describe(model_loaders([model], pretrained, checkpoint, device, model_args)[0]())
     if as_json:
         print_json(to_dict(card))
     else:
@@ -110,6 +112,7 @@ def extract(
     on_error: OnError = "raise",
     pretrained: Pretrained = True,
     checkpoint: Checkpoint = None,
+    model_args: ModelArgs = None,
     device: Device = "auto",
     autocast: Autocast = None,
     batch_size: BatchSize = 64,
@@ -118,7 +121,7 @@ def extract(
     """Store a model's representations of images; an interrupted run goes on where it stopped."""
     import mixer_probe as mp
 
-    loaded = mp.load_model(model, pretrained=pretrained, checkpoint=checkpoint, device=device)
+    loaded = model_loaders([model], pretrained, checkpoint, device, model_args)[0]()
     images = find_images(data, split, root, limit, on_error, seed)
     run = mp.extract(
         loaded,

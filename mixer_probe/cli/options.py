@@ -28,7 +28,18 @@ ModelNames = Annotated[
     list[str], typer.Argument(metavar="MODEL...", help="timm names or name.tags, zoo:NAME, hf-hub:OWNER/REPO, local-dir:FOLDER.")
 ]
 Pretrained = Annotated[bool, typer.Option("--pretrained/--no-pretrained", help="Trained weights, or random ones.")]
-Checkpoint = Annotated[Path | None, typer.Option(help="A safetensors or weights-only torch file with the model's weights.")]
+Checkpoint = Annotated[
+    list[str] | None,
+    typer.Option(metavar="[MODEL=]FILE", help="A safetensors, torch or npz file of a model's weights; once a model."),
+]
+ModelArgs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model-args",
+        metavar="[MODEL=]JSON",
+        help="""Arguments of timm, such as '{"patch_size": 8, "num_blocks": 4, "embed_dim": 64}'; once a model.""",
+    ),
+]
 Data = Annotated[str, typer.Option(help="demo, photos, a folder of images, or a timm data set (torch/..., hfds/..., wds/...).")]
 Split = Annotated[str | None, typer.Option(help="Split of the data set, such as train, test or validation.")]
 Root = Annotated[str | None, typer.Option(help="Where a timm data set lies on disk.")]

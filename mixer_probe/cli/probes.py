@@ -13,10 +13,12 @@ from mixer_probe.cli.options import (
     AsJson,
     Autocast,
     BatchSize,
+    Checkpoint,
     Data,
     Device,
     Layers,
     Limit,
+    ModelArgs,
     ModelNames,
     OnError,
     Pretrained,
@@ -64,6 +66,8 @@ def probe(
     limit: Limit = None,
     on_error: OnError = "raise",
     pretrained: Pretrained = True,
+    checkpoint: Checkpoint = None,
+    model_args: ModelArgs = None,
     baselines: Annotated[bool, typer.Option(help="Also probe every network with random weights, and raw pixels.")] = True,
     device: Device = "auto",
     autocast: Autocast = None,
@@ -92,7 +96,7 @@ def probe(
         groups=groups and str(groups),
         sampled_probes=False,
     )
-    loaders = model_loaders(names, pretrained, None, device)
+    loaders = model_loaders(names, pretrained, checkpoint, device, model_args)
     if test_data is None:
         images, train = train_and_test(data, split, root, limit, on_error, seed)
     else:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ from mixer_probe.cli.options import (
     Layers,
     Limit,
     Measures,
+    ModelArgs,
     ModelNames,
     OnError,
     Out,
@@ -49,7 +51,7 @@ def demo(out: Out = Path("mixer-probe-demo"), device: Device = "auto", seed: See
     images, train = train_and_test("demo", None, None, None, "raise", seed)
     loaders = model_loaders(DEMO_MODELS, True, None, device)
     title = "What a Mixer, a ViT and a ResNet learned from CIFAR-10"
-    _write_study(loaders, images, train, settings, out, title, DEMO_MODELS, {"device": device})
+    _write_study(loaders, images, train, settings, out, title)
 
 
 @app.command(epilog="Example: mixer-probe report mixer_b16_224 vit_base_patch16_224 --data photos --out report")
@@ -63,6 +65,7 @@ def report(
     on_error: OnError = "raise",
     pretrained: Pretrained = True,
     checkpoint: Checkpoint = None,
+    model_args: ModelArgs = None,
     baselines: Annotated[bool, typer.Option(help="Also look at every trained network with random weights.")] = True,
     device: Device = "auto",
     autocast: Autocast = None,
@@ -89,21 +92,18 @@ def report(
         measures=measures,
         resamples=resamples,
     )
-    loaders = model_loaders(names, pretrained, checkpoint, device)
-    loading = {"pretrained": pretrained, "checkpoint": checkpoint and str(checkpoint), "device": device}
+    loaders = model_loaders(names, pretrained, checkpoint, device, model_args)
     title = f"Inside {', '.join(names)}" if len(names) < 4 else f"Inside {len(names)} networks: {', '.join(names)}"
-    _write_study(loaders, images, train, settings, out, title, names, loading)
+    _write_study(loaders, images, train, settings, out, title)
 
 
 def _write_study(
-    loaders: Sequence[Callable[[], Model]],
+    loaders: Sequence[partial[Model]],
     images: Images,
     train: Images | None,
     settings: StudySettings,
     out: Path,
     title: str,
-    names: Sequence[str],
-    loading: dict[str, Any],
 ) -> None:
     from mixer_probe.core.files import make_folder
     from mixer_probe.report import Steps, run_study, write_report
@@ -111,32 +111,30 @@ def _write_study(
 
     make_folder(out)
     results = run_study(loaders, images, train, settings, store=out / "runs", steps=Steps(out / "parts"))
-    again = _how_again(names, images, train, settings, loading)
+    again = _how_again(loaders, images, train, settings)
     save_results(results, out / "results.json", again, title)
     page = write_report(results, out / "report.html", title=title, settings=again)
     console.print(str(page.resolve()), markup=False, highlight=False, soft_wrap=True)
 
 
 def _how_again(
-    names: Sequence[str], images: Images, train: Images | None, settings: StudySettings, loading: dict[str, Any]
+    loaders: Sequence[partial[Model]], images: Images, train: Images | None, settings: StudySettings
 ) -> dict[str, Any]:
     """The command line as given, the same as a script, and the settings as data."""
     from dataclasses import asdict
 
     from mixer_probe.results import to_dict
 
-    arguments = "".join(f", {k}={v!r}" for k, v in loading.items() if v is not None)
     chosen = ",\n".join(f"    {k}={v!r}" for k, v in asdict(settings).items())
-    listed = "\n".join(f"    {name!r}," for name in names)
+    listed = "\n".join(f"    mp.load_model({_written(loader)})," for loader in loaders)
     fit = "None" if train is None else f'mp.load_images("{train.name}", split="{train.split}")'
     source = f'mp.load_images("{images.name}", split={images.split or None!r}, limit={images.limit!r}, seed={images.seed})'
     script = f"""import mixer_probe as mp
 from mixer_probe.report import StudySettings, run_study
 
-names = [
+models = [
 {listed}
 ]
-models = [mp.load_model(name{arguments}) for name in names]
 images = {source}
 train = {fit}
 settings = StudySettings(
@@ -147,6 +145,11 @@ mp.write_report(results, "report.html")
 """
     command = " ".join(["mixer-probe", *map(shlex.quote, sys.argv[1:])])
     return {"command": command, "script": script, "images": to_dict(images.record), "study": asdict(settings)}
+
+
+def _written(loader: partial[Model]) -> str:
+    """The arguments as Python."""
+    return ", ".join([*map(repr, loader.args), *(f"{name}={value!r}" for name, value in loader.keywords.items())])
 
 
 @app.command(epilog="Example: mixer-probe render mixer-probe-demo --out again")

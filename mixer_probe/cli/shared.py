@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixer_probe.errors import ImagesError, MeasureError, StoreError
+from mixer_probe.errors import ImagesError, MeasureError, ModelError
 
 if TYPE_CHECKING:
     from mixer_probe.images import Images
@@ -48,15 +48,56 @@ def train_and_test(
     return images, None
 
 
-def model_loaders(names: Sequence[str], pretrained: bool, checkpoint: Path | None, device: str) -> list[Callable[[], Model]]:
-    """One function a network that loads it; an unknown name is told at once. Raises ModelError, StoreError."""
+def model_loaders(
+    names: Sequence[str],
+    pretrained: bool,
+    checkpoint: Sequence[str] | None,
+    device: str,
+    model_args: Sequence[str] | None = None,
+) -> list[partial[Model]]:
+    """One `load_model` a network; an unknown name is told at once. Raises ModelError."""
     from mixer_probe.models import check_name, load_model
 
-    if checkpoint is not None and len(names) > 1:
-        raise StoreError(f"--checkpoint is for one model, and {len(names)} are given")
+    arguments: dict[str, dict[str, Any]] = {name: {"pretrained": pretrained, "device": device} for name in names}
+    for name, file in _by_name("--checkpoint", checkpoint, names).items():
+        arguments[name]["checkpoint"] = file
+    for name, text in _by_name("--model-args", model_args, names).items():
+        arguments[name] |= _model_arguments(text)
     for name in names:
         check_name(name)
-    return [partial(load_model, name, pretrained=pretrained, checkpoint=checkpoint, device=device) for name in names]
+    return [partial(load_model, name, **arguments[name]) for name in names]
+
+
+def _by_name(option: str, values: Sequence[str] | None, names: Sequence[str]) -> dict[str, str]:
+    """Values of an option that is given as MODEL=VALUE, or as VALUE for the only model there is."""
+    found: dict[str, str] = {}
+    for text in values or ():
+        name = next((n for n in sorted(names, key=len, reverse=True) if text.startswith(f"{n}=")), None)
+        if name is None and len(set(names)) > 1:
+            raise ModelError(
+                f"{option} {text} is for one of {len(names)} models; give {option} MODEL={text} for {' or '.join(names)}"
+            )
+        if (name or names[0]) in found:
+            raise ModelError(f"{option} is given twice for {name or names[0]}; give it once a model")
+        found[name or names[0]] = text.removeprefix(f"{name}=")
+    return found
+
+
+# What the command line says in options of its own.
+_OWN = ("model", "pretrained", "checkpoint", "device")
+
+
+def _model_arguments(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or any(name in found for name in _OWN):
+        raise ModelError(
+            f"""--model-args takes arguments of timm as a JSON object, such as '{{"patch_size": 8}}', without those that are """
+            f"options of their own ({', '.join(_OWN)}), not {text}"
+        )
+    return found
 
 
 def without_gaps(results: Sequence[Result], anything: bool) -> list[Result]:

@@ -16,10 +16,12 @@ from mixer_probe.cli.options import (
     AsJson,
     Autocast,
     BatchSize,
+    Checkpoint,
     Data,
     Device,
     Limit,
     Measures,
+    ModelArgs,
     OnError,
     Permutations,
     Pretrained,
@@ -31,12 +33,13 @@ from mixer_probe.cli.options import (
     console,
 )
 from mixer_probe.cli.output import save_picture
-from mixer_probe.cli.shared import chosen_layers, find_images
+from mixer_probe.cli.shared import chosen_layers, find_images, model_loaders
 from mixer_probe.errors import MeasureError
 
 if TYPE_CHECKING:
     from mixer_probe.capture import Representations
     from mixer_probe.images import Images
+    from mixer_probe.models import Model
     from mixer_probe.similarity import SimilarityMatrix
 
 
@@ -60,6 +63,8 @@ def compare(
     limit: Limit = None,
     on_error: OnError = "raise",
     pretrained: Pretrained = True,
+    checkpoint: Checkpoint = None,
+    model_args: ModelArgs = None,
     device: Device = "auto",
     autocast: Autocast = None,
     batch_size: BatchSize = 64,
@@ -79,8 +84,10 @@ def compare(
     names, cells = measure_names(measure), _grid(grid, reduce)
     load = partial(find_images, data, split, root, limit, on_error, seed)
     kept = reduce or ("none" if cells else None)
-    find = partial(_representations, load=load, layers=layers, reduce=kept, pretrained=pretrained, device=device)
-    a, b = (find(source, autocast=autocast, batch_size=batch_size) for source in (model_a, model_b))
+    find = partial(_representations, load=load, layers=layers, reduce=kept, autocast=autocast, batch_size=batch_size)
+    models = [source for source in (model_a, model_b) if not Path(source).is_dir()]
+    loaders = dict(zip(models, model_loaders(models, pretrained, checkpoint, device, model_args), strict=True))
+    a, b = (find(source, loader=loaders.get(source)) for source in (model_a, model_b))
     matrices = mp.compare(  # type: ignore[call-overload]
         a,
         b,
@@ -157,20 +164,18 @@ def _representations(
     load: Callable[[], Images],
     layers: str | None,
     reduce: str | None,
-    pretrained: bool,
-    device: str,
     autocast: str | None,
     batch_size: int,
+    loader: Callable[[], Model] | None,
 ) -> Representations:
-    """Of a model by name, or of a stored run by path."""
+    """Of a model that is loaded, or of a stored run by path."""
     import mixer_probe as mp
 
-    if Path(source).is_dir():
+    if loader is None:
         return _stored(source, layers, reduce)
-    model = mp.load_model(source, pretrained=pretrained, device=device)
     chosen = chosen_layers(layers or "blocks")
     kept: Any = reduce or "mean"
-    return mp.extract(model, load(), chosen, reduce=kept, batch_size=batch_size, autocast=autocast)
+    return mp.extract(loader(), load(), chosen, reduce=kept, batch_size=batch_size, autocast=autocast)
 
 
 def _stored(source: str, layers: str | None, reduce: str | None) -> Representations:

@@ -14,6 +14,7 @@ from mixer_probe.cli.options import (
     Checkpoint,
     Device,
     Limit,
+    ModelArgs,
     ModelNames,
     OnError,
     Out,
@@ -48,6 +49,7 @@ def weights(
     on_error: OnError = "raise",
     pretrained: Pretrained = True,
     checkpoint: Checkpoint = None,
+    model_args: ModelArgs = None,
     baselines: Annotated[bool, typer.Option(help="Also look at every trained network with random weights.")] = True,
     device: Device = "cpu",
     seed: Seed = 0,
@@ -63,7 +65,7 @@ def weights(
     images = find_images(data, split, root, limit, on_error, seed) if chosen is None or "tying" in chosen else None
     results: list[Result] = []
     drawn: dict[str, Figure] = {}
-    for load in model_loaders(names, pretrained, checkpoint, device):
+    for load in model_loaders(names, pretrained, checkpoint, device, model_args):
         model = load()
         path = None if block is None else block_path(model, block)
         twins = [model.untrained()] if baselines and model.weights.trained else []
