@@ -24,8 +24,8 @@ def gradcam_layer(model: Model, name: str | None) -> Layer:
         layer = model.layer(name)
         _check(model, layer)
         return layer
-    for block in reversed(model.structure.blocks):
-        layer = model.layer(block.path)
+    for run in reversed(model.structure.runs):
+        layer = model.layer(run.name)
         if layer.grid and tokens_read(model, layer)[0]:
             return layer
     # No block moves a logit: whoever asked hears that every gradient is zero.

@@ -170,8 +170,8 @@ def tokens_read(model: Model, layer: Layer) -> tuple[bool, np.ndarray]:
 
 
 def last_block(model: Model) -> Layer:
-    """The last block as a layer."""
-    return model.layer(model.structure.blocks[-1].path)
+    """The last block as a layer; its last call, where it runs several times."""
+    return model.layer(model.structure.runs[-1].name)
 
 
 def patch_grid(model: Model) -> tuple[int, int]:

@@ -22,34 +22,40 @@ from mixer_probe.attribution.network import (
 from mixer_probe.errors import MeasureError
 from mixer_probe.models.layer import Axes
 from mixer_probe.models.model import Model
+from mixer_probe.models.structure import BlockRun
 from mixer_probe.models.switches import unfused
 
 _INSTEAD = "'gradcam' and 'integrated_gradients' work for every family"
 
 
 def attention_places(model: Model) -> list[tuple[str, int]]:
-    """Where each block's attention matrix passes: (path of its attn_drop, 0).
+    """Where the attention matrix of each call of a block passes: (path of its attn_drop, call).
 
     Raises MeasureError for a network without one matrix over all its tokens a block."""
     if model.family != "vit":
         raise MeasureError(f"{model.name} is a {model.family} and has no attention to follow; {_INSTEAD}")
-    return [(_place(model, block.path, block.module), 0) for block in model.structure.blocks]
+    return [_place(model, run) for run in model.structure.runs]
 
 
-def _place(model: Model, path: str, block: nn.Module) -> str:
-    attention = getattr(block, "attn", None)
-    layer = model.layer(path)
+def _place(model: Model, run: BlockRun) -> tuple[str, int]:
+    attention = getattr(run.block.module, "attn", None)
+    layer = model.layer(run.name)
     drop = getattr(attention, "attn_drop", None)
+    # The matrix passes once per call of the attention, also where the trace saw a fused kernel instead.
+    calls = model.structure.parts(run, ("attn",))
     if (
         layer.axes != Axes.BNC.name
         or layer.grid is None
         or not isinstance(drop, nn.Module)
         or not hasattr(attention, "fused_attn")
+        or len(calls) != 1
     ):
         raise MeasureError(
-            f"'{path}' of {model.name} ({type(block).__name__}) has no single attention matrix over all tokens; {_INSTEAD}"
+            f"'{run.name}' of {model.name} ({type(run.block.module).__name__}) has no single attention matrix over all tokens; "
+            f"{_INSTEAD}"
         )
-    return f"{path}.attn.attn_drop"
+    path, call = calls[0]
+    return f"{path}.attn_drop", call
 
 
 class ReadOut:

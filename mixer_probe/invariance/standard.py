@@ -24,7 +24,7 @@ def own_grid(model: Model) -> tuple[int, int]:
     """(rows, columns) of the patches that a Mixer or ViT sees; a CNN has none, so the positions after its last block.
 
     Raises MeasureError for a network whose positions form no grid that divides its input."""
-    grid = model.structure.token_grid if model.family != "cnn" else model.layer(model.structure.blocks[-1].path).grid
+    grid = model.structure.token_grid if model.family != "cnn" else model.layer(model.structure.runs[-1].name).grid
     height, width = model.input.size[1:]
     if grid is None or height % grid[0] or width % grid[1]:
         raise MeasureError(f"{model.name} has no grid of patches that divides its input of {height}×{width} px; give grid=")

@@ -63,7 +63,7 @@ class Model:
             raise ModelError(
                 f"{self.name} does not run on images of {self.input.size} ({reason}); give the input_size that it takes"
             ) from error
-        return Structure(self.module, calls, self.adapter)
+        return Structure(self.module, calls, self.adapter, self.input.size)
 
     @property
     def layers(self) -> tuple[Layer, ...]:

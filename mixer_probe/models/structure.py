@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -39,6 +40,19 @@ class Block:
     path: str
     spec: BlockSpec
     module: nn.Module
+
+
+@dataclass(frozen=True)
+class BlockRun:
+    """One call of a block, as a layer name ("blocks.0", with "#k" where the block runs several times a forward pass).
+
+    What runs inside it finishes after the trace's call `start` and not after its own, `order`."""
+
+    name: str
+    block: Block
+    call: int
+    start: int
+    order: int
 
 
 def find_adapter(network: nn.Module, name: str) -> Adapter:
@@ -79,14 +93,19 @@ def _find_blocks(network: nn.Module, adapter: Adapter) -> tuple[Block, ...]:
 class Structure:
     """The layers of one traced network. `layers` are the ones every network has; `find` reads any module path.
 
-    `prefix` is the number of prefix tokens in the sequence that the blocks see.
+    `blocks` are the block modules in the order in which they first run, `runs` all their calls: with weights that are shared
+    over depth there are more calls than modules. `prefix` is the number of prefix tokens in the sequence that the blocks see.
 
-    Raises ModelError for a network that uses known blocks in another way than its family does."""
+    Raises ModelError for a network that uses known blocks in another way than its family does, and for one whose prefix tokens
+    are neither stated nor countable."""
 
-    def __init__(self, network: nn.Module, calls: Sequence[Call], adapter: Adapter) -> None:
+    def __init__(self, network: nn.Module, calls: Sequence[Call], adapter: Adapter, input_size: tuple[int, int, int]) -> None:
         self._network = network
         self._modules = dict(network.named_modules())
+        # A module at several places has the path of the first, in the trace as well.
+        self._paths = {id(module): path for path, module in self._modules.items()}
         self._adapter = adapter
+        self._pixels = math.prod(input_size)
         self._calls = {self._key(c): (i, c) for i, c in enumerate(calls)}
         self._counts: dict[str, int] = {}
         for c in calls:
@@ -95,20 +114,102 @@ class Structure:
         self.blocks = tuple(sorted(blocks, key=lambda b: self._order(b.path)))
         if not self.blocks:
             raise ModelError("no block of the network runs in a forward pass in eval mode")
-        self._first_block = self._order(self.blocks[0].path)
-        self._last_block = self._order(self.blocks[-1].path)
+        self._inside = {b.path: {id(m) for m in b.module.modules()} for b in self.blocks}
+        self.runs = tuple(self._block_runs())
+        self._first_block = self.runs[0].order
+        self._last_block = self.runs[-1].order
         self._check_blocks()
 
+    def _block_runs(self) -> Iterator[BlockRun]:
+        found = [(self._order(b.path, call), b, call) for b in self.blocks for call in range(self._counts[b.path])]
+        start = -1
+        for order, block, call in sorted(found, key=lambda run: run[0]):
+            yield BlockRun(self._name(block.path, call), block, call, start, order)
+            start = order
+
+    @property
+    def single_blocks(self) -> tuple[Block, ...]:
+        """The blocks, each of which runs once: what an analysis of weights takes, for it gives each block one depth.
+
+        Raises LayerError for a network with a block that runs several times."""
+        several = next((b.path for b in self.blocks if self._counts[b.path] > 1), None)
+        if several:
+            raise LayerError(
+                f"'{several}' runs {self._counts[several]} times a forward pass, so its weights have no single depth; "
+                "analyses of representations and attributions take each call"
+            )
+        return self.blocks
+
     def _check_blocks(self) -> None:
-        reasons = [f"'{b.path}' {a}" for b in self.blocks if isinstance(a := self._axes(b.path, 0), str)]
-        sequences = [b.path for b in self.blocks if self._axes(b.path, 0) is Axes.BNC]
-        lengths = {self._calls[path, 0][1].shape[1] for path in sequences}  # type: ignore[index]
+        name = type(self._network).__name__
+        reasons = [f"'{r.name}' {a}" for r in self.runs if isinstance(a := self._axes(r.block.path, r.call), str)]
+        sequences = [r for r in self.runs if self._axes(r.block.path, r.call) is Axes.BNC]
+        lengths = {self._calls[r.block.path, r.call][1].shape[1] for r in sequences}  # type: ignore[index]
         if len(lengths) > 1:
             # Which of the tokens are prefix tokens, and which grid the others form, is then anybody's guess.
             reasons.append(f"its blocks see {' and '.join(map(str, sorted(lengths)))} tokens")
         if reasons:
-            name = type(self._network).__name__
             raise ModelError(f"{name} is of no known family: {reasons[0]}; known families: {known_families()}")
+        self._tokens = lengths.pop() if lengths else 0
+        self.prefix = self._count_prefix() if self._tokens else 0
+
+    def _count_prefix(self) -> int:
+        """Class, distillation and register tokens before the patch tokens in a block's sequence: stated, or counted."""
+        stated, patches, tokens = self._stated_prefix, self._embedded, self._tokens
+        cure = (
+            "set num_prefix_tokens on it to the number of class, distillation and register tokens before the patches (0 for none)"
+        )
+        name = type(self._network).__name__
+        if stated is None and not patches:
+            raise ModelError(
+                f"{name}: which of the {tokens} tokens of its blocks are patches is neither stated nor countable; {cure}"
+            )
+        if stated is not None and patches and stated + patches != tokens:
+            raise ModelError(
+                f"{name} states num_prefix_tokens={stated}, and {tokens - patches} of the {tokens} tokens of its blocks are no "
+                f"patches of its embedding, which makes {patches}; {cure}"
+            )
+        return tokens - patches if stated is None else stated
+
+    @cached_property
+    def _stated_prefix(self) -> int | None:
+        """What the network, or the innermost network around the blocks, states; None without a statement that can be."""
+        for root in reversed(self._roots):
+            stated = getattr(self._modules[root.rstrip(".")], "num_prefix_tokens", None)
+            if isinstance(stated, int) and not isinstance(stated, bool) and 0 <= stated < self._tokens:
+                return stated
+        return None
+
+    @cached_property
+    def _embedded(self) -> int:
+        """How many patch tokens the embedding makes; 0 if that is not known.
+
+        The size of the last map before the first block, or the tokens of a linear layer that reads every value of the image once.
+        A count that is no more than half of the blocks' tokens, or more than these, is of something else."""
+        counts = [math.prod(self._last_map or ())] if self._last_map else []
+        counts += [
+            math.prod(call.shape[1:-1])
+            for (path, _), (order, call) in self._calls.items()
+            if order < self._first_block
+            and isinstance(linear := self._modules[path], nn.Linear)
+            and call.shape is not None
+            and math.prod(call.shape[1:-1]) * linear.in_features == self._pixels
+        ]
+        return next((n for n in counts if n <= self._tokens < 2 * n), 0)
+
+    @cached_property
+    def _last_map(self) -> tuple[int, int] | None:
+        """(rows, columns) of what the last convolution, norm or pooling before the first block returns."""
+        first = self.blocks[0].path + "."
+        grids = [
+            shape[2:]
+            for (path, _), (order, call) in self._calls.items()
+            if order < self._first_block
+            and not path.startswith(first)
+            and _is_channels_first(self._modules[path])
+            and len(shape := call.shape or ()) == 4
+        ]
+        return (grids[-1][0], grids[-1][1]) if grids else None
 
     @staticmethod
     def _key(call: Call) -> tuple[str, int]:
@@ -122,41 +223,51 @@ class Structure:
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """Stem, every block with its spatial- and channel-mixing parts, final norm and head, in execution order."""
-        found = [self._read(path, kind) for path, kind in self._standard()]
+        found = [self._read(path, kind, call) for path, kind, call in self._standard()]
         ordered = sorted(found, key=lambda layer: layer.order)
         return tuple(replace(layer, depth=self._depth(layer.module, layer.order)) for layer in ordered)
 
-    def _standard(self) -> Iterator[tuple[str, Kind]]:
-        stem = self.stem_path
-        if stem:
-            yield stem, "stem"
-        for block in self.blocks:
-            for path in self._parts(block, block.spec.spatial):
-                yield path, "channel" if _is_pointwise(self._modules[path]) else "spatial"
-            yield from ((path, "channel") for path in self._parts(block, block.spec.channel))
-            yield block.path, "block"
+    def _standard(self) -> Iterator[tuple[str, Kind, int]]:
+        if self._stem:
+            yield self._stem[0], "stem", self._stem[1]
+        for run in self.runs:
+            for path, call in self.parts(run, run.block.spec.spatial):
+                yield path, "channel" if _is_pointwise(self._modules[path]) else "spatial", call
+            yield from ((path, "channel", call) for path, call in self.parts(run, run.block.spec.channel))
+            yield run.block.path, "block", run.call
         norm = self._first(self._adapter.norms, after=self._last_block)
         if norm:
-            yield norm, "norm"
+            yield norm[0], "norm", norm[1]
         head = self._first(self._adapter.heads, after=self._last_block)
         if head:
-            yield head, "head"
+            yield head[0], "head", head[1]
 
     @cached_property
-    def stem_path(self) -> str | None:
-        """The module whose output enters the first block."""
+    def _stem(self) -> tuple[str, int] | None:
         return self._first(self._adapter.stems, before=self._first_block)
 
-    def _parts(self, block: Block, names: Sequence[str]) -> list[str]:
-        paths = [f"{block.path}.{name}" for name in names]
-        # A switched-off part of timm's mobile blocks is an Identity: it exists and mixes nothing.
-        return [p for p in paths if p in self._counts and not _is_bare_identity(self._modules[p], p)]
+    @property
+    def stem_path(self) -> str | None:
+        """The module that ends the stem, the last before the first block; not one that only hands on what it gets."""
+        return self._stem[0] if self._stem else None
 
-    def _first(self, names: Sequence[str], before: float = math.inf, after: float = -1) -> str | None:
+    def parts(self, run: BlockRun, names: Sequence[str]) -> list[tuple[str, int]]:
+        """(module path, call) of what runs in one call of a block under these names; a module that blocks share included."""
+        found = []
+        for name in names:
+            path = self._paths.get(id(_submodule(run.block.module, name)), "")
+            # A switched-off part of timm's mobile blocks is an Identity: it exists and mixes nothing.
+            if path in self._counts and not _is_bare_identity(self._modules[path], path):
+                calls = range(self._counts[path])
+                found += [(path, call) for call in calls if run.start < self._order(path, call) <= run.order]
+        return found
+
+    def _first(self, names: Sequence[str], before: float = math.inf, after: float = -1) -> tuple[str, int] | None:
+        """(module path, call) of the first of these that runs there: its last call before the blocks, or its first after."""
         for path in (root + name for name in names for root in self._roots):
-            runs = path in self._counts and after < self._order(path) < before
-            if runs and not (isinstance(self._modules[path], nn.Identity) and after >= 0):
-                return path
+            calls = [c for c in range(self._counts.get(path, 0)) if after < self._order(path, c) < before]
+            if calls and not _hands_on(self._modules[path]):
+                return path, calls[-1] if after < 0 else calls[0]
         return None
 
     @cached_property
@@ -166,16 +277,17 @@ class Structure:
         return tuple("".join(part + "." for part in parts[:k]) for k in range(len(parts) + 1))
 
     def _depth(self, path: str, order: int) -> float:
-        """i/L after block i of L, a block's parts at equal steps before it, 0 at the stem, 1 after the last block."""
-        total = len(self.blocks)
-        for i, block in enumerate(self.blocks):
-            if path == block.path:
+        """i/L after call i of the L calls of blocks, its parts at equal steps before it, 0 at the stem, 1 after the last."""
+        total = len(self.runs)
+        i = bisect_left(self.runs, order, key=lambda run: run.order)
+        if i < total and id(self._modules[path]) in self._inside[self.runs[i].block.path]:
+            run = self.runs[i]
+            if order == run.order:
                 return (i + 1) / total
-            if path.startswith(block.path + "."):
-                parts = [self._order(p) for p in self._parts(block, (*block.spec.spatial, *block.spec.channel))]
-                done = sum(part <= order for part in parts)
-                return (i + done / (len(parts) + 1)) / total
-        return sum(self._order(b.path) < order for b in self.blocks) / total
+            parts = self.parts(run, (*run.block.spec.spatial, *run.block.spec.channel))
+            done = sum(self._order(*part) <= order for part in parts)
+            return (i + done / (len(parts) + 1)) / total
+        return i / total
 
     # -- any module path -----------------------------------------------------------------------------------------------
 
@@ -301,7 +413,7 @@ class Structure:
     def _sequence(self, path: str, n: int) -> tuple[tuple[int, int] | None, int, int]:
         """Grid, positions and prefix tokens of a sequence of `n`: the whole grid, or prefix tokens and then the grid."""
         grid = self._grid_near(path)
-        size = math.prod(grid) if grid else self._embedded
+        size = math.prod(grid) if grid else self._tokens - self.prefix
         if n == size:
             return grid, n, 0
         if n == size + self.prefix:
@@ -318,33 +430,11 @@ class Structure:
 
     @cached_property
     def token_grid(self) -> tuple[int, int] | None:
-        """(rows, columns) of the patch tokens, from the last convolution before the first block."""
-        first = self.blocks[0].path + "."
-        grids = [
-            shape[2:]
-            for (path, _), (order, call) in self._calls.items()
-            if order < self._first_block
-            and not path.startswith(first)
-            and isinstance(self._modules[path], nn.Conv2d)
-            and len(shape := call.shape or ()) == 4
-        ]
-        return (grids[-1][0], grids[-1][1]) if grids else None
-
-    @cached_property
-    def prefix(self) -> int:
-        """Class, distillation and register tokens before the patch tokens in a block's sequence."""
-        if self.blocks[0].spec.axes is not Axes.BNC or not self._embedded:
-            return 0
-        shape = self._calls[self.blocks[0].path, 0][1].shape
-        return max((shape[1] if shape else 0) - self._embedded, 0)
-
-    @cached_property
-    def _embedded(self) -> int:
-        """How many patch tokens the embedding makes: its grid, or the sequence that the stem returns; 0 if unknown."""
-        if self.token_grid:
-            return math.prod(self.token_grid)
-        shape = self._calls[self.stem_path, 0][1].shape if self.stem_path else None
-        return shape[1] if shape and len(shape) == 3 else 0
+        """(rows, columns) of the patch tokens; None where the map that they are made from is not known."""
+        grid = self._last_map
+        if grid and self._tokens and math.prod(grid) != self._tokens - self.prefix:
+            return None
+        return grid
 
 
 def _is_channels_first(module: nn.Module) -> bool:
@@ -356,6 +446,19 @@ def _is_channels_first(module: nn.Module) -> bool:
 def _is_bare_identity(module: nn.Module, path: str) -> bool:
     # Swin's drop_path1 is an Identity by design: there it stands for the branch that ends in it.
     return isinstance(module, nn.Identity) and not path.endswith("drop_path1")
+
+
+def _hands_on(module: nn.Module) -> bool:
+    """Modules that return their input: an Identity, an empty Sequential."""
+    return isinstance(module, nn.Identity) or (isinstance(module, nn.Sequential) and len(module) == 0)
+
+
+def _submodule(module: nn.Module, path: str) -> nn.Module | None:
+    for name in path.split("."):
+        module = getattr(module, name, None)  # type: ignore[assignment]
+        if not isinstance(module, nn.Module):
+            return None
+    return module
 
 
 def _is_pointwise(module: nn.Module) -> bool:

@@ -291,7 +291,7 @@ class SpatialConvolution:
 
 def spatial_convolutions(model: Model) -> list[SpatialConvolution]:
     """The convolutions larger than 1x1 that a CNN's blocks mix positions with, in execution order."""
-    blocks = model.structure.blocks
+    blocks = model.structure.single_blocks
     found: list[SpatialConvolution] = []
     for i, block in enumerate(blocks):
         own = list(_convolutions(block))

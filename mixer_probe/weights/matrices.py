@@ -78,7 +78,7 @@ def mixing_matrices(model: Model) -> MixingMatrices:
     """The linear layers and convolutions of all blocks, and of the downsampling between blocks, in execution order of the blocks.
 
     Weights of one axis (norms, scales, biases) are no matrices and are not listed."""
-    blocks = model.structure.blocks
+    blocks = model.structure.single_blocks
     matrices, products, left_out = [], [], []
     for i, block in enumerate(blocks):
         found = list(_block_matrices(model, block, (i + 1) / len(blocks)))

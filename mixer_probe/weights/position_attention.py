@@ -43,7 +43,7 @@ def position_attention(model: Model) -> tuple[PositionAttention, ...]:
 
     Raises ModelError, with the reason, for a network whose positions enter in another way."""
     with torch.no_grad():
-        return tuple(_attention(model, block) for block in model.structure.blocks)
+        return tuple(_attention(model, block) for block in model.structure.single_blocks)
 
 
 def _attention(model: Model, block: Block) -> PositionAttention:

@@ -57,7 +57,7 @@ def token_matrices(model: Model) -> tuple[TokenMatrices, ...]:
             f"{model.name} is a {model.family} and has no token-mixing weights: it mixes positions by {spatial_mixers(model)}; "
             "token-mixing weights are in Mixer, gMixer, ResMLP and gMLP"
         )
-    blocks = model.structure.blocks
+    blocks = model.structure.single_blocks
     return tuple(_matrices(block, (i + 1) / len(blocks)) for i, block in enumerate(blocks))
 
 
