@@ -12,13 +12,13 @@ import pytest
 from scipy.stats import norm
 
 from mixer_probe.errors import StoreError
-from mixer_probe.probing.scores import wilson_interval
 from mixer_probe.report import ReportDiff, Skipped, compare_reports, make_sections
 from mixer_probe.report.diff import _ANSWERS, _KEYS, _ONLY, difference_interval, difference_p, interval_columns
 from mixer_probe.report.section import Picture
 from mixer_probe.report.sections import RENDERERS
 from mixer_probe.report.sections_diff import findings
 from mixer_probe.results import ImagesRecord, ModelRecord, Result, SavedResults, load_results, save_results
+from mixer_probe.stats import wilson_interval
 from tests.report.test_saved_results import made
 
 MODEL = ModelRecord("zoo:a", "mixer", True, "file a.safetensors", "a" * 64, 10)
