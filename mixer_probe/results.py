@@ -23,7 +23,7 @@ import pandas as pd
 from mixer_probe.core.files import write_text
 from mixer_probe.errors import StoreError, closest
 
-FORMAT = "mixer-probe results 1"
+FORMAT = "mixer-probe results 2"
 # What a report calls its results in its folder.
 FILE_NAME = "results.json"
 # Small arrays stay readable in the file; large ones are stored exactly and compactly.
@@ -59,13 +59,13 @@ def storable(cls: T) -> T:
 @storable
 @dataclass(frozen=True)
 class ModelRecord:
-    """Which network a number was measured on: enough to find the same weights again."""
+    """Which network a number was measured on; `fingerprint` is that of `Model`: over weights, modules, settings and input."""
 
     name: str
     family: str
     trained: bool
     weights: str
-    sha256: str
+    fingerprint: str
     parameters: int
     note: str = ""
 
@@ -73,17 +73,21 @@ class ModelRecord:
 @storable
 @dataclass(frozen=True)
 class ImagesRecord:
-    """Which images a number was measured on; `sha256` is over ids and labels in order."""
+    """Which images a number was measured on.
+
+    `fingerprint` is over their content in order, labels, class names and split; `pictures` over the content alone, before any
+    distortion."""
 
     name: str
     split: str
     n: int
     classes: int
-    sha256: str
+    fingerprint: str
     limit: int | None = None
     seed: int = 0
     skipped: int = 0
     credit: str = ""
+    pictures: str = ""
 
 
 @dataclass(frozen=True)

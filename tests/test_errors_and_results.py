@@ -164,9 +164,9 @@ def test_results_load_in_a_process_that_has_imported_nothing_else(tmp_path: Path
     """A saved similarity matrix or model card is read by a script that only opens the file."""
     card = describe(CASES["mixer"].model())
     file = save_results([card], tmp_path / "r.json")
-    script = f"from mixer_probe.results import load_results; print(load_results({str(file)!r})[0].model.sha256)"
+    script = f"from mixer_probe.results import load_results; print(load_results({str(file)!r})[0].model.fingerprint)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.stdout.strip() == card.model.sha256, done.stderr
+    assert done.stdout.strip() == card.model.fingerprint, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -175,14 +175,14 @@ def test_results_load_in_a_process_that_has_imported_nothing_else(tmp_path: Path
         (None, "cannot read results from .*: No such file"),
         ("{", "is not a results file: it is no valid JSON"),
         ("\ufeff\x00", "is not a results file"),
-        ("[]", "expected format 'mixer-probe results 1'"),
+        ("[]", "expected format 'mixer-probe results 2'"),
         ('{"format": "other"}', "expected format"),
-        ('{"format": "mixer-probe results 1"}', "is damaged: KeyError 'results'"),
-        ('{"format": "mixer-probe results 1", "results": 3}', "is damaged: TypeError"),
-        ('{"format": "mixer-probe results 1", "results": [{"$type": "Fancy"}]}', "'Fancy' is no result of this version.*: "),
-        ('{"format": "mixer-probe results 1", "results": [{"$type": "ModelRecord"}]}', "ModelRecord of another version"),
+        ('{"format": "mixer-probe results 2"}', "is damaged: KeyError 'results'"),
+        ('{"format": "mixer-probe results 2", "results": 3}', "is damaged: TypeError"),
+        ('{"format": "mixer-probe results 2", "results": [{"$type": "Fancy"}]}', "'Fancy' is no result of this version.*: "),
+        ('{"format": "mixer-probe results 2", "results": [{"$type": "ModelRecord"}]}', "ModelRecord of another version"),
         (
-            '{"format": "mixer-probe results 1", "results": [{"$type": "array", "npy_base64": "AAAA"}]}',
+            '{"format": "mixer-probe results 2", "results": [{"$type": "array", "npy_base64": "AAAA"}]}',
             "is damaged: ",
         ),
     ],

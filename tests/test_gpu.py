@@ -94,7 +94,7 @@ def test_images_may_already_be_on_the_device() -> None:
     model = CASES["mixer"].model(device="cuda")
     there, here = extract(model, noise(5).cuda(), "all"), extract(model, noise(5), "all")
     assert all(np.array_equal(there[name], here[name]) for name in here)
-    assert there.images.sha256 == here.images.sha256
+    assert there.images.fingerprint == here.images.fingerprint
 
 
 def test_memory_that_runs_out_halves_the_batch() -> None:
@@ -139,7 +139,7 @@ def test_auto_takes_the_gpu() -> None:
 
 
 def test_the_hash_does_not_depend_on_the_device() -> None:
-    assert CASES["resnet18"].model(device="cuda").sha256 == CASES["resnet18"].model().sha256
+    assert CASES["resnet18"].model(device="cuda").fingerprint == CASES["resnet18"].model().fingerprint
 
 
 def test_random_numbers_of_the_gpu_are_left_alone() -> None:

@@ -24,7 +24,7 @@ BATCH = 32
 
 def key_of(network: Model) -> tuple[str, str]:
     """What tells a network from all others."""
-    return network.name, network.sha256
+    return network.name, network.fingerprint
 
 
 def card(choice: str) -> ModelCard:
@@ -44,7 +44,7 @@ def representations(choice: str, images: Images, layers: str | Sequence[str] = L
         return stored_run(choice, images)
     network = model(choice)
     chosen = layers if isinstance(layers, str) else list(layers)
-    key = (key_of(network), images.record.sha256, str(chosen), reduce)
+    key = (key_of(network), images.record.fingerprint, str(chosen), reduce)
     title = f"{choice}: representations of {len(images)} images"
     return made("representations", key, title, lambda: _extract(network, images, chosen, reduce, key), keep=False)
 

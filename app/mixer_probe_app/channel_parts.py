@@ -304,7 +304,7 @@ def _ends(place: Place, images: Images, turned: bool) -> None:
 
 
 def _strips(network: Model, images: Images, run: Representations, wanted: Sequence[charts.End]) -> list[charts.Strip]:
-    key = ("strips", run.model.name, run.model.sha256, images.record.sha256, tuple(wanted))
+    key = ("strips", run.model.name, run.model.fingerprint, images.record.fingerprint, tuple(wanted))
     return made("pictures", key, "Drawing", lambda: charts.strips(network, images, run, wanted), lane="draw", keep=False)
 
 

@@ -227,7 +227,7 @@ def _all_methods(allowed: dict[str, tuple[str, ...]], picture: Picture, target: 
     if not results:
         return
     one = picture.image
-    key = ("overlays", picture.key, target, tuple((r.model.sha256, r.method) for r in results))
+    key = ("overlays", picture.key, target, tuple((r.model.fingerprint, r.method) for r in results))
     show.figure(
         lambda: _overlays(results, one),
         key,
@@ -308,7 +308,7 @@ def _nearest(names: Sequence[str], picture: Picture, images: Images) -> None:
 def _row_of(name: str, each: Neighbours, at: int, picture: Picture, images: Images) -> None:
     layer = each.layers[at]
     places = [int(p) for p in each.places[at]]
-    frame = thumbnails(images, places, (images.name, images.record.sha256)).assign(cosine=each.cosines[at])
+    frame = thumbnails(images, places, (images.name, images.record.fingerprint)).assign(cosine=each.cosines[at])
     frame["cosine"] = frame["cosine"].map("{:.3f}".format)
     same = _share(each, at, picture, images)
     text = f"**{plain(shown(name))}**, {plain(layer.name)} (depth {100 * layer.depth:.0f} %)"

@@ -67,7 +67,7 @@ def _filter_pictures(found: Any, order: Any, limit: int | None) -> None:
     st.markdown(f"{len(found)} filters, stride {found.stride[0]} px, in the layer {plain(found.layer)}.")
     show.figure(
         partial(stem_pictures, found, order_by=order, limit=limit),
-        ("stem", found.model.name, found.model.sha256, order, limit),
+        ("stem", found.model.name, found.model.fingerprint, order, limit),
         f"stem {found.model.name}",
         "Mid-grey is weight zero, brighter is positive and darker negative in each colour; every filter has its own scale.",
         found.to_frame(),
@@ -78,7 +78,7 @@ def _components(stem: Any) -> None:
     found = kernels.components(stem)
     show.figure(
         partial(stem_component_pictures, found),
-        ("stem components", stem.model.name, stem.model.sha256),
+        ("stem components", stem.model.name, stem.model.fingerprint),
         f"stem components {stem.model.name}",
         "The patterns that the layer answers to most, over all filters, with their share of the energy; signs are free. The "
         "dashed line is the largest share that random filters would have.",
@@ -144,7 +144,7 @@ def _maps(found: dict[str, Any]) -> None:
     block = held.steps(right, "Block", "stem-block", range(1, len(result) + 1)) - 1
     show.figure(
         lambda: kernel_maps(result, [block]),
-        ("kernel maps", result.model.name, result.model.sha256, block),
+        ("kernel maps", result.model.name, result.model.fingerprint, block),
         f"kernel {result.kernels[block].layer} {result.model.name}",
         "Each small map is a position, at its own place, and shows where that position reads: red with positive weight, blue "
         "with negative (attention: dark to yellow). Maps that move along with their position are what a convolution does.",

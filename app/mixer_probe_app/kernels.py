@@ -95,7 +95,7 @@ def _tying(name: str, images: Images) -> list[Result]:
     network = model(name)
     looks = needs_images(network)
     code, setup = ("mp.kernel_tying({}, images)", seen.images_setup()) if looks else ("mp.kernel_tying({})", "")
-    key = (*key_of(network), images.record.sha256 if looks else "")
+    key = (*key_of(network), images.record.fingerprint if looks else "")
     title = f"kernel tying of {name}"
     given = images if looks else None
     found = [_kept(name, "tying", key, title, lambda: mp.kernel_tying(network, given), code, setup)]
@@ -107,18 +107,18 @@ def _tying(name: str, images: Images) -> list[Result]:
 
 def components(stem: StemFilters) -> StemComponents:
     """The principal components of stem filters. Raises MeasureError for filters of zeros."""
-    key = (stem.model.name, stem.model.sha256)
+    key = (stem.model.name, stem.model.fingerprint)
     return made("stem components", key, f"Components of the stem of {stem.model.name}", lambda: stem_components(stem))
 
 
 def result_key(results: Sequence[Result]) -> tuple[tuple[str, ...], ...]:
     """What tells these results from others: networks, their weights, and the images where there are any."""
-    return tuple((r.model.name, r.model.sha256, _images_of(r)) for r in results)  # type: ignore[attr-defined]
+    return tuple((r.model.name, r.model.fingerprint, _images_of(r)) for r in results)  # type: ignore[attr-defined]
 
 
 def _images_of(result: Result) -> str:
     record = getattr(result, "images", None)
-    return record.sha256 if record else ""
+    return record.fingerprint if record else ""
 
 
 def own(results: Sequence[Result]) -> dict[str, Result]:

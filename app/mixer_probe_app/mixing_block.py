@@ -42,7 +42,7 @@ def _pictures(found: TokenMixing, block: int, order: np.ndarray, shared: bool, u
     """The small maps in this order, the chosen unit and its partner in a frame."""
     maps, partner = found.units(block), int(found.partner(block)[unit])
     scale = float(np.abs(maps).max()) if shared else None
-    key = ("tiles", found.model.name, found.model.sha256, block, shared)
+    key = ("tiles", found.model.name, found.model.fingerprint, block, shared)
     plain_ones = made("pictures", key, "Drawing", lambda: mixing_charts.urls(maps, scale), lane="draw", keep=False)
     framed = {
         one: mixing_charts.urls(maps[[one]], scale, mixing_charts.FRAMES[role])[0]

@@ -163,7 +163,7 @@ def neighbours(name: str, picture: Picture, images: Images, count: int) -> Neigh
     Raises MeasureError for an upload in a stored run, and for fewer than three images."""
     found = representations(name, images)
     own = None if picture.place is not None else _vectors(name, picture)
-    key = (found.model.name, found.model.sha256, images.record.sha256, picture.key, count)
+    key = (found.model.name, found.model.fingerprint, images.record.fingerprint, picture.key, count)
     return made("image", ("near", key), f"{shown(name)}: neighbours", lambda: _near(found, picture.place, own, count), keep=False)
 
 
@@ -206,7 +206,7 @@ def moves(name: str, picture: Picture, images: Images, distortion: Distortion) -
     found = representations(name, among)
     own = picture.image.ids[0]
     place = among.ids.index(own) if picture.place is not None and own in among.ids else None
-    key = (key_of(model(name)), among.record.sha256, picture.key, repr(distortion))
+    key = (key_of(model(name)), among.record.fingerprint, picture.key, repr(distortion))
     make = lambda: _moves(name, found, place, before, after)  # noqa: E731
     return made("image", ("moves", key), f"{shown(name)}: what moves", make, keep=False)
 

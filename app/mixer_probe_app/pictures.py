@@ -103,7 +103,7 @@ def of_place(images: Images, place: int) -> Picture:
     """One of the images chosen."""
     one = images.subset([place])
     name = one.ids[0]
-    key = (data.source(), one.record.sha256)
+    key = (data.source(), one.record.fingerprint)
     return Picture(one, place, f"image {place + 1}: {name}", key, seen.images_setup(), f"images.subset([{place}])")
 
 
@@ -155,7 +155,7 @@ def _strip(images: Images, picture: Picture | None) -> None:
     own = places.index(current) // (_COLUMNS * _ROWS) if current in places else 0
     page = held.number(third, f"Page of thumbnails, 1 to {pages}", PAGE, 1, pages, own + 1) if pages > 1 else 1
     shown = places[(page - 1) * _COLUMNS * _ROWS :][: _COLUMNS * _ROWS]
-    frame = thumbnails(images, shown, (data.source(), images.record.sha256), current)
+    frame = thumbnails(images, shown, (data.source(), images.record.fingerprint), current)
     gallery(frame, {"name": "image", "class": "class"} if images.class_names else {"name": "image"}, f"strip {page} {current}")
     st.caption("Click an image to look at it.")
 

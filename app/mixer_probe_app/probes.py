@@ -61,7 +61,7 @@ def subject(choice: str, train: Images, test: Images, with_twin: bool) -> Subjec
         return _of_run(choice, train, test)
     network = model(choice)
     both = (train, test)
-    key = (key_of(network), train.record.sha256, test.record.sha256, LAYERS)
+    key = (key_of(network), train.record.fingerprint, test.record.fingerprint, LAYERS)
     name = f"models[{choice!r}]"
     code = ", ".join(f"mp.extract({name}, {side}, {LAYERS!r})" for side in ("train", "test"))
     if not with_twin or not network.weights.trained:
@@ -80,7 +80,7 @@ def _twins(choice: str, both: tuple[Images, Images]) -> Runs:
 
 def _twin(choice: str, images: Images) -> Representations:
     network = model(choice)
-    key = (key_of(network), "untrained twin", images.record.sha256, LAYERS, "mean")
+    key = (key_of(network), "untrained twin", images.record.fingerprint, LAYERS, "mean")
     place = disk.place("representations", key, ".zarr")
 
     def extract() -> Representations:
@@ -98,7 +98,7 @@ def _of_run(choice: str, train: Images, test: Images) -> Subject:
     if {*train.ids, *test.ids} <= set(run.ids):
         sides = ", ".join(f"{name}.take([{name}.ids.index(i) for i in {side}.ids])" for side in ("train", "test"))
         pair = stored_run(choice, train), stored_run(choice, test)
-        return Subject(choice, ("run", repr(run.record.identity()), pair[0].images.sha256), lambda: pair, None, sides)
+        return Subject(choice, ("run", repr(run.record.identity()), pair[0].images.fingerprint), lambda: pair, None, sides)
     fit, hold = halves(run)
     code = f"{name}.take({fit.tolist()}), {name}.take({hold.tolist()})"
     return Subject(
@@ -212,7 +212,7 @@ def _has_places(layer: Layer) -> bool:
 def class_by_place(choice: str, train: Images, test: Images) -> PositionProbe:
     """A probe at every position of a few blocks. Raises ModelError for a stored run, which has no network to ask again."""
     network, names = model(choice), layers_for_maps(choice)
-    key = (key_of(network), train.record.sha256, test.record.sha256, tuple(names))
+    key = (key_of(network), train.record.fingerprint, test.record.fingerprint, tuple(names))
     title = f"Probes by position of {shown(choice)}"
     runs: list[Representations] = []
     if find("positions", key) is None:
@@ -230,7 +230,7 @@ def place_of_patch(choice: str, images: Images, with_twin: bool) -> PatchPositio
     if not names:
         raise MeasureError(f"no layer of {network.name} has several positions, so there is no place to read")
     options: dict[str, Any] = {"layers": names, "ridges": _PLACE_RIDGES, "untrained": with_twin, "seed": 0}
-    key = (key_of(network), part.record.sha256, with_twin)
+    key = (key_of(network), part.record.fingerprint, with_twin)
     title = f"Patch position of {shown(choice)}"
     probe = mp.probing.patch_position_probe
     found = made("patch position", key, title, lambda: probe(network, part, batch_size=BATCH, **options))

@@ -347,7 +347,7 @@ def _shifts(names: Sequence[str], networks: dict[str, Model], images: Images, ch
 
 
 def _shift(name: str, network: Model, images: Images, distortion: Distortion) -> RepresentationShift:
-    key = (key_of(network), images.record.sha256, repr(distortion), DRAWS)
+    key = (key_of(network), images.record.fingerprint, repr(distortion), DRAWS)
     draws = {"permutations": DRAWS, "resamples": DRAWS}
     title = f"{shown(name)}: representations of plain and distorted images"
     make = lambda: mp.invariance.representation_shift(network, images, (distortion,), batch_size=BATCH, **draws)  # noqa: E731
@@ -407,7 +407,7 @@ def answers(name: str, network: Model, images: Images, distortion: Distortion) -
     """What the network says of all images. Raises MeasureError for one without a classifier."""
     outputs = int(getattr(network.module, "num_classes", 0) or 0)
     classes = classes_of(name, outputs, images)
-    key = (key_of(network), images.record.sha256, repr(distortion))
+    key = (key_of(network), images.record.fingerprint, repr(distortion))
     title = f"{shown(name)}: {len(images)} images, plain and distorted"
     if not classes.fit or images.labels is None:
         predicted, _ = made("predictions", key, title, lambda: predictions(network, images, (distortion,), BATCH))
@@ -493,7 +493,7 @@ def _rows(found: dict[str, Answers], right: str, wrong: str, both: bool) -> np.n
 def _table(rows: np.ndarray, found: dict[str, Answers], images: Images, network: Model, chosen: Setting) -> pd.DataFrame:
     """A row an image: what it is, what each network says of it, and the distorted thumbnail."""
     distortion = chosen.of(network)
-    key = ("found", key_of(network), images.record.sha256, repr(distortion), tuple(rows.tolist()))
+    key = ("found", key_of(network), images.record.fingerprint, repr(distortion), tuple(rows.tolist()))
     part = images.subset(rows)
     make = lambda: [thumb(Image.fromarray(p)) for p in distortion_examples(network, part, (distortion,), len(part)).pixels[1]]  # noqa: E731
     pictures = made("pictures", key, "Drawing", make, lane="draw", keep=False)

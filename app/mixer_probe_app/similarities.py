@@ -67,7 +67,7 @@ def side(choice: str, images: Images) -> Side:
     if choice.startswith(RUN):
         run = f"models[{choice!r}]"
         return Side(choice, reps, _key_of_run(reps), f"{run}.take([{run}.ids.index(name) for name in images.ids])")
-    key = (key_of(model(choice)), images.record.sha256, LAYERS, "mean")
+    key = (key_of(model(choice)), images.record.fingerprint, LAYERS, "mean")
     return Side(choice, reps, key, f"mp.extract(models[{choice!r}], images, {LAYERS!r})")
 
 

@@ -77,13 +77,13 @@ def _explore(mixers: dict[str, TokenMixing]) -> None:
         st.subheader("Images that drive it")
         mixing_unit.fires(name, found, block, unit)
     with texts, guarded():
-        show.bullets(findings(results, ("token mixing", tuple((r.model.name, r.model.sha256) for r in results))))
+        show.bullets(findings(results, ("token mixing", tuple((r.model.name, r.model.fingerprint) for r in results))))
         show.folded_table("The numbers by block", pd.concat([r.summary() for r in results], ignore_index=True))
 
 
 def _unit(place: st.delta_generator.DeltaGenerator, name: str, found: TokenMixing, block: int) -> int:
     """The unit chosen: that of the URL, by a click or by its number; at first the one of lowest frequency."""
-    where = (name, found.model.sha256, block)
+    where = (name, found.model.fingerprint, block)
     if st.session_state.setdefault("tm-unit is of", where) != where:
         # Unit 5 of another block has nothing to do with unit 5 of this one.
         st.session_state["tm-unit is of"] = where

@@ -83,7 +83,7 @@ def agreement(
     if len(attributions) < 2:
         raise MeasureError(f"agreement is between two or more attributions, not {len(attributions)}")
     first = attributions[0]
-    if any(a.ids != first.ids for a in attributions):
+    if any(a.images.pictures != first.images.pictures for a in attributions):
         raise MeasureError("the attributions are of different images; make them of the same ones, in the same order")
     shared = grid or min((a.grid for a in attributions), key=lambda g: g[0] * g[1])
     rows = [_patches(a, shared, magnitudes) for a in attributions]

@@ -156,10 +156,10 @@ def check_attributions(model: Model, source: ImageSource, attributions: Sequence
     if not attributions:
         raise MeasureError("give at least one attribution")
     for a in attributions:
-        if a.model.sha256 != model.sha256:
+        if a.model.fingerprint != model.fingerprint:
             raise MeasureError(f"the {a.method} maps are of {a.model.name}, whose weights are not those of {model.name}")
-        if a.ids != tuple(source.ids) or a.images.sha256 != source.record.sha256:
-            raise MeasureError(f"the {a.method} maps are of other images than the {len(source)} that were given")
+        if a.images.fingerprint != source.record.fingerprint:
+            raise MeasureError(f"the {a.method} maps are of other images or labels than the {len(source)} images that were given")
         if not np.array_equal(a.targets, attributions[0].targets):
             raise MeasureError("the attributions explain different classes of the same image; make them with the same target=")
 

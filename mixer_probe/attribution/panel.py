@@ -163,7 +163,7 @@ _PER_IMAGE = ("targets", "predicted", "logit", "logit_difference", "convergence_
 def _check(attributions: Sequence[Attribution], images: Images, rows: Sequence[int]) -> None:
     if not attributions:
         raise MeasureError("give at least one attribution to draw")
-    if any(a.ids != tuple(images.ids) for a in attributions):
+    if any(a.images.pictures != images.record.pictures for a in attributions):
         raise MeasureError("the attributions are of other images than those that were given")
     if any(not 0 <= i < len(images) for i in rows):
         raise MeasureError(f"indices are 0 to {len(images) - 1}, not {list(rows)}")

@@ -19,6 +19,7 @@ from mixer_probe.capture.hooks import Reducer, every_position, first_prefix_toke
 from mixer_probe.capture.representations import PREFIX, Reduce, Representations, RunRecord, count_non_finite
 from mixer_probe.capture.store import RunWriter, check_place, open_run, stored_shape, writing
 from mixer_probe.capture.stream import ImageSource, Piece, as_source, stream, to_host
+from mixer_probe.core.fingerprint import keys_of
 from mixer_probe.errors import LayerError, NonFiniteWarning, StoreError
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
@@ -137,7 +138,7 @@ def _into_memory(source: ImageSource, record: RunRecord, run: Callable[[int], _P
                 arrays[name][piece.start : piece.start + piece.n] = values
     plain = {k: v for k, v in arrays.items() if not k.startswith(PREFIX)}
     prefixes = {k.removeprefix(PREFIX): v for k, v in arrays.items() if k.startswith(PREFIX)}
-    return Representations(record, plain, prefixes, source.ids, source.labels, source.class_names, counts)
+    return Representations(record, plain, prefixes, source.ids, source.labels, source.class_names, counts, keys_of(source))
 
 
 def _check_memory(record: RunRecord, n: int) -> None:
@@ -163,7 +164,7 @@ def _into_store(
             # Another process has just written it.
             return finished
         with (
-            RunWriter(out, record, source.ids, source.labels, source.class_names) as writer,
+            RunWriter(out, record, source.ids, source.labels, source.class_names, keys_of(source)) as writer,
             # From the beginning of a batch, so that batches and with them the last bits are those of an unbroken run.
             run(writer.done - writer.done % batch_size) as pieces,
         ):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from mixer_probe.errors import LayerError, closest
+from mixer_probe.core.fingerprint import images_fingerprint, keys_by_name, pictures_fingerprint
+from mixer_probe.errors import ImagesError, LayerError, closest
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.structure import matching
 from mixer_probe.results import ImagesRecord, ModelRecord, storable
@@ -37,14 +37,15 @@ class RunRecord:
         """The part that two runs must share to hold the same numbers."""
         names = [layer.name for layer in self.layers]
         settings = (self.reduce, self.transform, self.autocast, self.dtype)
-        return {"model": self.model.sha256, "images": self.images.sha256, "layers": names, "settings": list(settings)}
+        return {"model": self.model.fingerprint, "images": self.images.fingerprint, "layers": names, "settings": list(settings)}
 
 
 class Representations:
     """A mapping from layer name to numbers, with images and model attached.
 
     `reps[name]` is a NumPy array: [image, channel] for reduce="mean" and "prefix" and for pooled layers, [image, position,
-    channel] for reduce="none". `reps.prefix(name)` has the prefix tokens [image, token, channel] of reduce="none"."""
+    channel] for reduce="none". `reps.prefix(name)` has the prefix tokens [image, token, channel] of reduce="none". `ids` name the
+    images, `keys` are hashes of their content."""
 
     def __init__(
         self,
@@ -55,11 +56,13 @@ class Representations:
         labels: np.ndarray | None,
         class_names: tuple[str, ...] | None,
         non_finite: Mapping[str, int],
+        keys: Sequence[str] | None = None,
     ) -> None:
         self.record = record
         self._arrays = arrays
         self._prefixes = prefixes
         self.ids = tuple(ids)
+        self.keys = keys_by_name(record.images.fingerprint, self.ids) if keys is None else tuple(keys)
         self.labels = labels
         self.class_names = class_names
         self.non_finite = dict(non_finite)
@@ -103,17 +106,28 @@ class Representations:
         return np.asarray(self._prefixes[name][...])
 
     def take(self, indices: Sequence[int] | np.ndarray, split: str = "") -> Representations:
-        """The same layers for some of the images, in memory; `split` names the part in results."""
-        chosen = np.asarray(indices, dtype=np.int64)
-        ids = [self.ids[i] for i in chosen]
+        """The same layers for some of the images, in memory: at `indices` (integers, or a mask with one value per image), in
+        that order; `split` names the part in results. Their images are then those of `Images.subset`.
+
+        Raises ImagesError for indices that are not there, and for what is neither."""
+        chosen = _rows(indices, len(self.ids))
+        ids, keys = [self.ids[i] for i in chosen], [self.keys[i] for i in chosen]
         labels = None if self.labels is None else self.labels[chosen]
-        images = replace(self.images, n=len(ids), split=split or self.images.split, sha256=_hash(ids, labels))
+        split = split or self.images.split
+        images = replace(
+            self.images,
+            split=split,
+            n=len(ids),
+            classes=0 if labels is None else len(np.unique(labels)),
+            fingerprint=images_fingerprint(keys, labels, self.class_names, split),
+            pictures=pictures_fingerprint(keys),
+        )
         record = replace(self.record, images=images)
         arrays = {name: self[name][chosen] for name in self}
         prefixes = {name: self.prefix(name)[chosen] for name in self._prefixes}
         counts: dict[str, int] = {}
         count_non_finite(arrays | {PREFIX + name: array for name, array in prefixes.items()}, counts)
-        return Representations(record, arrays, prefixes, ids, labels, self.class_names, counts)
+        return Representations(record, arrays, prefixes, ids, labels, self.class_names, counts, keys)
 
     def only(self, layers: str | Sequence[str]) -> Representations:
         """The run with some of its layers, chosen by names, globs, kinds or words as those of a model are; nothing is read.
@@ -129,7 +143,7 @@ class Representations:
         arrays, prefixes, counts = (
             {name: part[name] for name in part if name in chosen} for part in (self._arrays, self._prefixes, self.non_finite)
         )
-        return Representations(record, arrays, prefixes, self.ids, self.labels, self.class_names, counts)
+        return Representations(record, arrays, prefixes, self.ids, self.labels, self.class_names, counts, self.keys)
 
     def names(self) -> list[str]:
         """Layer names in execution order."""
@@ -148,9 +162,20 @@ class Representations:
         return f"Representations({self.model.name}, {len(self.ids)} images of {self.images.name}, {len(self)} layers)"
 
 
-def _hash(ids: Sequence[str], labels: np.ndarray | None) -> str:
-    text = "\n".join(ids) + "\n" + ("" if labels is None else ",".join(map(str, labels)))
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+def _rows(indices: Any, n: int) -> np.ndarray:
+    given = np.asarray(indices)
+    if given.dtype == bool:
+        if given.shape != (n,):
+            raise ImagesError(f"a mask of {n} images has {n} values, not the shape {given.shape}")
+        return np.flatnonzero(given)
+    if given.size == 0:
+        return np.zeros(0, dtype=np.int64)
+    if given.ndim != 1 or given.dtype.kind not in "iu":
+        raise ImagesError(f"images are taken by whole numbers or by a mask, not by {given.dtype} of shape {given.shape}")
+    outside = given[(given < -n) | (given >= n)]
+    if len(outside):
+        raise ImagesError(f"there is no image {outside[0]}: the run holds {n}, from 0 to {n - 1}")
+    return given.astype(np.int64) % n
 
 
 def count_non_finite(arrays: Mapping[str, np.ndarray], counts: dict[str, int]) -> None:

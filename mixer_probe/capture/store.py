@@ -32,6 +32,7 @@ from mixer_probe.core.files import (
     sync,
     write_text,
 )
+from mixer_probe.core.fingerprint import keys_by_name
 from mixer_probe.errors import StoreError
 from mixer_probe.models.layer import Layer
 from mixer_probe.results import from_dict, to_dict
@@ -69,6 +70,7 @@ class RunWriter:
         ids: tuple[str, ...],
         labels: np.ndarray | None,
         class_names: tuple[str, ...] | None,
+        keys: tuple[str, ...] | None = None,
     ) -> None:
         """Open the place, and go on with the same run if an unfinished one is there.
 
@@ -80,7 +82,7 @@ class RunWriter:
         self._rows = chunk_rows(record)
         self._buffer: list[Mapping[str, np.ndarray]] = []
         self._waiting = 0
-        self._columns = _columns(ids, labels)
+        self._columns = _columns(ids, keys or keys_by_name(record.images.fingerprint, ids), labels)
         self._class_names = list(map(printable, class_names)) if class_names else None
         self._layout: str | None = None
         self.done = 0
@@ -371,17 +373,19 @@ def _representations(place: Path) -> Representations:
     prefixes = {name.removeprefix(PREFIX): array for name, array in found.items() if name.startswith(PREFIX)}
     labels = np.array(content["label"], dtype=np.int64) if "label" in content else None
     classes, non_finite = attrs["class_names"], attrs["non_finite"]
-    return Representations(record, arrays, prefixes, content["image_id"], labels, tuple(classes) if classes else None, non_finite)
+    named = tuple(classes) if classes else None
+    ids, keys = content["image_id"], content["image_key"]
+    return Representations(record, arrays, prefixes, ids, labels, named, non_finite, keys)
 
 
 # -- what describes a run ----------------------------------------------------------------------------------------------
 
-_COLUMNS = ("image_id", "label")
+_COLUMNS = ("image_id", "image_key", "label")
 
 
-def _columns(ids: Iterable[str], labels: np.ndarray | None) -> dict[str, list[Any]]:
+def _columns(ids: Iterable[str], keys: Iterable[str], labels: np.ndarray | None) -> dict[str, list[Any]]:
     """What is known of every image, by the name of its array: strings, and integers for the label."""
-    found: dict[str, list[Any]] = {"image_id": [printable(i) for i in ids]}
+    found: dict[str, list[Any]] = {"image_id": [printable(i) for i in ids], "image_key": list(keys)}
     if labels is not None:
         found["label"] = np.asarray(labels, dtype=np.int64).tolist()
     return found

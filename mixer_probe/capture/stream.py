@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from mixer_probe.capture.heap import kept_heap
 from mixer_probe.capture.hooks import Reducer, capture
+from mixer_probe.core.fingerprint import images_fingerprint, pictures_fingerprint, tensor_keys
 from mixer_probe.errors import ImagesError, MixerProbeError, ModelError, OutOfMemoryWarning
 from mixer_probe.images.transforms import split_transform, transform_for
 from mixer_probe.models.layer import Layer
@@ -34,6 +34,10 @@ class ImageSource(Protocol):
     @property
     def ids(self) -> tuple[str, ...]:
         """One name an image."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """One hash of the content per image."""
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -80,8 +84,14 @@ class TensorImages:
     @property
     def record(self) -> ImagesRecord:
         """The tensor's size and hash."""
-        raw = self._tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        return ImagesRecord("tensor", "", len(self), 0, hashlib.sha256(raw.data).hexdigest())
+        keys = self.keys
+        found = images_fingerprint(keys, None, None, "")
+        return ImagesRecord("tensor", "", len(self), 0, found, pictures=pictures_fingerprint(keys))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Hash of the numbers of each image."""
+        return tensor_keys(self._tensor)
 
     def __len__(self) -> int:
         return len(self._tensor)

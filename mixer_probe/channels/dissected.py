@@ -94,7 +94,7 @@ def dissected_channel(
     a grid and a channel out of range, ImagesError for an unknown concept, and MeasureError for another model's dissection and a
     channel that marks nothing."""
     i = dissection.index(layer)
-    if dissection.model.sha256 != model.record.sha256:
+    if dissection.model.fingerprint != model.record.fingerprint:
         raise MeasureError(f"this is a dissection of {dissection.model.name}, not of {model.name}")
     source, selected = as_source(images), dissection.layers[i]
     _require_grids([selected], model, "pixels")

@@ -144,7 +144,7 @@ def _page(
         top=exhibits[0],
         lowest=exhibits[1],
         statistics=_statistics(statistics, found.layer.name, channel),
-        partners=_partners(partners, found.model.sha256, found.layer.name, channel),
+        partners=_partners(partners, found.model.fingerprint, found.layer.name, channel),
         **_classes(selectivity, found.layer.name, channel),
     )
 
@@ -217,12 +217,12 @@ def _classes(found: ClassSelectivity | None, layer: str, channel: int) -> dict[s
 
 def with_partners(page: ChannelPage, partners: Sequence[ChannelPartners]) -> ChannelPage:
     """The page with the best partners of its channel in those of `partners` of which its layer is A."""
-    return replace(page, partners=_partners(partners, page.model.sha256, page.layer.name, page.channel))
+    return replace(page, partners=_partners(partners, page.model.fingerprint, page.layer.name, page.channel))
 
 
-def _partners(found: Sequence[ChannelPartners], sha256: str, layer: str, channel: int) -> tuple[Partner, ...]:
+def _partners(found: Sequence[ChannelPartners], network: str, layer: str, channel: int) -> tuple[Partner, ...]:
     """The best partner of the channel in each of the results of which it is a channel of A, the strongest first."""
-    fitting = [p for p in found if p.model_a.sha256 == sha256 and p.layer_a.name == layer and p.partner[channel, 0] >= 0]
+    fitting = [p for p in found if p.model_a.fingerprint == network and p.layer_a.name == layer and p.partner[channel, 0] >= 0]
     listed = [
         (
             p.model_b.name,

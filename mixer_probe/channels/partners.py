@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mixer_probe.channels.selectivity import LEVEL, image_means
+from mixer_probe.core.fingerprint import check_same_images
 from mixer_probe.errors import LayerError, MeasureError, UndefinedChannelsWarning, closest
 from mixer_probe.models.layer import Layer
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
@@ -169,10 +170,7 @@ def channel_partners(
 
 
 def _check_images(a: RepresentationsLike, b: RepresentationsLike) -> None:
-    if tuple(a.ids) != tuple(b.ids):
-        raise MeasureError(
-            f"the runs are of different images ({a.images.name}, {len(a.ids)}, and {b.images.name}, {len(b.ids)}): take the same"
-        )
+    check_same_images(a, b)
     if len(a.ids) < 3:
         raise MeasureError(f"{len(a.ids)} images are too few for a correlation: take 3 or more")
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mixer_probe.capture import ImageSource, TensorImages, as_source, every_position, pixel_batches, stream
+from mixer_probe.core.fingerprint import keys_of
 from mixer_probe.errors import ImagesError, LayerError, MeasureError, NonFiniteWarning
 from mixer_probe.images import Images
 from mixer_probe.models.layer import Layer
@@ -249,7 +250,7 @@ def top_means(
     Raises LayerError, and MeasureError for a run of another network, of other images or that holds no means; warns as
     `top_images`."""
     source = as_source(images)
-    if reps.model.sha256 != model.sha256 or tuple(reps.ids) != tuple(source.ids):
+    if reps.model.fingerprint != model.fingerprint or keys_of(reps) != keys_of(source):
         raise MeasureError(f"the run of {reps.model.name} on {reps.images.name} is of another network or of other images")
     return [_top_means(model, source, reps, model.layer(name), chosen, k) for name, chosen in channels.items()]
 

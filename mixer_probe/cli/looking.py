@@ -90,7 +90,7 @@ def _print_card(card: ModelCard) -> None:
         "parameters": f"{record.parameters:,}",
         "GMACs": f"{card.macs / 1e9:.4f} an image of {'×'.join(map(str, card.input_size))}",
         "mean, std": f"{card.mean}, {card.std}",
-        "sha256": record.sha256[:16],
+        "fingerprint": record.fingerprint[:16],
     }
     for title, text in rows.items():
         console.print(f"{title:12}{text}", markup=False, highlight=False)

@@ -97,7 +97,7 @@ def accuracy_cost(
     if not chosen:
         raise MeasureError("no network has both a cost and a probe, so there is nothing to set against each other")
     full = [probed[c.model.name] for c in chosen]
-    _check_same({p.images_test.sha256 for p in full}, "test images")
+    _check_same({p.images_test.fingerprint for p in full}, "test images")
     _check_same({c.device for c in chosen}, "devices")
     rows = [np.array([[p.accuracy[-1], p.low[-1], p.high[-1]] for p in full])]
     names = [f"linear probe, {full[0].n_train} images"]

@@ -71,7 +71,7 @@ def _write(axes: Axes, x: int, y: int, value: float, above: bool) -> None:
 
 
 def _one_model(result: Agreement) -> bool:
-    return len({m.sha256 for m in result.models}) == 1
+    return len({m.fingerprint for m in result.models}) == 1
 
 
 def agreement_labels(result: Agreement) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from mixer_probe.core.fingerprint import picture_key
 from mixer_probe.errors import ImagesError, closest
 from mixer_probe.images.decode import FileReader
 from mixer_probe.images.labelled import Images
@@ -91,6 +93,11 @@ class MosaicReader:
         """See `Reader`."""
         return f"{self.path} (tile {position})"
 
+    def keys(self, positions: Sequence[int], verify: bool = False) -> Sequence[str]:
+        """See `Reader`: of the pixels of each tile."""
+        keys = _tile_keys(self.path)
+        return [keys[position] for position in positions]
+
 
 # Outside the reader, so that pickling one sends its path and no pixels.
 @cache
@@ -100,6 +107,11 @@ def _tiles(path: str) -> npt.NDArray[np.uint8]:
     height, width, _ = pixels.shape
     grid = pixels.reshape(height // _TILE, _TILE, width // _TILE, _TILE, 3)
     return np.ascontiguousarray(grid.swapaxes(1, 2)).reshape(-1, _TILE, _TILE, 3)
+
+
+@cache
+def _tile_keys(path: str) -> list[str]:
+    return [picture_key(Image.fromarray(tile)) for tile in _tiles(path)]
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mixer_probe.core.fingerprint import file_keys, picture_key
 
 _JPEG = {".jpg", ".jpeg", ".jpe", ".jfif", ".jp2"}
 _NETPBM = {".ppm", ".pgm", ".pbm", ".pnm"}
@@ -24,6 +26,10 @@ class Reader(Protocol):
 
     def where(self, position: int) -> str:
         """What to call this image in an error: a path if it has one, else ""."""
+        ...
+
+    def keys(self, positions: Sequence[int], verify: bool = False) -> Sequence[str]:
+        """Hash of the content of the images at `positions`, `verify` whatever is known of it; raises what reading raises."""
         ...
 
 
@@ -44,12 +50,17 @@ class FileReader:
         """See `Reader`."""
         return self.paths[position]
 
+    def keys(self, positions: Sequence[int], verify: bool = False) -> Sequence[str]:
+        """See `Reader`."""
+        return file_keys([self.paths[position] for position in positions], verify)
+
 
 @dataclass(frozen=True)
 class HeldReader:
-    """Images held in memory."""
+    """Images held in memory, which nothing else changes."""
 
     images: Sequence[Image.Image]
+    known: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
 
     def open(self, position: int) -> Image.Image:
         """See `Reader`."""
@@ -58,6 +69,13 @@ class HeldReader:
     def where(self, position: int) -> str:
         """See `Reader`."""
         return ""
+
+    def keys(self, positions: Sequence[int], verify: bool = False) -> Sequence[str]:
+        """See `Reader`."""
+        for position in positions:
+            if verify or position not in self.known:
+                self.known[position] = picture_key(self.images[position])
+        return [self.known[position] for position in positions]
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

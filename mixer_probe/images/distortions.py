@@ -11,7 +11,6 @@ place in a bare tensor, a hash of its id in `distort(images, ...)`, so that a su
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mixer_probe.core.fingerprint import altered_key, images_fingerprint
 from mixer_probe.errors import ImagesError, closest
 from mixer_probe.images.labelled import Images
 from mixer_probe.images.transforms import Transform, split_transform
@@ -448,6 +448,13 @@ class DistortedImages:
         return self.images.ids
 
     @property
+    def keys(self) -> tuple[str, ...]:
+        """Key of each image with the distortion, and with the number by which the image draws its own choices."""
+        how = repr(self.distortion)
+        numbers = image_numbers(self.ids)
+        return tuple(altered_key(key, how, str(number)) for key, number in zip(self.images.keys, numbers, strict=True))
+
+    @property
     def labels(self) -> np.ndarray | None:
         """Class indices [n], None without labels."""
         return self.images.labels
@@ -461,10 +468,8 @@ class DistortedImages:
     def record(self) -> ImagesRecord:
         """What a result says about the images."""
         record = self.images.record
-        text = f"{record.sha256}\n{self.distortion!r}"
-        return replace(
-            record, name=f"{record.name} ({self.distortion.label})", sha256=hashlib.sha256(text.encode("utf-8")).hexdigest()
-        )
+        found = images_fingerprint(self.keys, self.labels, self.class_names, record.split)
+        return replace(record, name=f"{record.name} ({self.distortion.label})", fingerprint=found)
 
     def subset(self, indices: Iterable[int] | np.ndarray) -> DistortedImages:
         """Some of the images, each distorted as it is here; see `Images.subset`."""

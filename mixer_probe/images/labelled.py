@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from mixer_probe.core.fingerprint import images_fingerprint, pictures_fingerprint
 from mixer_probe.errors import ImagesError
 from mixer_probe.images.classes import require_labels
 from mixer_probe.images.decode import HeldReader, Reader, reason, to_rgb
@@ -83,14 +83,46 @@ class Images(Sequence[Image.Image]):
         return 0 if self.labels is None else len(np.unique(self.labels))
 
     @property
+    def keys(self) -> tuple[str, ...]:
+        """Hash of the content of each image: of the bytes of its file, or of its pixels where it is held in memory.
+
+        A file is read again when its size or its times have changed. Raises ImagesError with the path of one that cannot be
+        read."""
+        return self._keys()
+
+    def verify(self) -> tuple[str, ...]:
+        """The `keys`, with every image read again whatever its file's size and times say. Raises as they do."""
+        return self._keys(verify=True)
+
+    def _keys(self, verify: bool = False) -> tuple[str, ...]:
+        try:
+            return tuple(self.reader.keys(self.positions.tolist(), verify))
+        except Exception:
+            # Which one it was, in the order of the images.
+            for i, position in enumerate(self.positions.tolist()):
+                try:
+                    self.reader.keys([position])
+                except Exception as error:
+                    raise ImagesError(self._unreadable(i, error)) from error
+            raise
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash over `keys` in order, labels, class names and split: equal for the same pictures in another folder, called
+        otherwise. Raises as `keys`."""
+        return images_fingerprint(self.keys, self.labels, self.class_names, self.split)
+
+    @property
     def record(self) -> ImagesRecord:
-        """What a result says about the images it was measured on."""
+        """What a result says about the images it was measured on. Raises as `keys`."""
+        keys = self.keys
         return ImagesRecord(
             name=self.name,
             split=self.split,
             n=len(self),
             classes=self.n_classes,
-            sha256=self._sha256(),
+            fingerprint=images_fingerprint(keys, self.labels, self.class_names, self.split),
+            pictures=pictures_fingerprint(keys),
             limit=self.limit,
             seed=self.seed,
             skipped=len(self.skipped),
@@ -205,11 +237,6 @@ class Images(Sequence[Image.Image]):
         return (
             f"cannot read {self._where(i)}: {reason(error)}; replace or remove it, or leave such images out with on_error='skip'"
         )
-
-    def _sha256(self) -> str:
-        labels = [""] * len(self) if self.labels is None else [str(label) for label in self.labels]
-        text = "".join(f"{name}\t{label}\n" for name, label in zip(self.ids, labels, strict=True))
-        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def from_arrays(

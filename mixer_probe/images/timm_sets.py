@@ -6,9 +6,9 @@ import importlib.util
 import logging
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from mixer_probe.core.fingerprint import bytes_key, file_keys, picture_key
 from mixer_probe.errors import ImagesError, ImagesWarning, closest
 from mixer_probe.images.decode import HeldReader, reason, to_rgb
 from mixer_probe.images.labelled import Images, numbered
@@ -107,6 +108,7 @@ class TorchReader:
     """A data set of torchvision."""
 
     dataset: Any
+    known: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
 
     def open(self, position: int) -> Image.Image:
         """See `Reader`."""
@@ -117,6 +119,12 @@ class TorchReader:
         """See `Reader`."""
         return str(self.dataset.samples[position][0]) if hasattr(self.dataset, "samples") else ""
 
+    def keys(self, positions: Sequence[int], verify: bool = False) -> Sequence[str]:
+        """See `Reader`."""
+        if hasattr(self.dataset, "samples"):
+            return file_keys([self.where(position) for position in positions], verify)
+        return _remembered(self.known, positions, verify, lambda position: picture_key(self.open(position)))
+
 
 @dataclass(frozen=True)
 class IndexReader:
@@ -125,6 +133,7 @@ class IndexReader:
     timm's own data set puts the next image in the place of an unreadable one; the reader beneath does not."""
 
     reader: Any
+    known: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
 
     def open(self, position: int) -> Image.Image:
         """See `Reader`."""
@@ -136,6 +145,21 @@ class IndexReader:
     def where(self, position: int) -> str:
         """See `Reader`."""
         return ""
+
+    def keys(self, positions: Sequence[int], verify: bool = False) -> Sequence[str]:
+        """See `Reader`."""
+        return _remembered(self.known, positions, verify, self._key)
+
+    def _key(self, position: int) -> str:
+        with self.reader[position][0] as stream:
+            return bytes_key(stream.read())
+
+
+def _remembered(known: dict[int, str], positions: Sequence[int], verify: bool, key: Callable[[int], str]) -> Sequence[str]:
+    for position in positions:
+        if verify or position not in known:
+            known[position] = key(position)
+    return [known[position] for position in positions]
 
 
 def _indexed(dataset: Any, name: str, split: str, root: str | None) -> Images:

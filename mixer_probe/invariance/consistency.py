@@ -147,7 +147,7 @@ def check_comparable(results: Sequence[DistortionAccuracy]) -> None:
         raise MeasureError(f"networks are compared with one another, and there {'is one' if results else 'is none'}")
     first = results[0]
     for other in results[1:]:
-        if other.images.sha256 != first.images.sha256:
+        if other.images.fingerprint != first.images.fingerprint:
             raise MeasureError(f"{first.model.name} and {other.model.name} saw other images: compare the same")
         if other.distortions != first.distortions:
             raise MeasureError(

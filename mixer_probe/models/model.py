@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from mixer_probe.core.fingerprint import digest
 from mixer_probe.core.inputs import InputSpec
 from mixer_probe.errors import ModelError
 from mixer_probe.models.adapter import Adapter
+from mixer_probe.models.fingerprint import configuration, layout, network_fingerprint
 from mixer_probe.models.layer import Family, Layer
 from mixer_probe.models.structure import Structure, find_adapter
 from mixer_probe.models.switches import evaluating, frozen, plain_modes
 from mixer_probe.models.trace import blank_images, trace
-from mixer_probe.models.weights import weights_hash
 from mixer_probe.results import ModelRecord
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,32 @@ class Model:
     input: InputSpec
     weights: Weights
     make_untrained: Callable[[], Model] | None = field(default=None, repr=False)
+    _known: dict[str, tuple[Any, Any]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def family(self) -> Family:
         """ "mixer", "vit" or "cnn"."""
         return self.adapter.family
 
-    @cached_property
+    @property
     def structure(self) -> Structure:
-        """The traced network; made on first use by one dry forward pass of two blank images.
+        """The traced network; made by one dry forward pass of two blank images, again only when modules or input have changed.
 
         Raises ModelError for a network that does not take images of its input size."""
+        return self._of_this_network("structure", layout(self.module), self._traced)
+
+    def _of_this_network(self, name: str, settings: str, make: Callable[[], T]) -> T:
+        """What `make` makes of modules and settings, kept as long as these are the same objects with the same settings."""
+        modules = list(self.module.modules())
+        state = (self.input, [id(module) for module in modules], settings)
+        known = self._known.get(name)
+        if known is None or known[0] != state:
+            # With the modules, so that no other object gets their ids.
+            known = self._known[name] = (state, (make(), modules))
+        found: T = known[1][0]
+        return found
+
+    def _traced(self) -> Structure:
         try:
             calls = trace(self.module, self.input.size)
         except torch.OutOfMemoryError:
@@ -88,26 +106,27 @@ class Model:
         """Type of the floating-point parameters."""
         return next(p.dtype for p in self.module.parameters() if p.is_floating_point())
 
-    @cached_property
+    @property
     def parameters(self) -> int:
         """Number of parameters."""
         return sum(p.numel() for p in self.module.parameters())
 
-    @cached_property
+    @property
     def macs(self) -> int:
         """Multiply-accumulates of one image in matrix products and convolutions, attention products included."""
-        return count_macs(self.module, self.input.size)
+        return self._of_this_network("macs", configuration(self.module), lambda: count_macs(self.module, self.input.size))
 
-    @cached_property
-    def sha256(self) -> str:
-        """Hash of the weights."""
-        return weights_hash(self.module)
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decides what the network makes of an image: parameters and buffers, the classes and settings of its
+        modules, and its input. Made anew when asked for, so that it tells the network as it is now."""
+        return digest(network_fingerprint(self.module), repr(self.input))
 
     @property
     def record(self) -> ModelRecord:
         """What travels with every number measured on this model."""
         w = self.weights
-        return ModelRecord(self.name, self.family, w.trained, w.source, self.sha256, self.parameters, w.note)
+        return ModelRecord(self.name, self.family, w.trained, w.source, self.fingerprint, self.parameters, w.note)
 
     @plain_modes()
     def untrained(self) -> Model:

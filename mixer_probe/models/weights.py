@@ -3,7 +3,6 @@ when they do not fit whole."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 import sys
 from collections import Counter
@@ -328,13 +327,3 @@ def _difference(name: str, key: str) -> tuple[str, str] | None:
     end = next((i for i, (x, y) in enumerate(zip(a[start:][::-1], b[start:][::-1])) if x != y), min(len(a), len(b)) - start)
     left = ".".join(a[start : len(a) - end]), ".".join(b[start : len(b) - end])
     return left if start + end else None
-
-
-def weights_hash(network: nn.Module) -> str:
-    """sha256 over names, types, shapes and bytes of all parameters and buffers in name order."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(memoryview(flat.view(torch.uint8).numpy()))
-    return digest.hexdigest()

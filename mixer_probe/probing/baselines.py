@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 import mixer_probe
 from mixer_probe.capture import ImageSource, Representations, as_source
 from mixer_probe.capture.representations import RunRecord
+from mixer_probe.core.fingerprint import digest, keys_of
 from mixer_probe.errors import ImagesError
 from mixer_probe.images import model_transform
 from mixer_probe.models.layer import Axes, Layer
@@ -45,11 +45,11 @@ def raw_pixels(images: ImageSource | Tensor, size: int | tuple[int, int] | None 
     batches = [_flat(_resized(batch, shape)) for batch in source.batches(transform, _BATCH)]
     layer = Layer("pixels", "other", 0.0, None, 3 * shape[0] * shape[1], 0, 0, Axes.BC.name)
     text = f"{RAW_PIXELS} {shape[0]}x{shape[1]}"
-    model = ModelRecord(RAW_PIXELS, "pixels", False, "none", hashlib.sha256(text.encode()).hexdigest(), 0, text)
+    model = ModelRecord(RAW_PIXELS, "pixels", False, "none", digest(text), 0, text)
     versions = {"mixer_probe": mixer_probe.__version__, "torch": torch.__version__}
     record = RunRecord(model, source.record, (layer,), "mean", text, "torch.float32", "float32", versions)
     pixels = np.concatenate(batches)
-    return Representations(record, {layer.name: pixels}, {}, source.ids, source.labels, source.class_names, {})
+    return Representations(record, {layer.name: pixels}, {}, source.ids, source.labels, source.class_names, {}, keys_of(source))
 
 
 def _shape(source: ImageSource, size: int | tuple[int, int] | None) -> tuple[int, int]:

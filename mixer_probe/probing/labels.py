@@ -26,14 +26,6 @@ def check_shots(y_train: np.ndarray, shots: Sequence[int | str], names: Sequence
     return tuple(int(count) for count in counts)
 
 
-def check_apart(train: Sequence[str], test: Sequence[str]) -> None:
-    """Raise ImagesError if an image, by its id, is in both."""
-    seen = set(train)
-    shared = [name for name in test if name in seen]
-    if shared:
-        raise ImagesError(f"{len(shared)} test images are also in train, the first is '{shared[0]}'")
-
-
 def few_of_each(y: np.ndarray, shots: int, seed: int) -> np.ndarray:
     """Sorted indices of `shots` images of every class, drawn with `seed`; those of fewer shots are among those of more."""
     order, turn = _turns(y, seed)

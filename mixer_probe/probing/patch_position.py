@@ -25,10 +25,10 @@ from scipy.spatial.distance import pdist
 from torch import Tensor
 
 from mixer_probe.capture import ImageSource, Piece, TensorImages, as_source, stream
+from mixer_probe.core.fingerprint import check_apart
 from mixer_probe.errors import ImagesError, LayerError, MeasureError, UndefinedProbeWarning
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.probing.labels import check_apart
 from mixer_probe.probing.regression import last_best
 from mixer_probe.probing.tables import layer_columns
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
@@ -396,9 +396,8 @@ def _two_sets(train: ImageSource, test: ImageSource | None) -> tuple[ImageSource
     if test is None:
         third = np.arange(len(train)) % 3 == 2
         train, test = part_of(train, ~third), part_of(train, third)
-    elif not isinstance(test, TensorImages):
-        # The images of a tensor are called by their number, in both sets alike.
-        check_apart(train.ids, test.ids)
+    else:
+        check_apart(train, test)
     if len(train) < 5:
         raise ImagesError(f"{len(train)} images are too few to fit a probe of positions on and choose its ridge: give 5 or more")
     return train, test

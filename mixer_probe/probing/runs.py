@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from mixer_probe.capture import ImageSource
+from mixer_probe.core.fingerprint import check_apart, keys_of
 from mixer_probe.errors import MeasureError
 from mixer_probe.images.classes import Labelled, require_labels, shared_classes
-from mixer_probe.probing.labels import check_apart
 from mixer_probe.similarity.inputs import RepresentationsLike, layer_matrix
 
 Runs = tuple[RepresentationsLike, RepresentationsLike]
@@ -60,7 +60,7 @@ def check_runs(train: RepresentationsLike, test: RepresentationsLike) -> None:
     other = {layer.name: layer for layer in test.layers}
     for layer in train.layers:
         check_width(layer.name, layer.channels, other[layer.name].channels)
-    check_apart(train.ids, test.ids)
+    check_apart(train, test)
 
 
 def check_width(name: str, train: int, test: int) -> None:
@@ -81,5 +81,5 @@ def check_twin(runs: Runs, twin: Runs) -> None:
     if twin[0].model.trained:
         raise MeasureError(f"untrained= must hold an untrained network, but {twin[0].model.name} is trained")
     for split, run, other in zip(("train", "test"), runs, twin, strict=True):
-        if run.ids != other.ids:
+        if keys_of(run) != keys_of(other):
             raise MeasureError(f"the untrained twin was run on other {split} images")

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from mixer_probe.capture import ImageSource, Reducer, first_prefix_token, mean_over_positions, stream
+from mixer_probe.core.fingerprint import check_apart
 from mixer_probe.errors import LayerError, MeasureError
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.probing.labels import check_apart, stratified
+from mixer_probe.probing.labels import stratified
 from mixer_probe.probing.layer_probes import Found, LayerPath, ProbeResult, assemble, path_values, warn_non_finite
 from mixer_probe.probing.methods import Values
 from mixer_probe.probing.moments import RidgeMoments, leaving_out
@@ -56,7 +57,7 @@ def stream_probe(
     Raises LayerError (unknown layer, reduce="prefix" for a layer without prefix tokens), ImagesError if labels are missing, there
     is one class, a class is only in the test images or an image is in both; MeasureError for penalties that are not positive, a
     trained twin, and another `reduce`."""
-    check_apart(train.ids, test.ids)
+    check_apart(train, test)
     labels = source_labels(train, test)
     if untrained is not None and untrained.weights.trained:
         raise MeasureError(f"untrained= must be an untrained network, but {untrained.name} is trained")

@@ -6,7 +6,6 @@ luma is Y = 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601).
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mixer_probe.capture import ImageSource, as_source
+from mixer_probe.core.fingerprint import altered_key, images_fingerprint, keys_of
 from mixer_probe.errors import ImagesError, MeasureError, closest
 from mixer_probe.images import Images
 from mixer_probe.results import ImagesRecord, storable
@@ -277,6 +277,11 @@ class AlteredImages:
         return self.source.ids
 
     @property
+    def keys(self) -> tuple[str, ...]:
+        """Key of each image with the change, which depends on its place."""
+        return tuple(altered_key(key, self.name, str(i)) for i, key in enumerate(keys_of(self.source)))
+
+    @property
     def labels(self) -> np.ndarray | None:
         """As in the source."""
         return self.source.labels
@@ -290,7 +295,8 @@ class AlteredImages:
     def record(self) -> ImagesRecord:
         """That of the source, with the change in its name."""
         record = self.source.record
-        return replace(record, name=f"{record.name} ({self.name})", sha256=_hashed(record.sha256, self.name))
+        found = images_fingerprint(self.keys, self.labels, self.class_names, record.split)
+        return replace(record, name=f"{record.name} ({self.name})", fingerprint=found)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -302,10 +308,6 @@ class AlteredImages:
         for batch in self.source.batches(transform, batch_size, start, pin_memory=pin_memory):
             yield torch.stack([self.change(image, start + i) for i, image in enumerate(batch)])
             start += len(batch)
-
-
-def _hashed(*parts: str) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def shifted_images(images: ImageSource | Tensor, most: float = 0.25, seed: int = 0) -> AlteredImages:

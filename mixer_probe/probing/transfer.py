@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from mixer_probe.core.fingerprint import keys_of
 from mixer_probe.errors import ImagesError
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.layer_probes import linear_probe
@@ -26,6 +27,7 @@ class MatchedRepresentations:
         self._reps = reps
         self.labels: np.ndarray | None = labels
         self.class_names = class_names
+        self.keys = keys_of(reps)
         self.ids = tuple(f"{reps.images.name}:{reps.images.split}/{name}" for name in reps.ids)
         self.images: ImagesRecord = reps.images
         self.model: ModelRecord = reps.model
@@ -44,7 +46,7 @@ def matched(reps_train: RepresentationsLike, reps_test: RepresentationsLike) -> 
     taken as they are. Raises ImagesError for missing labels, names in one set alone, classes of the test images that train does
     not have (their number and names), and one and the same set of images."""
     y_train, y_test = run_labels(reps_train, reps_test)
-    if reps_train.images == reps_test.images and reps_train.ids == reps_test.ids:
+    if keys_of(reps_train) == keys_of(reps_test):
         raise ImagesError(f"train and test are the same images ({reps_train.images.name}), so nothing is transferred")
     names = reps_train.class_names
     return MatchedRepresentations(reps_train, y_train, names), MatchedRepresentations(reps_test, y_test, names)

@@ -297,7 +297,7 @@ class AttributionStudy:
         groups: dict[str, list[Attribution]] = {}
         for a in self.made:
             groups.setdefault(a.method, []).append(a)
-        return [maps for maps in groups.values() if len({a.model.sha256 for a in maps}) > 1]
+        return [maps for maps in groups.values() if len({a.model.fingerprint for a in maps}) > 1]
 
     def _add(self, step: str, work: Callable[[], Iterable[Result]]) -> None:
         self._try(step, lambda: self.results.extend(work()))

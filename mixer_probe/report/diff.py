@@ -514,10 +514,10 @@ def _model_notes(a: Sequence[Any], b: Sequence[Any]) -> list[str]:
     """Networks of one name with other weights."""
     left, right = ({r.name: r for r in _records(results, ModelRecord)} for results in (a, b))
     return [
-        f"{name} has other weights: {left[name].sha256[:12]} ({left[name].weights}) in A, {right[name].sha256[:12]} "
+        f"{name} has other weights: {left[name].fingerprint[:12]} ({left[name].weights}) in A, {right[name].fingerprint[:12]} "
         f"({right[name].weights}) in B"
         for name in left
-        if name in right and left[name].sha256 != right[name].sha256
+        if name in right and left[name].fingerprint != right[name].fingerprint
     ]
 
 
@@ -536,7 +536,7 @@ def _image_note(where: tuple[str, str], a: set[tuple[int, str]], b: set[tuple[in
 def _images_of(results: Sequence[Any]) -> dict[tuple[str, str], set[tuple[int, str]]]:
     found: dict[tuple[str, str], set[tuple[int, str]]] = {}
     for record in _records(results, ImagesRecord):
-        found.setdefault((record.name, record.split), set()).add((record.n, record.sha256))
+        found.setdefault((record.name, record.split), set()).add((record.n, record.fingerprint))
     return found
 
 

@@ -21,7 +21,7 @@ Pair = tuple[str, str]
 
 def attribution_findings(results: Sequence[Result]) -> list[Finding]:
     """Which networks' maps agree most, and of every network how its best maps do in deletion and insertion."""
-    across = [r for r in of_kind(results, Agreement) if len(set(r.methods)) == 1 and len({m.sha256 for m in r.models}) > 1]
+    across = [r for r in of_kind(results, Agreement) if len(set(r.methods)) == 1 and len({m.fingerprint for m in r.models}) > 1]
     curves = of_kind(results, PerturbationCurves)
     findings = _agreement(across) if across else [_missing("Agreement of maps", "no attribution of two networks", results)]
     findings += [_faithful(r) for r in curves]

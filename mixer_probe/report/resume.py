@@ -16,13 +16,11 @@ import numpy as np
 import mixer_probe
 from mixer_probe.capture import Representations
 from mixer_probe.core.files import remedy
-from mixer_probe.errors import ImagesError, StoreError
+from mixer_probe.errors import StoreError
 from mixer_probe.models import Model
 from mixer_probe.report.skipped import Skipped
 from mixer_probe.results import Result, load_results, save_results, to_dict
 
-# Decoded to tell images of the same names and classes but other pixels apart; all of them would take as long as a pass.
-_LOOKED_AT = 32
 _PACKAGES = ("torch", "timm", "numpy", "captum", "scikit-learn")
 
 
@@ -78,15 +76,15 @@ def _kept(file: Path) -> list[Result]:
 
 
 def identity(value: Any) -> Any:
-    """What decides the numbers that are computed from `value`, as JSON data: of a model its weights and its input, of images
-    their names, classes and some of their pixels, of representations what they are of."""
+    """What decides the numbers that are computed from `value`, as JSON data: of a model its weights and settings, of images their
+    content and classes, each with the names that results repeat, of representations what they are of."""
     if isinstance(value, Model):
         where = (value.device.type, str(value.dtype))
         return {"model": to_dict(value.record), "input": to_dict(value.input), "where": list(where)}
     if isinstance(value, Representations):
         return {**value.record.identity(), "names": [value.model.name, value.images.name, value.images.split]}
     if callable(getattr(value, "batches", None)) and hasattr(value, "record"):
-        return {"images": to_dict(value.record), "classes": list(value.class_names or ()), "pixels": _pixels(value)}
+        return {"images": to_dict(value.record), "classes": list(value.class_names or ()), "ids": _digest(list(value.ids))}
     if isinstance(value, np.ndarray):
         return [str(value.dtype), list(value.shape), hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()]
     if isinstance(value, Path):
@@ -96,23 +94,6 @@ def identity(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [identity(v) for v in value]
     return to_dict(value)
-
-
-def _pixels(images: Any) -> str:
-    """Hash over the pixels of some images, evenly spread; those that cannot be read count as such."""
-    digest = hashlib.sha256()
-    if hasattr(images, "__getitem__"):
-        for i in np.unique(np.linspace(0, len(images) - 1, _LOOKED_AT).astype(int)):
-            digest.update(_pixels_of(images, int(i)))
-    return digest.hexdigest()
-
-
-def _pixels_of(images: Any, i: int) -> bytes:
-    try:
-        image = images[i]
-    except ImagesError:
-        return b"unreadable"
-    return f"{image.size}".encode() + bytes(image.tobytes())
 
 
 @cache

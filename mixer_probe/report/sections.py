@@ -135,7 +135,7 @@ def models_section(cards: Sequence[ModelCard]) -> list[Section]:
             "GMACs": [c.macs / 1e9 for c in cards],
             "input": ["×".join(map(str, c.input_size)) for c in cards],
             "weights": [c.model.weights for c in cards],
-            "sha256": [c.model.sha256[:12] for c in cards],
+            "fingerprint": [c.model.fingerprint[:12] for c in cards],
         }
     )
     notes = tuple(f"{c.model.name}: {c.model.note}" for c in cards if c.model.note and c.model.trained)

@@ -369,7 +369,7 @@ def agreement_section(results: Sequence[Agreement]) -> list[Section]:
 
 def _kind(result: Agreement) -> str:
     """What the attributions of a result differ in."""
-    if len({m.sha256 for m in result.models}) == 1:
+    if len({m.fingerprint for m in result.models}) == 1:
         return "methods"
     return "networks" if len(set(result.methods)) == 1 else "both"
 

@@ -144,7 +144,7 @@ def pages_section(results: Sequence[ChannelPage]) -> list[Section]:
     """Pages of single channels, network by network."""
     by_model: dict[str, list[ChannelPage]] = {}
     for page in results:
-        by_model.setdefault(page.model.sha256 + page.model.name, []).append(page)
+        by_model.setdefault(page.model.fingerprint + page.model.name, []).append(page)
     content = [item for pages in by_model.values() for item in _pages_of(pages)]
     sentences = tuple(_pages_sentence(pages) for pages in by_model.values())
     warning = untrained_warning(page.model for page in results)

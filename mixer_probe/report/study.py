@@ -193,7 +193,8 @@ class Study:
 
     def _extract(self, model: Model, images: Images, part: str) -> Representations:
         s = self.settings
-        out = None if self.store is None else self.store / f"{_slug(model.name)}-{model.sha256[:8]}-{part}.zarr"
+        of = f"{model.fingerprint[:8]}-{images.fingerprint[:8]}"
+        out = None if self.store is None else self.store / f"{_slug(model.name)}-{of}-{part}.zarr"
         return extract(model, images, s.layers, batch_size=s.batch_size, autocast=s.autocast, out=out)
 
     def _sample(self, most: int) -> Images:

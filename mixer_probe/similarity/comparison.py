@@ -10,6 +10,7 @@ from typing import Literal, TypedDict, Unpack, overload
 
 import numpy as np
 
+from mixer_probe.core.fingerprint import check_same_images
 from mixer_probe.errors import MeasureError, UndefinedSimilarityWarning
 from mixer_probe.similarity.alignment import Method, check_options
 from mixer_probe.similarity.allpairs import Settings
@@ -88,6 +89,8 @@ def compare(
     plan = _Plan(Settings(estimator, kernel, bandwidth), permutations, resamples, seed, method, without_top_pc)
     plan.check()
     check_same_images(reps_a, reps_b)
+    if not reps_a.layers or not reps_b.layers:
+        raise MeasureError("there is no layer to compare")
     a, b = (LayerFeatures(reps, as_grid(grid)) for reps in (reps_a, reps_b))
     if without_top_pc:
         for side in (a, b):
@@ -206,26 +209,6 @@ def _by_measure(measure: Measure, plan: _Plan, a: LayerFeatures, b: LayerFeature
     null = null_of(tables.null.numpy(), measure.direction)
     interval = interval_of(values, tables.halves.numpy(), (measure.lowest, measure.highest))
     return _Numbers(values, null, interval, "pairs")
-
-
-def check_same_images(reps_a: RepresentationsLike, reps_b: RepresentationsLike) -> None:
-    """Raise MeasureError unless both hold the same images in the same order, and a layer."""
-    ids_a, ids_b = reps_a.ids, reps_b.ids
-    if len(ids_a) != len(ids_b):
-        missing = len(set(ids_a) ^ set(ids_b))
-        raise MeasureError(
-            f"{len(ids_a)} images against {len(ids_b)}, {missing} ids are on one side only: compare the same images"
-        )
-    different = [i for i, (x, y) in enumerate(zip(ids_a, ids_b, strict=True)) if x != y]
-    if different:
-        first = different[0]
-        order = "the same images in another order: " if set(ids_a) == set(ids_b) else ""
-        raise MeasureError(
-            f"{order}{len(different)} of {len(ids_a)} image ids differ, the first at position {first}: "
-            f"'{ids_a[first]}' against '{ids_b[first]}'; compare the same images in the same order"
-        )
-    if not reps_a.layers or not reps_b.layers:
-        raise MeasureError("there is no layer to compare")
 
 
 def warn_undefined(measure: Measure, values: np.ndarray, a: LayerFeatures, b: LayerFeatures) -> None:

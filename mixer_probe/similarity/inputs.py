@@ -40,6 +40,10 @@ class RepresentationsLike(Protocol):
         """One name an image."""
 
     @property
+    def keys(self) -> tuple[str, ...]:
+        """One hash of the content per image."""
+
+    @property
     def class_names(self) -> tuple[str, ...] | None:
         """Names of the classes, by index."""
 

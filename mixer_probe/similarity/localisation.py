@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mixer_probe.capture import ImageSource, TensorImages, as_source, stream
+from mixer_probe.core.fingerprint import keys_of
 from mixer_probe.errors import MeasureError
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
@@ -196,6 +197,7 @@ class _Watched:
 
     def __init__(self, source: ImageSource, grid: tuple[int, int]) -> None:
         self.ids, self.labels, self.class_names, self.record = source.ids, source.labels, source.class_names, source.record
+        self.keys = keys_of(source)
         self._source, self._grid = source, grid
         self._seen: list[list[Tensor]] = []
 

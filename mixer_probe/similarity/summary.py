@@ -87,7 +87,7 @@ def _check_alike(matrices: Sequence[SimilarityMatrix]) -> None:
     for what, found in (
         ("measures", {matrix.label for matrix in matrices}),
         ("numbers of images", {str(matrix.n) for matrix in matrices}),
-        ("images", {matrix.images.sha256[:8] for matrix in matrices if matrix.images}),
+        ("images", {matrix.images.fingerprint[:8] for matrix in matrices if matrix.images}),
         ("grids", {str(matrix.grid) for matrix in matrices}),
         ("nulls", {"none" if matrix.null is None else "one" for matrix in matrices}),
     ):

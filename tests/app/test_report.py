@@ -133,13 +133,13 @@ DAMAGED = {
     "no JSON": b"{",
     "binary": bytes(range(256)),
     "a list": b"[]",
-    "no results": b'{"format": "mixer-probe results 1"}',
-    "empty results": b'{"format": "mixer-probe results 1", "results": []}',
+    "no results": b'{"format": "mixer-probe results 2"}',
+    "empty results": b'{"format": "mixer-probe results 2", "results": []}',
     "another format": b'{"format": "mixer-probe results 99", "results": []}',
-    "unknown kind": b'{"format": "mixer-probe results 1", "results": [{"$type": "Nothing"}]}',
-    "missing fields": b'{"format": "mixer-probe results 1", "results": [{"$type": "ProbeResult"}]}',
-    "wrong fields": b'{"format": "mixer-probe results 1", "results": [{"$type": "Skipped", "step": 1, "reason": null}, 3]}',
-    "an array that is none": b'{"format": "mixer-probe results 1", "results": [{"$type": "array", "npy_base64": "gASVDA=="}]}',
+    "unknown kind": b'{"format": "mixer-probe results 2", "results": [{"$type": "Nothing"}]}',
+    "missing fields": b'{"format": "mixer-probe results 2", "results": [{"$type": "ProbeResult"}]}',
+    "wrong fields": b'{"format": "mixer-probe results 2", "results": [{"$type": "Skipped", "step": 1, "reason": null}, 3]}',
+    "an array that is none": b'{"format": "mixer-probe results 2", "results": [{"$type": "array", "npy_base64": "gASVDA=="}]}',
 }
 
 

@@ -177,7 +177,7 @@ def test_results_open_and_the_report_is_saved(page: Page, app: str, tmp_path: Pa
     assert "How to read it:" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("content", ["", "no json", '{"format": "mixer-probe results 1"}'], ids=["empty", "text", "bare"])
+@pytest.mark.parametrize("content", ["", "no json", '{"format": "mixer-probe results 2"}'], ids=["empty", "text", "bare"])
 def test_a_damaged_file_is_a_message(page: Page, app: str, tmp_path: Path, content: str) -> None:
     (tmp_path / "results.json").write_text(content)
     visit(page, address(app, "Report", [VIT]), "Report")

@@ -106,7 +106,7 @@ def test_some_of_the_images(vit: Model) -> None:
     assert part.labels is not None
     assert part.labels.tolist() == [1, 1]
     assert (part.images.n, part.images.split) == (2, "odd")
-    assert part.images.sha256 not in (whole.images.sha256, whole.take([1, 3]).images.sha256)
+    assert part.images.fingerprint not in (whole.images.fingerprint, whole.take([1, 3]).images.fingerprint)
     for name in whole:
         np.testing.assert_array_equal(part[name], whole[name][[3, 1]])
     np.testing.assert_array_equal(part.prefix("blocks.0.mlp"), whole.prefix("blocks.0.mlp")[[3, 1]])
@@ -115,7 +115,7 @@ def test_some_of_the_images(vit: Model) -> None:
 
 
 def test_images_are_known_by_their_numbers() -> None:
-    hashes = [TensorImages(x).record.sha256 for x in (noise(2), noise(2), noise(2, seed=9))]
+    hashes = [TensorImages(x).record.fingerprint for x in (noise(2), noise(2), noise(2, seed=9))]
     assert hashes[0] == hashes[1] != hashes[2]
 
 
@@ -225,10 +225,23 @@ def test_images_of_another_size_are_named() -> None:
         extract(model, noise(2, 96), "blocks")
 
 
+class Cut(nn.Module):
+    """Returns the first `channels` of its input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[..., : self.channels]
+
+
 def test_a_network_changed_after_loading_is_noticed(mixer: Model) -> None:
     mixer.structure  # noqa: B018 - traced before the change
-    mixer.module.head = nn.Linear(24, 7)
-    with pytest.raises(LayerError, match=r"'head' returned shape \(2, 7\) where 1 positions and 5 channels"):
+    mixer.module.head = nn.Sequential(mixer.module.head, cut := Cut(4))
+    assert mixer.layer("head").channels == extract(mixer, noise(2), "head")["head"].shape[1] == 4
+    cut.channels = 3
+    with pytest.raises(LayerError, match=r"'head' returned shape \(2, 3\) where 1 positions and 4 channels"):
         extract(mixer, noise(2), "head")
 
 
@@ -413,6 +426,6 @@ def test_too_little_memory_for_one_image() -> None:
 
 def test_other_errors_of_the_network_are_its_own(mixer: Model) -> None:
     mixer.structure  # noqa: B018 - traced before the change
-    mixer.module.blocks[0].norm1 = nn.LayerNorm(7)
+    mixer.module.blocks[0].norm1.forward = lambda x: nn.functional.layer_norm(x, (7,))
     with pytest.raises(RuntimeError, match="normalized_shape"):
         extract(mixer, noise(2), "blocks")

@@ -185,7 +185,7 @@ def test_xarray_reads_it_with_labels_and_without_warnings(model: Model, tmp_path
     np.testing.assert_array_equal(opened["blocks.1"].values, kept["blocks.1"])
     np.testing.assert_array_equal(prefixes["blocks.1"].values, kept.prefix("blocks.1"))
     assert prefixes["blocks.1"].dims == ("image", "token_5", "channel_24")
-    assert opened.attrs["run"]["model"]["sha256"] == model.sha256
+    assert opened.attrs["run"]["model"]["fingerprint"] == model.fingerprint
 
 
 def test_the_store_says_what_made_it(model: Model, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import pickle
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,12 +62,15 @@ def test_record_tells_what_the_images_are():
     assert (record.limit, record.seed, record.skipped, record.credit) == (20, 3, 0, images.credit)
 
 
-def test_the_hash_depends_on_ids_labels_and_order_alone():
+def test_the_hash_depends_on_pixels_labels_and_order_alone():
     plain = numbered_images(3, [0, 1, 1])
-    assert plain.record.sha256 == numbered_images(3, [0, 1, 1], size=8).record.sha256
+    assert (
+        plain.record.fingerprint == replace(numbered_images(3, [0, 1, 1]), ids=("x", "y", "z"), name="other").record.fingerprint
+    )
+    assert plain.record.fingerprint != numbered_images(3, [0, 1, 1], size=8).record.fingerprint
     relabelled, unlabelled = numbered_images(3, [0, 1, 0]), numbered_images(3)
     others = [plain.subset([1, 0, 2]), plain.subset([0, 1]), relabelled, unlabelled]
-    assert len({images.record.sha256 for images in (plain, *others)}) == 5
+    assert len({images.record.fingerprint for images in (plain, *others)}) == 5
 
 
 @given(

@@ -219,4 +219,4 @@ def test_names_that_are_not_utf8_survive(tmp_path):
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
     assert load_images(tmp_path).ids == (name,)
-    assert len(load_images(tmp_path).record.sha256) == 64
+    assert len(load_images(tmp_path).record.fingerprint) == 64

@@ -150,6 +150,6 @@ def test_only_the_same_images_and_distortions_can_be_compared() -> None:
     with pytest.raises(MeasureError, match="there is one"):
         error_consistency([one])
     with pytest.raises(MeasureError, match="other images"):
-        error_consistency([one, replace(two, images=replace(two.images, sha256="x"))])
+        error_consistency([one, replace(two, images=replace(two.images, fingerprint="x"))])
     with pytest.raises(MeasureError, match="other distortions"):
         error_consistency([one, answers(np.stack([two.predicted[0]] * 2), two.labels, (PatchShuffle(2),))])

@@ -123,7 +123,7 @@ def test_a_checkpoint_for_a_timm_name(tmp_path: Path) -> None:
     network = load_model("mixer_s32_224", pretrained=False, seed=9, num_classes=4, device="cpu")
     safetensors.torch.save_file(network.module.state_dict(), tmp_path / "w.safetensors")
     model = load_model("mixer_s32_224", checkpoint=str(tmp_path / "w.safetensors"), num_classes=4, device="cpu")
-    assert model.sha256 == network.sha256
+    assert model.fingerprint == network.fingerprint
     assert model.name == "mixer_s32_224"
 
 

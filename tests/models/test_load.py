@@ -349,14 +349,14 @@ def test_the_google_tags_say_what_they_hold_and_no_other_does() -> None:
 
 def test_the_hash_is_that_of_the_weights(tmp_path: Path) -> None:
     model, again = small(), small()
-    assert model.sha256 == again.sha256
-    assert len(model.sha256) == 64
+    assert model.fingerprint == again.fingerprint
+    assert len(model.fingerprint) == 64
     for name in ("blocks.3.attn.qkv.weight", "head.bias"):
         changed = small()
         with torch.no_grad():
             flat = changed.module.get_parameter(name).view(-1)
             flat[-1] = torch.nextafter(flat[-1], torch.tensor(9.0))  # one bit of one weight
-        assert changed.sha256 != model.sha256
+        assert changed.fingerprint != model.fingerprint
 
 
 def test_the_hash_sees_buffers_names_and_types() -> None:
@@ -364,14 +364,14 @@ def test_the_hash_sees_buffers_names_and_types() -> None:
     moved = CASES["resnet-bottleneck"].model()
     with torch.no_grad():
         moved.module.bn1.running_mean[0] += 1
-    assert moved.sha256 != model.sha256
-    assert small(dtype="bfloat16").sha256 != small().sha256
+    assert moved.fingerprint != model.fingerprint
+    assert small(dtype="bfloat16").fingerprint != small().fingerprint
 
 
 def test_the_hash_does_not_depend_on_memory_layout() -> None:
     model, other = CASES["resnet18"].model(), CASES["resnet18"].model()
     other.module.to(memory_format=torch.channels_last)
-    assert other.sha256 == model.sha256
+    assert other.fingerprint == model.fingerprint
 
 
 def test_the_record_is_what_travels(tmp_path: Path) -> None:
@@ -380,4 +380,4 @@ def test_the_record_is_what_travels(tmp_path: Path) -> None:
     assert (record.name, record.family, record.trained) == ("vit_tiny_patch16_224", "vit", True)
     assert record.weights == "file w.safetensors"
     assert record.parameters == sum(p.numel() for p in model.module.parameters())
-    assert re.fullmatch("[0-9a-f]{64}", record.sha256)
+    assert re.fullmatch("[0-9a-f]{64}", record.fingerprint)

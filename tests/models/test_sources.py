@@ -61,7 +61,7 @@ def test_a_folder_by_hand(tmp_path: Path) -> None:
         assert torch.equal(model.module(noise(2, 64)), wanted(noise(2, 64)))
     twin = model.untrained()
     assert not twin.weights.trained
-    assert twin.sha256 != model.sha256
+    assert twin.fingerprint != model.fingerprint
     assert twin.input == model.input
 
 

@@ -163,7 +163,7 @@ def test_shifts_move_the_content_and_mirror_the_border():
     assert np.abs(right.values).max() <= 0.25
     parts = torch.cat(list(moved.batches(lambda x: x, 2)))
     np.testing.assert_array_equal(parts, batch)
-    assert moved.record.sha256 != mp.load_images("demo").record.sha256
+    assert moved.record.fingerprint != mp.load_images("demo").record.fingerprint
     with pytest.raises(MeasureError, match=r"most=0\.7"):
         shifted_images(ramp, most=0.7)
 

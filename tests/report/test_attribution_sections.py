@@ -253,8 +253,9 @@ def planted(study: AttributionStudy) -> list[Result]:
 def test_the_planted_quadrant_is_told_from_random_in_every_family(models: dict[str, mp.Model], study: AttributionStudy) -> None:
     # A blurred bright image is still bright: what is put back has to come from nothing.
     options = {"grid": (4, 4), "insertion_baseline": "mean", "random_orders": 6, "steps": 16}
-    made = {m.sha256: [a for a in study.made if a.model.sha256 == m.sha256 and a.method != "gradcam"] for m in models.values()}
-    section = only([at.perturbation_curves(m, study.images, made[m.sha256], **options) for m in models.values()])  # type: ignore[arg-type]
+    maps = [a for a in study.made if a.method != "gradcam"]
+    made = {name: [a for a in maps if a.model.fingerprint == m.fingerprint] for name, m in models.items()}
+    section = only([at.perturbation_curves(m, study.images, made[name], **options) for name, m in models.items()])  # type: ignore[arg-type]
     assert len(section.paragraphs) == 6
     for text in section.paragraphs:
         assert "better than random by" in text, text
@@ -291,7 +292,7 @@ def test_many_networks_are_counted_and_drawn_as_a_matrix() -> None:
     table[2, 3] = table[3, 2] = -0.1
     table += 1e-3 * JITTER
     models, null = tuple(record(f"zoo:net-{k}") for k in range(4)), np.full((4, 4), 0.3)
-    models = tuple(replace(m, sha256=str(k)) for k, m in enumerate(models))
+    models = tuple(replace(m, fingerprint=str(k)) for k, m in enumerate(models))
     found = at.Agreement(models, ("saliency",) * 4, IMAGES, IDS, (4, 4), True, table, null, null, 20)
     section = only([found])
     assert section.paragraphs == (

@@ -22,7 +22,7 @@ from mixer_probe.stats import wilson_interval
 from tests.report.test_saved_results import made
 
 MODEL = ModelRecord("zoo:a", "mixer", True, "file a.safetensors", "a" * 64, 10)
-OTHER = replace(MODEL, name="zoo:b", sha256="b" * 64)
+OTHER = replace(MODEL, name="zoo:b", fingerprint="b" * 64)
 IMAGES = ImagesRecord("demo", "test", 100, 10, "c" * 64)
 
 
@@ -247,7 +247,7 @@ def test_other_weights_images_and_settings_are_told() -> None:
     a = SavedResults((measured([0.1]), measured([0.1], OTHER)), {"study": {"seed": 0, "permutations": 100}})
     b = SavedResults(
         (
-            replace(measured([0.1], replace(MODEL, sha256="d" * 64, weights="random")), images=replace(IMAGES, n=50)),
+            replace(measured([0.1], replace(MODEL, fingerprint="d" * 64, weights="random")), images=replace(IMAGES, n=50)),
             replace(measured([0.1], OTHER), images=replace(IMAGES, n=50)),
         ),
         {"study": {"seed": 0, "permutations": 20}},
@@ -259,7 +259,7 @@ def test_other_weights_images_and_settings_are_told() -> None:
         "setting permutations: 100 in A, 20 in B",
     )
     assert not found.same
-    same_number = [replace(measured([0.1]), images=replace(IMAGES, sha256="e" * 64))]
+    same_number = [replace(measured([0.1]), images=replace(IMAGES, fingerprint="e" * 64))]
     assert compare_reports([measured([0.1])], same_number).notes == ("demo/test: other images or classes",)
 
 
@@ -301,7 +301,7 @@ def test_the_comparison_is_a_result_with_a_section(tmp_path: Path) -> None:
         (None, "cannot read results from .*: No such file"),
         ("{", "is not a results file: it is no valid JSON"),
         ('{"a": 1}', "is not a results file of this version"),
-        ('{"format": "mixer-probe results 0"}', r"\(expected format 'mixer-probe results 1', found 'mixer-probe results 0'\)"),
+        ('{"format": "mixer-probe results 0"}', r"\(expected format 'mixer-probe results 2', found 'mixer-probe results 0'\)"),
     ],
 )
 def test_what_is_no_results_file_is_told(tmp_path: Path, content: str | None, sentence: str) -> None:

@@ -97,7 +97,7 @@ def distorted() -> tuple[Any, ...]:
     labels = first.labels
     second = replace(
         first,
-        model=replace(first.model, name="other", family="vit", sha256="f" * 64),
+        model=replace(first.model, name="other", family="vit", fingerprint="f" * 64),
         predicted=np.where(np.arange(len(labels)) % 5 == 0, (first.predicted + 1) % 4, first.predicted),
     )
     return first, second
