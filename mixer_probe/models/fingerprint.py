@@ -19,7 +19,7 @@ from mixer_probe.core.fingerprint import THREADS, digest
 # What every module has of its own accord, whose content is read elsewhere or is no part of what it computes in eval mode.
 _OWN = frozenset(vars(nn.Module())) | {"_is_full_backward_hook"}
 # Switches between ways to the same numbers, and notes on where the weights are from.
-_NO_PART = frozenset({"fused_attn", "inplace", "grad_checkpointing", "pretrained_cfg", "default_cfg"})
+_NO_PART = frozenset({"fused_attn", "inplace", "grad_checkpointing", "pretrained_cfg", "default_cfg", "_compiled_call_impl"})
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, torch.dtype, np.generic)
 # Hooks that come and go with one of our own passes.

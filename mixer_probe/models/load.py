@@ -88,7 +88,7 @@ def load_model(
     if timm_arguments and (isinstance(model, nn.Module) or str(model).startswith("zoo:")):
         raise ModelError(f"only networks that timm builds take further arguments, not {', '.join(timm_arguments)}")
     if isinstance(model, nn.Module):
-        found = _from_module(model, given)
+        found = _from_module(model, given, on_meta=place.type == "meta" and checkpoint is None)
     elif not isinstance(model, str):
         raise ModelError(f"a model is a name or an nn.Module, not a {type(model).__name__}")
     elif model.startswith("zoo:"):
@@ -267,9 +267,9 @@ def _place(name: str) -> str:
 # -- a person's own network --------------------------------------------------------------------------------------------
 
 
-def _from_module(network: nn.Module, given: dict[str, Any]) -> Model:
+def _from_module(network: nn.Module, given: dict[str, Any], on_meta: bool) -> Model:
     network, note = unwrap(network)
-    check_parameters(network)
+    check_parameters(network, on_meta)
     spec = stated_input(network, given)
     weights = Weights("the network as given", trained=True, note=note)
     return make_model(type(network).__name__, network, spec, weights, lambda: _module_twin(network, spec))

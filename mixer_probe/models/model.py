@@ -8,8 +8,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from mixer_probe.core.fingerprint import digest
 from mixer_probe.core.inputs import InputSpec
@@ -17,9 +15,10 @@ from mixer_probe.errors import ModelError
 from mixer_probe.models.adapter import Adapter
 from mixer_probe.models.fingerprint import configuration, layout, network_fingerprint
 from mixer_probe.models.layer import Family, Layer
+from mixer_probe.models.macs import count_macs
 from mixer_probe.models.structure import Structure, find_adapter
-from mixer_probe.models.switches import evaluating, frozen, plain_modes
-from mixer_probe.models.trace import blank_images, trace
+from mixer_probe.models.switches import lock_of, plain_modes
+from mixer_probe.models.trace import trace
 from mixer_probe.results import ModelRecord
 
 T = TypeVar("T")
@@ -144,32 +143,9 @@ class Model:
     @plain_modes()
     def to(self, device: str | torch.device) -> Model:
         """Move the network; returns itself."""
-        self.module.to(device)
+        with lock_of(self.module):
+            self.module.to(device)
         return self
-
-
-def count_macs(network: nn.Module, input_size: tuple[int, int, int]) -> int:
-    """Multiply-accumulates of one image, counted by running torch's FlopCounterMode over one blank image."""
-    return count_macs_by_module(network, input_size)[""]
-
-
-def count_macs_by_module(network: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:
-    """Multiply-accumulates of one image by module path, what is inside it included; those of the whole network under ""."""
-    image = blank_images(network, input_size, n=1)
-    # The counter knows matrix products, not every fused attention kernel.
-    with (
-        evaluating(network),
-        frozen(network),
-        torch.no_grad(),
-        sdpa_kernel(SDPBackend.MATH),
-        FlopCounterMode(display=False) as counter,
-    ):
-        network(image)
-    counts = {path: sum(operations.values()) // 2 for path, operations in counter.get_flop_counts().items()}
-    root = f"{type(network).__name__}."
-    return {path.removeprefix(root): count for path, count in counts.items() if path.startswith(root)} | {
-        "": counter.get_total_flops() // 2
-    }
 
 
 def make_model(

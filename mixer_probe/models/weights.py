@@ -21,6 +21,8 @@ from mixer_probe.models.switches import copied
 StateDict = dict[str, torch.Tensor]
 # How deep mappings are searched for weights.
 _DEPTH = 4
+# Names of the file that are compared with those of the network, to tell a renaming.
+_MOST = 2000
 # What training code calls a network that it holds; timm's conversions are tried on what is under these.
 _PREFIXES = ("module.", "model.", "net.", "network.", "backbone.", "encoder.", "teacher.", "student.")
 # Modules that torch puts around parts of a network.
@@ -93,10 +95,10 @@ def _fits(own: StateDict, place: str, tensors: StateDict, converted: bool = Fals
     for prefix in (name.removesuffix(needed[0]) for name in names if name.endswith(needed[0])):
         if prefix and not prefix.endswith("."):
             continue
+        if not all(prefix + key in names and tensors[names[prefix + key]].shape == own[key].shape for key in needed):
+            continue
         mine = {name.removeprefix(prefix): key for name, key in names.items() if name.startswith(prefix)}
-        foreign = [key for key in mine if key not in own]
-        whole = all(key in mine and tensors[mine[key]].shape == own[key].shape for key in needed)
-        if whole and all(_LOSSES.search(key) for key in foreign):
+        if all(key in own or _LOSSES.search(key) for key in mine):
             weights = {key: tensors[mine[key]] for key in own if key in mine}
             used = {mine[key] for key in weights}
             yield _Fit(place + prefix, weights, tuple(key for key in tensors if key not in used), converted)
@@ -124,12 +126,12 @@ def _converted(network: nn.Module, own: StateDict, options: list[tuple[str, Stat
             yield from _fits(own, place + prefix, found, converted=True)
 
 
-def _under_prefixes(tensors: StateDict, prefix: str = "") -> Iterator[tuple[str, StateDict]]:
+def _under_prefixes(tensors: StateDict, prefix: str = "", depth: int = _DEPTH) -> Iterator[tuple[str, StateDict]]:
     yield prefix, tensors
-    for word in (*_PREFIXES, "_orig_mod."):
+    for word in (*_PREFIXES, "_orig_mod.") if depth else ():
         part = {key.removeprefix(word): value for key, value in tensors.items() if key.startswith(word)}
         if part:
-            yield from _under_prefixes(part, prefix + word)
+            yield from _under_prefixes(part, prefix + word, depth - 1)
 
 
 def _counts(own: StateDict) -> StateDict:
@@ -299,7 +301,7 @@ def _misfit(network: nn.Module, own: StateDict, options: list[tuple[str, StateDi
     unexpected = [k for k in nearest if k not in own]
     differences = [*shapes, *(f"'{k}' is missing" for k in missing), *(f"'{k}' is not in the network" for k in unexpected)]
     more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-    renaming = _renaming({k: own[k] for k in missing}, {k: nearest[k] for k in unexpected})
+    renaming = _renaming({k: own[k] for k in missing}, {k: nearest[k] for k in unexpected[:_MOST]})
     return (
         f"checkpoint {source} does not fit {type(network).__name__}: {'; '.join(differences[:3])}{more} "
         f"(in the file: {_listed(map(repr, nearest))}; in the network: {_listed(map(repr, own))}{renaming})"

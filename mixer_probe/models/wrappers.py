@@ -80,18 +80,21 @@ def _without_compiled(module: nn.Module, done: dict[int, nn.Module]) -> nn.Modul
     return done[id(module)]
 
 
-def check_parameters(network: nn.Module) -> None:
+def check_parameters(network: nn.Module, on_meta: bool = False) -> None:
     """Raise ModelError for a network whose parameters cannot be read as numbers or take no gradients: a quantised one, one with
-    integers for weights, and one that was made in inference mode."""
+    integers for weights, one without values unless it is to stay so (`on_meta`), and one that was made in inference mode."""
     name = type(network).__name__
     for path, module in network.named_modules():
         if type(module).__module__.startswith(_QUANTISED):
             raise ModelError(f"'{path}' of {name} is a quantised {type(module).__name__}; give the network as before quantising")
-    for path, tensor in network.named_parameters():
+    tensors: list[tuple[str, torch.Tensor]] = list(network.named_parameters())
+    for path, tensor in tensors:
+        if tensor.is_meta and not on_meta:
+            raise ModelError(f"'{path}' of {name} is on torch's meta device and has no values; make the network on the CPU")
         if not tensor.is_floating_point() or tensor.is_quantized or tensor.layout is not torch.strided:
             kind = tensor.dtype if tensor.layout is torch.strided else tensor.layout
             raise ModelError(f"'{path}' of {name} is {kind}; give a network whose parameters are dense floating-point tensors")
-    for path, tensor in network.state_dict(keep_vars=True).items():
+    for path, tensor in (*tensors, *network.named_buffers()):
         if tensor.is_inference():
             raise ModelError(
                 f"'{path}' of {name} was made in torch.inference_mode and takes no gradients; make the network outside, or give "

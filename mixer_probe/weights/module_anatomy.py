@@ -9,21 +9,16 @@ are such units, more than the linear layers that they hold.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import pandas as pd
-import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from mixer_probe.errors import LayerError, closest
+from mixer_probe.models.macs import count_by_module
 from mixer_probe.models.model import Model
-from mixer_probe.models.switches import evaluating, frozen, in_this_thread
-from mixer_probe.models.trace import blank_images
 from mixer_probe.results import ModelRecord, Result, storable
 from mixer_probe.weights.dependence import Mixes, dependence
 
@@ -218,38 +213,5 @@ def module_macs(model: Model) -> tuple[dict[str, int], dict[str, int], dict[str,
     code alone, and the order in which modules finish their first call.
 
     They are counted as `model.macs` is, by torch's FlopCounterMode, read before and after every call."""
-    network, counted = model.module, _MacCounter()
-    with ExitStack() as stack:
-        for context in (evaluating(network), frozen(network), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counted.flops):
-            stack.enter_context(context)
-        for path, module in network.named_modules():
-            stack.callback(module.register_forward_pre_hook(in_this_thread(counted.start)).remove)
-            stack.callback(module.register_forward_hook(in_this_thread(counted.end(path))).remove)
-        network(blank_images(network, model.input.size, n=1))
+    counted = count_by_module(model.module, model.input.size)
     return counted.macs, counted.own, {path: i for i, path in enumerate(counted.macs)}
-
-
-class _MacCounter:
-    """Multiply-accumulates by module, from what the counter shows before and after each call."""
-
-    def __init__(self) -> None:
-        self.flops = FlopCounterMode(display=False)
-        self.macs: dict[str, int] = {}
-        self.own: dict[str, int] = {}
-        # Of each module that is running: what the counter showed at its start, and what its parts have used since.
-        self._running: list[tuple[int, int]] = []
-
-    def start(self, *_: Any) -> None:
-        self._running.append((self.flops.get_total_flops() // 2, 0))
-
-    def end(self, path: str) -> Callable[..., None]:
-        def end(*_: Any) -> None:
-            begun, parts = self._running.pop()
-            used = self.flops.get_total_flops() // 2 - begun
-            self.macs[path] = self.macs.get(path, 0) + used
-            self.own[path] = self.own.get(path, 0) + used - parts
-            if self._running:
-                before, siblings = self._running[-1]
-                self._running[-1] = (before, siblings + used)
-
-        return end

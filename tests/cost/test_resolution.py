@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from mixer_probe.cost import at_resolution, cost_growth
 from mixer_probe.errors import MeasureError, ModelError
 from mixer_probe.models import load_model
-from mixer_probe.models.model import count_macs
+from mixer_probe.models.macs import count_macs
 from tests.networks import CASES, noise
 
 C, L, P = 24, 2, 8

@@ -15,7 +15,7 @@ from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
 from mixer_probe.models import Model, describe, load_model
-from mixer_probe.models.model import count_macs
+from mixer_probe.models.macs import count_macs
 from tests.networks import as_model, shapes_only
 
 # name: (parameters, multiply-accumulates of one 224 px image in units of 10^9)

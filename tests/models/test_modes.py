@@ -23,6 +23,7 @@ import mixer_probe as mp
 from mixer_probe.attribution import attribute, layer_conductance
 from mixer_probe.errors import ModelError
 from mixer_probe.invariance.predictions import predictions
+from mixer_probe.models.macs import count_macs_by_module
 from mixer_probe.models.switches import copied, evaluating, frozen, lock_of, seeded, unfused
 from mixer_probe.threads import side_by_side
 from mixer_probe.visualization import visualize
@@ -66,7 +67,7 @@ COMPUTED: dict[str, Compute] = {
     "integrated_gradients": maps("integrated_gradients", n_steps=4, max_steps=8, tolerance=9.0),
     "conductance": lambda model: layer_conductance(model, noise(3), "blocks.0", target=1, n_steps=4).values[0],
     "layers": lambda model: np.array([layer.channels for layer in mp.load_model(model.module, **SPEC).layers]),
-    "macs": lambda model: np.array([mp.load_model(model.module, **SPEC).macs]),
+    "macs": lambda model: np.array(list(count_macs_by_module(model.module, model.input.size).values())),
 }
 SPEC: dict[str, Any] = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "device": "cpu"}
 
@@ -235,6 +236,13 @@ def test_autocast_that_is_asked_for() -> None:
 # -- wrapped networks ----------------------------------------------------------------------------------------------------
 
 
+def _only_says_so(_module: nn.Module, *_: Any) -> Any:
+    raise RuntimeError("forward is not written")
+
+
+_only_says_so.__module__ = "lightning.pytorch.core.module"
+
+
 class Trains(nn.Module):
     """As Lightning's: a network and a loss, and no forward pass."""
 
@@ -242,6 +250,12 @@ class Trains(nn.Module):
         super().__init__()
         setattr(self, name, network)
         self.loss = nn.CrossEntropyLoss(weight=torch.ones(5))
+
+
+class OfLightning(Trains):
+    """Its base class has a forward pass that raises."""
+
+    forward = _only_says_so
 
 
 def _parallel(network: nn.Module) -> nn.Module:
@@ -274,6 +288,7 @@ WRAPPERS: dict[str, tuple[Callable[[nn.Module], nn.Module], str]] = {
     "timm's EMA": (ModelEmaV2, "ModelEmaV2"),
     "timm's new EMA": (ModelEmaV3, "ModelEmaV3"),
     "a module that trains": (Trains, "Trains"),
+    "one of Lightning's": (OfLightning, "OfLightning"),
     "one with a backbone": (lambda network: Trains(torch.compile(network), "backbone"), "Trains, OptimizedModule"),
 }
 
@@ -288,6 +303,8 @@ def test_the_network_inside_wrappers(wrapper: str) -> None:
     assert np.array_equal(features(model), expected)
     assert np.array_equal(COMPUTED["attention_rollout"](model), COMPUTED["attention_rollout"](plain))
     assert model.untrained().module.state_dict().keys() == plain.module.state_dict().keys()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def test_compiled_blocks_keep_their_place_and_share_parameters() -> None:
@@ -306,7 +323,11 @@ def test_compiled_blocks_keep_their_place_and_share_parameters() -> None:
 def test_what_was_compiled_in_place_is_afterwards() -> None:
     network = _compiled_in_place(vit())
     calls = [m._compiled_call_impl for m in network.modules()]
-    features(as_model(network))
+    model = as_model(network)
+    before = model.fingerprint
+    features(model)
+    with evaluating(network):
+        assert model.fingerprint == before
     assert [m._compiled_call_impl for m in network.modules()] == calls
 
 
@@ -343,12 +364,17 @@ def sparse(network: nn.Module) -> nn.Module:
     return network
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def without_values(network: nn.Module) -> nn.Module:
+    return network.to("meta")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*quantize")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (quantised, r"'blocks.0.attn.qkv' of VisionTransformer is a quantised Linear; give the network as before quantising"),
         (of_integers, r"'head.weight' of VisionTransformer is torch.int8; give a network whose parameters are dense floating"),
+        (without_values, r"'cls_token' of VisionTransformer is on torch's meta device and has no values; make the network on"),
         (sparse, r"'head.weight' of VisionTransformer is torch.sparse_coo; give a network whose parameters are dense floating"),
     ],
 )

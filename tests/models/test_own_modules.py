@@ -15,7 +15,7 @@ from torch import nn
 
 from mixer_probe.capture import extract
 from mixer_probe.errors import ModelError
-from mixer_probe.models.model import count_macs
+from mixer_probe.models.macs import count_macs
 from tests.networks import CASES, as_model, noise, randomised
 
 

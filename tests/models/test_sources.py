@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import timm
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
+from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
 import mixer_probe.models.hub as hub
@@ -44,6 +46,37 @@ def folder(place: Path, **changes: Any) -> Path:
     (place / "config.json").write_text(json.dumps(config(**changes)))
     save_file(network(img_size=64).state_dict(), place / "model.safetensors")
     return place
+
+
+def test_threads_that_load_leave_the_hubs_setting_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "_answers", lambda: False)
+    before, seen = constants.HF_HUB_OFFLINE, []
+
+    def load(k: int) -> None:
+        with suppress(ValueError), hub.offline_if_unreachable():
+            time.sleep(0.01 * k)
+            seen.append(constants.HF_HUB_OFFLINE)
+            raise ValueError
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(load, (3, 1, 2, 0)))
+    assert seen == [True] * 4
+    assert constants.HF_HUB_OFFLINE is before
+
+
+def test_a_folder_of_a_mixer_of_other_sizes(tmp_path: Path) -> None:
+    """`model_args` win over the sizes that timm fixes for the name, and what is given by hand wins over them."""
+    sizes = {"img_size": 32, "patch_size": 8, "num_blocks": 2, "embed_dim": 16, "mlp_ratio": [0.5, 2.0]}
+    about = {"mean": [0.1, 0.2, 0.3], "std": [1, 2, 4], "input_size": [3, 32, 32], "num_classes": 4}
+    described = {"architecture": "mixer_b16_224", "num_classes": 4, "pretrained_cfg": about, "model_args": sizes}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    saved = randomised(MlpMixer(**{**sizes, "mlp_ratio": (0.5, 2.0)}, num_classes=4))
+    save_file(saved.state_dict(), tmp_path / "model.safetensors")
+    model = load_model(f"local-dir:{tmp_path}", device="cpu")
+    assert all(torch.equal(v, saved.state_dict()[k]) for k, v in model.module.state_dict().items())
+    assert model.input.size == (3, 32, 32)
+    deeper = load_model(f"local-dir:{tmp_path}", device="cpu", pretrained=False, num_blocks=3)
+    assert len(deeper.select("blocks")) == 3
 
 
 # -- folders -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,89 @@
+"""Multiply-accumulates of a network, counted by running torch's FlopCounterMode over one blank image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from mixer_probe.models.switches import evaluating, frozen, in_this_thread
+from mixer_probe.models.trace import blank_images
+
+Shape = Sequence[int]
+
+
+def count_macs(network: nn.Module, input_size: tuple[int, int, int]) -> int:
+    """Multiply-accumulates of one image in matrix products and convolutions, attention products included."""
+    return count_by_module(network, input_size).macs[""]
+
+
+def count_macs_by_module(network: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:
+    """Multiply-accumulates of one image by module path, what is inside it included; those of the whole network under ""."""
+    return count_by_module(network, input_size).macs
+
+
+def count_by_module(network: nn.Module, input_size: tuple[int, int, int]) -> MacCounter:
+    """One forward pass of one blank image, counted before and after every call of a module."""
+    counted = MacCounter()
+    with evaluating(network), frozen(network), torch.no_grad(), counted.flops, ExitStack() as stack:
+        for path, module in network.named_modules():
+            stack.callback(module.register_forward_pre_hook(in_this_thread(counted.start)).remove)
+            stack.callback(module.register_forward_hook(in_this_thread(counted.end(path))).remove)
+        network(blank_images(network, input_size, n=1))
+    return counted
+
+
+class MacCounter:
+    """Multiply-accumulates by module path, in the order in which modules finish their first call: `macs` of all that a module
+    calls, `own` of its own code alone. Both add up the calls of a module."""
+
+    def __init__(self) -> None:
+        self.flops = FlopCounterMode(display=False, custom_mapping={_CPU_ATTENTION: _attention_flops})
+        self.flops.mod_tracker = _Everything()  # type: ignore[assignment]
+        self.macs: dict[str, int] = {}
+        self.own: dict[str, int] = {}
+        # Of each module that is running: what the counter showed at its start, and what its parts have used since.
+        self._running: list[tuple[int, int]] = []
+
+    def start(self, *_: Any) -> None:
+        """Before a call of any module."""
+        self._running.append((self.flops.get_total_flops() // 2, 0))
+
+    def end(self, path: str) -> Callable[..., None]:
+        """After a call of the module at `path`."""
+
+        def end(*_: Any) -> None:
+            begun, parts = self._running.pop()
+            used = self.flops.get_total_flops() // 2 - begun
+            self.macs[path] = self.macs.get(path, 0) + used
+            self.own[path] = self.own.get(path, 0) + used - parts
+            if self._running:
+                before, siblings = self._running[-1]
+                self._running[-1] = (before, siblings + used)
+
+        return end
+
+
+# torch counts the fused attention of GPUs and leaves out that of CPUs. (Forbidding it instead would hold for all threads.)
+_CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+def _attention_flops(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
+    flops: int = sdpa_flop_count(query, key, value)  # type: ignore[no-untyped-call]
+    return flops
+
+
+class _Everything:
+    """In place of torch's tracker of modules, whose hooks see the modules of all threads and stumble over them."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
