@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pandas as pd
+from scipy.stats import binom
 
 from mixer_probe.figures import singular_values, spectra_depth
 from mixer_probe.report.section import Picture, Section, Table
@@ -63,17 +64,25 @@ def _convolutions(result: WeightSpectra) -> str:
 
 def _rank_sentence(result: WeightSpectra) -> str:
     table = result.by_depth()
-    said = [_kind_text(table[table["kind"] == kind], kind) for kind in result.kinds if (table["kind"] == kind).any()]
+    said = [_kind_text(result, table[table["kind"] == kind], kind) for kind in result.kinds if (table["kind"] == kind).any()]
     return f"{name_of(result.model)}: " + "; ".join(said) + "." if said else ""
 
 
-def _kind_text(table: pd.DataFrame, kind: str) -> str:
+def _kind_text(result: WeightSpectra, table: pd.DataFrame, kind: str) -> str:
     first, last = table["stable_rank_share"].iloc[[0, -1]]
+    main = [e for e in result.entries if e.main and e.kind == kind and e.spectral_norm > 0]
+    above = sum(e.outliers > 0 for e in main)
+    # Each matrix of iid weights has such a value in 5 % of cases.
+    told = float(binom.sf(above - 1, len(main), 0.05)) <= 0.05
+    outliers = (
+        f"{percent(table['outlier_energy'].mean())} of the energy lies in singular values beyond those of iid weights"
+        if told
+        else "no more matrices have singular values beyond those of iid weights than by chance"
+    )
     return (
         f"the stable rank of {_KINDS[kind]} is {percent(table['stable_rank_share'].mean())} of the full rank on average (iid "
         f"weights: {percent(table['null_stable_rank_share'].mean())}), {percent(first)} in {table['block'].iloc[0]} and "
-        f"{percent(last)} in {table['block'].iloc[-1]}, and {percent(table['outlier_energy'].mean())} of the energy lies in "
-        "singular values larger than any of iid weights"
+        f"{percent(last)} in {table['block'].iloc[-1]}, and {outliers} ({above} of {len(main)} matrices have any, by chance 5 %)"
     )
 
 

@@ -57,7 +57,8 @@ def _components_picture(found: StemComponents) -> Picture:
         f"The first {len(found.components)} principal components of these filters with their share of the energy (Fig. 7 of "
         "the ViT paper shows 28 for a ViT), and the shares of all components.",
         "Components are the patterns that the layer answers to most, over all filters; the mean filter is not removed. A "
-        "component's sign is free. The dashed line is the largest share that iid filters of this shape would have.",
+        "component's sign is free. The dashed line is what the first component of iid filters of this shape exceeds in 5 % of "
+        "cases (Tracy-Widom edge).",
         f"Principal components of the stem filters of {name_of(found.model)}",
         name=f"stem-components-{name_of(found.model)}",
         vector=False,
@@ -98,7 +99,7 @@ def _stem_sentence(stem: StemFilters, found: StemComponents | None) -> str:
     return (
         f"{name_of(stem.model)}: {size}. Mean frequency is {_mean(stem.frequency):.3f} cycles/pixel.{colour} "
         f"{found.needed(0.9)} of {len(found.shares)} principal components hold 90 % of the energy; the first holds "
-        f"{percent(found.shares[0])} (largest of iid filters: {percent(found.null_share)})."
+        f"{percent(found.shares[0])} (first of iid filters: at most {percent(found.null_share)} in 95 % of cases)."
     )
 
 
@@ -168,10 +169,10 @@ def _curve_picture(results: Sequence[PositionEmbeddings]) -> Picture:
 
 
 def _position_sentence(found: PositionEmbeddings) -> str:
-    near, alike = found.by_distance()["cosine"].iloc[1], found.alike()
+    alike = found.alike()
     rows, columns, _rest = found.null_shares
     return (
-        f"{name_of(found.model)}: neighbouring patches have a mean cosine of {near:.2f}; patches of the same row "
+        f"{name_of(found.model)}: neighbouring patches have a mean cosine of {alike['neighbours']:.2f}; patches of the same row "
         f"{alike['same row']:.2f}, of the same column {alike['same column']:.2f}, others {alike['elsewhere']:.2f}. The row "
         f"alone explains {percent(found.row_share)} of the embeddings' energy and the column {percent(found.column_share)} "
         f"(iid: {percent(rows)} and {percent(columns)}); {percent(found.interaction_share)} needs both."
@@ -180,10 +181,10 @@ def _position_sentence(found: PositionEmbeddings) -> str:
 
 def _position_table(results: Sequence[PositionEmbeddings]) -> Table:
     frame = pd.DataFrame([_position_row(r) for r in results])
-    numbers = ("row share", "column share", "interaction", "same row", "same column", "elsewhere")
+    numbers = ("row share", "column share", "interaction", "neighbours", "same row", "same column", "elsewhere")
     caption = (
         "Position embeddings: energy around the mean embedding that the row, the column, and only both together explain; mean "
-        "cosine of pairs in the same row, the same column and elsewhere."
+        "cosine of patches that share an edge, of pairs in the same row, the same column and elsewhere."
     )
     return Table(caption, frame, dict.fromkeys(numbers, "{:.3f}"))
 

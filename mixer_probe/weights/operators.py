@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import gamma, t
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -172,17 +173,50 @@ def marchenko_pastur_edge(rows: int, columns: int, norm: float = 1.0) -> float:
     return norm * (1 / math.sqrt(rows) + 1 / math.sqrt(columns))
 
 
+# Tracy and Widom's law for real matrices: mean, standard deviation, and the shifted gamma law that stands in for it.
+_TW_MEAN, _TW_SD = -1.2065335746, 1.2679803
+_TW_SHAPE, _TW_SCALE, _TW_SHIFT = 46.446, 0.186054, 9.84801
+
+
+def tracy_widom_edge(rows: int, columns: int, norm: float = 1.0, *, level: float = 0.05, tests: int = 1) -> float:
+    """The singular value that the largest of an iid rows x columns matrix of Frobenius norm `norm` exceeds with probability
+    `level` or less; with `tests`, the largest of so many matrices (Bonferroni).
+
+    The squared largest singular value over the variance of the entries is, centred and scaled (Johnstone 2001, with the constants
+    of Ma 2012), Tracy and Widom's law, taken here from the gamma law of Chiani 2014. The norm is known and not estimated, so that
+    its variance is taken out. The Marchenko-Pastur edge is where the largest value of *infinite* matrices lies: finite ones
+    exceed it."""
+    a, b = (math.sqrt(n - 0.5) if n > 1 else 1.0 for n in (rows, columns))
+    centre, scale = (a + b) ** 2, (a + b) * (1 / a + 1 / b) ** (1 / 3)
+    z = (float(gamma.ppf(1 - level / tests, _TW_SHAPE, scale=_TW_SCALE)) - _TW_SHIFT - _TW_MEAN) / _TW_SD
+    mean = centre + scale * _TW_MEAN
+    variance = (scale * _TW_SD) ** 2 - mean**2 * 2 / (rows * columns)
+    size = mean + z * math.sqrt(max(variance, 0.0))
+    # A single row has all of the norm, up to rounding.
+    return min(norm * (1 + 1e-12), norm * math.sqrt(size / (rows * columns)))
+
+
+def prediction_limit(drawn: np.ndarray, level: float = 0.05) -> float:
+    """What one more draw exceeds with probability `level`, from `drawn` values [draw] of a normal law (Student's t); infinite for
+    a single draw."""
+    n = len(drawn)
+    if n < 2:
+        return math.inf
+    return float(drawn.mean() + t.ppf(1 - level, n - 1) * drawn.std(ddof=1) * math.sqrt(1 + 1 / n))
+
+
 def marchenko_pastur_stable_rank(rows: int, columns: int) -> float:
     """Stable rank of a large iid rows x columns matrix: rows columns / (sqrt(rows) + sqrt(columns))^2."""
     return 1 / marchenko_pastur_edge(rows, columns) ** 2
 
 
-def iid_values(operator: Callable[[torch.Generator], np.ndarray], draws: int, seed: int) -> tuple[np.ndarray, float]:
-    """Singular values of an operator made of iid normal weights, at Frobenius norm 1, and the largest one seen.
+def iid_values(operator: Callable[[torch.Generator], np.ndarray], draws: int, seed: int) -> tuple[np.ndarray, float, float]:
+    """Singular values of an operator made of iid normal weights, at Frobenius norm 1; the largest one seen; and what the largest
+    of one more operator exceeds in 5 % of cases (`prediction_limit`).
 
     `operator` draws one such operator and returns its singular values, largest first. The values are means over the draws,
     order statistic by order statistic."""
     generator = torch.Generator().manual_seed(seed)
     drawn = np.stack([operator(generator) for _ in range(draws)])
     drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
-    return drawn.mean(0), float(drawn.max())
+    return drawn.mean(0), float(drawn.max()), prediction_limit(drawn.max(1))

@@ -77,10 +77,13 @@ class PositionEmbeddings(Result):
         return pd.concat([first, table.reset_index(drop=True)], ignore_index=True)
 
     def alike(self) -> dict[str, float]:
-        """Mean cosine of pairs in the "same row", the "same column", and "elsewhere". NaN where there is no such pair."""
+        """Mean cosine of "neighbours" (patches that share an edge; diagonal ones do not), of pairs in the "same row", the "same
+        column", and "elsewhere". NaN where there is no such pair."""
         rows, columns = (a.ravel() for a in np.indices(self.grid))
         same_row, same_column = rows[:, None] == rows, columns[:, None] == columns
+        steps = np.abs(rows[:, None] - rows) + np.abs(columns[:, None] - columns)
         groups = {
+            "neighbours": steps == 1,
             "same row": same_row & ~same_column,
             "same column": same_column & ~same_row,
             "elsewhere": ~same_row & ~same_column,

@@ -30,20 +30,24 @@ from mixer_probe.weights.operators import (
     matrix_values,
     product_values,
     stable_rank,
+    tracy_widom_edge,
 )
 from mixer_probe.weights.units import effective_rank
 
 KINDS = ("spatial", "channel", "both")
-_DEPTHWISE_DRAWS = 10
+# Draws of operators whose largest singular value has no law in closed form.
+_DRAWS = 10
 
 
 @storable
 @dataclass(frozen=True)
 class IidSpectrum:
-    """Singular values of iid normal weights at Frobenius norm 1: means over the draws, and the largest value of all draws."""
+    """Singular values of iid normal weights at Frobenius norm 1: means over the draws, the largest value of all draws, and the
+    `limit` that the largest of one more draw exceeds in 5 % of cases (infinite for a single draw)."""
 
     values: np.ndarray
     largest: float
+    limit: float
     draws: int
 
 
@@ -57,7 +61,9 @@ class MatrixSpectrum:
     "matrix", "convolution" (circular, on `grid`; values of all frequencies) or "product" (of the two matrices of one `head`;
     `shape` is that of the product). `frobenius` is the norm of the weight itself. `edge` is the Marchenko-Pastur edge of the
     same shape and mean square, NaN where it does not apply (products, depthwise and strided convolutions). `null` indexes
-    `WeightSpectra.nulls`; the `null_*` figures are for iid weights of the same shape, operator and norm."""
+    `WeightSpectra.nulls`; the `null_*` figures are for iid weights of the same shape, operator and norm. `limit` is what the
+    largest singular value of these exceeds in at most 5 % of cases: by Tracy and Widom's law where there is an edge, corrected for
+    the frequencies of a convolution, and from the draws of the null elsewhere."""
 
     layer: str
     role: str
@@ -74,6 +80,7 @@ class MatrixSpectrum:
     frobenius: float
     values: np.ndarray = field(repr=False)
     edge: float
+    limit: float
     null: int
     null_norm: float
     null_stable_rank: float
@@ -111,15 +118,15 @@ class MatrixSpectrum:
 
     @property
     def outliers(self) -> int:
-        """How many singular values are above the largest of iid weights."""
-        return int((self.values > self.null_norm).sum())
+        """How many singular values are above the `limit` of iid weights; matrices of iid weights have none in 95 % of cases."""
+        return int((self.values > self.limit).sum())
 
     @property
     def outlier_energy(self) -> float:
-        """Share of the squared Frobenius norm in the singular values above the largest of iid weights."""
+        """Fraction of the squared Frobenius norm in the singular values above the `limit` of iid weights."""
         energy = self.values**2
         total = energy.sum()
-        return float(energy[self.values > self.null_norm].sum() / total) if total > 0 else math.nan
+        return float(energy[self.values > self.limit].sum() / total) if total > 0 else math.nan
 
 
 @dataclass(frozen=True)
@@ -210,6 +217,7 @@ def _figures(e: MatrixSpectrum) -> dict[str, Any]:
         "effective_rank": e.effective_rank,
         "effective_rank_share": e.effective_rank / e.full_rank,
         "edge": e.edge,
+        "limit": e.limit,
         "null_norm": e.null_norm,
         "norm_over_null": e.spectral_norm / e.null_norm if e.null_norm > 0 else math.nan,
         "null_stable_rank_share": e.null_stable_rank / e.full_rank,
@@ -236,7 +244,7 @@ def weight_spectra(model: Model, *, largest_grid: int | None = 8, null_size: int
     layer's own input grid, halved until no side is above `largest_grid` (None: never), which keeps a subset of the
     frequencies; a grid smaller than the kernel is enlarged to it. Kernels that do not overlap (stride = size) have one matrix
     for all positions, taken once. The null of a shape is as many iid operators as have `null_size` singular values in all, at
-    least one, and ten for depthwise kernels: large matrices vary little.
+    least one, and ten for convolutions and products, whose largest value has no law in closed form.
 
     Attention has W_Q' W_K and W_O W_V of every head besides (without 1 / sqrt(d) and without query and key norms). Zero or
     non-finite weights give NaN and a DegenerateWeightsWarning. Raises MeasureError for null_size or largest_grid below 1."""
@@ -281,8 +289,9 @@ class _Nulls:
             draws = max(fewest, -(-self._size // len(values)))
             self.found.append(IidSpectrum(*iid_values(operator, draws, self._seed), draws))
         null = self.found[self._index[key]]
+        norm = float(np.linalg.norm(values))
         ranks = {"null_stable_rank": stable_rank(null.values), "null_effective_rank": effective_rank(null.values)}
-        return {"null": self._index[key], "null_norm": null.largest * float(np.linalg.norm(values)), **ranks}
+        return {"null": self._index[key], "null_norm": null.largest * norm, "limit": null.limit * norm, **ranks}
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
@@ -301,7 +310,9 @@ def _of_matrix(part: MixingMatrix, nulls: _Nulls) -> MatrixSpectrum:
     # A matrix and its transpose have the same spectrum, so one null serves both.
     rows, columns = sorted(part.weight.shape)
     null = nulls.figures((rows, columns), lambda g: matrix_values(_normal((rows, columns), g)), values)
-    edge = marchenko_pastur_edge(rows, columns, float(np.linalg.norm(values)))
+    norm = float(np.linalg.norm(values))
+    null["limit"] = tracy_widom_edge(rows, columns, norm)
+    edge = marchenko_pastur_edge(rows, columns, norm)
     return MatrixSpectrum(**_place(part), **null, operator="matrix", grid=None, values=values, edge=edge)
 
 
@@ -310,10 +321,11 @@ def _of_convolution(part: MixingMatrix, largest_grid: int | None, nulls: _Nulls)
     how = (grid, part.stride, part.dilation, part.groups)
     values = convolution_values(part.weight, *how)
     shape = tuple(part.weight.shape)
-    # The largest of many separate kernels varies from draw to draw as no large matrix does, and is cheap.
-    fewest = _DEPTHWISE_DRAWS if shape[1] == 1 else 1
-    null = nulls.figures((shape, how), lambda g: convolution_values(_normal(shape, g), *how), values, fewest)
     edge = _convolution_edge(part, values)
+    fewest = _DRAWS if math.isnan(edge) else 1
+    null = nulls.figures((shape, how), lambda g: convolution_values(_normal(shape, g), *how), values, fewest)
+    if not math.isnan(edge):
+        null["limit"] = _convolution_limit(part, grid, values)
     return MatrixSpectrum(**_place(part), **null, operator="convolution", grid=grid, values=values, edge=edge)
 
 
@@ -324,6 +336,14 @@ def _convolution_edge(part: MixingMatrix, values: np.ndarray) -> float:
         return math.nan
     rms = float(np.sqrt((values**2).mean()))
     return marchenko_pastur_edge(rows, columns, rms * math.sqrt(min(rows, columns)))
+
+
+def _convolution_limit(part: MixingMatrix, grid: tuple[int, int], values: np.ndarray) -> float:
+    """The Tracy-Widom edge of the largest of all K(f): one matrix for each group and each pair of frequencies f and -f."""
+    rows, columns = part.weight.shape[0] // part.groups, part.weight.shape[1]
+    rms = float(np.sqrt((values**2).mean()))
+    tests = part.groups * (grid[0] * grid[1] // 2 + 2)
+    return tracy_widom_edge(rows, columns, rms * math.sqrt(min(rows, columns)), tests=tests)
 
 
 def _grid(part: MixingMatrix, largest: int | None) -> tuple[int, int]:

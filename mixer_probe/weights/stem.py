@@ -15,7 +15,7 @@ from torch import nn
 from mixer_probe.errors import MeasureError, ModelError, closest
 from mixer_probe.models.model import Model
 from mixer_probe.results import ModelRecord, Result
-from mixer_probe.weights.operators import applied_weight, marchenko_pastur_edge
+from mixer_probe.weights.operators import applied_weight, tracy_widom_edge
 from mixer_probe.weights.spectrum import colour_centroid
 
 Order = Literal["frequency", "norm", "luminance"]
@@ -166,9 +166,9 @@ class StemComponents(Result):
 
     @property
     def null_share(self) -> float:
-        """The largest share that iid filters of this shape would have (Marchenko-Pastur edge)."""
+        """The fraction that the first component of iid filters of this shape exceeds in 5 % of cases (Tracy-Widom edge)."""
         rows = self.units - self.centred
-        return marchenko_pastur_edge(rows, math.prod(self.components.shape[1:])) ** 2
+        return tracy_widom_edge(rows, math.prod(self.components.shape[1:])) ** 2
 
     def needed(self, share: float) -> int:
         """How many components hold this share of the energy. Raises MeasureError unless 0 < share <= 1."""

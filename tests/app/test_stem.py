@@ -143,7 +143,7 @@ def test_weights_alone_tie_kernels_of_depthwise_convolutions(open_page: Open) ->
 def test_position_embeddings_of_a_vit_and_of_nobody(open_page: Open) -> None:
     page = open_page(PAGE, [VIT, CNN], stem_part="positions")
     fine(page)
-    near = mp.position_embeddings(load(VIT)).by_distance()["cosine"].iloc[1]
+    near = mp.position_embeddings(load(VIT)).alike()["neighbours"]
     assert f"neighbouring patches have a mean cosine of {near:.2f}" in texts(page)
     assert "has no absolute position embedding" in texts(page)
     page = open_page(PAGE, [CNN], stem_part="positions")

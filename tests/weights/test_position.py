@@ -67,6 +67,15 @@ def test_similarity_against_distance_is_that_of_all_pairs() -> None:
     assert (table["distance_px"].iloc[0], table["cosine"].iloc[0]) == (0, 1)
 
 
+@pytest.mark.parametrize("grid", [(4, 4), (2, 3), (1, 5)])
+def test_neighbours_share_an_edge(grid: tuple[int, int]) -> None:
+    found = position_embeddings(vit(size=(8 * grid[0], 8 * grid[1])))
+    height, width = grid
+    steps = [found.similarity[y, x, y, x + 1] for y in range(height) for x in range(width - 1)]
+    steps += [found.similarity[y, x, y + 1, x] for y in range(height - 1) for x in range(width)]
+    assert found.alike()["neighbours"] == pytest.approx(np.mean(steps), abs=1e-12)
+
+
 def test_rows_and_columns_that_add_explain_everything() -> None:
     rng = np.random.default_rng(0)
     rows, columns = rng.standard_normal((4, 1, 24)), rng.standard_normal((1, 4, 24))

@@ -23,6 +23,8 @@ from mixer_probe.weights.operators import (
     iid_values,
     marchenko_pastur_edge,
     marchenko_pastur_stable_rank,
+    prediction_limit,
+    tracy_widom_edge,
     matrix_values,
     product_values,
     stable_rank,
@@ -114,7 +116,7 @@ def test_ranks_of_known_matrices() -> None:
 
 def entry_of(values: np.ndarray) -> MatrixSpectrum:
     place = ("layer", "role", "spatial", "block", 1.0, True, None, "matrix", (3, 3), None, (1, 1), 9)
-    return MatrixSpectrum(*place, 1.0, values, 1.9, 0, 1.9, 1.0, 1.0)
+    return MatrixSpectrum(*place, 1.0, values, 1.9, 1.9, 0, 1.9, 1.0, 1.0)
 
 
 # -- iid weights ---------------------------------------------------------------------------------------------------------
@@ -122,12 +124,34 @@ def entry_of(values: np.ndarray) -> MatrixSpectrum:
 
 @pytest.mark.parametrize("rows, columns", [(600, 600), (300, 1200)])
 def test_the_edge_is_the_norm_of_large_iid_matrices(rows: int, columns: int) -> None:
-    values, largest = iid_values(lambda g: matrix_values(torch.randn(rows, columns, generator=g, dtype=torch.float64)), 2, 0)
+    values, largest, _ = iid_values(lambda g: matrix_values(torch.randn(rows, columns, generator=g, dtype=torch.float64)), 2, 0)
     assert marchenko_pastur_edge(rows, columns) == pytest.approx(largest, rel=0.02)
     assert marchenko_pastur_stable_rank(rows, columns) == pytest.approx(stable_rank(values), rel=0.03)
     # Square: (n^2) / (2 sqrt(n))^2 = n / 4.
     assert marchenko_pastur_stable_rank(600, 600) == pytest.approx(150)
     assert marchenko_pastur_edge(600, 600, 10.0) == pytest.approx(20 / 600**0.5)
+
+
+@pytest.mark.parametrize("rows, columns, draws", [(8, 8, 1500), (16, 48, 1500), (64, 64, 600), (1, 20, 200)])
+def test_iid_matrices_exceed_the_limit_in_at_most_one_of_twenty(rows: int, columns: int, draws: int) -> None:
+    matrices = torch.randn(draws, rows, columns, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    largest = torch.linalg.matrix_norm(matrices, 2) / torch.linalg.matrix_norm(matrices)
+    above = float((largest > tracy_widom_edge(rows, columns)).double().mean())
+    # 5 %, and less where sizes are small; three standard errors of the count of draws.
+    assert above <= 0.05 + 3 * (0.05 * 0.95 / draws) ** 0.5
+    assert above >= (0.02 if rows > 1 else 0)
+
+
+def test_limits_of_operators_without_a_law_come_from_draws() -> None:
+    rng = np.random.default_rng(0)
+    above = [x[-1] > prediction_limit(x[:-1]) for x in rng.standard_normal((4000, 11))]
+    assert np.mean(above) == pytest.approx(0.05, abs=0.011)
+    assert prediction_limit(np.ones(1)) == np.inf
+    entries = [e for name in ("resnet-bottleneck", "convnext") for e in weight_spectra(CASES[name].model()).entries]
+    drawn = [e for e in entries if e.operator == "convolution" and np.isnan(e.edge)]
+    assert drawn
+    assert all(np.isfinite(e.limit) for e in entries)
+    assert np.mean([e.outliers > 0 for e in entries if e.main]) < 0.15
 
 
 def test_the_edge_of_an_iid_convolution() -> None:

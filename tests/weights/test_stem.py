@@ -200,11 +200,12 @@ def test_the_sign_is_fixed_and_does_not_hang_on_rounding() -> None:
     np.testing.assert_allclose(stem_components(stem_of(odd), 1).components.ravel(), [0, 1, -1, 0] / np.sqrt(2), atol=1e-9)
 
 
-def test_the_largest_share_of_iid_filters_is_the_edge() -> None:
+def test_the_largest_share_of_iid_filters_is_within_the_edge() -> None:
     filters = np.random.default_rng(3).standard_normal((768, 3, 8, 8))
     found = stem_components(stem_of(filters))
-    # (sqrt(768) + sqrt(192))^2 / (768 * 192) = (3/2)^2 / 192.
-    assert found.null_share == pytest.approx(2.25 / 192, abs=1e-15)
+    # The edge of infinite matrices, (sqrt(768) + sqrt(192))^2 / (768 * 192) = (3/2)^2 / 192, and 0.98 scales of 1 % above it.
+    assert 2.25 / 192 < found.null_share < 1.02 * 2.25 / 192
+    assert found.shares[0] < found.null_share
     assert found.shares[0] == pytest.approx(found.null_share, rel=0.03)
 
 
