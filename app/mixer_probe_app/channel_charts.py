@@ -201,7 +201,7 @@ def class_bars(frame: pd.DataFrame) -> alt.LayerChart:
     """AUROC by class: bars from 1/2, thin lines their intervals, the grey ground the null."""
     away = (frame["auroc"] - 0.5).abs()
     shown = frame.loc[away.sort_values(ascending=False, kind="stable").index[:MOST_CLASSES]].assign(middle=0.5)
-    shown["answer"] = np.where(shown["auroc"] >= 0.5, "fires for it", "falls silent for it")
+    shown["answer"] = np.where(shown["auroc"] >= 0.5, "higher for it", "lower for it")
     order = shown.sort_values("auroc", ascending=False)["class"].tolist()
     y = alt.Y("class:N", sort=order, title="class", axis=alt.Axis(labelLimit=170, labelOverlap=False))
     scale = alt.Scale(domain=[0, 1])
@@ -212,7 +212,7 @@ def class_bars(frame: pd.DataFrame) -> alt.LayerChart:
     colour = alt.Color(
         "answer:N",
         title=None,
-        scale=alt.Scale(domain=["fires for it", "falls silent for it"], range=[_ORANGE, _BLUE]),
+        scale=alt.Scale(domain=["higher for it", "lower for it"], range=[_ORANGE, _BLUE]),
         legend=alt.Legend(orient="top"),
     )
     bar = base.mark_bar(height={"band": 0.5}).encode(x=alt.X("middle:Q", scale=scale), x2="auroc:Q", color=colour)

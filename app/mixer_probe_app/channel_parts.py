@@ -47,7 +47,7 @@ def say_best(asked: Asked, frame: pd.DataFrame, told: ClassSelectivity) -> None:
     i, channel, k = told.index(best["layer"]), int(best["channel"]), told.class_names.index(name)
     auroc, m = float(best["auroc"]), int(told.counts[k])
     low, high = auroc_interval(auroc, m, told.n - m)
-    how = "" if auroc >= 0.5 else " by falling silent (below 0.5 the images of the class drive it less than the others)"
+    how = "" if auroc >= 0.5 else " by lower activations (AUROC below 0.5)"
     text = (
         f"**Channel {channel} of {plain(best['layer'])} tells {plain(name)} from the rest best{how}**: AUROC {auroc:.2f} "
         f"[{low:.2f}, {high:.2f}], d′ {best['dprime']:.2f}, n = {told.n} images, {m} of them {plain(name)}."
@@ -94,7 +94,7 @@ def gallery(asked: Asked, frame: pd.DataFrame, images: Images) -> None:
     for start in range(0, len(found), _COLUMNS):
         for place, label, strip in zip(st.columns(_COLUMNS), labels[start:], found[start:], strict=False):
             _tile(place, label, strip)
-    end = " Where a class silences its channel the images of the lowest mean are shown." if any(w[2] for w in wanted) else ""
+    end = " Where a channel is lower for its class the images of the lowest mean are shown." if any(w[2] for w in wanted) else ""
     st.caption(
         "Each row holds the 6 images with the highest mean of the channel over positions, the strongest first."
         + end
@@ -114,8 +114,8 @@ def _silenced(asked: Asked, row: object) -> bool:
 def _label(asked: Asked, row: pd.Series) -> str:
     place = f"{row['layer']} · {row['channel']}"
     if "auroc" in row and (asked.sort in SELECTIVITY or asked.sort == "class") and np.isfinite(row["auroc"]):
-        silent = "" if row["auroc"] >= 0.5 else "silent for "
-        return f"{place} · {silent}{asked.wanted or row['class']} {row['auroc']:.2f}"
+        lower = "" if row["auroc"] >= 0.5 else "lower for "
+        return f"{place} · {lower}{asked.wanted or row['class']} {row['auroc']:.2f}"
     value = row[asked.sort]
     return (
         place if asked.sort == "channel" else f"{place} · {value if isinstance(value, (str, bool, np.bool_)) else f'{value:.3g}'}"
@@ -341,8 +341,8 @@ def depth(names: Sequence[str], images: Images, wanted: str) -> None:
     of = f" for {plain(wanted)}" if wanted and column == "best" else ""
     st.caption(
         f"{charts.DEPTH[column]}{of}, n = {len(images)} images, over the blocks of each network. An AUROC below 0.5 counts as if "
-        "as far above: falling silent tells a class as well. Dashed lines are random weights. The best of many channels is high "
-        "by chance too: compare with random weights."
+        "as far above: lower activations tell a class as well. Dashed lines are random weights. The best of many channels is "
+        "high by chance too: compare with random weights."
     )
 
 

@@ -24,7 +24,7 @@ from mixer_probe_app.seen import images_setup, saw
 from mixer_probe_app.store import find, made, model
 
 PAGE = "Channels"
-PERMUTATIONS, PARTNER_PERMUTATIONS = 200, 100
+PERMUTATIONS, PARTNER_PERMUTATIONS = 999, 999
 # Images at an end of a page, and pixels of their larger side.
 EXHIBITS, PIXELS = 8, 112
 _FIRST_KINDS = ("stem", "block", "head")

@@ -49,8 +49,9 @@ class ChannelPage(Result):
     elsewhere.
 
     `statistics` are numbers by name, empty if none were given; `auroc` and `dprime` [class] likewise; `selectivity_p` is
-    corrected for classes and for the channels of the layer. `partners` are (model, layer, channel, correlation, corrected p).
-    `rule` says why the channel has a page, where that was by a rule."""
+    corrected for classes and for the channels of the layer, and `relation` is what the channel does with the class that it
+    tells best ("responds to", "is suppressed by", or "separates" where its sign has no meaning). `partners` are (model,
+    layer, channel, correlation, corrected p). `rule` says why the channel has a page, where that was by a rule."""
 
     title: ClassVar[str] = "Channel page"
 
@@ -67,6 +68,7 @@ class ChannelPage(Result):
     auroc: np.ndarray = field(default_factory=lambda: np.empty(0))
     dprime: np.ndarray = field(default_factory=lambda: np.empty(0))
     selectivity_p: float = float("nan")
+    relation: str = "separates"
     partners: tuple[Partner, ...] = ()
     rule: str = ""
 
@@ -207,9 +209,12 @@ def _classes(found: ClassSelectivity | None, layer: str, channel: int) -> dict[s
     if found is None or layer not in {known.name for known in found.layers}:
         return {}
     i = found.index(layer)
+    auroc = found.auroc[i][channel]
+    known = np.isfinite(auroc).any()
     return {
         "class_names": found.class_names,
-        "auroc": found.auroc[i][channel],
+        "auroc": auroc,
+        "relation": found.relation(i, float(auroc[np.nanargmax(np.abs(auroc - 0.5))])) if known else "separates",
         "dprime": found.dprime[i][channel],
         "selectivity_p": float(found.p_value[i][channel]),
     }

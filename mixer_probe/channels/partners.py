@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import pandas as pd
 import torch
+from scipy import fft
 from torch import Tensor
 
 from mixer_probe.channels.selectivity import LEVEL, image_means
@@ -17,11 +18,15 @@ from mixer_probe.errors import LayerError, MeasureError, UndefinedChannelsWarnin
 from mixer_probe.models.layer import Layer
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import RepresentationsLike, to_grid
+from mixer_probe.similarity.nulls import draw_pairings
 from mixer_probe.stats import check_permutations, upper_quantile
 
 Over = Literal["images", "positions"]
 # A spread below this share of the magnitude is rounding of float32.
 _ROUNDING = 1e-6
+# Correlations of shuffled images are taken in float32.
+_NULL_ROUNDING = 1e-5
+_CHUNK = 8_000_000
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,8 @@ class ChannelPartners(Result):
     `partner` [channel of A, k] are channels of B by the size of Pearson's correlation, `correlation` [channel of A, k] that with
     its sign: the sign of a channel means nothing where a linear map follows. -1 and NaN for constant channels. `best_of_b`
     [channel of B] is the channel of A that each channel of B correlates with most. `null` [permutation, channel of A] is the
-    largest |r| of each channel over all of B when the images of B are shuffled, positions and all; `p_value` [channel of A]
+    largest |r| of each channel over all of B when the images of B are shuffled, positions and all (in the random circular orders
+    of `similarity.nulls.Pairings`); `p_value` [channel of A]
     compares with that maximum of the same channel, `p_corrected` with the maximum over all channels of A too. `over` is "images"
     (means over positions) or "positions": every cell of the common `grid` of every image is an observation. `n` counts images."""
 
@@ -71,7 +77,7 @@ class ChannelPartners(Result):
         if not self.permutations:
             return np.full(len(self.strength), np.nan)
         with np.errstate(invalid="ignore"):
-            reached = (null >= self.strength * (1 - 1e-12)).sum(0)
+            reached = (null >= self.strength * (1 - _NULL_ROUNDING)).sum(0)
         return np.where(np.isnan(self.strength), np.nan, (1 + reached) / (1 + self.permutations))
 
     @property
@@ -130,7 +136,7 @@ def channel_partners(
     over: Over = "images",
     grid: tuple[int, int] | None = None,
     k: int = 5,
-    permutations: int = 100,
+    permutations: int = 999,
     seed: int = 0,
 ) -> ChannelPartners:
     """The `k` channels of B that correlate most with each channel of A, in absolute value, and how much of it is chance.
@@ -218,15 +224,25 @@ def _best(r: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _null(X: Tensor, Y: Tensor, permutations: int, seed: int) -> np.ndarray:
-    """The largest |r| of every channel of A [permutation, channel] with the images of B in random orders."""
-    generator = np.random.default_rng(seed)
-    X_t = X.flatten(0, 1).T.contiguous()
-    known = Y[:, :, torch.isfinite(Y[0, 0])]
+    """The largest |r| of every channel of A [permutation, channel] with the images of B shifted along random circular orders.
+
+    Correlations of all shifts of one order are a circular cross-correlation over the images, by FFT, added over cells."""
+    known = Y[:, :, torch.isfinite(Y[0, 0])].float().numpy()
+    x = X.float().numpy()
     found = np.full((permutations, X.shape[2]), np.nan)
-    if known.shape[2]:
-        for row in found:
-            order = torch.from_numpy(generator.permutation(len(known)))
-            row[:] = (X_t @ known[order].flatten(0, 1)).abs_().amax(1).numpy()
+    if not (known.shape[2] and permutations):
+        return found
+    first = 0
+    # The first pairing of all is the true one.
+    for skip, pairing in zip((1, *[0] * permutations), draw_pairings(len(x), permutations, seed)):
+        shifts = pairing.shifts.numpy()[skip:]
+        a, b = (fft.rfft(side[pairing.order.numpy()], axis=0) for side in (x, known))
+        step = max(1, _CHUNK // (len(x) * b.shape[2]))
+        for c in range(0, a.shape[2], step):
+            products = np.conj(a[:, :, c : c + step]).transpose(0, 2, 1) @ b
+            r = fft.irfft(products, len(x), axis=0)
+            found[first : first + len(shifts), c : c + step] = np.abs(r).max(2)[shifts]
+        first += len(shifts)
     return found
 
 

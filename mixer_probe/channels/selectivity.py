@@ -39,7 +39,8 @@ class ClassSelectivity(Result):
     dealt out at random, ties included; `preferred` [channel] is the index into `classes` of the class that has it, -1 where
     undefined. `p_value` [channel] is corrected for the classes and for all channels of the layer: the share of `permutations` of
     the labels in which the largest strength of the layer reaches the channel's (the maximum statistic of Westfall and Young 1993;
-    +1 in both, Phipson and Smyth 2010). `threshold` [layer] is the strength that this largest exceeds in 5 % of the permutations.
+    +1 in both, Phipson and Smyth 2010). `threshold` [layer] is the strength that this largest exceeds in 5 % of the permutations,
+    and `peaks` [layer, permutation] is that largest.
     `morcos_index` holds [channel], empty for layers with negative activations. Activations are means over positions (or the class
     token); `n` images."""
 
@@ -60,8 +61,26 @@ class ClassSelectivity(Result):
     preferred: tuple[np.ndarray, ...]
     p_value: tuple[np.ndarray, ...]
     threshold: np.ndarray
+    peaks: np.ndarray
     null_auroc: np.ndarray
     morcos_index: tuple[np.ndarray, ...]
+
+    def overall_p(self, strength: float) -> float:
+        """p-value of a strength that is the largest of all layers: as `p_value`, against the largest of all layers in every
+        permutation. NaN without permutations."""
+        if not self.permutations:
+            return float("nan")
+        peaks = np.where(np.isnan(self.peaks), -np.inf, self.peaks).max(0)
+        return float((1 + (peaks >= strength * (1 - 1e-12)).sum()) / (1 + self.permutations))
+
+    def relation(self, i: int, auroc: float) -> str:
+        """What a channel of layer `i` does with a class of this AUROC, as a verb.
+
+        The sign of a channel has a meaning where activations are never negative and in heads. Elsewhere, as in the residual
+        stream, the layers that read a channel may turn its sign round, and low activations are no suppression."""
+        if not (len(self.morcos_index[i]) or self.layers[i].kind == "head"):
+            return "separates"
+        return "responds to" if auroc > 0.5 else "is suppressed by"
 
     @property
     def selective(self) -> tuple[np.ndarray, ...]:
@@ -206,20 +225,32 @@ def _negative(layer: str | None) -> str:
     return f"Morcos' index needs activations of at least 0, and {where} are negative in part: take auroc or dprime"
 
 
-def class_selectivity(reps: RepresentationsLike, *, permutations: int = 200, seed: int = 0) -> ClassSelectivity:
+def check_groups(labels: np.ndarray, names: Sequence[str] | None) -> None:
+    """Raise MeasureError for labels of one class, and for fewer than two classes of two images or more."""
+    classes, counts = np.unique(labels, return_counts=True)
+    if len(classes) < 2:
+        only = quoted(class_name(int(labels[0]), names))
+        raise MeasureError(f"selectivity needs at least two classes, and all images are of class {only}")
+    if (counts > 1).sum() < 2:
+        raise MeasureError(
+            f"selectivity needs two classes with two images each, and {int((counts == 1).sum())} of {len(classes)} classes have "
+            "one image: an AUROC over one image is 0 or 1; take more images of each class"
+        )
+
+
+def class_selectivity(reps: RepresentationsLike, *, permutations: int = 999, seed: int = 0) -> ClassSelectivity:
     """How well every channel of every layer of `reps` tells each class from the others.
 
     Positions are averaged where `reps` has them. `permutations` deal the labels out anew, to the same images for all layers; 0
-    leaves out the p-values. Raises ImagesError without labels, MeasureError for one class or too few permutations. Warns with
+    leaves out the p-values. Raises ImagesError without labels, MeasureError for one class, for one image in (nearly) each, or too
+    few permutations. Warns with
     UndefinedChannelsWarning about channels that are constant or not finite, which are NaN."""
     check_permutations(permutations)
     labels = require_labels(reps.labels, f"the images ({reps.images.name})", "selectivity", len(reps.ids))
+    check_groups(labels, reps.class_names)
     groups = _Groups(labels)
-    if len(groups.classes) < 2:
-        only = quoted(class_name(int(labels[0]), reps.class_names))
-        raise MeasureError(f"selectivity needs at least two classes, and all images are of class {only}")
     rng = np.random.default_rng(seed)
-    deals = [rng.permutation(groups.n) for _ in range(permutations)]
+    deals = np.array([rng.permutation(groups.n) for _ in range(permutations)]).reshape(permutations, groups.n)
     found = [_of_layer(image_means(reps, layer.name), labels, groups, deals) for layer in reps.layers]
     _warn_undefined(reps, found)
     return ClassSelectivity(
@@ -238,6 +269,7 @@ def class_selectivity(reps: RepresentationsLike, *, permutations: int = 200, see
         preferred=tuple(f.preferred for f in found),
         p_value=tuple(f.p_value for f in found),
         threshold=np.array([f.threshold for f in found]),
+        peaks=np.stack([f.peaks for f in found]),
         null_auroc=np.array([f.null_auroc for f in found]),
         morcos_index=tuple(f.morcos for f in found),
     )
@@ -257,17 +289,19 @@ class _OfLayer:
     preferred: np.ndarray
     p_value: np.ndarray
     threshold: float
+    peaks: np.ndarray
     null_auroc: float
     morcos: np.ndarray
 
 
-def _of_layer(X: np.ndarray, labels: np.ndarray, groups: _Groups, deals: Sequence[np.ndarray]) -> _OfLayer:
+def _of_layer(X: np.ndarray, labels: np.ndarray, groups: _Groups, deals: np.ndarray) -> _OfLayer:
     defined = np.isfinite(X).all(0)
     defined &= np.where(defined, X, 0).max(0) > np.where(defined, X, 0).min(0)
     wide = (X.shape[1], len(groups.classes))
     if not defined.any():
         nan, none = np.full(X.shape[1], np.nan), np.full(X.shape[1], -1)
-        return _OfLayer(np.full(wide, np.nan), np.full(wide, np.nan), nan, none, nan, np.nan, np.nan, nan[:0])
+        undefined = np.full(len(deals), np.nan)
+        return _OfLayer(np.full(wide, np.nan), np.full(wide, np.nan), nan, none, nan, np.nan, undefined, np.nan, nan[:0])
     kept = X[:, defined]
     ranks = rankdata(kept, axis=0)
     spread = _spread(ranks, groups)
@@ -283,6 +317,7 @@ def _of_layer(X: np.ndarray, labels: np.ndarray, groups: _Groups, deals: Sequenc
         preferred=np.where(defined, _put(z.argmax(1).astype(float), defined), -1).astype(np.int64),
         p_value=_put(_corrected(strength, peaks), defined),
         threshold=float(upper_quantile(peaks)) if len(peaks) else np.nan,
+        peaks=peaks,
         null_auroc=null_auroc,
         morcos=np.empty(0) if morcos is None else _put(morcos, defined),
     )
@@ -304,20 +339,44 @@ def _spread(ranks: np.ndarray, groups: _Groups) -> np.ndarray:
     return np.asarray(np.sqrt(ranks.var(0, ddof=1)[:, None] * m * (n - m) / n) / (m * (n - m)))
 
 
-def _null(ranks: np.ndarray, groups: _Groups, spread: np.ndarray, deals: Sequence[np.ndarray]) -> tuple[np.ndarray, float]:
+def _null(ranks: np.ndarray, groups: _Groups, spread: np.ndarray, deals: np.ndarray) -> tuple[np.ndarray, float]:
     """The largest strength of the layer in every permutation, and the median over channels of the best AUROC in them."""
     peaks, medians = np.empty(len(deals)), np.empty(len(deals))
-    for i, auroc in enumerate(_dealt(ranks, groups, deals)):
-        away = np.abs(auroc - 0.5)
-        z = away / spread
-        peaks[i] = z.max()
-        medians[i] = 0.5 + np.median(away[np.arange(len(z)), z.argmax(1)])
+    m = groups.counts[:, None]
+    middle, pairs, inverse = m * (groups.n + 1) / 2, (m * (groups.n - m)).astype(float), 1 / spread.T
+    start = 0
+    for sums in _dealt(ranks, groups, deals):
+        # The same as _auroc, [permutation, class, channel]: |AUROC - 1/2| is how far the sum of ranks is from its mean.
+        away = np.abs(sums - middle) / pairs
+        z = away * inverse
+        best = z.argmax(1)[:, None]
+        end = start + len(sums)
+        peaks[start:end] = np.take_along_axis(z, best, 1).max((1, 2))
+        medians[start:end] = 0.5 + np.median(np.take_along_axis(away, best, 1)[:, 0], axis=1)
+        start = end
     return peaks, float(medians.mean()) if len(deals) else float("nan")
 
 
-def _dealt(ranks: np.ndarray, groups: _Groups, deals: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-    for dealt in deals:
-        yield _auroc(groups.sums(ranks, dealt), groups)
+# More classes than this are added up one after the other: a product with their indicators would cost more.
+_MOST_CLASSES = 32
+_CHUNK = 4_000_000
+
+
+def _dealt(ranks: np.ndarray, groups: _Groups, deals: np.ndarray) -> Iterator[np.ndarray]:
+    """Sums of ranks by class [permutation, class, channel], a few permutations at a time."""
+    classes, n = len(groups.classes), groups.n
+    if classes > _MOST_CLASSES:
+        yield from (groups.sums(ranks, dealt)[None] for dealt in deals)
+        return
+    # Ranks are halves: their sums are exact in float32 up to 2^24 halves.
+    dtype = np.float32 if n * (n + 1) < 2**24 else np.float64
+    values, place = ranks.astype(dtype), np.repeat(np.arange(classes), groups.counts)
+    step = max(1, _CHUNK // (classes * n))
+    for start in range(0, len(deals), step):
+        part = deals[start : start + step]
+        member = np.zeros((len(part), classes, n), dtype)
+        member[np.arange(len(part))[:, None], place, part] = 1
+        yield (member.reshape(-1, n) @ values).reshape(len(part), classes, -1).astype(np.float64)
 
 
 def _corrected(strength: np.ndarray, peaks: np.ndarray) -> np.ndarray:

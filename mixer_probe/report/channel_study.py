@@ -32,6 +32,7 @@ from mixer_probe.images import Images
 from mixer_probe.images.concepts import Concepts
 from mixer_probe.models import Layer, Model
 from mixer_probe.report.channel_extras import dissections, visualizations
+from mixer_probe.report.finding import DRAWS
 from mixer_probe.report.seen import Seen
 from mixer_probe.report.settings import StudySettings
 from mixer_probe.report.skipped import Skipped
@@ -52,8 +53,6 @@ TITLES = {
 }
 # Curves of more layers lie on each other, and every point is a few probes.
 NEEDED_LAYERS, NEEDED_DRAWS = 4, 3
-# Permutations of partners, which are sought in every block of every other network.
-PARTNER_DRAWS = 20
 CLEAREST = "the channel that tells a class most clearly of all channels of its layer (largest |z| of its AUROC)"
 TAILED = "the channel with the heaviest tails of all channels of its layer (largest excess kurtosis)"
 ASKED = "asked for by its number"
@@ -155,8 +154,8 @@ class ChannelStudy:
             if statistics is None or not _holds(statistics.layers, names):
                 statistics = statistics_of(model, images, names, self.settings)
             run = _run_of(names, model, images, seen, self.settings)
-            if images.labels is not None and (selectivity is None or not _holds(selectivity.layers, names)):
-                selectivity = selectivity_of(run, self.settings)
+            if selectivity is None or not _holds(selectivity.layers, names):
+                selectivity = _selectivity_or_none(run, self.settings)
             self.results += self._made(model, images, run, statistics, selectivity)
         except MixerProbeError as error:
             self._skip(f"{TITLES['pages']} of {model.name}", error)
@@ -253,9 +252,17 @@ def statistics_of(model: Model, images: Images, layers: str | Sequence[str], s: 
 
 
 def selectivity_of(reps: Representations, s: StudySettings) -> ClassSelectivity:
-    """Which classes every channel tells."""
+    """Which classes every channel tells, with `DRAWS` permutations: the clearest channel is the largest of thousands."""
     with _told_elsewhere():
-        return class_selectivity(reps, permutations=s.permutations, seed=s.seed)
+        return class_selectivity(reps, permutations=s.permutations and max(s.permutations, DRAWS), seed=s.seed)
+
+
+def _selectivity_or_none(reps: Representations, s: StudySettings) -> ClassSelectivity | None:
+    """None for images whose labels, or lack of them, allow no selectivity."""
+    try:
+        return selectivity_of(reps, s)
+    except (ImagesError, MeasureError):
+        return None
 
 
 def needed_of(fit: Representations, hold: Representations, s: StudySettings) -> Result:
@@ -267,7 +274,7 @@ def needed_of(fit: Representations, hold: Representations, s: StudySettings) -> 
 
 def partners_of(a: Representations, b: Representations, s: StudySettings) -> list[ChannelPartners]:
     """For every layer of A the partners of its channels in the layer of B of the most similar relative depth."""
-    options: dict[str, Any] = {"k": 1, "permutations": min(s.permutations, PARTNER_DRAWS), "seed": s.seed}
+    options: dict[str, Any] = {"k": 1, "permutations": s.permutations and max(s.permutations, DRAWS), "seed": s.seed}
     pairs = [(layer.name, counterpart(layer, b.layers).name) for layer in a.layers]
     with _told_elsewhere():
         return [channel_partners(a, b, *pair, **options) for pair in pairs]

@@ -16,6 +16,8 @@ from mixer_probe.results import ModelRecord, Result, storable
 
 Verdict = Literal["found", "none", "missing", "context"]
 NAN = float("nan")
+# A superlative ("clearest", "most") is printed where the null of the maximum has so many draws, or a closed form, and p <= LEVEL.
+DRAWS, LEVEL = 999, 0.05
 R = TypeVar("R", bound=Result)
 
 

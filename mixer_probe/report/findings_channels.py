@@ -10,6 +10,8 @@ from scipy.optimize import brentq
 from mixer_probe.channels import ChannelPartners, ClassSelectivity
 from mixer_probe.figures.courses import Course
 from mixer_probe.report.finding import (
+    DRAWS,
+    LEVEL,
     NAN,
     Finding,
     Number,
@@ -29,8 +31,7 @@ from mixer_probe.results import Result
 from mixer_probe.stats import wilson_interval
 
 QUESTION = "channels"
-PANEL = "AUROC of the clearest class, median channel"
-LEVEL = 0.05
+PANEL = "AUROC of the best-separated class, median channel"
 # The two-sided 95 % quantile of the normal distribution.
 _Z = 1.959963984540054
 
@@ -75,8 +76,8 @@ def _by_depth(r: ClassSelectivity, twin: ClassSelectivity | None) -> Finding:
     text += "; " + (("more" if ends[1].value > ends[0].value else "fewer") + " with depth" if told else _SAME)
     # With many images nearly every channel is beyond its null: how far is what the median channel says.
     clear = [median_auroc(r, i, "AUROC of the median channel") for i in (0, last)]
-    text += f". The median channel tells its clearest class with an AUROC of {clear[0].value:.2f} and {clear[1].value:.2f}"
-    text += f" (by chance {clear[1].null:.2f})"
+    text += f". The median channel has an AUROC of {clear[0].value:.2f} and {clear[1].value:.2f} for its best-separated class"
+    text += f" (permuted labels: {clear[1].null:.2f})"
     ends += clear
     if twin is None or len(twin.layers) != len(r.layers):
         return Finding(QUESTION, name, f"{text}.", "found" if told else "none", tuple(ends))
@@ -121,9 +122,9 @@ def auroc_interval(auroc: float, positives: int, negatives: int) -> tuple[float,
 
 
 def selective_p(r: ClassSelectivity) -> float:
-    """p-value of the most selective channel of all, corrected for classes, channels, and (Bonferroni) layers."""
+    """p-value of the most selective channel of all, against the largest strength of all classes, channels and layers."""
     i, channel = most_selective(r) or (0, 0)
-    return min(1.0, float(r.p_value[i][channel]) * len(r.layers))
+    return r.overall_p(float(r.strength[i][channel]))
 
 
 def _most_selective(r: ClassSelectivity) -> Finding:
@@ -137,21 +138,18 @@ def _most_selective(r: ClassSelectivity) -> Finding:
     where, bounds = f"{r.layers[i].name} channel {channel}", auroc_interval(value, m, r.n - m)
     number = Number("AUROC", value, *bounds, null=0.5, n=r.n, where=where)
     numbers = (number, Number("p, corrected", p, null=LEVEL, n=r.permutations, where=number.where))
-    least = p_floor(r)
-    if p > LEVEL and p > least:
-        text = f"{name}: no channel tells a class beyond the null of all channels and layers (best {number.where}: p = {p:.2g})."
+    if p > LEVEL:
+        text = f"{name}: no channel tells a class beyond the null of all channels and layers (p = {p:.2g})."
         return Finding(QUESTION, name, text, "none", numbers)
-    side = "answers most" if value >= 0.5 else "answers least"
+    if r.permutations < DRAWS:
+        text = f"Most selective channel of {name}: left out, it takes {DRAWS} permutations and here are {r.permutations}"
+        return Finding(QUESTION, name, text, "missing", numbers)
     text = (
-        f"{name}: the most selective channel is {channel} of {r.layers[i].name}, which {side} to '{r.class_names[k]}': AUROC "
-        f"{shown(number, 3)} (p {'≤' if p <= least else '='} {p:.2g}, corrected for classes, channels and layers)."
+        f"{name}: the most selective channel is {channel} of {r.layers[i].name}, which {r.relation(i, value)} "
+        f"'{r.class_names[k]}': AUROC {shown(number, 3)} (p {'≤' if p <= 1 / (1 + r.permutations) else '='} {p:.2g}, corrected "
+        "for classes, channels and layers)."
     )
-    return Finding(QUESTION, name, text, "found" if p <= LEVEL else "none", numbers)
-
-
-def p_floor(r: ClassSelectivity) -> float:
-    """The smallest corrected p-value that so many permutations can give."""
-    return min(1.0, len(r.layers) / (1 + r.permutations))
+    return Finding(QUESTION, name, text, "found", numbers)
 
 
 def _course(r: ClassSelectivity) -> Course:
@@ -175,6 +173,14 @@ def partner_share(found: Sequence[ChannelPartners], kind: str) -> Number:
 def median_strength(found: Sequence[ChannelPartners]) -> float:
     """Median |r| of the channels of all layers with their best partner."""
     return float(np.nanmedian(np.concatenate([p.strength for p in found])))
+
+
+def pair_p(found: Sequence[ChannelPartners], strength: float) -> float:
+    """p-value of a strength that is the largest of all channels and pairs of layers: against the largest of all in every
+    permutation, which is the same for all pairs of layers."""
+    draws = min(p.permutations for p in found)
+    peaks = np.stack([np.where(np.isnan(p.null), -np.inf, p.null).max(1)[:draws] for p in found]).max(0)
+    return float((1 + (peaks >= strength * (1 - 1e-5)).sum()) / (1 + draws))
 
 
 def strongest(found: Sequence[ChannelPartners]) -> tuple[ChannelPartners, int]:
@@ -210,16 +216,21 @@ def _of_architectures(keys: Sequence[frozenset[str]], pairs: dict[frozenset[str]
     number = partner_share(found, "channels with a partner")
     best, channel = strongest(found)
     r = float(best.correlation[channel, 0])
-    limit, where = float(best.threshold[channel]), f"{best.layer_a.name} channel {channel}"
-    top = Number("strongest |r|", abs(r), null=limit, n=best.n, where=where)
-    text = (
-        f"{names}: {share(number)} of {number.n} channels have a partner in the other network beyond the null of the best pair; "
-        f"the strongest are channel {channel} of {best.layer_a.name} ({name_of(best.model_a)}) and "
-        f"{int(best.partner[channel, 0])} of {best.layer_b.name} ({name_of(best.model_b)}), r = {r:+.2f} (by chance |r| up to "
-        f"{limit:.2f}; n = {best.n})"
-    )
-    if number.value == 0:
-        text = f"{names}: no channel has a partner in the other network beyond the null of the best pair (n = {best.n})"
+    where, p = f"{best.layer_a.name} channel {channel}", pair_p(found, abs(r))
+    told = p <= LEVEL
+    top = Number("strongest |r|", abs(r), null=float(best.threshold[channel]), n=best.n, where=where)
+    text = f"{names}: no channel has a best match in the other network beyond the null of the best pair (n = {best.n})"
+    if told:
+        text = (
+            f"{names}: {share(number)} of {number.n} channels have a best match in the other network beyond the null of the best "
+            "pair of their layers"
+        )
+    if told and best.permutations >= DRAWS:
+        text += (
+            f"; the strongest are channel {channel} of {best.layer_a.name} ({name_of(best.model_a)}) and "
+            f"{int(best.partner[channel, 0])} of {best.layer_b.name} ({name_of(best.model_b)}), |r| = {abs(r):.2f} (p = {p:.2g}, "
+            f"corrected for all channels and layers; n = {best.n})"
+        )
     middle = Number("median |r|", median_strength(found), n=number.n)
     text += f"; median |r| {middle.value:.2f}"
     numbers, twins = [number, top, middle], pairs.get(frozenset(f"{name}?untrained" for name in keys[0]))
@@ -232,4 +243,4 @@ def _of_architectures(keys: Sequence[frozenset[str]], pairs: dict[frozenset[str]
         text += (
             f". Their untrained twins: {share(numbers[-2])}, {_against(number, numbers[-2])}; median |r| {numbers[-1].value:.2f}"
         )
-    return Finding(QUESTION, names, f"{text}.", "found" if number.value > 0 else "none", tuple(numbers))
+    return Finding(QUESTION, names, f"{text}.", "found" if told else "none", tuple(numbers))

@@ -9,8 +9,20 @@ import numpy as np
 from mixer_probe.channels import ClassSelectivity
 from mixer_probe.figures.probes import networks, pixels
 from mixer_probe.probing import ProbeResult, paired_interval
-from mixer_probe.report.finding import Finding, Number, families, is_twin, missing, of_kind, own_models, points, share, shown
-from mixer_probe.report.findings_channels import LEVEL, by_pair, partner_share, selective_p, selective_share
+from mixer_probe.report.finding import (
+    LEVEL,
+    Finding,
+    Number,
+    families,
+    is_twin,
+    missing,
+    of_kind,
+    own_models,
+    points,
+    share,
+    shown,
+)
+from mixer_probe.report.findings_channels import by_pair, pair_p, partner_share, selective_p, selective_share, strongest
 from mixer_probe.report.findings_probes import accuracy_number
 from mixer_probe.report.findings_similarity import Profile, ends_of, profile_of
 from mixer_probe.report.texts import name_of
@@ -95,7 +107,10 @@ def _partners(results: Sequence[Result]) -> list[Finding]:
     findings = []
     for a, b in firsts.values():
         names = f"{name_of(a)} and {name_of(b)}"
-        number = partner_share(pairs[frozenset((a.name, b.name))], "twins, channels with a partner")
-        text = f"{names}: {share(number)} of {number.n} channels have a partner beyond the null of the best pair"
-        findings.append(_told(names, text, number.value > 0, number))
+        matched = pairs[frozenset((a.name, b.name))]
+        number = partner_share(matched, "twins, channels with a partner")
+        best, channel = strongest(matched)
+        p = pair_p(matched, float(best.strength[channel]))
+        text = f"{names}: {share(number)} of {number.n} channels have a best match beyond the null of the best pair"
+        findings.append(_told(names, f"{text} (p = {p:.2g} over all layers)", p <= LEVEL, number))
     return findings

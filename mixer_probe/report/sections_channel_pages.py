@@ -184,7 +184,7 @@ def _page_picture(page: ChannelPage, folded: bool) -> Picture:
         f"{name}: {_page_text(page)}",
         f"The images with the highest and the lowest {_by(page)} of the channel, with its value over each; the box is the cell "
         "of the grid where it peaks, the second row the patch around that cell, the third its activations on one colour scale. "
-        "Bars to the right of 1/2 are classes that it answers to, bars to the left classes that silence it.",
+        "Bars to the right of 1/2 are classes for which it is higher, bars to the left classes for which it is lower.",
         f"Page of {name}",
         vector=False,
         photo=True,
@@ -198,15 +198,14 @@ def _page_text(page: ChannelPage) -> str:
     told = _told(page)
     if told is None:
         return f"n = {page.n}."
-    best, up = told
-    verb = "answers to" if up else "is silenced by"
+    best, _ = told
     p = page.selectivity_p
     null = "" if np.isnan(p) else f", corrected p = {p:.3f}"
-    return f"{verb} '{page.class_names[best]}' (AUROC {page.auroc[best]:.3f}{null}, n = {page.n})."
+    return f"{page.relation} '{page.class_names[best]}' (AUROC {page.auroc[best]:.3f}{null}, n = {page.n})."
 
 
 def _told(page: ChannelPage) -> tuple[int, bool] | None:
-    """Index of the class that the channel tells best, and whether it answers to it or is silenced by it."""
+    """Index of the class that the channel tells best, and whether it is higher for it than for the others."""
     if not np.isfinite(page.auroc).any():
         return None
     best = int(np.nanargmax(np.abs(page.auroc - 0.5)))
@@ -228,7 +227,7 @@ def _null_text(pages: Sequence[ChannelPage]) -> str:
     if not len(known):
         return ""
     return (
-        f" {int((known <= LEVEL).sum())} of {len(known)} tell a class better than random labels do (corrected for their layer)."
+        f" {int((known <= LEVEL).sum())} of {len(known)} tell a class better than permuted labels do (corrected for their layer)."
     )
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 from mixer_probe.channels import ChannelsNeeded, ClassSelectivity
 from mixer_probe.figures import channels_needed_curves, selectivity_depth, selectivity_distributions
 from mixer_probe.figures.style import base_name
+from mixer_probe.report.finding import DRAWS, LEVEL
 from mixer_probe.report.section import Picture, Section, Table
 from mixer_probe.report.sections_probes import chunks, interval
 from mixer_probe.report.texts import images_text, name_of, percent, studied, untrained_warning
@@ -52,7 +53,7 @@ def _distribution_picture(results: Sequence[ClassSelectivity]) -> Picture:
     return Picture(
         selectivity_distributions(results),
         f"AUROC of every channel for the class that it tells best, layer by layer; n = {results[0].n}.",
-        "An AUROC below 1/2, of a channel that its class silences, counts as 1 minus it. Bands hold 50 % and 90 % of the "
+        "An AUROC below 1/2, of a channel that is lower for its class, counts as 1 minus it. Bands hold 50 % and 90 % of the "
         "channels, the line is the median, dots are the best channel, filled where it is above the corrected null. The dashed "
         "line is the median channel with labels dealt out at random.",
         f"Distribution of AUROC over the channels of {', '.join(name_of(r.model) for r in results)}",
@@ -70,25 +71,23 @@ def _selectivity_table(results: Sequence[ClassSelectivity]) -> Table:
 
 def _selectivity_sentence(result: ClassSelectivity, twin: ClassSelectivity | None) -> str:
     name, n = name_of(result.model), f"n = {result.n}"
-    clearest = _clearest(result)
-    if clearest is None:
+    if all(np.isnan(s).all() for s in result.strength):
         return f"{name}: no channel varies over the images, so none tells a class ({n})."
     if not result.permutations:
-        return f"{name}: the null was not asked for, so no channel can be called selective; {clearest} ({n})."
+        return f"{name}: the null was not asked for, so no channel can be called selective ({n})."
     kept, total = _counts(result)
     null = (
         f"5 % level, corrected for the channels and classes of a layer by {result.permutations} permutations of the labels, {n}"
     )
     if not kept:
-        none = f"{name}: none of {total} channels tells a class better than random labels do ({null}); {clearest}."
+        none = f"{name}: none of {total} channels tells a class better than permuted labels do ({null})."
         return f"{none}{_constant_text(result)}"
     shares = result.summary()["share_selective"]
     ends = f"{percent(shares.iloc[0])} after {result.layers[0].name}, {percent(shares.iloc[-1])} after {result.layers[-1].name}"
     where = f": {ends}" if len(result.layers) > 1 else ""
-    text = (
-        f"{name}: {kept} of {total} channels ({percent(kept / total)}) tell a class better than random labels do{where} ({null})"
-    )
-    return f"{text}; {clearest}.{_constant_text(result)}{_twin_text(twin)}"
+    counted = f"{kept} of {total} channels ({percent(kept / total)})"
+    text = f"{name}: {counted} tell a class better than permuted labels do{where} ({null})"
+    return f"{text}{_clearest(result)}.{_constant_text(result)}{_twin_text(twin)}"
 
 
 def _counts(result: ClassSelectivity) -> tuple[int, int]:
@@ -112,15 +111,16 @@ def _twin_text(twin: ClassSelectivity | None) -> str:
     )
 
 
-def _clearest(result: ClassSelectivity) -> str | None:
-    """The channel of the largest strength of all layers, in words."""
+def _clearest(result: ClassSelectivity) -> str:
+    """The channel of the largest strength of all layers, where it is beyond the largest of all layers under permuted labels."""
     best = result.to_frame().sort_values("strength", ascending=False, kind="stable").iloc[0]
-    if np.isnan(best["strength"]):
-        return None
-    verb = "answers to" if best["auroc"] > 0.5 else "is silenced by"
+    p = result.overall_p(best["strength"])
+    if p > LEVEL or result.permutations < DRAWS:
+        return ""
     return (
-        f"the clearest, channel {best['channel']} of {best['layer']}, {verb} '{best['class']}' (AUROC {best['auroc']:.3f}, "
-        f"d′ {best['dprime']:.2f})"
+        f"; the clearest of all layers, channel {best['channel']} of {best['layer']}, "
+        f"{result.relation(result.index(best['layer']), best['auroc'])} '{best['class']}' (AUROC {best['auroc']:.3f}, "
+        f"d′ {best['dprime']:.2f}, p = {p:.2g})"
     )
 
 

@@ -62,8 +62,8 @@ class MatrixSpectrum:
     `shape` is that of the product). `frobenius` is the norm of the weight itself. `edge` is the Marchenko-Pastur edge of the
     same shape and mean square, NaN where it does not apply (products, depthwise and strided convolutions). `null` indexes
     `WeightSpectra.nulls`; the `null_*` figures are for iid weights of the same shape, operator and norm. `limit` is what the
-    largest singular value of these exceeds in at most 5 % of cases: by Tracy and Widom's law where there is an edge, corrected for
-    the frequencies of a convolution, and from the draws of the null elsewhere."""
+    largest singular value of these exceeds in at most 5 % of cases: by Tracy and Widom's law where there is an edge, corrected
+    for the frequencies of a convolution, and from the draws of the null elsewhere."""
 
     layer: str
     role: str

@@ -179,7 +179,7 @@ def test_a_link_opens_a_channel_with_its_partner(open_page: Open) -> None:
     assert not page.exception
     assert not page.error
     assert page.number_input(key="widget ch-channel").value == 17
-    found = mp.channel_partners(run_of(MIXER), run_of(VIT), "blocks.3", "blocks.5", permutations=100)
+    found = mp.channel_partners(run_of(MIXER), run_of(VIT), "blocks.3", "blocks.5")
     number, r = found.partner[17, 0], found.correlation[17, 0]
     written = texts(page)
     assert "Channel 17 of blocks.3" in written

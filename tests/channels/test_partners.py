@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 
 from mixer_probe.channels import ChannelPartners, channel_partners
+from mixer_probe.channels.partners import _null
 from mixer_probe.errors import LayerError, MeasureError, UndefinedChannelsWarning
 from mixer_probe.models.layer import Layer
 from mixer_probe.results import from_dict, to_dict
+from mixer_probe.similarity.nulls import draw_pairings
 from tests.probing.conftest import FakeRepresentations
 
 
@@ -48,8 +51,19 @@ def test_planted_pairs_are_found_and_nothing_else_is_above_the_corrected_null() 
     assert np.flatnonzero(found.p_corrected <= 0.05).tolist() == [3, 5]
     assert found.share_corrected == pytest.approx(2 / 30)
     assert found.mutual[[3, 5]].all()
-    assert found.p_value[3] == pytest.approx(1 / 101)
+    assert found.p_value[3] == pytest.approx(1 / 1000)
     assert (found.threshold < 0.4).all()
+
+
+@pytest.mark.parametrize("cells, permutations", [(1, 19), (1, 70), (3, 40)])
+def test_the_null_is_that_of_shifted_images(cells: int, permutations: int) -> None:
+    rng = np.random.default_rng(1)
+    X, Y = (torch.from_numpy(rng.standard_normal((30, cells, k))) for k in (5, 4))
+    X, Y = (s - s.mean((0, 1)) for s in (X, Y))
+    X, Y = (s / s.norm(dim=(0, 1)) for s in (X, Y))
+    partners = torch.cat([p.partners() for p in draw_pairings(30, permutations, 2)])[1:]
+    expected = [(X.flatten(0, 1).T @ Y[order].flatten(0, 1)).abs().amax(1).numpy() for order in partners]
+    np.testing.assert_allclose(_null(X, Y, permutations, 2), expected, atol=1e-6)
 
 
 def test_one_channel_in_twenty_is_above_its_own_null_by_chance() -> None:

@@ -1,9 +1,13 @@
 """Selectivity against scikit-learn, the formulas, and planted units."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 from mixer_probe.channels import ClassSelectivity, auroc_of, channels_needed, class_selectivity, dprime_of, morcos_index
@@ -90,7 +94,7 @@ def test_planted_units_are_found_and_nothing_else_is_above_the_corrected_null() 
     assert found.auroc[1][4, 1] > 0.8
     assert found.auroc[1][9, 2] < 0.2
     assert found.dprime[1][9, 2] < -1
-    assert found.p_value[1][4] == pytest.approx(1 / 201)
+    assert found.p_value[1][4] == pytest.approx(1 / 1000)
     assert (found.strength[1][[4, 9, 17]] > found.threshold[1]).all()
     summary = found.summary()
     assert summary["share_selective"].tolist() == [0, 3 / 60]
@@ -155,6 +159,65 @@ def test_labels_are_needed_of_two_classes() -> None:
         class_selectivity(reps)
     with pytest.raises(MeasureError, match="take 19 or more, or 0"):
         class_selectivity(planted(), permutations=5)
+
+
+@pytest.mark.parametrize("labels", [range(12), [0, 0, *range(1, 11)], [0] * 6 + [1, 2, 3, 4, 5, 6]])
+def test_one_image_of_nearly_each_class_is_refused(labels: Sequence[int]) -> None:
+    """An AUROC over one image is 0 or 1, whatever the channel."""
+    X = np.random.default_rng(0).standard_normal((12, 5))
+    reps = FakeRepresentations({"x": X}, np.array(labels), "test")
+    reps.class_names = None
+    with pytest.raises(MeasureError, match="selectivity needs two classes with two images each"):
+        class_selectivity(reps)
+
+
+def test_the_largest_of_all_layers_has_a_null_of_its_own() -> None:
+    found = class_selectivity(planted(), permutations=99)
+    strongest = max(float(s.max()) for s in found.strength)
+    assert found.overall_p(strongest) == pytest.approx(1 / 100)
+    assert found.overall_p(0.0) == 1
+    assert found.overall_p(float(found.threshold.max())) >= 0.05
+    np.testing.assert_allclose(found.threshold, np.sort(found.peaks, axis=1)[:, 94])
+
+
+@pytest.mark.parametrize("classes", [3, 40])
+def test_permuted_sums_are_those_of_permuted_labels(classes: int) -> None:
+    """Both ways to add up: by a product with indicators, and class by class."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(classes), 4)[: 4 * classes - 1]
+    X = np.round(rng.standard_normal((len(labels), 6)), 1)
+    reps = FakeRepresentations({"x": X}, labels, "test")
+    reps.class_names = None
+    found = class_selectivity(reps, permutations=19, seed=3)
+    order = np.argsort(labels, kind="stable")
+    drawn = np.random.default_rng(3)
+    n, counts = len(labels), np.bincount(labels)
+    ranks = rankdata(X, axis=0)
+    m = counts[None]
+    sd = np.sqrt(ranks.var(0, ddof=1)[:, None] * m * (n - m) / n) / (m * (n - m))
+    peaks = []
+    for _ in range(19):
+        permuted = np.empty(n, dtype=int)
+        permuted[drawn.permutation(n)] = labels[order]
+        peaks.append((np.abs(auroc_of(X, permuted) - 0.5) / sd).max())
+    np.testing.assert_allclose(found.peaks[0], peaks, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "X, kind, auroc, verb",
+    [
+        (-1.0, "block", 0.1, "separates"),
+        (-1.0, "norm", 0.9, "separates"),
+        (0.0, "block", 0.1, "is suppressed by"),
+        (0.0, "block", 0.9, "responds to"),
+        (-1.0, "head", 0.1, "is suppressed by"),
+    ],
+)
+def test_low_activations_are_suppression_where_signs_have_a_meaning(X: float, kind: str, auroc: float, verb: str) -> None:
+    reps = planted()
+    reps.features["units"] = np.maximum(reps.features["units"], X * 100)
+    reps.layers = tuple(replace(layer, kind=kind) for layer in reps.layers)
+    assert class_selectivity(reps, permutations=0).relation(1, auroc) == verb
 
 
 def test_storage() -> None:

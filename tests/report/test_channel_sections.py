@@ -88,12 +88,12 @@ def test_a_planted_channel_is_named_and_its_page_shows_its_class() -> None:
     results = study_of(coloured(), channels=("selectivity", "pages"))
     selectivity, pages = make_sections(results)
     (sentence,) = selectivity.paragraphs
-    assert "2 of 32 channels (6.2 %) tell a class better than random labels do: 6.2 % after blocks.0, 6.2 % after" in sentence
-    assert "by 99 permutations of the labels, n = 90" in sentence
+    assert "2 of 32 channels (6.2 %) tell a class better than permuted labels do: 6.2 % after blocks.0, 6.2 % after" in sentence
+    assert "by 999 permutations of the labels, n = 90" in sentence
     assert "channel 5 of blocks.0" in sentence
     (sentence,) = pages.paragraphs
     assert sentence.startswith(f"planted: 2 channels, 1 of each of 2 layers: {CLEAREST}.")
-    assert "2 of 2 tell a class better than random labels do (corrected for their layer)" in sentence
+    assert "2 of 2 tell a class better than permuted labels do (corrected for their layer)" in sentence
     # Which of the two colours is clearer is up to the noise.
     found = [r for r in results if isinstance(r, ChannelPage)]
     best = int(np.nanargmax(np.abs(found[0].auroc - 0.5)))
@@ -106,9 +106,9 @@ def test_a_planted_channel_is_named_and_its_page_shows_its_class() -> None:
 def test_random_labels_give_no_finding() -> None:
     selectivity, pages = make_sections(study_of(coloured(shuffled=True), channels=("selectivity", "pages")))
     (sentence,) = selectivity.paragraphs
-    assert sentence.startswith("planted: none of 32 channels tells a class better than random labels do (5 % level, corrected")
-    assert "99 permutations of the labels, n = 90" in sentence
-    assert "0 of 2 tell a class better than random labels do" in pages.paragraphs[0]
+    assert sentence.startswith("planted: none of 32 channels tells a class better than permuted labels do (5 % level, corrected")
+    assert "999 permutations of the labels, n = 90" in sentence
+    assert "0 of 2 tell a class better than permuted labels do" in pages.paragraphs[0]
 
 
 def test_without_labels_pages_go_by_tails_and_the_rest_is_left_out() -> None:
@@ -149,19 +149,19 @@ def test_undefined_channels_come_last() -> None:
 
 
 def test_selectivity_stands_beside_the_twin() -> None:
-    found = class_selectivity(planted(), permutations=99)
+    found = class_selectivity(planted())
     twin = class_selectivity(planted(seed=5, effect=0), permutations=99)
     twin = replace(twin, model=replace(twin.model, name="mixer?untrained", trained=False))
     section = only([found, twin])
     (sentence,) = section.paragraphs
     best = found.to_frame().sort_values("strength").iloc[-1]
     assert sentence.startswith(
-        "mixer: 3 of 120 channels (2.5 %) tell a class better than random labels do: 0.0 % after noise, 5.0 %"
+        "mixer: 3 of 120 channels (2.5 %) tell a class better than permuted labels do: 0.0 % after noise, 5.0 %"
     )
-    verb = "answers to" if best["auroc"] > 0.5 else "is silenced by"
+    # Activations of either sign: which of the two ends is "on" is not known.
     assert (
-        f"channel {best['channel']} of units, {verb} '{best['class']}' (AUROC {best['auroc']:.3f}, d′ {best['dprime']:.2f})"
-        in sentence
+        f"the clearest of all layers, channel {best['channel']} of units, separates '{best['class']}' (AUROC "
+        f"{best['auroc']:.3f}, d′ {best['dprime']:.2f}, p = 0.001)" in sentence
     )
     medians = [np.median(0.5 + np.abs(a - 0.5).max(1)) for a in twin.auroc]
     assert f"Untrained, 0.0 % do, and the median channel's AUROC is at most {max(medians):.3f}" in sentence

@@ -251,13 +251,13 @@ def selective(name: str, effect: float = 2.0, split: str = "test") -> Any:
 
 def test_the_most_selective_channel_is_the_planted_one() -> None:
     reps = selective("net")
-    depth, best = told([class_selectivity(reps, permutations=99)], "channels")[:2]
+    depth, best = told([class_selectivity(reps)], "channels")[:2]
     expected = roc_auc_score(LABELS == 1, reps["last"][:, 4])
     assert best.verdict == "found"
     assert best.numbers[0].value == pytest.approx(expected)
-    assert "channel is 4 of last, which answers most to 'dog'" in best.sentence
-    # One in 100 permutations at least, for two layers.
-    assert "(p ≤ 0.02, corrected" in best.sentence
+    assert "channel is 4 of last, which separates 'dog'" in best.sentence
+    # One in 1,000 permutations at least, of both layers at once.
+    assert "(p ≤ 0.001, corrected" in best.sentence
     assert [n.value for n in depth.numbers[:2]] == [0, pytest.approx(1 / 30)]
     every = [[roc_auc_score(np.int64(k) == LABELS, reps["last"][:, c]) for k in range(3)] for c in range(30)]
     # The clearest class of a channel has the largest |z|, which among classes of one size is that of the AUROC farthest from 1/2.
@@ -295,13 +295,13 @@ def test_partners_are_counted_and_their_absence_is_told() -> None:
     unrelated = [channel_partners(reps_of(a, "one"), reps_of(b, "two", "vit"), "l0", "l0", permutations=20)]
     nothing = told(unrelated, "channels")[-1]
     assert nothing.verdict == "none"
-    assert "no channel has a partner in the other network" in nothing.sentence
+    assert "no channel has a best match in the other network" in nothing.sentence
     b["l0"][:, 7] = -a["l0"][:, 3]
-    planted = [channel_partners(reps_of(a, "one"), reps_of(b, "two", "vit"), "l0", "l0", permutations=20)]
+    planted = [channel_partners(reps_of(a, "one"), reps_of(b, "two", "vit"), "l0", "l0")]
     names = {"model_a": record("one?untrained"), "model_b": record("two?untrained", "vit")}
     found = told([*planted, *(replace(p, **names) for p in unrelated)], "channels")[-1]
     assert found.numbers[0].value == pytest.approx(0.1)
-    assert "channel 3 of l0 (one) and 7 of l0 (two), r = -1.00" in found.sentence
+    assert "channel 3 of l0 (one) and 7 of l0 (two), |r| = 1.00 (p = 0.001" in found.sentence
     assert "Their untrained twins: 0.0 %" in found.sentence
     every = np.abs(np.corrcoef(a["l0"].T, b["l0"].T)[:10, 10:]).max(1)
     assert next(n.value for n in found.numbers if n.kind == "median |r|") == pytest.approx(np.median(every))

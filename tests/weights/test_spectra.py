@@ -23,11 +23,11 @@ from mixer_probe.weights.operators import (
     iid_values,
     marchenko_pastur_edge,
     marchenko_pastur_stable_rank,
-    prediction_limit,
-    tracy_widom_edge,
     matrix_values,
+    prediction_limit,
     product_values,
     stable_rank,
+    tracy_widom_edge,
 )
 from tests.networks import CASES, as_model
 
