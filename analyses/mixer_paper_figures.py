@@ -55,12 +55,12 @@ def _options() -> argparse.Namespace:
     parser.set_defaults(device="cpu")
     parser.add_argument("--checkpoint", type=Path, help="file of weights, for a single model")
     parser.add_argument("--untrained", action="store_true", help="random weights, as timm draws them; needs no network")
-    parser.add_argument("--surrogates", type=int, help="phase-randomised copies in the null of pairs; 19 by default")
+    parser.add_argument("--surrogates", type=int, help="phase-randomised copies in the null of pairs; 999 by default")
     options = parser.parse_args()
     if options.checkpoint and len(options.models or ()) != 1:
         parser.error("--checkpoint needs --models with the one network that it is of")
     options.models = options.models or (ZOO[:1] if options.smoke else ZOO)
-    options.surrogates = options.surrogates or (3 if options.smoke else 19)
+    options.surrogates = options.surrogates or (3 if options.smoke else 999)
     return options
 
 

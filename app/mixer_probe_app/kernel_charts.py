@@ -13,7 +13,7 @@ from mixer_probe.weights import KernelTying, PositionEmbeddings, SpatialKernels,
 
 KERNEL_MEASURES = {
     "distance": ("Reading distance", "mean distance read over (px)", "distance_px"),
-    "structure": ("Translation structure", "BTTB excess (0: as iid, 1: as a convolution)", "bttb_excess"),
+    "structure": ("Translation structure", "translation fraction (1: a convolution)", "translation_fraction"),
     "self": ("Own position", "share of K² on the position itself", "self_mass"),
 }
 TYING_MEASURES = {

@@ -63,7 +63,9 @@ def _map_panel(axes: Axes, result: SpatialKernels, i: int, shared: bool, signed:
     axes.spines[:].set_visible(False)
     axes.set_title(plain(kernel.block), fontsize=9)
     thinned = f", every {step}th position" if step > 3 else f", every {('', '2nd', '3rd')[step - 1]} position" if step > 1 else ""
-    axes.set_xlabel(f"distance {kernel.distance_px:.0f} px, BTTB share {kernel.bttb_share:.2f}{thinned}", fontsize=8)
+    axes.set_xlabel(
+        f"distance {kernel.distance_px:.0f} px, translation fraction {kernel.translation_fraction:.2f}{thinned}", fontsize=8
+    )
 
 
 def _scale_bar(figure: Figure, panels: np.ndarray, signed: bool, shared: bool) -> None:
@@ -164,13 +166,13 @@ def kernel_depth(results: Sequence[SpatialKernels]) -> Figure:
         table = result.to_frame()
         style = styles[result.model.name]
         panels[0].plot(table["depth"], table["distance_px"], label=model_label(result.model), **style)
-        panels[1].plot(table["depth"], table["bttb_excess"], **style)
+        panels[1].plot(table["depth"], table["translation_fraction"], **style)
         panels[2].plot(table["depth"], table["self_mass"], **style)
     _uniform_lines(panels, results, {name: style["color"] for name, style in styles.items()})
     titles = ("Mean reading distance", "Translation structure (BTTB)", "Mass on the position itself")
     labels = (
         "distance (px; dashed: uniform)",
-        "0: as iid · 1: as a convolution",
+        "translation fraction (dashed: iid)",
         "share of K² (dashed: uniform)",
     )
     for axes, title, label in zip(panels, titles, labels, strict=True):
@@ -184,7 +186,7 @@ def kernel_depth(results: Sequence[SpatialKernels]) -> Figure:
 
 
 def _uniform_lines(panels: np.ndarray, results: Sequence[SpatialKernels], colours: dict[str, str]) -> None:
-    """What a kernel that reads everywhere alike would give, for networks of one grid."""
+    """What a kernel that reads everywhere alike, or one of iid entries, would give, for networks of one grid."""
     for result in results:
         grids = {k.grid for k in result.kernels}
         if len(grids) > 1 or result.kernels[0].matrix is None:
@@ -192,4 +194,5 @@ def _uniform_lines(panels: np.ndarray, results: Sequence[SpatialKernels], colour
         kernel = result.kernels[0]
         line = {"color": colours[result.model.name], "linewidth": 1, "linestyle": "--", "alpha": 0.6, "zorder": 0}
         panels[0].axhline(kernel.uniform_px, **line)
+        panels[1].axhline(kernel.translation_iid, **line)
         panels[2].axhline(1 / (kernel.grid[0] * kernel.grid[1]), **line)

@@ -13,6 +13,7 @@ from mixer_probe.figures.style import base_name
 from mixer_probe.report.skipped import Skipped
 from mixer_probe.report.texts import studied
 from mixer_probe.results import ModelRecord, Result, storable
+from mixer_probe.stats import prediction_limit
 
 Verdict = Literal["found", "none", "missing", "context"]
 NAN = float("nan")
@@ -50,6 +51,14 @@ class Finding:
     sentence: str
     verdict: str
     numbers: tuple[Number, ...] = ()
+
+
+def beyond_baseline(values: np.ndarray, baseline: np.ndarray) -> np.ndarray:
+    """Which `values` [layer] are larger than one more layer of the untrained baseline [layer] would be in 95 % of cases, over all
+    layers (prediction limit by Student's t, Bonferroni): none where the baseline has a single layer."""
+    limit = prediction_limit(baseline[np.isfinite(baseline)], LEVEL / max(len(values), 1))
+    beyond: np.ndarray = np.isfinite(values) & (values > limit)
+    return beyond
 
 
 def missing(question: str, what: str, needs: str, results: Sequence[Result], step: str = "") -> Finding:

@@ -5,9 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.stats import binom, norm
 
 from mixer_probe.figures.courses import Course
-from mixer_probe.report.finding import NAN, Finding, Number, family, is_twin, missing, of_kind, own_models, share, twin_name
+from mixer_probe.report.diff import difference_interval
+from mixer_probe.report.finding import (
+    DRAWS,
+    LEVEL,
+    NAN,
+    Finding,
+    Number,
+    family,
+    is_twin,
+    missing,
+    of_kind,
+    own_models,
+    share,
+    twin_name,
+)
 from mixer_probe.report.texts import name_of
 from mixer_probe.results import Result
 from mixer_probe.stats import wilson_interval
@@ -45,7 +60,7 @@ def _units(r: TokenMixing, twin: TokenMixing | None, results: Sequence[Result]) 
         text = f"{name}: all {flat} token-mixing units read every position alike, so what they read ignores position."
         return [Finding(QUESTION, name, text, "none", (Number("units that ignore position", 1.0, n=flat),))]
     if twin is None:
-        needs = "without an untrained twin there are no random weights to compare with"
+        needs = "without an untrained baseline there are no random weights to compare with"
         low = missing(QUESTION, f"Low-frequency units of {name}", needs, results)
     else:
         low = _low_frequency(r, twin)
@@ -65,30 +80,42 @@ def _low_frequency(r: TokenMixing, twin: TokenMixing) -> Finding:
     total = _share("low-frequency units", int(every.sum()), len(every), _LEVEL)
     most = int(np.argmax([block.mean() for block in low]))
     best = _share("low-frequency units, most", int(low[most].sum()), len(low[most]), _LEVEL, r.blocks[most])
-    verdict = "above" if total.low > _LEVEL else "below" if total.high < _LEVEL else "not told from"
+    # The limit is an order statistic of the baseline's units, and has their sampling error.
+    units = sum(len(twin.frequency(i)) for i in range(len(twin.blocks)))
+    fewer, more = difference_interval(_LEVEL, *wilson_interval(_LEVEL * units, units), total.value, total.low, total.high)
+    verdict = "above" if fewer > 0 else "below" if more < 0 else "not distinguishable from"
     text = (
         f"{name_of(r.model)}: {share(total)} of {len(every)} token-mixing units are of low frequency (below {limit:.3f} "
-        f"cycles/token, under which are 5 % of random weights), {verdict} that null; most in {r.blocks[most]}: {share(best)}."
+        f"cycles/token, as 5 % of the untrained baseline), {verdict} that baseline"
     )
-    return Finding(QUESTION, name_of(r.model), text, "none" if verdict == "not told from" else "found", (total, best))
+    # The largest of as many binomial counts at the rate of all blocks (Bonferroni).
+    p = len(low) * float(binom.sf(int(low[most].sum()) - 1, len(low[most]), total.value))
+    text += f"; most in {r.blocks[most]}: {share(best)} (p = {p:.2g} of the largest of {len(low)} blocks)." if p <= LEVEL else "."
+    return Finding(QUESTION, name_of(r.model), text, "found" if verdict in ("above", "below") else "none", (total, best))
 
 
 def _pairs(r: TokenMixing, twin: TokenMixing | None) -> Finding:
     name = name_of(r.model)
     if np.isnan(r.chance):
         return Finding(QUESTION, name, f"Opposite pairs of {name}: left out, it takes 19 surrogates or more", "missing")
+    if r.surrogates < DRAWS:
+        return Finding(QUESTION, name, f"Opposite pairs of {name}: left out, the null takes {DRAWS} surrogates", "missing")
     own = _paired(r, "units with an opposite")
     numbers = [own]
-    verdict = "above" if own.low > r.chance else "not above"
-    beside = ""
+    above, beside = own.low > r.chance, ""
     if twin is not None:
-        numbers.append(_paired(twin, "the same, untrained twin"))
-        beside = f"; its untrained twin: {share(numbers[1])}"
+        numbers.append(other := _paired(twin, "the same, untrained baseline"))
+        over = difference_interval(other.value, other.low, other.high, own.value, own.low, own.high)[0] > 0
+        beside = (
+            f"{' and' if above == over else ', but'} {'above' if over else 'not above'} its untrained baseline ({share(other)})"
+        )
+        above = above and bool(over)
+    verdict = "above" if own.low > r.chance else "not above"
     text = (
-        f"{name}: {share(own)} of {own.n} units have an opposite beyond random phases (by chance {100 * r.chance:.1f} %), "
-        f"{verdict} chance{beside}."
+        f"{name}: {share(own)} of {own.n} units have an opposite beyond random phases, {verdict} "
+        f"chance ({100 * r.chance:.1f} %){beside}."
     )
-    return Finding(QUESTION, name, text, "found" if verdict == "above" else "none", tuple(numbers))
+    return Finding(QUESTION, name, text, "found" if above else "none", tuple(numbers))
 
 
 def _paired(r: TokenMixing, kind: str) -> Number:
@@ -119,21 +146,27 @@ def _reach(r: SpatialKernels, twin: SpatialKernels | None) -> Finding:
         text = f"{name}: every layer reads all positions alike, by its weights; its mixing of positions ignores where they are."
         return Finding(QUESTION, name, text, "none", (Number("first layer, px", first.distance_px, null=first.uniform_px),))
     nulls = [k.distance_px for k in twin.kernels] if twin is not None and len(twin) == len(r) else [NAN] * len(r)
+    sds = np.array([np.nan] * len(r) if np.isnan(nulls).all() or twin is None else [k.distance_sd for k in twin.kernels])
     ends = {0: first, len(r) - 1: last}
     numbers = tuple(Number(f"{k.block}, px", k.distance_px, null=nulls[i], n=len(r), where=k.block) for i, k in ends.items())
     own = np.array([k.distance_px for k in r.kernels])
     text = f"{name}: by its weights positions read over {_ends_text(numbers)}"
     if np.isnan(nulls).all():
         return Finding(QUESTION, name, f"{text}.", "context", numbers)
-    nearer, farther = int((own < (1 - _CLEAR) * np.array(nulls)).sum()), int((own > (1 + _CLEAR) * np.array(nulls)).sum())
-    text += f"; more than {100 * _CLEAR:.0f} % nearer than random weights in {nearer} of {len(own)} layers, farther in {farther}"
+    # How far chance moves two kernels apart, at 5 % over all layers and both sides; less than 5 % of the distance is not told.
+    apart = norm.isf(LEVEL / 2 / len(own)) * np.hypot(sds, [k.distance_sd for k in r.kernels])
+    apart = np.maximum(apart, _CLEAR * np.array(nulls))
+    nearer, farther = int((own < nulls - apart).sum()), int((own > nulls + apart).sum())
+    text += (
+        f"; nearer than the untrained baseline in {nearer} of {len(own)} layers, farther in {farther}, by {100 * _CLEAR:.0f} %"
+    )
     mean = Number("mean over layers, px", float(np.nanmean(own)), null=float(np.nanmean(nulls)), n=len(own))
-    text += f" (mean {mean.value:.1f} px, random {mean.null:.1f} px; numbers of weights, without sampling error)."
+    text += f" or more and beyond chance (mean {mean.value:.1f} px, untrained {mean.null:.1f} px)."
     return Finding(QUESTION, name, text, "found" if nearer + farther else "none", (*numbers, mean))
 
 
 def _ends_text(numbers: Sequence[Number]) -> str:
-    texts = [f"{n.value:.1f} px in {n.where}{'' if np.isnan(n.null) else f' (random weights {n.null:.1f} px)'}" for n in numbers]
+    texts = [f"{n.value:.1f} px in {n.where}{'' if np.isnan(n.null) else f' (untrained {n.null:.1f} px)'}" for n in numbers]
     return " and ".join(texts)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mixer_probe.figures.kernels import average_kernels, kernel_depth, kernel_maps
+from mixer_probe.report.finding import DRAWS, LEVEL, beyond_baseline, twin_name
 from mixer_probe.report.section import Picture, Section, Table
 from mixer_probe.report.texts import name_of, percent, studied, untrained_warning
 from mixer_probe.weights import SpatialKernels
@@ -34,12 +35,13 @@ _DEFINITION = (
 def _depth_picture(results: Sequence[SpatialKernels]) -> Picture:
     return Picture(
         kernel_depth(results),
-        "Effective spatial kernels against depth: mean distance read over, weighted by K²; share of energy that is "
-        "translation-structured, the mean of K taken away; share of K² on the position itself.",
+        "Effective spatial kernels against depth: mean distance read over, weighted by K²; translation fraction, "
+        "the fraction of energy that depends on the offset alone, the mean of K taken away; share of K² on the position itself.",
         _DEFINITION
         + "A matrix that depends on the offset between two positions alone (block Toeplitz with Toeplitz blocks, BTTB) is what "
-        "a convolution with zero padding can do: its share is 1, and random entries have only the share of their dimensions, "
-        "drawn as 0. Dashed lines are what reading from every position alike would give; dotted lines with open markers are "
+        "a convolution with zero padding can do: its translation fraction is 1, and random entries have only that of their "
+        "dimensions. Dashed lines are what reading from every position alike, and iid entries, would give; dotted lines with "
+        "open markers are "
         "untrained.",
         "Line plots of reading distance, translation structure and self mass of spatial kernels against relative depth",
         name="kernels-depth",
@@ -76,12 +78,13 @@ def _maps_picture(result: SpatialKernels) -> Picture:
 
 def _table(results: Sequence[SpatialKernels]) -> Table:
     frame = pd.concat([r.to_frame() for r in results], ignore_index=True)
-    frame = frame.drop(columns=["block", "bttb_centred", "step_px"])
-    digits = dict.fromkeys(("depth", "distance_over_uniform", "bttb_excess"), "{:.2f}")
-    digits |= dict.fromkeys(("distance_px", "self_mass", "bttb_share", "bttb_iid", "bttb_relative", "norm"), "{:.3g}")
+    frame = frame.drop(columns=["block", "step_px"])
+    digits = dict.fromkeys(("depth", "distance_over_uniform"), "{:.2f}")
+    digits |= dict.fromkeys(("translation_fraction", "translation_iid"), "{:.3f}")
+    digits |= dict.fromkeys(("distance_px", "self_mass", "norm"), "{:.3g}")
     caption = (
-        "Effective kernels by layer. bttb share ÷ bttb iid is bttb relative; bttb excess is the share without the mean of K, "
-        "from 0 (iid) to 1 (a convolution)."
+        "Effective kernels by layer. translation fraction: the fraction of the energy of K, less its mean, that depends on the "
+        "offset alone, and its expectation for iid entries."
     )
     return Table(caption, frame, digits, folded=True)
 
@@ -96,17 +99,40 @@ def kernel_sentence(result: SpatialKernels, results: Sequence[SpatialKernels]) -
     )
     if first.matrix is None:
         return f"{text}. Its kernels are convolutions."
-    excess = np.array([k.bttb_excess for k in result.kernels])
-    if np.isnan(excess).all():
-        return f"{text}. Every position reads from all alike."
-    best = int(np.nanargmax(excess))
+    twin = _twin_of(result, results)
+    return f"{text}. {_structure_text(result, twin)}"
+
+
+def _structure_text(result: SpatialKernels, twin: SpatialKernels | None) -> str:
+    """The largest translation fraction, where it is beyond the largest of shuffled positions and of the untrained baseline."""
+    if result.most_structured < 0:
+        return "Every position reads from all alike."
+    best = result.kernels[result.most_structured]
+    if np.isnan(result.p_value) or result.draws < DRAWS:
+        return f"Whether its kernels are translation-structured is not tested: the null takes {DRAWS} draws."
+    if result.p_value > LEVEL:
+        return (
+            "No layer's kernel is more translation-structured than kernels with shuffled positions (corrected for "
+            f"{len(result)} layers, p = {result.p_value:.2g})."
+        )
+    fractions = np.array([k.translation_fraction for k in result.kernels])
+    beside = ""
+    if twin is not None:
+        own = np.array([k.translation_fraction for k in twin.kernels])
+        if not beyond_baseline(fractions, own)[result.most_structured]:
+            return "Its kernels are no more translation-structured than those of its untrained baseline."
+        beside = f"; untrained baseline: at most {percent(float(np.nanmax(own)))}"
     return (
-        f"{text}. Its kernels are most like a convolution in {result.kernels[best].block}, where "
-        f"{percent(result.kernels[best].bttb_centred)} of their energy is translation-structured "
-        f"(iid weights: {percent(result.kernels[best].bttb_centred_iid)})."
+        f"Its kernels are most translation-structured in {best.block}, where {percent(best.translation_fraction)} of their "
+        f"energy depends on the offset alone (iid weights: {percent(best.translation_iid)}{beside}; p = {result.p_value:.2g} of "
+        f"the largest of {len(result)} layers, {result.draws} draws)."
     )
 
 
+def _twin_of(result: SpatialKernels, results: Sequence[SpatialKernels]) -> SpatialKernels | None:
+    return next((r for r in results if r.model.name == twin_name(result.model)), None)
+
+
 def _twin_text(result: SpatialKernels, results: Sequence[SpatialKernels]) -> str:
-    twin = next((r for r in results if r.model.name == f"{result.model.name}?untrained"), None)
-    return f"; its untrained twin in the first: {twin.kernels[0].distance_px:.1f} px" if twin else ""
+    twin = _twin_of(result, results)
+    return f"; its untrained baseline in the first: {twin.kernels[0].distance_px:.1f} px" if twin else ""

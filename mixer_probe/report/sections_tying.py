@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mixer_probe.figures.tying import kernel_dictionary, kernel_energy, kernel_tying_depth
+from mixer_probe.report.finding import LEVEL, beyond_baseline, twin_name
 from mixer_probe.report.section import Picture, Section, Table
 from mixer_probe.report.texts import images_text, name_of, studied, untrained_warning
 from mixer_probe.weights import KernelTying
@@ -84,15 +85,16 @@ def _table(results: Sequence[KernelTying]) -> Table:
 
 
 def tying_sentence(result: KernelTying, results: Sequence[KernelTying]) -> str:
-    """The answer for one network: counts for 90 and 99 %, the null, the twin."""
+    """The answer for one network: counts for 90 and 99 %, the null, the untrained baseline."""
     name = name_of(result.model)
+    twin = next((r for r in results if r.model.name == twin_name(result.model)), None)
     if _by_construction(result):
         return f"{name}: one kernel for all channels by construction, up to a factor a channel."
     where = f", measured on {result.n} images" if result.n else ""
     return (
         f"{name}: 90 % of the energy of a layer's kernels is carried by {_range(result.counts(0.9))} and 99 % by "
         f"{_range(result.counts(0.99))}, where free channels could have {_untied(result)}{where}; with all channels at norm 1, "
-        f"90 % is carried by {_range(result.counts(0.9, normalise=True))}.{_null_text(result)}{_twin_text(result, results)}"
+        f"90 % is carried by {_range(result.counts(0.9, normalise=True))}.{_null_text(result, twin)}{_twin_text(twin)}"
     )
 
 
@@ -110,22 +112,39 @@ def _untied(result: KernelTying) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def _null_text(result: KernelTying) -> str:
-    counts = np.array([entry.raw.offset_count(0.9) for entry in result.layers])
-    nulls = np.array([entry.raw.null_count(0.9) for entry in result.layers])
-    known = np.isfinite(nulls[:, 0])
+def _null_text(result: KernelTying, twin: KernelTying | None) -> str:
+    """In how many layers channels share shapes beyond their spectra, and of these beyond the untrained baseline."""
+    p = np.array([entry.p_value for entry in result.layers])
+    known = np.isfinite(p)
     if not known.any():
         return ""
-    below = int((counts < nulls[:, 1])[known].sum())
+    tests = int(known.sum())
+    beyond = known & (p * tests <= LEVEL)
+    counts = np.array([entry.raw.offset_count(0.9) for entry in result.layers])
+    nulls = np.round([entry.raw.null_count(0.9)[0] for entry in result.layers])
+    drawn = (
+        f", and kernels of the same spectra with random phases take {_range(nulls, 'kernel')}" if np.isfinite(nulls).any() else ""
+    )
+    head = f" In offset space 90 % takes {_range(counts, 'kernel')}{drawn}"
+    if not beyond.any():
+        return f"{head}: in no layer do channels share shapes beyond their spectra (corrected for {tests} layers)."
+    if twin is None:
+        # Without the baseline nothing says how much of it the architecture gives.
+        end = f"in {int(beyond.sum())} of {tests} layers fewer than by their spectra (corrected for {tests} layers)"
+        return f"{head}: {end}; no untrained baseline says how much of it the architecture gives."
+    own, other = (np.log([entry.sharing for entry in r.layers]) for r in (result, twin))
+    learned = beyond & beyond_baseline(own, other)
+    if not learned.any():
+        return f"{head}; channels share no more shapes than those of the untrained baseline."
     return (
-        f" In offset space 90 % takes {_range(counts, 'kernel')}, and kernels of the same spectra with random phases take "
-        f"{_range(np.round(nulls[known, 0]), 'kernel')}: in {below} of {int(known.sum())} layers (by chance 1 in 20) channels "
-        "share shapes beyond their spectra."
+        f"{head}: in {int(learned.sum())} of {tests} layers channels share shapes beyond their spectra and beyond the untrained "
+        f"baseline (corrected for {tests} layers)."
     )
 
 
-def _twin_text(result: KernelTying, results: Sequence[KernelTying]) -> str:
-    twin = next((r for r in results if r.model.name == f"{result.model.name}?untrained"), None)
+def _twin_text(twin: KernelTying | None) -> str:
     return (
-        f" Its untrained twin needs {_range(twin.counts(0.9))} for 90 % and {_range(twin.counts(0.99))} for 99 %." if twin else ""
+        f" Its untrained baseline needs {_range(twin.counts(0.9))} for 90 % and {_range(twin.counts(0.99))} for 99 %."
+        if twin
+        else ""
     )

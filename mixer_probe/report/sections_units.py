@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mixer_probe.figures import token_mixing_depth, token_mixing_scatter, token_mixing_units
+from mixer_probe.report.finding import LEVEL, beyond_baseline
 from mixer_probe.report.section import Picture, Section, Table
 from mixer_probe.report.texts import join, name_of, percent, studied, untrained_warning
 from mixer_probe.weights import TokenMixing
@@ -150,14 +151,31 @@ def _course(table: pd.DataFrame, column: str, digits: str) -> str:
 
 def _plane_text(result: TokenMixing, twin: TokenMixing | None) -> str:
     own = result.summary()
-    beside = f"; its untrained twin: {twin.summary()['mean_frequency'].mean():.3f}" if twin else ""
-    most = own.iloc[int(own["mean_coherence"].fillna(-1.0).argmax())]
+    beside = f"; its untrained baseline: {twin.summary()['mean_frequency'].mean():.3f}" if twin else ""
     return (
         f"{name_of(result.model)}: {own['units'].iloc[0]} units a block. Mean frequency in cycles/token is "
         f"{_course(own, 'mean_frequency', '.3f')} (shuffled positions: {own['shuffled_mean_frequency'].mean():.3f}{beside}). "
         f"The weights spread around their centre, in px, by {_course(own, 'mean_spread_px', '.1f')} (shuffled: "
-        f"{own['shuffled_mean_spread_px'].mean():.1f}). Orientation is clearest in {most['block']}, with a mean coherence of "
-        f"{most['mean_coherence']:.2f} (shuffled: {most['shuffled_mean_coherence']:.2f})."
+        f"{own['shuffled_mean_spread_px'].mean():.1f}). {_orientation_text(result, own, twin)}"
+    )
+
+
+def _orientation_text(result: TokenMixing, own: pd.DataFrame, twin: TokenMixing | None) -> str:
+    """The block of the largest mean coherence, where it is beyond that of shuffled units and of the untrained baseline."""
+    coherence = own["mean_coherence"].to_numpy(dtype=float)
+    if not np.isfinite(coherence).any():
+        return "No unit has an orientation."
+    most = int(np.nanargmax(coherence))
+    p = min(1.0, len(own) * result.read[most].coherence_p)
+    baseline = None if twin is None else twin.summary()["mean_coherence"].to_numpy(dtype=float)
+    if not p <= LEVEL:
+        return f"Units of no block are more oriented than shuffled ones (p = {p:.2g}, corrected for {len(own)} blocks)."
+    if baseline is not None and not beyond_baseline(coherence, baseline)[most]:
+        return "Units are no more oriented than those of its untrained baseline."
+    beside = "" if baseline is None else f", untrained at most {np.nanmax(baseline):.2f}"
+    return (
+        f"Orientation is clearest in {own['block'].iloc[most]}, with a mean coherence of {coherence[most]:.2f} (shuffled: "
+        f"{own['shuffled_mean_coherence'].iloc[most]:.2f}{beside}; p = {p:.2g}, corrected for {len(own)} blocks)."
     )
 
 
@@ -174,7 +192,10 @@ def _pairs_text(result: TokenMixing) -> str:
     if np.isnan(result.chance):
         return f"{result.surrogates} surrogates are too few to tell which units are paired; it takes 19."
     shares = _course(result.summary(), "share_paired", ".1%").replace("%", " %")
-    return f"The share of units with an opposite beyond the null is {shares} (by chance {percent(result.chance)})."
+    return (
+        f"The fraction of units with an opposite beyond the null is {shares} (by chance {percent(result.chance)}, "
+        f"{result.surrogates} surrogates)."
+    )
 
 
 # Of 24 blocks without any relation one is this far out in 1 of 40 networks.

@@ -9,6 +9,7 @@ from mixer_probe.stats.nulls import (
     max_null,
     max_p,
     permutation_p,
+    prediction_limit,
     upper_quantile,
 )
 from mixer_probe.stats.shares import (
@@ -30,6 +31,7 @@ __all__ = [
     "median_interval",
     "paired_counts",
     "permutation_p",
+    "prediction_limit",
     "upper_quantile",
     "wilson_interval",
 ]

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+from scipy.stats import t
 
 from mixer_probe.errors import MeasureError
 
@@ -46,6 +47,15 @@ def upper_quantile(values: np.ndarray, level: float = LEVEL, direction: int = 1)
     rank = math.ceil(level * (len(values) + 1))
     quantile: np.ndarray = np.sort(direction * values, axis=0)[rank - 1] * direction
     return quantile
+
+
+def prediction_limit(drawn: np.ndarray, level: float = 0.05) -> float:
+    """What one more draw exceeds with probability `level`, from `drawn` values [draw] of a normal law (Student's t); infinite for
+    a single draw."""
+    n = len(drawn)
+    if n < 2:
+        return math.inf
+    return float(drawn.mean() + t.ppf(1 - level, n - 1) * drawn.std(ddof=1) * math.sqrt(1 + 1 / n))
 
 
 def check_permutations(permutations: int) -> None:

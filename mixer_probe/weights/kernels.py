@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -34,14 +34,15 @@ from mixer_probe.results import ModelRecord, Result, storable
 from mixer_probe.weights.offsets import (
     Grid,
     Pixels,
-    bttb_share,
-    bttb_share_centred,
     bttb_share_centred_iid,
-    bttb_share_iid,
     matrix_spread,
+    matrix_spread_sd,
     offset_mean,
     offset_rms,
     shared_spread,
+    shared_spread_sd,
+    translation_fraction,
+    translation_p,
     uniform_distance,
 )
 from mixer_probe.weights.position_attention import PositionAttention, position_attention
@@ -63,8 +64,10 @@ class SpatialKernel:
     `matrix` [S, S] is K, float32, None for convolutions. `mean` and `rms` are the average and the root-mean-square kernel
     around a position in offset space: [2h-1, 2w-1] over the available pairs of each offset (no padding), or for a convolution
     [kh, kw] over its kernels. `offset_step_px` is the pixels between two entries of them, larger than `step_px` for a dilated
-    convolution. `bttb_share` is the translation-structured share of energy, `bttb_iid` its expectation for iid entries.
-    `distance_px` is the mean distance that a position reads over, weighted by K^2 (row by row, then averaged over positions),
+    convolution. `translation_fraction` is the fraction of energy that depends on the offset alone, as a convolution's does, the
+    mean of K taken away, and `translation_iid` its expectation for iid entries. `distance_px` is the mean distance that a
+    position reads over, weighted by K^2 (row by row, then averaged over positions), `distance_sd` how far chance moves it
+    (`offsets.matrix_spread_sd`),
     `uniform_px` that of a kernel that reads everywhere alike, `self_mass` the share of K^2 on the position itself. `norm` is
     the Frobenius norm of K. `head_distance_px` [head] is for attention, one head at a time. Weights that are all zero give
     NaN."""
@@ -80,25 +83,13 @@ class SpatialKernel:
     mean: np.ndarray
     rms: np.ndarray
     norm: float
-    bttb_share: float
-    bttb_iid: float
-    bttb_centred: float
-    bttb_centred_iid: float
+    translation_fraction: float
+    translation_iid: float
     distance_px: float
+    distance_sd: float
     uniform_px: float
     self_mass: float
     head_distance_px: np.ndarray
-
-    @property
-    def bttb_relative(self) -> float:
-        """The BTTB share divided by that of iid entries: 1 for no structure, 1 / `bttb_iid` at most."""
-        return self.bttb_share / self.bttb_iid
-
-    @property
-    def bttb_excess(self) -> float:
-        """The BTTB share without the mean, from 0 (as iid entries) to 1 (as a convolution): it compares grids of any size."""
-        iid = self.bttb_centred_iid
-        return (self.bttb_centred - iid) / (1 - iid) if iid < 1 else float("nan")
 
     @property
     def reach_px(self) -> tuple[float, float]:
@@ -108,12 +99,19 @@ class SpatialKernel:
 
 @dataclass(frozen=True)
 class SpatialKernels(Result):
-    """One `SpatialKernel` a spatial-mixing layer, in execution order."""
+    """One `SpatialKernel` per spatial-mixing layer, in execution order.
+
+    `most_structured` is the index of the kernel of the largest translation fraction among those of S x S matrices, -1 where there
+    is none, and `p_value` that of this maximum: the p-value of `offsets.translation_p` with `draws` draws, times the number of
+    these kernels (Bonferroni)."""
 
     title: ClassVar[str] = "Spatial kernels"
 
     model: ModelRecord
     kernels: tuple[SpatialKernel, ...]
+    most_structured: int = -1
+    p_value: float = float("nan")
+    draws: int = 0
 
     def __len__(self) -> int:
         return len(self.kernels)
@@ -152,7 +150,7 @@ class SpatialKernels(Result):
         return self.matrix(block).reshape(-1, *self.kernel(block).grid)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a layer: distances in px, self mass, translation-structured share and its iid value, norm."""
+        """One row a layer: distances in px, self mass, translation fraction and its iid value, norm."""
         return pd.DataFrame([self._row(k) for k in self.kernels])
 
     def _row(self, k: SpatialKernel) -> dict[str, object]:
@@ -167,17 +165,16 @@ class SpatialKernels(Result):
             "distance_px": k.distance_px,
             "distance_over_uniform": k.distance_px / k.uniform_px if k.uniform_px > 0 else float("nan"),
             "self_mass": k.self_mass,
-            "bttb_share": k.bttb_share,
-            "bttb_iid": k.bttb_iid,
-            "bttb_relative": k.bttb_relative,
-            "bttb_centred": k.bttb_centred,
-            "bttb_excess": k.bttb_excess,
+            "translation_fraction": k.translation_fraction,
+            "translation_iid": k.translation_iid,
             "norm": k.norm,
         }
 
 
-def spatial_kernels(model: Model) -> SpatialKernels:
+def spatial_kernels(model: Model, *, draws: int = 999, seed: int = 0) -> SpatialKernels:
     """The effective spatial kernel of every layer that mixes positions, from the weights alone.
+
+    `draws` are those of the null of the largest translation fraction, 0 for none.
 
     Raises ModelError for a ViT whose positions enter otherwise than by an absolute embedding or a relative bias, and for a
     network without any spatial kernel. Warns with UndefinedKernelWarning of kernels that are zero or constant."""
@@ -185,8 +182,19 @@ def spatial_kernels(model: Model) -> SpatialKernels:
     kernels = tuple(makers[model.family](model))
     if not kernels:
         raise ModelError(f"{model.name} has no convolution larger than 1×1 in its blocks, so it has no spatial kernels")
-    _warn(k.layer for k in kernels if np.isnan(k.bttb_centred) and k.grid != (1, 1))
-    return SpatialKernels(model.record, kernels)
+    _warn(k.layer for k in kernels if np.isnan(k.translation_fraction) and k.grid != (1, 1))
+    return SpatialKernels(model.record, kernels, *_most_structured(kernels, draws, seed), draws)
+
+
+def _most_structured(kernels: Sequence[SpatialKernel], draws: int, seed: int) -> tuple[int, float]:
+    known = [i for i, k in enumerate(kernels) if k.matrix is not None and np.isfinite(k.translation_fraction)]
+    if not known:
+        return -1, float("nan")
+    best = max(known, key=lambda i: kernels[i].translation_fraction)
+    if not draws:
+        return best, float("nan")
+    p = translation_p(kernels[best].matrix, kernels[best].grid, draws, seed)  # type: ignore[arg-type]
+    return best, min(1.0, p * len(known))
 
 
 def _warn(layers: Iterable[str]) -> None:
@@ -243,8 +251,9 @@ def matrix_kernel(
     step: Pixels,
     head_distances: np.ndarray | None = None,
 ) -> SpatialKernel:
-    """Everything measured on an S x S kernel: offset averages, BTTB share, spread."""
+    """Everything measured on an S x S kernel: offset averages, translation fraction, spread."""
     distance, self_mass = matrix_spread(matrix, grid, step)
+    fraction, iid = translation_fraction(matrix, grid)
     return SpatialKernel(
         block=block,
         layer=layer,
@@ -257,11 +266,10 @@ def matrix_kernel(
         mean=offset_mean(matrix, grid),
         rms=offset_rms(matrix, grid),
         norm=float(np.linalg.norm(matrix)),
-        bttb_share=bttb_share(matrix, grid),
-        bttb_iid=bttb_share_iid(grid),
-        bttb_centred=bttb_share_centred(matrix, grid),
-        bttb_centred_iid=bttb_share_centred_iid(grid),
+        translation_fraction=fraction,
+        translation_iid=iid,
         distance_px=distance,
+        distance_sd=matrix_spread_sd(matrix, grid, step),
         uniform_px=uniform_distance(grid, step),
         self_mass=self_mass,
         head_distance_px=np.zeros(0) if head_distances is None else head_distances,
@@ -333,11 +341,10 @@ def _of_convolution(model: Model, found: SpatialConvolution) -> SpatialKernel:
         rms=np.sqrt(energy / len(kernels)),
         norm=float(np.sqrt(energy.sum())),
         # Zero-padded and shared by all positions, which is what a BTTB matrix is, without its mean too.
-        bttb_share=float("nan") if zero else 1.0,
-        bttb_iid=bttb_share_iid(grid),
-        bttb_centred=float("nan") if zero else 1.0,
-        bttb_centred_iid=bttb_share_centred_iid(grid),
+        translation_fraction=float("nan") if zero else 1.0,
+        translation_iid=bttb_share_centred_iid(grid),
         distance_px=distance,
+        distance_sd=shared_spread_sd(energy, taps, len(kernels)),
         uniform_px=uniform_distance(grid, step),
         self_mass=self_mass,
         head_distance_px=np.zeros(0),

@@ -106,6 +106,35 @@ def bttb_share_centred_iid(grid: Grid) -> float:
     return ((2 * height - 1) * (2 * width - 1) - 1) / (pairs - 1) if pairs > 1 else float("nan")
 
 
+def translation_fraction(kernel: np.ndarray, grid: Grid) -> tuple[float, float]:
+    """(the fraction of the energy of K [S, S] that is translation-structured, the same for iid entries): what figures, tables and
+    sentences call the translation fraction. It is that of K without the mean of its entries, see `bttb_share_centred`."""
+    return bttb_share_centred(kernel, grid), bttb_share_centred_iid(grid)
+
+
+# Entries of kernels that a null may go through; larger ones have none.
+_MOST_ENTRIES = 400_000_000
+
+
+def translation_p(kernel: np.ndarray, grid: Grid, draws: int, seed: int = 0) -> float:
+    """p-value of the translation fraction of K [S, S] among `draws` copies whose rows, and whose columns, are dealt out to the
+    positions at random: +1 in both (Phipson and Smyth 2010).
+
+    Copies keep the entries of K, its rank and its singular values. NaN for a constant kernel and one too large for the null."""
+    centred = np.asarray(kernel, dtype=np.float64) - np.mean(kernel, dtype=np.float64)
+    if np.isnan(translation_fraction(kernel, grid)[0]) or centred.size * draws > _MOST_ENTRIES:
+        return float("nan")
+    index, pairs = _offset_index(grid), offset_pairs(grid).ravel()
+    rng = np.random.default_rng(seed)
+
+    def structured(entries: np.ndarray) -> float:
+        return float((np.bincount(index, entries.ravel(), len(pairs)) ** 2 / pairs).sum())
+
+    own, positions = structured(centred) * (1 - 1e-12), len(centred)
+    above = sum(structured(centred[rng.permutation(positions)][:, rng.permutation(positions)]) >= own for _ in range(draws))
+    return (1 + above) / (1 + draws)
+
+
 def offset_distance(shape: tuple[int, int], step: Pixels) -> np.ndarray:
     """Distance in pixels of every entry of an offset array of this shape from its middle; `step` is pixels per position."""
     rows, columns = ((np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, step, strict=True))
@@ -127,7 +156,7 @@ def uniform_distance(grid: Grid, step: Pixels) -> float:
 
 
 def matrix_spread(kernel: np.ndarray, grid: Grid, step: Pixels) -> tuple[float, float]:
-    """(mean distance in pixels, self mass) of K [S, S].
+    """(mean distance in pixels, self mass) of K [S, S]; see `matrix_spread_sd` for how far chance moves the distance.
 
     P_ij = K_ij^2 / sum_j K_ij^2 is where position i reads; the distance is sum_j P_ij |pos_i - pos_j| and the self mass P_ii,
     both averaged over the positions that read anything. NaN for a kernel of zeros."""
@@ -140,6 +169,37 @@ def matrix_spread(kernel: np.ndarray, grid: Grid, step: Pixels) -> tuple[float, 
     share = energy[reads] / total[reads]
     distance = (share * pair_distance(grid, step)[reads]).sum(1)
     return float(distance.mean()), float(np.diag(energy)[reads].dot(1 / total[reads, 0]) / reads.sum())
+
+
+def matrix_spread_sd(kernel: np.ndarray, grid: Grid, step: Pixels) -> float:
+    """Standard deviation in pixels of the mean distance of `matrix_spread` over all ways to deal out rows and columns of K to the
+    positions: how far the distance is from that of another kernel of the same entries by chance.
+
+    In closed form: with P and the distances D split into rows a, columns b and interaction c, the variance of sum P D over two
+    independent permutations is S^2 (|a_P|^2 |a_D|^2 + |b_P|^2 |b_D|^2) / (S - 1) + |c_P|^2 |c_D|^2 / (S - 1)^2 (as Hoeffding
+    1951 for one permutation). NaN for a kernel of zeros, or of one position."""
+    energy = np.asarray(kernel, dtype=np.float64) ** 2
+    total, size = energy.sum(1, keepdims=True), len(energy)
+    if not total.any() or size < 2:
+        return float("nan")
+    P = np.divide(energy, total, out=np.zeros_like(energy), where=total > 0)
+    parts = []
+    for table in (P, pair_distance(grid, step)):
+        rows, columns, mean = table.mean(1, keepdims=True), table.mean(0, keepdims=True), table.mean()
+        parts.append([float((part**2).sum()) for part in (rows - mean, columns - mean, table - rows - columns + mean)])
+    (rows_p, columns_p, rest_p), (rows_d, columns_d, rest_d) = parts
+    variance = size**2 * (rows_p * rows_d + columns_p * columns_d) / (size - 1) + rest_p * rest_d / (size - 1) ** 2
+    return float(np.sqrt(variance)) / int((total > 0).sum())
+
+
+def shared_spread_sd(energy: np.ndarray, step: Pixels, kernels: int) -> float:
+    """Standard deviation in pixels of the mean distance of `shared_spread`, were the taps of the `kernels` iid normal: the
+    energy of a tap, a sum of so many squares, has relative variance 2 / kernels."""
+    total = float(energy.sum())
+    if total == 0:
+        return float("nan")
+    distance, share = offset_distance((energy.shape[0], energy.shape[1]), step), energy / total
+    return float(np.sqrt(((share * (distance - (share * distance).sum())) ** 2).sum() * 2 / kernels))
 
 
 def shared_spread(energy: np.ndarray, step: Pixels) -> tuple[float, float]:

@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import gamma, t
+from scipy.stats import gamma
 from torch import nn
 from torch.overrides import TorchFunctionMode
+
+from mixer_probe.stats import prediction_limit
 
 _CHUNK_BYTES = 64_000_000
 
@@ -194,15 +196,6 @@ def tracy_widom_edge(rows: int, columns: int, norm: float = 1.0, *, level: float
     size = mean + z * math.sqrt(max(variance, 0.0))
     # A single row has all of the norm, up to rounding.
     return min(norm * (1 + 1e-12), norm * math.sqrt(size / (rows * columns)))
-
-
-def prediction_limit(drawn: np.ndarray, level: float = 0.05) -> float:
-    """What one more draw exceeds with probability `level`, from `drawn` values [draw] of a normal law (Student's t); infinite for
-    a single draw."""
-    n = len(drawn)
-    if n < 2:
-        return math.inf
-    return float(drawn.mean() + t.ppf(1 - level, n - 1) * drawn.std(ddof=1) * math.sqrt(1 + 1 / n))
 
 
 def marchenko_pastur_stable_rank(rows: int, columns: int) -> float:

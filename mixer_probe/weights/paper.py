@@ -39,7 +39,7 @@ class PaperFigures(Result):
         return float(np.nanmean(self.stem.frequency))
 
 
-def paper_figures(model: Model, *, surrogates: int = 19, shuffles: int = 5, seed: int = 0) -> PaperFigures:
+def paper_figures(model: Model, *, surrogates: int = 999, shuffles: int = 5, seed: int = 0) -> PaperFigures:
     """Units and embedding of a Mixer, gMixer, ResMLP or gMLP, as the paper's figures show them.
 
     `surrogates` and `shuffles` as in `token_mixing`. Raises ModelError for a network without token-mixing weights."""

@@ -201,10 +201,11 @@ _BLOCK_COLUMNS = {
 }
 
 
-def token_mixing(model: Model, *, surrogates: int = 19, shuffles: int = 5, seed: int = 0) -> TokenMixing:
+def token_mixing(model: Model, *, surrogates: int = 999, shuffles: int = 5, seed: int = 0) -> TokenMixing:
     """The units of every block of a Mixer, gMixer, ResMLP or gMLP: frequency, orientation, phase, localisation, partners, ranks.
 
-    `surrogates` phase-randomised copies are the null of partners (19 or more for a level of 5 %), `shuffles` copies with
+    `surrogates` phase-randomised copies are the null of partners (19 or more for a level of 5 %; with so few the
+    fraction of paired units depends on the seed), `shuffles` copies with
     permuted positions that of everything else. Warns (UndefinedUnitsWarning) of units of constant or not finite weight, whose
     frequency, orientation and phase are NaN.
 

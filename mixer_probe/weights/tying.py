@@ -13,8 +13,9 @@ is measured
   agree.
 
 The null has kernels of the same spectrum: every channel keeps the amplitudes of its own 2-D DFT in offset space (and its mean)
-and draws its phases at random. Smooth or small kernels are few-dimensional by themselves; only a count below the null says that
-channels share shapes.
+and draws its phases at random. Smooth or small kernels are few-dimensional by themselves; only fewer kernels than the null has
+say that channels share shapes. That is tested in closed form (`overlap_null`); draws of the null are for pictures. A Mixer's and
+a ViT's channels share kernels by their architecture, so that an untrained baseline belongs beside them.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from mixer_probe.errors import LayerError, MeasureError, UndefinedKernelWarning,
 from mixer_probe.models.model import Model
 from mixer_probe.results import ImagesRecord, ModelRecord, Result, storable
 from mixer_probe.weights.channel_kernels import ChannelKernels, channel_kernels, needs_images
+from mixer_probe.weights.overlap_null import shared_shapes
 from mixer_probe.weights.spectrum import randomise_phases
 from mixer_probe.weights.units import effective_rank
 
@@ -103,7 +105,11 @@ class LayerTying:
 
     `source` says where the kernels are from: "weights", "data" (measured on images) or "construction" (the architecture has one
     kernel for all channels). `possible` is the most that there can be: the least of channels, entries of a kernel, and hidden
-    units (Mixer) or heads (ViT). `raw` counts kernels as they are, `unit` all kernels at norm 1."""
+    units (Mixer) or heads (ViT). `raw` counts kernels as they are, `unit` all kernels at norm 1.
+
+    `sharing` is the sum of squared inner products of kernels in offset space over its mean under the null (1: as the null,
+    larger: shared shapes), and `p_value` its one-sided p-value (`overlap_null.shared_shapes`); NaN where kernels are tied by
+    construction."""
 
     block: str
     layer: str
@@ -114,6 +120,8 @@ class LayerTying:
     possible: int
     raw: KernelSpectrum
     unit: KernelSpectrum
+    sharing: float
+    p_value: float
 
     def spectrum(self, normalise: bool = False) -> KernelSpectrum:
         """`unit` if `normalise`, else `raw`."""
@@ -174,6 +182,8 @@ class KernelTying(Result):
             "possible": entry.possible,
             **_columns(entry.raw, ""),
             **_columns(entry.unit, "unit_"),
+            "sharing": entry.sharing,
+            "sharing_p": entry.p_value,
             "n_images": self.n,
             "draws": len(entry.raw.null),
         }
@@ -253,8 +263,15 @@ def layer_tying(kernels: ChannelKernels, *, draws: int = 10, components: int = 1
     tied = kernels.source == "construction"
     offsets = kernels.in_offset_space
     null = [randomise_phases(offsets, np.random.default_rng([seed, draw])) for draw in range(0 if tied else draws)]
-    raw, unit = (_spectrum(kernels, scaled, offsets, null, factors, components) for factors in (np.ones(len(norms)), inverse))
+    flat = [k.reshape(len(norms), -1) for k in (offsets, *null)]
+    # One Gram matrix of the channels serves both, where it is the smaller one.
+    grams = [m @ m.T for m in flat] if flat[0].shape[0] < flat[0].shape[1] else []
+    raw, unit = (
+        _spectrum(kernels, scaled, _offset_energies(flat, grams, factors), factors, components)
+        for factors in (np.ones(len(norms)), inverse)
+    )
     entries = kernels.shape[0] * kernels.shape[1]
+    sharing, p = (float("nan"), float("nan")) if tied else shared_shapes(offsets)
     return LayerTying(
         block=kernels.block,
         layer=kernels.layer,
@@ -265,6 +282,8 @@ def layer_tying(kernels: ChannelKernels, *, draws: int = 10, components: int = 1
         possible=min(len(norms), entries, len(kernels.gram)),
         raw=raw,
         unit=unit,
+        sharing=sharing,
+        p_value=p,
     )
 
 
@@ -279,30 +298,31 @@ def _coordinates(kernels: ChannelKernels) -> np.ndarray:
 def _spectrum(
     kernels: ChannelKernels,
     scaled: np.ndarray,
-    offsets: np.ndarray,
-    null: Sequence[np.ndarray],
+    spectra: Sequence[np.ndarray],
     factors: np.ndarray,
     components: int,
 ) -> KernelSpectrum:
-    """The spectrum with kernel c multiplied by `factors` [c]."""
+    """The spectrum with kernel c multiplied by `factors` [c]; `spectra` are those in offset space, and of the null."""
     u, s, _v = np.linalg.svd(scaled * factors[:, None], full_matrices=False)
     energies = _without_noise(s**2)
-    flat = [k.reshape(len(factors), -1) * factors[:, None] for k in (offsets, *null)]
-    spectra = [energies_of(matrix) for matrix in flat]
     kept = min(components, int(np.count_nonzero(energies)))
     combination = (u[:, :kept] * factors[:, None]).T @ kernels.coefficients / s[:kept, None]
     return KernelSpectrum(
         energies=energies,
         offset_energies=spectra[0],
-        null=np.array(spectra[1:]).reshape(len(null), -1) if null else np.zeros((0, len(spectra[0]))),
+        null=np.array(spectra[1:]).reshape(-1, len(spectra[0])),
         dictionary=_positive(np.tensordot(combination, kernels.pictures, 1), np.sqrt(kernels.pairs)),
     )
 
 
-def energies_of(matrix: np.ndarray) -> np.ndarray:
-    """Squared singular values of a matrix [rows, columns], largest first, from its smaller Gram matrix."""
-    gram = matrix @ matrix.T if matrix.shape[0] < matrix.shape[1] else matrix.T @ matrix
-    return _without_noise(np.linalg.eigvalsh(gram)[::-1])
+def _offset_energies(flat: Sequence[np.ndarray], grams: Sequence[np.ndarray], factors: np.ndarray) -> list[np.ndarray]:
+    """Squared singular values, largest first, of the matrices `flat` [channel, entry] with channels multiplied by `factors`, from
+    their Gram matrices."""
+    if grams:
+        scaled = [gram * np.outer(factors, factors) for gram in grams]
+    else:
+        scaled = [(m := matrix * factors[:, None]).T @ m for matrix in flat]
+    return [_without_noise(np.linalg.eigvalsh(gram)[::-1]) for gram in scaled]
 
 
 def _without_noise(energies: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import ttest_1samp
 
 from mixer_probe.errors import LayerError
 from mixer_probe.results import storable
@@ -56,7 +57,8 @@ class UnitSet:
     - `partner`, `partner_cosine`: the unit of most negative cosine similarity. `partner_p`: the chance of a cosine as low
       under phase randomisation, (1 + surrogates as low) / (1 + surrogates).
     - `null_mean`, `null_q05`: mean and 5 % quantile (the 5 % most negative) of the partner cosine of all units and surrogates.
-    - `statistics` of the block and, over draws, of its `shuffled` null."""
+    - `statistics` of the block and, over draws, of its `shuffled` null; `coherence_p` is the p-value of the mean coherence being
+      above that of the same units shuffled (Student's t over the differences of units, one-sided)."""
 
     maps: np.ndarray
     norm: np.ndarray
@@ -77,6 +79,7 @@ class UnitSet:
     null_q05: float
     statistics: BlockStatistics
     shuffled: BlockStatistics
+    coherence_p: float
 
 
 def measure_units(maps: np.ndarray, patch: tuple[float, float], surrogates: int, shuffles: int, seed: Seed) -> UnitSet:
@@ -90,6 +93,7 @@ def measure_units(maps: np.ndarray, patch: tuple[float, float], surrogates: int,
     centre, spread = localisation(maps, patch)
     partner, cosine = partners(maps)
     null = partner_surrogates(maps, surrogates, seed)
+    shuffled, shuffled_coherence = _shuffled(maps, patch, shuffles, seed)
     return UnitSet(
         maps=maps,
         norm=np.sqrt((maps**2).sum((1, 2))),
@@ -105,26 +109,44 @@ def measure_units(maps: np.ndarray, patch: tuple[float, float], surrogates: int,
         spread=spread,
         partner=partner,
         partner_cosine=cosine,
-        partner_p=(1 + (null <= cosine).sum(0)) / (1 + surrogates),
+        partner_p=(1 + (null <= cosine + _ROUNDING).sum(0)) / (1 + surrogates),
         null_mean=float(null.mean()),
         null_q05=float(np.quantile(null, 0.05)),
         statistics=block_statistics(maps, patch),
-        shuffled=shuffled_statistics(maps, patch, shuffles, seed),
+        shuffled=shuffled,
+        coherence_p=_larger_p(coherence - shuffled_coherence),
     )
+
+
+# Cosines of surrogates are taken in float32.
+_ROUNDING = 1e-6
+
+
+def _larger_p(differences: np.ndarray) -> float:
+    """One-sided p-value of a mean [unit] above zero by Student's t over units; NaN for fewer than two."""
+    known = differences[np.isfinite(differences)]
+    return float(ttest_1samp(known, 0.0, alternative="greater").pvalue) if len(known) > 1 and known.std() > 0 else float("nan")
 
 
 def block_statistics(maps: np.ndarray, patch: tuple[float, float]) -> BlockStatistics:
     """The numbers of a whole matrix of units [unit, h, w]. Means leave out units for which a measure is not defined."""
+    return _block(maps, patch)[0]
+
+
+def _block(maps: np.ndarray, patch: tuple[float, float]) -> tuple[BlockStatistics, np.ndarray]:
+    """`block_statistics`, and the coherence of every unit [unit]."""
     power = power_spectrum(maps)
     singular = singular_values(maps.reshape(len(maps), -1))
-    return BlockStatistics(
+    coherence = orientation_of(power)[1]
+    statistics = BlockStatistics(
         frequency=_mean(centroid_of(power)),
         spread=_mean(localisation(maps, patch)[1]),
-        coherence=_mean(orientation_of(power)[1]),
+        coherence=_mean(coherence),
         partner_cosine=_mean(partners(maps)[1]),
         effective_rank=effective_rank(singular),
         participation_ratio=participation_ratio(singular),
     )
+    return statistics, coherence
 
 
 def _mean(values: np.ndarray) -> float:
@@ -134,10 +156,16 @@ def _mean(values: np.ndarray) -> float:
 
 def shuffled_statistics(maps: np.ndarray, patch: tuple[float, float], shuffles: int, seed: Seed) -> BlockStatistics:
     """`block_statistics` of `shuffles` copies whose units have their own weights in random positions; arrays [draw]."""
+    return _shuffled(maps, patch, shuffles, seed)[0]
+
+
+def _shuffled(maps: np.ndarray, patch: tuple[float, float], shuffles: int, seed: Seed) -> tuple[BlockStatistics, np.ndarray]:
+    """`shuffled_statistics`, and the mean coherence of every unit [unit] over the copies."""
     rng = np.random.default_rng(seed)
     rows = np.asarray(maps, dtype=np.float64).reshape(len(maps), -1)
-    drawn = [block_statistics(rng.permuted(rows, axis=1).reshape(maps.shape), patch) for _ in range(shuffles)]
-    return BlockStatistics(*(np.array([getattr(one, name) for one in drawn]) for name in STATISTICS))
+    drawn = [_block(rng.permuted(rows, axis=1).reshape(maps.shape), patch) for _ in range(shuffles)]
+    statistics = BlockStatistics(*(np.array([getattr(one, name) for one, _ in drawn]) for name in STATISTICS))
+    return statistics, np.mean([coherence for _, coherence in drawn], axis=0)
 
 
 def localisation(maps: np.ndarray, patch: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
@@ -231,15 +259,17 @@ def partner_surrogates(maps: np.ndarray, surrogates: int, seed: Seed) -> np.ndar
     """Partner cosines [surrogate, unit] of copies of the maps [unit, h, w] with random phases.
 
     Surrogates are drawn as coordinates in the orthonormal Fourier basis: cosines are the same there, and no transform is needed.
+    Cosines are taken in float32.
     """
     rng = np.random.default_rng(seed)
-    drawn = np.empty((surrogates, len(maps)))
-    for one, coordinates in zip(drawn, random_phase_coordinates(maps, surrogates, rng)):
-        unit = unit_rows(coordinates)
+    drawn = np.empty((surrogates, len(maps)), np.float32)
+    # Random phases change no norm.
+    unit_maps = unit_rows(np.asarray(maps, dtype=np.float64).reshape(len(maps), -1)).reshape(np.shape(maps))
+    for one, unit in zip(drawn, random_phase_coordinates(unit_maps, surrogates, rng)):
         cosine = unit @ unit.T
         np.fill_diagonal(cosine, np.inf)
         cosine.min(1, out=one)
-    return drawn
+    return drawn.astype(np.float64)
 
 
 def partner_null(maps: np.ndarray, surrogates: int, seed: Seed) -> tuple[float, float]:

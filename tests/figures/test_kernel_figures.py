@@ -104,7 +104,7 @@ def test_single_pairs_do_not_set_the_colours() -> None:
 
 def test_depth_lines_are_the_frame(kernels: list[SpatialKernels]) -> None:
     figure = kernel_depth(kernels)
-    for column, panel in zip(("distance_px", "bttb_excess", "self_mass"), figure.axes, strict=False):
+    for column, panel in zip(("distance_px", "translation_fraction", "self_mass"), figure.axes, strict=False):
         lines = [line for line in panel.lines if len(line.get_xdata()) > 1 and line.get_marker() != "None"]
         for line, result in zip(lines, kernels, strict=True):
             np.testing.assert_allclose(line.get_ydata(), result.to_frame()[column])
@@ -173,9 +173,9 @@ def test_sections_say_the_numbers(kernels: list[SpatialKernels], tying: list[Ker
 def test_untrained_twins_stand_beside_their_network(kernels: list[SpatialKernels], tying: list[KernelTying]) -> None:
     twin = replace(kernels[0], model=replace(kernels[0].model, name="mixer?untrained", trained=False))
     text = kernel_sentence(kernels[0], [kernels[0], twin])
-    assert f"untrained twin in the first: {twin.kernels[0].distance_px:.1f} px" in text
+    assert f"untrained baseline in the first: {twin.kernels[0].distance_px:.1f} px" in text
     other = replace(tying[0], model=replace(tying[0].model, name="mixer?untrained", trained=False))
-    assert "Its untrained twin needs" in tying_sentence(tying[0], [tying[0], other])
+    assert "Its untrained baseline needs" in tying_sentence(tying[0], [tying[0], other])
     assert len(tying_section([tying[0], other])[0].paragraphs) == 1
     drawn(kernel_depth([kernels[0], twin]))
 

@@ -178,7 +178,7 @@ def test_sentences_are_the_numbers_with_their_nulls(section: Section, mixer: Tok
     text = section.paragraphs[0]
     assert text.startswith("a-mixer: 20 units a block.")
     assert f"{first['mean_frequency']:.3f} in blocks.0 and {last['mean_frequency']:.3f} in blocks.2" in text
-    assert f"shuffled positions: {table['shuffled_mean_frequency'].mean():.3f}; its untrained twin: " in text
+    assert f"shuffled positions: {table['shuffled_mean_frequency'].mean():.3f}; its untrained baseline: " in text
     assert f"{first['mean_spread_px']:.1f} in blocks.0" in text
     assert f"of at most 20, is {first['effective_rank']:.0f} in blocks.0" in text
     assert "beyond the null is 100.0 % in blocks.0" in text

@@ -92,7 +92,7 @@ def test_numbers_carry_n_estimator_interval_and_null(study: list[Result]) -> Non
     assert "n = 60" in text["measures"]
     assert "95 % Wilson" in text["probes"]
     assert re.search(r"\[\d+\.\d %, \d+\.\d %\], n = 60", text["probes"])
-    assert "19 surrogates" in text["token-mixing"]
+    assert "999 surrogates" in text["token-mixing"]
     assert "60 images" in text["channels"]
 
 

@@ -209,7 +209,7 @@ def test_smooth_units_in_pairs_are_told_from_random_weights() -> None:
     low, pairs = told([units(waves(), "net"), units(None, "net?untrained")], "weights")[:2]
     assert low.verdict == "found"
     assert "100.0 %" in low.sentence
-    assert "above that null" in low.sentence
+    assert "above that baseline" in low.sentence
     assert pairs.numbers[0].value > 0.9
     assert pairs.numbers[0].null == 0.05
     assert pairs.verdict == "found"
@@ -221,7 +221,7 @@ def test_random_units_are_neither_low_nor_paired() -> None:
     # The same weights as the twin's: 5 % are below its own 5 % quantile.
     assert low.numbers[0].value == pytest.approx(0.05, abs=1 / 32)
     assert (low.verdict, pairs.verdict) == ("none", "none")
-    assert "not told from that null" in low.sentence
+    assert "not distinguishable from that baseline" in low.sentence
     assert "not above chance" in pairs.sentence
 
 

@@ -144,7 +144,7 @@ def test_mixer_kernels_are_w2_w1() -> None:
     assert kernel.mean.shape == kernel.rms.shape == (3, 7)
     # Map i is what position i reads.
     np.testing.assert_allclose(found.row_maps(1)[5], planted[5].reshape(2, 4).numpy(), rtol=1e-6)
-    assert kernel.bttb_share == pytest.approx(bttb_share(planted.double().numpy(), (2, 4)), rel=1e-5)
+    assert kernel.translation_fraction == pytest.approx(bttb_share_centred(planted.double().numpy(), (2, 4)), rel=1e-5)
 
 
 def test_gmixer_resmlp_and_gmlp_kernels() -> None:
@@ -166,8 +166,7 @@ def test_a_fresh_mixer_reads_everywhere_and_has_no_structure() -> None:
     frame = mp.spatial_kernels(mp.load_model("mixer_b16_224", pretrained=False, device="cpu")).to_frame()
     assert len(frame) == 12
     np.testing.assert_allclose(frame["distance_px"], 116.492, rtol=0.03)
-    np.testing.assert_allclose(frame["bttb_relative"], 1, atol=0.3)
-    np.testing.assert_allclose(frame["bttb_excess"], 0, atol=0.006)
+    np.testing.assert_allclose(frame["translation_fraction"], frame["translation_iid"], atol=0.006)
 
 
 # -- CNNs --------------------------------------------------------------------------------------------------------------
@@ -193,7 +192,7 @@ def test_planted_depthwise_kernels_have_exact_distances() -> None:
     corner = found.kernel("stages.0.blocks.0")
     assert corner.distance_px == pytest.approx(0.5 * 3 * 4 * 2**0.5)
     assert corner.self_mass == 0.5
-    assert (corner.bttb_share, corner.bttb_centred, corner.bttb_excess) == (1, 1, 1)
+    assert corner.translation_fraction == 1
     assert corner.mean[6, 6] == -0.5
     assert corner.rms[6, 6] == pytest.approx(0.5**0.5)
     last_kernel = found.kernel("stages.3.blocks.1.conv_dw")
@@ -241,7 +240,7 @@ def test_every_mixer_and_cnn_has_kernels(name: str) -> None:
     assert (np.diff([k.depth for k in found.kernels]) >= 0).all()
     assert found.kernels[-1].depth <= 1
     assert np.isfinite(
-        found.to_frame().select_dtypes("number")[["distance_px", "self_mass", "bttb_share", "norm"]].to_numpy()
+        found.to_frame().select_dtypes("number")[["distance_px", "self_mass", "translation_fraction", "norm"]].to_numpy()
     ).all()
 
 
@@ -350,12 +349,12 @@ def test_kernels_of_zeros_and_uniform_ones_are_nan_where_undefined() -> None:
     nn.init.zeros_(network.blocks[0].mlp_tokens.fc2.weight)
     with pytest.warns(UndefinedKernelWarning, match=r"'blocks\.0\.mlp_tokens\.fc1' is zero"):
         found = mp.spatial_kernels(as_model(network))
-    assert np.isnan([found.kernel(0).distance_px, found.kernel(0).self_mass, found.kernel(0).bttb_share]).all()
+    assert np.isnan([found.kernel(0).distance_px, found.kernel(0).self_mass, found.kernel(0).translation_fraction]).all()
     assert np.isfinite(found.kernel(1).distance_px)
     with pytest.warns(UndefinedKernelWarning):
         beit = mp.spatial_kernels(mp.load_model("beit_base_patch16_224", pretrained=False, device="cpu"))
     assert beit.kernel(3).distance_px == pytest.approx(116.49222709)
-    assert np.isnan(beit.kernel(3).bttb_excess)
+    assert np.isnan(beit.kernel(3).translation_fraction)
 
 
 def test_wrong_blocks_are_named() -> None:

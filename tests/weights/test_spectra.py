@@ -15,6 +15,7 @@ from torch import nn
 import mixer_probe as mp
 from mixer_probe.errors import DegenerateWeightsWarning, LayerError, MeasureError
 from mixer_probe.results import from_dict, to_dict
+from mixer_probe.stats import prediction_limit
 from mixer_probe.weights import MatrixSpectrum, WeightSpectra, weight_spectra
 from mixer_probe.weights.matrices import MixingMatrices, MixingMatrix, mixing_matrices
 from mixer_probe.weights.operators import (
@@ -24,7 +25,6 @@ from mixer_probe.weights.operators import (
     marchenko_pastur_edge,
     marchenko_pastur_stable_rank,
     matrix_values,
-    prediction_limit,
     product_values,
     stable_rank,
     tracy_widom_edge,

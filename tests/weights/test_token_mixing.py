@@ -128,7 +128,8 @@ def test_planted_units_come_back() -> None:
     np.testing.assert_allclose(table["coherence"], 1, atol=1e-12)
     assert table["partner"].iloc[[0, 2, 3, 4]].tolist() == [2, 0, 4, 3]
     np.testing.assert_allclose(table["partner_cosine"].iloc[[0, 2, 3, 4]], -1, atol=1e-12)
-    assert (table["partner_p"].iloc[[0, 2, 3, 4]] == 0.05).all()
+    # Few of 999 surrogates come as near to opposite phases.
+    assert (table["partner_p"].iloc[[0, 2, 3, 4]] <= 0.005).all()
 
 
 def test_a_network_with_planted_pairs_is_found_paired_and_its_shuffle_is_not() -> None:
@@ -172,7 +173,7 @@ def test_a_dead_unit_is_last_and_breaks_nothing() -> None:
 
 
 def test_a_real_size_network_has_the_null_figures_of_iid_rows() -> None:
-    found = mp.token_mixing(mp.load_model("mixer_b16_224", pretrained=False, device="cpu"), shuffles=1)
+    found = mp.token_mixing(mp.load_model("mixer_b16_224", pretrained=False, device="cpu"), surrogates=19, shuffles=1)
     table = found.summary()
     assert table["units"].tolist() == [384] * 12
     assert table["mean_partner_cosine"].mean() == pytest.approx(-0.2104, abs=0.001)
