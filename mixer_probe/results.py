@@ -11,6 +11,7 @@ import dataclasses
 import importlib
 import io
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import pandas as pd
 
-from mixer_probe.core.files import write_text
+from mixer_probe.core.files import checksum, printable, reason, write_text
+from mixer_probe.core.typed import field_types, fits, spelled
 from mixer_probe.errors import StoreError, closest
 
 FORMAT = "mixer-probe results 2"
@@ -28,6 +30,10 @@ FORMAT = "mixer-probe results 2"
 FILE_NAME = "results.json"
 # Small arrays stay readable in the file; large ones are stored exactly and compactly.
 _INLINE_VALUES = 2048
+# What JSON has of the arrays that are written as lists, by kind of dtype.
+_JSON_KINDS: dict[str, tuple[type[Any], ...]] = {"b": (bool,), "i": (int,), "u": (int,), "f": (int, float), "U": (str,)}
+# Declared without a reason, so many bytes do no harm.
+_FREE_BYTES = 2**26
 
 # A key that no field can have.
 _TYPE = "$type"
@@ -129,7 +135,8 @@ def to_dict(value: Any) -> Any:
 def from_dict(data: Any) -> Any:
     """The inverse of `to_dict`; lists come back as tuples.
 
-    Raises StoreError for a kind that this version does not know."""
+    Raises StoreError for a kind that this version does not know, for fields of other types than it declares, and for arrays that
+    declare more than they hold."""
     if isinstance(data, list):
         return tuple(from_dict(v) for v in data)
     if not isinstance(data, dict):
@@ -145,9 +152,13 @@ def from_dict(data: Any) -> Any:
         _import_results()
     if kind not in _KINDS:
         raise StoreError(f"'{kind}' is no result of this version of mixer_probe; {closest(str(kind), sorted(_KINDS))}")
-    cls = _KINDS[kind]
+    cls: Any = _KINDS[kind]
     known = {f.name for f in dataclasses.fields(cls)}
     fields = {k: from_dict(v) for k, v in data.items() if k in known}
+    for name, value in fields.items():
+        declared = field_types(cls).get(name, Any)
+        if not fits(value, declared):
+            raise StoreError(f"'{name}' of a {kind} is a {type(value).__name__}, and not {spelled(declared)}")
     try:
         return cls(**fields)
     except TypeError as error:
@@ -178,9 +189,32 @@ def _is_json(array: np.ndarray) -> bool:
 
 def _array_from_dict(data: dict[str, Any]) -> np.ndarray:
     if "npy_base64" in data:
-        loaded: np.ndarray = np.load(io.BytesIO(base64.b64decode(data["npy_base64"])), allow_pickle=False)
-        return loaded
-    return np.array(data["values"], dtype=data["dtype"]).reshape(data["shape"])
+        return _array_from_npy(base64.b64decode(data["npy_base64"], validate=True))
+    dtype, shape, values = np.dtype(data["dtype"]), data["shape"], data["values"]
+    kinds = _JSON_KINDS.get(dtype.kind)
+    if kinds is None or not isinstance(values, list) or not all(type(v) in kinds for v in values):
+        raise StoreError(f"an array of '{dtype}' has other values than this type has")
+    if not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) != len(values):
+        raise StoreError(f"an array declares the shape {shape} and has {len(values)} values")
+    if dtype.kind == "U" and dtype.itemsize * len(values) > max(_FREE_BYTES, 64 * sum(map(len, values))):
+        raise StoreError(f"an array of {len(values)} texts declares {dtype.itemsize} bytes for each, and they are much shorter")
+    return np.array(values, dtype=dtype).reshape(shape)
+
+
+def _array_from_npy(content: bytes) -> np.ndarray:
+    """The array of an npy file, once its header is known to declare what is there."""
+    stream = io.BytesIO(content)
+    version = np.lib.format.read_magic(stream)
+    read_header: Any = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(stream)
+    there = len(content) - stream.tell()
+    if dtype.hasobject:
+        raise StoreError("an array of Python objects is never read")
+    if math.prod(shape) * dtype.itemsize != there:
+        raise StoreError(f"an array declares the shape {shape} of '{dtype}' and has {there} bytes")
+    stream.seek(0)
+    loaded: np.ndarray = np.load(stream, allow_pickle=False)
+    return loaded
 
 
 @dataclass(frozen=True)
@@ -197,13 +231,18 @@ def save_results(
 ) -> Path:
     """Write results as one JSON file, whole or not at all. Raises StoreError if it cannot be written."""
     content = {"format": FORMAT, "title": title, "settings": dict(settings or {}), "results": [to_dict(r) for r in results]}
-    return write_text(Path(path), json.dumps(content, allow_nan=False))
+    try:
+        # As it is read again: keys of settings that are numbers become texts.
+        same = json.loads(json.dumps(content, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"cannot write {printable(path)}: its settings are no JSON data ({error})") from error
+    return write_text(Path(path), json.dumps({**same, "checksum": checksum(same)}))
 
 
 def load_results(path: str | os.PathLike[str]) -> tuple[Any, ...]:
     """The results of a file written by `save_results` or a report, or of the folder of a report.
 
-    Raises StoreError if the file is missing, no JSON, or of another format."""
+    Raises StoreError if the file is missing, of another version, damaged or edited, or holds what no result can be."""
     return open_results(path).results
 
 
@@ -212,24 +251,37 @@ def open_results(path: str | os.PathLike[str]) -> SavedResults:
     content = _read(Path(path))
     try:
         results = tuple(from_dict(r) for r in content["results"])
-        return SavedResults(results, dict(content.get("settings") or {}), str(content.get("title") or ""))
-    except StoreError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{path} is damaged: {type(error).__name__} {error}") from error
+        odd = next((r for r in results if not isinstance(r, Result)), None)
+        if odd is not None:
+            raise StoreError(f"a {type(odd).__name__} is no result")
+        settings: Mapping[str, Any] = content["settings"]
+        return SavedResults(results, {**settings}, str(content["title"]))
+    except Exception as error:
+        # Fields of the right types can still contradict each other in as many ways as there are results.
+        told = error if isinstance(error, StoreError) else f"{type(error).__name__} {error}"
+        raise StoreError(f"{printable(path)} holds what is no result of this version of mixer_probe: {told}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if path.is_dir() and not (path / FILE_NAME).exists():
-        raise StoreError(f"cannot read results from {path}: there is no {FILE_NAME} in this folder; give that of a report")
+    name = printable(path)
     try:
+        if path.is_dir() and not (path / FILE_NAME).exists():
+            raise StoreError(f"cannot read results from {name}: there is no {FILE_NAME} in this folder; give that of a report")
         content = json.loads((path / FILE_NAME if path.is_dir() else path).read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise StoreError(f"{name} is not a results file of this version (expected format '{FORMAT}'{_found(content)})")
+        said = content.pop("checksum", None)
+        if said != checksum(content):
+            what = "has no checksum" if said is None else "has been damaged or edited: its checksum is another"
+            raise StoreError(f"{name} {what}; copy it again, or make it again")
     except OSError as error:
-        raise StoreError(f"cannot read results from {path}: {error.strerror or error}") from error
+        raise StoreError(f"cannot read results from {name}: {reason(error)}") from error
     except ValueError as error:
-        raise StoreError(f"{path} is not a results file: it is no valid JSON ({error})") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise StoreError(f"{path} is not a results file of this version (expected format '{FORMAT}'{_found(content)})")
+        if isinstance(error, StoreError):
+            raise
+        raise StoreError(f"{name} is not a results file: it is no valid JSON ({printable(error)})") from error
+    except RecursionError as error:
+        raise StoreError(f"{name} is not a results file: it is nested deeper than any result") from error
     return content
 
 

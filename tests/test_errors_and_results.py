@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import json
 import math
@@ -31,6 +32,7 @@ from mixer_probe.results import (
     to_dict,
 )
 from tests.networks import CASES
+from tests.sealed import sealed
 
 MODEL = ModelRecord("mixer", "mixer", True, "file w.safetensors", "a" * 64, 123, "a note")
 IMAGES = ImagesRecord("demo", "test", 10, 2, "b" * 64, limit=10, seed=3, skipped=1, credit="CC BY 2.0")
@@ -169,25 +171,73 @@ def test_results_load_in_a_process_that_has_imported_nothing_else(tmp_path: Path
     assert done.stdout.strip() == card.model.fingerprint, done.stderr
 
 
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        (None, "cannot read results from .*: No such file"),
-        ("{", "is not a results file: it is no valid JSON"),
-        ("\ufeff\x00", "is not a results file"),
-        ("[]", "expected format 'mixer-probe results 2'"),
-        ('{"format": "other"}', "expected format"),
-        ('{"format": "mixer-probe results 2"}', "is damaged: KeyError 'results'"),
-        ('{"format": "mixer-probe results 2", "results": 3}', "is damaged: TypeError"),
-        ('{"format": "mixer-probe results 2", "results": [{"$type": "Fancy"}]}', "'Fancy' is no result of this version.*: "),
-        ('{"format": "mixer-probe results 2", "results": [{"$type": "ModelRecord"}]}', "ModelRecord of another version"),
-        (
-            '{"format": "mixer-probe results 2", "results": [{"$type": "array", "npy_base64": "AAAA"}]}',
-            "is damaged: ",
-        ),
-    ],
-)
-def test_files_that_are_no_results(tmp_path: Path, content: str | None, sentence: str) -> None:
+def one(**fields: Any) -> str:
+    """A file with one result, of which some fields are replaced."""
+    return sealed([{**to_dict(made(1.5)), **fields}])
+
+
+def array(**fields: Any) -> str:
+    return one(values={"$type": "array", "dtype": "float64", "shape": [2], "values": [1.0, 2.0]} | fields)
+
+
+def npy(shape: str, size: int, dtype: str = "<f8") -> str:
+    """An npy file whose header declares `shape` and which holds `size` bytes."""
+    header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + b"\0" * size
+    return one(values={"$type": "array", "dtype": dtype, "shape": [1], "npy_base64": base64.b64encode(content).decode()})
+
+
+NO_RESULTS = {
+    "missing": (None, "cannot read results from .*: No such file"),
+    "half": ("{", "is not a results file: it is no valid JSON"),
+    "odd bytes": ("\ufeff\x00", "is not a results file"),
+    "a list": ("[]", "expected format 'mixer-probe results 2'"),
+    "another format": ('{"format": "other"}', "expected format .*, found 'other'"),
+    "the version before": ('{"format": "mixer-probe results 1", "results": []}', "not a results file of this version.*results 1"),
+    "no checksum": ('{"format": "mixer-probe results 2", "results": []}', "has no checksum; copy it again, or make it again"),
+    "edited": (one().replace("0.5", "0.6"), "has been damaged or edited: its checksum is another; copy it again"),
+    "no list": (sealed(3), "holds what is no result .*TypeError"),
+    "no settings": (sealed([], settings=3), "holds what is no result .*TypeError"),
+    "unknown": (sealed([{"$type": "Fancy"}]), "'Fancy' is no result of this version.*: "),
+    "unknown kind of name": (sealed([{"$type": ["Fancy"]}]), "holds what is no result"),
+    "no fields": (sealed([{"$type": "Everything"}]), "Everything of another version"),
+    "no result": (sealed([3]), "a int is no result"),
+    "a record": (sealed([to_dict(MODEL)]), "a ModelRecord is no result"),
+    "deep": ("[" * 100_000 + "]" * 100_000, "nested deeper than any result"),
+    "deep in a field": (one().replace("1.5", "[" * 100_000 + "]" * 100_000), "nested deeper than any result"),
+    "text for a number": (one(number="0.5"), "'number' of a Everything is a str, and not float"),
+    "number for a record": (one(model=3), "'model' of a Everything is a int, and not ModelRecord"),
+    "record of others": (
+        one(model={**to_dict(MODEL), "parameters": "many"}),
+        "'parameters' of a ModelRecord is a str, and not int",
+    ),
+    "number in a tuple": (one(images=[to_dict(IMAGES), 3]), "'images' of a Everything is a tuple"),
+    "list for names": (one(named=[1]), "'named' of a Everything is a tuple, and not dict"),
+    "items that are none": (one(named={"$type": "dict", "items": [1]}), "holds what is no result"),
+    "true for a count": (one(model={**to_dict(MODEL), "parameters": True}), "'parameters' of a ModelRecord is a bool"),
+    "no float": (one(number={"$type": "float", "value": []}), "holds what is no result"),
+    "no npy": (one(values={"$type": "array", "npy_base64": "AAAA"}), "holds what is no result"),
+    "no base64": (one(values={"$type": "array", "npy_base64": "?"}), "holds what is no result"),
+    "72 TiB": (npy("(9895604649984,)", 8), r"declares the shape \(9895604649984,\) of 'float64' and has 8 bytes"),
+    "a negative size": (npy("(-1,)", 8), "holds what is no result"),
+    "pickled": (npy("(1,)", 8, "|O"), "Python objects"),
+    "shape of 72 TiB": (array(shape=[9895604649984]), "declares the shape .* and has 2 values"),
+    "shape of others": (array(shape=[2, 2]), "declares the shape .* and has 2 values"),
+    "negative shape": (array(shape=[-2, -1]), "declares the shape"),
+    "fractional shape": (array(shape=[2.0]), "declares the shape"),
+    "texts of 72 TiB": (array(dtype="<U9895604649984", values=["a", "b"]), "holds what is no result"),
+    "texts of 1 GiB": (array(dtype="<U268435456", values=["a", "b"]), "declares 1073741824 bytes for each"),
+    "texts for numbers": (array(values=["1.0", "2.0"]), "other values than this type has"),
+    "lists for numbers": (array(values=[[1.0], [2.0]]), "other values than this type has"),
+    "too large": (array(dtype="int64", values=[2**70, 1]), "OverflowError"),
+    "objects": (array(dtype="object"), "other values than this type has"),
+    "no dtype": (array(dtype="nonsense"), "holds what is no result"),
+}
+
+
+@pytest.mark.parametrize("name", NO_RESULTS)
+def test_files_that_are_no_results(tmp_path: Path, name: str) -> None:
+    content, sentence = NO_RESULTS[name]
     file = tmp_path / "r.json"
     if content is not None:
         file.write_text(content)

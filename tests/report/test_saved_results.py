@@ -19,7 +19,7 @@ import pytest
 
 import mixer_probe as mp
 from mixer_probe.cost import accuracy_cost, cost_growth, mixer_scales, model_cost
-from mixer_probe.errors import MixerProbeWarning
+from mixer_probe.errors import MixerProbeWarning, StoreError
 from mixer_probe.images import LowPass, PatchShuffle, concepts_from_arrays
 from mixer_probe.invariance import (
     compare_architectures,
@@ -244,8 +244,12 @@ def test_title_and_settings_are_saved(tmp_path: Path) -> None:
     file = save_results([Skipped("a", "b")], tmp_path / "results.json", {"command": "x"}, "A title")
     saved = open_results(tmp_path)
     assert (saved.results, saved.settings, saved.title) == ((Skipped("a", "b"),), {"command": "x"}, "A title")
-    # Files of before there were titles, and of hand-written ones without settings.
-    content = json.loads(file.read_text())
-    file.write_text(json.dumps({"format": content["format"], "results": content["results"]}))
-    assert open_results(file) == replace(saved, settings={}, title="")
     assert load_results(tmp_path) == (Skipped("a", "b"),)
+    # The same in another layout is the same; anything else is refused.
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content, indent=3, sort_keys=True))
+    assert open_results(file) == saved
+    for changed in ({"title": "Another"}, {"settings": {}}, {"checksum": None}, {"more": 1}):
+        file.write_text(json.dumps({**content, **changed}))
+        with pytest.raises(StoreError, match="checksum"):
+            open_results(file)
