@@ -32,6 +32,7 @@ FILE_NAME = "results.json"
 _INLINE_VALUES = 2048
 # What JSON has of the arrays that are written as lists, by kind of dtype.
 _JSON_KINDS: dict[str, tuple[type[Any], ...]] = {"b": (bool,), "i": (int,), "u": (int,), "f": (int, float), "U": (str,)}
+_AGAIN = "copy it again, or make it again"
 # Declared without a reason, so many bytes do no harm.
 _FREE_BYTES = 2**26
 
@@ -269,19 +270,21 @@ def _read(path: Path) -> dict[str, Any]:
             raise StoreError(f"cannot read results from {name}: there is no {FILE_NAME} in this folder; give that of a report")
         content = json.loads((path / FILE_NAME if path.is_dir() else path).read_text(encoding="utf-8"))
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise StoreError(f"{name} is not a results file of this version (expected format '{FORMAT}'{_found(content)})")
+            raise StoreError(
+                f"{name} is not a results file of this version (expected format '{FORMAT}'{_found(content)}); make it again"
+            )
         said = content.pop("checksum", None)
         if said != checksum(content):
             what = "has no checksum" if said is None else "has been damaged or edited: its checksum is another"
-            raise StoreError(f"{name} {what}; copy it again, or make it again")
+            raise StoreError(f"{name} {what}; {_AGAIN}")
     except OSError as error:
         raise StoreError(f"cannot read results from {name}: {reason(error)}") from error
     except ValueError as error:
         if isinstance(error, StoreError):
             raise
-        raise StoreError(f"{name} is not a results file: it is no valid JSON ({printable(error)})") from error
+        raise StoreError(f"{name} is not a results file: it is no valid JSON ({printable(error)}); {_AGAIN}") from error
     except RecursionError as error:
-        raise StoreError(f"{name} is not a results file: it is nested deeper than any result") from error
+        raise StoreError(f"{name} is not a results file: it is nested deeper than any result; {_AGAIN}") from error
     return content
 
 
