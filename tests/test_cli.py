@@ -335,8 +335,8 @@ def test_probe_of_targets_and_several_tables(run: Run, tmp_path: Path) -> None:
     ("options", "message"),
     [
         (("--what", "acuracy"), "closest: accuracy"),
-        (("--method", "rigde"), "--method is one of ridge, logistic, knn, centroid, not 'rigde'; closest: ridge"),
-        (("--preset", "big_visoin"), "closest: big_vision"),
+        (("--method", "rigde"), "unknown --method 'rigde'; known: ridge, logistic, knn, centroid"),
+        (("--preset", "big_visoin"), "known: big_vision, ridge"),
         (("--shots", "1,many"), "--shots is a list of positive numbers such as 1,5,10,25, not '1,many'"),
         (("--shots", "0"), "--shots is a list of positive numbers"),
         (("--shots", "25"), "fewer than the 25 shots asked for"),

@@ -13,6 +13,7 @@ import pandas as pd
 from mixer_probe.attribution.attributions import Attribution
 from mixer_probe.attribution.maps import pool
 from mixer_probe.attribution.randomisation import rank_table
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.stats import mean_interval
@@ -66,6 +67,7 @@ class Agreement(Result):
         )
 
 
+@checked(MeasureError)
 def agreement(
     attributions: Sequence[Attribution],
     *,

@@ -19,7 +19,8 @@ from mixer_probe.attribution.network import Target, Targets, chosen, explaining,
 from mixer_probe.attribution.path import relative_gap
 from mixer_probe.capture import ImageSource, as_source
 from mixer_probe.capture.stream import transform_of
-from mixer_probe.errors import EmptyAttributionWarning, ImagesError, IncompleteAttributionWarning, MeasureError
+from mixer_probe.core.validate import checked
+from mixer_probe.errors import EmptyAttributionWarning, IncompleteAttributionWarning, MeasureError
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 from mixer_probe.models.switches import plain_modes, seeded
@@ -99,6 +100,7 @@ class Attribution(Result):
         )
 
 
+@checked(MeasureError)
 def attribute(
     model: Model,
     images: ImageSource | Tensor,
@@ -127,8 +129,6 @@ def attribute(
     instead), a class that does not exist, no target on a network without head, and a network whose gradients are all zero (an
     untrained timm Mixer, whose head is zero); LayerError and ImagesError as `extract` does."""
     source = as_source(images)
-    if batch_size < 1:
-        raise ImagesError(f"batch_size is 1 or more, not {batch_size}")
     chosen_method = find_method(method)
     targets = Targets(model, source, target)
     run = make_run(chosen_method, model, layer, make_baseline(baseline, model.input), batch_size, options)
@@ -261,17 +261,18 @@ def _judge(method: Method, run: Run, result: Attribution) -> None:
             f"{method.name} of {result.model.name}: {off} of {n} maps miss the logit difference by more than "
             f"{run.options['tolerance']:.0%}, at most by {np.nanmax(result.relative_delta):.1%}; take {advice}",
             IncompleteAttributionWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     empty = int((np.abs(result.maps).max((1, 2)) == 0).sum())
     if empty:
         warnings.warn(
             f"{method.name} of {result.model.name}: {empty} of {n} maps are zero everywhere and rank no pixel above another",
             EmptyAttributionWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
+@checked(MeasureError)
 def explainer(
     model: Model,
     method: str,

@@ -21,6 +21,7 @@ from mixer_probe.attribution.baselines import Baseline, make_baseline
 from mixer_probe.attribution.network import Target, Targets, explaining, logits_of, patch_grid, target_logits
 from mixer_probe.capture import ImageSource, as_source
 from mixer_probe.capture.views import positions_and_prefix
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import LayerError, MeasureError
 from mixer_probe.models.layer import Axes, Layer
 from mixer_probe.models.model import Model
@@ -61,6 +62,7 @@ class Conductance(Result):
         share: np.ndarray = (size / size.sum(1, keepdims=True)).mean(0) if len(size) else np.full(self.values[i].shape[1], np.nan)
         return share
 
+    @checked(MeasureError)
     def busiest(self, i: int, count: int) -> np.ndarray:
         """The units of layer i with the largest shares, the largest first [count]."""
         order: np.ndarray = np.argsort(-self.share(i), kind="stable")[:count]
@@ -87,6 +89,7 @@ class Conductance(Result):
         )
 
 
+@checked(MeasureError)
 def layer_conductance(
     model: Model,
     images: ImageSource | Tensor,

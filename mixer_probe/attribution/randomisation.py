@@ -22,6 +22,8 @@ from mixer_probe.attribution.maps import centred_ranks, pool, spearman, ssim
 from mixer_probe.attribution.network import explaining
 from mixer_probe.attribution.robustness import explainer_of
 from mixer_probe.capture import ImageSource, as_source
+from mixer_probe.core.validate import checked
+from mixer_probe.errors import MeasureError
 from mixer_probe.models.model import Model
 from mixer_probe.models.switches import copied
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
@@ -69,6 +71,7 @@ class RandomisationCheck(Result):
         return {**row, "n_images": len(self.ids)}
 
 
+@checked(MeasureError)
 def randomisation_check(
     model: Model,
     images: ImageSource | Tensor,

@@ -25,6 +25,8 @@ from mixer_probe.attribution.maps import cells
 from mixer_probe.attribution.methods import Explained
 from mixer_probe.attribution.network import explaining, logits_of
 from mixer_probe.capture import ImageSource, as_source
+from mixer_probe.core.validate import checked
+from mixer_probe.errors import MeasureError
 from mixer_probe.models.model import Model
 from mixer_probe.models.switches import seeded
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
@@ -77,6 +79,7 @@ class Faithfulness(Result):
             }
 
 
+@checked(MeasureError)
 def faithfulness(
     model: Model,
     images: ImageSource | Tensor,

@@ -20,7 +20,8 @@ from mixer_probe.capture.representations import PREFIX, Reduce, Representations,
 from mixer_probe.capture.store import RunWriter, check_place, open_run, stored_shape, writing
 from mixer_probe.capture.stream import ImageSource, Piece, as_source, stream, to_host
 from mixer_probe.core.fingerprint import keys_of
-from mixer_probe.errors import LayerError, NonFiniteWarning, StoreError
+from mixer_probe.core.validate import checked
+from mixer_probe.errors import ImagesError, LayerError, NonFiniteWarning, StoreError
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 
@@ -32,6 +33,7 @@ _REDUCERS: dict[str, Reducer[Any]] = {
 _Pieces = closing[Generator[tuple[Piece, dict[str, np.ndarray]]]]
 
 
+@checked(ImagesError, reduce=LayerError)
 def extract(
     model: Model,
     images: ImageSource | torch.Tensor,
@@ -55,8 +57,6 @@ def extract(
     Raises LayerError (unknown layer, or reduce="prefix" where a layer has no prefix token), ImagesError, and StoreError
     (a place that is taken, too little memory without `out`). Warns with NonFiniteWarning about NaN and infinite
     values."""
-    if reduce not in _REDUCERS:
-        raise LayerError(f"reduce is 'mean', 'prefix' or 'none', not '{reduce}'")
     source = as_source(images)
     selected = model.select(layers)
     if reduce == "prefix":
@@ -178,5 +178,5 @@ def _warn_non_finite(found: Representations) -> None:
         warnings.warn(
             f"{count} values of layer '{name}' of {found.model.name} are NaN or infinite; they are kept as they are",
             NonFiniteWarning,
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from mixer_probe.capture.heap import kept_heap
 from mixer_probe.capture.hooks import Reducer, capture
 from mixer_probe.core.fingerprint import images_fingerprint, pictures_fingerprint, tensor_keys
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import ImagesError, MixerProbeError, ModelError, OutOfMemoryWarning
 from mixer_probe.images.transforms import split_transform, transform_for
 from mixer_probe.models.layer import Layer
@@ -96,6 +97,7 @@ class TensorImages:
     def __len__(self) -> int:
         return len(self._tensor)
 
+    @checked(ImagesError)
     def batches(
         self, transform: Callable[[Any], torch.Tensor], batch_size: int, start: int = 0, *, pin_memory: bool = False
     ) -> Iterator[torch.Tensor]:
@@ -130,6 +132,7 @@ class Piece:
         return Piece(self.start, self.n, pytree.tree_map(change, self.found))
 
 
+@checked(ImagesError)
 def stream(
     model: Model,
     images: ImageSource | torch.Tensor,
@@ -147,8 +150,6 @@ def stream(
     on. `autocast` is "bfloat16", "float16" or None. `start` skips that many images. Progress is shown under `title`.
     While the caller has a piece in hand the network is as it was found: no hooks, its own training flags."""
     source = as_source(images)
-    if batch_size < 1:
-        raise ImagesError(f"batch_size is 1 or more, not {batch_size}")
     transform = transform_of(model)
     runner = _Runner(model, layers, reducer, batch_size, autocast)
     position = start
@@ -167,6 +168,7 @@ def transform_of(model: Model) -> Callable[[Any], torch.Tensor]:
     return transform_for(model.input)
 
 
+@checked(ImagesError)
 def pixel_batches(model: Model, images: ImageSource | torch.Tensor, batch_size: int = 64) -> Iterator[torch.Tensor]:
     """The images as the network sees them before its normalisation, [B, C, H, W] in 0..1 on the CPU."""
     source = as_source(images)
@@ -223,7 +225,7 @@ class _Runner:
         self._limit = n // 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        warnings.warn(f"out of memory on the device: going on with batches of {self._limit}", OutOfMemoryWarning, stacklevel=4)
+        warnings.warn(f"out of memory on the device: going on with batches of {self._limit}", OutOfMemoryWarning, stacklevel=5)
 
 
 def _autocast(model: Model, dtype: str | torch.dtype | None) -> Callable[[], AbstractContextManager[Any]]:

@@ -15,6 +15,7 @@ from mixer_probe.capture import ImageSource, as_source
 from mixer_probe.channels.dissection import Dissection, _require_grids, _taken
 from mixer_probe.channels.overlap import annotated, every, seen_masks, upsampler
 from mixer_probe.channels.top import activation_maps, input_pictures, top_images
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.images.concepts import Concepts
 from mixer_probe.models.layer import Layer
@@ -75,6 +76,7 @@ class DissectedChannel(Result):
         )
 
 
+@checked(MeasureError)
 def dissected_channel(
     model: Model,
     images: ImageSource | Tensor,

@@ -36,6 +36,7 @@ from mixer_probe.channels.overlap import (
 )
 from mixer_probe.channels.selectivity import LEVEL
 from mixer_probe.channels.statistics import place_of
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import ImagesError, LayerError, MeasureError, UndefinedChannelsWarning, UndefinedConceptsWarning, closest
 from mixer_probe.images import Images
 from mixer_probe.images.concepts import Concepts
@@ -203,6 +204,7 @@ class Dissection(Result):
         }
 
 
+@checked(MeasureError)
 def dissect(
     model: Model,
     images: ImageSource | Tensor,
@@ -231,8 +233,6 @@ def dissect(
     be read or have another size than their image) and MeasureError (too few values for the quantile). Warns with
     UndefinedChannelsWarning about channels that are constant or not finite, and with UndefinedConceptsWarning about concepts that
     are in no image."""
-    if attributes not in ("peak", "fill"):
-        raise MeasureError(f"attributes are compared by 'peak' or 'fill', not by '{attributes}'")
     check_permutations(permutations)
     source, selected = as_source(images), model.select(layers)
     by = "pixels" if concepts.kind == "masks" else attributes
@@ -412,7 +412,7 @@ def _warn_undefined(model: Model, layers: Sequence[Layer], found: Sequence[_OfLa
         warnings.warn(
             f"channels of {model.name} that are constant or not finite have no threshold and mark no concept (NaN): {listed}",
             UndefinedChannelsWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -424,5 +424,5 @@ def _warn_nowhere(concepts: Concepts, there: np.ndarray) -> None:
             f"{len(nowhere)} concepts of {concepts.name} are in no image as the network sees them, so that no channel marks them "
             f"(NaN): {listed}",
             UndefinedConceptsWarning,
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mixer_probe.channels.selectivity import ClassSelectivity, class_selectivity, image_means
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.centroid import CentroidProbe
@@ -46,6 +47,7 @@ class ChannelsNeeded(Result):
     selective: tuple[np.ndarray, ...]
     random: tuple[np.ndarray, ...]
 
+    @checked(MeasureError)
     def needed(self, share: float = 0.9) -> np.ndarray:
         """The fewest of the counted channels [layer] with `share` of the gain over chance that all channels bring.
 
@@ -82,6 +84,7 @@ class ChannelsNeeded(Result):
         )
 
 
+@checked(MeasureError)
 def channels_needed(
     train: RepresentationsLike,
     test: RepresentationsLike,
@@ -95,10 +98,8 @@ def channels_needed(
 
     `counts` are by default 1, 2, 4, ... and all channels. Channels that are constant in `train` come last. Raises MeasureError
     for runs of different layers, counts or draws below 1 and an unknown probe; ImagesError for labels as `linear_probe` does."""
-    if probe not in ("ridge", "centroid"):
-        raise MeasureError(f"the probe is 'ridge' or 'centroid', not '{probe}'")
-    if draws < 1 or (counts is not None and (not len(counts) or min(counts) < 1)):
-        raise MeasureError(f"draws and counts of channels are 1 or more, got draws={draws} and counts={counts}")
+    if counts is not None and (not len(counts) or min(counts) < 1):
+        raise MeasureError(f"counts of channels are 1 or more, not {counts}")
     check_runs(train, test)
     y, y_test = run_labels(train, test)
     ranking = class_selectivity(train, permutations=0)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mixer_probe.capture import ImageSource, stream
 from mixer_probe.channels.upsampling import anchors, interpolation
+from mixer_probe.core.validate import check_fraction
 from mixer_probe.errors import ImagesError, MeasureError
 from mixer_probe.images import Images
 from mixer_probe.images.concepts import Concepts, Geometry, image_size, mask_geometry
@@ -38,8 +39,7 @@ def above(values: int, quantile: float, where: str = "a channel") -> int:
     """How many of `values` may be above a threshold with P(a > T) <= 1 - quantile; `where` they are is for the error.
 
     Raises MeasureError if not even one may be, and for a quantile that is none."""
-    if not 0 < quantile < 1:
-        raise MeasureError(f"a quantile is between 0 and 1, not {quantile}")
+    check_fraction("quantile", quantile, MeasureError)
     found = math.floor((1 - quantile) * values + 1e-9)
     if found < 1:
         raise MeasureError(

@@ -16,6 +16,8 @@ from mixer_probe.channels.partners import ChannelPartners
 from mixer_probe.channels.selectivity import ClassSelectivity
 from mixer_probe.channels.statistics import ChannelStatistics
 from mixer_probe.channels.top import By, TopImages, activation_maps, input_pictures, top_and_lowest, top_means
+from mixer_probe.core.validate import checked
+from mixer_probe.errors import MeasureError
 from mixer_probe.images.classes import class_name
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
@@ -93,6 +95,7 @@ class ChannelPage(Result):
         )
 
 
+@checked(MeasureError)
 def channel_pages(
     model: Model,
     images: ImageSource | Tensor,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mixer_probe.channels.selectivity import LEVEL, image_means
 from mixer_probe.core.fingerprint import check_same_images
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import LayerError, MeasureError, UndefinedChannelsWarning, closest
 from mixer_probe.models.layer import Layer
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
@@ -127,6 +128,7 @@ def _share(p: np.ndarray) -> float:
     return float((known <= LEVEL).mean()) if len(known) else float("nan")
 
 
+@checked(MeasureError)
 def channel_partners(
     reps_a: RepresentationsLike,
     reps_b: RepresentationsLike,
@@ -145,10 +147,6 @@ def channel_partners(
     an observation. Raises LayerError for an unknown layer, MeasureError for runs of different images, fewer than three of them,
     positions that form no grid, or too few permutations. Warns with UndefinedChannelsWarning about constant channels."""
     check_permutations(permutations)
-    if over not in ("images", "positions"):
-        raise MeasureError(f"partners are sought over 'images' or 'positions', not over '{over}'")
-    if k < 1:
-        raise MeasureError(f"k={k} partners: take 1 or more")
     _check_images(reps_a, reps_b)
     a, b = _layer(reps_a, layer_a), _layer(reps_b, layer_b)
     shared = _common_grid(a, b, grid) if over == "positions" else None
@@ -259,5 +257,5 @@ def _warn_constant(*sides: tuple[RepresentationsLike, Layer, Tensor]) -> None:
             warnings.warn(
                 f"{bad} channels of '{layer.name}' of {reps.model.name} are constant or not finite and have no partners (NaN)",
                 UndefinedChannelsWarning,
-                stacklevel=3,
+                stacklevel=4,
             )

@@ -396,5 +396,5 @@ def _warn_undefined(reps: RepresentationsLike, found: Sequence[_OfLayer]) -> Non
         warnings.warn(
             f"channels of {reps.model.name} that are constant or not finite have no selectivity (NaN): {listed}",
             UndefinedChannelsWarning,
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -16,7 +16,8 @@ from mixer_probe.capture import ImageSource, Reducer, as_source, stream
 from mixer_probe.channels.clusters import Together, together, undefined
 from mixer_probe.channels.moments import Central, LayerMoments, channel_moments, measured
 from mixer_probe.channels.quantiles import LEVELS, median_magnitude, quantiles_of, share_beyond
-from mixer_probe.errors import LayerError, NonFiniteWarning, closest
+from mixer_probe.core.validate import checked
+from mixer_probe.errors import LayerError, MeasureError, NonFiniteWarning, closest
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
@@ -317,10 +318,11 @@ def _warn_non_finite(layer: Layer, found: _Computed, model: ModelRecord) -> None
             f"{bad} of {len(found.mean)} channels of layer '{layer.name}' of {model.name} have values that are NaN or infinite: "
             "their statistics are NaN, and so is the participation ratio of the layer",
             NonFiniteWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
+@checked(MeasureError)
 def channel_statistics(
     model: Model,
     images: ImageSource | torch.Tensor,

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mixer_probe.capture import ImageSource, TensorImages, as_source, every_position, pixel_batches, stream
 from mixer_probe.core.fingerprint import keys_of
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import ImagesError, LayerError, MeasureError, NonFiniteWarning
 from mixer_probe.images import Images
 from mixer_probe.models.layer import Layer
@@ -79,6 +80,7 @@ class TopImages(Result):
         a patch stem."""
         return np.stack([*cell_box(self.row, self.column, self.layer.grid, self.input_size)], axis=-1)
 
+    @checked(MeasureError)
     def place(self, channel: int) -> int:
         """The row of a channel. Raises LayerError for one that is not here."""
         found = np.flatnonzero(self.channels == channel)
@@ -134,6 +136,7 @@ class Extremes:
     position: Tensor
 
 
+@checked(MeasureError)
 def extremes(_layer: Layer, positions: Tensor, _prefix: Tensor | None, *, by: By = "peak", lowest: bool = False) -> Extremes:
     """Reducer: what `RunningTop.update` takes of one layer [image, position, channel]."""
     wide = positions if positions.dtype is torch.float64 else positions.float()
@@ -144,9 +147,8 @@ def extremes(_layer: Layer, positions: Tensor, _prefix: Tensor | None, *, by: By
 class RunningTop:
     """Accumulator of the top images of all channels of a layer, on the device of the batches: `update`, `merge`, `compute`."""
 
+    @checked(MeasureError)
     def __init__(self, k: int = 9, lowest: bool = False) -> None:
-        if k < 1:
-            raise MeasureError(f"k={k} top images: take 1 or more")
         self.k = k
         self.lowest = lowest
         self.images = 0
@@ -156,6 +158,7 @@ class RunningTop:
     def _what(self) -> str:
         return f"the {self.k} {'lowest' if self.lowest else 'highest'}"
 
+    @checked(MeasureError)
     def update(self, found: Extremes, start: int) -> None:
         """Add a batch of which the first image has the index `start`."""
         n, channels = found.values.shape
@@ -199,6 +202,7 @@ class RunningTop:
         return (-value if self.lowest else value), index, position
 
 
+@checked(MeasureError)
 def top_images(
     model: Model,
     images: ImageSource | Tensor,
@@ -221,6 +225,7 @@ def top_images(
     return _ranked(model, images, {layer: channel}, k, (lowest,), by, batch_size, autocast)[0][0]
 
 
+@checked(MeasureError)
 def top_and_lowest(
     model: Model,
     images: ImageSource | Tensor,
@@ -238,6 +243,7 @@ def top_and_lowest(
     return [(top, low) for top, low in _ranked(model, images, channels, k, (False, True), by, batch_size, autocast)]
 
 
+@checked(MeasureError)
 def top_means(
     model: Model,
     images: ImageSource | Tensor,
@@ -282,8 +288,6 @@ def _ranked(
     autocast: str | None,
 ) -> list[list[TopImages]]:
     """For every layer wanted the results at every end, from one pass."""
-    if by not in ("peak", "mean"):
-        raise MeasureError(f"images are ranked by 'peak' or 'mean', not by '{by}'")
     source, layers = as_source(images), [model.layer(name) for name in wanted]
     channels = {layer.name: _channels(wanted[layer.name], layer) for layer in layers}
     running = {layer.name: [RunningTop(k, lowest) for lowest in ends] for layer in layers}
@@ -331,7 +335,7 @@ def _warn_non_finite(top: RunningTop, layer: Layer, model: Model) -> None:
         warnings.warn(
             f"{top.non_finite} peaks of layer '{layer.name}' of {model.name} are NaN; these images are ranked last",
             NonFiniteWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -346,6 +350,7 @@ def input_pictures(model: Model, images: ImageSource | Tensor, index: Iterable[i
     return np.asarray((colours.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy())
 
 
+@checked(MeasureError)
 def activation_maps(
     model: Model, images: ImageSource | Tensor, index: Iterable[int], layer: str, channel: int, *, batch_size: int = 64
 ) -> np.ndarray:

@@ -3,8 +3,10 @@ render | diff | app`."""
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
+from contextlib import suppress
 from typing import Any
 
 # The order in which `mixer-probe --help` lists them.
@@ -12,20 +14,58 @@ from mixer_probe.cli import looking, similarity, probes, weights, channels, attr
 from mixer_probe.cli.options import app, console, errors
 from mixer_probe.errors import MixerProbeError
 
-__all__ = ["app", "console", "errors", "main"]
+__all__ = ["DEBUG", "app", "console", "errors", "main"]
+
+# Set in the environment, an error that nobody foresaw is shown with its traceback.
+DEBUG = "MIXER_PROBE_DEBUG"
+_BUG = 70  # EX_SOFTWARE of sysexits.h
 
 
 def main() -> None:
-    """Run the command line; errors made on purpose are one line and exit code 2."""
+    """Run the command line. An error is one line, with exit code 2 if it was made on purpose or by the system, else 70."""
     warnings.showwarning = _show_warning
+    # Figures go to files, whatever draws on this machine's screen.
+    os.environ["MPLBACKEND"] = "agg"
+    for stream in (sys.stdout, sys.stderr):
+        # What an ASCII terminal cannot show is escaped.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
+        # What is left to be written may meet a full disk too.
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except MixerProbeError as error:
-        errors.print(f"mixer-probe: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
+        _end(str(error), 2)
     except KeyboardInterrupt:
-        errors.print("mixer-probe: interrupted; the same command goes on where it stopped", markup=False)
-        sys.exit(130)
+        _end("interrupted; the same command goes on where it stopped", 130)
+    except BrokenPipeError:
+        # Who read this has gone, and Python would say so once more at its end.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get(DEBUG):
+            raise
+        _end(*_unforeseen(error))
+
+
+def _unforeseen(error: Exception) -> tuple[str, int]:
+    said = " ".join(str(error).split()) or "without a message"
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory ({said}); take fewer images or a smaller batch", 2
+    if isinstance(error, OSError):
+        where = "" if error.filename is None else f" for {error.filename!s}"
+        return f"the system refused{where}: {error.strerror or said}", 2
+    kind = type(error).__name__
+    return f"this is a bug in mixer_probe, please report it: {kind}: {said} ({DEBUG}=1 shows where it comes from)", _BUG
+
+
+def _end(sentence: str, code: int) -> None:
+    colour = {"style": "red"} if code != 130 else {}
+    with suppress(OSError):
+        errors.print(f"mixer-probe: {sentence}", markup=False, highlight=False, soft_wrap=True, **colour)
+    sys.exit(code)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

@@ -23,6 +23,7 @@ from mixer_probe.cli.options import (
     Split,
     app,
     console,
+    folder,
 )
 from mixer_probe.cli.output import print_json, print_sections, tables_by_kind, write_files
 from mixer_probe.cli.shared import find_images, model_loaders
@@ -62,7 +63,7 @@ def attribute(
     image: Annotated[list[Path] | None, typer.Option(help="An image file instead of --data; may be given again.")] = None,
     split: Split = None,
     root: Root = None,
-    limit: Annotated[int | None, typer.Option(help="At most this many images of --data, balanced over classes.")] = 8,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many images of --data, balanced over classes.")] = 8,
     shown: Annotated[int, typer.Option(min=1, help="Images that the figure of maps shows.")] = 4,
     on_error: OnError = "raise",
     pretrained: Pretrained = True,
@@ -71,7 +72,10 @@ def attribute(
     device: Device = "auto",
     batch_size: BatchSize = 16,
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder for overlays, figures, tables, results.json and report.html.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for overlays, figures, tables, results.json and report.html.", parser=folder, metavar="PATH"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Attributions: maps over the images, and whether they can be believed.

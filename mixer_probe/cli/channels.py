@@ -28,6 +28,7 @@ from mixer_probe.cli.options import (
     Split,
     app,
     console,
+    folder,
 )
 from mixer_probe.cli.output import print_json, print_sections, tables_by_kind, write_files
 from mixer_probe.cli.shared import find_images, model_loaders, study_settings, train_and_test, without_gaps
@@ -76,7 +77,9 @@ def channels(
     batch_size: BatchSize = 32,
     permutations: Permutations = 100,
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder for figures, tables, results.json and report.html.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for figures, tables, results.json and report.html.", parser=folder, metavar="PATH")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Channels: statistics, the classes they tell, how many a class needs, their partners elsewhere, pages of single ones.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixer_probe.cli.options import AsJson, app, console
+from mixer_probe.cli.options import AsJson, app, console, folder
 from mixer_probe.cli.output import print_json
 from mixer_probe.errors import StoreError
 
@@ -28,7 +28,9 @@ def diff(
     rtol: Annotated[float, typer.Option(min=0, help="Numbers within this share of their size are the same.")] = 1e-5,
     most: Annotated[int, typer.Option(min=0, help="Numbers listed on the terminal.")] = 20,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="End with 1 if a number moved or a result is missing.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for a report of the differences and its tables.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for a report of the differences and its tables.", parser=folder, metavar="PATH")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Which numbers of two reports moved beyond their intervals, which differ and have none, and how many would by chance."""
@@ -58,11 +60,12 @@ def _names(same: Sequence[str]) -> dict[str, str]:
 
 def _deliver(found: ReportDiff, out: Path) -> None:
     from mixer_probe.core.files import write_text
+    from mixer_probe.core.text import csv_text
     from mixer_probe.report import deliver
 
     settings = {"command": " ".join(["mixer-probe", *map(shlex.quote, sys.argv[1:])])}
     deliver([found], out, f"What differs between {found.name_a} and {found.name_b}", settings)
-    write_text(out / "differences-without-intervals.csv", found.changes_frame().to_csv(index=False))
+    write_text(out / "differences-without-intervals.csv", csv_text(found.changes_frame()))
 
 
 def _print(found: ReportDiff, most: int, out: Path | None) -> None:

@@ -27,6 +27,7 @@ from mixer_probe.cli.options import (
     Split,
     app,
     console,
+    folder,
 )
 from mixer_probe.cli.output import print_frame, print_json
 from mixer_probe.cli.shared import chosen_layers, find_images, model_loaders
@@ -103,7 +104,7 @@ def _print_card(card: ModelCard) -> None:
 def extract(
     model: ModelName,
     data: Data = "demo",
-    out: Annotated[Path, typer.Option(help="The zarr store to write.")] = Path("run.zarr"),
+    out: Annotated[Path, typer.Option(help="The zarr store to write.", parser=folder, metavar="PATH")] = Path("run.zarr"),
     layers: Layers = "blocks",
     reduce: Annotated[str, typer.Option(help="mean over positions, prefix token, or none (all positions).")] = "mean",
     split: Split = None,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+
+from mixer_probe.core.text import visible
+from mixer_probe.core.validate import LARGEST_SEED
 
 app = typer.Typer(
     help="What did an MLP-Mixer learn, and how does that differ from a ViT and a CNN?",
@@ -14,8 +17,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-console = Console()
-errors = Console(stderr=True)
+
+
+class VisibleConsole(Console):
+    """Prints names so that nothing in them steers the terminal."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich does, with what `visible` escapes escaped."""
+        super().print(*(visible(thing) if isinstance(thing, str) else thing for thing in objects), **options)
+
+
+console = VisibleConsole()
+errors = VisibleConsole(stderr=True)
+
+
+def folder(given: str | Path) -> Path:
+    """The path that a person wrote for what is made; not that of the working directory for a text that is empty."""
+    if not str(given).strip():
+        raise typer.BadParameter("a folder is wanted, and the text is empty; give a name, or . for this folder")
+    return Path(given)
+
 
 DEMO_MODELS = ("zoo:mixer-s0", "zoo:vit-s0", "zoo:resnet-s0")
 
@@ -43,7 +64,7 @@ ModelArgs = Annotated[
 Data = Annotated[str, typer.Option(help="demo, photos, a folder of images, or a timm data set (torch/..., hfds/..., wds/...).")]
 Split = Annotated[str | None, typer.Option(help="Split of the data set, such as train, test or validation.")]
 Root = Annotated[str | None, typer.Option(help="Where a timm data set lies on disk.")]
-Limit = Annotated[int | None, typer.Option(help="At most this many images, balanced over classes.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most this many images, balanced over classes.")]
 OnError = Annotated[str, typer.Option(help="raise, or skip: leave unreadable images out and count them.")]
 Device = Annotated[str, typer.Option(help="auto, cuda, mps or cpu.")]
 Autocast = Annotated[str | None, typer.Option(help="bfloat16 or float16: run the network in mixed precision.")]
@@ -53,6 +74,6 @@ Measures = Annotated[str, typer.Option(help="A measure, several with commas, or 
 BatchSize = Annotated[int, typer.Option(min=1, help="Images a forward pass.")]
 Permutations = Annotated[int, typer.Option(min=0, help="Random pairings of the images for the null.")]
 Resamples = Annotated[int, typer.Option(min=0, help="Random halves of the images for the intervals.")]
-Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
-Out = Annotated[Path, typer.Option(help="Folder for the results.")]
+Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of every random draw.")]
+Out = Annotated[Path, typer.Option(help="Folder for the results.", parser=folder, metavar="PATH")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from mixer_probe.cli.options import console
+from mixer_probe.core.text import visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,7 +73,7 @@ def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for column in header:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(visible, row))
     console.print(table)
 
 

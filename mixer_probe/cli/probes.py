@@ -27,9 +27,11 @@ from mixer_probe.cli.options import (
     Split,
     app,
     console,
+    folder,
 )
 from mixer_probe.cli.output import print_json, print_sections, tables_by_kind, write_files
 from mixer_probe.cli.shared import find_images, model_loaders, study_settings, train_and_test, without_gaps
+from mixer_probe.core.validate import check_choice, shown, whole_number
 from mixer_probe.errors import MeasureError
 
 if TYPE_CHECKING:
@@ -73,7 +75,9 @@ def probe(
     autocast: Autocast = None,
     batch_size: BatchSize = 64,
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder for figures, tables, results.json and report.html.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for figures, tables, results.json and report.html.", parser=folder, metavar="PATH")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Probes of every layer, with 95 % intervals, against the same network untrained, raw pixels and chance.
@@ -124,22 +128,18 @@ def _probes(what: str | None, few: Any, target: Any) -> tuple[str, ...]:
 
 
 def _probe_method(name: str, option: str, *others: str) -> str:
-    from mixer_probe.errors import closest
     from mixer_probe.probing.methods import FITTERS
 
-    known = (*others, *FITTERS)
-    if name not in known:
-        raise MeasureError(f"{option} is one of {', '.join(known)}, not '{name}'; {closest(name, known)}")
-    return name
+    return check_choice(option, name, (*others, *FITTERS), MeasureError)
 
 
 def _shots(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
-    counts = [part.strip() for part in text.split(",")]
-    if not all(count.isdecimal() and int(count) for count in counts):
-        raise MeasureError(f"--shots is a list of positive numbers such as 1,5,10,25, not '{text}'")
-    return tuple(sorted({int(count) for count in counts}))
+    counts = [whole_number(part) for part in text.split(",")]
+    if not all(counts):
+        raise MeasureError(f"--shots is a list of positive numbers such as 1,5,10,25, not {shown(text)}")
+    return tuple(sorted({count for count in counts if count is not None}))
 
 
 def _targets(specs: Sequence[str] | None) -> tuple[str, ...]:
@@ -171,8 +171,9 @@ def _write_paths(results: Sequence[Result], out: Path) -> None:
     import pandas as pd
 
     from mixer_probe.core.files import write_text
+    from mixer_probe.core.text import csv_text
     from mixer_probe.probing import ProbeResult
 
     paths = [r.path_frame() for r in results if isinstance(r, ProbeResult)]
     if paths:
-        write_text(out / "linear-probes-path.csv", pd.concat(paths, ignore_index=True).to_csv(index=False))
+        write_text(out / "linear-probes-path.csv", csv_text(pd.concat(paths, ignore_index=True)))

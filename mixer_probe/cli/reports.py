@@ -176,7 +176,7 @@ def open_app(
         list[Path] | None,
         typer.Argument(metavar="[PATH]...", help="Folders with images, checkpoints, runs, reports to be opened."),
     ] = None,
-    port: Annotated[int, typer.Option(help="Port on this machine.")] = 8501,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 8501,
 ) -> None:
     """Open the app in the browser; it listens on this machine only, and reads files below the given PATHs only."""
     import subprocess

@@ -31,9 +31,11 @@ from mixer_probe.cli.options import (
     Split,
     app,
     console,
+    folder,
 )
 from mixer_probe.cli.output import save_picture
 from mixer_probe.cli.shared import chosen_layers, find_images, model_loaders
+from mixer_probe.core.validate import shown, whole_number
 from mixer_probe.errors import MeasureError
 
 if TYPE_CHECKING:
@@ -72,7 +74,10 @@ def compare(
     resamples: Resamples = 100,
     seed: Seed = 0,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the results (default: mixer-probe-compare; with --json none).")
+        Path | None,
+        typer.Option(
+            help="Folder for the results (default: mixer-probe-compare; with --json none).", parser=folder, metavar="PATH"
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -118,10 +123,10 @@ def _grid(text: str | None, reduce: str | None) -> tuple[int, int] | None:
         return None
     if reduce not in (None, "none"):
         raise MeasureError(f"--grid needs --reduce none: with --reduce {reduce} no positions are left to average")
-    sizes = text.lower().replace("×", "x").split("x")
-    if len(sizes) > 2 or not all(size.strip().isdigit() and int(size) for size in sizes):
-        raise MeasureError(f"--grid is a number of rows and columns such as 7 or 7x7, not '{text}'")
-    return int(sizes[0]), int(sizes[-1])
+    sizes = [whole_number(size) for size in text.lower().replace("×", "x").split("x")]
+    if len(sizes) > 2 or not all(sizes):
+        raise MeasureError(f"--grid is a number of rows and columns such as 7 or 7x7, not {shown(text)}")
+    return sizes[0] or 0, sizes[-1] or 0
 
 
 def _deliver_similarity(matrices: Sequence[SimilarityMatrix], out: Path | None, as_json: bool) -> None:
@@ -129,6 +134,7 @@ def _deliver_similarity(matrices: Sequence[SimilarityMatrix], out: Path | None, 
     import pandas as pd
 
     from mixer_probe.core.files import make_folder, write_text
+    from mixer_probe.core.text import csv_text
     from mixer_probe.report import write_report
     from mixer_probe.report.sections_similarity import agreement, disagreement
     from mixer_probe.results import save_results
@@ -137,7 +143,7 @@ def _deliver_similarity(matrices: Sequence[SimilarityMatrix], out: Path | None, 
     if out is not None:
         make_folder(out)
         settings = {"command": " ".join(["mixer-probe", *map(shlex.quote, sys.argv[1:])])}
-        write_text(out / "similarity.csv", frame.to_csv(index=False))
+        write_text(out / "similarity.csv", csv_text(frame))
         save_results(matrices, out / "results.json", settings)
         _save_pictures(matrices, out)
         write_report(matrices, out / "report.html", title="Where two networks agree", settings=settings)

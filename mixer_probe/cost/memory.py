@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mixer_probe.core.validate import checked
+from mixer_probe.errors import MeasureError
 from mixer_probe.models.model import Model
 from mixer_probe.models.switches import evaluating, frozen
 
@@ -51,6 +53,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak = max(self.peak, self.live)
 
 
+@checked(MeasureError)
 def peak_activation_bytes(model: Model, batch_size: int = 1) -> int:
     """The most bytes of activations alive at once while a batch goes forward without gradients, the batch itself included.
 

@@ -9,9 +9,11 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
+from mixer_probe.core.validate import checked
 from mixer_probe.cost.counting import MacParts, count_parts, head_parameters
 from mixer_probe.cost.memory import peak_activation_bytes
 from mixer_probe.cost.timing import RUNS, device_name, time_together
+from mixer_probe.errors import MeasureError
 from mixer_probe.models.model import Model
 from mixer_probe.results import ModelRecord, Result
 from mixer_probe.stats import median_interval
@@ -81,6 +83,7 @@ class ModelCost(Result):
         return pd.DataFrame([row])
 
 
+@checked(MeasureError)
 def model_cost(model: Model, *, batch_size: int = 32, runs: int = RUNS) -> ModelCost:
     """Count and measure one network where it is. `runs` = 0 counts only.
 
@@ -88,6 +91,7 @@ def model_cost(model: Model, *, batch_size: int = 32, runs: int = RUNS) -> Model
     return model_costs([model], batch_size=batch_size, runs=runs)[0]
 
 
+@checked(MeasureError)
 def model_costs(models: Sequence[Model], *, batch_size: int = 32, runs: int = RUNS) -> list[ModelCost]:
     """`model_cost` of several networks, all in memory, whose times are taken in turns and so can be compared."""
     seconds = time_together(models, batch_size, runs) if runs else np.empty((len(models), 0))

@@ -20,6 +20,7 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from torch import nn
 
+from mixer_probe.core.validate import checked
 from mixer_probe.cost.counting import MacParts, count_parts
 from mixer_probe.cost.memory import peak_activation_bytes
 from mixer_probe.cost.timing import device_name, time_together
@@ -118,6 +119,7 @@ def slope(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
+@checked(MeasureError)
 def cost_growth(
     model: Model,
     sizes: Sequence[int] | None = None,

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mixer_probe.core.validate import check_count, checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.models.model import Model
 from mixer_probe.models.switches import evaluating
@@ -18,6 +19,7 @@ RUNS = 15
 WARM_RUNS = 3
 
 
+@checked(MeasureError)
 def time_forward(model: Model, batch_size: int = 32, runs: int = RUNS) -> np.ndarray:
     """Seconds [runs] that each forward pass of one batch of noise takes, after three passes that are not timed.
 
@@ -25,14 +27,14 @@ def time_forward(model: Model, batch_size: int = 32, runs: int = RUNS) -> np.nda
     return np.asarray(time_together([model], batch_size, runs)[0])
 
 
+@checked(MeasureError)
 def time_together(models: Sequence[Model], batch_size: int = 32, runs: int = RUNS) -> np.ndarray:
     """Seconds [model, run] of forward passes of one batch of noise, the networks in turns.
 
     Whatever else a machine does comes and goes; in turns it meets all networks alike, so that their ratios stay. Three rounds
     that are not timed go before. Without gradients, each in its own type; a device with a queue of its own is waited for before
     and after each pass. Raises MeasureError for less than one run or image, and where the batch does not fit into memory."""
-    if runs < 1 or batch_size < 1:
-        raise MeasureError(f"a time needs one run and one image or more, not runs={runs} and batch_size={batch_size}")
+    check_count("runs", runs, MeasureError)
     batches = [_noise(model, batch_size) for model in models]
     try:
         rounds = [[_timed(m, batch) for m, batch in zip(models, batches, strict=True)] for _ in range(WARM_RUNS + runs)]

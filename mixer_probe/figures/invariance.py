@@ -12,6 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.figures.probes import chance_line, curve, key_below, model_keys, share_text
 from mixer_probe.figures.style import (
@@ -44,13 +45,12 @@ _ROOM = 8
 
 
 @styled
+@checked(MeasureError)
 def distortion_curves(results: Sequence[DistortionAccuracy], value: Value = "accuracy") -> Figure:
     """One panel a kind of distortion, from the plain images on the left to the hardest on the right; bands are 95 % intervals.
 
     `value` is "accuracy", "kept" (of the accuracy above chance) or "agreement" (with the prediction for the plain image). Grey
     lines are chance. Raises MeasureError for another value, and for results without a distortion."""
-    if value not in _AXES:
-        raise MeasureError(f"curves show accuracy, kept or agreement, not '{value}'")
     kinds = list(dict.fromkeys(kind for r in results for kind in r.kinds))
     if not kinds:
         raise MeasureError("there is no distortion to draw")
@@ -244,6 +244,7 @@ def _two_lines(label: str) -> str:
 
 
 @styled
+@checked(MeasureError)
 def representation_shift_curves(results: Sequence[RepresentationShift], measure: Literal["cka", "cosine"] = "cka") -> Figure:
     """Likeness of plain and distorted images by depth, one panel a distortion; bands are 95 % intervals.
 

@@ -11,6 +11,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from mixer_probe.core.validate import checked
+from mixer_probe.errors import MeasureError
 from mixer_probe.figures.style import DIVERGING, SEQUENTIAL, line_styles, model_label, plain, styled
 from mixer_probe.figures.weights import tile
 from mixer_probe.weights import SpatialKernel, SpatialKernels
@@ -18,6 +20,7 @@ from mixer_probe.weights.offsets import offset_pairs
 
 
 @styled
+@checked(MeasureError)
 def kernel_maps(
     result: SpatialKernels, blocks: Sequence[int | str] | None = None, *, shared_scale: bool = False, most: int = 256
 ) -> Figure:

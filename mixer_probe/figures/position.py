@@ -10,11 +10,14 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from mixer_probe.core.validate import checked
+from mixer_probe.errors import MeasureError
 from mixer_probe.figures.style import DIVERGING, GREY, line_styles, model_label, plain, styled
 from mixer_probe.weights.position import PositionEmbeddings
 
 
 @styled
+@checked(MeasureError)
 def position_similarity(found: PositionEmbeddings, *, most: int = 8) -> Figure:
     """One map a position: the cosine similarity of its embedding with those of all positions, at its place in the grid.
 

@@ -12,6 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.figures.probes import cut, key_below, model_keys
 from mixer_probe.figures.style import COLOURS, GREY, SEQUENTIAL, line_styles, model_label, styled
@@ -23,6 +24,7 @@ _COLUMNS = 2
 
 
 @styled
+@checked(MeasureError)
 def confusion_heatmaps(results: Sequence[ConfusionMatrix], layer: int = -1, most: int = 30) -> Figure:
     """Which class is taken for which after one layer of each network (an index; the last by default): rows are the truth.
 
@@ -75,6 +77,7 @@ def _numbers(axes: Axes, picture: np.ndarray) -> None:
 
 
 @styled
+@checked(MeasureError)
 def class_accuracy(results: Sequence[ConfusionMatrix], layer: int = -1, most: int = 40) -> Figure:
     """Accuracy of every class after one layer of each network, with Wilson's 95 % interval; the easiest class is on top.
 

@@ -20,6 +20,7 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from scipy.cluster.hierarchy import dendrogram
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.figures.style import COLOURS, GREY, MARKERS, SEQUENTIAL, model_label, plain, short_name, styled
 from mixer_probe.models.layer import Layer
@@ -158,6 +159,7 @@ def _block_axes(axes: Axes, names: Sequence[str]) -> None:
 
 
 @styled
+@checked(MeasureError)
 def similarity_heatmaps(matrices: Sequence[SimilarityMatrix], *, columns: int = 3, paths: bool = False) -> Figure:
     """One heatmap a matrix, all of one measure, on the shared scale of that measure (values are clipped for the picture only).
 

@@ -12,6 +12,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from mixer_probe.core.validate import checked
+from mixer_probe.errors import MeasureError
 from mixer_probe.figures.style import COLOURS, DIVERGING, GREY, model_label, plain, styled
 from mixer_probe.figures.weights import tile
 from mixer_probe.weights.stem import Order, StemComponents, StemFilters
@@ -21,6 +23,7 @@ _WIDTH = 10.0
 
 
 @styled
+@checked(MeasureError)
 def stem_pictures(
     stem: StemFilters, *, order_by: Order = "frequency", limit: int | None = None, columns: int | None = None
 ) -> Figure:
@@ -88,6 +91,7 @@ def _bar(figure: Figure, axes: Axes, channels: int) -> None:
 
 
 @styled
+@checked(MeasureError)
 def stem_component_pictures(found: StemComponents, *, columns: int = 7) -> Figure:
     """The principal components of the filters with their shares of the energy, and the shares against those of iid filters."""
     count = len(found.components)

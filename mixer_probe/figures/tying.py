@@ -13,12 +13,15 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from mixer_probe.core.validate import checked
+from mixer_probe.errors import MeasureError
 from mixer_probe.figures.kernels import largest_offset
 from mixer_probe.figures.style import COLOURS, DIVERGING, GREY, line_styles, model_label, plain, styled
 from mixer_probe.weights import KernelTying, LayerTying
 
 
 @styled
+@checked(MeasureError)
 def kernel_tying_depth(results: Sequence[KernelTying], *, share: float = 0.9, normalise: bool = False) -> Figure:
     """How many shared kernels carry `share` of the energy at every depth, and whether that is fewer than the null needs.
 
@@ -121,6 +124,7 @@ def _curve(axes: Axes, cumulative: np.ndarray, **style: Any) -> None:
 
 
 @styled
+@checked(MeasureError)
 def kernel_dictionary(
     result: KernelTying, layers: Sequence[int | str] | None = None, *, limit: int = 8, normalise: bool = False
 ) -> Figure:

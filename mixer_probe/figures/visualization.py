@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from matplotlib.lines import Line2D
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.figures.style import COLOURS, GREY, model_label, plain, styled
 from mixer_probe.visualization import METHODS, FeatureVisualization
@@ -39,6 +40,7 @@ def _cut(text: str, most: int = 30) -> str:
 
 
 @styled
+@checked(MeasureError)
 def feature_pictures(results: Sequence[FeatureVisualization], *, faded: bool = True, limit: int | None = 8) -> Figure:
     """Optimised pictures of every method and seed beside the strongest real images: a row a unit, at most `limit` (None for all).
 
@@ -145,6 +147,7 @@ def _headers(figure: Figure, grid: GridSpec, names: Sequence[str], groups: Seque
 
 
 @styled
+@checked(MeasureError)
 def feature_ascent(results: Sequence[FeatureVisualization], *, limit: int | None = 8) -> Figure:
     """The objective during the ascent, averaged over transformed views: a panel a unit (at most `limit`), a line a seed.
 

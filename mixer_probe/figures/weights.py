@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.figures.style import COLOURS, DIVERGING, GREY, SEQUENTIAL, line_styles, model_label, plain, styled
 from mixer_probe.weights import TokenMixing
@@ -28,6 +29,7 @@ _SIDE_TEXTS: dict[Side, str] = {
 
 
 @styled
+@checked(MeasureError)
 def token_mixing_units(
     units: TokenMixing,
     block: int | str = 0,
@@ -129,6 +131,7 @@ _DEPTH_PANELS = (
 
 
 @styled
+@checked(MeasureError)
 def token_mixing_depth(results: Sequence[TokenMixing], *, side: Side = "read") -> Figure:
     """How units change with depth: frequency, localisation, orientation, effective rank, partners; each with its null.
 
@@ -167,6 +170,7 @@ def _depth_legend(figure: Figure, axes: Axes) -> None:
 
 
 @styled
+@checked(MeasureError)
 def token_mixing_scatter(units: TokenMixing, blocks: Sequence[int | str] | None = None, *, side: Side = "read") -> Figure:
     """Units by frequency and localisation, one panel a block, coloured by the cosine with their partner.
 

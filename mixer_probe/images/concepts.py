@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageColor
 from torchvision.transforms import Grayscale
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import ImagesError, ImagesWarning, closest
 from mixer_probe.images.decode import EXTENSIONS, reason
 from mixer_probe.images.folder import _image_files
@@ -230,6 +231,7 @@ def _check_unique(names: Iterable[str], what: str, where: str) -> None:
 # -- from files ------------------------------------------------------------------------------------------------------------
 
 
+@checked(ImagesError)
 def load_concepts(
     source: str | os.PathLike[str],
     images: Images,
@@ -254,8 +256,6 @@ def load_concepts(
 
     Raises ImagesError for a source that is neither, names that fit no image or several, two annotations of one image, a legend
     that is not clear, and values other than 0 and 1. Warns with ImagesWarning about images and annotations left out."""
-    if missing not in ("unknown", "absent"):
-        raise ImagesError(f"a missing mask is 'unknown' or 'absent', not '{missing}'")
     path = Path(source)
     _check_unique(images.ids, "image", f"'{images.name}'")
     if path.is_file() and path.suffix.lower() == ".csv":
@@ -329,7 +329,7 @@ def _warn_left_out(images: Images, left_out: Sequence[int], unmatched: Sequence[
     if unmatched:
         parts.append(f"{len(unmatched)} belong to no image of '{images.name}' (the first: '{unmatched[0]}')")
     if parts:
-        warnings.warn(f"{what} of {where}: {' and '.join(parts)}; these are left out", ImagesWarning, stacklevel=4)
+        warnings.warn(f"{what} of {where}: {' and '.join(parts)}; these are left out", ImagesWarning, stacklevel=5)
 
 
 def _from_table(path: Path, images: Images) -> Concepts:
@@ -434,7 +434,7 @@ def _warn_unknown(known: np.ndarray, names: Sequence[str], top: Path) -> None:
             f"'{names[worst]}' of {top} has no mask for {gaps[worst]} of {len(known)} images ({(gaps > 0).sum()} concepts have "
             "gaps): they are unknown and left out of its sums; missing='absent' says that it is not there",
             ImagesWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

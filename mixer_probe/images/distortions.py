@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mixer_probe.core.fingerprint import altered_key, images_fingerprint
+from mixer_probe.core.validate import check_grid, checked
 from mixer_probe.errors import ImagesError, closest
 from mixer_probe.images.labelled import Images
 from mixer_probe.images.transforms import Transform, split_transform
@@ -120,6 +121,7 @@ class _OnGrid(Distortion):
         return _grid_text(self.grid)
 
 
+@checked(ImagesError)
 @_known
 @dataclass(frozen=True)
 class PatchShuffle(_OnGrid):
@@ -151,6 +153,7 @@ class PatchShuffle(_OnGrid):
         return permute_cells(images, self.order(index).argsort(1), self.grid)
 
 
+@checked(ImagesError)
 @_known
 @dataclass(frozen=True)
 class PixelShuffle(_OnGrid):
@@ -245,6 +248,7 @@ class Chain(Distortion):
         return images
 
 
+@checked(ImagesError)
 def paper_shuffle(grid: Grid, seed: int = 0) -> Chain:
     """Tolstikhin et al. 2021, Fig. 4: patches in one order and the pixels inside all patches in one order, the same for all
     images; grid 1 is one order of all pixels. To train a Mixer on images in one order of patches is as easy as on plain ones; a
@@ -256,6 +260,7 @@ def paper_shuffle(grid: Grid, seed: int = 0) -> Chain:
 # -- what is lost ------------------------------------------------------------------------------------------------------
 
 
+@checked(ImagesError)
 @_known
 @dataclass(frozen=True)
 class PatchDrop(Distortion):
@@ -300,6 +305,7 @@ class PatchDrop(Distortion):
         return from_cells(torch.where(dropped, _colour(self.fill, images), cells), self.grid)
 
 
+@checked(ImagesError)
 @_known
 @dataclass(frozen=True)
 class Shift(Distortion):
@@ -387,6 +393,7 @@ class _Pass(Distortion):
         return filtered
 
 
+@checked(ImagesError)
 @_known
 @dataclass(frozen=True)
 class LowPass(_Pass):
@@ -403,6 +410,7 @@ class LowPass(_Pass):
         return self._low(_floats(images))
 
 
+@checked(ImagesError)
 @_known
 @dataclass(frozen=True)
 class HighPass(_Pass):
@@ -475,10 +483,12 @@ class DistortedImages:
         """Some of the images, each distorted as it is here; see `Images.subset`."""
         return replace(self, images=self.images.subset(indices))
 
+    @checked(ImagesError)
     def sample(self, limit: int | None, seed: int = 0) -> DistortedImages:
         """At most `limit` of the images; see `Images.sample`."""
         return replace(self, images=self.images.sample(limit, seed))
 
+    @checked(ImagesError)
     def batches(
         self,
         transform: Transform,
@@ -566,9 +576,7 @@ def _pair(grid: Grid) -> tuple[int, int]:
 
 def _square(grid: Grid) -> Grid:
     """One number for a square grid, so that equal distortions are equal records."""
-    rows, columns = _pair(grid)
-    if rows < 1 or columns < 1:
-        raise ImagesError(f"a grid has 1 row and column or more, not {rows}×{columns}")
+    rows, columns = check_grid(grid, ImagesError)
     return rows if rows == columns else (rows, columns)
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from mixer_probe.core.fingerprint import images_fingerprint, pictures_fingerprint
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import ImagesError
 from mixer_probe.images.classes import require_labels
 from mixer_probe.images.decode import HeldReader, Reader, reason, to_rgb
@@ -144,13 +145,13 @@ class Images(Sequence[Image.Image]):
             positions=self.positions[rows],
         )
 
+    @checked(ImagesError)
     def sample(self, limit: int | None, seed: int = 0) -> Images:
         """At most `limit` images in the order they have here, every class as often as it can be.
 
         Any two classes that still have images left differ by at most one; without labels the draw is uniform.
         One seed gives nested samples: those of a smaller limit are among those of a larger one.
         Raises ImagesError for a limit below 1."""
-        check_limit(limit)
         chosen = replace(self, limit=limit, seed=seed)
         if limit is None or limit >= len(self):
             return chosen
@@ -165,6 +166,7 @@ class Images(Sequence[Image.Image]):
         turn = drawn.groupby(drawn).cumcount().to_numpy()
         return order[np.argsort(turn, kind="stable")]
 
+    @checked(ImagesError)
     def batches(
         self,
         transform: Transform,
@@ -265,12 +267,6 @@ def from_arrays(
 def numbered(prefix: str, n: int) -> tuple[str, ...]:
     """n ids that sort in order: prefix, then the number padded with zeros."""
     return tuple(f"{prefix}{i:0{len(str(n - 1))}d}" for i in range(n))
-
-
-def check_limit(limit: int | None) -> None:
-    """Raises ImagesError for a limit below 1."""
-    if limit is not None and limit < 1:
-        raise ImagesError(f"limit={limit} leaves no image; give 1 or more, or None for all")
 
 
 class _Prepared(Dataset[torch.Tensor | ImagesError]):

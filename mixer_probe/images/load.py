@@ -7,16 +7,18 @@ import warnings
 from pathlib import Path
 from typing import Any, Literal
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import ImagesError, ImagesWarning, closest
 from mixer_probe.images.bundled import load_demo, load_photos
 from mixer_probe.images.decode import FileReader
 from mixer_probe.images.folder import load_folder
-from mixer_probe.images.labelled import Images, check_limit
+from mixer_probe.images.labelled import Images
 from mixer_probe.images.timm_sets import PREFIXES, load_timm
 
 _BUNDLED = {"demo": load_demo, "photos": load_photos}
 
 
+@checked(ImagesError)
 def load_images(
     source: str | os.PathLike[str],
     *,
@@ -50,9 +52,6 @@ def load_images(
     Raises ImagesError, one sentence each, for an unknown source (with the closest names), a folder that is
     missing or without images, an unreadable image (with its path), a package that is not installed and a
     limit below 1."""
-    check_limit(limit)
-    if on_error not in ("raise", "skip"):
-        raise ImagesError(f"on_error must be 'raise' or 'skip', got '{on_error}'")
     images = _open(source, split, None if root is None else os.fspath(root), limit, on_error, options)
     images = _without_unreadable(images) if on_error == "skip" else images
     _warn_one_class(images)
@@ -115,7 +114,7 @@ def _without_unreadable(images: Images) -> Images:
             f"{len(kept.skipped)} unreadable images of '{images.name}' were left out, {len(kept)} are kept; "
             f"the first: {path}: {why}",
             ImagesWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     return kept
 
@@ -126,5 +125,5 @@ def _warn_one_class(images: Images) -> None:
         warnings.warn(
             f"all {len(images)} images of {images.name} are of one class, '{only}': probes and selectivity need two",
             ImagesWarning,
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -308,5 +308,5 @@ def _warn_uneven(images: Images) -> None:
             f"uneven there ({counts.min()} to {counts.max()} images each, {len(counts)} classes); "
             "limit=None reads them all",
             ImagesWarning,
-            stacklevel=6,
+            stacklevel=7,
         )

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError, UndefinedInvarianceWarning
 from mixer_probe.images.classes import require_labels
 from mixer_probe.images.distortions import Distortion
@@ -163,6 +164,7 @@ class DistortionAccuracy(Result):
         }
 
 
+@checked(MeasureError)
 def distortion_accuracy(
     model: Model,
     images: Source,
@@ -188,7 +190,7 @@ def distortion_accuracy(
             f"{model.name} is right on {100 * result.accuracy.value[0]:.1f} % of the plain images, which is not above chance "
             f"({100 * result.chance:.1f} %): what a distortion leaves of that is NaN",
             UndefinedInvarianceWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     return result
 

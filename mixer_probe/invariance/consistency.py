@@ -208,5 +208,5 @@ def _warn_undefined(values: np.ndarray, first: DistortionAccuracy) -> None:
             f"{int(np.isnan(values).sum())} of {values.size} kappas are NaN, the first on {label}: networks that are right on "
             "all images, or on none, have no errors to compare",
             UndefinedInvarianceWarning,
-            stacklevel=3,
+            stacklevel=4,
         )

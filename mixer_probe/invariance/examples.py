@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 
 from mixer_probe.capture.stream import transform_of
+from mixer_probe.core.validate import checked
+from mixer_probe.errors import MeasureError
 from mixer_probe.images.distortions import Distortion, image_numbers
 from mixer_probe.images.transforms import split_transform
 from mixer_probe.invariance.predictions import Source
@@ -43,6 +45,7 @@ class DistortionExamples(Result):
         )
 
 
+@checked(MeasureError)
 def distortion_examples(model: Model, images: Source, distortions: Sequence[Distortion], count: int = 3) -> DistortionExamples:
     """The first `count` images under each distortion, at the input size of the network."""
     chosen = images.subset(range(min(count, len(images))))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mixer_probe.capture.heap import kept_heap
 from mixer_probe.capture.stream import transform_of
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import ImagesError, MeasureError, NonFiniteWarning
 from mixer_probe.images.distortions import DistortedImages, Distortion, image_numbers
 from mixer_probe.images.labelled import Images
@@ -23,6 +24,7 @@ from mixer_probe.progress import task
 Source = Images | DistortedImages
 
 
+@checked(MeasureError)
 def predictions(
     model: Model, images: Source, distortions: Sequence[Distortion] = (), batch_size: int = 64
 ) -> tuple[np.ndarray, int]:
@@ -52,7 +54,7 @@ def predictions(
             start += len(x)
     if bad:
         warnings.warn(
-            f"{bad} predictions of {model.name} are undefined, for its logits are NaN or infinite", NonFiniteWarning, stacklevel=3
+            f"{bad} predictions of {model.name} are undefined, for its logits are NaN or infinite", NonFiniteWarning, stacklevel=5
         )
     return found, classes
 

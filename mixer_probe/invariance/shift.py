@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mixer_probe.capture import Representations, extract
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.images.distortions import Distortion, distort
 from mixer_probe.invariance.predictions import Source
@@ -69,6 +70,7 @@ class RepresentationShift(Result):
         }
 
 
+@checked(MeasureError)
 def representation_shift(
     model: Model,
     images: Source,

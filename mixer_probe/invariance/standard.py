@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.images.distortions import (
     Colour,
@@ -31,6 +32,7 @@ def own_grid(model: Model) -> tuple[int, int]:
     return grid
 
 
+@checked(MeasureError)
 def standard_distortions(
     model: Model, *, grid: Grid | None = None, seed: int = 0, shared: bool = False
 ) -> tuple[Distortion, ...]:

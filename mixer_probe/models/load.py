@@ -17,6 +17,7 @@ from torch import nn
 
 from mixer_probe import zoo
 from mixer_probe.core.inputs import InputSpec
+from mixer_probe.core.validate import check_text, checked
 from mixer_probe.errors import ModelError, closest
 from mixer_probe.models.build import build
 from mixer_probe.models.checkpoint import read_checkpoint
@@ -45,6 +46,7 @@ _GOOGLE = {
 
 
 @plain_modes()
+@checked(ModelError)
 def load_model(
     model: str | nn.Module,
     *,
@@ -115,9 +117,11 @@ def resolve_device(device: str | torch.device) -> torch.device:
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"no device '{device}' here ({reason}); use 'auto' or 'cpu'") from error
+    if found.type == "meta":
+        raise ModelError("the device 'meta' holds shapes and no numbers; use 'auto' or 'cpu'")
     return found
 
 
@@ -187,6 +191,8 @@ def google_note(tag: str) -> str:
 
 def check_name(name: str) -> None:
     """Raise ModelError, with the closest names, for a model that `load_model` cannot know; reads no weights."""
+    if not name.startswith(_FOLDER):
+        check_text("the name of a model", name, ModelError)
     if Path(name).suffix in _FILES:
         raise ModelError(
             f"'{name}' is named like a file of weights, which does not say of which network: give the network's name and "

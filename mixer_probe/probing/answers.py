@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, special
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.layer_probes import UNDEFINED, ProbeResult
@@ -151,6 +152,7 @@ class Calibration(Result):
         )
 
 
+@checked(MeasureError)
 def calibration(
     result: ProbeResult, reps: Runs | None = None, *, bins: int = _BINS, resamples: int = 200, seed: int = 0
 ) -> Calibration:
@@ -161,8 +163,6 @@ def calibration(
     has the highest likelihood on the leave-one-out scores of the training images (Guo et al. 2017; never the test images).
 
     Raises MeasureError for a result with neither, other representations than the probe's, and fewer than one bin."""
-    if bins < 1:
-        raise MeasureError(f"bins={bins}: take 1 or more, 15 are usual")
     found, temperature, source = _probabilities(result, reps)
     true = np.searchsorted(result.class_labels, result.labels)
     random = np.random.default_rng(seed)

@@ -20,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.nn import functional as F
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.moments import check_two
@@ -43,6 +44,7 @@ class AttentiveProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     After `fit`: `classes_` [K], `query_` [p], `bias_` [S], `coef_` [K, p], `intercept_` [K], `mean_` and `scale_` [p] (infinite
     for constant channels), `loss_` the mean cross-entropy of the last epoch."""
 
+    @checked(MeasureError)
     def __init__(
         self,
         *,

@@ -6,13 +6,14 @@ Leaving an image out changes only the mean of its own class, to m + (m - x) / (N
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from mixer_probe.core.validate import check_choice, checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.probing.moments import check_two
 from mixer_probe.probing.path import decided_class
@@ -91,6 +92,7 @@ def _unit(X: np.ndarray) -> np.ndarray:
     return np.asarray(X / np.where(norm > 0, norm, 1))
 
 
+@checked(MeasureError)
 def centroid_path(X: Any, y: Any, values: Any = None, *, metric: Metric = "euclidean", standardize: bool = False) -> CentroidPath:
     """The nearest-mean classifier of features `X` [n, p] and classes `y` [n].
 
@@ -112,8 +114,7 @@ def _checked(probe: CentroidProbe, X: Any, y: Any) -> tuple[np.ndarray, np.ndarr
 
 
 def _path(X: np.ndarray, y: np.ndarray, metric: Metric, standardize: bool) -> CentroidPath:
-    if metric not in ("euclidean", "cosine"):
-        raise MeasureError(f"metric is 'euclidean' or 'cosine', not '{metric}'")
+    check_choice("metric", metric, get_args(Metric), MeasureError)
     classes, labels, counts = np.unique(y, return_inverse=True, return_counts=True)
     # A common origin changes no distance, but keeps digits; it does change angles.
     mean, deviation = X.mean(axis=0), X.std(axis=0)

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import ImagesError, MeasureError, closest
 from mixer_probe.images.bundled import CIFAR10_CLASSES
 from mixer_probe.models.layer import Layer
@@ -111,6 +112,7 @@ class ControlTask(Result):
         return pd.concat([frame, self.untrained.to_frame()], ignore_index=True)
 
 
+@checked(MeasureError)
 def control_task(
     reps_train: RepresentationsLike,
     reps_test: RepresentationsLike,
@@ -278,8 +280,6 @@ def random_groupings(semantic: np.ndarray, count: int, seed: int) -> tuple[np.nd
 
     Groupings are the same if they part the classes alike, whatever the groups are called; -1 stays. Raises MeasureError if
     there is no other grouping, or `count` is below 1."""
-    if count < 1:
-        raise MeasureError(f"controls={count} compares with nothing: take 1 or more, 10 are usual")
     members = np.flatnonzero(semantic >= 0)
     possible = count_groupings(semantic[members]) - 1
     if possible < 1:
@@ -362,6 +362,7 @@ class RandomLabels(Result):
         )
 
 
+@checked(MeasureError)
 def random_label_probe(
     reps_train: RepresentationsLike,
     reps_test: RepresentationsLike,
@@ -376,8 +377,6 @@ def random_label_probe(
     for draws < 1."""
     check_runs(reps_train, reps_test)
     y_train, y_test = run_labels(reps_train, reps_test)
-    if draws < 1:
-        raise MeasureError(f"draws={draws} shuffles nothing: take 1 or more")
     path = default_l2(len(y_train)) if l2 is None else np.unique(np.asarray(l2, dtype=np.float64))
     classes = np.unique(y_train)
     labels = [_shuffled(np.searchsorted(classes, y), draws, [seed, k]) for k, y in enumerate((y_train, y_test))]

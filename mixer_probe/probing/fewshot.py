@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError, NonFiniteWarning, closest
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.labels import check_shots, few_of_each
@@ -109,6 +110,7 @@ class FewShotResult(Result):
         return pd.concat([frame, self.untrained.draws_frame()], ignore_index=True)
 
 
+@checked(MeasureError)
 def few_shot_probe(
     train: RepresentationsLike,
     test: RepresentationsLike,
@@ -128,7 +130,7 @@ def few_shot_probe(
 
     Raises ImagesError if labels are missing, there is one class, a class has fewer images than shots or is only in the test
     images, or an image is in both; MeasureError for an unknown preset, shots or seeds below 1, and layers with positions."""
-    _check_settings(preset, seeds, values)
+    _check_settings(preset, values)
     check_runs(train, test)
     y_train, y_test = run_labels(train, test)
     counts = check_shots(y_train, shots, train.class_names)
@@ -159,13 +161,11 @@ def few_shot_probe(
     )
 
 
-def _check_settings(preset: str, seeds: int, values: Values) -> None:
+def _check_settings(preset: str, values: Values) -> None:
     if preset != BIG_VISION and preset not in FITTERS:
         raise MeasureError(f"there is no few-shot protocol '{preset}'; {closest(preset, (BIG_VISION, *FITTERS))}")
     if preset == BIG_VISION and values is not None:
         raise MeasureError("the big_vision protocol has one penalty: take preset='ridge' for a path of them")
-    if seeds < 1:
-        raise MeasureError(f"seeds is 1 or more, not {seeds}")
 
 
 class _Probe(Protocol):
@@ -189,7 +189,7 @@ def _probe_layer(
     shape = (len(draws), len(draws[0]))
     bad = int((~np.isfinite(train)).sum() + (~np.isfinite(test)).sum())
     if bad:
-        warnings.warn(f"no probe of layer '{name}': {bad} of its features are NaN or infinite", NonFiniteWarning, stacklevel=4)
+        warnings.warn(f"no probe of layer '{name}': {bad} of its features are NaN or infinite", NonFiniteWarning, stacklevel=5)
         return (*(np.full(shape, np.nan) for _ in range(2)), *(np.full(len(draws), np.nan) for _ in range(6)))
     predicted, chosen = probe(train, labels[0], [rows for draw in draws for rows in draw], test)
     right = (predicted == labels[1]).reshape(*shape, -1)

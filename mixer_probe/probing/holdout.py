@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.probing.labels import stratified
 
@@ -13,6 +14,7 @@ from mixer_probe.probing.labels import stratified
 SHARE = 0.2
 
 
+@checked(MeasureError)
 def left_out_folds(y: np.ndarray, folds: int | None = None, seed: int = 0) -> list[np.ndarray]:
     """Sorted indices of the images that are left out of each fit: of every class its share, drawn with `seed`.
 
@@ -20,8 +22,6 @@ def left_out_folds(y: np.ndarray, folds: int | None = None, seed: int = 0) -> li
     of a class is never left out, so that every fit knows the class.
 
     Raises MeasureError for fewer than two folds, and where no class has images to spare."""
-    if folds is not None and folds < 2:
-        raise MeasureError(f"folds={folds}: take 2 or more, or None to leave a fifth of the images out once")
     n = len(y)
     ends = [max(1, round(SHARE * n))] if folds is None else [round(n * (f + 1) / folds) for f in range(folds)]
     # Draws of one seed hold the smaller ones: their differences are the folds.

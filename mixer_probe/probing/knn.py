@@ -17,6 +17,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.probing.labels import stratified
 from mixer_probe.probing.moments import check_two
@@ -75,6 +76,7 @@ class KNNPath:
             right += (_winner(self._votes(self.unit[rows], rows)) == self.labels[rows].numpy()).sum(axis=1)
         return right / len(self.left)
 
+    @checked(MeasureError)
     def neighbours(self, X: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Indices and similarities [n, k] of the nearest training images of `X` [n, p], the nearest first."""
         unit = _unit(X, torch.from_numpy(self.mean))
@@ -139,6 +141,7 @@ def _unit(X: Any, mean: Tensor) -> Tensor:
     return values.div_(torch.where(norm > 0, norm, 1.0))
 
 
+@checked(MeasureError)
 def knn_path(
     X: Any,
     y: Any,

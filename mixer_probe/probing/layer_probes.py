@@ -10,6 +10,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 import pandas as pd
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError, NonFiniteWarning
 from mixer_probe.images.classes import class_name
 from mixer_probe.models.layer import Layer
@@ -140,6 +141,7 @@ class LayerPath:
         return cls(float(path.values[best]), left_out, accuracy(predicted, y), predicted[best], shares)
 
 
+@checked(MeasureError)
 def linear_probe(
     reps_train: RepresentationsLike,
     reps_test: RepresentationsLike,
@@ -268,7 +270,7 @@ def count_bad(X: np.ndarray) -> int:
 def warn_non_finite(name: str, bad: int) -> bool:
     """Whether a layer has features that are not finite; warns with NonFiniteWarning if so."""
     if bad:
-        warnings.warn(f"no probe of layer '{name}': {bad} of its features are NaN or infinite", NonFiniteWarning, stacklevel=4)
+        warnings.warn(f"no probe of layer '{name}': {bad} of its features are NaN or infinite", NonFiniteWarning, stacklevel=5)
     return bad > 0
 
 

@@ -20,6 +20,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
+from mixer_probe.core.validate import check_seed, checked
 from mixer_probe.errors import MeasureError, UnconvergedWarning
 from mixer_probe.probing.holdout import left_out_folds
 from mixer_probe.probing.lbfgs import Minimum, minimise
@@ -41,6 +42,7 @@ _FLOAT32_GRADIENT = 5e-6
 _PATIENCE = {torch.float32: 20, torch.float64: None}
 
 
+@checked(MeasureError)
 @dataclass(frozen=True)
 class LogisticSettings:
     """How logistic regressions are fitted.
@@ -60,12 +62,8 @@ class LogisticSettings:
     together: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.solver not in ("torch", "sklearn"):
-            raise MeasureError(f"solver is 'torch' or 'sklearn', not '{self.solver}'")
-        if self.precision not in ("mixed", "float64"):
-            raise MeasureError(f"precision is 'mixed' or 'float64', not '{self.precision}'")
-        if not self.tol > 0 or self.max_iter < 1:
-            raise MeasureError(f"tol={self.tol} must be positive and max_iter={self.max_iter} at least 1")
+        if not self.tol > 0:
+            raise MeasureError(f"tol is a number above 0, not {self.tol}")
 
     def place(self, X: Any) -> torch.device:
         """Where features `X` are worked on. Metal has no float64: the CPU."""
@@ -195,6 +193,7 @@ class LogisticProbe(LinearClassifier):
         Raises ValueError for what scikit-learn refuses (NaN, sparse input, ...), one class, and penalties that are not positive.
         UnconvergedWarning where `max_iter` or rounding ended the solver."""
         X, y = _checked(self, X, y)
+        check_seed(self.seed, MeasureError)
         penalties = _penalties(self.l2, len(y))
         path = _paths([X], y, penalties, self._settings(), self.folds, self.seed)[0]
         return self._take(path, 0 if len(penalties) == 1 else choose(path.left_out_accuracy()))
@@ -227,6 +226,7 @@ def default_logistic_l2(n: int) -> np.ndarray:
     return np.asarray(n * np.logspace(-4, 1, 11))
 
 
+@checked(MeasureError)
 def logistic_path(
     X: Any, y: Any, l2: Sequence[float] | np.ndarray | None = None, *, folds: int | None = None, seed: int = 0, **settings: Any
 ) -> LogisticPath:
@@ -241,6 +241,7 @@ def logistic_path(
     return _paths([X], labels, _penalties(l2, len(labels)), chosen, folds, seed)[0]
 
 
+@checked(MeasureError)
 def logistic_paths(
     layers: Sequence[Any],
     y: Any,
@@ -338,7 +339,7 @@ def _warn(fits: Sequence[_Fit], l2: np.ndarray, settings: LogisticSettings) -> N
             f"logistic regression did not reach tol={settings.tol:g} for l2 = {', '.join(f'{value:.3g}' for value in late)} "
             f"(gradient {worst:.1e}): raise max_iter or tol, or take a larger l2"
         )
-        warnings.warn(message, UnconvergedWarning, stacklevel=4)
+        warnings.warn(message, UnconvergedWarning, stacklevel=5)
 
 
 def _solve_torch(layers: Sequence[Any], labels: np.ndarray, l2: np.ndarray, settings: LogisticSettings) -> list[_Fit]:

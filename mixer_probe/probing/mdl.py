@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 from scipy import special
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import ImagesError, MeasureError, NonFiniteWarning, UnconvergedWarning
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.controls import grouping_of, random_groupings
@@ -92,6 +93,7 @@ class OnlineCode(Result):
         )
 
 
+@checked(MeasureError)
 def online_code(
     reps_train: RepresentationsLike,
     *,
@@ -203,6 +205,7 @@ class ControlCode(Result):
         )
 
 
+@checked(MeasureError)
 def control_code(
     reps_train: RepresentationsLike,
     groups: Mapping[str, str] | None = None,
@@ -278,8 +281,6 @@ def _code_layers(
     probabilities: LogProbabilities,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """For every layer the bits [O, t, B] of each task, and the penalties chosen [O, t, B - 1]."""
-    if orders < 1:
-        raise MeasureError(f"orders={orders} codes nothing: take 1 or more")
     random = np.random.default_rng(seed)
     drawn = [random.permutation(len(answers)) for _ in range(orders)]
     found = []
@@ -299,7 +300,7 @@ def _standardised(reps: RepresentationsLike, name: str) -> np.ndarray | None:
     if not bad:
         # Two images would give deviations near zero, and new images far from both.
         return column_scaling(X, True, torch.device("cpu")).apply(block_of(X, slice(None))).numpy()
-    warnings.warn(f"no code given layer '{name}': {bad} of its features are NaN or infinite", NonFiniteWarning, stacklevel=4)
+    warnings.warn(f"no code given layer '{name}': {bad} of its features are NaN or infinite", NonFiniteWarning, stacklevel=5)
     return None
 
 

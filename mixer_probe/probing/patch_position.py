@@ -26,6 +26,7 @@ from torch import Tensor
 
 from mixer_probe.capture import ImageSource, Piece, TensorImages, as_source, stream
 from mixer_probe.core.fingerprint import check_apart
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import ImagesError, LayerError, MeasureError, UndefinedProbeWarning
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
@@ -106,6 +107,7 @@ class PatchPosition(Result):
         return pd.concat([frame, self.untrained.to_frame()], ignore_index=True)
 
 
+@checked(MeasureError)
 def patch_position_probe(
     model: Model,
     images: ImageSource | Tensor,
@@ -375,7 +377,7 @@ def _warn_undefined(model: Model, answers: dict[str, _Answers]) -> None:
     undefined = [name for name, found in answers.items() if np.isnan(found.errors).any()]
     if undefined:
         message = f"no place can be read at layer '{undefined[0]}' of {model.name}: activations are not finite or do not vary"
-        warnings.warn(f"{message} ({len(undefined)} such layers)", UndefinedProbeWarning, stacklevel=3)
+        warnings.warn(f"{message} ({len(undefined)} such layers)", UndefinedProbeWarning, stacklevel=4)
 
 
 def part_of(source: ImageSource, which: np.ndarray) -> ImageSource:

@@ -223,7 +223,7 @@ def warn_if_not_finite(name: str, *arrays: np.ndarray) -> None:
     bad = int(sum((~np.isfinite(array)).sum() for array in arrays))
     if bad:
         message = f"positions of layer '{name}' have no probe: {bad} of its features are NaN or infinite"
-        warnings.warn(message, NonFiniteWarning, stacklevel=5)
+        warnings.warn(message, NonFiniteWarning, stacklevel=6)
 
 
 def prefix_of(reps: RepresentationsLike, layer: Layer) -> np.ndarray:

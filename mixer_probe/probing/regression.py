@@ -124,6 +124,6 @@ def finite_pair(train: RepresentationsLike, test: RepresentationsLike, name: str
     pair = layer_pair(train, test, name)
     bad = sum(int((~np.isfinite(X)).sum()) for X in pair)
     if bad:
-        warnings.warn(f"no probe of layer '{name}': {bad} of its features are NaN or infinite", NonFiniteWarning, stacklevel=4)
+        warnings.warn(f"no probe of layer '{name}': {bad} of its features are NaN or infinite", NonFiniteWarning, stacklevel=5)
         return None
     return pair

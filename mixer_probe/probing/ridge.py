@@ -15,6 +15,7 @@ import torch
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.probing.labels import stratified
 from mixer_probe.probing.linear import LinearClassifier
@@ -88,6 +89,7 @@ def probe_of(path: RidgePath, l2: float) -> RidgeProbe:
     return RidgeProbe(l2, standardize=path.standardize)._take(path, l2)
 
 
+@checked(MeasureError)
 def ridge_path(
     X: Any,
     y: Any,

@@ -16,6 +16,7 @@ import numpy as np
 from scipy import stats
 from scipy.special import ndtri
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.stats.intervals import crossed_variance, mean_interval
 from mixer_probe.stats.shares import difference_interval, paired_counts, score_interval
@@ -41,6 +42,7 @@ def class_accuracy(right: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.nda
     return np.add.reduceat(right[..., order].astype(np.float64), starts, axis=-1) / counts, counts
 
 
+@checked(MeasureError)
 def balanced_interval(predicted: np.ndarray, y: np.ndarray, confidence: float = 0.95) -> Interval:
     """Interval [...] of balanced accuracy over test images, for `predicted` [..., n].
 
@@ -53,6 +55,7 @@ def balanced_interval(predicted: np.ndarray, y: np.ndarray, confidence: float = 
     return np.clip(mean - down, 0, 1), np.clip(mean + up, 0, 1)
 
 
+@checked(MeasureError)
 def seeds_interval(accuracies: np.ndarray, confidence: float = 0.95) -> Interval:
     """Interval [...] of the mean accuracy over seeds, from `accuracies` [..., S] (`stats.mean_interval`); NaN for a single seed.
 
@@ -60,6 +63,7 @@ def seeds_interval(accuracies: np.ndarray, confidence: float = 0.95) -> Interval
     return mean_interval(accuracies, level=confidence, limits=(0, 1))[1:]
 
 
+@checked(MeasureError)
 def images_interval(right: np.ndarray, confidence: float = 0.95) -> Interval:
     """Interval [...] over test images of the mean accuracy of S given classifiers, for `right` [..., S, n].
 
@@ -70,6 +74,7 @@ def images_interval(right: np.ndarray, confidence: float = 0.95) -> Interval:
     return score_interval(share, effective, float(ndtri((1 + confidence) / 2)))
 
 
+@checked(MeasureError)
 def combined_interval(right: np.ndarray, confidence: float = 0.95) -> Interval:
     """Interval [...] of the mean accuracy over draws of training images and test images, for `right` [..., S, n].
 
@@ -94,6 +99,7 @@ def _effective(share: np.ndarray, variance: np.ndarray, n: int) -> np.ndarray:
     return effective
 
 
+@checked(MeasureError)
 def paired_interval(right: np.ndarray, baseline: np.ndarray, *, confidence: float = 0.95) -> tuple[float, float, float]:
     """How much more accurate one classifier is than a baseline on the same test images, with the bounds of the interval over
     images: Tango's score interval of the two, and that of a mean where either is the average of several seeds.

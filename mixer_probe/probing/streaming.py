@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mixer_probe.capture import ImageSource, Reducer, first_prefix_token, mean_over_positions, stream
 from mixer_probe.core.fingerprint import check_apart
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import LayerError, MeasureError
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
@@ -34,6 +35,7 @@ from mixer_probe.results import ImagesRecord, ModelRecord
 _TOGETHER = 1024
 
 
+@checked(MeasureError)
 def stream_probe(
     model: Model,
     train: ImageSource,
@@ -86,8 +88,6 @@ def stream_probe(
 
 
 def _reducer(model: Model, layers: Sequence[Layer], reduce: str) -> Reducer[Tensor]:
-    if reduce not in ("mean", "prefix"):
-        raise MeasureError(f"reduce is 'mean' or 'prefix' for a probe of whole images, not '{reduce}'")
     without = [layer.name for layer in layers if reduce == "prefix" and not layer.prefix_tokens]
     if without:
         raise LayerError(f"'{without[0]}' of {model.name} has no prefix token to take; use reduce='mean'")

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError, UndefinedProbeWarning
 from mixer_probe.images.classes import Labelled, shared_classes
 from mixer_probe.models.layer import Layer
@@ -78,6 +79,7 @@ class TargetProbe(Result):
         return pd.concat([frame, self.untrained.to_frame()], ignore_index=True)
 
 
+@checked(MeasureError)
 def target_probe(
     reps_train: RepresentationsLike,
     reps_test: RepresentationsLike,
@@ -164,7 +166,7 @@ def _task(train: Target, test: Target) -> _Task:
         )
     if lost:
         warnings.warn(
-            f"target '{train.name}' is not defined for {lost} images, which are left out", UndefinedProbeWarning, stacklevel=5
+            f"target '{train.name}' is not defined for {lost} images, which are left out", UndefinedProbeWarning, stacklevel=6
         )
     values = [target.values[kept] for target, kept in zip((train, test), rows, strict=True)]
     if train.kind == "classification":
@@ -231,7 +233,7 @@ def _regressed(task: _Task, fits: RidgeFits, new: np.ndarray) -> dict[str, float
         warnings.warn(
             f"target '{task.target.name}' is the same for all images, so there is nothing to read",
             UndefinedProbeWarning,
-            stacklevel=6,
+            stacklevel=7,
         )
         return _NOTHING
     fits = fits.of_others(task.y_train)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mixer_probe.capture import ImageSource, as_source
 from mixer_probe.core.fingerprint import altered_key, images_fingerprint, keys_of
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import ImagesError, MeasureError, closest
 from mixer_probe.images import Images
 from mixer_probe.results import ImagesRecord, storable
@@ -155,6 +156,7 @@ def _pixels(image: Any) -> np.ndarray:
     return pixels
 
 
+@checked(MeasureError)
 def binned(target: Target, bins: int = 4, edges: Sequence[float] | None = None) -> Target:
     """A target in classes: angles in `bins` equal sectors, the first centred on 0; numbers in `bins` of about equally many
     images. `edges` [bins - 1] cuts numbers there instead, so that test images can share those of the training images.
@@ -178,6 +180,7 @@ def binned(target: Target, bins: int = 4, edges: Sequence[float] | None = None) 
     return replace(target, name=f"{target.name} in {len(classes)} bins", kind="classification", values=values, classes=classes)
 
 
+@checked(MeasureError)
 def targets_from_csv(
     path: str | os.PathLike[str],
     images: ImageSource,
@@ -310,6 +313,7 @@ class AlteredImages:
             start += len(batch)
 
 
+@checked(MeasureError)
 def shifted_images(images: ImageSource | Tensor, most: float = 0.25, seed: int = 0) -> AlteredImages:
     """Every image moved by a random whole number of pixels, up to the share `most` of its width and height either way.
 
@@ -353,6 +357,7 @@ def _mirrored(index: np.ndarray, size: int) -> np.ndarray:
     return mirrored
 
 
+@checked(MeasureError)
 def planted_images(images: ImageSource | Tensor, share: float = 0.25, value: float = 0.0, seed: int = 0) -> AlteredImages:
     """Every image with a square of `share` of its side and of constant `value` (after the transform; 0 is the mean colour of
     the training set) at a random place.

@@ -25,6 +25,7 @@ from mixer_probe.attribution import (
 )
 from mixer_probe.attribution.methods import find_method
 from mixer_probe.attribution.network import Target, explaining, logits_of
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import (
     EmptyAttributionWarning,
     ImagesError,
@@ -86,6 +87,7 @@ _HEAVY = 1e9
 _IMAGES = {"quick": 6, "frugal": 4}
 
 
+@checked(MeasureError)
 @dataclass(frozen=True)
 class AttributionSettings:
     """What decides attributions besides networks and images.

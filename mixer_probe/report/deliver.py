@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mixer_probe.core.files import make_folder, write_bytes, write_text
+from mixer_probe.core.text import csv_text
 from mixer_probe.report.html import make_sections, write_sections
 from mixer_probe.report.section import Picture, Section, encode
 from mixer_probe.results import Result, save_results
@@ -28,7 +29,7 @@ def deliver(
     the findings. Raises StoreError where nothing can be written, and for no result at all."""
     make_folder(out)
     for name, frame in tables_by_kind(results).items():
-        write_text(out / f"{name}.csv", frame.to_csv(index=False))
+        write_text(out / f"{name}.csv", csv_text(frame))
     save_results(results, out / "results.json", settings, title)
     sections = make_sections(results)
     write_sections(sections, results, out / "report.html", title=title, settings=settings)

@@ -26,7 +26,8 @@ import pandas as pd
 from scipy.special import erfc
 from scipy.stats import false_discovery_control, norm
 
-from mixer_probe.errors import StoreError
+from mixer_probe.core.validate import checked
+from mixer_probe.errors import MeasureError, StoreError
 from mixer_probe.figures.style import short_name
 from mixer_probe.models import Layer
 from mixer_probe.results import ImagesRecord, ModelRecord, Result, SavedResults, from_dict, open_results, storable, to_dict
@@ -270,6 +271,7 @@ def _arms(a: Any, low_a: Any, high_a: Any, b: Any, low_b: Any, high_b: Any) -> t
     return tuple(np.maximum(arm, 0) for arm in arms)
 
 
+@checked(MeasureError)
 def compare_reports(
     a: Saved, b: Saved, *, same: Mapping[str, str] | None = None, rtol: float = 1e-5, atol: float = 1e-8
 ) -> ReportDiff:

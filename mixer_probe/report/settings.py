@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mixer_probe.core.validate import checked
+from mixer_probe.errors import MeasureError
+
 STUDY_PROBES = ("accuracy", "fewshot", "control", "mdl", "patch-position")
 STUDY_ATTRIBUTIONS = ("overlays", "curves", "faithfulness", "randomisation", "agreement", "conductance")
 STUDY_CHANNELS = ("statistics", "selectivity", "needed", "partners", "pages")
 
 
+@checked(MeasureError)
 @dataclass(frozen=True)
 class StudySettings:
     """What decides a study's numbers besides models and images.

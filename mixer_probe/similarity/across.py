@@ -12,12 +12,13 @@ import torch
 
 from mixer_probe.capture import ImageSource, Piece, TensorImages, as_source, mean_over_positions, stream
 from mixer_probe.capture.hooks import Reducer
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 from mixer_probe.similarity.alignment import Method
 from mixer_probe.similarity.comparison import Grid, as_grid
-from mixer_probe.similarity.hsic import Estimator, check_choice
+from mixer_probe.similarity.hsic import Estimator
 from mixer_probe.similarity.inference import SAMPLE
 from mixer_probe.similarity.inputs import features_of, to_grid
 from mixer_probe.similarity.matrix import SimilarityMatrix
@@ -31,6 +32,7 @@ Positions = Literal["mean", "flatten"]
 _MOST_MOMENT_BYTES = 2**32
 
 
+@checked(MeasureError)
 def compare_models(
     model_a: Model,
     model_b: Model,
@@ -57,7 +59,6 @@ def compare_models(
 
     Null and interval are those of `compare`; for minibatches the null pairs images within batches and the interval draws
     batches. Raises what `extract` and `StreamingCKA` raise, and MeasureError for choices that do not go together."""
-    check_choice("positions", positions, Positions)
     cells = as_grid(grid)
     source = as_source(images)
     selected = model_a.select(layers), model_b.select(layers)
@@ -104,7 +105,6 @@ def _method(
     n: int,
 ) -> Method:
     """ "moments" or "minibatch". Raises MeasureError for what streaming cannot do."""
-    check_choice("method", method, Method)
     if grid and positions == "mean":
         raise MeasureError("grid is for positions='flatten': averaged positions have no grid left")
     if method == "gram":

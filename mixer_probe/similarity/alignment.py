@@ -10,13 +10,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.similarity.components import without_top_components
 from mixer_probe.similarity.hsic import (
     Estimator,
     Kernel,
     centre_gram,
-    check_choice,
     check_pair,
     gram,
     hsic_from_grams,
@@ -32,6 +32,7 @@ from mixer_probe.similarity.squares import Square, inner_products, matrix_of
 Method = Literal["auto", "moments", "gram", "minibatch"]
 
 
+@checked(MeasureError)
 def cka(
     X: Features,
     Y: Features,
@@ -58,7 +59,7 @@ def cka(
     NaN where CKA is 0/0: a side is constant, all its pairs of images are equally similar, or (RBF) its median
     distance is 0. Raises MeasureError for other than two axes, different n, n < 4, NaN or infinite values,
     unknown choices."""
-    check_options(estimator, kernel, bandwidth, method)
+    check_options(kernel, bandwidth, method)
     x = as_matrix(X, "X")
     y = as_matrix(Y, "Y").to(x.device)
     check_pair(x, y)
@@ -74,14 +75,11 @@ def cka(
     return float(cross / (own_x.sqrt() * own_y.sqrt()))
 
 
-def check_options(estimator: str, kernel: str, bandwidth: float, method: str) -> None:
-    """Raise MeasureError for an unknown choice, or one that does not exist for the kernel."""
-    check_choice("estimator", estimator, Estimator)
-    check_choice("kernel", kernel, Kernel)
-    check_choice("method", method, Method)
+def check_options(kernel: str, bandwidth: float, method: str) -> None:
+    """Raise MeasureError for a method that does not exist for the kernel, and for a bandwidth that is none."""
     if kernel == "rbf" and method == "moments":
         raise MeasureError("the RBF kernel has no moments form: use method='gram' or 'auto'")
-    if not 0 < bandwidth < float("inf"):
+    if bandwidth <= 0:
         raise MeasureError(f"bandwidth {bandwidth} is no positive fraction of the median distance")
 
 

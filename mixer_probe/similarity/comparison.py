@@ -11,11 +11,12 @@ from typing import Literal, TypedDict, Unpack, overload
 import numpy as np
 
 from mixer_probe.core.fingerprint import check_same_images
+from mixer_probe.core.validate import check_grid, checked
 from mixer_probe.errors import MeasureError, UndefinedSimilarityWarning
 from mixer_probe.similarity.alignment import Method, check_options
 from mixer_probe.similarity.allpairs import Settings
 from mixer_probe.similarity.bymeasure import tables_of
-from mixer_probe.similarity.components import WithoutTopComponents, check_components
+from mixer_probe.similarity.components import WithoutTopComponents
 from mixer_probe.similarity.engines import by_minibatches, choose, values_by
 from mixer_probe.similarity.hsic import MINIMUM_IMAGES, Estimator, Kernel
 from mixer_probe.similarity.inference import SAMPLE, infer
@@ -53,6 +54,7 @@ def compare(  # type: ignore[overload-overlap]
 def compare(
     reps_a: RepresentationsLike, reps_b: RepresentationsLike, measure: str = "cka", **options: Unpack[Options]
 ) -> SimilarityMatrix: ...
+@checked(MeasureError)
 def compare(
     reps_a: RepresentationsLike,
     reps_b: RepresentationsLike,
@@ -107,12 +109,7 @@ def _names(measure: str | Sequence[str]) -> Sequence[str]:
 
 def as_grid(grid: Grid | None) -> tuple[int, int] | None:
     """A grid as (rows, columns). Raises MeasureError for sizes below 1."""
-    if grid is None:
-        return None
-    rows, columns = (grid, grid) if isinstance(grid, int) else grid
-    if rows < 1 or columns < 1:
-        raise MeasureError(f"a grid has 1 row and column or more, not {rows}×{columns}")
-    return rows, columns
+    return None if grid is None else check_grid(grid, MeasureError)
 
 
 @dataclass(frozen=True)
@@ -127,10 +124,9 @@ class _Plan:
     without_top_pc: int
 
     def check(self) -> None:
-        check_options(self.settings.estimator, self.settings.kernel, self.settings.bandwidth, self.method)
+        check_options(self.settings.kernel, self.settings.bandwidth, self.method)
         check_permutations(self.permutations)
         check_resamples(self.resamples)
-        check_components(self.without_top_pc)
 
 
 @dataclass(frozen=True)
@@ -221,4 +217,4 @@ def warn_undefined(measure: Measure, values: np.ndarray, a: LayerFeatures, b: La
     if a.n < max(MINIMUM_IMAGES, measure.minimum_images):
         reason = f"{a.n} images are too few, it needs at least {measure.minimum_images}"
     text = f"{cells} of {values.size} similarities ({measure.label}) are NaN: {reason}"
-    warnings.warn(text, UndefinedSimilarityWarning, stacklevel=4)
+    warnings.warn(text, UndefinedSimilarityWarning, stacklevel=5)

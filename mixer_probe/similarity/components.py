@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mixer_probe.core.validate import check_count
 from mixer_probe.errors import MeasureError
 from mixer_probe.similarity.inputs import LayerFeatures
 
@@ -16,7 +17,7 @@ def without_top_components(X: Tensor, k: int) -> Tensor:
     """Centred features `X` [n, p] without their `k` leading principal components; all NaN if nothing but rounding is left.
 
     Raises MeasureError for a negative count."""
-    check_components(k)
+    check_count("without_top_pc", k, MeasureError, least=0)
     if k == 0 or not torch.isfinite(X).all():
         return X
     if X.shape[1] <= len(X):
@@ -24,12 +25,6 @@ def without_top_components(X: Tensor, k: int) -> Tensor:
         return _rest(X, X - X @ V @ V.T)
     U = _leading(X @ X.T, k)
     return _rest(X, X - U @ (U.T @ X))
-
-
-def check_components(k: int) -> None:
-    """Raise MeasureError for a negative count of components."""
-    if k < 0:
-        raise MeasureError(f"without_top_pc is the number of components to leave out, 0 or more, not {k}")
 
 
 def _leading(symmetric: Tensor, k: int) -> Tensor:
@@ -50,7 +45,6 @@ class WithoutTopComponents:
     The components of a layer are found when it is first asked for, in two passes over `layers`."""
 
     def __init__(self, layers: LayerFeatures, k: int) -> None:
-        check_components(k)
         self._layers = layers
         self._k = k
         self._found: dict[int, tuple[Tensor, Tensor]] = {}

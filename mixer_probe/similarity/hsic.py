@@ -7,12 +7,13 @@ n (n - 3). `biased` is HSIC_0 = tr(K H L H) / (n - 1)^2 of Gretton et al. 2005, 
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mixer_probe.errors import MeasureError, closest
+from mixer_probe.core.validate import checked
+from mixer_probe.errors import MeasureError
 from mixer_probe.similarity.inputs import as_matrix
 
 Estimator = Literal["unbiased", "biased"]
@@ -31,13 +32,13 @@ _COLUMNS = 2560
 _NEAR_MEAN = 128
 
 
+@checked(MeasureError)
 def hsic(K: Any, L: Any, estimator: Estimator = "unbiased") -> float:
     """HSIC of two Gram matrices `K` and `L` [n, n] over the same images, in the units of K times L.
 
     The unbiased one ignores both diagonals, may be negative, and has mean 0 over all permutations of the
     images. Raises MeasureError if the matrices are not square, differ in size, have n < 4, or hold NaN or
     infinity."""
-    check_choice("estimator", estimator, Estimator)
     gram_k = as_matrix(K, "K")
     gram_l = as_matrix(L, "L").to(gram_k.device)
     for name, gram in (("K", gram_k), ("L", gram_l)):
@@ -46,12 +47,6 @@ def hsic(K: Any, L: Any, estimator: Estimator = "unbiased") -> float:
     check_pair(gram_k, gram_l, ("K", "L"))
     product = centre_gram(gram_k, estimator) * centre_gram(gram_l, estimator)
     return float(product.sum() / divisor(len(gram_k), estimator))
-
-
-def check_choice(what: str, value: str, choices: Any) -> None:
-    """Raise MeasureError unless `value` is one of the Literal `choices`."""
-    if value not in get_args(choices):
-        raise MeasureError(f"unknown {what} '{value}'; {closest(str(value), get_args(choices))}")
 
 
 def check_pair(X: Tensor, Y: Tensor, names: tuple[str, str] = ("X", "Y")) -> None:

@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.models.layer import Layer
 from mixer_probe.results import ModelRecord, Result
@@ -102,6 +103,7 @@ class LayerIdentification(Result):
         return pd.DataFrame(columns)
 
 
+@checked(MeasureError)
 def layer_identification(
     reps_a: RepresentationsLike,
     reps_b: RepresentationsLike,

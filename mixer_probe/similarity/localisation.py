@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mixer_probe.capture import ImageSource, TensorImages, as_source, stream
 from mixer_probe.core.fingerprint import keys_of
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
@@ -110,6 +111,7 @@ def _mean(values: np.ndarray) -> float:
     return float(defined.mean()) if len(defined) else float("nan")
 
 
+@checked(MeasureError)
 def localisation_cka(
     model: Model,
     images: ImageSource | Tensor,

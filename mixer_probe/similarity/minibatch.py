@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.similarity.alignment import ratio
 from mixer_probe.similarity.hsic import MINIMUM_IMAGES, centre_gram, divisor
@@ -37,6 +38,7 @@ class MinibatchCKA:
     images of one class only. The null pairs the images within each batch at random, the interval draws batches. A batch
     of fewer than 4 images is left out, and counted in `left_out`."""
 
+    @checked(MeasureError)
     def __init__(self, permutations: int = 100, seed: int = 0) -> None:
         check_permutations(permutations)
         self._permutations = permutations
@@ -111,6 +113,7 @@ class MinibatchCKA:
         if other._null is not None:
             self._null = other._null.clone() if self._null is None else self._null + other._null
 
+    @checked(MeasureError)
     def compute(self, resamples: int = 100) -> SimilarityMatrix:
         """CKA of every pair of layers over all batches so far; more may follow.
 

@@ -18,6 +18,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from mixer_probe.core.validate import check_fraction, checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.similarity.inputs import Features
 from mixer_probe.similarity.measure import Measure
@@ -49,6 +50,7 @@ class Neighbourhoods:
         return replace(self, members=moved)
 
 
+@checked(MeasureError)
 def mutual_knn(X: Features, Y: Features, *, k: int = _K, clamp: float | None = _CLAMP) -> float:
     """Mean share of the `k` nearest neighbours (cosine, without the image itself) that an image has in both `X` [n, p] and
     `Y` [n, q], rows being the same images (Huh et al. 2024). Random pairings of the images average k / (n - 1).
@@ -60,11 +62,12 @@ def mutual_knn(X: Features, Y: Features, *, k: int = _K, clamp: float | None = _
     NaN if a side is constant, or if all pairs of its images have equal cosines: with one channel of one sign, or where more
     than `clamp` of the values are 0. Raises MeasureError for other than two axes, different n, n < k + 2, NaN or infinite
     values, k < 1, `clamp` outside 0 to 1."""
-    if clamp is not None and not 0 < clamp < 1:
-        raise MeasureError(f"clamp {clamp} is no quantile between 0 and 1: take 0.95 as Huh et al. 2024 did, or None")
+    if clamp is not None:
+        check_fraction("clamp, a quantile,", clamp, MeasureError)
     return _with(MUTUAL_KNN, k, clamp)(X, Y)
 
 
+@checked(MeasureError)
 def neighbourhood_jaccard(X: Features, Y: Features, *, k: int = _K) -> float:
     """Mean over images of |A & B| / |A | B| for the neighbourhoods A in `X` [n, p] and B in `Y` [n, q] of `k` images each
     (cosine, without the image itself), rows being the same images (Schumacher et al. 2021; Klabunde et al. 2023).
@@ -75,8 +78,6 @@ def neighbourhood_jaccard(X: Features, Y: Features, *, k: int = _K) -> float:
 
 
 def _with(measure: Measure, k: int, clamp: float | None) -> Measure:
-    if k < 1:
-        raise MeasureError(f"k = {k} neighbours: take 1 or more")
     return replace(measure, prepare=partial(neighbourhoods, k=k, clamp=clamp), minimum_images=k + 2)
 
 

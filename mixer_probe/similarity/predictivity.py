@@ -11,6 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.similarity.canonical import principal
 from mixer_probe.similarity.hsic import MINIMUM_IMAGES
@@ -39,6 +40,7 @@ def linear_regression_r2(X: Features, Y: Features) -> float:
     return float((principal(x)[0].T @ y).square().sum() / y.square().sum())
 
 
+@checked(MeasureError)
 def linear_predictivity(X: Features, Y: Features, folds: int = FOLDS, penalties: Sequence[float] = PENALTIES) -> float:
     """R² of `Y` [n, q] predicted from `X` [n, p] by ridge regression with intercept, on held-out images.
 
@@ -52,8 +54,6 @@ def linear_predictivity(X: Features, Y: Features, folds: int = FOLDS, penalties:
     Unchanged by translation, isotropic scaling and orthogonal maps of either side. NaN if a side is constant. Raises
     MeasureError for other than two axes, different n, n < folds, NaN or infinite values, fewer than two folds, and penalties
     that are not positive."""
-    if folds < 2:
-        raise MeasureError(f"{folds} folds leave no images to train on: take at least 2")
     if not penalties or not all(0 < penalty < float("inf") for penalty in penalties):
         raise MeasureError(f"penalties {tuple(penalties)} are not all positive")
     prepare = partial(split, folds=folds, penalties=tuple(penalties))

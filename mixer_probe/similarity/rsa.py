@@ -11,7 +11,8 @@ from scipy.spatial.distance import pdist, squareform
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mixer_probe.similarity.hsic import check_choice
+from mixer_probe.core.validate import checked
+from mixer_probe.errors import MeasureError
 from mixer_probe.similarity.inputs import CONSTANT, Features
 from mixer_probe.similarity.measure import Measure
 from mixer_probe.similarity.squares import Square, inner_products, matrix_of
@@ -28,6 +29,7 @@ _BITS = 40
 _DROPPED = 53 - _BITS
 
 
+@checked(MeasureError)
 def rsa(X: Features, Y: Features, *, distance: Distance = "correlation") -> float:
     """Spearman correlation of the upper triangles of the dissimilarity matrices of `X` [n, p] and `Y` [n, q], rows being the
     same images; ties get average ranks.
@@ -38,7 +40,6 @@ def rsa(X: Features, Y: Features, *, distance: Distance = "correlation") -> floa
     NaN if a side is constant, if all its pairs are equally dissimilar, or if an image has the same value in all channels
     (correlation only; always so with one channel). Raises MeasureError for other than two axes, different n, n < 4, NaN or
     infinite values, an unknown distance."""
-    check_choice("distance", distance, Distance)
     return (RSA if distance == "correlation" else RSA_EUCLIDEAN)(X, Y)
 
 

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.similarity.alignment import ratio
 from mixer_probe.similarity.allpairs import Settings
-from mixer_probe.similarity.hsic import MINIMUM_IMAGES, Estimator, check_choice
+from mixer_probe.similarity.hsic import MINIMUM_IMAGES, Estimator
 from mixer_probe.similarity.inference import SAMPLE, infer
 from mixer_probe.similarity.inputs import Features, as_matrix, centred
 from mixer_probe.similarity.matrix import SimilarityMatrix, plain_layers
@@ -44,6 +45,7 @@ class StreamingCKA:
     interval; 0: none of both. As long as no more images have come, these features are all there is, and the values
     are those of their Gram matrices; with `hold` False moments are taken from the first batch on."""
 
+    @checked(MeasureError)
     def __init__(self, keep: int | None = None, seed: int = 0, *, hold: bool = True) -> None:
         self._widths: tuple[Widths, Widths] = ({}, {})
         self._moments: Moments | None = None
@@ -103,6 +105,7 @@ class StreamingCKA:
             self._moments.merge(other._sample.moments(self._widths))
         self._sample.merge(other._sample)
 
+    @checked(MeasureError)
     def compute(
         self, estimator: Estimator = "unbiased", permutations: int = 100, resamples: int = 100, seed: int | None = None
     ) -> SimilarityMatrix:
@@ -110,7 +113,6 @@ class StreamingCKA:
 
         The layers of the result carry name, order and channels only, models and images are None: put in what is known with
         `dataclasses.replace`. Raises MeasureError for fewer than 4 images."""
-        check_choice("estimator", estimator, Estimator)
         if self.n < MINIMUM_IMAGES:
             raise MeasureError(f"{self.n} images are too few: similarity needs at least {MINIMUM_IMAGES}")
         seed = self._seed if seed is None else seed

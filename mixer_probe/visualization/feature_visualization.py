@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mixer_probe.capture import ImageSource, as_source, pixel_batches
 from mixer_probe.channels import input_pictures
+from mixer_probe.core.validate import check_seed, checked
 from mixer_probe.errors import MeasureError, UndefinedVisualizationWarning, closest
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
@@ -116,6 +117,7 @@ class FeatureVisualization(Result):
 
 
 @plain_modes()
+@checked(MeasureError)
 def visualize(
     model: Model,
     layer: str,
@@ -157,7 +159,7 @@ def visualize(
     that the network does not take, seeds, steps or k that are none) and ImagesError; warns with UndefinedVisualizationWarning
     about units that no pixel moves, which get NaN and a grey picture."""
     methods = _methods(method)
-    _check(seeds, steps, k, batch_size, rate)
+    _check(seeds, rate)
     model = for_pictures(model, size)
     objective = make_objective(one_layer(model, layer), units, direction, over, position, channel)
     source = as_source(default_images(model) if images is None else images)
@@ -179,11 +181,9 @@ def _methods(method: str | Sequence[str]) -> tuple[str, ...]:
     return methods
 
 
-def _check(seeds: Sequence[int], steps: int, k: int, batch_size: int, rate: float | None) -> None:
-    if not len(seeds) or len(set(seeds)) < len(seeds) or any(int(s) != s for s in seeds):
+def _check(seeds: Sequence[int], rate: float | None) -> None:
+    if not len({check_seed(seed, MeasureError) for seed in seeds}) == len(seeds) > 0:
         raise MeasureError(f"seeds are one or several different whole numbers, not {seeds}")
-    if min(steps, k, batch_size) < 1:
-        raise MeasureError(f"steps, k and batch_size are 1 or more, not {steps}, {k} and {batch_size}")
     if rate is not None and not rate > 0:
         raise MeasureError(f"rate is above 0, not {rate}")
 
@@ -323,5 +323,5 @@ def _warn(result: FeatureVisualization, alive: np.ndarray) -> None:
         f"{names} of '{result.layer.name}' of {result.model.name}: no pixel moves the {result.objective} ({lost}); these are NaN "
         "(a unit may be dead, behind weights that are all zero, or shut by a ReLU that more steps may open)",
         UndefinedVisualizationWarning,
-        stacklevel=3,
+        stacklevel=4,
     )

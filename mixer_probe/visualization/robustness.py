@@ -12,9 +12,11 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
 
 
+@checked(MeasureError)
 @dataclass(frozen=True)
 class Robustness:
     """How views are drawn, uniformly each: `window` is the side of what is seen as a share of the image's (below 1 zooms in),

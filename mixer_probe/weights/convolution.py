@@ -13,7 +13,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from timm.layers.mlp import GatedMlp, GluMlp, Mlp
@@ -21,6 +21,7 @@ from timm.models.mlp_mixer import MixerBlock, MlpMixer, ResBlock, SpatialGatingB
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import ModelError
 from mixer_probe.models.model import Model
 from mixer_probe.models.switches import lock_of, plain_modes
@@ -35,6 +36,7 @@ _REASONS = {
 }
 
 
+@checked(ModelError)
 def as_convolution(model: Model, form: Form = "tied") -> ConvolutionalMixer:
     """A Mixer, gMixer, ResMLP or gMLP as a network of convolutions, norms and pointwise functions, with the same logits.
 
@@ -49,8 +51,6 @@ def as_convolution(model: Model, form: Form = "tied") -> ConvolutionalMixer:
     The module takes images [B, 3, H, W] and returns logits [B, classes] (features [B, C] without a head, and without pooling
     [B, position, ...], as the original). Weights are copies, in the type, on the device and in the train or eval mode of the
     original. Raises ModelError for another family and for blocks that are not timm's."""
-    if form not in get_args(Form):
-        raise ModelError(f"a Mixer is written as a convolution in the form 'tied' or 'grouped', not '{form}'")
     network: Any = model.module
     if model.family in _REASONS:
         raise ModelError(f"{model.name} cannot be written as a Mixer's convolutions: {_REASONS[model.family]}; {_WORKS}")
@@ -72,6 +72,7 @@ class ConvolutionalMixer(nn.Module):
 
     `stem`, each of `blocks`, and `norm` take and return maps [B, C, rows, columns]."""
 
+    @checked(ModelError)
     def __init__(self, network: Any, grid: Grid, form: Form, input_size: tuple[int, int, int]) -> None:
         super().__init__()
         self.form, self.grid, self.input_size, self.pool = form, grid, input_size, network.global_pool

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import LayerError, MeasureError
 from mixer_probe.models.layer import Axes
 from mixer_probe.models.model import Model
@@ -42,6 +43,7 @@ _MOVED = 1e-11
 _CHANNELS = 3
 
 
+@checked(MeasureError)
 def dependence(model: Model, wanted: Wanted, seed: int = 0) -> dict[str, Mixes]:
     """How modules of a network mix, by module path, in the order in which they finish their first call.
 
@@ -153,6 +155,7 @@ class _Session:
         return sorted({min(start + step, count - 1) for step in (0, 1, columns)})
 
 
+@checked(MeasureError)
 def mixing_of(
     run: Callable[[Tensor], Tensor], x: Tensor, before: Axes, after: Axes, places: Sequence[int] = (0, 1), seed: int = 0
 ) -> Mixes:

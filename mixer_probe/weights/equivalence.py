@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mixer_probe.capture import ImageSource, as_source
 from mixer_probe.capture.stream import transform_of
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.models.model import Model
 from mixer_probe.models.switches import copied, evaluating, in_this_thread
@@ -119,6 +120,7 @@ class ConvolutionEquivalence(Result):
         return pd.DataFrame(rows)
 
 
+@checked(MeasureError)
 def convolution_equivalence(
     model: Model,
     images: ImageSource | Tensor,

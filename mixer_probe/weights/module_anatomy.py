@@ -16,7 +16,8 @@ from typing import ClassVar, Literal
 import pandas as pd
 from torch import nn
 
-from mixer_probe.errors import LayerError, closest
+from mixer_probe.core.validate import checked
+from mixer_probe.errors import LayerError, MeasureError, closest
 from mixer_probe.models.macs import count_by_module
 from mixer_probe.models.model import Model
 from mixer_probe.results import ModelRecord, Result, storable
@@ -97,6 +98,7 @@ class Anatomy(Result):
         return table
 
 
+@checked(MeasureError)
 def anatomy(model: Model, seed: int = 0) -> Anatomy:
     """What every module of a network mixes, with its parameters and multiply-accumulates.
 

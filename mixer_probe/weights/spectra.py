@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import DegenerateWeightsWarning, LayerError, MeasureError, closest
 from mixer_probe.models.model import Model
 from mixer_probe.results import ModelRecord, Result, storable
@@ -237,6 +238,7 @@ def _depth_row(model: str, keys: Any, table: pd.DataFrame) -> dict[str, Any]:
 # -- measuring -----------------------------------------------------------------------------------------------------------
 
 
+@checked(MeasureError)
 def weight_spectra(model: Model, *, largest_grid: int | None = 8, null_size: int = 1000, seed: int = 0) -> WeightSpectra:
     """Singular values of every mixing matrix in the blocks of a Mixer, ViT or CNN, in float64, beside iid weights.
 
@@ -248,8 +250,6 @@ def weight_spectra(model: Model, *, largest_grid: int | None = 8, null_size: int
 
     Attention has W_Q' W_K and W_O W_V of every head besides (without 1 / sqrt(d) and without query and key norms). Zero or
     non-finite weights give NaN and a DegenerateWeightsWarning. Raises MeasureError for null_size or largest_grid below 1."""
-    if null_size < 1 or (largest_grid is not None and largest_grid < 1):
-        raise MeasureError(f"null_size and largest_grid are at least 1, not {null_size} and {largest_grid}")
     found = mixing_matrices(model)
     nulls = _Nulls(null_size, seed)
     entries = sorted(_entries(found, largest_grid, nulls), key=lambda e: e.depth)
@@ -269,7 +269,7 @@ def _warn_of_degenerate(name: str, entries: list[MatrixSpectrum]) -> None:
     if bad:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         text = f"{name} has weights that are all zero or not finite, whose ranks are NaN: {', '.join(bad[:3])}{more}"
-        warnings.warn(text, DegenerateWeightsWarning, stacklevel=3)
+        warnings.warn(text, DegenerateWeightsWarning, stacklevel=4)
 
 
 class _Nulls:

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mixer_probe.core.validate import checked
+from mixer_probe.errors import MeasureError
 
+
+@checked(MeasureError)
 def radial_frequency(height: int, width: int) -> np.ndarray:
     """|f| of every bin of a 2-D DFT [height, width], in cycles per sample."""
     rows, columns = np.meshgrid(np.fft.fftfreq(height), np.fft.fftfreq(width), indexing="ij")

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError, ModelError, closest
 from mixer_probe.models.model import Model
 from mixer_probe.results import ModelRecord, Result
@@ -58,6 +59,7 @@ class StemFilters(Result):
         """Units [unit] from low to high frequency; constant filters last."""
         return self.order_by("frequency")
 
+    @checked(MeasureError)
     def order_by(self, by: Order = "frequency") -> np.ndarray:
         """Units [unit] by "frequency" (low first), "norm" (large first) or "luminance" (grey first); NaN last.
 
@@ -170,6 +172,7 @@ class StemComponents(Result):
         rows = self.units - self.centred
         return tracy_widom_edge(rows, math.prod(self.components.shape[1:])) ** 2
 
+    @checked(MeasureError)
     def needed(self, share: float) -> int:
         """How many components hold this share of the energy. Raises MeasureError unless 0 < share <= 1."""
         if not 0 < share <= 1:
@@ -193,6 +196,7 @@ class StemComponents(Result):
         )
 
 
+@checked(MeasureError)
 def stem_components(stem: StemFilters, k: int = 28, *, centred: bool = False) -> StemComponents:
     """The first `k` principal components of the filters (Dosovitskiy et al. 2021 show 28), by SVD of [unit, channel h w] in
     float64.

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import LayerError, MeasureError, ModelError, UndefinedUnitsWarning, closest
 from mixer_probe.models.model import Model
 from mixer_probe.results import ModelRecord, Result
@@ -87,6 +88,7 @@ class TokenMixing(Result):
             raise LayerError(f"{self.model.name} has blocks 0 to {len(self.blocks) - 1}, not {block}")
         return block % len(self.blocks)
 
+    @checked(MeasureError)
     def measures(self, block: int | str, side: Side = "read") -> UnitSet:
         """All that is measured on one side of one block. Raises LayerError for a side that this form does not have."""
         if side not in self.sides:
@@ -94,26 +96,32 @@ class TokenMixing(Result):
         sets: tuple[UnitSet, ...] = getattr(self, side)
         return sets[self.index(block)]
 
+    @checked(MeasureError)
     def units(self, block: int | str, side: Side = "read") -> np.ndarray:
         """Maps [unit, h, w] over the patch grid."""
         return self.measures(block, side).maps
 
+    @checked(MeasureError)
     def frequency(self, block: int | str, side: Side = "read") -> np.ndarray:
         """Power centroid [unit] in cycles per token; NaN for a constant unit."""
         return self.measures(block, side).frequency
 
+    @checked(MeasureError)
     def partner(self, block: int | str, side: Side = "read") -> np.ndarray:
         """Index [unit] of the unit with the most negative cosine similarity."""
         return self.measures(block, side).partner
 
+    @checked(MeasureError)
     def partner_cosine(self, block: int | str, side: Side = "read") -> np.ndarray:
         """Cosine similarity [unit] with the partner."""
         return self.measures(block, side).partner_cosine
 
+    @checked(MeasureError)
     def order(self, block: int | str, side: Side = "read") -> np.ndarray:
         """Units [unit] as the paper lays them out: low frequency first, each followed by its closest inverse still free."""
         return paired_order(self.units(block, side), self.frequency(block, side))
 
+    @checked(MeasureError)
     def paired(self, block: int | str, side: Side = "read") -> np.ndarray:
         """Whether the partner of each unit [unit] is beyond the phase-randomised null of that unit (p <= 0.05).
 
@@ -121,10 +129,12 @@ class TokenMixing(Result):
         paired: np.ndarray = self.measures(block, side).partner_p <= LEVEL + 1e-9
         return paired
 
+    @checked(MeasureError)
     def share_paired(self, block: int | str, side: Side = "read") -> float:
         """Share of units whose partner is beyond the null; `chance` (0.05) where phases are random, NaN where that is."""
         return float(self.paired(block, side).mean()) if self.surrogates >= 1 / LEVEL - 1 else float("nan")
 
+    @checked(MeasureError)
     def cosine_with_read(self, block: int | str, side: Side) -> np.ndarray:
         """Cosine [unit] of what each unit reads and its map of another side: 1 if it writes to where it reads, with that sign."""
         return self._cosines_with_read(block, side).diagonal()
@@ -135,6 +145,7 @@ class TokenMixing(Result):
         table: np.ndarray = read @ other.T
         return table
 
+    @checked(MeasureError)
     def to_frame(self, side: Side | None = None) -> pd.DataFrame:
         """One row a unit of a side (by default of what units read) with every measure. None of them is an average."""
         return pd.concat([self._unit_frame(i, side or "read") for i in range(len(self.blocks))], ignore_index=True)
@@ -147,6 +158,7 @@ class TokenMixing(Result):
         across = {} if side == "read" else {"cosine_with_read": self.cosine_with_read(i, side)}
         return pd.DataFrame({**head, "unit": np.arange(len(units.maps)), **columns, **places, **across})
 
+    @checked(MeasureError)
     def summary(self, side: Side = "read") -> pd.DataFrame:
         """One row a block: means over units and ranks, each beside its mean under the shuffled null; the partner cosine also
         beside mean and 5 % quantile of the phase-randomised null, and the share of units paired beyond it. For sides that are
@@ -210,8 +222,6 @@ def token_mixing(model: Model, *, surrogates: int = 999, shuffles: int = 5, seed
     frequency, orientation and phase are NaN.
 
     Raises ModelError for a network without token-mixing weights, saying what it has instead, and MeasureError for no draws."""
-    if surrogates < 1 or shuffles < 1:
-        raise MeasureError(f"the nulls of units need one draw or more, not surrogates={surrogates} and shuffles={shuffles}")
     found = token_matrices(model)
     grid = model.structure.token_grid
     if grid is None or grid[0] * grid[1] != found[0].read.shape[1]:
@@ -263,5 +273,5 @@ def _warn_of_constant_units(result: TokenMixing) -> None:
             f"{result.model.name} has {total} unit{'s' if total > 1 else ''} of constant weight, or not finite, without "
             f"frequency, orientation or phase: {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}",
             UndefinedUnitsWarning,
-            stacklevel=3,
+            stacklevel=4,
         )

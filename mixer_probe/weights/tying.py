@@ -30,6 +30,7 @@ import pandas as pd
 import torch
 
 from mixer_probe.capture import ImageSource, as_source
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import LayerError, MeasureError, UndefinedKernelWarning, closest
 from mixer_probe.models.model import Model
 from mixer_probe.results import ImagesRecord, ModelRecord, Result, storable
@@ -81,14 +82,17 @@ class KernelSpectrum:
         """exp of the entropy of singular values divided by their sum (Roy and Vetterli 2007); NaN for kernels of zeros."""
         return effective_rank(np.sqrt(self.energies))
 
+    @checked(MeasureError)
     def count(self, share: float) -> float:
         """How many shared kernels explain this share of the energy; NaN for kernels of zeros."""
         return count_for(self.energies, share)
 
+    @checked(MeasureError)
     def offset_count(self, share: float) -> float:
         """`count` in offset space, which is what the null compares with."""
         return count_for(self.offset_energies, share)
 
+    @checked(MeasureError)
     def null_count(self, share: float) -> tuple[float, float, float]:
         """(mean, 5 % quantile, 95 % quantile) of the count over the draws of the null; NaN without draws."""
         counts = np.array([count_for(draw, share) for draw in self.null])
@@ -162,6 +166,7 @@ class KernelTying(Result):
         """What was found for one layer. Raises LayerError that names the range or close paths."""
         return self.layers[self.index(layer)]
 
+    @checked(MeasureError)
     def counts(self, share: float = 0.9, *, normalise: bool = False) -> np.ndarray:
         """How many shared kernels explain this share of the energy, [layer]."""
         return np.array([entry.spectrum(normalise).count(share) for entry in self.layers])
@@ -223,6 +228,7 @@ def count_for(energies: np.ndarray, share: float) -> float:
     return float(np.argmax(cumulative >= share * cumulative[-1] * (1 - 1e-12)) + 1)
 
 
+@checked(MeasureError)
 def kernel_tying(
     model: Model,
     images: ImageSource | torch.Tensor | None = None,
@@ -251,7 +257,7 @@ def _warn(layers: Sequence[LayerTying]) -> None:
     zero = [entry.layer for entry in layers if not entry.raw.energies.any()]
     if zero:
         more = f" and {len(zero) - 1} more" if len(zero) > 1 else ""
-        warnings.warn(f"the kernels of '{zero[0]}'{more} are zero: their counts are NaN", UndefinedKernelWarning, stacklevel=3)
+        warnings.warn(f"the kernels of '{zero[0]}'{more} are zero: their counts are NaN", UndefinedKernelWarning, stacklevel=4)
 
 
 def layer_tying(kernels: ChannelKernels, *, draws: int = 10, components: int = 16, seed: int = 0) -> LayerTying:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import ttest_1samp
 
-from mixer_probe.errors import LayerError
+from mixer_probe.core.validate import checked
+from mixer_probe.errors import LayerError, MeasureError
 from mixer_probe.results import storable
 from mixer_probe.weights.spectrum import (
     centroid_of,
@@ -272,6 +273,7 @@ def partner_surrogates(maps: np.ndarray, surrogates: int, seed: Seed) -> np.ndar
     return drawn.astype(np.float64)
 
 
+@checked(MeasureError)
 def partner_null(maps: np.ndarray, surrogates: int, seed: Seed) -> tuple[float, float]:
     """(mean, 5 % quantile) of the partner cosine over phase-randomised copies of the maps."""
     drawn = partner_surrogates(maps, surrogates, seed)

@@ -263,12 +263,12 @@ def test_no_images(mixer: Model) -> None:
 
 @pytest.mark.parametrize("size", [0, -1])
 def test_batches_of_nothing(mixer: Model, size: int) -> None:
-    with pytest.raises(ImagesError, match="batch_size is 1 or more"):
+    with pytest.raises(ImagesError, match="batch_size is a whole number, 1 or more"):
         extract(mixer, noise(2), batch_size=size)
 
 
 def test_an_unknown_reduction(mixer: Model) -> None:
-    with pytest.raises(LayerError, match="reduce is 'mean', 'prefix' or 'none', not 'max'"):
+    with pytest.raises(LayerError, match="unknown reduce 'max'; known: mean, prefix, none"):
         extract(mixer, noise(1), reduce="max")  # type: ignore[arg-type]
 
 

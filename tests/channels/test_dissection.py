@@ -411,7 +411,7 @@ def test_what_cannot_be_merged_or_computed_is_named() -> None:
         Threshold(3).compute()
     with pytest.raises(MeasureError, match=r"a channel has 100 values .* none may be above the quantile 0.995: take 200 or more"):
         above(100, 0.995)
-    with pytest.raises(MeasureError, match="between 0 and 1, not 1"):
+    with pytest.raises(MeasureError, match="above 0 and below 1, not 1"):
         above(100, 1.0)
     assert above(200, 0.995) == 1
     assert above(1000, 0.995) == 5
@@ -591,7 +591,7 @@ def test_images_without_masks_are_left_out_and_counted() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "sentence"),
     [
-        ({"attributes": "mean"}, MeasureError, "by 'peak' or 'fill', not by 'mean'"),
+        ({"attributes": "mean"}, MeasureError, "unknown attributes 'mean'; known: peak, fill"),
         ({"permutations": 5}, MeasureError, "take 19 or more, or 0"),
         ({"quantile": 0.9999}, MeasureError, "a channel of 'stem' has 384 values .*: take 10000 or more, or a lower quantile"),
         ({"layers": "blocks.7"}, LayerError, "no layer 'blocks.7'"),

@@ -133,7 +133,7 @@ def test_what_has_no_partners_is_named() -> None:
     a, b = reps_of(A), reps_of(B)
     with pytest.raises(LayerError, match="no layer 'y' in this run"):
         channel_partners(a, b, "x", "y")
-    with pytest.raises(MeasureError, match="over 'images' or 'positions', not over 'tokens'"):
+    with pytest.raises(MeasureError, match="unknown over 'tokens'; known: images, positions"):
         channel_partners(a, b, "x", "x", over="tokens")
     with pytest.raises(MeasureError, match="no positions here: extract with reduce='none'"):
         channel_partners(a, b, "x", "x", over="positions")
@@ -141,7 +141,7 @@ def test_what_has_no_partners_is_named() -> None:
         channel_partners(reps_of(A, None), b, "x", "x", over="positions")
     with pytest.raises(MeasureError, match="different images"):
         channel_partners(a, reps_of(B[:50]), "x", "x")
-    with pytest.raises(MeasureError, match="k=0 partners"):
+    with pytest.raises(MeasureError, match="k is a whole number, 1 or more, not 0"):
         channel_partners(a, b, "x", "x", k=0)
     with pytest.raises(MeasureError, match="2 images are too few"):
         channel_partners(reps_of(A[:2]), reps_of(B[:2]), "x", "x")

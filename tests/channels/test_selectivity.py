@@ -260,9 +260,9 @@ def test_default_counts_are_powers_of_two() -> None:
 
 def test_what_cannot_be_counted_is_named() -> None:
     train, test = planted(seed=1, split="train"), planted()
-    with pytest.raises(MeasureError, match="'ridge' or 'centroid', not 'forest'"):
+    with pytest.raises(MeasureError, match="unknown probe 'forest'; known: ridge, centroid"):
         channels_needed(train, test, probe="forest")
-    with pytest.raises(MeasureError, match="1 or more, got draws=0"):
+    with pytest.raises(MeasureError, match="draws is a whole number, 1 or more, not 0"):
         channels_needed(train, test, draws=0)
     test.layers = test.layers[:1]
     with pytest.raises(MeasureError, match="layer 'units' is only in one of train and test"):

@@ -182,8 +182,8 @@ def test_nan_is_named_and_ranked_last(mixer: mp.Model) -> None:
         ({"channel": 16}, LayerError, "channel 16 is out of range: 'blocks.0' has channels 0 to 15"),
         ({"channel": [0, -1]}, LayerError, "channel -1 is out of range"),
         ({"channel": []}, LayerError, "no channel was chosen"),
-        ({"k": 0}, MeasureError, "k=0 top images: take 1 or more"),
-        ({"by": "sum"}, MeasureError, "ranked by 'peak' or 'mean', not by 'sum'"),
+        ({"k": 0}, MeasureError, "k is a whole number, 1 or more, not 0"),
+        ({"by": "sum"}, MeasureError, "unknown by 'sum'; known: peak, mean"),
     ],
 )
 def test_what_cannot_be_ranked_is_named(mixer: mp.Model, options: dict, error: type[Exception], sentence: str) -> None:

@@ -239,7 +239,7 @@ def test_rows_without_an_image_are_counted(tmp_path: Path) -> None:
 def test_other_sources_are_named(tmp_path: Path) -> None:
     with pytest.raises(ImagesError, match="no folder of masks and no CSV file"):
         load_concepts(tmp_path / "nothing", some_images())
-    with pytest.raises(ImagesError, match="'unknown' or 'absent', not 'zero'"):
+    with pytest.raises(ImagesError, match="unknown missing 'zero'; known: unknown, absent"):
         load_concepts(tmp_path, some_images(), missing="zero")
     with pytest.raises(ImagesError, match="'some' names image 'x' twice"):
         load_concepts(tmp_path, some_images(2, ids=("x", "x")))

@@ -208,7 +208,7 @@ def test_a_file_is_no_folder(pets):
 def test_arguments_that_belong_elsewhere(pets):
     with pytest.raises(ImagesError, match="root, download: only for timm's data sets"):
         load_images(pets, root="x", download=True)
-    with pytest.raises(ImagesError, match="on_error must be 'raise' or 'skip', got 'ignore'"):
+    with pytest.raises(ImagesError, match="unknown on_error 'ignore'; known: raise, skip"):
         load_images(pets, on_error="ignore")
 
 

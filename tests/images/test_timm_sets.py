@@ -227,7 +227,7 @@ def test_wds_limit_takes_the_first_and_warns_where_classes_are_uneven(shards):
     assert images.ids == tuple(f"k{i:03d}" for i in range(5))
     assert images.record.limit == 5
     assert [warning.filename for warning in w if warning.category is ImagesWarning] == [__file__]
-    with pytest.raises(ImagesError, match="limit=0"):
+    with pytest.raises(ImagesError, match=r"limit .* not 0"):
         load_images("wds/pics", root=shards, split=BOTH, limit=0)
 
 

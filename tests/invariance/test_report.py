@@ -178,7 +178,7 @@ def test_what_cannot_be_drawn_is_an_error(figures: dict[str, Callable[[], Figure
     plain = answers_right(np.ones((1, 20), bool))
     with pytest.raises(MeasureError, match="no distortion to draw"):
         distortion_curves([plain])
-    with pytest.raises(MeasureError, match="not 'loss'"):
+    with pytest.raises(MeasureError, match="unknown value 'loss'; known: accuracy, kept, agreement"):
         distortion_curves([plain], "loss")  # type: ignore[arg-type]
     with pytest.warns(UndefinedInvarianceWarning):
         perfect = error_consistency([plain, plain])

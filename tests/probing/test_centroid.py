@@ -85,7 +85,7 @@ def test_refusals_are_one_sentence():
     X, y = labelled(20, 7)
     with pytest.raises(MeasureError, match="nothing to choose"):
         centroid_path(X, y, [1.0])
-    with pytest.raises(MeasureError, match="'euclidean' or 'cosine', not 'city'"):
+    with pytest.raises(MeasureError, match="unknown metric 'city'; known: euclidean, cosine"):
         centroid_path(X, y, metric="city")
     with pytest.raises(MeasureError, match="there is one class: 0"):
         centroid_path(X, np.zeros(20, dtype=int))

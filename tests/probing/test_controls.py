@@ -160,7 +160,7 @@ def test_groupings_that_cannot_be(make_reps):
         control_task(train, test, dict.fromkeys(NAMES, "x"))
     with pytest.raises(MeasureError, match="6 classes in 6 groups"):
         control_task(train, test, {k: k for k in NAMES})
-    with pytest.raises(MeasureError, match="controls=0"):
+    with pytest.raises(MeasureError, match="controls is a whole number, 1 or more, not 0"):
         control_task(train, test, GROUPS, controls=0)
     train.class_names = None
     with pytest.raises(ImagesError, match="have no names"):
@@ -192,5 +192,5 @@ def test_expected_accuracy_of_unbalanced_random_labels(make_reps):
     result = random_label_probe(train, test)
     assert result.expected[0] == pytest.approx(0.9)
     assert result.accuracy[0] == pytest.approx(0.9)
-    with pytest.raises(MeasureError, match="draws=0"):
+    with pytest.raises(MeasureError, match="draws is a whole number, 1 or more, not 0"):
         random_label_probe(train, test, draws=0)

@@ -155,7 +155,7 @@ def test_settings_that_make_no_sense(make_reps):
     for shots in ((), (0, 5), (2.5,), ("all", 5)):
         with pytest.raises(MeasureError, match="shots are positive numbers"):
             few_shot_probe(train, test, shots)
-    with pytest.raises(MeasureError, match="seeds is 1 or more"):
+    with pytest.raises(MeasureError, match="seeds is a whole number, 1 or more"):
         few_shot_probe(train, test, seeds=0)
     with pytest.raises(MeasureError, match="big_vision protocol has one penalty"):
         few_shot_probe(train, test, values=[1.0])

@@ -165,7 +165,7 @@ def test_what_cannot_be_coded(make_reps):
     assert np.isfinite(code.bits[0]).all()
     with pytest.raises(MeasureError, match="positive"):
         online_code(reps, l2=[0.0])
-    with pytest.raises(MeasureError, match="orders=0"):
+    with pytest.raises(MeasureError, match="orders is a whole number"):
         online_code(reps, orders=0)
     reps.labels = np.zeros(30, int)
     with pytest.raises(ImagesError, match="one class"):

@@ -192,7 +192,7 @@ def test_streams_that_cannot_be_probed():
     two = Labelled(train._tensor, np.arange(30) % 2, "train")
     with pytest.raises(ImagesError, match="do not have: 'blue'"):
         stream_probe(model, two, test)
-    with pytest.raises(MeasureError, match="reduce is 'mean' or 'prefix'"):
+    with pytest.raises(MeasureError, match="unknown reduce 'none'; known: mean, prefix"):
         stream_probe(model, train, test, reduce="none")
     with pytest.raises(LayerError, match=r"'blocks.0' of tiny-mixer has no prefix token"):
         stream_probe(model, train, test, reduce="prefix")

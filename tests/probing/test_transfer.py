@@ -182,5 +182,5 @@ def test_ridge_scores_become_probabilities(probe):
     assert len(found.bins_frame()) == 30
     with pytest.raises(MeasureError, match="other images"):
         calibration(result, tuple(sides[::-1]))
-    with pytest.raises(MeasureError, match="bins=0"):
+    with pytest.raises(MeasureError, match="bins is a whole number"):
         calibration(result, tuple(sides), bins=0)

@@ -247,7 +247,7 @@ def test_rbf_of_mostly_equal_images_gives_nan():
         (np.zeros((3, 2)), np.zeros((3, 2)), {}, "3 images are too few"),
         (np.full((5, 2), np.nan), np.zeros((5, 2)), {}, "X holds 10 values that are NaN"),
         (np.zeros((5, 2)), np.array([[np.inf]] * 5), {}, "Y holds 5 values"),
-        (np.zeros((5, 2)), np.zeros((5, 2)), {"estimator": "unbaised"}, "closest: unbiased"),
+        (np.zeros((5, 2)), np.zeros((5, 2)), {"estimator": "unbaised"}, "known: unbiased, biased"),
         (np.zeros((5, 2)), np.zeros((5, 2)), {"kernel": "cosine"}, "unknown kernel 'cosine'"),
         (np.zeros((5, 2)), np.zeros((5, 2)), {"kernel": "rbf", "method": "moments"}, "no moments form"),
         (np.zeros((5, 2)), np.zeros((5, 2)), {"bandwidth": 0.0}, "bandwidth"),

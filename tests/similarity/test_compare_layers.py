@@ -187,11 +187,11 @@ def test_other_images_are_refused(make_reps):
     [
         ({"measure": "cka_linear"}, "unknown measure 'cka_linear'.*cka"),
         ({"measure": ["cka", "ccaa"]}, "unknown measure 'ccaa'.*cca"),
-        ({"estimator": "debiased"}, "closest: biased, unbiased"),
+        ({"estimator": "debiased"}, "known: unbiased, biased"),
         ({"permutations": 10}, "take 19 or more, or 0"),
         ({"resamples": 10}, "take 20 or more, or 0"),
         ({"without_top_pc": -1}, "0 or more, not -1"),
-        ({"grid": 0}, "not 0×0"),
+        ({"grid": 0}, "each 1 or more, not 0"),
         ({"kernel": "rbf", "method": "moments"}, "no moments form"),
         ({"kernel": "rbf", "method": "minibatch"}, "unbiased linear CKA only"),
         ({"estimator": "biased", "method": "minibatch"}, "unbiased linear CKA only"),

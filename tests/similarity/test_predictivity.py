@@ -212,7 +212,7 @@ def test_tables_are_pair_by_pair_and_transposed():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"folds": 1}, "at least 2"),
+        ({"folds": 1}, "folds is a whole number, 2 or more, not 1"),
         ({"folds": 61}, "60 images are too few"),
         ({"penalties": ()}, "not all positive"),
         ({"penalties": (1.0, 0.0)}, "not all positive"),

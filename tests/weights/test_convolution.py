@@ -202,7 +202,7 @@ def test_what_is_no_mixer_is_refused_with_a_reason() -> None:
         as_convolution(CASES["vit"].model())
     with pytest.raises(ModelError, match="convolutional network already"):
         as_convolution(CASES["resnet18"].model())
-    with pytest.raises(ModelError, match="'tied' or 'grouped', not 'untied'"):
+    with pytest.raises(ModelError, match="unknown form 'untied'; known: tied, grouped"):
         as_convolution(CASES["mixer"].model(), "untied")  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="Doubled, not timm's MixerBlock"):
         as_convolution(tiny(block_layer=Doubled))

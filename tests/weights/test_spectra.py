@@ -475,7 +475,7 @@ def test_a_selection_that_matches_nothing_names_what_there_is() -> None:
         found.select(role="token fc3")
     with pytest.raises(LayerError, match=r"no block 'blocks.7'"):
         found.select(block="blocks.7")
-    with pytest.raises(MeasureError, match="at least 1"):
+    with pytest.raises(MeasureError, match="null_size is a whole number, 1 or more"):
         weight_spectra(CASES["mixer"].model(), null_size=0)
 
 

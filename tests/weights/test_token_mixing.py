@@ -199,7 +199,7 @@ def test_other_families_and_blocks_are_refused_with_a_sentence() -> None:
         found.units("block.1")
     with pytest.raises(LayerError, match=r"is a Mixer and has no side 'gate'; its sides: read, write"):
         found.units(0, "gate")
-    with pytest.raises(MeasureError, match=r"one draw or more, not surrogates=0"):
+    with pytest.raises(MeasureError, match="surrogates is a whole number, 1 or more, not 0"):
         mp.token_mixing(mp.load_model(small_mixer(), **SPEC), surrogates=0)
 
 
