@@ -16,6 +16,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from mixer_probe.channels.statistics import place_of
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError, UndefinedChannelsWarning
 from mixer_probe.images.classes import class_name, quoted, require_labels
 from mixer_probe.models.layer import Layer
@@ -238,6 +239,7 @@ def check_groups(labels: np.ndarray, names: Sequence[str] | None) -> None:
         )
 
 
+@checked(MeasureError)
 def class_selectivity(reps: RepresentationsLike, *, permutations: int = 999, seed: int = 0) -> ClassSelectivity:
     """How well every channel of every layer of `reps` tells each class from the others.
 

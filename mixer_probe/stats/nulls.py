@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t
 
+from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
 
 LEVEL = 0.95
@@ -58,6 +59,7 @@ def prediction_limit(drawn: np.ndarray, level: float = 0.05) -> float:
     return float(drawn.mean() + t.ppf(1 - level, n - 1) * drawn.std(ddof=1) * math.sqrt(1 + 1 / n))
 
 
+@checked(MeasureError)
 def check_permutations(permutations: int) -> None:
     """Raise MeasureError for a count that allows no 95 % quantile; 0 means no null."""
     fewest = math.ceil(LEVEL / (1 - LEVEL) - 1e-9)

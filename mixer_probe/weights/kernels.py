@@ -27,7 +27,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from mixer_probe.errors import LayerError, ModelError, UndefinedKernelWarning, closest
+from mixer_probe.core.validate import checked
+from mixer_probe.errors import LayerError, MeasureError, ModelError, UndefinedKernelWarning, closest
 from mixer_probe.models.model import Model
 from mixer_probe.models.structure import Block
 from mixer_probe.results import ModelRecord, Result, storable
@@ -171,6 +172,7 @@ class SpatialKernels(Result):
         }
 
 
+@checked(MeasureError)
 def spatial_kernels(model: Model, *, draws: int = 999, seed: int = 0) -> SpatialKernels:
     """The effective spatial kernel of every layer that mixes positions, from the weights alone.
 

@@ -8,6 +8,8 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
+from mixer_probe.core.validate import checked
+from mixer_probe.errors import MeasureError
 from mixer_probe.models.model import Model
 from mixer_probe.results import ModelRecord, Result
 from mixer_probe.weights.spectrum import colour_centroid
@@ -39,6 +41,7 @@ class PaperFigures(Result):
         return float(np.nanmean(self.stem.frequency))
 
 
+@checked(MeasureError)
 def paper_figures(model: Model, *, surrogates: int = 999, shuffles: int = 5, seed: int = 0) -> PaperFigures:
     """Units and embedding of a Mixer, gMixer, ResMLP or gMLP, as the paper's figures show them.
 

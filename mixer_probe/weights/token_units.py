@@ -213,6 +213,7 @@ _BLOCK_COLUMNS = {
 }
 
 
+@checked(MeasureError)
 def token_mixing(model: Model, *, surrogates: int = 999, shuffles: int = 5, seed: int = 0) -> TokenMixing:
     """The units of every block of a Mixer, gMixer, ResMLP or gMLP: frequency, orientation, phase, localisation, partners, ranks.
 
