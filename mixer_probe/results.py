@@ -95,6 +95,7 @@ class ImagesRecord:
     skipped: int = 0
     credit: str = ""
     pictures: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torchvision.transforms import Grayscale
 
 from mixer_probe.core.validate import checked
 from mixer_probe.errors import ImagesError, ImagesWarning, closest
-from mixer_probe.images.decode import EXTENSIONS, reason
+from mixer_probe.images.decode import EXTENSIONS, orientation, reason
 from mixer_probe.images.folder import _image_files
 from mixer_probe.images.labelled import Images
 from mixer_probe.images.transforms import model_transform
@@ -36,7 +36,7 @@ LEGEND = "legend.csv"
 _LOSSLESS = frozenset({".png", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".ppm", ".pbm", ".pnm", ".tga"})
 _VALUES = {"1": 1.0, "true": 1.0, "0": 0.0, "false": 0.0, "": np.nan}
 # Values of EXIF's orientation that turn a picture by a quarter.
-_ORIENTATION, _QUARTER_TURNS = 0x0112, range(5, 9)
+_QUARTER_TURNS = range(5, 9)
 
 
 class MaskReader(Protocol):
@@ -140,7 +140,7 @@ def image_size(images: Images, index: int) -> tuple[int, int]:
     Raises ImagesError if it cannot be opened."""
     try:
         with images.reader.open(int(images.positions[index])) as image:
-            turned = image.getexif().get(_ORIENTATION, 1) in _QUARTER_TURNS
+            turned = orientation(image) in _QUARTER_TURNS
             width, height = image.size
     except Exception as error:
         raise ImagesError(f"cannot read image '{images.ids[index]}' of '{images.name}': {reason(error)}") from error

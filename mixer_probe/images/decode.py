@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Sequence
+import struct
+import warnings
+import zlib
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from mixer_probe.core.fingerprint import file_keys, picture_key
+from mixer_probe.core.fingerprint import altered_key, file_keys, picture_key
+from mixer_probe.errors import ImagesWarning
 
 _JPEG = {".jpg", ".jpeg", ".jpe", ".jfif", ".jp2"}
 _NETPBM = {".ppm", ".pgm", ".pbm", ".pnm"}
 EXTENSIONS = frozenset(_JPEG | _NETPBM | {".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".tga"})
+# What Pillow raises of a damaged file, wherever the damage is.
+_UNREAD = (OSError, SyntaxError, ValueError, struct.error)
 
 
 class Reader(Protocol):
@@ -35,16 +43,22 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class FileReader:
-    """Image files."""
+    """Image files. `top` is the largest value of those with more than 8 bits, see `largest_value`; None: by each image alone."""
 
     paths: tuple[str, ...]
+    top: int | None = None
 
     def open(self, position: int) -> Image.Image:
         """See `Reader`."""
         path = self.paths[position]
         if os.path.getsize(path) == 0:
             raise OSError("the file is empty (0 bytes)")
-        return Image.open(path)
+        image: Image.Image
+        try:
+            image = Image.open(path)
+        except _UNREAD as error:
+            image = _without_metadata(path, error)
+        return image if self.top is None or not is_deep(image.mode) else _eight_bits(upright(image), self.top)
 
     def where(self, position: int) -> str:
         """See `Reader`."""
@@ -52,7 +66,9 @@ class FileReader:
 
     def keys(self, positions: Sequence[int], verify: bool = False) -> Sequence[str]:
         """See `Reader`."""
-        return file_keys([self.paths[position] for position in positions], verify)
+        keys = file_keys([self.paths[position] for position in positions], verify)
+        # The same file gives other pixels where its set was found to end at another value.
+        return keys if self.top in (None, WIDEST) else [altered_key(key, f"values to {self.top}") for key in keys]
 
 
 @dataclass(frozen=True)
@@ -81,25 +97,146 @@ class HeldReader:
 def to_rgb(image: Image.Image) -> Image.Image:
     """`image` as a new 8-bit RGB image, turned as its EXIF orientation says.
 
-    Transparency is laid over white, CMYK and palettes are converted, 16-bit grey keeps its high byte (as
-    Pillow does for 16-bit colour). Of an animation the first frame is taken; colour profiles are ignored, as
-    torchvision does.
+    Transparency is laid over white, CMYK and palettes are converted, grey of more than 8 bits is scaled to 8 as
+    `largest_value` says of this image alone, with a warning (ImagesWarning). Of an animation the first frame is taken; colour
+    profiles are ignored, as torchvision does, and so is all other metadata, which may be damaged.
 
-    Raises ValueError for 32-bit modes, whose range no file states."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F" or image.mode.startswith("I"):
-        image = _high_byte(image)
+    Raises ValueError for floats and for 32-bit integers beyond 16 bits, whose range no file states."""
+    image = upright(_loaded(image))
+    if is_deep(image.mode):
+        top = largest_value([image])
+        warnings.warn(range_note("an image is", top), ImagesWarning, stacklevel=2)
+        image = _eight_bits(image, top)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
-def _high_byte(image: Image.Image) -> Image.Image:
+def _loaded(image: Image.Image) -> Image.Image:
+    """`image` with its pixels read, from a copy of its file without metadata where that is in the way."""
+    try:
+        image.load()
+    except _UNREAD as error:
+        image = _without_metadata(getattr(image, "filename", ""), error)
+    return image
+
+
+# -- more than 8 bits --------------------------------------------------------------------------------------------------
+
+WIDEST = 0xFFFF
+# These formats state that white is the largest value of their bits; Pillow scales them to 16 bits.
+_STATED = {"PNG", "PPM", "JPEG2000"}
+
+
+def is_deep(mode: str) -> bool:
+    """Whether the grey values of this mode have more than 8 bits."""
+    return mode == "F" or mode.startswith("I")
+
+
+def largest_value(images: Iterable[Image.Image]) -> int:
+    """The value that stands for white in grey images of more than 8 bits that belong together: 255 if none has a larger value and
+    no format says otherwise, else 65535. What cannot be read, or is refused by `to_rgb`, is passed over."""
+    for image in images:
+        with image, suppress(*_UNREAD):
+            if image.format in _STATED or 0xFF < np.asarray(image).max() <= WIDEST:
+                return WIDEST
+    return 0xFF
+
+
+def range_note(which: str, top: int) -> str:
+    """The sentence that says what was assumed."""
+    return f"{which} of more than 8 bits per channel, and the values are taken to run from 0 (black) to {top} (white)"
+
+
+def _eight_bits(image: Image.Image, top: int) -> Image.Image:
     values = np.asarray(image)
-    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 0xFFFF:
+    if values.dtype.kind == "f" or values.min() < 0 or values.max() > WIDEST:
         raise ValueError("its 32-bit values have no stated range; save it with 8 or 16 bits a channel")
-    return Image.fromarray((values >> 8).astype(np.uint8))
+    if values.max() > top:
+        raise ValueError(
+            f"it has the value {values.max()}, and the images of its set were found to end at {top}; load the set again"
+        )
+    return Image.fromarray((values >> 8 if top == WIDEST else values).astype(np.uint8))
+
+
+# -- metadata ----------------------------------------------------------------------------------------------------------
+
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_PNG, _JPEG_START = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+# What of a PNG's optional chunks shows: transparency, further frames, and the orientation.
+_PNG_KEPT = {b"tRNS", b"acTL", b"fcTL", b"fdAT", b"eXIf"}
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) where there is none that can be read. Nothing else of the metadata is looked at."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+        return value if value in _TURNS else 1
+    except Exception:
+        return 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """`image` turned as its EXIF orientation says; itself where that says nothing."""
+    turn = _TURNS.get(orientation(image))
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    turned.format = image.format
+    return turned
+
+
+def _without_metadata(path: str, error: Exception) -> Image.Image:
+    """The image of a PNG or JPEG file that could not be read, from a copy without metadata. Raises `error` if that fails too."""
+    try:
+        with open(path, "rb") as stream:
+            start = stream.read(len(_PNG))
+            if start != _PNG and not start.startswith(_JPEG_START):
+                raise error
+            content = start + stream.read()
+        image = Image.open(io.BytesIO(_bare_png(content) if start == _PNG else _bare_jpeg(content)))
+        image.load()
+    except Exception:
+        raise error from None
+    return image
+
+
+def _bare_png(content: bytes) -> bytes:
+    """The chunks that make the picture; of the others those that show, where they are whole."""
+    kept, place = [_PNG], len(_PNG)
+    while place + 8 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, place)
+        chunk = content[place : place + 12 + length]
+        whole = zlib.crc32(chunk[4 : 8 + length]) == int.from_bytes(chunk[8 + length :], "big")
+        if kind[:1].isupper() or (kind in _PNG_KEPT and whole):
+            kept.append(chunk)
+        place += 12 + length
+    return b"".join(kept)
+
+
+def _bare_jpeg(content: bytes) -> bytes:
+    """Without comments and application segments, but for EXIF and for the colour transform that Adobe's states."""
+    kept, place = [_JPEG_START], 2
+    while content[place : place + 1] == b"\xff" and place + 4 <= len(content):
+        marker, length = struct.unpack_from(">xBH", content, place)
+        if marker == 0xDA:
+            break
+        segment = content[place : place + 2 + length]
+        optional = 0xE0 <= marker <= 0xEF or marker == 0xFE
+        if not optional or marker == 0xE1 or (marker == 0xEE and length >= 14):
+            kept.append(segment)
+        place += 2 + length
+    return b"".join(kept) + content[place:]
 
 
 def reason(error: Exception) -> str:

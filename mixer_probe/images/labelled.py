@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -18,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from mixer_probe.core.fingerprint import images_fingerprint, pictures_fingerprint
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import ImagesError
+from mixer_probe.errors import ImagesError, ImagesWarning
 from mixer_probe.images.classes import require_labels
-from mixer_probe.images.decode import HeldReader, Reader, reason, to_rgb
+from mixer_probe.images.decode import FileReader, HeldReader, Reader, is_deep, largest_value, range_note, reason, to_rgb
 from mixer_probe.images.transforms import Transform
 from mixer_probe.results import ImagesRecord
 
@@ -35,8 +36,8 @@ class Images(Sequence[Image.Image]):
 
     `ids` name the images in every result; `labels` [n] are int64 class indices or None; `class_names` are
     indexed by label, so there may be more of them than classes present; `skipped` holds (path, reason) of
-    images left out as unreadable; `limit` and `seed` say how these were chosen from the source. Pickles,
-    without pixels where they come from files."""
+    images left out as unreadable; `limit` and `seed` say how these were chosen from the source; `note` is
+    what a reader must know of how they were read. Pickles, without pixels where they come from files."""
 
     name: str
     split: str
@@ -49,6 +50,7 @@ class Images(Sequence[Image.Image]):
     skipped: tuple[tuple[str, str], ...] = field(default=())
     limit: int | None = None
     seed: int = 0
+    note: str = ""
 
     def __post_init__(self) -> None:
         n_labels = len(self.ids) if self.labels is None else len(self.labels)
@@ -128,6 +130,7 @@ class Images(Sequence[Image.Image]):
             seed=self.seed,
             skipped=len(self.skipped),
             credit=self.credit,
+            note=self.note,
         )
 
     def require_labels(self, purpose: str) -> npt.NDArray[np.int64]:
@@ -207,13 +210,23 @@ class Images(Sequence[Image.Image]):
         good = self.subset([i for i, why in enumerate(reasons) if not why])
         return replace(good, skipped=self.skipped + bad)
 
-    def check_headers(self) -> None:
-        """Open every image without decoding it.
+    def check_files(self) -> Images:
+        """These files, each opened without decoding it, with one range of values for all grey images of more than 8 bits.
 
-        Raises ImagesError with the path of the first that is no image."""
+        Raises ImagesError with the path of the first that is no image. Warns (ImagesWarning) of the range, see `note`."""
+        reader = self.reader
+        assert isinstance(reader, FileReader)
+        reader = replace(reader, top=None)
+        found = replace(self, reader=reader)
         with ThreadPoolExecutor(available_cores()) as pool:
-            for _ in pool.map(self._check_header, range(len(self))):
-                pass
+            modes = list(pool.map(found._check_header, range(len(self))))
+        deep = [i for i, mode in enumerate(modes) if is_deep(mode)]
+        if not deep:
+            return found
+        top = largest_value(reader.open(int(position)) for position in self.positions[deep])
+        note = range_note(f"{len(deep)} of {len(self)} images of '{self.name}' are", top)
+        warnings.warn(note, ImagesWarning, stacklevel=3)
+        return replace(found, reader=replace(reader, top=top), note=note)
 
     def _decode(self, i: int) -> Image.Image:
         with self.reader.open(int(self.positions[i])) as image:
@@ -226,9 +239,10 @@ class Images(Sequence[Image.Image]):
             return reason(error)
         return ""
 
-    def _check_header(self, i: int) -> None:
+    def _check_header(self, i: int) -> str:
         try:
-            self.reader.open(int(self.positions[i])).close()
+            with self.reader.open(int(self.positions[i])) as image:
+                return image.mode
         except Exception as error:
             raise ImagesError(self._unreadable(i, error)) from error
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from mixer_probe.core.validate import checked
 from mixer_probe.errors import ImagesError, ImagesWarning, closest
 from mixer_probe.images.bundled import load_demo, load_photos
-from mixer_probe.images.decode import FileReader
+from mixer_probe.images.decode import WIDEST, FileReader
 from mixer_probe.images.folder import load_folder
 from mixer_probe.images.labelled import Images
 from mixer_probe.images.timm_sets import PREFIXES, load_timm
@@ -49,6 +50,10 @@ def load_images(
     first that is no image; one that breaks off later raises when it is read. "skip" decodes all images first,
     on all cores, leaves out those that fail, lists them under `.skipped` and warns with their number.
 
+    Grey images of more than 8 bits are scaled to 8, all of a folder alike: values are taken to run to 65535, or
+    to 255 where none is larger and no format says otherwise (TIFF). Which it was stands under `.note`, and a
+    warning (ImagesWarning) says it.
+
     Raises ImagesError, one sentence each, for an unknown source (with the closest names), a folder that is
     missing or without images, an unreadable image (with its path), a package that is not installed and a
     limit below 1."""
@@ -56,9 +61,7 @@ def load_images(
     images = _without_unreadable(images) if on_error == "skip" else images
     _warn_one_class(images)
     images = images.sample(limit, seed)
-    if on_error == "raise" and isinstance(images.reader, FileReader):
-        images.check_headers()
-    return images
+    return images.check_files() if isinstance(images.reader, FileReader) else images
 
 
 def _open(
@@ -107,6 +110,9 @@ def _patterns() -> str:
 
 
 def _without_unreadable(images: Images) -> Images:
+    if isinstance(images.reader, FileReader):
+        # Which range it is does not decide whether an image can be read.
+        images = replace(images, reader=replace(images.reader, top=WIDEST))
     kept = images.skip_unreadable()
     if kept.skipped:
         path, why = kept.skipped[0]

@@ -95,7 +95,7 @@ def _settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _credits(results: Sequence[Result]) -> list[str]:
     """Attributions of all images that results were measured on."""
     records = [value for r in results for value in vars(r).values() if isinstance(value, ImagesRecord)]
-    return list(dict.fromkeys(record.credit for record in records if record.credit))
+    return list(dict.fromkeys(text for record in records for text in (record.credit, record.note) if text))
 
 
 def _environment() -> jinja2.Environment:

@@ -1,11 +1,15 @@
+import io
+import re
 import struct
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mixer_probe.errors import ImagesError
+from mixer_probe.errors import ImagesError, ImagesWarning
 from mixer_probe.images import load_images
+from mixer_probe.images.concepts import image_size
 from mixer_probe.images.decode import to_rgb
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -25,19 +29,72 @@ def test_grey_has_three_equal_channels(tmp_path):
     assert np.array_equal(got, np.repeat(RGB[..., :1], 3, axis=2))
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.tif"])
-def test_sixteen_bit_grey_keeps_its_high_byte(tmp_path, name):
-    deep = RGB[..., 0].astype(np.uint16) * 257
-    got = through_file(tmp_path, Image.fromarray(deep), name)
-    assert np.array_equal(got, np.repeat(RGB[..., :1], 3, axis=2))
+GREY = RGB[..., 0].astype(np.int64)
+# The file, its values, its format's own statement of the range, and what is seen at 8 bits.
+DEEP = {
+    "png, 16 bits": ("a.png", (GREY * 257).astype(np.uint16), 65535, GREY),
+    "png, dark": ("a.png", GREY.astype(np.uint16), 65535, 0 * GREY),
+    "tiff, 16 bits": ("a.tif", (GREY * 257).astype(np.uint16), 65535, GREY),
+    "tiff, 12 of 16 bits": ("a.tif", (GREY * 16).astype(np.uint16), 65535, GREY // 16),
+    "tiff, 8 of 16 bits": ("a.tif", GREY.astype(np.uint16), 255, GREY),
+    "tiff, 8 of 32 bits": ("a.tif", GREY.astype(np.int32), 255, GREY),
+    "tiff, 16 of 32 bits": ("a.tif", (GREY * 257).astype(np.int32), 65535, GREY),
+    "pgm, 16 bits": ("a.pgm", (GREY * 257).astype(">u2"), 65535, GREY),
+    "pgm, dark": ("a.pgm", GREY.astype(">u2"), 65535, 0 * GREY),
+}
 
 
-def test_sixteen_bit_pgm(tmp_path):
-    deep = RGB[..., 0].astype(">u2") * 257
-    (tmp_path / "a.pgm").write_bytes(b"P5 7 5 65535\n" + deep.tobytes())
-    assert np.array_equal(np.asarray(load_images(tmp_path)[0])[..., 0], RGB[..., 0])
+def save_deep(path, values):
+    if path.suffix == ".pgm":
+        path.write_bytes(b"P5 7 5 65535\n" + values.tobytes())
+    else:
+        Image.fromarray(values).save(path)
 
 
+@pytest.mark.parametrize("case", DEEP)
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_deep_grey_says_its_range(tmp_path, case, on_error):
+    name, values, top, seen = DEEP[case]
+    save_deep(tmp_path / name, values)
+    Image.fromarray(RGB).save(tmp_path / "plain.png")
+    with pytest.warns(ImagesWarning) as caught:
+        images = load_images(tmp_path, on_error=on_error)
+    assert np.array_equal(np.asarray(images[0]), np.repeat(seen[..., None], 3, axis=2))
+    assert np.array_equal(np.asarray(images[1]), RGB)
+    note = rf"1 of 2 images of '{tmp_path}' are of more than 8 bits .* from 0 \(black\) to {top} \(white\)"
+    assert re.fullmatch(note, images.note)
+    assert [str(w.message) for w in caught] == [images.note]
+    assert images.record.note == images.note
+
+
+def test_deep_images_of_one_set_have_one_range(tmp_path):
+    """A dark image of a set is not brightened to look like its neighbours."""
+    for name, scale in (("a.tif", 1), ("b.tif", 257)):
+        Image.fromarray((GREY * scale).astype(np.uint16)).save(tmp_path / name)
+    with pytest.warns(ImagesWarning, match="2 of 2 images .* to 65535"):
+        images = load_images(tmp_path)
+    assert [np.asarray(image)[..., 0].max() for image in images] == [0, GREY.max()]
+    assert [np.asarray(image)[..., 0].max() for image in images.subset([0])] == [0]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        GREY.astype(np.float32) / 255,
+        GREY.astype(np.float32),
+        (GREY * 2000).astype(np.int32),
+        (GREY - 10).astype(np.int32),
+    ],
+)
+def test_values_without_a_range_are_refused(tmp_path, values):
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.warns(ImagesWarning):
+        images = load_images(tmp_path)
+    with pytest.raises(ImagesError, match=r"a\.tif: its 32-bit values have no stated range; save it with 8 or 16 bits"):
+        images[0]
+
+
+@pytest.mark.filterwarnings("ignore::mixer_probe.errors.ImagesWarning")
 def test_float_images_have_no_stated_range():
     with pytest.raises(ValueError, match="no stated range"):
         to_rgb(Image.fromarray(np.zeros((2, 2), np.float32)))
@@ -76,6 +133,72 @@ def test_cmyk_jpeg(tmp_path):
     got = through_file(tmp_path, Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "a.jpg", quality=95)
     # No cyan, full magenta and yellow: red.
     assert np.abs(got.astype(int) - [255, 0, 0]).max() <= 3
+
+
+def png(*chunks, broken=False):
+    """A PNG file with more chunks after its header; a broken one has a wrong checksum."""
+    whole = io.BytesIO()
+    Image.fromarray(RGB).save(whole, "PNG")
+    added = [struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d) ^ broken) for t, d in chunks]
+    return whole.getvalue()[:33] + b"".join(added) + whole.getvalue()[33:]
+
+
+def jpeg(*segments):
+    whole = io.BytesIO()
+    Image.fromarray(RGB).save(whole, "JPEG", quality=95)
+    added = [bytes([0xFF, marker]) + struct.pack(">H", len(d) + 2) + d for marker, d in segments]
+    return whole.getvalue()[:2] + b"".join(added) + whole.getvalue()[2:]
+
+
+def exif(*entries):
+    """EXIF of entries (tag, type, count, value as 4 bytes)."""
+    packed = b"".join(struct.pack(">HHI4s", *entry) for entry in entries)
+    return b"MM\0*\0\0\0\x08" + struct.pack(">H", len(entries)) + packed + b"\0\0\0\0"
+
+
+TURN = (0x0112, 3, 1, b"\0\x06\0\0")
+JUNK = {
+    "png, much compressed text": png((b"zTXt", b"k\0\0" + zlib.compress(b"a" * (2 << 20)))),
+    "png, large colour profile": png((b"iCCP", b"n\0\0" + zlib.compress(b"a" * (2 << 20)))),
+    "png, colour profile of no method": png((b"iCCP", b"n\0\5junk")),
+    "png, EXIF that is none": png((b"eXIf", b"junk")),
+    "png, EXIF cut off": png((b"eXIf", exif(TURN)[:14])),
+    "png, short resolution": png((b"pHYs", b"\0")),
+    "png, short gamma": png((b"gAMA", b"\0")),
+    "png, text with a wrong checksum": png((b"tEXt", b"k\0v"), broken=True),
+    "jpeg, EXIF that is none": jpeg((0xE1, b"Exif\0\0junk")),
+    "jpeg, EXIF cut off": jpeg((0xE1, b"Exif\0\0" + exif(TURN)[:14])),
+    "jpeg, short colour profile": jpeg((0xE2, b"ICC_PROFILE\0")),
+    "jpeg, several pictures that are none": jpeg((0xE2, b"MPF\0junk")),
+    "jpeg, short Adobe segment": jpeg((0xEE, b"Adobe")),
+    "jpeg, short JFIF segment": jpeg((0xE0, b"JFIF")),
+    "jpeg, orientation as text": jpeg((0xE1, b"Exif\0\0" + exif((0x0112, 2, 2, b"6\0\0\0")))),
+    "jpeg, no such orientation": jpeg((0xE1, b"Exif\0\0" + exif((0x0112, 3, 1, b"\0\x63\0\0")))),
+}
+TURNED = {
+    "png, much text beside it": png((b"eXIf", exif(TURN)), (b"zTXt", b"k\0\0" + zlib.compress(b"a" * (2 << 20)))),
+    "jpeg, a tag of no type beside it": jpeg((0xE1, b"Exif\0\0" + exif(TURN, (0x011A, 99, 1, b"abcd")))),
+    "jpeg, a tag outside the file beside it": jpeg((0xE1, b"Exif\0\0" + exif(TURN, (0x010F, 2, 1 << 30, b"\x7f\0\0\0")))),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("case", [*JUNK, *TURNED])
+def test_metadata_never_decides_whether_pixels_load(tmp_path, case):
+    content = JUNK.get(case) or TURNED[case]
+    wanted = np.asarray(Image.open(io.BytesIO(png() if case.startswith("png") else jpeg())))
+    (tmp_path / "a.png").write_bytes(content)
+    got = load_images(tmp_path)
+    assert np.array_equal(np.asarray(got[0]), wanted if case in JUNK else np.rot90(wanted, -1))
+    assert image_size(got, 0) == np.asarray(got[0]).shape[:2]
+
+
+def test_damaged_pixels_are_still_refused(tmp_path):
+    content = bytearray(png((b"zTXt", b"k\0\0" + zlib.compress(b"a" * (2 << 20)))))
+    content[-30] ^= 1
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(ImagesError, match=r"cannot read .*a\.png: "):
+        load_images(tmp_path)[0]
 
 
 @pytest.mark.parametrize(
