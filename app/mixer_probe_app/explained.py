@@ -50,12 +50,12 @@ _ZERO_HEAD = "All its logits are equal: its head is zero, as in timm's untrained
 # -- predictions -------------------------------------------------------------------------------------------------------------
 
 
-def show_predictions(names: Sequence[str], picture: Picture, images: Images | None) -> None:
+def show_predictions(names: Sequence[str], picture: Picture) -> None:
     """The five likeliest classes of every network, side by side."""
     fits = []
     for place, name in zip(st.columns(len(names)), names, strict=True):
         with place, guarded():
-            fits.append(_predictions(name, picture, images))
+            fits.append(_predictions(name, picture))
     known = [fit for fit in fits if fit is not None]
     if not known:
         return
@@ -66,41 +66,41 @@ def show_predictions(names: Sequence[str], picture: Picture, images: Images | No
     st.caption(f"{true}{others}Softmax over all classes of a network; the rest of the probability is on classes not shown.")
 
 
-def _predictions(name: str, picture: Picture, images: Images | None) -> bool | None:
+def _predictions(name: str, picture: Picture) -> bool | None:
     """Draws them; whether the label of the image is among the classes, None where nothing is predicted."""
     st.subheader(plain(shown(name)))
     found = look(name, picture)
     if found.logits is None:
         st.info("It has no classifier, so it predicts nothing. Attributions and layers say what it sees.", icon=":material/info:")
         return None
-    classes = _classes(name, found, picture, images)
-    frame = top(name, found, classes, picture.label)
+    classes = _classes(name, picture)
+    frame = top(name, found, classes)
     show.chart(bars(frame), f"predictions {name} {picture.title}", frame, key=f"img top {name}")
     if says_nothing(found):
         st.caption(_ZERO_HEAD)
     st.markdown(_verdict(found, classes, picture))
-    return classes.fit and picture.label is not None
+    return classes.true is not None
 
 
-def _classes(name: str, found: Look, picture: Picture, images: Images | None) -> Classes:
-    return classes_of(name, len(found.logits if found.logits is not None else ()), images if picture.place is not None else None)
+def _classes(name: str, picture: Picture) -> Classes:
+    return classes_of(model(name), picture.image)
 
 
 def _verdict(found: Look, classes: Classes, picture: Picture) -> str:
     best = int(np.argmax(found.probabilities))
     said = f"Says **{plain(classes.name(best))}** ({100 * found.probabilities[best]:.1f} %)"
-    if not classes.fit or picture.label is None:
+    if classes.true is None:
         which = (
             "is unknown" if picture.label is None else f"({plain(picture.class_name or picture.label)}) is not among its classes"
         )
         return f"{said}; the true class {which}."
-    return f"{said}, which is {'right' if best == picture.label else f'wrong: it is {plain(picture.class_name)}'}."
+    return f"{said}, which is {'right' if best == classes.true else f'wrong: it is {plain(picture.class_name)}'}."
 
 
 # -- attributions ------------------------------------------------------------------------------------------------------------
 
 
-def show_attributions(names: Sequence[str], picture: Picture, images: Images | None) -> None:
+def show_attributions(names: Sequence[str], picture: Picture) -> None:
     """Which pixels speak for a class: one method for all networks, or all quick methods."""
     allowed = {}
     for name in names:
@@ -111,7 +111,7 @@ def show_attributions(names: Sequence[str], picture: Picture, images: Images | N
     first, second, third = st.columns([5, 4, 5], vertical_alignment="bottom")
     view = held.segments(first, "Show", "img-view", (_ONE, _ALL), label_visibility="collapsed")
     union = [method for method in METHODS if any(method in each for each in allowed.values())]
-    target = _target(third, list(allowed), picture, images)
+    target = _target(third, list(allowed), picture)
     if view == _ALL:
         second.caption(f"{join(method_label(m) for m in QUICK if m in union)}.")
         _all_methods(allowed, picture, target)
@@ -119,7 +119,7 @@ def show_attributions(names: Sequence[str], picture: Picture, images: Images | N
     method = held.select(
         second, "Method", "img-method", union, "gradcam" if "gradcam" in union else union[0], format_func=_offered
     )
-    _one_method(names, allowed, picture, images, method, target)
+    _one_method(names, allowed, picture, method, target)
 
 
 def _allowed(name: str) -> tuple[str, ...]:
@@ -131,12 +131,12 @@ def _offered(method: str) -> str:
     return method_label(method) if method in QUICK else f"{method_label(method)} (slower)"
 
 
-def _target(place: st.delta_generator.DeltaGenerator, names: Sequence[str], picture: Picture, images: Images | None) -> str:
+def _target(place: st.delta_generator.DeltaGenerator, names: Sequence[str], picture: Picture) -> str:
     """What is explained: the class that each network predicts, the true one, or one that all of them have."""
-    classes = [_classes(name, look(name, picture), picture, images) for name in names]
+    classes = [_classes(name, picture) for name in names]
     same = len({each.names for each in classes}) == 1 and bool(classes[0].names)
     options = [PREDICTED]
-    if picture.label is not None and all(each.fit for each in classes):
+    if all(each.true is not None for each in classes):
         options.append(TRUE)
     if same:
         options += [str(i) for i in range(len(classes[0].names))]
@@ -145,12 +145,12 @@ def _target(place: st.delta_generator.DeltaGenerator, names: Sequence[str], pict
     return held.select(place, "Explained", "img-target", options, PREDICTED, format_func=text)
 
 
-def _index(target: str, picture: Picture) -> int | None:
-    return None if target == PREDICTED else picture.label if target == TRUE else int(target)
+def _index(name: str, target: str, picture: Picture) -> int | None:
+    return None if target == PREDICTED else _classes(name, picture).true if target == TRUE else int(target)
 
 
 def _attribution(name: str, picture: Picture, method: str, target: str) -> Attribution:
-    network, one, wanted = model(name), picture.image, _index(target, picture)
+    network, one, wanted = model(name), picture.image, _index(name, target, picture)
     key = (key_of(network), picture.key, method, wanted)
     title = f"{shown(name)}: {method_label(method)}"
     found = made("attribution", key, title, lambda: mp.attribute(network, one, method, target=wanted))
@@ -160,9 +160,7 @@ def _attribution(name: str, picture: Picture, method: str, target: str) -> Attri
     return found
 
 
-def _one_method(
-    names: Sequence[str], allowed: dict[str, tuple[str, ...]], picture: Picture, images: Images | None, method: str, target: str
-) -> None:
+def _one_method(names: Sequence[str], allowed: dict[str, tuple[str, ...]], picture: Picture, method: str, target: str) -> None:
     shown_image = enlarged(picture.pixels)
     places = st.columns(1 + len(names))
     with places[0]:
@@ -181,14 +179,14 @@ def _one_method(
             result = _attribution(name, picture, method, target)
             results.append(result)
             st.image(overlay_image(shown_image, result, 0), width="stretch", output_format="PNG")
-            st.caption(_about(name, result, picture, images))
+            st.caption(_about(name, result, picture))
     if results:
         _how_to_read(results[0], method)
         show.downloads(f"{method} {picture.title} {target}", pd.concat([r.to_frame() for r in results], ignore_index=True))
 
 
-def _about(name: str, result: Attribution, picture: Picture, images: Images | None) -> str:
-    classes = _classes(name, look(name, picture), picture, images)
+def _about(name: str, result: Attribution, picture: Picture) -> str:
+    classes = _classes(name, picture)
     text = f"Explained: {plain(classes.name(int(result.targets[0])))}, logit {result.logit[0]:.2f}."
     if result.targets[0] != result.predicted[0]:
         text += f" It says {plain(classes.name(int(result.predicted[0])))}."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import altair as alt
 import numpy as np
@@ -13,13 +12,14 @@ from scipy.special import softmax
 
 import mixer_probe as mp
 from mixer_probe.capture import Representations
-from mixer_probe.errors import MeasureError
+from mixer_probe.errors import ImagesError, MeasureError
 from mixer_probe.figures.style import COLOURS
 from mixer_probe.images import DistortedImages, Distortion, Images, distort
 from mixer_probe.models import Layer, Model
+from mixer_probe.models.classes import labels_as_outputs, outputs_of
 from mixer_probe.probing import knn_path
 from mixer_probe_app.analyses import key_of, representations
-from mixer_probe_app.choice import UNTRAINED, shown
+from mixer_probe_app.choice import shown
 from mixer_probe_app.pictures import Picture
 from mixer_probe_app.store import made, model
 
@@ -83,43 +83,45 @@ def _heads(network: Model) -> list[str]:
 
 @dataclass(frozen=True)
 class Classes:
-    """What the outputs of a network are called (by index, empty if nobody knows), and whether the labels of the images are
-    among them."""
+    """What the outputs of a network are called (by index, empty if nobody knows), and which of them the labels of the images mean
+    [image], None where they are not among them."""
 
     names: tuple[str, ...]
-    fit: bool
+    labels: np.ndarray | None
+
+    @property
+    def true(self) -> int | None:
+        """The output that is the class of the first image."""
+        return None if self.labels is None else int(self.labels[0])
 
     def name(self, index: int) -> str:
         """What a class is called."""
         return self.names[index] if index < len(self.names) else f"class {index}"
 
 
-def classes_of(name: str, outputs: int, images: Images | None) -> Classes:
-    """The classes of the network `name` with so many outputs, beside those of the images."""
-    own = _own_classes(name, outputs)
-    theirs = images.class_names if images is not None and images.labels is not None else None
-    fit = bool(theirs) and len(theirs or ()) == outputs and (not name.startswith("zoo:") or own == theirs)
-    return Classes(own or (theirs or () if fit else ()), fit)
+def classes_of(network: Model, images: Images | None) -> Classes:
+    """The classes of a network, beside those of the images."""
+    labels = None if images is None else images.labels
+    theirs = () if images is None or labels is None else (images.class_names, labels.tobytes())
+    key = (key_of(network), network.class_names, theirs)
+    return made("classes", key, "Looking at its classes", lambda: _classes(network, images), keep=False, tell=False)
 
 
-def _own_classes(name: str, outputs: int) -> tuple[str, ...]:
-    base = name.removesuffix(UNTRAINED)
-    if base.startswith("zoo:"):
-        return tuple(mp.zoo.card(base.removeprefix("zoo:")).class_names)
-    return _imagenet() if outputs == 1000 else ()
+def _classes(network: Model, images: Images | None) -> Classes:
+    names: tuple[str, ...] = ()
+    try:
+        names = outputs_of(network).names
+        return Classes(names, None if images is None else labels_as_outputs(network, images))
+    except (ImagesError, MeasureError):
+        return Classes(names, None)
 
 
-@cache
-def _imagenet() -> tuple[str, ...]:
-    return mp.load_images("photos").class_names or ()
-
-
-def top(name: str, seen: Look, classes: Classes, label: int | None, state: str = BEFORE, count: int = TOP) -> pd.DataFrame:
+def top(name: str, seen: Look, classes: Classes, state: str = BEFORE, count: int = TOP) -> pd.DataFrame:
     """The `count` classes of highest probability, and the true one where it is known, a row each."""
     values = seen.probabilities
     order = np.argsort(-values, kind="stable")
     chosen = [int(i) for i in order[:count]]
-    true = label if classes.fit else None
+    true = classes.true
     if true is not None and true not in chosen:
         chosen.append(true)
     return pd.DataFrame([_row(name, seen, classes, i, true, state, int(np.flatnonzero(order == i)[0]) + 1) for i in chosen])

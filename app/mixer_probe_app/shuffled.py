@@ -173,7 +173,7 @@ def show_shuffle(names: Sequence[str], picture: Picture, images: Images | None) 
     if chosen is None:
         return
     with guarded():
-        _before_and_after(networks, picture, images, chosen)
+        _before_and_after(networks, picture, chosen)
     if images is None:
         return
     st.header("Find images where the networks disagree")
@@ -193,7 +193,7 @@ def _loaded(names: Sequence[str]) -> dict[str, Model]:
     return found
 
 
-def _before_and_after(networks: dict[str, Model], picture: Picture, images: Images | None, chosen: Setting) -> None:
+def _before_and_after(networks: dict[str, Model], picture: Picture, chosen: Setting) -> None:
     left, right = st.columns([1, 1])
     with left:
         for names, distortion, pixels in _as_seen(networks, picture, chosen):
@@ -201,11 +201,11 @@ def _before_and_after(networks: dict[str, Model], picture: Picture, images: Imag
     with right:
         for name, network in networks.items():
             with guarded():
-                _verdict(name, network, picture, images, chosen)
+                _verdict(name, network, picture, chosen)
     charts = st.columns(len(networks))
     for place, (name, network) in zip(charts, networks.items(), strict=True):
         with place, guarded():
-            _answers(name, network, picture, images, chosen)
+            _answers(name, network, picture, chosen)
     st.caption("Blue bars: the plain image. Orange bars: the distorted one. Point at a bar for its numbers.")
 
 
@@ -242,14 +242,14 @@ def _pair(names: list[str], distortion: Distortion, pixels: tuple[Image.Image, I
     second.image(pixels[1], caption=plain(f"{distortion.label}{who}"), width="stretch", output_format="PNG")
 
 
-def _verdict(name: str, network: Model, picture: Picture, images: Images | None, chosen: Setting) -> None:
+def _verdict(name: str, network: Model, picture: Picture, chosen: Setting) -> None:
     before, after = look(name, picture), look(name, picture, chosen.of(network))
     with st.container(border=True):
         if before.logits is None or after.logits is None:
             st.markdown(f"**{plain(shown(name))}** has no classifier, so it predicts nothing; its layers are below.")
             return
-        classes = classes_of(name, len(before.logits), images if picture.place is not None else None)
-        true = picture.label if classes.fit else None
+        classes = classes_of(network, picture.image)
+        true = classes.true
         with st.container(horizontal=True, vertical_alignment="center"):
             st.markdown(f"**{plain(shown(name))}**", width="content")
             _badge(before, after, true)
@@ -282,16 +282,16 @@ def _badge(before: Look, after: Look, true: int | None) -> None:
     st.badge(text, color=colour, icon=icon, width="content")
 
 
-def _answers(name: str, network: Model, picture: Picture, images: Images | None, chosen: Setting) -> None:
+def _answers(name: str, network: Model, picture: Picture, chosen: Setting) -> None:
     before, after = look(name, picture), look(name, picture, chosen.of(network))
     if before.logits is None or after.logits is None:
         return
-    classes = classes_of(name, len(before.logits), images if picture.place is not None else None)
+    classes = classes_of(network, picture.image)
     states = ((BEFORE, before), (AFTER, after))
-    every = [top(name, each, classes, picture.label, state, len(before.logits)) for state, each in states]
+    every = [top(name, each, classes, state, len(before.logits)) for state, each in states]
     both = pd.concat(every, ignore_index=True)
     likeliest = both.groupby("index")["probability"].max().nlargest(TOP).index
-    frame = both[both["index"].isin([*likeliest, picture.label if classes.fit else likeliest[0]])]
+    frame = both[both["index"].isin([*likeliest, likeliest[0] if classes.true is None else classes.true])]
     st.markdown(f"**{plain(shown(name))}**")
     show.chart(bars(frame), f"before and after {name} {picture.title} {chosen}", frame, key=f"img answers {name}")
 
@@ -405,11 +405,10 @@ def _find(networks: dict[str, Model], images: Images, chosen: Setting) -> None:
 
 def answers(name: str, network: Model, images: Images, distortion: Distortion) -> Answers:
     """What the network says of all images. Raises MeasureError for one without a classifier."""
-    outputs = int(getattr(network.module, "num_classes", 0) or 0)
-    classes = classes_of(name, outputs, images)
+    classes = classes_of(network, images)
     key = (key_of(network), images.record.fingerprint, repr(distortion))
     title = f"{shown(name)}: {len(images)} images, plain and distorted"
-    if not classes.fit or images.labels is None:
+    if classes.labels is None:
         predicted, _ = made("predictions", key, title, lambda: predictions(network, images, (distortion,), BATCH))
         return Answers(predicted, predicted == predicted[:1], classes, None)
     make = lambda: distortion_accuracy(network, images, (distortion,), batch_size=BATCH)  # noqa: E731

@@ -41,9 +41,9 @@ def main() -> None:
     part = held.segments(st, "Part", "img-part", list(PARTS), format_func=PARTS.__getitem__, label_visibility="collapsed")
     with guarded():
         if part == "predictions":
-            show_predictions(names, picture, images)
+            show_predictions(names, picture)
         elif part == "attributions":
-            show_attributions(names, picture, images)
+            show_attributions(names, picture)
         elif part == "layers":
             show_layers(names, picture, images)
         else:

@@ -20,7 +20,8 @@ from mixer_probe.attribution.path import relative_gap
 from mixer_probe.capture import ImageSource, as_source
 from mixer_probe.capture.stream import transform_of
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import EmptyAttributionWarning, IncompleteAttributionWarning, MeasureError
+from mixer_probe.errors import EmptyAttributionWarning, ImagesError, ImagesWarning, IncompleteAttributionWarning, MeasureError
+from mixer_probe.models.classes import labels_as_outputs, outputs_of
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 from mixer_probe.models.switches import plain_modes, seeded
@@ -33,11 +34,13 @@ class Attribution(Result):
     """Attribution of one method for every image: `maps` [image, H, W] in float32 at the network's input resolution, one number
     a pixel for all its colours together (`text` says how they were joined).
 
-    Where `signed`, negative values speak against the class. `native` [image, rows, columns] are the maps on the method's own grid
-    before they were enlarged (Grad-CAM, attention), None where there are none. `logit` is the target's logit,
-    `logit_difference` that less its logit for the `baseline`; `convergence_delta` is the sum of the map less that
-    difference, NaN for methods that promise no such sum; `steps` counts integration steps, 0 without integration. `grid` are
-    the patches that the network sees, to pool maps by. `crop_pct` and `crop_mode` say which part of the image entered."""
+    Where `signed`, negative values speak against the class. `native` [image, rows, columns] are the maps on the method's own
+    grid before they were enlarged (Grad-CAM, attention), None where there are none. `logit` is the target's logit,
+    `logit_difference` that less its logit for the `baseline`; `convergence_delta` is the sum of the map less that difference,
+    NaN for methods that promise no such sum; `steps` counts integration steps, 0 without integration. `grid` are the patches
+    that the network sees, to pool maps by. `targets`, `predicted` and `labels` [image] are outputs of the network, -1 in
+    `labels` where no output is the image's class; names are empty where the outputs have none that is known. `crop_pct` and
+    `crop_mode` say which part of the image entered."""
 
     title: ClassVar[str] = "Attribution"
 
@@ -54,6 +57,8 @@ class Attribution(Result):
     targets: np.ndarray
     target_names: tuple[str, ...]
     predicted: np.ndarray
+    predicted_names: tuple[str, ...]
+    labels: np.ndarray
     grid: tuple[int, int]
     crop_pct: float
     crop_mode: str
@@ -213,6 +218,7 @@ def _joined(method: Method, run: Run, source: ImageSource, pieces: list[_Piece],
 
     maps, logit, targets = all_of("maps"), all_of("logit"), all_of("targets")
     difference, total = logit - all_of("baseline_logit"), maps.sum((1, 2), dtype=np.float64)
+    predicted, (labels, names) = all_of("predicted"), _classes(run.model, source)
     return Attribution(
         model=run.model.record,
         images=source.record,
@@ -225,8 +231,10 @@ def _joined(method: Method, run: Run, source: ImageSource, pieces: list[_Piece],
         settings=dict(run.options),
         ids=tuple(source.ids),
         targets=targets,
-        target_names=_names(run.model, source, targets),
-        predicted=all_of("predicted"),
+        target_names=tuple(names[k] for k in targets) if names else (),
+        predicted=predicted,
+        predicted_names=tuple(names[k] for k in predicted) if names else (),
+        labels=labels,
         grid=patch_grid(run.model),
         crop_pct=run.model.input.crop_pct,
         crop_mode=run.model.input.crop_mode,
@@ -241,10 +249,20 @@ def _joined(method: Method, run: Run, source: ImageSource, pieces: list[_Piece],
     )
 
 
-def _names(model: Model, source: ImageSource, targets: np.ndarray) -> tuple[str, ...]:
-    """Class names of the targets, where the images have one for every output of the network."""
-    names, classes = source.class_names, getattr(model.module, "num_classes", None)
-    return tuple(names[t] for t in targets) if names and len(names) == classes else ()
+def _classes(model: Model, source: ImageSource) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The output [image] that each label means, -1 where none does, and what the outputs are called, empty where nobody knows."""
+    unknown = np.full(len(source), -1, dtype=np.int64)
+    try:
+        names = outputs_of(model).names
+    except MeasureError:
+        # A network without a classifier, an output of which is explained.
+        return unknown, ()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ImagesWarning)
+            return labels_as_outputs(model, source), names
+    except (ImagesError, MeasureError):
+        return unknown, names
 
 
 def _judge(method: Method, run: Run, result: Attribution) -> None:

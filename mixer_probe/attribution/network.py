@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mixer_probe.capture import ImageSource
 from mixer_probe.capture.views import positions_and_prefix
 from mixer_probe.errors import ImagesError, MeasureError
-from mixer_probe.images.classes import require_labels
+from mixer_probe.models.classes import labels_as_outputs
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 from mixer_probe.models.switches import evaluating, frozen, in_this_thread
@@ -64,10 +64,11 @@ def target_logits(model: Model, x: Tensor, targets: Tensor, chunk: int) -> Tenso
 
 
 class Targets:
-    """Which class is explained of each image: one for all, one an image, the "labels", or (None) the predicted class.
+    """Which class is explained of each image: one for all, one an image, the "labels" (by the names of their classes, as
+    `labels_as_outputs` finds them), or (None) the predicted class.
 
     Raises MeasureError for a class that the network does not have, a number of targets other than the number of images, and
-    None for a network without a head; ImagesError for "labels" of images without any."""
+    None for a network without a head; and what `labels_as_outputs` raises for "labels"."""
 
     def __init__(self, model: Model, source: ImageSource, target: Target) -> None:
         blank = torch.zeros(2, *model.input.size, device=model.device, dtype=model.dtype)
@@ -84,7 +85,7 @@ class Targets:
         if target is None:
             return None
         if isinstance(target, str):
-            values = self._labels(source, target)
+            values = self._labels(model, source, target)
         else:
             raw = target.detach().cpu().numpy() if isinstance(target, Tensor) else np.asarray(target)
             values = np.broadcast_to(raw, len(source)) if raw.ndim == 0 else raw
@@ -96,10 +97,10 @@ class Targets:
         return values.astype(np.int64)
 
     @staticmethod
-    def _labels(source: ImageSource, word: str) -> np.ndarray:
+    def _labels(model: Model, source: ImageSource, word: str) -> np.ndarray:
         if word != "labels":
             raise MeasureError(f"target is a class index, one an image, 'labels' or None (the predicted class), not '{word}'")
-        return require_labels(source.labels, f"the images ({source.record.name})", "target='labels'")
+        return labels_as_outputs(model, source, "target='labels'")
 
     def of(self, logits: Tensor, start: int) -> Tensor:
         """Targets [B] of the images from `start` on, whose logits are [B, K]."""

@@ -13,6 +13,7 @@ from PIL import Image
 from mixer_probe.attribution.attributions import Attribution
 from mixer_probe.errors import MeasureError
 from mixer_probe.images import Images
+from mixer_probe.images.classes import class_name
 from mixer_probe.models.layer import Layer
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 
@@ -30,10 +31,10 @@ class AttributionPanel(Result):
     `pictures` are the original images, uint8 RGB [h, w, 3], reduced where a side has more than 640 px; `sizes` [image, 2] are
     their own (width, height). `shares` has one int8 array [image, H, W] a column: 127 is the 99 % quantile of the map's
     magnitudes, `scale` [column, image], beyond which maps are cut off. `targets`, `predicted`, `logit`, `logit_difference`,
-    `convergence_delta` and `steps` are [column, image], as `Attribution` has them; `class_names` are those of the networks'
-    outputs, empty where they are not known. Over all images of the attributions, `chosen_from`, not only those shown, count
-    `empty` [column] maps that are zero everywhere, and `widest_gap` [column] is the largest |convergence delta| ÷ |logit
-    difference|, NaN for methods that promise no sum."""
+    `convergence_delta`, `steps` and `labels` are [column, image], as `Attribution` has them, and so are `target_names` and
+    `predicted_names`; `true_names` [image] are what the images call their classes, empty where they do not. Over all images of
+    the attributions, `chosen_from`, not only those shown, count `empty` [column] maps that are zero everywhere, and
+    `widest_gap` [column] is the largest |convergence delta| ÷ |logit difference|, NaN for methods that promise no sum."""
 
     title: ClassVar[str] = "Attribution maps"
 
@@ -48,8 +49,10 @@ class AttributionPanel(Result):
     images: ImagesRecord
     chosen_from: int
     ids: tuple[str, ...]
-    labels: np.ndarray | None
-    class_names: tuple[str, ...]
+    labels: np.ndarray
+    true_names: tuple[str, ...]
+    target_names: tuple[tuple[str, ...], ...]
+    predicted_names: tuple[tuple[str, ...], ...]
     sizes: np.ndarray
     pictures: tuple[np.ndarray, ...]
     shares: tuple[np.ndarray, ...]
@@ -81,17 +84,15 @@ class AttributionPanel(Result):
         return replace(
             self,
             ids=tuple(self.ids[i] for i in chosen),
-            labels=None if self.labels is None else self.labels[chosen],
+            true_names=tuple(self.true_names[i] for i in chosen) if self.true_names else (),
+            target_names=tuple(tuple(names[i] for i in chosen) for names in self.target_names),
+            predicted_names=tuple(tuple(names[i] for i in chosen) for names in self.predicted_names),
             sizes=self.sizes[chosen],
             pictures=tuple(self.pictures[i] for i in chosen),
             shares=tuple(share[chosen] for share in self.shares),
             scale=self.scale[:, chosen],
             **{name: getattr(self, name)[:, chosen] for name in _PER_IMAGE},
         )
-
-    def name(self, target: int) -> str:
-        """What a class is called."""
-        return self.class_names[target] if self.class_names else f"class {target}"
 
     def to_frame(self) -> pd.DataFrame:
         """One row a network, method and image."""
@@ -106,8 +107,8 @@ class AttributionPanel(Result):
                 "layer": layer.name if layer else "",
                 "baseline": self.baselines[c],
                 "image": list(self.ids),
-                "target": [self.name(int(t)) for t in self.targets[c]],
-                "predicted": [self.name(int(t)) for t in self.predicted[c]],
+                "target": list(self.target_names[c]),
+                "predicted": list(self.predicted_names[c]),
                 "logit": self.logit[c],
                 "logit_difference": self.logit_difference[c],
                 "convergence_delta": self.convergence_delta[c],
@@ -122,17 +123,15 @@ def attribution_panel(
     images: Images,
     *,
     indices: Sequence[int] | None = None,
-    class_names: Sequence[str] | None = None,
 ) -> AttributionPanel:
     """A panel of attributions of `images` by one or several networks and methods, for the first four or those at `indices`.
 
-    `class_names` are those of the outputs, by default those of the images where the attributions have them. Raises MeasureError
-    for no attribution, attributions of other images, and indices that are not there."""
+    Raises MeasureError for no attribution, attributions of other images, and indices that are not there."""
     rows = list(indices if indices is not None else range(min(4, len(images))))
     _check(attributions, images, rows)
     opened = [images[i] for i in rows]
     limits = np.stack([[limit_of(a.maps[i]) for i in rows] for a in attributions])
-    named = class_names or (images.class_names if all(a.target_names for a in attributions) else None)
+    classes = () if images.labels is None or images.class_names is None else [images.labels[i] for i in rows]
     return AttributionPanel(
         models=tuple(a.model for a in attributions),
         methods=tuple(a.method for a in attributions),
@@ -145,8 +144,9 @@ def attribution_panel(
         images=images.record,
         chosen_from=len(images),
         ids=tuple(images.ids[i] for i in rows),
-        labels=None if images.labels is None else images.labels[rows],
-        class_names=tuple(named or ()),
+        true_names=tuple(class_name(int(k), images.class_names) for k in classes),
+        target_names=tuple(_named(a.targets, a.target_names, rows) for a in attributions),
+        predicted_names=tuple(_named(a.predicted, a.predicted_names, rows) for a in attributions),
         sizes=np.array([picture.size for picture in opened]),
         pictures=tuple(np.asarray(_reduced(picture)) for picture in opened),
         shares=tuple(_shares(a.maps[rows], limit) for a, limit in zip(attributions, limits, strict=True)),
@@ -157,7 +157,12 @@ def attribution_panel(
     )
 
 
-_PER_IMAGE = ("targets", "predicted", "logit", "logit_difference", "convergence_delta", "steps")
+_PER_IMAGE = ("targets", "predicted", "labels", "logit", "logit_difference", "convergence_delta", "steps")
+
+
+def _named(outputs: np.ndarray, names: Sequence[str], rows: Sequence[int]) -> tuple[str, ...]:
+    """What the outputs of these images are called; by number where they have no names."""
+    return tuple(names[i] if names else f"class {outputs[i]}" for i in rows)
 
 
 def _check(attributions: Sequence[Attribution], images: Images, rows: Sequence[int]) -> None:

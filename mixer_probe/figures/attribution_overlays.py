@@ -106,15 +106,14 @@ def _image(axes: Axes, panel: AttributionPanel, i: int) -> None:
 
 def _explained(panel: AttributionPanel, i: int) -> str:
     """The class explained where all maps of the image explain one, else the true class where it is known."""
-    targets = set(panel.targets[:, i].tolist())
+    targets = {names[i] for names in panel.target_names}
     if len(targets) == 1:
-        return f"explained: {panel.name(targets.pop())}"
-    known = panel.labels is not None and panel.class_names
-    return f"true: {panel.name(int(panel.labels[i]))}" if known and panel.labels is not None else str(panel.ids[i])
+        return f"explained: {targets.pop()}"
+    return f"true: {panel.true_names[i]}" if panel.true_names else str(panel.ids[i])
 
 
 def _row_label(panel: AttributionPanel, c: int, i: int) -> str:
-    said = plain(_cut(f"says {panel.name(int(panel.predicted[c, i]))}"))
+    said = plain(_cut(f"says {panel.predicted_names[c][i]}"))
     if len(set(panel.models)) == 1:
         return said
     return f"{_cut(model_label(panel.models[c]))}\n{said}"

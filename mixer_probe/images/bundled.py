@@ -14,6 +14,7 @@ from PIL import Image
 
 from mixer_probe.core.fingerprint import picture_key
 from mixer_probe.errors import ImagesError, closest
+from mixer_probe.images.classes import imagenet_names
 from mixer_probe.images.decode import FileReader
 from mixer_probe.images.labelled import Images
 
@@ -63,7 +64,7 @@ def load_photos(split: str | None) -> Images:
         split="",
         ids=tuple(Path(row["file"]).stem for row in rows),
         labels=np.array([int(row["imagenet_index"]) for row in rows], dtype=np.int64),
-        class_names=_imagenet_names(),
+        class_names=imagenet_names(),
         reader=FileReader(tuple(str(DATA / "photos" / row["file"]) for row in rows)),
         positions=np.arange(len(rows)),
         credit=PHOTOS_CREDIT,
@@ -117,12 +118,3 @@ def _tile_keys(path: str) -> list[str]:
 def _rows(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
-
-
-def _imagenet_names() -> tuple[str, ...]:
-    """A short English name a class; the full description where two classes share the short one."""
-    from timm.data.imagenet_info import ImageNetInfo
-
-    full = [str(text) for text in ImageNetInfo("imagenet-1k").label_descriptions()]
-    short = [text.split(",")[0] for text in full]
-    return tuple(s if short.count(s) == 1 else f for s, f in zip(short, full, strict=True))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -96,3 +99,26 @@ def shared_classes(train: Labelled, test: Labelled) -> tuple[np.ndarray, np.ndar
             f"{listed([test.name(k) for k in there])}; the latter {listed([train.name(k) for k in known.tolist()])})"
         )
     return train.labels, np.array(found, dtype=np.int64)[np.searchsorted(there, test.labels)]
+
+
+def spelled(name: str) -> str:
+    """A class's name without what spellings differ in: case, underscores for spaces, composed characters."""
+    return " ".join(unicodedata.normalize("NFC", name).replace("_", " ").casefold().split())
+
+
+@cache
+def imagenet_names(subset: str = "imagenet-1k") -> tuple[str, ...]:
+    """What the classes of an ImageNet, as timm calls it, are called by index: the first of a class's words; all of them where two
+    classes share the first, and with the WordNet id behind where these are no clearer."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    info = ImageNetInfo(subset)
+    full, ids = [str(text) for text in info.label_descriptions()], info.label_names()  # type: ignore[no-untyped-call]
+    short = [text.split(",")[0] for text in full]
+    # A word that several classes begin with names none of them, not even that which has no other.
+    times = Counter(map(spelled, short))
+    shared = Counter(map(spelled, full)) + times
+    return tuple(
+        first if times[spelled(first)] == 1 else text if shared[spelled(text)] == 1 else f"{text} ({wordnet})"
+        for first, text, wordnet in zip(short, full, ids, strict=True)
+    )

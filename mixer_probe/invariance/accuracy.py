@@ -13,10 +13,10 @@ import pandas as pd
 
 from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError, UndefinedInvarianceWarning
-from mixer_probe.images.classes import require_labels
 from mixer_probe.images.distortions import Distortion
 from mixer_probe.invariance.predictions import Source, predictions
 from mixer_probe.invariance.standard import standard_distortions
+from mixer_probe.models.classes import labels_as_outputs
 from mixer_probe.models.model import Model
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.stats import delta_interval, difference_interval, mcnemar, paired_counts, wilson_interval
@@ -33,7 +33,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class DistortionAccuracy(Result):
-    """Predicted classes [1 + distortion, image] of a network, row 0 of the plain images, beside the `labels` [image].
+    """Predicted classes [1 + distortion, image] of a network, row 0 of the plain images, beside the `labels` [image],
+    which are outputs of the network too.
 
     Everything else follows from them. `classes` is how many the network tells apart; chance is the share of the commonest class
     among the images. Undefined predictions are -1 and never right."""
@@ -179,12 +180,12 @@ def distortion_accuracy(
     all of them the list of one.
 
     Warns with UndefinedInvarianceWarning of a network that is no better than chance. Raises ImagesError for images without labels
-    and a grid that does not divide the network's input, MeasureError for a network whose classes are not those of the images."""
-    labels = require_labels(images.labels, f"the images ({images.record.name})", "accuracy under distortions")
+    and a grid that does not divide the network's input, MeasureError for classes that are none of the network's outputs (they are
+    found by name, as `labels_as_outputs` does)."""
+    labels = labels_as_outputs(model, images, "accuracy under distortions")
     chosen = tuple(standard_distortions(model, seed=seed) if distortions is None else distortions)
     predicted, classes = predictions(model, images, chosen, batch_size)
-    _check_classes(model, images, labels, classes)
-    result = DistortionAccuracy(model.record, images.record, chosen, predicted, np.asarray(labels), classes)
+    result = DistortionAccuracy(model.record, images.record, chosen, predicted, labels, classes)
     if not result.reads_class:
         warnings.warn(
             f"{model.name} is right on {100 * result.accuracy.value[0]:.1f} % of the plain images, which is not above chance "
@@ -193,13 +194,3 @@ def distortion_accuracy(
             stacklevel=3,
         )
     return result
-
-
-def _check_classes(model: Model, images: Source, labels: np.ndarray, classes: int) -> None:
-    """Networks of one set of classes asked about another would be wrong for no fault of theirs."""
-    known = len(images.class_names) if images.class_names else int(labels.max()) + 1
-    if (images.class_names and known != classes) or known > classes:
-        raise MeasureError(
-            f"{model.name} tells {classes} classes apart, and the images have {known}: accuracy needs a network with a head for "
-            "the classes of the images"
-        )

@@ -61,21 +61,23 @@ def load_model(
     crop_pct: float | None = None,
     crop_mode: str | None = None,
     name: str | None = None,
+    class_names: Sequence[str] | None = None,
     seed: int = 0,
     **timm_arguments: Any,
 ) -> Model:
     """Load a network of the Mixer, ViT or CNN family.
 
-    `model` is a timm name or name.tag, "hf-hub:owner/repo", "local-dir:FOLDER", "zoo:NAME" (add "?untrained" for its
-    random twin) or an nn.Module built from timm's blocks. `input_size` (channels, height, width), `mean` and `std` say
-    what images it takes, `interpolation`, `crop_pct` and `crop_mode` how they are brought to that size (see `InputSpec`);
-    they replace what timm knows, and an nn.Module without timm's pretrained_cfg needs the first three. For a network of
-    another number of channels than 3, timm's mean and std follow as timm changes the weights: averaged for 1, repeated for
-    more. `checkpoint` is a safetensors file, a torch file of plain data or an npz file of Google's, whose weights replace
-    the pretrained ones; which of several in it were taken, and what was left out, is in the note of `weights`.
-    `device="auto"` takes CUDA, then MPS, then the CPU. Untrained weights are drawn with `seed`. Further arguments go to
-    `timm.create_model` (num_classes, img_size, in_chans, ...) and win over what timm fixes for the name:
-    load_model("mixer_b16_224", pretrained=False, patch_size=8, num_blocks=4) is such a Mixer.
+    `model` is a timm name or name.tag, "hf-hub:owner/repo", "local-dir:FOLDER", "zoo:NAME" (add "?untrained" for its random
+    twin) or an nn.Module built from timm's blocks. `input_size` (channels, height, width), `mean` and `std` say what images it
+    takes, `interpolation`, `crop_pct` and `crop_mode` how they are brought to that size (see `InputSpec`); they replace what
+    timm knows, and an nn.Module without timm's pretrained_cfg needs the first three. For a network of another number of
+    channels than 3, timm's mean and std follow as timm changes the weights: averaged for 1, repeated for more. `checkpoint` is
+    a safetensors file, a torch file of plain data or an npz file of Google's, whose weights replace the pretrained ones; which
+    of several in it were taken, and what was left out, is in the note of `weights`. `class_names` say what the outputs are
+    called, in order, so that labels of images are found among them; the zoo's and ImageNet's are known. `device="auto"` takes
+    CUDA, then MPS, then the CPU. Untrained weights are drawn with `seed`. Further arguments go to `timm.create_model`
+    (num_classes, img_size, in_chans, ...) and win over what timm fixes for the name: load_model("mixer_b16_224",
+    pretrained=False, patch_size=8, num_blocks=4) is such a Mixer.
 
     The network is put into eval mode. An nn.Module is used as it is, not copied; what training code put around it is taken off
     (`wrappers.unwrap`), as the note of its weights says. Networks are made outside of `torch.inference_mode`.
@@ -104,6 +106,8 @@ def load_model(
         found.weights = Weights(f"file {Path(checkpoint).name}", trained=True, note=" ".join(filter(None, notes)))
     found.input = with_given(found.input, given)
     found.name = name or found.name
+    if class_names is not None:
+        found.class_names = tuple(class_names)
     found.module.to(device=place, dtype=number)
     return found
 
@@ -154,7 +158,9 @@ def _from_zoo(text: str, pretrained: bool) -> Model:
     with seeded(card.seed):
         network = zoo.load(card.name, untrained=untrained)
     shown = f"zoo:{card.name}" + ("?untrained" if untrained else "")
-    return make_model(shown, network, spec, weights, lambda: _from_zoo(f"zoo:{card.name}", False))
+    found = make_model(shown, network, spec, weights, lambda: _from_zoo(f"zoo:{card.name}", False))
+    found.class_names = card.class_names
+    return found
 
 
 def _zoo_note(card: zoo.Card) -> str:

@@ -37,7 +37,8 @@ class Weights:
 class Model:
     """A network of a known family. `module` is the network itself, unchanged.
 
-    `untrained` makes the same architecture with fresh random weights (the baseline of every analysis)."""
+    `untrained` makes the same architecture with fresh random weights (the baseline of every analysis). `class_names` are those of
+    its outputs, where they were given or are the zoo's; `models.classes.outputs_of` also knows those of ImageNet."""
 
     name: str
     module: nn.Module
@@ -45,6 +46,7 @@ class Model:
     input: InputSpec
     weights: Weights
     make_untrained: Callable[[], Model] | None = field(default=None, repr=False)
+    class_names: tuple[str, ...] | None = field(default=None, repr=False)
     _known: dict[str, tuple[Any, Any]] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -137,6 +139,7 @@ class Model:
         twin = self.make_untrained()
         twin.name = f"{self.name}?untrained"
         twin.input = self.input
+        twin.class_names = self.class_names
         twin.module.to(device=self.device, dtype=self.dtype)
         return twin
 

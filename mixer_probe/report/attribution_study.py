@@ -24,7 +24,7 @@ from mixer_probe.attribution import (
     randomisation_check,
 )
 from mixer_probe.attribution.methods import find_method
-from mixer_probe.attribution.network import Target, explaining, logits_of
+from mixer_probe.attribution.network import Target
 from mixer_probe.core.validate import checked
 from mixer_probe.errors import (
     EmptyAttributionWarning,
@@ -34,8 +34,10 @@ from mixer_probe.errors import (
     MixerProbeError,
     closest,
 )
-from mixer_probe.images import Images, load_images
+from mixer_probe.images import Images
+from mixer_probe.images.classes import spelled
 from mixer_probe.models import Model
+from mixer_probe.models.classes import labels_as_outputs, outputs_of
 from mixer_probe.report.settings import StudySettings
 from mixer_probe.report.skipped import Skipped
 from mixer_probe.results import Result
@@ -120,25 +122,6 @@ def check_methods(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(find_method(name).name for name in names))
 
 
-def class_names_of(model: Model, images: Images) -> tuple[str, ...]:
-    """What the outputs of a network are called: as the images' classes where there are as many, as ImageNet's of 1,000; else
-    empty."""
-    outputs = outputs_of(model)
-    if images.class_names and len(images.class_names) == outputs:
-        return images.class_names
-    return load_images("photos").class_names or () if outputs == 1000 else ()
-
-
-def outputs_of(model: Model) -> int:
-    """How many classes a network tells apart; 0 for one without a head."""
-    known = getattr(model.module, "num_classes", None)
-    if isinstance(known, int):
-        return known
-    blank = torch.zeros(2, *model.input.size, device=model.device, dtype=model.dtype)
-    with explaining(model), torch.no_grad():
-        return logits_of(model, blank).shape[1]
-
-
 def find_target(text: str, model: Model, images: Images) -> Target:
     """What `attribute` takes for "true", "predicted", "auto", an index or a class's name.
 
@@ -149,43 +132,34 @@ def find_target(text: str, model: Model, images: Images) -> Target:
         return _true_target(model, images, text == "auto")
     if text.removeprefix("-").isdecimal():
         return int(text)
-    return _named_target(text, model, images)
+    return _named_target(text, model)
 
 
 def _true_target(model: Model, images: Images, otherwise: bool) -> Target:
-    outputs = outputs_of(model)
-    names = images.class_names
-    fits = images.labels is not None and (names is None or len(names) == outputs)
-    if otherwise and (not fits or names is None):
+    if otherwise and images.class_names is None:
         return None
-    if not fits:
-        raise (ImagesError if images.labels is None else MeasureError)(_unfit(model, images, outputs))
+    try:
+        labels_as_outputs(model, images)
+    except (ImagesError, MeasureError) as error:
+        if otherwise:
+            return None
+        raise type(error)(f"no true class can be explained, for {error}; take the predicted one, an index or a name") from error
     return "labels"
 
 
-def _unfit(model: Model, images: Images, outputs: int) -> str:
-    why = (
-        f"'{images.name}' has no labels"
-        if images.labels is None
-        else f"the {len(images.class_names or ())} classes of '{images.name}' are not the {outputs} outputs of {model.name}"
-    )
-    return f"{why}, so that no true class can be explained; take the predicted one, an index or a name"
-
-
-def _named_target(text: str, model: Model, images: Images) -> int:
-    names = class_names_of(model, images)
-    if not names:
-        outputs = outputs_of(model)
+def _named_target(text: str, model: Model) -> int:
+    outputs = outputs_of(model)
+    if not outputs.names:
         raise MeasureError(
-            f"the outputs of {model.name} have no names here, so '{text}' is none of them; give true, predicted or an index"
-            + (f" (0 to {outputs - 1})" if outputs else "")
+            f"the outputs of {model.name} have no names here, so '{text}' is none of them; give true, predicted or an index "
+            f"(0 to {outputs.count - 1}), or its class_names to load_model"
         )
-    known = {name.casefold(): i for i, name in reversed(list(enumerate(names)))}
-    if text.casefold() not in known:
+    found = outputs.find(text)
+    if found is None:
         raise MeasureError(
-            f"{model.name} has no class '{text}'; {closest(text.casefold(), known)} (or true, predicted, an index)"
+            f"{model.name} has no class '{text}'; {closest(spelled(text), outputs.known)} (or true, predicted, an index)"
         )
-    return known[text.casefold()]
+    return found
 
 
 def _has_hidden_units(model: Model) -> bool:
@@ -201,7 +175,6 @@ class AttributionStudy:
     results: list[Result]
     strict: bool = True
     made: list[Attribution] = field(default_factory=list)
-    class_names: tuple[str, ...] = ()
 
     def wants(self, *names: str) -> bool:
         """Whether any of the analyses is wanted."""
@@ -213,7 +186,6 @@ class AttributionStudy:
         if self.wants("overlays", *_OF_ONE):
             self._try(f"attributions of {model.name}", lambda: maps.extend(self.attributions_of(model)))
         self.made += maps
-        self.class_names = self.class_names or class_names_of(model, self.images)
         for name in _OF_ONE if maps else ():
             if self.wants(name):
                 self._add(f"{name} of attributions of {model.name}", lambda name=name: _MAKERS[name](self, model, maps))  # type: ignore[misc]
@@ -286,7 +258,7 @@ class AttributionStudy:
         Raises MeasureError for conductance alone without a Mixer."""
         if self.made and self.wants("overlays"):
             shown = range(min(self.settings.shown, len(self.images)))
-            panel = attribution_panel(self.made, self.images, indices=shown, class_names=self.class_names)
+            panel = attribution_panel(self.made, self.images, indices=shown)
             self.results.append(panel)
         if self.wants("agreement"):
             for maps in self._by_method():

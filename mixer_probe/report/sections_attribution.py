@@ -106,14 +106,12 @@ def _choice_sentence(panel: AttributionPanel) -> str:
 
 
 def _explained(panel: AttributionPanel) -> str:
-    if panel.labels is not None and np.array_equal(panel.targets, np.broadcast_to(panel.labels, panel.targets.shape)):
+    if (panel.labels >= 0).all() and np.array_equal(panel.targets, panel.labels):
         return "The true class is explained."
     if np.array_equal(panel.targets, panel.predicted):
         return "The class that each network predicts is explained."
-    one = set(panel.targets.ravel().tolist())
-    return (
-        f"The class explained is {panel.name(one.pop())} for all." if len(one) == 1 else "The classes were given image by image."
-    )
+    one = {name for names in panel.target_names for name in names}
+    return f"The class explained is {one.pop()} for all." if len(one) == 1 else "The classes were given image by image."
 
 
 def _panel_sentences(panel: AttributionPanel) -> Iterator[str]:

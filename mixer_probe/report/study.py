@@ -19,7 +19,7 @@ from mixer_probe.images.classes import class_name, quoted, require_labels
 from mixer_probe.models import Model, describe
 from mixer_probe.probing import Target, raw_pixels
 from mixer_probe.progress import task
-from mixer_probe.report.attribution_study import AttributionStudy, class_names_of, report_study
+from mixer_probe.report.attribution_study import AttributionStudy, report_study
 from mixer_probe.report.channel_study import ChannelStudy
 from mixer_probe.report.probe_study import OF_RUNS, Readings, place_results, probe_results, runs_of, study_targets
 from mixer_probe.report.resume import Steps, file_digests
@@ -96,7 +96,6 @@ class Study:
                 study.made.append(result)
             else:
                 self._add(result)
-        study.class_names = study.class_names or class_names_of(model, study.images)
 
     def _add(self, result: Result) -> None:
         """A result; what is left out of several networks for one reason is told once."""
@@ -141,7 +140,7 @@ class Study:
                 return results
 
             made = [(a.model, a.method, a.maps, a.targets, a.logit) for a in study.made]
-            what = {"made": made, "images": study.images, "settings": study.settings, "classes": study.class_names}
+            what = {"made": made, "images": study.images, "settings": study.settings}
             self.results += self._step("attributions of all networks", what, work)
 
     def _finish_channels(self) -> None:

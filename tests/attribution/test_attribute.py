@@ -143,7 +143,7 @@ def test_targets(models: dict[str, mp.Model]) -> None:
         mp.attribute(model, x, target=-1)
     with pytest.raises(MeasureError, match="one for each of the 3 images"):
         mp.attribute(model, x, target=[1, 2])
-    with pytest.raises(ImagesError, match="labelled images"):
+    with pytest.raises(ImagesError, match="have no labels: target='labels' needs them"):
         mp.attribute(model, x, target="labels")
 
 

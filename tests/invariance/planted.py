@@ -44,6 +44,7 @@ def taught(network: Any, images: Images, size: int, name: str) -> mp.Model:
     """A random network whose linear head was fitted to these very images by least squares, in float64."""
     network = randomised(network).double().eval()
     model = mp.load_model(network, input_size=(3, size, size), mean=(0.5,) * 3, std=(0.25,) * 3, device="cpu", name=name)
+    model.class_names = images.class_names
     batch = next(images.batches(transform_of(model), len(images))).double()
     with torch.no_grad():
         features = network.forward_head(network.forward_features(batch), pre_logits=True)

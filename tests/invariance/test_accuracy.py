@@ -161,7 +161,10 @@ def test_the_same_again_gives_the_same() -> None:
     ("make", "message"),
     [
         (lambda m, i: distortion_accuracy(m, from_arrays(np.zeros((2, 16, 16, 3), np.uint8))), "have no labels"),
-        (lambda m, i: distortion_accuracy(tiny_models()[0], i), "tells 1000 classes apart, and the images have 4"),
+        (
+            lambda m, i: distortion_accuracy(tiny_models()[0], i),
+            "is among the 1000 of tiny-mixer",
+        ),
         (lambda m, i: distortion_accuracy(m, i, (Shift(1, 1), Shift(1, 1))), "twice"),
         (lambda m, i: distortion_accuracy(headless(), i), "has no classifier"),
         (lambda m, i: answers_right(np.ones((1, 20), bool)).of_kind("low-pass"), "was not measured under 'low-pass'"),

@@ -64,7 +64,7 @@ PROBES = {
     "few shots, logistic": lambda a, b: few_shot_probe(a, b, (1, 5), 1, "logistic").accuracy,
     "transfer": lambda a, b: transfer_probe(a, b).accuracy,
     "targets": of_targets,
-    "controls": lambda a, b: control_task(a, b, GROUPS, controls=2, resamples=10).control_accuracy,
+    "controls": lambda a, b: control_task(a, b, GROUPS, controls=2).control_accuracy,
     "channels": lambda a, b: channels_needed(a, b, draws=1).selective[0],
 }
 BY_PLACE = {
