@@ -159,5 +159,6 @@ def make_model(
     make_untrained: Callable[[], Model] | None = None,
 ) -> Model:
     """Recognise the family and put everything together. Raises ModelError for a network of an unknown family."""
+    adapter = find_adapter(network, name)
     network.eval()
-    return Model(name, network, find_adapter(network, name), spec, weights, make_untrained)
+    return Model(name, network, adapter, spec, weights, make_untrained)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import torch
 from timm.utils.model_ema import ModelEmaV2, ModelEmaV3
@@ -31,6 +32,10 @@ def unwrap(network: nn.Module) -> tuple[nn.Module, str]:
     while (inner := _inner(network)) is not None:
         taken.append(type(network).__name__)
         network = inner
+    scripted = next((path for path, module in network.named_modules() if isinstance(module, torch.jit.ScriptModule)), None)
+    if scripted is not None:
+        what = f"'{scripted}' of {type(network).__name__}" if scripted else type(network).__name__
+        raise ModelError(f"{what} is compiled by TorchScript, which leaves no classes of layers; give what it was made from")
     plain = _without_compiled(network, {})
     if plain is not network:
         share_lock(network, plain)
@@ -62,8 +67,9 @@ def _innermost(network: nn.Module) -> nn.Module:
 
 def _only_trains(network: nn.Module) -> bool:
     """Whether the class leaves out the forward pass; Lightning's base class has one that only says so."""
-    forward = type(network).forward
-    return forward is nn.Module.forward or forward.__module__.startswith(("lightning.", "pytorch_lightning."))
+    forward = inspect.getattr_static(type(network), "forward")
+    home = str(getattr(forward, "__module__", ""))
+    return forward is nn.Module.forward or home.startswith(("lightning.", "pytorch_lightning."))
 
 
 def _without_compiled(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:

@@ -579,6 +579,7 @@ def test_code_beside_what_is_allowed_is_not_run(state: State, tmp_path: Path) ->
     assert argparse.Namespace not in torch.serialization.get_safe_globals()
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_compiled_archives_are_told(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "w.pt")
     assert "is a TorchScript archive, whose code is not run" in refused(tmp_path / "w.pt")

@@ -364,16 +364,27 @@ def sparse(network: nn.Module) -> nn.Module:
     return network
 
 
+def scripted(network: nn.Module) -> nn.Module:
+    network.blocks[0].mlp = torch.jit.trace(network.blocks[0].mlp.eval(), torch.zeros(1, 17, 16), check_trace=False)
+    return network
+
+
+def exported(network: nn.Module) -> nn.Module:
+    return torch.fx.symbolic_trace(network)
+
+
 def without_values(network: nn.Module) -> nn.Module:
     return network.to("meta")
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*quantize")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*quantize", "ignore:.*torch.jit")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (quantised, r"'blocks.0.attn.qkv' of VisionTransformer is a quantised Linear; give the network as before quantising"),
         (of_integers, r"'head.weight' of VisionTransformer is torch.int8; give a network whose parameters are dense floating"),
+        (scripted, r"is compiled by TorchScript, which leaves no classes of layers; give what it was made from"),
+        (exported, r"has no block of a known family"),
         (without_values, r"'cls_token' of VisionTransformer is on torch's meta device and has no values; make the network on"),
         (sparse, r"'head.weight' of VisionTransformer is torch.sparse_coo; give a network whose parameters are dense floating"),
     ],
