@@ -7,8 +7,10 @@ from types import FunctionType
 from typing import Any
 
 import timm
-from timm.models import model_entrypoint, split_model_name_tag
+from timm.models import load_model_config_from_hf, model_entrypoint, split_model_name_tag
 from torch import nn
+
+HUB = "hf-hub:"
 
 
 def build(name: str, pretrained: bool = False, pretrained_cfg: Any = None, **arguments: Any) -> nn.Module:
@@ -19,11 +21,15 @@ def build(name: str, pretrained: bool = False, pretrained_cfg: Any = None, **arg
     try:
         network: nn.Module = timm.create_model(name, pretrained=pretrained, pretrained_cfg=pretrained_cfg, **arguments)
     except TypeError as error:
-        arch, tag = split_model_name_tag(name)
-        if "multiple values for keyword" not in str(error) or not timm.is_model(arch):
+        if "multiple values for keyword" not in str(error):
             raise
-        make = _with(model_entrypoint(arch), arguments)
-        network = make(pretrained=pretrained, pretrained_cfg=pretrained_cfg or tag or None)
+        if name.startswith(HUB):
+            pretrained_cfg, arch, stated = load_model_config_from_hf(name.removeprefix(HUB))
+            arguments = {**(stated or {}), **arguments}
+        else:
+            arch, tag = split_model_name_tag(name)
+            pretrained_cfg = pretrained_cfg or tag or None
+        network = _with(model_entrypoint(arch), arguments)(pretrained=pretrained, pretrained_cfg=pretrained_cfg)
     return network
 
 

@@ -19,17 +19,16 @@ from mixer_probe import zoo
 from mixer_probe.core.inputs import InputSpec
 from mixer_probe.core.validate import check_text, checked
 from mixer_probe.errors import ModelError, closest
-from mixer_probe.models.build import build
+from mixer_probe.models.build import HUB, build
 from mixer_probe.models.checkpoint import read_checkpoint
 from mixer_probe.models.folder import build_from_folder, read_config
 from mixer_probe.models.hub import NOT_IN_CACHE, cache_folder, offline_if_unreachable
 from mixer_probe.models.inputs import stated_input, timm_input, with_given
 from mixer_probe.models.model import Model, Weights, make_model
 from mixer_probe.models.switches import copied, plain_modes, seeded
-from mixer_probe.models.weights import load_into
+from mixer_probe.models.weights import check_finite, load_into
 from mixer_probe.models.wrappers import check_parameters, unwrap
 
-_HUB = "hf-hub:"
 _FOLDER = "local-dir:"
 _FILES = {".safetensors", ".pth", ".pt", ".bin", ".npz", ".ckpt", ".tar", ".h5"}
 UNTRAINED_NOTE = "Untrained: random weights, nothing here was learned."
@@ -176,8 +175,8 @@ def _zoo_note(card: zoo.Card) -> str:
 @plain_modes()
 def _from_timm(name: str, pretrained: bool, seed: int, arguments: dict[str, Any]) -> Model:
     check_name(name)
-    name = name.replace("hf_hub:", _HUB)
-    tag = name if name.startswith((_HUB, _FOLDER)) else _full_name(name)
+    name = name.replace("hf_hub:", HUB)
+    tag = name if name.startswith((HUB, _FOLDER)) else _full_name(name)
     network, note = _create(name, pretrained, seed, arguments)
     weights = _timm_weights(tag, pretrained, seed, note)
     shown = tag if pretrained else name
@@ -208,7 +207,7 @@ def check_name(name: str) -> None:
         zoo.card(name.removeprefix("zoo:").partition("?")[0])
     elif name.startswith(_FOLDER):
         read_config(Path(name.removeprefix(_FOLDER)))
-    elif not name.startswith((_HUB, "hf_hub:")):
+    elif not name.startswith((HUB, "hf_hub:")):
         _check_timm_name(name)
 
 
@@ -231,13 +230,16 @@ def _full_name(name: str) -> str:
 
 def _create(name: str, pretrained: bool, seed: int, arguments: dict[str, Any]) -> tuple[nn.Module, str]:
     """The network, and what a reader must know about the weights that it was given."""
-    remote = name.startswith(_HUB) or (pretrained and not name.startswith(_FOLDER))
+    remote = name.startswith(HUB) or (pretrained and not name.startswith(_FOLDER))
     try:
         with seeded(seed), _quiet_timm(), offline_if_unreachable() if remote else nullcontext():
             if name.startswith(_FOLDER):
                 return build_from_folder(Path(name.removeprefix(_FOLDER)), pretrained, **arguments)
             network = build(name, pretrained, **arguments)
-            return network, _random_head(network) if pretrained else ""
+        if not pretrained:
+            return network, ""
+        check_finite(network, name)
+        return network, _random_head(network)
     except ModelError:
         raise
     except TypeError as error:
@@ -258,7 +260,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _no_weights(name: str, reason: str) -> str:
-    arch = "NAME" if name.startswith(_HUB) else get_arch_name(name)
+    arch = "NAME" if name.startswith(HUB) else get_arch_name(name)
     return (
         f"the weights of {name} could not be had: tried {_place(name)} ({reason.rstrip('.')}). "
         f"Give a file instead: load_model('{arch}', checkpoint='model.safetensors') or --checkpoint, or use zoo:mixer"
@@ -267,8 +269,8 @@ def _no_weights(name: str, reason: str) -> str:
 
 def _place(name: str) -> str:
     """Where the weights of a name are looked for."""
-    config = None if name.startswith(_HUB) else get_pretrained_cfg(name, allow_unregistered=True)
-    repository = name.removeprefix(_HUB) if config is None else config.hf_hub_id
+    config = None if name.startswith(HUB) else get_pretrained_cfg(name, allow_unregistered=True)
+    repository = name.removeprefix(HUB) if config is None else config.hf_hub_id
     if not repository:
         return str(config.url) if config and config.url else "nothing, for timm knows no place"
     # timm abbreviates "timm/NAME.TAG" to "timm/".

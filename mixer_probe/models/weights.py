@@ -161,6 +161,13 @@ def _checked(own: StateDict, weights: StateDict, source: str) -> StateDict:
     return found
 
 
+def check_finite(network: nn.Module, source: str) -> None:
+    """Raise CheckpointError for weights that timm has loaded and that are not finite."""
+    bad = [name for name, parameter in network.named_parameters() if not _finite(parameter)]
+    if bad:
+        raise CheckpointError(f"the weights of {source} have values that are NaN or infinite, the first of them in '{bad[0]}'")
+
+
 def _finite(value: torch.Tensor) -> bool:
     return value.is_meta or bool(value.isfinite().all())
 

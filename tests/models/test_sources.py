@@ -27,6 +27,7 @@ from tests.models.test_checkpoints import Malicious
 from tests.networks import noise, randomised
 
 NAME = "vit_tiny_patch16_224"
+MIXER = {"img_size": 32, "patch_size": 8, "num_blocks": 2, "embed_dim": 16, "mlp_ratio": [0.5, 2.0]}
 
 
 def network(seed: int = 3, **options: Any) -> nn.Module:
@@ -66,11 +67,10 @@ def test_threads_that_load_leave_the_hubs_setting_as_it_was(monkeypatch: pytest.
 
 def test_a_folder_of_a_mixer_of_other_sizes(tmp_path: Path) -> None:
     """`model_args` win over the sizes that timm fixes for the name, and what is given by hand wins over them."""
-    sizes = {"img_size": 32, "patch_size": 8, "num_blocks": 2, "embed_dim": 16, "mlp_ratio": [0.5, 2.0]}
     about = {"mean": [0.1, 0.2, 0.3], "std": [1, 2, 4], "input_size": [3, 32, 32], "num_classes": 4}
-    described = {"architecture": "mixer_b16_224", "num_classes": 4, "pretrained_cfg": about, "model_args": sizes}
+    described = {"architecture": "mixer_b16_224", "num_classes": 4, "pretrained_cfg": about, "model_args": MIXER}
     (tmp_path / "config.json").write_text(json.dumps(described))
-    saved = randomised(MlpMixer(**{**sizes, "mlp_ratio": (0.5, 2.0)}, num_classes=4))
+    saved = randomised(MlpMixer(**MIXER, num_classes=4))
     save_file(saved.state_dict(), tmp_path / "model.safetensors")
     model = load_model(f"local-dir:{tmp_path}", device="cpu")
     assert all(torch.equal(v, saved.state_dict()[k]) for k, v in model.module.state_dict().items())
@@ -194,11 +194,30 @@ def test_a_pretrained_tag_from_the_cache(no_network: Path) -> None:
     assert not model.untrained().weights.trained
 
 
+def test_a_repository_of_a_mixer_of_other_sizes(no_network: Path) -> None:
+    place = cache(no_network, "someone/small-mixer", architecture="mixer_b16_224", model_args=MIXER)
+    saved = randomised(MlpMixer(**MIXER, num_classes=4))
+    save_file(saved.state_dict(), place / "model.safetensors")
+    model = load_model("hf-hub:someone/small-mixer", device="cpu")
+    assert all(torch.equal(v, saved.state_dict()[k]) for k, v in model.module.state_dict().items())
+    assert len(load_model("hf-hub:someone/small-mixer", pretrained=False, num_blocks=3, device="cpu").select("blocks")) == 3
+
+
+def test_weights_from_elsewhere_are_finite(no_network: Path) -> None:
+    place = cache(no_network, "someone/tiny-vit")
+    weights = network(img_size=64).state_dict()
+    weights["head.bias"][1] = torch.inf
+    save_file(weights, place / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"hf-hub:someone/tiny-vit have values that are NaN or infinite.*in 'head.bias'"):
+        load_model("hf-hub:someone/tiny-vit")
+
+
 @pytest.mark.parametrize("scheme", ["hf-hub:", "hf_hub:"])
 def test_a_hub_repository_from_the_cache(no_network: Path, scheme: str) -> None:
     cache(no_network, "someone/tiny-vit")
     model = load_model(f"{scheme}someone/tiny-vit", device="cpu", img_size=64)
     assert (model.name, model.input.mean) == ("hf-hub:someone/tiny-vit", (0.1, 0.2, 0.3))
+    assert not model.weights.note
     with torch.no_grad():
         assert torch.equal(model.module(noise(2, 64)), network(img_size=64)(noise(2, 64)))
 
