@@ -58,9 +58,59 @@ T = TypeVar("T", bound=type[Any])
 
 
 def storable(cls: T) -> T:
-    """Class decorator: let `to_dict` and `from_dict` carry this frozen dataclass."""
-    _KINDS[cls.__name__] = cls
+    """Class decorator: let `to_dict` and `from_dict` carry this frozen dataclass, and compare and hash it field by field, arrays
+    by their values and NaN equal to NaN."""
+    _KINDS[_kind(cls)] = cls
+    for name, method in (("__eq__", _equal), ("__hash__", _hash)):
+        # The dataclass decorator leaves what a class has.
+        setattr(cls, name, method)
     return cls
+
+
+def _kind(cls: type[Any]) -> str:
+    """What a class is called in files: its name if it is one of ours, which files can do without their module; else both, so that
+    none of another package is taken for one of ours."""
+    ours = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+    return cls.__name__ if ours else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _compared(value: Any) -> list[Any]:
+    return [getattr(value, f.name) for f in dataclasses.fields(value) if f.compare]
+
+
+def _equal(self: Any, other: Any) -> Any:
+    if type(other) is not type(self):
+        return NotImplemented
+    return all(map(same, _compared(self), _compared(other)))
+
+
+def _hash(self: Any) -> int:
+    return hash((type(self), *map(_hashable, _compared(self))))
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two values of a result are equal: arrays and sequences element by element, NaN equal to NaN."""
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):
+            return False
+        numbers = a.dtype.kind in "fc" and b.dtype.kind in "fc"
+        return bool(np.array_equal(a, b, equal_nan=numbers))
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return bool(a == b) or bool(a != a and b != b)
+
+
+def _hashable(value: Any) -> Any:
+    """Something with the same hash for values that are the `same`."""
+    if isinstance(value, np.ndarray):
+        return value.shape
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_hashable, value))
+    if isinstance(value, Mapping):
+        return frozenset((key, _hashable(v)) for key, v in value.items())
+    return None if value != value else value
 
 
 @storable
@@ -117,7 +167,7 @@ def to_dict(value: Any) -> Any:
     """`value` as JSON data: results, records, arrays, tuples, numbers, strings, None."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {_TYPE: type(value).__name__, **fields}
+        return {_TYPE: _kind(type(value)), **fields}
     if isinstance(value, np.ndarray):
         return _array_to_dict(value)
     if isinstance(value, np.generic):

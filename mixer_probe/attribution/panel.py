@@ -11,7 +11,7 @@ import pandas as pd
 from PIL import Image
 
 from mixer_probe.attribution.attributions import Attribution
-from mixer_probe.errors import MeasureError
+from mixer_probe.errors import ImagesError, MeasureError
 from mixer_probe.images import Images
 from mixer_probe.images.classes import class_name
 from mixer_probe.models.layer import Layer
@@ -168,6 +168,8 @@ def _named(outputs: np.ndarray, names: Sequence[str], rows: Sequence[int]) -> tu
 def _check(attributions: Sequence[Attribution], images: Images, rows: Sequence[int]) -> None:
     if not attributions:
         raise MeasureError("give at least one attribution to draw")
+    if not isinstance(images, Images):
+        raise ImagesError(f"pictures are drawn of what load_images returns, not of a {type(images).__name__}")
     if any(a.images.pictures != images.record.pictures for a in attributions):
         raise MeasureError("the attributions are of other images than those that were given")
     if any(not 0 <= i < len(images) for i in rows):

@@ -4,7 +4,17 @@ from mixer_probe.capture.extraction import extract
 from mixer_probe.capture.hooks import Reducer, capture, every_position, first_prefix_token, mean_over_positions
 from mixer_probe.capture.representations import Representations, RunRecord
 from mixer_probe.capture.store import open_run
-from mixer_probe.capture.stream import ImageSource, Piece, TensorImages, as_source, pixel_batches, stream, to_host
+from mixer_probe.capture.stream import (
+    ImageSource,
+    Piece,
+    TensorImages,
+    as_source,
+    check_parts,
+    part_of,
+    pixel_batches,
+    stream,
+    to_host,
+)
 
 __all__ = [
     "ImageSource",
@@ -15,11 +25,13 @@ __all__ = [
     "TensorImages",
     "as_source",
     "capture",
+    "check_parts",
     "every_position",
     "extract",
     "first_prefix_token",
     "mean_over_positions",
     "open_run",
+    "part_of",
     "pixel_batches",
     "stream",
     "to_host",

@@ -22,6 +22,7 @@ from mixer_probe.capture.stream import ImageSource, Piece, as_source, stream, to
 from mixer_probe.core.fingerprint import keys_of
 from mixer_probe.core.validate import checked
 from mixer_probe.errors import ImagesError, LayerError, NonFiniteWarning, StoreError
+from mixer_probe.images import DistortedImages, Images
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 
@@ -49,14 +50,15 @@ def extract(
     `layers` are names, globs, kinds or the words "blocks", "spatial", "channel", "all" (see `Model.select`). `reduce` is
     "mean" (over positions, prefix tokens apart), "prefix" (the class token) or "none" (all positions). The forward pass
     stops after the last layer asked for. With `out` the numbers go to a zarr store at that path, which survives
-    interruption: the same call goes on where it stopped, and returns the finished run if there is one. `autocast` is
-    None, "bfloat16" or "float16".
+    interruption: the same call goes on where it stopped, and returns the finished run if there is one. It is the same with
+    equal pictures, labels and classes in the same order, wherever they lie and whatever they are called, an equal network and
+    equal preprocessing. `autocast` is None, "bfloat16" or "float16".
 
     Returns arrays [image, channel], or [image, position, channel] for reduce="none".
 
-    Raises LayerError (unknown layer, or reduce="prefix" where a layer has no prefix token), ImagesError, and StoreError
-    (a place that is taken, too little memory without `out`). Warns with NonFiniteWarning about NaN and infinite
-    values."""
+    Raises LayerError (unknown layer, or reduce="prefix" where a layer has no prefix token), ImagesError (also for files that
+    change while they are read), and StoreError (a place that is taken, too little memory without `out`). Warns with
+    NonFiniteWarning about NaN and infinite values."""
     source = as_source(images)
     selected = model.select(layers)
     if reduce == "prefix":
@@ -68,6 +70,7 @@ def extract(
 
     if out is not None:
         found = check_place(Path(out), record) or _into_store(Path(out), source, record, batch_size, pieces)
+        found = found.named(record.model, record.images, source.ids)
     else:
         found = _into_memory(source, record, pieces)
     _warn_non_finite(found)
@@ -98,7 +101,8 @@ def _record(model: Model, source: ImageSource, layers: tuple[Layer, ...], reduce
 def _pieces(
     model: Model, source: ImageSource, record: RunRecord, batch_size: int, start: int, autocast: str | None
 ) -> Generator[tuple[Piece, dict[str, np.ndarray]]]:
-    """Pieces in main memory as NumPy arrays by stored name."""
+    """Pieces in main memory as NumPy arrays by stored name. Raises ImagesError for images that are no longer the record's."""
+    keys = keys_of(source)
     found = stream(
         model,
         source,
@@ -110,7 +114,17 @@ def _pieces(
         title=f"{model.name}: representations",
     )
     for piece in to_host(found):
+        _check_unchanged(source, keys, slice(piece.start, piece.start + piece.n))
         yield piece, _arrays(piece, record)
+
+
+def _check_unchanged(source: ImageSource, keys: tuple[str, ...], rows: slice) -> None:
+    """Old and new pictures never meet in one run: after they were read, images are what they were when it began."""
+    if isinstance(source, (Images, DistortedImages)) and source.subset(range(len(keys))[rows]).keys != keys[rows]:
+        raise ImagesError(
+            f"images of {source.record.name} have changed since the run began, among them one of '{source.ids[rows.start]}' to "
+            f"'{source.ids[rows.stop - 1]}'; start again with the images as they are now"
+        )
 
 
 def _arrays(piece: Piece, record: RunRecord) -> dict[str, np.ndarray]:

@@ -88,22 +88,23 @@ class Representations:
         return self.record.reduce
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """The numbers of one layer. Raises LayerError that lists close names."""
+        """The numbers of one layer, which cannot be written to: copy them to change them. Raises LayerError that lists close
+        names."""
         if name not in self._arrays:
             raise LayerError(f"no layer '{name}' in this run of {self.model.name}; {closest(name, self.names())}")
-        return np.asarray(self._arrays[name][...])
+        return _read_only(self._arrays[name][...])
 
     def rows(self, name: str, rows: slice | np.ndarray) -> np.ndarray:
         """The numbers of one layer for some images; from a store only their chunks are read. Raises as `reps[name]`."""
         if name not in self._arrays:
             return self[name][rows]
-        return np.asarray(self._arrays[name][rows])
+        return _read_only(self._arrays[name][rows])
 
     def prefix(self, name: str) -> np.ndarray:
         """Prefix tokens [image, token, channel] of one layer. Raises LayerError for layers that have none."""
         if name not in self._prefixes:
             raise LayerError(f"'{name}' has no prefix tokens in this run; those with: {', '.join(self._prefixes) or 'none'}")
-        return np.asarray(self._prefixes[name][...])
+        return _read_only(self._prefixes[name][...])
 
     def take(self, indices: Sequence[int] | np.ndarray, split: str = "") -> Representations:
         """The same layers for some of the images, in memory: at `indices` (integers, or a mask with one value per image), in
@@ -128,6 +129,13 @@ class Representations:
         counts: dict[str, int] = {}
         count_non_finite(arrays | {PREFIX + name: array for name, array in prefixes.items()}, counts)
         return Representations(record, arrays, prefixes, ids, labels, self.class_names, counts, keys)
+
+    def named(self, model: ModelRecord, images: ImagesRecord, ids: Sequence[str]) -> Representations:
+        """The same numbers under the names of an equal network and of equal images that lie elsewhere."""
+        record = replace(self.record, model=model, images=images)
+        return Representations(
+            record, self._arrays, self._prefixes, ids, self.labels, self.class_names, self.non_finite, self.keys
+        )
 
     def only(self, layers: str | Sequence[str]) -> Representations:
         """The run with some of its layers, chosen by names, globs, kinds or words as those of a model are; nothing is read.
@@ -160,6 +168,13 @@ class Representations:
 
     def __repr__(self) -> str:
         return f"Representations({self.model.name}, {len(self.ids)} images of {self.images.name}, {len(self)} layers)"
+
+
+def _read_only(array: Any) -> np.ndarray:
+    """A view of an array in memory, which is that of all who hold the run; what was read from the disk is the caller's own."""
+    found: np.ndarray = np.asarray(array).view()
+    found.flags.writeable = False
+    return found
 
 
 def _rows(indices: Any, n: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -97,6 +97,13 @@ class TensorImages:
     def __len__(self) -> int:
         return len(self._tensor)
 
+    def subset(self, indices: Iterable[int] | np.ndarray) -> TensorImages:
+        """The images at `indices` (integers, or a mask), in that order and by the names that they have here."""
+        rows = np.arange(len(self))[np.asarray(indices if isinstance(indices, np.ndarray) else list(indices))]
+        found = TensorImages(self._tensor[torch.from_numpy(rows).to(self._tensor.device)])
+        found.ids = tuple(self.ids[i] for i in rows)
+        return found
+
     @checked(ImagesError)
     def batches(
         self, transform: Callable[[Any], torch.Tensor], batch_size: int, start: int = 0, *, pin_memory: bool = False
@@ -117,6 +124,22 @@ def as_source(images: ImageSource | torch.Tensor) -> ImageSource:
     if not len(images):
         raise ImagesError("there are no images to look at")
     return images
+
+
+def part_of(images: ImageSource | torch.Tensor, rows: Iterable[int] | np.ndarray) -> ImageSource:
+    """The images at `rows` (integers, or a mask), in that order. Raises ImagesError for a source without `subset(indices)`."""
+    check_parts(images)
+    part: ImageSource = as_source(images).subset(rows)  # type: ignore[attr-defined]
+    return part
+
+
+def check_parts(images: ImageSource | torch.Tensor) -> None:
+    """Raise ImagesError for images of which single ones cannot be taken."""
+    if not isinstance(images, torch.Tensor) and not callable(getattr(images, "subset", None)):
+        raise ImagesError(
+            f"single images are needed, and a {type(images).__name__} has no subset(indices) that gives them: "
+            "give what load_images returns, or a tensor"
+        )
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mixer_probe.capture import ImageSource, as_source
-from mixer_probe.channels.dissection import Dissection, _require_grids, _taken
+from mixer_probe.capture import ImageSource, as_source, part_of
+from mixer_probe.channels.dissection import Dissection, _require_grids
 from mixer_probe.channels.overlap import annotated, every, seen_masks, upsampler
 from mixer_probe.channels.top import activation_maps, input_pictures, top_images
 from mixer_probe.core.validate import checked
@@ -101,7 +101,7 @@ def dissected_channel(
     source, selected = as_source(images), dissection.layers[i]
     _require_grids([selected], model, "pixels")
     chosen, places = annotated(source, concepts)
-    taken = _taken(source, chosen)
+    taken = part_of(source, chosen)
     top = top_images(model, taken, layer, channel, k, batch_size=batch_size)
     c = int(dissection.preferred[i][channel]) if concept is None else dissection.concept(concept)
     threshold = float(dissection.threshold[i][channel])
@@ -129,7 +129,7 @@ def dissected_channel(
         pictures=input_pictures(model, taken, top.index[0]),
         maps=maps,
         lit=lit,
-        masks=_masks(model, _taken(taken, top.index[0].tolist()), concepts, shown, c, pixels),
+        masks=_masks(model, part_of(taken, top.index[0].tolist()), concepts, shown, c, pixels),
     )
 
 

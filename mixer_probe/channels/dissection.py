@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from mixer_probe.capture import ImageSource, TensorImages, as_source
+from mixer_probe.capture import ImageSource, as_source, part_of
 from mixer_probe.channels.overlap import (
     Counts,
     annotated,
@@ -38,7 +38,6 @@ from mixer_probe.channels.selectivity import LEVEL
 from mixer_probe.channels.statistics import place_of
 from mixer_probe.core.validate import checked
 from mixer_probe.errors import ImagesError, LayerError, MeasureError, UndefinedChannelsWarning, UndefinedConceptsWarning, closest
-from mixer_probe.images import Images
 from mixer_probe.images.concepts import Concepts
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
@@ -239,7 +238,7 @@ def dissect(
     if by != "peak":
         _require_grids(selected, model, by)
     chosen, places = annotated(source, concepts)
-    taken = _taken(source, chosen)
+    taken = part_of(source, chosen)
     if permutations and len(chosen) < 2:
         raise MeasureError(
             "one image is annotated, so that its mask can be dealt out to no other: annotate more, or permutations=0"
@@ -288,19 +287,6 @@ def _require_grids(layers: Sequence[Layer], model: Model, by: str) -> None:
                 f"'{layer.name}' of {model.name} has no grid of positions, so {what}; take layers with a grid, such as 'blocks', "
                 "or attributes of whole images (a CSV file, class_concepts) with attributes='peak'"
             )
-
-
-def _taken(source: ImageSource, chosen: Sequence[int]) -> ImageSource:
-    """The images at `chosen`. Raises ImagesError for sources that give no single images."""
-    if len(chosen) == len(source):
-        return source
-    if isinstance(source, Images):
-        return source.subset(chosen)
-    if isinstance(source, TensorImages):
-        return TensorImages(source._tensor[list(chosen)])
-    raise ImagesError(
-        f"only {len(chosen)} of {len(source)} images are annotated, and a {type(source).__name__} gives no single ones"
-    )
 
 
 def _orders(n: int, permutations: int, seed: int) -> np.ndarray:

@@ -198,8 +198,8 @@ def _common_grid(a: Layer, b: Layer, grid: tuple[int, int] | None) -> tuple[int,
 def _observations(reps: RepresentationsLike, layer: Layer, grid: tuple[int, int] | None) -> Tensor:
     """Activations [image, cell, channel] in float64; one cell for `grid` None."""
     if grid is None:
-        return torch.from_numpy(image_means(reps, layer.name))[:, None]
-    values = np.asarray(reps[layer.name], dtype=np.float64)
+        return torch.from_numpy(np.array(image_means(reps, layer.name)))[:, None]
+    values = np.array(reps[layer.name], dtype=np.float64)
     if values.ndim != 3:
         raise MeasureError(f"layer '{layer.name}' of {reps.model.name} has no positions here: extract with reduce='none'")
     return to_grid(torch.from_numpy(values), layer, grid)

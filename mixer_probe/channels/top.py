@@ -18,11 +18,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mixer_probe.capture import ImageSource, TensorImages, as_source, every_position, pixel_batches, stream
+from mixer_probe.capture import ImageSource, as_source, every_position, part_of, pixel_batches, stream
 from mixer_probe.core.fingerprint import keys_of
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import ImagesError, LayerError, MeasureError, NonFiniteWarning
-from mixer_probe.images import Images
+from mixer_probe.errors import LayerError, MeasureError, NonFiniteWarning
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
@@ -345,7 +344,7 @@ def input_pictures(model: Model, images: ImageSource | Tensor, index: Iterable[i
     Where the network takes other than three channels, their mean in grey.
 
     Raises ImagesError for sources that give no single images."""
-    pixels = torch.cat(list(pixel_batches(model, _chosen(images, index))))
+    pixels = torch.cat(list(pixel_batches(model, part_of(images, index))))
     colours = pixels if pixels.shape[1] == 3 else pixels.mean(1, keepdim=True).expand(-1, 3, -1, -1)
     return np.asarray((colours.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy())
 
@@ -359,21 +358,10 @@ def activation_maps(
     Raises LayerError and ImagesError as `top_images`."""
     selected = model.layer(layer)
     (only,) = _channels(channel, selected)
-    pieces = stream(model, _chosen(images, index), [selected], partial(_map_of, channel=int(only)), batch_size=batch_size)
+    pieces = stream(model, part_of(images, index), [selected], partial(_map_of, channel=int(only)), batch_size=batch_size)
     maps = torch.cat([piece.found[selected.name] for piece in pieces]).cpu().numpy()
     return np.asarray(maps.reshape(len(maps), *(selected.grid or (1, -1))))
 
 
 def _map_of(layer: Layer, positions: Tensor, prefix: Tensor | None, *, channel: int) -> Tensor:
     return every_position(layer, positions[..., channel : channel + 1], None)[0][..., 0].to(torch.float32)
-
-
-def _chosen(images: ImageSource | Tensor, index: Iterable[int]) -> Images | Tensor:
-    places = [int(i) for i in index]
-    if isinstance(images, TensorImages):
-        images = images._tensor
-    if isinstance(images, Tensor):
-        return images[places]
-    if isinstance(images, Images):
-        return images.subset(places)
-    raise ImagesError(f"single images are needed: what load_images returns or a tensor, not a {type(images).__name__}")

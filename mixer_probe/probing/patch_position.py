@@ -24,7 +24,7 @@ import torch
 from scipy.spatial.distance import pdist
 from torch import Tensor
 
-from mixer_probe.capture import ImageSource, Piece, TensorImages, as_source, stream
+from mixer_probe.capture import ImageSource, Piece, as_source, part_of, stream
 from mixer_probe.core.fingerprint import check_apart
 from mixer_probe.core.validate import checked
 from mixer_probe.errors import ImagesError, LayerError, MeasureError, UndefinedProbeWarning
@@ -378,20 +378,6 @@ def _warn_undefined(model: Model, answers: dict[str, _Answers]) -> None:
     if undefined:
         message = f"no place can be read at layer '{undefined[0]}' of {model.name}: activations are not finite or do not vary"
         warnings.warn(f"{message} ({len(undefined)} such layers)", UndefinedProbeWarning, stacklevel=4)
-
-
-def part_of(source: ImageSource, which: np.ndarray) -> ImageSource:
-    """The images where `which` [n] is true, in their order. Raises ImagesError for a source that cannot be parted."""
-    if isinstance(source, TensorImages):
-        (tensor,) = source.batches(lambda image: image, len(source))
-        return TensorImages(tensor[torch.from_numpy(np.flatnonzero(which)).to(tensor.device)])
-    subset = getattr(source, "subset", None)
-    if subset is None:
-        raise ImagesError(
-            f"{source.record.name} cannot be parted into images to fit and to choose on: give what load_images returns"
-        )
-    part: ImageSource = subset(which)
-    return part
 
 
 def _two_sets(train: ImageSource, test: ImageSource | None) -> tuple[ImageSource, ImageSource]:

@@ -7,7 +7,7 @@ luma is Y = 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mixer_probe.capture import ImageSource, as_source
+from mixer_probe.capture import ImageSource, as_source, part_of
 from mixer_probe.core.fingerprint import altered_key, images_fingerprint, keys_of
 from mixer_probe.core.validate import checked
 from mixer_probe.errors import ImagesError, MeasureError, closest
@@ -267,12 +267,13 @@ class AlteredImages:
     """Images that are changed after a network's own transform, each in its own way; a source for `extract`.
 
     `change` takes a finished input [3, H, W] and the position of the image and returns one of the same shape. `ids` are those of
-    the source; `targets` say what was done to each."""
+    the source; `targets` say what was done to each. `places` are the positions by which the images of a part are changed."""
 
     source: ImageSource
     change: Callable[[Tensor, int], Tensor]
     name: str
     targets: tuple[Target, ...]
+    places: tuple[int, ...] | None = None
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -282,7 +283,16 @@ class AlteredImages:
     @property
     def keys(self) -> tuple[str, ...]:
         """Key of each image with the change, which depends on its place."""
-        return tuple(altered_key(key, self.name, str(i)) for i, key in enumerate(keys_of(self.source)))
+        return tuple(altered_key(key, self.name, str(i)) for i, key in zip(self._places, keys_of(self.source), strict=True))
+
+    @property
+    def _places(self) -> Sequence[int]:
+        return range(len(self)) if self.places is None else self.places
+
+    def subset(self, indices: Iterable[int] | np.ndarray) -> AlteredImages:
+        """Some of the images, each changed as it is here; raises ImagesError for a source that has no single images."""
+        rows = np.arange(len(self))[np.asarray(indices if isinstance(indices, np.ndarray) else list(indices))]
+        return replace(self, source=part_of(self.source, rows), places=tuple(self._places[i] for i in rows))
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -309,7 +319,7 @@ class AlteredImages:
     ) -> Iterator[Tensor]:
         """The source's batches, changed."""
         for batch in self.source.batches(transform, batch_size, start, pin_memory=pin_memory):
-            yield torch.stack([self.change(image, start + i) for i, image in enumerate(batch)])
+            yield torch.stack([self.change(image, self._places[start + i]) for i, image in enumerate(batch)])
             start += len(batch)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from mixer_probe.capture import ImageSource, Piece, TensorImages, as_source, mean_over_positions, stream
+from mixer_probe.capture import ImageSource, Piece, as_source, mean_over_positions, part_of, stream
 from mixer_probe.capture.hooks import Reducer
 from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
@@ -136,14 +136,7 @@ def _wide(features: torch.Tensor) -> torch.Tensor:
 
 def _shuffled(source: ImageSource, seed: int) -> ImageSource:
     """The images in random order: those sorted by class would fill a batch with one class."""
-    order = np.random.default_rng(seed).permutation(len(source))
-    if isinstance(source, TensorImages):
-        return TensorImages(torch.cat(list(source.batches(lambda x: x, len(source))))[torch.from_numpy(order)])
-    subset = getattr(source, "subset", None)
-    if subset is None:
-        raise MeasureError("minibatches need images in random order, and these have no subset(indices) to shuffle them with")
-    shuffled: ImageSource = subset(order)
-    return shuffled
+    return part_of(source, np.random.default_rng(seed).permutation(len(source)))
 
 
 def _both(

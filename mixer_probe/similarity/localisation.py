@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mixer_probe.capture import ImageSource, TensorImages, as_source, stream
+from mixer_probe.capture import ImageSource, as_source, part_of, stream
 from mixer_probe.core.fingerprint import keys_of
 from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
@@ -184,12 +184,9 @@ def _sampled(source: ImageSource, limit: int, seed: int) -> ImageSource:
         raise MeasureError(f"{min(limit, len(source))} images are too few: CKA needs at least {MINIMUM_IMAGES}")
     if len(source) <= limit:
         return source
-    if isinstance(source, TensorImages):
-        rows = np.sort(np.random.default_rng(seed).permutation(len(source))[:limit])
-        return TensorImages(torch.cat(list(source.batches(lambda x: x, len(source))))[torch.from_numpy(rows)])
     sample = getattr(source, "sample", None)
     if sample is None:
-        raise MeasureError(f"these {len(source)} images have no sample(limit, seed): give {limit} of them, or a larger limit")
+        return part_of(source, np.sort(np.random.default_rng(seed).permutation(len(source))[:limit]))
     sampled: ImageSource = sample(limit, seed)
     return sampled
 

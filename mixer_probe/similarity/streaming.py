@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -184,9 +184,7 @@ class Sample:
         """Offer the images of a batch, features [n, DA] and [n, DB], which `dtype` holds exactly."""
         self._make_room(x, y, dtype)
         if self.keep:
-            # From the numbers themselves, so that parts of a stream draw alike wherever and whenever they are seen.
-            mark = zlib.crc32(x[0, : 2**10].cpu().numpy().tobytes())
-            self._offer(np.random.default_rng([self._seed, mark, len(x)]).random(len(x)), x, y)
+            self._offer(_random_keys(x, y, self._seed), x, y)
 
     def merge(self, other: Sample) -> None:
         """Offer the images of another sample."""
@@ -232,6 +230,14 @@ class Sample:
         n = len(self._keys)
         left, right = ([centred(part.cpu().double()) for part in rows[:n].split(list(w.values()), 1)] for rows, w in sides)
         return left, right
+
+
+def _random_keys(x: Tensor, y: Tensor, seed: int) -> np.ndarray:
+    """A number in [0, 1) per image, drawn by all its features: the same wherever and beside whatever the image is seen."""
+    rows = torch.cat([x.cpu(), y.cpu()], dim=1).contiguous().numpy()
+    mark = str(seed).encode()
+    draws = [hashlib.blake2b(row.data, digest_size=8, person=mark[:16]).digest() for row in rows]
+    return np.frombuffer(b"".join(draws), dtype=np.uint64) / 2.0**64
 
 
 def _matrices(batch: Batch) -> dict[str, Tensor]:

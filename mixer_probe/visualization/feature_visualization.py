@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mixer_probe.capture import ImageSource, as_source, pixel_batches
+from mixer_probe.capture import ImageSource, as_source, check_parts, pixel_batches
 from mixer_probe.channels import input_pictures
 from mixer_probe.core.validate import check_seed, checked
 from mixer_probe.errors import MeasureError, UndefinedVisualizationWarning, closest
@@ -163,6 +163,7 @@ def visualize(
     model = for_pictures(model, size)
     objective = make_objective(one_layer(model, layer), units, direction, over, position, channel)
     source = as_source(default_images(model) if images is None else images)
+    check_parts(source)
     values = real_values(model, source, objective, batch_size)
     done = [
         _made(model, objective, _ascent(name, model, source, robustness, rate, seeds, steps, batch_size), batch_size)

@@ -43,7 +43,7 @@ def test_centres_of_cells():
 
 def test_chance_distance_is_the_golden_one():
     model = as_model(network(torch.eye(16)))
-    result = patch_position_probe(model, noise(20), noise(8), WHERE)
+    result = patch_position_probe(model, noise(20), noise(8, seed=2), WHERE)
     places = centres((4, 4), (32, 32))
     by_hand = np.mean([np.hypot(*(a - b)) for a in places for b in places])
     assert result.chance_distance_px[0] == pytest.approx(by_hand)
@@ -160,9 +160,9 @@ def test_layers_that_say_nothing_are_nan_without_other_warnings():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(UndefinedProbeWarning, match=r"layer 'pos_drop'.*do not vary"):
-            patch_position_probe(as_model(vit), noise(20), noise(5), WHERE)
+            patch_position_probe(as_model(vit), noise(20), noise(5, seed=2), WHERE)
     with pytest.warns(UndefinedProbeWarning):
-        result = patch_position_probe(as_model(vit), noise(20), noise(5), WHERE)
+        result = patch_position_probe(as_model(vit), noise(20), noise(5, seed=2), WHERE)
     assert np.isnan([result.r2[0], result.accuracy[0], result.distance_px[0]]).all()
 
 
@@ -177,7 +177,7 @@ def test_what_cannot_be_read():
     with pytest.raises(MeasureError, match="positive"):
         patch_position_probe(model, noise(20), None, WHERE, ridges=[0])
     with pytest.raises(ImagesError, match="4 images are too few"):
-        patch_position_probe(model, noise(4), noise(4), WHERE)
+        patch_position_probe(model, noise(4), noise(4, seed=2), WHERE)
 
 
 def test_images_may_not_be_in_both_sets():
@@ -187,6 +187,8 @@ def test_images_may_not_be_in_both_sets():
     model = as_model(network(plane(), 1.0))
     with pytest.raises(ImagesError, match="10 test images are also in train"):
         patch_position_probe(model, images, images.subset(range(10)), WHERE)
+    with pytest.raises(ImagesError, match="5 test images are also in train"):
+        patch_position_probe(model, noise(20), noise(5), WHERE)
     assert part_of(images, np.arange(20) % 2 == 0).ids == images.ids[::2]
 
 
