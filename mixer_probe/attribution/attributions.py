@@ -201,10 +201,11 @@ def check_gradient(model: Model, x: Tensor, targets: Tensor) -> None:
     logits = chosen(logits_of(model, x), targets)
     gradient = torch.autograd.grad(logits.sum(), x)[0] if logits.requires_grad else torch.zeros_like(x)
     if not bool(gradient.any()):
-        raise MeasureError(
-            f"every gradient of {model.name}'s logits is 0, so that no pixel can be held responsible: its head is zero, as "
-            "timm's untrained networks have it; load trained weights, or draw the head's weights at random"
-        )
+        heads = [model.module.get_submodule(layer.module) for layer in model.layers if layer.kind == "head"]
+        shut = heads and not any(bool(p.any()) for head in heads for p in head.parameters() if p.ndim > 1)
+        why = ": its head is zero, as timm's untrained networks have it" if shut else ""
+        what = "load trained weights, or draw the head's weights at random" if shut else "load other weights, or other images"
+        raise MeasureError(f"every gradient of {model.name}'s logits is 0, so that no pixel can be held responsible{why}; {what}")
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.models.layer import Layer
+from mixer_probe.models.switches import plain_modes
 from mixer_probe.probing.moments import check_two
 from mixer_probe.probing.positionwise import chance, checked_runs, layers_with_positions, map_shape, warn_if_not_finite
 from mixer_probe.probing.tables import layer_columns
@@ -109,6 +110,8 @@ class AttentiveProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _scaled(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(((values - self.mean_) / self.scale_).astype(np.float32)).to(self.device)
 
+    @plain_modes()
+    @torch.enable_grad()
     def _train(self, values: np.ndarray, labels: Tensor) -> None:
         _, positions, p = values.shape
         shapes = ((p,), (positions,), (p, len(self.classes_)), (len(self.classes_),))
@@ -144,6 +147,7 @@ class AttentiveProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         return [values[start : start + _BLOCK] for start in range(0, len(values), _BLOCK)]
 
+    @plain_modes()
     def _look(self, block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         parameters = (torch.from_numpy(part).to(self.device) for part in (self.query_, self.bias_, self.coef_.T, self.intercept_))
         logits, attention = _look(self._scaled(block), *parameters)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mixer_probe.core.validate import check_seed, checked
 from mixer_probe.errors import MeasureError, UnconvergedWarning
+from mixer_probe.models.switches import plain_modes
 from mixer_probe.probing.holdout import left_out_folds
 from mixer_probe.probing.lbfgs import Minimum, minimise
 from mixer_probe.probing.linear import LinearClassifier
@@ -342,6 +343,7 @@ def _warn(fits: Sequence[_Fit], l2: np.ndarray, settings: LogisticSettings) -> N
         warnings.warn(message, UnconvergedWarning, stacklevel=5)
 
 
+@plain_modes()
 def _solve_torch(layers: Sequence[Any], labels: np.ndarray, l2: np.ndarray, settings: LogisticSettings) -> list[_Fit]:
     device = settings.place(layers[0])
     designs = [Design.of(X, settings.standardize, device) for X in layers]

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.distributed
@@ -21,10 +22,11 @@ from torch.optim.swa_utils import AveragedModel
 
 import mixer_probe as mp
 from mixer_probe.attribution import attribute, layer_conductance
-from mixer_probe.errors import ModelError
+from mixer_probe.errors import MeasureError, ModelError
 from mixer_probe.invariance.predictions import predictions
 from mixer_probe.models.macs import count_macs_by_module
 from mixer_probe.models.switches import copied, evaluating, frozen, lock_of, seeded, unfused
+from mixer_probe.probing import attentive_probe, linear_probe
 from mixer_probe.threads import side_by_side
 from mixer_probe.visualization import visualize
 from tests.networks import as_model, noise, randomised
@@ -223,6 +225,42 @@ def test_a_network_made_in_inference_mode_is_refused() -> None:
     with pytest.raises(ModelError, match=r"'cls_token' of VisionTransformer was made in torch.inference_mode"):
         as_model(network)
     assert attribute(as_model(copied(network)), noise(1), "saliency", target=0).maps.any()
+
+
+PROBES: dict[str, Callable[[Any, Any], Any]] = {
+    "ridge": lambda train, test: linear_probe(train, test),
+    "logistic": lambda train, test: linear_probe(train, test, method="logistic"),
+    "attentive": lambda train, test: attentive_probe(train, test, epochs=2),
+    "similarity": lambda _, test: mp.compare(test, test, ["cka", "procrustes"], permutations=0, resamples=0)[0],
+}
+
+
+@pytest.mark.parametrize("probe", PROBES)
+@pytest.mark.parametrize("mode", MODES)
+def test_the_callers_mode_changes_no_probe(mode: str, probe: str) -> None:
+    model = as_model(mixer())
+    reduce = "none" if probe == "attentive" else "mean"
+    train, test = (
+        mp.extract(model, mp.load_images("demo", split=s, limit=20), "blocks.1", reduce=reduce) for s in ("train", "test")
+    )
+    expected = PROBES[probe](train, test).to_frame()
+    with ExitStack() as stack:
+        for enter in MODES[mode]:
+            stack.enter_context(enter())
+        found = PROBES[probe](train, test).to_frame()
+    pd.testing.assert_frame_equal(found, expected, check_exact=True)
+
+
+def test_gradients_that_are_zero_for_another_reason_than_the_head() -> None:
+    network = mixer()
+    with torch.no_grad():
+        network.norm.weight.zero_()
+    with pytest.raises(MeasureError, match="can be held responsible; load other weights, or other images"):
+        attribute(as_model(network), noise(1), "saliency", target=0)
+    with torch.no_grad():
+        network.head.weight.zero_()
+    with pytest.raises(MeasureError, match="can be held responsible: its head is zero, as timm's untrained networks have it"):
+        attribute(as_model(network), noise(1), "saliency", target=0)
 
 
 def test_autocast_that_is_asked_for() -> None:
