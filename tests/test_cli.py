@@ -110,9 +110,9 @@ def test_compare_of_stored_runs_writes_files_and_says_what_they_hold(run: Run, t
     assert {file.name for file in out.iterdir()} == FILES
     number = r"-?\d\.\d+"
     assert re.fullmatch(
-        rf"mixer-s0 and resnet-s0 agree most at blocks\.\d × layer\d\.\d: CKA \(linear, unbiased\) {number} "
-        rf"\[{number}, {number}\], chance at most {number} \(n = 24, 20 shuffles\)\. \d+ of 72 pairs of layers are above chance; "
-        rf"the best match .*depth.*\. Written to {re.escape(str(out))}\.",
+        rf"mixer-s0 and resnet-s0: CKA \(linear, unbiased\) of pairs of layers is {number} to {number} \(n = 24, 20 shuffles, "
+        rf"of 999 that naming the closest pair takes\); \d+ of 72 are above their own null, by chance 5 %\. "
+        rf"The best match .*depth.*\. Written to {re.escape(str(out))}\.",
         printed.strip(),
     )
     (matrix,) = load_results(out / "results.json")

@@ -71,7 +71,7 @@ def report(
     autocast: Autocast = None,
     batch_size: BatchSize = 32,
     measure: Measures = "cka,procrustes,mutual_knn",
-    permutations: Permutations = 100,
+    permutations: Permutations = 999,
     resamples: Resamples = 100,
     seed: Seed = 0,
     out: Out = Path("mixer-probe-report"),

@@ -358,7 +358,7 @@ def _order_text(matches: LayerMatches) -> str:
     """Whether partners climb with depth."""
     if np.isnan(matches.tau):
         return "one partner for all"
-    return ("climbs with depth" if matches.monotone else "does not climb steadily") + f" (τ = {matches.tau:.2f})"
+    return ("climbs with depth" if matches.climbs else "no order beyond chance") + f" (τ = {matches.tau:.2f})"
 
 
 # -- networks against networks -----------------------------------------------------------------------------------------

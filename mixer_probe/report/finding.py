@@ -10,6 +10,7 @@ import numpy as np
 
 from mixer_probe.figures.invariance import FAMILIES
 from mixer_probe.figures.style import base_name
+from mixer_probe.report.diff import difference_p
 from mixer_probe.report.skipped import Skipped
 from mixer_probe.report.texts import studied
 from mixer_probe.results import ModelRecord, Result, storable
@@ -59,6 +60,17 @@ def beyond_baseline(values: np.ndarray, baseline: np.ndarray) -> np.ndarray:
     limit = prediction_limit(baseline[np.isfinite(baseline)], LEVEL / max(len(values), 1))
     beyond: np.ndarray = np.isfinite(values) & (values > limit)
     return beyond
+
+
+def extremes_differ(numbers: Sequence[Number]) -> bool:
+    """Whether the largest and the smallest of some numbers with intervals differ: by the p-value of their difference times the
+    number of pairs that could have been the extremes (Bonferroni)."""
+    known = [n for n in numbers if np.isfinite([n.value, n.low, n.high]).all()]
+    if len(known) < 2:
+        return False
+    top, bottom = max(known, key=lambda n: n.value), min(known, key=lambda n: n.value)
+    p = float(difference_p(bottom.value, bottom.low, bottom.high, top.value, top.low, top.high))
+    return p * len(known) * (len(known) - 1) / 2 <= LEVEL
 
 
 def missing(question: str, what: str, needs: str, results: Sequence[Result], step: str = "") -> Finding:

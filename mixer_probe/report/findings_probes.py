@@ -9,7 +9,7 @@ import numpy as np
 from mixer_probe.figures.courses import Course
 from mixer_probe.figures.probes import networks, pixels
 from mixer_probe.probing import ProbeResult, paired_interval, wilson_interval
-from mixer_probe.report.finding import Finding, Number, family, missing, of_kind, own_models, points, share
+from mixer_probe.report.finding import Finding, Number, extremes_differ, family, missing, of_kind, own_models, points, share
 from mixer_probe.report.texts import join, name_of
 from mixer_probe.results import Result
 
@@ -129,14 +129,10 @@ def _order(chosen: Sequence[ProbeResult]) -> list[Finding]:
     by_depth: dict[str, list[str]] = {}
     for (r, _), n in sorted(zip(found, numbers), key=lambda x: x[1].value):
         by_depth.setdefault(f"{n.value:.2f}", []).append(name_of(r.model))
-    told = max(n.low for n in numbers) > min(n.high for n in numbers)
+    told = extremes_differ(numbers)
     text = "; ".join(f"depth {depth}: {join(names)}" for depth, names in by_depth.items())
-    end = (
-        "the intervals of the earliest and the latest do not meet"
-        if told
-        else "no difference beyond the intervals of these depths"
-    )
-    sentence = f"Halfway between chance and the last layer, earliest first: {text}; {end}."
+    end = "the earliest and the latest differ" if told else "no difference beyond the intervals of these depths"
+    sentence = f"Halfway between chance and the last layer: {text}; {end}."
     return [Finding(QUESTION, "all", sentence, "found" if told else "none", tuple(numbers))]
 
 

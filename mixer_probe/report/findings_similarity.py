@@ -9,9 +9,11 @@ import numpy as np
 
 from mixer_probe.figures.courses import Course
 from mixer_probe.report.finding import (
+    DRAWS,
     NAN,
     Finding,
     Number,
+    extremes_differ,
     families,
     family,
     is_twin,
@@ -47,6 +49,7 @@ class Profile:
     null95: np.ndarray
     best95: float
     n: int
+    permutations: int
 
     @property
     def label(self) -> str:
@@ -74,7 +77,7 @@ def profile_of(m: SimilarityMatrix) -> Profile | None:
     arrays = (m.values, m.interval.low, m.interval.high, m.calibrated, m.null.quantile95)
     value, low, high, calibrated, null95 = (x[rows, columns] for x in arrays)
     names = tuple(f"{m.layers_a[i].name} and {m.layers_b[j].name}" for i, j in zip(rows, columns))
-    return Profile(a, b, names, depths_a, value, low, high, calibrated, null95, m.null.maximum95, m.n)
+    return Profile(a, b, names, depths_a, value, low, high, calibrated, null95, m.null.maximum95, m.n, m.null.permutations)
 
 
 def similarity_findings(results: Sequence[Result]) -> tuple[list[Finding], list[Course]]:
@@ -130,13 +133,14 @@ def _parting(p: Profile, others: Sequence[Profile]) -> Finding:
     numbers = (p.number(most, "most alike"), p.number(least, "least alike"))
     head = f"{p.label} (n = {p.n}):"
     if not p.value[most] > p.best95:
-        text = f"{head} CKA is not above its null at any depth (at most {shown(numbers[0])}, null of the best {p.best95:.2f})."
+        text = f"{head} CKA is not above its null at any depth ({shown(numbers[0])} or less, null of the largest {p.best95:.2f})."
         return Finding(QUESTION, p.label, text, "none", numbers)
     if np.nanmin(p.low) >= _EQUAL:
         return Finding(QUESTION, p.label, f"{head} do not part: they are equal at every depth (CKA 1.000).", "none", numbers)
+    if p.permutations < DRAWS or not extremes_differ([p.number(i, "") for i in range(len(p.depth))]):
+        text = f"{head} CKA from {shown(numbers[1])} to {shown(numbers[0])}, no difference between depths beyond the intervals"
+        return Finding(QUESTION, p.label, f"{text} (corrected for all pairs of {len(p.depth)} depths).", "none", numbers)
     text = f"{head} most alike at {p.place(most)}, least at {p.place(least)}{_floor(p, least)}"
-    if p.high[least] >= p.low[most]:
-        return Finding(QUESTION, p.label, f"{text}; no difference between depths beyond the intervals.", "none", numbers)
     start = parted_from(p)
     where = f"; below the most alike beyond the intervals from depth {p.depth[start]:.2f} on" if start is not None else ""
     return Finding(QUESTION, p.label, f"{text}{where}.{_replicas(others)}", "found", numbers)
@@ -177,10 +181,9 @@ def _last(firsts: Sequence[Profile]) -> list[Finding]:
         return []
     order = sorted(known, key=lambda p: -p.value[-1])
     numbers = tuple(p.number(len(p.depth) - 1, f"last layers, {families(p.a, p.b)}") for p in order)
-    top, bottom = numbers[0], numbers[-1]
-    told = top.low > bottom.high
+    told = extremes_differ(numbers)
     text = ", ".join(f"{_pair_name(p)} {shown(n)}" for p, n in zip(order, numbers))
-    end = "" if told else " No difference between the most and the least alike beyond the intervals."
+    end = "" if told else " No difference between pairs beyond the intervals."
     return [Finding(QUESTION, "all", f"CKA after the last layers: {text}.{end}", "found" if told else "none", numbers)]
 
 

@@ -20,6 +20,7 @@ from mixer_probe.figures import (
     similarity_measures,
 )
 from mixer_probe.figures.style import short_name
+from mixer_probe.report.finding import DRAWS
 from mixer_probe.report.section import Picture, Section, Table
 from mixer_probe.report.texts import images_text, join, name_of, percent, untrained_warning
 from mixer_probe.results import ModelRecord
@@ -189,7 +190,10 @@ def order_of(matches: LayerMatches) -> str:
         return "too few layers to tell"
     if np.isnan(matches.tau):
         return f"is {matches.layers_b[found[0]].name} for every layer"
-    return "climbs with depth" if matches.monotone else f"does not climb steadily with depth (Kendall's tau {matches.tau:.2f})"
+    if matches.climbs:
+        steadily = "climbs" if matches.monotone else "tends to climb"
+        return f"{steadily} with depth (Kendall's tau {matches.tau:.2f}, p = {matches.tau_p:.2g})"
+    return f"has no order by depth beyond chance (Kendall's tau {matches.tau:.2f}, p = {matches.tau_p:.2g})"
 
 
 def agreement(matrix: SimilarityMatrix) -> str:
@@ -199,14 +203,25 @@ def agreement(matrix: SimilarityMatrix) -> str:
     if best is None:
         return f"{names}: {matrix.label} is not defined for any pair of layers."
     value = float(matrix.values[best])
+    if matrix.null is None or matrix.null.permutations < DRAWS:
+        return f"{names}: {_untested_text(matrix)}. The best match {order_of(best_matches(matrix))}."
     interval = _interval_text(matrix, *best)
     text = f"{names} agree most at {_best_layers(matrix)}: {matrix.label} {value:.2f}{interval and ' ' + interval}"
     return f"{text}{_chance_text(matrix)}{_pairs_text(matrix, value)}"
 
 
-def _chance_text(matrix: SimilarityMatrix) -> str:
+def _untested_text(matrix: SimilarityMatrix) -> str:
+    """The range of values where no null says which pair of layers agrees most."""
+    low, high = _short(float(np.nanmin(matrix.values))), _short(float(np.nanmax(matrix.values)))
+    text = f"{matrix.label} of pairs of layers is {low} to {high} (n = {matrix.n}, "
     if matrix.null is None:
-        return f" (n = {matrix.n}, no null)"
+        return f"{text}no null)"
+    few = f"{matrix.null.permutations} shuffles, of {DRAWS} that naming the closest pair takes"
+    return f"{text}{few}); {_above_text(matrix)} are above their own null, by chance 5 %"
+
+
+def _chance_text(matrix: SimilarityMatrix) -> str:
+    assert matrix.null is not None
     side = "most" if matrix.definition.larger_is_closer else "least"
     return f", chance at {side} {_short(matrix.null.maximum95)} (n = {matrix.n}, {matrix.null.permutations} shuffles)"
 
@@ -217,8 +232,7 @@ def _short(value: float) -> str:
 
 
 def _pairs_text(matrix: SimilarityMatrix, value: float) -> str:
-    if matrix.null is None:
-        return f". The best match {order_of(best_matches(matrix))}."
+    assert matrix.null is not None
     direction = matrix.definition.direction
     if direction * value <= direction * matrix.null.maximum95:
         return (
@@ -266,11 +280,11 @@ def _summary_sentence(result: ModelSimilarity) -> str:
     if frame.empty:
         return f"{result.label} is not defined for any two of the networks."
     least, most = (
-        f"{short_name(row.model_a)} and {short_name(row.model_b)} ({row.value:.2f})" for row in (frame.iloc[0], frame.iloc[-1])
+        f"{row.value:.2f} ({short_name(row.model_a)} and {short_name(row.model_b)})" for row in (frame.iloc[0], frame.iloc[-1])
     )
     if len(frame) == 1:
-        return f"{most}: mean {result.label} of the best matches, n = {result.n}."
-    return f"By the mean {result.label} of best matches {most} are most alike, {least} least; n = {result.n}."
+        return f"The mean {result.label} of the best matches is {most}; n = {result.n}."
+    return f"The mean {result.label} of the best matches goes from {least} to {most}; n = {result.n}."
 
 
 def _measures_section(matrices: Sequence[SimilarityMatrix]) -> Section:
@@ -341,15 +355,15 @@ def disagreement(matrices: Sequence[SimilarityMatrix]) -> str:
 
 
 def _least_alike(matrices: Sequence[SimilarityMatrix]) -> str:
-    """The two measures whose matrices rank the pairs of layers least alike."""
+    """How alike the matrices of two measures rank the pairs of layers."""
     ranks = [pd.Series(m.closeness.ravel()).rank() for m in matrices]
     # Pearson on ranks is Spearman's correlation; constant or undefined matrices give NaN.
     rhos = {(i, j): ranks[i].corr(ranks[j]) for i, j in combinations(range(len(ranks)), 2) if min(r.std() for r in ranks) > 0}
     known = {pair: rho for pair, rho in rhos.items() if not np.isnan(rho)}
     if not known:
         return ""
-    (i, j), rho = min(known.items(), key=lambda item: item[1])
-    return f"; {matrices[i].label} and {matrices[j].label} rank the pairs of layers least alike (Spearman {rho:.2f})"
+    low, high = f"{min(known.values()):.2f}", f"{max(known.values()):.2f}"
+    return f"; their rank correlations over the pairs of layers (Spearman) are {low}{'' if low == high else f' to {high}'}"
 
 
 def _definitions(matrices: Sequence[SimilarityMatrix]) -> Table:
@@ -457,9 +471,7 @@ def _identification_sentence(result: LayerIdentification) -> str:
     if np.isnan(both).all():
         return f"{names}: no measure is defined."
     best, worst = int(np.nanargmax(both)), int(np.nanargmin(both))
-    ends = [(worst, "least by"), (best, "most by")] if best != worst else [(best, "by")]
-    found = [
-        f"{how} {result.labels[i]}, {percent(both[i])} [{percent(result.low[i])}, {percent(result.high[i])}]" for i, how in ends
-    ]
+    ends = (worst, best) if best != worst else (best,)
+    found = [f"{percent(both[i])} [{percent(result.low[i])}, {percent(result.high[i])}] by {result.labels[i]}" for i in ends]
     chance = f"a random partner finds {percent(result.chance)} ({len(result.layers)} layers, n = {result.n})"
-    return f"{names}: layers are found again {' and '.join(found)}; {chance}."
+    return f"{names}: {' to '.join(found)} of the layers are found again; {chance}."

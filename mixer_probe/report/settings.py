@@ -35,7 +35,7 @@ class StudySettings:
 
     layers: str | tuple[str, ...] = "blocks"
     batch_size: int = 64
-    permutations: int = 100
+    permutations: int = 999
     seed: int = 0
     baselines: bool = True
     autocast: str | None = None

@@ -22,7 +22,7 @@ from mixer_probe.similarity.hsic import MINIMUM_IMAGES, Estimator, Kernel
 from mixer_probe.similarity.inference import SAMPLE, infer
 from mixer_probe.similarity.inputs import LayerFeatures, RepresentationsLike
 from mixer_probe.similarity.intervals import Interval, check_resamples, draw_halves, interval_of
-from mixer_probe.similarity.matrix import SimilarityMatrix
+from mixer_probe.similarity.matrix import NO_ROOM, SimilarityMatrix
 from mixer_probe.similarity.measure import Measure
 from mixer_probe.similarity.nulls import Null, Traces, draw_pairings, null_of
 from mixer_probe.similarity.registry import MEASURES, find_measure
@@ -149,6 +149,7 @@ def _matrix(measure: Measure, plan: _Plan, a: LayerFeatures, b: LayerFeatures) -
     else:
         found = _by_measure(measure, plan, a, b)
     warn_undefined(measure, found.values, a, b)
+    _warn_uncalibrated(measure, found.null, a.n)
     reduces = dict.fromkeys((a.reps.reduce, b.reps.reduce))
     return SimilarityMatrix(
         values=found.values,
@@ -205,6 +206,17 @@ def _by_measure(measure: Measure, plan: _Plan, a: LayerFeatures, b: LayerFeature
     null = null_of(tables.null.numpy(), measure.direction)
     interval = interval_of(values, tables.halves.numpy(), (measure.lowest, measure.highest))
     return _Numbers(values, null, interval, "pairs")
+
+
+def _warn_uncalibrated(measure: Measure, null: Null | None, n: int) -> None:
+    """Warn once of cells whose null reaches the best value, so that no calibrated value is defined."""
+    cells = 0 if null is None else int((np.abs(measure.best - null.mean) <= NO_ROOM).sum())
+    if cells and null is not None:
+        text = (
+            f"{cells} of {null.mean.size} calibrated values ({measure.label}) are NaN: shuffled images are as similar as equal "
+            f"ones, as with more features than the {n} images; take more images or fewer features"
+        )
+        warnings.warn(text, UndefinedSimilarityWarning, stacklevel=4)
 
 
 def warn_undefined(measure: Measure, values: np.ndarray, a: LayerFeatures, b: LayerFeatures) -> None:

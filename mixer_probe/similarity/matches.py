@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import permutations
 from typing import ClassVar
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy.stats import kendalltau
 from mixer_probe.models.layer import Layer
 from mixer_probe.results import ModelRecord, Result
 from mixer_probe.similarity.matrix import SimilarityMatrix
+from mixer_probe.stats import permutation_p
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class LayerMatches(Result):
     value of that pair, `low` and `high` [La] the 95 % interval of that cell; it does not know that the best was picked.
     `null95` [La] does: 95 % of the pairings of shuffled images have no closer best partner, and `above` [La] says which layers
     are beyond. `tau` is Kendall's tau-b of the layers' own order with their partners' (1: the same order, 0: none), and
-    `monotone` whether partners never go back with depth. NaN (`above`: False) where there is no interval or null."""
+    `monotone` whether partners never go back with depth; `tau_p` is the p-value of a tau as large among all orders of the
+    partners. NaN (`above`: False) where there is no interval or null."""
 
     title: ClassVar[str] = "Best-matching layers"
 
@@ -41,6 +44,13 @@ class LayerMatches(Result):
     above: np.ndarray
     tau: float
     monotone: bool
+    tau_p: float
+
+    @property
+    def climbs(self) -> bool:
+        """Whether the order of best matches is that of the layers beyond chance: `tau_p` is 5 % or less, and where there is a
+        null at least half of the matches are above it."""
+        return self.tau_p <= 0.05 and (bool(np.isnan(self.null95).all()) or float(self.above.mean()) >= 0.5)
 
     def to_frame(self) -> pd.DataFrame:
         """One layer of A a row with its partner; no name and NaN where there is none."""
@@ -85,6 +95,7 @@ def best_matches(matrix: SimilarityMatrix) -> LayerMatches:
         above=direction * value > direction * floor,
         tau=_tau(partner),
         monotone=bool((np.diff(partner[partner >= 0]) >= 0).all()),
+        tau_p=tau_p(partner[partner >= 0]),
     )
 
 
@@ -101,6 +112,28 @@ def at_partners(values: np.ndarray | None, partner: np.ndarray) -> np.ndarray:
         return np.full(len(partner), np.nan)
     taken: np.ndarray = values[np.arange(len(partner)), partner]
     return np.where(partner >= 0, taken, np.nan)
+
+
+# Up to so many layers all orders are gone through, beyond that `_ORDERS` random ones.
+_ALL_ORDERS, _ORDERS = 7, 9999
+
+
+def tau_p(partner: np.ndarray) -> float:
+    """p-value of Kendall's tau of places and partners [L] being as large by chance, over all orders of the partners; NaN for
+    fewer than two layers or one partner for all. Two layers are in order in one case of two."""
+    n = len(partner)
+    if n < 2 or (partner == partner[0]).all():
+        return float("nan")
+    first, second = np.triu_indices(n, 1)
+
+    def concordance(orders: np.ndarray) -> np.ndarray:
+        return np.asarray(np.sign(orders[:, second] - orders[:, first]).sum(1))
+
+    own = concordance(partner[None])[0]
+    if n <= _ALL_ORDERS:
+        return float((concordance(partner[np.array(list(permutations(range(n))))]) >= own).mean())
+    orders = np.random.default_rng(0).permuted(np.broadcast_to(partner, (_ORDERS, n)), axis=1)
+    return float(permutation_p(own, concordance(orders)))
 
 
 def _tau(partner: np.ndarray) -> float:

@@ -78,10 +78,13 @@ class SimilarityMatrix(Result):
     @property
     def calibrated(self) -> np.ndarray | None:
         """(value - null mean) / (best value - null mean), [La, Lb]: 0 is what shuffled images give, 1 what equal
-        representations give. None without a null."""
+        representations give. NaN where shuffled images give the best value too, as with more features than images. None
+        without a null."""
         if self.null is None:
             return None
-        rescaled: np.ndarray = (self.values - self.null.mean) / (self.definition.best - self.null.mean)
+        room = self.definition.best - self.null.mean
+        rescaled: np.ndarray = np.full(room.shape, np.nan)
+        np.divide(self.values - self.null.mean, room, out=rescaled, where=np.abs(room) > NO_ROOM)
         return rescaled
 
     @property
@@ -114,6 +117,10 @@ class SimilarityMatrix(Result):
             "method": self.method,
         }
         return pd.DataFrame(columns)
+
+
+# What is left between the mean of shuffled images and the best value by rounding alone.
+NO_ROOM = 1e-6
 
 
 def plain_layers(widths: Mapping[str, int]) -> tuple[Layer, ...]:

@@ -87,8 +87,8 @@ def test_numbers_carry_n_estimator_interval_and_null(study: list[Result]) -> Non
     assert "n = 60" in text["similarity"]
     assert "unbiased" in text["similarity"]
     assert "20 random pairings" in text["similarity"]
-    assert re.search(r"CKA \(linear, unbiased\) 0\.\d\d \[0\.\d\d, 0\.\d\d\], chance at most 0\.\d+", text["similarity"])
-    assert re.search(r"\d of 4 pairs of layers are above chance", text["similarity"])
+    assert re.search(r"CKA \(linear, unbiased\) of pairs of layers is -?0\.\d+ to 0\.\d+", text["similarity"])
+    assert re.search(r"\d of 4 are above their own null, by chance 5 %", text["similarity"])
     assert "n = 60" in text["measures"]
     assert "95 % Wilson" in text["probes"]
     assert re.search(r"\[\d+\.\d %, \d+\.\d %\], n = 60", text["probes"])

@@ -57,7 +57,7 @@ def told(results: Sequence[Result], question: str) -> tuple[Finding, ...]:
 
 
 def similar(a: dict[str, np.ndarray], b: dict[str, np.ndarray], mark: str = "") -> SimilarityMatrix:
-    return compare(reps_of(a, f"one{mark}", "mixer"), reps_of(b, f"two{mark}", "vit"), permutations=100, resamples=100)
+    return compare(reps_of(a, f"one{mark}", "mixer"), reps_of(b, f"two{mark}", "vit"), permutations=999, resamples=100)
 
 
 def parting() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -175,7 +175,7 @@ def test_equal_networks_become_readable_at_the_same_depth() -> None:
     assert "depth 0.50: net and other; no difference beyond the intervals" in last.sentence
     late = told([probes[0], readable([0, 0, 9], "late")], "probes")[-1]
     assert late.verdict == "found"
-    assert "depth 0.50: net; depth 1.00: late; the intervals of the earliest and the latest do not meet" in late.sentence
+    assert "depth 0.50: net; depth 1.00: late; the earliest and the latest differ" in late.sentence
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------

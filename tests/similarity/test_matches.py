@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import mixer_probe as mp
 from mixer_probe.errors import UndefinedSimilarityWarning
+from mixer_probe.report.sections_similarity import order_of
 from mixer_probe.results import from_dict, to_dict
-from mixer_probe.similarity.matches import LayerMatches, best_matches
+from mixer_probe.similarity.matches import LayerMatches, best_matches, tau_p
 from mixer_probe.similarity.streaming import StreamingCKA
 from tests.similarity.conftest import MakeReps
 
@@ -127,3 +130,42 @@ def test_matches_are_stored(make_reps: MakeReps) -> None:
     found = best_matches(mp.compare(make_reps(noise(3)), make_reps(noise(4, seed=1))))
     assert same(from_dict(to_dict(found)), found)
     assert found.to_frame().shape == (3, 9)
+
+
+@pytest.mark.parametrize(
+    "partner, p",
+    [
+        ([0, 1], 1 / 2),
+        ([0, 1, 2], 1 / 6),
+        ([0, 1, 2, 3], 1 / 24),
+        ([1, 0, 2, 3], 4 / 24),
+        # Of the 3 places that the one late match can have, one is as late.
+        ([0, 0, 1], 1 / 3),
+        ([3, 2, 1, 0], 1),
+    ],
+)
+def test_an_order_of_layers_has_the_chance_of_all_orders(partner: list[int], p: float) -> None:
+    assert tau_p(np.array(partner)) == pytest.approx(p)
+
+
+def test_orders_of_many_layers_are_drawn() -> None:
+    rng = np.random.default_rng(0)
+    assert tau_p(np.arange(12)) == pytest.approx(1 / 10_000)
+    found = [tau_p(rng.permutation(8)) <= 0.05 for _ in range(150)]
+    assert np.mean(found) <= 0.05 + 3 * (0.05 * 0.95 / 150) ** 0.5
+
+
+@pytest.mark.parametrize("layers, climbs", [(2, False), (3, False), (5, True)])
+def test_few_layers_in_order_do_not_climb(make_reps: MakeReps, layers: int, climbs: bool) -> None:
+    reps = make_reps(noise(layers))
+    found = best_matches(mp.compare(reps, reps))
+    assert found.monotone
+    assert found.climbs == climbs
+
+
+def test_matches_of_shuffled_images_do_not_climb(make_reps: MakeReps) -> None:
+    """Five layers in the right order, none of them above its null."""
+    matrix = mp.compare(make_reps(noise(5)), make_reps(noise(5, seed=1)), permutations=999)
+    found = replace(best_matches(matrix), tau_p=1 / 120, above=np.array([True, False, False, False, False]))
+    assert not found.climbs
+    assert "has no order by depth beyond chance" in order_of(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -175,3 +176,17 @@ def test_too_few_draws_are_refused(make_reps):
     stream.update({"x": uneven(1, 30, 3)}, {"y": uneven(2, 30, 3)})
     with pytest.raises(MeasureError, match="5 resamples give no 95 % interval: take 20 or more, or 0"):
         stream.compute(resamples=5)
+
+
+@pytest.mark.parametrize("measure", ["cca", "svcca", "pwcca", "predictivity", "procrustes", "cka"])
+def test_calibrated_values_of_more_features_than_images_are_nan_with_one_warning(make_reps, measure):
+    rng = np.random.default_rng(0)
+    wide = [make_reps({f"l{i}": rng.standard_normal((12, 40)) for i in range(2)}) for _ in range(2)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        matrix = compare(*wide, measure, permutations=19, resamples=0)
+    said = [str(w.message) for w in caught if "calibrated" in str(w.message)]
+    saturated = np.abs(matrix.definition.best - matrix.null.mean) < 1e-6
+    assert len(said) == int(saturated.any())
+    np.testing.assert_array_equal(np.isnan(matrix.calibrated), saturated | np.isnan(matrix.values))
+    assert not np.isinf(matrix.calibrated).any()
