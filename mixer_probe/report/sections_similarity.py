@@ -202,18 +202,29 @@ def agreement(matrix: SimilarityMatrix) -> str:
     best = best_pair(matrix)
     if best is None:
         return f"{names}: {matrix.label} is not defined for any pair of layers."
-    value = float(matrix.values[best])
-    if matrix.null is None or matrix.null.permutations < DRAWS:
-        return f"{names}: {_untested_text(matrix)}. The best match {order_of(best_matches(matrix))}."
+    value, null = float(matrix.values[best]), matrix.null
+    order = f"The best match {order_of(best_matches(matrix))}."
+    if null is not None and matrix.definition.direction * value <= matrix.definition.direction * null.maximum95:
+        return (
+            f"{names}: no pair of layers is above chance; {_range_text(matrix)}{_chance_text(matrix)} (the best is not above "
+            f"null, which takes the best of all pairs under each shuffle; {_above_text(matrix)} clear that of their own pair, as "
+            "by chance 5 % do)."
+        )
+    if null is None or null.permutations < DRAWS:
+        return f"{names}: {_untested_text(matrix)}. {order}"
     interval = _interval_text(matrix, *best)
     text = f"{names} agree most at {_best_layers(matrix)}: {matrix.label} {value:.2f}{interval and ' ' + interval}"
-    return f"{text}{_chance_text(matrix)}{_pairs_text(matrix, value)}"
+    return f"{text}{_chance_text(matrix)}. {_above_text(matrix)} pairs of layers are above chance. {order}"
+
+
+def _range_text(matrix: SimilarityMatrix) -> str:
+    low, high = _short(float(np.nanmin(matrix.values))), _short(float(np.nanmax(matrix.values)))
+    return f"{matrix.label} of pairs of layers is {low} to {high}"
 
 
 def _untested_text(matrix: SimilarityMatrix) -> str:
     """The range of values where no null says which pair of layers agrees most."""
-    low, high = _short(float(np.nanmin(matrix.values))), _short(float(np.nanmax(matrix.values)))
-    text = f"{matrix.label} of pairs of layers is {low} to {high} (n = {matrix.n}, "
+    text = f"{_range_text(matrix)} (n = {matrix.n}, "
     if matrix.null is None:
         return f"{text}no null)"
     few = f"{matrix.null.permutations} shuffles, of {DRAWS} that naming the closest pair takes"
@@ -229,17 +240,6 @@ def _chance_text(matrix: SimilarityMatrix) -> str:
 def _short(value: float) -> str:
     """Two digits, or three where two would say nothing."""
     return f"{value:.2f}" if abs(value) >= 0.01 else f"{value:.3f}"
-
-
-def _pairs_text(matrix: SimilarityMatrix, value: float) -> str:
-    assert matrix.null is not None
-    direction = matrix.definition.direction
-    if direction * value <= direction * matrix.null.maximum95:
-        return (
-            ": no pair of layers is above chance (the best is not above null, which takes the best of all pairs under each "
-            f"shuffle; {_above_text(matrix)} clear that of their own pair, as by chance 5 % do)."
-        )
-    return f". {_above_text(matrix)} pairs of layers are above chance; the best match {order_of(best_matches(matrix))}."
 
 
 def _summary_content(matrices: Sequence[SimilarityMatrix]) -> list[Picture | Table]:

@@ -118,7 +118,7 @@ def test_noise_is_not_above_chance() -> None:
 
 def test_a_distance_is_read_the_other_way_round() -> None:
     reps = [mp.extract(model, mp.load_images("demo", limit=60)) for model in tiny_models()[:2]]
-    matrix = mp.compare(*reps, "procrustes")
+    matrix = mp.compare(*reps, "procrustes", permutations=999)
     section = make_sections([matrix])[0]
     i, j = np.unravel_index(matrix.values.argmin(), matrix.values.shape)
     assert f"{matrix.layers_a[i].name} × {matrix.layers_b[j].name}: Procrustes distance" in section.paragraphs[0]
