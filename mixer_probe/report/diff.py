@@ -375,10 +375,13 @@ def _own(result: Any, kind: type[Any]) -> list[Any]:
 
 
 def _label(result: Any) -> str:
-    """ "Linear probes of mixer-s0, ridge"."""
+    """ "Linear probes of mixer-s0, ridge", "Channel page of mixer-s0, blocks.3:17"."""
     kind = type(result).__name__
     models = dict.fromkeys(short_name(m.name) for m in _own(result, ModelRecord))
-    apart = [v for name, v in _apart(result, kind).items() if isinstance(v, str) and v and (name, v) != ("reduce", "mean")]
+    fields_apart = _apart(result, kind)
+    if isinstance(fields_apart.get("channel"), int):
+        fields_apart["layer"] = f"{fields_apart.get('layer', '')}:{fields_apart['channel']}"
+    apart = [v for name, v in fields_apart.items() if isinstance(v, str) and v and (name, v) != ("reduce", "mean")]
     title: str = type(result).title
     return ", ".join([title + (f" of {' and '.join(models)}" if models else ""), *dict.fromkeys(apart)])
 

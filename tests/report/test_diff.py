@@ -9,16 +9,20 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import norm
+from timm.models.mlp_mixer import MlpMixer
 
+import mixer_probe as mp
 from mixer_probe.errors import StoreError
 from mixer_probe.report import ReportDiff, Skipped, compare_reports, make_sections
 from mixer_probe.report.diff import _ANSWERS, _KEYS, _ONLY, difference_interval, difference_p, interval_columns
 from mixer_probe.report.section import Picture
 from mixer_probe.report.sections import RENDERERS
 from mixer_probe.report.sections_diff import findings
-from mixer_probe.results import ImagesRecord, ModelRecord, Result, SavedResults, load_results, save_results
+from mixer_probe.results import ImagesRecord, ModelRecord, Result, SavedResults, load_results, save_results, storable
 from mixer_probe.stats import wilson_interval
+from tests.probing.conftest import FakeRepresentations
 from tests.report.test_saved_results import made
 
 MODEL = ModelRecord("zoo:a", "mixer", True, "file a.safetensors", "a" * 64, 10)
@@ -235,6 +239,59 @@ def test_missing_results_and_rows_are_listed() -> None:
     assert found.only_b == ("Measured of b, x", "Measured of a, x: 1 rows, the first blocks.7")
     assert (len(found.values), found.compared) == (0, 2)
     assert "Only in A: Measured of a, y; Measured of a, x: 1 rows" in findings(found)[0]
+
+
+@storable
+@dataclass(frozen=True)
+class OfChannel(Result):
+    """A number of one channel."""
+
+    title: ClassVar[str] = "Page"
+
+    model: ModelRecord
+    layer: str
+    channel: int
+
+    def to_frame(self) -> pd.DataFrame:
+        return pd.DataFrame({"model": [self.model.name], "layer": self.layer, "channel": self.channel, "score": 1.0})
+
+
+def test_channels_of_one_report_alone_are_named_with_their_numbers() -> None:
+    a = [OfChannel(MODEL, "blocks.0", c) for c in (3, 17)]
+    b = [OfChannel(MODEL, "blocks.0", c) for c in (3, 5)] + [OfChannel(MODEL, "blocks.1", 17)]
+    found = compare_reports(a, b)
+    assert found.only_a == ("Page of a, blocks.0:17",)
+    assert found.only_b == ("Page of a, blocks.0:5", "Page of a, blocks.1:17")
+
+
+def seeded(seed: int) -> list[Result]:
+    """One network's results, all of whose draws are made with one seed."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    features = [{f"l{i}": rng.standard_normal((60, 8)) + labels[:, None] for i in range(2)} for _ in range(2)]
+    reps = [FakeRepresentations(one, labels, "x") for one in features]
+    torch.manual_seed(0)
+    network = MlpMixer(img_size=16, patch_size=4, embed_dim=8, num_blocks=2, num_classes=3)
+    model = mp.load_model(network, input_size=(3, 16, 16), mean=(0.5,) * 3, std=(0.5,) * 3, device="cpu")
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return [
+        mp.class_selectivity(reps[0], permutations=99, seed=seed),
+        mp.channel_partners(*reps, "l0", "l1", permutations=99, seed=seed),
+        *(mp.compare(*reps, m, permutations=39, resamples=40, seed=seed) for m in ("cka", "procrustes")),
+        mp.token_mixing(model, surrogates=99, seed=seed),
+        mp.kernel_tying(model, images, seed=seed),
+        mp.spatial_kernels(model, draws=99, seed=seed),
+        mp.weight_spectra(model, seed=seed),
+    ]
+
+
+def test_another_seed_moves_nothing() -> None:
+    found = compare_reports(seeded(0), seeded(1))
+    assert found.matched == 8
+    assert found.only_a == found.only_b == ()
+    assert found.compared > 0
+    assert found.moved.sum() <= found.expected
+    assert not (found.q_value < 0.05).any()
 
 
 def test_results_of_one_kind_are_matched_in_their_order_where_nothing_else_tells_them_apart() -> None:
