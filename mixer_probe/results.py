@@ -282,13 +282,18 @@ def save_results(
     results: Iterable[Result], path: str | os.PathLike[str], settings: Mapping[str, Any] | None = None, title: str = ""
 ) -> Path:
     """Write results as one JSON file, whole or not at all. Raises StoreError if it cannot be written."""
+    return write_text(Path(path), results_text(results, settings, title))
+
+
+def results_text(results: Iterable[Result], settings: Mapping[str, Any] | None = None, title: str = "") -> str:
+    """What `save_results` writes. Raises StoreError for settings that are no JSON data."""
     content = {"format": FORMAT, "title": title, "settings": dict(settings or {}), "results": [to_dict(r) for r in results]}
     try:
         # As it is read again: keys of settings that are numbers become texts.
         same = json.loads(json.dumps(content, allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise StoreError(f"cannot write {printable(path)}: its settings are no JSON data ({error})") from error
-    return write_text(Path(path), json.dumps({**same, "checksum": checksum(same)}))
+        raise StoreError(f"results cannot be written with settings that are no JSON data ({error}); give plain values") from error
+    return json.dumps({**same, "checksum": checksum(same)})
 
 
 def load_results(path: str | os.PathLike[str]) -> tuple[Any, ...]:

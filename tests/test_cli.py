@@ -94,7 +94,7 @@ def test_extract_stores_a_run_that_compare_takes(run: Run, tmp_path: Path) -> No
     assert diagonal == pytest.approx([1.0] * 8, abs=1e-9)
 
 
-FILES = {"similarity.csv", "results.json", "similarity.svg", "similarity.png", "report.html"}
+FILES = {".mixer-probe-files.json", "similarity.csv", "results.json", "similarity.svg", "similarity.png", "report.html"}
 
 
 def stored(run: Run, path: Path, model: str = "zoo:mixer-s0", *options: str) -> str:
@@ -433,4 +433,4 @@ def test_an_interrupt_says_that_the_work_goes_on(run: Run, monkeypatch: pytest.M
     monkeypatch.setattr(cli, "app", interrupted)
     code, _, err = run("demo")
     assert code == 130
-    assert "goes on where it stopped" in err
+    assert "ended by SIGINT; extract, demo and report keep what is finished and go on from there" in err

@@ -78,6 +78,7 @@ def test_diff_writes_a_report_and_tables(run: Run, reports: tuple[str, str], tmp
     assert code == 0
     assert out.rstrip().endswith(f"Written to {tmp_path / 'out'}.")
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        ".mixer-probe-files.json",
         "differences-of-reports.csv",
         "differences-without-intervals.csv",
         "differences.png",

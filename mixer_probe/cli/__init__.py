@@ -12,6 +12,7 @@ from typing import Any
 # The order in which `mixer-probe --help` lists them.
 from mixer_probe.cli import looking, similarity, probes, weights, channels, attribute, reports, diff  # isort: skip  # noqa: F401
 from mixer_probe.cli.options import app, console, errors
+from mixer_probe.cli.signals import Ended, told_to_end
 from mixer_probe.errors import MixerProbeError
 
 __all__ = ["DEBUG", "app", "console", "errors", "main"]
@@ -21,6 +22,7 @@ DEBUG = "MIXER_PROBE_DEBUG"
 _BUG = 70  # EX_SOFTWARE of sysexits.h
 
 
+@told_to_end()
 def main() -> None:
     """Run the command line. An error is one line, with exit code 2 if it was made on purpose or by the system, else 70."""
     warnings.showwarning = _show_warning
@@ -37,8 +39,9 @@ def main() -> None:
             sys.stdout.flush()
     except MixerProbeError as error:
         _end(str(error), 2)
-    except KeyboardInterrupt:
-        _end("interrupted; the same command goes on where it stopped", 130)
+    except (Ended, KeyboardInterrupt) as error:
+        name, code = (error.name, error.code) if isinstance(error, Ended) else ("SIGINT", 130)
+        _end(f"ended by {name}; extract, demo and report keep what is finished and go on from there", code)
     except BrokenPipeError:
         # Who read this has gone, and Python would say so once more at its end.
         with suppress(OSError, ValueError):
@@ -62,7 +65,7 @@ def _unforeseen(error: Exception) -> tuple[str, int]:
 
 
 def _end(sentence: str, code: int) -> None:
-    colour = {"style": "red"} if code != 130 else {}
+    colour = {"style": "red"} if code <= 128 else {}
     with suppress(OSError):
         errors.print(f"mixer-probe: {sentence}", markup=False, highlight=False, soft_wrap=True, **colour)
     sys.exit(code)

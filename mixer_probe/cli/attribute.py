@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -138,8 +139,7 @@ def _deliver(study: AttributionStudy, out: Path | None, as_json: bool) -> None:
     if out is None:
         sections = make_sections(results)
     else:
-        sections = write_files(results, {}, out, "Which pixels speak for the class")
-        _write_maps(study, out)
+        sections = write_files(results, {}, out, "Which pixels speak for the class", _maps(study))
     if as_json:
         print_json({name: json.loads(frame.to_json(orient="records")) for name, frame in tables_by_kind(results).items()})
         return
@@ -148,25 +148,22 @@ def _deliver(study: AttributionStudy, out: Path | None, as_json: bool) -> None:
         console.print(str((out / "report.html").resolve()), markup=False, highlight=False, soft_wrap=True)
 
 
-def _write_maps(study: AttributionStudy, out: Path) -> None:
-    """Every map over its image, pixel by pixel, and all maps as data."""
-    from mixer_probe.errors import StoreError
+def _maps(study: AttributionStudy) -> dict[str, str | bytes]:
+    """Every map over its image, pixel by pixel, and all maps as data, by the names of their files."""
     from mixer_probe.figures import overlay_image
-    from mixer_probe.results import save_results
+    from mixer_probe.results import results_text
 
     if not study.wants("overlays"):
-        return
-    save_results(study.made, out / "attributions.json")
-    folder = out / "overlays"
-    try:
-        folder.mkdir(exist_ok=True)
-        for i in range(min(study.settings.shown, len(study.images))):
-            picture = study.images[i]
-            for a in study.made:
-                name = "-".join(_slug(part) for part in (Path(a.ids[i]).stem, a.model.name.removeprefix("zoo:"), a.method))
-                overlay_image(picture, a, i).save(folder / f"{i}-{name}.png")
-    except OSError as error:
-        raise StoreError(f"cannot write overlays to {folder}: {error.strerror or error}") from error
+        return {}
+    files: dict[str, str | bytes] = {"attributions.json": results_text(study.made)}
+    for i in range(min(study.settings.shown, len(study.images))):
+        picture = study.images[i]
+        for a in study.made:
+            name = "-".join(_slug(part) for part in (Path(a.ids[i]).stem, a.model.name.removeprefix("zoo:"), a.method))
+            stream = io.BytesIO()
+            overlay_image(picture, a, i).save(stream, "PNG")
+            files[f"overlays/{i}-{name}.png"] = stream.getvalue()
+    return files
 
 
 def _slug(text: str) -> str:

@@ -59,13 +59,12 @@ def _names(same: Sequence[str]) -> dict[str, str]:
 
 
 def _deliver(found: ReportDiff, out: Path) -> None:
-    from mixer_probe.core.files import write_text
     from mixer_probe.core.text import csv_text
     from mixer_probe.report import deliver
 
     settings = {"command": " ".join(["mixer-probe", *map(shlex.quote, sys.argv[1:])])}
-    deliver([found], out, f"What differs between {found.name_a} and {found.name_b}", settings)
-    write_text(out / "differences-without-intervals.csv", csv_text(found.changes_frame()))
+    files = {"differences-without-intervals.csv": csv_text(found.changes_frame())}
+    deliver([found], out, f"What differs between {found.name_a} and {found.name_b}", settings, files=files)
 
 
 def _print(found: ReportDiff, most: int, out: Path | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,18 +22,17 @@ if TYPE_CHECKING:
     from mixer_probe.results import Result
 
 
-def write_files(results: Sequence[Result], drawn: dict[str, Figure], out: Path, title: str) -> list[Section]:
-    """A table of each kind of result, results.json, the pictures of the report and those `drawn` besides, and the report."""
+def write_files(
+    results: Sequence[Result],
+    drawn: dict[str, Figure],
+    out: Path,
+    title: str,
+    files: Mapping[str, str | bytes] | None = None,
+) -> list[Section]:
+    """A table of each kind of result, results.json, the report with its pictures, those `drawn` besides, and `files` by name."""
     from mixer_probe.report.deliver import deliver
 
-    return deliver(results, out, title, {"command": " ".join(["mixer-probe", *map(shlex.quote, sys.argv[1:])])}, drawn)
-
-
-def save_picture(figure: Figure, out: Path, name: str) -> None:
-    """NAME.svg and NAME.png in `out`."""
-    from mixer_probe.report.deliver import save_picture as save
-
-    save(figure, out, name)
+    return deliver(results, out, title, {"command": " ".join(["mixer-probe", *map(shlex.quote, sys.argv[1:])])}, drawn, files)
 
 
 # Columns that a terminal has no room for: names, captions and sentences say the same.

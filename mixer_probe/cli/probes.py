@@ -153,9 +153,8 @@ def _deliver_probes(results: Sequence[Result], out: Path | None, as_json: bool) 
     from mixer_probe.report import make_sections
 
     frames = tables_by_kind(results)
-    sections = make_sections(results) if out is None else write_files(results, {}, out, "Where the class can be read")
-    if out is not None:
-        _write_paths(results, out)
+    title = "Where the class can be read"
+    sections = make_sections(results) if out is None else write_files(results, {}, out, title, _paths(results))
     if as_json:
         rows = {name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()}
         # A single table is a list, as it was when there was no other.
@@ -166,14 +165,12 @@ def _deliver_probes(results: Sequence[Result], out: Path | None, as_json: bool) 
         console.print(str((out / "report.html").resolve()), markup=False, highlight=False, soft_wrap=True)
 
 
-def _write_paths(results: Sequence[Result], out: Path) -> None:
-    """A table of every value of the paths of all probes."""
+def _paths(results: Sequence[Result]) -> dict[str, str]:
+    """A table of every value of the paths of all probes, by the name of its file."""
     import pandas as pd
 
-    from mixer_probe.core.files import write_text
     from mixer_probe.core.text import csv_text
     from mixer_probe.probing import ProbeResult
 
     paths = [r.path_frame() for r in results if isinstance(r, ProbeResult)]
-    if paths:
-        write_text(out / "linear-probes-path.csv", csv_text(pd.concat(paths, ignore_index=True)))
+    return {"linear-probes-path.csv": csv_text(pd.concat(paths, ignore_index=True))} if paths else {}

@@ -105,16 +105,19 @@ def _write_study(
     out: Path,
     title: str,
 ) -> None:
-    from mixer_probe.core.files import make_folder
-    from mixer_probe.report import Steps, run_study, write_report
-    from mixer_probe.results import save_results
+    from mixer_probe.core.files import remove_leftovers
+    from mixer_probe.report import Steps, make_sections, run_study
+    from mixer_probe.report.deliver import delivering
+    from mixer_probe.report.html import report_page
+    from mixer_probe.results import FILE_NAME, results_text
 
-    make_folder(out)
-    results = run_study(loaders, images, train, settings, store=out / "runs", steps=Steps(out / "parts"))
-    again = _how_again(loaders, images, train, settings)
-    save_results(results, out / "results.json", again, title)
-    page = write_report(results, out / "report.html", title=title, settings=again)
-    console.print(str(page.resolve()), markup=False, highlight=False, soft_wrap=True)
+    with delivering(out) as delivery:
+        remove_leftovers(out / "parts")
+        results = run_study(loaders, images, train, settings, store=out / "runs", steps=Steps(out / "parts"))
+        again = _how_again(loaders, images, train, settings)
+        delivery.write(FILE_NAME, results_text(results, again, title))
+        delivery.write("report.html", report_page(make_sections(results), results, title, again))
+    console.print(str((out / "report.html").resolve()), markup=False, highlight=False, soft_wrap=True)
 
 
 def _how_again(

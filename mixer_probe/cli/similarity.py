@@ -33,12 +33,13 @@ from mixer_probe.cli.options import (
     console,
     folder,
 )
-from mixer_probe.cli.output import save_picture
 from mixer_probe.cli.shared import chosen_layers, find_images, model_loaders
 from mixer_probe.core.validate import shown, whole_number
 from mixer_probe.errors import MeasureError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from mixer_probe.capture import Representations
     from mixer_probe.images import Images
     from mixer_probe.models import Model
@@ -133,20 +134,22 @@ def _deliver_similarity(matrices: Sequence[SimilarityMatrix], out: Path | None, 
     """Files where a folder is given, and JSON or sentences."""
     import pandas as pd
 
-    from mixer_probe.core.files import make_folder, write_text
     from mixer_probe.core.text import csv_text
-    from mixer_probe.report import write_report
+    from mixer_probe.report import make_sections
+    from mixer_probe.report.deliver import delivering
+    from mixer_probe.report.html import report_page
     from mixer_probe.report.sections_similarity import agreement, disagreement
-    from mixer_probe.results import save_results
+    from mixer_probe.results import FILE_NAME, results_text
 
     frame = pd.concat([m.to_frame() for m in matrices], ignore_index=True)
     if out is not None:
-        make_folder(out)
         settings = {"command": " ".join(["mixer-probe", *map(shlex.quote, sys.argv[1:])])}
-        write_text(out / "similarity.csv", csv_text(frame))
-        save_results(matrices, out / "results.json", settings)
-        _save_pictures(matrices, out)
-        write_report(matrices, out / "report.html", title="Where two networks agree", settings=settings)
+        with delivering(out) as delivery:
+            delivery.write("similarity.csv", csv_text(frame))
+            delivery.write(FILE_NAME, results_text(matrices, settings))
+            delivery.draw("similarity", _picture(matrices))
+            page = report_page(make_sections(matrices), matrices, "Where two networks agree", settings)
+            delivery.write("report.html", page)
     if as_json:
         console.file.write(frame.to_json(orient="records") + "\n")
         return
@@ -156,12 +159,11 @@ def _deliver_similarity(matrices: Sequence[SimilarityMatrix], out: Path | None, 
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
-def _save_pictures(matrices: Sequence[SimilarityMatrix], out: Path) -> None:
-    """similarity.svg and similarity.png: a heatmap with the best matches, or one panel a measure."""
+def _picture(matrices: Sequence[SimilarityMatrix]) -> Figure:
+    """A heatmap with the best matches, or one panel a measure."""
     from mixer_probe.figures import similarity_heatmaps, similarity_measures
 
-    figure = similarity_measures(matrices) if len(matrices) > 1 else similarity_heatmaps(matrices, paths=True)
-    save_picture(figure, out, "similarity")
+    return similarity_measures(matrices) if len(matrices) > 1 else similarity_heatmaps(matrices, paths=True)
 
 
 def _representations(

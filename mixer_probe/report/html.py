@@ -33,21 +33,16 @@ def write_report(
 
     `settings` are shown at the end: what it takes to make the report again (`command` and `script` are shown as such).
     The file appears whole or not at all. Raises StoreError if there is nothing to report or nowhere to write."""
-    return write_sections(make_sections(results), results, path, title=title, settings=settings)
+    return write_text(Path(path), report_page(make_sections(results), results, title, settings))
 
 
-def write_sections(
-    sections: Sequence[Section],
-    results: Sequence[Result],
-    path: str | os.PathLike[str],
-    *,
-    title: str,
-    settings: Mapping[str, Any] | None = None,
-) -> Path:
-    """`write_report` of results whose `sections` are made already."""
+def report_page(
+    sections: Sequence[Section], results: Sequence[Result], title: str, settings: Mapping[str, Any] | None = None
+) -> str:
+    """What `write_report` writes, of results whose `sections` are made already. Raises StoreError for no section."""
     if not sections:
         raise StoreError("there is no result to report; give what token_mixing, compare, linear_probe, ... returned")
-    page = (
+    page: str = (
         _environment()
         .get_template("template.html.j2")
         .render(
@@ -59,7 +54,7 @@ def write_sections(
             versions=versions(),
         )
     )
-    return write_text(Path(path), page)
+    return page
 
 
 def make_sections(results: Sequence[Result]) -> list[Section]:

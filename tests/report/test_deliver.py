@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +17,7 @@ from matplotlib.figure import Figure
 import mixer_probe as mp
 from mixer_probe.errors import StoreError
 from mixer_probe.report import Skipped, deliver, make_sections
+from mixer_probe.report.deliver import delivering
 from tests.tiny import tiny_models
 
 
@@ -47,3 +53,112 @@ def test_no_place_and_no_result_are_errors(tmp_path: Path) -> None:
         deliver([Skipped("a", "b")], tmp_path / "file", "T")
     with pytest.raises(StoreError, match="no result to report"):
         deliver([], tmp_path / "out", "T")
+
+
+# -- one report after another --------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def report(out: Path, *names: str) -> None:
+    """A report with a picture for each name."""
+    deliver([Skipped("a", name) for name in names], out, "T", drawn={name: Figure((0.2, 0.2)) for name in names})
+
+
+def pictures(out: Path) -> set[str]:
+    return {file.stem for file in out.glob("*.svg")}
+
+
+def test_what_the_report_before_wrote_goes_and_nothing_else(tmp_path: Path) -> None:
+    report(tmp_path, "old", "edited", "both")
+    (tmp_path / "old.svg.txt").write_text("of a person")
+    (tmp_path / "edited.svg").write_text("changed by a person")
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "a.json").write_text("a step")
+    report(tmp_path, "new", "both")
+    assert pictures(tmp_path) == {"edited", "new", "both"}
+    assert (tmp_path / "edited.svg").read_text() == "changed by a person"
+    assert not (tmp_path / "edited.png").exists()
+    assert (tmp_path / "old.svg.txt").exists()
+    assert (tmp_path / "parts" / "a.json").exists()
+    assert [r.reason for r in mp.load_results(tmp_path)] == ["new", "both"]
+
+
+@pytest.mark.parametrize("names", ["../outside.txt", "/outside.txt", "a/../../outside.txt"])
+def test_a_list_of_files_reaches_nothing_outside(tmp_path: Path, names: str) -> None:
+    outside = tmp_path / "outside.txt"
+    outside.write_text("x")
+    report(tmp_path / "out", "a")
+    name = names if not names.startswith("/") else str(outside)
+    digest = hashlib.sha256(b"x").hexdigest()
+    (tmp_path / "out" / ".mixer-probe-files.json").write_text(json.dumps({name: digest}))
+    report(tmp_path / "out", "b")
+    assert outside.read_text() == "x"
+
+
+def _broken_off(out: Path, error: BaseException) -> None:
+    with delivering(out) as delivery:
+        delivery.write("new.svg", b"half")
+        raise error
+
+
+def test_an_interrupted_report_leaves_the_one_before(tmp_path: Path) -> None:
+    report(tmp_path, "old")
+    before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+    for error in (KeyboardInterrupt(), Killed(), ValueError("a bug"), StoreError("x"), FileNotFoundError("an image")):
+        with pytest.raises(type(error)) as caught:
+            _broken_off(tmp_path, error)
+        assert caught.value is error
+        assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
+
+
+def test_killed_at_any_moment_pictures_of_two_reports_are_never_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What changes a folder is counted, and the process ends at the first of it, the second, ... until nothing is left."""
+    tried = 0
+    for moment in range(1000):
+        out = tmp_path / str(moment)
+        report(out, "old", "gone")
+        with monkeypatch.context() as patch:
+            left = [moment]
+
+            def counted(work: Any, left: list[int] = left) -> Any:
+                def call(*arguments: Any, **options: Any) -> Any:
+                    left[0] -= 1
+                    if left[0] < 0:
+                        raise Killed
+                    return work(*arguments, **options)
+
+                return call
+
+            for owner, name in ((os, "replace"), (Path, "rename"), (Path, "unlink"), (Path, "write_bytes"), (shutil, "rmtree")):
+                patch.setattr(owner, name, counted(getattr(owner, name)))
+            try:
+                report(out, "new", "more")
+            except Killed:
+                tried += 1
+            else:
+                break
+        (out / ".mixer-probe.lock").unlink(missing_ok=True)
+        assert pictures(out) <= {"old", "gone"} or pictures(out) <= {"new", "more"}, moment
+        report(out, "third")
+        assert pictures(out) == {"third"}
+        assert {f.name for f in out.iterdir()} == {
+            *(".mixer-probe-files.json", "left-out.csv", "report.html", "results.json", "third.svg", "third.png")
+        }
+    with capsys.disabled():
+        print(f"\nreports killed at {tried} moments: never two together, the next one complete")
+    assert tried > 20
+
+
+def test_a_second_writer_of_a_report_is_told(tmp_path: Path) -> None:
+    report(tmp_path, "old")
+    with delivering(tmp_path) as delivery:
+        delivery.write("new.svg", b"new")
+        with pytest.raises(StoreError, match="is being written by another thread of this process; wait for it"):
+            report(tmp_path, "second")
+    assert (tmp_path / "new.svg").read_bytes() == b"new"
+    assert pictures(tmp_path) == {"new"}
