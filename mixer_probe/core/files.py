@@ -150,10 +150,12 @@ def only_writer(place: Path, lock: Path) -> Iterator[None]:
         yield
     finally:
         # In this order: who opens it after it is gone makes a new one.
-        with suppress(OSError):
-            if _is_there(handle, lock):
-                lock.unlink()
-        os.close(handle)
+        try:
+            with suppress(OSError):
+                if _is_there(handle, lock):
+                    lock.unlink()
+        finally:
+            os.close(handle)
 
 
 def _acquire(place: Path, lock: Path) -> int:
