@@ -90,15 +90,14 @@ class Setting:
 
     def of(self, network: Model) -> Distortion:
         """The distortion of images for this network, whose mean colour stands for nothing."""
-        red, green, blue = network.input.mean
         makers = {
             "patches": lambda: PatchShuffle(self.grid, self.seed),
             "pixels": lambda: PixelShuffle(self.grid, self.seed),
             "both": lambda: paper_shuffle(self.grid, self.seed),
-            "drop": lambda: PatchDrop(self.strength / 100, self.grid, self.seed, fill=(red, green, blue)),
+            "drop": lambda: PatchDrop(self.strength / 100, self.grid, self.seed, fill=network.input.mean_colour),
             "shift": lambda: Shift(self.strength, self.strength),
             "low": lambda: LowPass(float(self.strength)),
-            "high": lambda: HighPass(float(self.strength), level=(red, green, blue)),
+            "high": lambda: HighPass(float(self.strength), level=network.input.mean_colour),
         }
         return makers[self.kind]()
 

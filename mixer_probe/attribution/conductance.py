@@ -134,7 +134,7 @@ def _unit_maps(model: Model, result: Conductance) -> tuple[np.ndarray, ...]:
 
 
 def _hidden_layers(model: Model) -> list[str]:
-    names = [name for name in model.structure.names() if name.endswith("mlp_tokens.act")]
+    names = [name for name in model.structure.names() if name.partition("#")[0].endswith("mlp_tokens.act")]
     if not names:
         raise MeasureError(f"{model.name} has no token-mixing MLP with hidden units; name layers, such as those of channel MLPs")
     return names

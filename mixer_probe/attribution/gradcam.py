@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mixer_probe.attribution.network import chosen, last_block, tokens_read, values_and_gradients
+from mixer_probe.attribution.network import chosen, last_block, patch_grid, tokens_read, values_and_gradients
 from mixer_probe.capture.views import positions_and_prefix
 from mixer_probe.errors import MeasureError
 from mixer_probe.models.layer import Layer
@@ -19,7 +19,8 @@ def gradcam_layer(model: Model, name: str | None) -> Layer:
     """The layer asked for, or the last block whose positions move the logits.
 
     After its last block a network that reads a class token ignores every patch; the block before still feeds attention.
-    Raises LayerError for an unknown name and MeasureError for a layer without a grid or whose positions are not read."""
+    Raises LayerError for an unknown name and MeasureError for a layer or network without a grid, and for a layer whose positions
+    are not read."""
     if name is not None:
         layer = model.layer(name)
         _check(model, layer)
@@ -28,6 +29,7 @@ def gradcam_layer(model: Model, name: str | None) -> Layer:
         layer = model.layer(run.name)
         if layer.grid and tokens_read(model, layer)[0]:
             return layer
+    patch_grid(model)
     # No block moves a logit: whoever asked hears that every gradient is zero.
     return last_block(model)
 

@@ -50,6 +50,16 @@ class InputSpec:
         if min(self.std) <= 0:
             raise ModelError(f"std must be above 0 in every channel, got {self.std}")
 
+    @property
+    def mean_colour(self) -> tuple[float, float, float]:
+        """`mean` as a colour. Raises ModelError for a network whose images are not RGB."""
+        if self.size[0] != 3:
+            raise ModelError(
+                f"distortions act on red, green and blue, and the network takes {self.size[0]} channels; take one for RGB"
+            )
+        red, green, blue = self.mean
+        return red, green, blue
+
 
 def check_size(value: Any) -> tuple[int, int, int]:
     """(channels, height, width). Raises ModelError for anything but three whole numbers above 0."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.images.distortions import (
-    Colour,
     Distortion,
     Grid,
     HighPass,
@@ -52,11 +51,11 @@ def standard_distortions(
         *(PatchShuffle(g, seed, shared) for g in grids),
         *(PixelShuffle(g, seed, shared) for g in _cells(own, grids, height, width)),
         *(paper_shuffle(g, seed) for g in (own, 1)),
-        *(PatchDrop(share, own, seed, shared, _mean(model)) for share in SHARES),
+        *(PatchDrop(share, own, seed, shared, model.input.mean_colour) for share in SHARES),
         *(Shift(k, k) for k in powers),
         *(Shift(k, k, "repeat") for k in powers),
         *(LowPass(float(f)) for f in reversed(powers)),
-        *(HighPass(float(f), level=_mean(model)) for f in powers),
+        *(HighPass(float(f), level=model.input.mean_colour) for f in powers),
     )
 
 
@@ -77,8 +76,3 @@ def _cells(own: tuple[int, int], grids: list[Grid], height: int, width: int) -> 
 def _powers(most: int) -> list[int]:
     """1, 2, 4, ... up to `most`."""
     return [2**k for k in range(max(most, 0).bit_length())]
-
-
-def _mean(model: Model) -> Colour:
-    red, green, blue = model.input.mean
-    return red, green, blue

@@ -105,7 +105,7 @@ class Structure:
         # A module at several places has the path of the first, in the trace as well.
         self._paths = {id(module): path for path, module in self._modules.items()}
         self._adapter = adapter
-        self._pixels = math.prod(input_size)
+        self._size = input_size
         self._calls = {self._key(c): (i, c) for i, c in enumerate(calls)}
         self._counts: dict[str, int] = {}
         for c in calls:
@@ -186,16 +186,21 @@ class Structure:
 
         The size of the last map before the first block, or the tokens of a linear layer that reads every value of the image once.
         A count that is no more than half of the blocks' tokens, or more than these, is of something else."""
-        counts = [math.prod(self._last_map or ())] if self._last_map else []
-        counts += [
-            math.prod(call.shape[1:-1])
+        counts = [math.prod(self._last_map)] if self._last_map else []
+        counts += [n for _, n in self._linear_embeddings]
+        return next((n for n in counts if n <= self._tokens < 2 * n), 0)
+
+    @cached_property
+    def _linear_embeddings(self) -> list[tuple[str, int]]:
+        """(module path, tokens) of the linear layers before the first block that read every value of the image once."""
+        return [
+            (path, math.prod(call.shape[1:-1]))
             for (path, _), (order, call) in self._calls.items()
             if order < self._first_block
             and isinstance(linear := self._modules[path], nn.Linear)
             and call.shape is not None
-            and math.prod(call.shape[1:-1]) * linear.in_features == self._pixels
+            and math.prod(call.shape[1:-1]) * linear.in_features == math.prod(self._size)
         ]
-        return next((n for n in counts if n <= self._tokens < 2 * n), 0)
 
     @cached_property
     def _last_map(self) -> tuple[int, int] | None:
@@ -430,11 +435,23 @@ class Structure:
 
     @cached_property
     def token_grid(self) -> tuple[int, int] | None:
-        """(rows, columns) of the patch tokens; None where the map that they are made from is not known."""
-        grid = self._last_map
-        if grid and self._tokens and math.prod(grid) != self._tokens - self.prefix:
-            return None
-        return grid
+        """(rows, columns) of the patch tokens; None where they are not known.
+
+        Of the map that the tokens are made from, or of patches of the size that a linear embedding states."""
+        patches = self._tokens - self.prefix
+        if self._tokens and (self._last_map is None or math.prod(self._last_map) != patches):
+            return self._stated_grid(patches)
+        return self._last_map
+
+    def _stated_grid(self, patches: int) -> tuple[int, int] | None:
+        for path, _ in self._linear_embeddings:
+            stated = getattr(self._modules[path.rpartition(".")[0]], "patch_size", None)
+            sides = (stated, stated) if isinstance(stated, int) else tuple(stated) if isinstance(stated, (tuple, list)) else ()
+            if len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides):
+                grid = self._size[1] // sides[0], self._size[2] // sides[1]
+                if math.prod(grid) == patches:
+                    return grid
+        return None
 
 
 def _is_channels_first(module: nn.Module) -> bool:

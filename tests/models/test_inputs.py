@@ -21,6 +21,7 @@ from mixer_probe.channels import input_pictures
 from mixer_probe.errors import ImagesError, ModelError
 from mixer_probe.images import from_arrays
 from mixer_probe.images.transforms import transform_for
+from mixer_probe.invariance import standard_distortions
 from mixer_probe.models.inputs import timm_input
 from tests.networks import CASES, as_model, noise
 
@@ -136,6 +137,11 @@ def test_timm_networks_of_other_channels_say_so(channels: int, mean: tuple[float
     assert mp.extract(model, torch.zeros(1, *model.input.size), "stem")["maxpool"].shape == (1, 64)
 
 
+def test_distortions_are_refused_for_networks_of_other_channels() -> None:
+    with pytest.raises(ModelError, match="distortions act on red, green and blue, and the network takes 1 channels"):
+        standard_distortions(model_of(1))
+
+
 # -- tensors of pixels -------------------------------------------------------------------------------------------------
 
 
@@ -192,9 +198,9 @@ def test_tensors_of_other_types_are_refused(dtype: torch.dtype) -> None:
         ({"input_size": (3, 32.5, 32)}, "input_size is .* not"),
         ({"input_size": (3, 0, 32)}, "input_size is .* not"),
         ({"input_size": (3, None, 32)}, "input_size is .* not"),
-        ({"crop_pct": 0}, "crop_pct must be above 0"),
-        ({"crop_pct": float("nan")}, "crop_pct must be above 0"),
-        ({"crop_pct": "0.9"}, "crop_pct must be above 0"),
+        ({"crop_pct": 0}, "crop_pct (must be above 0|is a finite number)"),
+        ({"crop_pct": float("nan")}, "crop_pct (must be above 0|is a finite number)"),
+        ({"crop_pct": "0.9"}, "crop_pct (must be above 0|is a finite number)"),
         ({"interpolation": "bicubc"}, "unknown interpolation 'bicubc'; closest: bicubic"),
         ({"interpolation": 3}, "unknown interpolation '3'"),
         ({"crop_mode": "centre"}, "unknown crop mode 'centre'; closest: center"),

@@ -18,7 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import mixer_probe as mp
-from mixer_probe.errors import LayerError, ModelError
+from mixer_probe.attribution import layer_conductance
+from mixer_probe.errors import LayerError, MeasureError, ModelError
 from mixer_probe.models.structure import Structure, find_adapter
 from mixer_probe.models.trace import trace
 from tests.networks import CASES, as_model, noise, randomised, shapes_only
@@ -208,6 +209,18 @@ def test_families_whose_tokens_are_not_known_are_refused(name: str) -> None:
         Structure(network, trace(network, size), find_adapter(network, name), size)
 
 
+@pytest.mark.parametrize("method", ["gradcam", "attention_rollout", "saliency"])
+def test_maps_of_tokens_need_a_grid(method: str) -> None:
+    """NaFlexViT states the size of its patches; a linear embedding that does not leaves their arrangement open."""
+    stated, open_ = (
+        as_model(randomised(build()), SIZE) for build in (partial(naflex, class_token=True), lambda: Custom(Patches(), 1))
+    )
+    assert (stated.structure.token_grid, open_.structure.token_grid) == ((4, 4), None)
+    assert mp.attribute(stated, noise(1, SIZE), method, target=1).grid == (4, 4)
+    with pytest.raises(MeasureError, match=r"form no grid that is known|has no single attention matrix"):
+        mp.attribute(open_, noise(1, SIZE), method, target=1)
+
+
 # -- blocks that run several times -------------------------------------------------------------------------------------
 
 
@@ -333,6 +346,13 @@ def test_rollout_takes_the_attention_of_every_call(name: str) -> None:
 def test_weights_of_shared_blocks_have_no_single_depth(name: str, analysis: Any) -> None:
     with pytest.raises(LayerError, match=r"runs [23] times a forward pass, so its weights have no single depth"):
         analysis(shared_model(name))
+
+
+def test_conductance_of_shared_blocks_is_refused() -> None:
+    with pytest.raises(
+        LayerError, match=r"needs modules that run once a pass, and 'blocks\.0\.mlp_tokens\.act' runs several times"
+    ):
+        layer_conductance(shared_model("two mixer blocks in turn"), noise(1, SIZE), target=1)
 
 
 # -- modules that hand on what they get --------------------------------------------------------------------------------
