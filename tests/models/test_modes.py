@@ -29,6 +29,7 @@ from mixer_probe.models.switches import copied, evaluating, frozen, lock_of, see
 from mixer_probe.probing import attentive_probe, linear_probe
 from mixer_probe.threads import side_by_side
 from mixer_probe.visualization import visualize
+from mixer_probe.visualization.robustness import NO_ROBUSTNESS
 from tests.networks import as_model, noise, randomised
 
 Compute = Callable[[mp.Model], np.ndarray]
@@ -57,7 +58,7 @@ def maps(method: str, **options: Any) -> Compute:
 
 
 def pictures(model: mp.Model) -> np.ndarray:
-    return visualize(model, "blocks.0", 0, seeds=(0,), steps=2).trace
+    return visualize(model, "blocks.0", 0, seeds=(0,), steps=2, robustness=NO_ROBUSTNESS).trace
 
 
 COMPUTED: dict[str, Compute] = {
