@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 
 from mixer_probe.errors import ImagesError, StoreError
 from mixer_probe.images import Images, from_arrays, photo_credit
-from mixer_probe.images.decode import reason, to_rgb
+from mixer_probe.images.decode import MOST_PIXELS, reason, to_rgb
 from mixer_probe_app import data, held, offers, seen
 from mixer_probe_app.messages import plain
 from mixer_probe_app.store import made
@@ -31,7 +31,6 @@ CHOSEN, CLASS, PAGE = "img", "img-class", "img-page"
 EVERY_CLASS = "all"
 UPLOAD = "upload:"
 # Pixels; what is larger is refused by its header, before anything is decoded.
-MOST_PIXELS = 40_000_000
 # Along the longer side; what is larger is kept smaller, since no network here reads more.
 LONGEST = 1024
 _SMALLEST, _FLATTEST = 8, 10

@@ -20,6 +20,8 @@ from mixer_probe.errors import ImagesWarning
 
 _JPEG = {".jpg", ".jpeg", ".jpe", ".jfif", ".jp2"}
 _NETPBM = {".ppm", ".pgm", ".pbm", ".pnm"}
+# Of an image with more pixels nothing is decoded: each takes 3 to 13 bytes while it is read.
+MOST_PIXELS = 40_000_000
 EXTENSIONS = frozenset(_JPEG | _NETPBM | {".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".tga"})
 # What Pillow raises of a damaged file, wherever the damage is.
 _UNREAD = (OSError, SyntaxError, ValueError, struct.error)
@@ -92,6 +94,15 @@ class HeldReader:
             if verify or position not in self.known:
                 self.known[position] = picture_key(self.images[position])
         return [self.known[position] for position in positions]
+
+
+def sized(image: Image.Image) -> Image.Image:
+    """The image, whose header says that it is not too large to be decoded. Raises ValueError."""
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        most = MOST_PIXELS // 10**6
+        raise ValueError(f"it has {width}×{height} px, more than {most} million, the most that is decoded; make it smaller")
+    return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from mixer_probe.core.validate import check_text, shown
 from mixer_probe.errors import ImagesError, closest
 from mixer_probe.images.decode import EXTENSIONS, FileReader
 from mixer_probe.images.labelled import Images
 
+_Place = tuple[tuple[str, ...], str]
 _SPLITS = {"train", "training", "val", "valid", "validation", "eval", "evaluation", "test"}
 
 
@@ -20,10 +22,11 @@ def load_folder(folder: Path, split: str | None = None) -> Images:
     """The images under `folder`, or its folder `split`, sorted by path; ids are paths inside the folder.
 
     The first folder on the way to an image is its class; images lying directly in the folder have no labels.
-    Hidden files and files without an image extension are ignored, links are followed.
+    Hidden files and files without an image extension are ignored. Links are followed, and every folder and file
+    is taken once, where it lies or else where the first link to it is: folders that link to each other add nothing.
 
-    Raises ImagesError if there is no image, if images lie beside class folders, or if the folder holds splits
-    and none was named."""
+    Raises ImagesError if there is no image, if images lie beside class folders, if the folder holds splits and
+    none was named, and for a split that is not the name of a folder inside it."""
     top = folder if split is None else _split_folder(folder, split)
     files = sorted(_image_files(top))
     if not files:
@@ -46,17 +49,48 @@ def _image_files(top: Path) -> Iterator[tuple[str, ...]]:
 
 
 def _visible_files(top: Path) -> Iterator[tuple[str, ...]]:
-    for folder, children, names in os.walk(top, followlinks=True):
-        real = os.path.realpath(folder)
-        shown = (child for child in children if not child.startswith("."))
-        children[:] = [child for child in shown if not _loops(real, os.path.join(folder, child))]
-        inside = Path(folder).relative_to(top).parts
-        yield from ((*inside, name) for name in names if not name.startswith("."))
+    """Every file once, by its parts below `top`: those that lie there, then those that are linked there from elsewhere."""
+    home = os.path.realpath(top)
+    seen, files = {home}, set[str]()
+    level, folder_links, file_links = [((), home)], list[_Place](), list[_Place]()
+    while level or folder_links:
+        if not level:
+            # All folders that lie here are known by now.
+            level, folder_links = [place for place in folder_links if place[1] not in seen], []
+            level = list({real: (parts, real) for parts, real in reversed(level)}.values())[::-1]
+            seen.update(real for _, real in level)
+        below: list[_Place] = []
+        for parts, real in level:
+            for entry in _entries(real):
+                path = (*parts, entry.name)
+                target = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(real, entry.name)
+                if not os.path.isdir(target):
+                    if entry.is_symlink():
+                        file_links.append((path, target))
+                    elif entry.is_file():
+                        files.add(target)
+                        yield path
+                elif not entry.is_symlink():
+                    if target not in seen:
+                        seen.add(target)
+                        below.append((path, target))
+                elif not (real + os.sep).startswith(target.rstrip(os.sep) + os.sep):
+                    # A link to a folder above the one it lies in leads to all of it again.
+                    folder_links.append((path, target))
+        level = below
+    for path, target in file_links:
+        # Of what is neither file nor folder, a pipe for instance, reading would never end.
+        if target not in files and (os.path.isfile(target) or not os.path.exists(target)):
+            files.add(target)
+            yield path
 
 
-def _loops(real: str, child: str) -> bool:
-    """Whether `child` is a link back to the folder `real` it lies in, or to one above."""
-    return os.path.islink(child) and (real + os.sep).startswith(os.path.realpath(child) + os.sep)
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    except OSError:
+        return []
 
 
 def _classes(top: Path, files: Sequence[tuple[str, ...]]) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
@@ -76,6 +110,9 @@ def _classes(top: Path, files: Sequence[tuple[str, ...]]) -> tuple[np.ndarray | 
 
 
 def _split_folder(folder: Path, split: str) -> Path:
+    check_text("split", split, ImagesError)
+    if Path(split).name != split or split == "..":
+        raise ImagesError(f"split is the name of a folder inside {folder}, not a way to another place: {shown(split)}")
     if (folder / split).is_dir():
         return folder / split
     children = [child.name for child in sorted(folder.iterdir()) if child.is_dir()]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mixer_probe.core.validate import checked
+from mixer_probe.core.validate import checked, shown
 from mixer_probe.errors import ImagesError, ImagesWarning, closest
 from mixer_probe.images.bundled import load_demo, load_photos
 from mixer_probe.images.decode import WIDEST, FileReader
@@ -73,6 +73,8 @@ def _open(
     options: dict[str, Any],
 ) -> Images:
     name = os.fspath(source)
+    if not name.strip() or "\0" in name:
+        raise ImagesError(f"images are a folder, 'demo', 'photos' or a name of timm, not {shown(name)}; give . for this folder")
     prefix, slash, rest = name.partition("/")
     if slash and rest and prefix.lower() in PREFIXES:
         return load_timm(name, root, split, limit, on_error, options)
@@ -81,14 +83,14 @@ def _open(
         raise ImagesError(f"{extra}: only for timm's data sets ({_patterns()}), and '{name}' is none")
     if name in _BUNDLED:
         return _BUNDLED[name](split)
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         return load_folder(Path(name), split)
     raise ImagesError(_unknown(name))
 
 
 def _unknown(name: str) -> str:
     path = Path(name)
-    if path.exists():
+    if os.path.exists(name):
         return f"{name} is a file; give the folder it lies in"
     nearby = [str(child) for child in _folders(path.parent)]
     known = [*_BUNDLED, *(f"{prefix}/..." for prefix in PREFIXES), *nearby]
