@@ -50,14 +50,10 @@ def representations(choice: str, images: Images, layers: str | Sequence[str] = L
 
 
 def _extract(network: Model, images: Images, layers: str | list[str], reduce: str, key: Hashable) -> Representations:
-    place = disk.place("representations", key, ".zarr")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return mp.extract(network, images, layers, reduce=reduce, batch_size=BATCH)  # type: ignore[arg-type]
-    found = mp.extract(network, images, layers, reduce=reduce, batch_size=BATCH, out=place)  # type: ignore[arg-type]
-    disk.tidy()
-    return found
+    return disk.store(
+        key,
+        lambda place: mp.extract(network, images, layers, reduce=reduce, batch_size=BATCH, out=place),  # type: ignore[arg-type]
+    )
 
 
 def stored_run(choice: str, images: Images | None = None) -> Representations:

@@ -9,6 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from mixer_probe.channels import ClassSelectivity
+from mixer_probe.core.validate import whole_number
 from mixer_probe.errors import MeasureError
 from mixer_probe.images import Images
 from mixer_probe.models import Layer
@@ -142,8 +143,8 @@ def opened(asked: Asked, frame: pd.DataFrame) -> Place:
     layer = asked.layer or _said_layer(asked.network, first.layer)
     said = held.recall(CHANNEL) or ""
     most = model(asked.network).layer(layer).channels
-    if said.isdigit() and int(said) < most:
-        return Place(asked.network, layer, int(said))
+    if (number := whole_number(said)) is not None and number < most:
+        return Place(asked.network, layer, number)
     return first if layer == first.layer else Place(asked.network, layer, 0)
 
 

@@ -10,16 +10,25 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Hashable
+import time
+import weakref
+from collections.abc import Callable, Hashable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # Windows removes no file that is open
+    fcntl = None  # type: ignore[assignment]
+
 import mixer_probe as mp
+from mixer_probe.capture import Representations
+from mixer_probe.capture.store import writing
 from mixer_probe.core.files import write_bytes
 from mixer_probe.errors import StoreError
 from mixer_probe.results import from_dict, to_dict
-from mixer_probe_app.offers import cache_folder
+from mixer_probe_app.offers import UPLOADED, cache_folder
 
 # In bytes. What was not used for longest goes first.
 MOST = 4 * 2**30
@@ -41,18 +50,19 @@ def place(kind: str, key: Hashable, suffix: str) -> Path:
 
 
 def read(kind: str, key: Hashable) -> tuple[Any, tuple[str, ...]] | None:
-    """A result and its warnings, or None where there is none that can be read."""
+    """A result and its warnings, or None where there is none that can be read; what is damaged, or another's, is removed."""
     file = place(kind, key, ".json.gz")
     try:
         content = json.loads(gzip.decompress(file.read_bytes()))
-        found = from_dict(content["value"]), tuple(content["warnings"])
-        os.utime(file)
+        if content["key"] != repr(key):
+            raise ValueError("of another key")
+        found = from_dict(content["value"]), tuple(map(str, content["warnings"]))
     except FileNotFoundError:
         return None
-    except (OSError, EOFError, ValueError, KeyError, TypeError, StoreError):
-        with contextlib.suppress(OSError):
-            file.unlink()
+    except Exception:  # whatever a damaged file says
+        _remove(file)
         return None
+    use(file)
     return found
 
 
@@ -68,16 +78,102 @@ def write(kind: str, key: Hashable, value: Any, warnings: tuple[str, ...]) -> No
         tidy()
 
 
+def store(key: Hashable, extract: Callable[[Path | None], Representations]) -> Representations:
+    """Representations at a place of their own on the disk: what `extract` finds there or makes there. What is there and cannot
+    be read is made anew; without a place, and where another process writes, in memory."""
+    entry = place("representations", key, ".zarr")
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return extract(None)
+    try:
+        was_there = entry.exists()
+        found = extract(entry)
+        if was_there:
+            for layer in found.layers:  # chunks are checked when they are read
+                found[layer.name]
+    except StoreError:
+        found = extract(entry if _remove(entry) else None)
+    hold(entry, found)
+    use(entry)
+    tidy()
+    return found
+
+
+# -- room --------------------------------------------------------------------------------------------------------------------
+
+
+def use(entry: Path) -> None:
+    """Say that a file or folder was used now, by its time of access; that of its change says what it holds."""
+    with contextlib.suppress(OSError):
+        os.utime(entry, ns=(time.time_ns(), entry.stat().st_mtime_ns))
+
+
+def hold(entry: Path, reader: object) -> None:
+    """Keep a file or folder from being removed, by this process and by others, as long as `reader` lives."""
+    handle = _lease(entry, alone=False)
+    if handle is not None:
+        weakref.finalize(reader, os.close, handle)
+
+
 def tidy(most: int = MOST) -> None:
-    """Remove what was not used for longest until the rest takes less than `most` bytes."""
-    entries = [(entry.stat().st_mtime, _size(entry), entry) for entry in (cache_folder() / _RESULTS).glob("*/*")]
+    """Remove what was not used for longest, results and uploads alike, until the rest takes less than `most` bytes. What somebody
+    holds or writes stays."""
+    home = cache_folder()
+    entries = []
+    for entry in (*(home / _RESULTS).glob("*/[!.]*"), *(home / UPLOADED).glob("[!.]*")):
+        with contextlib.suppress(OSError):  # another process tidies too
+            status = entry.stat()
+            entries.append((status.st_atime_ns, _size(entry), entry))
+            if entry.is_dir():  # looking into it was no use of it
+                os.utime(entry, ns=(status.st_atime_ns, status.st_mtime_ns))
     total = sum(size for _, size, _ in entries)
     for _, size, entry in sorted(entries):
         if total <= most:
             return
-        shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
-        total -= size
+        total -= size if _remove(entry) else 0
+
+
+def _remove(entry: Path) -> bool:
+    """Remove a file or folder that nobody holds or writes; whether it is gone."""
+    try:
+        with writing(entry):
+            handle = _lease(entry, alone=True)
+            if handle is None:
+                return not entry.exists()
+            # Away at once, so that nobody finds half of it.
+            gone = entry.with_name(f".{entry.name}.{os.getpid()}.gone")
+            try:
+                os.replace(entry, gone)
+            finally:
+                os.close(handle)
+            shutil.rmtree(gone, ignore_errors=True) if gone.is_dir() else gone.unlink(missing_ok=True)
+            return True
+    except (OSError, StoreError):
+        return False
+
+
+def _lease(entry: Path, *, alone: bool) -> int | None:
+    """A handle on a file or folder that keeps others from having it alone; None where that cannot be had now, or locks are not
+    known."""
+    try:
+        handle = os.open(entry, os.O_RDONLY)
+    except OSError:
+        return None
+    if fcntl is not None:
+        try:
+            fcntl.flock(handle, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            return None
+    return handle
 
 
 def _size(entry: Path) -> int:
-    return sum(f.stat().st_size for f in entry.rglob("*") if f.is_file()) if entry.is_dir() else entry.stat().st_size
+    """Bytes, without what vanishes meanwhile."""
+    sizes = 0
+    for folder, _, names in os.walk(entry):
+        for name in names:
+            with contextlib.suppress(OSError):
+                sizes += os.lstat(os.path.join(folder, name)).st_size
+    return sizes if entry.is_dir() else entry.stat().st_size

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
+from mixer_probe.core.validate import whole_number
+
 T = TypeVar("T")
 Place = DeltaGenerator | Any
 
@@ -97,7 +99,9 @@ def _remember_switch(name: str, value: bool, default: bool) -> None:
 def number(place: Place, label: str, name: str, low: int, high: int, default: int = 0, **look: Any) -> int:
     """A box for a whole number from `low` to `high`, held as `name`."""
     said = recall(name) or ""
-    value = int(said) if said.lstrip("-").isdigit() and low <= int(said) <= high else default
+    given = whole_number(said.removeprefix("-"))
+    value = default if given is None else -given if said.startswith("-") else given
+    value = value if low <= value <= high else default
     hold(name, None if value == default else str(value))
     st.session_state[f"widget {name}"] = value
     return int(place.number_input(label, low, high, step=1, **_bound(name, default), **look))

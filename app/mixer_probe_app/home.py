@@ -15,7 +15,7 @@ from mixer_probe.images import Images
 from mixer_probe.models import ModelCard
 from mixer_probe.models.catalogue import CatalogueEntry
 from mixer_probe.results import ModelRecord
-from mixer_probe_app import analyses, choice, data, menu, store
+from mixer_probe_app import analyses, choice, data, disk, menu, store
 from mixer_probe_app.choice import CHECKPOINT, RUN, UNTRAINED
 from mixer_probe_app.messages import advice, guarded, plain
 from mixer_probe_app.offers import CHECKPOINTS, UPLOADED, keep_upload, labels, roots
@@ -235,6 +235,7 @@ def _upload(title: str, kinds: list[str], what: str, keep: Callable[[str, bytes]
         return
     try:
         label = keep(upload.name, upload.getvalue())
+        disk.tidy()
         st.success(f"{plain(upload.name)} is kept as {plain(label)}: choose it above.", icon=":material/check:")
         if label not in st.session_state.setdefault("told uploads", set()):
             st.session_state["told uploads"].add(label)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +15,7 @@ from typing import Literal
 import platformdirs
 import streamlit as st
 
+from mixer_probe.core.files import reason, write_bytes
 from mixer_probe.errors import StoreError, closest
 
 Kind = Literal["checkpoint", "run", "results", "images"]
@@ -71,7 +71,7 @@ def _free(name: str, taken: dict[str, Path]) -> str:
 @st.cache_data(ttl=20, show_spinner=False)
 def offers() -> tuple[Offer, ...]:
     """Everything that can be opened, looked for a few levels below the roots."""
-    found = [offer for name, root in roots().items() for offer in _below(name, root, 0, [_MOST_FOLDERS])]
+    found = [offer for name, root in roots().items() for offer in _below(name, root, 0, [_MOST_FOLDERS], root)]
     return tuple(sorted(found, key=lambda offer: (offer.kind, offer.label)))
 
 
@@ -84,8 +84,8 @@ def resolve(label: str, kind: Kind) -> Path:
     """The path behind a label. Raises StoreError for one that is not below the roots, links included, or is not there."""
     name, _, rest = label.partition("/")
     root = roots().get(name)
-    path = (root / rest).resolve() if root is not None and "\0" not in rest else None
-    if root is None or path is None or not path.is_relative_to(root) or not path.exists():
+    path = Path(os.path.realpath(root / rest)) if root is not None and "\0" not in rest else None
+    if root is None or path is None or not path.is_relative_to(root) or not os.path.exists(path):
         known = labels(kind)
         start = "start the app with `mixer-probe app FOLDER` to open what is in a folder" if not known else closest(label, known)
         raise StoreError(f"there is no {_NAMES[kind]} '{label}' in the folders of this app; {start}")
@@ -95,14 +95,14 @@ def resolve(label: str, kind: Kind) -> Path:
 _NAMES: dict[Kind, str] = {"checkpoint": "checkpoint", "run": "stored run", "results": "results file", "images": "image folder"}
 
 
-def _below(label: str, path: Path, depth: int, left: list[int]) -> Iterator[Offer]:
+def _below(label: str, path: Path, depth: int, left: list[int], root: Path) -> Iterator[Offer]:
     if path.is_file():
         yield from _file(label, path)
         return
     left[0] -= 1
     if left[0] < 0 or depth > _DEEPEST:
         return
-    children = _children(path)
+    children = [child for child in _children(path) if inside(child, root)]
     if "zarr.json" in {child.name for child in children}:
         yield Offer("run", label, path)
         return
@@ -112,7 +112,15 @@ def _below(label: str, path: Path, depth: int, left: list[int]) -> Iterator[Offe
         if child.is_file():
             yield from _file(f"{label}/{child.name}", child)
         elif depth < _DEEPEST:
-            yield from _below(f"{label}/{child.name}", child, depth + 1, left)
+            yield from _below(f"{label}/{child.name}", child, depth + 1, left, root)
+
+
+def inside(path: Path, *folders: Path) -> bool:
+    """Whether a path leads, links included, to something in one of the folders."""
+    try:
+        return not path.is_symlink() or any(path.resolve().is_relative_to(folder) for folder in folders)
+    except (OSError, RuntimeError):
+        return False
 
 
 def _children(path: Path) -> list[Path]:
@@ -141,12 +149,9 @@ def keep_upload(name: str, content: bytes, suffix: str) -> str:
     """Keep an uploaded file under the hash of its content, and give its label. Raises StoreError where it cannot be kept."""
     file = uploads() / (hashlib.sha256(content).hexdigest()[:16] + suffix)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         if not file.exists():
-            with tempfile.NamedTemporaryFile(dir=file.parent, delete=False, suffix=".tmp") as part:
-                part.write(content)
-            os.replace(part.name, file)
-    except OSError as error:
-        raise StoreError(f"cannot keep the upload '{name}' in {uploads()}: {error.strerror or error}") from error
+            write_bytes(file, content)
+    except (OSError, StoreError) as error:
+        raise StoreError(f"cannot keep the upload '{name}' in {uploads()}: {reason(error)}") from error
     offers.clear()
     return f"{UPLOADED}/{file.name}"

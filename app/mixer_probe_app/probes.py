@@ -81,11 +81,9 @@ def _twins(choice: str, both: tuple[Images, Images]) -> Runs:
 def _twin(choice: str, images: Images) -> Representations:
     network = model(choice)
     key = (key_of(network), "untrained twin", images.record.fingerprint, LAYERS, "mean")
-    place = disk.place("representations", key, ".zarr")
 
     def extract() -> Representations:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        return mp.extract(network.untrained(), images, LAYERS, batch_size=BATCH, out=place)
+        return disk.store(key, lambda place: mp.extract(network.untrained(), images, LAYERS, batch_size=BATCH, out=place))
 
     title = f"{choice}, untrained: representations of {len(images)} images"
     return made("representations", key, title, extract, keep=False)

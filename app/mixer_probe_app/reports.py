@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import mixer_probe as mp
+from mixer_probe.core.text import csv_text
 from mixer_probe.errors import MixerProbeError, StoreError
 from mixer_probe.report import make_sections
 from mixer_probe.report.section import Section
@@ -97,5 +98,5 @@ def _tables(results: Sequence[Result]) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         for number, result in enumerate(results, 1):
-            archive.writestr(f"{number:02d}-{slug(type(result).__name__)}.csv", result.to_frame().to_csv(index=False))
+            archive.writestr(f"{number:02d}-{slug(type(result).__name__)}.csv", csv_text(result.to_frame()))
     return stream.getvalue()

@@ -13,6 +13,7 @@ import pandas as pd
 import streamlit as st
 from matplotlib.figure import Figure
 
+from mixer_probe.core.text import csv_text
 from mixer_probe.report.section import Picture, Section, Table
 from mixer_probe_app.messages import plain
 from mixer_probe_app.store import made, worker
@@ -81,7 +82,7 @@ def downloads(name: str, frame: pd.DataFrame | None = None, *, png: Content | No
         if png is not None:
             _button("PNG", png, name, "png", "image/png")
         if frame is not None:
-            _button("CSV", frame.to_csv(index=False), name, "csv", "text/csv")
+            _button("CSV", csv_text(frame), name, "csv", "text/csv")
 
 
 def _button(label: str, content: Content, name: str, suffix: str, mime: str) -> None:

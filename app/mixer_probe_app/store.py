@@ -14,14 +14,16 @@ from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import streamlit as st
 import torch
 
 import mixer_probe as mp
+from mixer_probe.core.validate import shown
 from mixer_probe.errors import MixerProbeError, MixerProbeWarning, ModelError
-from mixer_probe.models import Model
+from mixer_probe.models import Model, check_name
 from mixer_probe.progress import listen
 from mixer_probe_app import disk
 from mixer_probe_app.choice import CHECKPOINT, MOST, RUN, UNTRAINED, device
@@ -34,7 +36,6 @@ Lane = Literal["work", "draw"]
 # How many results of a kind are kept in memory; representations, activations and pictures are the large ones.
 _SIZES = {"representations": 2 * MOST, "pictures": 48, "reports": 2, "images": 6, "token mixing": 8, "firing": 24}
 _USUAL_SIZE = 64
-_ELSEWHERE = ("hf-hub:", "hf_hub:", "local-dir:")
 # After so many seconds without a page that waits for it, a calculation stops.
 _PATIENCE = 5.0
 _MOMENT = 0.1
@@ -93,7 +94,7 @@ class Job:
     def __init__(self, work: Callable[[], Kept]) -> None:
         self._work = work
         self._watched = time.monotonic()
-        self._stopped = threading.Event()
+        self.stopped = threading.Event()
         self.step: tuple[str, int, int] | None = None
         self.future: Future[Kept] = Future()
 
@@ -103,12 +104,12 @@ class Job:
 
     def stop(self) -> None:
         """End it at its next step."""
-        self._stopped.set()
+        self.stopped.set()
 
     @property
     def unwanted(self) -> bool:
         """Whether it was stopped, or nobody has waited for a while."""
-        return self._stopped.is_set() or time.monotonic() - self._watched > _PATIENCE
+        return self.stopped.is_set() or time.monotonic() - self._watched > _PATIENCE
 
     def report(self, step: str, done: int, total: int) -> None:
         """What `mixer_probe.progress` calls at every step; raises Stopped."""
@@ -116,14 +117,15 @@ class Job:
         if self.unwanted:
             raise Stopped
 
-    def run(self) -> None:
-        """Do it, and hand over what came of it."""
+    def run(self) -> Callable[[], None]:
+        """Do it; calling what is returned hands over what came of it."""
         try:
             if self.unwanted:
                 raise Stopped
-            self.future.set_result(self._work())
+            value = self._work()
         except BaseException as error:
-            self.future.set_exception(error)
+            return partial(self.future.set_exception, error)
+        return partial(self.future.set_result, value)
 
 
 class Worker:
@@ -148,14 +150,14 @@ class Worker:
     def _run(self, key: Hashable, job: Job) -> None:
         if self._lane == "work":
             listen(job.report)
-        try:
-            job.run()
-        finally:
-            if self._lane == "work":
-                listen(None)
-            with self._lock:
-                if self._jobs.get(key) is job:
-                    del self._jobs[key]
+        hand_over = job.run()
+        if self._lane == "work":
+            listen(None)
+        with self._lock:
+            if self._jobs.get(key) is job:
+                del self._jobs[key]
+        # In this order: who has the result may ask for the same again, and joins no job that has ended.
+        hand_over()
 
 
 @st.cache_resource(show_spinner=False)
@@ -207,7 +209,7 @@ def _wait(kind: str, key: Hashable, title: str, make: Callable[[], Any], lane: L
     place = st.empty()
     with place.container(horizontal=True, vertical_alignment="center"):
         bar = st.progress(0.0, text=plain(title))
-        st.button("Stop", key=f"stop {name}", on_click=_halt, args=(name, job), icon=":material/stop:")
+        st.button("Stop", key=f"stop {name}", on_click=_halt, args=(name, job.stopped), icon=":material/stop:")
     try:
         while (kept := _quick(job)) is None:
             job.watch()
@@ -217,9 +219,10 @@ def _wait(kind: str, key: Hashable, title: str, make: Callable[[], Any], lane: L
         place.empty()
 
 
-def _halt(name: Hashable, job: Job) -> None:
+def _halt(name: Hashable, stopped: threading.Event) -> None:
+    # Not the job: Streamlit keeps what a button is given, and a job keeps its result.
     st.session_state["halted"].add(name)
-    job.stop()
+    stopped.set()
 
 
 def _quick(job: Job) -> Kept | None:
@@ -333,7 +336,12 @@ def forget_failures() -> None:
 
 def load(choice: str, device: str) -> Model:
     """A network from its choice. Raises ModelError, CheckpointError, StoreError."""
-    if choice.startswith(_ELSEWHERE):
+    if choice.startswith(CHECKPOINT):
+        label, _, architecture = choice.removeprefix(CHECKPOINT).rpartition("@")
+        _check_timm(architecture)
+        name = f"{architecture} from {label.rpartition('/')[2]}"
+        return mp.load_model(architecture, checkpoint=resolve(label, "checkpoint"), device=device, name=name)
+    if not choice.startswith(("zoo:", RUN)) and ":" in choice:
         raise ModelError(
             f"'{choice}' is neither a bundled network nor a timm name; `mixer-probe report` on a command line takes it"
         )
@@ -342,10 +350,13 @@ def load(choice: str, device: str) -> Model:
             f"'{choice.removeprefix(RUN)}' is a stored run: it has representations, for Similarity and Probes, and no network; "
             "this page needs the network itself"
         )
-    if choice.startswith(CHECKPOINT):
-        label, _, architecture = choice.removeprefix(CHECKPOINT).rpartition("@")
-        name = f"{architecture} from {label.rpartition('/')[2]}"
-        return mp.load_model(architecture, checkpoint=resolve(label, "checkpoint"), device=device, name=name)
     if choice.startswith("zoo:"):
         return mp.load_model(choice, device=device)
     return mp.load_model(choice.removesuffix(UNTRAINED), pretrained=not choice.endswith(UNTRAINED), device=device)
+
+
+def _check_timm(architecture: str) -> None:
+    """Raise ModelError unless it is a name of timm: what is behind other names would be read from elsewhere."""
+    if any(mark in architecture for mark in ":/\\"):
+        raise ModelError(f"a checkpoint is of a network of timm by name, such as resnet18, not {shown(architecture)}")
+    check_name(architecture)

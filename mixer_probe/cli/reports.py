@@ -182,12 +182,35 @@ def open_app(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 8501,
 ) -> None:
     """Open the app in the browser; it listens on this machine only, and reads files below the given PATHs only."""
-    import subprocess
+    import os
 
     chosen = [str(_present(path)) for path in paths or []]
-    command = [sys.executable, "-m", "streamlit", "run", str(_app_file()), "--server.address", "localhost"]
-    options = ["--server.port", str(port), "--browser.gatherUsageStats", "false"]
-    sys.exit(subprocess.call([*command, *options, "--", *chosen]))
+    command = [sys.executable, "-m", "streamlit", "run", str(_app_file()), *server_options(port), "--", *chosen]
+    if os.name == "nt":
+        import subprocess
+
+        sys.exit(subprocess.call(command))
+    sys.stdout.flush()
+    # In place of this process, so that a signal to it ends the server.
+    os.execv(sys.executable, command)
+
+
+def server_options(port: int) -> list[str]:
+    """Streamlit's options for an app that this machine alone may open. On the command line no config.toml can loosen them."""
+    options = {
+        "server.address": ["localhost"],
+        "server.port": [str(port)],
+        # Another site that resolves to this machine (DNS rebinding), or that opens a connection to it, is refused.
+        "server.allowedHosts": ["localhost", "127.0.0.1", "::1"],
+        "server.corsAllowedOrigins": [f"http://localhost:{port}"],
+        "server.enableCORS": ["true"],
+        "server.enableXsrfProtection": ["true"],
+        "server.enableStaticServing": ["false"],
+        "global.developmentMode": ["false"],
+        "client.showErrorDetails": ["type"],
+        "browser.gatherUsageStats": ["false"],
+    }
+    return [part for name, values in options.items() for value in values for part in (f"--{name}", value)]
 
 
 def _present(path: Path) -> Path:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import gzip
+import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +41,20 @@ def test_other_code_finds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert disk.read("numbers", "key") is None
 
 
-@pytest.mark.parametrize("content", [b"", b"no gzip", b"\x1f\x8b\x08\x00broken"])
+WRONG = [{}, [], {"key": "'key'"}, {"key": "'key'", "value": {"kind": "None"}, "warnings": []}, {"key": "'other'", "value": 1}]
+WRONG += [{"key": "'key'", "value": 1, "warnings": 3}]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no gzip",
+        b"\x1f\x8b\x08\x00broken",
+        *(gzip.compress(json.dumps(w).encode()) for w in WRONG),
+        gzip.compress(b"[" * 10**5),
+    ],
+)
 def test_a_damaged_file_is_as_none(content: bytes) -> None:
     disk.write("numbers", "key", 1, ())
     file = disk.place("numbers", "key", ".json.gz")
@@ -78,3 +95,78 @@ def test_the_place_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setenv(offers.CACHE, str(tmp_path / "elsewhere"))
     assert offers.cache_folder() == tmp_path / "elsewhere"
     offers.cache_folder.cache_clear()
+
+
+def test_what_is_used_stays_and_what_is_held_is_never_removed(own_folder: Path) -> None:
+    for i in range(4):
+        disk.write("numbers", i, os.urandom(3000).hex(), ())
+        os.utime(disk.place("numbers", i, ".json.gz"), (i, i))
+    places = [disk.place("numbers", i, ".json.gz") for i in range(4)]
+    changed = places[0].stat().st_mtime_ns
+    assert disk.read("numbers", 0) is not None
+    assert places[0].stat().st_mtime_ns == changed
+
+    class Session:
+        pass
+
+    session = Session()
+    disk.hold(places[1], session)
+    disk.tidy(most=int(2.5 * places[0].stat().st_size))
+    assert [place.exists() for place in places] == [True, True, False, False]
+    del session
+    gc.collect()
+    disk.tidy(most=places[0].stat().st_size)
+    assert [place.exists() for place in places] == [True, False, False, False]
+
+
+def test_uploads_count_too(own_folder: Path) -> None:
+    (own_folder / offers.UPLOADED / "abc" / "cats").mkdir(parents=True)
+    (own_folder / offers.UPLOADED / "abc" / "cats" / "1.png").write_bytes(bytes(10_000))
+    os.utime(own_folder / offers.UPLOADED / "abc", (1, 1))
+    disk.write("numbers", "key", 1, ())
+    disk.tidy(most=9_000)
+    assert not (own_folder / offers.UPLOADED / "abc").exists()
+    assert disk.read("numbers", "key") == (1, ())
+
+
+def test_files_that_vanish_meanwhile_are_no_trouble(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(3):
+        disk.write("numbers", i, i, ())
+    real = disk._size
+
+    def size(entry: Path) -> int:
+        found = real(entry)
+        entry.unlink()
+        return found
+
+    monkeypatch.setattr(disk, "_size", size)
+    disk.tidy(most=0)
+    assert [disk.read("numbers", i) for i in range(3)] == [None] * 3
+
+
+@pytest.mark.parametrize("damage", ["chunk", "note", "file in the way"])
+def test_a_damaged_run_is_made_anew(own_folder: Path, damage: str) -> None:
+    made: list[Path | None] = []
+
+    def extract(place: Path | None) -> mp.Representations:
+        made.append(place)
+        return mp.extract(mp.load_model("zoo:resnet-s0"), mp.load_images("demo", limit=8), "blocks", out=place)
+
+    first = disk.store("key", extract)
+    values = [np.asarray(first[layer.name]) for layer in first.layers]
+    del first
+    gc.collect()
+    place = made[0]
+    assert place is not None
+    if damage == "file in the way":
+        shutil.rmtree(place)
+        place.write_text("x")
+    else:
+        files = sorted(f for f in place.rglob("*") if f.is_file() and (f.name == "zarr.json") == (damage == "note"))
+        for file in files if damage == "chunk" else files[:1]:
+            file.write_bytes(file.read_bytes()[:-7] + b"damaged")
+    again = disk.store("key", extract)
+    assert all(np.array_equal(again[layer.name], value) for layer, value in zip(again.layers, values, strict=True))
+    assert len(made) == 3
+    assert len(disk.store("key", extract).ids) == 8
+    assert len(made) == 4

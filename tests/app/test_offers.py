@@ -5,15 +5,21 @@ from __future__ import annotations
 import io
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from mixer_probe_app import data, offers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mixer_probe_app import data, offers, store
 from mixer_probe_app.offers import labels, resolve
 from PIL import Image
 
-from mixer_probe.errors import ImagesError, StoreError
+from mixer_probe.errors import ImagesError, ModelError, StoreError
+
+TRIED: Counter[str] = Counter()
 
 
 def picture(kind: str = "PNG") -> bytes:
@@ -122,3 +128,80 @@ def test_a_checkpoint_is_kept_by_its_content() -> None:
     assert resolve(label, "checkpoint").read_bytes() == b"content"
     assert label in labels("checkpoint")
     assert offers.keep_upload("other.pth", b"content", ".pth") == label
+
+
+def test_equal_names_are_kept_apart() -> None:
+    """In a zip: train/cat/1.png and val/cat/1.png; and of two uploads of one name."""
+    pictures = [picture("PNG"), picture("BMP"), picture("GIF"), picture("TIFF")]
+    upload = zipped(**{f"{split}__cat__1.png": p for split, p in zip(("train", "val", "test"), pictures)})
+    for files in (
+        [("some.zip", upload)],
+        [("cat/1.png", p) for p in pictures[:3]],
+        [("a.zip", upload[:]), ("cat/1.png", pictures[3])],
+    ):
+        place = resolve(data.keep(files).removeprefix("folder:"), "images")
+        kept = sorted(place.rglob("*.png"))
+        assert len(kept) == (4 if len(files) == 2 else 3)
+        assert {file.read_bytes() for file in kept} == set(pictures[: len(kept)])
+        assert {file.parent.name for file in kept} == {"cat"}
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(st.integers(0, 10**6), st.integers(0, 255), st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA]))
+def test_damaged_zips_are_a_sentence(at: int, value: int, compression: int) -> None:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", compression) as archive:
+        for name in ("cat/1.png", "dog/2.png"):
+            archive.writestr(name, picture())
+    content = bytearray(stream.getvalue())
+    content[at % len(content)] = value
+    TRIED["zips"] += 1
+    with suppress(ImagesError, StoreError):
+        data.keep([("a.zip", bytes(content))])
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(st.text(max_size=400), st.text(max_size=300))
+def test_names_of_uploads_stay_below_their_folder(folder: str, name: str) -> None:
+    TRIED["names"] += 1
+    with suppress(ImagesError):
+        place = resolve(data.keep([(f"{folder}/{name}.png", picture())]).removeprefix("folder:"), "images")
+        (kept,) = (file for file in place.rglob("*") if file.is_file())
+        assert kept.resolve().is_relative_to(offers.uploads().resolve())
+
+
+def test_what_was_tried_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with capsys.disabled():
+        print(f" {TRIED['zips']} damaged zips, {TRIED['names']} names of uploads,", end="")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["hfds//etc", "hfds/../x", "hfds/a/b/c", "wds/../../x", "torch//tmp", "hfds/owner", "nothing", "folder/x", "hfds/a\\b/c"],
+)
+def test_data_sets_are_named_and_no_paths(folder: Path, text: str) -> None:
+    with pytest.raises((ImagesError, StoreError), match="names no images"):
+        data._open(f"{text}@mine", "", None)
+
+
+@pytest.mark.parametrize("name", ["local-dir:/etc", "hf-hub:a/b", "HF-HUB:a/b", "../x", "/etc/x", "zoo:vit-s0", "nowhere"])
+def test_a_checkpoint_is_of_a_network_of_timm(folder: Path, name: str) -> None:
+    with pytest.raises(ModelError, match=r"of a network of timm|no model"):
+        store.load(f"checkpoint:mine/weights.safetensors@{name}", "cpu")
+    with pytest.raises(ModelError):
+        store.load(name if ":" in name and not name.startswith("zoo:") else "local-dir:x", "cpu")
+
+
+def test_links_out_of_the_folders_are_neither_listed_nor_read(folder: Path, tmp_path: Path) -> None:
+    for name in ("photos/cats/out.png", "elsewhere"):
+        target = tmp_path / "outside" / Path(name).name
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(picture()) if target.suffix else target.mkdir()
+        os.symlink(target, folder / name)
+    (tmp_path / "outside" / "elsewhere" / "1.png").write_bytes(picture())
+    offers.offers.clear()
+    assert "mine/link.safetensors" not in labels("checkpoint")
+    assert "mine/elsewhere" not in labels("images")
+    assert all(resolve(label, "images") for label in labels("images"))
+    with pytest.raises(ImagesError, match="a link out of the folders of this app"):
+        data._open("folder:mine/photos", "", resolve("mine/photos", "images"))
