@@ -52,7 +52,8 @@ def _visible_files(top: Path) -> Iterator[tuple[str, ...]]:
     """Every file once, by its parts below `top`: those that lie there, then those that are linked there from elsewhere."""
     home = os.path.realpath(top)
     seen, files = {home}, set[str]()
-    level, folder_links, file_links = [((), home)], list[_Place](), list[_Place]()
+    level: list[_Place] = [((), home)]
+    folder_links, file_links = list[_Place](), list[_Place]()
     while level or folder_links:
         if not level:
             # All folders that lie here are known by now.
