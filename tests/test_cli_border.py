@@ -1,0 +1,222 @@
+"""The border of the command line: one sentence for whatever is typed, and none of it a traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from base64 import b64encode
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mixer_probe import cli
+from mixer_probe.core.text import csv_text, visible
+from tests.test_cli import Run
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    return Run(monkeypatch, capsys)
+
+
+TINY = ["--limit", "8", "--device", "cpu"]
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["inspect", ""], "the name of a model is empty"),
+        (["inspect", "x" * 300], "at most 255 characters, not 300"),
+        (["inspect", "a\x1b[31mb"], r"without control characters, not 'a\x1b[31mb'"),
+        (["inspect", "zoo:mixer-s0", "--device", "meta"], "the device 'meta' holds shapes and no numbers"),
+        (["inspect", "zoo:mixer-s0", "--device", ""], "no device ''"),
+        (["compare", "zoo:mixer-s0", "zoo:vit-s0", "--grid", "²"], "--grid is a number of rows and columns"),
+        (["compare", "zoo:mixer-s0", "zoo:vit-s0", "--grid", "9" * 5000], "--grid is a number of rows and columns"),
+        (["probe", "zoo:mixer-s0", "--shots", "١²"], "--shots is a list of positive numbers"),
+        (["probe", "zoo:mixer-s0", "--method", "rigde"], "unknown --method 'rigde'; known: ridge"),
+        (["report", "zoo:mixer-s0", "--out", ""], "the text is empty"),
+        (["extract", "zoo:mixer-s0", "--out", " "], "the text is empty"),
+        (["probe", "zoo:mixer-s0", "--out", ""], "the text is empty"),
+        (["report", "zoo:mixer-s0", "--seed", "-1"], "'--seed'"),
+        (["report", "zoo:mixer-s0", "--limit", "nan"], "'--limit'"),
+        (["report", "zoo:mixer-s0", "--data", ""], "give . for this folder"),
+        (["report", "zoo:mixer-s0", "--data", "x" * 300], "no folder and no known data set"),
+        (["app", "--port", "99999"], "'--port'"),
+        (["app", "--port", "0"], "'--port'"),
+        (["app", "x" * 300], "the system refused"),
+    ],
+)
+def test_what_is_refused_is_said_in_a_sentence(run: Run, arguments: list[str], said: str) -> None:
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert said in " ".join(err.replace("│", " ").split())
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "error, code, said",
+    [
+        (TypeError("a\nb"), 70, "this is a bug in mixer_probe, please report it: TypeError: a b (MIXER_PROBE_DEBUG=1 shows"),
+        (ZeroDivisionError(), 70, "ZeroDivisionError: without a message"),
+        (RecursionError("deep"), 70, "RecursionError: deep"),
+        (OSError(errno.ENOSPC, "No space left on device", "out/x"), 2, "the system refused for out/x: No space left on device"),
+        (MemoryError(), 2, "there is not enough memory"),
+        (BrokenPipeError(), 1, ""),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_the_last_handler(run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, said: str) -> None:
+    def fails() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", fails)
+    found, _, err = run()
+    assert (found, said in err) == (code, True)
+    assert len(err.splitlines()) == bool(said)
+    if code == 70:
+        monkeypatch.setenv(cli.DEBUG, "1")
+        with pytest.raises(type(error)):
+            run()
+
+
+def test_names_steer_no_terminal_and_no_table() -> None:
+    assert visible("a\x1b[31m\u202eb\x85\ud83d") == r"a\x1b[31m\u202eb\x85\ud83d"
+    assert visible("Größe ½\n\t漢字 🙂") == "Größe ½\n\t漢字 🙂"
+    names = ["=1+1", "+cmd", "@x", "-rm", "-0.5", "+3e-5", "-12 %", "plain", "a\u202eb"]
+    frame = pd.DataFrame({"name": names, "=value": [-1.5, -2, 0, 1, 2, 3, 4, 5, float("nan")]})
+    assert csv_text(frame).splitlines() == [
+        "name,'=value",
+        "'=1+1,-1.5",
+        "'+cmd,-2.0",
+        "'@x,0.0",
+        "'-rm,1.0",
+        "-0.5,2.0",
+        "+3e-5,3.0",
+        "-12 %,4.0",
+        "plain,5.0",
+        r"a\u202eb,",
+    ]
+    assert list(frame["name"]) == names
+
+
+def close() -> None:
+    os.close(1)
+
+
+def test_an_ascii_and_a_closed_output_and_a_backend_that_is_none(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "MPLBACKEND": "nonsense"}
+    draw = [sys.executable, "-c", "from mixer_probe import cli; cli.main()", "compare", "zoo:vit-s0", "zoo:vit-s0", *TINY]
+    draw += ["--layers", "blocks.0", "--permutations", "0", "--resamples", "0"]
+    plain = subprocess.run(draw, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (plain.returncode, plain.stderr) == (0, "")
+    assert r"blocks.0 \xd7 blocks.0" in plain.stdout
+    closed = subprocess.run(
+        [*draw[:3], "models"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=close
+    )
+    assert (closed.returncode, closed.stderr) == (0, b"")
+
+
+WORDS = st.one_of(
+    st.sampled_from(
+        ["zoo:mixer-s0", "--limit", "--seed", "--grid", "--layers", "--out", "--data", "--measure", "--what", "--json"]
+    ),
+    st.sampled_from(["", "-1", "nan", "²", "0", "9" * 400, "../..", "/dev/null", "a,b,,", "blocks", "x" * 300, "=1", "[red]"]),
+    st.text(max_size=20).filter(lambda text: "\0" not in text),
+)
+COMMANDS = st.sampled_from(
+    ["models", "inspect", "compare", "probe", "weights", "channels", "attribute", "render", "diff", "nothing"]
+)
+tried = {"lines": 0}
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(COMMANDS, st.lists(WORDS, max_size=4))
+def test_no_command_line_is_a_traceback(command: str, words: list[str]) -> None:
+    """Models are never named by themselves here, so that nothing is worked at: what is refused is refused in a sentence."""
+    tried["lines"] += 1
+    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as place:
+        patch.chdir(place)
+        patch.setattr("mixer_probe.models.load_model", refuse)
+        patch.setattr("mixer_probe.load_model", refuse)
+        patch.setattr(sys, "argv", ["mixer-probe", command, *words])
+        try:
+            cli.main()
+            code: object = 0
+        except SystemExit as stop:
+            code = stop.code
+    assert code in (0, 1, 2, None), (command, words)
+
+
+def refuse(*_: object, **__: object) -> None:
+    from mixer_probe.errors import ModelError
+
+    raise ModelError("not here")
+
+
+def test_the_number_of_lines_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with capsys.disabled():
+        print(f" {tried['lines']} command lines,", end="")
+
+
+# -- the server ---------------------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def upgrade(port: int, host: str, origin: str) -> int:
+    """The status that a request for the connection of a page is answered with."""
+    key = b64encode(bytes(16)).decode()
+    lines = ["GET /_stcore/stream HTTP/1.1", f"Host: {host}", "Upgrade: websocket", "Connection: Upgrade"]
+    lines += [f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Version: 13", f"Origin: {origin}"]
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as stream:
+        stream.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
+        return int(stream.recv(100).split()[1])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_the_app_listens_to_this_machine_alone_and_ends_when_told(tmp_path: Path) -> None:
+    (tmp_path / ".streamlit").mkdir()
+    (tmp_path / ".streamlit" / "config.toml").write_text(
+        '[server]\naddress = "0.0.0.0"\nenableCORS = false\nenableXsrfProtection = false\nallowedHosts = ["*"]\n'
+        'corsAllowedOrigins = ["http://evil.example"]\nheadless = true\n'
+    )
+    port = free_port()
+    command = [sys.executable, "-c", "from mixer_probe import cli; cli.main()", "app", "--port", str(port)]
+    with open(tmp_path / "log", "wb") as log:
+        server = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
+    try:
+        for _ in range(600):
+            assert server.poll() is None, (tmp_path / "log").read_text()
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=2).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        own = f"http://localhost:{port}"
+        assert upgrade(port, f"localhost:{port}", own) == 101
+        assert upgrade(port, f"127.0.0.1:{port}", f"http://127.0.0.1:{port}") == 101
+        evil = "http://evil.example"
+        for host, origin in ((f"evil.example:{port}", own), (f"localhost:{port}", evil), ("evil.example", evil)):
+            assert upgrade(port, host, origin) == 403, (host, origin)
+        server.send_signal(signal.SIGTERM)
+        server.wait(30)
+    finally:
+        server.kill()
+        server.wait()
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.1", port), timeout=2)
