@@ -72,7 +72,7 @@ def _by_depth(r: ClassSelectivity, twin: ClassSelectivity | None) -> Finding:
         f"{name} (n = {r.n} images): {share(ends[0])} of the channels of {ends[0].where} tell a class beyond the corrected null, "
     )
     text += f"{share(ends[1])} of {ends[1].where}"
-    told = ends[0].high < ends[1].low or ends[1].high < ends[0].low
+    told = selective_p(r) <= LEVEL and (ends[0].high < ends[1].low or ends[1].high < ends[0].low)
     text += "; " + (("more" if ends[1].value > ends[0].value else "fewer") + " with depth" if told else _SAME)
     # With many images nearly every channel is beyond its null: how far is what the median channel says.
     clear = [median_auroc(r, i, "AUROC of the median channel") for i in (0, last)]

@@ -79,7 +79,8 @@ def _selectivity_sentence(result: ClassSelectivity, twin: ClassSelectivity | Non
     null = (
         f"5 % level, corrected for the channels and classes of a layer by {result.permutations} permutations of the labels, {n}"
     )
-    if not kept:
+    # One layer in twenty has a selective channel by chance: any layer at all takes the null of the largest of all layers.
+    if not kept or result.overall_p(max(float(np.nanmax(s)) for s in result.strength if np.isfinite(s).any())) > LEVEL:
         none = f"{name}: none of {total} channels tells a class better than permuted labels do ({null})."
         return f"{none}{_constant_text(result)}"
     shares = result.summary()["share_selective"]

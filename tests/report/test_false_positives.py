@@ -1,0 +1,203 @@
+"""How often sentences claim something of null data: random labels, shuffled images, iid and untrained weights.
+
+Every row is a sentence with a generator of null data; at most 6 % of 200 runs or more may claim anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mixer_probe.channels import channel_partners, class_selectivity
+from mixer_probe.report.finding import Number, beyond_baseline, extremes_differ
+from mixer_probe.report.findings_channels import _by_depth, _most_selective, _of_architectures
+from mixer_probe.report.findings_similarity import Profile, _parting
+from mixer_probe.report.findings_weights import _low_frequency, _reach
+from mixer_probe.report.sections_kernels import _structure_text
+from mixer_probe.report.sections_selectivity import _selectivity_sentence
+from mixer_probe.report.sections_similarity import agreement, order_of
+from mixer_probe.report.sections_spectra import _kind_text
+from mixer_probe.report.sections_tying import _null_text
+from mixer_probe.report.sections_units import _orientation_text
+from mixer_probe.results import ModelRecord
+from mixer_probe.similarity import compare
+from mixer_probe.similarity.matches import best_matches
+from mixer_probe.weights import SpatialKernels
+from mixer_probe.weights.channel_kernels import taps_kernels
+from mixer_probe.weights.kernels import _most_structured, matrix_kernel
+from mixer_probe.weights.operators import tracy_widom_edge
+from mixer_probe.weights.tying import layer_tying
+from mixer_probe.weights.units import measure_units
+from tests.probing.conftest import FakeRepresentations
+
+MODEL = ModelRecord("net", "mixer", True, "", "a" * 64, 10)
+Claims = Callable[[np.random.Generator], bool]
+
+
+def reps_of(rng: np.random.Generator, n: int = 24, layers: int = 3, channels: int = 5) -> Any:
+    labels = rng.permutation(np.arange(n) % 3)
+    found = FakeRepresentations({f"l{i}": rng.standard_normal((n, channels)) for i in range(layers)}, labels, "test")
+    found.class_names = ("a", "b", "c")
+    return found
+
+
+def selectivity(rng: np.random.Generator) -> bool:
+    """Random labels."""
+    found = class_selectivity(reps_of(rng), permutations=999, seed=int(rng.integers(1 << 30)))
+    depth, most = _by_depth(found, None), _most_selective(found)
+    sentence = _selectivity_sentence(found, None)
+    return depth.verdict == "found" or most.verdict == "found" or "none of" not in sentence
+
+
+def partners(rng: np.random.Generator) -> bool:
+    """Images of two networks that have nothing in common."""
+    a, b = reps_of(rng), reps_of(rng)
+    seed = int(rng.integers(1 << 30))
+    found = [channel_partners(a, b, f"l{i}", f"l{i}", k=1, permutations=999, seed=seed) for i in range(3)]
+    return _of_architectures([frozenset(("x", "y"))], {frozenset(("x", "y")): found}).verdict == "found"
+
+
+def closest_layers(rng: np.random.Generator) -> bool:
+    matrix = compare(reps_of(rng, layers=2), reps_of(rng, layers=2), permutations=999, resamples=0, seed=int(rng.integers(1 << 30)))
+    return "agree most" in agreement(matrix)
+
+
+def order_of_layers(rng: np.random.Generator) -> bool:
+    """Best matches in random order."""
+    layers = int(rng.integers(2, 7))
+    matrix = SimpleNamespace(
+        closeness=(values := rng.random((layers, layers))),
+        values=values,
+        null=None,
+        interval=None,
+        definition=SimpleNamespace(direction=1),
+        label="CKA",
+        layers_a=(),
+        layers_b=[SimpleNamespace(name=str(i)) for i in range(layers)],
+        model_a=None,
+        model_b=None,
+        n=9,
+        measure="cka",
+    )
+    return "climb" in order_of(best_matches(matrix))  # type: ignore[arg-type]
+
+
+def depths_alike(rng: np.random.Generator) -> bool:
+    """CKA that is the same at every depth, with normal errors of the size of the intervals."""
+    depth, sd = np.linspace(0, 1, 8), 0.03
+    value = 0.5 + sd * rng.standard_normal(8)
+    profile = Profile(
+        MODEL, MODEL, ("",) * 8, depth, value, value - 1.96 * sd, value + 1.96 * sd, value, np.zeros(8), 0.1, 99, 999
+    )
+    return _parting(profile, ()).verdict == "found"
+
+
+def extremes(rng: np.random.Generator) -> bool:
+    values = rng.standard_normal(6)
+    return extremes_differ([Number("", v, v - 1.96, v + 1.96) for v in values])
+
+
+def outliers(rng: np.random.Generator) -> bool:
+    """iid matrices."""
+    entries = []
+    for _ in range(6):
+        values = np.linalg.svd(rng.standard_normal((12, 20)), compute_uv=False)
+        limit = tracy_widom_edge(12, 20, float(np.linalg.norm(values)))
+        entries.append(SimpleNamespace(main=True, kind="channel", spectral_norm=values[0], outliers=int((values > limit).sum())))
+    table = pd.DataFrame(
+        {"stable_rank_share": [0.5], "null_stable_rank_share": [0.5], "outlier_energy": [0.1], "block": ["blocks.0"]}
+    )
+    return "of the energy lies in" in _kind_text(SimpleNamespace(entries=entries), table, "channel")  # type: ignore[arg-type]
+
+
+def kernels_of(rng: np.random.Generator, draws: int) -> SpatialKernels:
+    """Products of iid matrices on a 3x3 grid, as an untrained Mixer has."""
+    products = [rng.standard_normal((9, 6)) @ rng.standard_normal((6, 9)) for _ in range(4)]
+    found = tuple(matrix_kernel(k, f"b{i}", f"b{i}.t", i / 4, "", (3, 3), (1.0, 1.0)) for i, k in enumerate(products))
+    return SpatialKernels(MODEL, found, *_most_structured(found, draws, int(rng.integers(1 << 30))), draws)
+
+
+def structure(rng: np.random.Generator) -> bool:
+    return "most translation-structured" in _structure_text(kernels_of(rng, 999), None)
+
+
+def reach(rng: np.random.Generator) -> bool:
+    twin = replace(kernels_of(rng, 0), model=replace(MODEL, name="net?untrained", trained=False))
+    return _reach(kernels_of(rng, 0), twin).verdict == "found"
+
+
+def tying(rng: np.random.Generator) -> bool:
+    """Random kernels, beside others."""
+    made = [
+        SimpleNamespace(
+            layers=[layer_tying(taps_kernels(rng.standard_normal((8, 3, 3)), "b", "b.c", 1.0), draws=0) for _ in range(4)]
+        )
+        for _ in range(2)
+    ]
+    return "beyond their spectra and beyond" in _null_text(*made) or "fewer than by" in _null_text(made[0], None)  # type: ignore[arg-type]
+
+
+def orientation(rng: np.random.Generator) -> bool:
+    sets = [measure_units(rng.standard_normal((16, 4, 4)), (8, 8), 1, 4, i) for i in range(4)]
+    own = pd.DataFrame(
+        {
+            "block": list("abcd"),
+            "mean_coherence": [s.statistics.coherence for s in sets],
+            "shuffled_mean_coherence": [float(np.mean(s.shuffled.coherence)) for s in sets],
+        }
+    )
+    return "clearest" in _orientation_text(SimpleNamespace(read=sets), own, None)  # type: ignore[arg-type]
+
+
+def low_frequencies(rng: np.random.Generator) -> bool:
+    """Units of two untrained networks."""
+    two = []
+    for _ in range(2):
+        values = rng.normal(0.4, 0.05, (3, 40))
+        two.append(SimpleNamespace(model=MODEL, blocks=("a", "b", "c"), frequency=lambda i, values=values: values[i]))
+    finding = _low_frequency(*two)
+    return finding.verdict == "found"
+
+
+def most_low_frequencies(rng: np.random.Generator) -> bool:
+    values = rng.normal(0.4, 0.05, (2, 3, 40))
+    two = [SimpleNamespace(model=MODEL, blocks=("a", "b", "c"), frequency=lambda i, v=v: v[i]) for v in values]
+    return "most in" in _low_frequency(*two).sentence
+
+
+def beyond_the_baseline(rng: np.random.Generator) -> bool:
+    return bool(beyond_baseline(*rng.standard_normal((2, 8))).any())
+
+
+SENTENCES: dict[str, tuple[Claims, int]] = {
+    f.__name__: (f, runs)
+    for f, runs in (
+        (selectivity, 200),
+        (partners, 200),
+        (closest_layers, 200),
+        (order_of_layers, 400),
+        (depths_alike, 400),
+        (extremes, 400),
+        (outliers, 400),
+        (structure, 200),
+        (reach, 200),
+        (tying, 200),
+        (orientation, 200),
+        (low_frequencies, 400),
+        (most_low_frequencies, 400),
+        (beyond_the_baseline, 400),
+    )
+}
+
+
+@pytest.mark.parametrize("name", SENTENCES)
+def test_at_most_6_percent_of_null_data_give_a_claim(name: str) -> None:
+    claims, runs = SENTENCES[name]
+    found = sum(claims(np.random.default_rng([7, i])) for i in range(runs))
+    print(f"{name}: {found} of {runs} runs claim something")
+    assert found <= 0.06 * runs
