@@ -64,6 +64,19 @@ def test_what_is_refused_is_said_in_a_sentence(run: Run, arguments: list[str], s
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("command", ["report", "probe", "channels"])
+def test_layers_of_all_networks_are_known_before_any_work(run: Run, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("worked")
+
+    monkeypatch.setattr("mixer_probe.report.run_study", work)
+    monkeypatch.setattr("mixer_probe.report.Study.represent", work)
+    for layers in ("nope", "blocks.0,nope", "blocks.0"):
+        code, _, err = run(command, "zoo:mixer-s0", "zoo:resnet-s0", "--layers", layers, *TINY)
+        assert (code, "Traceback" in err) == (2, False)
+        assert ("nope" if "nope" in layers else "blocks.0") in err
+
+
 @pytest.mark.parametrize(
     "error, code, said",
     [
@@ -73,7 +86,7 @@ def test_what_is_refused_is_said_in_a_sentence(run: Run, arguments: list[str], s
         (OSError(errno.ENOSPC, "No space left on device", "out/x"), 2, "the system refused for out/x: No space left on device"),
         (MemoryError(), 2, "there is not enough memory"),
         (BrokenPipeError(), 1, ""),
-        (KeyboardInterrupt(), 130, "interrupted"),
+        (KeyboardInterrupt(), 130, "ended by SIGINT"),
     ],
 )
 def test_the_last_handler(run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, said: str) -> None:
@@ -110,27 +123,19 @@ def test_names_steer_no_terminal_and_no_table() -> None:
     assert list(frame["name"]) == names
 
 
-def close() -> None:
-    os.close(1)
-
-
 def test_an_ascii_and_a_closed_output_and_a_backend_that_is_none(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "MPLBACKEND": "nonsense"}
-    draw = [sys.executable, "-c", "from mixer_probe import cli; cli.main()", "compare", "zoo:vit-s0", "zoo:vit-s0", *TINY]
-    draw += ["--layers", "blocks.0", "--permutations", "0", "--resamples", "0"]
-    plain = subprocess.run(draw, env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert (plain.returncode, plain.stderr) == (0, "")
-    assert r"blocks.0 \xd7 blocks.0" in plain.stdout
-    closed = subprocess.run(
-        [*draw[:3], "models"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=close
-    )
+    script = "from mixer_probe import cli\ndef app():\n    {}\n    cli.console.print('3 × 3')\ncli.app = app\ncli.main()"
+    drawn = [sys.executable, "-c", script.format("import matplotlib.figure")]
+    plain = subprocess.run(drawn, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (plain.returncode, plain.stdout, plain.stderr) == (0, "3 \\xd7 3\n", "")
+    shut = [sys.executable, "-c", script.format("pass")]
+    closed = subprocess.run(shut, env=environment, capture_output=True, preexec_fn=lambda: os.close(1))
     assert (closed.returncode, closed.stderr) == (0, b"")
 
 
 WORDS = st.one_of(
-    st.sampled_from(
-        ["zoo:mixer-s0", "--limit", "--seed", "--grid", "--layers", "--out", "--data", "--measure", "--what", "--json"]
-    ),
+    st.sampled_from(["zoo:mixer-s0", "--limit", "--seed", "--grid", "--layers", "--out", "--data", "--what", "--json"]),
     st.sampled_from(["", "-1", "nan", "²", "0", "9" * 400, "../..", "/dev/null", "a,b,,", "blocks", "x" * 300, "=1", "[red]"]),
     st.text(max_size=20).filter(lambda text: "\0" not in text),
 )
@@ -140,7 +145,7 @@ COMMANDS = st.sampled_from(
 tried = {"lines": 0}
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(COMMANDS, st.lists(WORDS, max_size=4))
 def test_no_command_line_is_a_traceback(command: str, words: list[str]) -> None:
     """Models are never named by themselves here, so that nothing is worked at: what is refused is refused in a sentence."""

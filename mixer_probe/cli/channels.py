@@ -31,7 +31,7 @@ from mixer_probe.cli.options import (
     folder,
 )
 from mixer_probe.cli.output import print_json, print_sections, tables_by_kind, write_files
-from mixer_probe.cli.shared import find_images, model_loaders, study_settings, train_and_test, without_gaps
+from mixer_probe.cli.shared import check_layers, find_images, model_loaders, study_settings, train_and_test, without_gaps
 from mixer_probe.errors import LayerError, MeasureError, closest
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def channels(
     chosen = _analyses(what, len(names), bool(asked), bool(sources), visualize)
     check_permutations(permutations)
     loaders = model_loaders(names, pretrained, checkpoint, device, model_args)
+    check_layers(loaders, layers)
     images, train = _images(data, split, root, limit, on_error, seed, chosen)
     concepts = [load_concepts(path, images) for path in sources]
     if by_name:

@@ -30,7 +30,7 @@ from mixer_probe.cli.options import (
     folder,
 )
 from mixer_probe.cli.output import print_json, print_sections, tables_by_kind, write_files
-from mixer_probe.cli.shared import find_images, model_loaders, study_settings, train_and_test, without_gaps
+from mixer_probe.cli.shared import check_layers, find_images, model_loaders, study_settings, train_and_test, without_gaps
 from mixer_probe.core.validate import check_choice, shown, whole_number
 from mixer_probe.errors import MeasureError
 
@@ -101,6 +101,7 @@ def probe(
         sampled_probes=False,
     )
     loaders = model_loaders(names, pretrained, checkpoint, device, model_args)
+    check_layers(loaders, layers)
     if test_data is None:
         images, train = train_and_test(data, split, root, limit, on_error, seed)
     else:

@@ -34,7 +34,7 @@ from mixer_probe.cli.options import (
     app,
     console,
 )
-from mixer_probe.cli.shared import model_loaders, study_settings, train_and_test
+from mixer_probe.cli.shared import check_layers, model_loaders, study_settings, train_and_test
 from mixer_probe.cli.similarity import measure_names
 from mixer_probe.errors import StoreError
 
@@ -93,6 +93,7 @@ def report(
         resamples=resamples,
     )
     loaders = model_loaders(names, pretrained, checkpoint, device, model_args)
+    check_layers(loaders, layers)
     title = f"Inside {', '.join(names)}" if len(names) < 4 else f"Inside {len(names)} networks: {', '.join(names)}"
     _write_study(loaders, images, train, settings, out, title)
 

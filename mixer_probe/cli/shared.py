@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,15 @@ def model_loaders(
     for name in names:
         check_name(name)
     return [partial(load_model, name, **arguments[name]) for name in names]
+
+
+def check_layers(loaders: Sequence[partial[Model]], layers: str | None) -> None:
+    """Raise LayerError for layers that one of the networks lacks, before any work. No weights are read."""
+    if layers in (None, "blocks", "all"):
+        return
+    for load in loaders:
+        with suppress(ModelError):  # told when it is loaded
+            partial(load, pretrained=False, checkpoint=None)().select(chosen_layers(str(layers)))
 
 
 def _by_name(option: str, values: Sequence[str] | None, names: Sequence[str]) -> dict[str, str]:

@@ -63,7 +63,9 @@ def partners(rng: np.random.Generator) -> bool:
 
 
 def closest_layers(rng: np.random.Generator) -> bool:
-    matrix = compare(reps_of(rng, layers=2), reps_of(rng, layers=2), permutations=999, resamples=0, seed=int(rng.integers(1 << 30)))
+    matrix = compare(
+        reps_of(rng, layers=2), reps_of(rng, layers=2), permutations=999, resamples=0, seed=int(rng.integers(1 << 30))
+    )
     return "agree most" in agreement(matrix)
 
 
