@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -23,6 +24,8 @@ from mixer_probe.invariance import (
     ErrorConsistency,
     RepresentationShift,
 )
+from mixer_probe.report.diff import difference_p
+from mixer_probe.report.finding import LEVEL, Number, extremes_differ
 from mixer_probe.report.section import Picture, Section, Table
 from mixer_probe.report.sections_probes import chunks, interval, number, points, table_of
 from mixer_probe.report.texts import images_text, join, name_of, percent, untrained_warning
@@ -133,7 +136,9 @@ def _worst(result: DistortionAccuracy) -> str:
     if not result.distortions:
         return ""
     worst = int(result.drop.value.argmax())
-    if result.drop.low[worst] <= 0:
+    # The largest of so many drops (Bonferroni).
+    p = difference_p(0.0, 0.0, 0.0, *(part[worst] for part in (result.drop.value, result.drop.low, result.drop.high)))
+    if not result.drop.low[worst] > 0 or float(p) * len(result.distortions) > LEVEL:
         return ""
     drop = points(result.drop.value[worst], result.drop.low[worst], result.drop.high[worst])
     kept = interval(result.kept.value[worst], result.kept.low[worst], result.kept.high[worst])
@@ -252,6 +257,13 @@ def _consistency_sentences(result: ErrorConsistency) -> list[str]:
     if not len(known):
         return ["No two networks have errors to compare: each is right on all images, or on none."]
     best, worst = known[values[known].argmax()], known[values[known].argmin()]
+    intervals = [Number("", values[k], result.low[0, i[k], j[k]], result.high[0, i[k], j[k]]) for k in known]
+    if len(known) > 1 and not extremes_differ(intervals):
+        said = [
+            f"On plain images kappas of {len(known)} pairs are {_range(values[known])}, with no difference beyond the "
+            f"intervals (n = {result.n})."
+        ]
+        return [*said, _kinship(result, i[known], j[known])]
     said = [f"On plain images {_pair_text(result, 0, i[best], j[best], 'fail together most')}."]
     if best != worst:
         said.append(f"Least alike are the errors of {_pair_text(result, 0, i[worst], j[worst], '')}.")
@@ -275,7 +287,8 @@ def _kinship(result: ErrorConsistency, i: np.ndarray, j: np.ndarray) -> str:
     inside, across = _range(values[kin]), _range(values[~kin])
     verdict = (
         "every pair of one family fails together more than any pair of two"
-        if values[kin].min() > values[~kin].max()
+        # Of all ways to choose as many pairs, one has the largest kappas: 5 % or less of at least 20.
+        if values[kin].min() > values[~kin].max() and math.comb(len(values), int(kin.sum())) >= 20
         else ("family alone does not decide who fails together")
     )
     return (

@@ -18,6 +18,7 @@ from mixer_probe.report.finding import Number, beyond_baseline, extremes_differ
 from mixer_probe.report.findings_channels import _by_depth, _most_selective, _of_architectures
 from mixer_probe.report.findings_similarity import Profile, _parting
 from mixer_probe.report.findings_weights import _low_frequency, _reach
+from mixer_probe.report.sections_invariance import _worst
 from mixer_probe.report.sections_kernels import _structure_text
 from mixer_probe.report.sections_selectivity import _selectivity_sentence
 from mixer_probe.report.sections_similarity import agreement, order_of
@@ -172,6 +173,15 @@ def most_low_frequencies(rng: np.random.Generator) -> bool:
     return "most in" in _low_frequency(*two).sentence
 
 
+def largest_drop(rng: np.random.Generator) -> bool:
+    """Eight distortions that take nothing, with normal errors of the size of the intervals."""
+    value = rng.standard_normal(8)
+    drop = SimpleNamespace(value=value, low=value - 1.96, high=value + 1.96)
+    kept = SimpleNamespace(value=value, low=value, high=value)
+    labels = [SimpleNamespace(label=str(i)) for i in range(8)]
+    return bool(_worst(SimpleNamespace(drop=drop, kept=kept, distortions=labels)))  # type: ignore[arg-type]
+
+
 def beyond_the_baseline(rng: np.random.Generator) -> bool:
     return bool(beyond_baseline(*rng.standard_normal((2, 8))).any())
 
@@ -192,6 +202,7 @@ SENTENCES: dict[str, tuple[Claims, int]] = {
         (orientation, 200),
         (low_frequencies, 400),
         (most_low_frequencies, 400),
+        (largest_drop, 400),
         (beyond_the_baseline, 400),
     )
 }
