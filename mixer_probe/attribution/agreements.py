@@ -16,7 +16,10 @@ from mixer_probe.attribution.randomisation import rank_table
 from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
-from mixer_probe.stats import mean_interval
+from mixer_probe.stats import max_p, mean_interval
+
+# Paired values that are in memory at once.
+_VALUES = 2**22
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,9 @@ class Agreement(Result):
     """Rank correlation of patch sums between every two attributions of the same images: `values` [a, b, image].
 
     The null pairs maps of different images, which agree as far as both look at the middle: `null` [a, b] is its mean and
-    `null95` [a, b] what the mean over images stays within in 95 % of `permutations` random pairings."""
+    `null95` [a, b] what the mean over images stays within in 95 % of `permutations` random pairings. `p_value` [a, b] is that of
+    the mean under random orders of the images, adjusted for the choice among all pairs (Westfall and Young 1993), NaN on the
+    diagonal."""
 
     title: ClassVar[str] = "Agreement of attributions"
 
@@ -37,6 +42,7 @@ class Agreement(Result):
     values: np.ndarray
     null: np.ndarray
     null95: np.ndarray
+    p_value: np.ndarray
     permutations: int
     seed: int = 0
 
@@ -60,6 +66,7 @@ class Agreement(Result):
                     "high": high[i, j],
                     "null": self.null[i, j],
                     "null95": self.null95[i, j],
+                    "p_adjusted": self.p_value[i, j],
                     "n_images": int(np.isfinite(self.values[i, j]).sum()),
                 }
                 for i, j in combinations(range(len(self.methods)), 2)
@@ -73,7 +80,7 @@ def agreement(
     *,
     grid: tuple[int, int] | None = None,
     magnitudes: bool = False,
-    permutations: int = 200,
+    permutations: int = 999,
     seed: int = 0,
 ) -> Agreement:
     """Agreement of attributions of the same images, by several methods or several networks.
@@ -101,6 +108,7 @@ def agreement(
         values=np.diagonal(tables, axis1=2, axis2=3).copy(),
         null=null,
         null95=null95,
+        p_value=_p_values(tables, permutations, seed),
         permutations=permutations,
         seed=seed,
     )
@@ -117,9 +125,32 @@ def _null(tables: np.ndarray, permutations: int, seed: int) -> tuple[np.ndarray,
         nothing = np.full(tables.shape[:2], np.nan)
         return nothing, nothing
     generator = np.random.default_rng(seed)
-    orders = [generator.permutation(n) for _ in range(permutations)]
-    means = np.stack([_mean(tables[..., order, np.roll(order, 1)]) for order in orders])
+    orders = np.stack([generator.permutation(n) for _ in range(permutations)])
+    means = _paired(tables, orders, np.roll(orders, 1, axis=1))
     return _mirrored(means.mean(0)), _mirrored(np.quantile(means, 0.95, axis=0, method="higher"))
+
+
+def _p_values(tables: np.ndarray, permutations: int, seed: int) -> np.ndarray:
+    """Adjusted p-values [a, b] of the means over images under random orders of them: each pair's means in units of their own
+    deviation, against the largest of all pairs."""
+    sides, n = len(tables), tables.shape[-1]
+    found = np.full((sides, sides), np.nan)
+    pairs = np.triu_indices(sides, 1)
+    generator = np.random.default_rng([seed, n])
+    orders = np.stack([np.arange(n), *(generator.permutation(n) for _ in range(permutations))])
+    means = _paired(tables[pairs], np.broadcast_to(np.arange(n), orders.shape), orders)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        scaled = (means - means.mean(0)) / means.std(0)
+    found[pairs] = max_p(scaled[0], scaled[1:])
+    found.T[pairs] = found[pairs]
+    return found
+
+
+def _paired(tables: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Means over images [order, ...] of tables [..., image, image] where image rows[order] meets columns[order], each once."""
+    step = max(1, _VALUES // tables[..., 0].size)
+    parts = [_mean(tables[..., rows[k : k + step], columns[k : k + step]]) for k in range(0, len(rows), step)]
+    return np.moveaxis(np.concatenate(parts, axis=-1), -1, 0)
 
 
 def _mirrored(values: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -37,10 +37,11 @@ class Attribution(Result):
     Where `signed`, negative values speak against the class. `native` [image, rows, columns] are the maps on the method's own
     grid before they were enlarged (Grad-CAM, attention), None where there are none. `logit` is the target's logit,
     `logit_difference` that less its logit for the `baseline`; `convergence_delta` is the sum of the map less that difference,
-    NaN for methods that promise no such sum; `steps` counts integration steps, 0 without integration. `grid` are the patches
-    that the network sees, to pool maps by. `targets`, `predicted` and `labels` [image] are outputs of the network, -1 in
-    `labels` where no output is the image's class; names are empty where the outputs have none that is known. `crop_pct` and
-    `crop_mode` say which part of the image entered."""
+    NaN for methods that promise no such sum; `steps` counts integration steps, 0 without integration, and `change` is the
+    share of its magnitudes by which more steps may move the map, NaN without. `grid` are the patches that the network sees, to
+    pool maps by. `targets`, `predicted` and `labels` [image] are outputs of the network, -1 in `labels` where no output is the
+    image's class; names are empty where the outputs have none that is known. `crop_pct` and `crop_mode` say which part of the
+    image entered."""
 
     title: ClassVar[str] = "Attribution"
 
@@ -67,6 +68,7 @@ class Attribution(Result):
     logit_difference: np.ndarray
     convergence_delta: np.ndarray
     steps: np.ndarray
+    change: np.ndarray
     native: np.ndarray | None = None
     baseline_image: np.ndarray | None = None
     seed: int = 0
@@ -81,6 +83,25 @@ class Attribution(Result):
     def pooled(self, grid: tuple[int, int] | None = None) -> np.ndarray:
         """Sums of the maps over the patches of a grid (None for the network's own): [image, rows, columns]."""
         return pool(self.maps, tuple(grid or self.grid))  # type: ignore[arg-type]
+
+    def of(self, source: ImageSource) -> Attribution:
+        """The maps of some of these images, which `source` holds. Raises MeasureError for an image that is not among them."""
+        places = {name: i for i, name in enumerate(self.ids)}
+        if not set(source.ids) <= set(places):
+            raise MeasureError(
+                f"{len(set(source.ids) - set(places))} of the {len(source)} images are not among those of the maps"
+            )
+        rows = [places[name] for name in source.ids]
+        arrays = ("targets", "predicted", "labels", "maps", "logit", "logit_difference", "convergence_delta", "steps", "change")
+        return replace(
+            self,
+            images=source.record,
+            ids=tuple(source.ids),
+            native=None if self.native is None else self.native[rows],
+            target_names=tuple(self.target_names[i] for i in rows) if self.target_names else (),
+            predicted_names=tuple(self.predicted_names[i] for i in rows) if self.predicted_names else (),
+            **{name: getattr(self, name)[rows] for name in arrays},
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """One row an image."""
@@ -101,6 +122,7 @@ class Attribution(Result):
                 "convergence_delta": self.convergence_delta,
                 "relative_delta": self.relative_delta,
                 "steps": self.steps,
+                "change": self.change,
             }
         )
 
@@ -113,21 +135,23 @@ def attribute(
     *,
     target: Target = None,
     layer: str | None = None,
-    baseline: str | Tensor = "mean",
+    baseline: str | Tensor = "grey",
     batch_size: int = 16,
     seed: int = 0,
     **options: Any,
 ) -> Attribution:
     """Which pixels move the logit of a class, for every image.
 
-    `method` is one of `attribution.METHODS`; `options` are that method's own (n_steps, max_steps and tolerance of integrated
-    gradients; samples and noise, as a share of the pixel range, of smoothgrad; window and stride in pixels of occlusion, by
-    default a patch of the network; relu of Grad-CAM). `target` is a class index, one an image, "labels", or None for the
-    predicted class. `layer` is for Grad-CAM: by default the last block whose positions the network reads. `baseline` is "mean"
-    (0 after normalisation), "black", "blur" or a normalised image [3, H, W]. At most `batch_size` images are in one pass.
+    `method` is one of `attribution.METHODS`; `options` are that method's own (n_steps, max_steps, tolerance and change of
+    integrated gradients; samples and noise, as a share of the pixel range, of smoothgrad; window and stride in pixels of
+    occlusion, by default a patch of the network; relu of Grad-CAM). `target` is a class index, one an image, "labels", or None
+    for the predicted class. `layer` is for Grad-CAM: by default the last block whose positions the network reads. `baseline` is
+    "grey" (pixel value 0.5, the same for every network), "black", "mean" (0 after normalisation), "blur" or a normalised image.
+    At most `batch_size` images are in one pass.
 
-    Integrated gradients double their steps until the map sums to the difference of the logits within `tolerance`, image by
-    image; where `max_steps` is too few IncompleteAttributionWarning says so. EmptyAttributionWarning names maps that are zero
+    Integrated gradients double their steps until the map sums to the difference of the logits within `tolerance`, and until
+    doubling moves it by no more than a share `change` of its magnitudes, image by image: the second does not follow from the
+    first. Where `max_steps` is too few IncompleteAttributionWarning says so. EmptyAttributionWarning names maps that are zero
     everywhere. The network's training flags, requires_grad and fused attention are as before, whatever happens.
 
     Raises MeasureError for an unknown method or option, a network or layer that the method does not fit (with what works
@@ -148,6 +172,7 @@ class _Piece:
     maps: np.ndarray
     native: np.ndarray | None
     steps: np.ndarray
+    change: np.ndarray
     targets: np.ndarray
     predicted: np.ndarray
     logit: np.ndarray
@@ -184,10 +209,12 @@ def _piece(method: Method, run: Run, x: Tensor, targets: Targets, start: int, se
     with seeded(seed + start, x.device):
         found = method.explain(run, x, wanted)
     steps = torch.zeros(len(x), dtype=torch.int64) if found.steps is None else found.steps
+    change = torch.full((len(x),), torch.nan, dtype=torch.float64) if found.change is None else found.change
     return _Piece(
         maps=_array(found.maps.float()),
         native=None if found.native is None else _array(found.native.float()),
         steps=_array(steps),
+        change=_array(change),
         targets=_array(wanted),
         predicted=_array(logits.argmax(1)),
         logit=_array(chosen(logits, wanted).double()),
@@ -244,6 +271,7 @@ def _joined(method: Method, run: Run, source: ImageSource, pieces: list[_Piece],
         logit_difference=difference,
         convergence_delta=total - difference if method.complete else np.full(len(maps), np.nan),
         steps=all_of("steps"),
+        change=all_of("change"),
         native=None if pieces[0].native is None else all_of("native"),
         baseline_image=None if run.baseline.image is None else _array(run.baseline.image),
         seed=seed,
@@ -297,7 +325,7 @@ def explainer(
     method: str,
     *,
     layer: str | None = None,
-    baseline: str | Tensor = "mean",
+    baseline: str | Tensor = "grey",
     batch_size: int = 16,
     seed: int = 0,
     **options: Any,

@@ -1,9 +1,13 @@
-"""What an attribution compares an image with: black, the mean colour, or the image itself blurred."""
+"""What an attribution compares an image with: grey, black, the mean colour, or the image itself blurred.
+
+The default is grey, pixel value 0.5: the same picture for every network, whatever its mean and standard deviation are, and as far
+from dark pixels as from bright ones (black would say that dark pixels speak for nothing; Sturmfels et al. 2020)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torchvision.transforms.v2.functional import gaussian_blur
@@ -25,8 +29,9 @@ class Baseline:
 
 
 def make_baseline(baseline: str | torch.Tensor, spec: InputSpec) -> Baseline:
-    """ "black" (pixel value 0, which is -mean/std after normalisation), "mean" (0 after normalisation: the mean colour of the
-    training images), "blur" (Gaussian, sigma an eighth of the shorter side), or a normalised image [3, H, W].
+    """ "grey" (pixel value 0.5), "black" (0), "mean" (0 after normalisation: the mean colour of the training images,
+    another one for each network's own mean), "blur" (Gaussian, sigma an eighth of the shorter side), or a normalised image
+    [3, H, W].
 
     Raises MeasureError for another name or shape."""
     if isinstance(baseline, torch.Tensor):
@@ -38,9 +43,9 @@ def make_baseline(baseline: str | torch.Tensor, spec: InputSpec) -> Baseline:
     return _MAKERS[baseline](spec)
 
 
-def _black(spec: InputSpec) -> Baseline:
-    values = torch.tensor([-m / s for m, s in zip(spec.mean, spec.std, strict=True)], dtype=torch.float64).view(-1, 1, 1)
-    return Baseline("black", "black (pixel value 0)", lambda x: values.to(x).expand_as(x))
+def _plain(name: str, pixel: float, spec: InputSpec) -> Baseline:
+    values = torch.tensor([(pixel - m) / s for m, s in zip(spec.mean, spec.std, strict=True)], dtype=torch.float64).view(-1, 1, 1)
+    return Baseline(name, f"{name} (pixel value {pixel:g})", lambda x: values.to(x).expand_as(x))
 
 
 def _mean(_spec: InputSpec) -> Baseline:
@@ -54,4 +59,9 @@ def _blur(spec: InputSpec) -> Baseline:
     return Baseline("blur", f"the image blurred (sigma {sigma:g} px)", lambda x: gaussian_blur(x, [size, size], [sigma, sigma]))
 
 
-_MAKERS: dict[str, Callable[[InputSpec], Baseline]] = {"black": _black, "mean": _mean, "blur": _blur}
+_MAKERS: dict[str, Callable[[InputSpec], Baseline]] = {
+    "grey": partial(_plain, "grey", 0.5),
+    "black": partial(_plain, "black", 0.0),
+    "mean": _mean,
+    "blur": _blur,
+}

@@ -104,7 +104,7 @@ def perturbation_curves(
     steps: int = 32,
     random_orders: int = 8,
     grid: tuple[int, int] | None = None,
-    deletion_baseline: str | Tensor = "mean",
+    deletion_baseline: str | Tensor = "grey",
     insertion_baseline: str | Tensor = "blur",
     batch_size: int = 64,
     seed: int = 0,
@@ -197,7 +197,9 @@ class _Game:
         """Probabilities on the way from `before` to `after`, in the order of `rank` [order, image, patch]."""
         orders, n, _ = rank.shape
         found = np.empty((orders, n, len(self.counts)))
-        for s, count in enumerate(self.counts):
+        # No order is needed for nothing and for everything.
+        found[..., 0], found[..., -1] = (self._probabilities(images, targets) for images in (before, after))
+        for s, count in enumerate(self.counts[1:-1], 1):
             changed = (rank < count)[:, :, self.cells]
             mixed = torch.where(changed[:, :, None], after, before).flatten(0, 1)
             found[:, :, s] = self._probabilities(mixed, targets.repeat(orders)).reshape(orders, n)

@@ -23,11 +23,13 @@ from mixer_probe.models.switches import copied
 
 @dataclass(frozen=True)
 class Explained:
-    """Maps [B, H, W] at input resolution, the maps on the method's own grid [B, rows, columns], and integration steps [B]."""
+    """Maps [B, H, W] at input resolution, the maps on the method's own grid [B, rows, columns], integration steps [B], and the
+    share of its magnitudes that more steps may move a map by [B]."""
 
     maps: Tensor
     native: Tensor | None = None
     steps: Tensor | None = None
+    change: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,11 @@ def _smoothgrad(run: Run, x: Tensor, targets: Tensor) -> Explained:
 
 
 def _integrated_gradients(run: Run, x: Tensor, targets: Tensor) -> Explained:
-    rule = Quadrature(int(run.options["n_steps"]), int(run.options["max_steps"]), float(run.options["tolerance"]))
-    maps, steps = integrate(run.model, x, run.baseline.of(x), targets, rule, run.chunk)
-    return Explained(maps, steps=steps)
+    rule = Quadrature(
+        int(run.options["n_steps"]), int(run.options["max_steps"]), float(run.options["tolerance"]), float(run.options["change"])
+    )
+    maps, steps, change = integrate(run.model, x, run.baseline.of(x), targets, rule, run.chunk)
+    return Explained(maps, steps=steps, change=change)
 
 
 def _deeplift(run: Run, x: Tensor, targets: Tensor) -> Explained:
@@ -204,7 +208,7 @@ _ALL = (
         signed=True,
         complete=True,
         baseline=True,
-        options={"n_steps": 32, "max_steps": 4096, "tolerance": 0.01},
+        options={"n_steps": 16, "max_steps": 4096, "tolerance": 0.01, "change": 0.02},
     ),
     Method(
         "smoothgrad",
@@ -305,7 +309,7 @@ def _check_options(method: Method, run: Run) -> None:
     counts = [name for name in ("n_steps", "max_steps", "samples") if name in run.options and int(run.options[name]) < 1]
     if counts:
         raise MeasureError(f"{counts[0]} of {method.name} is 1 or more, not {run.options[counts[0]]}")
-    if run.options.get("noise", 1) <= 0 or run.options.get("tolerance", 1) <= 0:
-        raise MeasureError(f"noise and tolerance of {method.name} are above 0")
+    if any(run.options.get(name, 1) <= 0 for name in ("noise", "tolerance", "change")):
+        raise MeasureError(f"noise, tolerance and change of {method.name} are above 0")
     if method.name == "occlusion":
         _window(run)

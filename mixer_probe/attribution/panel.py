@@ -34,7 +34,8 @@ class AttributionPanel(Result):
     `convergence_delta`, `steps` and `labels` are [column, image], as `Attribution` has them, and so are `target_names` and
     `predicted_names`; `true_names` [image] are what the images call their classes, empty where they do not. Over all images of
     the attributions, `chosen_from`, not only those shown, count `empty` [column] maps that are zero everywhere, and
-    `widest_gap` [column] is the largest |convergence delta| ÷ |logit difference|, NaN for methods that promise no sum."""
+    `widest_gap` [column] is the largest |convergence delta| ÷ |logit difference|, NaN for methods that promise no sum, and
+    `widest_change` [column] the largest share of its magnitudes by which more steps may move a map, NaN without integration."""
 
     title: ClassVar[str] = "Attribution maps"
 
@@ -65,6 +66,7 @@ class AttributionPanel(Result):
     steps: np.ndarray
     empty: np.ndarray
     widest_gap: np.ndarray
+    widest_change: np.ndarray
 
     @property
     def relative_delta(self) -> np.ndarray:
@@ -153,6 +155,7 @@ def attribution_panel(
         scale=limits,
         empty=np.array([int((np.abs(a.maps).max((1, 2)) == 0).sum()) for a in attributions]),
         widest_gap=np.array([a.relative_delta.max() for a in attributions]),
+        widest_change=np.array([a.change.max() for a in attributions]),
         **{name: np.stack([getattr(a, name)[rows] for a in attributions]) for name in _PER_IMAGE},
     )
 

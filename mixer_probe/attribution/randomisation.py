@@ -3,7 +3,9 @@
 From the head towards the stem, every weight tensor is drawn anew from a normal distribution of its own mean and standard
 deviation (so that no layer falls silent, as it would with an initialisation whose head or gates are zero), and after each stage
 the same method explains the same class. A method that reads the network's weights ends as unlike its own map as maps of other
-images are; one that only finds edges does not. Buffers, such as running statistics, stay."""
+images are; one that only finds edges does not. One network of random weights is one draw: another may say the opposite, so that
+there are several, and intervals are for other draws and other images. Where maps of different images are alike already, as those
+of a method that looks at the middle of every image, the check says nothing. Buffers, such as running statistics, stay."""
 
 from __future__ import annotations
 
@@ -27,16 +29,17 @@ from mixer_probe.errors import MeasureError
 from mixer_probe.models.model import Model
 from mixer_probe.models.switches import copied
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
-from mixer_probe.stats import mean_interval
+from mixer_probe.stats import crossed_interval, mean_interval
+from mixer_probe.stats.intervals import Estimate
 
 
 @dataclass(frozen=True)
 class RandomisationCheck(Result):
-    """Likeness of every image's map to itself after each stage of a cascading randomisation.
+    """Likeness of every image's map to itself after each stage of a cascading randomisation, for several draws of the weights.
 
-    `stages` begin with "trained" (likeness 1) and then name what was drawn anew last. `spearman` [stage, image] is the rank
+    `stages` begin with "trained" (likeness 1) and then name what was drawn anew last. `spearman` [draw, stage, image] is the rank
     correlation of patch sums (of magnitudes where the method is signed, see `signed_spearman` for the values themselves), `ssim`
-    [stage, image] the structural similarity of magnitudes at input resolution. `null_spearman` [image] is the mean rank
+    [draw, stage, image] the structural similarity of magnitudes at input resolution. `null_spearman` [image] is the mean rank
     correlation of the trained network's map of an image with its maps of the other images."""
 
     title: ClassVar[str] = "Randomisation check"
@@ -53,22 +56,33 @@ class RandomisationCheck(Result):
     null_spearman: np.ndarray
     seed: int = 0
 
+    @property
+    def draws(self) -> int:
+        """How many networks of random weights there are."""
+        return len(self.spearman)
+
+    def likeness(self, values: np.ndarray, level: float = 0.95) -> Estimate:
+        """Mean over draws and images of likenesses [draw, image], and its interval for other draws and other images. Images whose
+        maps are constant are left out."""
+        known = values[:, np.isfinite(values).all(0)]
+        return crossed_interval(known, level) if known.size else (np.array(np.nan),) * 3
+
+    def remains(self, level: float = 0.95) -> Estimate:
+        """How much more alike maps are to those of the trained network, once all weights are drawn anew, than maps of different
+        images are: mean over draws and images with its interval."""
+        return self.likeness(self.spearman[:, -1] - self.null_spearman, level)
+
     def to_frame(self) -> pd.DataFrame:
-        """One row a stage: mean over images and 95 % interval of each likeness, and of the null."""
+        """One row a stage: mean over draws and images with the 95 % interval of each likeness, and the null."""
         return pd.DataFrame([self._row(i) for i in range(len(self.stages))])
 
     def _row(self, i: int) -> dict[str, object]:
         row: dict[str, object] = {"model": self.model.name, "method": self.method, "stage": i, "redrawn": self.stages[i]}
-        likeness = {
-            "spearman": self.spearman[i],
-            "signed_spearman": self.signed_spearman[i],
-            "ssim": self.ssim[i],
-            "null_spearman": self.null_spearman,
-        }
-        for name, values in likeness.items():
-            mean, low, high = (float(v) for v in mean_interval(values))
+        found = {name: self.likeness(getattr(self, name)[:, i]) for name in ("spearman", "signed_spearman", "ssim")}
+        for name, estimate in {**found, "null_spearman": mean_interval(self.null_spearman)}.items():
+            mean, low, high = (float(v) for v in estimate)
             row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
-        return {**row, "n_images": len(self.ids)}
+        return {**row, "n_images": len(self.ids), "draws": self.draws}
 
 
 @checked(MeasureError)
@@ -77,36 +91,64 @@ def randomisation_check(
     images: ImageSource | Tensor,
     attribution: Attribution,
     *,
+    draws: int = 5,
+    steps: int | None = None,
     grid: tuple[int, int] | None = None,
     batch_size: int = 16,
     seed: int = 0,
 ) -> RandomisationCheck:
-    """The check for one attribution of this model and these images, on a copy of the network. Ranks are of the sums over the
-    patches of `grid` (None for the network's own).
+    """The check for one attribution of this model and these images, on copies of the network: `draws` of them, each with other
+    weights. The cascade has as many `steps`, None for one a block. Ranks are of the sums over the patches of `grid` (None for the
+    network's own).
 
-    Raises MeasureError as `perturbation_curves` does."""
+    Raises MeasureError for draws or steps below 1, and as `perturbation_curves` does."""
     source = as_source(images)
     check_attributions(model, source, [attribution])
-    twin = replace(model, module=copied(model.module))
-    stages, maps = ["trained"], [attribution.maps]
-    for stage in _cascade(twin, seed):
-        stages.append(stage)
-        maps.append(_maps(twin, source, attribution, batch_size))
-    return _result(model, source, attribution, stages, maps, grid or attribution.grid, seed)
+    own = grid or attribution.grid
+    found, stages = [], list[str]()
+    for draw in range(draws):
+        twin = replace(model, module=copied(model.module))
+        cascade = [
+            (stage, _likeness(attribution.maps, _maps(twin, source, attribution, batch_size), own))
+            for stage in _cascade(twin, seed * draws + draw, steps)
+        ]
+        stages = ["trained", *(stage for stage, _ in cascade)]
+        found.append([_likeness(attribution.maps, attribution.maps, own), *(one for _, one in cascade)])
+    spearman, signed, similar = np.moveaxis(np.array(found), 2, 0)
+    sizes = pool(np.abs(attribution.maps), own).reshape(len(attribution.maps), -1)
+    return RandomisationCheck(
+        model=model.record,
+        images=source.record,
+        method=attribution.method,
+        stages=tuple(stages),
+        ids=tuple(source.ids),
+        grid=own,
+        spearman=spearman,
+        signed_spearman=signed,
+        ssim=similar,
+        null_spearman=other_images(sizes, sizes),
+        seed=seed,
+    )
 
 
-def _cascade(twin: Model, seed: int) -> Iterator[str]:
-    """Draw one stage after the other anew; yields the name of each when it is done."""
+def _likeness(a: np.ndarray, b: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """[3, image]: rank correlation of magnitudes and of values, and structural similarity, of every map with its other."""
+    sums = [[pool(one, grid).reshape(len(one), -1) for one in pair] for pair in ((np.abs(a), np.abs(b)), (a, b))]
+    return np.stack([*(spearman(x, y) for x, y in sums), ssim(a, b)])
+
+
+def _cascade(twin: Model, seed: int, steps: int | None) -> Iterator[str]:
+    """Draw one stage after the other anew; yields the name of the last part of each when it is done."""
     generator = torch.Generator().manual_seed(seed)
     left = dict(twin.module.named_parameters())
     blocks = [block.path for block in reversed(twin.structure.blocks)]
-    ends = [layer.name for kind in ("head", "norm") for layer in twin.layers if layer.kind == kind]
-    for path in (*ends, *blocks, ""):
-        mine = [name for name in left if not path or name.startswith(path + ".")]
+    paths = [*(layer.name for kind in ("head", "norm") for layer in twin.layers if layer.kind == kind), *blocks, ""]
+    for part in np.array_split(np.array(paths), min(steps or len(paths), len(paths))):
+        mine = [name for path in part for name in left if not path or name.startswith(f"{path}.")]
+        for name in dict.fromkeys(mine):
+            _redraw(left.pop(name), generator)
         if mine:
-            for name in mine:
-                _redraw(left.pop(name), generator)
-            yield path or "stem and the rest"
+            yield str(part[-1]) or "stem and the rest"
 
 
 def _redraw(parameter: nn.Parameter, generator: torch.Generator) -> None:
@@ -125,32 +167,6 @@ def _maps(twin: Model, source: ImageSource, attribution: Attribution, batch_size
         with explaining(twin):
             found.append(explain(x, targets).maps.detach().float().cpu().numpy())
     return np.concatenate(found)
-
-
-def _result(
-    model: Model,
-    source: ImageSource,
-    a: Attribution,
-    stages: list[str],
-    maps: list[np.ndarray],
-    grid: tuple[int, int],
-    seed: int,
-) -> RandomisationCheck:
-    pooled = np.stack([pool(m, grid).reshape(len(m), -1) for m in maps])
-    sizes = np.stack([pool(np.abs(m), grid).reshape(len(m), -1) for m in maps])
-    return RandomisationCheck(
-        model=model.record,
-        images=source.record,
-        method=a.method,
-        stages=tuple(stages),
-        ids=tuple(source.ids),
-        grid=grid,
-        spearman=spearman(sizes[:1], sizes),
-        signed_spearman=spearman(pooled[:1], pooled),
-        ssim=np.stack([ssim(maps[0], m) for m in maps]),
-        null_spearman=other_images(sizes[0], sizes[0]),
-        seed=seed,
-    )
 
 
 def other_images(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -88,7 +88,7 @@ def faithfulness(
     grid: tuple[int, int] | None = None,
     samples: int = 64,
     removed: float = 0.3,
-    baseline: str | Tensor = "mean",
+    baseline: str | Tensor = "grey",
     radius: float = 0.02,
     sensitivity_samples: int = 8,
     sensitivity_of: Sequence[str] | None = None,

@@ -57,7 +57,7 @@ def attribute(
         ),
     ] = "auto",
     layer: Annotated[str | None, typer.Option(help="Layer of Grad-CAM; by default the last whose positions are read.")] = None,
-    baseline: Annotated[str, typer.Option(help="What stands for nothing: mean (colour), black or blur.")] = "mean",
+    baseline: Annotated[str, typer.Option(help="What stands for nothing: grey, black, blur or mean.")] = "grey",
     data: Annotated[
         str | None, typer.Option(help="demo (default), photos, a folder of images, or a timm data set (torch/..., hfds/...).")
     ] = None,

@@ -14,6 +14,7 @@ from mixer_probe.attribution import PerturbationCurves, RandomisationCheck
 from mixer_probe.figures.attribution_overlays import method_label
 from mixer_probe.figures.style import COLOURS, GREY, MARKERS, model_label, plain, styled
 from mixer_probe.stats import mean_interval
+from mixer_probe.stats.intervals import Estimate
 
 
 def _method_style(i: int) -> dict[str, Any]:
@@ -53,7 +54,11 @@ def _draw_game(axes: Axes, result: PerturbationCurves, game: str, methods: Seque
 
 def _draw_curve(axes: Axes, x: np.ndarray, curves: np.ndarray, label: str, style: dict[str, Any]) -> None:
     """Mean over images of curves [image, step] with a band of its interval."""
-    mean, low, high = mean_interval(curves.T)
+    _draw_band(axes, x, mean_interval(curves.T), label, style)
+
+
+def _draw_band(axes: Axes, x: np.ndarray, estimate: Estimate, label: str, style: dict[str, Any]) -> None:
+    mean, low, high = estimate
     axes.plot(x, mean, label=label, **style)
     axes.fill_between(x, low, high, color=style["color"], alpha=0.08, linewidth=0)
 
@@ -69,7 +74,11 @@ def randomisation_figure(results: Sequence[RandomisationCheck]) -> Figure:
     for result in results:
         axes = panels[models.index(result.model.name)]
         style = {**_method_style(methods.index(result.method)), "markevery": 1}
-        _draw_curve(axes, np.arange(len(result.stages)), result.spearman.T, method_label(result.method), style)
+        rows = zip(*(result.likeness(stage) for stage in np.moveaxis(result.spearman, 1, 0)), strict=True)
+        mean, low, high = (np.array(side) for side in rows)
+        # By construction all are 1 at first.
+        low[0] = high[0] = mean[0]
+        _draw_band(axes, np.arange(len(result.stages)), (mean, low, high), method_label(result.method), style)
         axes.axhline(mean_interval(result.null_spearman)[0], color=style["color"], linestyle=":", linewidth=1.1)
         axes.set_title(model_label(result.model))
         axes.set_xticks(np.arange(len(result.stages)), [_stage(s) for s in result.stages], rotation=90, fontsize=7)

@@ -41,6 +41,7 @@ from mixer_probe.models.classes import labels_as_outputs, outputs_of
 from mixer_probe.report.settings import StudySettings
 from mixer_probe.report.skipped import Skipped
 from mixer_probe.results import Result
+from mixer_probe.stats import FEWEST
 
 WHAT = ("overlays", "curves", "faithfulness", "randomisation", "agreement", "conductance")
 # Made of attributions of one network; the rest is made of those of all, or of none.
@@ -48,14 +49,19 @@ _OF_ONE = ("curves", "faithfulness", "randomisation", "agreement")
 # Of every kind: a gradient, a sum that is complete, gradients of noisy copies, what covering does, and maps of a late layer.
 DEFAULT_METHODS = ("saliency", "integrated_gradients", "smoothgrad", "occlusion", "gradcam", "gradient_attention")
 _GRADIENTS = ("saliency", "input_x_gradient", "gradcam", "gradient_attention")
+_CHEAP = (*_GRADIENTS, "attention_rollout")
 
 
 @dataclass(frozen=True)
 class Effort:
     """How much work goes into attributions: `methods` where none are named, the `options` of each, the `grid` of patches that are
     removed and compared (None for the network's own), `steps` and `orders` of deletion and insertion, `removals` of infidelity,
-    `noises` of sensitivity and the methods that are `disturbed` by them (None for all), the methods that are `randomised`, and
-    `nodes` of the integral of conductance. `left_out` analyses are not made."""
+    `noises` of sensitivity and the methods that are `disturbed` by them (None for all), the methods that are `randomised`, in how
+    many `draws` and steps of a `cascade` (None for one a block), `windows` of occlusion along a side (None for the grid's), and
+    the options of `conductance`.
+
+    `few` of the images, None for all, are enough for what takes more than one gradient an image. `left_out` analyses are not
+    made."""
 
     methods: tuple[str, ...] = DEFAULT_METHODS
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -66,27 +72,36 @@ class Effort:
     noises: int = 8
     disturbed: tuple[str, ...] | None = None
     randomised: tuple[str, ...] | None = None
-    nodes: int = 64
+    draws: int = 5
+    cascade: int | None = None
+    windows: int | None = None
+    few: int | None = None
+    conductance: Mapping[str, Any] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
 
 
 THOROUGH = Effort()
 # For reports of small networks: one grid for all, so that their numbers can be compared.
 QUICK = Effort(
-    options={"smoothgrad": {"samples": 10}, "integrated_gradients": {"n_steps": 16}},
+    methods=("saliency", "integrated_gradients", "occlusion", "gradcam", "gradient_attention"),
+    options={"integrated_gradients": {"n_steps": 6, "max_steps": 24, "tolerance": 0.05, "change": 0.1}},
     grid=(8, 8),
-    steps=8,
+    steps=4,
     orders=2,
-    removals=24,
-    noises=4,
-    disturbed=_GRADIENTS,
+    removals=16,
+    noises=2,
+    disturbed=("saliency", "gradcam"),
     randomised=("saliency", "gradcam"),
-    nodes=4,
+    cascade=3,
+    windows=4,
+    few=FEWEST,
+    conductance={"n_steps": 24, "max_steps": 24, "tolerance": 0.05},
 )
 # For reports of networks of more than `_HEAVY` multiply-accumulates on a CPU, where a forward pass is a good part of a second.
-FRUGAL = replace(QUICK, methods=_GRADIENTS, randomised=("saliency",), left_out=("faithfulness", "conductance"))
+FRUGAL = replace(QUICK, methods=_GRADIENTS, randomised=("saliency",), cascade=2, left_out=("faithfulness", "conductance"))
 _HEAVY = 1e9
-_IMAGES = {"quick": 6, "frugal": 4}
+# Images of a report's attributions by methods that take one gradient an image.
+_IMAGES = {"quick": 50, "frugal": FEWEST}
 
 
 @checked(MeasureError)
@@ -102,7 +117,7 @@ class AttributionSettings:
     methods: tuple[str, ...] | None = None
     target: str = "auto"
     layer: str | None = None
-    baseline: str = "mean"
+    baseline: str = "grey"
     batch_size: int = 16
     seed: int = 0
     shown: int = 4
@@ -176,6 +191,12 @@ class AttributionStudy:
     strict: bool = True
     made: list[Attribution] = field(default_factory=list)
 
+    @property
+    def few(self) -> Images:
+        """The images of all that takes more than a few gradients an image."""
+        count = self.settings.effort.few
+        return self.images if count is None or count >= len(self.images) else self.images.sample(count, self.settings.seed)
+
     def wants(self, *names: str) -> bool:
         """Whether any of the analyses is wanted."""
         return any(name in self.settings.what and name not in self.settings.effort.left_out for name in names)
@@ -186,6 +207,8 @@ class AttributionStudy:
         if self.wants("overlays", *_OF_ONE):
             self._try(f"attributions of {model.name}", lambda: maps.extend(self.attributions_of(model)))
         self.made += maps
+        few = self.few
+        maps = [a.of(few) for a in maps]
         for name in _OF_ONE if maps else ():
             if self.wants(name):
                 self._add(f"{name} of attributions of {model.name}", lambda name=name: _MAKERS[name](self, model, maps))  # type: ignore[misc]
@@ -213,32 +236,33 @@ class AttributionStudy:
         options = {**s.effort.options.get(name, {}), **self._window(model, name)}
         if METHODS[name].layer:
             options["layer"] = s.layer
-        return attribute(
-            model, self.images, name, target=target, baseline=s.baseline, batch_size=s.batch_size, seed=s.seed, **options
-        )
+        images = self.images if name in _CHEAP else self.few
+        return attribute(model, images, name, target=target, baseline=s.baseline, batch_size=s.batch_size, seed=s.seed, **options)
 
     def _window(self, model: Model, name: str) -> dict[str, Any]:
-        """Occlusion covers a cell of the grid that deletion removes, where that is not the network's own."""
-        grid = self.settings.effort.grid
-        return {} if name != "occlusion" or grid is None else {"window": math.ceil(min(model.input.size[1:]) / min(grid))}
+        """Occlusion covers a cell of its own grid, or else of that which deletion removes, where that is not the network's."""
+        e = self.settings.effort
+        cells = e.windows or (min(e.grid) if e.grid else None)
+        return {} if name != "occlusion" or cells is None else {"window": math.ceil(min(model.input.size[1:]) / cells)}
 
     def _curves(self, model: Model, maps: Sequence[Attribution]) -> list[Result]:
         e = self.settings.effort
         return [
             perturbation_curves(
-                model, self.images, maps, steps=e.steps, random_orders=e.orders, grid=e.grid, seed=self.settings.seed
+                model, self.few, maps, steps=e.steps, random_orders=e.orders, grid=e.grid, seed=self.settings.seed
             )
         ]
 
     def _faithfulness(self, model: Model, maps: Sequence[Attribution]) -> list[Result]:
         s, e = self.settings, self.settings.effort
         draws = {"grid": e.grid, "samples": e.removals, "sensitivity_samples": e.noises, "sensitivity_of": e.disturbed}
-        return [faithfulness(model, self.images, maps, batch_size=s.batch_size, seed=s.seed, **draws)]  # type: ignore[arg-type]
+        return [faithfulness(model, self.few, maps, batch_size=s.batch_size, seed=s.seed, **draws)]  # type: ignore[arg-type]
 
     def _randomisation(self, model: Model, maps: Sequence[Attribution]) -> list[Result]:
         s, e = self.settings, self.settings.effort
         chosen = [a for a in maps if e.randomised is None or s.methods is not None or a.method in e.randomised]
-        return [randomisation_check(model, self.images, a, grid=e.grid, batch_size=s.batch_size, seed=s.seed) for a in chosen]
+        draws = {"draws": e.draws, "steps": e.cascade, "grid": e.grid, "batch_size": s.batch_size, "seed": s.seed}
+        return [randomisation_check(model, self.few, a, **draws) for a in chosen]  # type: ignore[arg-type]
 
     def _methods_agree(self, _model: Model, maps: Sequence[Attribution]) -> list[Result]:
         if len(maps) < 2:
@@ -247,18 +271,17 @@ class AttributionStudy:
 
     def _conductance(self, model: Model) -> Result:
         s = self.settings
-        target = find_target(s.target, model, self.images)
-        return layer_conductance(
-            model, self.images, target=target, baseline=s.baseline, n_steps=s.effort.nodes, batch_size=s.batch_size
-        )
+        options = {"baseline": s.baseline, "batch_size": s.batch_size, **s.effort.conductance}
+        return layer_conductance(model, self.few, target=find_target(s.target, model, self.few), **options)
 
     def finish(self) -> None:
         """What is made of the attributions of all networks: the panel of their maps, and how far they agree.
 
         Raises MeasureError for conductance alone without a Mixer."""
         if self.made and self.wants("overlays"):
-            shown = range(min(self.settings.shown, len(self.images)))
-            panel = attribution_panel(self.made, self.images, indices=shown)
+            few = self.few
+            shown = range(min(self.settings.shown, len(few)))
+            panel = attribution_panel([a.of(few) for a in self.made], few, indices=shown)
             self.results.append(panel)
         if self.wants("agreement"):
             for maps in self._by_method():
@@ -299,7 +322,7 @@ _MAKERS: dict[str, Callable[[AttributionStudy, Model, Sequence[Attribution]], li
 
 
 def report_study(model: Model, images: Images, settings: StudySettings, results: list[Result]) -> AttributionStudy:
-    """The attributions of a report: a few images, chosen evenly from the classes by the seed, and as much work as `model`, its
+    """The attributions of a report: some images, chosen evenly from the classes by the seed, and as much work as `model`, its
     first network, allows."""
     frugal = model.macs > _HEAVY and not torch.cuda.is_available()
     chosen = images.sample(min(_IMAGES["frugal" if frugal else "quick"], len(images)), settings.seed)

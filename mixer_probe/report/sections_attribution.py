@@ -31,15 +31,19 @@ from mixer_probe.report.section import Picture, Section, Table
 from mixer_probe.report.sections_probes import chunks
 from mixer_probe.report.texts import images_text, join, name_of, percent, untrained_warning
 from mixer_probe.results import ModelRecord
-from mixer_probe.stats import mean_interval
+from mixer_probe.stats import FEWEST, mean_interval, permutation_p
 
 # Rows of maps in one picture, and networks side by side in one.
 _MOST_ROWS, _MOST_PANELS = 12, 3
 # With more, the pairs of networks are too many for marks and sentences of their own.
 _MOST_NETWORKS = 3
 _COMPLETE = 0.01
-
-Lead = tuple[np.ndarray, np.ndarray, np.ndarray]
+# Level of every claim, over the family that it is picked from.
+_LEVEL = 0.05
+_DRAWS = 999
+# What may remain of a rank correlation for a method to have noticed that the weights are gone, and from where on maps of
+# different images are alike.
+_SMALL, _ALIKE = 0.1, 0.5
 
 
 # -- maps --------------------------------------------------------------------------------------------------------------
@@ -115,11 +119,18 @@ def _explained(panel: AttributionPanel) -> str:
 
 
 def _panel_sentences(panel: AttributionPanel) -> Iterator[str]:
-    columns = list(zip(panel.models, panel.methods, panel.widest_gap, panel.empty, strict=True))
-    sums = [(model, method, gap) for model, method, gap, _ in columns if np.isfinite(gap)]
+    columns = list(zip(panel.models, panel.methods, panel.widest_gap, panel.widest_change, panel.empty, strict=True))
+    used = list(dict.fromkeys(text for text in panel.baselines if text != "none"))
+    if used:
+        yield f"What stands for nothing is {join(used)}{', the same for all networks' if len(used) == 1 else ''}."
+    sums = [(model, method, gap) for model, method, gap, *_ in columns if np.isfinite(gap)]
     if sums:
         yield _sum_sentence(sums, panel.chosen_from)
-    for model, method, _, empty in columns:
+    moves = [(model, method, change) for model, method, _, change, _ in columns if np.isfinite(change)]
+    if moves:
+        said = ", ".join(f"{percent(change)} ({name_of(model)}, {method_label(method)})" for model, method, change in moves)
+        yield f"An exact sum is no exact map, on a network of ReLUs least of all: more steps may move the maps by at most {said}."
+    for model, method, _, _, empty in columns:
         if empty:
             yield (
                 f"{name_of(model)}: {method_label(method)} is zero everywhere in {empty} of {panel.chosen_from} maps, which rank "
@@ -180,37 +191,43 @@ def curves_section(results: Sequence[PerturbationCurves]) -> list[Section]:
     return [Section("attribution-curves", "Deletion and insertion", sentences, (*pictures, table), warning)]
 
 
+def _few(n: int) -> str:
+    """What is said in place of a claim that would rest on too few images."""
+    return "" if n >= FEWEST else f"; {_images(n)} are too few for a claim, which takes {FEWEST}"
+
+
 def _game_sentence(result: PerturbationCurves, game: str) -> str:
     gain = (result.random_area(game) - result.area(game)) * (1 if game == "deletion" else -1)
     order = np.argsort(-gain.mean(1), kind="stable")
-    best = order[0]
+    best, n = order[0], len(result.ids)
     mean, low, high = mean_interval(gain[best])
     area = ", ".join(
-        f"{word} {_number(values, result.seed)}"
+        f"{word} {_number(values)}"
         for word, values in (("area", result.area(game)[best]), ("random orders", result.random_area(game)))
     )
-    head = f"{name_of(result.model)}, {game}: {method_label(result.methods[best])} does best ({area}; n = {len(result.ids)})"
-    if not low > 0:
-        return f"{head}, and is not told from random orders (gain {_interval(mean, low, high)})."
-    return f"{head}, better than random by {_interval(mean, low, high)}{_lead(result, gain, order)}."
+    head, method = f"{name_of(result.model)}, {game}", method_label(result.methods[best])
+    # The best was picked among all: its interval against random orders is that of a family.
+    if _few(n) or not mean_interval(gain[best], level=1 - _LEVEL / len(gain))[1] > 0:
+        told = _few(n) or "; no method is told from random orders"
+        return f"{head}: the largest gain is that of {method}, {_interval(mean, low, high)} ({area}; n = {n}){told}."
+    ahead, lead = _lead(result, gain, order)
+    verb = "does best" if ahead else "beats random orders"
+    return f"{head}: {method} {verb} ({area}; n = {n}), better than random by {_interval(mean, low, high)}{lead}."
 
 
-def _lead(result: PerturbationCurves, gain: np.ndarray, order: np.ndarray) -> str:
-    """Who is not told from the best, by intervals over the same images."""
-    if len(order) < 2:
-        return ""
-    close: list[tuple[str, Lead]] = []
-    behind: list[tuple[str, Lead]] = []
+def _lead(result: PerturbationCurves, gain: np.ndarray, order: np.ndarray) -> tuple[bool, str]:
+    """Whether the best is ahead of all others, and who is not told from it, by intervals over the same images."""
+    close: list[str] = []
     for other in order[1:]:
-        lead = mean_interval(gain[order[0]] - gain[other])
-        (behind if lead[1] > 0 else close).append((method_label(result.methods[other]), lead))
-    if close:
-        return f"; not told from it: {join(name for name, _ in close)}"
-    name, lead = behind[0]
-    return f"; ahead of the next, {name}, by {_interval(*lead)}"
+        if not mean_interval(gain[order[0]] - gain[other])[1] > 0:
+            close.append(method_label(result.methods[other]))
+    if len(order) < 2 or close:
+        return False, f"; not told from it: {join(close)}" if close else ""
+    lead = mean_interval(gain[order[0]] - gain[order[1]])
+    return True, f"; ahead of the next, {method_label(result.methods[order[1]])}, by {_interval(*lead)}"
 
 
-def _number(values: np.ndarray, seed: int) -> str:
+def _number(values: np.ndarray) -> str:
     return _interval(*mean_interval(values))
 
 
@@ -254,8 +271,8 @@ def _wide(results: Sequence[Faithfulness]) -> pd.DataFrame:
             {
                 "model": r.model.name,
                 "method": name,
-                "infidelity": _number(infidelity, r.seed),
-                "sensitivity": _number(sensitivity, r.seed) if np.isfinite(sensitivity).any() else "–",
+                "infidelity": _number(infidelity),
+                "sensitivity": _number(sensitivity) if np.isfinite(sensitivity).any() else "–",
             }
             for r in results
             for name, infidelity, sensitivity in (
@@ -269,23 +286,48 @@ def _wide(results: Sequence[Faithfulness]) -> pd.DataFrame:
 def _faithfulness_sentences(result: Faithfulness) -> Iterator[str]:
     known = [i for i in range(len(result.methods)) if np.isfinite(result.infidelity[i]).any()]
     if known:
-        best = min(known, key=lambda i: float(np.nanmean(result.infidelity[i])))
-        against = mean_interval(result.uniform_infidelity - result.infidelity[best])
-        verdict = "better than" if against[1] > 0 else "worse than" if against[2] < 0 else "not told from"
-        yield (
-            f"{name_of(result.model)}: of random removals {method_label(result.methods[best])} tells most, infidelity "
-            f"{_number(result.infidelity[best], result.seed)}, {verdict} a map that is the same everywhere "
-            f"({_number(result.uniform_infidelity, result.seed)}; n = {len(result.ids)})."
-        )
+        yield _infidelity_sentence(result, known)
     steady = [i for i in range(len(result.methods)) if np.isfinite(result.sensitivity[i]).any()]
     if len(steady) > 1:
-        means = {i: float(np.nanmean(result.sensitivity[i])) for i in steady}
-        low, high = min(steady, key=means.__getitem__), max(steady, key=means.__getitem__)
-        yield (
-            f"{name_of(result.model)}: noise moves {method_label(result.methods[low])} least "
-            f"({_number(result.sensitivity[low], result.seed)}) and {method_label(result.methods[high])} most "
-            f"({_number(result.sensitivity[high], result.seed)})."
-        )
+        yield _sensitivity_sentence(result, steady)
+
+
+def _infidelity_sentence(result: Faithfulness, known: Sequence[int]) -> str:
+    order = sorted(known, key=lambda i: float(np.nanmean(result.infidelity[i])))
+    best, n = order[0], len(result.ids)
+    against = mean_interval(result.uniform_infidelity - result.infidelity[best], level=1 - _LEVEL / len(known))
+    verdict = "better than" if against[1] > 0 else "worse than" if against[2] < 0 else "not told from"
+    ahead = len(order) > 1 and all(mean_interval(result.infidelity[i] - result.infidelity[best])[1] > 0 for i in order[1:])
+    name = method_label(result.methods[best])
+    head = (
+        f"{name} tells most of random removals, infidelity"
+        if ahead and not _few(n)
+        else f"the least infidelity is that of {name},"
+    )
+    beside = f"a map that is the same everywhere ({_number(result.uniform_infidelity)}; n = {n})"
+    verdict = f"beside that of {beside}{_few(n)}" if _few(n) else f"{verdict} {beside}"
+    return f"{name_of(result.model)}: {head} {_number(result.infidelity[best])}, {verdict}."
+
+
+def _sensitivity_sentence(result: Faithfulness, steady: Sequence[int]) -> str:
+    means = {i: float(np.nanmean(result.sensitivity[i])) for i in steady}
+    low, high = min(steady, key=means.__getitem__), max(steady, key=means.__getitem__)
+    n = len(result.ids)
+    one, other = (f"{method_label(result.methods[i])} ({_number(result.sensitivity[i])})" for i in (low, high))
+    if _few(n) or not _apart(result.sensitivity[steady], result.seed) <= _LEVEL:
+        return f"{name_of(result.model)}: the maps that noise moves are not told apart, from {one} to {other}{_few(n)}."
+    return f"{name_of(result.model)}: noise moves {one} less than {other}."
+
+
+def _apart(values: np.ndarray, seed: int) -> float:
+    """p-value of the range of geometric means over images of `values` [method, image], under methods that change places image by
+    image."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(values)
+    logs = logs[:, np.isfinite(logs).all(0)]
+    order = np.random.default_rng(seed).random((_DRAWS, *logs.shape)).argsort(1)
+    drawn = np.take_along_axis(logs[None], order, 1)
+    return float(permutation_p(np.ptp(logs.mean(-1)), np.ptp(drawn.mean(-1), axis=1))) if logs.size else np.nan
 
 
 # -- randomisation -----------------------------------------------------------------------------------------------------
@@ -297,9 +339,9 @@ def randomisation_section(results: Sequence[RandomisationCheck]) -> list[Section
     pictures = [
         Picture(
             randomisation_figure([r for r in results if r.model in chunk]),
-            f"Rank correlation of maps with those of the trained network while its weights are drawn anew from the head to "
-            f"the stem; "
-            f"mean over {_images(len(results[0].ids))}, bands are 95 % intervals.",
+            "Rank correlation of maps with those of the trained network while its weights are drawn anew from the head to "
+            f"the stem; mean over {_images(len(results[0].ids))} and {results[0].draws} draws of the weights, bands are 95 % "
+            "intervals over both.",
             "A method that reads the weights falls to the dotted line, the likeness of maps of different images; one that stays "
             "above it shows what is in the image, whatever the network knows.",
             f"Curves of the randomisation check of {join(name_of(m) for m in chunk)}",
@@ -320,22 +362,42 @@ def randomisation_section(results: Sequence[RandomisationCheck]) -> list[Section
 
 
 def _randomisation_sentence(result: RandomisationCheck) -> str:
-    last, null = result.spearman[-1], result.null_spearman
-    if not np.isfinite(last).any():
-        return f"{name_of(result.model)}, {method_label(result.method)}: every map is one constant, so that none can be ranked."
-    more = mean_interval(last - null)
+    last, n = result.spearman[:, -1], len(result.ids)
+    name = f"{name_of(result.model)}, {method_label(result.method)}"
+    if not np.isfinite(result.likeness(last)[0]):
+        which = (
+            "every map is one constant" if not np.isfinite(last).any() else "some weights make the map of every image a constant"
+        )
+        return f"{name}: {which}, so that none can be ranked."
     head = (
-        f"{name_of(result.model)}, {method_label(result.method)}: with all weights drawn anew maps correlate "
-        f"{_number(last, result.seed)} with those of the trained network"
+        f"{name}: with all weights drawn anew ({result.draws} draws) maps correlate {_interval(*result.likeness(last))} with "
+        "those of the trained network"
     )
-    if not np.isfinite(more[0]):
-        return f"{head} (n = {len(result.ids)}; no other images to compare with)."
-    verdict = (
-        f"{_interval(*more)} remains beyond that, which is not what the network learned"
-        if more[1] > 0
-        else "it notices that the weights are gone"
-    )
-    return f"{head}, maps of different images {_number(null, result.seed)} (n = {len(result.ids)}): {verdict}."
+    if not np.isfinite(result.null_spearman).any():
+        return f"{head} (n = {n}; no other images to compare with)."
+    return f"{head}, maps of different images {_number(result.null_spearman)} (n = {n}){randomisation_verdict(result)}."
+
+
+def randomisation_verdict(result: RandomisationCheck) -> str:
+    """What the check says: a method notices lost weights if what remains beyond the likeness of different images is shown to be
+    small (two one-sided tests at 5 %, of which the upper decides); it does not if more remains than that and more than nothing.
+
+    Nothing is said for too few images or one draw, and where maps of different images are alike: then they do not depend on the
+    image, and are as like to those of any weights."""
+    _, low, high = result.remains()
+    remains = _interval(*result.remains())
+    if _few(len(result.ids)):
+        return _few(len(result.ids))
+    if result.draws < 2:
+        return "; one draw of the weights is too few for a claim"
+    if np.nanmean(result.null_spearman) > _ALIKE:
+        return "; no verdict, since maps of different images are alike"
+    if result.remains(0.9)[2] < _SMALL:
+        shown = f"what remains beyond that, {remains}, is below {_SMALL:.2f} (equivalence test at 5 %)"
+        return f": {shown}, so that it notices that the weights are gone"
+    if low > 0:
+        return f": {remains} remains beyond that, which is not what the network learned"
+    return f"; not decided: {remains} remains beyond that, neither shown to be below {_SMALL:.2f} nor above 0"
 
 
 # -- agreement ---------------------------------------------------------------------------------------------------------
@@ -415,13 +477,17 @@ def _network_marks(results: Sequence[Agreement]) -> Picture:
 
 
 def _methods_sentence(result: Agreement) -> str:
-    known, name = _known_pairs(result), name_of(result.models[0])
+    known, name, n = _known_pairs(result), name_of(result.models[0]), len(result.ids)
     if not known:
         return f"{name}: no two methods can be compared."
     best, worst = _most_and_least(result)
-    most = f"{_pair(result, best)} agree most, {_number(result.values[best], result.seed)}"
-    least = f"; {_pair(result, worst)} least, {_number(result.values[worst], result.seed)}" if len(known) > 1 else ""
-    return f"{name}: {most}{least} (n = {len(result.ids)}). {_count_above(result, 'methods')}."
+    highest, lowest = (_number(result.values[p]) for p in (best, worst))
+    said = f"rank correlations of methods are from {lowest} ({_pair(result, worst)}) to {highest} ({_pair(result, best)})"
+    if len(known) == 1:
+        said = f"{_pair(result, best)} have a rank correlation of {highest}"
+    elif not _few(n) and all(mean_interval(result.values[best] - result.values[p])[1] > 0 for p in known if p != best):
+        said = f"{_pair(result, best)} agree most, {highest}; the lowest is {lowest} ({_pair(result, worst)})"
+    return f"{name}: {said} (n = {n}). {_count_above(result, 'methods')}."
 
 
 def _known_pairs(result: Agreement) -> list[tuple[int, int]]:
@@ -437,7 +503,7 @@ def _most_and_least(result: Agreement) -> tuple[tuple[int, int], tuple[int, int]
 def _count_above(result: Agreement, what: str) -> str:
     known = _known_pairs(result)
     above = sum(_above(result, p) for p in known)
-    return f"{above} of {len(known)} pairs of {what} agree more than with other images' maps"
+    return f"{above} of {len(known)} pairs of {what} agree more than with other images' maps{_few(len(result.ids))}"
 
 
 def _pair(result: Agreement, pair: tuple[int, int]) -> str:
@@ -445,8 +511,8 @@ def _pair(result: Agreement, pair: tuple[int, int]) -> str:
 
 
 def _above(result: Agreement, pair: tuple[int, int]) -> bool:
-    """Whether the mean is above zero and above what 95 % of random pairings stay within."""
-    return bool(result.mean[pair] > max(np.nan_to_num(result.null95[pair]), 0))
+    """Whether the mean is above zero and above what random orders of the images give, among all pairs."""
+    return bool(result.mean[pair] > 0 and result.p_value[pair] <= _LEVEL and not _few(len(result.ids)))
 
 
 def _networks_sentence(result: Agreement) -> str:
@@ -455,7 +521,7 @@ def _networks_sentence(result: Agreement) -> str:
         said = "; ".join(_network_pair(result, p) for p in combinations(range(len(result.models)), 2))
     elif known:
         most, least = (_network_pair(result, p) for p in _most_and_least(result))
-        said = f"{_count_above(result, 'networks')}; most {most}, least {least}"
+        said = f"{_count_above(result, 'networks')}; from {least} to {most}"
     else:
         said = "no two networks can be compared"
     return f"{name[:1].upper()}{name[1:]}: {said}; n = {len(result.ids)}."
@@ -467,7 +533,7 @@ def _network_pair(result: Agreement, pair: tuple[int, int]) -> str:
         return f"{names} cannot be compared, since the maps of one are constants"
     verdict = "" if _above(result, pair) else ", not told from other images'"
     null = f"{result.null[pair]:.2f}, 95 %: {result.null95[pair]:.2f}" if np.isfinite(result.null[pair]) else "not known"
-    return f"{names} {_number(result.values[pair], result.seed)}{verdict} (other images {null})"
+    return f"{names} {_number(result.values[pair])}{verdict} (other images {null})"
 
 
 # -- conductance -------------------------------------------------------------------------------------------------------
@@ -478,8 +544,7 @@ def conductance_section(results: Sequence[Conductance]) -> list[Section]:
     pictures = [
         Picture(
             conductance_units(r),
-            f"Conductance of the token-mixing hidden units of {name_of(r.model)}, from {r.baseline} to the image, "
-            f"{r.n_steps} steps, "
+            f"Conductance of the token-mixing hidden units of {name_of(r.model)}, from {r.baseline} to the image, {_nodes(r)}; "
             f"mean over {_images(len(r.ids))}.",
             "Left: how unevenly units share the work; dashed is an even share. Right: the units through which most flows, "
             "as they "
@@ -491,7 +556,13 @@ def conductance_section(results: Sequence[Conductance]) -> list[Section]:
         if r.unit_maps
     ]
     frame = pd.concat([_busiest(r) for r in results], ignore_index=True)
-    formats = {"depth": "{:.2f}", "mean": "{:+.3f}", "mean_magnitude": "{:.3f}", "share": "{:.1%}", "share_positive": "{:.0%}"}
+    formats = {
+        "depth": "{:.2f}",
+        "mean": "{:+.3f}",
+        "mean_magnitude": "{:.3f}",
+        "share": "{:.1%}",
+        "share_positive": "{:.0%}",
+    } | dict.fromkeys(("gap", "change"), "{:.2%}")
     table = Table("The six busiest units of every layer.", frame, formats, folded=True)
     sentences = tuple(_conductance_sentence(r) for r in results)
     warning = untrained_warning(r.model for r in results)
@@ -503,20 +574,49 @@ def _busiest(result: Conductance) -> pd.DataFrame:
     return rows.groupby("layer", sort=False).head(6).drop(columns="n_images")
 
 
+def _nodes(result: Conductance) -> str:
+    fewest, most = int(result.steps.min()), int(result.steps.max())
+    return f"{fewest} nodes" if fewest == most else f"{fewest} to {most} nodes"
+
+
 def _conductance_sentence(result: Conductance) -> str:
     halves = [_half(result.share(i)) for i in range(len(result.layers))]
     known = [i for i, half in enumerate(halves) if half]
+    n, name = len(result.ids), name_of(result.model)
     if not known:
-        return f"{name_of(result.model)}: nothing flows through these units."
-    few, many = min(known, key=lambda i: halves[i]), max(known, key=lambda i: halves[i])
-    unit = int(result.busiest(few, 1)[0])
-    return (
-        f"{name_of(result.model)}: half of a layer's conductance flows through {halves[few]} of {len(result.share(few))} "
-        f"units in "
-        f"{result.layers[few].name} and through {halves[many]} in {result.layers[many].name}; the busiest unit of the "
-        f"former, {unit}, "
-        f"carries {percent(float(result.share(few)[unit]))} (n = {len(result.ids)})."
+        return f"{name}: nothing flows through these units."
+    few, many = min(halves[i] for i in known), max(halves[i] for i in known)
+    units = sorted({len(result.share(i)) for i in known})
+    said = (
+        f"half of a layer's conductance flows through {few}{f' to {many}' if many > few else ''} of {join(map(str, units))} units"
     )
+    alone = [] if _few(n) else [i for i in known if _leads(result, i, len(known))]
+    busiest = f"{len(alone)} of {len(known)} layers have a unit that carries more than any other beyond the interval over images"
+    if alone:
+        unit = int(result.busiest(alone[-1], 1)[0])
+        share = result.share_by_image(alone[-1])[:, unit]
+        busiest += f", such as unit {unit} of {result.layers[alone[-1]].name} with {_percent(share)}"
+    return (
+        f"{name}: {said} (n = {n}); {_few(n).removeprefix('; ') or busiest}. With {_nodes(result)} an image, the sum over a cut "
+        f"that holds the layer misses the logit difference by {percent(float(np.median(result.gap)))} in the median and "
+        f"{percent(float(result.gap.max()))} at most, and the sum over every other node differs by up to "
+        f"{percent(float(result.change.max()))}."
+    )
+
+
+def _leads(result: Conductance, i: int, family: int) -> bool:
+    """Whether the busiest unit of a layer has more than every other, by intervals over images for a family of layers."""
+    share = result.share_by_image(i)
+    if len(share) < 2 or share.shape[1] < 2:
+        return False
+    best = int(result.busiest(i, 1)[0])
+    others = np.delete(share, best, axis=1)
+    return bool((mean_interval(share[:, [best]] - others, 0, 1 - _LEVEL / family)[1] > 0).all())
+
+
+def _percent(values: np.ndarray) -> str:
+    mean, low, high = (100 * float(v) for v in mean_interval(values))
+    return f"{mean:.1f} % [{low:.1f} %, {high:.1f} %]"
 
 
 def _half(share: np.ndarray) -> int:

@@ -3,7 +3,7 @@
 Intervals are 95 % unless another level is asked for, deterministic, and NaN where the data cannot hold one. Which level they
 keep at which number of images is simulated in `tests/stats/test_coverage.py`."""
 
-from mixer_probe.stats.intervals import crossed_interval, delta_interval, mean_interval, median_interval
+from mixer_probe.stats.intervals import FEWEST, crossed_interval, delta_interval, mean_interval, median_interval
 from mixer_probe.stats.nulls import (
     check_permutations,
     max_null,
@@ -20,6 +20,7 @@ from mixer_probe.stats.shares import (
 )
 
 __all__ = [
+    "FEWEST",
     "check_permutations",
     "crossed_interval",
     "delta_interval",

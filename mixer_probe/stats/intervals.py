@@ -11,6 +11,8 @@ from scipy.stats import binom, t
 Estimate = tuple[np.ndarray, np.ndarray, np.ndarray]
 Bounds = tuple[np.ndarray, np.ndarray]
 Limits = tuple[Any, Any] | None
+# With fewer values the interval of a skewed mean covers less than it says: 92 % at eight, 88 % at four.
+FEWEST = 12
 
 
 def mean_interval(values: Any, axis: int = -1, level: float = 0.95, limits: Limits = None) -> Estimate:
@@ -79,8 +81,9 @@ def crossed_interval(values: Any, level: float = 0.95, limits: Limits = None) ->
     are weighted by the shares of the two in the variance (Cochran 1964). Of one draw it is `mean_interval` over the images."""
     x = np.asarray(values, dtype=np.float64)
     draws, n = x.shape[-2:]
-    if draws == 1:
-        return mean_interval(x[..., 0, :], -1, level, limits)
+    if draws == 1 or n < 2:
+        # Of one image the draws alone say nothing of others.
+        return mean_interval(x.mean(-2), -1, level, limits)
     variance, from_draws = crossed_variance(x)
     few, many = (t.ppf((1 + level) / 2, count - 1) for count in (draws, n))
     half = np.where(variance > 0, (many + (few - many) * from_draws) * np.sqrt(variance), np.nan)

@@ -106,12 +106,26 @@ def test_infidelity_of_a_perfect_and_of_a_uniform_map() -> None:
 def test_randomisation_redraws_everything_once_and_leaves_the_network_alone(mixer: mp.Model, saliency: at.Attribution) -> None:
     before = mixer.module.state_dict()
     kept = {name: value.clone() for name, value in before.items()}
-    found = at.randomisation_check(mixer, X, saliency)
+    found = at.randomisation_check(mixer, X, saliency, draws=2)
     assert found.stages == ("trained", "head", "norm", "blocks.1", "blocks.0", "stem and the rest")
-    np.testing.assert_allclose(found.spearman[0], 1)
-    np.testing.assert_allclose(found.ssim[0], 1)
+    assert found.spearman.shape == found.ssim.shape == (2, 6, 4)
+    np.testing.assert_allclose(found.spearman[:, 0], 1)
+    np.testing.assert_allclose(found.ssim[:, 0], 1)
+    # Other weights in every draw, and in the draws of another seed.
+    other = at.randomisation_check(mixer, X, saliency, draws=2, seed=1)
+    last = np.concatenate([found.spearman[:, -1], other.spearman[:, -1]])
+    assert len(np.unique(last.round(9), axis=0)) == 4
+    # A cascade of fewer steps ends in the same network: weights are drawn in one order.
+    short = at.randomisation_check(mixer, X, saliency, draws=2, steps=2)
+    assert short.stages == ("trained", "blocks.1", "stem and the rest")
+    np.testing.assert_allclose(short.spearman[:, -1], found.spearman[:, -1])
+    mean, low, high = found.remains()
+    assert mean == pytest.approx((found.spearman[:, -1] - found.null_spearman).mean())
+    assert low < mean < high
+    with pytest.raises(MeasureError, match="draws is a whole number, 1 or more, not 0"):
+        at.randomisation_check(mixer, X, saliency, draws=0)
     assert all(torch.equal(kept[name], value) for name, value in mixer.module.state_dict().items())
-    assert np.abs(found.spearman[-1]).max() < 0.9
+    assert np.abs(found.spearman[:, -1]).mean() < 0.9
     pooled = saliency.pooled().reshape(4, -1)
     expected = np.mean([spearmanr(pooled[0], pooled[j])[0] for j in (1, 2, 3)])
     assert found.null_spearman[0] == pytest.approx(expected)
@@ -121,8 +135,8 @@ def test_randomisation_redraws_everything_once_and_leaves_the_network_alone(mixe
 
 @pytest.mark.parametrize("name", ["zoo:mixer-s0", "zoo:vit-s0", "zoo:resnet-s0"])
 def test_the_zoo_forgets_its_maps_when_it_forgets_its_weights(name: str) -> None:
-    model, images = mp.load_model(name, device="cpu"), mp.load_images("demo", limit=16)
-    found = at.randomisation_check(model, images, mp.attribute(model, images, "saliency", target="labels"))
+    model, images = mp.load_model(name, device="cpu"), mp.load_images("demo", limit=6)
+    found = at.randomisation_check(model, images, mp.attribute(model, images, "saliency", target="labels"), draws=3, steps=1)
     frame = found.to_frame()
     last = frame.iloc[-1]
     assert last["spearman_high"] < 0.5

@@ -318,7 +318,8 @@ def agreeing(values: Sequence[float], n: int = 12, method: str = "saliency") -> 
         table[i, j] = table[j, i] = value + 0.05 * rng.standard_normal(n)
     models = record("one"), record("two", "vit"), record("three", "cnn")
     images, ids = ImagesRecord("x", "test", n, 3, "0"), tuple(map(str, range(n)))
-    return Agreement(models, (method,) * 3, images, ids, (4, 4), False, table, np.zeros((3, 3)), np.full((3, 3), 0.1), 200)
+    nulls = np.zeros((3, 3)), np.full((3, 3), 0.1), np.full((3, 3), 0.001)
+    return Agreement(models, (method,) * 3, images, ids, (4, 4), False, table, *nulls, 200)
 
 
 def test_the_networks_that_agree_most_are_the_planted_ones() -> None:
@@ -350,7 +351,7 @@ def test_pairs_are_ranked_by_the_methods_that_all_have() -> None:
     assert {n.kind for n in finding.numbers} == {"agreement above the null, 1 method"}
 
 
-def curves(better: float, n: int = 10) -> PerturbationCurves:
+def curves(better: float, n: int = 12) -> PerturbationCurves:
     """Straight lines from 1 to 0: areas of 0.5, and of 0.5 - `better` for the deletion of the one method."""
     line = np.linspace(1, 0, 5)
     random = np.tile(line, (2, n, 1))

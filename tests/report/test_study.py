@@ -115,13 +115,12 @@ def test_an_interrupted_study_goes_on_with_what_it_has(tmp_path: Path, monkeypat
     first = run_study(tiny_models()[:1], images, None, settings, store=tmp_path)
     model = tiny_models()[0]
     runs: list[int] = []
-    model.module.head.register_forward_hook(lambda *call: runs.append(len(call[2])))
-    model.module.blocks[1].register_forward_hook(lambda *call: runs.append(len(call[2])))
+    model.module.head.register_forward_hook(lambda *_: runs.append(1))
+    model.module.blocks[1].register_forward_hook(lambda *_: runs.append(2))
     monkeypatch.setattr("mixer_probe.report.study.weight_results", lambda *_, **__: [])
     second = run_study([model], images, None, settings, store=tmp_path)
-    # Only dry passes of one or two blank images, which read the structure, count operations and outputs.
-    assert max(runs) <= 2
-    assert len(runs) <= 8
+    # Only the dry passes that read the structure and count operations.
+    assert len(runs) <= 4
     a, b = (next(r for r in results if type(r).__name__ == "SimilarityMatrix") for results in (first, second))
     np.testing.assert_array_equal(a.values, b.values)
 

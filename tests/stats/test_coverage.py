@@ -16,6 +16,7 @@ from mixer_probe.probing.controls import _selectivity_intervals
 from mixer_probe.probing.scores import balanced_interval, combined_interval, images_interval, seeds_interval
 from mixer_probe.probing.target_probe import r_squared_interval
 from mixer_probe.stats import (
+    FEWEST,
     crossed_interval,
     delta_interval,
     difference_interval,
@@ -27,9 +28,6 @@ from mixer_probe.stats import (
 
 Bounds = tuple[np.ndarray, np.ndarray]
 Random = np.random.Generator
-# Images of the attributions of a report, where they are fewest.
-FEWEST = 16
-
 POPULATIONS: dict[str, tuple[Callable[[Random, tuple[int, int]], np.ndarray], float]] = {
     "normal": (lambda r, s: r.normal(size=s), 0.0),
     "areas, uniform": (lambda r, s: r.random(s), 0.5),
