@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,12 +10,49 @@ import pandas as pd
 
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.results import ModelRecord, Result
+from mixer_probe.results import ModelRecord, Result, storable
+
+
+@storable
+@dataclass(frozen=True)
+class OwnAccuracy:
+    """How many of `n` images a network's own classifier has `right`, with Wilson's interval `low` to `high` at 95 %.
+
+    `chance` is the share of the most frequent class of the images, the best that a constant answer reaches. `stated` is the
+    accuracy that the network's card has for `stated_on`; NaN where none is known. Where nothing could be counted `n` is 0,
+    accuracies are NaN, `why` says so in a few words and `reason` in a sentence."""
+
+    right: int
+    n: int
+    low: float
+    high: float
+    chance: float
+    stated: float
+    stated_on: str
+    why: str = ""
+    reason: str = ""
+
+    @property
+    def value(self) -> float:
+        """The share that is right."""
+        return self.right / self.n if self.n else math.nan
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether chance is in the interval, or above it."""
+        return self.n > 0 and self.low <= self.chance
+
+    @property
+    def below_card(self) -> bool:
+        """Whether the interval ends below what the card states."""
+        return self.n > 0 and self.high < self.stated
 
 
 @dataclass(frozen=True)
 class ModelCard(Result):
-    """A model's record, its layer table, multiply-accumulates of one image, and the input it takes."""
+    """A model's record, its layer table, multiply-accumulates of one image, and the input it takes.
+
+    `own` is its accuracy on the images of a study, None outside of one."""
 
     title: ClassVar[str] = "Models"
 
@@ -25,6 +63,7 @@ class ModelCard(Result):
     input_size: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    own: OwnAccuracy | None = None
 
     def to_frame(self) -> pd.DataFrame:
         """The layer table: one row a layer in execution order."""

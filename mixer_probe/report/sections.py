@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ from mixer_probe.invariance import (
     RepresentationShift,
 )
 from mixer_probe.models import ModelCard
+from mixer_probe.models.card import OwnAccuracy
 from mixer_probe.probing import (
     AttentiveResult,
     Calibration,
@@ -104,7 +106,7 @@ from mixer_probe.report.sections_tying import tying_section
 from mixer_probe.report.sections_units import token_mixing_section
 from mixer_probe.report.sections_visualization import visualization_section
 from mixer_probe.report.skipped import Skipped
-from mixer_probe.report.texts import untrained_warning
+from mixer_probe.report.texts import percent, untrained_warning
 from mixer_probe.similarity import SimilarityMatrix
 from mixer_probe.similarity.identification import LayerIdentification
 from mixer_probe.similarity.localisation import LocalisationCKA
@@ -134,14 +136,49 @@ def models_section(cards: Sequence[ModelCard]) -> list[Section]:
             "parameters": [f"{c.model.parameters:,}" for c in cards],
             "GMACs": [c.macs / 1e9 for c in cards],
             "input": ["×".join(map(str, c.input_size)) for c in cards],
+            **({"accuracy": [_own(c.own) for c in cards]} if any(c.own for c in cards) else {}),
             "weights": [c.model.weights for c in cards],
             "fingerprint": [c.model.fingerprint[:12] for c in cards],
         }
     )
     notes = tuple(f"{c.model.name}: {c.model.note}" for c in cards if c.model.note and c.model.trained)
-    tables = [Table("The networks. GMACs are multiply-accumulates of one image, in billions.", frame, {"GMACs": "{:.4g}"})]
+    missing = tuple(f"{c.model.name} has no accuracy of its own here: {c.own.reason}" for c in cards if c.own and c.own.why)
+    caption = "The networks. GMACs are multiply-accumulates of one image, in billions."
+    if any(c.own for c in cards):
+        caption += (
+            " Accuracy is the network's own on the images of this report, with a 95 % interval, beside chance (always naming the "
+            "commonest class) and what its card states."
+        )
+    tables = [Table(caption, frame, {"GMACs": "{:.4g}"})]
     tables += [Table(f"Layers of {c.model.name} in execution order.", c.to_frame(), folded=True) for c in cards]
-    return [Section("models", "The networks", notes, tuple(tables), untrained_warning(c.model for c in cards))]
+    doubts = tuple(text for c in cards if (text := _doubt(c)))
+    warned = (*untrained_warning(c.model for c in cards), *doubts)
+    return [Section("models", "The networks", (*notes, *missing), tuple(tables), warned)]
+
+
+def _own(own: OwnAccuracy | None) -> str:
+    """The accuracy of a network on the study's images, or why there is none."""
+    if own is None or not own.n:
+        return "-" if own is None else own.why
+    stated = "" if math.isnan(own.stated) else f"; card {percent(own.stated)}"
+    return f"{percent(own.value)} [{percent(own.low)}, {percent(own.high)}], n = {own.n}; chance {percent(own.chance)}{stated}"
+
+
+def _doubt(card: ModelCard) -> str:
+    """A warning of a trained network that is right less often than it should be; "" for others."""
+    own = card.own
+    if own is None or not card.model.trained or not (own.at_chance or own.below_card):
+        return ""
+    what = f"{card.model.name} is right on {percent(own.value)} [{percent(own.low)}, {percent(own.high)}] of {own.n} images"
+    than = (
+        f"not above chance ({percent(own.chance)})"
+        if own.at_chance
+        else f"below the {percent(own.stated)} that its card states for {own.stated_on}"
+    )
+    return (
+        f"{what}, {than}: before any other number is believed, check its input (mean, std, size, crop), its weights, and whether "
+        "its classes are those of the images."
+    )
 
 
 def skipped_section(results: Sequence[Skipped]) -> list[Section]:

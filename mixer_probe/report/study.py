@@ -16,6 +16,7 @@ from mixer_probe.channels import ChannelPage
 from mixer_probe.errors import MeasureError, MixerProbeError, ModelError, StoreError
 from mixer_probe.images import Images
 from mixer_probe.images.classes import class_name, quoted, require_labels
+from mixer_probe.invariance.own_accuracy import own_accuracy
 from mixer_probe.models import Model, describe
 from mixer_probe.probing import Target, raw_pixels
 from mixer_probe.progress import task
@@ -62,11 +63,15 @@ class Study:
     def look_at(self, model: Model) -> None:
         """Everything that needs the model itself: card, weights, representations, channels, attributions."""
         twin = self.twin_of(model)
+        card = len(self.results)
         self.results.append(describe(model))
         both, sample = [model] if twin is None else [model, twin], self._sample(KERNEL_IMAGES)
         of_weights = {"models": both, "images": sample}
         self.results += self._step(f"weights of {model.name}", of_weights, lambda: weight_results(both, images=sample))
         seen = self.represent(model, twin)
+        if seen is not None:
+            own = own_accuracy(model, self.images, seen.whole, self.settings.batch_size)
+            self.results[card] = replace(self.results[card], own=own)  # type: ignore[call-arg]
         self.read_places(model, twin)
         self._channels_of(model, seen)
         if self.settings.attributions:
@@ -170,7 +175,8 @@ class Study:
     def represent(self, model: Model, twin: Model | None) -> Seen | None:
         """Keep the representations that similarity, probes and channels need; None if they cannot be had."""
         try:
-            seen = Seen(self._extract(model, self.images, "test"))
+            whole = self._extract(model, self.images, "test", with_head=True)
+            seen = Seen(whole.only([layer.name for layer in model.select(self.settings.layers)]), whole=whole)
             if self.train is not None:
                 seen.train = self._extract(model, self.train, "train")
             if twin is not None and (self._will_probe() or self.channels.wants("selectivity", "partners")):
@@ -190,11 +196,14 @@ class Study:
         labelled = self.train is not None or self.images.labels is not None
         return any(name in OF_RUNS and (labelled or not OF_RUNS[name].labelled) for name in self.settings.probes)
 
-    def _extract(self, model: Model, images: Images, part: str) -> Representations:
+    def _extract(self, model: Model, images: Images, part: str, with_head: bool = False) -> Representations:
+        """The layers of the study; `with_head` the last head too, whose logits say how often the network is right."""
         s = self.settings
+        heads = [layer.name for layer in model.layers if layer.kind == "head"][-1:] if with_head else []
+        layers = [*([s.layers] if isinstance(s.layers, str) else s.layers), *heads]
         of = f"{model.fingerprint[:8]}-{images.fingerprint[:8]}"
         out = None if self.store is None else self.store / f"{_slug(model.name)}-{of}-{part}.zarr"
-        return extract(model, images, s.layers, batch_size=s.batch_size, autocast=s.autocast, out=out)
+        return extract(model, images, layers, batch_size=s.batch_size, autocast=s.autocast, out=out)
 
     def _sample(self, most: int) -> Images:
         return self.images.sample(min(most, len(self.images)), self.settings.seed)
