@@ -44,7 +44,7 @@ def integrate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Maps [B, H, W] of the ways from `baseline` to `x` [B, 3, H, W], how many nodes each took in the end [B], and by which share
     of its magnitudes each may still move [B]; NaN where `rule` left no room to halve."""
-    maps, gaps, differences = _pieces(model, baseline, x, targets, rule.nodes, chunk)
+    maps, _, differences = _pieces(model, baseline, x, targets, rule.nodes, chunk)
     steps = torch.full((len(x),), rule.nodes, device=x.device)
     moves = torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device)
     if 2 * rule.nodes > rule.most:

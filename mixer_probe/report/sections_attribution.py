@@ -217,10 +217,7 @@ def _game_sentence(result: PerturbationCurves, game: str) -> str:
 
 def _lead(result: PerturbationCurves, gain: np.ndarray, order: np.ndarray) -> tuple[bool, str]:
     """Whether the best is ahead of all others, and who is not told from it, by intervals over the same images."""
-    close: list[str] = []
-    for other in order[1:]:
-        if not mean_interval(gain[order[0]] - gain[other])[1] > 0:
-            close.append(method_label(result.methods[other]))
+    close = [method_label(result.methods[i]) for i in order[1:] if not mean_interval(gain[order[0]] - gain[i])[1] > 0]
     if len(order) < 2 or close:
         return False, f"; not told from it: {join(close)}" if close else ""
     lead = mean_interval(gain[order[0]] - gain[order[1]])
@@ -384,8 +381,8 @@ def randomisation_verdict(result: RandomisationCheck) -> str:
 
     Nothing is said for too few images or one draw, and where maps of different images are alike: then they do not depend on the
     image, and are as like to those of any weights."""
-    _, low, high = result.remains()
-    remains = _interval(*result.remains())
+    mean, low, high = result.remains()
+    remains = _interval(mean, low, high)
     if _few(len(result.ids)):
         return _few(len(result.ids))
     if result.draws < 2:

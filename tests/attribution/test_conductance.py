@@ -68,5 +68,5 @@ def test_nodes_are_doubled_until_the_sum_and_the_units_settle() -> None:
         few = at.layer_conductance(model, x, target=2, n_steps=4, max_steps=4, tolerance=1e-3)
     assert (few.steps == 4).all()
     assert np.maximum(few.gap, few.change).max() > 1e-3
-    with pytest.raises(MeasureError, match="2 <= n_steps <= max_steps and tolerance > 0, not 1, 512, 0.02"):
+    with pytest.raises(MeasureError, match=r"2 <= n_steps <= max_steps and tolerance > 0, not 1, 512, 0\.02"):
         at.layer_conductance(model, x, n_steps=1)

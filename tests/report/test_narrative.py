@@ -365,7 +365,7 @@ def curves(better: float, n: int = 12) -> PerturbationCurves:
 def test_deletion_is_told_from_random_orders_only_where_it_is_better() -> None:
     good = told([curves(0.2)], "attributions")[1]
     assert good.numbers[0].value == pytest.approx(0.2)
-    assert "in deletion for 1 of 1 methods (best " in good.sentence
+    assert "in deletion for 1 of 1 methods (largest gain " in good.sentence
     assert "in insertion for 0 of 1 methods" in good.sentence
     assert told([curves(0.0)], "attributions")[1].verdict == "none"
 
