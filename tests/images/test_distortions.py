@@ -228,7 +228,7 @@ def test_normalising_before_or_after_is_the_same_where_the_fill_is_the_mean() ->
         (lambda: PatchShuffle(0), "each 1 or more, not 0"),
         (lambda: PatchDrop(1.2, 4), "from 0 to 1"),
         (lambda: LowPass(0.0), "positive number of cycles"),
-        (lambda: LowPass(1.0, "gauss"), "closest: gaussian"),
+        (lambda: LowPass(1.0, "gauss"), "known: gaussian, ideal"),
         (lambda: Shift(1, 1, "fill"), "known: cyclic, repeat"),
         (lambda: Chain(()), "at least one step"),
         (lambda: PatchDrop(0.5, 2).undo(noise()), "cannot be undone"),
