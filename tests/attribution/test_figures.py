@@ -94,7 +94,7 @@ def test_curves_checks_and_agreement_are_drawn(model: mp.Model, maps: list[at.At
     check = at.randomisation_check(model, images, maps[0])
     drawn = randomisation_figure([check]).axes[0]
     assert [t.get_text() for t in drawn.get_xticklabels()][-1] == "stem, rest"
-    np.testing.assert_allclose(drawn.lines[0].get_ydata(), check.spearman.mean(1))
+    np.testing.assert_allclose(drawn.lines[0].get_ydata(), check.spearman.mean((0, 2)))
     likeness = at.agreement(maps)
     texts = [t.get_text() for t in agreement_figure(likeness).axes[0].texts]
     assert texts == [f"{likeness.mean[0, 1]:.2f}"] * 2
