@@ -21,7 +21,7 @@ from torchvision.transforms import Grayscale
 
 from mixer_probe.core.validate import checked
 from mixer_probe.errors import ImagesError, ImagesWarning, closest
-from mixer_probe.images.decode import EXTENSIONS, orientation, reason
+from mixer_probe.images.decode import EXTENSIONS, orientation, reason, sized
 from mixer_probe.images.folder import _image_files
 from mixer_probe.images.labelled import Images
 from mixer_probe.images.transforms import model_transform
@@ -461,7 +461,7 @@ def _opened(path: Path) -> tuple[np.ndarray, str]:
     """Values and mode of a mask, palettes as indices; transparency is not looked at."""
     try:
         with Image.open(path) as opened:
-            picture: Image.Image = opened
+            picture: Image.Image = sized(opened)
             if picture.mode in ("RGBA", "LA", "PA"):
                 picture = picture.convert({"RGBA": "RGB", "LA": "L", "PA": "P"}[picture.mode])
             return np.asarray(picture), picture.mode

@@ -60,6 +60,7 @@ class FileReader:
             image = Image.open(path)
         except _UNREAD as error:
             image = _without_metadata(path, error)
+        sized(image)
         return image if self.top is None or not is_deep(image.mode) else _eight_bits(upright(image), self.top)
 
     def where(self, position: int) -> str:
@@ -216,7 +217,8 @@ def _without_metadata(path: str, error: Exception) -> Image.Image:
                 raise error
             content = start + stream.read()
         image = Image.open(io.BytesIO(_bare_png(content) if start == _PNG else _bare_jpeg(content)))
-        image.load()
+        if image.width * image.height <= MOST_PIXELS:  # others are refused by who asked
+            image.load()
     except Exception:
         raise error from None
     return image

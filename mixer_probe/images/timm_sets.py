@@ -19,7 +19,7 @@ from PIL import Image
 
 from mixer_probe.core.fingerprint import bytes_key, file_keys, picture_key
 from mixer_probe.errors import ImagesError, ImagesWarning, closest
-from mixer_probe.images.decode import HeldReader, reason, to_rgb
+from mixer_probe.images.decode import HeldReader, reason, sized, to_rgb
 from mixer_probe.images.labelled import Images, numbered
 
 PREFIXES = ("torch", "hfds", "hfids", "wds", "tfds")
@@ -138,7 +138,7 @@ class IndexReader:
     def open(self, position: int) -> Image.Image:
         """See `Reader`."""
         with self.reader[position][0] as stream:
-            image = Image.open(stream)
+            image = sized(Image.open(stream))
             image.load()
             return image
 

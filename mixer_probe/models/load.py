@@ -86,6 +86,8 @@ def load_model(
     CheckpointError for a file that is missing, truncated, pickled code, or for another network.
     """
     place, number = resolve_device(device), resolve_dtype(dtype)
+    if place.type == "meta" and not isinstance(model, nn.Module):
+        raise ModelError("the device 'meta' holds shapes and no numbers; use 'auto' or 'cpu'")
     given: dict[str, Any] = {"size": input_size, "mean": mean, "std": std}
     given |= {"interpolation": interpolation, "crop_pct": crop_pct, "crop_mode": crop_mode}
     if timm_arguments and (isinstance(model, nn.Module) or str(model).startswith("zoo:")):
@@ -123,8 +125,6 @@ def resolve_device(device: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"no device '{device}' here ({reason}); use 'auto' or 'cpu'") from error
-    if found.type == "meta":
-        raise ModelError("the device 'meta' holds shapes and no numbers; use 'auto' or 'cpu'")
     return found
 
 
