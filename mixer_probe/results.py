@@ -13,6 +13,7 @@ import io
 import json
 import math
 import os
+import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,11 +211,11 @@ def from_dict(data: Any) -> Any:
     for name, value in fields.items():
         declared = field_types(cls).get(name, Any)
         if not fits(value, declared):
-            raise StoreError(f"'{name}' of a {kind} is a {type(value).__name__}, and not {spelled(declared)}")
+            raise StoreError(f"'{name}' of a {cls.__name__} is a {type(value).__name__}, and not {spelled(declared)}")
     try:
         return cls(**fields)
     except TypeError as error:
-        raise StoreError(f"a {kind} of another version of mixer_probe: {error}") from error
+        raise StoreError(f"a {cls.__name__} of another version of mixer_probe: {textwrap.shorten(str(error), 200)}") from error
 
 
 def _import_results() -> None:

@@ -128,6 +128,7 @@ def test_unlabelled_files_have_no_true_class(run: Run, tmp_path: Path) -> None:
     assert "is a folder" in err
 
 
+@pytest.mark.filterwarnings("always::mixer_probe.errors.ImagesWarning")
 def test_files_of_any_mode_are_drawn_at_their_own_resolution(run: Run, tmp_path: Path) -> None:
     files = [
         photo(tmp_path / "cmyk.jpg", (90, 60), "CMYK"),
@@ -143,6 +144,7 @@ def test_files_of_any_mode_are_drawn_at_their_own_resolution(run: Run, tmp_path:
     arguments = ("--method", "saliency", "--what", "overlays", "--shown", "9", "--device", "cpu", "--out", str(out))
     code, printed, err = run("attribute", "zoo:resnet-s0", *pictures, *arguments)
     assert code == 0, err
+    assert "warning: 1 of 5 images of 'files' are of more than 8 bits" in err
     assert "The class that each network predicts is explained." in printed
     sizes = [Image.open(file).size for file in sorted((out / "overlays").iterdir())]
     assert sizes == [(90, 60), (40, 70), (64, 64), (40, 50), (33, 44)]

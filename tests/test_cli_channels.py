@@ -23,7 +23,7 @@ def test_channels_prints_sentences_with_n_and_null(run: Run) -> None:
     assert code == 0, err
     assert "mixer-s0: 0 of 256 channels never change over 40 images" in printed
     assert "of 256 channels" in printed
-    assert "by 19 permutations of the labels, n = 40" in printed
+    assert "by 999 permutations of the labels, n = 40" in printed
     assert "Untrained," in printed
     assert "mixer-s0, after blocks.7: 90.0 % of what all 128 channels gain over chance" in printed
 

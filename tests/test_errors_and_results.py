@@ -200,7 +200,7 @@ NO_RESULTS = {
     "no settings": (sealed([], settings=3), "holds what is no result .*TypeError"),
     "unknown": (sealed([{"$type": "Fancy"}]), "'Fancy' is no result of this version.*: "),
     "unknown kind of name": (sealed([{"$type": ["Fancy"]}]), "holds what is no result"),
-    "no fields": (sealed([{"$type": "Everything"}]), "Everything of another version"),
+    "no fields": (sealed([{"$type": f"{__name__}.Everything"}]), "Everything of another version"),
     "no result": (sealed([3]), "a int is no result"),
     "a record": (sealed([to_dict(MODEL)]), "a ModelRecord is no result"),
     "deep": ("[" * 100_000 + "]" * 100_000, "nested deeper than any result"),

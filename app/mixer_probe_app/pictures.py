@@ -20,9 +20,9 @@ import pandas as pd
 import streamlit as st
 from PIL import Image, ImageOps
 
-from mixer_probe.errors import ImagesError, StoreError
+from mixer_probe.errors import ImagesError, ImagesWarning, StoreError
 from mixer_probe.images import Images, from_arrays, photo_credit
-from mixer_probe.images.decode import MOST_PIXELS, reason, to_rgb
+from mixer_probe.images.decode import MOST_PIXELS, is_deep, reason, to_rgb
 from mixer_probe_app import data, held, offers, seen
 from mixer_probe_app.messages import plain
 from mixer_probe_app.store import made
@@ -312,13 +312,15 @@ def read_upload(name: str, content: bytes) -> tuple[Image.Image, list[str]]:
     if len(content) > _MOST_BYTES:
         raise ImagesError(f"{shown} has more than {_MOST_BYTES >> 20} MB: save it smaller, as JPEG for instance.")
     try:
-        with warnings.catch_warnings():
-            # The limit here is lower than the one that Pillow warns of.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with warnings.catch_warnings(record=True) as caught:
+            # The limit here is lower than the one that Pillow warns of; which range was assumed is told below.
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", ImagesWarning)
             with Image.open(io.BytesIO(content), formats=_formats()) as opened:
                 _check_size(shown, opened)
                 said = _done_to(opened)
                 picture = to_rgb(opened)
+        said += [f"It {str(warning.message).removeprefix('an image ')}." for warning in caught]
     except ImagesError:
         raise
     except Image.DecompressionBombError:
@@ -363,7 +365,7 @@ def _done_to(opened: Image.Image) -> list[str]:
         said.append(f"It has {opened.n_frames} frames; the first one is taken.")
     if opened.mode == "CMYK":
         said.append("It was in CMYK and is converted to RGB without its colour profile; colours may look a little different.")
-    if opened.mode.startswith("I") or any("16" in str(tile[3]) for tile in getattr(opened, "tile", ())):
+    if not is_deep(opened.mode) and any("16" in str(tile[3]) for tile in getattr(opened, "tile", ())):
         said.append("It had 16 bits a channel; the high 8 are kept.")
     if opened.has_transparency_data:
         said.append("What was transparent is laid over white.")

@@ -227,7 +227,7 @@ def place_of_patch(choice: str, images: Images, with_twin: bool) -> PatchPositio
     names = [layer.name for layer in network.select(("stem", LAYERS)) if layer.grid and layer.grid[0] * layer.grid[1] > 1]
     if not names:
         raise MeasureError(f"no layer of {network.name} has several positions, so there is no place to read")
-    options: dict[str, Any] = {"layers": names, "ridges": _PLACE_RIDGES, "untrained": with_twin, "seed": 0}
+    options: dict[str, Any] = {"layers": names, "ridges": _PLACE_RIDGES, "untrained": with_twin}
     key = (key_of(network), part.record.fingerprint, with_twin)
     title = f"Patch position of {shown(choice)}"
     probe = mp.probing.patch_position_probe

@@ -19,6 +19,7 @@ from mixer_probe.capture.hooks import Reducer, every_position, first_prefix_toke
 from mixer_probe.capture.representations import PREFIX, Reduce, Representations, RunRecord, count_non_finite
 from mixer_probe.capture.store import RunWriter, check_place, open_run, stored_shape, writing
 from mixer_probe.capture.stream import ImageSource, Piece, as_source, stream, to_host
+from mixer_probe.core.files import printable
 from mixer_probe.core.fingerprint import keys_of
 from mixer_probe.core.validate import checked
 from mixer_probe.errors import ImagesError, LayerError, NonFiniteWarning, StoreError
@@ -70,7 +71,7 @@ def extract(
 
     if out is not None:
         found = check_place(Path(out), record) or _into_store(Path(out), source, record, batch_size, pieces)
-        found = found.named(record.model, record.images, source.ids)
+        found = found.named(record.model, record.images, tuple(map(printable, source.ids)))
     else:
         found = _into_memory(source, record, pieces)
     _warn_non_finite(found)

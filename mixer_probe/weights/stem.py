@@ -13,7 +13,7 @@ import pandas as pd
 from torch import nn
 
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError, ModelError, closest
+from mixer_probe.errors import MeasureError, ModelError
 from mixer_probe.models.model import Model
 from mixer_probe.results import ModelRecord, Result
 from mixer_probe.weights.operators import applied_weight, tracy_widom_edge
@@ -64,8 +64,6 @@ class StemFilters(Result):
         """Units [unit] by "frequency" (low first), "norm" (large first) or "luminance" (grey first); NaN last.
 
         Raises MeasureError for another word."""
-        if by not in ORDERS:
-            raise MeasureError(f"no order '{by}' of stem filters; {closest(by, ORDERS)}")
         keys = {"frequency": lambda: self.frequency, "norm": lambda: -self.norm, "luminance": lambda: -self.luminance}
         return np.argsort(keys[by](), kind="stable")
 
@@ -204,8 +202,6 @@ def stem_components(stem: StemFilters, k: int = 28, *, centred: bool = False) ->
     `centred` removes the mean filter first. A component's sign is free; here the entry of largest magnitude (the first of
     those that are equal to six digits) is positive. Raises MeasureError for k < 1 or filters that are all alike: zero, or
     constant if centred."""
-    if k < 1:
-        raise MeasureError(f"at least one component is needed, not {k}")
     rows = np.asarray(stem.filters, dtype=np.float64).reshape(len(stem), -1)
     rows = rows - rows.mean(0) if centred else rows
     left, values, right = np.linalg.svd(rows, full_matrices=False)

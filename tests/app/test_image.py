@@ -374,7 +374,10 @@ def test_a_good_upload_is_taken_as_it_is() -> None:
 
 CHANGED: dict[str, tuple[Callable[[], bytes], str]] = {
     "CMYK": (lambda: encoded(Image.new("CMYK", (30, 30), (0, 255, 255, 0)), "JPEG"), "CMYK"),
-    "16 bit": (lambda: encoded(Image.fromarray(np.full((20, 20), 0x8000, np.uint16))), "16 bits"),
+    "16 bit": (
+        lambda: encoded(Image.fromarray(np.full((20, 20), 0x8000, np.uint16))),
+        "more than 8 bits per channel, and the values are taken to run from 0",
+    ),
     "RGBA": (lambda: encoded(Image.new("RGBA", (30, 30), (0, 0, 0, 0))), "transparent"),
     "animated": (frames, "2 frames"),
     "large": (lambda: encoded(Image.new("RGB", (3000, 1500))), "reduced from 3000×1500 to 1024×512 px"),

@@ -285,6 +285,7 @@ class Scrambled(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.num_prefix_tokens = 0
         self.stem = nn.Conv2d(3, 8, 4, 4)
         self.turn = Turn()
         self.every_second = EverySecond()

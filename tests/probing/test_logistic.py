@@ -281,7 +281,7 @@ def test_folds_hold_every_image_once_and_classes_their_share():
     assert 2 not in y[once]
     with pytest.raises(MeasureError, match="too few training images"):
         left_out_folds(np.arange(5))
-    with pytest.raises(MeasureError, match="take 2 or more"):
+    with pytest.raises(MeasureError, match="folds is a whole number, 2 or more, not 1"):
         left_out_folds(y, 1)
 
 

@@ -128,7 +128,7 @@ def test_one_pdf_of_all_pages(tmp_path: Path) -> None:
     assert content.count(b"/MediaBox [ 0 0 595.44 841.68 ]") == 3
     assert save_pages(pages, tmp_path / "again.pdf").read_bytes() == content
     with pytest.raises(StoreError, match="cannot write"):
-        save_pages(pages, tmp_path / "nowhere" / "pages.pdf")
+        save_pages(pages, tmp_path / "pages.pdf" / "pages.pdf")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again.pdf", "pages.pdf"]
 
 
