@@ -127,6 +127,9 @@ class ModelRecord:
     parameters: int
     note: str = ""
 
+    def __post_init__(self) -> None:
+        _make_printable(self)
+
 
 @storable
 @dataclass(frozen=True)
@@ -147,6 +150,17 @@ class ImagesRecord:
     credit: str = ""
     pictures: str = ""
     note: str = ""
+
+    def __post_init__(self) -> None:
+        _make_printable(self)
+
+
+def _make_printable(record: Any) -> None:
+    """Names of files can be bytes that are no UTF-8, which no figure draws and no table holds."""
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, str):
+            object.__setattr__(record, field.name, printable(value))
 
 
 @dataclass(frozen=True)

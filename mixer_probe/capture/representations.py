@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mixer_probe.core.files import printable
 from mixer_probe.core.fingerprint import images_fingerprint, keys_by_name, pictures_fingerprint
 from mixer_probe.errors import ImagesError, LayerError, closest
 from mixer_probe.models.layer import Layer
@@ -61,10 +62,10 @@ class Representations:
         self.record = record
         self._arrays = arrays
         self._prefixes = prefixes
-        self.ids = tuple(ids)
+        self.ids = tuple(map(printable, ids))
         self.keys = keys_by_name(record.images.fingerprint, self.ids) if keys is None else tuple(keys)
         self.labels = labels
-        self.class_names = class_names
+        self.class_names = None if class_names is None else tuple(map(printable, class_names))
         self.non_finite = dict(non_finite)
 
     @property

@@ -123,7 +123,8 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 def printable(text: object) -> str:
     r"""The text with what no UTF-8 holds as its escape: the name of a file whose bytes are b"caf\xe9" is printed as "caf\xe9"."""
-    return _ESCAPED.sub(_escape, str(text))
+    said = str(text)
+    return said if said.isascii() else _ESCAPED.sub(_escape, said)
 
 
 def _escape(found: re.Match[str]) -> str:

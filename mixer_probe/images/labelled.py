@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from mixer_probe.core.files import printable
 from mixer_probe.core.fingerprint import images_fingerprint, pictures_fingerprint
 from mixer_probe.core.validate import checked
 from mixer_probe.errors import ImagesError, ImagesWarning
@@ -53,6 +54,11 @@ class Images(Sequence[Image.Image]):
     note: str = ""
 
     def __post_init__(self) -> None:
+        # Names are what results, tables and figures say; files are opened by their paths, which the reader has.
+        object.__setattr__(self, "name", printable(self.name))
+        object.__setattr__(self, "ids", tuple(map(printable, self.ids)))
+        if self.class_names is not None:
+            object.__setattr__(self, "class_names", tuple(map(printable, self.class_names)))
         n_labels = len(self.ids) if self.labels is None else len(self.labels)
         if not len(self.positions) == len(self.ids) == n_labels:
             raise ImagesError(

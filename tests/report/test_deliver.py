@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
 import mixer_probe as mp
 from mixer_probe.errors import StoreError
 from mixer_probe.report import Skipped, deliver, make_sections
 from mixer_probe.report.deliver import delivering
+from tests.networks import CASES
 from tests.tiny import tiny_models
 
 
@@ -162,3 +165,27 @@ def test_a_second_writer_of_a_report_is_told(tmp_path: Path) -> None:
             report(tmp_path, "second")
     assert (tmp_path / "new.svg").read_bytes() == b"new"
     assert pictures(tmp_path) == {"new"}
+
+
+def test_names_that_are_no_utf_8_are_written_everywhere_as_they_are_printed(tmp_path: Path) -> None:
+    """Files, classes, the folder itself and the model: in runs, results, tables, pictures and the page."""
+    folder = os.fsencode(tmp_path / "photos-") + b"\xff"
+    for label in (b"caf\xe9", b"dog"):
+        os.makedirs(folder + b"/" + label)
+        for i in range(2):
+            Image.new("RGB", (32, 32), (i * 90, 50, len(label) * 20)).save(
+                os.fsdecode(folder + b"/" + label + b"/" + str(i).encode() + b"\xe4.png"), "PNG"
+            )
+    images = mp.load_images(os.fsdecode(folder))
+    model = replace(CASES["mixer"].model(), name="model \udce9")
+    assert images.ids[0] == r"caf\xe9/0\xe4.png"
+    assert images.class_names == (r"caf\xe9", "dog")
+    run = mp.extract(model, images, out=tmp_path / "run")
+    assert run.ids == images.ids
+    result = mp.attribute(model, images, "saliency", target=0)
+    assert result.model.name == r"model \xe9"
+    deliver([result, mp.compare(run, run, permutations=0, resamples=0)], tmp_path / "out", "T")
+    assert mp.load_results(tmp_path / "out")[0].ids == images.ids
+    tables = "".join(f.read_text(encoding="utf-8") for f in (tmp_path / "out").glob("*.csv"))
+    assert r"0\xe4.png" in tables
+    assert r"model \xe9" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
