@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from weakref import WeakKeyDictionary
 
 import mixer_probe as mp
 from mixer_probe.capture import Representations
+from mixer_probe.core.fingerprint import digest
 from mixer_probe.errors import ImagesError
-from mixer_probe.images import Images
+from mixer_probe.images import DistortedImages, Images
 from mixer_probe.models import Model, ModelCard, describe
 from mixer_probe.report import make_sections
 from mixer_probe.results import Result
@@ -21,10 +23,20 @@ LAYERS = "blocks"
 # Small batches: progress moves, and a stop does not wait long for the one under way.
 BATCH = 32
 
+_KEYS: WeakKeyDictionary[Model, tuple[str, str]] = WeakKeyDictionary()
+
 
 def key_of(network: Model) -> tuple[str, str]:
-    """What tells a network from all others."""
-    return network.name, network.fingerprint
+    """What tells a network from all others. Made once for each, for the app changes none."""
+    if network not in _KEYS:
+        _KEYS[network] = network.name, network.fingerprint
+    return _KEYS[network]
+
+
+def key_of_images(images: Images | DistortedImages) -> tuple[str, str, str]:
+    """What tells images from all others: their content, and the names by which results call them."""
+    record = images.record
+    return record.name, record.fingerprint, digest(*images.ids)
 
 
 def card(choice: str) -> ModelCard:
@@ -44,7 +56,7 @@ def representations(choice: str, images: Images, layers: str | Sequence[str] = L
         return stored_run(choice, images)
     network = model(choice)
     chosen = layers if isinstance(layers, str) else list(layers)
-    key = (key_of(network), images.record.fingerprint, str(chosen), reduce)
+    key = (key_of(network), key_of_images(images), str(chosen), reduce)
     title = f"{choice}: representations of {len(images)} images"
     return made("representations", key, title, lambda: _extract(network, images, chosen, reduce, key), keep=False)
 
@@ -59,15 +71,15 @@ def _extract(network: Model, images: Images, layers: str | list[str], reduce: st
 def stored_run(choice: str, images: Images | None = None) -> Representations:
     """The run behind a choice "run:LABEL"; with `images` it has to hold these. Raises StoreError, ImagesError."""
     run = mp.open_run(resolve(choice.removeprefix(RUN), "run"))
-    if images is None or run.ids == images.ids:
+    if images is None or run.keys == images.keys:
         return run
-    places = {name: i for i, name in enumerate(run.ids)}
-    if not all(name in places for name in images.ids):
+    places = {key: i for i, key in enumerate(run.keys)}
+    if not all(key in places for key in images.keys):
         raise ImagesError(
             f"the stored run '{choice.removeprefix(RUN)}' is of {run.images.n} images of {run.images.name}, and not of those "
             "that are chosen at the side"
         )
-    return run.take([places[name] for name in images.ids])
+    return run.take([places[key] for key in images.keys])
 
 
 def findings(results: Sequence[Result], key: Hashable) -> tuple[str, ...]:
@@ -75,4 +87,4 @@ def findings(results: Sequence[Result], key: Hashable) -> tuple[str, ...]:
     return made("findings", key, "Reading the numbers", lambda: tuple(t for s in make_sections(results) for t in s.paragraphs))
 
 
-__all__ = ["BATCH", "LAYERS", "card", "data", "findings", "key_of", "representations", "stored_run"]
+__all__ = ["BATCH", "LAYERS", "card", "data", "findings", "key_of", "key_of_images", "representations", "stored_run"]

@@ -18,7 +18,7 @@ from mixer_probe.channels import (
 )
 from mixer_probe.images import Images
 from mixer_probe.models import Layer, Model
-from mixer_probe_app.analyses import BATCH, LAYERS, key_of, representations, stored_run
+from mixer_probe_app.analyses import BATCH, LAYERS, key_of, key_of_images, representations, stored_run
 from mixer_probe_app.choice import RUN, shown
 from mixer_probe_app.seen import images_setup, saw
 from mixer_probe_app.store import find, made, model
@@ -89,7 +89,7 @@ def needs_labels(images: Images) -> str:
 def statistics(choice: str, images: Images, layers: Layers) -> ChannelStatistics:
     """Statistics of every channel of a layer, or of all blocks."""
     network, wanted = model(choice), layers if isinstance(layers, str) else list(layers)
-    key = (key_of(network), images.record.fingerprint, str(layers))
+    key = (key_of(network), key_of_images(images), str(layers))
     code = f"mp.channel_statistics(models[{choice!r}], images, {wanted!r})"
     _saw(f"statistics of {_name(choice, layers)}", "channel statistics", key, code, [choice], images)
     return made(
@@ -103,7 +103,7 @@ def statistics(choice: str, images: Images, layers: Layers) -> ChannelStatistics
 def selectivity(choice: str, images: Images, layer: str | None = None) -> ClassSelectivity:
     """How well every channel of all blocks (or of `layer` where it is none) tells each class."""
     where, run = _where(choice, layer), run_of(choice, images, layer)
-    key = (run.model.name, run.model.fingerprint, images.record.fingerprint, str(where), PERMUTATIONS)
+    key = (run.model.name, run.model.fingerprint, key_of_images(images), str(where), PERMUTATIONS)
     code = f"mp.class_selectivity({_run_code(choice, where)}, permutations={PERMUTATIONS})"
     _saw(f"selectivity of {_name(choice, where)}", "channel selectivity", key, code, [choice], images)
     return made(
@@ -121,7 +121,7 @@ def twin_selectivity(choice: str, images: Images) -> ClassSelectivity | None:
     network = model(choice)
     if not network.weights.trained:
         return None
-    key = ("twin", *key_of(network), images.record.fingerprint, PERMUTATIONS)
+    key = ("twin", *key_of(network), key_of_images(images), PERMUTATIONS)
     code = f"mp.class_selectivity(mp.extract(models[{choice!r}].untrained(), images), permutations={PERMUTATIONS})"
     _saw(f"selectivity of {shown(choice)} with random weights", "channel selectivity", key, code, [choice], images)
     title = f"{choice} with random weights: which classes channels tell"
@@ -152,7 +152,7 @@ def page_key(
     place: Place, images: Images, by: str, found: ChannelStatistics, told: ClassSelectivity | None, extra: Hashable = None
 ) -> Hashable:
     """What decides a page. The cluster and the largest ratio do not depend on how many layers were measured beside it."""
-    return key_of(model(place.network)), images.record.fingerprint, place.layer, place.channel, by, told is None, found.n, extra
+    return key_of(model(place.network)), key_of_images(images), place.layer, place.channel, by, told is None, found.n, extra
 
 
 def _page_code(place: Place, by: str, found: ChannelStatistics, told: ClassSelectivity | None) -> str:
@@ -192,7 +192,7 @@ def _partners_key(place: Place, images: Images, other: str, layer: str) -> Hasha
         theirs = (record.name, record.fingerprint)
     else:
         theirs = key_of(model(other))
-    return key_of(model(place.network)), theirs, images.record.fingerprint, place.layer, layer, PARTNER_PERMUTATIONS
+    return key_of(model(place.network)), theirs, key_of_images(images), place.layer, layer, PARTNER_PERMUTATIONS
 
 
 def blocks_of(choice: str, images: Images) -> tuple[Layer, ...]:

@@ -20,6 +20,7 @@ import streamlit as st
 
 import mixer_probe as mp
 from mixer_probe.core.files import reason
+from mixer_probe.core.fingerprint import folder_state
 from mixer_probe.core.text import visible
 from mixer_probe.core.validate import shown, whole_number
 from mixer_probe.errors import ImagesError, StoreError
@@ -113,14 +114,14 @@ def sides(limit: int | None = None) -> tuple[Images, Images]:
         return _opened("demo", "train").sample(wanted), images(wanted)
     both = _opened(source(), "").sample(2 * wanted)
     test = both.sample(min(wanted, len(both) // 2))
-    kept = set(test.ids)
-    return both.subset([i for i, name in enumerate(both.ids) if name not in kept]), test
+    kept = set(test.keys)
+    return both.subset([i for i, key in enumerate(both.keys) if key not in kept]), test
 
 
 def _opened(text: str, split: str) -> Images:
     """All images of a source. What was left out is told by those who show them (`Images.skipped`)."""
     folder = resolve(text.removeprefix("folder:"), "images") if text.startswith("folder:") else None
-    key = (text, split, None if folder is None else folder.stat().st_mtime_ns)
+    key = (text, split, None if folder is None else folder_state(folder))
     found = made("images", key, "Opening the images", lambda: _open(text, split, folder), keep=False, tell=False)
     if folder is not None and folder.is_relative_to(uploads().resolve()):
         disk.use(folder)
@@ -178,7 +179,8 @@ def sides_code(limit: int | None = None) -> str:
     return (
         f"both = {code(2 * wanted)}\n"
         f"test = both.sample(min({wanted}, len(both) // 2))\n"
-        "train = both.subset([i for i, name in enumerate(both.ids) if name not in set(test.ids)])"
+        "kept = set(test.keys)\n"
+        "train = both.subset([i for i, key in enumerate(both.keys) if key not in kept])"
     )
 
 

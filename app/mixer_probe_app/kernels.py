@@ -16,7 +16,7 @@ from mixer_probe.results import Result
 from mixer_probe.weights import StemComponents, StemFilters, stem_components
 from mixer_probe.weights.channel_kernels import needs_images
 from mixer_probe_app import seen
-from mixer_probe_app.analyses import key_of
+from mixer_probe_app.analyses import key_of, key_of_images
 from mixer_probe_app.messages import guarded, plain
 from mixer_probe_app.store import made, model
 
@@ -95,7 +95,7 @@ def _tying(name: str, images: Images) -> list[Result]:
     network = model(name)
     looks = needs_images(network)
     code, setup = ("mp.kernel_tying({}, images)", seen.images_setup()) if looks else ("mp.kernel_tying({})", "")
-    key = (*key_of(network), images.record.fingerprint if looks else "")
+    key = (*key_of(network), key_of_images(images) if looks else "")
     title = f"kernel tying of {name}"
     given = images if looks else None
     found = [_kept(name, "tying", key, title, lambda: mp.kernel_tying(network, given), code, setup)]

@@ -17,7 +17,7 @@ from mixer_probe.images.classes import class_name
 from mixer_probe.models import Layer, Model
 from mixer_probe.visualization import Objective
 from mixer_probe.weights import TokenMixing
-from mixer_probe_app.analyses import BATCH, key_of
+from mixer_probe_app.analyses import BATCH, key_of, key_of_images
 from mixer_probe_app.seen import saw
 from mixer_probe_app.store import made, model
 
@@ -119,7 +119,7 @@ def gives(found: TokenMixing, block: int) -> str:
 def strongest(choice: str, found: TokenMixing, block: int, images: Images, by: str) -> Strongest:
     """Which of the images drive each unit of a block the most, by "rms" or "peak" over channels."""
     network, layer = model(choice), gives(found, block)
-    key = (key_of(network), images.record.fingerprint, layer, by, STRONGEST)
+    key = (key_of(network), key_of_images(images), layer, by, STRONGEST)
     title = f"Units of {found.blocks[block]} of {choice} over {len(images)} images"
     return Strongest(*made("strongest images", key, title, lambda: _strongest(network, images, layer, by)))
 
@@ -145,7 +145,7 @@ def firing(choice: str, found: TokenMixing, block: int, unit: int, images: Image
     network, layer = model(choice), gives(found, block)
     source = f"{found.blocks[block]}.{_READS[found.form]}"
     index, channel = top.index[unit], top.channel[unit]
-    key = (key_of(network), images.record.fingerprint, layer, unit, tuple(index.tolist()), tuple(channel.tolist()))
+    key = (key_of(network), key_of_images(images), layer, unit, tuple(index.tolist()), tuple(channel.tolist()))
     title = f"Unit {unit} over its strongest images"
     return Firing(*made("firing", key, title, lambda: _firing(network, images, layer, source, unit, index, channel, found.grid)))
 

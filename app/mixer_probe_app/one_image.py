@@ -18,7 +18,7 @@ from mixer_probe.images import DistortedImages, Distortion, Images, distort
 from mixer_probe.models import Layer, Model
 from mixer_probe.models.classes import labels_as_outputs, outputs_of
 from mixer_probe.probing import knn_path
-from mixer_probe_app.analyses import key_of, representations
+from mixer_probe_app.analyses import key_of, key_of_images, representations
 from mixer_probe_app.choice import shown
 from mixer_probe_app.pictures import Picture
 from mixer_probe_app.store import made, model
@@ -165,7 +165,7 @@ def neighbours(name: str, picture: Picture, images: Images, count: int) -> Neigh
     Raises MeasureError for an upload in a stored run, and for fewer than three images."""
     found = representations(name, images)
     own = None if picture.place is not None else _vectors(name, picture)
-    key = (found.model.name, found.model.fingerprint, images.record.fingerprint, picture.key, count)
+    key = (found.model.name, found.model.fingerprint, key_of_images(images), picture.key, count)
     return made("image", ("near", key), f"{shown(name)}: neighbours", lambda: _near(found, picture.place, own, count), keep=False)
 
 
@@ -206,9 +206,9 @@ def moves(name: str, picture: Picture, images: Images, distortion: Distortion) -
     before, after = look(name, picture), look(name, picture, distortion)
     among = reference(model(name), images)
     found = representations(name, among)
-    own = picture.image.ids[0]
-    place = among.ids.index(own) if picture.place is not None and own in among.ids else None
-    key = (key_of(model(name)), among.record.fingerprint, picture.key, repr(distortion))
+    own = picture.image.keys[0]
+    place = among.keys.index(own) if picture.place is not None and own in among.keys else None
+    key = (key_of(model(name)), key_of_images(among), picture.key, repr(distortion))
     make = lambda: _moves(name, found, place, before, after)  # noqa: E731
     return made("image", ("moves", key), f"{shown(name)}: what moves", make, keep=False)
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 import mixer_probe as mp
 from mixer_probe.capture import Representations
+from mixer_probe.core.fingerprint import apart
 from mixer_probe.errors import MeasureError
 from mixer_probe.figures.probes import spread
 from mixer_probe.images import Images
@@ -19,7 +20,7 @@ from mixer_probe.probing import ConfusionMatrix, ControlTask, OnlineCode, PatchP
 from mixer_probe.probing.labels import stratified
 from mixer_probe.probing.runs import source_labels, train_labels
 from mixer_probe_app import disk, seen
-from mixer_probe_app.analyses import BATCH, LAYERS, key_of, representations, stored_run
+from mixer_probe_app.analyses import BATCH, LAYERS, key_of, key_of_images, representations, stored_run
 from mixer_probe_app.choice import RUN, shown
 from mixer_probe_app.store import find, made, model
 
@@ -61,7 +62,7 @@ def subject(choice: str, train: Images, test: Images, with_twin: bool) -> Subjec
         return _of_run(choice, train, test)
     network = model(choice)
     both = (train, test)
-    key = (key_of(network), train.record.fingerprint, test.record.fingerprint, LAYERS)
+    key = (key_of(network), key_of_images(train), key_of_images(test), LAYERS)
     name = f"models[{choice!r}]"
     code = ", ".join(f"mp.extract({name}, {side}, {LAYERS!r})" for side in ("train", "test"))
     if not with_twin or not network.weights.trained:
@@ -80,7 +81,7 @@ def _twins(choice: str, both: tuple[Images, Images]) -> Runs:
 
 def _twin(choice: str, images: Images) -> Representations:
     network = model(choice)
-    key = (key_of(network), "untrained twin", images.record.fingerprint, LAYERS, "mean")
+    key = (key_of(network), "untrained twin", key_of_images(images), LAYERS, "mean")
 
     def extract() -> Representations:
         return disk.store(key, lambda place: mp.extract(network.untrained(), images, LAYERS, batch_size=BATCH, out=place))
@@ -93,8 +94,8 @@ def _of_run(choice: str, train: Images, test: Images) -> Subject:
     """A run that holds both sides, or else the two halves of its own images."""
     run = stored_run(choice)
     name = f"models[{choice!r}]"
-    if {*train.ids, *test.ids} <= set(run.ids):
-        sides = ", ".join(f"{name}.take([{name}.ids.index(i) for i in {side}.ids])" for side in ("train", "test"))
+    if {*train.keys, *test.keys} <= set(run.keys):
+        sides = ", ".join(f"{name}.take([{name}.keys.index(key) for key in {side}.keys])" for side in ("train", "test"))
         pair = stored_run(choice, train), stored_run(choice, test)
         return Subject(choice, ("run", repr(run.record.identity()), pair[0].images.fingerprint), lambda: pair, None, sides)
     fit, hold = halves(run)
@@ -108,7 +109,7 @@ def halves(run: Representations) -> tuple[np.ndarray, np.ndarray]:
     """The images of a run in two halves, every class in both where it has two images. Raises ImagesError without labels."""
     y = train_labels(run)
     hold = stratified(y, len(y) // 2)
-    return np.setdiff1d(np.arange(len(y)), hold), hold
+    return apart(run.keys, np.setdiff1d(np.arange(len(y)), hold), hold), hold
 
 
 # -- results ---------------------------------------------------------------------------------------------------------------
@@ -210,7 +211,7 @@ def _has_places(layer: Layer) -> bool:
 def class_by_place(choice: str, train: Images, test: Images) -> PositionProbe:
     """A probe at every position of a few blocks. Raises ModelError for a stored run, which has no network to ask again."""
     network, names = model(choice), layers_for_maps(choice)
-    key = (key_of(network), train.record.fingerprint, test.record.fingerprint, tuple(names))
+    key = (key_of(network), key_of_images(train), key_of_images(test), tuple(names))
     title = f"Probes by position of {shown(choice)}"
     runs: list[Representations] = []
     if find("positions", key) is None:
@@ -228,7 +229,7 @@ def place_of_patch(choice: str, images: Images, with_twin: bool) -> PatchPositio
     if not names:
         raise MeasureError(f"no layer of {network.name} has several positions, so there is no place to read")
     options: dict[str, Any] = {"layers": names, "ridges": _PLACE_RIDGES, "untrained": with_twin}
-    key = (key_of(network), part.record.fingerprint, with_twin)
+    key = (key_of(network), key_of_images(part), with_twin)
     title = f"Patch position of {shown(choice)}"
     probe = mp.probing.patch_position_probe
     found = made("patch position", key, title, lambda: probe(network, part, batch_size=BATCH, **options))

@@ -26,7 +26,7 @@ from mixer_probe.images.distortions import dividing_grids
 from mixer_probe.invariance import DistortionAccuracy, RepresentationShift, distortion_accuracy, distortion_examples, predictions
 from mixer_probe.models import Model
 from mixer_probe_app import held, seen, show
-from mixer_probe_app.analyses import BATCH, key_of
+from mixer_probe_app.analyses import BATCH, key_of, key_of_images
 from mixer_probe_app.choice import shown
 from mixer_probe_app.messages import guarded, join, plain
 from mixer_probe_app.one_image import (
@@ -346,7 +346,7 @@ def _shifts(names: Sequence[str], networks: dict[str, Model], images: Images, ch
 
 
 def _shift(name: str, network: Model, images: Images, distortion: Distortion) -> RepresentationShift:
-    key = (key_of(network), images.record.fingerprint, repr(distortion), DRAWS)
+    key = (key_of(network), key_of_images(images), repr(distortion), DRAWS)
     draws = {"permutations": DRAWS, "resamples": DRAWS}
     title = f"{shown(name)}: representations of plain and distorted images"
     make = lambda: mp.invariance.representation_shift(network, images, (distortion,), batch_size=BATCH, **draws)  # noqa: E731
@@ -405,7 +405,7 @@ def _find(networks: dict[str, Model], images: Images, chosen: Setting) -> None:
 def answers(name: str, network: Model, images: Images, distortion: Distortion) -> Answers:
     """What the network says of all images. Raises MeasureError for one without a classifier."""
     classes = classes_of(network, images)
-    key = (key_of(network), images.record.fingerprint, repr(distortion))
+    key = (key_of(network), key_of_images(images), repr(distortion))
     title = f"{shown(name)}: {len(images)} images, plain and distorted"
     if classes.labels is None:
         predicted, _ = made("predictions", key, title, lambda: predictions(network, images, (distortion,), BATCH))
@@ -491,7 +491,7 @@ def _rows(found: dict[str, Answers], right: str, wrong: str, both: bool) -> np.n
 def _table(rows: np.ndarray, found: dict[str, Answers], images: Images, network: Model, chosen: Setting) -> pd.DataFrame:
     """A row an image: what it is, what each network says of it, and the distorted thumbnail."""
     distortion = chosen.of(network)
-    key = ("found", key_of(network), images.record.fingerprint, repr(distortion), tuple(rows.tolist()))
+    key = ("found", key_of(network), key_of_images(images), repr(distortion), tuple(rows.tolist()))
     part = images.subset(rows)
     make = lambda: [thumb(Image.fromarray(p)) for p in distortion_examples(network, part, (distortion,), len(part)).pixels[1]]  # noqa: E731
     pictures = made("pictures", key, "Drawing", make, lane="draw", keep=False)

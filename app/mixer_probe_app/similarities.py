@@ -22,7 +22,7 @@ from mixer_probe.report.texts import name_of
 from mixer_probe.similarity import MEASURES, LayerMatches, SimilarityMatrix, best_matches, find_measure
 from mixer_probe.similarity.neighbours import clamp_outliers
 from mixer_probe_app import held, seen
-from mixer_probe_app.analyses import LAYERS, key_of, representations
+from mixer_probe_app.analyses import LAYERS, key_of, key_of_images, representations
 from mixer_probe_app.choice import CHECKPOINT, RUN, UNTRAINED, catalogue, shown
 from mixer_probe_app.store import made, model
 
@@ -66,8 +66,8 @@ def side(choice: str, images: Images) -> Side:
     reps = representations(choice, images)
     if choice.startswith(RUN):
         run = f"models[{choice!r}]"
-        return Side(choice, reps, _key_of_run(reps), f"{run}.take([{run}.ids.index(name) for name in images.ids])")
-    key = (key_of(model(choice)), images.record.fingerprint, LAYERS, "mean")
+        return Side(choice, reps, _key_of_run(reps), f"{run}.take([{run}.keys.index(key) for key in images.keys])")
+    key = (key_of(model(choice)), key_of_images(images), LAYERS, "mean")
     return Side(choice, reps, key, f"mp.extract(models[{choice!r}], images, {LAYERS!r})")
 
 

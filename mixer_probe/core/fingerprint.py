@@ -6,6 +6,7 @@ finished input. What was done to an image stands behind its key after a tilde: t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
@@ -85,6 +86,23 @@ def _file_key(path: str, verify: bool) -> str:
     return key
 
 
+def folder_state(folder: str | os.PathLike[str]) -> str:
+    """Hash over the names, sizes and times of all files below a folder: another one when a file there came, went or changed."""
+    found, seen = [], set()
+    for path, children, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(path)
+        if real in seen:
+            children.clear()
+            continue
+        seen.add(real)
+        children.sort()
+        for name in sorted(names):
+            with contextlib.suppress(OSError):
+                stat = os.stat(os.path.join(path, name))
+                found.append(f"{os.path.join(path, name)} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}")
+    return digest(*found)
+
+
 def bytes_key(content: bytes) -> str:
     """Key of an image file that is held in memory; that of the same file on the disk."""
     return hashlib.sha256(content).hexdigest()[:_LENGTH]
@@ -162,6 +180,12 @@ def check_same_images(a: Identified, b: Identified) -> None:
             f"{what}: {len(different)} of {len(keys_a)} pictures differ, the first at position {first}: {called}; "
             "compare the same images in the same order"
         )
+
+
+def apart(keys: Sequence[str], fit: Iterable[int], hold: Iterable[int]) -> np.ndarray:
+    """The rows `fit` without those whose pictures are among the rows `hold`: what a set has twice is in one part only."""
+    held = {picture_of(keys[i]) for i in hold}
+    return np.array([i for i in fit if picture_of(keys[i]) not in held], dtype=np.int64)
 
 
 def check_apart(train: Identified, test: Identified) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from mixer_probe.attribution import Attribution
 from mixer_probe.capture import Representations, extract
 from mixer_probe.channels import ChannelPage
+from mixer_probe.core.fingerprint import apart
 from mixer_probe.errors import MeasureError, MixerProbeError, ModelError, StoreError
 from mixer_probe.images import Images
 from mixer_probe.images.classes import class_name, quoted, require_labels
@@ -283,7 +284,7 @@ class Study:
         if train is not None:
             return train, test
         fit, hold = halves(test, self.settings.seed) if test.labels is not None else any_halves(len(test.ids), self.settings.seed)
-        return test.take(fit, "fitting half"), test.take(hold, "test half")
+        return test.take(apart(test.keys, fit, hold), "fitting half"), test.take(hold, "test half")
 
     def _image_parts(self) -> tuple[Images, Images]:
         """Images to fit and to test probes of positions on."""
@@ -291,7 +292,7 @@ class Study:
             return self.train, self.images
         i = self.images
         fit, hold = label_halves(i.labels, i.name, i.class_names, self.settings.seed)
-        return replace(i.subset(fit), split="fitting half"), replace(i.subset(hold), split="test half")
+        return replace(i.subset(apart(i.keys, fit, hold)), split="fitting half"), replace(i.subset(hold), split="test half")
 
 
 def run_study(

@@ -17,7 +17,7 @@ from torch import nn
 
 import mixer_probe as mp
 from mixer_probe.capture import TensorImages, extract
-from mixer_probe.core.fingerprint import check_apart, check_same_images
+from mixer_probe.core.fingerprint import apart, check_apart, check_same_images, folder_state
 from mixer_probe.errors import ImagesError, MeasureError, StoreError
 from mixer_probe.images import Images, from_arrays
 from mixer_probe.images.distortions import LowPass, PatchShuffle, distort
@@ -139,6 +139,27 @@ def test_sets_apart_are_told_by_content(tmp_path: Path) -> None:
         check_apart(train, test)
     with pytest.raises(ImagesError, match="1 test images"):
         check_apart(distort(train, LowPass(0.1)), test)
+
+
+def test_the_state_of_a_folder_is_that_of_all_its_files(tmp_path: Path) -> None:
+    states = [folder_state(folder(tmp_path / "one"))]
+    file, top = tmp_path / "one" / "dog" / "b.png", (tmp_path / "one").stat()
+    content = file.read_bytes()
+    file.write_bytes(content[::-1])
+    states.append(folder_state(tmp_path / "one"))
+    file.unlink()
+    states.append(folder_state(tmp_path / "one"))
+    (tmp_path / "one" / "dog" / "loop").symlink_to(tmp_path / "one")
+    states.append(folder_state(tmp_path / "one"))
+    assert (tmp_path / "one").stat().st_mtime_ns == top.st_mtime_ns
+    assert len(set(states[:3])) == 3
+    assert states[2] == states[3]
+
+
+def test_a_picture_that_a_set_has_twice_is_in_one_part() -> None:
+    images = from_arrays(pixels()[[0, 1, 2, 0, 3, 1]])
+    assert apart(images.keys, [0, 1, 2], [3, 4]).tolist() == [1, 2]
+    check_apart(images.subset(apart(images.keys, [0, 1, 2], [3, 4, 5])), images.subset([3, 4, 5]))
 
 
 def test_probes_take_folders_of_equal_names_and_refuse_equal_pictures(tmp_path: Path, model: Model) -> None:
