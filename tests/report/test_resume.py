@@ -325,22 +325,22 @@ def test_a_missing_checkpoint_in_the_middle_keeps_the_others_and_is_tried_again(
 
 
 def test_networks_that_need_other_images_are_left_out_and_the_rest_is_done(tmp_path: Path) -> None:
-    """One network that takes images of one colour, and one of another size, in one list."""
+    """One network that takes images of two channels, and one of another size, in one list."""
     import torch
     from timm.models.vision_transformer import VisionTransformer
 
     torch.manual_seed(0)
-    grey = VisionTransformer(img_size=32, patch_size=8, in_chans=1, embed_dim=16, depth=2, num_heads=2, num_classes=10)
+    pairs = VisionTransformer(img_size=32, patch_size=8, in_chans=2, embed_dim=16, depth=2, num_heads=2, num_classes=10)
     large = VisionTransformer(img_size=64, patch_size=16, embed_dim=16, depth=2, num_heads=2, num_classes=10)
     listed = [
         tiny_models()[0],
-        mp.load_model(grey, name="grey", input_size=(1, 32, 32), mean=(0.5,), std=(0.5,)),
+        mp.load_model(pairs, name="pairs", input_size=(2, 32, 32), mean=(0.5,) * 2, std=(0.5,) * 2),
         mp.load_model(large, name="large", input_size=(3, 64, 64), mean=(0.5,) * 3, std=(0.5,) * 3),
     ]
     settings = StudySettings(permutations=0, resamples=0, measures=("cka",), probes=("accuracy",), channels=(), attributions=())
     results = run_study(listed, images(), None, settings, steps=Steps(tmp_path))
     left_out = [r.step for r in results if isinstance(r, Skipped)]
-    assert any("grey" in step for step in left_out)
+    assert any("pairs" in step for step in left_out)
     assert not any("large" in step or "tiny-mixer" in step for step in left_out)
     assert {(r.model_a.name, r.model_b.name) for r in results if type(r).__name__ == "SimilarityMatrix"} == {
         ("tiny-mixer", "tiny-mixer"),
