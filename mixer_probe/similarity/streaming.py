@@ -235,9 +235,9 @@ class Sample:
 def _random_keys(x: Tensor, y: Tensor, seed: int) -> np.ndarray:
     """A number in [0, 1) per image, drawn by all its features: the same wherever and beside whatever the image is seen."""
     rows = torch.cat([x.cpu(), y.cpu()], dim=1).contiguous().numpy()
-    mark = str(seed).encode()
-    draws = [hashlib.blake2b(row.data, digest_size=8, person=mark[:16]).digest() for row in rows]
-    return np.frombuffer(b"".join(draws), dtype=np.uint64) / 2.0**64
+    key = hashlib.blake2b(str(seed).encode(), digest_size=16).digest()
+    draws = b"".join(hashlib.blake2b(row.data, digest_size=8, key=key).digest() for row in rows)
+    return (np.frombuffer(draws, dtype=np.uint64) >> np.uint64(11)) / 2.0**53
 
 
 def _matrices(batch: Batch) -> dict[str, Tensor]:
