@@ -159,7 +159,9 @@ def check_attributions(model: Model, source: ImageSource, attributions: Sequence
         raise MeasureError("give at least one attribution")
     for a in attributions:
         if a.model.fingerprint != model.fingerprint:
-            raise MeasureError(f"the {a.method} maps are of {a.model.name}, whose weights are not those of {model.name}")
+            raise MeasureError(
+                f"the {a.method} maps are of {a.model.name}, whose weights, settings or preprocessing are not those of {model.name}"
+            )
         if a.images.fingerprint != source.record.fingerprint:
             raise MeasureError(f"the {a.method} maps are of other images or labels than the {len(source)} images that were given")
         if not np.array_equal(a.targets, attributions[0].targets):

@@ -49,7 +49,9 @@ def check_runs(train: RepresentationsLike, test: RepresentationsLike) -> None:
 
     MeasureError for other networks, layers, numbers of channels or reductions; ImagesError for an image in both."""
     if train.model != test.model:
-        raise MeasureError(f"train and test come from two networks: {train.model.name} and {test.model.name}")
+        raise MeasureError(
+            f"train and test come from two networks, or from one with two kinds of preprocessing: {_called(train)} and {_called(test)}"
+        )
     if train.reduce != test.reduce:
         raise MeasureError(f"train was extracted with reduce='{train.reduce}' and test with '{test.reduce}'")
     if not train.layers:
@@ -61,6 +63,10 @@ def check_runs(train: RepresentationsLike, test: RepresentationsLike) -> None:
     for layer in train.layers:
         check_width(layer.name, layer.channels, other[layer.name].channels)
     check_apart(train, test)
+
+
+def _called(reps: RepresentationsLike) -> str:
+    return f"{reps.model.name} ({reps.model.fingerprint[:8]})"
 
 
 def check_width(name: str, train: int, test: int) -> None:

@@ -150,7 +150,7 @@ def _tasks(train: RepresentationsLike, test: RepresentationsLike, targets_train:
     names = [[(target.name, str(target.kind)) for target in side] for side in sides]
     if not names[0] or names[0] != names[1]:
         raise MeasureError(f"train and test need the same targets, got {_listed(names[0])} and {_listed(names[1])}")
-    return [_task(one.of(train.ids), other.of(test.ids)) for one, other in zip(*sides, strict=True)]
+    return [_task(one.of_run(train), other.of_run(test)) for one, other in zip(*sides, strict=True)]
 
 
 def _listed(names: list[tuple[str, str]]) -> str:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mixer_probe.capture import ImageSource, as_source, part_of
-from mixer_probe.core.fingerprint import altered_key, images_fingerprint, keys_of
+from mixer_probe.core.fingerprint import Identified, altered_key, images_fingerprint, keys_of, picture_of
 from mixer_probe.core.validate import checked
 from mixer_probe.errors import ImagesError, MeasureError, closest
 from mixer_probe.images import Images
@@ -39,7 +39,9 @@ _ID_COLUMNS = ("id", "image", "file", "filename", "file_name", "path", "name")
 class Target:
     """One thing to read from each image: `values` [n] are numbers, angles in degrees, or indices of `classes`.
 
-    NaN marks images where it is not defined (the hue of a grey image). `meaning` says in words what the values are."""
+    NaN marks images where it is not defined (the hue of a grey image). `meaning` says in words what the values are. `keys` are
+    hashes of the images that the values were measured on, by which a probe tells whether its run is of these; of values without
+    them only the names are known."""
 
     name: str
     kind: Kind
@@ -48,6 +50,7 @@ class Target:
     classes: tuple[str, ...] = ()
     unit: str = ""
     meaning: str = ""
+    keys: tuple[str, ...] = ()
 
     def of(self, ids: Sequence[str]) -> Target:
         """The target of these images, in their order. Raises ImagesError that counts the ids that have none."""
@@ -59,7 +62,24 @@ class Target:
             raise ImagesError(
                 f"target '{self.name}' has no value for {len(missing)} of {len(ids)} images, the first is '{missing[0]}'"
             )
-        return replace(self, ids=tuple(ids), values=self.values[[index[name] for name in ids]])
+        rows = [index[name] for name in ids]
+        keys = tuple(self.keys[i] for i in rows) if self.keys else ()
+        return replace(self, ids=tuple(ids), values=self.values[rows], keys=keys)
+
+    def of_run(self, run: Identified) -> Target:
+        """The target of the images of a run, in their order.
+
+        Raises as `of`, and MeasureError where images of these names are other pictures, or were altered in another way."""
+        found = self.of(run.ids)
+        pairs = zip(found.keys, keys_of(run), strict=True) if found.keys else ()
+        # What was measured on plain pictures may be read from distorted ones.
+        other = [i for i, (mine, key) in enumerate(pairs) if mine != key and mine != picture_of(key)]
+        if other:
+            raise MeasureError(
+                f"target '{self.name}' was measured on other images than those of the run: {len(other)} of {len(found.ids)} differ "
+                f"in content, the first is '{found.ids[other[0]]}'; measure it on the images that were extracted"
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -144,9 +164,10 @@ def image_targets(images: Images, names: Sequence[str] | None = None) -> tuple[T
             raise MeasureError(f"'{name}' is no property of images; {closest(name, PROPERTIES)}")
     if not isinstance(images, Images):
         raise ImagesError(f"properties are measured on what load_images returns, not on a {type(images).__name__}")
+    keys = images.keys
     values = np.array([[PROPERTIES[name].measure(_pixels(image)) for name in wanted] for image in images])
     return tuple(
-        Target(name, found.kind, images.ids, values[:, i], (), found.unit, found.meaning)
+        Target(name, found.kind, images.ids, values[:, i], (), found.unit, found.meaning, keys)
         for i, (name, found) in enumerate((name, PROPERTIES[name]) for name in wanted)
     )
 
@@ -267,7 +288,7 @@ class AlteredImages:
     """Images that are changed after a network's own transform, each in its own way; a source for `extract`.
 
     `change` takes a finished input [3, H, W] and the position of the image and returns one of the same shape. `ids` are those of
-    the source; `targets` say what was done to each. `places` are the positions by which the images of a part are changed."""
+    the source; `name` must tell the change from all others, for by it the images are known; `targets` say what was done to each. `places` are the positions by which the images of a part are changed."""
 
     source: ImageSource
     change: Callable[[Tensor, int], Tensor]
@@ -355,9 +376,14 @@ def shifted_images(images: ImageSource | Tensor, most: float = 0.25, seed: int =
             "how far the content was moved, mirrored at the border",
         )
 
-    return AlteredImages(
-        source, move, f"shifted by up to {most}, seed {seed}", (target("shift right", 1), target("shift down", 0))
-    )
+    targets = target("shift right", 1), target("shift down", 0)
+    return _with_targets(AlteredImages(source, move, f"shifted by up to {most}, seed {seed}", targets))
+
+
+def _with_targets(images: AlteredImages) -> AlteredImages:
+    """The images with targets that know their keys."""
+    keys = images.keys
+    return replace(images, targets=tuple(replace(target, keys=keys) for target in images.targets))
 
 
 def _mirrored(index: np.ndarray, size: int) -> np.ndarray:
@@ -391,4 +417,5 @@ def planted_images(images: ImageSource | Tensor, share: float = 0.25, value: flo
         centres = share / 2 + places[:, axis] * (1 - share)
         return Target(name, "regression", source.ids, centres, (), "of the side", "where the centre of the planted square is")
 
-    return AlteredImages(source, plant, f"square of {share}, seed {seed}", (target("square right", 1), target("square down", 0)))
+    targets = target("square right", 1), target("square down", 0)
+    return _with_targets(AlteredImages(source, plant, f"square of {share}, value {value}, seed {seed}", targets))

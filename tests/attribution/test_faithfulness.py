@@ -70,7 +70,7 @@ def test_equal_patches_are_removed_in_random_order(mixer: mp.Model, saliency: at
 
 
 def test_attributions_of_other_things_are_refused(mixer: mp.Model, saliency: at.Attribution) -> None:
-    with pytest.raises(MeasureError, match="whose weights are not those"):
+    with pytest.raises(MeasureError, match="whose weights, settings or preprocessing are not those"):
         at.perturbation_curves(small("vit"), X, [saliency])
     with pytest.raises(MeasureError, match="of other images"):
         at.perturbation_curves(mixer, X[:2], [saliency])

@@ -12,6 +12,7 @@ from sklearn.metrics import r2_score
 
 import mixer_probe as mp
 from mixer_probe.errors import ImagesError, MeasureError, NonFiniteWarning, UndefinedProbeWarning
+from mixer_probe.images.distortions import LowPass, distort
 from mixer_probe.images.labelled import from_arrays
 from mixer_probe.probing.target_probe import r_squared_interval, target_probe
 from mixer_probe.probing.targets import (
@@ -24,6 +25,7 @@ from mixer_probe.probing.targets import (
     targets_from_csv,
 )
 from mixer_probe.results import from_dict, to_dict
+from tests.networks import CASES
 
 
 def picture(colour=(0.0, 0.0, 0.0), size=(8, 8)) -> np.ndarray:
@@ -308,3 +310,30 @@ def test_brightness_is_in_the_pixels():
     result = target_probe(*pixel_baseline(*sets, size=8), *targets)
     # Luma is linear in pixels, and averaging 4 x 4 pixels keeps the mean.
     assert result.score[0, 0] > 0.99
+
+
+def test_a_target_belongs_to_the_pictures_that_it_was_measured_on() -> None:
+    model = CASES["mixer"].model()
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), dtype=np.uint8)
+    one, other = from_arrays(pixels), from_arrays(255 - pixels)
+    assert one.ids == other.ids
+    reps = mp.extract(model, one)
+    fit, hold = reps.take(range(12)), reps.take(range(12, 24))
+    for wrong in (image_targets(other, ["brightness"]), shifted_images(one).targets):
+        with pytest.raises(MeasureError, match="was measured on other images than those of the run: 12 of 12 differ"):
+            target_probe(fit, hold, wrong, wrong)
+    (right,) = image_targets(one, ["brightness"])
+    blurred = mp.extract(model, distort(one, LowPass(0.1)))
+    for run in (reps, blurred):
+        assert right.of_run(run.take([5, 3])).values.tolist() == right.values[[5, 3]].tolist()
+    shifted = shifted_images(one)
+    assert shifted.targets[0].of_run(mp.extract(model, shifted)).keys == shifted.keys
+    with pytest.raises(MeasureError, match="other images"):
+        shifted.targets[0].of_run(mp.extract(model, shifted_images(one, seed=1)))
+
+
+def test_every_setting_of_a_change_tells_the_images() -> None:
+    images = mp.load_images("demo", limit=4)
+    changed = [planted_images(images, **o) for o in ({}, {"share": 0.5}, {"value": 1.0}, {"seed": 1})]
+    changed += [shifted_images(images, **o) for o in ({}, {"most": 0.5}, {"seed": 1})]
+    assert len({c.record.fingerprint for c in changed}) == 7

@@ -311,7 +311,7 @@ def test_other_weights_images_and_settings_are_told() -> None:
     )
     found = compare_reports(a, b)
     assert found.notes == (
-        "zoo:a has other weights: aaaaaaaaaaaa (file a.safetensors) in A, dddddddddddd (random) in B",
+        "zoo:a has other weights, settings or preprocessing: aaaaaaaaaaaa (file a.safetensors) in A, dddddddddddd (random) in B",
         "demo/test: 100 images in A, 50 in B",
         "setting permutations: 100 in A, 20 in B",
     )
