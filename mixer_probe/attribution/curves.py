@@ -160,7 +160,8 @@ def check_attributions(model: Model, source: ImageSource, attributions: Sequence
     for a in attributions:
         if a.model.fingerprint != model.fingerprint:
             raise MeasureError(
-                f"the {a.method} maps are of {a.model.name}, whose weights, settings or preprocessing are not those of {model.name}"
+                f"the {a.method} maps are of {a.model.name}, whose weights, settings or preprocessing are not those of "
+                f"{model.name}; make them with this network as it is now"
             )
         if a.images.fingerprint != source.record.fingerprint:
             raise MeasureError(f"the {a.method} maps are of other images or labels than the {len(source)} images that were given")

@@ -50,7 +50,8 @@ def check_runs(train: RepresentationsLike, test: RepresentationsLike) -> None:
     MeasureError for other networks, layers, numbers of channels or reductions; ImagesError for an image in both."""
     if train.model != test.model:
         raise MeasureError(
-            f"train and test come from two networks, or from one with two kinds of preprocessing: {_called(train)} and {_called(test)}"
+            f"train and test come from two networks, or from one with two kinds of preprocessing: {_called(train)} and "
+            f"{_called(test)}"
         )
     if train.reduce != test.reduce:
         raise MeasureError(f"train was extracted with reduce='{train.reduce}' and test with '{test.reduce}'")

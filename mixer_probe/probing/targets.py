@@ -76,8 +76,8 @@ class Target:
         other = [i for i, (mine, key) in enumerate(pairs) if mine != key and mine != picture_of(key)]
         if other:
             raise MeasureError(
-                f"target '{self.name}' was measured on other images than those of the run: {len(other)} of {len(found.ids)} differ "
-                f"in content, the first is '{found.ids[other[0]]}'; measure it on the images that were extracted"
+                f"target '{self.name}' was measured on other images than those of the run: {len(other)} of {len(found.ids)} "
+                f"differ in content, the first is '{found.ids[other[0]]}'; measure it on the images that were extracted"
             )
         return found
 
@@ -288,7 +288,8 @@ class AlteredImages:
     """Images that are changed after a network's own transform, each in its own way; a source for `extract`.
 
     `change` takes a finished input [3, H, W] and the position of the image and returns one of the same shape. `ids` are those of
-    the source; `name` must tell the change from all others, for by it the images are known; `targets` say what was done to each. `places` are the positions by which the images of a part are changed."""
+    the source; `name` must tell the change from all others, for by it the images are known; `targets` say what was done to each.
+    `places` are the positions by which the images of a part are changed."""
 
     source: ImageSource
     change: Callable[[Tensor, int], Tensor]

@@ -519,8 +519,8 @@ def _model_notes(a: Sequence[Any], b: Sequence[Any]) -> list[str]:
     """Networks of one name with other weights."""
     left, right = ({r.name: r for r in _records(results, ModelRecord)} for results in (a, b))
     return [
-        f"{name} has other weights, settings or preprocessing: {left[name].fingerprint[:12]} ({left[name].weights}) in A, {right[name].fingerprint[:12]} "
-        f"({right[name].weights}) in B"
+        f"{name} has other weights, settings or preprocessing: {left[name].fingerprint[:12]} ({left[name].weights}) in A, "
+        f"{right[name].fingerprint[:12]} ({right[name].weights}) in B"
         for name in left
         if name in right and left[name].fingerprint != right[name].fingerprint
     ]
