@@ -35,15 +35,19 @@ def _missing(what: str, needs: str, results: Sequence[Result]) -> Finding:
 
 def excesses(across: Sequence[Agreement]) -> dict[tuple[ModelRecord, ModelRecord], tuple[np.ndarray, int]]:
     """By pair of networks: agreement of each image above what 95 % of pairings with other images stay within, mean over the
-    methods that all pairs have [image], or where there are none over those that both have; and how many methods those are."""
-    rows: dict[tuple[ModelRecord, ModelRecord], dict[str, np.ndarray]] = {}
+    methods that all pairs have [image], or where there are none over those that both have; and how many methods those are.
+
+    Cheap methods have more images than others: the mean is over the images that all methods of a pair have."""
+    rows: dict[tuple[ModelRecord, ModelRecord], dict[str, dict[str, float]]] = {}
     for r in across:
         for i, j in combinations(range(len(r.models)), 2):
-            rows.setdefault((r.models[i], r.models[j]), {})[r.methods[0]] = r.values[i, j] - r.null95[i, j]
+            excess = dict(zip(r.ids, (r.values[i, j] - r.null95[i, j]).tolist(), strict=True))
+            rows.setdefault((r.models[i], r.models[j]), {})[r.methods[0]] = excess
     # A method that only some networks have, such as attention rollout, may agree more or less than the others do.
     shared = set.intersection(*map(set, rows.values())) if rows else set()
     kept = {pair: [x for name, x in found.items() if name in shared or not shared] for pair, found in rows.items()}
-    return {pair: (np.mean(found, axis=0), len(found)) for pair, found in kept.items()}
+    common = {pair: [i for i in found[0] if all(i in x for x in found)] for pair, found in kept.items()}
+    return {pair: (np.array([np.mean([x[i] for x in kept[pair]]) for i in ids]), len(kept[pair])) for pair, ids in common.items()}
 
 
 def _agreement(across: Sequence[Agreement]) -> list[Finding]:

@@ -64,7 +64,9 @@ def test_a_network_against_itself_and_one_that_is_not_there(
 
 def test_nothing_that_can_be_measured_is_one_clear_error(script: ModuleType, tmp_path: Path) -> None:
     steps = Steps(tmp_path)
-    with pytest.raises(MixerProbeError, match=r"no network could be measured; the first reason: .*is among the 10 of zoo:resnet-s0"):
+    with pytest.raises(
+        MixerProbeError, match=r"no network could be measured; the first reason: .*is among the 10 of zoo:resnet-s0"
+    ):
         script.study(["zoo:resnet-s0"], quadrants(3), "cpu", steps, smoke=True)
     with pytest.raises(MixerProbeError, match="no network could be measured"):
         script.study(["zoo:nothing"], colours(3), "cpu", steps)

@@ -135,8 +135,9 @@ def test_randomisation_redraws_everything_once_and_leaves_the_network_alone(mixe
 
 @pytest.mark.parametrize("name", ["zoo:mixer-s0", "zoo:vit-s0", "zoo:resnet-s0"])
 def test_the_zoo_forgets_its_maps_when_it_forgets_its_weights(name: str) -> None:
-    model, images = mp.load_model(name, device="cpu"), mp.load_images("demo", limit=6)
-    found = at.randomisation_check(model, images, mp.attribute(model, images, "saliency", target="labels"), draws=3, steps=1)
+    model, images = mp.load_model(name, device="cpu"), mp.load_images("demo", limit=12)
+    # As many images and draws as a report takes.
+    found = at.randomisation_check(model, images, mp.attribute(model, images, "saliency", target="labels"), draws=5, steps=1)
     frame = found.to_frame()
     last = frame.iloc[-1]
     assert last["spearman_high"] < 0.5

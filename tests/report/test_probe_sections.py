@@ -256,7 +256,7 @@ def test_numbers_of_the_study_are_those_of_the_probes(probed: list[Result]) -> N
 
 
 def test_probes_can_be_left_out() -> None:
-    images = mp.load_images("demo", limit=20)
+    images = mp.load_images("demo", limit=40)
     found = run_study(tiny_models()[:1], images, None, StudySettings(permutations=0, probes=(), attributions=()))
     kinds = {type(r).__name__ for r in found}
     assert "SimilarityMatrix" in kinds

@@ -41,7 +41,7 @@ def test_every_analysis_of_every_model_is_there(study: list[Result]) -> None:
         "PerturbationCurves": 2,
         "Faithfulness": 2,
         "RandomisationCheck": 4,
-        "Agreement": 2 + 5,  # of methods on each of two networks, and of the two by each of five methods
+        "Agreement": 2 + 4,  # of methods on each of two networks, and of the two by each of four methods
         "SimilarityMatrix": 12,  # CKA of six pairs, networks with themselves too, and two more measures of three
         "ProbeResult": 4,  # and raw pixels
         "FewShotResult": 4,
