@@ -19,7 +19,7 @@ from scipy.special import ndtri
 from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.stats.intervals import crossed_variance, mean_interval
-from mixer_probe.stats.shares import difference_interval, paired_counts, score_interval
+from mixer_probe.stats.proportions import difference_interval, paired_counts, score_interval
 
 Interval = tuple[np.ndarray, np.ndarray]
 

@@ -12,7 +12,7 @@ from mixer_probe.stats.nulls import (
     prediction_limit,
     upper_quantile,
 )
-from mixer_probe.stats.shares import (
+from mixer_probe.stats.proportions import (
     difference_interval,
     mcnemar,
     paired_counts,

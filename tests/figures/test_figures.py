@@ -239,7 +239,7 @@ def test_maps_of_positions_share_a_scale_and_mark_their_position() -> None:
     assert len(localisation_maps(found, [7]).axes) == 4 + 1
 
 
-def test_shares_of_layers_found_again_lie_inside_their_intervals() -> None:
+def test_proportions_of_layers_found_again_lie_inside_their_intervals() -> None:
     record = ModelRecord("net", "vit", True, "", "0", 1)
     partner = np.array([[[0, 1, 2, 3], [0, 1, 2, 3]], [[0, 0, 0, 3], [1, 1, 2, 0]]])
     models = (record, replace(record, name="other"))

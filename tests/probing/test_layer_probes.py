@@ -94,7 +94,7 @@ def test_wilson_interval_of_the_literature(right, n, low, high):
 def test_wilson_interval_by_hand():
     # z^2 = 3.8414588; half = z sqrt(0.025 + z^2 / 400) / (1 + z^2 / 10)
     assert wilson_interval(5, 10) == pytest.approx((0.2365931, 0.7634069), abs=1e-7)
-    with pytest.raises(MeasureError, match="3 of 2 is no share"):
+    with pytest.raises(MeasureError, match="3 of 2 is no proportion"):
         wilson_interval(3, 2)
 
 

@@ -56,7 +56,7 @@ def test_wilson_of_arrays():
     assert (low[1], high[1]) == wilson_interval(7, 10)
     assert low[0] == 0
     for right, n in ((11, 10), (-1, 10), (0, 0)):
-        with pytest.raises(MeasureError, match=f"{right} of {n} is no share"):
+        with pytest.raises(MeasureError, match=f"{right} of {n} is no proportion"):
             wilson_interval(right, n)
 
 

@@ -1,4 +1,4 @@
-"""Shares of images, and of two answers to the same images as a table of four counts: both right, one right alone, the other
+"""Proportions of images, and of two answers to the same images as a table of four counts: both right, one right alone, the other
 right alone, none right. All that paired shares can say - differences, tests, agreement beyond chance - is in these counts."""
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def wilson_interval(right: Any, n: Any, confidence: float = LEVEL) -> tuple[Any,
     Numbers give numbers, arrays give arrays. Raises MeasureError unless 0 <= right <= n and n > 0."""
     hits, of = np.asarray(right, dtype=np.float64), np.asarray(n, dtype=np.float64)
     if not ((of > 0) & (hits >= 0) & (hits <= of)).all():
-        raise MeasureError(f"{right} of {n} is no share")
+        raise MeasureError(f"{right} of {n} is no proportion")
     low, high = score_interval(hits / of, of, float(ndtri((1 + confidence) / 2)))
     return (float(low), float(high)) if np.ndim(low) == 0 else (low, high)
 

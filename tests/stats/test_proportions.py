@@ -9,7 +9,7 @@ import pytest
 from scipy import optimize, stats
 
 from mixer_probe.stats import difference_interval, mcnemar, paired_counts
-from mixer_probe.stats.shares import score
+from mixer_probe.stats.proportions import score
 
 Z = 1.959963984540054
 
