@@ -19,6 +19,18 @@ from tests.capture.test_store import Source
 from tests.networks import CASES
 
 SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"]
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_terminal() -> Iterator[None]:
+    """Tests that run in the background, or under `nohup`, ignore some signals, which processes and contexts inherit."""
+    before = {name: signal.signal(getattr(signal, name), signal.SIG_DFL) for name in ("SIGTERM", "SIGHUP")}
+    before["SIGINT"] = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for name, handler in before.items():
+        signal.signal(getattr(signal, name), handler)
+
+
 # The command line with a command that waits; twice, as those who stop services do.
 SCRIPT = """
 import os, signal, sys, time

@@ -139,8 +139,8 @@ def test_five_networks_are_summed_up() -> None:
 def test_untrained_networks_are_named_in_every_section(tmp_path: Path) -> None:
     from mixer_probe.report import StudySettings, run_study
 
-    model = mp.load_model("mixer_s32_224", pretrained=False, device="cpu")
-    results = run_study([model], mp.load_images("demo", limit=20), None, StudySettings(permutations=0))
+    model = tiny_models()[0].untrained()
+    results = run_study([model], mp.load_images("demo", limit=40), None, StudySettings(permutations=0))
     sections = make_sections(results)
     of_weights = {"anatomy", "token-mixing", "kernels", "tying", "stem", "spectra"}
     of_probes = {"probes", "few-shot", "controls", "patch-position", "skipped"}
@@ -148,7 +148,7 @@ def test_untrained_networks_are_named_in_every_section(tmp_path: Path) -> None:
     assert {s.anchor for s in sections} == {"models", "similarity", *of_channels, *of_weights, *of_probes}
     # What the modules of a network mix is not learned.
     for section in (s for s in sections if s.anchor not in ("anatomy", "skipped")):
-        assert any("mixer_s32_224 is untrained" in w for w in section.warnings), section.anchor
+        assert any("tiny-mixer?untrained is untrained" in w for w in section.warnings), section.anchor
 
 
 def test_baselines_are_no_reason_to_warn(study: list[Result]) -> None:

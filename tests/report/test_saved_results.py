@@ -47,7 +47,8 @@ SMALL_STUDY = replace(SETTINGS, probes=("accuracy", "fewshot"), channels=("stati
 
 @cache
 def images() -> mp.Images:
-    return mp.load_images("demo", limit=20)
+    # Two images per class in either half.
+    return mp.load_images("demo", limit=40)
 
 
 @cache
