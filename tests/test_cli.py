@@ -191,11 +191,12 @@ def test_report_of_a_folder(run: Run, tmp_path: Path) -> None:
         Image.new("RGB", (40, 40), (i * 9 + 90 * (i % 2), i * 5, 200 - i)).save(folder / f"{i}.png")
     out = tmp_path / "out"
     arguments = ("--no-pretrained", "--data", str(tmp_path / "data"), "--device", "cpu", "--permutations", "20")
-    code, printed, _ = run("report", "mixer_s32_224", "resnet18", *arguments, "--out", str(out))
+    shallow = ("--model-args", 'mixer_s32_224={"num_blocks": 2}')
+    code, printed, _ = run("report", "mixer_s32_224", "resnet10t", *shallow, *arguments, "--out", str(out))
     assert code == 0
     assert printed.strip() == str(out / "report.html")
     page = (out / "report.html").read_text()
-    assert "mixer_s32_224 and resnet18 are untrained" in page
+    assert "mixer_s32_224 and resnet10t are untrained" in page
     assert f"--data {tmp_path / 'data'}" in page
     assert {type(r).__name__ for r in load_results(out / "results.json")} >= {"TokenMixing", "ProbeResult", "SimilarityMatrix"}
 

@@ -84,7 +84,7 @@ THOROUGH = Effort()
 # For reports of small networks: one grid for all, so that their numbers can be compared.
 QUICK = Effort(
     methods=("saliency", "integrated_gradients", "occlusion", "gradcam", "gradient_attention"),
-    options={"integrated_gradients": {"n_steps": 6, "max_steps": 24, "tolerance": 0.05, "change": 0.1}},
+    options={"integrated_gradients": {"n_steps": 6, "max_steps": 96, "tolerance": 0.05, "change": 0.1}},
     grid=(8, 8),
     steps=4,
     orders=2,

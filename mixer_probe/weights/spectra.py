@@ -38,6 +38,7 @@ from mixer_probe.weights.units import effective_rank
 KINDS = ("spatial", "channel", "both")
 # Draws of operators whose largest singular value has no law in closed form.
 _DRAWS = 10
+_LARGE_DRAWS = 3
 
 
 @storable
@@ -246,7 +247,7 @@ def weight_spectra(model: Model, *, largest_grid: int | None = 8, null_size: int
     layer's own input grid, halved until no side is above `largest_grid` (None: never), which keeps a subset of the
     frequencies; a grid smaller than the kernel is enlarged to it. Kernels that do not overlap (stride = size) have one matrix
     for all positions, taken once. The null of a shape is as many iid operators as have `null_size` singular values in all, at
-    least one, and ten for convolutions and products, whose largest value has no law in closed form.
+    least one; where the largest value has no law in closed form ten, and three of convolutions with a stride, which are large.
 
     Attention has W_Q' W_K and W_O W_V of every head besides (without 1 / sqrt(d) and without query and key norms). Zero or
     non-finite weights give NaN and a DegenerateWeightsWarning. Raises MeasureError for null_size or largest_grid below 1."""
@@ -322,7 +323,7 @@ def _of_convolution(part: MixingMatrix, largest_grid: int | None, nulls: _Nulls)
     values = convolution_values(part.weight, *how)
     shape = tuple(part.weight.shape)
     edge = _convolution_edge(part, values)
-    fewest = _DRAWS if math.isnan(edge) else 1
+    fewest = 1 if not math.isnan(edge) else _DRAWS if shape[1] == 1 else _LARGE_DRAWS
     null = nulls.figures((shape, how), lambda g: convolution_values(_normal(shape, g), *how), values, fewest)
     if not math.isnan(edge):
         null["limit"] = _convolution_limit(part, grid, values)
