@@ -185,7 +185,7 @@ def test_bad_comparisons_are_one_line(run: Run, tmp_path: Path) -> None:
 
 
 def test_report_of_a_folder(run: Run, tmp_path: Path) -> None:
-    for i in range(12):
+    for i in range(8):
         folder = tmp_path / "data" / ("dark" if i % 2 else "bright")
         folder.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 40), (i * 9 + 90 * (i % 2), i * 5, 200 - i)).save(folder / f"{i}.png")
