@@ -185,15 +185,15 @@ def test_bad_comparisons_are_one_line(run: Run, tmp_path: Path) -> None:
 
 
 def test_report_of_a_folder(run: Run, tmp_path: Path) -> None:
-    for i in range(8):
+    for i in range(12):
         folder = tmp_path / "data" / ("dark" if i % 2 else "bright")
         folder.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 40), (i * 9 + 90 * (i % 2), i * 5, 200 - i)).save(folder / f"{i}.png")
     out = tmp_path / "out"
     arguments = ("--no-pretrained", "--data", str(tmp_path / "data"), "--device", "cpu", "--permutations", "20")
     shallow = ("--model-args", 'mixer_s32_224={"num_blocks": 2}')
-    code, printed, _ = run("report", "mixer_s32_224", "resnet10t", *shallow, *arguments, "--out", str(out))
-    assert code == 0
+    code, printed, err = run("report", "mixer_s32_224", "resnet10t", *shallow, *arguments, "--out", str(out))
+    assert code == 0, err
     assert printed.strip() == str(out / "report.html")
     page = (out / "report.html").read_text()
     assert "mixer_s32_224 and resnet10t are untrained" in page
