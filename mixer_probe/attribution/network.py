@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from mixer_probe.capture import ImageSource
 from mixer_probe.capture.views import positions_and_prefix
+from mixer_probe.core.hooks import Call, hooked
+from mixer_probe.core.switches import evaluating, frozen
 from mixer_probe.errors import ImagesError, MeasureError
 from mixer_probe.models.classes import labels_as_outputs
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.models.switches import evaluating, frozen, in_this_thread
 
 Target = int | str | Sequence[int] | np.ndarray | Tensor | None
 
@@ -119,23 +120,16 @@ def tapped(network: nn.Module, places: Sequence[tuple[str, int]]) -> Iterator[di
 
     The network goes on with a copy, so that an in-place ReLU after the module does not overwrite what was caught."""
     caught: dict[tuple[str, int], Tensor] = {}
-    counts: dict[str, int] = {}
     wanted = set(places)
 
-    def hook(path: str) -> Callable[[nn.Module, object, Tensor], Tensor | None]:
-        def see(_module: nn.Module, _arguments: object, output: Tensor) -> Tensor | None:
-            place = path, counts.get(path, 0)
-            counts[path] = place[1] + 1
-            if place not in wanted:
-                return None
-            caught[place] = output
-            return output.clone()
+    def see(call: Call) -> Tensor | None:
+        if (call.path, call.number) not in wanted:
+            return None
+        output: Tensor = call.output
+        caught[call.path, call.number] = output
+        return output.clone()
 
-        return in_this_thread(see)
-
-    with ExitStack() as stack:
-        for path in {path for path, _ in places}:
-            stack.callback(network.get_submodule(path).register_forward_hook(hook(path)).remove)
+    with hooked(network, (path for path, _ in places), see):
         yield caught
 
 

@@ -19,11 +19,11 @@ from mixer_probe.attribution.network import (
     tokens_read,
     values_and_gradients,
 )
+from mixer_probe.core.switches import unfused
 from mixer_probe.errors import MeasureError
 from mixer_probe.models.layer import Axes
 from mixer_probe.models.model import Model
 from mixer_probe.models.structure import BlockRun
-from mixer_probe.models.switches import unfused
 
 _INSTEAD = "'gradcam' and 'integrated_gradients' work for every family"
 

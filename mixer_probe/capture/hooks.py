@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import torch
-from torch.utils.hooks import RemovableHandle
 
 from mixer_probe.capture.views import positions_and_prefix
+from mixer_probe.core.hooks import Call, Passes, Stop, hooked
+from mixer_probe.core.switches import evaluating
 from mixer_probe.errors import ImagesError, LayerError
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.models.switches import evaluating, in_this_thread
 
 T = TypeVar("T")
 Reducer = Callable[[Layer, torch.Tensor, torch.Tensor | None], T]
-
-
-class _Stop(BaseException):
-    """Ends a forward pass early. Not an Exception, so that no network's own `except Exception` swallows it."""
 
 
 @contextmanager
@@ -34,45 +30,34 @@ def capture(model: Model, layers: Sequence[Layer], reducer: Reducer[T]) -> Itera
     leaving the context the hooks are gone and every module has its own training flag back, whatever happened. Raises
     ImagesError for a batch of another size than the model's."""
     session = _Session(layers, reducer)
-    with evaluating(model.module), ExitStack() as stack:
-        for path in {layer.module for layer in layers}:
-            stack.callback(session.attach(path, model.module.get_submodule(path)).remove)
-        yield lambda batch: session.run(model, batch)
+    with evaluating(model.module), hooked(model.module, (layer.module for layer in layers), session.see) as passes:
+        yield lambda batch: session.run(model, passes, batch)
 
 
 class _Session(Generic[T]):
-    """The state of one `capture`: what is wanted, how often each module has run, what was found."""
+    """The state of one `capture`: what is wanted, and what was found."""
 
     def __init__(self, layers: Sequence[Layer], reducer: Reducer[T]) -> None:
         self._wanted = {(layer.module, layer.call): layer for layer in layers}
         self._names = [layer.name for layer in layers]
         self._reducer = reducer
-        self._runs: dict[str, int] = {}
         self._found: dict[str, T] = {}
 
-    def attach(self, path: str, module: torch.nn.Module) -> RemovableHandle:
-        return module.register_forward_hook(in_this_thread(lambda _module, _args, output: self._see(path, output)))
-
-    def _see(self, path: str, output: torch.Tensor) -> None:
-        run = self._runs.get(path, 0)
-        self._runs[path] = run + 1
-        layer = self._wanted.get((path, run))
+    def see(self, call: Call) -> None:
+        layer = self._wanted.get((call.path, call.number))
         if layer is None:
             return
-        self._found[layer.name] = self._reducer(layer, *positions_and_prefix(output, layer))
+        self._found[layer.name] = self._reducer(layer, *positions_and_prefix(call.output, layer))
         if len(self._found) == len(self._wanted):
-            raise _Stop
+            raise Stop
 
-    def run(self, model: Model, batch: torch.Tensor) -> dict[str, T]:
+    def run(self, model: Model, passes: Passes, batch: torch.Tensor) -> dict[str, T]:
         if tuple(batch.shape[1:]) != model.input.size:
             raise ImagesError(f"the images are {tuple(batch.shape[1:])} and {model.name} takes {model.input.size}")
-        self._runs, self._found = {}, {}
-        try:
-            # Not inference_mode: what a network caches in its first pass must stay usable for gradients.
-            with torch.no_grad():
-                model.module(batch)
-        except _Stop:
-            pass
+        self._found = {}
+        # Not inference_mode: what a network caches in its first pass must stay usable for gradients.
+        with torch.no_grad():
+            passes.run(batch)
         found, self._found = self._found, {}
         missing = [name for name in self._names if name not in found]
         if missing:

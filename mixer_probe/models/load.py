@@ -17,6 +17,7 @@ from torch import nn
 
 from mixer_probe import zoo
 from mixer_probe.core.inputs import InputSpec
+from mixer_probe.core.switches import copied, plain_modes, seeded
 from mixer_probe.core.validate import check_text, checked
 from mixer_probe.errors import ModelError, closest
 from mixer_probe.models.build import HUB, build
@@ -25,7 +26,6 @@ from mixer_probe.models.folder import build_from_folder, read_config
 from mixer_probe.models.hub import NOT_IN_CACHE, cache_folder, offline_if_unreachable
 from mixer_probe.models.inputs import stated_input, timm_input, with_given
 from mixer_probe.models.model import Model, Weights, make_model
-from mixer_probe.models.switches import copied, plain_modes, seeded
 from mixer_probe.models.weights import check_finite, load_into
 from mixer_probe.models.wrappers import check_parameters, unwrap
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from mixer_probe.models.switches import evaluating, frozen, in_this_thread
+from mixer_probe.core.hooks import Call, all_paths, hooked
+from mixer_probe.core.switches import evaluating, frozen
 from mixer_probe.models.trace import blank_images
 
 Shape = Sequence[int]
@@ -29,11 +29,9 @@ def count_macs_by_module(network: nn.Module, input_size: tuple[int, int, int]) -
 def count_by_module(network: nn.Module, input_size: tuple[int, int, int]) -> MacCounter:
     """One forward pass of one blank image, counted before and after every call of a module."""
     counted = MacCounter()
-    with evaluating(network), frozen(network), torch.no_grad(), counted.flops, ExitStack() as stack:
-        for path, module in network.named_modules():
-            stack.callback(module.register_forward_pre_hook(in_this_thread(counted.start)).remove)
-            stack.callback(module.register_forward_hook(in_this_thread(counted.end(path))).remove)
-        network(blank_images(network, input_size, n=1))
+    watching = hooked(network, ["", *all_paths(network)], counted.end, counted.start)
+    with evaluating(network), frozen(network), torch.no_grad(), counted.flops, watching as passes:
+        passes.run(blank_images(network, input_size, n=1))
     return counted
 
 
@@ -49,23 +47,19 @@ class MacCounter:
         # Of each module that is running: what the counter showed at its start, and what its parts have used since.
         self._running: list[tuple[int, int]] = []
 
-    def start(self, *_: Any) -> None:
+    def start(self, _call: Call) -> None:
         """Before a call of any module."""
         self._running.append((self.flops.get_total_flops() // 2, 0))
 
-    def end(self, path: str) -> Callable[..., None]:
-        """After a call of the module at `path`."""
-
-        def end(*_: Any) -> None:
-            begun, parts = self._running.pop()
-            used = self.flops.get_total_flops() // 2 - begun
-            self.macs[path] = self.macs.get(path, 0) + used
-            self.own[path] = self.own.get(path, 0) + used - parts
-            if self._running:
-                before, siblings = self._running[-1]
-                self._running[-1] = (before, siblings + used)
-
-        return end
+    def end(self, call: Call) -> None:
+        """After a call of any module."""
+        begun, parts = self._running.pop()
+        used = self.flops.get_total_flops() // 2 - begun
+        self.macs[call.path] = self.macs.get(call.path, 0) + used
+        self.own[call.path] = self.own.get(call.path, 0) + used - parts
+        if self._running:
+            before, siblings = self._running[-1]
+            self._running[-1] = (before, siblings + used)
 
 
 # torch counts the fused attention of GPUs and leaves out that of CPUs. (Forbidding it instead would hold for all threads.)

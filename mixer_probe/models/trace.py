@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
-from mixer_probe.models.switches import evaluating, in_this_thread
+from mixer_probe.core import hooks
+from mixer_probe.core.switches import evaluating
 
 # Two images, so that a first axis of 2 tells rows of images from windows, tables and other tensors.
 BATCH = 2
@@ -30,22 +28,14 @@ def trace(module: nn.Module, input_size: tuple[int, int, int]) -> tuple[Call, ..
 
     The module is run in eval mode without gradients and left as it was found."""
     calls: list[Call] = []
-    seen: dict[str, int] = {}
 
-    def record(path: str, output: object) -> None:
-        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else None
-        calls.append(Call(path, seen.get(path, 0), shape))
-        seen[path] = seen.get(path, 0) + 1
-
-    def hook(path: str) -> Callable[[nn.Module, Any, Any], None]:
-        return in_this_thread(lambda _module, _args, output: record(path, output))
+    def record(call: hooks.Call) -> None:
+        shape = tuple(call.output.shape) if isinstance(call.output, torch.Tensor) else None
+        calls.append(Call(call.path, call.number, shape))
 
     # Not inference_mode: what a network caches in its first pass must stay usable for gradients.
-    with evaluating(module), torch.no_grad(), ExitStack() as stack:
-        for path, m in module.named_modules():
-            if path:
-                stack.callback(m.register_forward_hook(hook(path)).remove)
-        module(blank_images(module, input_size))
+    with evaluating(module), torch.no_grad(), hooks.hooked(module, hooks.all_paths(module), record) as passes:
+        passes.run(blank_images(module, input_size))
     return tuple(calls)
 
 

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from mixer_probe.capture import ImageSource, as_source, check_parts, pixel_batches
 from mixer_probe.channels import input_pictures
+from mixer_probe.core.switches import plain_modes
 from mixer_probe.core.validate import check_seed, checked
 from mixer_probe.errors import MeasureError, UndefinedVisualizationWarning, closest
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.models.switches import plain_modes
 from mixer_probe.progress import task
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.visualization.ascent import Ascended, Ascent, Parametrisation, ascend

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixer_probe.capture.views import positions_and_prefix
+from mixer_probe.core.hooks import Call, Stop, hooked
+from mixer_probe.core.switches import evaluating, frozen
 from mixer_probe.errors import LayerError, MeasureError, ModelError
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.models.switches import evaluating, frozen, in_this_thread
 
 Read = Callable[[Tensor], tuple[Tensor, Tensor | None]]
-
-
-class _Reached(BaseException):
-    """Ends a forward pass at the layer. Not an Exception, so that no network's own `except Exception` swallows it."""
 
 
 @contextmanager
@@ -28,34 +25,24 @@ def reading(model: Model, layer: Layer) -> Iterator[Read]:
     as parts of the graph. The forward pass ends there.
 
     The network is in eval mode inside and its parameters ask for no gradients; all is as it was outside, whatever happened."""
-    watch = _Watch(layer)
-    mean, std = (torch.tensor(v, device=model.device)[:, None, None] for v in (model.input.mean, model.input.std))
-    with evaluating(model.module), frozen(model.module), torch.enable_grad(), ExitStack() as stack:
-        stack.callback(model.module.get_submodule(layer.module).register_forward_hook(in_this_thread(watch.see)).remove)
-        yield lambda images: watch.run(model.module, ((images - mean.to(images)) / std.to(images)).to(model.dtype))
+    found: list[Tensor] = []
 
-
-class _Watch:
-    def __init__(self, layer: Layer) -> None:
-        self._layer = layer
-        self._runs = 0
-        self._found: Tensor | None = None
-
-    def see(self, _module: nn.Module, _arguments: object, output: Tensor) -> None:
-        self._runs += 1
-        if self._runs == self._layer.call + 1:
+    def see(call: Call) -> None:
+        if call.number == layer.call:
             # Nothing runs after this, so nothing overwrites the tensor in place.
-            self._found = output
-            raise _Reached
+            found.append(call.output)
+            raise Stop
 
-    def run(self, network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        self._runs, self._found = 0, None
-        with suppress(_Reached):
-            network(x)
-        found, self._found = self._found, None
-        if found is None:
-            raise LayerError(f"'{self._layer.name}' did not run in this forward pass, though it did for a blank image")
-        return positions_and_prefix(found, self._layer)
+    mean, std = (torch.tensor(v, device=model.device)[:, None, None] for v in (model.input.mean, model.input.std))
+    with evaluating(model.module), frozen(model.module), torch.enable_grad(), hooked(model.module, [layer.module], see) as passes:
+
+        def read(images: Tensor) -> tuple[Tensor, Tensor | None]:
+            passes.run(((images - mean.to(images)) / std.to(images)).to(model.dtype))
+            if not found:
+                raise LayerError(f"'{layer.name}' did not run in this forward pass, though it did for a blank image")
+            return positions_and_prefix(found.pop(), layer)
+
+        yield read
 
 
 def for_pictures(model: Model, size: int | tuple[int, int] | None) -> Model:

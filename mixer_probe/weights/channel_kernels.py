@@ -32,11 +32,11 @@ from timm.models import beit, eva, vision_transformer
 from torch import nn
 
 from mixer_probe.capture import ImageSource, stream, to_host
+from mixer_probe.core.switches import unfused
 from mixer_probe.errors import ModelError
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 from mixer_probe.models.structure import Block
-from mixer_probe.models.switches import unfused
 from mixer_probe.weights.kernels import spatial_convolutions
 from mixer_probe.weights.offsets import Grid, offset_mean, offset_pairs, product_offset_sums
 from mixer_probe.weights.token_matrices import spatial_mixers, token_matrices

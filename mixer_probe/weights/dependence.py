@@ -10,19 +10,19 @@ many positions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mixer_probe.core.hooks import Call, all_paths, hooked
+from mixer_probe.core.switches import copied
 from mixer_probe.core.validate import checked
 from mixer_probe.errors import LayerError, MeasureError
 from mixer_probe.models.layer import Axes
 from mixer_probe.models.model import Model
-from mixer_probe.models.switches import copied
 
 Mixes = Literal["across", "within", "both", "neither"]
 Wanted = Callable[[str, Mapping[str, Mixes]], bool]
@@ -56,8 +56,8 @@ def dependence(model: Model, wanted: Wanted, seed: int = 0) -> dict[str, Mixes]:
     network = _generic(model.module, seed)
     image = torch.randn(1, *model.input.size, generator=_generator(seed), dtype=torch.float64)
     session = _Session(model, wanted, seed)
-    with session.watching(network), torch.no_grad():
-        network(image)
+    with torch.no_grad(), hooked(network, all_paths(network), session.end, session.start) as passes:
+        passes.run(image)
     return session.found
 
 
@@ -86,26 +86,15 @@ class _Session:
         self._seen: set[str] = set()
         self._busy = False
 
-    @contextmanager
-    def watching(self, network: nn.Module) -> Iterator[None]:
-        with ExitStack() as stack:
-            for path, module in network.named_modules():
-                if path:
-                    stack.callback(module.register_forward_pre_hook(self._start).remove)
-                    stack.callback(module.register_forward_hook(self._end(path), with_kwargs=True).remove)
-            yield
-
-    def _start(self, _module: nn.Module, args: tuple[Any, ...]) -> None:
+    def start(self, call: Call) -> None:
         if not self._busy:
             # A copy: in-place activations overwrite the input before the module returns.
-            self._inputs.append(args[0].clone() if args and isinstance(args[0], Tensor) else None)
+            self._inputs.append(call.args[0].clone() if call.args and isinstance(call.args[0], Tensor) else None)
 
-    def _end(self, path: str) -> Callable[..., None]:
-        def end(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            if not self._busy:
-                self._measure(path, self._inputs.pop(), output, lambda x: module(x, *args[1:], **kwargs))
-
-        return end
+    def end(self, call: Call) -> None:
+        if not self._busy:
+            again = lambda x: call.module(x, *call.args[1:], **call.kwargs)  # noqa: E731
+            self._measure(call.path, self._inputs.pop(), call.output, again)
 
     def _measure(self, path: str, x: Tensor | None, output: Any, run: Callable[[Tensor], Any]) -> None:
         first = path not in self._seen

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,10 +13,11 @@ from torch import Tensor, nn
 
 from mixer_probe.capture import ImageSource, as_source
 from mixer_probe.capture.stream import transform_of
+from mixer_probe.core.hooks import Call, hooked
+from mixer_probe.core.switches import copied, evaluating
 from mixer_probe.core.validate import checked
 from mixer_probe.errors import MeasureError
 from mixer_probe.models.model import Model
-from mixer_probe.models.switches import copied, evaluating, in_this_thread
 from mixer_probe.results import ImagesRecord, ModelRecord, Result, storable
 from mixer_probe.weights.convolution import ConvolutionalMixer, Form, FullFieldMixing, as_convolution
 from mixer_probe.weights.spectrum import power_centroid
@@ -247,9 +247,11 @@ def _look_inside(model: Model, converted: ConvolutionalMixer, image: Tensor) -> 
 def _calls(network: nn.Module, modules: Sequence[nn.Module], batch: Tensor) -> dict[nn.Module, tuple[Tensor, Tensor]]:
     """(input, output) of the modules in one forward pass."""
     seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-    see = in_this_thread(lambda m, args, out: seen.update({m: (args[0].clone(), out.clone())}))
-    with evaluating(network), torch.no_grad(), ExitStack() as stack:
-        for module in modules:
-            stack.callback(module.register_forward_hook(see).remove)
-        network(batch)
+    paths = (path for path, module in network.named_modules() if module in modules)
+
+    def see(call: Call) -> None:
+        seen[call.module] = call.args[0].clone(), call.output.clone()
+
+    with evaluating(network), torch.no_grad(), hooked(network, paths, see) as passes:
+        passes.run(batch)
     return seen

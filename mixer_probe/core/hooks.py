@@ -1,0 +1,91 @@
+"""The one place that hooks into a network: what its modules are given and return, call by call.
+
+Everything that looks inside a forward pass does it here: the trace of a network, extraction, attribution, visualization, counts
+of operations and measurements of mixing. Hooks see this thread's passes alone and are gone when the context is left."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from mixer_probe.core.switches import in_this_thread
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of the module at `path`; `number` counts the finished calls of that module in a pass, from 0. `output` is None
+    before the call."""
+
+    path: str
+    number: int
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any = None
+
+
+class Stop(BaseException):
+    """Raised by a hook to end the pass. Not an Exception, so that no network's own `except Exception` swallows it."""
+
+
+class Passes:
+    """Forward passes of a hooked network, each counting calls from 0."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self.finished: Counter[str] = Counter()
+
+    def run(self, *inputs: Any) -> Any:
+        """The output of one pass; None where a hook stopped it."""
+        self.finished.clear()
+        try:
+            return self._network(*inputs)
+        except Stop:
+            return None
+
+
+@contextmanager
+def hooked(
+    network: nn.Module,
+    paths: Iterable[str],
+    after: Callable[[Call], Any],
+    before: Callable[[Call], None] | None = None,
+) -> Iterator[Passes]:
+    """Calls `after` (and `before`) at every call of the modules at `paths`. What `after` returns, unless None, replaces the
+    output.
+
+    A tensor is what the module returned only until the next operation in place: keep a copy."""
+    passes = Passes(network)
+
+    def see_before(path: str) -> Callable[..., None]:
+        def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            assert before is not None
+            before(Call(path, passes.finished[path], module, args, kwargs))
+
+        return in_this_thread(see)
+
+    def see_after(path: str) -> Callable[..., Any]:
+        def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            number = passes.finished[path]
+            passes.finished[path] = number + 1
+            return after(Call(path, number, module, args, kwargs, output))
+
+        return in_this_thread(see)
+
+    with ExitStack() as stack:
+        for path in dict.fromkeys(paths):
+            module = network.get_submodule(path)
+            if before is not None:
+                stack.callback(module.register_forward_pre_hook(see_before(path), with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(see_after(path), with_kwargs=True).remove)
+        yield passes
+
+
+def all_paths(network: nn.Module) -> list[str]:
+    """The paths of all modules inside the network."""
+    return [path for path, _ in network.named_modules() if path]
