@@ -1,226 +1,209 @@
 """Every public function of models, images, labels or results, given others than before: the right number, or a named error.
 
-`ALONE` are functions of a model and images: after the change they give what they give for objects that never were anything else.
-`TOGETHER` are functions of two things that must belong together: each change either leaves the number what it is, or is refused.
-`NEITHER` says why the rest is not walked. A public function without a row fails.
+`ALONE` are functions of a model and images: after a change they give what they give for objects that never were anything else.
+`TOGETHER` are functions of two things that must belong together: each change either belongs to the question, and then changes the
+number, or is refused. `NEITHER` says why the rest is not walked. A public function without a row fails.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import csv
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import mixer_probe as mp
-from mixer_probe.capture.stream import transform_of
-from mixer_probe.errors import MixerProbeError
-from mixer_probe.images import Images, from_arrays
-from mixer_probe.models import Model
-from mixer_probe.results import same, to_dict
-from tests.networks import CASES
-
-N = 18
-CLASSES = ("cat", "dog", "frog")
-NO_DRAWS: dict[str, Any] = {"permutations": 0, "resamples": 0}
-
-
-@dataclass(frozen=True)
-class World:
-    """A network, images to fit on, and others to test on."""
-
-    model: Model
-    images: Images
-    test: Images
-
-
-def pictures(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (N, 32, 32, 3), dtype=np.uint8)
-
-
-def images_of(seed: int, classes: tuple[str, ...] = CLASSES) -> Images:
-    labels = np.arange(N) % len(classes)
-    return from_arrays(pictures(seed), labels, class_names=classes, name="pictures")
+from mixer_probe.errors import ImagesError, MeasureError, MixerProbeError
+from mixer_probe.images import Images, class_concepts
+from mixer_probe.results import same
+from tests import walk
+from tests.walk import (
+    ALONE,
+    ALSO,
+    ARCHITECTURE,
+    AT_ONCE,
+    BY_NAME,
+    CASE,
+    CHANGES,
+    CLASSES,
+    INDIFFERENT,
+    NEITHER,
+    OF_IMAGES,
+    OF_MODELS,
+    OWN_TEST,
+    TOGETHER,
+    first,
+    images_of,
+    quietly,
+    without_first,
+    world,
+)
 
 
-def world(case: str = "mixer") -> World:
-    return World(CASES[case].model(), images_of(0), images_of(1))
+def test_every_public_function_of_models_images_labels_or_results_has_a_row() -> None:
+    rows = {name.partition(" ")[0] for table in (ALONE, ALSO, TOGETHER, OWN_TEST, NEITHER) for name in table}
+    wanted = walk.to_walk()
+    assert sorted(wanted - rows) == []
+    # Classes, and a function that no room exports.
+    public = {*walk.public_functions(), "similarity.StreamingCKA", "similarity.MinibatchCKA", "invariance.own_accuracy"}
+    assert sorted(rows - public) == []
+    assert all(test in globals() for test in OWN_TEST.values())
+    assert len(wanted) > 90
 
 
-def equal_names(w: World) -> World:
-    return replace(w, images=images_of(2))
+def test_what_a_function_takes_is_read_from_its_signature() -> None:
+    assert walk.marks(mp.probing.linear_probe) == {"RepresentationsLike"}
+    assert walk.marks(mp.invariance.predictions) == {"Model", "Images", "DistortedImages"}
+    assert walk.marks(mp.figures.probe_curves) == {"ProbeResult"}
+    assert walk.marks(mp.probing.knn_path) == {"y"}
+    assert walk.marks(mp.visualization.amplitude) == set()
 
 
-def permuted(w: World) -> World:
-    return replace(w, images=w.images.subset(np.roll(np.arange(N), 1)))
+def outcome(call: Any, *given: Any) -> Any:
+    """What a call gave, or the error that it named."""
+    try:
+        return quietly(call, *given)
+    except MixerProbeError as error:
+        return [type(error).__name__, str(error)]
 
 
-def changed_weights(w: World) -> World:
-    """In place, past every counter of changes."""
-    for parameter in w.model.module.parameters():
-        parameter.data.mul_(1.25)
-    return w
-
-
-def other_preprocessing(w: World) -> World:
-    w.model.input = replace(w.model.input, mean=(0.2, 0.3, 0.4))
-    return w
-
-
-CHANGES = (equal_names, permuted, changed_weights, other_preprocessing)
-
-Call = Callable[[World], Any]
-
-
-def _convolved(w: World) -> np.ndarray:
-    (inputs,) = w.images.batches(transform_of(w.model), N)
-    with torch.no_grad():
-        return mp.as_convolution(w.model)(inputs).numpy()
-
-
-def _numbers(reps: mp.Representations) -> dict[str, np.ndarray]:
-    return {name: reps[name] for name in reps}
-
-
-ALONE: dict[str, Call] = {
-    "anatomy": lambda w: mp.anatomy(w.model),
-    "as_convolution": _convolved,
-    "attribute": lambda w: mp.attribute(w.model, w.images, "gradcam"),
-    "channel_statistics": lambda w: mp.channel_statistics(w.model, w.images),
-    "compare_models": lambda w: mp.compare_models(w.model, w.model, w.images, **NO_DRAWS),
-    "extract": lambda w: _numbers(mp.extract(w.model, w.images, "all")),
-    "spatial_kernels": lambda w: mp.spatial_kernels(w.model, draws=19),
-    "stem_filters": lambda w: mp.stem_filters(w.model),
-    "top_images": lambda w: mp.top_images(w.model, w.images, "blocks.0", [0, 1], k=3),
-    "visualize": lambda w: mp.visualize(w.model, "blocks.0", [0], images=w.images, seeds=(0,), steps=1, k=2),
-    "weight_spectra": lambda w: mp.weight_spectra(w.model, null_size=50),
-}
-
-
-def _probe(before: World, after: World) -> Any:
-    return mp.linear_probe(mp.extract(before.model, before.images), mp.extract(after.model, before.test), l2=1.0)
-
-
-def _curves(before: World, after: World) -> Any:
-    maps = mp.attribute(before.model, before.images, "gradcam")
-    return mp.attribution.perturbation_curves(after.model, after.images, [maps], steps=2, random_orders=1)
-
-
-def _means(before: World, after: World) -> Any:
-    reps = mp.extract(before.model, before.images)
-    return mp.channels.top_means(after.model, after.images, reps, {"blocks.0": [0]}, k=2)
-
-
-def _two(measure: Callable[[Any, Any], Any]) -> Callable[[World, World], Any]:
-    return lambda before, after: measure(mp.extract(before.model, before.images), mp.extract(after.model, after.images))
-
-
-def _panel(before: World, after: World) -> Any:
-    return mp.attribution.attribution_panel([mp.attribute(before.model, before.images, "gradcam")], after.images)
-
-
-def _agreement(before: World, after: World) -> Any:
-    return mp.attribution.agreement([mp.attribute(w.model, w.images, "gradcam") for w in (before, after)], permutations=19)
-
-
-# The function, and which changes belong to its question: a comparison of networks is of networks that differ.
-TOGETHER: dict[str, tuple[Callable[[World, World], Any], tuple[Callable[[World], World], ...]]] = {
-    "compare": (_two(lambda a, b: mp.compare(a, b, **NO_DRAWS)), (changed_weights, other_preprocessing)),
-    "channel_partners": (
-        _two(lambda a, b: mp.channel_partners(a, b, "blocks.0", "blocks.1", permutations=19)),
-        (changed_weights, other_preprocessing),
-    ),
-    # Other training images are no change here: those to test on are others in any case.
-    "linear_probe": (_probe, (equal_names, permuted)),
-    "attribution.perturbation_curves": (_curves, ()),
-    "attribution.attribution_panel": (_panel, (changed_weights, other_preprocessing)),
-    "attribution.agreement": (_agreement, (changed_weights, other_preprocessing)),
-    "channels.top_means": (_means, ()),
-}
-
-NEITHER = {
-    "Images": "a record of images",
-    "Layer": "a record of a place",
-    "Model": "a record of a network",
-    "Representations": "a record of numbers; see tests/core/test_fingerprint.py",
-    "__version__": "a text",
-    "cka": "takes matrices, which know no images",
-    "class_selectivity": "one run, which holds its own labels",
-    "dissect": "masks meet images by name, as their files do; see tests/channels/test_dissection.py",
-    "kernel_tying": "as spatial_kernels, with more draws",
-    "list_models": "takes a text",
-    "load_concepts": "annotations meet images by name, as their files do; see tests/images/test_concepts.py",
-    "load_images": "makes images",
-    "load_model": "makes models",
-    "load_results": "reads what was saved; see tests/test_errors_and_results.py",
-    "open_run": "reads what was saved; see tests/capture/test_store.py",
-    "position_embeddings": "as stem_filters, of networks that have them",
-    "save_results": "writes what it is given",
-    "token_mixing": "as spatial_kernels, with surrogates",
-    "write_report": "draws what it is given",
-}
-
-
-def plain(value: Any) -> Any:
-    return to_dict(value) if not isinstance(value, (dict, np.ndarray)) else value
-
-
-def quietly(call: Callable[..., Any], *given: Any) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return call(*given)
-
-
-def test_every_public_function_has_a_row() -> None:
-    modules = {name for name in mp.__all__ if type(getattr(mp, name)).__name__ == "module"}
-    rows = [name for table in (ALONE, TOGETHER, NEITHER) for name in table if "." not in name]
-    assert sorted(rows) == sorted(set(mp.__all__) - modules)
+def changes_of(name: str) -> tuple[walk.Change, ...]:
+    """Those of what a function takes."""
+    functions = walk.public_functions()
+    if name not in functions or name in {"cka", "load_results", "save_results", "write_report"} or name not in walk.to_walk():
+        return CHANGES
+    takes = walk.marks(functions[name])
+    if takes <= {"Model"}:
+        return OF_MODELS
+    return CHANGES if takes & {"Model", "RepresentationsLike"} or takes - {"Images", "ImageSource"} else OF_IMAGES
 
 
 @pytest.mark.parametrize("name", ALONE)
 def test_after_a_change_a_function_gives_what_it_gives_for_new_objects(name: str) -> None:
-    call = ALONE[name]
-    used = world()
-    before = plain(quietly(call, used))
-    for change in CHANGES:
+    changes = changes_of(name)
+    call, case, folders = ALONE[name], CASE.get(name, "mixer"), True
+    at_once = name in AT_ONCE or "Model" not in walk.marks(walk.public_functions().get(name, mp.cka))
+    used = world(case, folders)
+    before = quietly(call, used)
+    for i, change in enumerate(changes):
         used = change(used)
-        new = world()
-        for done in CHANGES[: CHANGES.index(change) + 1]:
+        if at_once and i + 1 < len(changes):
+            continue
+        new = world(case, folders)
+        for done in changes[: i + 1]:
             new = done(new)
-        after = plain(quietly(call, used))
-        assert same(after, plain(quietly(call, new))), change.__name__
-    assert not same(after, before)
+        after = outcome(call, used)
+        assert same(after, outcome(call, new)), change.__name__
+    assert same(after, before) == (name in ARCHITECTURE)
 
 
 @pytest.mark.parametrize("name", TOGETHER)
 def test_what_does_not_belong_together_is_refused(name: str) -> None:
     call, allowed = TOGETHER[name]
-    assert quietly(call, world(), world()) is not None
+    before = quietly(call, first(), world())
     for change in CHANGES:
-        if change in allowed:
-            assert quietly(call, world(), change(world())) is not None
-        else:
-            with pytest.raises(MixerProbeError):
-                quietly(call, world(), change(world()))
+        found = outcome(call, first(), change(world()))
+        refused = isinstance(found, list) and len(found) == 2 and str(found[0]).endswith("Error")
+        assert refused != (change in allowed), f"{change.__name__}: {found if refused else 'not refused'}"
+        if not refused and change is not walk.permuted:
+            assert same(found, before) == (name in INDIFFERENT), change.__name__
 
 
-def fitted(test: Images) -> Any:
+# -- labels of other classes -------------------------------------------------------------------------------------------
+
+
+def reversed_names(images: Images) -> Images:
+    """The same classes under other indices."""
+    assert images.labels is not None
+    assert images.class_names is not None
+    return replace(images, labels=len(images.class_names) - 1 - images.labels, class_names=images.class_names[::-1])
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_labels_of_another_set_mean_what_their_names_say(name: str) -> None:
+    """Other indices, another order, a class that is missing or one more, among the images to test on, or to fit on."""
+    probe, w, test = BY_NAME[name], first(), images_of(1, folders=False)
+    right = quietly(probe, w, test)
+    np.testing.assert_array_equal(quietly(probe, w, reversed_names(test)), right)
+    np.testing.assert_allclose(quietly(probe, w, walk.permuted(replace(w, images=test)).images), right, atol=1e-12)
+    without = test.subset(test.labels != 0)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(quietly(probe, w, without_first(test)), quietly(probe, w, without))
+    with pytest.raises(ImagesError, match="bird"):
+        quietly(probe, w, images_of(3, False, (*CLASSES, "bird")))
+    with pytest.raises(ImagesError, match="cat"):
+        quietly(probe, replace(w, images=without_first(w.images)), test)
+
+
+@pytest.mark.filterwarnings("ignore::mixer_probe.errors.UndefinedInvarianceWarning")
+@pytest.mark.parametrize("extra", [False, True], ids=["missing", "extra"])
+def test_a_network_is_right_by_the_names_of_its_outputs(extra: bool) -> None:
+    """Predictions and maps against those of labels that are the outputs' own indices."""
     w = world()
-    return mp.linear_probe(mp.extract(w.model, w.images), mp.extract(w.model, test), l2=1.0)
+    images = images_of(3, True, (*CLASSES, "bird")) if extra else images_of(0, True)
+    outputs = mp.invariance.predictions(w.model, images)[0][0]
+    called = without_first(images) if not extra else reversed_names(images)
+    assert called.labels is not None
+    assert called.class_names is not None
+    own = np.array([walk.OUTPUTS.index(called.class_names[k]) for k in called.labels])
+    predicted = outputs if extra else outputs[images.labels != 0]
+    found = mp.invariance.distortion_accuracy(w.model, called, walk.BLUR)
+    np.testing.assert_array_equal(found.right[0], predicted == own)
+    maps = mp.attribute(w.model, called, "gradcam", target="labels")
+    np.testing.assert_array_equal(maps.targets, own)
+    np.testing.assert_array_equal(maps.maps, mp.attribute(w.model, called, "gradcam", target=own.tolist()).maps)
+    unknown = replace(called, class_names=("mouse", *called.class_names[1:]))
+    for call in (mp.invariance.distortion_accuracy, lambda m, i: mp.attribute(m, i, "gradcam", target="labels")):
+        with pytest.raises(MeasureError, match="mouse"):
+            call(w.model, unknown)
 
 
-def test_labels_of_another_set_mean_what_their_names_say() -> None:
-    """A class that is missing, and one more, among the images to test on."""
-    test = images_of(1)
-    right = fitted(test)
-    renamed = replace(test, labels=np.array([2, 1, 0])[test.labels], class_names=CLASSES[::-1])  # type: ignore[index]
-    np.testing.assert_array_equal(fitted(renamed).accuracy, right.accuracy)
-    without = test.subset(test.labels != 0)
-    fewer = replace(without, labels=without.labels - 1, class_names=CLASSES[1:])  # type: ignore[operator]
-    np.testing.assert_array_equal(fitted(fewer).accuracy, fitted(without).accuracy)
-    with pytest.raises(MixerProbeError, match="bird"):
-        fitted(images_of(1, (*CLASSES, "bird")))
+def test_an_order_of_images_changes_no_number() -> None:
+    """Rows and labels that are turned together."""
+    w = first()
+    reps, turned = (mp.extract(w.model, part) for part in (w.images, walk.permuted(w).images))
+    a, b = (mp.class_selectivity(r, permutations=19) for r in (reps, turned))
+    for name in ("auroc", "dprime"):
+        for x, y in zip(getattr(a, name), getattr(b, name), strict=True):
+            np.testing.assert_allclose(x, y, atol=1e-5)
+    x, y = (mp.compare(r, r, **walk.NO_DRAWS).values for r in (reps, turned))
+    np.testing.assert_allclose(x, y, atol=1e-10)
+    means = [mp.channel_statistics(w.model, part).mean[0] for part in (w.images, walk.permuted(w).images)]
+    np.testing.assert_allclose(*means, atol=1e-6)
+    fits = [mp.linear_probe(r, mp.extract(w.model, w.test), l2=[1.0]).accuracy for r in (reps, turned)]
+    np.testing.assert_array_equal(*fits)
+
+
+@pytest.mark.filterwarnings("ignore::mixer_probe.errors.ImagesWarning")
+def test_annotations_follow_their_images(tmp_path: Path) -> None:
+    """Rows of a table meet images by name: in any order, for fewer images, and none for a name that it lacks."""
+    images = images_of(0, folders=True)
+    table = tmp_path / "table.csv"
+    with table.open("w", newline="") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["image", "striped"])
+        rows.writerows([name, i % 2] for i, name in reversed(list(enumerate(images.ids))))
+    values = np.arange(len(images)) % 2
+    assert images.labels is not None
+    for order in (np.arange(len(images)), np.roll(np.arange(len(images)), 1), np.flatnonzero(images.labels)):
+        part = images.subset(order)
+        assert mp.probing.targets_from_csv(table, part, "striped", "regression").values.tolist() == values[order].tolist()
+        concepts = mp.load_concepts(table, part)
+        assert concepts.attributes is not None
+        found = dict(zip(concepts.ids, concepts.attributes[:, 0], strict=True))
+        assert [found[name] for name in part.ids] == values[order].tolist()
+    strangers = replace(images, ids=tuple(f"x{name[:-4]}y.png" for name in images.ids))
+    for call in (lambda: mp.probing.targets_from_csv(table, strangers, "striped"), lambda: mp.load_concepts(table, strangers)):
+        with pytest.raises(ImagesError):
+            call()
+
+
+def test_pages_of_one_channel_are_of_what_was_dissected() -> None:
+    """Equal names of other pictures, and concepts by other names, are no picture of a dissection."""
+    w = world()
+    found = mp.dissect(w.model, w.images, class_concepts(w.images), "blocks.0", permutations=19)
+    renamed = replace(class_concepts(w.images), names=("a", "b", "c"))
+    with pytest.raises(MeasureError, match="not those of"):
+        mp.channels.dissected_channel(w.model, w.images, renamed, found, "blocks.0", 0, "dog", k=2)

@@ -93,8 +93,8 @@ def dissected_channel(
     out for).
 
     `dissection` is that of the same model, images and concepts. Raises LayerError for a layer that it does not hold, one without
-    a grid and a channel out of range, ImagesError for an unknown concept, and MeasureError for another model's dissection and a
-    channel that marks nothing."""
+    a grid and a channel out of range, ImagesError for an unknown concept, and MeasureError for the dissection of another model,
+    other images or other concepts, and for a channel that marks nothing."""
     i = dissection.index(layer)
     if dissection.model.fingerprint != model.record.fingerprint:
         raise MeasureError(f"this is a dissection of {dissection.model.name}, not of {model.name}")
@@ -102,6 +102,13 @@ def dissected_channel(
     _require_grids([selected], model, "pixels")
     chosen, places = annotated(source, concepts)
     taken = part_of(source, chosen)
+    if taken.record.fingerprint != dissection.images.fingerprint:
+        raise MeasureError(
+            f"this dissection is of other images ({dissection.images.n} annotated ones of {dissection.images.name}) than the "
+            f"{len(chosen)} annotated ones that were given: give those that were dissected, in the same order"
+        )
+    if tuple(concepts.names) != dissection.concepts:
+        raise MeasureError(f"this dissection is of the concepts of {dissection.source}, which are not those of {concepts.name}")
     top = top_images(model, taken, layer, channel, k, batch_size=batch_size)
     c = int(dissection.preferred[i][channel]) if concept is None else dissection.concept(concept)
     threshold = float(dissection.threshold[i][channel])

@@ -118,7 +118,8 @@ def channel_pages(
     Pictures larger than `pixels` are made smaller. `statistics` and `selectivity` of the same model fill their parts of the page
     where they hold the layer, and `partners` those of which the layer is A. `reps` is a run of the same model on the same images
     with means over positions: by="mean" then needs no pass. Raises LayerError and ImagesError as `top_images`, and MeasureError
-    for `reps` of another network or of other images."""
+    for `reps` of another network or of other images, and for `statistics` or `selectivity` of another network."""
+    _check_network(model, statistics=statistics, selectivity=selectivity)
     if reps is not None and by == "mean":
         found = top_means(model, images, reps, channels, k)
     else:
@@ -129,6 +130,17 @@ def channel_pages(
             exhibits = [_exhibit(model, images, end, channel, pixels, batch_size) for end in ends]
             pages.append(_page(ends[0], channel, exhibits, statistics, selectivity, partners))
     return pages
+
+
+def _check_network(model: Model, **given: ChannelStatistics | ClassSelectivity | None) -> None:
+    """Raise MeasureError unless all results are of this network as it is now."""
+    own = model.record
+    for name, result in given.items():
+        if result is not None and result.model.fingerprint != own.fingerprint:
+            raise MeasureError(
+                f"{name}= is of {result.model.name}, whose weights, settings or preprocessing are not those of {own.name}: "
+                "measure this network as it is now"
+            )
 
 
 def _page(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,8 @@ from mixer_probe.models.layer import Axes, Layer
 from mixer_probe.models.model import Model
 from mixer_probe.probing import FewShotResult, ProbeResult
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
+
+P = TypeVar("P", ProbeResult, FewShotResult)
 
 COSTS = ("parameters", "MACs an image", "peak activation bytes an image", "seconds an image")
 
@@ -90,19 +93,21 @@ def accuracy_cost(
     """Put the costs of networks beside how well their last probed layer reads the class: few-shot, and with all images.
 
     `shots` images a class are what the paper's few-shot numbers have; where a few-shot result lacks them, its most. Networks
-    without a probe are left out. Raises MeasureError where no network has both, and for test images or devices that differ."""
-    probed = {p.model.name: p for p in probes}
-    few = {f.model.name: f for f in few_shots}
-    chosen = [c for c in costs if c.model.name in probed and (not few or c.model.name in few)]
+    without a probe are left out. Raises MeasureError where no network has both, for two probes of one network, for a probe of a
+    network that has changed since its cost was measured, and for images or devices that differ."""
+    probed, few = _by_network(costs, probes), _by_network(costs, few_shots)
+    chosen = [c for c in costs if c.model.fingerprint in probed and (not few or c.model.fingerprint in few)]
     if not chosen:
         raise MeasureError("no network has both a cost and a probe, so there is nothing to set against each other")
-    full = [probed[c.model.name] for c in chosen]
-    _check_same({p.images_test.fingerprint for p in full}, "test images")
+    full = [probed[c.model.fingerprint] for c in chosen]
+    found = [few[c.model.fingerprint] for c in chosen] if few else []
+    _check_same({p.images_train.fingerprint for p in full}, "training images")
+    _check_same({f.images_train.fingerprint for f in found}, "training images")
+    _check_same({p.images_test.fingerprint for p in full} | {f.images_test.fingerprint for f in found}, "test images")
     _check_same({c.device for c in chosen}, "devices")
     rows = [np.array([[p.accuracy[-1], p.low[-1], p.high[-1]] for p in full])]
     names = [f"linear probe, {full[0].n_train} images"]
-    if few:
-        found = [few[c.model.name] for c in chosen]
+    if found:
         taken = shots if all(shots in f.shots for f in found) else min(f.shots[-1] for f in found)
         rows.insert(0, np.array([_few_row(f, taken) for f in found]))
         names.insert(0, f"few-shot probe, {taken} images a class")
@@ -120,6 +125,26 @@ def accuracy_cost(
         chance=full[0].chance,
         device=chosen[0].device,
     )
+
+
+def _by_network(costs: Sequence[ModelCost], probes: Sequence[P]) -> dict[str, P]:
+    """The probes by the fingerprints of their networks. Raises MeasureError for two of one network, and for one of a network that
+    is called as one of the `costs` and is another."""
+    measured = defaultdict[str, set[str]](set)
+    for cost in costs:
+        measured[cost.model.name].add(cost.model.fingerprint)
+    found: dict[str, P] = {}
+    for probe in probes:
+        network = probe.model
+        if network.fingerprint in found:
+            raise MeasureError(f"{network.name} has two probes of one kind: give one")
+        if network.name in measured and network.fingerprint not in measured[network.name]:
+            raise MeasureError(
+                f"the cost and the probe of {network.name} are of two networks: its weights, settings or preprocessing differ; "
+                "measure both of one"
+            )
+        found[network.fingerprint] = probe
+    return found
 
 
 def _few_row(found: FewShotResult, shots: int) -> tuple[float, float, float]:

@@ -10,6 +10,7 @@ import torch
 from mixer_probe import zoo
 from mixer_probe.capture import Representations
 from mixer_probe.capture.stream import transform_of
+from mixer_probe.core.fingerprint import keys_of
 from mixer_probe.core.switches import evaluating
 from mixer_probe.errors import ImagesError, MeasureError
 from mixer_probe.invariance.predictions import Source, predictions
@@ -41,9 +42,10 @@ def own_accuracy(model: Model, images: Source, reps: Representations | None = No
 
 
 def _logits(model: Model, images: Source, reps: Representations) -> np.ndarray | None:
-    """Logits [image, class] among the representations: those of a head that are the network's outputs for the first images."""
+    """Logits [image, class] among the representations of these images: those of a head that are the network's outputs for the
+    first of them."""
     heads = [layer.name for layer in reps.layers if layer.kind == "head"]
-    if not heads:
+    if not heads or keys_of(reps) != images.keys:
         return None
     first = next(iter(images.batches(transform_of(model), 2)))
     with evaluating(model.module), torch.no_grad():

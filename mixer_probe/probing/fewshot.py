@@ -19,7 +19,7 @@ from mixer_probe.models.layer import Layer
 from mixer_probe.probing.labels import check_shots, few_of_each
 from mixer_probe.probing.methods import ESTIMATORS, FITTERS, Values, find_fitter
 from mixer_probe.probing.path import choose
-from mixer_probe.probing.runs import Runs, check_runs, layer_pair, run_labels
+from mixer_probe.probing.runs import Runs, check_runs, check_twin, layer_pair, run_labels
 from mixer_probe.probing.scores import combined_interval, images_interval, seeds_interval
 from mixer_probe.probing.solution import argmax, block_of, blocks, gram
 from mixer_probe.probing.tables import layer_columns
@@ -129,9 +129,12 @@ def few_shot_probe(
     is taken. `untrained` is (train, test) of an untrained twin.
 
     Raises ImagesError if labels are missing, there is one class, a class has fewer images than shots or is only in the test
-    images, or an image is in both; MeasureError for an unknown preset, shots or seeds below 1, and layers with positions."""
+    images, or an image is in both; MeasureError for an unknown preset, shots or seeds below 1, layers with positions, and a twin
+    that is trained or saw other images."""
     _check_settings(preset, values)
     check_runs(train, test)
+    if untrained is not None:
+        check_twin((train, test), untrained)
     y_train, y_test = run_labels(train, test)
     counts = check_shots(y_train, shots, train.class_names)
     draws = [[few_of_each(y_train, count, seed) for seed in range(seeds)] for count in counts]

@@ -78,3 +78,20 @@ def test_accuracy_beside_cost() -> None:
     assert accuracy_cost(costs[:2], probes[1:]).models == (costs[1].model,)
     with pytest.raises(MeasureError, match="no network has both a cost and a probe"):
         accuracy_cost(costs[:1], probes[1:])
+
+
+def test_a_probe_belongs_to_the_network_whose_cost_it_stands_beside() -> None:
+    train, test = (mp.load_images("demo", split=split, limit=40) for split in ("train", "test"))
+    model = tiny_models()[0]
+    layer = feature_layer(model).name
+    runs = [mp.extract(model, images, layers=layer) for images in (train, test)]
+    cost, full, few = model_cost(model, batch_size=1, runs=3), mp.linear_probe(*runs), few_shot_probe(*runs, [1])
+    assert accuracy_cost([cost], [full], [few]).n_test == 40
+    with pytest.raises(MeasureError, match="has two probes of one kind"):
+        accuracy_cost([cost], [full, full])
+    with pytest.raises(MeasureError, match="2 different test images"):
+        accuracy_cost([cost], [full], [few_shot_probe(*runs[::-1], [1])])
+    next(model.module.parameters()).data.mul_(2)
+    changed = [mp.extract(model, images, layers=layer) for images in (train, test)]
+    with pytest.raises(MeasureError, match="are of two networks"):
+        accuracy_cost([cost], [mp.linear_probe(*changed)])
