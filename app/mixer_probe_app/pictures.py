@@ -20,6 +20,7 @@ import pandas as pd
 import streamlit as st
 from PIL import Image, ImageOps
 
+from mixer_probe.core.text import visible
 from mixer_probe.errors import ImagesError, ImagesWarning, StoreError
 from mixer_probe.images import Images, from_arrays, photo_credit
 from mixer_probe.images.decode import MOST_PIXELS, is_deep, reason, to_rgb
@@ -308,7 +309,7 @@ def read_upload(name: str, content: bytes) -> tuple[Image.Image, list[str]]:
     """An uploaded picture as 8-bit RGB of at most `LONGEST` px a side, and what was done to it, in sentences.
 
     Raises ImagesError for what is no picture, too large, too small, or broken off, with what to do about it."""
-    shown = f"'{name[:60]}'"
+    shown = f"'{visible(' '.join(name[:60].split()))}'"
     if len(content) > _MOST_BYTES:
         raise ImagesError(f"{shown} has more than {_MOST_BYTES >> 20} MB: save it smaller, as JPEG for instance.")
     try:

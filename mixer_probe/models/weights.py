@@ -21,6 +21,8 @@ from mixer_probe.errors import CheckpointError
 StateDict = dict[str, torch.Tensor]
 # How deep mappings are searched for weights.
 _DEPTH = 4
+# How much of a name in a file is said.
+_LONGEST = 80
 # Names of the file that are compared with those of the network, to tell a renaming.
 _MOST = 2000
 # What training code calls a network that it holds; timm's conversions are tried on what is under these.
@@ -65,7 +67,7 @@ def load_into(network: nn.Module, content: Mapping[Any, Any], source: str) -> st
     finite dense numbers of a floating-point type."""
     if any(isinstance(value, np.ndarray) for value in content.values()):
         content = _from_arrays(network, content, source)
-    options = [(place, tensors) for place, tensors in _mappings(content, "", _DEPTH) if tensors]
+    options = [(place, tensors) for place, tensors in _mappings(content, "", _DEPTH, {}) if tensors]
     if not options:
         raise CheckpointError(f"checkpoint {source} holds no named tensors; save the network's state_dict()")
     own = network.state_dict()
@@ -77,13 +79,15 @@ def load_into(network: nn.Module, content: Mapping[Any, Any], source: str) -> st
     return _note(best, fits)
 
 
-def _mappings(content: Mapping[Any, Any], place: str, depth: int) -> Iterator[tuple[str, StateDict]]:
-    """(keys above, tensors by name) of the mapping and of those inside it."""
+def _mappings(content: Mapping[Any, Any], place: str, depth: int, seen: dict[int, int]) -> Iterator[tuple[str, StateDict]]:
+    """(keys above, tensors by name) of the mapping and of those inside it. Since they can hold each other, one is looked at again
+    only where more of its inside is within the `depth`, which `seen` has of each."""
+    seen[id(content)] = depth
     yield place, {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
     if depth:
         for key, value in content.items():
-            if isinstance(value, Mapping) and not _NO_WEIGHTS.search(str(key)):
-                yield from _mappings(value, f"{place}{key}.", depth - 1)
+            if isinstance(value, Mapping) and seen.get(id(value), -1) < depth - 1 and not _NO_WEIGHTS.search(str(key)):
+                yield from _mappings(value, f"{place}{key}.", depth - 1, seen)
 
 
 def _fits(own: StateDict, place: str, tensors: StateDict, converted: bool = False) -> Iterator[_Fit]:
@@ -192,12 +196,17 @@ def _note(fit: _Fit, fits: list[_Fit]) -> str:
     if fit.converted:
         parts.append("They were converted by timm's checkpoint_filter_fn.")
     if fit.left:
-        parts.append(f"Left out: {_listed(map(repr, fit.left))}.")
+        parts.append(f"Left out: {_listed(map(_called, fit.left))}.")
     return " ".join(parts)
 
 
 def _shown(place: str) -> str:
-    return f"'{place.rstrip('.')}'" if place else "the file itself"
+    return _called(place.rstrip(".")) if place else "the file itself"
+
+
+def _called(name: str) -> str:
+    """A name of a file as people read it: in quotes, on one line, and not endless."""
+    return repr(name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}...")
 
 
 def _listed(names: Any, most: int = 3) -> str:
@@ -216,13 +225,13 @@ def _from_arrays(network: nn.Module, arrays: Mapping[str, np.ndarray], source: s
     own = network.state_dict()
     numbers = {key: a for key, a in arrays.items() if a.dtype.kind in "fiub"}
     if any(key in own for key in arrays):
-        return {key: torch.from_numpy(a) for key, a in numbers.items()}
+        return {key: _tensor(key, a, source) for key, a in numbers.items()}
     if isinstance(network, MlpMixer) and "stem/kernel" in arrays:
-        return {_mixer_name(key): torch.from_numpy(_turned(a)) for key, a in numbers.items()}
+        return {_mixer_name(key): _tensor(key, _turned(a), source) for key, a in numbers.items()}
     filled = copied(network)
     convert: Callable[[str], None] | None = getattr(filled, "load_pretrained", None)
     if convert is None:
-        listed = _listed(map(repr, arrays))
+        listed = _listed(map(_called, arrays))
         raise CheckpointError(
             f"checkpoint {source} holds arrays ({listed}), and for {type(network).__name__} there is no conversion of those; "
             "give a .safetensors or .pth file"
@@ -242,6 +251,14 @@ def _from_arrays(network: nn.Module, arrays: Mapping[str, np.ndarray], source: s
     return _completed(filled, source)
 
 
+def _tensor(key: str, a: np.ndarray, source: str) -> torch.Tensor:
+    """The array as a tensor, in this machine's order of bytes. Raises CheckpointError for a type that torch does not have."""
+    try:
+        return torch.from_numpy(a.astype(a.dtype.newbyteorder("="), copy=False))
+    except TypeError as error:
+        raise CheckpointError(f"{_called(key)} in checkpoint {source} is {a.dtype}, which torch does not have") from error
+
+
 def _completed(filled: nn.Module, source: str) -> StateDict:
     """The tensors of a network all of which the file has set."""
     found = filled.state_dict()
@@ -256,7 +273,7 @@ def _completed(filled: nn.Module, source: str) -> StateDict:
 def _check_depth(network: nn.Module, arrays: Mapping[str, np.ndarray], source: str) -> None:
     """timm's conversion goes through the blocks of the network, and would leave out others of the file without a word."""
     blocks = {m[0] for key in arrays if (m := re.search(r"encoderblock_\d+|block\d+/unit\d+", key))}
-    stacked = next((len(a) for key, a in arrays.items() if key.endswith("encoderblock/LayerNorm_0/scale")), 0)
+    stacked = next((len(np.atleast_1d(a)) for key, a in arrays.items() if key.endswith("encoderblock/LayerNorm_0/scale")), 0)
     encoder = {block for block in blocks if block.startswith("encoder")}
     there = stacked or len(encoder or blocks)
     parts: Any = getattr(network, "blocks", None) or [b for s in getattr(network, "stages", ()) for b in s.blocks]
@@ -306,12 +323,12 @@ def _misfit(network: nn.Module, own: StateDict, options: list[tuple[str, StateDi
     ]
     missing = [k for k in own if k not in nearest and not k.endswith(_COUNTS)]
     unexpected = [k for k in nearest if k not in own]
-    differences = [*shapes, *(f"'{k}' is missing" for k in missing), *(f"'{k}' is not in the network" for k in unexpected)]
+    differences = [*shapes, *(f"'{k}' is missing" for k in missing), *(f"{_called(k)} is not in the network" for k in unexpected)]
     more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
     renaming = _renaming({k: own[k] for k in missing}, {k: nearest[k] for k in unexpected[:_MOST]})
     return (
         f"checkpoint {source} does not fit {type(network).__name__}: {'; '.join(differences[:3])}{more} "
-        f"(in the file: {_listed(map(repr, nearest))}; in the network: {_listed(map(repr, own))}{renaming})"
+        f"(in the file: {_listed(map(_called, nearest))}; in the network: {_listed(map(_called, own))}{renaming})"
     )
 
 
@@ -326,7 +343,7 @@ def _renaming(missing: StateDict, unexpected: StateDict) -> str:
     if not pairs:
         return ""
     (theirs, ours), count = pairs.most_common(1)[0]
-    return f"; {count} would fit with '{theirs}' renamed '{ours}'" if 2 * count > len(missing) else ""
+    return f"; {count} would fit with {_called(theirs)} renamed {_called(ours)}" if 2 * count > len(missing) else ""
 
 
 def _difference(name: str, key: str) -> tuple[str, str] | None:

@@ -583,3 +583,28 @@ def test_code_beside_what_is_allowed_is_not_run(state: State, tmp_path: Path) ->
 def test_compiled_archives_are_told(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "w.pt")
     assert "is a TorchScript archive, whose code is not run" in refused(tmp_path / "w.pt")
+
+
+def test_mappings_that_hold_each_other_are_looked_at_once(state: State, tmp_path: Path) -> None:
+    """Three hundred keys for one mapping that holds itself were eight thousand million places."""
+    circle: dict[str, Any] = {"model": state}
+    circle |= dict.fromkeys(map(str, range(300)), circle)
+    torch.save(circle, tmp_path / "w.pth")
+    assert same(load(tmp_path / "w.pth"), state)
+
+
+@pytest.mark.parametrize("kind", [">f4", "<f4"])
+def test_arrays_of_either_order_of_bytes(state: State, tmp_path: Path, kind: str) -> None:
+    arrays = {name: value.numpy().astype(kind) if value.is_floating_point() else value.numpy() for name, value in state.items()}
+    np.savez(tmp_path / "w.npz", **arrays)
+    assert same(load(tmp_path / "w.npz"), state)
+
+
+def test_names_in_a_file_are_said_on_one_line(state: State, tmp_path: Path) -> None:
+    torch.save({"a\n\x1b[31m" + "x" * 5000: torch.zeros(2), "stem": torch.zeros(2)}, tmp_path / "w.pth")
+    said = refused(tmp_path / "w.pth")
+    assert said.isprintable()
+    assert len(said) < 800
+    long = {"conv1.weight": np.zeros(2, np.longdouble)}
+    np.savez(tmp_path / "w.npz", **long)
+    assert "is float128, which torch does not have" in refused(tmp_path / "w.npz")
