@@ -209,3 +209,40 @@ def test_a_checkpoint_with_a_head_explains_a_photograph_at_its_own_resolution(ru
     assert panel.sizes.tolist() == [[1200, 800]]
     assert panel.pictures[0].shape == (427, 640, 3)
     assert panel.predicted_names[0][0] in load_images("photos").class_names
+
+
+def own_checkpoint(tmp_path: Path) -> tuple[str, ...]:
+    """A network of three outputs that no file gives names to."""
+    network = timm.create_model("resnet18", num_classes=3)
+    save_file(network.state_dict(), tmp_path / "w.safetensors")
+    return ("--checkpoint", str(tmp_path / "w.safetensors"), "--model-args", '{"num_classes": 3}')
+
+
+@pytest.mark.parametrize("written", ["file", "list", "file for a model"])
+def test_names_of_classes_from_the_command_line(run: Run, tmp_path: Path, written: str) -> None:
+    given = "cat, dog,frog"
+    if written != "list":
+        file = tmp_path / "names.txt"
+        file.write_text("cat, the\ndog\nfrog\n")
+        given = f"resnet18={file}" if written == "file for a model" else str(file)
+    wanted = "dog" if written == "list" else "cat, the"
+    options = ("--image", photo(tmp_path / "a.png", (64, 48)), "--device", "cpu", "--method", "saliency", "--what", "overlays")
+    own = own_checkpoint(tmp_path)
+    code, printed, err = run("attribute", "resnet18", *own, *options, "--class-names", given, "--target", wanted, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(printed)["attribution-maps"][0]["target"] == wanted
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("cat,dog", "3 outputs and 2 class_names"),
+        ("cat,,dog", "name 2 of 3 is empty"),
+        ("nowhere.txt", "nowhere.txt is neither"),
+    ],
+)
+def test_names_that_are_none_are_one_line(run: Run, tmp_path: Path, given: str, said: str) -> None:
+    options = ("--image", photo(tmp_path / "a.png", (64, 48)), "--device", "cpu", "--method", "saliency", "--target", "dog")
+    code, _, err = run("attribute", "resnet18", *own_checkpoint(tmp_path), *options, "--class-names", given)
+    assert (code, err.count("\n")) == (2, 1)
+    assert said in err

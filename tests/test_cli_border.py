@@ -106,8 +106,8 @@ def test_the_last_handler(run: Run, monkeypatch: pytest.MonkeyPatch, error: Base
 def test_names_steer_no_terminal_and_no_table() -> None:
     assert visible("a\x1b[31m\u202eb\x85\ud83d") == r"a\x1b[31m\u202eb\x85\ud83d"
     assert visible("Größe ½\n\t漢字 🙂") == "Größe ½\n\t漢字 🙂"
-    names = ["=1+1", "+cmd", "@x", "-rm", "-0.5", "+3e-5", "-12 %", "plain", "a\u202eb"]
-    frame = pd.DataFrame({"name": names, "=value": [-1.5, -2, 0, 1, 2, 3, 4, 5, float("nan")]})
+    names = ["=1+1", "+cmd", "@x", "-rm", "-0.5", "+3e-5", "-12 %", "plain", "a\u202eb", "-", "+", "--"]
+    frame = pd.DataFrame({"name": names, "=value": [-1.5, -2, 0, 1, 2, 3, 4, 5, float("nan"), 6, 7, 8]})
     assert csv_text(frame).splitlines() == [
         "name,'=value",
         "'=1+1,-1.5",
@@ -119,6 +119,9 @@ def test_names_steer_no_terminal_and_no_table() -> None:
         "-12 %,4.0",
         "plain,5.0",
         r"a\u202eb,",
+        "-,6.0",
+        "+,7.0",
+        "'--,8.0",
     ]
     assert list(frame["name"]) == names
 
@@ -225,3 +228,36 @@ def test_the_app_listens_to_this_machine_alone_and_ends_when_told(tmp_path: Path
         server.wait()
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", port), timeout=2)
+
+
+def test_layers_of_a_comparison_are_known_before_any_extraction(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of both networks, and of a stored run that stands behind a network."""
+    kept = str(tmp_path / "run.zarr")
+    assert run("extract", "zoo:mixer-s0", "--layers", "blocks.0", "--out", kept, *TINY)[0] == 0
+
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("worked")
+
+    monkeypatch.setattr("mixer_probe.extract", work)
+    for arguments, said in (
+        (("zoo:mixer-s0", "zoo:resnet-s0", "--layers", "blocks.0"), "no layer 'blocks.0'"),
+        (("zoo:resnet-s0", "zoo:mixer-s0", "--layers", "blocks.0,nope"), "no layer"),
+        (("zoo:mixer-s0", kept, "--layers", "blocks.7"), "no layer 'blocks.7' in this run"),
+        (("zoo:mixer-s0", kept, "--reduce", "none"), "holds positions reduced by 'mean'"),
+    ):
+        code, _, err = run("compare", *arguments, *TINY)
+        assert (code, "Traceback" in err) == (2, False)
+        assert said in err
+
+
+def test_the_layer_of_grad_cam_is_known_before_any_map(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("worked")
+
+    monkeypatch.setattr("mixer_probe.report.attribution_study.AttributionStudy.look_at", work)
+    options = ("--method", "gradcam", "--layer", "blocks.0", *TINY)
+    code, _, err = run("attribute", "zoo:mixer-s0", "zoo:resnet-s0", *options)
+    assert (code, "Traceback" in err) == (2, False)
+    assert "blocks.0" in err

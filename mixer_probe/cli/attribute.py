@@ -14,6 +14,7 @@ from mixer_probe.cli.options import (
     AsJson,
     BatchSize,
     Checkpoint,
+    ClassNames,
     Device,
     ModelArgs,
     ModelNames,
@@ -27,7 +28,7 @@ from mixer_probe.cli.options import (
     folder,
 )
 from mixer_probe.cli.output import print_json, print_sections, tables_by_kind, write_files
-from mixer_probe.cli.shared import find_images, model_loaders
+from mixer_probe.cli.shared import check_layer, find_images, model_loaders
 from mixer_probe.errors import ImagesError, MeasureError
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def attribute(
     pretrained: Pretrained = True,
     checkpoint: Checkpoint = None,
     model_args: ModelArgs = None,
+    class_names: ClassNames = None,
     device: Device = "auto",
     batch_size: BatchSize = 16,
     seed: Seed = 0,
@@ -86,7 +88,8 @@ def attribute(
     from mixer_probe.report.attribution_study import AttributionStudy
 
     settings = _settings(what, method, target, layer, baseline, batch_size, seed, shown)
-    loaders = model_loaders(names, pretrained, checkpoint, device, model_args)
+    loaders = model_loaders(names, pretrained, checkpoint, device, model_args, class_names)
+    check_layer(loaders, layer)
     study = AttributionStudy(_images(image, data, split, root, limit, on_error, seed), settings, [])
     for load in loaders:
         study.look_at(load())

@@ -61,6 +61,14 @@ ModelArgs = Annotated[
         help="""Arguments of timm, such as '{"patch_size": 8, "num_blocks": 4, "embed_dim": 64}'; once a model.""",
     ),
 ]
+ClassNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--class-names",
+        metavar="[MODEL=]NAMES",
+        help="What a model's outputs are called, in order: a text file with one name a line, or names with commas; once a model.",
+    ),
+]
 Data = Annotated[str, typer.Option(help="demo, photos, a folder of images, or a timm data set (torch/..., hfds/..., wds/...).")]
 Split = Annotated[str | None, typer.Option(help="Split of the data set, such as train, test or validation.")]
 Root = Annotated[str | None, typer.Option(help="Where a timm data set lies on disk.")]

@@ -16,6 +16,7 @@ from mixer_probe.cli.options import (
     Autocast,
     BatchSize,
     Checkpoint,
+    ClassNames,
     Data,
     Device,
     Layers,
@@ -66,6 +67,7 @@ def report(
     pretrained: Pretrained = True,
     checkpoint: Checkpoint = None,
     model_args: ModelArgs = None,
+    class_names: ClassNames = None,
     baselines: Annotated[bool, typer.Option(help="Also look at every trained network with random weights.")] = True,
     device: Device = "auto",
     autocast: Autocast = None,
@@ -92,7 +94,7 @@ def report(
         measures=measures,
         resamples=resamples,
     )
-    loaders = model_loaders(names, pretrained, checkpoint, device, model_args)
+    loaders = model_loaders(names, pretrained, checkpoint, device, model_args, class_names)
     check_layers(loaders, layers)
     title = f"Inside {', '.join(names)}" if len(names) < 4 else f"Inside {len(names)} networks: {', '.join(names)}"
     _write_study(loaders, images, train, settings, out, title)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixer_probe.core.files import printable, reason
 from mixer_probe.errors import MeasureError, ModelError
 
 if TYPE_CHECKING:
@@ -53,6 +56,7 @@ def model_loaders(
     checkpoint: Sequence[str] | None,
     device: str,
     model_args: Sequence[str] | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> list[partial[Model]]:
     """One `load_model` a network; an unknown name is told at once. Raises ModelError."""
     from mixer_probe.models import check_name, load_model
@@ -62,6 +66,8 @@ def model_loaders(
         arguments[name]["checkpoint"] = file
     for name, text in _by_name("--model-args", model_args, names).items():
         arguments[name] |= _model_arguments(text)
+    for name, text in _by_name("--class-names", class_names, names).items():
+        arguments[name]["class_names"] = _class_names(text)
     for name in names:
         check_name(name)
     return [partial(load_model, name, **arguments[name]) for name in names]
@@ -71,9 +77,21 @@ def check_layers(loaders: Sequence[partial[Model]], layers: str | None) -> None:
     """Raise LayerError for layers that one of the networks lacks, before any work. No weights are read."""
     if layers in (None, "blocks", "all"):
         return
+    for model in _without_weights(loaders):
+        model.select(chosen_layers(str(layers)))
+
+
+def check_layer(loaders: Sequence[partial[Model]], name: str | None) -> None:
+    """Raise LayerError for the name of a layer that one of the networks lacks, before any work. No weights are read."""
+    for model in _without_weights(loaders if name is not None else ()):
+        model.layer(str(name))
+
+
+def _without_weights(loaders: Sequence[partial[Model]]) -> Iterator[Model]:
+    """The networks that can be built, untrained."""
     for load in loaders:
         with suppress(ModelError):  # told when it is loaded
-            partial(load, pretrained=False, checkpoint=None)().select(chosen_layers(str(layers)))
+            yield partial(load, pretrained=False, checkpoint=None)()
 
 
 def _by_name(option: str, values: Sequence[str] | None, names: Sequence[str]) -> dict[str, str]:
@@ -93,6 +111,24 @@ def _by_name(option: str, values: Sequence[str] | None, names: Sequence[str]) ->
 
 # What the command line says in options of its own.
 _OWN = ("model", "pretrained", "checkpoint", "device")
+
+
+def _class_names(text: str) -> tuple[str, ...]:
+    """Names of the outputs: the lines of a file, or the parts of a text with commas. Raises ModelError."""
+    if "," in text and not os.path.isfile(text):
+        names = text.split(",")
+    else:
+        try:
+            names = Path(text).read_text(encoding="utf-8").strip("\n").split("\n")
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"--class-names is a text file with one name a line, or names with commas, one for each output in order; "
+                f"{printable(text)} is neither ({reason(error) if isinstance(error, OSError) else 'it is no UTF-8 text'})"
+            ) from error
+    found = tuple(name.strip() for name in names)
+    if "" in found:
+        raise ModelError(f"--class-names: name {found.index('') + 1} of {len(found)} is empty; give one for each output in order")
+    return found
 
 
 def _model_arguments(text: str) -> dict[str, Any]:

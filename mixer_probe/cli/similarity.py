@@ -33,7 +33,7 @@ from mixer_probe.cli.options import (
     console,
     folder,
 )
-from mixer_probe.cli.shared import chosen_layers, find_images, model_loaders
+from mixer_probe.cli.shared import check_layers, chosen_layers, find_images, model_loaders
 from mixer_probe.core.validate import shown, whole_number
 from mixer_probe.errors import MeasureError
 
@@ -90,10 +90,13 @@ def compare(
     names, cells = measure_names(measure), _grid(grid, reduce)
     load = partial(find_images, data, split, root, limit, on_error, seed)
     kept = reduce or ("none" if cells else None)
-    find = partial(_representations, load=load, layers=layers, reduce=kept, autocast=autocast, batch_size=batch_size)
+    find = partial(_extracted, load=load, layers=layers, reduce=kept, autocast=autocast, batch_size=batch_size)
     models = [source for source in (model_a, model_b) if not Path(source).is_dir()]
     loaders = dict(zip(models, model_loaders(models, pretrained, checkpoint, device, model_args), strict=True))
-    a, b = (find(source, loader=loaders.get(source)) for source in (model_a, model_b))
+    # What a network or a run lacks is told before any network runs.
+    check_layers(list(loaders.values()), layers)
+    stored = {source: _stored(source, layers, kept) for source in (model_a, model_b) if source not in loaders}
+    a, b = (stored[source] if source in stored else find(loaders[source]) for source in (model_a, model_b))
     matrices = mp.compare(  # type: ignore[call-overload]
         a,
         b,
@@ -166,24 +169,21 @@ def _picture(matrices: Sequence[SimilarityMatrix]) -> Figure:
     return similarity_measures(matrices) if len(matrices) > 1 else similarity_heatmaps(matrices, paths=True)
 
 
-def _representations(
-    source: str,
+def _extracted(
+    load_model: Callable[[], Model],
     *,
     load: Callable[[], Images],
     layers: str | None,
     reduce: str | None,
     autocast: str | None,
     batch_size: int,
-    loader: Callable[[], Model] | None,
 ) -> Representations:
-    """Of a model that is loaded, or of a stored run by path."""
+    """Of a model that is loaded."""
     import mixer_probe as mp
 
-    if loader is None:
-        return _stored(source, layers, reduce)
     chosen = chosen_layers(layers or "blocks")
     kept: Any = reduce or "mean"
-    return mp.extract(loader(), load(), chosen, reduce=kept, batch_size=batch_size, autocast=autocast)
+    return mp.extract(load_model(), load(), chosen, reduce=kept, batch_size=batch_size, autocast=autocast)
 
 
 def _stored(source: str, layers: str | None, reduce: str | None) -> Representations:

@@ -14,6 +14,8 @@ _TURNING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u
 _KEPT = "\n\t"
 # A spreadsheet takes a cell that begins so for a formula (OWASP, CSV Injection).
 _FORMULA = re.compile(r"[=+\-@\t\r]")
+# A sign with nothing after it is no formula; tables have it for "none".
+_SIGNS = ("-", "+")
 _NUMBER = re.compile(r"[+-]?(\d[\d,]*\.?\d*|\.\d+)([eE][+-]?\d+)?( ?%)?|[+-]?(inf|nan)", re.IGNORECASE)
 
 
@@ -53,4 +55,4 @@ def _cell(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = visible(value)
-    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) and text not in _SIGNS else text

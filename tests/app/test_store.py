@@ -280,3 +280,51 @@ def test_full_memory_is_a_message_and_the_rest_goes_on(tmp_path: Path, monkeypat
     assert "not enough memory" in page.error[0].value
     assert "fewer images" in page.error[0].value
     assert page.markdown[-1].value == "the rest"
+
+
+def test_a_result_is_handed_over_when_its_job_is_gone() -> None:
+    """Who is told of a result asks for the same again at once, and gets a new job: the one that has ended is off the table."""
+    worker = store.Worker("draw")
+    seen: list[tuple[bool, bool]] = []
+    asked = threading.Event()
+    again: list[store.Job] = []
+    go = threading.Event()
+
+    def told(future: object) -> None:
+        # In the worker's own thread, inside of the hand-over.
+        seen.append(("key" in worker._jobs, worker._lock.locked()))
+        again.append(worker.join("key", lambda: Kept(2, ())))
+        asked.set()
+
+    def work() -> Kept:
+        assert go.wait(20)
+        return Kept(1, ())
+
+    first = worker.join("key", work)
+    first.future.add_done_callback(told)
+    assert worker.join("key", work) is first
+    go.set()
+    assert asked.wait(20)
+    assert seen == [(False, False)]
+    assert again[0] is not first
+    assert first.future.result(timeout=20).value == 1
+    assert again[0].future.result(timeout=20).value == 2
+
+
+def test_a_failure_is_handed_over_when_its_job_is_gone() -> None:
+    worker = store.Worker("draw")
+    seen: list[bool] = []
+    go = threading.Event()
+
+    def fails() -> Kept:
+        assert go.wait(20)
+        raise MemoryError
+
+    job = worker.join("key", fails)
+    job.future.add_done_callback(lambda _: seen.append("key" in worker._jobs))
+    go.set()
+    with pytest.raises(MemoryError):
+        job.future.result(timeout=20)
+    # The callbacks of a future run before or after its waiters wake: the next job of the one thread comes behind them.
+    worker.join("next", lambda: Kept(3, ())).future.result(timeout=20)
+    assert seen == [False]
