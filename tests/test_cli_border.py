@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import http.client
 import os
 import signal
 import socket
@@ -196,6 +197,45 @@ def upgrade(port: int, host: str, origin: str) -> int:
         return int(stream.recv(100).split()[1])
 
 
+def answer(port: int, path: str, method: str = "GET", **headers: str) -> int:
+    """The status of a plain request with these headers."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    with closing(connection):
+        connection.request(method, path, body=b"x" if method == "PUT" else None, headers=headers)
+        return connection.getresponse().status
+
+
+# Of every kind: the page, its code, health, settings, media, uploads, components, and what is nowhere.
+ROUTES = (
+    ("GET", "/"),
+    ("GET", "/Channels"),
+    ("GET", "/_stcore/health"),
+    ("GET", "/_stcore/host-config"),
+    ("GET", "/media/0123.png"),
+    ("PUT", "/_stcore/upload_file/session/file"),
+    ("DELETE", "/_stcore/upload_file/session/file"),
+    ("OPTIONS", "/_stcore/upload_file/session/file"),
+    ("GET", "/component/some.part/index.html"),
+    ("GET", "/app/static/x"),
+    ("POST", "/nowhere"),
+)
+OTHERS = ("evil.example", "evil.example:{port}", "localhost.evil.example:{port}", "localhost@evil.example", "localhost/", "", "[")
+
+
+def check_routes(port: int) -> None:
+    """Every route answers this machine, and refuses any other name and any page of another origin."""
+    own = f"localhost:{port}"
+    for method, path in ROUTES:
+        for host in OTHERS:
+            # An HTTP server may refuse what is no Host at all before any application sees it.
+            assert answer(port, path, method, Host=host.format(port=port)) in (400, 403), (method, path, host)
+        for origin in ("http://evil.example", "null", "http://localhost:1"):
+            assert answer(port, path, method, Host=own, Origin=origin) == 403, (method, path, origin)
+    for host in (own, f"127.0.0.1:{port}", f"[::1]:{port}", "LOCALHOST"):
+        assert answer(port, "/", Host=host) == 200, host
+        assert answer(port, "/_stcore/health", Host=host, Origin=f"http://{host.lower()}") == 200, host
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_the_app_listens_to_this_machine_alone_and_ends_when_told(tmp_path: Path) -> None:
     (tmp_path / ".streamlit").mkdir()
@@ -221,6 +261,7 @@ def test_the_app_listens_to_this_machine_alone_and_ends_when_told(tmp_path: Path
         evil = "http://evil.example"
         for host, origin in ((f"evil.example:{port}", own), (f"localhost:{port}", evil), ("evil.example", evil)):
             assert upgrade(port, host, origin) == 403, (host, origin)
+        check_routes(port)
         server.send_signal(signal.SIGTERM)
         server.wait(30)
     finally:

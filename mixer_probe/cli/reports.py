@@ -224,7 +224,7 @@ def _present(path: Path) -> Path:
 
 def _app_file() -> Path:
     package = Path(__file__).parent.parent
-    for candidate in (package / "_app" / "Home.py", package.parent / "app" / "Home.py"):
+    for candidate in (package / "_app" / "served.py", package.parent / "app" / "served.py"):
         if candidate.is_file():
             return candidate
     raise StoreError("the app is not part of this installation; install mixer_probe from its wheel or its repository")

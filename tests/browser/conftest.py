@@ -71,7 +71,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
 @pytest.fixture(scope="package")
 def app(serve: Serve) -> str:
     """The address of the app, one server for all tests here that need none of their own."""
-    return serve(ROOT / "app" / "Home.py")
+    return serve(ROOT / "app" / "served.py")
 
 
 def free_port() -> int:

@@ -226,7 +226,7 @@ def test_a_file_of_my_own_folder_is_opened(chromium: Browser, serve: Serve, tmp_
     save_file(weights, tmp_path / "mine.safetensors")
     (tmp_path / "broken.safetensors").write_bytes((tmp_path / "mine.safetensors").read_bytes()[:500])
     opened = chromium.new_page()
-    app = serve(APP / "Home.py", tmp_path)
+    app = serve(APP / "served.py", tmp_path)
     names = [f"checkpoint:{tmp_path.name}/{file}.safetensors@test_vit" for file in ("mine", "broken")]
     visit(opened, address(app, "", names), TITLES[""])
     assert opened.get_by_text("Weights: file mine.safetensors").count() == 1
