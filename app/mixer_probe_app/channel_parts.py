@@ -48,12 +48,18 @@ def say_best(asked: Asked, frame: pd.DataFrame, told: ClassSelectivity) -> None:
     auroc, m = float(best["auroc"]), int(told.counts[k])
     low, high = auroc_interval(auroc, m, told.n - m)
     how = "" if auroc >= 0.5 else " by lower activations (AUROC below 0.5)"
-    text = (
-        f"**Channel {channel} of {plain(best['layer'])} tells {plain(name)} from the rest best{how}**: AUROC {auroc:.2f} "
-        f"[{low:.2f}, {high:.2f}], d′ {best['dprime']:.2f}, n = {told.n} images, {m} of them {plain(name)}."
+    where = f"hannel {channel} of {plain(best['layer'])}"
+    numbers = (
+        f"AUROC {auroc:.2f} [{low:.2f}, {high:.2f}], d′ {best['dprime']:.2f}, n = {told.n} images, {m} of them {plain(name)}. "
+        f"{_by_chance(told, i, channel, k)}"
     )
+    if overall_p(told, i, channel, k) > LEVEL:
+        none = f"**No channel tells {plain(name)} from the rest beyond chance**"
+        st.info(f"{none}; the AUROC furthest from 1/2 is that of c{where}: {numbers}", icon=":material/info:")
+        return
     firing = "" if auroc >= 0.5 else _best_firing(asked, known)
-    st.success(f"{text} {_by_chance(told, i, channel, k)}{firing}", icon=":material/military_tech:")
+    best_text = f"**C{where} tells {plain(name)} from the rest best{how}**"
+    st.success(f"{best_text}: {numbers}{firing}", icon=":material/military_tech:")
 
 
 def _best_firing(asked: Asked, known: pd.DataFrame) -> str:
@@ -63,6 +69,12 @@ def _best_firing(asked: Asked, known: pd.DataFrame) -> str:
     best = known.loc[known["auroc"].idxmax()]
     where, value = f"channel {best['channel']} of {plain(best['layer'])}", best["auroc"]
     return f" Of those that fire for it {where} is best: AUROC {value:.2f}."
+
+
+def overall_p(told: ClassSelectivity, i: int, channel: int, k: int) -> float:
+    """p-value of how far a channel of layer `i` tells class `k`, against the largest of all classes, channels and layers."""
+    share = abs(float(told.auroc[i][channel, k]) - 0.5) / float(chance(told, i)[channel, k])
+    return told.overall_p(share * float(told.threshold[i]))
 
 
 def _by_chance(told: ClassSelectivity, i: int, channel: int, k: int) -> str:

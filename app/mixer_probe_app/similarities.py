@@ -17,6 +17,7 @@ from sklearn.neighbors import NearestNeighbors
 import mixer_probe as mp
 from mixer_probe.capture import Representations
 from mixer_probe.images import Images
+from mixer_probe.report.finding import Number, extremes_differ
 from mixer_probe.report.findings_similarity import similarity_findings
 from mixer_probe.report.texts import name_of
 from mixer_probe.similarity import MEASURES, LayerMatches, SimilarityMatrix, best_matches, find_measure
@@ -223,13 +224,20 @@ def class_of(images: Images, i: int) -> str:
 
 
 def difference(matches: LayerMatches) -> str:
-    """The depth where two networks differ most: the layer whose best match is the least alike."""
+    """The depth where two networks differ most: the layer whose best match is the least alike, where depths differ at all."""
     closeness = find_measure(matches.measure).direction * matches.value
     if np.isnan(closeness).all():
         return ""
     i = int(np.nanargmin(closeness))
     layer, partner = matches.layers_a[i], matches.layers_b[matches.partner[i]]
     a, b = name_of(matches.model_a), name_of(matches.model_b)
+    values = [Number("", *row) for row in np.stack([matches.value, matches.low, matches.high], 1).tolist()]
+    if not extremes_differ(values):
+        low, high = np.nanmin(matches.value), np.nanmax(matches.value)
+        return (
+            f"{a} and {b}: best matches of the layers of {a} have {matches.matrix_label} {low:.2f} to {high:.2f} (n = "
+            f"{matches.n}), no difference between depths beyond the intervals."
+        )
     chance = "" if np.isnan(matches.null95[i]) else f", 95 % null of a best match {matches.null95[i]:.2f}"
     verdict = "" if matches.above[i] or not chance else ": not told from chance"
     return (

@@ -17,6 +17,7 @@ from mixer_probe.models.layer import Axes, Layer
 from mixer_probe.models.model import Model
 from mixer_probe.probing import FewShotResult, ProbeResult
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
+from mixer_probe.stats.differences import LEVEL, difference_p
 
 P = TypeVar("P", ProbeResult, FewShotResult)
 
@@ -51,8 +52,10 @@ class AccuracyCost(Result):
 
     @property
     def beaten(self) -> np.ndarray:
-        """Whether a network that costs no more is more accurate beyond both intervals [A, K, M]."""
-        return np.array([[_beaten(c, low, high) for c in self.cost] for low, high in zip(self.low, self.high, strict=True)])
+        """Whether a network that costs no more is more accurate beyond both intervals, which are disjoint, and beyond what the
+        largest difference of as many pairs is by chance (at 5 %, Bonferroni) [A, K, M]."""
+        ahead = [_ahead(*rows) for rows in zip(self.accuracy, self.low, self.high, strict=True)]
+        return np.array([[_beaten(cost, more) for cost in self.cost] for more in ahead])
 
     def to_frame(self) -> pd.DataFrame:
         """One row a network, measure and kind of cost."""
@@ -83,8 +86,15 @@ def on_frontier(cost: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
     return np.asarray(known & ~(cheaper & better & strictly).any(0))
 
 
-def _beaten(cost: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    return np.asarray(((cost[:, None] <= cost) & (low[:, None] > high)).any(0))
+def _ahead(value: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Whether network i is more accurate than network j [i, j]."""
+    p = difference_p(value, low, high, value[:, None], low[:, None], high[:, None])
+    known = np.isfinite(value).sum()
+    return np.asarray((low[:, None] > high) & (p * known * (known - 1) / 2 <= 1 - LEVEL))
+
+
+def _beaten(cost: np.ndarray, ahead: np.ndarray) -> np.ndarray:
+    return np.asarray(((cost[:, None] <= cost) & ahead).any(0))
 
 
 def accuracy_cost(

@@ -9,9 +9,21 @@ import numpy as np
 from mixer_probe.figures.courses import Course
 from mixer_probe.figures.probes import networks, pixels
 from mixer_probe.probing import ProbeResult, paired_interval, wilson_interval
-from mixer_probe.report.finding import Finding, Number, extremes_differ, family, missing, of_kind, own_models, points, share
+from mixer_probe.report.finding import (
+    LEVEL,
+    Finding,
+    Number,
+    extremes_differ,
+    family,
+    missing,
+    of_kind,
+    own_models,
+    points,
+    share,
+)
 from mixer_probe.report.texts import join, name_of
 from mixer_probe.results import Result
+from mixer_probe.stats.differences import difference_p
 
 QUESTION = "probes"
 PANEL = "accuracy of a linear probe"
@@ -97,7 +109,7 @@ def _readable(r: ProbeResult, raw: ProbeResult | None) -> Finding:
     if there is not None:
         texts.append(f"; within the last layer's interval from depth {r.layers[there].depth:.2f} ({r.layers[there].name})")
         numbers.append(accuracy_number(r, there, "first within the interval of the last"))
-    gains = [(n, _gain_text(n)) for n in _gains(r, raw)]
+    gains = [(n, _gain_text(n, layers)) for n, layers in _gains(r, raw)]
     numbers += [n for n, _ in gains]
     return Finding(QUESTION, name, f"{''.join(texts)}.{''.join(text for _, text in gains)}", "found", tuple(numbers))
 
@@ -106,14 +118,19 @@ def _depth(n: Number) -> str:
     return f"{n.value:.2f} [{n.low:.2f}, {n.high:.2f}] ({n.where})"
 
 
-def _gains(r: ProbeResult, raw: ProbeResult | None) -> list[Number]:
+def _gains(r: ProbeResult, raw: ProbeResult | None) -> list[tuple[Number, int]]:
+    """Gains over the untrained baseline and over raw pixels, each with the number of layers that its best one was picked from."""
     others = [(r.untrained, "over the best layer of its untrained twin"), (raw, "over raw pixels")]
     same = [(o, kind) for o, kind in others if o is not None and np.array_equal(o.labels, r.labels)]
-    return [gain(r, o, kind) for o, kind in same if np.isfinite(o.accuracy).any()]
+    return [(gain(r, o, kind), len(o.layers)) for o, kind in same if np.isfinite(o.accuracy).any()]
 
 
-def _gain_text(n: Number) -> str:
-    verdict = "" if n.low > 0 else ": no difference beyond the interval" if n.high >= 0 else ": less, not more"
+def _gain_text(n: Number, layers: int) -> str:
+    verdict = "" if n.low > 0 else ": no difference beyond the interval"
+    if n.high < 0:
+        # The other's best layer was picked on these images (Bonferroni).
+        less = float(difference_p(0.0, 0.0, 0.0, n.value, n.low, n.high)) * layers <= LEVEL
+        verdict = ": less, not more" if less else f": no difference beyond that of the best of {layers} layers"
     return f" That is {points(n)} {n.kind}{verdict}."
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from mixer_probe.figures.courses import Course
 from mixer_probe.report.finding import (
     DRAWS,
+    LEVEL,
     NAN,
     Finding,
     Number,
@@ -26,6 +27,7 @@ from mixer_probe.report.finding import (
 from mixer_probe.report.texts import name_of
 from mixer_probe.results import ModelRecord, Result
 from mixer_probe.similarity import SimilarityMatrix
+from mixer_probe.stats.differences import difference_p
 
 QUESTION = "similarity"
 PANEL = "CKA (unbiased) at equal depth"
@@ -128,6 +130,12 @@ def parted_from(p: Profile) -> int | None:
     return later[0] if later else None
 
 
+def depths_differ(p: Profile) -> bool:
+    """Whether some depth is more alike than the null of the best pair, and than some other depth, beyond the intervals."""
+    tested = p.permutations >= DRAWS and bool(p.value[ends_of(p)[0]] > p.best95)
+    return tested and extremes_differ([p.number(i, "") for i in range(len(p.depth))])
+
+
 def _parting(p: Profile, others: Sequence[Profile]) -> Finding:
     most, least = ends_of(p)
     numbers = (p.number(most, "most alike"), p.number(least, "least alike"))
@@ -137,7 +145,7 @@ def _parting(p: Profile, others: Sequence[Profile]) -> Finding:
         return Finding(QUESTION, p.label, text, "none", numbers)
     if np.nanmin(p.low) >= _EQUAL:
         return Finding(QUESTION, p.label, f"{head} do not part: they are equal at every depth (CKA 1.000).", "none", numbers)
-    if p.permutations < DRAWS or not extremes_differ([p.number(i, "") for i in range(len(p.depth))]):
+    if not depths_differ(p):
         text = f"{head} CKA from {shown(numbers[1])} to {shown(numbers[0])}, no difference between depths beyond the intervals"
         return Finding(QUESTION, p.label, f"{text} (corrected for all pairs of {len(p.depth)} depths).", "none", numbers)
     text = f"{head} most alike at {p.place(most)}, least at {p.place(least)}{_floor(p, least)}"
@@ -154,24 +162,32 @@ def _replicas(others: Sequence[Profile]) -> str:
     """The same of the other pairs of these architectures."""
     if not others:
         return ""
-    ends = [ends_of(p) for p in others]
-    most, least = ([p.depth[e[k]] for p, e in zip(others, ends)] for k in (0, 1))
+    told = [p for p in others if depths_differ(p)]
     count = "the other pair" if len(others) == 1 else f"the {len(others)} other pairs"
-    last = span([float(p.value[e[1]]) for p, e in zip(others, ends)])
-    return f" In {count} of these architectures: most alike at depth {span(most)}, least at {span(least)} (CKA {last})."
+    if not told:
+        return f" In {count} of these architectures no depths differ beyond the intervals."
+    ends = [ends_of(p) for p in told]
+    most, least = ([p.depth[e[k]] for p, e in zip(told, ends)] for k in (0, 1))
+    last = span([float(p.value[e[1]]) for p, e in zip(told, ends)])
+    of = count if len(told) == len(others) else f"{len(told)} of {count}"
+    return f" In {of} of these architectures: most alike at depth {span(most)}, least at {span(least)} (CKA {last})."
 
 
 def _against_twins(p: Profile, twin: Profile) -> Finding:
-    more, less = int((p.low > twin.high).sum()), int((p.high < twin.low).sum())
+    # Both are over images, at 5 % over all depths (Bonferroni).
+    apart = difference_p(twin.value, twin.low, twin.high, p.value, p.low, p.high) * len(p.depth) <= LEVEL
+    more, less = int((apart & (p.value > twin.value)).sum()), int((apart & (p.value < twin.value)).sum())
     most, least = ends_of(p)
     numbers = tuple(twin.number(i, kind) for i, kind in ((most, "twins, most alike"), (least, "twins, least alike")))
     there = f"{shown(numbers[0])} and {shown(numbers[1])} at the same two depths"
     total = f"of {len(p.depth)} depths"
-    text = f"beyond both intervals trained networks are less alike than the twins at {less} and more alike at {more} {total}"
     if not more + less:
-        text = f"no difference beyond the intervals at any {total}"
-    sentence = f"Untrained twins of {p.label}: CKA {there}; {text}."
-    return Finding(QUESTION, p.label, sentence, "found" if more + less else "none", numbers)
+        sentence = f"Untrained twins of {p.label}: CKA {there}; no difference beyond the intervals at any {total}."
+        return Finding(QUESTION, p.label, sentence, "none", numbers)
+    # Intervals are over images. Two draws of untrained weights differ by more, and how far is not known from one.
+    text = f"beyond the intervals over images these trained networks are less alike than these twins at {less} and more alike at "
+    text += f"{more} {total}, which one draw of untrained weights does not put down to training"
+    return Finding(QUESTION, p.label, f"Untrained twins of {p.label}: CKA {there}; {text}.", "context", numbers)
 
 
 def _last(firsts: Sequence[Profile]) -> list[Finding]:

@@ -8,7 +8,6 @@ import numpy as np
 from scipy.stats import binom, norm
 
 from mixer_probe.figures.courses import Course
-from mixer_probe.report.diff import difference_interval
 from mixer_probe.report.finding import (
     DRAWS,
     LEVEL,
@@ -26,6 +25,7 @@ from mixer_probe.report.finding import (
 from mixer_probe.report.texts import name_of
 from mixer_probe.results import Result
 from mixer_probe.stats import wilson_interval
+from mixer_probe.stats.differences import difference_interval
 from mixer_probe.weights import SpatialKernels, TokenMixing
 
 QUESTION = "weights"

@@ -201,7 +201,9 @@ def _page_text(page: ChannelPage) -> str:
     best, _ = told
     p = page.selectivity_p
     null = "" if np.isnan(p) else f", corrected p = {p:.3f}"
-    return f"{page.relation} '{page.class_names[best]}' (AUROC {page.auroc[best]:.3f}{null}, n = {page.n})."
+    # Without a p-value, or with a large one, the class is only the one whose AUROC is furthest from 1/2.
+    does = page.relation if p <= LEVEL else "no class told beyond chance, furthest from 1/2 for"
+    return f"{does} '{page.class_names[best]}' (AUROC {page.auroc[best]:.3f}{null}, n = {page.n})."
 
 
 def _told(page: ChannelPage) -> tuple[int, bool] | None:
@@ -226,9 +228,10 @@ def _null_text(pages: Sequence[ChannelPage]) -> str:
     known = p[np.isfinite(p)]
     if not len(known):
         return ""
-    return (
-        f" {int((known <= LEVEL).sum())} of {len(known)} tell a class better than permuted labels do (corrected for their layer)."
-    )
+    layers = len({page.layer.name for page in pages})
+    of = "their layer" if layers == 1 else f"the channels of {layers} layers"
+    count = int((known * layers <= LEVEL).sum())
+    return f" {count} of {len(known)} tell a class better than permuted labels do (corrected for {of})."
 
 
 def _shown_text(pages: Sequence[ChannelPage]) -> str:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from mixer_probe.cost import AccuracyCost, CostGrowth, MacParts, MixerScales, ModelCost
 from mixer_probe.figures.cost import accuracy_cost_frontier, cost_growth_curves, mac_bars
+from mixer_probe.report.finding import Number, leader
 from mixer_probe.report.section import Picture, Section, Table
 from mixer_probe.report.texts import images_text, join, name_of, percent
 
@@ -191,7 +192,7 @@ def _frontier_picture(result: AccuracyCost) -> Picture:
 
 
 def accuracy_cost_sentences(r: AccuracyCost) -> list[str]:
-    """For every measure the most accurate network, and for every cost who is on the frontier and who is clearly off it."""
+    """For every measure the largest accuracy, and for every cost who is on the frontier and who is clearly off it."""
     return [_measure_sentence(r, a) for a in range(len(r.measures))]
 
 
@@ -204,9 +205,12 @@ def _measure_sentence(r: AccuracyCost, a: int) -> str:
     for k, row in enumerate(r.cost):
         if np.isfinite(row).any():
             alike.setdefault(_standing(r, a, k), []).append(r.costs[k])
+    name = name_of(r.models[best])
+    numbers = [Number("", *row) for row in np.stack([r.accuracy[a], r.low[a], r.high[a]], 1).tolist()]
+    most = f"most accurate is {name} with {value}" if leader(numbers) is not None else f"accuracies are at most {value} ({name})"
     return (
-        f"{r.measures[a][:1].upper() + r.measures[a][1:]} (n = {r.n_test}, chance {percent(r.chance)}): most accurate is "
-        f"{name_of(r.models[best])} with {value}. {' '.join(f'By {join(costs)}, {text}.' for text, costs in alike.items())}"
+        f"{r.measures[a][:1].upper() + r.measures[a][1:]} (n = {r.n_test}, chance {percent(r.chance)}): {most}. "
+        f"{' '.join(f'By {join(costs)}, {text}.' for text, costs in alike.items())}"
     )
 
 

@@ -17,6 +17,7 @@ RULE = (
     "more than those of coin flips."
 )
 _LISTED = 6
+_LEVEL = 0.05
 _ROWS = 40
 
 
@@ -103,7 +104,7 @@ def _with_intervals(result: ReportDiff) -> str:
     differing, moved = len(result.values), int(result.moved.sum())
     if not differing:
         return f"All {result.compared} numbers with an interval are the same."
-    surviving = int((result.q_value < 0.05).sum())
+    surviving = int((result.q_value < _LEVEL).sum())
     return (
         f"Of {result.compared} numbers with an interval {result.compared - differing} are the same, {differing - moved} differ "
         f"within their intervals, and {moved} moved beyond them; of {differing} numbers that differ about {result.expected:.1f} "
@@ -115,10 +116,10 @@ def _with_intervals(result: ReportDiff) -> str:
 def _largest(result: ReportDiff) -> list[str]:
     """The number that moved most."""
     frame = result.to_frame()
-    if not len(frame) or not frame["moved"].iloc[0]:
+    if not len(frame) or not frame["moved"].iloc[0] or not frame["q"].iloc[0] < _LEVEL:
         return []
     row = frame.iloc[0]
-    return [f"Most of all moved {number_text(row)}."]
+    return [f"Most of all moved {number_text(row)}, q = {row['q']:.2g}."]
 
 
 def number_text(row: pd.Series) -> str:

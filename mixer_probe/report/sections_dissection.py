@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from mixer_probe.channels import DissectedChannel, Dissection
 from mixer_probe.figures import dissected_channel_pictures, dissection_concepts, dissection_depth
 from mixer_probe.figures.style import base_name
+from mixer_probe.report.finding import LEVEL, Number, leader
 from mixer_probe.report.section import Picture, Section, Table
 from mixer_probe.report.texts import images_text, join, name_of, percent, studied, untrained_warning
+from mixer_probe.stats import wilson_interval
 
 _MOST_NAMED = 3
 _BY = {
@@ -92,24 +95,27 @@ def _sentence(result: Dissection, twin: Dissection | None) -> str:
     summary, total = result.summary(), sum(layer.channels for layer in result.layers)
     found = int(summary["detectors"].sum())
     if not result.permutations:
-        top = result.concept_frame().dropna(subset=["iou"]).nlargest(1, "iou")
-        best = (
-            ""
-            if top.empty
-            else f": the highest IoU is {top['iou'].iloc[0]:.3f}, {top['concept'].iloc[0]} at {top['layer'].iloc[0]}"
-        )
+        known = result.concept_frame()["iou"].dropna()
+        best = "" if known.empty else f": no IoU is above {known.max():.3f}"
         return f"{name} was dissected without a null{best} ({n})."
-    if not found:
+    # Channels are corrected for their layer; whether any is beyond chance at all, for the layers too (Bonferroni).
+    p = min((float(np.nanmin(p)) for p in result.p_value if np.isfinite(p).any()), default=1.0) * len(result.layers)
+    if not found or p > LEVEL:
         return f"{name}: no channel of {total} marks any of {len(result.concepts)} concepts beyond chance ({n})."
-    most = summary.iloc[int(summary["share_detectors"].to_numpy().argmax())]
+    shares = [_detectors(int(d.sum()), len(d)) for d in result.detectors]
+    most = leader(shares)
+    where = "" if most is None else f", most after {result.layers[most].name} ({percent(shares[most].value)})"
     counts = result.concept_frame().groupby("concept", sort=False)["detectors"].sum()
     named = join(f"{concept} ({k})" for concept, k in counts[counts > 0].nlargest(_MOST_NAMED).items())
     beside = "" if twin is None else f"; with random weights {percent(_share(twin))}"
     return (
-        f"{name}: {percent(found / total)} of {total} channels mark a concept beyond chance{beside}, most after {most['layer']} "
-        f"({percent(float(most['share_detectors']))}); {(counts > 0).sum()} of {len(result.concepts)} concepts have a detector, "
-        f"most of them {named} ({n})."
+        f"{name}: {percent(found / total)} of {total} channels mark a concept beyond chance{beside}{where}; "
+        f"{(counts > 0).sum()} of {len(result.concepts)} concepts have a detector, by number {named} ({n})."
     )
+
+
+def _detectors(count: int, channels: int) -> Number:
+    return Number("detectors", count / channels, *wilson_interval(count, channels), n=channels)
 
 
 def _share(result: Dissection) -> float:

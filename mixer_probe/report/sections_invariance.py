@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -24,11 +25,11 @@ from mixer_probe.invariance import (
     ErrorConsistency,
     RepresentationShift,
 )
-from mixer_probe.report.diff import difference_p
 from mixer_probe.report.finding import LEVEL, Number, extremes_differ
 from mixer_probe.report.section import Picture, Section, Table
 from mixer_probe.report.sections_probes import chunks, interval, number, points, table_of
 from mixer_probe.report.texts import images_text, join, name_of, percent, untrained_warning
+from mixer_probe.stats.differences import difference_p
 
 # Pictures of photographs are large: one is enough there.
 _MOST_PIXELS = 64
@@ -152,7 +153,7 @@ def _at_chance(result: DistortionAccuracy) -> str:
         gone = [i for i in result.of_kind(kind) if result.accuracy.low[i + 1] <= result.chance]
         if gone:
             found.append(result.distortions[gone[0]].label)
-    return f"No better than chance from {join(found)} on" if found else ""
+    return f"Not distinguishable from chance from {join(found)} on" if found else ""
 
 
 # -- architectures -----------------------------------------------------------------------------------------------------
@@ -191,9 +192,12 @@ def _kind_sentence(result: ArchitectureComparison, k: int) -> str:
     if len(order) < 2:
         return said + "."
     best, worst = order[0], order[-1]
-    gap = points(result.gap[best, worst, k], result.gap_low[best, worst, k], result.gap_high[best, worst, k])
-    if result.gap_low[best, worst, k] <= 0:
-        return f"{said}; the gap between first and last, {gap}, cannot be told from zero."
+    bounds = [float(part[best, worst, k]) for part in (result.gap, result.gap_low, result.gap_high)]
+    gap, pairs = points(*bounds), math.comb(len(order), 2)
+    # The largest gap of so many pairs of families (Bonferroni).
+    if not bounds[1] > 0 or float(difference_p(0.0, 0.0, 0.0, *bounds)) * pairs > LEVEL:
+        few = f" as the largest of {pairs}" if bounds[1] > 0 else ""
+        return f"{said}; the gap between first and last, {gap}, cannot be told from zero{few}."
     seeds = result.by_network
     apart = seeds[result.networks_of(result.groups[best]), k].min() > seeds[result.networks_of(result.groups[worst]), k].max()
     several = min(len(result.networks_of(result.groups[g])) for g in (best, worst)) > 1
@@ -264,7 +268,8 @@ def _consistency_sentences(result: ErrorConsistency) -> list[str]:
             f"intervals (n = {result.n})."
         ]
         return [*said, _kinship(result, i[known], j[known])]
-    said = [f"On plain images {_pair_text(result, 0, i[best], j[best], 'fail together most')}."]
+    most = "fail together most" if len(known) > 1 else ""
+    said = [f"On plain images {_pair_text(result, 0, i[best], j[best], most)}."]
     if best != worst:
         said.append(f"Least alike are the errors of {_pair_text(result, 0, i[worst], j[worst], '')}.")
     return [*said, _kinship(result, i[known], j[known])]
@@ -285,15 +290,25 @@ def _kinship(result: ErrorConsistency, i: np.ndarray, j: np.ndarray) -> str:
     if kin.all() or not kin.any():
         return ""
     inside, across = _range(values[kin]), _range(values[~kin])
-    verdict = (
-        "every pair of one family fails together more than any pair of two"
-        # Of all ways to choose as many pairs, one has the largest kappas: 5 % or less of at least 20.
-        if values[kin].min() > values[~kin].max() and math.comb(len(values), int(kin.sum())) >= 20
-        else ("family alone does not decide who fails together")
-    )
+    groups = _groupings([m.family for m in (result.models[k] for k in sorted({*i.tolist(), *j.tolist()}))])
+    verdict = "family alone does not decide who fails together"
+    if values[kin].min() > values[~kin].max():
+        # Of all ways to group the networks at most one has this order, so that its p-value is one over their number.
+        verdict = (
+            f"every pair of one family fails together more than any pair of two (p = {1 / groups:.2g})"
+            if 1 / groups <= LEVEL
+            else f"in this order by chance once in {groups} groupings of as many networks, too few for a claim"
+        )
     return (
         f"Pairs of one family have kappas of {inside}, pairs of two families {across}: {verdict} (plain images, n = {result.n})."
     )
+
+
+def _groupings(families: Sequence[str]) -> int:
+    """In how many ways so many networks fall into groups of these sizes."""
+    sizes = list(Counter(families).values())
+    same = math.prod(math.factorial(count) for count in Counter(sizes).values())
+    return math.factorial(len(families)) // math.prod(map(math.factorial, sizes)) // same
 
 
 def _range(values: Iterable[float]) -> str:
@@ -356,6 +371,8 @@ def _shift_text(result: RepresentationShift, d: int) -> str:
         return f"{label}: CKA is not defined"
     last, low = known[-1], known[cka[known].argmin()]
     said = f"{label}: CKA {number(cka[last], result.cka_low[d, last], result.cka_high[d, last])} after {result.layers[last].name}"
-    if low != last and result.cka_high[d, low] < result.cka_low[d, last]:
-        said += f", least after {result.layers[low].name} ({number(cka[low], result.cka_low[d, low], result.cka_high[d, low])})"
+    ends = [float(part[d, i]) for i in (low, last) for part in (result.cka, result.cka_low, result.cka_high)]
+    # The lowest of so many layers, under each of the distortions (Bonferroni).
+    if low != last and float(difference_p(*ends)) * (len(known) - 1) * len(result.distortions) <= LEVEL:
+        said += f", less after {result.layers[low].name} ({number(cka[low], result.cka_low[d, low], result.cka_high[d, low])})"
     return said

@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binom
 
 from mixer_probe.figures.paper import paper_figure_5, paper_figure_6, paper_figure_7
+from mixer_probe.report.finding import LEVEL, Number, leader
 from mixer_probe.report.section import Picture, Section, Table
 from mixer_probe.report.texts import join, name_of, percent, studied, untrained_warning
+from mixer_probe.stats import mean_interval
 from mixer_probe.weights import PaperFigures
 
 TAGS = (
@@ -136,13 +139,22 @@ def _depth_text(r: PaperFigures) -> str:
     table, structured = r.units.summary(), structured_blocks(r)
     ratio = (table["mean_frequency"] / table["shuffled_mean_frequency"]).to_numpy()
     early, late = ratio[: min(3, len(ratio))].mean(), ratio[-min(3, len(ratio)) :].mean()
-    clearest = int(np.nanargmin(ratio))
+    count, chance = int(structured.sum()), 1 / (1 + r.units.shuffles)
+    told = float(binom.sf(count - 1, len(structured), chance)) <= LEVEL
+    least = _lowest(r) if told else None
+    where = f"; lowest in {table['block'].iloc[least]}, {ratio[least]:.2f} times" if least is not None else ""
     return (
-        f"{name_of(r.model)}, depth: units are smoother than all {r.units.shuffles} shuffles of their positions in "
-        f"{int(structured.sum())} of {len(structured)} blocks. Their mean frequency is {early:.2f} times that of shuffled units "
-        f"over the first three blocks and {late:.2f} times over the last three (1: no arrangement in the plane); lowest in "
-        f"{table['block'].iloc[clearest]}, {ratio[clearest]:.2f} times."
+        f"{name_of(r.model)}, depth: units are smoother than all {r.units.shuffles} shuffles of their positions in {count} of "
+        f"{len(structured)} blocks, {'more' if told else 'no more'} than by chance ({percent(chance)}). Their "
+        f"mean frequency is {early:.2f} times that of shuffled units over the first three blocks and "
+        f"{late:.2f} times over the last three (1: no arrangement in the plane){where}."
     )
+
+
+def _lowest(r: PaperFigures) -> int | None:
+    """The block whose units have the lowest frequency over that of their shuffles, where it differs from every other block."""
+    ratios = [s.frequency / float(np.mean(s.shuffled.frequency)) for s in r.units.read]
+    return leader([Number("", *row) for row in np.array([mean_interval(x) for x in ratios]).tolist()], lowest=True)
 
 
 def _stem_text(r: PaperFigures) -> str:

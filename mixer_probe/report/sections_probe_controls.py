@@ -9,9 +9,11 @@ import numpy as np
 from mixer_probe.figures import code_curves, control_code_curves, control_curves, random_label_curves
 from mixer_probe.figures.probes import networks
 from mixer_probe.probing import ControlCode, ControlTask, OnlineCode, RandomLabels
+from mixer_probe.report.finding import LEVEL, Number, leader
 from mixer_probe.report.section import Picture, Section, Table
 from mixer_probe.report.sections_probes import highest, interval, last_defined, number, points, table_of
 from mixer_probe.report.texts import join, name_of, percent, studied, untrained_warning
+from mixer_probe.stats import permutation_p
 
 
 def control_section(results: Sequence[ControlTask]) -> list[Section]:
@@ -118,7 +120,9 @@ def _code_sentence(result: OnlineCode, results: Sequence[OnlineCode]) -> str:
         f"place of {result.uniform:.0f}, compressed {_times(result, last)}"
     )
     if top != last:
-        text += f", most given {result.layers[top].name}: {_times(result, top)}"
+        codes = [Number("", float(result.compression[i]), float(result.low[i]), float(result.high[i])) for i in range(last + 1)]
+        most = "most" if leader(codes) is not None else "at most"
+        text += f", {most} given {result.layers[top].name}: {_times(result, top)}"
     twin = next((r for r in results if r.model.name == f"{result.model.name}?untrained"), None)
     if twin is not None and (best := highest(twin.compression)) is not None:
         text += f"; untrained at most {_times(twin, best)}"
@@ -156,10 +160,15 @@ def _gap_sentence(result: ControlCode) -> str:
     last = last_defined(result.gap)
     if last is None:
         return f"{name_of(result.model)}: no layer has a code."
-    each = (result.control_bits[last].mean(axis=1) - result.bits[last].mean()) / result.n
+    own, controls = result.bits[last].mean() / result.n, result.control_bits[last].mean(axis=1) / result.n
+    each = controls - own
+    # The groups are one more grouping of the classes: as short as the shortest of S by chance in 1 of 1 + S.
+    p = float(permutation_p(own, controls, -1))
+    verdict = "fewer than random ones" if p <= LEVEL else "no fewer than random ones beyond chance"
     return (
-        f"{name_of(result.model)}: given {result.layers[last].name} a random grouping costs {result.gap[last]:.3f} bits an image "
-        f"more than the groups (from {each.min():.3f} to {each.max():.3f} over {len(each)} groupings, n = {result.n})."
+        f"{name_of(result.model)}: given {result.layers[last].name} the groups take {own:.3f} bits an image, {verdict} "
+        f"(p = {p:.2g}); a random grouping minus the groups is {result.gap[last]:.3f} bits on average ({each.min():.3f} to "
+        f"{each.max():.3f} over {len(each)} groupings, n = {result.n})."
     )
 
 

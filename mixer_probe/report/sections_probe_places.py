@@ -121,8 +121,9 @@ def _attention_sentence(result: AttentiveResult) -> str:
     part = result.attention[last]
     return (
         f"{name_of(result.model)}: after {result.layers[last].name} the attentive probe reads "
-        f"{interval(result.accuracy[last], result.low[last], result.high[last])} and looks at its favourite position "
-        f"{part.max() * part.size:.1f} times as much as even attention (n = {result.n_test}, chance {percent(result.chance)})."
+        f"{interval(result.accuracy[last], result.low[last], result.high[last])} and attends to no position more "
+        f"than {part.max() * part.size:.1f} times as much as even attention would (n = {result.n_test}, chance "
+        f"{percent(result.chance)})."
     )
 
 

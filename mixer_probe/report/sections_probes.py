@@ -18,9 +18,11 @@ from mixer_probe.figures import (
 )
 from mixer_probe.figures.probes import layer_names, networks, one_layer, pixels
 from mixer_probe.probing import Calibration, ConfusionMatrix, FewShotResult, ProbeResult, paired_interval, wilson_interval
+from mixer_probe.report.finding import NAN, Number, leader, share
 from mixer_probe.report.section import Picture, Section, Table
 from mixer_probe.report.texts import join, name_of, percent, untrained_warning
 from mixer_probe.results import Result
+from mixer_probe.stats import difference_interval, paired_counts
 
 T = TypeVar("T")
 
@@ -146,11 +148,21 @@ def _probe_sentence(result: ProbeResult) -> str:
     name, best, last = name_of(result.model), highest(result.accuracy), len(result.layers) - 1
     if best is None:
         return f"{name}: no layer can be probed, all have NaN or infinite features."
-    head = f"best after {result.layers[best].name} with" if last else f"after {result.layers[best].name}"
-    text = f"{name}: {head} {_accuracy(result, best)}, n = {result.n_test}"
+    close = _close(result, best)
+    head = "best " if last and not close else ""
+    text = f"{name}: {head}after {result.layers[best].name} with {_accuracy(result, best)}, n = {result.n_test}"
+    if close:
+        text += f" (not distinguishable from {close} other layer{'s' if close > 1 else ''})"
     if last != best:
         text += f"; after {result.layers[last].name} {_accuracy(result, last)}"
     return f"{text}.{_twin_text(result, best)}"
+
+
+def _close(result: ProbeResult, best: int) -> int:
+    """How many layers the best one is not ahead of, by intervals of the difference over the same images."""
+    others = [i for i in np.flatnonzero(np.isfinite(result.accuracy)) if i != best]
+    counts = paired_counts(result.right[best], result.right[others])
+    return int((difference_interval(counts)[0] <= 0).sum())
 
 
 def _twin_text(result: ProbeResult, best: int) -> str:
@@ -159,7 +171,9 @@ def _twin_text(result: ProbeResult, best: int) -> str:
     if twin is None or top is None:
         return ""
     gain = paired_interval(result.right[best], twin.right[top])
-    return f" Untrained, no layer exceeds {_accuracy(twin, top)}: best against best, training adds {points(*gain)}."
+    verdict = "training adds" if gain[1] > 0 else "training costs" if gain[2] < 0 else "no difference beyond the interval,"
+    size = points(*gain) if gain[2] >= 0 else points(-gain[0], -gain[2], -gain[1])
+    return f" Untrained, no layer exceeds {_accuracy(twin, top)}: best against best, {verdict} {size}."
 
 
 def _accuracy(result: ProbeResult, i: int) -> str:
@@ -274,12 +288,25 @@ def _confusion_sentence(result: ConfusionMatrix) -> str:
     right = np.where(images > 0, np.diagonal(shares), np.nan)
     np.fill_diagonal(shares, -1)
     i, j = np.unravel_index(shares.argmax(), shares.shape)
-    ends = [
-        f"{how} '{names[k]}' with {interval(right[k], *wilson_interval(right[k] * images[k], images[k]))}"
-        for how, k in (("easiest is", int(np.nanargmax(right))), ("hardest", int(np.nanargmin(right))))
-    ]
-    most = f"'{names[i]}' is taken for '{names[j]}' in {int(counts[i, j])} of {int(images[i])} images"
-    return f"{name}: {join(ends)}; most often {most}."
+    classes = [_share(right[k] * images[k], images[k]) for k in range(len(names))]
+    easy, hard = int(np.nanargmax(right)), int(np.nanargmin(right))
+    easiest = f"easiest is '{names[easy]}' with {{}}" if leader(classes) is not None else f"at most {{}} ('{names[easy]}')"
+    hardest = f"hardest '{names[hard]}' with {{}}" if leader(classes, True) is not None else f"at least {{}} ('{names[hard]}')"
+    ends = [text.format(share(classes[k])) for text, k in ((easiest, easy), (hardest, hard))]
+    return f"{name}: by class {join(ends)}; {_confused(counts, images, names, int(i), int(j))}."
+
+
+def _share(hits: float, n: float) -> Number:
+    return Number("", hits / n, *wilson_interval(hits, n), n=int(n)) if n else Number("", NAN)
+
+
+def _confused(counts: np.ndarray, images: np.ndarray, names: Sequence[str], i: int, j: int) -> str:
+    """The largest share of a class that is taken for one other, and that it is the largest where it differs from all others."""
+    pairs = [_share(counts[a, b], images[a]) for a, b in np.argwhere(~np.eye(len(names), dtype=bool))]
+    of = f"{int(counts[i, j])} of {int(images[i])} images"
+    if leader(pairs) is not None:
+        return f"most often '{names[i]}' is taken for '{names[j]}' in {of}"
+    return f"at most {of} of a class are taken for one other ('{names[i]}' for '{names[j]}')"
 
 
 def calibration_section(results: Sequence[Calibration]) -> list[Section]:

@@ -196,6 +196,16 @@ def order_of(matches: LayerMatches) -> str:
     return f"has no order by depth beyond chance (Kendall's tau {matches.tau:.2f}, p = {matches.tau_p:.2g})"
 
 
+_NO_PAIR = "no pair of layers beyond the null of the best"
+
+
+def closest_is_tested(matrix: SimilarityMatrix) -> bool:
+    """Whether the closest pair of layers is beyond the null of the closest, of draws enough to name it."""
+    if matrix.null is None or matrix.null.permutations < DRAWS or np.isnan(matrix.values).all():
+        return False
+    return bool(np.nanmax(matrix.closeness) > matrix.definition.direction * matrix.null.maximum95)
+
+
 def agreement(matrix: SimilarityMatrix) -> str:
     """Where two networks agree, in sentences: the best pair, its interval, what chance gives, and how many pairs clear it."""
     names = f"{name_of(matrix.model_a)} and {name_of(matrix.model_b)}"
@@ -342,7 +352,8 @@ def disagreement(matrices: Sequence[SimilarityMatrix]) -> str:
     """Where measures of the same two networks differ: the best pairs of layers, the best match of each layer, the pattern."""
     found: dict[str, list[str]] = {}
     for matrix in matrices:
-        found.setdefault(_best_layers(matrix), []).append(matrix.label)
+        where = _best_layers(matrix) if closest_is_tested(matrix) else _NO_PAIR
+        found.setdefault(where, []).append(matrix.label)
     partners = np.array([best_matches(m).partner for m in matrices])
     shared, layers = int((partners == partners[0]).all(axis=0).sum()), partners.shape[1]
     best = (

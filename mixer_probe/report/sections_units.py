@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from mixer_probe.figures import token_mixing_depth, token_mixing_scatter, token_mixing_units
 from mixer_probe.report.finding import LEVEL, beyond_baseline
@@ -198,16 +199,13 @@ def _pairs_text(result: TokenMixing) -> str:
     )
 
 
-# Of 24 blocks without any relation one is this far out in 1 of 40 networks.
-_FAR = 3.3
-
-
 def _write_text(result: TokenMixing) -> list[str]:
     if "write" not in result.sides:
         return []
     table, name = result.summary("write"), name_of(result.model)
     table = table.assign(z=(table["cosine_with_read"] - table["null_cosine_with_read"]) / table["null_cosine_with_read_sd"])
-    clear = table[table["z"].abs() > _FAR].sort_values("cosine_with_read")
+    # At 5 % over all blocks and both sides (Bonferroni).
+    clear = table[table["z"].abs() > norm.isf(LEVEL / 2 / len(table))].sort_values("cosine_with_read")
     if clear.empty:
         return [f"{name}: where a unit writes to has no relation to where it reads, beyond that of any two units, in any block."]
     ends = clear.iloc[[0, -1]] if len(clear) > 1 else clear

@@ -93,7 +93,7 @@ def test_a_planted_channel_is_named_and_its_page_shows_its_class() -> None:
     assert "channel 5 of blocks.0" in sentence
     (sentence,) = pages.paragraphs
     assert sentence.startswith(f"planted: 2 channels, 1 of each of 2 layers: {CLEAREST}.")
-    assert "2 of 2 tell a class better than permuted labels do (corrected for their layer)" in sentence
+    assert "2 of 2 tell a class better than permuted labels do (corrected for the channels of 2 layers)" in sentence
     # Which of the two colours is clearer is up to the noise.
     found = [r for r in results if isinstance(r, ChannelPage)]
     best = int(np.nanargmax(np.abs(found[0].auroc - 0.5)))

@@ -77,7 +77,8 @@ def test_sentences(found: PaperFigures) -> None:
     assert "-1.00 in blocks.0" in pairs
     assert "100.0 % of units beyond theirs" in pairs
     assert "all 5 shuffles" in depth
-    assert "lowest in blocks.0" in depth
+    # The planted block alone is smoother than all five shuffles, as one of several is by chance.
+    assert "in 1 of" in depth or "more than by chance" in depth
     assert "n = 24 units is 0.125 cycles/px" in stem
     few = paper_figures(planted(), surrogates=3)
     assert "too few surrogates" in paper_sentences(few)[0]

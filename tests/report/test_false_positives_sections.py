@@ -1,0 +1,462 @@
+"""What sentences on probes, cost, units, distortions, dissection and differences of reports claim of data without an effect.
+
+Every row makes one sentence from numbers in which nothing is to be found, or, with `planted`, one thing; it says whether the
+sentence claims anything. At most 6 % of the null runs may, and most of the planted ones must."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mixer_probe.cost.frontier import COSTS, AccuracyCost
+from mixer_probe.images.distortions import LowPass, PatchShuffle, Shift
+from mixer_probe.invariance import compare_architectures, error_consistency
+from mixer_probe.probing import ConfusionMatrix, ProbeResult, calibration
+from mixer_probe.report.diff import ReportDiff
+from mixer_probe.report.findings_control import _twin_probe
+from mixer_probe.report.findings_probes import _order, _readable
+from mixer_probe.report.findings_similarity import Profile, _last, _replicas
+from mixer_probe.report.findings_weights import _pairs
+from mixer_probe.report.sections_channel_pages import _null_text, _page_text
+from mixer_probe.report.sections_cost import accuracy_cost_sentences
+from mixer_probe.report.sections_diff import findings as difference_sentences
+from mixer_probe.report.sections_dissection import _sentence as dissection_sentence
+from mixer_probe.report.sections_invariance import _consistency_sentences, _kind_sentence, _shift_sentence
+from mixer_probe.report.sections_paper import _depth_text
+from mixer_probe.report.sections_probe_controls import _code_sentence, _gap_sentence
+from mixer_probe.report.sections_probes import _calibration_sentence, _confusion_sentence, _probe_sentence
+from mixer_probe.report.sections_similarity import disagreement
+from mixer_probe.report.sections_units import _write_text
+from mixer_probe.results import ImagesRecord, ModelRecord
+from mixer_probe.similarity import compare
+from mixer_probe.stats import wilson_interval
+from mixer_probe.weights.units import matching_null, measure_units, unit_rows
+from tests.invariance.planted import answers_right
+from tests.probes import CLASSES, coded, confused, control_coded, layers_of, record
+from tests.probes import accuracy as probe_of_numbers
+from tests.probing.conftest import FakeRepresentations
+
+Random = np.random.Generator
+MODEL = ModelRecord("net", "mixer", True, "", "a" * 64, 10)
+LAYERS, N = 6, 200
+WILSON = 1.96
+
+
+# -- probes ------------------------------------------------------------------------------------------------------------
+
+
+def probe(rng: Random, shares: Any, labels: np.ndarray | None = None, name: str = "net") -> ProbeResult:
+    """A probe whose layers are right on so many images; what makes an image easy is the same for all layers, by half."""
+    shares = np.asarray(shares, dtype=float)
+    labels = np.arange(N) % 4 if labels is None else labels
+    own, common = rng.random((len(shares), N)), np.random.default_rng(int(rng.integers(1 << 30))).random(N)
+    right = np.where(rng.random((len(shares), N)) < 0.5, own, common) < shares[:, None]
+    return answered(np.where(right, labels, (labels + 1 + rng.integers(0, 3, right.shape)) % 4), labels, name)
+
+
+def answered(predicted: np.ndarray, labels: np.ndarray, name: str = "net") -> ProbeResult:
+    """A probe with these answers [layer, image]."""
+    right = (predicted == labels).sum(1)
+    low, high = wilson_interval(right, np.full(len(right), N))
+    chance = np.bincount(labels).max() / N
+    made = probe_of_numbers(name, layers=len(predicted), trained="untrained" not in name)
+    numbers = {"accuracy": right / N, "low": low, "high": high, "predicted": predicted, "labels": labels, "chance": chance}
+    return replace(made, n_test=N, untrained=None, **numbers)
+
+
+def guesses(rng: Random, name: str = "net") -> ProbeResult:
+    """Answers to labels that say nothing."""
+    return answered(rng.integers(0, 4, (LAYERS, N)), rng.integers(0, 4, N), name)
+
+
+def best_layer(rng: Random, planted: bool) -> bool:
+    return "best after" in _probe_sentence(probe(rng, [0.5, 0.5, 0.5, 0.8 if planted else 0.5, 0.5, 0.5]))
+
+
+def training_adds(rng: Random, planted: bool) -> bool:
+    twin = probe(rng, [0.5] * LAYERS, name="net?untrained")
+    text = _probe_sentence(replace(probe(rng, [0.7 if planted else 0.5] * LAYERS), untrained=twin))
+    return "training adds" in text or "training costs" in text
+
+
+def readable(rng: Random, planted: bool) -> bool:
+    """Random labels."""
+    made = probe(rng, [0.5] * LAYERS) if planted else guesses(rng)
+    return _readable(made, None).verdict == "found"
+
+
+def over_the_twin(rng: Random, planted: bool) -> bool:
+    """The last layer against the best one of as many of the twin."""
+    twin = probe(rng, [0.5] * LAYERS, name="net?untrained")
+    text = _readable(replace(probe(rng, [0.8 if planted else 0.5] * LAYERS), untrained=twin), None).sentence
+    return "untrained twin" in text and "no difference" not in text
+
+
+def halfway_order(rng: Random, planted: bool) -> bool:
+    """Four networks that become readable at the same depth."""
+    rise = [0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+    early = [0.8] * LAYERS if planted else rise
+    found = _order([probe(rng, early if k == 0 else rise, name=f"net{k}") for k in range(4)])
+    return any(f.verdict == "found" for f in found)
+
+
+def twin_reads(rng: Random, planted: bool) -> bool:
+    """The best of the layers of a twin, with random labels."""
+    return _twin_probe(probe(rng, [0.5] * LAYERS) if planted else guesses(rng), None).verdict == "found"
+
+
+def twin_and_pixels(rng: Random, planted: bool) -> bool:
+    raw = probe(rng, [0.45])
+    text = _twin_probe(probe(rng, [0.7 if planted else 0.45] * LAYERS), raw).sentence
+    return "more than raw" in text or "less than raw" in text
+
+
+def confusion(rng: Random, right: Any, taken: Any = (1, 1, 1)) -> ConfusionMatrix:
+    counts = np.zeros((1, 4, 4), dtype=int)
+    for k in range(4):
+        wrong = np.asarray(taken if k == 0 else (1, 1, 1)) * (1 - right[k])
+        p = np.insert(wrong / sum(taken if k == 0 else (1, 1, 1)), k, right[k])
+        counts[0, k] = rng.multinomial(50, p)
+    return replace(confused("net"), layers=layers_of(1), counts=counts)
+
+
+def classes(rng: Random, planted: bool) -> bool:
+    text = _confusion_sentence(confusion(rng, (0.97 if planted else 0.6, 0.6, 0.6, 0.6)))
+    return "easiest is" in text or "hardest" in text
+
+
+def confusions(rng: Random, planted: bool) -> bool:
+    return "most often" in _confusion_sentence(confusion(rng, (0.4, 0.7, 0.7, 0.7), (8, 1, 1) if planted else (1, 1, 1)))
+
+
+def calibrated(rng: Random, planted: bool) -> bool:
+    """Answers that are right as often as they say, or half as often."""
+    p = rng.dirichlet((1, 1, 1, 1), N)
+    honest = np.array([rng.choice(4, p=row) for row in p])
+    labels = np.where(rng.random(N) < 0.5, honest, rng.integers(0, 4, N)) if planted else honest
+    made = replace(answered(p.argmax(1)[None], labels), probabilities=p[None])
+    return "beyond what calibrated answers give" in _calibration_sentence(calibration(made, seed=int(rng.integers(1 << 30))))
+
+
+def shortest_code(rng: Random, planted: bool) -> bool:
+    """Three random orders of the images."""
+    bits = 40 + rng.standard_normal((LAYERS, 3)) - (20 * (np.arange(LAYERS) == 2)[:, None] if planted else 0)
+    mean, half = bits.mean(1), 4.3 * bits.std(1, ddof=1) / 3**0.5
+    code = replace(coded("net", layers=LAYERS), bits=bits, compression=80 / mean, low=80 / (mean + half), high=80 / (mean - half))
+    return ", most given" in _code_sentence(code, [code])
+
+
+def shorter_groups(rng: Random, planted: bool) -> bool:
+    """Groups that are one random grouping of the classes more."""
+    bits = 40 + rng.standard_normal((1, 31)) - (10 * (np.arange(31) == 0) if planted else 0)
+    code = replace(control_coded("net", layers=1), bits=bits[:, :1], control_bits=bits[:, 1:, None])
+    return ", fewer than random ones" in _gap_sentence(code)
+
+
+# -- cost --------------------------------------------------------------------------------------------------------------
+
+
+def costs(rng: Random, planted: bool, networks: int = 8) -> str:
+    value, half = 0.6 + 0.03 * rng.standard_normal((1, networks)), WILSON * 0.03
+    value[0, 3] += 0.3 if planted else 0
+    cost = rng.lognormal(0, 1, (4, networks))
+    cost[:, 3] = 0.01 if planted else cost[:, 3]
+    models = tuple(record(f"net{k}") for k in range(networks))
+    images = ImagesRecord("demo", "test", N, 4, "0" * 64)
+    found = AccuracyCost(models, images, ("linear probe",), value, value - half, value + half, COSTS, cost, N, 0.25, "a CPU")
+    return accuracy_cost_sentences(found)[0]
+
+
+def most_accurate(rng: Random, planted: bool) -> bool:
+    return "most accurate is" in costs(rng, planted)
+
+
+def beaten(rng: Random, planted: bool) -> bool:
+    text = costs(rng, planted)
+    return text.count("none is beaten") != text.count("By ")
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+
+
+def units_of(rng: Random, planted: bool, surrogates: int = 999) -> Any:
+    """Token-mixing units of four blocks with iid weights, or with half of the units the opposites of the others."""
+    maps = rng.standard_normal((4, 12, 4, 4))
+    if planted:
+        maps[:, 6:] = -maps[:, :6]
+    sets = [measure_units(m, (8, 8), surrogates, 5, int(rng.integers(1 << 30))) for m in maps]
+    return SimpleNamespace(
+        model=MODEL,
+        blocks=tuple(f"blocks.{i}" for i in range(4)),
+        read=tuple(sets),
+        chance=0.05,
+        surrogates=surrogates,
+        shuffles=5,
+        paired=lambda i: sets[i].partner_p <= 0.05 + 1e-9,
+    )
+
+
+def opposite_pairs(rng: Random, planted: bool) -> bool:
+    return _pairs(units_of(rng, planted), None).verdict == "found"
+
+
+def opposite_pairs_beside_the_baseline(rng: Random, planted: bool) -> bool:
+    return _pairs(units_of(rng, planted), units_of(rng, False)).verdict == "found"
+
+
+def written(rng: Random, planted: bool) -> bool:
+    """Units that write to other places than they read."""
+    rows = []
+    for i in range(12):
+        read, write = (unit_rows(rng.standard_normal((16, 16))) for _ in range(2))
+        table = read @ (read + 0.5 * write if planted else write).T
+        mean, sd = matching_null(table)
+        rows.append((f"blocks.{i}", table.diagonal().mean(), mean, sd))
+    columns = ["block", "cosine_with_read", "null_cosine_with_read", "null_cosine_with_read_sd"]
+    frame = pd.DataFrame(rows, columns=columns)
+    found = SimpleNamespace(sides=("read", "write"), model=MODEL, form="Mixer", summary=lambda _side: frame)
+    return "no relation" not in _write_text(found)[0]  # type: ignore[arg-type]
+
+
+def paper(rng: Random, planted: bool) -> str:
+    """Blocks whose units have no arrangement in the plane."""
+    i, j = np.indices((4, 4))
+    wave = np.cos(np.pi / 2 * i) * planted * 3
+    maps = [rng.standard_normal((16, 4, 4)) + (wave + 8 * (b == 0) * planted * np.cos(np.pi / 2 * i)) for b in range(6)]
+    sets = [measure_units(m, (8, 8), 1, 5, int(rng.integers(1 << 30))) for m in maps]
+    frame = pd.DataFrame(
+        {
+            "block": [f"blocks.{b}" for b in range(6)],
+            "mean_frequency": [s.statistics.frequency for s in sets],
+            "shuffled_mean_frequency": [float(np.mean(s.shuffled.frequency)) for s in sets],
+        }
+    )
+    units = SimpleNamespace(read=sets, shuffles=5, summary=lambda: frame)
+    return _depth_text(SimpleNamespace(model=MODEL, units=units))  # type: ignore[arg-type]
+
+
+def smoother(rng: Random, planted: bool) -> bool:
+    return "no more than by chance" not in paper(rng, planted)
+
+
+def smoothest(rng: Random, planted: bool) -> bool:
+    return "lowest in" in paper(rng, planted)
+
+
+# -- distortions -------------------------------------------------------------------------------------------------------
+
+
+def networks(rng: Random, shares: np.ndarray) -> list[Any]:
+    """Six networks of three families, each right on a share [network, plain or distorted] of the images."""
+    kinds = (PatchShuffle(4),)
+    families = ("mixer", "mixer", "vit", "vit", "resnet", "resnet")
+    easy = rng.random(N)
+    return [
+        answers_right(np.where(rng.random((2, N)) < 0.5, rng.random((2, N)), easy) < s[:, None], kinds, name=f"n{k}", family=f)
+        for k, (f, s) in enumerate(zip(families, shares, strict=True))
+    ]
+
+
+def architectures(rng: Random, planted: bool) -> bool:
+    shares = np.tile([0.9, 0.5], (6, 1))
+    shares[:2, 1] = 0.25 if planted else 0.5
+    return "loses more than" in _kind_sentence(compare_architectures(networks(rng, shares)), 0)
+
+
+def fails_together(rng: Random, planted: bool) -> bool:
+    """Networks whose errors are of the same images by the same half."""
+    made = networks(rng, np.tile([0.7, 0.5], (6, 1)))
+    if planted:
+        made[1] = replace(made[0], model=replace(made[0].model, name="copy"))
+    text = " ".join(_consistency_sentences(error_consistency(made)))
+    return "fail together most" in text or "Least alike" in text
+
+
+def kinship(rng: Random, planted: bool) -> bool:
+    """Eight networks of two families, each with a liking for images of its own, or of its family."""
+    n, families = 400, ("mixer",) * 4 + ("vit",) * 4
+    common, own = rng.random((2, n)), rng.random((8, n))
+    liking = rng.random(8)[:, None]
+    easy = np.where(rng.random((8, n)) < liking, rng.random(n), own)
+    if planted:
+        easy = np.where(rng.random((8, n)) < 0.8, np.repeat(common, 4, 0), own)
+    made = [answers_right((easy[k] < 0.6)[None], (), name=f"n{k}", family=f) for k, f in enumerate(families)]
+    return "every pair of one family" in " ".join(_consistency_sentences(error_consistency(made)))
+
+
+def shifted(rng: Random, planted: bool) -> bool:
+    """Eight layers under three distortions that move them all as far."""
+    cka = 0.6 + 0.05 * rng.standard_normal((3, 8))
+    cka[0, 2] -= 0.5 if planted else 0
+    found = SimpleNamespace(
+        model=MODEL, n=N, layers=layers_of(8), distortions=(PatchShuffle(4), Shift(2, 2), LowPass(4.0)), cka=cka
+    )
+    found.cka_low, found.cka_high = cka - WILSON * 0.05, cka + WILSON * 0.05
+    return "less after" in _shift_sentence(found)  # type: ignore[arg-type]
+
+
+# -- channels ----------------------------------------------------------------------------------------------------------
+
+
+def dissected(rng: Random, planted: bool) -> str:
+    """p-values of the largest of each layer that are what permutations of the masks give."""
+    layers, permutations = 6, 999
+    p_value = []
+    for i in range(layers):
+        peak = rng.integers(1, permutations + 2) / (permutations + 1)
+        p = np.maximum(rng.random(20), peak)
+        p[0] = peak
+        p[: 15 if planted and i == 2 else 0] = 1 / (permutations + 1)
+        p_value.append(p)
+    hits = [p <= 0.05 for p in p_value]
+    return dissection_sentence(
+        SimpleNamespace(  # type: ignore[arg-type]
+            model=MODEL,
+            left_out=0,
+            n=N,
+            layers=tuple(SimpleNamespace(name=f"blocks.{i}", channels=20) for i in range(layers)),
+            permutations=permutations,
+            p_value=tuple(p_value),
+            detectors=tuple(hits),
+            concepts=("sky", "grass"),
+            summary=lambda: pd.DataFrame({"detectors": [h.sum() for h in hits]}),
+            concept_frame=lambda: pd.DataFrame({"concept": ["sky", "grass"], "detectors": [sum(h.sum() for h in hits), 0]}),
+        ),
+        None,
+    )
+
+
+def detectors(rng: Random, planted: bool) -> bool:
+    return "no channel of" not in dissected(rng, planted)
+
+
+def most_detectors(rng: Random, planted: bool) -> bool:
+    return "most after" in dissected(rng, planted)
+
+
+def pages(rng: Random, planted: bool, count: int = 6) -> list[Any]:
+    """The most selective channel of each of six layers, whose corrected p-values are uniform."""
+    p = np.full(count, 0.001) if planted else rng.random(count)
+    return [
+        SimpleNamespace(
+            layer=SimpleNamespace(name=f"blocks.{i}"),
+            selectivity_p=p[i],
+            auroc=np.array([0.7, 0.4]),
+            class_names=CLASSES,
+            relation="responds to",
+            n=N,
+        )
+        for i in range(count)
+    ]
+
+
+def channels_of_pages(rng: Random, planted: bool) -> bool:
+    return not _null_text(pages(rng, planted)).startswith(" 0 of")
+
+
+def channel_of_a_page(rng: Random, planted: bool) -> bool:
+    return _page_text(pages(rng, planted, 1)[0]).startswith("responds to")
+
+
+# -- similarity and reports --------------------------------------------------------------------------------------------
+
+
+def profile(rng: Random, values: Any, name: str = "vit") -> Profile:
+    values = np.asarray(values) + 0.03 * rng.standard_normal(len(values))
+    half, depth = WILSON * 0.03, np.linspace(0, 1, len(values))
+    other = replace(MODEL, name=name, family=name)
+    nothing = np.zeros(len(values))
+    return Profile(
+        MODEL, other, ("",) * len(values), depth, values, values - half, values + half, values, nothing, 0.1, N, 999
+    )
+
+
+def last_layers(rng: Random, planted: bool) -> bool:
+    found = [profile(rng, [0.5, 0.9 if planted and k == 0 else 0.5], f"net{k}") for k in range(5)]
+    return _last(found)[0].verdict == "found"
+
+
+def replicas(rng: Random, planted: bool) -> bool:
+    return "most alike" in _replicas([profile(rng, [0.9 if planted else 0.5, *[0.5] * 5])])
+
+
+def measures(rng: Random, planted: bool) -> bool:
+    """Two networks that have nothing in common, or one layer, by two measures."""
+    a, b = (
+        FakeRepresentations({f"l{i}": rng.standard_normal((24, 4)) for i in range(2)}, np.arange(24) % 3, "test")
+        for _ in range(2)
+    )
+    if planted:
+        b.features["l1"] = a.features["l1"]
+    seed = int(rng.integers(1 << 30))
+    found = [compare(a, b, name, permutations=999, resamples=0, seed=seed) for name in ("cka", "procrustes")]
+    return " × l" in disagreement(found)
+
+
+def moved(rng: Random, planted: bool) -> bool:
+    """Sixty numbers measured twice."""
+    a, b = 0.05 * rng.standard_normal((2, 60))
+    b[0] += 0.5 if planted else 0
+    half = WILSON * 0.05
+    values = np.stack([a, a - half, a + half, b, b - half, b + half], 1)
+    names = tuple(map(str, range(60)))
+    found = ReportDiff("A", "B", 1, (), (), (), names, names, ("score",) * 60, values, 60, 0, ())
+    text = " ".join(difference_sentences(found))
+    return "Most of all moved" in text or " 0 of those that moved are left" not in text.replace(". 0 of", ".  0 of")
+
+
+ROWS: dict[Callable[[Random, bool], bool], int] = {
+    best_layer: 400,
+    training_adds: 400,
+    readable: 200,
+    over_the_twin: 200,
+    halfway_order: 200,
+    twin_reads: 400,
+    twin_and_pixels: 400,
+    classes: 400,
+    confusions: 400,
+    calibrated: 200,
+    shortest_code: 400,
+    shorter_groups: 400,
+    most_accurate: 400,
+    beaten: 400,
+    opposite_pairs: 200,
+    opposite_pairs_beside_the_baseline: 200,
+    written: 400,
+    smoother: 200,
+    smoothest: 200,
+    architectures: 200,
+    fails_together: 200,
+    kinship: 200,
+    shifted: 400,
+    detectors: 400,
+    most_detectors: 400,
+    channels_of_pages: 400,
+    channel_of_a_page: 400,
+    last_layers: 400,
+    replicas: 400,
+    measures: 200,
+    moved: 400,
+}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.__name__)
+def test_at_most_6_percent_of_null_data_give_a_claim(row: Callable[[Random, bool], bool]) -> None:
+    runs = ROWS[row]
+    found = sum(row(np.random.default_rng([11, i]), False) for i in range(runs))
+    print(f"{row.__name__}: {found} of {runs} runs claim something")
+    assert found <= 0.06 * runs
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.__name__)
+def test_a_planted_effect_is_claimed(row: Callable[[Random, bool], bool]) -> None:
+    """So that silence alone does not pass."""
+    found = sum(row(np.random.default_rng([12, i]), True) for i in range(10))
+    print(f"{row.__name__}: {found} of 10 runs claim what was planted")
+    assert found >= 8
