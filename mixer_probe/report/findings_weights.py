@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import binom, norm
+from scipy.stats import binom
+from scipy.stats import t as student
 
 from mixer_probe.figures.courses import Course
 from mixer_probe.report.finding import (
@@ -154,7 +155,9 @@ def _reach(r: SpatialKernels, twin: SpatialKernels | None) -> Finding:
     if np.isnan(nulls).all():
         return Finding(QUESTION, name, f"{text}.", "context", numbers)
     # How far chance moves two kernels apart, at 5 % over all layers and both sides; less than 5 % of the distance is not told.
-    apart = norm.isf(LEVEL / 2 / len(own)) * np.hypot(sds, [k.distance_sd for k in r.kernels])
+    # Deviations are estimated from as many rows as there are positions (Student's t).
+    freedom = np.array([max(k.grid[0] * k.grid[1] - 1, 1) for k in r.kernels])
+    apart = student.isf(LEVEL / 2 / len(own), freedom) * np.hypot(sds, [k.distance_sd for k in r.kernels])
     apart = np.maximum(apart, _CLEAR * np.array(nulls))
     nearer, farther = int((own < nulls - apart).sum()), int((own > nulls + apart).sum())
     text += (

@@ -340,7 +340,7 @@ def _calibration_sentence(result: Calibration) -> str:
     name = f"{name_of(result.model)}, after {result.layers[-1].name}"
     if np.isnan(ece):
         return f"{name}: not defined, its features are NaN or infinite."
-    verdict = "not told from calibrated" if ece <= high else "beyond what calibrated answers give"
+    verdict = "beyond what calibrated answers give" if ece > high else "not told from calibrated"
     return (
         f"{name}: says {percent(result.mean_confidence[-1])} and is right in {percent(result.mean_accuracy[-1])}; ECE "
         f"{100 * ece:.1f} points, {verdict} (mean {100 * null:.1f}, 95 % below {100 * high:.1f}; n = {result.n_test})."

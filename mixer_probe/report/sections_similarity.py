@@ -196,16 +196,6 @@ def order_of(matches: LayerMatches) -> str:
     return f"has no order by depth beyond chance (Kendall's tau {matches.tau:.2f}, p = {matches.tau_p:.2g})"
 
 
-_NO_PAIR = "no pair of layers beyond the null of the best"
-
-
-def closest_is_tested(matrix: SimilarityMatrix) -> bool:
-    """Whether the closest pair of layers is beyond the null of the closest, of draws enough to name it."""
-    if matrix.null is None or matrix.null.permutations < DRAWS or np.isnan(matrix.values).all():
-        return False
-    return bool(np.nanmax(matrix.closeness) > matrix.definition.direction * matrix.null.maximum95)
-
-
 def agreement(matrix: SimilarityMatrix) -> str:
     """Where two networks agree, in sentences: the best pair, its interval, what chance gives, and how many pairs clear it."""
     names = f"{name_of(matrix.model_a)} and {name_of(matrix.model_b)}"
@@ -349,20 +339,15 @@ def _measure_row(matrix: SimilarityMatrix) -> dict[str, Any]:
 
 
 def disagreement(matrices: Sequence[SimilarityMatrix]) -> str:
-    """Where measures of the same two networks differ: the best pairs of layers, the best match of each layer, the pattern."""
-    found: dict[str, list[str]] = {}
-    for matrix in matrices:
-        where = _best_layers(matrix) if closest_is_tested(matrix) else _NO_PAIR
-        found.setdefault(where, []).append(matrix.label)
+    """Where measures of the same two networks differ: how many know a closest pair of layers, the best match of each layer, the
+    pattern. Which pair that is stands in the table, beside the null of the best of each measure."""
+    tested = [m for m in matrices if m.null is not None and m.null.permutations >= DRAWS and not np.isnan(m.values).all()]
+    beyond = sum(float(np.nanmax(m.closeness)) > m.definition.direction * m.null.maximum95 for m in tested if m.null)
     partners = np.array([best_matches(m).partner for m in matrices])
     shared, layers = int((partners == partners[0]).all(axis=0).sum()), partners.shape[1]
-    best = (
-        f"all {len(matrices)} measures pick {next(iter(found))}"
-        if len(found) == 1
-        else "; ".join(f"{join(labels)} {'picks' if len(labels) == 1 else 'pick'} {where}" for where, labels in found.items())
-    )
-    same = f"All agree on the best match of {shared} of {layers} layers"
-    return f"{_names(matrices[0])}: {best}. {same}{_least_alike(matrices)}."
+    closest = f"{beyond} of {len(tested)} measures have a pair of layers beyond the null of the best pair, by chance 5 %. "
+    same = f"All {len(matrices)} agree on the best match of {shared} of {layers} layers"
+    return f"{_names(matrices[0])}: {closest if tested else ''}{same}{_least_alike(matrices)}."
 
 
 def _least_alike(matrices: Sequence[SimilarityMatrix]) -> str:

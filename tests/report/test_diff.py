@@ -190,7 +190,9 @@ def test_a_planted_move_is_found_and_small_steps_are_not() -> None:
     # One of three numbers moves so far by chance in 11 % of cases; a step of 0.25 in less than 0.2 %.
     assert "Most of all moved" not in sentences
     far = " ".join(findings(compare_reports([a], [measured([0.1, 0.2, 0.3 + 0.25, 0.4 - 0.14])])))
-    moved = "Most of all moved score of Measured of a, x (blocks.2): 0.3 [0.2, 0.4] -> 0.55 [0.45, 0.65], p = 0.00053, q = 0.0011."
+    moved = (
+        "Most of all moved score of Measured of a, x (blocks.2): 0.3 [0.2, 0.4] -> 0.55 [0.45, 0.65], p = 0.00053, q = 0.0011."
+    )
     assert moved in far
 
 
