@@ -101,7 +101,9 @@ def _sentence(result: Dissection, twin: Dissection | None) -> str:
     # Channels are corrected for their layer; whether any is beyond chance at all, for the layers too (Bonferroni).
     p = min((float(np.nanmin(p)) for p in result.p_value if np.isfinite(p).any()), default=1.0) * len(result.layers)
     if not found or p > LEVEL:
-        return f"{name}: no channel of {total} marks any of {len(result.concepts)} concepts beyond chance ({n})."
+        few = len(result.layers) / (1 + result.permutations) > LEVEL
+        why = f"; {result.permutations} permutations are too few for {len(result.layers)} layers" if few else ""
+        return f"{name}: no channel of {total} marks any of {len(result.concepts)} concepts beyond chance ({n}{why})."
     shares = [_detectors(int(d.sum()), len(d)) for d in result.detectors]
     most = leader(shares)
     where = "" if most is None else f", most after {result.layers[most].name} ({percent(shares[most].value)})"
