@@ -19,7 +19,7 @@ from mixer_probe.channels import ChannelPartners, ClassSelectivity, TopImages, i
 from mixer_probe.figures.style import COLOURS, base_name, colour_of, short_name
 from mixer_probe.images import Images
 from mixer_probe.models import Model
-from mixer_probe.report.findings_channels import auroc_interval
+from mixer_probe.stats import auroc_interval
 from mixer_probe_app.channel_table import TITLES, chance
 
 PICK = "pick"

@@ -16,7 +16,7 @@ from mixer_probe.errors import MixerProbeError
 from mixer_probe.figures import channel_page
 from mixer_probe.images import Images
 from mixer_probe.models import Model
-from mixer_probe.report.findings_channels import auroc_interval
+from mixer_probe.stats import auroc_interval
 from mixer_probe_app import channel_charts as charts
 from mixer_probe_app import channel_controls as controls
 from mixer_probe_app import channel_views as views

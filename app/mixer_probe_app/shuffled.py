@@ -69,7 +69,7 @@ _RANDOM = ("patches", "pixels", "both", "drop")
 _SHARES = (10, 25, 50, 75, 90)
 _MOST_SEEDS = 9999
 ANYONE = "nobody"
-# Random pairings and halves behind null and interval; twice as many take twice as long.
+# Random pairings behind the null; twice as many take twice as long.
 DRAWS = 40
 # Thumbnails of the finder, in rows of ten.
 _MOST_FOUND = 60

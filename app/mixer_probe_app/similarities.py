@@ -137,7 +137,7 @@ def by_class(a: Side, b: Side, layers: tuple[str, str], measure: str, estimator:
 
 
 def fewest_images(measure: str) -> int:
-    """Images that a class needs for a value with an interval, which is drawn from halves of them."""
+    """Images that a class needs to be compared alone: twice as many as the measure needs at all."""
     return 2 * find_measure(measure).minimum_images
 
 

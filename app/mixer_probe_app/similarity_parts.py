@@ -57,7 +57,7 @@ def _reading(matrix: SimilarityMatrix) -> str:
         if null
         else ""
     )
-    bounds = f"Intervals are from {interval.resamples} random halves of the images. " if interval else ""
+    bounds = f"95 % intervals: {interval.method}. " if interval else ""
     missing = "" if null else "It is too slow for a null and an interval here. "
     about = f"{matrix.label}: {definition.about} {definition.source}. {matrix.reduce} over positions, n = {matrix.n} images. "
     return f"{alike}{grey}{bounds}{missing}In empty cells it is not defined. Colours are clipped, values are raw. {about}"

@@ -81,7 +81,9 @@ Layers = Annotated[str, typer.Option(help=LAYERS)]
 Measures = Annotated[str, typer.Option(help="A measure, several with commas, or all; cka, procrustes, mutual_knn, rsa, ...")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images a forward pass.")]
 Permutations = Annotated[int, typer.Option(min=0, help="Random pairings of the images for the null.")]
-Resamples = Annotated[int, typer.Option(min=0, help="Random halves of the images for the intervals.")]
+Resamples = Annotated[
+    int, typer.Option(min=0, help="Groups of images that are left out in turn for the intervals; for CKA each image.")
+]
 Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of every random draw.")]
 Out = Annotated[Path, typer.Option(help="Folder for the results.", parser=folder, metavar="PATH")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]

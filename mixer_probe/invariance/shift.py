@@ -18,6 +18,7 @@ from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity import compare
+from mixer_probe.stats import mean_interval
 
 _PARTS = ("cka", "cka_low", "cka_high", "cka_null", "cosine", "cosine_low", "cosine_high", "cosine_null")
 
@@ -28,9 +29,9 @@ class RepresentationShift(Result):
 
     `cka` is unbiased linear CKA, of all images at once: whether images lie to one another as they did, up to rotation and scale.
     `cosine` is the mean over images of the cosine between an image's plain and distorted activations, each without the layer's
-    mean over plain images: whether an image stays where it was. [`cka_low`, `cka_high`] is the 95 % interval over halves of the
+    mean over plain images: whether an image stays where it was. [`cka_low`, `cka_high`] is the 95 % interval over
     images, `cka_null` the 95 % quantile over random pairings of plain and distorted images; [`cosine_low`, `cosine_high`] is
-    the normal 95 % interval of the mean, `cosine_null` the mean cosine of an image with other images distorted. Activations are
+    the 95 % interval of that mean, `cosine_null` the mean cosine of an image with other images distorted. Activations are
     means over positions. NaN where a layer is constant."""
 
     title: ClassVar[str] = "Shift of representations"
@@ -84,8 +85,8 @@ def representation_shift(
 ) -> RepresentationShift:
     """CKA and cosine similarity of every layer's mean activations of plain and of distorted images; labels are not needed.
 
-    `permutations` random pairings give the null of CKA, `resamples` random halves its interval (0 for none, else at least 19 and
-    20). Raises MeasureError for no distortion at all, and as `extract` and `compare` do."""
+    `permutations` random pairings give the null of CKA (0 for none, else at least 19), and leaving out each image its interval,
+    unless `resamples` is 0. Raises MeasureError for no distortion at all, and as `extract` and `compare` do."""
     if not distortions:
         raise MeasureError("no distortion to compare plain images with; give PatchShuffle(4), LowPass(4.0), ...")
     plain = extract(model, images, layers, batch_size=batch_size)
@@ -127,7 +128,7 @@ def _cosines(a: Representations, b: Representations) -> np.ndarray:
 
 
 def mean_cosine(plain: np.ndarray, moved: np.ndarray) -> tuple[float, float, float, float]:
-    """Mean over images of the cosine of `plain` and `moved` [image, channel], both minus the mean of `plain`; its normal 95 %
+    """Mean over images of the cosine of `plain` and `moved` [image, channel], both minus the mean of `plain`; its 95 %
     interval; and the mean over all pairs of different images.
 
     Images whose activations equal the mean exactly have no direction and are left out; NaN if none is left."""
@@ -138,9 +139,9 @@ def mean_cosine(plain: np.ndarray, moved: np.ndarray) -> tuple[float, float, flo
     n = int(known.sum())
     if n < 2:
         return np.nan, np.nan, np.nan, np.nan
-    mean, half = cosines[known].mean(), 1.96 * cosines[known].std(ddof=1) / n**0.5
+    mean, low, high = mean_interval(cosines[known], limits=(-1, 1))
     others = (x[known].sum(axis=0) @ y[known].sum(axis=0) - cosines[known].sum()) / (n * (n - 1))
-    return float(mean), float(mean - half), float(mean + half), float(others)
+    return float(mean), float(low), float(high), float(others)
 
 
 def _unit(x: np.ndarray) -> np.ndarray:

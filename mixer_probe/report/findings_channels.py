@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import brentq
 
 from mixer_probe.channels import ChannelPartners, ClassSelectivity
 from mixer_probe.figures.courses import Course
@@ -28,12 +27,10 @@ from mixer_probe.report.finding import (
 )
 from mixer_probe.report.texts import name_of
 from mixer_probe.results import Result
-from mixer_probe.stats import wilson_interval
+from mixer_probe.stats import auroc_interval, wilson_interval
 
 QUESTION = "channels"
 PANEL = "AUROC of the best-separated class, median channel"
-# The two-sided 95 % quantile of the normal distribution.
-_Z = 1.959963984540054
 
 
 def channel_findings(results: Sequence[Result]) -> tuple[list[Finding], list[Course]]:
@@ -102,23 +99,6 @@ def most_selective(r: ClassSelectivity) -> tuple[int, int] | None:
     best = [np.nanmax(s) if np.isfinite(s).any() else -np.inf for s in r.strength]
     layer = int(np.argmax(best))
     return None if np.isneginf(best[layer]) else (layer, int(np.nanargmax(r.strength[layer])))
-
-
-def auroc_interval(auroc: float, positives: int, negatives: int) -> tuple[float, float]:
-    """95 % interval of an AUROC over images: all values from which the AUROC is at most 1.96 standard errors away.
-
-    The standard error is that of Hanley and McNeil (1982) at the value itself, as in method 5 of Newcombe (2006), so that an
-    AUROC of 1 has an interval too."""
-    mean = (positives + negatives) / 2 - 1
-
-    def excess(value: float) -> float:
-        spread = 1 + mean * ((1 - value) / (2 - value) + value / (1 + value))
-        return float((value - auroc) ** 2 - _Z**2 * value * (1 - value) * spread / (positives * negatives))
-
-    # At an AUROC of 0 or 1 its own standard error is 0, and the root is beside it.
-    inner = min(max(auroc, 1e-9), 1 - 1e-9)
-    low = 0.0 if auroc <= 0 else float(brentq(excess, 0.0, inner))
-    return low, 1.0 if auroc >= 1 else float(brentq(excess, inner, 1.0))
 
 
 def selective_p(r: ClassSelectivity) -> float:

@@ -8,7 +8,8 @@ import numpy as np
 
 from mixer_probe.figures.courses import Course
 from mixer_probe.figures.probes import networks, pixels
-from mixer_probe.probing import ProbeResult, paired_interval, wilson_interval
+from mixer_probe.probing import ProbeResult, paired_interval
+from mixer_probe.probing.depths import halfway, halfway_depths, last_layer
 from mixer_probe.report.finding import (
     LEVEL,
     Finding,
@@ -27,7 +28,6 @@ from mixer_probe.stats.differences import difference_p
 
 QUESTION = "probes"
 PANEL = "accuracy of a linear probe"
-_DRAWS = 400
 
 
 def probe_findings(results: Sequence[Result]) -> tuple[list[Finding], list[Course]]:
@@ -47,19 +47,9 @@ def probe_findings(results: Sequence[Result]) -> tuple[list[Finding], list[Cours
     return [*findings, *_order(chosen)], courses
 
 
-def last_layer(r: ProbeResult) -> int:
-    """The last layer with an accuracy."""
-    return int(np.flatnonzero(np.isfinite(r.accuracy))[-1])
-
-
 def above_chance(r: ProbeResult) -> bool:
     """Whether the interval of the last layer is above chance."""
     return bool(r.low[last_layer(r)] > r.chance)
-
-
-def halfway(r: ProbeResult) -> int | None:
-    """The first layer whose whole interval is above the middle between chance and the accuracy after the last layer."""
-    return _first(r.low > (r.chance + r.accuracy[last_layer(r)]) / 2)
 
 
 def arrived(r: ProbeResult) -> int | None:
@@ -69,18 +59,6 @@ def arrived(r: ProbeResult) -> int | None:
 
 def _first(hits: np.ndarray) -> int | None:
     return int(np.flatnonzero(hits)[0]) if hits.any() else None
-
-
-def halfway_depths(r: ProbeResult, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the depth that `halfway` gives: the same rule on test images drawn anew (percentile bootstrap)."""
-    n, last = r.n_test, last_layer(r)
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), _DRAWS)
-    right = r.right.astype(np.float64) @ drawn.T
-    low = wilson_interval(right, n)[0]
-    hits = low > (r.chance + right[last] / n) / 2
-    depth = np.array([layer.depth for layer in r.layers])
-    first = np.where(hits.any(0), depth[hits.argmax(0)], depth[last])
-    return float(np.quantile(first, 0.025, method="lower")), float(np.quantile(first, 0.975, method="higher"))
 
 
 def accuracy_number(r: ProbeResult, i: int, kind: str) -> Number:

@@ -343,7 +343,7 @@ def _shift_picture(results: Sequence[RepresentationShift], measure: str) -> Pict
         "cosine": "Cosine between what every layer makes of an image and of the same image distorted, mean over images",
     }[measure]
     reading = {
-        "cka": "1: the images lie to one another as before. Bands are 95 % intervals over halves of the images, grey lines the "
+        "cka": "1: the images lie to one another as before. Bands are 95 % intervals over images, grey lines the "
         "95 % quantile of random pairings of plain and distorted images.",
         "cosine": "1: every image stays where it was, apart from its distance to the mean. Grey lines are the mean cosine with "
         "other images distorted; above 0 they say that the distortion moves all images the same way.",

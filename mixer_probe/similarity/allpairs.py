@@ -1,4 +1,4 @@
-"""CKA of all pairs of layers from their Gram matrices: of the true pairing of the images, of random ones, and of halves."""
+"""CKA of all pairs of layers from their Gram matrices: of the true pairing, of random ones, and without one image each."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixer_probe.similarity.hsic import Estimator, Kernel, divisor, gram, products_in_float32, unit_gram
+from mixer_probe.similarity.hsic import Estimator, Kernel, gram, products_in_float32, unit_gram
 from mixer_probe.similarity.inputs import LayerFeatures
 from mixer_probe.similarity.nulls import Pairings, Traces
 
 # Gram matrices are worked on in blocks of layers that keep to this many bytes.
 _BYTES = 2**29
-_PRODUCT_BYTES = 2**26
 _KEPT_BYTES = 2**26
 _SPREAD = 1e-5
+# Of the power method: the eigenvalue is needed to a few per cent.
+_ITERATIONS = 30
 
 # Centred features [n, p] of each layer; they may be read when asked for.
 Layers = Sequence[Tensor]
@@ -133,61 +134,47 @@ def _diagonals(K: Tensor) -> Tensor:
     return diagonals
 
 
-@dataclass(frozen=True)
-class _Halved:
-    """A layer's Gram matrix [n, n] for the estimator, and what halves of the images with weights W [n, r] make of it."""
-
-    K: Tensor
-    KW: Tensor
-    sums: Tensor  # [r] w'Kw
-    own: Tensor  # [r] HSIC of each half with itself
-
-
-def cka_of_halves(a: Grams, b: Grams, halves: Tensor) -> Tensor:
-    """CKA [r, La, Lb] of the images in each of r `halves` (weights [n, r] of 0 and 1), exactly as on those images alone.
-
-    HSIC of a half depends on w'(K o L)w, w'Kw and sum w (Kw)(Lw) only, which are matrix products for all halves at once."""
-    values = torch.empty((halves.shape[1], len(a), len(b)), dtype=torch.float64)
-    size = max(1, _BYTES // (32 * halves.shape[0] ** 2))
+def jackknife_variances(a: Grams, b: Grams, n: int) -> Tensor:
+    """Jackknife variance [La, Lb] of CKA over the `n` images: (n - 1) / n times the sum of squared deviations of its values
+    without one image each, which are exact."""
+    found = torch.empty(len(a), len(b), dtype=torch.float64)
+    size = max(1, _BYTES // (16 * n * n))
     for rows in _blocks(len(a), size):
-        left = [_halved(a, i, halves) for i in range(len(a))[rows]]
-        own_a = torch.stack([side.own for side in left], dim=1)
-        for columns in _blocks(len(b), size):
-            right = [_halved(b, i, halves) for i in range(len(b))[columns]]
-            own_b = torch.stack([side.own for side in right], dim=1)
-            cross = torch.stack([_cross(one, right, halves, a.settings.estimator) for one in left], dim=1)
-            values[:, rows, columns] = cross / (own_a.sqrt()[:, :, None] * own_b.sqrt()[:, None, :])
-    return values
+        left = [a.unit(i) for i in range(len(a))[rows]]
+        own = [_without_each(K, K, a.settings.estimator) for K in left]
+        for column in range(len(b)):
+            L = b.unit(column)
+            other = _without_each(L, L, a.settings.estimator)
+            for row, (K, one) in enumerate(zip(left, own, strict=True), start=rows.start):
+                values = _without_each(K, L, a.settings.estimator) / (one.sqrt() * other.sqrt())
+                found[row, column] = values.var(correction=0) * (n - 1)
+    return found
 
 
-def _halved(grams: Grams, index: int, halves: Tensor) -> _Halved:
-    K, estimator = grams.raw(index), grams.settings.estimator
+def _without_each(K: Tensor, L: Tensor, estimator: Estimator) -> Tensor:
+    """Inner products [n] of two centred matrices [n, n] when one image each is left out and the rest is centred anew.
+
+    All rows of the matrices sum to 0, so that of what centring anew takes off only row i itself and its diagonal are left."""
+    n = len(K)
+    rows = torch.einsum("ij,ij->i", K, L)
     if estimator == "unbiased":
-        K = K.clone().fill_diagonal_(0)
-    KW = K @ halves
-    sums = (KW * halves).sum(0)
-    side = _Halved(K, KW, sums, sums)
-    return _Halved(K, KW, sums, _cross(side, [side], halves, estimator)[:, 0])
+        return rows.sum() - 2 * (n - 2) / (n - 3) * rows
+    ratio = n / (n - 1)
+    return rows.sum() - 2 * ratio * rows + ratio**2 * K.diagonal() * L.diagonal()
 
 
-def _cross(one: _Halved, others: list[_Halved], halves: Tensor, estimator: Estimator) -> Tensor:
-    """HSIC [r, L] of each half of one layer with each of the `others`."""
-    step = max(1, _PRODUCT_BYTES // one.K.nbytes)
-    found = [_cross_block(one, others[i : i + step], halves, estimator) for i in range(0, len(others), step)]
-    return torch.cat(found, dim=1)
+def leading_shares(layers: Grams) -> Tensor:
+    """Largest eigenvalue [L] of the centred Gram matrices of norm 1: 1 for one dimension, 1 / sqrt(p) for p equal ones."""
+    return torch.stack([_largest_eigenvalue(layers.unit(i)) for i in range(len(layers))])
 
 
-def _cross_block(one: _Halved, others: list[_Halved], halves: Tensor, estimator: Estimator) -> Tensor:
-    m = float(halves[:, 0].sum())
-    stacked = torch.empty(len(others), *one.K.shape, dtype=one.K.dtype)
-    for place, other in enumerate(others):
-        torch.mul(one.K, other.K, out=stacked[place])
-    t = ((stacked @ halves) * halves).sum(1)
-    sums = torch.stack([other.sums for other in others]) * one.sums
-    c = torch.stack([(one.KW * other.KW * halves).sum(0) for other in others])
-    if estimator == "biased":
-        return ((t + sums / m**2 - 2 * c / m) / divisor(int(m), estimator)).T
-    return ((t + sums / ((m - 1) * (m - 2)) - 2 * c / (m - 2)) / divisor(int(m), estimator)).T
+def _largest_eigenvalue(K: Tensor) -> Tensor:
+    """By power iteration from the row of the image that is farthest out."""
+    vector = K[torch.linalg.vector_norm(K, dim=1).argmax()]
+    for _ in range(_ITERATIONS):
+        vector = K @ (vector / vector.norm())
+    found: Tensor = vector.norm()
+    return found
 
 
 def _blocks(count: int, size: int) -> Iterator[slice]:

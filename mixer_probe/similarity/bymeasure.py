@@ -1,4 +1,4 @@
-"""Values, null and halves of any measure for all pairs of layers, from what the measure prepares of each layer."""
+"""Values, null and jackknife of any measure for all pairs of layers, from what the measure prepares of each layer."""
 
 from __future__ import annotations
 
@@ -29,35 +29,38 @@ Features = Sequence[Tensor | None]
 
 @dataclass(frozen=True)
 class Tables:
-    """`values` [La, Lb], the same under random pairings [s, La, Lb] and for halves of the images [r, La, Lb]."""
+    """`values` [La, Lb], the same under random pairings [s, La, Lb] and without
+    some of the images [g, La, Lb]."""
 
     values: Tensor
     null: Tensor
-    halves: Tensor
+    without: Tensor
 
 
-def tables_of(measure: Measure, a: LayerFeatures, b: LayerFeatures, pairings: Sequence[Pairings], halves: Tensor) -> Tables:
-    """All numbers of a measure; NaN where a layer is constant or not finite.
+def tables_of(
+    measure: Measure, a: LayerFeatures, b: LayerFeatures, pairings: Sequence[Pairings], left: Sequence[Tensor]
+) -> Tables:
+    """All numbers of a measure, with those of the images `left` [m] in each of some subsets; NaN where a layer is constant or not
+    finite.
 
     Raises MeasureError if one pair of layers takes more than 8 GiB."""
-    subsets = [torch.nonzero(half).flatten() for half in halves.T]
     count = sum(len(p.shifts) for p in pairings)
     values = torch.full((count, len(a), len(b)), torch.nan, dtype=torch.float64)
-    parts = torch.full((len(subsets), len(a), len(b)), torch.nan, dtype=torch.float64)
-    size = _layers_at_a_time(measure, a, b, bool(subsets))
+    parts = torch.full((len(left), len(a), len(b)), torch.nan, dtype=torch.float64)
+    size = _layers_at_a_time(measure, a, b, bool(left))
     blocks = [(rows, columns) for rows in _blocks(len(a), size) for columns in _blocks(len(b), size)]
-    with task(measure.label, len(blocks) * (count + len(subsets))) as advance:
+    with task(measure.label, len(blocks) * (count + len(left))) as advance:
         for rows, columns in blocks:
-            left, right = (_Side.of(measure, side, part, bool(subsets)) for side, part in ((a, rows), (b, columns)))
+            one, other = (_Side.of(measure, side, part, bool(left)) for side, part in ((a, rows), (b, columns)))
             paired = _paired if measure.matrix is None or count == 1 else _shifted
-            _fill(values[:, rows, columns], paired(measure, left.prepared, right.prepared, pairings), advance)
-            _fill(parts[:, rows, columns], _halved(measure, left.features, right.features, subsets), advance)
+            _fill(values[:, rows, columns], paired(measure, one.prepared, other.prepared, pairings), advance)
+            _fill(parts[:, rows, columns], _of_subsets(measure, one.features, other.features, left), advance)
     return Tables(values[0], values[1:], parts)
 
 
 @dataclass(frozen=True)
 class _Side:
-    """Some layers of one side as the measure prepares them, and their features where halves of them will be needed."""
+    """Some layers of one side as the measure prepares them, and their features where some of them will be needed."""
 
     prepared: Taken
     features: Features
@@ -100,7 +103,7 @@ def _shifted(measure: Measure, left: Taken, right: Taken, pairings: Sequence[Pai
         yield from tables
 
 
-def _halved(measure: Measure, left: Features, right: Features, subsets: Sequence[Tensor]) -> Iterator[Tensor]:
+def _of_subsets(measure: Measure, left: Features, right: Features, subsets: Sequence[Tensor]) -> Iterator[Tensor]:
     for rows in subsets:
         yield _table(measure, *([_prepared(measure, X, rows) for X in side] for side in (left, right)))
 

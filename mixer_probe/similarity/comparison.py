@@ -21,7 +21,7 @@ from mixer_probe.similarity.engines import by_minibatches, choose, values_by
 from mixer_probe.similarity.hsic import MINIMUM_IMAGES, Estimator, Kernel
 from mixer_probe.similarity.inference import SAMPLE, infer
 from mixer_probe.similarity.inputs import LayerFeatures, RepresentationsLike
-from mixer_probe.similarity.intervals import Interval, check_resamples, draw_halves, interval_of
+from mixer_probe.similarity.intervals import Interval, check_resamples, draw_groups, group_interval, no_interval
 from mixer_probe.similarity.matrix import NO_ROOM, SimilarityMatrix
 from mixer_probe.similarity.measure import Measure
 from mixer_probe.similarity.nulls import Null, Traces, draw_pairings, null_of
@@ -66,7 +66,7 @@ def compare(
     seed: int = 0,
     bandwidth: float = 0.5,
     method: Method = "auto",
-    resamples: int = 100,
+    resamples: int = 20,
     without_top_pc: int = 0,
     grid: Grid | None = None,
 ) -> SimilarityMatrix | tuple[SimilarityMatrix, ...]:
@@ -76,9 +76,10 @@ def compare(
     `estimator`, `kernel`, `bandwidth` and `method` are those of CKA. `method` "auto" takes Gram matrices, moments or, where
     neither fits into memory, the sums over minibatches of Nguyen et al. 2021; the result says which.
 
-    The null comes from `permutations` random pairings of the images, the same in all cells; the 95 % interval from
-    `resamples` random halves of them; 0 for none. Beyond 2,048 images those of CKA are drawn from a random sample of as
-    many and moved to all images (see `inference.infer`), and the values still are those of all images.
+    The null comes from `permutations` random pairings of the images, the same in all cells; 0 for none. The 95 % interval comes
+    from leaving out images: for CKA each in turn, for other measures each of `resamples` random groups; 0 for none, and none for
+    fewer than 20 images. Beyond 2,048 images those of CKA come from a random sample of as many and are moved to all images (see
+    `inference.infer`), and the values still are those of all images.
 
     Layers with positions (reduce="none") are compared flattened, position by position; `grid` averages them over the
     cells of a common grid first, such as 7 or (7, 7), so that networks with different grids meet on one. `without_top_pc`
@@ -200,11 +201,16 @@ def _no_traces() -> tuple[Traces, Traces]:
 
 
 def _by_measure(measure: Measure, plan: _Plan, a: LayerFeatures, b: LayerFeatures) -> _Numbers:
-    halves = draw_halves(a.n, plan.resamples, plan.seed, measure.minimum_images)
-    tables = tables_of(measure, a, b, draw_pairings(a.n, plan.permutations, plan.seed), halves)
-    values = tables.values.numpy()
-    null = null_of(tables.null.numpy(), measure.direction)
-    interval = interval_of(values, tables.halves.numpy(), (measure.lowest, measure.highest))
+    groups = 0 if measure.no_interval else plan.resamples
+    left = draw_groups(a.n, groups, plan.seed, measure.minimum_images)
+    tables = tables_of(measure, a, b, draw_pairings(a.n, plan.permutations, plan.seed), left)
+    values, drawn = tables.values.numpy(), tables.null.numpy()
+    null = null_of(drawn, measure.direction)
+    limit = np.full_like(values, np.nan) if null is None else null.quantile95
+    without, limits = tables.without.numpy(), (measure.lowest, measure.highest)
+    interval = group_interval(values, without, limits, drawn, limit, measure.direction)
+    if measure.no_interval and plan.resamples:
+        interval = no_interval(values.shape, measure.no_interval)
     return _Numbers(values, null, interval, "pairs")
 
 

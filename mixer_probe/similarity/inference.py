@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from mixer_probe.similarity.allpairs import Grams, Layers, Settings, cka_of_halves, inner_products, shifted_inner_products
-from mixer_probe.similarity.intervals import Interval, check_resamples, draw_halves, interval_of
+from mixer_probe.similarity.allpairs import (
+    Grams,
+    Layers,
+    Settings,
+    inner_products,
+    jackknife_variances,
+    leading_shares,
+    shifted_inner_products,
+)
+from mixer_probe.similarity.intervals import FEWEST_IMAGES, Interval, check_resamples, cka_interval
 from mixer_probe.similarity.nulls import (
     Null,
     Traces,
@@ -40,9 +47,9 @@ def infer(
     """CKA [La, Lb] over `n` images with null and interval, from the centred features `a` and `b` of all or some of them.
 
     `values` may be None where a and b are all images. From fewer than n images the null is drawn as it is for them and then
-    moved to the mean and standard deviation that it has for n images, both known exactly (`permutation_moments`); the
-    interval shrinks with the root of the share of images (Politis and Romano 1994). `find_traces` gives the traces over
-    all n images, asked for by the biased estimator."""
+    moved to the mean and standard deviation that it has for n images, both known exactly (`permutation_moments`), and the
+    variance of the interval is scaled (`cka_interval`). There is an interval from 20 images on, unless `resamples` is 0: all
+    images are left out in turn. `find_traces` gives the traces over all n images, asked for by the biased estimator."""
     check_permutations(permutations)
     check_resamples(resamples)
     m = len(a[0])
@@ -51,12 +58,12 @@ def infer(
     if values is None:
         values = drawn[0].numpy()
     null = _null(drawn[1:], *grams, m, n, find_traces) if permutations else None
-    halves = draw_halves(m, resamples, seed)
-    if not halves.shape[1]:
+    if not resamples or m < FEWEST_IMAGES:
         return values, null, None
-    resampled = cka_of_halves(*grams, halves).numpy()
-    method = "halves of the images" if m == n else f"halves of {m} of {n} images, scaled"
-    return values, null, interval_of(values, resampled, (-1.0, 1.0), scale=math.sqrt(m / n), method=method)
+    leading = torch.outer(*(leading_shares(side) for side in grams)).numpy()
+    variance = jackknife_variances(*grams, m).numpy()
+    limit = None if null is None else null.quantile95
+    return values, null, cka_interval(values, variance, leading, limit, settings.estimator, m, n)
 
 
 def _draw(a: Grams, b: Grams, m: int, permutations: int | None, seed: int) -> torch.Tensor:

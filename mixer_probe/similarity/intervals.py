@@ -1,39 +1,54 @@
-"""Intervals of similarities over images: how far a value would move had other images been drawn.
+"""Intervals of similarities over images: which values of the population the images at hand allow.
 
-The resamples are random halves of the images, the bootstrap with exchangeable weights 0 and 2 (Praestgaard and Wellner
-1993; for the jackknife that deletes half, Shao and Wu 1989). Drawing with replacement would put an image beside itself, and
-a measure of distances or neighbours would take the copy for the most similar image of all.
+All are jackknife intervals: a measure is taken anew without some of the images, and how far those values scatter says how far
+the value would move had other images been drawn (Efron and Stein 1981, Annals of Statistics 9: never too little on average). A
+bootstrap would put an image beside its own copy, which measures of distances or neighbours take for the most similar image of
+all.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.stats import t
 from torch import Tensor
 
 from mixer_probe.errors import MeasureError
 from mixer_probe.results import storable
-from mixer_probe.similarity.hsic import MINIMUM_IMAGES
+from mixer_probe.similarity.hsic import Estimator
 
 _LEVEL = 0.95
 FEWEST = 20
+# With fewer images the spread is too uncertain for an interval.
+FEWEST_IMAGES = 20
+# No sum of weighted chi-squares with one degree of freedom has its 95 % quantile farther out, in standard deviations.
+_FARTHEST = 2.01
+# Values this close to 1 are 1 to the rounding of wide float32 features.
+_EQUAL = 1e-8
 
 
 @storable
 @dataclass(frozen=True)
 class Interval:
-    """95 % interval [`low`, `high`] of every cell [La, Lb], from `resamples` draws by the `method`; NaN where undefined.
+    """95 % interval [`low`, `high`] of every cell [La, Lb], from `resamples` values without some of the images, by the `method`;
+    NaN where undefined.
 
-    Near independence it is about 1.7 times wider than it need be: there the value varies by products of two images, whose
-    spread halves show once too often. It errs on the safe side, and the null answers whether there is anything at all."""
+    Of unbiased CKA it is the interval of the CKA of the population. Of every other measure, all of which depend on the number of
+    images, it is that of the mean value over draws of as many images."""
 
     low: np.ndarray
     high: np.ndarray
     resamples: int
-    method: str = "halves of the images"
+    method: str = "jackknife over groups of images"
+
+
+def no_interval(shape: tuple[int, ...], reason: str) -> Interval:
+    """No interval in any cell, for a `reason`."""
+    return Interval(np.full(shape, np.nan), np.full(shape, np.nan), 0, f"none: {reason}")
 
 
 def check_resamples(resamples: int) -> None:
@@ -42,34 +57,112 @@ def check_resamples(resamples: int) -> None:
         raise MeasureError(f"{resamples} resamples give no 95 % interval: take {FEWEST} or more, or 0")
 
 
-def draw_halves(n: int, resamples: int, seed: int, minimum: int = MINIMUM_IMAGES) -> Tensor:
-    """Weights [n, resamples] of 0 and 1, half of the images each; no columns where a half has fewer than `minimum`."""
-    if n // 2 < minimum:
-        return torch.zeros(n, 0, dtype=torch.float64)
-    generator = np.random.default_rng([seed, n])
-    order = generator.random((n, resamples)).argsort(axis=0)
-    return torch.from_numpy((order < n // 2).astype(np.float64))
+def draw_groups(n: int, resamples: int, seed: int, minimum: int) -> list[Tensor]:
+    """The images [m] that are left when one of `resamples` random groups is left out, a group each; at most n groups.
+
+    None for fewer than 20 images, or where fewer than `minimum` would be left."""
+    count = min(n, resamples)
+    if not count or n < FEWEST_IMAGES or n - math.ceil(n / count) < minimum:
+        return []
+    groups = np.array_split(np.random.default_rng([seed, n]).permutation(n), count)
+    return [torch.from_numpy(np.setdiff1d(np.arange(n), group)) for group in groups]
 
 
-def interval_of(
-    values: np.ndarray,
-    resampled: np.ndarray,
-    limits: tuple[float, float],
-    *,
-    scale: float = 1.0,
-    method: str = "halves of the images",
+def group_interval(
+    values: np.ndarray, without: np.ndarray, limits: tuple[float, float], null: np.ndarray, quantile95: np.ndarray, direction: int
 ) -> Interval | None:
-    """The interval of `values` [La, Lb] from `resampled` ones [r, La, Lb]; None without any.
+    """The interval of `values` [La, Lb] from those `without` one group of images each [g, La, Lb]; None without any.
 
-    Quantiles of the deviations from the resamples' own mean, times `scale`, about the value: a half of the images may read
-    higher or lower on average, which says nothing about other images. Cut to the range `limits` of the measure."""
-    if len(resampled) == 0:
+    (g - 1) / g times the sum of squared deviations is the variance, Student's t with g - 1 degrees of freedom the reach. A value
+    that is not beyond its null (`null` [s, La, Lb] under random pairings, with its `quantile95`) varies for the most part by
+    products of images, which the jackknife counts twice or more often: there half of the variance is taken, and no less than the
+    null's. Cut to the range `limits` of the measure."""
+    count = len(without)
+    if count == 0:
         return None
-    with warnings.catch_warnings():
-        # Cells that are not defined are all NaN, and say so elsewhere.
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        deviations = resampled - np.nanmean(resampled, axis=0)
-        tail = (1 - _LEVEL) / 2
-        low, high = np.nanquantile(deviations, [tail, 1 - tail], axis=0) * scale
-    low, high = (np.clip(values + side, *limits) for side in (np.minimum(low, 0), np.maximum(high, 0)))
-    return Interval(low, high, len(resampled), method)
+        variance = without.var(axis=0) * (count - 1)
+        if len(null) > 1:
+            by_chance = null.var(axis=0, ddof=1)
+            beyond = direction * values > direction * quantile95
+            variance = np.where(beyond, variance, np.maximum(variance / 2, by_chance))
+        half = t.ppf((1 + _LEVEL) / 2, count - 1) * np.sqrt(variance)
+        low, high = (np.clip(values + side, *limits) for side in (-half, half))
+    return Interval(low, high, count)
+
+
+def batch_interval(values: np.ndarray, influence: np.ndarray) -> Interval:
+    """The interval of CKA `values` [La, Lb] of minibatches, from the `influence` [b, La, Lb] of each batch on them:
+    symmetric in artanh of the root where that leaves out 0, else in artanh."""
+    count = len(influence)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        error = np.sqrt(np.square(influence).sum(axis=0) * count / (count - 1))
+        half = t.ppf((1 + _LEVEL) / 2, count - 1) * error
+        sides = zip(_root_interval(values, half), _z_interval(values, half), strict=True)
+        low, high = (np.where(values > half, *side) for side in sides)
+    return Interval(low, high, count, f"jackknife over the {count} batches")
+
+
+def cka_interval(
+    values: np.ndarray,
+    variance: np.ndarray,
+    leading: np.ndarray,
+    quantile95: np.ndarray | None,
+    estimator: Estimator,
+    m: int,
+    n: int,
+) -> Interval:
+    """The interval of CKA `values` [La, Lb] over `n` images, from the jackknife `variance` [La, Lb] over `m` of them.
+
+    Unbiased HSIC is a U-statistic: its variance has a part that falls as 1 / n, of a mean over images, and one that falls as
+    1 / n^2, of a mean over pairs, which the jackknife counts twice. Under independence only pairs are left, with the variance
+    2 / (n (n - 3)) whatever the features; at a CKA of c they have about (1 - c^2)^2 times that, as a correlation over that many
+    pairs. The second count is taken off in so far as the variance consists of pairs.
+
+    A value beyond `quantile95`, the 95 % quantile of its null, has an interval that is symmetric in artanh(sqrt(c)), for one
+    dimension Fisher's z of the correlation, and that leaves out 0. Any other has one that holds 0, and reaches up to the c whose
+    spread allows the value: near 0 the variance grows with c, by up to 4 c / n times the product of the `leading` shares [La, Lb]
+    of both sides if only the leading dimensions are related; a quarter of that is taken. So the interval holds 0 if and only if
+    the null does not rule it out.
+
+    The biased estimator, which is far from 0 under independence, has the jackknife's interval with nothing taken off."""
+    method = "jackknife over the images" if m == n else f"jackknife over {m} of {n} images, scaled"
+    reach = float(t.ppf((1 + _LEVEL) / 2, m - 1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        if estimator == "biased":
+            low, high = _z_interval(values, reach * np.sqrt(variance * m / n))
+            return Interval(low, high, m, method)
+        independent = 2 / (n * (n - 3))
+        ratio = np.square(1 - np.square(values))
+        pairs = independent * ratio
+        total = np.maximum(variance - 4 / (m * (m - 3)) * ratio, 0) * m / n + 2 * pairs
+        error = np.sqrt(total * (1 - np.square(2 * pairs / total) / 2))
+        limit = _FARTHEST * math.sqrt(independent) if quantile95 is None else quantile95
+        plain = _z_interval(values, reach * error)
+        growth = reach**2 * leading / n
+        upper = values + (growth + np.sqrt(np.square(growth) + 4 * np.maximum(reach**2 * independent + growth * values, 0))) / 2
+        near = np.minimum(plain[0], 0), np.maximum(np.maximum(upper, plain[1]), 0)
+        low, high = (np.where(values > limit, *sides) for sides in zip(_root_interval(values, reach * error), near, strict=True))
+    known = np.isfinite(values)
+    return Interval(np.where(known, low, np.nan), np.where(known, np.minimum(high, 1), np.nan), m, method)
+
+
+def _z_interval(values: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds that are symmetric in artanh, for a half width `half` of the value itself."""
+    middle, wide = np.arctanh(values), half / (1 - np.square(values))
+    return _unless_equal(values, np.tanh(middle - wide), np.tanh(middle + wide))
+
+
+def _root_interval(values: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds that are symmetric in artanh of the root, and above 0."""
+    roots = np.sqrt(np.maximum(values, 0))
+    middle, wide = np.arctanh(roots), half / (2 * roots * (1 - values))
+    low = np.square(np.tanh(np.maximum(middle - wide, 0)))
+    return _unless_equal(values, np.maximum(low, np.finfo(float).tiny), np.square(np.tanh(middle + wide)))
+
+
+def _unless_equal(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The bounds, which for equal representations are the value itself."""
+    same = np.abs(values) > 1 - _EQUAL
+    return np.where(same, values, low), np.where(same, values, high)

@@ -31,7 +31,7 @@ class Measure:
     `best` is the value of equal representations and one end of the range from `lowest` to `highest`: the upper one for a
     similarity, the lower one for a distance. A measure that is not `symmetric` answers for "Y from X". One that is `pairwise`
     makes n x n numbers a layer. One whose values are inner products, up to `finish`, of symmetric matrices [n, n] of the layers
-    gives these by `matrix`: all shifts of the images then cost little more than one."""
+    gives these by `matrix`: all shifts of the images then cost little more than one. `no_interval` says why there is none."""
 
     name: str
     label: str
@@ -48,6 +48,7 @@ class Measure:
     pairwise: bool = False
     matrix: Callable[[Any], Tensor] | None = None
     finish: Callable[[Tensor], Tensor] | None = None
+    no_interval: str = ""
 
     @property
     def larger_is_closer(self) -> bool:

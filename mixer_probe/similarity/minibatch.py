@@ -18,12 +18,12 @@ from mixer_probe.errors import MeasureError
 from mixer_probe.similarity.alignment import ratio
 from mixer_probe.similarity.hsic import MINIMUM_IMAGES, centre_gram, divisor
 from mixer_probe.similarity.inputs import Features, as_matrix, is_constant
-from mixer_probe.similarity.intervals import check_resamples, interval_of
+from mixer_probe.similarity.intervals import Interval, batch_interval, check_resamples
 from mixer_probe.similarity.matrix import SimilarityMatrix, plain_layers
 from mixer_probe.similarity.nulls import null_of
 from mixer_probe.stats import check_permutations
 
-_FEWEST_BATCHES = 8
+_FEWEST_BATCHES = 12
 _BLOCK_BYTES = 2**27
 
 
@@ -35,7 +35,8 @@ class MinibatchCKA:
     >>> matrix = c.compute()
 
     Every batch weighs as many images as it holds. The batches must be random images: those sorted by class would compare
-    images of one class only. The null pairs the images within each batch at random, the interval draws batches. A batch
+    images of one class only. The null pairs the images within each batch at random, the interval is
+    that of a ratio of sums over batches. A batch
     of fewer than 4 images is left out, and counted in `left_out`."""
 
     @checked(MeasureError)
@@ -117,15 +118,16 @@ class MinibatchCKA:
     def compute(self, resamples: int = 100) -> SimilarityMatrix:
         """CKA of every pair of layers over all batches so far; more may follow.
 
-        The interval is there from 8 batches on. Raises MeasureError without any batch of 4 images or more."""
+        The interval is there from 12 batches on. Raises MeasureError without any batch of 4 images or more."""
         check_resamples(resamples)
         if not self._found:
             raise MeasureError(f"no batch of {MINIMUM_IMAGES} images or more: similarity needs at least {MINIMUM_IMAGES}")
         cross, own_a, own_b = (torch.stack(parts) for parts in list(zip(*self._found, strict=True))[1:])
-        values = ratio(cross.sum(0), own_a.sum(0), own_b.sum(0)).numpy()
-        drawn = np.zeros((0, *values.shape))
+        exact = ratio(cross.sum(0), own_a.sum(0), own_b.sum(0))
+        values = exact.numpy()
+        interval: Interval | None = None
         if len(self._found) >= _FEWEST_BATCHES and resamples:
-            drawn = _drawn_batches(cross, own_a, own_b, resamples, self._seed)
+            interval = batch_interval(values, influence(exact, cross, own_a, own_b))
         null = np.zeros((0, *values.shape)) if self._null is None else self._null
         if self._null is not None:
             null = ratio(self._null, own_a.sum(0), own_b.sum(0)).numpy()
@@ -146,7 +148,7 @@ class MinibatchCKA:
             method="minibatch",
             reduce="",
             seed=self._seed,
-            interval=interval_of(values, drawn, (-1, 1), method=f"draws of the {len(self._found)} batches"),
+            interval=interval,
         )
 
 
@@ -164,14 +166,12 @@ def gram_of_batch(X: Tensor) -> Tensor:
     return centre_gram(X @ X.T, "unbiased")
 
 
-def _drawn_batches(cross: Tensor, own_a: Tensor, own_b: Tensor, resamples: int, seed: int) -> np.ndarray:
-    """CKA [resamples, La, Lb] of batches drawn with replacement."""
-    generator = np.random.default_rng([seed, len(cross)])
-    counts = generator.multinomial(len(cross), np.full(len(cross), 1 / len(cross)), size=resamples)
-    weights = torch.from_numpy(counts).to(torch.float64)
-    sums = [torch.tensordot(weights, side, dims=1) for side in (cross, own_a, own_b)]
-    drawn: np.ndarray = (sums[0] / (sums[1].sqrt()[:, :, None] * sums[2].sqrt()[:, None, :])).numpy()
-    return drawn
+def influence(values: Tensor, cross: Tensor, own_a: Tensor, own_b: Tensor) -> np.ndarray:
+    """Influence [b, La, Lb] of each batch on the `values` of CKA [La, Lb], from its HSIC."""
+    norm = torch.outer(own_a.sum(0).sqrt(), own_b.sum(0).sqrt())
+    shares = (own_a / own_a.sum(0))[:, :, None] + (own_b / own_b.sum(0))[:, None, :]
+    found: np.ndarray = (cross / norm - values * shares / 2).numpy()
+    return found
 
 
 def batches_of(n: int, size: int, seed: int) -> Sequence[np.ndarray]:

@@ -27,6 +27,7 @@ _K = 10
 _CLAMP = 0.95
 # Cosines of unit vectors have an error of about 1e-16 times the root of the channels: closer than this is a tie.
 _TIE = 1e-13
+_NO_INTERVAL = "an image that is left out moves the neighbourhoods of many others, so that the jackknife is far too wide"
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,7 @@ MUTUAL_KNN = Measure(
     table=_mean_share,
     minimum_images=_K + 2,
     pairwise=True,
+    no_interval=_NO_INTERVAL,
 )
 
 JACCARD = Measure(
@@ -165,4 +167,5 @@ JACCARD = Measure(
     table=_mean_jaccard,
     minimum_images=_K + 2,
     pairwise=True,
+    no_interval=_NO_INTERVAL,
 )

@@ -265,6 +265,7 @@ PREDICTIVITY = Measure(
     lowest=float("-inf"),
     symmetric=False,
     minimum_images=FOLDS,
+    no_interval="which images are held out together changes with every image that is left out",
 )
 
 PREDICTIVITY_REVERSE = replace(

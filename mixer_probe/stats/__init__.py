@@ -3,6 +3,7 @@
 Intervals are 95 % unless another level is asked for, deterministic, and NaN where the data cannot hold one. Which level they
 keep at which number of images is simulated in `tests/stats/test_coverage.py`."""
 
+from mixer_probe.stats.auroc import auroc_interval
 from mixer_probe.stats.intervals import FEWEST, crossed_interval, delta_interval, mean_interval, median_interval
 from mixer_probe.stats.nulls import (
     check_permutations,
@@ -21,6 +22,7 @@ from mixer_probe.stats.proportions import (
 
 __all__ = [
     "FEWEST",
+    "auroc_interval",
     "check_permutations",
     "crossed_interval",
     "delta_interval",

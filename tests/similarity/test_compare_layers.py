@@ -46,7 +46,6 @@ def test_values_and_null_are_those_of_cka(runs, estimator, method, kernel):
 def test_blocks_of_layers_give_the_same(runs, monkeypatch):
     whole = {method: compare(*runs, method=method) for method in METHODS}
     monkeypatch.setattr("mixer_probe.similarity.allpairs._BYTES", 1)
-    monkeypatch.setattr("mixer_probe.similarity.allpairs._PRODUCT_BYTES", 1)
     monkeypatch.setattr("mixer_probe.similarity.engines._TILE_BYTES", 8 * 70)
     monkeypatch.setattr("mixer_probe.similarity.engines._ROWS", 7)
     for method in METHODS:

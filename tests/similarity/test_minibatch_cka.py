@@ -54,7 +54,7 @@ def test_batches_estimate_what_all_images_give():
     assert matrix.values[0, 0] == pytest.approx(truth, abs=0.01)
     assert matrix.interval.low[0, 0] < truth < matrix.interval.high[0, 0]
     assert matrix.interval.high[0, 0] - matrix.interval.low[0, 0] < 0.05
-    assert matrix.interval.method == "draws of the 100 batches"
+    assert matrix.interval.method == "jackknife over the 100 batches"
 
 
 def test_parts_merge_to_the_whole():

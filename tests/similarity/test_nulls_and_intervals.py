@@ -13,10 +13,11 @@ import torch
 from mixer_probe.errors import MeasureError
 from mixer_probe.results import from_dict, to_dict
 from mixer_probe.similarity import StreamingCKA, cka, compare
-from mixer_probe.similarity.allpairs import Grams, Settings, cka_of_halves
+from mixer_probe.similarity.allpairs import Grams, Settings, jackknife_variances, leading_shares
 from mixer_probe.similarity.inputs import centred
-from mixer_probe.similarity.intervals import draw_halves
+from mixer_probe.similarity.intervals import cka_interval, draw_groups, group_interval
 from mixer_probe.similarity.nulls import permutation_moments
+from tests.stats import related as simulated
 
 ESTIMATORS = ["unbiased", "biased"]
 
@@ -64,44 +65,92 @@ def test_moments_and_gram_matrices_give_the_same_traces():
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("kernel", ["linear", "rbf"])
-def test_halves_read_what_those_images_alone_read(estimator, kernel):
-    sides = [[uneven(seed, 21, p) for seed, p in side] for side in (((5, 3), (6, 30)), ((7, 4),))]
-    layers = [[centred(torch.from_numpy(X)) for X in side] for side in sides]
-    halves = draw_halves(21, 30, seed=1)
-    found = cka_of_halves(*(Grams(side, Settings(estimator, kernel, 0.5)) for side in layers), halves)
-    for r in (0, 11, 29):
-        rows = np.flatnonzero(halves[:, r])
-        assert len(rows) == 10
-        for i, X in enumerate(sides[0]):
-            options = {"estimator": estimator}
-            if kernel == "linear":
-                assert float(found[r, i, 0]) == pytest.approx(cka(X[rows], sides[1][0][rows], **options), abs=1e-12)
-    # The bandwidth of the RBF kernel stays that of all images.
-    assert torch.isfinite(found).all()
+def test_the_jackknife_is_that_of_the_values_without_each_image(estimator):
+    n = 21
+    sides = [[uneven(seed, n, p) for seed, p in side] for side in (((5, 3), (6, 30)), ((7, 4),))]
+    grams = [Grams([centred(torch.from_numpy(X)) for X in side], Settings(estimator, "linear", 0.5)) for side in sides]
+    found = jackknife_variances(*grams, n)
+    for i, X in enumerate(sides[0]):
+        without = [cka(np.delete(X, k, 0), np.delete(sides[1][0], k, 0), estimator=estimator) for k in range(n)]
+        assert float(found[i, 0]) == pytest.approx((n - 1) * np.var(without), rel=1e-9)
 
 
-@pytest.mark.parametrize(("n", "strength"), [(60, 0.5), (200, 0.5), (200, 2.0)])
-def test_ninety_five_percent_intervals_hold_the_truth_as_often(make_reps, n, strength):
-    inside = []
-    for seed in range(200):
-        X, Y, truth = related(seed, n, strength=strength)
-        interval = compare(make_reps({"x": X}), make_reps({"y": Y}), permutations=0, seed=seed).interval
-        inside.append(interval.low[0, 0] <= truth <= interval.high[0, 0])
-    # Two standard deviations of a binomial count are 3 %.
-    assert 0.90 <= np.mean(inside) <= 0.99
+def test_the_interval_of_compare_is_that_of_the_simulation(make_reps):
+    # One beyond its null, one not.
+    for strength, beyond in ((1.0, True), (0.0, False)):
+        x, y = simulated.draw(np.random.default_rng(1), 1, 40, "three", strength)
+        matrix = compare(make_reps({"x": x[0]}), make_reps({"y": y[0]}))
+        K, L = simulated.unit_grams(x), simulated.unit_grams(y)
+        numbers = (K * L).sum((1, 2)), simulated.variances(K, L), simulated.leading(K, L), matrix.null.quantile95[0]
+        expected = cka_interval(*numbers, "unbiased", 40, 40)
+        assert (matrix.values[0, 0] > matrix.null.quantile95[0, 0]) == beyond
+        np.testing.assert_allclose(matrix.interval.low[0], expected.low, rtol=1e-3)
+        np.testing.assert_allclose(matrix.interval.high[0], expected.high, rtol=1e-3)
+
+
+def test_leading_shares_are_the_largest_eigenvalues_of_the_normed_gram_matrices():
+    grams = Grams([centred(torch.from_numpy(uneven(1, 30, p))) for p in (1, 4)], Settings("unbiased", "linear", 0.5))
+    expected = [float(torch.linalg.eigvalsh(grams.unit(i))[-1]) for i in (0, 1)]
+    np.testing.assert_allclose(leading_shares(grams).numpy(), expected, rtol=0.02)
+
+
+def test_groups_are_left_out_once_each():
+    left = draw_groups(50, 20, 3, 4)
+    assert [len(rows) for rows in left] == [47] * 10 + [48] * 10
+    np.testing.assert_array_equal(np.bincount(torch.cat(left)), np.full(50, 19))
+    assert len(draw_groups(25, 100, 0, 4)) == 25
+    assert draw_groups(19, 20, 0, 4) == []
+    assert draw_groups(50, 0, 0, 4) == []
+
+
+def test_the_interval_of_a_mean_by_groups_is_that_of_student():
+    # Of equal groups the values without one each are the mean less a nineteenth of how far that group is from it.
+    groups = np.random.default_rng(2).normal(size=(20, 1, 1))
+    mean = groups.mean(0)
+    without = mean - (groups - mean) / 19
+    found = group_interval(mean, without, (-5, 5), np.zeros((0, 1, 1)), np.full((1, 1), np.nan), 1)
+    half = 2.0930240544 * groups.std(ddof=1) / 20**0.5
+    np.testing.assert_allclose([found.low[0, 0], found.high[0, 0]], [mean[0, 0] - half, mean[0, 0] + half], rtol=1e-9)
+
+
+def test_an_interval_of_cka_holds_0_if_and_only_if_the_null_does(make_reps):
+    random = np.random.default_rng(5)
+    X = {f"x{i}": random.normal(size=(40, p)) for i, p in enumerate((1, 2, 3, 8) * 5)}
+    Y = {f"y{i}": random.normal(size=(40, p)) + 0.2 * X["x0"] for i, p in enumerate((1, 2, 3, 8) * 5)}
+    matrix = compare(make_reps(X), make_reps(Y))
+    np.testing.assert_array_equal(matrix.above_null, matrix.interval.low > 0)
+    assert 10 < matrix.above_null.sum() < 200
+    assert (matrix.interval.low <= matrix.values).all()
+    assert (matrix.interval.high >= np.maximum(matrix.values, 0)).all()
+    assert matrix.interval.high.max() <= 1
+
+
+def test_equal_representations_have_an_interval_of_no_width(make_reps):
+    X = uneven(1, 30, 5)
+    interval = compare(make_reps({"x": X}), make_reps({"y": 3 * X - 1})).interval
+    assert interval.low[0, 0] == pytest.approx(1, abs=1e-12)
+    assert interval.high[0, 0] == pytest.approx(1, abs=1e-12)
+
+
+def test_measures_of_neighbours_say_why_they_have_no_interval(make_reps):
+    a = make_reps({"x": uneven(1, 40, 5)})
+    for measure in ("mutual_knn", "jaccard"):
+        interval = compare(a, a, measure).interval
+        assert np.isnan([interval.low, interval.high]).all()
+        assert interval.method.startswith("none: an image that is left out moves the neighbourhoods of many others")
+        assert compare(a, a, measure, resamples=0).interval is None
 
 
 def test_the_interval_from_a_sample_is_as_wide_as_that_of_all_images(make_reps, monkeypatch):
     X, Y, _ = related(0, 1600)
     runs = make_reps({"x": X}), make_reps({"y": Y})
-    whole = compare(*runs, resamples=400)
+    whole = compare(*runs)
     monkeypatch.setattr("mixer_probe.similarity.comparison.SAMPLE", 400)
-    part = compare(*runs, resamples=400)
+    part = compare(*runs)
     assert part.values == pytest.approx(whole.values, abs=1e-12)
     widths = [float(m.interval.high[0, 0] - m.interval.low[0, 0]) for m in (whole, part)]
     assert widths[1] == pytest.approx(widths[0], rel=0.3)
-    assert part.interval.method == "halves of 400 of 1600 images, scaled"
+    assert part.interval.method == "jackknife over 400 of 1600 images, scaled"
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -156,8 +205,8 @@ def test_distances_below_their_null_count_as_closer(make_reps):
 
 
 @pytest.mark.parametrize("measure", ["cka", "rsa"])
-def test_too_few_images_for_halves_give_no_interval(make_reps, measure):
-    a = make_reps({"x": uneven(1, 7, 3)})
+def test_too_few_images_give_no_interval(make_reps, measure):
+    a = make_reps({"x": uneven(1, 19, 3)})
     matrix = compare(a, a, measure)
     assert matrix.interval is None
     assert matrix.to_frame().low.isna().all()
