@@ -115,7 +115,7 @@ def compared(n: int, spectrum: str, strength: float | None, law: Law = normal, d
     return case
 
 
-def sampled(n: int, m: int, spectrum: str, strength: float, draws: int = 600) -> Case:
+def sampled(n: int, m: int, spectrum: str, strength: float, draws: int = 800) -> Case:
     """CKA of `n` images, of which `m` are kept for the interval."""
 
     def case(random: Random) -> tuple[tuple[np.ndarray, np.ndarray], float]:
@@ -149,7 +149,7 @@ def in_batches(batches: int, size: int, spectrum: str, strength: float) -> Case:
     return case
 
 
-def by_groups(measure: str, n: int, spectrum: str, strength: float | None, draws: int = 250) -> Case:
+def by_groups(measure: str, n: int, spectrum: str, strength: float | None, draws: int = 150) -> Case:
     """Another measure by `compare`, which is to hold the mean value over the draws."""
 
     def case(random: Random) -> tuple[tuple[np.ndarray, np.ndarray], float]:
@@ -170,7 +170,7 @@ CASES: dict[str, Case] = {
     "CKA, n = 20: one dimension, related": compared(20, "one", 1.0),
     "CKA, n = 50: three dimensions, weakly related": compared(50, "three", 0.3, draws=1000),
     **{f"CKA, n = 20: {spectrum}, independent": compared(20, spectrum, 0.0) for spectrum in SPECTRA},
-    "CKA by moments, 100 of n = 400 kept": sampled(400, 100, "three", 0.6),
+    "CKA by moments, 50 of n = 200 kept": sampled(200, 50, "three", 1.0),
     "CKA in 12 batches of 16: related": in_batches(12, 16, "three", 1.0),
     "CKA in 12 batches of 16: independent": in_batches(12, 16, "three", 0.0),
     "Procrustes, n = 60: nearly the same": by_groups("procrustes", 60, "three", None),
@@ -180,5 +180,5 @@ CASES: dict[str, Case] = {
 WIDE: dict[str, Case] = {
     "CKA, n = 50: 24 equal dimensions, related": compared(50, "24 equal", 1.0, draws=1000),
     "CKA, n = 20: three dimensions, weakly related": compared(20, "three", 0.3),
-    "Procrustes, n = 60: independent": by_groups("procrustes", 60, "three", 0.0, draws=150),
+    "Procrustes, n = 60: independent": by_groups("procrustes", 60, "three", 0.0, draws=80),
 }
