@@ -92,13 +92,13 @@ def group_interval(
     return Interval(low, high, count)
 
 
-def batch_interval(values: np.ndarray, influence: np.ndarray) -> Interval:
-    """The interval of CKA `values` [La, Lb] of minibatches, from the `influence` [b, La, Lb] of each batch on them:
-    symmetric in artanh of the root where that leaves out 0, else in artanh."""
-    count = len(influence)
+def batch_interval(values: np.ndarray, without: np.ndarray) -> Interval:
+    """The interval of CKA `values` [La, Lb] of minibatches, from those `without` one batch each [b, La, Lb].
+
+    It is symmetric in artanh of the root where that leaves out 0, else in artanh."""
+    count = len(without)
     with np.errstate(invalid="ignore", divide="ignore"):
-        error = np.sqrt(np.square(influence).sum(axis=0) * count / (count - 1))
-        half = t.ppf((1 + _LEVEL) / 2, count - 1) * error
+        half = t.ppf((1 + _LEVEL) / 2, count - 1) * np.sqrt(without.var(axis=0) * (count - 1))
         sides = zip(_root_interval(values, half), _z_interval(values, half), strict=True)
         low, high = (np.where(values > half, *side) for side in sides)
     return Interval(low, high, count, f"jackknife over the {count} batches")

@@ -35,8 +35,8 @@ class MinibatchCKA:
     >>> matrix = c.compute()
 
     Every batch weighs as many images as it holds. The batches must be random images: those sorted by class would compare
-    images of one class only. The null pairs the images within each batch at random, the interval is
-    that of a ratio of sums over batches. A batch
+    images of one class only. The null pairs the images within each batch at random, the interval leaves
+    out each batch in turn. A batch
     of fewer than 4 images is left out, and counted in `left_out`."""
 
     @checked(MeasureError)
@@ -123,11 +123,10 @@ class MinibatchCKA:
         if not self._found:
             raise MeasureError(f"no batch of {MINIMUM_IMAGES} images or more: similarity needs at least {MINIMUM_IMAGES}")
         cross, own_a, own_b = (torch.stack(parts) for parts in list(zip(*self._found, strict=True))[1:])
-        exact = ratio(cross.sum(0), own_a.sum(0), own_b.sum(0))
-        values = exact.numpy()
+        values = ratio(cross.sum(0), own_a.sum(0), own_b.sum(0)).numpy()
         interval: Interval | None = None
         if len(self._found) >= _FEWEST_BATCHES and resamples:
-            interval = batch_interval(values, influence(exact, cross, own_a, own_b))
+            interval = batch_interval(values, without_each(cross, own_a, own_b).numpy())
         null = np.zeros((0, *values.shape)) if self._null is None else self._null
         if self._null is not None:
             null = ratio(self._null, own_a.sum(0), own_b.sum(0)).numpy()
@@ -166,12 +165,10 @@ def gram_of_batch(X: Tensor) -> Tensor:
     return centre_gram(X @ X.T, "unbiased")
 
 
-def influence(values: Tensor, cross: Tensor, own_a: Tensor, own_b: Tensor) -> np.ndarray:
-    """Influence [b, La, Lb] of each batch on the `values` of CKA [La, Lb], from its HSIC."""
-    norm = torch.outer(own_a.sum(0).sqrt(), own_b.sum(0).sqrt())
-    shares = (own_a / own_a.sum(0))[:, :, None] + (own_b / own_b.sum(0))[:, None, :]
-    found: np.ndarray = (cross / norm - values * shares / 2).numpy()
-    return found
+def without_each(cross: Tensor, own_a: Tensor, own_b: Tensor) -> Tensor:
+    """CKA [b, La, Lb] without one batch each, from the HSIC of all batches."""
+    left, right = ((side.sum(0) - side).sqrt() for side in (own_a, own_b))
+    return (cross.sum(0) - cross) / (left[:, :, None] * right[:, None, :])
 
 
 def batches_of(n: int, size: int, seed: int) -> Sequence[np.ndarray]:

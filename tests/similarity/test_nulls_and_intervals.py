@@ -88,6 +88,13 @@ def test_the_interval_of_compare_is_that_of_the_simulation(make_reps):
         np.testing.assert_allclose(matrix.interval.high[0], expected.high, rtol=1e-3)
 
 
+def test_the_interval_of_a_measure_by_compare_is_that_of_the_simulation(make_reps):
+    x, y = simulated.draw(np.random.default_rng(1), 1, 40, "three", None)
+    matrix = compare(make_reps({"x": x[0]}), make_reps({"y": y[0]}), "procrustes", permutations=20)
+    expected = simulated.procrustes_intervals(np.random.default_rng(0), x, y)
+    np.testing.assert_allclose([matrix.interval.low[0], matrix.interval.high[0]], [expected.low, expected.high], rtol=1e-9)
+
+
 def test_leading_shares_are_the_largest_eigenvalues_of_the_normed_gram_matrices():
     grams = Grams([centred(torch.from_numpy(uneven(1, 30, p))) for p in (1, 4)], Settings("unbiased", "linear", 0.5))
     expected = [float(torch.linalg.eigvalsh(grams.unit(i))[-1]) for i in (0, 1)]

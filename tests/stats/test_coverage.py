@@ -18,6 +18,7 @@ from mixer_probe.probing.controls import _selectivity_intervals
 from mixer_probe.probing.depths import halfway_layers
 from mixer_probe.probing.scores import balanced_interval, combined_interval, images_interval, seeds_interval
 from mixer_probe.probing.target_probe import r_squared_interval
+from mixer_probe.report.diff import difference_interval as independent_difference
 from mixer_probe.stats import (
     FEWEST,
     auroc_interval,
@@ -183,6 +184,17 @@ def cosines(random: Random) -> tuple[Bounds, float]:
     return (found[:, 1], found[:, 2]), float(found[:, 0].mean())
 
 
+def between_reports(n: int, p: float, q: float) -> Callable[[Random], tuple[Bounds, float]]:
+    """Shares of two independent sets of images, from the interval of each."""
+
+    def case(random: Random) -> tuple[Bounds, float]:
+        hits = [random.binomial(n, share, 10_000) for share in (p, q)]
+        a, b = ((x / n, *wilson_interval(x, n)) for x in hits)
+        return tuple(independent_difference(*a, *b).T), q - p
+
+    return case
+
+
 def halfway(n: int, *accuracy: float, chance: float = 0.1) -> Callable[[Random], tuple[Bounds, int]]:
     """The first layer whose accuracy is above the middle between chance and the last layer's."""
 
@@ -210,6 +222,10 @@ CASES = {
     "images alone (few-shot), 3 draws, n = 200": given_seeds,
     "crossed effects, 10 draws, n = 50": crossed,
     **{f"median of times, n = {n}": medians(n) for n in (7, 15)},
+    **{
+        f"difference of reports, n = {n}: {p}, {q}": between_reports(n, p, q)
+        for n, p, q in ((50, 0.3, 0.5), (50, 0.9, 0.95), (20, 0.5, 0.5))
+    },
     f"mean cosine, n = {FEWEST}": cosines,
     **related.CASES,
 }
