@@ -113,7 +113,7 @@ def compared(n: int, spectrum: str, strength: float | None, law: Law = normal, d
     return case
 
 
-def sampled(n: int, m: int, spectrum: str, strength: float, draws: int = 800) -> Case:
+def sampled(n: int, m: int, spectrum: str, strength: float, draws: int = 1200) -> Case:
     """CKA of `n` images, of which `m` are kept for the interval."""
 
     def case(random: Random) -> tuple[tuple[np.ndarray, np.ndarray], float]:
@@ -181,15 +181,15 @@ CASES: dict[str, Case] = {
     "CKA, n = 20: 1/k, skewed, related": compared(20, "1/k", 1.0, skewed),
     "CKA, n = 20: 1/k, nearly the same": compared(20, "1/k", None),
     "CKA, n = 20: one dimension, related": compared(20, "one", 1.0),
-    "CKA, n = 50: three dimensions, weakly related": compared(50, "three", 0.3, draws=1000),
     **{f"CKA, n = 20: {spectrum}, independent": compared(20, spectrum, 0.0) for spectrum in SPECTRA},
-    "CKA by moments, 50 of n = 200 kept": sampled(200, 50, "three", 1.0),
+    "CKA by moments, 100 of n = 200 kept": sampled(200, 100, "three", 1.0),
     "CKA in 12 batches of 16: related": in_batches(12, 16, "three", 1.0),
     "CKA in 12 batches of 16: independent": in_batches(12, 16, "three", 0.0),
     "Procrustes, n = 60: nearly the same": procrustes(60, "three", None),
 }
 # Near independence, where the spread grows with the similarity itself, and measures vary by products of images.
 WIDE: dict[str, Case] = {
+    "CKA, n = 50: three dimensions, weakly related": compared(50, "three", 0.3, draws=1000),
     "CKA, n = 20: three dimensions, weakly related": compared(20, "three", 0.3),
     "Procrustes, n = 60: independent": procrustes(60, "three", 0.0),
 }

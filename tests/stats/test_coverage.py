@@ -18,7 +18,6 @@ from mixer_probe.probing.controls import _selectivity_intervals
 from mixer_probe.probing.depths import halfway_layers
 from mixer_probe.probing.scores import balanced_interval, combined_interval, images_interval, seeds_interval
 from mixer_probe.probing.target_probe import r_squared_interval
-from mixer_probe.report.diff import difference_interval as independent_difference
 from mixer_probe.stats import (
     FEWEST,
     auroc_interval,
@@ -30,6 +29,7 @@ from mixer_probe.stats import (
     paired_counts,
     wilson_interval,
 )
+from mixer_probe.stats.differences import difference_interval as independent_difference
 from tests.stats import related
 
 Bounds = tuple[np.ndarray, np.ndarray]
