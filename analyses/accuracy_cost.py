@@ -28,6 +28,9 @@ from typing import Any
 import numpy as np
 
 import mixer_probe as mp
+from mixer_probe.core.errors import MixerProbeError
+from mixer_probe.core.result import Result
+from mixer_probe.core.skipped import Skipped
 from mixer_probe.cost import (
     AccuracyCost,
     ModelCost,
@@ -38,10 +41,9 @@ from mixer_probe.cost import (
     mixer_scales,
     model_costs,
 )
-from mixer_probe.errors import MixerProbeError
 from mixer_probe.probing import FewShotResult, ProbeResult, few_shot_probe
-from mixer_probe.report import Skipped, Steps, present, script_parser
-from mixer_probe.results import Result
+from mixer_probe.report import present, script_parser
+from mixer_probe.study import Steps
 
 ZOO = tuple(f"zoo:{family}-{seed}" for family in ("mixer", "vit", "resnet") for seed in ("s0", "s1"))
 SMOKE_MODELS, SMOKE_IMAGES = ("zoo:mixer-s0", "zoo:resnet-s0"), 60

@@ -25,7 +25,9 @@ from collections.abc import Sequence
 from functools import partial
 
 import mixer_probe as mp
-from mixer_probe.errors import MixerProbeError, UndefinedInvarianceWarning
+from mixer_probe.core.errors import MixerProbeError, UndefinedInvarianceWarning
+from mixer_probe.core.result import Result
+from mixer_probe.core.skipped import Skipped
 from mixer_probe.images import Distortion
 from mixer_probe.invariance import (
     DistortionAccuracy,
@@ -38,8 +40,8 @@ from mixer_probe.invariance import (
     standard_distortions,
 )
 from mixer_probe.models import describe
-from mixer_probe.report import Skipped, Steps, present, script_parser
-from mixer_probe.results import Result
+from mixer_probe.report import present, script_parser
+from mixer_probe.study import Steps
 
 ZOO = tuple(f"zoo:{family}-{seed}" for family in ("mixer", "vit", "resnet") for seed in ("s0", "s1"))
 SMOKE_MODELS, SMOKE_IMAGES = ("zoo:mixer-s0", "zoo:resnet-s0"), 40

@@ -29,10 +29,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import mixer_probe as mp
-from mixer_probe.errors import MixerProbeError, MixerProbeWarning
+from mixer_probe.core.errors import MixerProbeError, MixerProbeWarning
+from mixer_probe.core.result import Result
+from mixer_probe.core.skipped import Skipped
 from mixer_probe.models import ModelCard
-from mixer_probe.report import Skipped, Steps, StudySettings, narrate, present, run_study, script_parser
-from mixer_probe.results import Result
+from mixer_probe.report import narrate, present, script_parser
+from mixer_probe.study import Steps, StudySettings, run_study
 from mixer_probe.weights import Anatomy, KernelTying, PositionEmbeddings, StemFilters, WeightSpectra
 
 ZOO = tuple(f"zoo:{family}-{seed}" for family in ("mixer", "vit", "resnet") for seed in ("s0", "s1"))

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mixer_probe.errors import ImagesError
+from mixer_probe.core.errors import ImagesError
 from mixer_probe.images.bundled import CIFAR10_CLASSES, DATA, DEMO_SPLITS
 
 SEED = 0

@@ -25,9 +25,11 @@ import sys
 from collections.abc import Sequence
 
 import mixer_probe as mp
-from mixer_probe.errors import MixerProbeError
-from mixer_probe.report import Skipped, Steps, present, script_parser
-from mixer_probe.results import Result
+from mixer_probe.core.errors import MixerProbeError
+from mixer_probe.core.result import Result
+from mixer_probe.core.skipped import Skipped
+from mixer_probe.report import present, script_parser
+from mixer_probe.study import Steps
 from mixer_probe.weights import convolution_equivalence
 
 ZOO = ("zoo:mixer-s0", "zoo:mixer-s1")

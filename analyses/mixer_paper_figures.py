@@ -27,10 +27,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import mixer_probe as mp
-from mixer_probe.errors import MixerProbeError
-from mixer_probe.report import Skipped, Steps, present, save_pages, script_parser
-from mixer_probe.report.section import Picture
-from mixer_probe.results import Result
+from mixer_probe.core.errors import MixerProbeError
+from mixer_probe.core.result import Result
+from mixer_probe.core.section import Picture
+from mixer_probe.core.skipped import Skipped
+from mixer_probe.report import present, save_pages, script_parser
+from mixer_probe.study import Steps
 from mixer_probe.weights import paper_figures
 
 ZOO = ("zoo:mixer-s0", "zoo:mixer-s1", "zoo:mixer-s0?untrained")

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
         attribution,
         channels,
         cost,
-        figures,
         images,
         invariance,
         models,
         probing,
         report,
         similarity,
+        study,
         visualization,
         weights,
         zoo,
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from mixer_probe.attribution import attribute
     from mixer_probe.capture import Representations, extract, open_run
     from mixer_probe.channels import channel_partners, channel_statistics, class_selectivity, dissect, top_images
+    from mixer_probe.core.result import load_results, save_results
     from mixer_probe.images import Images, load_concepts, load_images
     from mixer_probe.models import Layer, Model, list_models, load_model
     from mixer_probe.probing import linear_probe
     from mixer_probe.report import write_report
-    from mixer_probe.results import load_results, save_results
     from mixer_probe.similarity import cka, compare, compare_models
     from mixer_probe.visualization import visualize
     from mixer_probe.weights import (
@@ -52,13 +52,13 @@ _HOMES = {
         "attribution",
         "channels",
         "cost",
-        "figures",
         "images",
         "invariance",
         "models",
         "probing",
         "report",
         "similarity",
+        "study",
         "visualization",
         "weights",
         "zoo",
@@ -70,7 +70,7 @@ _HOMES = {
     "mixer_probe.models": ("Layer", "Model", "list_models", "load_model"),
     "mixer_probe.probing": ("linear_probe",),
     "mixer_probe.report": ("write_report",),
-    "mixer_probe.results": ("load_results", "save_results"),
+    "mixer_probe.core.result": ("load_results", "save_results"),
     "mixer_probe.similarity": ("cka", "compare", "compare_models"),
     "mixer_probe.visualization": ("visualize",),
     "mixer_probe.weights": (
@@ -80,6 +80,7 @@ _HOMES = {
         "position_embeddings",
         "spatial_kernels",
         "stem_filters",
+        "study",
         "token_mixing",
         "weight_spectra",
     ),
@@ -106,7 +107,6 @@ __all__ = [
     "cost",
     "dissect",
     "extract",
-    "figures",
     "images",
     "invariance",
     "kernel_tying",
@@ -125,6 +125,7 @@ __all__ = [
     "similarity",
     "spatial_kernels",
     "stem_filters",
+    "study",
     "token_mixing",
     "top_images",
     "visualization",

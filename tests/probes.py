@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mixer_probe.core.result import ImagesRecord, ModelRecord
 from mixer_probe.models import Layer
 from mixer_probe.probing import (
     AttentiveResult,
@@ -22,7 +23,6 @@ from mixer_probe.probing import (
     TargetProbe,
     wilson_interval,
 )
-from mixer_probe.results import ImagesRecord, ModelRecord
 
 CLASSES = ("cat", "dog", "ship", "truck")
 N = 40

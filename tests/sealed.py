@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from mixer_probe.core.files import checksum
-from mixer_probe.results import FORMAT
+from mixer_probe.core.result import FORMAT
 
 
 def sealed(found: Any, **others: Any) -> str:

@@ -20,7 +20,7 @@ import mixer_probe as mp
 from mixer_probe import cli
 from mixer_probe.cli.reports import _written
 from mixer_probe.cli.shared import model_loaders
-from mixer_probe.results import load_results
+from mixer_probe.core.result import load_results
 
 
 class Run:

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from mixer_probe.core.result import load_results
 from mixer_probe.images import load_images
-from mixer_probe.results import load_results
 from tests.test_cli import Run, run
 
 __all__ = ["run"]
@@ -128,7 +128,7 @@ def test_unlabelled_files_have_no_true_class(run: Run, tmp_path: Path) -> None:
     assert "is a folder" in err
 
 
-@pytest.mark.filterwarnings("always::mixer_probe.errors.ImagesWarning")
+@pytest.mark.filterwarnings("always::mixer_probe.core.errors.ImagesWarning")
 def test_files_of_any_mode_are_drawn_at_their_own_resolution(run: Run, tmp_path: Path) -> None:
     files = [
         photo(tmp_path / "cmyk.jpg", (90, 60), "CMYK"),

@@ -70,8 +70,8 @@ def test_layers_of_all_networks_are_known_before_any_work(run: Run, monkeypatch:
     def work(*_: object, **__: object) -> None:
         raise AssertionError("worked")
 
-    monkeypatch.setattr("mixer_probe.report.run_study", work)
-    monkeypatch.setattr("mixer_probe.report.Study.represent", work)
+    monkeypatch.setattr("mixer_probe.study.run_study", work)
+    monkeypatch.setattr("mixer_probe.study.Study.represent", work)
     for layers in ("nope", "blocks.0,nope", "blocks.0"):
         code, _, err = run(command, "zoo:mixer-s0", "zoo:resnet-s0", "--layers", layers, *TINY)
         assert (code, "Traceback" in err) == (2, False)
@@ -168,7 +168,7 @@ def test_no_command_line_is_a_traceback(command: str, words: list[str]) -> None:
 
 
 def refuse(*_: object, **__: object) -> None:
-    from mixer_probe.errors import ModelError
+    from mixer_probe.core.errors import ModelError
 
     raise ModelError("not here")
 
@@ -297,7 +297,7 @@ def test_the_layer_of_grad_cam_is_known_before_any_map(run: Run, monkeypatch: py
     def work(*_: object, **__: object) -> None:
         raise AssertionError("worked")
 
-    monkeypatch.setattr("mixer_probe.report.attribution_study.AttributionStudy.look_at", work)
+    monkeypatch.setattr("mixer_probe.study.attributions.AttributionStudy.look_at", work)
     options = ("--method", "gradcam", "--layer", "blocks.0", *TINY)
     code, _, err = run("attribute", "zoo:mixer-s0", "zoo:resnet-s0", *options)
     assert (code, "Traceback" in err) == (2, False)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import mixer_probe as mp
-from mixer_probe.results import load_results
+from mixer_probe.core.result import load_results
 from tests.test_cli import Run, run
 
 __all__ = ["run"]
@@ -174,7 +174,7 @@ def test_visualize_makes_images_for_the_pages(run: Run, monkeypatch: pytest.Monk
     from mixer_probe.visualization import visualize
 
     # A few steps show as well as many what is handed on.
-    monkeypatch.setattr("mixer_probe.report.channel_extras.visualize", lambda *a, **k: visualize(*a, **k, steps=2, seeds=(0,)))
+    monkeypatch.setattr("mixer_probe.channels.analyses.visualize", lambda *a, **k: visualize(*a, **k, steps=2, seeds=(0,)))
     code, printed, err = run("channels", "zoo:mixer-s0", *SMALL[:-2], "--channel", "blocks.2:9", "--visualize", "--json")
     assert code == 0, err
     tables = json.loads(printed)

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mixer_probe.errors import StoreError
-from mixer_probe.report import StudySettings
-from mixer_probe.report import study as study_module
-from mixer_probe.results import load_results, save_results, to_dict
+from mixer_probe.core.errors import StoreError
+from mixer_probe.core.result import load_results, save_results, to_dict
+from mixer_probe.study import StudySettings
+from mixer_probe.study import study as study_module
 from tests import probes
 from tests.test_cli import Run, run
 

@@ -17,12 +17,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mixer_probe import errors, results
-from mixer_probe.errors import LayerError, MixerProbeError, MixerProbeWarning, StoreError, closest
-from mixer_probe.models import describe
-from mixer_probe.models.layer import Layer
-from mixer_probe.progress import listen, task
-from mixer_probe.results import (
+from mixer_probe.core import errors
+from mixer_probe.core import result as results
+from mixer_probe.core.errors import LayerError, MixerProbeError, MixerProbeWarning, StoreError, closest
+from mixer_probe.core.progress import listen, task
+from mixer_probe.core.result import (
     ImagesRecord,
     ModelRecord,
     Result,
@@ -31,6 +30,8 @@ from mixer_probe.results import (
     save_results,
     to_dict,
 )
+from mixer_probe.models import describe
+from mixer_probe.models.layer import Layer
 from tests.networks import CASES
 from tests.sealed import sealed
 
@@ -166,7 +167,7 @@ def test_results_load_in_a_process_that_has_imported_nothing_else(tmp_path: Path
     """A saved similarity matrix or model card is read by a script that only opens the file."""
     card = describe(CASES["mixer"].model())
     file = save_results([card], tmp_path / "r.json")
-    script = f"from mixer_probe.results import load_results; print(load_results({str(file)!r})[0].model.fingerprint)"
+    script = f"from mixer_probe.core.result import load_results; print(load_results({str(file)!r})[0].model.fingerprint)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == card.model.fingerprint, done.stderr
 

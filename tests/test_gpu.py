@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mixer_probe.capture import every_position, extract, mean_over_positions, stream, to_host
-from mixer_probe.errors import OutOfMemoryWarning
+from mixer_probe.core.errors import OutOfMemoryWarning
 from mixer_probe.models import load_model
 from mixer_probe.similarity import compare_models, localisation_cka
 from tests.networks import CASES, Case, as_model, askable, noise

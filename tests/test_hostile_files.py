@@ -17,8 +17,8 @@ from hypothesis import given
 from timm.models.mlp_mixer import MlpMixer
 
 import mixer_probe as mp
+from mixer_probe.core.errors import MixerProbeError
 from mixer_probe.core.text import visible
-from mixer_probe.errors import MixerProbeError
 from tests.hostile import BOUNDED, FILES, Code, checkpoints, image_files, tell, torch_bytes
 from tests.networks import as_model, randomised
 

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 import mixer_probe as mp
-from mixer_probe.errors import ImagesError, MeasureError, MixerProbeError
+from mixer_probe.core.errors import ImagesError, MeasureError, MixerProbeError
+from mixer_probe.core.result import same
 from mixer_probe.images import Images, class_concepts
-from mixer_probe.results import same
+from mixer_probe.probing.figures import probe_curves
 from tests import walk
 from tests.walk import (
     ALONE,
@@ -48,7 +49,13 @@ def test_every_public_function_of_models_images_labels_or_results_has_a_row() ->
     wanted = walk.to_walk()
     assert sorted(wanted - rows) == []
     # Classes, and a function that no room exports.
-    public = {*walk.public_functions(), "similarity.StreamingCKA", "similarity.MinibatchCKA", "invariance.own_accuracy"}
+    public = {
+        *walk.public_functions(),
+        "capture.input_pictures",
+        "similarity.StreamingCKA",
+        "similarity.MinibatchCKA",
+        "invariance.own_accuracy",
+    }
     assert sorted(rows - public) == []
     assert all(test in globals() for test in OWN_TEST.values())
     assert len(wanted) > 90
@@ -57,7 +64,7 @@ def test_every_public_function_of_models_images_labels_or_results_has_a_row() ->
 def test_what_a_function_takes_is_read_from_its_signature() -> None:
     assert walk.marks(mp.probing.linear_probe) == {"RepresentationsLike"}
     assert walk.marks(mp.invariance.predictions) == {"Model", "Images", "DistortedImages"}
-    assert walk.marks(mp.figures.probe_curves) == {"ProbeResult"}
+    assert walk.marks(probe_curves) == {"ProbeResult"}
     assert walk.marks(mp.probing.knn_path) == {"y"}
     assert walk.marks(mp.visualization.amplitude) == set()
 
@@ -137,7 +144,7 @@ def test_labels_of_another_set_mean_what_their_names_say(name: str) -> None:
         quietly(probe, replace(w, images=without_first(w.images)), test)
 
 
-@pytest.mark.filterwarnings("ignore::mixer_probe.errors.UndefinedInvarianceWarning")
+@pytest.mark.filterwarnings("ignore::mixer_probe.core.errors.UndefinedInvarianceWarning")
 @pytest.mark.parametrize("extra", [False, True], ids=["missing", "extra"])
 def test_a_network_is_right_by_the_names_of_its_outputs(extra: bool) -> None:
     """Predictions and maps against those of labels that are the outputs' own indices."""
@@ -176,7 +183,7 @@ def test_an_order_of_images_changes_no_number() -> None:
     np.testing.assert_array_equal(*fits)
 
 
-@pytest.mark.filterwarnings("ignore::mixer_probe.errors.ImagesWarning")
+@pytest.mark.filterwarnings("ignore::mixer_probe.core.errors.ImagesWarning")
 def test_annotations_follow_their_images(tmp_path: Path) -> None:
     """Rows of a table meet images by name: in any order, for fewer images, and none for a name that it lacks."""
     images = images_of(0, folders=True)

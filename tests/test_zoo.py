@@ -20,7 +20,7 @@ from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
 
 from mixer_probe import load_images, zoo
-from mixer_probe.errors import CheckpointError, ModelError
+from mixer_probe.core.errors import CheckpointError, ModelError
 from mixer_probe.zoo import augmentation, cards
 from mixer_probe.zoo.architectures import ARCHITECTURES
 from mixer_probe.zoo.augmentation import Augmentation

@@ -9,8 +9,8 @@ from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
 
 import mixer_probe as mp
-from mixer_probe.report import StudySettings, run_study
-from mixer_probe.results import Result
+from mixer_probe.core.result import Result
+from mixer_probe.study import StudySettings, run_study
 
 SPEC = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "device": "cpu"}
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
+import importlib.util
 import inspect
 import re
 import tempfile
@@ -20,13 +22,15 @@ from PIL import Image
 from torch import nn
 
 import mixer_probe as mp
+from mixer_probe.attribution.figures import attribution_overlays
+from mixer_probe.capture import input_pictures
 from mixer_probe.capture.stream import transform_of
 from mixer_probe.core.fingerprint import keys_of
+from mixer_probe.core.result import Result, load_results, save_results
 from mixer_probe.images import DistortedImages, Images, LowPass, class_concepts, from_arrays
 from mixer_probe.invariance.own_accuracy import own_accuracy
 from mixer_probe.models import Model
 from mixer_probe.probing.targets import AlteredImages
-from mixer_probe.results import Result, load_results, save_results
 from tests.networks import CASES, as_model
 
 N, SIZE = 18, 32
@@ -166,7 +170,7 @@ def without_first(images: Images) -> Images:
 
 
 def plain(value: Any) -> Any:
-    """Numbers and names of what a function gave, for `mixer_probe.results.same`."""
+    """Numbers and names of what a function gave, for `mixer_probe.core.result.same`."""
     if isinstance(value, Model):
         return value.fingerprint
     if isinstance(value, (Images, DistortedImages, AlteredImages)):
@@ -286,7 +290,7 @@ ALONE: dict[str, Alone] = {
     "channels.activation_maps": lambda w: mp.channels.activation_maps(w.model, w.images, [1, 2], "blocks.0", 3),
     "channels.auroc_of": lambda w: mp.channels.auroc_of(*_labelled(w)),
     "channels.dprime_of": lambda w: mp.channels.dprime_of(*_labelled(w)),
-    "channels.input_pictures": lambda w: mp.channels.input_pictures(w.model, w.images, [1, 2]),
+    "capture.input_pictures": lambda w: input_pictures(w.model, w.images, [1, 2]),
     "channels.morcos_index": lambda w: mp.channels.morcos_index(np.abs(_labelled(w)[0]), _labelled(w)[1]),
     "channels.top_and_lowest": lambda w: mp.channels.top_and_lowest(w.model, w.images, {"blocks.0": 0}, k=2),
     "cost.at_resolution": lambda w: _outputs(mp.cost.at_resolution(w.model, SIZE), w),
@@ -316,7 +320,7 @@ ALONE: dict[str, Alone] = {
     "probing.shifted_images": lambda w: mp.probing.shifted_images(w.images),
     "report.make_sections": lambda w: [repr(s) for s in mp.report.make_sections([mp.models.describe(w.model)])],
     "report.narrate": lambda w: mp.report.narrate([mp.linear_probe(*w.runs, l2=[1.0]), _pixels(w)]),
-    "report.weight_results": lambda w: mp.report.weight_results([w.model], ["stem", "tying"], w.images),
+    "study.weight_results": lambda w: mp.study.weight_results([w.model], ["stem", "tying"], w.images),
     "similarity.best_matches": lambda w: mp.similarity.best_matches(mp.compare(w.reps, w.reps, **NO_DRAWS)),
     "similarity.localisation_cka": lambda w: mp.similarity.localisation_cka(w.model, w.images, "blocks.0", grid=2, **FEW),
     "similarity.StreamingCKA": _streamed,
@@ -537,8 +541,8 @@ TOGETHER: dict[str, tuple[Together, tuple[Change, ...]]] = {
     "channels.with_partners": (_with_partners, ANY),
     "cost.accuracy_cost": (_cost, (equal_names, permuted, extra_class)),
     "cost.accuracy_cost of few shots": (_few_shot_cost, ()),
-    "figures.attribution_overlays": (
-        lambda before, after: len(mp.figures.attribution_overlays([_gradcam(before)], after.images, indices=[0]).axes),
+    "attribution.figures.attribution_overlays": (
+        lambda before, after: len(attribution_overlays([_gradcam(before)], after.images, indices=[0]).axes),
         NEW_MODEL,
     ),
     "invariance.compare_architectures": (
@@ -591,7 +595,7 @@ TOGETHER: dict[str, tuple[Together, tuple[Change, ...]]] = {
 # Where the network, or what was done to it, does not enter the numbers: the caller gives maps, or a twin.
 INDIFFERENT = {
     "attribution.attribution_panel",
-    "figures.attribution_overlays",
+    "attribution.figures.attribution_overlays",
     "linear_probe untrained",
     "probing.few_shot_probe untrained",
 }
@@ -641,14 +645,14 @@ NEITHER = {
     "images.from_arrays": "makes images",
     "cost.time_forward": "seconds of this machine, which are others each time",
     "cost.time_together": "seconds of this machine, which are others each time",
-    "figures.overlay_image": "a picture and its map, which the caller has of one image",
+    "attribution.figures.overlay_image": "a picture and its map, which the caller has of one image",
     "probing.balanced_interval": _ARRAYS,
     "probing.binned": "cuts the values of one target, and keeps its images",
-    "report.run_study": "calls what is walked here; for what it keeps on disk see tests/report/test_resume.py",
+    "study.run_study": "calls what is walked here; for what it keeps on disk see tests/report/test_resume.py",
     "report.present": "draws what it is given, as write_report does",
 }
 # Figures of results alone: each result is drawn under the name of its own network and images.
-DRAWN = "figures"
+DRAWN = ".figures."
 
 
 # -- which public functions there are ----------------------------------------------------------------------------------
@@ -710,11 +714,20 @@ def public_functions() -> dict[str, Callable[..., Any]]:
             function = getattr(module, name)
             if inspect.isfunction(function) and function not in found.values():
                 found[f"{room}.{name}"] = function
+        if importlib.util.find_spec(f"mixer_probe.{room}.figures"):
+            figures = importlib.import_module(f"mixer_probe.{room}.figures")
+            public = getattr(figures, "__all__", [name for name in vars(figures) if not name.startswith("_")])
+            drawn = {name: getattr(figures, name) for name in public}
+            found |= {
+                f"{room}.figures.{name}": function
+                for name, function in drawn.items()
+                if inspect.isfunction(function) and function.__module__.startswith(figures.__name__)
+            }
     return found
 
 
 def to_walk() -> set[str]:
     """Public functions of models, images, labels or results; not the figures of results alone."""
     found = {name: marks(function) for name, function in public_functions().items()}
-    drawn = {name for name, of in found.items() if name.startswith(f"{DRAWN}.") and of <= results_known()}
+    drawn = {name for name, of in found.items() if DRAWN in name and of <= results_known()}
     return {name for name, of in found.items() if of} - drawn

@@ -7,12 +7,12 @@ from weakref import WeakKeyDictionary
 
 import mixer_probe as mp
 from mixer_probe.capture import Representations
+from mixer_probe.core.errors import ImagesError
 from mixer_probe.core.fingerprint import digest
-from mixer_probe.errors import ImagesError
+from mixer_probe.core.result import Result
 from mixer_probe.images import DistortedImages, Images
 from mixer_probe.models import Model, ModelCard, describe
 from mixer_probe.report import make_sections
-from mixer_probe.results import Result
 from mixer_probe_app import data, disk
 from mixer_probe_app.choice import RUN
 from mixer_probe_app.offers import resolve

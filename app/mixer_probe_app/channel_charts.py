@@ -14,11 +14,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
-from mixer_probe.capture import Representations
-from mixer_probe.channels import ChannelPartners, ClassSelectivity, TopImages, input_pictures, top_means
-from mixer_probe.figures.style import COLOURS, base_name, colour_of, short_name
+from mixer_probe.capture import Representations, input_pictures
+from mixer_probe.channels import ChannelPartners, ClassSelectivity, TopImages, top_means
+from mixer_probe.core.words import base_name, short_name
 from mixer_probe.images import Images
 from mixer_probe.models import Model
+from mixer_probe.plotting.style import COLOURS, colour_of
 from mixer_probe.stats import auroc_interval
 from mixer_probe_app.channel_table import TITLES, chance
 

@@ -9,8 +9,8 @@ import pandas as pd
 import streamlit as st
 
 from mixer_probe.channels import ClassSelectivity
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import whole_number
-from mixer_probe.errors import MeasureError
 from mixer_probe.images import Images
 from mixer_probe.models import Layer
 from mixer_probe_app import held

@@ -11,9 +11,9 @@ import streamlit as st
 
 from mixer_probe.capture import Representations
 from mixer_probe.channels import ChannelPartners, ChannelStatistics, ClassSelectivity, with_partners
+from mixer_probe.channels.figures import channel_page
 from mixer_probe.channels.selectivity import LEVEL
-from mixer_probe.errors import MixerProbeError
-from mixer_probe.figures import channel_page
+from mixer_probe.core.errors import MixerProbeError
 from mixer_probe.images import Images
 from mixer_probe.models import Model
 from mixer_probe.stats import auroc_interval

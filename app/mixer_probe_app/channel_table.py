@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mixer_probe.channels import ChannelStatistics, ClassSelectivity
-from mixer_probe.errors import MeasureError, closest
+from mixer_probe.core.errors import MeasureError, closest
 
 # What a person can sort by, draw and search: the column, and what it is called.
 STATISTICS = {

@@ -9,13 +9,7 @@ import numpy as np
 
 import mixer_probe as mp
 from mixer_probe.capture import Representations
-from mixer_probe.channels import (
-    ChannelPage,
-    ChannelPartners,
-    ChannelStatistics,
-    ClassSelectivity,
-    channel_pages,
-)
+from mixer_probe.channels import ChannelPage, ChannelPartners, ChannelStatistics, ClassSelectivity, channel_pages
 from mixer_probe.images import Images
 from mixer_probe.models import Layer, Model
 from mixer_probe_app.analyses import BATCH, LAYERS, key_of, key_of_images, representations, stored_run

@@ -8,10 +8,11 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from mixer_probe.figures.style import base_name, colour_of, short_name
+from mixer_probe.core.result import ModelRecord
+from mixer_probe.core.words import base_name, short_name
 from mixer_probe.models import Layer
+from mixer_probe.plotting.style import colour_of
 from mixer_probe.probing import ProbeResult
-from mixer_probe.results import ModelRecord
 from mixer_probe.similarity import LayerMatches, SimilarityMatrix, best_matches
 
 NULL_GREY = "#9E9E9E"

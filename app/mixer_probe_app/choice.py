@@ -13,7 +13,7 @@ import torch
 from streamlit.delta_generator import DeltaGenerator
 
 import mixer_probe as mp
-from mixer_probe.figures.style import short_name
+from mixer_probe.core.words import short_name
 from mixer_probe.models.catalogue import CatalogueEntry
 from mixer_probe_app import held
 from mixer_probe_app.offers import labels, resolve

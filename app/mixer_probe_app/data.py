@@ -19,11 +19,11 @@ import numpy as np
 import streamlit as st
 
 import mixer_probe as mp
+from mixer_probe.core.errors import ImagesError, StoreError
 from mixer_probe.core.files import reason
 from mixer_probe.core.fingerprint import folder_state
 from mixer_probe.core.text import visible
 from mixer_probe.core.validate import shown, whole_number
-from mixer_probe.errors import ImagesError, StoreError
 from mixer_probe.images import Images
 from mixer_probe_app import disk, held
 from mixer_probe_app.offers import PICTURES, UPLOADED, labels, offers, resolve, roots, uploads

@@ -25,9 +25,9 @@ except ImportError:  # Windows removes no file that is open
 import mixer_probe as mp
 from mixer_probe.capture import Representations
 from mixer_probe.capture.store import writing
+from mixer_probe.core.errors import StoreError
 from mixer_probe.core.files import write_bytes
-from mixer_probe.errors import StoreError
-from mixer_probe.results import from_dict, to_dict
+from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe_app.offers import UPLOADED, cache_folder
 
 # In bytes. What was not used for longest goes first.

@@ -9,12 +9,12 @@ import numpy as np
 import streamlit as st
 
 import mixer_probe as mp
-from mixer_probe.errors import MixerProbeError
-from mixer_probe.figures.style import short_name
+from mixer_probe.core.errors import MixerProbeError
+from mixer_probe.core.result import ModelRecord
+from mixer_probe.core.words import short_name
 from mixer_probe.images import Images
 from mixer_probe.models import ModelCard
 from mixer_probe.models.catalogue import CatalogueEntry
-from mixer_probe.results import ModelRecord
 from mixer_probe_app import analyses, choice, data, disk, menu, store
 from mixer_probe_app.choice import CHECKPOINT, RUN, UNTRAINED
 from mixer_probe_app.messages import advice, guarded, plain

@@ -8,7 +8,8 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from mixer_probe.figures.style import GREY, base_name, colour_of, short_name
+from mixer_probe.core.words import base_name, short_name
+from mixer_probe.plotting.style import GREY, colour_of
 from mixer_probe.weights import KernelTying, PositionEmbeddings, SpatialKernels, StemFilters
 
 KERNEL_MEASURES = {

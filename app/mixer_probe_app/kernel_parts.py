@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from mixer_probe.figures import (
+from mixer_probe.core.words import short_name
+from mixer_probe.weights.figures import (
     anatomy_bars,
     average_kernels,
     kernel_dictionary,
@@ -18,7 +19,6 @@ from mixer_probe.figures import (
     stem_component_pictures,
     stem_pictures,
 )
-from mixer_probe.figures.style import short_name
 from mixer_probe_app import data, held, kernel_charts, kernels, show
 from mixer_probe_app.analyses import findings
 from mixer_probe_app.messages import guarded, plain

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import streamlit as st
 
 import mixer_probe as mp
-from mixer_probe.errors import ModelError
-from mixer_probe.figures.style import base_name
+from mixer_probe.core.errors import ModelError
+from mixer_probe.core.result import Result
+from mixer_probe.core.words import base_name
 from mixer_probe.images import Images
 from mixer_probe.models import Model
-from mixer_probe.results import Result
 from mixer_probe.weights import StemComponents, StemFilters, stem_components
 from mixer_probe.weights.channel_kernels import needs_images
 from mixer_probe_app import seen

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import streamlit as st
 import torch
 
-from mixer_probe.errors import CheckpointError, ImagesError, MixerProbeError, ModelError
+from mixer_probe.core.errors import CheckpointError, ImagesError, MixerProbeError, ModelError
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|$:~^=])")
 

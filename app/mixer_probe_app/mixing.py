@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 import mixer_probe as mp
-from mixer_probe.capture import stream
-from mixer_probe.channels import Extremes, RunningTop, extremes, input_pictures
+from mixer_probe.capture import input_pictures, stream
+from mixer_probe.channels import Extremes, RunningTop, extremes
 from mixer_probe.images import Images
 from mixer_probe.images.classes import class_name
 from mixer_probe.models import Layer, Model

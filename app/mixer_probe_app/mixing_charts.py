@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from mixer_probe.figures.style import COLOURS, DIVERGING, GREY, base_name, colour_of, short_name
+from mixer_probe.core.words import base_name, short_name
+from mixer_probe.plotting.style import COLOURS, DIVERGING, GREY, colour_of
 from mixer_probe.weights import TokenMixing
 
 CLICK = "picked"

@@ -15,8 +15,8 @@ from typing import Literal
 import platformdirs
 import streamlit as st
 
+from mixer_probe.core.errors import StoreError, closest
 from mixer_probe.core.files import reason, write_bytes
-from mixer_probe.errors import StoreError, closest
 
 Kind = Literal["checkpoint", "run", "results", "images"]
 

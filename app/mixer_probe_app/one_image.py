@@ -12,11 +12,11 @@ from scipy.special import softmax
 
 import mixer_probe as mp
 from mixer_probe.capture import Representations
-from mixer_probe.errors import ImagesError, MeasureError
-from mixer_probe.figures.style import COLOURS
+from mixer_probe.core.errors import ImagesError, MeasureError
 from mixer_probe.images import DistortedImages, Distortion, Images, distort
 from mixer_probe.models import Layer, Model
 from mixer_probe.models.classes import labels_as_outputs, outputs_of
+from mixer_probe.plotting.style import COLOURS
 from mixer_probe.probing import knn_path
 from mixer_probe_app.analyses import key_of, key_of_images, representations
 from mixer_probe_app.choice import shown

@@ -20,8 +20,8 @@ import pandas as pd
 import streamlit as st
 from PIL import Image, ImageOps
 
+from mixer_probe.core.errors import ImagesError, ImagesWarning, StoreError
 from mixer_probe.core.text import visible
-from mixer_probe.errors import ImagesError, ImagesWarning, StoreError
 from mixer_probe.images import Images, from_arrays, photo_credit
 from mixer_probe.images.decode import MOST_PIXELS, is_deep, reason, to_rgb
 from mixer_probe_app import data, held, offers, seen

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from mixer_probe.core.result import Result
 from mixer_probe.images import Images
 from mixer_probe.probing import ConfusionMatrix, PatchPosition, PositionProbe, ProbeResult
-from mixer_probe.results import Result
 from mixer_probe_app import charts, held, show
 from mixer_probe_app import probes as pr
 from mixer_probe_app.analyses import findings

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import mixer_probe as mp
+from mixer_probe.core.errors import MixerProbeError, StoreError
+from mixer_probe.core.result import Result
+from mixer_probe.core.section import Section
 from mixer_probe.core.text import csv_text
-from mixer_probe.errors import MixerProbeError, StoreError
 from mixer_probe.report import make_sections
-from mixer_probe.report.section import Section
-from mixer_probe.results import Result
 from mixer_probe_app.seen import Seen
 from mixer_probe_app.show import slug
 from mixer_probe_app.store import find, made

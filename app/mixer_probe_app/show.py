@@ -13,8 +13,8 @@ import pandas as pd
 import streamlit as st
 from matplotlib.figure import Figure
 
+from mixer_probe.core.section import Picture, Section, Table
 from mixer_probe.core.text import csv_text
-from mixer_probe.report.section import Picture, Section, Table
 from mixer_probe_app.messages import plain
 from mixer_probe_app.store import made, worker
 

@@ -16,12 +16,13 @@ from sklearn.neighbors import NearestNeighbors
 
 import mixer_probe as mp
 from mixer_probe.capture import Representations
+from mixer_probe.core.finding import Number
+from mixer_probe.core.words import name_of
 from mixer_probe.images import Images
-from mixer_probe.report.finding import Number, extremes_differ
-from mixer_probe.report.findings_similarity import similarity_findings
-from mixer_probe.report.texts import name_of
 from mixer_probe.similarity import MEASURES, LayerMatches, SimilarityMatrix, best_matches, find_measure
+from mixer_probe.similarity.findings import similarity_findings
 from mixer_probe.similarity.neighbours import clamp_outliers
+from mixer_probe.stats.claims import extremes_differ
 from mixer_probe_app import held, seen
 from mixer_probe_app.analyses import LAYERS, key_of, key_of_images, representations
 from mixer_probe_app.choice import CHECKPOINT, RUN, UNTRAINED, catalogue, shown

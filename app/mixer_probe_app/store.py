@@ -21,10 +21,10 @@ import streamlit as st
 import torch
 
 import mixer_probe as mp
+from mixer_probe.core.errors import MixerProbeError, MixerProbeWarning, ModelError
+from mixer_probe.core.progress import listen
 from mixer_probe.core.validate import shown
-from mixer_probe.errors import MixerProbeError, MixerProbeWarning, ModelError
 from mixer_probe.models import Model, check_name
-from mixer_probe.progress import listen
 from mixer_probe_app import disk
 from mixer_probe_app.choice import CHECKPOINT, MOST, RUN, UNTRAINED, device
 from mixer_probe_app.messages import Halted, plain
@@ -112,7 +112,7 @@ class Job:
         return self.stopped.is_set() or time.monotonic() - self._watched > _PATIENCE
 
     def report(self, step: str, done: int, total: int) -> None:
-        """What `mixer_probe.progress` calls at every step; raises Stopped."""
+        """What `mixer_probe.core.progress` calls at every step; raises Stopped."""
         self.step = (step, done, total)
         if self.unwanted:
             raise Stopped

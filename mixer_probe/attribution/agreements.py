@@ -13,9 +13,9 @@ import pandas as pd
 from mixer_probe.attribution.attributions import Attribution
 from mixer_probe.attribution.maps import pool
 from mixer_probe.attribution.randomisation import rank_table
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError
-from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.stats import max_p, mean_interval
 
 # Paired values that are in memory at once.

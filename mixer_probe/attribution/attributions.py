@@ -19,14 +19,20 @@ from mixer_probe.attribution.network import Target, Targets, chosen, explaining,
 from mixer_probe.attribution.path import relative_gap
 from mixer_probe.capture import ImageSource, as_source
 from mixer_probe.capture.stream import transform_of
+from mixer_probe.core.errors import (
+    EmptyAttributionWarning,
+    ImagesError,
+    ImagesWarning,
+    IncompleteAttributionWarning,
+    MeasureError,
+)
+from mixer_probe.core.progress import task
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.switches import plain_modes, seeded
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import EmptyAttributionWarning, ImagesError, ImagesWarning, IncompleteAttributionWarning, MeasureError
 from mixer_probe.models.classes import labels_as_outputs, outputs_of
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.progress import task
-from mixer_probe.results import ImagesRecord, ModelRecord, Result
 
 
 @dataclass(frozen=True)

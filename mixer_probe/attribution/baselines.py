@@ -12,8 +12,8 @@ from functools import partial
 import torch
 from torchvision.transforms.v2.functional import gaussian_blur
 
+from mixer_probe.core.errors import MeasureError, closest
 from mixer_probe.core.inputs import InputSpec
-from mixer_probe.errors import MeasureError, closest
 
 _BLUR = 1 / 8
 

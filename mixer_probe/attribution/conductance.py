@@ -25,12 +25,12 @@ from mixer_probe.attribution.attributions import batches_of, check_gradient
 from mixer_probe.attribution.baselines import Baseline, make_baseline
 from mixer_probe.attribution.network import Target, Targets, chosen, explaining, logits_of, patch_grid, tapped, target_logits
 from mixer_probe.capture import ImageSource, as_source
-from mixer_probe.capture.views import positions_and_prefix
+from mixer_probe.capture.positions import positions_and_prefix
+from mixer_probe.core.errors import IncompleteAttributionWarning, LayerError, MeasureError
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import IncompleteAttributionWarning, LayerError, MeasureError
 from mixer_probe.models.layer import Axes, Layer
 from mixer_probe.models.model import Model
-from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.weights.token_matrices import token_matrices
 
 # Units of every block whose maps are kept.

@@ -21,10 +21,10 @@ from mixer_probe.attribution.baselines import Baseline, make_baseline
 from mixer_probe.attribution.maps import cells
 from mixer_probe.attribution.network import chosen, explaining, logits_of
 from mixer_probe.capture import ImageSource, as_source
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError
 from mixer_probe.models.model import Model
-from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.stats import mean_interval
 
 GAMES = ("deletion", "insertion")

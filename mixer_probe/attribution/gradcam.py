@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mixer_probe.attribution.network import chosen, last_block, patch_grid, tokens_read, values_and_gradients
-from mixer_probe.capture.views import positions_and_prefix
-from mixer_probe.errors import MeasureError
+from mixer_probe.capture.positions import positions_and_prefix
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.stats import rankdata
 
-from mixer_probe.errors import MeasureError
+from mixer_probe.core.errors import MeasureError
 
 
 def edges(size: int, cells: int) -> np.ndarray:

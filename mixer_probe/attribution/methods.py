@@ -15,8 +15,8 @@ from mixer_probe.attribution.gradcam import gradcam, gradcam_layer
 from mixer_probe.attribution.network import logits_of, patch_grid
 from mixer_probe.attribution.path import Quadrature, integrate
 from mixer_probe.attribution.rollout import ReadOut, attention_places, attention_rollout, gradient_attention
+from mixer_probe.core.errors import MeasureError, closest
 from mixer_probe.core.switches import copied
-from mixer_probe.errors import MeasureError, closest
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from mixer_probe.capture import ImageSource
-from mixer_probe.capture.views import positions_and_prefix
+from mixer_probe.capture.positions import positions_and_prefix
+from mixer_probe.core.errors import ImagesError, MeasureError
 from mixer_probe.core.hooks import Call, hooked
 from mixer_probe.core.switches import evaluating, frozen
-from mixer_probe.errors import ImagesError, MeasureError
 from mixer_probe.models.classes import labels_as_outputs
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model

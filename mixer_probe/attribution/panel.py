@@ -11,11 +11,11 @@ import pandas as pd
 from PIL import Image
 
 from mixer_probe.attribution.attributions import Attribution
-from mixer_probe.errors import ImagesError, MeasureError
+from mixer_probe.core.errors import ImagesError, MeasureError
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.images import Images
 from mixer_probe.images.classes import class_name
 from mixer_probe.models.layer import Layer
-from mixer_probe.results import ImagesRecord, ModelRecord, Result
 
 # A few extreme pixels would leave the rest of a map invisible.
 QUANTILE = 0.99

@@ -24,11 +24,11 @@ from mixer_probe.attribution.maps import centred_ranks, pool, spearman, ssim
 from mixer_probe.attribution.network import explaining
 from mixer_probe.attribution.robustness import explainer_of
 from mixer_probe.capture import ImageSource, as_source
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.switches import copied
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError
 from mixer_probe.models.model import Model
-from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.stats import crossed_interval, mean_interval
 from mixer_probe.stats.intervals import Estimate
 

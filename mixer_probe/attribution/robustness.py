@@ -25,11 +25,11 @@ from mixer_probe.attribution.maps import cells
 from mixer_probe.attribution.methods import Explained
 from mixer_probe.attribution.network import explaining, logits_of
 from mixer_probe.capture import ImageSource, as_source
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.switches import seeded
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError
 from mixer_probe.models.model import Model
-from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.stats import mean_interval
 
 

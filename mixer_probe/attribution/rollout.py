@@ -19,8 +19,8 @@ from mixer_probe.attribution.network import (
     tokens_read,
     values_and_gradients,
 )
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.switches import unfused
-from mixer_probe.errors import MeasureError
 from mixer_probe.models.layer import Axes
 from mixer_probe.models.model import Model
 from mixer_probe.models.structure import BlockRun

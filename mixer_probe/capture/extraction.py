@@ -19,10 +19,10 @@ from mixer_probe.capture.hooks import Reducer, every_position, first_prefix_toke
 from mixer_probe.capture.representations import PREFIX, Reduce, Representations, RunRecord, count_non_finite
 from mixer_probe.capture.store import RunWriter, check_place, open_run, stored_shape, writing
 from mixer_probe.capture.stream import ImageSource, Piece, as_source, stream, to_host
+from mixer_probe.core.errors import ImagesError, LayerError, NonFiniteWarning, StoreError
 from mixer_probe.core.files import printable
 from mixer_probe.core.fingerprint import keys_of
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import ImagesError, LayerError, NonFiniteWarning, StoreError
 from mixer_probe.images import DistortedImages, Images
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model

@@ -8,10 +8,10 @@ from typing import Generic, TypeVar
 
 import torch
 
-from mixer_probe.capture.views import positions_and_prefix
+from mixer_probe.capture.positions import positions_and_prefix
+from mixer_probe.core.errors import ImagesError, LayerError
 from mixer_probe.core.hooks import Call, Passes, Stop, hooked
 from mixer_probe.core.switches import evaluating
-from mixer_probe.errors import ImagesError, LayerError
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 

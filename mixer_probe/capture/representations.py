@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mixer_probe.core.errors import ImagesError, LayerError, closest
 from mixer_probe.core.files import printable
 from mixer_probe.core.fingerprint import images_fingerprint, keys_by_name, pictures_fingerprint
-from mixer_probe.errors import ImagesError, LayerError, closest
+from mixer_probe.core.result import ImagesRecord, ModelRecord, storable
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.structure import matching
-from mixer_probe.results import ImagesRecord, ModelRecord, storable
 
 # Names of prefix tokens beside those of their layers, where both are kept.
 PREFIX = "prefix/"

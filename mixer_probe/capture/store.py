@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mixer_probe.capture.representations import PREFIX, Representations, RunRecord, count_non_finite
+from mixer_probe.core.errors import StoreError
 from mixer_probe.core.files import (
     checksum,
     is_leftover,
@@ -33,9 +34,8 @@ from mixer_probe.core.files import (
     write_text,
 )
 from mixer_probe.core.fingerprint import keys_by_name
-from mixer_probe.errors import StoreError
+from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.models.layer import Layer
-from mixer_probe.results import from_dict, to_dict
 
 if TYPE_CHECKING:
     import zarr

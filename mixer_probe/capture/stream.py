@@ -15,15 +15,15 @@ from torch.utils import _pytree as pytree
 
 from mixer_probe.capture.heap import kept_heap
 from mixer_probe.capture.hooks import Reducer, capture
+from mixer_probe.core.errors import ImagesError, MixerProbeError, ModelError, OutOfMemoryWarning
 from mixer_probe.core.fingerprint import images_fingerprint, pictures_fingerprint, tensor_keys
+from mixer_probe.core.progress import task
+from mixer_probe.core.result import ImagesRecord
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import ImagesError, MixerProbeError, ModelError, OutOfMemoryWarning
 from mixer_probe.images.transforms import split_transform, transform_for
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.load import resolve_dtype
 from mixer_probe.models.model import Model
-from mixer_probe.progress import task
-from mixer_probe.results import ImagesRecord
 
 T = TypeVar("T")
 
@@ -200,6 +200,17 @@ def pixel_batches(model: Model, images: ImageSource | torch.Tensor, batch_size: 
     mean, std = (torch.tensor(v)[:, None, None] for v in (model.input.mean, model.input.std))
     for batch in source.batches(to_pixels, batch_size):
         yield (batch.cpu() * std.to(batch.dtype) + mean.to(batch.dtype)).clamp(0, 1) if finished else batch.cpu()
+
+
+def input_pictures(model: Model, images: ImageSource | torch.Tensor, index: Iterable[int]) -> np.ndarray:
+    """What the network saw of the images at `index`, uint8 RGB [n, height, width, 3]: resized and cropped, not normalised.
+
+    Where the network takes other than three channels, their mean in grey.
+
+    Raises ImagesError for sources that give no single images."""
+    pixels = torch.cat(list(pixel_batches(model, part_of(images, index))))
+    colours = pixels if pixels.shape[1] == 3 else pixels.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    return np.asarray((colours.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy())
 
 
 class _Runner:

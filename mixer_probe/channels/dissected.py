@@ -11,16 +11,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mixer_probe.capture import ImageSource, as_source, part_of
+from mixer_probe.capture import ImageSource, as_source, input_pictures, part_of
 from mixer_probe.channels.dissection import Dissection, _require_grids
 from mixer_probe.channels.overlap import annotated, every, seen_masks, upsampler
-from mixer_probe.channels.top import activation_maps, input_pictures, top_images
+from mixer_probe.channels.top import activation_maps, top_images
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError
 from mixer_probe.images.concepts import Concepts
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.results import ImagesRecord, ModelRecord, Result
 
 
 @dataclass(frozen=True)

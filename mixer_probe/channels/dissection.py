@@ -36,12 +36,19 @@ from mixer_probe.channels.overlap import (
 )
 from mixer_probe.channels.selectivity import LEVEL
 from mixer_probe.channels.statistics import place_of
+from mixer_probe.core.errors import (
+    ImagesError,
+    LayerError,
+    MeasureError,
+    UndefinedChannelsWarning,
+    UndefinedConceptsWarning,
+    closest,
+)
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import ImagesError, LayerError, MeasureError, UndefinedChannelsWarning, UndefinedConceptsWarning, closest
 from mixer_probe.images.concepts import Concepts
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.stats import check_permutations, upper_quantile
 
 Attributes = Literal["peak", "fill"]

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from mixer_probe.capture import ImageSource, stream
 from mixer_probe.channels.upsampling import anchors, interpolation
+from mixer_probe.core.errors import ImagesError, MeasureError
+from mixer_probe.core.progress import task
 from mixer_probe.core.validate import check_fraction
-from mixer_probe.errors import ImagesError, MeasureError
 from mixer_probe.images import Images
 from mixer_probe.images.concepts import Concepts, Geometry, image_size, mask_geometry
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.progress import task
 
 # Values held at once while maps are laid over pixels, and while masks of an image are dealt out anew.
 _VALUES = 2**24

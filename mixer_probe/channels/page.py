@@ -11,17 +11,17 @@ import pandas as pd
 from PIL import Image
 from torch import Tensor
 
-from mixer_probe.capture import ImageSource
+from mixer_probe.capture import ImageSource, input_pictures
 from mixer_probe.channels.partners import ChannelPartners
 from mixer_probe.channels.selectivity import ClassSelectivity
 from mixer_probe.channels.statistics import ChannelStatistics
-from mixer_probe.channels.top import By, TopImages, activation_maps, input_pictures, top_and_lowest, top_means
+from mixer_probe.channels.top import By, TopImages, activation_maps, top_and_lowest, top_means
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result, storable
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError
 from mixer_probe.images.classes import class_name
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.results import ImagesRecord, ModelRecord, Result, storable
 from mixer_probe.similarity.inputs import RepresentationsLike
 
 # (model, layer, channel, correlation, p corrected for all pairs of channels)

@@ -13,11 +13,11 @@ from scipy import fft
 from torch import Tensor
 
 from mixer_probe.channels.selectivity import LEVEL, image_means
+from mixer_probe.core.errors import LayerError, MeasureError, UndefinedChannelsWarning, closest
 from mixer_probe.core.fingerprint import check_same_images
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import LayerError, MeasureError, UndefinedChannelsWarning, closest
 from mixer_probe.models.layer import Layer
-from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import RepresentationsLike, to_grid
 from mixer_probe.similarity.nulls import draw_pairings
 from mixer_probe.stats import check_permutations, upper_quantile

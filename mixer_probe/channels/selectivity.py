@@ -16,11 +16,11 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from mixer_probe.channels.statistics import place_of
+from mixer_probe.core.errors import MeasureError, UndefinedChannelsWarning
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError, UndefinedChannelsWarning
 from mixer_probe.images.classes import class_name, quoted, require_labels
 from mixer_probe.models.layer import Layer
-from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import RepresentationsLike
 from mixer_probe.stats import check_permutations, upper_quantile
 

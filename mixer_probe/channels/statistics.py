@@ -16,11 +16,11 @@ from mixer_probe.capture import ImageSource, Reducer, as_source, stream
 from mixer_probe.channels.clusters import Together, together, undefined
 from mixer_probe.channels.moments import Central, LayerMoments, channel_moments, measured
 from mixer_probe.channels.quantiles import LEVELS, median_magnitude, quantiles_of, share_beyond
+from mixer_probe.core.errors import LayerError, MeasureError, NonFiniteWarning, closest
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import LayerError, MeasureError, NonFiniteWarning, closest
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.results import ImagesRecord, ModelRecord, Result
 
 __all__ = ["MASSIVE", "ChannelMoments", "ChannelStatistics", "channel_moments", "channel_statistics"]
 

@@ -18,13 +18,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mixer_probe.capture import ImageSource, as_source, every_position, part_of, pixel_batches, stream
+from mixer_probe.capture import ImageSource, as_source, every_position, part_of, stream
+from mixer_probe.core.errors import LayerError, MeasureError, NonFiniteWarning
 from mixer_probe.core.fingerprint import keys_of
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import LayerError, MeasureError, NonFiniteWarning
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import RepresentationsLike
 
 By = Literal["peak", "mean"]
@@ -336,17 +336,6 @@ def _warn_non_finite(top: RunningTop, layer: Layer, model: Model) -> None:
             NonFiniteWarning,
             stacklevel=5,
         )
-
-
-def input_pictures(model: Model, images: ImageSource | Tensor, index: Iterable[int]) -> np.ndarray:
-    """What the network saw of the images at `index`, uint8 RGB [n, height, width, 3]: resized and cropped, not normalised.
-
-    Where the network takes other than three channels, their mean in grey.
-
-    Raises ImagesError for sources that give no single images."""
-    pixels = torch.cat(list(pixel_batches(model, part_of(images, index))))
-    colours = pixels if pixels.shape[1] == 3 else pixels.mean(1, keepdim=True).expand(-1, 3, -1, -1)
-    return np.asarray((colours.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy())
 
 
 @checked(MeasureError)

@@ -1,5 +1,5 @@
-"""The command line: `mixer-probe demo | models | inspect | extract | compare | probe | weights | channels | attribute | report |
-render | diff | app`."""
+"""The command line `mixer-probe`: demo, models, analyses, inspect, extract, compare, probe, weights, channels, attribute, report,
+render, diff and app."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from mixer_probe.cli import looking, similarity, probes, weights, channels, attribute, reports, diff  # isort: skip  # noqa: F401
 from mixer_probe.cli.options import app, console, errors
 from mixer_probe.cli.signals import Ended, told_to_end
-from mixer_probe.errors import MixerProbeError
+from mixer_probe.core.errors import MixerProbeError
 
 __all__ = ["DEBUG", "app", "console", "errors", "main"]
 
@@ -72,7 +72,7 @@ def _end(sentence: str, code: int) -> None:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    from mixer_probe.errors import MixerProbeWarning
+    from mixer_probe.core.errors import MixerProbeWarning
 
     if issubclass(category, MixerProbeWarning):
         errors.print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)

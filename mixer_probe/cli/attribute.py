@@ -29,11 +29,11 @@ from mixer_probe.cli.options import (
 )
 from mixer_probe.cli.output import print_json, print_sections, tables_by_kind, write_files
 from mixer_probe.cli.shared import check_layer, find_images, model_loaders
-from mixer_probe.errors import ImagesError, MeasureError
+from mixer_probe.core.errors import ImagesError, MeasureError
 
 if TYPE_CHECKING:
     from mixer_probe.images import Images
-    from mixer_probe.report.attribution_study import AttributionSettings, AttributionStudy
+    from mixer_probe.study.attributions import AttributionSettings, AttributionStudy
 
 
 @app.command(epilog="Example: mixer-probe attribute zoo:mixer zoo:vit --method saliency,gradcam --out attributions")
@@ -85,7 +85,7 @@ def attribute(
 
     With --out writes every map over its image at the image's own resolution, every figure as SVG and PNG, the numbers as CSV, all
     maps (attributions.json), results.json and report.html."""
-    from mixer_probe.report.attribution_study import AttributionStudy
+    from mixer_probe.study.attributions import AttributionStudy
 
     settings = _settings(what, method, target, layer, baseline, batch_size, seed, shown)
     loaders = model_loaders(names, pretrained, checkpoint, device, model_args, class_names)
@@ -103,9 +103,10 @@ def _settings(
     from dataclasses import replace
 
     from mixer_probe.attribution import METHODS
-    from mixer_probe.report.attribution_study import THOROUGH, WHAT, AttributionSettings, check_attributions, check_methods
+    from mixer_probe.attribution.analyses import ROOM
+    from mixer_probe.study.attributions import THOROUGH, AttributionSettings, check_methods
 
-    chosen = WHAT if what == "all" else check_attributions(_parts(what))
+    chosen = ROOM.names if what == "all" else ROOM.check(_parts(what))
     named = None if method in (None, "all") else check_methods(_parts(method or ""))
     if layer is not None and named is not None and "gradcam" not in named:
         raise MeasureError("--layer is that of Grad-CAM; add gradcam to --method or leave --layer out")
@@ -153,8 +154,8 @@ def _deliver(study: AttributionStudy, out: Path | None, as_json: bool) -> None:
 
 def _maps(study: AttributionStudy) -> dict[str, str | bytes]:
     """Every map over its image, pixel by pixel, and all maps as data, by the names of their files."""
-    from mixer_probe.figures import overlay_image
-    from mixer_probe.results import results_text
+    from mixer_probe.attribution.figures import overlay_image
+    from mixer_probe.core.result import results_text
 
     if not study.wants("overlays"):
         return {}

@@ -32,12 +32,12 @@ from mixer_probe.cli.options import (
 )
 from mixer_probe.cli.output import print_json, print_sections, tables_by_kind, write_files
 from mixer_probe.cli.shared import check_layers, find_images, model_loaders, study_settings, train_and_test, without_gaps
-from mixer_probe.errors import LayerError, MeasureError, closest
+from mixer_probe.core.errors import LayerError, MeasureError, closest
 
 if TYPE_CHECKING:
+    from mixer_probe.core.result import Result
     from mixer_probe.images import Images
     from mixer_probe.models import Model
-    from mixer_probe.results import Result
 
 Asked = dict[str, tuple[int, ...]]
 
@@ -88,8 +88,8 @@ def channels(
 
     With --out writes every figure as SVG and PNG, the numbers as CSV, results.json and report.html."""
     from mixer_probe.images import load_concepts
-    from mixer_probe.report import Study
     from mixer_probe.stats import check_permutations
+    from mixer_probe.study import Study
 
     asked, by_name = _asked(channel), what not in (None, "all")
     sources = [path for path in (masks, attributes) if path is not None]
@@ -124,19 +124,19 @@ def channels(
 
 def _analyses(what: str | None, networks: int, asked: bool, annotated: bool, visualize: bool) -> tuple[str, ...]:
     """Analyses asked for, by name or by the options that they alone have. Raises MeasureError."""
-    from mixer_probe.report.channel_study import WHAT, check_channels
+    from mixer_probe.channels.analyses import ROOM
 
     implied = ["dissection"] * annotated + ["visualization"] * visualize + ["pages"] * (asked or visualize)
     if what is None and implied:
         return tuple(dict.fromkeys(implied))
     if what is None or what == "all":
-        return check_channels([name for name in WHAT if networks > 1 or name != "partners"] + implied)
-    chosen = check_channels([name.strip() for name in what.split(",")] + implied)
+        return ROOM.check([name for name in ROOM.defaults if networks > 1 or name != "partners"] + implied)
+    chosen = ROOM.check([name.strip() for name in what.split(",")] + implied)
     if "partners" in chosen and networks < 2:
         raise MeasureError("partners are channels of another network: give two networks or more, or leave out partners")
     if "dissection" in chosen and not annotated:
         raise MeasureError("a dissection needs annotated images: give --masks FOLDER or --attributes FILE.csv")
-    return check_channels([*chosen, *(["pages"] if "visualization" in chosen else [])])
+    return ROOM.check([*chosen, *(["pages"] if "visualization" in chosen else [])])
 
 
 def _asked(channel: Sequence[str] | None) -> Asked:
@@ -185,8 +185,8 @@ def _images(
 
 def _check_labels(images: Images, train: Images | None, chosen: Sequence[str], seed: int) -> None:
     """Raises ImagesError or MeasureError for labels that the analyses need and that are missing or too few."""
-    from mixer_probe.report.channel_study import check_labels
-    from mixer_probe.report.study import label_halves
+    from mixer_probe.channels.analyses import check_labels
+    from mixer_probe.study.study import label_halves
 
     check_labels(images, chosen)
     if "needed" in chosen and train is None:

@@ -12,7 +12,7 @@ import typer
 
 from mixer_probe.cli.options import AsJson, app, console, folder
 from mixer_probe.cli.output import print_json
-from mixer_probe.errors import StoreError
+from mixer_probe.core.errors import StoreError
 
 if TYPE_CHECKING:
     from mixer_probe.report.diff import ReportDiff

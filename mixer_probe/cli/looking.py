@@ -1,4 +1,4 @@
-"""What there is and what a network is: `models`, `inspect` and `extract`."""
+"""What there is and what a network is: `models`, `analyses`, `inspect` and `extract`."""
 
 from __future__ import annotations
 
@@ -63,6 +63,19 @@ def _print_catalogue(entries: Sequence[CatalogueEntry]) -> None:
             console.print(f"\n{entry.name}.{tag}: {note}", markup=False, highlight=False)
 
 
+@app.command(epilog="Example: mixer-probe analyses")
+def analyses(as_json: AsJson = False) -> None:
+    """List all analyses: their room, name, question, what they need, and the types of their results."""
+    from mixer_probe import catalog
+    from mixer_probe.cli.output import print_rows
+
+    header = ("room", "name", "question", "needs", "results")
+    if as_json:
+        print_json([dict(zip(header, row, strict=True)) for row in catalog.listed()])
+        return
+    print_rows(header, catalog.listed())
+
+
 @app.command(epilog="Example: mixer-probe inspect mixer_b16_224 --no-pretrained")
 def inspect(
     model: ModelName,
@@ -73,8 +86,8 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Print a model's layers, parameters and multiply-accumulates."""
+    from mixer_probe.core.result import to_dict
     from mixer_probe.models import describe
-    from mixer_probe.results import to_dict
 
     card = describe(model_loaders([model], pretrained, checkpoint, device, model_args)[0]())
     if as_json:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from mixer_probe.report.section import Section
-    from mixer_probe.results import Result
+    from mixer_probe.core.result import Result
+    from mixer_probe.core.section import Section
 
 
 def write_files(
@@ -41,8 +41,8 @@ _WIDE = ("trained", "kind", "p", "n", "n_test", "classes", "chance", "metric", "
 
 def print_sections(sections: Sequence[Section], tables: bool = False) -> None:
     """What the report says, in sentences, and its tables if asked for."""
+    from mixer_probe.core.section import Table as ReportTable
     from mixer_probe.report.script import tell
-    from mixer_probe.report.section import Table as ReportTable
 
     for section in sections:
         tell(section, console)

@@ -31,11 +31,11 @@ from mixer_probe.cli.options import (
 )
 from mixer_probe.cli.output import print_json, print_sections, tables_by_kind, write_files
 from mixer_probe.cli.shared import check_layers, find_images, model_loaders, study_settings, train_and_test, without_gaps
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import check_choice, shown, whole_number
-from mixer_probe.errors import MeasureError
 
 if TYPE_CHECKING:
-    from mixer_probe.results import Result
+    from mixer_probe.core.result import Result
 
 
 @app.command(epilog="Example: mixer-probe probe zoo:mixer zoo:vit --what accuracy,fewshot,control --out probes")
@@ -83,8 +83,8 @@ def probe(
     """Probes of every layer, with 95 % intervals, against the same network untrained, raw pixels and chance.
 
     With --out writes every figure as SVG and PNG, the numbers as CSV, results.json and report.html."""
-    from mixer_probe.report import Study
-    from mixer_probe.report.probe_study import read_groups
+    from mixer_probe.probing.analyses import read_groups
+    from mixer_probe.study import Study
 
     settings = study_settings(
         layers,
@@ -119,13 +119,13 @@ def probe(
 
 def _probes(what: str | None, few: Any, target: Any) -> tuple[str, ...]:
     """Analyses asked for: by name, or by the options that they alone have."""
-    from mixer_probe.report.probe_study import WHAT, check_probes
+    from mixer_probe.probing.analyses import ROOM
 
     if what == "all":
-        return WHAT
+        return ROOM.names
     named = () if what is None else tuple(name.strip() for name in what.split(","))
     implied = (["fewshot"] if few else []) + (["targets"] if target else [])
-    return check_probes((*named, *implied) or ("accuracy",))
+    return ROOM.check((*named, *implied) or ("accuracy",))
 
 
 def _probe_method(name: str, option: str, *others: str) -> str:
@@ -144,7 +144,7 @@ def _shots(text: str | None) -> tuple[int, ...] | None:
 
 
 def _targets(specs: Sequence[str] | None) -> tuple[str, ...]:
-    from mixer_probe.report.probe_study import check_target
+    from mixer_probe.probing.analyses import check_target
 
     return tuple(check_target(spec) for spec in dict.fromkeys(specs or ()))
 

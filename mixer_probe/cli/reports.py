@@ -37,12 +37,12 @@ from mixer_probe.cli.options import (
 )
 from mixer_probe.cli.shared import check_layers, model_loaders, study_settings, train_and_test
 from mixer_probe.cli.similarity import measure_names
-from mixer_probe.errors import StoreError
+from mixer_probe.core.errors import StoreError
 
 if TYPE_CHECKING:
     from mixer_probe.images import Images
     from mixer_probe.models import Model
-    from mixer_probe.report import StudySettings
+    from mixer_probe.study import StudySettings
 
 
 @app.command(epilog="Example: mixer-probe demo --out demo")
@@ -109,10 +109,11 @@ def _write_study(
     title: str,
 ) -> None:
     from mixer_probe.core.files import remove_leftovers
-    from mixer_probe.report import Steps, make_sections, run_study
+    from mixer_probe.core.result import FILE_NAME, results_text
+    from mixer_probe.report import make_sections
     from mixer_probe.report.deliver import delivering
     from mixer_probe.report.html import report_page
-    from mixer_probe.results import FILE_NAME, results_text
+    from mixer_probe.study import Steps, run_study
 
     with delivering(out) as delivery:
         remove_leftovers(out / "parts")
@@ -129,14 +130,14 @@ def _how_again(
     """The command line as given, the same as a script, and the settings as data."""
     from dataclasses import asdict
 
-    from mixer_probe.results import to_dict
+    from mixer_probe.core.result import to_dict
 
     chosen = ",\n".join(f"    {k}={v!r}" for k, v in asdict(settings).items())
     listed = "\n".join(f"    mp.load_model({_written(loader)})," for loader in loaders)
     fit = "None" if train is None else f'mp.load_images("{train.name}", split="{train.split}")'
     source = f'mp.load_images("{images.name}", split={images.split or None!r}, limit={images.limit!r}, seed={images.seed})'
     script = f"""import mixer_probe as mp
-from mixer_probe.report import StudySettings, run_study
+from mixer_probe.study import StudySettings, run_study
 
 models = [
 {listed}
@@ -165,8 +166,8 @@ def render(
     out: Out = Path("mixer-probe-render"),
 ) -> None:
     """The report of saved results, their pictures and tables, without the models and the images."""
+    from mixer_probe.core.result import open_results
     from mixer_probe.report import deliver
-    from mixer_probe.results import open_results
 
     found = [open_results(path) for path in saved]
     results = [result for one in found for result in one.results]

@@ -10,14 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixer_probe.core.errors import MeasureError, ModelError
 from mixer_probe.core.files import printable, reason
-from mixer_probe.errors import MeasureError, ModelError
 
 if TYPE_CHECKING:
+    from mixer_probe.core.result import Result
     from mixer_probe.images import Images
     from mixer_probe.models import Model
-    from mixer_probe.report import StudySettings
-    from mixer_probe.results import Result
+    from mixer_probe.study import StudySettings
 
 
 def chosen_layers(text: str) -> str | list[str]:
@@ -27,7 +27,7 @@ def chosen_layers(text: str) -> str | list[str]:
 
 def study_settings(layers: str, **choices: Any) -> StudySettings:
     """Settings of a study from the value of `--layers` and the other options by name."""
-    from mixer_probe.report import StudySettings
+    from mixer_probe.study import StudySettings
 
     chosen = chosen_layers(layers)
     return StudySettings(chosen if isinstance(chosen, str) else tuple(chosen), **choices)
@@ -146,7 +146,7 @@ def _model_arguments(text: str) -> dict[str, Any]:
 
 def without_gaps(results: Sequence[Result], anything: bool) -> list[Result]:
     """The results; what was asked for by name and left out is an error, unless `anything` that works is wanted."""
-    from mixer_probe.report.skipped import Skipped
+    from mixer_probe.core.skipped import Skipped
 
     skipped = [r for r in results if isinstance(r, Skipped)]
     if skipped and not (anything and len(skipped) < len(results)):

@@ -34,8 +34,8 @@ from mixer_probe.cli.options import (
     folder,
 )
 from mixer_probe.cli.shared import check_layers, chosen_layers, find_images, model_loaders
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import shown, whole_number
-from mixer_probe.errors import MeasureError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -137,12 +137,12 @@ def _deliver_similarity(matrices: Sequence[SimilarityMatrix], out: Path | None, 
     """Files where a folder is given, and JSON or sentences."""
     import pandas as pd
 
+    from mixer_probe.core.result import FILE_NAME, results_text
     from mixer_probe.core.text import csv_text
     from mixer_probe.report import make_sections
     from mixer_probe.report.deliver import delivering
     from mixer_probe.report.html import report_page
-    from mixer_probe.report.sections_similarity import agreement, disagreement
-    from mixer_probe.results import FILE_NAME, results_text
+    from mixer_probe.similarity.views import agreement, disagreement
 
     frame = pd.concat([m.to_frame() for m in matrices], ignore_index=True)
     if out is not None:
@@ -164,7 +164,7 @@ def _deliver_similarity(matrices: Sequence[SimilarityMatrix], out: Path | None, 
 
 def _picture(matrices: Sequence[SimilarityMatrix]) -> Figure:
     """A heatmap with the best matches, or one panel a measure."""
-    from mixer_probe.figures import similarity_heatmaps, similarity_measures
+    from mixer_probe.similarity.figures import similarity_heatmaps, similarity_measures
 
     return similarity_measures(matrices) if len(matrices) > 1 else similarity_heatmaps(matrices, paths=True)
 

@@ -31,8 +31,8 @@ from mixer_probe.cli.shared import find_images, model_loaders
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from mixer_probe.core.result import Result
     from mixer_probe.models import Model
-    from mixer_probe.results import Result
 
 
 @app.command(epilog="Example: mixer-probe weights zoo:mixer --what units,kernels --block 1 --out weights")
@@ -59,9 +59,10 @@ def weights(
     """What the weights alone say: token-mixing units, kernels and their tying, stem, positions, spectra, anatomy.
 
     Writes every figure as SVG and PNG, the numbers as CSV, results.json and report.html."""
-    from mixer_probe.report.weight_study import block_path, block_pictures, check_what, weight_results
+    from mixer_probe import catalog
+    from mixer_probe.study.weights import block_path, block_pictures, weight_results
 
-    chosen = None if what == "all" else check_what([name.strip() for name in what.split(",")])
+    chosen = None if what == "all" else catalog.room("weights").check([name.strip() for name in what.split(",")])
     images = find_images(data, split, root, limit, on_error, seed) if chosen is None or "tying" in chosen else None
     results: list[Result] = []
     drawn: dict[str, Figure] = {}

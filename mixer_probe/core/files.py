@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from mixer_probe.errors import StoreError
+from mixer_probe.core.errors import StoreError
 
 # Names of files under way, so that those of a process that was killed can be told from a person's own.
 _UNDER_WAY = ".mixer-probe-*.tmp"

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mixer_probe.errors import ImagesError, MeasureError
+from mixer_probe.core.errors import ImagesError, MeasureError
 
 _LENGTH = 32
 _ALTERED = "~"

@@ -14,8 +14,8 @@ import unicodedata
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
+from mixer_probe.core.errors import MixerProbeError, closest
 from mixer_probe.core.text import visible
-from mixer_probe.errors import MixerProbeError, closest
 
 T = TypeVar("T", bound=Callable[..., Any])
 Error = type[MixerProbeError]

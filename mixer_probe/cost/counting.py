@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+from mixer_probe.core.result import storable
 from mixer_probe.models.macs import count_macs_by_module
 from mixer_probe.models.model import Model
-from mixer_probe.results import storable
 
 
 @storable

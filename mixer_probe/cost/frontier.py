@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from mixer_probe.core.errors import LayerError, MeasureError
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.cost.model_cost import ModelCost
-from mixer_probe.errors import LayerError, MeasureError
 from mixer_probe.models.layer import Axes, Layer
 from mixer_probe.models.model import Model
 from mixer_probe.probing import FewShotResult, ProbeResult
-from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.stats.differences import LEVEL, difference_p
 
 P = TypeVar("P", ProbeResult, FewShotResult)

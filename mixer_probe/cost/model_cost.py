@@ -9,13 +9,13 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.result import ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.cost.counting import MacParts, count_parts, head_parameters
 from mixer_probe.cost.memory import peak_activation_bytes
 from mixer_probe.cost.timing import RUNS, device_name, time_together
-from mixer_probe.errors import MeasureError
 from mixer_probe.models.model import Model
-from mixer_probe.results import ModelRecord, Result
 from mixer_probe.stats import median_interval
 
 MIB = 2**20

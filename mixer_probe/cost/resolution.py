@@ -20,14 +20,14 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from torch import nn
 
+from mixer_probe.core.errors import MeasureError, MixerProbeError, ModelError
+from mixer_probe.core.result import ModelRecord, Result
 from mixer_probe.core.switches import copied
 from mixer_probe.core.validate import checked
 from mixer_probe.cost.counting import MacParts, count_parts
 from mixer_probe.cost.memory import peak_activation_bytes
 from mixer_probe.cost.timing import device_name, time_together
-from mixer_probe.errors import MeasureError, MixerProbeError, ModelError
 from mixer_probe.models.model import Model
-from mixer_probe.results import ModelRecord, Result
 from mixer_probe.stats import median_interval
 
 

@@ -11,8 +11,8 @@ import torch
 from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
+from mixer_probe.core.result import Result, storable
 from mixer_probe.models.macs import count_macs
-from mixer_probe.results import Result, storable
 
 _PX = 224
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.switches import evaluating
 from mixer_probe.core.validate import check_count, checked
-from mixer_probe.errors import MeasureError
 from mixer_probe.models.model import Model
 
 RUNS = 15

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from mixer_probe.core.errors import ImagesError, closest
 from mixer_probe.core.fingerprint import picture_key
-from mixer_probe.errors import ImagesError, closest
 from mixer_probe.images.classes import imagenet_names
 from mixer_probe.images.decode import FileReader
 from mixer_probe.images.labelled import Images

@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 
-from mixer_probe.errors import ImagesError
+from mixer_probe.core.errors import ImagesError
 
 # So many classes of a set are listed in a message.
 _LISTED = 8

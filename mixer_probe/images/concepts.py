@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image, ImageColor
 from torchvision.transforms import Grayscale
 
+from mixer_probe.core.errors import ImagesError, ImagesWarning, closest
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import ImagesError, ImagesWarning, closest
 from mixer_probe.images.decode import EXTENSIONS, orientation, reason, sized
 from mixer_probe.images.folder import _image_files
 from mixer_probe.images.labelled import Images

@@ -15,8 +15,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from mixer_probe.core.errors import ImagesWarning
 from mixer_probe.core.fingerprint import altered_key, file_keys, picture_key
-from mixer_probe.errors import ImagesWarning
 
 _JPEG = {".jpg", ".jpeg", ".jpe", ".jfif", ".jp2"}
 _NETPBM = {".ppm", ".pgm", ".pbm", ".pnm"}

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mixer_probe.core.errors import ImagesError, closest
 from mixer_probe.core.fingerprint import altered_key, images_fingerprint
+from mixer_probe.core.result import ImagesRecord, storable
 from mixer_probe.core.validate import check_grid, checked
-from mixer_probe.errors import ImagesError, closest
 from mixer_probe.images.labelled import Images
 from mixer_probe.images.transforms import Transform, split_transform
-from mixer_probe.results import ImagesRecord, storable
 
 Colour = tuple[float, float, float]
 Grid = int | tuple[int, int]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mixer_probe.core.errors import ImagesError, closest
 from mixer_probe.core.validate import check_text, shown
-from mixer_probe.errors import ImagesError, closest
 from mixer_probe.images.decode import EXTENSIONS, FileReader
 from mixer_probe.images.labelled import Images
 

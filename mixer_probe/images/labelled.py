@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,14 +16,15 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from mixer_probe.core.errors import ImagesError, ImagesWarning
 from mixer_probe.core.files import printable
 from mixer_probe.core.fingerprint import images_fingerprint, pictures_fingerprint
+from mixer_probe.core.result import ImagesRecord
+from mixer_probe.core.threads import available_cores
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import ImagesError, ImagesWarning
 from mixer_probe.images.classes import require_labels
 from mixer_probe.images.decode import FileReader, HeldReader, Reader, is_deep, largest_value, range_note, reason, to_rgb
 from mixer_probe.images.transforms import Transform
-from mixer_probe.results import ImagesRecord
 
 # Starting worker processes costs about as much as preparing this many images does.
 _FEW_IMAGES = 512
@@ -320,10 +320,3 @@ def _auto_workers(n: int) -> int:
     if n < _FEW_IMAGES or not torch.cuda.is_available():
         return 0
     return min(_MOST_WORKERS, available_cores())
-
-
-def available_cores() -> int:
-    """The cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

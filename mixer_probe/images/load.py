@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from mixer_probe.core.errors import ImagesError, ImagesWarning, closest
 from mixer_probe.core.validate import checked, shown
-from mixer_probe.errors import ImagesError, ImagesWarning, closest
 from mixer_probe.images.bundled import load_demo, load_photos
 from mixer_probe.images.decode import WIDEST, FileReader
 from mixer_probe.images.folder import load_folder

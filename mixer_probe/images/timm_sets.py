@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from mixer_probe.core.errors import ImagesError, ImagesWarning, closest
 from mixer_probe.core.fingerprint import bytes_key, file_keys, picture_key
-from mixer_probe.errors import ImagesError, ImagesWarning, closest
 from mixer_probe.images.decode import HeldReader, reason, sized, to_rgb
 from mixer_probe.images.labelled import Images, numbered
 

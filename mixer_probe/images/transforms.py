@@ -9,8 +9,8 @@ from typing import TypeAlias, cast
 import torch
 from PIL import Image
 
+from mixer_probe.core.errors import ImagesError, ModelError
 from mixer_probe.core.inputs import InputSpec
-from mixer_probe.errors import ImagesError, ModelError
 
 Transform: TypeAlias = Callable[[Image.Image], torch.Tensor]
 

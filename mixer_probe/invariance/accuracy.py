@@ -11,14 +11,14 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from mixer_probe.core.errors import MeasureError, UndefinedInvarianceWarning
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError, UndefinedInvarianceWarning
 from mixer_probe.images.distortions import Distortion
 from mixer_probe.invariance.predictions import Source, predictions
 from mixer_probe.invariance.standard import standard_distortions
 from mixer_probe.models.classes import labels_as_outputs
 from mixer_probe.models.model import Model
-from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.stats import delta_interval, difference_interval, mcnemar, paired_counts, wilson_interval
 
 

@@ -9,10 +9,10 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
-from mixer_probe.errors import MeasureError
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.result import ImagesRecord, Result
 from mixer_probe.invariance.accuracy import DistortionAccuracy
 from mixer_probe.invariance.consistency import check_comparable
-from mixer_probe.results import ImagesRecord, Result
 from mixer_probe.stats import delta_interval
 
 

@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from mixer_probe.errors import MeasureError, UndefinedInvarianceWarning
+from mixer_probe.core.errors import MeasureError, UndefinedInvarianceWarning
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.images.distortions import Distortion
 from mixer_probe.invariance.accuracy import DistortionAccuracy
-from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.stats import delta_interval, paired_counts, wilson_interval
 
 _LEVEL = 0.95

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 
 from mixer_probe.capture.stream import transform_of
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError
 from mixer_probe.images.distortions import Distortion, image_numbers
 from mixer_probe.images.transforms import split_transform
 from mixer_probe.invariance.predictions import Source
 from mixer_probe.models.model import Model
-from mixer_probe.results import ImagesRecord, ModelRecord, Result
 
 
 @dataclass(frozen=True)

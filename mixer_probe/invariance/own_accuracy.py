@@ -10,9 +10,9 @@ import torch
 from mixer_probe import zoo
 from mixer_probe.capture import Representations
 from mixer_probe.capture.stream import transform_of
+from mixer_probe.core.errors import ImagesError, MeasureError
 from mixer_probe.core.fingerprint import keys_of
 from mixer_probe.core.switches import evaluating
-from mixer_probe.errors import ImagesError, MeasureError
 from mixer_probe.invariance.predictions import Source, predictions
 from mixer_probe.models.card import OwnAccuracy
 from mixer_probe.models.classes import labels_as_outputs

@@ -17,8 +17,8 @@ from timm.models.mlp_mixer import MixerBlock, MlpMixer, ResBlock, SpatialGatingB
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from mixer_probe.core.errors import ModelError
 from mixer_probe.core.switches import copied
-from mixer_probe.errors import ModelError
 from mixer_probe.models.model import Model, Weights, make_model
 
 _WORKS = "patches can be permuted in timm's MlpMixer (Mixer, gMixer, ResMLP, gMLP) and VisionTransformer"

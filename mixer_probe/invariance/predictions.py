@@ -12,14 +12,14 @@ from torch import Tensor
 
 from mixer_probe.capture.heap import kept_heap
 from mixer_probe.capture.stream import transform_of
+from mixer_probe.core.errors import ImagesError, MeasureError, NonFiniteWarning
+from mixer_probe.core.progress import task
 from mixer_probe.core.switches import evaluating
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import ImagesError, MeasureError, NonFiniteWarning
 from mixer_probe.images.distortions import DistortedImages, Distortion, image_numbers
 from mixer_probe.images.labelled import Images
 from mixer_probe.images.transforms import split_transform
 from mixer_probe.models.model import Model
-from mixer_probe.progress import task
 
 Source = Images | DistortedImages
 

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 
 from mixer_probe.capture import Representations, extract
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError
 from mixer_probe.images.distortions import Distortion, distort
 from mixer_probe.invariance.predictions import Source
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity import compare
 from mixer_probe.stats import mean_interval
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError
 from mixer_probe.images.distortions import (
     Distortion,
     Grid,

@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import pandas as pd
 
+from mixer_probe.core.result import ModelRecord, Result, storable
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.results import ModelRecord, Result, storable
 
 
 @storable

@@ -9,7 +9,7 @@ import timm
 from timm.models import list_pretrained, split_model_name_tag
 
 from mixer_probe import zoo
-from mixer_probe.errors import ModelError, closest
+from mixer_probe.core.errors import ModelError, closest
 from mixer_probe.models.layer import Family
 from mixer_probe.models.load import google_note
 

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from mixer_probe.errors import CheckpointError
+from mixer_probe.core.errors import CheckpointError
 
 # Settings and measures that training scripts keep beside the weights: plain data, whose classes run nothing when they are made.
 _DATA: list[Any] = [

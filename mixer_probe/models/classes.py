@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
+from mixer_probe.core.errors import ImagesWarning, MeasureError
+from mixer_probe.core.result import ImagesRecord
 from mixer_probe.core.switches import evaluating
-from mixer_probe.errors import ImagesWarning, MeasureError
 from mixer_probe.images.classes import Labelled, imagenet_names, listed, require_labels, spelled
 from mixer_probe.models.model import Model
-from mixer_probe.results import ImagesRecord
 
 
 class LabelledImages(Protocol):

@@ -145,6 +145,9 @@ class _Reader:
             self.say(f"{type(value).__name__} {value!r}")
         elif isinstance(value, torch.device):
             self.say("device")
+        elif isinstance(value, types.ModuleType):
+            # What a package holds is not what a network holds, though a function may keep a package.
+            self.say(f"package {value.__name__}")
         elif isinstance(value, torch.Tensor):
             self.say(f"tensor {tensor_digest(value)}")
         elif isinstance(value, nn.Module) and id(value) in self._paths:

@@ -14,7 +14,7 @@ import timm
 from timm.models import PretrainedCfg
 from torch import nn
 
-from mixer_probe.errors import CheckpointError, ModelError, closest
+from mixer_probe.core.errors import CheckpointError, ModelError, closest
 from mixer_probe.models.build import build
 from mixer_probe.models.checkpoint import read_checkpoint
 from mixer_probe.models.weights import load_into

@@ -10,8 +10,8 @@ from timm.layers.hybrid_embed import HybridEmbed
 from timm.layers.patch_embed import PatchEmbed
 from torch import nn
 
+from mixer_probe.core.errors import ModelError
 from mixer_probe.core.inputs import InputSpec, check_size, for_channels
-from mixer_probe.errors import ModelError
 
 
 def timm_input(network: nn.Module) -> InputSpec:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
 
-from mixer_probe.results import storable
+from mixer_probe.core.result import storable
 
 Family = Literal["mixer", "vit", "cnn"]
 Kind = Literal["stem", "block", "spatial", "channel", "norm", "head", "other"]

@@ -16,10 +16,10 @@ from timm.models import get_arch_name, get_pretrained_cfg, list_pretrained, spli
 from torch import nn
 
 from mixer_probe import zoo
+from mixer_probe.core.errors import ModelError, closest
 from mixer_probe.core.inputs import InputSpec
 from mixer_probe.core.switches import copied, plain_modes, seeded
 from mixer_probe.core.validate import check_text, checked
-from mixer_probe.errors import ModelError, closest
 from mixer_probe.models.build import HUB, build
 from mixer_probe.models.checkpoint import read_checkpoint
 from mixer_probe.models.folder import build_from_folder, read_config

@@ -9,17 +9,17 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from mixer_probe.core.errors import ModelError
 from mixer_probe.core.fingerprint import digest
 from mixer_probe.core.inputs import InputSpec
+from mixer_probe.core.result import ModelRecord
 from mixer_probe.core.switches import lock_of, plain_modes
-from mixer_probe.errors import ModelError
 from mixer_probe.models.adapter import Adapter
 from mixer_probe.models.fingerprint import configuration, layout, network_fingerprint
 from mixer_probe.models.layer import Family, Layer
 from mixer_probe.models.macs import count_macs
 from mixer_probe.models.structure import Structure, find_adapter
 from mixer_probe.models.trace import trace
-from mixer_probe.results import ModelRecord
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from functools import cached_property
 
 from torch import nn
 
-from mixer_probe.errors import LayerError, ModelError, closest
+from mixer_probe.core.errors import LayerError, ModelError, closest
 from mixer_probe.models.adapter import Adapter, BlockSpec, look_up
 from mixer_probe.models.cnn import CNN
 from mixer_probe.models.layer import Axes, Kind, Layer

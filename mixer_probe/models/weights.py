@@ -15,8 +15,8 @@ import torch
 from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
+from mixer_probe.core.errors import CheckpointError
 from mixer_probe.core.switches import copied
-from mixer_probe.errors import CheckpointError
 
 StateDict = dict[str, torch.Tensor]
 # How deep mappings are searched for weights.

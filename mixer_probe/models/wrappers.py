@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from mixer_probe.core.errors import ModelError
 from mixer_probe.core.switches import share_lock
-from mixer_probe.errors import ModelError
 from mixer_probe.models.structure import has_blocks
 
 # They keep the network as `module`, and their forward pass is the network's.

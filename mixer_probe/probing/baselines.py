@@ -12,11 +12,11 @@ from torch.nn import functional as F
 import mixer_probe
 from mixer_probe.capture import ImageSource, Representations, as_source
 from mixer_probe.capture.representations import RunRecord
+from mixer_probe.core.errors import ImagesError
 from mixer_probe.core.fingerprint import digest, keys_of
-from mixer_probe.errors import ImagesError
+from mixer_probe.core.result import ModelRecord
 from mixer_probe.images import model_transform
 from mixer_probe.models.layer import Axes, Layer
-from mixer_probe.results import ModelRecord
 
 RAW_PIXELS = "raw pixels"
 _BATCH = 256

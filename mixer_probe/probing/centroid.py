@@ -13,8 +13,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import check_choice, checked
-from mixer_probe.errors import MeasureError
 from mixer_probe.probing.moments import check_two
 from mixer_probe.probing.path import decided_class
 

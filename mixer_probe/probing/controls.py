@@ -18,15 +18,15 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from mixer_probe.core.errors import ImagesError, MeasureError, closest
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import ImagesError, MeasureError, closest
 from mixer_probe.images.bundled import CIFAR10_CLASSES
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.regression import RidgeFits, classify_many, classify_with, finite_pair
 from mixer_probe.probing.runs import Runs, check_runs, check_twin, run_labels
 from mixer_probe.probing.solution import default_l2
 from mixer_probe.probing.tables import layer_columns
-from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import RepresentationsLike
 from mixer_probe.stats import crossed_interval, wilson_interval
 

@@ -13,8 +13,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from mixer_probe.core.errors import MeasureError, NonFiniteWarning, closest
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
+from mixer_probe.core.threads import side_by_side
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError, NonFiniteWarning, closest
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.labels import check_shots, few_of_each
 from mixer_probe.probing.methods import ESTIMATORS, FITTERS, Values, find_fitter
@@ -23,9 +25,7 @@ from mixer_probe.probing.runs import Runs, check_runs, check_twin, layer_pair, r
 from mixer_probe.probing.scores import combined_interval, images_interval, seeds_interval
 from mixer_probe.probing.solution import argmax, block_of, blocks, gram
 from mixer_probe.probing.tables import layer_columns
-from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import RepresentationsLike
-from mixer_probe.threads import side_by_side
 
 BIG_VISION = "big_vision"
 BIG_VISION_L2 = 2.0**10

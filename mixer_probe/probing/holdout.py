@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError
 from mixer_probe.probing.labels import stratified
 
 # Left out where folds would cost as many fits.

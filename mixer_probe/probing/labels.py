@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mixer_probe.errors import ImagesError, MeasureError
+from mixer_probe.core.errors import ImagesError, MeasureError
 from mixer_probe.images.classes import class_name, quoted
 
 

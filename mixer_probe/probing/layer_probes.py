@@ -10,8 +10,10 @@ from typing import ClassVar, Protocol
 import numpy as np
 import pandas as pd
 
+from mixer_probe.core.errors import MeasureError, NonFiniteWarning
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
+from mixer_probe.core.threads import side_by_side
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError, NonFiniteWarning
 from mixer_probe.images.classes import class_name
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.fewshot import FewShotResult, few_shot_probe
@@ -20,10 +22,8 @@ from mixer_probe.probing.path import ProbePath, choose
 from mixer_probe.probing.runs import Runs, check_runs, check_twin, layer_pair, run_labels
 from mixer_probe.probing.scores import accuracy, balanced_accuracy, balanced_interval
 from mixer_probe.probing.tables import layer_columns
-from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import RepresentationsLike, layer_matrix
 from mixer_probe.stats import wilson_interval
-from mixer_probe.threads import side_by_side
 
 # In place of a class where a layer has none, because its features are not finite.
 UNDEFINED = -1

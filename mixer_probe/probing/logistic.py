@@ -20,9 +20,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
+from mixer_probe.core.errors import MeasureError, UnconvergedWarning
 from mixer_probe.core.switches import plain_modes
 from mixer_probe.core.validate import check_seed, checked
-from mixer_probe.errors import MeasureError, UnconvergedWarning
 from mixer_probe.probing.holdout import left_out_folds
 from mixer_probe.probing.lbfgs import Minimum, minimise
 from mixer_probe.probing.linear import LinearClassifier

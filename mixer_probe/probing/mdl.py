@@ -20,15 +20,15 @@ import pandas as pd
 import torch
 from scipy import special
 
+from mixer_probe.core.errors import ImagesError, MeasureError, NonFiniteWarning, UnconvergedWarning
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import ImagesError, MeasureError, NonFiniteWarning, UnconvergedWarning
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.controls import grouping_of, random_groupings
 from mixer_probe.probing.logistic import logistic_path
 from mixer_probe.probing.runs import train_labels
 from mixer_probe.probing.solution import block_of, column_scaling
 from mixer_probe.probing.tables import layer_columns
-from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import RepresentationsLike, layer_matrix
 from mixer_probe.stats import mean_interval
 

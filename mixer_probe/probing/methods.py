@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mixer_probe.errors import MeasureError, closest
+from mixer_probe.core.errors import MeasureError, closest
 from mixer_probe.probing.path import ProbePath
 
 Values = Sequence[float] | np.ndarray | None

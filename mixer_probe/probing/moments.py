@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixer_probe.errors import MeasureError
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.probing.solution import (
     ColumnScaling,
     LeftOut,

@@ -25,14 +25,14 @@ from scipy.spatial.distance import pdist
 from torch import Tensor
 
 from mixer_probe.capture import ImageSource, Piece, as_source, part_of, stream
+from mixer_probe.core.errors import ImagesError, LayerError, MeasureError, UndefinedProbeWarning
 from mixer_probe.core.fingerprint import check_apart
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import ImagesError, LayerError, MeasureError, UndefinedProbeWarning
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 from mixer_probe.probing.regression import last_best
 from mixer_probe.probing.tables import layer_columns
-from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import to_grid
 from mixer_probe.stats import mean_interval
 

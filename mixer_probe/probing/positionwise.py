@@ -14,13 +14,13 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
-from mixer_probe.errors import MeasureError, NonFiniteWarning
+from mixer_probe.core.errors import MeasureError, NonFiniteWarning
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.path import choose
 from mixer_probe.probing.ridge import ridge_path
 from mixer_probe.probing.runs import check_runs, run_labels
 from mixer_probe.probing.solution import checked_penalties, default_l2
-from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import RepresentationsLike
 from mixer_probe.stats import wilson_interval
 

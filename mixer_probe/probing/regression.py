@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from mixer_probe.errors import NonFiniteWarning
+from mixer_probe.core.errors import NonFiniteWarning
 from mixer_probe.probing.path import decided_class
 from mixer_probe.probing.runs import layer_pair
 from mixer_probe.probing.solution import ColumnScaling, block_of, column_scaling, decomposed, one_hot

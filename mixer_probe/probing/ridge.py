@@ -15,8 +15,8 @@ import torch
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError
 from mixer_probe.probing.labels import stratified
 from mixer_probe.probing.linear import LinearClassifier
 from mixer_probe.probing.moments import RidgeMoments, Solution, check_two, leaving_out

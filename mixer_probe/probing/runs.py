@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from mixer_probe.capture import ImageSource
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.fingerprint import check_apart, keys_of
-from mixer_probe.errors import MeasureError
 from mixer_probe.images.classes import Labelled, require_labels, shared_classes
 from mixer_probe.similarity.inputs import RepresentationsLike, layer_matrix
 

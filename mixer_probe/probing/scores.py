@@ -16,8 +16,8 @@ import numpy as np
 from scipy import stats
 from scipy.special import ndtri
 
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError
 from mixer_probe.stats.intervals import crossed_variance, mean_interval
 from mixer_probe.stats.proportions import difference_interval, paired_counts, score_interval
 

@@ -17,7 +17,7 @@ import torch
 from scipy import linalg
 from torch import Tensor
 
-from mixer_probe.errors import MeasureError
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.probing.path import choose, decided_class
 
 if TYPE_CHECKING:

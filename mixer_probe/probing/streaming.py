@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from mixer_probe.capture import ImageSource, Reducer, first_prefix_token, mean_over_positions, stream
+from mixer_probe.core.errors import LayerError, MeasureError
 from mixer_probe.core.fingerprint import check_apart
+from mixer_probe.core.result import ImagesRecord, ModelRecord
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import LayerError, MeasureError
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 from mixer_probe.probing.labels import stratified
@@ -29,7 +30,6 @@ from mixer_probe.probing.path import choose
 from mixer_probe.probing.ridge import LEFT_OUT
 from mixer_probe.probing.runs import source_labels
 from mixer_probe.probing.solution import RidgePath, checked_penalties, default_l2
-from mixer_probe.results import ImagesRecord, ModelRecord
 
 # Images whose features are put together before they are added to moments: X'X of few images is bound by memory.
 _TOGETHER = 1024

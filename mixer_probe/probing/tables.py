@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mixer_probe.core.result import ModelRecord
 from mixer_probe.models.layer import Layer
-from mixer_probe.results import ModelRecord
 
 
 def layer_columns(model: ModelRecord, layers: Sequence[Layer], repeat: int = 1) -> dict[str, object]:

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from mixer_probe.core.errors import MeasureError, UndefinedProbeWarning
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError, UndefinedProbeWarning
 from mixer_probe.images.classes import Labelled, shared_classes
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.regression import RidgeFits, classify_with, finite_pair, last_best
@@ -19,7 +20,6 @@ from mixer_probe.probing.runs import Runs, check_runs, check_twin
 from mixer_probe.probing.solution import default_l2
 from mixer_probe.probing.tables import layer_columns
 from mixer_probe.probing.targets import Target
-from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.inputs import RepresentationsLike
 from mixer_probe.stats import delta_interval, wilson_interval
 

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from mixer_probe.capture import ImageSource, as_source, part_of
+from mixer_probe.core.errors import ImagesError, MeasureError, closest
 from mixer_probe.core.fingerprint import Identified, altered_key, images_fingerprint, keys_of, picture_of
+from mixer_probe.core.result import ImagesRecord, storable
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import ImagesError, MeasureError, closest
 from mixer_probe.images import Images
-from mixer_probe.results import ImagesRecord, storable
 
 Kind = Literal["regression", "angle", "classification"]
 LUMA = (0.299, 0.587, 0.114)

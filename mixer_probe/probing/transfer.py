@@ -7,12 +7,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from mixer_probe.core.errors import ImagesError
 from mixer_probe.core.fingerprint import keys_of
-from mixer_probe.errors import ImagesError
+from mixer_probe.core.result import ImagesRecord, ModelRecord
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.layer_probes import linear_probe
 from mixer_probe.probing.runs import Runs, run_labels
-from mixer_probe.results import ImagesRecord, ModelRecord
 from mixer_probe.similarity.inputs import RepresentationsLike
 
 R = TypeVar("R")

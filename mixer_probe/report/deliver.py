@@ -17,12 +17,12 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from mixer_probe.core.errors import StoreError
 from mixer_probe.core.files import make_folder, only_writer, printable, reason, sync
+from mixer_probe.core.result import FILE_NAME, Result, results_text
+from mixer_probe.core.section import Picture, Section, encode
 from mixer_probe.core.text import csv_text
-from mixer_probe.errors import StoreError
 from mixer_probe.report.html import make_sections, report_page
-from mixer_probe.report.section import Picture, Section, encode
-from mixer_probe.results import FILE_NAME, Result, results_text
 
 # Where files are written to, where they lie when all are there, and the list of those in the folder with their checksums.
 _NEW, _READY, _LIST = ".mixer-probe-new", ".mixer-probe-ready", ".mixer-probe-files.json"

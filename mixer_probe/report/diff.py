@@ -25,11 +25,11 @@ import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control
 
+from mixer_probe.core.errors import MeasureError, StoreError
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result, SavedResults, from_dict, open_results, storable, to_dict
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError, StoreError
-from mixer_probe.figures.style import short_name
+from mixer_probe.core.words import short_name
 from mixer_probe.models import Layer
-from mixer_probe.results import ImagesRecord, ModelRecord, Result, SavedResults, from_dict, open_results, storable, to_dict
 from mixer_probe.stats.differences import LEVEL, difference_interval, difference_p
 
 # Columns that say which row it is. The others are what was measured.

@@ -7,28 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from mixer_probe.channels import ClassSelectivity
-from mixer_probe.figures.probes import networks, pixels
+from mixer_probe.channels.findings import by_pair, pair_p, partner_share, selective_p, selective_share, strongest
+from mixer_probe.core.finding import Finding, Number, families, is_twin, missing, of_kind, own_models, points, share, shown
+from mixer_probe.core.result import ModelRecord, Result
+from mixer_probe.core.words import name_of
 from mixer_probe.probing import ProbeResult, paired_interval
-from mixer_probe.report.finding import (
-    LEVEL,
-    Finding,
-    Number,
-    families,
-    is_twin,
-    missing,
-    of_kind,
-    own_models,
-    points,
-    share,
-    shown,
-)
-from mixer_probe.report.findings_channels import by_pair, pair_p, partner_share, selective_p, selective_share, strongest
-from mixer_probe.report.findings_probes import accuracy_number
-from mixer_probe.report.findings_similarity import Profile, ends_of, profile_of
-from mixer_probe.report.texts import name_of
-from mixer_probe.results import ModelRecord, Result
+from mixer_probe.probing.figures.probes import networks, pixels
+from mixer_probe.probing.findings import accuracy_number
 from mixer_probe.similarity import SimilarityMatrix
+from mixer_probe.similarity.findings import Profile, ends_of, profile_of
 from mixer_probe.stats import wilson_interval
+from mixer_probe.stats.claims import LEVEL
 
 QUESTION = "control"
 

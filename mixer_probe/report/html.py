@@ -15,11 +15,11 @@ import timm
 import torch
 
 import mixer_probe
+from mixer_probe.core.errors import StoreError
 from mixer_probe.core.files import write_text
-from mixer_probe.errors import StoreError
-from mixer_probe.report.section import Section
-from mixer_probe.report.sections import RENDERERS
-from mixer_probe.results import ImagesRecord, Result
+from mixer_probe.core.result import ImagesRecord, Result
+from mixer_probe.core.section import Section
+from mixer_probe.report.views import all_views
 
 
 def write_report(
@@ -60,10 +60,10 @@ def report_page(
 def make_sections(results: Sequence[Result]) -> list[Section]:
     """Sections in the order in which a reader wants them, each from all results of its kind."""
     sections: list[Section] = []
-    for kind, render in RENDERERS.items():
+    for kind, view in all_views().items():
         found = [r for r in results if isinstance(r, kind)]
         if found:
-            sections += render(found)
+            sections += view.sections(found)
     return sections
 
 

@@ -8,15 +8,15 @@ from typing import ClassVar
 
 import pandas as pd
 
-from mixer_probe.figures.courses import Course
-from mixer_probe.report.finding import Finding, Number
-from mixer_probe.report.findings_attributions import attribution_findings
-from mixer_probe.report.findings_channels import channel_findings
+from mixer_probe.attribution.findings import attribution_findings
+from mixer_probe.channels.findings import channel_findings
+from mixer_probe.core.finding import Finding, Number
+from mixer_probe.core.result import Result
+from mixer_probe.plotting.depth import Course
+from mixer_probe.probing.findings import probe_findings
 from mixer_probe.report.findings_control import control_findings
-from mixer_probe.report.findings_probes import probe_findings
-from mixer_probe.report.findings_similarity import similarity_findings
-from mixer_probe.report.findings_weights import weight_findings
-from mixer_probe.results import Result
+from mixer_probe.similarity.findings import similarity_findings
+from mixer_probe.weights.findings import weight_findings
 
 # The questions, in the order of the narrative, and the sections of the report that hold the evidence.
 QUESTIONS = {

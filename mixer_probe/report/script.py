@@ -10,9 +10,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mixer_probe.core.result import Result
+from mixer_probe.core.section import Section
 from mixer_probe.report.deliver import deliver
-from mixer_probe.report.section import Section
-from mixer_probe.results import Result
 
 
 def script_parser(

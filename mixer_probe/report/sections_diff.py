@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from mixer_probe.figures.differences import differences
+from mixer_probe.core.section import Picture, Section, Table
 from mixer_probe.report.diff import Change, ReportDiff
-from mixer_probe.report.section import Picture, Section, Table
+from mixer_probe.report.differences import differences
 
 RULE = (
     "A number moved where the 95 % interval of its difference, recovered from the two intervals (Zou and Donner 2008), leaves "

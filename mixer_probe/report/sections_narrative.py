@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mixer_probe.figures.courses import depth_courses
+from mixer_probe.core.section import Picture, Section, Table
+from mixer_probe.plotting.depth import depth_courses
 from mixer_probe.report.narrative import QUESTIONS, Narrative
-from mixer_probe.report.section import Picture, Section, Table
 
 
 def narrative_sections(results: Sequence[Narrative]) -> list[Section]:

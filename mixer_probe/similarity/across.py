@@ -12,8 +12,8 @@ import torch
 
 from mixer_probe.capture import ImageSource, Piece, as_source, mean_over_positions, part_of, stream
 from mixer_probe.capture.hooks import Reducer
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 from mixer_probe.similarity.alignment import Method

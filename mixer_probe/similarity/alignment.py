@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError
 from mixer_probe.similarity.components import without_top_components
 from mixer_probe.similarity.hsic import (
     Estimator,

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixer_probe.errors import MeasureError
-from mixer_probe.progress import task
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.progress import task
 from mixer_probe.similarity.allpairs import shifted_inner_products
 from mixer_probe.similarity.inputs import LayerFeatures, is_constant
 from mixer_probe.similarity.measure import Measure

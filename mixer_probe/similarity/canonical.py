@@ -14,7 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from mixer_probe.errors import MeasureError
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.similarity.inputs import Features, centred
 from mixer_probe.similarity.measure import Measure
 

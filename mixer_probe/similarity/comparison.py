@@ -10,9 +10,9 @@ from typing import Literal, TypedDict, Unpack, overload
 
 import numpy as np
 
+from mixer_probe.core.errors import MeasureError, UndefinedSimilarityWarning
 from mixer_probe.core.fingerprint import check_same_images
 from mixer_probe.core.validate import check_grid, checked
-from mixer_probe.errors import MeasureError, UndefinedSimilarityWarning
 from mixer_probe.similarity.alignment import Method, check_options
 from mixer_probe.similarity.allpairs import Settings
 from mixer_probe.similarity.bymeasure import tables_of

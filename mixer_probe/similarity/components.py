@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import check_count
-from mixer_probe.errors import MeasureError
 from mixer_probe.similarity.inputs import LayerFeatures
 
 _ROUNDING = 1e-12

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from mixer_probe.errors import MeasureError
-from mixer_probe.progress import task
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.progress import task
 from mixer_probe.similarity.alignment import Method, ratio
 from mixer_probe.similarity.allpairs import Grams, Settings, gram_bytes, inner_products
 from mixer_probe.similarity.hsic import Estimator

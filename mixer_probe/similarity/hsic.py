@@ -12,8 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError
 from mixer_probe.similarity.inputs import as_matrix
 
 Estimator = Literal["unbiased", "biased"]

@@ -10,10 +10,10 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.result import ModelRecord, Result
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError
 from mixer_probe.models.layer import Layer
-from mixer_probe.results import ModelRecord, Result
 from mixer_probe.similarity.comparison import Grid, as_grid, compare
 from mixer_probe.similarity.inputs import RepresentationsLike
 from mixer_probe.similarity.matches import closest_partners

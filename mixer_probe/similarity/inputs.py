@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixer_probe.errors import MeasureError
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.result import ImagesRecord, ModelRecord
 from mixer_probe.models.layer import Layer
-from mixer_probe.results import ImagesRecord, ModelRecord
 
 Features = np.ndarray | Tensor
 

@@ -17,8 +17,8 @@ import torch
 from scipy.stats import t
 from torch import Tensor
 
-from mixer_probe.errors import MeasureError
-from mixer_probe.results import storable
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.result import storable
 from mixer_probe.similarity.hsic import Estimator
 
 _LEVEL = 0.95

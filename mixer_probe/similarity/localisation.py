@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from mixer_probe.capture import ImageSource, as_source, part_of, stream
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.fingerprint import keys_of
+from mixer_probe.core.progress import task
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.progress import task
-from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.comparison import Grid, as_grid
 from mixer_probe.similarity.hsic import MINIMUM_IMAGES, gram, unit_gram
 from mixer_probe.similarity.inputs import centred, to_grid

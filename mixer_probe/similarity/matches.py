@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import kendalltau
 
+from mixer_probe.core.result import ModelRecord, Result
 from mixer_probe.models.layer import Layer
-from mixer_probe.results import ModelRecord, Result
 from mixer_probe.similarity.matrix import SimilarityMatrix
 from mixer_probe.stats import permutation_p
 

@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment, linprog
 from scipy.sparse import eye_array, kron, vstack
 from torch import Tensor
 
-from mixer_probe.errors import MeasureError
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.similarity.inputs import CONSTANT, Features
 from mixer_probe.similarity.measure import Measure
 

@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.models.layer import Layer
-from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.similarity.intervals import Interval
 from mixer_probe.similarity.measure import Measure
 from mixer_probe.similarity.nulls import Null

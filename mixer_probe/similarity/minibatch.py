@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError
 from mixer_probe.similarity.alignment import ratio
 from mixer_probe.similarity.hsic import MINIMUM_IMAGES, centre_gram, divisor
 from mixer_probe.similarity.inputs import Features, as_matrix, is_constant

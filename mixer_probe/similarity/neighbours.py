@@ -18,8 +18,8 @@ from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import check_fraction, checked
-from mixer_probe.errors import MeasureError
 from mixer_probe.similarity.inputs import Features
 from mixer_probe.similarity.measure import Measure
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixer_probe.results import storable
+from mixer_probe.core.result import storable
 from mixer_probe.similarity.hsic import Estimator
 from mixer_probe.stats import max_null, upper_quantile
 

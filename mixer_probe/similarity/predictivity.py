@@ -11,8 +11,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError
 from mixer_probe.similarity.canonical import principal
 from mixer_probe.similarity.hsic import MINIMUM_IMAGES
 from mixer_probe.similarity.inputs import Features, centred, checked_pair

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mixer_probe.errors import MeasureError, closest
+from mixer_probe.core.errors import MeasureError, closest
 from mixer_probe.similarity.alignment import CKA, CKA_RBF
 from mixer_probe.similarity.canonical import MEAN_CCA, PWCCA, SVCCA
 from mixer_probe.similarity.distance_correlation import DISTANCE_CORRELATION

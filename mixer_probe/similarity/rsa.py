@@ -11,8 +11,8 @@ from scipy.spatial.distance import pdist, squareform
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError
 from mixer_probe.similarity.inputs import CONSTANT, Features
 from mixer_probe.similarity.measure import Measure
 from mixer_probe.similarity.squares import Square, inner_products, matrix_of

@@ -13,8 +13,8 @@ from scipy.cluster.hierarchy import leaves_list
 from scipy.cluster.hierarchy import linkage as cluster
 from scipy.spatial.distance import squareform
 
-from mixer_probe.errors import MeasureError
-from mixer_probe.results import ModelRecord, Result
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.result import ModelRecord, Result
 from mixer_probe.similarity.matches import at_partners, closest_partners
 from mixer_probe.similarity.matrix import SimilarityMatrix
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import t
 
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError
 
 LEVEL = 0.95
 

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 from scipy.special import ndtri
 
-from mixer_probe.errors import MeasureError
+from mixer_probe.core.errors import MeasureError
 
 LEVEL = 0.95
 # Halvings of [-1, 1]: the last step is below the spacing of floats.

@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
+from mixer_probe.core.progress import Advance
 from mixer_probe.models.model import Model
-from mixer_probe.progress import Advance
 from mixer_probe.visualization.network import Read, reading
 from mixer_probe.visualization.objectives import Objective
 from mixer_probe.visualization.robustness import Robustness, join, views

@@ -12,15 +12,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mixer_probe.capture import ImageSource, as_source, check_parts, pixel_batches
-from mixer_probe.channels import input_pictures
+from mixer_probe.capture import ImageSource, as_source, check_parts, input_pictures, pixel_batches
+from mixer_probe.core.errors import MeasureError, UndefinedVisualizationWarning, closest
+from mixer_probe.core.progress import task
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.switches import plain_modes
 from mixer_probe.core.validate import check_seed, checked
-from mixer_probe.errors import MeasureError, UndefinedVisualizationWarning, closest
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.progress import task
-from mixer_probe.results import ImagesRecord, ModelRecord, Result
 from mixer_probe.visualization.ascent import Ascended, Ascent, Parametrisation, ascend
 from mixer_probe.visualization.fourier import FourierImages
 from mixer_probe.visualization.maco import MacoImages, natural_spectrum

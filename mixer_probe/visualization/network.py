@@ -9,10 +9,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mixer_probe.capture.views import positions_and_prefix
+from mixer_probe.capture.positions import positions_and_prefix
+from mixer_probe.core.errors import LayerError, MeasureError, ModelError
 from mixer_probe.core.hooks import Call, Stop, hooked
 from mixer_probe.core.switches import evaluating, frozen
-from mixer_probe.errors import LayerError, MeasureError, ModelError
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 

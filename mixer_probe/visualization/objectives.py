@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixer_probe.errors import LayerError, MeasureError, closest
+from mixer_probe.core.errors import LayerError, MeasureError, closest
 from mixer_probe.models.layer import Axes, Layer
 
 Kind = Literal["channel", "hidden unit", "class", "direction"]

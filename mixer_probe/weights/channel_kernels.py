@@ -32,8 +32,8 @@ from timm.models import beit, eva, vision_transformer
 from torch import nn
 
 from mixer_probe.capture import ImageSource, stream, to_host
+from mixer_probe.core.errors import ModelError
 from mixer_probe.core.switches import unfused
-from mixer_probe.errors import ModelError
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 from mixer_probe.models.structure import Block

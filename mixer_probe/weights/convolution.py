@@ -21,9 +21,9 @@ from timm.models.mlp_mixer import MixerBlock, MlpMixer, ResBlock, SpatialGatingB
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from mixer_probe.core.errors import ModelError
 from mixer_probe.core.switches import lock_of, plain_modes
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import ModelError
 from mixer_probe.models.model import Model
 
 Form = Literal["tied", "grouped"]

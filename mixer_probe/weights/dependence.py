@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mixer_probe.core.errors import LayerError, MeasureError
 from mixer_probe.core.hooks import Call, all_paths, hooked
 from mixer_probe.core.switches import copied
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import LayerError, MeasureError
 from mixer_probe.models.layer import Axes
 from mixer_probe.models.model import Model
 

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from mixer_probe.capture import ImageSource, as_source
 from mixer_probe.capture.stream import transform_of
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.hooks import Call, hooked
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result, storable
 from mixer_probe.core.switches import copied, evaluating
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError
 from mixer_probe.models.model import Model
-from mixer_probe.results import ImagesRecord, ModelRecord, Result, storable
 from mixer_probe.weights.convolution import ConvolutionalMixer, Form, FullFieldMixing, as_convolution
 from mixer_probe.weights.spectrum import power_centroid
 from mixer_probe.weights.token_matrices import token_matrices

@@ -27,11 +27,11 @@ import pandas as pd
 import torch
 from torch import nn
 
+from mixer_probe.core.errors import LayerError, MeasureError, ModelError, UndefinedKernelWarning, closest
+from mixer_probe.core.result import ModelRecord, Result, storable
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import LayerError, MeasureError, ModelError, UndefinedKernelWarning, closest
 from mixer_probe.models.model import Model
 from mixer_probe.models.structure import Block
-from mixer_probe.results import ModelRecord, Result, storable
 from mixer_probe.weights.offsets import (
     Grid,
     Pixels,

@@ -14,7 +14,7 @@ import torch
 from timm.layers.mlp import GluMlp
 from torch import nn
 
-from mixer_probe.errors import LayerError
+from mixer_probe.core.errors import LayerError
 from mixer_probe.models.layer import Axes
 from mixer_probe.models.model import Model
 from mixer_probe.models.structure import Block

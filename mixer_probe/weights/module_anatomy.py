@@ -16,11 +16,11 @@ from typing import ClassVar, Literal
 import pandas as pd
 from torch import nn
 
+from mixer_probe.core.errors import LayerError, MeasureError, closest
+from mixer_probe.core.result import ModelRecord, Result, storable
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import LayerError, MeasureError, closest
 from mixer_probe.models.macs import count_by_module
 from mixer_probe.models.model import Model
-from mixer_probe.results import ModelRecord, Result, storable
 from mixer_probe.weights.dependence import Mixes, dependence
 
 Role = Literal["unit", "inside", "part", "rest"]

@@ -8,10 +8,10 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.result import ModelRecord, Result
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError
 from mixer_probe.models.model import Model
-from mixer_probe.results import ModelRecord, Result
 from mixer_probe.weights.spectrum import colour_centroid
 from mixer_probe.weights.stem import StemFilters, stem_filters
 from mixer_probe.weights.token_units import TokenMixing, token_mixing

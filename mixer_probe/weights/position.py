@@ -13,9 +13,9 @@ import pandas as pd
 import torch
 from torch import nn
 
-from mixer_probe.errors import DegenerateWeightsWarning, ModelError
+from mixer_probe.core.errors import DegenerateWeightsWarning, ModelError
+from mixer_probe.core.result import ModelRecord, Result
 from mixer_probe.models.model import Model
-from mixer_probe.results import ModelRecord, Result
 from mixer_probe.weights.operators import double
 
 _NAMES = ("pos_embed", "absolute_pos_embed", "pos_embedding", "position_embedding", "position_embeddings")

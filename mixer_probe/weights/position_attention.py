@@ -18,7 +18,7 @@ import torch
 from timm.models import beit, swin_transformer, swin_transformer_v2, vision_transformer
 from torch import nn
 
-from mixer_probe.errors import ModelError
+from mixer_probe.core.errors import ModelError
 from mixer_probe.models.model import Model
 from mixer_probe.models.structure import Block
 

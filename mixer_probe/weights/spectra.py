@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from mixer_probe.core.errors import DegenerateWeightsWarning, LayerError, MeasureError, closest
+from mixer_probe.core.result import ModelRecord, Result, storable
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import DegenerateWeightsWarning, LayerError, MeasureError, closest
 from mixer_probe.models.model import Model
-from mixer_probe.results import ModelRecord, Result, storable
 from mixer_probe.weights.matrices import HeadProducts, MixingMatrices, MixingMatrix, mixing_matrices
 from mixer_probe.weights.operators import (
     convolution_values,

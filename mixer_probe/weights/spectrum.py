@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError
 
 
 @checked(MeasureError)

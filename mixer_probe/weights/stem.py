@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from mixer_probe.core.errors import MeasureError, ModelError
+from mixer_probe.core.result import ModelRecord, Result
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import MeasureError, ModelError
 from mixer_probe.models.model import Model
-from mixer_probe.results import ModelRecord, Result
 from mixer_probe.weights.operators import applied_weight, tracy_widom_edge
 from mixer_probe.weights.spectrum import colour_centroid
 

@@ -14,7 +14,7 @@ from timm.layers.mlp import GluMlp
 from timm.models.mlp_mixer import MixerBlock, ResBlock, SpatialGatingBlock
 from torch import nn
 
-from mixer_probe.errors import ModelError
+from mixer_probe.core.errors import ModelError
 from mixer_probe.models.model import Model
 from mixer_probe.models.structure import Block
 

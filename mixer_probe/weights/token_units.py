@@ -19,11 +19,11 @@ import numpy as np
 import pandas as pd
 import torch
 
+from mixer_probe.core.errors import LayerError, MeasureError, ModelError, UndefinedUnitsWarning, closest
+from mixer_probe.core.result import ModelRecord, Result
+from mixer_probe.core.threads import side_by_side
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import LayerError, MeasureError, ModelError, UndefinedUnitsWarning, closest
 from mixer_probe.models.model import Model
-from mixer_probe.results import ModelRecord, Result
-from mixer_probe.threads import side_by_side
 from mixer_probe.weights.token_matrices import TokenMatrices, token_matrices
 from mixer_probe.weights.units import STATISTICS, UnitSet, matching_null, measure_units, paired_order, uniform_spread, unit_rows
 

@@ -30,10 +30,10 @@ import pandas as pd
 import torch
 
 from mixer_probe.capture import ImageSource, as_source
+from mixer_probe.core.errors import LayerError, MeasureError, UndefinedKernelWarning, closest
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result, storable
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import LayerError, MeasureError, UndefinedKernelWarning, closest
 from mixer_probe.models.model import Model
-from mixer_probe.results import ImagesRecord, ModelRecord, Result, storable
 from mixer_probe.weights.channel_kernels import ChannelKernels, channel_kernels, needs_images
 from mixer_probe.weights.overlap_null import shared_shapes
 from mixer_probe.weights.spectrum import randomise_phases

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import ttest_1samp
 
+from mixer_probe.core.errors import LayerError, MeasureError
+from mixer_probe.core.result import storable
 from mixer_probe.core.validate import checked
-from mixer_probe.errors import LayerError, MeasureError
-from mixer_probe.results import storable
 from mixer_probe.weights.spectrum import (
     centroid_of,
     orientation_of,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mixer_probe.errors import CheckpointError, ModelError, closest
+from mixer_probe.core.errors import CheckpointError, ModelError, closest
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 FAMILIES = ("mixer", "vit", "resnet")

@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
-from mixer_probe.errors import CheckpointError
+from mixer_probe.core.errors import CheckpointError
 from mixer_probe.zoo.architectures import construct
 from mixer_probe.zoo.cards import NAMES, card, checkpoint_path, resolve
 

@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 
 import mixer_probe as mp
+from mixer_probe.core.errors import ImagesWarning, MixerProbeError
+from mixer_probe.core.skipped import Skipped
 from mixer_probe.cost import AccuracyCost, CostGrowth, MixerScales, ModelCost
-from mixer_probe.errors import ImagesWarning, MixerProbeError
 from mixer_probe.probing import ProbeResult
-from mixer_probe.report import Skipped, make_sections
+from mixer_probe.report import make_sections
 from tests.analyses.scripts import load, options, pictures, run
 
 

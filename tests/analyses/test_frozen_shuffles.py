@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 
 import mixer_probe as mp
-from mixer_probe.errors import MixerProbeError
+from mixer_probe.core.errors import MixerProbeError
+from mixer_probe.core.skipped import Skipped
 from mixer_probe.invariance import DistortionAccuracy, ErrorConsistency
-from mixer_probe.report import Skipped, Steps, make_sections
+from mixer_probe.report import make_sections
+from mixer_probe.study import Steps
 from tests.analyses.scripts import load, pictures, run
 from tests.invariance.planted import colours, quadrants
 

@@ -13,11 +13,13 @@ import pytest
 
 import mixer_probe as mp
 from mixer_probe.channels import ChannelPartners
-from mixer_probe.errors import ModelError
+from mixer_probe.core.errors import ModelError
+from mixer_probe.core.skipped import Skipped
 from mixer_probe.models import describe
 from mixer_probe.probing import ProbeResult
-from mixer_probe.report import Narrative, Skipped, StudySettings, narrate
+from mixer_probe.report import Narrative, narrate
 from mixer_probe.similarity import SimilarityMatrix
+from mixer_probe.study import StudySettings
 from tests.tiny import tiny_models
 
 SCRIPT = Path(__file__).parents[2] / "analyses" / "learned_features.py"

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 import mixer_probe as mp
-from mixer_probe.errors import MixerProbeError
-from mixer_probe.report import Skipped
+from mixer_probe.core.errors import MixerProbeError
+from mixer_probe.core.skipped import Skipped
 from mixer_probe.weights import ConvolutionEquivalence
 from tests.analyses.scripts import load, options, pictures, run
 

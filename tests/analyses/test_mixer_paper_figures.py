@@ -10,8 +10,9 @@ import safetensors.torch
 
 import mixer_probe as mp
 from mixer_probe import zoo
-from mixer_probe.errors import MixerProbeError
-from mixer_probe.report import Skipped, make_sections
+from mixer_probe.core.errors import MixerProbeError
+from mixer_probe.core.skipped import Skipped
+from mixer_probe.report import make_sections
 from mixer_probe.weights import PaperFigures
 from tests.analyses.scripts import load, options, pictures, run
 

@@ -22,7 +22,7 @@ from streamlit.testing.v1 import AppTest
 import mixer_probe as mp
 from mixer_probe.capture import Representations
 from mixer_probe.channels import ClassSelectivity, auroc_of
-from mixer_probe.errors import MeasureError
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.images import Images
 from tests.app.conftest import Open, parameter
 

@@ -14,7 +14,7 @@ import pytest
 from mixer_probe_app import disk, offers
 
 import mixer_probe as mp
-from mixer_probe.results import ImagesRecord
+from mixer_probe.core.result import ImagesRecord
 
 
 @pytest.fixture(autouse=True)

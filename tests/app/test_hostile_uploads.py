@@ -11,8 +11,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mixer_probe.core.errors import ImagesError
 from mixer_probe.core.text import visible
-from mixer_probe.errors import ImagesError
 from tests.hostile import BOUNDED, DAMAGE, image_bytes, image_files, tell
 
 

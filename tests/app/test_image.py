@@ -18,7 +18,7 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 import mixer_probe as mp
-from mixer_probe.errors import ImagesError
+from mixer_probe.core.errors import ImagesError
 from mixer_probe.images import Images, PatchShuffle, distort
 from mixer_probe.models import Model
 from tests.app.conftest import Open, parameter

@@ -17,7 +17,7 @@ from mixer_probe_app import data, offers, store
 from mixer_probe_app.offers import labels, resolve
 from PIL import Image
 
-from mixer_probe.errors import ImagesError, ModelError, StoreError
+from mixer_probe.core.errors import ImagesError, ModelError, StoreError
 
 TRIED: Counter[str] = Counter()
 

@@ -16,8 +16,8 @@ from mixer_probe_app.messages import join, plain
 from mixer_probe_app.show import _converted, slug
 from PIL import Image
 
+from mixer_probe.core.result import Result
 from mixer_probe.probing import ProbeResult
-from mixer_probe.results import Result
 from mixer_probe.similarity import SimilarityMatrix
 from tests.app.conftest import APP
 

@@ -15,7 +15,7 @@ from streamlit.testing.v1 import AppTest
 
 import mixer_probe as mp
 from mixer_probe.capture import Representations
-from mixer_probe.results import Result
+from mixer_probe.core.result import Result
 from tests.app.conftest import Open, parameter
 from tests.app.test_similarity import assert_made_again, equal_tables, png, texts
 

@@ -15,9 +15,10 @@ from mixer_probe_app.seen import Seen
 from streamlit.testing.v1 import AppTest
 
 import mixer_probe as mp
-from mixer_probe.report import Skipped, make_sections
-from mixer_probe.report.section import Picture
-from mixer_probe.results import Result, from_dict, save_results, to_dict
+from mixer_probe.core.result import Result, from_dict, save_results, to_dict
+from mixer_probe.core.section import Picture
+from mixer_probe.core.skipped import Skipped
+from mixer_probe.report import make_sections
 from tests.app.conftest import Open
 from tests.sealed import sealed
 from tests.tiny import one_of_each

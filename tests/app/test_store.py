@@ -16,9 +16,9 @@ from mixer_probe_app.store import Kept, Shelf
 from streamlit.testing.v1 import AppTest
 
 import mixer_probe as mp
-from mixer_probe.errors import MeasureError, MixerProbeWarning
+from mixer_probe.core.errors import MeasureError, MixerProbeWarning
+from mixer_probe.core.progress import task
 from mixer_probe.models import Model
-from mixer_probe.progress import task
 from tests.app.conftest import APP, Open
 
 VIT, CNN = "test_vit?untrained", "test_resnet?untrained"

@@ -15,14 +15,14 @@ from torch import nn
 
 import mixer_probe as mp
 from mixer_probe import attribution as at
-from mixer_probe.errors import (
+from mixer_probe.core.errors import (
     EmptyAttributionWarning,
     ImagesError,
     IncompleteAttributionWarning,
     LayerError,
     MeasureError,
 )
-from mixer_probe.results import from_dict, to_dict
+from mixer_probe.core.result import from_dict, to_dict
 from tests.attribution.small import small
 from tests.networks import CASES, as_model, noise
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mixer_probe import attribution as at
-from mixer_probe.errors import IncompleteAttributionWarning, MeasureError
-from mixer_probe.results import from_dict, to_dict
+from mixer_probe.core.errors import IncompleteAttributionWarning, MeasureError
+from mixer_probe.core.result import from_dict, to_dict
 from tests.attribution.small import small
 from tests.networks import noise
 

@@ -12,8 +12,8 @@ from scipy.stats import spearmanr
 import mixer_probe as mp
 from mixer_probe import attribution as at
 from mixer_probe.attribution.maps import cells, edges
-from mixer_probe.errors import MeasureError
-from mixer_probe.results import from_dict, to_dict
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.stats import mean_interval
 from tests.attribution.small import small
 from tests.networks import noise

@@ -7,9 +7,10 @@ import pytest
 
 import mixer_probe as mp
 from mixer_probe import attribution as at
-from mixer_probe.errors import MeasureError
-from mixer_probe.figures import agreement_figure, attribution_overlays, perturbation_figure, randomisation_figure
-from mixer_probe.figures.attribution_overlays import coloured, crop_box
+from mixer_probe.attribution.figures import agreement_figure, perturbation_figure, randomisation_figure
+from mixer_probe.attribution.figures import overlays as attribution_overlays
+from mixer_probe.attribution.figures.overlays import coloured, crop_box
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.images.transforms import model_transform
 from tests.attribution.small import small
 

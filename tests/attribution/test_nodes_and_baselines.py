@@ -38,7 +38,7 @@ def largest_share(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return found
 
 
-@pytest.mark.filterwarnings("ignore::mixer_probe.errors.IncompleteAttributionWarning")
+@pytest.mark.filterwarnings("ignore::mixer_probe.core.errors.IncompleteAttributionWarning")
 @pytest.mark.parametrize("name", ["mixer", "resnet"])
 def test_the_change_is_half_of_what_twice_the_nodes_moved(name: str) -> None:
     """With room for one halving, `change` is read from rules of k and of twice k nodes."""

@@ -8,7 +8,7 @@ import torch
 
 import mixer_probe as mp
 from mixer_probe import attribution as at
-from mixer_probe.errors import MeasureError
+from mixer_probe.core.errors import MeasureError
 from tests.attribution.small import small
 from tests.networks import CASES, noise
 

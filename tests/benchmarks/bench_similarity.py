@@ -43,7 +43,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from mixer_probe import Layer, Model, Representations, compare, compare_models, load_model, open_run
 from mixer_probe.capture import RunRecord
 from mixer_probe.capture.store import RunWriter
-from mixer_probe.results import ImagesRecord, ModelRecord
+from mixer_probe.core.result import ImagesRecord, ModelRecord
 
 MODELS = ("mixer_s16_224", "vit_small_patch16_224")
 VALUES_ONLY: dict[str, Any] = {"permutations": 0, "resamples": 0}

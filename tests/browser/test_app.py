@@ -11,8 +11,8 @@ import pytest
 from safetensors.torch import save_file
 
 import mixer_probe as mp
-from mixer_probe.report import weight_results
-from mixer_probe.results import save_results
+from mixer_probe.core.result import save_results
+from mixer_probe.study import weight_results
 from tests.browser.conftest import ROOT, Serve
 from tests.tiny import tiny_models
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import mixer_probe as mp
-from mixer_probe.report import StudySettings, run_study, write_report
+from mixer_probe.report import write_report
+from mixer_probe.study import StudySettings, run_study
 from tests.tiny import tiny_models
 
 if TYPE_CHECKING:

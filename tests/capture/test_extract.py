@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from mixer_probe.capture import TensorImages, extract
-from mixer_probe.errors import (
+from mixer_probe.core.errors import (
     ImagesError,
     LayerError,
     MixerProbeError,
@@ -22,8 +22,8 @@ from mixer_probe.errors import (
     OutOfMemoryWarning,
     StoreError,
 )
+from mixer_probe.core.result import ImagesRecord
 from mixer_probe.models import Model
-from mixer_probe.results import ImagesRecord
 from tests.networks import CASES, as_model, noise
 
 

@@ -13,7 +13,7 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from mixer_probe.capture import capture, every_position, extract, mean_over_positions, stream
-from mixer_probe.errors import LayerError
+from mixer_probe.core.errors import LayerError
 from mixer_probe.models import Model
 from tests.networks import CASES, as_model, noise, randomised
 

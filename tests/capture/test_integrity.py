@@ -15,10 +15,11 @@ import pytest
 
 import mixer_probe.capture.store as store
 from mixer_probe.capture import Representations, extract, open_run
-from mixer_probe.errors import StoreError
+from mixer_probe.core.errors import StoreError
+from mixer_probe.core.result import load_results, save_results, to_dict
+from mixer_probe.core.skipped import Skipped
 from mixer_probe.models import Model
-from mixer_probe.report import Skipped, Steps
-from mixer_probe.results import load_results, save_results, to_dict
+from mixer_probe.study import Steps
 from tests.capture.test_store import Source
 from tests.networks import CASES
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import mixer_probe as mp
-from mixer_probe.capture import TensorImages, extract, part_of
-from mixer_probe.errors import ImagesError
+from mixer_probe.capture import TensorImages, extract, input_pictures, part_of
+from mixer_probe.core.errors import ImagesError
 from mixer_probe.images import from_arrays
 from mixer_probe.images.distortions import LowPass, PatchShuffle, distort
 from mixer_probe.models import Model
@@ -52,7 +52,7 @@ def test_a_part_is_what_it_is_in_the_whole(model: Model, kind: str) -> None:
 
 
 MEASURES: dict[str, Callable[[Model, Any], Any]] = {
-    "pictures": lambda m, images: mp.channels.input_pictures(m, images, [3, 1]),
+    "pictures": lambda m, images: input_pictures(m, images, [3, 1]),
     "activation maps": lambda m, images: mp.channels.activation_maps(m, images, [3, 1], "blocks.0", 0),
     "minibatches": lambda m, images: mp.compare_models(
         m, m, images, positions="flatten", permutations=0, resamples=0, batch_size=10

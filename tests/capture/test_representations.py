@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import mixer_probe as mp
-from mixer_probe.errors import LayerError
+from mixer_probe.core.errors import LayerError
 from tests.tiny import tiny_models
 
 

@@ -17,9 +17,9 @@ import zarr
 
 import mixer_probe.capture.store as store
 from mixer_probe.capture import Representations, extract, open_run
-from mixer_probe.errors import NonFiniteWarning, StoreError
+from mixer_probe.core.errors import NonFiniteWarning, StoreError
+from mixer_probe.core.result import ImagesRecord
 from mixer_probe.models import Model
-from mixer_probe.results import ImagesRecord
 from tests.capture.test_hooks import Twice
 from tests.networks import CASES, as_model, noise
 

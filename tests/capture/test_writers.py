@@ -19,7 +19,7 @@ import zarr
 import mixer_probe.capture.store as store
 from mixer_probe.capture import extract, open_run
 from mixer_probe.core import files
-from mixer_probe.errors import StoreError
+from mixer_probe.core.errors import StoreError
 from mixer_probe.models import Model
 from tests.capture.test_integrity import numbers
 from tests.capture.test_store import Source
@@ -109,7 +109,7 @@ import os, signal, sys, time
 from pathlib import Path
 import mixer_probe.capture.store as store
 from mixer_probe.capture import extract
-from mixer_probe.errors import StoreError
+from mixer_probe.core.errors import StoreError
 from tests.capture.test_store import Source
 from tests.networks import CASES
 

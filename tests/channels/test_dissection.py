@@ -17,7 +17,7 @@ import mixer_probe as mp
 from mixer_probe.channels import Dissection, class_selectivity, dissect, dissected_channel
 from mixer_probe.channels.overlap import Threshold, above, every, highest
 from mixer_probe.channels.upsampling import anchors, cell_anchor, interpolation
-from mixer_probe.errors import (
+from mixer_probe.core.errors import (
     ImagesError,
     ImagesWarning,
     LayerError,
@@ -25,8 +25,8 @@ from mixer_probe.errors import (
     UndefinedChannelsWarning,
     UndefinedConceptsWarning,
 )
+from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.images import class_concepts, concepts_from_arrays, concepts_from_attributes, load_concepts
-from mixer_probe.results import from_dict, to_dict
 from tests.networks import as_model, noise, randomised, settled
 
 LAYER = mp.Layer("x", "block", 1.0, (1, 3), 4, 0, 3)

@@ -7,8 +7,8 @@ from timm.models.resnet import BasicBlock, ResNet
 
 import mixer_probe as mp
 from mixer_probe.channels import ChannelPage, channel_pages
-from mixer_probe.errors import MeasureError
-from mixer_probe.results import from_dict, to_dict
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.result import from_dict, to_dict
 from tests.networks import as_model, noise, randomised, settled
 
 

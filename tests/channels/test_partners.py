@@ -6,9 +6,9 @@ import torch
 
 from mixer_probe.channels import ChannelPartners, channel_partners
 from mixer_probe.channels.partners import _null
-from mixer_probe.errors import LayerError, MeasureError, UndefinedChannelsWarning
+from mixer_probe.core.errors import LayerError, MeasureError, UndefinedChannelsWarning
+from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.models.layer import Layer
-from mixer_probe.results import from_dict, to_dict
 from mixer_probe.similarity.nulls import draw_pairings
 from tests.probing.conftest import FakeRepresentations
 

@@ -12,8 +12,8 @@ from sklearn.metrics import roc_auc_score
 
 from mixer_probe.channels import ClassSelectivity, auroc_of, channels_needed, class_selectivity, dprime_of, morcos_index
 from mixer_probe.channels.needed import in_turn
-from mixer_probe.errors import ImagesError, LayerError, MeasureError, UndefinedChannelsWarning
-from mixer_probe.results import from_dict, to_dict
+from mixer_probe.core.errors import ImagesError, LayerError, MeasureError, UndefinedChannelsWarning
+from mixer_probe.core.result import from_dict, to_dict
 from tests.probing.conftest import FakeRepresentations
 
 NAMES = ("cat", "dog", "frog")

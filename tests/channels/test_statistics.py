@@ -16,8 +16,8 @@ from mixer_probe.channels import ChannelMoments, ChannelStatistics, channel_mome
 from mixer_probe.channels.clusters import clusters_of
 from mixer_probe.channels.moments import measured
 from mixer_probe.channels.quantiles import ABSOLUTE_ERROR, BUCKETS, LEVELS, RELATIVE_ERROR, bucket_of, bucket_values
-from mixer_probe.errors import LayerError, NonFiniteWarning
-from mixer_probe.results import ImagesRecord, ModelRecord, from_dict, to_dict
+from mixer_probe.core.errors import LayerError, NonFiniteWarning
+from mixer_probe.core.result import ImagesRecord, ModelRecord, from_dict, to_dict
 
 MODEL = ModelRecord("hand", "mixer", True, "made by hand", "0" * 64, 1)
 IMAGES = ImagesRecord("noise", "", 0, 0, "1" * 64)

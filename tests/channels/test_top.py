@@ -9,11 +9,12 @@ from timm.models.mlp_mixer import MlpMixer
 from timm.models.resnet import BasicBlock, ResNet
 
 import mixer_probe as mp
+from mixer_probe.capture import input_pictures
 from mixer_probe.capture.stream import as_source
-from mixer_probe.channels import RunningTop, TopImages, activation_maps, extremes, input_pictures, top_and_lowest, top_images
+from mixer_probe.channels import RunningTop, TopImages, activation_maps, extremes, top_and_lowest, top_images
 from mixer_probe.channels.top import cell_box
-from mixer_probe.errors import ImagesError, LayerError, MeasureError, NonFiniteWarning
-from mixer_probe.results import from_dict, to_dict
+from mixer_probe.core.errors import ImagesError, LayerError, MeasureError, NonFiniteWarning
+from mixer_probe.core.result import from_dict, to_dict
 from tests.networks import as_model, noise, randomised, settled
 
 LAYER = mp.Layer("x", "block", 1.0, (1, 3), 4, 0, 3)

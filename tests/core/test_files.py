@@ -16,10 +16,12 @@ import pytest
 from matplotlib.figure import Figure
 
 from mixer_probe.core import files
-from mixer_probe.errors import StoreError
-from mixer_probe.report import Skipped, Steps, deliver
+from mixer_probe.core.errors import StoreError
+from mixer_probe.core.result import save_results
+from mixer_probe.core.skipped import Skipped
+from mixer_probe.report import deliver
 from mixer_probe.report.pages import save_pages
-from mixer_probe.results import save_results
+from mixer_probe.study import Steps
 
 
 def _pages(folder: Path) -> None:

@@ -17,12 +17,13 @@ from torch import nn
 
 import mixer_probe as mp
 from mixer_probe.capture import TensorImages, extract
+from mixer_probe.core.errors import ImagesError, MeasureError, StoreError
 from mixer_probe.core.fingerprint import apart, check_apart, check_same_images, folder_state
-from mixer_probe.errors import ImagesError, MeasureError, StoreError
 from mixer_probe.images import Images, from_arrays
 from mixer_probe.images.distortions import LowPass, PatchShuffle, distort
 from mixer_probe.models import Model
-from mixer_probe.report.resume import identity
+from mixer_probe.models.fingerprint import network_fingerprint
+from mixer_probe.study.steps import identity
 from tests.networks import CASES, as_model
 
 N = 6
@@ -378,3 +379,21 @@ def test_nobody_writes_into_a_run(tmp_path: Path, model: Model) -> None:
             with pytest.raises(ValueError, match="read-only"):
                 given[0] = 7
         np.testing.assert_array_equal(reps["blocks.0"], before)
+
+
+def test_a_network_may_be_made_in_a_function_that_imports() -> None:
+    def network(width: int) -> torch.nn.Module:
+        from torch import nn
+
+        class Tiny(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layer = nn.Identity()
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return nn.functional.pad(self.layer(x), (width, 0))
+
+        return Tiny()
+
+    assert network_fingerprint(network(1)) == network_fingerprint(network(1))
+    assert network_fingerprint(network(1)) != network_fingerprint(network(2))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mixer_probe.capture import RunRecord
-from mixer_probe.errors import StoreError
-from mixer_probe.results import ImagesRecord, ModelRecord, Result, from_dict, load_results, save_results, to_dict
+from mixer_probe.core.errors import StoreError
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result, from_dict, load_results, save_results, to_dict
 from mixer_probe.similarity import SimilarityMatrix
 
 MODEL = ModelRecord("mixer", "mixer", True, "file", "a" * 64, 1)

@@ -15,14 +15,14 @@ import torch
 from sklearn.base import BaseEstimator
 
 import mixer_probe
-from mixer_probe import results
+from mixer_probe.core import result as results
+from mixer_probe.core.errors import ImagesError, MeasureError, MixerProbeError, ModelError
+from mixer_probe.core.settings import StudySettings
 from mixer_probe.core.validate import LARGEST_SEED, check_fraction, check_seed, check_text, checked
-from mixer_probe.errors import ImagesError, MeasureError, MixerProbeError, ModelError
 from mixer_probe.images import Images, load_images
 from mixer_probe.images.distortions import Distortion, LowPass, PatchShuffle
 from mixer_probe.models import load_model
 from mixer_probe.probing import LogisticPath, LogisticProbe
-from mixer_probe.report.settings import StudySettings
 from mixer_probe.similarity import cka
 from mixer_probe.zoo.cards import Card
 

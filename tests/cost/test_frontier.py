@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import mixer_probe as mp
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.cost import accuracy_cost, feature_layer, model_cost, on_frontier
-from mixer_probe.errors import MeasureError
+from mixer_probe.cost.views import accuracy_cost_sentences
 from mixer_probe.probing import few_shot_probe
-from mixer_probe.report.sections_cost import accuracy_cost_sentences
 from tests.networks import CASES
 from tests.tiny import tiny_models
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.cost import (
     LiveBytes,
     device_name,
@@ -17,8 +19,6 @@ from mixer_probe.cost import (
     time_forward,
     time_together,
 )
-from mixer_probe.errors import MeasureError
-from mixer_probe.results import from_dict, to_dict
 from tests.networks import CASES
 
 

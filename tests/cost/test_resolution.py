@@ -10,8 +10,8 @@ import torch
 from timm.models.mlp_mixer import MlpMixer
 from timm.models.vision_transformer import VisionTransformer
 
+from mixer_probe.core.errors import MeasureError, ModelError
 from mixer_probe.cost import at_resolution, cost_growth
-from mixer_probe.errors import MeasureError, ModelError
 from mixer_probe.models import load_model
 from mixer_probe.models.macs import count_macs
 from tests.networks import CASES, noise

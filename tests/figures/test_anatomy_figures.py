@@ -10,14 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
-from mixer_probe.errors import MeasureError
-from mixer_probe.figures import anatomy_bars
-from mixer_probe.figures.anatomy import _LOOKS, _spread
-from mixer_probe.report.section import Picture, Table
-from mixer_probe.report.sections_anatomy import anatomy_section
-from mixer_probe.results import ModelRecord
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.result import ModelRecord
+from mixer_probe.core.section import Picture, Table
 from mixer_probe.weights import Anatomy, ModuleAnatomy
+from mixer_probe.weights.figures import anatomy_bars
+from mixer_probe.weights.figures.anatomy import _LOOKS, _spread
 from mixer_probe.weights.module_anatomy import MIXES
+from mixer_probe.weights.views.anatomy import anatomy_section
 from tests.report.test_figure_layout import outside, overlap, texts_of
 
 SIZES = {

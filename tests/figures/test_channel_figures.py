@@ -11,7 +11,7 @@ from timm.models.resnet import BasicBlock, ResNet
 
 import mixer_probe as mp
 from mixer_probe.channels import ChannelStatistics, channel_pages, channels_needed
-from mixer_probe.figures import (
+from mixer_probe.channels.figures import (
     channel_depth,
     channel_page,
     channels_needed_curves,
@@ -19,7 +19,7 @@ from mixer_probe.figures import (
     selectivity_depth,
     selectivity_distributions,
 )
-from mixer_probe.figures.channel_page import _span
+from mixer_probe.channels.figures.page import _span
 from tests.networks import as_model, noise, randomised, settled
 
 

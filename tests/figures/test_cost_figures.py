@@ -8,14 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.result import ImagesRecord
+from mixer_probe.core.section import Table
 from mixer_probe.cost import AccuracyCost, cost_growth, model_cost
+from mixer_probe.cost.figures import accuracy_cost_frontier, cost_growth_curves, mac_bars
 from mixer_probe.cost.frontier import COSTS
-from mixer_probe.errors import MeasureError
-from mixer_probe.figures import accuracy_cost_frontier, cost_growth_curves, mac_bars
+from mixer_probe.cost.views import accuracy_cost_sentences, growth_sentence
 from mixer_probe.report import make_sections
-from mixer_probe.report.section import Table
-from mixer_probe.report.sections_cost import accuracy_cost_sentences, growth_sentence
-from mixer_probe.results import ImagesRecord
 from tests.networks import CASES
 
 

@@ -9,9 +9,9 @@ from timm.models.resnet import BasicBlock, ResNet
 
 import mixer_probe as mp
 from mixer_probe.channels import DissectedChannel, Dissection, dissect, dissected_channel
-from mixer_probe.figures import dissected_channel_pictures, dissection_concepts, dissection_depth
+from mixer_probe.channels.figures import dissected_channel_pictures, dissection_concepts, dissection_depth
 from mixer_probe.images import concepts_from_arrays
-from mixer_probe.report.sections import RENDERERS
+from mixer_probe.report.views import all_views
 from tests.networks import as_model, noise, randomised, settled
 
 NAMES = ("bright$", "left", "small", "noise")
@@ -91,7 +91,7 @@ def test_without_a_null_there_are_still_figures_and_sentences(models, images, co
     bare = dissect(models[0], images, concepts, permutations=0, quantile=0.95)
     dissection_depth([bare]).draw_without_rendering()
     dissection_concepts([bare]).draw_without_rendering()
-    (section,) = RENDERERS[Dissection]([bare])
+    (section,) = all_views()[Dissection].sections([bare])
     assert "without a null: no IoU is above" in section.paragraphs[0]
 
 
@@ -118,7 +118,7 @@ def test_sections_say_the_numbers(results: list[Dissection], page: DissectedChan
     twin = replace(results[0], model=replace(results[0].model, name="m$xer?untrained", trained=False))
     trained = replace(results[0], model=replace(results[0].model, trained=True))
     random = replace(results[1], model=replace(results[1].model, trained=False))
-    (section,) = RENDERERS[Dissection]([trained, random, twin])
+    (section,) = all_views()[Dissection].sections([trained, random, twin])
     assert len(section.paragraphs) == 2
     frame = trained.to_frame()
     found = frame["detector"].sum()
@@ -127,12 +127,12 @@ def test_sections_say_the_numbers(results: list[Dissection], page: DissectedChan
     any_beyond = frame["p_value"].min() * len(trained.layers) <= 0.05
     assert (counted if any_beyond else "no channel of") in section.paragraphs[0]
     sure = replace(trained, p_value=tuple(np.where(p <= 0.05, 0.001, p) for p in trained.p_value))
-    assert counted in RENDERERS[Dissection]([sure])[0].paragraphs[0]
+    assert counted in all_views()[Dissection].sections([sure])[0].paragraphs[0]
     assert any("resnet" in text for text in section.warnings)
     for item in section.content:
         # Drawn and formatted without an error.
         assert getattr(item, "data", None) or item.rows
-    (pictures,) = RENDERERS[DissectedChannel]([page])
+    (pictures,) = all_views()[DissectedChannel].sections([page])
     assert f"IoU {page.iou:.3f} with {page.concept}" in pictures.paragraphs[0]
     none = replace(results[1], p_value=tuple(np.ones_like(p) for p in results[1].p_value))
-    assert "marks any of 4 concepts beyond chance" in RENDERERS[Dissection]([none])[0].paragraphs[0]
+    assert "marks any of 4 concepts beyond chance" in all_views()[Dissection].sections([none])[0].paragraphs[0]

@@ -14,32 +14,31 @@ from matplotlib.figure import Figure
 
 import mixer_probe as mp
 from mixer_probe.channels import ChannelStatistics
-from mixer_probe.errors import MeasureError
-from mixer_probe.figures import (
-    channel_depth,
+from mixer_probe.channels.figures import channel_depth
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
+from mixer_probe.core.words import short_name
+from mixer_probe.models import Layer
+from mixer_probe.plotting.style import COLOURS, colour_of
+from mixer_probe.probing.figures import probe_curves
+from mixer_probe.similarity import SimilarityMatrix, find_measure
+from mixer_probe.similarity.figures import (
     layer_identification_bars,
     localisation_maps,
     match_figure,
     model_summary,
-    probe_curves,
     similarity_heatmaps,
     similarity_map,
     similarity_measures,
-    stem_pictures,
-    token_mixing_depth,
-    token_mixing_units,
 )
-from mixer_probe.figures.style import COLOURS, colour_of, short_name
-from mixer_probe.figures.weights import tile
-from mixer_probe.models import Layer
-from mixer_probe.results import ImagesRecord, ModelRecord, Result
-from mixer_probe.similarity import SimilarityMatrix, find_measure
 from mixer_probe.similarity.identification import LayerIdentification
 from mixer_probe.similarity.localisation import LocalisationCKA
 from mixer_probe.similarity.matches import best_matches
 from mixer_probe.similarity.nulls import null_of
 from mixer_probe.similarity.summary import model_similarity
 from mixer_probe.weights import StemFilters, TokenMixing
+from mixer_probe.weights.figures import stem_pictures, token_mixing_depth, token_mixing_units
+from mixer_probe.weights.figures.units import tile
 
 
 def of(results: list[Result], kind: type) -> list:

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from timm.models.mlp_mixer import MlpMixer
 
 import mixer_probe as mp
-from mixer_probe.errors import LayerError
-from mixer_probe.figures import (
+from mixer_probe.core.errors import LayerError
+from mixer_probe.weights import KernelTying, SpatialKernels
+from mixer_probe.weights.figures import (
     average_kernels,
     kernel_depth,
     kernel_dictionary,
@@ -20,10 +21,9 @@ from mixer_probe.figures import (
     kernel_maps,
     kernel_tying_depth,
 )
-from mixer_probe.figures.kernels import largest_offset
-from mixer_probe.report.sections_kernels import kernel_sentence, kernels_section
-from mixer_probe.report.sections_tying import tying_section, tying_sentence
-from mixer_probe.weights import KernelTying, SpatialKernels
+from mixer_probe.weights.figures.kernels import largest_offset
+from mixer_probe.weights.views.kernels import kernel_sentence, kernels_section
+from mixer_probe.weights.views.tying import tying_section, tying_sentence
 from tests.networks import CASES, noise
 
 

@@ -10,8 +10,8 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mixer_probe.errors import MeasureError
-from mixer_probe.figures import (
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.probing.figures import (
     attention_maps,
     class_accuracy,
     code_curves,

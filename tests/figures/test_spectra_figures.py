@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from mixer_probe.errors import LayerError
-from mixer_probe.figures import singular_values, spectra_depth
-from mixer_probe.report.section import Picture, Table
-from mixer_probe.report.sections_spectra import spectra_section
+from mixer_probe.core.errors import LayerError
+from mixer_probe.core.section import Picture, Table
 from mixer_probe.weights import WeightSpectra, weight_spectra
+from mixer_probe.weights.figures import singular_values, spectra_depth
+from mixer_probe.weights.views.spectra import spectra_section
 from tests.figures.test_stem_figures import check_layout
 from tests.networks import CASES
 

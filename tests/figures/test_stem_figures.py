@@ -10,17 +10,11 @@ import pytest
 from matplotlib.figure import Figure
 from timm.models.vision_transformer import VisionTransformer
 
-from mixer_probe.figures import (
-    position_curves,
-    position_similarity,
-    stem_colour,
-    stem_component_pictures,
-    stem_pictures,
-)
-from mixer_probe.report.section import Picture, Section, Table
-from mixer_probe.report.sections_stem import position_section, stem_section
-from mixer_probe.results import ModelRecord
+from mixer_probe.core.result import ModelRecord
+from mixer_probe.core.section import Picture, Section, Table
 from mixer_probe.weights import PositionEmbeddings, StemFilters, colour_centroid, position_embeddings, stem_components
+from mixer_probe.weights.figures import position_curves, position_similarity, stem_colour, stem_component_pictures, stem_pictures
+from mixer_probe.weights.views.stem import position_section, stem_section
 from tests.networks import as_model
 from tests.report.test_figure_layout import outside, overlap, texts_of
 

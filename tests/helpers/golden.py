@@ -20,8 +20,8 @@ from matplotlib.patches import Patch
 from matplotlib.spines import Spine
 from matplotlib.text import Text
 
-from mixer_probe.report.section import Picture, Section
-from mixer_probe.results import Result
+from mixer_probe.core.result import Result
+from mixer_probe.core.section import Picture, Section
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")

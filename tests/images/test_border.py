@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mixer_probe.errors import ImagesError
+from mixer_probe.core.errors import ImagesError
 from mixer_probe.images import load_images
 from mixer_probe.images.files import load_files
 from tests.images.test_load import save

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mixer_probe.errors import ImagesError
+from mixer_probe.core.errors import ImagesError
 from mixer_probe.images import load_images, photo_credit
 from mixer_probe.images.bundled import CIFAR10_CLASSES, DATA
 

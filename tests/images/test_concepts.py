@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mixer_probe.errors import ImagesError, ImagesWarning
+from mixer_probe.core.errors import ImagesError, ImagesWarning
 from mixer_probe.images import (
     Concepts,
     Images,
@@ -224,7 +224,7 @@ def test_a_table_of_attributes(tmp_path: Path) -> None:
         ([["id", "sky"], ["a", ""]], "all cells are empty"),
     ],
 )
-@pytest.mark.filterwarnings("ignore::mixer_probe.errors.ImagesWarning")
+@pytest.mark.filterwarnings("ignore::mixer_probe.core.errors.ImagesWarning")
 def test_tables_that_are_wrong_are_named(tmp_path: Path, rows: list, sentence: str) -> None:
     with pytest.raises(ImagesError, match=sentence):
         load_concepts(table(tmp_path / "x.csv", rows), some_images())

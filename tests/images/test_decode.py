@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mixer_probe.errors import ImagesError, ImagesWarning
+from mixer_probe.core.errors import ImagesError, ImagesWarning
 from mixer_probe.images import load_images
 from mixer_probe.images.concepts import image_size
 from mixer_probe.images.decode import to_rgb
@@ -94,7 +94,7 @@ def test_values_without_a_range_are_refused(tmp_path, values):
         images[0]
 
 
-@pytest.mark.filterwarnings("ignore::mixer_probe.errors.ImagesWarning")
+@pytest.mark.filterwarnings("ignore::mixer_probe.core.errors.ImagesWarning")
 def test_float_images_have_no_stated_range():
     with pytest.raises(ValueError, match="no stated range"):
         to_rgb(Image.fromarray(np.zeros((2, 2), np.float32)))

@@ -13,7 +13,8 @@ from torch import Tensor
 
 import mixer_probe as mp
 from mixer_probe.capture.stream import transform_of
-from mixer_probe.errors import ImagesError, StoreError
+from mixer_probe.core.errors import ImagesError, StoreError
+from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.images import (
     Chain,
     DistortedImages,
@@ -29,7 +30,6 @@ from mixer_probe.images import (
     paper_shuffle,
 )
 from mixer_probe.images.distortions import from_cells, permute_cells, to_cells
-from mixer_probe.results import from_dict, to_dict
 from tests.networks import randomised
 from tests.tiny import SPEC
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mixer_probe.errors import ImagesError
+from mixer_probe.core.errors import ImagesError
 from mixer_probe.images import from_arrays, load_images, model_transform
 
 UNIT = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mixer_probe.errors import ImagesError, ImagesWarning
+from mixer_probe.core.errors import ImagesError, ImagesWarning
 from mixer_probe.images import load_images
 
 

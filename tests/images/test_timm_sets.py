@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mixer_probe.errors import ImagesError, ImagesWarning
+from mixer_probe.core.errors import ImagesError, ImagesWarning
 from mixer_probe.images import load_images, model_transform
 from mixer_probe.images.bundled import CIFAR10_CLASSES
 

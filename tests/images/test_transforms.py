@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mixer_probe.errors import ImagesError
+from mixer_probe.core.errors import ImagesError
 from mixer_probe.images import from_arrays, load_images, model_transform
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -12,9 +12,9 @@ from torch import nn
 
 import mixer_probe as mp
 from mixer_probe.capture.stream import transform_of
+from mixer_probe.core.result import ModelRecord
 from mixer_probe.images import Distortion, Images, from_arrays
 from mixer_probe.invariance import DistortionAccuracy
-from mixer_probe.results import ModelRecord
 from tests.networks import randomised
 
 NAMES = ("top left", "top right", "bottom left", "bottom right")

@@ -14,7 +14,8 @@ from timm.models.resnet import BasicBlock, ResNet
 
 import mixer_probe as mp
 from mixer_probe.capture.stream import transform_of
-from mixer_probe.errors import ImagesError, MeasureError, NonFiniteWarning, UndefinedInvarianceWarning
+from mixer_probe.core.errors import ImagesError, MeasureError, NonFiniteWarning, UndefinedInvarianceWarning
+from mixer_probe.core.result import load_results, save_results
 from mixer_probe.images import (
     HighPass,
     LowPass,
@@ -28,7 +29,6 @@ from mixer_probe.images import (
 )
 from mixer_probe.invariance import distortion_accuracy, own_grid, predictions, standard_distortions
 from mixer_probe.probing import wilson_interval
-from mixer_probe.results import load_results, save_results
 from tests.invariance.planted import answers, answers_right, bag_of_pixels, colours, position_reader, quadrants
 from tests.networks import randomised
 from tests.tiny import tiny_models

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mixer_probe.errors import MeasureError
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.result import load_results, save_results
 from mixer_probe.images import LowPass, PatchShuffle
 from mixer_probe.invariance import compare_architectures
-from mixer_probe.results import load_results, save_results
 from mixer_probe.stats import wilson_interval
 from tests.invariance.planted import answers_right
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from mixer_probe.errors import MeasureError, UndefinedInvarianceWarning
+from mixer_probe.core.errors import MeasureError, UndefinedInvarianceWarning
+from mixer_probe.core.result import load_results, save_results
 from mixer_probe.images import PatchShuffle
 from mixer_probe.invariance import error_consistency, expected_agreement, kappa, kappa_bounds
-from mixer_probe.results import load_results, save_results
 from mixer_probe.stats import wilson_interval
 from tests.invariance.planted import answers, answers_right
 

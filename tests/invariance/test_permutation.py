@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import mixer_probe as mp
-from mixer_probe.errors import ModelError
+from mixer_probe.core.errors import ModelError
 from mixer_probe.images import PatchShuffle
 from mixer_probe.images.distortions import permute_cells
 from mixer_probe.invariance import permute_patches

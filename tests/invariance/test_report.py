@@ -11,16 +11,8 @@ import pytest
 from matplotlib.figure import Figure
 
 import mixer_probe as mp
-from mixer_probe.errors import MeasureError, UndefinedInvarianceWarning
-from mixer_probe.figures import (
-    architecture_dots,
-    distortion_curves,
-    distortion_pictures,
-    error_consistency_heatmaps,
-    error_consistency_pairs,
-    representation_shift_curves,
-)
-from mixer_probe.figures.invariance import telling_rows
+from mixer_probe.core.errors import MeasureError, UndefinedInvarianceWarning
+from mixer_probe.core.section import Picture
 from mixer_probe.images import LowPass, PatchShuffle, Shift
 from mixer_probe.invariance import (
     compare_architectures,
@@ -30,8 +22,16 @@ from mixer_probe.invariance import (
     representation_shift,
     standard_distortions,
 )
+from mixer_probe.invariance.figures import (
+    architecture_dots,
+    distortion_curves,
+    distortion_pictures,
+    error_consistency_heatmaps,
+    error_consistency_pairs,
+    representation_shift_curves,
+    telling_rows,
+)
 from mixer_probe.report import make_sections
-from mixer_probe.report.section import Picture
 from tests.invariance.planted import answers_right, bag_of_pixels, colours, position_reader, quadrants
 from tests.report.test_figure_layout import outside, overlap, texts_of
 from tests.tiny import tiny_models

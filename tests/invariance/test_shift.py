@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import mixer_probe as mp
-from mixer_probe.errors import MeasureError
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.result import load_results, save_results
 from mixer_probe.images import HighPass, LowPass, PatchDrop, PatchShuffle, PixelShuffle, distort
 from mixer_probe.invariance import distortion_examples, representation_shift
 from mixer_probe.invariance.shift import mean_cosine
-from mixer_probe.results import load_results, save_results
 from mixer_probe.stats import mean_interval
 from tests.invariance.planted import bag_of_pixels, colours
 from tests.tiny import tiny_models

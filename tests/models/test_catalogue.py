@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import timm
 
-from mixer_probe.errors import ModelError
+from mixer_probe.core.errors import ModelError
 from mixer_probe.models import CatalogueEntry, list_models
 from mixer_probe.models.structure import find_adapter
 from tests.networks import shapes_only

@@ -22,7 +22,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from mixer_probe.errors import CheckpointError, ModelError
+from mixer_probe.core.errors import CheckpointError, ModelError
 from mixer_probe.models import load_model
 from tests.networks import CASES, as_model, noise, randomised
 

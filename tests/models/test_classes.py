@@ -12,7 +12,7 @@ from PIL import Image
 
 import mixer_probe as mp
 from mixer_probe.attribution import layer_conductance
-from mixer_probe.errors import ImagesError, ImagesWarning, MeasureError
+from mixer_probe.core.errors import ImagesError, ImagesWarning, MeasureError
 from mixer_probe.images import Images, from_arrays
 from mixer_probe.images.classes import imagenet_names
 from mixer_probe.images.distortions import LowPass

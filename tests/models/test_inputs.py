@@ -16,9 +16,9 @@ from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
 import mixer_probe as mp
+from mixer_probe.capture import input_pictures
 from mixer_probe.capture.stream import pixel_batches, transform_of
-from mixer_probe.channels import input_pictures
-from mixer_probe.errors import ImagesError, ModelError
+from mixer_probe.core.errors import ImagesError, ModelError
 from mixer_probe.images import from_arrays
 from mixer_probe.images.transforms import transform_for
 from mixer_probe.invariance import standard_distortions

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mixer_probe.errors import ModelError
+from mixer_probe.core.errors import ModelError
 from mixer_probe.models import InputSpec, Model, check_name, load_model
 from mixer_probe.models.load import google_note
 from tests.networks import CASES, as_model, noise

@@ -22,12 +22,12 @@ from torch.optim.swa_utils import AveragedModel
 
 import mixer_probe as mp
 from mixer_probe.attribution import attribute, layer_conductance
+from mixer_probe.core.errors import MeasureError, ModelError
 from mixer_probe.core.switches import copied, evaluating, frozen, lock_of, seeded, unfused
-from mixer_probe.errors import MeasureError, ModelError
+from mixer_probe.core.threads import side_by_side
 from mixer_probe.invariance.predictions import predictions
 from mixer_probe.models.macs import count_macs_by_module
 from mixer_probe.probing import attentive_probe, linear_probe
-from mixer_probe.threads import side_by_side
 from mixer_probe.visualization import visualize
 from mixer_probe.visualization.robustness import NO_ROBUSTNESS
 from tests.networks import as_model, noise, randomised

@@ -14,7 +14,7 @@ from timm.models.vision_transformer import Block, ResPostBlock, VisionTransforme
 from torch import nn
 
 from mixer_probe.capture import extract
-from mixer_probe.errors import ModelError
+from mixer_probe.core.errors import ModelError
 from mixer_probe.models.macs import count_macs
 from tests.networks import CASES, as_model, noise, randomised
 

@@ -21,7 +21,7 @@ from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
 import mixer_probe.models.hub as hub
-from mixer_probe.errors import CheckpointError, ModelError
+from mixer_probe.core.errors import CheckpointError, ModelError
 from mixer_probe.models import check_name, load_model
 from tests.models.test_checkpoints import Malicious
 from tests.networks import noise, randomised
@@ -261,7 +261,7 @@ def test_a_hub_that_is_off_on_purpose_is_not_asked(monkeypatch: pytest.MonkeyPat
 
 _SCRIPT = """
 import sys, time
-from mixer_probe.errors import ModelError
+from mixer_probe.core.errors import ModelError
 from mixer_probe.models import load_model
 began = time.time()
 print(load_model(sys.argv[1], device="cpu").weights.source)

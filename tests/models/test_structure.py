@@ -11,7 +11,7 @@ import torch
 from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
-from mixer_probe.errors import LayerError
+from mixer_probe.core.errors import LayerError
 from mixer_probe.models import Model
 from tests.networks import CASES, CNNS, MIXERS, Case, as_model
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 import mixer_probe as mp
 from mixer_probe.attribution import layer_conductance
-from mixer_probe.errors import LayerError, MeasureError, ModelError
+from mixer_probe.core.errors import LayerError, MeasureError, ModelError
 from mixer_probe.models.structure import Structure, find_adapter
 from mixer_probe.models.trace import trace
 from tests.networks import CASES, as_model, noise, randomised, shapes_only

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pytest
 
+from mixer_probe.core.result import ImagesRecord, ModelRecord
 from mixer_probe.models.layer import Layer
-from mixer_probe.results import ImagesRecord, ModelRecord
 
 
 class FakeRepresentations:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import mixer_probe as mp
-from mixer_probe.errors import ImagesError
+from mixer_probe.core.errors import ImagesError
 from mixer_probe.images.labelled import from_arrays
 from mixer_probe.probing.baselines import pixel_baseline, raw_pixels
 

@@ -11,7 +11,7 @@ from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from mixer_probe.errors import MeasureError
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.probing import linear_probe
 from mixer_probe.probing.centroid import CentroidProbe, centroid_path
 from mixer_probe.probing.path import ProbePath

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mixer_probe.channels import channels_needed, class_selectivity
-from mixer_probe.errors import ImagesError, MeasureError
+from mixer_probe.core.errors import ImagesError, MeasureError
 from mixer_probe.images import from_arrays
 from mixer_probe.probing import (
     Target,

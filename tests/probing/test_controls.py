@@ -9,7 +9,8 @@ import pytest
 from sklearn.linear_model import RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 
-from mixer_probe.errors import ImagesError, MeasureError, NonFiniteWarning
+from mixer_probe.core.errors import ImagesError, MeasureError, NonFiniteWarning
+from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.images.bundled import CIFAR10_CLASSES
 from mixer_probe.probing.controls import (
     CIFAR10_GROUPS,
@@ -19,7 +20,6 @@ from mixer_probe.probing.controls import (
     random_groupings,
     random_label_probe,
 )
-from mixer_probe.results import from_dict, to_dict
 from mixer_probe.stats import wilson_interval
 
 NAMES = tuple("abcdef")

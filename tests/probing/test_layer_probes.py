@@ -11,9 +11,9 @@ from sklearn.linear_model import RidgeClassifier
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.preprocessing import StandardScaler
 
-from mixer_probe.errors import ImagesError, MeasureError, NonFiniteWarning
+from mixer_probe.core.errors import ImagesError, MeasureError, NonFiniteWarning
+from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.probing import FITTERS, ProbePath, balanced_interval, default_l2, linear_probe, ridge_path, wilson_interval
-from mixer_probe.results import from_dict, to_dict
 
 COLUMNS = (
     "model trained layer kind depth l2 accuracy low high balanced_accuracy balanced_low balanced_high "

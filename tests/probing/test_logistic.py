@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from mixer_probe.errors import MeasureError, UnconvergedWarning
+from mixer_probe.core.errors import MeasureError, UnconvergedWarning
 from mixer_probe.probing import linear_probe
 from mixer_probe.probing.holdout import left_out_folds
 from mixer_probe.probing.lbfgs import minimise

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from mixer_probe.errors import ImagesError, MeasureError, NonFiniteWarning
+from mixer_probe.core.errors import ImagesError, MeasureError, NonFiniteWarning
+from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.probing.controls import control_task, random_groupings
 from mixer_probe.probing.mdl import FRACTIONS, block_ends, control_code, logistic_probabilities, online_code
-from mixer_probe.results import from_dict, to_dict
 
 
 def test_blocks_of_voita_and_titov():

@@ -12,10 +12,10 @@ from sklearn.preprocessing import StandardScaler
 
 import mixer_probe as mp
 from mixer_probe.capture.stream import TensorImages
-from mixer_probe.errors import ImagesError, LayerError, MeasureError, NonFiniteWarning
+from mixer_probe.core.errors import ImagesError, LayerError, MeasureError, NonFiniteWarning
+from mixer_probe.core.result import ImagesRecord
 from mixer_probe.probing import RidgeMoments, default_l2, linear_probe, ridge_path, stream_probe, streaming
 from mixer_probe.probing.labels import stratified
-from mixer_probe.results import ImagesRecord
 from tests.tiny import tiny_models
 
 

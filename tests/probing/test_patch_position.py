@@ -11,9 +11,9 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from timm.models.vision_transformer import VisionTransformer
 
-from mixer_probe.errors import ImagesError, LayerError, MeasureError, UndefinedProbeWarning
+from mixer_probe.core.errors import ImagesError, LayerError, MeasureError, UndefinedProbeWarning
+from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.probing.patch_position import PositionMoments, centres, part_of, patch_position_probe
-from mixer_probe.results import from_dict, to_dict
 from tests.networks import as_model, noise, randomised
 
 WHERE = "pos_drop"

@@ -9,10 +9,10 @@ from scipy.stats import norm
 from sklearn.base import clone
 
 import mixer_probe as mp
-from mixer_probe.errors import ImagesError, MeasureError, NonFiniteWarning
+from mixer_probe.core.errors import ImagesError, MeasureError, NonFiniteWarning
+from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing import AttentiveProbe, attentive_probe, position_probe, ridge_path
-from mixer_probe.results import from_dict, to_dict
 from tests.probing.conftest import FakeRepresentations
 
 SIDE, CHANNELS = 4, 6

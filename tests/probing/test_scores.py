@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binom, binomtest, norm, t
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
-from mixer_probe.errors import MeasureError
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.probing import (
     RidgeProbe,
     balanced_interval,

@@ -11,7 +11,8 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
 import mixer_probe as mp
-from mixer_probe.errors import ImagesError, MeasureError, NonFiniteWarning, UndefinedProbeWarning
+from mixer_probe.core.errors import ImagesError, MeasureError, NonFiniteWarning, UndefinedProbeWarning
+from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.images.distortions import LowPass, distort
 from mixer_probe.images.labelled import from_arrays
 from mixer_probe.probing.target_probe import r_squared_interval, target_probe
@@ -24,7 +25,6 @@ from mixer_probe.probing.targets import (
     shifted_images,
     targets_from_csv,
 )
-from mixer_probe.results import from_dict, to_dict
 from tests.networks import CASES
 
 

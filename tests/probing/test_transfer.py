@@ -11,12 +11,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, log_loss
 from sklearn.metrics import confusion_matrix as reference
 
-from mixer_probe.errors import ImagesError, MeasureError
+from mixer_probe.core.errors import ImagesError, MeasureError
+from mixer_probe.core.result import ImagesRecord, from_dict, to_dict
 from mixer_probe.probing import linear_probe, wilson_interval
 from mixer_probe.probing.answers import best_temperature, calibration, confusion_matrix
 from mixer_probe.probing.controls import control_task
 from mixer_probe.probing.transfer import matched, transfer_probe
-from mixer_probe.results import ImagesRecord, from_dict, to_dict
 
 
 def data_set(make_reps, name: str, names: tuple[str, ...], seed: int, n: int = 90, used: tuple[str, ...] | None = None):

@@ -13,20 +13,20 @@ from timm.models.mlp_mixer import MlpMixer
 
 import mixer_probe as mp
 from mixer_probe import attribution as at
-from mixer_probe.errors import ImagesError, MeasureError
+from mixer_probe.attribution.analyses import ROOM
+from mixer_probe.core.errors import ImagesError, MeasureError
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result, from_dict, load_results, save_results, to_dict
+from mixer_probe.core.section import Picture, Section, Table
+from mixer_probe.core.skipped import Skipped
 from mixer_probe.images import from_arrays
 from mixer_probe.models.layer import Layer
-from mixer_probe.report import Skipped, make_sections
-from mixer_probe.report.attribution_study import (
+from mixer_probe.report import make_sections
+from mixer_probe.study.attributions import (
     QUICK,
-    WHAT,
     AttributionSettings,
     AttributionStudy,
-    check_attributions,
     find_target,
 )
-from mixer_probe.report.section import Picture, Section, Table
-from mixer_probe.results import ImagesRecord, ModelRecord, Result, from_dict, load_results, save_results, to_dict
 from tests.attribution.planted import SIZE, planted_models
 from tests.tiny import SPEC, tiny_models
 
@@ -379,9 +379,9 @@ def test_targets_by_word_index_and_name() -> None:
     model.class_names = None
     with pytest.raises(MeasureError, match=r"have no names here.*0 to 2"):
         find_target("a", model, bare)
-    assert check_attributions(WHAT) == WHAT
+    assert ROOM.check(ROOM.names) == ROOM.names
     with pytest.raises(MeasureError, match="closest: curves"):
-        check_attributions(["curve"])
+        ROOM.check(["curve"])
 
 
 def test_a_zero_head_is_left_out_of_a_report_with_its_reason() -> None:

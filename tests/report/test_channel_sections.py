@@ -25,22 +25,18 @@ from mixer_probe.channels import (
     channels_needed,
     class_selectivity,
 )
-from mixer_probe.errors import ImagesError, MeasureError, UndefinedChannelsWarning
-from mixer_probe.figures import channel_catalogue, channel_page, partner_depth, partner_strength
+from mixer_probe.channels.analyses import CLEAREST, ROOM, TAILED, chosen_channels, counterpart
+from mixer_probe.channels.figures import channel_catalogue, channel_page, partner_depth, partner_strength
+from mixer_probe.core.errors import ImagesError, MeasureError, UndefinedChannelsWarning
+from mixer_probe.core.result import Result
+from mixer_probe.core.section import Picture, Section, Table
+from mixer_probe.core.skipped import Skipped
 from mixer_probe.images import Images
 from mixer_probe.images.labelled import from_arrays
 from mixer_probe.models import Layer
-from mixer_probe.report import Skipped, StudySettings, make_sections, run_study, write_report
-from mixer_probe.report.channel_study import (
-    CLEAREST,
-    TAILED,
-    check_channels,
-    chosen_channels,
-    counterpart,
-)
-from mixer_probe.report.section import Picture, Section, Table
-from mixer_probe.report.study import Study
-from mixer_probe.results import Result
+from mixer_probe.report import make_sections, write_report
+from mixer_probe.study import StudySettings, run_study
+from mixer_probe.study.study import Study
 from tests.channels.test_partners import pair, reps_of
 from tests.channels.test_selectivity import planted
 from tests.networks import as_model, noise, randomised
@@ -412,7 +408,7 @@ def test_study_without_channels_has_none() -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: check_channels(["selectivty"]), MeasureError, "no analysis of channels 'selectivty'; closest: selectivity"),
+        (lambda: ROOM.check(["selectivty"]), MeasureError, "no analysis of channels 'selectivty'; closest: selectivity"),
         (lambda: class_selectivity(replace_labels(planted())), ImagesError, "have no labels"),
     ],
 )

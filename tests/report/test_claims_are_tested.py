@@ -1,6 +1,7 @@
 """Every superlative that the report's code can print belongs to a row of null data, or to a reason why it is no claim.
 
-Read from the source: string literals of functions in `findings_*` and `sections_*`, without docstrings and without what stands in
+Read from the source: string literals of functions in the findings and views of all rooms and of reports,
+without docstrings and without what stands in
 captions (`Picture`, `Table`) and sections. A function has a row if a module of rows imports it, or if one that has a row calls
 it in the same module."""
 
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
-import mixer_probe.report
+import mixer_probe
 
-REPORT = Path(mixer_probe.report.__file__).parent
+PACKAGE = Path(mixer_probe.__file__).parent
+PATTERNS = ("*/findings.py", "*/views.py", "*/views/*.py", "report/findings_*.py", "report/sections_*.py")
+FILES = sorted(path for pattern in PATTERNS for path in PACKAGE.glob(pattern))
 ROWS = sorted(Path(__file__).parent.glob("test_false_positives*.py"))
 SUPERLATIVE = re.compile(
     r"\b(most|best|clearest|strongest|largest|closest|least|highest|lowest|easiest|hardest)\b(?! of\b)", re.I
@@ -27,37 +30,37 @@ CAPTIONS = {"Picture", "Table", "Section", "Number"}
 # Function -> why what it says is no claim.
 CAPTION, RANK, BOUND = "caption of a picture or table", "names a quantity or a rule of choice", "counts beside what chance gives"
 REASONS = {
-    "findings_control._partners": BOUND,
-    "findings_control._similarity": BOUND,
-    "sections_attribution._panel_reading": CAPTION,
-    "sections_attribution.faithfulness_section": CAPTION,
-    "sections_channel_pages._by": RANK,
-    "sections_channel_pages._partner_table": CAPTION,
-    "sections_channel_pages._shown": RANK,
-    "sections_channels._massive_text": "an activation that was measured, and how many go beyond a fixed ratio",
-    "sections_diff._numbers": CAPTION,
-    "sections_diff.change_text": "the largest of differences that are said to have no null",
-    "sections_dissection._channel_sentence": "names the null",
-    "sections_dissection._concept_table": CAPTION,
-    "sections_invariance._maps_picture": CAPTION,
-    "sections_invariance.architecture_section": CAPTION,
-    "sections_invariance.consistency_section": CAPTION,
-    "sections_probe_controls.random_label_section": CAPTION,
-    "sections_probe_places.attentive_section": CAPTION,
-    "sections_probes._curves_picture": CAPTION,
-    "sections_probes.few_shot_section": CAPTION,
-    "sections_selectivity._needed_sentence": RANK,
-    "sections_selectivity._selectivity_table": CAPTION,
-    "sections_similarity._best_row": CAPTION,
-    "sections_similarity._localisation_sentence": "a percentage of positions by a rule, beside what even weights give",
-    "sections_similarity._map_picture": CAPTION,
-    "sections_similarity._match_sentence": RANK,
-    "sections_similarity._measure_row": CAPTION,
-    "sections_similarity._summary_sentence": RANK,
-    "sections_similarity.disagreement": BOUND,
-    "sections_units._depth_pictures": CAPTION,
-    "sections_units._units_picture": CAPTION,
-    "sections_visualization._method_text": "describes optimised images beside the real ones",
+    "report.findings_control._partners": BOUND,
+    "report.findings_control._similarity": BOUND,
+    "attribution.views._panel_reading": CAPTION,
+    "attribution.views.faithfulness_section": CAPTION,
+    "channels.views.pages._by": RANK,
+    "channels.views.pages._partner_table": CAPTION,
+    "channels.views.pages._shown": RANK,
+    "channels.views.statistics._massive_text": "an activation that was measured, and how many go beyond a fixed ratio",
+    "report.sections_diff._numbers": CAPTION,
+    "report.sections_diff.change_text": "the largest of differences that are said to have no null",
+    "channels.views.dissection._channel_sentence": "names the null",
+    "channels.views.dissection._concept_table": CAPTION,
+    "invariance.views._maps_picture": CAPTION,
+    "invariance.views.architecture_section": CAPTION,
+    "invariance.views.consistency_section": CAPTION,
+    "probing.views.controls.random_label_section": CAPTION,
+    "probing.views.places.attentive_section": CAPTION,
+    "probing.views.probes._curves_picture": CAPTION,
+    "probing.views.probes.few_shot_section": CAPTION,
+    "channels.views.selectivity._needed_sentence": RANK,
+    "channels.views.selectivity._selectivity_table": CAPTION,
+    "similarity.views._best_row": CAPTION,
+    "similarity.views._localisation_sentence": "a percentage of positions by a rule, beside what even weights give",
+    "similarity.views._map_picture": CAPTION,
+    "similarity.views._match_sentence": RANK,
+    "similarity.views._measure_row": CAPTION,
+    "similarity.views._summary_sentence": RANK,
+    "similarity.views.disagreement": BOUND,
+    "weights.views.units._depth_pictures": CAPTION,
+    "weights.views.units._units_picture": CAPTION,
+    "visualization.views._method_text": "describes optimised images beside the real ones",
 }
 
 
@@ -82,13 +85,17 @@ def superlatives(node: ast.AST) -> list[str]:
     return [text for text in found if " " in text.strip() and SUPERLATIVE.search(text)]
 
 
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
 def with_rows() -> set[str]:
-    """`module.function` of what the modules of rows import from the report."""
+    """`module.function` of what the modules of rows import."""
     return {
-        f"{node.module.removeprefix('mixer_probe.report.')}.{name.name}"
+        f"{node.module.removeprefix('mixer_probe.')}.{name.name}"
         for path in ROWS
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("mixer_probe.report.")
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("mixer_probe.")
         for name in node.names
     }
 
@@ -104,12 +111,12 @@ def called_by(module: str, found: dict[str, ast.FunctionDef], covered: set[str])
         reached |= more
 
 
-@pytest.mark.parametrize("path", sorted([*REPORT.glob("findings_*.py"), *REPORT.glob("sections_*.py")]), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", FILES, ids=module_of)
 def test_superlatives_have_a_row_or_a_reason(path: Path) -> None:
-    found = functions(ast.parse(path.read_text(encoding="utf-8")))
-    covered = called_by(path.stem, found, with_rows())
+    found, module = functions(ast.parse(path.read_text(encoding="utf-8"))), module_of(path)
+    covered = called_by(module, found, with_rows())
     claims = {name: said for name, node in found.items() if (said := superlatives(node)) and name not in covered}
-    unknown = {name: said for name, said in claims.items() if f"{path.stem}.{name}" not in REASONS}
+    unknown = {name: said for name, said in claims.items() if f"{module}.{name}" not in REASONS}
     assert not unknown, (
         f"superlatives without a row of null data in {[p.name for p in ROWS]}: {unknown}; add a row, or a reason to REASONS"
     )
@@ -117,9 +124,10 @@ def test_superlatives_have_a_row_or_a_reason(path: Path) -> None:
 
 def test_reasons_are_of_functions_that_are_there() -> None:
     known = {
-        f"{path.stem}.{name}"
-        for path in REPORT.glob("*.py")
+        f"{module_of(path)}.{name}"
+        for path in FILES
         for name, node in functions(ast.parse(path.read_text(encoding="utf-8"))).items()
         if superlatives(node)
     }
+    assert len(FILES) > 25
     assert set(REASONS) <= known, set(REASONS) - known

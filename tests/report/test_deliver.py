@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import mixer_probe as mp
-from mixer_probe.errors import StoreError
-from mixer_probe.report import Skipped, deliver, make_sections
+from mixer_probe.core.errors import StoreError
+from mixer_probe.core.skipped import Skipped
+from mixer_probe.report import deliver, make_sections
 from mixer_probe.report.deliver import delivering
 from tests.networks import CASES
 from tests.tiny import tiny_models

@@ -14,13 +14,14 @@ from scipy.stats import norm
 from timm.models.mlp_mixer import MlpMixer
 
 import mixer_probe as mp
-from mixer_probe.errors import StoreError
-from mixer_probe.report import ReportDiff, Skipped, compare_reports, make_sections
+from mixer_probe.core.errors import StoreError
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result, SavedResults, load_results, save_results, storable
+from mixer_probe.core.section import Picture
+from mixer_probe.core.skipped import Skipped
+from mixer_probe.report import ReportDiff, compare_reports, make_sections
 from mixer_probe.report.diff import _ANSWERS, _KEYS, _ONLY, interval_columns
-from mixer_probe.report.section import Picture
-from mixer_probe.report.sections import RENDERERS
 from mixer_probe.report.sections_diff import findings
-from mixer_probe.results import ImagesRecord, ModelRecord, Result, SavedResults, load_results, save_results, storable
+from mixer_probe.report.views import all_views
 from mixer_probe.stats import wilson_interval
 from mixer_probe.stats.differences import difference_interval, difference_p
 from tests.probing.conftest import FakeRepresentations
@@ -408,7 +409,7 @@ WITH_INTERVALS = {
 @pytest.mark.slow
 def test_every_number_of_every_kind_is_compared() -> None:
     """No kind has rows that cannot be told apart, and each has the intervals that its author gave it."""
-    results = [result for kind in RENDERERS if kind is not ReportDiff for result in made(kind)]
+    results = [result for kind in all_views() if kind is not ReportDiff for result in made(kind)]
     found = compare_reports(results, results)
     assert found.same
     assert found.matched == len(results)

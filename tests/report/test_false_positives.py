@@ -14,26 +14,27 @@ import pandas as pd
 import pytest
 
 from mixer_probe.channels import channel_partners, class_selectivity
-from mixer_probe.report.finding import Number, beyond_baseline, extremes_differ
-from mixer_probe.report.findings_channels import _by_depth, _most_selective, _of_architectures
-from mixer_probe.report.findings_similarity import Profile, _parting
-from mixer_probe.report.findings_weights import _low_frequency, _reach
-from mixer_probe.report.sections_invariance import _worst
-from mixer_probe.report.sections_kernels import _structure_text
-from mixer_probe.report.sections_selectivity import _selectivity_sentence
-from mixer_probe.report.sections_similarity import agreement, order_of
-from mixer_probe.report.sections_spectra import _kind_text
-from mixer_probe.report.sections_tying import _null_text
-from mixer_probe.report.sections_units import _orientation_text
-from mixer_probe.results import ModelRecord
+from mixer_probe.channels.findings import _by_depth, _most_selective, _of_architectures
+from mixer_probe.channels.views.selectivity import _selectivity_sentence
+from mixer_probe.core.finding import Number
+from mixer_probe.core.result import ModelRecord
+from mixer_probe.invariance.views import _worst
 from mixer_probe.similarity import compare
+from mixer_probe.similarity.findings import Profile, _parting
 from mixer_probe.similarity.matches import best_matches
+from mixer_probe.similarity.views import agreement, order_of
+from mixer_probe.stats.claims import beyond_baseline, extremes_differ
 from mixer_probe.weights import SpatialKernels
 from mixer_probe.weights.channel_kernels import taps_kernels
+from mixer_probe.weights.findings import _low_frequency, _reach
 from mixer_probe.weights.kernels import _most_structured, matrix_kernel
 from mixer_probe.weights.operators import tracy_widom_edge
 from mixer_probe.weights.tying import layer_tying
 from mixer_probe.weights.units import measure_units
+from mixer_probe.weights.views.kernels import _structure_text
+from mixer_probe.weights.views.spectra import _kind_text
+from mixer_probe.weights.views.tying import _null_text
+from mixer_probe.weights.views.units import _orientation_text
 from tests.probing.conftest import FakeRepresentations
 
 MODEL = ModelRecord("net", "mixer", True, "", "a" * 64, 10)

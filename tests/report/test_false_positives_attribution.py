@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from mixer_probe import attribution as at
-from mixer_probe.models.layer import Layer
-from mixer_probe.report.findings_attributions import attribution_findings
-from mixer_probe.report.sections_attribution import (
+from mixer_probe.attribution.findings import attribution_findings
+from mixer_probe.attribution.views import (
     _conductance_sentence,
     _faithfulness_sentences,
     _game_sentence,
@@ -23,7 +22,8 @@ from mixer_probe.report.sections_attribution import (
     _networks_sentence,
     _randomisation_sentence,
 )
-from mixer_probe.results import ImagesRecord, ModelRecord
+from mixer_probe.core.result import ImagesRecord, ModelRecord
+from mixer_probe.models.layer import Layer
 from mixer_probe.stats import FEWEST
 
 Random = np.random.Generator

@@ -14,27 +14,27 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mixer_probe.channels.views.dissection import _sentence as dissection_sentence
+from mixer_probe.channels.views.pages import _null_text, _page_text
+from mixer_probe.core.result import ImagesRecord, ModelRecord
 from mixer_probe.cost.frontier import COSTS, AccuracyCost
+from mixer_probe.cost.views import accuracy_cost_sentences
 from mixer_probe.images.distortions import LowPass, PatchShuffle, Shift
 from mixer_probe.invariance import compare_architectures, error_consistency
+from mixer_probe.invariance.views import _consistency_sentences, _kind_sentence, _shift_sentence
 from mixer_probe.probing import ConfusionMatrix, ProbeResult, calibration
+from mixer_probe.probing.findings import _order, _readable
+from mixer_probe.probing.views.controls import _code_sentence, _gap_sentence
+from mixer_probe.probing.views.probes import _calibration_sentence, _confusion_sentence, _probe_sentence
 from mixer_probe.report.diff import ReportDiff
 from mixer_probe.report.findings_control import _twin_probe
-from mixer_probe.report.findings_probes import _order, _readable
-from mixer_probe.report.findings_similarity import Profile, _last, _replicas
-from mixer_probe.report.findings_weights import _pairs
-from mixer_probe.report.sections_channel_pages import _null_text, _page_text
-from mixer_probe.report.sections_cost import accuracy_cost_sentences
 from mixer_probe.report.sections_diff import findings as difference_sentences
-from mixer_probe.report.sections_dissection import _sentence as dissection_sentence
-from mixer_probe.report.sections_invariance import _consistency_sentences, _kind_sentence, _shift_sentence
-from mixer_probe.report.sections_paper import _depth_text
-from mixer_probe.report.sections_probe_controls import _code_sentence, _gap_sentence
-from mixer_probe.report.sections_probes import _calibration_sentence, _confusion_sentence, _probe_sentence
-from mixer_probe.report.sections_units import _write_text
-from mixer_probe.results import ImagesRecord, ModelRecord
+from mixer_probe.similarity.findings import Profile, _last, _replicas
 from mixer_probe.stats import wilson_interval
+from mixer_probe.weights.findings import _pairs
 from mixer_probe.weights.units import matching_null, measure_units, unit_rows
+from mixer_probe.weights.views.paper import _depth_text
+from mixer_probe.weights.views.units import _write_text
 from tests.invariance.planted import answers_right
 from tests.probes import CLASSES, coded, confused, control_coded, layers_of, record
 from tests.probes import accuracy as probe_of_numbers

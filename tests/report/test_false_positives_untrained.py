@@ -16,12 +16,12 @@ from timm.models.mlp_mixer import MlpMixer
 
 import mixer_probe as mp
 from mixer_probe.channels import channel_partners, class_selectivity
+from mixer_probe.channels.findings import _by_depth, _of_architectures
 from mixer_probe.images import from_arrays
-from mixer_probe.report.findings_channels import _by_depth, _of_architectures
-from mixer_probe.report.findings_similarity import _against_twins, profile_of
-from mixer_probe.report.findings_weights import _low_frequency, _reach
-from mixer_probe.report.sections_units import _orientation_text
+from mixer_probe.similarity.findings import _against_twins, profile_of
 from mixer_probe.weights import spatial_kernels, token_mixing
+from mixer_probe.weights.findings import _low_frequency, _reach
+from mixer_probe.weights.views.units import _orientation_text
 
 RUNS = 200
 # Which later networks are the baseline of one, so that the draws of few networks decide less.

@@ -17,16 +17,17 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import mixer_probe as mp
-from mixer_probe.errors import UndefinedSimilarityWarning
-from mixer_probe.figures import token_mixing_units
-from mixer_probe.report import StudySettings, make_sections, run_study
-from mixer_probe.report.section import Picture
-from mixer_probe.results import Result
+from mixer_probe.core.errors import UndefinedSimilarityWarning
+from mixer_probe.core.result import Result
+from mixer_probe.core.section import Picture
+from mixer_probe.report import make_sections
 from mixer_probe.similarity import SimilarityMatrix
 from mixer_probe.similarity.identification import layer_identification
 from mixer_probe.similarity.localisation import localisation_cka
 from mixer_probe.similarity.matches import best_matches
 from mixer_probe.similarity.summary import model_similarity
+from mixer_probe.study import StudySettings, run_study
+from mixer_probe.weights.figures import token_mixing_units
 from tests.tiny import SPEC
 
 # Boxes of neighbouring texts may touch: a font's box is a pixel higher than its letters.

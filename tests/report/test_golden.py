@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from mixer_probe.report.sections import RENDERERS
-from mixer_probe.results import load_results, save_results
+from mixer_probe.core.result import load_results, save_results
+from mixer_probe.report.views import all_views
 from tests.helpers.golden import GOLDEN, check, frame_text, section_text
 
 
@@ -25,9 +25,9 @@ def stored(kind: type[Any], update: bool) -> tuple[Any, ...]:
     return load_results(file)
 
 
-@pytest.mark.parametrize("kind", RENDERERS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", all_views(), ids=lambda kind: kind.__name__)
 def test_every_type_is_tabled_told_and_drawn_as_before(kind: type[Any], update_golden: bool) -> None:
     results = stored(kind, update_golden)
     check(f"{kind.__name__}.csv", "\n".join(map(frame_text, results)), update_golden)
-    lines = (line for section in RENDERERS[kind](results) for line in (*section_text(section), ""))
+    lines = (line for section in all_views()[kind].sections(results) for line in (*section_text(section), ""))
     check(f"{kind.__name__}.txt", "\n".join(lines), update_golden)

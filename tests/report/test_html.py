@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 import mixer_probe as mp
-from mixer_probe.errors import StoreError
-from mixer_probe.report import Skipped, make_sections, write_report
-from mixer_probe.report.section import Picture, Table
-from mixer_probe.results import Result
+from mixer_probe.core.errors import StoreError
+from mixer_probe.core.result import Result
+from mixer_probe.core.section import Picture, Table
+from mixer_probe.core.skipped import Skipped
+from mixer_probe.report import make_sections, write_report
 from tests.tiny import SPEC, one_of_each, tiny_models
 
 
@@ -137,7 +138,7 @@ def test_five_networks_are_summed_up() -> None:
 
 
 def test_untrained_networks_are_named_in_every_section(tmp_path: Path) -> None:
-    from mixer_probe.report import StudySettings, run_study
+    from mixer_probe.study import StudySettings, run_study
 
     model = tiny_models()[0].untrained()
     results = run_study([model], mp.load_images("demo", limit=40), None, StudySettings(permutations=0))

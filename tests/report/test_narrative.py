@@ -16,13 +16,14 @@ from timm.models.mlp_mixer import MlpMixer
 import mixer_probe as mp
 from mixer_probe.attribution import Agreement, PerturbationCurves
 from mixer_probe.channels import channel_partners, class_selectivity
-from mixer_probe.errors import UndefinedKernelWarning, UndefinedUnitsWarning
+from mixer_probe.core.errors import UndefinedKernelWarning, UndefinedUnitsWarning
+from mixer_probe.core.finding import Finding
+from mixer_probe.core.result import ImagesRecord, ModelRecord, Result, from_dict, to_dict
+from mixer_probe.core.skipped import Skipped
 from mixer_probe.probing import linear_probe
 from mixer_probe.probing.depths import halfway, halfway_depths
-from mixer_probe.report import Narrative, Skipped, make_sections, narrate
-from mixer_probe.report.finding import Finding
+from mixer_probe.report import Narrative, make_sections, narrate
 from mixer_probe.report.narrative import QUESTIONS
-from mixer_probe.results import ImagesRecord, ModelRecord, Result, from_dict, to_dict
 from mixer_probe.similarity import SimilarityMatrix, compare
 from mixer_probe.stats import auroc_interval
 from mixer_probe.weights import TokenMixing, spatial_kernels, token_mixing

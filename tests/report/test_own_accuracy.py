@@ -10,15 +10,15 @@ import torch
 
 import mixer_probe as mp
 from mixer_probe.capture.stream import transform_of
+from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.images import Images, from_arrays
 from mixer_probe.invariance.own_accuracy import own_accuracy
 from mixer_probe.models import ModelCard, describe
 from mixer_probe.models.card import OwnAccuracy
-from mixer_probe.report import StudySettings
-from mixer_probe.report.sections import models_section
-from mixer_probe.report.study import Study
-from mixer_probe.results import from_dict, to_dict
+from mixer_probe.models.views import models_section
 from mixer_probe.stats import wilson_interval
+from mixer_probe.study import StudySettings
+from mixer_probe.study.study import Study
 
 RESNET = "zoo:resnet-s0"
 WRONG = {"mean": (0.0, 0.0, 0.0), "std": (0.05, 0.05, 0.05)}

@@ -11,13 +11,15 @@ import pandas as pd
 import pytest
 
 import mixer_probe as mp
-from mixer_probe.errors import ImagesError, MeasureError
+from mixer_probe.core.errors import ImagesError, MeasureError
+from mixer_probe.core.result import Result
+from mixer_probe.core.section import Picture, Section, Table
+from mixer_probe.core.skipped import Skipped
 from mixer_probe.probing import TargetProbe, few_shot_probe, linear_probe, online_code, paired_interval, pixel_baseline
-from mixer_probe.report import Skipped, StudySettings, make_sections, run_study
-from mixer_probe.report.probe_study import WHAT, check_probes, check_target, read_groups, runs_of
-from mixer_probe.report.section import Picture, Section, Table
-from mixer_probe.report.study import Study
-from mixer_probe.results import Result
+from mixer_probe.probing.analyses import ROOM, check_target, read_groups, runs_of
+from mixer_probe.report import make_sections
+from mixer_probe.study import StudySettings, run_study
+from mixer_probe.study.study import Study
 from tests.probes import (
     accuracy,
     attentive,
@@ -222,10 +224,10 @@ def test_untrained_networks_are_warned_of() -> None:
 def probed() -> list[Result]:
     """All probes of one tiny network, on few images; of a second one those that cost little."""
     images, train = mp.load_images("demo", limit=40), mp.load_images("demo", split="train", limit=60)
-    settings = StudySettings(probes=WHAT, targets=("brightness",))
-    cheap = tuple(name for name in WHAT if name not in ("mdl", "control-mdl", "attentive"))
+    settings = StudySettings(probes=ROOM.names, targets=("brightness",))
+    cheap = tuple(name for name in ROOM.names if name not in ("mdl", "control-mdl", "attentive"))
     results: list[Result] = []
-    for model, probes in ((tiny_models()[0], WHAT), (tiny_models()[2], cheap)):
+    for model, probes in ((tiny_models()[0], ROOM.names), (tiny_models()[2], cheap)):
         study = Study(images, train, replace(settings, probes=probes))
         study.read(model)
         study.probe()
@@ -356,9 +358,9 @@ def test_classes_that_only_the_test_images_have_are_an_error() -> None:
 
 
 def test_names_of_probes_and_targets_are_checked() -> None:
-    assert check_probes(["mdl", "accuracy", "mdl"]) == ("mdl", "accuracy")
+    assert ROOM.check(["mdl", "accuracy", "mdl"]) == ("mdl", "accuracy")
     with pytest.raises(MeasureError, match="no probe analysis 'acuracy'; closest: accuracy"):
-        check_probes(["acuracy"])
+        ROOM.check(["acuracy"])
     assert check_target("a:b/c.csv:age") == "a:b/c.csv:age"
     with pytest.raises(MeasureError, match=r"FILE\.csv:COLUMN or a property of images, not 'brightnes'; closest: brightness"):
         check_target("brightnes")

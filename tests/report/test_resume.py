@@ -17,12 +17,12 @@ import pytest
 from safetensors.torch import save_file
 
 import mixer_probe as mp
-from mixer_probe.errors import ImagesError, MeasureError, ModelError, StoreError
-from mixer_probe.report import Skipped, Steps, StudySettings, run_study
-from mixer_probe.report import study as study_module
-from mixer_probe.report.resume import identity
-from mixer_probe.report.skipped import has_no_room, was_refused
-from mixer_probe.results import Result, load_results, to_dict
+from mixer_probe.core.errors import ImagesError, MeasureError, ModelError, StoreError
+from mixer_probe.core.result import Result, load_results, to_dict
+from mixer_probe.core.skipped import Skipped, has_no_room, was_refused
+from mixer_probe.study import Steps, StudySettings, run_study
+from mixer_probe.study import study as study_module
+from mixer_probe.study.steps import identity
 from tests.networks import CASES
 from tests.sealed import sealed
 from tests.tiny import SPEC, tiny_models
@@ -181,7 +181,7 @@ def test_other_pixels_or_weights_of_the_same_names_are_another_step(tmp_path: Pa
 def test_other_code_is_another_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps, work = Steps(tmp_path), Work()
     steps.get("a", {}, work)
-    monkeypatch.setattr("mixer_probe.report.resume._code", lambda: {"source": "another"})
+    monkeypatch.setattr("mixer_probe.study.steps._code", lambda: {"source": "another"})
     assert steps.get("a", {}, work) == [Skipped("a", "run 2")]
 
 

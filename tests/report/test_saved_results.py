@@ -18,8 +18,11 @@ import pandas as pd
 import pytest
 
 import mixer_probe as mp
+from mixer_probe.core.errors import MixerProbeWarning, StoreError
+from mixer_probe.core.result import Result, load_results, open_results, save_results, to_dict
+from mixer_probe.core.section import Picture, Section, Table
+from mixer_probe.core.skipped import Skipped
 from mixer_probe.cost import accuracy_cost, cost_growth, mixer_scales, model_cost
-from mixer_probe.errors import MixerProbeWarning, StoreError
 from mixer_probe.images import LowPass, PatchShuffle, concepts_from_arrays
 from mixer_probe.invariance import (
     compare_architectures,
@@ -28,14 +31,13 @@ from mixer_probe.invariance import (
     error_consistency,
     representation_shift,
 )
-from mixer_probe.report import Skipped, StudySettings, compare_reports, deliver, narrate, run_study
-from mixer_probe.report.section import Picture, Section, Table
-from mixer_probe.report.sections import RENDERERS
-from mixer_probe.results import Result, load_results, open_results, save_results, to_dict
+from mixer_probe.report import compare_reports, deliver, narrate
+from mixer_probe.report.views import all_views
 from mixer_probe.similarity.identification import layer_identification
 from mixer_probe.similarity.localisation import localisation_cka
 from mixer_probe.similarity.matches import best_matches
 from mixer_probe.similarity.summary import model_similarity
+from mixer_probe.study import StudySettings, run_study
 from mixer_probe.weights import convolution_equivalence, paper_figures
 from tests import probes
 from tests.networks import CASES
@@ -184,7 +186,7 @@ def drawn(section: Section) -> list[Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", RENDERERS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", all_views(), ids=lambda kind: kind.__name__)
 def test_saved_results_are_told_tabled_and_drawn_the_same(kind: type[Any], tmp_path: Path) -> None:
     results = made(kind)
     assert results, f"say in MADE how to make a small {kind.__name__}"
@@ -193,7 +195,7 @@ def test_saved_results_are_told_tabled_and_drawn_the_same(kind: type[Any], tmp_p
     for old, new in zip(results, again, strict=True):
         assert [f.name for f in fields(new)] == [f.name for f in fields(old)]
         pd.testing.assert_frame_equal(new.to_frame(), old.to_frame())
-    before, after = RENDERERS[kind](results), RENDERERS[kind](list(again))
+    before, after = all_views()[kind].sections(results), all_views()[kind].sections(list(again))
     assert len(before) == len(after) > 0
     for old_section, new_section in zip(before, after, strict=True):
         assert drawn(new_section) == drawn(old_section)
@@ -201,11 +203,11 @@ def test_saved_results_are_told_tabled_and_drawn_the_same(kind: type[Any], tmp_p
 
 def test_every_kind_of_result_has_a_section_or_is_part_of_another() -> None:
     """What a report would silently leave out."""
-    from mixer_probe import results as module
+    from mixer_probe.core import result as module
 
     module._import_results()
     kinds = {kind for kind in module._KINDS.values() if issubclass(kind, Result) and kind.__module__.startswith("mixer_probe.")}
-    assert {kind.__name__ for kind in kinds - set(RENDERERS)} == {"StemComponents", "TopImages"}
+    assert {kind.__name__ for kind in kinds - set(all_views())} == {"StemComponents", "TopImages"}
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import re
 import numpy as np
 from matplotlib.figure import Figure
 
-from mixer_probe.report.section import Picture, _numbered_clips
+from mixer_probe.core.section import Picture, _numbered_clips
 
 
 def figure() -> Figure:

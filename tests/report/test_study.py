@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import mixer_probe as mp
-from mixer_probe.errors import ImagesError, ModelError
+from mixer_probe.core.errors import ImagesError, ModelError
+from mixer_probe.core.result import Result, load_results, save_results
+from mixer_probe.core.skipped import Skipped
 from mixer_probe.probing import linear_probe
-from mixer_probe.report import Skipped, StudySettings, run_study
-from mixer_probe.report.study import OTHER_DRAWS, halves
-from mixer_probe.results import Result, load_results, save_results
+from mixer_probe.study import StudySettings, run_study
+from mixer_probe.study.study import OTHER_DRAWS, halves
 from tests.tiny import tiny_models
 
 
@@ -113,7 +114,7 @@ def test_an_interrupted_study_goes_on_with_what_it_has(tmp_path: Path, monkeypat
     images = mp.load_images("demo", limit=20)
     settings = StudySettings(permutations=0, baselines=False, probes=("accuracy",), channels=(), attributions=())
     first = run_study(tiny_models()[:1], images, None, settings, store=tmp_path)
-    monkeypatch.setattr("mixer_probe.report.study.weight_results", lambda *_, **__: [])
+    monkeypatch.setattr("mixer_probe.study.study.weight_results", lambda *_, **__: [])
     # A hook of one's own would make it another network; so the pass over the images itself is what must not happen.
     monkeypatch.setattr("mixer_probe.capture.extraction._pieces", lambda *_: pytest.fail("the images were seen again"))
     second = run_study(tiny_models()[:1], images, None, settings, store=tmp_path)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import mixer_probe as mp
-from mixer_probe.errors import MeasureError
+from mixer_probe.core.errors import MeasureError
 from tests.tiny import tiny_models
 
 

@@ -11,7 +11,7 @@ import torch
 from scipy.linalg import eigh, hadamard
 from sklearn.cross_decomposition import CCA
 
-from mixer_probe.errors import MeasureError
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.similarity.canonical import MEAN_CCA, PWCCA, SVCCA, basis, leading_basis, mean_cca, principal, pwcca, svcca
 from tests.similarity.features import features as features_of
 from tests.similarity.features import notebook_features

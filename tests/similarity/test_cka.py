@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import hadamard
 
-from mixer_probe.errors import MeasureError
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.similarity import cka, hsic
 from tests.similarity.features import features, notebook_features
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mixer_probe.errors import MeasureError, UndefinedSimilarityWarning
-from mixer_probe.results import from_dict, to_dict
+from mixer_probe.core.errors import MeasureError, UndefinedSimilarityWarning
+from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.similarity import cka, compare
 from mixer_probe.similarity.allpairs import Settings
 from mixer_probe.similarity.engines import choose

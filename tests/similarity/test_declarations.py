@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mixer_probe.errors import MeasureError
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.similarity.measure import Invariance, Measure
 from mixer_probe.similarity.registry import MEASURES, find_measure
 

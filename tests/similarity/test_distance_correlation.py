@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mixer_probe.errors import MeasureError
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.similarity.distance_correlation import DISTANCE_CORRELATION, distance_correlation
 from tests.similarity.features import shifted_features as features_of
 

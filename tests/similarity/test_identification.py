@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import mixer_probe as mp
-from mixer_probe.errors import MeasureError, UndefinedSimilarityWarning
-from mixer_probe.results import from_dict, to_dict
+from mixer_probe.core.errors import MeasureError, UndefinedSimilarityWarning
+from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.similarity.identification import layer_identification
 from tests.similarity.conftest import MakeReps
 from tests.tiny import tiny_models

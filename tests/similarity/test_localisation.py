@@ -10,8 +10,8 @@ import torch
 from timm.models.mlp_mixer import MlpMixer
 
 import mixer_probe as mp
-from mixer_probe.errors import MeasureError
-from mixer_probe.results import from_dict, to_dict
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.similarity.localisation import LocalisationCKA, cut_patches, localisation_cka
 from mixer_probe.similarity.nulls import draw_pairings
 from tests.tiny import SPEC, tiny_models

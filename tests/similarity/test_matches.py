@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import mixer_probe as mp
-from mixer_probe.errors import UndefinedSimilarityWarning
-from mixer_probe.report.sections_similarity import order_of
-from mixer_probe.results import from_dict, to_dict
+from mixer_probe.core.errors import UndefinedSimilarityWarning
+from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.similarity.matches import LayerMatches, best_matches, tau_p
 from mixer_probe.similarity.streaming import StreamingCKA
+from mixer_probe.similarity.views import order_of
 from tests.similarity.conftest import MakeReps
 
 ORDER = (2, 0, 3, 1)

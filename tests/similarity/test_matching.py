@@ -11,7 +11,7 @@ import torch
 from scipy.linalg import hadamard
 from scipy.optimize import OptimizeResult, linprog
 
-from mixer_probe.errors import MeasureError
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.similarity import matching
 from mixer_probe.similarity.matching import SOFT_MATCHING, best_mean, soft_matching
 from tests.similarity.features import features

@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from mixer_probe.errors import MeasureError
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.similarity.neighbours import (
     JACCARD,
     MUTUAL_KNN,

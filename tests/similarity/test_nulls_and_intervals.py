@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from mixer_probe.errors import MeasureError
-from mixer_probe.results import from_dict, to_dict
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.similarity import StreamingCKA, cka, compare
 from mixer_probe.similarity.allpairs import Grams, Settings, jackknife_variances, leading_shares
 from mixer_probe.similarity.inputs import centred

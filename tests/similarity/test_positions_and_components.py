@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mixer_probe.errors import MeasureError, UndefinedSimilarityWarning
+from mixer_probe.core.errors import MeasureError, UndefinedSimilarityWarning
 from mixer_probe.models.layer import Layer
 from mixer_probe.similarity import cka, compare
 from mixer_probe.similarity.inputs import to_grid

@@ -12,7 +12,7 @@ import torch
 from scipy.linalg import hadamard
 from sklearn.linear_model import LinearRegression, Ridge
 
-from mixer_probe.errors import MeasureError
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.similarity.predictivity import (
     PENALTIES,
     PREDICTIVITY,

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixer_probe.errors import MeasureError
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.similarity import StreamingCKA, cka
 from mixer_probe.similarity.streaming import Sample
 

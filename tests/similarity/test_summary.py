@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import mixer_probe as mp
-from mixer_probe.errors import MeasureError
-from mixer_probe.results import ModelRecord, from_dict, to_dict
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.result import ModelRecord, from_dict, to_dict
 from mixer_probe.similarity.matrix import SimilarityMatrix, plain_layers
 from mixer_probe.similarity.nulls import Null
 from mixer_probe.similarity.summary import model_similarity

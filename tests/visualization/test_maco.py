@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mixer_probe.errors import ImagesError
+from mixer_probe.core.errors import ImagesError
 from mixer_probe.visualization import MacoImages, Spectrum, colour_basis, natural_spectrum
 
 

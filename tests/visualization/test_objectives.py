@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import mixer_probe as mp
-from mixer_probe.errors import LayerError, MeasureError
+from mixer_probe.core.errors import LayerError, MeasureError
 from mixer_probe.visualization.network import for_pictures, one_layer, reading
 from mixer_probe.visualization.objectives import Objective, make_objective
 from tests.networks import CASES, positions

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import mixer_probe as mp
-from mixer_probe.errors import MeasureError, UndefinedVisualizationWarning
-from mixer_probe.figures import feature_ascent, feature_pictures
+from mixer_probe.core.errors import MeasureError, UndefinedVisualizationWarning
+from mixer_probe.core.section import Picture, Table
 from mixer_probe.report import make_sections
-from mixer_probe.report.section import Picture, Table
 from mixer_probe.visualization import FeatureVisualization
+from mixer_probe.visualization.figures import feature_ascent, feature_pictures
 from tests.networks import CASES
 from tests.report.test_figure_layout import outside, overlap, texts_of
 

@@ -9,7 +9,7 @@ import torch
 from scipy.ndimage import map_coordinates, uniform_filter
 from scipy.stats import chisquare
 
-from mixer_probe.errors import MeasureError
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.visualization import NO_ROBUSTNESS, Placement, Robustness, views
 
 

@@ -12,9 +12,9 @@ import torch
 from timm.models.mlp_mixer import MlpMixer
 
 import mixer_probe as mp
-from mixer_probe import progress
-from mixer_probe.errors import ImagesError, LayerError, MeasureError, UndefinedVisualizationWarning
-from mixer_probe.results import from_dict, to_dict
+from mixer_probe.core import progress
+from mixer_probe.core.errors import ImagesError, LayerError, MeasureError, UndefinedVisualizationWarning
+from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.visualization import NO_ROBUSTNESS, FeatureVisualization, Robustness
 from tests.networks import CASES, as_model, randomised
 

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 import mixer_probe as mp
-from mixer_probe.errors import LayerError, MeasureError
+from mixer_probe.core.errors import LayerError, MeasureError
+from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.models.layer import Axes
-from mixer_probe.results import from_dict, to_dict
 from mixer_probe.weights import Anatomy, anatomy, mixing_of
 from mixer_probe.weights.module_anatomy import module_macs
 from tests.networks import CASES, as_model

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import mixer_probe as mp
-from mixer_probe.errors import ModelError
+from mixer_probe.core.errors import ModelError
 from mixer_probe.images.transforms import transform_for
 from mixer_probe.weights import ConvolutionalMixer, as_convolution
 from tests.networks import CASES, as_model, noise, randomised

@@ -9,11 +9,11 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from mixer_probe.errors import MeasureError, ModelError
-from mixer_probe.figures import mixer_as_cnn
-from mixer_probe.report.sections_equivalence import equivalence_sentences
-from mixer_probe.results import from_dict, to_dict
+from mixer_probe.core.errors import MeasureError, ModelError
+from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.weights import convolution_equivalence, equivalence
+from mixer_probe.weights.figures import mixer_as_cnn
+from mixer_probe.weights.views.equivalence import equivalence_sentences
 from tests.networks import CASES, as_model, noise
 
 MIXERS = ("mixer", "gmixer", "resmlp", "gmlp")

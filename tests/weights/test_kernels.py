@@ -14,8 +14,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import mixer_probe as mp
-from mixer_probe.errors import LayerError, ModelError, UndefinedKernelWarning
-from mixer_probe.results import from_dict, to_dict
+from mixer_probe.core.errors import LayerError, ModelError, UndefinedKernelWarning
+from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.weights import SpatialKernels, spatial_kernels
 from mixer_probe.weights.offsets import (
     bttb_share,

@@ -10,11 +10,10 @@ import torch
 from timm.models.mlp_mixer import MlpMixer
 
 import mixer_probe as mp
-from mixer_probe.report.finding import beyond_baseline
-from mixer_probe.report.sections_kernels import kernel_sentence
-from mixer_probe.report.sections_tying import tying_sentence
+from mixer_probe.stats.claims import beyond_baseline
 from mixer_probe.weights import KernelTying, SpatialKernels
 from mixer_probe.weights.channel_kernels import taps_kernels
+from mixer_probe.weights.figures import kernel_maps
 from mixer_probe.weights.offsets import (
     bttb_share,
     matrix_spread,
@@ -28,6 +27,8 @@ from mixer_probe.weights.overlap_null import shared_shapes
 from mixer_probe.weights.spectrum import randomise_phases
 from mixer_probe.weights.tying import layer_tying
 from mixer_probe.weights.units import measure_units
+from mixer_probe.weights.views.kernels import kernel_sentence
+from mixer_probe.weights.views.tying import tying_sentence
 
 RNG = np.random.default_rng
 
@@ -109,7 +110,7 @@ def test_one_translation_fraction_stands_in_kernel_table_figure_and_sentence() -
     text = kernel_sentence(result, [result])
     assert f"most translation-structured in blocks.1, where {100 * value:.1f} %" in text
     assert f"iid weights: {100 * iid:.1f} %; p = 0.004 of the largest of 4 layers, 999 draws" in text
-    assert mp.figures.kernel_maps(result, [1]).axes[0].get_xlabel().endswith(f"translation fraction {value:.2f}")
+    assert kernel_maps(result, [1]).axes[0].get_xlabel().endswith(f"translation fraction {value:.2f}")
 
 
 @pytest.mark.parametrize("change, said", [({"p_value": 0.2}, "No layer's kernel is more"), ({"draws": 99}, "is not tested")])

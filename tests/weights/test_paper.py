@@ -11,16 +11,16 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mixer_probe.errors import MeasureError, ModelError, StoreError
-from mixer_probe.figures import paper_figure_5, paper_figure_6, paper_figure_7
-from mixer_probe.figures.paper import A4
+from mixer_probe.core.errors import MeasureError, ModelError, StoreError
+from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.models import load_model
 from mixer_probe.models.load import GOOGLE_NOTE
 from mixer_probe.models.model import Model, Weights
 from mixer_probe.report import save_pages
-from mixer_probe.report.sections_paper import TAGS, paper_section, paper_sentences, structured_blocks
-from mixer_probe.results import from_dict, to_dict
 from mixer_probe.weights import PaperFigures, paper_figures
+from mixer_probe.weights.figures import paper_figure_5, paper_figure_6, paper_figure_7
+from mixer_probe.weights.figures.paper import A4
+from mixer_probe.weights.views.paper import TAGS, paper_section, paper_sentences, structured_blocks
 from tests.networks import CASES, as_model, randomised
 
 

@@ -9,8 +9,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 import mixer_probe as mp
-from mixer_probe.errors import DegenerateWeightsWarning, ModelError
-from mixer_probe.results import from_dict, to_dict
+from mixer_probe.core.errors import DegenerateWeightsWarning, ModelError
+from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.weights import PositionEmbeddings, position_embeddings
 from tests.networks import CASES, as_model
 

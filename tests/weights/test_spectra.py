@@ -13,8 +13,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import mixer_probe as mp
-from mixer_probe.errors import DegenerateWeightsWarning, LayerError, MeasureError
-from mixer_probe.results import from_dict, to_dict
+from mixer_probe.core.errors import DegenerateWeightsWarning, LayerError, MeasureError
+from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.stats import prediction_limit
 from mixer_probe.weights import MatrixSpectrum, WeightSpectra, weight_spectra
 from mixer_probe.weights.matrices import MixingMatrices, MixingMatrix, mixing_matrices

@@ -11,8 +11,8 @@ from sklearn.decomposition import PCA
 from torch import nn
 
 import mixer_probe as mp
-from mixer_probe.errors import MeasureError, ModelError
-from mixer_probe.results import ModelRecord, from_dict, to_dict
+from mixer_probe.core.errors import MeasureError, ModelError
+from mixer_probe.core.result import ModelRecord, from_dict, to_dict
 from mixer_probe.weights import StemComponents, StemFilters, colour_centroid, stem_components
 from mixer_probe.weights.stem import colour_shares, luminance_share
 from tests.networks import as_model

@@ -9,7 +9,7 @@ from timm.models.mlp_mixer import MlpMixer, ResBlock, SpatialGatingBlock
 from torch import nn
 
 import mixer_probe as mp
-from mixer_probe.errors import ModelError
+from mixer_probe.core.errors import ModelError
 from mixer_probe.weights import TokenMatrices, token_matrices
 from tests.networks import as_model, randomised
 

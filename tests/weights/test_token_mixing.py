@@ -7,8 +7,8 @@ import torch
 from timm.models.mlp_mixer import MlpMixer
 
 import mixer_probe as mp
-from mixer_probe.errors import LayerError, MeasureError, ModelError, UndefinedUnitsWarning
-from mixer_probe.results import from_dict, to_dict
+from mixer_probe.core.errors import LayerError, MeasureError, ModelError, UndefinedUnitsWarning
+from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.weights import TokenMixing
 
 SPEC = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "device": "cpu"}

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import mixer_probe as mp
-from mixer_probe.errors import LayerError, MeasureError, ModelError, UndefinedKernelWarning
-from mixer_probe.results import from_dict, to_dict
+from mixer_probe.core.errors import LayerError, MeasureError, ModelError, UndefinedKernelWarning
+from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.weights import KernelTying
 from mixer_probe.weights.channel_kernels import ChannelKernels, channel_kernels, mean_attention, taps_kernels
 from mixer_probe.weights.offsets import offset_mean, offset_pairs

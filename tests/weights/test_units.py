@@ -5,7 +5,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from mixer_probe.errors import LayerError
+from mixer_probe.core.errors import LayerError
 from mixer_probe.weights import (
     effective_rank,
     localisation,

@@ -1,0 +1,77 @@
+"""`Analysis`, `View` and `Room`: what can be computed of networks, and how results are shown, each declared once.
+
+A room is a family of analyses, such as those of weights. It lists its analyses, which studies and the command line run by name,
+and one view a type of result, from which reports, the command line and the app are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mixer_probe.core.errors import MixerProbeError, closest
+from mixer_probe.core.result import Result
+from mixer_probe.core.section import Section
+
+Needs = Literal["weights", "images", "activations", "all networks"]
+FAMILIES = ("mixer", "vit", "cnn")
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One analysis of networks, called `name` in options and settings; `title` is what a report calls it.
+
+    `run` computes it, and what it is given is said by its room. `needs` says what must be there: the weights alone, images,
+    activations of images, or all networks of a study. `families` may have what it looks at. With `baseline` the untrained
+    baseline of a network is analysed too. `labelled` ones need classes. Those not in `default` are made only when asked for."""
+
+    name: str
+    title: str
+    question: str
+    results: tuple[type[Result], ...]
+    run: Callable[..., Any]
+    needs: Needs = "activations"
+    families: tuple[str, ...] = FAMILIES
+    baseline: bool = True
+    labelled: bool = False
+    default: bool = True
+
+
+@dataclass(frozen=True)
+class View:
+    """How all results of one type are shown: as sections of a report."""
+
+    result: type[Any]
+    sections: Callable[[Sequence[Any]], list[Section]]
+
+
+@dataclass(frozen=True)
+class Room:
+    """A family of analyses: its `name` in the package, a `noun` for one of them, and the `error` for unknown names."""
+
+    name: str
+    noun: str
+    error: type[MixerProbeError]
+    analyses: tuple[Analysis, ...] = ()
+    views: tuple[View, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all analyses, in the order of a report."""
+        return tuple(analysis.name for analysis in self.analyses)
+
+    @property
+    def defaults(self) -> tuple[str, ...]:
+        """The names of the analyses that are made unless others are asked for."""
+        return tuple(analysis.name for analysis in self.analyses if analysis.default)
+
+    def __getitem__(self, name: str) -> Analysis:
+        """The analysis of that name. Raises the room's error, which lists close names, if there is none."""
+        for analysis in self.analyses:
+            if analysis.name == name:
+                return analysis
+        raise self.error(f"there is no {self.noun} '{name}'; {closest(name, self.names)}")
+
+    def check(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The names as they are, each once. Raises the room's error for an unknown one."""
+        return tuple(dict.fromkeys(self[name].name for name in names))

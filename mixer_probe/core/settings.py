@@ -1,0 +1,55 @@
+"""`StudySettings`: what decides a study's numbers besides models and images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.validate import checked
+
+STUDY_PROBES = ("accuracy", "fewshot", "control", "mdl", "patch-position")
+STUDY_ATTRIBUTIONS = ("overlays", "curves", "faithfulness", "randomisation", "agreement", "conductance")
+STUDY_CHANNELS = ("statistics", "selectivity", "needed", "partners", "pages")
+
+
+@checked(MeasureError)
+@dataclass(frozen=True)
+class StudySettings:
+    """What decides a study's numbers besides models and images.
+
+    `baselines` adds the untrained twin of every trained model, and probes of raw pixels. Networks are compared by all `measures`,
+    each network with itself by CKA only; there are three because measures disagree about which networks are alike (Klabunde
+    et al. 2024, ReSi). `permutations` and `resamples` are those of CKA; other measures cost more and take at most 20.
+
+    `probes` are some of `probe_study.WHAT`, none for no probes. `probe_method` is that of accuracy, confusion and calibration,
+    `few_shot` the protocol of `shots` images a class, by default as many of 1, 5, 10 and 25 as every class has. `targets` are
+    properties of images ("brightness") or "FILE.csv:COLUMN", by default all properties; `groups` is a table with the columns
+    class and group, for the control tasks. With `sampled_probes` description lengths and places take a sample of the images, and
+    description lengths four layers.
+
+    `channels` are some of `channel_study.WHAT`, none for no analysis of channels. Their statistics are of `statistics_images` of
+    the images, None for all. `channel_pages` is how many channels of every layer get a page, with `page_images` images at either
+    end.
+
+    `attributions` are some of `attribution_study.WHAT`, none for no attributions; they are of a few images only."""
+
+    layers: str | tuple[str, ...] = "blocks"
+    batch_size: int = 64
+    permutations: int = 999
+    seed: int = 0
+    baselines: bool = True
+    autocast: str | None = None
+    measures: tuple[str, ...] = ("cka", "procrustes", "mutual_knn")
+    resamples: int = 100
+    probes: tuple[str, ...] = STUDY_PROBES
+    probe_method: str = "ridge"
+    few_shot: str = "big_vision"
+    shots: tuple[int, ...] | None = None
+    targets: tuple[str, ...] = ()
+    groups: str | None = None
+    sampled_probes: bool = True
+    channels: tuple[str, ...] = STUDY_CHANNELS
+    statistics_images: int | None = 200
+    channel_pages: int = 1
+    page_images: int = 6
+    attributions: tuple[str, ...] = STUDY_ATTRIBUTIONS

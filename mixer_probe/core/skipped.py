@@ -1,0 +1,46 @@
+"""`Skipped`: a step of a study that could not be done, kept with its reason."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pandas as pd
+
+from mixer_probe.core.errors import StoreError
+from mixer_probe.core.files import causes
+from mixer_probe.core.result import Result
+
+# A full disk, a full quota, and a file larger than may be.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class Skipped(Result):
+    """`step` was left out because of `reason`. `again` says that another start may do it: a file could not be read or written."""
+
+    title: ClassVar[str] = "Left out"
+
+    step: str
+    reason: str
+    again: bool = False
+
+    @classmethod
+    def because(cls, step: str, error: Exception) -> Skipped:
+        """The step that ended with `error`."""
+        return cls(step, str(error), again=was_refused(error))
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row."""
+        return pd.DataFrame({"step": [self.step], "reason": [self.reason]})
+
+
+def was_refused(error: BaseException) -> bool:
+    """Whether an error comes of a file that could not be read or written, and not of what was asked for."""
+    return any(isinstance(cause, (StoreError, OSError)) for cause in causes(error))
+
+
+def has_no_room(error: BaseException) -> bool:
+    """Whether an error comes of a full disk."""
+    return any(isinstance(cause, OSError) and cause.errno in _NO_ROOM for cause in causes(error))

@@ -1,0 +1,62 @@
+"""Small pieces of text that several sections use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mixer_probe.core.result import ImagesRecord, ModelRecord
+
+FAMILIES = {"mixer": "Mixer", "vit": "ViT", "cnn": "CNN"}
+
+
+def base_name(name: str) -> str:
+    """The name of the network that an untrained twin belongs to."""
+    return name.removesuffix("?untrained")
+
+
+def short_name(name: str) -> str:
+    """A model name that fits into a figure or a sentence."""
+    short = name.removeprefix("zoo:").removeprefix("hf-hub:").removeprefix("local-dir:")
+    return short if len(short) <= 34 else short[:16] + "…" + short[-16:]
+
+
+def untrained_warning(models: Iterable[ModelRecord]) -> tuple[str, ...]:
+    """One sentence that names the untrained models that are not there as the baseline of a trained one."""
+    names = [model.name for model in studied(models) if not model.trained]
+    if not names:
+        return ()
+    verb, them = ("are", "them") if len(names) > 1 else ("is", "it")
+    return (f"{join(names)} {verb} untrained: the weights are random, so nothing shown here about {them} was learned.",)
+
+
+def studied(models: Iterable[ModelRecord]) -> list[ModelRecord]:
+    """The models that are there for their own sake: all but untrained twins beside their trained network."""
+    unique = {m.name: m for m in models}
+    return [m for name, m in unique.items() if m.trained or name == base_name(name) or base_name(name) not in unique]
+
+
+def images_text(images: ImagesRecord) -> str:
+    """ "1000 images of demo/test (10 classes)"."""
+    split = f"/{images.split}" if images.split else ""
+    classes = f", {images.classes} classes" if images.classes else ", no labels"
+    skipped = f", {images.skipped} unreadable ones left out" if images.skipped else ""
+    return f"{images.n} images of {images.name}{split}{classes}{skipped}"
+
+
+def name_of(model: ModelRecord | None) -> str:
+    """The short name of a model, and that it is untrained where the name does not say so."""
+    if model is None:
+        return "?"
+    known = model.trained or "untrained" in model.name or model.family == "pixels"
+    return short_name(model.name) + ("" if known else " (untrained)")
+
+
+def join(names: Iterable[str]) -> str:
+    """ "a, b and c"."""
+    items = list(names)
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with one digit."""
+    return f"{100 * share:.1f} %"

@@ -1,0 +1,68 @@
+"""The networks of a report, and how right they are on its images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from mixer_probe.core.section import Section, Table
+from mixer_probe.core.words import percent, untrained_warning
+from mixer_probe.models import ModelCard
+from mixer_probe.models.card import OwnAccuracy
+
+
+def models_section(cards: Sequence[ModelCard]) -> list[Section]:
+    """Which networks, with which weights."""
+    frame = pd.DataFrame(
+        {
+            "model": [c.model.name for c in cards],
+            "family": [c.model.family for c in cards],
+            "class": [c.architecture for c in cards],
+            "parameters": [f"{c.model.parameters:,}" for c in cards],
+            "GMACs": [c.macs / 1e9 for c in cards],
+            "input": ["×".join(map(str, c.input_size)) for c in cards],
+            **({"accuracy": [_own(c.own) for c in cards]} if any(c.own for c in cards) else {}),
+            "weights": [c.model.weights for c in cards],
+            "fingerprint": [c.model.fingerprint[:12] for c in cards],
+        }
+    )
+    notes = tuple(f"{c.model.name}: {c.model.note}" for c in cards if c.model.note and c.model.trained)
+    missing = tuple(f"{c.model.name} has no accuracy of its own here: {c.own.reason}" for c in cards if c.own and c.own.why)
+    caption = "The networks. GMACs are multiply-accumulates of one image, in billions."
+    if any(c.own for c in cards):
+        caption += (
+            " Accuracy is the network's own on the images of this report, with a 95 % interval, beside chance (always naming the "
+            "commonest class) and what its card states."
+        )
+    tables = [Table(caption, frame, {"GMACs": "{:.4g}"})]
+    tables += [Table(f"Layers of {c.model.name} in execution order.", c.to_frame(), folded=True) for c in cards]
+    doubts = tuple(text for c in cards if (text := _doubt(c)))
+    warned = (*untrained_warning(c.model for c in cards), *doubts)
+    return [Section("models", "The networks", (*notes, *missing), tuple(tables), warned)]
+
+
+def _own(own: OwnAccuracy | None) -> str:
+    """The accuracy of a network on the study's images, or why there is none."""
+    if own is None or not own.n:
+        return "-" if own is None else own.why
+    stated = "" if math.isnan(own.stated) else f"; card {percent(own.stated)}"
+    return f"{percent(own.value)} [{percent(own.low)}, {percent(own.high)}], n = {own.n}; chance {percent(own.chance)}{stated}"
+
+
+def _doubt(card: ModelCard) -> str:
+    """A warning of a trained network that is right less often than it should be; "" for others."""
+    own = card.own
+    if own is None or not card.model.trained or not (own.at_chance or own.below_card):
+        return ""
+    what = f"{card.model.name} is right on {percent(own.value)} [{percent(own.low)}, {percent(own.high)}] of {own.n} images"
+    than = (
+        f"not above chance ({percent(own.chance)})"
+        if own.at_chance
+        else f"below the {percent(own.stated)} that its card states for {own.stated_on}"
+    )
+    return (
+        f"{what}, {than}: before any other number is believed, check its input (mean, std, size, crop), its weights, and whether "
+        "its classes are those of the images."
+    )

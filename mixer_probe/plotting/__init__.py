@@ -1,0 +1,1 @@
+"""How figures look, and figures that several rooms share."""

@@ -1,0 +1,359 @@
+"""The analyses of what activations encode, and how their results are shown.
+
+`run` of those in `PER_RUN` takes `Readings` and the settings of a study; of those by position (`BY_POSITION`) the network, the
+images and the settings."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mixer_probe.capture import Representations, extract
+from mixer_probe.core.analysis import Analysis, Room, View
+from mixer_probe.core.errors import ImagesError, MeasureError, closest
+from mixer_probe.core.result import Result
+from mixer_probe.core.settings import StudySettings
+from mixer_probe.images import Images
+from mixer_probe.images.classes import require_labels
+from mixer_probe.models import Model
+from mixer_probe.probing import (
+    AttentiveResult,
+    Calibration,
+    ConfusionMatrix,
+    ControlCode,
+    ControlTask,
+    FewShotResult,
+    OnlineCode,
+    PatchPosition,
+    PositionProbe,
+    ProbeResult,
+    RandomLabels,
+    Target,
+    TargetProbe,
+    attentive_probe,
+    calibration,
+    confusion_matrix,
+    control_code,
+    control_task,
+    few_shot_probe,
+    image_targets,
+    linear_probe,
+    matched,
+    online_code,
+    patch_position_probe,
+    position_probe,
+    random_label_probe,
+    target_probe,
+    targets_from_csv,
+)
+from mixer_probe.probing.figures.probes import spread
+from mixer_probe.probing.labels import stratified
+from mixer_probe.probing.methods import PROBABILISTIC
+from mixer_probe.probing.runs import Runs, train_labels
+from mixer_probe.probing.targets import PROPERTIES
+from mixer_probe.probing.transfer import MatchedRepresentations
+from mixer_probe.probing.views.controls import code_section, control_code_section, control_section, random_label_section
+from mixer_probe.probing.views.places import attentive_section, patch_position_section, position_probe_section, target_section
+from mixer_probe.probing.views.probes import calibration_section, confusion_section, few_shot_section, probe_section
+
+SHOTS = (1, 5, 10, 25)
+# The sample that a study takes of its images, so that the probes of a report take seconds a network.
+CODE_IMAGES, CODE_LAYERS = 400, 4
+# Of a sample: fewer blocks and penalties, which move compressions by much less than their interval is wide.
+_CODE: dict[str, Any] = {"fractions": (0.0625, 0.125, 0.25, 0.5, 1.0), "l2": (0.1, 1.0, 10.0)}
+# With fewer images a class a code mostly counts how rarely each class was seen.
+_IMAGES_A_CLASS = 5
+PLACE_IMAGES = 120
+_PLACE_RIDGES = (1e-5, 1e-3, 1e-1)
+# Maps of more layers are hard to take in, and every layer is kept with all its positions.
+POSITION_LAYERS = 4
+
+Pair = tuple[Images, Images]
+
+
+@dataclass
+class Readings:
+    """What one network, or raw pixels, have for probes to read: runs to fit on and to test on, those of the untrained twin,
+    and the runs to fit on as they were extracted; `pair` are the images, for targets."""
+
+    runs: Runs
+    fit: Representations
+    targets: Callable[[], tuple[tuple[Target, ...], tuple[Target, ...]]]
+    twin: Runs | None = None
+    twin_fit: Representations | None = None
+    _probe: ProbeResult | None = field(default=None, repr=False)
+
+    def probe(self, s: StudySettings) -> ProbeResult:
+        """The probe of every layer, made once."""
+        if self._probe is None:
+            kept = "calibration" in s.probes and s.probe_method in PROBABILISTIC
+            train, test = self.runs
+            self._probe = linear_probe(train, test, method=s.probe_method, untrained=self.twin, probabilities=kept)
+        return self._probe
+
+
+def _few_shot(r: Readings, s: StudySettings) -> list[Result]:
+    shots = s.shots if s.shots is not None else _possible_shots(r.runs[0].labels, r.fit.images.name)
+    train, test = r.runs
+    return [few_shot_probe(train, test, shots, preset=s.few_shot, untrained=r.twin)]
+
+
+def _possible_shots(labels: np.ndarray | None, name: str) -> tuple[int, ...]:
+    y = require_labels(labels, f"the images ({name})", "a probe")
+    least = int(np.unique(y, return_counts=True)[1].min())
+    return tuple(count for count in SHOTS if count <= least)
+
+
+def _control(r: Readings, s: StudySettings) -> list[Result]:
+    train, test = r.runs
+    return [control_task(train, test, read_groups(s.groups), seed=s.seed, untrained=r.twin)]
+
+
+def read_groups(path: str | None) -> dict[str, str] | None:
+    """Group of every class, from a table; None for none. Raises ImagesError for one that cannot be read or lacks the columns."""
+    if path is None:
+        return None
+    try:
+        table = pd.read_csv(path, dtype=str, skipinitialspace=True)
+    except (OSError, ValueError) as error:
+        raise ImagesError(f"cannot read the groups {path}: {str(error).splitlines()[0]}") from error
+    if not {"class", "group"} <= set(table.columns):
+        raise ImagesError(f"{path} needs the columns class and group, it has {', '.join(map(str, table.columns))}")
+    return dict(zip(table["class"], table["group"], strict=True))
+
+
+def _codes(r: Readings, s: StudySettings) -> list[Result]:
+    options = _CODE if s.sampled_probes else {}
+    return [online_code(_sample(reps, s), seed=s.seed, **options) for reps in (r.fit, r.twin_fit) if reps is not None]
+
+
+def _control_codes(r: Readings, s: StudySettings) -> list[Result]:
+    options = _CODE if s.sampled_probes else {}
+    found = [reps for reps in (r.fit, r.twin_fit) if reps is not None]
+    return [control_code(_sample(reps, s), read_groups(s.groups), controls=3, seed=s.seed, **options) for reps in found]
+
+
+def _sample(reps: Representations, s: StudySettings) -> Representations:
+    """Some images and layers, where a study samples. Raises MeasureError where the sample has too few images a class."""
+    y = train_labels(reps)
+    if not s.sampled_probes:
+        return reps
+    size, classes = min(len(y), CODE_IMAGES), len(np.unique(y))
+    if size < _IMAGES_A_CLASS * classes:
+        raise MeasureError(f"{size} images of {classes} classes are too few for a description length: {_IMAGES_A_CLASS} a class")
+    layers = [reps.layers[i].name for i in spread(reps.layers, CODE_LAYERS)]
+    return reps.only(layers).take(stratified(y, size, s.seed))
+
+
+def _calibration(r: Readings, s: StudySettings) -> list[Result]:
+    return [calibration(r.probe(s), r.runs, seed=s.seed)]
+
+
+def _targets(r: Readings, s: StudySettings) -> list[Result]:
+    (train, test), (fit, hold) = r.runs, r.targets()
+    found = ([_aligned(t, run.ids) for t in targets] for run, targets in ((train, fit), (test, hold)))
+    return [target_probe(train, test, *found, untrained=r.twin)]
+
+
+def _aligned(target: Target, ids: tuple[str, ...]) -> Target:
+    """As many images are the same images, in the same order, though ids of a transfer begin with the name of their set."""
+    return replace(target, ids=ids) if len(ids) == len(target.ids) else target
+
+
+def study_targets(pair: Sequence[Images], specs: Sequence[str]) -> tuple[tuple[Target, ...], tuple[Target, ...]]:
+    """Targets of both sets of images by name, all properties of images without any.
+
+    Raises MeasureError for a name that is neither a property nor FILE.csv:COLUMN, and ImagesError for tables that don't fit."""
+    train, test = (tuple(t for spec in specs or (None,) for t in _target(images, spec)) for images in pair)
+    return train, test
+
+
+def _target(images: Images, spec: str | None) -> tuple[Target, ...]:
+    path, colon, column = (spec or "").rpartition(":")
+    if spec is not None and colon:
+        return (targets_from_csv(path, images, column),)
+    return image_targets(images, None if spec is None else [spec])
+
+
+def check_target(spec: str) -> str:
+    """The name as it is. Raises MeasureError unless it is a property of images or FILE.csv:COLUMN."""
+    path, colon, column = spec.rpartition(":")
+    if colon and path and column:
+        return spec
+    if spec not in PROPERTIES:
+        raise MeasureError(f"a target is FILE.csv:COLUMN or a property of images, not '{spec}'; {closest(spec, PROPERTIES)}")
+    return spec
+
+
+def runs_of(train: Representations, test: Representations, labelled: bool = True) -> Runs:
+    """The pair as probes take it: classes of another data set matched by name, where classes are needed.
+
+    Raises ImagesError for classes that only the test images have, and for missing labels or names."""
+    if train.images.name == test.images.name and train.class_names == test.class_names:
+        return train, test
+    return matched(train, test) if labelled else (_named(train), _named(test))
+
+
+def _named(reps: Representations) -> MatchedRepresentations:
+    """Ids that begin with the data set's name, and no classes: two folders may have files of the same names."""
+    return MatchedRepresentations(reps, np.zeros(len(reps.ids), dtype=np.int64), None)
+
+
+def patch_positions(model: Model, images: Images, s: StudySettings) -> Result:
+    """From where in the image each patch comes, after every layer; of a sample of the images where the settings say so."""
+    layers = [layer.name for layer in model.select(("stem", "blocks")) if layer.grid and layer.grid[0] * layer.grid[1] > 1]
+    if not layers:
+        raise MeasureError(f"no layer of {model.name} has several positions, so there is no place to read")
+    options: dict[str, Any] = {"batch_size": s.batch_size, "untrained": s.baselines}
+    if s.sampled_probes:
+        images = images.sample(min(PLACE_IMAGES, len(images)), s.seed)
+        options["ridges"] = _PLACE_RIDGES
+    return patch_position_probe(model, images, layers=layers, **options)
+
+
+def by_position(model: Model, pair: Pair, s: StudySettings) -> list[Result]:
+    """Probes of each position of a few layers; these are on disk meanwhile, since all positions of all images are large."""
+    layers = [layer for layer in model.select(s.layers) if layer.positions]
+    if not layers:
+        raise MeasureError(f"no layer of {model.name} that was asked for has positions")
+    names = [layers[i].name for i in spread(layers, POSITION_LAYERS)]
+    with tempfile.TemporaryDirectory() as folder:
+        train, test = (
+            extract(
+                model, images, names, reduce="none", batch_size=s.batch_size, autocast=s.autocast, out=Path(folder) / f"{k}.zarr"
+            )
+            for k, images in enumerate(pair)
+        )
+        runs = runs_of(train, test)
+        found: list[Result] = [position_probe(*runs)] if "positions" in s.probes else []
+        return [*found, attentive_probe(*runs, seed=s.seed)] if "attentive" in s.probes else found
+
+
+PER_RUN = (
+    Analysis(
+        "accuracy",
+        "linear probe",
+        "After which layer can a linear probe tell the class?",
+        (ProbeResult,),
+        lambda r, s: [r.probe(s)],
+        labelled=True,
+    ),
+    Analysis("fewshot", "few-shot probe", "How many images per class does it take?", (FewShotResult,), _few_shot, labelled=True),
+    Analysis(
+        "confusion",
+        "confusion",
+        "Which classes does a probe confuse?",
+        (ConfusionMatrix,),
+        lambda r, s: [confusion_matrix(r.probe(s))],
+        labelled=True,
+        default=False,
+    ),
+    Analysis(
+        "calibration",
+        "calibration",
+        "Are the probabilities of a probe right?",
+        (Calibration,),
+        _calibration,
+        labelled=True,
+        default=False,
+    ),
+    Analysis(
+        "control",
+        "control tasks",
+        "Is a probe accurate because of the activations, or because it can fit any labels?",
+        (ControlTask,),
+        _control,
+        labelled=True,
+    ),
+    Analysis(
+        "mdl",
+        "description length",
+        "How short do the labels become, given the activations?",
+        (OnlineCode,),
+        _codes,
+        labelled=True,
+    ),
+    Analysis(
+        "control-mdl",
+        "description length of control tasks",
+        "How short do arbitrary groupings of the classes become?",
+        (ControlCode,),
+        _control_codes,
+        labelled=True,
+        default=False,
+    ),
+    Analysis(
+        "random-labels",
+        "random labels",
+        "How many random labels can a probe fit?",
+        (RandomLabels,),
+        lambda r, s: [random_label_probe(*r.runs, seed=s.seed)],
+        labelled=True,
+        default=False,
+    ),
+    Analysis(
+        "targets",
+        "probe of targets",
+        "Which properties of an image are linearly encoded?",
+        (TargetProbe,),
+        _targets,
+        default=False,
+    ),
+)
+BY_POSITION = (
+    Analysis(
+        "positions",
+        "probe per position",
+        "At which positions can the class be told?",
+        (PositionProbe,),
+        by_position,
+        labelled=True,
+        default=False,
+    ),
+    Analysis(
+        "attentive",
+        "attentive probe",
+        "Which positions does an attentive probe weigh?",
+        (AttentiveResult,),
+        by_position,
+        labelled=True,
+        default=False,
+    ),
+    Analysis(
+        "patch-position",
+        "patch position",
+        "Does the activation of a patch still say where it was?",
+        (PatchPosition,),
+        patch_positions,
+        needs="images",
+    ),
+)
+# Of raw pixels only those that are a baseline of networks are made.
+PIXELS = ("accuracy", "fewshot", "control", "mdl", "targets")
+
+ROOM = Room(
+    "probing",
+    "probe analysis",
+    MeasureError,
+    (*PER_RUN, *BY_POSITION),
+    (
+        View(ProbeResult, probe_section),
+        View(FewShotResult, few_shot_section),
+        View(ControlTask, control_section),
+        View(OnlineCode, code_section),
+        View(ControlCode, control_code_section),
+        View(RandomLabels, random_label_section),
+        View(ConfusionMatrix, confusion_section),
+        View(Calibration, calibration_section),
+        View(PositionProbe, position_probe_section),
+        View(AttentiveResult, attentive_section),
+        View(PatchPosition, patch_position_section),
+        View(TargetProbe, target_section),
+    ),
+)

@@ -1,0 +1,293 @@
+"""Pictures of probes: accuracy against depth with its baselines, the path of the penalty, and accuracy on a few images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
+
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.result import ModelRecord
+from mixer_probe.core.words import base_name
+from mixer_probe.models.layer import Layer
+from mixer_probe.plotting.style import COLOURS, GREY, line_styles, model_label, plain, styled
+from mixer_probe.probing import FewShotResult, ProbeResult
+
+PIXEL_COLOUR = "#222222"
+
+
+class Measured(Protocol):
+    """A result of one network."""
+
+    @property
+    def model(self) -> ModelRecord:
+        """Which network."""
+
+
+M = TypeVar("M", bound=Measured)
+
+
+def networks(results: Iterable[M]) -> list[M]:
+    """The results that are not the raw pixels' own."""
+    return [r for r in results if r.model.family != "pixels"]
+
+
+def pixels(results: Iterable[M]) -> list[M]:
+    """The results of the raw pixels."""
+    return [r for r in results if r.model.family == "pixels"]
+
+
+def with_twins(results: Iterable[Any]) -> list[Any]:
+    """Every network's result, and that of its untrained twin after it."""
+    return [one for result in networks(results) for one in (result, result.untrained) if one is not None]
+
+
+def depths(result: Any) -> list[float]:
+    """Relative depths of the layers of a result."""
+    return [layer.depth for layer in result.layers]
+
+
+def curve(axes: Axes, x: Any, values: Any, bounds: tuple[Any, Any], style: dict[str, Any], label: str = "") -> None:
+    """A line with a band between `bounds`."""
+    axes.plot(x, values, label=label or None, **style)
+    axes.fill_between(x, *bounds, color=style["color"], alpha=0.14, linewidth=0)
+
+
+def level(axes: Axes, values: Any, bounds: tuple[Any, Any]) -> None:
+    """A horizontal line with a band: what has no depth, such as raw pixels, at the one value it has."""
+    axes.axhspan(float(bounds[0]), float(bounds[1]), color=PIXEL_COLOUR, alpha=0.09, linewidth=0)
+    axes.axhline(float(values), color=PIXEL_COLOUR, linewidth=1.2, linestyle="--")
+
+
+def chance_line(axes: Axes, values: Iterable[float]) -> None:
+    """Thin lines at what chance gives."""
+    for value in dict.fromkeys(round(v, 6) for v in values):
+        axes.axhline(value, color=GREY, linewidth=1)
+
+
+def model_keys(models: Sequence[ModelRecord], with_pixels: bool = False, chance: str = "") -> list[Artist]:
+    """What a legend shows: each network, then once for all the untrained twins, the raw pixels and chance."""
+    styles, names = line_styles(models), {m.name for m in models}
+    twins = [m for m in models if m.name != base_name(m.name) and base_name(m.name) in names]
+    alone = {m.name: m for m in models if m not in twins}
+    keys: list[Artist] = [Line2D([], [], label=model_label(m), **styles[name]) for name, m in alone.items()]
+    if twins:
+        mark: dict[str, Any] = {"linestyle": ":", "marker": "o", "markerfacecolor": "white"}
+        keys.append(Line2D([], [], color=GREY, label="the same network untrained", **mark))
+    if with_pixels:
+        keys.append(Line2D([], [], color=PIXEL_COLOUR, linewidth=1.2, linestyle="--", label="raw pixels"))
+    if chance:
+        keys.append(Line2D([], [], color=GREY, linewidth=1, label=chance))
+    return keys
+
+
+def key_below(figure: Figure, keys: Sequence[Any]) -> None:
+    """A legend below the panels, in as many columns as its longest entry allows; the figure grows by its rows."""
+    longest = max(len(str(key.get_label())) for key in keys)
+    columns = max(1, min(len(keys), int(figure.get_figwidth() / (0.066 * longest + 0.62))))
+    figure.set_figheight(figure.get_figheight() + 0.17 * -(-len(keys) // columns))
+    figure.legend(handles=keys, loc="outside lower center", ncols=columns)
+
+
+def spread(layers: Sequence[Layer], count: int) -> list[int]:
+    """Indices of at most `count` layers, evenly spread, the first and the last among them."""
+    return [int(i) for i in np.unique(np.linspace(0, len(layers) - 1, count).round())] if len(layers) else []
+
+
+def cut(name: str, most: int = 20) -> str:
+    """A layer's name that fits above a small panel."""
+    return plain(name if len(name) <= most else "…" + name[-(most - 1) :])
+
+
+def share_text(value: float) -> str:
+    """A share in percent, without decimals where there are none."""
+    return f"{100 * value:.3g} %"
+
+
+@styled
+def probe_curves(results: Sequence[ProbeResult]) -> Figure:
+    """Probe accuracy after every layer against relative depth: bands are 95 % intervals, dotted lines untrained twins.
+
+    A result of raw pixels (`pixel_baseline`) is a dashed line with its interval; the grey line is chance. Where every network
+    has one layer there is no depth to draw: each is a point in a row of its own."""
+    if one_layer(results):
+        return _points(results)
+    figure = Figure(figsize=(8.6, 4.4))
+    axes = figure.add_subplot()
+    curves, raw = with_twins(results), pixels(results)
+    styles = line_styles([one.model for one in curves])
+    for one in raw:
+        level(axes, 100 * one.accuracy.max(), (100 * one.low.max(), 100 * one.high.max()))
+    for one in curves:
+        bounds = (100 * one.low, 100 * one.high)
+        curve(axes, depths(one), 100 * one.accuracy, bounds, styles[one.model.name], model_label(one.model))
+    chances = [r.chance for r in results]
+    chance_line(axes, (100 * c for c in chances))
+    methods = dict.fromkeys(_TITLES.get(r.method, r.method) for r in results)
+    axes.set(title=f"{' and '.join(methods)} by depth", xlabel="relative depth", ylabel="test accuracy (%)", xlim=(-0.02, 1.02))
+    axes.set_ylim(bottom=0)
+    key_below(figure, model_keys([one.model for one in curves], bool(raw), f"chance ({share_text(max(chances))})"))
+    return figure
+
+
+def one_layer(results: Iterable[Any]) -> bool:
+    """Whether there are networks, and but one layer of each."""
+    return {len(one.layers) for one in networks(results)} == {1}
+
+
+def layer_names(results: Iterable[Any]) -> str:
+    """The names of all layers, such as "head_drop or global_pool"."""
+    return " or ".join(dict.fromkeys(cut(layer.name, 24) for one in networks(results) for layer in one.layers))
+
+
+def _points(results: Sequence[ProbeResult]) -> Figure:
+    curves, raw = with_twins(results), pixels(results)
+    rows, styles = [*curves, *raw], line_styles([one.model for one in curves])
+    figure = Figure(figsize=(8.6, 1.1 + 0.3 * len(rows)))
+    axes = figure.add_subplot()
+    for y, one in enumerate(rows):
+        style = styles.get(one.model.name, {"color": PIXEL_COLOUR, "marker": "o", "markersize": 5})
+        best = int(np.argmax(np.nan_to_num(one.accuracy, nan=-1)))
+        axes.plot([100 * one.low[best], 100 * one.high[best]], [y, y], color=style["color"], linewidth=1.6)
+        axes.plot(100 * one.accuracy[best], y, **{**style, "linestyle": ""})
+    chances = [r.chance for r in results]
+    for value in dict.fromkeys(chances):
+        axes.axvline(100 * value, color=GREY, linewidth=1)
+    labels = ["raw pixels" if one.model.family == "pixels" else model_label(one.model) for one in rows]
+    axes.set_yticks(range(len(rows)), labels)
+    methods = " and ".join(dict.fromkeys(_TITLES.get(r.method, r.method) for r in results))
+    axes.set(title=f"{methods} after {layer_names(results)}", xlabel="test accuracy (%)", ylim=(len(rows) - 0.5, -0.5))
+    axes.set_xlim(left=0)
+    key_below(figure, [Line2D([], [], color=GREY, linewidth=1, label=f"chance ({share_text(max(chances))})")])
+    return figure
+
+
+_TITLES = {"ridge": "Ridge probes", "logistic": "Logistic probes", "knn": "k-NN probes", "centroid": "Nearest class mean"}
+_PATHS = {"l2": "penalty l2", "k": "neighbours k"}
+
+
+@styled
+def probe_paths(results: Sequence[ProbeResult], layers: Sequence[str] | None = None) -> Figure:
+    """Accuracy along the path of each network: dashed on training images left out, solid on test images, the choice ringed.
+
+    `layers` are drawn, by default the first, a middle and the last one of each network. Raises MeasureError where no probe has
+    a path, or a network none of `layers`."""
+    shown = [r for r in results if r.path_name]
+    if not shown:
+        raise MeasureError(f"a {results[0].method} probe chooses nothing, so it has no path to draw")
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(max(3.3 * columns + 0.4, 5.4), 2.9 * rows + 0.3))
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for axes, result in zip(panels.flat, shown):
+        _path_panel(axes, result, _rows_of(result, layers))
+    for axes in panels.flat[len(shown) :]:
+        axes.remove()
+    for row in panels:
+        row[0].set_ylabel("accuracy (%)")
+    panels[0, 0].set_ylim(0, 105 * max(_top(r) for r in shown))
+    key_below(figure, _path_keys())
+    return figure
+
+
+def _rows_of(result: ProbeResult, layers: Sequence[str] | None) -> list[int]:
+    if layers is None:
+        return spread(result.layers, 3)
+    found = [i for i, layer in enumerate(result.layers) if layer.name in layers]
+    if not found:
+        raise MeasureError(f"{result.model.name} has no probe of {', '.join(layers)}")
+    return found
+
+
+def _top(result: ProbeResult) -> float:
+    """The highest accuracy on the paths of a result."""
+    known = np.concatenate([part[np.isfinite(part)] for part in (result.path_test, result.path_left_out)])
+    return float(known.max(initial=result.chance))
+
+
+def _path_panel(axes: Axes, result: ProbeResult, rows: Sequence[int]) -> None:
+    x = result.path_values
+    for number, i in enumerate(rows):
+        colour = COLOURS[number % len(COLOURS)]
+        axes.plot(x, 100 * result.path_test[i], color=colour, label=cut(result.layers[i].name))
+        axes.plot(x, 100 * result.path_left_out[i], color=colour, linewidth=1, linestyle="--")
+        ring: dict[str, Any] = {"marker": "o", "markersize": 8, "linestyle": "", "markerfacecolor": "none"}
+        axes.plot([result.chosen[i]], [100 * result.accuracy[i]], color=colour, markeredgewidth=1.6, **ring)
+    axes.axhline(100 * result.chance, color=GREY, linewidth=1)
+    axes.set(xscale="log", xlabel=_PATHS[result.path_name])
+    axes.set_title(model_label(result.model), fontsize=8.5)
+    axes.legend(fontsize=7, loc="best", frameon=True, edgecolor="none", framealpha=0.8)
+
+
+def _path_keys() -> list[Artist]:
+    ring = Line2D([], [], color=GREY, marker="o", markersize=8, linestyle="", markerfacecolor="none", label="chosen")
+    return [
+        Line2D([], [], color=GREY, linestyle="-", label="test images"),
+        Line2D([], [], color=GREY, linestyle="--", linewidth=1, label="training images left out"),
+        ring,
+        Line2D([], [], color=GREY, linewidth=0.8, label="chance"),
+    ]
+
+
+@styled
+def few_shot_curves(results: Sequence[FewShotResult], layer: int = -1) -> Figure:
+    """Left: accuracy against images a class, after one layer of each network (an index; the last by default).
+    Right: accuracy by depth for the most images a class.
+
+    Lines are means over draws, bands 95 % intervals over draws and test images, dotted lines untrained twins. Where every
+    network has one layer there is no right panel."""
+    alone = one_layer(results)
+    figure = Figure(figsize=(8.6 if alone else 9.6, 4.0))
+    panels = figure.subplots(1, 1 if alone else 2, sharey=True, squeeze=False)[0]
+    curves, raw = with_twins(results), pixels(results)
+    _by_shots(panels[0], results, layer)
+    if not alone:
+        _by_depth(panels[1], results)
+    for axes in panels:
+        chance_line(axes, (100 * r.chance for r in results))
+    panels[0].set_ylim(bottom=0)
+    chance = f"chance ({share_text(max(r.chance for r in results))})"
+    key_below(figure, model_keys([one.model for one in curves], bool(raw), chance))
+    return figure
+
+
+def _by_shots(axes: Axes, results: Sequence[FewShotResult], layer: int) -> None:
+    curves = with_twins(results)
+    styles = line_styles([one.model for one in curves])
+    for one in pixels(results):
+        _shots(axes, one, -1, {"color": PIXEL_COLOUR, "linestyle": "--", "linewidth": 1.2})
+    for one in curves:
+        _shots(axes, one, layer, styles[one.model.name])
+    shots = sorted({s for r in results for s in r.shots})
+    axes.set(xscale="log", xlabel="images a class", ylabel="test accuracy (%)")
+    axes.set_xlim(0.85 * shots[0], 1.18 * shots[-1])
+    axes.set_xticks(shots, [str(s) for s in shots])
+    axes.xaxis.set_minor_locator(NullLocator())
+    layers = {r.layers[layer].name for r in networks(results)}
+    where = cut(layers.pop(), 24) if len(layers) == 1 else ("the last layer" if layer == -1 else f"layer {layer}")
+    axes.set_title(f"After {where}")
+
+
+def _by_depth(axes: Axes, results: Sequence[FewShotResult]) -> None:
+    curves = with_twins(results)
+    styles = line_styles([one.model for one in curves])
+    for one in pixels(results):
+        level(axes, 100 * one.mean[:, -1].max(), (100 * one.low[:, -1].max(), 100 * one.high[:, -1].max()))
+    for one in curves:
+        bounds = (100 * one.low[:, -1], 100 * one.high[:, -1])
+        curve(axes, depths(one), 100 * one.mean[:, -1], bounds, styles[one.model.name], model_label(one.model))
+    most = sorted({r.shots[-1] for r in results})
+    title = f"With {' or '.join(map(str, most))} image{'s' if most != [1] else ''} a class"
+    axes.set(xlabel="relative depth", title=title, xlim=(-0.02, 1.02))
+    axes.tick_params(labelleft=True)
+
+
+def _shots(axes: Axes, result: FewShotResult, layer: int, style: dict[str, Any]) -> None:
+    bounds = (100 * result.low[layer], 100 * result.high[layer])
+    curve(axes, result.shots, 100 * result.mean[layer], bounds, style, model_label(result.model))

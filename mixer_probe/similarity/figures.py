@@ -1,0 +1,538 @@
+"""Pictures of similarity. Bright cells are alike, whatever the measure, and cells that chance explains are grey."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colorbar import Colorbar
+from matplotlib.colors import Colormap, ListedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
+from scipy.cluster.hierarchy import dendrogram
+
+from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.result import ModelRecord
+from mixer_probe.core.validate import checked
+from mixer_probe.core.words import short_name
+from mixer_probe.models.layer import Layer
+from mixer_probe.plotting.style import COLOURS, GREY, MARKERS, SEQUENTIAL, model_label, plain, styled
+from mixer_probe.similarity import SimilarityMatrix
+from mixer_probe.similarity.identification import LayerIdentification
+from mixer_probe.similarity.localisation import LocalisationCKA
+from mixer_probe.similarity.matches import LayerMatches, best_matches
+from mixer_probe.similarity.summary import ModelSimilarity
+
+_NULL_GREY = "#BDBDBD"
+_NULL_TEXT = "not closer than 95 % of its null"
+_KINDS = dict(zip(("block", "spatial", "channel", "stem", "norm", "head", "other"), COLOURS))
+# Share of an axis that the strip of kinds takes, and the white line between it and the cells.
+_STRIP, _GAP = 0.035, 0.012
+# Beyond this many models the values in the cells of a summary are too small to read.
+_MOST_VALUES = 40
+
+# -- scales ------------------------------------------------------------------------------------------------------------
+
+
+def _limits(matrix: SimilarityMatrix) -> tuple[float, float]:
+    """What the colours span: 0 to 1 for similarities, 0 to the largest distance for distances."""
+    return 0.0, float(matrix.definition.highest)
+
+
+def _colours(matrix: SimilarityMatrix) -> Colormap:
+    # Small distances are alike, and alike is bright.
+    return mpl.colormaps[SEQUENTIAL if matrix.definition.larger_is_closer else SEQUENTIAL + "_r"]
+
+
+def _greyed(matrix: SimilarityMatrix) -> np.ndarray:
+    """1 in cells that are not beyond their null, NaN in all others."""
+    above = matrix.above_null
+    if above is None:
+        return np.full(matrix.values.shape, np.nan)
+    return np.where(~above & ~np.isnan(matrix.values), 1.0, np.nan)
+
+
+def _colourbar(matrix: SimilarityMatrix, figure: Figure, panels: Axes | Sequence[Axes], **options: Any) -> Colorbar:
+    low, high = _limits(matrix)
+    ticks = np.linspace(low, high, 5 if "shrink" in options else 3)
+    bar = figure.colorbar(ScalarMappable(Normalize(low, high), _colours(matrix)), ax=panels, ticks=ticks, **options)
+    bar.ax.set_yticklabels([f"{tick:.2f}".rstrip("0").rstrip(".") for tick in ticks])
+    bar.outline.set_visible(False)
+    if not matrix.definition.larger_is_closer:
+        # Bright is at the top of every bar.
+        bar.ax.invert_yaxis()
+    return bar
+
+
+def _shared_bar(figure: Figure, panels: Sequence[Axes], matrices: Sequence[SimilarityMatrix]) -> None:
+    first = matrices[0]
+    bar = _colourbar(first, figure, panels, shrink=0.8, aspect=30, pad=0.01)
+    alike = "" if first.definition.larger_is_closer else "; 0 is alike"
+    bar.set_label(f"{first.label}, 0 to {_limits(first)[1]:.3g}{alike}")
+
+
+def _key(figure: Figure, matrices: Sequence[SimilarityMatrix], more: Sequence[Artist] = ()) -> None:
+    """What grey, strips and markers mean, below the panels."""
+    keys = [Patch(color=_NULL_GREY, label=_NULL_TEXT)] if any(m.null is not None for m in matrices) else []
+    sides = [layers for m in matrices for layers in (m.layers_a, m.layers_b) if _several(layers)]
+    kinds = {layer.kind for layers in sides for layer in layers}
+    handles = [*keys, *more, *(Patch(color=colour, label=f"{kind} layer") for kind, colour in _KINDS.items() if kind in kinds)]
+    if handles:
+        columns = min(len(handles), 2 if figure.get_figwidth() < 8 else 4)
+        figure.legend(handles=handles, loc="outside lower left", fontsize=8, ncols=columns)
+
+
+def _check_one_measure(matrices: Sequence[SimilarityMatrix]) -> None:
+    labels = dict.fromkeys(m.label for m in matrices)
+    if len(labels) > 1:
+        raise MeasureError(f"one scale cannot hold {', '.join(labels)}: draw them with similarity_measures")
+
+
+# -- all networks against all ------------------------------------------------------------------------------------------
+
+
+@styled
+def similarity_map(matrices: Sequence[SimilarityMatrix]) -> Figure:
+    """All networks against all in one square: each network takes the same room, its layers go from first to last.
+
+    `matrices` are of one measure and hold every pair of networks once, each network with itself too; pairs that are missing
+    stay blank. Colours, grey cells and strips as in `similarity_heatmaps`."""
+    _check_one_measure(matrices)
+    sides = [(m.model_a, m.layers_a) for m in matrices] + [(m.model_b, m.layers_b) for m in matrices]
+    layers_of = {model_label(model): layers for model, layers in sides}
+    names = list(dict.fromkeys(model_label(m) for matrix in matrices for m in (matrix.model_a, matrix.model_b)))
+    # Many networks mean upright names, which take room.
+    figure = Figure(figsize=(8.6, 7.4) if len(names) < 5 else (10.5, 9.2))
+    axes = figure.add_subplot()
+    for matrix in matrices:
+        a, b = names.index(model_label(matrix.model_a)), names.index(model_label(matrix.model_b))
+        _block(axes, matrix, a, b, transposed=False)
+        if a != b:
+            _block(axes, matrix, a, b, transposed=True)
+    _block_axes(axes, names)
+    for which in ("x", "y"):
+        _strips(axes, which, [(layers_of[name], float(start), 1.0) for start, name in enumerate(names)])
+    _shared_bar(figure, [axes], matrices)
+    _key(figure, matrices)
+    return figure
+
+
+def _block(axes: Axes, matrix: SimilarityMatrix, a: int, b: int, transposed: bool) -> None:
+    """One pair of networks as a square of side 1, row network `a` at y = a and column network `b` at x = b."""
+    y, x = (a + np.linspace(0, 1, len(matrix.layers_a) + 1)), (b + np.linspace(0, 1, len(matrix.layers_b) + 1))
+    low, high = _limits(matrix)
+    layers = [(np.clip(matrix.values, low, high), _colours(matrix)), (_greyed(matrix), ListedColormap([_NULL_GREY]))]
+    for values, cmap in layers:
+        edges = (y, x, values.T) if transposed else (x, y, values)
+        axes.pcolormesh(*edges, cmap=cmap, vmin=low, vmax=high, rasterized=True)
+    rows, columns = np.argwhere(np.isnan(matrix.values)).T
+    centres = ((x[:-1] + x[1:]) / 2)[columns], ((y[:-1] + y[1:]) / 2)[rows]
+    axes.plot(*(centres[::-1] if transposed else centres), color="black", marker="x", markersize=2.5, linestyle="", mew=0.6)
+
+
+def _block_axes(axes: Axes, names: Sequence[str]) -> None:
+    centres = np.arange(len(names)) + 0.5
+    labels = [name.replace(" (", "\n(") for name in names]
+    upright = len(names) < 5
+    axes.set_xticks(centres, labels, rotation=0 if upright else 90, ha="center", va="top")
+    axes.set_yticks(centres, labels)
+    axes.tick_params(length=0)
+    for edge in range(1, len(names)):
+        axes.axhline(edge, color="white", linewidth=2.5)
+        axes.axvline(edge, color="white", linewidth=2.5)
+    axes.set(xlim=(0, len(names)), ylim=(0, len(names)), aspect="equal", title="Similarity of layers, all networks against all")
+    axes.set_xlabel("layers of each network, first to last")
+    axes.set_ylabel("layers of each network, first to last")
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+# -- one heatmap a pair ------------------------------------------------------------------------------------------------
+
+
+@styled
+@checked(MeasureError)
+def similarity_heatmaps(matrices: Sequence[SimilarityMatrix], *, columns: int = 3, paths: bool = False) -> Figure:
+    """One heatmap a matrix, all of one measure, on the shared scale of that measure (values are clipped for the picture only).
+
+    Bright is alike, for distances too. Grey cells are not closer than 95 % of their permutation null; crossed cells are not
+    defined (NaN). Strips along the axes are coloured by the kind of layer where a side has several. `paths` draws the best
+    match of each row: filled markers are beyond the null of the best match, open ones are not."""
+    _check_one_measure(matrices)
+    figure, panels = _panels(len(matrices), columns)
+    for axes, matrix in zip(panels, matrices):
+        _heatmap(axes, matrix)
+        axes.set_title(_pair(matrix.model_a, matrix.model_b), fontsize=8.5)
+        _depth_axis(axes, matrix.layers_b, "x", matrix.model_b)
+        _depth_axis(axes, matrix.layers_a, "y", matrix.model_a)
+        if paths:
+            _path(axes, best_matches(matrix))
+    _shared_bar(figure, panels, matrices)
+    _key(figure, matrices, _path_keys(any(m.null is not None for m in matrices)) if paths else ())
+    return figure
+
+
+def _panels(count: int, columns: int) -> tuple[Figure, list[Axes]]:
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    width, height = (6.4, 5.0) if columns == 1 else (10.5, rows * 9.4 / columns + 0.9)
+    figure = Figure(figsize=(width, height))
+    panels = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for axes in panels[count:]:
+        axes.remove()
+    return figure, panels[:count]
+
+
+def _heatmap(axes: Axes, matrix: SimilarityMatrix) -> None:
+    """Cells, grey, crosses and strips; A from bottom to top, B from left to right."""
+    low, high = _limits(matrix)
+    shape = matrix.values.shape
+    axes.imshow(np.clip(matrix.values, low, high), cmap=_colours(matrix), vmin=low, vmax=high, origin="lower", aspect="auto")
+    if matrix.null is not None:
+        axes.imshow(_greyed(matrix), cmap=ListedColormap([_NULL_GREY]), origin="lower", aspect="auto")
+    for row, column in np.argwhere(np.isnan(matrix.values)):
+        axes.text(column, row, "×", ha="center", va="center", fontsize=max(3.5, min(7.0, 60 / max(shape))))
+    axes.set(xlim=(-0.5, shape[1] - 0.5), ylim=(-0.5, shape[0] - 0.5))
+    _strips(axes, "x", [(matrix.layers_b, -0.5, float(shape[1]))])
+    _strips(axes, "y", [(matrix.layers_a, -0.5, float(shape[0]))])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _several(layers: Iterable[Layer]) -> bool:
+    return len({layer.kind for layer in layers}) > 1
+
+
+def _strips(axes: Axes, which: str, sides: Sequence[tuple[Sequence[Layer], float, float]]) -> None:
+    """Kinds of layers beside the cells: sides are (layers, start, extent) along the axis `which`."""
+    shown = [side for side in sides if _several(side[0])]
+    if not shown:
+        return
+    low, high = axes.get_ylim() if which == "x" else axes.get_xlim()
+    base = low - (_STRIP + _GAP) * (high - low)
+    for layers, start, extent in shown:
+        edges = start + np.linspace(0, extent, len(layers) + 1)
+        size, colours = _STRIP * (high - low), [_KINDS[layer.kind] for layer in layers]
+        if which == "x":
+            axes.bar(edges[:-1], size, np.diff(edges), base, align="edge", color=colours)
+        else:
+            axes.barh(edges[:-1], size, np.diff(edges), base, align="edge", color=colours)
+    axes.set(**{"ylim" if which == "x" else "xlim": (base, high)})
+
+
+def _depth_axis(axes: Axes, layers: Sequence[Layer], which: str, model: ModelRecord | None, named: bool = True) -> None:
+    """Ticks at layers spread over the depth, labelled with their relative depth, and the model's name where it is `named`."""
+    count = min(len(layers), 4)
+    at = np.unique(np.linspace(0, len(layers) - 1, count).round().astype(int))
+    labels = [f"{layers[i].depth:.2f}".rstrip("0").rstrip(".") for i in at]
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_ticks(at, labels, fontsize=7.5)
+    if named:
+        name = model_label(model)
+        axis.set_label_text(f"relative depth,{chr(10) if len(name) > 22 else ' '}{name}", fontsize=7.5)
+
+
+def _path(axes: Axes, matches: LayerMatches) -> None:
+    """The best match of each row, readable on any colour: white within black."""
+    rows = np.arange(len(matches.partner))
+    columns = np.where(matches.partner < 0, np.nan, matches.partner)
+    size = min(26.0, 700 / max(len(rows), len(matches.layers_b)))
+    axes.plot(columns, rows, color="white", linewidth=1.3, path_effects=[withStroke(linewidth=2.6, foreground="black")], zorder=3)
+    for chosen, face in ((matches.above, "white"), (~matches.above, "none")):
+        axes.scatter(
+            columns[chosen],
+            rows[chosen],
+            s=size,
+            facecolors=face,
+            edgecolors="black",
+            linewidths=1.1,
+            path_effects=[withStroke(linewidth=2.6, foreground="white")],
+            zorder=4,
+        )
+
+
+def _path_keys(null: bool) -> list[Artist]:
+    ring: dict[str, Any] = {"color": "black", "linestyle": "", "marker": "o", "markersize": 5}
+    if not null:
+        return [Line2D([], [], **ring, markerfacecolor="none", label="best match of the row (no null)")]
+    return [
+        Line2D([], [], **ring, markerfacecolor="white", label="best match of the row, above chance"),
+        Line2D([], [], **ring, markerfacecolor=_NULL_GREY, label="best match, not above chance"),
+    ]
+
+
+def _pair(a: ModelRecord | None, b: ModelRecord | None) -> str:
+    first, second = model_label(a), model_label(b)
+    joined = (first, "with itself") if first == second else (f"{first} ×", second)
+    return ("\n" if sum(map(len, joined)) > 26 else " ").join(joined)
+
+
+# -- one pair, several measures ----------------------------------------------------------------------------------------
+
+
+@styled
+def similarity_measures(matrices: Sequence[SimilarityMatrix]) -> Figure:
+    """The same two networks under several measures, a panel each with its own scale as the measure declares it.
+
+    Bright is alike in all panels and at the top of all bars. Grey, crossed cells and strips as in `similarity_heatmaps`.
+    Measures without a lower bound are drawn from 0. Raises MeasureError for matrices of different pairs of networks."""
+    pairs = dict.fromkeys(_pair(m.model_a, m.model_b) for m in matrices)
+    if len(pairs) > 1:
+        raise MeasureError(f"one figure shows one pair of networks under several measures, not {len(pairs)} pairs")
+    columns = min(len(matrices), 3 if len(matrices) <= 6 else 4)
+    rows = -(-len(matrices) // columns)
+    figure, panels = _panels(len(matrices), columns)
+    figure.set_size_inches(4.8 if columns == 1 else 10.5, rows * (2.9 if columns == 3 else 2.5) + 1.0 + (columns < 3) * 1.0)
+    for place, (axes, matrix) in enumerate(zip(panels, matrices)):
+        _heatmap(axes, matrix)
+        _depth_axis(axes, matrix.layers_b, "x", named=place + columns >= len(panels), model=matrix.model_b)
+        _depth_axis(axes, matrix.layers_a, "y", named=place % columns == 0, model=matrix.model_a)
+        axes.set_title("\n".join(textwrap.wrap(matrix.label, 30 if columns < 4 else 24)), fontsize=8.5)
+        _colourbar(matrix, figure, axes, fraction=0.05, pad=0.02, aspect=22).ax.tick_params(labelsize=7)
+    _key(figure, matrices)
+    return figure
+
+
+# -- best matches ------------------------------------------------------------------------------------------------------
+
+
+@styled
+def match_figure(matches: Sequence[LayerMatches]) -> Figure:
+    """Relative depth of each layer of A against that of its best match in B, a line a pair; the diagonal is equal depth.
+
+    Filled markers are beyond the null of the best match, open ones are not, or have no null."""
+    measures = {m.matrix_label for m in matches}
+    labels = [_match_label(m, len(matches) == 1, len(measures) > 1) for m in matches]
+    lines = sum(label.count("\n") + 1 for label in labels)
+    figure = Figure(figsize=(8.6, max(4.6, 0.15 * lines + 0.8)))
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (2, 3)), label="equal depth")
+    for i, (one, label) in enumerate(zip(matches, labels)):
+        _match_line(axes, one, label, i)
+    alone = f": {_order_text(matches[0])}" if len(matches) == 1 else ""
+    axes.set_title(f"Best match by depth{alone}")
+    axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", anchor="W")
+    axes.set_xlabel("relative depth of a layer of the first network")
+    axes.set_ylabel("relative depth of its best match in the second")
+    _match_key(figure, axes, matches)
+    return figure
+
+
+def _match_line(axes: Axes, matches: LayerMatches, label: str, number: int) -> None:
+    x = np.array([layer.depth for layer in matches.layers_a])
+    y = np.array([matches.layers_b[i].depth if i >= 0 else np.nan for i in matches.partner])
+    colour = COLOURS[number % len(COLOURS)]
+    # Beyond eight pairs colours repeat, and markers move on so that no two pairs look the same.
+    marker = MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
+    style: dict[str, Any] = {"marker": marker, "markersize": 5.5, "color": colour}
+    axes.plot(x, y, **style, markerfacecolor="white", label="_open", clip_on=False)
+    axes.plot(x[matches.above], y[matches.above], **style, linestyle="", label="_above", clip_on=False)
+    axes.plot([], [], **style, label=label)
+
+
+def _match_key(figure: Figure, axes: Axes, matches: Sequence[LayerMatches]) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if any((~m.above & (m.partner >= 0)).any() for m in matches):
+        handles = [*handles, Line2D([], [], color=GREY, marker="o", linestyle="", markersize=5.5, markerfacecolor="white")]
+        nulls = all(np.isnan(m.null95).all() for m in matches)
+        labels = [*labels, "open: no null" if nulls else "open: not above chance"]
+    figure.legend(handles, labels, loc="outside right upper", fontsize=7.5)
+
+
+def _match_label(matches: LayerMatches, alone: bool, measures: bool) -> str:
+    """The pair, whether partners climb unless the title says so, and the measure where there are several."""
+    first, second = (model_label(model) for model in (matches.model_a, matches.model_b))
+    pair = f"{first}{chr(10) if len(first) + len(second) > 28 else ' '}→ {second}"
+    return "\n".join([pair, *([] if alone else [_order_text(matches)]), *([matches.matrix_label] if measures else [])])
+
+
+def _order_text(matches: LayerMatches) -> str:
+    """Whether partners climb with depth."""
+    if np.isnan(matches.tau):
+        return "one partner for all"
+    return ("climbs with depth" if matches.climbs else "no order beyond chance") + f" (τ = {matches.tau:.2f})"
+
+
+# -- networks against networks -----------------------------------------------------------------------------------------
+
+
+@styled
+def model_summary(summary: ModelSimilarity) -> Figure:
+    """Networks against networks, in the order of the tree that clusters them, which stands above where there is one.
+
+    Colours from 0 to 1; the numbers are the values."""
+    count, tree = len(summary.models), len(summary.linkage) > 0
+    side = max(3.2, 0.44 * count)
+    figure = Figure(figsize=(side + 3.6, side + 2.2 + tree * 1.1))
+    ratios = [1.1, side] if tree else [side]
+    grid = figure.add_gridspec(1 + tree, 2, height_ratios=ratios, width_ratios=[side, 0.16])
+    axes = figure.add_subplot(grid[-1, 0])
+    if tree:
+        _tree(figure.add_subplot(grid[0, 0]), summary)
+    _summary_cells(axes, summary)
+    bar = figure.colorbar(ScalarMappable(Normalize(0, 1), SEQUENTIAL), cax=figure.add_subplot(grid[-1, 1]))
+    bar.set_label("calibrated: 0 is chance, 1 is equal" if summary.calibrated else "raw: 1 is equal")
+    bar.outline.set_visible(False)
+    figure.suptitle(f"Mean best match of all layers, {summary.label}", fontsize=10, fontweight="bold", x=0.02, ha="left")
+    return figure
+
+
+def _summary_cells(axes: Axes, summary: ModelSimilarity) -> None:
+    values = summary.values[np.ix_(summary.order, summary.order)]
+    names = [model_label(summary.models[i]) for i in summary.order]
+    centres = [10.0 * i + 5 for i in range(len(names))]
+    extent = (0, 10 * len(names), 10 * len(names), 0)
+    axes.imshow(np.clip(values, 0, 1), cmap=SEQUENTIAL, vmin=0, vmax=1, extent=extent, aspect="auto")
+    axes.set_xticks(centres, names, rotation=90, fontsize=8)
+    axes.set_yticks(centres, names, fontsize=8)
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if len(names) > _MOST_VALUES:
+        return
+    for (row, column), value in np.ndenumerate(values):
+        text = "–" if np.isnan(value) else f"{value:.2f}"
+        colour = "black" if np.isnan(value) or value > 0.55 else "white"
+        axes.text(centres[column], centres[row], text, ha="center", va="center", color=colour, fontsize=7)
+
+
+def _tree(axes: Axes, summary: ModelSimilarity) -> None:
+    with mpl.rc_context({"lines.linewidth": 1.3}):
+        dendrogram(summary.linkage, ax=axes, no_labels=True, color_threshold=0, above_threshold_color=GREY)
+    axes.set_xlim(0, 10 * len(summary.models))
+    axes.set_ylim(0, None)
+    axes.set_ylabel("1 − value", fontsize=8)
+    axes.tick_params(labelsize=7.5)
+    axes.set_xticks([])
+    axes.spines["bottom"].set_visible(False)
+
+
+# -- where a position looks --------------------------------------------------------------------------------------------
+
+
+@styled
+def localisation_maps(result: LocalisationCKA, positions: Sequence[int] | None = None) -> Figure:
+    """CKA of single positions with the patches of the input, drawn over the input: rows are layers spread over the depth,
+    columns `positions` (indices into the grid, row by row; by default a corner, an edge and the centre).
+
+    One scale for all, from 0 to the largest value of the layers shown; the ring is the position itself. The row above shows
+    the patches with one another where the result has them. Grey cells are not above their null, crossed ones not defined."""
+    rows, columns = result.grid
+    own = [0, columns // 2, rows // 2 * columns + columns // 2]
+    chosen = list(dict.fromkeys(own)) if positions is None else list(positions)
+    layers = np.unique(np.linspace(0, len(result.layers) - 1, 4).round().astype(int))
+    maps = [(f"{_cut(result.layers[i].name)}\ndepth {result.layers[i].depth:.2f}", result.values[i]) for i in layers]
+    grey = [result.values[i] <= result.null95[i] for i in layers]
+    if result.patches is not None:
+        maps, grey = [("input patches\n(guide)", result.patches), *maps], [np.zeros_like(result.patches, bool), *grey]
+    top = max((float(np.nanmax(result.values[i])) for i in layers if np.isfinite(result.values[i]).any()), default=1.0)
+    figure = Figure(figsize=(1.75 * len(chosen) + 2.6, 1.72 * len(maps) + 1.6))
+    panels = figure.subplots(len(maps), len(chosen), squeeze=False)
+    for line, (label, values), null in zip(panels, maps, grey):
+        for axes, position in zip(line, chosen):
+            _position_map(axes, values[position], null[position], result.grid, position, max(top, 1e-3))
+        line[0].set_ylabel(label, fontsize=8)
+    for axes, position in zip(panels[0], chosen):
+        axes.set_title(_place(position, result.grid), fontsize=8.5)
+    _localisation_keys(figure, panels, result, max(top, 1e-3))
+    return figure
+
+
+def _position_map(axes: Axes, values: np.ndarray, null: np.ndarray, grid: tuple[int, int], position: int, top: float) -> None:
+    image = values.reshape(grid)
+    axes.imshow(np.clip(image, 0, top), cmap=SEQUENTIAL, vmin=0, vmax=top)
+    axes.imshow(np.where(null.reshape(grid), 1.0, np.nan), cmap=ListedColormap([_NULL_GREY]))
+    for row, column in np.argwhere(np.isnan(image)):
+        axes.text(column, row, "×", ha="center", va="center", fontsize=7)
+    halo = [withStroke(linewidth=3.2, foreground="white")]
+    y, x = divmod(position, grid[1])
+    axes.scatter([x], [y], s=46, facecolors="none", edgecolors="black", linewidths=1.4, path_effects=halo)
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _localisation_keys(figure: Figure, panels: np.ndarray, result: LocalisationCKA, top: float) -> None:
+    clipped = result.patches is not None and float(np.nanmax(result.patches)) > top
+    bar = figure.colorbar(
+        ScalarMappable(Normalize(0, top), SEQUENTIAL),
+        ax=list(panels.ravel()),
+        shrink=0.6 if len(panels) > 2 else 0.9,
+        aspect=25,
+        extend="max" if clipped else "neither",
+    )
+    bar.set_label("CKA with the input patch\n(linear, unbiased)")
+    bar.outline.set_visible(False)
+    figure.suptitle(model_label(result.model), fontsize=10, fontweight="bold", x=0.02, ha="left")
+    keys: list[Artist] = [
+        Line2D([], [], color="black", marker="o", linestyle="", markersize=6, markerfacecolor="none", label="the position")
+    ]
+    if not np.isnan(result.null95).all():
+        keys.append(Patch(color=_NULL_GREY, label=_NULL_TEXT))
+    figure.legend(handles=keys, loc="outside lower left", fontsize=8, ncols=1 if figure.get_figwidth() < 6 else 2)
+
+
+def _place(position: int, grid: tuple[int, int]) -> str:
+    row, column = divmod(position, grid[1])
+    ends = (row in (0, grid[0] - 1)) + (column in (0, grid[1] - 1))
+    name = ("centre" if position == grid[0] // 2 * grid[1] + grid[1] // 2 else "inside", "edge", "corner")[ends]
+    return f"{name}\nrow {row + 1}, column {column + 1}"
+
+
+def _cut(name: str) -> str:
+    """A layer's name that fits beside a small map."""
+    return plain(name if len(name) <= 20 else "…" + name[-19:])
+
+
+# -- which measures find a layer again ---------------------------------------------------------------------------------
+
+
+@styled
+def layer_identification_bars(results: Sequence[LayerIdentification]) -> Figure:
+    """Share of layers whose closest layer in the other network is the one at the same place, by measure.
+
+    Bars are 95 % Wilson intervals over the layers of both directions; a pair of networks has one colour and marker; dotted
+    lines are what a random partner gives."""
+    labels = list(dict.fromkeys(label for result in results for label in result.labels))[::-1]
+    figure = Figure(figsize=(8.6, 0.16 * len(labels) * (len(results) + 1.4) + 1.6 + 0.3 * len(results)))
+    axes = figure.add_subplot()
+    for i, result in enumerate(results):
+        shift = 0.0 if len(results) == 1 else 0.3 - 0.6 * i / (len(results) - 1)
+        _shares(axes, result, labels, i, shift)
+    for number, chance in enumerate(dict.fromkeys(r.chance for r in results)):
+        axes.axvline(100 * chance, color=GREY, linewidth=1, linestyle=":", label="_" if number else "random partner", zorder=0)
+    for edge, _ in pairwise(range(len(labels))):
+        axes.axhline(edge + 0.5, color="#E6E6E6", linewidth=0.7, zorder=0)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set(xlim=(-2, 102), ylim=(-0.6, len(labels) - 0.4), xlabel="layers found again (%)")
+    axes.tick_params(axis="y", length=0)
+    axes.set_title("Is the closest layer the one at the same place?")
+    figure.legend(loc="outside lower left", fontsize=8, ncols=1)
+    return figure
+
+
+def _shares(axes: Axes, result: LayerIdentification, labels: Sequence[str], number: int, shift: float) -> None:
+    both = 100 * result.to_frame()["both"].to_numpy(float)
+    y = np.array([labels.index(label) for label in result.labels]) + shift
+    axes.errorbar(
+        both,
+        y,
+        # Rounding may put the share a hair outside of its interval.
+        xerr=np.clip([both - 100 * result.low, 100 * result.high - both], 0, None),
+        color=COLOURS[number % len(COLOURS)],
+        marker=MARKERS[number % len(MARKERS)],
+        linestyle="",
+        markersize=5.5,
+        elinewidth=1.2,
+        label=plain(" and ".join(short_name(model.name) for model in result.models) + f", {len(result.layers)} layers"),
+        clip_on=False,
+    )

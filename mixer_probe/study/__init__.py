@@ -1,0 +1,8 @@
+"""Analyses of several networks on the same images, step by step, kept on disk."""
+
+from mixer_probe.core.settings import StudySettings
+from mixer_probe.study.steps import Steps
+from mixer_probe.study.study import Study, run_study
+from mixer_probe.study.weights import weight_results
+
+__all__ = ["Steps", "Study", "StudySettings", "run_study", "weight_results"]

@@ -1,0 +1,73 @@
+"""The section of a report on which modules mix locations, which channels, and how large they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from mixer_probe.core.section import Picture, Section, Table
+from mixer_probe.core.words import name_of, percent, untrained_warning
+from mixer_probe.weights.figures.anatomy import anatomy_bars
+from mixer_probe.weights.module_anatomy import Anatomy
+
+_SHARES = {"% of parameters": "{:.2f}", "% of MACs": "{:.2f}"}
+
+
+def anatomy_section(results: Sequence[Anatomy]) -> list[Section]:
+    """Which modules mix locations and which channels."""
+    picture = Picture(
+        anatomy_bars(results),
+        "How much of each network mixes features across locations, within a location (over its channels), both at once or "
+        "neither: the terms of Section 2 of the MLP-Mixer paper.",
+        "What a module mixes is measured, not read off its class: in float64, one position or channel of its input is changed "
+        "and the outputs that move are counted. Attention and squeeze-and-excitation count as one unit each; layer norms mix the "
+        "channels of a location by their statistics. Multiply-accumulates are those of one image in matrix products and "
+        "convolutions, so norms and pooling have none.",
+        "Stacked bars of parameters and multiply-accumulates by what the modules mix",
+        name="anatomy",
+    )
+    tables = (_summary_table(results), *(_module_table(r) for r in results))
+    sentences = tuple(_sentence(r) for r in results)
+    warning = untrained_warning(r.model for r in results)
+    return [Section("anatomy", "Which modules mix locations, and which channels", sentences, (picture, *tables), warning)]
+
+
+def _summary_table(results: Sequence[Anatomy]) -> Table:
+    rows = pd.concat([r.summary().assign(model=name_of(r.model)) for r in results], ignore_index=True)
+    return Table(
+        "What mixes what. Units are modules that add up to the network.",
+        _readable(rows[rows["parameters"] + rows["macs"] > 0]),
+        _SHARES,
+    )
+
+
+def _module_table(result: Anatomy) -> Table:
+    frame = _readable(result.to_frame().drop(columns="model"))
+    return Table(
+        f"Modules of {name_of(result.model)} in execution order. Units and the rest add up to the network; 'inside' is held by "
+        "the next unit, 'part' is a standard part made of units.",
+        frame,
+        _SHARES,
+        folded=True,
+    )
+
+
+def _readable(frame: pd.DataFrame) -> pd.DataFrame:
+    counts = {column: frame[column].map("{:,}".format) for column in ("parameters", "macs")}
+    shares = {column: 100 * frame[column] for column in ("parameter_share", "mac_share")}
+    names = {"macs": "MACs", "parameter_share": "% of parameters", "mac_share": "% of MACs"}
+    return frame.assign(**counts, **shares).rename(columns=names)
+
+
+def _sentence(result: Anatomy) -> str:
+    table = result.summary().set_index("mixes")
+
+    def shares(mixes: str) -> str:
+        parameters, macs = (float(table[c].to_dict()[mixes]) for c in ("parameter_share", "mac_share"))
+        return f"{percent(parameters)} and {percent(macs)}"
+
+    return (
+        f"{name_of(result.model)}: of its {result.parameters:,} parameters and {result.macs / 1e9:.3g} GMACs, {shares('across')} "
+        f"mix across locations only, {shares('within')} within a location only, and {shares('both')} do both at once."
+    )

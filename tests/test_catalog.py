@@ -1,0 +1,108 @@
+"""The catalogue: every analysis and every type of result is declared once, and what is declared is found everywhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mixer_probe import catalog, cli
+from mixer_probe.core.analysis import FAMILIES, Analysis, Room, View
+from mixer_probe.core.errors import MixerProbeError, ModelError
+from mixer_probe.core.result import ModelRecord, Result, load_results, save_results
+from mixer_probe.core.section import Section, Table
+from mixer_probe.core.settings import StudySettings
+from mixer_probe.models import Model
+from mixer_probe.report import compare_reports, make_sections
+from mixer_probe.report.views import all_views
+from mixer_probe.study import weight_results
+from mixer_probe.weights.analyses import ROOM as WEIGHTS
+from tests.networks import CASES
+
+
+def test_names_are_unique_and_results_have_a_view() -> None:
+    views = all_views()
+    for room in catalog.ROOMS:
+        assert len(set(room.names)) == len(room.names)
+        for analysis in room.analyses:
+            assert set(analysis.families) <= set(FAMILIES)
+            assert analysis.question.endswith("?")
+            assert analysis.results
+            assert all(kind in views for kind in analysis.results), analysis.name
+    assert len(views) == len(list(catalog.views())) + 4
+
+
+@pytest.mark.parametrize("room", [room for room in catalog.ROOMS if room.analyses], ids=lambda room: room.name)
+def test_an_unknown_name_is_refused_with_close_ones(room: Room) -> None:
+    for name in room.names:
+        with pytest.raises(room.error, match=f"there is no {room.noun} '{name}x'; closest: .*{name}"):
+            room.check([name, f"{name}x"])
+    assert room.check(room.names * 2) == room.names
+
+
+def test_a_study_makes_the_default_analyses() -> None:
+    defaults = {room.name: room.defaults for room in catalog.ROOMS}
+    settings = StudySettings()
+    assert settings.probes == defaults["probing"]
+    assert settings.channels == defaults["channels"]
+    assert settings.attributions == defaults["attribution"]
+
+
+@dataclass(frozen=True)
+class LargestWeight(Result):
+    title: ClassVar[str] = "Largest weight"
+
+    model: ModelRecord
+    value: float
+
+    def to_frame(self) -> pd.DataFrame:
+        return pd.DataFrame({"model": [self.model.name], "value": [self.value]})
+
+
+def largest_weight(model: Model, _: object) -> LargestWeight:
+    return LargestWeight(model.record, max(float(p.detach().abs().max()) for p in model.module.parameters()))
+
+
+def largest_section(results: Sequence[LargestWeight]) -> list[Section]:
+    return [Section("largest", "The largest weight", content=(Table("", pd.concat([r.to_frame() for r in results])),))]
+
+
+def test_a_new_analysis_is_found_by_studies_reports_and_commands(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = Analysis("largest", "largest weight", "How large is the largest weight?", (LargestWeight,), largest_weight, "weights")
+    room = replace(WEIGHTS, analyses=(*WEIGHTS.analyses, new), views=(*WEIGHTS.views, View(LargestWeight, largest_section)))
+    monkeypatch.setattr(catalog, "ROOMS", [room if r is WEIGHTS else r for r in catalog.ROOMS])
+    model = CASES["mixer"].model()
+    results = weight_results([model, model.untrained()], ["largest"])
+    largest = max(np.abs(p.detach().numpy()).max() for p in model.module.parameters())
+    assert [type(r) for r in results] == [LargestWeight] * 2
+    assert results[0].value == pytest.approx(largest)  # type: ignore[attr-defined]
+    assert "largest" in [section.anchor for section in make_sections(results)]
+    saved = load_results(save_results(results[:1], tmp_path / "a.json"))
+    assert saved == (results[0],)
+    other = [replace(results[0], value=1.0)]  # type: ignore[call-arg]
+    assert [change.column for change in compare_reports(saved, other).changes] == ["value"]
+    assert ("weights", "largest") in [(room.name, analysis.name) for room, analysis in catalog.analyses()]
+    assert any(row[1] == "largest" for row in catalog.listed())
+    with pytest.raises(ModelError, match="closest: largest"):
+        weight_results([model], ["largst"])
+    out = tmp_path / "w"
+    for arguments in (["analyses"], ["weights", "zoo:mixer-s0", "--what", "largest", "--out", str(out)]):
+        monkeypatch.setattr(sys, "argv", ["mixer-probe", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert not end.value.code
+        assert "argest" in capsys.readouterr().out
+    assert "The largest weight" in (out / "report.html").read_text()
+    assert (out / "largest-weight.csv").exists()
+
+
+def test_errors_of_rooms_are_the_project_s_own() -> None:
+    assert all(issubclass(room.error, MixerProbeError) for room in catalog.ROOMS)
