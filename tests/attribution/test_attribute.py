@@ -49,7 +49,7 @@ def gradient(model: mp.Model, x: torch.Tensor, targets: list[int]) -> torch.Tens
 @pytest.mark.parametrize("baseline", ["mean", "black"])
 def test_integrated_gradients_sum_to_the_logit_difference(models: dict[str, mp.Model], name: str, baseline: str) -> None:
     model, x, targets = models[name], noise(3, dtype=torch.float64), [0, 4, 2]
-    found = mp.attribute(model, x, target=targets, baseline=baseline)
+    found = mp.attribute(model, x, target=targets, baseline=baseline, change=1.0)
     # mean and std of the model are 0.5, so that black is -1.
     expected = difference(model, x, torch.full_like(x, 0.0 if baseline == "mean" else -1.0), targets)
     np.testing.assert_allclose(found.logit_difference, expected, rtol=1e-12)
@@ -280,6 +280,6 @@ def test_the_zoo_is_complete_with_its_own_images() -> None:
     for name in ("zoo:mixer-s0", "zoo:vit-s0", "zoo:resnet-s0"):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            found = mp.attribute(mp.load_model(name, device="cpu"), images, target="labels")
+            found = mp.attribute(mp.load_model(name, device="cpu"), images, target="labels", change=0.1)
         assert found.relative_delta.max() <= 0.01, name
         assert found.target_names == tuple(images.class_names[i] for i in images.labels)  # type: ignore[index]

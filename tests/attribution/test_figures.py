@@ -7,8 +7,7 @@ import pytest
 
 import mixer_probe as mp
 from mixer_probe import attribution as at
-from mixer_probe.attribution.figures import agreement_figure, perturbation_figure, randomisation_figure
-from mixer_probe.attribution.figures import overlays as attribution_overlays
+from mixer_probe.attribution.figures import agreement_figure, attribution_overlays, perturbation_figure, randomisation_figure
 from mixer_probe.attribution.figures.overlays import coloured, crop_box
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.images.transforms import model_transform
