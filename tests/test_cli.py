@@ -205,7 +205,7 @@ def test_weights_writes_pictures_tables_and_says_what_they_show(run: Run, tmp_pa
     out = tmp_path / "w"
     code, printed, _ = run("weights", "zoo:mixer-s0", "--what", "units,kernels,anatomy", "--block", "-1", "--out", str(out))
     assert code == 0
-    assert "mixer-s0: 128 units a block" in printed
+    assert "mixer-s0: 128 units per block" in printed
     names = {file.name for file in out.iterdir()}
     assert {"report.html", "results.json", "token-mixing-units.csv", "spatial-kernels.csv", "anatomy.csv"} <= names
     for picture in ("units-read-mixer-s0-blocks.0", "units-read-mixer-s0-blocks.7", "kernels-mixer-s0-blocks.7", "anatomy"):

@@ -39,7 +39,7 @@ def images_text(images: ImagesRecord) -> str:
     """ "1000 images of demo/test (10 classes)"."""
     split = f"/{images.split}" if images.split else ""
     classes = f", {images.classes} classes" if images.classes else ", no labels"
-    skipped = f", {images.skipped} unreadable ones left out" if images.skipped else ""
+    skipped = f", {images.skipped} unreadable images skipped" if images.skipped else ""
     return f"{images.n} images of {images.name}{split}{classes}{skipped}"
 
 

@@ -40,7 +40,7 @@ def depth_courses(courses: Sequence[Course]) -> Figure:
 
     Solid lines are trained, dotted lines with open markers untrained; grey is the null. Raises MeasureError without a course."""
     if not courses:
-        raise MeasureError("there is no course to draw")
+        raise MeasureError("no depth curve was given")
     names = list(dict.fromkeys(c.panel for c in courses))
     columns = min(2, len(names))
     rows = -(-len(names) // columns)
@@ -62,7 +62,7 @@ def _panel(axes: Axes, title: str, courses: Sequence[Course]) -> None:
     axes.set(title=title, xlabel="relative depth", xlim=(-0.02, 1.02))
     handles = [Line2D([], [], color=COLOURS[i % len(COLOURS)], label=group) for i, group in enumerate(groups)]
     if not all(c.trained for c in courses):
-        handles.append(Line2D([], [], color=GREY, linestyle=":", marker="o", markerfacecolor="white", label="untrained twin"))
+        handles.append(Line2D([], [], color=GREY, linestyle=":", marker="o", markerfacecolor="white", label="untrained baseline"))
     if any(np.isfinite(c.null).any() for c in courses):
         handles.append(Line2D([], [], color=GREY, linestyle="--", linewidth=0.8, label="null"))
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)

@@ -39,7 +39,7 @@ ROOM = Room(
         Analysis(
             "anatomy",
             "anatomy",
-            "Where are the parameters and the operations, and what mixes positions and what channels?",
+            "Which modules mix positions and which channels, and with how many parameters and operations?",
             (Anatomy,),
             lambda model, _: anatomy(model),
             needs="weights",
@@ -73,7 +73,7 @@ ROOM = Room(
         Analysis(
             "stem",
             "stem filters",
-            "Which patterns do the first filters look for?",
+            "Which patterns do the first filters detect?",
             (StemFilters,),
             lambda model, _: stem_filters(model),
             needs="weights",
@@ -82,7 +82,7 @@ ROOM = Room(
         Analysis(
             "positions",
             "position embeddings",
-            "Are embeddings of neighbouring positions alike?",
+            "Are embeddings of neighbouring positions similar?",
             (PositionEmbeddings,),
             lambda model, _: position_embeddings(model),
             needs="weights",
@@ -92,7 +92,7 @@ ROOM = Room(
         Analysis(
             "spectra",
             "spectra",
-            "How many directions carry the matrices that mix positions and channels?",
+            "How many directions dominate the matrices that mix positions and channels?",
             (WeightSpectra,),
             lambda model, _: weight_spectra(model),
             needs="weights",

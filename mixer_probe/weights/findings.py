@@ -18,7 +18,7 @@ from mixer_probe.stats.differences import difference_interval
 from mixer_probe.weights import SpatialKernels, TokenMixing
 
 QUESTION = "weights"
-PANEL = "mean distance read over, px (weights)"
+PANEL = "mean mixing distance, px (weights)"
 # Units below this quantile of the frequencies of random weights count as low: so many are by chance.
 _LEVEL = 0.05
 _UNIFORM = 1e-6
@@ -46,10 +46,10 @@ def _units(r: TokenMixing, twin: TokenMixing | None, results: Sequence[Result]) 
     frequency = [r.frequency(i) for i in range(len(r.blocks))]
     flat = sum(int(np.isnan(f).sum()) for f in frequency)
     if flat == sum(map(len, frequency)):
-        text = f"{name}: all {flat} token-mixing units read every position alike, so what they read ignores position."
+        text = f"{name}: all {flat} token-mixing units weight all positions equally, so they ignore position."
         return [Finding(QUESTION, name, text, "none", (Number("units that ignore position", 1.0, n=flat),))]
     if twin is None:
-        needs = "without an untrained baseline there are no random weights to compare with"
+        needs = "there is no untrained baseline to compare with"
         low = missing(QUESTION, f"Low-frequency units of {name}", needs, results)
     else:
         low = _low_frequency(r, twin)
@@ -74,8 +74,8 @@ def _low_frequency(r: TokenMixing, twin: TokenMixing) -> Finding:
     fewer, more = difference_interval(_LEVEL, *wilson_interval(_LEVEL * units, units), total.value, total.low, total.high)
     verdict = "above" if fewer > 0 else "below" if more < 0 else "not distinguishable from"
     text = (
-        f"{name_of(r.model)}: {share(total)} of {len(every)} token-mixing units are of low frequency (below {limit:.3f} "
-        f"cycles/token, as 5 % of the untrained baseline), {verdict} that baseline"
+        f"{name_of(r.model)}: {share(total)} of {len(every)} token-mixing units have low frequency (below {limit:.3f} "
+        f"cycles/token, the 5th percentile of the untrained baseline), {verdict} that baseline"
     )
     # The largest of as many binomial counts at the rate of all blocks (Bonferroni).
     p = len(low) * float(binom.sf(int(low[most].sum()) - 1, len(low[most]), total.value))
@@ -86,9 +86,9 @@ def _low_frequency(r: TokenMixing, twin: TokenMixing) -> Finding:
 def _pairs(r: TokenMixing, twin: TokenMixing | None) -> Finding:
     name = name_of(r.model)
     if np.isnan(r.chance):
-        return Finding(QUESTION, name, f"Opposite pairs of {name}: left out, it takes 19 surrogates or more", "missing")
+        return Finding(QUESTION, name, f"Opposite pairs of {name}: skipped, requires at least 19 surrogates", "missing")
     if r.surrogates < DRAWS:
-        return Finding(QUESTION, name, f"Opposite pairs of {name}: left out, the null takes {DRAWS} surrogates", "missing")
+        return Finding(QUESTION, name, f"Opposite pairs of {name}: skipped, requires {DRAWS} surrogates", "missing")
     own = _paired(r, "units with an opposite")
     numbers = [own]
     above, beside = own.low > r.chance, ""
@@ -101,7 +101,7 @@ def _pairs(r: TokenMixing, twin: TokenMixing | None) -> Finding:
         above = above and bool(over)
     verdict = "above" if own.low > r.chance else "not above"
     text = (
-        f"{name}: {share(own)} of {own.n} units have an opposite beyond random phases, {verdict} "
+        f"{name}: {share(own)} of {own.n} units have a significant opposite-phase unit (null of random phases), {verdict} "
         f"chance ({100 * r.chance:.1f} %){beside}."
     )
     return Finding(QUESTION, name, text, "found" if above else "none", tuple(numbers))
@@ -132,14 +132,14 @@ def ignores_position(r: SpatialKernels) -> bool:
 def _reach(r: SpatialKernels, twin: SpatialKernels | None) -> Finding:
     name, first, last = name_of(r.model), r.kernels[0], r.kernels[-1]
     if ignores_position(r):
-        text = f"{name}: every layer reads all positions alike, by its weights; its mixing of positions ignores where they are."
+        text = f"{name}: by its weights, every layer mixes all positions uniformly; its spatial mixing ignores position."
         return Finding(QUESTION, name, text, "none", (Number("first layer, px", first.distance_px, null=first.uniform_px),))
     nulls = [k.distance_px for k in twin.kernels] if twin is not None and len(twin) == len(r) else [NAN] * len(r)
     sds = np.array([np.nan] * len(r) if np.isnan(nulls).all() or twin is None else [k.distance_sd for k in twin.kernels])
     ends = {0: first, len(r) - 1: last}
     numbers = tuple(Number(f"{k.block}, px", k.distance_px, null=nulls[i], n=len(r), where=k.block) for i, k in ends.items())
     own = np.array([k.distance_px for k in r.kernels])
-    text = f"{name}: by its weights positions read over {_ends_text(numbers)}"
+    text = f"{name}: by its weights, the mean mixing distance is {_ends_text(numbers)}"
     if np.isnan(nulls).all():
         return Finding(QUESTION, name, f"{text}.", "context", numbers)
     # How far chance moves two kernels apart, at 5 % over all layers and both sides; less than 5 % of the distance is not told.
@@ -149,7 +149,7 @@ def _reach(r: SpatialKernels, twin: SpatialKernels | None) -> Finding:
     apart = np.maximum(apart, _CLEAR * np.array(nulls))
     nearer, farther = int((own < nulls - apart).sum()), int((own > nulls + apart).sum())
     text += (
-        f"; nearer than the untrained baseline in {nearer} of {len(own)} layers, farther in {farther}, by {100 * _CLEAR:.0f} %"
+        f"; shorter than in the untrained baseline in {nearer} of {len(own)} layers, longer in {farther}, by {100 * _CLEAR:.0f} %"
     )
     mean = Number("mean over layers, px", float(np.nanmean(own)), null=float(np.nanmean(nulls)), n=len(own))
     text += f" or more and beyond chance (mean {mean.value:.1f} px, untrained {mean.null:.1f} px)."

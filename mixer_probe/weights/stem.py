@@ -174,7 +174,7 @@ class StemComponents(Result):
     def needed(self, share: float) -> int:
         """How many components hold this share of the energy. Raises MeasureError unless 0 < share <= 1."""
         if not 0 < share <= 1:
-            raise MeasureError(f"a share of the energy is above 0 and at most 1, not {share}")
+            raise MeasureError(f"share must be above 0 and at most 1, not {share}")
         return int(np.searchsorted(np.cumsum(self.shares), share * (1 - 1e-12)) + 1)
 
     def to_frame(self) -> pd.DataFrame:
@@ -207,7 +207,7 @@ def stem_components(stem: StemFilters, k: int = 28, *, centred: bool = False) ->
     left, values, right = np.linalg.svd(rows, full_matrices=False)
     if not values[0] > 1e-12 * np.abs(stem.filters).max():
         raise MeasureError(
-            f"the stem filters of {stem.model.name} are all {'alike' if centred else 'zero'}, so no component is defined"
+            f"the stem filters of {stem.model.name} are all {'equal' if centred else 'zero'}, so no component is defined"
         )
     signs = _signs(right[:k])
     components = (right[:k] * signs[:, None]).reshape(-1, *stem.shape[1:])

@@ -220,7 +220,7 @@ def count_for(energies: np.ndarray, share: float) -> float:
 
     Raises MeasureError for a share that is not in (0, 1]."""
     if not 0 < share <= 1:
-        raise MeasureError(f"a share of energy is above 0 and at most 1, not {share}")
+        raise MeasureError(f"share must be above 0 and at most 1, not {share}")
     cumulative = np.cumsum(energies)
     if not len(energies) or not cumulative[-1] > 0:
         return float("nan")

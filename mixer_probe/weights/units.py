@@ -225,7 +225,7 @@ def partners(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     A unit of zeros has cosine 0 with all. Raises LayerError for a single unit."""
     if len(maps) < 2:
-        raise LayerError("a partner needs at least two units")
+        raise LayerError("an opposite-phase unit needs at least two units")
     cosine = cosines(maps)
     np.fill_diagonal(cosine, np.inf)
     found = cosine.argmin(1)

@@ -28,8 +28,8 @@ def test_smoke(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     assert pictures(out) == {"figure-5-mixer-s0", "figure-5-last-mixer-s0", "figure-6-mixer-s0", "figure-7-mixer-s0"}
     assert (out / "pages.pdf").read_bytes().count(b"/MediaBox [ 0 0 595.44 841.68 ]") == 4
     assert (out / "figures-of-the-mixer-paper.csv").is_file()
-    assert "n = 128 units a block" in said
-    assert "What timm's tags hold" in said
+    assert "n = 128 units per block" in said
+    assert "Provenance of timm's checkpoints" in said
     (saved,) = mp.load_results(out / "results.json")
     assert next(s.paragraphs[1] for s in make_sections([saved])) in said
 

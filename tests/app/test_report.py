@@ -110,7 +110,7 @@ def test_results_are_read_and_given_back_as_html(open_page: Open, study: list[Re
     assert not page.error
     headers = [header.value for header in page.header]
     assert headers[0] == "The networks"
-    assert "What token\\-mixing units read" in headers
+    assert "Token\\-mixing units" in headers
     content_of = [item for section in make_sections(study) for item in section.content]
     images = [image for image in page.get("image") if image.captions[0]]
     assert len(images) == sum(isinstance(item, Picture) for item in content_of)

@@ -92,7 +92,7 @@ def test_kernels_by_depth_and_block(open_page: Open) -> None:
     fine(page)
     model = load(MIXER)
     found, twin = mp.spatial_kernels(model), mp.spatial_kernels(model.untrained())
-    assert f"positions read over {found.kernels[0].distance_px:.1f} px" in texts(page)
+    assert f"mean mixing distance is {found.kernels[0].distance_px:.1f} px" in texts(page)
     frame = lines_frame([found, twin])
     for kind, result in (("trained", found), ("random weights", twin)):
         np.testing.assert_array_equal(frame.loc[frame["weights"] == kind, "distance_px"], result.to_frame()["distance_px"])
@@ -121,7 +121,7 @@ def test_tying_counts_and_says_who_has_no_kernels_of_channels(open_page: Open) -
     assert ["has no spatial kernel of its own for each channel" in info.value for info in page.info] == [True]
     found = mp.kernel_tying(load(MIXER), mp.load_images("demo", split="test", limit=100))
     counts = found.counts(0.9)
-    assert f"is carried by {counts.min():.0f} to {counts.max():.0f} shared kernels" in texts(page)
+    assert f"is explained by {counts.min():.0f} to {counts.max():.0f} shared kernels" in texts(page)
     assert "measured on 100 images" in texts(page)
     table = over_null(lines_frame([found]))
     spectra = [layer.raw for layer in found.layers]
@@ -144,7 +144,7 @@ def test_position_embeddings_of_a_vit_and_of_nobody(open_page: Open) -> None:
     page = open_page(PAGE, [VIT, CNN], stem_part="positions")
     fine(page)
     near = mp.position_embeddings(load(VIT)).alike()["neighbours"]
-    assert f"neighbouring patches have a mean cosine of {near:.2f}" in texts(page)
+    assert f"the mean cosine similarity is {near:.2f} between neighbouring patches" in texts(page)
     assert "has no absolute position embedding" in texts(page)
     page = open_page(PAGE, [CNN], stem_part="positions")
     fine(page)

@@ -169,7 +169,7 @@ def test_results_open_and_the_report_is_saved(page: Page, app: str, tmp_path: Pa
     visit(page, address(app, "Report", [VIT]), "Report")
     page.get_by_role("tab", name="A results file").click()
     page.locator("input[type=file]").set_input_files(results)
-    page.get_by_role("heading", name="What token-mixing units read").wait_for(timeout=WAIT)
+    page.get_by_role("heading", name="Token-mixing units", exact=True).wait_for(timeout=WAIT)
     settle(page, "Report")
     with page.expect_download() as saved:
         page.get_by_role("button", name="Report (HTML)").last.click()

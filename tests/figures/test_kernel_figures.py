@@ -173,9 +173,9 @@ def test_sections_say_the_numbers(kernels: list[SpatialKernels], tying: list[Ker
 def test_untrained_twins_stand_beside_their_network(kernels: list[SpatialKernels], tying: list[KernelTying]) -> None:
     twin = replace(kernels[0], model=replace(kernels[0].model, name="mixer?untrained", trained=False))
     text = kernel_sentence(kernels[0], [kernels[0], twin])
-    assert f"untrained baseline in the first: {twin.kernels[0].distance_px:.1f} px" in text
+    assert f"untrained baseline in {twin.kernels[0].block}: {twin.kernels[0].distance_px:.1f} px" in text
     other = replace(tying[0], model=replace(tying[0].model, name="mixer?untrained", trained=False))
-    assert "Its untrained baseline needs" in tying_sentence(tying[0], [tying[0], other])
+    assert "Its untrained baseline requires" in tying_sentence(tying[0], [tying[0], other])
     assert len(tying_section([tying[0], other])[0].paragraphs) == 1
     drawn(kernel_depth([kernels[0], twin]))
 

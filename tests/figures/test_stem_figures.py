@@ -138,8 +138,8 @@ def test_sections_say_the_numbers() -> None:
     found = stem_components(stem)
     energy = stem.norm**2
     luminance = (stem.luminance * energy).sum() / energy.sum()
-    assert f"{100 * luminance:.1f} % of their energy is luminance (iid weights: 33.3 %)" in text_of(section)
-    assert f"{found.needed(0.9)} of 40 principal components hold 90 %" in text_of(section)
+    assert f"Luminance accounts for {100 * luminance:.1f} % of their energy (iid weights: 33.3 %)" in text_of(section)
+    assert f"{found.needed(0.9)} of 40 principal components explain 90 %" in text_of(section)
     places = positions_of("net")
     (section,) = position_section([replace(places, model=replace(places.model, trained=False))])
     assert f"row alone explains {100 * places.row_share:.1f} %" in text_of(section)

@@ -112,7 +112,7 @@ def test_output_tokens_stand_where_they_are(everyone: list[TokenMixing]) -> None
 
 
 def test_hidden_units_have_no_place(mixer: TokenMixing) -> None:
-    with pytest.raises(MeasureError, match="a Mixer, are no output tokens"):
+    with pytest.raises(MeasureError, match="a Mixer, are not output tokens"):
         token_mixing_units(mixer, arrange="place")
 
 
@@ -128,7 +128,7 @@ def test_depth_lines_are_the_summary_and_its_nulls(mixer: TokenMixing, side: str
         "Localisation": ("mean_spread_px", "shuffled_mean_spread_px", 1),
         "Orientation": ("mean_coherence", "shuffled_mean_coherence", 1),
         "Effective rank": ("effective_rank", "shuffled_effective_rank", 20),
-        "Cosine with the partner": ("mean_partner_cosine", "null_mean", 1),
+        "Cosine with the opposite-phase unit": ("mean_partner_cosine", "null_mean", 1),
     }
     assert len(panels) == 6
     for axes in panels[:5]:
@@ -145,8 +145,8 @@ def test_networks_without_a_side_are_left_out(everyone: list[TokenMixing]) -> No
     def labels(side: str) -> list[str]:
         return [t.get_text() for t in token_mixing_depth(everyone, side=side).legends[0].get_texts()]
 
-    assert labels("gate") == ["a-gmixer", "null of a network"]
-    assert labels("write") == ["a-mixer", "a-mixer?untrained", "a-gmixer", "null of a network"]
+    assert labels("gate") == ["a-gmixer", "null of each network"]
+    assert labels("write") == ["a-mixer", "a-mixer?untrained", "a-gmixer", "null of each network"]
     assert len(labels("read")) == 5
     with pytest.raises(MeasureError, match="none of the networks has units of side 'gate'"):
         token_mixing_depth(everyone[:1], side="gate")
@@ -176,13 +176,13 @@ def test_sentences_are_the_numbers_with_their_nulls(section: Section, mixer: Tok
     table = mixer.summary()
     first, last = table.iloc[0], table.iloc[-1]
     text = section.paragraphs[0]
-    assert text.startswith("a-mixer: 20 units a block.")
+    assert text.startswith("a-mixer: 20 units per block.")
     assert f"{first['mean_frequency']:.3f} in blocks.0 and {last['mean_frequency']:.3f} in blocks.2" in text
-    assert f"shuffled positions: {table['shuffled_mean_frequency'].mean():.3f}; its untrained baseline: " in text
+    assert f"shuffled positions: {table['shuffled_mean_frequency'].mean():.3f}; untrained baseline: " in text
     assert f"{first['mean_spread_px']:.1f} in blocks.0" in text
-    assert f"of at most 20, is {first['effective_rank']:.0f} in blocks.0" in text
-    assert "beyond the null is 100.0 % in blocks.0" in text
-    assert "by chance 5.0 %" in text
+    assert f"(at most 20) is {first['effective_rank']:.0f} in blocks.0" in text
+    assert "a significant opposite-phase unit is 100.0 % in blocks.0" in text
+    assert "5.0 % expected by chance" in text
     assert len(section.paragraphs) == 5  # units of three networks, and of two what they write
     assert not section.warnings
 
@@ -222,15 +222,15 @@ def test_units_that_write_back_are_found_and_others_are_not(mixer: TokenMixing) 
         return replace(mixer, write=sets)
 
     texts = token_mixing_section([with_write(-30.0)])[0].paragraphs
-    assert "in 3 of 3 blocks it is beyond that of units paired at random" in texts[1]
+    assert "in 3 of 3 blocks it differs significantly from that of randomly matched units" in texts[1]
     assert "is -0." in texts[1]
-    assert "has no relation" in token_mixing_section([with_write(0.0)])[0].paragraphs[1]
+    assert "in no block are the read and write weights" in token_mixing_section([with_write(0.0)])[0].paragraphs[1]
 
 
 def test_too_few_surrogates_are_said_to_be_too_few(mixer: TokenMixing) -> None:
     few = replace(mixer, surrogates=9)
     section = token_mixing_section([few])[0]
-    assert "9 surrogates are too few to tell which units are paired" in section.paragraphs[0]
+    assert "9 surrogates are too few to test for opposite-phase pairs" in section.paragraphs[0]
     assert all(texts_of(c.figure) for c in section.content if isinstance(c, Picture))
 
 

@@ -59,7 +59,6 @@ REASONS = {
     "similarity.views._summary_sentence": RANK,
     "similarity.views.disagreement": BOUND,
     "weights.views.units._depth_pictures": CAPTION,
-    "weights.views.units._units_picture": CAPTION,
     "visualization.views._method_text": "describes optimised images beside the real ones",
 }
 

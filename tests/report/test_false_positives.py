@@ -127,7 +127,7 @@ def kernels_of(rng: np.random.Generator, draws: int) -> SpatialKernels:
 
 
 def structure(rng: np.random.Generator) -> bool:
-    return "most translation-structured" in _structure_text(kernels_of(rng, 999), None)
+    return "Translation structure is strongest" in _structure_text(kernels_of(rng, 999), None)
 
 
 def reach(rng: np.random.Generator) -> bool:
@@ -143,7 +143,7 @@ def tying(rng: np.random.Generator) -> bool:
         )
         for _ in range(2)
     ]
-    return "beyond their spectra and beyond" in _null_text(*made) or "fewer than by" in _null_text(made[0], None)  # type: ignore[arg-type]
+    return "beyond their spectra and beyond" in _null_text(*made) or "fewer than expected from" in _null_text(made[0], None)  # type: ignore[arg-type]
 
 
 def orientation(rng: np.random.Generator) -> bool:

@@ -235,8 +235,8 @@ def test_a_network_that_ignores_position_is_told() -> None:
         warnings.simplefilter("ignore", UndefinedKernelWarning)
         results = [replace(r, model=record("flat")) for r in (token_mixing(model), spatial_kernels(model))]
     texts = [f.sentence for f in told(results, "weights")]
-    assert texts[0].startswith("flat: all 64 token-mixing units read every position alike")
-    assert texts[1].endswith("its mixing of positions ignores where they are.")
+    assert texts[0].startswith("flat: all 64 token-mixing units weight all positions equally")
+    assert texts[1].endswith("its spatial mixing ignores position.")
     other = mixer(waves(), "net")
     said = [f.sentence for f in told([replace(spatial_kernels(other), model=record("net"))], "weights")]
     assert not any("ignores" in text for text in said)

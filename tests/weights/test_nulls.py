@@ -108,24 +108,26 @@ def test_one_translation_fraction_stands_in_kernel_table_figure_and_sentence() -
     assert frame["translation_iid"].iloc[1] == iid == pytest.approx(48 / 255)
     assert not [name for name in frame if "bttb" in name]
     text = kernel_sentence(result, [result])
-    assert f"most translation-structured in blocks.1, where {100 * value:.1f} %" in text
+    assert f"Translation structure is strongest in blocks.1, where {100 * value:.1f} %" in text
     assert f"iid weights: {100 * iid:.1f} %; p = 0.004 of the largest of 4 layers, 999 draws" in text
     assert kernel_maps(result, [1]).axes[0].get_xlabel().endswith(f"translation fraction {value:.2f}")
 
 
-@pytest.mark.parametrize("change, said", [({"p_value": 0.2}, "No layer's kernel is more"), ({"draws": 99}, "is not tested")])
+@pytest.mark.parametrize(
+    "change, said", [({"p_value": 0.2}, "In no layer does the kernel have significantly more"), ({"draws": 99}, "is not tested")]
+)
 def test_the_largest_of_chance_is_not_named(change: dict[str, float], said: str) -> None:
     found = replace(mp.spatial_kernels(mixer(0)), most_structured=1, p_value=0.01, draws=999)
     text = kernel_sentence(replace(found, **change), [])
     assert said in text
-    assert "most translation-structured" not in text
+    assert "Translation structure is strongest" not in text
 
 
 def test_what_the_untrained_baseline_has_too_is_not_named() -> None:
     found = replace(mp.spatial_kernels(mixer(0)), most_structured=1, p_value=0.01, draws=999)
     twin = replace(found, model=replace(found.model, name="net?untrained", trained=False))
-    assert "most translation-structured" in kernel_sentence(found, [found])
-    assert "no more translation-structured than those of its untrained baseline" in kernel_sentence(found, [found, twin])
+    assert "Translation structure is strongest" in kernel_sentence(found, [found])
+    assert "no more translation structure than those of its untrained baseline" in kernel_sentence(found, [found, twin])
 
 
 @pytest.mark.parametrize("layers", [4, 8, 12])
@@ -164,16 +166,16 @@ def tied(p_values: list[float], sharing: list[float], name: str = "net") -> Kern
 @pytest.mark.parametrize(
     "p, own, other, said",
     [
-        ([0.04] * 6, [1.1] * 6, None, "in no layer do channels share shapes beyond their spectra"),
-        ([1e-6] * 6, [3.0] * 6, [3.1, 2.9, 3, 3, 2.8, 3.2], "no more shapes than those of the untrained baseline"),
+        ([0.04] * 6, [1.1] * 6, None, "in no layer do channels share shape beyond their spectra"),
+        ([1e-6] * 6, [3.0] * 6, [3.1, 2.9, 3, 3, 2.8, 3.2], "no more shape than in the untrained baseline"),
         (
             [1e-6] * 6,
             [9.0] * 6,
             [1.1, 0.9, 1, 1, 0.8, 1.2],
-            "in 6 of 6 layers channels share shapes beyond their spectra and beyond",
+            "in 6 of 6 layers channels share shape beyond their spectra and beyond",
         ),
-        ([1e-6] * 3 + [0.5] * 3, [9.0] * 6, [1.1, 0.9, 1, 1, 0.8, 1.2], "in 3 of 6 layers channels share shapes beyond"),
-        ([1e-6] * 6, [9.0] * 6, None, "no untrained baseline says how much of it the architecture gives"),
+        ([1e-6] * 3 + [0.5] * 3, [9.0] * 6, [1.1, 0.9, 1, 1, 0.8, 1.2], "in 3 of 6 layers channels share shape beyond"),
+        ([1e-6] * 6, [9.0] * 6, None, "the contribution of the architecture is unknown"),
     ],
 )
 def test_kernel_tying_is_claimed_beyond_null_and_untrained_baseline(

@@ -73,12 +73,12 @@ def test_iid_units_are_not_called_structured() -> None:
 
 def test_sentences(found: PaperFigures) -> None:
     pairs, depth, stem = paper_sentences(found)
-    assert "n = 24 units a block" in pairs
+    assert "n = 24 units per block" in pairs
     assert "-1.00 in blocks.0" in pairs
-    assert "100.0 % of units beyond theirs" in pairs
-    assert "all 5 shuffles" in depth
+    assert "100.0 % of units are paired" in pairs
+    assert "all 5 position shuffles" in depth
     # The planted block alone is smoother than all five shuffles, as one of several is by chance.
-    assert "in 1 of" in depth or "more than by chance" in depth
+    assert "in 1 of" in depth or "more than expected by chance" in depth
     assert "n = 24 units is 0.125 cycles/px" in stem
     few = paper_figures(planted(), surrogates=3)
     assert "too few surrogates" in paper_sentences(few)[0]
@@ -134,9 +134,9 @@ def test_one_pdf_of_all_pages(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_drawn(found: PaperFigures) -> None:
-    with pytest.raises(MeasureError, match="one to three networks side by side, not 4"):
+    with pytest.raises(MeasureError, match="one to three networks, not 4"):
         paper_figure_6([found] * 4)
-    with pytest.raises(MeasureError, match="one or two networks side by side, not 0"):
+    with pytest.raises(MeasureError, match="one or two networks, not 0"):
         paper_figure_7([])
     with pytest.raises(ModelError, match="no token-mixing weights"):
         paper_figures(CASES["vit"].model())

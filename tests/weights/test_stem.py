@@ -221,7 +221,7 @@ def test_components_survive_storage_and_become_a_table() -> None:
 def test_filters_without_components_are_refused() -> None:
     stem = stem_of(np.full((5, 3, 2, 2), 0.3))
     assert stem_components(stem).shares[0] == pytest.approx(1)
-    with pytest.raises(MeasureError, match="all alike"):
+    with pytest.raises(MeasureError, match="all equal"):
         stem_components(stem, centred=True)
     with pytest.raises(MeasureError, match="all zero"):
         stem_components(replace(stem, filters=np.zeros((5, 3, 2, 2))))

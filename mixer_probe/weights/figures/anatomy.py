@@ -26,7 +26,7 @@ _LABELS = {
     "both": "both",
     "within": "within a location (channels)",
     "neither": "neither",
-    "rest": "in no module (embeddings, layer scales)",
+    "rest": "outside all modules (embeddings, layer scales)",
 }
 _THICKNESS = 0.56
 # Percent of the bar: a label of a narrower segment stands above it, and one below the second has none.
@@ -47,7 +47,7 @@ def anatomy_bars(results: Sequence[Anatomy]) -> Figure:
     for axes, share, title in zip(panels, ("parameter_share", "mac_share"), ("Parameters", "Multiply-accumulates"), strict=True):
         for row, result in enumerate(results):
             _bar(axes, row, 100 * result.summary()[share].to_numpy(float))
-        axes.set(title=title, xlabel="share of the network (%)", xlim=(0, 100))
+        axes.set(title=title, xlabel="fraction of the network (%)", xlim=(0, 100))
     panels[0].set_yticks(range(len(results)), [model_label(r.model) for r in results])
     panels[0].set_ylim(len(results) - 0.45, -0.72)
     for axes in panels:

@@ -35,7 +35,7 @@ def _work_panels(figure: SubFigure, result: ConvolutionEquivalence) -> None:
     grid = figure.subplots(len(example.channels), 4, squeeze=False, width_ratios=(1, 1, 1, 1.9))
     products = example.maps * example.kernel
     scales = [float(np.abs(values).max()) or 1.0 for values in (example.maps, example.kernel, products)]
-    titles = ("channel of the image", "× the same kernel", "= product")
+    titles = ("channel of one image", "× shared kernel", "= product")
     for row, (axes, channel) in enumerate(zip(grid, example.channels, strict=True)):
         for place, values, scale in zip(axes, (example.maps[row], example.kernel, products[row]), scales):
             _map(place, values, scale)
@@ -48,7 +48,7 @@ def _work_panels(figure: SubFigure, result: ConvolutionEquivalence) -> None:
     name, (height, width) = model_label(result.model), result.grid
     where = f"{plain(example.block)}.{plain(example.layer)}, row {example.unit} of its weight as a {height}×{width} kernel"
     figure.suptitle(
-        f"{name} as a CNN: one kernel of the size of the image for all {result.channels} channels\n",
+        f"{name} as a CNN: one full-image kernel shared by all {result.channels} channels\n",
         x=0.01,
         ha="left",
         fontsize=10,
@@ -56,7 +56,7 @@ def _work_panels(figure: SubFigure, result: ConvolutionEquivalence) -> None:
     )
     figure.supxlabel(where, fontsize=8)
     bar = figure.colorbar(ScalarMappable(Normalize(-1, 1), DIVERGING), ax=grid[:, :3], pad=0.012, aspect=26, ticks=[-1, 0, 1])
-    bar.set_label("÷ largest of the column", fontsize=7.5)
+    bar.set_label("÷ largest in the column", fontsize=7.5)
     bar.outline.set_visible(False)
 
 
@@ -87,13 +87,15 @@ def _difference_bars(axes: Axes, result: ConvolutionEquivalence) -> None:
         if check.rounding > 0:
             axes.plot([check.rounding] * 2, [row - 0.38, row + 0.38], color=_SHARED, linewidth=2)
         axes.annotate(f" {check.difference:.1e}", (max(check.difference, floor), row), va="center", fontsize=8)
-    axes.plot([], [], color=_SHARED, linewidth=2, label="the network's own rounding")
-    axes.axvline(result.largest_output, color=GREY, linewidth=1, linestyle="--", label=f"largest of the {result.output}")
+    axes.plot([], [], color=_SHARED, linewidth=2, label="rounding error of the network")
+    axes.axvline(
+        result.largest_output, color=GREY, linewidth=1, linestyle="--", label=f"largest magnitude of the {result.output}"
+    )
     axes.set_yticks(rows, [f"{check.form}, {check.dtype}" for check in checks])
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.set_xlim(floor / 2, 10 * max(result.largest_output, 1e-3))
-    axes.set(title=f"{result.output.capitalize()} of both, {checks[0].n} images", xlabel="absolute value")
+    axes.set(title=f"Difference between {result.output}, {checks[0].n} images", xlabel="absolute value")
     axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.3), ncols=1, fontsize=7.5)
 
 

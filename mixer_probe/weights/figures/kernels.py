@@ -43,7 +43,9 @@ def kernel_maps(
     for axes in panels.flat[len(chosen) :]:
         axes.set_visible(False)
     _scale_bar(figure, panels, signed, shared_scale)
-    figure.suptitle(f"{model_label(result.model)}: where each position reads", x=0.01, ha="left", fontweight="bold", fontsize=10)
+    figure.suptitle(
+        f"{model_label(result.model)}: spatial mixing weights by position", x=0.01, ha="left", fontweight="bold", fontsize=10
+    )
     return figure
 
 
@@ -172,11 +174,11 @@ def kernel_depth(results: Sequence[SpatialKernels]) -> Figure:
         panels[1].plot(table["depth"], table["translation_fraction"], **style)
         panels[2].plot(table["depth"], table["self_mass"], **style)
     _uniform_lines(panels, results, {name: style["color"] for name, style in styles.items()})
-    titles = ("Mean reading distance", "Translation structure (BTTB)", "Mass on the position itself")
+    titles = ("Mean mixing distance", "Translation structure (BTTB)", "Weight on the position itself")
     labels = (
         "distance (px; dashed: uniform)",
         "translation fraction (dashed: iid)",
-        "share of K² (dashed: uniform)",
+        "fraction of K² (dashed: uniform)",
     )
     for axes, title, label in zip(panels, titles, labels, strict=True):
         axes.set(title=title, ylabel=label, xlabel="relative depth", xlim=(0, 1.03))

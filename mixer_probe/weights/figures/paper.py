@@ -25,8 +25,8 @@ A4 = (8.27, 11.69)
 _MARGIN, _TOP, _CAPTION, _GAP, _HEAD = 0.5, 0.25, 1.55, 0.22, 0.66
 _LETTERS = 150
 _PAIRS_TEXT = (
-    "Units stand in pairs of most opposite units (most negative cosine similarity), and pairs go by their frequency (power "
-    "centroid of the map without its mean), low first, row by row. Null of the cosine: the same amplitude spectra, random phases."
+    "Units are arranged in opposite-phase pairs (most negative cosine similarity), sorted row by row from low to high frequency "
+    "(power centroid of the mean-removed map). Null of the cosine: same amplitude spectra, random phases."
 )
 
 
@@ -47,15 +47,15 @@ def paper_figure_5(result: PaperFigures, blocks: Sequence[int | str] | None = No
     which = "first" if first else "last" if chosen[-1] == len(units.blocks) - 1 else "chosen"
     lead = (
         f"Hidden units of the token-mixing MLPs of {', '.join(units.blocks[i] for i in chosen)} of {model_label(result.model)}, "
-        f"all {len(units.units(chosen[0]))} of each: a unit has {units.grid[0] * units.grid[1]} weights, one for each of the "
-        f"{units.grid[0]}×{units.grid[1]} incoming patches. {_PAIRS_TEXT} {_scale_text(shared_scale)}"
+        f"all {len(units.units(chosen[0]))} of each block: a unit has {units.grid[0] * units.grid[1]} weights, one for each of "
+        f"the {units.grid[0]}×{units.grid[1]} incoming patches. {_PAIRS_TEXT} {_scale_text(shared_scale)}"
     )
     paper = (
-        "Laid out as Fig. 5 of the paper, which is of a Mixer-B/16 trained on JFT-300M; those weights were never released."
+        "Layout of Fig. 5 of the paper, which shows a Mixer-B/16 trained on JFT-300M; those weights were never released."
         if first
-        else "Not a figure of the paper, which says of deeper layers that they have no clearly identifiable structure."
+        else "Not shown in the paper, which reports no clearly identifiable structure in deeper layers."
     )
-    number = "Figure 5" if first else "Beside Figure 5"
+    number = "Figure 5" if first else "In addition to Figure 5"
     _frame_texts(figure, f"{number} · token-mixing units of the {which} blocks", [lead, paper, _weights_text(result)])
     return figure
 
@@ -66,7 +66,7 @@ def paper_figure_6(results: Sequence[PaperFigures], blocks: Sequence[int] = (0, 
 
     Raises MeasureError for no network, and for more than three, which would not print legibly."""
     if not 1 <= len(results) <= 3:
-        raise MeasureError(f"a page of Fig. 6 has one to three networks side by side, not {len(results)}")
+        raise MeasureError(f"a page of Fig. 6 holds one to three networks, not {len(results)}")
     figure = _page()
     rows = [b for b in blocks if all(b < len(r.units.blocks) for r in results)]
     for row, block in zip(_places(len(rows), len(results)), rows, strict=True):
@@ -75,12 +75,12 @@ def paper_figure_6(results: Sequence[PaperFigures], blocks: Sequence[int] = (0, 
             _draw_units(axes, result.units, block, place[2:], shared_scale)
             axes.set_title(f"{model_label(result.model)}\n{_unit_title(result.units, block)}", fontsize=7, fontweight="normal")
     lead = (
-        "All hidden units of the first token-mixing MLPs (rows) of these networks (columns), one weight for each incoming patch. "
-        f"{_PAIRS_TEXT} {_scale_text(shared_scale)}"
+        "All hidden units of the first token-mixing MLPs (rows) of these networks (columns), with one weight per incoming "
+        f"patch. {_PAIRS_TEXT} {_scale_text(shared_scale)}"
     )
     paper = (
-        "Laid out as Fig. 6 of the paper, whose columns are a Mixer-B/16 trained on ImageNet, ImageNet-21k and JFT-300M. The "
-        "first two are timm's goog_in21k_ft_in1k (whatever its name says) and goog_in21k."
+        "Layout of Fig. 6 of the paper, whose columns are a Mixer-B/16 trained on ImageNet, ImageNet-21k and JFT-300M. The "
+        "first two correspond to timm's goog_in21k_ft_in1k (despite its name) and goog_in21k."
     )
     _frame_texts(figure, "Figure 6 · token-mixing units across networks", [lead, paper, *map(_weights_text, results)])
     return figure
@@ -92,20 +92,20 @@ def paper_figure_7(results: Sequence[PaperFigures]) -> Figure:
 
     Raises MeasureError for no network, and for more than two."""
     if not 1 <= len(results) <= 2:
-        raise MeasureError(f"a page of Fig. 7 has one or two networks side by side, not {len(results)}")
+        raise MeasureError(f"a page of Fig. 7 holds one or two networks, not {len(results)}")
     figure = _page()
     for place, result in zip(_places(1, len(results))[0], results, strict=True):
         axes = _panel(figure, place)
         _draw_stem(axes, result.stem, place[2:])
         axes.set_title(_stem_title(result), fontsize=7.5, fontweight="normal")
     lead = (
-        "Linear projection units of the patch embedding, each as the colour picture of its weights: mid-grey is zero, brighter "
-        "is positive and darker negative in each colour; every unit has its own scale. Units go by frequency (power centroid "
-        "over all colours), low first, row by row. Shuffled: the same with the pixels of each unit in random order."
+        "Linear projection units of the patch embedding, each as a colour image of its weights: mid-grey is zero, brighter is "
+        "positive and darker negative in each colour; each unit has its own scale. Units are sorted row by row from low to high "
+        "frequency (power centroid over all colours). Shuffled: the same with the pixels of each unit in random order."
     )
     paper = (
-        "Laid out as Fig. 7 of the paper, which has a Mixer-B/16 beside a Mixer-B/32, both trained on JFT-300M; those weights "
-        "were never released."
+        "Layout of Fig. 7 of the paper, which shows a Mixer-B/16 and a Mixer-B/32, both trained on JFT-300M; those weights were "
+        "never released."
     )
     _frame_texts(figure, "Figure 7 · linear units of the patch embedding", [lead, paper, *map(_weights_text, results)])
     return figure
@@ -120,7 +120,7 @@ def _stem_title(result: PaperFigures) -> str:
 
 
 def _scale_text(shared: bool) -> str:
-    whose = "all units of a block have one" if shared else "every unit has its own"
+    whose = "all units of a block share one" if shared else "each unit has its own"
     return f"Red is positive weight, blue negative, white zero; {whose} scale."
 
 

@@ -35,8 +35,8 @@ def position_similarity(found: PositionEmbeddings, *, most: int = 8) -> Figure:
     bar.set_label("cosine similarity" + (" (mean removed)" if found.centred else ""), fontsize=8)
     bar.outline.set_visible(False)
     figure.suptitle(f"{model_label(found.model)} · {plain(found.parameter)}", fontsize=9, fontweight="bold", x=0.01, ha="left")
-    figure.supxlabel("column of the patch", fontsize=9)
-    figure.supylabel("row of the patch", fontsize=9)
+    figure.supxlabel("patch column", fontsize=9)
+    figure.supylabel("patch row", fontsize=9)
     return figure
 
 
@@ -76,7 +76,7 @@ def position_curves(results: Sequence[PositionEmbeddings]) -> Figure:
     for result in results:
         _curve(axes, result, styles[result.model.name])
     axes.axhline(0, color=GREY, linewidth=1, linestyle="--")
-    axes.set(xlabel="distance of two patches (px of the input)", ylabel="cosine similarity", xlim=(0, None))
+    axes.set(xlabel="distance between patches (input px)", ylabel="cosine similarity", xlim=(0, None))
     axes.set_title("Similarity of position embeddings against distance")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=min(2, len(results)))
     return figure

@@ -128,7 +128,7 @@ def _share_curve(axes: Axes, found: StemComponents) -> None:
     axes.plot(ranks[positive], 100 * found.shares[positive], color=COLOURS[0], linewidth=1.2)
     axes.axhline(100 * found.null_share, color=GREY, linewidth=1, linestyle="--")
     axes.annotate(
-        "largest of iid filters",
+        "iid filters, 95th percentile",
         (1, 100 * found.null_share),
         (0.02, 2),
         xycoords=("axes fraction", "data"),
@@ -138,7 +138,10 @@ def _share_curve(axes: Axes, found: StemComponents) -> None:
         ha="right",
     )
     axes.set(
-        xscale="log", yscale="log", xlabel="component", ylabel="share of variance (%)" if found.centred else "share of energy (%)"
+        xscale="log",
+        yscale="log",
+        xlabel="component",
+        ylabel="variance explained (%)" if found.centred else "energy explained (%)",
     )
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(numticks=6))
@@ -161,7 +164,7 @@ def stem_colour(results: Sequence[StemFilters]) -> Figure:
     for axes in panels[len(results) :]:
         axes.remove()
     figure.supxlabel("power centroid (cycles/px); area: energy", fontsize=9)
-    figure.supylabel("share of energy in luminance", fontsize=9)
+    figure.supylabel("fraction of energy in luminance", fontsize=9)
     return figure
 
 

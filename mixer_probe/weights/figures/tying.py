@@ -51,8 +51,8 @@ def _entries(entry: LayerTying) -> int:
 
 
 def _tying_labels(panels: np.ndarray, percent: str, kernels: str) -> None:
-    labels = (f"shared kernels for {percent}", "% of the untied maximum", "count ÷ null's count (offset space)")
-    titles = (f"Kernels that carry {percent}", "…of those there could be", "…against the same spectra")
+    labels = (f"shared kernels for {percent}", "% of the untied maximum", "count ÷ null count (offset space)")
+    titles = (f"Kernels explaining {percent}", "Relative to the untied maximum", "Relative to the null")
     for axes, title, label in zip(panels, titles, labels, strict=True):
         axes.set(title=title, ylabel=label, xlabel="relative depth", xlim=(0, 1.03))
     panels[0].set_yscale("log")
@@ -143,7 +143,7 @@ def kernel_dictionary(
     bar = figure.colorbar(mappable, ax=figure.axes, shrink=min(0.9, 2 / len(chosen)), aspect=18, pad=0.015, ticks=[-1, 0, 1])
     bar.set_label("÷ largest |entry| at common offsets", fontsize=7.5)
     bar.outline.set_visible(False)
-    title = f"{model_label(result.model)}\nshared kernels and the energy they explain"
+    title = f"{model_label(result.model)}\nshared kernels and energy explained"
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=10)
     return figure
 

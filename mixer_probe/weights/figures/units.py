@@ -22,9 +22,9 @@ from mixer_probe.weights import TokenMixing
 from mixer_probe.weights.token_units import Side
 
 _SIDE_TEXTS: dict[Side, str] = {
-    "read": "what a unit reads",
-    "gate": "what gates a unit",
-    "write": "where a unit writes to",
+    "read": "read weights",
+    "gate": "gate weights",
+    "write": "write weights",
 }
 
 
@@ -108,7 +108,7 @@ class Tiling:
 def _places(units: TokenMixing) -> Tiling:
     if len(units.units(0)) != units.grid[0] * units.grid[1] or units.form not in ("ResMLP", "gMLP"):
         raise MeasureError(
-            f"the units of {units.model.name}, a {units.form}, are no output tokens and have no place; arrange them in 'pairs'"
+            f"the units of {units.model.name}, a {units.form}, are not output tokens and have no position; use arrange='pairs'"
         )
     return Tiling(units.grid[0] * units.grid[1], units.grid, units.grid[1])
 
@@ -125,8 +125,8 @@ _DEPTH_PANELS = (
     ("Localisation", "spread around centre of mass (px)", "mean_spread_px", "shuffled_mean_spread_px"),
     ("Orientation", "coherence (1: one orientation)", "mean_coherence", "shuffled_mean_coherence"),
     ("Effective rank", "effective rank ÷ full rank", "effective_rank", "shuffled_effective_rank"),
-    ("Cosine with the partner", "mean cosine", "mean_partner_cosine", "null_mean"),
-    ("Units paired beyond the null", "share of units", "share_paired", "chance"),
+    ("Cosine with the opposite-phase unit", "mean cosine", "mean_partner_cosine", "null_mean"),
+    ("Significant opposite-phase pairs", "fraction of units", "share_paired", "chance"),
 )
 
 
@@ -166,7 +166,7 @@ def _depth_lines(panels: np.ndarray, result: TokenMixing, side: Side, style: dic
 def _depth_legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     null = Line2D([], [], color=GREY, linewidth=1, linestyle="--")
-    figure.legend([*handles, null], [*labels, "null of a network"], loc="outside lower center", ncols=4)
+    figure.legend([*handles, null], [*labels, "null of each network"], loc="outside lower center", ncols=4)
 
 
 @styled
@@ -187,7 +187,7 @@ def token_mixing_scatter(units: TokenMixing, blocks: Sequence[int | str] | None 
         cross = axes.scatter(*null, marker="x", s=60, color=COLOURS[1], label="mean of the shuffled null")
         axes.set(title=plain(units.blocks[i]), xlabel="frequency (cycles/token)")
     panels[0].set_ylabel("spread around centre of mass (px)")
-    figure.colorbar(points, ax=panels, pad=0.01, aspect=25).set_label("−cosine with the partner")
+    figure.colorbar(points, ax=panels, pad=0.01, aspect=25).set_label("−cosine with opposite-phase unit")
     figure.legend(handles=[cross], loc="outside lower center")
     figure.suptitle(f"{model_label(units.model)}: {_SIDE_TEXTS[side]}", x=0.01, ha="left", fontsize=10, fontweight="bold")
     return figure

@@ -18,25 +18,25 @@ def anatomy_section(results: Sequence[Anatomy]) -> list[Section]:
     """Which modules mix locations and which channels."""
     picture = Picture(
         anatomy_bars(results),
-        "How much of each network mixes features across locations, within a location (over its channels), both at once or "
-        "neither: the terms of Section 2 of the MLP-Mixer paper.",
-        "What a module mixes is measured, not read off its class: in float64, one position or channel of its input is changed "
-        "and the outputs that move are counted. Attention and squeeze-and-excitation count as one unit each; layer norms mix the "
-        "channels of a location by their statistics. Multiply-accumulates are those of one image in matrix products and "
-        "convolutions, so norms and pooling have none.",
-        "Stacked bars of parameters and multiply-accumulates by what the modules mix",
+        "Fraction of each network's parameters and multiply-accumulates in modules that mix features across locations, within a "
+        "location (across its channels), both or neither, in the terms of Section 2 of the MLP-Mixer paper.",
+        "What a module mixes is measured rather than inferred from its class: one position or channel of its input is perturbed "
+        "in float64, and the outputs that change are counted. Attention and squeeze-and-excitation count as one unit each; "
+        "layer norms mix the channels of a location through their statistics. Multiply-accumulates are counted per image in "
+        "matrix products and convolutions, so norms and pooling have none.",
+        "Stacked bars of parameters and multiply-accumulates by type of mixing",
         name="anatomy",
     )
     tables = (_summary_table(results), *(_module_table(r) for r in results))
     sentences = tuple(_sentence(r) for r in results)
     warning = untrained_warning(r.model for r in results)
-    return [Section("anatomy", "Which modules mix locations, and which channels", sentences, (picture, *tables), warning)]
+    return [Section("anatomy", "Spatial and channel mixing by module", sentences, (picture, *tables), warning)]
 
 
 def _summary_table(results: Sequence[Anatomy]) -> Table:
     rows = pd.concat([r.summary().assign(model=name_of(r.model)) for r in results], ignore_index=True)
     return Table(
-        "What mixes what. Units are modules that add up to the network.",
+        "Parameters and multiply-accumulates by type of mixing. Units are modules that together make up the network.",
         _readable(rows[rows["parameters"] + rows["macs"] > 0]),
         _SHARES,
     )
@@ -45,8 +45,8 @@ def _summary_table(results: Sequence[Anatomy]) -> Table:
 def _module_table(result: Anatomy) -> Table:
     frame = _readable(result.to_frame().drop(columns="model"))
     return Table(
-        f"Modules of {name_of(result.model)} in execution order. Units and the rest add up to the network; 'inside' is held by "
-        "the next unit, 'part' is a standard part made of units.",
+        f"Modules of {name_of(result.model)} in execution order. Units and the rest together make up the network; 'inside' "
+        "marks a module within the next unit, 'part' a standard component made of units.",
         frame,
         _SHARES,
         folded=True,
@@ -68,6 +68,7 @@ def _sentence(result: Anatomy) -> str:
         return f"{percent(parameters)} and {percent(macs)}"
 
     return (
-        f"{name_of(result.model)}: of its {result.parameters:,} parameters and {result.macs / 1e9:.3g} GMACs, {shares('across')} "
-        f"mix across locations only, {shares('within')} within a location only, and {shares('both')} do both at once."
+        f"{name_of(result.model)}: of its {result.parameters:,} parameters and {result.macs / 1e9:.3g} GMACs, "
+        f"{shares('across')} mix across locations only, {shares('within')} within a location only, and "
+        f"{shares('both')} both, respectively."
     )

@@ -30,9 +30,10 @@ def equivalence_section(results: Sequence[ConvolutionEquivalence]) -> list[Secti
     )
     checks = pd.concat([r.to_frame() for r in results], ignore_index=True)
     tables = (
-        Table("The convolutions of each network.", counts, {"parameters": "{:,}"}),
+        Table("Convolutions of each network.", counts, {"parameters": "{:,}"}),
         Table(
-            "Largest difference of outputs by form and type. own rounding: how far the network's own are from those in float64.",
+            "Largest difference between outputs by form and data type. own rounding: difference between the network's own "
+            "outputs and those in float64.",
             checks,
             {"largest_difference": "{:.2e}", "own_rounding": "{:.2e}", "parameters": "{:,}", "parameters_as_cnn": "{:,}"}
             | {"largest_output": "{:.2f}"},
@@ -41,20 +42,20 @@ def equivalence_section(results: Sequence[ConvolutionEquivalence]) -> list[Secti
     )
     sentences = tuple(text for r in results for text in equivalence_sentences(r))
     warning = untrained_warning(r.model for r in results)
-    return [Section("mixer-as-cnn", "A Mixer is a CNN", sentences, (*pictures, *tables), warning)]
+    return [Section("mixer-as-cnn", "Mixer as a CNN", sentences, (*pictures, *tables), warning)]
 
 
 def _picture(r: ConvolutionEquivalence) -> Picture:
     return Picture(
         mixer_as_cnn(r),
-        f"Why {name_of(r.model)} is a CNN: token mixing is a depthwise convolution whose kernel is as large as the map, one for "
-        f"all channels, and channel mixing a 1×1 convolution. Measured on {images_text(r.images)}.",
-        "Each row is one channel of one image (red positive, blue negative). It is multiplied by the kernel, which is framed "
-        "because it is the same in all rows, and summed: a kernel as large as the map fits at one place only, so that this is "
-        "what the linear layer computes. Channels shown have the largest, the middle and the smallest result. Below left: "
-        "differences at the size of rounding mean that both networks compute the same. Below right: with a kernel of "
-        "its own for every channel, as depthwise CNNs have, the network would be larger by far.",
-        f"A full-image kernel shared by channels, differences of logits, and parameters of {name_of(r.model)}",
+        f"{name_of(r.model)} as a CNN: token mixing is a depthwise convolution with a single kernel, as large as the map and "
+        f"shared by all channels; channel mixing is a 1×1 convolution. Measured on {images_text(r.images)}.",
+        "Each row is one channel of one image (red positive, blue negative). It is multiplied by the kernel, framed because it "
+        "is the same in all rows, and summed. A kernel as large as the map fits in one place only, so the sum is what the "
+        "linear layer computes. The channels shown have the largest, the middle and the smallest result. Bottom left: "
+        "differences of the order of rounding error mean that both networks compute the same function. Bottom right: with a "
+        "separate kernel per channel, as in depthwise CNNs, the network would be far larger.",
+        f"Full-image kernel shared across channels, differences between outputs, and parameter counts of {name_of(r.model)}",
         name=f"mixer-as-cnn-{name_of(r.model)}",
     )
 
@@ -66,17 +67,17 @@ def equivalence_sentences(r: ConvolutionEquivalence) -> list[str]:
     same = "as many as" if r.parameters == r.model.parameters else f"not the {r.model.parameters:,} of"
     made = (
         f"{name_of(r.model)} as a CNN has {total} convolutions and {r.linear_layers} linear layers ({kinds}). It has "
-        f"{r.parameters:,} parameters, {same} the Mixer; with token-mixing kernels of its own for each of its channels it would "
-        f"have {r.untied_parameters:,}, {r.untied_parameters / r.parameters:.0f} times as many."
+        f"{r.parameters:,} parameters, {same} the Mixer; with separate token-mixing kernels per channel it would have "
+        f"{r.untied_parameters:,}, {r.untied_parameters / r.parameters:.0f} times as many."
     )
     return [made, *(_check_text(r, check) for check in r.checks)]
 
 
 def _check_text(r: ConvolutionEquivalence, c: EquivalenceCheck) -> str:
-    rounding = f"; rounding to {c.dtype} moves the Mixer's own by up to {c.rounding:.1e}" if c.rounding > 0 else ""
-    classes = f"; {c.same} of {c.n} images get the same class" if r.output == "logits" else ""
+    rounding = f"; rounding to {c.dtype} changes the Mixer's own {r.output} by up to {c.rounding:.1e}" if c.rounding > 0 else ""
+    classes = f"; {c.same} of {c.n} images get the same prediction" if r.output == "logits" else ""
     why = "" if r.output == "logits" else " (its classifier is all zero)"
     return (
-        f"{name_of(r.model)}, {c.form}, {c.dtype}: {r.output}{why} of up to {r.largest_output:.2f} differ by at most "
-        f"{c.difference:.1e} (n = {c.n} images){rounding}{classes}."
+        f"{name_of(r.model)}, {c.form}, {c.dtype}: {r.output}{why} with magnitudes up to {r.largest_output:.2f} differ by at "
+        f"most {c.difference:.1e} (n = {c.n} images){rounding}{classes}."
     )

@@ -23,28 +23,27 @@ def kernels_section(results: Sequence[SpatialKernels]) -> list[Section]:
     content: list[Picture | Table] = [_depth_picture(results), _average_picture(shown), *maps, _table(results)]
     sentences = tuple(kernel_sentence(r, results) for r in shown)
     warning = untrained_warning(r.model for r in results)
-    return [Section("kernels", "Where positions read from, by weights alone", sentences, tuple(content), warning)]
+    return [Section("kernels", "Effective spatial kernels", sentences, tuple(content), warning)]
 
 
 _DEFINITION = (
-    "The effective kernel K says how position i reads from position j: W2 W1 for a Mixer's token MLP (its linear part), the "
-    "token-mixing matrix of ResMLP and gMLP, attention from position embeddings alone for a ViT (averaged over heads, every "
-    "block asked as if the stream still held the embedding), and the kernels themselves for convolutions. "
+    "The effective kernel K gives the weight with which position i reads position j: W2 W1 for a Mixer's token MLP (its linear "
+    "part), the token-mixing matrix of ResMLP and gMLP, attention computed from position embeddings alone for a ViT (averaged "
+    "over heads, as if the input of every block still held the embedding), and the kernels themselves for convolutions. "
 )
 
 
 def _depth_picture(results: Sequence[SpatialKernels]) -> Picture:
     return Picture(
         kernel_depth(results),
-        "Effective spatial kernels against depth: mean distance read over, weighted by K²; translation fraction, "
-        "the fraction of energy that depends on the offset alone, the mean of K taken away; share of K² on the position itself.",
+        "Effective spatial kernels by depth: mean mixing distance, weighted by K²; translation fraction, the fraction of energy "
+        "that depends on the offset alone, after subtracting the mean of K; fraction of K² on the position itself.",
         _DEFINITION
-        + "A matrix that depends on the offset between two positions alone (block Toeplitz with Toeplitz blocks, BTTB) is what "
-        "a convolution with zero padding can do: its translation fraction is 1, and random entries have only that of their "
-        "dimensions. Dashed lines are what reading from every position alike, and iid entries, would give; dotted lines with "
-        "open markers are "
-        "untrained.",
-        "Line plots of reading distance, translation structure and self mass of spatial kernels against relative depth",
+        + "A matrix that depends on the offset between two positions alone (block Toeplitz with Toeplitz blocks, BTTB) is what a "
+        "convolution with zero padding can implement: its translation fraction is 1, while that of iid entries depends on the "
+        "dimensions alone. Dashed lines show uniform mixing over all positions, or iid entries; dotted lines with open markers "
+        "are untrained baselines.",
+        "Line plots of mixing distance, translation structure and self weight of spatial kernels against relative depth",
         name="kernels-depth",
     )
 
@@ -52,10 +51,10 @@ def _depth_picture(results: Sequence[SpatialKernels]) -> Picture:
 def _average_picture(results: Sequence[SpatialKernels]) -> Picture:
     return Picture(
         average_kernels(results),
-        "The average kernel around a position at increasing depth, all on one scale of pixels: root mean square over the pairs "
-        "of positions at each offset (or over the kernels of a convolution).",
-        "The lines cross at the position that reads, the circle is the mean distance. Far offsets have few pairs and are "
-        "noisy. Kernels that would be too small to see are enlarged in the corner.",
+        "Average kernel around a position at increasing depth, all on one pixel scale: root mean square over the pairs of "
+        "positions at each offset (or over the kernels of a convolution).",
+        "The lines cross at the reading position; the circle marks the mean mixing distance. Large offsets have few pairs and "
+        "are noisy. Kernels too small to see are enlarged in the corner.",
         "Grid of average kernels in offset space by network and depth",
         name="kernels-average",
         vector=False,
@@ -67,11 +66,11 @@ def _maps_picture(result: SpatialKernels) -> Picture:
     kernel = result.kernels[0]
     return Picture(
         kernel_maps(result),
-        f"Who reads from whom in {name}: the {kernel.form}. Each small map is a position, at its own place, and shows where "
-        f"that position reads on the {kernel.grid[0]}×{kernel.grid[1]} grid; first, middle and last block.",
-        "Red is read with positive weight, blue with negative; attention runs from dark (nothing) to yellow. Maps that move "
-        "along with their position are what a convolution does; maps that are all alike read the same places from everywhere.",
-        f"Grids of maps of where each position of {name} reads",
+        f"Spatial mixing weights of {name}: {kernel.form}. Each small map belongs to the position at which it is drawn and "
+        f"shows where that position reads on the {kernel.grid[0]}×{kernel.grid[1]} grid; first, middle and last block.",
+        "Red is positive weight, blue negative; attention runs from dark (zero) to yellow. Maps that shift with their position "
+        "indicate a convolution; identical maps mean that all positions read the same places.",
+        f"Grids of mixing weight maps for the positions of {name}",
         name=f"kernels-{name}",
         vector=False,
     )
@@ -94,9 +93,8 @@ def kernel_sentence(result: SpatialKernels, results: Sequence[SpatialKernels]) -
     """How far a network reads and how much of that is a convolution, in numbers."""
     first, last = result.kernels[0], result.kernels[-1]
     text = (
-        f"{name_of(result.model)}: positions read over {first.distance_px:.1f} px on average in {first.block} and over "
-        f"{last.distance_px:.1f} px in {last.block} (reading everywhere alike: {first.uniform_px:.1f} "
-        f"px{_twin_text(result, results)})"
+        f"{name_of(result.model)}: the mean mixing distance is {first.distance_px:.1f} px in {first.block} and "
+        f"{last.distance_px:.1f} px in {last.block} (uniform mixing: {first.uniform_px:.1f} px{_twin_text(result, results)})"
     )
     if first.matrix is None:
         return f"{text}. Its kernels are convolutions."
@@ -107,25 +105,25 @@ def kernel_sentence(result: SpatialKernels, results: Sequence[SpatialKernels]) -
 def _structure_text(result: SpatialKernels, twin: SpatialKernels | None) -> str:
     """The largest translation fraction, where it is beyond the largest of shuffled positions and of the untrained baseline."""
     if result.most_structured < 0:
-        return "Every position reads from all alike."
+        return "Every position reads all positions uniformly."
     best = result.kernels[result.most_structured]
     if np.isnan(result.p_value) or result.draws < DRAWS:
-        return f"Whether its kernels are translation-structured is not tested: the null takes {DRAWS} draws."
+        return f"Translation structure is not tested: the null requires {DRAWS} draws."
     if result.p_value > LEVEL:
         return (
-            "No layer's kernel is more translation-structured than kernels with shuffled positions (corrected for "
-            f"{len(result)} layers, p = {result.p_value:.2g})."
+            "In no layer does the kernel have significantly more translation structure than kernels with shuffled "
+            f"positions (corrected for {len(result)} layers, p = {result.p_value:.2g})."
         )
     fractions = np.array([k.translation_fraction for k in result.kernels])
     beside = ""
     if twin is not None:
         own = np.array([k.translation_fraction for k in twin.kernels])
         if not beyond_baseline(fractions, own)[result.most_structured]:
-            return "Its kernels are no more translation-structured than those of its untrained baseline."
+            return "Its kernels have no more translation structure than those of its untrained baseline."
         beside = f"; untrained baseline: at most {percent(float(np.nanmax(own)))}"
     return (
-        f"Its kernels are most translation-structured in {best.block}, where {percent(best.translation_fraction)} of their "
-        f"energy depends on the offset alone (iid weights: {percent(best.translation_iid)}{beside}; p = {result.p_value:.2g} of "
+        f"Translation structure is strongest in {best.block}, where {percent(best.translation_fraction)} of the energy of the "
+        f"kernel depends on the offset alone (iid weights: {percent(best.translation_iid)}{beside}; p = {result.p_value:.2g} of "
         f"the largest of {len(result)} layers, {result.draws} draws)."
     )
 
@@ -136,4 +134,4 @@ def _twin_of(result: SpatialKernels, results: Sequence[SpatialKernels]) -> Spati
 
 def _twin_text(result: SpatialKernels, results: Sequence[SpatialKernels]) -> str:
     twin = _twin_of(result, results)
-    return f"; its untrained baseline in the first: {twin.kernels[0].distance_px:.1f} px" if twin else ""
+    return f"; untrained baseline in {twin.kernels[0].block}: {twin.kernels[0].distance_px:.1f} px" if twin else ""

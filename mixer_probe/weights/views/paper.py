@@ -19,9 +19,10 @@ from mixer_probe.weights import PaperFigures
 from mixer_probe.weights.figures.paper import paper_figure_5, paper_figure_6, paper_figure_7
 
 TAGS = (
-    "What timm's tags hold: mixer_b16_224.goog_in21k_ft_in1k and mixer_l16_224.goog_in21k_ft_in1k are the paper's Mixers trained "
-    "on ImageNet-1k from scratch, whatever the name says (a top-1 of 76.6 % and 72.1 % is that of the paper's ImageNet rows); "
-    "goog_in21k are those trained on ImageNet-21k. The JFT-300M weights of the paper's Figs. 5 and 7 were never released."
+    "Provenance of timm's checkpoints: despite their names, mixer_b16_224.goog_in21k_ft_in1k and "
+    "mixer_l16_224.goog_in21k_ft_in1k are the paper's Mixers trained from scratch on ImageNet-1k (top-1 accuracies of 76.6 % "
+    "and 72.1 % match the paper's ImageNet rows); the goog_in21k checkpoints are those trained on ImageNet-21k. The JFT-300M "
+    "weights of the paper's Figs. 5 and 7 were never released."
 )
 
 
@@ -44,7 +45,9 @@ def _unit_pages(r: PaperFigures) -> list[Picture]:
     pages = [_page(r, range(min(3, total)), f"Fig. 5: token-mixing units of the first blocks of {name}", f"figure-5-{name}")]
     if total > 3:
         last = range(max(3, total - 3), total)
-        pages.append(_page(r, last, f"Beside Fig. 5: token-mixing units of the last blocks of {name}", f"figure-5-last-{name}"))
+        pages.append(
+            _page(r, last, f"In addition to Fig. 5: token-mixing units of the last blocks of {name}", f"figure-5-last-{name}")
+        )
     return pages
 
 
@@ -52,8 +55,8 @@ def _page(r: PaperFigures, blocks: Sequence[int], shows: str, name: str) -> Pict
     return Picture(
         paper_figure_5(r, blocks),
         f"{shows}.",
-        "Each tile is one hidden unit over the patches. Smooth tiles with an opposite beside them are pairs of feature detectors "
-        "of opposite phase. The caption is on the page.",
+        "Each tile shows the weights of one hidden unit over the patches. Smooth tiles next to their opposite are pairs of "
+        "feature detectors of opposite phase. The page carries its own caption.",
         f"Page with the {shows[shows.index('token') :]}",
         name=name,
         vector=False,
@@ -75,7 +78,7 @@ def _training_page(results: Sequence[PaperFigures]) -> Picture:
     return Picture(
         paper_figure_6(results),
         f"Fig. 6: all token-mixing units of the first two blocks of {join(names)}.",
-        "Columns that look alike have learned kernels of the same kind; a column of random weights shows what is there before.",
+        "Similar columns have learned similar kernels; an untrained column shows the structure present before training.",
         f"Page with the token-mixing units of the first two blocks of {join(names)}",
         name=f"figure-6-{names[0]}",
         vector=False,
@@ -87,7 +90,7 @@ def _stem_page(results: Sequence[PaperFigures]) -> Picture:
     return Picture(
         paper_figure_7(results),
         f"Fig. 7: linear units of the patch embedding of {join(names)}.",
-        "Smooth colours and edges are low frequencies; what looks like noise has none that stands out.",
+        "Smooth colours and edges are low frequencies; noise-like units have no dominant frequency.",
         f"Page with the patch embedding of {join(names)}",
         name=f"figure-7-{names[0]}",
         vector=False,
@@ -106,7 +109,9 @@ def _table(results: Sequence[PaperFigures]) -> Table:
         "shuffled_mean_coherence",
     ]
     columns += ["mean_partner_cosine", "null_mean", "share_paired"]
-    return Table("Units by block, each number with its null.", frame[columns], dict.fromkeys(columns[3:], "{:.3f}"), folded=True)
+    return Table(
+        "Units by block, each quantity with its null.", frame[columns], dict.fromkeys(columns[3:], "{:.3f}"), folded=True
+    )
 
 
 def paper_sentences(r: PaperFigures) -> list[str]:
@@ -117,17 +122,17 @@ def paper_sentences(r: PaperFigures) -> list[str]:
 def _pairs_text(r: PaperFigures) -> str:
     table = r.units.summary().iloc[:3]
     rows = [
-        f"{row.mean_partner_cosine:.2f} in {row.block} (random phases {row.null_mean:.2f}; {_paired(row.share_paired)})"
+        f"{row.mean_partner_cosine:.2f} in {row.block} (random phases: {row.null_mean:.2f}; {_paired(row.share_paired)})"
         for row in table.itertuples()
     ]
     return (
-        f"{name_of(r.model)}, pairs of opposite phase (n = {int(table['units'].iloc[0])} units a block): the mean cosine of a "
-        f"unit with its opposite is {join(rows)}."
+        f"{name_of(r.model)}, opposite-phase pairs (n = {int(table['units'].iloc[0])} units per block): the mean cosine between "
+        f"a unit and its opposite-phase unit is {join(rows)}."
     )
 
 
 def _paired(share: Any) -> str:
-    return "too few surrogates to tell which are paired" if np.isnan(share) else f"{percent(share)} of units beyond theirs"
+    return "too few surrogates to test pairs" if np.isnan(share) else f"{percent(share)} of units are paired"
 
 
 def structured_blocks(r: PaperFigures) -> np.ndarray:
@@ -145,10 +150,10 @@ def _depth_text(r: PaperFigures) -> str:
     least = _lowest(r) if told else None
     where = f"; lowest in {table['block'].iloc[least]}, {ratio[least]:.2f} times" if least is not None else ""
     return (
-        f"{name_of(r.model)}, depth: units are smoother than all {r.units.shuffles} shuffles of their positions in {count} of "
-        f"{len(structured)} blocks, {'more' if told else 'no more'} than by chance ({percent(chance)}). Their "
-        f"mean frequency is {early:.2f} times that of shuffled units over the first three blocks and "
-        f"{late:.2f} times over the last three (1: no arrangement in the plane){where}."
+        f"{name_of(r.model)}, depth: the mean frequency of units is below that of all {r.units.shuffles} position shuffles in "
+        f"{count} of {len(structured)} blocks, {'more' if told else 'no more'} than expected by chance ({percent(chance)}). It "
+        f"is {early:.2f} times that of shuffled units in the first three blocks and {late:.2f} times in the last three (1: no "
+        f"spatial structure){where}."
     )
 
 
@@ -162,5 +167,5 @@ def _stem_text(r: PaperFigures) -> str:
     low, high = r.stem_shuffled.min(), r.stem_shuffled.max()
     return (
         f"{name_of(r.model)}, patch embedding: the mean frequency of its n = {len(r.stem)} units is {r.stem_frequency:.3f} "
-        f"cycles/px, that of {len(r.stem_shuffled)} shuffles of their pixels {low:.3f} to {high:.3f}."
+        f"cycles/px; for {len(r.stem_shuffled)} shuffles of their pixels it is {low:.3f} to {high:.3f}."
     )

@@ -32,12 +32,12 @@ def _depth_picture(results: Sequence[WeightSpectra]) -> Picture:
     return Picture(
         spectra_depth(results),
         "Stable rank (squared Frobenius over squared spectral norm) and effective rank (exp of the entropy of the singular "
-        "values) as shares of the full rank, the largest singular value against that of iid weights, and the root mean "
+        "values) as fractions of full rank, the largest singular value relative to that of iid weights, and the root mean "
         "square of the singular values, for the matrices that mix positions, channels, or both.",
-        "Dashed lines are iid weights of the same shapes and norms, dotted lines with open markers untrained networks. A rank "
-        "below the dashed line means that few directions carry much of the matrix. Queries and keys count as spatial, values and "
-        "output projections as channel mixing; shortcuts and gates are left out. Norms, layer scales and biases around a matrix "
-        "are not in it.",
+        "Dashed lines are iid weights of the same shapes and norms, dotted lines with open markers untrained baselines. A rank "
+        "below the dashed line means that few directions dominate the matrix. Queries and keys count as spatial mixing, values "
+        "and output projections as channel mixing; shortcuts and gates are excluded. Norms, layer scales and biases around a "
+        "matrix are not included.",
         "Stable rank, effective rank and norms of the mixing matrices against relative depth",
         name="spectra-depth",
     )
@@ -48,8 +48,8 @@ def _values_picture(result: WeightSpectra) -> Picture:
         singular_values(result),
         f"Singular values of the mixing matrices of the first, a middle and the last block of {name_of(result.model)}, "
         "divided by their root mean square.",
-        "Dashed lines are iid weights of the same shape. Values above the start of the dashed line are directions that "
-        f"random weights do not have. {_convolutions(result)}",
+        "Dashed lines are iid weights of the same shape. Values above the left end of the dashed line are directions absent "
+        f"from random weights. {_convolutions(result)}",
         f"Singular values of the mixing matrices of {name_of(result.model)}",
         name=f"spectra-{name_of(result.model)}",
     )
@@ -58,8 +58,8 @@ def _values_picture(result: WeightSpectra) -> Picture:
 def _convolutions(result: WeightSpectra) -> str:
     if not any(e.operator == "convolution" for e in result.entries):
         return ""
-    limit = f", on grids of at most {result.largest_grid} positions a side" if result.largest_grid else ""
-    return f"A convolution is taken as the operator on its input grid with circular border{limit}: one value for each frequency."
+    limit = f", on grids of at most {result.largest_grid} positions per side" if result.largest_grid else ""
+    return f"A convolution is treated as an operator on its input grid with circular boundary{limit}: one value per frequency."
 
 
 def _rank_sentence(result: WeightSpectra) -> str:
@@ -75,14 +75,14 @@ def _kind_text(result: WeightSpectra, table: pd.DataFrame, kind: str) -> str:
     # Each matrix of iid weights has such a value in 5 % of cases.
     told = float(binom.sf(above - 1, len(main), 0.05)) <= 0.05
     outliers = (
-        f"{percent(table['outlier_energy'].mean())} of the energy lies in singular values beyond those of iid weights"
+        f"{percent(table['outlier_energy'].mean())} of the energy lies in singular values above those of iid weights"
         if told
-        else "no more matrices have singular values beyond those of iid weights than by chance"
+        else "no more matrices have singular values above those of iid weights than expected by chance"
     )
     return (
         f"the stable rank of {_KINDS[kind]} is {percent(table['stable_rank_share'].mean())} of the full rank on average (iid "
         f"weights: {percent(table['null_stable_rank_share'].mean())}), {percent(first)} in {table['block'].iloc[0]} and "
-        f"{percent(last)} in {table['block'].iloc[-1]}, and {outliers} ({above} of {len(main)} matrices have any, by chance 5 %)"
+        f"{percent(last)} in {table['block'].iloc[-1]}, and {outliers} ({above} of {len(main)} matrices; 5 % expected)"
     )
 
 
@@ -91,7 +91,7 @@ def _left_out_sentence(result: WeightSpectra) -> str:
         return ""
     reasons = dict.fromkeys(reason for _path, reason in result.left_out)
     counts = [f"{sum(r == reason for _p, r in result.left_out)} because each {reason}" for reason in reasons]
-    return f"{name_of(result.model)}: {len(result.left_out)} other weights in the blocks are left out, {join(counts)}."
+    return f"{name_of(result.model)}: {len(result.left_out)} other weights in the blocks are excluded, {join(counts)}."
 
 
 def _summary_table(results: Sequence[WeightSpectra]) -> Table:
@@ -105,7 +105,7 @@ def _summary_table(results: Sequence[WeightSpectra]) -> Table:
         "rms": "rms",
     }
     means = table.groupby(["model", "kind"], sort=False)[list(columns)].mean().reset_index().rename(columns=columns)
-    caption = "Means over blocks of the mixing matrices. Ranks are shares of the full rank."
+    caption = "Means over blocks of the mixing matrices. Ranks are fractions of full rank."
     return Table(caption, means, dict.fromkeys(columns.values(), "{:.3f}"))
 
 
@@ -114,4 +114,4 @@ def _full_table(results: Sequence[WeightSpectra]) -> Table:
     own = table[table["operator"] != "product"]
     columns = ["model", "layer", "role", "kind", "shape", "grid", "spectral_norm", "frobenius_norm", "stable_rank", "full_rank"]
     formats = dict.fromkeys(("spectral_norm", "frobenius_norm", "stable_rank"), "{:.3g}")
-    return Table("Every mixing matrix.", own[columns], formats, folded=True)
+    return Table("All mixing matrices.", own[columns], formats, folded=True)

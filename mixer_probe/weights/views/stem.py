@@ -27,7 +27,7 @@ def stem_section(results: Sequence[StemFilters]) -> list[Section]:
     content.append(_stem_table(results))
     sentences = tuple(_stem_sentence(r, components.get(r.model.name)) for r in shown)
     warning = untrained_warning(r.model for r in results)
-    return [Section("stem", "What the first layer reads", sentences, tuple(content), warning)]
+    return [Section("stem", "Stem filters", sentences, tuple(content), warning)]
 
 
 def _components(stem: StemFilters) -> StemComponents | None:
@@ -42,9 +42,9 @@ def _filters_picture(stem: StemFilters) -> Picture:
     return Picture(
         stem_pictures(stem),
         f"The first layer of {name}, '{stem.layer}': {len(stem)} filters of {stem.shape[2]}×{stem.shape[3]} pixels as colour "
-        "pictures (Fig. 7 of the MLP-Mixer paper for a Mixer).",
-        "Mid-grey is weight zero, brighter is positive and darker negative in each colour; every filter has its own scale. "
-        "Filters go from low to high frequency (power centroid, cycles/pixel).",
+        "images (Fig. 7 of the MLP-Mixer paper for a Mixer).",
+        "Mid-grey is zero, brighter is positive and darker negative in each colour; each filter has its own scale. Filters are "
+        "sorted from low to high frequency (power centroid, cycles/pixel).",
         f"Grid of stem filters of {name}",
         name=f"stem-filters-{name}",
         vector=False,
@@ -54,10 +54,10 @@ def _filters_picture(stem: StemFilters) -> Picture:
 def _components_picture(found: StemComponents) -> Picture:
     return Picture(
         stem_component_pictures(found),
-        f"The first {len(found.components)} principal components of these filters with their share of the energy (Fig. 7 of "
-        "the ViT paper shows 28 for a ViT), and the shares of all components.",
-        "Components are the patterns that the layer answers to most, over all filters; the mean filter is not removed. A "
-        "component's sign is free. The dashed line is what the first component of iid filters of this shape exceeds in 5 % of "
+        f"The first {len(found.components)} principal components of these filters with the fraction of energy that each "
+        "explains (Fig. 7 of the ViT paper shows 28 for a ViT), and the fractions for all components.",
+        "Components are the patterns to which the layer responds most, over all filters; the mean filter is not removed. The "
+        "sign of a component is arbitrary. The first component of iid filters of this shape exceeds the dashed line in 5 % of "
         "cases (Tracy-Widom edge).",
         f"Principal components of the stem filters of {name_of(found.model)}",
         name=f"stem-components-{name_of(found.model)}",
@@ -72,12 +72,12 @@ def _colour_pictures(results: Sequence[StemFilters]) -> list[Picture]:
     return [
         Picture(
             stem_colour(coloured),
-            "Every filter by its frequency and by the share of its energy in luminance, that is on the grey direction of the "
-            "input channels; the area of a point is the filter's energy.",
-            "Filters at the top answer to brightness, filters at the bottom to colour alone. The dashed line is iid weights. "
-            f"Small filters have few frequencies: {_smallest(coloured)} pixels allow none below "
+            "Filters by frequency and by the fraction of their energy in luminance, i.e. along the grey direction of the input "
+            "channels; the area of a point is the energy of the filter.",
+            "Filters at the top respond to brightness, filters at the bottom to colour alone. The dashed line is iid weights. "
+            f"Small filters resolve few frequencies: {_smallest(coloured)} pixels allow none below "
             f"{1 / _smallest(coloured):.2f} cycles/px.",
-            "Share of energy in luminance against frequency of the stem filters",
+            "Fraction of energy in luminance against frequency of the stem filters",
             name="stem-colour",
         )
     ]
@@ -92,14 +92,14 @@ def _stem_sentence(stem: StemFilters, found: StemComponents | None) -> str:
     if found is None:
         return f"{name_of(stem.model)}: {size}, all of them zero."
     colour = (
-        f" {percent(_luminance(stem))} of their energy is luminance (iid weights: {percent(1 / stem.shape[1])})."
+        f" Luminance accounts for {percent(_luminance(stem))} of their energy (iid weights: {percent(1 / stem.shape[1])})."
         if stem.shape[1] > 1
         else ""
     )
     return (
         f"{name_of(stem.model)}: {size}. Mean frequency is {_mean(stem.frequency):.3f} cycles/pixel.{colour} "
-        f"{found.needed(0.9)} of {len(found.shares)} principal components hold 90 % of the energy; the first holds "
-        f"{percent(found.shares[0])} (first of iid filters: at most {percent(found.null_share)} in 95 % of cases)."
+        f"{found.needed(0.9)} of {len(found.shares)} principal components explain 90 % of the energy; the first explains "
+        f"{percent(found.shares[0])} (95th percentile for iid filters: {percent(found.null_share)})."
     )
 
 
@@ -128,7 +128,7 @@ def _stem_table(results: Sequence[StemFilters]) -> Table:
         }
     )
     formats = dict.fromkeys(("mean frequency", "energy in luminance", "mean norm"), "{:.3f}")
-    return Table("The first layers. Frequencies are power centroids in cycles/pixel.", frame, formats)
+    return Table("First layers. Frequencies are power centroids in cycles/pixel.", frame, formats)
 
 
 def position_section(results: Sequence[PositionEmbeddings]) -> list[Section]:
@@ -139,7 +139,7 @@ def position_section(results: Sequence[PositionEmbeddings]) -> list[Section]:
     content += [_curve_picture(results), _position_table(results)]
     sentences = tuple(_position_sentence(r) for r in shown)
     warning = untrained_warning(r.model for r in results)
-    return [Section("positions", "What position embeddings say of the grid", sentences, tuple(content), warning)]
+    return [Section("positions", "Spatial structure of position embeddings", sentences, tuple(content), warning)]
 
 
 def _similarity_picture(found: PositionEmbeddings) -> Picture:
@@ -147,10 +147,10 @@ def _similarity_picture(found: PositionEmbeddings) -> Picture:
     height, width = found.grid
     return Picture(
         position_similarity(found),
-        f"Cosine similarity of the position embedding of each patch of {name} ({height}×{width} grid) with those of all "
-        "patches, as in Fig. 7 of the ViT paper. Every map stands at the place of its patch, which a cross marks.",
-        "Red patches have embeddings that point the same way, blue ones opposite ways. A network that learned the grid from "
-        "its images shows a red neighbourhood around each cross; random embeddings show a red point on white.",
+        f"Cosine similarity between the position embedding of each patch of {name} ({height}×{width} grid) and those of all "
+        "patches, as in Fig. 7 of the ViT paper. Each map is drawn at its patch, which a cross marks.",
+        "Red patches have embeddings that point in the same direction, blue ones in the opposite direction. A network that "
+        "learned the grid from images shows a red neighbourhood around each cross; random embeddings show a red point on white.",
         f"Similarity maps of the position embeddings of {name}",
         name=f"positions-{name}",
         vector=False,
@@ -160,9 +160,9 @@ def _similarity_picture(found: PositionEmbeddings) -> Picture:
 def _curve_picture(results: Sequence[PositionEmbeddings]) -> Picture:
     return Picture(
         position_curves(results),
-        "Mean cosine similarity of the position embeddings of two patches against their distance in pixels of the input.",
-        "The band is one standard deviation over the pairs of that distance: it is wide where direction matters, not "
-        "distance alone. Dotted lines with open markers are untrained networks.",
+        "Mean cosine similarity between the position embeddings of two patches against their distance in input pixels.",
+        "The band is one standard deviation over the pairs at that distance: it is wide where similarity depends on direction "
+        "as well as distance. Dotted lines with open markers are untrained baselines.",
         "Similarity of position embeddings against distance",
         name="positions-distance",
     )
@@ -172,10 +172,11 @@ def _position_sentence(found: PositionEmbeddings) -> str:
     alike = found.alike()
     rows, columns, _rest = found.null_shares
     return (
-        f"{name_of(found.model)}: neighbouring patches have a mean cosine of {alike['neighbours']:.2f}; patches of the same row "
-        f"{alike['same row']:.2f}, of the same column {alike['same column']:.2f}, others {alike['elsewhere']:.2f}. The row "
-        f"alone explains {percent(found.row_share)} of the embeddings' energy and the column {percent(found.column_share)} "
-        f"(iid: {percent(rows)} and {percent(columns)}); {percent(found.interaction_share)} needs both."
+        f"{name_of(found.model)}: the mean cosine similarity is {alike['neighbours']:.2f} between neighbouring patches, "
+        f"{alike['same row']:.2f} within a row, {alike['same column']:.2f} within a column and {alike['elsewhere']:.2f} "
+        f"elsewhere. The row alone explains {percent(found.row_share)} of the energy of the embeddings and the column "
+        f"{percent(found.column_share)} (iid: {percent(rows)} and {percent(columns)}); {percent(found.interaction_share)} "
+        "depends on both."
     )
 
 
@@ -183,8 +184,9 @@ def _position_table(results: Sequence[PositionEmbeddings]) -> Table:
     frame = pd.DataFrame([_position_row(r) for r in results])
     numbers = ("row share", "column share", "interaction", "neighbours", "same row", "same column", "elsewhere")
     caption = (
-        "Position embeddings: energy around the mean embedding that the row, the column, and only both together explain; mean "
-        "cosine of patches that share an edge, of pairs in the same row, the same column and elsewhere."
+        "Position embeddings: fraction of the energy around the mean embedding explained by the row, by the column, and only by "
+        "both together; mean cosine similarity of patches that share an edge, and of pairs in the same row, in the same column "
+        "and elsewhere."
     )
     return Table(caption, frame, dict.fromkeys(numbers, "{:.3f}"))
 

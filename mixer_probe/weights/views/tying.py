@@ -23,7 +23,7 @@ def tying_section(results: Sequence[KernelTying]) -> list[Section]:
     sentences = tuple(tying_sentence(r, results) for r in shown)
     warning = untrained_warning(r.model for r in results)
     content: list[Picture | Table] = [_depth_picture(results), *pictures, _table(results)]
-    return [Section("tying", "How many spatial kernels channels share", sentences, tuple(content), warning)]
+    return [Section("tying", "Kernel sharing across channels", sentences, tuple(content), warning)]
 
 
 def _by_construction(result: KernelTying) -> bool:
@@ -35,14 +35,14 @@ def _depth_picture(results: Sequence[KernelTying]) -> Picture:
     where = f" Kernels of Mixer and ViT are mean Jacobians over {images_text(measured)}." if measured else ""
     return Picture(
         kernel_tying_depth(results),
-        f"How many shared kernels carry 90 % of the energy of all channels' kernels, by depth.{where}",
-        "A Mixer ties its token-mixing kernels over channels, and untying them gave no gain in the MLP-Mixer paper (A.1), "
-        "which does not say why. Where few kernels carry almost all energy, untied channels would have little to gain. Left: "
-        "the count (principal components without centring). Middle: the same as a share of what untied channels could have. "
-        "Right: the count divided by that of kernels with the same spectra and random phases (band: 5 to 95 % of draws), both "
-        "in offset space; only below 1 do channels share shapes rather than smoothness. A Mixer's channels differ in how far "
-        "each hidden unit is on, a ViT's in how much they take from each head (at most one kernel a head): a low count there "
-        "is what the architecture gives, and the untrained twin (dotted) says how much of it.",
+        f"Number of shared kernels that explain 90 % of the energy of all channels' kernels, by depth.{where}",
+        "A Mixer ties its token-mixing kernels across channels; untying them gave no gain in the MLP-Mixer paper (A.1), which "
+        "does not say why. Where few kernels explain almost all energy, untied channels would have little to gain. Left: the "
+        "count (principal components without centring). Middle: the count relative to the maximum for untied channels. Right: "
+        "the count divided by that of kernels with the same spectra and random phases (band: 5 to 95 % of draws), both in "
+        "offset space; only values below 1 mean that channels share shape rather than smoothness. Channels of a Mixer differ in "
+        "how active each hidden unit is, channels of a ViT in how they weight the heads (at most one kernel per head). A low "
+        "count therefore follows in part from the architecture; the untrained baseline (dotted) shows how much.",
         "Line plots of the number of shared kernels against relative depth",
         name="tying-depth",
     )
@@ -51,9 +51,9 @@ def _depth_picture(results: Sequence[KernelTying]) -> Picture:
 def _energy_picture(result: KernelTying) -> Picture:
     return Picture(
         kernel_energy(result),
-        f"{name_of(result.model)}: energy explained by the best shared kernels in the first, middle and last layer.",
-        "The further the curve is above the grey band, the more shapes the channels share beyond their spectra. Dotted lines "
-        "are at 50, 90 and 99 %. Dashed, for effective kernels: the part in offset space, on which the band is drawn.",
+        f"{name_of(result.model)}: energy explained by the leading shared kernels in the first, middle and last layer.",
+        "The further the curve is above the grey band, the more shape the channels share beyond their spectra. Dotted lines "
+        "mark 50, 90 and 99 %. For effective kernels, the dashed curve is the part in offset space, for which the band is drawn.",
         f"Cumulative energy of shared kernels of {name_of(result.model)} with its null",
         name=f"tying-energy-{name_of(result.model)}",
     )
@@ -62,10 +62,10 @@ def _energy_picture(result: KernelTying) -> Picture:
 def _dictionary_picture(result: KernelTying) -> Picture:
     return Picture(
         kernel_dictionary(result),
-        f"The kernels that the channels of {name_of(result.model)} share, strongest first, with the share of energy each "
-        f"explains.",
-        "Each channel's kernel is a weighted sum of these. Zero is white and signs can be flipped. Effective kernels are drawn "
-        "by the offset that they read from, zero in the middle, up to the whole grid away.",
+        f"Shared kernels of the channels of {name_of(result.model)}, strongest first, with the fraction of energy that each "
+        "explains.",
+        "Each channel's kernel is a weighted sum of these. Zero is white, and signs are arbitrary. Effective kernels are drawn "
+        "by the offset at which they read, with zero in the middle and the full grid on either side.",
         f"Grid of shared kernels of {name_of(result.model)}",
         name=f"tying-kernels-{name_of(result.model)}",
         vector=False,
@@ -79,8 +79,8 @@ def _table(results: Sequence[KernelTying]) -> Table:
     formats = {"depth": "{:.2f}", "effective_rank": "{:.1f}", "first_share": "{:.3f}", "null_count_90": "{:.1f}"}
     counts = [c for c in columns if "count" in c and c not in formats]
     caption = (
-        "Shared kernels by layer: how many explain 50, 90 and 99 % of the energy, with all channels at norm 1 (unit), in "
-        "offset space, and for the null there (mean and 5 to 95 % of the draws)."
+        "Shared kernels by layer: number that explain 50, 90 and 99 % of the energy; with all channels scaled to norm 1 (unit), "
+        "in offset space, and for the null in offset space (mean and 5 to 95 % of draws)."
     )
     return Table(caption, frame[columns], formats | dict.fromkeys(counts, "{:.0f}"), folded=True)
 
@@ -90,12 +90,12 @@ def tying_sentence(result: KernelTying, results: Sequence[KernelTying]) -> str:
     name = name_of(result.model)
     twin = next((r for r in results if r.model.name == twin_name(result.model)), None)
     if _by_construction(result):
-        return f"{name}: one kernel for all channels by construction, up to a factor a channel."
+        return f"{name}: one kernel for all channels by construction, up to a scale factor per channel."
     where = f", measured on {result.n} images" if result.n else ""
     return (
-        f"{name}: 90 % of the energy of a layer's kernels is carried by {_range(result.counts(0.9))} and 99 % by "
-        f"{_range(result.counts(0.99))}, where free channels could have {_untied(result)}{where}; with all channels at norm 1, "
-        f"90 % is carried by {_range(result.counts(0.9, normalise=True))}.{_null_text(result, twin)}{_twin_text(twin)}"
+        f"{name}: 90 % of the energy of a layer's kernels is explained by {_range(result.counts(0.9))} and 99 % by "
+        f"{_range(result.counts(0.99))}, of at most {_untied(result)} without sharing{where}; with all channels scaled to norm "
+        f"1, 90 % is explained by {_range(result.counts(0.9, normalise=True))}.{_null_text(result, twin)}{_twin_text(twin)}"
     )
 
 
@@ -124,28 +124,30 @@ def _null_text(result: KernelTying, twin: KernelTying | None) -> str:
     counts = np.array([entry.raw.offset_count(0.9) for entry in result.layers])
     nulls = np.round([entry.raw.null_count(0.9)[0] for entry in result.layers])
     drawn = (
-        f", and kernels of the same spectra with random phases take {_range(nulls, 'kernel')}" if np.isfinite(nulls).any() else ""
+        f", and kernels with the same spectra and random phases require {_range(nulls, 'kernel')}"
+        if np.isfinite(nulls).any()
+        else ""
     )
-    head = f" In offset space 90 % takes {_range(counts, 'kernel')}{drawn}"
+    head = f" In offset space, 90 % requires {_range(counts, 'kernel')}{drawn}"
     if not beyond.any():
-        return f"{head}: in no layer do channels share shapes beyond their spectra (corrected for {tests} layers)."
+        return f"{head}: in no layer do channels share shape beyond their spectra (corrected for {tests} layers)."
     if twin is None:
         # Without the baseline nothing says how much of it the architecture gives.
-        end = f"in {int(beyond.sum())} of {tests} layers fewer than by their spectra (corrected for {tests} layers)"
-        return f"{head}: {end}; no untrained baseline says how much of it the architecture gives."
+        end = f"in {int(beyond.sum())} of {tests} layers fewer than expected from their spectra (corrected for {tests} layers)"
+        return f"{head}: {end}; without an untrained baseline, the contribution of the architecture is unknown."
     own, other = (np.log([entry.sharing for entry in r.layers]) for r in (result, twin))
     learned = beyond & beyond_baseline(own, other)
     if not learned.any():
-        return f"{head}; channels share no more shapes than those of the untrained baseline."
+        return f"{head}; channels share no more shape than in the untrained baseline."
     return (
-        f"{head}: in {int(learned.sum())} of {tests} layers channels share shapes beyond their spectra and beyond the untrained "
+        f"{head}: in {int(learned.sum())} of {tests} layers channels share shape beyond their spectra and beyond the untrained "
         f"baseline (corrected for {tests} layers)."
     )
 
 
 def _twin_text(twin: KernelTying | None) -> str:
     return (
-        f" Its untrained baseline needs {_range(twin.counts(0.9))} for 90 % and {_range(twin.counts(0.99))} for 99 %."
+        f" Its untrained baseline requires {_range(twin.counts(0.9))} for 90 % and {_range(twin.counts(0.99))} for 99 %."
         if twin
         else ""
     )

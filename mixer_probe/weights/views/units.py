@@ -25,7 +25,7 @@ _MATRICES: dict[tuple[str, Side], str] = {
     ("ResMLP", "read"): "rows of linear_tokens times the root mean square of ls1",
     ("gMLP", "read"): "rows of mlp_channels.gate.proj",
 }
-_DOES: dict[Side, str] = {"read": "read", "gate": "are gated by", "write": "write to"}
+_DOES: dict[Side, str] = {"read": "Read weights", "gate": "Gate weights", "write": "Write weights"}
 
 
 def token_mixing_section(results: Sequence[TokenMixing]) -> list[Section]:
@@ -38,7 +38,7 @@ def token_mixing_section(results: Sequence[TokenMixing]) -> list[Section]:
     content += [_table(r) for r in results]
     sentences = tuple(text for r in shown for text in _sentences(r, results))
     warning = untrained_warning(r.model for r in results)
-    return [Section("token-mixing", "What token-mixing units read", sentences, tuple(content), warning)]
+    return [Section("token-mixing", "Token-mixing units", sentences, tuple(content), warning)]
 
 
 def _to_show(result: TokenMixing) -> list[tuple[int, Side]]:
@@ -59,15 +59,15 @@ def _units_picture(result: TokenMixing, block: int, side: Side) -> Picture:
     name, place = name_of(result.model), _has_places(result)
     figure = token_mixing_units(result, block, side=side, arrange="place" if place else "pairs", limit=None)
     order = (
-        "Every unit is an output token: it stands where that token is in the picture, and a square marks the token in its map."
+        "Each unit is an output token, drawn at the position of that token in the image; a square marks the token in its map."
         if place
-        else "Units stand in pairs of most opposite units, from low to high frequency."
+        else "Units are arranged in opposite-phase pairs, from low to high frequency."
     )
     return Picture(
         figure,
-        f"What the token-mixing units of {result.blocks[block]} of {name} {_DOES[side]}: {_matrix(result, side)}, drawn over the "
-        f"{result.grid[0]}×{result.grid[1]} grid of patches{_FIG5 if side == 'read' else ''}.",
-        f"Red is positive weight, blue negative, white none; every unit has its own scale. {order}",
+        f"{_DOES[side]} of the token-mixing units of {result.blocks[block]} of {name}: {_matrix(result, side)}, drawn over the "
+        f"{result.grid[0]}×{result.grid[1]} patch grid{_FIG5 if side == 'read' else ''}.",
+        f"Red is positive weight, blue negative, white zero; each unit has its own scale. {order}",
         f"Grid of token-mixing weight maps ({side}) of {result.blocks[block]} of {name}",
         name=f"units-{side}-{name}-{result.blocks[block]}",
         vector=False,
@@ -84,9 +84,9 @@ def _matrix(result: TokenMixing, side: Side) -> str:
 def _scatter_picture(result: TokenMixing) -> Picture:
     return Picture(
         token_mixing_scatter(result),
-        f"The units of {name_of(result.model)} by the frequency of what they read and by how far it spreads.",
+        f"Token-mixing units of {name_of(result.model)} by the frequency and the spatial spread of their read weights.",
         "Smooth, local units are at the lower left. The cross is the mean of units whose weights were shuffled over positions: "
-        "units around it have no arrangement in the plane. Brighter units have a more opposite partner.",
+        "units near it have no spatial structure. Brighter units have a more negative cosine with their opposite-phase unit.",
         f"Scatter plots of unit spread against frequency in blocks of {name_of(result.model)}",
         name=f"units-scatter-{name_of(result.model)}",
     )
@@ -96,22 +96,24 @@ def _depth_pictures(results: Sequence[TokenMixing]) -> list[Picture]:
     sides = [side for side in SIDES if any(side in r.sides for r in results)]
     first = results[0]
     shows = (
-        "Frequency is the power centroid of the mean-removed map. Localisation is the spread of squared weight around its centre "
-        "of mass. Coherence is 1 for a single orientation. Effective rank is exp(entropy) of the singular values (Roy and "
-        "Vetterli 2007). The partner of a unit is the one of most negative cosine."
+        "Frequency is the power centroid of the mean-removed map. Localisation is the spread of squared weight around its "
+        "centre of mass. Coherence is 1 for a single orientation. Effective rank is exp(entropy) of the singular values (Roy "
+        "and Vetterli 2007). The opposite-phase unit of a unit is the one with the most negative cosine."
     )
     reading = (
-        "Dotted lines with open markers are untrained twins, thin dashed lines the null of each trained network. It shuffles the "
-        f"weights of every unit over its positions ({first.shuffles} times); for partners it keeps the amplitude spectrum of "
-        f"every unit and draws its phases ({first.surrogates} surrogates), because smooth units have opposites by chance. "
-        f"A unit is paired if its partner is more opposite than in 95 % of its own surrogates; {_chance_text(first)}."
+        "Dotted lines with open markers are untrained baselines, thin dashed lines the null of each trained network. The null "
+        f"shuffles the weights of each unit over its positions ({first.shuffles} times); for opposite-phase units it keeps the "
+        f"amplitude spectrum of each unit and randomises its phases ({first.surrogates} surrogates), because smooth units have "
+        "opposites by chance. A unit is paired if its cosine with its opposite-phase unit is more negative than in 95 % of its "
+        f"own surrogates; {_chance_text(first)}."
     )
     return [
         Picture(
             token_mixing_depth(results, side=side),
-            f"How what units {_DOES[side]} changes with depth. {shows if side == sides[0] else ''}".strip(),
-            reading if side == sides[0] else "Lines and nulls are as in the figure of what units read.",
-            f"Line plots of frequency, localisation, coherence, rank and partners of units ({side}) against relative depth",
+            f"{_DOES[side]} of units by depth. {shows if side == sides[0] else ''}".strip(),
+            reading if side == sides[0] else "Lines and nulls are as in the figure of read weights.",
+            f"Line plots of frequency, localisation, coherence, rank and opposite-phase pairing of units ({side}) against "
+            "relative depth",
             name=f"units-{side}-depth",
         )
         for side in sides
@@ -119,15 +121,19 @@ def _depth_pictures(results: Sequence[TokenMixing]) -> list[Picture]:
 
 
 def _chance_text(result: TokenMixing) -> str:
-    return f"{percent(result.chance)} are by chance" if result.chance > 0 else f"{result.surrogates} are too few to tell"
+    return (
+        f"{percent(result.chance)} are paired by chance"
+        if result.chance > 0
+        else f"{result.surrogates} surrogates are too few to test this"
+    )
 
 
 def _table(result: TokenMixing) -> Table:
     frame = pd.concat([result.summary(side) for side in result.sides], ignore_index=True)
     return Table(
-        f"The units of {name_of(result.model)} by block, with the mean of every number under the shuffled null beside it; "
-        f"null mean and null q05 are those of the partner cosine with random phases. Spread of a unit that reads all patches "
-        f"alike: {result.uniform_spread:.1f} px.",
+        f"Units of {name_of(result.model)} by block, each quantity followed by its mean under the shuffled null; null mean and "
+        "null q05 refer to the cosine with the opposite-phase unit under random phases. Spread of a unit with uniform weights: "
+        f"{result.uniform_spread:.1f} px.",
         frame.drop(columns=["model", "depth"]),
         {name: _digits(name) for name in frame.select_dtypes("float").columns},
         folded=True,
@@ -152,11 +158,11 @@ def _course(table: pd.DataFrame, column: str, digits: str) -> str:
 
 def _plane_text(result: TokenMixing, twin: TokenMixing | None) -> str:
     own = result.summary()
-    beside = f"; its untrained baseline: {twin.summary()['mean_frequency'].mean():.3f}" if twin else ""
+    beside = f"; untrained baseline: {twin.summary()['mean_frequency'].mean():.3f}" if twin else ""
     return (
-        f"{name_of(result.model)}: {own['units'].iloc[0]} units a block. Mean frequency in cycles/token is "
+        f"{name_of(result.model)}: {own['units'].iloc[0]} units per block. Mean frequency in cycles/token is "
         f"{_course(own, 'mean_frequency', '.3f')} (shuffled positions: {own['shuffled_mean_frequency'].mean():.3f}{beside}). "
-        f"The weights spread around their centre, in px, by {_course(own, 'mean_spread_px', '.1f')} (shuffled: "
+        f"Mean spread around the centre of mass in px is {_course(own, 'mean_spread_px', '.1f')} (shuffled: "
         f"{own['shuffled_mean_spread_px'].mean():.1f}). {_orientation_text(result, own, twin)}"
     )
 
@@ -165,14 +171,17 @@ def _orientation_text(result: TokenMixing, own: pd.DataFrame, twin: TokenMixing 
     """The block of the largest mean coherence, where it is beyond that of shuffled units and of the untrained baseline."""
     coherence = own["mean_coherence"].to_numpy(dtype=float)
     if not np.isfinite(coherence).any():
-        return "No unit has an orientation."
+        return "No unit has a defined orientation."
     most = int(np.nanargmax(coherence))
     p = min(1.0, len(own) * result.read[most].coherence_p)
     baseline = None if twin is None else twin.summary()["mean_coherence"].to_numpy(dtype=float)
     if not p <= LEVEL:
-        return f"Units of no block are more oriented than shuffled ones (p = {p:.2g}, corrected for {len(own)} blocks)."
+        return (
+            f"In no block are units significantly more oriented than shuffled units (p = {p:.2g}, corrected for {len(own)} "
+            "blocks)."
+        )
     if baseline is not None and not beyond_baseline(coherence, baseline)[most]:
-        return "Units are no more oriented than those of its untrained baseline."
+        return "Its units are no more oriented than those of its untrained baseline."
     beside = "" if baseline is None else f", untrained at most {np.nanmax(baseline):.2f}"
     return (
         f"Orientation is clearest in {own['block'].iloc[most]}, with a mean coherence of {coherence[most]:.2f} (shuffled: "
@@ -184,18 +193,18 @@ def _rank_text(result: TokenMixing) -> str:
     own = result.summary()
     full = min(len(result.units(0)), result.grid[0] * result.grid[1])
     return (
-        f"The effective rank, of at most {full}, is {_course(own, 'effective_rank', '.0f')} (shuffled: "
+        f"The effective rank (at most {full}) is {_course(own, 'effective_rank', '.0f')} (shuffled: "
         f"{_course(own, 'shuffled_effective_rank', '.0f')})."
     )
 
 
 def _pairs_text(result: TokenMixing) -> str:
     if np.isnan(result.chance):
-        return f"{result.surrogates} surrogates are too few to tell which units are paired; it takes 19."
+        return f"{result.surrogates} surrogates are too few to test for opposite-phase pairs; at least 19 are required."
     shares = _course(result.summary(), "share_paired", ".1%").replace("%", " %")
     return (
-        f"The fraction of units with an opposite beyond the null is {shares} (by chance {percent(result.chance)}, "
-        f"{result.surrogates} surrogates)."
+        f"The fraction of units with a significant opposite-phase unit is {shares} ({percent(result.chance)} expected by "
+        f"chance, {result.surrogates} surrogates)."
     )
 
 
@@ -207,13 +216,16 @@ def _write_text(result: TokenMixing) -> list[str]:
     # At 5 % over all blocks and both sides (Bonferroni).
     clear = table[table["z"].abs() > norm.isf(LEVEL / 2 / len(table))].sort_values("cosine_with_read")
     if clear.empty:
-        return [f"{name}: where a unit writes to has no relation to where it reads, beyond that of any two units, in any block."]
+        return [
+            f"{name}: in no block are the read and write weights of a unit more related than those of two randomly matched units."
+        ]
     ends = clear.iloc[[0, -1]] if len(clear) > 1 else clear
     found = [
-        f"{r.cosine_with_read:+.2f} in {r.block} (of any two units: {r.null_cosine_with_read:+.3f})" for r in ends.itertuples()
+        f"{r.cosine_with_read:+.2f} in {r.block} (random matching: {r.null_cosine_with_read:+.3f})" for r in ends.itertuples()
     ]
-    sign = " Below zero, a unit that responds takes from the patches that it read; above zero it adds to them."
+    sign = " Below zero, an active unit subtracts from the patches that it reads; above zero, it adds to them."
     return [
-        f"{name}: the mean cosine of what a unit reads and where it writes to is {join(found)}; in {len(clear)} of {len(table)} "
-        f"blocks it is beyond that of units paired at random.{sign if result.form == 'Mixer' else ''}"
+        f"{name}: the mean cosine between the read and write weights of a unit is {join(found)}; in {len(clear)} of "
+        f"{len(table)} blocks it differs significantly from that of randomly matched "
+        f"units.{sign if result.form == 'Mixer' else ''}"
     ]
