@@ -43,10 +43,10 @@ def test_maps_curves_and_agreement_of_two_networks(run: Run, tmp_path: Path) -> 
     arguments = ("--method", "saliency,gradcam", "--what", "overlays,curves,agreement", "--limit", "2", "--device", "cpu")
     code, printed, err = run("attribute", *TWO, *arguments, "--out", str(out))
     assert code == 0, err
-    assert "The true class is explained." in printed
+    assert "Target: the true class." in printed
     # Of two images nothing is claimed.
-    assert re.search(r"mixer-s0, deletion: the largest gain is that of (saliency|Grad-CAM), -?\d\.\d\d \[", printed)
-    assert "2 images are too few for a claim, which takes 12" in printed
+    assert re.search(r"mixer-s0, deletion: (saliency|Grad-CAM) has the largest gain, -?\d\.\d\d \[", printed)
+    assert "2 images are too few for a claim, which requires 12" in printed
     assert re.search(r"Saliency: mixer-s0 and resnet-s0 -?\d\.\d\d \[", printed)
     names = {file.name for file in out.iterdir()}
     assert {"report.html", "results.json", "attributions.json", "attribution-maps.csv", "deletion-and-insertion.csv"} <= names
@@ -96,7 +96,7 @@ def test_conductance_is_of_mixers_only(run: Run, tmp_path: Path) -> None:
     [
         (("--method", "salency"), "closest: saliency"),
         (("--method", "deeplift"), "DeepLIFT has no rule for GELU"),
-        (("--method", "attention_rollout"), "has no attention to follow; 'gradcam' and 'integrated_gradients' work"),
+        (("--method", "attention_rollout"), "has no attention; 'gradcam' and 'integrated_gradients' work"),
         (("--what", "overlay"), "closest: overlays"),
         (("--target", "10"), "has no class 10: its 10 classes are 0 to 9"),
         (("--target", "-1"), "has no class -1"),
@@ -145,7 +145,7 @@ def test_files_of_any_mode_are_drawn_at_their_own_resolution(run: Run, tmp_path:
     code, printed, err = run("attribute", "zoo:resnet-s0", *pictures, *arguments)
     assert code == 0, err
     assert "warning: 1 of 5 images of 'files' are of more than 8 bits" in err
-    assert "The class that each network predicts is explained." in printed
+    assert "Target: the class that each network predicts." in printed
     sizes = [Image.open(file).size for file in sorted((out / "overlays").iterdir())]
     assert sizes == [(90, 60), (40, 70), (64, 64), (40, 50), (33, 44)]
 
@@ -196,7 +196,7 @@ def test_a_checkpoint_with_a_head_explains_a_photograph_at_its_own_resolution(ru
     )
     code, printed, err = run("attribute", "mixer_s32_224", *arguments, *methods)
     assert code == 0, err
-    assert re.search(r"miss it by at most \d\.\d % \(mixer_s32_224, integrated gradients\), so that all hold", printed)
+    assert re.search(r"largest relative deviations are \d\.\d % \(mixer_s32_224, integrated gradients\); all maps are", printed)
     overlays = sorted((out / "overlays").iterdir())
     assert len(overlays) == 3
     drawn = np.asarray(Image.open(overlays[0])).astype(int)

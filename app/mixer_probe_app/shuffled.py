@@ -89,7 +89,7 @@ class Setting:
         return f"{self.kind} {self.strength} grid {self.grid} order {self.seed}"
 
     def of(self, network: Model) -> Distortion:
-        """The distortion of images for this network, whose mean colour stands for nothing."""
+        """The distortion of images for this network, whose mean colour is the baseline."""
         makers = {
             "patches": lambda: PatchShuffle(self.grid, self.seed),
             "pixels": lambda: PixelShuffle(self.grid, self.seed),

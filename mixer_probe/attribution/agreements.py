@@ -90,10 +90,12 @@ def agreement(
 
     Raises MeasureError for fewer than two attributions and for attributions of different images."""
     if len(attributions) < 2:
-        raise MeasureError(f"agreement is between two or more attributions, not {len(attributions)}")
+        raise MeasureError(f"agreement needs two or more attributions, not {len(attributions)}")
     first = attributions[0]
     if any(a.images.pictures != first.images.pictures for a in attributions):
-        raise MeasureError("the attributions are of different images; make them of the same ones, in the same order")
+        raise MeasureError(
+            "the attributions were computed on different images; compute them on the same images in the same order"
+        )
     shared = grid or min((a.grid for a in attributions), key=lambda g: g[0] * g[1])
     rows = [_patches(a, shared, magnitudes) for a in attributions]
     tables = np.stack([np.stack([rank_table(a, b) for b in rows]) for a in rows])

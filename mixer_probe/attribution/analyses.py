@@ -46,7 +46,7 @@ ROOM = Room(
         Analysis(
             "curves",
             "deletion and insertion",
-            "Does the class go when the pixels of an attribution go?",
+            "Does the class probability fall when the attributed pixels are removed?",
             (PerturbationCurves,),
             perturbation_curves,
             needs="images",
@@ -55,7 +55,7 @@ ROOM = Room(
         Analysis(
             "faithfulness",
             "faithfulness",
-            "Does an attribution predict what a removal changes, and is it stable?",
+            "Does an attribution predict the effect of removing patches, and is it stable under noise?",
             (Faithfulness,),
             faithfulness,
             needs="images",
@@ -73,7 +73,7 @@ ROOM = Room(
         Analysis(
             "agreement",
             "agreement",
-            "Do methods, and networks, point at the same patches?",
+            "Do attribution methods, and networks, highlight the same patches?",
             (Agreement,),
             agreement,
             needs="all networks",
@@ -82,7 +82,7 @@ ROOM = Room(
         Analysis(
             "conductance",
             "conductance",
-            "Through which hidden units does the class flow?",
+            "Which hidden units contribute to the class?",
             (Conductance,),
             layer_conductance,
             needs="images",

@@ -95,7 +95,7 @@ class Attribution(Result):
         places = {name: i for i, name in enumerate(self.ids)}
         if not set(source.ids) <= set(places):
             raise MeasureError(
-                f"{len(set(source.ids) - set(places))} of the {len(source)} images are not among those of the maps"
+                f"{len(set(source.ids) - set(places))} of the {len(source)} images are not among the images of the maps"
             )
         rows = [places[name] for name in source.ids]
         arrays = ("targets", "predicted", "labels", "maps", "logit", "logit_difference", "convergence_delta", "steps", "change")
@@ -237,8 +237,12 @@ def check_gradient(model: Model, x: Tensor, targets: Tensor) -> None:
         heads = [model.module.get_submodule(layer.module) for layer in model.layers if layer.kind == "head"]
         shut = heads and not any(bool(p.any()) for head in heads for p in head.parameters() if p.ndim > 1)
         why = ": its head is zero, as timm's untrained networks have it" if shut else ""
-        what = "load trained weights, or draw the head's weights at random" if shut else "load other weights, or other images"
-        raise MeasureError(f"every gradient of {model.name}'s logits is 0, so that no pixel can be held responsible{why}; {what}")
+        what = (
+            "load trained weights, or re-initialise the head's weights at random"
+            if shut
+            else "load other weights or other images"
+        )
+        raise MeasureError(f"every gradient of {model.name}'s logits is 0, so no pixel has an attribution{why}; {what}")
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -311,8 +315,8 @@ def _judge(method: Method, run: Run, result: Attribution) -> None:
             else "'integrated_gradients'"
         )
         warnings.warn(
-            f"{method.name} of {result.model.name}: {off} of {n} maps miss the logit difference by more than "
-            f"{run.options['tolerance']:.0%}, at most by {np.nanmax(result.relative_delta):.1%}; take {advice}",
+            f"{method.name} of {result.model.name}: {off} of {n} maps deviate from the logit difference by more than "
+            f"{run.options['tolerance']:.0%}, at most by {np.nanmax(result.relative_delta):.1%}; use {advice}",
             IncompleteAttributionWarning,
             stacklevel=4,
         )

@@ -162,8 +162,9 @@ def _judge(result: Conductance, tolerance: float) -> None:
     off = int((worst > tolerance).sum())
     if off:
         warnings.warn(
-            f"conductance of {result.model.name}: {off} of {len(worst)} images miss their sum, or still move, by more than "
-            f"{tolerance:.0%}, at most by {worst.max():.1%}; take more max_steps, or another baseline",
+            f"conductance of {result.model.name}: for {off} of {len(worst)} images the sum is off, or has not converged, by "
+            "more than "
+            f"{tolerance:.0%}, at most by {worst.max():.1%}; increase max_steps, or use another baseline",
             IncompleteAttributionWarning,
             stacklevel=3,
         )

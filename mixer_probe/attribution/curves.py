@@ -160,13 +160,15 @@ def check_attributions(model: Model, source: ImageSource, attributions: Sequence
     for a in attributions:
         if a.model.fingerprint != model.fingerprint:
             raise MeasureError(
-                f"the {a.method} maps are of {a.model.name}, whose weights, settings or preprocessing are not those of "
-                f"{model.name}; make them with this network as it is now"
+                f"the {a.method} maps are of {a.model.name}, whose weights, settings or preprocessing differ from those of "
+                f"{model.name}; compute them with this network in its current state"
             )
         if a.images.fingerprint != source.record.fingerprint:
-            raise MeasureError(f"the {a.method} maps are of other images or labels than the {len(source)} images that were given")
+            raise MeasureError(f"the {a.method} maps were computed on other images or labels than the {len(source)} images given")
         if not np.array_equal(a.targets, attributions[0].targets):
-            raise MeasureError("the attributions explain different classes of the same image; make them with the same target=")
+            raise MeasureError(
+                "the attributions have different target classes for the same image; compute them with the same target="
+            )
 
 
 def _ranks(attributions: Sequence[Attribution], grid: tuple[int, int], orders: int, seed: int) -> np.ndarray:

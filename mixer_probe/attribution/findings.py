@@ -1,4 +1,4 @@
-"""Whether networks look at the same places, and whether their maps know more than random orders of patches."""
+"""Agreement of attributions between networks, and their faithfulness against random orders of patches."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ def attribution_findings(results: Sequence[Result]) -> list[Finding]:
     """Which networks' maps agree most, and of every network how its best maps do in deletion and insertion."""
     across = [r for r in of_kind(results, Agreement) if len(set(r.methods)) == 1 and len({m.fingerprint for m in r.models}) > 1]
     curves = of_kind(results, PerturbationCurves)
-    findings = _agreement(across) if across else [_missing("Agreement of maps", "no attribution of two networks", results)]
+    findings = (
+        _agreement(across) if across else [_missing("Agreement of attributions", "no attributions of two networks", results)]
+    )
     findings += [_faithful(r) for r in curves]
-    return findings if curves else [*findings, _missing("Deletion and insertion", "there are no such curves", results)]
+    return findings if curves else [*findings, _missing("Deletion and insertion", "no deletion or insertion curves", results)]
 
 
 def _missing(what: str, needs: str, results: Sequence[Result]) -> Finding:
@@ -53,25 +55,32 @@ def excesses(across: Sequence[Agreement]) -> dict[tuple[ModelRecord, ModelRecord
 def _agreement(across: Sequence[Agreement]) -> list[Finding]:
     found = {pair: x for pair, x in excesses(across).items() if np.isfinite(x[0]).sum() > 1}
     if not found:
-        return [Finding(QUESTION, "", "Agreement of maps: left out, no pair of networks has maps of two images", "missing")]
+        return [
+            Finding(
+                QUESTION, "", "Agreement of attributions: not available, no pair of networks has maps of two images", "missing"
+            )
+        ]
     numbers = {pair: _excess(pair, *x) for pair, x in found.items()}
     order = sorted(numbers, key=lambda pair: -numbers[pair].value)
     # Of several pairs some would be above by chance: their intervals are those of a family. Few images bear no claim.
     level = 1 - 2 * _LEVEL / len(order)
     above = [pair for pair in order if numbers[pair].n >= FEWEST and mean_interval(found[pair][0], level=level)[1] > 0]
-    head = f"{len(above)} of {len(order)} pairs of networks agree on where to look beyond other images' maps (95 % of pairings)"
+    head = (
+        f"{len(above)} of {len(order)} pairs of networks agree more than expected from other images' maps (95th percentile of "
+        "pairings)"
+    )
     best = numbers[order[0]]
     close = [p for p in order[1:] if not _lead(found[order[0]][0], found[p][0]) > 0]
     most = "most " if len(order) > 1 and not close else ""
-    text = f"{head}; {most}{best.where}: rank correlation {shown(best)} above that null (n = {best.n} images)"
+    text = f"{head}; {most}{best.where}: excess rank correlation {shown(best)} (n = {best.n} images)"
     if not above:
         text = (
-            "No pair of networks agrees on where to look beyond other images' maps (the largest excess, "
-            f"{best.where}: {shown(best)}; n = {best.n} images)"
+            "No pair of networks agrees more than expected from other images' maps (largest excess rank correlation: "
+            f"{shown(best)}, {best.where}; n = {best.n} images)"
         )
     if above and len(order) > 1:
         pairs = [f"{name_of(a)} with {name_of(b)}" for a, b in close]
-        text += f"; not told from that pair: {join(pairs)}" if close else "; ahead of all other pairs"
+        text += f"; not distinguishable from that pair: {join(pairs)}" if close else "; ahead of all other pairs"
     return [Finding(QUESTION, "all", f"{text}.", "found" if above else "none", tuple(numbers[p] for p in order))]
 
 
@@ -109,11 +118,14 @@ def _faithful(r: PerturbationCurves) -> Finding:
         best = max(found, key=lambda n: n.value, default=None)
         if best is None:
             continue
-        verdict = "" if good else ", not told from random"
+        verdict = "" if good else ", not distinguishable from random"
         label = method_label(best.where)
         texts.append(f"in {game} for {len(good)} of {len(found)} methods (largest gain {label}, {shown(best)}{verdict})")
         numbers.append(best)
     if not numbers:
-        return Finding(QUESTION, name, f"Deletion and insertion of {name}: left out, no curve is defined", "missing")
-    text = f"{name} (n = {len(r.ids)}): maps beat random orders of patches beyond the interval {' and '.join(texts)}."
+        return Finding(QUESTION, name, f"Deletion and insertion of {name}: not available, no curve is defined", "missing")
+    text = (
+        f"{name} (n = {len(r.ids)}): attributions outperform random orders of patches (intervals over images) "
+        f"{' and '.join(texts)}."
+    )
     return Finding(QUESTION, name, text, "found" if any_good else "none", tuple(numbers))

@@ -37,10 +37,10 @@ def gradcam_layer(model: Model, name: str | None) -> Layer:
 def _check(model: Model, layer: Layer) -> None:
     if layer.grid is None:
         why = "is pooled" if not layer.positions else "has positions that form no grid"
-        raise MeasureError(f"Grad-CAM needs a map and '{layer.name}' {why}; {_instead(model)} works")
+        raise MeasureError(f"Grad-CAM needs a spatial map, and '{layer.name}' {why}; {_instead(model)} works")
     if not tokens_read(model, layer)[0] and tokens_read(model, last_block_before(model))[0]:
         raise MeasureError(
-            f"no patch of '{layer.name}' moves a logit, since {model.name} reads only its class token there; "
+            f"no patch of '{layer.name}' affects a logit, because {model.name} uses only its class token there; "
             f"{_instead(model)} works"
         )
 

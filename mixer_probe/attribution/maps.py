@@ -14,7 +14,7 @@ def edges(size: int, cells: int) -> np.ndarray:
 
     Raises MeasureError for more cells than pixels."""
     if not 1 <= cells <= size:
-        raise MeasureError(f"{size} pixels have between 1 and {size} cells along a side, not {cells}")
+        raise MeasureError(f"{cells} cells per side do not fit {size} pixels; give 1 to {size}")
     return np.ceil(np.arange(cells) * size / cells).astype(int)
 
 

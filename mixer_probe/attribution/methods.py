@@ -163,7 +163,7 @@ def _window(run: Run) -> tuple[tuple[int, int], tuple[int, int]]:
     window = (-(-size[0] // grid[0]), -(-size[1] // grid[1])) if given is None else (int(given), int(given))
     stride = window if run.options["stride"] is None else (int(run.options["stride"]),) * 2
     if not all(1 <= s <= w <= n for s, w, n in zip(stride, window, size, strict=True)):
-        raise MeasureError(f"a window of {window} px moved by {stride} leaves gaps or does not fit into {size[0]}×{size[1]} px")
+        raise MeasureError(f"a window of {window} px moved by {stride} leaves gaps or does not fit {size[0]}×{size[1]} px")
     return window, stride
 
 
@@ -202,7 +202,7 @@ _ALL = (
     ),
     Method(
         "integrated_gradients",
-        "gradient averaged on the way from the baseline (Gauss-Legendre) x (image - baseline), summed over colours",
+        "gradient averaged along the path from the baseline (Gauss-Legendre) x (image - baseline), summed over colours",
         "Sundararajan et al. 2017",
         _integrated_gradients,
         signed=True,
@@ -231,7 +231,7 @@ _ALL = (
     ),
     Method(
         "occlusion",
-        "fall of the logit when a window of all colours is replaced by the baseline",
+        "drop in the logit when a window over all colours is replaced by the baseline",
         "Zeiler and Fergus 2014",
         _occlusion,
         signed=True,
@@ -270,7 +270,9 @@ METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 def find_method(name: str) -> Method:
     """Raises MeasureError with close names for an unknown one."""
     if name == "layer_conductance":
-        raise MeasureError("layer conductance gives hidden units and no map; use mixer_probe.attribution.layer_conductance")
+        raise MeasureError(
+            "layer conductance scores hidden units and gives no map; use mixer_probe.attribution.layer_conductance"
+        )
     if name not in METHODS:
         raise MeasureError(f"no attribution method '{name}'; {closest(name, METHODS)}")
     return METHODS[name]
@@ -296,7 +298,7 @@ def make_run(method: Method, model: Model, layer: str | None, baseline: Baseline
         known = closest(unknown[0], method.options) if method.options else "it has none"
         raise MeasureError(f"{method.name} has no option '{unknown[0]}'; {known}")
     if layer is not None and not method.layer:
-        raise MeasureError(f"{method.name} explains pixels and takes no layer; 'gradcam' does")
+        raise MeasureError(f"{method.name} attributes to pixels and takes no layer; 'gradcam' does")
     method.refuse(model)
     place = gradcam_layer(model, layer) if method.layer else None
     read = ReadOut(model) if method.refuse is attention_places else None
@@ -308,8 +310,8 @@ def make_run(method: Method, model: Model, layer: str | None, baseline: Baseline
 def _check_options(method: Method, run: Run) -> None:
     counts = [name for name in ("n_steps", "max_steps", "samples") if name in run.options and int(run.options[name]) < 1]
     if counts:
-        raise MeasureError(f"{counts[0]} of {method.name} is 1 or more, not {run.options[counts[0]]}")
+        raise MeasureError(f"{counts[0]} of {method.name} must be 1 or more, not {run.options[counts[0]]}")
     if any(run.options.get(name, 1) <= 0 for name in ("noise", "tolerance", "change")):
-        raise MeasureError(f"noise, tolerance and change of {method.name} are above 0")
+        raise MeasureError(f"noise, tolerance and change of {method.name} must be above 0")
     if method.name == "occlusion":
         _window(run)

@@ -48,7 +48,9 @@ def logits_of(model: Model, x: Tensor) -> Tensor:
     logits = model.module(x)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise MeasureError(f"attribution explains one number an image, and {model.name} returns {shape}, not [image, class]")
+        raise MeasureError(
+            f"attribution needs one output per class and image, and {model.name} returns {shape}, not [image, class]"
+        )
     return logits
 
 
@@ -79,7 +81,7 @@ class Targets:
         if self._given is None and not _has_head(model):
             raise MeasureError(
                 f"{model.name} has no classifier, so no class is predicted: give target= the output (0 to "
-                f"{self.outputs - 1}) to explain, or load the network with its head"
+                f"{self.outputs - 1}) to attribute, or load the network with its head"
             )
 
     def _resolve(self, model: Model, source: ImageSource, target: Target) -> np.ndarray | None:
@@ -100,7 +102,7 @@ class Targets:
     @staticmethod
     def _labels(model: Model, source: ImageSource, word: str) -> np.ndarray:
         if word != "labels":
-            raise MeasureError(f"target is a class index, one an image, 'labels' or None (the predicted class), not '{word}'")
+            raise MeasureError(f"target is a class index, one per image, 'labels' or None (the predicted class), not '{word}'")
         return labels_as_outputs(model, source, "target='labels'")
 
     def of(self, logits: Tensor, start: int) -> Tensor:
@@ -175,5 +177,5 @@ def patch_grid(model: Model) -> tuple[int, int]:
     Raises MeasureError for a network whose last block has no grid."""
     layer = last_block(model)
     if layer.grid is None:
-        raise MeasureError(f"the tokens of {model.name} form no grid that is known, so that there are no patches to speak of")
+        raise MeasureError(f"the tokens of {model.name} form no known grid, so it has no patches")
     return layer.grid

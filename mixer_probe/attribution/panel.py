@@ -172,9 +172,9 @@ def _check(attributions: Sequence[Attribution], images: Images, rows: Sequence[i
     if not attributions:
         raise MeasureError("give at least one attribution to draw")
     if not isinstance(images, Images):
-        raise ImagesError(f"pictures are drawn of what load_images returns, not of a {type(images).__name__}")
+        raise ImagesError(f"images must come from load_images, not from a {type(images).__name__}")
     if any(a.images.pictures != images.record.pictures for a in attributions):
-        raise MeasureError("the attributions are of other images than those that were given")
+        raise MeasureError("the attributions were computed on other images than those given")
     if any(not 0 <= i < len(images) for i in rows):
         raise MeasureError(f"indices are 0 to {len(images) - 1}, not {list(rows)}")
 

@@ -33,7 +33,7 @@ def attention_places(model: Model) -> list[tuple[str, int]]:
 
     Raises MeasureError for a network without one matrix over all its tokens a block."""
     if model.family != "vit":
-        raise MeasureError(f"{model.name} is a {model.family} and has no attention to follow; {_INSTEAD}")
+        raise MeasureError(f"{model.name} is a {model.family} and has no attention; {_INSTEAD}")
     return [_place(model, run) for run in model.structure.runs]
 
 

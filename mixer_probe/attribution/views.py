@@ -1,4 +1,4 @@
-"""The report on attributions: maps, how faithful they are, whether they notice lost weights, and who agrees with whom."""
+"""The report on attributions: maps, faithfulness, the model-randomisation sanity check, agreement, and conductance."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ _COMPLETE = 0.01
 # Level of every claim, over the family that it is picked from.
 _LEVEL = 0.05
 _DRAWS = 999
-# What may remain of a rank correlation for a method to have noticed that the weights are gone, and from where on maps of
-# different images are alike.
+# The excess rank correlation below which a map counts as changed by randomised weights, and the rank correlation from which maps
+# of different images count as alike.
 _SMALL, _ALIKE = 0.1, 0.5
 
 
@@ -50,17 +50,17 @@ _SMALL, _ALIKE = 0.1, 0.5
 
 
 def panel_section(results: Sequence[AttributionPanel]) -> list[Section]:
-    """Which pixels speak for the class."""
+    """Attribution maps of one or more networks."""
     pictures = [picture for number, panel in enumerate(results) for picture in _panel_pictures(panel, number)]
     frame = pd.concat([r.to_frame() for r in results], ignore_index=True)
     formats = dict.fromkeys(("logit", "logit_difference", "convergence_delta"), "{:.3g}") | {"relative_delta": "{:.2%}"}
     caption = (
-        "Every map shown: class explained and class predicted, logit, its difference to the baseline, and what the map misses."
+        "Every map shown: target and predicted class, logit, logit difference to the baseline, and convergence delta of the map."
     )
     sentences = tuple(text for panel in results for text in (_choice_sentence(panel), *_panel_sentences(panel)))
     warning = untrained_warning(model for r in results for model in r.models)
     table = Table(caption, frame, formats, folded=True)
-    return [Section("attributions", "Which pixels speak for the class", sentences, (*pictures, table), warning)]
+    return [Section("attributions", "Attribution maps", sentences, (*pictures, table), warning)]
 
 
 def _panel_pictures(panel: AttributionPanel, number: int) -> Iterator[Picture]:
@@ -70,9 +70,9 @@ def _panel_pictures(panel: AttributionPanel, number: int) -> Iterator[Picture]:
         shown = panel.take(rows)
         yield Picture(
             attribution_maps(shown),
-            f"Attributions of {join(name_of(m) for m in networks)} for {_images(len(rows))} of {panel.images.name}, on the "
-            f"image at "
-            "its own resolution.",
+            f"Attribution maps of {join(name_of(m) for m in networks)} for {_images(len(rows))} of {panel.images.name}, "
+            "overlaid on "
+            "each image at its original resolution.",
             _panel_reading(panel),
             f"Maps of {len(set(panel.methods))} attribution methods over {_images(len(rows))} for {len(networks)} networks",
             vector=False,
@@ -87,12 +87,15 @@ def _panel_reading(panel: AttributionPanel) -> str:
     }
     said = []
     if signs[True]:
-        said.append(f"Red speaks for the class and blue against it ({join(dict.fromkeys(signs[True]))}).")
+        said.append(
+            f"Signed methods ({join(dict.fromkeys(signs[True]))}): red is evidence for the target class, blue against it."
+        )
     if signs[False]:
-        said.append(f"Yellow counts most, without a sign ({join(dict.fromkeys(signs[False]))}).")
+        said.append(f"Unsigned methods ({join(dict.fromkeys(signs[False]))}): yellow marks the highest attribution.")
     said.append(
-        "Every map has its own scale, so that strengths cannot be compared between maps. A blank place is a method that the "
-        "network does not allow. Under the image stands the class explained, beside the maps what each network says it is."
+        "Each map has its own colour scale; magnitudes are not comparable between maps. Blank panels mark methods that are not "
+        "available for a network. Labels give the true or target class below each image and each network's prediction beside "
+        "its maps."
     )
     return " ".join(said)
 
@@ -103,48 +106,52 @@ def _images(n: int) -> str:
 
 def _choice_sentence(panel: AttributionPanel) -> str:
     record = panel.images
-    how = "every class as often as it can be" if record.classes else "evenly"
-    drawn = f", drawn with seed {record.seed}, {how}" if record.limit is not None else ""
+    how = "balanced over classes" if record.classes else "evenly spaced"
+    drawn = f", sampled with seed {record.seed}, {how}" if record.limit is not None else ""
     shown = f"; {len(panel.ids)} of them are shown" if len(panel.ids) < panel.chosen_from else ""
     return f"Images: {images_text(record)}{drawn}{shown}. {_explained(panel)}"
 
 
 def _explained(panel: AttributionPanel) -> str:
     if (panel.labels >= 0).all() and np.array_equal(panel.targets, panel.labels):
-        return "The true class is explained."
+        return "Target: the true class."
     if np.array_equal(panel.targets, panel.predicted):
-        return "The class that each network predicts is explained."
+        return "Target: the class that each network predicts."
     one = {name for names in panel.target_names for name in names}
-    return f"The class explained is {one.pop()} for all." if len(one) == 1 else "The classes were given image by image."
+    return f"Target: {one.pop()} for all images." if len(one) == 1 else "Target: a class given per image."
 
 
 def _panel_sentences(panel: AttributionPanel) -> Iterator[str]:
     columns = list(zip(panel.models, panel.methods, panel.widest_gap, panel.widest_change, panel.empty, strict=True))
     used = list(dict.fromkeys(text for text in panel.baselines if text != "none"))
     if used:
-        yield f"What stands for nothing is {join(used)}{', the same for all networks' if len(used) == 1 else ''}."
+        yield f"Baseline input: {join(used)}{', the same for all networks' if len(used) == 1 else ''}."
     sums = [(model, method, gap) for model, method, gap, *_ in columns if np.isfinite(gap)]
     if sums:
         yield _sum_sentence(sums, panel.chosen_from)
     moves = [(model, method, change) for model, method, _, change, _ in columns if np.isfinite(change)]
     if moves:
         said = ", ".join(f"{percent(change)} ({name_of(model)}, {method_label(method)})" for model, method, change in moves)
-        yield f"An exact sum is no exact map, on a network of ReLUs least of all: more steps may move the maps by at most {said}."
+        yield (
+            "A small convergence delta does not guarantee an exact map, least of all for ReLU networks: more steps may "
+            f"change the maps by at most {said}."
+        )
     for model, method, _, _, empty in columns:
         if empty:
             yield (
-                f"{name_of(model)}: {method_label(method)} is zero everywhere in {empty} of {panel.chosen_from} maps, which rank "
+                f"{name_of(model)}: {empty} of {panel.chosen_from} {method_label(method)} maps are zero everywhere and "
+                "therefore rank "
                 "no patch above another."
             )
 
 
 def _sum_sentence(sums: Sequence[tuple[ModelRecord, str, float]], n: int) -> str:
     said = ", ".join(f"{percent(gap)} ({name_of(model)}, {method_label(method)})" for model, method, gap in sums)
-    verdict = "all hold" if max(gap for *_, gap in sums) <= _COMPLETE else "not all hold"
+    verdict = "all maps are" if max(gap for *_, gap in sums) <= _COMPLETE else "not all maps are"
     return (
-        f"Methods that promise it must sum to the difference of the logits of image and baseline: over {_images(n)} they "
-        f"miss it by at "
-        f"most {said}, so that {verdict} within {percent(_COMPLETE)}."
+        f"Completeness: attributions should sum to the logit difference between image and baseline. Over {_images(n)} the "
+        "largest "
+        f"relative deviations are {said}; {verdict} within {percent(_COMPLETE)}."
     )
 
 
@@ -155,45 +162,50 @@ def attribution_section(results: Sequence[Attribution]) -> list[Section]:
     sentences = tuple(
         f"{name_of(r.model)}: {method_label(r.method)}, {r.text}; {_images(len(r.ids))}, baseline {r.baseline}." for r in results
     )
-    table = Table("Class, logits and the sum of every map.", frame, formats, folded=True)
-    return [Section("attribution-sums", "Attributions", sentences, (table,), untrained_warning(r.model for r in results))]
+    table = Table("Target class, logits and sum of every map.", frame, formats, folded=True)
+    return [
+        Section(
+            "attribution-sums", "Completeness of attributions", sentences, (table,), untrained_warning(r.model for r in results)
+        )
+    ]
 
 
 # -- deletion and insertion --------------------------------------------------------------------------------------------
 
 
 def curves_section(results: Sequence[PerturbationCurves]) -> list[Section]:
-    """Which maps know what the network needs."""
+    """Deletion and insertion curves."""
     first = results[0]
     pictures = [
         Picture(
             perturbation_figure(chunk),
-            f"Deletion replaces patches by {first.deletion_baseline}, the most important first; insertion starts from "
-            f"{first.insertion_baseline} and puts them back. Mean over {_images(len(first.ids))}, bands are 95 % intervals "
-            f"over images.",
-            "A map that knows what the network needs falls fast in deletion and rises fast in insertion. Dashed grey: "
-            "random orders of "
-            "the same patches, since removing anything harms. Only the distance to them counts.",
-            f"Curves of deletion and insertion of {join(name_of(r.model) for r in chunk)}",
+            f"Deletion and insertion curves. Deletion replaces patches by {first.deletion_baseline}, in decreasing order of "
+            f"attribution; insertion starts from {first.insertion_baseline} and restores them in the same order. Mean over "
+            f"{_images(len(first.ids))}; bands: 95 % intervals over images.",
+            "For a faithful map, the probability falls quickly under deletion and rises quickly under insertion. Dashed grey: "
+            "random orders of the same patches, the control for the harm that removing any patch does. Compare each curve with "
+            "this control.",
+            f"Deletion and insertion curves of {join(name_of(r.model) for r in chunk)}",
             name=f"attribution-curves-{number}" if number else "attribution-curves",
         )
         for number, chunk in enumerate(chunks(results, _MOST_PANELS))
     ]
     columns = ("area", "low", "high", "gain", "gain_low", "gain_high")
     caption = (
-        "Area under each curve (deletion: low is good; insertion: high is good), and gain over random orders of the same images."
+        "Area under each curve (deletion: lower is better; insertion: higher is better), and gain over random orders on the "
+        "same images."
     )
     table = Table(
         caption, pd.concat([r.to_frame() for r in results], ignore_index=True), dict.fromkeys(columns, "{:.3f}"), folded=True
     )
     sentences = tuple(_game_sentence(r, game) for r in results for game in GAMES)
     warning = untrained_warning(r.model for r in results)
-    return [Section("attribution-curves", "Deletion and insertion", sentences, (*pictures, table), warning)]
+    return [Section("attribution-curves", "Deletion and insertion curves", sentences, (*pictures, table), warning)]
 
 
 def _few(n: int) -> str:
     """What is said in place of a claim that would rest on too few images."""
-    return "" if n >= FEWEST else f"; {_images(n)} are too few for a claim, which takes {FEWEST}"
+    return "" if n >= FEWEST else f"; {_images(n)} are too few for a claim, which requires {FEWEST}"
 
 
 def _game_sentence(result: PerturbationCurves, game: str) -> str:
@@ -208,20 +220,20 @@ def _game_sentence(result: PerturbationCurves, game: str) -> str:
     head, method = f"{name_of(result.model)}, {game}", method_label(result.methods[best])
     # The best was picked among all: its interval against random orders is that of a family.
     if _few(n) or not mean_interval(gain[best], level=1 - _LEVEL / len(gain))[1] > 0:
-        told = _few(n) or "; no method is told from random orders"
-        return f"{head}: the largest gain is that of {method}, {_interval(mean, low, high)} ({area}; n = {n}){told}."
+        told = _few(n) or "; no method is significantly better than random orders (corrected for all methods)"
+        return f"{head}: {method} has the largest gain, {_interval(mean, low, high)} ({area}; n = {n}){told}."
     ahead, lead = _lead(result, gain, order)
-    verb = "does best" if ahead else "beats random orders"
-    return f"{head}: {method} {verb} ({area}; n = {n}), better than random by {_interval(mean, low, high)}{lead}."
+    verb = "performs best" if ahead else "outperforms random orders"
+    return f"{head}: {method} {verb} ({area}; n = {n}), gain over random orders {_interval(mean, low, high)}{lead}."
 
 
 def _lead(result: PerturbationCurves, gain: np.ndarray, order: np.ndarray) -> tuple[bool, str]:
-    """Whether the best is ahead of all others, and who is not told from it, by intervals over the same images."""
+    """Whether the best is ahead of all others, and which are not distinguishable from it, by intervals over the same images."""
     close = [method_label(result.methods[i]) for i in order[1:] if not mean_interval(gain[order[0]] - gain[i])[1] > 0]
     if len(order) < 2 or close:
-        return False, f"; not told from it: {join(close)}" if close else ""
+        return False, f"; not distinguishable from it: {join(close)}" if close else ""
     lead = mean_interval(gain[order[0]] - gain[order[1]])
-    return True, f"; ahead of the next, {method_label(result.methods[order[1]])}, by {_interval(*lead)}"
+    return True, f"; lead over the next, {method_label(result.methods[order[1]])}: {_interval(*lead)}"
 
 
 def _number(values: np.ndarray) -> str:
@@ -238,19 +250,18 @@ def _interval(mean: float | np.ndarray, low: float | np.ndarray, high: float | n
 
 
 def faithfulness_section(results: Sequence[Faithfulness]) -> list[Section]:
-    """How much of what removals cost a map tells, and how steady it is."""
+    """Infidelity and sensitivity of attribution maps."""
     first = results[0]
     noise = f"within ±{first.radius:g} of the normalised input"
     caption = (
-        f"Infidelity: unexplained share of the squared fall of the logit over {first.samples} random removals of "
-        f"{percent(first.removed)} of the patches, 0 is perfect; sensitivity: largest relative change of the map under "
-        f"noise {noise}. "
-        f"Means over {_images(len(first.ids))} with 95 % intervals."
+        f"Infidelity: unexplained fraction of the squared drop in the logit over {first.samples} random removals of "
+        f"{percent(first.removed)} of the patches (0 is perfect). Sensitivity: largest relative change of the map under noise "
+        f"{noise}. Means over {_images(len(first.ids))} with 95 % intervals."
     )
     tables = [
         Table(caption, _wide(results)),
         Table(
-            "The same as numbers, one a row.",
+            "The same values in long format.",
             pd.concat([r.to_frame() for r in results], ignore_index=True),
             dict.fromkeys(("mean", "low", "high"), "{:.3f}"),
             folded=True,
@@ -293,16 +304,16 @@ def _infidelity_sentence(result: Faithfulness, known: Sequence[int]) -> str:
     order = sorted(known, key=lambda i: float(np.nanmean(result.infidelity[i])))
     best, n = order[0], len(result.ids)
     against = mean_interval(result.uniform_infidelity - result.infidelity[best], level=1 - _LEVEL / len(known))
-    verdict = "better than" if against[1] > 0 else "worse than" if against[2] < 0 else "not told from"
+    verdict = "better than" if against[1] > 0 else "worse than" if against[2] < 0 else "not distinguishable from"
     ahead = len(order) > 1 and all(mean_interval(result.infidelity[i] - result.infidelity[best])[1] > 0 for i in order[1:])
     name = method_label(result.methods[best])
     head = (
-        f"{name} tells most of random removals, infidelity"
+        f"{name} predicts the effect of random removals best, infidelity"
         if ahead and not _few(n)
-        else f"the least infidelity is that of {name},"
+        else f"{name} has the lowest infidelity,"
     )
-    beside = f"a map that is the same everywhere ({_number(result.uniform_infidelity)}; n = {n})"
-    verdict = f"beside that of {beside}{_few(n)}" if _few(n) else f"{verdict} {beside}"
+    beside = f"a uniform map ({_number(result.uniform_infidelity)}; n = {n})"
+    verdict = f"compared with {beside}{_few(n)}" if _few(n) else f"{verdict} {beside}"
     return f"{name_of(result.model)}: {head} {_number(result.infidelity[best])}, {verdict}."
 
 
@@ -312,8 +323,8 @@ def _sensitivity_sentence(result: Faithfulness, steady: Sequence[int]) -> str:
     n = len(result.ids)
     one, other = (f"{method_label(result.methods[i])} ({_number(result.sensitivity[i])})" for i in (low, high))
     if _few(n) or not _apart(result.sensitivity[steady], result.seed) <= _LEVEL:
-        return f"{name_of(result.model)}: the maps that noise moves are not told apart, from {one} to {other}{_few(n)}."
-    return f"{name_of(result.model)}: noise moves {one} less than {other}."
+        return f"{name_of(result.model)}: sensitivities are not distinguishable between methods, from {one} to {other}{_few(n)}."
+    return f"{name_of(result.model)}: the sensitivity of {one} is lower than that of {other}."
 
 
 def _apart(values: np.ndarray, seed: int) -> float:
@@ -331,17 +342,20 @@ def _apart(values: np.ndarray, seed: int) -> float:
 
 
 def randomisation_section(results: Sequence[RandomisationCheck]) -> list[Section]:
-    """Whether maps notice that the network has forgotten everything."""
+    """The model-randomisation sanity check."""
     models = list(dict.fromkeys(r.model for r in results))
     pictures = [
         Picture(
             randomisation_figure([r for r in results if r.model in chunk]),
-            "Rank correlation of maps with those of the trained network while its weights are drawn anew from the head to "
-            f"the stem; mean over {_images(len(results[0].ids))} and {results[0].draws} draws of the weights, bands are 95 % "
-            "intervals over both.",
-            "A method that reads the weights falls to the dotted line, the likeness of maps of different images; one that stays "
-            "above it shows what is in the image, whatever the network knows.",
-            f"Curves of the randomisation check of {join(name_of(m) for m in chunk)}",
+            "Rank correlation between maps of the trained network and maps after cascading randomisation of its weights, from "
+            "the "
+            f"head to the stem. Mean over {_images(len(results[0].ids))} and {results[0].draws} random re-initialisations; "
+            "bands: "
+            "95 % intervals over both.",
+            "The maps of a method that depends on the learned weights fall to the dotted line, the rank correlation between "
+            "maps of "
+            "different images. Maps that stay above it reflect the image rather than what the network has learned.",
+            f"Curves of the model-randomisation sanity check of {join(name_of(m) for m in chunk)}",
             name=f"randomisation-{number}" if number else "randomisation",
         )
         for number, chunk in enumerate(chunks(models, _MOST_PANELS))
@@ -349,13 +363,16 @@ def randomisation_section(results: Sequence[RandomisationCheck]) -> list[Section
     frame = pd.concat([r.to_frame() for r in results], ignore_index=True)
     formats = {name: "{:.2f}" for name in frame.columns if name.startswith(("spearman", "signed", "ssim", "null"))}
     table = Table(
-        "Likeness after each stage: ranks of patch sums (of magnitudes, and with sign) and structural similarity.",
+        "Similarity to the original maps after each stage: rank correlation of patch sums (of magnitudes, and signed) and "
+        "structural similarity (SSIM).",
         frame,
         formats,
         folded=True,
     )
     sentences = tuple(_randomisation_sentence(r) for r in results)
-    return [Section("randomisation", "Do maps notice lost weights?", sentences, (*pictures, table), untrained_warning(models))]
+    return [
+        Section("randomisation", "Model-randomisation sanity check", sentences, (*pictures, table), untrained_warning(models))
+    ]
 
 
 def _randomisation_sentence(result: RandomisationCheck) -> str:
@@ -363,21 +380,26 @@ def _randomisation_sentence(result: RandomisationCheck) -> str:
     name = f"{name_of(result.model)}, {method_label(result.method)}"
     if not np.isfinite(result.likeness(last)[0]):
         which = (
-            "every map is one constant" if not np.isfinite(last).any() else "some weights make the map of every image a constant"
+            "every map is constant"
+            if not np.isfinite(last).any()
+            else "some re-initialisations make the map of every image constant"
         )
-        return f"{name}: {which}, so that none can be ranked."
+        return f"{name}: {which}, so rank correlations are undefined."
     head = (
-        f"{name}: with all weights drawn anew ({result.draws} draws) maps correlate {_interval(*result.likeness(last))} with "
-        "those of the trained network"
+        f"{name}: with all weights re-initialised ({result.draws} draws), the rank correlation with the maps of the trained "
+        f"network is {_interval(*result.likeness(last))}"
     )
     if not np.isfinite(result.null_spearman).any():
-        return f"{head} (n = {n}; no other images to compare with)."
-    return f"{head}, maps of different images {_number(result.null_spearman)} (n = {n}){randomisation_verdict(result)}."
+        return f"{head} (n = {n}; no other images for comparison)."
+    return (
+        f"{head}; between maps of different images it is {_number(result.null_spearman)} (n = "
+        f"{n}){randomisation_verdict(result)}."
+    )
 
 
 def randomisation_verdict(result: RandomisationCheck) -> str:
-    """What the check says: a method notices lost weights if what remains beyond the likeness of different images is shown to be
-    small (two one-sided tests at 5 %, of which the upper decides); it does not if more remains than that and more than nothing.
+    """The verdict of the check: a method is sensitive to the weights if its excess rank correlation over maps of different images
+    is shown to be small (two one-sided tests at 5 %, of which the upper decides); it is not if the excess is larger and above zero.
 
     Nothing is said for too few images or one draw, and where maps of different images are alike: then they do not depend on the
     image, and are as like to those of any weights."""
@@ -386,22 +408,22 @@ def randomisation_verdict(result: RandomisationCheck) -> str:
     if _few(len(result.ids)):
         return _few(len(result.ids))
     if result.draws < 2:
-        return "; one draw of the weights is too few for a claim"
+        return "; one re-initialisation is too few for a claim"
     if np.nanmean(result.null_spearman) > _ALIKE:
-        return "; no verdict, since maps of different images are alike"
+        return "; no verdict, because maps of different images are similar"
     if result.remains(0.9)[2] < _SMALL:
-        shown = f"what remains beyond that, {remains}, is below {_SMALL:.2f} (equivalence test at 5 %)"
-        return f": {shown}, so that it notices that the weights are gone"
+        shown = f"the excess, {remains}, is below {_SMALL:.2f} (equivalence test at 5 %)"
+        return f": {shown}, so the method passes the sanity check"
     if low > 0:
-        return f": {remains} remains beyond that, which is not what the network learned"
-    return f"; not decided: {remains} remains beyond that, neither shown to be below {_SMALL:.2f} nor above 0"
+        return f": the excess is {remains}, so the maps do not depend only on what the network learned"
+    return f"; inconclusive: the excess, {remains}, is shown neither to be below {_SMALL:.2f} nor above 0"
 
 
 # -- agreement ---------------------------------------------------------------------------------------------------------
 
 
 def agreement_section(results: Sequence[Agreement]) -> list[Section]:
-    """Who points at the same patches."""
+    """Agreement between attribution methods, and between networks."""
     within, across, mixed = ([r for r in results if _kind(r) == kind] for kind in ("methods", "networks", "both"))
     pictures = [
         *(_matrices(chunk, n) for n, chunk in enumerate(chunks(within, _MOST_PANELS))),
@@ -410,13 +432,16 @@ def agreement_section(results: Sequence[Agreement]) -> list[Section]:
     ]
     frame = pd.concat([r.to_frame() for r in results], ignore_index=True)
     formats = dict.fromkeys(("spearman", "low", "high", "null", "null95"), "{:.2f}")
-    caption = "Every pair: mean rank correlation with 95 % interval; null and null95 where every image meets another image's map."
+    caption = (
+        "Every pair: mean rank correlation with 95 % interval; null and null95: mean and 95th percentile over pairings with "
+        "other images' maps."
+    )
     sentences = (*(_methods_sentence(r) for r in within), *(_networks_sentence(r) for r in across))
     warning = untrained_warning(model for r in results for model in r.models)
     return [
         Section(
             "agreement",
-            "Who points at the same patches?",
+            "Agreement between attribution methods and networks",
             sentences,
             (*pictures, Table(caption, frame, formats, folded=True)),
             warning,
@@ -434,12 +459,12 @@ def _kind(result: Agreement) -> str:
 def _matrices(results: Sequence[Agreement], number: int) -> Picture:
     return Picture(
         agreement_matrices(results),
-        f"Agreement of attribution methods on {join(dict.fromkeys(name_of(m) for r in results for m in r.models))}, mean over "
+        f"Agreement between attribution methods on {join(dict.fromkeys(name_of(m) for r in results for m in r.models))}, mean "
+        "over "
         f"{_images(len(results[0].ids))}.",
-        "1: the same order of patches. Grey numbers are no higher than 95 % of random pairings of images: what maps share "
-        "because "
-        "both look at the middle. Methods may agree and be wrong together.",
-        f"Matrices of agreement of {sum(len(r.methods) for r in results)} attributions",
+        "1: identical ranking of patches. Grey numbers do not exceed the 95th percentile of random pairings of images, which "
+        "accounts for what all maps share, such as a centre bias. Agreement does not imply correctness.",
+        f"Agreement matrices of {sum(len(r.methods) for r in results)} attributions",
         name=f"agreement-methods-{number}" if number else "agreement-methods",
     )
 
@@ -454,10 +479,11 @@ def _network_matrices(results: Sequence[Agreement], number: int) -> Picture:
     methods, n = join(method_label(r.methods[0]) for r in results), len(results[0].ids)
     return Picture(
         agreement_matrices(results),
-        f"Agreement of networks by {methods}, mean over {_images(n)}.",
-        "1: the same order of patches. Grey numbers are no higher than 95 % of pairings with another image's map; only a bold "
-        "number says that two networks look at the same things. Intervals are in the table.",
-        f"Matrices of agreement of {len(results[0].models)} networks by {len(results)} attribution methods",
+        f"Agreement between networks by {methods}, mean over {_images(n)}.",
+        "1: identical ranking of patches. Grey numbers do not exceed the 95th percentile of pairings with other images' maps; "
+        "only "
+        "bold numbers are evidence that two networks use the same regions. Intervals are in the table.",
+        f"Agreement matrices of {len(results[0].models)} networks by {len(results)} attribution methods",
         name=f"agreement-networks-{number}" if number else "agreement-networks",
     )
 
@@ -465,10 +491,11 @@ def _network_matrices(results: Sequence[Agreement], number: int) -> Picture:
 def _network_marks(results: Sequence[Agreement]) -> Picture:
     return Picture(
         network_agreement(results),
-        f"Agreement of networks on the same {_images(len(results[0].ids))}, method by method, with 95 % intervals over images.",
-        "Grey bars are what 95 % of pairings with another image's map stay within; only a mark to the right of its bar says "
-        "that two networks look at the same things.",
-        f"Agreement of {len(results[0].models)} networks by {len(results)} attribution methods",
+        f"Agreement between networks on the same {_images(len(results[0].ids))}, per method, with 95 % intervals over images.",
+        "Grey bars: 95th percentile of pairings with other images' maps. Only a mark to the right of its bar is evidence that "
+        "two "
+        "networks use the same regions.",
+        f"Agreement between {len(results[0].models)} networks by {len(results)} attribution methods",
         name="agreement-networks",
     )
 
@@ -479,7 +506,7 @@ def _methods_sentence(result: Agreement) -> str:
         return f"{name}: no two methods can be compared."
     best, worst = _most_and_least(result)
     highest, lowest = (_number(result.values[p]) for p in (best, worst))
-    said = f"rank correlations of methods are from {lowest} ({_pair(result, worst)}) to {highest} ({_pair(result, best)})"
+    said = f"rank correlations between methods range from {lowest} ({_pair(result, worst)}) to {highest} ({_pair(result, best)})"
     if len(known) == 1:
         said = f"{_pair(result, best)} have a rank correlation of {highest}"
     elif not _few(n) and all(mean_interval(result.values[best] - result.values[p])[1] > 0 for p in known if p != best):
@@ -500,7 +527,7 @@ def _most_and_least(result: Agreement) -> tuple[tuple[int, int], tuple[int, int]
 def _count_above(result: Agreement, what: str) -> str:
     known = _known_pairs(result)
     above = sum(_above(result, p) for p in known)
-    return f"{above} of {len(known)} pairs of {what} agree more than with other images' maps{_few(len(result.ids))}"
+    return f"{above} of {len(known)} pairs of {what} agree more than expected from other images' maps{_few(len(result.ids))}"
 
 
 def _pair(result: Agreement, pair: tuple[int, int]) -> str:
@@ -527,9 +554,13 @@ def _networks_sentence(result: Agreement) -> str:
 def _network_pair(result: Agreement, pair: tuple[int, int]) -> str:
     names = " and ".join(name_of(result.models[i]) for i in pair)
     if not np.isfinite(result.mean[pair]):
-        return f"{names} cannot be compared, since the maps of one are constants"
-    verdict = "" if _above(result, pair) else ", not told from other images'"
-    null = f"{result.null[pair]:.2f}, 95 %: {result.null95[pair]:.2f}" if np.isfinite(result.null[pair]) else "not known"
+        return f"{names} cannot be compared, because the maps of one are constant"
+    verdict = "" if _above(result, pair) else ", not distinguishable from other images"
+    null = (
+        f"{result.null[pair]:.2f}, 95th percentile {result.null95[pair]:.2f}"
+        if np.isfinite(result.null[pair])
+        else "not available"
+    )
     return f"{names} {_number(result.values[pair])}{verdict} (other images {null})"
 
 
@@ -537,16 +568,18 @@ def _network_pair(result: Agreement, pair: tuple[int, int]) -> str:
 
 
 def conductance_section(results: Sequence[Conductance]) -> list[Section]:
-    """Through which token-mixing units the logit flows."""
+    """Conductance of token-mixing units."""
     pictures = [
         Picture(
             conductance_units(r),
             f"Conductance of the token-mixing hidden units of {name_of(r.model)}, from {r.baseline} to the image, {_nodes(r)}; "
             f"mean over {_images(len(r.ids))}.",
-            "Left: how unevenly units share the work; dashed is an even share. Right: the units through which most flows, "
-            "as they "
-            "read the patch grid; above each its number, share, and mean conductance in logits (positive: for the class).",
-            f"Shares of conductance and maps of the busiest token-mixing units of {name_of(r.model)}",
+            "Left: fraction of conductance per unit, in decreasing order; dashed: uniform distribution. Right: input weights "
+            "on the patch "
+            "grid of the units with the highest conductance; titles give unit, fraction of conductance, and mean conductance in "
+            "logits (positive: for the class).",
+            "Fractions of conductance, and weight maps of the token-mixing units with the highest conductance, of "
+            f"{name_of(r.model)}",
             name=f"conductance-{name_of(r.model)}",
         )
         for r in results
@@ -560,10 +593,10 @@ def conductance_section(results: Sequence[Conductance]) -> list[Section]:
         "share": "{:.1%}",
         "share_positive": "{:.0%}",
     } | dict.fromkeys(("gap", "change"), "{:.2%}")
-    table = Table("The six busiest units of every layer.", frame, formats, folded=True)
+    table = Table("The six units with the highest conductance per layer.", frame, formats, folded=True)
     sentences = tuple(_conductance_sentence(r) for r in results)
     warning = untrained_warning(r.model for r in results)
-    return [Section("conductance", "Which token-mixing units carry the class", sentences, (*pictures, table), warning)]
+    return [Section("conductance", "Conductance of token-mixing units", sentences, (*pictures, table), warning)]
 
 
 def _busiest(result: Conductance) -> pd.DataFrame:
@@ -581,28 +614,32 @@ def _conductance_sentence(result: Conductance) -> str:
     known = [i for i, half in enumerate(halves) if half]
     n, name = len(result.ids), name_of(result.model)
     if not known:
-        return f"{name}: nothing flows through these units."
+        return f"{name}: the conductance of these units is zero."
     few, many = min(halves[i] for i in known), max(halves[i] for i in known)
     units = sorted({len(result.share(i)) for i in known})
     said = (
-        f"half of a layer's conductance flows through {few}{f' to {many}' if many > few else ''} of {join(map(str, units))} units"
+        f"half of a layer's conductance is concentrated in {few}{f' to {many}' if many > few else ''} of "
+        f"{join(map(str, units))} units"
     )
     alone = [] if _few(n) else [i for i in known if _leads(result, i, len(known))]
-    busiest = f"{len(alone)} of {len(known)} layers have a unit that carries more than any other beyond the interval over images"
+    busiest = (
+        f"{len(alone)} of {len(known)} layers have a unit with significantly higher conductance than every other (intervals "
+        "over images)"
+    )
     if alone:
         unit = int(result.busiest(alone[-1], 1)[0])
         share = result.share_by_image(alone[-1])[:, unit]
         busiest += f", such as unit {unit} of {result.layers[alone[-1]].name} with {_percent(share)}"
     return (
-        f"{name}: {said} (n = {n}); {_few(n).removeprefix('; ') or busiest}. With {_nodes(result)} an image, the sum over a cut "
-        f"that holds the layer misses the logit difference by {percent(float(np.median(result.gap)))} in the median and "
-        f"{percent(float(result.gap.max()))} at most, and the sum over every other node differs by up to "
+        f"{name}: {said} (n = {n}); {_few(n).removeprefix('; ') or busiest}. With {_nodes(result)} per image, the sum over a cut "
+        f"through the layer deviates from the logit difference by {percent(float(np.median(result.gap)))} (median) and at most "
+        f"{percent(float(result.gap.max()))}; using every other node changes the sum by up to "
         f"{percent(float(result.change.max()))}."
     )
 
 
 def _leads(result: Conductance, i: int, family: int) -> bool:
-    """Whether the busiest unit of a layer has more than every other, by intervals over images for a family of layers."""
+    """Whether one unit of a layer has more conductance than every other, by intervals over images for a family of layers."""
     share = result.share_by_image(i)
     if len(share) < 2 or share.shape[1] < 2:
         return False
@@ -617,7 +654,7 @@ def _percent(values: np.ndarray) -> str:
 
 
 def _half(share: np.ndarray) -> int:
-    """How many units carry half; 0 where shares are not known."""
+    """How many units hold half of the conductance; 0 where fractions are not known."""
     if not np.isfinite(share).all():
         return 0
     return int(np.searchsorted(np.cumsum(np.sort(share)[::-1]), 0.5 - 1e-12) + 1)

@@ -69,7 +69,7 @@ def test_integrated_gradients_equal_a_fine_sum(models: dict[str, mp.Model]) -> N
 
 
 def test_too_few_steps_are_said(models: dict[str, mp.Model]) -> None:
-    with pytest.warns(IncompleteAttributionWarning, match="miss the logit difference by more than 0%"):
+    with pytest.warns(IncompleteAttributionWarning, match="deviate from the logit difference by more than 0%"):
         found = mp.attribute(models["resnet"], noise(2, dtype=torch.float64), n_steps=2, max_steps=4, tolerance=1e-6)
     assert found.steps.tolist() == [4, 4]
 
@@ -175,7 +175,7 @@ def test_empty_maps_are_said() -> None:
     ("name", "method", "options", "message"),
     [
         ("mixer", "deeplift", {}, "DeepLIFT has no rule for GELU, LayerNorm.*'integrated_gradients' sums to the same"),
-        ("mixer", "attention_rollout", {}, "has no attention to follow; 'gradcam'"),
+        ("mixer", "attention_rollout", {}, "has no attention; 'gradcam'"),
         ("resnet", "gradcam", {"layer": "fc"}, "'fc' is pooled; 'layer4.0' works"),
         ("resnet", "gradcam", {"layer": "global_pool"}, "'global_pool' is pooled; 'layer4.0' works"),
         ("mixer", "gradcam", {"layer": "blocks.0.mlp_tokens.act"}, "positions that form no grid; 'blocks.1' works"),

@@ -70,11 +70,11 @@ def test_equal_patches_are_removed_in_random_order(mixer: mp.Model, saliency: at
 
 
 def test_attributions_of_other_things_are_refused(mixer: mp.Model, saliency: at.Attribution) -> None:
-    with pytest.raises(MeasureError, match="whose weights, settings or preprocessing are not those"):
+    with pytest.raises(MeasureError, match="whose weights, settings or preprocessing differ from those"):
         at.perturbation_curves(small("vit"), X, [saliency])
-    with pytest.raises(MeasureError, match="of other images"):
+    with pytest.raises(MeasureError, match="on other images"):
         at.perturbation_curves(mixer, X[:2], [saliency])
-    with pytest.raises(MeasureError, match="different classes"):
+    with pytest.raises(MeasureError, match="different target classes"):
         at.perturbation_curves(mixer, X, [saliency, mp.attribute(mixer, X, "saliency", target=2)])
     with pytest.raises(MeasureError, match="at least one"):
         at.faithfulness(mixer, X, [])

@@ -256,11 +256,11 @@ def test_gradients_that_are_zero_for_another_reason_than_the_head() -> None:
     network = mixer()
     with torch.no_grad():
         network.norm.weight.zero_()
-    with pytest.raises(MeasureError, match="can be held responsible; load other weights, or other images"):
+    with pytest.raises(MeasureError, match="has an attribution; load other weights or other images"):
         attribute(as_model(network), noise(1), "saliency", target=0)
     with torch.no_grad():
         network.head.weight.zero_()
-    with pytest.raises(MeasureError, match="can be held responsible: its head is zero, as timm's untrained networks have it"):
+    with pytest.raises(MeasureError, match="has an attribution: its head is zero, as timm's untrained networks have it"):
         attribute(as_model(network), noise(1), "saliency", target=0)
 
 

@@ -76,22 +76,23 @@ def test_the_best_method_is_named_with_its_lead() -> None:
     deletion, insertion = section.paragraphs
     # Areas of triangles: (1 + 2 m) / 4 with m in the middle.
     assert deletion == (
-        "net, deletion: saliency does best (area 0.25 [0.25, 0.25], random orders 0.65 [0.65, 0.65]; n = 12), better than random "
-        "by 0.40 [0.40, 0.40]; ahead of the next, occlusion, by 0.25 [0.25, 0.25]."
+        "net, deletion: saliency performs best (area 0.25 [0.25, 0.25], random orders 0.65 [0.65, 0.65]; n = 12), gain over "
+        "random "
+        "orders 0.40 [0.40, 0.40]; lead over the next, occlusion: 0.25 [0.25, 0.25]."
     )
-    assert "net, insertion: saliency does best (area 0.75" in insertion
+    assert "net, insertion: saliency performs best (area 0.75" in insertion
     assert [type(item) for item in section.content] == [Picture, Table]
 
 
 def test_methods_within_each_others_intervals_are_not_told_apart() -> None:
     text = only([curves(0.2, 0.2, 0.8, noise=0.1)]).paragraphs[0]
-    assert "; not told from it: " in text
-    assert "does best" not in text
+    assert "; not distinguishable from it: " in text
+    assert "performs best" not in text
 
 
 def test_a_method_no_better_than_random_is_said() -> None:
     text = only([curves(0.5, 0.5, noise=0.2)]).paragraphs[0]
-    assert "; no method is told from random orders" in text
+    assert "; no method is significantly better than random orders" in text
     assert "better than random" not in text
 
 
@@ -114,13 +115,13 @@ def check(last: float, null: float) -> at.RandomisationCheck:
 
 def test_a_method_that_notices_lost_weights_and_one_that_does_not() -> None:
     good, bad = (only([check(*values)]).paragraphs[0] for values in ((0.02, 0.3), (0.8, 0.3)))
-    assert good.endswith("is below 0.10 (equivalence test at 5 %), so that it notices that the weights are gone.")
-    assert "(3 draws) maps correlate 0.02 [" in good
-    assert "] with those of the trained network, maps of different images 0.30 [0.29, 0.31] (n = 12)" in good
-    assert bad.endswith("remains beyond that, which is not what the network learned.")
-    assert ": 0.50 [" in bad
+    assert good.endswith("is below 0.10 (equivalence test at 5 %), so the method passes the sanity check.")
+    assert "(3 draws), the rank correlation with the maps of the trained network is 0.02 [" in good
+    assert "]; between maps of different images it is 0.30 [0.29, 0.31] (n = 12)" in good
+    assert bad.endswith("so the maps do not depend only on what the network learned.")
+    assert ": the excess is 0.50 [" in bad
     alone = replace(check(0.8, 0.3), null_spearman=np.full(N, np.nan))
-    assert "no other images to compare with" in only([alone]).paragraphs[0]
+    assert "no other images for comparison" in only([alone]).paragraphs[0]
 
 
 def told(infidelity: list[float], uniform: float, sensitivity: list[float]) -> at.Faithfulness:
@@ -143,13 +144,16 @@ def told(infidelity: list[float], uniform: float, sensitivity: list[float]) -> a
 def test_infidelity_stands_beside_the_uniform_map() -> None:
     section = only([told([0.5, 0.2, 0.7], 0.4, [0.1, np.nan, 0.3])])
     assert (
-        "occlusion tells most of random removals, infidelity 0.20 [0.19, 0.21], better than a map that is the same everywhere"
+        "occlusion predicts the effect of random removals best, infidelity 0.20 [0.19, 0.21], better than a uniform map"
         in section.paragraphs[0]
     )
-    assert "noise moves saliency (0.10 [0.09, 0.11]) less than Grad-CAM (0.30 [0.29, 0.31])" in section.paragraphs[1]
+    assert (
+        "the sensitivity of saliency (0.10 [0.09, 0.11]) is lower than that of Grad-CAM (0.30 [0.29, 0.31])"
+        in section.paragraphs[1]
+    )
     wide = next(item for item in section.content if isinstance(item, Table))
     assert wide.frame["sensitivity"].tolist() == ["0.10 [0.09, 0.11]", "–", "0.30 [0.29, 0.31]", "–"]
-    assert "worse than a map that is the same" in only([told([0.5, 0.5, 0.7], 0.1, [0.1, 0.1, 0.1])]).paragraphs[0]
+    assert "worse than a uniform map" in only([told([0.5, 0.5, 0.7], 0.1, [0.1, 0.1, 0.1])]).paragraphs[0]
     nothing = told([np.nan] * 3, 0.1, [np.nan] * 3)
     assert only([nothing]).paragraphs == ()
 
@@ -176,9 +180,9 @@ def test_agreement_of_networks_stands_against_other_images() -> None:
     found = likeness(values, 0.2, ("zoo:a", "zoo:b", "zoo:c"), ("saliency",) * 3)
     section = only([found])
     assert section.paragraphs == (
-        "Saliency: a and b 0.60 [0.59, 0.61] (other images 0.20, 95 %: 0.25); "
-        "a and c 0.22 [0.21, 0.23], not told from other images' (other images 0.20, 95 %: 0.25); "
-        "b and c 0.22 [0.21, 0.23], not told from other images' (other images 0.20, 95 %: 0.25); n = 12.",
+        "Saliency: a and b 0.60 [0.59, 0.61] (other images 0.20, 95th percentile 0.25); "
+        "a and c 0.22 [0.21, 0.23], not distinguishable from other images (other images 0.20, 95th percentile 0.25); "
+        "b and c 0.22 [0.21, 0.23], not distinguishable from other images (other images 0.20, 95th percentile 0.25); n = 12.",
     )
     axes = next(item for item in section.content if isinstance(item, Picture)).figure.axes[0]
     assert [
@@ -191,7 +195,7 @@ def test_agreement_of_methods_counts_pairs_above_other_images() -> None:
     assert only([found]).paragraphs == (
         "a: saliency and occlusion agree most, 0.60 [0.59, 0.61]; the lowest is 0.10 [0.09, 0.11] (saliency and Grad-CAM) "
         "(n = 12). "
-        "1 of 3 pairs of methods agree more than with other images' maps.",
+        "1 of 3 pairs of methods agree more than expected from other images' maps.",
     )
 
 
@@ -228,7 +232,7 @@ def test_conductance_says_how_few_units_carry_half() -> None:
     assert "0: 50.0 %, -9.00" in titles
     assert flow().share(0)[0] == pytest.approx(0.5, abs=1e-4)
     silent = replace(flow(), values=(np.zeros((N, 10)), np.zeros((N, 10))))
-    assert only([silent]).paragraphs == ("net: nothing flows through these units.",)
+    assert only([silent]).paragraphs == ("net: the conductance of these units is zero.",)
 
 
 # -- the study ---------------------------------------------------------------------------------------------------------
@@ -272,7 +276,7 @@ def test_the_planted_quadrant_is_told_from_random_in_every_family(models: dict[s
     assert len(section.paragraphs) == 6
     for text in section.paragraphs:
         assert "better than random by" in text, text
-        best = re.split(" does best| beats random orders", text)[0].rpartition(": ")[2]
+        best = re.split(" performs best| outperforms random orders", text)[0].rpartition(": ")[2]
         assert best in ("integrated gradients", "occlusion"), text
 
 
@@ -311,9 +315,10 @@ def test_many_networks_are_counted_and_drawn_as_a_matrix() -> None:
     found = at.Agreement(models, ("saliency",) * 4, IMAGES, IDS, (4, 4), True, table, null, null, p_value, 20)
     section = only([found])
     assert section.paragraphs == (
-        "Saliency: 1 of 6 pairs of networks agree more than with other images' maps; from net-2 and net-3 -0.10 "
-        "[-0.10, -0.10], not told from other images' (other images 0.30, 95 %: 0.30) to net-0 and net-1 1.00 [1.00, 1.00] "
-        "(other images 0.30, 95 %: 0.30); n = 12.",
+        "Saliency: 1 of 6 pairs of networks agree more than expected from other images' maps; from net-2 and net-3 -0.10 "
+        "[-0.10, -0.10], not distinguishable from other images (other images 0.30, 95th percentile 0.30) to net-0 and net-1 "
+        "1.00 [1.00, 1.00] "
+        "(other images 0.30, 95th percentile 0.30); n = 12.",
     )
     picture = next(item for item in section.content if isinstance(item, Picture))
     assert picture.file_name == "agreement-networks"
@@ -345,7 +350,7 @@ def test_maps_of_a_panel_are_those_of_the_attributions() -> None:
     assert np.isnan(panel.widest_gap[1])
     assert panel.widest_gap[0] == pytest.approx(maps[0].relative_delta.max())
     text = only([panel]).paragraphs
-    assert text[0] == "Images: 5 images of bright, 3 classes; 2 of them are shown. The class explained is class 2 for all."
+    assert text[0] == "Images: 5 images of bright, 3 classes; 2 of them are shown. Target: class 2 for all images."
 
 
 def test_empty_and_incomplete_maps_are_said() -> None:
@@ -355,9 +360,9 @@ def test_empty_and_incomplete_maps_are_said() -> None:
         found, maps=found.maps * np.array([1, 0, 0.5])[:, None, None], convergence_delta=found.logit_difference * 0.5
     )
     said = " ".join(only([at.attribution_panel([missing], images)]).paragraphs)
-    assert "is zero everywhere in 1 of 3 maps" in said
-    assert "at most 50.0 %" in said
-    assert "not all hold within 1.0 %" in said
+    assert "1 of 3 integrated gradients maps are zero everywhere" in said
+    assert "50.0 %" in said
+    assert "not all maps are within 1.0 %" in said
 
 
 def test_targets_by_word_index_and_name() -> None:

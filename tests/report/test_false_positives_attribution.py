@@ -136,24 +136,20 @@ def finding(make: Callable[[Random], at.Agreement | at.PerturbationCurves], firs
 
 
 CASES = {
-    "deletion: the best method": Case(
-        lambda r: _game_sentence(curves(r), "deletion"), "does best|beats random|better than random"
-    ),
-    "insertion: the best method": Case(
-        lambda r: _game_sentence(curves(r), "insertion"), "does best|beats random|better than random"
-    ),
-    "infidelity: tells most": Case(lambda r: next(_faithfulness_sentences(faithfulness(r))), "tells most"),
+    "deletion: the best method": Case(lambda r: _game_sentence(curves(r), "deletion"), "performs best|outperforms random"),
+    "insertion: the best method": Case(lambda r: _game_sentence(curves(r), "insertion"), "performs best|outperforms random"),
+    "infidelity: predicts best": Case(lambda r: next(_faithfulness_sentences(faithfulness(r))), "removals best"),
     "infidelity: against the uniform map": Case(
         lambda r: next(_faithfulness_sentences(faithfulness(r))), "better than|worse than"
     ),
-    "sensitivity: less than": Case(lambda r: list(_faithfulness_sentences(faithfulness(r)))[1], "less than"),
-    "randomisation: it notices (what remains is 0.1)": Case(lambda r: _randomisation_sentence(check(0.1)(r)), "it notices"),
-    "randomisation: remains (what remains is 0)": Case(
-        lambda r: _randomisation_sentence(check(0.0)(r)), "is not what the network"
+    "sensitivity: lower than": Case(lambda r: list(_faithfulness_sentences(faithfulness(r)))[1], "lower than"),
+    "randomisation: it notices (what remains is 0.1)": Case(
+        lambda r: _randomisation_sentence(check(0.1)(r)), "passes the sanity"
     ),
+    "randomisation: remains (what remains is 0)": Case(lambda r: _randomisation_sentence(check(0.0)(r)), "do not depend only on"),
     "methods: agree most": Case(lambda r: _methods_sentence(methods_agree(r)), "agree most"),
     "methods: agree at all": Case(lambda r: _methods_sentence(methods_agree(r)), r"\b[1-9]\d* of \d+ pairs"),
-    "networks: agree at all": Case(lambda r: _networks_sentence(networks_agree(r)), r"^(?!.*(not told.*){3})"),
+    "networks: agree at all": Case(lambda r: _networks_sentence(networks_agree(r)), r"^(?!.*(not distinguishable.*){3})"),
     "conductance: a unit carries most": Case(lambda r: _conductance_sentence(conductance(r)), r"\b[1-9]\d* of \d+ layers have"),
     "finding: networks agree": Case(finding(networks_agree, ""), "found"),
     "finding: maps beat random orders": Case(finding(curves, "net"), "found"),
@@ -175,20 +171,23 @@ def test_a_claim_that_is_due_is_made() -> None:
     random = np.random.default_rng(0)
     found = curves(random)
     better = replace(found, deletion=np.concatenate([0.3 * found.deletion[:1], found.deletion[1:]]))
-    assert "saliency does best" in _game_sentence(better, "deletion")
-    assert "it notices that the weights are gone" in _randomisation_sentence(check(-0.05)(random))
-    assert "is not what the network learned" in _randomisation_sentence(check(0.4)(random))
-    assert "not decided" in _randomisation_sentence(check(0.09)(random))
+    assert "saliency performs best" in _game_sentence(better, "deletion")
+    assert "the method passes the sanity check" in _randomisation_sentence(check(-0.05)(random))
+    assert "do not depend only on what the network learned" in _randomisation_sentence(check(0.4)(random))
+    assert "inconclusive" in _randomisation_sentence(check(0.09)(random))
     alike = replace(check(0.0)(random), null_spearman=np.full(N, 0.93))
-    assert "no verdict, since maps of different images are alike" in _randomisation_sentence(alike)
-    assert "one draw of the weights is too few" in _randomisation_sentence(check(0.4, draws=1)(random))
+    assert "no verdict, because maps of different images are similar" in _randomisation_sentence(alike)
+    assert "one re-initialisation is too few" in _randomisation_sentence(check(0.4, draws=1)(random))
     noisy = faithfulness(random)
     assert (
-        "less than Grad-CAM" in list(_faithfulness_sentences(replace(noisy, sensitivity=noisy.sensitivity * [[1], [2], [4]])))[1]
+        "lower than that of Grad-CAM"
+        in list(_faithfulness_sentences(replace(noisy, sensitivity=noisy.sensitivity * [[1], [2], [4]])))[1]
     )
     busy = conductance(random)
     values = tuple(np.concatenate([v[:, :1] + 40, v[:, 1:]], 1) for v in busy.values)
-    assert "6 of 6 layers have a unit that carries more" in _conductance_sentence(replace(busy, values=values))
+    assert "6 of 6 layers have a unit with significantly higher conductance" in _conductance_sentence(
+        replace(busy, values=values)
+    )
 
 
 @pytest.mark.parametrize("make", [curves, faithfulness, check(0.4), methods_agree, conductance])
@@ -204,4 +203,4 @@ def test_too_few_images_bear_no_claim(make: Callable[[Random], object]) -> None:
         at.Conductance: lambda r: [_conductance_sentence(r)],
     }[type(found)]
     for text in sentences(few):
-        assert "6 images are too few for a claim, which takes 12" in text
+        assert "6 images are too few for a claim, which requires 12" in text

@@ -332,10 +332,10 @@ def test_the_networks_that_agree_most_are_the_planted_ones() -> None:
     assert "most one and three" in finding.sentence
     assert "ahead of all other pairs" in finding.sentence
     tie = told([agreeing([0.6, 0.6, 0.1])], "attributions")[0]
-    assert "not told from that pair: " in tie.sentence
+    assert "not distinguishable from that pair: " in tie.sentence
     none = told([agreeing([0.0, -0.1, 0.0])], "attributions")[0]
     assert none.verdict == "none"
-    assert none.sentence.startswith("No pair of networks agrees on where to look beyond other images' maps")
+    assert none.sentence.startswith("No pair of networks agrees more than expected from other images' maps")
 
 
 def test_pairs_are_ranked_by_the_methods_that_all_have() -> None:

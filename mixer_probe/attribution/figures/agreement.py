@@ -40,7 +40,7 @@ def agreement_matrices(results: Sequence[Agreement]) -> Figure:
     patches = " or ".join(dict.fromkeys(f"{r.grid[0]}×{r.grid[1]}" for r in results))
     bar.set_label(f"rank correlation of {kinds}\nover {patches} patches")
     counts = " or ".join(dict.fromkeys(str(len(r.ids)) for r in results))
-    figure.supxlabel(f"mean of {counts} images; grey numbers: within the null of other images' maps", fontsize=8)
+    figure.supxlabel(f"mean of {counts} images; grey: within the null from other images' maps", fontsize=8)
     return figure
 
 
@@ -90,7 +90,7 @@ def network_agreement(results: Sequence[Agreement]) -> Figure:
 
     Raises MeasureError for a result that compares methods."""
     if any(len(set(r.methods)) > 1 for r in results):
-        raise MeasureError("network_agreement draws attributions of several networks by one method; give one result a method")
+        raise MeasureError("network_agreement draws attributions of several networks by one method; give one result per method")
     pairs = list(dict.fromkeys(name for r in results for name in _pairs(r)))
     figure = Figure(figsize=(8.5, 1.25 + 0.2 * len(pairs) + len(results) * (0.32 + 0.16 * len(pairs))))
     axes = figure.subplots()
@@ -104,7 +104,9 @@ def network_agreement(results: Sequence[Agreement]) -> Figure:
     axes.set(ylim=(len(results) - 0.5, -0.5), xlabel=_agreement_axis(results))
     handles = [Line2D([], [], color=COLOURS[k % 6], marker=MARKERS[k % len(MARKERS)], label=name) for k, name in enumerate(pairs)]
     handles.append(
-        Line2D([], [], color=GREY, marker="|", markersize=9, markeredgewidth=2, linestyle="", label="95 % of other images")
+        Line2D(
+            [], [], color=GREY, marker="|", markersize=9, markeredgewidth=2, linestyle="", label="95th percentile, other images"
+        )
     )
     figure.legend(handles=handles, loc="outside lower center", ncols=1 if any(len(p) > 40 for p in pairs) else 2)
     return figure

@@ -22,7 +22,9 @@ def conductance_units(result: Conductance) -> Figure:
     Above each map: number of the unit, its share, and its mean conductance in logits (for the class where positive).
     Raises MeasureError for a result without maps of units."""
     if not result.unit_maps:
-        raise MeasureError("this conductance is of channels, which have no map; take that of token-mixing units (layers=None)")
+        raise MeasureError(
+            "this conductance is of channels, which have no spatial map; use that of token-mixing units (layers=None)"
+        )
     rows = np.unique(np.linspace(0, len(result.layers) - 1, min(_MOST_ROWS, len(result.layers))).round().astype(int))
     maps = max(len(m) for m in result.unit_maps)
     figure = Figure(figsize=(2.9 + 1.02 * maps, 0.7 + 1.18 * len(rows)))
@@ -34,7 +36,7 @@ def conductance_units(result: Conductance) -> Figure:
         axes.sharex(panels[0, 0])
     for axes in panels[:-1, 0]:
         axes.tick_params(labelbottom=False)
-    panels[-1, 0].set_xlabel("token-mixing units, busiest first")
+    panels[-1, 0].set_xlabel("token-mixing units, by decreasing conductance")
     images = "one image" if len(result.ids) == 1 else f"mean of {len(result.ids)} images"
     title = f"{model_label(result.model)}: conductance of token-mixing units, {images}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")

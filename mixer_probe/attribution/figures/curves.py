@@ -35,10 +35,10 @@ def perturbation_figure(results: Sequence[PerturbationCurves]) -> Figure:
             _draw_game(axes, result, game, methods)
             good = "lower is better" if game == "deletion" else "higher is better"
             axes.set_title(f"{model_label(result.model)}\n{game}: {good}")
-        row[0].set_ylabel("probability of the class")
+        row[0].set_ylabel("probability of the target class")
     patches = " or ".join(dict.fromkeys(f"{r.grid[0]}×{r.grid[1]}" for r in results))
-    for axes, word in zip(panels[-1], ("replaced by the baseline", "put back"), strict=True):
-        axes.set_xlabel(f"share of the {patches} patches {word}")
+    for axes, word in zip(panels[-1], ("replaced by the baseline", "restored"), strict=True):
+        axes.set_xlabel(f"fraction of the {patches} patches {word}")
     handles = {text: handle for axes in panels.ravel() for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
     return figure
@@ -82,7 +82,7 @@ def randomisation_figure(results: Sequence[RandomisationCheck]) -> Figure:
         axes.axhline(mean_interval(result.null_spearman)[0], color=style["color"], linestyle=":", linewidth=1.1)
         axes.set_title(model_label(result.model))
         axes.set_xticks(np.arange(len(result.stages)), [_stage(s) for s in result.stages], rotation=90, fontsize=7)
-        axes.set_xlabel("drawn anew last")
+        axes.set_xlabel("randomised down to")
     panels[0].set_ylabel("rank correlation with the trained\nnetwork's map (patch sums)")
     handles = {text: h for axes in panels for h, text in zip(*axes.get_legend_handles_labels(), strict=True)}
     handles["other images, same network"] = Line2D([], [], color=GREY, linestyle=":", linewidth=1.1)

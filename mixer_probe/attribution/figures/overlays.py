@@ -108,12 +108,12 @@ def _explained(panel: AttributionPanel, i: int) -> str:
     """The class explained where all maps of the image explain one, else the true class where it is known."""
     targets = {names[i] for names in panel.target_names}
     if len(targets) == 1:
-        return f"explained: {targets.pop()}"
+        return f"target: {targets.pop()}"
     return f"true: {panel.true_names[i]}" if panel.true_names else str(panel.ids[i])
 
 
 def _row_label(panel: AttributionPanel, c: int, i: int) -> str:
-    said = plain(_cut(f"says {panel.predicted_names[c][i]}"))
+    said = plain(_cut(f"predicts {panel.predicted_names[c][i]}"))
     if len(set(panel.models)) == 1:
         return said
     return f"{_cut(model_label(panel.models[c]))}\n{said}"
@@ -210,13 +210,13 @@ def overlay_image(picture: Image.Image, result: Attribution, i: int) -> Image.Im
 def _legends(figure: Figure, signed: Sequence[bool]) -> None:
     panels = list(figure.axes)
     if True in signed:
-        _bar(figure, panels, DIVERGING, Normalize(-1, 1), "signed methods: against (−) or for (+) the class")
+        _bar(figure, panels, DIVERGING, Normalize(-1, 1), "signed methods: evidence against (−) or for (+) the class")
     if False in signed:
-        _bar(figure, panels, SEQUENTIAL, Normalize(0, 1), "methods without sign: how much a pixel counts")
+        _bar(figure, panels, SEQUENTIAL, Normalize(0, 1), "unsigned methods: attribution magnitude")
 
 
 def _bar(figure: Figure, panels: list[Any], colours: str, scale: Normalize, label: str) -> None:
     place: dict[str, Any] = {"location": "bottom", "fraction": 0.03, "shrink": 0.6, "aspect": 45, "pad": 0.01}
     bar = figure.colorbar(ScalarMappable(scale, colours), ax=panels, **place)
-    bar.set_label(f"{label}; 1: 99 % quantile of the map", fontsize=8)
+    bar.set_label(f"{label}; 1: 99th percentile of the map", fontsize=8)
     bar.ax.tick_params(labelsize=7)
