@@ -399,7 +399,7 @@ def _randomisation_sentence(result: RandomisationCheck) -> str:
 
 def randomisation_verdict(result: RandomisationCheck) -> str:
     """The verdict of the check: a method is sensitive to the weights if its excess rank correlation over maps of different images
-    is shown to be small (two one-sided tests at 5 %, of which the upper decides); it is not if the excess is larger and above zero.
+    is shown to be small (two one-sided tests at 5 %, of which the upper decides); it is not if the excess is above zero.
 
     Nothing is said for too few images or one draw, and where maps of different images are alike: then they do not depend on the
     image, and are as like to those of any weights."""
