@@ -177,7 +177,7 @@ def test_bad_comparisons_are_one_line(run: Run, tmp_path: Path) -> None:
         (a, a, "--permutations", "5"): "5 permutations",
         (a, a, "--resamples", "5"): "5 resamples",
         (a, a, "--estimator", "none"): "estimator",
-        (a, a, "--out", f"{a}/zarr.json/x"): "cannot make the folder",
+        (a, a, "--out", f"{a}/zarr.json/x"): "cannot create the folder",
     }.items():
         code, out, err = run("compare", *arguments)
         assert (code, err.count("\n"), out) == (2, 1, ""), (arguments, err)
@@ -435,4 +435,4 @@ def test_an_interrupt_says_that_the_work_goes_on(run: Run, monkeypatch: pytest.M
     monkeypatch.setattr(cli, "app", interrupted)
     code, _, err = run("demo")
     assert code == 130
-    assert "ended by SIGINT; extract, demo and report keep what is finished and go on from there" in err
+    assert "ended by SIGINT; extract, demo and report resume from what is finished" in err

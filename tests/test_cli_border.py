@@ -85,7 +85,7 @@ def test_layers_of_all_networks_are_known_before_any_work(run: Run, monkeypatch:
         (ZeroDivisionError(), 70, "ZeroDivisionError: without a message"),
         (RecursionError("deep"), 70, "RecursionError: deep"),
         (OSError(errno.ENOSPC, "No space left on device", "out/x"), 2, "the system refused for out/x: No space left on device"),
-        (MemoryError(), 2, "there is not enough memory"),
+        (MemoryError(), 2, "out of memory"),
         (BrokenPipeError(), 1, ""),
         (KeyboardInterrupt(), 130, "ended by SIGINT"),
     ],

@@ -107,7 +107,7 @@ def test_without_labels_what_needs_none_is_there(run: Run, unlabelled: str) -> N
     ("options", "message"),
     [
         (("--what", "selectivty"), "closest: selectivity"),
-        (("--what", "partners"), "give two networks or more"),
+        (("--what", "partners"), "need two networks or more"),
         (("--what", "dissection"), "give --masks FOLDER or --attributes FILE.csv"),
         (("--masks", "/nowhere"), "/nowhere is no folder of masks"),
         (("--channel", "blocks.3"), "--channel is LAYER:NUMBER such as blocks.3:17, not 'blocks.3'"),

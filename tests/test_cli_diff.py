@@ -43,22 +43,22 @@ def test_diff_says_what_moved_and_how_many_would_by_chance(run: Run, reports: tu
     assert code == 0
     assert lines[0] == f"1 result is in both {reports[0]} (A) and {reports[1]} (B)."
     assert lines[1].startswith(
-        "Of 6 numbers with an interval 5 are the same, 0 differ within their intervals, and 1 moved beyond"
+        "Of 6 numbers with an interval, 5 are identical, 0 differ within their intervals, and 1 changed beyond"
     )
-    assert "of 1 numbers that differ about 0.1 would by chance" in lines[1]
+    assert "of 1 numbers that differ, about 0.1 would by chance" in lines[1]
     last = FIRST.layers[-1].name
     value, low, high = (getattr(FIRST, name)[-1] for name in ("accuracy", "low", "high"))
     before, after = (f"{value * k:.4g} [{low * k:.4g}, {high * k:.4g}]" for k in (1, 0.01))
     assert any(
         line.startswith(f"  accuracy of Linear probes of net, ridge ({last}): {before} -> {after}, p = ") for line in lines
     ), out
-    assert "numbers and words without an interval are the same" in out
+    assert "numbers and text values without an interval are identical" in out
 
 
 def test_diff_of_the_same_is_one_sentence(run: Run, reports: tuple[str, str]) -> None:
     code, out, _ = run("diff", reports[0], reports[0] + "/results.json", "--exit-code")
     assert code == 0
-    assert out.startswith(f"{reports[0]} and {reports[0]}/results.json hold the same: 1 results, 6 numbers with an interval")
+    assert out.startswith(f"{reports[0]} and {reports[0]}/results.json are identical: 1 results, 6 numbers with an interval")
     assert len(out.splitlines()) == 1
 
 
@@ -94,10 +94,10 @@ def test_networks_of_other_names_are_matched(run: Run, reports: tuple[str, str],
     other = save_results([replace(FIRST, model=replace(FIRST.model, name="new"))], tmp_path / "c.json")
     code, out, _ = run("diff", reports[0], str(other), "--exit-code")
     assert code == 1
-    assert "have no result in common: of A are Linear probes of net, ridge; of B are Linear probes of new, ridge." in out
+    assert "have no result in common: only in A: Linear probes of net, ridge; only in B: Linear probes of new, ridge." in out
     code, out, _ = run("diff", reports[0], str(other), "--same", "net=new", "--exit-code")
     assert code == 0
-    assert "hold the same" in out
+    assert "are identical" in out
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_networks_of_other_names_are_matched(run: Run, reports: tuple[str, str],
     [
         (["{a}", "nowhere"], "cannot read results from nowhere: No such file or directory"),
         (["{a}", "{tmp}"], "there is no results.json in this folder; give that of a report"),
-        (["{a}", "{tmp}/no.json"], "is not a results file: it is no valid JSON"),
+        (["{a}", "{tmp}/no.json"], "is not a results file: it is not valid JSON"),
         (["{tmp}/old.json", "{a}"], "(expected format 'mixer-probe results 2', found 'mixer-probe results 0')"),
         (["{a}", "{a}", "--same", "net"], "--same is A=B, the name of a network in A and in B, not 'net'"),
         (["{a}", "{a}", "--same", "x=y"], "there is no network 'x' in A; it has net"),

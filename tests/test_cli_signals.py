@@ -57,7 +57,7 @@ def test_the_command_line_ends_with_a_sentence_and_the_code_of_the_signal(name: 
         out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert out == "kept\n"
-    assert err == f"mixer-probe: ended by {name}; extract, demo and report keep what is finished and go on from there\n"
+    assert err == f"mixer-probe: ended by {name}; extract, demo and report resume from what is finished\n"
 
 
 class Told(Source):

@@ -190,20 +190,20 @@ def npy(shape: str, size: int, dtype: str = "<f8") -> str:
 
 NO_RESULTS = {
     "missing": (None, "cannot read results from .*: No such file"),
-    "half": ("{", "is not a results file: it is no valid JSON"),
+    "half": ("{", "is not a results file: it is not valid JSON"),
     "odd bytes": ("\ufeff\x00", "is not a results file"),
     "a list": ("[]", "expected format 'mixer-probe results 2'"),
     "another format": ('{"format": "other"}', "expected format .*, found 'other'"),
     "the version before": ('{"format": "mixer-probe results 1", "results": []}', "not a results file of this version.*results 1"),
-    "no checksum": ('{"format": "mixer-probe results 2", "results": []}', "has no checksum; copy it again, or make it again"),
-    "edited": (one().replace("0.5", "0.6"), "has been damaged or edited: its checksum is another; copy it again"),
-    "no list": (sealed(3), "holds what is no result .*TypeError"),
-    "no settings": (sealed([], settings=3), "holds what is no result .*TypeError"),
-    "unknown": (sealed([{"$type": "Fancy"}]), "'Fancy' is no result of this version.*: "),
-    "unknown kind of name": (sealed([{"$type": ["Fancy"]}]), "holds what is no result"),
+    "no checksum": ('{"format": "mixer-probe results 2", "results": []}', "has no checksum; copy it again, or recreate it"),
+    "edited": (one().replace("0.5", "0.6"), "has been damaged or edited: its checksum does not match; copy it again"),
+    "no list": (sealed(3), "contains data that is not a result .*TypeError"),
+    "no settings": (sealed([], settings=3), "contains data that is not a result .*TypeError"),
+    "unknown": (sealed([{"$type": "Fancy"}]), "'Fancy' is not a result type of this version.*: "),
+    "unknown kind of name": (sealed([{"$type": ["Fancy"]}]), "contains data that is not a result"),
     "no fields": (sealed([{"$type": f"{__name__}.Everything"}]), "Everything of another version"),
-    "no result": (sealed([3]), "a int is no result"),
-    "a record": (sealed([to_dict(MODEL)]), "a ModelRecord is no result"),
+    "no result": (sealed([3]), "a int is not a result"),
+    "a record": (sealed([to_dict(MODEL)]), "a ModelRecord is not a result"),
     "deep": ("[" * 100_000 + "]" * 100_000, "nested deeper than any result"),
     "deep in a field": (one().replace("1.5", "[" * 100_000 + "]" * 100_000), "nested deeper than any result"),
     "text for a number": (one(number="0.5"), "'number' of a Everything is a str, and not float"),
@@ -214,25 +214,25 @@ NO_RESULTS = {
     ),
     "number in a tuple": (one(images=[to_dict(IMAGES), 3]), "'images' of a Everything is a tuple"),
     "list for names": (one(named=[1]), "'named' of a Everything is a tuple, and not dict"),
-    "items that are none": (one(named={"$type": "dict", "items": [1]}), "holds what is no result"),
+    "items that are none": (one(named={"$type": "dict", "items": [1]}), "contains data that is not a result"),
     "true for a count": (one(model={**to_dict(MODEL), "parameters": True}), "'parameters' of a ModelRecord is a bool"),
-    "no float": (one(number={"$type": "float", "value": []}), "holds what is no result"),
-    "no npy": (one(values={"$type": "array", "npy_base64": "AAAA"}), "holds what is no result"),
-    "no base64": (one(values={"$type": "array", "npy_base64": "?"}), "holds what is no result"),
+    "no float": (one(number={"$type": "float", "value": []}), "contains data that is not a result"),
+    "no npy": (one(values={"$type": "array", "npy_base64": "AAAA"}), "contains data that is not a result"),
+    "no base64": (one(values={"$type": "array", "npy_base64": "?"}), "contains data that is not a result"),
     "72 TiB": (npy("(9895604649984,)", 8), r"declares the shape \(9895604649984,\) of 'float64' and has 8 bytes"),
-    "a negative size": (npy("(-1,)", 8), "holds what is no result"),
+    "a negative size": (npy("(-1,)", 8), "contains data that is not a result"),
     "pickled": (npy("(1,)", 8, "|O"), "Python objects"),
     "shape of 72 TiB": (array(shape=[9895604649984]), "declares the shape .* and has 2 values"),
     "shape of others": (array(shape=[2, 2]), "declares the shape .* and has 2 values"),
     "negative shape": (array(shape=[-2, -1]), "declares the shape"),
     "fractional shape": (array(shape=[2.0]), "declares the shape"),
-    "texts of 72 TiB": (array(dtype="<U9895604649984", values=["a", "b"]), "holds what is no result"),
+    "texts of 72 TiB": (array(dtype="<U9895604649984", values=["a", "b"]), "contains data that is not a result"),
     "texts of 1 GiB": (array(dtype="<U268435456", values=["a", "b"]), "declares 1073741824 bytes for each"),
-    "texts for numbers": (array(values=["1.0", "2.0"]), "other values than this type has"),
-    "lists for numbers": (array(values=[[1.0], [2.0]]), "other values than this type has"),
+    "texts for numbers": (array(values=["1.0", "2.0"]), "values that do not match this type"),
+    "lists for numbers": (array(values=[[1.0], [2.0]]), "values that do not match this type"),
     "too large": (array(dtype="int64", values=[2**70, 1]), "OverflowError"),
-    "objects": (array(dtype="object"), "other values than this type has"),
-    "no dtype": (array(dtype="nonsense"), "holds what is no result"),
+    "objects": (array(dtype="object"), "values that do not match this type"),
+    "no dtype": (array(dtype="nonsense"), "contains data that is not a result"),
 }
 
 
@@ -253,7 +253,7 @@ def test_a_folder_is_no_results(tmp_path: Path) -> None:
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "r.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(StoreError, match="no valid JSON"):
+    with pytest.raises(StoreError, match="not valid JSON"):
         load_results(tmp_path / "r.json")
 
 

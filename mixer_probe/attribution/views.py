@@ -150,8 +150,7 @@ def _sum_sentence(sums: Sequence[tuple[ModelRecord, str, float]], n: int) -> str
     verdict = "all maps are" if max(gap for *_, gap in sums) <= _COMPLETE else "not all maps are"
     return (
         f"Completeness: attributions should sum to the logit difference between image and baseline. Over {_images(n)} the "
-        "largest "
-        f"relative deviations are {said}; {verdict} within {percent(_COMPLETE)}."
+        f"relative deviations are at most {said}; {verdict} within {percent(_COMPLETE)}."
     )
 
 

@@ -41,7 +41,7 @@ def main() -> None:
         _end(str(error), 2)
     except (Ended, KeyboardInterrupt) as error:
         name, code = (error.name, error.code) if isinstance(error, Ended) else ("SIGINT", 130)
-        _end(f"ended by {name}; extract, demo and report keep what is finished and go on from there", code)
+        _end(f"ended by {name}; extract, demo and report resume from what is finished", code)
     except BrokenPipeError:
         # Who read this has gone, and Python would say so once more at its end.
         with suppress(OSError, ValueError):
@@ -56,7 +56,7 @@ def main() -> None:
 def _unforeseen(error: Exception) -> tuple[str, int]:
     said = " ".join(str(error).split()) or "without a message"
     if isinstance(error, MemoryError):
-        return f"there is not enough memory ({said}); take fewer images or a smaller batch", 2
+        return f"out of memory ({said}); use fewer images or a smaller batch", 2
     if isinstance(error, OSError):
         where = "" if error.filename is None else f" for {error.filename!s}"
         return f"the system refused{where}: {error.strerror or said}", 2

@@ -47,26 +47,28 @@ def attribute(
         str | None,
         typer.Option(
             help="saliency, input_x_gradient, integrated_gradients, smoothgrad, deeplift, occlusion, gradcam, "
-            "attention_rollout, gradient_attention; several with commas, or all that a network allows."
+            "attention_rollout, gradient_attention; several with commas, or all that the network supports."
         ),
     ] = None,
     target: Annotated[
         str,
         typer.Option(
-            help="Class explained: true, predicted, an index or a name; auto takes the true one where the images' classes are "
-            "those of the network."
+            help="Target class: true, predicted, an index or a name; auto uses the true class where the classes of the images "
+            "match those of the network."
         ),
     ] = "auto",
-    layer: Annotated[str | None, typer.Option(help="Layer of Grad-CAM; by default the last whose positions are read.")] = None,
-    baseline: Annotated[str, typer.Option(help="What stands for nothing: grey, black, blur or mean.")] = "grey",
+    layer: Annotated[
+        str | None, typer.Option(help="Layer for Grad-CAM (default: the last layer whose positions the network uses).")
+    ] = None,
+    baseline: Annotated[str, typer.Option(help="Baseline input: grey, black, blur or mean.")] = "grey",
     data: Annotated[
         str | None, typer.Option(help="demo (default), photos, a folder of images, or a timm data set (torch/..., hfds/...).")
     ] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="An image file instead of --data; may be given again.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="An image file instead of --data; may be repeated.")] = None,
     split: Split = None,
     root: Root = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many images of --data, balanced over classes.")] = 8,
-    shown: Annotated[int, typer.Option(min=1, help="Images that the figure of maps shows.")] = 4,
+    shown: Annotated[int, typer.Option(min=1, help="Number of images in the figure of attribution maps.")] = 4,
     on_error: OnError = "raise",
     pretrained: Pretrained = True,
     checkpoint: Checkpoint = None,
@@ -143,7 +145,7 @@ def _deliver(study: AttributionStudy, out: Path | None, as_json: bool) -> None:
     if out is None:
         sections = make_sections(results)
     else:
-        sections = write_files(results, {}, out, "Which pixels speak for the class", _maps(study))
+        sections = write_files(results, {}, out, "Attribution maps and their evaluation", _maps(study))
     if as_json:
         print_json({name: json.loads(frame.to_json(orient="records")) for name, frame in tables_by_kind(results).items()})
         return

@@ -53,15 +53,20 @@ def channels(
         ),
     ] = None,
     channel: Annotated[
-        list[str] | None, typer.Option(help="LAYER:NUMBER, such as blocks.3:17: a page of that channel; may be given again.")
+        list[str] | None, typer.Option(help="LAYER:NUMBER, such as blocks.3:17: a page for that channel; may be repeated.")
     ] = None,
-    pages: Annotated[int, typer.Option(min=1, help="Channels of every layer that get a page, where none are given.")] = 1,
-    top: Annotated[int, typer.Option(min=1, help="Images at either end of a page.")] = 9,
+    pages: Annotated[int, typer.Option(min=1, help="Channel pages per layer, if no channels are given.")] = 1,
+    top: Annotated[int, typer.Option(min=1, help="Top and bottom images per channel.")] = 9,
     masks: Annotated[
-        Path | None, typer.Option(help="Segmentation masks, a folder a concept or pictures with a legend.csv: dissection.")
+        Path | None,
+        typer.Option(help="Segmentation masks for dissection: one folder per concept, or label images with a legend.csv."),
     ] = None,
-    attributes: Annotated[Path | None, typer.Option(help="Table of images and their attributes, 1 or 0: dissection.")] = None,
-    visualize: Annotated[bool, typer.Option("--visualize", help="Images that excite the channels of the pages.")] = False,
+    attributes: Annotated[
+        Path | None, typer.Option(help="Table of images and binary attributes (1 or 0) for dissection.")
+    ] = None,
+    visualize: Annotated[
+        bool, typer.Option("--visualize", help="Feature visualizations of the channels that have a page.")
+    ] = False,
     data: Data = "demo",
     layers: Layers = "blocks",
     split: Split = None,
@@ -71,7 +76,7 @@ def channels(
     pretrained: Pretrained = True,
     checkpoint: Checkpoint = None,
     model_args: ModelArgs = None,
-    baselines: Annotated[bool, typer.Option(help="Also look at every trained network with random weights.")] = True,
+    baselines: Annotated[bool, typer.Option(help="Also analyse the untrained baseline of every trained network.")] = True,
     device: Device = "auto",
     autocast: Autocast = None,
     batch_size: BatchSize = 32,
@@ -133,7 +138,9 @@ def _analyses(what: str | None, networks: int, asked: bool, annotated: bool, vis
         return ROOM.check([name for name in ROOM.defaults if networks > 1 or name != "partners"] + implied)
     chosen = ROOM.check([name.strip() for name in what.split(",")] + implied)
     if "partners" in chosen and networks < 2:
-        raise MeasureError("partners are channels of another network: give two networks or more, or leave out partners")
+        raise MeasureError(
+            "partners (best-matching channels) need two networks or more; give another network, or leave out partners"
+        )
     if "dissection" in chosen and not annotated:
         raise MeasureError("a dissection needs annotated images: give --masks FOLDER or --attributes FILE.csv")
     return ROOM.check([*chosen, *(["pages"] if "visualization" in chosen else [])])
@@ -197,7 +204,7 @@ def _deliver(results: Sequence[Result], out: Path | None, as_json: bool) -> None
     """Files where a folder is given, and all rows as JSON, or sentences."""
     from mixer_probe.report import make_sections
 
-    sections = make_sections(results) if out is None else write_files(results, {}, out, "What single channels do")
+    sections = make_sections(results) if out is None else write_files(results, {}, out, "Channel analysis")
     if as_json:
         print_json({name: json.loads(frame.to_json(orient="records")) for name, frame in tables_by_kind(results).items()})
         return

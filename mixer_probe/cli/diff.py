@@ -18,22 +18,24 @@ if TYPE_CHECKING:
     from mixer_probe.report.diff import ReportDiff
 
 
-@app.command(epilog="Example: mixer-probe diff report-before report-after --out what-moved")
+@app.command(epilog="Example: mixer-probe diff report-before report-after --out differences")
 def diff(
-    a: Annotated[Path, typer.Argument(metavar="A", help="A report's folder, or a results file.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Another one, of the same networks and images or of others like them.")],
+    a: Annotated[Path, typer.Argument(metavar="A", help="Folder of a report, or a results file.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another report, of the same or comparable networks and images.")],
     same: Annotated[
-        list[str] | None, typer.Option(help="Names of one network in A and in B, as A=B; may be given several times.")
+        list[str] | None, typer.Option(help="Names of the same network in A and in B, as A=B; may be repeated.")
     ] = None,
-    rtol: Annotated[float, typer.Option(min=0, help="Numbers within this share of their size are the same.")] = 1e-5,
+    rtol: Annotated[float, typer.Option(min=0, help="Relative tolerance within which numbers count as identical.")] = 1e-5,
     most: Annotated[int, typer.Option(min=0, help="Numbers listed on the terminal.")] = 20,
-    exit_code: Annotated[bool, typer.Option("--exit-code", help="End with 1 if a number moved or a result is missing.")] = False,
+    exit_code: Annotated[
+        bool, typer.Option("--exit-code", help="Exit with status 1 if a number changed or a result is missing.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder for a report of the differences and its tables.", parser=folder, metavar="PATH")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Which numbers of two reports moved beyond their intervals, which differ and have none, and how many would by chance."""
+    """List the numbers that changed beyond their intervals between two reports, and those that differ without an interval."""
     from mixer_probe.report.diff import compare_reports
 
     found = compare_reports(a, b, same=_names(same or ()), rtol=rtol)
@@ -64,7 +66,7 @@ def _deliver(found: ReportDiff, out: Path) -> None:
 
     settings = {"command": " ".join(["mixer-probe", *map(shlex.quote, sys.argv[1:])])}
     files = {"differences-without-intervals.csv": csv_text(found.changes_frame())}
-    deliver([found], out, f"What differs between {found.name_a} and {found.name_b}", settings, files=files)
+    deliver([found], out, f"Differences between {found.name_a} and {found.name_b}", settings, files=files)
 
 
 def _print(found: ReportDiff, most: int, out: Path | None) -> None:
@@ -72,8 +74,8 @@ def _print(found: ReportDiff, most: int, out: Path | None) -> None:
 
     frame = found.to_frame()
     _say(findings(found))
-    _list("Moved:", [number_text(row) for _, row in frame[frame["moved"]].iterrows()], most)
-    _list("Differ and have no interval:", [change_text(change) for change in found.changes], most)
+    _list("Changed beyond their intervals:", [number_text(row) for _, row in frame[frame["moved"]].iterrows()], most)
+    _list("Differ, without an interval:", [change_text(change) for change in found.changes], most)
     _say([RULE] if len(frame) else [])
     _say([f"Written to {out}."] if out is not None else [])
 

@@ -65,7 +65,7 @@ def _print_catalogue(entries: Sequence[CatalogueEntry]) -> None:
 
 @app.command(epilog="Example: mixer-probe analyses")
 def analyses(as_json: AsJson = False) -> None:
-    """List all analyses: their room, name, question, what they need, and the types of their results."""
+    """List all analyses with their group, name, question, required input and result types."""
     from mixer_probe import catalog
     from mixer_probe.cli.output import print_rows
 
@@ -102,7 +102,7 @@ def _print_card(card: ModelCard) -> None:
         "model": f"{record.name} ({card.architecture}, family {record.family})",
         "weights": record.weights,
         "parameters": f"{record.parameters:,}",
-        "GMACs": f"{card.macs / 1e9:.4f} an image of {'×'.join(map(str, card.input_size))}",
+        "GMACs": f"{card.macs / 1e9:.4f} per image of {'×'.join(map(str, card.input_size))}",
         "mean, std": f"{card.mean}, {card.std}",
         "fingerprint": record.fingerprint[:16],
     }
@@ -132,7 +132,7 @@ def extract(
     batch_size: BatchSize = 64,
     seed: Seed = 0,
 ) -> None:
-    """Store a model's representations of images; an interrupted run goes on where it stopped."""
+    """Store a model's representations of images; an interrupted run resumes where it stopped."""
     import mixer_probe as mp
 
     loaded = model_loaders([model], pretrained, checkpoint, device, model_args)[0]()

@@ -34,7 +34,7 @@ errors = VisibleConsole(stderr=True)
 def folder(given: str | Path) -> Path:
     """The path that a person wrote for what is made; not that of the working directory for a text that is empty."""
     if not str(given).strip():
-        raise typer.BadParameter("a folder is wanted, and the text is empty; give a name, or . for this folder")
+        raise typer.BadParameter("the name of the folder is empty; give a name, or . for this folder")
     return Path(given)
 
 
@@ -48,17 +48,17 @@ ModelName = Annotated[
 ModelNames = Annotated[
     list[str], typer.Argument(metavar="MODEL...", help="timm names or name.tags, zoo:NAME, hf-hub:OWNER/REPO, local-dir:FOLDER.")
 ]
-Pretrained = Annotated[bool, typer.Option("--pretrained/--no-pretrained", help="Trained weights, or random ones.")]
+Pretrained = Annotated[bool, typer.Option("--pretrained/--no-pretrained", help="Use pretrained or random weights.")]
 Checkpoint = Annotated[
     list[str] | None,
-    typer.Option(metavar="[MODEL=]FILE", help="A safetensors, torch or npz file of a model's weights; once a model."),
+    typer.Option(metavar="[MODEL=]FILE", help="A safetensors, torch or npz file of a model's weights; once per model."),
 ]
 ModelArgs = Annotated[
     list[str] | None,
     typer.Option(
         "--model-args",
         metavar="[MODEL=]JSON",
-        help="""Arguments of timm, such as '{"patch_size": 8, "num_blocks": 4, "embed_dim": 64}'; once a model.""",
+        help="""Arguments of timm, such as '{"patch_size": 8, "num_blocks": 4, "embed_dim": 64}'; once per model.""",
     ),
 ]
 ClassNames = Annotated[
@@ -66,24 +66,25 @@ ClassNames = Annotated[
     typer.Option(
         "--class-names",
         metavar="[MODEL=]NAMES",
-        help="What a model's outputs are called, in order: a text file with one name a line, or names with commas; once a model.",
+        help=(
+            "Class names of a model's outputs, in order: a text file with one name per line, or comma-separated names; once "
+            "per model."
+        ),
     ),
 ]
 Data = Annotated[str, typer.Option(help="demo, photos, a folder of images, or a timm data set (torch/..., hfds/..., wds/...).")]
 Split = Annotated[str | None, typer.Option(help="Split of the data set, such as train, test or validation.")]
-Root = Annotated[str | None, typer.Option(help="Where a timm data set lies on disk.")]
+Root = Annotated[str | None, typer.Option(help="Directory of a timm data set.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most this many images, balanced over classes.")]
-OnError = Annotated[str, typer.Option(help="raise, or skip: leave unreadable images out and count them.")]
+OnError = Annotated[str, typer.Option(help="raise, or skip: skip unreadable images and count them.")]
 Device = Annotated[str, typer.Option(help="auto, cuda, mps or cpu.")]
 Autocast = Annotated[str | None, typer.Option(help="bfloat16 or float16: run the network in mixed precision.")]
 LAYERS = "blocks, spatial, channel, all, a kind, a name or a glob; several with commas."
 Layers = Annotated[str, typer.Option(help=LAYERS)]
 Measures = Annotated[str, typer.Option(help="A measure, several with commas, or all; cka, procrustes, mutual_knn, rsa, ...")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images a forward pass.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]
 Permutations = Annotated[int, typer.Option(min=0, help="Random pairings of the images for the null.")]
-Resamples = Annotated[
-    int, typer.Option(min=0, help="Groups of images that are left out in turn for the intervals; for CKA each image.")
-]
+Resamples = Annotated[int, typer.Option(min=0, help="Groups of images for the jackknife intervals; for CKA every single image.")]
 Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of every random draw.")]
 Out = Annotated[Path, typer.Option(help="Folder for the results.", parser=folder, metavar="PATH")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]

@@ -48,18 +48,20 @@ def probe(
             "attentive, patch-position, targets; several with commas, or all."
         ),
     ] = None,
-    method: Annotated[str, typer.Option(help="Of accuracy, confusion, calibration: ridge, logistic, knn or centroid.")] = "ridge",
-    shots: Annotated[str | None, typer.Option(help="Images a class of few-shot probes: 1,5,10,25.")] = None,
+    method: Annotated[
+        str, typer.Option(help="Method for accuracy, confusion and calibration: ridge, logistic, knn or centroid.")
+    ] = "ridge",
+    shots: Annotated[str | None, typer.Option(help="Images per class for few-shot probes, such as 1,5,10,25.")] = None,
     preset: Annotated[
         str | None, typer.Option(help="Few-shot protocol: big_vision (default), ridge, logistic, knn or centroid.")
     ] = None,
     target: Annotated[
-        list[str] | None, typer.Option(help="FILE.csv:COLUMN, or a property such as brightness or hue; may be given again.")
+        list[str] | None, typer.Option(help="FILE.csv:COLUMN, or an image property such as brightness or hue; may be repeated.")
     ] = None,
     groups: Annotated[Path | None, typer.Option(help="Table with columns class and group, for control tasks.")] = None,
     data: Data = "demo",
     test_data: Annotated[
-        str | None, typer.Option(help="Other images to test on: the probes are fitted on --data, classes matched by name.")
+        str | None, typer.Option(help="Separate test images: probes are fitted on --data, with classes matched by name.")
     ] = None,
     layers: Layers = "blocks",
     split: Split = None,
@@ -70,7 +72,7 @@ def probe(
     pretrained: Pretrained = True,
     checkpoint: Checkpoint = None,
     model_args: ModelArgs = None,
-    baselines: Annotated[bool, typer.Option(help="Also probe every network with random weights, and raw pixels.")] = True,
+    baselines: Annotated[bool, typer.Option(help="Also probe the untrained baselines and raw pixels.")] = True,
     device: Device = "auto",
     autocast: Autocast = None,
     batch_size: BatchSize = 64,
@@ -154,7 +156,7 @@ def _deliver_probes(results: Sequence[Result], out: Path | None, as_json: bool) 
     from mixer_probe.report import make_sections
 
     frames = tables_by_kind(results)
-    title = "Where the class can be read"
+    title = "Probe analysis"
     sections = make_sections(results) if out is None else write_files(results, {}, out, title, _paths(results))
     if as_json:
         rows = {name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()}

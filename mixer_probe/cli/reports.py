@@ -47,11 +47,11 @@ if TYPE_CHECKING:
 
 @app.command(epilog="Example: mixer-probe demo --out demo")
 def demo(out: Out = Path("mixer-probe-demo"), device: Device = "auto", seed: Seed = 0) -> None:
-    """All analyses of the bundled Mixer, ViT and ResNet on the bundled images: report.html and results.json."""
+    """Run all analyses of the bundled Mixer, ViT and ResNet on the bundled images; writes report.html and results.json."""
     settings = study_settings("blocks", batch_size=50, seed=seed)
     images, train = train_and_test("demo", None, None, None, "raise", seed)
     loaders = model_loaders(DEMO_MODELS, True, None, device)
-    title = "What a Mixer, a ViT and a ResNet learned from CIFAR-10"
+    title = "Representations of a Mixer, a ViT and a ResNet trained on CIFAR-10"
     _write_study(loaders, images, train, settings, out, title)
 
 
@@ -68,7 +68,7 @@ def report(
     checkpoint: Checkpoint = None,
     model_args: ModelArgs = None,
     class_names: ClassNames = None,
-    baselines: Annotated[bool, typer.Option(help="Also look at every trained network with random weights.")] = True,
+    baselines: Annotated[bool, typer.Option(help="Also analyse the untrained baseline of every trained network.")] = True,
     device: Device = "auto",
     autocast: Autocast = None,
     batch_size: BatchSize = 32,
@@ -96,7 +96,7 @@ def report(
     )
     loaders = model_loaders(names, pretrained, checkpoint, device, model_args, class_names)
     check_layers(loaders, layers)
-    title = f"Inside {', '.join(names)}" if len(names) < 4 else f"Inside {len(names)} networks: {', '.join(names)}"
+    title = f"Analysis of {', '.join(names)}" if len(names) < 4 else f"Analysis of {len(names)} networks: {', '.join(names)}"
     _write_study(loaders, images, train, settings, out, title)
 
 
@@ -159,13 +159,13 @@ def _written(loader: partial[Model]) -> str:
     return ", ".join([*map(repr, loader.args), *(f"{name}={value!r}" for name, value in loader.keywords.items())])
 
 
-@app.command(epilog="Example: mixer-probe render mixer-probe-demo --out again")
+@app.command(epilog="Example: mixer-probe render mixer-probe-demo --out rendered")
 def render(
     saved: Annotated[list[Path], typer.Argument(metavar="RESULTS...", help="Results files, or folders of reports.")],
     title: Annotated[str | None, typer.Option(help="Title of the report (default: that of the saved one).")] = None,
     out: Out = Path("mixer-probe-render"),
 ) -> None:
-    """The report of saved results, their pictures and tables, without the models and the images."""
+    """Render the report, figures and tables of saved results; needs neither models nor images."""
     from mixer_probe.core.result import open_results
     from mixer_probe.report import deliver
 
@@ -181,7 +181,9 @@ def render(
 def open_app(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[PATH]...", help="Folders with images, checkpoints, runs, reports to be opened."),
+        typer.Argument(
+            metavar="[PATH]...", help="Folders with images, checkpoints, stored runs or reports that the app may open."
+        ),
     ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 8501,
 ) -> None:
@@ -219,7 +221,7 @@ def server_options(port: int) -> list[str]:
 
 def _present(path: Path) -> Path:
     if not path.exists():
-        raise StoreError(f"there is no {path} to open in the app; give folders or files that exist")
+        raise StoreError(f"there is no {path} for the app to open; give existing folders or files")
     return path.resolve()
 
 

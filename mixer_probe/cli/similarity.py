@@ -52,15 +52,15 @@ def compare(
     model_b: Annotated[str, typer.Argument(metavar="B", help="Another model or stored run.")],
     data: Data = "demo",
     measure: Measures = "cka",
-    estimator: Annotated[str, typer.Option(help="Of CKA: unbiased or biased.")] = "unbiased",
-    kernel: Annotated[str, typer.Option(help="Of CKA: linear or rbf.")] = "linear",
-    method: Annotated[str, typer.Option(help="Of CKA: auto, gram, moments or minibatch.")] = "auto",
-    layers: Annotated[str | None, typer.Option(help=f"{LAYERS} (default: blocks; of a stored run, all it has)")] = None,
+    estimator: Annotated[str, typer.Option(help="CKA estimator: unbiased or biased.")] = "unbiased",
+    kernel: Annotated[str, typer.Option(help="CKA kernel: linear or rbf.")] = "linear",
+    method: Annotated[str, typer.Option(help="CKA computation: auto, gram, moments or minibatch.")] = "auto",
+    layers: Annotated[str | None, typer.Option(help=f"{LAYERS} (default: blocks; all stored layers of a run)")] = None,
     reduce: Annotated[
         str | None, typer.Option(help="As in extract: mean, prefix or none (default: none with --grid, else mean)")
     ] = None,
-    grid: Annotated[str | None, typer.Option(help="Average positions over the cells of a common grid: 7, or 7x7.")] = None,
-    without_top_pc: Annotated[int, typer.Option(min=0, help="Leave out that many leading principal components.")] = 0,
+    grid: Annotated[str | None, typer.Option(help="Average positions over the cells of a common grid, such as 7 or 7x7.")] = None,
+    without_top_pc: Annotated[int, typer.Option(min=0, help="Number of leading principal components to remove.")] = 0,
     split: Split = None,
     root: Root = None,
     limit: Limit = None,
@@ -151,7 +151,7 @@ def _deliver_similarity(matrices: Sequence[SimilarityMatrix], out: Path | None, 
             delivery.write("similarity.csv", csv_text(frame))
             delivery.write(FILE_NAME, results_text(matrices, settings))
             delivery.draw("similarity", _picture(matrices))
-            page = report_page(make_sections(matrices), matrices, "Where two networks agree", settings)
+            page = report_page(make_sections(matrices), matrices, "Similarity of two networks", settings)
             delivery.write("report.html", page)
     if as_json:
         console.file.write(frame.to_json(orient="records") + "\n")
@@ -192,5 +192,5 @@ def _stored(source: str, layers: str | None, reduce: str | None) -> Representati
 
     run = mp.open_run(source)
     if reduce not in (None, run.reduce):
-        raise MeasureError(f"the run {source} holds positions reduced by '{run.reduce}', not '{reduce}': extract it again")
+        raise MeasureError(f"the run {source} holds positions reduced by '{run.reduce}', not '{reduce}': extract again")
     return run if layers is None else run.only(layers.split(","))

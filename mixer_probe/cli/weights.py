@@ -41,8 +41,8 @@ def weights(
     what: Annotated[
         str, typer.Option(help="anatomy, units, kernels, tying, stem, positions, spectra; several with commas, or all.")
     ] = "all",
-    block: Annotated[int | None, typer.Option(help="Also draw this block alone; -1 is the last.")] = None,
-    data: Annotated[str, typer.Option(help="Images for the kernels of Mixers and ViTs that tying measures on data.")] = "demo",
+    block: Annotated[int | None, typer.Option(help="Also plot this block separately; -1 is the last.")] = None,
+    data: Annotated[str, typer.Option(help="Images for kernel tying, which is measured on data for Mixers and ViTs.")] = "demo",
     split: Split = None,
     root: Root = None,
     limit: Limit = 64,
@@ -50,7 +50,7 @@ def weights(
     pretrained: Pretrained = True,
     checkpoint: Checkpoint = None,
     model_args: ModelArgs = None,
-    baselines: Annotated[bool, typer.Option(help="Also look at every trained network with random weights.")] = True,
+    baselines: Annotated[bool, typer.Option(help="Also analyse the untrained baseline of every trained network.")] = True,
     device: Device = "cpu",
     seed: Seed = 0,
     out: Out = Path("weights"),
@@ -82,7 +82,7 @@ def _is_of(result: Any, model: Model) -> bool:
 
 def _deliver_weights(results: Sequence[Result], drawn: dict[str, Figure], out: Path, as_json: bool) -> None:
     """Files for all results, and tables of a few lines a network, or all rows as JSON."""
-    sections = write_files(results, drawn, out, "What the weights say")
+    sections = write_files(results, drawn, out, "Weight analysis")
     if as_json:
         rows = {name: json.loads(frame.to_json(orient="records")) for name, frame in tables_by_kind(results).items()}
         print_json(rows)

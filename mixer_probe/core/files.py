@@ -60,7 +60,7 @@ def make_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        raise StoreError(f"cannot make the folder {printable(path)}: {reason(error)}") from error
+        raise StoreError(f"cannot create the folder {printable(path)}: {reason(error)}") from error
     return path
 
 
@@ -105,7 +105,7 @@ def reason(error: BaseException) -> str:
 
 def remedy(error: BaseException) -> str:
     """What to do about it: to make room only where there is none."""
-    return "make room" if is_full(error) else "put that right"
+    return "free disk space" if is_full(error) else "fix this"
 
 
 def is_full(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""`Finding`: one sentence that a study's numbers bear out, with those numbers."""
+"""`Finding`: one sentence that is supported by a study's numbers, with those numbers."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class Finding:
 
 
 def missing(question: str, what: str, needs: str, results: Sequence[Result], step: str = "") -> Finding:
-    """A finding that cannot be had, with the reason: that of a step of the study that was left out and whose name begins with
+    """A finding that is not available, with the reason: that of a step of the study that was left out and whose name begins with
     `step`, or else what it `needs`."""
     reasons = [r.reason for r in results if isinstance(r, Skipped) and step and r.step.startswith(step)]
-    return Finding(question, "", f"{what}: left out, {reasons[0] if reasons else needs}", "missing")
+    return Finding(question, "", f"{what}: not available, {reasons[0] if reasons else needs}", "missing")
 
 
 def own_models(models: Sequence[ModelRecord]) -> set[str]:

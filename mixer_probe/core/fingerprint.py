@@ -168,16 +168,17 @@ def check_same_images(a: Identified, b: Identified) -> None:
     if len(keys_a) != len(keys_b):
         alone = len(set(keys_a) ^ set(keys_b))
         raise MeasureError(
-            f"different images: {len(keys_a)} images against {len(keys_b)}, {alone} are on one side only; compare the same images"
+            f"different images: {len(keys_a)} images against {len(keys_b)}, of which {alone} are in only one set; compare the "
+            "same images"
         )
     different = [i for i, (x, y) in enumerate(zip(keys_a, keys_b, strict=True)) if x != y]
     if different:
         first = different[0]
         name, other = a.ids[first], b.ids[first]
-        what = "the same images in another order" if sorted(keys_a) == sorted(keys_b) else "different images"
-        called = f"two pictures called '{name}'" if name == other else f"'{name}' against '{other}'"
+        what = "the same images in a different order" if sorted(keys_a) == sorted(keys_b) else "different images"
+        called = f"two images named '{name}'" if name == other else f"'{name}' against '{other}'"
         raise MeasureError(
-            f"{what}: {len(different)} of {len(keys_a)} pictures differ, the first at position {first}: {called}; "
+            f"{what}: {len(different)} of {len(keys_a)} images differ, the first at position {first}: {called}; "
             "compare the same images in the same order"
         )
 
@@ -196,6 +197,4 @@ def check_apart(train: Identified, test: Identified) -> None:
     if shared:
         name, there = shared[0]
         called = f"'{name}'" if name == there else f"'{name}' ('{there}' there)"
-        raise ImagesError(
-            f"{len(shared)} test images are also in train, the first is {called}: take sets that have no picture in common"
-        )
+        raise ImagesError(f"{len(shared)} test images are also in train, the first is {called}; use disjoint sets")

@@ -54,9 +54,7 @@ class InputSpec:
     def mean_colour(self) -> tuple[float, float, float]:
         """`mean` as a colour. Raises ModelError for a network whose images are not RGB."""
         if self.size[0] != 3:
-            raise ModelError(
-                f"distortions act on red, green and blue, and the network takes {self.size[0]} channels; take one for RGB"
-            )
+            raise ModelError(f"distortions need RGB input, and the network takes {self.size[0]} channels; use an RGB network")
         red, green, blue = self.mean
         return red, green, blue
 

@@ -33,7 +33,7 @@ FILE_NAME = "results.json"
 _INLINE_VALUES = 2048
 # What JSON has of the arrays that are written as lists, by kind of dtype.
 _JSON_KINDS: dict[str, tuple[type[Any], ...]] = {"b": (bool,), "i": (int,), "u": (int,), "f": (int, float), "U": (str,)}
-_AGAIN = "copy it again, or make it again"
+_AGAIN = "copy it again, or recreate it"
 # Declared without a reason, so many bytes do no harm.
 _FREE_BYTES = 2**26
 
@@ -219,14 +219,14 @@ def from_dict(data: Any) -> Any:
     if kind not in _KINDS:
         _import_results()
     if kind not in _KINDS:
-        raise StoreError(f"'{kind}' is no result of this version of mixer_probe; {closest(str(kind), sorted(_KINDS))}")
+        raise StoreError(f"'{kind}' is not a result type of this version of mixer_probe; {closest(str(kind), sorted(_KINDS))}")
     cls: Any = _KINDS[kind]
     known = {f.name for f in dataclasses.fields(cls)}
     fields = {k: from_dict(v) for k, v in data.items() if k in known}
     for name, value in fields.items():
         declared = field_types(cls).get(name, Any)
         if not fits(value, declared):
-            raise StoreError(f"'{name}' of a {cls.__name__} is a {type(value).__name__}, and not {spelled(declared)}")
+            raise StoreError(f"'{name}' of a {cls.__name__} is a {type(value).__name__}, not {spelled(declared)}")
     try:
         return cls(**fields)
     except TypeError as error:
@@ -261,7 +261,7 @@ def _array_from_dict(data: dict[str, Any]) -> np.ndarray:
     dtype, shape, values = np.dtype(data["dtype"]), data["shape"], data["values"]
     kinds = _JSON_KINDS.get(dtype.kind)
     if kinds is None or not isinstance(values, list) or not all(type(v) in kinds for v in values):
-        raise StoreError(f"an array of '{dtype}' has other values than this type has")
+        raise StoreError(f"an array of '{dtype}' has values that do not match this type")
     if not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) != len(values):
         raise StoreError(f"an array declares the shape {shape} and has {len(values)} values")
     if dtype.kind == "U" and dtype.itemsize * len(values) > max(_FREE_BYTES, 64 * sum(map(len, values))):
@@ -308,7 +308,7 @@ def results_text(results: Iterable[Result], settings: Mapping[str, Any] | None =
         # As it is read again: keys of settings that are numbers become texts.
         same = json.loads(json.dumps(content, allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise StoreError(f"results cannot be written with settings that are no JSON data ({error}); give plain values") from error
+        raise StoreError(f"settings must be JSON data to be written with results ({error}); give plain values") from error
     return json.dumps({**same, "checksum": checksum(same)})
 
 
@@ -326,13 +326,15 @@ def open_results(path: str | os.PathLike[str]) -> SavedResults:
         results = tuple(from_dict(r) for r in content["results"])
         odd = next((r for r in results if not isinstance(r, Result)), None)
         if odd is not None:
-            raise StoreError(f"a {type(odd).__name__} is no result")
+            raise StoreError(f"a {type(odd).__name__} is not a result")
         settings: Mapping[str, Any] = content["settings"]
         return SavedResults(results, {**settings}, str(content["title"]))
     except Exception as error:
         # Fields of the right types can still contradict each other in as many ways as there are results.
         told = error if isinstance(error, StoreError) else f"{type(error).__name__} {error}"
-        raise StoreError(f"{printable(path)} holds what is no result of this version of mixer_probe: {told}") from error
+        raise StoreError(
+            f"{printable(path)} contains data that is not a result of this version of mixer_probe: {told}"
+        ) from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -343,18 +345,18 @@ def _read(path: Path) -> dict[str, Any]:
         content = json.loads((path / FILE_NAME if path.is_dir() else path).read_text(encoding="utf-8"))
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise StoreError(
-                f"{name} is not a results file of this version (expected format '{FORMAT}'{_found(content)}); make it again"
+                f"{name} is not a results file of this version (expected format '{FORMAT}'{_found(content)}); recreate it"
             )
         said = content.pop("checksum", None)
         if said != checksum(content):
-            what = "has no checksum" if said is None else "has been damaged or edited: its checksum is another"
+            what = "has no checksum" if said is None else "has been damaged or edited: its checksum does not match"
             raise StoreError(f"{name} {what}; {_AGAIN}")
     except OSError as error:
         raise StoreError(f"cannot read results from {name}: {reason(error)}") from error
     except ValueError as error:
         if isinstance(error, StoreError):
             raise
-        raise StoreError(f"{name} is not a results file: it is no valid JSON ({printable(error)}); {_AGAIN}") from error
+        raise StoreError(f"{name} is not a results file: it is not valid JSON ({printable(error)}); {_AGAIN}") from error
     except RecursionError as error:
         raise StoreError(f"{name} is not a results file: it is nested deeper than any result; {_AGAIN}") from error
     return content

@@ -1,4 +1,4 @@
-"""`Skipped`: a step of a study that could not be done, kept with its reason."""
+"""`Skipped`: an analysis of a study that could not be run, with the reason."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True)
 class Skipped(Result):
-    """`step` was left out because of `reason`. `again` says that another start may do it: a file could not be read or written."""
+    """`step` was skipped because of `reason`. `again`: another run may succeed, since a file could not be read or written."""
 
-    title: ClassVar[str] = "Left out"
+    title: ClassVar[str] = "Skipped analyses"
 
     step: str
     reason: str

@@ -26,7 +26,7 @@ def untrained_warning(models: Iterable[ModelRecord]) -> tuple[str, ...]:
     if not names:
         return ()
     verb, them = ("are", "them") if len(names) > 1 else ("is", "it")
-    return (f"{join(names)} {verb} untrained: the weights are random, so nothing shown here about {them} was learned.",)
+    return (f"{join(names)} {verb} untrained: the weights are random, so no result shown here for {them} was learned.",)
 
 
 def studied(models: Iterable[ModelRecord]) -> list[ModelRecord]:

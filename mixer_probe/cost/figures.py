@@ -44,16 +44,16 @@ def mac_bars(costs: Sequence[ModelCost]) -> Figure:
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter(EngFormatter())
     axes.margins(x=0.03)
-    axes.set(xlim=(0, None), xlabel="multiply-accumulates of one image", title="Where the multiply-accumulates go")
+    axes.set(xlim=(0, None), xlabel="multiply-accumulates per image", title="Multiply-accumulates by part of the network")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return figure
 
 
 _COST_LABELS: dict[str, tuple[str, float, str]] = {
     "parameters": ("parameters", 1.0, ""),
-    "MACs an image": ("multiply-accumulates an image", 1.0, ""),
-    "peak activation bytes an image": ("peak activations an image (MiB)", 2.0**-20, "MiB"),
-    "seconds an image": ("time an image", 1.0, "s"),
+    "MACs an image": ("multiply-accumulates per image", 1.0, ""),
+    "peak activation bytes an image": ("peak activations per image (MiB)", 2.0**-20, "MiB"),
+    "seconds an image": ("time per image", 1.0, "s"),
 }
 
 
@@ -70,7 +70,7 @@ def accuracy_cost_frontier(result: AccuracyCost) -> Figure:
         for k in costs:
             _frontier_panel(panels[a, k], result, a, k)
         panels[a, 0].set_ylabel("test accuracy (%)")
-        panels[a, 0].set_title(result.measures[a][:1].upper() + result.measures[a][1:])
+        panels[a, 0].set_title((result.measures[a][:1].upper() + result.measures[a][1:]).replace(" a class", " per class"))
     for k, name in enumerate(result.costs):
         panels[-1, k].set_xlabel(_COST_LABELS[name][0])
     styles = line_styles(result.models)
@@ -117,19 +117,19 @@ def cost_growth_curves(results: Sequence[CostGrowth]) -> Figure:
     Counted multiply-accumulates, measured time (bars: 95 % intervals of the median), and peak activations; the grey lines are
     linear and quadratic growth. Raises MeasureError without any result."""
     if not results:
-        raise MeasureError("there is no growth of cost to draw")
+        raise MeasureError("there is no cost scaling to draw")
     figure = Figure(figsize=(10.5, 3.7))
     panels = figure.subplots(1, 3)
     styles = line_styles([r.model for r in results])
     quantities: list[tuple[str, str, Callable[[CostGrowth], np.ndarray]]] = [
-        ("Multiply-accumulates (counted)", "MACs ÷ those of the smallest image", lambda r: r.counted),
-        ("Time (measured)", "median time ÷ that of the smallest image", _medians),
-        ("Peak activations (counted)", "bytes ÷ those of the smallest image", lambda r: r.peak_bytes),
+        ("Multiply-accumulates (counted)", "MACs relative to the smallest size", lambda r: r.counted),
+        ("Time (measured)", "median time relative to the smallest size", _medians),
+        ("Peak activations (counted)", "bytes relative to the smallest size", lambda r: r.peak_bytes),
     ]
     for axes, (title, label, values) in zip(panels, quantities, strict=True):
         for result in results:
             _growth_line(axes, result, values(result), styles[result.model.name])
-        axes.set(title=title, ylabel=label, xlabel="tokens ÷ tokens of the smallest image")
+        axes.set(title=title, ylabel=label, xlabel="tokens relative to the smallest size")
     for result in results:
         _time_bars(panels[1], result, styles[result.model.name])
     most = max(r.tokens[-1] / r.tokens[0] for r in results)

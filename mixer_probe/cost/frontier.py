@@ -108,7 +108,7 @@ def accuracy_cost(
     probed, few = _by_network(costs, probes), _by_network(costs, few_shots)
     chosen = [c for c in costs if c.model.fingerprint in probed and (not few or c.model.fingerprint in few)]
     if not chosen:
-        raise MeasureError("no network has both a cost and a probe, so there is nothing to set against each other")
+        raise MeasureError("no network has both a cost and a probe, so there is nothing to compare")
     full = [probed[c.model.fingerprint] for c in chosen]
     found = [few[c.model.fingerprint] for c in chosen] if few else []
     _check_same({p.images_train.fingerprint for p in full}, "training images")
@@ -147,11 +147,12 @@ def _by_network(costs: Sequence[ModelCost], probes: Sequence[P]) -> dict[str, P]
     for probe in probes:
         network = probe.model
         if network.fingerprint in found:
-            raise MeasureError(f"{network.name} has two probes of one kind: give one")
+            raise MeasureError(f"{network.name} has two probes of one kind; give one")
         if network.name in measured and network.fingerprint not in measured[network.name]:
             raise MeasureError(
-                f"the cost and the probe of {network.name} are of two networks: its weights, settings or preprocessing differ; "
-                "measure both of one"
+                f"the cost and the probe of {network.name} belong to different networks: weights, settings or preprocessing "
+                "differ; "
+                "measure both on the same network"
             )
         found[network.fingerprint] = probe
     return found
@@ -164,7 +165,7 @@ def _few_row(found: FewShotResult, shots: int) -> tuple[float, float, float]:
 
 def _check_same(found: set[str], what: str) -> None:
     if len(found) > 1:
-        raise MeasureError(f"the networks were measured on {len(found)} different {what}, which cannot be set against each other")
+        raise MeasureError(f"the networks were measured on {len(found)} different {what}, which cannot be compared")
 
 
 def feature_layer(model: Model) -> Layer:
@@ -177,7 +178,7 @@ def feature_layer(model: Model) -> Layer:
     classifiers = [layer.order for layer in pooled if f"{layer.module}.".startswith(heads) and _is_linear(model, layer)]
     before = [layer for layer in pooled if not classifiers or layer.order < classifiers[-1]]
     if not before:
-        raise LayerError(f"no layer of {model.name} gives one vector an image before its classifier")
+        raise LayerError(f"no layer of {model.name} gives one vector per image before its classifier")
     return max(before, key=lambda layer: layer.order)
 
 

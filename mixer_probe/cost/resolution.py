@@ -135,7 +135,7 @@ def cost_growth(
     MeasureError for sizes that do not grow or are fewer than two, and ModelError for a network that cannot be rebuilt."""
     sides = tuple(sizes or (model.input.size[1] * k for k in (1, 2, 3, 4)))
     if len(sides) < 2 or any(b <= a for a, b in pairwise(sides)) or sides[0] < 1:
-        raise MeasureError(f"growth needs two sizes or more, each larger than the last, not {', '.join(map(str, sides))}")
+        raise MeasureError(f"cost scaling needs two sizes or more, each larger than the last, not {', '.join(map(str, sides))}")
     counted = [_counted(at_resolution(model, side, meta=True)) for side in sides]
     last = len(sides) if timed is None else timed
     measured = [at_resolution(model, side) for side in sides[:last]]
@@ -155,7 +155,7 @@ def cost_growth(
 def _counted(model: Model) -> tuple[int, MacParts]:
     tokens = next((layer.positions for layer in model.layers if layer.positions), 0)
     if not tokens:
-        raise ModelError(f"no layer of {model.name} has positions, so there is no number of tokens to grow with")
+        raise ModelError(f"no layer of {model.name} has positions, so it has no number of tokens to scale")
     return tokens, count_parts(model)
 
 
@@ -227,7 +227,7 @@ def _resize_block(block: nn.Module, tokens: int) -> None:
     elif isinstance(block, SpatialGatingBlock):
         parts.mlp_channels.gate.proj = _like(parts.mlp_channels.gate.proj, tokens, tokens)
     else:
-        raise ModelError(f"a {type(block).__name__} is no block of a Mixer whose token-mixing layers are known")
+        raise ModelError(f"a {type(block).__name__} is not a Mixer block with known token-mixing layers")
 
 
 def _like(layer: nn.Linear, inputs: int | None = None, outputs: int | None = None) -> nn.Linear:

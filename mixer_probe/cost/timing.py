@@ -39,7 +39,7 @@ def time_together(models: Sequence[Model], batch_size: int = 32, runs: int = RUN
     try:
         rounds = [[_timed(m, batch) for m, batch in zip(models, batches, strict=True)] for _ in range(WARM_RUNS + runs)]
     except torch.OutOfMemoryError as error:
-        raise MeasureError(f"{batch_size} images do not fit into memory; take a smaller batch") from error
+        raise MeasureError(f"{batch_size} images do not fit into memory; use a smaller batch") from error
     return np.array(rounds[WARM_RUNS:]).T
 
 

@@ -188,8 +188,9 @@ def distortion_accuracy(
     result = DistortionAccuracy(model.record, images.record, chosen, predicted, labels, classes)
     if not result.reads_class:
         warnings.warn(
-            f"{model.name} is right on {100 * result.accuracy.value[0]:.1f} % of the plain images, which is not above chance "
-            f"({100 * result.chance:.1f} %): what a distortion leaves of that is NaN",
+            f"{model.name} has an accuracy of {100 * result.accuracy.value[0]:.1f} % on undistorted images, which is not "
+            "above chance "
+            f"({100 * result.chance:.1f} %): the retained fraction is NaN",
             UndefinedInvarianceWarning,
             stacklevel=3,
         )

@@ -75,7 +75,7 @@ def compare_architectures(results: Sequence[DistortionAccuracy]) -> Architecture
     Raises MeasureError for networks under other distortions or of other images, or fewer than two that are above chance."""
     readers = [r for r in results if r.model.trained and r.reads_class]
     if len(readers) < 2:
-        raise MeasureError(f"{len(readers)} of the networks read the class above chance: a comparison of families needs two")
+        raise MeasureError(f"only {len(readers)} of the networks are above chance; a comparison of families needs two")
     check_comparable(readers)
     first, groups = readers[0], tuple(dict.fromkeys(r.model.family for r in readers))
     weights = np.array([[r.model.family == g for r in readers] for g in groups], dtype=np.float64)

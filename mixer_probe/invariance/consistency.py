@@ -144,14 +144,17 @@ def error_consistency(results: Sequence[DistortionAccuracy]) -> ErrorConsistency
 def check_comparable(results: Sequence[DistortionAccuracy]) -> None:
     """Raise MeasureError unless there are two networks or more, under the same distortions of the same images."""
     if len(results) < 2:
-        raise MeasureError(f"networks are compared with one another, and there {'is one' if results else 'is none'}")
+        raise MeasureError(f"error consistency needs two or more networks, and there {'is one' if results else 'is none'}")
     first = results[0]
     for other in results[1:]:
         if other.images.fingerprint != first.images.fingerprint:
-            raise MeasureError(f"{first.model.name} and {other.model.name} saw other images: compare the same")
+            raise MeasureError(
+                f"{first.model.name} and {other.model.name} were evaluated on different images; use the same images for both"
+            )
         if other.distortions != first.distortions:
             raise MeasureError(
-                f"{first.model.name} and {other.model.name} saw other distortions: give both the same list, such as "
+                f"{first.model.name} and {other.model.name} were evaluated under different distortions; give both the same "
+                "list, such as "
                 "standard_distortions of one of them"
             )
 
@@ -203,10 +206,11 @@ def _null(right: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
 def _warn_undefined(values: np.ndarray, first: DistortionAccuracy) -> None:
     rows = np.flatnonzero(np.isnan(values).any(axis=(1, 2)))
     if len(rows):
-        label = "plain images" if rows[0] == 0 else first.distortions[rows[0] - 1].label
+        label = "undistorted images" if rows[0] == 0 else first.distortions[rows[0] - 1].label
         warnings.warn(
-            f"{int(np.isnan(values).sum())} of {values.size} kappas are NaN, the first on {label}: networks that are right on "
-            "all images, or on none, have no errors to compare",
+            f"{int(np.isnan(values).sum())} of {values.size} kappas are NaN, the first on {label}: kappa is undefined for "
+            "networks "
+            "that are correct on all images or on none",
             UndefinedInvarianceWarning,
             stacklevel=4,
         )

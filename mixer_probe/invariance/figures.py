@@ -116,7 +116,7 @@ def architecture_dots(result: ArchitectureComparison) -> Figure:
     axes.axvline(100, color=GREY, linewidth=1, linestyle=":")
     axes.set_yticks(range(count), [f"{plain(kind)}\n{text}" for kind, text in zip(result.kinds, result.strengths)], fontsize=7.5)
     axes.set_ylim(count - 0.5, -0.5)
-    axes.set(xlabel="kept of the accuracy above chance (%), mean over strengths", title="Which architecture loses what")
+    axes.set(xlabel="retained accuracy above chance (%), mean over strengths", title="Robustness by architecture")
     key_below(figure, axes.get_legend_handles_labels()[0])
     return figure
 
@@ -154,7 +154,9 @@ def error_consistency_pairs(result: ErrorConsistency, row: int = 0) -> Figure:
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlim(min(-0.1, float(np.nanmin(result.low[row, i, j])) - 0.05), 1.03)
     axes.axvline(0, color=GREY, linewidth=0.8)
-    axes.set(xlabel="error consistency (kappa)", title=plain("On plain images" if row == 0 else _two_lines(result.labels[row])))
+    axes.set(
+        xlabel="error consistency (kappa)", title=plain("Undistorted images" if row == 0 else _two_lines(result.labels[row]))
+    )
     key_below(figure, _pair_keys())
     return figure
 
@@ -223,7 +225,7 @@ def _kappa_map(axes: Axes, result: ErrorConsistency, row: int, scale: Normalize)
     names = [model_label(model) for model in result.models]
     axes.set_xticks(range(count), names, rotation=90, fontsize=7)
     axes.set_yticks(range(count), names, fontsize=7)
-    axes.set_title(plain(_two_lines("plain images" if row == 0 else result.labels[row])), fontsize=7.5, fontweight="normal")
+    axes.set_title(plain(_two_lines("undistorted" if row == 0 else result.labels[row])), fontsize=7.5, fontweight="normal")
 
 
 def _two_lines(label: str) -> str:
@@ -256,7 +258,7 @@ def representation_shift_curves(results: Sequence[RepresentationShift], measure:
     for axes in panels.flat[len(distortions) :]:
         axes.remove()
     for axes in panels[:, 0]:
-        axes.set_ylabel("CKA, plain to distorted" if measure == "cka" else "cosine, plain to distorted")
+        axes.set_ylabel("CKA, undistorted vs distorted" if measure == "cka" else "cosine, undistorted vs distorted")
     for axes in panels.flat[max(0, len(distortions) - columns) : len(distortions)]:
         axes.set_xlabel("relative depth")
         axes.tick_params(labelbottom=True)

@@ -55,7 +55,7 @@ def _order(model: Model, permutation: Sequence[int] | np.ndarray | Tensor) -> Te
     order = torch.as_tensor(permutation).to(model.device)
     count = grid[0] * grid[1]
     if order.ndim != 1 or not torch.equal(order.sort().values, torch.arange(count, device=order.device)):
-        raise ModelError(f"a permutation of the patches of {model.name} holds each of 0 to {count - 1} once")
+        raise ModelError(f"a permutation of the patches of {model.name} must contain each of 0 to {count - 1} once")
     return order
 
 
@@ -94,7 +94,9 @@ def _permute_rows(layer: nn.Linear, order: Tensor) -> None:
 def _permute_embedding(network: VisionTransformer, order: Tensor, name: str) -> None:
     relative = getattr(network, "rope", None) is not None or any("rel_pos" in path for path, _ in network.named_modules())
     if relative:
-        raise ModelError(f"{name} adds relative positions in its attention, which no permutation of weights moves; {_WORKS}")
+        raise ModelError(
+            f"{name} adds relative positions in its attention, which cannot be permuted through the weights; {_WORKS}"
+        )
     if network.pos_embed is not None:
         # Prefix tokens, where they have an embedding, come first and stay.
         prefix = network.pos_embed.shape[1] - len(order)

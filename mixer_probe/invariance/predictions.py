@@ -54,7 +54,9 @@ def predictions(
             start += len(x)
     if bad:
         warnings.warn(
-            f"{bad} predictions of {model.name} are undefined, for its logits are NaN or infinite", NonFiniteWarning, stacklevel=5
+            f"{bad} predictions of {model.name} are undefined, because its logits are NaN or infinite",
+            NonFiniteWarning,
+            stacklevel=5,
         )
     return found, classes
 
@@ -62,9 +64,7 @@ def predictions(
 def _variants(model: Model, images: Source, distortions: Sequence[Distortion], batch_size: int) -> Iterator[Iterator[Tensor]]:
     """For each batch of images its inputs, plain and then under each distortion."""
     if not isinstance(images, (Images, DistortedImages)):
-        raise ImagesError(
-            f"distortions act on the pixels of images as load_images returns them, not on a {type(images).__name__}"
-        )
+        raise ImagesError(f"distortions need images from load_images, not a {type(images).__name__}")
     to_pixels, normalise = split_transform(transform_of(model))
     numbers, start = image_numbers(images.ids), 0
     for batch in images.batches(to_pixels, batch_size):

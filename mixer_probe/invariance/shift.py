@@ -88,7 +88,7 @@ def representation_shift(
     `permutations` random pairings give the null of CKA (0 for none, else at least 19), and leaving out each image its interval,
     unless `resamples` is 0. Raises MeasureError for no distortion at all, and as `extract` and `compare` do."""
     if not distortions:
-        raise MeasureError("no distortion to compare plain images with; give PatchShuffle(4), LowPass(4.0), ...")
+        raise MeasureError("no distortion was given; give PatchShuffle(4), LowPass(4.0), ...")
     plain = extract(model, images, layers, batch_size=batch_size)
     rows = []
     for distortion in distortions:

@@ -1,4 +1,4 @@
-"""The networks of a report, and how right they are on its images."""
+"""The networks of a report, and their accuracy on its images."""
 
 from __future__ import annotations
 
@@ -29,18 +29,19 @@ def models_section(cards: Sequence[ModelCard]) -> list[Section]:
         }
     )
     notes = tuple(f"{c.model.name}: {c.model.note}" for c in cards if c.model.note and c.model.trained)
-    missing = tuple(f"{c.model.name} has no accuracy of its own here: {c.own.reason}" for c in cards if c.own and c.own.why)
-    caption = "The networks. GMACs are multiply-accumulates of one image, in billions."
+    missing = tuple(f"{c.model.name} has no classification accuracy here: {c.own.reason}" for c in cards if c.own and c.own.why)
+    caption = "Networks. GMACs: billions of multiply-accumulates per image."
     if any(c.own for c in cards):
         caption += (
-            " Accuracy is the network's own on the images of this report, with a 95 % interval, beside chance (always naming the "
-            "commonest class) and what its card states."
+            " Accuracy: of the network's own classifier on the images of this report, with a 95 % interval, chance (always "
+            "predicting "
+            "the most frequent class), and the accuracy that its model card states."
         )
     tables = [Table(caption, frame, {"GMACs": "{:.4g}"})]
     tables += [Table(f"Layers of {c.model.name} in execution order.", c.to_frame(), folded=True) for c in cards]
     doubts = tuple(text for c in cards if (text := _doubt(c)))
     warned = (*untrained_warning(c.model for c in cards), *doubts)
-    return [Section("models", "The networks", (*notes, *missing), tuple(tables), warned)]
+    return [Section("models", "Networks", (*notes, *missing), tuple(tables), warned)]
 
 
 def _own(own: OwnAccuracy | None) -> str:
@@ -52,17 +53,19 @@ def _own(own: OwnAccuracy | None) -> str:
 
 
 def _doubt(card: ModelCard) -> str:
-    """A warning of a trained network that is right less often than it should be; "" for others."""
+    """A warning for a trained network that is less accurate than expected; "" for others."""
     own = card.own
     if own is None or not card.model.trained or not (own.at_chance or own.below_card):
         return ""
-    what = f"{card.model.name} is right on {percent(own.value)} [{percent(own.low)}, {percent(own.high)}] of {own.n} images"
+    what = (
+        f"{card.model.name} classifies {percent(own.value)} [{percent(own.low)}, {percent(own.high)}] of {own.n} images correctly"
+    )
     than = (
         f"not above chance ({percent(own.chance)})"
         if own.at_chance
-        else f"below the {percent(own.stated)} that its card states for {own.stated_on}"
+        else f"below the {percent(own.stated)} that its model card states for {own.stated_on}"
     )
     return (
-        f"{what}, {than}: before any other number is believed, check its input (mean, std, size, crop), its weights, and whether "
-        "its classes are those of the images."
+        f"{what}, {than}: check its input (mean, std, size, crop), its weights, and whether its classes match those "
+        "of the images before interpreting other results."
     )

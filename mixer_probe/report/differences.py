@@ -39,8 +39,8 @@ def _largest(axes: Axes, shown: pd.DataFrame) -> None:
     axes.set_yticks(range(len(shown)), [_name(row) for row in shown.itertuples()], fontsize=7)
     axes.invert_yaxis()
     axes.margins(y=0.03)
-    axes.set_xlabel("B minus A, in arms of its 95 % interval (beyond 1: moved)")
-    axes.set_title(f"The {len(shown)} numbers that differ most", loc="right")
+    axes.set_xlabel("B minus A, in half-widths of its 95 % interval (beyond 1: changed)")
+    axes.set_title(f"The {len(shown)} largest differences", loc="right")
 
 
 def _arm(frame: pd.DataFrame) -> np.ndarray:
@@ -64,6 +64,6 @@ def _against_chance(axes: Axes, frame: pd.DataFrame) -> None:
     axes.plot([0, end], [0, end], color=GREY, linewidth=1.0)
     axes.axhline(norm.isf(0.025), color="black", linewidth=0.8, linestyle=":")
     axes.plot(expected, observed, "o", color=COLOURS[0], markersize=3)
-    axes.set_xlabel("expected by chance, standard errors")
-    axes.set_ylabel("found, standard errors")
-    axes.set_title(f"{n} differences against chance")
+    axes.set_xlabel("expected under the null (standard errors)")
+    axes.set_ylabel("observed (standard errors)")
+    axes.set_title(f"{n} differences against the null")

@@ -1,4 +1,4 @@
-"""The control: what untrained twins show already, so that it was not learned."""
+"""The control: what untrained baselines already show, so that it was not learned."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ QUESTION = "control"
 
 
 def control_findings(results: Sequence[Result]) -> list[Finding]:
-    """What twins show of similarity, probes, channels and partners; one finding of each network or pair of architectures."""
+    """What untrained baselines show of similarity, probes and channels; one finding per network or pair of architectures."""
     found = [*_similarity(results), *_probes(results), *_channels(results), *_partners(results)]
-    return found or [missing(QUESTION, "What untrained twins show", "the results hold no untrained twin", results)]
+    return found or [missing(QUESTION, "Untrained baselines", "the results contain no untrained baseline", results)]
 
 
 def _similarity(results: Sequence[Result]) -> list[Finding]:
@@ -39,15 +39,18 @@ def _similarity(results: Sequence[Result]) -> list[Finding]:
     findings = []
     for p in firsts.values():
         above = int((p.value > p.best95).sum())
-        number = p.number(ends_of(p)[0], "twins, most alike")
-        text = f"{p.label}: CKA is above the null of the best pair ({p.best95:.2f}) at {above} of {len(p.depth)} depths"
-        text += f", at most {shown(number)} at {number.where} (n = {p.n})"
+        number = p.number(ends_of(p)[0], "untrained, highest CKA")
+        text = (
+            f"{p.label}: CKA exceeds the 95th percentile of the null of the best pair ({p.best95:.2f}) at {above} of "
+            f"{len(p.depth)} depths"
+        )
+        text += f", maximum {shown(number)} at {number.where} (n = {p.n})"
         findings.append(_told(p.label, text, above > 0, number))
     return findings
 
 
 def _told(networks: str, text: str, there: bool, *numbers: Number) -> Finding:
-    end = "this much is there without training" if there else "not above the null without training"
+    end = "present without training" if there else "not above the null without training"
     return Finding(QUESTION, networks, f"{text}: {end}.", "found" if there else "none", numbers)
 
 
@@ -59,8 +62,8 @@ def _probes(results: Sequence[Result]) -> list[Finding]:
 
 def _twin_probe(twin: ProbeResult, raw: ProbeResult | None) -> Finding:
     best = int(np.nanargmax(twin.accuracy))
-    number = accuracy_number(twin, best, "twin, best layer")
-    text = f"{name_of(twin.model)}: a probe reads the class with {share(number)} in its best layer {number.where}"
+    number = accuracy_number(twin, best, "untrained, best layer")
+    text = f"{name_of(twin.model)}: the best layer, {number.where}, has a linear probe accuracy of {share(number)}"
     text += f" (chance {100 * twin.chance:.1f} %, n = {twin.n_test})"
     numbers = [number]
     # The best of the layers was picked on these images: intervals of the family (Bonferroni).
@@ -72,7 +75,7 @@ def _twin_probe(twin: ProbeResult, raw: ProbeResult | None) -> Finding:
     if raw is not None and np.array_equal(raw.labels, twin.labels):
         more = Number("over raw pixels", *paired_interval(twin.right[best], raw.right[0]), n=twin.n_test)
         above = paired_interval(twin.right[best], raw.right[0], confidence=level)[1] > 0
-        verdict = "more than" if above else "less than" if more.high < 0 else "no difference beyond chance from"
+        verdict = "more than" if above else "less than" if more.high < 0 else "no significant difference from"
         text += f", {verdict} raw pixels ({points(more)})"
         numbers.append(more)
     return _told(name_of(twin.model), text, True, *numbers)
@@ -83,9 +86,12 @@ def _channels(results: Sequence[Result]) -> list[Finding]:
     own = own_models([r.model for r in found])
     findings = []
     for r in (r for r in found if is_twin(r.model, own)):
-        shares = [selective_share(r, i, "twin, selective channels") for i in range(len(r.layers))]
+        shares = [selective_share(r, i, "untrained, selective channels") for i in range(len(r.layers))]
         best = max(shares, key=lambda n: n.value)
-        text = f"{name_of(r.model)}: at most {share(best)} of the channels of a layer tell a class beyond the corrected null"
+        text = (
+            f"{name_of(r.model)}: at most {share(best)} of the channels of a layer are selective for a class after max-T "
+            "correction"
+        )
         text += f" ({best.where}; n = {r.n} images; p = {selective_p(r):.2g} over all layers)"
         findings.append(_told(name_of(r.model), text, selective_p(r) <= LEVEL, best))
     return findings
@@ -103,9 +109,9 @@ def _partners(results: Sequence[Result]) -> list[Finding]:
     for a, b in firsts.values():
         names = f"{name_of(a)} and {name_of(b)}"
         matched = pairs[frozenset((a.name, b.name))]
-        number = partner_share(matched, "twins, channels with a partner")
+        number = partner_share(matched, "untrained, matched channels")
         best, channel = strongest(matched)
         p = pair_p(matched, float(best.strength[channel]))
-        text = f"{names}: {share(number)} of {number.n} channels have a best match beyond the null of the best pair"
+        text = f"{names}: {share(number)} of {number.n} channels have a best match above the null of the best pair"
         findings.append(_told(names, f"{text} (p = {p:.2g} over all layers)", p <= LEVEL, number))
     return findings

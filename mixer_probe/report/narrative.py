@@ -20,12 +20,12 @@ from mixer_probe.weights.findings import weight_findings
 
 # The questions, in the order of the narrative, and the sections of the report that hold the evidence.
 QUESTIONS = {
-    "similarity": ("Where representations part", ("similarity",)),
-    "probes": ("Where the class becomes readable", ("probes",)),
-    "weights": ("What token mixing learns, and how far layers read", ("token-mixing", "kernels")),
-    "channels": ("Which channels tell a class, and have partners", ("selectivity", "partners")),
-    "attributions": ("Whether networks look at the same places", ("agreement", "attribution-curves")),
-    "control": ("What untrained twins already show", ("probes", "similarity", "selectivity", "partners")),
+    "similarity": ("Representational similarity by depth", ("similarity",)),
+    "probes": ("Linear probe accuracy by layer", ("probes",)),
+    "weights": ("Token-mixing units and mixing distances", ("token-mixing", "kernels")),
+    "channels": ("Class-selective channels and matches between networks", ("selectivity", "partners")),
+    "attributions": ("Agreement and faithfulness of attributions", ("agreement", "attribution-curves")),
+    "control": ("Untrained baselines", ("probes", "similarity", "selectivity", "partners")),
 }
 
 

@@ -1,4 +1,4 @@
-"""The report's section on what differs between two reports."""
+"""The report's section on the differences between two reports."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mixer_probe.report.diff import Change, ReportDiff
 from mixer_probe.report.differences import differences
 
 RULE = (
-    "A number moved where the 95 % interval of its difference, recovered from the two intervals (Zou and Donner 2008), leaves "
-    "out zero; of independent numbers that did not change 5 % do, and fewer where both reports are of the same images. p is of "
-    "no difference, q is p adjusted for the false discovery rate. Numbers of one report go together, so that their counts vary "
-    "more than those of coin flips."
+    "A number counts as changed if the 95 % interval of its difference, recovered from the two intervals (Zou and Donner 2008), "
+    "excludes zero. This holds for 5 % of independent numbers without a true change, and for fewer if both reports use the same "
+    "images. p: test of no difference; q: p adjusted for the false discovery rate. Numbers within a report are correlated, so "
+    "counts vary more than under independence."
 )
 _LISTED = 6
 _LEVEL = 0.05
@@ -22,7 +22,7 @@ _ROWS = 40
 
 
 def diff_section(results: Sequence[ReportDiff]) -> list[Section]:
-    """What moved between every two reports."""
+    """Changes between every two reports."""
     return [_section(result, "" if len(results) == 1 else f"-{i}") for i, result in enumerate(results, start=1)]
 
 
@@ -32,18 +32,24 @@ def _section(result: ReportDiff, number: str) -> Section:
         content += [_picture(result), _numbers(result)]
     if result.changes:
         frame = result.changes_frame()
-        content.append(Table("Numbers and words without an interval that differ, by column.", frame, folded=len(frame) > _ROWS))
-    return Section(f"differences{number}", "What differs", (*findings(result), RULE), tuple(content), tuple(result.notes))
+        content.append(
+            Table("Differing numbers and text values without an interval, by column.", frame, folded=len(frame) > _ROWS)
+        )
+    return Section(
+        f"differences{number}", "Differences between reports", (*findings(result), RULE), tuple(content), tuple(result.notes)
+    )
 
 
 def _picture(result: ReportDiff) -> Picture:
     return Picture(
         differences(result.to_frame()),
-        "Left: the numbers that moved most, with their 95 % intervals. Right: all numbers that differ, in standard errors, "
-        "against as many draws from a normal distribution.",
-        "Left: filled circles moved beyond their intervals, and grey squares did not. Right: points on the line are what chance "
-        "gives; a bend above it at the right end says that some numbers moved, and a whole row of points below the line that the "
-        "two reports share their images, so that chance moves them less. Above the dotted line a number counts as moved.",
+        "Left: the numbers with the largest changes, with 95 % intervals. Right: Q-Q plot of all numbers that differ, in "
+        "standard "
+        "errors, against the normal distribution.",
+        "Left: filled circles changed beyond their intervals, grey squares did not. Right: points on the line are expected by "
+        "chance; "
+        "a bend above it at the right end indicates true changes; points consistently below it indicate that the reports share "
+        "images, so that they vary less. Points above the dotted line count as changed.",
         "Intervals of the largest differences, and quantiles of all differences against a normal distribution",
         name="differences",
     )
@@ -57,7 +63,7 @@ def _numbers(result: ReportDiff) -> Table:
         "B - A": [_interval(*row) for row in frame[["difference", "low", "high"]].itertuples(index=False)],
     }
     shown = pd.concat([frame[["result", "row", "number"]], pd.DataFrame(texts), frame[["moved", "p", "q"]]], axis=1)
-    caption = f"All {len(frame)} numbers with an interval that differ, those that moved most first."
+    caption = f"All {len(frame)} numbers with an interval that differ, in decreasing order of change."
     return Table(caption, shown, {"p": "{:.2g}", "q": "{:.2g}"}, folded=len(frame) > _ROWS)
 
 
@@ -66,11 +72,11 @@ def _interval(value: float, low: float, high: float) -> str:
 
 
 def findings(result: ReportDiff) -> tuple[str, ...]:
-    """What differs, in sentences."""
+    """The differences, in sentences."""
     if result.same:
         return (
-            f"{result.name_a} and {result.name_b} hold the same: {result.matched} results, {result.compared} numbers with an "
-            f"interval and {result.plain} numbers and words without.",
+            f"{result.name_a} and {result.name_b} are identical: {result.matched} results, {result.compared} numbers with an "
+            f"interval and {result.plain} numbers and text values without.",
         )
     return (
         _matched(result),
@@ -84,8 +90,8 @@ def findings(result: ReportDiff) -> tuple[str, ...]:
 def _matched(result: ReportDiff) -> str:
     if not result.matched:
         return (
-            f"{result.name_a} and {result.name_b} have no result in common: of A are {_listed(result.only_a)}; of B are "
-            f"{_listed(result.only_b)}. Networks of other names are matched with --same A=B."
+            f"{result.name_a} and {result.name_b} have no result in common: only in A: {_listed(result.only_a)}; only in B: "
+            f"{_listed(result.only_b)}. Match networks with different names with --same A=B."
         )
     missing = [f" Only in {letter}: {_listed(names)}." for letter, names in (("A", result.only_a), ("B", result.only_b)) if names]
     names = [name if name == letter else f"{name} ({letter})" for name, letter in ((result.name_a, "A"), (result.name_b, "B"))]
@@ -100,26 +106,27 @@ def _listed(names: Sequence[str]) -> str:
 
 def _with_intervals(result: ReportDiff) -> str:
     if not result.compared:
-        return "No number has an interval in both."
+        return "No number has an interval in both reports."
     differing, moved = len(result.values), int(result.moved.sum())
     if not differing:
-        return f"All {result.compared} numbers with an interval are the same."
+        return f"All {result.compared} numbers with an interval are identical."
     surviving = int((result.q_value < _LEVEL).sum())
     return (
-        f"Of {result.compared} numbers with an interval {result.compared - differing} are the same, {differing - moved} differ "
-        f"within their intervals, and {moved} moved beyond them; of {differing} numbers that differ about {result.expected:.1f} "
-        f"would by chance. {surviving} of those that moved {'is' if surviving == 1 else 'are'} left when false discoveries are "
-        f"held to 5 % (Benjamini and Hochberg)."
+        f"Of {result.compared} numbers with an interval, {result.compared - differing} are identical, {differing - moved} differ "
+        f"within their intervals, and {moved} changed beyond them; of {differing} numbers that differ, about "
+        f"{result.expected:.1f} "
+        f"would by chance. {surviving} of those that changed {'remains' if surviving == 1 else 'remain'} significant at a false "
+        f"discovery rate of 5 % (Benjamini and Hochberg)."
     )
 
 
 def _largest(result: ReportDiff) -> list[str]:
-    """The number that moved most."""
+    """The number with the largest change."""
     frame = result.to_frame()
     if not len(frame) or not frame["moved"].iloc[0] or not frame["q"].iloc[0] < _LEVEL:
         return []
     row = frame.iloc[0]
-    return [f"Most of all moved {number_text(row)}, q = {row['q']:.2g}."]
+    return [f"Largest change: {number_text(row)}, q = {row['q']:.2g}."]
 
 
 def number_text(row: pd.Series) -> str:
@@ -138,12 +145,12 @@ def change_text(change: Change) -> str:
 
 def _without(result: ReportDiff) -> str:
     if not result.plain:
-        return "There is nothing without an interval to compare."
+        return "There are no values without an interval to compare."
     if not result.changes:
-        return f"All {result.plain} numbers and words without an interval are the same."
+        return f"All {result.plain} numbers and text values without an interval are identical."
     differing = sum(c.differing for c in result.changes)
     kinds = list(dict.fromkeys(c.result for c in result.changes))
     return (
-        f"Of {result.plain} numbers and words without an interval {differing} differ, in {len(result.changes)} columns: "
-        f"{_listed(kinds)}. Nothing says how far these would move by chance."
+        f"Of {result.plain} numbers and text values without an interval, {differing} differ, in {len(result.changes)} columns: "
+        f"{_listed(kinds)}. Their variation by chance is unknown."
     )

@@ -26,15 +26,16 @@ def _overview(result: Narrative) -> Section:
     frame = result.to_frame()
     frame = frame[frame["kind"] != ""].drop(columns=["sentence"])
     formats = dict.fromkeys(("value", "low", "high", "null"), "{:.3g}")
-    table = Table("The numbers that the sentences rest on.", frame, formats, folded=True)
+    table = Table("Numbers underlying the findings.", frame, formats, folded=True)
     picture = Picture(
         depth_courses(result.courses),
-        "How the networks change with depth, by architecture: similarity of the first pair of each two architectures, accuracy "
-        "of a linear probe, how clearly the median channel tells one class from the others, and the distance that layers read "
-        "over by their weights.",
-        "Solid lines are trained networks, dotted lines with open markers their untrained twins, dashed grey lines the null; "
-        "bands are 95 % intervals. Networks of one architecture have one colour and other markers.",
-        "Line plots of similarity, probe accuracy, selectivity of channels and reading distance against relative depth",
+        "Depth curves by architecture: similarity of the first pair of networks of each two architectures, linear probe "
+        "accuracy, "
+        "class selectivity (AUROC) of the median channel, and mean mixing distance computed from the weights.",
+        "Solid lines: trained networks; dotted lines with open markers: untrained baselines; dashed grey lines: null; bands: "
+        "95 % "
+        "intervals. Networks of one architecture share a colour and differ in markers.",
+        "Line plots of similarity, probe accuracy, channel selectivity and mean mixing distance against relative depth",
         name="learned-features",
     )
-    return Section("finding-courses", "How networks change with depth", (), (picture, table))
+    return Section("finding-courses", "Depth curves", (), (picture, table))

@@ -18,9 +18,9 @@ from mixer_probe.report.sections_narrative import narrative_sections
 
 
 def skipped_section(results: Sequence[Skipped]) -> list[Section]:
-    """What was asked for and could not be done."""
+    """Analyses that were requested and could not be run."""
     sentences = tuple(f"{r.step}: {r.reason}" for r in results)
-    return [Section("skipped", "What was left out", sentences)]
+    return [Section("skipped", "Skipped analyses", sentences)]
 
 
 def all_views() -> dict[type[Any], View]:

@@ -185,7 +185,7 @@ def _check(seeds: Sequence[int], rate: float | None) -> None:
     if not len({check_seed(seed, MeasureError) for seed in seeds}) == len(seeds) > 0:
         raise MeasureError(f"seeds are one or several different whole numbers, not {seeds}")
     if rate is not None and not rate > 0:
-        raise MeasureError(f"rate is above 0, not {rate}")
+        raise MeasureError(f"rate must be above 0, not {rate}")
 
 
 def _settings(methods: Sequence[str], robustness: Robustness | None, rate: float | None) -> dict[str, Any]:
@@ -317,11 +317,12 @@ def _warn(result: FeatureVisualization, alive: np.ndarray) -> None:
     dead = [result.label(int(u)) for u in np.flatnonzero(~alive.all((1, 2)))]
     if not dead:
         return
-    lost = f"{int((~alive).sum())} of {alive.size} pictures"
+    lost = f"{int((~alive).sum())} of {alive.size} images"
     names = ", ".join(dead[:5]) + (", ..." if len(dead) > 5 else "")
     warnings.warn(
-        f"{names} of '{result.layer.name}' of {result.model.name}: no pixel moves the {result.objective} ({lost}); these are NaN "
-        "(a unit may be dead, behind weights that are all zero, or shut by a ReLU that more steps may open)",
+        f"{names} of '{result.layer.name}' of {result.model.name}: no pixel affects the {result.objective} ({lost}); these "
+        "are NaN "
+        "(the unit may be dead, follow weights that are all zero, or be inactive behind a ReLU that more steps may activate)",
         UndefinedVisualizationWarning,
         stacklevel=4,
     )

@@ -63,7 +63,7 @@ def feature_pictures(results: Sequence[FeatureVisualization], *, faded: bool = T
         _real(figure, grid, i, sum(groups[:-1]) + len(methods), row)
         _side_name(figure, grid, i, row)
     _headers(figure, grid, [*(_LABELS[m] for m in methods), "strongest real images"], groups)
-    note = "under each: activation (× of the strongest real image, both above the median real image)"
+    note = "below each: activation (relative to the strongest real image, both above the median real image)"
     figure.text(0.5, 0.02, note, ha="center", va="bottom", fontsize=8, color=GREY)
     return figure
 

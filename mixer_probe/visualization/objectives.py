@@ -100,7 +100,7 @@ def make_objective(
     place = _place(layer, kind, position, channel)
     if over is not None and place is not None:
         one = "position" if channel is None else "channel"
-        raise MeasureError(f"over='{over}' reads the whole map and {one}= a single place of it; give one of the two")
+        raise MeasureError(f"over='{over}' uses the whole map and {one}= a single element of it; give one of the two")
     if direction is not None:
         directions = _directions(layer, direction)
         return Objective(layer, kind, np.arange(len(directions)), over or "mean", place, directions)
@@ -120,7 +120,7 @@ def _units(layer: Layer, kind: Kind, units: int | Sequence[int] | None) -> np.nd
     count = layer.positions if kind == "hidden unit" else layer.channels
     chosen = np.atleast_1d(np.asarray(units))
     if not len(chosen) or chosen.dtype.kind not in "iu" or chosen.ndim > 1 or len(np.unique(chosen)) < len(chosen):
-        raise MeasureError(f"units are one number or several different ones, not {units}")
+        raise MeasureError(f"units must be one number or several distinct ones, not {units}")
     outside = chosen[(chosen < 0) | (chosen >= count)]
     if len(outside):
         plural = "classes" if kind == "class" else f"{kind}s"
@@ -132,10 +132,10 @@ def _directions(layer: Layer, direction: np.ndarray | Tensor | Sequence[float]) 
     raw = direction.detach().cpu().numpy() if isinstance(direction, Tensor) else np.asarray(direction, dtype=np.float64)
     rows = torch.from_numpy(np.atleast_2d(raw).astype(np.float64))
     if rows.ndim != 2 or rows.shape[1] != layer.channels or not len(rows):
-        raise MeasureError(f"a direction in '{layer.name}' has {layer.channels} numbers, one a channel, not {raw.shape}")
+        raise MeasureError(f"a direction in '{layer.name}' has {layer.channels} numbers, one per channel, not {raw.shape}")
     length: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     if not bool((torch.isfinite(length) & (length > 0)).all()):
-        raise MeasureError("a direction has finite numbers of which one is not 0")
+        raise MeasureError("a direction needs finite numbers that are not all 0")
     return rows / length
 
 

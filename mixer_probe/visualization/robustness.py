@@ -36,11 +36,11 @@ class Robustness:
     def __post_init__(self) -> None:
         low, high = self.window
         if not 0 < low <= high or (self.inside and high > 1):
-            raise MeasureError(f"window is a range of shares above 0 (and at most 1 with inside=True), not {self.window}")
+            raise MeasureError(f"window is a range of fractions above 0 (and at most 1 with inside=True), not {self.window}")
         if not 0 <= self.shift < 1 or self.noise < 0 or not 0 <= self.rotation <= 180:
-            raise MeasureError("shift is a share from 0 to 1, rotation an angle from 0 to 180 degrees, noise 0 or more")
+            raise MeasureError("shift is a fraction from 0 to 1, rotation an angle from 0 to 180 degrees, noise 0 or more")
         if self.views < 1:
-            raise MeasureError(f"views is 1 or more, not {self.views}")
+            raise MeasureError(f"views must be 1 or more, not {self.views}")
 
     def draw(self, generator: Generator, size: tuple[int, int]) -> Placement:
         """`views` random placements."""

@@ -1,4 +1,4 @@
-"""What optimised images say about units, and how far beyond real images they are."""
+"""The report on feature visualizations: optimised images beside the real images that activate a unit most."""
 
 from __future__ import annotations
 
@@ -18,37 +18,38 @@ _MOST_ROWS = 8
 
 
 def visualization_section(results: Sequence[FeatureVisualization]) -> list[Section]:
-    """What excites single units."""
+    """Feature visualization of single units."""
     frame = pd.concat([r.to_frame() for r in results], ignore_index=True)
     formats = {"depth": "{:.2f}", **dict.fromkeys(("activation", "strongest_real", "relative"), "{:.3g}"), "percentile": "{:.1f}"}
     kinds = [c for c in ("channel", "hidden_unit", "class", "direction") if c in frame]
     # A unit of one kind has no number of another.
     frame[kinds] = frame[kinds].astype("Int64").astype(str).replace("<NA>", "")
-    table = Table("Every picture.", frame, formats, folded=True)
+    table = Table("Every optimised image.", frame, formats, folded=True)
     sentences = tuple(_sentence(r) for r in results)
     warnings = (*untrained_warning(r.model for r in results), *_dead(results))
-    return [Section("visualization", "What excites single units", sentences, (*_pictures(results), table), warnings)]
+    return [Section("visualization", "Feature visualization", sentences, (*_pictures(results), table), warnings)]
 
 
 def _pictures(results: Sequence[FeatureVisualization]) -> list[Picture]:
     units = sum(len(r.units) for r in results)
-    rest = f" The first {_MOST_ROWS} of {units} units are drawn." if units > _MOST_ROWS else ""
+    rest = f" The first {_MOST_ROWS} of {units} units are shown." if units > _MOST_ROWS else ""
     pictures = Picture(
         feature_pictures(results, limit=_MOST_ROWS),
-        "Images made by gradient ascent to excite a unit, from several seeds, beside the strongest of "
-        f"{join(dict.fromkeys(images_text(r.images) for r in results))}.{rest}",
+        "Images optimised by gradient ascent to activate a unit, from several seeds, beside the real images with the highest "
+        f"activation among {join(dict.fromkeys(images_text(r.images) for r in results))}.{rest}",
         "Fourier: free Fourier coefficients under random shifts, zooms and rotations (Olah et al. 2017). MACO: the average "
-        "spectrum of the real images with free phases, under crops and noise (Fel et al. 2023); pixels are paler the less the "
-        "unit depended on them. Trust what all seeds and the real images share: an optimised image shows what suffices to excite "
-        "a unit, not what the unit is for, and activations beyond 1× are ones that none of these real images reaches.",
-        "Optimised images of units beside the real images that excite them most",
+        "amplitude spectrum of the real images with free phases, under crops and noise (Fel et al. 2023); paler pixels "
+        "influenced the "
+        "unit less. Rely on features that all seeds and the real images share: an optimised image shows what is sufficient to "
+        "activate a unit, not its function. Activations above 1× are reached by none of these real images.",
+        "Optimised images of units beside the real images with the highest activation",
         vector=False,
         name="feature-visualization",
     )
     ascent = Picture(
         feature_ascent(results, limit=_MOST_ROWS),
-        "The objective during the ascent, averaged over transformed views; a line a seed.",
-        "Lines still rising at the end ask for more steps; seeds that end at different heights found different images.",
+        "Objective during gradient ascent, averaged over transformed views; one line per seed.",
+        "Curves that still rise at the end need more steps; seeds with different final values converged to different images.",
         "Line plots of the activation of units during gradient ascent",
         name="feature-ascent",
     )
@@ -67,13 +68,13 @@ def _sentence(result: FeatureVisualization) -> str:
 def _method_text(result: FeatureVisualization, m: int) -> str:
     stronger = int(result.stronger[:, m].sum())
     relative = result.relative[:, m][np.isfinite(result.relative[:, m])]
-    typical = f", {np.median(relative):.2g} times the strongest in the median" if len(relative) else ""
+    typical = f", median {np.median(relative):.2g} times the strongest real image" if len(relative) else ""
     of = f"{stronger} of {len(result.units)} units" if len(result.units) > 1 else ("the unit" if stronger else "no unit")
-    return f"{_NAMES[result.methods[m]]} excites {of} more than every real image does{typical}"
+    return f"{_NAMES[result.methods[m]]} activates {of} more strongly than every real image{typical}"
 
 
 def _dead(results: Sequence[FeatureVisualization]) -> tuple[str, ...]:
-    """The units that nothing excites."""
+    """The units that no input activates."""
     names = [
         f"{r.label(int(u))} of {r.layer.name} of {name_of(r.model)}"
         for r in results
@@ -81,4 +82,4 @@ def _dead(results: Sequence[FeatureVisualization]) -> tuple[str, ...]:
     ]
     if not names:
         return ()
-    return (f"No pixel moves {join(names)} in some or all seeds, so there is no picture of what excites it.",)
+    return (f"No pixel affects {join(names)} in some or all seeds, so there is no optimised image.",)

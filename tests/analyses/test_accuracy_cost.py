@@ -29,7 +29,7 @@ def test_smoke(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     assert {"accuracy-cost", "cost-growth", "cost-macs"} <= pictures(out)
     tables = {p.name for p in out.glob("*.csv")}
     assert {"cost.csv", "growth-of-cost.csv", "accuracy-and-cost.csv", "table-1-of-the-mixer-paper.csv"} <= tables
-    assert "7 have the parameters that Table 1 prints" in said
+    assert "7 match the parameter counts in Table 1" in said
     assert "n = 50, chance 10.0 %" in said
     assert "207,171,168 parameters" in said
     results = mp.load_results(out / "results.json")

@@ -40,9 +40,9 @@ def test_what_was_seen_can_be_ticked_and_taken_home(open_page: Open) -> None:
     assert [box.label.replace("\\", "") for box in page.checkbox] == [f"card of {VIT}", f"card of {CNN}"]
     assert not page.header
     next(button for button in page.button if button.label == "Make the report").click().run()
-    assert [header.value for header in page.header] == ["The networks"]
+    assert [header.value for header in page.header] == ["Networks"]
     # It is kept: another visit shows it at once.
-    assert [header.value for header in page.run().header] == ["The networks"]
+    assert [header.value for header in page.run().header] == ["Networks"]
     script = page.code[0].value
     assert f"mp.models.describe(models[{VIT!r}])" in script
     page.checkbox[0].uncheck().run()
@@ -109,7 +109,7 @@ def test_results_are_read_and_given_back_as_html(open_page: Open, study: list[Re
     assert not page.exception
     assert not page.error
     headers = [header.value for header in page.header]
-    assert headers[0] == "The networks"
+    assert headers[0] == "Networks"
     assert "Token\\-mixing units" in headers
     content_of = [item for section in make_sections(study) for item in section.content]
     images = [image for image in page.get("image") if image.captions[0]]
@@ -127,7 +127,7 @@ def test_a_report_below_the_folders_is_opened(
     page.selectbox(key="results file").set_value(f"{tmp_path.name}/results.json").run()
     offers.offers.clear()
     assert not page.error
-    assert page.header[0].value == "The networks"
+    assert page.header[0].value == "Networks"
 
 
 DAMAGED = {

@@ -38,7 +38,7 @@ def test_pooling_is_exact_for_grids_that_do_not_divide_the_image() -> None:
     for k in range(12):
         np.testing.assert_allclose(pooled.reshape(2, -1)[:, k], maps[:, where == k].sum(1))
     assert edges(10, 4).tolist() == [0, 3, 5, 8]
-    with pytest.raises(MeasureError, match="between 1 and 7 cells"):
+    with pytest.raises(MeasureError, match="8 cells per side do not fit 7 pixels"):
         at.pool(maps, (4, 8))
 
 

@@ -340,7 +340,7 @@ def test_a_full_disk_keeps_what_was_written(model: Model, tmp_path: Path, monkey
     with monkeypatch.context() as patched:
         # Ids, labels, then four arrays a chunk: two blocks and their prefix tokens.
         patched.setattr(zarr.Array, "__setitem__", _full_after(2 + 3 * 4 + 1))
-        with pytest.raises(StoreError, match=r"No space left on device.*12 of 23 images are safe: make room") as caught:
+        with pytest.raises(StoreError, match=r"No space left on device.*12 of 23 images are safe: free disk space") as caught:
             extract(model, source, "blocks", reduce="none", batch_size=4, out=tmp_path / "run")
     assert isinstance(caught.value.__cause__, OSError)
     with pytest.raises(StoreError, match=r"unfinished \(12 of 23 images\)"):

@@ -180,7 +180,7 @@ def test_a_file_system_of_4_kilobytes_loses_nothing(model: Model, tmp_path: Path
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
             signal.signal(signal.SIGXFSZ, handled)
-        assert "make room" not in str(caught.value)
+        assert "free disk space" not in str(caught.value)
     found = extract(model, Source(5), "all", reduce="none", out=out)
     assert numbers(found) == numbers(extract(model, Source(5), "all", reduce="none"))
     assert [f.name for f in tmp_path.iterdir()] == ["run"]

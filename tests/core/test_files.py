@@ -92,7 +92,7 @@ def test_what_the_system_refuses_is_told_in_its_words_and_leaves_the_old_files(
         patch.setattr(os, "fsync", refuse)
         with pytest.raises(StoreError, match=REFUSED[number]) as caught:
             WRITERS[name](tmp_path)
-    assert ("make room" in str(caught.value)) == (name == "steps" and number in (errno.ENOSPC, errno.EDQUOT))
+    assert ("free disk space" in str(caught.value)) == (name == "steps" and number in (errno.ENOSPC, errno.EDQUOT))
     assert {f: f.read_bytes() for f in written(tmp_path)} == before
 
 

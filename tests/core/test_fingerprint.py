@@ -123,11 +123,11 @@ def test_the_same_images_are_told_by_content(tmp_path: Path) -> None:
     one = mp.load_images(folder(tmp_path / "one"))
     check_same_images(one, mp.load_images(folder(tmp_path / "copy", names="xyz")))
     check_same_images(one, distort(one, LowPass(0.1)))
-    with pytest.raises(MeasureError, match=r"^different images: 6 of 6 pictures differ.* two pictures called 'cat/a.png'"):
+    with pytest.raises(MeasureError, match=r"^different images: 6 of 6 images differ.* two images named 'cat/a.png'"):
         check_same_images(one, mp.load_images(folder(tmp_path / "other", seed=1)))
-    with pytest.raises(MeasureError, match=r"^the same images in another order: 2 of 6 pictures differ"):
+    with pytest.raises(MeasureError, match=r"^the same images in a different order: 2 of 6 images differ"):
         check_same_images(one, one.subset([1, 0, *range(2, N)]))
-    with pytest.raises(MeasureError, match="6 images against 4, 2 are on one side only"):
+    with pytest.raises(MeasureError, match="6 images against 4, of which 2 are in only one set"):
         check_same_images(one, one.subset(range(4)))
 
 

@@ -36,10 +36,15 @@ def test_the_frontier_of_planted_networks() -> None:
     assert found.beaten[0].tolist() == [[False, False, True]] * 3 + [[False, False, False]]
     (said,) = accuracy_cost_sentences(found)
     assert "n = 100, chance 10.0 %" in said
-    assert "most accurate is net-b with 90.0 % [85.0 %, 95.0 %]" in said
-    assert "By parameters, MACs an image and peak activation bytes an image, net-a and net-b are on the frontier, and" in said
-    assert "and net-c is beaten beyond both intervals." in said
-    assert "By seconds an image, net-a and net-b are on the frontier, and none is beaten beyond both intervals." in said
+    assert "net-b is the most accurate, 90.0 % [85.0 %, 95.0 %]" in said
+    assert (
+        "By parameters, MACs per image and peak activation bytes per image, net-a and net-b are on the Pareto frontier, and"
+        in said
+    )
+    assert "and net-c is dominated beyond both intervals." in said
+    assert (
+        "By seconds per image, net-a and net-b are on the Pareto frontier, and none is dominated beyond both intervals." in said
+    )
 
 
 def test_parts_are_told_of_which_there_are() -> None:

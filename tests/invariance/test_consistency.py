@@ -119,7 +119,7 @@ def test_the_interval_has_the_width_of_kappas_standard_error() -> None:
 
 def test_networks_without_errors_have_no_kappa() -> None:
     some = np.arange(40) < 30
-    with pytest.warns(UndefinedInvarianceWarning, match="NaN, the first on plain images"):
+    with pytest.warns(UndefinedInvarianceWarning, match="NaN, the first on undistorted images"):
         found = error_consistency(made(np.ones(40, bool), np.ones(40, bool), some))
     assert np.isnan(found.kappa[0, :2, :2]).all()
     assert found.kappa[0, 0, 2] == 0

@@ -46,18 +46,20 @@ def sentences(*results: Any) -> str:
 def test_a_network_that_ignores_position_is_said_to_lose_nothing() -> None:
     images = colours(60)
     said = sentences(distortion_accuracy(bag_of_pixels(images), images, (PatchShuffle(2), Shift(2, 2))))
-    assert "bag-of-pixels is right on 100.0 % [98.4 %, 100.0 %] of the plain images (n = 240, chance 25.0 %)" in said
+    assert "bag-of-pixels has an accuracy of 100.0 % [98.4 %, 100.0 %] on undistorted images (n = 240, chance 25.0 %)" in said
     # 1.96^2 / (240 + 1.96^2) = 1.6 %.
-    assert "Under anything it loses nothing that could be told from zero (at most 0.0 points [-1.6, 1.6])." in said
-    assert "loses most" not in said
+    assert "The drop under any distortion is not significantly different from zero (at most 0.0 points [-1.6, 1.6])." in said
+    assert "largest drop" not in said
 
 
 def test_a_network_that_reads_position_is_said_to_lose_what_it_loses() -> None:
     images = quadrants(60)
     said = sentences(distortion_accuracy(position_reader(images), images, (Shift(8, 8), LowPass(8.0))))
-    assert "It loses most under cyclic shift, 8 px down and 8 right: 100.0 points" in said
-    assert "leaves -33.3 % [-35.4 %, -31.2 %] of its margin over chance" in said
-    assert "Not distinguishable from chance from cyclic shift, 8 px down and 8 right on." in said
+    assert "The largest drop is 100.0 points" in said
+    assert (
+        "under cyclic shift, 8 px down and 8 right; -33.3 % [-35.4 %, -31.2 %] of the accuracy above chance is retained" in said
+    )
+    assert "Accuracy is not distinguishable from chance at and beyond cyclic shift, 8 px down and 8 right." in said
 
 
 def test_a_network_that_cannot_read_the_class_is_said_to_be_at_chance() -> None:
@@ -65,8 +67,8 @@ def test_a_network_that_cannot_read_the_class_is_said_to_be_at_chance() -> None:
     model = position_reader(quadrants(5))
     blind = answers_right(np.arange(100)[None].repeat(5, 0) % 10 == 3, DISTORTIONS, name="blind")
     said = sentences(blind)
-    assert "which is not above chance: there is no accuracy that a distortion could take." in said
-    assert "loses most" not in said
+    assert "which is not above chance, so no drop can be measured." in said
+    assert "largest drop" not in said
     with pytest.raises(MeasureError, match=r"none of the classes of .* \('airplane', .* is among the 4 of position-reader"):
         distortion_accuracy(model, images)
 
@@ -75,16 +77,16 @@ def test_two_identical_networks_are_said_to_fail_together() -> None:
     right = np.stack([np.arange(200) % 4 > 0] * 5)
     results = [answers_right(right, DISTORTIONS, name=name, family=name) for name in ("one", "two")]
     said = sentences(error_consistency(results), compare_architectures(results))
-    assert "On plain images one and two: kappa 1.00 [0.96, 1.00], of at most 1.00 (n = 200; independent errors: -0." in said
-    assert said.count("cannot be told from zero") == 3
-    assert "Pairs of one family" not in said
+    assert "On undistorted images, one and two: kappa 1.00 [0.96, 1.00], maximum 1.00 (n = 200; independent errors: -0." in said
+    assert said.count("is not significant") == 3
+    assert "Pairs within a family" not in said
 
 
 def test_perfect_networks_have_no_errors_to_compare() -> None:
     right = np.ones((1, 50), bool)
     with pytest.warns(UndefinedInvarianceWarning):
         found = error_consistency([answers_right(right, name="one"), answers_right(right, name="two")])
-    assert "No two networks have errors to compare" in sentences(found)
+    assert "Error consistency is undefined for every pair" in sentences(found)
 
 
 def test_families_that_lose_differently_are_ranked_with_the_gap() -> None:
@@ -97,10 +99,13 @@ def test_families_that_lose_differently_are_ranked_with_the_gap() -> None:
         for name, s in shares.items()
     ]
     said = sentences(compare_architectures(results))
-    assert said.startswith("Patches shuffled (4×4): of the accuracy above chance ViT 81.2 %")
-    assert "Mixer loses more than ViT in every network, by 62.5 points [" in said
+    assert said.startswith("Patches shuffled (4×4), retained fraction of the accuracy above chance: ViT 81.2 %")
+    assert "Mixer retains less than ViT in every pair of networks, by 62.5 points [" in said
     same_family = sentences(error_consistency(results))
-    assert "Pairs of one family have kappas of 1.00, pairs of two families 1.00: family alone does not decide" in same_family
+    assert (
+        "Pairs within a family have kappas of 1.00, pairs between families 1.00: the family alone does not determine"
+        in same_family
+    )
 
 
 def test_rows_that_tell_are_those_above_chance() -> None:

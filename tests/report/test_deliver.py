@@ -53,7 +53,7 @@ def test_the_same_results_give_the_same_files(tmp_path: Path) -> None:
 
 def test_no_place_and_no_result_are_errors(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(StoreError, match="cannot make the folder"):
+    with pytest.raises(StoreError, match="cannot create the folder"):
         deliver([Skipped("a", "b")], tmp_path / "file", "T")
     with pytest.raises(StoreError, match="no result to report"):
         deliver([], tmp_path / "out", "T")

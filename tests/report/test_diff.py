@@ -169,7 +169,7 @@ def test_equal_reports_hold_the_same(tmp_path: Path) -> None:
     assert found.same
     assert (found.matched, found.compared, found.values.shape) == (3, 3, (0, 6))
     assert findings(found) == (
-        f"{tmp_path}/a and {tmp_path}/b/results.json hold the same: 3 results, 3 numbers with an interval and 10 numbers and "
+        f"{tmp_path}/a and {tmp_path}/b/results.json are identical: 3 results, 3 numbers with an interval and 10 numbers and "
         "words without.",
     )
     assert found.expected == 0
@@ -186,14 +186,14 @@ def test_a_planted_move_is_found_and_small_steps_are_not() -> None:
     assert frame["difference"].to_numpy() == pytest.approx([0.15, -0.14, 0.1])
     assert (found.compared, found.expected) == (4, pytest.approx(0.15))
     sentences = " ".join(findings(found))
-    assert "Of 4 numbers with an interval 1 are the same, 2 differ within their intervals, and 1 moved beyond them" in sentences
-    assert "of 3 numbers that differ about 0.2 would by chance" in sentences
-    # One of three numbers moves so far by chance in 11 % of cases; a step of 0.25 in less than 0.2 %.
-    assert "Most of all moved" not in sentences
-    far = " ".join(findings(compare_reports([a], [measured([0.1, 0.2, 0.3 + 0.25, 0.4 - 0.14])])))
-    moved = (
-        "Most of all moved score of Measured of a, x (blocks.2): 0.3 [0.2, 0.4] -> 0.55 [0.45, 0.65], p = 0.00053, q = 0.0011."
+    assert (
+        "Of 4 numbers with an interval, 1 are identical, 2 differ within their intervals, and 1 changed beyond them" in sentences
     )
+    assert "of 3 numbers that differ, about 0.2 would by chance" in sentences
+    # One of three numbers moves so far by chance in 11 % of cases; a step of 0.25 in less than 0.2 %.
+    assert "Largest change" not in sentences
+    far = " ".join(findings(compare_reports([a], [measured([0.1, 0.2, 0.3 + 0.25, 0.4 - 0.14])])))
+    moved = "Largest change: score of Measured of a, x (blocks.2): 0.3 [0.2, 0.4] -> 0.55 [0.45, 0.65], p = 0.00053, q = 0.0011."
     assert moved in far
 
 
@@ -204,7 +204,7 @@ def test_false_discoveries_are_counted_by_benjamini_and_hochberg() -> None:
     found = compare_reports([measured(np.zeros(4))], [measured(steps)])
     np.testing.assert_allclose(found.p_value, p)
     np.testing.assert_allclose(found.q_value, [0.004, 0.04, 0.16 / 3, 0.8])
-    assert "2 of those that moved are left when false discoveries are held to 5 %" in " ".join(findings(found))
+    assert "2 of those that changed remain significant at a false discovery rate of 5 %" in " ".join(findings(found))
 
 
 def test_numbers_and_words_without_an_interval_are_listed_apart() -> None:
@@ -364,7 +364,7 @@ def test_the_comparison_is_a_result_with_a_section(tmp_path: Path) -> None:
     ("content", "sentence"),
     [
         (None, "cannot read results from .*: No such file"),
-        ("{", "is not a results file: it is no valid JSON"),
+        ("{", "is not a results file: it is not valid JSON"),
         ('{"a": 1}', "is not a results file of this version"),
         ('{"format": "mixer-probe results 0"}', r"\(expected format 'mixer-probe results 2', found 'mixer-probe results 0'\)"),
     ],

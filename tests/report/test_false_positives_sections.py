@@ -171,12 +171,12 @@ def costs(rng: Random, planted: bool, networks: int = 8) -> str:
 
 
 def most_accurate(rng: Random, planted: bool) -> bool:
-    return "most accurate is" in costs(rng, planted)
+    return "is the most accurate" in costs(rng, planted)
 
 
 def beaten(rng: Random, planted: bool) -> bool:
     text = costs(rng, planted)
-    return text.count("none is beaten") != text.count("By ")
+    return text.count("none is dominated") != text.count("By ")
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def networks(rng: Random, shares: np.ndarray, n: int = 100) -> list[Any]:
 def architectures(rng: Random, planted: bool) -> bool:
     shares = np.tile([0.9, 0.5], (6, 1))
     shares[:2, 1] = 0.15 if planted else 0.5
-    return "loses more than" in _kind_sentence(compare_architectures(networks(rng, shares)), 0)
+    return "retains less than" in _kind_sentence(compare_architectures(networks(rng, shares)), 0)
 
 
 def fails_together(rng: Random, planted: bool) -> bool:
@@ -269,7 +269,7 @@ def fails_together(rng: Random, planted: bool) -> bool:
     if planted:
         made[1] = replace(made[0], model=replace(made[0].model, name="copy"))
     text = " ".join(_consistency_sentences(error_consistency(made)))
-    return "fail together most" in text or "Least alike" in text
+    return "have the most consistent errors" in text or "least consistent errors" in text
 
 
 def kinship(rng: Random, planted: bool) -> bool:
@@ -387,7 +387,7 @@ def moved(rng: Random, planted: bool) -> bool:
     names = tuple(map(str, range(60)))
     found = ReportDiff("A", "B", 1, (), (), (), names, names, ("score",) * 60, values, 60, 0, ())
     text = " ".join(difference_sentences(found))
-    return "Most of all moved" in text or " 0 of those that moved are left" not in text.replace(". 0 of", ".  0 of")
+    return "Largest change" in text or " 0 of those that changed remain" not in text.replace(". 0 of", ".  0 of")
 
 
 ROWS: dict[Callable[[Random, bool], bool], int] = {

@@ -117,7 +117,7 @@ def test_trained_pairs_are_compared_with_their_twins() -> None:
     assert same.verdict == "none"
     assert "no difference beyond the intervals at any of 3 depths" in same.sentence
     alone = told([similar(a, b)], "similarity")[1]
-    assert alone.sentence == "Twins of one and two: left out, the results hold no CKA of their untrained twins"
+    assert alone.sentence == "Twins of one and two: not available, the results hold no CKA of their untrained twins"
 
 
 def test_distances_and_matrices_without_a_null_are_no_evidence() -> None:
@@ -382,9 +382,9 @@ def test_missing_pieces_are_left_out_with_their_reason() -> None:
     assert {f.verdict for f in found.findings} == {"missing"}
     assert {f.question for f in found.findings} == set(QUESTIONS)
     texts = " ".join(f.sentence for f in found.findings)
-    assert "Where the class becomes readable: left out, class 'hen' has one image" in texts
-    assert "Class-selective channels: left out, no labels" in texts
-    assert "What untrained twins show: left out, the results hold no untrained twin" in texts
+    assert "Where the class becomes readable: not available, class 'hen' has one image" in texts
+    assert "Class-selective channels: not available, no labels" in texts
+    assert "Untrained baselines: not available, the results contain no untrained baseline" in texts
     assert len(found.to_frame()) == len(found.findings)
     assert not found.courses
 

@@ -67,8 +67,8 @@ def test_a_wrong_mean_and_deviation_warn(cards: list[ModelCard]) -> None:
     assert plain.endswith("n = 50; chance 10.0 %; card 93.1 %")
     assert strange == "classes not matched"
     (told,) = [text for text in section.warnings if "check its input" in text]
-    assert told.startswith("wrong is right on ")
-    assert "below the 93.1 % that its card states" in told or "not above chance" in told
+    assert told.startswith("wrong classifies ")
+    assert "below the 93.1 % that its model card states" in told or "not above chance" in told
     assert cards[1].own.high < cards[0].own.low  # type: ignore[union-attr]
     assert "card" not in untrained
     assert any("none of the classes of" in text and "strange" in text for text in section.paragraphs)
@@ -80,7 +80,7 @@ def test_a_wrong_mean_and_deviation_warn(cards: list[ModelCard]) -> None:
     [
         (10, 0.9, "not above chance (10.0 %)"),
         (14, np.nan, "not above chance (10.0 %)"),
-        (39, 0.92, "below the 92.0 % that its card states for a set"),
+        (39, 0.92, "below the 92.0 % that its model card states for a set"),
         (88, 0.92, ""),
         (39, np.nan, ""),
     ],

@@ -265,7 +265,8 @@ def test_a_full_disk_names_the_step_and_keeps_those_before(
     told = str(caught.value)
     assert told.startswith(f"the step 'channels of vit' cannot be kept (cannot write {parts}/channels-of-vit-")
     assert told.endswith(
-        f": No space left on device): make room and start the same again, which goes on from the 6 finished before, in {parts}"
+        ": No space left on device): free disk space and start the same again, which goes on from the 6 finished before, in "
+        f"{parts}"
     )
     assert len(steps_in(parts)) == len(list(parts.iterdir())) == 6
     assert json.dumps(to_dict(run(tmp_path))) == json.dumps(to_dict(in_one_go))

@@ -175,7 +175,7 @@ def test_nothing_but_bad_layers(make_reps):
 def test_other_images_are_refused(make_reps):
     a, b = make_reps(layers(10, (3,))), make_reps(layers(11, (3,)))
     b.ids = (*b.ids[:7], b.ids[8], b.ids[7], *b.ids[9:])
-    with pytest.raises(MeasureError, match=r"2 of 40 pictures differ.* 7: 'image-7' against 'image-8'"):
+    with pytest.raises(MeasureError, match=r"2 of 40 images differ.* 7: 'image-7' against 'image-8'"):
         compare(a, b)
     with pytest.raises(MeasureError, match="40 images against 30"):
         compare(a, make_reps(layers(12, (3,), n=30)))
@@ -215,7 +215,7 @@ def test_bad_runs(make_reps):
 def test_the_same_images_in_another_order_are_refused_by_their_ids(make_reps):
     a, b = make_reps(layers(10, (3,))), make_reps(layers(11, (3,)))
     b.ids = b.ids[::-1]
-    with pytest.raises(MeasureError, match="the same images in another order: 40 of 40 pictures differ"):
+    with pytest.raises(MeasureError, match="the same images in a different order: 40 of 40 images differ"):
         compare(a, b)
 
 

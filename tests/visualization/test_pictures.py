@@ -68,7 +68,7 @@ def test_the_section_counts_what_it_says(results: list[FeatureVisualization]) ->
     (section,) = make_sections(results)
     assert "root mean square over channels" in section.paragraphs[0]
     stronger = int(results[0].stronger[:, 0].sum())
-    assert f"Fourier excites {stronger} of 2 units more than every real image does" in section.paragraphs[0]
+    assert f"Fourier activates {stronger} of 2 units more strongly than every real image" in section.paragraphs[0]
     assert any("class 2 of fc" in warning for warning in section.warnings)
     assert sum(isinstance(item, Picture) for item in section.content) == 2
     (table,) = [item for item in section.content if isinstance(item, Table)]

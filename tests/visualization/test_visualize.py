@@ -184,7 +184,7 @@ def test_dead_units_have_no_picture(images: mp.Images) -> None:
     norm = model.module.layer1[0].bn1
     with torch.no_grad():
         norm.weight[4], norm.bias[4] = 0.0, -1.0
-    with pytest.warns(UndefinedVisualizationWarning, match=r"channel 4 of 'layer1.0.act1'.*no pixel moves .*2 of 4 pictures"):
+    with pytest.warns(UndefinedVisualizationWarning, match=r"channel 4 of 'layer1.0.act1'.*no pixel affects .*2 of 4 images"):
         found = mp.visualize(model, "layer1.0.act1", [3, 4], images=images, seeds=(0, 1), steps=60)
     assert np.isnan(found.activation[1]).all()
     assert np.isnan(found.trace[1]).all()

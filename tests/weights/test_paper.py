@@ -115,7 +115,7 @@ def test_whose_weights_a_page_shows() -> None:
     result = paper_figures(model)
     assert "random weights, nothing here was learned" in text_of(paper_figure_7([result]))
     section = paper_section([result])[0]
-    assert section.warnings == ("planted is untrained: the weights are random, so nothing shown here about it was learned.",)
+    assert section.warnings == ("planted is untrained: the weights are random, so no result shown here for it was learned.",)
     assert TAGS in section.paragraphs
 
 
