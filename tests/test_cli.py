@@ -256,9 +256,10 @@ def test_probe_writes_pictures_tables_and_says_what_they_show(run: Run, tmp_path
     assert code == 0
     percent = r"\d+\.\d % \[\d+\.\d %, \d+\.\d %\]"
     head = rf"mixer-s0: (best )?after blocks\.\d with {percent}, n = 60"
-    assert re.search(rf"{head}.*Untrained, no layer exceeds {percent}", printed)
-    assert re.search(rf"Raw pixels give {percent}, and chance 10.0 %", printed)
-    assert re.search(rf"{percent} with 1 image a class and {percent} with 5 images a class; untrained {percent}", printed)
+    assert re.search(rf"{head}.*Untrained baseline: at most {percent}", printed)
+    assert re.search(rf"Raw pixels: {percent}; chance: 10.0 %", printed)
+    shots = rf"{percent} with 1 image per class and {percent} with 5 images per class"
+    assert re.search(rf"{shots}; untrained baseline: {percent}", printed)
     names = {file.name for file in out.iterdir()}
     tables = ("linear-probes", "linear-probes-path", "few-shot-probes", "control-tasks", "patch-position")
     assert {"report.html", "results.json", *(f"{name}.csv" for name in tables)} <= names

@@ -287,9 +287,9 @@ def named(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def probe_curves(results: Sequence[ProbeResult]) -> alt.LayerChart:
-    """Accuracy against relative depth: bands are 95 % intervals, dashed lines random weights, the dotted line chance."""
+    """Accuracy against relative depth: bands are 95 % intervals, dashed lines untrained baselines, the dotted line chance."""
     frame = named(pd.concat([r.to_frame() for r in results], ignore_index=True))
-    more = {"n_test": "n test images", "n_train": "n images fitted on"}
+    more = {"n_test": "n test images", "n_train": "n training images"}
     return curves(frame, "accuracy", "test accuracy (%)", level=(results[0].chance, "chance"), more=more)
 
 
@@ -305,15 +305,15 @@ def confusion_cells(frame: pd.DataFrame, order: Sequence[str], chosen: str, pick
         alt.Chart(frame)
         .mark_rect(invalid="filter", cursor="pointer")
         .encode(
-            x=alt.X("predicted:N", sort=[*order], title="answer of the probe", axis=_across()),
+            x=alt.X("predicted:N", sort=[*order], title="predicted class", axis=_across()),
             y=alt.Y("true:N", sort=[*order], title="true class", axis=_up()),
             color=alt.Color("share:Q", scale=scale, legend=legend),
             stroke=alt.when("datum.chosen").then(alt.value(CHOSEN)).otherwise(alt.value(None)),
             strokeWidth=alt.value(1.5),
             tooltip=[
                 alt.Tooltip("true:N", title="true class"),
-                alt.Tooltip("predicted:N", title="answer"),
-                alt.Tooltip("share:Q", title="share of the true class", format=".1%"),
+                alt.Tooltip("predicted:N", title="predicted class"),
+                alt.Tooltip("share:Q", title="fraction of the true class", format=".1%"),
                 alt.Tooltip("images:Q", title="images"),
             ],
         )
@@ -332,7 +332,7 @@ def class_points(frame: pd.DataFrame) -> alt.LayerChart:
         yOffset=alt.YOffset("network:N", sort=[*colour_of(frame["network"])]),
         color=_network_colour(frame),
     )
-    title = "test images of the class that are right (%)"
+    title = "test accuracy (%)"
     spans = base.mark_rule(strokeWidth=1.5).encode(
         x=alt.X("low:Q", title=title, axis=alt.Axis(format=".0%", tickCount=5)), x2="high:Q"
     )
@@ -345,7 +345,7 @@ def class_points(frame: pd.DataFrame) -> alt.LayerChart:
             alt.Tooltip("accuracy:Q", format=".1%"),
             alt.Tooltip("low:Q", title="95 % interval, low", format=".1%"),
             alt.Tooltip("high:Q", title="95 % interval, high", format=".1%"),
-            alt.Tooltip("precision:Q", format=".1%", title="of such answers right"),
+            alt.Tooltip("precision:Q", format=".1%", title="precision"),
             alt.Tooltip("images:Q", title="n test images"),
         ],
     )

@@ -27,7 +27,7 @@ CONTROLS = ("Selectivity", "Random labels", "Description length")
 _MOST_CLASSES, _MOST_PICTURES, _PICTURE = 30, 20, 72
 CONFUSION, PICK, CLASS = "probes-confusion", "row", "probes-class"
 _INTERVAL = "Bands are 95 % Wilson intervals over the test images, "
-_TWINS = "dashed lines the same architecture with random weights, the dotted grey line is chance. "
+_TWINS = "dashed lines are untrained baselines, the dotted grey line is chance. "
 
 
 def of_all(names: Names, make: Callable[[str], R]) -> list[R]:
@@ -66,7 +66,7 @@ def show_neighbours(names: Names, train: Images, test: Images, twin: bool) -> No
     if not results:
         return
     _curves(results, _name("k-NN", names, test))
-    st.subheader("How many neighbours", divider="grey")
+    st.subheader("Accuracy against number of neighbours", divider="grey")
     most = max(len(r.layers) for r in results)
     layer = held.steps(st, "Block, counted from 1", "probes-knn-block", range(1, most + 1), most)
     frame = charts.named(pr.path_frame(results, layer - 1))
@@ -76,8 +76,9 @@ def show_neighbours(names: Names, train: Images, test: Images, twin: bool) -> No
     )
     show.chart(drawn, _name("k", names, test), frame)
     st.caption(
-        "The nearest training images by cosine vote for the class, near ones more. The number of neighbours of the curves above "
-        "is chosen for every block by leaving out training images; networks with fewer blocks stay at their last."
+        "The nearest training images by cosine similarity vote for the class, weighted by similarity. For the curves above, the "
+        "number of neighbours is selected per block by leave-one-out accuracy on the training images; networks with fewer blocks "
+        "stay at their last."
     )
 
 
@@ -85,22 +86,22 @@ def _curves(results: Sequence[ProbeResult], name: str) -> None:
     _told(results)
     show.chart(charts.probe_curves(results), name, pr.frame_of(results))
     first = results[0]
-    chosen = f"; {first.path_name} was chosen for every layer on left-out training images" if first.path_name else ""
+    chosen = f"; {first.path_name} was selected per layer on held-out training images" if first.path_name else ""
     st.caption(
         plain(
-            f"Probes ({first.estimator}) of the {first.reduce} over positions, fitted on {first.n_train} images of "
+            f"Probes ({first.estimator}) of the {first.reduce} over positions, trained on {first.n_train} images of "
             f"{first.classes} classes and tested on {first.n_test} others{chosen}. "
-            f"{_INTERVAL}{_TWINS}Point at a mark for its numbers."
+            f"{_INTERVAL}{_TWINS}Hover over a mark for its values."
         )
     )
-    show.folded_table("The numbers", pr.frame_of(results))
+    show.folded_table("Table", pr.frame_of(results))
 
 
 # -- controls --------------------------------------------------------------------------------------------------------------
 
 
 def show_controls(names: Names, train: Images, test: Images, twin: bool) -> None:
-    """Whether a probe knows or learns."""
+    """Control tasks, random labels and description length."""
     which = held.segments(st, "Control", "probes-control", CONTROLS)
     work = {CONTROLS[0]: _selectivity, CONTROLS[1]: _random_labels, CONTROLS[2]: _description_length}[which]
     work(names, lambda name: pr.subject(name, train, test, twin), _name(which, names, test))
@@ -116,14 +117,13 @@ def _selectivity(names: Names, subject: Subjects, name: str) -> None:
     _told(results)
     frame, first = charts.named(pr.frame_of(results)), results[0]
     bounds = ("selectivity_low", "selectivity_high")
-    drawn = charts.curves(frame, "selectivity", "selectivity (share of images)", bounds=bounds, level=(0, "no selectivity"))
+    drawn = charts.curves(frame, "selectivity", "selectivity (fraction of images)", bounds=bounds, level=(0, "no selectivity"))
     show.chart(drawn, name, frame)
     st.caption(
         plain(
             f"Accuracy on the groups {', '.join(first.groups)} minus that on {len(first.controls)} random groupings of the same "
-            "classes (Hewitt and Liang 2019). A probe that merely tells the classes apart reads any grouping of them: what is "
-            "above 0 is how much easier the network makes the grouping that means something. Bands are 95 % intervals, "
-            "dashed lines random weights."
+            "classes (Hewitt and Liang 2019). A probe that separates all classes can learn any grouping of them, so selectivity "
+            "above 0 is the advantage of the semantic grouping. Bands are 95 % intervals, dashed lines untrained baselines."
         )
     )
     both = charts.named(pr.grouping_frame(results))
@@ -131,9 +131,10 @@ def _selectivity(names: Names, subject: Subjects, name: str) -> None:
     dashes = ("groups", ("semantic", "random"))
     show.chart(charts.curves(both, "accuracy", "test accuracy (%)", dashes=dashes, level=level), f"{name} accuracy", both)
     st.caption(
-        "Accuracy on the groups that mean something, with its interval; dashed on random ones, from the lowest to the highest."
+        "Accuracy on the semantic groups with its 95 % interval; dashed: on random groupings, band from the lowest to the "
+        "highest."
     )
-    show.folded_table("The numbers", frame)
+    show.folded_table("Table", frame)
 
 
 def _random_labels(names: Names, subject: Subjects, name: str) -> None:
@@ -143,13 +144,13 @@ def _random_labels(names: Names, subject: Subjects, name: str) -> None:
     _told(results)
     frame = charts.named(pr.random_frame(results))
     dashes = ("labels", ("found", "expected"))
-    show.chart(charts.curves(frame, "accuracy", "accuracy on shuffled labels (%)", dashes=dashes), name, frame)
+    show.chart(charts.curves(frame, "accuracy", "accuracy on permuted labels (%)", dashes=dashes), name, frame)
     st.caption(
-        "Probes of labels that were shuffled: lines with their 95 % intervals are what was found, dashed lines what shuffled "
-        "labels give on average. A probe above that has seen the test images, or counts wrongly; one layer in twenty is outside "
-        "by chance."
+        "Probes of permuted labels. Solid lines: observed accuracy with 95 % intervals; dashed lines: expected accuracy under "
+        "permuted labels. Accuracy above that indicates leakage of test images or an error of evaluation; one layer in twenty "
+        "lies outside by chance."
     )
-    show.folded_table("The numbers", pr.frame_of(results))
+    show.folded_table("Table", pr.frame_of(results))
 
 
 def _description_length(names: Names, subject: Subjects, name: str) -> None:
@@ -160,22 +161,23 @@ def _description_length(names: Names, subject: Subjects, name: str) -> None:
     frame, first = charts.named(pr.frame_of(results)), results[0]
     title = "compression (uniform code ÷ online code)"
     more = {"bits": "bits", "uniform_bits": "bits of the uniform code"}
-    show.chart(charts.curves(frame, "compression", title, percent=False, level=(1, "tells nothing"), more=more), name, frame)
+    show.chart(charts.curves(frame, "compression", title, percent=False, level=(1, "no compression"), more=more), name, frame)
     st.caption(
         plain(
-            f"How many times shorter the labels of {first.n} images become for one who has the layer (Voita and Titov 2020), at "
-            f"{pr.CODE_LAYERS} layers: labels are sent block by block, each by a probe of those before. 1 tells nothing. Bands "
-            f"are 95 % intervals over {first.bits.shape[1]} orders of the images, dashed lines random weights."
+            f"Compression of the labels of {first.n} images by the online code given a layer (Voita and Titov 2020), for "
+            f"{pr.CODE_LAYERS} layers: labels are encoded block by block, each by a probe trained on the blocks before. 1 means "
+            f"no compression. Bands are 95 % intervals over {first.bits.shape[1]} orders of the images, dashed lines untrained "
+            "baselines."
         )
     )
-    show.folded_table("The numbers", frame)
+    show.folded_table("Table", frame)
 
 
 # -- classes ---------------------------------------------------------------------------------------------------------------
 
 
 def show_classes(names: Names, train: Images, test: Images, twin: bool) -> None:
-    """Which classes are easy, and which are taken for which."""
+    """Accuracy per class and confusions between classes."""
     results = of_all(names, lambda name: (name, *_confused(name, train, test, twin)))
     if not results:
         return
@@ -211,8 +213,8 @@ def _one_confusion(found: ConfusionMatrix, layer: int, name: str) -> str:
     show.chart(drawn, name, frame, key=CONFUSION, on_select=take_class, selection_mode=PICK)
     some = "" if len(order) == len(found.class_names) else f" The {len(order)} classes with most errors are shown."
     st.caption(
-        f"The diagonal is right. A bright cell off it is a class (row) that is often taken for another (column). Click a row, or "
-        f"choose its class, to see it below.{some}"
+        f"Correct predictions lie on the diagonal. A bright cell off the diagonal is a class (row) often predicted as another "
+        f"(column). Click a row, or select its class, for details below.{some}"
     )
     return held.select(st.container(width=320), "Class", CLASS, list(found.class_names), order[0])
 
@@ -225,20 +227,23 @@ def take_class() -> None:
 
 
 def _one_class(results: Sequence[tuple[str, ConfusionMatrix]], name: str) -> None:
-    st.subheader(plain(f"The class {name} by depth"), divider="grey")
+    st.subheader(plain(f"Accuracy on class {name} by depth"), divider="grey")
     frame = charts.named(pd.concat([found.per_class() for _, found in results], ignore_index=True))
     frame = frame[frame["class"] == name].reset_index(drop=True)
-    title = "test images that are right (%)"
+    title = "test accuracy (%)"
     more = {"images": "n test images"}
     show.chart(charts.curves(frame, "accuracy", title, more=more), f"class {name}", frame)
-    st.caption("Share of the test images of this class that a ridge probe gets right after every block, with 95 % intervals.")
+    st.caption("Accuracy of a ridge probe on the test images of this class after each block, with 95 % intervals.")
 
 
 def _mistakes(probe: ProbeResult, layer: int, name: str, test: Images) -> None:
     found = pr.wrong(probe, layer, name)
     total = int((probe.labels == probe.class_labels[list(probe.class_names).index(name)]).sum())
     st.markdown(
-        plain(f"{len(found)} of {total} test images of {name} are wrong after {probe.layers[layer].name}; answers below them.")
+        plain(
+            f"{len(found)} of {total} test images of {name} are misclassified after {probe.layers[layer].name}; captions give "
+            "the predicted class."
+        )
     )
     row = st.container(horizontal=True, gap="small")
     for i, answer in found[:_MOST_PICTURES]:
@@ -252,15 +257,15 @@ def _all_classes(results: Sequence[ConfusionMatrix], layer: int) -> None:
     easy = frame.groupby("class")["accuracy"].mean().sort_values().index
     ends = [*easy[: _MOST_CLASSES // 2], *easy[-(_MOST_CLASSES // 2) :]]
     show.chart(charts.class_points(frame[frame["class"].isin(ends)]), "classes", frame)
-    some = "" if len(easy) <= len(ends) else f" Of {len(easy)} classes the easiest and hardest are shown."
-    st.caption(f"Share of the test images of each class that are right, with 95 % intervals; the easiest class is on top.{some}")
+    some = "" if len(easy) <= len(ends) else f" Of {len(easy)} classes, those with the highest and lowest accuracy are shown."
+    st.caption(f"Test accuracy per class with 95 % intervals; the class with the highest accuracy is on top.{some}")
 
 
 # -- places ----------------------------------------------------------------------------------------------------------------
 
 
 def show_class_by_place(names: Names, train: Images, test: Images, twin: bool) -> None:
-    """Where in the image the class can be read; twins have no part in it."""
+    """Probe accuracy by position; without untrained baselines."""
     results = of_all(names, lambda name: pr.class_by_place(name, train, test))
     if not results:
         return
@@ -274,13 +279,13 @@ def show_class_by_place(names: Names, train: Images, test: Images, twin: bool) -
     first = results[0]
     st.caption(
         plain(
-            f"Accuracy on {first.n_test} test images of a ridge probe at every position of a block, each fitted on "
-            f"{first.n_train} images; chance is {100 * first.chance:.1f} %. All maps have one scale. Even maps say that every "
-            f"position knows of the whole image. Blocks with more than {pr.MOST_POSITIONS} positions are left out, and of the "
-            f"others at most {pr.MOST_MAPS} are shown."
+            f"Accuracy on {first.n_test} test images of a ridge probe at each position of a block, each trained on "
+            f"{first.n_train} images; chance is {100 * first.chance:.1f} %. All maps share one colour scale. A uniform map means "
+            f"that every position carries class information of the whole image. Blocks with more than {pr.MOST_POSITIONS} "
+            f"positions are skipped; of the others at most {pr.MOST_MAPS} are shown."
         )
     )
-    show.folded_table("The numbers", pr.frame_of(results))
+    show.folded_table("Table", pr.frame_of(results))
 
 
 def _scale(values: Sequence[np.ndarray], chance: float) -> tuple[float, float]:
@@ -298,7 +303,7 @@ def _class_map(result: PositionProbe, step: int, scale: tuple[float, float]) -> 
     frame = result.to_frame()
     frame = frame[(frame["layer"] == layer.name) & (frame["place"] == "position")].rename(columns={"accuracy": "value"})
     _map(result, layer.name, frame.reset_index(drop=True), scale, "test accuracy (%)")
-    st.caption(plain(f"The mean over positions reads {100 * result.pooled[i]:.0f} %."))
+    st.caption(plain(f"Mean over positions: accuracy {100 * result.pooled[i]:.0f} %."))
 
 
 def _map(result: Any, layer: str, frame: pd.DataFrame, scale: tuple[float, float], legend: str) -> None:
@@ -307,25 +312,25 @@ def _map(result: Any, layer: str, frame: pd.DataFrame, scale: tuple[float, float
 
 
 def show_position(names: Names, images: Images, twin: bool) -> None:
-    """Whether a token tells where it is; needs no classes."""
+    """Decoding of the position of a patch; needs no classes."""
     results = of_all(names, lambda name: pr.place_of_patch(name, images, twin))
     if not results:
         return
     _told(results)
     frame = charts.named(pr.frame_of(results))
     bounds, title = ("low_distance_px", "high_distance_px"), "mean error (px of the input)"
-    more = {"chance_distance_px": "by chance (px)", "rows": "rows", "columns": "columns"}
+    more = {"chance_distance_px": "chance (px)", "rows": "rows", "columns": "columns"}
     show.chart(charts.curves(frame, "distance_px", title, bounds=bounds, percent=False, more=more), "patch position", frame)
     st.caption(
         plain(
-            f"How far off the place of a token is read from its activation alone, fitted on {results[0].n_train} images and "
-            f"tested on {results[0].n_test} others; low is good. Bands are 95 % intervals over images, dashed lines random "
-            "weights. The first point is the stem: what the content of a patch says about its place."
+            f"Mean error of the position decoded from the activation of a token, trained on {results[0].n_train} images and "
+            f"tested on {results[0].n_test} others; lower is better. Bands are 95 % intervals over images, dashed lines "
+            "untrained baselines. The first point is the stem: position information in patch content."
         )
     )
     with guarded():
         _position_maps(results)
-    show.folded_table("The numbers", frame)
+    show.folded_table("Table", frame)
 
 
 def _position_maps(results: Sequence[PatchPosition]) -> None:
@@ -335,8 +340,8 @@ def _position_maps(results: Sequence[PatchPosition]) -> None:
     for result in results:
         i = min(step, len(result.layers)) - 1
         with row.container(width=charts.MAP_WIDTH):
-            _map(result, result.layers[i].name, cells_frame(result.cells[i]), (0.0, 1.0), "cells read right (%)")
-    st.caption("How often each cell of the grid is told from all others: cells at the border are often the easiest.")
+            _map(result, result.layers[i].name, cells_frame(result.cells[i]), (0.0, 1.0), "accuracy per cell (%)")
+    st.caption("Fraction of tokens of each grid cell whose cell is predicted correctly; it is often highest at the border.")
 
 
 def cells_frame(cells: np.ndarray) -> pd.DataFrame:

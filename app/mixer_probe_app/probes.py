@@ -183,7 +183,7 @@ def _sample(reps: Representations) -> Representations:
 
 
 def confusion(one: Subject, probe: ProbeResult, method: str) -> ConfusionMatrix:
-    """Which class is taken for which."""
+    """Confusion between classes."""
     key = (one.key, method)
     label = f"Confusion of {shown(one.choice)}"
     code = f"mp.probing.confusion_matrix(mp.linear_probe({one.code}, method={method!r}))"
@@ -223,11 +223,11 @@ def class_by_place(choice: str, train: Images, test: Images) -> PositionProbe:
 
 
 def place_of_patch(choice: str, images: Images, with_twin: bool) -> PatchPosition:
-    """Whether a token tells where it is; needs no classes."""
+    """Decoding of the position of a patch; needs no classes."""
     network, part = model(choice), images.sample(min(PLACE_IMAGES, len(images)))
     names = [layer.name for layer in network.select(("stem", LAYERS)) if layer.grid and layer.grid[0] * layer.grid[1] > 1]
     if not names:
-        raise MeasureError(f"no layer of {network.name} has several positions, so there is no place to read")
+        raise MeasureError(f"no layer of {network.name} has several positions, so no position can be decoded")
     options: dict[str, Any] = {"layers": names, "ridges": _PLACE_RIDGES, "untrained": with_twin}
     key = (key_of(network), key_of_images(part), with_twin)
     title = f"Patch position of {shown(choice)}"
@@ -257,7 +257,7 @@ def grouping_frame(results: Sequence[ControlTask]) -> pd.DataFrame:
 
 
 def random_frame(results: Sequence[RandomLabels]) -> pd.DataFrame:
-    """What was found and what is expected, as rows of their own."""
+    """Observed and expected accuracy, as separate rows."""
     frame = frame_of(results)
     expected = frame.assign(accuracy=frame["expected"], low=frame["expected"], high=frame["expected"])
     return pd.concat([frame.assign(labels="found"), expected.assign(labels="expected")], ignore_index=True)
@@ -291,4 +291,4 @@ def wrong(probe: ProbeResult, layer: int, name: str) -> list[tuple[int, str]]:
     """The test images of a class that a layer gets wrong: (index, answer)."""
     names = dict(zip(probe.class_labels.tolist(), probe.class_names))
     chosen = [i for i, y in enumerate(probe.labels.tolist()) if names.get(y) == name and not probe.right[layer, i]]
-    return [(i, names.get(int(probe.predicted[layer, i]), "no answer")) for i in chosen]
+    return [(i, names.get(int(probe.predicted[layer, i]), "no prediction")) for i in chosen]

@@ -1,4 +1,4 @@
-"""Probes: how well the class, or a place, can be read from every block, and what that says."""
+"""Probes: how accurately the class, or a position, is predicted from the activations of each block."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from mixer_probe_app.page import begin
 
 from mixer_probe.images import Images
 
-QUESTION = (
-    "How well can a simple classifier read the class of an image after every block, and how much of that needs no training?"
-)
+QUESTION = "How accurately does a simple classifier predict the class from the activations of each block, trained and untrained?"
 VIEWS = {
     "Accuracy": parts.show_accuracy,
     "Controls": parts.show_controls,
@@ -27,7 +25,7 @@ VIEWS = {
     "Places": parts.show_class_by_place,
     "Neighbours": parts.show_neighbours,
 }
-_TWIN = "The same architectures before training, on the same images: what is read there was not learned. Takes twice the time."
+_TWIN = "The same architectures with re-initialised weights, on the same images. Takes twice the time."
 _PLACES = ("the class", "the position")
 
 
@@ -36,11 +34,11 @@ def main() -> None:
     if not names:
         return
     row = st.container(horizontal=True, vertical_alignment="bottom", gap="large")
-    view = held.segments(row, "What to look at", "probes-view", list(VIEWS))
-    twin = held.toggle(row, "Untrained twins", "probes-twin", True, help=_TWIN)
+    view = held.segments(row, "View", "probes-view", list(VIEWS))
+    twin = held.toggle(row, "Untrained baselines", "probes-twin", True, help=_TWIN)
     with guarded():
         if view == "Places":
-            what = held.segments(st, "What is read at each position", "probes-place", _PLACES)
+            what = held.segments(st, "Target of the probe at each position", "probes-place", _PLACES)
             if what == _PLACES[1]:
                 parts.show_position(names, data.images(), twin)
                 return

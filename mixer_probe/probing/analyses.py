@@ -146,7 +146,9 @@ def _sample(reps: Representations, s: StudySettings) -> Representations:
         return reps
     size, classes = min(len(y), CODE_IMAGES), len(np.unique(y))
     if size < _IMAGES_A_CLASS * classes:
-        raise MeasureError(f"{size} images of {classes} classes are too few for a description length: {_IMAGES_A_CLASS} a class")
+        raise MeasureError(
+            f"{size} images of {classes} classes are too few for a description length; use at least {_IMAGES_A_CLASS} per class"
+        )
     layers = [reps.layers[i].name for i in spread(reps.layers, CODE_LAYERS)]
     return reps.only(layers).take(stratified(y, size, s.seed))
 
@@ -209,7 +211,7 @@ def patch_positions(model: Model, images: Images, s: StudySettings) -> Result:
     """From where in the image each patch comes, after every layer; of a sample of the images where the settings say so."""
     layers = [layer.name for layer in model.select(("stem", "blocks")) if layer.grid and layer.grid[0] * layer.grid[1] > 1]
     if not layers:
-        raise MeasureError(f"no layer of {model.name} has several positions, so there is no place to read")
+        raise MeasureError(f"no layer of {model.name} has several positions, so no position can be decoded")
     options: dict[str, Any] = {"batch_size": s.batch_size, "untrained": s.baselines}
     if s.sampled_probes:
         images = images.sample(min(PLACE_IMAGES, len(images)), s.seed)
@@ -221,7 +223,7 @@ def by_position(model: Model, pair: Pair, s: StudySettings) -> list[Result]:
     """Probes of each position of a few layers; these are on disk meanwhile, since all positions of all images are large."""
     layers = [layer for layer in model.select(s.layers) if layer.positions]
     if not layers:
-        raise MeasureError(f"no layer of {model.name} that was asked for has positions")
+        raise MeasureError(f"none of the selected layers of {model.name} has positions")
     names = [layers[i].name for i in spread(layers, POSITION_LAYERS)]
     with tempfile.TemporaryDirectory() as folder:
         train, test = (
@@ -239,12 +241,19 @@ PER_RUN = (
     Analysis(
         "accuracy",
         "linear probe",
-        "After which layer can a linear probe tell the class?",
+        "How accurately does a linear probe predict the class after each layer?",
         (ProbeResult,),
         lambda r, s: [r.probe(s)],
         labelled=True,
     ),
-    Analysis("fewshot", "few-shot probe", "How many images per class does it take?", (FewShotResult,), _few_shot, labelled=True),
+    Analysis(
+        "fewshot",
+        "few-shot probe",
+        "How accurate is a probe trained on few images per class?",
+        (FewShotResult,),
+        _few_shot,
+        labelled=True,
+    ),
     Analysis(
         "confusion",
         "confusion",
@@ -257,7 +266,7 @@ PER_RUN = (
     Analysis(
         "calibration",
         "calibration",
-        "Are the probabilities of a probe right?",
+        "Are the predicted probabilities of a probe calibrated?",
         (Calibration,),
         _calibration,
         labelled=True,
@@ -274,7 +283,7 @@ PER_RUN = (
     Analysis(
         "mdl",
         "description length",
-        "How short do the labels become, given the activations?",
+        "How far do the activations compress the labels?",
         (OnlineCode,),
         _codes,
         labelled=True,
@@ -282,7 +291,7 @@ PER_RUN = (
     Analysis(
         "control-mdl",
         "description length of control tasks",
-        "How short do arbitrary groupings of the classes become?",
+        "How far do the activations compress random groupings of the classes?",
         (ControlCode,),
         _control_codes,
         labelled=True,
@@ -291,7 +300,7 @@ PER_RUN = (
     Analysis(
         "random-labels",
         "random labels",
-        "How many random labels can a probe fit?",
+        "Is the accuracy on random labels at chance?",
         (RandomLabels,),
         lambda r, s: [random_label_probe(*r.runs, seed=s.seed)],
         labelled=True,
@@ -310,7 +319,7 @@ BY_POSITION = (
     Analysis(
         "positions",
         "probe per position",
-        "At which positions can the class be told?",
+        "At which positions can a probe predict the class?",
         (PositionProbe,),
         by_position,
         labelled=True,
@@ -319,7 +328,7 @@ BY_POSITION = (
     Analysis(
         "attentive",
         "attentive probe",
-        "Which positions does an attentive probe weigh?",
+        "Which positions does an attentive probe attend to?",
         (AttentiveResult,),
         by_position,
         labelled=True,
@@ -328,7 +337,7 @@ BY_POSITION = (
     Analysis(
         "patch-position",
         "patch position",
-        "Does the activation of a patch still say where it was?",
+        "How accurately is the position of a patch decoded from its activation?",
         (PatchPosition,),
         patch_positions,
         needs="images",

@@ -1,4 +1,4 @@
-"""Where the class becomes readable: the depth at which a probe is halfway to what it reads after the last layer."""
+"""Depth at which a probe reaches half of the final accuracy gain over chance."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def probe_findings(results: Sequence[Result]) -> tuple[list[Finding], list[Cours
     chosen = [r for r in networks(probes) if r.model.name in own and np.isfinite(r.accuracy).any()]
     if not chosen:
         return [
-            missing(QUESTION, "Where the class becomes readable", "there is no probe of a network", results, "linear probe")
+            missing(QUESTION, "Probe accuracy by depth", "the results contain no probe of a network", results, "linear probe")
         ], []
     raw = next(iter(pixels(probes)), None)
     findings = [_readable(r, raw) for r in chosen]
@@ -57,25 +57,27 @@ def accuracy_number(r: ProbeResult, i: int, kind: str) -> Number:
 
 
 def gain(r: ProbeResult, other: ProbeResult, kind: str) -> Number:
-    """How much more of the same test images the last layer of `r` has right than the best layer of `other`."""
+    """Difference in accuracy between the last layer of `r` and the best layer of `other`, on the same test images."""
     best = int(np.nanargmax(other.accuracy))
     return Number(kind, *paired_interval(r.right[last_layer(r)], other.right[best]), n=r.n_test, where=other.layers[best].name)
 
 
 def _readable(r: ProbeResult, raw: ProbeResult | None) -> Finding:
     last, name = accuracy_number(r, last_layer(r), "after the last layer"), name_of(r.model)
-    head = f"{name}: a {r.method} probe reads the class with {share(last)} after the last layer"
+    head = f"{name}: accuracy of a {r.method} probe after the last layer {share(last)}"
     head += f" (chance {100 * r.chance:.1f} %, n = {r.n_test})"
     if not above_chance(r):
-        return Finding(QUESTION, name, f"{head}, which is not above chance: the class cannot be read.", "none", (last,))
+        return Finding(QUESTION, name, f"{head}, not significantly above chance.", "none", (last,))
     half, there = halfway(r), arrived(r)
     texts, numbers = [head], [last]
     if half is not None:
         number = Number("depth halfway", r.layers[half].depth, *halfway_depths(r), n=r.n_test, where=r.layers[half].name)
-        texts.append(f"; halfway there from depth {_depth(number)}")
+        texts.append(f"; half of the gain over chance is reached at depth {_depth(number)}")
         numbers.append(number)
     if there is not None:
-        texts.append(f"; within the last layer's interval from depth {r.layers[there].depth:.2f} ({r.layers[there].name})")
+        texts.append(
+            f"; the interval of the last layer is first reached at depth {r.layers[there].depth:.2f} ({r.layers[there].name})"
+        )
         numbers.append(accuracy_number(r, there, "first within the interval of the last"))
     gains = [(n, _gain_text(n, layers)) for n, layers in _gains(r, raw)]
     numbers += [n for n, _ in gains]
@@ -88,22 +90,24 @@ def _depth(n: Number) -> str:
 
 def _gains(r: ProbeResult, raw: ProbeResult | None) -> list[tuple[Number, int]]:
     """Gains over the untrained baseline and over raw pixels, each with the number of layers that its best one was picked from."""
-    others = [(r.untrained, "over the best layer of its untrained twin"), (raw, "over raw pixels")]
+    others = [(r.untrained, "over the best layer of the untrained baseline"), (raw, "over raw pixels")]
     same = [(o, kind) for o, kind in others if o is not None and np.array_equal(o.labels, r.labels)]
     return [(gain(r, o, kind), len(o.layers)) for o, kind in same if np.isfinite(o.accuracy).any()]
 
 
 def _gain_text(n: Number, layers: int) -> str:
-    verdict = "" if n.low > 0 else ": no difference beyond the interval"
+    verdict = "" if n.low > 0 else ": no significant difference"
     if n.high < 0:
         # The other's best layer was picked on these images (Bonferroni).
         less = float(difference_p(0.0, 0.0, 0.0, n.value, n.low, n.high)) * layers <= LEVEL
-        verdict = ": less, not more" if less else f": no difference beyond that of the best of {layers} layers"
-    return f" That is {points(n)} {n.kind}{verdict}."
+        verdict = (
+            ": significantly lower" if less else f": no significant difference after correction for the best of {layers} layers"
+        )
+    return f" Gain {n.kind}: {points(n)}{verdict}."
 
 
 def _order(chosen: Sequence[ProbeResult]) -> list[Finding]:
-    """In which order networks become readable, by depth."""
+    """Networks ordered by the depth at which half of the gain is reached."""
     found = [(r, h) for r in chosen if above_chance(r) and (h := halfway(r)) is not None]
     if len(found) < 2:
         return []
@@ -116,8 +120,8 @@ def _order(chosen: Sequence[ProbeResult]) -> list[Finding]:
         by_depth.setdefault(f"{n.value:.2f}", []).append(name_of(r.model))
     told = extremes_differ(numbers)
     text = "; ".join(f"depth {depth}: {join(names)}" for depth, names in by_depth.items())
-    end = "the earliest and the latest differ" if told else "no difference beyond the intervals of these depths"
-    sentence = f"Halfway between chance and the last layer: {text}; {end}."
+    end = "the earliest and the latest differ significantly" if told else "no significant difference in depth"
+    sentence = f"Depth of half of the final gain over chance: {text}; {end}."
     return [Finding(QUESTION, "all", sentence, "found" if told else "none", tuple(numbers))]
 
 

@@ -52,7 +52,7 @@ def test_smoke(tmp_path: Path) -> None:
     assert all(f.sentence in done.stdout for f in narrative.findings)
     probe = next(r for r in results if isinstance(r, ProbeResult) and r.model.name == "zoo:mixer-s0")
     right = int((probe.predicted[-1] == probe.labels).sum())
-    assert f"reads the class with {100 * right / 60:.1f} % [" in done.stdout
+    assert f"after the last layer {100 * right / 60:.1f} % [" in done.stdout
     twins = [r for r in results if isinstance(r, SimilarityMatrix) and "?untrained" in r.model_a.name]
     assert [(r.model_a.name, r.model_b.name) for r in twins] == [("zoo:mixer-s0?untrained", "zoo:resnet-s0?untrained")]
     assert any(isinstance(r, ChannelPartners) for r in results)

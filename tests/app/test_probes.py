@@ -53,7 +53,7 @@ def test_accuracy_is_that_of_linear_probe_with_its_twin(open_page: Open, runs: R
     expected = mp.linear_probe(*runs, untrained=(mp.extract(twin, images[0]), mp.extract(twin, images[1])))
     equal_tables(page.dataframe[0].value, expected.to_frame())
     assert len(results_of(page, "probes")) == 1
-    assert "fitted on 100 images of 10 classes and tested on 100 others" in texts(page)
+    assert "trained on 100 images of 10 classes and tested on 100 others" in texts(page)
 
 
 def test_the_classifier_and_the_twins_are_chosen(open_page: Open, runs: Runs) -> None:
@@ -106,20 +106,20 @@ def test_classes_show_what_is_taken_for_what(open_page: Open, runs: Runs) -> Non
     answers = probe.predicted[5][probe.labels == cat]
     wrong = pr.wrong(probe, 5, "cat")
     assert [probe.class_names[k] for k in answers[answers != cat]] == [answer for _, answer in wrong]
-    assert f"{len(wrong)} of {len(answers)} test images of cat are wrong after blocks.5" in texts(page)
+    assert f"{len(wrong)} of {len(answers)} test images of cat are misclassified after blocks.5" in texts(page)
     page.selectbox(key="widget probes-class").set_value("ship").run()
     assert not page.exception
-    assert "The class ship by depth" in texts(page)
+    assert "Accuracy on class ship by depth" in texts(page)
 
 
 def test_places_are_probed_one_by_one(open_page: Open) -> None:
     page = opened(open_page, ["test_resnet?untrained"], probes_view="Places")
     (found,) = results_of(page, "positions")
     assert all(rows * columns <= pr.MOST_POSITIONS for rows, columns in (part.shape for part in found.accuracy))
-    assert f"The mean over positions reads {100 * found.pooled[-1]:.0f} %" in texts(page)
+    assert f"Mean over positions: accuracy {100 * found.pooled[-1]:.0f} %" in texts(page)
     page.select_slider(key="widget probes-map").set_value(1).run()
     assert not page.exception
-    assert f"The mean over positions reads {100 * found.pooled[0]:.0f} %" in texts(page)
+    assert f"Mean over positions: accuracy {100 * found.pooled[0]:.0f} %" in texts(page)
 
 
 def test_the_position_of_a_patch_needs_no_classes(open_page: Open) -> None:
@@ -129,7 +129,7 @@ def test_the_position_of_a_patch_needs_no_classes(open_page: Open) -> None:
     (found,) = page.session_state["seen"].values()
     result = found.results()[0]
     assert result.n_train + result.n_test == 12
-    assert f"fitted on {result.n_train} images and tested on {result.n_test} others" in texts(page)
+    assert f"trained on {result.n_train} images and tested on {result.n_test} others" in texts(page)
 
 
 def test_neighbours_are_those_of_the_knn_probe(open_page: Open, runs: Runs) -> None:

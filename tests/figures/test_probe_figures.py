@@ -98,7 +98,7 @@ def test_accuracy_has_interval_twin_pixels_and_chance() -> None:
     assert {round(y, 6) for y in band[:, 1]} >= {round(100 * value, 6) for value in (*result.low, *result.high)}
     levels = [float(line.get_ydata()[0]) for line in axes.lines if len(set(line.get_ydata())) == 1 and line.get_xdata()[0] == 0]
     assert 100 * result.chance in [pytest.approx(level) for level in levels]
-    assert legend(figure) == ["net", "the same network untrained", "raw pixels", "chance (25 %)"]
+    assert legend(figure) == ["net", "untrained baseline", "raw pixels", "chance (25 %)"]
 
 
 def test_one_layer_is_a_point_in_a_row_of_its_own() -> None:
@@ -141,7 +141,7 @@ def test_paths_of_named_layers() -> None:
     np.testing.assert_allclose(axes.lines[0].get_ydata(), 100 * result.path_test[1])
     with pytest.raises(MeasureError, match="net has no probe of l9"):
         probe_paths([result], ["l9"])
-    with pytest.raises(MeasureError, match="a centroid probe chooses nothing"):
+    with pytest.raises(MeasureError, match="a centroid probe has no hyperparameter path"):
         probe_paths([replace(result, method="centroid", path_name="")])
 
 

@@ -45,7 +45,6 @@ REASONS = {
     "invariance.views._maps_picture": CAPTION,
     "invariance.views.architecture_section": CAPTION,
     "invariance.views.consistency_section": CAPTION,
-    "probing.views.controls.random_label_section": CAPTION,
     "probing.views.places.attentive_section": CAPTION,
     "probing.views.probes._curves_picture": CAPTION,
     "probing.views.probes.few_shot_section": CAPTION,

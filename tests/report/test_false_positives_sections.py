@@ -73,7 +73,7 @@ def guesses(rng: Random, name: str = "net") -> ProbeResult:
 
 
 def best_layer(rng: Random, planted: bool) -> bool:
-    return "best after" in _probe_sentence(probe(rng, [0.5, 0.5, 0.5, 0.8 if planted else 0.5, 0.5, 0.5]))
+    return "highest accuracy" in _probe_sentence(probe(rng, [0.5, 0.5, 0.5, 0.8 if planted else 0.5, 0.5, 0.5]))
 
 
 def training_adds(rng: Random, planted: bool) -> bool:
@@ -92,7 +92,7 @@ def over_the_twin(rng: Random, planted: bool) -> bool:
     """The last layer against the best one of as many of the twin."""
     twin = probe(rng, [0.5] * LAYERS, name="net?untrained")
     text = _readable(replace(probe(rng, [0.8 if planted else 0.5] * LAYERS), untrained=twin), None).sentence
-    return "untrained twin" in text and "no difference" not in text
+    return "untrained baseline" in text and "no significant difference" not in text
 
 
 def halfway_order(rng: Random, planted: bool) -> bool:
@@ -125,11 +125,11 @@ def confusion(rng: Random, right: Any, taken: Any = (1, 1, 1)) -> ConfusionMatri
 
 def classes(rng: Random, planted: bool) -> bool:
     text = _confusion_sentence(confusion(rng, (0.97 if planted else 0.6, 0.6, 0.6, 0.6)))
-    return "easiest is" in text or "hardest" in text
+    return "highest for" in text or "lowest for" in text
 
 
 def confusions(rng: Random, planted: bool) -> bool:
-    return "most often" in _confusion_sentence(confusion(rng, (0.4, 0.7, 0.7, 0.7), (8, 1, 1) if planted else (1, 1, 1)))
+    return "most frequent" in _confusion_sentence(confusion(rng, (0.4, 0.7, 0.7, 0.7), (8, 1, 1) if planted else (1, 1, 1)))
 
 
 def calibrated(rng: Random, planted: bool) -> bool:
@@ -138,7 +138,7 @@ def calibrated(rng: Random, planted: bool) -> bool:
     honest = np.array([rng.choice(4, p=row) for row in p])
     labels = np.where(rng.random(N) < 0.5, honest, rng.integers(0, 4, N)) if planted else honest
     made = replace(answered(p.argmax(1)[None], labels), probabilities=p[None])
-    return "beyond what calibrated answers give" in _calibration_sentence(calibration(made, seed=int(rng.integers(1 << 30))))
+    return "significantly miscalibrated" in _calibration_sentence(calibration(made, seed=int(rng.integers(1 << 30))))
 
 
 def shortest_code(rng: Random, planted: bool) -> bool:
@@ -146,7 +146,7 @@ def shortest_code(rng: Random, planted: bool) -> bool:
     bits = 40 + rng.standard_normal((LAYERS, 3)) - (20 * (np.arange(LAYERS) == 2)[:, None] if planted else 0)
     mean, half = bits.mean(1), 4.3 * bits.std(1, ddof=1) / 3**0.5
     code = replace(coded("net", layers=LAYERS), bits=bits, compression=80 / mean, low=80 / (mean + half), high=80 / (mean - half))
-    return ", most given" in _code_sentence(code, [code])
+    return ", largest " in _code_sentence(code, [code])
 
 
 def shorter_groups(rng: Random, planted: bool) -> bool:

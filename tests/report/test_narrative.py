@@ -146,7 +146,7 @@ def readable(strengths: Sequence[float], name: str = "net", mark: str = "") -> A
 def test_a_network_that_cannot_read_the_class_is_not_above_chance() -> None:
     (finding,) = told([readable([0, 0, 0])], "probes")
     assert finding.verdict == "none"
-    assert finding.sentence.endswith("which is not above chance: the class cannot be read.")
+    assert finding.sentence.endswith("not significantly above chance.")
     assert "(chance 33.3 %, n = 240)" in finding.sentence
 
 
@@ -155,8 +155,8 @@ def test_the_class_becomes_readable_where_it_was_planted() -> None:
     (finding,) = told([probe], "probes")
     assert finding.verdict == "found"
     assert (
-        "halfway there from depth 0.67 [0.67, 0.67] (l2); within the last layer's interval from depth 0.67 (l2)"
-        in finding.sentence
+        "half of the gain over chance is reached at depth 0.67 [0.67, 0.67] (l2); the interval of the last layer is first "
+        "reached at depth 0.67 (l2)" in finding.sentence
     )
     assert halfway(probe) == 2
     assert halfway_depths(probe) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
@@ -166,7 +166,7 @@ def test_gains_over_the_twin_and_pixels_are_counted_on_the_same_images() -> None
     # 30 of 40 right, of the twin's best layer 14, of the pixels 14.
     (finding,) = told([accuracy("net"), accuracy("raw pixels", family="pixels", layers=1)], "probes")
     gains = {n.kind: n for n in finding.numbers if n.kind.startswith("over")}
-    assert gains["over the best layer of its untrained twin"].value == pytest.approx(16 / 40)
+    assert gains["over the best layer of the untrained baseline"].value == pytest.approx(16 / 40)
     assert "40.0 points" in finding.sentence
     assert "over raw pixels" in finding.sentence
 
@@ -175,10 +175,10 @@ def test_equal_networks_become_readable_at_the_same_depth() -> None:
     probes = [readable([0, 9, 9]), readable([0, 9, 9], "other")]
     last = told(probes, "probes")[-1]
     assert last.verdict == "none"
-    assert "depth 0.50: net and other; no difference beyond the intervals" in last.sentence
+    assert "depth 0.50: net and other; no significant difference in depth" in last.sentence
     late = told([probes[0], readable([0, 0, 9], "late")], "probes")[-1]
     assert late.verdict == "found"
-    assert "depth 0.50: net; depth 1.00: late; the earliest and the latest differ" in late.sentence
+    assert "depth 0.50: net; depth 1.00: late; the earliest and the latest differ significantly" in late.sentence
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------
@@ -382,7 +382,7 @@ def test_missing_pieces_are_left_out_with_their_reason() -> None:
     assert {f.verdict for f in found.findings} == {"missing"}
     assert {f.question for f in found.findings} == set(QUESTIONS)
     texts = " ".join(f.sentence for f in found.findings)
-    assert "Where the class becomes readable: not available, class 'hen' has one image" in texts
+    assert "Probe accuracy by depth: not available, class 'hen' has one image" in texts
     assert "Class-selective channels: not available, no labels" in texts
     assert "Untrained baselines: not available, the results contain no untrained baseline" in texts
     assert len(found.to_frame()) == len(found.findings)

@@ -84,14 +84,14 @@ def test_accuracy_stands_beside_the_twin_the_pixels_and_chance() -> None:
     result = accuracy("net")
     section = only([result, accuracy("raw pixels", family="pixels", layers=1)])
     first, second = section.paragraphs
-    assert "best after l2 with 75.0 % [59.8 %, 85.8 %], n = 40" in first
-    assert "no layer exceeds 35.0 %" in first
+    assert "highest accuracy 75.0 % [59.8 %, 85.8 %] after l2, n = 40" in first
+    assert "Untrained baseline: at most 35.0 %" in first
     assert result.untrained is not None
     gain = paired_interval(result.right[2], result.untrained.right[2])
     assert gain[0] == pytest.approx((30 - 14) / 40)
     assert f"training adds 40.0 points [{100 * gain[1]:.1f}, {100 * gain[2]:.1f}]" in first
-    assert second.startswith("Raw pixels give 25.0 %")
-    assert "chance 25.0 %" in second
+    assert second.startswith("Raw pixels: 25.0 %")
+    assert "chance: 25.0 %" in second
     assert not section.warnings
 
 
@@ -100,7 +100,7 @@ def test_the_last_layer_is_told_where_another_is_better() -> None:
     order = [0, 2, 1]
     names = ("accuracy", "low", "high", "predicted")
     turned = replace(result, untrained=None, **{name: getattr(result, name)[order] for name in names})
-    assert "best after l1 with 75.0 % [59.8 %, 85.8 %], n = 40; after l2 50.0 %" in only([turned]).paragraphs[0]
+    assert "highest accuracy 75.0 % [59.8 %, 85.8 %] after l1, n = 40; 50.0 %" in only([turned]).paragraphs[0]
 
 
 def test_a_layer_that_is_ahead_of_no_other_is_not_called_the_best() -> None:
@@ -109,7 +109,7 @@ def test_a_layer_that_is_ahead_of_no_other_is_not_called_the_best() -> None:
     close = np.where(np.arange(40) < 29, result.labels, (result.labels + 1) % 4)
     predicted = np.stack([result.predicted[0], close, result.predicted[2]])
     said = only([replace(result, predicted=predicted, untrained=None)]).paragraphs[0]
-    assert "net: after l2 with 75.0 % [59.8 %, 85.8 %], n = 40 (not distinguishable from 1 other layer)." in said
+    assert "net: accuracy 75.0 % [59.8 %, 85.8 %] after l2, n = 40 (not distinguishable from 1 other layer)." in said
 
 
 def test_layers_that_cannot_be_probed_are_said() -> None:
@@ -123,7 +123,7 @@ def test_layers_that_cannot_be_probed_are_said() -> None:
 def test_methods_have_sections_of_their_own() -> None:
     sections = make_sections([accuracy("net"), replace(accuracy("net"), method="knn", path_name="k", untrained=None)])
     assert [s.anchor for s in sections] == ["probes", "probes-knn"]
-    assert sections[1].title == "Where the class can be read: a k-NN probe"
+    assert sections[1].title == "Probe accuracy by layer: a k-NN probe"
 
 
 def test_a_probe_without_a_path_has_no_picture_of_one() -> None:
@@ -141,74 +141,79 @@ def test_raw_pixels_alone_are_numbers_without_a_curve() -> None:
 
 def test_few_shots_tell_both_ends_and_the_protocol() -> None:
     (text,) = only([few_shot("net")]).paragraphs
-    assert "after l2 60.0 % [50.0 %, 70.0 %] with 1 image a class and 75.0 % [65.0 %, 85.0 %] with 25 images a class" in text
-    assert "untrained 75.0 %" in text
+    assert "after l2, 60.0 % [50.0 %, 70.0 %] with 1 image per class and 75.0 % [65.0 %, 85.0 %] with 25 images per class" in text
+    assert "untrained baseline: 75.0 %" in text
     assert "(big_vision, 3 draws, n = 40, chance 25.0 %)" in text
 
 
 def test_selectivity_is_told_in_points_and_as_a_share_of_errors() -> None:
     (text,) = only([controlled("net")]).paragraphs
-    assert "after l2 the groups are read with 95.0 % [90.0 %, 99.0 %], random groupings with 80.0 %" in text
-    assert "selectivity 15.0 points [9.0, 21.0], avoiding 75.0 % [65.0 %, 85.0 %] of the errors" in text
-    assert "untrained at most 37.5 %" in text
+    assert "after l2, accuracy on the semantic groups is 95.0 % [90.0 %, 99.0 %], on random groupings 80.0 %" in text
+    assert "selectivity 15.0 points [9.0, 21.0], or 75.0 % [65.0 %, 85.0 %] of the errors" in text
+    assert "untrained baseline: at most 37.5 %" in text
     assert "2 groupings, n = 40" in text
 
 
 def test_a_twin_stands_behind_its_network_and_not_alone() -> None:
     (text,) = only([coded("net"), coded("net?untrained", trained=False)]).paragraphs
-    assert "given l2 the labels of 40 images take 20 bits in place of 80, compressed 4.00 [3.80, 4.30] times" in text
-    assert "untrained at most 1.10 [0.90, 1.40] times" in text
+    assert "given l2, the labels of 40 images take 20 bits instead of 80: compression 4.00× [3.80, 4.30]" in text
+    assert "untrained baseline: at most 1.10× [0.90, 1.40]" in text
 
 
 def test_the_price_of_a_random_grouping() -> None:
     (text,) = only([control_coded("net")]).paragraphs
-    assert "no fewer than random ones beyond chance (p = 0.33)" in text
-    assert "a random grouping minus the groups is 0.150 bits on average (0.100 to 0.200 over 2 groupings" in text
+    assert "not distinguishable from random groupings (p = 0.33)" in text
+    assert "random groupings take 0.150 bits more on average (0.100 to 0.200 over 2 groupings" in text
 
 
 def test_confusions_name_the_classes() -> None:
     (text,) = only([confused("net")]).paragraphs
     # 9 of 10 ships are right too, and 7 of 10 dogs.
-    assert "by class at most 100.0 % [72.2 %, 100.0 %] ('truck') and at least 40.0 % [16.8 %, 68.7 %] ('cat')" in text
-    assert "at most 6 of 10 images of a class are taken for one other ('cat' for 'dog')" in text
+    assert (
+        "accuracy per class is at most 100.0 % [72.2 %, 100.0 %] ('truck') and at least 40.0 % [16.8 %, 68.7 %] ('cat')" in text
+    )
+    assert "at most 6 of 10 images of a class are predicted as one other class ('cat' as 'dog')" in text
     counts = 100 * confused("net").counts
     (text,) = only([replace(confused("net"), counts=counts)]).paragraphs
-    assert "by class easiest is 'truck' with 100.0 %" in text
-    assert "hardest 'cat' with 40.0 %" in text
-    assert "most often 'cat' is taken for 'dog' in 600 of 1000 images" in text
+    assert "accuracy per class is highest for 'truck' with 100.0 %" in text
+    assert "lowest for 'cat' with 40.0 %" in text
+    assert "the most frequent confusion is 'cat' predicted as 'dog' (600 of 1000 images)" in text
 
 
 def test_calibration_is_judged_by_its_null() -> None:
     (text,) = only([calibrated("net")]).paragraphs
-    assert "says 80.0 % and is right in 40.0 %; ECE 40.0 points, beyond what calibrated answers give" in text
+    assert "mean confidence 80.0 %, accuracy 40.0 %; ECE 40.0 points, significantly miscalibrated" in text
     (text,) = only([replace(calibrated("net"), ece=np.full(2, 0.08))]).paragraphs
-    assert "ECE 8.0 points, not told from calibrated (mean 5.0, 95 % below 10.0; n = 40)" in text
+    assert (
+        "ECE 8.0 points, not distinguishable from calibrated (calibrated predictions: mean 5.0, 95th percentile 10.0; n = 40)"
+        in text
+    )
 
 
 def test_places_are_told_in_pixels_with_chance_and_the_twin() -> None:
     (text,) = only([patch_placed("net")]).paragraphs
-    assert "12.0 [11.5, 12.5] px after l0 and 2.0 [1.5, 2.5] px after l2; chance is 16.1 px" in text
-    assert "Untrained: 8.0 [7.5, 8.5] px after l2" in text
+    assert "12.0 [11.5, 12.5] px after l0 and 2.0 [1.5, 2.5] px after l2; chance: 16.1 px" in text
+    assert "untrained baseline: 8.0 [7.5, 8.5] px after l2" in text
 
 
 def test_positions_and_attention() -> None:
     (text,) = only([placed("net")]).paragraphs
-    assert "after l2 45.0 % at the median position (20.0 % to 70.0 %) and 80.0 % [70.0 %, 90.0 %] from the mean" in text
+    assert "after l2, 45.0 % at the median position (range 20.0 % to 70.0 %) and 80.0 % [70.0 %, 90.0 %] from the mean" in text
     (text,) = only([attentive("net")]).paragraphs
-    assert f"{16 * 16 / 136:.1f} times as much as even attention" in text
+    assert f"{16 * 16 / 136:.1f} times uniform attention" in text
 
 
 def test_targets_have_first_and_last_layer_twin_and_unit() -> None:
     (text,) = only([targeted("net")]).paragraphs
-    assert "R² of brightness 0.90 [0.85, 0.94] → 0.40 [0.35, 0.44], untrained 0.40" in text
-    assert "accuracy of place 0.90 [0.85, 0.94] → 0.95 [0.90, 0.99], untrained 0.95, chance 0.50" in text
+    assert "R² of brightness 0.90 [0.85, 0.94] → 0.40 [0.35, 0.44], untrained baseline 0.40" in text
+    assert "accuracy of place 0.90 [0.85, 0.94] → 0.95 [0.90, 0.99], untrained baseline 0.95, chance 0.50" in text
     meanings = next(item for item in only([targeted("net")]).content if isinstance(item, Table))
     assert list(meanings.frame["unit"]) == ["", "degrees", ""]
 
 
 def test_random_labels_at_chance() -> None:
     (text,) = only([randomised("net")]).paragraphs
-    assert "at chance after 3 of 3 layers, 26.0 % on average where 25.0 % is expected (5 draws, n = 40)" in text
+    assert "at chance after 3 of 3 layers, 26.0 % on average (expected: 25.0 %; 5 permutations, n = 40)" in text
 
 
 def test_untrained_networks_are_warned_of() -> None:

@@ -1,4 +1,4 @@
-"""Pictures of a probe's answers: confusion, accuracy class by class, and reliability of its probabilities."""
+"""Figures of the predictions of a probe: confusion, accuracy per class, and reliability diagrams."""
 
 from __future__ import annotations
 
@@ -55,10 +55,12 @@ def _confusion(axes: Axes, result: ConfusionMatrix, layer: int, most: int) -> No
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
     axes.set_yticks(range(len(names)), names, fontsize=size)
     axes.tick_params(length=0)
-    some = "" if len(chosen) == len(result.class_names) else f"\n{len(chosen)} of {len(result.class_names)} classes, most errors"
+    some = (
+        "" if len(chosen) == len(result.class_names) else f"\n{len(chosen)} of {len(result.class_names)} classes with most errors"
+    )
     title = f"{model_label(result.model)}\n{cut(result.layers[layer].name, 30)}{some}"
     axes.set_title(title, fontsize=8.5)
-    axes.set(xlabel="answer", ylabel="true class")
+    axes.set(xlabel="predicted class", ylabel="true class")
     if len(names) <= _MOST_NUMBERS:
         _numbers(axes, picture)
 
@@ -84,7 +86,7 @@ def class_accuracy(results: Sequence[ConfusionMatrix], layer: int = -1, most: in
     Of more than `most` classes the half as many easiest and hardest are drawn. Raises MeasureError for other classes."""
     classes = results[0].class_names
     if any(r.class_names != classes for r in results):
-        raise MeasureError("one figure holds networks that were probed for the same classes")
+        raise MeasureError("the results of one figure must have the same classes; draw results with other classes separately")
     tables = [_by_class(r, layer) for r in results]
     order = np.argsort(-np.nan_to_num(np.mean([t["accuracy"] for t in tables], axis=0), nan=-1.0), kind="stable")
     ends = order if len(order) <= most else np.concatenate([order[: most // 2], order[-(most // 2) :]])
@@ -95,10 +97,10 @@ def class_accuracy(results: Sequence[ConfusionMatrix], layer: int = -1, most: in
         shift = 0.0 if len(results) == 1 else 0.3 - 0.6 * number / (len(results) - 1)
         _dots(axes, table, ends, shift, styles[result.model.name])
     axes.set_yticks(-np.arange(len(ends)), [cut(classes[k], 24) for k in ends], fontsize=8 if len(ends) <= 20 else 6.5)
-    axes.set(xlim=(-2, 102), ylim=(-len(ends) + 0.4, 0.6), xlabel="test images of the class that are right (%)")
+    axes.set(xlim=(-2, 102), ylim=(-len(ends) + 0.4, 0.6), xlabel="test accuracy (%)")
     axes.tick_params(axis="y", length=0)
-    some = "" if len(ends) == len(classes) else f" ({len(ends)} of {len(classes)}: easiest and hardest)"
-    axes.set_title(f"Accuracy by class, after {_where(results, layer)}{some}")
+    some = "" if len(ends) == len(classes) else f" ({len(ends)} of {len(classes)}: highest and lowest)"
+    axes.set_title(f"Accuracy per class after {_where(results, layer)}{some}")
     key_below(figure, model_keys([r.model for r in results]))
     return figure
 
@@ -147,9 +149,9 @@ def reliability_diagrams(results: Sequence[Calibration], layer: int = -1) -> Fig
     key_below(
         figure,
         [
-            Line2D([], [], color=COLOURS[0], marker="o", linestyle="", label="accuracy of the bin"),
-            Line2D([], [], color=GREY, linestyle="--", label="as often right as it says"),
-            Line2D([], [], color=COLOURS[5], linewidth=5, alpha=0.5, label="images in the bin"),
+            Line2D([], [], color=COLOURS[0], marker="o", linestyle="", label="accuracy per bin"),
+            Line2D([], [], color=GREY, linestyle="--", label="perfect calibration"),
+            Line2D([], [], color=COLOURS[5], linewidth=5, alpha=0.5, label="images per bin"),
         ],
     )
     return figure
@@ -162,7 +164,7 @@ def _reliability(axes: Axes, result: Calibration, layer: int) -> None:
     axes.plot([0, 100], [0, 100], color=GREY, linestyle="--", linewidth=1)
     error = np.clip([middle - low, high - middle], 0, None)
     axes.errorbar(100 * result.confidence[layer], middle, yerr=error, color=COLOURS[0], marker="o", linestyle="", elinewidth=1.1)
-    axes.set(xlim=(0, 100), ylim=(0, 100), xlabel="confidence (%)", ylabel="right (%)")
+    axes.set(xlim=(0, 100), ylim=(0, 100), xlabel="confidence (%)", ylabel="accuracy (%)")
     error_text = f"ECE {100 * result.ece[layer]:.1f} points ({100 * result.ece_null[layer]:.1f} if calibrated)"
     names = f"{model_label(result.model)}\n{cut(result.layers[layer].name, 28)}"
     axes.set_title(f"{names}\n{error_text}", fontsize=8)

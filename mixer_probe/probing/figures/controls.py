@@ -1,4 +1,4 @@
-"""Pictures of the controls of a probe: random groupings of classes, description lengths, random labels."""
+"""Figures of the controls of a probe: random groupings of classes, description lengths, random labels."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def control_curves(results: Sequence[ControlTask]) -> Figure:
         axes.axhline(0, color=GREY, linewidth=1)
     chances = [100 * r.chance[0] for r in results]
     chance_line(left, chances)
-    left.set(title="Groups of classes", ylabel="test accuracy (%)")
+    left.set(title="Semantic and random groups", ylabel="test accuracy (%)")
     middle.set(title="Selectivity", ylabel="semantic − random groups (points)")
-    right.set(title="Errors on random groups avoided", ylabel="share (%)")
+    right.set(title="Relative selectivity", ylabel="% of errors on random groups")
     # Where random groups are hardly ever wrong the share of their errors can be anything.
     right.set_ylim(max(right.get_ylim()[0], -30), min(right.get_ylim()[1], 105))
     for axes in (left, middle, right):
         axes.set(xlabel="relative depth", xlim=(-0.02, 1.02))
-    extra = Line2D([], [], color=GREY, linestyle="--", linewidth=1, label="random groups of the classes")
-    keys = model_keys([one.model for one in curves], bool(raw), f"largest group ({share_text(max(chances) / 100)}); 0")
+    extra = Line2D([], [], color=GREY, linestyle="--", linewidth=1, label="random groups of classes")
+    keys = model_keys([one.model for one in curves], bool(raw), f"largest group ({share_text(max(chances) / 100)}); zero")
     key_below(figure, [*keys, extra])
     return figure
 
@@ -89,7 +89,7 @@ def code_curves(results: Sequence[OnlineCode]) -> Figure:
     axes.axhline(1, color=GREY, linewidth=1)
     axes.set(title="Compression of the labels", xlabel="relative depth", ylabel="uniform code ÷ online code", xlim=(-0.02, 1.02))
     axes.set_ylim(bottom=0)
-    key_below(figure, model_keys([r.model for r in own], bool(raw), "the representation tells nothing"))
+    key_below(figure, model_keys([r.model for r in own], bool(raw), "no compression"))
     return figure
 
 
@@ -110,9 +110,9 @@ def control_code_curves(results: Sequence[ControlCode]) -> Figure:
     for axes, zero in ((left, 1), (right, 0)):
         axes.axhline(zero, color=GREY, linewidth=1)
     left.set(title="Compression of groups", xlabel="relative depth", ylabel="uniform code ÷ online code", xlim=(-0.02, 1.02))
-    right.set(title="Price of a random grouping", xlabel="relative depth", ylabel="more bits an image", xlim=(-0.02, 1.02))
-    extra: list[Artist] = [Line2D([], [], color=GREY, linestyle="--", linewidth=1, label="random groups of the classes")]
-    key_below(figure, [*model_keys([r.model for r in own], False, "nothing told; no difference"), *extra])
+    right.set(title="Cost of random groupings", xlabel="relative depth", ylabel="additional bits per image", xlim=(-0.02, 1.02))
+    extra: list[Artist] = [Line2D([], [], color=GREY, linestyle="--", linewidth=1, label="random groups of classes")]
+    key_below(figure, [*model_keys([r.model for r in own], False, "no compression; no difference"), *extra])
     return figure
 
 
@@ -127,7 +127,7 @@ def random_label_curves(results: Sequence[RandomLabels]) -> Figure:
         bounds = (100 * one.low, 100 * one.high)
         curve(axes, x, 100 * one.accuracy.mean(axis=1), bounds, style, model_label(one.model))
         axes.plot(x, 100 * one.expected, color=style["color"], linestyle="--", linewidth=1)
-    axes.set(title="Probes of random labels", xlabel="relative depth", ylabel="test accuracy (%)", xlim=(-0.02, 1.02))
+    axes.set(title="Accuracy on random labels", xlabel="relative depth", ylabel="test accuracy (%)", xlim=(-0.02, 1.02))
     axes.set_ylim(bottom=0)
     extra: list[Artist] = [Line2D([], [], color=GREY, linestyle="--", linewidth=1, label="expected")]
     key_below(figure, [*model_keys([r.model for r in results]), *extra])

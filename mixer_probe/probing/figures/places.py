@@ -1,4 +1,4 @@
-"""Pictures of places: where the class is read, where an attentive probe looks, and whether a token knows its place."""
+"""Figures of probes by position, attention of attentive probes, and decoding of patch positions."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def position_maps(results: Sequence[PositionProbe], layers: int = 4) -> Figure:
 
 @styled
 def attention_maps(results: Sequence[AttentiveResult], layers: int = 4) -> Figure:
-    """Where an attentive probe looks: mean attention over the test images times the number of positions, so that 1 is even.
+    """Mean attention of an attentive probe over the test images, times the number of positions: 1 is uniform.
 
     A row a network, a column a layer, one scale for all, 1 marked on the colour bar; above a map stands the accuracy."""
     rows = [
         [
-            _Map(r.layers[i], r.attention[i] * r.attention[i].size, f"reads {_percent(r.accuracy[i])}")
+            _Map(r.layers[i], r.attention[i] * r.attention[i].size, f"accuracy {_percent(r.accuracy[i])}")
             for i in spread(r.layers, layers)
         ]
         for r in results
@@ -60,7 +60,7 @@ def attention_maps(results: Sequence[AttentiveResult], layers: int = 4) -> Figur
     names = [model_label(r.model) for r in results]
     values = np.concatenate([m.values.ravel() for row in rows for m in row])
     scale = Normalize(0, max(_most(values), 1.5))
-    return _draw(names, rows, scale, "attention × positions", (1.0, "even"))
+    return _draw(names, rows, scale, "attention × positions", (1.0, "uniform"))
 
 
 def _percent(share: float) -> str:
@@ -117,10 +117,10 @@ def _mark(bar: Colorbar, scale: Normalize, label: str, mark: tuple[float, str]) 
 
 @styled
 def patch_position_curves(results: Sequence[PatchPosition]) -> Figure:
-    """How far off the place of a token is read from its activation (px of the model's input), and R² of its row and column.
+    """Error of the position decoded from a token (px of the model's input), and R² of row and column.
 
-    Dotted lines are untrained twins, grey lines chance, bands 95 % intervals over test images. The point at depth 0 is the stem:
-    what the content of a patch says about its place."""
+    Dotted lines are untrained baselines, grey lines chance, bands 95 % intervals over test images. The point at depth 0 is the
+    stem: position information in patch content."""
     figure = Figure(figsize=(9.6, 4.0))
     left, right = figure.subplots(1, 2)
     curves = with_twins(results)
@@ -131,7 +131,7 @@ def patch_position_curves(results: Sequence[PatchPosition]) -> Figure:
         curve(right, x, one.r2, (one.low_r2, one.high_r2), style, name)
     chance_line(left, (float(c) for one in curves for c in one.chance_distance_px))
     chance_line(right, [0.0])
-    left.set(title="Distance to the true place", xlabel="relative depth", ylabel="mean error (px)", xlim=(-0.02, 1.02))
+    left.set(title="Distance to the true position", xlabel="relative depth", ylabel="mean error (px)", xlim=(-0.02, 1.02))
     left.set_ylim(bottom=0)
     right.set(title="Row and column", xlabel="relative depth", ylabel="R² on test images", xlim=(-0.02, 1.02))
     right.set_ylim(top=1.03)

@@ -79,7 +79,7 @@ def model_keys(models: Sequence[ModelRecord], with_pixels: bool = False, chance:
     keys: list[Artist] = [Line2D([], [], label=model_label(m), **styles[name]) for name, m in alone.items()]
     if twins:
         mark: dict[str, Any] = {"linestyle": ":", "marker": "o", "markerfacecolor": "white"}
-        keys.append(Line2D([], [], color=GREY, label="the same network untrained", **mark))
+        keys.append(Line2D([], [], color=GREY, label="untrained baseline", **mark))
     if with_pixels:
         keys.append(Line2D([], [], color=PIXEL_COLOUR, linewidth=1.2, linestyle="--", label="raw pixels"))
     if chance:
@@ -180,7 +180,7 @@ def probe_paths(results: Sequence[ProbeResult], layers: Sequence[str] | None = N
     a path, or a network none of `layers`."""
     shown = [r for r in results if r.path_name]
     if not shown:
-        raise MeasureError(f"a {results[0].method} probe chooses nothing, so it has no path to draw")
+        raise MeasureError(f"a {results[0].method} probe has no hyperparameter path to draw; use ridge, logistic or knn")
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
     figure = Figure(figsize=(max(3.3 * columns + 0.4, 5.4), 2.9 * rows + 0.3))
@@ -226,10 +226,10 @@ def _path_panel(axes: Axes, result: ProbeResult, rows: Sequence[int]) -> None:
 
 
 def _path_keys() -> list[Artist]:
-    ring = Line2D([], [], color=GREY, marker="o", markersize=8, linestyle="", markerfacecolor="none", label="chosen")
+    ring = Line2D([], [], color=GREY, marker="o", markersize=8, linestyle="", markerfacecolor="none", label="selected")
     return [
         Line2D([], [], color=GREY, linestyle="-", label="test images"),
-        Line2D([], [], color=GREY, linestyle="--", linewidth=1, label="training images left out"),
+        Line2D([], [], color=GREY, linestyle="--", linewidth=1, label="held-out training images"),
         ring,
         Line2D([], [], color=GREY, linewidth=0.8, label="chance"),
     ]
@@ -265,7 +265,7 @@ def _by_shots(axes: Axes, results: Sequence[FewShotResult], layer: int) -> None:
     for one in curves:
         _shots(axes, one, layer, styles[one.model.name])
     shots = sorted({s for r in results for s in r.shots})
-    axes.set(xscale="log", xlabel="images a class", ylabel="test accuracy (%)")
+    axes.set(xscale="log", xlabel="images per class", ylabel="test accuracy (%)")
     axes.set_xlim(0.85 * shots[0], 1.18 * shots[-1])
     axes.set_xticks(shots, [str(s) for s in shots])
     axes.xaxis.set_minor_locator(NullLocator())
@@ -283,7 +283,7 @@ def _by_depth(axes: Axes, results: Sequence[FewShotResult]) -> None:
         bounds = (100 * one.low[:, -1], 100 * one.high[:, -1])
         curve(axes, depths(one), 100 * one.mean[:, -1], bounds, styles[one.model.name], model_label(one.model))
     most = sorted({r.shots[-1] for r in results})
-    title = f"With {' or '.join(map(str, most))} image{'s' if most != [1] else ''} a class"
+    title = f"With {' or '.join(map(str, most))} image{'s' if most != [1] else ''} per class"
     axes.set(xlabel="relative depth", title=title, xlim=(-0.02, 1.02))
     axes.tick_params(labelleft=True)
 

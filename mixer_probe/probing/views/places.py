@@ -1,4 +1,4 @@
-"""The report on places and other targets: where the class is read, whether a token knows its place, what else can be read."""
+"""The report on probes by position, attentive probes, decoding of patch positions and other targets."""
 
 from __future__ import annotations
 
@@ -19,28 +19,29 @@ _MOST_ROWS = 4
 
 
 def position_probe_section(results: Sequence[PositionProbe]) -> list[Section]:
-    """Where in the image the class can be read."""
+    """Probe accuracy by position in the image."""
     pictures = [_position_picture(chunk) for chunk in chunks(results, _MOST_ROWS)]
     table = Table(
-        "Every layer: accuracy at the worst, the median and the best position, of the mean over positions, and of prefix tokens.",
+        "All layers: accuracy at the worst, the median and the best position, of the mean over positions, and of prefix tokens.",
         pd.concat([_position_rows(r) for r in results], ignore_index=True),
         dict.fromkeys(("lowest", "median", "highest", "mean", "low", "high", "prefix", "chance"), "{:.3f}") | {"depth": "{:.2f}"},
         folded=True,
     )
     sentences = tuple(_position_sentence(r) for r in results)
     warning = untrained_warning(r.model for r in results)
-    return [Section("probe-positions", "Where in the image the class can be read", sentences, (*pictures, table), warning)]
+    return [Section("probe-positions", "Probe accuracy by position", sentences, (*pictures, table), warning)]
 
 
 def _position_picture(results: Sequence[PositionProbe]) -> Picture:
     first = results[0]
     return Picture(
         position_maps(results),
-        f"Accuracy on {first.n_test} test images of a ridge probe at every position of a layer, each fitted on {first.n_train} "
+        f"Accuracy on {first.n_test} test images of a ridge probe at each position of a layer, each trained on {first.n_train} "
         f"images ({first.classes} classes).",
-        "Bright positions let the class be read on their own. All maps have one scale; the red line in the colour bar is chance. "
-        "Above each map stands the accuracy of the mean over positions. Even maps say that every token knows of the whole image. "
-        f"At a single position an accuracy is known to about ±{_half_width(first)} points.",
+        "Bright positions predict the class on their own. All maps share one colour scale; the red line in the colour bar is "
+        "chance. The title of each map gives the accuracy of the mean over positions. A uniform map means that every token "
+        f"carries class information of the whole image. The 95 % interval at a single position is about ±{_half_width(first)} "
+        "points.",
         f"Maps of probe accuracy by position of {join(name_of(r.model) for r in results)}",
         name=f"probe-positions-{name_of(first.model)}",
     )
@@ -82,34 +83,34 @@ def _position_sentence(result: PositionProbe) -> str:
         low, middle, high = (percent(_quantile(q, result.accuracy[i])) for q in (0, 0.5, 1))
         mean = interval(result.pooled[i], result.pooled_low[i], result.pooled_high[i])
         said.append(
-            f"after {result.layers[i].name} {middle} at the median position ({low} to {high}) and {mean} from the mean over "
-            "positions"
+            f"after {result.layers[i].name}, {middle} at the median position (range {low} to {high}) and {mean} from the mean "
+            "over positions"
         )
     return f"{name_of(result.model)}: {'; '.join(said)} (n = {result.n_test}, chance {percent(result.chance)})."
 
 
 def attentive_section(results: Sequence[AttentiveResult]) -> list[Section]:
-    """Where a probe looks that may choose."""
+    """Accuracy and attention of attentive probes."""
     pictures = [_attention_picture(chunk) for chunk in chunks(results, _MOST_ROWS)]
     columns = ["model", "layer", "depth", "accuracy", "low", "high", "focus", "chance"]
     formats = dict.fromkeys(("accuracy", "low", "high", "chance"), "{:.3f}") | {"depth": "{:.2f}", "focus": "{:.2f}"}
-    caption = "Every layer. focus is the largest attention of a position times their number, 1 if even."
+    caption = "All layers. focus: largest attention weight times the number of positions; 1 if uniform."
     table = Table(caption, table_of(results)[columns], formats, folded=True)
     sentences = tuple(_attention_sentence(r) for r in results)
     warning = untrained_warning(r.model for r in results)
-    return [Section("attentive", "Where a probe looks", sentences, (*pictures, table), warning)]
+    return [Section("attentive", "Attentive probe", sentences, (*pictures, table), warning)]
 
 
 def _attention_picture(results: Sequence[AttentiveResult]) -> Picture:
     first = results[0]
-    bias = "a query and a preference for places" if first.position_bias else "a query alone"
+    bias = "a learned query and position bias" if first.position_bias else "a learned query"
     return Picture(
         attention_maps(results),
-        f"Mean attention over {first.n_test} test images of a probe that weighs positions by {bias} and reads the class from "
-        f"their weighted mean; fitted on {first.n_train} images.",
-        "1 (the red line in the colour bar) is what even attention gives every position; all maps have one scale. Above each map "
-        "stands what the probe reads.",
-        f"Maps of the attention of a probe of {join(name_of(r.model) for r in results)}",
+        f"Mean attention over {first.n_test} test images of a probe that weights positions by {bias} and predicts the class from "
+        f"their weighted mean; trained on {first.n_train} images.",
+        "The value 1 (red line in the colour bar) is uniform attention; all maps share one colour scale. The title of each map "
+        "gives the accuracy of the probe.",
+        f"Attention maps of an attentive probe of {join(name_of(r.model) for r in results)}",
         name=f"probe-attention-{name_of(first.model)}",
     )
 
@@ -120,9 +121,9 @@ def _attention_sentence(result: AttentiveResult) -> str:
         return f"{name_of(result.model)}: no layer can be probed."
     part = result.attention[last]
     return (
-        f"{name_of(result.model)}: after {result.layers[last].name} the attentive probe reads "
-        f"{interval(result.accuracy[last], result.low[last], result.high[last])} and attends to no position more "
-        f"than {part.max() * part.size:.1f} times as much as even attention would (n = {result.n_test}, chance "
+        f"{name_of(result.model)}: after {result.layers[last].name}, the accuracy of the attentive probe is "
+        f"{interval(result.accuracy[last], result.low[last], result.high[last])}; its attention is at most "
+        f"{part.max() * part.size:.1f} times uniform attention at any position (n = {result.n_test}, chance "
         f"{percent(result.chance)})."
     )
 
@@ -131,17 +132,18 @@ def _attention_sentence(result: AttentiveResult) -> str:
 
 
 def patch_position_section(results: Sequence[PatchPosition]) -> list[Section]:
-    """Whether a token knows where it is."""
+    """How accurately the position of a token is decoded from its activation."""
     first = results[0]
     picture = Picture(
         patch_position_curves(results),
-        "Where a token is, read from its activation alone: mean distance from the cell that a linear discriminant picks to the "
-        "true one (px of the model's input), and R² of a linear regression on row and column. Fitted on the tokens of "
-        f"{first.n_train} images, tested on those of {first.n_test} others.",
-        "A Mixer has no position embedding, but its token-mixing weights belong to positions; a ViT is told; a CNN sees the "
-        "border. The point at depth 0 is the stem, before any mixing: what the content of a patch says about its place. Grey "
-        "lines are chance (two cells at random; R² 0), dotted lines with open markers untrained networks, bands 95 % "
-        "intervals over test images. Layers with few positions have large cells, so their errors come in large steps.",
+        "Position of a token decoded from its activation. Left: mean distance between the true cell and the cell predicted by a "
+        "linear discriminant, in pixels of the model's input. Right: R² of a linear regression of row and column. Trained on the "
+        f"tokens of {first.n_train} images, tested on those of {first.n_test} others.",
+        "A Mixer has no position embedding, but its token-mixing weights are specific to positions; a ViT has position "
+        "embeddings; a CNN can use zero padding at the border. The point at depth 0 is the stem, before any mixing: position "
+        "information in patch content. Grey lines are chance (two random cells; R² = 0), dotted lines with open markers "
+        "untrained baselines, bands 95 % intervals over test images. Layers with few positions have large cells, so their errors "
+        "are coarse.",
         "Error of decoded patch positions and R² of row and column against relative depth",
         name="probe-patch-position",
     )
@@ -149,35 +151,36 @@ def patch_position_section(results: Sequence[PatchPosition]) -> list[Section]:
     columns += ["chance_distance_px", "accuracy", "chance", "r2", "low_r2", "high_r2", "row_r2", "column_r2"]
     pixel = dict.fromkeys(("distance_px", "low_distance_px", "high_distance_px", "chance_distance_px"), "{:.2f}")
     formats = pixel | dict.fromkeys(columns[10:], "{:.3f}") | {"depth": "{:.2f}"}
-    caption = "Every layer. accuracy is the share of tokens whose cell is right; low and high bound 95 % intervals."
+    caption = "All layers. accuracy: fraction of tokens with the correct cell; low and high: bounds of 95 % intervals."
     table = Table(caption, table_of(results)[columns], formats, folded=True)
     sentences = tuple(_place_sentence(r) for r in results)
     warning = untrained_warning(r.model for r in results)
-    return [Section("patch-position", "Does a token know where it is?", sentences, (picture, table), warning)]
+    return [Section("patch-position", "Decoding of patch positions", sentences, (picture, table), warning)]
 
 
 def _place_sentence(result: PatchPosition) -> str:
     best = _nearest(result)
     if best is None:
-        return f"{name_of(result.model)}: no place can be read at any layer."
+        return f"{name_of(result.model)}: the position cannot be decoded at any layer."
     said = [_place(result, i) for i in dict.fromkeys((0, best, len(result.layers) - 1))]
-    text = f"{name_of(result.model)}: a place is read to within {join(said)}; chance is {result.chance_distance_px[best]:.1f} px"
+    chance = f"chance: {result.chance_distance_px[best]:.1f} px"
+    text = f"{name_of(result.model)}: mean error of the decoded position: {join(said)}; {chance}"
     twin = result.untrained
     nearest = None if twin is None else _nearest(twin)
     if twin is not None and nearest is not None:
         last = len(twin.layers) - 1
-        text += f". Untrained: {join(_place(twin, i) for i in dict.fromkeys((nearest, last)))}"
+        text += f"; untrained baseline: {join(_place(twin, i) for i in dict.fromkeys((nearest, last)))}"
     return f"{text} (n = {result.n_test})."
 
 
 def _nearest(result: PatchPosition) -> int | None:
-    """The layer with the least error."""
+    """The layer with the smallest error."""
     return None if np.isnan(result.distance_px).all() else int(np.nanargmin(result.distance_px))
 
 
 def _place(result: PatchPosition, i: int) -> str:
     if np.isnan(result.distance_px[i]):
-        return f"nothing after {result.layers[i].name}"
+        return f"undefined after {result.layers[i].name}"
     error = number(result.distance_px[i], result.low_distance_px[i], result.high_distance_px[i], 1)
     return f"{error} px after {result.layers[i].name}"
 
@@ -186,7 +189,7 @@ def _place(result: PatchPosition, i: int) -> str:
 
 
 def target_section(results: Sequence[TargetProbe]) -> list[Section]:
-    """What else can be read from a representation."""
+    """Probes of properties of the images other than the class."""
     own = networks(results)
     columns = [
         "model",
@@ -204,12 +207,12 @@ def target_section(results: Sequence[TargetProbe]) -> list[Section]:
         "n_test",
     ]
     formats = dict.fromkeys(("score", "low", "high", "chance"), "{:.3f}") | {"depth": "{:.2f}", "error": "{:.3g}"}
-    caption = "Every layer and target. error is the mean absolute error in the target's unit."
+    caption = "All layers and targets. error: mean absolute error in the unit of the target."
     every = Table(caption, table_of(results)[columns], formats, folded=True)
     pictures = [_target_picture(results)] if own else []
     sentences = tuple(_target_sentence(r) for r in results)
     warning = untrained_warning(r.model for r in own)
-    title = "What else can be read"
+    title = "Probes of other targets"
     return [Section("targets", title, sentences, (*pictures, _meanings(results), every), warning)]
 
 
@@ -220,8 +223,9 @@ def _target_picture(results: Sequence[TargetProbe]) -> Picture:
         target_curves(results),
         f"Ridge probes of properties of the images other than their class, on {int(first.n_test.max())} test images: R² for "
         "numbers and angles, accuracy for classes.",
-        "What falls with depth is thrown away on the way to the class, what rises is worked out. Bands are 95 % intervals over "
-        f"test images; grey lines are chance, dotted ones untrained networks{raw}.",
+        "A falling curve means that the property becomes less linearly decodable with depth, a rising one that it becomes more "
+        "so. Bands are 95 % intervals over test images; grey lines are chance, dotted lines untrained baselines"
+        f"{raw}.",
         "Scores of probes of other targets against relative depth",
         name="probe-targets",
     )
@@ -230,7 +234,7 @@ def _target_picture(results: Sequence[TargetProbe]) -> Picture:
 def _meanings(results: Sequence[TargetProbe]) -> Table:
     first = results[0]
     frame = pd.DataFrame({"target": first.targets, "what it is": first.meanings, "unit": first.units, "score": first.metrics})
-    return Table("The targets.", frame)
+    return Table("Definitions of the targets.", frame)
 
 
 def _target_sentence(result: TargetProbe) -> str:
@@ -242,8 +246,8 @@ def _target_text(result: TargetProbe, t: int) -> str:
     name, metric = result.targets[t], "accuracy" if result.metrics[t] == "accuracy" else "R²"
     last = last_defined(result.score[:, t])
     if last is None:
-        return f"{name} not defined"
+        return f"{name} undefined"
     ends = [number(result.score[i, t], result.low[i, t], result.high[i, t]) for i in dict.fromkeys((0, last))]
-    twin = "" if result.untrained is None else f", untrained {result.untrained.score[last, t]:.2f}"
+    twin = "" if result.untrained is None else f", untrained baseline {result.untrained.score[last, t]:.2f}"
     chance = f", chance {result.chance[t]:.2f}" if metric == "accuracy" else ""
     return f"{metric} of {name} {' → '.join(ends)}{twin}{chance}"

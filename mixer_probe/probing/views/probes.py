@@ -1,4 +1,4 @@
-"""The report on probes: where the class can be read, from how many images, which classes, and how sure the probe may be."""
+"""The report on probes: accuracy by layer, few-shot accuracy, confusion and calibration."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def pooling(reduce: str) -> str:
 
 
 def probe_section(results: Sequence[ProbeResult]) -> list[Section]:
-    """Where the class can be read off, by each kind of probe."""
+    """Probe accuracy by layer, one section per kind of probe."""
     methods = dict.fromkeys(r.method for r in results)
     return [_accuracy_section([r for r in results if r.method == method], method, len(methods) > 1) for method in methods]
 
@@ -95,8 +95,8 @@ def _accuracy_section(results: Sequence[ProbeResult], method: str, several: bool
         content += [_paths_picture(chunk, method) for chunk in chunks(own, _MOST_PANELS) if chunk[0].path_name]
     content.append(_probe_table(results))
     sentences = [_probe_sentence(r) for r in own]
-    sentences += [f"Raw pixels give {_accuracy(r, 0)}, and chance {percent(r.chance)} (n = {r.n_test})." for r in raw]
-    title = "Where the class can be read" + (f": {_PROBES[method]}" if several else "")
+    sentences += [f"Raw pixels: {_accuracy(r, 0)}; chance: {percent(r.chance)} (n = {r.n_test})." for r in raw]
+    title = "Probe accuracy by layer" + (f": {_PROBES[method]}" if several else "")
     anchor = "probes" if method == "ridge" or not several else f"probes-{method}"
     return Section(anchor, title, tuple(sentences), tuple(content), untrained_warning(r.model for r in own))
 
@@ -107,19 +107,21 @@ def _curves_picture(results: Sequence[ProbeResult], method: str) -> Picture:
     bands, twins, raw = (
         ("Bars", "Open markers", "Black") if alone else ("Bands", "Dotted lines with open markers", "The dashed line")
     )
-    lines = [f"{bands} are 95 % Wilson intervals over the test images; the grey line is chance, the share of the largest class."]
+    lines = [
+        f"{bands} are 95 % Wilson intervals over the test images; the grey line is chance, the frequency of the largest class."
+    ]
     if any(r.untrained for r in results):
-        lines.append(f"{twins} are the same network with random weights: what architecture alone gives.")
+        lines.append(f"{twins} are the untrained baseline: the same architecture with re-initialised weights.")
     if pixels(results):
-        lines.append(f"{raw} is the same probe on raw pixels: what needs no network.")
+        lines.append(f"{raw} is the same probe on raw pixels.")
     if first.path_name:
-        lines.append(f"The {first.path_name} is chosen by accuracy on left-out fitting images, never on the test images.")
+        lines.append(f"The {first.path_name} is selected by accuracy on held-out training images, never on the test images.")
     return Picture(
         probe_curves(results),
-        f"Accuracy of {_PROBES[method]} on {pooling(first.reduce)} after {layer_names(results) if alone else 'every layer'}: "
-        f"fitted on {first.n_train} images, tested on {first.n_test} others ({first.classes} classes).",
+        f"Accuracy of {_PROBES[method]} on {pooling(first.reduce)} after {layer_names(results) if alone else 'each layer'}: "
+        f"trained on {first.n_train} images, tested on {first.n_test} others ({first.classes} classes).",
         " ".join(lines),
-        "Probe accuracy of each network" if alone else "Probe accuracy against relative depth",
+        "Probe accuracy per network" if alone else "Probe accuracy against relative depth",
         name=f"probe-accuracy-{method}",
     )
 
@@ -128,9 +130,9 @@ def _paths_picture(results: Sequence[ProbeResult], method: str) -> Picture:
     name = results[0].path_name
     return Picture(
         probe_paths(results),
-        f"Accuracy along the path of {name}" + ("." if one_layer(results) else ", for the first, a middle and the last layer."),
-        f"Solid lines are test images, dashed ones fitting images that were left out; the ring is the {name} that the latter "
-        "chose, of equals the simplest probe. A ring at an end of its path would ask for a longer path.",
+        f"Accuracy against {name}" + ("." if one_layer(results) else ", for the first, a middle and the last layer."),
+        f"Solid lines: test images; dashed lines: held-out training images. The circle marks the {name} selected on the latter; "
+        "ties go to the simplest probe. A circle at either end suggests a wider range.",
         f"Accuracy of {_PROBES[method]} against {name}",
         name=f"probe-path-{method}-{name_of(results[0].model)}",
     )
@@ -142,25 +144,25 @@ def _probe_table(results: Sequence[ProbeResult]) -> Table:
     columns = ["model", "trained", "layer", "depth", "p", *path, "accuracy", "low", "high", "balanced_accuracy", "chance"]
     formats = dict.fromkeys(("accuracy", "low", "high", "balanced_accuracy", "chance"), "{:.3f}")
     formats |= {"depth": "{:.2f}"} | dict.fromkeys(path, "{:.3g}")
-    return Table("Every probe. low and high bound the 95 % interval.", frame[columns], formats, folded=True)
+    return Table("All probes. low and high: bounds of the 95 % interval.", frame[columns], formats, folded=True)
 
 
 def _probe_sentence(result: ProbeResult) -> str:
     name, best, last = name_of(result.model), highest(result.accuracy), len(result.layers) - 1
     if best is None:
-        return f"{name}: no layer can be probed, all have NaN or infinite features."
+        return f"{name}: no layer can be probed: the features of all layers contain NaN or infinite values."
     close = _close(result, best)
-    head = "best " if last and not close else ""
-    text = f"{name}: {head}after {result.layers[best].name} with {_accuracy(result, best)}, n = {result.n_test}"
+    head = "highest accuracy" if last and not close else "accuracy"
+    text = f"{name}: {head} {_accuracy(result, best)} after {result.layers[best].name}, n = {result.n_test}"
     if close:
         text += f" (not distinguishable from {close} other layer{'s' if close > 1 else ''})"
     if last != best:
-        text += f"; after {result.layers[last].name} {_accuracy(result, last)}"
+        text += f"; {_accuracy(result, last)} after {result.layers[last].name}"
     return f"{text}.{_twin_text(result, best)}"
 
 
 def _close(result: ProbeResult, best: int) -> int:
-    """How many layers the best one is not ahead of, by intervals of the difference over the same images."""
+    """Number of layers not distinguishable from the best, by intervals of paired differences over the same images."""
     others = [i for i in np.flatnonzero(np.isfinite(result.accuracy)) if i != best]
     counts = paired_counts(result.right[best], result.right[others])
     return int((difference_interval(counts)[0] <= 0).sum())
@@ -172,14 +174,14 @@ def _twin_text(result: ProbeResult, best: int) -> str:
     if twin is None or top is None:
         return ""
     gain = paired_interval(result.right[best], twin.right[top])
-    verdict = "training adds" if gain[1] > 0 else "training costs" if gain[2] < 0 else "no difference beyond the interval,"
+    verdict = "training adds" if gain[1] > 0 else "training costs" if gain[2] < 0 else "no significant difference:"
     size = points(*gain) if gain[2] >= 0 else points(-gain[0], -gain[2], -gain[1])
-    return f" Untrained, no layer exceeds {_accuracy(twin, top)}: best against best, {verdict} {size}."
+    return f" Untrained baseline: at most {_accuracy(twin, top)}; comparing the best layers, {verdict} {size}."
 
 
 def _accuracy(result: ProbeResult, i: int) -> str:
     if np.isnan(result.accuracy[i]):
-        return "not defined"
+        return "undefined"
     return interval(result.accuracy[i], result.low[i], result.high[i])
 
 
@@ -187,38 +189,36 @@ def _accuracy(result: ProbeResult, i: int) -> str:
 
 
 def few_shot_section(results: Sequence[FewShotResult]) -> list[Section]:
-    """Accuracy on few images a class."""
+    """Accuracy with few training images per class."""
     own = networks(results)
     first = (own or results)[0]
     alone = one_layer(results)
     where = (
-        f"After {layer_names(results)}." if alone else "Left after the last layer, right by depth for the most images a class."
+        f"After {layer_names(results)}."
+        if alone
+        else "Left: after the last layer. Right: by depth, for the largest number of images per class."
     )
     lines = [
-        f"Lines are means over {first.seeds} draws of the images to fit on; bands are 95 % intervals for other draws and other "
-        "test images together; the grey line is chance.",
-        *(
-            ["Dotted lines with open markers are the same network with random weights."]
-            if any(r.untrained for r in results)
-            else []
-        ),
+        f"Lines are means over {first.seeds} draws of the training images; bands are 95 % intervals over both draws and test "
+        "images; the grey line is chance.",
+        *(["Dotted lines with open markers are untrained baselines."] if any(r.untrained for r in results) else []),
         *(["The dashed line is raw pixels."] if pixels(results) else []),
     ]
     picture = Picture(
         few_shot_curves(results),
-        f"Accuracy of probes on {join(map(str, first.shots))} images a class, tested on {first.n_test} images ({first.classes} "
-        f"classes): {first.estimator}. {where}",
+        f"Accuracy of probes trained on {join(map(str, first.shots))} images per class, tested on {first.n_test} images "
+        f"({first.classes} classes): {first.estimator}. {where}",
         " ".join(lines),
-        "Few-shot accuracy against images a class" + ("" if alone else ", and against relative depth"),
+        "Few-shot accuracy against images per class" + ("" if alone else ", and against relative depth"),
         name="probe-few-shot",
     )
     frame = table_of(results)
     columns = ["model", "trained", "layer", "depth", "shots", "seeds", "accuracy", "low", "high", "chance"]
     formats = dict.fromkeys(("accuracy", "low", "high", "chance"), "{:.3f}") | {"depth": "{:.2f}"}
-    table = Table("Every few-shot probe. low and high bound the 95 % interval.", frame[columns], formats, folded=True)
+    table = Table("All few-shot probes. low and high: bounds of the 95 % interval.", frame[columns], formats, folded=True)
     content: tuple[Picture | Table, ...] = (picture, table) if own else (table,)
     sentences = tuple(_few_shot_sentence(r) for r in results)
-    return [Section("few-shot", "With a few images of every class", sentences, content, untrained_warning(r.model for r in own))]
+    return [Section("few-shot", "Few-shot accuracy", sentences, content, untrained_warning(r.model for r in own))]
 
 
 def _few_shot_sentence(result: FewShotResult) -> str:
@@ -226,10 +226,10 @@ def _few_shot_sentence(result: FewShotResult) -> str:
     if last is None:
         return f"{name_of(result.model)}: no layer can be probed."
     said = [_shots(result, last, s) for s in dict.fromkeys((0, len(result.shots) - 1))]
-    where = "" if result.model.family == "pixels" else f"after {result.layers[last].name} "
+    where = "" if result.model.family == "pixels" else f"after {result.layers[last].name}, "
     text = f"{name_of(result.model)}: {where}{join(said)}"
     if result.untrained is not None:
-        text += f"; untrained {_shots(result.untrained, last, -1)}"
+        text += f"; untrained baseline: {_shots(result.untrained, last, -1)}"
     draws = f"{result.seeds} draws" if result.seeds > 1 else "one draw"
     return f"{text} ({result.preset}, {draws}, n = {result.n_test}, chance {percent(result.chance)})."
 
@@ -237,14 +237,14 @@ def _few_shot_sentence(result: FewShotResult) -> str:
 def _shots(result: FewShotResult, layer: int, s: int) -> str:
     shots = result.shots[s]
     accuracy = interval(result.mean[layer, s], result.low[layer, s], result.high[layer, s])
-    return f"{accuracy} with {shots} image{'s' if shots > 1 else ''} a class"
+    return f"{accuracy} with {shots} image{'s' if shots > 1 else ''} per class"
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------
 
 
 def confusion_section(results: Sequence[ConfusionMatrix]) -> list[Section]:
-    """Which classes are taken for which, after the last layer."""
+    """Confusion between classes after the last layer."""
     pictures = [_confusion_picture(chunk) for chunk in chunks(results, 4)]
     by_classes: dict[tuple[str, ...], list[ConfusionMatrix]] = {}
     for result in results:
@@ -252,18 +252,21 @@ def confusion_section(results: Sequence[ConfusionMatrix]) -> list[Section]:
     pictures += [_class_picture(same) for same in by_classes.values()]
     frame = pd.concat([r.per_class() for r in results], ignore_index=True)
     formats = dict.fromkeys(("accuracy", "low", "high", "precision"), "{:.3f}") | {"depth": "{:.2f}"}
-    table = Table("Every layer and class. low and high bound the 95 % interval of the accuracy.", frame, formats, folded=True)
+    table = Table(
+        "All layers and classes. low and high: bounds of the 95 % interval of the accuracy.", frame, formats, folded=True
+    )
     sentences = tuple(_confusion_sentence(r) for r in results)
     warning = untrained_warning(r.model for r in results)
-    return [Section("confusion", "Which classes are taken for which", sentences, (*pictures, table), warning)]
+    return [Section("confusion", "Confusion between classes", sentences, (*pictures, table), warning)]
 
 
 def _confusion_picture(results: Sequence[ConfusionMatrix]) -> Picture:
     return Picture(
         confusion_heatmaps(results),
-        f"Answers of {_PROBES.get(results[0].method, 'the probe')} after the last layer of each network, as shares of the test "
-        "images of the true class.",
-        "The diagonal is right. A bright cell off it is a class (row) that is often taken for another (column).",
+        f"Predictions of {_PROBES.get(results[0].method, 'the probe')} after the last layer of each network, as percentages of "
+        "the test images of the true class.",
+        "Correct predictions lie on the diagonal. A bright cell off the diagonal is a class (row) often predicted as another "
+        "(column).",
         f"Confusion matrices of {join(name_of(r.model) for r in results)}",
         name=f"probe-confusion-{name_of(results[0].model)}",
     )
@@ -272,9 +275,9 @@ def _confusion_picture(results: Sequence[ConfusionMatrix]) -> Picture:
 def _class_picture(results: Sequence[ConfusionMatrix]) -> Picture:
     return Picture(
         class_accuracy(results),
-        "Share of the test images of each class that are right after the last layer of each network.",
-        "Bars are 95 % Wilson intervals over the test images of the class; easy classes are on top.",
-        f"Accuracy by class of {join(name_of(r.model) for r in results)}",
+        "Test accuracy per class after the last layer of each network.",
+        "Bars are 95 % Wilson intervals over the test images of the class; classes with the highest accuracy are on top.",
+        f"Accuracy per class of {join(name_of(r.model) for r in results)}",
         name=f"probe-classes-{name_of(results[0].model)}",
     )
 
@@ -284,17 +287,17 @@ def _confusion_sentence(result: ConfusionMatrix) -> str:
     name = f"{name_of(result.model)}, after {result.layers[-1].name}"
     images = counts.sum(axis=1)
     if not images.any():
-        return f"{name}: no answers, its features are NaN or infinite."
+        return f"{name}: no predictions, the features contain NaN or infinite values."
     shares = np.divide(counts, images[:, None], out=np.zeros_like(counts), where=images[:, None] > 0)
     right = np.where(images > 0, np.diagonal(shares), np.nan)
     np.fill_diagonal(shares, -1)
     i, j = np.unravel_index(shares.argmax(), shares.shape)
     classes = [_share(right[k] * images[k], images[k]) for k in range(len(names))]
     easy, hard = int(np.nanargmax(right)), int(np.nanargmin(right))
-    easiest = f"easiest is '{names[easy]}' with {{}}" if leader(classes) is not None else f"at most {{}} ('{names[easy]}')"
-    hardest = f"hardest '{names[hard]}' with {{}}" if leader(classes, True) is not None else f"at least {{}} ('{names[hard]}')"
+    easiest = f"highest for '{names[easy]}' with {{}}" if leader(classes) is not None else f"at most {{}} ('{names[easy]}')"
+    hardest = f"lowest for '{names[hard]}' with {{}}" if leader(classes, True) is not None else f"at least {{}} ('{names[hard]}')"
     ends = [text.format(share(classes[k])) for text, k in ((easiest, easy), (hardest, hard))]
-    return f"{name}: by class {join(ends)}; {_confused(counts, images, names, int(i), int(j))}."
+    return f"{name}: accuracy per class is {join(ends)}; {_confused(counts, images, names, int(i), int(j))}."
 
 
 def _share(hits: float, n: float) -> Number:
@@ -302,35 +305,40 @@ def _share(hits: float, n: float) -> Number:
 
 
 def _confused(counts: np.ndarray, images: np.ndarray, names: Sequence[str], i: int, j: int) -> str:
-    """The largest share of a class that is taken for one other, and that it is the largest where it differs from all others."""
+    """The largest fraction of a class predicted as one other, called the largest only where it differs from all others."""
     pairs = [_share(counts[a, b], images[a]) for a, b in np.argwhere(~np.eye(len(names), dtype=bool))]
     of = f"{int(counts[i, j])} of {int(images[i])} images"
     if leader(pairs) is not None:
-        return f"most often '{names[i]}' is taken for '{names[j]}' in {of}"
-    return f"at most {of} of a class are taken for one other ('{names[i]}' for '{names[j]}')"
+        return f"the most frequent confusion is '{names[i]}' predicted as '{names[j]}' ({of})"
+    return f"at most {of} of a class are predicted as one other class ('{names[i]}' as '{names[j]}')"
 
 
 def calibration_section(results: Sequence[Calibration]) -> list[Section]:
-    """Whether a probe is as often right as it says."""
+    """Whether the confidence of a probe matches its accuracy."""
     pictures = [_reliability_picture(chunk) for chunk in chunks(results, _MOST_PANELS)]
     frame = table_of(results)
     columns = [c for c in frame.columns if c not in ("kind", "source")]
     numbers = ("ece", "ece_null", "ece_null_high", "brier", "nll", "mean_confidence", "mean_accuracy")
     formats = dict.fromkeys(numbers, "{:.3f}") | {"depth": "{:.2f}", "temperature": "{:.3g}"}
-    table = Table("Every layer. ece_null is that of calibrated answers as few as these.", frame[columns], formats, folded=True)
+    table = Table(
+        "All layers. ece_null: expected ECE of perfectly calibrated predictions with the same n.",
+        frame[columns],
+        formats,
+        folded=True,
+    )
     sentences = tuple(_calibration_sentence(r) for r in results)
     warning = untrained_warning(r.model for r in results)
-    return [Section("calibration", "How sure a probe may be", sentences, (*pictures, table), warning)]
+    return [Section("calibration", "Probe calibration", sentences, (*pictures, table), warning)]
 
 
 def _reliability_picture(results: Sequence[Calibration]) -> Picture:
     first = results[0]
     return Picture(
         reliability_diagrams(results),
-        f"How often answers are right against how sure the probe is, after the last layer; {first.source}; n = {first.n_test}.",
-        "On the diagonal a probe is as often right as it says, below it claims too much. Bars are 95 % Wilson intervals, the "
-        "columns the share of the images in each bin. ECE is above 0 for calibrated answers too, since bins hold few images: the "
-        f"second number is its mean over {first.resamples} draws of such answers.",
+        f"Accuracy against confidence of the predictions after the last layer; {first.source}; n = {first.n_test}.",
+        "A calibrated probe lies on the diagonal, an overconfident one below it. Error bars are 95 % Wilson intervals; columns "
+        "are the percentage of images in each bin. ECE exceeds 0 even for calibrated predictions, since bins hold few images: "
+        f"the second number is its mean over {first.resamples} simulations of calibrated predictions.",
         f"Reliability diagrams of {join(name_of(r.model) for r in results)}",
         name=f"probe-calibration-{name_of(first.model)}",
     )
@@ -340,9 +348,10 @@ def _calibration_sentence(result: Calibration) -> str:
     ece, high, null = (float(part[-1]) for part in (result.ece, result.ece_null_high, result.ece_null))
     name = f"{name_of(result.model)}, after {result.layers[-1].name}"
     if np.isnan(ece):
-        return f"{name}: not defined, its features are NaN or infinite."
-    verdict = "beyond what calibrated answers give" if ece > high else "not told from calibrated"
+        return f"{name}: undefined, the features contain NaN or infinite values."
+    verdict = "significantly miscalibrated" if ece > high else "not distinguishable from calibrated"
     return (
-        f"{name}: says {percent(result.mean_confidence[-1])} and is right in {percent(result.mean_accuracy[-1])}; ECE "
-        f"{100 * ece:.1f} points, {verdict} (mean {100 * null:.1f}, 95 % below {100 * high:.1f}; n = {result.n_test})."
+        f"{name}: mean confidence {percent(result.mean_confidence[-1])}, accuracy {percent(result.mean_accuracy[-1])}; ECE "
+        f"{100 * ece:.1f} points, {verdict} (calibrated predictions: mean {100 * null:.1f}, 95th percentile {100 * high:.1f}; "
+        f"n = {result.n_test})."
     )
