@@ -83,8 +83,8 @@ def test_a_channel_by_its_number_has_a_page_wherever_there_is_such_a_layer(run: 
     np.testing.assert_allclose(results[1].lowest.values, means[::-1][:2], rtol=1e-5)
     assert results[1].statistics["n_images"] == 30
     assert len(results[1].auroc) == len(results[2].auroc) == 10
-    assert results[1].rule == "asked for by its number"
-    assert "mixer-s0: 2 channels, of blocks.3: asked for by its number." in printed
+    assert results[1].rule == "selected by number"
+    assert "mixer-s0: 2 channels, of blocks.3: selected by number." in printed
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_attributes_dissect_and_visualize_makes_images(run: Run, tmp_path: Path)
     assert [type(r).__name__ for r in results] == ["Dissection", "Dissection", "DissectedChannel"]
     assert results[0].concepts == ("ship", "frog")
     assert [r.model.trained for r in results] == [True, False, True]
-    assert "Which concepts channels mark" in printed
+    assert "Concept detectors (network dissection)" in printed
 
 
 def test_visualize_makes_images_for_the_pages(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,9 +44,9 @@ from mixer_probe.visualization import FeatureVisualization, visualize
 
 # Curves of more layers lie on each other, and every point is a few probes.
 NEEDED_LAYERS, NEEDED_DRAWS = 4, 3
-CLEAREST = "the channel that tells a class most clearly of all channels of its layer (largest |z| of its AUROC)"
-TAILED = "the channel with the heaviest tails of all channels of its layer (largest excess kurtosis)"
-ASKED = "asked for by its number"
+CLEAREST = "the most class-selective channel of each layer (largest |z| of its AUROC)"
+TAILED = "the channel with the heaviest tails of each layer (largest excess kurtosis)"
+ASKED = "selected by number"
 
 
 @contextmanager
@@ -107,7 +107,7 @@ def chosen_channels(
     if selectivity is None:
         tails = {name: statistics.kurtosis[statistics.index(name)] for name in names}
         return {name: _largest(values)[:count] for name, values in tails.items()}, TAILED
-    rule = CLEAREST if count == 1 else f"{CLEAREST}, then the clearest of other classes"
+    rule = CLEAREST if count == 1 else f"{CLEAREST}, then the most selective for other classes"
     return {name: _clearest(selectivity, name)[:count] for name in names}, rule
 
 
@@ -187,7 +187,7 @@ ROOM = Room(
         Analysis(
             "needed",
             "channels needed",
-            "How accurate is a probe of the best few channels?",
+            "How accurate is a probe on few channels?",
             (ChannelsNeeded,),
             needed_of,
             labelled=True,
@@ -195,7 +195,7 @@ ROOM = Room(
         ),
         Analysis(
             "partners",
-            "partners of channels",
+            "best-matching channels",
             "Which channels of two networks respond to the same images?",
             (ChannelPartners,),
             partners_of,
@@ -212,7 +212,7 @@ ROOM = Room(
         Analysis(
             "dissection",
             "dissection",
-            "Which annotated concepts does a channel mark?",
+            "Which annotated concepts does a channel detect?",
             (Dissection, DissectedChannel),
             dissections,
             needs="images",

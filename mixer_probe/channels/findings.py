@@ -40,7 +40,7 @@ def channel_findings(results: Sequence[Result]) -> tuple[list[Finding], list[Cou
     twins = {r.model.name: r for r in found}
     findings = [f for r in chosen for f in (_by_depth(r, twins.get(twin_name(r.model))), _most_selective(r))]
     if not chosen:
-        needs = "there is no class selectivity with a null"
+        needs = "the results contain no class selectivity with a null"
         findings.append(missing(QUESTION, "Class-selective channels", needs, results, "class selectivity"))
     courses = [_course(r) for r in found if r.model.name in own or is_twin(r.model, own)]
     return [*findings, *_partners(results)], courses
@@ -65,7 +65,8 @@ def _by_depth(r: ClassSelectivity, twin: ClassSelectivity | None) -> Finding:
     name, last = name_of(r.model), len(r.layers) - 1
     ends = [selective_share(r, i, "selective channels") for i in (0, last)]
     text = (
-        f"{name} (n = {r.n} images): {share(ends[0])} of the channels of {ends[0].where} tell a class beyond the corrected null, "
+        f"{name} (n = {r.n} images): {share(ends[0])} of the channels of {ends[0].where} are class-selective after max-T "
+        "correction, "
     )
     text += f"{share(ends[1])} of {ends[1].where}"
     told = selective_p(r) <= LEVEL and (ends[0].high < ends[1].low or ends[1].high < ends[0].low)
@@ -78,19 +79,19 @@ def _by_depth(r: ClassSelectivity, twin: ClassSelectivity | None) -> Finding:
     if twin is None or len(twin.layers) != len(r.layers):
         return Finding(QUESTION, name, f"{text}.", "found" if told else "none", tuple(ends))
     beside = [selective_share(twin, i, "the same, untrained twin") for i in (0, last)]
-    text += f". Its untrained twin: {share(beside[0])} and {share(beside[1])}, {_against(ends[1], beside[1])} in the last layer"
+    text += f". Untrained baseline: {share(beside[0])} and {share(beside[1])}, {_against(ends[1], beside[1])} in the last layer"
     beside += [median_auroc(twin, i, "the same, untrained twin") for i in (0, last)]
     text += f"; AUROC {beside[2].value:.2f} and {beside[3].value:.2f}"
     return Finding(QUESTION, name, f"{text}.", "found" if told else "none", (*ends, *beside))
 
 
-_SAME = "no difference beyond the intervals over channels"
+_SAME = "no significant difference over channels"
 
 
 def _against(a: Number, b: Number) -> str:
     if a.low > b.high:
         return "fewer than trained"
-    return "more than trained" if a.high < b.low else "no difference beyond the intervals"
+    return "more than trained" if a.high < b.low else "no significant difference"
 
 
 def most_selective(r: ClassSelectivity) -> tuple[int, int] | None:
@@ -109,7 +110,7 @@ def selective_p(r: ClassSelectivity) -> float:
 def _most_selective(r: ClassSelectivity) -> Finding:
     name, place = name_of(r.model), most_selective(r)
     if place is None:
-        return Finding(QUESTION, name, f"Most selective channel of {name}: left out, all channels are undefined", "missing")
+        return Finding(QUESTION, name, f"Most selective channel of {name}: not available, all channels are undefined", "missing")
     i, channel = place
     k = int(r.preferred[i][channel])
     value, m = float(r.auroc[i][channel, k]), int(r.counts[k])
@@ -118,10 +119,12 @@ def _most_selective(r: ClassSelectivity) -> Finding:
     number = Number("AUROC", value, *bounds, null=0.5, n=r.n, where=where)
     numbers = (number, Number("p, corrected", p, null=LEVEL, n=r.permutations, where=number.where))
     if p > LEVEL:
-        text = f"{name}: no channel tells a class beyond the null of all channels and layers (p = {p:.2g})."
+        text = f"{name}: no channel is significantly selective after correction for all channels and layers (p = {p:.2g})."
         return Finding(QUESTION, name, text, "none", numbers)
     if r.permutations < DRAWS:
-        text = f"Most selective channel of {name}: left out, it takes {DRAWS} permutations and here are {r.permutations}"
+        text = (
+            f"Most selective channel of {name}: not available, {DRAWS} permutations are needed and {r.permutations} were computed"
+        )
         return Finding(QUESTION, name, text, "missing", numbers)
     text = (
         f"{name}: the most selective channel is {channel} of {r.layers[i].name}, which {r.relation(i, value)} "
@@ -185,7 +188,15 @@ def _partners(results: Sequence[Result]) -> list[Finding]:
         if key <= own:
             groups.setdefault(families(found[0].model_a, found[0].model_b), []).append(key)
     if not groups:
-        return [missing(QUESTION, "Partners of channels", "there are no partners between two networks", results, "partners")]
+        return [
+            missing(
+                QUESTION,
+                "Best-matching channels",
+                "the results contain no best-matching channels between two networks",
+                results,
+                "partners",
+            )
+        ]
     return [_of_architectures(keys, pairs) for keys in groups.values()]
 
 
@@ -198,11 +209,11 @@ def _of_architectures(keys: Sequence[frozenset[str]], pairs: dict[frozenset[str]
     where, p = f"{best.layer_a.name} channel {channel}", pair_p(found, abs(r))
     told = p <= LEVEL
     top = Number("strongest |r|", abs(r), null=float(best.threshold[channel]), n=best.n, where=where)
-    text = f"{names}: no channel has a best match in the other network beyond the null of the best pair (n = {best.n})"
+    text = f"{names}: no channel has a significant best match in the other network after max-T correction (n = {best.n})"
     if told:
         text = (
-            f"{names}: {share(number)} of {number.n} channels have a best match in the other network beyond the null of the best "
-            "pair of their layers"
+            f"{names}: {share(number)} of {number.n} channels have a significant best match in the other network after max-T "
+            "correction over the pairs of their layers"
         )
     if told and best.permutations >= DRAWS:
         text += (
@@ -220,6 +231,6 @@ def _of_architectures(keys: Sequence[frozenset[str]], pairs: dict[frozenset[str]
         numbers.append(partner_share(twins, "the same, untrained twins"))
         numbers.append(Number("median |r|, untrained twins", median_strength(twins)))
         text += (
-            f". Their untrained twins: {share(numbers[-2])}, {_against(number, numbers[-2])}; median |r| {numbers[-1].value:.2f}"
+            f". Untrained baselines: {share(numbers[-2])}, {_against(number, numbers[-2])}; median |r| {numbers[-1].value:.2f}"
         )
     return Finding(QUESTION, names, f"{text}.", "found" if told else "none", tuple(numbers))

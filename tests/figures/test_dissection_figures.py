@@ -63,7 +63,7 @@ def test_depth_has_a_row_for_each_kind_and_draws_the_summary(results: list[Disse
     assert [a.get_title(loc="left") for a in figure.axes[:3]] == [
         "Detectors: blocks",
         "Concepts with a detector: blocks",
-        "The best channel: blocks",
+        "Best channel: blocks",
     ]
     for i, result in enumerate(results):
         table = result.summary()
@@ -122,7 +122,7 @@ def test_sections_say_the_numbers(results: list[Dissection], page: DissectedChan
     assert len(section.paragraphs) == 2
     frame = trained.to_frame()
     found = frame["detector"].sum()
-    counted = f"{100 * found / len(frame):.1f} % of {len(frame)} channels mark a concept beyond chance"
+    counted = f"{100 * found / len(frame):.1f} % of {len(frame)} channels significantly detect a concept"
     # Some channel is beyond chance where its p-value, corrected for its layer, is so for all layers too.
     any_beyond = frame["p_value"].min() * len(trained.layers) <= 0.05
     assert (counted if any_beyond else "no channel of") in section.paragraphs[0]
@@ -135,4 +135,4 @@ def test_sections_say_the_numbers(results: list[Dissection], page: DissectedChan
     (pictures,) = all_views()[DissectedChannel].sections([page])
     assert f"IoU {page.iou:.3f} with {page.concept}" in pictures.paragraphs[0]
     none = replace(results[1], p_value=tuple(np.ones_like(p) for p in results[1].p_value))
-    assert "marks any of 4 concepts beyond chance" in all_views()[Dissection].sections([none])[0].paragraphs[0]
+    assert "significantly detects any of 4 concepts" in all_views()[Dissection].sections([none])[0].paragraphs[0]

@@ -84,12 +84,12 @@ def test_a_planted_channel_is_named_and_its_page_shows_its_class() -> None:
     results = study_of(coloured(), channels=("selectivity", "pages"))
     selectivity, pages = make_sections(results)
     (sentence,) = selectivity.paragraphs
-    assert "2 of 32 channels (6.2 %) tell a class better than permuted labels do: 6.2 % after blocks.0, 6.2 % after" in sentence
-    assert "by 999 permutations of the labels, n = 90" in sentence
+    assert "2 of 32 channels (6.2 %) are significantly selective for a class: 6.2 % after blocks.0, 6.2 % after" in sentence
+    assert "999 label permutations, n = 90" in sentence
     assert "channel 5 of blocks.0" in sentence
     (sentence,) = pages.paragraphs
     assert sentence.startswith(f"planted: 2 channels, 1 of each of 2 layers: {CLEAREST}.")
-    assert "2 of 2 tell a class better than permuted labels do (corrected for the channels of 2 layers)" in sentence
+    assert "2 of 2 are significantly selective for a class (corrected for the channels of 2 layers)" in sentence
     # Which of the two colours is clearer is up to the noise.
     found = [r for r in results if isinstance(r, ChannelPage)]
     best = int(np.nanargmax(np.abs(found[0].auroc - 0.5)))
@@ -102,9 +102,9 @@ def test_a_planted_channel_is_named_and_its_page_shows_its_class() -> None:
 def test_random_labels_give_no_finding() -> None:
     selectivity, pages = make_sections(study_of(coloured(shuffled=True), channels=("selectivity", "pages")))
     (sentence,) = selectivity.paragraphs
-    assert sentence.startswith("planted: none of 32 channels tells a class better than permuted labels do (5 % level, corrected")
-    assert "999 permutations of the labels, n = 90" in sentence
-    assert "0 of 2 tell a class better than permuted labels do" in pages.paragraphs[0]
+    assert sentence.startswith("planted: none of 32 channels is significantly selective for a class (5 % level, max-T")
+    assert "999 label permutations, n = 90" in sentence
+    assert "0 of 2 are significantly selective for a class" in pages.paragraphs[0]
 
 
 def test_without_labels_pages_go_by_tails_and_the_rest_is_left_out() -> None:
@@ -117,7 +117,7 @@ def test_without_labels_pages_go_by_tails_and_the_rest_is_left_out() -> None:
     assert [p.channel for p in pages] == [int(np.nanargmax(k)) for k in statistics.kurtosis]
     sections = {s.anchor: s for s in make_sections(results)}
     assert TAILED in sections["channel-pages"].paragraphs[0]
-    assert "tell a class" not in sections["channel-pages"].paragraphs[0]
+    assert "selective for a class" not in sections["channel-pages"].paragraphs[0]
 
 
 def test_channels_are_chosen_by_strength_and_classes_take_turns() -> None:
@@ -130,7 +130,7 @@ def test_channels_are_chosen_by_strength_and_classes_take_turns() -> None:
     assert set(several["units"]) == {4, 9, 17}
     assert several["units"][0] == strongest
     assert len(several["noise"]) == 3
-    assert "then the clearest of other classes" in rule
+    assert "then the most selective for other classes" in rule
 
 
 def test_undefined_channels_come_last() -> None:
@@ -152,15 +152,15 @@ def test_selectivity_stands_beside_the_twin() -> None:
     (sentence,) = section.paragraphs
     best = found.to_frame().sort_values("strength").iloc[-1]
     assert sentence.startswith(
-        "mixer: 3 of 120 channels (2.5 %) tell a class better than permuted labels do: 0.0 % after noise, 5.0 %"
+        "mixer: 3 of 120 channels (2.5 %) are significantly selective for a class: 0.0 % after noise, 5.0 %"
     )
     # Activations of either sign: which of the two ends is "on" is not known.
     assert (
-        f"the clearest of all layers, channel {best['channel']} of units, separates '{best['class']}' (AUROC "
+        f"the most selective of all layers, channel {best['channel']} of units, separates '{best['class']}' (AUROC "
         f"{best['auroc']:.3f}, d′ {best['dprime']:.2f}, p = 0.001)" in sentence
     )
     medians = [np.median(0.5 + np.abs(a - 0.5).max(1)) for a in twin.auroc]
-    assert f"Untrained, 0.0 % do, and the median channel's AUROC is at most {max(medians):.3f}" in sentence
+    assert f"Untrained baseline: 0.0 % are selective; the AUROC of the median channel is at most {max(medians):.3f}" in sentence
     assert not section.warnings
     assert "?untrained is untrained" not in str(section.warnings)
     assert only([replace(twin, model=replace(twin.model, name="net"))]).warnings
@@ -168,7 +168,7 @@ def test_selectivity_stands_beside_the_twin() -> None:
 
 def test_without_a_null_nothing_is_called_selective() -> None:
     (sentence,) = only([class_selectivity(planted(), permutations=0)]).paragraphs
-    assert "the null was not asked for" in sentence
+    assert "no permutations were computed" in sentence
     assert "n = 300" in sentence
     assert "nan" not in sentence
 
@@ -179,7 +179,7 @@ def test_constant_channels_tell_nothing() -> None:
         reps.features[name] = np.zeros((300, 60))
     with pytest.warns(UndefinedChannelsWarning):
         found = class_selectivity(reps, permutations=19)
-    assert only([found]).paragraphs == ("mixer: no channel varies over the images, so none tells a class (n = 300).",)
+    assert only([found]).paragraphs == ("mixer: no channel varies over the images, so none is selective (n = 300).",)
 
 
 def test_constant_channels_are_counted_where_others_are_not() -> None:
@@ -187,12 +187,12 @@ def test_constant_channels_are_counted_where_others_are_not() -> None:
     reps.features["units"][:, [30, 31]] = 1.0
     with pytest.warns(UndefinedChannelsWarning):
         found = class_selectivity(reps, permutations=99)
-    assert "2 channels are constant over the images, or not finite." in only([found]).paragraphs[0]
+    assert "2 channels are constant over the images or not finite." in only([found]).paragraphs[0]
     A, B = pair()
     A[:, 0] = 1
     with pytest.warns(UndefinedChannelsWarning):
         partners = channel_partners(reps_of(A), reps_of(B), "x", "x", permutations=19)
-    assert "of 29 channels of x (1 more are constant) have a partner in x" in only([partners]).paragraphs[0]
+    assert "of 29 channels of x (1 more are constant) have a match in x" in only([partners]).paragraphs[0]
 
 
 def test_channels_needed_are_counted() -> None:
@@ -200,12 +200,10 @@ def test_channels_needed_are_counted() -> None:
     found = channels_needed(train, test, counts=(1, 3, 20), draws=4)
     (sentence,) = only([found]).paragraphs
     all_of_them, three, random = found.selective[1][-1], found.selective[1][1], found.random[1][1]
-    assert sentence.startswith(
-        "mixer, after units: 90.0 % of what all 60 channels gain over chance comes from the 3 most selective"
-    )
+    assert sentence.startswith("mixer, after units: the 3 most selective of 60 channels reach 90.0 % of the gain over chance")
     assert f"({100 * three:.1f} % [" in sentence
-    assert f"] of {100 * all_of_them:.1f} % [" in sentence
-    assert f"as many random ones give {100 * random.mean():.1f} % ({100 * random.min():.1f} % to" in sentence
+    assert f"]; all channels: {100 * all_of_them:.1f} % [" in sentence
+    assert f"the same number of random channels reaches {100 * random.mean():.1f} % ({100 * random.min():.1f} % to" in sentence
     assert sentence.endswith("in 4 draws; chance 33.3 %, ridge probe, n = 300).")
 
 
@@ -213,7 +211,7 @@ def test_channels_that_tell_nothing_are_not_counted() -> None:
     found = channels_needed(planted(seed=1, split="train"), planted(seed=2), draws=1)
     chance = replace(found, selective=tuple(np.zeros_like(s) for s in found.selective))
     (sentence,) = only([chance]).paragraphs
-    assert "all 60 channels do no better than chance (0.0 % [0.0 %," in sentence
+    assert "accuracy with all 60 channels is not above chance (0.0 % [0.0 %," in sentence
 
 
 def partners(permutations: int = 19, seed: int = 0) -> ChannelPartners:
@@ -231,18 +229,16 @@ def test_partners_are_counted_beside_chance_and_the_twins() -> None:
     )
     section = only([found, twin])
     (sentence,) = section.paragraphs
-    expected = (
-        f"one in two: {100 * found.share_above:.1f} % of 30 channels of x have a partner in x above the null, 5 % by chance"
-    )
+    expected = f"one in two: {100 * found.share_above:.1f} % of 30 channels of x have a match in x above the null, 5 % by chance"
     assert sentence.startswith(expected)
-    assert f"median |r| {np.median(found.strength):.2f} against {np.median(found.threshold):.2f} when images" in sentence
-    assert f"and {np.median(twin.strength):.2f} untrained (n = 200, 19 shuffles)" in sentence
+    assert f"median |r| {np.median(found.strength):.2f}, 95th percentile of the null {np.median(found.threshold):.2f}" in sentence
+    assert f"untrained baselines {np.median(twin.strength):.2f} (n = 200, 19 permutations)" in sentence
     assert [p.name for p in section.content if isinstance(p, Picture)] == ["partners"]
     assert not section.warnings
 
 
 def test_partners_without_a_null_or_without_variation() -> None:
-    assert "the null was not asked for (n = 200)" in only([partners(permutations=0)]).paragraphs[0]
+    assert "no permutations were computed (n = 200)" in only([partners(permutations=0)]).paragraphs[0]
     A, B = pair()
     with pytest.warns(UndefinedChannelsWarning):
         nothing = channel_partners(reps_of(np.zeros_like(A)), reps_of(B), "x", "x", permutations=19)

@@ -265,13 +265,13 @@ def test_the_most_selective_channel_is_the_planted_one() -> None:
     every = [[roc_auc_score(np.int64(k) == LABELS, reps["last"][:, c]) for k in range(3)] for c in range(30)]
     # The clearest class of a channel has the largest |z|, which among classes of one size is that of the AUROC farthest from 1/2.
     assert depth.numbers[3].value == pytest.approx(np.median([max(abs(a - 0.5) for a in row) + 0.5 for row in every]))
-    assert "no difference beyond the intervals over channels" in depth.sentence
+    assert "no significant difference over channels" in depth.sentence
 
 
 def test_channels_of_random_labels_are_not_selective() -> None:
     best = told([class_selectivity(selective("net", 0.0), permutations=99)], "channels")[1]
     assert best.verdict == "none"
-    assert "no channel tells a class beyond the null of all channels and layers" in best.sentence
+    assert "no channel is significantly selective after correction for all channels and layers" in best.sentence
 
 
 def test_the_interval_of_an_auroc_covers_at_its_level() -> None:
@@ -298,14 +298,14 @@ def test_partners_are_counted_and_their_absence_is_told() -> None:
     unrelated = [channel_partners(reps_of(a, "one"), reps_of(b, "two", "vit"), "l0", "l0", permutations=20)]
     nothing = told(unrelated, "channels")[-1]
     assert nothing.verdict == "none"
-    assert "no channel has a best match in the other network" in nothing.sentence
+    assert "no channel has a significant best match in the other network" in nothing.sentence
     b["l0"][:, 7] = -a["l0"][:, 3]
     planted = [channel_partners(reps_of(a, "one"), reps_of(b, "two", "vit"), "l0", "l0")]
     names = {"model_a": record("one?untrained"), "model_b": record("two?untrained", "vit")}
     found = told([*planted, *(replace(p, **names) for p in unrelated)], "channels")[-1]
     assert found.numbers[0].value == pytest.approx(0.1)
     assert "channel 3 of l0 (one) and 7 of l0 (two), |r| = 1.00 (p = 0.001" in found.sentence
-    assert "Their untrained twins: 0.0 %" in found.sentence
+    assert "Untrained baselines: 0.0 %" in found.sentence
     every = np.abs(np.corrcoef(a["l0"].T, b["l0"].T)[:10, 10:]).max(1)
     assert next(n.value for n in found.numbers if n.kind == "median |r|") == pytest.approx(np.median(every))
 

@@ -49,7 +49,7 @@ def _places() -> tuple[float, float, float]:
 
 
 def _header(board: Board, by: str) -> None:
-    for x, text in zip(_places(), (f"highest {by}", "maps of the first", f"lowest {by}"), strict=True):
+    for x, text in zip(_places(), (f"highest {by}", "activation maps", f"lowest {by}"), strict=True):
         board.text(text, x, 0.05, fontsize=8.5, fontweight="bold")
 
 

@@ -59,8 +59,8 @@ def _depth(panels: Sequence[Axes], table: pd.DataFrame, style: dict[str, object]
 
 
 def _titles(panels: Sequence[Axes], kind: str) -> None:
-    titles = ("Detectors", "Concepts with a detector", "The best channel")
-    labels = ("channels above the null (%)", "number of concepts", "IoU, times the best by chance")
+    titles = ("Detectors", "Concepts with a detector", "Best channel")
+    labels = ("channels above the null (%)", "number of concepts", "IoU relative to best by chance")
     for axes, title, label in zip(panels, titles, labels, strict=True):
         axes.set(title=f"{title}: {kind}" if kind else title, ylabel=label)
     panels[2].axhline(1, color=GREY, linewidth=0.8, linestyle="--", zorder=0)
@@ -95,7 +95,9 @@ def dissection_concepts(results: Sequence[Dissection]) -> Figure:
     for axes in (bars, dots):
         axes.grid(axis="y", linewidth=0.4, color="#dddddd")
         axes.set_axisbelow(True)
-    tick = Line2D([], [], color=GREY, marker="|", linestyle="", markersize=9, markeredgewidth=1.6, label="95 % of random deals")
+    tick = Line2D(
+        [], [], color=GREY, marker="|", linestyle="", markersize=9, markeredgewidth=1.6, label="95th percentile of the null"
+    )
     handles, labels = bars.get_legend_handles_labels()
     figure.legend([*handles, tick], [*labels, str(tick.get_label())], loc="outside lower center", ncols=4)
     return figure
@@ -136,9 +138,9 @@ def dissected_channel_pictures(result: DissectedChannel) -> Figure:
     for j in range(k):
         _lit_picture(panels[0, j], result, j)
         _map(panels[1, j], result, j, (low, high if high > low else low + 1))
-    for axes, label in zip(panels[:, 0], ("lit, and\nthe concept", "its map"), strict=True):
+    for axes, label in zip(panels[:, 0], ("active region\nand concept", "activation"), strict=True):
         axes.set_ylabel(label, rotation=0, ha="right", va="center")
-    chance = "" if np.isnan(result.null95) else f" (by chance up to {result.null95:.3f})"
+    chance = "" if np.isnan(result.null95) else f" (95 % null: {result.null95:.3f})"
     name = f"{model_label(result.model)} · {plain(result.layer.name)} · channel {result.channel}"
     figure.suptitle(
         f"{name}\n{plain(result.concept)}: IoU {result.iou:.3f}{chance} over {result.n:,} images",
@@ -149,7 +151,7 @@ def dissected_channel_pictures(result: DissectedChannel) -> Figure:
     )
     handles = [
         Line2D([], [], color=_CONCEPT, linewidth=1.8, label=plain(result.concept)),
-        Line2D([], [], color=_LIT, linewidth=1.8, label="lit: above the threshold"),
+        Line2D([], [], color=_LIT, linewidth=1.8, label="active: above the threshold"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure

@@ -58,7 +58,7 @@ def _images(axes: Axes, page: ChannelPage, rows: float, columns: float) -> None:
     board = Board(axes, (-_MARGIN, columns - _MARGIN), (0, rows), height / width)
     step, room, scale = height / width + 0.06, _titles(page), map_scale(page)
     places = (room, room + step, room + 2 * step, 2 * room + 3 * step)
-    for y, label in zip(places, (f"highest\n{page.by}", "its patch", "its map", f"lowest\n{page.by}"), strict=True):
+    for y, label in zip(places, (f"highest\n{page.by}", "patch", "activation", f"lowest\n{page.by}"), strict=True):
         board.text(label, -0.08, y + board.height / 2, ha="right", va="center", fontsize=9)
     for j, picture in enumerate(page.top.pictures):
         _titled(board, page.top, j, j, places[0])
@@ -96,7 +96,7 @@ def _span(start: float, stop: float, size: int) -> slice:
 def _statistics(part: SubFigure, page: ChannelPage) -> None:
     """The numbers as a list."""
     _heading(part, "Statistics")
-    lines = _lines(page) or [("no statistics were given", "")]
+    lines = _lines(page) or [("no statistics", "")]
     for i, (name, value) in enumerate(lines):
         part.text(_LEFT, _FIRST - 0.074 * i, name, fontsize=8.5, va="top")
         part.text(0.95, _FIRST - 0.074 * i, value, fontsize=8.5, va="top", ha="right")
@@ -112,13 +112,13 @@ def _lines(page: ChannelPage) -> list[tuple[str, str]]:
         return []
     found = [("mean ± std", f"{s['mean']:.3g} ± {s['std']:.3g}"), ("range", f"{s['minimum']:.3g} to {s['maximum']:.3g}")]
     if "q0.5" in s:
-        found.append(("middle 99 %", f"{s['q0.5']:.3g} to {s['q99.5']:.3g}"))
+        found.append(("central 99 %", f"{s['q0.5']:.3g} to {s['q99.5']:.3g}"))
     if "skew" in s:
         found.append(("skew, excess kurtosis", f"{s['skew']:.2f}, {s['kurtosis']:.2f}"))
     found.append(("at or below zero", f"{100 * s['share_nonpositive']:.1f} %"))
     if "largest_ratio" in s:
         found.append(("largest |a| / median", f"{s['largest_ratio']:.3g}"))
-    kind = "never changes" if s["dead"] else "always above zero" if s.get("always_on") else ""
+    kind = "constant" if s["dead"] else "always above zero" if s.get("always_on") else ""
     if kind:
         found.append(("", kind))
     if s.get("nearest", -1) >= 0:
@@ -132,7 +132,7 @@ def _classes(part: SubFigure, page: ChannelPage) -> None:
     known = np.flatnonzero(np.isfinite(page.auroc))
     if not len(known):
         _heading(part, "Selectivity")
-        part.text(_LEFT, _FIRST, "not known", fontsize=8.5, va="top", color=GREY)
+        part.text(_LEFT, _FIRST, "not available", fontsize=8.5, va="top", color=GREY)
         return
     axes = part.subplots()
     axes.set_title("Selectivity")
@@ -157,9 +157,9 @@ def cut(text: str, most: int = 18) -> str:
 
 def _others(part: SubFigure, page: ChannelPage) -> None:
     """The channels of other networks that resemble it most."""
-    _heading(part, "Partners in other networks")
+    _heading(part, "Best matches in other networks")
     if not page.partners:
-        part.text(_LEFT, _FIRST, "not looked for", fontsize=8.5, va="top", color=GREY)
+        part.text(_LEFT, _FIRST, "not computed", fontsize=8.5, va="top", color=GREY)
     for i, (model, layer, channel, r, p) in enumerate(page.partners[:_MOST_PARTNERS]):
         y = _FIRST - 0.14 * i
         part.text(_LEFT, y, plain(f"{cut(short_name(model), 26)} · {cut(layer, 20)}"), fontsize=8.5, va="top")
@@ -169,4 +169,4 @@ def _others(part: SubFigure, page: ChannelPage) -> None:
 
 def by_chance(p: float) -> str:
     """What is said of a partner that is not above the null."""
-    return " by chance too" if p > 0.05 else ""
+    return " (not significant)" if p > 0.05 else ""

@@ -32,7 +32,7 @@ def partner_strength(results: Sequence[ChannelPartners]) -> Figure:
     for axes in panels.flat[len(results) :]:
         axes.remove()
     for axes in panels[:, 0]:
-        axes.set_ylabel("share of channels (%)")
+        axes.set_ylabel("channels (%)")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
@@ -41,10 +41,10 @@ def _histograms(axes: Axes, result: ChannelPartners) -> None:
     bins = np.linspace(0, 1, 41).tolist()
     strength, null = result.strength[np.isfinite(result.strength)], result.null[np.isfinite(result.null)]
     axes.hist(
-        strength, bins, weights=np.full(len(strength), 100 / max(len(strength), 1)), color=COLOURS[0], label="best partner in B"
+        strength, bins, weights=np.full(len(strength), 100 / max(len(strength), 1)), color=COLOURS[0], label="best match in B"
     )
     if len(null):
-        axes.hist(null, bins, weights=np.full(len(null), 100 / len(null)), histtype="step", color=GREY, label="images shuffled")
+        axes.hist(null, bins, weights=np.full(len(null), 100 / len(null)), histtype="step", color=GREY, label="images permuted")
         text = f"{100 * result.share_above:.0f} % above null"
         axes.annotate(text, (0.98, 0.97), xycoords="axes fraction", ha="right", va="top", fontsize=8)
     names = [
@@ -110,7 +110,7 @@ def _quartiles(values: np.ndarray) -> np.ndarray:
 
 def _finish_row(row: Sequence[Axes], name: str) -> None:
     titles = (f"A: {name}. Above the null", f"A: {name}. Strength")
-    labels = ("share of channels (%)", "|r| of the best partner")
+    labels = ("channels (%)", "|r| of the best match")
     for axes, title, label in zip(row, titles, labels, strict=True):
         axes.set(title=title, ylabel=label, xlim=(-0.02, 1.03))
         axes.tick_params(labelbottom=True)

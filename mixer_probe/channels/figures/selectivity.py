@@ -34,8 +34,8 @@ def selectivity_depth(results: Sequence[ClassSelectivity]) -> Figure:
             panels[1].fill_between(table["depth"], *quartiles, color=style["color"], alpha=0.1, linewidth=0)
         panels[2].plot(table["depth"], table["dprime_median"], **style)
     _null_line(panels[1], results)
-    titles = ("Channels that tell a class", "How well: AUROC", "How well: d′")
-    labels = ("share above the corrected null (%)", "median channel, its best class", "median channel, |d′| of its class")
+    titles = ("Class-selective channels", "AUROC", "d′")
+    labels = ("selective channels (%)", "AUROC, median channel", "|d′|, median channel")
     for axes, title, label in zip(panels, titles, labels, strict=True):
         axes.set(title=title, ylabel=label, xlabel="relative depth", xlim=(-0.02, 1.03))
     panels[0].set_ylim(-2, 102)
@@ -51,7 +51,7 @@ def _null_line(axes: Axes, results: Sequence[ClassSelectivity]) -> None:
         level = np.nanmean(levels)
         axes.axhline(level, color=GREY, linewidth=0.8, linestyle="--", zorder=0)
         place = (0.02, float(level))
-        axes.annotate("random labels", place, (0, -3), textcoords="offset points", va="top", color=GREY, fontsize=8)
+        axes.annotate("permuted labels", place, (0, -3), textcoords="offset points", va="top", color=GREY, fontsize=8)
         low, high = axes.get_ylim()
         axes.set_ylim(min(low, level - 0.1 * (high - level)), high)
 
@@ -73,7 +73,7 @@ def selectivity_distributions(results: Sequence[ClassSelectivity]) -> Figure:
     for axes in panels.flat[len(results) :]:
         axes.remove()
     for axes in panels[:, 0]:
-        axes.set_ylabel("AUROC of the best class")
+        axes.set_ylabel("AUROC, best-separated class")
     # The lowest panel of each column.
     for j in range(columns):
         last = panels[rows - 1 if (rows - 1) * columns + j < len(results) else rows - 2, j]

@@ -50,8 +50,8 @@ def _spread(panels: Sequence[Axes], table: pd.DataFrame, style: dict[str, object
 
 
 def _finish_spread(panels: Sequence[Axes]) -> None:
-    titles = ("Spread of channels", "Values at or below zero", "Dead channels")
-    labels = ("std: median, band to the largest", "share of values (%)", "share of channels (%)")
+    titles = ("Standard deviation", "Values at or below zero", "Dead channels")
+    labels = ("std (median; band to maximum)", "values (%)", "channels (%)")
     for axes, title, label in zip(panels, titles, labels, strict=True):
         axes.set(title=title, ylabel=label)
     panels[0].set_yscale("log")
@@ -67,8 +67,8 @@ def _shape(panels: Sequence[Axes], table: pd.DataFrame, style: dict[str, object]
 
 
 def _finish_shape(panels: Sequence[Axes], massive: float) -> None:
-    titles = ("Heavy tails", "Largest activation", "Directions in use")
-    labels = ("median excess kurtosis (normal: 0)", "times the median |a| of the layer", "participation ratio (% of channels)")
+    titles = ("Kurtosis", "Largest activation", "Effective dimensionality")
+    labels = ("median excess kurtosis (normal: 0)", "ratio to median |a| of the layer", "participation ratio (% of channels)")
     for axes, title, label in zip(panels, titles, labels, strict=True):
         axes.set(title=title, ylabel=label)
     if np.nanmax([np.nanmax(line.get_ydata(), initial=0) for line in panels[0].lines]) > 20:

@@ -1,4 +1,4 @@
-"""Which concepts channels mark in images."""
+"""Network dissection: channels that detect annotated concepts."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from mixer_probe.stats.claims import LEVEL, leader
 _MOST_NAMED = 3
 _BY = {
     "pixels": "pixels of the masks as the network sees them",
-    "peak": "images: one is lit if any position is above the threshold",
-    "fill": "pixels, an attribute filling its image",
+    "peak": "images: one is active if any position is above the threshold",
+    "fill": "pixels; an attribute covers the whole image",
 }
 
 
 def dissection_section(results: Sequence[Dissection]) -> list[Section]:
-    """Which concepts channels mark."""
+    """Concept detectors among channels."""
     own = studied(r.model for r in results)
     ordered = [*(r for r in results if r.model in own), *(r for r in results if r.model not in own)]
     twins = {base_name(r.model.name): r for r in ordered if r.model not in own}
     sentences = tuple(_sentence(r, twins.get(r.model.name)) for r in ordered if r.model in own)
     content = (_depth_picture(ordered), _concept_picture(ordered), _layer_table(ordered), _concept_table(ordered))
     warning = untrained_warning(r.model for r in results)
-    return [Section("dissection", "Which concepts channels mark", sentences, content, warning)]
+    return [Section("dissection", "Concept detectors (network dissection)", sentences, content, warning)]
 
 
 def dissected_section(results: Sequence[DissectedChannel]) -> list[Section]:
@@ -39,24 +39,25 @@ def dissected_section(results: Sequence[DissectedChannel]) -> list[Section]:
     pictures = tuple(_channel_picture(r) for r in results)
     sentences = tuple(_channel_sentence(r) for r in results)
     warning = untrained_warning(r.model for r in results)
-    return [Section("dissected-channels", "Channels and their concepts in pictures", sentences, pictures, warning)]
+    return [Section("dissected-channels", "Example images of concept detectors", sentences, pictures, warning)]
 
 
 def _depth_picture(results: Sequence[Dissection]) -> Picture:
     first = results[0]
     null = (
-        f" in 95 % of {first.permutations} random deals of the masks to the images: by chance one layer in twenty has any such "
-        "channel. The deals keep how large concepts are and where in images they like to be."
+        f" in 95 % of {first.permutations} permutations of the masks over images: by chance, one layer in twenty has any such "
+        "channel. Permutations preserve the size and the typical location of concepts."
         if first.permutations
-        else "; no null was asked for."
+        else "; no permutations were computed."
     )
     return Picture(
         dissection_depth(results),
-        f"How many channels mark a concept of {first.source}, over {images_text(first.images)}. Compared are {_BY[first.by]}.",
-        f"A channel is lit where it is above its own {percent(first.quantile)} quantile. It is a detector if its overlap with "
-        f"some concept (IoU, relative to what the best channel reaches for that concept by chance) is above that of any channel "
-        f"and concept of the layer{null} On the right 1 is what the best channel reads by chance.",
-        "Share of detectors, number of concepts with a detector and the best overlap against relative depth",
+        f"Channels that detect a concept of {first.source}, over {images_text(first.images)}. Unit of comparison: "
+        f"{_BY[first.by]}.",
+        f"A channel is active above its own {percent(first.quantile)} quantile. It is a detector if its overlap with some "
+        f"concept (IoU, relative to what the best channel reaches for that concept by chance) is above that of any channel "
+        f"and concept of the layer{null} On the right, 1 is the level that the best channel reaches by chance.",
+        "Fraction of detectors, number of concepts with a detector and the best overlap against relative depth",
         name="dissection-depth",
     )
 
@@ -64,10 +65,10 @@ def _depth_picture(results: Sequence[Dissection]) -> Picture:
 def _concept_picture(results: Sequence[Dissection]) -> Picture:
     return Picture(
         dissection_concepts(results),
-        "Every concept: how many channels of all layers stand out for it, and the channel with the highest overlap.",
-        "A channel counts for the one concept that it stands out for most. Full marks are above chance, corrected for the "
-        "channels of the layer. An IoU is bounded by size: a concept on a share s of the pixels reaches about "
-        "(1 - quantile) / s with a channel that is lit on fewer, so that large concepts read low.",
+        "Number of detectors per concept over all layers, and highest overlap of any channel with the concept.",
+        "A channel counts only for the concept with its largest relative overlap. Filled markers are significant, corrected for "
+        "the channels of the layer. IoU is bounded by concept size: a concept that covers a fraction s of the pixels reaches at "
+        "most about (1 - quantile) / s with a channel that is active on fewer pixels, so large concepts have low IoU.",
         "Bars of detectors by concept and the best overlap with each concept",
         name="dissection-concepts",
     )
@@ -76,7 +77,7 @@ def _concept_picture(results: Sequence[Dissection]) -> Picture:
 def _layer_table(results: Sequence[Dissection]) -> Table:
     frame = pd.concat([r.summary() for r in results], ignore_index=True)
     formats = {"depth": "{:.2f}", **dict.fromkeys(("share_detectors", "share_above_paper", "iou_median", "iou_max"), "{:.3f}")}
-    caption = "Detectors by layer. share above paper counts channels with an IoU of pixels above 0.04, no test against chance."
+    caption = "Detectors by layer. share above paper: fraction of channels with pixel IoU above 0.04, not tested against chance."
     return Table(caption, frame, {**formats, "strength_max": "{:.2f}"}, folded=True)
 
 
@@ -90,29 +91,29 @@ def _concept_table(results: Sequence[Dissection]) -> Table:
 
 
 def _sentence(result: Dissection, twin: Dissection | None) -> str:
-    left = f"; {result.left_out} images without an annotation were left out" if result.left_out else ""
+    left = f"; {result.left_out} images without annotation were excluded" if result.left_out else ""
     name, n = name_of(result.model), f"n = {result.n}{left}"
     summary, total = result.summary(), sum(layer.channels for layer in result.layers)
     found = int(summary["detectors"].sum())
     if not result.permutations:
         known = result.concept_frame()["iou"].dropna()
         best = "" if known.empty else f": no IoU is above {known.max():.3f}"
-        return f"{name} was dissected without a null{best} ({n})."
+        return f"{name}: no permutations were computed{best} ({n})."
     # Channels are corrected for their layer; whether any is beyond chance at all, for the layers too (Bonferroni).
     p = min((float(np.nanmin(p)) for p in result.p_value if np.isfinite(p).any()), default=1.0) * len(result.layers)
     if not found or p > LEVEL:
         few = len(result.layers) / (1 + result.permutations) > LEVEL
         why = f"; {result.permutations} permutations are too few for {len(result.layers)} layers" if few else ""
-        return f"{name}: no channel of {total} marks any of {len(result.concepts)} concepts beyond chance ({n}{why})."
+        return f"{name}: no channel of {total} significantly detects any of {len(result.concepts)} concepts ({n}{why})."
     shares = [_detectors(int(d.sum()), len(d)) for d in result.detectors]
     most = leader(shares)
     where = "" if most is None else f", most after {result.layers[most].name} ({percent(shares[most].value)})"
     counts = result.concept_frame().groupby("concept", sort=False)["detectors"].sum()
     named = join(f"{concept} ({k})" for concept, k in counts[counts > 0].nlargest(_MOST_NAMED).items())
-    beside = "" if twin is None else f"; with random weights {percent(_share(twin))}"
+    beside = "" if twin is None else f"; untrained baseline: {percent(_share(twin))}"
     return (
-        f"{name}: {percent(found / total)} of {total} channels mark a concept beyond chance{beside}{where}; "
-        f"{(counts > 0).sum()} of {len(result.concepts)} concepts have a detector, by number {named} ({n})."
+        f"{name}: {percent(found / total)} of {total} channels significantly detect a concept{beside}{where}; "
+        f"{(counts > 0).sum()} of {len(result.concepts)} concepts have a detector, by number of detectors: {named} ({n})."
     )
 
 
@@ -128,10 +129,10 @@ def _channel_picture(result: DissectedChannel) -> Picture:
     where = f"channel {result.channel} of {result.layer.name} of {name_of(result.model)}"
     return Picture(
         dissected_channel_pictures(result),
-        f"What {where} lights, and where {result.concept} is.",
-        "Images with the strongest peak of the channel. Bright is what is above the threshold, which belongs to the channel and "
-        "not to the image; below the map of activations on one scale.",
-        f"Pictures lit by {where} with the outline of {result.concept}",
+        f"Active region of {where} and location of {result.concept}.",
+        "Images with the highest peak activation of the channel. Bright regions are above the threshold, which is the same for "
+        "all images; below, the activation maps on a shared scale.",
+        f"Images with the active region of {where} and the outline of {result.concept}",
         vector=False,
         name=f"dissected-{name_of(result.model)}-{result.layer.name}-{result.channel}",
     )
@@ -139,7 +140,9 @@ def _channel_picture(result: DissectedChannel) -> Picture:
 
 def _channel_sentence(result: DissectedChannel) -> str:
     chance = (
-        "" if result.null95 != result.null95 else f"; the best channel of the layer stays within {result.null95:.3f} by chance"
+        ""
+        if result.null95 != result.null95
+        else f"; 95th percentile of the null of the best channel of the layer: {result.null95:.3f}"
     )
     return (
         f"{name_of(result.model)}, {result.layer.name}, channel {result.channel}: IoU {result.iou:.3f} with {result.concept} "

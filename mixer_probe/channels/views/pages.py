@@ -1,4 +1,4 @@
-"""Channels that answer to the same images in two networks, and pages of single channels."""
+"""Best-matching channels between networks, and pages of single channels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Pair = tuple[str, str]
 
 
 def partners_section(results: Sequence[ChannelPartners]) -> list[Section]:
-    """Which channels have a partner in another network."""
+    """Best-matching channels between networks."""
     own = {m.name for m in studied(m for r in results for m in (r.model_a, r.model_b))}
     pairs = _by_pair(results)
     shown = {pair: found for pair, found in pairs.items() if set(pair) <= own}
@@ -33,7 +33,7 @@ def partners_section(results: Sequence[ChannelPartners]) -> list[Section]:
     content += [_strength_picture(last[:_MOST_PANELS], len(last)), _partner_table(results)]
     sentences = tuple(_partner_sentence(found, _twin_of(pair, pairs)) for pair, found in shown.items())
     warning = untrained_warning(m for r in results for m in (r.model_a, r.model_b))
-    return [Section("partners", "Which channels have a partner in another network", sentences, tuple(content), warning)]
+    return [Section("partners", "Best-matching channels between networks", sentences, tuple(content), warning)]
 
 
 def _by_pair(results: Sequence[ChannelPartners]) -> dict[Pair, list[ChannelPartners]]:
@@ -54,14 +54,13 @@ def _depth_picture(results: Sequence[ChannelPartners]) -> Picture:
     first = results[0]
     return Picture(
         partner_depth(results),
-        "For every channel of A the channel of B that it correlates with most, of either sign, over "
-        f"{images_text(first.images)}. Layers are compared with the layer of B of the most similar relative depth.",
-        f"A partner is above the null if its |r| is larger than the best of all channels of B in 95 % of {first.permutations} "
-        "shuffles of the images; 5 % of channels are by chance (dashed, left). With many images weak partners are above it too, "
-        "so the right panel shows how strong they are: the median channel with the middle half as a band, and the level that "
-        "shuffled images reach in 5 % of cases as thin dashes. Dotted lines are partners of the two networks with random "
-        "weights: channels that both read brightness or colour.",
-        "Share of channels with a partner and strength of partners against relative depth",
+        "Best-matching channel in B (largest |r|) of every channel of A, over "
+        f"{images_text(first.images)}. Each layer of A is compared with the layer of B at the most similar relative depth.",
+        f"A match is above the null if its |r| exceeds the largest |r| over all channels of B in 95 % of {first.permutations} "
+        "image permutations; by chance, this holds for 5 % of channels (dashed, left). With many images weak matches are above "
+        "the null too, so the right panel shows |r|: median over channels, interquartile range as a band, and the 95th "
+        "percentile of the permutation null as thin dashes. Dotted lines are matches between the two untrained baselines.",
+        "Fraction of channels with a match above the null and strength of matches against relative depth",
         name="partners-depth",
     )
 
@@ -71,9 +70,9 @@ def _strength_picture(results: Sequence[ChannelPartners], pairs: int) -> Picture
     rest = "" if len(results) == pairs else f" {len(results)} of {pairs} pairs of networks are drawn."
     return Picture(
         partner_strength(results),
-        f"How strongly the channels of the last layer of A correlate with their best partners in B; n = {first.n}.{rest}",
-        "Each channel of A counts once. The grey outline is the same maximum over the channels of B with the images shuffled.",
-        "Histograms of the correlation of channels with their best partners",
+        f"Correlation of the channels of the last layer of A with their best-matching channels in B; n = {first.n}.{rest}",
+        "Each channel of A counts once. The grey outline is the same maximum over the channels of B with permuted images.",
+        "Histograms of the correlation of channels with their best matches",
         name="partners",
     )
 
@@ -82,9 +81,9 @@ def _partner_table(results: Sequence[ChannelPartners]) -> Table:
     frame = pd.DataFrame([_partner_row(r) for r in results])
     formats = dict.fromkeys(("above null", "above corrected", "mutual", "median |r|", "null95"), "{:.3f}") | {"depth": "{:.2f}"}
     caption = (
-        "Partners by pair of layers. above corrected: larger than the best pair of any two channels in 95 % of shuffles. mutual: "
-        "share of channels of A that are the best partner of their own best partner, b / (a + b - 1) for a and b independent "
-        "channels; less where many channels share a few partners."
+        "Best matches by pair of layers. above corrected: larger than the best pair of any two channels in 95 % of permutations. "
+        "mutual: fraction of channels of A that are the best match of their own best match, b / (a + b - 1) for a and b "
+        "independent channels; less where many channels share a few matches."
     )
     return Table(caption, frame, formats, folded=True)
 
@@ -114,7 +113,7 @@ def _median(values: np.ndarray) -> float:
 def _over(shares: Sequence[float]) -> str:
     """The range of shares over layers."""
     low, high = percent(min(shares)), percent(max(shares))
-    return f"in all {len(shares)} layers" if low == high else f"over {len(shares)} layers from {low} to {high}"
+    return f"in all {len(shares)} layers" if low == high else f"{low} to {high} over {len(shares)} layers"
 
 
 def _partner_sentence(found: Sequence[ChannelPartners], twin: Sequence[ChannelPartners]) -> str:
@@ -123,20 +122,20 @@ def _partner_sentence(found: Sequence[ChannelPartners], twin: Sequence[ChannelPa
     size = f"median |r| {_median(last.strength):.2f}"
     varying = int(np.isfinite(last.strength).sum())
     if not varying:
-        return f"{name}: no channel of {last.layer_a.name} or none of {last.layer_b.name} varies: no partners (n = {last.n})."
+        return f"{name}: no channel of {last.layer_a.name} or none of {last.layer_b.name} varies: no matches (n = {last.n})."
     if not last.permutations:
-        return f"{name}: of {last.layer_a.name} in {last.layer_b.name} {size}; the null was not asked for (n = {last.n})."
+        return f"{name}: {last.layer_a.name} in {last.layer_b.name}: {size}; no permutations were computed (n = {last.n})."
     constant = f" ({len(last.strength) - varying} more are constant)" if varying < len(last.strength) else ""
     shares = [r.share_above for r in found if not np.isnan(r.share_above)]
     over = f" ({_over(shares)})" if len(shares) > 1 else ""
-    chance = f"{size} against {_median(last.threshold):.2f} when images are shuffled"
+    chance = f"{size}, 95th percentile of the null {_median(last.threshold):.2f}"
     text = (
-        f"{name}: {percent(last.share_above)} of {varying} channels of {last.layer_a.name}{constant} have a partner in "
+        f"{name}: {percent(last.share_above)} of {varying} channels of {last.layer_a.name}{constant} have a match in "
         f"{last.layer_b.name} above the null{over}, 5 % by chance; {chance}"
     )
     if twin:
-        text += f", and {_median(twin[-1].strength):.2f} untrained"
-    return f"{text} (n = {last.n}, {last.permutations} shuffles)."
+        text += f", untrained baselines {_median(twin[-1].strength):.2f}"
+    return f"{text} (n = {last.n}, {last.permutations} permutations)."
 
 
 def pages_section(results: Sequence[ChannelPage]) -> list[Section]:
@@ -147,7 +146,7 @@ def pages_section(results: Sequence[ChannelPage]) -> list[Section]:
     content = [item for pages in by_model.values() for item in _pages_of(pages)]
     sentences = tuple(_pages_sentence(pages) for pages in by_model.values())
     warning = untrained_warning(page.model for page in results)
-    return [Section("channel-pages", "Single channels, one by one", sentences, tuple(content), warning)]
+    return [Section("channel-pages", "Pages of single channels", sentences, tuple(content), warning)]
 
 
 def _pages_of(pages: Sequence[ChannelPage]) -> list[Picture]:
@@ -157,15 +156,15 @@ def _pages_of(pages: Sequence[ChannelPage]) -> list[Picture]:
 
 def _catalogue_picture(pages: Sequence[ChannelPage], number: int) -> Picture:
     name = name_of(pages[0].model)
-    rule = f" Shown is {pages[0].rule}." if pages[0].rule else ""
+    rule = f" Selection: {pages[0].rule}." if pages[0].rule else ""
     return Picture(
         channel_catalogue(pages),
-        f"Channels of {name} with the images that drive them most and least.{rule}",
-        f"Images are ranked by the channel's {_by(pages[0])} over positions; the box is the cell of the grid where it peaks. "
-        "Maps are the channel's activation over the first images, from dark to bright on one scale a row. AUROC is that of the "
-        "mean over positions for the class that it tells best, p is corrected for all channels and classes of its layer. Below "
-        "it, the best-correlated channels of other networks. These channels are extremes, not typical ones.",
-        f"Rows of images that drive channels of {name}",
+        f"Channels of {name} with their top and bottom images.{rule}",
+        f"Images are ranked by the channel's {_by(pages[0])} over positions; the box marks the cell of its peak. "
+        "Maps show the activation over the first images, on one colour scale per row. AUROC: mean over positions, for the "
+        "best-separated class; p is corrected for all channels and classes of the layer. Below: the best-matching channels of "
+        "other networks. These channels are extremes, not typical ones.",
+        f"Top and bottom images of channels of {name}",
         vector=False,
         photo=True,
         name=f"channels-{name}" + (f"-{number + 1}" if number else ""),
@@ -181,9 +180,9 @@ def _page_picture(page: ChannelPage, folded: bool) -> Picture:
     return Picture(
         channel_page(page),
         f"{name}: {_page_text(page)}",
-        f"The images with the highest and the lowest {_by(page)} of the channel, with its value over each; the box is the cell "
-        "of the grid where it peaks, the second row the patch around that cell, the third its activations on one colour scale. "
-        "Bars to the right of 1/2 are classes for which it is higher, bars to the left classes for which it is lower.",
+        f"The images with the highest and the lowest {_by(page)} of the channel, with its value over each; the box marks the "
+        "cell of its peak, the second row shows the patch around that cell, the third the activation maps on one colour scale. "
+        "Bars to the right of 1/2 are classes with higher activation, bars to the left classes with lower activation.",
         f"Page of {name}",
         vector=False,
         photo=True,
@@ -201,7 +200,7 @@ def _page_text(page: ChannelPage) -> str:
     p = page.selectivity_p
     null = "" if np.isnan(p) else f", corrected p = {p:.3f}"
     # Without a p-value, or with a large one, the class is only the one whose AUROC is furthest from 1/2.
-    does = page.relation if p <= LEVEL else "no class told beyond chance, furthest from 1/2 for"
+    does = page.relation if p <= LEVEL else "not significantly selective for any class; AUROC furthest from 1/2 for"
     return f"{does} '{page.class_names[best]}' (AUROC {page.auroc[best]:.3f}{null}, n = {page.n})."
 
 
@@ -230,13 +229,13 @@ def _null_text(pages: Sequence[ChannelPage]) -> str:
     layers = len({page.layer.name for page in pages})
     of = "their layer" if layers == 1 else f"the channels of {layers} layers"
     count = int((known * layers <= LEVEL).sum())
-    return f" {count} of {len(known)} tell a class better than permuted labels do (corrected for {of})."
+    return f" {count} of {len(known)} are significantly selective for a class (corrected for {of})."
 
 
 def _shown_text(pages: Sequence[ChannelPage]) -> str:
     """How many of the images at the end that fits are of the class that each channel tells best."""
     found = [text for page in pages if (text := _shown(page))]
-    return f" Of the images at that end, those of the channel's class are {join(found)}." if found else ""
+    return f" Extreme images that belong to the class of the channel: {join(found)}." if found else ""
 
 
 def _shown(page: ChannelPage) -> str:
@@ -247,5 +246,5 @@ def _shown(page: ChannelPage) -> str:
     name = page.class_names[told[0]]
     if not exhibit.classes:
         return ""
-    mark = "" if told[1] else ", lowest"
+    mark = "" if told[1] else ", bottom images"
     return f"{exhibit.classes.count(name)} of {len(exhibit.classes)} in {page.layer.name} · {page.channel} ('{name}'{mark})"
