@@ -191,8 +191,8 @@ def _partners(results: Sequence[Result]) -> list[Finding]:
         return [
             missing(
                 QUESTION,
-                "Best-matching channels",
-                "the results contain no best-matching channels between two networks",
+                "Matching channels",
+                "the results contain no matching channels between two networks",
                 results,
                 "partners",
             )
