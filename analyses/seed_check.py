@@ -91,7 +91,7 @@ def write(results: Sequence[LayerIdentification], table: pd.DataFrame, folder: P
     settings = {key: str(value) for key, value in options.items()} | {"command": shlex.join(["python", *sys.argv])}
     mp.save_results(results, folder / "results.json", settings)
     table.to_csv(folder / "results.csv", index=False)
-    mp.write_report(results, folder / "report.html", title="Do measures find the same layer in another seed?", settings=settings)
+    mp.write_report(results, folder / "report.html", title="Layer identification across seeds", settings=settings)
 
 
 if __name__ == "__main__":

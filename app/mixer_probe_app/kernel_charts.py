@@ -13,16 +13,16 @@ from mixer_probe.plotting.style import GREY, colour_of
 from mixer_probe.weights import KernelTying, PositionEmbeddings, SpatialKernels, StemFilters
 
 KERNEL_MEASURES = {
-    "distance": ("Reading distance", "mean distance read over (px)", "distance_px"),
+    "distance": ("Mixing distance", "mean mixing distance (px)", "distance_px"),
     "structure": ("Translation structure", "translation fraction (1: a convolution)", "translation_fraction"),
-    "self": ("Own position", "share of K² on the position itself", "self_mass"),
+    "self": ("Self weight", "fraction of K² on the position itself", "self_mass"),
 }
 TYING_MEASURES = {
     "count": ("Shared kernels", "kernels for 90 % of the energy", "count_90"),
-    "null": ("Against chance", "count ÷ count of random phases", "over_null"),
+    "null": ("Relative to the null", "count ÷ null count (random phases)", "over_null"),
 }
 _SHARES = {"red_green_share": "red against green", "blue_yellow_share": "blue against yellow"}
-_KINDS = {"trained": [1, 0], "random weights": [6, 4]}
+_KINDS = {"trained": [1, 0], "untrained": [6, 4]}
 
 
 def lines_frame(results: Sequence[KernelTying | SpatialKernels]) -> pd.DataFrame:
@@ -31,7 +31,7 @@ def lines_frame(results: Sequence[KernelTying | SpatialKernels]) -> pd.DataFrame
 
 
 def _labelled(result: KernelTying | SpatialKernels | PositionEmbeddings, frame: pd.DataFrame) -> pd.DataFrame:
-    kind = "trained" if result.model.trained else "random weights"
+    kind = "trained" if result.model.trained else "untrained"
     return frame.assign(network=short_name(base_name(result.model.name)), weights=kind)
 
 
@@ -109,7 +109,7 @@ def colour_points(frame: pd.DataFrame) -> alt.Chart:
             x=alt.X("frequency_cycles_per_pixel:Q", title="frequency (cycles/px)", axis=_few()),
             y=alt.Y(
                 "luminance_share:Q",
-                title="share of energy in luminance",
+                title="fraction of energy in luminance",
                 scale=alt.Scale(domain=[-0.03, 1.03], nice=False),
                 axis=_few(),
             ),
@@ -140,7 +140,7 @@ def distance_frame(results: Sequence[PositionEmbeddings]) -> pd.DataFrame:
 
 def distance_curves(frame: pd.DataFrame) -> alt.Chart:
     """Similarity of position embeddings against the distance of their patches."""
-    x = alt.X("distance_px:Q", title="distance of two patches (px)", axis=_few())
+    x = alt.X("distance_px:Q", title="distance between patches (px)", axis=_few())
     y = alt.Y("cosine:Q", title="mean cosine similarity", axis=_few())
     return _curves(frame, x, y).encode(
         tooltip=[

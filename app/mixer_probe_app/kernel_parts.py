@@ -36,7 +36,7 @@ def _heading(result: Any) -> None:
 
 
 def _label(name: str, trained: bool) -> str:
-    return short_name(name.removesuffix("?untrained")) + ("" if trained else " (random weights)")
+    return short_name(name.removesuffix("?untrained")) + ("" if trained else " (untrained)")
 
 
 # -- stem ------------------------------------------------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ def _filter_pictures(found: Any, order: Any, limit: int | None) -> None:
         partial(stem_pictures, found, order_by=order, limit=limit),
         ("stem", found.model.name, found.model.fingerprint, order, limit),
         f"stem {found.model.name}",
-        "Mid-grey is weight zero, brighter is positive and darker negative in each colour; every filter has its own scale.",
+        "Mid-grey is zero, brighter is positive and darker negative in each colour; each filter has its own scale.",
         found.to_frame(),
     )
 
@@ -80,8 +80,8 @@ def _components(stem: Any) -> None:
         partial(stem_component_pictures, found),
         ("stem components", stem.model.name, stem.model.fingerprint),
         f"stem components {stem.model.name}",
-        "The patterns that the layer answers to most, over all filters, with their share of the energy; signs are free. The "
-        "dashed line is the largest share that random filters would have.",
+        "Patterns to which the layer responds most, over all filters, with the fraction of energy that each explains; signs are "
+        "arbitrary. The dashed line is the 95th percentile of the first component of iid filters.",
         found.to_frame(),
     )
 
@@ -89,12 +89,12 @@ def _components(stem: Any) -> None:
 def _colour(found: list[Any]) -> None:
     frame = kernel_charts.colour_frame(found)
     if frame.empty:
-        st.info("None of these networks sees colour.", icon=":material/info:")
+        st.info("None of these networks has colour input.", icon=":material/info:")
         return
     show.chart(kernel_charts.colour_points(frame), f"stem colour {_names(found)}", frame)
     st.caption(
-        "Each point is a filter; drag and scroll to zoom. Filters at the top answer to brightness, those at the bottom to colour "
-        "alone; random filters of three colours lie at one third. Smooth filters are at the left."
+        "Each point is a filter; drag and scroll to zoom. Filters at the top respond to brightness, those at the bottom to "
+        "colour alone; random filters with three colour channels lie at one third. Smooth filters are at the left."
     )
 
 
@@ -116,17 +116,18 @@ def spatial_kernels(names: tuple[str, ...]) -> None:
     _title, label, column = kernel_charts.KERNEL_MEASURES[measure]
     show.chart(kernel_charts.depth_curves(frame, label, column), f"kernels {measure} {_names(found)}", frame)
     st.caption(
-        "The kernel K says how each position reads from every other: the linear part of a Mixer's token MLP, a ViT's attention "
-        "from positions alone, a CNN's own kernels. Dashed lines are random weights. Point at a layer for its numbers."
+        "The kernel K gives the weight with which each position reads every other: the linear part of a Mixer's token MLP, a "
+        "ViT's attention computed from position embeddings alone, a CNN's own kernels. Dashed lines are untrained baselines. "
+        "Hover over a layer for its values."
     )
     own: dict[str, Any] = kernels.own(found)
-    st.subheader("The average kernel around a position")
+    st.subheader("Average kernel around a position")
     show.figure(
         lambda: average_kernels(list(own.values())),
         ("average kernels", kernels.result_key(list(own.values()))),
         f"average kernels {' '.join(own)}",
-        "Root mean square by offset, all on one scale of pixels; the lines cross at the position that reads, the circle is the "
-        "mean distance. Kernels too small to see are enlarged in the corner.",
+        "Root mean square by offset, all on one pixel scale; the lines cross at the reading position, the circle marks the mean "
+        "mixing distance. Kernels too small to see are enlarged in the corner.",
         frame,
     )
     with guarded():
@@ -138,7 +139,7 @@ def _maps(found: dict[str, Any]) -> None:
     """Who reads from whom, in one block of one network."""
     if not found:
         return
-    st.subheader("Where each position reads")
+    st.subheader("Spatial mixing weights by position")
     left, right = st.columns([2, 3])
     result = found[held.select(left, "Network", "stem-network", list(found), format_func=short_name)]
     block = held.steps(right, "Block", "stem-block", range(1, len(result) + 1)) - 1
@@ -146,8 +147,8 @@ def _maps(found: dict[str, Any]) -> None:
         lambda: kernel_maps(result, [block]),
         ("kernel maps", result.model.name, result.model.fingerprint, block),
         f"kernel {result.kernels[block].layer} {result.model.name}",
-        "Each small map is a position, at its own place, and shows where that position reads: red with positive weight, blue "
-        "with negative (attention: dark to yellow). Maps that move along with their position are what a convolution does.",
+        "Each small map belongs to the position at which it is drawn and shows where that position reads: red with positive "
+        "weight, blue with negative (attention: dark to yellow). Maps that shift with their position indicate a convolution.",
         result.to_frame(),
     )
 
@@ -165,12 +166,13 @@ def kernel_tying(names: tuple[str, ...]) -> None:
     frame = kernel_charts.over_null(kernel_charts.lines_frame(found))
     _title, label, column = kernel_charts.TYING_MEASURES[measure]
     if frame[column].isna().all():
-        st.info("Kernels that are tied by construction have no chance to compare with.", icon=":material/info:")
+        st.info("Kernels tied by construction have no null to compare with.", icon=":material/info:")
     else:
         show.chart(kernel_charts.depth_curves(frame, label, column), f"tying {measure} {_names(found)}", frame)
     st.caption(
-        "Each channel of a layer has a spatial kernel of its own; counted are the shared kernels that carry 90 % of their "
-        "energy. Below 1 against chance, channels share shapes and not only smoothness. Dashed lines are random weights."
+        "Each channel of a layer has its own spatial kernel; the count is the number of shared kernels that explain 90 % of "
+        "their energy. Relative to the null, values below 1 mean that channels share shape and not only smoothness. Dashed "
+        "lines are untrained baselines."
     )
     with guarded():
         _shared_kernels({n: r for n, r in kernels.own(found).items() if any(e.source != "construction" for e in r.layers)})
@@ -187,14 +189,15 @@ def _shared_kernels(found: dict[str, Any]) -> None:
         lambda: kernel_dictionary(result),
         ("shared kernels", key),
         f"shared kernels {name}",
-        "The kernels that the channels share, strongest first, with the share of energy each explains; signs can be flipped.",
+        "Shared kernels of the channels, strongest first, with the fraction of energy that each explains; signs are arbitrary.",
         result.to_frame(),
     )
     show.figure(
         lambda: kernel_energy(result),
         ("shared energy", key),
         f"energy of shared kernels {name}",
-        "Energy that the best kernels explain. The further above the grey band of random phases, the more shapes channels share.",
+        "Energy explained by the leading kernels. The further above the grey band of random phases, the more shape the channels "
+        "share.",
         result.to_frame(),
     )
 
@@ -208,8 +211,8 @@ def anatomy(names: tuple[str, ...]) -> None:
         lambda: anatomy_bars(found),
         ("anatomy", kernels.result_key(found)),
         f"anatomy {_names(found)}",
-        "What each module mixes is measured: one position or channel of its input is changed, and the outputs that move are "
-        "counted. Locations are mixed across, channels within a location.",
+        "What each module mixes is measured: one position or channel of its input is perturbed, and the outputs that change are "
+        "counted. Spatial mixing acts across locations, channel mixing within a location.",
         pd.concat([r.summary() for r in found], ignore_index=True),
     )
     _say(found, "anatomy")
@@ -222,7 +225,7 @@ def position_embeddings(names: tuple[str, ...]) -> None:
     found: list[Any] = kernels.measured(names, kernels.POSITIONS)
     if not found:
         st.info(
-            "Position embeddings are part of a ViT: choose one at the side, for instance `zoo:vit-s0`.", icon=":material/info:"
+            "Position embeddings are part of a ViT: select one in the sidebar, for instance `zoo:vit-s0`.", icon=":material/info:"
         )
         return
     for result in found:
@@ -231,12 +234,12 @@ def position_embeddings(names: tuple[str, ...]) -> None:
             partial(position_similarity, result),
             ("positions", kernels.result_key([result])),
             f"positions {result.model.name}",
-            "Each small map stands at the place of its patch, which a cross marks, and shows how alike its embedding is to "
-            "those of all patches. A red neighbourhood around each cross says that the network learned the grid.",
+            "Each small map is drawn at its patch, which a cross marks, and shows how similar its embedding is to those of all "
+            "patches. A red neighbourhood around each cross means that the network has learned the grid.",
             result.to_frame(),
         )
-    st.subheader("By distance")
+    st.subheader("Similarity by distance")
     frame = kernel_charts.distance_frame(found)
     show.chart(kernel_charts.distance_curves(frame), f"positions by distance {_names(found)}", frame)
-    st.caption("Mean over all pairs of patches at a distance. Point at a point for its spread over pairs.")
+    st.caption("Mean over all pairs of patches at a distance. Hover over a point for its spread over pairs.")
     _say(found, "positions")

@@ -67,7 +67,7 @@ def _with_twin(name: str, analysis: Analysis) -> list[Result]:
     title = f"{analysis.title} of {name}"
     found = [_kept(name, analysis.kind, key_of(network), title, lambda: analysis.measure(network), f"{analysis.code}({{}})")]
     if analysis.twins and network.weights.trained:
-        key, title = ("twin", *key_of(network)), f"{title}, random twin"
+        key, title = ("twin", *key_of(network)), f"{title}, untrained baseline"
         code = f"{analysis.code}({{}}.untrained())"
         found.append(_kept(name, analysis.kind, key, title, lambda: analysis.measure(network.untrained()), code))
     return found
@@ -101,7 +101,7 @@ def _tying(name: str, images: Images) -> list[Result]:
     found = [_kept(name, "tying", key, title, lambda: mp.kernel_tying(network, given), code, setup)]
     if network.weights.trained:
         make, code = (lambda: mp.kernel_tying(network.untrained(), given)), code.replace("{}", "{}.untrained()")
-        found.append(_kept(name, "tying", ("twin", *key), f"{title}, random twin", make, code, setup))
+        found.append(_kept(name, "tying", ("twin", *key), f"{title}, untrained baseline", make, code, setup))
     return found
 
 

@@ -22,7 +22,7 @@ from mixer_probe_app.seen import saw
 from mixer_probe_app.store import made, model
 
 PAGE = "Token mixing"
-SORTS = {"pairs": "Pairs of opposites", "frequency": "Frequency", "localisation": "Localisation", "norm": "Norm"}
+SORTS = {"pairs": "Opposite-phase pairs", "frequency": "Frequency", "localisation": "Localisation", "norm": "Norm"}
 # Images shown of a unit, and the longest side of their pictures in px.
 STRONGEST = 10
 _PIXELS = 128
@@ -58,9 +58,9 @@ def twin_token_mixing(choice: str) -> TokenMixing | None:
     if not network.weights.trained:
         return None
     key = ("twin", *key_of(network))
-    label = f"token-mixing units of {choice}, random twin"
+    label = f"token-mixing units of {choice}, untrained baseline"
     found = made(
-        "token mixing", key, f"Token-mixing units of {choice}, random twin", lambda: mp.token_mixing(network.untrained())
+        "token mixing", key, f"Token-mixing units of {choice}, untrained baseline", lambda: mp.token_mixing(network.untrained())
     )
     saw(PAGE, label, "token mixing", key, f"mp.token_mixing(models[{choice!r}].untrained())", [choice])
     return found

@@ -22,7 +22,7 @@ def units(name: str, found: TokenMixing, block: int, unit: int) -> None:
     maps = found.units(block)
     row = st.container(horizontal=True, vertical_alignment="bottom", gap="medium")
     by = held.segments(row, "Sorted by", "tm-sort", list(mixing.SORTS), format_func=mixing.SORTS.__getitem__)
-    shared = held.toggle(row, "One scale", "tm-scale", help="Off: every unit has its own colour scale.")
+    shared = held.toggle(row, "Shared colour scale", "tm-scale", help="Off: each unit has its own colour scale.")
     every = held.toggle(row, "All units", "tm-all", disabled=len(maps) <= MANY, help=f"Off: the first {MANY} in this order.")
     order = mixing.ordered(found, block, by)[: None if every else MANY]
     frame = mixing_charts.unit_frame(found, block)
@@ -34,7 +34,8 @@ def units(name: str, found: TokenMixing, block: int, unit: int) -> None:
     show.chart(drawn, f"frequency and spread {label}", frame, **_clicks(f"scatter {label}", unit, len(maps)))
     st.caption(
         "Each point is a unit: click one to open its page, drag and scroll to zoom. Smooth units are at the left, local ones at "
-        "the bottom; brighter ones have a more opposite partner. Units near the cross have no arrangement in the plane."
+        "the bottom; brighter ones have a more negative cosine with their opposite-phase unit. Units near the cross have no "
+        "spatial structure."
     )
 
 
@@ -65,13 +66,13 @@ def _take_click(key: str, count: int) -> None:
 
 def _how_to_read(by: str, shown_ones: int, count: int) -> str:
     orders = {
-        "pairs": "Pairs stand close together: each unit beside the most opposite one still free, smooth pairs first",
-        "frequency": "The smoothest unit comes first",
-        "localisation": "The most local unit comes first",
-        "norm": "The strongest unit comes first",
+        "pairs": "Opposite-phase pairs are adjacent: each unit is next to the most opposite unpaired one, smooth pairs first",
+        "frequency": "Smooth units come first",
+        "localisation": "Local units come first",
+        "norm": "Units with a large norm come first",
     }
     which = f"The first {shown_ones} of {count} units" if shown_ones < count else f"All {count} units"
     return plain(
-        f"{which}. Red reads a patch with positive weight, blue with negative weight, white not at all. {orders[by]}, row "
-        "by row. The orange frame is the unit below, the green one its opposite. Point at a unit for numbers, click it for more."
+        f"{which}. Red is positive weight, blue negative, white zero. {orders[by]}, row by row. The orange frame marks the unit "
+        "shown below, the green one its opposite-phase unit. Hover over a unit for its values, click it for details."
     )

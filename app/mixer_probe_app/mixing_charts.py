@@ -19,16 +19,16 @@ from mixer_probe.weights import TokenMixing
 
 CLICK = "picked"
 FRAMES = {"chosen": "#E69F00", "partner": "#009E73"}
-ROLES = ("other units", "the unit below", "its partner", "mean of shuffled units")
+ROLES = ("other units", "selected unit", "opposite-phase unit", "mean of shuffled units")
 DEPTHS = {
     "frequency": ("Frequency", "mean frequency (cycles/token)", "mean_frequency", "shuffled_mean_frequency"),
-    "localisation": ("Localisation", "mean spread around the centre (px)", "mean_spread_px", "shuffled_mean_spread_px"),
-    "pairing": ("Pairing", "share of units with an opposite beyond chance", "share_paired", "chance"),
-    "cosine": ("Partner", "mean cosine with the partner", "mean_partner_cosine", "null_mean"),
+    "localisation": ("Localisation", "mean spread around the centre of mass (px)", "mean_spread_px", "shuffled_mean_spread_px"),
+    "pairing": ("Pairing", "fraction of units with a significant opposite-phase unit", "share_paired", "chance"),
+    "cosine": ("Opposite-phase cosine", "mean cosine with the opposite-phase unit", "mean_partner_cosine", "null_mean"),
     "orientation": ("Orientation", "mean coherence (1: one orientation)", "mean_coherence", "shuffled_mean_coherence"),
     "rank": ("Rank", "effective rank", "effective_rank", "shuffled_effective_rank"),
 }
-_KINDS = {"trained": [1, 0], "random weights": [6, 4], "null": [1, 3]}
+_KINDS = {"trained": [1, 0], "untrained": [6, 4], "null": [1, 3]}
 # In pixels: a small map and its frame, a map at size, a picture.
 _TILE, _FRAME, _MAP = 40, 3, 146
 
@@ -103,8 +103,8 @@ def unit_tooltip() -> list[alt.Tooltip]:
         alt.Tooltip("orientation_degrees:Q", title="orientation (°)", format=".0f"),
         alt.Tooltip("coherence:Q", title="coherence", format=".2f"),
         alt.Tooltip("norm:Q", title="norm", format=".3f"),
-        alt.Tooltip("partner:Q", title="partner (unit)"),
-        alt.Tooltip("partner_cosine:Q", title="cosine with the partner", format=".3f"),
+        alt.Tooltip("partner:Q", title="opposite-phase unit"),
+        alt.Tooltip("partner_cosine:Q", title="cosine with opposite-phase unit", format=".3f"),
         alt.Tooltip("partner_p:Q", title="p of that cosine", format=".2f"),
     ]
 
@@ -195,8 +195,8 @@ def weights_map(values: np.ndarray, title: str, largest: float) -> alt.Chart:
         alt.Chart(_patches(values))
         .mark_rect()
         .encode(
-            x=alt.X("column:O", title="column of the patch", axis=across, scale=alt.Scale(padding=0)),
-            y=alt.Y("row:O", title="row of the patch", axis=down, scale=alt.Scale(padding=0)),
+            x=alt.X("column:O", title="patch column", axis=across, scale=alt.Scale(padding=0)),
+            y=alt.Y("row:O", title="patch row", axis=down, scale=alt.Scale(padding=0)),
             color=alt.Color("weight:Q", scale=scale, legend=legend),
             tooltip=["row:O", "column:O", alt.Tooltip("weight:Q", format=".4f")],
         )
@@ -265,8 +265,8 @@ def given_map(frame: pd.DataFrame) -> alt.Chart:
         .encode(
             x=alt.X("channel:O", title="channel of the network", axis=axis, scale=alt.Scale(padding=0)),
             y=alt.Y("rank:O", title="image, by rank", axis=upright, scale=alt.Scale(padding=0)),
-            color=alt.Color("value:Q", title="what it gives", scale=scale, legend=alt.Legend(format=".2g", gradientLength=120)),
-            tooltip=["rank:O", "image:N", "class:N", "channel:O", alt.Tooltip("value:Q", title="what it gives", format=".3f")],
+            color=alt.Color("value:Q", title="unit output", scale=scale, legend=alt.Legend(format=".2g", gradientLength=120)),
+            tooltip=["rank:O", "image:N", "class:N", "channel:O", alt.Tooltip("value:Q", title="unit output", format=".3f")],
         )
         .properties(height=26 * frame["rank"].nunique() + 70)
     )
@@ -280,7 +280,7 @@ def depth_frame(results: Sequence[TokenMixing], measure: str) -> pd.DataFrame:
     """One row a block of a network, of its random twin, and of the null of what was trained (or of all, if nothing was)."""
     _name, _label, own, null = DEPTHS[measure]
     nulls = [r for r in results if r.model.trained] or list(results)
-    parts = [_depth(r, own, "trained" if r.model.trained else "random weights") for r in results]
+    parts = [_depth(r, own, "trained" if r.model.trained else "untrained") for r in results]
     return pd.concat([*parts, *(_depth(r, null, "null") for r in nulls)], ignore_index=True)
 
 

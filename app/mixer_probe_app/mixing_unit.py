@@ -14,7 +14,7 @@ from mixer_probe_app import data, held, mixing, mixing_charts, show
 from mixer_probe_app.choice import shown
 from mixer_probe_app.messages import plain
 
-_BYS = {"rms": "all channels (rms)", "peak": "strongest channel (peak)"}
+_BYS = {"rms": "all channels (rms)", "peak": "maximum over channels (peak)"}
 _WIDTH = 128
 
 
@@ -22,10 +22,10 @@ def maps_and_numbers(name: str, found: TokenMixing, block: int, unit: int) -> No
     """A unit beside its partner and what it writes back, with every number of it."""
     units = found.measures(block)
     partner = int(units.partner[unit])
-    maps = {f"Unit {unit}": units.maps[unit], f"Its opposite, unit {partner}": units.maps[partner]}
+    maps = {f"Unit {unit}": units.maps[unit], f"Opposite-phase unit {partner}": units.maps[partner]}
     both = max(float(np.abs(values).max()) for values in maps.values())
     charts = [mixing_charts.weights_map(values, title, both) for title, values in maps.items()]
-    for side, title in (("gate", "What gates it"), ("write", "What it writes back")):
+    for side, title in (("gate", "Gate weights"), ("write", "Write weights")):
         if side in found.sides:
             maps[title] = found.units(block, side)[unit]
             charts.append(mixing_charts.weights_map(maps[title], title, float(np.abs(maps[title]).max())))
@@ -41,14 +41,14 @@ def maps_and_numbers(name: str, found: TokenMixing, block: int, unit: int) -> No
 def _reading(found: TokenMixing, unit: int) -> str:
     rows, columns = found.grid
     what = (
-        f"Unit {unit} is the output token in row {unit // columns + 1}, column {unit % columns + 1}. Its map is what it reads "
-        "from all tokens."
+        f"Unit {unit} is the output token in row {unit // columns + 1}, column {unit % columns + 1}. Its map shows the weights "
+        "with which it reads all tokens."
         if mixing.are_tokens(found)
-        else "The map is what the unit reads from the image plane, in every channel alike."
+        else "The map shows the weights with which the unit reads the patches, the same in every channel."
     )
     return plain(
-        f"{what} Red patches count with positive weight, blue ones with negative weight. Unit and opposite are on one scale. "
-        f"The grid has {rows}×{columns} patches of {found.patch[0]:g}×{found.patch[1]:g} px."
+        f"{what} Red patches have positive weight, blue ones negative weight. The unit and its opposite-phase unit share one "
+        f"colour scale. The grid has {rows}×{columns} patches of {found.patch[0]:g}×{found.patch[1]:g} px."
     )
 
 
@@ -59,9 +59,9 @@ def _numbers(found: TokenMixing, block: int, unit: int) -> None:
         "Frequency (cycles/token)", f"{one.frequency[unit]:.3f}", help="Power centroid of the map without its mean."
     )
     columns[1].metric("Spread (px)", f"{one.spread[unit]:.1f}", help="Around the centre of mass of the squared weights.")
-    columns[2].metric("Orientation (°)", _degrees(one.orientation[unit]), help="0: upright stripes, 90: lying stripes.")
+    columns[2].metric("Orientation (°)", _degrees(one.orientation[unit]), help="0: vertical stripes, 90: horizontal stripes.")
     columns[3].metric(
-        "Cosine with its opposite", f"{one.partner_cosine[unit]:.3f}", help="-1: the same map with all signs turned."
+        "Cosine with opposite-phase unit", f"{one.partner_cosine[unit]:.3f}", help="-1: the same map with all signs flipped."
     )
     show.bullets(sentences(found, block, unit))
 
@@ -76,14 +76,14 @@ def sentences(found: TokenMixing, block: int, unit: int) -> list[str]:
     rank = int(np.flatnonzero(mixing.ordered(found, block, "frequency") == unit)[0]) + 1
     shuffled = one.shuffled
     frequency = (
-        f"Frequency: number {rank} of {len(one.maps)} from the lowest; the mean of the block is {one.statistics.frequency:.3f}, "
-        f"of units with shuffled weights {np.mean(shuffled.frequency):.3f} cycles/token. Orientation is clear to "
+        f"Frequency: rank {rank} of {len(one.maps)} from the lowest; the mean is {one.statistics.frequency:.3f} for the block "
+        f"and {np.mean(shuffled.frequency):.3f} cycles/token for units with shuffled weights. Orientation coherence is "
         f"{one.coherence[unit]:.2f} (1: one orientation; shuffled: {np.mean(shuffled.coherence):.2f})."
     )
     spread = (
         f"Localisation: {one.spread[unit]:.1f} px around row {one.centre[unit, 0]:.1f} px, column {one.centre[unit, 1]:.1f} px; "
-        f"shuffled weights spread over {np.mean(shuffled.spread):.1f} px, weights that are all alike over "
-        f"{found.uniform_spread:.1f} px. Norm: {one.norm[unit]:.3f}."
+        f"shuffled weights: {np.mean(shuffled.spread):.1f} px; uniform weights: {found.uniform_spread:.1f} px. Norm: "
+        f"{one.norm[unit]:.3f}."
     )
     return [frequency, spread, _partner_sentence(found, block, unit), *_side_sentences(found, block, unit)]
 
@@ -92,12 +92,12 @@ def _partner_sentence(found: TokenMixing, block: int, unit: int) -> str:
     one = found.measures(block)
     partner = int(one.partner[unit])
     back = int(one.partner[partner])
-    beyond = "beyond chance" if found.paired(block)[unit] else "no more than chance gives"
-    mutual = "each is the other's opposite" if back == unit else f"the opposite of unit {partner} is unit {back}"
+    beyond = "beyond chance" if found.paired(block)[unit] else "not beyond chance"
+    mutual = "the relation is mutual" if back == unit else f"the opposite-phase unit of unit {partner} is unit {back}"
     return (
-        f"Opposite: unit {partner} with cosine {one.partner_cosine[unit]:.3f}, {beyond} (p = {one.partner_p[unit]:.2f} against "
-        f"{found.surrogates} copies of the units with random phases, whose opposites have a mean cosine of {one.null_mean:.3f}, "
-        f"5 % of them below {one.null_q05:.3f}); {mutual}."
+        f"Opposite-phase unit: {partner}, with cosine {one.partner_cosine[unit]:.3f}, {beyond} (p = {one.partner_p[unit]:.2f} "
+        f"against {found.surrogates} copies of the units with random phases; the null has mean {one.null_mean:.3f} and 5th "
+        f"percentile {one.null_q05:.3f}); {mutual}."
     )
 
 
@@ -106,12 +106,12 @@ def _side_sentences(found: TokenMixing, block: int, unit: int) -> list[str]:
     if "write" in found.sides:
         cosine = found.cosine_with_read(block, "write")[unit]
         texts.append(
-            f"Writing: the cosine of what it reads and what it writes back is {cosine:+.3f} (1: it adds to the patches that it "
-            "read, -1: it takes from them)."
+            f"Write weights: their cosine with the read weights is {cosine:+.3f} (1: the unit adds to the patches that it "
+            "reads, -1: it subtracts from them)."
         )
     if "gate" in found.sides:
         cosine = found.cosine_with_read(block, "gate")[unit]
-        texts.append(f"Gate: the cosine of what it reads and what gates it is {cosine:+.3f}.")
+        texts.append(f"Gate weights: their cosine with the read weights is {cosine:+.3f}.")
     return texts
 
 
@@ -121,7 +121,7 @@ def _side_sentences(found: TokenMixing, block: int, unit: int) -> list[str]:
 def fires(name: str, found: TokenMixing, block: int, unit: int) -> None:
     """The images that drive the unit most, what it read there, and in which channels it fires."""
     if not mixing.gives(found, block):
-        st.info(f"What the units of a {plain(found.form)} give is not known.")
+        st.info(f"The layer that holds the unit outputs of a {plain(found.form)} is not known.")
         return
     by = held.segments(st, "Rank images by", "tm-by", list(_BYS), format_func=_BYS.__getitem__)
     images = data.images()
@@ -133,25 +133,24 @@ def fires(name: str, found: TokenMixing, block: int, unit: int) -> None:
         for i, row in table.iterrows():
             _exhibit(one, int(str(i)), row)
     st.caption(
-        "Above: the image. Below: what the unit read there, the input of the token mixing in the channel where the unit gives "
-        "most (red above zero, blue below, each on its own scale). The more it looks like the unit's map, the more it gives."
+        "Top: the image. Bottom: the input of token mixing in the channel with the largest unit output (red above zero, blue "
+        "below, each on its own scale). The more it resembles the unit's map, the larger the output."
     )
     values = mixing_charts.given_frame(one.given, table["image"].to_list(), table["class"].to_list())
     show.chart(mixing_charts.given_map(values), f"channels of unit {unit} {found.blocks[block]} {name}", values)
     st.caption(
-        f"Where it fires: what the unit gives in each channel of these images, for the {values['channel'].nunique()} channels of "
-        f"{one.given.shape[1]} where it gives most. Point at a cell for its number."
+        f"Unit output in each channel of these images, for the {values['channel'].nunique()} of {one.given.shape[1]} channels "
+        "with the largest output. Hover over a cell for its value."
     )
-    show.folded_table(f"The strongest images of unit {unit}", table)
+    show.folded_table(f"Top images of unit {unit}", table)
 
 
 def _what_is_shown(found: TokenMixing, block: int, by: str, n: int, name: str) -> str:
-    how = "the root mean square of these numbers" if by == "rms" else "the largest of these numbers"
+    how = "the root mean square of these outputs" if by == "rms" else "the largest of these outputs"
     unit = "output token" if mixing.are_tokens(found) else "hidden unit"
     return (
-        f"The {unit} reads every channel of the network with the same map and gives one number a channel: it fires in "
-        f"channels, and at no place of the image. Shown is what it gives {mixing.WHAT_IT_GIVES[found.form]} "
-        f"({mixing.gives(found, block)}). "
+        f"The {unit} reads every channel of the network with the same map and has one output per channel and no position in "
+        f"the image. Shown is its output {mixing.WHAT_IT_GIVES[found.form]} ({mixing.gives(found, block)}). "
         f"Images are ranked by {how}, over {n} images of {name}."
     )
 

@@ -50,20 +50,20 @@ from mixer_probe_app.store import made, model
 KINDS = {
     "patches": "Patches shuffled",
     "pixels": "Pixels shuffled inside cells",
-    "both": "Patches and pixels in one order",
+    "both": "Patches and pixels, fixed permutation",
     "drop": "Patches dropped",
     "shift": "Cyclic shift",
     "low": "Low-pass",
     "high": "High-pass",
 }
 _WHAT = {
-    "patches": "The cells of the grid change places. What is inside a cell stays, what is between cells goes.",
-    "pixels": "The pixels inside every cell change places. The layout stays, texture inside cells goes; grid 1 shuffles all.",
-    "both": "Cells change places, and pixels inside all cells in one order, as in Fig. 4 of the paper; the same for all images.",
-    "drop": "A share of the cells is set to the mean colour that each network subtracts.",
-    "shift": "The image moves down and to the right, and comes in again on the other side.",
-    "low": "Only what is coarser than the cutoff stays (a Gaussian filter).",
-    "high": "Only what is finer than the cutoff stays, on the mean colour that each network subtracts (a Gaussian filter).",
+    "patches": "The cells of the grid are permuted. Structure within cells is kept, structure across cells is lost.",
+    "pixels": "Pixels within each cell are permuted. The layout is kept, texture within cells is lost; grid 1×1 shuffles all.",
+    "both": "Cells, and the pixels within all cells, are permuted in one order for all images, as in Fig. 4 of the paper.",
+    "drop": "A fraction of the cells is set to the mean colour that each network subtracts.",
+    "shift": "The image is shifted down and to the right, with wrap-around.",
+    "low": "Only frequencies below the cutoff are kept (Gaussian filter).",
+    "high": "Only frequencies above the cutoff are kept, added to the mean colour that each network subtracts (Gaussian filter).",
 }
 _RANDOM = ("patches", "pixels", "both", "drop")
 _SHARES = (10, 25, 50, 75, 90)
@@ -120,9 +120,7 @@ def setting(networks: Sequence[Model]) -> Setting | None:
     if kind == "drop":
         grid = held.select(third, "Grid", "img-drop-grid", grids, _near(grids, 8), format_func=_times)
     seed = (
-        held.number(fourth, "Order", "img-seed", 0, _MOST_SEEDS, help="The seed of chance: another number, another order.")
-        if kind in _RANDOM
-        else 0
+        held.number(fourth, "Order", "img-seed", 0, _MOST_SEEDS, help="Random seed of the permutation.") if kind in _RANDOM else 0
     )
     st.caption(_WHAT[kind])
     return Setting(kind, strength, grid, seed)
@@ -130,7 +128,7 @@ def setting(networks: Sequence[Model]) -> Setting | None:
 
 def _strength(place: st.delta_generator.DeltaGenerator, kind: str, side: int, grids: Sequence[int]) -> int:
     if kind == "drop":
-        return held.steps(place, "Share of the patches", "img-drop", _SHARES, 50, format_func=lambda share: f"{share} %")
+        return held.steps(place, "Fraction of patches", "img-drop", _SHARES, 50, format_func=lambda share: f"{share} %")
     if kind in _RANDOM:
         return held.steps(place, "Grid of cells", f"img-{kind}", grids, _near(grids, 4), format_func=_times)
     powers = [2**k for k in range((side // 2).bit_length())]
@@ -245,7 +243,7 @@ def _verdict(name: str, network: Model, picture: Picture, chosen: Setting) -> No
     before, after = look(name, picture), look(name, picture, chosen.of(network))
     with st.container(border=True):
         if before.logits is None or after.logits is None:
-            st.markdown(f"**{plain(shown(name))}** has no classifier, so it predicts nothing; its layers are below.")
+            st.markdown(f"**{plain(shown(name))}** has no classifier and makes no prediction; its layers are shown below.")
             return
         classes = classes_of(network, picture.image)
         true = classes.true
@@ -269,13 +267,13 @@ def _badge(before: Look, after: Look, true: int | None) -> None:
     first, then = int(np.argmax(before.probabilities)), int(np.argmax(after.probabilities))
     if true is None:
         kept = first == then
-        st.badge("same answer" if kept else "another answer", color="blue" if kept else "orange", width="content")
+        st.badge("same prediction" if kept else "prediction changed", color="blue" if kept else "orange", width="content")
         return
     words = {
-        (True, True): ("still right", "green", ":material/check:"),
-        (True, False): ("now wrong", "red", ":material/close:"),
-        (False, True): ("right only when distorted", "blue", ":material/check:"),
-        (False, False): ("wrong before and after", "orange", ":material/close:"),
+        (True, True): ("still correct", "green", ":material/check:"),
+        (True, False): ("now incorrect", "red", ":material/close:"),
+        (False, True): ("correct only when distorted", "blue", ":material/check:"),
+        (False, False): ("incorrect before and after", "orange", ":material/close:"),
     }
     text, colour, icon = words[first == true, then == true]
     st.badge(text, color=colour, icon=icon, width="content")
@@ -311,13 +309,13 @@ def _moves(names: Sequence[str], networks: dict[str, Model], picture: Picture, i
     if not frames:
         return
     frame = pd.concat(frames, ignore_index=True)
-    tips = {"rank": "its plain image is neighbour number", "n": "of n images"}
+    tips = {"rank": "rank of its undistorted image among neighbours", "n": "of n images"}
     drawn = curves(frame, "cosine", "cosine of plain and distorted", colours(names), tips)
     show.chart(drawn, f"moves {picture.title} {chosen}", frame, key="img moves chart")
     st.caption(
-        "1: the layer does not notice the distortion; 0: the distorted image is as near to the plain one as any image is. "
-        f"Activations are means over positions, less their mean over {_numbers(frame)} of the images, so that a layer with "
-        "the same activations for all images does not pass for one that recognises this one."
+        "1: the layer is invariant to the distortion; 0: the distorted image is no closer to the original than other images "
+        f"are. Activations are means over positions, less their mean over {_numbers(frame)} of the images, so that a layer with "
+        "identical activations for all images does not appear invariant."
     )
 
 
@@ -340,8 +338,9 @@ def _shifts(names: Sequence[str], networks: dict[str, Model], images: Images, ch
     drawn = curves(frame, field, title, colours(names), tips, band=(f"{field}_low", f"{field}_high"))
     show.chart(drawn, f"shift {measure} {chosen}", frame, key="img shift chart")
     st.caption(
-        f"Mean over {len(images)} images, bands are 95 % intervals. Cosine: whether an image stays where it was. CKA (unbiased, "
-        "linear): whether images lie to one another as they did, up to rotation and scale. The null is in the tooltip."
+        f"Mean over {len(images)} images, bands are 95 % intervals. Cosine: whether each representation keeps its direction. "
+        "CKA (unbiased, linear): whether the similarity structure of the images is preserved, up to rotation and scale. The "
+        "null is in the tooltip."
     )
 
 
@@ -394,7 +393,8 @@ def _find(networks: dict[str, Model], images: Images, chosen: Setting) -> None:
     if fits and len(fits) < len(found):
         others = join(plain(shown(name)) for name in found if name not in fits)
         st.info(
-            f"The labels of the images are not among the classes of {others}, so it is left out here.", icon=":material/info:"
+            f"The labels of the images are not among the classes of {others}, which is therefore excluded here.",
+            icon=":material/info:",
         )
     used = fits or found
     if used:
@@ -424,7 +424,7 @@ def _say_scores(found: dict[str, Answers]) -> None:
     for name, each in found.items():
         if each.result is None:
             kept = 100 * float((each.right[1]).mean())
-            sentences.append(f"{shown(name)} says the same of {kept:.0f} % of the distorted images as of the plain ones.")
+            sentences.append(f"{shown(name)} gives the same prediction for {kept:.0f} % of the images when distorted.")
             continue
         a = each.result.accuracy
         plainly, then = (f"{100 * a.value[i]:.0f} % [{100 * a.low[i]:.0f}, {100 * a.high[i]:.0f}]" for i in (0, 1))
@@ -435,9 +435,9 @@ def _say_scores(found: dict[str, Answers]) -> None:
 def _list(found: dict[str, Answers], networks: dict[str, Model], images: Images, chosen: Setting) -> None:
     labelled = all(a.result is not None for a in found.values())
     right, wrong = _boxes(found, networks, labelled)
-    first, second = ("right", "wrong") if labelled else ("keeps its answer", "changes its answer")
+    first, second = ("right", "wrong") if labelled else ("keeps its prediction", "changes its prediction")
     both = labelled and held.toggle(
-        st, "Only images that both get right when plain", "img-both", True, help="So that what fails is the distortion's doing."
+        st, "Only images that both get right when plain", "img-both", True, help="Errors are then due to the distortion."
     )
     rows = _rows(found, right, wrong, both)
     if right == wrong:
@@ -446,7 +446,7 @@ def _list(found: dict[str, Answers], networks: dict[str, Model], images: Images,
     told = f"{shown(right)} {first}, {shown(wrong)} {second}" if right != ANYONE else f"{shown(wrong)} {second}"
     if not len(rows):
         st.info(
-            f"No image here: {plain(told)}. Try another grid, strength or order above, or more images at the side.",
+            f"No image here: {plain(told)}. Try another grid, strength or seed above, or select more images in the sidebar.",
             icon=":material/search_off:",
         )
         return
@@ -466,7 +466,7 @@ def _boxes(found: dict[str, Answers], networks: dict[str, Model], labelled: bool
     mixers = [name for name in names if networks[name].family == "mixer"]
     wrong_first = (cnns or names[-1:])[0]
     right_first = next((name for name in [*mixers, *names] if name != wrong_first), ANYONE)
-    words = ("Right:", "Wrong:") if labelled else ("Keeps its answer:", "Changes its answer:")
+    words = ("Right:", "Wrong:") if labelled else ("Keeps its prediction:", "Changes its prediction:")
     first, second = st.columns(2)
     right = held.select(first, words[0], "img-right", [*names, ANYONE], right_first, format_func=_who)
     wrong = held.select(second, words[1], "img-wrong", names, wrong_first, format_func=_who)
@@ -474,7 +474,7 @@ def _boxes(found: dict[str, Answers], networks: dict[str, Model], labelled: bool
 
 
 def _who(name: str) -> str:
-    return "no network in particular" if name == ANYONE else shown(name)
+    return "any network" if name == ANYONE else shown(name)
 
 
 def _rows(found: dict[str, Answers], right: str, wrong: str, both: bool) -> np.ndarray:

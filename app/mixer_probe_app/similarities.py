@@ -194,7 +194,9 @@ def distances(a: Side, b: Side, layers: tuple[str, str], images: Images) -> pd.D
     X, Y = (one.features(layer) for one, layer in zip((a, b), layers))
     labels = [class_of(images, i) for i in range(len(images))]
     key = (a.key, b.key, layers)
-    return made("distances", key, "Distances of images", lambda: distance_frame(X, Y, images.ids, labels), keep=False)
+    return made(
+        "distances", key, "Pairwise distances between images", lambda: distance_frame(X, Y, images.ids, labels), keep=False
+    )
 
 
 def distance_frame(X: np.ndarray, Y: np.ndarray, ids: Sequence[str], classes: Sequence[str]) -> pd.DataFrame:
@@ -237,10 +239,10 @@ def difference(matches: LayerMatches) -> str:
         low, high = np.nanmin(matches.value), np.nanmax(matches.value)
         return (
             f"{a} and {b}: best matches of the layers of {a} have {matches.matrix_label} {low:.2f} to {high:.2f} (n = "
-            f"{matches.n}), no difference between depths beyond the intervals."
+            f"{matches.n}), with no significant difference between depths."
         )
     chance = "" if np.isnan(matches.null95[i]) else f", 95 % null of a best match {matches.null95[i]:.2f}"
-    verdict = "" if matches.above[i] or not chance else ": not told from chance"
+    verdict = "" if matches.above[i] or not chance else ": not distinguishable from chance"
     return (
         f"{a} and {b} differ most at depth {layer.depth:.2f} of {a} ({layer.name}): even its best match in {b}, "
         f"{partner.name} at depth {partner.depth:.2f}, has {matches.matrix_label} {_bounded(matches, i)} "
@@ -256,8 +258,9 @@ def correspondence(matches: LayerMatches) -> str:
     shown_at = [known[k] for k in np.unique(np.linspace(0, len(known) - 1, 4).round().astype(int))]
     pairs = ", ".join(f"{matches.layers_a[i].name} with {matches.layers_b[matches.partner[i]].name}" for i in shown_at)
     null = "" if np.isnan(matches.null95).all() else f"; {int(matches.above.sum())} of {len(known)} are above chance"
-    tau = "" if np.isnan(matches.tau) else f" Kendall's tau of the two orders is {matches.tau:.2f}."
-    return f"Best matches of {name_of(matches.model_a)} in {name_of(matches.model_b)} from first to last: {pairs}{null}.{tau}"
+    tau = "" if np.isnan(matches.tau) else f" Kendall's tau between the two orders is {matches.tau:.2f}."
+    names = f"{name_of(matches.model_b)} for {name_of(matches.model_a)}"
+    return f"Best-matching layers of {names}, from first to last: {pairs}{null}.{tau}"
 
 
 def _bounded(matches: LayerMatches, i: int) -> str:

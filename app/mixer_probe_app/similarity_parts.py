@@ -25,7 +25,7 @@ def show_matrix(matrix: SimilarityMatrix) -> None:
     """Sentences, heatmap and best matches."""
     key = ("similarity", matrix.model_a, matrix.model_b, matrix.images, matrix.label, matrix.n)
     show.bullets([*sim.sentences(matrix), *findings([matrix], repr(key))])
-    path = held.toggle(st, "Match path", "sim-path", help="Dots join the best match of each row.")
+    path = held.toggle(st, "Best-match path", "sim-path", help="Markers show the best match of each row.")
     drawn = charts.heatmap(matrix, looked_at(matrix), path, sim.PICK)
     name = f"{matrix.measure} {matrix.estimator} {_pair(matrix)} {matrix.n} images"
     show.chart(drawn, name, matrix.to_frame(), key=sim.CHART, on_select=sim.take_clicked, selection_mode=sim.PICK)
@@ -33,7 +33,7 @@ def show_matrix(matrix: SimilarityMatrix) -> None:
     if not sim.same_network(matrix):
         with guarded():
             _show_matches(matrix, name)
-    show.folded_table("The numbers", matrix.to_frame())
+    show.folded_table("Values", matrix.to_frame())
 
 
 def looked_at(matrix: SimilarityMatrix) -> tuple[str, str]:
@@ -51,28 +51,28 @@ def _pair(matrix: SimilarityMatrix) -> str:
 
 def _reading(matrix: SimilarityMatrix) -> str:
     null, interval, definition = matrix.null, matrix.interval, matrix.definition
-    alike = "Bright cells are layers that place the same images alike; click one to see its two layers below. "
+    alike = "Bright cells are pairs of layers that represent the same images similarly; click one to see its two layers below. "
     grey = (
         f"Grey cells are not closer than 95 % of their own null ({null.permutations} random pairings of the images). "
         if null
         else ""
     )
     bounds = f"95 % intervals: {interval.method}. " if interval else ""
-    missing = "" if null else "It is too slow for a null and an interval here. "
+    missing = "" if null else "The null and the interval are not computed here because this measure is slow. "
     about = f"{matrix.label}: {definition.about} {definition.source}. {matrix.reduce} over positions, n = {matrix.n} images. "
-    return f"{alike}{grey}{bounds}{missing}In empty cells it is not defined. Colours are clipped, values are raw. {about}"
+    return f"{alike}{grey}{bounds}{missing}Empty cells are undefined. Colours are clipped, values are raw. {about}"
 
 
 def _show_matches(matrix: SimilarityMatrix, name: str) -> None:
     matches = best_matches(matrix)
     if np.isnan(matches.value).all():
         return
-    st.subheader("The best match of every layer", divider="grey")
+    st.subheader("Best match of each layer", divider="grey")
     show.chart(charts.match_curve(matches), f"best matches {name}", matches.to_frame())
     lowest = "lowest" if matrix.definition.larger_is_closer else "highest"
     st.caption(
-        f"For every layer of the rows, how alike the most similar layer of the columns is: where the line is {lowest} the "
-        "networks differ most. The band is the 95 % interval, the dashed line what the best of all layers reaches by chance."
+        f"For each layer of the rows, similarity to its best match among the columns: where the line is {lowest}, the networks "
+        "differ most. The band is the 95 % interval, the dashed line the 95 % null of the best match."
     )
 
 
@@ -120,17 +120,15 @@ def cell_text(matrix: SimilarityMatrix, i: int = 0, j: int = 0) -> str:
 def _show_neighbours(a: sim.Side, b: sim.Side, layers: tuple[str, str], titles: Sequence[str], images: Images) -> None:
     st.subheader("Nearest images", divider="grey")
     if len(images) < sim.NEIGHBOURS + 2:
-        st.info(f"{sim.NEIGHBOURS} neighbours take at least {sim.NEIGHBOURS + 2} images: choose more at the side.")
+        st.info(f"{sim.NEIGHBOURS} neighbours require at least {sim.NEIGHBOURS + 2} images: select more in the sidebar.")
         return
     found, mutual = sim.neighbours(a, b, layers), sim.pair(a, b, layers)[0]
-    query = held.number(
-        st.container(width=220), "Image", "sim-image", 0, len(images) - 1, help="Its place in the sample, from 0."
-    )
+    query = held.number(st.container(width=220), "Image", "sim-image", 0, len(images) - 1, help="Index in the sample, from 0.")
     both = set(found.a[query]) & set(found.b[query])
     picture, text = st.columns([1, 5], vertical_alignment="center")
     picture.image(enlarged(images[query]), caption=plain(label_of(images, query)))
     text.markdown(plain(f"{len(both)} of its {sim.NEIGHBOURS} nearest images are the same in both layers (framed)."))
-    text.caption(plain(f"Mean share over all images, {mutual.label}: {cell_text(mutual)}."))
+    text.caption(plain(f"Mean fraction over all images, {mutual.label}: {cell_text(mutual)}."))
     for title, order in zip(titles, (found.a[query], found.b[query])):
         st.markdown(f"**{plain(title)}**, the nearest first")
         _row(st.container(horizontal=True, gap="small"), images, order, both)
@@ -161,11 +159,13 @@ def _show_classes(a: sim.Side, b: sim.Side, layers: tuple[str, str], matrix: Sim
     measure = "cka_rbf" if matrix.kernel == "rbf" else matrix.measure
     fewest = sim.fewest_images(measure)
     if a.reps.labels is None:
-        st.info("These images have no classes: choose labelled images at the side, a folder with one folder a class.")
+        st.info(
+            "These images have no class labels: select labelled images in the sidebar, or a folder with a subfolder per class."
+        )
         return
     if not sim.enough_images(a.reps, fewest):
-        more = "choose more images at the side, or others with more images a class"
-        st.info(plain(f"No class has {fewest} images, which {matrix.label} needs here: {more}."))
+        more = "select more images in the sidebar, or images with more per class"
+        st.info(plain(f"No class has {fewest} images, which {matrix.label} requires here: {more}."))
         return
     frame = sim.class_frame(sim.by_class(a, b, layers, measure, estimator))
     name = f"classes {matrix.measure} {_pair(matrix)} {' '.join(layers)}"
@@ -173,10 +173,10 @@ def _show_classes(a: sim.Side, b: sim.Side, layers: tuple[str, str], matrix: Sim
     left_out = len(np.unique(a.reps.labels)) - len(frame)
     st.caption(
         plain(
-            f"{matrix.label} of the two layers within the images of one class (n = {_range(frame['n'])} each): what they agree "
-            "on beyond telling classes apart. Grey lines are 95 % intervals, red ticks the 95 % null of so few images."
+            f"{matrix.label} of the two layers within the images of one class (n = {_range(frame['n'])} each): agreement beyond "
+            "class separation. Grey lines are 95 % intervals, red ticks the 95 % null of so few images."
             + (
-                f" {left_out} classes with fewer than {fewest} images, or beyond the first {sim.MOST_CLASSES}, are left out."
+                f" {left_out} classes with fewer than {fewest} images, or beyond the first {sim.MOST_CLASSES}, are omitted."
                 if left_out
                 else ""
             )
@@ -190,14 +190,14 @@ def _range(counts: Sequence[int]) -> str:
 
 
 def _show_distances(a: sim.Side, b: sim.Side, layers: tuple[str, str], titles: Sequence[str], images: Images) -> None:
-    st.subheader("Distances of images", divider="grey")
+    st.subheader("Pairwise distances between images", divider="grey")
     frame, rsa = sim.distances(a, b, layers, images), sim.pair(a, b, layers)[1]
     name = f"distances {a.choice} {layers[0]} {b.choice} {layers[1]}"
     show.chart(charts.distance_scatter(frame, (titles[0], titles[1])), name, frame)
     st.caption(
         plain(
-            f"One point a pair of images ({len(frame):,} pairs drawn at random): how dissimilar they are (1 − r of their "
-            "features) in either layer. On a rising line both layers order the pairs alike. Turn the wheel to zoom, drag to "
-            f"move. Rank correlation of all pairs, {rsa.label}: {cell_text(rsa)}."
+            f"One point per pair of images ({len(frame):,} pairs drawn at random): how dissimilar they are (1 − r of their "
+            "features) in each layer. If both layers order the pairs in the same way, the points lie on a rising line. Scroll "
+            f"to zoom, drag to move. Rank correlation of all pairs, {rsa.label}: {cell_text(rsa)}."
         )
     )

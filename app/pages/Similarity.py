@@ -17,10 +17,10 @@ from mixer_probe_app.messages import guarded, plain
 from mixer_probe_app.page import begin
 
 QUESTION = (
-    "Which layers of two networks place the same images alike, and at which depth do the networks differ most? "
-    "Every block of one is compared with all of the other."
+    "Which layers of two networks represent the same images similarly, and at which depth do the networks differ most? Each "
+    "block of one network is compared with all blocks of the other."
 )
-_ESTIMATOR = "The biased estimator is the one most papers print; it is above 0 for unrelated layers where images are few."
+_ESTIMATOR = "Most papers report the biased estimator; with few images it is above 0 even for unrelated layers."
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
     if measure in sim.OF_CKA:
         estimator = held.segments(last, "Estimator of CKA", "sim-estimator", sim.ESTIMATORS, help=_ESTIMATOR)
     if rows == columns:
-        st.info("Both are the same network: choose a second one at the side, or in the boxes above, to see where they differ.")
+        st.info("Both are the same network: select a second one in the sidebar, or in the boxes above, to see where they differ.")
     with guarded():
         images = data.images()
         a, b = sim.side(rows, images), sim.side(columns, images)

@@ -14,8 +14,8 @@ from mixer_probe_app.messages import guarded
 from mixer_probe_app.page import begin
 
 QUESTION = (
-    "What does the first layer read from the pixels, and from where does each position read afterwards? All of it is in the "
-    "weights of a network."
+    "Which patterns do the stem filters detect, and over what distance do later layers mix positions? These results are "
+    "computed from the weights of a network."
 )
 PARTS = {
     "filters": ("Stem filters", kernel_parts.stem_filters),

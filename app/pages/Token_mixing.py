@@ -21,8 +21,8 @@ from mixer_probe_app.store import model
 from mixer_probe.weights import TokenMixing
 
 QUESTION = (
-    "Which patches does each token-mixing unit read, and how does that change with depth? "
-    "A unit is a row of the first token-mixing layer of a block, drawn over the grid of patches. Click one to open its page."
+    "Which patches does each token-mixing unit read, and how does this change with depth? A unit is a row of the first "
+    "token-mixing layer of a block, drawn over the patch grid. Click a unit to open its page."
 )
 
 
@@ -50,8 +50,8 @@ def _say_who_is_no_mixer(others: list[str]) -> None:
     names = join(plain(shown(name)) for name in others)
     text = "has no token-mixing weights: it mixes" if len(others) == 1 else "have no token-mixing weights: they mix"
     st.info(
-        f"{names} {text} positions by attention or convolution. To see units, choose a Mixer, gMixer, ResMLP or gMLP "
-        "at the side, for instance `zoo:mixer-s0` or `resmlp_12_224`.",
+        f"{names} {text} positions by attention or convolution. To see units, select a Mixer, gMixer, ResMLP or gMLP in the "
+        "sidebar, for instance `zoo:mixer-s0` or `resmlp_12_224`.",
         icon=":material/info:",
     )
 
@@ -74,11 +74,11 @@ def _explore(mixers: dict[str, TokenMixing]) -> None:
         results = _depth(mixers)
         texts = st.container()
     with images, guarded():
-        st.subheader("Images that drive it")
+        st.subheader("Images that activate the unit most")
         mixing_unit.fires(name, found, block, unit)
     with texts, guarded():
         show.bullets(findings(results, ("token mixing", tuple((r.model.name, r.model.fingerprint) for r in results))))
-        show.folded_table("The numbers by block", pd.concat([r.summary() for r in results], ignore_index=True))
+        show.folded_table("Values by block", pd.concat([r.summary() for r in results], ignore_index=True))
 
 
 def _unit(place: st.delta_generator.DeltaGenerator, name: str, found: TokenMixing, block: int) -> int:
@@ -93,13 +93,15 @@ def _unit(place: st.delta_generator.DeltaGenerator, name: str, found: TokenMixin
     count = len(found.units(block))
     unit = held.number(left, "Unit", UNIT, 0, count - 1, mixing.smoothest(found, block))
     partner = int(found.partner(block)[unit])
-    right.button(f"Go to its opposite, unit {partner}", on_click=held.hold, args=(UNIT, str(partner)), icon=":material/contrast:")
+    right.button(
+        f"Go to opposite-phase unit {partner}", on_click=held.hold, args=(UNIT, str(partner)), icon=":material/contrast:"
+    )
     title.header(mixing_unit.title(name, found, block, unit))
     return unit
 
 
 def _depth(mixers: dict[str, TokenMixing]) -> list[TokenMixing]:
-    st.header("Change with depth")
+    st.header("Depth curves")
     results = []
     for name, found in mixers.items():
         results += [found, twin] if (twin := mixing.twin_token_mixing(name)) else [found]
@@ -113,10 +115,10 @@ def _depth(mixers: dict[str, TokenMixing]) -> list[TokenMixing]:
 
 def _nulls(first: TokenMixing, measure: str) -> str:
     if measure in ("pairing", "cosine"):
-        null = f"every unit keeps its amplitude spectrum and gets random phases ({first.surrogates} times a block)"
+        null = f"each unit keeps its amplitude spectrum and gets random phases ({first.surrogates} times per block)"
     else:
-        null = f"the weights of every unit are shuffled over the patches ({first.shuffles} times a block)"
-    return f"Dashed lines are random weights, dotted lines the null: {null}. Point at a block for its numbers."
+        null = f"the weights of each unit are shuffled over the patches ({first.shuffles} times per block)"
+    return f"Dashed lines are untrained baselines, dotted lines the null: {null}. Hover over a block for its values."
 
 
 with guarded():

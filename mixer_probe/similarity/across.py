@@ -106,7 +106,7 @@ def _method(
 ) -> Method:
     """ "moments" or "minibatch". Raises MeasureError for what streaming cannot do."""
     if grid and positions == "mean":
-        raise MeasureError("grid is for positions='flatten': averaged positions have no grid left")
+        raise MeasureError("grid is for positions='flatten': averaged positions have no grid")
     if method == "gram":
         raise MeasureError("Gram matrices need all images at once: extract both models and use compare")
     few = n <= SAMPLE and method == "auto"
@@ -115,7 +115,9 @@ def _method(
         raise MeasureError("flattened positions are too wide for moments: use method='minibatch' or positions='mean'")
     used: Method = "minibatch" if method == "minibatch" or positions == "flatten" or not fits else "moments"
     if used == "minibatch" and estimator == "biased":
-        raise MeasureError("the minibatch estimator is unbiased only: a biased HSIC of batches sums to no estimate of all images")
+        raise MeasureError(
+            "the minibatch estimator is unbiased only: biased HSIC summed over batches does not estimate that of all images"
+        )
     return used
 
 
@@ -175,7 +177,7 @@ def _uncut(pieces: Sequence[Piece]) -> Found:
     """The one piece of a batch. Raises MeasureError if memory had it cut: Gram matrices of parts make none of the whole."""
     if len(pieces) > 1:
         raise MeasureError(
-            f"the device has too little memory for batches of {sum(p.n for p in pieces)} images: the batch is part of what "
-            f"the minibatch estimator is, so choose batch_size={pieces[0].n}"
+            f"the device has too little memory for batches of {sum(p.n for p in pieces)} images: the minibatch estimator "
+            f"depends on the batch size, so set batch_size={pieces[0].n}"
         )
     return dict(pieces[0].found)

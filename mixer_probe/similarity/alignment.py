@@ -80,7 +80,7 @@ def check_options(kernel: str, bandwidth: float, method: str) -> None:
     if kernel == "rbf" and method == "moments":
         raise MeasureError("the RBF kernel has no moments form: use method='gram' or 'auto'")
     if bandwidth <= 0:
-        raise MeasureError(f"bandwidth {bandwidth} is no positive fraction of the median distance")
+        raise MeasureError(f"bandwidth {bandwidth} is not a positive fraction of the median distance")
 
 
 def _by_moments(x: Tensor, y: Tensor, estimator: Estimator) -> tuple[Tensor, Tensor, Tensor]:

@@ -25,7 +25,7 @@ ROOM = Room(
         Analysis(
             "similarity",
             "similarity",
-            "Which layers of two networks represent the same images alike?",
+            "Which layers of two networks represent the same images similarly?",
             (SimilarityMatrix,),
             compare,
             needs="all networks",

@@ -61,7 +61,7 @@ def svcca(X: Features, Y: Features, variance: float = VARIANCE) -> float:
     maps, not by other linear ones, which change what leads. NaN and errors as `mean_cca`, and MeasureError for a share
     outside (0, 1]."""
     if not 0 < variance <= 1:
-        raise MeasureError(f"variance {variance} is no share in (0, 1]")
+        raise MeasureError(f"variance {variance} is not a fraction in (0, 1]")
     return replace(SVCCA, prepare=partial(leading_basis, variance=variance))(X, Y)
 
 

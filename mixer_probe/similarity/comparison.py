@@ -93,7 +93,7 @@ def compare(
     plan.check()
     check_same_images(reps_a, reps_b)
     if not reps_a.layers or not reps_b.layers:
-        raise MeasureError("there is no layer to compare")
+        raise MeasureError("no layers to compare")
     a, b = (LayerFeatures(reps, as_grid(grid)) for reps in (reps_a, reps_b))
     if without_top_pc:
         for side in (a, b):

@@ -76,7 +76,7 @@ def _colourbar(matrix: SimilarityMatrix, figure: Figure, panels: Axes | Sequence
 def _shared_bar(figure: Figure, panels: Sequence[Axes], matrices: Sequence[SimilarityMatrix]) -> None:
     first = matrices[0]
     bar = _colourbar(first, figure, panels, shrink=0.8, aspect=30, pad=0.01)
-    alike = "" if first.definition.larger_is_closer else "; 0 is alike"
+    alike = "" if first.definition.larger_is_closer else "; 0 is identical"
     bar.set_label(f"{first.label}, 0 to {_limits(first)[1]:.3g}{alike}")
 
 
@@ -149,7 +149,7 @@ def _block_axes(axes: Axes, names: Sequence[str]) -> None:
     for edge in range(1, len(names)):
         axes.axhline(edge, color="white", linewidth=2.5)
         axes.axvline(edge, color="white", linewidth=2.5)
-    axes.set(xlim=(0, len(names)), ylim=(0, len(names)), aspect="equal", title="Similarity of layers, all networks against all")
+    axes.set(xlim=(0, len(names)), ylim=(0, len(names)), aspect="equal", title="Layer similarity, all pairs of networks")
     axes.set_xlabel("layers of each network, first to last")
     axes.set_ylabel("layers of each network, first to last")
     for spine in axes.spines.values():
@@ -321,8 +321,8 @@ def match_figure(matches: Sequence[LayerMatches]) -> Figure:
     alone = f": {_order_text(matches[0])}" if len(matches) == 1 else ""
     axes.set_title(f"Best match by depth{alone}")
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", anchor="W")
-    axes.set_xlabel("relative depth of a layer of the first network")
-    axes.set_ylabel("relative depth of its best match in the second")
+    axes.set_xlabel("relative depth in the first network")
+    axes.set_ylabel("relative depth of the best match in the second")
     _match_key(figure, axes, matches)
     return figure
 
@@ -358,8 +358,8 @@ def _match_label(matches: LayerMatches, alone: bool, measures: bool) -> str:
 def _order_text(matches: LayerMatches) -> str:
     """Whether partners climb with depth."""
     if np.isnan(matches.tau):
-        return "one partner for all"
-    return ("climbs with depth" if matches.climbs else "no order beyond chance") + f" (τ = {matches.tau:.2f})"
+        return "one match for all layers"
+    return ("increases with depth" if matches.climbs else "no significant order") + f" (τ = {matches.tau:.2f})"
 
 
 # -- networks against networks -----------------------------------------------------------------------------------------
@@ -382,7 +382,7 @@ def model_summary(summary: ModelSimilarity) -> Figure:
     bar = figure.colorbar(ScalarMappable(Normalize(0, 1), SEQUENTIAL), cax=figure.add_subplot(grid[-1, 1]))
     bar.set_label("calibrated: 0 is chance, 1 is equal" if summary.calibrated else "raw: 1 is equal")
     bar.outline.set_visible(False)
-    figure.suptitle(f"Mean best match of all layers, {summary.label}", fontsize=10, fontweight="bold", x=0.02, ha="left")
+    figure.suptitle(f"Mean best match over layers, {summary.label}", fontsize=10, fontweight="bold", x=0.02, ha="left")
     return figure
 
 
@@ -433,7 +433,7 @@ def localisation_maps(result: LocalisationCKA, positions: Sequence[int] | None =
     maps = [(f"{_cut(result.layers[i].name)}\ndepth {result.layers[i].depth:.2f}", result.values[i]) for i in layers]
     grey = [result.values[i] <= result.null95[i] for i in layers]
     if result.patches is not None:
-        maps, grey = [("input patches\n(guide)", result.patches), *maps], [np.zeros_like(result.patches, bool), *grey]
+        maps, grey = [("input patches\n(reference)", result.patches), *maps], [np.zeros_like(result.patches, bool), *grey]
     top = max((float(np.nanmax(result.values[i])) for i in layers if np.isfinite(result.values[i]).any()), default=1.0)
     figure = Figure(figsize=(1.75 * len(chosen) + 2.6, 1.72 * len(maps) + 1.6))
     panels = figure.subplots(len(maps), len(chosen), squeeze=False)
@@ -509,13 +509,15 @@ def layer_identification_bars(results: Sequence[LayerIdentification]) -> Figure:
         shift = 0.0 if len(results) == 1 else 0.3 - 0.6 * i / (len(results) - 1)
         _shares(axes, result, labels, i, shift)
     for number, chance in enumerate(dict.fromkeys(r.chance for r in results)):
-        axes.axvline(100 * chance, color=GREY, linewidth=1, linestyle=":", label="_" if number else "random partner", zorder=0)
+        axes.axvline(
+            100 * chance, color=GREY, linewidth=1, linestyle=":", label="_" if number else "chance (random layer)", zorder=0
+        )
     for edge, _ in pairwise(range(len(labels))):
         axes.axhline(edge + 0.5, color="#E6E6E6", linewidth=0.7, zorder=0)
     axes.set_yticks(range(len(labels)), labels)
-    axes.set(xlim=(-2, 102), ylim=(-0.6, len(labels) - 0.4), xlabel="layers found again (%)")
+    axes.set(xlim=(-2, 102), ylim=(-0.6, len(labels) - 0.4), xlabel="layers identified (%)")
     axes.tick_params(axis="y", length=0)
-    axes.set_title("Is the closest layer the one at the same place?")
+    axes.set_title("Layer identification accuracy")
     figure.legend(loc="outside lower left", fontsize=8, ncols=1)
     return figure
 

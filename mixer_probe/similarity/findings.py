@@ -76,8 +76,8 @@ def similarity_findings(results: Sequence[Result]) -> tuple[list[Finding], list[
     pairs = [p for p in found if p.a.name in own and p.b.name in own]
     twins = {_key(p): p for p in found if is_twin(p.a, own) and is_twin(p.b, own)}
     if not pairs:
-        needs = "it takes linear unbiased CKA of two networks with null and interval"
-        return [missing(QUESTION, "Where representations part", needs, results, "similarity (cka)")], []
+        needs = "requires unbiased linear CKA between two networks with null and interval"
+        return [missing(QUESTION, "Divergence of representations with depth", needs, results, "similarity (cka)")], []
     groups: dict[str, list[Profile]] = {}
     for p in pairs:
         groups.setdefault(families(p.a, p.b), []).append(p)
@@ -97,8 +97,8 @@ def _group(members: Sequence[Profile], twins: dict[frozenset[str], Profile], res
     if twin is not None and np.array_equal(twin.depth, first.depth):
         findings.append(_against_twins(first, twin))
     elif first.a.trained and first.b.trained:
-        needs = "the results hold no CKA of their untrained twins"
-        findings.append(missing(QUESTION, f"Twins of {first.label}", needs, results))
+        needs = "the results contain no CKA between their untrained baselines"
+        findings.append(missing(QUESTION, f"Untrained baselines of {first.label}", needs, results))
     return findings
 
 
@@ -127,16 +127,20 @@ def _parting(p: Profile, others: Sequence[Profile]) -> Finding:
     numbers = (p.number(most, "most alike"), p.number(least, "least alike"))
     head = f"{p.label} (n = {p.n}):"
     if not p.value[most] > p.best95:
-        text = f"{head} CKA is not above its null at any depth ({shown(numbers[0])} or less, null of the largest {p.best95:.2f})."
+        text = (
+            f"{head} CKA is not above its null at any depth ({shown(numbers[0])} or less; null of the maximum: {p.best95:.2f})."
+        )
         return Finding(QUESTION, p.label, text, "none", numbers)
     if np.nanmin(p.low) >= _EQUAL:
-        return Finding(QUESTION, p.label, f"{head} do not part: they are equal at every depth (CKA 1.000).", "none", numbers)
+        return Finding(QUESTION, p.label, f"{head} representations are equal at every depth (CKA 1.000).", "none", numbers)
     if not depths_differ(p):
-        text = f"{head} CKA from {shown(numbers[1])} to {shown(numbers[0])}, no difference between depths beyond the intervals"
+        text = f"{head} CKA ranges from {shown(numbers[1])} to {shown(numbers[0])}, with no significant difference between depths"
         return Finding(QUESTION, p.label, f"{text} (corrected for all pairs of {len(p.depth)} depths).", "none", numbers)
-    text = f"{head} most alike at {p.place(most)}, least at {p.place(least)}{_floor(p, least)}"
+    text = f"{head} most similar at {p.place(most)}, least at {p.place(least)}{_floor(p, least)}"
     start = parted_from(p)
-    where = f"; below the most alike beyond the intervals from depth {p.depth[start]:.2f} on" if start is not None else ""
+    where = (
+        f"; below that maximum, with non-overlapping intervals, from depth {p.depth[start]:.2f} on" if start is not None else ""
+    )
     return Finding(QUESTION, p.label, f"{text}{where}.{_replicas(others)}", "found", numbers)
 
 
@@ -151,12 +155,12 @@ def _replicas(others: Sequence[Profile]) -> str:
     told = [p for p in others if depths_differ(p)]
     count = "the other pair" if len(others) == 1 else f"the {len(others)} other pairs"
     if not told:
-        return f" In {count} of these architectures no depths differ beyond the intervals."
+        return f" In {count} of these architectures no depths differ significantly."
     ends = [ends_of(p) for p in told]
     most, least = ([p.depth[e[k]] for p, e in zip(told, ends)] for k in (0, 1))
     last = span([float(p.value[e[1]]) for p, e in zip(told, ends)])
     of = count if len(told) == len(others) else f"{len(told)} of {count}"
-    return f" In {of} of these architectures: most alike at depth {span(most)}, least at {span(least)} (CKA {last})."
+    return f" In {of} of these architectures: most similar at depth {span(most)}, least at {span(least)} (CKA {last})."
 
 
 def _against_twins(p: Profile, twin: Profile) -> Finding:
@@ -168,12 +172,14 @@ def _against_twins(p: Profile, twin: Profile) -> Finding:
     there = f"{shown(numbers[0])} and {shown(numbers[1])} at the same two depths"
     total = f"of {len(p.depth)} depths"
     if not more + less:
-        sentence = f"Untrained twins of {p.label}: CKA {there}; no difference beyond the intervals at any {total}."
+        sentence = (
+            f"Untrained baselines of {p.label}: CKA {there}; no significant difference from the trained networks at any {total}."
+        )
         return Finding(QUESTION, p.label, sentence, "none", numbers)
     # Intervals are over images. Two draws of untrained weights differ by more, and how far is not known from one.
-    text = f"beyond the intervals over images these trained networks are less alike than these twins at {less} and more alike at "
-    text += f"{more} {total}, which one draw of untrained weights does not put down to training"
-    return Finding(QUESTION, p.label, f"Untrained twins of {p.label}: CKA {there}; {text}.", "context", numbers)
+    text = f"these trained networks are significantly less similar than these baselines at {less} and more similar at "
+    text += f"{more} {total} (intervals over images), which a single draw of untrained weights cannot attribute to training"
+    return Finding(QUESTION, p.label, f"Untrained baselines of {p.label}: CKA {there}; {text}.", "context", numbers)
 
 
 def _last(firsts: Sequence[Profile]) -> list[Finding]:
@@ -185,7 +191,7 @@ def _last(firsts: Sequence[Profile]) -> list[Finding]:
     numbers = tuple(p.number(len(p.depth) - 1, f"last layers, {families(p.a, p.b)}") for p in order)
     told = extremes_differ(numbers)
     text = ", ".join(f"{_pair_name(p)} {shown(n)}" for p, n in zip(order, numbers))
-    end = "" if told else " No difference between pairs beyond the intervals."
+    end = "" if told else " No significant difference between pairs."
     return [Finding(QUESTION, "all", f"CKA after the last layers: {text}.{end}", "found" if told else "none", numbers)]
 
 

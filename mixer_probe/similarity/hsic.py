@@ -43,7 +43,7 @@ def hsic(K: Any, L: Any, estimator: Estimator = "unbiased") -> float:
     gram_l = as_matrix(L, "L").to(gram_k.device)
     for name, gram in (("K", gram_k), ("L", gram_l)):
         if gram.shape[0] != gram.shape[1]:
-            raise MeasureError(f"{name} has shape {tuple(gram.shape)}, but a Gram matrix [n, n] is needed")
+            raise MeasureError(f"{name} has shape {tuple(gram.shape)}, expected a Gram matrix [n, n]")
     check_pair(gram_k, gram_l, ("K", "L"))
     product = centre_gram(gram_k, estimator) * centre_gram(gram_l, estimator)
     return float(product.sum() / divisor(len(gram_k), estimator))
@@ -52,13 +52,13 @@ def hsic(K: Any, L: Any, estimator: Estimator = "unbiased") -> float:
 def check_pair(X: Tensor, Y: Tensor, names: tuple[str, str] = ("X", "Y")) -> None:
     """Raise MeasureError unless both have the same n >= 4 rows and are finite."""
     if len(X) != len(Y):
-        raise MeasureError(f"{names[0]} has {len(X)} images and {names[1]} has {len(Y)}: take the same")
+        raise MeasureError(f"{names[0]} has {len(X)} images and {names[1]} has {len(Y)}: use the same images")
     if len(X) < MINIMUM_IMAGES:
         raise MeasureError(f"{len(X)} images are too few: HSIC needs at least {MINIMUM_IMAGES}")
     for name, values in zip(names, (X, Y), strict=True):
         bad = int((~torch.isfinite(values)).sum())
         if bad:
-            raise MeasureError(f"{name} holds {bad} values that are NaN or infinite")
+            raise MeasureError(f"{name} contains {bad} values that are NaN or infinite")
 
 
 def divisor(n: int, estimator: Estimator) -> float:

@@ -32,7 +32,7 @@ class LayerIdentification(Result):
     the layer that is easiest to predict from it, which is often the same one for all; "predictivity_reverse" has them the
     other way round."""
 
-    title: ClassVar[str] = "Do measures find the same layer in another seed?"
+    title: ClassVar[str] = "Layer identification across seeds"
 
     models: tuple[ModelRecord, ModelRecord]
     layers: tuple[Layer, ...]
@@ -121,7 +121,7 @@ def layer_identification(
     _check_same_layers(reps_a, reps_b)
     names = list(MEASURES) if measure == "all" else [measure] if isinstance(measure, str) else list(measure)
     if not names:
-        raise MeasureError("there is no measure to check: name one of similarity.MEASURES, or take 'all'")
+        raise MeasureError("no measure was given: name one of similarity.MEASURES, or take 'all'")
     matrices = compare(reps_a, reps_b, names, grid=grid, seed=seed, permutations=0, resamples=0)
     partner = [[closest_partners(m.closeness), closest_partners(m.closeness.T)] for m in matrices]
     return LayerIdentification(
@@ -145,4 +145,4 @@ def _check_same_layers(reps_a: RepresentationsLike, reps_b: RepresentationsLike)
             "take two seeds of one architecture"
         )
     if reps_a.reduce != reps_b.reduce:
-        raise MeasureError(f"positions were reduced by '{reps_a.reduce}' and '{reps_b.reduce}': extract both alike")
+        raise MeasureError(f"positions were reduced by '{reps_a.reduce}' and '{reps_b.reduce}': extract both in the same way")

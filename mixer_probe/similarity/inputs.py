@@ -70,8 +70,8 @@ def as_matrix(X: Any, what: str) -> Tensor:
     shape = tuple(np.shape(X))
     if len(shape) != 2 or shape[1] == 0:
         raise MeasureError(
-            f"{what} has shape {shape}, but a matrix [image, feature] is needed: flatten it with "
-            "X.reshape(len(X), -1) or reduce it over positions (reduce='mean') first"
+            f"{what} has shape {shape}, expected a matrix [image, feature]: flatten it with X.reshape(len(X), -1) or reduce it "
+            "over positions (reduce='mean') first"
         )
     if isinstance(X, Tensor):
         tensor = X.detach()
@@ -136,13 +136,13 @@ def checked_pair(X: Any, Y: Any, minimum: int) -> tuple[Tensor | None, Tensor | 
     x = as_matrix(X, "X")
     y = as_matrix(Y, "Y").to(x.device)
     if len(x) != len(y):
-        raise MeasureError(f"X has {len(x)} images and Y has {len(y)}: take the same")
+        raise MeasureError(f"X has {len(x)} images and Y has {len(y)}: use the same images")
     if len(x) < minimum:
         raise MeasureError(f"{len(x)} images are too few: this measure needs at least {minimum}")
     for name, values in (("X", x), ("Y", y)):
         bad = int((~torch.isfinite(values)).sum())
         if bad:
-            raise MeasureError(f"{name} holds {bad} values that are NaN or infinite")
+            raise MeasureError(f"{name} contains {bad} values that are NaN or infinite")
     return (None if is_constant(x) else x), (None if is_constant(y) else y)
 
 

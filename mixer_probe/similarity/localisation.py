@@ -38,7 +38,7 @@ class LocalisationCKA(Result):
     does; NaN without a null. `patches` [S, S] are of the input patches with one another: neighbours in a photograph are alike,
     so a layer that sees its own patch only is not at 0 elsewhere. NaN marks cells whose pixels or features are constant."""
 
-    title: ClassVar[str] = "Where a position looks"
+    title: ClassVar[str] = "Localisation of representations"
 
     model: ModelRecord
     images: ImagesRecord

@@ -242,7 +242,7 @@ def _random_keys(x: Tensor, y: Tensor, seed: int) -> np.ndarray:
 
 def _matrices(batch: Batch) -> dict[str, Tensor]:
     if not batch:
-        raise MeasureError("there is no layer to compare")
+        raise MeasureError("no layers to compare")
     return {name: as_matrix(X, f"layer '{name}'") for name, X in batch.items()}
 
 

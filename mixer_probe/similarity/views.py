@@ -56,20 +56,20 @@ def _agreement_section(matrices: Sequence[SimilarityMatrix]) -> Section:
         content += [_best_table(across), *_summary_content(across)]
     warning = untrained_warning(_models_of(matrices))
     sentences = tuple(agreement(m) for m in across)
-    return Section("similarity", "Where representations agree", sentences, tuple(content), warning)
+    return Section("similarity", "Representational similarity between layers", sentences, tuple(content), warning)
 
 
 def _map_picture(matrices: Sequence[SimilarityMatrix]) -> Picture:
     first = matrices[0]
     where = images_text(first.images) if first.images else f"{first.n} images"
     alone = len(matrices) == 1
-    path = " The line joins the best match of each row: white markers are above the 95 % null of the best, hollow ones not."
+    path = " The line joins the best match of each row: white markers are above the 95 % null of the best match, hollow ones not."
     return Picture(
         similarity_heatmaps(matrices, paths=not _same(first)) if alone else similarity_map(matrices),
-        f"{first.label}, {first.reduce} over positions{_grid_text(first)}, of every layer with every layer, on {where}; "
-        f"n = {first.n}, {_method_text(first)}.",
-        f"Bright cells are layers that place the same images alike, whatever their axes and scale. {_null_text(matrices)}Crossed "
-        "cells are not defined. Values are raw; colours are clipped."
+        f"{first.label}, {first.reduce} over positions{_grid_text(first)}, between all pairs of layers, on {where}; n = "
+        f"{first.n}, {_method_text(first)}.",
+        "Bright cells are pairs of layers that represent the same images similarly, regardless of axes and scale. "
+        f"{_null_text(matrices)}Crossed cells are undefined. Values are raw; colours are clipped."
         + (_CKA_CAUTION if first.measure == "cka" else "")
         + (path if alone and not _same(first) else ""),
         f"Heatmaps of {first.definition.label} between layers of the networks",
@@ -83,7 +83,7 @@ def _null_text(matrices: Sequence[SimilarityMatrix]) -> str:
         return ""
     return (
         f"Grey cells are not closer than 95 % of their own null ({' or '.join(map(str, draws))} random pairings of the images: "
-        "shifts of a shuffled order), and by chance 5 % of the cells are closer. "
+        "shifts of a shuffled order); 5 % of the cells are closer by chance. "
     )
 
 
@@ -107,10 +107,10 @@ def _match_pictures(matches: Sequence[LayerMatches]) -> list[Picture]:
     return [
         Picture(
             match_figure(matches),
-            "For every layer of the first network, the depth of the closest layer of the second.",
-            "A line along the diagonal says that the networks go through the same stages in the same order; τ is Kendall's rank "
-            "correlation of the two orders. Open markers are matches that the best of all layers reaches by chance in more than "
-            "5 % of random pairings of the images, or that have no null.",
+            "Depth of the best-matching layer of the second network for each layer of the first.",
+            "A line along the diagonal means that the networks go through the same stages in the same order; τ is Kendall's "
+            "rank correlation between the two orders. Open markers are matches that are not above chance (in more than 5 % of "
+            "random pairings of the images the best match over all layers is as close), or that have no null.",
             "Depth of the best-matching layer against depth of the layer",
         )
     ]
@@ -119,8 +119,8 @@ def _match_pictures(matches: Sequence[LayerMatches]) -> list[Picture]:
 def _best_table(matrices: Sequence[SimilarityMatrix]) -> Table:
     label = matrices[0].label
     return Table(
-        "The best pair of layers of each two networks. The interval is that of one cell and does not know that the best was "
-        "picked. The null of best does: 95 % of the random pairings have no closer cell anywhere in the matrix.",
+        "Best pair of layers for each pair of networks. The interval is that of a single cell and ignores the selection of the "
+        "best pair. null of best accounts for it: in 95 % of the random pairings no cell of the matrix is closer.",
         pd.DataFrame([_best_row(m, label) for m in matrices]),
         {label: "{:.3f}", _NULL: "{:.3f}", "last layers": "{:.3f}"},
     )
@@ -188,11 +188,11 @@ def order_of(matches: LayerMatches) -> str:
     if len(found) < 2:
         return "too few layers to tell"
     if np.isnan(matches.tau):
-        return f"is {matches.layers_b[found[0]].name} for every layer"
+        return f"is {matches.layers_b[found[0]].name} for all layers"
     if matches.climbs:
-        steadily = "climbs" if matches.monotone else "tends to climb"
+        steadily = "increases" if matches.monotone else "tends to increase"
         return f"{steadily} with depth (Kendall's tau {matches.tau:.2f}, p = {matches.tau_p:.2g})"
-    return f"has no order by depth beyond chance (Kendall's tau {matches.tau:.2f}, p = {matches.tau_p:.2g})"
+    return f"has no significant order by depth (Kendall's tau {matches.tau:.2f}, p = {matches.tau_p:.2g})"
 
 
 def agreement(matrix: SimilarityMatrix) -> str:
@@ -205,9 +205,9 @@ def agreement(matrix: SimilarityMatrix) -> str:
     order = f"The best match {order_of(best_matches(matrix))}."
     if null is not None and matrix.definition.direction * value <= matrix.definition.direction * null.maximum95:
         return (
-            f"{names}: no pair of layers is above chance; {_range_text(matrix)}{_chance_text(matrix)} (the best is not above "
-            f"null, which takes the best of all pairs under each shuffle; {_above_text(matrix)} clear that of their own pair, as "
-            "by chance 5 % do)."
+            f"{names}: no pair of layers is above chance; {_range_text(matrix)}{_chance_text(matrix)} (the best pair is "
+            f"compared with the best pair under each permutation; {_above_text(matrix)} pairs are above their own null, 5 % "
+            "expected by chance)."
         )
     if null is None or null.permutations < DRAWS:
         return f"{names}: {_untested_text(matrix)}. {order}"
@@ -218,7 +218,7 @@ def agreement(matrix: SimilarityMatrix) -> str:
 
 def _range_text(matrix: SimilarityMatrix) -> str:
     low, high = _short(float(np.nanmin(matrix.values))), _short(float(np.nanmax(matrix.values)))
-    return f"{matrix.label} of pairs of layers is {low} to {high}"
+    return f"{matrix.label} between pairs of layers is {low} to {high}"
 
 
 def _untested_text(matrix: SimilarityMatrix) -> str:
@@ -226,14 +226,17 @@ def _untested_text(matrix: SimilarityMatrix) -> str:
     text = f"{_range_text(matrix)} (n = {matrix.n}, "
     if matrix.null is None:
         return f"{text}no null)"
-    few = f"{matrix.null.permutations} shuffles, of {DRAWS} that naming the closest pair takes"
-    return f"{text}{few}); {_above_text(matrix)} are above their own null, by chance 5 %"
+    few = f"{matrix.null.permutations} permutations; naming the closest pair requires {DRAWS}"
+    return f"{text}{few}); {_above_text(matrix)} pairs are above their own null, 5 % expected by chance"
 
 
 def _chance_text(matrix: SimilarityMatrix) -> str:
     assert matrix.null is not None
-    side = "most" if matrix.definition.larger_is_closer else "least"
-    return f", chance at {side} {_short(matrix.null.maximum95)} (n = {matrix.n}, {matrix.null.permutations} shuffles)"
+    side = "95th" if matrix.definition.larger_is_closer else "5th"
+    return (
+        f", {side} percentile of the permutation null of the best pair: {_short(matrix.null.maximum95)} (n = {matrix.n}, "
+        f"{matrix.null.permutations} permutations)"
+    )
 
 
 def _short(value: float) -> str:
@@ -254,16 +257,17 @@ def _summary_content(matrices: Sequence[SimilarityMatrix]) -> list[Picture | Tab
 
 
 def _summary_items(summary: ModelSimilarity) -> list[Picture | Table]:
-    scale = "0 is the mean of shuffled images and 1 equality" if summary.calibrated else "values are raw"
+    scale = "0 is the mean over shuffled images and 1 is equality" if summary.calibrated else "values are raw"
     picture = Picture(
         model_summary(summary),
-        f"Networks against networks: {summary.label} of every layer with its best match in the other network, averaged over the "
-        f"layers of both; n = {summary.n}.",
-        f"{scale[0].upper()}{scale[1:]}. A best match is the largest of many, so unrelated networks read a little above 0. The "
-        "tree joins networks by the average of 1 - value; it clusters whatever it is given, so mind the heights.",
+        f"Similarity between networks: {summary.label} of each layer with its best match in the other network, averaged over "
+        f"the layers of both; n = {summary.n}.",
+        f"{scale[0].upper()}{scale[1:]}. A best match is the largest of many values, so unrelated networks score slightly above "
+        "0. The dendrogram uses average linkage on 1 - value; clustering returns a tree for any data, so judge it by the merge "
+        "heights.",
         "Heatmap and tree of the similarity of networks",
     )
-    return [picture, Table("Networks against networks.", summary.to_frame(), {"value": "{:.3f}"}, folded=True)]
+    return [picture, Table("Similarity between networks.", summary.to_frame(), {"value": "{:.3f}"}, folded=True)]
 
 
 def model_similarity_section(results: Sequence[ModelSimilarity]) -> list[Section]:
@@ -271,7 +275,7 @@ def model_similarity_section(results: Sequence[ModelSimilarity]) -> list[Section
     content = tuple(item for result in results for item in _summary_items(result))
     sentences = tuple(_summary_sentence(r) for r in results)
     warning = untrained_warning(model for r in results for model in r.models)
-    return [Section("networks", "Which networks are alike", sentences, content, warning)]
+    return [Section("networks", "Similarity between networks", sentences, content, warning)]
 
 
 def _summary_sentence(result: ModelSimilarity) -> str:
@@ -283,7 +287,7 @@ def _summary_sentence(result: ModelSimilarity) -> str:
     )
     if len(frame) == 1:
         return f"The mean {result.label} of the best matches is {most}; n = {result.n}."
-    return f"The mean {result.label} of the best matches goes from {least} to {most}; n = {result.n}."
+    return f"The mean {result.label} of the best matches ranges from {least} to {most}; n = {result.n}."
 
 
 def _measures_section(matrices: Sequence[SimilarityMatrix]) -> Section:
@@ -292,14 +296,14 @@ def _measures_section(matrices: Sequence[SimilarityMatrix]) -> Section:
     pictures = [_measures_picture(found) for found in drawn]
     columns = {"value": "{:.3f}", _NULL: "{:.3f}"}
     best = Table(
-        "The best pair of layers by each measure. For distances smaller is closer."
+        "Best pair of layers by each measure. For distances, smaller is closer."
         + ("" if len(drawn) == len(pairs) else f" {len(drawn)} of the {len(pairs)} pairs of networks are drawn above."),
         pd.DataFrame([_measure_row(m) for found in pairs.values() for m in found]),
         columns,
     )
     sentences = tuple(disagreement(found) for found in pairs.values() if len(found) > 1)
     warning = untrained_warning(_models_of(matrices))
-    title = "The same pairs under other measures"
+    title = "Similarity under other measures"
     return Section("measures", title, sentences, (*pictures, best, _definitions(matrices)), warning)
 
 
@@ -315,9 +319,9 @@ def _measures_picture(matrices: Sequence[SimilarityMatrix]) -> Picture:
     return Picture(
         similarity_measures(matrices),
         f"{_names(first)} under {len(matrices)} measures; n = {first.n}.",
-        "Every panel has its own scale, the range that the measure declares (from 0 where it has no lower end). Bright is alike "
-        f"in all of them; levels of different measures do not compare, patterns do. {_null_text(matrices)}Crossed cells are not "
-        "defined.",
+        "Each panel has its own scale, the range that the measure declares (from 0 where it has no lower bound). Bright means "
+        f"similar in all of them; patterns can be compared across measures, levels cannot. {_null_text(matrices)}Crossed cells "
+        "are undefined.",
         f"Heatmaps of {_names(first)} under several measures",
     )
 
@@ -344,7 +348,9 @@ def disagreement(matrices: Sequence[SimilarityMatrix]) -> str:
     beyond = sum(float(np.nanmax(m.closeness)) > m.definition.direction * m.null.maximum95 for m in tested if m.null)
     partners = np.array([best_matches(m).partner for m in matrices])
     shared, layers = int((partners == partners[0]).all(axis=0).sum()), partners.shape[1]
-    closest = f"{beyond} of {len(tested)} measures have a pair of layers beyond the null of the best pair, by chance 5 %. "
+    closest = (
+        f"{beyond} of {len(tested)} measures have a pair of layers beyond the null of the best pair (5 % expected by chance). "
+    )
     same = f"All {len(matrices)} agree on the best match of {shared} of {layers} layers"
     return f"{_names(matrices[0])}: {closest if tested else ''}{same}{_least_alike(matrices)}."
 
@@ -373,14 +379,14 @@ def _definitions(matrices: Sequence[SimilarityMatrix]) -> Table:
             "source": [m.source for m in measures],
         }
     )
-    return Table("What the measures are, what leaves them unchanged, and where they come from.", frame, folded=True)
+    return Table("Definition, invariances and source of each measure.", frame, folded=True)
 
 
 def matches_section(results: Sequence[LayerMatches]) -> list[Section]:
     """Which layer of another network is closest."""
     tables = [
         Table(
-            f"Best matches of {_match_names(r)} by {r.matrix_label}. null95 is that of the best of all layers.",
+            f"Best matches of {_match_names(r)} by {r.matrix_label}. null95 is the 95 % null of the best match over all layers.",
             r.to_frame(),
             {"depth_a": "{:.2f}", "depth_b": "{:.2f}", **dict.fromkeys(("value", "low", "high", "null95"), "{:.3f}")},
             folded=True,
@@ -389,7 +395,9 @@ def matches_section(results: Sequence[LayerMatches]) -> list[Section]:
     ]
     warning = untrained_warning(m for r in results for m in (r.model_a, r.model_b) if m)
     content: tuple[Picture | Table, ...] = (*_match_pictures(results), *tables)
-    return [Section("matches", "Which layers match", tuple(_match_sentence(r) for r in results), content, warning)]
+    return [
+        Section("matches", "Best-matching layers between networks", tuple(_match_sentence(r) for r in results), content, warning)
+    ]
 
 
 def _match_names(result: LayerMatches) -> str:
@@ -411,21 +419,24 @@ def localisation_section(results: Sequence[LocalisationCKA]) -> list[Section]:
         "distance_px": "{:.1f}",
     }
     table = Table(
-        "Localisation by layer. own and others are mean CKA with the own patch and all others.", frame[columns], formats
+        "Localisation by layer. own and others are the mean CKA with the position's own patch and with all others.",
+        frame[columns],
+        formats,
     )
     sentences = tuple(_localisation_sentence(r) for r in results)
     warning = untrained_warning(r.model for r in results)
-    return [Section("localisation", "Where a position looks", sentences, (*pictures, table), warning)]
+    return [Section("localisation", "Localisation of representations", sentences, (*pictures, table), warning)]
 
 
 def _localisation_picture(result: LocalisationCKA) -> Picture:
     return Picture(
         localisation_maps(result),
-        f"{name_of(result.model)}: CKA (linear, unbiased) of one position of a layer with every patch of the input, on "
+        f"{name_of(result.model)}: CKA (linear, unbiased) between one position of a layer and each patch of the input, on "
         f"{images_text(result.images)}; n = {result.n}.",
-        "Each map is the input image, the ring the position that was asked. Bright patches are those whose pixels the position "
-        "places images alike by. Neighbouring patches of photographs are alike, so the row of input patches is what a position "
-        f"that holds its own patch alone would show. Grey cells are not above 95 % of {result.permutations} random pairings.",
+        "Each map covers the input image; the ring marks the position. Bright patches are those whose pixels have a similarity "
+        "structure over images close to that of the position. Neighbouring patches of photographs are similar, so the row of "
+        "input patches shows what a position that holds its own patch alone would give. Grey cells are not above 95 % of "
+        f"{result.permutations} random pairings.",
         f"Maps of CKA between positions of {name_of(result.model)} and patches of its input",
     )
 
@@ -433,11 +444,11 @@ def _localisation_picture(result: LocalisationCKA) -> Picture:
 def _localisation_sentence(result: LocalisationCKA) -> str:
     share, distance = result.self_share, result.distance
     ends = [
-        f"after {result.layers[i].name} {percent(float(share[i]))} of the positions are closest to their own patch"
+        f"after {result.layers[i].name}, {percent(float(share[i]))} of the positions are closest to their own patch"
         + ("" if np.isnan(distance[i]) else f", at a mean distance of {distance[i]:.1f} px")
         for i in dict.fromkeys((0, len(result.layers) - 1))
     ]
-    evenly = f"patches that count alike would be {result.distance_of_patches:.1f} px away"
+    evenly = f"uniform weighting of patches: {result.distance_of_patches:.1f} px"
     return f"{name_of(result.model)}: {'; '.join(ends)} ({evenly}; n = {result.n})."
 
 
@@ -445,28 +456,28 @@ def identification_section(results: Sequence[LayerIdentification]) -> list[Secti
     """Which measures find a layer again in another seed."""
     picture = Picture(
         layer_identification_bars(results),
-        "Share of the layers of two networks that differ in their seed whose closest layer is the one at the same place, after "
-        f"Kornblith et al. 2019; n = {join(dict.fromkeys(str(r.n) for r in results))} images.",
-        "A measure that does not find a layer again between two seeds of one architecture sees something else than what both "
-        "learned. Bars are 95 % Wilson intervals over the layers of both directions, which takes neighbouring layers for "
-        "independent: a rough guide. The dotted line is a random partner.",
+        "Fraction of layers of two networks with different seeds whose closest layer is the corresponding one, after Kornblith "
+        f"et al. 2019; n = {join(dict.fromkeys(str(r.n) for r in results))} images.",
+        "A measure that fails to identify corresponding layers of two seeds of one architecture captures something other than "
+        "what both have learned. Bars are 95 % Wilson intervals over the layers of both directions; they treat neighbouring "
+        "layers as independent and are only a rough guide. The dotted line is chance (a random layer).",
         "Share of layers found again by each measure",
     )
     frame = pd.concat([r.to_frame() for r in results], ignore_index=True)
     formats = dict.fromkeys(("a_to_b", "b_to_a", "both", "low", "high", "chance"), "{:.3f}")
     sentences = tuple(_identification_sentence(r) for r in results)
     warning = untrained_warning(model for r in results for model in r.models)
-    title = "Which measures find a layer again"
-    return [Section("identification", title, sentences, (picture, Table("Every measure.", frame, formats, folded=True)), warning)]
+    title = "Layer identification across seeds"
+    return [Section("identification", title, sentences, (picture, Table("All measures.", frame, formats, folded=True)), warning)]
 
 
 def _identification_sentence(result: LayerIdentification) -> str:
     both = result.to_frame()["both"].to_numpy(float)
     names = " and ".join(name_of(model) for model in result.models)
     if np.isnan(both).all():
-        return f"{names}: no measure is defined."
+        return f"{names}: all measures are undefined."
     best, worst = int(np.nanargmax(both)), int(np.nanargmin(both))
     ends = (worst, best) if best != worst else (best,)
-    found = [f"{percent(both[i])} [{percent(result.low[i])}, {percent(result.high[i])}] by {result.labels[i]}" for i in ends]
-    chance = f"a random partner finds {percent(result.chance)} ({len(result.layers)} layers, n = {result.n})"
-    return f"{names}: {' to '.join(found)} of the layers are found again; {chance}."
+    found = [f"{percent(both[i])} [{percent(result.low[i])}, {percent(result.high[i])}] with {result.labels[i]}" for i in ends]
+    chance = f"chance is {percent(result.chance)} ({len(result.layers)} layers, n = {result.n})"
+    return f"{names}: layer identification accuracy is {' to '.join(found)}; {chance}."

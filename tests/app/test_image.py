@@ -265,10 +265,10 @@ def test_without_labels_answers_are_compared(open_page: Open, tmp_path: Path, mo
         assert not page.exception
         assert not page.error, page.error[0].value
     written = texts(page)
-    assert "says the same of" in written
+    assert "gives the same prediction for" in written
     assert [box.label for box in page.selectbox if box.key in ("widget img-right", "widget img-wrong")] == [
-        "Keeps its answer:",
-        "Changes its answer:",
+        "Keeps its prediction:",
+        "Changes its prediction:",
     ]
 
 

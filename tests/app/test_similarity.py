@@ -204,7 +204,7 @@ def test_one_network_is_told_to_choose_another(open_page: Open) -> None:
     page = open_page(PAGE, [MIXER], n="100")
     assert not page.exception
     assert not page.error
-    assert "choose a second one" in texts(page)
+    assert "select a second one" in texts(page)
 
 
 def test_partners_are_cnns_first() -> None:
@@ -220,10 +220,10 @@ def test_unlabelled_images_and_few_of_them(open_page: Open) -> None:
     page = open_page(PAGE, [MIXER, CNN], images=data.keep(pictures))
     assert not page.exception
     assert not page.error
-    assert "These images have no classes" in texts(page)
+    assert "These images have no class labels" in texts(page)
     page = open_page(PAGE, [MIXER, CNN], images=data.keep(pictures[:5]))
     assert not page.exception
-    assert "take at least 12 images" in texts(page)
+    assert "require at least 12 images" in texts(page)
 
 
 def png(seed: int) -> bytes:

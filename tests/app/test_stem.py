@@ -46,7 +46,7 @@ def test_filters_of_every_network(open_page: Open) -> None:
         stem = mp.stem_filters(load(name))
         assert f"{len(stem)} filters, stride {stem.stride[0]} px, in the layer {stem.layer}." in written
         assert f"Mean frequency is {np.nanmean(stem.frequency):.3f} cycles/pixel" in written
-    assert "test_vit (random weights)" in written
+    assert "test_vit (untrained)" in written
     assert len(pictures(page)) == 3
     assert labels(page) == [f"stem filters of {name}" for name in (MIXER, VIT, CNN)]
 
@@ -94,7 +94,7 @@ def test_kernels_by_depth_and_block(open_page: Open) -> None:
     found, twin = mp.spatial_kernels(model), mp.spatial_kernels(model.untrained())
     assert f"mean mixing distance is {found.kernels[0].distance_px:.1f} px" in texts(page)
     frame = lines_frame([found, twin])
-    for kind, result in (("trained", found), ("random weights", twin)):
+    for kind, result in (("trained", found), ("untrained", twin)):
         np.testing.assert_array_equal(frame.loc[frame["weights"] == kind, "distance_px"], result.to_frame()["distance_px"])
     assert set(frame["network"]) == {"mixer-s0"}
     first = pictures(page)
@@ -110,7 +110,7 @@ def test_convolutions_have_no_map_of_each_position(open_page: Open) -> None:
     page = open_page(PAGE, [CNN], stem_part="kernels")
     fine(page)
     assert len(pictures(page)) == 1
-    assert "Where each position reads" not in texts(page)
+    assert "Spatial mixing weights by position" not in texts(page)
 
 
 def test_tying_counts_and_says_who_has_no_kernels_of_channels(open_page: Open) -> None:
@@ -148,7 +148,7 @@ def test_position_embeddings_of_a_vit_and_of_nobody(open_page: Open) -> None:
     assert "has no absolute position embedding" in texts(page)
     page = open_page(PAGE, [CNN], stem_part="positions")
     fine(page)
-    assert "choose one at the side" in texts(page)
+    assert "select one in the sidebar" in texts(page)
 
 
 @pytest.mark.parametrize("part", ["filters", "kernels", "tying", "anatomy", "positions"])

@@ -51,13 +51,13 @@ def test_a_visit_begins_with_the_smoothest_unit_and_its_opposite(open_page: Open
     unit = int(np.argmin(one.frequency))
     assert f"Unit {unit} of blocks.0 of mixer-s0" in texts(page)
     assert [button.label for button in page.button if "opposite" in button.label] == [
-        f"Go to its opposite, unit {one.partner[unit]}"
+        f"Go to opposite-phase unit {one.partner[unit]}"
     ]
     assert metrics(page) == {
         "Frequency (cycles/token)": f"{one.frequency.min():.3f}",
         "Spread (px)": f"{one.spread[unit]:.1f}",
         "Orientation (°)": f"{one.orientation[unit]:.0f}",
-        "Cosine with its opposite": f"{one.partner_cosine[unit]:.3f}",
+        "Cosine with opposite-phase unit": f"{one.partner_cosine[unit]:.3f}",
     }
 
 
@@ -183,7 +183,7 @@ def test_depth_curves_have_trained_random_and_null(units: mp.weights.TokenMixing
     for measure, (_title, _label, own, null) in DEPTHS.items():
         frame = depth_frame([units, twin], measure).set_index("weights")
         np.testing.assert_array_equal(frame.loc["trained", "value"], units.summary()[own])
-        np.testing.assert_array_equal(frame.loc["random weights", "value"], twin.summary()[own])
+        np.testing.assert_array_equal(frame.loc["untrained", "value"], twin.summary()[own])
         expected = units.chance if null == "chance" else units.summary()[null]
         np.testing.assert_array_equal(frame.loc["null", "value"], np.broadcast_to(expected, 8))
         assert set(frame["network"]) == {"mixer-s0"}
@@ -202,7 +202,7 @@ def test_every_form_has_units_and_says_what_they_are(open_page: Open, name: str)
     written = texts(page)
     tokens = name.startswith(("resmlp", "gmlp"))
     assert ("is the output token in row" in written) == tokens
-    assert ("what gates it" in written) == (name == "gmixer_12_224")
+    assert ("Gate weights" in written) == (name == "gmixer_12_224")
     assert "196 units" in written or "192 units" in written
 
 
@@ -219,7 +219,7 @@ def test_other_families_and_stored_runs_are_told_what_to_choose(open_page: Open)
     page = open_page(PAGE, ["test_vit?untrained", "run:nothing.zarr", ZOO], n="100")
     assert not page.exception
     assert "test_vit (random weights) has no token-mixing weights" in texts(page)
-    assert "choose a Mixer, gMixer, ResMLP or gMLP" in texts(page)
+    assert "select a Mixer, gMixer, ResMLP or gMLP" in texts(page)
     assert ["is a stored run" in error.value for error in page.error] == [True]
     assert "Units of blocks.0" in texts(page)
 
@@ -243,7 +243,7 @@ def test_unlabelled_images_are_shown_without_classes(open_page: Open, tmp_path, 
 def test_what_was_seen_can_be_made_again(open_page: Open, units: mp.weights.TokenMixing) -> None:
     page = open_page(PAGE, [ZOO])
     seen = [s for s in page.session_state["seen"].values() if s.page == "Token mixing"]
-    assert [s.label for s in seen] == [f"token-mixing units of {ZOO}", f"token-mixing units of {ZOO}, random twin"]
+    assert [s.label for s in seen] == [f"token-mixing units of {ZOO}", f"token-mixing units of {ZOO}, untrained baseline"]
     models = {ZOO: mp.load_model(ZOO, device="cpu")}
     for one in seen:
         (kept,) = one.results()

@@ -138,7 +138,7 @@ def test_choosing_another_network_changes_page_and_address(page: Page, app: str)
     page.get_by_role("combobox", name="Network 2").fill("test_vit")
     page.get_by_role("option", name="test_vit", exact=True).click()
     page.get_by_text("Random weights").nth(1).click()
-    page.get_by_test_id("stMain").get_by_role("heading", name="test_vit (random weights)").wait_for(timeout=WAIT)
+    page.get_by_test_id("stMain").get_by_role("heading", name="test_vit (untrained)").wait_for(timeout=WAIT)
     settle(page, "Stem and kernels")
     assert models_of(page) == [CNN, VIT]
     assert page.get_by_test_id("stImage").count() == 2
@@ -202,7 +202,7 @@ def test_two_people_at_once(chromium: Browser, app: str) -> None:
         opened.goto(address(app, "Stem", models))
     for opened, models in zip(pages, choices):
         settle(opened, "Stem and kernels")
-        opened.get_by_role("heading", name=f"{models[0].removesuffix('?untrained')} (random weights)").wait_for(timeout=WAIT)
+        opened.get_by_role("heading", name=f"{models[0].removesuffix('?untrained')} (untrained)").wait_for(timeout=WAIT)
         assert models_of(opened) == models
     for context in contexts:
         context.close()

@@ -67,8 +67,8 @@ def test_finding_a_shuffled_image_that_the_cnn_gets_wrong(page: Page, app: str) 
     page.wait_for_function("new URLSearchParams(location.search).has('img')", timeout=WAIT)
     settle(page, "Image")
     main = page.get_by_test_id("stMain")
-    assert main.get_by_text("still right").count() == 1
-    assert main.get_by_text("now wrong").count() == 1
+    assert main.get_by_text("still correct").count() == 1
+    assert main.get_by_text("now incorrect").count() == 1
     assert (parameter(page, "img-part"), parameter(page, "img-find")) == ("shuffle", "yes")
     assert page.evaluate(
         "(() => { const m = document.querySelector('[data-testid=stMain]'); return m.scrollWidth <= m.clientWidth })()"

@@ -77,7 +77,7 @@ def test_a_click_on_a_small_map_opens_the_page_of_that_unit(page: Page, app: str
     assert chosen(page) == str(unit)
     page.get_by_role("heading", name=f"Unit {unit} of blocks.0 of mixer-s0").wait_for(timeout=WAIT)
     # The unit is followed to its opposite, and the other way by a click on the same small map.
-    page.get_by_role("button", name="Go to its opposite").click()
+    page.get_by_role("button", name="Go to opposite-phase unit").click()
     partner = int(units.partner(0)[unit])
     page.get_by_role("heading", name=f"Unit {partner} of blocks.0 of mixer-s0").wait_for(timeout=WAIT)
     settle(page, TITLE)

@@ -139,7 +139,7 @@ def test_bright_is_alike_for_distances_too() -> None:
     assert near > far
     np.testing.assert_array_equal(~np.isnan(grey), [[False, True], [True, False]])
     bar = figure.axes[-1]
-    assert "Procrustes distance, 0 to 1.41; 0 is alike" in bar.get_ylabel()
+    assert "Procrustes distance, 0 to 1.41; 0 is identical" in bar.get_ylabel()
     assert bar.get_ylim()[0] > bar.get_ylim()[1]
 
 
@@ -198,9 +198,9 @@ def test_matches_are_drawn_by_depth() -> None:
     np.testing.assert_allclose(lines["_open"].get_xdata(), [0.25, 0.5, 0.75, 1])
     np.testing.assert_allclose(lines["_open"].get_ydata(), [0.5, 1, 0.5, np.nan])
     np.testing.assert_allclose(lines["_above"].get_ydata(), [0.5, 1])
-    assert "no order beyond chance" in figure.axes[0].get_title(loc="left")
+    assert "no significant order" in figure.axes[0].get_title(loc="left")
     # Two layers are in order in one case of two, five in one of 120.
-    for layers, said in ((2, "no order beyond chance"), (5, "climbs with depth")):
+    for layers, said in ((2, "no significant order"), (5, "increases with depth")):
         drawn_figure = match_figure([best_matches(matrix_of((0.2 + 0.7 * np.eye(layers)).tolist()))])
         assert said in drawn_figure.axes[0].get_title(loc="left")
     assert "open: not above chance" in [text.get_text() for text in figure.legends[0].get_texts()]

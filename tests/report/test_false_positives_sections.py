@@ -375,7 +375,7 @@ def last_layers(rng: Random, planted: bool) -> bool:
 
 
 def replicas(rng: Random, planted: bool) -> bool:
-    return "most alike" in _replicas([profile(rng, [0.9 if planted else 0.5, *[0.5] * 5])])
+    return "most similar" in _replicas([profile(rng, [0.9 if planted else 0.5, *[0.5] * 5])])
 
 
 def moved(rng: Random, planted: bool) -> bool:

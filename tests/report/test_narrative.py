@@ -77,17 +77,17 @@ def test_two_networks_part_where_it_was_planted() -> None:
     assert (most.value, most.where) == (pytest.approx(1), "depth 0.00")
     assert least.where == "depth 1.00"
     assert abs(least.value) < 0.05
-    assert "one and two (n = 240): most alike at depth 0.00 (l0 and l0; CKA 1.00 [1.00, 1.00]" in finding.sentence
+    assert "one and two (n = 240): most similar at depth 0.00 (l0 and l0; CKA 1.00 [1.00, 1.00]" in finding.sentence
     assert "where it is not above its null" in finding.sentence
     # The second layers share 3 of 6 equal directions: CKA 1/2, clearly below 1.
-    assert "below the most alike beyond the intervals from depth 0.50 on" in finding.sentence
+    assert "below that maximum, with non-overlapping intervals, from depth 0.50 on" in finding.sentence
 
 
 def test_two_identical_networks_do_not_part() -> None:
     a = noise(1)
     finding = told([similar(a, a)], "similarity")[0]
     assert finding.verdict == "none"
-    assert finding.sentence == "one and two (n = 240): do not part: they are equal at every depth (CKA 1.000)."
+    assert finding.sentence == "one and two (n = 240): representations are equal at every depth (CKA 1.000)."
 
 
 def test_unrelated_networks_are_not_above_their_null() -> None:
@@ -102,7 +102,7 @@ def test_alike_at_every_depth_is_no_difference() -> None:
     b = {name: x + rng.standard_normal(x.shape) for name, x in a.items()}
     finding = told([similar(a, b)], "similarity")[0]
     assert finding.verdict == "none"
-    assert "no difference between depths beyond the intervals" in finding.sentence
+    assert "no significant difference between depths" in finding.sentence
 
 
 def test_trained_pairs_are_compared_with_their_twins() -> None:
@@ -110,14 +110,17 @@ def test_trained_pairs_are_compared_with_their_twins() -> None:
     twins = similar(a, a, "?untrained")
     findings = told([similar(a, b), twins], "similarity")
     # Equal twins, and trained networks that are equal in the first layer alone.
-    assert "less alike than these twins at 2 and more alike at 0 of 3 depths" in findings[1].sentence
+    assert "significantly less similar than these baselines at 2 and more similar at 0 of 3 depths" in findings[1].sentence
     # Other draws of untrained weights would have other values, which one draw does not show.
     assert findings[1].verdict == "context"
     same = told([similar(a, b), similar(a, b, "?untrained")], "similarity")[1]
     assert same.verdict == "none"
-    assert "no difference beyond the intervals at any of 3 depths" in same.sentence
+    assert "no significant difference from the trained networks at any of 3 depths" in same.sentence
     alone = told([similar(a, b)], "similarity")[1]
-    assert alone.sentence == "Twins of one and two: not available, the results hold no CKA of their untrained twins"
+    assert (
+        alone.sentence
+        == "Untrained baselines of one and two: not available, the results contain no CKA between their untrained baselines"
+    )
 
 
 def test_distances_and_matrices_without_a_null_are_no_evidence() -> None:
@@ -126,7 +129,7 @@ def test_distances_and_matrices_without_a_null_are_no_evidence() -> None:
     other = compare(reps_of(a, "one"), reps_of(b, "two", "vit"), "procrustes", permutations=20, resamples=20)
     (finding,) = told([bare, other], "similarity")
     assert finding.verdict == "missing"
-    assert "it takes linear unbiased CKA of two networks with null and interval" in finding.sentence
+    assert "requires unbiased linear CKA between two networks with null and interval" in finding.sentence
 
 
 # -- probes ------------------------------------------------------------------------------------------------------------

@@ -203,7 +203,7 @@ def test_constant_features_give_nan(function):
 
 @pytest.mark.parametrize("variance", [0, -0.1, 1.01, math.nan])
 def test_a_share_of_variance_outside_its_range(variance):
-    with pytest.raises(MeasureError, match="no share"):
+    with pytest.raises(MeasureError, match="not a fraction"):
         svcca(*features(17), variance=variance)
 
 

@@ -99,9 +99,9 @@ def test_other_layers_are_refused(make_reps: MakeReps) -> None:
         layer_identification(make_reps(features), make_reps(layers(count=5)))
     with pytest.raises(MeasureError, match="the order"):
         layer_identification(make_reps(features), make_reps(dict(reversed(features.items()))))
-    with pytest.raises(MeasureError, match="extract both alike"):
+    with pytest.raises(MeasureError, match="extract both in the same way"):
         layer_identification(make_reps(features), make_reps(features, reduce="prefix"))
-    with pytest.raises(MeasureError, match="there is no measure"):
+    with pytest.raises(MeasureError, match="no measure was given"):
         layer_identification(make_reps(features), make_reps(features), [])
     with pytest.raises(MeasureError, match="unknown measure"):
         layer_identification(make_reps(features), make_reps(features), "cosine")

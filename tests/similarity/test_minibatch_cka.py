@@ -168,5 +168,5 @@ def test_a_batch_that_memory_cuts_is_no_batch_of_the_estimator(monkeypatch):
         return forward(batch)
 
     monkeypatch.setattr(vit.module, "forward", scarce)
-    with pytest.warns(OutOfMemoryWarning), pytest.raises(MeasureError, match="choose batch_size=8"):
+    with pytest.warns(OutOfMemoryWarning), pytest.raises(MeasureError, match="set batch_size=8"):
         mp.compare_models(mixer, vit, mp.load_images("demo", limit=32), positions="flatten", batch_size=16)
