@@ -1,11 +1,11 @@
-"""Which architecture loses what when the images of a frozen network are shuffled, cut up, shifted or filtered?
+"""How robust are frozen networks of each architecture to shuffled, dropped, shifted and filtered images?
 
     python analyses/frozen_shuffles.py --out runs/frozen_shuffles
 
 Tolstikhin et al. 2021 (Fig. 4) train a Mixer on images whose patches stand in another order, and it learns as well. A trained
 Mixer is another matter: its token-mixing weights know the order. Here frozen networks see images with patches shuffled on grids
 from 2×2 to the network's own, pixels shuffled inside cells, the paper's one order for all images, patches dropped, shifts, low-
-and high-pass. Accuracy under each, paired with the plain images; what each family keeps; whether networks fail on the same images
+and high-pass. Accuracy under each, paired with the undistorted images; retained accuracy of each family; error consistency between networks
 (error consistency, with the largest value that their accuracies allow); how far the representations of every block move.
 
 Runs on the six bundled networks and 1,000 CIFAR-10 test images by default. Other networks need images of their own classes:
@@ -48,7 +48,7 @@ SMOKE_MODELS, SMOKE_IMAGES = ("zoo:mixer-s0", "zoo:resnet-s0"), 40
 SHIFT_KINDS = ("patches shuffled", "pixels shuffled inside cells", "patches dropped", "cyclic shift", "low-pass", "high-pass")
 # Similarities of layers settle with fewer images than accuracies do.
 SHIFT_IMAGES = 300
-TITLE = "Which architecture loses what when images are shuffled, cut, shifted or filtered?"
+TITLE = "Robustness by architecture to shuffled, dropped, shifted and filtered images"
 
 
 def main() -> None:

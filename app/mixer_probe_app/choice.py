@@ -74,7 +74,7 @@ def _show_slot(place: DeltaGenerator, slot: int, name: str, options: Sequence[st
         options if base in options or not base else (base, *options),
         index=None,
         key=_name_key(slot),
-        placeholder="pick, or type a timm name",
+        placeholder="select, or type a timm name",
         accept_new_options=True,
         on_change=_read_slots,
         format_func=_in_box,
@@ -84,7 +84,7 @@ def _show_slot(place: DeltaGenerator, slot: int, name: str, options: Sequence[st
         key=_random_key(slot),
         disabled=not name or name.startswith((RUN, CHECKPOINT)),
         on_change=_read_slots,
-        help="The same architecture before training: what is seen there was not learned. Needs no download.",
+        help="Untrained baseline: the same architecture with random weights. Needs no download.",
     )
 
 
@@ -158,4 +158,4 @@ def device() -> str:
 def device_chooser(place: DeltaGenerator) -> None:
     """A box for the device, where there are several."""
     if len(devices()) > 1:
-        held.select(place, "Device", "device", devices(), help="Where the networks run.")
+        held.select(place, "Device", "device", devices(), help="Device on which the networks run.")

@@ -44,7 +44,7 @@ QUICK = ("gradcam", "saliency", "input_x_gradient", "deeplift", "attention_rollo
 PREDICTED, TRUE = "predicted", "true"
 _ONE, _ALL = "one method", "all quick methods"
 _NEAREST = 10
-_ZERO_HEAD = "All its logits are equal: its head is zero, as in timm's untrained Mixers."
+_ZERO_HEAD = "All logits are equal: the head is zero, as in timm's untrained Mixers."
 
 
 # -- predictions -------------------------------------------------------------------------------------------------------------
@@ -59,11 +59,13 @@ def show_predictions(names: Sequence[str], picture: Picture) -> None:
     known = [fit for fit in fits if fit is not None]
     if not known:
         return
-    true = f"Green is the true class, {plain(picture.class_name)}. " if any(known) else ""
+    true = f"Green: true class, {plain(picture.class_name)}. " if any(known) else ""
     others = (
-        "" if all(known) or picture.label is None else "Blue bars: the label of the image is none of that network's classes. "
+        ""
+        if all(known) or picture.label is None
+        else "Blue bars: the label of the image is not among the classes of that network. "
     )
-    st.caption(f"{true}{others}Softmax over all classes of a network; the rest of the probability is on classes not shown.")
+    st.caption(f"{true}{others}Softmax over all classes of a network; the remaining probability is on classes not shown.")
 
 
 def _predictions(name: str, picture: Picture) -> bool | None:
@@ -71,7 +73,7 @@ def _predictions(name: str, picture: Picture) -> bool | None:
     st.subheader(plain(shown(name)))
     found = look(name, picture)
     if found.logits is None:
-        st.info("It has no classifier, so it predicts nothing. Attributions and layers say what it sees.", icon=":material/info:")
+        st.info("This network has no classifier, so it has no predictions. See Attributions and Layers.", icon=":material/info:")
         return None
     classes = _classes(name, picture)
     frame = top(name, found, classes)
@@ -88,13 +90,13 @@ def _classes(name: str, picture: Picture) -> Classes:
 
 def _verdict(found: Look, classes: Classes, picture: Picture) -> str:
     best = int(np.argmax(found.probabilities))
-    said = f"Says **{plain(classes.name(best))}** ({100 * found.probabilities[best]:.1f} %)"
+    said = f"Prediction: **{plain(classes.name(best))}** ({100 * found.probabilities[best]:.1f} %)"
     if classes.true is None:
         which = (
             "is unknown" if picture.label is None else f"({plain(picture.class_name or picture.label)}) is not among its classes"
         )
         return f"{said}; the true class {which}."
-    return f"{said}, which is {'right' if best == classes.true else f'wrong: it is {plain(picture.class_name)}'}."
+    return f"{said}, {'correct' if best == classes.true else f'wrong (true class: {plain(picture.class_name)})'}."
 
 
 # -- attributions ------------------------------------------------------------------------------------------------------------
@@ -124,7 +126,7 @@ def show_attributions(names: Sequence[str], picture: Picture) -> None:
 
 def _allowed(name: str) -> tuple[str, ...]:
     network = model(name)
-    return made("allowed", key_of(network), "Looking at the network", lambda: mp.attribution.allowed_methods(network))
+    return made("allowed", key_of(network), "Inspecting the network", lambda: mp.attribution.allowed_methods(network))
 
 
 def _offered(method: str) -> str:
@@ -140,7 +142,7 @@ def _target(place: st.delta_generator.DeltaGenerator, names: Sequence[str], pict
         options.append(TRUE)
     if same:
         options += [str(i) for i in range(len(classes[0].names))]
-    words = {PREDICTED: "the class that each predicts", TRUE: f"the true class, {picture.class_name or picture.label}"}
+    words = {PREDICTED: "each network's predicted class", TRUE: f"the true class, {picture.class_name or picture.label}"}
     text = lambda option: words.get(option) or classes[0].name(int(option))  # noqa: E731
     return held.select(place, "Explained", "img-target", options, PREDICTED, format_func=text)
 
@@ -164,7 +166,7 @@ def _one_method(names: Sequence[str], allowed: dict[str, tuple[str, ...]], pictu
     shown_image = enlarged(picture.pixels)
     places = st.columns(1 + len(names))
     with places[0]:
-        st.markdown("**The image**")
+        st.markdown("**Image**")
         st.image(shown_image, width="stretch", output_format="PNG")
     results = []
     for place, name in zip(places[1:], names, strict=True):
@@ -174,7 +176,7 @@ def _one_method(names: Sequence[str], allowed: dict[str, tuple[str, ...]], pictu
                 continue
             if method not in allowed[name]:
                 works = join(method_label(m) for m in allowed[name])
-                st.info(f"{method_label(method)} does not fit this network; what does: {works}.", icon=":material/info:")
+                st.info(f"{method_label(method)} is not available for this network; available: {works}.", icon=":material/info:")
                 continue
             result = _attribution(name, picture, method, target)
             results.append(result)
@@ -187,23 +189,24 @@ def _one_method(names: Sequence[str], allowed: dict[str, tuple[str, ...]], pictu
 
 def _about(name: str, result: Attribution, picture: Picture) -> str:
     classes = _classes(name, picture)
-    text = f"Explained: {plain(classes.name(int(result.targets[0])))}, logit {result.logit[0]:.2f}."
+    text = f"Target: {plain(classes.name(int(result.targets[0])))}, logit {result.logit[0]:.2f}."
     if result.targets[0] != result.predicted[0]:
-        text += f" It says {plain(classes.name(int(result.predicted[0])))}."
+        text += f" Predicted: {plain(classes.name(int(result.predicted[0])))}."
     if np.isfinite(result.convergence_delta[0]):
-        text += f" The map misses the logit difference by {100 * result.relative_delta[0]:.2g} %."
+        text += f" Relative deviation from the logit difference: {100 * result.relative_delta[0]:.2g} %."
     return text + (f" Layer {plain(result.layer.name)}." if result.layer else "")
 
 
 def _how_to_read(result: Attribution, method: str) -> None:
     if result.signed:
-        _colour_bar(mpl.colormaps["RdBu_r"], "against the class", "for the class")
+        _colour_bar(mpl.colormaps["RdBu_r"], "against the target class", "for the target class")
     else:
-        _colour_bar(mpl.colormaps["viridis"], "counts little", "counts much")
+        _colour_bar(mpl.colormaps["viridis"], "low attribution", "high attribution")
     st.caption(
         f"{method_label(method)[0].upper()}{plain(method_label(method)[1:])}: {plain(METHODS[method].text)} "
-        f"({plain(METHODS[method].source)}). Full colour is the 99 % quantile of each map; a frame bounds what the network saw. "
-        "A map is a claim: deletion and randomisation tests say whether it can be believed."
+        f"({plain(METHODS[method].source)}). Full colour: 99th percentile of each map. Frame: the region that the network "
+        "receives. "
+        "Check a map with deletion curves and the model-randomisation sanity check before interpreting it."
     )
 
 
@@ -230,8 +233,9 @@ def _all_methods(allowed: dict[str, tuple[str, ...]], picture: Picture, target: 
         lambda: _overlays(results, one),
         key,
         f"attributions {picture.title} {target}",
-        "Colour says for (red) or against (blue) the class, or how much a pixel counts (yellow most). Each map is "
-        "scaled to its own 99 % quantile. A blank place: the method does not fit that network.",
+        "Signed methods: evidence for (red) or against (blue) the target class; unsigned methods: yellow marks the highest "
+        "attribution. "
+        "Each map is scaled to its own 99th percentile. Blank panels: the method is not available for that network.",
         pd.concat([r.to_frame() for r in results], ignore_index=True),
     )
 
@@ -250,11 +254,11 @@ def _overlays(results: Sequence[Attribution], one: Images) -> Figure:
 
 def show_layers(names: Sequence[str], picture: Picture, images: Images | None) -> None:
     """Sizes of activations by depth, and the nearest images at a depth."""
-    st.header("Size of the activations")
+    st.header("Activation norms")
     _sizes(names, picture)
-    st.header("Nearest images at a depth")
+    st.header("Nearest neighbours by depth")
     if images is None:
-        st.info("There are no images to be near to. Choose some at the side.", icon=":material/info:")
+        st.info("No images to compare with. Choose images in the sidebar.", icon=":material/info:")
         return
     with guarded():
         _nearest(names, picture, images)
@@ -265,7 +269,8 @@ def _sizes(names: Sequence[str], picture: Picture) -> None:
     for name in names:
         if name.startswith(RUN):
             st.info(
-                f"{plain(shown(name))} holds means over positions and no network, so it has no sizes.", icon=":material/info:"
+                f"{plain(shown(name))} contains means over positions only, so activation norms are not available.",
+                icon=":material/info:",
             )
             continue
         with guarded():
@@ -273,12 +278,12 @@ def _sizes(names: Sequence[str], picture: Picture) -> None:
     if not looks:
         return
     frame = pd.concat([sizes(name, found) for name, found in looks.items()], ignore_index=True)
-    tips = {"largest": "largest of a position", "positions": "positions", "channels": "channels"}
-    drawn = curves(frame, "norm", "mean 2-norm of a position (log)", colours(names), tips, log=True)
+    tips = {"largest": "maximum over positions", "positions": "positions", "channels": "channels"}
+    drawn = curves(frame, "norm", "mean 2-norm over positions (log scale)", colours(names), tips, log=True)
     show.chart(drawn, f"norms {picture.title}", frame, key="img norms")
     st.caption(
-        "The 2-norm over channels of the activations after every block, averaged over positions. Skip connections add up, so it "
-        "grows with depth; a network with a norm after every stage starts anew."
+        "2-norm over channels of the activations after every block, averaged over positions. Skip connections accumulate, so it "
+        "grows with depth; a normalisation layer after a stage resets it."
     )
 
 
@@ -291,13 +296,14 @@ def _nearest(names: Sequence[str], picture: Picture, images: Images) -> None:
         return
     depths = sorted({round(100 * layer.depth) for each in found.values() for layer in each.layers})
     text = lambda depth: f"{depth} %"  # noqa: E731
-    depth = held.steps(st, "Relative depth: 100 % is after the last block", "img-depth", depths, depths[-1], format_func=text)
+    depth = held.steps(st, "Relative depth (100 %: after the last block)", "img-depth", depths, depths[-1], format_func=text)
     for name, each in found.items():
         with guarded():
             _row_of(name, each, at_depth(each.layers, depth / 100), picture, images)
     st.caption(
-        "The nearest first, by cosine of the means over positions, less their mean over the chosen images. Point at one for its "
-        "cosine, click it to look at it. Bright places of the map on the left have large activations."
+        "Nearest first, by cosine similarity of representations averaged over positions and centred over the chosen images. "
+        "Hover for "
+        "the cosine, click to select an image. Bright regions of the map on the left have large activations."
     )
     if picture.label is not None and images.n_classes > 1:
         _same_class(names, found, picture, images)
@@ -311,7 +317,7 @@ def _row_of(name: str, each: Neighbours, at: int, picture: Picture, images: Imag
     same = _share(each, at, picture, images)
     text = f"**{plain(shown(name))}**, {plain(layer.name)} (depth {100 * layer.depth:.0f} %)"
     st.markdown(
-        text + (f": {same} of {len(places)} are of its class" if picture.label is not None and images.n_classes > 1 else "")
+        text + (f": {same} of {len(places)} share its class" if picture.label is not None and images.n_classes > 1 else "")
     )
     left, right = st.columns([1, 8], vertical_alignment="center")
     with left:
@@ -347,7 +353,9 @@ def _same_class(names: Sequence[str], found: dict[str, Neighbours], picture: Pic
     ]
     frame = pd.DataFrame(rows, columns=["network", "layer", "depth", "share", "k"])
     drawn: alt.LayerChart = curves(
-        frame, "share", "share of its class among the nearest", colours(names), {"k": "of the k nearest"}
+        frame, "share", "fraction of neighbours of the same class", colours(names), {"k": "of the k nearest"}
     )
     show.chart(drawn, f"neighbours of its class {picture.title}", frame, key="img same class")
-    st.caption(f"How many of the {_NEAREST} nearest of the {len(images)} chosen images are of the image's class, by depth.")
+    st.caption(
+        f"Fraction of the {_NEAREST} nearest neighbours among the {len(images)} chosen images with the same class, by depth."
+    )

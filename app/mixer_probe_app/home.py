@@ -30,18 +30,18 @@ _PROBLEM = "problem with "
 
 QUESTION = (
     "What did an MLP-Mixer learn, and how does that differ from a ViT and a CNN? "
-    "Choose one to three networks and some images: every page looks at them, and the address of this page reopens the choice."
+    "Choose one to three networks and a set of images; all pages use them. The URL of this page stores the choice."
 )
-NOTHING = "Nothing chosen here. Pick a network above, or find one below, to compare it with the others."
+NOTHING = "No network selected. Select one above, or find one below, to compare it with the others."
 
 
 def show() -> None:
     """The page Home."""
-    names = begin("What did it learn?", QUESTION, choose=False)
+    names = begin("Networks and images", QUESTION, choose=False)
     st.header("Networks")
     _networks(choice.chosen())
     if not names:
-        st.info("No network is chosen. Pick one to three above.", icon=":material/arrow_upward:")
+        st.info("No network is selected. Select one to three above.", icon=":material/arrow_upward:")
     with guarded():
         find()
     st.header("Images")
@@ -61,7 +61,7 @@ def _networks(names: tuple[str, ...]) -> None:
     for column in columns[len(names) :]:
         column.caption(NOTHING)
     if st.session_state.get("failed models"):
-        st.button("Try again to load what failed", on_click=store.forget_failures, icon=":material/refresh:")
+        st.button("Retry failed models", on_click=store.forget_failures, icon=":material/refresh:")
 
 
 # -- cards -------------------------------------------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ def _head(record: ModelRecord) -> None:
     if record.trained:
         st.badge("trained", color="green", icon=":material/check:")
     else:
-        st.badge("random weights, nothing learned", color="orange", icon=":material/casino:")
+        st.badge("random weights (untrained)", color="orange", icon=":material/casino:")
     st.markdown(f"**{plain(record.name)}**")
 
 
@@ -95,10 +95,10 @@ def facts(name: str, found: ModelCard) -> dict[str, str]:
     lines = {
         "Family": f"{found.model.family} ({found.architecture})",
         "Parameters": f"{found.model.parameters:,}",
-        "Multiply-accumulates": f"{found.macs / 1e9:.3f} G an image",
+        "Multiply-accumulates": f"{found.macs / 1e9:.3f} G per image",
         "Input": "×".join(map(str, found.input_size)) + " (channels, height, width in px)",
         "Blocks": str(len(blocks)),
-        "Grid of positions": " → ".join(grids) or "none",
+        "Position grid": " → ".join(grids) or "none",
         "Weights": found.model.weights,
     }
     return lines | _accuracy(name, found)
@@ -114,17 +114,17 @@ def _accuracy(name: str, found: ModelCard) -> dict[str, str]:
 
 def _show_run(name: str) -> None:
     run = analyses.stored_run(name)
-    st.badge("stored run: representations, no network", color="blue", icon=":material/inventory_2:")
+    st.badge("stored run: representations only", color="blue", icon=":material/inventory_2:")
     _head(run.model)
     lines = {
         "Family": run.model.family,
         "Parameters": f"{run.model.parameters:,}",
         "Images": f"{run.images.n:,} of {run.images.name}",
         "Layers": str(len(run.layers)),
-        "Over positions": run.reduce,
+        "Reduction over positions": run.reduce,
     }
     bullets([f"{label}: {text}" for label, text in lines.items()])
-    st.caption("Similarity and Probes can read it, where the images at the side are among its own.")
+    st.caption("Available on the Similarity and Probes pages if it contains the images chosen in the sidebar.")
 
 
 # -- finding a network -------------------------------------------------------------------------------------------------------
@@ -151,19 +151,19 @@ def _search() -> None:
     tag = right.selectbox("Weights", [ANY, *_tags()], key="search tag", help="Pretrained weights with this tag of timm.")
     found = matching(text, family or ANY, tag)
     if not found:
-        st.info("No network of timm matches. Try a shorter part of a name, or all families.", icon=":material/search_off:")
+        st.info("No timm model matches. Try a shorter search term, or all families.", icon=":material/search_off:")
         return
     left, middle, right = st.columns([3, 3, 3], vertical_alignment="bottom")
     name = left.selectbox(f"{len(found)} networks", [entry.name for entry in found], key="search result")
     entry = next((e for e in found if e.name == name), found[0])
     weights = middle.selectbox("With", ["random weights", *_weights_of(entry)], key="search weights")
     wanted = entry.name + UNTRAINED if weights == "random weights" else _tagged(entry.name, weights)
-    right.button("Add to the chosen networks", on_click=choice.add, args=(wanted,), icon=":material/add:")
+    right.button("Add to selection", on_click=choice.add, args=(wanted,), icon=":material/add:")
     notes = dict(entry.notes)
     if weights in notes:
         st.caption(plain(notes[weights]))
     st.caption(
-        "Pretrained weights are downloaded by timm once, if they are not on this machine yet. Random weights need no network."
+        "timm downloads pretrained weights once if they are not on this machine. Random weights need no internet connection."
     )
 
 
@@ -210,7 +210,7 @@ def _checkpoint() -> None:
         [suffix.removeprefix(".") for suffix in CHECKPOINTS],
         "checkpoint",
         lambda name, content: keep_upload(name, content, Path(name).suffix.lower()),
-        "Weights as safetensors or a torch file of plain tensors: nothing in it is executed. Then choose it above.",
+        "Weights as safetensors or a torch file of plain tensors; nothing in it is executed. Then select it above.",
     )
 
 
@@ -218,7 +218,7 @@ def _run() -> None:
     known = labels("run")
     if not known:
         st.info(
-            "No stored run in the app's folders. Make one with `mixer-probe extract MODEL --out run.zarr`, then start the app "
+            "No stored run in the app's folders. Create one with `mixer-probe extract MODEL --out run.zarr`, then start the app "
             "with `mixer-probe app run.zarr`.",
             icon=":material/inventory_2:",
         )
@@ -236,7 +236,7 @@ def _upload(title: str, kinds: list[str], what: str, keep: Callable[[str, bytes]
     try:
         label = keep(upload.name, upload.getvalue())
         disk.tidy()
-        st.success(f"{plain(upload.name)} is kept as {plain(label)}: choose it above.", icon=":material/check:")
+        st.success(f"{plain(upload.name)} is saved as {plain(label)}; select it above.", icon=":material/check:")
         if label not in st.session_state.setdefault("told uploads", set()):
             st.session_state["told uploads"].add(label)
             st.rerun()
@@ -254,8 +254,8 @@ def images() -> None:
         data.chooser(st.container())
     with right:
         _preview(data.images())
-    with st.expander("Other images: upload some, or open a data set of timm", icon=":material/add_photo_alternate:"):
-        uploaded, timm = st.tabs(["Upload", "Data set of timm"])
+    with st.expander("Other images: upload files, or open a timm data set", icon=":material/add_photo_alternate:"):
+        uploaded, timm = st.tabs(["Upload", "timm data set"])
         with uploaded:
             _upload_images()
         with timm:
@@ -271,7 +271,8 @@ def _preview(found: Images) -> None:
     if found.skipped:
         path, why = found.skipped[0]
         st.warning(
-            f"{len(found.skipped)} files could not be read and are left out, the first: {plain(Path(path).name)} ({plain(why)}).",
+            f"{len(found.skipped)} files could not be read and are skipped; the first is {plain(Path(path).name)} "
+            f"({plain(why)}).",
             icon=":material/broken_image:",
         )
     if found.credit:
@@ -295,10 +296,10 @@ def _class_of(found: Images, i: int) -> str:
 
 def _upload_images() -> None:
     uploads = st.file_uploader(
-        "Images, or a zip with one folder a class",
+        "Images, or a zip file with one folder per class",
         accept_multiple_files=True,
         key="upload images",
-        help="They are kept on this machine, so that the address of this page reopens them.",
+        help="Uploads are stored on this machine, so the URL of this page reopens them.",
     )
     if uploads and st.button("Look at these", icon=":material/visibility:", type="primary", key="look at uploads"):
         data.choose(data.keep([(upload.name, upload.getvalue()) for upload in uploads]))
@@ -314,7 +315,7 @@ def _timm() -> None:
         data.choose(f"{name.strip()}@{label}")
         st.rerun()
     if not folders:
-        st.info("Start the app with the folder that holds the data: `mixer-probe app FOLDER`.", icon=":material/info:")
+        st.info("Start the app with the folder that contains the data: `mixer-probe app FOLDER`.", icon=":material/info:")
 
 
 def choice_of_roots() -> list[str]:
@@ -329,7 +330,7 @@ def where_next(names: tuple[str, ...]) -> None:
     """What can be asked of these networks, with a link each."""
     if not names:
         return
-    st.header("What do you want to know?")
+    st.header("Analyses")
     for entry in menu.ENTRIES:
         left, right = st.columns([2, 7], vertical_alignment="center")
         left.page_link(f"pages/{entry.file}.py", label=entry.title, icon=entry.icon)

@@ -32,14 +32,19 @@ ENTRIES = (
         "Token_mixing",
         "Token mixing",
         "grid_on",
-        "What the units of a Mixer read: a low-frequency unit and its opposite.",
+        "Token-mixing units of a Mixer: spatial frequency and opposite-phase units.",
     ),
-    Entry("Stem", "Stem and kernels", "filter_vintage", "Filters of the first layer, effective kernels, their tying."),
-    Entry("Similarity", "Similarity", "compare", "Which layers correspond, and at which depth two networks differ most."),
-    Entry("Probes", "Probes", "trending_up", "Where in depth, and where in the image, the class can be read."),
-    Entry("Channels", "Channels", "view_week", "Which channel answers to which class, with the images that drive it."),
-    Entry("Image", "Image", "image", "One image in all networks: predictions, attributions, and what a shuffle does."),
-    Entry("Report", "Report", "description", "What was seen as one HTML file, with the numbers and the script."),
+    Entry(
+        "Stem",
+        "Stem and kernels",
+        "filter_vintage",
+        "First-layer filters, effective spatial kernels, and kernel sharing across channels.",
+    ),
+    Entry("Similarity", "Similarity", "compare", "Similarity of layers, and the depth at which two networks differ most."),
+    Entry("Probes", "Probes", "trending_up", "Probe accuracy by layer and by position in the image."),
+    Entry("Channels", "Channels", "view_week", "Class-selective channels, with the images of highest activation."),
+    Entry("Image", "Image", "image", "One image in all networks: predictions, attributions, and the effect of shuffling."),
+    Entry("Report", "Report", "description", "Your results as one HTML file, with the numbers and a Python script."),
 )
 
 

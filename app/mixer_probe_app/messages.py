@@ -19,9 +19,9 @@ _LOG = logging.getLogger("mixer_probe.app")
 
 # The first that fits an error says what to do about it.
 _ADVICE: tuple[tuple[type[BaseException], str], ...] = (
-    (CheckpointError, "Choose another network, or the architecture that the file was made for."),
-    (ModelError, "Choose another network, or turn on 'Random weights' for one whose weights are not on this machine."),
-    (ImagesError, "Choose other images at the side or on the page Home."),
+    (CheckpointError, "Choose another network, or the architecture of the checkpoint."),
+    (ModelError, "Choose another network, or turn on 'Random weights' if its weights are not on this machine."),
+    (ImagesError, "Choose other images in the sidebar or on the Home page."),
 )
 
 
@@ -51,12 +51,12 @@ def guarded() -> Iterator[None]:
         st.error(f"{plain(error)}\n\n{advice(error)}".strip(), icon=":material/error:")
     except Exception as error:
         if out_of_memory(error):
-            st.error(f"There is not enough memory for this.\n\n{_SMALLER}", icon=":material/error:")
+            st.error(f"Out of memory.\n\n{_SMALLER}", icon=":material/error:")
             return
         _LOG.exception("a part of the page failed")
         st.error(
-            f"This part of the page failed ({plain(type(error).__name__)}: {plain(str(error)[:300])}). That is a fault of "
-            "mixer_probe; other settings may still work.",
+            f"This part of the page failed ({plain(type(error).__name__)}: {plain(str(error)[:300])}). This is a bug in "
+            "mixer_probe, please report it.",
             icon=":material/bug_report:",
         )
 

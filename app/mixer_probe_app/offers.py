@@ -87,7 +87,7 @@ def resolve(label: str, kind: Kind) -> Path:
     path = Path(os.path.realpath(root / rest)) if root is not None and "\0" not in rest else None
     if root is None or path is None or not path.is_relative_to(root) or not os.path.exists(path):
         known = labels(kind)
-        start = "start the app with `mixer-probe app FOLDER` to open what is in a folder" if not known else closest(label, known)
+        start = "start the app with `mixer-probe app FOLDER` to open files in a folder" if not known else closest(label, known)
         raise StoreError(f"there is no {_NAMES[kind]} '{label}' in the folders of this app; {start}")
     return path
 
@@ -152,6 +152,6 @@ def keep_upload(name: str, content: bytes, suffix: str) -> str:
         if not file.exists():
             write_bytes(file, content)
     except (OSError, StoreError) as error:
-        raise StoreError(f"cannot keep the upload '{name}' in {uploads()}: {reason(error)}") from error
+        raise StoreError(f"cannot save the upload '{name}' in {uploads()}: {reason(error)}") from error
     offers.clear()
     return f"{UPLOADED}/{file.name}"

@@ -104,7 +104,7 @@ def classes_of(network: Model, images: Images | None) -> Classes:
     labels = None if images is None else images.labels
     theirs = () if images is None or labels is None else (images.class_names, labels.tobytes())
     key = (key_of(network), network.class_names, theirs)
-    return made("classes", key, "Looking at its classes", lambda: _classes(network, images), keep=False, tell=False)
+    return made("classes", key, "Matching classes", lambda: _classes(network, images), keep=False, tell=False)
 
 
 def _classes(network: Model, images: Images | None) -> Classes:
@@ -171,7 +171,9 @@ def neighbours(name: str, picture: Picture, images: Images, count: int) -> Neigh
 
 def _vectors(name: str, picture: Picture) -> dict[str, np.ndarray]:
     if name.startswith("run:"):
-        raise MeasureError(f"{shown(name)} holds no network, so that an uploaded image has no place in it: pick a chosen image")
+        raise MeasureError(
+            f"{shown(name)} contains representations only and cannot process an uploaded image; choose an image of the set"
+        )
     seen = look(name, picture)
     return {layer.name: vector for layer, vector in zip(seen.layers, seen.vectors, strict=True)}
 
@@ -191,9 +193,9 @@ def _sorted(features: np.ndarray, vector: np.ndarray, count: int) -> tuple[np.nd
     """The rows of `features` nearest to `vector`, and their cosines. The search of the k-NN probe needs classes and does not
     use them."""
     if len(features) < 3:
-        raise MeasureError(f"neighbours are looked for among three images or more, and here are {len(features)}")
+        raise MeasureError(f"nearest neighbours need three images or more, and there are {len(features)}")
     if not (np.isfinite(features).all() and np.isfinite(vector).all()):
-        raise MeasureError("some activations are NaN or infinite, so that nothing is near or far")
+        raise MeasureError("some activations are NaN or infinite, so distances are undefined")
     path = knn_path(features, np.arange(len(features)) % 2, [1], centre=True)
     places, cosines = path.neighbours(vector[None], count)
     return places[0], cosines[0]
@@ -210,7 +212,7 @@ def moves(name: str, picture: Picture, images: Images, distortion: Distortion) -
     place = among.keys.index(own) if picture.place is not None and own in among.keys else None
     key = (key_of(model(name)), key_of_images(among), picture.key, repr(distortion))
     make = lambda: _moves(name, found, place, before, after)  # noqa: E731
-    return made("image", ("moves", key), f"{shown(name)}: what moves", make, keep=False)
+    return made("image", ("moves", key), f"{shown(name)}: layer changes", make, keep=False)
 
 
 def reference(network: Model, images: Images) -> Images:
@@ -285,8 +287,8 @@ def _class_tooltip() -> list[alt.Tooltip]:
         alt.Tooltip("class:N"),
         alt.Tooltip("probability:Q", format=".2%"),
         alt.Tooltip("logit:Q", format=".2f"),
-        alt.Tooltip("rank:Q", title="place among all classes"),
-        alt.Tooltip("true:N", title="is it true?"),
+        alt.Tooltip("rank:Q", title="rank among all classes"),
+        alt.Tooltip("true:N", title="label"),
     ]
 
 

@@ -89,7 +89,7 @@ def chosen(images: Images | None) -> Picture | None:
         try:
             return uploaded(said.removeprefix(UPLOAD))
         except ImagesError as error:
-            st.error(f"{plain(error)} The first of the chosen images is shown.", icon=":material/error:")
+            st.error(f"{plain(error)} The first image of the set is shown instead.", icon=":material/error:")
             held.hold(CHOSEN, None)
     if images is None:
         return None
@@ -120,7 +120,7 @@ def chooser(images: Images | None) -> Picture | None:
         if images is not None:
             _strip(images, picture)
         else:
-            st.info("There are no images to pick from. Choose others at the side, or upload one.", icon=":material/info:")
+            st.info("No images to choose from. Choose others in the sidebar, or upload one.", icon=":material/info:")
         _uploader(picture)
     if picture is not None:
         with left:
@@ -145,9 +145,9 @@ def _strip(images: Images, picture: Picture | None) -> None:
     first, second, third = st.columns(3, vertical_alignment="bottom")
     current = picture.place if picture is not None else None
     if current is None:
-        first.button("Back to the chosen images", on_click=choose, args=(0,), icon=":material/undo:", width="stretch")
+        first.button("Back to the image set", on_click=choose, args=(0,), icon=":material/undo:", width="stretch")
     else:
-        held.number(first, f"Image, 1 to {len(images)}", CHOSEN, 1, len(images), 1, help="The number in the order of the images.")
+        held.number(first, f"Image, 1 to {len(images)}", CHOSEN, 1, len(images), 1, help="Position of the image in the set.")
         current = int(held.recall(CHOSEN) or 1) - 1
     places = _filtered(images, second)
     _follow(current)
@@ -157,7 +157,7 @@ def _strip(images: Images, picture: Picture | None) -> None:
     shown = places[(page - 1) * _COLUMNS * _ROWS :][: _COLUMNS * _ROWS]
     frame = thumbnails(images, shown, (data.source(), images.record.fingerprint), current)
     gallery(frame, {"name": "image", "class": "class"} if images.class_names else {"name": "image"}, f"strip {page} {current}")
-    st.caption("Click an image to look at it.")
+    st.caption("Click an image to select it.")
 
 
 def _follow(current: int | None) -> None:
@@ -262,7 +262,7 @@ def uploaded(name: str) -> Picture:
     """The picture that was kept under `name`. Raises ImagesError where there is none."""
     file = folder() / name
     if not _NAME.fullmatch(name) or not file.is_file():
-        raise ImagesError("the uploaded image of this link is not kept on this machine: upload it again.")
+        raise ImagesError("the uploaded image of this link is not stored on this machine; upload it again.")
     with Image.open(file, formats=("PNG",)) as opened:
         pixels = np.asarray(opened.convert("RGB"))
     digest = name.removesuffix(".png")
@@ -285,7 +285,7 @@ def _uploader(picture: Picture | None) -> None:
     for text in st.session_state.get("img-said", ()):
         st.info(plain(text), icon=":material/info:")
     if problem := st.session_state.get("img-problem"):
-        st.error(f"{plain(problem)} The image before it is still shown.", icon=":material/error:")
+        st.error(f"{plain(problem)} The previous image is still shown.", icon=":material/error:")
 
 
 def _received() -> None:
@@ -311,7 +311,7 @@ def read_upload(name: str, content: bytes) -> tuple[Image.Image, list[str]]:
     Raises ImagesError for what is no picture, too large, too small, or broken off, with what to do about it."""
     shown = f"'{visible(' '.join(name[:60].split()))}'"
     if len(content) > _MOST_BYTES:
-        raise ImagesError(f"{shown} has more than {_MOST_BYTES >> 20} MB: save it smaller, as JPEG for instance.")
+        raise ImagesError(f"{shown} has more than {_MOST_BYTES >> 20} MB; reduce its size, for example by saving it as JPEG.")
     try:
         with warnings.catch_warnings(record=True) as caught:
             # The limit here is lower than the one that Pillow warns of; which range was assumed is told below.
@@ -342,9 +342,7 @@ def _why(content: bytes, error: Exception) -> str:
 
 def _too_large(shown: str, how_many: str) -> str:
     most = MOST_PIXELS // 10**6
-    return (
-        f"{shown} has {how_many} {most} million pixels, the most that is decoded here: save it smaller, 1000 px a side is plenty."
-    )
+    return f"{shown} has {how_many} {most} million pixels, the maximum supported; reduce it, for example to 1000 px per side."
 
 
 def _check_size(shown: str, opened: Image.Image) -> None:
@@ -354,7 +352,7 @@ def _check_size(shown: str, opened: Image.Image) -> None:
         raise ImagesError(_too_large(shown, f"{width}×{height} px, more than"))
     if min(width, height) < _SMALLEST or max(width, height) > _FLATTEST * min(width, height):
         raise ImagesError(
-            f"{shown} has {width}×{height} px: the shorter side must have {_SMALLEST} px or more, and the longer one at most "
+            f"{shown} has {width}×{height} px; the shorter side must have {_SMALLEST} px or more, and the longer one at most "
             f"{_FLATTEST} times as many. Crop it."
         )
 
@@ -363,13 +361,13 @@ def _done_to(opened: Image.Image) -> list[str]:
     """What becomes of modes other than 8-bit RGB; `to_rgb` does it."""
     said = []
     if getattr(opened, "n_frames", 1) > 1:
-        said.append(f"It has {opened.n_frames} frames; the first one is taken.")
+        said.append(f"It has {opened.n_frames} frames; the first one is used.")
     if opened.mode == "CMYK":
-        said.append("It was in CMYK and is converted to RGB without its colour profile; colours may look a little different.")
+        said.append("It was in CMYK and is converted to RGB without its colour profile; colours may differ slightly.")
     if not is_deep(opened.mode) and any("16" in str(tile[3]) for tile in getattr(opened, "tile", ())):
-        said.append("It had 16 bits a channel; the high 8 are kept.")
+        said.append("It had 16 bits per channel; the upper 8 are used.")
     if opened.has_transparency_data:
-        said.append("What was transparent is laid over white.")
+        said.append("Transparent regions are composited over white.")
     return said
 
 
@@ -393,7 +391,7 @@ def keep(picture: Image.Image) -> str:
             os.replace(part.name, file)
             _tidy()
     except OSError as error:
-        raise StoreError(f"cannot keep the upload in {folder()}: {error.strerror or error}.") from error
+        raise StoreError(f"cannot save the upload in {folder()}: {error.strerror or error}.") from error
     return file.name
 
 

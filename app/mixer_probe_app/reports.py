@@ -22,7 +22,7 @@ from mixer_probe_app.seen import Seen
 from mixer_probe_app.show import slug
 from mixer_probe_app.store import find, made
 
-_CHOOSE = "Choose the results.json that `mixer-probe demo` or `mixer-probe report` wrote"
+_CHOOSE = "Choose a results.json written by `mixer-probe demo` or `mixer-probe report`"
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def gather(chosen: Sequence[Seen]) -> tuple[list[Result], list[Seen]]:
 
 def written(results: Sequence[Result], settings: Mapping[str, Any], key: Hashable) -> Written:
     """The report of these results, drawn once for `key`."""
-    return made("reports", ("seen", key), "Drawing the report", lambda: _write(results, settings, key), lane="draw", keep=False)
+    return made("reports", ("seen", key), "Rendering the report", lambda: _write(results, settings, key), lane="draw", keep=False)
 
 
 def is_written(key: Hashable) -> bool:
@@ -77,7 +77,7 @@ def _read(content: bytes, key: str) -> Written:
             said = str(error).replace(str(file), "this file")
             raise StoreError(f"{said}. {_CHOOSE}") from error
         except Exception as error:
-            raise StoreError(f"this file is no complete results file ({type(error).__name__}). {_CHOOSE}") from error
+            raise StoreError(f"this file is not a complete results file ({type(error).__name__}). {_CHOOSE}") from error
 
 
 def _settings(content: bytes) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from mixer_probe_app.shuffled import show_shuffle
 from mixer_probe.images import Images
 
 QUESTION = (
-    "What does each network see in one image: what does it predict and why, what is near the image at every depth, and what is "
-    "left when its patches or pixels are shuffled?"
+    "What does each network predict for one image, which pixels contribute, which images are its nearest neighbours at each "
+    "depth, "
+    "and how do predictions change when patches or pixels are shuffled?"
 )
 PARTS = {
     "predictions": "Predictions",

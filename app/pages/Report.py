@@ -16,10 +16,9 @@ from mixer_probe_app.page import begin
 from mixer_probe_app.seen import Seen
 
 QUESTION = (
-    "Take home what you looked at: one HTML file that works without a network, the numbers, and the Python script that "
-    "makes them again."
+    "Export the results of this session: one HTML file that works offline, the numbers, and a Python script that reproduces them."
 )
-SEEN, FILE = "What I looked at", "A results file"
+SEEN, FILE = "This session", "Results file"
 
 
 def main() -> None:
@@ -35,15 +34,15 @@ def _what_was_seen() -> None:
     everything = seen.everything()
     if not everything:
         st.info(
-            "Nothing was looked at yet in this visit. Open Token mixing, Similarity or another page: what you see there can "
-            "then be ticked here.",
+            "No results in this session yet. Open Token mixing, Similarity or another page; its results can then be selected "
+            "here.",
             icon=":material/checklist:",
         )
         return
     chosen = _ticked(everything)
-    st.button("Forget this list", on_click=seen.forget, icon=":material/delete_sweep:", type="tertiary")
+    st.button("Clear history", on_click=seen.forget, icon=":material/delete_sweep:", type="tertiary")
     if not chosen:
-        st.info("Tick at least one line.", icon=":material/check_box:")
+        st.info("Select at least one result.", icon=":material/check_box:")
         return
     _offer(chosen)
 
@@ -61,13 +60,13 @@ def _ticked(everything: dict[str, Seen]) -> list[Seen]:
 def _offer(chosen: list[Seen]) -> None:
     results, gone = reports.gather(chosen)
     for item in gone:
-        st.warning(f"{plain(item.label)} is no longer kept: open {plain(item.page)} again.", icon=":material/history:")
+        st.warning(f"{plain(item.label)} is no longer cached; open {plain(item.page)} again.", icon=":material/history:")
     if not results:
         return
     script = seen.script([item for item in chosen if item not in gone])
     key = tuple((item.kind, repr(item.key)) for item in chosen)
     # Drawing takes seconds, and most visits are for the list: it is done when asked for, and then kept.
-    if st.button("Make the report", type="primary", icon=":material/draw:") or reports.is_written(key):
+    if st.button("Create report", type="primary", icon=":material/draw:") or reports.is_written(key):
         settings = {"command": "app", "seen": [item.label for item in chosen]}
         content = reports.written(results, settings, key)
         _buttons(content)
@@ -79,7 +78,7 @@ def _offer(chosen: list[Seen]) -> None:
 
 def _script(script: str) -> None:
     _button("Script (Python)", script, "make_report.py", "text/x-python")
-    with st.expander("The script", icon=":material/code:"):
+    with st.expander("Script", icon=":material/code:"):
         st.code(script, language="python")
 
 
@@ -102,7 +101,7 @@ def _results_file() -> None:
     upload = st.file_uploader("Or upload a results.json", type="json", help="Nothing in the file is executed.")
     if label is None and upload is None:
         st.info(
-            "Make a results.json with `mixer-probe demo --out DIR` (the bundled networks) or with "
+            "Create a results.json with `mixer-probe demo --out DIR` (the bundled networks) or with "
             "`mixer-probe report MODEL… --out DIR` (networks of your choice), then open it here.",
             icon=":material/upload_file:",
         )

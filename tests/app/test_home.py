@@ -67,7 +67,7 @@ def test_search_by_family_and_tag_and_add(open_page: Open) -> None:
     assert "test_resnet" in page.selectbox(key="search result").options
     page.selectbox(key="search result").set_value("test_resnet").run()
     page.selectbox(key="search weights").set_value("random weights").run()
-    click(page, "Add to the chosen networks")
+    click(page, "Add to selection")
     assert models(page) == [VIT, CNN]
     assert not page.exception
 
@@ -75,7 +75,7 @@ def test_search_by_family_and_tag_and_add(open_page: Open) -> None:
 def test_a_search_that_finds_nothing_says_so(open_page: Open) -> None:
     page = open_page("Home.py", [VIT])
     page.text_input(key="search text").set_value("no such thing").run()
-    assert "No network of timm matches" in written(page)
+    assert "No timm model matches" in written(page)
 
 
 def test_a_checkpoint_is_opened_with_its_architecture(open_page: Open, folder: Path) -> None:

@@ -89,7 +89,7 @@ def test_predictions_are_those_of_the_network(open_page: Open, images: Images, n
         names = [images.class_names[i] for i in order[: len(table)]]  # type: ignore[index]
         assert list(table["class"])[:5] == names[:5]
         np.testing.assert_allclose(table["probability"][:5], expected[order][:5], rtol=1e-4)
-        assert f"Says **{names[0]}** ({100 * expected.max():.1f} %)" in texts(page)
+        assert f"Prediction: **{names[0]}** ({100 * expected.max():.1f} %)" in texts(page)
         true = images.class_names[images.labels[2]]  # type: ignore[index]
         assert set(table[table["true"] == "true class"]["class"]) == {true}
 
@@ -140,7 +140,7 @@ def test_attributions_explain_the_class_asked_for(open_page: Open, images: Image
     assert not page.exception
     assert not page.error
     for network in networks.values():
-        assert f"Explained: frog, logit {logits(network, images.subset([0]))[0, 6]:.2f}" in texts(page)
+        assert f"Target: frog, logit {logits(network, images.subset([0]))[0, 6]:.2f}" in texts(page)
     # The image chosen, once more beside the maps, a map a network, and the bar of colours.
     assert len(page.get("image")) == 5
 
@@ -149,7 +149,7 @@ def test_a_method_of_one_family_says_what_the_others_have(open_page: Open) -> No
     page = open_page(PAGE, [MIXER, VIT], n="100", img_part="attributions", img_method="attention_rollout")
     assert not page.exception
     assert not page.error
-    assert "attention rollout does not fit this network; what does: saliency" in texts(page)
+    assert "attention rollout is not available for this network; available: saliency" in texts(page)
 
 
 def test_all_quick_methods_are_one_figure(open_page: Open) -> None:
@@ -188,7 +188,7 @@ def test_a_stored_run_has_neighbours_only(
     page = open_page(PAGE, [f"run:{tmp_path.name}/run.zarr"], n="100", img_part="layers")
     assert not page.exception
     assert not page.error
-    assert "no network, so it has no sizes" in texts(page)
+    assert "activation norms are not available" in texts(page)
     assert len(with_column(page, "cosine")[0]) == 10
     page = open_page(PAGE, [f"run:{tmp_path.name}/run.zarr"], n="100")
     assert len(page.error) == 1
@@ -423,7 +423,7 @@ def test_an_upload_goes_through_the_page(open_page: Open, networks: dict[str, Mo
     assert said.startswith("upload:")
     one = mp.images.from_arrays([values], ids=["x"])
     best = int(logits(networks[CNN], one)[0].argmax())
-    assert f"Says **{mp.zoo.card('resnet-s0').class_names[best]}**" in texts(page)
+    assert f"Prediction: **{mp.zoo.card('resnet-s0').class_names[best]}**" in texts(page)
     for part in ("predictions", "attributions", "layers", "shuffle"):
         again = open_page(PAGE, [MIXER, CNN], n="100", img=said, img_part=part)
         assert not again.exception

@@ -53,10 +53,10 @@ def test_home_shows_a_card_of_every_network(open_page: Open) -> None:
     for name in (MIXER, VIT, CNN):
         model = mp.load_model(name.removesuffix("?untrained"), pretrained=False)
         assert f"Parameters: {model.parameters:,}" in written
-        assert f"{model.macs / 1e9:.3f} G an image" in written
-    assert "Grid of positions: 7×7" in written
+        assert f"{model.macs / 1e9:.3f} G per image" in written
+    assert "Position grid: 7×7" in written
     assert "40×40 → 20×20 → 10×10 → 5×5" in written
-    assert written.count("random weights, nothing learned") == 3
+    assert written.count("random weights (untrained)") == 3
 
 
 def test_home_opens_on_the_bundled_networks(open_page: Open) -> None:
@@ -76,7 +76,7 @@ def test_a_bad_name_is_a_message_and_the_others_are_shown(open_page: Open, scrip
     message = page.error[0].value.replace("\\", "")
     assert "no model 'no_such_network'" in message
     assert "Choose another network" in message
-    assert "fault of mixer_probe" not in texts(page)
+    assert "bug in mixer_probe" not in texts(page)
 
 
 @pytest.mark.parametrize("name", ["local-dir:/etc", "hf-hub:owner/repo", "zoo:nothing", "../../etc/passwd", "<b>x</b>", "run:x"])
@@ -84,7 +84,7 @@ def test_names_that_the_app_does_not_open(open_page: Open, name: str) -> None:
     page = open_page("Home.py", [name])
     assert not page.exception
     assert len(page.error) == 1
-    assert "fault of mixer_probe" not in page.error[0].value
+    assert "bug in mixer_probe" not in page.error[0].value
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "Report"])
@@ -115,12 +115,12 @@ def unlabelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
 def test_pictures_without_classes_are_no_trouble(open_page: Open, unlabelled: str, name: str) -> None:
     page = open_page(f"pages/{name}.py", [VIT, CNN], images=unlabelled)
     assert not page.exception
-    assert "fault of mixer_probe" not in texts(page)
+    assert "bug in mixer_probe" not in texts(page)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_images_that_are_not_there_are_a_message(open_page: Open, name: str) -> None:
     page = open_page(f"pages/{name}.py", [MIXER], images="folder:gone")
     assert not page.exception
-    assert "fault of mixer_probe" not in texts(page)
+    assert "bug in mixer_probe" not in texts(page)
     assert name in ("Report", "Stem", "Token_mixing") or "there is no image folder 'gone'" in texts(page)

@@ -28,7 +28,7 @@ MIXER, VIT, CNN = "mixer_s32_224?untrained", "test_vit?untrained", "test_resnet?
 
 def test_the_page_says_where_results_come_from(open_page: Open) -> None:
     told = [info.value for info in open_page("pages/Report.py").info]
-    assert any("Nothing was looked at yet" in text for text in told)
+    assert any("No results in this session yet" in text for text in told)
     assert any("mixer-probe demo --out DIR" in text for text in told)
 
 
@@ -39,7 +39,7 @@ def test_what_was_seen_can_be_ticked_and_taken_home(open_page: Open) -> None:
     assert not page.error
     assert [box.label.replace("\\", "") for box in page.checkbox] == [f"card of {VIT}", f"card of {CNN}"]
     assert not page.header
-    next(button for button in page.button if button.label == "Make the report").click().run()
+    next(button for button in page.button if button.label == "Create report").click().run()
     assert [header.value for header in page.header] == ["Networks"]
     # It is kept: another visit shows it at once.
     assert [header.value for header in page.run().header] == ["Networks"]
@@ -48,7 +48,7 @@ def test_what_was_seen_can_be_ticked_and_taken_home(open_page: Open) -> None:
     page.checkbox[0].uncheck().run()
     assert f"describe(models[{VIT!r}])" not in page.code[0].value
     page.checkbox[1].uncheck().run()
-    assert "Tick at least one line." in [info.value for info in page.info]
+    assert "Select at least one result." in [info.value for info in page.info]
 
 
 def test_the_script_makes_the_same_numbers(open_page: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

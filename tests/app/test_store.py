@@ -103,7 +103,7 @@ def test_a_failure_is_remembered_until_tried_again(open_page: Open, monkeypatch:
     page = open_page("Home.py", ["no_such_network"])
     page.run()
     assert (len(page.error), len(tries)) == (1, 1)
-    next(button for button in page.button if "Try again" in button.label).click().run()
+    next(button for button in page.button if "Retry" in button.label).click().run()
     assert len(tries) == 2
 
 
@@ -277,7 +277,7 @@ def test_full_memory_is_a_message_and_the_rest_goes_on(tmp_path: Path, monkeypat
         f"with guarded():\n    store.made('test', {str(tmp_path)!r}, 'Working', store.make_for_test)\nst.write('the rest')",
     ).run()
     assert not page.exception
-    assert "not enough memory" in page.error[0].value
+    assert "Out of memory" in page.error[0].value
     assert "fewer images" in page.error[0].value
     assert page.markdown[-1].value == "the rest"
 

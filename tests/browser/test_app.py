@@ -33,7 +33,7 @@ PAGES = {
     "Image": [VIT, CNN],
     "Report": [VIT],
 }
-TITLES = {"": "What did it learn?", "Stem": "Stem and kernels"}
+TITLES = {"": "Networks and images", "Stem": "Stem and kernels"}
 WAIT = 120_000
 
 
@@ -125,7 +125,7 @@ def test_a_link_opens_its_page_on_a_server_just_started(chromium: Browser, serve
 
 
 def test_the_choice_goes_through_the_menu(page: Page, app: str) -> None:
-    visit(page, address(app, "", [MIXER, CNN]), "What did it learn?")
+    visit(page, address(app, "", [MIXER, CNN]), "Networks and images")
     for name in ("Stem and kernels", "Token mixing", "Report", "Home"):
         menu(page, name).click()
         settle(page, TITLES[""] if name == "Home" else name)
@@ -151,7 +151,7 @@ def test_a_report_of_what_was_seen_opens_without_the_app(page: Page, chromium: B
     menu(page, "Report").click()
     settle(page, "Report")
     assert page.get_by_role("checkbox", name="card of").count() == 2
-    page.get_by_role("button", name="Make the report").click()
+    page.get_by_role("button", name="Create report").click()
     page.get_by_role("heading", name="Networks").wait_for(timeout=WAIT)
     with page.expect_download() as saved:
         page.get_by_role("button", name="Report (HTML)").click()
@@ -167,7 +167,7 @@ def test_a_report_of_what_was_seen_opens_without_the_app(page: Page, chromium: B
 def test_results_open_and_the_report_is_saved(page: Page, app: str, tmp_path: Path) -> None:
     results = save_results(weight_results(tiny_models()[:1]), tmp_path / "results.json")
     visit(page, address(app, "Report", [VIT]), "Report")
-    page.get_by_role("tab", name="A results file").click()
+    page.get_by_role("tab", name="Results file").click()
     page.locator("input[type=file]").set_input_files(results)
     page.get_by_role("heading", name="Token-mixing units", exact=True).wait_for(timeout=WAIT)
     settle(page, "Report")
@@ -181,14 +181,14 @@ def test_results_open_and_the_report_is_saved(page: Page, app: str, tmp_path: Pa
 def test_a_damaged_file_is_a_message(page: Page, app: str, tmp_path: Path, content: str) -> None:
     (tmp_path / "results.json").write_text(content)
     visit(page, address(app, "Report", [VIT]), "Report")
-    page.get_by_role("tab", name="A results file").click()
+    page.get_by_role("tab", name="Results file").click()
     page.locator("input[type=file]").set_input_files(tmp_path / "results.json")
     page.get_by_test_id("stAlertContentError").wait_for(timeout=WAIT)
     settle(page, "Report")
 
 
 def test_a_bad_name_is_a_message_that_shows_it_as_text(page: Page, app: str) -> None:
-    visit(page, address(app, "", ["<img src=x onerror=alert(1)>:red[a]$b$", VIT]), "What did it learn?")
+    visit(page, address(app, "", ["<img src=x onerror=alert(1)>:red[a]$b$", VIT]), "Networks and images")
     message = page.get_by_test_id("stAlertContentError").first.inner_text()
     assert "<img src=x onerror=alert(1)>:red[a]$b$" in message
     assert page.get_by_text("Parameters: 371,240").count() == 1

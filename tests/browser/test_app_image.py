@@ -92,7 +92,7 @@ def test_an_upload_and_its_link(page: Page, app: str, tmp_path: Path) -> None:
     visit(page, link, "Image")
     assert page.get_by_text("70×50 px").count() == 1
     assert page.get_by_test_id("stAlertContentError").count() == 0
-    page.get_by_role("button", name="Back to the chosen images").click()
+    page.get_by_role("button", name="Back to the image set").click()
     page.get_by_text("Image 1: ").wait_for(timeout=WAIT)
     assert parameter(page, "img") is None
 
@@ -122,7 +122,7 @@ def test_bad_uploads_are_messages_and_a_good_one_helps(page: Page, app: str, tmp
         settle(page, "Image")
         assert why in message.inner_text()
         assert page.get_by_text("Image 1: ").count() == 1
-        assert page.get_by_text("Says bird").count() == 1
+        assert page.get_by_text("Prediction: bird").count() == 1
     Image.new("CMYK", (40, 40), (0, 255, 255, 0)).save(tmp_path / "print.jpg")
     page.locator("input[type=file]").set_input_files(tmp_path / "print.jpg")
     page.get_by_text("It was in CMYK").wait_for(timeout=WAIT)
