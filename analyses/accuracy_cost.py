@@ -1,10 +1,10 @@
-"""What does accuracy cost, and how does the cost grow with resolution?
+"""How does accuracy relate to cost, and how does cost scale with resolution?
 
     python analyses/accuracy_cost.py --out runs/accuracy_cost
 
 The three measures of Tolstikhin et al. 2021, for any list of networks: downstream accuracy - probes on the features that the
-classifier reads, on a few images a class (big_vision's protocol, five shots) and on all training images; cost - parameters,
-multiply-accumulates, peak memory of activations; throughput - images a second, measured warm, the median of passes, with the
+classifier reads, on a few images per class (big_vision's protocol, five shots) and on all training images; cost - parameters,
+multiply-accumulates, peak memory of activations; throughput - images per second after warm-up, the median of passes, with the
 device. Which networks are on the frontier of accuracy and cost. How multiply-accumulates (counted), time and memory (measured)
 grow with the number of tokens: linear for a Mixer, whose token MLPs keep their D_S hidden units, quadratic for a ViT. And Table
 1 of the paper, counted on timm's networks from S/32 to L/16 without their weights.
@@ -48,7 +48,7 @@ from mixer_probe.study import Steps
 ZOO = tuple(f"zoo:{family}-{seed}" for family in ("mixer", "vit", "resnet") for seed in ("s0", "s1"))
 SMOKE_MODELS, SMOKE_IMAGES = ("zoo:mixer-s0", "zoo:resnet-s0"), 60
 SHOTS = (1, 5, 10, 25)
-TITLE = "What does accuracy cost?"
+TITLE = "Accuracy against cost"
 
 
 def main() -> None:

@@ -3,10 +3,10 @@
     python analyses/frozen_shuffles.py --out runs/frozen_shuffles
 
 Tolstikhin et al. 2021 (Fig. 4) train a Mixer on images whose patches stand in another order, and it learns as well. A trained
-Mixer is another matter: its token-mixing weights know the order. Here frozen networks see images with patches shuffled on grids
+Mixer is different: its token-mixing weights depend on the order. Here frozen networks see images with patches shuffled on grids
 from 2×2 to the network's own, pixels shuffled inside cells, the paper's one order for all images, patches dropped, shifts, low-
-and high-pass. Accuracy under each, paired with the undistorted images; retained accuracy of each family; error consistency between networks
-(error consistency, with the largest value that their accuracies allow); how far the representations of every block move.
+and high-pass. Accuracy under each, paired with the undistorted images; retained accuracy of each
+family; error consistency between networks, with the largest value that the accuracies allow; representation shift per block.
 
 Runs on the six bundled networks and 1,000 CIFAR-10 test images by default. Other networks need images of their own classes:
 

@@ -3,19 +3,18 @@
     python analyses/learned_features.py --out runs/learned_features
 
 Tolstikhin et al. 2021 leave it open which features a Mixer learns and how they differ from those of CNNs and Transformers. Here
-networks of the three architectures see the same images, and a narrative of six parts is computed from the results: where
-representations part (CKA), where the class becomes readable (probes), what token mixing learns and how far layers read (weights),
-which channels tell a class and have partners in another network, whether networks look at the same places (attributions) - and
-what untrained twins show of all that. Every sentence has its number, interval and null, and says so where there is no difference
-beyond them.
+networks of the three architectures see the same images, and findings in six parts are computed from the results:
+representational similarity by depth (CKA), linear probe accuracy by layer, token-mixing units and mean mixing distances (weights),
+class-selective channels and best-matching channels in other networks, agreement and faithfulness of attributions, and untrained
+baselines. Every sentence states its number, interval and null, and says where there is no significant difference.
 
-Runs on the six bundled networks and CIFAR-10 images by default; probes are fitted on images of their own. Other networks need
+Runs on the six bundled networks and CIFAR-10 images by default; probes are fitted on separate images. Other networks need
 images that suit them; a folder is split into halves for the probes:
 
     python analyses/learned_features.py --models mixer_b16_224 vit_base_patch16_224.augreg_in1k resnet50.a1_in1k --data photos
 
 DIR gets report.html, the pictures as SVG and PNG, results.json and a CSV table for each kind of result; findings.csv has every
-number that a sentence rests on. What is finished is kept in DIR/parts, and the same command goes on from there.
+number behind a sentence. Finished steps are stored in DIR/parts, and the same command resumes from there.
 """
 
 from __future__ import annotations
