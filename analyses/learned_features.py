@@ -4,7 +4,7 @@
 
 Tolstikhin et al. 2021 leave it open which features a Mixer learns and how they differ from those of CNNs and Transformers. Here
 networks of the three architectures see the same images, and findings in six parts are computed from the results:
-representational similarity by depth (CKA), linear probe accuracy by layer, token-mixing units and mean mixing distances (weights),
+representational similarity by depth (CKA), linear probe accuracy by layer, token-mixing units and mixing distances (weights),
 class-selective channels and best-matching channels in other networks, agreement and faithfulness of attributions, and untrained
 baselines. Every sentence states its number, interval and null, and says where there is no significant difference.
 
