@@ -35,7 +35,7 @@ def models_section(cards: Sequence[ModelCard]) -> list[Section]:
         caption += (
             " Accuracy: of the network's own classifier on the images of this report, with a 95 % interval, chance (always "
             "predicting "
-            "the most frequent class), and the accuracy that its model card states."
+            "the majority class), and the accuracy that its model card states."
         )
     tables = [Table(caption, frame, {"GMACs": "{:.4g}"})]
     tables += [Table(f"Layers of {c.model.name} in execution order.", c.to_frame(), folded=True) for c in cards]

@@ -37,7 +37,6 @@ REASONS = {
     "channels.views.pages._by": RANK,
     "channels.views.pages._partner_table": CAPTION,
     "channels.views.statistics._massive_text": "an activation that was measured, and how many go beyond a fixed ratio",
-    "report.sections_diff._numbers": CAPTION,
     "report.sections_diff.change_text": "the largest of differences that are said to have no null",
     "channels.views.dissection._channel_sentence": "names the null",
     "channels.views.dissection._concept_table": CAPTION,
