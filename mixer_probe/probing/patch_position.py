@@ -9,6 +9,9 @@ Nothing of size [image, position, channel] is kept. With x_is the activation of 
 enough: the sums by position M_s = sum_i x_is [S, C] and the scatter sum_is x_is x_is' [C, C]. The row and column are read by
 ridge regression; the cell by linear discriminant analysis with the ridge on the covariance within positions, because one-hot
 regression masks the classes that lie between others (Hastie, Tibshirani and Friedman 2009, section 4.2), as cells of a grid do.
+
+The moments of ten groups of the training images are kept too, [10, C, C] for each layer: the probes are fitted again without each
+group, and what that changes is the variance over training images (delete-group jackknife).
 """
 
 from __future__ import annotations
@@ -34,13 +37,15 @@ from mixer_probe.models.model import Model
 from mixer_probe.probing.regression import last_best
 from mixer_probe.probing.tables import layer_columns
 from mixer_probe.similarity.inputs import to_grid
-from mixer_probe.stats import mean_interval
+from mixer_probe.stats import mean_interval, training_interval
 
 # Relative to the mean eigenvalue of what they are added to, so that one path fits layers of any scale and width.
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 MOST_ROWS = 16
 # A spread of a channel below this share of its mean is rounding of float32 activations.
 _ROUNDING = 1e-6
+# Groups of training images that are left out of the fit in turn, for intervals.
+GROUPS = 10
 # The covariance within positions may vanish where activations depend on the position alone.
 _LEAST = 1e-9
 
@@ -52,7 +57,8 @@ class PatchPosition(Result):
     `row_r2` and `column_r2` are R^2 over the tokens of the test images, `r2` is that of both together. `accuracy` is the share of
     tokens whose cell is right, by chance `chance` = 1 / cells; `distance_px` is the mean distance in pixels of the model's input
     from the centre of the predicted cell to that of the true one, by chance `chance_distance_px` (two cells drawn at random).
-    `low` and `high` ([L] each, before the name of the number) are 95 % intervals over test images. `cells` is a tuple
+    `low` and `high` ([L] each, before the name of the number) are 95 % intervals for other training images and other test images
+    at the chosen ridges, NaN for fewer than 10 training images. `cells` is a tuple
     over layers of accuracy by true cell [rows, columns]. `ridge_regression` and `ridge_cells` are the relative ridges chosen on
     `n_validation` of the training images, after which all `n_train` were fitted. Layers with NaN or infinite activations, and
     constant ones, give NaN."""
@@ -134,13 +140,15 @@ def patch_position_probe(
     held = np.arange(len(train)) % 5 == 4
     run = _Run(model, selected, grids, batch_size)
     moments = run.moments(part_of(train, ~held))
-    probes = {name: found.probes(path) for name, found in moments.items()}
+    probes = {name: [found.total.probes(path)] for name, found in moments.items()}
     validation = run.answers(part_of(train, held), probes, also=moments)
-    chosen = {name: found.best() for name, found in validation.items()}
-    final = {name: moments[name].probes(path[[chosen[name][0]]], path[[chosen[name][1]]]) for name in moments}
+    chosen = {name: found[0].best() for name, found in validation.items()}
+    final = {name: found.probes(*(path[[k]] for k in chosen[name])) for name, found in moments.items()}
+    # They are by far the largest of all, and the untrained network has its own.
+    moments.clear()
     answers = run.answers(test, final)
-    _warn_undefined(model, answers)
-    numbers = [_layer_numbers(model, grids[layer.name], answers[layer.name]) for layer in selected]
+    _warn_undefined(model, {name: found[0] for name, found in answers.items()})
+    numbers = [_layer_numbers(model, grids[layer.name], *answers[layer.name]) for layer in selected]
     columns: dict[str, Any] = {name: np.array([found[name] for found in numbers]) for name in numbers[0]}
     twin = None
     if untrained and model.weights.trained:
@@ -152,7 +160,7 @@ def patch_position_probe(
         images_test=test.record,
         layers=selected,
         grids=tuple(grids.values()),
-        cells=tuple(answers[layer.name].cell_shares().reshape(grids[layer.name]) for layer in selected),
+        cells=tuple(answers[layer.name][0].cell_shares().reshape(grids[layer.name]) for layer in selected),
         ridge_regression=np.array([path[chosen[layer.name][0]] for layer in selected]),
         ridge_cells=np.array([path[chosen[layer.name][1]] for layer in selected]),
         n_train=len(train),
@@ -196,6 +204,16 @@ class PositionMoments:
         self._outer = outer if self._outer is None else self._outer + outer
         self.n += images
 
+    def without(self, part: PositionMoments) -> PositionMoments:
+        """Moments of the images that are not in `part`, whose sums are about the same shift."""
+        rest = PositionMoments(self.places.numpy())
+        rest.shift, rest.n = self.shift, self.n - part.n
+        if self._sums is not None and part._sums is not None:
+            assert self._outer is not None
+            assert part._outer is not None
+            rest._sums, rest._outer = self._sums - part._sums, self._outer - part._outer
+        return rest
+
     def probes(self, path: np.ndarray, cells_path: np.ndarray | None = None) -> PositionProbes:
         """Probes for every relative ridge of `path` [m], those of cells for `cells_path` if given, from all images so far; all
         NaN for activations that are not finite or do not vary."""
@@ -224,6 +242,30 @@ class PositionMoments:
         # log p(z | s) up to what all positions share: m'Az - m'Am / 2.
         offsets = -0.5 * torch.einsum("sc,mcs->ms", away, directions)
         return PositionProbes(self.shift + centre, scale, regression, middle, directions, offsets)
+
+
+class GroupedMoments:
+    """Moments of all images in `total`, and of groups of them: image k is in group k mod `GROUPS`."""
+
+    def __init__(self, places: np.ndarray) -> None:
+        self.total = PositionMoments(places)
+        self.groups = [PositionMoments(places) for _ in range(GROUPS)]
+
+    def of(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """What `PositionMoments.of` returns for tokens `x` [image, S, C], and for every `GROUPS`-th image of `x` from each of the
+        first on."""
+        return [self.total.of(x), *(self.total.of(x[k::GROUPS]) for k in range(min(GROUPS, len(x))))]
+
+    def update(self, found: Sequence[tuple[Tensor, Tensor]], images: int) -> None:
+        """Add what `of` returned for so many images, which come after those so far."""
+        for k, part in enumerate(found[1:]):
+            self.groups[(self.total.n + k) % GROUPS].update(part, len(range(k, images, GROUPS)))
+        self.total.update(found[0], images)
+
+    def probes(self, path: np.ndarray, cells_path: np.ndarray) -> list[PositionProbes]:
+        """Probes fitted to all images, then those fitted without each group; without the latter if a group has no image."""
+        left_out = [self.total.without(group) for group in self.groups] if self.total.n >= GROUPS else []
+        return [moments.probes(path, cells_path) for moments in (self.total, *left_out)]
 
 
 def _solved(gram: Tensor, right: Tensor, path: np.ndarray, least: float = 0.0) -> Tensor:
@@ -261,7 +303,7 @@ class PositionProbes:
         """What the probes make of tokens `x` [B, S, C] whose cells lie at `places` [S, 2]."""
         z = (x - self.mean) / self.scale
         errors = [((z @ w + self.middle - places) ** 2).sum(1) for w in self.regression]
-        cells = [(z @ w + b).argmax(-1) for w, b in zip(self.directions, self.offsets, strict=True)]
+        cells = [(z @ w).add_(b).argmax(-1) for w, b in zip(self.directions, self.offsets, strict=True)]
         true = torch.arange(x.shape[1], device=x.device)
         # argmax of NaN is a cell as good as any, so what is not finite must be said.
         bad = torch.where(torch.isfinite(z).all((1, 2)), 0.0, torch.nan).to(z)
@@ -316,30 +358,31 @@ class _Run:
         self._model, self._layers, self._grids, self._batch_size = model, layers, grids, batch_size
         self._places = {name: centres(grid, model.input.size[1:]) for name, grid in grids.items()}
 
-    def moments(self, images: ImageSource) -> dict[str, PositionMoments]:
+    def moments(self, images: ImageSource) -> dict[str, GroupedMoments]:
         """Moments of every layer over all images."""
-        moments = {name: PositionMoments(places) for name, places in self._places.items()}
+        moments = {name: GroupedMoments(places) for name, places in self._places.items()}
         for piece in self._stream(images, lambda name, x: moments[name].of(x), "moments of positions"):
             for name, found in piece.found.items():
                 moments[name].update(found, piece.n)
         return moments
 
     def answers(
-        self, images: ImageSource, probes: dict[str, PositionProbes], also: dict[str, PositionMoments] | None = None
-    ) -> dict[str, _Answers]:
-        """What the probes answer for all images, whose moments are added to those of `also`."""
+        self, images: ImageSource, probes: dict[str, list[PositionProbes]], also: dict[str, GroupedMoments] | None = None
+    ) -> dict[str, list[_Answers]]:
+        """What each of a layer's probes answers for all images, whose moments are added to those of `also`."""
         places = {name: torch.from_numpy(found) for name, found in self._places.items()}
 
-        def both(name: str, x: Tensor) -> tuple[_Found, tuple[Tensor, Tensor] | None]:
-            return probes[name].answers(x, places[name].to(x)), also[name].of(x) if also else None
+        def both(name: str, x: Tensor) -> tuple[list[_Found], list[tuple[Tensor, Tensor]] | None]:
+            answers = [probe.answers(x, places[name].to(x)) for probe in probes[name]]
+            return answers, also[name].of(x) if also else None
 
-        found: dict[str, list[_Found]] = {name: [] for name in probes}
+        found: dict[str, list[list[_Found]]] = {name: [] for name in probes}
         for piece in self._stream(images, both, "positions"):
-            for name, (answer, moments) in piece.found.items():
-                found[name].append(answer)
+            for name, (answers, moments) in piece.found.items():
+                found[name].append(answers)
                 if also:
                     also[name].update(moments, piece.n)
-        return {name: _Answers.of(answers) for name, answers in found.items()}
+        return {name: [_Answers.of(parts) for parts in zip(*answers, strict=True)] for name, answers in found.items()}
 
     def _stream(self, images: ImageSource, do: Callable[[str, Tensor], Any], what: str) -> Iterator[Piece]:
         def reducer(layer: Layer, positions: Tensor, _prefix: Tensor | None) -> Any:
@@ -354,22 +397,27 @@ class _Run:
         return stream(self._model, images, self._layers, reducer, batch_size=self._batch_size, title=title)
 
 
-def _layer_numbers(model: Model, grid: tuple[int, int], found: _Answers) -> dict[str, float]:
+def _layer_numbers(model: Model, grid: tuple[int, int], found: _Answers, *left_out: _Answers) -> dict[str, float]:
+    """The numbers of a layer from what its probes answer, with intervals from what those answer that leave out a group."""
     places = centres(grid, model.input.size[1:])
     spread = ((places - places.mean(axis=0)) ** 2).sum(axis=0)
-    errors, right, distances = found.errors[0], found.right[0], found.distances[0]
-    _, low, high = mean_interval(errors.sum(axis=1))
-    numbers = {
-        "r2": 1 - errors.sum(axis=1).mean() / spread.sum(),
-        "low_r2": 1 - high / spread.sum(),
-        "high_r2": float(np.minimum(1 - low / spread.sum(), 1)),
-    }
-    for axis, name in enumerate(("row_r2", "column_r2")):
-        numbers[name] = 1 - errors[:, axis].mean() / spread[axis] if spread[axis] > 0 else np.nan
     apart = pdist(places)
-    for name, values, most in (("accuracy", right, 1.0), ("distance_px", distances, apart.max())):
-        mean, low, high = mean_interval(values, limits=(0, most))
-        numbers |= {name: float(mean), f"low_{name}": float(low), f"high_{name}": float(high)}
+    by_image: dict[str, Callable[[_Answers], np.ndarray]] = {
+        "r2": lambda answers: 1 - answers.errors[0].sum(axis=1) / spread.sum(),
+        "accuracy": lambda answers: answers.right[0],
+        "distance_px": lambda answers: answers.distances[0],
+    }
+    limits = {"r2": (-np.inf, 1), "accuracy": (0, 1), "distance_px": (0, apart.max())}
+    numbers = {}
+    for name, values in by_image.items():
+        value, *bounds = mean_interval(values(found), limits=None if name == "r2" else limits[name])
+        if left_out:
+            bounds = list(training_interval(value, *bounds, np.stack([values(one) for one in left_out])))
+        low, high = np.clip(bounds, *limits[name]) if left_out else (np.nan, np.nan)
+        numbers |= {name: float(value), f"low_{name}": float(low), f"high_{name}": float(high)}
+    numbers["r2"] = 1 - found.errors[0].sum(axis=1).mean() / spread.sum()
+    for axis, name in enumerate(("row_r2", "column_r2")):
+        numbers[name] = 1 - found.errors[0, :, axis].mean() / spread[axis] if spread[axis] > 0 else np.nan
     return numbers | {"chance": 1 / len(places), "chance_distance_px": apart.sum() * 2 / len(places) ** 2}
 
 

@@ -5,6 +5,7 @@ keep at which number of images is simulated in `tests/stats/test_coverage.py`.""
 
 from mixer_probe.stats.auroc import auroc_interval
 from mixer_probe.stats.intervals import FEWEST, crossed_interval, delta_interval, mean_interval, median_interval
+from mixer_probe.stats.jackknife import jackknife_variance, training_interval
 from mixer_probe.stats.nulls import (
     check_permutations,
     max_null,
@@ -27,6 +28,7 @@ __all__ = [
     "crossed_interval",
     "delta_interval",
     "difference_interval",
+    "jackknife_variance",
     "max_null",
     "max_p",
     "mcnemar",
@@ -35,6 +37,7 @@ __all__ = [
     "paired_counts",
     "permutation_p",
     "prediction_limit",
+    "training_interval",
     "upper_quantile",
     "wilson_interval",
 ]

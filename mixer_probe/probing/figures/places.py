@@ -119,8 +119,8 @@ def _mark(bar: Colorbar, scale: Normalize, label: str, mark: tuple[float, str]) 
 def patch_position_curves(results: Sequence[PatchPosition]) -> Figure:
     """Error of the position decoded from a token (px of the model's input), and R² of row and column.
 
-    Dotted lines are untrained baselines, grey lines chance, bands 95 % intervals over test images. The point at depth 0 is the
-    stem: position information in patch content."""
+    Dotted lines are untrained baselines, grey lines chance, bands 95 % intervals for other training and test images. The point
+    at depth 0 is the stem: position information in patch content."""
     figure = Figure(figsize=(9.6, 4.0))
     left, right = figure.subplots(1, 2)
     curves = with_twins(results)

@@ -142,8 +142,8 @@ def patch_position_section(results: Sequence[PatchPosition]) -> list[Section]:
         "A Mixer has no position embedding, but its token-mixing weights are specific to positions; a ViT has position "
         "embeddings; a CNN can use zero padding at the border. The point at depth 0 is the stem, before any mixing: position "
         "information in patch content. Grey lines are chance (two random cells; R² = 0), dotted lines with open markers "
-        "untrained baselines, bands 95 % intervals over test images. Layers with few positions have large cells, so their errors "
-        "are coarse.",
+        "untrained baselines, bands 95 % intervals for other training and test images. Layers with few positions have large "
+        "cells, so their errors are coarse.",
         "Error of decoded patch positions and R² of row and column against relative depth",
         name="probe-patch-position",
     )
