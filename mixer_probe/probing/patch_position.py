@@ -408,12 +408,14 @@ def _layer_numbers(model: Model, grid: tuple[int, int], found: _Answers, *left_o
         "distance_px": lambda answers: answers.distances[0],
     }
     limits = {"r2": (-np.inf, 1), "accuracy": (0, 1), "distance_px": (0, apart.max())}
-    numbers = {}
+    numbers: dict[str, float] = {}
     for name, values in by_image.items():
-        value, *bounds = mean_interval(values(found), limits=None if name == "r2" else limits[name])
+        value, low, high = mean_interval(values(found), limits=None if name == "r2" else limits[name])
         if left_out:
-            bounds = list(training_interval(value, *bounds, np.stack([values(one) for one in left_out])))
-        low, high = np.clip(bounds, *limits[name]) if left_out else (np.nan, np.nan)
+            low, high = training_interval(value, low, high, np.stack([values(one) for one in left_out]))
+            low, high = np.clip((low, high), *limits[name])
+        else:
+            low = high = np.full_like(value, np.nan)
         numbers |= {name: float(value), f"low_{name}": float(low), f"high_{name}": float(high)}
     numbers["r2"] = 1 - found.errors[0].sum(axis=1).mean() / spread.sum()
     for axis, name in enumerate(("row_r2", "column_r2")):
