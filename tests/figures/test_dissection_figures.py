@@ -92,7 +92,7 @@ def test_without_a_null_there_are_still_figures_and_sentences(models, images, co
     dissection_depth([bare]).draw_without_rendering()
     dissection_concepts([bare]).draw_without_rendering()
     (section,) = all_views()[Dissection].sections([bare])
-    assert "without a null: no IoU is above" in section.paragraphs[0]
+    assert "no permutations were computed; no IoU is above" in section.paragraphs[0]
 
 
 def test_pictures_of_a_channel(page: DissectedChannel) -> None:

@@ -97,7 +97,7 @@ def _sentence(result: Dissection, twin: Dissection | None) -> str:
     found = int(summary["detectors"].sum())
     if not result.permutations:
         known = result.concept_frame()["iou"].dropna()
-        best = "" if known.empty else f": no IoU is above {known.max():.3f}"
+        best = "" if known.empty else f"; no IoU is above {known.max():.3f}"
         return f"{name}: no permutations were computed{best} ({n})."
     # Channels are corrected for their layer; whether any is beyond chance at all, for the layers too (Bonferroni).
     p = min((float(np.nanmin(p)) for p in result.p_value if np.isfinite(p).any()), default=1.0) * len(result.layers)
