@@ -153,7 +153,7 @@ def shorter_groups(rng: Random, planted: bool) -> bool:
     """Groups that are one random grouping of the classes more."""
     bits = 40 + rng.standard_normal((1, 31)) - (10 * (np.arange(31) == 0) if planted else 0)
     code = replace(control_coded("net", layers=1), bits=bits[:, :1], control_bits=bits[:, 1:, None])
-    return ", fewer than random ones" in _gap_sentence(code)
+    return ", significantly fewer than random groupings" in _gap_sentence(code)
 
 
 # -- cost --------------------------------------------------------------------------------------------------------------
