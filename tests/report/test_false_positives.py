@@ -88,7 +88,7 @@ def order_of_layers(rng: np.random.Generator) -> bool:
         n=9,
         measure="cka",
     )
-    return "climb" in order_of(best_matches(matrix))  # type: ignore[arg-type]
+    return "increase" in order_of(best_matches(matrix))  # type: ignore[arg-type]
 
 
 def depths_alike(rng: np.random.Generator) -> bool:

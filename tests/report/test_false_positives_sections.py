@@ -281,7 +281,7 @@ def kinship(rng: Random, planted: bool) -> bool:
     if planted:
         easy = np.where(rng.random((8, n)) < 0.8, np.repeat(common, 4, 0), own)
     made = [answers_right((easy[k] < 0.6)[None], (), name=f"n{k}", family=f) for k, f in enumerate(families)]
-    return "every pair of one family" in " ".join(_consistency_sentences(error_consistency(made)))
+    return "every pair within a family is more" in " ".join(_consistency_sentences(error_consistency(made)))
 
 
 def shifted(rng: Random, planted: bool) -> bool:
@@ -292,7 +292,7 @@ def shifted(rng: Random, planted: bool) -> bool:
         model=MODEL, n=N, layers=layers_of(8), distortions=(PatchShuffle(4), Shift(2, 2), LowPass(4.0)), cka=cka
     )
     found.cka_low, found.cka_high = cka - WILSON * 0.05, cka + WILSON * 0.05
-    return "less after" in _shift_sentence(found)  # type: ignore[arg-type]
+    return ", lower after" in _shift_sentence(found)  # type: ignore[arg-type]
 
 
 # -- channels ----------------------------------------------------------------------------------------------------------
