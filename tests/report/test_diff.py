@@ -170,7 +170,7 @@ def test_equal_reports_hold_the_same(tmp_path: Path) -> None:
     assert (found.matched, found.compared, found.values.shape) == (3, 3, (0, 6))
     assert findings(found) == (
         f"{tmp_path}/a and {tmp_path}/b/results.json are identical: 3 results, 3 numbers with an interval and 10 numbers and "
-        "words without.",
+        "text values without.",
     )
     assert found.expected == 0
 
