@@ -21,11 +21,11 @@ SMALL = ("--limit", "40", "--device", "cpu", "--permutations", "19", "--layers",
 def test_channels_prints_sentences_with_n_and_null(run: Run) -> None:
     code, printed, err = run("channels", "zoo:mixer-s0", *SMALL, "--what", "statistics,selectivity,needed")
     assert code == 0, err
-    assert "mixer-s0: 0 of 256 channels never change over 40 images" in printed
+    assert "mixer-s0: 0 of 256 channels are constant over 40 images" in printed
     assert "of 256 channels" in printed
-    assert "by 999 permutations of the labels, n = 40" in printed
+    assert "999 label permutations, n = 40" in printed
     assert "Untrained," in printed
-    assert "mixer-s0, after blocks.7: 90.0 % of what all 128 channels gain over chance" in printed
+    assert "most selective of 128 channels reach 90.0 % of the gain over chance" in printed
 
 
 def test_channels_writes_pictures_tables_and_results(run: Run, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_a_network_of_other_classes_says_so(open_page: Open) -> None:
     assert not page.error
     written = texts(page)
     assert "is not among its classes" in written
-    assert "none of that network's classes" in written
+    assert "not among the classes of that network" in written
     # timm's class names, not those of CIFAR-10, for 1,000 outputs.
     assert set(with_column(page, "probability")[0]["class"]) <= set(mp.load_images("photos").class_names or ())
 
@@ -277,7 +277,7 @@ def test_one_class_and_two_images(open_page: Open, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("MIXER_PROBE_APP_PATHS", str(tmp_path / "set"))
     page = open_page(PAGE, [CNN], images="folder:set", img_part="layers")
     assert not page.exception
-    assert "among three images or more" in texts(page)
+    assert "nearest neighbours need three images or more" in texts(page)
 
 
 def picture_folder(folder: Path, count: int) -> Path:

@@ -179,7 +179,7 @@ def test_empty_maps_are_said() -> None:
         ("resnet", "gradcam", {"layer": "fc"}, "'fc' is pooled; 'layer4.0' works"),
         ("resnet", "gradcam", {"layer": "global_pool"}, "'global_pool' is pooled; 'layer4.0' works"),
         ("mixer", "gradcam", {"layer": "blocks.0.mlp_tokens.act"}, "positions that form no grid; 'blocks.1' works"),
-        ("vit", "gradcam", {"layer": "blocks.1"}, "reads only its class token there; 'blocks.0' works"),
+        ("vit", "gradcam", {"layer": "blocks.1"}, "uses only its class token there; 'blocks.0' works"),
         ("mixer", "integrated_gradient", {}, "closest: integrated_gradients"),
         ("mixer", "layer_conductance", {}, "use mixer_probe.attribution.layer_conductance"),
         ("mixer", "integrated_gradients", {"steps": 3}, "no option 'steps'; closest: .*n_steps"),

@@ -64,7 +64,7 @@ def test_nodes_are_doubled_until_the_sum_and_the_units_settle() -> None:
         assert (np.abs(a - b).sum(1) <= 0.02 * np.abs(b).sum(1)).all()
     frame = found.to_frame()
     assert {"gap", "change"} <= set(frame.columns)
-    with pytest.warns(IncompleteAttributionWarning, match="still move, by more than 0%, at most by"):
+    with pytest.warns(IncompleteAttributionWarning, match="has not converged, by more than 0%"):
         few = at.layer_conductance(model, x, target=2, n_steps=4, max_steps=4, tolerance=1e-3)
     assert (few.steps == 4).all()
     assert np.maximum(few.gap, few.change).max() > 1e-3

@@ -122,7 +122,7 @@ def visit(page: Page, name: str) -> float:
     """Click in the menu and wait until the page is at rest; seconds, without the moment that it has to last."""
     start = time.perf_counter()
     page.get_by_test_id("stSidebarNav").get_by_role("link", name=name, exact=False).first.click()
-    title = "What did it learn?" if name == "Home" else name
+    title = "Networks and images" if name == "Home" else name
     page.get_by_test_id("stMain").get_by_role("heading", name=title, exact=True).wait_for(timeout=WAIT)
     rest(page)
     return time.perf_counter() - start - MOMENT / 1000

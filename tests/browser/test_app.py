@@ -241,7 +241,7 @@ BAD = {"note.txt": b"no picture", "cut.png": b"\x89PNG\r\n\x1a\n", "empty.jpg": 
 def test_a_bad_upload_is_a_message_and_the_page_goes_on(page: Page, app: str, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(BAD[name])
     visit(page, address(app, "", [VIT]), TITLES[""])
-    page.get_by_text("Other images: upload some").click()
+    page.get_by_text("Other images: upload files").click()
     page.locator("input[type=file]").last.set_input_files(tmp_path / name)
     page.get_by_role("button", name="Look at these").click()
     page.get_by_test_id("stAlertContentError").first.wait_for(timeout=WAIT)

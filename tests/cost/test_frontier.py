@@ -93,5 +93,5 @@ def test_a_probe_belongs_to_the_network_whose_cost_it_stands_beside() -> None:
         accuracy_cost([cost], [full], [few_shot_probe(*runs[::-1], [1])])
     next(model.module.parameters()).data.mul_(2)
     changed = [mp.extract(model, images, layers=layer) for images in (train, test)]
-    with pytest.raises(MeasureError, match="are of two networks"):
+    with pytest.raises(MeasureError, match="belong to different networks"):
         accuracy_cost([cost], [mp.linear_probe(*changed)])

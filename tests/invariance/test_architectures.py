@@ -77,5 +77,5 @@ def test_networks_that_cannot_read_the_class_are_left_out(tmp_path: Path) -> Non
     found = compare_architectures([*able, blind])
     assert found.networks == ("a", "b")
     assert load_results(save_results([found], tmp_path / "r.json"))[0].to_frame().equals(found.to_frame())
-    with pytest.raises(MeasureError, match="1 of the networks read the class"):
+    with pytest.raises(MeasureError, match="only 1 of the networks are above chance"):
         compare_architectures([able[0], blind])

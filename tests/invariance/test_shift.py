@@ -91,5 +91,5 @@ def test_examples_are_the_pixels_that_the_network_gets() -> None:
 
 
 def test_no_distortion_is_an_error() -> None:
-    with pytest.raises(MeasureError, match="no distortion to compare"):
+    with pytest.raises(MeasureError, match="no distortion was given"):
         representation_shift(tiny_models()[0], mp.load_images("demo", limit=5), ())

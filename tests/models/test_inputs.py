@@ -138,7 +138,7 @@ def test_timm_networks_of_other_channels_say_so(channels: int, mean: tuple[float
 
 
 def test_distortions_are_refused_for_networks_of_other_channels() -> None:
-    with pytest.raises(ModelError, match="distortions act on red, green and blue, and the network takes 1 channels"):
+    with pytest.raises(ModelError, match="distortions need RGB input, and the network takes 1 channels"):
         standard_distortions(model_of(1))
 
 

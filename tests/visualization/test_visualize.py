@@ -235,7 +235,7 @@ def test_float64_and_other_sizes(images: mp.Images) -> None:
         ({"seeds": (1, 1)}, "seeds are"),
         ({"steps": 0}, "1 or more"),
         ({"k": 0}, "1 or more"),
-        ({"rate": 0.0}, "rate is above 0"),
+        ({"rate": 0.0}, "rate must be above 0"),
         ({"size": 48}, "does not take images of 48×48 px"),
     ],
 )
