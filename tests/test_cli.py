@@ -256,7 +256,7 @@ def test_probe_writes_pictures_tables_and_says_what_they_show(run: Run, tmp_path
     code, printed, _ = run("probe", "zoo:mixer-s0", *arguments, "--out", str(out))
     assert code == 0
     percent = r"\d+\.\d % \[\d+\.\d %, \d+\.\d %\]"
-    head = rf"mixer-s0: (best )?after blocks\.\d with {percent}, n = 60"
+    head = rf"mixer-s0: (highest )?accuracy {percent} after blocks\.\d, n = 60"
     assert re.search(rf"{head}.*Untrained baseline: at most {percent}", printed)
     assert re.search(rf"Raw pixels: {percent}; chance: 10.0 %", printed)
     shots = rf"{percent} with 1 image per class and {percent} with 5 images per class"

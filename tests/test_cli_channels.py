@@ -24,7 +24,7 @@ def test_channels_prints_sentences_with_n_and_null(run: Run) -> None:
     assert "mixer-s0: 0 of 256 channels are constant over 40 images" in printed
     assert "of 256 channels" in printed
     assert "999 label permutations, n = 40" in printed
-    assert "Untrained," in printed
+    assert "Untrained baseline: " in printed
     assert "most selective of 128 channels reach 90.0 % of the gain over chance" in printed
 
 
