@@ -107,7 +107,7 @@ def test_a_network_of_other_classes_says_so(open_page: Open) -> None:
 
 def test_a_head_of_zeros_is_said(open_page: Open) -> None:
     page = open_page(PAGE, ["mixer_s32_224?untrained"], n="100")
-    assert "its head is zero" in texts(page)
+    assert "the head is zero" in texts(page)
     np.testing.assert_allclose(with_column(page, "probability")[0]["probability"], 1e-3)
 
 

@@ -29,7 +29,7 @@ def test_everything_is_there_and_loads_back(tmp_path: Path) -> None:
     results = [mp.token_mixing(tiny_models()[0]), Skipped("a step", "a reason"), Skipped("another", "why not")]
     sections = deliver(results, tmp_path / "out", "A title", {"command": "python x.py"}, {"extra": Figure((1, 1))})
     files = {p.name for p in (tmp_path / "out").iterdir()}
-    assert {"report.html", "results.json", "left-out.csv", "extra.svg", "extra.png"} <= files
+    assert {"report.html", "results.json", "skipped-analyses.csv", "extra.svg", "extra.png"} <= files
     assert {name.removesuffix(".svg") for name in files if name.endswith(".svg")} == {
         name.removesuffix(".png") for name in files if name.endswith(".png")
     }
@@ -37,7 +37,7 @@ def test_everything_is_there_and_loads_back(tmp_path: Path) -> None:
     again = mp.load_results(tmp_path / "out" / "results.json")
     assert [type(r) for r in again] == [type(r) for r in results]
     np.testing.assert_array_equal(again[0].to_frame().to_numpy(), results[0].to_frame().to_numpy())
-    assert pd.read_csv(tmp_path / "out" / "left-out.csv")["reason"].tolist() == ["a reason", "why not"]
+    assert pd.read_csv(tmp_path / "out" / "skipped-analyses.csv")["reason"].tolist() == ["a reason", "why not"]
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "A title" in page
     assert "python x.py" in page
@@ -151,7 +151,7 @@ def test_killed_at_any_moment_pictures_of_two_reports_are_never_together(
         report(out, "third")
         assert pictures(out) == {"third"}
         assert {f.name for f in out.iterdir()} == {
-            *(".mixer-probe-files.json", "left-out.csv", "report.html", "results.json", "third.svg", "third.png")
+            *(".mixer-probe-files.json", "skipped-analyses.csv", "report.html", "results.json", "third.svg", "third.png")
         }
     with capsys.disabled():
         print(f"\nreports killed at {tried} moments: never two together, the next one complete")
