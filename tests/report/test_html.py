@@ -92,7 +92,7 @@ def test_numbers_carry_n_estimator_interval_and_null(study: list[Result]) -> Non
     assert re.search(r"\d of 4 pairs are above their own null, 5 % expected by chance", text["similarity"])
     assert "n = 60" in text["measures"]
     assert "95 % Wilson" in text["probes"]
-    assert re.search(r"\[\d+\.\d %, \d+\.\d %\], n = 60", text["probes"])
+    assert re.search(r"\[\d+\.\d %, \d+\.\d %\] after \S+, n = 60", text["probes"])
     assert "999 surrogates" in text["token-mixing"]
     assert "60 images" in text["channels"]
 
@@ -123,7 +123,7 @@ def test_a_distance_is_read_the_other_way_round() -> None:
     section = make_sections([matrix])[0]
     i, j = np.unravel_index(matrix.values.argmin(), matrix.values.shape)
     assert f"{matrix.layers_a[i].name} × {matrix.layers_b[j].name}: Procrustes distance" in section.paragraphs[0]
-    assert "chance at least" in section.paragraphs[0]
+    assert "5th percentile of the" in section.paragraphs[0]
 
 
 def test_five_networks_are_summed_up() -> None:
