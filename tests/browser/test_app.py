@@ -152,14 +152,14 @@ def test_a_report_of_what_was_seen_opens_without_the_app(page: Page, chromium: B
     settle(page, "Report")
     assert page.get_by_role("checkbox", name="card of").count() == 2
     page.get_by_role("button", name="Create report").click()
-    page.get_by_role("heading", name="Networks").wait_for(timeout=WAIT)
+    page.get_by_role("heading", name="Networks", exact=True).wait_for(timeout=WAIT)
     with page.expect_download() as saved:
         page.get_by_role("button", name="Report (HTML)").click()
     saved.value.save_as(tmp_path / "report.html")
     # A page of its own, since that of the app is watched for files that it asks for.
     report = chromium.new_page()
     report.goto((tmp_path / "report.html").as_uri())
-    report.get_by_role("heading", name="Networks").wait_for(timeout=WAIT)
+    report.get_by_role("heading", name="Networks", exact=True).wait_for(timeout=WAIT)
     assert report.get_by_text("test_resnet").count()
     report.close()
 
