@@ -244,7 +244,7 @@ def test_weights_that_a_network_does_not_have(run: Run, tmp_path: Path, options:
 
 def test_probe_prints_intervals(run: Run) -> None:
     code, out, _ = run("probe", "mixer_s32_224", "--no-pretrained", "--limit", "40", "--device", "cpu", "--json")
-    rows = json.loads(out)
+    rows = json.loads(out)["linear-probes"]
     assert code == 0
     assert len(rows) == 8
     assert all(r["low"] <= r["accuracy"] <= r["high"] and r["n_test"] == 40 for r in rows)
@@ -308,7 +308,7 @@ def test_probe_is_fitted_on_one_folder_and_tested_on_another(run: Run, tmp_path:
     test = folders_of_colours(tmp_path / "test", ("red", "blue"), 1)
     arguments = ("--data", train, "--test-data", test, "--device", "cpu", "--layers", "blocks.0", "--json")
     code, printed, err = run("probe", "zoo:mixer-s0", *arguments)
-    rows = json.loads(printed)
+    rows = json.loads(printed)["linear-probes"]
     assert code == 0, err
     assert [(r["n_train"], r["n_test"], r["classes"]) for r in rows] == [(18, 12, 3)] * 3
     assert rows[-1]["model"] == "raw pixels"
@@ -328,7 +328,7 @@ def test_probe_of_targets_and_several_tables(run: Run, tmp_path: Path) -> None:
     arguments = ("--data", data, "--device", "cpu", "--layers", "blocks.0", "--no-baselines", "--json")
     code, printed, err = run("probe", "zoo:mixer-s0", *arguments, *targets)
     assert code == 0, err
-    rows = json.loads(printed)
+    rows = json.loads(printed)["probes-beyond-the-class"]
     assert [(r["target"], r["metric"]) for r in rows] == [("tint", "accuracy"), ("age", "R2"), ("brightness", "R2")]
     assert rows[0]["score"] == 1
     code, printed, _ = run("probe", "zoo:mixer-s0", *arguments, *targets, "--what", "accuracy")

@@ -156,8 +156,9 @@ def test_no_command_line_is_a_traceback(command: str, words: list[str]) -> None:
     tried["lines"] += 1
     with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as place:
         patch.chdir(place)
-        patch.setattr("mixer_probe.models.load_model", refuse)
+        # This one first: it is looked up in the other, whose own would else be the refusal for ever.
         patch.setattr("mixer_probe.load_model", refuse)
+        patch.setattr("mixer_probe.models.load_model", refuse)
         patch.setattr(sys, "argv", ["mixer-probe", command, *words])
         try:
             cli.main()

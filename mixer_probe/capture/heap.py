@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import platform
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+
+from mixer_probe.core.threads import Overlapping
 
 # From malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -20,27 +21,22 @@ _LARGE = 2**30
 # Where glibc's own adjustment ends after a program has freed a large block, as every forward pass does.
 _USUAL_MMAP, _USUAL_TRIM = 2**25, 2**26
 
-_lock = threading.Lock()
-_inside = 0
-
 
 @contextmanager
-def kept_heap() -> Iterator[None]:
-    """Inside, freed memory stays in the process; after the last of several that overlap, it goes back to the system."""
-    _enter(+1)
+def _keeping() -> Iterator[None]:
+    libc = _glibc()
+    if libc is None:
+        yield
+        return
+    _keep(libc)
     try:
         yield
     finally:
-        _enter(-1)
+        _give_back(libc)
 
 
-def _enter(step: int) -> None:
-    global _inside
-    with _lock:
-        before, _inside = _inside, _inside + step
-        libc = _glibc()
-        if libc is not None and not (before and _inside):
-            _keep(libc) if _inside else _give_back(libc)
+# Inside, freed memory stays in the process; after the last of several that overlap, it goes back to the system.
+kept_heap = Overlapping(_keeping)
 
 
 def _keep(libc: ctypes.CDLL) -> None:

@@ -177,7 +177,7 @@ def stream(
     runner = _Runner(model, layers, reducer, batch_size, autocast)
     position = start
     on_cpu = model.device.type == "cpu"
-    with task(title or model.name, len(source)) as advance, kept_heap() if on_cpu else nullcontext():
+    with task(title or model.name, len(source)) as advance, kept_heap if on_cpu else nullcontext():
         advance(start)
         for batch in source.batches(transform, batch_size, start=start, pin_memory=model.device.type == "cuda"):
             for found, n in runner.parts(batch):

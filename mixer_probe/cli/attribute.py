@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,10 +23,9 @@ from mixer_probe.cli.options import (
     Seed,
     Split,
     app,
-    console,
     folder,
 )
-from mixer_probe.cli.output import print_json, print_sections, tables_by_kind, write_files
+from mixer_probe.cli.output import finish
 from mixer_probe.cli.shared import check_layer, find_images, model_loaders
 from mixer_probe.core.errors import ImagesError, MeasureError
 
@@ -96,7 +94,8 @@ def attribute(
     for load in loaders:
         study.look_at(load())
     study.finish()
-    _deliver(study, out, as_json)
+    files = {} if out is None else _maps(study)
+    finish(study.results, out, "Attribution maps and their evaluation", as_json, files=files, tables=True)
 
 
 def _settings(
@@ -137,27 +136,11 @@ def _images(
     return load_files(files) if files else find_images(data or "demo", split, root, limit, on_error, seed)
 
 
-def _deliver(study: AttributionStudy, out: Path | None, as_json: bool) -> None:
-    """Files where a folder is given, and all rows as JSON, or sentences and the tables that no file holds."""
-    from mixer_probe.report import make_sections
-
-    results = study.results
-    if out is None:
-        sections = make_sections(results)
-    else:
-        sections = write_files(results, {}, out, "Attribution maps and their evaluation", _maps(study))
-    if as_json:
-        print_json({name: json.loads(frame.to_json(orient="records")) for name, frame in tables_by_kind(results).items()})
-        return
-    print_sections(sections, tables=out is None)
-    if out is not None:
-        console.print(str((out / "report.html").resolve()), markup=False, highlight=False, soft_wrap=True)
-
-
 def _maps(study: AttributionStudy) -> dict[str, str | bytes]:
     """Every map over its image, pixel by pixel, and all maps as data, by the names of their files."""
     from mixer_probe.attribution.figures import overlay_image
     from mixer_probe.core.result import results_text
+    from mixer_probe.core.text import slug
 
     if not study.wants("overlays"):
         return {}
@@ -165,12 +148,8 @@ def _maps(study: AttributionStudy) -> dict[str, str | bytes]:
     for i in range(min(study.settings.shown, len(study.images))):
         picture = study.images[i]
         for a in study.made:
-            name = "-".join(_slug(part) for part in (Path(a.ids[i]).stem, a.model.name.removeprefix("zoo:"), a.method))
+            name = "-".join(slug(part)[:60] for part in (Path(a.ids[i]).stem, a.model.name.removeprefix("zoo:"), a.method))
             stream = io.BytesIO()
             overlay_image(picture, a, i).save(stream, "PNG")
             files[f"overlays/{i}-{name}.png"] = stream.getvalue()
     return files
-
-
-def _slug(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in text)[:60]

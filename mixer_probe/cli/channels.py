@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,15 +26,13 @@ from mixer_probe.cli.options import (
     Seed,
     Split,
     app,
-    console,
     folder,
 )
-from mixer_probe.cli.output import print_json, print_sections, tables_by_kind, write_files
+from mixer_probe.cli.output import finish
 from mixer_probe.cli.shared import check_layers, find_images, model_loaders, study_settings, train_and_test, without_gaps
 from mixer_probe.core.errors import LayerError, MeasureError, closest
 
 if TYPE_CHECKING:
-    from mixer_probe.core.result import Result
     from mixer_probe.images import Images
     from mixer_probe.models import Model
 
@@ -124,7 +121,7 @@ def channels(
     for load in loaders:
         study.read_channels(load())
     study.finish()
-    _deliver(without_gaps(study.results, not by_name), out, as_json)
+    finish(without_gaps(study.results, not by_name), out, "Channel analysis", as_json)
 
 
 def _analyses(what: str | None, networks: int, asked: bool, annotated: bool, visualize: bool) -> tuple[str, ...]:
@@ -198,16 +195,3 @@ def _check_labels(images: Images, train: Images | None, chosen: Sequence[str], s
     check_labels(images, chosen)
     if "needed" in chosen and train is None:
         label_halves(images.labels, images.name, images.class_names, seed)
-
-
-def _deliver(results: Sequence[Result], out: Path | None, as_json: bool) -> None:
-    """Files where a folder is given, and all rows as JSON, or sentences."""
-    from mixer_probe.report import make_sections
-
-    sections = make_sections(results) if out is None else write_files(results, {}, out, "Channel analysis")
-    if as_json:
-        print_json({name: json.loads(frame.to_json(orient="records")) for name, frame in tables_by_kind(results).items()})
-        return
-    print_sections(sections)
-    if out is not None:
-        console.print(str((out / "report.html").resolve()), markup=False, highlight=False, soft_wrap=True)

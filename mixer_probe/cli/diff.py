@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixer_probe.cli.options import AsJson, app, console, folder
-from mixer_probe.cli.output import print_json
+from mixer_probe.cli.output import command_line, print_json
 from mixer_probe.core.errors import StoreError
 
 if TYPE_CHECKING:
@@ -64,7 +62,7 @@ def _deliver(found: ReportDiff, out: Path) -> None:
     from mixer_probe.core.text import csv_text
     from mixer_probe.report import deliver
 
-    settings = {"command": " ".join(["mixer-probe", *map(shlex.quote, sys.argv[1:])])}
+    settings = {"command": command_line()}
     files = {"differences-without-intervals.csv": csv_text(found.changes_frame())}
     deliver([found], out, f"Differences between {found.name_a} and {found.name_b}", settings, files=files)
 

@@ -22,17 +22,41 @@ if TYPE_CHECKING:
     from mixer_probe.core.section import Section
 
 
-def write_files(
+def finish(
     results: Sequence[Result],
-    drawn: dict[str, Figure],
-    out: Path,
+    out: Path | None,
     title: str,
+    as_json: bool,
+    *,
+    drawn: dict[str, Figure] | None = None,
     files: Mapping[str, str | bytes] | None = None,
-) -> list[Section]:
-    """A table of each kind of result, results.json, the report with its pictures, those `drawn` besides, and `files` by name."""
-    from mixer_probe.report.deliver import deliver
+    tables: bool = False,
+) -> None:
+    """Where `out` is a folder: a table of each type of result, results.json, the report with its figures, those `drawn` besides,
+    and `files` by name. Then all rows as JSON, or the sentences, with the `tables` where no file holds them."""
+    from mixer_probe.report import make_sections
+    from mixer_probe.report.deliver import deliver, tables_by_kind
 
-    return deliver(results, out, title, {"command": " ".join(["mixer-probe", *map(shlex.quote, sys.argv[1:])])}, drawn, files)
+    if out is None:
+        sections = make_sections(results)
+    else:
+        sections = deliver(results, out, title, {"command": command_line()}, drawn or {}, files)
+    if as_json:
+        print_json({name: json.loads(frame.to_json(orient="records")) for name, frame in tables_by_kind(results).items()})
+        return
+    print_sections(sections, tables=tables and out is None)
+    if out is not None:
+        print_report(out)
+
+
+def command_line() -> str:
+    """What was typed, as a shell reads it."""
+    return " ".join(["mixer-probe", *map(shlex.quote, sys.argv[1:])])
+
+
+def print_report(out: Path) -> None:
+    """Where the report is."""
+    console.print(str((out / "report.html").resolve()), markup=False, highlight=False, soft_wrap=True)
 
 
 # Columns that a terminal has no room for: names, captions and sentences say the same.
@@ -51,13 +75,6 @@ def print_sections(sections: Sequence[Section], tables: bool = False) -> None:
                 kept = [i for i, name in enumerate(item.frame.columns) if name not in _WIDE]
                 rows = [[row[i][0] for i in kept] for row in item.rows]
                 print_rows([item.header[i] for i in kept], rows)
-
-
-def tables_by_kind(results: Sequence[Result]) -> dict[str, pd.DataFrame]:
-    """One table for all results of a kind, by the title of the kind as a file name."""
-    from mixer_probe.report.deliver import tables_by_kind as tables
-
-    return tables(results)
 
 
 def print_frame(frame: pd.DataFrame) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,10 +25,9 @@ from mixer_probe.cli.options import (
     Seed,
     Split,
     app,
-    console,
     folder,
 )
-from mixer_probe.cli.output import print_json, print_sections, tables_by_kind, write_files
+from mixer_probe.cli.output import finish
 from mixer_probe.cli.shared import check_layers, find_images, model_loaders, study_settings, train_and_test, without_gaps
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import check_choice, shown, whole_number
@@ -116,7 +114,8 @@ def probe(
     for load in loaders:
         study.read(load())
     study.probe()
-    _deliver_probes(without_gaps(study.results, what == "all"), out, as_json)
+    results = without_gaps(study.results, what == "all")
+    finish(results, out, "Probe analysis", as_json, files=_paths(results), tables=True)
 
 
 def _probes(what: str | None, few: Any, target: Any) -> tuple[str, ...]:
@@ -149,23 +148,6 @@ def _targets(specs: Sequence[str] | None) -> tuple[str, ...]:
     from mixer_probe.probing.analyses import check_target
 
     return tuple(check_target(spec) for spec in dict.fromkeys(specs or ()))
-
-
-def _deliver_probes(results: Sequence[Result], out: Path | None, as_json: bool) -> None:
-    """Files where a folder is given, and JSON, or sentences and the tables that no file holds."""
-    from mixer_probe.report import make_sections
-
-    frames = tables_by_kind(results)
-    title = "Probe analysis"
-    sections = make_sections(results) if out is None else write_files(results, {}, out, title, _paths(results))
-    if as_json:
-        rows = {name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()}
-        # A single table is a list, as it was when there was no other.
-        print_json(rows if len(rows) > 1 else next(iter(rows.values())))
-        return
-    print_sections(sections, tables=out is None)
-    if out is not None:
-        console.print(str((out / "report.html").resolve()), markup=False, highlight=False, soft_wrap=True)
 
 
 def _paths(results: Sequence[Result]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -33,8 +32,8 @@ from mixer_probe.cli.options import (
     Seed,
     Split,
     app,
-    console,
 )
+from mixer_probe.cli.output import command_line, print_report
 from mixer_probe.cli.shared import check_layers, model_loaders, study_settings, train_and_test
 from mixer_probe.cli.similarity import measure_names
 from mixer_probe.core.errors import StoreError
@@ -121,7 +120,7 @@ def _write_study(
         again = _how_again(loaders, images, train, settings)
         delivery.write(FILE_NAME, results_text(results, again, title))
         delivery.write("report.html", report_page(make_sections(results), results, title, again))
-    console.print(str((out / "report.html").resolve()), markup=False, highlight=False, soft_wrap=True)
+    print_report(out)
 
 
 def _how_again(
@@ -150,7 +149,7 @@ settings = StudySettings(
 results = run_study(models, images, train, settings)
 mp.write_report(results, "report.html")
 """
-    command = " ".join(["mixer-probe", *map(shlex.quote, sys.argv[1:])])
+    command = command_line()
     return {"command": command, "script": script, "images": to_dict(images.record), "study": asdict(settings)}
 
 
@@ -172,9 +171,9 @@ def render(
     found = [open_results(path) for path in saved]
     results = [result for one in found for result in one.results]
     own_title = found[0].title or "Saved results" if len(found) == 1 else f"Results of {len(found)} files"
-    settings = found[0].settings if len(found) == 1 else {"command": " ".join(["mixer-probe", *map(shlex.quote, sys.argv[1:])])}
+    settings = found[0].settings if len(found) == 1 else {"command": command_line()}
     deliver(results, out, title or own_title, settings)
-    console.print(str((out / "report.html").resolve()), markup=False, highlight=False, soft_wrap=True)
+    print_report(out)
 
 
 @app.command(name="app", epilog="Example: mixer-probe app runs/ photos/ checkpoints/")

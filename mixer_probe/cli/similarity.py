@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,6 +31,7 @@ from mixer_probe.cli.options import (
     console,
     folder,
 )
+from mixer_probe.cli.output import command_line
 from mixer_probe.cli.shared import check_layers, chosen_layers, find_images, model_loaders
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import shown, whole_number
@@ -146,7 +145,7 @@ def _deliver_similarity(matrices: Sequence[SimilarityMatrix], out: Path | None, 
 
     frame = pd.concat([m.to_frame() for m in matrices], ignore_index=True)
     if out is not None:
-        settings = {"command": " ".join(["mixer-probe", *map(shlex.quote, sys.argv[1:])])}
+        settings = {"command": command_line()}
         with delivering(out) as delivery:
             delivery.write("similarity.csv", csv_text(frame))
             delivery.write(FILE_NAME, results_text(matrices, settings))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,9 +21,8 @@ from mixer_probe.cli.options import (
     Seed,
     Split,
     app,
-    console,
 )
-from mixer_probe.cli.output import print_json, print_sections, tables_by_kind, write_files
+from mixer_probe.cli.output import finish
 from mixer_probe.cli.shared import find_images, model_loaders
 
 if TYPE_CHECKING:
@@ -73,19 +70,8 @@ def weights(
         found = weight_results([model, *twins], chosen, images)
         drawn |= {} if path is None else block_pictures([r for r in found if _is_of(r, model)], path)
         results += found
-    _deliver_weights(results, drawn, out, as_json)
+    finish(results, out, "Weight analysis", as_json, drawn=drawn)
 
 
 def _is_of(result: Any, model: Model) -> bool:
     return getattr(result, "model", None) == model.record
-
-
-def _deliver_weights(results: Sequence[Result], drawn: dict[str, Figure], out: Path, as_json: bool) -> None:
-    """Files for all results, and tables of a few lines a network, or all rows as JSON."""
-    sections = write_files(results, drawn, out, "Weight analysis")
-    if as_json:
-        rows = {name: json.loads(frame.to_json(orient="records")) for name, frame in tables_by_kind(results).items()}
-        print_json(rows)
-        return
-    print_sections(sections)
-    console.print(str((out / "report.html").resolve()), markup=False, highlight=False, soft_wrap=True)

@@ -37,6 +37,11 @@ def _escape(character: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
+def slug(text: str) -> str:
+    """The text as part of the name of a file: letters, digits, and - _ . alone."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in text)
+
+
 def csv_text(frame: pd.DataFrame) -> str:
     """A table as CSV without its index. Text that a spreadsheet would run as a formula gets an apostrophe before it, numbers are
     as they are, and what steers a terminal is escaped."""

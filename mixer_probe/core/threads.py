@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -28,32 +28,43 @@ def side_by_side(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
     workers = min(available_cores(), len(items))
     if workers < 2:
         return [work(item) for item in items]
-    with _one_thread_each(), ThreadPoolExecutor(workers) as pool:
+    with _one_thread_each, ThreadPoolExecutor(workers) as pool:
         return list(pool.map(work, items))
 
 
-_lock = threading.Lock()
-_inside = 0
-_outside = ExitStack()
+class Overlapping:
+    """A context of the whole process: the first thread that comes in enters it, the last that goes out leaves it."""
+
+    def __init__(self, make: Callable[[], AbstractContextManager[None]]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self.inside = 0
+        self._context: AbstractContextManager[None] = nullcontext()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self.inside:
+                self._context = self._make()
+                self._context.__enter__()
+            self.inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self.inside -= 1
+            if not self.inside:
+                self._context.__exit__(None, None, None)
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Inside, neither BLAS nor torch splits its work among threads; both do again after the last of several that overlap."""
-    _enter(+1)
-    try:
-        yield
-    finally:
-        _enter(-1)
+def _unthreaded() -> Iterator[None]:
+    before = torch.get_num_threads()
+    with threadpool_limits(1):
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
-def _enter(step: int) -> None:
-    global _inside
-    with _lock:
-        if not _inside:
-            _outside.callback(torch.set_num_threads, torch.get_num_threads())
-            _outside.enter_context(threadpool_limits(1))
-            torch.set_num_threads(1)
-        _inside += step
-        if not _inside:
-            _outside.close()
+# Inside, neither BLAS nor torch splits its work among threads.
+_one_thread_each = Overlapping(_unthreaded)

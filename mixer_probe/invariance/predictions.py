@@ -40,7 +40,7 @@ def predictions(
     on_cpu = model.device.type == "cpu"
     with (
         task(f"{model.name}: distortions", found.size) as advance,
-        kept_heap() if on_cpu else nullcontext(),
+        kept_heap if on_cpu else nullcontext(),
         evaluating(model.module),
         torch.no_grad(),
     ):

@@ -19,6 +19,7 @@ from mixer_probe.core.errors import StoreError
 from mixer_probe.core.files import remedy
 from mixer_probe.core.result import Result, load_results, save_results, to_dict
 from mixer_probe.core.skipped import Skipped
+from mixer_probe.core.text import slug
 from mixer_probe.models import Model
 
 _PACKAGES = ("torch", "timm", "numpy", "captum", "scikit-learn")
@@ -42,7 +43,7 @@ class Steps:
 
         Raises StoreError, with what to do, if the results cannot be kept; the steps before stay."""
         content = {"step": name, "settings": {key: identity(value) for key, value in settings.items()}, "code": _code()}
-        file = self.folder / f"{_slug(name)}-{_digest(content)[:16]}.json"
+        file = self.folder / f"{slug(name)[:80]}-{_digest(content)[:16]}.json"
         return _kept(file) or self._made(name, file, content, compute)
 
     def _made(self, name: str, file: Path, content: Mapping[str, Any], compute: Callable[[], Iterable[Result]]) -> list[Result]:
@@ -114,7 +115,3 @@ def file_digests(paths: Iterable[str | None]) -> dict[str, str]:
     """Hash of the content of every path that is a file."""
     files = [Path(path) for path in paths if path]
     return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)[:80]

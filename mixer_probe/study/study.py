@@ -20,6 +20,7 @@ from mixer_probe.core.progress import task
 from mixer_probe.core.result import Result
 from mixer_probe.core.settings import StudySettings
 from mixer_probe.core.skipped import Skipped, has_no_room
+from mixer_probe.core.text import slug
 from mixer_probe.images import Images
 from mixer_probe.images.classes import class_name, quoted, require_labels
 from mixer_probe.invariance.own_accuracy import own_accuracy
@@ -209,7 +210,7 @@ class Study:
         heads = [layer.name for layer in model.layers if layer.kind == "head"][-1:] if with_head else []
         layers = [*([s.layers] if isinstance(s.layers, str) else s.layers), *heads]
         of = f"{model.fingerprint[:8]}-{images.fingerprint[:8]}"
-        out = None if self.store is None else self.store / f"{_slug(model.name)}-{of}-{part}.zarr"
+        out = None if self.store is None else self.store / f"{slug(model.name)}-{of}-{part}.zarr"
         return extract(model, images, layers, batch_size=s.batch_size, autocast=s.autocast, out=out)
 
     def _sample(self, most: int) -> Images:
@@ -367,7 +368,3 @@ def any_halves(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def _runs(seen: Iterable[Seen | None]) -> list[Representations | None]:
     """The runs of networks that have any."""
     return [run for s in seen if s is not None for run in (s.test, s.train, s.twin_test, s.twin_train)]
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)

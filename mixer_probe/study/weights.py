@@ -13,6 +13,7 @@ from mixer_probe.core.analysis import Analysis
 from mixer_probe.core.errors import LayerError, MixerProbeError
 from mixer_probe.core.result import Result
 from mixer_probe.core.skipped import Skipped
+from mixer_probe.core.text import slug
 from mixer_probe.models import Model
 from mixer_probe.weights import KernelTying, SpatialKernels, TokenMixing, WeightSpectra
 from mixer_probe.weights.figures import kernel_dictionary, kernel_energy, kernel_maps, singular_values, token_mixing_units
@@ -88,4 +89,4 @@ def _tying_pictures(result: KernelTying, layers: Sequence[int]) -> dict[str, Fig
 
 
 def _model_name(result: Any) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in result.model.name.removeprefix("zoo:"))
+    return slug(result.model.name.removeprefix("zoo:"))

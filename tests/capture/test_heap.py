@@ -37,7 +37,7 @@ def resident() -> int:
 @on_glibc
 def test_memory_is_used_again_without_being_cleared():
     # In a process of its own, since a heap that other tests have left in pieces may have no free place of that size.
-    script = "from tests.capture.test_heap import regions_cleared, kept_heap\nwith kept_heap(): print(regions_cleared())"
+    script = "from tests.capture.test_heap import regions_cleared, kept_heap\nwith kept_heap: print(regions_cleared())"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr
     # Small objects may come to lie in the first places; from then on nothing is cleared.
@@ -47,25 +47,25 @@ def test_memory_is_used_again_without_being_cleared():
 @on_glibc
 def test_memory_goes_back_at_the_end():
     before = resident()
-    with kept_heap():
+    with kept_heap:
         torch.ones(256 * MIB // 4)
         assert resident() > before + 200
     assert resident() < before + 56
 
 
 def test_overlapping_uses_and_errors_leave_nothing_behind():
-    outer, inner = kept_heap(), kept_heap()
+    outer, inner = kept_heap, kept_heap
     outer.__enter__()
     inner.__enter__()
     outer.__exit__(None, None, None)
-    assert heap._inside == 1
+    assert kept_heap.inside == 1
     inner.__exit__(None, None, None)
-    with pytest.raises(ZeroDivisionError), kept_heap():
+    with pytest.raises(ZeroDivisionError), kept_heap:
         raise ZeroDivisionError
-    assert heap._inside == 0
+    assert kept_heap.inside == 0
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch):
     monkeypatch.setattr(heap, "_glibc", lambda: None)
-    with kept_heap():
+    with kept_heap:
         assert torch.ones(3).sum() == 3
