@@ -158,9 +158,9 @@ def _colour(shown: pd.DataFrame) -> object:
         return alt.Color("depth:Q", title=TITLES["depth"], scale=alt.Scale(scheme="viridis", domain=[0, 1]))
     if "beyond" not in shown:
         return alt.value(_BLUE)
-    shown["kind"] = shown["beyond"].map({True: "beyond the null", False: "within the null"})
-    scale = alt.Scale(domain=["beyond the null", "within the null"], range=[_ORANGE, _GREY])
-    return alt.Color("kind:N", title="tells the class", scale=scale, legend=alt.Legend(orient="top", symbolStrokeWidth=0))
+    shown["kind"] = shown["beyond"].map({True: "significant", False: "not significant"})
+    scale = alt.Scale(domain=["significant", "not significant"], range=[_ORANGE, _GREY])
+    return alt.Color("kind:N", title="selective for the class", scale=scale, legend=alt.Legend(orient="top", symbolStrokeWidth=0))
 
 
 def _tooltip(shown: pd.DataFrame) -> list[alt.Tooltip]:
@@ -202,7 +202,7 @@ def class_bars(frame: pd.DataFrame) -> alt.LayerChart:
     """AUROC by class: bars from 1/2, thin lines their intervals, the grey ground the null."""
     away = (frame["auroc"] - 0.5).abs()
     shown = frame.loc[away.sort_values(ascending=False, kind="stable").index[:MOST_CLASSES]].assign(middle=0.5)
-    shown["answer"] = np.where(shown["auroc"] >= 0.5, "higher for it", "lower for it")
+    shown["answer"] = np.where(shown["auroc"] >= 0.5, "higher activation", "lower activation")
     order = shown.sort_values("auroc", ascending=False)["class"].tolist()
     y = alt.Y("class:N", sort=order, title="class", axis=alt.Axis(labelLimit=170, labelOverlap=False))
     scale = alt.Scale(domain=[0, 1])
@@ -213,7 +213,7 @@ def class_bars(frame: pd.DataFrame) -> alt.LayerChart:
     colour = alt.Color(
         "answer:N",
         title=None,
-        scale=alt.Scale(domain=["higher for it", "lower for it"], range=[_ORANGE, _BLUE]),
+        scale=alt.Scale(domain=["higher activation", "lower activation"], range=[_ORANGE, _BLUE]),
         legend=alt.Legend(orient="top"),
     )
     bar = base.mark_bar(height={"band": 0.5}).encode(x=alt.X("middle:Q", scale=scale), x2="auroc:Q", color=colour)
@@ -279,7 +279,7 @@ def answers_chart(frame: pd.DataFrame, x: str, y: str, wanted: str) -> alt.Chart
 DEPTH = {
     "best": "AUROC of the best channel",
     "auroc_median": "AUROC of the median channel",
-    "share_selective": "channels beyond the null (%)",
+    "share_selective": "selective channels (%)",
 }
 
 
@@ -342,10 +342,10 @@ def _depth_tooltip() -> list[alt.Tooltip]:
         alt.Tooltip("layer:N", title="layer"),
         alt.Tooltip("depth:Q", title="relative depth", format=".2f"),
         alt.Tooltip("best:Q", title=DEPTH["best"], format=".3f"),
-        alt.Tooltip("channel:Q", title="which channel"),
+        alt.Tooltip("channel:Q", title="channel"),
         alt.Tooltip("auroc_median:Q", title=DEPTH["auroc_median"], format=".3f"),
-        alt.Tooltip("null_auroc:Q", title="the same by chance", format=".3f"),
-        alt.Tooltip("share_selective:Q", title="channels beyond the null", format=".0%"),
+        alt.Tooltip("null_auroc:Q", title="95th percentile of the null", format=".3f"),
+        alt.Tooltip("share_selective:Q", title="selective channels", format=".0%"),
         alt.Tooltip("n_images:Q", title="n images"),
     ]
 

@@ -74,8 +74,8 @@ def where_asked(names: Sequence[str]) -> tuple[str, str]:
     left, middle, right = st.columns([3, 2, 3], vertical_alignment="bottom")
     network = held.select(left, "Network", NETWORK, names, format_func=shown)
     found = model(network)
-    every = held.segments(middle, "Look through", SCOPE, list(_SCOPES), format_func=_SCOPES.__getitem__) == ALL
-    help_text = "Blocks come first; parts of blocks and norms stand at the end."
+    every = held.segments(middle, "Scope", SCOPE, list(_SCOPES), format_func=_SCOPES.__getitem__) == ALL
+    help_text = "Blocks first, then parts of blocks and norms."
     layer = held.select(right, "Layer", LAYER, layers_of(found), usual_layer(found), disabled=every, help=help_text)
     return network, "" if every else layer
 
@@ -92,11 +92,11 @@ def list_asked(network: str, layer: str, told: ClassSelectivity | None) -> Asked
         "",
         format_func=lambda name: name or "any class",
         disabled=told is None,
-        help="The channels that tell this class from all others best come first.",
+        help="Sorts by selectivity for this class against all others.",
     )
     sort = held.select(middle, "Sort by", SORT, sortable(told is not None), format_func=TITLES.__getitem__)
     text = search_box(right)
-    turned = held.toggle(last, "Reverse", TURNED, help="What would come last comes first.")
+    turned = held.toggle(last, "Reverse", TURNED, help="Reverses the order.")
     asked = Asked(network, layer, wanted, sort, turned, text)
     _forget_channel_of_another_list(asked)
     return asked
@@ -113,8 +113,8 @@ def search_box(place: held.Place) -> str:
         key=key,
         on_change=lambda: held.hold(SEARCH, st.session_state[key].strip()[:200] or None),
         placeholder="class = frog, kurtosis > 3",
-        help="Conditions with commas between them, on any of the columns: `AUROC > 0.9`, `dead = yes`, `corrected p <= 0.05`, "
-        "`layer = blocks.6`. A number alone is a channel, a word is part of a class or layer.",
+        help="Comma-separated conditions on any of the columns: `AUROC > 0.9`, `dead = yes`, `corrected p <= 0.05`, "
+        "`layer = blocks.6`. A number selects a channel, a word matches part of a class or layer name.",
     )
     return text
 
@@ -169,17 +169,17 @@ def channel_boxes(asked: Asked, frame: pd.DataFrame) -> str:
     default = first.channel if now.layer == first.layer else 0
     held.number(left, f"Channel, 0 to {most}", CHANNEL, 0, most, default)
     place = middle if asked.layer else right
-    help_text = "The mean over positions, or the largest position."
+    help_text = "By the mean or the maximum over positions."
     return held.segments(place, "Rank images by", RANKED_BY, ("mean", "peak"), help=help_text)
 
 
 def partner_boxes(place: Place, names: Sequence[str], images: Images) -> tuple[str, str]:
     """The boxes for another network and its layer."""
     left, right = st.columns(2)
-    other = held.select(left, "Partner in", PARTNER, _others(place, names), format_func=shown)
+    other = held.select(left, "Best match in", PARTNER, _others(place, names), format_func=shown)
     layers, usual = _partner_layers(place, other, images)
-    help_text = "At first the block of the most similar relative depth."
-    layer = held.select(right, "Its layer", PARTNER_LAYER, [layer.name for layer in layers], usual, help=help_text)
+    help_text = "Default: the block of the most similar relative depth."
+    layer = held.select(right, "Layer", PARTNER_LAYER, [layer.name for layer in layers], usual, help=help_text)
     return other, layer
 
 

@@ -47,18 +47,18 @@ def say_best(asked: Asked, frame: pd.DataFrame, told: ClassSelectivity) -> None:
     i, channel, k = told.index(best["layer"]), int(best["channel"]), told.class_names.index(name)
     auroc, m = float(best["auroc"]), int(told.counts[k])
     low, high = auroc_interval(auroc, m, told.n - m)
-    how = "" if auroc >= 0.5 else " by lower activations (AUROC below 0.5)"
+    how = "" if auroc >= 0.5 else ", with lower activations (AUROC below 0.5)"
     where = f"hannel {channel} of {plain(best['layer'])}"
     numbers = (
         f"AUROC {auroc:.2f} [{low:.2f}, {high:.2f}], d′ {best['dprime']:.2f}, n = {told.n} images, {m} of them {plain(name)}. "
         f"{_by_chance(told, i, channel, k)}"
     )
     if overall_p(told, i, channel, k) > LEVEL:
-        none = f"**No channel tells {plain(name)} from the rest beyond chance**"
+        none = f"**No channel is significantly selective for {plain(name)}**"
         st.info(f"{none}; the AUROC furthest from 1/2 is that of c{where}: {numbers}", icon=":material/info:")
         return
     firing = "" if auroc >= 0.5 else _best_firing(asked, known)
-    best_text = f"**C{where} tells {plain(name)} from the rest best{how}**"
+    best_text = f"**C{where} is the most selective for {plain(name)}{how}**"
     st.success(f"{best_text}: {numbers}{firing}", icon=":material/military_tech:")
 
 
@@ -68,7 +68,7 @@ def _best_firing(asked: Asked, known: pd.DataFrame) -> str:
         return ""
     best = known.loc[known["auroc"].idxmax()]
     where, value = f"channel {best['channel']} of {plain(best['layer'])}", best["auroc"]
-    return f" Of those that fire for it {where} is best: AUROC {value:.2f}."
+    return f" Of the channels with higher activation for it, {where} has the largest AUROC, {value:.2f}."
 
 
 def overall_p(told: ClassSelectivity, i: int, channel: int, k: int) -> float:
@@ -80,14 +80,14 @@ def overall_p(told: ClassSelectivity, i: int, channel: int, k: int) -> float:
 def _by_chance(told: ClassSelectivity, i: int, channel: int, k: int) -> str:
     band = float(chance(told, i)[channel, k])
     text = (
-        f"Null: with the classes dealt out at random, no channel of {plain(told.layers[i].name)} gets beyond "
-        f"{0.5 + band:.2f} (or below {0.5 - band:.2f}) in 95 % of deals"
+        f"Null: under label permutations, no channel of {plain(told.layers[i].name)} is above "
+        f"{0.5 + band:.2f} (or below {0.5 - band:.2f}) in 95 % of permutations"
     )
     if told.preferred[i][channel] != k:
         return f"{text}."
     p = float(told.p_value[i][channel])
     sign = "≤" if p <= 1 / (told.permutations + 1) + 1e-12 else "="
-    return f"{text}; p {sign} {p:.3f}, corrected for the classes and channels of the layer."
+    return f"{text}; p {sign} {p:.3f} after max-T correction over the classes and channels of the layer."
 
 
 # -- gallery -----------------------------------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def _by_chance(told: ClassSelectivity, i: int, channel: int, k: int) -> str:
 def gallery(asked: Asked, frame: pd.DataFrame, images: Images) -> None:
     """The first channels of the list, each with its 6 top images; a click on the name opens its page."""
     left, right = st.columns([4, 1], vertical_alignment="bottom")
-    left.subheader("Their images")
+    left.subheader("Top images")
     many = held.segments(right, "Channels", "ch-many", _GALLERY)
     rows = frame.head(many)
     wanted = [(str(r.layer), int(r.channel), _silenced(asked, r)) for r in rows.itertuples()]
@@ -106,9 +106,13 @@ def gallery(asked: Asked, frame: pd.DataFrame, images: Images) -> None:
     for start in range(0, len(found), _COLUMNS):
         for place, label, strip in zip(st.columns(_COLUMNS), labels[start:], found[start:], strict=False):
             _tile(place, label, strip)
-    end = " Where a channel is lower for its class the images of the lowest mean are shown." if any(w[2] for w in wanted) else ""
+    end = (
+        " Where activations are lower for the class, the images with the lowest mean are shown."
+        if any(w[2] for w in wanted)
+        else ""
+    )
     st.caption(
-        "Each row holds the 6 images with the highest mean of the channel over positions, the strongest first."
+        "Each row holds the 6 images with the highest mean of the channel over positions, in descending order."
         + end
         + " Click a "
         "name to open the channel below."
@@ -169,19 +173,19 @@ def _gallery_frame(found: Sequence[charts.Strip]) -> pd.DataFrame:
 
 def everything(asked: Asked, frame: pd.DataFrame, labelled: bool) -> None:
     """All channels of the list as a scatter and as a table; a click opens one."""
-    st.subheader("All of them")
+    st.subheader("All channels")
     left, right, _ = st.columns([2, 2, 2])
     columns = drawable(labelled)
-    x = held.select(left, "Across", "ch-x", columns, "std", format_func=TITLES.__getitem__)
-    y = held.select(right, "Up", "ch-y", columns, "auroc" if labelled else "kurtosis", format_func=TITLES.__getitem__)
+    x = held.select(left, "x axis", "ch-x", columns, "std", format_func=TITLES.__getitem__)
+    y = held.select(right, "y axis", "ch-y", columns, "auroc" if labelled else "kurtosis", format_func=TITLES.__getitem__)
     now = controls.opened(asked, frame)
     drawn = charts.scatter(frame, x, y, (now.layer, now.channel))
     name = f"channels {asked.network} {asked.of} {asked.wanted}"
     chart(drawn, name, frame, key=_SCATTER, on_select=_picked_in_scatter, selection_mode=charts.PICK)
-    cut = f" The first {charts.MOST_POINTS:,} of {len(frame):,} are drawn." if len(frame) > charts.MOST_POINTS else ""
+    cut = f" The first {charts.MOST_POINTS:,} of {len(frame):,} are shown." if len(frame) > charts.MOST_POINTS else ""
     st.caption(
-        "A point is a channel; the large one is open below. Click a point to open its page, drag to move, hold Shift and turn "
-        "the wheel to zoom." + cut
+        "Each point is a channel; the large one is open below. Click a point to open its page, drag to pan, Shift + scroll to "
+        "zoom." + cut
     )
     with st.expander(f"Table of {len(frame):,} channels"):
         rows = [(str(r.layer), int(r.channel)) for r in frame.itertuples()]
@@ -194,7 +198,7 @@ def everything(asked: Asked, frame: pd.DataFrame, labelled: bool) -> None:
             on_select=_picked_in_table,
             selection_mode="single-row",
         )
-        st.caption("Click the head of a column to sort by it, the box beside a row to open its channel.")
+        st.caption("Click a column header to sort, or the box beside a row to open the channel.")
 
 
 def _picked_in_scatter() -> None:
@@ -228,9 +232,9 @@ def channel(
         lambda: channel_page(full),
         views.page_key(place, images, by, found, told, full.partners),
         f"channel {place.network} {place.layer} {place.channel} {by}",
-        "Above the images that drive the channel most, each with its class and its activation; the box is the cell of the grid "
-        "where the channel is strongest, and below it that patch and the whole map (bright is strong, one scale for all). The "
-        "last row of images drives it least. What a cell sees is larger than its box.",
+        "Top: images with the highest activation, each with its class and its value. The box is the grid cell of the maximum; "
+        "below are that patch and the activation map (bright: high; one scale for all). Last row: images with the lowest "
+        "activation. The receptive field of a cell is larger than its box.",
         page.to_frame(),
     )
     if told is not None and np.isfinite(told.auroc[told.index(place.layer)][place.channel]).any():
@@ -239,13 +243,13 @@ def channel(
 
 def _classes(place: Place, told: ClassSelectivity) -> None:
     frame = charts.class_frame(told, place.layer, place.channel)
-    st.subheader("Which classes it tells")
+    st.subheader("AUROC per class")
     chart(charts.class_bars(frame), f"classes {place.network} {place.layer} {place.channel}", frame)
-    cut = f" The {charts.MOST_CLASSES} classes furthest from chance are drawn." if len(frame) > charts.MOST_CLASSES else ""
+    cut = f" The {charts.MOST_CLASSES} classes furthest from chance are shown." if len(frame) > charts.MOST_CLASSES else ""
     st.caption(
-        "AUROC is the probability that an image of the class drives the channel more than one of another class: 1 always, 0.5 "
-        f"chance, 0 never. Lines are 95 % intervals over {told.n} images. The grey ground is the null: beyond it no channel of "
-        f"the layer gets in 95 % of {told.permutations} random deals of the classes." + cut
+        "AUROC: probability that an image of the class has a higher activation than an image of another class (0.5: chance). "
+        f"Lines are 95 % intervals over {told.n} images. Grey: null range, which no channel of the layer leaves in 95 % of "
+        f"{told.permutations} label permutations." + cut
     )
 
 
@@ -263,14 +267,16 @@ def similar_to(place: Place, names: Sequence[str], images: Images) -> ChannelPar
 
 def partner(place: Place, names: Sequence[str], images: Images, wanted: str) -> ChannelPartners | None:
     """The channel of another network that answers to the same images."""
-    st.header("Its partner in another network", divider="grey")
+    st.header("Best-matching channel in another network", divider="grey")
     if len(names) < 2:
-        st.info("Choose a second network at the side: here its most similar channel is shown.", icon=":material/arrow_back:")
+        st.info("Select a second network in the sidebar to see its best-matching channel.", icon=":material/arrow_back:")
         return None
     other, layer = controls.partner_boxes(place, names, images)
     found = views.partners(place, images, other, layer)
     if found.partner[place.channel, 0] < 0:
-        st.info("This channel, or all of that layer, is constant over these images: it has no partner.", icon=":material/info:")
+        st.info(
+            "This channel, or all of that layer, is constant over these images, so no match is defined.", icon=":material/info:"
+        )
         return found
     _say_partner(place, other, found)
     _both_strips(place, other, found, images)
@@ -281,12 +287,12 @@ def partner(place: Place, names: Sequence[str], images: Images, wanted: str) -> 
 def _say_partner(place: Place, other: str, found: ChannelPartners) -> None:
     c = place.channel
     number, r = int(found.partner[c, 0]), float(found.correlation[c, 0])
-    verdict = "beyond chance" if found.p_value[c] <= LEVEL else "no more than chance gives"
-    both = "Each is the best partner of the other." if found.mutual[c] else "It has a better partner itself."
+    verdict = "significant" if found.p_value[c] <= LEVEL else "not significant"
+    both = "The match is mutual." if found.mutual[c] else "The match is not mutual."
     st.markdown(
-        f"Channel {number} of {plain(found.layer_b.name)} of {plain(shown(other))} answers most like it: **r = {r:.2f}** over "
-        f"{found.n} images, {verdict}. Null: with the images shuffled, the best |r| stays below {found.threshold[c]:.2f} in 95 % "
-        f"of cases. {both}" + (" A negative r says that one is high where the other is low." if r < 0 else "")
+        f"Channel {number} of {plain(found.layer_b.name)} of {plain(shown(other))} is the best match: **r = {r:.2f}** over "
+        f"{found.n} images, {verdict}. Null: under image permutations, the largest |r| is below {found.threshold[c]:.2f} in 95 % "
+        f"of cases. {both}" + (" A negative r means that one is high where the other is low." if r < 0 else "")
     )
 
 
@@ -300,11 +306,11 @@ def _both_strips(place: Place, other: str, found: ChannelPartners, images: Image
         _ends(place, images, False)
     with right:
         if other.startswith(RUN):
-            st.caption("A stored run has no network to show pictures as it saw them.")
+            st.caption("A stored run has no network, so its input images are not available.")
             return
         _ends(there, images, turned)
         opens = {"on_click": controls.open_elsewhere, "args": (there, place)}
-        st.button("Open the partner's page", icon=":material/open_in_new:", key="open the partner", **opens)
+        st.button("Open its page", icon=":material/open_in_new:", key="open the partner", **opens)
 
 
 def _ends(place: Place, images: Images, turned: bool) -> None:
@@ -327,7 +333,7 @@ def _answers(place: Place, other: str, found: ChannelPartners, images: Images, w
     x, y = f"mean of channel {place.channel} of {place.layer}", f"mean of channel {number} of {found.layer_b.name}"
     drawn = charts.answers_chart(frame, x, y, wanted if "class" in frame else "")
     chart(drawn, f"partner {place.network} {place.layer} {place.channel} {other} {found.layer_b.name}", frame)
-    st.caption("A point is an image. Point at one for its name and class.")
+    st.caption("Each point is an image. Hover for its name and class.")
 
 
 # -- depth -------------------------------------------------------------------------------------------------------------------
@@ -337,11 +343,11 @@ def depth(names: Sequence[str], images: Images, wanted: str) -> None:
     """Selectivity by depth of all networks chosen, beside random weights where wanted."""
     st.header("Selectivity by depth", divider="grey")
     left, middle, right = st.columns([2, 2, 3], vertical_alignment="bottom")
-    if not held.toggle(left, "Compare the networks", "ch-depth", help="Looks at all blocks of every network chosen."):
-        st.caption("Turn it on to see from which block on channels tell classes, in every network chosen.")
+    if not held.toggle(left, "Compare networks", "ch-depth", help="Analyses all blocks of every selected network."):
+        st.caption("Turn on to see class selectivity by depth in every selected network.")
         return
-    twins = held.toggle(middle, "Random weights too", "ch-depth-random", help="The same architectures before training.")
-    column = held.select(right, "Up", "ch-depth-y", list(charts.DEPTH), format_func=charts.DEPTH.__getitem__)
+    twins = held.toggle(middle, "Untrained baseline", "ch-depth-random", help="The same architectures with untrained weights.")
+    column = held.select(right, "y axis", "ch-depth-y", list(charts.DEPTH), format_func=charts.DEPTH.__getitem__)
     found = []
     for name in names:
         with guarded():
@@ -352,9 +358,9 @@ def depth(names: Sequence[str], images: Images, wanted: str) -> None:
     chart(charts.depth_chart(frame, column), f"selectivity by depth {' '.join(names)}", frame)
     of = f" for {plain(wanted)}" if wanted and column == "best" else ""
     st.caption(
-        f"{charts.DEPTH[column]}{of}, n = {len(images)} images, over the blocks of each network. An AUROC below 0.5 counts as if "
-        "as far above: lower activations tell a class as well. Dashed lines are random weights. The best of many channels is "
-        "high by chance too: compare with random weights."
+        f"{charts.DEPTH[column]}{of} by block, n = {len(images)} images. An AUROC below 0.5 counts as 1 minus it, since lower "
+        "activations can be selective as well. Dashed: untrained baseline. The maximum over channels is also high by chance; "
+        "compare it with the baseline."
     )
 
 

@@ -68,16 +68,17 @@ def _where(choice: str, layer: str | None) -> Layers:
 def needs_labels(images: Images) -> str:
     """What selectivity lacks in these images, as a sentence; "" where they have what it needs."""
     needs = (
-        f"Selectivity needs two classes with at least {_LEAST_OF_A_CLASS} images each; about 20 a class make it sharp. Choose "
-        "the bundled CIFAR-10 sample, or a folder with one folder a class. Statistics, galleries and partners need no classes."
+        f"Selectivity needs two classes with at least {_LEAST_OF_A_CLASS} images each (about 20 per class are better). "
+        "Select the bundled CIFAR-10 sample, or a folder with one subfolder per class. Statistics, top images and best matches "
+        "need no classes."
     )
     if images.labels is None:
-        return f"These images have no classes. {needs}"
+        return f"These images have no labels. {needs}"
     counts = np.unique(images.labels, return_counts=True)[1]
     if len(counts) < 2:
-        return f"All these images are of one class. {needs}"
+        return f"All images belong to one class. {needs}"
     few = (counts >= _LEAST_OF_A_CLASS).sum() < 2
-    return f"These images are of {len(counts)} classes with one image in nearly each. {needs}" if few else ""
+    return f"These images have {len(counts)} classes, most with a single image. {needs}" if few else ""
 
 
 def statistics(choice: str, images: Images, layers: Layers) -> ChannelStatistics:

@@ -23,12 +23,12 @@ from mixer_probe.channels import ChannelStatistics, ClassSelectivity
 from mixer_probe.images import Images
 
 QUESTION = (
-    "What does a single channel answer to? Pick a class to find the channel that tells it best, or sort and search by any "
-    "statistic; open a channel to see its images, where in them it fires, and which channel of another network does the same."
+    "What does a single channel respond to? Select a class to find the channel most selective for it, or sort and filter by any "
+    "statistic. Open a channel to see its top images, its activation maps, and its best-matching channel in another network."
 )
 ONLY_RUNS = (
-    "A stored run holds means of channels and no network to show where they fire. Choose its network at the side as well; the "
-    "run itself can be its partner, and has its curve below."
+    "A stored run contains channel means, but no network to compute activation maps. Select its network in the sidebar as well; "
+    "the run can be compared with it, and its depth curve is shown below."
 )
 
 

@@ -71,7 +71,7 @@ def test_the_channel_most_selective_for_frog_is_on_top(open_page: Open) -> None:
     assert not page.error
     channel, auroc = best_for("frog", "blocks.6")
     said = page.success[0].value.replace("\\", "")
-    assert f"Channel {channel} of blocks.6 tells frog from the rest best" in said
+    assert f"Channel {channel} of blocks.6 is the most selective for frog" in said
     assert f"AUROC {auroc:.2f} [" in said
     assert "n = 100 images, 10 of them frog" in said
     assert parameter(page, "ch-class") == "frog"
@@ -86,7 +86,7 @@ def test_all_blocks_are_looked_through_at_once(open_page: Open) -> None:
     assert not page.exception
     best = {layer.name: best_for("ship", layer.name) for layer in told().layers}
     layer = max(best, key=lambda name: abs(best[name][1] - 0.5))
-    assert f"Channel {best[layer][0]} of {layer} tells ship from the rest best" in texts(page)
+    assert f"Channel {best[layer][0]} of {layer} is the most selective for ship" in texts(page)
     assert len(page.dataframe[0].value) == sum(layer.channels for layer in told().layers)
     assert page.selectbox(key="widget ch-at").value == layer
     assert page.selectbox(key="widget ch-layer").disabled
@@ -183,8 +183,8 @@ def test_a_link_opens_a_channel_with_its_partner(open_page: Open) -> None:
     number, r = found.partner[17, 0], found.correlation[17, 0]
     written = texts(page)
     assert "Channel 17 of blocks.3" in written
-    assert f"Channel {number} of blocks.5 of vit-s0 answers most like it: **r = {r:.2f}** over 100 images" in written
-    assert f"stays below {found.threshold[17]:.2f}" in written
+    assert f"Channel {number} of blocks.5 of vit-s0 is the best match: **r = {r:.2f}** over 100 images" in written
+    assert f"is below {found.threshold[17]:.2f}" in written
     page.button(key="open the partner").click().run()
     assert not page.exception
     assert f"Channel {number} of blocks.5" in texts(page)
@@ -296,7 +296,7 @@ def test_photographs_say_what_selectivity_needs(open_page: Open) -> None:
 def test_images_without_classes_or_of_one_class(tmp_path: Path) -> None:
     for i in range(3):
         Image.new("RGB", (8, 8), (i, i, i)).save(tmp_path / f"{i}.png")
-    assert "have no classes" in needs_labels(mp.load_images(tmp_path))
+    assert "have no labels" in needs_labels(mp.load_images(tmp_path))
     one = images().subset([i for i, label in enumerate(images().labels) if label == 6])
     assert "are of one class" in needs_labels(one)
     assert needs_labels(images()) == ""
@@ -309,7 +309,7 @@ def test_bad_names_leave_the_others(open_page: Open) -> None:
     assert page.selectbox(key="widget ch-network").options == ["mixer-s0"]
     assert page.selectbox(key="widget ch-layer").value == "blocks.6"
     assert {"ch-layer", "ch-channel", "ch-class"}.isdisjoint(page.query_params)
-    assert "Choose a second network at the side" in texts(page)
+    assert "Select a second network in the sidebar" in texts(page)
 
 
 def test_nothing_chosen_says_what_to_do(open_page: Open) -> None:
@@ -326,10 +326,10 @@ def test_a_stored_run_is_a_partner_and_no_network(open_page: Open, tmp_path: Pat
     alone = open_page(PAGE, [run], n=N)
     assert not alone.exception
     assert not alone.error
-    assert "Choose its network at the side as well" in texts(alone)
+    assert "Select its network in the sidebar as well" in texts(alone)
     page = open_page(PAGE, [MIXER, run], n=N, ch_layer="blocks.3", ch_channel="17", ch_depth="yes")
     assert not page.exception
     assert not page.error
     found = mp.channel_partners(run_of(MIXER), run_of(VIT), "blocks.3", "blocks.3")
-    assert f"Channel {found.partner[17, 0]} of blocks.3 of stored run vit.zarr answers most like it" in texts(page)
-    assert "A stored run has no network to show pictures" in texts(page)
+    assert f"Channel {found.partner[17, 0]} of blocks.3 of stored run vit.zarr is the best match" in texts(page)
+    assert "A stored run has no network, so its input images" in texts(page)

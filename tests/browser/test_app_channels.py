@@ -40,7 +40,7 @@ def test_a_class_finds_its_channel(page: Page, app: str) -> None:
     visit(page, address(app), TITLE)
     page.get_by_role("combobox", name="Most selective for class").click()
     page.get_by_role("option", name="frog", exact=True).click()
-    page.get_by_text("tells frog from the rest best").wait_for(timeout=WAIT)
+    page.get_by_text("is the most selective for frog").wait_for(timeout=WAIT)
     settle(page, TITLE)
     assert said(page, "ch-class") == "frog"
     assert page.get_by_test_id("stAlertContentError").count() == 0
@@ -81,7 +81,7 @@ def test_the_partner_opens_and_pictures_are_saved(page: Page, app: str, tmp_path
         saved.value.save_as(tmp_path / f"gallery.{kind}")
     assert Image.open(tmp_path / "gallery.png").width > 500
     assert (tmp_path / "gallery.svg").read_text(encoding="utf-8").count("<image") == 12
-    page.get_by_role("button", name="Open the partner's page").click()
+    page.get_by_role("button", name="Open its page").click()
     page.wait_for_url(lambda url: "ch-network=zoo" in url, timeout=WAIT)
     settle(page, TITLE)
     assert [said(page, f"ch-{name}") for name in ("network", "layer", "partner-layer")] == ["zoo:vit-s0", "blocks.1", "blocks.3"]
