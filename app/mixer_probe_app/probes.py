@@ -15,8 +15,8 @@ from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.fingerprint import apart
 from mixer_probe.images import Images
 from mixer_probe.models import Layer
+from mixer_probe.models.layer import spread
 from mixer_probe.probing import ConfusionMatrix, ControlTask, OnlineCode, PatchPosition, PositionProbe, ProbeResult, RandomLabels
-from mixer_probe.probing.figures.probes import spread
 from mixer_probe.probing.labels import stratified
 from mixer_probe.probing.runs import source_labels, train_labels
 from mixer_probe_app import disk, seen

@@ -28,9 +28,8 @@ from mixer_probe.attribution.figures import (
 )
 from mixer_probe.attribution.figures.overlays import method_label
 from mixer_probe.core.result import ModelRecord
-from mixer_probe.core.section import Picture, Section, Table
+from mixer_probe.core.section import Picture, Section, Table, chunks
 from mixer_probe.core.words import images_text, join, name_of, percent, untrained_warning
-from mixer_probe.probing.views.probes import chunks
 from mixer_probe.stats import FEWEST, mean_interval, permutation_p
 
 # Rows of maps in one picture, and networks side by side in one.

@@ -38,7 +38,7 @@ from mixer_probe.core.settings import StudySettings
 from mixer_probe.images import Images
 from mixer_probe.images.concepts import Concepts
 from mixer_probe.models import Layer, Model
-from mixer_probe.probing.figures.probes import spread
+from mixer_probe.models.layer import spread
 from mixer_probe.stats.claims import DRAWS
 from mixer_probe.visualization import FeatureVisualization, visualize
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib as mpl
 import pandas as pd
@@ -17,6 +17,10 @@ from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+
+from mixer_probe.core.result import Result
+
+T = TypeVar("T")
 
 _FORMATS: dict[str, dict[str, Any]] = {
     "svg+xml": {"format": "svg", "metadata": {"Date": None}},
@@ -151,3 +155,13 @@ class Section:
 
 
 Renderer = Callable[[Sequence[Any]], list[Section]]
+
+
+def table_of(results: Sequence[Result]) -> pd.DataFrame:
+    """The tables of all results, one below the other."""
+    return pd.concat([r.to_frame() for r in results], ignore_index=True)
+
+
+def chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Parts of at most `size`, in order."""
+    return [items[start : start + size] for start in range(0, len(items), size)]

@@ -60,3 +60,18 @@ def join(names: Iterable[str]) -> str:
 def percent(share: float) -> str:
     """A share as a percentage with one digit."""
     return f"{100 * share:.1f} %"
+
+
+def interval(value: float, low: float, high: float) -> str:
+    """ "61.0 % [58.0 %, 63.9 %]"."""
+    return f"{percent(value)} [{percent(low)}, {percent(high)}]"
+
+
+def points(value: float, low: float, high: float) -> str:
+    """A difference of two shares: "12.3 points [9.8, 14.7]"."""
+    return f"{100 * value:.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def number(value: float, low: float, high: float, digits: int = 2) -> str:
+    """ "3.22 [2.89, 3.64]"."""
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"

@@ -13,8 +13,8 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.cost import AccuracyCost, CostGrowth, ModelCost
+from mixer_probe.plotting.curves import key_below
 from mixer_probe.plotting.style import COLOURS, GREY, line_styles, model_label, styled
-from mixer_probe.probing.figures.probes import key_below
 from mixer_probe.stats import median_interval
 
 # Parts of the multiply-accumulates with their colours and hatches, so that grey prints tell them apart.

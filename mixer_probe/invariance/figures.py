@@ -22,8 +22,8 @@ from mixer_probe.invariance import (
     ErrorConsistency,
     RepresentationShift,
 )
+from mixer_probe.plotting.curves import chance_line, curve, key_below, model_keys, share_text
 from mixer_probe.plotting.style import COLOURS, GREY, MARKERS, SEQUENTIAL, line_styles, model_label, plain, styled
-from mixer_probe.probing.figures.probes import chance_line, curve, key_below, model_keys, share_text
 
 Value = Literal["accuracy", "kept", "agreement"]
 

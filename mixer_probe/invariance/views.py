@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from mixer_probe.core.finding import Number
-from mixer_probe.core.section import Picture, Section, Table
-from mixer_probe.core.words import FAMILIES, images_text, join, name_of, percent, untrained_warning
+from mixer_probe.core.section import Picture, Section, Table, chunks, table_of
+from mixer_probe.core.words import FAMILIES, images_text, interval, join, name_of, number, percent, points, untrained_warning
 from mixer_probe.invariance import (
     ArchitectureComparison,
     DistortionAccuracy,
@@ -27,7 +27,6 @@ from mixer_probe.invariance.figures import (
     representation_shift_curves,
     telling_rows,
 )
-from mixer_probe.probing.views.probes import chunks, interval, number, points, table_of
 from mixer_probe.stats.claims import LEVEL, extremes_differ
 from mixer_probe.stats.differences import difference_p
 

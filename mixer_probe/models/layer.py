@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
+
+import numpy as np
 
 from mixer_probe.core.result import storable
 
@@ -55,3 +58,8 @@ class Layer:
     def call(self) -> int:
         """Which call of the module this is, from 0."""
         return int(self.name.partition("#")[2] or 0)
+
+
+def spread(layers: Sequence[Layer], count: int) -> list[int]:
+    """Indices of at most `count` layers, evenly spread, the first and the last among them."""
+    return [int(i) for i in np.unique(np.linspace(0, len(layers) - 1, count).round())] if len(layers) else []

@@ -22,6 +22,7 @@ from mixer_probe.core.settings import StudySettings
 from mixer_probe.images import Images
 from mixer_probe.images.classes import require_labels
 from mixer_probe.models import Model
+from mixer_probe.models.layer import spread
 from mixer_probe.probing import (
     AttentiveResult,
     Calibration,
@@ -52,7 +53,6 @@ from mixer_probe.probing import (
     target_probe,
     targets_from_csv,
 )
-from mixer_probe.probing.figures.probes import spread
 from mixer_probe.probing.labels import stratified
 from mixer_probe.probing.methods import PROBABILISTIC
 from mixer_probe.probing.runs import Runs, train_labels

@@ -9,10 +9,10 @@ import numpy as np
 from mixer_probe.core.finding import Finding, Number, family, missing, of_kind, own_models, points, share
 from mixer_probe.core.result import Result
 from mixer_probe.core.words import join, name_of
+from mixer_probe.plotting.curves import networks, pixels
 from mixer_probe.plotting.depth import Course
 from mixer_probe.probing import ProbeResult, paired_interval
 from mixer_probe.probing.depths import halfway, halfway_depths, last_layer
-from mixer_probe.probing.figures.probes import networks, pixels
 from mixer_probe.stats.claims import LEVEL, extremes_differ
 from mixer_probe.stats.differences import difference_p
 

@@ -11,8 +11,8 @@ from mixer_probe.channels.findings import by_pair, pair_p, partner_share, select
 from mixer_probe.core.finding import Finding, Number, families, is_twin, missing, of_kind, own_models, points, share, shown
 from mixer_probe.core.result import ModelRecord, Result
 from mixer_probe.core.words import name_of
+from mixer_probe.plotting.curves import networks, pixels
 from mixer_probe.probing import ProbeResult, paired_interval
-from mixer_probe.probing.figures.probes import networks, pixels
 from mixer_probe.probing.findings import accuracy_number
 from mixer_probe.similarity import SimilarityMatrix
 from mixer_probe.similarity.findings import Profile, ends_of, profile_of

@@ -378,7 +378,7 @@ CHANGED: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: encoded(Image.fromarray(np.full((20, 20), 0x8000, np.uint16))),
         "more than 8 bits per channel, and the values are taken to run from 0",
     ),
-    "RGBA": (lambda: encoded(Image.new("RGBA", (30, 30), (0, 0, 0, 0))), "transparent"),
+    "RGBA": (lambda: encoded(Image.new("RGBA", (30, 30), (0, 0, 0, 0))), "Transparent"),
     "animated": (frames, "2 frames"),
     "large": (lambda: encoded(Image.new("RGB", (3000, 1500))), "reduced from 3000×1500 to 1024×512 px"),
 }

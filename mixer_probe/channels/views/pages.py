@@ -11,9 +11,8 @@ import pandas as pd
 from mixer_probe.channels import ChannelPage, ChannelPartners, Exhibit
 from mixer_probe.channels.figures import channel_catalogue, channel_page, partner_depth, partner_strength
 from mixer_probe.channels.selectivity import LEVEL
-from mixer_probe.core.section import Picture, Section, Table
+from mixer_probe.core.section import Picture, Section, Table, chunks
 from mixer_probe.core.words import base_name, images_text, join, name_of, percent, studied, untrained_warning
-from mixer_probe.probing.views.probes import chunks
 
 # Panels of one picture, and rows of another.
 _MOST_PANELS, _MOST_ROWS = 6, 16

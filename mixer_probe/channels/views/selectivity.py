@@ -9,9 +9,8 @@ import pandas as pd
 
 from mixer_probe.channels import ChannelsNeeded, ClassSelectivity
 from mixer_probe.channels.figures import channels_needed_curves, selectivity_depth, selectivity_distributions
-from mixer_probe.core.section import Picture, Section, Table
-from mixer_probe.core.words import base_name, images_text, name_of, percent, studied, untrained_warning
-from mixer_probe.probing.views.probes import chunks, interval
+from mixer_probe.core.section import Picture, Section, Table, chunks
+from mixer_probe.core.words import base_name, images_text, interval, name_of, percent, studied, untrained_warning
 from mixer_probe.stats import wilson_interval
 from mixer_probe.stats.claims import DRAWS, LEVEL
 

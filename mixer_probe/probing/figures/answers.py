@@ -14,9 +14,9 @@ from matplotlib.lines import Line2D
 
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import checked
+from mixer_probe.plotting.curves import cut, key_below, model_keys
 from mixer_probe.plotting.style import COLOURS, GREY, SEQUENTIAL, line_styles, model_label, styled
 from mixer_probe.probing import Calibration, ConfusionMatrix
-from mixer_probe.probing.figures.probes import cut, key_below, model_keys
 
 # More classes than this are no longer read as numbers in cells.
 _MOST_NUMBERS = 12

@@ -10,9 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mixer_probe.plotting.style import GREY, line_styles, model_label, styled
-from mixer_probe.probing import ControlCode, ControlTask, OnlineCode, RandomLabels
-from mixer_probe.probing.figures.probes import (
+from mixer_probe.plotting.curves import (
     chance_line,
     curve,
     depths,
@@ -24,6 +22,8 @@ from mixer_probe.probing.figures.probes import (
     share_text,
     with_twins,
 )
+from mixer_probe.plotting.style import GREY, line_styles, model_label, styled
+from mixer_probe.probing import ControlCode, ControlTask, OnlineCode, RandomLabels
 
 
 @styled

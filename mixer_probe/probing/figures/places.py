@@ -12,10 +12,10 @@ from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from mixer_probe.models.layer import Layer
+from mixer_probe.models.layer import Layer, spread
+from mixer_probe.plotting.curves import chance_line, curve, cut, depths, key_below, model_keys, with_twins
 from mixer_probe.plotting.style import SEQUENTIAL, line_styles, model_label, styled
 from mixer_probe.probing import AttentiveResult, PatchPosition, PositionProbe
-from mixer_probe.probing.figures.probes import chance_line, curve, cut, depths, key_below, model_keys, spread, with_twins
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mixer_probe.core.errors import MeasureError
+from mixer_probe.plotting.curves import chance_line, curve, depths, key_below, level, model_keys, pixels, with_twins
 from mixer_probe.plotting.style import line_styles, model_label, plain, styled
 from mixer_probe.probing import TargetProbe
-from mixer_probe.probing.figures.probes import chance_line, curve, depths, key_below, level, model_keys, pixels, with_twins
 
 # Far below 0 a probe is useless, however far: the rest of the panel should not shrink for it.
 _LEAST = -0.25

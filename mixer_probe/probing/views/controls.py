@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from mixer_probe.core.finding import Number
-from mixer_probe.core.section import Picture, Section, Table
-from mixer_probe.core.words import join, name_of, percent, studied, untrained_warning
+from mixer_probe.core.section import Picture, Section, Table, table_of
+from mixer_probe.core.words import interval, join, name_of, percent, points, studied, untrained_warning
+from mixer_probe.plotting.curves import networks
 from mixer_probe.probing import ControlCode, ControlTask, OnlineCode, RandomLabels
 from mixer_probe.probing.figures import code_curves, control_code_curves, control_curves, random_label_curves
-from mixer_probe.probing.figures.probes import networks
-from mixer_probe.probing.views.probes import highest, interval, last_defined, points, table_of
+from mixer_probe.probing.views.probes import highest, last_defined
 from mixer_probe.stats import permutation_p
 from mixer_probe.stats.claims import LEVEL, leader
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from mixer_probe.core.section import Picture, Section, Table
-from mixer_probe.core.words import join, name_of, percent, untrained_warning
+from mixer_probe.core.section import Picture, Section, Table, chunks, table_of
+from mixer_probe.core.words import interval, join, name_of, number, percent, untrained_warning
+from mixer_probe.plotting.curves import networks, pixels
 from mixer_probe.probing import AttentiveResult, PatchPosition, PositionProbe, TargetProbe
 from mixer_probe.probing.figures import attention_maps, patch_position_curves, position_maps, target_curves
-from mixer_probe.probing.figures.probes import networks, pixels
-from mixer_probe.probing.views.probes import chunks, interval, last_defined, number, table_of
+from mixer_probe.probing.views.probes import last_defined
 
 # Rows of maps in one picture.
 _MOST_ROWS = 4

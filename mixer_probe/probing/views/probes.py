@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 
 from mixer_probe.core.finding import NAN, Number, share
-from mixer_probe.core.result import Result
-from mixer_probe.core.section import Picture, Section, Table
-from mixer_probe.core.words import join, name_of, percent, untrained_warning
+from mixer_probe.core.section import Picture, Section, Table, chunks, table_of
+from mixer_probe.core.words import interval, join, name_of, percent, points, untrained_warning
+from mixer_probe.plotting.curves import networks, pixels
 from mixer_probe.probing import Calibration, ConfusionMatrix, FewShotResult, ProbeResult, paired_interval, wilson_interval
 from mixer_probe.probing.figures import (
     class_accuracy,
@@ -21,11 +20,9 @@ from mixer_probe.probing.figures import (
     probe_paths,
     reliability_diagrams,
 )
-from mixer_probe.probing.figures.probes import layer_names, networks, one_layer, pixels
+from mixer_probe.probing.figures.probes import layer_names, one_layer
 from mixer_probe.stats import difference_interval, paired_counts
 from mixer_probe.stats.claims import leader
-
-T = TypeVar("T")
 
 # Panels or rows of one picture; what is beyond goes to the next one.
 _MOST_PANELS = 6
@@ -37,21 +34,6 @@ _PROBES = {
 }
 
 
-def interval(value: float, low: float, high: float) -> str:
-    """ "61.0 % [58.0 %, 63.9 %]"."""
-    return f"{percent(value)} [{percent(low)}, {percent(high)}]"
-
-
-def points(value: float, low: float, high: float) -> str:
-    """A difference of two shares: "12.3 points [9.8, 14.7]"."""
-    return f"{100 * value:.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def number(value: float, low: float, high: float, digits: int = 2) -> str:
-    """ "3.22 [2.89, 3.64]"."""
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
 def highest(values: np.ndarray) -> int | None:
     """Index of the largest of `values` [L], None where all are NaN."""
     return None if np.isnan(values).all() else int(np.nanargmax(values))
@@ -61,16 +43,6 @@ def last_defined(values: np.ndarray) -> int | None:
     """Index of the last of `values` [L] that is a number."""
     found = np.flatnonzero(~np.isnan(values))
     return int(found[-1]) if len(found) else None
-
-
-def table_of(results: Sequence[Result]) -> pd.DataFrame:
-    """The tables of all results, one below the other."""
-    return pd.concat([r.to_frame() for r in results], ignore_index=True)
-
-
-def chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
-    """Parts of at most `size`, in order."""
-    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def pooling(reduce: str) -> str:
