@@ -1,10 +1,11 @@
 """How often sentences claim something of null data: random labels, shuffled images, iid and untrained weights.
 
-Every row is a sentence with a generator of null data; at most 6 % of 200 runs or more may claim anything."""
+Every row is a sentence with a generator of null data, of which at most 6 % of 200 runs or more may claim anything, and with a
+planted effect, which must be claimed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -38,44 +39,46 @@ from mixer_probe.weights.views.units import _orientation_text
 from tests.probing.conftest import FakeRepresentations
 
 MODEL = ModelRecord("net", "mixer", True, "", "a" * 64, 10)
-Claims = Callable[[np.random.Generator], bool]
+Claims = Callable[[np.random.Generator, bool], bool]
 
 
-def reps_of(rng: np.random.Generator, n: int = 24, layers: int = 3, channels: int = 5) -> Any:
+def reps_of(rng: np.random.Generator, n: int = 24, layers: int = 3, channels: int = 5, effect: float = 0.0) -> Any:
+    """Noise; all channels are higher by `effect` for the first of three classes."""
     labels = rng.permutation(np.arange(n) % 3)
-    found = FakeRepresentations({f"l{i}": rng.standard_normal((n, channels)) for i in range(layers)}, labels, "test")
+    shift = effect * (labels == 0)[:, None]
+    found = FakeRepresentations({f"l{i}": rng.standard_normal((n, channels)) + shift for i in range(layers)}, labels, "test")
     found.class_names = ("a", "b", "c")
     return found
 
 
-def selectivity(rng: np.random.Generator) -> bool:
+def selectivity(rng: np.random.Generator, planted: bool) -> bool:
     """Random labels."""
-    found = class_selectivity(reps_of(rng), permutations=999, seed=int(rng.integers(1 << 30)))
+    found = class_selectivity(reps_of(rng, effect=4.0 * planted), permutations=999, seed=int(rng.integers(1 << 30)))
     depth, most = _by_depth(found, None), _most_selective(found)
     sentence = _selectivity_sentence(found, None)
     return depth.verdict == "found" or most.verdict == "found" or "none of" not in sentence
 
 
-def partners(rng: np.random.Generator) -> bool:
+def partners(rng: np.random.Generator, planted: bool) -> bool:
     """Images of two networks that have nothing in common."""
     a, b = reps_of(rng), reps_of(rng)
+    b = a if planted else b
     seed = int(rng.integers(1 << 30))
     found = [channel_partners(a, b, f"l{i}", f"l{i}", k=1, permutations=999, seed=seed) for i in range(3)]
     return _of_architectures([frozenset(("x", "y"))], {frozenset(("x", "y")): found}).verdict == "found"
 
 
-def closest_layers(rng: np.random.Generator) -> bool:
-    matrix = compare(
-        reps_of(rng, layers=2), reps_of(rng, layers=2), permutations=999, resamples=0, seed=int(rng.integers(1 << 30))
-    )
+def closest_layers(rng: np.random.Generator, planted: bool) -> bool:
+    a, b = reps_of(rng, layers=2), reps_of(rng, layers=2)
+    matrix = compare(a, a if planted else b, permutations=999, resamples=0, seed=int(rng.integers(1 << 30)))
     return "agree most" in agreement(matrix)
 
 
-def order_of_layers(rng: np.random.Generator) -> bool:
+def order_of_layers(rng: np.random.Generator, planted: bool) -> bool:
     """Best matches in random order."""
-    layers = int(rng.integers(2, 7))
+    layers = 7 if planted else int(rng.integers(2, 7))
     matrix = SimpleNamespace(
-        closeness=(values := rng.random((layers, layers))),
+        closeness=(values := rng.random((layers, layers)) + 2 * planted * np.eye(layers)),
         values=values,
         null=None,
         interval=None,
@@ -91,26 +94,26 @@ def order_of_layers(rng: np.random.Generator) -> bool:
     return "increase" in order_of(best_matches(matrix))  # type: ignore[arg-type]
 
 
-def depths_alike(rng: np.random.Generator) -> bool:
+def depths_alike(rng: np.random.Generator, planted: bool) -> bool:
     """CKA that is the same at every depth, with normal errors of the size of the intervals."""
     depth, sd = np.linspace(0, 1, 8), 0.03
-    value = 0.5 + sd * rng.standard_normal(8)
+    value = 0.5 + sd * rng.standard_normal(8) - planted * 0.3 * (depth == depth[4])
     profile = Profile(
         MODEL, MODEL, ("",) * 8, depth, value, value - 1.96 * sd, value + 1.96 * sd, value, np.zeros(8), 0.1, 99, 999
     )
     return _parting(profile, ()).verdict == "found"
 
 
-def extremes(rng: np.random.Generator) -> bool:
-    values = rng.standard_normal(6)
+def extremes(rng: np.random.Generator, planted: bool) -> bool:
+    values = rng.standard_normal(6) + 9 * planted * np.arange(6)
     return extremes_differ([Number("", v, v - 1.96, v + 1.96) for v in values])
 
 
-def outliers(rng: np.random.Generator) -> bool:
+def outliers(rng: np.random.Generator, planted: bool) -> bool:
     """iid matrices."""
     entries = []
     for _ in range(6):
-        values = np.linalg.svd(rng.standard_normal((12, 20)), compute_uv=False)
+        values = np.linalg.svd(rng.standard_normal((12, 20)) + planted, compute_uv=False)
         limit = tracy_widom_edge(12, 20, float(np.linalg.norm(values)))
         entries.append(SimpleNamespace(main=True, kind="channel", spectral_norm=values[0], outliers=int((values > limit).sum())))
     table = pd.DataFrame(
@@ -119,35 +122,45 @@ def outliers(rng: np.random.Generator) -> bool:
     return "of the energy lies in" in _kind_text(SimpleNamespace(entries=entries), table, "channel")  # type: ignore[arg-type]
 
 
-def kernels_of(rng: np.random.Generator, draws: int) -> SpatialKernels:
-    """Products of iid matrices on a 3x3 grid, as an untrained Mixer has."""
-    products = [rng.standard_normal((9, 6)) @ rng.standard_normal((6, 9)) for _ in range(4)]
+NEAR = np.abs(np.subtract.outer(np.arange(9) // 3, np.arange(9) // 3)) + np.abs(
+    np.subtract.outer(np.arange(9) % 3, np.arange(9) % 3)
+)
+
+
+def kernels_of(rng: np.random.Generator, draws: int, near: Sequence[float] = (0.0,) * 4) -> SpatialKernels:
+    """Products of iid matrices on a 3x3 grid, as an untrained Mixer has, and `near` times a kernel that falls with distance."""
+    products = [rng.standard_normal((9, 6)) @ rng.standard_normal((6, 9)) + k * np.exp(-2.0 * NEAR) for k in near]
     found = tuple(matrix_kernel(k, f"b{i}", f"b{i}.t", i / 4, "", (3, 3), (1.0, 1.0)) for i, k in enumerate(products))
     return SpatialKernels(MODEL, found, *_most_structured(found, draws, int(rng.integers(1 << 30))), draws)
 
 
-def structure(rng: np.random.Generator) -> bool:
-    return "Translation structure is strongest" in _structure_text(kernels_of(rng, 999), None)
+def structure(rng: np.random.Generator, planted: bool) -> bool:
+    return "Translation structure is strongest" in _structure_text(kernels_of(rng, 999, (0, 0, 40.0 * planted, 0)), None)
 
 
-def reach(rng: np.random.Generator) -> bool:
+def reach(rng: np.random.Generator, planted: bool) -> bool:
     twin = replace(kernels_of(rng, 0), model=replace(MODEL, name="net?untrained", trained=False))
-    return _reach(kernels_of(rng, 0), twin).verdict == "found"
+    return _reach(kernels_of(rng, 0, (200.0 * planted,) * 4), twin).verdict == "found"
 
 
-def tying(rng: np.random.Generator) -> bool:
+def tying(rng: np.random.Generator, planted: bool) -> bool:
     """Random kernels, beside others."""
+    kernels = rng.standard_normal((2, 4, 32 if planted else 8, 3, 3))
+    if planted:
+        # The channels of the trained network have one kernel.
+        kernels[0] = kernels[0][:, :1] + 0.01 * kernels[0]
     made = [
-        SimpleNamespace(
-            layers=[layer_tying(taps_kernels(rng.standard_normal((8, 3, 3)), "b", "b.c", 1.0), draws=0) for _ in range(4)]
-        )
-        for _ in range(2)
+        SimpleNamespace(layers=[layer_tying(taps_kernels(one, "b", "b.c", 1.0), draws=0) for one in network])
+        for network in kernels
     ]
     return "beyond their spectra and beyond" in _null_text(*made) or "fewer than expected from" in _null_text(made[0], None)  # type: ignore[arg-type]
 
 
-def orientation(rng: np.random.Generator) -> bool:
-    sets = [measure_units(rng.standard_normal((16, 4, 4)), (8, 8), 1, 4, i) for i in range(4)]
+def orientation(rng: np.random.Generator, planted: bool) -> bool:
+    maps = rng.standard_normal((4, 16, 4, 4))
+    if planted:
+        maps[2] = np.cos(np.pi * np.arange(4) + rng.uniform(0, np.pi, (16, 1, 1))) + 0.01 * maps[2]
+    sets = [measure_units(one, (8, 8), 1, 4, i) for i, one in enumerate(maps)]
     own = pd.DataFrame(
         {
             "block": list("abcd"),
@@ -158,33 +171,34 @@ def orientation(rng: np.random.Generator) -> bool:
     return "clearest" in _orientation_text(SimpleNamespace(read=sets), own, None)  # type: ignore[arg-type]
 
 
-def low_frequencies(rng: np.random.Generator) -> bool:
+def low_frequencies(rng: np.random.Generator, planted: bool) -> bool:
     """Units of two untrained networks."""
     two = []
-    for _ in range(2):
-        values = rng.normal(0.4, 0.05, (3, 40))
+    for k in range(2):
+        values = rng.normal(0.4, 0.05, (3, 40)) - 0.2 * planted * (k == 0)
         two.append(SimpleNamespace(model=MODEL, blocks=("a", "b", "c"), frequency=lambda i, values=values: values[i]))
     finding = _low_frequency(*two)
     return finding.verdict == "found"
 
 
-def most_low_frequencies(rng: np.random.Generator) -> bool:
+def most_low_frequencies(rng: np.random.Generator, planted: bool) -> bool:
     values = rng.normal(0.4, 0.05, (2, 3, 40))
+    values[0] -= planted * np.array([0.1, 0.3, 0.1])[:, None]
     two = [SimpleNamespace(model=MODEL, blocks=("a", "b", "c"), frequency=lambda i, v=v: v[i]) for v in values]
     return "most in" in _low_frequency(*two).sentence
 
 
-def largest_drop(rng: np.random.Generator) -> bool:
+def largest_drop(rng: np.random.Generator, planted: bool) -> bool:
     """Eight distortions that take nothing, with normal errors of the size of the intervals."""
-    value = rng.standard_normal(8)
+    value = rng.standard_normal(8) + 20 * planted * (np.arange(8) == 3)
     drop = SimpleNamespace(value=value, low=value - 1.96, high=value + 1.96)
     kept = SimpleNamespace(value=value, low=value, high=value)
     labels = [SimpleNamespace(label=str(i)) for i in range(8)]
     return bool(_worst(SimpleNamespace(drop=drop, kept=kept, distortions=labels)))  # type: ignore[arg-type]
 
 
-def beyond_the_baseline(rng: np.random.Generator) -> bool:
-    return bool(beyond_baseline(*rng.standard_normal((2, 8))).any())
+def beyond_the_baseline(rng: np.random.Generator, planted: bool) -> bool:
+    return bool(beyond_baseline(*(rng.standard_normal((2, 8)) + np.array([[20.0 * planted], [0.0]]))).any())
 
 
 SENTENCES: dict[str, tuple[Claims, int]] = {
@@ -212,6 +226,13 @@ SENTENCES: dict[str, tuple[Claims, int]] = {
 @pytest.mark.parametrize("name", SENTENCES)
 def test_at_most_6_percent_of_null_data_give_a_claim(name: str) -> None:
     claims, runs = SENTENCES[name]
-    found = sum(claims(np.random.default_rng([7, i])) for i in range(runs))
+    found = sum(claims(np.random.default_rng([7, i]), False) for i in range(runs))
     print(f"{name}: {found} of {runs} runs claim something")
     assert found <= 0.06 * runs
+
+
+@pytest.mark.parametrize("name", SENTENCES)
+def test_a_planted_effect_is_claimed(name: str) -> None:
+    """So that silence alone does not pass."""
+    claims, _ = SENTENCES[name]
+    assert sum(claims(np.random.default_rng([8, i]), True) for i in range(10)) >= 8
