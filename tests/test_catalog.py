@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import mixer_probe
 from mixer_probe import catalog, cli
 from mixer_probe.core.analysis import FAMILIES, Analysis, Room, View
 from mixer_probe.core.errors import MixerProbeError, ModelError
@@ -106,3 +110,11 @@ def test_a_new_analysis_is_found_by_studies_reports_and_commands(
 
 def test_errors_of_rooms_are_the_project_s_own() -> None:
     assert all(issubclass(room.error, MixerProbeError) for room in catalog.ROOMS)
+
+
+def test_no_exported_name_is_hidden_by_a_module() -> None:
+    """A module that is imported late takes the place of a function of its name in the package."""
+    names = [m.name for m in pkgutil.walk_packages(mixer_probe.__path__, "mixer_probe.") if not m.name.endswith("__main__")]
+    packages = [package for package in map(importlib.import_module, names) if package.__name__ != "mixer_probe"]
+    hidden = [(p.__name__, n) for p in packages for n in getattr(p, "__all__", ()) if inspect.ismodule(getattr(p, n))]
+    assert not hidden

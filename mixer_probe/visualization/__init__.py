@@ -10,7 +10,7 @@ from mixer_probe.visualization.robustness import (
     NO_ROBUSTNESS,
     Placement,
     Robustness,
-    views,
+    sample_views,
 )
 
 __all__ = [
@@ -29,6 +29,6 @@ __all__ = [
     "colour_basis",
     "frequencies",
     "natural_spectrum",
-    "views",
+    "sample_views",
     "visualize",
 ]

@@ -14,7 +14,7 @@ from mixer_probe.core.progress import Advance
 from mixer_probe.models.model import Model
 from mixer_probe.visualization.network import Read, reading
 from mixer_probe.visualization.objectives import Objective
-from mixer_probe.visualization.robustness import Robustness, join, views
+from mixer_probe.visualization.robustness import Robustness, join, sample_views
 
 # Adam takes steps of one length whatever a gradient is; those of coefficients whose gradient is below this share of an image's
 # root mean square are shorter, so that rounding does not move the many frequencies that a unit does not care for.
@@ -125,7 +125,7 @@ class _Run:
         drawn = [robustness.draw(generator, size) for generator in self._generators]
         # Drawn seed by seed, taken view by view.
         index = self._seed * robustness.views + torch.arange(robustness.views)[:, None]
-        seen = views(images.repeat(robustness.views, 1, 1, 1), join(drawn).take(index.flatten()))
+        seen = sample_views(images.repeat(robustness.views, 1, 1, 1), join(drawn).take(index.flatten()))
         if not robustness.noise:
             return seen
         left = 1 - step / self._ascent.steps

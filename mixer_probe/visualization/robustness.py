@@ -84,7 +84,7 @@ def join(placements: list[Placement]) -> Placement:
     return Placement(torch.cat(window), torch.cat(centre), torch.cat(angle))
 
 
-def views(images: Tensor, placement: Placement) -> Tensor:
+def sample_views(images: Tensor, placement: Placement) -> Tensor:
     """What is seen of images [n, 3, h, w] at n placements, bilinear, in the size of the images.
 
     A window of 1 in the middle at no angle is the image itself; centres a whole number of pixels away only shift it."""

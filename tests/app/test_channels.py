@@ -253,7 +253,7 @@ def test_selectivity_by_depth(open_page: Open) -> None:
     page = open_page(PAGE, [MIXER], n=N, ch_class="bird", ch_depth="yes", ch_depth_random="yes")
     assert not page.exception
     assert not page.error
-    assert "AUROC of the best channel for bird, n = 100 images" in texts(page)
+    assert "AUROC of the best channel for bird by block, n = 100 images" in texts(page)
 
 
 # -- what the Report takes ---------------------------------------------------------------------------------------------------
@@ -298,7 +298,7 @@ def test_images_without_classes_or_of_one_class(tmp_path: Path) -> None:
         Image.new("RGB", (8, 8), (i, i, i)).save(tmp_path / f"{i}.png")
     assert "have no labels" in needs_labels(mp.load_images(tmp_path))
     one = images().subset([i for i, label in enumerate(images().labels) if label == 6])
-    assert "are of one class" in needs_labels(one)
+    assert "belong to one class" in needs_labels(one)
     assert needs_labels(images()) == ""
 
 

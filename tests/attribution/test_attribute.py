@@ -187,7 +187,7 @@ def test_empty_maps_are_said() -> None:
         ("mixer", "saliency", {"baseline": "blak"}, "closest: black"),
         ("mixer", "saliency", {"baseline": torch.zeros(3, 8, 8)}, r"shape \(3, 32, 32\), not \(3, 8, 8\)"),
         ("mixer", "occlusion", {"window": 4, "stride": 8}, "leaves gaps"),
-        ("mixer", "smoothgrad", {"samples": 0}, "samples of smoothgrad is 1 or more"),
+        ("mixer", "smoothgrad", {"samples": 0}, "samples of smoothgrad must be 1 or more, not 0"),
     ],
 )
 def test_one_sentence_says_what_works(

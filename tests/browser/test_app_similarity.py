@@ -96,4 +96,4 @@ def test_a_click_on_a_row_opens_its_class(page: Page, app: str) -> None:
     page.wait_for_url(lambda url: "probes-class=" in url, timeout=WAIT)
     settle(page, "Probes")
     name = said(page, "probes-class")
-    page.get_by_role("heading", name=f"The class {name} by depth").wait_for(timeout=WAIT)
+    page.get_by_role("heading", name=f"Accuracy on class {name} by depth").wait_for(timeout=WAIT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -129,7 +130,7 @@ def test_damage_is_refused_in_a_sentence_or_changes_nothing(
     with capsys.disabled():
         print(f"\n{how.__name__}: {sum(found.values())} tried; " + ", ".join(told))
     assert not [key for key in found if key[1] == "SILENT"]
-    assert not [text for text in sentences if "\n" in text or not ("again" in text or "give the folder" in text)]
+    assert not [text for text in sentences if "\n" in text or not re.search("again|recreate it|give the folder", text)]
     assert sum(count for (name, _), count in found.items() if name == "run") == times
     assert found["run", "refused"] > 0.8 * times
     assert found["results", "nothing changed"] == 0

@@ -10,7 +10,7 @@ from scipy.ndimage import map_coordinates, uniform_filter
 from scipy.stats import chisquare
 
 from mixer_probe.core.errors import MeasureError
-from mixer_probe.visualization import NO_ROBUSTNESS, Placement, Robustness, views
+from mixer_probe.visualization import NO_ROBUSTNESS, Placement, Robustness, sample_views
 
 
 def pictures(n: int, height: int, width: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -27,7 +27,7 @@ def test_nothing_changes_without_transformations(size: tuple[int, int], dtype: t
     images = pictures(2, *size, dtype)
     drawn = [NO_ROBUSTNESS.draw(torch.Generator().manual_seed(s), size) for s in (0, 1)]
     both = Placement(*(torch.cat([getattr(d, name) for d in drawn]) for name in ("window", "centre", "angle")))
-    torch.testing.assert_close(views(images, both), images, rtol=0, atol=tolerance)
+    torch.testing.assert_close(sample_views(images, both), images, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("shift", [(0, 1), (2, -3), (-1, 0)])
@@ -36,22 +36,22 @@ def test_shifts_cut_from_the_mirrored_image(shift: tuple[int, int]) -> None:
     padded = np.pad(images.numpy(), ((0, 0), (0, 0), (3, 3), (3, 3)), mode="symmetric")
     row, column = 3 + shift[0], 3 + shift[1]
     expected = padded[:, :, row : row + 6, column : column + 8]
-    np.testing.assert_allclose(views(images, placed(centre=shift)), expected, atol=1e-12)
+    np.testing.assert_allclose(sample_views(images, placed(centre=shift)), expected, atol=1e-12)
 
 
 def test_the_mean_over_all_shifts_is_a_box_filter() -> None:
     images = pictures(1, 8, 8)
     shifts = list(product(range(-2, 3), repeat=2))
-    mean = sum(views(images, placed(centre=s)) for s in shifts) / len(shifts)
+    mean = sum(sample_views(images, placed(centre=s)) for s in shifts) / len(shifts)
     expected = uniform_filter(images.numpy(), size=(1, 1, 5, 5), mode="reflect")
     np.testing.assert_allclose(mean, expected, atol=1e-12)
 
 
 def test_turns() -> None:
     square, wide = pictures(1, 6, 6), pictures(1, 4, 9)
-    quarter = views(square, placed(angle=math.pi / 2))
+    quarter = sample_views(square, placed(angle=math.pi / 2))
     assert any(torch.allclose(quarter, torch.rot90(square, k, (2, 3)), atol=1e-12) for k in (1, 3))
-    torch.testing.assert_close(views(wide, placed(angle=math.pi)), wide.flip(2, 3), rtol=0, atol=1e-12)
+    torch.testing.assert_close(sample_views(wide, placed(angle=math.pi)), wide.flip(2, 3), rtol=0, atol=1e-12)
 
 
 def test_any_placement_is_bilinear_interpolation() -> None:
@@ -65,7 +65,7 @@ def test_any_placement_is_bilinear_interpolation() -> None:
         window * (math.cos(angle) * columns - math.sin(angle) * rows) + centre[1] + (width - 1) / 2,
     ]
     expected = [map_coordinates(plane, at, order=1, mode="reflect") for plane in images[0].numpy()]
-    found = views(images, placed(window, centre, angle))[0].numpy()
+    found = sample_views(images, placed(window, centre, angle))[0].numpy()
     inside = (at[0] > 0) & (at[0] < height - 1) & (at[1] > 0) & (at[1] < width - 1)
     assert inside.mean() > 0.5
     np.testing.assert_allclose(found[:, inside], np.stack(expected)[:, inside], atol=1e-12)
