@@ -70,7 +70,11 @@ class RandomisationCheck(Result):
     def remains(self, level: float = 0.95) -> Estimate:
         """How much more alike maps are to those of the trained network, once all weights are drawn anew, than maps of different
         images are: mean over draws and images with its interval."""
-        return self.likeness(self.spearman[:, -1] - self.null_spearman, level)
+        return self.likeness(self.spearman[:, -1] - pseudo_values(self.null_spearman), level)
+
+    def between_images(self) -> Estimate:
+        """Mean rank correlation of the trained network's maps of different images, with its interval."""
+        return mean_interval(pseudo_values(self.null_spearman))
 
     def to_frame(self) -> pd.DataFrame:
         """One row a stage: mean over draws and images with the 95 % interval of each likeness, and the null."""
@@ -79,7 +83,7 @@ class RandomisationCheck(Result):
     def _row(self, i: int) -> dict[str, object]:
         row: dict[str, object] = {"model": self.model.name, "method": self.method, "stage": i, "redrawn": self.stages[i]}
         found = {name: self.likeness(getattr(self, name)[:, i]) for name in ("spearman", "signed_spearman", "ssim")}
-        for name, estimate in {**found, "null_spearman": mean_interval(self.null_spearman)}.items():
+        for name, estimate in {**found, "null_spearman": self.between_images()}.items():
             mean, low, high = (float(v) for v in estimate)
             row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
         return {**row, "n_images": len(self.ids), "draws": self.draws}
@@ -177,6 +181,20 @@ def other_images(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         means: np.ndarray = np.nansum(table, 1) / counts
     return means
+
+
+def pseudo_values(by_image: np.ndarray) -> np.ndarray:
+    """Jackknife pseudo-values [image] of the mean over all pairs of images, from the mean `by_image` over the pairs of each.
+
+    An image is in its own mean and in that of every other image: without it the mean over all pairs is
+    (n mean - 2 mean_i) / (n - 2), so that its standard error is twice that of a mean of n independent values (Hoeffding 1948).
+    The pseudo-values have the same mean and the right spread. NaN stays, and fewer than three images are left as they are."""
+    n = int(np.isfinite(by_image).sum())
+    if n < 3:
+        return by_image
+    mean = np.nanmean(by_image)
+    found: np.ndarray = mean + 2 * (n - 1) / (n - 2) * (by_image - mean)
+    return found
 
 
 def rank_table(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -390,7 +390,7 @@ def _randomisation_sentence(result: RandomisationCheck) -> str:
     if not np.isfinite(result.null_spearman).any():
         return f"{head} (n = {n}; no other images for comparison)."
     return (
-        f"{head}; between maps of different images it is {_number(result.null_spearman)} (n = "
+        f"{head}; between maps of different images it is {_interval(*result.between_images())} (n = "
         f"{n}){randomisation_verdict(result)}."
     )
 

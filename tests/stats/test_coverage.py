@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal, norm
 
+from mixer_probe.attribution.randomisation import other_images, pseudo_values
 from mixer_probe.invariance.consistency import _influence, kappa
 from mixer_probe.invariance.shift import mean_cosine
 from mixer_probe.probing.controls import _selectivity_intervals
@@ -166,6 +167,17 @@ def crossed(random: Random) -> tuple[Bounds, float]:
     return crossed_interval(x)[1:], 0.0
 
 
+def between_images(random: Random) -> tuple[Bounds, float]:
+    """Rank correlation of the maps of different images, some of which have more of what all have."""
+    common = np.linspace(-1, 1, 49)
+    found, bounds = [], []
+    for _ in range(700):
+        maps = random.gamma(1, 1, size=(FEWEST, 1)) * common + random.normal(size=(FEWEST, 49))
+        found.append(other_images(maps, maps))
+        bounds.append(mean_interval(pseudo_values(found[-1]))[1:])
+    return tuple(np.array(bounds).T), float(np.mean(found))
+
+
 def aurocs(positives: int, negatives: int, ratio: float) -> Callable[[Random], tuple[Bounds, float]]:
     """Of exponential scores of which the positive ones have so many times the mean."""
 
@@ -227,6 +239,7 @@ CASES = {
         for n, p, q in ((50, 0.3, 0.5), (50, 0.9, 0.95), (20, 0.5, 0.5))
     },
     f"mean cosine, n = {FEWEST}": cosines,
+    f"maps of different images, n = {FEWEST}": between_images,
     **related.CASES,
 }
 # A depth is one of a few layers, so that a confidence set that holds it often enough holds it more often.
