@@ -183,7 +183,7 @@ def headless() -> mp.Model:
 
 def test_bare_tensors_and_grids_that_do_not_fit_are_errors() -> None:
     images = quadrants(2)
-    with pytest.raises(ImagesError, match="not on a Tensor"):
+    with pytest.raises(ImagesError, match="not a Tensor"):
         predictions(position_reader(images), torch.zeros(2, 3, 16, 16))  # type: ignore[arg-type]
     with pytest.raises(ImagesError, match="5×5 does not divide"):
         distortion_accuracy(position_reader(images), images, (PatchShuffle(5),))

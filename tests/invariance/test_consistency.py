@@ -149,7 +149,7 @@ def test_only_the_same_images_and_distortions_can_be_compared() -> None:
     one, two = made(right, right)
     with pytest.raises(MeasureError, match="there is one"):
         error_consistency([one])
-    with pytest.raises(MeasureError, match="other images"):
+    with pytest.raises(MeasureError, match="different images"):
         error_consistency([one, replace(two, images=replace(two.images, fingerprint="x"))])
-    with pytest.raises(MeasureError, match="other distortions"):
+    with pytest.raises(MeasureError, match="different distortions"):
         error_consistency([one, answers(np.stack([two.predicted[0]] * 2), two.labels, (PatchShuffle(2),))])
