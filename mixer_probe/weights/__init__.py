@@ -1,4 +1,4 @@
-"""What the parameters alone say."""
+"""Analyses of weights: what can be read from the parameters of a network."""
 
 from mixer_probe.weights.convolution import ConvolutionalMixer, as_convolution
 from mixer_probe.weights.dependence import dependence, mixing_of
@@ -28,7 +28,6 @@ from mixer_probe.weights.units import (
     localisation,
     paired_order,
     participation_ratio,
-    partner_null,
     partners,
 )
 
@@ -66,7 +65,6 @@ __all__ = [
     "paired_order",
     "paper_figures",
     "participation_ratio",
-    "partner_null",
     "partners",
     "position_embeddings",
     "power_centroid",

@@ -35,7 +35,7 @@ from mixer_probe.models.structure import Block
 from mixer_probe.weights.offsets import (
     Grid,
     Pixels,
-    bttb_share_centred_iid,
+    bttb_fraction_centred_iid,
     matrix_spread,
     matrix_spread_sd,
     offset_mean,
@@ -344,7 +344,7 @@ def _of_convolution(model: Model, found: SpatialConvolution) -> SpatialKernel:
         norm=float(np.sqrt(energy.sum())),
         # Zero-padded and shared by all positions, which is what a BTTB matrix is, without its mean too.
         translation_fraction=float("nan") if zero else 1.0,
-        translation_iid=bttb_share_centred_iid(grid),
+        translation_iid=bttb_fraction_centred_iid(grid),
         distance_px=distance,
         distance_sd=shared_spread_sd(energy, taps, len(kernels)),
         uniform_px=uniform_distance(grid, step),

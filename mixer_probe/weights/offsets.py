@@ -7,10 +7,9 @@ has (h - |a|)(w - |b|) pairs. A convolution kernel [kh, kw] is in offset space a
 
 The matrices that depend on the offset alone are the BTTB matrices (block Toeplitz with Toeplitz blocks): what a zero-padded
 convolution that all positions share can do. The nearest one to K in the Frobenius norm has the mean of K over the pairs of every
-offset, so the share of energy that is translation-structured is sum over offsets of pairs * mean^2, divided by |K|_F^2. It is 1
-for a zero-padded shared convolution, and for iid entries of mean zero its expectation is (number of offsets) / (number of
-pairs), which is (2g - 1)^2 / g^4 on a g x g grid.
-"""
+offset, so the fraction of energy that is translation-structured is sum over offsets of pairs * mean^2, divided by |K|_F^2. It is
+1 for a zero-padded shared convolution, and for iid entries of mean zero its expectation is (number of offsets) / (number of
+pairs), which is (2g - 1)^2 / g^4 on a g x g grid."""
 
 from __future__ import annotations
 
@@ -74,31 +73,25 @@ def _offset_index(grid: Grid) -> np.ndarray:
     return index
 
 
-def bttb_share(kernel: np.ndarray, grid: Grid) -> float:
-    """The share of the energy of K [S, S] that is in its projection on BTTB matrices, 0 to 1; NaN for a kernel of zeros."""
+def bttb_fraction(kernel: np.ndarray, grid: Grid) -> float:
+    """The fraction of the energy of K [S, S] in its projection on BTTB matrices, 0 to 1; NaN for a kernel of zeros."""
     total = float((np.asarray(kernel, dtype=np.float64) ** 2).sum())
     structured = float((offset_sums(kernel, grid) ** 2 / offset_pairs(grid)).sum())
     return structured / total if total > 0 else float("nan")
 
 
-def bttb_share_iid(grid: Grid) -> float:
-    """The expected BTTB share of iid entries of mean zero: (2h - 1)(2w - 1) / (hw)^2."""
-    height, width = grid
-    return (2 * height - 1) * (2 * width - 1) / (height * width) ** 2
-
-
-def bttb_share_centred(kernel: np.ndarray, grid: Grid) -> float:
-    """`bttb_share` of K minus the mean of all its entries; NaN for a constant kernel.
+def bttb_fraction_centred(kernel: np.ndarray, grid: Grid) -> float:
+    """`bttb_fraction` of K minus the mean of all its entries; NaN for a constant kernel.
 
     The rows of an attention map sum to 1, so its mean is a large part of it, and a constant kernel is a BTTB matrix: an attention
     that has learned nothing looks like a convolution unless the mean is taken away."""
     centred = np.asarray(kernel, dtype=np.float64) - np.mean(kernel, dtype=np.float64)
     # Rounding leaves a constant kernel with entries of some 1e-17 of its size.
-    return bttb_share(centred, grid) if np.abs(centred).max() > 1e-12 * np.abs(kernel).max() else float("nan")
+    return bttb_fraction(centred, grid) if np.abs(centred).max() > 1e-12 * np.abs(kernel).max() else float("nan")
 
 
-def bttb_share_centred_iid(grid: Grid) -> float:
-    """The expected `bttb_share_centred` of iid entries: (offsets - 1) / (pairs - 1), NaN for a grid of one position.
+def bttb_fraction_centred_iid(grid: Grid) -> float:
+    """The expected `bttb_fraction_centred` of iid entries: (offsets - 1) / (pairs - 1), NaN for a grid of one position.
 
     Taking the mean away removes the same one dimension from the BTTB matrices and from all matrices."""
     height, width = grid
@@ -107,9 +100,9 @@ def bttb_share_centred_iid(grid: Grid) -> float:
 
 
 def translation_fraction(kernel: np.ndarray, grid: Grid) -> tuple[float, float]:
-    """(the fraction of the energy of K [S, S] that is translation-structured, the same for iid entries): what figures, tables and
-    sentences call the translation fraction. It is that of K without the mean of its entries, see `bttb_share_centred`."""
-    return bttb_share_centred(kernel, grid), bttb_share_centred_iid(grid)
+    """The translation fraction of K [S, S], and its expectation for iid entries: the fraction of the energy of K, less the mean
+    of its entries, that depends on the offset alone (`bttb_fraction_centred`)."""
+    return bttb_fraction_centred(kernel, grid), bttb_fraction_centred_iid(grid)
 
 
 # Entries of kernels that a null may go through; larger ones have none.
@@ -117,8 +110,8 @@ _MOST_ENTRIES = 400_000_000
 
 
 def translation_p(kernel: np.ndarray, grid: Grid, draws: int, seed: int = 0) -> float:
-    """p-value of the translation fraction of K [S, S] among `draws` copies whose rows, and whose columns, are dealt out to the
-    positions at random: +1 in both (Phipson and Smyth 2010).
+    """p-value of the translation fraction of K [S, S] among `draws` copies whose rows, and whose columns, are permuted over the
+    positions: +1 in both (Phipson and Smyth 2010).
 
     Copies keep the entries of K, its rank and its singular values. NaN for a constant kernel and one too large for the null."""
     centred = np.asarray(kernel, dtype=np.float64) - np.mean(kernel, dtype=np.float64)
@@ -166,14 +159,13 @@ def matrix_spread(kernel: np.ndarray, grid: Grid, step: Pixels) -> tuple[float, 
     reads = total[:, 0] > 0
     if not reads.any():
         return float("nan"), float("nan")
-    share = energy[reads] / total[reads]
-    distance = (share * pair_distance(grid, step)[reads]).sum(1)
+    distance = (energy[reads] / total[reads] * pair_distance(grid, step)[reads]).sum(1)
     return float(distance.mean()), float(np.diag(energy)[reads].dot(1 / total[reads, 0]) / reads.sum())
 
 
 def matrix_spread_sd(kernel: np.ndarray, grid: Grid, step: Pixels) -> float:
-    """Standard deviation in pixels of the mean distance of `matrix_spread` over all ways to deal out rows and columns of K to the
-    positions: how far the distance is from that of another kernel of the same entries by chance.
+    """Standard deviation in pixels of the mean distance of `matrix_spread` over all permutations of the rows and
+    columns of K: how far the distance is from that of another kernel of the same entries by chance.
 
     In closed form: with P and the distances D split into rows a, columns b and interaction c, the variance of sum P D over two
     independent permutations is S^2 (|a_P|^2 |a_D|^2 + |b_P|^2 |b_D|^2) / (S - 1) + |c_P|^2 |c_D|^2 / (S - 1)^2 (as Hoeffding
@@ -198,8 +190,8 @@ def shared_spread_sd(energy: np.ndarray, step: Pixels, kernels: int) -> float:
     total = float(energy.sum())
     if total == 0:
         return float("nan")
-    distance, share = offset_distance((energy.shape[0], energy.shape[1]), step), energy / total
-    return float(np.sqrt(((share * (distance - (share * distance).sum())) ** 2).sum() * 2 / kernels))
+    distance, fraction = offset_distance((energy.shape[0], energy.shape[1]), step), energy / total
+    return float(np.sqrt(((fraction * (distance - (fraction * distance).sum())) ** 2).sum() * 2 / kernels))
 
 
 def shared_spread(energy: np.ndarray, step: Pixels) -> tuple[float, float]:

@@ -23,18 +23,8 @@ from mixer_probe.stats import prediction_limit
 _CHUNK_BYTES = 64_000_000
 
 
-def applied_weight(layer: nn.Module) -> torch.Tensor:
-    """The weight that a linear layer or convolution multiplies by, in its own type, without gradient.
-
-    Convolutions with weight standardisation (BiT) apply another kernel than the one they store."""
-    own_forward = isinstance(layer, nn.Conv2d) and type(layer).forward is not nn.Conv2d.forward
-    stored = layer.weight
-    assert isinstance(stored, torch.Tensor)
-    return (_caught_kernel(layer, stored) if own_forward else stored).detach()
-
-
-class _Catch(TorchFunctionMode):
-    """Keeps the kernel of the last `conv2d`."""
+class _KernelCapture(TorchFunctionMode):
+    """Records the kernel of the last `conv2d`."""
 
     kernel: torch.Tensor | None = None
 
@@ -44,12 +34,18 @@ class _Catch(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _caught_kernel(layer: nn.Module, stored: torch.Tensor) -> torch.Tensor:
-    assert isinstance(layer, nn.Conv2d)
-    blank = stored.new_zeros(1, layer.in_channels, *(d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size)))
-    with torch.no_grad(), _Catch() as caught:
-        layer(blank)
-    return stored if caught.kernel is None else caught.kernel
+def applied_weight(layer: nn.Module) -> torch.Tensor:
+    """The weight that a linear layer or convolution multiplies by, in its own type, without gradient.
+
+    Convolutions with weight standardisation (BiT) apply another kernel than the one they store."""
+    stored = layer.weight
+    assert isinstance(stored, torch.Tensor)
+    if not isinstance(layer, nn.Conv2d) or type(layer).forward is nn.Conv2d.forward:
+        return stored.detach()
+    smallest = stored.new_zeros(1, layer.in_channels, *(d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size)))
+    with torch.no_grad(), _KernelCapture() as captured:
+        layer(smallest)
+    return (stored if captured.kernel is None else captured.kernel).detach()
 
 
 def double(weight: torch.Tensor) -> torch.Tensor:
@@ -96,51 +92,36 @@ def convolution_values(
     inputs of a group times the aliases of a stride. Sedghi, Gupta and Long (2019), with stride, dilation and groups added."""
     weight = double(kernel)
     if not bool(torch.isfinite(weight).all()):
-        return np.full(_count(kernel, grid, stride, groups), np.nan)
-    phases, repeats = _phases(grid, stride, dilation, (kernel.shape[2], kernel.shape[3]))
-    size = phases.shape[1] * weight[:, :, 0, 0].numel() * 16
-    step = max(1, _CHUNK_BYTES // size)
-    found = [_transfer_values(weight, chunk, groups) for chunk in torch.split(phases, step)]
-    values = np.repeat(np.concatenate(found), repeats, axis=0)
+        weight = torch.full_like(weight, math.nan)
+    phases, repeats = _transfer_phases(grid, stride, dilation, (kernel.shape[2], kernel.shape[3]))
+    bytes_per_frequency = phases.shape[1] * weight[:, :, 0, 0].numel() * 16
+    chunks = torch.split(phases, max(1, _CHUNK_BYTES // bytes_per_frequency))
+    values = np.repeat(np.concatenate([_transfer_values(weight, chunk, groups) for chunk in chunks]), repeats, axis=0)
     ordered: np.ndarray = np.sort(values, axis=None)[::-1].copy()
     return ordered
 
 
-def _count(kernel: torch.Tensor, grid: tuple[int, int], stride: tuple[int, int], groups: int) -> int:
-    aliases = stride[0] * stride[1]
-    smaller = min(kernel.shape[0] // groups, kernel.shape[1] * aliases)
-    return (grid[0] // stride[0]) * (grid[1] // stride[1]) * groups * smaller
-
-
-def _phases(
+def _transfer_phases(
     grid: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int], size: tuple[int, int]
 ) -> tuple[torch.Tensor, np.ndarray]:
     """exp(2 pi i f t) / s as [output frequency, alias, tap], and how often each output frequency counts.
 
     The kernel is real, so f and -f have the same singular values: one of the two is kept and counts twice."""
-    rows, columns, repeats = _half_plane(grid[0] // stride[0], grid[1] // stride[1])
-    across = [_axis_phases(*a) for a in zip((rows, columns), grid, stride, dilation, size)]
-    waves = across[0][:, :, None, :, None] * across[1][:, None, :, None, :]
-    flat = waves.reshape(len(rows), stride[0] * stride[1], size[0] * size[1]) / math.sqrt(stride[0] * stride[1])
-    return torch.from_numpy(flat), repeats
-
-
-def _half_plane(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    rows, columns = (a.ravel() for a in np.indices((height, width)))
+    height, width = grid[0] // stride[0], grid[1] // stride[1]
+    rows, columns = (axis.ravel() for axis in np.indices((height, width)))
     own, mirrored = rows * width + columns, (-rows % height) * width + (-columns % width)
     kept = own <= mirrored
-    return rows[kept], columns[kept], np.where(own < mirrored, 2, 1)[kept]
-
-
-def _axis_phases(index: np.ndarray, length: int, stride: int, dilation: int, taps: int) -> np.ndarray:
-    """exp(2 pi i f t) along one axis as [frequency, alias, tap]."""
-    aliases = index[:, None] + np.arange(stride) * (length // stride)
-    phases: np.ndarray = np.exp(2j * np.pi * aliases[..., None] * np.arange(taps) * dilation / length)
-    return phases
+    along = []
+    for index, length, s, d, taps in zip((rows[kept], columns[kept]), grid, stride, dilation, size):
+        aliases = index[:, None] + np.arange(s) * (length // s)
+        along.append(np.exp(2j * np.pi * aliases[..., None] * np.arange(taps) * d / length))
+    waves = along[0][:, :, None, :, None] * along[1][:, None, :, None, :]
+    flat = waves.reshape(len(waves), stride[0] * stride[1], size[0] * size[1]) / math.sqrt(stride[0] * stride[1])
+    return torch.from_numpy(flat), np.where(own < mirrored, 2, 1)[kept]
 
 
 def _transfer_values(weight: torch.Tensor, phases: torch.Tensor, groups: int) -> np.ndarray:
-    """Singular values [frequency, group, min(o, i)] of the transfer matrices at some frequencies."""
+    """Singular values [frequency, group, min(o, i)] of the transfer matrices K(f) at some frequencies."""
     out, inputs = weight.shape[0] // groups, weight.shape[1]
     taps = weight.reshape(out * groups * inputs, -1).T
     # Two real products are cheaper than one complex product with a real factor.
@@ -152,17 +133,11 @@ def _transfer_values(weight: torch.Tensor, phases: torch.Tensor, groups: int) ->
     return matrix_values(matrices)
 
 
-# -- what the singular values say ----------------------------------------------------------------------------------------
-
-
 def stable_rank(values: np.ndarray) -> float:
     """|W|_F^2 / |W|_2^2 from singular values: 1 for rank one, n for an orthogonal n x n matrix. NaN for zeros or NaN."""
-    largest = _largest(values)
-    return float(((values / largest) ** 2).sum()) if largest > 0 else math.nan
-
-
-def _largest(values: np.ndarray) -> float:
-    return float(values.max()) if values.size and bool(np.isfinite(values).all()) else math.nan
+    if not values.size or not np.isfinite(values).all() or not values.max() > 0:
+        return math.nan
+    return float(((values / values.max()) ** 2).sum())
 
 
 # -- iid weights -------------------------------------------------------------------------------------------------------
@@ -198,14 +173,9 @@ def tracy_widom_edge(rows: int, columns: int, norm: float = 1.0, *, level: float
     return min(norm * (1 + 1e-12), norm * math.sqrt(size / (rows * columns)))
 
 
-def marchenko_pastur_stable_rank(rows: int, columns: int) -> float:
-    """Stable rank of a large iid rows x columns matrix: rows columns / (sqrt(rows) + sqrt(columns))^2."""
-    return 1 / marchenko_pastur_edge(rows, columns) ** 2
-
-
 def iid_values(operator: Callable[[torch.Generator], np.ndarray], draws: int, seed: int) -> tuple[np.ndarray, float, float]:
-    """Singular values of an operator made of iid normal weights, at Frobenius norm 1; the largest one seen; and what the largest
-    of one more operator exceeds in 5 % of cases (`prediction_limit`).
+    """Singular values of an operator with iid normal weights at Frobenius norm 1; the largest of all draws; and what the largest
+    of one more draw exceeds in 5 % of cases (`prediction_limit`).
 
     `operator` draws one such operator and returns its singular values, largest first. The values are means over the draws,
     order statistic by order statistic."""

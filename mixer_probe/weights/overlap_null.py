@@ -11,6 +11,7 @@ coefficients (Josse, Pages and Husson 2008).
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from scipy.stats import gamma, norm
@@ -65,21 +66,16 @@ def _triangles(mean: np.ndarray, alone: np.ndarray, waves: np.ndarray) -> float:
     the constant c of the products 8 c Q_f (sign) and 2 c Q_f (wave)."""
     energy = np.concatenate([alone, waves], axis=1) ** 2
     weight = np.concatenate([np.full(alone.shape[1], 2.0), np.full(waves.shape[1], 0.5**0.5)])
-    products = _third_symmetric(energy)
+    # Sums over triples of channels of Q_f Q_g [term, term], and of c Q_f [term].
+    products = _third_symmetric(*((energy**n).T @ energy**n for n in (1, 2, 3)))
     same = products.diagonal()
     cross = float(weight @ products @ weight - (weight**2 * same).sum()) / 2
     itself = float(same[alone.shape[1] :].sum()) / 32
-    with_mean = np.array([_elementary(mean**2 * column) for column in energy.T])
+    with_mean = [_third_symmetric(x.sum(), (x**2).sum(), (x**3).sum()) for x in (mean**2 * column for column in energy.T)]
     constant = np.concatenate([np.full(alone.shape[1], 8.0), np.full(waves.shape[1], 2.0)])
-    return cross + itself + float(constant @ with_mean)
+    return cross + itself + float(constant @ np.array(with_mean))
 
 
-def _third_symmetric(energy: np.ndarray) -> np.ndarray:
-    """Sum over triples of channels of Q_f Q_g [term, term]: the third elementary symmetric polynomial of energy_f * energy_g."""
-    p1, p2, p3 = ((energy**n).T @ energy**n for n in (1, 2, 3))
-    found: np.ndarray = (p1**3 - 3 * p1 * p2 + 2 * p3) / 6
-    return found
-
-
-def _elementary(x: np.ndarray) -> float:
-    return float((x.sum() ** 3 - 3 * x.sum() * (x**2).sum() + 2 * (x**3).sum()) / 6)
+def _third_symmetric(p1: Any, p2: Any, p3: Any) -> Any:
+    """The third elementary symmetric polynomial from power sums: the sum of the products of all triples."""
+    return (p1**3 - 3 * p1 * p2 + 2 * p3) / 6

@@ -84,7 +84,10 @@ def spectral_peak(maps: np.ndarray) -> SpectralPeak:
     rows = np.where(row > height // 2, row - height, row).astype(np.float64)
     blank = ~(total > 0)  # NaN too
     share = np.take_along_axis(power, found[..., None], -1)[..., 0] / np.where(blank, 1.0, total)
-    fields = (rows, column, np.hypot(rows / height, column / width), _degrees(strongest), share)
+    angles = np.degrees(np.angle(strongest))
+    # -180 and 180 are one phase, and rounding must not choose between them.
+    phase = np.where(np.isclose(angles, -180.0, rtol=0, atol=1e-9), 180.0, angles)
+    fields = (rows, column, np.hypot(rows / height, column / width), phase, share)
     return SpectralPeak(*(np.where(blank, np.nan, field) for field in fields))
 
 
@@ -100,13 +103,6 @@ def _multiplicity(height: int, width: int) -> np.ndarray:
     return weights
 
 
-def _degrees(values: np.ndarray) -> np.ndarray:
-    angles = np.degrees(np.angle(values))
-    # -180 and 180 are one phase, and rounding must not choose between them.
-    degrees: np.ndarray = np.where(np.isclose(angles, -180.0, rtol=0, atol=1e-9), 180.0, angles)
-    return degrees
-
-
 def orientation(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(orientation in degrees, coherence) of maps [..., h, w]: half the angle, and the length, of the power-weighted mean of
     exp(2 i phi) over the 2-D DFT of the mean-removed map, phi being the direction of the wave vector.
@@ -120,24 +116,19 @@ def orientation(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def orientation_of(power: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`orientation` from the power [..., h, w] itself."""
-    total = power.sum((-2, -1))
+    rows, columns = np.meshgrid(*(np.fft.fftfreq(n) for n in power.shape[-2:]), indexing="ij")
+    # Rows count upwards.
+    waves = np.exp(2j * np.arctan2(-rows, columns))
+    # The other alias of a wave at the Nyquist frequency mirrors its direction, which turns exp(2 i phi) into its conjugate.
+    nyquist = (np.abs(rows) == 0.5) | (np.abs(columns) == 0.5)
+    doubled = np.where(nyquist, waves.real, waves)
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean = (power * _double_angle(*power.shape[-2:])).sum((-2, -1)) / total
+        mean = (power * doubled).sum((-2, -1)) / power.sum((-2, -1))
     coherence = np.abs(mean)
     angle = np.mod(np.degrees(np.angle(mean)) / 2, 180.0)
     # 180 is 0, and a rounding error below it as well.
     angle = np.where(np.isclose(angle, 180.0, rtol=0, atol=1e-9), 0.0, angle)
     return np.where(coherence > 1e-9, angle, np.nan), coherence
-
-
-def _double_angle(height: int, width: int) -> np.ndarray:
-    """exp(2 i phi) of every bin of a 2-D DFT [height, width], with rows counted upwards."""
-    rows, columns = np.meshgrid(-np.fft.fftfreq(height), np.fft.fftfreq(width), indexing="ij")
-    angle = np.exp(2j * np.arctan2(rows, columns))
-    # The other alias mirrors the direction on an axis, which turns exp(2 i phi) into its conjugate.
-    nyquist = (np.abs(rows) == 0.5) | (np.abs(columns) == 0.5)
-    doubled: np.ndarray = np.where(nyquist, angle.real, angle)
-    return doubled
 
 
 def randomise_phases(maps: np.ndarray, rng: np.random.Generator) -> np.ndarray:

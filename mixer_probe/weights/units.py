@@ -1,9 +1,9 @@
-"""Measures of units: maps [unit, h, w] over the patch grid that the rows or columns of token-mixing matrices are.
+"""Measures of units: maps [unit, h, w] over the patch grid, which are rows or columns of token-mixing matrices.
 
-Each is a pure function of the maps, and none knows of networks. Two nulls belong to them. The shuffled null permutes the
-weights of every unit over its positions: what is left without any arrangement in the plane. The phase-randomised null keeps the
-amplitude spectrum of every unit and draws its phases: smooth maps have few effective dimensions, so opposite pairs arise among
-them by chance, and an iid null would call every pair of them special.
+Each is a pure function of the maps. Two nulls belong to them. The shuffled null permutes the weights of every unit over its
+positions: what is left without spatial structure. The phase-randomised null keeps the amplitude spectrum of every unit and draws
+its phases: smooth maps have few effective dimensions, so opposite pairs arise among them by chance, and against an iid null every
+pair of them would be significant.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import ttest_1samp
 
-from mixer_probe.core.errors import LayerError, MeasureError
+from mixer_probe.core.errors import LayerError
 from mixer_probe.core.result import storable
-from mixer_probe.core.validate import checked
 from mixer_probe.weights.spectrum import (
     centroid_of,
     orientation_of,
@@ -55,9 +54,9 @@ class UnitSet:
     - `frequency`: power centroid in cycles/token. `orientation` (degrees) and `coherence`: see `spectrum.orientation`.
     - `peak_row`, `peak_column`, `peak_frequency`, `phase`, `peak_share`: the strongest plane wave, see `SpectralPeak`.
     - `centre` [unit, 2] and `spread`: centre of mass (row, column) and spread around it in px, see `localisation`.
-    - `partner`, `partner_cosine`: the unit of most negative cosine similarity. `partner_p`: the chance of a cosine as low
-      under phase randomisation, (1 + surrogates as low) / (1 + surrogates).
-    - `null_mean`, `null_q05`: mean and 5 % quantile (the 5 % most negative) of the partner cosine of all units and surrogates.
+    - `partner`, `partner_cosine`: the opposite-phase unit, which has the most negative cosine similarity. `partner_p`: its
+      p-value under phase randomisation, (1 + surrogates as low) / (1 + surrogates).
+    - `null_mean`, `null_q05`: mean and 5 % quantile (the 5 % most negative) of `partner_cosine` over all units and surrogates.
     - `statistics` of the block and, over draws, of its `shuffled` null; `coherence_p` is the p-value of the mean coherence being
       above that of the same units shuffled (Student's t over the differences of units, one-sided)."""
 
@@ -83,10 +82,14 @@ class UnitSet:
     coherence_p: float
 
 
-def measure_units(maps: np.ndarray, patch: tuple[float, float], surrogates: int, shuffles: int, seed: Seed) -> UnitSet:
-    """Everything about the units `maps` [unit, h, w]; `patch` is the height and width of a token in px.
+# Cosines of surrogates are taken in float32.
+_ROUNDING = 1e-6
 
-    Raises LayerError for a single unit, which has no partner."""
+
+def measure_units(maps: np.ndarray, patch: tuple[float, float], surrogates: int, shuffles: int, seed: Seed) -> UnitSet:
+    """Everything that is measured on the units `maps` [unit, h, w]; `patch` is the height and width of a token in px.
+
+    Raises LayerError for a single unit, which has no opposite-phase unit."""
     maps = np.asarray(maps, dtype=np.float64)
     power = power_spectrum(maps)
     direction, coherence = orientation_of(power)
@@ -94,7 +97,10 @@ def measure_units(maps: np.ndarray, patch: tuple[float, float], surrogates: int,
     centre, spread = localisation(maps, patch)
     partner, cosine = partners(maps)
     null = partner_surrogates(maps, surrogates, seed)
-    shuffled, shuffled_coherence = _shuffled(maps, patch, shuffles, seed)
+    shuffled, shuffled_coherence = shuffled_statistics(maps, patch, shuffles, seed)
+    excess = coherence - shuffled_coherence
+    excess = excess[np.isfinite(excess)]
+    tested = len(excess) > 1 and excess.std() > 0
     return UnitSet(
         maps=maps,
         norm=np.sqrt((maps**2).sum((1, 2))),
@@ -113,58 +119,44 @@ def measure_units(maps: np.ndarray, patch: tuple[float, float], surrogates: int,
         partner_p=(1 + (null <= cosine + _ROUNDING).sum(0)) / (1 + surrogates),
         null_mean=float(null.mean()),
         null_q05=float(np.quantile(null, 0.05)),
-        statistics=block_statistics(maps, patch),
+        statistics=block_statistics(maps, patch)[0],
         shuffled=shuffled,
-        coherence_p=_larger_p(coherence - shuffled_coherence),
+        coherence_p=float(ttest_1samp(excess, 0.0, alternative="greater").pvalue) if tested else float("nan"),
     )
 
 
-# Cosines of surrogates are taken in float32.
-_ROUNDING = 1e-6
+def block_statistics(maps: np.ndarray, patch: tuple[float, float]) -> tuple[BlockStatistics, np.ndarray]:
+    """The statistics of a matrix of units [unit, h, w], and the coherence of every unit [unit].
 
-
-def _larger_p(differences: np.ndarray) -> float:
-    """One-sided p-value of a mean [unit] above zero by Student's t over units; NaN for fewer than two."""
-    known = differences[np.isfinite(differences)]
-    return float(ttest_1samp(known, 0.0, alternative="greater").pvalue) if len(known) > 1 and known.std() > 0 else float("nan")
-
-
-def block_statistics(maps: np.ndarray, patch: tuple[float, float]) -> BlockStatistics:
-    """The numbers of a whole matrix of units [unit, h, w]. Means leave out units for which a measure is not defined."""
-    return _block(maps, patch)[0]
-
-
-def _block(maps: np.ndarray, patch: tuple[float, float]) -> tuple[BlockStatistics, np.ndarray]:
-    """`block_statistics`, and the coherence of every unit [unit]."""
+    Means leave out units for which a measure is not defined."""
     power = power_spectrum(maps)
     singular = singular_values(maps.reshape(len(maps), -1))
     coherence = orientation_of(power)[1]
     statistics = BlockStatistics(
-        frequency=_mean(centroid_of(power)),
-        spread=_mean(localisation(maps, patch)[1]),
-        coherence=_mean(coherence),
-        partner_cosine=_mean(partners(maps)[1]),
+        frequency=defined_mean(centroid_of(power)),
+        spread=defined_mean(localisation(maps, patch)[1]),
+        coherence=defined_mean(coherence),
+        partner_cosine=defined_mean(partners(maps)[1]),
         effective_rank=effective_rank(singular),
         participation_ratio=participation_ratio(singular),
     )
     return statistics, coherence
 
 
-def _mean(values: np.ndarray) -> float:
+def defined_mean(values: np.ndarray) -> float:
+    """The mean of what is not NaN; NaN if nothing is."""
     defined = values[~np.isnan(values)]
-    return float(defined.mean()) if len(defined) else float("nan")
+    return float(defined.mean()) if defined.size else float("nan")
 
 
-def shuffled_statistics(maps: np.ndarray, patch: tuple[float, float], shuffles: int, seed: Seed) -> BlockStatistics:
-    """`block_statistics` of `shuffles` copies whose units have their own weights in random positions; arrays [draw]."""
-    return _shuffled(maps, patch, shuffles, seed)[0]
-
-
-def _shuffled(maps: np.ndarray, patch: tuple[float, float], shuffles: int, seed: Seed) -> tuple[BlockStatistics, np.ndarray]:
-    """`shuffled_statistics`, and the mean coherence of every unit [unit] over the copies."""
+def shuffled_statistics(
+    maps: np.ndarray, patch: tuple[float, float], shuffles: int, seed: Seed
+) -> tuple[BlockStatistics, np.ndarray]:
+    """`block_statistics` of `shuffles` copies with the weights of every unit in random positions: statistics as arrays [draw],
+    and the mean coherence of every unit [unit] over the copies."""
     rng = np.random.default_rng(seed)
     rows = np.asarray(maps, dtype=np.float64).reshape(len(maps), -1)
-    drawn = [_block(rng.permuted(rows, axis=1).reshape(maps.shape), patch) for _ in range(shuffles)]
+    drawn = [block_statistics(rng.permuted(rows, axis=1).reshape(maps.shape), patch) for _ in range(shuffles)]
     statistics = BlockStatistics(*(np.array([getattr(one, name) for one, _ in drawn]) for name in STATISTICS))
     return statistics, np.mean([coherence for _, coherence in drawn], axis=0)
 
@@ -221,7 +213,7 @@ def participation_ratio(singular: np.ndarray) -> float:
 
 
 def partners(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each map [unit, h, w] the unit of most negative cosine similarity, and that cosine. Needs two units or more.
+    """The opposite-phase unit of each map [unit, h, w], that of most negative cosine similarity, and that cosine.
 
     A unit of zeros has cosine 0 with all. Raises LayerError for a single unit."""
     if len(maps) < 2:
@@ -257,7 +249,7 @@ def matching_null(table: np.ndarray) -> tuple[float, float]:
 
 
 def partner_surrogates(maps: np.ndarray, surrogates: int, seed: Seed) -> np.ndarray:
-    """Partner cosines [surrogate, unit] of copies of the maps [unit, h, w] with random phases.
+    """Cosines with the opposite-phase unit [surrogate, unit] of copies of the maps [unit, h, w] with random phases.
 
     Surrogates are drawn as coordinates in the orthonormal Fourier basis: cosines are the same there, and no transform is needed.
     Cosines are taken in float32.
@@ -273,37 +265,22 @@ def partner_surrogates(maps: np.ndarray, surrogates: int, seed: Seed) -> np.ndar
     return drawn.astype(np.float64)
 
 
-@checked(MeasureError)
-def partner_null(maps: np.ndarray, surrogates: int, seed: Seed) -> tuple[float, float]:
-    """(mean, 5 % quantile) of the partner cosine over phase-randomised copies of the maps."""
-    drawn = partner_surrogates(maps, surrogates, seed)
-    return float(drawn.mean()), float(np.quantile(drawn, 0.05))
-
-
 def paired_order(maps: np.ndarray, frequency: np.ndarray) -> np.ndarray:
-    """Units [unit] in pairs side by side, low frequency first, the lower of a pair before the other; an odd one comes last.
+    """Units [unit] in opposite-phase pairs, low frequency first, the lower of a pair before the other; an odd unit comes last.
 
-    The most opposite two of all units are the first pair, the most opposite two of the others the next, and so on, so that
-    units that are each other's partner always stand together. Pairs go by their mean frequency, those with a constant unit last.
-    """
-    pairs, alone = _opposite_pairs(cosines(maps))
-    ordered = np.take_along_axis(pairs, np.argsort(frequency[pairs], axis=1, kind="stable"), axis=1)
-    by_frequency = np.argsort(frequency[ordered].mean(1), kind="stable")  # NaN sorts last
-    order: np.ndarray = np.concatenate([ordered[by_frequency].ravel(), alone])
-    return order
-
-
-def _opposite_pairs(cosine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(pairs [n // 2, 2], the unit that is left if n is odd [0 or 1]): the lowest cosine first, greedily.
-
-    In every round all units that are each other's lowest become pairs, which picks the same pairs as one at a time would."""
-    cosine = cosine.copy()
+    The two units of lowest cosine are the first pair, the two of lowest cosine among the rest the next, and so on, so that mutual
+    opposite-phase units stand together. Pairs are sorted by their mean frequency, those with a constant unit last."""
+    cosine = cosines(maps)
     np.fill_diagonal(cosine, np.inf)
     free = np.arange(len(cosine))
     pairs = np.empty((0, 2), dtype=np.intp)
     while len(free) > 1:
+        # All units that are each other's lowest become pairs at once: the same pairs as one at a time.
         best = cosine[np.ix_(free, free)].argmin(1)
         mutual = (best[best] == np.arange(len(free))) & (np.arange(len(free)) < best)
         pairs = np.concatenate([pairs, np.stack([free[mutual], free[best[mutual]]], axis=1)])
         free = np.setdiff1d(free, pairs)
-    return pairs, free
+    ordered = np.take_along_axis(pairs, np.argsort(frequency[pairs], axis=1, kind="stable"), axis=1)
+    by_frequency = np.argsort(frequency[ordered].mean(1), kind="stable")  # NaN sorts last
+    order: np.ndarray = np.concatenate([ordered[by_frequency].ravel(), free])
+    return order

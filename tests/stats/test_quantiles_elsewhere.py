@@ -37,7 +37,6 @@ REASONS = {
     "weights/operators.py tracy_widom_edge": NULL,
     "weights/tying.py KernelSpectrum.null_count": NULL,
     "weights/units.py measure_units": NULL,
-    "weights/units.py partner_null": NULL,
 }
 
 

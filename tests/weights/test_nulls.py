@@ -15,7 +15,7 @@ from mixer_probe.weights import KernelTying, SpatialKernels
 from mixer_probe.weights.channel_kernels import taps_kernels
 from mixer_probe.weights.figures import kernel_maps
 from mixer_probe.weights.offsets import (
-    bttb_share,
+    bttb_fraction,
     matrix_spread,
     matrix_spread_sd,
     shared_spread,
@@ -100,7 +100,7 @@ def test_one_translation_fraction_stands_in_kernel_table_figure_and_sentence() -
         planted[i, max(i - 1, 0)] = planted[i, i] = 1
     value, iid = translation_fraction(planted, (4, 4))
     centred = planted - planted.mean()
-    assert value == pytest.approx(bttb_share(centred, (4, 4)))
+    assert value == pytest.approx(bttb_fraction(centred, (4, 4)))
     kernel = replace(found.kernels[1], matrix=planted, translation_fraction=value)
     result = SpatialKernels(found.model, (found.kernels[0], kernel, *found.kernels[2:]), 1, 0.004, 999)
     frame = result.to_frame()

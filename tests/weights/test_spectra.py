@@ -23,7 +23,6 @@ from mixer_probe.weights.operators import (
     convolution_values,
     iid_values,
     marchenko_pastur_edge,
-    marchenko_pastur_stable_rank,
     matrix_values,
     product_values,
     stable_rank,
@@ -126,9 +125,7 @@ def entry_of(values: np.ndarray) -> MatrixSpectrum:
 def test_the_edge_is_the_norm_of_large_iid_matrices(rows: int, columns: int) -> None:
     values, largest, _ = iid_values(lambda g: matrix_values(torch.randn(rows, columns, generator=g, dtype=torch.float64)), 2, 0)
     assert marchenko_pastur_edge(rows, columns) == pytest.approx(largest, rel=0.02)
-    assert marchenko_pastur_stable_rank(rows, columns) == pytest.approx(stable_rank(values), rel=0.03)
-    # Square: (n^2) / (2 sqrt(n))^2 = n / 4.
-    assert marchenko_pastur_stable_rank(600, 600) == pytest.approx(150)
+    assert 1 / marchenko_pastur_edge(rows, columns) ** 2 == pytest.approx(stable_rank(values), rel=0.03)
     assert marchenko_pastur_edge(600, 600, 10.0) == pytest.approx(20 / 600**0.5)
 
 
@@ -510,8 +507,8 @@ def test_a_full_size_mixer_starts_on_the_edge() -> None:
         leaf.weight.numel() for leaf in model.module.blocks.modules() if isinstance(leaf, nn.Linear)
     )
     np.testing.assert_allclose(frame["spectral_norm"], frame["edge"], rtol=0.03)
-    share = [marchenko_pastur_stable_rank(*(int(n) for n in s.split("×"))) for s in frame["shape"]]
-    np.testing.assert_allclose(frame["stable_rank"], share, rtol=0.06)
+    iid = [1 / marchenko_pastur_edge(*(int(n) for n in s.split("×"))) ** 2 for s in frame["shape"]]
+    np.testing.assert_allclose(frame["stable_rank"], iid, rtol=0.06)
     tokens = frame[frame["kind"] == "spatial"]
     # 12 blocks of 196 x 384 twice.
     assert tokens["parameters"].sum() == 12 * 2 * 196 * 384

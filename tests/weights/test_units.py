@@ -12,7 +12,6 @@ from mixer_probe.weights import (
     orientation,
     paired_order,
     participation_ratio,
-    partner_null,
     partners,
     randomise_phases,
     spectral_peak,
@@ -237,7 +236,7 @@ def test_iid_rows_give_the_golden_figures() -> None:
     drawn = np.stack([partners(rng.standard_normal((384, 14, 14)))[1] for _ in range(10)])
     assert drawn.mean() == pytest.approx(-0.2104, abs=0.001)
     assert drawn.min(1).mean() == pytest.approx(-0.308, abs=0.012)
-    found = block_statistics(rng.standard_normal((384, 14, 14)), PATCH)
+    found = block_statistics(rng.standard_normal((384, 14, 14)), PATCH)[0]
     assert found.frequency == pytest.approx(0.38598, abs=0.002)
     assert found.spread == pytest.approx(uniform_spread((14, 14), PATCH), rel=0.01)
 
@@ -268,7 +267,8 @@ def test_the_partner_null_is_that_of_transformed_surrogates() -> None:
     assert fast.shape == (30, 128)
     assert fast.mean() == pytest.approx(slow.mean(), abs=0.005)
     assert np.quantile(fast, 0.05) == pytest.approx(np.quantile(slow, 0.05), abs=0.01)
-    assert partner_null(smooth, 30, 1) == (fast.mean(), np.quantile(fast, 0.05))
+    units = measure_units(smooth, PATCH, 30, 1, 1)
+    assert (units.null_mean, units.null_q05) == (fast.mean(), np.quantile(fast, 0.05))
 
 
 def low_passed(noise: np.ndarray) -> np.ndarray:
@@ -310,7 +310,7 @@ def test_shuffling_keeps_every_unit_and_loses_the_plane() -> None:
     rng = np.random.default_rng(0)
     maps = np.stack([wave((14, 14), 0, 1 + k % 3, 37 * k) for k in range(48)]) * rng.uniform(0.5, 2, 48)[:, None, None]
     maps *= np.exp(-((np.mgrid[:14, :14] - 6.0) ** 2).sum(0) / 20)
-    own, null = block_statistics(maps, PATCH), shuffled_statistics(maps, PATCH, 5, 0)
+    own, null = block_statistics(maps, PATCH)[0], shuffled_statistics(maps, PATCH, 5, 0)[0]
     for name in STATISTICS:
         assert getattr(null, name).shape == (5,)
     assert own.frequency < 0.25 < null.frequency.min()
