@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class MixerProbeError(Exception):
@@ -112,3 +112,18 @@ def closest(name: str, known: Iterable[str], n: int = 5) -> str:
     if close:
         return "closest: " + ", ".join(close)
     return "known: " + ", ".join(pool[:n]) + (", ..." if len(pool) > n else "")
+
+
+def layer_index(key: int | str, paths: Sequence[tuple[str, ...]], model: str, noun: str) -> int:
+    """Index of a layer given by number (negative counts from the end) or by one of its `paths` [layer].
+
+    Raises LayerError with the range or close paths; `noun` is what the layers are called: "block"."""
+    if isinstance(key, str):
+        found = next((i for i, own in enumerate(paths) if key in own), None)
+        if found is None:
+            known = dict.fromkeys(path for own in paths for path in own)
+            raise LayerError(f"no {noun} '{key}' in {model}; {closest(key, known)}")
+        return found
+    if not -len(paths) <= key < len(paths):
+        raise LayerError(f"{model} has {noun}s 0 to {len(paths) - 1}, not {key}")
+    return key % len(paths)

@@ -57,6 +57,13 @@ def join(names: Iterable[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
+def first_and_more(names: Iterable[str], most: int = 1) -> str:
+    """The first `most` names and how many more there are: "a, b and 3 more"."""
+    items = list(names)
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
+
+
 def percent(share: float) -> str:
     """A share as a percentage with one digit."""
     return f"{100 * share:.1f} %"

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixer_probe.core.errors import LayerError, MeasureError
 from mixer_probe.core.hooks import Call, all_paths, hooked
@@ -43,47 +43,49 @@ _MOVED = 1e-11
 _CHANNELS = 3
 
 
+_LABELS: dict[tuple[bool, bool], Mixes] = {
+    (True, True): "both",
+    (True, False): "across",
+    (False, True): "within",
+    (False, False): "neither",
+}
+
+
 @checked(MeasureError)
 def dependence(model: Model, wanted: Wanted, seed: int = 0) -> dict[str, Mixes]:
-    """How modules of a network mix, by module path, in the order in which they finish their first call.
+    """How the modules of a network mix, by module path, in the order in which they finish their first call.
 
     `wanted(path, found)` says whether to measure a module, given what was found of those that finished before it, all that it
     holds among them. Modules that do not map one tensor of known axes to another are left out. A copy of the network in float64
     on the CPU sees one image of noise drawn with `seed`; parameters that are exactly zero everywhere (fresh heads, last batch
-    norms) are drawn anew in it, so that what is told is the architecture and not its first step.
+    norms) are replaced by random ones in it, so that the architecture is measured and not its initialisation.
 
     Raises MeasureError for outputs that are not finite."""
-    network = _generic(model.module, seed)
+    network, generator = copied(model.module).cpu().double().eval(), _generator(seed)
     image = torch.randn(1, *model.input.size, generator=_generator(seed), dtype=torch.float64)
-    session = _Session(model, wanted, seed)
-    with torch.no_grad(), hooked(network, all_paths(network), session.end, session.start) as passes:
-        passes.run(image)
-    return session.found
-
-
-def _generic(module: nn.Module, seed: int) -> nn.Module:
-    """A copy whose parameters are float64, and random where they are all zero."""
-    network, generator = copied(module).cpu().double().eval(), _generator(seed)
+    measurement = _Measurement(model, wanted, seed)
     with torch.no_grad():
         for p in network.parameters():
             if not p.any():
                 spread = p[0].numel() ** -0.5 if p.ndim > 1 else 0.1
                 p.copy_(spread * torch.randn(p.shape, generator=generator, dtype=torch.float64))
-    return network
+        with hooked(network, all_paths(network), measurement.end, measurement.start) as passes:
+            passes.run(image)
+    return measurement.found
 
 
 def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-class _Session:
-    """One forward pass: the inputs of the modules that are running, and what was found of those that finished."""
+class _Measurement:
+    """One forward pass: the inputs of the modules that are running, and how those that finished mix."""
 
     def __init__(self, model: Model, wanted: Wanted, seed: int) -> None:
         self.found: dict[str, Mixes] = {}
         self._model, self._wanted, self._seed = model, wanted, seed
         self._inputs: list[Tensor | None] = []
-        self._seen: set[str] = set()
+        self._finished: set[str] = set()
         self._busy = False
 
     def start(self, call: Call) -> None:
@@ -92,46 +94,44 @@ class _Session:
             self._inputs.append(call.args[0].clone() if call.args and isinstance(call.args[0], Tensor) else None)
 
     def end(self, call: Call) -> None:
-        if not self._busy:
-            again = lambda x: call.module(x, *call.args[1:], **call.kwargs)  # noqa: E731
-            self._measure(call.path, self._inputs.pop(), call.output, again)
-
-    def _measure(self, path: str, x: Tensor | None, output: Any, run: Callable[[Tensor], Any]) -> None:
-        first = path not in self._seen
-        self._seen.add(path)
-        if not first or x is None or not isinstance(output, Tensor) or not self._wanted(path, self.found):
+        if self._busy:
             return
-        after = self._axes_after(path, x, output)
-        before = self._axes_before(x, after)
-        if before is None or after is None:
+        path, x, first = call.path, self._inputs.pop(), call.path not in self._finished
+        self._finished.add(path)
+        if not first or x is None or not isinstance(call.output, Tensor) or not self._wanted(path, self.found):
+            return
+        axes = self._axes(path, x, call.output)
+        if axes is None:
             return
         self._busy = True
         try:
-            mixes = mixing_of(run, x, before, after, self._places(x, before), self._seed)
+            again = lambda x: call.module(x, *call.args[1:], **call.kwargs)  # noqa: E731
+            mixes = mixing_of(again, x, *axes, self._places(x, axes[0]), self._seed)
         except MeasureError as error:
             raise MeasureError(f"'{path}' of {self._model.name}: {error}") from error
         finally:
             self._busy = False
         self.found[path] = mixes
 
-    def _axes_after(self, path: str, x: Tensor, output: Tensor) -> Axes | None:
+    def _axes(self, path: str, x: Tensor, output: Tensor) -> tuple[Axes, Axes] | None:
+        """Axes of input and output: a module keeps the order of its axes unless it makes maps to sequences or pools them."""
         try:
-            return Axes[self._model.structure.find(f"{path}#0").axes]
+            after = Axes[self._model.structure.find(f"{path}#0").axes]
         except LayerError:
-            # Attention in windows sees a stack of sequences, whose places in the image do not matter here.
-            return Axes.BNC if x.ndim == output.ndim == 3 and x.shape[:2] == output.shape[:2] else None
-
-    def _axes_before(self, x: Tensor, after: Axes | None) -> Axes | None:
-        """Axes of the input: a module keeps the order of its axes unless it makes maps to sequences or pools them."""
-        if after is None or x.ndim == 2:
-            return after and Axes.BC
+            # Attention in windows reads a stack of sequences, whose places in the image do not matter here.
+            if not (x.ndim == output.ndim == 3 and x.shape[:2] == output.shape[:2]):
+                return None
+            after = Axes.BNC
+        if x.ndim == 2:
+            return Axes.BC, after
         if x.ndim == 3:
-            return after if after in (Axes.BCN, Axes.BCU) else Axes.BNC
+            return after if after in (Axes.BCN, Axes.BCU) else Axes.BNC, after
         if x.ndim != 4:
             return None
         if tuple(x.shape[1:]) == self._model.input.size:
-            return Axes.BCHW
-        return after if len(after.value.split(", ")) == 4 else self._model.adapter.outside
+            return Axes.BCHW, after
+        before = after if len(after.value.split(", ")) == 4 else self._model.adapter.outside
+        return None if before is None else (before, after)
 
     def _places(self, x: Tensor, axes: Axes) -> list[int]:
         """Three positions side by side, where the smallest kernel meets two: a corner, and those right of it and below."""
@@ -153,22 +153,19 @@ def mixing_of(
     `before` and `after` say what the axes of input and output mean. Every place is perturbed in all channels at once, then three
     channels of the first place, one at a time; all of it runs as one batch. Raises MeasureError for outputs that are not
     finite."""
-    outputs = _positions(run(_perturbed(x, before, places, seed)), after)
+    outputs = run(_perturbed(x, before, places, seed))
+    positions, channels = _layout(outputs, after)
     if not outputs.isfinite().all():
-        raise MeasureError("its outputs are not finite, so what moves them cannot be measured")
-    unchanged, *changed = outputs.reshape(1 + len(places) + _CHANNELS, -1, outputs.shape[-1])
+        raise MeasureError("its outputs are not finite, so what they depend on cannot be measured")
+    # [input, image and position, channel], prefix tokens among the positions
+    width = math.prod(outputs.shape[axis] for axis in channels)
+    unchanged, *changed = outputs.permute(0, *positions, *channels).reshape(1 + len(places) + _CHANNELS, -1, width)
     smallest = _MOVED * unchanged.abs().max()
     moved = torch.stack([(y - unchanged).abs() > smallest for y in changed])
     by_place, by_channel = moved[: len(places)].any(2), moved[len(places) :]
     across = len(places) > 1 and bool((by_place.sum(1) > 1).any() or (by_place.sum(0) > 1).any())
     within = bool((by_channel.sum(0) > 1).any())
-    return _label(across, within)
-
-
-def _label(across: bool, within: bool) -> Mixes:
-    if across:
-        return "both" if within else "across"
-    return "within" if within else "neither"
+    return _LABELS[across, within]
 
 
 def _perturbed(x: Tensor, axes: Axes, places: Sequence[int], seed: int) -> Tensor:
@@ -191,13 +188,6 @@ def _perturbed(x: Tensor, axes: Axes, places: Sequence[int], seed: int) -> Tenso
 
 def _unravelled(number: int, shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(int(i) for i in np.unravel_index(number, tuple(shape))) if shape else ()
-
-
-def _positions(x: Tensor, axes: Axes) -> Tensor:
-    """[image, position, channel], prefix tokens among the positions."""
-    positions, channels = _layout(x, axes)
-    count = math.prod(x.shape[axis] for axis in positions)
-    return x.permute(0, *positions, *channels).reshape(len(x), count, -1)
 
 
 def _layout(x: Tensor, axes: Axes) -> tuple[tuple[int, ...], tuple[int, ...]]:

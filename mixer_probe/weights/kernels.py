@@ -1,35 +1,32 @@
-"""Effective spatial kernels: from which positions each position reads, read off the weights of every family on one axis in
-pixels.
+"""Effective spatial kernels: the weights with which each position reads the others, for every family, on one axis in pixels.
 
-`spatial_kernels(model)` gives one kernel a spatial-mixing layer, K[i, j] = "position i reads from position j":
+`spatial_kernels(model)` gives one kernel per spatial-mixing layer, K[i, j] = "position i reads from position j":
 
 - Mixer: W2 W1, the linear part of the token MLP (its GELU and biases left out); gMixer: W2 times the plain half of fc1 (the
   activated half gates hidden units and is left out); ResMLP: linear_tokens times the root mean square of its layer scale;
   gMLP: the weight of the spatial gate.
 - ViT: attention from positions alone, averaged over heads (`mixer_probe.weights.position_attention`).
 - CNN: the kernels of the convolution, which lie in offset space already and have no S x S matrix here. Depthwise convolutions
-  have one kernel a channel, full ones one for every pair of channels; the energy at an offset is the sum of squares over all of
-  them, so that A2 of SCIENCE's P_ij = A2_ij / sum_j A2_ij is the squared Frobenius norm of what the layer reads there.
-
-A network without training (`model.untrained()`) is just another result to put beside.
+  have one kernel per channel, full ones one per pair of channels; the energy at an offset is the sum of squares over all of
+  them.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import nn
 
-from mixer_probe.core.errors import LayerError, MeasureError, ModelError, UndefinedKernelWarning, closest
+from mixer_probe.core.errors import LayerError, MeasureError, ModelError, UndefinedKernelWarning, layer_index
 from mixer_probe.core.result import ModelRecord, Result, storable
 from mixer_probe.core.validate import checked
+from mixer_probe.core.words import first_and_more
 from mixer_probe.models.model import Model
 from mixer_probe.models.structure import Block
 from mixer_probe.weights.offsets import (
@@ -46,8 +43,9 @@ from mixer_probe.weights.offsets import (
     translation_p,
     uniform_distance,
 )
-from mixer_probe.weights.position_attention import PositionAttention, position_attention
-from mixer_probe.weights.token_matrices import TokenMatrices, token_matrices
+from mixer_probe.weights.operators import double
+from mixer_probe.weights.position_attention import position_attention
+from mixer_probe.weights.token_matrices import token_matrices
 
 _FORMS = {
     "Mixer": "W2 W1, the linear part of the token MLP",
@@ -66,12 +64,11 @@ class SpatialKernel:
     around a position in offset space: [2h-1, 2w-1] over the available pairs of each offset (no padding), or for a convolution
     [kh, kw] over its kernels. `offset_step_px` is the pixels between two entries of them, larger than `step_px` for a dilated
     convolution. `translation_fraction` is the fraction of energy that depends on the offset alone, as a convolution's does, the
-    mean of K taken away, and `translation_iid` its expectation for iid entries. `distance_px` is the mean distance that a
-    position reads over, weighted by K^2 (row by row, then averaged over positions), `distance_sd` how far chance moves it
-    (`offsets.matrix_spread_sd`),
-    `uniform_px` that of a kernel that reads everywhere alike, `self_mass` the share of K^2 on the position itself. `norm` is
-    the Frobenius norm of K. `head_distance_px` [head] is for attention, one head at a time. Weights that are all zero give
-    NaN."""
+    mean of K taken away, and `translation_iid` its expectation for iid entries. `distance_px` is the mean mixing distance,
+    weighted by K^2 (row by row, then averaged over positions), `distance_sd` its standard deviation over permutations
+    (`offsets.matrix_spread_sd`), `uniform_px` the distance of uniform mixing, `self_mass` the fraction of K^2 on the position
+    itself. `norm` is the Frobenius norm of K. `head_distance_px` [head] is the distance per attention head. Weights that are all
+    zero give NaN."""
 
     block: str
     layer: str
@@ -118,19 +115,8 @@ class SpatialKernels(Result):
         return len(self.kernels)
 
     def index(self, block: int | str) -> int:
-        """Position of a kernel given by number (negative counts from the end), or path of its block or layer. Raises
-        LayerError."""
-        if isinstance(block, str):
-            return self._index_of_path(block)
-        if not -len(self) <= block < len(self):
-            raise LayerError(f"{self.model.name} has spatial kernels 0 to {len(self) - 1}, not {block}")
-        return block % len(self)
-
-    def _index_of_path(self, path: str) -> int:
-        names = [name for k in self.kernels for name in (k.block, k.layer)]
-        if path not in names:
-            raise LayerError(f"no spatial kernel at '{path}' in {self.model.name}; {closest(path, dict.fromkeys(names))}")
-        return names.index(path) // 2
+        """Index of a kernel given by number, or path of its block or layer. Raises LayerError."""
+        return layer_index(block, [(k.block, k.layer) for k in self.kernels], self.model.name, "spatial kernel")
 
     def kernel(self, block: int | str) -> SpatialKernel:
         """The kernel of a block. Raises LayerError that names the range or close paths."""
@@ -141,54 +127,62 @@ class SpatialKernels(Result):
         kernel = self.kernel(block)
         if kernel.matrix is None:
             raise LayerError(
-                f"'{kernel.layer}' is a convolution: all positions share its kernels, so it has no map of its own for each; "
-                "take mean or rms"
+                f"'{kernel.layer}' is a convolution: all positions share its kernels, and there is no map per position; use mean "
+                "or rms"
             )
         return kernel.matrix
 
     def row_maps(self, block: int | str) -> np.ndarray:
-        """Who reads from whom: [S, h, w], map i is where position i reads. Raises LayerError for a convolution."""
+        """Mixing weights as maps [S, h, w]: map i shows where position i reads. Raises LayerError for a convolution."""
         return self.matrix(block).reshape(-1, *self.kernel(block).grid)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a layer: distances in px, self mass, translation fraction and its iid value, norm."""
-        return pd.DataFrame([self._row(k) for k in self.kernels])
-
-    def _row(self, k: SpatialKernel) -> dict[str, object]:
-        return {
-            "model": self.model.name,
-            "block": k.block,
-            "layer": k.layer,
-            "depth": k.depth,
-            "kernel": k.form,
-            "grid": "×".join(map(str, k.grid)),
-            "step_px": max(k.step_px),
-            "distance_px": k.distance_px,
-            "distance_over_uniform": k.distance_px / k.uniform_px if k.uniform_px > 0 else float("nan"),
-            "self_mass": k.self_mass,
-            "translation_fraction": k.translation_fraction,
-            "translation_iid": k.translation_iid,
-            "norm": k.norm,
-        }
+        """One row per layer: distances in px, self mass, translation fraction and its value for iid entries, norm."""
+        rows = [
+            {
+                "model": self.model.name,
+                "block": k.block,
+                "layer": k.layer,
+                "depth": k.depth,
+                "kernel": k.form,
+                "grid": "×".join(map(str, k.grid)),
+                "step_px": max(k.step_px),
+                "distance_px": k.distance_px,
+                "distance_over_uniform": k.distance_px / k.uniform_px if k.uniform_px > 0 else float("nan"),
+                "self_mass": k.self_mass,
+                "translation_fraction": k.translation_fraction,
+                "translation_iid": k.translation_iid,
+                "norm": k.norm,
+            }
+            for k in self.kernels
+        ]
+        return pd.DataFrame(rows)
 
 
 @checked(MeasureError)
 def spatial_kernels(model: Model, *, draws: int = 999, seed: int = 0) -> SpatialKernels:
     """The effective spatial kernel of every layer that mixes positions, from the weights alone.
 
-    `draws` are those of the null of the largest translation fraction, 0 for none.
+    `draws` is the number of permutations for the null of the largest translation fraction, 0 for none.
 
     Raises ModelError for a ViT whose positions enter otherwise than by an absolute embedding or a relative bias, and for a
     network without any spatial kernel. Warns with UndefinedKernelWarning of kernels that are zero or constant."""
-    makers = {"mixer": _of_mixer, "vit": _of_vit, "cnn": _of_cnn}
-    kernels = tuple(makers[model.family](model))
+    families = {"mixer": _mixer_kernels, "vit": _attention_kernels, "cnn": _convolution_kernels}
+    kernels = tuple(families[model.family](model))
     if not kernels:
         raise ModelError(f"{model.name} has no convolution larger than 1×1 in its blocks, so it has no spatial kernels")
-    _warn(k.layer for k in kernels if np.isnan(k.translation_fraction) and k.grid != (1, 1))
-    return SpatialKernels(model.record, kernels, *_most_structured(kernels, draws, seed), draws)
+    undefined = [f"'{k.layer}'" for k in kernels if np.isnan(k.translation_fraction) and k.grid != (1, 1)]
+    if undefined:
+        warnings.warn(
+            f"the kernel of {first_and_more(undefined)} is zero or the same for all pairs of positions: what is undefined is NaN",
+            UndefinedKernelWarning,
+            stacklevel=3,
+        )
+    return SpatialKernels(model.record, kernels, *most_structured(kernels, draws, seed), draws)
 
 
-def _most_structured(kernels: Sequence[SpatialKernel], draws: int, seed: int) -> tuple[int, float]:
+def most_structured(kernels: Sequence[SpatialKernel], draws: int, seed: int) -> tuple[int, float]:
+    """Index of the kernel of the largest translation fraction, and the p-value of this maximum (see `SpatialKernels`)."""
     known = [i for i, k in enumerate(kernels) if k.matrix is not None and np.isfinite(k.translation_fraction)]
     if not known:
         return -1, float("nan")
@@ -199,48 +193,32 @@ def _most_structured(kernels: Sequence[SpatialKernel], draws: int, seed: int) ->
     return best, min(1.0, p * len(known))
 
 
-def _warn(layers: Iterable[str]) -> None:
-    found = list(layers)
-    if found:
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        warnings.warn(
-            f"the kernel of '{found[0]}'{more} is zero or the same for all pairs of positions: what is undefined is NaN",
-            UndefinedKernelWarning,
-            stacklevel=3,
-        )
+def _mixer_kernels(model: Model) -> Iterator[SpatialKernel]:
+    grid = known_grid(model)
+    for found in token_matrices(model):
+        layer = f"{found.block}.{found.layer}"
+        matrix = found.read if found.write is None else found.write.T @ found.read
+        step = step_of(model.input.size, grid)
+        yield matrix_kernel(matrix, found.block, layer, found.depth, _FORMS[found.form], grid, step)
 
 
-def _of_mixer(model: Model) -> Iterator[SpatialKernel]:
+def _attention_kernels(model: Model) -> Iterator[SpatialKernel]:
+    blocks = position_attention(model)
+    for i, found in enumerate(blocks):
+        heads, path = found.heads.numpy(), found.block.path
+        # The map of a block in windows is finer or coarser than its window.
+        step = step_of(model.input.size, model.layer(path).grid or found.grid)
+        distances = np.array([matrix_spread(head, found.grid, step)[0] for head in heads])
+        depth = (i + 1) / len(blocks)
+        yield matrix_kernel(heads.mean(0), path, f"{path}.{found.layer}", depth, found.form, found.grid, step, distances)
+
+
+def known_grid(model: Model) -> Grid:
+    """The patch grid (rows, columns). Raises ModelError where it is not known."""
     grid = model.structure.token_grid
     if grid is None:
         raise ModelError(f"the patch grid of {model.name} is not known, so its kernels cannot be laid out in space")
-    for found in token_matrices(model):
-        layer = f"{found.block}.{found.layer}"
-        yield matrix_kernel(
-            _product(found), found.block, layer, found.depth, _FORMS[found.form], grid, step_of(model.input.size, grid)
-        )
-
-
-def _product(found: TokenMatrices) -> np.ndarray:
-    matrix: np.ndarray = found.read if found.write is None else found.write.T @ found.read
-    return matrix
-
-
-def _of_vit(model: Model) -> Iterator[SpatialKernel]:
-    blocks = position_attention(model)
-    for i, found in enumerate(blocks):
-        heads = found.heads.numpy()
-        step = _attention_step(model, found)
-        layer = f"{found.block.path}.{found.layer}"
-        distances = np.array([matrix_spread(head, found.grid, step)[0] for head in heads])
-        depth = (i + 1) / len(blocks)
-        yield matrix_kernel(heads.mean(0), found.block.path, layer, depth, found.form, found.grid, step, distances)
-
-
-def _attention_step(model: Model, found: PositionAttention) -> Pixels:
-    # A windowed block sees a finer or coarser grid than its window has positions.
-    grid = model.layer(found.block.path).grid or found.grid
-    return step_of(model.input.size, grid)
+    return grid
 
 
 def matrix_kernel(
@@ -253,7 +231,7 @@ def matrix_kernel(
     step: Pixels,
     head_distances: np.ndarray | None = None,
 ) -> SpatialKernel:
-    """Everything measured on an S x S kernel: offset averages, translation fraction, spread."""
+    """What is measured on an S x S kernel: offset averages, translation fraction, distances."""
     distance, self_mass = matrix_spread(matrix, grid, step)
     fraction, iid = translation_fraction(matrix, grid)
     return SpatialKernel(
@@ -295,80 +273,68 @@ class SpatialConvolution:
     @property
     def weight(self) -> np.ndarray:
         """[out, in of the group, kh, kw] in float64."""
-        weight: np.ndarray = self.module.weight.detach().cpu().to(torch.float64).numpy()
+        weight: np.ndarray = double(self.module.weight).numpy()
         return weight
 
 
 def spatial_convolutions(model: Model) -> list[SpatialConvolution]:
-    """The convolutions larger than 1x1 that a CNN's blocks mix positions with, in execution order."""
+    """The convolutions larger than 1x1 by which the blocks of a CNN mix positions, in execution order."""
     blocks = model.structure.single_blocks
     found: list[SpatialConvolution] = []
     for i, block in enumerate(blocks):
-        own = list(_convolutions(block))
-        found += [SpatialConvolution(block, path, (i + (j + 1) / len(own)) / len(blocks), m) for j, (path, m) in enumerate(own)]
+        modules = dict(block.module.named_modules())
+        # Some are wrapped together with their norm.
+        paths = [path for name in block.spec.spatial for path in (name, f"{name}.conv")]
+        own = [(p, m) for p in paths if isinstance(m := modules.get(p), nn.Conv2d) and max(m.kernel_size) > 1]
+        for j, (path, module) in enumerate(own):
+            depth = (i + (j + 1) / len(own)) / len(blocks)
+            found.append(SpatialConvolution(block, f"{block.path}.{path}", depth, module))
     return found
 
 
-def _convolutions(block: Block) -> Iterator[tuple[str, nn.Conv2d]]:
-    modules = dict(block.module.named_modules())
-    for name in block.spec.spatial:
-        # Some are wrapped together with their norm.
-        for path in (name, f"{name}.conv"):
-            module = modules.get(path)
-            if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
-                yield f"{block.path}.{path}", module
+def _convolution_kernels(model: Model) -> Iterator[SpatialKernel]:
+    for found in spatial_convolutions(model):
+        kernels = found.weight.reshape(-1, *found.module.kernel_size)
+        energy = (kernels**2).sum(0)
+        grid, step, taps = _convolution_steps(model, found)
+        distance, self_mass = shared_spread(energy, taps)
+        kind = "depthwise" if found.depthwise else "full" if found.module.groups == 1 else "grouped"
+        yield SpatialKernel(
+            block=found.block.path,
+            layer=found.path,
+            depth=found.depth,
+            form=f"{'×'.join(map(str, found.module.kernel_size))} {kind} convolution",
+            grid=grid,
+            step_px=step,
+            offset_step_px=taps,
+            matrix=None,
+            mean=kernels.mean(0),
+            rms=np.sqrt(energy / len(kernels)),
+            norm=float(np.sqrt(energy.sum())),
+            # Zero-padded and shared by all positions, which is what a BTTB matrix is, without its mean too.
+            translation_fraction=1.0 if energy.any() else float("nan"),
+            translation_iid=bttb_fraction_centred_iid(grid),
+            distance_px=distance,
+            distance_sd=shared_spread_sd(energy, taps, len(kernels)),
+            uniform_px=uniform_distance(grid, step),
+            self_mass=self_mass,
+            head_distance_px=np.zeros(0),
+        )
 
 
-def _of_cnn(model: Model) -> Iterator[SpatialKernel]:
-    return (_of_convolution(model, found) for found in spatial_convolutions(model))
-
-
-def _of_convolution(model: Model, found: SpatialConvolution) -> SpatialKernel:
-    kernels = found.weight.reshape(-1, *found.module.kernel_size)
-    energy = (kernels**2).sum(0)
-    grid, step, taps = convolution_steps(model, found)
-    distance, self_mass = shared_spread(energy, taps)
-    shape = "×".join(map(str, found.module.kernel_size))
-    zero = not energy.any()
-    return SpatialKernel(
-        block=found.block.path,
-        layer=found.path,
-        depth=found.depth,
-        form=f"{shape} {'depthwise' if found.depthwise else 'full' if found.module.groups == 1 else 'grouped'} convolution",
-        grid=grid,
-        step_px=step,
-        offset_step_px=taps,
-        matrix=None,
-        mean=kernels.mean(0),
-        rms=np.sqrt(energy / len(kernels)),
-        norm=float(np.sqrt(energy.sum())),
-        # Zero-padded and shared by all positions, which is what a BTTB matrix is, without its mean too.
-        translation_fraction=float("nan") if zero else 1.0,
-        translation_iid=bttb_fraction_centred_iid(grid),
-        distance_px=distance,
-        distance_sd=shared_spread_sd(energy, taps, len(kernels)),
-        uniform_px=uniform_distance(grid, step),
-        self_mass=self_mass,
-        head_distance_px=np.zeros(0),
-    )
-
-
-def convolution_steps(model: Model, found: SpatialConvolution) -> tuple[Grid, Pixels, Pixels]:
+def _convolution_steps(model: Model, found: SpatialConvolution) -> tuple[Grid, Pixels, Pixels]:
     """(grid of the output, pixels between two inputs, pixels between two taps) of a convolution."""
     grid = model.layer(found.path).grid
     assert grid is not None
-    output = (_stride(pixels, n) for pixels, n in zip(model.input.size[1:], grid, strict=True))
-    down, right = (s / t for s, t in zip(output, found.module.stride, strict=True))
-    rows, columns = found.module.dilation
+    steps = []
+    for pixels, positions, stride in zip(model.input.size[1:], grid, found.module.stride, strict=True):
+        # Strides of 2 round up: 240 px become 15 and then 8 positions of 32 px.
+        power = 2 ** max(round(math.log2(pixels / positions)), 0)
+        steps.append((float(power) if -(-pixels // power) == positions else pixels / positions) / stride)
+    (down, right), (rows, columns) = steps, found.module.dilation
     return grid, (down, right), (down * rows, right * columns)
 
 
 def step_of(size: tuple[int, int, int], grid: Grid) -> Pixels:
     """Pixels (down, right) between the tokens of a grid that covers an image of size (channels, height, width)."""
     return size[1] / grid[0], size[2] / grid[1]
-
-
-def _stride(pixels: int, positions: int) -> float:
-    """Pixels between the positions of a CNN's map. Its strides of 2 round up: 240 px become 15 and then 8 positions of 32 px."""
-    power = 2 ** max(round(math.log2(pixels / positions)), 0)
-    return float(power) if -(-pixels // power) == positions else pixels / positions

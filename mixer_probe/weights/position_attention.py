@@ -1,9 +1,9 @@
-"""What a transformer's attention would be if it saw positions and no picture.
+"""Attention from positions alone: what a transformer attends to without image content.
 
 With an absolute position embedding p, head by head: softmax over j of q(z_i) . k(z_j) * scale, where z = norm1(p) is the
 embedding of the patch positions alone - no patch content, no class token - sent through the network's norm before the blocks
 (`norm_pre`, where there is one), the block's own norm1 (with its gain, bias and eps), its qkv projection with biases, and its q
-and k norms. Every block is asked as if the residual stream still held the embedding alone. With a relative position bias b
+and k norms. In every block the residual stream is taken to hold the embedding alone. With a relative position bias b
 (BEiT, Swin): softmax over j of b_ij, added to the above where there are both. Prefix tokens are dropped and the rows
 renormalised, which for a softmax is the same as leaving them out beforehand. Everything is float64.
 """
@@ -21,9 +21,11 @@ from torch import nn
 from mixer_probe.core.errors import ModelError
 from mixer_probe.models.model import Model
 from mixer_probe.models.structure import Block
+from mixer_probe.weights.operators import double
 
 # Older timm defines it there, newer in timm.layers.
 Attention: Any = vision_transformer.Attention  # type: ignore[attr-defined]
+_BLOCKS = (vision_transformer.Block, beit.Block)
 _WINDOWED = (swin_transformer.WindowAttention, swin_transformer_v2.WindowAttention)
 
 
@@ -43,42 +45,42 @@ def position_attention(model: Model) -> tuple[PositionAttention, ...]:
 
     Raises ModelError, with the reason, for a network whose positions enter in another way."""
     with torch.no_grad():
-        return tuple(_attention(model, block) for block in model.structure.single_blocks)
+        return tuple(_block_attention(model, block) for block in model.structure.single_blocks)
 
 
-def _attention(model: Model, block: Block) -> PositionAttention:
+def _block_attention(model: Model, block: Block) -> PositionAttention:
     attention = getattr(block.module, "attn", None)
     if isinstance(attention, _WINDOWED):
         heads = _window_bias(attention).softmax(-1)
         window = (int(attention.window_size[0]), int(attention.window_size[1]))
         return PositionAttention(block, "attn", "softmax of the relative position bias within a window", window, heads)
-    return _global_attention(model, block, attention)
-
-
-def _global_attention(model: Model, block: Block, attention: nn.Module | None) -> PositionAttention:
-    bias = _relative_bias(model, attention)
-    logits = _embedding_logits(model, block, attention)
+    logits = {"position embedding": _embedding_logits(model, block), "relative position bias": _relative_bias(model, attention)}
+    known = {name: part for name, part in logits.items() if part is not None}
     grid = model.structure.token_grid
-    if grid is None or (bias is None and logits is None):
-        raise ModelError(f"{model.name} has no position-only attention: {_reason(model, block, attention)}")
-    parts = [part for part in (logits, bias) if part is not None]
-    names = [n for n, part in (("position embedding", logits), ("relative position bias", bias)) if part is not None]
-    form = f"softmax of {'the ' + ' and '.join(names)} alone"
-    return PositionAttention(block, "attn", form, grid, torch.stack(parts).sum(0).softmax(-1))
+    if grid is None or not known:
+        raise ModelError(f"{model.name} has no position-only attention: {_reason(model, block)}")
+    heads = torch.stack(list(known.values())).sum(0).softmax(-1)
+    return PositionAttention(block, "attn", f"softmax of the {' and '.join(known)} alone", grid, heads)
 
 
-def _embedding_logits(model: Model, block: Block, attention: nn.Module | None) -> torch.Tensor | None:
+def _embedding_logits(model: Model, block: Block) -> torch.Tensor | None:
     """q(z_i) . k(z_j) * scale [head, S, S] of the absolute position embedding, None where it is not defined."""
-    embedding = _embedding(model)
-    if embedding is None or not isinstance(attention, (Attention, beit.Attention)):
+    attention: Any = getattr(block.module, "attn", None)
+    readable = isinstance(attention, (Attention, beit.Attention)) and type(block.module) in _BLOCKS
+    if not readable or (embedding := _patch_embedding(model)) is None:
         return None
-    if type(block.module) not in (vision_transformer.Block, beit.Block):
-        return None
-    q, k = _queries_and_keys(attention, _double(block.module.get_submodule("norm1"))(embedding))
-    return float(attention.scale) * (q @ k.transpose(-2, -1))
+    x = _double(block.module.get_submodule("norm1"))(embedding)
+    own: Any = _double(attention)
+    qkv = own.get_submodule("qkv")(x)
+    if getattr(own, "q_bias", None) is not None:
+        qkv = qkv + torch.cat([own.get_parameter("q_bias"), own.get_buffer("k_bias"), own.get_parameter("v_bias")])
+    q, k, _v = qkv.reshape(len(x), 3, own.num_heads, -1).permute(1, 2, 0, 3)
+    q_norm, k_norm = (getattr(own, name, nn.Identity()) for name in ("q_norm", "k_norm"))
+    logits: torch.Tensor = float(attention.scale) * (q_norm(q) @ k_norm(k).transpose(-2, -1))
+    return logits
 
 
-def _embedding(model: Model) -> torch.Tensor | None:
+def _patch_embedding(model: Model) -> torch.Tensor | None:
     """The position embedding of the patches [S, C] as the first block would see it alone; None if there is none."""
     grid = model.structure.token_grid
     found = next(((n, p) for n, p in model.module.named_parameters() if n.split(".")[-1] == "pos_embed" and p.ndim == 3), None)
@@ -89,19 +91,8 @@ def _embedding(model: Model) -> torch.Tensor | None:
     if parameter.shape[1] not in (patches, patches + model.structure.prefix):
         return None
     norm = dict(model.module.named_modules()).get(name.removesuffix("pos_embed") + "norm_pre", nn.Identity())
-    embedding: torch.Tensor = _double(norm)(parameter.detach().cpu().to(torch.float64)[0, -patches:])
+    embedding: torch.Tensor = _double(norm)(double(parameter)[0, -patches:])
     return embedding
-
-
-def _queries_and_keys(attention: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[head, S, width of a head] each, from x [S, C]."""
-    own = _double(attention)
-    qkv = own.get_submodule("qkv")(x)
-    if getattr(own, "q_bias", None) is not None:
-        qkv = qkv + torch.cat([own.get_parameter("q_bias"), own.get_buffer("k_bias"), own.get_parameter("v_bias")])
-    q, k, _v = qkv.reshape(len(x), 3, own.num_heads, -1).permute(1, 2, 0, 3)
-    q_norm, k_norm = (getattr(own, name, nn.Identity()) for name in ("q_norm", "k_norm"))
-    return q_norm(q), k_norm(k)
 
 
 def _relative_bias(model: Model, attention: nn.Module | None) -> torch.Tensor | None:
@@ -109,27 +100,24 @@ def _relative_bias(model: Model, attention: nn.Module | None) -> torch.Tensor | 
     if not isinstance(attention, beit.Attention):
         return None
     shared = next((m for m in model.module.modules() if isinstance(m, beit.RelativePositionBias)), None)
-    found = [m for m in (attention, shared) if m is not None]
-    tables = [m for m in found if getattr(m, "relative_position_bias_table", None) is not None]
-    if not tables:
-        return None
+    tables = [m for m in (attention, shared) if getattr(m, "relative_position_bias_table", None) is not None]
     # The first row and column belong to the class token.
-    return sum((_table_bias(m)[:, 1:, 1:] for m in tables), torch.zeros(()))
-
-
-def _table_bias(module: nn.Module) -> torch.Tensor:
-    """A bias table looked up for every pair of tokens: [head, n, n] in float64."""
-    table = module.get_parameter("relative_position_bias_table").detach().cpu().to(torch.float64)
-    return table[module.get_buffer("relative_position_index").cpu()].permute(2, 0, 1)
+    return sum((_table_bias(m)[:, 1:, 1:] for m in tables), torch.zeros(())) if tables else None  # type: ignore[arg-type]
 
 
 def _window_bias(attention: nn.Module) -> torch.Tensor:
     """The relative position bias within a window [head, S, S] of Swin (a table) or Swin V2 (an MLP of the log-spaced offset)."""
     if isinstance(attention, swin_transformer.WindowAttention):
         return _table_bias(attention)
-    own = _double(attention)
+    own: Any = _double(attention)
     table = own.get_submodule("cpb_mlp")(own.get_buffer("relative_coords_table")).view(-1, own.num_heads)
     return 16 * torch.sigmoid(table[own.get_buffer("relative_position_index")].permute(2, 0, 1))
+
+
+def _table_bias(module: nn.Module) -> torch.Tensor:
+    """A bias table looked up for every pair of tokens: [head, n, n] in float64."""
+    table = double(module.get_parameter("relative_position_bias_table"))
+    return table[module.get_buffer("relative_position_index").cpu()].permute(2, 0, 1)
 
 
 def _double(module: nn.Module) -> nn.Module:
@@ -137,11 +125,12 @@ def _double(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).cpu().double()
 
 
-def _reason(model: Model, block: Block, attention: nn.Module | None) -> str:
-    rotary = any("Rotary" in type(m).__name__ for m in model.module.modules())
-    if rotary:
+def _reason(model: Model, block: Block) -> str:
+    """Why attention from positions alone is not defined."""
+    attention = getattr(block.module, "attn", None)
+    if any("Rotary" in type(m).__name__ for m in model.module.modules()):
         return "a rotary embedding turns queries and keys by position, so that attention without content does not exist"
-    if type(block.module) not in (vision_transformer.Block, beit.Block) or attention is None:
+    if type(block.module) not in _BLOCKS or attention is None:
         return f"a {type(block.module).__name__} is not read; Block of ViT, DeiT and BEiT, and the blocks of Swin are"
     if not isinstance(attention, (Attention, beit.Attention)):
         return f"a {type(attention).__name__} is not read; the attention of ViT, DeiT, BEiT and Swin is"

@@ -5,7 +5,6 @@ Everything that is read off token-mixing weights starts here: units, effective k
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +14,10 @@ from timm.models.mlp_mixer import MixerBlock, ResBlock, SpatialGatingBlock
 from torch import nn
 
 from mixer_probe.core.errors import ModelError
+from mixer_probe.core.words import first_and_more, join
 from mixer_probe.models.model import Model
 from mixer_probe.models.structure import Block
+from mixer_probe.weights.operators import double
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,10 @@ def token_matrices(model: Model) -> tuple[TokenMatrices, ...]:
             "token-mixing weights are in Mixer, gMixer, ResMLP and gMLP"
         )
     blocks = model.structure.single_blocks
-    return tuple(_matrices(block, (i + 1) / len(blocks)) for i, block in enumerate(blocks))
+    return tuple(_block_matrices(block, (i + 1) / len(blocks)) for i, block in enumerate(blocks))
 
 
-def _matrices(block: Block, depth: float) -> TokenMatrices:
+def _block_matrices(block: Block, depth: float) -> TokenMatrices:
     module = block.module
     if isinstance(module, ResBlock):
         scale = np.sqrt((_array(module.get_parameter("ls1")) ** 2).mean())
@@ -71,11 +72,7 @@ def _matrices(block: Block, depth: float) -> TokenMatrices:
         read = _array(module.get_parameter("mlp_channels.gate.proj.weight"))
         return TokenMatrices(block.path, depth, "gMLP", "mlp_channels.gate.proj", read, None, None)
     assert isinstance(module, MixerBlock)
-    return _token_mlp(block, depth)
-
-
-def _token_mlp(block: Block, depth: float) -> TokenMatrices:
-    mlp = block.module.get_submodule("mlp_tokens")
+    mlp = module.get_submodule("mlp_tokens")
     first, last = getattr(mlp, "fc1", None), getattr(mlp, "fc2", None)
     if not isinstance(first, nn.Linear) or not isinstance(last, nn.Linear):
         raise ModelError(
@@ -85,14 +82,13 @@ def _token_mlp(block: Block, depth: float) -> TokenMatrices:
     rows, write = _array(first.weight), np.ascontiguousarray(_array(last.weight).T)
     if not isinstance(mlp, GluMlp):
         return TokenMatrices(block.path, depth, "Mixer", "mlp_tokens.fc1", rows, None, write)
-    half = len(rows) // 2
-    halves = (rows[:half], rows[half:])
+    halves = rows[: len(rows) // 2], rows[len(rows) // 2 :]
     read, gate = halves if mlp.gate_last else halves[::-1]
     return TokenMatrices(block.path, depth, "gMixer", "mlp_tokens.fc1", read, gate, write)
 
 
 def _array(parameter: torch.Tensor) -> np.ndarray:
-    array: np.ndarray = parameter.detach().cpu().to(torch.float64).numpy().copy()
+    array: np.ndarray = double(parameter).numpy()
     return array
 
 
@@ -101,21 +97,12 @@ def spatial_mixers(model: Model) -> str:
     convolutions (...)"."""
     kinds: dict[str, list[str]] = {}
     for layer in model.layers:
-        if layer.kind == "spatial":
-            kinds.setdefault(_mixer_kind(model.module.get_submodule(layer.module)), []).append(layer.module)
-    *others, last = [f"{kind} ({_some(paths)})" for kind, paths in kinds.items()] or ["nothing in its blocks"]
-    return f"{', '.join(others)} and {last}" if others else last
-
-
-def _mixer_kind(module: nn.Module) -> str:
-    convolution = next((m for m in module.modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1), None)
-    if convolution is None:
-        return "attention"
-    size = "×".join(map(str, convolution.kernel_size))
-    depthwise = convolution.groups == convolution.in_channels > 1
-    return f"{size} {'depthwise ' if depthwise else ''}convolutions"
-
-
-def _some(paths: Iterable[str]) -> str:
-    first, *others = paths
-    return f"{first} and {len(others)} more" if others else first
+        if layer.kind != "spatial":
+            continue
+        modules = model.module.get_submodule(layer.module).modules()
+        kind = "attention"
+        if convolution := next((m for m in modules if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1), None):
+            depthwise = "depthwise " if convolution.groups == convolution.in_channels > 1 else ""
+            kind = f"{'×'.join(map(str, convolution.kernel_size))} {depthwise}convolutions"
+        kinds.setdefault(kind, []).append(layer.module)
+    return join(f"{kind} ({first_and_more(paths)})" for kind, paths in kinds.items()) if kinds else "nothing in its blocks"

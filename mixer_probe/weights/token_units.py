@@ -2,15 +2,14 @@
 
 A unit is a row of the first token-mixing layer of a block, drawn as a map over the patch grid (Tolstikhin et al. 2021, Figs. 5
 and 6), and for the two-layer forms also a column of the second. Frequency is the power centroid of the mean-removed map; the
-partner of a unit is the one with the most negative cosine similarity. The paper pairs kernels of opposing phase and sorts them
+opposite-phase unit of a unit is that of most negative cosine similarity. The paper pairs kernels of opposing phase and sorts them
 by frequency but gives no formula; both are ours. `mixer_probe.weights.units` defines the measures and their nulls,
-`mixer_probe.weights.token_matrices` says which matrices of the four forms they are taken on.
+`mixer_probe.weights.token_matrices` the matrices of the four forms.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, ClassVar, Literal
@@ -19,24 +18,24 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mixer_probe.core.errors import LayerError, MeasureError, ModelError, UndefinedUnitsWarning, closest
+from mixer_probe.core.errors import LayerError, MeasureError, ModelError, UndefinedUnitsWarning, layer_index
 from mixer_probe.core.result import ModelRecord, Result
 from mixer_probe.core.threads import side_by_side
 from mixer_probe.core.validate import checked
 from mixer_probe.models.model import Model
-from mixer_probe.weights.token_matrices import TokenMatrices, token_matrices
+from mixer_probe.weights.token_matrices import token_matrices
 from mixer_probe.weights.units import STATISTICS, UnitSet, matching_null, measure_units, paired_order, uniform_spread, unit_rows
 
 Side = Literal["read", "gate", "write"]
 SIDES: tuple[Side, ...] = ("read", "gate", "write")
 
-# Units whose partner is as low in at most this share of the surrogates count as paired.
+# Units whose opposite-phase unit is as low in at most this fraction of the surrogates count as paired.
 LEVEL = 0.05
 
 
 @dataclass(frozen=True)
 class TokenMixing(Result):
-    """The units of every block: `read` has one `UnitSet` a block, and so have `gate` and `write` where the form has them.
+    """The units of every block: `read` holds one `UnitSet` per block, as do `gate` and `write` where the form has them.
 
     `form` is "Mixer", "gMixer", "ResMLP" or "gMLP", `layer` the first token-mixing layer inside a block, `grid` the tokens
     (rows, columns) and `patch` the height and width of a token in px. All methods take a block by number or path, and a side:
@@ -68,25 +67,19 @@ class TokenMixing(Result):
 
     @property
     def uniform_spread(self) -> float:
-        """The spread in px of a unit that reads all tokens alike."""
+        """The spread in px of a unit of uniform |weight|."""
         return uniform_spread(self.grid, self.patch)
 
     @property
     def chance(self) -> float:
-        """The share of units that `share_paired` calls paired where phases are random: the largest k / (1 + surrogates) up to
-        5 %. NaN for fewer than 19 surrogates, with which no unit can be called so."""
+        """The expected fraction of paired units where phases are random: the largest k / (1 + surrogates) up to 5 %. NaN for
+        fewer than 19 surrogates, with which no unit can be paired."""
         steps = int(LEVEL * (1 + self.surrogates) + 1e-9)
         return steps / (1 + self.surrogates) if steps else float("nan")
 
     def index(self, block: int | str) -> int:
-        """Position of a block given by number (negative counts from the end) or module path. Raises LayerError."""
-        if isinstance(block, str):
-            if block not in self.blocks:
-                raise LayerError(f"no block '{block}' in {self.model.name}; {closest(block, self.blocks)}")
-            return self.blocks.index(block)
-        if not -len(self.blocks) <= block < len(self.blocks):
-            raise LayerError(f"{self.model.name} has blocks 0 to {len(self.blocks) - 1}, not {block}")
-        return block % len(self.blocks)
+        """Index of a block given by number (negative counts from the end) or module path. Raises LayerError."""
+        return layer_index(block, [(path,) for path in self.blocks], self.model.name, "block")
 
     @checked(MeasureError)
     def measures(self, block: int | str, side: Side = "read") -> UnitSet:
@@ -108,22 +101,22 @@ class TokenMixing(Result):
 
     @checked(MeasureError)
     def partner(self, block: int | str, side: Side = "read") -> np.ndarray:
-        """Index [unit] of the unit with the most negative cosine similarity."""
+        """Index [unit] of the opposite-phase unit, that of most negative cosine similarity."""
         return self.measures(block, side).partner
 
     @checked(MeasureError)
     def partner_cosine(self, block: int | str, side: Side = "read") -> np.ndarray:
-        """Cosine similarity [unit] with the partner."""
+        """Cosine similarity [unit] with the opposite-phase unit."""
         return self.measures(block, side).partner_cosine
 
     @checked(MeasureError)
     def order(self, block: int | str, side: Side = "read") -> np.ndarray:
-        """Units [unit] as the paper lays them out: low frequency first, each followed by its closest inverse still free."""
+        """Units [unit] in opposite-phase pairs, low frequency first, as in the paper (see `paired_order`)."""
         return paired_order(self.units(block, side), self.frequency(block, side))
 
     @checked(MeasureError)
     def paired(self, block: int | str, side: Side = "read") -> np.ndarray:
-        """Whether the partner of each unit [unit] is beyond the phase-randomised null of that unit (p <= 0.05).
+        """Whether the cosine of each unit [unit] with its opposite-phase unit is significant under random phases (p <= 0.05).
 
         Every unit has its own null: a smooth one finds an opposite by chance more easily."""
         paired: np.ndarray = self.measures(block, side).partner_p <= LEVEL + 1e-9
@@ -131,61 +124,60 @@ class TokenMixing(Result):
 
     @checked(MeasureError)
     def share_paired(self, block: int | str, side: Side = "read") -> float:
-        """Share of units whose partner is beyond the null; `chance` (0.05) where phases are random, NaN where that is."""
+        """Fraction of units that are paired; `chance` (0.05) is expected where phases are random. NaN where `chance` is."""
         return float(self.paired(block, side).mean()) if self.surrogates >= 1 / LEVEL - 1 else float("nan")
 
     @checked(MeasureError)
     def cosine_with_read(self, block: int | str, side: Side) -> np.ndarray:
-        """Cosine [unit] of what each unit reads and its map of another side: 1 if it writes to where it reads, with that sign."""
+        """Cosine [unit] of the read weights of each unit and its map of another side: 1 if it writes as it reads."""
         return self._cosines_with_read(block, side).diagonal()
 
     def _cosines_with_read(self, block: int | str, side: Side) -> np.ndarray:
-        """Cosines [unit, unit] of what one unit reads and the map of another side of another unit."""
+        """Cosines [unit, unit] of the read weights of one unit and the map of another side of another unit."""
         read, other = (unit_rows(maps.reshape(len(maps), -1)) for maps in (self.units(block), self.units(block, side)))
         table: np.ndarray = read @ other.T
         return table
 
     @checked(MeasureError)
     def to_frame(self, side: Side | None = None) -> pd.DataFrame:
-        """One row a unit of a side (by default of what units read) with every measure. None of them is an average."""
-        return pd.concat([self._unit_frame(i, side or "read") for i in range(len(self.blocks))], ignore_index=True)
-
-    def _unit_frame(self, i: int, side: Side) -> pd.DataFrame:
-        units = self.measures(i, side)
-        columns = {label: getattr(units, name) for name, label in _UNIT_COLUMNS.items()}
-        head = {"model": self.model.name, "block": self.blocks[i], "depth": self._depth(i), "side": side}
-        places = {"centre_row_px": units.centre[:, 0], "centre_column_px": units.centre[:, 1]}
-        across = {} if side == "read" else {"cosine_with_read": self.cosine_with_read(i, side)}
-        return pd.DataFrame({**head, "unit": np.arange(len(units.maps)), **columns, **places, **across})
+        """One row per unit of a side ("read" by default) with every measure."""
+        side, tables = side or "read", []
+        for i, block in enumerate(self.blocks):
+            units = self.measures(i, side)
+            head = {"model": self.model.name, "block": block, "depth": (i + 1) / len(self.blocks), "side": side}
+            columns = {label: getattr(units, name) for name, label in _UNIT_COLUMNS.items()}
+            columns |= {"centre_row_px": units.centre[:, 0], "centre_column_px": units.centre[:, 1]}
+            if side != "read":
+                columns["cosine_with_read"] = self.cosine_with_read(i, side)
+            tables.append(pd.DataFrame({**head, "unit": np.arange(len(units.maps)), **columns}))
+        return pd.concat(tables, ignore_index=True)
 
     @checked(MeasureError)
     def summary(self, side: Side = "read") -> pd.DataFrame:
-        """One row a block: means over units and ranks, each beside its mean under the shuffled null; the partner cosine also
-        beside mean and 5 % quantile of the phase-randomised null, and the share of units paired beyond it. For sides that are
-        not "read", also the mean `cosine_with_read`, beside mean and standard deviation over all ways to match the units."""
-        return pd.DataFrame([self._block_row(i, side) for i in range(len(self.blocks))])
-
-    def _block_row(self, i: int, side: Side) -> dict[str, Any]:
-        units = self.measures(i, side)
-        row: dict[str, Any] = {
-            "model": self.model.name,
-            "block": self.blocks[i],
-            "depth": self._depth(i),
-            "side": side,
-            "units": len(units.maps),
-        }
-        for name in STATISTICS:
-            row[_BLOCK_COLUMNS[name]] = getattr(units.statistics, name)
-            row["shuffled_" + _BLOCK_COLUMNS[name]] = float(np.mean(getattr(units.shuffled, name)))
-        if side != "read":
-            mean, sd = matching_null(cosines := self._cosines_with_read(i, side))
-            row |= {"cosine_with_read": float(cosines.diagonal().mean())}
-            row |= {"null_cosine_with_read": mean, "null_cosine_with_read_sd": sd}
-        row |= {"null_mean": units.null_mean, "null_q05": units.null_q05}
-        return row | {"share_paired": self.share_paired(i, side), "mean_norm": float(units.norm.mean())}
-
-    def _depth(self, i: int) -> float:
-        return (i + 1) / len(self.blocks)
+        """One row per block: means over units and ranks, each beside its mean under the shuffled null; the cosine with the
+        opposite-phase unit also beside mean and 5 % quantile of the phase-randomised null, and the fraction of units that are
+        paired. For sides other than "read", also the mean `cosine_with_read`, beside mean and standard deviation over all
+        matchings of the units."""
+        rows = []
+        for i, block in enumerate(self.blocks):
+            units = self.measures(i, side)
+            row: dict[str, Any] = {
+                "model": self.model.name,
+                "block": block,
+                "depth": (i + 1) / len(self.blocks),
+                "side": side,
+                "units": len(units.maps),
+            }
+            for name in STATISTICS:
+                row[_BLOCK_COLUMNS[name]] = getattr(units.statistics, name)
+                row["shuffled_" + _BLOCK_COLUMNS[name]] = float(np.mean(getattr(units.shuffled, name)))
+            if side != "read":
+                mean, sd = matching_null(cosines := self._cosines_with_read(i, side))
+                row |= {"cosine_with_read": float(cosines.diagonal().mean())}
+                row |= {"null_cosine_with_read": mean, "null_cosine_with_read_sd": sd}
+            row |= {"null_mean": units.null_mean, "null_q05": units.null_q05}
+            rows.append(row | {"share_paired": self.share_paired(i, side), "mean_norm": float(units.norm.mean())})
+        return pd.DataFrame(rows)
 
 
 _UNIT_COLUMNS = {
@@ -215,28 +207,32 @@ _BLOCK_COLUMNS = {
 
 @checked(MeasureError)
 def token_mixing(model: Model, *, surrogates: int = 999, shuffles: int = 5, seed: int = 0) -> TokenMixing:
-    """The units of every block of a Mixer, gMixer, ResMLP or gMLP: frequency, orientation, phase, localisation, partners, ranks.
+    """The units of every block of a Mixer, gMixer, ResMLP or gMLP: frequency, orientation, phase, localisation, pairs, ranks.
 
-    `surrogates` phase-randomised copies are the null of partners (19 or more for a level of 5 %; with so few the
-    fraction of paired units depends on the seed), `shuffles` copies with
-    permuted positions that of everything else. Warns (UndefinedUnitsWarning) of units of constant or not finite weight, whose
-    frequency, orientation and phase are NaN.
+    `surrogates` phase-randomised copies are the null of opposite-phase units (19 or more for a level of 5 %; with so few the
+    fraction of paired units depends on the seed), `shuffles` copies with permuted positions that of everything else. Warns
+    (UndefinedUnitsWarning) of units of constant or not finite weight, whose frequency, orientation and phase are NaN.
 
-    Raises ModelError for a network without token-mixing weights, saying what it has instead, and MeasureError for no draws."""
+    Raises ModelError for a network without token-mixing weights, with what it has instead, and MeasureError for no draws."""
     found = token_matrices(model)
     grid = model.structure.token_grid
     if grid is None or grid[0] * grid[1] != found[0].read.shape[1]:
         raise ModelError(f"the patch grid of {model.name} is not known, so its units cannot be drawn as maps")
     patch = (model.input.size[1] / grid[0], model.input.size[2] / grid[1])
 
-    sides = {side: _side(found, side) for side in SIDES}
-    jobs = [matrix.reshape(-1, *grid) for matrices in sides.values() for matrix in matrices]
+    sides: dict[Side, list[np.ndarray]] = {}
+    for side in SIDES:
+        matrices = [getattr(block, side) for block in found]
+        sides[side] = [] if any(matrix is None for matrix in matrices) else matrices
+    maps = [matrix.reshape(-1, *grid) for matrices in sides.values() for matrix in matrices]
 
     def measured(k: int) -> UnitSet:
         # Every matrix has draws of its own.
-        return _stored(measure_units(jobs[k], patch, surrogates, shuffles, (seed, k)), model.dtype)
+        units = measure_units(maps[k], patch, surrogates, shuffles, (seed, k))
+        # The maps need no more digits than the parameters have.
+        return units if model.dtype == torch.float64 else replace(units, maps=units.maps.astype(np.float32))
 
-    sets = iter(side_by_side(measured, range(len(jobs))))
+    sets = iter(side_by_side(measured, range(len(maps))))
     result = TokenMixing(
         model=model.record,
         form=" and ".join(dict.fromkeys(block.form for block in found)),
@@ -249,30 +245,14 @@ def token_mixing(model: Model, *, surrogates: int = 999, shuffles: int = 5, seed
         shuffles=shuffles,
         seed=seed,
     )
-    _warn_of_constant_units(result)
-    return result
-
-
-def _side(found: Sequence[TokenMatrices], side: Side) -> list[np.ndarray]:
-    """The matrices of one side, none if a block lacks it."""
-    matrices = [getattr(block, side) for block in found]
-    return [] if any(matrix is None for matrix in matrices) else matrices
-
-
-def _stored(units: UnitSet, dtype: torch.dtype) -> UnitSet:
-    # Measures are taken in float64; the maps themselves need no more digits than the parameters have.
-    return units if dtype == torch.float64 else replace(units, maps=units.maps.astype(np.float32))
-
-
-def _warn_of_constant_units(result: TokenMixing) -> None:
     places = [(side, i) for side in result.sides for i in range(len(result.blocks))]
-    counts = {place: int(np.isnan(result.frequency(place[1], place[0])).sum()) for place in places}
-    found = [f"{n} of {result.blocks[i]} ({side})" for (side, i), n in counts.items() if n]
-    if found:
-        total = sum(counts.values())
+    constant = {place: n for place in places if (n := int(np.isnan(result.frequency(place[1], place[0])).sum()))}
+    if constant:
+        total, where = sum(constant.values()), [f"{n} of {result.blocks[i]} ({side})" for (side, i), n in constant.items()]
         warnings.warn(
             f"{result.model.name} has {total} unit{'s' if total > 1 else ''} of constant weight, or not finite, without "
-            f"frequency, orientation or phase: {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}",
+            f"frequency, orientation or phase: {', '.join(where[:5])}{', ...' if len(where) > 5 else ''}",
             UndefinedUnitsWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
+    return result

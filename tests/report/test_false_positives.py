@@ -28,7 +28,7 @@ from mixer_probe.stats.claims import beyond_baseline, extremes_differ
 from mixer_probe.weights import SpatialKernels
 from mixer_probe.weights.channel_kernels import taps_kernels
 from mixer_probe.weights.findings import _low_frequency, _reach
-from mixer_probe.weights.kernels import _most_structured, matrix_kernel
+from mixer_probe.weights.kernels import matrix_kernel, most_structured
 from mixer_probe.weights.operators import tracy_widom_edge
 from mixer_probe.weights.tying import layer_tying
 from mixer_probe.weights.units import measure_units
@@ -131,7 +131,7 @@ def kernels_of(rng: np.random.Generator, draws: int, near: Sequence[float] = (0.
     """Products of iid matrices on a 3x3 grid, as an untrained Mixer has, and `near` times a kernel that falls with distance."""
     products = [rng.standard_normal((9, 6)) @ rng.standard_normal((6, 9)) + k * np.exp(-2.0 * NEAR) for k in near]
     found = tuple(matrix_kernel(k, f"b{i}", f"b{i}.t", i / 4, "", (3, 3), (1.0, 1.0)) for i, k in enumerate(products))
-    return SpatialKernels(MODEL, found, *_most_structured(found, draws, int(rng.integers(1 << 30))), draws)
+    return SpatialKernels(MODEL, found, *most_structured(found, draws, int(rng.integers(1 << 30))), draws)
 
 
 def structure(rng: np.random.Generator, planted: bool) -> bool:
