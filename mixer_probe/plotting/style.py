@@ -7,7 +7,9 @@ from functools import wraps
 from typing import Any, ParamSpec
 
 import matplotlib as mpl
-from matplotlib.figure import Figure
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure, FigureBase
 
 from mixer_probe.core.result import ModelRecord
 from mixer_probe.core.words import base_name, short_name
@@ -52,6 +54,19 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
             return draw(*args, **kwargs)
 
     return drawn
+
+
+def heading(figure: FigureBase, text: str) -> None:
+    """A bold title at the upper left corner of a figure."""
+    figure.suptitle(text, x=0.01, ha="left", fontweight="bold", fontsize=10)
+
+
+def colour_bar(figure: FigureBase, axes: Any, colours: str, label: str, *, low: float = -1, **place: Any) -> None:
+    """A colour bar from `low` to 1 beside `axes`; `place` are options of `Figure.colorbar` such as shrink, aspect and pad."""
+    mappable = ScalarMappable(Normalize(low, 1), colours)
+    bar = figure.colorbar(mappable, ax=axes, ticks=sorted({low, 0, 1}), **place)
+    bar.set_label(label, fontsize=7.5)
+    bar.outline.set_visible(False)
 
 
 def colour_of(names: Iterable[str]) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""One spatial kernel for every channel of a layer, for every architecture that has them, in one form.
+"""The spatial kernel of every channel of a layer, for every architecture that has them, in one form.
 
 All kernels of a layer are sums over a few basis kernels: K_c = sum_k coefficients[c, k] * basis_k. The products <basis_k,
-basis_l> then give every inner product of kernels, and no S x S matrix a channel is made:
+basis_l> then give every inner product of kernels, and no S x S matrix per channel is computed:
 
 - Depthwise convolutions (ConvNeXt, EfficientNet, ConvMixer): the weights [C, kh, kw]; a basis kernel is one tap. From weights
   alone.
@@ -10,7 +10,7 @@ basis_l> then give every inner product of kernels, and no S x S matrix a channel
 - gMixer: out = W2 (v * act(s)), v and s the two halves of fc1. The mean Jacobian is W2 diag(E act(s_c)) Wv + W2 diag(E v_c
   act'(s_c)) Ws: the same with two coefficients a hidden unit.
 - ViT: K_c = sum_h E_x[A_h] (Wo_h Wv_h)_cc, from channel c to channel c with the attention patterns held fixed. Positions only:
-  what prefix tokens read and give is left out, and rows are not renormalised. At most one kernel a head is shared.
+  prefix tokens are left out as queries and keys, and rows are not renormalised. At most one kernel a head is shared.
 - ResMLP and gMLP: every channel has the same matrix, tied by construction up to the layer scale (ResMLP) or the other half of the
   channels (gMLP).
 
@@ -37,8 +37,9 @@ from mixer_probe.core.switches import unfused
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 from mixer_probe.models.structure import Block
-from mixer_probe.weights.kernels import spatial_convolutions
+from mixer_probe.weights.kernels import known_grid, spatial_convolutions
 from mixer_probe.weights.offsets import Grid, offset_mean, offset_pairs, product_offset_sums
+from mixer_probe.weights.operators import double
 from mixer_probe.weights.token_matrices import spatial_mixers, token_matrices
 
 HAVE_THEM = (
@@ -83,12 +84,12 @@ class ChannelKernels:
 def channel_kernels(
     model: Model, images: ImageSource | torch.Tensor | None = None, *, batch_size: int = 32
 ) -> list[ChannelKernels]:
-    """The kernels of every layer of a model that has one a channel, in execution order.
+    """The kernels of every layer of a model that has one per channel, in execution order.
 
     `images` are needed where kernels are measured on data (Mixer, gMixer, ViT); they are streamed, and memory does not grow with
-    their number. Raises ModelError for a network without kernels a channel, or whose images are missing."""
-    makers = {"cnn": _of_cnn, "mixer": _of_mixer, "vit": _of_vit}
-    return makers[model.family](model, images, batch_size)
+    their number. Raises ModelError for a network without kernels per channel, or whose images are missing."""
+    families = {"cnn": _depthwise_kernels, "mixer": _mixer_kernels, "vit": _attention_kernels}
+    return families[model.family](model, images, batch_size)
 
 
 def needs_images(model: Model) -> bool:
@@ -96,7 +97,7 @@ def needs_images(model: Model) -> bool:
     return model.family == "vit" or (model.family == "mixer" and token_matrices(model)[0].write is not None)
 
 
-def _demand(model: Model, images: ImageSource | torch.Tensor | None) -> ImageSource | torch.Tensor:
+def _required(model: Model, images: ImageSource | torch.Tensor | None) -> ImageSource | torch.Tensor:
     if images is None:
         what = "attention patterns" if model.family == "vit" else "activations of its token MLPs"
         raise ModelError(
@@ -109,7 +110,7 @@ def _demand(model: Model, images: ImageSource | torch.Tensor | None) -> ImageSou
 # -- CNN: depthwise convolutions -------------------------------------------------------------------------------------------
 
 
-def _of_cnn(model: Model, _images: object, _batch_size: int) -> list[ChannelKernels]:
+def _depthwise_kernels(model: Model, _images: object, _batch_size: int) -> list[ChannelKernels]:
     found = [c for c in spatial_convolutions(model) if c.depthwise]
     if not found:
         raise ModelError(
@@ -120,7 +121,7 @@ def _of_cnn(model: Model, _images: object, _batch_size: int) -> list[ChannelKern
 
 
 def taps_kernels(kernels: np.ndarray, block: str, layer: str, depth: float) -> ChannelKernels:
-    """Kernels [C, kh, kw] that are there as weights."""
+    """The kernels of a depthwise convolution, from its weights [C, kh, kw]."""
     shape = (kernels.shape[1], kernels.shape[2])
     taps = np.eye(shape[0] * shape[1])
     flat = np.asarray(kernels, dtype=np.float64).reshape(len(kernels), -1)
@@ -132,46 +133,40 @@ def taps_kernels(kernels: np.ndarray, block: str, layer: str, depth: float) -> C
 # -- Mixer: the mean Jacobian of the token MLP -----------------------------------------------------------------------------
 
 
-def _of_mixer(model: Model, images: ImageSource | torch.Tensor | None, batch_size: int) -> list[ChannelKernels]:
-    grid = model.structure.token_grid
-    if grid is None:
-        raise ModelError(f"the patch grid of {model.name} is not known, so its kernels cannot be laid out in space")
-    matrices = token_matrices(model)
-    if matrices[0].write is None:
-        return [_tied(model, block, (i + 1) / len(matrices), grid) for i, block in enumerate(model.structure.blocks)]
-    gates = mean_gates(model, _demand(model, images), batch_size)
-    return [_of_token_mlp(block, gates[i], (i + 1) / len(matrices), grid) for i, block in enumerate(model.structure.blocks)]
-
-
-def _tied(model: Model, block: Block, depth: float, grid: Grid) -> ChannelKernels:
-    """ResMLP and gMLP: one matrix, and a factor a channel."""
-    residual = hasattr(block.module, "linear_tokens")
-    name = "linear_tokens" if residual else "mlp_channels.gate.proj"
-    matrix = _array(block.module.get_parameter(f"{name}.weight"))
-    channels = model.layer(f"{block.path}.{name}").channels
-    factors = _array(block.module.get_parameter("ls1")) if residual else np.ones(channels)
-    return _stacked(matrix[None], factors[:, None], block.path, f"{block.path}.{name}", depth, "construction", grid)
-
-
-def _of_token_mlp(block: Block, gates: np.ndarray, depth: float, grid: Grid) -> ChannelKernels:
-    mlp = block.module.get_submodule("mlp_tokens")
-    read, write = _array(mlp.get_parameter("fc1.weight")), _array(mlp.get_parameter("fc2.weight")).T
-    if len(write) < len(read):
-        # Both halves of a gated MLP write through the same columns.
-        write = np.concatenate([write, write])
-    pairs = offset_pairs(grid)
-    return ChannelKernels(
-        block=block.path,
-        layer=f"{block.path}.mlp_tokens",
-        depth=depth,
-        source="data",
-        shape=(read.shape[1], read.shape[1]),
-        coefficients=gates,
-        gram=(write @ write.T) * (read @ read.T),
-        pictures=product_offset_sums(write, read, grid) / pairs,
-        pairs=pairs,
-        expand=lambda c: (write.T * c) @ read,
-    )
+def _mixer_kernels(model: Model, images: ImageSource | torch.Tensor | None, batch_size: int) -> list[ChannelKernels]:
+    grid, blocks, pairs = known_grid(model), model.structure.blocks, offset_pairs(known_grid(model))
+    gates = mean_gates(model, _required(model, images), batch_size) if needs_images(model) else []
+    found = []
+    for i, block in enumerate(blocks):
+        depth, module = (i + 1) / len(blocks), block.module
+        if not gates:
+            # ResMLP and gMLP: one matrix, and a factor per channel.
+            residual = hasattr(module, "linear_tokens")
+            layer = f"{block.path}.{'linear_tokens' if residual else 'mlp_channels.gate.proj'}"
+            matrix = _array(model.module.get_parameter(f"{layer}.weight"))
+            factors = _array(module.get_parameter("ls1")) if residual else np.ones(model.layer(layer).channels)
+            found.append(_stacked(matrix[None], factors[:, None], block.path, layer, depth, "construction", grid))
+            continue
+        mlp = module.get_submodule("mlp_tokens")
+        read, write = _array(mlp.get_parameter("fc1.weight")), _array(mlp.get_parameter("fc2.weight")).T
+        if len(write) < len(read):
+            # Both halves of a gated MLP write through the same columns.
+            write = np.concatenate([write, write])
+        found.append(
+            ChannelKernels(
+                block=block.path,
+                layer=f"{block.path}.mlp_tokens",
+                depth=depth,
+                source="data",
+                shape=(read.shape[1], read.shape[1]),
+                coefficients=gates[i],
+                gram=(write @ write.T) * (read @ read.T),
+                pictures=product_offset_sums(write, read, grid) / pairs,
+                pairs=pairs,
+                expand=lambda c, write=write, read=read: (write.T * c) @ read,  # type: ignore[misc]
+            )
+        )
+    return found
 
 
 def mean_gates(model: Model, images: ImageSource | torch.Tensor, batch_size: int = 32) -> list[np.ndarray]:
@@ -181,58 +176,36 @@ def mean_gates(model: Model, images: ImageSource | torch.Tensor, batch_size: int
     K_c = W2 diag(g_c) W1, in gMixer with W2 repeated for the two halves. Raises ModelError for an MLP that is not pointwise
     between fc1 and fc2."""
     blocks = model.structure.blocks
-    mlps = {f"{b.path}.mlp_tokens.fc1": b.module.get_submodule("mlp_tokens") for b in blocks}
+    mlps: dict[str, Any] = {f"{b.path}.mlp_tokens.fc1": b.module.get_submodule("mlp_tokens") for b in blocks}
     for path, mlp in mlps.items():
-        _check_pointwise(mlp, path.removesuffix(".fc1"))
-    layers = [model.layer(path) for path in mlps]
+        if not isinstance(norm := getattr(mlp, "norm", nn.Identity()), nn.Identity):
+            raise ModelError(
+                f"'{path.removesuffix('.fc1')}' has a {type(norm).__name__} between its two layers, which mixes hidden units; "
+                "kernel tying is for token MLPs with nothing but a pointwise function there"
+            )
 
     def derivative(layer: Layer, hidden: torch.Tensor, _prefix: torch.Tensor | None) -> torch.Tensor:
-        return _derivative(mlps[layer.module], hidden).sum(0, dtype=torch.float64)
+        # Every hidden unit feeds one input of fc2, so the gradient of their sum has all derivatives.
+        mlp = mlps[layer.module]
+        with torch.enable_grad():
+            h = hidden.detach().transpose(1, 2).clone().requires_grad_()
+            # An activation may work in place, which a leaf does not allow.
+            copied = h * 1
+            if isinstance(mlp, GluMlp):
+                first, second = copied.chunk(2, dim=-1)
+                out = first * mlp.act(second) if mlp.gate_last else mlp.act(first) * second
+            else:
+                out = mlp.act(copied)
+            (gradient,) = torch.autograd.grad(out.sum(), h)
+        return gradient.transpose(1, 2).sum(0, dtype=torch.float64)
 
+    layers = [model.layer(path) for path in mlps]
     sums, n = _sum_over_images(model, images, layers, derivative, batch_size)
     # From [hidden unit, channel].
     return [sums[layer.name].T / n for layer in layers]
 
 
-def _derivative(mlp: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    """d (sum of what fc2 reads) / d hidden, for hidden units [B, D_S, C]: every hidden unit feeds one input of fc2."""
-    with torch.enable_grad():
-        h = hidden.detach().transpose(1, 2).clone().requires_grad_()
-        # An activation may work in place, which a leaf does not allow.
-        out = _pointwise(mlp, h * 1)
-        (found,) = torch.autograd.grad(out.sum(), h)
-    return found.transpose(1, 2)
-
-
-def _pointwise(mlp: Any, h: torch.Tensor) -> torch.Tensor:
-    if not isinstance(mlp, GluMlp):
-        return mlp.act(h)  # type: ignore[no-any-return]
-    first, second = h.chunk(2, dim=-1)
-    return first * mlp.act(second) if mlp.gate_last else mlp.act(first) * second  # type: ignore[no-any-return]
-
-
-def _check_pointwise(mlp: nn.Module, path: str) -> None:
-    if not isinstance(getattr(mlp, "norm", nn.Identity()), nn.Identity):
-        raise ModelError(
-            f"'{path}' has a {type(mlp.norm).__name__} between its two layers, which mixes hidden units; kernel tying is for "
-            "token MLPs with nothing but a pointwise function there"
-        )
-
-
 # -- ViT: attention patterns held fixed ------------------------------------------------------------------------------------
-
-
-def _of_vit(model: Model, images: ImageSource | torch.Tensor | None, batch_size: int) -> list[ChannelKernels]:
-    grid = model.structure.token_grid
-    if grid is None:
-        raise ModelError(f"the patch grid of {model.name} is not known, so its kernels cannot be laid out in space")
-    gains = [value_gains(block.module.get_submodule("attn")) for block in _attention_blocks(model)]
-    patterns = mean_attention(model, _demand(model, images), batch_size)
-    blocks = model.structure.blocks
-    return [
-        _stacked(maps, gain, b.path, f"{b.path}.attn", (i + 1) / len(blocks), "data", grid)
-        for i, (b, maps, gain) in enumerate(zip(blocks, patterns, gains, strict=True))
-    ]
 
 
 _ATTENTIONS: tuple[Any, ...] = (
@@ -243,30 +216,38 @@ _ATTENTIONS: tuple[Any, ...] = (
 )
 
 
+def _attention_kernels(model: Model, images: ImageSource | torch.Tensor | None, batch_size: int) -> list[ChannelKernels]:
+    grid, blocks = known_grid(model), _attention_blocks(model)
+    gains = [value_gains(block.module.get_submodule("attn")) for block in blocks]
+    patterns = mean_attention(model, _required(model, images), batch_size)
+    return [
+        _stacked(maps, gain, b.path, f"{b.path}.attn", (i + 1) / len(blocks), "data", grid)
+        for i, (b, maps, gain) in enumerate(zip(blocks, patterns, gains, strict=True))
+    ]
+
+
 def _attention_blocks(model: Model) -> tuple[Block, ...]:
     """The blocks, whose attention has global patterns and values that are linear in their input. Raises ModelError."""
     for block in model.structure.blocks:
-        attention = getattr(block.module, "attn", None)
-        reason = _unfit(attention)
+        attention: Any = getattr(block.module, "attn", None)
+        reason = ""
+        if attention is None:
+            reason = "has no attention module of its own"
+        elif not isinstance(attention, _ATTENTIONS):
+            reason = f"has attention of class {type(attention).__name__}, which is no sum over heads of one global pattern each"
+        elif getattr(attention, "gate", None) is not None or not isinstance(
+            getattr(attention, "norm", nn.Identity()), nn.Identity
+        ):
+            reason = "gates or normalises what its heads read"
+        elif getattr(attention, "num_kv_heads", attention.num_heads) != attention.num_heads:
+            reason = "shares values between heads"
         if reason:
             raise ModelError(f"'{block.path}' of {model.name} {reason}, so its channels have no effective kernel; {HAVE_THEM}")
     return model.structure.blocks
 
 
-def _unfit(attention: Any) -> str:
-    if attention is None:
-        return "has no attention module of its own"
-    if not isinstance(attention, _ATTENTIONS):
-        return f"has attention of class {type(attention).__name__}, which is no sum over heads of one global pattern each"
-    if getattr(attention, "gate", None) is not None or not isinstance(getattr(attention, "norm", nn.Identity()), nn.Identity):
-        return "gates or normalises what its heads read"
-    if getattr(attention, "num_kv_heads", attention.num_heads) != attention.num_heads:
-        return "shares values between heads"
-    return ""
-
-
 def value_gains(attention: Any) -> np.ndarray:
-    """(Wo_h Wv_h)_cc [channel, head], float64: what head h passes on of channel c from a position that it attends to."""
+    """(Wo_h Wv_h)_cc [channel, head], float64: the gain of head h from channel c of an attended position to channel c."""
     fused = getattr(attention, "qkv", None)
     value = _array(attention.v_proj.weight if fused is None else fused.weight.chunk(3)[2])
     out = _array(attention.proj.weight)
@@ -279,8 +260,12 @@ def mean_attention(model: Model, images: ImageSource | torch.Tensor, batch_size:
     """Per block of a ViT E_x[A_h] [head, S, S], float64: the mean attention pattern from patch to patch.
 
     The softmax is over all tokens; prefix tokens are then dropped without renormalising, so rows sum to less than 1."""
-    blocks = _attention_blocks(model)
-    layers = [_map_layer(model, block) for block in blocks]
+    layers = []
+    for block in _attention_blocks(model):
+        # Attention maps [image, head, query, key], read as queries with (head, key) for channels.
+        branch = model.layer(f"{block.path}.attn")
+        columns = int(block.module.get_submodule("attn").num_heads) * (branch.positions + branch.prefix_tokens)  # type: ignore[arg-type]
+        layers.append(replace(branch, name=f"{block.path}.attn.attn_drop", kind="other", channels=columns, axes="BHND"))
 
     def total(layer: Layer, rows: torch.Tensor, _prefix: torch.Tensor | None) -> torch.Tensor:
         n, s = rows.shape[:2]
@@ -290,14 +275,6 @@ def mean_attention(model: Model, images: ImageSource | torch.Tensor, batch_size:
     with unfused(model.module):
         sums, n = _sum_over_images(model, images, layers, total, batch_size)
     return [sums[layer.name] / n for layer in layers]
-
-
-def _map_layer(model: Model, block: Block) -> Layer:
-    """The attention maps [image, head, query, key] of a block, read as queries with (head, key) for channels."""
-    branch = model.layer(f"{block.path}.attn")
-    heads = int(block.module.get_submodule("attn").num_heads)  # type: ignore[arg-type]
-    keys = branch.positions + branch.prefix_tokens
-    return replace(branch, name=f"{block.path}.attn.attn_drop", kind="other", channels=heads * keys, axes="BHND")
 
 
 # -- shared ----------------------------------------------------------------------------------------------------------------
@@ -336,5 +313,5 @@ def _sum_over_images(
 
 
 def _array(parameter: torch.Tensor) -> np.ndarray:
-    array: np.ndarray = parameter.detach().cpu().to(torch.float64).numpy()
+    array: np.ndarray = double(parameter).numpy()
     return array

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -199,34 +198,26 @@ class Repeated(nn.Module):
 
 
 def _block(block: Any, grid: Grid, form: Form) -> nn.Module:
-    convert: dict[type, Callable[[Any, Grid, Form], nn.Module]]
-    convert = {MixerBlock: _mixer_block, ResBlock: _resmlp_block, SpatialGatingBlock: _gmlp_block}
-    found = next((cls for cls in convert if isinstance(block, cls)), None)
-    if found is None:
+    known = next((cls for cls in (MixerBlock, ResBlock, SpatialGatingBlock) if isinstance(block, cls)), None)
+    if known is None:
         raise ModelError(f"a {type(block).__name__} is no block of a Mixer; {_WORKS}")
-    _require(block, found, "a block")
-    return convert[found](block, grid, form)
-
-
-def _mixer_block(block: Any, grid: Grid, form: Form) -> nn.Module:
-    mixing = _token_mlp(block.mlp_tokens, grid, form, block.mlp_channels.fc1.in_features)
-    return _named(
-        spatial=_residual(norm=_over_channels(block.norm1), mlp_tokens=mixing, drop_path=copy.deepcopy(block.drop_path)),
-        channel=_channel_branch(block),
-    )
-
-
-def _resmlp_block(block: Any, grid: Grid, form: Form) -> nn.Module:
-    mixing = _full_field(block.linear_tokens, grid, _groups(form, block.ls1.numel()))
-    return _named(
-        spatial=_residual(
-            norm=_over_channels(block.norm1),
-            linear_tokens=FullFieldMixing(mixing, form),
-            scale=ChannelScale(block.ls1),
-            drop_path=copy.deepcopy(block.drop_path),
-        ),
-        channel=_channel_branch(block, scale=ChannelScale(block.ls2)),
-    )
+    _require(block, known, "a block")
+    if known is SpatialGatingBlock:
+        return _gmlp_block(block, grid, form)
+    _check_mlp(block.mlp_channels)
+    channel_mlp = _mlp_of(block.mlp_channels, _pointwise(block.mlp_channels.fc1), _pointwise(block.mlp_channels.fc2), 1)
+    groups = block.mlp_channels.fc1.in_features if form == "grouped" else 1
+    if known is ResBlock:
+        mixing = FullFieldMixing(_full_field(block.linear_tokens, grid, groups), form)
+        spatial = _residual(block.norm1, block.drop_path, linear_tokens=mixing, scale=ChannelScale(block.ls1))
+        channel = _residual(block.norm2, block.drop_path, mlp_channels=channel_mlp, scale=ChannelScale(block.ls2))
+    else:
+        mlp = block.mlp_tokens
+        _check_mlp(mlp)
+        mixing = FullFieldMixing(_mlp_of(mlp, _full_field(mlp.fc1, grid, groups), _pointwise(mlp.fc2, groups), groups), form)
+        spatial = _residual(block.norm1, block.drop_path, mlp_tokens=mixing)
+        channel = _residual(block.norm2, block.drop_path, mlp_channels=channel_mlp)
+    return _named(spatial=spatial, channel=channel)
 
 
 def _gmlp_block(block: Any, grid: Grid, form: Form) -> nn.Module:
@@ -234,27 +225,10 @@ def _gmlp_block(block: Any, grid: Grid, form: Form) -> nn.Module:
     _require(mlp, GatedMlp, "the MLP of a gMLP block")
     gate = mlp.gate
     _require(gate, SpatialGatingUnit, "the gate of a gMLP block")
-    mixing = _full_field(gate.proj, grid, _groups(form, mlp.fc2.in_features))
+    mixing = _full_field(gate.proj, grid, mlp.fc2.in_features if form == "grouped" else 1)
     spatial = SpatialGate(_over_channels(gate.norm), FullFieldMixing(mixing, form))
     converted = _mlp_of(mlp, _pointwise(mlp.fc1), _pointwise(mlp.fc2), 1, gate=spatial)
-    return _residual(norm=_over_channels(block.norm), mlp_channels=converted, drop_path=copy.deepcopy(block.drop_path))
-
-
-def _channel_branch(block: Any, **scale: nn.Module) -> nn.Module:
-    mlp = block.mlp_channels
-    _check_mlp(mlp)
-    converted = _mlp_of(mlp, _pointwise(mlp.fc1), _pointwise(mlp.fc2), 1)
-    return _residual(norm=_over_channels(block.norm2), mlp_channels=converted, **scale, drop_path=copy.deepcopy(block.drop_path))
-
-
-def _token_mlp(mlp: Any, grid: Grid, form: Form, channels: int) -> nn.Module:
-    _check_mlp(mlp)
-    groups = _groups(form, channels)
-    return FullFieldMixing(_mlp_of(mlp, _full_field(mlp.fc1, grid, groups), _pointwise(mlp.fc2, groups), groups), form)
-
-
-def _groups(form: Form, channels: int) -> int:
-    return channels if form == "grouped" else 1
+    return _residual(block.norm, block.drop_path, mlp_channels=converted)
 
 
 def _mlp_of(mlp: Any, first: nn.Module, last: nn.Module, groups: int, **gate: nn.Module) -> nn.Module:
@@ -291,21 +265,16 @@ def _pointwise(linear: nn.Linear, groups: int = 1) -> nn.Conv2d:
 def _convolution(kernels: Tensor, bias: Tensor | None, groups: int) -> nn.Conv2d:
     """A convolution by copies of these kernels [U, I, kh, kw], the same for every group of I input channels."""
     units, inputs, height, width = kernels.shape
-    # Made without memory: the weight of all groups at once is only needed while the layer runs.
-    made = partial(nn.Conv2d, groups * inputs, groups * units, (height, width), groups=groups, bias=bias is not None)
-    layer = made(device="meta")
+    # Without memory: the weight of all groups at once is only needed while the layer runs.
+    has_bias = bias is not None
+    layer = nn.Conv2d(groups * inputs, groups * units, (height, width), groups=groups, bias=has_bias, device="meta")
     for name, values in (("weight", kernels), ("bias", bias)):
-        if values is not None:
-            _tie(layer, name, _copied(values), groups)
+        if values is not None and groups == 1:
+            setattr(layer, name, _copied(values))
+        elif values is not None:
+            parametrize.register_parametrization(layer, name, Repeated(groups))
+            layer.get_submodule(f"parametrizations.{name}").original = _copied(values)
     return layer
-
-
-def _tie(layer: nn.Conv2d, name: str, values: nn.Parameter, groups: int) -> None:
-    if groups == 1:
-        setattr(layer, name, values)
-        return
-    parametrize.register_parametrization(layer, name, Repeated(groups))
-    layer.get_submodule(f"parametrizations.{name}").original = values
 
 
 def _copied(values: Tensor) -> nn.Parameter:
@@ -321,5 +290,5 @@ def _named(**modules: nn.Module) -> nn.Sequential:
     return nn.Sequential(OrderedDict(modules))
 
 
-def _residual(**modules: nn.Module) -> nn.Module:
-    return Residual(OrderedDict(modules))
+def _residual(norm: nn.Module, drop_path: nn.Module, **modules: nn.Module) -> nn.Module:
+    return Residual(OrderedDict(norm=_over_channels(norm), **modules, drop_path=copy.deepcopy(drop_path)))

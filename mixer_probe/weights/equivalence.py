@@ -1,4 +1,5 @@
-"""`convolution_equivalence`: a Mixer beside itself as a CNN - how far their logits are apart, and what the CNN is made of."""
+"""Numerical equivalence of a Mixer and its convolutional form: the difference of their outputs, and the convolutions it consists
+of."""
 
 from __future__ import annotations
 
@@ -57,7 +58,7 @@ class ConvolutionCount:
 @storable
 @dataclass(frozen=True)
 class FullFieldExample:
-    """One kernel of the first full-field convolution at work on one image: `maps` [k, h, w] of the channels `channels`.
+    """One kernel of the first full-field convolution applied to one image: `maps` [k, h, w] of the channels `channels`.
 
     `kernel` [h, w] is the same for all channels, `unit` its row in the linear layer, `bias` its bias. `convolved` [k] is what
     the convolution gives, `linear` [k] what the linear layer of the original gives for the same channels."""
@@ -75,10 +76,10 @@ class FullFieldExample:
 
 @dataclass(frozen=True)
 class ConvolutionEquivalence(Result):
-    """A Mixer and its convolutional form on the same images: `checks` of outputs, `convolutions` that it is made of.
+    """A Mixer and its convolutional form on the same images: `checks` of outputs, and the `convolutions` it consists of.
 
-    `output` says of which outputs: "logits", or "features" where the classifier is all zero, as in a fresh timm Mixer, whose
-    logits would be equal whatever came before them.
+    `output` is "logits", or "features" where the classifier is all zero, as in an untrained timm Mixer, whose logits are equal
+    whatever comes before them.
 
     `parameters` are those of the convolutional form, `linear_layers` the `nn.Linear` left in it, `untied_parameters` what it
     would have if every channel had token-mixing weights of its own, `largest_output` the largest |output| of the original."""
@@ -99,7 +100,7 @@ class ConvolutionEquivalence(Result):
     example: FullFieldExample
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a form and type."""
+        """One row per form and data type."""
         head = {"model": self.model.name, "parameters": self.model.parameters, "parameters_as_cnn": self.parameters}
         rows = [
             {
@@ -139,11 +140,21 @@ def convolution_equivalence(
     batches = list(source.batches(transform_of(model), batch_size))
     exact = _in_type(model, "float64")
     converted = as_convolution(exact, forms[0])
-    example, untied = _look_inside(exact, converted, batches[0][:1])
-    output = "features" if _is_shut(model.module) else "logits"
+    example, untied = _full_field_example(exact, converted, batches[0][:1])
+    head = getattr(model.module, "head", None)
+    # A head of zeros gives every image the same logits.
+    output = "features" if isinstance(head, nn.Linear) and not bool(head.weight.any()) else "logits"
     exact = _in_type(model, "float64", output)
     reference = _outputs(exact, exact.module, batches)
-    checks = [check for dtype in dtypes for check in _checks(_in_type(model, dtype, output), dtype, forms, batches, reference)]
+    checks = []
+    for dtype in dtypes:
+        cast = _in_type(model, dtype, output)
+        own = _outputs(cast, cast.module, batches)
+        rounding = float((own - reference).abs().max())
+        for form in forms:
+            other = _outputs(cast, as_convolution(cast, form), batches)
+            same = int((other.flatten(1).argmax(1) == own.flatten(1).argmax(1)).sum())
+            checks.append(EquivalenceCheck(form, dtype, float((other - own).abs().max()), rounding, same, len(own)))
     return ConvolutionEquivalence(
         model=model.record,
         images=source.record,
@@ -158,12 +169,6 @@ def convolution_equivalence(
         checks=tuple(checks),
         example=example,
     )
-
-
-def _is_shut(network: nn.Module) -> bool:
-    """Whether the classifier gives every image the same logits."""
-    head = getattr(network, "head", None)
-    return isinstance(head, nn.Linear) and not bool(head.weight.any())
 
 
 def _in_type(model: Model, dtype: str, output: str = "logits") -> Model:
@@ -182,19 +187,6 @@ def _outputs(model: Model, network: nn.Module, batches: Sequence[Tensor]) -> Ten
         return torch.cat([network(batch.to(model.device, model.dtype)).double().cpu() for batch in batches])
 
 
-def _checks(
-    model: Model, dtype: str, forms: Sequence[Form], batches: Sequence[Tensor], reference: Tensor
-) -> list[EquivalenceCheck]:
-    own = _outputs(model, model.module, batches)
-    rounding = float((own - reference).abs().max())
-    found = []
-    for form in forms:
-        other = _outputs(model, as_convolution(model, form), batches)
-        same = int((other.flatten(1).argmax(1) == own.flatten(1).argmax(1)).sum())
-        found.append(EquivalenceCheck(form, dtype, float((other - own).abs().max()), rounding, same, len(own)))
-    return found
-
-
 def _parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
@@ -204,26 +196,23 @@ def count_convolutions(network: ConvolutionalMixer) -> tuple[ConvolutionCount, .
     inside = tuple(f"{path}." for path, m in network.named_modules() if isinstance(m, FullFieldMixing))
     kinds: dict[str, list[nn.Conv2d]] = {}
     for path, module in network.named_modules():
-        if isinstance(module, nn.Conv2d):
-            kinds.setdefault(_kind(path, path.startswith(inside)), []).append(module)
-    return tuple(_count(kind, found) for kind, found in kinds.items())
+        if not isinstance(module, nn.Conv2d):
+            continue
+        if path.startswith(inside):
+            kind = "hidden units to positions" if path.endswith("fc2") else "full-field, tied over channels"
+        elif path.startswith("stem."):
+            kind = "patch embedding"
+        else:
+            kind = "classifier" if path == "head" else "channels to channels"
+        kinds.setdefault(kind, []).append(module)
+    return tuple(
+        ConvolutionCount(kind, len(found), (found[0].kernel_size[0], found[0].kernel_size[1]), sum(map(_parameters, found)))
+        for kind, found in kinds.items()
+    )
 
 
-def _count(kind: str, found: Sequence[nn.Conv2d]) -> ConvolutionCount:
-    height, width = found[0].kernel_size
-    return ConvolutionCount(kind, len(found), (height, width), sum(map(_parameters, found)))
-
-
-def _kind(path: str, mixes_tokens: bool) -> str:
-    if mixes_tokens:
-        return "hidden units to positions" if path.endswith("fc2") else "full-field, tied over channels"
-    if path.startswith("stem."):
-        return "patch embedding"
-    return "classifier" if path == "head" else "channels to channels"
-
-
-def _look_inside(model: Model, converted: ConvolutionalMixer, image: Tensor) -> tuple[FullFieldExample, int]:
-    """One kernel at work on one image, and how many parameters more token mixing would have untied."""
+def _full_field_example(model: Model, converted: ConvolutionalMixer, image: Tensor) -> tuple[FullFieldExample, int]:
+    """One kernel applied to one image, and how many more parameters untied token mixing would have."""
     mixing = [m for m in converted.modules() if isinstance(m, FullFieldMixing)]
     first = next(m for m in mixing[0].modules() if isinstance(m, nn.Conv2d))
     tokens = token_matrices(model)[0]

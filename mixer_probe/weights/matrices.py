@@ -24,6 +24,7 @@ Mixes = Literal["spatial", "channel", "both"]
 Pair = tuple[int, int]
 
 _QUERY_KEY = ("query", "key")
+_QUERY_KEY_VALUE = (*_QUERY_KEY, "value")
 _SEPARATE = {"q_proj": "query", "k_proj": "key", "v_proj": "value"}
 _OUTPUTS = {"proj": "proj", "attn_out_proj": "proj", "mlp_out_proj": "channel fc2", "out_proj": "proj"}
 _GATED = {"fc1_g": "fc1 (gate)", "fc1_x": "fc1 (value)"}
@@ -79,13 +80,34 @@ def mixing_matrices(model: Model) -> MixingMatrices:
 
     Weights of one axis (norms, scales, biases) are no matrices and are not listed."""
     blocks = model.structure.single_blocks
-    matrices, products, left_out = [], [], []
+    matrices: list[MixingMatrix] = []
+    products: list[HeadProducts] = []
+    left_out: list[tuple[str, str]] = []
     for i, block in enumerate(blocks):
-        found = list(_block_matrices(model, block, (i + 1) / len(blocks)))
-        matrices += found
-        products += _products(block, found)
-        left_out += list(_left_out(block, {m.layer for m in found}))
-    return MixingMatrices((*matrices, *_between(model)), tuple(products), tuple(left_out))
+        own: list[MixingMatrix] = []
+        for path, leaf in _leaves(block.module):
+            if not _in_bias_network(path):
+                weight, layer = applied_weight(leaf), f"{block.path}.{path}"
+                for part in _parts(path, block, leaf):
+                    rows_columns = weight[part.rows][:, part.columns]
+                    own.append(_matrix(model, layer, leaf, part, rows_columns, block.path, (i + 1) / len(blocks)))
+        matrices += own
+        for path, attention in block.module.named_modules():
+            if hasattr(attention, "num_heads"):
+                products += _head_products(".".join(filter(None, (block.path, path))), attention, own)
+        left_out += _left_out(block, {m.layer for m in own})
+    return MixingMatrices((*matrices, *_between_blocks(model)), tuple(products), tuple(left_out))
+
+
+def _left_out(block: Block, listed: set[str]) -> Iterator[tuple[str, str]]:
+    """Path and reason of every weight of two axes or more in a block that is not listed."""
+    for path, parameter in block.module.named_parameters():
+        if f"{block.path}.{path.removesuffix('.weight')}" in listed:
+            continue
+        if _in_bias_network(path) and path.endswith("weight"):
+            yield f"{block.path}.{path}", _NO_FEATURES
+        elif sum(size > 1 for size in parameter.shape) >= 2:
+            yield f"{block.path}.{path}", _NOT_2D
 
 
 def _leaves(module: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
@@ -94,42 +116,29 @@ def _leaves(module: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
             yield path, leaf
 
 
-def _block_matrices(model: Model, block: Block, depth: float) -> Iterator[MixingMatrix]:
-    for path, leaf in _leaves(block.module):
-        if any(part in _BIAS_NETWORKS for part in path.split(".")):
-            continue
-        weight = applied_weight(leaf)
-        for part in _parts(path, block, leaf):
-            held = weight[part.rows][:, part.columns]
-            yield _matrix(model, f"{block.path}.{path}", leaf, part, held, block.path, depth)
+def _in_bias_network(path: str) -> bool:
+    return any(part in _BIAS_NETWORKS for part in path.split("."))
 
 
 def _matrix(
     model: Model, layer: str, leaf: nn.Linear | nn.Conv2d, part: _Part, weight: torch.Tensor, block: str, depth: float
 ) -> MixingMatrix:
+    """The matrix or kernel that a leaf applies; the grid of a convolution follows from its output, a multiple of the stride."""
     place = (layer, part.role, part.kind, block, depth, part.main)
     if isinstance(leaf, nn.Linear) or (leaf.kernel_size == (1, 1) and leaf.groups == 1):
         # The stride of a 1 x 1 convolution drops positions, and the matrix is the same.
         return MixingMatrix(*place, weight.flatten(1))
-    stride, dilation = _pair(leaf.stride), _pair(leaf.dilation)
-    grid = (1, 1) if leaf.kernel_size == (1, 1) else _input_grid(model, layer, block, stride)
-    return MixingMatrix(*place, weight, (1, 1) if grid == (1, 1) else stride, dilation, leaf.groups, grid)
-
-
-def _pair(value: tuple[int, ...]) -> Pair:
-    return (value[0], value[1])
-
-
-def _input_grid(model: Model, layer: str, block: str, stride: Pair) -> Pair:
-    """Positions that the convolution reads, from what it returns: a multiple of the stride."""
-    for name in (layer, f"{layer}#0", block):
-        try:
-            grid = model.layer(name).grid if name else None
-        except LayerError:
-            continue
-        if grid:
-            return grid[0] * stride[0], grid[1] * stride[1]
-    return (1, 1)
+    (down, right), dilation = leaf.stride, (leaf.dilation[0], leaf.dilation[1])
+    if leaf.kernel_size != (1, 1):
+        for name in filter(None, (layer, f"{layer}#0", block)):
+            try:
+                grid = model.layer(name).grid
+            except LayerError:
+                continue
+            if grid:
+                input_grid = (grid[0] * down, grid[1] * right)
+                return MixingMatrix(*place, weight, (down, right), dilation, leaf.groups, input_grid)
+    return MixingMatrix(*place, weight, (1, 1), dilation, leaf.groups, (1, 1))
 
 
 # -- the matrices that a leaf holds --------------------------------------------------------------------------------------
@@ -145,16 +154,29 @@ class _Part:
 
 
 def _parts(path: str, block: Block, leaf: nn.Linear | nn.Conv2d) -> list[_Part]:
-    """Which matrices the leaf at `path` of a block is made of."""
-    parent = block.module.get_submodule(path.rpartition(".")[0])
+    """The matrices that the leaf at `path` of a block holds."""
+    parent: Any = block.module.get_submodule(path.rpartition(".")[0])
     name = path.rpartition(".")[2]
-    out = leaf.weight.shape[0]
+    rows, columns = leaf.weight.shape[:2]
     if name == "qkv":
-        return [_Part(role, _attention_kind(role), rows=rows) for role, rows in _thirds(parent, out).items()]
+        index = torch.arange(rows)
+        if getattr(parent, "head_first", False):
+            index = index.reshape(parent.num_heads, 3, -1).transpose(0, 1).flatten()
+        return [_Part(role, _attention_kind(role), rows=part) for role, part in zip(_QUERY_KEY_VALUE, index.chunk(3))]
     if hasattr(parent, "in_split") and name in ("in_proj", "out_proj"):
-        return _parallel_parts(name, parent.in_split, leaf)
+        # A parallel block stacks the MLP on queries, keys and values, and may join the two outputs side by side.
+        hidden, *widths = (int(n) for n in parent.in_split)
+        if name == "in_proj":
+            ends = [0, hidden, *(hidden + sum(widths[: k + 1]) for k in range(3))]
+            roles = ("channel fc1", *_QUERY_KEY_VALUE)
+            return [_Part(r, _attention_kind(r), rows=slice(a, b)) for r, a, b in zip(roles, ends, ends[1:])]
+        attended = slice(0, columns - hidden)
+        return [_Part("proj", "channel", columns=attended), _Part("channel fc2", "channel", columns=slice(attended.stop, None))]
     if name == "fc1" and isinstance(parent, GluMlp):
-        return _gated_parts(parent, _kind(path, block, leaf), out)
+        kind = _kind(path, block, leaf)
+        halves = (slice(0, rows // 2), slice(rows // 2, rows))
+        names = ("value", "gate") if getattr(parent, "gate_last", True) else ("gate", "value")
+        return [_Part(f"{_branch(kind)} fc1 ({name})", kind, rows=half) for name, half in zip(names, halves)]
     role = _role(path, block, parent, leaf)
     kind = _attention_kind(role) if role in _QUERY_KEY else _kind(path, block, leaf)
     return [_Part(role, kind, main=role not in ("gate", "shortcut"))]
@@ -163,33 +185,6 @@ def _parts(path: str, block: Block, leaf: nn.Linear | nn.Conv2d) -> list[_Part]:
 def _attention_kind(role: str) -> Mixes:
     """Query and key decide which positions are read; values and outputs are what is written in each."""
     return "spatial" if role in _QUERY_KEY else "channel"
-
-
-def _thirds(attention: Any, rows: int) -> dict[str, torch.Tensor]:
-    index = torch.arange(rows)
-    if getattr(attention, "head_first", False):
-        index = index.reshape(attention.num_heads, 3, -1).transpose(0, 1).flatten()
-    return dict(zip(("query", "key", "value"), index.chunk(3)))
-
-
-def _parallel_parts(name: str, split: Any, leaf: nn.Linear | nn.Conv2d) -> list[_Part]:
-    """A parallel block stacks the MLP on queries, keys and values, and may join the two outputs side by side."""
-    hidden, *widths = (int(n) for n in split)
-    if name == "in_proj":
-        ends = [0, hidden, *(hidden + sum(widths[: k + 1]) for k in range(3))]
-        roles = ("channel fc1", "query", "key", "value")
-        return [_Part(r, _attention_kind(r), rows=slice(a, b)) for r, a, b in zip(roles, ends, ends[1:])]
-    width = leaf.weight.shape[1] - hidden
-    return [
-        _Part("proj", "channel", columns=slice(0, width)),
-        _Part("channel fc2", "channel", columns=slice(width, None)),
-    ]
-
-
-def _gated_parts(mlp: GluMlp, kind: Mixes, rows: int) -> list[_Part]:
-    halves = (slice(0, rows // 2), slice(rows // 2, rows))
-    names = ("value", "gate") if getattr(mlp, "gate_last", True) else ("gate", "value")
-    return [_Part(f"{_branch(kind)} fc1 ({name})", kind, rows=half) for name, half in zip(names, halves)]
 
 
 def _branch(kind: Mixes) -> str:
@@ -205,7 +200,7 @@ def _role(path: str, block: Block, parent: Any, leaf: nn.Module) -> str:
         return "shortcut"
     if first == "se" or (name == "gate" and hasattr(parent, "num_heads")):
         return "gate"
-    if name in _SEPARATE or (name == "proj" and above in ("query", "key", "value")):
+    if name in _SEPARATE or (name == "proj" and above in _QUERY_KEY_VALUE):
         return _SEPARATE.get(name, above)
     if path == "linear_tokens" or path.endswith("gate.proj"):
         return "token mixing"
@@ -227,53 +222,32 @@ def _kind(path: str, block: Block, leaf: nn.Module) -> Mixes:
 # -- products of attention -----------------------------------------------------------------------------------------------
 
 
-def _products(block: Block, found: list[MixingMatrix]) -> list[HeadProducts]:
-    """W_Q' W_K and W_O W_V of every head: what attention compares, and what it writes."""
-    made: list[HeadProducts] = []
-    for path, attention in block.module.named_modules():
-        if not hasattr(attention, "num_heads"):
-            continue
-        place = ".".join(filter(None, (block.path, path))) + "."
-        held = {m.role: m for m in found if m.layer.startswith(place) and m.role in ("query", "key", "value", "proj")}
-        if len(held) == 4:
-            made += _head_products(place[:-1], attention, {role: m.weight for role, m in held.items()}, held["query"])
-    return made
-
-
-def _head_products(layer: str, attention: Any, held: dict[str, torch.Tensor], like: MixingMatrix) -> list[HeadProducts]:
+def _head_products(layer: str, attention: Any, own: list[MixingMatrix]) -> list[HeadProducts]:
+    """W_Q' W_K and W_O W_V of every head: what attention compares, and what it writes; none where a matrix is not known."""
+    roles = (*_QUERY_KEY_VALUE, "proj")
+    found = {m.role: m for m in own if m.layer.startswith(layer + ".") and m.role in roles}
+    if len(found) < len(roles):
+        return []
+    q, k, v, o = (found[role].weight for role in roles)
     width = getattr(attention, "head_dim", None)
     # Differential attention has two query heads for each value head.
-    heads = held["query"].shape[0] // width if width else attention.num_heads
-    query = held["query"].reshape(heads, -1, held["query"].shape[1])
-    key = _shared(held["key"], query.shape[1], heads)
-    output = held["proj"].reshape(len(held["proj"]), attention.num_heads, -1).transpose(0, 1)
-    value = _shared(held["value"], output.shape[2], attention.num_heads)
-    place = (like.block, like.depth)
+    heads = q.shape[0] // width if width else attention.num_heads
+    query = q.reshape(heads, -1, q.shape[1])
+    output = o.reshape(len(o), attention.num_heads, -1).transpose(0, 1)
+    place = (found["query"].block, found["query"].depth)
     return [
-        HeadProducts(layer, "query-key", "spatial", *place, query.mT, key),
-        HeadProducts(layer, "value-output", "channel", *place, output, value),
+        HeadProducts(layer, "query-key", "spatial", *place, query.mT, _repeated(k, query.shape[1], heads)),
+        HeadProducts(layer, "value-output", "channel", *place, output, _repeated(v, output.shape[2], attention.num_heads)),
     ]
 
 
-def _shared(rows: torch.Tensor, width: int, heads: int) -> torch.Tensor:
+def _repeated(rows: torch.Tensor, width: int, heads: int) -> torch.Tensor:
     """Keys or values [head, d, in] for every query head, of which several may share one."""
     own = rows.reshape(-1, width, rows.shape[1])
     return own.repeat_interleave(heads // len(own), 0)
 
 
-# -- the rest ----------------------------------------------------------------------------------------------------------
-
-
-def _left_out(block: Block, listed: set[str]) -> Iterator[tuple[str, str]]:
-    for path, parameter in block.module.named_parameters():
-        owner = f"{block.path}.{path.removesuffix('.weight')}"
-        coordinates = any(part in _BIAS_NETWORKS for part in path.split(".")) and path.endswith("weight")
-        if owner in listed or (sum(size > 1 for size in parameter.shape) < 2 and not coordinates):
-            continue
-        yield f"{block.path}.{path}", _NO_FEATURES if coordinates else _NOT_2D
-
-
-def _between(model: Model) -> Iterator[MixingMatrix]:
+def _between_blocks(model: Model) -> Iterator[MixingMatrix]:
     """Linear layers and convolutions that run between the blocks: downsampling of ConvNeXt and Swin."""
     blocks = model.structure.blocks
     orders = [model.layer(block.path).order for block in blocks]

@@ -16,7 +16,9 @@ from torch import nn
 from mixer_probe.core.errors import DegenerateWeightsWarning, ModelError
 from mixer_probe.core.result import ModelRecord, Result
 from mixer_probe.models.model import Model
+from mixer_probe.weights.offsets import pair_distance
 from mixer_probe.weights.operators import double
+from mixer_probe.weights.units import defined_mean
 
 _NAMES = ("pos_embed", "absolute_pos_embed", "pos_embedding", "position_embedding", "position_embeddings")
 
@@ -57,7 +59,7 @@ class PositionEmbeddings(Result):
 
     @property
     def null_shares(self) -> tuple[float, float, float]:
-        """Row, column and interaction share of iid embeddings: degrees of freedom over h w - 1."""
+        """Expected fractions of row, column and interaction for iid embeddings: degrees of freedom over h w - 1."""
         height, width = self.grid
         total = max(height * width - 1, 1)
         return (height - 1) / total, (width - 1) / total, (height - 1) * (width - 1) / total
@@ -66,7 +68,7 @@ class PositionEmbeddings(Result):
         """Mean similarity against distance: pairs of different positions in bins one patch wide, and the distance 0.
 
         Columns: distance_px (mean of the bin), cosine (mean), sd, pairs (unordered). Undefined cells count nowhere."""
-        distance = self._distances()
+        distance = pair_distance(self.grid, self.patch)
         own = np.triu(np.ones_like(distance, dtype=bool), 1)
         pairs = pd.DataFrame({"distance_px": distance[own], "cosine": self._flat()[own]}).dropna()
         bins = np.rint(pairs["distance_px"] / min(self.patch)).astype(int)
@@ -88,15 +90,10 @@ class PositionEmbeddings(Result):
             "same column": same_column & ~same_row,
             "elsewhere": ~same_row & ~same_column,
         }
-        return {name: _mean(self._flat()[pairs]) for name, pairs in groups.items()}
+        return {name: defined_mean(self._flat()[pairs]) for name, pairs in groups.items()}
 
     def _flat(self) -> np.ndarray:
         return self.similarity.reshape(math.prod(self.grid), -1)
-
-    def _distances(self) -> np.ndarray:
-        places = np.stack([a.ravel() for a in np.indices(self.grid)], 1) * np.array(self.patch)
-        distances: np.ndarray = np.linalg.norm(places[:, None] - places, axis=-1)
-        return distances
 
     def to_frame(self) -> pd.DataFrame:
         """One row an unordered pair of different positions: their rows and columns, distance in px, cosine."""
@@ -109,7 +106,7 @@ class PositionEmbeddings(Result):
                 "column": at[0][1],
                 "other_row": at[1][0],
                 "other_column": at[1][1],
-                "distance_px": self._distances()[first, second],
+                "distance_px": pair_distance(self.grid, self.patch)[first, second],
                 "cosine": self._flat()[first, second],
             }
         )
@@ -146,9 +143,6 @@ def position_embeddings(model: Model, *, centred: bool = False) -> PositionEmbed
     )
 
 
-# -- finding them --------------------------------------------------------------------------------------------------------
-
-
 def _embedding(model: Model) -> tuple[str, torch.Tensor]:
     """The table of absolute position embeddings: [1, tokens, channels] or [1, rows, columns, channels]."""
     inside = tuple(block.path + "." for block in model.structure.blocks)
@@ -166,7 +160,7 @@ def _tensors(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _instead(model: Model) -> str:
-    """How the network knows where a patch is."""
+    """What gives the network positions instead."""
     if model.family == "mixer":
         return (
             "a Mixer needs none, for its token-mixing weights differ from position to position; token_mixing shows what they read"
@@ -183,26 +177,17 @@ def _instead(model: Model) -> str:
 
 def _patches(model: Model, name: str, values: torch.Tensor) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """Embeddings of the patches [h w, channels] and of the prefix tokens [prefix, channels], and the grid."""
-    grid = _grid(model, values)
+    # A network for images of any size keeps the table of its own size and resizes it in each pass.
+    stated = getattr(model.module.get_submodule(model.structure.stem_path or ""), "grid_size", None)
+    grid = tuple(values.shape[1:3]) if values.ndim == 4 else stated or model.structure.token_grid
     tokens = double(values).reshape(-1, values.shape[-1]).numpy()
     prefix = len(tokens) - math.prod(grid or (0, 0))
-    if grid is None or prefix < 0 or prefix > model.structure.prefix:
+    if grid is None or not 0 <= prefix <= model.structure.prefix:
         raise ModelError(
             f"'{name}' of {model.name} has {len(tokens)} positions, which are no grid of patches with up to "
             f"{model.structure.prefix} prefix tokens"
         )
-    return tokens[prefix:], tokens[:prefix], grid
-
-
-def _grid(model: Model, values: torch.Tensor) -> tuple[int, int] | None:
-    if values.ndim == 4:
-        return int(values.shape[1]), int(values.shape[2])
-    # A network for pictures of any size keeps the table of its own size and resizes it in each pass.
-    stated = getattr(model.module.get_submodule(model.structure.stem_path or ""), "grid_size", None)
-    return (int(stated[0]), int(stated[1])) if stated else model.structure.token_grid
-
-
-# -- numbers -------------------------------------------------------------------------------------------------------------
+    return tokens[prefix:], tokens[:prefix], (int(grid[0]), int(grid[1]))
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
@@ -213,20 +198,11 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 
 def _two_way(table: np.ndarray) -> tuple[float, float, float]:
-    """Shares of sum |E - mean|^2 of embeddings [h, w, channel] due to rows, to columns, and to neither alone."""
+    """Fractions of sum |E - mean|^2 of embeddings [h, w, channel] due to rows, to columns, and to neither alone."""
     centred = table - table.mean((0, 1))
     total = float((centred**2).sum())
     if not total > 0:
         return math.nan, math.nan, math.nan
     rows, columns = centred.mean(1, keepdims=True), centred.mean(0, keepdims=True)
-    rest = float(((centred - rows - columns) ** 2).sum()) / total
-    return _energy(rows, table.shape[1]) / total, _energy(columns, table.shape[0]) / total, rest
-
-
-def _energy(means: np.ndarray, repeats: int) -> float:
-    return float((means**2).sum()) * repeats
-
-
-def _mean(values: np.ndarray) -> float:
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if defined.size else math.nan
+    by_row, by_column = float((rows**2).sum()) * table.shape[1], float((columns**2).sum()) * table.shape[0]
+    return by_row / total, by_column / total, float(((centred - rows - columns) ** 2).sum()) / total

@@ -11,18 +11,19 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import binom
 
 from mixer_probe.core.errors import DegenerateWeightsWarning, LayerError, MeasureError, closest
 from mixer_probe.core.result import ModelRecord, Result, storable
 from mixer_probe.core.validate import checked
+from mixer_probe.core.words import first_and_more
 from mixer_probe.models.model import Model
-from mixer_probe.weights.matrices import HeadProducts, MixingMatrices, MixingMatrix, mixing_matrices
+from mixer_probe.weights.matrices import HeadProducts, MixingMatrix, mixing_matrices
 from mixer_probe.weights.operators import (
     convolution_values,
     double,
@@ -63,7 +64,7 @@ class MatrixSpectrum:
     "matrix", "convolution" (circular, on `grid`; values of all frequencies) or "product" (of the two matrices of one `head`;
     `shape` is that of the product). `frobenius` is the norm of the weight itself. `edge` is the Marchenko-Pastur edge of the
     same shape and mean square, NaN where it does not apply (products, depthwise and strided convolutions). `null` indexes
-    `WeightSpectra.nulls`; the `null_*` figures are for iid weights of the same shape, operator and norm. `limit` is what the
+    `WeightSpectra.nulls`; the `null_*` fields are for iid weights of the same shape, operator and norm. `limit` is what the
     largest singular value of these exceeds in at most 5 % of cases: by Tracy and Widom's law where there is an edge, corrected
     for the frequencies of a convolution, and from the draws of the null elsewhere."""
 
@@ -90,7 +91,7 @@ class MatrixSpectrum:
 
     @property
     def name(self) -> str:
-        """The layer with the role where it holds several, and the head."""
+        """The layer with its role, and the head."""
         return f"{self.layer} ({self.role})" + ("" if self.head is None else f" head {self.head}")
 
     @property
@@ -178,27 +179,57 @@ class WeightSpectra(Result):
         return scaled
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a matrix (or product of a head)."""
-        return pd.DataFrame([self._row(e) for e in self.entries])
-
-    def _row(self, e: MatrixSpectrum) -> dict[str, Any]:
-        place = {"model": self.model.name, "layer": e.layer, "role": e.role, "kind": e.kind, "block": e.block, "depth": e.depth}
-        what = {"main": e.main, "head": e.head, "operator": e.operator, "shape": "×".join(map(str, e.shape))}
-        grid = {"grid": "×".join(map(str, e.grid)) if e.grid else "", "parameters": e.parameters}
-        return place | what | grid | _figures(e)
+        """One row per matrix (or product of a head)."""
+        rows = [
+            {
+                "model": self.model.name,
+                "layer": e.layer,
+                "role": e.role,
+                "kind": e.kind,
+                "block": e.block,
+                "depth": e.depth,
+                "main": e.main,
+                "head": e.head,
+                "operator": e.operator,
+                "shape": "×".join(map(str, e.shape)),
+                "grid": "×".join(map(str, e.grid)) if e.grid else "",
+                "parameters": e.parameters,
+                "full_rank": e.full_rank,
+                "frobenius_norm": e.frobenius,
+                "rms": e.rms,
+                "spectral_norm": e.spectral_norm,
+                "stable_rank": e.stable_rank,
+                "stable_rank_share": e.stable_rank / e.full_rank,
+                "effective_rank": e.effective_rank,
+                "effective_rank_share": e.effective_rank / e.full_rank,
+                "edge": e.edge,
+                "limit": e.limit,
+                "null_norm": e.null_norm,
+                "norm_over_null": e.spectral_norm / e.null_norm if e.null_norm > 0 else math.nan,
+                "null_stable_rank_share": e.null_stable_rank / e.full_rank,
+                "null_effective_rank_share": e.null_effective_rank / e.full_rank,
+                "outliers": e.outliers,
+                "outlier_energy": e.outlier_energy,
+            }
+            for e in self.entries
+        ]
+        return pd.DataFrame(rows)
 
     def by_depth(self) -> pd.DataFrame:
-        """One row a block and kind: means over the main matrices of the shares of the full rank, geometric means of the norms.
+        """One row per block and kind: means over the main matrices of ranks as fractions of full rank, geometric means of norms.
 
-        `norm_over_null` is the spectral norm divided by that of iid weights. Matrices of zeros count nowhere."""
+        `norm_over_null` is the spectral norm divided by that of iid weights. Matrices of zeros are left out."""
         frame = self.to_frame()
         main = frame[frame["main"] & frame["spectral_norm"].gt(0)]
-        groups = main.groupby(["depth", "block", "kind"], sort=True)
-        rows = [_depth_row(self.model.name, keys, table) for keys, table in groups]
-        return pd.DataFrame(rows, columns=["model", "block", "kind", "depth", "matrices", *_SHARES, *_NORMS])
+        rows = []
+        for (depth, block, kind), table in main.groupby(["depth", "block", "kind"], sort=True):
+            row = {"model": self.model.name, "block": block, "kind": kind, "depth": depth, "matrices": len(table)}
+            row |= {name: float(table[name].mean()) for name in _FRACTIONS}
+            rows.append(row | {name: float(np.exp(np.log(table[name]).mean())) for name in _NORMS})
+        return pd.DataFrame(rows, columns=["model", "block", "kind", "depth", "matrices", *_FRACTIONS, *_NORMS])
 
 
-_SHARES = (
+_FRACTIONS = (
     "stable_rank_share",
     "effective_rank_share",
     "null_stable_rank_share",
@@ -208,32 +239,12 @@ _SHARES = (
 _NORMS = ("rms", "spectral_norm", "norm_over_null")
 
 
-def _figures(e: MatrixSpectrum) -> dict[str, Any]:
-    return {
-        "full_rank": e.full_rank,
-        "frobenius_norm": e.frobenius,
-        "rms": e.rms,
-        "spectral_norm": e.spectral_norm,
-        "stable_rank": e.stable_rank,
-        "stable_rank_share": e.stable_rank / e.full_rank,
-        "effective_rank": e.effective_rank,
-        "effective_rank_share": e.effective_rank / e.full_rank,
-        "edge": e.edge,
-        "limit": e.limit,
-        "null_norm": e.null_norm,
-        "norm_over_null": e.spectral_norm / e.null_norm if e.null_norm > 0 else math.nan,
-        "null_stable_rank_share": e.null_stable_rank / e.full_rank,
-        "null_effective_rank_share": e.null_effective_rank / e.full_rank,
-        "outliers": e.outliers,
-        "outlier_energy": e.outlier_energy,
-    }
-
-
-def _depth_row(model: str, keys: Any, table: pd.DataFrame) -> dict[str, Any]:
-    depth, block, kind = keys
-    place = {"model": model, "block": block, "kind": kind, "depth": depth, "matrices": len(table)}
-    shares = {name: float(table[name].mean()) for name in _SHARES}
-    return place | shares | {name: float(np.exp(np.log(table[name]).mean())) for name in _NORMS}
+def outlier_matrices(result: WeightSpectra, kind: str) -> tuple[int, int, float]:
+    """How many main matrices of a kind have singular values above the limit of iid weights, of how many, and the binomial p-value
+    of so many: each matrix of iid weights has such a value in 5 % of cases."""
+    main = [e for e in result.entries if e.main and e.kind == kind and e.spectral_norm > 0]
+    above = sum(e.outliers > 0 for e in main)
+    return above, len(main), float(binom.sf(above - 1, len(main), 0.05))
 
 
 # -- measuring -----------------------------------------------------------------------------------------------------------
@@ -253,24 +264,17 @@ def weight_spectra(model: Model, *, largest_grid: int | None = 8, null_size: int
     non-finite weights give NaN and a DegenerateWeightsWarning. Raises MeasureError for null_size or largest_grid below 1."""
     found = mixing_matrices(model)
     nulls = _Nulls(null_size, seed)
-    entries = sorted(_entries(found, largest_grid, nulls), key=lambda e: e.depth)
-    _warn_of_degenerate(model.name, entries)
+    entries = [
+        _matrix_spectrum(m, nulls) if m.grid is None else _convolution_spectrum(m, m.grid, largest_grid, nulls)
+        for m in found.matrices
+    ]
+    entries += [entry for products in found.products for entry in _head_spectra(products, nulls)]
+    entries.sort(key=lambda e: e.depth)
+    undefined = dict.fromkeys(e.layer for e in entries if not e.spectral_norm > 0)
+    if undefined:
+        text = f"{model.name} has weights that are all zero or not finite, whose ranks are NaN: {first_and_more(undefined, 3)}"
+        warnings.warn(text, DegenerateWeightsWarning, stacklevel=3)
     return WeightSpectra(model.record, tuple(entries), tuple(nulls.found), found.left_out, largest_grid, null_size, seed)
-
-
-def _entries(found: MixingMatrices, largest_grid: int | None, nulls: _Nulls) -> Iterator[MatrixSpectrum]:
-    for matrix in found.matrices:
-        yield _of_matrix(matrix, nulls) if matrix.grid is None else _of_convolution(matrix, largest_grid, nulls)
-    for products in found.products:
-        yield from _of_products(products, nulls)
-
-
-def _warn_of_degenerate(name: str, entries: list[MatrixSpectrum]) -> None:
-    bad = list(dict.fromkeys(e.layer for e in entries if not e.spectral_norm > 0))
-    if bad:
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        text = f"{name} has weights that are all zero or not finite, whose ranks are NaN: {', '.join(bad[:3])}{more}"
-        warnings.warn(text, DegenerateWeightsWarning, stacklevel=4)
 
 
 class _Nulls:
@@ -281,7 +285,7 @@ class _Nulls:
         self._index: dict[tuple[Any, ...], int] = {}
         self.found: list[IidSpectrum] = []
 
-    def figures(
+    def fields(
         self, key: tuple[Any, ...], operator: Callable[[torch.Generator], np.ndarray], values: np.ndarray, fewest: int = 1
     ) -> dict[str, Any]:
         """The null fields of an entry with these singular values."""
@@ -299,75 +303,61 @@ def _normal(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def _place(part: MixingMatrix) -> dict[str, Any]:
-    names = ("layer", "role", "kind", "block", "depth", "main")
+def _common_fields(part: MixingMatrix) -> dict[str, Any]:
+    names = ("layer", "role", "kind", "block", "depth", "main", "stride")
     weight = part.weight
     size = {"shape": tuple(weight.shape), "parameters": weight.numel(), "frobenius": float(double(weight).norm())}
-    return {name: getattr(part, name) for name in names} | size | {"head": None, "stride": part.stride}
+    return {name: getattr(part, name) for name in names} | size | {"head": None}
 
 
-def _of_matrix(part: MixingMatrix, nulls: _Nulls) -> MatrixSpectrum:
+def _matrix_spectrum(part: MixingMatrix, nulls: _Nulls) -> MatrixSpectrum:
     values = matrix_values(double(part.weight))
     # A matrix and its transpose have the same spectrum, so one null serves both.
     rows, columns = sorted(part.weight.shape)
-    null = nulls.figures((rows, columns), lambda g: matrix_values(_normal((rows, columns), g)), values)
+    null = nulls.fields((rows, columns), lambda g: matrix_values(_normal((rows, columns), g)), values)
     norm = float(np.linalg.norm(values))
     null["limit"] = tracy_widom_edge(rows, columns, norm)
     edge = marchenko_pastur_edge(rows, columns, norm)
-    return MatrixSpectrum(**_place(part), **null, operator="matrix", grid=None, values=values, edge=edge)
+    return MatrixSpectrum(**_common_fields(part), **null, operator="matrix", grid=None, values=values, edge=edge)
 
 
-def _of_convolution(part: MixingMatrix, largest_grid: int | None, nulls: _Nulls) -> MatrixSpectrum:
-    grid = _grid(part, largest_grid)
+def _convolution_spectrum(part: MixingMatrix, grid: tuple[int, int], largest_grid: int | None, nulls: _Nulls) -> MatrixSpectrum:
+    """Every K(f) of iid taps is an iid matrix [out, in] of a group, with the operator's mean square: the edge is that of one, the
+    limit that of the largest of all, one for each group and each pair of frequencies f and -f."""
+    grid = _frequency_grid(part, grid, largest_grid)
     how = (grid, part.stride, part.dilation, part.groups)
     values = convolution_values(part.weight, *how)
     shape = tuple(part.weight.shape)
-    edge = _convolution_edge(part, values)
-    fewest = 1 if not math.isnan(edge) else _DRAWS if shape[1] == 1 else _LARGE_DRAWS
-    null = nulls.figures((shape, how), lambda g: convolution_values(_normal(shape, g), *how), values, fewest)
-    if not math.isnan(edge):
-        null["limit"] = _convolution_limit(part, grid, values)
-    return MatrixSpectrum(**_place(part), **null, operator="convolution", grid=grid, values=values, edge=edge)
+    rows, columns = shape[0] // part.groups, shape[1]
+    iid = min(rows, columns) > 1 and part.stride == (1, 1)
+    fewest = 1 if iid else _DRAWS if columns == 1 else _LARGE_DRAWS
+    null = nulls.fields((shape, how), lambda g: convolution_values(_normal(shape, g), *how), values, fewest)
+    edge = math.nan
+    if iid:
+        norm = float(np.sqrt((values**2).mean())) * math.sqrt(min(rows, columns))
+        edge = marchenko_pastur_edge(rows, columns, norm)
+        null["limit"] = tracy_widom_edge(rows, columns, norm, tests=part.groups * (grid[0] * grid[1] // 2 + 2))
+    return MatrixSpectrum(**_common_fields(part), **null, operator="convolution", grid=grid, values=values, edge=edge)
 
 
-def _convolution_edge(part: MixingMatrix, values: np.ndarray) -> float:
-    """Every K(f) of iid taps is an iid matrix [out, in] of a group, with the operator's mean square."""
-    rows, columns = part.weight.shape[0] // part.groups, part.weight.shape[1]
-    if min(rows, columns) == 1 or part.stride != (1, 1):
-        return math.nan
-    rms = float(np.sqrt((values**2).mean()))
-    return marchenko_pastur_edge(rows, columns, rms * math.sqrt(min(rows, columns)))
-
-
-def _convolution_limit(part: MixingMatrix, grid: tuple[int, int], values: np.ndarray) -> float:
-    """The Tracy-Widom edge of the largest of all K(f): one matrix for each group and each pair of frequencies f and -f."""
-    rows, columns = part.weight.shape[0] // part.groups, part.weight.shape[1]
-    rms = float(np.sqrt((values**2).mean()))
-    tests = part.groups * (grid[0] * grid[1] // 2 + 2)
-    return tracy_widom_edge(rows, columns, rms * math.sqrt(min(rows, columns)), tests=tests)
-
-
-def _grid(part: MixingMatrix, largest: int | None) -> tuple[int, int]:
-    assert part.grid is not None
+def _frequency_grid(part: MixingMatrix, grid: tuple[int, int], largest: int | None) -> tuple[int, int]:
+    """The grid of a convolution, halved until no side is above `largest`, but not below the extent of the kernel."""
     if tuple(part.weight.shape[2:]) == part.stride and part.dilation == (1, 1):
         return part.stride
-    sides = zip(part.grid, part.weight.shape[2:], part.stride, part.dilation)
-    rows, columns = (_side(n, d * (k - 1) + 1, s, largest) for n, k, s, d in sides)
-    return rows, columns
+    sides = []
+    for length, taps, stride, dilation in zip(grid, part.weight.shape[2:], part.stride, part.dilation):
+        while largest is not None and length > largest:
+            length = -(-length // 2)
+        sides.append(-(-max(length, dilation * (taps - 1) + 1) // stride) * stride)
+    return sides[0], sides[1]
 
 
-def _side(length: int, extent: int, stride: int, largest: int | None) -> int:
-    while largest is not None and length > largest:
-        length = -(-length // 2)
-    return -(-max(length, extent) // stride) * stride
-
-
-def _of_products(products: HeadProducts, nulls: _Nulls) -> Iterator[MatrixSpectrum]:
+def _head_spectra(products: HeadProducts, nulls: _Nulls) -> Iterator[MatrixSpectrum]:
     left, right = double(products.left), double(products.right)
-    draw = partial(_iid_product, tuple(left.shape[1:]), tuple(right.shape[1:]))
-    shape = (left.shape[1], right.shape[2])
+    shapes = tuple(left.shape[1:]), tuple(right.shape[1:])
     for head, values in enumerate(product_values(left, right)):
-        null = nulls.figures(("product", *left.shape[1:], right.shape[2]), draw, values)
+        key = ("product", *left.shape[1:], right.shape[2])
+        null = nulls.fields(key, lambda g: product_values(_normal(shapes[0], g), _normal(shapes[1], g)), values)
         yield MatrixSpectrum(
             layer=products.layer,
             role=products.role,
@@ -377,7 +367,7 @@ def _of_products(products: HeadProducts, nulls: _Nulls) -> Iterator[MatrixSpectr
             main=False,
             head=head,
             operator="product",
-            shape=shape,
+            shape=(left.shape[1], right.shape[2]),
             grid=None,
             stride=(1, 1),
             parameters=0,
@@ -386,7 +376,3 @@ def _of_products(products: HeadProducts, nulls: _Nulls) -> Iterator[MatrixSpectr
             edge=math.nan,
             **null,
         )
-
-
-def _iid_product(left: tuple[int, ...], right: tuple[int, ...], generator: torch.Generator) -> np.ndarray:
-    return product_values(_normal(left, generator), _normal(right, generator))

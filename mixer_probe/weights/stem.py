@@ -18,6 +18,7 @@ from mixer_probe.core.validate import checked
 from mixer_probe.models.model import Model
 from mixer_probe.weights.operators import applied_weight, tracy_widom_edge
 from mixer_probe.weights.spectrum import colour_centroid
+from mixer_probe.weights.units import defined_mean
 
 Order = Literal["frequency", "norm", "luminance"]
 ORDERS = ("frequency", "norm", "luminance")
@@ -49,10 +50,21 @@ class StemFilters(Result):
 
     @property
     def luminance(self) -> np.ndarray:
-        """Share [unit] of a filter's energy on the grey direction; the rest is chrominance. NaN for a filter of zeros.
+        """Fraction [unit] of the energy of a filter on the grey direction; the rest is chrominance. NaN for a filter of zeros.
 
-        See `luminance_share`. A filter with no preference (iid weights) has 1/3 of three channels."""
-        return luminance_share(self.filters)
+        See `luminance_fraction`. A filter with no preference (iid weights) has 1/3 of three channels."""
+        return luminance_fraction(self.filters)
+
+    @property
+    def mean_frequency(self) -> float:
+        """Mean power centroid in cycles per pixel; constant filters have none."""
+        return defined_mean(self.frequency)
+
+    @property
+    def mean_luminance(self) -> float:
+        """Fraction of the energy of all filters together on the grey direction; NaN for filters of zeros."""
+        energy = self.norm.astype(np.float64) ** 2
+        return float(np.nansum(self.luminance * energy) / energy.sum()) if energy.sum() > 0 else math.nan
 
     @property
     def order(self) -> np.ndarray:
@@ -85,7 +97,7 @@ class StemFilters(Result):
         return iter(self.filters)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a unit: norm, frequency, and the shares of its energy on the axes of colour."""
+        """One row per unit: norm, frequency, and the fractions of its energy on the axes of colour."""
         frame = pd.DataFrame(
             {
                 "model": self.model.name,
@@ -98,59 +110,54 @@ class StemFilters(Result):
         )
         if self.shape[1] != 3:
             return frame
-        return frame.assign(**dict(zip(("red_green_share", "blue_yellow_share"), colour_shares(self.filters).T[1:])))
+        return frame.assign(**dict(zip(("red_green_share", "blue_yellow_share"), colour_fractions(self.filters).T[1:])))
 
 
 def stem_filters(model: Model) -> StemFilters:
     """The filters of the first convolution that reads the image, as it applies them.
 
-    Raises ModelError if the network has none (a person's own embedding without a convolution)."""
-    name, layer = _first_convolution(model)
-    filters = applied_weight(layer).float().cpu().numpy().copy()
-    stride = (int(layer.stride[0]), int(layer.stride[1]))
-    return StemFilters(model.record, name, filters, stride, colour_centroid(filters))
-
-
-def _first_convolution(model: Model) -> tuple[str, nn.Conv2d]:
-    for name, module in model.module.named_modules():
+    Raises ModelError if the network has none (a custom embedding without a convolution)."""
+    for name, layer in model.module.named_modules():
         # With an input of one channel every depthwise convolution has kernels of one channel.
-        if isinstance(module, nn.Conv2d) and module.groups == 1 and module.in_channels == model.input.size[0]:
-            return name, module
+        if isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.in_channels == model.input.size[0]:
+            filters = applied_weight(layer).float().cpu().numpy().copy()
+            stride = (int(layer.stride[0]), int(layer.stride[1]))
+            return StemFilters(model.record, name, filters, stride, colour_centroid(filters))
     raise ModelError(f"{model.name} has no convolution that reads the image, so it has no stem filters")
 
 
-def luminance_share(filters: np.ndarray) -> np.ndarray:
-    """Share [unit] of the energy of filters [unit, channel, h, w] on the grey direction (1, ..., 1) / sqrt(channels).
+def luminance_fraction(filters: np.ndarray) -> np.ndarray:
+    """Fraction [unit] of the energy of filters [unit, channel, h, w] on the grey direction (1, ..., 1) / sqrt(channels).
 
-    sum over pixels of (sum_c w_c)^2 / channels, divided by the sum of w^2: 1 for a filter that answers to brightness alone, 0
-    for one that answers to colour alone. NaN for a filter of zeros."""
+    sum over pixels of (sum_c w_c)^2 / channels, divided by the sum of w^2: 1 for a filter that responds to brightness alone, 0
+    to colour alone. NaN for a filter of zeros."""
     weights = np.asarray(filters, dtype=np.float64)
     grey = (weights.sum(1) ** 2).sum((1, 2)) / weights.shape[1]
-    return _share(grey, (weights**2).sum((1, 2, 3)))
+    return _fraction(grey, (weights**2).sum((1, 2, 3)))
 
 
-def colour_shares(filters: np.ndarray) -> np.ndarray:
-    """Shares [unit, 3] of the energy of filters [unit, 3, h, w] on grey, red against green, and blue against yellow.
+def colour_fractions(filters: np.ndarray) -> np.ndarray:
+    """Fractions [unit, 3] of the energy of filters [unit, 3, h, w] on grey, red against green, and blue against yellow.
 
-    The axes (1, 1, 1), (1, -1, 0), (-1, -1, 2), each of length one, are orthogonal, so the shares add to 1. NaN for a filter
+    The axes (1, 1, 1), (1, -1, 0), (-1, -1, 2), each of length one, are orthogonal, so the fractions add to 1. NaN for a filter
     of zeros."""
     weights = np.asarray(filters, dtype=np.float64)
     energy = (np.einsum("ac,uchw->uahw", _OPPONENT, weights) ** 2).sum((2, 3))
-    return _share(energy, (weights**2).sum((1, 2, 3))[:, None])
+    return _fraction(energy, (weights**2).sum((1, 2, 3))[:, None])
 
 
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    share: np.ndarray = np.divide(part, whole, out=np.full(part.shape, np.nan), where=np.broadcast_to(whole > 0, part.shape))
-    return share
+def _fraction(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    fraction: np.ndarray = np.divide(part, whole, out=np.full(part.shape, np.nan), where=np.broadcast_to(whole > 0, part.shape))
+    return fraction
 
 
 @dataclass(frozen=True)
 class StemComponents(Result):
     """Principal components of the stem filters: `components` [k, channel, h, w] of unit norm, most energy first.
 
-    `shares` [min(units, channels h w)] are the shares of the energy (variance, if `centred`) of all components. `frequency`
-    and `luminance` [k] are those of the components. Uncentred components are the right singular vectors of the embedding: the
-    share is that of its answer to white noise. `scores` [unit, k] are the coordinates of the filters."""
+    `shares` [min(units, channels h w)] are the fractions of the energy (variance, if `centred`) of all components. `frequency`
+    and `luminance` [k] are those of the components. Uncentred components are the right singular vectors of the embedding, and
+    their fractions those of its response to white noise. `scores` [unit, k] are the coordinates of the filters."""
 
     title: ClassVar[str] = "Principal components of stem filters"
 
@@ -172,13 +179,13 @@ class StemComponents(Result):
 
     @checked(MeasureError)
     def needed(self, share: float) -> int:
-        """How many components hold this share of the energy. Raises MeasureError unless 0 < share <= 1."""
+        """How many components explain this fraction of the energy. Raises MeasureError unless 0 < share <= 1."""
         if not 0 < share <= 1:
             raise MeasureError(f"share must be above 0 and at most 1, not {share}")
         return int(np.searchsorted(np.cumsum(self.shares), share * (1 - 1e-12)) + 1)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a component: its share, the cumulative share, frequency and luminance."""
+        """One row per component: its fraction of the energy, cumulated too, frequency and luminance."""
         k = len(self.components)
         return pd.DataFrame(
             {
@@ -209,7 +216,10 @@ def stem_components(stem: StemFilters, k: int = 28, *, centred: bool = False) ->
         raise MeasureError(
             f"the stem filters of {stem.model.name} are all {'equal' if centred else 'zero'}, so no component is defined"
         )
-    signs = _signs(right[:k])
+    # Rounding does not decide between entries of equal magnitude.
+    size = np.abs(right[:k])
+    first = (size >= (1 - 1e-6) * size.max(1, keepdims=True)).argmax(1)
+    signs = np.where(right[np.arange(len(size)), first] < 0, -1.0, 1.0)
     components = (right[:k] * signs[:, None]).reshape(-1, *stem.shape[1:])
     return StemComponents(
         model=stem.model,
@@ -218,14 +228,7 @@ def stem_components(stem: StemFilters, k: int = 28, *, centred: bool = False) ->
         shares=values**2 / (values**2).sum(),
         scores=left[:, :k] * values[:k] * signs,
         frequency=colour_centroid(components),
-        luminance=luminance_share(components),
+        luminance=luminance_fraction(components),
         units=len(stem),
         centred=centred,
     )
-
-
-def _signs(rows: np.ndarray) -> np.ndarray:
-    """+1 or -1 [row] that makes the first entry of largest magnitude positive; rounding does not decide between equal ones."""
-    size = np.abs(rows)
-    first = (size >= (1 - 1e-6) * size.max(1, keepdims=True)).argmax(1)
-    return np.where(rows[np.arange(len(rows)), first] < 0, -1.0, 1.0)

@@ -15,7 +15,7 @@ from mixer_probe.core.result import ModelRecord
 from mixer_probe.core.section import Picture, Table
 from mixer_probe.weights import Anatomy, ModuleAnatomy
 from mixer_probe.weights.figures import anatomy_bars
-from mixer_probe.weights.figures.anatomy import _LOOKS, _spread
+from mixer_probe.weights.figures.anatomy import LOOKS, label_places
 from mixer_probe.weights.module_anatomy import MIXES
 from mixer_probe.weights.views.anatomy import anatomy_section
 from tests.report.test_figure_layout import outside, overlap, texts_of
@@ -55,7 +55,7 @@ def test_bars_are_the_shares_side_by_side_in_a_fixed_order(results: list[Anatomy
             shares = [100 * sizes.get(m, (0, 0))[which] / sum(s[which] for s in sizes.values()) for m in MIXES]
             np.testing.assert_allclose([b.get_width() for b in bars], shares)
             np.testing.assert_allclose([b.get_x() for b in bars], np.cumsum([0, *shares[:-1]]))
-            assert [b.get_facecolor()[:3] for b in bars] == [to_rgb(_LOOKS[m][0]) for m in MIXES]
+            assert [b.get_facecolor()[:3] for b in bars] == [to_rgb(LOOKS[m][0]) for m in MIXES]
 
 
 def test_every_share_that_is_there_has_its_percentage(results: list[Anatomy]) -> None:
@@ -81,12 +81,12 @@ def test_colours_differ_in_lightness_where_segments_touch() -> None:
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
         return float(116 * np.dot([0.2126, 0.7152, 0.0722], linear) ** (1 / 3) - 16)
 
-    lights = [lightness(_LOOKS[m][0]) for m in MIXES]
+    lights = [lightness(LOOKS[m][0]) for m in MIXES]
     assert min(abs(a - b) for a, b in pairwise(lights)) > 15
 
 
 def test_crowded_labels_keep_order_and_distance() -> None:
-    places = _spread(np.array([1.0, 1.5, 2.0, 99.0, 99.9]))
+    places = label_places(np.array([1.0, 1.5, 2.0, 99.0, 99.9]))
     assert (np.diff(places) >= 12 - 1e-9).all()
     assert places.min() >= 6 - 1e-9
     assert places.max() <= 94 + 1e-9

@@ -38,7 +38,7 @@ from mixer_probe.similarity.nulls import null_of
 from mixer_probe.similarity.summary import model_similarity
 from mixer_probe.weights import StemFilters, TokenMixing
 from mixer_probe.weights.figures import stem_pictures, token_mixing_depth, token_mixing_units
-from mixer_probe.weights.figures.units import tile
+from mixer_probe.weights.figures.tiles import tile
 
 
 def of(results: list[Result], kind: type) -> list:

@@ -21,7 +21,7 @@ from mixer_probe.weights.figures import (
     kernel_maps,
     kernel_tying_depth,
 )
-from mixer_probe.weights.figures.kernels import largest_offset
+from mixer_probe.weights.figures.tiles import largest_offset
 from mixer_probe.weights.views.kernels import kernel_sentence, kernels_section
 from mixer_probe.weights.views.tying import tying_section, tying_sentence
 from tests.networks import CASES, noise

@@ -19,7 +19,7 @@ from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.section import Picture, Section, Table
 from mixer_probe.weights import TokenMixing
 from mixer_probe.weights.figures import token_mixing_depth, token_mixing_scatter, token_mixing_units
-from mixer_probe.weights.figures.units import Tiling
+from mixer_probe.weights.figures.tiles import Tiling
 from mixer_probe.weights.views.units import token_mixing_section
 from tests.networks import as_model, randomised
 from tests.report.test_figure_layout import outside, overlap, texts_of

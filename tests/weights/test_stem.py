@@ -14,7 +14,7 @@ import mixer_probe as mp
 from mixer_probe.core.errors import MeasureError, ModelError
 from mixer_probe.core.result import ModelRecord, from_dict, to_dict
 from mixer_probe.weights import StemComponents, StemFilters, colour_centroid, stem_components
-from mixer_probe.weights.stem import colour_shares, luminance_share
+from mixer_probe.weights.stem import colour_fractions, luminance_fraction
 from tests.networks import as_model
 
 RECORD = ModelRecord("net", "vit", True, "", "0", 1)
@@ -113,18 +113,18 @@ def test_luminance_and_opponent_colours_are_told_apart_exactly() -> None:
     pattern = np.random.default_rng(0).standard_normal((4, 4))
     colours = np.array([[1, 1, 1], [1, -1, 0], [1, 1, -2], [1, 0, 0], [0, 0, 1]], dtype=float)
     filters = colours[:, :, None, None] * pattern
-    np.testing.assert_allclose(luminance_share(filters), [1, 0, 0, 1 / 3, 1 / 3], atol=1e-15)
+    np.testing.assert_allclose(luminance_fraction(filters), [1, 0, 0, 1 / 3, 1 / 3], atol=1e-15)
     # (1, 0, 0) has (1, 1, 1)/sqrt(3), (1, -1, 0)/sqrt(2) and (-1, -1, 2)/sqrt(6) coordinates 1/sqrt(3), 1/sqrt(2), -1/sqrt(6).
     expected = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1 / 3, 1 / 2, 1 / 6], [1 / 3, 0, 2 / 3]]
-    np.testing.assert_allclose(colour_shares(filters), expected, atol=1e-15)
+    np.testing.assert_allclose(colour_fractions(filters), expected, atol=1e-15)
     # A grey grating under a colour blob: energies add, for the two are orthogonal.
     both = 3 * colours[0][:, None, None] * grating(8, 1, 0) + colours[1][:, None, None] * np.ones((8, 8))
     grey, colour = 9 * 3 * 32, 2 * 64
-    assert luminance_share(both[None]) == pytest.approx([grey / (grey + colour)], abs=1e-12)
+    assert luminance_fraction(both[None]) == pytest.approx([grey / (grey + colour)], abs=1e-12)
 
 
 def test_iid_filters_have_a_third_of_their_energy_in_luminance() -> None:
-    shares = colour_shares(np.random.default_rng(0).standard_normal((4000, 3, 4, 4)))
+    shares = colour_fractions(np.random.default_rng(0).standard_normal((4000, 3, 4, 4)))
     np.testing.assert_allclose(shares.mean(0), 1 / 3, atol=0.005)
 
 

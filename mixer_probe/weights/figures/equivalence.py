@@ -1,15 +1,13 @@
-"""A picture of what makes a Mixer a CNN: one kernel of the size of the image, shared by all channels."""
+"""Figure of a Mixer as a CNN: one kernel of the size of the image, shared by all channels."""
 
 from __future__ import annotations
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 
-from mixer_probe.plotting.style import COLOURS, DIVERGING, GREY, model_label, plain, styled
+from mixer_probe.plotting.style import COLOURS, DIVERGING, GREY, colour_bar, heading, model_label, plain, styled
 from mixer_probe.weights.equivalence import ConvolutionEquivalence
 
 _SHARED = COLOURS[1]
@@ -17,64 +15,46 @@ _SHARED = COLOURS[1]
 
 @styled
 def mixer_as_cnn(result: ConvolutionEquivalence) -> Figure:
-    """Top: a full-image kernel at work on three channels of one image, beside what the linear layer gives for them.
+    """Top: a full-image kernel applied to three channels of one image, beside the output of the linear layer for them.
 
     Bottom: the largest difference of outputs of both networks against rounding, and parameters with kernels tied and untied."""
     rows = len(result.example.channels)
     figure = Figure(figsize=(9.6, 1.45 * rows + 3.5))
     top, bottom = np.ravel(figure.subfigures(2, 1, squeeze=False, height_ratios=(1.45 * rows + 0.75, 2.75)))
-    _work_panels(top, result)
+    _kernel_panels(top, result)
     left, right = bottom.subplots(1, 2)
     _difference_bars(left, result)
     _parameter_bars(right, result)
     return figure
 
 
-def _work_panels(figure: SubFigure, result: ConvolutionEquivalence) -> None:
+def _kernel_panels(figure: SubFigure, result: ConvolutionEquivalence) -> None:
+    """A row per channel: its map, the kernel, their product, and the sums that convolution and linear layer return."""
     example = result.example
     grid = figure.subplots(len(example.channels), 4, squeeze=False, width_ratios=(1, 1, 1, 1.9))
     products = example.maps * example.kernel
     scales = [float(np.abs(values).max()) or 1.0 for values in (example.maps, example.kernel, products)]
-    titles = ("channel of one image", "× shared kernel", "= product")
     for row, (axes, channel) in enumerate(zip(grid, example.channels, strict=True)):
-        for place, values, scale in zip(axes, (example.maps[row], example.kernel, products[row]), scales):
-            _map(place, values, scale)
+        for panel, values, scale in zip(axes, (example.maps[row], example.kernel, products[row]), scales):
+            panel.imshow(values / scale, cmap=mpl.colormaps[DIVERGING], vmin=-1, vmax=1)
+            panel.set(xticks=[], yticks=[])
+            panel.spines[:].set(visible=True, linewidth=0.5, edgecolor=GREY)
         axes[0].set_ylabel(f"channel {channel}", fontsize=8.5)
-        for spine in axes[1].spines.values():
-            spine.set(edgecolor=_SHARED, linewidth=2.2)
-        _sum_text(axes[3], products[row], example.bias, example.convolved[row], example.linear[row])
-    for axes, title in zip(grid[0], titles):
+        axes[1].spines[:].set(edgecolor=_SHARED, linewidth=2.2)
+        lines = (
+            f"sum of the product {products[row].sum():+.4f}, bias {example.bias:+.4f}",
+            f"convolution gives  {example.convolved[row]:+.12f}",
+            f"linear layer gives {example.linear[row]:+.12f}",
+        )
+        axes[3].set_axis_off()
+        axes[3].text(0.02, 0.5, "\n".join(lines), va="center", fontsize=8, family="monospace", linespacing=1.7)
+    for axes, title in zip(grid[0], ("channel of one image", "× shared kernel", "= product")):
         axes.set_title(title, loc="center", fontsize=9)
     name, (height, width) = model_label(result.model), result.grid
+    heading(figure, f"{name} as a CNN: one full-image kernel shared by all {result.channels} channels\n")
     where = f"{plain(example.block)}.{plain(example.layer)}, row {example.unit} of its weight as a {height}×{width} kernel"
-    figure.suptitle(
-        f"{name} as a CNN: one full-image kernel shared by all {result.channels} channels\n",
-        x=0.01,
-        ha="left",
-        fontsize=10,
-        fontweight="bold",
-    )
     figure.supxlabel(where, fontsize=8)
-    bar = figure.colorbar(ScalarMappable(Normalize(-1, 1), DIVERGING), ax=grid[:, :3], pad=0.012, aspect=26, ticks=[-1, 0, 1])
-    bar.set_label("÷ largest in the column", fontsize=7.5)
-    bar.outline.set_visible(False)
-
-
-def _map(axes: Axes, values: np.ndarray, scale: float) -> None:
-    axes.imshow(values / scale, cmap=mpl.colormaps[DIVERGING], vmin=-1, vmax=1)
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set(visible=True, linewidth=0.5, edgecolor=GREY)
-
-
-def _sum_text(axes: Axes, product: np.ndarray, bias: float, convolved: float, linear: float) -> None:
-    axes.set_axis_off()
-    lines = (
-        f"sum of the product {product.sum():+.4f}, bias {bias:+.4f}",
-        f"convolution gives  {convolved:+.12f}",
-        f"linear layer gives {linear:+.12f}",
-    )
-    axes.text(0.02, 0.5, "\n".join(lines), va="center", fontsize=8, family="monospace", linespacing=1.7)
+    colour_bar(figure, grid[:, :3], DIVERGING, "÷ largest in the column", pad=0.012, aspect=26)
 
 
 def _difference_bars(axes: Axes, result: ConvolutionEquivalence) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of effective spatial kernels: who reads from whom, the average kernel in pixels, and their change with depth."""
+"""Figures of effective spatial kernels: mixing weights by position, the average kernel in pixels, and their change with depth."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ from collections.abc import Sequence
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import checked
-from mixer_probe.plotting.style import DIVERGING, SEQUENTIAL, line_styles, model_label, plain, styled
+from mixer_probe.plotting.style import DIVERGING, SEQUENTIAL, colour_bar, heading, line_styles, model_label, plain, styled
 from mixer_probe.weights import SpatialKernel, SpatialKernels
-from mixer_probe.weights.figures.units import tile
-from mixer_probe.weights.offsets import offset_pairs
+from mixer_probe.weights.figures.tiles import evenly_spaced, first_middle_last, largest_offset, scaled, tile
 
 
 @styled
@@ -24,13 +21,13 @@ from mixer_probe.weights.offsets import offset_pairs
 def kernel_maps(
     result: SpatialKernels, blocks: Sequence[int | str] | None = None, *, shared_scale: bool = False, most: int = 256
 ) -> Figure:
-    """Who reads from whom: for every position i a map of K[i, j] over the positions j, laid out like the positions themselves.
+    """Mixing weights by position: for every position i a map of K[i, j] over the positions j, drawn at position i.
 
-    One panel a block, first, middle and last unless `blocks` says which. Signed kernels have colours symmetric around zero,
+    One panel per block, first, middle and last unless `blocks` says which. Signed kernels have colours symmetric around zero,
     attention goes up from zero; every map has its own scale unless `shared_scale`. A frame of the grid with more than `most`
     positions shows every second, third, ... of them. Raises LayerError for convolutions, whose positions all share their
     kernels."""
-    chosen = [result.index(b) for b in (_ends(len(result)) if blocks is None else blocks)]
+    chosen = first_middle_last(len(result)) if blocks is None else [result.index(b) for b in blocks]
     columns = min(len(chosen), 3)
     rows = -(-len(chosen) // columns)
     h, w = result.kernel(chosen[0]).grid
@@ -38,54 +35,33 @@ def kernel_maps(
     figure = Figure(figsize=(side * columns + 0.9, side * rows * h / w + 0.75))
     panels = figure.subplots(rows, columns, squeeze=False)
     signed = any(result.matrix(i).min() < 0 for i in chosen)
+    low, colours = (-1, DIVERGING) if signed else (0, SEQUENTIAL)
     for axes, i in zip(panels.flat, chosen):
-        _map_panel(axes, result, i, shared_scale, signed, most)
+        kernel = result.kernel(i)
+        h, w = kernel.grid
+        step = int(np.ceil(np.sqrt(h * w / most)))
+        maps = result.row_maps(i).reshape(h, w, h, w)[step // 2 :: step, step // 2 :: step]
+        canvas = tile(scaled(maps.reshape(-1, h, w), shared_scale), maps.shape[1], np.nan)
+        axes.imshow(canvas, cmap=mpl.colormaps[colours].with_extremes(bad="white"), vmin=low, vmax=1)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        axes.set_title(plain(kernel.block), fontsize=9)
+        distance = f"distance {kernel.distance_px:.0f} px, translation fraction {kernel.translation_fraction:.2f}"
+        thinned = f", every {({2: '2nd', 3: '3rd'}).get(step, f'{step}th')} position" if step > 1 else ""
+        axes.set_xlabel(distance + thinned, fontsize=8)
     for axes in panels.flat[len(chosen) :]:
         axes.set_visible(False)
-    _scale_bar(figure, panels, signed, shared_scale)
-    figure.suptitle(
-        f"{model_label(result.model)}: spatial mixing weights by position", x=0.01, ha="left", fontweight="bold", fontsize=10
-    )
+    label = "K ÷ largest |K| of the " + ("block" if shared_scale else "map")
+    colour_bar(figure, panels, colours, label, low=low, shrink=0.7, aspect=22, pad=0.015)
+    heading(figure, f"{model_label(result.model)}: spatial mixing weights by position")
     return figure
-
-
-def _ends(n: int) -> list[int]:
-    return sorted({0, n // 2, n - 1})
-
-
-def _map_panel(axes: Axes, result: SpatialKernels, i: int, shared: bool, signed: bool, most: int) -> None:
-    kernel = result.kernel(i)
-    h, w = kernel.grid
-    step = int(np.ceil(np.sqrt(h * w / most)))
-    maps = result.row_maps(i).reshape(h, w, h, w)[step // 2 :: step, step // 2 :: step]
-    shown = maps.reshape(-1, h, w)
-    scale = np.abs(shown).max() if shared else np.abs(shown).max((1, 2), keepdims=True)
-    values = np.divide(shown, scale, out=np.zeros_like(shown), where=np.asarray(scale > 0))
-    tiles = tile(values, maps.shape[1], np.nan)
-    colours = mpl.colormaps[DIVERGING if signed else SEQUENTIAL].with_extremes(bad="white")
-    axes.imshow(tiles, cmap=colours, vmin=-1 if signed else 0, vmax=1)
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
-    axes.set_title(plain(kernel.block), fontsize=9)
-    thinned = f", every {step}th position" if step > 3 else f", every {('', '2nd', '3rd')[step - 1]} position" if step > 1 else ""
-    axes.set_xlabel(
-        f"distance {kernel.distance_px:.0f} px, translation fraction {kernel.translation_fraction:.2f}{thinned}", fontsize=8
-    )
-
-
-def _scale_bar(figure: Figure, panels: np.ndarray, signed: bool, shared: bool) -> None:
-    low = -1 if signed else 0
-    mappable = ScalarMappable(Normalize(low, 1), DIVERGING if signed else SEQUENTIAL)
-    bar = figure.colorbar(mappable, ax=panels, shrink=0.7, aspect=22, pad=0.015, ticks=[low, 0, 1] if signed else [0, 1])
-    bar.set_label("K ÷ largest |K| of the " + ("block" if shared else "map"), fontsize=7.5)
-    bar.outline.set_visible(False)
 
 
 @styled
 def average_kernels(
     results: Sequence[SpatialKernels], *, kind: str = "rms", panels: int = 4, reach_px: float | None = None
 ) -> Figure:
-    """The average kernel around a position by depth, one row a model, all panels on one scale of pixels.
+    """The average kernel around a position by depth, one row per model, all panels on one scale of pixels.
 
     `kind` is "rms" (the root mean square over pairs of positions, or kernels: signs cannot cancel) or "mean". `panels` layers are
     chosen evenly over depth. The axes reach to `reach_px`, the farthest offset of any kernel unless given; kernels that fill less
@@ -95,7 +71,7 @@ def average_kernels(
     figure = Figure(figsize=(1.95 * panels + 1.1, 1.95 * len(results) + 0.9))
     grid = figure.subplots(len(results), panels, squeeze=False, sharex=True, sharey=True)
     for row, result in zip(grid, results, strict=True):
-        chosen = _spread_over(len(result), panels)
+        chosen = evenly_spaced(len(result), panels)
         for axes, i in zip(row, chosen):
             _offset_panel(axes, result.kernels[i], kind, reach)
         for axes in row[len(chosen) :]:
@@ -103,17 +79,10 @@ def average_kernels(
         row[0].set_ylabel(f"{model_label(result.model)}\npx down", fontsize=8)
     for axes in grid[-1]:
         axes.set_xlabel("px to the right", fontsize=8)
-    low = -1 if kind == "mean" else 0
-    mappable = ScalarMappable(Normalize(low, 1), DIVERGING if kind == "mean" else SEQUENTIAL)
-    shrink, ticks = min(0.8, 2 / len(results)), sorted({low, 0, 1})
-    bar = figure.colorbar(mappable, ax=figure.axes, shrink=shrink, aspect=22, pad=0.015, ticks=ticks)
-    bar.set_label(f"{kind} kernel ÷ its largest at common offsets", fontsize=7.5)
-    bar.outline.set_visible(False)
+    low, colours = (-1, DIVERGING) if kind == "mean" else (0, SEQUENTIAL)
+    label, shrink = f"{kind} kernel ÷ its largest at common offsets", min(0.8, 2 / len(results))
+    colour_bar(figure, figure.axes, colours, label, low=low, shrink=shrink, aspect=22, pad=0.015)
     return figure
-
-
-def _spread_over(n: int, panels: int) -> list[int]:
-    return sorted({round(float(i)) for i in np.linspace(0, n - 1, min(panels, n))})
 
 
 def _offset_panel(axes: Axes, kernel: SpatialKernel, kind: str, reach: float) -> None:
@@ -125,7 +94,8 @@ def _offset_panel(axes: Axes, kernel: SpatialKernel, kind: str, reach: float) ->
         axes.plot(kernel.distance_px * np.cos(turn), kernel.distance_px * np.sin(turn), color="#D55E00", linewidth=1.0)
     axes.set(xlim=(-reach, reach), ylim=(reach, -reach), aspect="equal", facecolor="#F2F2F2")
     axes.tick_params(labelsize=7)
-    axes.set_title(f"{_short_path(kernel.block)}: {kernel.distance_px:.3g} px", fontsize=8, fontweight="normal")
+    path = plain(kernel.block.replace("stages.", "s").replace("layers.", "l").replace(".blocks.", ".b"))
+    axes.set_title(f"{path}: {kernel.distance_px:.3g} px", fontsize=8, fontweight="normal")
     if max(kernel.reach_px) < reach / 6:
         inset = axes.inset_axes((0.56, 0.03, 0.41, 0.41))
         _draw_offsets(inset, kernel, kind)
@@ -147,33 +117,27 @@ def _draw_offsets(axes: Axes, kernel: SpatialKernel, kind: str) -> None:
     )
 
 
-def largest_offset(values: np.ndarray, grid: tuple[int, int] | None) -> float:
-    """The largest |value| in offset space [oh, ow], for S x S kernels among offsets that a quarter of the positions have.
-
-    The farthest offsets have a single pair of positions: their noise would set the colours of everything else."""
-    magnitude = np.abs(values)
-    if grid is not None:
-        magnitude = magnitude[offset_pairs(grid) >= grid[0] * grid[1] / 4]
-    return float(magnitude.max())
-
-
-def _short_path(path: str) -> str:
-    return plain(path.replace("stages.", "s").replace("layers.", "l").replace(".blocks.", ".b"))
-
-
 @styled
 def kernel_depth(results: Sequence[SpatialKernels]) -> Figure:
-    """How far kernels read, how translation-structured they are and how much stays on the position itself, against depth."""
+    """Mean mixing distance, translation fraction and weight on the position itself against depth.
+
+    Dashed lines are uniform mixing, or iid entries, for networks whose layers have one grid."""
     figure = Figure(figsize=(10.5, 3.5))
     panels = figure.subplots(1, 3)
     styles = line_styles([r.model for r in results])
     for result in results:
-        table = result.to_frame()
-        style = styles[result.model.name]
+        table, style = result.to_frame(), styles[result.model.name]
         panels[0].plot(table["depth"], table["distance_px"], label=model_label(result.model), **style)
         panels[1].plot(table["depth"], table["translation_fraction"], **style)
         panels[2].plot(table["depth"], table["self_mass"], **style)
-    _uniform_lines(panels, results, {name: style["color"] for name, style in styles.items()})
+    for result in results:
+        kernel = result.kernels[0]
+        if kernel.matrix is not None and len({k.grid for k in result.kernels}) == 1:
+            colour = styles[result.model.name]["color"]
+            line = {"color": colour, "linewidth": 1, "linestyle": "--", "alpha": 0.6, "zorder": 0}
+            panels[0].axhline(kernel.uniform_px, **line)
+            panels[1].axhline(kernel.translation_iid, **line)
+            panels[2].axhline(1 / (kernel.grid[0] * kernel.grid[1]), **line)
     titles = ("Mean mixing distance", "Translation structure (BTTB)", "Weight on the position itself")
     labels = (
         "distance (px; dashed: uniform)",
@@ -188,16 +152,3 @@ def kernel_depth(results: Sequence[SpatialKernels]) -> Figure:
     panels[2].set_ylim(0, 1.2)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
-
-
-def _uniform_lines(panels: np.ndarray, results: Sequence[SpatialKernels], colours: dict[str, str]) -> None:
-    """What a kernel that reads everywhere alike, or one of iid entries, would give, for networks of one grid."""
-    for result in results:
-        grids = {k.grid for k in result.kernels}
-        if len(grids) > 1 or result.kernels[0].matrix is None:
-            continue
-        kernel = result.kernels[0]
-        line = {"color": colours[result.model.name], "linewidth": 1, "linestyle": "--", "alpha": 0.6, "zorder": 0}
-        panels[0].axhline(kernel.uniform_px, **line)
-        panels[1].axhline(kernel.translation_iid, **line)
-        panels[2].axhline(1 / (kernel.grid[0] * kernel.grid[1]), **line)

@@ -1,4 +1,4 @@
-"""Figs. 5, 6 and 7 of the Mixer paper as pages of A4, ready to print, with a caption that says whose weights they are.
+"""Figs. 5, 6 and 7 of the Mixer paper as A4 pages, with a caption that states the provenance of the weights.
 
 Tolstikhin et al. 2021 give neither the colours nor how units are paired and sorted; both are this package's: see
 `mixer_probe.weights.token_units`.
@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.plotting.style import DIVERGING, model_label, plain, styled
-from mixer_probe.weights import PaperFigures, StemFilters, TokenMixing
+from mixer_probe.weights import PaperFigures, TokenMixing
 from mixer_probe.weights.figures.stem import filter_colours
-from mixer_probe.weights.figures.units import Tiling, tile
+from mixer_probe.weights.figures.tiles import Tiling, scaled, tile
 
 # Inches: a page of A4, its margin, and what panels leave for title and caption.
 A4 = (8.27, 11.69)
@@ -95,9 +95,17 @@ def paper_figure_7(results: Sequence[PaperFigures]) -> Figure:
         raise MeasureError(f"a page of Fig. 7 holds one or two networks, not {len(results)}")
     figure = _page()
     for place, result in zip(_places(1, len(results))[0], results, strict=True):
-        axes = _panel(figure, place)
-        _draw_stem(axes, result.stem, place[2:])
-        axes.set_title(_stem_title(result), fontsize=7.5, fontweight="normal")
+        axes, stem = _panel(figure, place), result.stem
+        pictures = filter_colours(stem.filters[stem.order])
+        columns = _columns(len(pictures), pictures.shape[1] / pictures.shape[2], place[2:], step=1)
+        axes.imshow(np.clip(tile(pictures, columns, 1.0), 0, 1), aspect="equal")
+        axes.set_anchor("NW")
+        axes.set_title(
+            f"{model_label(result.model)} · {len(stem)} units of {stem.shape[2]}×{stem.shape[3]} px\n"
+            f"mean frequency {result.stem_frequency:.3f} cycles/px (shuffled: {result.stem_shuffled.mean():.3f})",
+            fontsize=7.5,
+            fontweight="normal",
+        )
     lead = (
         "Linear projection units of the patch embedding, each as a colour image of its weights: mid-grey is zero, brighter is "
         "positive and darker negative in each colour; each unit has its own scale. Units are sorted row by row from low to high "
@@ -111,21 +119,13 @@ def paper_figure_7(results: Sequence[PaperFigures]) -> Figure:
     return figure
 
 
-def _stem_title(result: PaperFigures) -> str:
-    stem = result.stem
-    return (
-        f"{model_label(result.model)} · {len(stem)} units of {stem.shape[2]}×{stem.shape[3]} px\n"
-        f"mean frequency {result.stem_frequency:.3f} cycles/px (shuffled: {result.stem_shuffled.mean():.3f})"
-    )
-
-
 def _scale_text(shared: bool) -> str:
     whose = "all units of a block share one" if shared else "each unit has its own"
     return f"Red is positive weight, blue negative, white zero; {whose} scale."
 
 
 def _weights_text(result: PaperFigures) -> str:
-    """Whose weights a page shows: the note of the model, which says what timm's tags really hold."""
+    """The provenance of the weights: the note of the model, which corrects misleading tags of timm."""
     model = result.model
     return f"{model_label(model)}: {model.note or 'weights from ' + model.weights + '.'}"
 
@@ -179,18 +179,9 @@ def _columns(count: int, aspect: float, size: tuple[float, float], step: int) ->
 
 def _draw_units(axes: Axes, units: TokenMixing, i: int, size: tuple[float, float], shared: bool) -> None:
     maps = units.units(i)
-    scale = np.abs(maps).max() if shared else np.abs(maps).max((1, 2), keepdims=True)
-    scaled = np.divide(maps, scale, out=np.zeros_like(maps), where=np.asarray(scale > 0))
     columns = _columns(len(maps), units.grid[0] / units.grid[1], size, step=2)
-    canvas = Tiling(len(maps), units.grid, columns, pairs=True).draw(scaled[units.order(i)])
+    canvas = Tiling(len(maps), units.grid, columns, pairs=True).draw(scaled(maps, shared)[units.order(i)])
     axes.imshow(canvas, cmap=mpl.colormaps[DIVERGING].with_extremes(bad="white"), vmin=-1, vmax=1, aspect="equal")
-    axes.set_anchor("NW")
-
-
-def _draw_stem(axes: Axes, stem: StemFilters, size: tuple[float, float]) -> None:
-    pictures = filter_colours(stem.filters[stem.order])
-    columns = _columns(len(pictures), pictures.shape[1] / pictures.shape[2], size, step=1)
-    axes.imshow(np.clip(tile(pictures, columns, 1.0), 0, 1), aspect="equal")
     axes.set_anchor("NW")
 
 

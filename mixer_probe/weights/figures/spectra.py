@@ -1,19 +1,18 @@
-"""Pictures of weight spectra: ranks and norms by depth, and singular values beside those of iid weights."""
+"""Figures of weight spectra: ranks and norms by depth, and singular values beside those of iid weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from mixer_probe.plotting.style import COLOURS, GREY, line_styles, model_label, plain, styled
+from mixer_probe.plotting.style import COLOURS, GREY, heading, line_styles, model_label, plain, styled
+from mixer_probe.weights.figures.tiles import first_middle_last
 from mixer_probe.weights.spectra import KINDS, MatrixSpectrum, WeightSpectra
 
 _KIND_TITLES = {
@@ -31,7 +30,7 @@ _ROWS = (
 
 @styled
 def spectra_depth(results: Sequence[WeightSpectra]) -> Figure:
-    """Ranks and norms of the mixing matrices by depth: a column for what they mix, a row for each figure, a line a model.
+    """Ranks and norms of the mixing matrices by depth: one column per kind, one row per measure, one line per model.
 
     Points are means over the main matrices of a block. Thin dashes are iid weights of the same shapes and norms."""
     kinds = [kind for kind in KINDS if any(kind in r.kinds for r in results)]
@@ -39,50 +38,35 @@ def spectra_depth(results: Sequence[WeightSpectra]) -> Figure:
     panels = figure.subplots(len(_ROWS), len(kinds), squeeze=False, sharex=True, sharey="row")
     styles = line_styles([r.model for r in results])
     for result in results:
-        table = result.by_depth()
-        for j, kind in enumerate(kinds):
-            _lines(panels[:, j], table[table["kind"] == kind], styles[result.model.name])
-    _label(panels, kinds)
-    handles = [Line2D([], [], label=model_label(r.model), **styles[r.model.name]) for r in results]
-    handles.append(Line2D([], [], color=GREY, linestyle="--", linewidth=1, label="iid weights of the same norm"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), int(figure.get_figwidth() / 2.6)))
-    return figure
-
-
-def _lines(panels: np.ndarray, table: pd.DataFrame, style: dict[str, Any]) -> None:
-    for axes, (name, null, _label_text) in zip(panels, _ROWS):
-        axes.plot(table["depth"], table[name], **style)
-        if null and style["linestyle"] == "-":
-            axes.plot(table["depth"], table[null], color=style["color"], linewidth=1, linestyle="--", alpha=0.7)
-
-
-def _label(panels: np.ndarray, kinds: Sequence[str]) -> None:
+        table, style = result.by_depth(), styles[result.model.name]
+        for column, kind in zip(panels.T, kinds):
+            own = table[table["kind"] == kind]
+            for axes, (name, null, _label) in zip(column, _ROWS):
+                axes.plot(own["depth"], own[name], **style)
+                if null and result.model.trained:
+                    axes.plot(own["depth"], own[null], color=style["color"], linewidth=1, linestyle="--", alpha=0.7)
     for axes, kind in zip(panels[0], kinds):
         axes.set_title(_KIND_TITLES[kind])
     for row, (_name, null, label) in zip(panels, _ROWS):
         row[0].set_ylabel(label, fontsize=8)
         if null:
-            row[0].set_ylim(0, 1.08 * _highest(row))
-        else:
-            _log_scale(row)
+            heights = [np.asarray(line.get_ydata(), dtype=float) for axes in row for line in axes.lines]
+            row[0].set_ylim(0, 1.08 * float(np.nanmax(np.concatenate([*heights, [1e-3]]))))
+            continue
+        row[0].set_yscale("log")
+        for axes in row:
+            # Powers of ten are rare in so narrow a range, so ticks between them are labelled too.
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
     for axes in panels[2]:
         axes.axhline(1, color=GREY, linewidth=1, linestyle="--")
     for axes in panels[-1]:
         axes.set(xlabel="relative depth", xlim=(0, 1.03))
-
-
-def _highest(panels: np.ndarray) -> float:
-    values = [np.asarray(line.get_ydata(), dtype=float) for axes in panels for line in axes.lines]
-    return float(np.nanmax(np.concatenate([*values, [1e-3]])))
-
-
-def _log_scale(panels: np.ndarray) -> None:
-    panels[0].set_yscale("log")
-    for axes in panels:
-        # Powers of ten are rare in so narrow a range, so ticks between them are written out too.
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+    handles = [Line2D([], [], label=model_label(r.model), **styles[r.model.name]) for r in results]
+    handles.append(Line2D([], [], color=GREY, linestyle="--", linewidth=1, label="iid weights of the same norm"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), int(figure.get_figwidth() / 2.6)))
+    return figure
 
 
 @styled
@@ -92,40 +76,28 @@ def singular_values(result: WeightSpectra, blocks: Sequence[str] | None = None) 
     Values are divided by their root mean square, so that the dashed iid weights of the same shape are comparable.
 
     Raises LayerError for a block that the model does not have."""
-    chosen = tuple(blocks) if blocks is not None else _first_middle_last(result.blocks)
+    chosen = [result.blocks[i] for i in first_middle_last(len(result.blocks))] if blocks is None else list(blocks)
     entries = [result.select(block=block, main=True) for block in chosen]
     kinds = [kind for kind in KINDS if any(e.kind == kind for found in entries for e in found)]
     figure = Figure(figsize=(max(3.1 * len(chosen) + 0.6, 7.0), 2.5 * len(kinds) + 0.7))
     panels = figure.subplots(len(kinds), len(chosen), squeeze=False, sharex=True, sharey=True)
     for row, kind in zip(panels, kinds):
-        _curve_row(row, result, [[e for e in found if e.kind == kind] for found in entries])
+        by_block = [[e for e in found if e.kind == kind] for found in entries]
+        colours = dict(zip(dict.fromkeys(e.role for found in by_block for e in found), cycle(COLOURS)))
+        for axes, found in zip(row, by_block):
+            _spectrum_curves(axes, result, found, colours)
+        handles = [Line2D([], [], color=colour, label=plain(role)) for role, colour in colours.items()]
+        row[-1].legend(handles=handles, loc="upper right", fontsize=7)
         row[0].set_ylabel(f"{_KIND_TITLES[kind]}\nvalue ÷ rms", fontsize=8)
     for axes, block in zip(panels[0], chosen):
         axes.set_title(plain(block))
     for axes in panels[-1]:
         axes.set(xlabel="rank ÷ full rank", xlim=(0, 1))
-    title = f"{model_label(result.model)} · singular values (dashed: iid weights)"
-    figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
+    heading(figure, f"{model_label(result.model)} · singular values (dashed: iid weights)")
     return figure
 
 
-def _first_middle_last(blocks: Sequence[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((blocks[0], blocks[len(blocks) // 2], blocks[-1])))
-
-
-_MOST_POINTS = 400
-
-
-def _curve_row(row: np.ndarray, result: WeightSpectra, entries: Sequence[Sequence[MatrixSpectrum]]) -> None:
-    roles = list(dict.fromkeys(e.role for found in entries for e in found))
-    colours = dict(zip(roles, cycle(COLOURS)))
-    for axes, found in zip(row, entries):
-        _curves(axes, result, found, colours)
-    handles = [Line2D([], [], color=colour, label=plain(role)) for role, colour in colours.items()]
-    row[-1].legend(handles=handles, loc="upper right", fontsize=7)
-
-
-def _curves(axes: Axes, result: WeightSpectra, entries: Sequence[MatrixSpectrum], colours: Mapping[str, str]) -> None:
+def _spectrum_curves(axes: Axes, result: WeightSpectra, entries: Sequence[MatrixSpectrum], colours: Mapping[str, str]) -> None:
     axes.plot([], [])
     axes.set(yscale="log", ylim=(0.03, None))
     drawn = [e for e in entries if e.rms > 0]
@@ -134,6 +106,9 @@ def _curves(axes: Axes, result: WeightSpectra, entries: Sequence[MatrixSpectrum]
     for e in drawn:
         axes.plot(*_thinned(e.values / e.rms), color=colours[e.role])
         axes.plot(*_thinned(result.null_values(e) / e.rms), color=colours[e.role], linestyle="--", linewidth=1, alpha=0.7)
+
+
+_MOST_POINTS = 400
 
 
 def _thinned(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Pictures of stem filters, their principal components, and where they lie between colour and edge."""
+"""Figures of stem filters: as colour images, their principal components, and luminance against frequency."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ from collections.abc import Sequence
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import checked
-from mixer_probe.plotting.style import COLOURS, DIVERGING, GREY, model_label, plain, styled
-from mixer_probe.weights.figures.units import tile
+from mixer_probe.plotting.style import COLOURS, DIVERGING, GREY, colour_bar, heading, model_label, plain, styled
+from mixer_probe.weights.figures.tiles import canvas_axes, tile
 from mixer_probe.weights.stem import Order, StemComponents, StemFilters
 
 _ORDERS = {"frequency": "low frequency first", "norm": "large norm first", "luminance": "grey first, colour last"}
-_WIDTH = 10.0
 
 
 @styled
@@ -34,13 +31,16 @@ def stem_pictures(
     blue."""
     order = stem.order_by(order_by)[:limit]
     pictures = filter_colours(stem.filters[order])
-    tiles = tile(pictures, columns or _columns(len(order), pictures.shape[2] / pictures.shape[1]), 1.0)
-    figure, axes = _frame(tiles.shape)
-    axes.imshow(np.clip(tiles, 0, 1), interpolation="nearest")
-    _bar(figure, axes, stem.shape[1])
+    canvas = tile(pictures, columns or _columns(len(order), pictures.shape[2] / pictures.shape[1]), 1.0)
+    figure, axes = canvas_axes(canvas.shape)
+    axes.imshow(np.clip(canvas, 0, 1), interpolation="nearest")
+    channels, height, width = stem.shape[1:]
+    colours = "gray" if channels in (1, 3) else DIVERGING
+    colour_bar(figure, axes, colours, "weight ÷ largest |weight|", shrink=0.5, aspect=22, pad=0.01)
     shown = f"{len(order)} of {len(stem)}" if len(order) < len(stem) else f"all {len(order)}"
     axes.set_title(f"{model_label(stem.model)} · {plain(stem.layer)} · {shown} filters")
-    axes.set_xlabel(f"each tile: one filter of {_size(stem)}, stride {stem.stride[0]} px; {_ORDERS[order_by]}")
+    size = f"{height}×{width} px" + ("" if channels in (1, 3) else f" in {channels} channels")
+    axes.set_xlabel(f"each tile: one filter of {size}, stride {stem.stride[0]} px; {_ORDERS[order_by]}")
     return figure
 
 
@@ -51,11 +51,6 @@ def _columns(count: int, aspect: float) -> int:
     full = [n for n in near if count % n == 0]
     best: int = min(full or [max(1, min(count, round(wanted)))], key=lambda n: abs(n - wanted))
     return best
-
-
-def _size(stem: StemFilters) -> str:
-    channels, height, width = stem.shape[1:]
-    return f"{height}×{width} px" + ("" if channels in (1, 3) else f" in {channels} channels")
 
 
 def filter_colours(filters: np.ndarray) -> np.ndarray:
@@ -69,60 +64,32 @@ def filter_colours(filters: np.ndarray) -> np.ndarray:
     return colours
 
 
-def _frame(shape: tuple[int, ...]) -> tuple[Figure, Axes]:
-    height = min(max(_WIDTH * 0.92 * shape[0] / shape[1], 0.6), 12.0)
-    figure = Figure(figsize=(_WIDTH, height + 0.8))
-    axes = figure.add_subplot()
-    _bare(axes)
-    return figure, axes
-
-
-def _bare(axes: Axes) -> None:
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-
-
-def _bar(figure: Figure, axes: Axes, channels: int) -> None:
-    cmap = "gray" if channels in (1, 3) else DIVERGING
-    bar = figure.colorbar(ScalarMappable(Normalize(-1, 1), cmap), ax=axes, shrink=0.5, aspect=22, pad=0.01, ticks=[-1, 0, 1])
-    bar.set_label("weight ÷ largest |weight|", fontsize=7.5)
-    bar.outline.set_visible(False)
-
-
 @styled
 @checked(MeasureError)
 def stem_component_pictures(found: StemComponents, *, columns: int = 7) -> Figure:
-    """The principal components of the filters with their shares of the energy, and the shares against those of iid filters."""
+    """The principal components of the filters with their fractions of the energy, and these against those of iid filters."""
     count = len(found.components)
     columns = min(columns, count)
     rows = -(-count // columns)
-    figure = Figure(figsize=(_WIDTH, max(0.95 * rows + 0.7, 2.6)))
-    tiles, curve = np.ravel(figure.subfigures(1, 2, squeeze=False, width_ratios=(0.88 * columns + 0.1, 3.2)))
-    panels = tiles.subplots(rows, columns, squeeze=False).ravel()
-    for k, axes in enumerate(panels):
-        if k >= count:
-            axes.remove()
-        else:
-            _bare(axes)
-            axes.imshow(filter_colours(found.components[k : k + 1])[0], interpolation="nearest")
-            axes.set_title(f"{k + 1}: {_percent(found.shares[k])}", fontsize=7, fontweight="normal", loc="center", pad=2)
-    _share_curve(curve.subplots(), found)
-    figure.suptitle(
-        f"{model_label(found.model)} · {plain(found.layer)} · principal components of {found.units} filters",
-        fontsize=10,
-        fontweight="bold",
-        x=0.01,
-        ha="left",
-    )
+    figure = Figure(figsize=(10.0, max(0.95 * rows + 0.7, 2.6)))
+    left, right = np.ravel(figure.subfigures(1, 2, squeeze=False, width_ratios=(0.88 * columns + 0.1, 3.2)))
+    panels = left.subplots(rows, columns, squeeze=False).ravel()
+    for k, axes in enumerate(panels[:count]):
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        axes.imshow(filter_colours(found.components[k : k + 1])[0], interpolation="nearest")
+        fraction = found.shares[k]
+        percent = f"{100 * fraction:.1f} %" if fraction >= 0.0995 else f"{100 * fraction:.2g} %"
+        axes.set_title(f"{k + 1}: {percent}", fontsize=7, fontweight="normal", loc="center", pad=2)
+    for axes in panels[count:]:
+        axes.remove()
+    _energy_curve(right.subplots(), found)
+    heading(figure, f"{model_label(found.model)} · {plain(found.layer)} · principal components of {found.units} filters")
     return figure
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %" if share >= 0.0995 else f"{100 * share:.2g} %"
-
-
-def _share_curve(axes: Axes, found: StemComponents) -> None:
+def _energy_curve(axes: Axes, found: StemComponents) -> None:
+    """Energy explained per component, beside the 95th percentile of the first component of iid filters."""
     ranks = np.arange(1, len(found.shares) + 1)
     positive = found.shares > 1e-12
     axes.plot(ranks[positive], 100 * found.shares[positive], color=COLOURS[0], linewidth=1.2)
@@ -137,41 +104,33 @@ def _share_curve(axes: Axes, found: StemComponents) -> None:
         color=GREY,
         ha="right",
     )
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="component",
-        ylabel="variance explained (%)" if found.centred else "energy explained (%)",
-    )
+    explained = "variance explained (%)" if found.centred else "energy explained (%)"
+    axes.set(xscale="log", yscale="log", xlabel="component", ylabel=explained)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(numticks=6))
         axis.set_major_formatter(FuncFormatter(lambda value, _place: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
-    needed = ", ".join(f"{share:.0%} in {found.needed(share)}" for share in (0.5, 0.9, 0.99))
+    needed = ", ".join(f"{fraction:.0%} in {found.needed(fraction)}" for fraction in (0.5, 0.9, 0.99))
     axes.set_title(needed, fontsize=7.5, fontweight="normal")
 
 
 @styled
 def stem_colour(results: Sequence[StemFilters]) -> Figure:
-    """Every filter by frequency and by the share of its energy in luminance: colour blobs lie low, edges high."""
+    """Every filter by frequency and by the fraction of its energy in luminance: colour blobs lie low, edges high."""
     results = [r for r in results if r.shape[1] > 1]
     columns = min(3, max(1, len(results)))
     rows = max(1, -(-len(results) // columns))
     figure = Figure(figsize=(3.1 * columns + 0.9, 2.6 * rows + 0.3))
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
-    for axes, result in zip(panels, results):
-        _colour_panel(axes, result)
+    for axes, stem in zip(panels, results):
+        energy = stem.norm**2
+        size = 25 * energy / energy.max() if energy.max() > 0 else np.ones(len(stem))
+        axes.scatter(stem.frequency, stem.luminance, s=size + 0.5, color=COLOURS[0], alpha=0.5, linewidths=0)
+        axes.axhline(1 / stem.shape[1], color=GREY, linewidth=1, linestyle="--")
+        axes.set_title(model_label(stem.model), fontsize=7.5)
+        axes.set(xlim=(0, 0.72), ylim=(-0.02, 1.02))
     for axes in panels[len(results) :]:
         axes.remove()
     figure.supxlabel("power centroid (cycles/px); area: energy", fontsize=9)
     figure.supylabel("fraction of energy in luminance", fontsize=9)
     return figure
-
-
-def _colour_panel(axes: Axes, stem: StemFilters) -> None:
-    energy = stem.norm**2
-    size = 25 * energy / energy.max() if energy.max() > 0 else np.ones(len(stem))
-    axes.scatter(stem.frequency, stem.luminance, s=size + 0.5, color=COLOURS[0], alpha=0.5, linewidths=0)
-    axes.axhline(1 / stem.shape[1], color=GREY, linewidth=1, linestyle="--")
-    axes.set_title(model_label(stem.model), fontsize=7.5)
-    axes.set(xlim=(0, 0.72), ylim=(-0.02, 1.02))

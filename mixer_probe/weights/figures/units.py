@@ -1,24 +1,32 @@
-"""Pictures of weights: token-mixing units and their change with depth."""
+"""Figures of token-mixing units: their maps, their change with depth, and frequency against localisation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import checked
-from mixer_probe.plotting.style import COLOURS, DIVERGING, GREY, SEQUENTIAL, line_styles, model_label, plain, styled
+from mixer_probe.plotting.style import (
+    COLOURS,
+    DIVERGING,
+    GREY,
+    SEQUENTIAL,
+    colour_bar,
+    heading,
+    line_styles,
+    model_label,
+    plain,
+    styled,
+)
 from mixer_probe.weights import TokenMixing
+from mixer_probe.weights.figures.tiles import Tiling, canvas_axes, evenly_spaced, scaled
 from mixer_probe.weights.token_units import Side
 
 _SIDE_TEXTS: dict[Side, str] = {
@@ -47,77 +55,32 @@ def token_mixing_units(
     where its output token is, which a small square marks in it: for ResMLP and gMLP, whose units are output tokens, and then all
     are drawn. Raises MeasureError for units of a token MLP, which have no place."""
     i = units.index(block)
-    everything = units.units(i, side)
-    scale = np.abs(everything).max() if shared_scale else np.abs(everything).max((1, 2), keepdims=True)
-    scaled = np.divide(everything, scale, out=np.zeros_like(everything), where=np.asarray(scale > 0))
+    maps = units.units(i, side)
     if arrange == "place":
-        order, tiling = np.arange(len(scaled)), _places(units)
+        if len(maps) != units.grid[0] * units.grid[1] or units.form not in ("ResMLP", "gMLP"):
+            raise MeasureError(
+                f"the units of {units.model.name}, a {units.form}, are not output tokens and have no position; use "
+                "arrange='pairs'"
+            )
+        order, tiling = np.arange(len(maps)), Tiling(len(maps), units.grid, units.grid[1])
+        places = "each at its output token (square)"
     else:
         order = units.order(i, side)[:limit]
-        tiling = Tiling(len(order), units.grid, columns or _columns(len(order)), pairs=True)
-    tiles = tiling.draw(scaled[order])
-    figure, axes = _tile_axes(tiles.shape)
-    axes.imshow(tiles, cmap=_with_gap(DIVERGING), vmin=-1, vmax=1)
-    if arrange == "place":
-        _mark_places(axes, tiling, units.grid)
-    _colour_bar(figure, axes, DIVERGING, "weight ÷ largest |weight|" + (" of the block" if shared_scale else ""))
-    shown = f"{len(order)} of {len(everything)}" if len(order) < len(everything) else f"all {len(order)}"
+        # 24 tiles of 14x14 are 7 mm wide each on a page, and 384 units then 16 rows high.
+        tiling = Tiling(len(order), units.grid, columns or (16 if len(order) <= 128 else 24), pairs=True)
+        places = "pairs side by side, low frequency first"
+    canvas = tiling.draw(scaled(maps, shared_scale)[order])
+    figure, axes = canvas_axes(canvas.shape)
+    axes.imshow(canvas, cmap=mpl.colormaps[DIVERGING].with_extremes(bad="white"), vmin=-1, vmax=1)
+    for token in range(len(order) if arrange == "place" else 0):
+        top, left = np.array(tiling.corner(token)) + tiling.zoom * np.array(divmod(token, units.grid[1])) - 0.5
+        axes.add_patch(Rectangle((left, top), tiling.zoom, tiling.zoom, fill=False, edgecolor="black", linewidth=0.5))
+    label = "weight ÷ largest |weight|" + (" of the block" if shared_scale else "")
+    colour_bar(figure, axes, DIVERGING, label, shrink=0.9, aspect=max(10.0, 4 * figure.get_figheight()), pad=0.01)
+    shown = f"{len(order)} of {len(maps)}" if len(order) < len(maps) else f"all {len(order)}"
     axes.set_title(f"{model_label(units.model)} · {plain(units.blocks[i])} · {shown} token-mixing units: {_SIDE_TEXTS[side]}")
-    places = "each at its output token (square)" if arrange == "place" else "pairs side by side, low frequency first"
     axes.set_xlabel(f"each tile: one unit over the {units.grid[0]}×{units.grid[1]} patches; {places}")
     return figure
-
-
-def _columns(count: int) -> int:
-    # 24 tiles of 14x14 are 7 mm wide each on a page, and 384 units then 16 rows high.
-    return 16 if count <= 128 else 24
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """Where tiles stand: `count` maps of `size` in `columns`, with a narrow gap inside `pairs` and a wide one elsewhere."""
-
-    count: int
-    size: tuple[int, int]
-    columns: int
-    pairs: bool = False
-
-    @property
-    def zoom(self) -> int:
-        """How often a cell is repeated: small maps are enlarged, so that gaps stay narrow beside them."""
-        return max(1, 8 // min(self.size))
-
-    def corner(self, k: int) -> tuple[int, int]:
-        """Row and column of the upper left corner of tile k."""
-        row, column = divmod(k, self.columns)
-        height, width = (self.zoom * n for n in self.size)
-        narrow = (column + 1) // 2 if self.pairs else 0
-        return row * (height + 3), column * (width + 3) - 2 * narrow
-
-    def draw(self, maps: np.ndarray) -> np.ndarray:
-        """The maps [count, h, w] on one canvas [H, W], NaN in the gaps."""
-        maps = maps.repeat(self.zoom, 1).repeat(self.zoom, 2)
-        height, width = maps.shape[1:]
-        corners = [self.corner(k) for k in range(self.count)]
-        canvas = np.full([max(c[axis] for c in corners) + (height, width)[axis] for axis in (0, 1)], np.nan)
-        for (top, left), one in zip(corners, maps, strict=True):
-            canvas[top : top + height, left : left + width] = one
-        return canvas
-
-
-def _places(units: TokenMixing) -> Tiling:
-    if len(units.units(0)) != units.grid[0] * units.grid[1] or units.form not in ("ResMLP", "gMLP"):
-        raise MeasureError(
-            f"the units of {units.model.name}, a {units.form}, are not output tokens and have no position; use arrange='pairs'"
-        )
-    return Tiling(units.grid[0] * units.grid[1], units.grid, units.grid[1])
-
-
-def _mark_places(axes: Axes, tiling: Tiling, grid: tuple[int, int]) -> None:
-    corners = np.array([tiling.corner(k) for k in range(tiling.count)])
-    y, x = np.divmod(np.arange(tiling.count), grid[1])
-    for top, left in corners + tiling.zoom * np.stack([y, x], 1) - 0.5:
-        axes.add_patch(Rectangle((left, top), tiling.zoom, tiling.zoom, fill=False, edgecolor="black", linewidth=0.5))
 
 
 _DEPTH_PANELS = (
@@ -133,10 +96,10 @@ _DEPTH_PANELS = (
 @styled
 @checked(MeasureError)
 def token_mixing_depth(results: Sequence[TokenMixing], *, side: Side = "read") -> Figure:
-    """How units change with depth: frequency, localisation, orientation, effective rank, partners; each with its null.
+    """Units by depth: frequency, localisation, orientation, effective rank, opposite-phase pairs; each with its null.
 
     Solid lines are trained networks, dotted ones untrained, and thin dashed lines the null of a network: shuffled positions,
-    and for partners random phases. Networks without this side are left out."""
+    and random phases for pairs. Networks without this side are left out."""
     shown = [r for r in results if side in r.sides]
     if not shown:
         raise MeasureError(f"none of the networks has units of side '{side}'")
@@ -144,40 +107,32 @@ def token_mixing_depth(results: Sequence[TokenMixing], *, side: Side = "read") -
     panels = figure.subplots(2, 3, sharex=True)
     styles = line_styles([r.model for r in shown])
     for result in shown:
-        _depth_lines(panels, result, side, styles[result.model.name])
+        table = result.summary(side).assign(chance=result.chance)
+        full = min(len(result.units(0, side)), result.grid[0] * result.grid[1])
+        style = styles[result.model.name]
+        for axes, (_title, _label, own, null) in zip(panels.flat, _DEPTH_PANELS, strict=True):
+            unit = full if own == "effective_rank" else 1
+            axes.plot(table["depth"], table[own] / unit, label=model_label(result.model), **style)
+            if result.model.trained:
+                axes.plot(table["depth"], table[null] / unit, color=style["color"], linewidth=1, linestyle="--", alpha=0.7)
     for axes, (title, label, *_) in zip(panels.flat, _DEPTH_PANELS, strict=True):
         axes.set(title=title, ylabel=label, xlabel="relative depth", xlim=(0, 1.03))
         axes.tick_params(labelbottom=True)
     panels[1, 2].set_ylim(0, 1.02)
-    _depth_legend(figure, panels[0, 0])
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    null_line = Line2D([], [], color=GREY, linewidth=1, linestyle="--")
+    figure.legend([*handles, null_line], [*labels, "null of each network"], loc="outside lower center", ncols=4)
     return figure
-
-
-def _depth_lines(panels: np.ndarray, result: TokenMixing, side: Side, style: dict[str, str]) -> None:
-    table = result.summary(side).assign(chance=result.chance)
-    full = min(len(result.units(0, side)), result.grid[0] * result.grid[1])
-    for axes, (_title, _label, own, null) in zip(panels.flat, _DEPTH_PANELS, strict=True):
-        unit = full if own == "effective_rank" else 1
-        axes.plot(table["depth"], table[own] / unit, label=model_label(result.model), **style)
-        if result.model.trained:
-            axes.plot(table["depth"], table[null] / unit, color=style["color"], linewidth=1, linestyle="--", alpha=0.7)
-
-
-def _depth_legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    null = Line2D([], [], color=GREY, linewidth=1, linestyle="--")
-    figure.legend([*handles, null], [*labels, "null of each network"], loc="outside lower center", ncols=4)
 
 
 @styled
 @checked(MeasureError)
 def token_mixing_scatter(units: TokenMixing, blocks: Sequence[int | str] | None = None, *, side: Side = "read") -> Figure:
-    """Units by frequency and localisation, one panel a block, coloured by the cosine with their partner.
+    """Units by frequency and localisation, one panel per block, coloured by the cosine with their opposite-phase unit.
 
-    Crosses mark the means of the shuffled null; units at or beyond them have no arrangement in the plane. By default four
-    blocks from first to last."""
-    last = len(units.blocks) - 1
-    chosen = [units.index(b) for b in blocks] if blocks is not None else sorted({0, round(last / 3), round(2 * last / 3), last})
+    Crosses mark the means of the shuffled null; units at or beyond them have no spatial structure. By default four blocks from
+    first to last."""
+    chosen = evenly_spaced(len(units.blocks), 4) if blocks is None else [units.index(b) for b in blocks]
     figure = Figure(figsize=(1.2 + 2.4 * max(len(chosen), 2), 3.5))
     panels = figure.subplots(1, len(chosen), sharex=True, sharey=True, squeeze=False)[0]
     for axes, i in zip(panels, chosen, strict=True):
@@ -189,44 +144,5 @@ def token_mixing_scatter(units: TokenMixing, blocks: Sequence[int | str] | None 
     panels[0].set_ylabel("spread around centre of mass (px)")
     figure.colorbar(points, ax=panels, pad=0.01, aspect=25).set_label("−cosine with opposite-phase unit")
     figure.legend(handles=[cross], loc="outside lower center")
-    figure.suptitle(f"{model_label(units.model)}: {_SIDE_TEXTS[side]}", x=0.01, ha="left", fontsize=10, fontweight="bold")
+    heading(figure, f"{model_label(units.model)}: {_SIDE_TEXTS[side]}")
     return figure
-
-
-def tile(maps: np.ndarray, columns: int, gap: float) -> np.ndarray:
-    """Maps [unit, h, w] or [unit, h, w, 3] side by side with gaps of one pixel: [H, W] or [H, W, 3].
-
-    Small maps are enlarged first, so that the gap stays narrow beside them."""
-    zoom = max(1, 8 // min(maps.shape[1:3]))
-    maps = maps.repeat(zoom, 1).repeat(zoom, 2)
-    count, height, width = maps.shape[:3]
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    canvas = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, *maps.shape[3:]), gap)
-    for k in range(count):
-        top, left = (k // columns) * (height + 1), (k % columns) * (width + 1)
-        canvas[top : top + height, left : left + width] = maps[k]
-    return canvas
-
-
-def _tile_axes(shape: tuple[int, ...]) -> tuple[Figure, Axes]:
-    width = 10.0
-    height = min(max(width * 0.89 * shape[0] / shape[1], 0.6), 12.0)
-    figure = Figure(figsize=(width, height + 0.85))
-    axes = figure.add_subplot()
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    return figure, axes
-
-
-def _with_gap(name: str) -> mpl.colors.Colormap:
-    return mpl.colormaps[name].with_extremes(bad="white")
-
-
-def _colour_bar(figure: Figure, axes: Axes, cmap: str, label: str) -> None:
-    aspect = max(10.0, 4 * figure.get_figheight())
-    bar = figure.colorbar(ScalarMappable(Normalize(-1, 1), cmap), ax=axes, shrink=0.9, aspect=aspect, pad=0.01, ticks=[-1, 0, 1])
-    bar.set_label(label, fontsize=7.5)
-    bar.outline.set_visible(False)
