@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Protocol, TypeVar
 
 from mixer_probe.core.result import ImagesRecord, ModelRecord
 
+
+class OfModel(Protocol):
+    """A result of one network."""
+
+    @property
+    def model(self) -> ModelRecord:
+        """Which network."""
+
+
+M = TypeVar("M", bound=OfModel)
 FAMILIES = {"mixer": "Mixer", "vit": "ViT", "cnn": "CNN"}
 
 
@@ -33,6 +44,17 @@ def studied(models: Iterable[ModelRecord]) -> list[ModelRecord]:
     """The models that are there for their own sake: all but untrained twins beside their trained network."""
     unique = {m.name: m for m in models}
     return [m for name, m in unique.items() if m.trained or name == base_name(name) or base_name(name) not in unique]
+
+
+def primary(results: Sequence[M]) -> list[M]:
+    """The results of the networks under study: all but untrained baselines beside their trained network."""
+    own = studied(r.model for r in results)
+    return [r for r in results if r.model in own]
+
+
+def untrained_baseline(result: M, results: Sequence[M]) -> M | None:
+    """The result of the untrained baseline of a network, None where there is none."""
+    return next((r for r in results if r.model.name == f"{result.model.name}?untrained"), None)
 
 
 def images_text(images: ImagesRecord) -> str:

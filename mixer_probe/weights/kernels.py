@@ -21,6 +21,7 @@ from typing import ClassVar
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student
 from torch import nn
 
 from mixer_probe.core.errors import LayerError, MeasureError, ModelError, UndefinedKernelWarning, layer_index
@@ -29,6 +30,7 @@ from mixer_probe.core.validate import checked
 from mixer_probe.core.words import first_and_more
 from mixer_probe.models.model import Model
 from mixer_probe.models.structure import Block
+from mixer_probe.stats.claims import LEVEL
 from mixer_probe.weights.offsets import (
     Grid,
     Pixels,
@@ -47,6 +49,10 @@ from mixer_probe.weights.operators import double
 from mixer_probe.weights.position_attention import position_attention
 from mixer_probe.weights.token_matrices import token_matrices
 
+# Kernels whose distance and self mass differ by less from uniform mixing are uniform.
+_UNIFORM = 1e-6
+# Weights have no sampling error, but distances of two untrained networks differ by a few per cent.
+CLEAR_DIFFERENCE = 0.05
 _FORMS = {
     "Mixer": "W2 W1, the linear part of the token MLP",
     "gMixer": "W2 times the plain half of W1, its gate left out",
@@ -132,6 +138,16 @@ class SpatialKernels(Result):
             )
         return kernel.matrix
 
+    @property
+    def ignores_position(self) -> bool:
+        """Whether every position reads all positions with the same weight, in every layer."""
+        return all(
+            k.matrix is not None
+            and abs(k.distance_px / k.uniform_px - 1) < _UNIFORM
+            and abs(k.self_mass * k.grid[0] * k.grid[1] - 1) < _UNIFORM
+            for k in self.kernels
+        )
+
     def row_maps(self, block: int | str) -> np.ndarray:
         """Mixing weights as maps [S, h, w]: map i shows where position i reads. Raises LayerError for a convolution."""
         return self.matrix(block).reshape(-1, *self.kernel(block).grid)
@@ -191,6 +207,18 @@ def most_structured(kernels: Sequence[SpatialKernel], draws: int, seed: int) -> 
         return best, float("nan")
     p = translation_p(kernels[best].matrix, kernels[best].grid, draws, seed)  # type: ignore[arg-type]
     return best, min(1.0, p * len(known))
+
+
+def shorter_and_longer(result: SpatialKernels, baseline: SpatialKernels) -> tuple[int, int]:
+    """In how many layers the mean mixing distance is shorter, and in how many longer, than in the untrained baseline.
+
+    A difference counts if it exceeds 5 % of the distance, and chance: 5 % over all layers and both signs (Bonferroni), by
+    Student's t, because standard deviations are estimated from as many rows as there are positions."""
+    own, untrained = (np.array([k.distance_px for k in r.kernels]) for r in (result, baseline))
+    sd = np.hypot([k.distance_sd for k in baseline.kernels], [k.distance_sd for k in result.kernels])
+    freedom = np.array([max(k.grid[0] * k.grid[1] - 1, 1) for k in result.kernels])
+    margin = np.maximum(student.isf(LEVEL / 2 / len(own), freedom) * sd, CLEAR_DIFFERENCE * untrained)
+    return int((own < untrained - margin).sum()), int((own > untrained + margin).sum())
 
 
 def _mixer_kernels(model: Model) -> Iterator[SpatialKernel]:

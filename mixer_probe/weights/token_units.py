@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import norm
 
 from mixer_probe.core.errors import LayerError, MeasureError, ModelError, UndefinedUnitsWarning, layer_index
 from mixer_probe.core.result import ModelRecord, Result
@@ -256,3 +257,30 @@ def token_mixing(model: Model, *, surrogates: int = 999, shuffles: int = 5, seed
             stacklevel=3,
         )
     return result
+
+
+def low_frequency_units(result: TokenMixing, baseline: TokenMixing) -> tuple[float, list[np.ndarray]]:
+    """The 5 % quantile of the frequencies of all units of the untrained baseline, and which units [unit] of each block of
+    `result` are below it."""
+    untrained = np.concatenate([baseline.frequency(i) for i in range(len(baseline.blocks))])
+    limit = float(np.quantile(untrained[np.isfinite(untrained)], LEVEL))
+    return limit, [result.frequency(i) < limit for i in range(len(result.blocks))]
+
+
+def related_blocks(result: TokenMixing) -> pd.DataFrame:
+    """The rows of `summary("write")` whose cosine between read and write weights differs from that of randomly matched units, at
+    5 % over all blocks and both signs (Bonferroni), from the lowest cosine to the highest."""
+    table = result.summary("write")
+    z = (table["cosine_with_read"] - table["null_cosine_with_read"]) / table["null_cosine_with_read_sd"]
+    related: pd.DataFrame = table[z.abs() > norm.isf(LEVEL / 2 / len(table))].sort_values("cosine_with_read")
+    return related
+
+
+def most_oriented_block(result: TokenMixing) -> tuple[int, float]:
+    """The block of the largest mean coherence, -1 if no unit has an orientation, and its p-value against shuffled units
+    (Bonferroni over blocks)."""
+    coherence = np.array([units.statistics.coherence for units in result.read])
+    if not np.isfinite(coherence).any():
+        return -1, float("nan")
+    most = int(np.nanargmax(coherence))
+    return most, min(1.0, len(coherence) * result.read[most].coherence_p)

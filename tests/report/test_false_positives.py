@@ -27,15 +27,15 @@ from mixer_probe.similarity.views import agreement, order_of
 from mixer_probe.stats.claims import beyond_baseline, extremes_differ
 from mixer_probe.weights import SpatialKernels
 from mixer_probe.weights.channel_kernels import taps_kernels
-from mixer_probe.weights.findings import _low_frequency, _reach
+from mixer_probe.weights.findings import low_frequency_finding, mixing_distance_finding
 from mixer_probe.weights.kernels import matrix_kernel, most_structured
 from mixer_probe.weights.operators import tracy_widom_edge
 from mixer_probe.weights.tying import layer_tying
 from mixer_probe.weights.units import measure_units
-from mixer_probe.weights.views.kernels import _structure_text
-from mixer_probe.weights.views.spectra import _kind_text
-from mixer_probe.weights.views.tying import _null_text
-from mixer_probe.weights.views.units import _orientation_text
+from mixer_probe.weights.views.kernels import structure_sentence
+from mixer_probe.weights.views.spectra import rank_text
+from mixer_probe.weights.views.tying import sharing_text
+from mixer_probe.weights.views.units import orientation_sentence
 from tests.probing.conftest import FakeRepresentations
 
 MODEL = ModelRecord("net", "mixer", True, "", "a" * 64, 10)
@@ -119,7 +119,7 @@ def outliers(rng: np.random.Generator, planted: bool) -> bool:
     table = pd.DataFrame(
         {"stable_rank_share": [0.5], "null_stable_rank_share": [0.5], "outlier_energy": [0.1], "block": ["blocks.0"]}
     )
-    return "of the energy lies in" in _kind_text(SimpleNamespace(entries=entries), table, "channel")  # type: ignore[arg-type]
+    return "of the energy lies in" in rank_text(SimpleNamespace(entries=entries), table, "channel")  # type: ignore[arg-type]
 
 
 NEAR = np.abs(np.subtract.outer(np.arange(9) // 3, np.arange(9) // 3)) + np.abs(
@@ -135,12 +135,12 @@ def kernels_of(rng: np.random.Generator, draws: int, near: Sequence[float] = (0.
 
 
 def structure(rng: np.random.Generator, planted: bool) -> bool:
-    return "Translation structure is strongest" in _structure_text(kernels_of(rng, 999, (0, 0, 40.0 * planted, 0)), None)
+    return "Translation structure is strongest" in structure_sentence(kernels_of(rng, 999, (0, 0, 40.0 * planted, 0)), None)
 
 
 def reach(rng: np.random.Generator, planted: bool) -> bool:
     twin = replace(kernels_of(rng, 0), model=replace(MODEL, name="net?untrained", trained=False))
-    return _reach(kernels_of(rng, 0, (200.0 * planted,) * 4), twin).verdict == "found"
+    return mixing_distance_finding(kernels_of(rng, 0, (200.0 * planted,) * 4), twin).verdict == "found"
 
 
 def tying(rng: np.random.Generator, planted: bool) -> bool:
@@ -153,7 +153,7 @@ def tying(rng: np.random.Generator, planted: bool) -> bool:
         SimpleNamespace(layers=[layer_tying(taps_kernels(one, "b", "b.c", 1.0), draws=0) for one in network])
         for network in kernels
     ]
-    return "beyond their spectra and beyond" in _null_text(*made) or "fewer than expected from" in _null_text(made[0], None)  # type: ignore[arg-type]
+    return "beyond their spectra and beyond" in sharing_text(*made) or "fewer than expected from" in sharing_text(made[0], None)  # type: ignore[arg-type]
 
 
 def orientation(rng: np.random.Generator, planted: bool) -> bool:
@@ -168,7 +168,7 @@ def orientation(rng: np.random.Generator, planted: bool) -> bool:
             "shuffled_mean_coherence": [float(np.mean(s.shuffled.coherence)) for s in sets],
         }
     )
-    return "clearest" in _orientation_text(SimpleNamespace(read=sets), own, None)  # type: ignore[arg-type]
+    return "clearest" in orientation_sentence(SimpleNamespace(read=sets), own, None)  # type: ignore[arg-type]
 
 
 def low_frequencies(rng: np.random.Generator, planted: bool) -> bool:
@@ -177,7 +177,7 @@ def low_frequencies(rng: np.random.Generator, planted: bool) -> bool:
     for k in range(2):
         values = rng.normal(0.4, 0.05, (3, 40)) - 0.2 * planted * (k == 0)
         two.append(SimpleNamespace(model=MODEL, blocks=("a", "b", "c"), frequency=lambda i, values=values: values[i]))
-    finding = _low_frequency(*two)
+    finding = low_frequency_finding(*two)
     return finding.verdict == "found"
 
 
@@ -185,7 +185,7 @@ def most_low_frequencies(rng: np.random.Generator, planted: bool) -> bool:
     values = rng.normal(0.4, 0.05, (2, 3, 40))
     values[0] -= planted * np.array([0.1, 0.3, 0.1])[:, None]
     two = [SimpleNamespace(model=MODEL, blocks=("a", "b", "c"), frequency=lambda i, v=v: v[i]) for v in values]
-    return "most in" in _low_frequency(*two).sentence
+    return "most in" in low_frequency_finding(*two).sentence
 
 
 def largest_drop(rng: np.random.Generator, planted: bool) -> bool:

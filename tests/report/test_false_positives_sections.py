@@ -31,10 +31,10 @@ from mixer_probe.report.findings_control import _twin_probe
 from mixer_probe.report.sections_diff import findings as difference_sentences
 from mixer_probe.similarity.findings import Profile, _last, _replicas
 from mixer_probe.stats import wilson_interval
-from mixer_probe.weights.findings import _pairs
+from mixer_probe.weights.findings import pairs_finding
 from mixer_probe.weights.units import matching_null, measure_units, unit_rows
-from mixer_probe.weights.views.paper import _depth_text
-from mixer_probe.weights.views.units import _write_text
+from mixer_probe.weights.views.paper import depth_sentence
+from mixer_probe.weights.views.units import write_sentences
 from tests.invariance.planted import answers_right
 from tests.probes import CLASSES, coded, confused, control_coded, layers_of, record
 from tests.probes import accuracy as probe_of_numbers
@@ -198,13 +198,13 @@ def opposite_pairs(rng: Random, planted: bool) -> bool:
     maps = rng.standard_normal((8, 3, 3))
     maps[4:] = -maps[:4] if planted else maps[4:]
     units = measure_units(maps, (8, 8), 999, 1, int(rng.integers(1 << 30)))
-    return _pairs(units_with([units.partner_p <= 0.05 + 1e-9]), None).verdict == "found"
+    return pairs_finding(units_with([units.partner_p <= 0.05 + 1e-9]), None).verdict == "found"
 
 
 def opposite_pairs_beside_the_baseline(rng: Random, planted: bool) -> bool:
     """As many pairs in both: smooth weights have more than random phases give."""
     own, twin = ([np.repeat(rng.random(32) < share, 2) for _ in range(4)] for share in (0.6 if planted else 0.3, 0.3))
-    return _pairs(units_with(own), units_with(twin)).verdict == "found"
+    return pairs_finding(units_with(own), units_with(twin)).verdict == "found"
 
 
 def written(rng: Random, planted: bool) -> bool:
@@ -218,7 +218,7 @@ def written(rng: Random, planted: bool) -> bool:
     columns = ["block", "cosine_with_read", "null_cosine_with_read", "null_cosine_with_read_sd"]
     frame = pd.DataFrame(rows, columns=columns)
     found = SimpleNamespace(sides=("read", "write"), model=MODEL, form="Mixer", summary=lambda _side: frame)
-    return "in no block" not in _write_text(found)[0]  # type: ignore[arg-type]
+    return "in no block" not in write_sentences(found)[0]  # type: ignore[arg-type]
 
 
 def paper(rng: Random, planted: bool) -> str:
@@ -235,7 +235,7 @@ def paper(rng: Random, planted: bool) -> str:
         }
     )
     units = SimpleNamespace(read=sets, shuffles=5, summary=lambda: frame)
-    return _depth_text(SimpleNamespace(model=MODEL, units=units))  # type: ignore[arg-type]
+    return depth_sentence(SimpleNamespace(model=MODEL, units=units))  # type: ignore[arg-type]
 
 
 def smoother(rng: Random, planted: bool) -> bool:

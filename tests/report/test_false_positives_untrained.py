@@ -20,8 +20,8 @@ from mixer_probe.channels.findings import _by_depth, _of_architectures
 from mixer_probe.images import from_arrays
 from mixer_probe.similarity.findings import _against_twins, profile_of
 from mixer_probe.weights import spatial_kernels, token_mixing
-from mixer_probe.weights.findings import _low_frequency, _reach
-from mixer_probe.weights.views.units import _orientation_text
+from mixer_probe.weights.findings import low_frequency_finding, mixing_distance_finding
+from mixer_probe.weights.views.units import orientation_sentence
 
 RUNS = 200
 # Which later networks are the baseline of one, so that the draws of few networks decide less.
@@ -55,11 +55,11 @@ class Drawn:
 
 def of_one(own: Drawn, baseline: Drawn) -> Iterator[tuple[str, bool]]:
     """What is said of a network beside its baseline, and whether that is a claim."""
-    low = _low_frequency(own.units, baseline.units)
+    low = low_frequency_finding(own.units, baseline.units)
     yield "low-frequency units", low.verdict == "found"
     yield "block of most low-frequency units", "most in" in low.sentence
-    yield "orientation", "clearest" in _orientation_text(own.units, own.units.summary(), baseline.units)
-    yield "reach", _reach(own.kernels, baseline.kernels).verdict == "found"
+    yield "orientation", "clearest" in orientation_sentence(own.units, own.units.summary(), baseline.units)
+    yield "reach", mixing_distance_finding(own.kernels, baseline.kernels).verdict == "found"
     yield "selective channels", "than trained" in _by_depth(own.selectivity, baseline.selectivity).sentence
 
 

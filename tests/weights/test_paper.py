@@ -20,7 +20,8 @@ from mixer_probe.report import save_pages
 from mixer_probe.weights import PaperFigures, paper_figures
 from mixer_probe.weights.figures import paper_figure_5, paper_figure_6, paper_figure_7
 from mixer_probe.weights.figures.paper import A4
-from mixer_probe.weights.views.paper import TAGS, paper_section, paper_sentences, structured_blocks
+from mixer_probe.weights.paper import structured_blocks
+from mixer_probe.weights.views.paper import TAGS, paper_section, paper_sentences
 from tests.networks import CASES, as_model, randomised
 
 
@@ -54,7 +55,7 @@ def test_planted_pairs_and_filters(found: PaperFigures) -> None:
     table = found.to_frame()
     assert table["mean_partner_cosine"].iloc[0] == pytest.approx(-1, abs=1e-6)
     assert table["share_paired"].iloc[0] == 1
-    assert structured_blocks(found)[0]
+    assert structured_blocks(found)[0][0]
     # One cycle in four tokens, along one axis or both: 2 gratings of 1/4 to each of sqrt(2)/4.
     assert table["mean_frequency"].iloc[0] == pytest.approx((0.25 + 0.25 + 2**0.5 / 4) / 3, abs=1e-6)
     # One cycle in eight pixels.

@@ -11,7 +11,7 @@ from mixer_probe.core.words import name_of, percent, untrained_warning
 from mixer_probe.weights.figures.anatomy import anatomy_bars
 from mixer_probe.weights.module_anatomy import Anatomy
 
-_SHARES = {"% of parameters": "{:.2f}", "% of MACs": "{:.2f}"}
+_PERCENTAGES = {"% of parameters": "{:.2f}", "% of MACs": "{:.2f}"}
 
 
 def anatomy_section(results: Sequence[Anatomy]) -> list[Section]:
@@ -27,48 +27,41 @@ def anatomy_section(results: Sequence[Anatomy]) -> list[Section]:
         "Stacked bars of parameters and multiply-accumulates by type of mixing",
         name="anatomy",
     )
-    tables = (_summary_table(results), *(_module_table(r) for r in results))
-    sentences = tuple(_sentence(r) for r in results)
-    warning = untrained_warning(r.model for r in results)
-    return [Section("anatomy", "Spatial and channel mixing by module", sentences, (picture, *tables), warning)]
-
-
-def _summary_table(results: Sequence[Anatomy]) -> Table:
     rows = pd.concat([r.summary().assign(model=name_of(r.model)) for r in results], ignore_index=True)
-    return Table(
-        "Parameters and multiply-accumulates by type of mixing. Units are modules that together make up the network.",
-        _readable(rows[rows["parameters"] + rows["macs"] > 0]),
-        _SHARES,
-    )
-
-
-def _module_table(result: Anatomy) -> Table:
-    frame = _readable(result.to_frame().drop(columns="model"))
-    return Table(
-        f"Modules of {name_of(result.model)} in execution order. Units and the rest together make up the network; 'inside' "
-        "marks a module within the next unit, 'part' a standard component made of units.",
-        frame,
-        _SHARES,
-        folded=True,
-    )
+    tables = [
+        Table(
+            "Parameters and multiply-accumulates by type of mixing. Units are modules that together make up the network.",
+            _readable(rows[rows["parameters"] + rows["macs"] > 0]),
+            _PERCENTAGES,
+        )
+    ]
+    tables += [
+        Table(
+            f"Modules of {name_of(r.model)} in execution order. Units and the rest together make up the network; 'inside' "
+            "marks a module within the next unit, 'part' a standard component made of units.",
+            _readable(r.to_frame().drop(columns="model")),
+            _PERCENTAGES,
+            folded=True,
+        )
+        for r in results
+    ]
+    sentences = []
+    for r in results:
+        table = r.summary().set_index("mixes").to_dict("index")
+        across, within, both = (
+            f"{percent(table[mixes]['parameter_share'])} and {percent(table[mixes]['mac_share'])}"
+            for mixes in ("across", "within", "both")
+        )
+        sentences.append(
+            f"{name_of(r.model)}: of its {r.parameters:,} parameters and {r.macs / 1e9:.3g} GMACs, {across} mix across locations "
+            f"only, {within} within a location only, and {both} both, respectively."
+        )
+    warning = untrained_warning(r.model for r in results)
+    return [Section("anatomy", "Spatial and channel mixing by module", tuple(sentences), (picture, *tables), warning)]
 
 
 def _readable(frame: pd.DataFrame) -> pd.DataFrame:
     counts = {column: frame[column].map("{:,}".format) for column in ("parameters", "macs")}
-    shares = {column: 100 * frame[column] for column in ("parameter_share", "mac_share")}
+    percentages = {column: 100 * frame[column] for column in ("parameter_share", "mac_share")}
     names = {"macs": "MACs", "parameter_share": "% of parameters", "mac_share": "% of MACs"}
-    return frame.assign(**counts, **shares).rename(columns=names)
-
-
-def _sentence(result: Anatomy) -> str:
-    table = result.summary().set_index("mixes")
-
-    def shares(mixes: str) -> str:
-        parameters, macs = (float(table[c].to_dict()[mixes]) for c in ("parameter_share", "mac_share"))
-        return f"{percent(parameters)} and {percent(macs)}"
-
-    return (
-        f"{name_of(result.model)}: of its {result.parameters:,} parameters and {result.macs / 1e9:.3g} GMACs, "
-        f"{shares('across')} mix across locations only, {shares('within')} within a location only, and "
-        f"{shares('both')} both, respectively."
-    )
+    return frame.assign(**counts, **percentages).rename(columns=names)

@@ -5,35 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 
-from mixer_probe.core.finding import twin_name
-from mixer_probe.core.section import Picture, Section, Table
-from mixer_probe.core.words import images_text, name_of, studied, untrained_warning
-from mixer_probe.stats.claims import LEVEL, beyond_baseline
+from mixer_probe.core.finding import span
+from mixer_probe.core.section import Picture, Section, Table, table_of
+from mixer_probe.core.words import images_text, name_of, primary, untrained_baseline, untrained_warning
 from mixer_probe.weights import KernelTying
 from mixer_probe.weights.figures.tying import kernel_dictionary, kernel_energy, kernel_tying_depth
+from mixer_probe.weights.tying import shared_shape_layers
 
 
 def tying_section(results: Sequence[KernelTying]) -> list[Section]:
     """How many spatial kernels the channels of a layer share."""
-    own = studied(r.model for r in results)
-    shown = [r for r in results if r.model in own]
-    pictures = [picture for r in shown if not _by_construction(r) for picture in (_energy_picture(r), _dictionary_picture(r))]
-    sentences = tuple(tying_sentence(r, results) for r in shown)
-    warning = untrained_warning(r.model for r in results)
-    content: list[Picture | Table] = [_depth_picture(results), *pictures, _table(results)]
-    return [Section("tying", "Kernel sharing across channels", sentences, tuple(content), warning)]
-
-
-def _by_construction(result: KernelTying) -> bool:
-    return all(entry.source == "construction" for entry in result.layers)
-
-
-def _depth_picture(results: Sequence[KernelTying]) -> Picture:
+    shown = primary(results)
     measured = next((r.images for r in results if r.images), None)
     where = f" Kernels of Mixer and ViT are mean Jacobians over {images_text(measured)}." if measured else ""
-    return Picture(
+    depth = Picture(
         kernel_tying_depth(results),
         f"Number of shared kernels that explain 90 % of the energy of all channels' kernels, by depth.{where}",
         "A Mixer ties its token-mixing kernels across channels; untying them gave no gain in the MLP-Mixer paper (A.1), which "
@@ -46,6 +32,25 @@ def _depth_picture(results: Sequence[KernelTying]) -> Picture:
         "Line plots of the number of shared kernels against relative depth",
         name="tying-depth",
     )
+    pictures = [p for r in shown if not _by_construction(r) for p in (_energy_picture(r), _dictionary_picture(r))]
+    columns = ["model", "layer", "depth", "channels", "kernel", "possible", "count_50", "count_90", "count_99", "effective_rank"]
+    columns += ["first_share", "unit_count_90", "offset_count_90", "null_count_90", "null_count_90_low", "null_count_90_high"]
+    formats = {"depth": "{:.2f}", "effective_rank": "{:.1f}", "first_share": "{:.3f}", "null_count_90": "{:.1f}"}
+    counts = [c for c in columns if "count" in c and c not in formats]
+    table = Table(
+        "Shared kernels by layer: number that explain 50, 90 and 99 % of the energy; with all channels scaled to norm 1 (unit), "
+        "in offset space, and for the null in offset space (mean and 5 to 95 % of draws).",
+        table_of(results)[columns],
+        formats | dict.fromkeys(counts, "{:.0f}"),
+        folded=True,
+    )
+    sentences = tuple(tying_sentence(r, results) for r in shown)
+    warning = untrained_warning(r.model for r in results)
+    return [Section("tying", "Kernel sharing across channels", sentences, (depth, *pictures, table), warning)]
+
+
+def _by_construction(result: KernelTying) -> bool:
+    return all(entry.source == "construction" for entry in result.layers)
 
 
 def _energy_picture(result: KernelTying) -> Picture:
@@ -72,82 +77,53 @@ def _dictionary_picture(result: KernelTying) -> Picture:
     )
 
 
-def _table(results: Sequence[KernelTying]) -> Table:
-    frame = pd.concat([r.to_frame() for r in results], ignore_index=True)
-    columns = ["model", "layer", "depth", "channels", "kernel", "possible", "count_50", "count_90", "count_99", "effective_rank"]
-    columns += ["first_share", "unit_count_90", "offset_count_90", "null_count_90", "null_count_90_low", "null_count_90_high"]
-    formats = {"depth": "{:.2f}", "effective_rank": "{:.1f}", "first_share": "{:.3f}", "null_count_90": "{:.1f}"}
-    counts = [c for c in columns if "count" in c and c not in formats]
-    caption = (
-        "Shared kernels by layer: number that explain 50, 90 and 99 % of the energy; with all channels scaled to norm 1 (unit), "
-        "in offset space, and for the null in offset space (mean and 5 to 95 % of draws)."
-    )
-    return Table(caption, frame[columns], formats | dict.fromkeys(counts, "{:.0f}"), folded=True)
-
-
 def tying_sentence(result: KernelTying, results: Sequence[KernelTying]) -> str:
-    """The answer for one network: counts for 90 and 99 %, the null, the untrained baseline."""
-    name = name_of(result.model)
-    twin = next((r for r in results if r.model.name == twin_name(result.model)), None)
+    """How many kernels explain 90 and 99 % of the energy, beside the null and the untrained baseline."""
+    name, baseline = name_of(result.model), untrained_baseline(result, results)
     if _by_construction(result):
         return f"{name}: one kernel for all channels by construction, up to a scale factor per channel."
+    untied = [min(entry.channels, entry.shape[0] * entry.shape[1]) for entry in result.layers]
     where = f", measured on {result.n} images" if result.n else ""
+    beside = ""
+    if baseline:
+        counts, more = baseline.counts(0.9), baseline.counts(0.99)
+        beside = f" Its untrained baseline requires {_range(counts)} for 90 % and {_range(more)} for 99 %."
     return (
         f"{name}: 90 % of the energy of a layer's kernels is explained by {_range(result.counts(0.9))} and 99 % by "
-        f"{_range(result.counts(0.99))}, of at most {_untied(result)} without sharing{where}; with all channels scaled to norm "
-        f"1, 90 % is explained by {_range(result.counts(0.9, normalise=True))}.{_null_text(result, twin)}{_twin_text(twin)}"
+        f"{_range(result.counts(0.99))}, of at most {span(untied, 0)} without sharing{where}; with all channels scaled to norm "
+        f"1, 90 % is explained by {_range(result.counts(0.9, normalise=True))}.{sharing_text(result, baseline)}{beside}"
     )
 
 
 def _range(counts: np.ndarray, noun: str = "shared kernel") -> str:
+    """ "3 to 5 shared kernels"."""
     known = counts[np.isfinite(counts)]
     if not len(known):
         return f"no {noun}s"
-    low, high = (f"{value:.0f}" for value in (known.min(), known.max()))
-    return f"{low} {noun}{'' if low == '1' else 's'}" if low == high else f"{low} to {high} {noun}s"
+    text = span(known.tolist(), 0)
+    return f"{text} {noun}{'' if text == '1' else 's'}"
 
 
-def _untied(result: KernelTying) -> str:
-    most = [min(entry.channels, entry.shape[0] * entry.shape[1]) for entry in result.layers]
-    low, high = min(most), max(most)
-    return str(low) if low == high else f"{low} to {high}"
-
-
-def _null_text(result: KernelTying, twin: KernelTying | None) -> str:
+def sharing_text(result: KernelTying, baseline: KernelTying | None) -> str:
     """In how many layers channels share shapes beyond their spectra, and of these beyond the untrained baseline."""
-    p = np.array([entry.p_value for entry in result.layers])
-    known = np.isfinite(p)
-    if not known.any():
+    layers = shared_shape_layers(result, baseline)
+    if not layers.tests:
         return ""
-    tests = int(known.sum())
-    beyond = known & (p * tests <= LEVEL)
     counts = np.array([entry.raw.offset_count(0.9) for entry in result.layers])
     nulls = np.round([entry.raw.null_count(0.9)[0] for entry in result.layers])
-    drawn = (
-        f", and kernels with the same spectra and random phases require {_range(nulls, 'kernel')}"
-        if np.isfinite(nulls).any()
-        else ""
-    )
-    head = f" In offset space, 90 % requires {_range(counts, 'kernel')}{drawn}"
-    if not beyond.any():
-        return f"{head}: in no layer do channels share shape beyond their spectra (corrected for {tests} layers)."
-    if twin is None:
-        # Without the baseline nothing says how much of it the architecture gives.
-        end = f"in {int(beyond.sum())} of {tests} layers fewer than expected from their spectra (corrected for {tests} layers)"
-        return f"{head}: {end}; without an untrained baseline, the contribution of the architecture is unknown."
-    own, other = (np.log([entry.sharing for entry in r.layers]) for r in (result, twin))
-    learned = beyond & beyond_baseline(own, other)
-    if not learned.any():
+    drawn = f", and kernels with the same spectra and random phases require {_range(nulls, 'kernel')}"
+    head = f" In offset space, 90 % requires {_range(counts, 'kernel')}{drawn if np.isfinite(nulls).any() else ''}"
+    corrected = f"(corrected for {layers.tests} layers)"
+    if not layers.beyond:
+        return f"{head}: in no layer do channels share shape beyond their spectra {corrected}."
+    if layers.learned is None:
+        return (
+            f"{head}: in {layers.beyond} of {layers.tests} layers fewer than expected from their spectra {corrected}; without an "
+            "untrained baseline, the contribution of the architecture is unknown."
+        )
+    if not layers.learned:
         return f"{head}; channels share no more shape than in the untrained baseline."
     return (
-        f"{head}: in {int(learned.sum())} of {tests} layers channels share shape beyond their spectra and beyond the untrained "
-        f"baseline (corrected for {tests} layers)."
-    )
-
-
-def _twin_text(twin: KernelTying | None) -> str:
-    return (
-        f" Its untrained baseline requires {_range(twin.counts(0.9))} for 90 % and {_range(twin.counts(0.99))} for 99 %."
-        if twin
-        else ""
+        f"{head}: in {layers.learned} of {layers.tests} layers channels share shape beyond their spectra and beyond the "
+        f"untrained baseline {corrected}."
     )
