@@ -47,7 +47,7 @@ def of(results: list[Result], kind: type) -> list:
 
 def test_tiles_lie_in_reading_order_with_gaps() -> None:
     maps = np.arange(5)[:, None, None] * np.ones((5, 8, 9))
-    canvas = tile(maps, columns=2, gap=np.nan)
+    canvas = tile(maps, columns=2, background=np.nan)
     assert canvas.shape == (26, 19)
     for k in range(5):
         top, left = 9 * (k // 2), 10 * (k % 2)
@@ -56,7 +56,7 @@ def test_tiles_lie_in_reading_order_with_gaps() -> None:
 
 
 def test_small_maps_are_enlarged_beside_their_gap() -> None:
-    canvas = tile(np.arange(8.0).reshape(2, 2, 2), columns=2, gap=np.nan)
+    canvas = tile(np.arange(8.0).reshape(2, 2, 2), columns=2, background=np.nan)
     assert canvas.shape == (8, 17)
     np.testing.assert_array_equal(canvas[:, :8], np.kron(np.arange(4.0).reshape(2, 2), np.ones((4, 4))))
 
