@@ -26,6 +26,7 @@ from mixer_probe.similarity.hsic import (
     unit_gram,
 )
 from mixer_probe.similarity.inputs import Features, as_matrix, centred
+from mixer_probe.similarity.intervals import OF_RBF
 from mixer_probe.similarity.measure import Measure
 from mixer_probe.similarity.squares import Square, inner_products, matrix_of
 
@@ -137,4 +138,5 @@ CKA_RBF = Measure(
     lowest=-1.0,
     pairwise=True,
     matrix=matrix_of,
+    no_interval=OF_RBF,
 )

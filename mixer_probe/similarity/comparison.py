@@ -78,8 +78,8 @@ def compare(
 
     The null comes from `permutations` random pairings of the images, the same in all cells; 0 for none. The 95 % interval comes
     from leaving out images: for CKA each in turn, for other measures each of `resamples` random groups; 0 for none, and none for
-    fewer than 20 images. Beyond 2,048 images those of CKA come from a random sample of as many and are moved to all images (see
-    `inference.infer`), and the values still are those of all images.
+    fewer than 20 images (CKA) or 50 (other measures). Beyond 2,048 images those of CKA come from a random sample of as many and
+    are moved to all images (see `inference.infer`), and the values still are those of all images.
 
     Layers with positions (reduce="none") are compared flattened, position by position; `grid` averages them over the
     cells of a common grid first, such as 7 or (7, 7), so that networks with different grids meet on one. `without_top_pc`
@@ -208,7 +208,7 @@ def _by_measure(measure: Measure, plan: _Plan, a: LayerFeatures, b: LayerFeature
     null = null_of(drawn, measure.direction)
     limit = np.full_like(values, np.nan) if null is None else null.quantile95
     without, limits = tables.without.numpy(), (measure.lowest, measure.highest)
-    interval = group_interval(values, without, limits, drawn, limit, measure.direction)
+    interval = group_interval(values, without, drawn, limit, measure.direction, limits, measure.scale)
     if measure.no_interval and plan.resamples:
         interval = no_interval(values.shape, measure.no_interval)
     return _Numbers(values, null, interval, "pairs")

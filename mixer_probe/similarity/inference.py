@@ -16,7 +16,7 @@ from mixer_probe.similarity.allpairs import (
     leading_shares,
     shifted_inner_products,
 )
-from mixer_probe.similarity.intervals import FEWEST_IMAGES, Interval, check_resamples, cka_interval
+from mixer_probe.similarity.intervals import FEWEST_IMAGES, OF_RBF, Interval, check_resamples, cka_interval, no_interval
 from mixer_probe.similarity.nulls import (
     Null,
     Traces,
@@ -48,8 +48,8 @@ def infer(
 
     `values` may be None where a and b are all images. From fewer than n images the null is drawn as it is for them and then
     moved to the mean and standard deviation that it has for n images, both known exactly (`permutation_moments`), and the
-    variance of the interval is scaled (`cka_interval`). There is an interval from 20 images on, unless `resamples` is 0: all
-    images are left out in turn. `find_traces` gives the traces over all n images, asked for by the biased estimator."""
+    variance of the interval is scaled (`cka_interval`). There is an interval of linear CKA from 20 images on, unless `resamples`
+    is 0: all images are left out in turn. `find_traces` gives the traces over all n images, asked for by the biased estimator."""
     check_permutations(permutations)
     check_resamples(resamples)
     m = len(a[0])
@@ -60,6 +60,8 @@ def infer(
     null = _null(drawn[1:], *grams, m, n, find_traces) if permutations else None
     if not resamples or m < FEWEST_IMAGES:
         return values, null, None
+    if settings.kernel == "rbf":
+        return values, null, no_interval(values.shape, OF_RBF)
     leading = torch.outer(*(leading_shares(side) for side in grams)).numpy()
     variance = jackknife_variances(*grams, m).numpy()
     limit = None if null is None else null.quantile95

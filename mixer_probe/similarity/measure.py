@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mixer_probe.similarity.hsic import MINIMUM_IMAGES
 from mixer_probe.similarity.inputs import Features, checked_pair
+from mixer_probe.similarity.intervals import FISHER, Scale
 
 Invariance = Literal["translation", "isotropic scaling", "permutation", "orthogonal", "invertible linear"]
 
@@ -31,7 +32,8 @@ class Measure:
     `best` is the value of equal representations and one end of the range from `lowest` to `highest`: the upper one for a
     similarity, the lower one for a distance. A measure that is not `symmetric` answers for "Y from X". One that is `pairwise`
     makes n x n numbers a layer. One whose values are inner products, up to `finish`, of symmetric matrices [n, n] of the layers
-    gives these by `matrix`: all shifts of the images then cost little more than one. `no_interval` says why there is none."""
+    gives these by `matrix`: all shifts of the images then cost little more than one. The interval is symmetric on `scale`, by
+    default Fisher's z; `no_interval` says why there is none."""
 
     name: str
     label: str
@@ -48,6 +50,7 @@ class Measure:
     pairwise: bool = False
     matrix: Callable[[Any], Tensor] | None = None
     finish: Callable[[Tensor], Tensor] | None = None
+    scale: Scale = FISHER
     no_interval: str = ""
 
     @property

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mixer_probe.similarity.inputs import Features, centred
+from mixer_probe.similarity.intervals import Scale
 from mixer_probe.similarity.measure import Measure
 
 # A squared distance from 2 - 2 |X'Y|_* has an error of about 1e-15, which the root would raise to 3e-8 near 0.
@@ -87,6 +89,10 @@ def _angles(a: Sequence[Shape], b: Sequence[Shape]) -> Tensor:
     return 2 * torch.asin(_distances(a, b) / 2)
 
 
+# Fisher's z of the nuclear norm |X'Y|_*, from the angle a of which that is the cosine, without its loss of digits near 0.
+_OF_ANGLE = Scale(lambda a: -np.log(np.tan(a / 2)), lambda z: 2 * np.arctan(np.exp(-z)))
+_OF_DISTANCE = Scale(lambda d: _OF_ANGLE.of(2 * np.arcsin(d / 2)), lambda z: 2 * np.sin(_OF_ANGLE.back(z) / 2))
+
 PROCRUSTES = Measure(
     name="procrustes",
     label="Procrustes distance",
@@ -97,6 +103,7 @@ PROCRUSTES = Measure(
     table=_distances,
     best=0.0,
     highest=math.sqrt(2),
+    scale=_OF_DISTANCE,
 )
 
 ANGULAR_PROCRUSTES = Measure(
@@ -109,4 +116,5 @@ ANGULAR_PROCRUSTES = Measure(
     table=_angles,
     best=0.0,
     highest=math.pi / 2,
+    scale=_OF_ANGLE,
 )

@@ -125,6 +125,7 @@ RSA = Measure(
     lowest=-1.0,
     pairwise=True,
     matrix=matrix_of,
+    no_interval="an image that is nearly the same in all channels has dissimilarities that the least change reorders",
 )
 
 RSA_EUCLIDEAN = Measure(

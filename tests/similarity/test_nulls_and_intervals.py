@@ -9,14 +9,16 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kurtosis, t
 
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.result import from_dict, to_dict
-from mixer_probe.similarity import StreamingCKA, cka, compare
+from mixer_probe.similarity import MEASURES, StreamingCKA, cka, compare
 from mixer_probe.similarity.allpairs import Grams, Settings, jackknife_variances, leading_shares
 from mixer_probe.similarity.inputs import centred
-from mixer_probe.similarity.intervals import cka_interval, draw_groups, group_interval
+from mixer_probe.similarity.intervals import Scale, cka_interval, draw_groups, group_interval
 from mixer_probe.similarity.nulls import permutation_moments
+from tests.stats import measured
 from tests.stats import related as simulated
 
 ESTIMATORS = ["unbiased", "biased"]
@@ -88,11 +90,49 @@ def test_the_interval_of_compare_is_that_of_the_simulation(make_reps):
         np.testing.assert_allclose(matrix.interval.high[0], expected.high, rtol=1e-3)
 
 
-def test_the_interval_of_a_measure_by_compare_is_that_of_the_simulation(make_reps):
+@pytest.mark.parametrize("measure", measured.VALUES)
+def test_the_interval_of_a_measure_by_compare_is_that_of_the_simulation(make_reps, measure):
+    x, y = simulated.draw(np.random.default_rng(1), 1, 60, "three", None)
+    matrix = compare(make_reps({"x": x[0]}), make_reps({"y": y[0]}), measure, permutations=20)
+    value, expected = measured.intervals(np.random.default_rng(0), measure, x, y)
+    np.testing.assert_allclose(matrix.values[0], value, rtol=1e-9)
+    np.testing.assert_allclose([matrix.interval.low[0], matrix.interval.high[0]], [expected.low, expected.high], rtol=1e-7)
+
+
+def test_every_measure_has_an_interval_that_is_simulated_or_says_why_it_has_none():
+    without = {name for name, measure in MEASURES.items() if measure.no_interval}
+    assert set(measured.VALUES) == set(MEASURES) - without - {"cka"}
+
+
+def test_the_interval_of_biased_cka_by_compare_is_that_of_the_simulation(make_reps):
     x, y = simulated.draw(np.random.default_rng(1), 1, 40, "three", None)
-    matrix = compare(make_reps({"x": x[0]}), make_reps({"y": y[0]}), "procrustes", permutations=20)
-    expected = simulated.procrustes_intervals(np.random.default_rng(0), x, y)
+    matrix = compare(make_reps({"x": x[0]}), make_reps({"y": y[0]}), estimator="biased")
+    value, expected = measured.biased_cka_intervals(x, y)
+    np.testing.assert_allclose(matrix.values[0], value, rtol=1e-9)
     np.testing.assert_allclose([matrix.interval.low[0], matrix.interval.high[0]], [expected.low, expected.high], rtol=1e-9)
+
+
+def test_cka_with_a_gaussian_kernel_says_why_it_has_no_interval(make_reps):
+    a = make_reps({"x": uneven(1, 60, 5)})
+    for interval in (compare(a, a, "cka_rbf").interval, compare(a, a, kernel="rbf").interval):
+        assert np.isnan([interval.low, interval.high]).all()
+        assert interval.method.startswith("none: the jackknife covers 87 to 92 %")
+
+
+@pytest.mark.parametrize("measure", ["cca", "pwcca"])
+def test_no_interval_where_leaving_out_images_makes_equal(make_reps, measure):
+    random = np.random.default_rng(0)
+    a, b = (make_reps({"x": random.normal(size=(60, 57))}) for _ in range(2))
+    matrix = compare(a, b, measure, permutations=0)
+    assert matrix.values[0, 0] < 0.999
+    assert np.isnan([matrix.interval.low[0, 0], matrix.interval.high[0, 0]]).all()
+
+
+@pytest.mark.parametrize("measure", measured.VALUES)
+def test_equal_representations_have_an_interval_of_no_width_by_any_measure(make_reps, measure):
+    X = uneven(1, 60, 5)
+    matrix = compare(make_reps({"x": X}), make_reps({"y": 3 * X}), measure, permutations=0)
+    np.testing.assert_allclose([matrix.interval.low, matrix.interval.high], np.stack([matrix.values] * 2), atol=1e-12)
 
 
 def test_leading_shares_are_the_largest_eigenvalues_of_the_normed_gram_matrices():
@@ -105,8 +145,8 @@ def test_groups_are_left_out_once_each():
     left = draw_groups(50, 20, 3, 4)
     assert [len(rows) for rows in left] == [47] * 10 + [48] * 10
     np.testing.assert_array_equal(np.bincount(torch.cat(left)), np.full(50, 19))
-    assert len(draw_groups(25, 100, 0, 4)) == 25
-    assert draw_groups(19, 20, 0, 4) == []
+    assert len(draw_groups(55, 100, 0, 4)) == 55
+    assert draw_groups(49, 20, 0, 4) == []
     assert draw_groups(50, 0, 0, 4) == []
 
 
@@ -115,8 +155,9 @@ def test_the_interval_of_a_mean_by_groups_is_that_of_student():
     groups = np.random.default_rng(2).normal(size=(20, 1, 1))
     mean = groups.mean(0)
     without = mean - (groups - mean) / 19
-    found = group_interval(mean, without, (-5, 5), np.zeros((0, 1, 1)), np.full((1, 1), np.nan), 1)
-    half = 2.0930240544 * groups.std(ddof=1) / 20**0.5
+    plain = Scale(np.asarray, np.asarray, np.inf)
+    found = group_interval(mean, without, np.zeros((0, 1, 1)), np.full((1, 1), np.nan), 1, (-5, 5), plain)
+    half = t.ppf(0.975, min(19, 40 / (kurtosis(groups[:, 0, 0], fisher=False) - 1))) * groups.std(ddof=1) / 20**0.5
     np.testing.assert_allclose([found.low[0, 0], found.high[0, 0]], [mean[0, 0] - half, mean[0, 0] + half], rtol=1e-9)
 
 
@@ -146,6 +187,9 @@ def test_measures_of_neighbours_say_why_they_have_no_interval(make_reps):
         assert np.isnan([interval.low, interval.high]).all()
         assert interval.method.startswith("none: an image that is left out moves the neighbourhoods of many others")
         assert compare(a, a, measure, resamples=0).interval is None
+    interval = compare(a, a, "rsa").interval
+    assert np.isnan([interval.low, interval.high]).all()
+    assert interval.method.startswith("none: an image that is nearly the same in all channels")
 
 
 def test_the_interval_from_a_sample_is_as_wide_as_that_of_all_images(make_reps, monkeypatch):
@@ -211,9 +255,9 @@ def test_distances_below_their_null_count_as_closer(make_reps):
     assert matrix.values[0, 0] < matrix.null.quantile95[0, 0] < matrix.null.mean[0, 0]
 
 
-@pytest.mark.parametrize("measure", ["cka", "rsa"])
-def test_too_few_images_give_no_interval(make_reps, measure):
-    a = make_reps({"x": uneven(1, 19, 3)})
+@pytest.mark.parametrize(("measure", "n"), [("cka", 19), ("rsa_euclidean", 49)])
+def test_too_few_images_give_no_interval(make_reps, measure, n):
+    a = make_reps({"x": uneven(1, n, 3)})
     matrix = compare(a, a, measure)
     assert matrix.interval is None
     assert matrix.to_frame().low.isna().all()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from mixer_probe.similarity.intervals import Interval, batch_interval, cka_interval, draw_groups, group_interval
+from mixer_probe.similarity.intervals import Interval, batch_interval, cka_interval
 from mixer_probe.similarity.minibatch import without_each
 from mixer_probe.stats import upper_quantile
 
@@ -59,8 +59,12 @@ def draw(
 
 def centred_grams(X: np.ndarray) -> np.ndarray:
     """U-centred linear Gram matrices [draw, n, n]."""
-    n = X.shape[1]
-    K = X @ X.swapaxes(1, 2) * (1 - np.eye(n))
+    return u_centred(X @ X.swapaxes(1, 2))
+
+
+def u_centred(K: np.ndarray) -> np.ndarray:
+    n = K.shape[1]
+    K = K * (1 - np.eye(n))
     rows = K.sum(2) / (n - 2)
     K = K - rows[:, None] - rows[:, :, None] + rows.sum(1)[:, None, None] / (n - 1)
     return np.asarray(K * (1 - np.eye(n)))
@@ -68,7 +72,10 @@ def centred_grams(X: np.ndarray) -> np.ndarray:
 
 def unit_grams(X: np.ndarray) -> np.ndarray:
     """The same with norm 1."""
-    K = centred_grams(X)
+    return unit(centred_grams(X))
+
+
+def unit(K: np.ndarray) -> np.ndarray:
     return np.asarray(K / np.sqrt(np.square(K).sum((1, 2), keepdims=True)))
 
 
@@ -147,34 +154,6 @@ def in_batches(batches: int, size: int, spectrum: str, strength: float) -> Case:
     return case
 
 
-def distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Procrustes distances [draw]."""
-    x, y = (side - side.mean(1, keepdims=True) for side in (x, y))
-    x, y = (side / np.sqrt(np.square(side).sum((1, 2), keepdims=True)) for side in (x, y))
-    return np.asarray(np.sqrt(2 - 2 * np.linalg.svd(x.swapaxes(1, 2) @ y, compute_uv=False).sum(1)))
-
-
-def procrustes_intervals(random: Random, x: np.ndarray, y: np.ndarray, permutations: int = 20) -> Interval:
-    """Intervals of all draws, over 20 groups of the images."""
-    n = x.shape[1]
-    null = np.stack([distances(x, y[:, random.permutation(n)]) for _ in range(permutations)])
-    without = np.stack([distances(x[:, rows], y[:, rows]) for rows in (left.numpy() for left in draw_groups(n, 20, 0, 4))])
-    found = group_interval(distances(x, y), without, (0, 2**0.5), null, upper_quantile(null, direction=-1), -1)
-    assert found is not None
-    return found
-
-
-def procrustes(n: int, spectrum: str, strength: float | None) -> Case:
-    """Which is to hold the mean distance over the draws."""
-
-    def case(random: Random) -> tuple[tuple[np.ndarray, np.ndarray], float]:
-        sides = draw(random, _DRAWS, n, spectrum, strength)
-        found = procrustes_intervals(random, *sides)
-        return (found.low, found.high), float(distances(*sides).mean())
-
-    return case
-
-
 CASES: dict[str, Case] = {
     "CKA, n = 50: 24 equal dimensions, related": compared(50, "24 equal", 1.0, draws=1000),
     "CKA, n = 20: three dimensions, related": compared(20, "three", 1.0),
@@ -185,11 +164,9 @@ CASES: dict[str, Case] = {
     "CKA by moments, 100 of n = 200 kept": sampled(200, 100, "three", 1.0),
     "CKA in 12 batches of 16: related": in_batches(12, 16, "three", 1.0),
     "CKA in 12 batches of 16: independent": in_batches(12, 16, "three", 0.0),
-    "Procrustes, n = 60: nearly the same": procrustes(60, "three", None),
 }
 # Near independence, where the spread grows with the similarity itself, and measures vary by products of images.
 WIDE: dict[str, Case] = {
     "CKA, n = 50: three dimensions, weakly related": compared(50, "three", 0.3, draws=1000),
     "CKA, n = 20: three dimensions, weakly related": compared(20, "three", 0.3),
-    "Procrustes, n = 60: independent": procrustes(60, "three", 0.0),
 }
