@@ -32,7 +32,7 @@ from mixer_probe.stats import (
     wilson_interval,
 )
 from mixer_probe.stats.differences import difference_interval as independent_difference
-from tests.stats import measured, related
+from tests.stats import measured, probed, related
 
 Bounds = tuple[np.ndarray, np.ndarray]
 Random = np.random.Generator
@@ -104,6 +104,24 @@ def kept(n: int, p: float, q: float, chance: float = 0.1) -> Callable[[Random], 
         value = (b.mean(1, keepdims=True) - chance) / margin
         influence = (b - b.mean(1, keepdims=True) - value * (a - a.mean(1, keepdims=True))) / margin
         return delta_interval(value[:, 0], influence), (q - chance) / (p - chance)
+
+    return case
+
+
+def kept_by_groups(n: int, chance: float = 0.1) -> Callable[[Random], tuple[Bounds, float]]:
+    """How much more one family of two networks keeps than another."""
+    plain, distorted, sign = (0.9, 0.85, 0.9, 0.8), (0.7, 0.6, 0.5, 0.5), (1, 1, -1, -1)
+
+    def case(random: Random) -> tuple[Bounds, float]:
+        hard = random.normal(size=(4000, 1, n)) * 0.6**0.5
+        right = hard + random.normal(size=(4000, 8, n)) * 0.4**0.5 < norm.ppf(plain + distorted)[:, None]
+        a, b = right[:, :4].astype(float), right[:, 4:].astype(float)
+        margin = a.mean(2, keepdims=True) - chance
+        value = (b.mean(2, keepdims=True) - chance) / margin
+        influence = (b - b.mean(2, keepdims=True) - value * (a - a.mean(2, keepdims=True))) / margin
+        weights = np.array(sign) / 2
+        truth = weights @ ((np.array(distorted) - chance) / (np.array(plain) - chance))
+        return delta_interval(value[..., 0] @ weights, np.einsum("dmn,m->dn", influence, weights)), float(truth)
 
     return case
 
@@ -225,6 +243,7 @@ CASES = {
     **{f"paired shares (Tango), n = 100: {p}, {q}": differences(100, p, q) for p, q in ((0.9, 0.8), (0.7, 0.7), (0.95, 0.9))},
     **{f"kappa, n = 200: {p}, {q}": kappas(200, p, q) for p, q in ((0.7, 0.6), (0.9, 0.9), (0.95, 0.9))},
     **{f"kept, n = 200: {p}, {q}": kept(200, p, q) for p, q in ((0.9, 0.6), (0.9, 0.85), (0.5, 0.2))},
+    "kept, two families of two, n = 200": kept_by_groups(200),
     **{f"R2, n = 100: {truth}": r_squared(100, truth) for truth in (0.3, 0.75, 0.95)},
     "selectivity, n = 200": selectivity(200, False),
     "relative selectivity, n = 200": selectivity(200, True),
@@ -243,6 +262,7 @@ CASES = {
     f"maps of different images, n = {FEWEST}": between_images,
     **related.CASES,
     **measured.CASES,
+    **probed.CASES,
 }
 # A depth is one of a few layers, so that a confidence set that holds it often enough holds it more often.
 DISCRETE = {
