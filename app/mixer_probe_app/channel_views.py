@@ -110,7 +110,7 @@ def selectivity(choice: str, images: Images, layer: str | None = None) -> ClassS
 
 
 def twin_selectivity(choice: str, images: Images) -> ClassSelectivity | None:
-    """The same of all blocks with random weights; None for what has no twin or is one."""
+    """The same of all blocks (untrained baseline); None for what has no twin or is one."""
     if choice.startswith(RUN):
         return None
     network = model(choice)
@@ -118,8 +118,8 @@ def twin_selectivity(choice: str, images: Images) -> ClassSelectivity | None:
         return None
     key = ("twin", *key_of(network), key_of_images(images), PERMUTATIONS)
     code = f"mp.class_selectivity(mp.extract(models[{choice!r}].untrained(), images), permutations={PERMUTATIONS})"
-    _saw(f"selectivity of {shown(choice)} with random weights", "channel selectivity", key, code, [choice], images)
-    title = f"{choice} with random weights: which classes channels tell"
+    _saw(f"selectivity of {shown(choice)} (untrained baseline)", "channel selectivity", key, code, [choice], images)
+    title = f"{choice} (untrained baseline): which classes channels tell"
     return made("channel selectivity", key, title, lambda: _of_twin(network, images))
 
 
@@ -165,7 +165,7 @@ def partners(place: Place, images: Images, other: str, layer: str) -> ChannelPar
     key = _partners_key(place, images, other, layer)
     runs = (_run_code(place.network, _where(place.network, place.layer)), _run_code(other, _where(other, layer)))
     code = f"mp.channel_partners({', '.join(runs)}, {place.layer!r}, {layer!r}, permutations={PARTNER_PERMUTATIONS})"
-    label = f"partners of {place.layer} of {shown(place.network)} in {layer} of {shown(other)}"
+    label = f"best matches of {place.layer} of {shown(place.network)} in {layer} of {shown(other)}"
     _saw(label, "channel partners", key, code, [place.network, other], images)
     return made(
         "channel partners",

@@ -84,7 +84,7 @@ def _show_slot(place: DeltaGenerator, slot: int, name: str, options: Sequence[st
         key=_random_key(slot),
         disabled=not name or name.startswith((RUN, CHECKPOINT)),
         on_change=_read_slots,
-        help="Untrained baseline: the same architecture with random weights. Needs no download.",
+        help="Untrained baseline: the same architecture with re-initialised weights. Needs no download.",
     )
 
 
@@ -108,7 +108,7 @@ def shown(choice: str) -> str:
         return f"{short_name(architecture)} from {short_name(label.rpartition('/')[2])}"
     if choice.startswith(RUN):
         return f"stored run {short_name(choice.removeprefix(RUN).rpartition('/')[2])}"
-    return short_name(choice.removesuffix(UNTRAINED)) + (" (random weights)" if choice.endswith(UNTRAINED) else "")
+    return short_name(choice.removesuffix(UNTRAINED)) + (" (untrained baseline)" if choice.endswith(UNTRAINED) else "")
 
 
 def code(choice: str) -> str:

@@ -84,7 +84,7 @@ def _head(record: ModelRecord) -> None:
     if record.trained:
         st.badge("trained", color="green", icon=":material/check:")
     else:
-        st.badge("random weights (untrained)", color="orange", icon=":material/casino:")
+        st.badge("untrained", color="orange", icon=":material/casino:")
     st.markdown(f"**{plain(record.name)}**")
 
 
@@ -156,8 +156,8 @@ def _search() -> None:
     left, middle, right = st.columns([3, 3, 3], vertical_alignment="bottom")
     name = left.selectbox(f"{len(found)} networks", [entry.name for entry in found], key="search result")
     entry = next((e for e in found if e.name == name), found[0])
-    weights = middle.selectbox("With", ["random weights", *_weights_of(entry)], key="search weights")
-    wanted = entry.name + UNTRAINED if weights == "random weights" else _tagged(entry.name, weights)
+    weights = middle.selectbox("With", ["untrained baseline", *_weights_of(entry)], key="search weights")
+    wanted = entry.name + UNTRAINED if weights == "untrained baseline" else _tagged(entry.name, weights)
     right.button("Add to selection", on_click=choice.add, args=(wanted,), icon=":material/add:")
     notes = dict(entry.notes)
     if weights in notes:
@@ -301,7 +301,7 @@ def _upload_images() -> None:
         key="upload images",
         help="Uploads are stored on this machine, so the URL of this page reopens them.",
     )
-    if uploads and st.button("Look at these", icon=":material/visibility:", type="primary", key="look at uploads"):
+    if uploads and st.button("Use these images", icon=":material/visibility:", type="primary", key="look at uploads"):
         data.choose(data.keep([(upload.name, upload.getvalue()) for upload in uploads]))
         st.rerun()
 

@@ -131,9 +131,7 @@ def scatter(found: TokenMixing, block: int, frame: pd.DataFrame, unit: int) -> a
             size=alt.condition(f"datum.role == '{ROLES[0]}'", alt.value(45), alt.value(260)),
             stroke=alt.condition(f"datum.role == '{ROLES[0]}'", alt.value("transparent"), alt.value(COLOURS[1])),
             strokeWidth=alt.value(2),
-            color=alt.Color(
-                "opposition:Q", title=["−cosine with", "the partner"], scale=opposed, legend=alt.Legend(format=".1f")
-            ),
+            color=alt.Color("opposition:Q", title=["−cosine with", "the match"], scale=opposed, legend=alt.Legend(format=".1f")),
             order="order:Q",
             tooltip=unit_tooltip(),
         )

@@ -60,4 +60,4 @@ def _say_what_was_not_learned(names: tuple[str, ...]) -> None:
     random = [plain(name.removesuffix(UNTRAINED)) for name in names if name.endswith(UNTRAINED) and not name.startswith(RUN)]
     if random:
         verb, them = ("has", "it") if len(random) == 1 else ("have", "them")
-        st.warning(f"{join(random)} {verb} random weights: nothing shown about {them} was learned.", icon=":material/casino:")
+        st.warning(f"{join(random)} {verb} untrained weights: nothing shown about {them} was learned.", icon=":material/casino:")

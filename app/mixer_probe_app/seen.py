@@ -13,7 +13,7 @@ from mixer_probe_app.store import find
 
 _MEMORY = "seen"
 _MOST = 60
-_HEAD = '"""Made by the app of mixer_probe: what was looked at there, measured again."""'
+_HEAD = '"""Made by the app of mixer_probe: computes again what was shown there."""'
 
 
 @dataclass(frozen=True)

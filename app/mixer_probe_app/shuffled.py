@@ -453,7 +453,7 @@ def _list(found: dict[str, Answers], networks: dict[str, Model], images: Images,
     name = right if right != ANYONE else wrong
     frame = _table(rows[:_MOST_FOUND], found, images, networks[name], chosen)
     more = f" The first {_MOST_FOUND} are shown." if len(rows) > _MOST_FOUND else ""
-    st.markdown(f"**{len(rows)} of {len(images)} images** when distorted: {plain(told)}.{more} Click one to look at it.")
+    st.markdown(f"**{len(rows)} of {len(images)} images** when distorted: {plain(told)}.{more} Click an image to select it.")
     tips = {"name": "image", "class": "class"} if labelled else {"name": "image"}
     said = {f"said_{i}": f"{shown(name)}, plain → distorted" for i, name in enumerate(found)}
     gallery(frame, tips | said, f"found {chosen} {right} {wrong} {both} {held.recall('img')}")

@@ -201,7 +201,7 @@ def _wait(kind: str, key: Hashable, title: str, make: Callable[[], Any], lane: L
     name = (kind, key)
     if name in halted:
         st.info(f"{plain(title)}: stopped.", icon=":material/stop_circle:")
-        st.button("Go on", key=f"go on {name}", on_click=halted.discard, args=(name,))
+        st.button("Resume", key=f"go on {name}", on_click=halted.discard, args=(name,))
         raise Halted
     job = worker(lane).join(name, lambda: _observed(make, lane))
     if (kept := _quick(job)) is not None:
@@ -236,7 +236,7 @@ def _quick(job: Job) -> Kept | None:
     except Stopped:
         # Another session stopped it while this one was waiting.
         st.info("This calculation was stopped.", icon=":material/stop_circle:")
-        st.button("Go on", key=f"again {id(job)}")
+        st.button("Resume", key=f"again {id(job)}")
         raise Halted from None
 
 

@@ -109,7 +109,7 @@ class RunWriter:
         note = _read_note(self._path)
         if note is None:
             if self._path.exists() and not (self._path.is_dir() and all(map(is_leftover, self._path.iterdir()))):
-                raise StoreError(f"{self._path} is in the way and is no unfinished run; delete it or choose another place")
+                raise StoreError(f"{self._path} already exists and is no resumable extraction; delete it or choose another")
             return False
         if note["identity"] != self._record.identity() or note["columns"] != checksum(self._columns):
             raise StoreError(f"{self._path} holds another unfinished run; finish it, delete it or choose another place")
@@ -310,7 +310,7 @@ def check_place(out: Path, record: RunRecord) -> Representations | None:
     try:
         found = open_run(out)
     except StoreError as error:
-        raise StoreError(f"{printable(out)} is in the way: {error}, or choose another place") from error
+        raise StoreError(f"{printable(out)} already exists: {error}, or choose another place") from error
     if found.record.identity() != record.identity():
         raise StoreError(f"{printable(out)} already holds another run ({found!r}); choose another place or delete it")
     return found

@@ -122,7 +122,7 @@ def as_source(images: ImageSource | torch.Tensor) -> ImageSource:
     if not callable(getattr(images, "batches", None)):
         raise ImagesError(f"images are what load_images returns or a tensor [n, channels, H, W], not a {type(images).__name__}")
     if not len(images):
-        raise ImagesError("there are no images to look at")
+        raise ImagesError("the image set is empty: give at least one image")
     return images
 
 

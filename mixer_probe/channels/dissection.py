@@ -248,7 +248,7 @@ def dissect(
     taken = part_of(source, chosen)
     if permutations and len(chosen) < 2:
         raise MeasureError(
-            "one image is annotated, so that its mask can be dealt out to no other: annotate more, or permutations=0"
+            "one image is annotated, and a permutation null needs two or more: annotate more images, or set permutations=0"
         )
     size = (model.input.size[1], model.input.size[2])
     work = _Work(model, taken, selected, concepts, places, by, every(size, step), _orders(len(chosen), permutations, seed))

@@ -78,9 +78,9 @@ def _by_depth(r: ClassSelectivity, twin: ClassSelectivity | None) -> Finding:
     ends += clear
     if twin is None or len(twin.layers) != len(r.layers):
         return Finding(QUESTION, name, f"{text}.", "found" if told else "none", tuple(ends))
-    beside = [selective_share(twin, i, "the same, untrained twin") for i in (0, last)]
+    beside = [selective_share(twin, i, "the same, untrained baseline") for i in (0, last)]
     text += f". Untrained baseline: {share(beside[0])} and {share(beside[1])}, {_against(ends[1], beside[1])} in the last layer"
-    beside += [median_auroc(twin, i, "the same, untrained twin") for i in (0, last)]
+    beside += [median_auroc(twin, i, "the same, untrained baseline") for i in (0, last)]
     text += f"; AUROC {beside[2].value:.2f} and {beside[3].value:.2f}"
     return Finding(QUESTION, name, f"{text}.", "found" if told else "none", (*ends, *beside))
 
@@ -203,7 +203,7 @@ def _partners(results: Sequence[Result]) -> list[Finding]:
 def _of_architectures(keys: Sequence[frozenset[str]], pairs: dict[frozenset[str], list[ChannelPartners]]) -> Finding:
     found = pairs[keys[0]]
     names = f"{name_of(found[0].model_a)} and {name_of(found[0].model_b)}"
-    number = partner_share(found, "channels with a partner")
+    number = partner_share(found, "channels with a best match")
     best, channel = strongest(found)
     r = float(best.correlation[channel, 0])
     where, p = f"{best.layer_a.name} channel {channel}", pair_p(found, abs(r))
@@ -228,8 +228,8 @@ def _of_architectures(keys: Sequence[frozenset[str]], pairs: dict[frozenset[str]
         others = [100 * partner_share(pairs[k], "").value for k in keys[1:]]
         text += f". In the other pairs of these architectures: {span(others, 1)} %"
     if twins:
-        numbers.append(partner_share(twins, "the same, untrained twins"))
-        numbers.append(Number("median |r|, untrained twins", median_strength(twins)))
+        numbers.append(partner_share(twins, "the same, untrained baselines"))
+        numbers.append(Number("median |r|, untrained baselines", median_strength(twins)))
         text += (
             f". Untrained baselines: {share(numbers[-2])}, {_against(number, numbers[-2])}; median |r| {numbers[-1].value:.2f}"
         )

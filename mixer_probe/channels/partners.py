@@ -255,7 +255,7 @@ def _warn_constant(*sides: tuple[RepresentationsLike, Layer, Tensor]) -> None:
         bad = int((~torch.isfinite(standardised[0, 0])).sum())
         if bad:
             warnings.warn(
-                f"{bad} channels of '{layer.name}' of {reps.model.name} are constant or not finite and have no partners (NaN)",
+                f"{bad} channels of '{layer.name}' of {reps.model.name} are constant or not finite and have no best match (NaN)",
                 UndefinedChannelsWarning,
                 stacklevel=4,
             )

@@ -48,7 +48,7 @@ ModelName = Annotated[
 ModelNames = Annotated[
     list[str], typer.Argument(metavar="MODEL...", help="timm names or name.tags, zoo:NAME, hf-hub:OWNER/REPO, local-dir:FOLDER.")
 ]
-Pretrained = Annotated[bool, typer.Option("--pretrained/--no-pretrained", help="Use pretrained or random weights.")]
+Pretrained = Annotated[bool, typer.Option("--pretrained/--no-pretrained", help="Use pretrained weights or untrained ones.")]
 Checkpoint = Annotated[
     list[str] | None,
     typer.Option(metavar="[MODEL=]FILE", help="A safetensors, torch or npz file of a model's weights; once per model."),

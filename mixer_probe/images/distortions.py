@@ -275,12 +275,12 @@ class PatchDrop(Distortion):
     shared: bool = False
     fill: Colour = GREY
 
-    _unit: ClassVar[str] = "share of patches"
+    _unit: ClassVar[str] = "fraction of patches"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", _square(self.grid))
         if not 0 <= self.share <= 1:
-            raise ImagesError(f"a share of patches is from 0 to 1, not {self.share}")
+            raise ImagesError(f"the fraction of patches must be between 0 and 1, not {self.share}")
 
     @property
     def kind(self) -> str:

@@ -233,7 +233,7 @@ def consistency_section(results: Sequence[ErrorConsistency]) -> list[Section]:
         pictures = [_pairs_picture(first), _maps_picture(first)]
     names = ("accuracy_a", "accuracy_b", "kappa", "low", "high", "null_low", "null_high", "least", "most", "share_of_most")
     caption = (
-        "Every pair of networks, on undistorted images and under every distortion; share of most: kappa divided by its "
+        "Every pair of networks, on undistorted images and under every distortion; share_of_most: kappa divided by its "
         "largest possible value."
     )
     table = Table(caption, first.to_frame(), dict.fromkeys((*names, "observed", "expected"), "{:.3f}"), folded=True)

@@ -31,7 +31,7 @@ from mixer_probe.models.wrappers import check_parameters, unwrap
 
 _FOLDER = "local-dir:"
 _FILES = {".safetensors", ".pth", ".pt", ".bin", ".npz", ".ckpt", ".tar", ".h5"}
-UNTRAINED_NOTE = "Untrained: random weights, nothing here was learned."
+UNTRAINED_NOTE = "Untrained weights: nothing here was learned."
 # timm's pretrained_cfg says in21k_ft_in1k, yet accuracies are those of the paper's ImageNet-1k rows; see timm PR #651.
 GOOGLE_NOTE = (
     "timm calls these weights 'goog_in21k_ft_in1k', but they are the paper's Mixer trained on ImageNet-1k from scratch "
@@ -272,7 +272,7 @@ def _place(name: str) -> str:
     config = None if name.startswith(HUB) else get_pretrained_cfg(name, allow_unregistered=True)
     repository = name.removeprefix(HUB) if config is None else config.hf_hub_id
     if not repository:
-        return str(config.url) if config and config.url else "nothing, for timm knows no place"
+        return str(config.url) if config and config.url else "nothing: timm lists no download source for these weights"
     # timm abbreviates "timm/NAME.TAG" to "timm/".
     repository = f"timm/{_full_name(name)}" if repository == "timm/" else repository
     return f"the Hugging Face repository {repository} and the cache {cache_folder()}"

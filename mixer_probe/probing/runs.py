@@ -89,4 +89,4 @@ def check_twin(runs: Runs, twin: Runs) -> None:
         raise MeasureError(f"untrained= must hold an untrained network, but {twin[0].model.name} is trained")
     for split, run, other in zip(("train", "test"), runs, twin, strict=True):
         if keys_of(run) != keys_of(other):
-            raise MeasureError(f"the untrained twin was run on other {split} images")
+            raise MeasureError(f"the untrained baseline was run on different {split} images; extract both from the same images")

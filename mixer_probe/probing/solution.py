@@ -202,7 +202,7 @@ class RidgePath:
 
     def _kept(self) -> LeftOut:
         if self.left is None:
-            raise MeasureError("none of the training images was kept to be left out: give some as left_out, or use others")
+            raise MeasureError("no training images were kept to be held out: give some as left_out")
         return self.left
 
     def _rows(self, n: int) -> Iterator[slice]:

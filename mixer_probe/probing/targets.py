@@ -149,7 +149,7 @@ PROPERTIES: dict[str, _Property] = {
     "saturation": _Property("regression", "", "mean saturation of HSV, 0 to 1", saturation),
     "hue": _Property("angle", "degrees", "direction of the mean chroma", hue),
     "frequency": _Property("regression", "cycles/px", "power-weighted mean frequency of the luma", frequency),
-    "high_frequency": _Property("regression", "", f"share of the luma's power at {HIGH} cycles/px and more", high_frequency),
+    "high_frequency": _Property("regression", "", f"fraction of the luma's power at {HIGH} cycles/px and more", high_frequency),
 }
 
 
@@ -354,7 +354,7 @@ def shifted_images(images: ImageSource | Tensor, most: float = 0.25, seed: int =
 
     Raises MeasureError unless 0 < `most` <= 0.5."""
     if not 0 < most <= 0.5:
-        raise MeasureError(f"most={most} is no share of an image to move it by: take more than 0 and at most 0.5")
+        raise MeasureError(f"most={most} must be a fraction of the image side above 0 and at most 0.5")
     source = as_source(images)
     # Whole pixels at the usual sizes, which are multiples of 32.
     steps = max(1, int(_STEPS * most))
@@ -403,7 +403,7 @@ def planted_images(images: ImageSource | Tensor, share: float = 0.25, value: flo
 
     Raises MeasureError unless 0 < `share` < 1."""
     if not 0 < share < 1:
-        raise MeasureError(f"share={share} is no share of an image's side: take more than 0 and less than 1")
+        raise MeasureError(f"share={share} must be a fraction of the image side between 0 and 1, both excluded")
     source = as_source(images)
     places = np.random.default_rng(seed).uniform(size=(len(source), 2))
 

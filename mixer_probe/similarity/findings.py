@@ -124,7 +124,7 @@ def depths_differ(p: Profile) -> bool:
 
 def _parting(p: Profile, others: Sequence[Profile]) -> Finding:
     most, least = ends_of(p)
-    numbers = (p.number(most, "most alike"), p.number(least, "least alike"))
+    numbers = (p.number(most, "most similar"), p.number(least, "least similar"))
     head = f"{p.label} (n = {p.n}):"
     if not p.value[most] > p.best95:
         text = (
@@ -168,7 +168,10 @@ def _against_twins(p: Profile, twin: Profile) -> Finding:
     apart = difference_p(twin.value, twin.low, twin.high, p.value, p.low, p.high) * len(p.depth) <= LEVEL
     more, less = int((apart & (p.value > twin.value)).sum()), int((apart & (p.value < twin.value)).sum())
     most, least = ends_of(p)
-    numbers = tuple(twin.number(i, kind) for i, kind in ((most, "twins, most alike"), (least, "twins, least alike")))
+    numbers = tuple(
+        twin.number(i, kind)
+        for i, kind in ((most, "untrained baselines, most similar"), (least, "untrained baselines, least similar"))
+    )
     there = f"{shown(numbers[0])} and {shown(numbers[1])} at the same two depths"
     total = f"of {len(p.depth)} depths"
     if not more + less:

@@ -147,7 +147,7 @@ def _mean_jaccard(layers_a: Sequence[Neighbourhoods], layers_b: Sequence[Neighbo
 MUTUAL_KNN = Measure(
     name="mutual_knn",
     label=f"mutual k-NN (k = {_K})",
-    about="Mean share of an image's nearest neighbours (cosine, outliers clamped) that both representations have in common.",
+    about="Mean fraction of an image's nearest neighbours (cosine, outliers clamped) that both representations have in common.",
     source="Huh, Cheung, Wang and Isola 2024, The Platonic Representation Hypothesis, and its code",
     invariances=("isotropic scaling", "permutation"),
     prepare=partial(neighbourhoods, k=_K, clamp=_CLAMP),

@@ -55,7 +55,7 @@ _UNIFORM = 1e-6
 CLEAR_DIFFERENCE = 0.05
 _FORMS = {
     "Mixer": "W2 W1, the linear part of the token MLP",
-    "gMixer": "W2 times the plain half of W1, its gate left out",
+    "gMixer": "W2 times the plain half of W1, without its gate",
     "ResMLP": "linear_tokens",
     "gMLP": "weight of the spatial gate",
 }

@@ -166,7 +166,7 @@ def _instead(model: Model) -> str:
             "a Mixer needs none, for its token-mixing weights differ from position to position; token_mixing shows what they read"
         )
     if model.family == "cnn":
-        return "a CNN knows positions from the order in which its convolutions meet the padded border"
+        return "a CNN gets position information from zero padding at the border"
     names = [name for name, _ in _tensors(model.module)]
     if any("relative_position_bias" in n or "cpb_mlp" in n or "rel_pos" in n for n in names):
         return "it adds relative position biases to the attention of its blocks"

@@ -38,7 +38,7 @@ def test_the_choice_goes_from_page_to_page(open_page: Open) -> None:
     # The menu leads to a bare address.
     del page.query_params["model"]
     page.switch_page("pages/Stem.py").run()
-    assert "test_vit and test_resnet have random weights" in page.warning[0].value.replace("\\", "")
+    assert "test_vit and test_resnet have untrained weights" in page.warning[0].value.replace("\\", "")
     assert named(page) == [VIT, CNN]
 
 

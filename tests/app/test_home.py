@@ -66,7 +66,7 @@ def test_search_by_family_and_tag_and_add(open_page: Open) -> None:
     page.text_input(key="search text").set_value("test_resnet").run()
     assert "test_resnet" in page.selectbox(key="search result").options
     page.selectbox(key="search result").set_value("test_resnet").run()
-    page.selectbox(key="search weights").set_value("random weights").run()
+    page.selectbox(key="search weights").set_value("untrained baseline").run()
     click(page, "Add to selection")
     assert models(page) == [VIT, CNN]
     assert not page.exception
@@ -164,6 +164,6 @@ def test_pictures_are_uploaded(open_page: Open) -> None:
         pytest.skip("this Streamlit's AppTest has no file uploader")
     uploader = next(found for found in page.file_uploader if found.label.startswith("Images"))
     uploader.upload("green.png", stream.getvalue(), "image/png").run()
-    click(page, "Look at these")
+    click(page, "Use these images")
     assert "1 images, without labels." in written(page)
     assert not page.error

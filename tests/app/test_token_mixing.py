@@ -218,7 +218,7 @@ def test_more_units_than_are_drawn_at_first(open_page: Open) -> None:
 def test_other_families_and_stored_runs_are_told_what_to_choose(open_page: Open) -> None:
     page = open_page(PAGE, ["test_vit?untrained", "run:nothing.zarr", ZOO], n="100")
     assert not page.exception
-    assert "test_vit (random weights) has no token-mixing weights" in texts(page)
+    assert "test_vit (untrained baseline) has no token-mixing weights" in texts(page)
     assert "select a Mixer, gMixer, ResMLP or gMLP" in texts(page)
     assert ["is a stored run" in error.value for error in page.error] == [True]
     assert "Units of blocks.0" in texts(page)

@@ -213,7 +213,7 @@ def test_a_calculation_is_stopped_and_goes_on(page: Page, app: str) -> None:
     page.get_by_test_id("stProgress").wait_for(timeout=WAIT)
     main = page.get_by_test_id("stMain")
     main.get_by_role("button", name="Stop").click()
-    main.get_by_role("button", name="Go on").first.wait_for(timeout=WAIT)
+    main.get_by_role("button", name="Resume").first.wait_for(timeout=WAIT)
     settle(page, "Probes")
     # The network that was stopped in the middle, and the place of calculations, can be used again.
     visit(page, address(app, "Stem", [MIXER, "test_vit2?untrained"]), TITLES["Stem"])
@@ -243,7 +243,7 @@ def test_a_bad_upload_is_a_message_and_the_page_goes_on(page: Page, app: str, tm
     visit(page, address(app, "", [VIT]), TITLES[""])
     page.get_by_text("Other images: upload files").click()
     page.locator("input[type=file]").last.set_input_files(tmp_path / name)
-    page.get_by_role("button", name="Look at these").click()
+    page.get_by_role("button", name="Use these images").click()
     page.get_by_test_id("stAlertContentError").first.wait_for(timeout=WAIT)
     settle(page, TITLES[""])
     assert page.get_by_text("Parameters: 371,240").count() == 1

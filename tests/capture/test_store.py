@@ -401,14 +401,14 @@ def test_another_unfinished_run_is_not_thrown_away(model: Model, tmp_path: Path)
 def test_a_foreign_folder_is_refused_and_left_alone(model: Model, tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / "thesis.txt").write_text("years of work")
-    with pytest.raises(StoreError, match="is in the way"):
+    with pytest.raises(StoreError, match="already exists"):
         extract(model, Source(3), out=tmp_path / "run")
     assert (tmp_path / name / "thesis.txt").read_text() == "years of work"
 
 
 def test_a_file_in_the_place_is_refused(model: Model, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(StoreError, match="is in the way: no run at"):
+    with pytest.raises(StoreError, match="already exists: no run at"):
         extract(model, Source(3), out=tmp_path / "run")
 
 
@@ -447,7 +447,7 @@ def test_a_damaged_run_is_refused(model: Model, tmp_path: Path, what: str) -> No
         group.attrs["run"] = {"$type": "RunRecord"}
     with pytest.raises(StoreError, match=r"damaged|no run at"):
         open_run(run)
-    with pytest.raises(StoreError, match="is in the way"):
+    with pytest.raises(StoreError, match="already exists"):
         extract(model, Source(9), "blocks", reduce="none", out=run)
 
 

@@ -149,8 +149,8 @@ def test_a_network_for_any_size_shows_its_own_table() -> None:
     [
         ("mixer", "token-mixing weights differ from position to position"),
         ("gmlp", "token-mixing weights differ from position to position"),
-        ("resnet18", "padded border"),
-        ("convnext", "padded border"),
+        ("resnet18", "zero padding"),
+        ("convnext", "zero padding"),
         ("swin", "relative position biases"),
         ("swinv2", "relative position biases"),
         ("beit", "relative position biases"),

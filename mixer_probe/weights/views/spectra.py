@@ -68,7 +68,7 @@ def _values_picture(result: WeightSpectra) -> Picture:
         f"Singular values of the mixing matrices of the first, a middle and the last block of {name_of(result.model)}, "
         "divided by their root mean square.",
         "Dashed lines are iid weights of the same shape. Values above the left end of the dashed line are directions absent "
-        f"from random weights. {operator}",
+        f"from iid weights. {operator}",
         f"Singular values of the mixing matrices of {name_of(result.model)}",
         name=f"spectra-{name_of(result.model)}",
     )
