@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from mixer_probe.attribution.analyses import ROOM as ATTRIBUTION
 from mixer_probe.channels.analyses import ROOM as CHANNELS
 from mixer_probe.core.analysis import Analysis, Room, View
+from mixer_probe.core.errors import MeasureError, closest
 from mixer_probe.cost.analyses import ROOM as COST
 from mixer_probe.invariance.analyses import ROOM as INVARIANCE
 from mixer_probe.probing.analyses import ROOM as PROBING
@@ -18,8 +19,11 @@ ROOMS: list[Room] = [WEIGHTS, COST, SIMILARITY, PROBING, CHANNELS, VISUALIZATION
 
 
 def room(name: str) -> Room:
-    """The room of that name."""
-    return next(room for room in ROOMS if room.name == name)
+    """The room of that name. Raises MeasureError, which lists close names, if there is none."""
+    for room in ROOMS:
+        if room.name == name:
+            return room
+    raise MeasureError(f"there is no room '{name}'; {closest(name, [room.name for room in ROOMS])}")
 
 
 def analyses() -> Iterator[tuple[Room, Analysis]]:

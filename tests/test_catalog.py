@@ -6,7 +6,7 @@ import importlib
 import inspect
 import pkgutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -17,15 +17,15 @@ import pytest
 
 import mixer_probe
 from mixer_probe import catalog, cli
+from mixer_probe.capture import Inputs
 from mixer_probe.core.analysis import FAMILIES, Analysis, Room, View
 from mixer_probe.core.errors import MixerProbeError, ModelError
 from mixer_probe.core.result import ModelRecord, Result, load_results, save_results
 from mixer_probe.core.section import Section, Table
 from mixer_probe.core.settings import StudySettings
-from mixer_probe.models import Model
 from mixer_probe.report import compare_reports, make_sections
 from mixer_probe.report.views import all_views
-from mixer_probe.study import weight_results
+from mixer_probe.study import run_analyses
 from mixer_probe.weights.analyses import ROOM as WEIGHTS
 from tests.networks import CASES
 
@@ -69,8 +69,8 @@ class LargestWeight(Result):
         return pd.DataFrame({"model": [self.model.name], "value": [self.value]})
 
 
-def largest_weight(model: Model, _: object) -> LargestWeight:
-    return LargestWeight(model.record, max(float(p.detach().abs().max()) for p in model.module.parameters()))
+def largest_weight(inputs: Inputs) -> Iterator[LargestWeight]:
+    yield LargestWeight(inputs.record, max(float(p.detach().abs().max()) for p in inputs.model.module.parameters()))
 
 
 def largest_section(results: Sequence[LargestWeight]) -> list[Section]:
@@ -80,11 +80,12 @@ def largest_section(results: Sequence[LargestWeight]) -> list[Section]:
 def test_a_new_analysis_is_found_by_studies_reports_and_commands(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    new = Analysis("largest", "largest weight", "How large is the largest weight?", (LargestWeight,), largest_weight, "weights")
+    question = "How large is the largest weight?"
+    new = Analysis("largest", "largest weight", question, (LargestWeight,), largest_weight, "weights", baseline=True)
     room = replace(WEIGHTS, analyses=(*WEIGHTS.analyses, new), views=(*WEIGHTS.views, View(LargestWeight, largest_section)))
     monkeypatch.setattr(catalog, "ROOMS", [room if r is WEIGHTS else r for r in catalog.ROOMS])
     model = CASES["mixer"].model()
-    results = weight_results([model, model.untrained()], ["largest"])
+    results = run_analyses([model], {"weights": ["largest"]})
     largest = max(np.abs(p.detach().numpy()).max() for p in model.module.parameters())
     assert [type(r) for r in results] == [LargestWeight] * 2
     assert results[0].value == pytest.approx(largest)  # type: ignore[attr-defined]
@@ -96,7 +97,7 @@ def test_a_new_analysis_is_found_by_studies_reports_and_commands(
     assert ("weights", "largest") in [(room.name, analysis.name) for room, analysis in catalog.analyses()]
     assert any(row[1] == "largest" for row in catalog.listed())
     with pytest.raises(ModelError, match="closest: largest"):
-        weight_results([model], ["largst"])
+        run_analyses([model], {"weights": ["largst"]})
     out = tmp_path / "w"
     for arguments in (["analyses"], ["weights", "zoo:mixer-s0", "--what", "largest", "--out", str(out)]):
         monkeypatch.setattr(sys, "argv", ["mixer-probe", *arguments])

@@ -59,7 +59,7 @@ def test_maps_curves_and_agreement_of_two_networks(run: Run, tmp_path: Path) -> 
         (n, m, (2, 32, 32)) for n in TWO for m in ("saliency", "gradcam")
     ]
     kinds = [type(r).__name__ for r in load_results(out / "results.json")]
-    assert kinds == ["PerturbationCurves", "Agreement"] * 2 + ["AttributionPanel", "Agreement", "Agreement"]
+    assert kinds == ["PerturbationCurves"] * 2 + ["AttributionPanel"] + ["Agreement"] * 4
 
 
 def test_rows_as_json_for_a_class_by_name_or_index(run: Run) -> None:

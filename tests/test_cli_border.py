@@ -71,7 +71,7 @@ def test_layers_of_all_networks_are_known_before_any_work(run: Run, monkeypatch:
         raise AssertionError("worked")
 
     monkeypatch.setattr("mixer_probe.study.run_study", work)
-    monkeypatch.setattr("mixer_probe.study.Study.represent", work)
+    monkeypatch.setattr("mixer_probe.study.Study.add", work)
     for layers in ("nope", "blocks.0,nope", "blocks.0"):
         code, _, err = run(command, "zoo:mixer-s0", "zoo:resnet-s0", "--layers", layers, *TINY)
         assert (code, "Traceback" in err) == (2, False)
@@ -298,7 +298,7 @@ def test_the_layer_of_grad_cam_is_known_before_any_map(run: Run, monkeypatch: py
     def work(*_: object, **__: object) -> None:
         raise AssertionError("worked")
 
-    monkeypatch.setattr("mixer_probe.study.attributions.AttributionStudy.look_at", work)
+    monkeypatch.setattr("mixer_probe.study.Study.add", work)
     options = ("--method", "gradcam", "--layer", "blocks.0", *TINY)
     code, _, err = run("attribute", "zoo:mixer-s0", "zoo:resnet-s0", *options)
     assert (code, "Traceback" in err) == (2, False)

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import mixer_probe as mp
+from mixer_probe import catalog
+from mixer_probe.capture import Inputs
 from mixer_probe.core.errors import StoreError
-from mixer_probe.core.result import load_results, save_results, to_dict
+from mixer_probe.core.result import Result, load_results, save_results, to_dict
 from mixer_probe.study import StudySettings
-from mixer_probe.study import study as study_module
 from tests import probes
 from tests.test_cli import Run, run
 
@@ -144,19 +146,20 @@ def test_a_report_goes_on_after_a_full_disk(run: Run, tmp_path: Path, monkeypatc
     # Drawing is what takes long, and other tests look at it.
     monkeypatch.setattr("mixer_probe.report.write_report", lambda _, path, **__: path)
     arguments = ["report", "zoo:mixer-s0", "--limit", "10", "--device", "cpu", "--out", str(tmp_path)]
-    real = study_module.weight_results
     calls: list[str] = []
 
-    def counted(*given: object, **options: object) -> object:
-        calls.append("weights")
-        return real(*given, **options)  # type: ignore[arg-type]
+    def counted(inputs: Inputs) -> list[Result]:
+        calls.append(inputs.record.name)
+        return [mp.weights.anatomy(inputs.model)]
+
+    analysis = replace(catalog.room("weights")["anatomy"], run=counted)
+    monkeypatch.setattr(catalog, "ROOMS", [replace(r, analyses=(analysis,)) if r.name == "weights" else r for r in catalog.ROOMS])
 
     def full(*_: object, **__: object) -> None:
         raise StoreError("cannot write: No space left on device") from OSError(28, "No space left on device")
 
-    monkeypatch.setattr(study_module, "weight_results", counted)
     with monkeypatch.context() as patch:
-        patch.setattr(study_module, "extract", full)
+        patch.setattr("mixer_probe.capture.analysis_inputs.extract", full)
         code, _, err = run(*arguments)
     assert code == 2
     assert "the step 'representations of zoo:mixer-s0' stopped: cannot write: No space left on device" in err
@@ -164,9 +167,9 @@ def test_a_report_goes_on_after_a_full_disk(run: Run, tmp_path: Path, monkeypatc
     code, out, err = run(*arguments)
     assert code == 0, err
     assert out.strip() == str(tmp_path / "report.html")
-    assert calls == ["weights"]
+    assert calls == ["zoo:mixer-s0"]
     first = (tmp_path / "results.json").read_bytes()
     assert run(*arguments)[0] == 0
-    assert calls == ["weights"]
+    assert calls == ["zoo:mixer-s0"]
     assert (tmp_path / "results.json").read_bytes() == first
     assert json.dumps(to_dict(load_results(tmp_path)))

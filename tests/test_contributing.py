@@ -38,7 +38,7 @@ def test_examples_run_and_are_what_the_program_takes(monkeypatch: Any) -> None:
     room = catalog.room("weights")
     changed = type(room)(room.name, room.noun, room.error, (*room.analyses, analysis), (*room.views, view))
     monkeypatch.setattr(catalog, "ROOMS", [changed])
-    results = mp.study.weight_results([model], ["largest"])
+    results = mp.study.run_analyses([model], {"weights": ["largest"]})
     assert [s.title for s in make_sections(results)] == ["The largest weight"]
     family = found["A family of networks"]
     monkeypatch.setattr(structure, "ADAPTERS", (*structure.ADAPTERS, family["ADAPTER"]))

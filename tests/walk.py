@@ -320,7 +320,7 @@ ALONE: dict[str, Alone] = {
     "probing.shifted_images": lambda w: mp.probing.shifted_images(w.images),
     "report.make_sections": lambda w: [repr(s) for s in mp.report.make_sections([mp.models.describe(w.model)])],
     "report.narrate": lambda w: mp.report.narrate([mp.linear_probe(*w.runs, l2=[1.0]), _pixels(w)]),
-    "study.weight_results": lambda w: mp.study.weight_results([w.model], ["stem", "tying"], w.images),
+    "study.run_analyses": lambda w: mp.study.run_analyses([w.model], {"weights": ["stem", "tying"]}, w.images),
     "similarity.best_matches": lambda w: mp.similarity.best_matches(mp.compare(w.reps, w.reps, **NO_DRAWS)),
     "similarity.localisation_cka": lambda w: mp.similarity.localisation_cka(w.model, w.images, "blocks.0", grid=2, **FEW),
     "similarity.StreamingCKA": _streamed,

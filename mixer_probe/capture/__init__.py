@@ -1,5 +1,6 @@
 """Hooks to activations: capture in a context, streaming extraction, and the on-disk store."""
 
+from mixer_probe.capture.analysis_inputs import Inputs
 from mixer_probe.capture.extraction import extract
 from mixer_probe.capture.hooks import Reducer, capture, every_position, first_prefix_token, mean_over_positions
 from mixer_probe.capture.representations import Representations, RunRecord
@@ -19,6 +20,7 @@ from mixer_probe.capture.stream import (
 
 __all__ = [
     "ImageSource",
+    "Inputs",
     "Piece",
     "Reducer",
     "Representations",

@@ -1,16 +1,18 @@
-"""The analyses of single channels, and how their results are shown. What `run` takes differs: see each function."""
+"""The analyses of single channels, and how their results are shown."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from itertools import permutations
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from mixer_probe.capture import Representations
+from mixer_probe.capture import Inputs, Representations, extract
 from mixer_probe.channels import (
     ChannelPage,
     ChannelPartners,
@@ -26,6 +28,7 @@ from mixer_probe.channels import (
     class_selectivity,
     dissect,
     dissected_channel,
+    with_partners,
 )
 from mixer_probe.channels.views.dissection import dissected_section, dissection_section
 from mixer_probe.channels.views.pages import pages_section, partners_section
@@ -36,8 +39,7 @@ from mixer_probe.core.errors import ImagesError, MeasureError, UndefinedChannels
 from mixer_probe.core.result import Result
 from mixer_probe.core.settings import StudySettings
 from mixer_probe.images import Images
-from mixer_probe.images.concepts import Concepts
-from mixer_probe.models import Layer, Model
+from mixer_probe.models import Layer
 from mixer_probe.models.layer import spread
 from mixer_probe.stats.claims import DRAWS
 from mixer_probe.visualization import FeatureVisualization, visualize
@@ -47,6 +49,7 @@ NEEDED_LAYERS, NEEDED_DRAWS = 4, 3
 CLEAREST = "the most class-selective channel of each layer (largest |z| of its AUROC)"
 TAILED = "the channel with the heaviest tails of each layer (largest excess kurtosis)"
 ASKED = "selected by number"
+R = TypeVar("R", ChannelStatistics, ClassSelectivity)
 
 
 @contextmanager
@@ -57,35 +60,34 @@ def _told_elsewhere() -> Iterator[None]:
         yield
 
 
-def statistics_of(model: Model, images: Images, layers: str | Sequence[str], s: StudySettings) -> ChannelStatistics:
+def statistics(i: Inputs, layers: str | Sequence[str] | None = None) -> ChannelStatistics:
     """Statistics of a sample of the images where the settings say so: every position counts, so that they settle early."""
-    most = len(images) if s.statistics_images is None else min(s.statistics_images, len(images))
-    return channel_statistics(model, images.sample(most, s.seed), layers, batch_size=s.batch_size, autocast=s.autocast)
+    s = i.settings
+    images = i.images.sample(len(i.images) if s.statistics_images is None else min(s.statistics_images, len(i.images)), s.seed)
+    return channel_statistics(i.model, images, layers or s.layers, batch_size=s.batch_size, autocast=s.autocast)
 
 
-def selectivity_of(reps: Representations, s: StudySettings) -> ClassSelectivity:
-    """Which classes every channel tells, with `DRAWS` permutations: the clearest channel is the largest of thousands."""
+def selectivity(run: Representations, s: StudySettings) -> ClassSelectivity:
+    """For which classes every channel is selective, with `DRAWS` permutations: the largest of thousands is looked for."""
     with _told_elsewhere():
-        return class_selectivity(reps, permutations=s.permutations and max(s.permutations, DRAWS), seed=s.seed)
+        return class_selectivity(run, permutations=s.permutations and max(s.permutations, DRAWS), seed=s.seed)
 
 
-def selectivity_or_none(reps: Representations, s: StudySettings) -> ClassSelectivity | None:
-    """None for images whose labels, or lack of them, allow no selectivity."""
-    try:
-        return selectivity_of(reps, s)
-    except (ImagesError, MeasureError):
-        return None
-
-
-def needed_of(fit: Representations, hold: Representations, s: StudySettings) -> Result:
+def needed(i: Inputs) -> list[Result]:
     """How many channels of a few layers, evenly through the depth, a ridge probe needs."""
-    names = [fit.layers[i].name for i in spread(fit.layers, NEEDED_LAYERS)]
+    fit, rest = i.parts
+    names = [fit.layers[k].name for k in spread(fit.layers, NEEDED_LAYERS)]
     with _told_elsewhere():
-        return channels_needed(fit.only(names), hold.only(names), draws=NEEDED_DRAWS, seed=s.seed)
+        return [channels_needed(fit.only(names), rest.only(names), draws=NEEDED_DRAWS, seed=i.settings.seed)]
 
 
-def partners_of(a: Representations, b: Representations, s: StudySettings) -> list[ChannelPartners]:
-    """For every layer of A the partners of its channels in the layer of B of the most similar relative depth."""
+def partners(networks: Sequence[Inputs]) -> list[ChannelPartners]:
+    """For every layer of each network the best matches of its channels in the layer of each other one of the most similar
+    relative depth."""
+    return [match for a, b in permutations([i.test for i in networks], 2) for match in _matches(a, b, networks[0].settings)]
+
+
+def _matches(a: Representations, b: Representations, s: StudySettings) -> list[ChannelPartners]:
     options: dict[str, Any] = {"k": 1, "permutations": s.permutations and max(s.permutations, DRAWS), "seed": s.seed}
     pairs = [(layer.name, counterpart(layer, b.layers).name) for layer in a.layers]
     with _told_elsewhere():
@@ -124,26 +126,66 @@ def _clearest(selectivity: ClassSelectivity, name: str) -> list[int]:
     return [order[k] for k in np.argsort(turn, kind="stable")]
 
 
-def dissections(model: Model, twin: Model | None, images: Images, concepts: Concepts, s: StudySettings) -> list[Result]:
-    """Which concepts the channels of the network and of its twin mark, and pictures of the channel that stands out most."""
-    found = [_dissected(one, images, concepts, s) for one in (model, twin) if one is not None]
-    best = _best(found[0])
-    if best is None:
-        return [*found]
-    return [*found, dissected_channel(model, images, concepts, found[0], *best, batch_size=s.batch_size)]
+def pages(i: Inputs) -> list[Result]:
+    """Pages of the channels that are asked for by layer (`shared["channels"]`), in a network that has the layers, else of some of
+    every layer. Statistics and selectivity found before are shown there."""
+    asked: Mapping[str, Sequence[int]] = i.shared.get("channels", {})
+    known = i.model.structure.names()
+    names = [name for name in asked if name in known] if asked else i.test.names()
+    if not names:
+        return []
+    run, s = _run_of(names, i), i.settings
+    measured = _holding(i.results(ChannelStatistics), names) or statistics(i, names)
+    selective = _holding(i.results(ClassSelectivity), names) or _selectivity_or_none(run, s)
+    if asked:
+        chosen, rule = {name: list(asked[name]) for name in names}, ASKED
+    else:
+        chosen, rule = chosen_channels(names, measured, selective, s.channel_pages)
+    options: dict[str, Any] = {"k": s.page_images, "by": "mean", "batch_size": s.batch_size}
+    found = channel_pages(i.model, i.images, chosen, statistics=measured, selectivity=selective, reps=run, **options)
+    return [replace(page, rule=rule) for page in found]
 
 
-def _dissected(model: Model, images: Images, concepts: Concepts, s: StudySettings) -> Dissection:
-    return dissect(
-        model,
-        images,
-        concepts,
-        s.layers,
-        permutations=s.permutations,
-        batch_size=s.batch_size,
-        autocast=s.autocast,
-        seed=s.seed,
-    )
+def _holding(found: Sequence[R], names: Sequence[str]) -> R | None:
+    """The first result that has all of these layers."""
+    return next((r for r in found if set(names) <= {layer.name for layer in r.layers}), None)
+
+
+def _run_of(names: Sequence[str], i: Inputs) -> Representations:
+    """The run on the test images, of other layers than those of the study where these are asked for."""
+    if set(names) <= set(i.test.names()):
+        return i.test.only(names)
+    return extract(i.model, i.images, list(names), batch_size=i.settings.batch_size, autocast=i.settings.autocast)
+
+
+def _selectivity_or_none(run: Representations, s: StudySettings) -> ClassSelectivity | None:
+    """None for images whose labels, or lack of them, allow no selectivity."""
+    try:
+        return selectivity(run, s)
+    except (ImagesError, MeasureError):
+        return None
+
+
+def pages_with_partners(networks: Sequence[Inputs]) -> list[Result]:
+    """The pages of all networks, with the best-matching channels in the others; nothing of a single network."""
+    others = [i for i in networks if i.extracted]
+    if len(others) < 2:
+        return []
+    found = [r for i in others for r in i.results(ChannelPartners)] or partners(others)
+    return [with_partners(page, found) for i in networks for page in i.results(ChannelPage)]
+
+
+def dissections(i: Inputs) -> Iterator[Result]:
+    """Which concepts the channels mark, and pictures of the one that stands out most; concepts are those of
+    `shared["concepts"]`."""
+    s = i.settings
+    options: dict[str, Any] = {"permutations": s.permutations, "batch_size": s.batch_size, "autocast": s.autocast, "seed": s.seed}
+    for concepts in i.shared.get("concepts", ()):
+        found = dissect(i.model, i.images, concepts, s.layers, **options)
+        yield found
+        best = _best(found) if i.trained is None else None
+        if best is not None:
+            yield dissected_channel(i.model, i.images, concepts, found, *best, batch_size=s.batch_size)
 
 
 def _best(found: Dissection) -> tuple[str, int] | None:
@@ -154,14 +196,23 @@ def _best(found: Dissection) -> tuple[str, int] | None:
     return (layer.name, int(peaks[i].argmax())) if layer.grid is not None and np.isfinite(peaks[i].max()) else None
 
 
-def visualizations(model: Model, images: Images, pages: Sequence[ChannelPage], s: StudySettings) -> list[Result]:
-    """Images made to excite the channels that have a page, one result a layer."""
+def visualizations(i: Inputs) -> list[Result]:
+    """Images optimised to excite the channels that have a page, one result a layer."""
     channels: dict[str, list[int]] = {}
-    for page in pages:
+    for page in i.results(ChannelPage):
         channels.setdefault(page.layer.name, []).append(page.channel)
-    return [visualize(model, layer, units, images=images, batch_size=s.batch_size) for layer, units in channels.items()]
+    size = i.settings.batch_size
+    return [visualize(i.model, layer, units, images=i.images, batch_size=size) for layer, units in channels.items()]
 
 
+PAGES = Analysis(
+    "pages",
+    "channel pages",
+    "Which images activate a channel most and least?",
+    (ChannelPage,),
+    pages,
+    complete=pages_with_partners,
+)
 ROOM = Room(
     "channels",
     "analysis of channels",
@@ -172,43 +223,36 @@ ROOM = Room(
             "channel statistics",
             "How are the activations of each channel distributed?",
             (ChannelStatistics,),
-            statistics_of,
+            lambda i: [statistics(i)],
             needs="images",
-            baseline=False,
         ),
         Analysis(
             "selectivity",
             "class selectivity",
             "Which channels are selective for a class?",
             (ClassSelectivity,),
-            selectivity_of,
+            lambda i: [selectivity(i.test, i.settings)],
             labelled=True,
+            baseline=True,
         ),
         Analysis(
             "needed",
             "channels needed",
             "How accurate is a probe on few channels?",
             (ChannelsNeeded,),
-            needed_of,
+            needed,
             labelled=True,
-            baseline=False,
         ),
         Analysis(
             "partners",
             "best-matching channels",
             "Which channels of two networks respond to the same images?",
             (ChannelPartners,),
-            partners_of,
+            partners,
             needs="all networks",
+            baseline=True,
         ),
-        Analysis(
-            "pages",
-            "channel pages",
-            "Which images activate a channel most and least?",
-            (ChannelPage,),
-            channel_pages,
-            baseline=False,
-        ),
+        PAGES,
         Analysis(
             "dissection",
             "dissection",
@@ -216,6 +260,7 @@ ROOM = Room(
             (Dissection, DissectedChannel),
             dissections,
             needs="images",
+            baseline=True,
             default=False,
         ),
         Analysis(
@@ -225,7 +270,7 @@ ROOM = Room(
             (FeatureVisualization,),
             visualizations,
             needs="images",
-            baseline=False,
+            after=PAGES,
             default=False,
         ),
     ),

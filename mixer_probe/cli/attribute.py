@@ -30,8 +30,9 @@ from mixer_probe.cli.shared import check_layer, find_images, model_loaders
 from mixer_probe.core.errors import ImagesError, MeasureError
 
 if TYPE_CHECKING:
+    from mixer_probe.attribution.settings import AttributionSettings
     from mixer_probe.images import Images
-    from mixer_probe.study.attributions import AttributionSettings, AttributionStudy
+    from mixer_probe.study import Study
 
 
 @app.command(epilog="Example: mixer-probe attribute zoo:mixer zoo:vit --method saliency,gradcam --out attributions")
@@ -85,35 +86,37 @@ def attribute(
 
     With --out writes every map over its image at the image's own resolution, every figure as SVG and PNG, the numbers as CSV, all
     maps (attributions.json), results.json and report.html."""
-    from mixer_probe.study.attributions import AttributionStudy
+    from mixer_probe.attribution.analyses import ROOM
+    from mixer_probe.study import Study
 
-    settings = _settings(what, method, target, layer, baseline, batch_size, seed, shown)
+    chosen = ROOM.names if what == "all" else ROOM.check(_parts(what))
+    settings = _settings(method, target, layer, baseline, batch_size, seed, shown)
     loaders = model_loaders(names, pretrained, checkpoint, device, model_args, class_names)
     check_layer(loaders, layer)
-    study = AttributionStudy(_images(image, data, split, root, limit, on_error, seed), settings, [])
+    images = _images(image, data, split, root, limit, on_error, seed)
+    study = Study(images, names={"attribution": chosen}, strict=True, shared={"attribution": settings})
     for load in loaders:
-        study.look_at(load())
-    study.finish()
-    files = {} if out is None else _maps(study)
+        study.add(load())
+    if not study.finish():
+        raise MeasureError("no network has a token-mixing MLP, whose hidden units conductance is of; take overlays or curves")
+    files = _maps(study, images, shown) if out is not None and "overlays" in chosen else {}
     finish(study.results, out, "Attribution maps and their evaluation", as_json, files=files, tables=True)
 
 
 def _settings(
-    what: str, method: str | None, target: str, layer: str | None, baseline: str, batch_size: int, seed: int, shown: int
+    method: str | None, target: str, layer: str | None, baseline: str, batch_size: int, seed: int, shown: int
 ) -> AttributionSettings:
     from dataclasses import replace
 
     from mixer_probe.attribution import METHODS
-    from mixer_probe.attribution.analyses import ROOM
-    from mixer_probe.study.attributions import THOROUGH, AttributionSettings, check_methods
+    from mixer_probe.attribution.settings import THOROUGH, AttributionSettings, check_methods
 
-    chosen = ROOM.names if what == "all" else ROOM.check(_parts(what))
     named = None if method in (None, "all") else check_methods(_parts(method or ""))
     if layer is not None and named is not None and "gradcam" not in named:
         raise MeasureError("--layer is that of Grad-CAM; add gradcam to --method or leave --layer out")
     # "all" is what a network allows of them.
     effort = replace(THOROUGH, methods=tuple(METHODS)) if method == "all" else THOROUGH
-    return AttributionSettings(chosen, named, target, layer, baseline, batch_size, seed, shown, effort)
+    return AttributionSettings(named, target, layer, baseline, batch_size, seed, shown, effort)
 
 
 def _parts(text: str) -> list[str]:
@@ -136,18 +139,18 @@ def _images(
     return load_files(files) if files else find_images(data or "demo", split, root, limit, on_error, seed)
 
 
-def _maps(study: AttributionStudy) -> dict[str, str | bytes]:
+def _maps(study: Study, images: Images, shown: int) -> dict[str, str | bytes]:
     """Every map over its image, pixel by pixel, and all maps as data, by the names of their files."""
+    from mixer_probe.attribution import Attribution
     from mixer_probe.attribution.figures import overlay_image
     from mixer_probe.core.result import results_text
     from mixer_probe.core.text import slug
 
-    if not study.wants("overlays"):
-        return {}
-    files: dict[str, str | bytes] = {"attributions.json": results_text(study.made)}
-    for i in range(min(study.settings.shown, len(study.images))):
-        picture = study.images[i]
-        for a in study.made:
+    maps = [a for network in study.networks for a in network.results(Attribution)]
+    files: dict[str, str | bytes] = {"attributions.json": results_text(maps)}
+    for i in range(min(shown, len(images))):
+        picture = images[i]
+        for a in maps:
             name = "-".join(slug(part)[:60] for part in (Path(a.ids[i]).stem, a.model.name.removeprefix("zoo:"), a.method))
             stream = io.BytesIO()
             overlay_image(picture, a, i).save(stream, "PNG")

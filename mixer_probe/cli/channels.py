@@ -29,7 +29,7 @@ from mixer_probe.cli.options import (
     folder,
 )
 from mixer_probe.cli.output import finish
-from mixer_probe.cli.shared import check_layers, find_images, model_loaders, study_settings, train_and_test, without_gaps
+from mixer_probe.cli.shared import check_any, check_layers, find_images, model_loaders, study_settings, train_and_test
 from mixer_probe.core.errors import LayerError, MeasureError, closest
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def channels(
     With --out writes every figure as SVG and PNG, the numbers as CSV, results.json and report.html."""
     from mixer_probe.images import load_concepts
     from mixer_probe.stats import check_permutations
-    from mixer_probe.study import Study
+    from mixer_probe.study import run_analyses
 
     asked, by_name = _asked(channel), what not in (None, "all")
     sources = [path for path in (masks, attributes) if path is not None]
@@ -116,12 +116,10 @@ def channels(
         page_images=top,
     )
     _check_asked(asked, loaders)
-    study = Study(images, train, settings)
-    study.channels.asked, study.channels.concepts = asked, concepts
-    for load in loaders:
-        study.read_channels(load())
-    study.finish()
-    finish(without_gaps(study.results, not by_name), out, "Channel analysis", as_json)
+    shared = {"channels": asked, "concepts": concepts}
+    results = run_analyses(loaders, {"channels": chosen}, images, train, settings, strict=by_name, **shared)
+    check_any(results)
+    finish(results, out, "Channel analysis", as_json)
 
 
 def _analyses(what: str | None, networks: int, asked: bool, annotated: bool, visualize: bool) -> tuple[str, ...]:
@@ -189,9 +187,9 @@ def _images(
 
 def _check_labels(images: Images, train: Images | None, chosen: Sequence[str], seed: int) -> None:
     """Raises ImagesError or MeasureError for labels that the analyses need and that are missing or too few."""
+    from mixer_probe.capture.analysis_inputs import halves
     from mixer_probe.channels.analyses import check_labels
-    from mixer_probe.study.study import label_halves
 
     check_labels(images, chosen)
     if "needed" in chosen and train is None:
-        label_halves(images.labels, images.name, images.class_names, seed)
+        halves(images.labels, images.name, images.class_names, seed)

@@ -28,7 +28,7 @@ from mixer_probe.cli.options import (
     folder,
 )
 from mixer_probe.cli.output import finish
-from mixer_probe.cli.shared import check_layers, find_images, model_loaders, study_settings, train_and_test, without_gaps
+from mixer_probe.cli.shared import check_any, check_layers, find_images, model_loaders, study_settings, train_and_test
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import check_choice, shown, whole_number
 
@@ -83,8 +83,8 @@ def probe(
     """Probes of every layer, with 95 % intervals, against the same network untrained, raw pixels and chance.
 
     With --out writes every figure as SVG and PNG, the numbers as CSV, results.json and report.html."""
-    from mixer_probe.probing.analyses import read_groups
-    from mixer_probe.study import Study
+    from mixer_probe.probing.analyses import read_groups, study_targets
+    from mixer_probe.study import run_analyses
 
     settings = study_settings(
         layers,
@@ -106,15 +106,12 @@ def probe(
         images, train = train_and_test(data, split, root, limit, on_error, seed)
     else:
         train, images = (find_images(d, s, root, limit, on_error, seed) for d, s in ((data, split), (test_data, test_split)))
-    study = Study(images, train, settings)
     # Tables that do not fit are told before any network runs.
     read_groups(settings.groups)
-    if "targets" in settings.probes:
-        study.find_targets()
-    for load in loaders:
-        study.read(load())
-    study.probe()
-    results = without_gaps(study.results, what == "all")
+    shared = {"targets": study_targets((train or images, images), settings.targets)} if "targets" in settings.probes else {}
+    probing = {"probing": settings.probes}
+    results = run_analyses(loaders, probing, images, train, settings, strict=what != "all", **shared)
+    check_any(results)
     finish(results, out, "Probe analysis", as_json, files=_paths(results), tables=True)
 
 

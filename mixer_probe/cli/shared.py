@@ -144,11 +144,10 @@ def _model_arguments(text: str) -> dict[str, Any]:
     return found
 
 
-def without_gaps(results: Sequence[Result], anything: bool) -> list[Result]:
-    """The results; what was asked for by name and left out is an error, unless `anything` that works is wanted."""
+def check_any(results: Sequence[Result]) -> None:
+    """Raise MeasureError, with the first reason, where nothing but skipped analyses is left."""
     from mixer_probe.core.skipped import Skipped
 
-    skipped = [r for r in results if isinstance(r, Skipped)]
-    if skipped and not (anything and len(skipped) < len(results)):
-        raise MeasureError(skipped[0].reason)
-    return list(results)
+    skipped = [r.reason for r in results if isinstance(r, Skipped)]
+    if skipped and len(skipped) == len(results):
+        raise MeasureError(skipped[0])

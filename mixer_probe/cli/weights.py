@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,13 +23,10 @@ from mixer_probe.cli.options import (
     app,
 )
 from mixer_probe.cli.output import finish
-from mixer_probe.cli.shared import find_images, model_loaders
+from mixer_probe.cli.shared import find_images, model_loaders, study_settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from mixer_probe.core.result import Result
-    from mixer_probe.models import Model
 
 
 @app.command(epilog="Example: mixer-probe weights zoo:mixer --what units,kernels --block 1 --out weights")
@@ -57,21 +54,18 @@ def weights(
 
     Writes every figure as SVG and PNG, the numbers as CSV, results.json and report.html."""
     from mixer_probe import catalog
-    from mixer_probe.study.weights import block_path, block_pictures, weight_results
+    from mixer_probe.study import Study
+    from mixer_probe.weights.views.block import block_path, block_pictures
 
-    chosen = None if what == "all" else catalog.room("weights").check([name.strip() for name in what.split(",")])
-    images = find_images(data, split, root, limit, on_error, seed) if chosen is None or "tying" in chosen else None
-    results: list[Result] = []
+    room = catalog.room("weights")
+    chosen = room.names if what == "all" else room.check([name.strip() for name in what.split(",")])
+    images = find_images(data, split, root, limit, on_error, seed) if "tying" in chosen else None
+    settings = study_settings("blocks", baselines=baselines, seed=seed)
+    study = Study(images, settings=settings, names={"weights": chosen}, strict=what != "all", shared={"kernel_images": None})
     drawn: dict[str, Figure] = {}
     for load in model_loaders(names, pretrained, checkpoint, device, model_args):
         model = load()
         path = None if block is None else block_path(model, block)
-        twins = [model.untrained()] if baselines and model.weights.trained else []
-        found = weight_results([model, *twins], chosen, images)
-        drawn |= {} if path is None else block_pictures([r for r in found if _is_of(r, model)], path)
-        results += found
-    finish(results, out, "Weight analysis", as_json, drawn=drawn)
-
-
-def _is_of(result: Any, model: Model) -> bool:
-    return getattr(result, "model", None) == model.record
+        found = study.add(model).found
+        drawn |= {} if path is None else block_pictures([r for r in found if getattr(r, "model", None) == model.record], path)
+    finish(study.results, out, "Weight analysis", as_json, drawn=drawn)

@@ -5,7 +5,7 @@ and one view a type of result, from which reports, the command line and the app 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from mixer_probe.core.errors import MixerProbeError, closest
 from mixer_probe.core.result import Result
 from mixer_probe.core.section import Section
 
-Needs = Literal["weights", "images", "activations", "all networks"]
+Needs = Literal["weights", "images", "activations", "pairs", "all networks"]
 FAMILIES = ("mixer", "vit", "cnn")
 
 
@@ -21,20 +21,39 @@ FAMILIES = ("mixer", "vit", "cnn")
 class Analysis:
     """One analysis of networks, called `name` in options and settings; `title` is what a report calls it.
 
-    `run` computes it, and what it is given is said by its room. `needs` says what must be there: the weights alone, images,
-    activations of images, or all networks of a study. `families` may have what it looks at. With `baseline` the untrained
-    baseline of a network is analysed too. `labelled` ones need classes. Those not in `default` are made only when asked for."""
+    `run` takes the `Inputs` of one network (`mixer_probe.capture`) and returns results; it may yield them one by one. `needs`
+    says what must be there: the weights alone, images, or activations of images. One that needs "pairs" takes the inputs of two
+    networks, or of one network twice, and one that needs "all networks" those of all.
+
+    `families` may have what it looks at; with `pixels` raw pixels do too. With `baseline` it runs on the untrained baselines as
+    well. `labelled` ones need classes. Those not in `default` are made only when asked for.
+
+    `after` is another analysis, whose results `run` takes from the inputs; they are kept, and reported nowhere. `complete` takes
+    the inputs of all networks once all are analysed, and gives the results again, completed. With `each`, a setting that lists
+    values, `run` is called once per value, each time with that value alone in the setting. `decided_by` gives what decides the
+    numbers besides networks and their baselines: by default nothing where the weights alone are needed, else all images and
+    settings of a study."""
 
     name: str
     title: str
     question: str
     results: tuple[type[Result], ...]
-    run: Callable[..., Any]
+    run: Callable[[Any], Iterable[Result]]
     needs: Needs = "activations"
     families: tuple[str, ...] = FAMILIES
-    baseline: bool = True
+    baseline: bool = False
+    pixels: bool = False
     labelled: bool = False
     default: bool = True
+    after: Analysis | None = None
+    complete: Callable[[Any], Iterable[Result]] | None = None
+    each: str = ""
+    decided_by: Callable[[Any], Mapping[str, Any]] | None = None
+
+    @property
+    def of_one(self) -> bool:
+        """Whether it looks at one network at a time."""
+        return self.needs not in ("pairs", "all networks")
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,23 @@
-"""The analyses of what activations encode, and how their results are shown.
-
-`run` of those in `PER_RUN` takes `Readings` and the settings of a study; of those by position (`BY_POSITION`) the network, the
-images and the settings."""
+"""The analyses of what activations encode, and how their results are shown."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from mixer_probe.capture import Representations, extract
+from mixer_probe.capture import Inputs, Representations, extract
 from mixer_probe.core.analysis import Analysis, Room, View
 from mixer_probe.core.errors import ImagesError, MeasureError, closest
 from mixer_probe.core.result import Result
 from mixer_probe.core.settings import StudySettings
 from mixer_probe.images import Images
 from mixer_probe.images.classes import require_labels
-from mixer_probe.models import Model
 from mixer_probe.models.layer import spread
 from mixer_probe.probing import (
     AttentiveResult,
@@ -74,34 +70,32 @@ _PLACE_RIDGES = (1e-5, 1e-3, 1e-1)
 # Maps of more layers are hard to take in, and every layer is kept with all its positions.
 POSITION_LAYERS = 4
 
-Pair = tuple[Images, Images]
+
+def runs(i: Inputs, labelled: bool = True) -> Runs:
+    """The runs to fit and to test on, as probes take them."""
+    return i.keep(f"runs of probes {labelled}", lambda: runs_of(*i.parts, labelled))
 
 
-@dataclass
-class Readings:
-    """What one network, or raw pixels, have for probes to read: runs to fit on and to test on, those of the untrained twin,
-    and the runs to fit on as they were extracted; `pair` are the images, for targets."""
-
-    runs: Runs
-    fit: Representations
-    targets: Callable[[], tuple[tuple[Target, ...], tuple[Target, ...]]]
-    twin: Runs | None = None
-    twin_fit: Representations | None = None
-    _probe: ProbeResult | None = field(default=None, repr=False)
-
-    def probe(self, s: StudySettings) -> ProbeResult:
-        """The probe of every layer, made once."""
-        if self._probe is None:
-            kept = "calibration" in s.probes and s.probe_method in PROBABILISTIC
-            train, test = self.runs
-            self._probe = linear_probe(train, test, method=s.probe_method, untrained=self.twin, probabilities=kept)
-        return self._probe
+def _untrained(i: Inputs, labelled: bool = True) -> Runs | None:
+    return None if i.baseline is None else runs(i.baseline, labelled)
 
 
-def _few_shot(r: Readings, s: StudySettings) -> list[Result]:
-    shots = s.shots if s.shots is not None else _possible_shots(r.runs[0].labels, r.fit.images.name)
-    train, test = r.runs
-    return [few_shot_probe(train, test, shots, preset=s.few_shot, untrained=r.twin)]
+def _probe(i: Inputs) -> ProbeResult:
+    """The probe of every layer, made once."""
+    found = i.results(ProbeResult)
+    return found[0] if found else i.keep("linear probe", lambda: _linear_probe(i))
+
+
+def _linear_probe(i: Inputs) -> ProbeResult:
+    s = i.settings
+    kept = "calibration" in s.probes and s.probe_method in PROBABILISTIC
+    return linear_probe(*runs(i), method=s.probe_method, untrained=_untrained(i), probabilities=kept)
+
+
+def _few_shot(i: Inputs) -> list[Result]:
+    s = i.settings
+    shots = s.shots if s.shots is not None else _possible_shots(runs(i)[0].labels, i.parts[0].images.name)
+    return [few_shot_probe(*runs(i), shots, preset=s.few_shot, untrained=_untrained(i))]
 
 
 def _possible_shots(labels: np.ndarray | None, name: str) -> tuple[int, ...]:
@@ -110,9 +104,8 @@ def _possible_shots(labels: np.ndarray | None, name: str) -> tuple[int, ...]:
     return tuple(count for count in SHOTS if count <= least)
 
 
-def _control(r: Readings, s: StudySettings) -> list[Result]:
-    train, test = r.runs
-    return [control_task(train, test, read_groups(s.groups), seed=s.seed, untrained=r.twin)]
+def _control(i: Inputs) -> list[Result]:
+    return [control_task(*runs(i), read_groups(i.settings.groups), seed=i.settings.seed, untrained=_untrained(i))]
 
 
 def read_groups(path: str | None) -> dict[str, str] | None:
@@ -128,15 +121,15 @@ def read_groups(path: str | None) -> dict[str, str] | None:
     return dict(zip(table["class"], table["group"], strict=True))
 
 
-def _codes(r: Readings, s: StudySettings) -> list[Result]:
-    options = _CODE if s.sampled_probes else {}
-    return [online_code(_sample(reps, s), seed=s.seed, **options) for reps in (r.fit, r.twin_fit) if reps is not None]
+def _codes(i: Inputs) -> list[Result]:
+    options = _CODE if i.settings.sampled_probes else {}
+    return [online_code(_sample(i.parts[0], i.settings), seed=i.settings.seed, **options)]
 
 
-def _control_codes(r: Readings, s: StudySettings) -> list[Result]:
+def _control_codes(i: Inputs) -> list[Result]:
+    s = i.settings
     options = _CODE if s.sampled_probes else {}
-    found = [reps for reps in (r.fit, r.twin_fit) if reps is not None]
-    return [control_code(_sample(reps, s), read_groups(s.groups), controls=3, seed=s.seed, **options) for reps in found]
+    return [control_code(_sample(i.parts[0], s), read_groups(s.groups), controls=3, seed=s.seed, **options)]
 
 
 def _sample(reps: Representations, s: StudySettings) -> Representations:
@@ -153,14 +146,11 @@ def _sample(reps: Representations, s: StudySettings) -> Representations:
     return reps.only(layers).take(stratified(y, size, s.seed))
 
 
-def _calibration(r: Readings, s: StudySettings) -> list[Result]:
-    return [calibration(r.probe(s), r.runs, seed=s.seed)]
-
-
-def _targets(r: Readings, s: StudySettings) -> list[Result]:
-    (train, test), (fit, hold) = r.runs, r.targets()
-    found = ([_aligned(t, run.ids) for t in targets] for run, targets in ((train, fit), (test, hold)))
-    return [target_probe(train, test, *found, untrained=r.twin)]
+def _targets(i: Inputs) -> list[Result]:
+    train, test = runs(i, labelled=False)
+    found = i.share("targets", lambda: study_targets((i.train or i.images, i.images), i.settings.targets))
+    fit, rest = ([_aligned(t, run.ids) for t in targets] for run, targets in zip((train, test), found, strict=True))
+    return [target_probe(train, test, fit, rest, untrained=_untrained(i, labelled=False))]
 
 
 def _aligned(target: Target, ids: tuple[str, ...]) -> Target:
@@ -207,150 +197,154 @@ def _named(reps: Representations) -> MatchedRepresentations:
     return MatchedRepresentations(reps, np.zeros(len(reps.ids), dtype=np.int64), None)
 
 
-def patch_positions(model: Model, images: Images, s: StudySettings) -> Result:
+def _patch_positions(i: Inputs) -> list[Result]:
     """From where in the image each patch comes, after every layer; of a sample of the images where the settings say so."""
+    model, s = i.model, i.settings
     layers = [layer.name for layer in model.select(("stem", "blocks")) if layer.grid and layer.grid[0] * layer.grid[1] > 1]
     if not layers:
         raise MeasureError(f"no layer of {model.name} has several positions, so no position can be decoded")
     options: dict[str, Any] = {"batch_size": s.batch_size, "untrained": s.baselines}
     if s.sampled_probes:
-        images = images.sample(min(PLACE_IMAGES, len(images)), s.seed)
         options["ridges"] = _PLACE_RIDGES
-    return patch_position_probe(model, images, layers=layers, **options)
+    return [patch_position_probe(model, i.sample(PLACE_IMAGES if s.sampled_probes else None), layers=layers, **options)]
 
 
-def by_position(model: Model, pair: Pair, s: StudySettings) -> list[Result]:
-    """Probes of each position of a few layers; these are on disk meanwhile, since all positions of all images are large."""
+def _position_runs(i: Inputs) -> Runs:
+    """Runs with each position of a few layers; on disk meanwhile, since all positions of all images are large."""
+    model, s = i.model, i.settings
     layers = [layer for layer in model.select(s.layers) if layer.positions]
     if not layers:
         raise MeasureError(f"none of the selected layers of {model.name} has positions")
-    names = [layers[i].name for i in spread(layers, POSITION_LAYERS)]
-    with tempfile.TemporaryDirectory() as folder:
-        train, test = (
-            extract(
-                model, images, names, reduce="none", batch_size=s.batch_size, autocast=s.autocast, out=Path(folder) / f"{k}.zarr"
-            )
-            for k, images in enumerate(pair)
-        )
-        runs = runs_of(train, test)
-        found: list[Result] = [position_probe(*runs)] if "positions" in s.probes else []
-        return [*found, attentive_probe(*runs, seed=s.seed)] if "attentive" in s.probes else found
+    names = [layers[k].name for k in spread(layers, POSITION_LAYERS)]
+    images, folder = i.image_parts, Path(i.open(tempfile.TemporaryDirectory()))
+    options: dict[str, Any] = {"reduce": "none", "batch_size": s.batch_size, "autocast": s.autocast}
+    train, test = (extract(model, part, names, out=folder / f"{k}.zarr", **options) for k, part in enumerate(images))
+    return runs_of(train, test)
 
 
-PER_RUN = (
-    Analysis(
-        "accuracy",
-        "linear probe",
-        "How accurately does a linear probe predict the class after each layer?",
-        (ProbeResult,),
-        lambda r, s: [r.probe(s)],
-        labelled=True,
-    ),
-    Analysis(
-        "fewshot",
-        "few-shot probe",
-        "How accurate is a probe trained on few images per class?",
-        (FewShotResult,),
-        _few_shot,
-        labelled=True,
-    ),
-    Analysis(
-        "confusion",
-        "confusion",
-        "Which classes does a probe confuse?",
-        (ConfusionMatrix,),
-        lambda r, s: [confusion_matrix(r.probe(s))],
-        labelled=True,
-        default=False,
-    ),
-    Analysis(
-        "calibration",
-        "calibration",
-        "Are the predicted probabilities of a probe calibrated?",
-        (Calibration,),
-        _calibration,
-        labelled=True,
-        default=False,
-    ),
-    Analysis(
-        "control",
-        "control tasks",
-        "Is a probe accurate because of the activations, or because it can fit any labels?",
-        (ControlTask,),
-        _control,
-        labelled=True,
-    ),
-    Analysis(
-        "mdl",
-        "description length",
-        "How far do the activations compress the labels?",
-        (OnlineCode,),
-        _codes,
-        labelled=True,
-    ),
-    Analysis(
-        "control-mdl",
-        "description length of control tasks",
-        "How far do the activations compress random groupings of the classes?",
-        (ControlCode,),
-        _control_codes,
-        labelled=True,
-        default=False,
-    ),
-    Analysis(
-        "random-labels",
-        "random labels",
-        "Is the accuracy on random labels at chance?",
-        (RandomLabels,),
-        lambda r, s: [random_label_probe(*r.runs, seed=s.seed)],
-        labelled=True,
-        default=False,
-    ),
-    Analysis(
-        "targets",
-        "probe of targets",
-        "Which properties of an image are linearly encoded?",
-        (TargetProbe,),
-        _targets,
-        default=False,
-    ),
-)
-BY_POSITION = (
-    Analysis(
-        "positions",
-        "probe per position",
-        "At which positions can a probe predict the class?",
-        (PositionProbe,),
-        by_position,
-        labelled=True,
-        default=False,
-    ),
-    Analysis(
-        "attentive",
-        "attentive probe",
-        "Which positions does an attentive probe attend to?",
-        (AttentiveResult,),
-        by_position,
-        labelled=True,
-        default=False,
-    ),
-    Analysis(
-        "patch-position",
-        "patch position",
-        "How accurately is the position of a patch decoded from its activation?",
-        (PatchPosition,),
-        patch_positions,
-        needs="images",
-    ),
-)
-# Of raw pixels only those that are a baseline of networks are made.
-PIXELS = ("accuracy", "fewshot", "control", "mdl", "targets")
+def _by_position(i: Inputs) -> Runs:
+    return i.keep("runs by position", lambda: _position_runs(i))
+
 
 ROOM = Room(
     "probing",
     "probe analysis",
     MeasureError,
-    (*PER_RUN, *BY_POSITION),
+    (
+        Analysis(
+            "accuracy",
+            "linear probe",
+            "How accurately does a linear probe predict the class after each layer?",
+            (ProbeResult,),
+            lambda i: [_probe(i)],
+            labelled=True,
+            pixels=True,
+        ),
+        Analysis(
+            "fewshot",
+            "few-shot probe",
+            "How accurate is a probe trained on few images per class?",
+            (FewShotResult,),
+            _few_shot,
+            labelled=True,
+            pixels=True,
+        ),
+        Analysis(
+            "confusion",
+            "confusion",
+            "Which classes does a probe confuse?",
+            (ConfusionMatrix,),
+            lambda i: [confusion_matrix(_probe(i))],
+            labelled=True,
+            default=False,
+        ),
+        Analysis(
+            "calibration",
+            "calibration",
+            "Are the predicted probabilities of a probe calibrated?",
+            (Calibration,),
+            lambda i: [calibration(_probe(i), runs(i), seed=i.settings.seed)],
+            labelled=True,
+            default=False,
+        ),
+        Analysis(
+            "control",
+            "control tasks",
+            "Is a probe accurate because of the activations, or because it can fit any labels?",
+            (ControlTask,),
+            _control,
+            labelled=True,
+            pixels=True,
+        ),
+        Analysis(
+            "mdl",
+            "description length",
+            "How far do the activations compress the labels?",
+            (OnlineCode,),
+            _codes,
+            labelled=True,
+            pixels=True,
+            baseline=True,
+        ),
+        Analysis(
+            "control-mdl",
+            "description length of control tasks",
+            "How far do the activations compress random groupings of the classes?",
+            (ControlCode,),
+            _control_codes,
+            labelled=True,
+            default=False,
+            baseline=True,
+        ),
+        Analysis(
+            "random-labels",
+            "random labels",
+            "Is the accuracy on random labels at chance?",
+            (RandomLabels,),
+            lambda i: [random_label_probe(*runs(i), seed=i.settings.seed)],
+            labelled=True,
+            default=False,
+        ),
+        Analysis(
+            "targets",
+            "probe of targets",
+            "Which properties of an image are linearly encoded?",
+            (TargetProbe,),
+            _targets,
+            default=False,
+            pixels=True,
+        ),
+        Analysis(
+            "positions",
+            "probe per position",
+            "At which positions can a probe predict the class?",
+            (PositionProbe,),
+            lambda i: [position_probe(*_by_position(i))],
+            labelled=True,
+            default=False,
+            baseline=True,
+            needs="images",
+        ),
+        Analysis(
+            "attentive",
+            "attentive probe",
+            "Which positions does an attentive probe attend to?",
+            (AttentiveResult,),
+            lambda i: [attentive_probe(*_by_position(i), seed=i.settings.seed)],
+            labelled=True,
+            default=False,
+            baseline=True,
+            needs="images",
+        ),
+        Analysis(
+            "patch-position",
+            "patch position",
+            "How accurately is the position of a patch decoded from its activation?",
+            (PatchPosition,),
+            _patch_positions,
+            needs="images",
+        ),
+    ),
     (
         View(ProbeResult, probe_section),
         View(FewShotResult, few_shot_section),

@@ -1,9 +1,15 @@
-"""The analyses of similarity, and how their results are shown. `run` takes two runs on the same images and the measure."""
+"""The analyses of similarity, and how their results are shown."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mixer_probe.capture import Inputs
 from mixer_probe.core.analysis import Analysis, Room, View
 from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.result import Result
+from mixer_probe.core.settings import StudySettings
 from mixer_probe.similarity import SimilarityMatrix, compare
 from mixer_probe.similarity.identification import LayerIdentification
 from mixer_probe.similarity.localisation import LocalisationCKA
@@ -17,6 +23,39 @@ from mixer_probe.similarity.views import (
     similarity_section,
 )
 
+# CKA has all its draws in a few matrix products; other measures start anew with each. Twenty are the fewest with an interval.
+OTHER_DRAWS = 20
+_CKA = ("cka", "cka_rbf")
+
+
+def similarity(pair: Sequence[Inputs]) -> Iterator[Result]:
+    """Similarity of two networks by the measures of the settings, and of a network with itself by CKA."""
+    a, b = pair
+    for measure in a.settings.measures:
+        if a is not b or measure in _CKA:
+            permutations, resamples = _draws(a.settings, measure)
+            yield compare(a.test, b.test, measure, permutations=permutations, resamples=resamples, seed=a.settings.seed)
+
+
+def _draws(s: StudySettings, measure: str) -> tuple[int, int]:
+    most = max(s.permutations, s.resamples) if measure in _CKA else OTHER_DRAWS
+    return min(s.permutations, most), min(s.resamples, most)
+
+
+def _decided_by(i: Inputs) -> Mapping[str, Any]:
+    """The settings that similarity depends on, with the images."""
+    s = i.settings
+    draws = [_draws(s, measure) for measure in s.measures]
+    return {
+        "images": i.images,
+        "layers": s.layers,
+        "autocast": s.autocast,
+        "measures": s.measures,
+        "draws": draws,
+        "seed": s.seed,
+    }
+
+
 ROOM = Room(
     "similarity",
     "analysis of similarity",
@@ -27,9 +66,10 @@ ROOM = Room(
             "similarity",
             "Which layers of two networks represent the same images similarly?",
             (SimilarityMatrix,),
-            compare,
-            needs="all networks",
-            baseline=False,
+            similarity,
+            needs="pairs",
+            each="measures",
+            decided_by=_decided_by,
         ),
     ),
     (

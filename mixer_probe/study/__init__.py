@@ -2,7 +2,6 @@
 
 from mixer_probe.core.settings import StudySettings
 from mixer_probe.study.steps import Steps
-from mixer_probe.study.study import Study, run_study
-from mixer_probe.study.weights import weight_results
+from mixer_probe.study.study import Study, run_analyses, run_study
 
-__all__ = ["Steps", "Study", "StudySettings", "run_study", "weight_results"]
+__all__ = ["Steps", "Study", "StudySettings", "run_analyses", "run_study"]

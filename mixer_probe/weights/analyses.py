@@ -1,9 +1,12 @@
-"""The analyses of weights, and how their results are shown. `run` takes a model and images, which only `tying` looks at."""
+"""The analyses of weights, and how their results are shown."""
 
 from __future__ import annotations
 
+from mixer_probe.capture import Inputs
 from mixer_probe.core.analysis import Analysis, Room, View
 from mixer_probe.core.errors import ModelError
+from mixer_probe.core.result import Result
+from mixer_probe.images import Images
 from mixer_probe.weights import (
     Anatomy,
     ConvolutionEquivalence,
@@ -31,6 +34,20 @@ from mixer_probe.weights.views.stem import position_section, stem_section
 from mixer_probe.weights.views.tying import tying_section
 from mixer_probe.weights.views.units import token_mixing_section
 
+# The mean Jacobians of the channels settle with few images, since every position counts.
+KERNEL_IMAGES = 64
+
+
+def _sample(i: Inputs) -> Images | None:
+    """The images that kernels of Mixers and ViTs are measured on; a command may ask for another number of them, or all (None)."""
+    return i.sample(i.shared.get("kernel_images", KERNEL_IMAGES)) if i.has_images else None
+
+
+def tying(i: Inputs) -> list[Result]:
+    """How many kernels the channels of a layer share; without images only those of networks whose weights tell."""
+    return [kernel_tying(i.model, _sample(i))]
+
+
 ROOM = Room(
     "weights",
     "analysis of weights",
@@ -41,61 +58,63 @@ ROOM = Room(
             "anatomy",
             "Which modules mix positions and which channels, and with how many parameters and operations?",
             (Anatomy,),
-            lambda model, _: anatomy(model),
+            lambda i: [anatomy(i.model)],
             needs="weights",
-            baseline=False,
         ),
         Analysis(
             "units",
             "token-mixing units",
             "Which spatial patterns do the hidden units of token mixing read and write?",
             (TokenMixing,),
-            lambda model, _: token_mixing(model),
+            lambda i: [token_mixing(i.model)],
             needs="weights",
             families=("mixer",),
+            baseline=True,
         ),
         Analysis(
             "kernels",
             "spatial kernels",
             "From how far does each position read, and does the pattern move with the position?",
             (SpatialKernels,),
-            lambda model, _: spatial_kernels(model),
+            lambda i: [spatial_kernels(i.model)],
             needs="weights",
+            baseline=True,
         ),
         Analysis(
             "tying",
             "kernel tying",
             "How many spatial kernels do the channels of a layer share?",
             (KernelTying,),
-            kernel_tying,
+            tying,
             needs="images",
+            baseline=True,
+            decided_by=lambda i: {"images": _sample(i)},
         ),
         Analysis(
             "stem",
             "stem filters",
             "Which patterns do the first filters detect?",
             (StemFilters,),
-            lambda model, _: stem_filters(model),
+            lambda i: [stem_filters(i.model)],
             needs="weights",
-            baseline=False,
         ),
         Analysis(
             "positions",
             "position embeddings",
             "Are embeddings of neighbouring positions similar?",
             (PositionEmbeddings,),
-            lambda model, _: position_embeddings(model),
+            lambda i: [position_embeddings(i.model)],
             needs="weights",
             families=("vit",),
-            baseline=False,
         ),
         Analysis(
             "spectra",
             "spectra",
             "How many directions dominate the matrices that mix positions and channels?",
             (WeightSpectra,),
-            lambda model, _: weight_spectra(model),
+            lambda i: [weight_spectra(i.model)],
             needs="weights",
+            baseline=True,
         ),
     ),
     (

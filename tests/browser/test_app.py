@@ -11,8 +11,9 @@ import pytest
 from safetensors.torch import save_file
 
 import mixer_probe as mp
+from mixer_probe import catalog
 from mixer_probe.core.result import save_results
-from mixer_probe.study import weight_results
+from mixer_probe.study import run_analyses
 from tests.browser.conftest import ROOT, Serve
 from tests.tiny import tiny_models
 
@@ -165,7 +166,8 @@ def test_a_report_of_what_was_seen_opens_without_the_app(page: Page, chromium: B
 
 
 def test_results_open_and_the_report_is_saved(page: Page, app: str, tmp_path: Path) -> None:
-    results = save_results(weight_results(tiny_models()[:1]), tmp_path / "results.json")
+    found = run_analyses(tiny_models()[:1], {"weights": catalog.room("weights").names}, strict=False)
+    results = save_results(found, tmp_path / "results.json")
     visit(page, address(app, "Report", [VIT]), "Report")
     page.get_by_role("tab", name="Results file").click()
     page.locator("input[type=file]").set_input_files(results)

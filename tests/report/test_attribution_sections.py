@@ -14,6 +14,7 @@ from timm.models.mlp_mixer import MlpMixer
 import mixer_probe as mp
 from mixer_probe import attribution as at
 from mixer_probe.attribution.analyses import ROOM
+from mixer_probe.attribution.settings import QUICK, AttributionSettings, find_target
 from mixer_probe.core.errors import ImagesError, MeasureError
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result, from_dict, load_results, save_results, to_dict
 from mixer_probe.core.section import Picture, Section, Table
@@ -21,12 +22,7 @@ from mixer_probe.core.skipped import Skipped
 from mixer_probe.images import from_arrays
 from mixer_probe.models.layer import Layer
 from mixer_probe.report import make_sections
-from mixer_probe.study.attributions import (
-    QUICK,
-    AttributionSettings,
-    AttributionStudy,
-    find_target,
-)
+from mixer_probe.study import Study
 from tests.attribution.planted import SIZE, planted_models
 from tests.tiny import SPEC, tiny_models
 
@@ -255,26 +251,31 @@ def models() -> dict[str, mp.Model]:
 
 
 @pytest.fixture(scope="module")
-def study(models: dict[str, mp.Model]) -> AttributionStudy:
+def study(models: dict[str, mp.Model]) -> Study:
     effort = replace(QUICK, grid=(4, 4), methods=("saliency", "integrated_gradients", "occlusion", "gradcam"))
-    study = AttributionStudy(bright(), AttributionSettings(effort=effort, target="predicted"), [], strict=False)
-    for model in models.values():
-        study.look_at(model)
+    return attributed(list(models.values()), bright(), AttributionSettings(effort=effort, target="predicted"))
+
+
+def attributed(models: list[mp.Model], images: mp.Images, settings: AttributionSettings, strict: bool = False) -> Study:
+    """All analyses of attributions, finished."""
+    study = Study(images, names={"attribution": ROOM.names}, strict=strict, shared={"attribution": settings})
+    for model in models:
+        study.add(model)
     study.finish()
     return study
 
 
 @pytest.fixture(scope="module")
-def planted(study: AttributionStudy) -> list[Result]:
+def planted(study: Study) -> list[Result]:
     return study.results
 
 
-def test_the_planted_quadrant_is_told_from_random_in_every_family(models: dict[str, mp.Model], study: AttributionStudy) -> None:
+def test_the_planted_quadrant_is_told_from_random_in_every_family(models: dict[str, mp.Model], study: Study) -> None:
     # A blurred bright image is still bright: what is put back has to come from nothing.
     options = {"grid": (4, 4), "insertion_baseline": "mean", "random_orders": 6, "steps": 16}
-    maps = [a for a in study.made if a.method != "gradcam"]
+    maps = [a for i in study.networks for a in i.results(at.Attribution) if a.method != "gradcam"]
     made = {name: [a for a in maps if a.model.fingerprint == m.fingerprint] for name, m in models.items()}
-    section = only([at.perturbation_curves(m, study.images, made[name], **options) for name, m in models.items()])  # type: ignore[arg-type]
+    section = only([at.perturbation_curves(m, bright(), made[name], **options) for name, m in models.items()])  # type: ignore[arg-type]
     assert len(section.paragraphs) == 6
     for text in section.paragraphs:
         assert "gain over random orders" in text, text
@@ -394,11 +395,7 @@ def test_targets_by_word_index_and_name() -> None:
 def test_a_zero_head_is_left_out_of_a_report_with_its_reason() -> None:
     """timm's untrained Mixer: no map, no conductance, and one sentence."""
     model = tiny_models()[0]
-    results: list[Result] = []
-    study = AttributionStudy(mp.load_images("demo", limit=2), AttributionSettings(effort=QUICK), results, strict=False)
-    study.look_at(model)
-    study.finish()
-    (left,) = results
+    (left,) = attributed([model], mp.load_images("demo", limit=2), AttributionSettings(effort=QUICK)).results
     assert isinstance(left, Skipped)
     assert left.step == "attributions of tiny-mixer"
     assert "its head is zero" in left.reason
@@ -409,12 +406,9 @@ def test_a_zero_head_is_left_out_of_a_report_with_its_reason() -> None:
 def test_an_image_alone_has_numbers_without_intervals() -> None:
     images, model = bright(1), planted_models()["mixer"]
     effort = replace(QUICK, grid=(4, 4), methods=("saliency", "occlusion"), randomised=None)
-    study = AttributionStudy(images, AttributionSettings(effort=effort), [])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        study.look_at(model)
-        study.finish()
-        sections = make_sections(study.results)
+        sections = make_sections(attributed([model], images, AttributionSettings(effort=effort), strict=True).results)
         assert all(item.data for s in sections for item in s.content if isinstance(item, Picture))
     texts = [text for s in sections for text in s.paragraphs]
     assert texts

@@ -35,8 +35,7 @@ from mixer_probe.images import Images
 from mixer_probe.images.labelled import from_arrays
 from mixer_probe.models import Layer
 from mixer_probe.report import make_sections, write_report
-from mixer_probe.study import StudySettings, run_study
-from mixer_probe.study.study import Study
+from mixer_probe.study import StudySettings, run_analyses, run_study
 from tests.channels.test_partners import pair, reps_of
 from tests.channels.test_selectivity import planted
 from tests.networks import as_model, noise, randomised
@@ -74,10 +73,8 @@ def coloured(n: int = 90, shuffled: bool = False) -> Images:
 
 
 def study_of(images: Images, **choices: Any) -> list[Result]:
-    study = Study(images, None, StudySettings(permutations=99, statistics_images=None, page_images=4, **choices))
-    study.read_channels(planted_model())
-    study.finish()
-    return study.results
+    settings = StudySettings(permutations=99, statistics_images=None, page_images=4, **choices)
+    return run_analyses([planted_model()], {"channels": settings.channels}, images, settings=settings, strict=False)
 
 
 def test_a_planted_channel_is_named_and_its_page_shows_its_class() -> None:
@@ -111,7 +108,7 @@ def test_without_labels_pages_go_by_tails_and_the_rest_is_left_out() -> None:
     results = study_of(replace(coloured(), labels=None, class_names=None))
     assert {type(r).__name__ for r in results} == {"ChannelStatistics", "ChannelPage", "Skipped"}
     (skipped,) = [r for r in results if isinstance(r, Skipped)]
-    assert skipped.reason == "selectivity needs labels, and 'arrays' has none"
+    assert skipped.reason.startswith("the images (arrays) have no labels: the analysis needs them, so sort the images")
     statistics = next(r for r in results if isinstance(r, mp.channels.ChannelStatistics))
     pages = [r for r in results if isinstance(r, ChannelPage)]
     assert [p.channel for p in pages] == [int(np.nanargmax(k)) for k in statistics.kurtosis]
@@ -260,13 +257,9 @@ def two() -> list[Result]:
         as_model(randomised(MlpMixer(img_size=32, patch_size=8, embed_dim=c, num_blocks=b), seed=b), name=f"net{b}")
         for c, b in ((16, 2), (12, 3))
     ]
-    study = Study(
-        mp.load_images("demo", limit=60), mp.load_images("demo", split="train", limit=60), StudySettings(permutations=20)
-    )
-    for model in models:
-        study.read_channels(model)
-    study.finish()
-    return study.results
+    images, train = mp.load_images("demo", limit=60), mp.load_images("demo", split="train", limit=60)
+    settings = StudySettings(permutations=20)
+    return run_analyses(models, {"channels": settings.channels}, images, train, settings)
 
 
 def test_every_network_has_every_analysis_and_a_page_of_every_block(two: list[Result]) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import mixer_probe as mp
+from mixer_probe.capture import Inputs
 from mixer_probe.capture.stream import transform_of
 from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.images import Images, from_arrays
@@ -18,7 +19,6 @@ from mixer_probe.models.card import OwnAccuracy
 from mixer_probe.models.views import models_section
 from mixer_probe.stats import wilson_interval
 from mixer_probe.study import StudySettings
-from mixer_probe.study.study import Study
 
 RESNET = "zoo:resnet-s0"
 WRONG = {"mean": (0.0, 0.0, 0.0), "std": (0.05, 0.05, 0.05)}
@@ -51,13 +51,12 @@ def test_the_accuracy_is_that_of_the_logits(cards: list[ModelCard], images: Imag
     assert (own.low, own.high) == wilson_interval(right, 50)
     assert own.stated == mp.zoo.card(RESNET.removeprefix("zoo:")).test_accuracy
     # A study takes the logits from the pass that it makes anyway, beside the layers that it was asked for.
-    seen = Study(images, settings=StudySettings(layers="stem", probes=())).represent(model, None)
-    assert seen is not None
-    assert seen.test.names() == ["act1"]
-    assert own_accuracy(model, images, seen.whole) == own
+    inputs = Inputs(model, images, settings=StudySettings(layers="stem", probes=()))
+    assert inputs.test.names() == ["act1"]
+    assert own_accuracy(model, images, inputs.whole) == own
     # A head that does not give the logits is not taken for them.
-    seen.whole._arrays = {name: -seen.whole[name] for name in seen.whole}  # type: ignore[union-attr]
-    assert own_accuracy(model, images, seen.whole) == own
+    inputs.whole._arrays = {name: -inputs.whole[name] for name in inputs.whole}
+    assert own_accuracy(model, images, inputs.whole) == own
 
 
 def test_a_wrong_mean_and_deviation_warn(cards: list[ModelCard]) -> None:

@@ -18,8 +18,7 @@ from mixer_probe.core.skipped import Skipped
 from mixer_probe.probing import TargetProbe, few_shot_probe, linear_probe, online_code, paired_interval, pixel_baseline
 from mixer_probe.probing.analyses import ROOM, check_target, read_groups, runs_of
 from mixer_probe.report import make_sections
-from mixer_probe.study import StudySettings, run_study
-from mixer_probe.study.study import Study
+from mixer_probe.study import StudySettings, run_analyses, run_study
 from tests.probes import (
     accuracy,
     attentive,
@@ -233,10 +232,7 @@ def probed() -> list[Result]:
     cheap = tuple(name for name in ROOM.names if name not in ("mdl", "control-mdl", "attentive"))
     results: list[Result] = []
     for model, probes in ((tiny_models()[0], ROOM.names), (tiny_models()[2], cheap)):
-        study = Study(images, train, replace(settings, probes=probes))
-        study.read(model)
-        study.probe()
-        results += study.results
+        results += run_analyses([model], {"probing": probes}, images, train, replace(settings, probes=probes), strict=False)
     return results
 
 
@@ -289,26 +285,19 @@ def test_probes_can_be_left_out() -> None:
 def test_one_reason_is_told_once() -> None:
     """No grouping of classes that are not CIFAR-10's is known: one Skipped for all networks."""
     images = replace(mp.load_images("demo", limit=40), class_names=tuple(f"c{k}" for k in range(10)))
-    study = Study(images, None, StudySettings(probes=("control", "accuracy")))
-    for model in tiny_models()[:2]:
-        study.read(model)
-    study.probe()
-    assert [r.step for r in study.results if isinstance(r, Skipped)] == ["control tasks of tiny-mixer"]
-    assert len(of(study.results, "ProbeResult")) == 3
+    results = run_analyses(tiny_models()[:2], {"probing": ("control", "accuracy")}, images, strict=False)
+    assert [r.step for r in results if isinstance(r, Skipped)] == ["control tasks of tiny-mixer"]
+    assert len(of(results, "ProbeResult")) == 3
 
 
 def test_groups_of_a_table_are_taken(tmp_path: Path) -> None:
     names = tuple(f"c{k}" for k in range(10))
     table = tmp_path / "groups.csv"
     pd.DataFrame({"class": names, "group": ["even", "odd"] * 5}).to_csv(table, index=False)
-    study = Study(
-        replace(mp.load_images("demo", limit=40), class_names=names),
-        None,
-        StudySettings(probes=("control",), groups=str(table), baselines=False),
-    )
-    study.read(tiny_models()[0])
-    study.probe()
-    assert of(study.results, "ControlTask")[0].groups == ("even", "odd")
+    images = replace(mp.load_images("demo", limit=40), class_names=names)
+    settings = StudySettings(probes=("control",), groups=str(table), baselines=False)
+    results = run_analyses(tiny_models()[:1], {"probing": ("control",)}, images, settings=settings)
+    assert of(results, "ControlTask")[0].groups == ("even", "odd")
     table.write_text("class,kind\nc0,even\n")
     with pytest.raises(ImagesError, match="needs the columns class and group, it has class, kind"):
         read_groups(str(table))
@@ -319,13 +308,11 @@ def test_groups_of_a_table_are_taken(tmp_path: Path) -> None:
 def test_targets_need_no_labels(tmp_path: Path) -> None:
     for i, image in enumerate(mp.load_images("demo", limit=30)):
         image.save(tmp_path / f"{i}.png")
-    study = Study(
-        mp.load_images(str(tmp_path)), None, StudySettings(probes=("accuracy", "targets"), targets=("brightness", "hue"))
-    )
-    study.read(tiny_models()[0])
-    study.probe()
-    assert [r.step for r in study.results if isinstance(r, Skipped)] == ["linear probes"]
-    (found, raw) = of(study.results, "TargetProbe")
+    settings = StudySettings(probes=("accuracy", "targets"), targets=("brightness", "hue"))
+    unlabelled = mp.load_images(str(tmp_path))
+    results = run_analyses(tiny_models()[:1], {"probing": settings.probes}, unlabelled, settings=settings, strict=False)
+    assert [r.step for r in results if isinstance(r, Skipped)] == ["linear probe"]
+    (found, raw) = of(results, "TargetProbe")
     assert isinstance(found, TargetProbe)
     assert found.targets == ("brightness", "hue")
     assert found.untrained is not None
@@ -344,10 +331,8 @@ def test_another_data_set_is_matched_by_names_of_classes() -> None:
     )
     results = []
     for images in (other, renamed):
-        study = Study(images, train, StudySettings(probes=("accuracy", "targets"), targets=("brightness",), baselines=False))
-        study.read(tiny_models()[0])
-        study.probe()
-        results.append(study.results)
+        settings = StudySettings(probes=("accuracy", "targets"), targets=("brightness",), baselines=False)
+        results.append(run_analyses(tiny_models()[:1], {"probing": settings.probes}, images, train, settings))
     for kind in ("ProbeResult", "TargetProbe"):
         a, b = (of(found, kind)[0] for found in results)
         pd.testing.assert_frame_equal(a.to_frame(), b.to_frame())

@@ -17,11 +17,12 @@ import pytest
 from safetensors.torch import save_file
 
 import mixer_probe as mp
+from mixer_probe import catalog
+from mixer_probe.core.analysis import Analysis
 from mixer_probe.core.errors import ImagesError, MeasureError, ModelError, StoreError
 from mixer_probe.core.result import Result, load_results, to_dict
 from mixer_probe.core.skipped import Skipped, has_no_room, was_refused
 from mixer_probe.study import Steps, StudySettings, run_study
-from mixer_probe.study import study as study_module
 from mixer_probe.study.steps import identity
 from tests.networks import CASES
 from tests.sealed import sealed
@@ -51,40 +52,52 @@ def steps_in(folder: Path) -> list[str]:
 
 
 class Counted:
-    """How often the parts of a study that compute are called, by what they are called for; `fail` fails one of them."""
+    """How often each analysis of a study is computed; `fail` fails one of them."""
 
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, fail: Callable[[str, int], BaseException | None] = lambda *_: None
     ) -> None:
         self.calls: Counter[str] = Counter()
         self.fail = fail
-        for name in ("weight_results", "place_results", "compare", "probe_results"):
-            monkeypatch.setattr(study_module, name, self._counting(name, getattr(study_module, name)))
-        for kind in (study_module.ChannelStudy, study_module.AttributionStudy):
-            for method in ("look_at", "finish"):
-                monkeypatch.setattr(kind, method, self._counting(f"{kind.__name__}.{method}", getattr(kind, method)))
+        rooms = [replace(r, analyses=tuple(self._counting(a, f"{r.name}.{a.name}") for a in r.analyses)) for r in catalog.ROOMS]
+        monkeypatch.setattr(catalog, "ROOMS", rooms)
 
-    def _counting(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*arguments: Any, **options: Any) -> Any:
+    def _counting(self, analysis: Analysis, name: str) -> Analysis:
+        def counted(given: Any) -> Any:
             self.calls[name] += 1
             error = self.fail(name, self.calls[name])
             if error is not None:
                 raise error
-            return work(*arguments, **options)
+            return analysis.run(given)
 
-        return counted
+        after = analysis.after and self._counting(analysis.after, analysis.after.name)
+        return replace(analysis, run=counted, after=after)
 
 
+# Of two networks; twice as often where their untrained baselines have it too.
 ALL = {
-    "weight_results": 2,
-    "place_results": 2,
-    "ChannelStudy.look_at": 2,
-    "AttributionStudy.look_at": 2,
-    "ChannelStudy.finish": 1,
-    "AttributionStudy.finish": 1,
-    "compare": 4,  # CKA of three pairs, of a network with itself too, and one more measure of one
-    "probe_results": 2,
+    "weights.anatomy": 2,
+    "weights.units": 2,  # of the Mixer
+    "weights.kernels": 4,
+    "weights.tying": 4,
+    "weights.stem": 2,
+    "weights.positions": 1,  # of the ViT
+    "weights.spectra": 4,
+    "similarity.similarity": 6,  # three pairs, of a network with itself too, by two measures
+    "probing.accuracy": 3,  # and raw pixels
+    "probing.fewshot": 3,
+    "probing.patch-position": 2,
+    "channels.statistics": 2,
+    "channels.selectivity": 4,
+    "channels.needed": 2,
+    "channels.partners": 2,
+    "channels.pages": 2,
+    "attributions": 2,
+    "attribution.overlays": 1,
+    "attribution.agreement": 1,
 }
+# The steps of the first network, and the weights and probes of the second.
+BEFORE_CHANNELS_OF_VIT = 14 + 9
 
 
 @pytest.fixture(scope="module")
@@ -100,19 +113,14 @@ def test_a_study_killed_at_the_second_network_computes_only_the_rest(
     in_one_go: list[Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        counted = Counted(patch, lambda name, n: KeyboardInterrupt() if (name, n) == ("ChannelStudy.look_at", 2) else None)
+        first = Counted(patch, lambda name, n: KeyboardInterrupt() if (name, n) == ("channels.statistics", 2) else None)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path)
-    assert counted.calls["weight_results"] == counted.calls["place_results"] == 2
-    assert len(steps_in(tmp_path / "parts")) == 6
+    assert len(steps_in(tmp_path / "parts")) == BEFORE_CHANNELS_OF_VIT
     with monkeypatch.context() as patch:
-        counted = Counted(patch)
+        rest = Counted(patch)
         second = run(tmp_path)
-    assert counted.calls == {
-        **{name: n for name, n in ALL.items() if name not in ("weight_results", "place_results")},
-        "ChannelStudy.look_at": 1,
-        "AttributionStudy.look_at": 1,
-    }
+    assert first.calls + rest.calls == Counter(ALL) + Counter(["channels.statistics"])
     assert json.dumps(to_dict(second)) == json.dumps(to_dict(in_one_go))
 
 
@@ -126,7 +134,8 @@ def test_a_finished_study_computes_nothing_again(
     with monkeypatch.context() as patch:
         counted = Counted(patch)
         second = run(tmp_path)
-    assert not counted.calls
+    # Of a network with itself by another measure than CKA there is nothing to keep.
+    assert counted.calls == {"similarity.similarity": 2}
     assert json.dumps(to_dict(first)) == json.dumps(to_dict(second)) == json.dumps(to_dict(in_one_go))
 
 
@@ -253,7 +262,7 @@ def test_a_full_disk_names_the_step_and_keeps_those_before(
     real = os.replace
 
     def fill(source: str, target: Path) -> None:
-        if "channels-of-vit" in str(target):
+        if "class-selectivity-of-vit" in str(target):
             raise FULL
         real(source, target)
 
@@ -262,13 +271,13 @@ def test_a_full_disk_names_the_step_and_keeps_those_before(
         with pytest.raises(StoreError) as caught:
             run(tmp_path)
     parts = tmp_path / "parts"
-    told = str(caught.value)
-    assert told.startswith(f"the step 'channels of vit' cannot be kept (cannot write {parts}/channels-of-vit-")
+    told, finished = str(caught.value), BEFORE_CHANNELS_OF_VIT + 1
+    assert told.startswith(f"the step 'class selectivity of vit' cannot be kept (cannot write {parts}/class-selectivity-of-vit-")
     assert told.endswith(
-        ": No space left on device): free disk space and start the same again, which goes on from the 6 finished before, in "
-        f"{parts}"
+        f": No space left on device): free disk space and start the same again, which goes on from the {finished} finished "
+        f"before, in {parts}"
     )
-    assert len(steps_in(parts)) == len(list(parts.iterdir())) == 6
+    assert len(steps_in(parts)) == len(list(parts.iterdir())) == finished
     assert json.dumps(to_dict(run(tmp_path))) == json.dumps(to_dict(in_one_go))
 
 
@@ -295,11 +304,12 @@ def test_representations_that_do_not_fit_on_the_disk_stop_the_study_with_a_sente
     def full(*_: Any, **__: Any) -> None:
         raise StoreError("could not write to runs (No space left on device); 8 of 20 images are safe") from FULL
 
-    monkeypatch.setattr(study_module, "extract", full)
+    monkeypatch.setattr("mixer_probe.capture.analysis_inputs.extract", full)
     with pytest.raises(StoreError) as caught:
         run(tmp_path)
     assert str(caught.value).startswith("the step 'representations of mixer' stopped: could not write to runs (No space left")
-    assert steps_in(tmp_path / "parts") == ["weights of mixer"]
+    weights = ("anatomy", "kernel tying", "spatial kernels", "spectra", "stem filters", "token-mixing units")
+    assert steps_in(tmp_path / "parts") == [f"{name} of mixer" for name in weights]
 
 
 # -- a list of models --------------------------------------------------------------------------------------------------

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 import mixer_probe as mp
-from mixer_probe.core.errors import ImagesError, ModelError
+from mixer_probe.capture.analysis_inputs import halves
+from mixer_probe.core.errors import ModelError
 from mixer_probe.core.result import Result, load_results, save_results
 from mixer_probe.core.skipped import Skipped
 from mixer_probe.probing import linear_probe
+from mixer_probe.similarity.analyses import OTHER_DRAWS
 from mixer_probe.study import StudySettings, run_study
-from mixer_probe.study.study import OTHER_DRAWS, halves
 from tests.tiny import tiny_models
 
 
@@ -91,12 +92,12 @@ def test_images_without_labels_leave_the_probes_out(tmp_path: Path) -> None:
     results = run_study(tiny_models()[:1], mp.load_images(str(tmp_path)), None, StudySettings(permutations=0))
     skipped = [r for r in results if isinstance(r, Skipped)]
     assert [s.step for s in skipped] == [
+        "linear probe",
         "class selectivity",
         "attributions of tiny-mixer",
-        "linear probes",
     ]
-    assert all("have no labels" in s.reason or "has none" in s.reason for s in (skipped[0], skipped[2]))
-    assert "its head is zero" in skipped[1].reason
+    assert all("have no labels" in s.reason for s in skipped[:2])
+    assert "its head is zero" in skipped[2].reason
     assert kinds(results)["SimilarityMatrix"] == 1
 
 
@@ -116,7 +117,6 @@ def test_an_interrupted_study_goes_on_with_what_it_has(tmp_path: Path, monkeypat
     images = mp.load_images("demo", limit=20)
     settings = StudySettings(permutations=0, baselines=False, probes=("accuracy",), channels=(), attributions=())
     first = run_study(tiny_models()[:1], images, None, settings, store=tmp_path)
-    monkeypatch.setattr("mixer_probe.study.study.weight_results", lambda *_, **__: [])
     # A hook of one's own would make it another network; so the pass over the images itself is what must not happen.
     monkeypatch.setattr("mixer_probe.capture.extraction._pieces", lambda *_: pytest.fail("the images were seen again"))
     second = run_study(tiny_models()[:1], images, None, settings, store=tmp_path)
@@ -126,10 +126,10 @@ def test_an_interrupted_study_goes_on_with_what_it_has(tmp_path: Path, monkeypat
 
 def test_halves_hold_every_class_and_no_image_twice() -> None:
     reps = mp.extract(tiny_models()[0], mp.load_images("demo", limit=45), "blocks.0")
-    fit, hold = halves(reps, seed=3)
-    assert sorted([*fit, *hold]) == list(range(45))
-    assert set(reps.labels[fit]) == set(reps.labels[hold]) == set(range(10))
-    np.testing.assert_array_equal(halves(reps, seed=3)[0], fit)
-    reps.labels = None
-    with pytest.raises(ImagesError, match="labels"):
-        halves(reps, 0)
+    assert reps.labels is not None
+    fit, rest = halves(reps.labels, "demo", reps.class_names, seed=3)
+    assert sorted([*fit, *rest]) == list(range(45))
+    assert set(reps.labels[fit]) == set(reps.labels[rest]) == set(range(10))
+    np.testing.assert_array_equal(halves(reps.labels, "demo", reps.class_names, seed=3)[0], fit)
+    # Without labels the halves are of the images alone.
+    assert sorted(np.concatenate(halves(None, "demo", None, 0, 45))) == list(range(45))

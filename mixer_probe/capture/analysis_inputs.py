@@ -1,0 +1,211 @@
+"""`Inputs`: what an analysis is given of a network - the network, images, settings, representations, and results found before."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from mixer_probe.capture.extraction import extract
+from mixer_probe.capture.representations import Representations
+from mixer_probe.core.errors import ImagesError, MeasureError, MixerProbeError
+from mixer_probe.core.fingerprint import apart
+from mixer_probe.core.result import ModelRecord, Result
+from mixer_probe.core.settings import StudySettings
+from mixer_probe.core.text import slug
+from mixer_probe.images import Images
+from mixer_probe.images.classes import class_name, quoted, require_labels
+from mixer_probe.models import Model
+
+T = TypeVar("T")
+R = TypeVar("R", bound=Result)
+
+
+class Inputs:
+    """One network and all that its analyses share. What takes work is done when it is first asked for, and once.
+
+    `train` are images to fit probes on, None for a half of `images`. `found` are the results of earlier analyses. `shared` is
+    one dictionary for all networks of a study: options of a command beyond the settings, and what is computed once for all. With
+    `store` representations are kept in that folder. `trained` is the network whose untrained baseline this is.
+
+    After `close` the network is no longer in memory; of its representations those of the test images remain."""
+
+    def __init__(
+        self,
+        model: Model | None,
+        images: Images | None = None,
+        train: Images | None = None,
+        settings: StudySettings | None = None,
+        shared: dict[str, Any] | None = None,
+        store: Path | None = None,
+        trained: Inputs | None = None,
+        record: ModelRecord | None = None,
+    ) -> None:
+        self.record = record if model is None else model.record  # type: ignore[assignment]
+        self.train, self.store, self.trained = train, store, trained
+        self.settings = settings or StudySettings()
+        self.shared: dict[str, Any] = {} if shared is None else shared
+        self.found: list[Result] = []
+        self._model, self._images = model, images
+        self._kept: dict[str, tuple[Any, MixerProbeError | None]] = {}
+        self._open = ExitStack()
+
+    record: ModelRecord
+
+    @classmethod
+    def of_runs(cls, test: Representations, train: Representations | None, like: Inputs) -> Inputs:
+        """Runs without a network, such as raw pixels, on the images and with the settings of another network."""
+        inputs = cls(None, like._images, like.train, like.settings, like.shared, record=test.model)
+        inputs._kept = {"test": (test, None), "train": (train, None), "baseline": (None, None)}
+        return inputs
+
+    @property
+    def model(self) -> Model:
+        """The network."""
+        assert self._model is not None, f"{self.record.name} has left memory"
+        return self._model
+
+    @property
+    def images(self) -> Images:
+        """The images to analyse. Raises ImagesError where there are none."""
+        if self._images is None:
+            raise ImagesError("the analysis needs images, and none were given")
+        return self._images
+
+    @property
+    def baseline(self) -> Inputs | None:
+        """The same network untrained; None for one that is untrained itself, and where baselines are not wanted."""
+        return self.keep("baseline", self._make_baseline)
+
+    def _make_baseline(self) -> Inputs | None:
+        if not self.settings.baselines or not self.model.weights.trained:
+            return None
+        return Inputs(self.model.untrained(), self._images, self.train, self.settings, self.shared, self.store, self)
+
+    @property
+    def whole(self) -> Representations:
+        """`test`, with the head whose logits say how often the network is right."""
+        return self.keep("whole", lambda: self._extract(self.images, "test", with_head=self.trained is None))
+
+    @property
+    def test(self) -> Representations:
+        """Representations of the images, of the layers of the settings."""
+
+        def chosen() -> Representations:
+            return self.whole.only([layer.name for layer in self.model.select(self.settings.layers)])
+
+        return self.keep("test", chosen)
+
+    @property
+    def extracted(self) -> bool:
+        """Whether the representations of the images have been extracted."""
+        return "test" in self._kept and self._kept["test"][1] is None
+
+    @property
+    def parts(self) -> tuple[Representations, Representations]:
+        """Representations of the images to fit and to test on: without `train` of two halves of the images, with every class in
+        both where there are classes. Raises MeasureError for a class of one image."""
+        return self.keep("parts", self._make_parts)
+
+    def _make_parts(self) -> tuple[Representations, Representations]:
+        test, train = self.test, self.train
+        if train is not None:
+            return self.keep("train", lambda: self._extract(train, "train")), test
+        fit, rest = halves(test.labels, test.images.name, test.class_names, self.settings.seed, len(test.ids))
+        return test.take(apart(test.keys, fit, rest), "fitting half"), test.take(rest, "test half")
+
+    @property
+    def image_parts(self) -> tuple[Images, Images]:
+        """The labelled images to fit and to test on. Raises as `parts`, and ImagesError without labels."""
+        i = self.images
+        if self.train is not None:
+            return self.train, i
+        labels = require_labels(i.labels, f"the images ({i.name})", "a probe")
+        fit, rest = halves(labels, i.name, i.class_names, self.settings.seed)
+        return replace(i.subset(apart(i.keys, fit, rest)), split="fitting half"), replace(i.subset(rest), split="test half")
+
+    @property
+    def has_images(self) -> bool:
+        """Whether there are images."""
+        return self._images is not None
+
+    def sample(self, most: int | None) -> Images:
+        """At most so many of the images, drawn by the seed."""
+        return self.images if most is None else self.images.sample(min(most, len(self.images)), self.settings.seed)
+
+    def results(self, kind: type[R]) -> list[R]:
+        """The results of one type that were found of this network."""
+        of = [getattr(r, "model", getattr(r, "model_a", None)) == self.record for r in self.found]
+        return [r for r, own in zip(self.found, of, strict=True) if own and isinstance(r, kind)]
+
+    def keep(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` makes, once for this network; an error that it raises is raised each time."""
+        if name not in self._kept:
+            try:
+                self._kept[name] = make(), None
+            except MixerProbeError as error:
+                self._kept[name] = None, error
+        value, failure = self._kept[name]
+        if failure is not None:
+            raise failure
+        return value  # type: ignore[no-any-return]
+
+    def share(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` makes, once for all networks of the study, unless `shared` holds it already."""
+        if name not in self.shared:
+            self.shared[name] = make()
+        return self.shared[name]  # type: ignore[no-any-return]
+
+    def open(self, resource: AbstractContextManager[T]) -> T:
+        """Enter a context, such as a temporary folder, that is left when the network leaves memory."""
+        return self._open.enter_context(resource)
+
+    def with_settings(self, **changes: Any) -> Inputs:
+        """The same inputs with other settings that representations do not depend on."""
+        changed = copy.copy(self)
+        changed.settings = replace(self.settings, **changes)
+        return changed
+
+    def close(self) -> None:
+        """Let go of the network, and of all but the representations of the test images."""
+        self._open.close()
+        baseline, _ = self._kept.get("baseline", (None, None))
+        if baseline is not None:
+            baseline.close()
+        self._model = None
+        self._kept = {"baseline": (baseline, None)} | {k: v for k, v in self._kept.items() if k == "test"}
+
+    def _extract(self, images: Images, part: str, with_head: bool = False) -> Representations:
+        s = self.settings
+        heads = [layer.name for layer in self.model.layers if layer.kind == "head"][-1:] if with_head else []
+        layers = [*([s.layers] if isinstance(s.layers, str) else s.layers), *heads]
+        of = f"{self.record.fingerprint[:8]}-{images.fingerprint[:8]}"
+        out = None if self.store is None else self.store / f"{slug(self.record.name)}-{of}-{part}.zarr"
+        return extract(self.model, images, layers, batch_size=s.batch_size, autocast=s.autocast, out=out)
+
+
+def halves(
+    labels: np.ndarray | None, name: str, class_names: Sequence[str] | None, seed: int, n: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of two halves of the images called `name`, drawn with `seed`: every class in both, or of `n` images without labels.
+
+    Raises MeasureError naming a class that has one image only."""
+    rng = np.random.default_rng(seed)
+    if labels is None:
+        order = rng.permutation(n)
+        return np.sort(order[: n // 2]), np.sort(order[n // 2 :])
+    fit: list[int] = []
+    rest: list[int] = []
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        if len(members) < 2:
+            what = quoted(class_name(int(label), class_names))
+            raise MeasureError(f"class {what} of {name} has one image; a probe needs one to fit on and one to test on")
+        fit += members[: len(members) // 2].tolist()
+        rest += members[len(members) // 2 :].tolist()
+    return np.sort(fit), np.sort(rest)
