@@ -88,8 +88,23 @@ def channel_kernels(
 
     `images` are needed where kernels are measured on data (Mixer, gMixer, ViT); they are streamed, and memory does not grow with
     their number. Raises ModelError for a network without kernels per channel, or whose images are missing."""
-    families = {"cnn": _depthwise_kernels, "mixer": _mixer_kernels, "vit": _attention_kernels}
-    return families[model.family](model, images, batch_size)
+    if model.family == "cnn":
+        found = [c for c in spatial_convolutions(model) if c.depthwise]
+        if not found:
+            raise ModelError(
+                f"{model.name} has no spatial kernel of its own for each channel: it mixes positions by {spatial_mixers(model)}, "
+                f"with a kernel for each pair of channels; {HAVE_THEM}"
+            )
+        return [taps_kernels(c.weight[:, 0], c.block.path, c.path, c.depth) for c in found]
+    if model.family == "mixer":
+        return _mixer_kernels(model, images, batch_size)
+    grid, blocks = known_grid(model), _attention_blocks(model)
+    gains = [value_gains(block.module.get_submodule("attn")) for block in blocks]
+    patterns = mean_attention(model, _required(model, images), batch_size)
+    return [
+        _stacked(maps, gain, b.path, f"{b.path}.attn", (i + 1) / len(blocks), "data", grid)
+        for i, (b, maps, gain) in enumerate(zip(blocks, patterns, gains, strict=True))
+    ]
 
 
 def needs_images(model: Model) -> bool:
@@ -105,19 +120,6 @@ def _required(model: Model, images: ImageSource | torch.Tensor | None) -> ImageS
             "give images=load_images(...)"
         )
     return images
-
-
-# -- CNN: depthwise convolutions -------------------------------------------------------------------------------------------
-
-
-def _depthwise_kernels(model: Model, _images: object, _batch_size: int) -> list[ChannelKernels]:
-    found = [c for c in spatial_convolutions(model) if c.depthwise]
-    if not found:
-        raise ModelError(
-            f"{model.name} has no spatial kernel of its own for each channel: it mixes positions by {spatial_mixers(model)}, "
-            f"with a kernel for each pair of channels; {HAVE_THEM}"
-        )
-    return [taps_kernels(c.weight[:, 0], c.block.path, c.path, c.depth) for c in found]
 
 
 def taps_kernels(kernels: np.ndarray, block: str, layer: str, depth: float) -> ChannelKernels:
@@ -216,16 +218,6 @@ _ATTENTIONS: tuple[Any, ...] = (
 )
 
 
-def _attention_kernels(model: Model, images: ImageSource | torch.Tensor | None, batch_size: int) -> list[ChannelKernels]:
-    grid, blocks = known_grid(model), _attention_blocks(model)
-    gains = [value_gains(block.module.get_submodule("attn")) for block in blocks]
-    patterns = mean_attention(model, _required(model, images), batch_size)
-    return [
-        _stacked(maps, gain, b.path, f"{b.path}.attn", (i + 1) / len(blocks), "data", grid)
-        for i, (b, maps, gain) in enumerate(zip(blocks, patterns, gains, strict=True))
-    ]
-
-
 def _attention_blocks(model: Model) -> tuple[Block, ...]:
     """The blocks, whose attention has global patterns and values that are linear in their input. Raises ModelError."""
     for block in model.structure.blocks:
@@ -275,9 +267,6 @@ def mean_attention(model: Model, images: ImageSource | torch.Tensor, batch_size:
     with unfused(model.module):
         sums, n = _sum_over_images(model, images, layers, total, batch_size)
     return [sums[layer.name] / n for layer in layers]
-
-
-# -- shared ----------------------------------------------------------------------------------------------------------------
 
 
 def _stacked(

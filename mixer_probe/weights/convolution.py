@@ -3,9 +3,8 @@
 "Our architecture can be seen as a very special CNN, which uses 1x1 convolutions for channel mixing, and single-channel depth-wise
 convolutions of a full receptive field and parameter sharing for token mixing. However, the converse is not true as typical CNNs
 are not special cases of Mixer." The state is a map [image, channel, row, column] throughout. Each linear layer over the positions
-becomes a convolution that covers the whole grid, one output channel a hidden unit; that of the hidden units back to the positions
-becomes a 1x1 convolution whose output channels are the positions, laid out as a map again.
-"""
+becomes a convolution that covers the whole grid, one output channel per hidden unit; that of the hidden units back to the
+positions becomes a 1x1 convolution whose output channels are the positions, laid out as a map again."""
 
 from __future__ import annotations
 
@@ -106,7 +105,7 @@ class Residual(nn.Sequential):
 
 
 class FullFieldMixing(nn.Module):
-    """Full-field depthwise convolution: `mixing` reads every channel's whole map and returns one value a position.
+    """Full-field depthwise convolution: `mixing` reads every channel's whole map and returns one value per position.
 
     In the tied form it sees [B * C, 1, h, w] and returns [B * C, h * w, 1, 1]; in the grouped form [B, C, h, w] and
     [B, C * h * w, 1, 1]."""
@@ -139,7 +138,7 @@ class OverChannels(nn.Module):
 
 
 class ChannelScale(nn.Module):
-    """One factor a channel (ResMLP's layer scale)."""
+    """One factor per channel (ResMLP's layer scale)."""
 
     def __init__(self, scale: Tensor) -> None:
         super().__init__()
@@ -202,11 +201,17 @@ def _block(block: Any, grid: Grid, form: Form) -> nn.Module:
     if known is None:
         raise ModelError(f"a {type(block).__name__} is no block of a Mixer; {_WORKS}")
     _require(block, known, "a block")
+    mlp = block.mlp_channels
     if known is SpatialGatingBlock:
-        return _gmlp_block(block, grid, form)
-    _check_mlp(block.mlp_channels)
-    channel_mlp = _mlp_of(block.mlp_channels, _pointwise(block.mlp_channels.fc1), _pointwise(block.mlp_channels.fc2), 1)
-    groups = block.mlp_channels.fc1.in_features if form == "grouped" else 1
+        _require(mlp, GatedMlp, "the MLP of a gMLP block")
+        _require(mlp.gate, SpatialGatingUnit, "the gate of a gMLP block")
+        mixing = FullFieldMixing(_full_field(mlp.gate.proj, grid, mlp.fc2.in_features if form == "grouped" else 1), form)
+        gate = SpatialGate(_over_channels(mlp.gate.norm), mixing)
+        gated_mlp = _mlp_of(mlp, _pointwise(mlp.fc1), _pointwise(mlp.fc2), 1, gate=gate)
+        return _residual(block.norm, block.drop_path, mlp_channels=gated_mlp)
+    _check_mlp(mlp)
+    channel_mlp = _mlp_of(mlp, _pointwise(mlp.fc1), _pointwise(mlp.fc2), 1)
+    groups = mlp.fc1.in_features if form == "grouped" else 1
     if known is ResBlock:
         mixing = FullFieldMixing(_full_field(block.linear_tokens, grid, groups), form)
         spatial = _residual(block.norm1, block.drop_path, linear_tokens=mixing, scale=ChannelScale(block.ls1))
@@ -218,17 +223,6 @@ def _block(block: Any, grid: Grid, form: Form) -> nn.Module:
         spatial = _residual(block.norm1, block.drop_path, mlp_tokens=mixing)
         channel = _residual(block.norm2, block.drop_path, mlp_channels=channel_mlp)
     return _named(spatial=spatial, channel=channel)
-
-
-def _gmlp_block(block: Any, grid: Grid, form: Form) -> nn.Module:
-    mlp = block.mlp_channels
-    _require(mlp, GatedMlp, "the MLP of a gMLP block")
-    gate = mlp.gate
-    _require(gate, SpatialGatingUnit, "the gate of a gMLP block")
-    mixing = _full_field(gate.proj, grid, mlp.fc2.in_features if form == "grouped" else 1)
-    spatial = SpatialGate(_over_channels(gate.norm), FullFieldMixing(mixing, form))
-    converted = _mlp_of(mlp, _pointwise(mlp.fc1), _pointwise(mlp.fc2), 1, gate=spatial)
-    return _residual(block.norm, block.drop_path, mlp_channels=converted)
 
 
 def _mlp_of(mlp: Any, first: nn.Module, last: nn.Module, groups: int, **gate: nn.Module) -> nn.Module:
@@ -247,9 +241,6 @@ def _require(module: Any, cls: type[nn.Module], what: str) -> None:
     """Refuse what is not this class of timm's, or a subclass of it that computes something else."""
     if not isinstance(module, cls) or type(module).forward is not cls.forward:
         raise ModelError(f"{what} is a {type(module).__name__}, not timm's {cls.__name__}; {_WORKS}")
-
-
-# -- layers ------------------------------------------------------------------------------------------------------------
 
 
 def _full_field(linear: nn.Linear, grid: Grid, groups: int) -> nn.Conv2d:

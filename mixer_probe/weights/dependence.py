@@ -25,7 +25,7 @@ from mixer_probe.models.layer import Axes
 from mixer_probe.models.model import Model
 
 Mixes = Literal["across", "within", "both", "neither"]
-Wanted = Callable[[str, Mapping[str, Mixes]], bool]
+Choice = Callable[[str, Mapping[str, Mixes]], bool]
 
 # Which axes of a tensor count positions, and which channels; the first counts images.
 _LAYOUTS: dict[Axes, tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -52,10 +52,10 @@ _LABELS: dict[tuple[bool, bool], Mixes] = {
 
 
 @checked(MeasureError)
-def dependence(model: Model, wanted: Wanted, seed: int = 0) -> dict[str, Mixes]:
+def dependence(model: Model, choose: Choice, seed: int = 0) -> dict[str, Mixes]:
     """How the modules of a network mix, by module path, in the order in which they finish their first call.
 
-    `wanted(path, found)` says whether to measure a module, given what was found of those that finished before it, all that it
+    `choose(path, found)` says whether to measure a module, given how those that finished before it mix, all that it
     holds among them. Modules that do not map one tensor of known axes to another are left out. A copy of the network in float64
     on the CPU sees one image of noise drawn with `seed`; parameters that are exactly zero everywhere (fresh heads, last batch
     norms) are replaced by random ones in it, so that the architecture is measured and not its initialisation.
@@ -63,7 +63,7 @@ def dependence(model: Model, wanted: Wanted, seed: int = 0) -> dict[str, Mixes]:
     Raises MeasureError for outputs that are not finite."""
     network, generator = copied(model.module).cpu().double().eval(), _generator(seed)
     image = torch.randn(1, *model.input.size, generator=_generator(seed), dtype=torch.float64)
-    measurement = _Measurement(model, wanted, seed)
+    measurement = _Measurement(model, choose, seed)
     with torch.no_grad():
         for p in network.parameters():
             if not p.any():
@@ -81,9 +81,9 @@ def _generator(seed: int) -> torch.Generator:
 class _Measurement:
     """One forward pass: the inputs of the modules that are running, and how those that finished mix."""
 
-    def __init__(self, model: Model, wanted: Wanted, seed: int) -> None:
+    def __init__(self, model: Model, choose: Choice, seed: int) -> None:
         self.found: dict[str, Mixes] = {}
-        self._model, self._wanted, self._seed = model, wanted, seed
+        self._model, self._choose, self._seed = model, choose, seed
         self._inputs: list[Tensor | None] = []
         self._finished: set[str] = set()
         self._busy = False
@@ -98,7 +98,7 @@ class _Measurement:
             return
         path, x, first = call.path, self._inputs.pop(), call.path not in self._finished
         self._finished.add(path)
-        if not first or x is None or not isinstance(call.output, Tensor) or not self._wanted(path, self.found):
+        if not first or x is None or not isinstance(call.output, Tensor) or not self._choose(path, self.found):
             return
         axes = self._axes(path, x, call.output)
         if axes is None:

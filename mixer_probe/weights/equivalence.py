@@ -218,9 +218,9 @@ def _full_field_example(model: Model, converted: ConvolutionalMixer, image: Tens
     tokens = token_matrices(model)[0]
     linear = model.module.get_submodule(f"{tokens.block}.{tokens.layer}")
     batch = image.to(model.device, model.dtype)
-    seen = _calls(converted, [*mixing, first], batch)
-    maps = seen[mixing[0]][0][0]
-    responses = seen[first][1].reshape(len(maps), -1)
+    recorded = _calls(converted, [*mixing, first], batch)
+    maps = recorded[mixing[0]][0][0]
+    responses = recorded[first][1].reshape(len(maps), -1)
     own = _calls(model.module, [linear], batch)[linear][1][0]
     kernels = first.weight.detach()[: responses.shape[1], 0]
     unit = int(np.nan_to_num(power_centroid(kernels.cpu().numpy()), nan=np.inf).argmin())
@@ -230,17 +230,17 @@ def _full_field_example(model: Model, converted: ConvolutionalMixer, image: Tens
     numbers = (maps[shown], kernels[unit], responses[shown, unit], own[shown, unit])
     arrays = [value.detach().cpu().numpy().astype(np.float64) for value in numbers]
     example = FullFieldExample(tokens.block, tokens.layer, unit, tuple(shown), arrays[0], arrays[1], bias, *arrays[2:])
-    return example, sum(_parameters(m) * (seen[m][0].shape[1] - 1) for m in mixing)
+    return example, sum(_parameters(m) * (recorded[m][0].shape[1] - 1) for m in mixing)
 
 
 def _calls(network: nn.Module, modules: Sequence[nn.Module], batch: Tensor) -> dict[nn.Module, tuple[Tensor, Tensor]]:
     """(input, output) of the modules in one forward pass."""
-    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    recorded: dict[nn.Module, tuple[Tensor, Tensor]] = {}
     paths = (path for path, module in network.named_modules() if module in modules)
 
-    def see(call: Call) -> None:
-        seen[call.module] = call.args[0].clone(), call.output.clone()
+    def record(call: Call) -> None:
+        recorded[call.module] = call.args[0].clone(), call.output.clone()
 
-    with evaluating(network), torch.no_grad(), hooked(network, paths, see) as passes:
+    with evaluating(network), torch.no_grad(), hooked(network, paths, record) as passes:
         passes.run(batch)
-    return seen
+    return recorded

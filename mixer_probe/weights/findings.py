@@ -28,32 +28,29 @@ def weight_findings(results: Sequence[Result]) -> tuple[list[Finding], list[Cour
     mixing, kernels = of_kind(results, TokenMixing), [r for r in of_kind(results, SpatialKernels) if len(r)]
     own = own_models([*(r.model for r in mixing), *(r.model for r in kernels)])
     findings: list[Finding] = []
-    for units in (r for r in mixing if r.model.name in own):
-        findings += _unit_findings(units, untrained_baseline(units, mixing), results)
+    for r in (r for r in mixing if r.model.name in own):
+        name, baseline = name_of(r.model), untrained_baseline(r, mixing)
+        frequency = np.concatenate([r.frequency(i) for i in range(len(r.blocks))])
+        if np.isnan(frequency).all():
+            text = f"{name}: all {len(frequency)} token-mixing units weight all positions equally, so they ignore position."
+            number = Number("units that ignore position", 1.0, n=len(frequency))
+            findings.append(Finding(QUESTION, name, text, "none", (number,)))
+            continue
+        needs = "there is no untrained baseline to compare with"
+        low = missing(QUESTION, f"Low-frequency units of {name}", needs, results)
+        findings += [low_frequency_finding(r, baseline) if baseline else low, pairs_finding(r, baseline)]
     if not mixing:
         findings.append(missing(QUESTION, "Token-mixing units", "there is no network with a token-mixing MLP", results))
-    shown = [r for r in kernels if r.model.name in own]
-    findings += [mixing_distance_finding(r, untrained_baseline(r, kernels)) for r in shown]
+    shown = [k for k in kernels if k.model.name in own]
+    findings += [mixing_distance_finding(k, untrained_baseline(k, kernels)) for k in shown]
     if not shown:
         findings.append(missing(QUESTION, "Spatial reach", "there are no spatial kernels", results, "spatial kernels"))
     curves = []
-    for r in (r for r in kernels if r.model.name in own or is_twin(r.model, own)):
-        depth, distance = np.array([(k.depth, k.distance_px) for k in r.kernels]).T
-        nothing = np.full(len(r), NAN)
-        trained = not r.model.name.endswith("?untrained")
-        curves.append(Course(PANEL, family(r.model), r.model.name, trained, depth, distance, nothing, nothing, nothing))
+    for k in (k for k in kernels if k.model.name in own or is_twin(k.model, own)):
+        depth, distance = np.array([(kernel.depth, kernel.distance_px) for kernel in k.kernels]).T
+        nothing, trained = np.full(len(k), NAN), not k.model.name.endswith("?untrained")
+        curves.append(Course(PANEL, family(k.model), k.model.name, trained, depth, distance, nothing, nothing, nothing))
     return findings, curves
-
-
-def _unit_findings(r: TokenMixing, baseline: TokenMixing | None, results: Sequence[Result]) -> list[Finding]:
-    name = name_of(r.model)
-    frequency = np.concatenate([r.frequency(i) for i in range(len(r.blocks))])
-    if np.isnan(frequency).all():
-        text = f"{name}: all {len(frequency)} token-mixing units weight all positions equally, so they ignore position."
-        return [Finding(QUESTION, name, text, "none", (Number("units that ignore position", 1.0, n=len(frequency)),))]
-    needs = "there is no untrained baseline to compare with"
-    low = low_frequency_finding(r, baseline) if baseline else missing(QUESTION, f"Low-frequency units of {name}", needs, results)
-    return [low, pairs_finding(r, baseline)]
 
 
 def low_frequency_finding(r: TokenMixing, baseline: TokenMixing) -> Finding:

@@ -141,9 +141,6 @@ def _matrix(
     return MixingMatrix(*place, weight, (1, 1), dilation, leaf.groups, (1, 1))
 
 
-# -- the matrices that a leaf holds --------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Part:
     role: str
@@ -217,9 +214,6 @@ def _kind(path: str, block: Block, leaf: nn.Module) -> Mixes:
         return "spatial" if leaf.in_channels == leaf.groups else "both"
     on_tokens = isinstance(leaf, nn.Linear) and block.spec.axes_at(path, block.module) in (Axes.BCN, Axes.BCU)
     return "spatial" if on_tokens else "channel"
-
-
-# -- products of attention -----------------------------------------------------------------------------------------------
 
 
 def _head_products(layer: str, attention: Any, own: list[MixingMatrix]) -> list[HeadProducts]:

@@ -53,9 +53,6 @@ def double(weight: torch.Tensor) -> torch.Tensor:
     return weight.detach().to(device="cpu", dtype=torch.float64, copy=True)
 
 
-# -- singular values ---------------------------------------------------------------------------------------------------
-
-
 def matrix_values(matrix: torch.Tensor) -> np.ndarray:
     """Singular values [..., min(m, n)] of [..., m, n], largest first; NaN for matrices that are not finite."""
     if not bool(torch.isfinite(matrix).all()):
@@ -95,9 +92,18 @@ def convolution_values(
         weight = torch.full_like(weight, math.nan)
     phases, repeats = _transfer_phases(grid, stride, dilation, (kernel.shape[2], kernel.shape[3]))
     bytes_per_frequency = phases.shape[1] * weight[:, :, 0, 0].numel() * 16
-    chunks = torch.split(phases, max(1, _CHUNK_BYTES // bytes_per_frequency))
-    values = np.repeat(np.concatenate([_transfer_values(weight, chunk, groups) for chunk in chunks]), repeats, axis=0)
-    ordered: np.ndarray = np.sort(values, axis=None)[::-1].copy()
+    out, inputs = weight.shape[0] // groups, weight.shape[1]
+    taps = weight.reshape(out * groups * inputs, -1).T
+    found = []
+    for chunk in torch.split(phases, max(1, _CHUNK_BYTES // bytes_per_frequency)):
+        # Two real products are cheaper than one complex product with a real factor.
+        transfer = torch.complex(chunk.real @ taps, chunk.imag @ taps)
+        matrices = transfer.reshape(*chunk.shape[:2], groups, out, inputs).permute(0, 2, 3, 4, 1).flatten(3)
+        if min(matrices.shape[-2:]) == 1:
+            found.append(torch.linalg.vector_norm(matrices, dim=(-2, -1)).numpy()[..., None])
+        else:
+            found.append(matrix_values(matrices))
+    ordered: np.ndarray = np.sort(np.repeat(np.concatenate(found), repeats, axis=0), axis=None)[::-1].copy()
     return ordered
 
 
@@ -120,27 +126,11 @@ def _transfer_phases(
     return torch.from_numpy(flat), np.where(own < mirrored, 2, 1)[kept]
 
 
-def _transfer_values(weight: torch.Tensor, phases: torch.Tensor, groups: int) -> np.ndarray:
-    """Singular values [frequency, group, min(o, i)] of the transfer matrices K(f) at some frequencies."""
-    out, inputs = weight.shape[0] // groups, weight.shape[1]
-    taps = weight.reshape(out * groups * inputs, -1).T
-    # Two real products are cheaper than one complex product with a real factor.
-    transfer = torch.complex(phases.real @ taps, phases.imag @ taps)
-    matrices = transfer.reshape(*phases.shape[:2], groups, out, inputs).permute(0, 2, 3, 4, 1).flatten(3)
-    if min(matrices.shape[-2:]) == 1:
-        norms: np.ndarray = torch.linalg.vector_norm(matrices, dim=(-2, -1)).numpy()[..., None]
-        return norms
-    return matrix_values(matrices)
-
-
 def stable_rank(values: np.ndarray) -> float:
     """|W|_F^2 / |W|_2^2 from singular values: 1 for rank one, n for an orthogonal n x n matrix. NaN for zeros or NaN."""
     if not values.size or not np.isfinite(values).all() or not values.max() > 0:
         return math.nan
     return float(((values / values.max()) ** 2).sum())
-
-
-# -- iid weights -------------------------------------------------------------------------------------------------------
 
 
 def marchenko_pastur_edge(rows: int, columns: int, norm: float = 1.0) -> float:

@@ -117,7 +117,17 @@ def position_embeddings(model: Model, *, centred: bool = False) -> PositionEmbed
 
     `centred` removes the mean over the patch positions first, which all of them share. Embeddings of norm zero give NaN and a
     DegenerateWeightsWarning. Raises ModelError for a network without absolute position embedding, saying what it has instead."""
-    name, values = _embedding(model)
+    inside = tuple(block.path + "." for block in model.structure.blocks)
+    # A table [1, tokens, channels] or [1, rows, columns, channels]; attention pooling, after the blocks, may have its own.
+    tables = (
+        (name, values)
+        for name, values in _tensors(model.module)
+        if name.rpartition(".")[2] in _NAMES and values.ndim in (3, 4)
+        if not name.startswith(inside) and "pool" not in name.rpartition(".")[0]
+    )
+    name, values = next(tables, (None, None))
+    if name is None or values is None:
+        raise ModelError(f"{model.name} has no absolute position embedding: {_instead(model)}")
     patches, prefix, grid = _patches(model, name, values)
     shift = patches.mean(0) if centred else np.zeros(patches.shape[1])
     unit, prefix_unit = _unit(patches - shift), _unit(prefix - shift)
@@ -141,17 +151,6 @@ def position_embeddings(model: Model, *, centred: bool = False) -> PositionEmbed
         column_share=columns,
         interaction_share=interaction,
     )
-
-
-def _embedding(model: Model) -> tuple[str, torch.Tensor]:
-    """The table of absolute position embeddings: [1, tokens, channels] or [1, rows, columns, channels]."""
-    inside = tuple(block.path + "." for block in model.structure.blocks)
-    for name, values in _tensors(model.module):
-        above, _, last = name.rpartition(".")
-        # Attention pooling, after the blocks, may have positions of its own.
-        if last in _NAMES and values.ndim in (3, 4) and not name.startswith(inside) and "pool" not in above:
-            return name, values
-    raise ModelError(f"{model.name} has no absolute position embedding: {_instead(model)}")
 
 
 def _tensors(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -40,59 +40,54 @@ class PositionAttention:
     heads: torch.Tensor
 
 
+@torch.no_grad()
 def position_attention(model: Model) -> tuple[PositionAttention, ...]:
     """Attention from positions alone, of every block of a ViT.
 
     Raises ModelError, with the reason, for a network whose positions enter in another way."""
-    with torch.no_grad():
-        return tuple(_block_attention(model, block) for block in model.structure.single_blocks)
-
-
-def _block_attention(model: Model, block: Block) -> PositionAttention:
-    attention = getattr(block.module, "attn", None)
-    if isinstance(attention, _WINDOWED):
-        heads = _window_bias(attention).softmax(-1)
-        window = (int(attention.window_size[0]), int(attention.window_size[1]))
-        return PositionAttention(block, "attn", "softmax of the relative position bias within a window", window, heads)
-    logits = {"position embedding": _embedding_logits(model, block), "relative position bias": _relative_bias(model, attention)}
-    known = {name: part for name, part in logits.items() if part is not None}
-    grid = model.structure.token_grid
-    if grid is None or not known:
-        raise ModelError(f"{model.name} has no position-only attention: {_reason(model, block)}")
-    heads = torch.stack(list(known.values())).sum(0).softmax(-1)
-    return PositionAttention(block, "attn", f"softmax of the {' and '.join(known)} alone", grid, heads)
+    found = []
+    for block in model.structure.single_blocks:
+        attention = getattr(block.module, "attn", None)
+        if isinstance(attention, _WINDOWED):
+            heads, form = _window_bias(attention).softmax(-1), "softmax of the relative position bias within a window"
+            window = (int(attention.window_size[0]), int(attention.window_size[1]))
+            found.append(PositionAttention(block, "attn", form, window, heads))
+            continue
+        parts = {
+            "position embedding": _embedding_logits(model, block),
+            "relative position bias": _relative_bias(model, attention),
+        }
+        logits = {name: part for name, part in parts.items() if part is not None}
+        grid = model.structure.token_grid
+        if grid is None or not logits:
+            raise ModelError(f"{model.name} has no position-only attention: {_reason(model, block)}")
+        heads = torch.stack(list(logits.values())).sum(0).softmax(-1)
+        found.append(PositionAttention(block, "attn", f"softmax of the {' and '.join(logits)} alone", grid, heads))
+    return tuple(found)
 
 
 def _embedding_logits(model: Model, block: Block) -> torch.Tensor | None:
     """q(z_i) . k(z_j) * scale [head, S, S] of the absolute position embedding, None where it is not defined."""
     attention: Any = getattr(block.module, "attn", None)
-    readable = isinstance(attention, (Attention, beit.Attention)) and type(block.module) in _BLOCKS
-    if not readable or (embedding := _patch_embedding(model)) is None:
-        return None
-    x = _double(block.module.get_submodule("norm1"))(embedding)
-    own: Any = _double(attention)
-    qkv = own.get_submodule("qkv")(x)
-    if getattr(own, "q_bias", None) is not None:
-        qkv = qkv + torch.cat([own.get_parameter("q_bias"), own.get_buffer("k_bias"), own.get_parameter("v_bias")])
-    q, k, _v = qkv.reshape(len(x), 3, own.num_heads, -1).permute(1, 2, 0, 3)
-    q_norm, k_norm = (getattr(own, name, nn.Identity()) for name in ("q_norm", "k_norm"))
-    logits: torch.Tensor = float(attention.scale) * (q_norm(q) @ k_norm(k).transpose(-2, -1))
-    return logits
-
-
-def _patch_embedding(model: Model) -> torch.Tensor | None:
-    """The position embedding of the patches [S, C] as the first block would see it alone; None if there is none."""
     grid = model.structure.token_grid
     found = next(((n, p) for n, p in model.module.named_parameters() if n.split(".")[-1] == "pos_embed" and p.ndim == 3), None)
-    if grid is None or found is None:
+    readable = isinstance(attention, (Attention, beit.Attention)) and type(block.module) in _BLOCKS
+    if not readable or grid is None or found is None:
         return None
     name, parameter = found
     patches = grid[0] * grid[1]
     if parameter.shape[1] not in (patches, patches + model.structure.prefix):
         return None
     norm = dict(model.module.named_modules()).get(name.removesuffix("pos_embed") + "norm_pre", nn.Identity())
-    embedding: torch.Tensor = _double(norm)(double(parameter)[0, -patches:])
-    return embedding
+    embedding = _double(norm)(double(parameter)[0, -patches:])
+    own: Any = _double(attention)
+    qkv = own.get_submodule("qkv")(_double(block.module.get_submodule("norm1"))(embedding))
+    if getattr(own, "q_bias", None) is not None:
+        qkv = qkv + torch.cat([own.get_parameter("q_bias"), own.get_buffer("k_bias"), own.get_parameter("v_bias")])
+    q, k, _v = qkv.reshape(patches, 3, own.num_heads, -1).permute(1, 2, 0, 3)
+    q_norm, k_norm = (getattr(own, name, nn.Identity()) for name in ("q_norm", "k_norm"))
+    logits: torch.Tensor = float(attention.scale) * (q_norm(q) @ k_norm(k).transpose(-2, -1))
+    return logits
 
 
 def _relative_bias(model: Model, attention: nn.Module | None) -> torch.Tensor | None:

@@ -1,7 +1,7 @@
-"""Spectra: singular values, stable rank and norm of every mixing matrix by depth, beside those of iid weights.
+"""Spectra: singular values, stable rank and norm of every mixing matrix by depth, compared with those of iid weights.
 
 Weights are taken as the layer applies them, without the norms, layer scales and biases around it. Matrices of iid entries
-have a spectrum of their own (Marchenko and Pastur 1967), so each value stands beside that of iid normal weights of the same
+have a spectrum of their own (Marchenko and Pastur 1967), so each value is compared with that of iid normal weights of the same
 shape and norm.
 """
 
@@ -163,15 +163,15 @@ class WeightSpectra(Result):
         self, *, kind: str | None = None, role: str | None = None, block: str | None = None, main: bool | None = None
     ) -> tuple[MatrixSpectrum, ...]:
         """The entries with these properties. Raises LayerError, with close names, for a value that no entry has."""
-        wanted = {"kind": kind, "role": role, "block": block, "main": main}
-        asked = {name: value for name, value in wanted.items() if value is not None}
-        for name, value in asked.items():
+        options = {"kind": kind, "role": role, "block": block, "main": main}
+        given = {name: value for name, value in options.items() if value is not None}
+        for name, value in given.items():
             known = list(dict.fromkeys(str(getattr(e, name)) for e in self.entries))
             if str(value) not in known:
                 raise LayerError(
                     f"no {name} '{value}' among the mixing matrices of {self.model.name}; {closest(str(value), known)}"
                 )
-        return tuple(e for e in self.entries if all(getattr(e, name) == value for name, value in asked.items()))
+        return tuple(e for e in self.entries if all(getattr(e, name) == value for name, value in given.items()))
 
     def null_values(self, entry: MatrixSpectrum) -> np.ndarray:
         """Singular values that iid weights of the same shape and norm have, largest first."""
@@ -245,9 +245,6 @@ def outlier_matrices(result: WeightSpectra, kind: str) -> tuple[int, int, float]
     main = [e for e in result.entries if e.main and e.kind == kind and e.spectral_norm > 0]
     above = sum(e.outliers > 0 for e in main)
     return above, len(main), float(binom.sf(above - 1, len(main), 0.05))
-
-
-# -- measuring -----------------------------------------------------------------------------------------------------------
 
 
 @checked(MeasureError)

@@ -62,7 +62,7 @@ class SpectralPeak:
 
     `rows` and `columns` are ky and kx in cycles over the map, of the two signs of a real wave the one with kx > 0, or ky >= 0
     where kx is 0 or w/2. `frequency` is |f| in cycles per sample, `phase` is in degrees, above -180 and up to 180, and `share`
-    is the wave's share of the power of the mean-removed map: 1 for a sinusoid."""
+    is the wave's fraction of the power of the mean-removed map: 1 for a sinusoid."""
 
     rows: np.ndarray
     columns: np.ndarray

@@ -1,6 +1,6 @@
 """The matrices that mix tokens in each block, for all four forms of timm's `MlpMixer`, with one meaning of rows and columns.
 
-Everything that is read off token-mixing weights starts here: units, effective kernels and spectra.
+Units, effective kernels and spectra of token mixing are computed from them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from torch import nn
 from mixer_probe.core.errors import ModelError
 from mixer_probe.core.words import first_and_more, join
 from mixer_probe.models.model import Model
-from mixer_probe.models.structure import Block
 from mixer_probe.weights.operators import double
 
 
@@ -37,7 +36,7 @@ class TokenMatrices:
       sign that ls1 may have for single channels is lost.
     - gMLP: read @ x multiplies the other half of the channels; `read` [S, S] are the rows of gate.proj.
 
-    `gate` and `write` are None for the forms that lack them. Gains of the norm before the mixing (one a channel) are in none
+    `gate` and `write` are None for the forms that lack them. Gains of the norm before the mixing (one per channel) are in none
     of the matrices."""
 
     block: str
@@ -59,32 +58,33 @@ def token_matrices(model: Model) -> tuple[TokenMatrices, ...]:
             "token-mixing weights are in Mixer, gMixer, ResMLP and gMLP"
         )
     blocks = model.structure.single_blocks
-    return tuple(_block_matrices(block, (i + 1) / len(blocks)) for i, block in enumerate(blocks))
-
-
-def _block_matrices(block: Block, depth: float) -> TokenMatrices:
-    module = block.module
-    if isinstance(module, ResBlock):
-        scale = np.sqrt((_array(module.get_parameter("ls1")) ** 2).mean())
-        read = scale * _array(module.get_parameter("linear_tokens.weight"))
-        return TokenMatrices(block.path, depth, "ResMLP", "linear_tokens", read, None, None)
-    if isinstance(module, SpatialGatingBlock):
-        read = _array(module.get_parameter("mlp_channels.gate.proj.weight"))
-        return TokenMatrices(block.path, depth, "gMLP", "mlp_channels.gate.proj", read, None, None)
-    assert isinstance(module, MixerBlock)
-    mlp = module.get_submodule("mlp_tokens")
-    first, last = getattr(mlp, "fc1", None), getattr(mlp, "fc2", None)
-    if not isinstance(first, nn.Linear) or not isinstance(last, nn.Linear):
-        raise ModelError(
-            f"'{block.path}.mlp_tokens' is a {type(mlp).__name__}; token-mixing weights are read from MLPs whose two linear "
-            "layers are fc1 and fc2, such as timm's Mlp and GluMlp"
-        )
-    rows, write = _array(first.weight), np.ascontiguousarray(_array(last.weight).T)
-    if not isinstance(mlp, GluMlp):
-        return TokenMatrices(block.path, depth, "Mixer", "mlp_tokens.fc1", rows, None, write)
-    halves = rows[: len(rows) // 2], rows[len(rows) // 2 :]
-    read, gate = halves if mlp.gate_last else halves[::-1]
-    return TokenMatrices(block.path, depth, "gMixer", "mlp_tokens.fc1", read, gate, write)
+    found = []
+    for i, block in enumerate(blocks):
+        module, place = block.module, (block.path, (i + 1) / len(blocks))
+        if isinstance(module, ResBlock):
+            scale = np.sqrt((_array(module.get_parameter("ls1")) ** 2).mean())
+            read = scale * _array(module.get_parameter("linear_tokens.weight"))
+            found.append(TokenMatrices(*place, "ResMLP", "linear_tokens", read, None, None))
+            continue
+        if isinstance(module, SpatialGatingBlock):
+            read = _array(module.get_parameter("mlp_channels.gate.proj.weight"))
+            found.append(TokenMatrices(*place, "gMLP", "mlp_channels.gate.proj", read, None, None))
+            continue
+        assert isinstance(module, MixerBlock)
+        mlp = module.get_submodule("mlp_tokens")
+        first, last = getattr(mlp, "fc1", None), getattr(mlp, "fc2", None)
+        if not isinstance(first, nn.Linear) or not isinstance(last, nn.Linear):
+            raise ModelError(
+                f"'{block.path}.mlp_tokens' is a {type(mlp).__name__}; token-mixing weights are read from MLPs whose two linear "
+                "layers are fc1 and fc2, such as timm's Mlp and GluMlp"
+            )
+        read, write = _array(first.weight), np.ascontiguousarray(_array(last.weight).T)
+        form, gate = "Mixer", None
+        if isinstance(mlp, GluMlp):
+            form, half = "gMixer", len(read) // 2
+            read, gate = (read[:half], read[half:]) if mlp.gate_last else (read[half:], read[:half])
+        found.append(TokenMatrices(*place, form, "mlp_tokens.fc1", read, gate, write))
+    return tuple(found)
 
 
 def _array(parameter: torch.Tensor) -> np.ndarray:

@@ -106,11 +106,6 @@ class TokenMixing(Result):
         return self.measures(block, side).partner
 
     @checked(MeasureError)
-    def partner_cosine(self, block: int | str, side: Side = "read") -> np.ndarray:
-        """Cosine similarity [unit] with the opposite-phase unit."""
-        return self.measures(block, side).partner_cosine
-
-    @checked(MeasureError)
     def order(self, block: int | str, side: Side = "read") -> np.ndarray:
         """Units [unit] in opposite-phase pairs, low frequency first, as in the paper (see `paired_order`)."""
         return paired_order(self.units(block, side), self.frequency(block, side))

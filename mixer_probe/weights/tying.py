@@ -51,7 +51,7 @@ class KernelSpectrum:
     `energies` [r] in the space of the kernels, `offset_energies` [q] in offset space, `null` [draw, q] those of phase-randomised
     kernels in offset space (no draws where kernels are tied by construction). `dictionary` [k, oh, ow] are the leading shared
     kernels in offset space, each of unit norm in the space of the kernels; for S x S kernels the mean over the available pairs
-    of an offset. The sign of a shared kernel means nothing: its largest entry (times the root of its pairs) is made positive."""
+    of an offset. The sign of a shared kernel is arbitrary: its largest entry (times the root of its pairs) is made positive."""
 
     energies: np.ndarray
     offset_energies: np.ndarray

@@ -87,7 +87,7 @@ _ROUNDING = 1e-6
 
 
 def measure_units(maps: np.ndarray, patch: tuple[float, float], surrogates: int, shuffles: int, seed: Seed) -> UnitSet:
-    """Everything that is measured on the units `maps` [unit, h, w]; `patch` is the height and width of a token in px.
+    """All measures of the units `maps` [unit, h, w]; `patch` is the height and width of a token in px.
 
     Raises LayerError for a single unit, which has no opposite-phase unit."""
     maps = np.asarray(maps, dtype=np.float64)

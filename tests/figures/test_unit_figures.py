@@ -86,7 +86,7 @@ def test_planted_pairs_are_neighbours(mixer: TokenMixing) -> None:
     for unit in range(10):
         a, b = sorted((order.index(unit), order.index(unit + 10)))
         assert (a % 2, b) == (0, a + 1)
-    np.testing.assert_allclose(mixer.partner_cosine(0), -1)
+    np.testing.assert_allclose(mixer.measures(0).partner_cosine, -1)
 
 
 def test_a_limit_shows_the_lowest_frequencies(mixer: TokenMixing) -> None:

@@ -141,7 +141,7 @@ def test_a_network_with_planted_pairs_is_found_paired_and_its_shuffle_is_not() -
     assert found.share_paired(0) == 1.0
     assert found.share_paired(1) < 0.2
     assert found.partner(0)[:24].tolist() == list(range(24, 48))
-    np.testing.assert_allclose(found.partner_cosine(0), -1)
+    np.testing.assert_allclose(found.measures(0).partner_cosine, -1)
     # Pairs stand side by side.
     assert {abs(a - b) for a, b in found.order(0).reshape(-1, 2)} == {24}
 
@@ -167,7 +167,7 @@ def test_a_dead_unit_is_last_and_breaks_nothing() -> None:
     with pytest.warns(UndefinedUnitsWarning, match=r"has 1 unit of constant weight"):
         found = mp.token_mixing(mp.load_model(network, **SPEC), surrogates=2)
     assert np.flatnonzero(np.isnan(found.frequency(0))).tolist() == [3]
-    assert np.isfinite(found.partner_cosine(0)).all()
+    assert np.isfinite(found.measures(0).partner_cosine).all()
     assert sorted(found.order(0).tolist()) == list(range(12))
     assert np.isfinite(found.summary()["mean_frequency"]).all()
 
@@ -177,7 +177,7 @@ def test_a_real_size_network_has_the_null_figures_of_iid_rows() -> None:
     table = found.summary()
     assert table["units"].tolist() == [384] * 12
     assert table["mean_partner_cosine"].mean() == pytest.approx(-0.2104, abs=0.001)
-    assert np.mean([found.partner_cosine(i).min() for i in range(12)]) == pytest.approx(-0.308, abs=0.012)
+    assert np.mean([found.measures(i).partner_cosine.min() for i in range(12)]) == pytest.approx(-0.308, abs=0.012)
     assert table["mean_frequency"].mean() == pytest.approx(0.38598, abs=0.001)
     # timm draws from a uniform distribution, whose fourth moment is 1.8 and not 3: the ratio is a little higher than the
     # 129.54 of Gaussian rows, by n p / (n + p + 1 + (1.8 - 3)).

@@ -24,7 +24,20 @@ def mixer_as_cnn(result: ConvolutionEquivalence) -> Figure:
     _kernel_panels(top, result)
     left, right = bottom.subplots(1, 2)
     _difference_bars(left, result)
-    _parameter_bars(right, result)
+    bars = (
+        ("the Mixer", result.model.parameters),
+        ("as a CNN, kernels tied", result.parameters),
+        ("with kernels untied", result.untied_parameters),
+    )
+    places = np.arange(len(bars))
+    right.barh(places, [value for _, value in bars], height=0.6, color=[COLOURS[0], COLOURS[0], GREY])
+    for place, (_, value) in zip(places, bars, strict=True):
+        right.annotate(f" {value:,}", (value, place), va="center", fontsize=8)
+    right.set_yticks(places, [label for label, _ in bars])
+    right.invert_yaxis()
+    right.set_xscale("log")
+    right.set_xlim(min(value for _, value in bars) / 8, max(value for _, value in bars) * 60)
+    right.set(title="Parameters", xlabel="parameters")
     return figure
 
 
@@ -77,20 +90,3 @@ def _difference_bars(axes: Axes, result: ConvolutionEquivalence) -> None:
     axes.set_xlim(floor / 2, 10 * max(result.largest_output, 1e-3))
     axes.set(title=f"Difference between {result.output}, {checks[0].n} images", xlabel="absolute value")
     axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.3), ncols=1, fontsize=7.5)
-
-
-def _parameter_bars(axes: Axes, result: ConvolutionEquivalence) -> None:
-    bars = (
-        ("the Mixer", result.model.parameters),
-        ("as a CNN, kernels tied", result.parameters),
-        ("with kernels untied", result.untied_parameters),
-    )
-    rows = np.arange(len(bars))
-    axes.barh(rows, [value for _, value in bars], height=0.6, color=[COLOURS[0], COLOURS[0], GREY])
-    for row, (_, value) in zip(rows, bars, strict=True):
-        axes.annotate(f" {value:,}", (value, row), va="center", fontsize=8)
-    axes.set_yticks(rows, [label for label, _ in bars])
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.set_xlim(min(value for _, value in bars) / 8, max(value for _, value in bars) * 60)
-    axes.set(title="Parameters", xlabel="parameters")

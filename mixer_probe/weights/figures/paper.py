@@ -139,8 +139,6 @@ def _unit_title(units: TokenMixing, i: int) -> str:
     )
 
 
-# -- the page ----------------------------------------------------------------------------------------------------------
-
 Place = tuple[float, float, float, float]
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import cycle
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from mixer_probe.plotting.style import COLOURS, GREY, heading, line_styles, model_label, plain, styled
 from mixer_probe.weights.figures.tiles import first_middle_last
-from mixer_probe.weights.spectra import KINDS, MatrixSpectrum, WeightSpectra
+from mixer_probe.weights.spectra import KINDS, WeightSpectra
 
 _KIND_TITLES = {
     "spatial": "spatial mixing",
@@ -85,7 +84,15 @@ def singular_values(result: WeightSpectra, blocks: Sequence[str] | None = None) 
         by_block = [[e for e in found if e.kind == kind] for found in entries]
         colours = dict(zip(dict.fromkeys(e.role for found in by_block for e in found), cycle(COLOURS)))
         for axes, found in zip(row, by_block):
-            _spectrum_curves(axes, result, found, colours)
+            axes.plot([], [])
+            axes.set(yscale="log", ylim=(0.03, None))
+            drawn = [e for e in found if e.rms > 0]
+            if not drawn:
+                axes.text(0.5, 0.5, "no such matrix", transform=axes.transAxes, ha="center", color=GREY, fontsize=8)
+            for e in drawn:
+                axes.plot(*_thinned(e.values / e.rms), color=colours[e.role])
+                null = _thinned(result.null_values(e) / e.rms)
+                axes.plot(*null, color=colours[e.role], linestyle="--", linewidth=1, alpha=0.7)
         handles = [Line2D([], [], color=colour, label=plain(role)) for role, colour in colours.items()]
         row[-1].legend(handles=handles, loc="upper right", fontsize=7)
         row[0].set_ylabel(f"{_KIND_TITLES[kind]}\nvalue ÷ rms", fontsize=8)
@@ -95,17 +102,6 @@ def singular_values(result: WeightSpectra, blocks: Sequence[str] | None = None) 
         axes.set(xlabel="rank ÷ full rank", xlim=(0, 1))
     heading(figure, f"{model_label(result.model)} · singular values (dashed: iid weights)")
     return figure
-
-
-def _spectrum_curves(axes: Axes, result: WeightSpectra, entries: Sequence[MatrixSpectrum], colours: Mapping[str, str]) -> None:
-    axes.plot([], [])
-    axes.set(yscale="log", ylim=(0.03, None))
-    drawn = [e for e in entries if e.rms > 0]
-    if not drawn:
-        axes.text(0.5, 0.5, "no such matrix", transform=axes.transAxes, ha="center", color=GREY, fontsize=8)
-    for e in drawn:
-        axes.plot(*_thinned(e.values / e.rms), color=colours[e.role])
-        axes.plot(*_thinned(result.null_values(e) / e.rms), color=colours[e.role], linestyle="--", linewidth=1, alpha=0.7)
 
 
 _MOST_POINTS = 400

@@ -46,10 +46,10 @@ def stem_pictures(
 
 def _columns(count: int, aspect: float) -> int:
     """Columns that make the whole about 3 wide to 2 high, with a full last row where a number near that gives one."""
-    wanted = (1.5 * count / aspect) ** 0.5
-    near = range(max(1, round(0.75 * wanted)), round(1.3 * wanted) + 1)
+    ideal = (1.5 * count / aspect) ** 0.5
+    near = range(max(1, round(0.75 * ideal)), round(1.3 * ideal) + 1)
     full = [n for n in near if count % n == 0]
-    best: int = min(full or [max(1, min(count, round(wanted)))], key=lambda n: abs(n - wanted))
+    best: int = min(full or [max(1, min(count, round(ideal)))], key=lambda n: abs(n - ideal))
     return best
 
 

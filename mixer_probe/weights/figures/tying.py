@@ -6,14 +6,13 @@ from collections.abc import Sequence
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import checked
 from mixer_probe.plotting.style import COLOURS, DIVERGING, GREY, colour_bar, heading, line_styles, model_label, plain, styled
-from mixer_probe.weights import KernelTying, LayerTying
+from mixer_probe.weights import KernelTying
 from mixer_probe.weights.figures.tiles import evenly_spaced, first_middle_last, largest_offset
 
 
@@ -71,33 +70,29 @@ def kernel_energy(result: KernelTying, layers: Sequence[int | str] | None = None
     figure = Figure(figsize=(3.4 * len(chosen) + 0.4, 4.1 if alone else 3.5))
     panels = figure.subplots(1, len(chosen), squeeze=False)[0]
     for axes, k in zip(panels, chosen, strict=True):
-        _energy_curves(axes, result.layers[k], normalise)
+        entry = result.layers[k]
+        spectrum = entry.spectrum(normalise)
+        rank = np.arange(1, len(spectrum.energies) + 1)
+        axes.plot(rank, 100 * spectrum.cumulative, color=COLOURS[0], label="shared kernels", marker="o", markersize=2.5)
+        rank = np.arange(1, len(spectrum.offset_energies) + 1)
+        if entry.source != "weights":
+            axes.plot(rank, 100 * spectrum.offset_cumulative, color=COLOURS[0], linestyle="--", label="in offset space")
+        if len(spectrum.null):
+            low, high = 100 * np.quantile(spectrum.null_cumulative, [0.05, 0.95], axis=0)
+            axes.fill_between(rank, low, high, color=GREY, alpha=0.45, linewidth=1, label="null: same spectra, random phases")
+        for percent in (50, 90, 99):
+            axes.axhline(percent, color=GREY, linewidth=0.6, linestyle=":")
+        right = max(spectrum.count(0.999), spectrum.null_count(0.99)[0] if len(spectrum.null) else 1, 4)
+        axes.set(xlim=(0.8, right * 1.05), ylim=(0, 102), xlabel="number of shared kernels")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
+        axes.set_title(f"{plain(entry.layer)}\n{entry.channels} channels, at most {entry.possible} kernels", fontsize=8.5)
     panels[0].set_ylabel("energy explained (%)")
     kind, colon = " · kernels of norm 1" if normalise else "", "\n" if alone else ": "
     heading(figure, f"{model_label(result.model)}{colon}energy of shared kernels{kind}")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=1 if alone else 3)
     return figure
-
-
-def _energy_curves(axes: Axes, entry: LayerTying, normalise: bool) -> None:
-    """Cumulative energy of the shared kernels of one layer, with the band of its null."""
-    spectrum, colour = entry.spectrum(normalise), COLOURS[0]
-    rank = np.arange(1, len(spectrum.energies) + 1)
-    axes.plot(rank, 100 * spectrum.cumulative, color=colour, label="shared kernels", marker="o", markersize=2.5)
-    rank = np.arange(1, len(spectrum.offset_energies) + 1)
-    if entry.source != "weights":
-        axes.plot(rank, 100 * spectrum.offset_cumulative, color=colour, linestyle="--", label="in offset space")
-    if len(spectrum.null):
-        low, high = 100 * np.quantile(spectrum.null_cumulative, [0.05, 0.95], axis=0)
-        axes.fill_between(rank, low, high, color=GREY, alpha=0.45, linewidth=1, label="null: same spectra, random phases")
-    for percent in (50, 90, 99):
-        axes.axhline(percent, color=GREY, linewidth=0.6, linestyle=":")
-    right = max(spectrum.count(0.999), spectrum.null_count(0.99)[0] if len(spectrum.null) else 1, 4)
-    axes.set(xlim=(0.8, right * 1.05), ylim=(0, 102), xlabel="number of shared kernels")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("")
-    axes.set_title(f"{plain(entry.layer)}\n{entry.channels} channels, at most {entry.possible} kernels", fontsize=8.5)
 
 
 @styled

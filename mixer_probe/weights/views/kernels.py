@@ -44,7 +44,22 @@ def kernels_section(results: Sequence[SpatialKernels]) -> list[Section]:
         name="kernels-average",
         vector=False,
     )
-    maps = [_maps_picture(r) for r in shown if r.kernels[0].matrix is not None]
+    maps = []
+    for r in (r for r in shown if r.kernels[0].matrix is not None):
+        name, kernel = name_of(r.model), r.kernels[0]
+        maps.append(
+            Picture(
+                kernel_maps(r),
+                f"Spatial mixing weights of {name}: {kernel.form}. Each small map belongs to the position at which it is drawn "
+                f"and shows where that position reads on the {kernel.grid[0]}×{kernel.grid[1]} grid; first, middle and last "
+                "block.",
+                "Red is positive weight, blue negative; attention runs from dark (zero) to yellow. Maps that shift with their "
+                "position indicate a convolution; identical maps mean that all positions read the same places.",
+                f"Grids of mixing weight maps for the positions of {name}",
+                name=f"kernels-{name}",
+                vector=False,
+            )
+        )
     digits = dict.fromkeys(("depth", "distance_over_uniform"), "{:.2f}")
     digits |= dict.fromkeys(("translation_fraction", "translation_iid"), "{:.3f}")
     digits |= dict.fromkeys(("distance_px", "self_mass", "norm"), "{:.3g}")
@@ -58,21 +73,6 @@ def kernels_section(results: Sequence[SpatialKernels]) -> list[Section]:
     sentences = tuple(kernel_sentence(r, results) for r in shown)
     warning = untrained_warning(r.model for r in results)
     return [Section("kernels", "Effective spatial kernels", sentences, (depth, average, *maps, table), warning)]
-
-
-def _maps_picture(result: SpatialKernels) -> Picture:
-    name = name_of(result.model)
-    kernel = result.kernels[0]
-    return Picture(
-        kernel_maps(result),
-        f"Spatial mixing weights of {name}: {kernel.form}. Each small map belongs to the position at which it is drawn and "
-        f"shows where that position reads on the {kernel.grid[0]}×{kernel.grid[1]} grid; first, middle and last block.",
-        "Red is positive weight, blue negative; attention runs from dark (zero) to yellow. Maps that shift with their position "
-        "indicate a convolution; identical maps mean that all positions read the same places.",
-        f"Grids of mixing weight maps for the positions of {name}",
-        name=f"kernels-{name}",
-        vector=False,
-    )
 
 
 def kernel_sentence(result: SpatialKernels, results: Sequence[SpatialKernels]) -> str:

@@ -32,7 +32,24 @@ def spectra_section(results: Sequence[WeightSpectra]) -> list[Section]:
         "Stable rank, effective rank and norms of the mixing matrices against relative depth",
         name="spectra-depth",
     )
-    values = [_values_picture(r) for r in shown if r.model.trained]
+    values = []
+    for r in (r for r in shown if r.model.trained):
+        name, operator = name_of(r.model), ""
+        if any(e.operator == "convolution" for e in r.entries):
+            limit = f", on grids of at most {r.largest_grid} positions per side" if r.largest_grid else ""
+            boundary = f"with circular boundary{limit}"
+            operator = f"A convolution is treated as an operator on its input grid {boundary}: one value per frequency."
+        values.append(
+            Picture(
+                singular_values(r),
+                f"Singular values of the mixing matrices of the first, a middle and the last block of {name}, divided by their "
+                "root mean square.",
+                "Dashed lines are iid weights of the same shape. Values above the left end of the dashed line are directions "
+                f"absent from iid weights. {operator}",
+                f"Singular values of the mixing matrices of {name}",
+                name=f"spectra-{name}",
+            )
+        )
     columns = {
         "stable_rank_share": "stable rank share",
         "null_stable_rank_share": "iid",
@@ -51,30 +68,12 @@ def spectra_section(results: Sequence[WeightSpectra]) -> list[Section]:
     shape = ["model", "layer", "role", "kind", "shape", "grid", "spectral_norm", "frobenius_norm", "stable_rank", "full_rank"]
     formats = dict.fromkeys(("spectral_norm", "frobenius_norm", "stable_rank"), "{:.3g}")
     full = Table("All mixing matrices.", entries.loc[entries["operator"] != "product", shape], formats, folded=True)
-    sentences = tuple(text for r in shown for text in _sentences(r))
+    sentences = tuple(text for r in shown for text in spectra_sentences(r))
     warning = untrained_warning(r.model for r in results)
     return [Section("spectra", "Spectra of the mixing matrices", sentences, (depth, *values, summary, full), warning)]
 
 
-def _values_picture(result: WeightSpectra) -> Picture:
-    operator = ""
-    if any(e.operator == "convolution" for e in result.entries):
-        limit = f", on grids of at most {result.largest_grid} positions per side" if result.largest_grid else ""
-        operator = (
-            f"A convolution is treated as an operator on its input grid with circular boundary{limit}: one value per frequency."
-        )
-    return Picture(
-        singular_values(result),
-        f"Singular values of the mixing matrices of the first, a middle and the last block of {name_of(result.model)}, "
-        "divided by their root mean square.",
-        "Dashed lines are iid weights of the same shape. Values above the left end of the dashed line are directions absent "
-        f"from iid weights. {operator}",
-        f"Singular values of the mixing matrices of {name_of(result.model)}",
-        name=f"spectra-{name_of(result.model)}",
-    )
-
-
-def _sentences(result: WeightSpectra) -> list[str]:
+def spectra_sentences(result: WeightSpectra) -> list[str]:
     """Ranks and outliers by kind of mixing, and how many weights are excluded."""
     table, name, sentences = result.by_depth(), name_of(result.model), []
     kinds = {kind: table[table["kind"] == kind] for kind in result.kinds}

@@ -9,7 +9,7 @@ import pandas as pd
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.section import Picture, Section, Table
 from mixer_probe.core.words import name_of, percent, primary, untrained_warning
-from mixer_probe.weights import PositionEmbeddings, StemComponents, StemFilters, stem_components
+from mixer_probe.weights import PositionEmbeddings, StemFilters, stem_components
 from mixer_probe.weights.figures import position_curves, position_similarity, stem_colour, stem_component_pictures, stem_pictures
 
 
@@ -18,18 +18,42 @@ def stem_section(results: Sequence[StemFilters]) -> list[Section]:
     content: list[Picture | Table] = []
     sentences = []
     for r in primary(results):
-        content.append(_filters_picture(r))
+        name = name_of(r.model)
+        content.append(
+            Picture(
+                stem_pictures(r),
+                f"The first layer of {name}, '{r.layer}': {len(r)} filters of {r.shape[2]}×{r.shape[3]} pixels as colour images "
+                "(Fig. 7 of the MLP-Mixer paper for a Mixer).",
+                "Mid-grey is zero, brighter is positive and darker negative in each colour; each filter has its own scale. "
+                "Filters are sorted from low to high frequency (power centroid, cycles/pixel).",
+                f"Grid of stem filters of {name}",
+                name=f"stem-filters-{name}",
+                vector=False,
+            )
+        )
         size = f"{len(r)} filters of {r.shape[2]}×{r.shape[3]} px, stride {r.stride[0]} px"
         try:
             components = stem_components(r)
         except MeasureError:
-            sentences.append(f"{name_of(r.model)}: {size}, all of them zero.")
+            sentences.append(f"{name}: {size}, all of them zero.")
             continue
-        content.append(_components_picture(components))
+        content.append(
+            Picture(
+                stem_component_pictures(components),
+                f"The first {len(components.components)} principal components of these filters with the fraction of energy that "
+                "each explains (Fig. 7 of the ViT paper shows 28 for a ViT), and the fractions for all components.",
+                "Components are the patterns to which the layer responds most, over all filters; the mean filter is not removed. "
+                "The sign of a component is arbitrary. The first component of iid filters of this shape exceeds the dashed line "
+                "in 5 % of cases (Tracy-Widom edge).",
+                f"Principal components of the stem filters of {name}",
+                name=f"stem-components-{name}",
+                vector=False,
+            )
+        )
         iid = percent(1 / r.shape[1])
         colour = f" Luminance accounts for {percent(r.mean_luminance)} of their energy (iid weights: {iid})."
         sentences.append(
-            f"{name_of(r.model)}: {size}. Mean frequency is {r.mean_frequency:.3f} "
+            f"{name}: {size}. Mean frequency is {r.mean_frequency:.3f} "
             f"cycles/pixel.{colour if r.shape[1] > 1 else ''} {components.needed(0.9)} of {len(components.shares)} principal "
             f"components explain 90 % of the energy; the first explains {percent(components.shares[0])} (95th percentile for iid "
             f"filters: {percent(components.null_share)})."
@@ -67,37 +91,8 @@ def stem_section(results: Sequence[StemFilters]) -> list[Section]:
     return [Section("stem", "Stem filters", tuple(sentences), tuple(content), warning)]
 
 
-def _filters_picture(stem: StemFilters) -> Picture:
-    name = name_of(stem.model)
-    return Picture(
-        stem_pictures(stem),
-        f"The first layer of {name}, '{stem.layer}': {len(stem)} filters of {stem.shape[2]}×{stem.shape[3]} pixels as colour "
-        "images (Fig. 7 of the MLP-Mixer paper for a Mixer).",
-        "Mid-grey is zero, brighter is positive and darker negative in each colour; each filter has its own scale. Filters are "
-        "sorted from low to high frequency (power centroid, cycles/pixel).",
-        f"Grid of stem filters of {name}",
-        name=f"stem-filters-{name}",
-        vector=False,
-    )
-
-
-def _components_picture(found: StemComponents) -> Picture:
-    return Picture(
-        stem_component_pictures(found),
-        f"The first {len(found.components)} principal components of these filters with the fraction of energy that each "
-        "explains (Fig. 7 of the ViT paper shows 28 for a ViT), and the fractions for all components.",
-        "Components are the patterns to which the layer responds most, over all filters; the mean filter is not removed. The "
-        "sign of a component is arbitrary. The first component of iid filters of this shape exceeds the dashed line in 5 % of "
-        "cases (Tracy-Widom edge).",
-        f"Principal components of the stem filters of {name_of(found.model)}",
-        name=f"stem-components-{name_of(found.model)}",
-        vector=False,
-    )
-
-
 def position_section(results: Sequence[PositionEmbeddings]) -> list[Section]:
     """Cosine similarities of the position embeddings of patches."""
-    shown = primary(results)
     curve = Picture(
         position_curves(results),
         "Mean cosine similarity between the position embeddings of two patches against their distance in input pixels.",
@@ -126,34 +121,31 @@ def position_section(results: Sequence[PositionEmbeddings]) -> list[Section]:
         pd.DataFrame(rows),
         dict.fromkeys(numbers, "{:.3f}"),
     )
-    sentences = tuple(_position_sentence(r) for r in shown)
+    content: list[Picture | Table] = []
+    sentences = []
+    for r in primary(results):
+        name, (height, width), alike = name_of(r.model), r.grid, r.alike()
+        rows_iid, columns_iid, _interaction = r.null_shares
+        content.append(
+            Picture(
+                position_similarity(r),
+                f"Cosine similarity between the position embedding of each patch of {name} ({height}×{width} grid) and those of "
+                "all patches, as in Fig. 7 of the ViT paper. Each map is drawn at its patch, which a cross marks.",
+                "Red patches have embeddings that point in the same direction, blue ones in the opposite direction. A network "
+                "that learned the grid from images shows a red neighbourhood around each cross; random embeddings show a red "
+                "point on white.",
+                f"Similarity maps of the position embeddings of {name}",
+                name=f"positions-{name}",
+                vector=False,
+            )
+        )
+        sentences.append(
+            f"{name}: the mean cosine similarity is {alike['neighbours']:.2f} between neighbouring patches, "
+            f"{alike['same row']:.2f} within a row, {alike['same column']:.2f} within a column and {alike['elsewhere']:.2f} "
+            f"elsewhere. The row alone explains {percent(r.row_share)} of the energy of the embeddings and the column "
+            f"{percent(r.column_share)} (iid: {percent(rows_iid)} and {percent(columns_iid)}); {percent(r.interaction_share)} "
+            "depends on both."
+        )
     warning = untrained_warning(r.model for r in results)
-    maps = [_similarity_picture(r) for r in shown]
-    return [Section("positions", "Spatial structure of position embeddings", sentences, (*maps, curve, table), warning)]
-
-
-def _similarity_picture(found: PositionEmbeddings) -> Picture:
-    name = name_of(found.model)
-    height, width = found.grid
-    return Picture(
-        position_similarity(found),
-        f"Cosine similarity between the position embedding of each patch of {name} ({height}×{width} grid) and those of all "
-        "patches, as in Fig. 7 of the ViT paper. Each map is drawn at its patch, which a cross marks.",
-        "Red patches have embeddings that point in the same direction, blue ones in the opposite direction. A network that "
-        "learned the grid from images shows a red neighbourhood around each cross; random embeddings show a red point on white.",
-        f"Similarity maps of the position embeddings of {name}",
-        name=f"positions-{name}",
-        vector=False,
-    )
-
-
-def _position_sentence(found: PositionEmbeddings) -> str:
-    alike = found.alike()
-    rows, columns, _rest = found.null_shares
-    return (
-        f"{name_of(found.model)}: the mean cosine similarity is {alike['neighbours']:.2f} between neighbouring patches, "
-        f"{alike['same row']:.2f} within a row, {alike['same column']:.2f} within a column and {alike['elsewhere']:.2f} "
-        f"elsewhere. The row alone explains {percent(found.row_share)} of the energy of the embeddings and the column "
-        f"{percent(found.column_share)} (iid: {percent(rows)} and {percent(columns)}); {percent(found.interaction_share)} "
-        "depends on both."
-    )
+    content += [curve, table]
+    return [Section("positions", "Spatial structure of position embeddings", tuple(sentences), tuple(content), warning)]

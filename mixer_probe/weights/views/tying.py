@@ -32,7 +32,28 @@ def tying_section(results: Sequence[KernelTying]) -> list[Section]:
         "Line plots of the number of shared kernels against relative depth",
         name="tying-depth",
     )
-    pictures = [p for r in shown if not _by_construction(r) for p in (_energy_picture(r), _dictionary_picture(r))]
+    pictures = []
+    for r in (r for r in shown if not _by_construction(r)):
+        name = name_of(r.model)
+        energy = Picture(
+            kernel_energy(r),
+            f"{name}: energy explained by the leading shared kernels in the first, middle and last layer.",
+            "The further the curve is above the grey band, the more shape the channels share beyond their spectra. Dotted lines "
+            "mark 50, 90 and 99 %. For effective kernels, the dashed curve is the part in offset space, for which the band is "
+            "drawn.",
+            f"Cumulative energy of shared kernels of {name} with its null",
+            name=f"tying-energy-{name}",
+        )
+        dictionary = Picture(
+            kernel_dictionary(r),
+            f"Shared kernels of the channels of {name}, strongest first, with the fraction of energy that each explains.",
+            "Each channel's kernel is a weighted sum of these. Zero is white, and signs are arbitrary. Effective kernels are "
+            "drawn by the offset at which they read, with zero in the middle and the full grid on either side.",
+            f"Grid of shared kernels of {name}",
+            name=f"tying-kernels-{name}",
+            vector=False,
+        )
+        pictures += [energy, dictionary]
     columns = ["model", "layer", "depth", "channels", "kernel", "possible", "count_50", "count_90", "count_99", "effective_rank"]
     columns += ["first_share", "unit_count_90", "offset_count_90", "null_count_90", "null_count_90_low", "null_count_90_high"]
     formats = {"depth": "{:.2f}", "effective_rank": "{:.1f}", "first_share": "{:.3f}", "null_count_90": "{:.1f}"}
@@ -51,30 +72,6 @@ def tying_section(results: Sequence[KernelTying]) -> list[Section]:
 
 def _by_construction(result: KernelTying) -> bool:
     return all(entry.source == "construction" for entry in result.layers)
-
-
-def _energy_picture(result: KernelTying) -> Picture:
-    return Picture(
-        kernel_energy(result),
-        f"{name_of(result.model)}: energy explained by the leading shared kernels in the first, middle and last layer.",
-        "The further the curve is above the grey band, the more shape the channels share beyond their spectra. Dotted lines "
-        "mark 50, 90 and 99 %. For effective kernels, the dashed curve is the part in offset space, for which the band is drawn.",
-        f"Cumulative energy of shared kernels of {name_of(result.model)} with its null",
-        name=f"tying-energy-{name_of(result.model)}",
-    )
-
-
-def _dictionary_picture(result: KernelTying) -> Picture:
-    return Picture(
-        kernel_dictionary(result),
-        f"Shared kernels of the channels of {name_of(result.model)}, strongest first, with the fraction of energy that each "
-        "explains.",
-        "Each channel's kernel is a weighted sum of these. Zero is white, and signs are arbitrary. Effective kernels are drawn "
-        "by the offset at which they read, with zero in the middle and the full grid on either side.",
-        f"Grid of shared kernels of {name_of(result.model)}",
-        name=f"tying-kernels-{name_of(result.model)}",
-        vector=False,
-    )
 
 
 def tying_sentence(result: KernelTying, results: Sequence[KernelTying]) -> str:

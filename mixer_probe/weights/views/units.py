@@ -30,7 +30,12 @@ _SIDES: dict[Side, str] = {"read": "Read weights", "gate": "Gate weights", "writ
 def token_mixing_section(results: Sequence[TokenMixing]) -> list[Section]:
     """The read and write weights of token-mixing units, their measures by depth, and the nulls of these."""
     shown = primary(results)
-    content: list[Picture | Table] = [_units_picture(r, block, side) for r in shown for block, side in _pictured(r)]
+    content: list[Picture | Table] = []
+    for r in shown:
+        # As in the paper's Fig. 5 the first three blocks; untrained weights look the same everywhere.
+        last = len(r.blocks) - 1
+        content += [_units_picture(r, block, "read") for block in range(min(3, last + 1) if r.model.trained else 1)]
+        content += [_units_picture(r, last, side) for side in r.sides if side != "read" and r.model.trained]
     content += [
         Picture(
             token_mixing_scatter(r),
@@ -59,19 +64,9 @@ def token_mixing_section(results: Sequence[TokenMixing]) -> list[Section]:
                 folded=True,
             )
         )
-    sentences = [text for r in shown for text in (_read_sentence(r, untrained_baseline(r, results)), *write_sentences(r))]
+    sentences = [text for r in shown for text in (read_sentence(r, untrained_baseline(r, results)), *write_sentences(r))]
     warning = untrained_warning(r.model for r in results)
     return [Section("token-mixing", "Token-mixing units", tuple(sentences), tuple(content), warning)]
-
-
-def _pictured(result: TokenMixing) -> list[tuple[int, Side]]:
-    """Blocks and sides that get a picture: the first three blocks, as in the paper's Fig. 5, and the last block's other sides.
-
-    Untrained weights look the same everywhere."""
-    if not result.model.trained:
-        return [(0, "read")]
-    last = len(result.blocks) - 1
-    return [(block, "read") for block in range(min(3, last + 1))] + [(last, side) for side in result.sides if side != "read"]
 
 
 def _units_picture(result: TokenMixing, block: int, side: Side) -> Picture:
@@ -126,7 +121,7 @@ def _depth_pictures(results: Sequence[TokenMixing]) -> list[Picture]:
     return pictures
 
 
-def _read_sentence(result: TokenMixing, baseline: TokenMixing | None) -> str:
+def read_sentence(result: TokenMixing, baseline: TokenMixing | None) -> str:
     """Frequency, spread, orientation, rank and pairs of the read weights in the first and the last block, each with its null."""
     table = result.summary()
     ends = table.iloc[[0, -1]] if len(table) > 1 else table
