@@ -20,7 +20,7 @@ REASONS = {
     "channels/figures/partners.py _quartiles": SHOWN,
     "channels/figures/selectivity.py _distribution": SHOWN,
     "report/differences.py _against_chance": NULL,
-    "weights/figures/tying.py _energy_curves": NULL,
+    "weights/figures/tying.py kernel_energy": NULL,
     "invariance/consistency.py _null": NULL,
     "probing/scores.py balanced_interval": SIMULATED,
     "probing/scores.py combined_interval": SIMULATED,
