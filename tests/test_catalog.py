@@ -27,7 +27,10 @@ from mixer_probe.report import compare_reports, make_sections
 from mixer_probe.report.views import all_views
 from mixer_probe.study import run_analyses
 from mixer_probe.weights.analyses import ROOM as WEIGHTS
+from tests.app.conftest import Open, open_page, own_cache, own_main
 from tests.networks import CASES
+
+__all__ = ["open_page", "own_cache", "own_main"]
 
 
 def test_names_are_unique_and_results_have_a_view() -> None:
@@ -77,13 +80,31 @@ def largest_section(results: Sequence[LargestWeight]) -> list[Section]:
     return [Section("largest", "The largest weight", content=(Table("", pd.concat([r.to_frame() for r in results])),))]
 
 
-def test_a_new_analysis_is_found_by_studies_reports_and_commands(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def with_largest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The catalogue with one more analysis."""
     question = "How large is the largest weight?"
     new = Analysis("largest", "largest weight", question, (LargestWeight,), largest_weight, "weights", baseline=True)
     room = replace(WEIGHTS, analyses=(*WEIGHTS.analyses, new), views=(*WEIGHTS.views, View(LargestWeight, largest_section)))
     monkeypatch.setattr(catalog, "ROOMS", [room if r is WEIGHTS else r for r in catalog.ROOMS])
+
+
+@pytest.mark.usefixtures("with_largest")
+def test_a_new_analysis_is_found_by_the_app(open_page: Open) -> None:
+    page = open_page("pages/Analyses.py", ["zoo:mixer-s0"], analysis="largest")
+    assert "Largest weight" in page.radio[0].options
+    assert "largest" in page.radio[0].value
+    next(button for button in page.button if button.label == "Run").click().run()
+    assert not page.exception
+    assert not page.error
+    assert "The largest weight" in [header.value for header in page.header]
+    assert list(page.table[0].value["model"]) == [r"zoo\:mixer\-s0", r"zoo\:mixer\-s0?untrained"]
+
+
+@pytest.mark.usefixtures("with_largest")
+def test_a_new_analysis_is_found_by_studies_reports_and_commands(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = CASES["mixer"].model()
     results = run_analyses([model], {"weights": ["largest"]})
     largest = max(np.abs(p.detach().numpy()).max() for p in model.module.parameters())

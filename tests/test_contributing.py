@@ -12,7 +12,10 @@ import mixer_probe as mp
 from mixer_probe import catalog
 from mixer_probe.models import structure
 from mixer_probe.report import make_sections
+from tests.app.conftest import Open, open_page, own_cache, own_main
 from tests.networks import CASES
+
+__all__ = ["open_page", "own_cache", "own_main"]
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,7 +33,7 @@ def examples() -> dict[str, dict[str, Any]]:
     return found
 
 
-def test_examples_run_and_are_what_the_program_takes(monkeypatch: Any) -> None:
+def test_examples_run_and_are_what_the_program_takes(monkeypatch: Any, open_page: Open) -> None:
     found = examples()
     assert list(found) == ["A similarity measure", "An analysis", "A family of networks"]
     model = CASES["mixer"].model()
@@ -40,6 +43,9 @@ def test_examples_run_and_are_what_the_program_takes(monkeypatch: Any) -> None:
     monkeypatch.setattr(catalog, "ROOMS", [changed])
     results = mp.study.run_analyses([model], {"weights": ["largest"]})
     assert [s.title for s in make_sections(results)] == ["The largest weight"]
+    page = open_page("pages/Analyses.py", ["zoo:vit-s0"], analysis="largest")
+    next(button for button in page.button if button.label == "Run").click().run()
+    assert [header.value for header in page.header] == ["The largest weight"]
     family = found["A family of networks"]
     monkeypatch.setattr(structure, "ADAPTERS", (*structure.ADAPTERS, family["ADAPTER"]))
     own = network(family["PoolBlock"])

@@ -60,6 +60,14 @@ def select(place: Place, label: str, name: str, options: Sequence[T], default: T
     return found
 
 
+def radio(place: Place, label: str, name: str, options: Sequence[T], default: T | None = None, **look: Any) -> T:
+    """A list of `options`, one of them chosen, held as `name`; `look` goes to st.radio (format_func, captions)."""
+    first = options[0] if default is None else default
+    value = _begin(name, options, first)
+    found: T | None = place.radio(label, options, **_bound(name, first), **look)
+    return value if found is None else found
+
+
 def segments(place: Place, label: str, name: str, options: Sequence[T], default: T | None = None, **look: Any) -> T:
     """A row of few `options`, one of them chosen, held as `name`; `look` goes to st.segmented_control."""
     first = options[0] if default is None else default

@@ -44,6 +44,7 @@ ENTRIES = (
     Entry("Probes", "Probes", "trending_up", "Probe accuracy by layer and by position in the image."),
     Entry("Channels", "Channels", "view_week", "Class-selective channels, with the images of highest activation."),
     Entry("Image", "Image", "image", "One image in all networks: predictions, attributions, and the effect of shuffling."),
+    Entry("Analyses", "Analyses", "list", "Every analysis with its question; results as in a report."),
     Entry("Report", "Report", "description", "Your results as one HTML file, with the numbers and a Python script."),
 )
 

@@ -28,10 +28,13 @@ _WIDTH = 640
 _LONG = 25
 
 
-def figure(draw: Callable[[], Figure], key: Hashable, name: str, caption: str, frame: pd.DataFrame | None = None) -> None:
-    """A matplotlib figure over the whole width, drawn once for `key`, with downloads of it and of its numbers as `name`."""
+def figure(
+    draw: Callable[[], Figure], key: Hashable, name: str, caption: str, frame: pd.DataFrame | None = None, alt: str | None = None
+) -> None:
+    """A matplotlib figure over the whole width, drawn once for `key`, with downloads of it and of its numbers as `name`. `alt` is
+    its alternative text, by default the caption."""
     png = made("pictures", key, "Drawing", lambda: _saved(draw, "png"), lane="draw", keep=False)
-    st.image(png, caption=plain(caption), width="stretch")
+    st.image(png, caption=plain(caption), width="stretch", alt=alt)
     downloads(name, frame, png=png, svg=partial(_drawn_again, draw, key))
 
 
@@ -78,14 +81,15 @@ def downloads(name: str, frame: pd.DataFrame | None = None, *, png: Content | No
     """Buttons that save a picture and its numbers as `name`; what is a function is made when it is asked for."""
     with st.container(horizontal=True, gap="small"):
         if svg is not None:
-            _button("SVG", svg, name, "svg", "image/svg+xml")
+            button("SVG", svg, name, "svg", "image/svg+xml")
         if png is not None:
-            _button("PNG", png, name, "png", "image/png")
+            button("PNG", png, name, "png", "image/png")
         if frame is not None:
-            _button("CSV", csv_text(frame), name, "csv", "text/csv")
+            button("CSV", csv_text(frame), name, "csv", "text/csv")
 
 
-def _button(label: str, content: Content, name: str, suffix: str, mime: str) -> None:
+def button(label: str, content: Content, name: str, suffix: str, mime: str) -> None:
+    """A button that saves `content` as a file."""
     file = f"{slug(name)}.{suffix}"
     st.download_button(
         label,
@@ -130,7 +134,7 @@ def sections(found: Sequence[Section], key: Hashable) -> None:
 def _item(item: Picture | Table, key: Hashable, name: str) -> None:
     if isinstance(item, Picture):
         with st.expander(plain(item.shows)) if item.folded else nullcontext():
-            figure(partial(_drawn, item), key, name, f"{item.shows} How to read it: {item.reading}")
+            figure(partial(_drawn, item), key, name, f"{item.shows} How to read it: {item.reading}", alt=item.alt)
     elif item.folded:
         folded_table(item.caption, _texts(item))
     else:

@@ -260,6 +260,7 @@ ROOM = Room(
             (Dissection, DissectedChannel),
             dissections,
             needs="images",
+            asks="annotated images: use mixer-probe channels with --masks FOLDER or --attributes FILE.csv",
             baseline=True,
             default=False,
         ),

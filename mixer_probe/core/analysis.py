@@ -28,6 +28,8 @@ class Analysis:
     `families` may have what it looks at; with `pixels` raw pixels do too. With `baseline` it runs on the untrained baselines as
     well. `labelled` ones need classes. Those not in `default` are made only when asked for.
 
+    `asks` says what it needs besides, in words, such as annotated images, for which a command has options.
+
     `after` is another analysis, whose results `run` takes from the inputs; they are kept, and reported nowhere. `complete` takes
     the inputs of all networks once all are analysed, and gives the results again, completed. With `each`, a setting that lists
     values, `run` is called once per value, each time with that value alone in the setting. `decided_by` gives what decides the
@@ -45,6 +47,7 @@ class Analysis:
     pixels: bool = False
     labelled: bool = False
     default: bool = True
+    asks: str = ""
     after: Analysis | None = None
     complete: Callable[[Any], Iterable[Result]] | None = None
     each: str = ""

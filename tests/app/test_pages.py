@@ -21,6 +21,7 @@ MODELS = {
     "Probes": [VIT, CNN],
     "Channels": [VIT, CNN],
     "Image": [VIT, CNN],
+    "Analyses": [MIXER, CNN],
     "Report": [VIT],
 }
 TITLES = {"Token_mixing": "Token mixing", "Stem": "Stem and kernels"}
@@ -123,4 +124,4 @@ def test_images_that_are_not_there_are_a_message(open_page: Open, name: str) -> 
     page = open_page(f"pages/{name}.py", [MIXER], images="folder:gone")
     assert not page.exception
     assert "bug in mixer_probe" not in texts(page)
-    assert name in ("Report", "Stem", "Token_mixing") or "there is no image folder 'gone'" in texts(page)
+    assert name in ("Analyses", "Report", "Stem", "Token_mixing") or "there is no image folder 'gone'" in texts(page)

@@ -33,7 +33,7 @@ from tests.browser.conftest import ROOT, find_chromium, free_port, stop, wait_fo
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-PAGES = ("Token mixing", "Stem and kernels", "Similarity", "Probes", "Channels", "Image", "Report", "Home")
+PAGES = ("Token mixing", "Stem and kernels", "Similarity", "Probes", "Channels", "Image", "Analyses", "Report", "Home")
 FIRST_PICTURE, SECOND_VISIT, GROWTH = 10.0, 1.0, 100.0
 WAIT = 600_000
 # The page is at rest when its script has ended and nothing is grey or turning, for a moment.

@@ -32,6 +32,7 @@ PAGES = {
     "Probes": [VIT],
     "Channels": [VIT],
     "Image": [VIT, CNN],
+    "Analyses": [MIXER, CNN],
     "Report": [VIT],
 }
 TITLES = {"": "Networks and images", "Stem": "Stem and kernels"}
