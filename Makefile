@@ -4,14 +4,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= mixer-probe-demo
 
-.PHONY: demo test app bench bench-similarity bench-probes bench-channels bench-app gpu-test lint format clean
+.PHONY: demo test test-fast test-all app bench bench-similarity bench-probes bench-channels bench-app gpu-test lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mixer-probe demo --out $(OUT)
 
-# Files of tests in two processes, since each test runs on one thread; in their own order, which does not end with the longest ones.
+# Files of tests in two processes, since each test runs on one thread; tests/conftest.py puts the longest files first.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not gpu and not browser" --faster-than 2
+
+test-fast: $(VENV)/.dev
+	$(PYTEST) -m "not gpu and not browser" --faster-than 0.2
+
+test-all: $(VENV)/.dev
+	$(PYTEST)
 
 app: $(VENV)/.installed
 	$(BIN)/mixer-probe app

@@ -37,7 +37,6 @@ def test_help_shows_an_example(run: Run) -> None:
     assert "Example: mixer-probe attribute" in out
 
 
-@pytest.mark.slow
 def test_maps_curves_and_agreement_of_two_networks(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "a"
     arguments = ("--method", "saliency,gradcam", "--what", "overlays,curves,agreement", "--limit", "2", "--device", "cpu")

@@ -36,7 +36,6 @@ def script() -> ModuleType:
     return module
 
 
-@pytest.mark.slow
 def test_smoke(tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, str(SCRIPT), "--smoke", "--device", "cpu", "--out", str(out)]

@@ -274,7 +274,6 @@ def test_a_jump_beside_the_baseline_is_found() -> None:
     assert found.steps.max() < 2048
 
 
-@pytest.mark.slow
 def test_the_zoo_is_complete_with_its_own_images() -> None:
     images = mp.load_images("demo", limit=2)
     for name in ("zoo:mixer-s0", "zoo:vit-s0", "zoo:resnet-s0"):

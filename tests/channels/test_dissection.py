@@ -503,7 +503,6 @@ def colour_concepts(images: mp.Images, folder) -> None:
             Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(folder / name / f"{images.ids[i]}.png")
 
 
-@pytest.mark.slow
 def test_photographs_through_a_real_network_equal_the_plain_definition(tmp_path) -> None:
     images = mp.load_images("photos", limit=7)
     colour_concepts(images, tmp_path)

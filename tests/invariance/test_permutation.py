@@ -53,7 +53,6 @@ def test_a_network_that_is_shuffled_like_its_images_predicts_what_it_did() -> No
     assert permuted.weights.trained
 
 
-@pytest.mark.slow
 def test_mixer_b16_at_its_real_size() -> None:
     model = mp.load_model("mixer_b16_224", pretrained=False, device="cpu", dtype="float64")
     randomised(model.module)

@@ -406,7 +406,6 @@ WITH_INTERVALS = {
 }
 
 
-@pytest.mark.slow
 def test_every_number_of_every_kind_is_compared() -> None:
     """No kind has rows that cannot be told apart, and each has the intervals that its author gave it."""
     results = [result for kind in all_views() if kind is not ReportDiff for result in made(kind)]

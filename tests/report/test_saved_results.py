@@ -185,7 +185,6 @@ def drawn(section: Section) -> list[Any]:
     return told
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", all_views(), ids=lambda kind: kind.__name__)
 def test_saved_results_are_told_tabled_and_drawn_the_same(kind: type[Any], tmp_path: Path) -> None:
     results = made(kind)

@@ -73,7 +73,7 @@ def worst(actual: np.ndarray, expected: np.ndarray) -> float:
 
 
 # Moments of 18,442 channels with one another: 3 GB and ten seconds, which is what one pass over every leaf costs.
-BOTH_WAYS = pytest.mark.parametrize("way", ["extracted", pytest.param("streamed", marks=pytest.mark.slow)])
+BOTH_WAYS = pytest.mark.parametrize("way", ["extracted", "streamed"])
 
 
 @dataclass

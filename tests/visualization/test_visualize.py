@@ -280,7 +280,6 @@ def test_zoo_units_are_excited_beyond_all_real_images() -> None:
     assert hidden.stronger.sum() >= 6
 
 
-@pytest.mark.slow
 def test_a_mixer_of_full_size() -> None:
     model = mp.load_model("mixer_b16_224", pretrained=False, device="cpu")
     images = mp.load_images("photos", limit=4)

@@ -219,7 +219,6 @@ def test_macs_of_modules_by_hand() -> None:
     assert order.index("blocks.0.attn.qkv") < order.index("blocks.0.attn") < order.index("blocks.1.attn.qkv")
 
 
-@pytest.mark.slow
 def test_token_mixing_of_mixer_b16() -> None:
     """Table 1's network: 1,813,296 weights and biases of token MLPs, 3.07 % of the 59,111,472 without the head."""
     model = real("mixer_b16_224")
@@ -247,7 +246,6 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_timms_networks_at_their_real_size(name: str) -> None:
     parameters, gigamacs, across = PUBLISHED[name]

@@ -176,7 +176,6 @@ def test_mixer_b16(dtype: torch.dtype, tolerance: float) -> None:
     assert not any(isinstance(m, nn.Linear) for m in converted.modules())
 
 
-@pytest.mark.slow
 def test_two_blocks_of_mixer_b16_in_groups() -> None:
     """Grouped convolutions of this size are slow on a CPU, so that all twelve blocks would take a minute."""
     network: Any = real("mixer_b16_224")

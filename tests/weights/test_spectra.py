@@ -498,7 +498,6 @@ def test_the_network_is_left_alone() -> None:
     assert all(torch.equal(p, before[name]) for name, p in network.state_dict().items())
 
 
-@pytest.mark.slow
 def test_a_full_size_mixer_starts_on_the_edge() -> None:
     model = mp.load_model("mixer_b16_224", pretrained=False, device="cpu")
     found = mp.weight_spectra(model, null_size=1)
