@@ -257,7 +257,7 @@ def test_something_else_than_images(mixer: Model) -> None:
 
 
 def test_no_images(mixer: Model) -> None:
-    with pytest.raises(ImagesError, match="no images"):
+    with pytest.raises(ImagesError, match="image set is empty"):
         extract(mixer, Listed(noise(0)))
 
 

@@ -226,7 +226,7 @@ def test_normalising_before_or_after_is_the_same_where_the_fill_is_the_mean() ->
     [
         (lambda: PatchShuffle(5)(noise()), r"5×5 does not divide images of 24×36 px; grids that do: 1, 2, 3, 4, 6, 12"),
         (lambda: PatchShuffle(0), "each 1 or more, not 0"),
-        (lambda: PatchDrop(1.2, 4), "from 0 to 1"),
+        (lambda: PatchDrop(1.2, 4), "between 0 and 1"),
         (lambda: LowPass(0.0), "positive number of cycles"),
         (lambda: LowPass(1.0, "gauss"), "known: gaussian, ideal"),
         (lambda: Shift(1, 1, "fill"), "known: cyclic, repeat"),

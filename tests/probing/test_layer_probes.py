@@ -221,7 +221,7 @@ def test_representations_that_cannot_be_probed(make_reps, runs, twin):
     train, test = runs
     with pytest.raises(MeasureError, match="mixer is trained"):
         linear_probe(train, test, untrained=runs)
-    with pytest.raises(MeasureError, match="other train images"):
+    with pytest.raises(MeasureError, match="different train images"):
         linear_probe(train, test, untrained=(make_reps(*labelled(99, 0), "train", trained=False), twin[1]))
     with pytest.raises(MeasureError, match="two networks"):
         linear_probe(train, twin[1])
