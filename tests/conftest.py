@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Generator
 from pathlib import Path
 from statistics import fmean
+from time import perf_counter
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +20,8 @@ __all__ = ["study"]
 # Threads that wait for one another cost these small networks more than they gain, above all beside other work.
 torch.set_num_threads(1)
 
-# Mean seconds a case of every test function that takes a tenth of a second or more.
+# Mean seconds per case of every test function that takes a twentieth of a second or more: as it ran, and `alone`, with all the
+# fixtures that it shares with others.
 DURATIONS = Path(__file__).parent / "durations.csv"
 
 
@@ -37,46 +40,81 @@ def function_of(nodeid: str) -> str:
     return nodeid.partition("[")[0]
 
 
-def recorded() -> dict[str, float]:
+def recorded(column: str) -> dict[str, float]:
     with DURATIONS.open(encoding="utf-8") as file:
-        return {row["test"]: float(row["seconds"]) for row in csv.DictReader(file)}
+        return {row["test"]: float(row[column]) for row in csv.DictReader(file)}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--update-durations") and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Recorder())
+    if config.getoption("--update-durations"):
+        # Processes that run tests measure fixtures; the one that hears of all tests adds up and writes.
+        config.pluginmanager.register(Fixtures())
+        if not hasattr(config, "workerinput"):
+            config.pluginmanager.register(Recorder())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Files that take longest come first, so that no process is left with one of them at the end."""
-    known = recorded()
     limit = config.getoption("--faster-than")
     if limit is not None:
-        config.hook.pytest_deselected(items=[i for i in items if known.get(function_of(i.nodeid), 0) >= limit])
-        items[:] = [i for i in items if known.get(function_of(i.nodeid), 0) < limit]
-    total: dict[Path, float] = defaultdict(float)
+        alone = recorded("alone")
+        slow = [item for item in items if alone.get(function_of(item.nodeid), 0) >= limit]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in set(slow)]
+    seconds, total = recorded("seconds"), defaultdict[Path, float](float)
     for item in items:
-        total[item.path] += known.get(function_of(item.nodeid), 0)
+        total[item.path] += seconds.get(function_of(item.nodeid), 0)
     items.sort(key=lambda item: -total[item.path])
 
 
+class Fixtures:
+    """Tells with every test how long the fixtures took that it shares with others."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[tuple[str, str, int], float] = {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Generator[None, Any, Any]:
+        start = perf_counter()
+        try:
+            return (yield)
+        finally:
+            if fixturedef.scope != "function":
+                self.seconds[fixturedef.baseid, fixturedef.argname, request.param_index] = perf_counter() - start
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: Any) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        indices = getattr(getattr(item, "callspec", None), "indices", {})
+        used = [
+            (definition.baseid, name, indices.get(name, 0))
+            for name, definitions in item._fixtureinfo.name2fixturedefs.items()
+            for definition in definitions
+        ]
+        report.user_properties = [("shared", sum(self.seconds.get(key, 0) for key in used))]
+        return report
+
+
 class Recorder:
-    """Adds up setup, call and teardown of every case, in the one process that hears of all."""
+    """Adds up what every case took, and writes it at the end."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self.alone: dict[str, float] = defaultdict(float)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.seconds[report.nodeid] += report.duration
+        shared = float(dict(report.user_properties)["shared"]) if report.when == "setup" else 0.0
+        self.alone[report.nodeid] += max(report.duration, shared)
 
     def pytest_sessionfinish(self) -> None:
-        write_durations(self.seconds.items())
-
-
-def write_durations(seconds: Iterable[tuple[str, float]]) -> None:
-    cases: dict[str, list[float]] = defaultdict(list)
-    for nodeid, duration in seconds:
-        cases[function_of(nodeid)].append(duration)
-    rows = [(name, f"{fmean(found):.1f}") for name, found in sorted(cases.items()) if fmean(found) >= 0.1]
-    with DURATIONS.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([("test", "seconds"), *rows])
+        cases: dict[str, list[str]] = defaultdict(list)
+        for nodeid in self.seconds:
+            cases[function_of(nodeid)].append(nodeid)
+        with DURATIONS.open("w", encoding="utf-8", newline="") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(["test", "seconds", "alone"])
+            for name, nodes in sorted(cases.items()):
+                means = [fmean(found[node] for node in nodes) for found in (self.seconds, self.alone)]
+                if max(means) >= 0.05:
+                    rows.writerow([name, *(f"{mean:.2f}" for mean in means)])
