@@ -1,4 +1,4 @@
-# Two commands are enough: `make demo` and `make test`. Each makes .venv and installs what it needs when that is missing.
+# Two commands are enough: `make demo` and `make test-all`. Each makes .venv and installs what it needs when that is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

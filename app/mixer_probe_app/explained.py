@@ -103,7 +103,7 @@ def _verdict(found: Look, classes: Classes, picture: Picture) -> str:
 
 
 def show_attributions(names: Sequence[str], picture: Picture) -> None:
-    """Which pixels speak for a class: one method for all networks, or all quick methods."""
+    """Which pixels contribute to a class: one method for all networks, or all quick methods."""
     allowed = {}
     for name in names:
         with guarded():

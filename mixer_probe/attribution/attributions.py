@@ -1,4 +1,4 @@
-"""`attribute`: which pixels speak for a class, by any method of the registry, image by image in batches."""
+"""`attribute`: which pixels contribute to a class, by any method of the registry, image by image in batches."""
 
 from __future__ import annotations
 

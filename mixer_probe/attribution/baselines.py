@@ -1,7 +1,7 @@
 """What an attribution compares an image with: grey, black, the mean colour, or the image itself blurred.
 
 The default is grey, pixel value 0.5: the same picture for every network, whatever its mean and standard deviation are, and as far
-from dark pixels as from bright ones (black would say that dark pixels speak for nothing; Sturmfels et al. 2020)."""
+from dark pixels as from bright ones (black would say that dark pixels contribute nothing; Sturmfels et al. 2020)."""
 
 from __future__ import annotations
 

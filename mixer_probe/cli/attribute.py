@@ -1,4 +1,4 @@
-"""`attribute`: which pixels and hidden units speak for a class, and how far that can be believed."""
+"""`attribute`: which pixels and hidden units contribute to a class, and how far that can be believed."""
 
 from __future__ import annotations
 
