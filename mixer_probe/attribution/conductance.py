@@ -85,7 +85,7 @@ class Conductance(Result):
         return order
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a layer and unit: mean over images, mean magnitude, and fraction of images in which it contributes to the class."""
+        """One row per layer and unit: mean over images, mean magnitude, fraction of images in which it supports the class."""
         return pd.concat([self._layer_frame(i) for i in range(len(self.layers))], ignore_index=True)
 
     def _layer_frame(self, i: int) -> pd.DataFrame:

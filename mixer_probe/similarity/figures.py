@@ -498,10 +498,9 @@ def _cut(name: str) -> str:
 
 @styled
 def layer_identification_bars(results: Sequence[LayerIdentification]) -> Figure:
-    """Share of layers whose closest layer in the other network is the one at the same place, by measure.
+    """Fraction of layers whose closest layer in the other network is the corresponding one, by measure.
 
-    Bars are 95 % Wilson intervals over the layers of both directions; a pair of networks has one colour and marker; dotted
-    lines are what a random partner gives."""
+    A pair of networks has one colour and marker; dotted lines are chance."""
     labels = list(dict.fromkeys(label for result in results for label in result.labels))[::-1]
     figure = Figure(figsize=(8.6, 0.16 * len(labels) * (len(results) + 1.4) + 1.6 + 0.3 * len(results)))
     axes = figure.add_subplot()
@@ -525,16 +524,13 @@ def layer_identification_bars(results: Sequence[LayerIdentification]) -> Figure:
 def _shares(axes: Axes, result: LayerIdentification, labels: Sequence[str], number: int, shift: float) -> None:
     both = 100 * result.to_frame()["both"].to_numpy(float)
     y = np.array([labels.index(label) for label in result.labels]) + shift
-    axes.errorbar(
+    axes.plot(
         both,
         y,
-        # Rounding may put the share a hair outside of its interval.
-        xerr=np.clip([both - 100 * result.low, 100 * result.high - both], 0, None),
         color=COLOURS[number % len(COLOURS)],
         marker=MARKERS[number % len(MARKERS)],
         linestyle="",
         markersize=5.5,
-        elinewidth=1.2,
         label=plain(" and ".join(short_name(model.name) for model in result.models) + f", {len(result.layers)} layers"),
         clip_on=False,
     )

@@ -45,25 +45,15 @@ class LayerIdentification(Result):
 
     @property
     def share(self) -> np.ndarray:
-        """Share [measure, 2] of the layers whose closest layer is the one at the same place; NaN where none is defined."""
+        """Fraction [measure, 2] of the layers whose closest layer is the one at the same place; NaN where none is defined."""
         right, defined = self._counts
         with np.errstate(invalid="ignore"):
             found: np.ndarray = right / defined
         return found
 
     @property
-    def low(self) -> np.ndarray:
-        """Lower end [measure] of the 95 % Wilson interval of the share over both directions, 2L layers."""
-        return self._wilson[:, 0]
-
-    @property
-    def high(self) -> np.ndarray:
-        """Upper end [measure], as `low`. It takes layers for independent draws, which neighbours are not: a rough guide."""
-        return self._wilson[:, 1]
-
-    @property
     def chance(self) -> float:
-        """Share that a random choice of the partner would give."""
+        """Fraction that a random choice of the layer would give."""
         return 1 / len(self.layers)
 
     @property
@@ -72,17 +62,10 @@ class LayerIdentification(Result):
         right = self.partner == np.arange(len(self.layers))
         return right.sum(axis=2), (self.partner >= 0).sum(axis=2)
 
-    @property
-    def _wilson(self) -> np.ndarray:
-        # Probing takes its inputs from similarity, so at the top this import would be a circle.
-        from mixer_probe.stats import wilson_interval
-
-        right, defined = (counts.sum(axis=1) for counts in self._counts)
-        nothing = (float("nan"), float("nan"))
-        return np.array([wilson_interval(int(k), int(n)) if n else nothing for k, n in zip(right, defined, strict=True)])
-
     def to_frame(self) -> pd.DataFrame:
-        """One measure a row; `both` is the share over both directions, with its interval."""
+        """One row per measure; `both` is the fraction over both directions.
+
+        It has no interval: neighbouring layers are not independent, and two networks are one draw of a pair of seeds."""
         right, defined = (counts.sum(axis=1) for counts in self._counts)
         with np.errstate(invalid="ignore"):
             both = right / defined
@@ -93,8 +76,6 @@ class LayerIdentification(Result):
             "a_to_b": self.share[:, 0],
             "b_to_a": self.share[:, 1],
             "both": both,
-            "low": self.low,
-            "high": self.high,
             "chance": self.chance,
             "layers": len(self.layers),
             "n": self.n,

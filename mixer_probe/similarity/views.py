@@ -459,12 +459,12 @@ def identification_section(results: Sequence[LayerIdentification]) -> list[Secti
         "Fraction of layers of two networks with different seeds whose closest layer is the corresponding one, after Kornblith "
         f"et al. 2019; n = {join(dict.fromkeys(str(r.n) for r in results))} images.",
         "A measure that fails to identify corresponding layers of two seeds of one architecture captures something other than "
-        "what both have learned. Bars are 95 % Wilson intervals over the layers of both directions; they treat neighbouring "
-        "layers as independent and are only a rough guide. The dotted line is chance (a random layer).",
-        "Share of layers found again by each measure",
+        "what both have learned. The dotted line is chance (a random layer). There is no interval: neighbouring layers are not "
+        "independent, and two networks are one draw of a pair of seeds.",
+        "Fraction of layers identified by each measure",
     )
     frame = pd.concat([r.to_frame() for r in results], ignore_index=True)
-    formats = dict.fromkeys(("a_to_b", "b_to_a", "both", "low", "high", "chance"), "{:.3f}")
+    formats = dict.fromkeys(("a_to_b", "b_to_a", "both", "chance"), "{:.3f}")
     sentences = tuple(_identification_sentence(r) for r in results)
     warning = untrained_warning(model for r in results for model in r.models)
     title = "Layer identification across seeds"
@@ -478,6 +478,6 @@ def _identification_sentence(result: LayerIdentification) -> str:
         return f"{names}: all measures are undefined."
     best, worst = int(np.nanargmax(both)), int(np.nanargmin(both))
     ends = (worst, best) if best != worst else (best,)
-    found = [f"{percent(both[i])} [{percent(result.low[i])}, {percent(result.high[i])}] with {result.labels[i]}" for i in ends]
+    found = [f"{percent(both[i])} with {result.labels[i]}" for i in ends]
     chance = f"chance is {percent(result.chance)} ({len(result.layers)} layers, n = {result.n})"
     return f"{names}: layer identification accuracy is {' to '.join(found)}; {chance}."

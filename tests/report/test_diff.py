@@ -383,7 +383,6 @@ def test_what_is_no_results_file_is_told(tmp_path: Path, content: str | None, se
 WITH_INTERVALS = {
     "SimilarityMatrix": 1,
     "LayerMatches": 1,
-    "LayerIdentification": 1,
     "ProbeResult": 2,
     "FewShotResult": 1,
     "ControlTask": 3,

@@ -43,7 +43,6 @@ REASONS: dict[str, str] = {
     "FewShotResult images": "images alone (few-shot), 3 draws, n = 200",
     "FewShotResult seeds": "draws alone (few-shot), 3 draws",
     **{f"KernelTying {unit}null_count_{share}": NULL for unit in ("", "unit_") for share in (50, 90, 99)},
-    "LayerIdentification": "no interval over images: layers as if drawn independently, by its docstring a rough guide",
     "LayerMatches": COPIED,
     "ModelCost": "median of times, n = 7",
     "Narrative": COPIED,
