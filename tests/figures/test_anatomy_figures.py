@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations, pairwise
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from mixer_probe.weights.figures import anatomy_bars
 from mixer_probe.weights.figures.anatomy import LOOKS, label_places
 from mixer_probe.weights.module_anatomy import MIXES
 from mixer_probe.weights.views.anatomy import anatomy_section
-from tests.report.test_figure_layout import outside, overlap, texts_of
+from tests.report.test_figure_layout import outside, overlapping, texts_of
 
 SIZES = {
     "a": {"across": (300, 1100), "both": (100, 90), "within": (9600, 8810)},
@@ -70,7 +70,7 @@ def test_every_share_that_is_there_has_its_percentage(results: list[Anatomy]) ->
 def test_no_label_lies_on_another_or_leaves_the_canvas(results: list[Anatomy], count: int) -> None:
     figure = anatomy_bars((results * 4)[:count])
     texts = texts_of(figure)
-    assert not [(a, b) for (a, box_a), (b, box_b) in combinations(texts, 2) if overlap(box_a, box_b)]
+    assert not overlapping(texts)
     assert not [text for text, box in texts if outside(box, figure.bbox)]
 
 

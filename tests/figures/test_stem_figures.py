@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import combinations
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from mixer_probe.weights import PositionEmbeddings, StemFilters, colour_centroid
 from mixer_probe.weights.figures import position_curves, position_similarity, stem_colour, stem_component_pictures, stem_pictures
 from mixer_probe.weights.views.stem import position_section, stem_section
 from tests.networks import as_model
-from tests.report.test_figure_layout import outside, overlap, texts_of
+from tests.report.test_figure_layout import outside, overlapping, texts_of
 
 LONG = "vit_base_patch16_224.augreg2_in21k_ft_in1k"
 
@@ -33,7 +32,7 @@ def positions_of(name: str, size: tuple[int, int] = (32, 32), patch: int = 8) ->
 
 def check_layout(figure: Figure) -> None:
     texts = texts_of(figure)
-    assert not [(a, b) for (a, box_a), (b, box_b) in combinations(texts, 2) if overlap(box_a, box_b)]
+    assert not overlapping(texts)
     assert not [text for text, box in texts if outside(box, figure.bbox)]
     assert all(axes.has_data() for axes in figure.axes if axes.get_label() != "<colorbar>")
 

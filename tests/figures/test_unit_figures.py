@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -22,7 +21,7 @@ from mixer_probe.weights.figures import token_mixing_depth, token_mixing_scatter
 from mixer_probe.weights.figures.tiles import Tiling
 from mixer_probe.weights.views.units import token_mixing_section
 from tests.networks import as_model, randomised
-from tests.report.test_figure_layout import outside, overlap, texts_of
+from tests.report.test_figure_layout import outside, overlapping, texts_of
 
 
 def mixing(name: str, trained: bool = True, **arguments: object) -> TokenMixing:
@@ -238,7 +237,7 @@ def test_texts_do_not_overlap_or_leave_the_figures(section: Section) -> None:
     for item in section.content:
         if isinstance(item, Picture):
             texts = texts_of(item.figure)
-            found = [(a, b) for (a, box_a), (b, box_b) in combinations(texts, 2) if overlap(box_a, box_b)]
+            found = overlapping(texts)
             assert not found, (item.alt, found)
             assert not [text for text, box in texts if outside(box, item.figure.bbox)], item.alt
 

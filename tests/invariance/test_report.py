@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ from mixer_probe.invariance.figures import (
 )
 from mixer_probe.report import make_sections
 from tests.invariance.planted import answers_right, bag_of_pixels, colours, position_reader, quadrants
-from tests.report.test_figure_layout import outside, overlap, texts_of
+from tests.report.test_figure_layout import outside, overlapping, texts_of
 from tests.tiny import tiny_models
 
 DISTORTIONS = (PatchShuffle(2), PatchShuffle(4), LowPass(4.0), Shift(4, 4))
@@ -158,7 +157,7 @@ def test_no_text_lies_on_another_or_leaves_the_canvas(figures: dict[str, Callabl
     figure = figures[name]()
     texts = texts_of(figure)
     assert texts
-    assert not [(a, b) for (a, box_a), (b, box_b) in combinations(texts, 2) if overlap(box_a, box_b)]
+    assert not overlapping(texts)
     assert not [text for text, box in texts if outside(box, figure.bbox)]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ from mixer_probe.study import StudySettings, run_analyses, run_study
 from tests.channels.test_partners import pair, reps_of
 from tests.channels.test_selectivity import planted
 from tests.networks import as_model, noise, randomised
-from tests.report.test_figure_layout import outside, overlap, texts_of
+from tests.report.test_figure_layout import outside, overlapping, texts_of
 
 RED, CHANNELS = 5, 16
 
@@ -362,7 +361,7 @@ def test_texts_of_pages_with_long_names_stay_apart_and_inside(two: list[Result])
     )
     for figure in (channel_page(named), channel_catalogue([named] * 3)):
         texts = texts_of(figure)
-        assert [(a, b) for (a, box_a), (b, box_b) in combinations(texts, 2) if overlap(box_a, box_b)] == []
+        assert overlapping(texts) == []
         assert [text for text, box in texts if outside(box, figure.bbox)] == []
         assert all(axes.has_data() for axes in figure.axes)
 

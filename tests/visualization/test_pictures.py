@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import combinations
-
 import numpy as np
 import pytest
 
@@ -14,7 +12,7 @@ from mixer_probe.report import make_sections
 from mixer_probe.visualization import FeatureVisualization
 from mixer_probe.visualization.figures import feature_ascent, feature_pictures
 from tests.networks import CASES
-from tests.report.test_figure_layout import outside, overlap, texts_of
+from tests.report.test_figure_layout import outside, overlapping, texts_of
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +56,7 @@ def test_texts_are_apart_and_inside(results: list[FeatureVisualization], draw: o
     for chosen in (results, results[:1], results[1:]):
         figure = draw(chosen)
         texts = texts_of(figure)
-        assert not [(a, b) for (a, x), (b, y) in combinations(texts, 2) if overlap(x, y)]
+        assert not overlapping(texts)
         assert not [text for text, box in texts if outside(box, figure.bbox)]
     with pytest.raises(MeasureError):
         draw([])
