@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import sys
@@ -21,6 +22,8 @@ from mixer_probe import cli
 from mixer_probe.cli.reports import _written
 from mixer_probe.cli.shared import model_loaders
 from mixer_probe.core.result import load_results
+from mixer_probe.report import Narrative
+from mixer_probe.study import StudySettings
 
 
 class Run:
@@ -428,6 +431,21 @@ def test_a_network_of_another_size_by_its_arguments(run: Run) -> None:
 
 def test_an_unknown_option_is_refused_too(run: Run) -> None:
     assert run("inspect", "resnet18", "--colour")[0] == 2
+
+
+def test_the_demo_begins_with_its_findings(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two networks and few analyses; the rest is a study as any other."""
+    small = StudySettings(measures=("cka",), probes=("accuracy",), channels=(), attributions=(), permutations=20, baselines=False)
+    images = mp.load_images("demo", limit=40), mp.load_images("demo", split="train", limit=40)
+    monkeypatch.setattr("mixer_probe.cli.reports.DEMO_MODELS", ["zoo:mixer-s0", "zoo:resnet-s0"])
+    monkeypatch.setattr("mixer_probe.cli.reports.study_settings", lambda *_, **__: small)
+    monkeypatch.setattr("mixer_probe.cli.reports.train_and_test", lambda *_: images)
+    code, _, err = run("demo", "--out", str(tmp_path))
+    assert code == 0, err
+    assert isinstance(load_results(tmp_path / "results.json")[0], Narrative)
+    page = (tmp_path / "report.html").read_text()
+    assert page.index("mixer-s0 and resnet-s0 (n = 40)") < page.index('id="models"')
+    assert "mp.write_report([narrate(results), *results]" in html.unescape(page)
 
 
 def test_an_interrupt_says_that_the_work_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

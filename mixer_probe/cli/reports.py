@@ -51,7 +51,7 @@ def demo(out: Out = Path("mixer-probe-demo"), device: Device = "auto", seed: See
     images, train = train_and_test("demo", None, None, None, "raise", seed)
     loaders = model_loaders(DEMO_MODELS, True, None, device)
     title = "Representations of a Mixer, a ViT and a ResNet trained on CIFAR-10"
-    _write_study(loaders, images, train, settings, out, title)
+    _write_study(loaders, images, train, settings, out, title, findings=True)
 
 
 @app.command(epilog="Example: mixer-probe report mixer_b16_224 vit_base_patch16_224 --data photos --out report")
@@ -106,10 +106,12 @@ def _write_study(
     settings: StudySettings,
     out: Path,
     title: str,
+    findings: bool = False,
 ) -> None:
+    """Files of a report; with `findings` what the networks have in common, and where they differ, comes first."""
     from mixer_probe.core.files import remove_leftovers
     from mixer_probe.core.result import FILE_NAME, results_text
-    from mixer_probe.report import make_sections
+    from mixer_probe.report import make_sections, narrate
     from mixer_probe.report.deliver import delivering
     from mixer_probe.report.html import report_page
     from mixer_probe.study import Steps, run_study
@@ -117,14 +119,16 @@ def _write_study(
     with delivering(out) as delivery:
         remove_leftovers(out / "parts")
         results = run_study(loaders, images, train, settings, store=out / "runs", steps=Steps(out / "parts"))
-        again = _how_again(loaders, images, train, settings)
+        if findings:
+            results = [narrate(results), *results]
+        again = _how_again(loaders, images, train, settings, findings)
         delivery.write(FILE_NAME, results_text(results, again, title))
         delivery.write("report.html", report_page(make_sections(results), results, title, again))
     print_report(out)
 
 
 def _how_again(
-    loaders: Sequence[partial[Model]], images: Images, train: Images | None, settings: StudySettings
+    loaders: Sequence[partial[Model]], images: Images, train: Images | None, settings: StudySettings, findings: bool
 ) -> dict[str, Any]:
     """The command line as given, the same as a script, and the settings as data."""
     from dataclasses import asdict
@@ -135,8 +139,10 @@ def _how_again(
     listed = "\n".join(f"    mp.load_model({_written(loader)})," for loader in loaders)
     fit = "None" if train is None else f'mp.load_images("{train.name}", split="{train.split}")'
     source = f'mp.load_images("{images.name}", split={images.split or None!r}, limit={images.limit!r}, seed={images.seed})'
+    imported = "from mixer_probe.report import narrate\n" if findings else ""
+    written = "[narrate(results), *results]" if findings else "results"
     script = f"""import mixer_probe as mp
-from mixer_probe.study import StudySettings, run_study
+{imported}from mixer_probe.study import StudySettings, run_study
 
 models = [
 {listed}
@@ -147,7 +153,7 @@ settings = StudySettings(
 {chosen},
 )
 results = run_study(models, images, train, settings)
-mp.write_report(results, "report.html")
+mp.write_report({written}, "report.html")
 """
     command = command_line()
     return {"command": command, "script": script, "images": to_dict(images.record), "study": asdict(settings)}
