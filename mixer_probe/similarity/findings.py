@@ -69,7 +69,7 @@ def profile_of(m: SimilarityMatrix) -> Profile | None:
 
 
 def similarity_findings(results: Sequence[Result]) -> tuple[list[Finding], list[Course]]:
-    """One finding a pair of architectures, one of their twins, and one of all pairs after the last layer."""
+    """One finding of all pairs after the last layer, one per pair of architectures, and one of their untrained baselines."""
     matrices = of_kind(results, SimilarityMatrix)
     own = own_models([m for x in matrices for m in (x.model_a, x.model_b) if m])
     found = [p for m in matrices if (p := profile_of(m)) and np.isfinite(p.calibrated).any()]
@@ -81,25 +81,29 @@ def similarity_findings(results: Sequence[Result]) -> tuple[list[Finding], list[
     groups: dict[str, list[Profile]] = {}
     for p in pairs:
         groups.setdefault(families(p.a, p.b), []).append(p)
-    findings = [f for members in groups.values() for f in _group(members, twins, results)]
+    findings = [f for members in groups.values() for f in _group(members, twins)]
     firsts = [members[0] for members in groups.values()]
-    return [*findings, *_last(firsts)], [c for p in firsts for c in _courses(p, twins)]
+    alone = [p.label for p in firsts if p.a.trained and p.b.trained and _baseline(p, twins) is None]
+    if alone:
+        what, needs = f"Untrained baselines of {', '.join(alone)}", "the results contain no CKA between their untrained baselines"
+        findings.append(missing(QUESTION, what, needs, results))
+    return [*_last(firsts), *findings], [c for p in firsts for c in _courses(p, twins)]
 
 
 def _key(p: Profile) -> frozenset[str]:
     return frozenset(m.name.removesuffix("?untrained") for m in (p.a, p.b))
 
 
-def _group(members: Sequence[Profile], twins: dict[frozenset[str], Profile], results: Sequence[Result]) -> list[Finding]:
+def _baseline(p: Profile, twins: dict[frozenset[str], Profile]) -> Profile | None:
+    """The untrained baselines of a pair, at the same depths."""
+    twin = twins.get(_key(p))
+    return twin if twin is not None and np.array_equal(twin.depth, p.depth) else None
+
+
+def _group(members: Sequence[Profile], twins: dict[frozenset[str], Profile]) -> list[Finding]:
     first, *others = members
-    findings = [_parting(first, others)]
-    twin = twins.get(_key(first))
-    if twin is not None and np.array_equal(twin.depth, first.depth):
-        findings.append(_against_twins(first, twin))
-    elif first.a.trained and first.b.trained:
-        needs = "the results contain no CKA between their untrained baselines"
-        findings.append(missing(QUESTION, f"Untrained baselines of {first.label}", needs, results))
-    return findings
+    twin = _baseline(first, twins)
+    return [_parting(first, others), *([] if twin is None else [_against_twins(first, twin)])]
 
 
 def ends_of(p: Profile) -> tuple[int, int]:
