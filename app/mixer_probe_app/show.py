@@ -134,7 +134,7 @@ def sections(found: Sequence[Section], key: Hashable) -> None:
 def _item(item: Picture | Table, key: Hashable, name: str) -> None:
     if isinstance(item, Picture):
         with st.expander(plain(item.shows)) if item.folded else nullcontext():
-            figure(partial(_drawn, item), key, name, f"{item.shows} How to read it: {item.reading}", alt=item.alt)
+            figure(item.draw, key, name, f"{item.shows} How to read it: {item.reading}", alt=item.alt)
     elif item.folded:
         folded_table(item.caption, _texts(item))
     else:
@@ -145,10 +145,6 @@ def _item(item: Picture | Table, key: Hashable, name: str) -> None:
             # As text that wraps, since a grid would hide columns behind a scroll bar of its own.
             st.table(texts.rename(columns=plain).map(plain), hide_index=True, width="stretch")
         st.caption(plain(item.caption))
-
-
-def _drawn(picture: Picture) -> Figure:
-    return picture.figure
 
 
 def _texts(table: Table) -> pd.DataFrame:

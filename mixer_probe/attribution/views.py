@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -68,7 +69,7 @@ def _panel_pictures(panel: AttributionPanel, number: int) -> Iterator[Picture]:
     for part, rows in enumerate(chunks(range(len(panel.ids)), per)):
         shown = panel.take(rows)
         yield Picture(
-            attribution_maps(shown),
+            partial(attribution_maps, shown),
             f"Attribution maps of {join(name_of(m) for m in networks)} for {_images(len(rows))} of {panel.images.name}, "
             "overlaid on "
             "each image at its original resolution.",
@@ -176,7 +177,7 @@ def curves_section(results: Sequence[PerturbationCurves]) -> list[Section]:
     first = results[0]
     pictures = [
         Picture(
-            perturbation_figure(chunk),
+            partial(perturbation_figure, chunk),
             f"Deletion and insertion curves. Deletion replaces patches by {first.deletion_baseline}, in decreasing order of "
             f"attribution; insertion starts from {first.insertion_baseline} and restores them in the same order. Mean over "
             f"{_images(len(first.ids))}; bands: 95 % intervals over images.",
@@ -344,7 +345,7 @@ def randomisation_section(results: Sequence[RandomisationCheck]) -> list[Section
     models = list(dict.fromkeys(r.model for r in results))
     pictures = [
         Picture(
-            randomisation_figure([r for r in results if r.model in chunk]),
+            partial(randomisation_figure, [r for r in results if r.model in chunk]),
             "Rank correlation between maps of the trained network and maps after cascading randomisation of its weights, from "
             "the "
             f"head to the stem. Mean over {_images(len(results[0].ids))} and {results[0].draws} random re-initialisations; "
@@ -456,7 +457,7 @@ def _kind(result: Agreement) -> str:
 
 def _matrices(results: Sequence[Agreement], number: int) -> Picture:
     return Picture(
-        agreement_matrices(results),
+        partial(agreement_matrices, results),
         f"Agreement between attribution methods on {join(dict.fromkeys(name_of(m) for r in results for m in r.models))}, mean "
         "over "
         f"{_images(len(results[0].ids))}.",
@@ -476,7 +477,7 @@ def _networks(results: Sequence[Agreement]) -> list[Picture]:
 def _network_matrices(results: Sequence[Agreement], number: int) -> Picture:
     methods, n = join(method_label(r.methods[0]) for r in results), len(results[0].ids)
     return Picture(
-        agreement_matrices(results),
+        partial(agreement_matrices, results),
         f"Agreement between networks by {methods}, mean over {_images(n)}.",
         "1: identical ranking of patches. Grey numbers do not exceed the 95th percentile of pairings with other images' maps; "
         "only "
@@ -488,7 +489,7 @@ def _network_matrices(results: Sequence[Agreement], number: int) -> Picture:
 
 def _network_marks(results: Sequence[Agreement]) -> Picture:
     return Picture(
-        network_agreement(results),
+        partial(network_agreement, results),
         f"Agreement between networks on the same {_images(len(results[0].ids))}, per method, with 95 % intervals over images.",
         "Grey bars: 95th percentile of pairings with other images' maps. Only a mark to the right of its bar is evidence that "
         "two "
@@ -569,7 +570,7 @@ def conductance_section(results: Sequence[Conductance]) -> list[Section]:
     """Conductance of token-mixing units."""
     pictures = [
         Picture(
-            conductance_units(r),
+            partial(conductance_units, r),
             f"Conductance of the token-mixing hidden units of {name_of(r.model)}, from {r.baseline} to the image, {_nodes(r)}; "
             f"mean over {_images(len(r.ids))}.",
             "Left: fraction of conductance per unit, in decreasing order; dashed: uniform distribution. Right: input weights "

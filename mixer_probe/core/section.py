@@ -78,13 +78,13 @@ def _laid_out(figure: Figure, canvas: type[FigureCanvasBase], dpi: float) -> Ite
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure with what it shows and how to read it.
+    """A figure with what it shows and how to read it; `draw` makes it when somebody looks, once.
 
     Vector pictures are embedded as SVG, others as PNG of `dpi`, or as WebP where most of it is a `photo`: a third of the size.
 
     Those `folded` are opened by a click on what they show."""
 
-    figure: Figure
+    draw: Callable[[], Figure]
     shows: str
     reading: str
     alt: str
@@ -103,6 +103,11 @@ class Picture:
     def data(self) -> str:
         """The picture as a data URI."""
         return f"data:image/{self._kind};base64,{base64.b64encode(self.encoded).decode()}"
+
+    @cached_property
+    def figure(self) -> Figure:
+        """The figure, drawn once."""
+        return self.draw()
 
     @cached_property
     def encoded(self) -> bytes:

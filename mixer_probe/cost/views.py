@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -49,7 +50,7 @@ def cost_section(results: Sequence[ModelCost]) -> list[Section]:
         | {"peak_MiB_an_image": "{:.2f}"},
     )
     picture = Picture(
-        mac_bars(results),
+        partial(mac_bars, results),
         "Multiply-accumulates per image by part of the network.",
         "Spatial mixing: attention including its projections, 3×3 convolutions including all their channels, and the token "
         "MLPs of a "
@@ -128,7 +129,7 @@ def scales_sentence(result: MixerScales) -> str:
 def growth_section(results: Sequence[CostGrowth]) -> list[Section]:
     """How cost grows with resolution."""
     picture = Picture(
-        cost_growth_curves(results),
+        partial(cost_growth_curves, results),
         "Cost of each architecture relative to its cost at the smallest image size. Token-mixing weights and position "
         "embeddings are "
         "re-created for every resolution, with the same number of hidden units D_S.",
@@ -193,7 +194,7 @@ def accuracy_cost_section(results: Sequence[AccuracyCost]) -> list[Section]:
 
 def _frontier_picture(result: AccuracyCost) -> Picture:
     return Picture(
-        accuracy_cost_frontier(result),
+        partial(accuracy_cost_frontier, result),
         f"Accuracy of probes on the input features of each classifier, against four costs; {images_text(result.images)}, "
         f"{result.device}.",
         "Upper left is better. Grey line: Pareto frontier; no network to its left is as accurate. Bars: 95 % intervals. Hollow "

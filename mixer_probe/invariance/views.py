@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -53,7 +54,7 @@ def examples_section(results: Sequence[DistortionExamples]) -> list[Section]:
 def _example_picture(result: DistortionExamples, image: int) -> Picture:
     height, width = result.pixels.shape[2:4]
     return Picture(
-        distortion_pictures(result, image),
+        partial(distortion_pictures, result, image),
         f"Image {result.ids[image]} of {result.images.name} at {height}×{width} px, undistorted and under every distortion.",
         "Rows: kinds of distortion, from mild to severe. Values outside the displayable range, which filters can produce, are "
         "clipped in this figure but not in the network input.",
@@ -90,7 +91,7 @@ def distortion_section(results: Sequence[DistortionAccuracy]) -> list[Section]:
 def _accuracy_picture(results: Sequence[DistortionAccuracy]) -> Picture:
     first = results[0]
     return Picture(
-        distortion_curves(results),
+        partial(distortion_curves, results),
         f"Accuracy of frozen networks on {images_text(first.images)}, undistorted (“none”) and distorted.",
         "Panels: kinds of distortion, more severe to the right. Bands: 95 % Wilson intervals over images. Grey line: chance, the "
         "fraction of images in the most frequent class. A flat line indicates invariance. Shuffling measures reliance on the "
@@ -102,7 +103,7 @@ def _accuracy_picture(results: Sequence[DistortionAccuracy]) -> Picture:
 
 def _agreement_picture(results: Sequence[DistortionAccuracy]) -> Picture:
     return Picture(
-        distortion_curves(results, "agreement"),
+        partial(distortion_curves, results, "agreement"),
         "Fraction of images with the same predicted class as for the undistorted image, whether correct or not.",
         "Agreement requires no labels, and also falls when errors move to other images at equal accuracy. Bands: 95 % Wilson "
         "intervals. Grey line: agreement expected of independent predictions with the same class frequencies, averaged over "
@@ -167,7 +168,7 @@ def architecture_section(results: Sequence[ArchitectureComparison]) -> list[Sect
     """Robustness by architecture."""
     first = results[0]
     picture = Picture(
-        architecture_dots(first),
+        partial(architecture_dots, first),
         "Retained fraction of the accuracy above chance, (distorted − chance) / (undistorted − chance), per family, averaged "
         "over the "
         f"strengths of a kind and over its networks ({join(map(name_of_network, first.networks))}), n = {first.n} images.",
@@ -244,7 +245,7 @@ def consistency_section(results: Sequence[ErrorConsistency]) -> list[Section]:
 
 def _pairs_picture(result: ErrorConsistency) -> Picture:
     return Picture(
-        error_consistency_pairs(result),
+        partial(error_consistency_pairs, result),
         f"Error consistency (Geirhos et al. 2020) of every pair of networks on {images_text(result.images)}, undistorted.",
         "Kappa is 1 if two networks are correct on exactly the same images, and 0 if their errors are independent. Bars: 95 % "
         "intervals over images. Grey bands: 95 % range for independent errors at these accuracies. Orange ticks: largest kappa "
@@ -258,7 +259,7 @@ def _maps_picture(result: ErrorConsistency) -> Picture:
     rows = telling_rows(result)
     more = ", and for each kind the most severe distortion under which every network is above chance" if len(rows) > 1 else ""
     return Picture(
-        error_consistency_heatmaps(result),
+        partial(error_consistency_heatmaps, result),
         f"Error consistency of every pair of networks, on undistorted images{more}.",
         "Small numbers: largest kappa that the accuracies allow. Blocks along the diagonal are groups of networks with "
         "consistent "
@@ -366,7 +367,7 @@ def _shift_picture(results: Sequence[RepresentationShift], measure: str) -> Pict
         "direction.",
     }[measure]
     return Picture(
-        representation_shift_curves(results, "cka" if measure == "cka" else "cosine"),
+        partial(representation_shift_curves, results, "cka" if measure == "cka" else "cosine"),
         f"{about} (means over positions), n = {first.n} images.",
         reading,
         f"{measure} between undistorted and distorted representations against depth",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import pandas as pd
 
@@ -42,7 +43,7 @@ def _section(result: ReportDiff, number: str) -> Section:
 
 def _picture(result: ReportDiff) -> Picture:
     return Picture(
-        differences(result.to_frame()),
+        partial(differences, result.to_frame()),
         "Left: the numbers with the largest changes, with 95 % intervals. Right: Q-Q plot of all numbers that differ, in "
         "standard "
         "errors, against the normal distribution.",

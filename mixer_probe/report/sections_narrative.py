@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from mixer_probe.core.section import Picture, Section, Table
 from mixer_probe.plotting.depth import depth_courses
@@ -28,7 +29,7 @@ def _overview(result: Narrative) -> Section:
     formats = dict.fromkeys(("value", "low", "high", "null"), "{:.3g}")
     table = Table("Numbers underlying the findings.", frame, formats, folded=True)
     picture = Picture(
-        depth_courses(result.courses),
+        partial(depth_courses, result.courses),
         "Depth curves by architecture: similarity of the first pair of networks of each two architectures, linear probe "
         "accuracy, "
         "class selectivity (AUROC) of the median channel, and mean mixing distance computed from the weights.",

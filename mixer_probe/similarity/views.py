@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -65,7 +66,7 @@ def _map_picture(matrices: Sequence[SimilarityMatrix]) -> Picture:
     alone = len(matrices) == 1
     path = " The line joins the best match of each row: white markers are above the 95 % null of the best match, hollow ones not."
     return Picture(
-        similarity_heatmaps(matrices, paths=not _same(first)) if alone else similarity_map(matrices),
+        partial(similarity_heatmaps, matrices, paths=not _same(first)) if alone else partial(similarity_map, matrices),
         f"{first.label}, {first.reduce} over positions{_grid_text(first)}, between all pairs of layers, on {where}; n = "
         f"{first.n}, {_method_text(first)}.",
         "Bright cells are pairs of layers that represent the same images similarly, regardless of axes and scale. "
@@ -106,7 +107,7 @@ def _match_pictures(matches: Sequence[LayerMatches]) -> list[Picture]:
         return []
     return [
         Picture(
-            match_figure(matches),
+            partial(match_figure, matches),
             "Depth of the best-matching layer of the second network for each layer of the first.",
             "A line along the diagonal means that the networks go through the same stages in the same order; τ is Kendall's "
             "rank correlation between the two orders. Open markers are matches that are not above chance (in more than 5 % of "
@@ -259,7 +260,7 @@ def _summary_content(matrices: Sequence[SimilarityMatrix]) -> list[Picture | Tab
 def _summary_items(summary: ModelSimilarity) -> list[Picture | Table]:
     scale = "0 is the mean over shuffled images and 1 is equality" if summary.calibrated else "values are raw"
     picture = Picture(
-        model_summary(summary),
+        partial(model_summary, summary),
         f"Similarity between networks: {summary.label} of each layer with its best match in the other network, averaged over "
         f"the layers of both; n = {summary.n}.",
         f"{scale[0].upper()}{scale[1:]}. A best match is the largest of many values, so unrelated networks score slightly above "
@@ -317,7 +318,7 @@ def _by_pair(matrices: Sequence[SimilarityMatrix]) -> dict[str, list[SimilarityM
 def _measures_picture(matrices: Sequence[SimilarityMatrix]) -> Picture:
     first = matrices[0]
     return Picture(
-        similarity_measures(matrices),
+        partial(similarity_measures, matrices),
         f"{_names(first)} under {len(matrices)} measures; n = {first.n}.",
         "Each panel has its own scale, the range that the measure declares (from 0 where it has no lower bound). Bright means "
         f"similar in all of them; patterns can be compared across measures, levels cannot. {_null_text(matrices)}Crossed cells "
@@ -430,7 +431,7 @@ def localisation_section(results: Sequence[LocalisationCKA]) -> list[Section]:
 
 def _localisation_picture(result: LocalisationCKA) -> Picture:
     return Picture(
-        localisation_maps(result),
+        partial(localisation_maps, result),
         f"{name_of(result.model)}: CKA (linear, unbiased) between one position of a layer and each patch of the input, on "
         f"{images_text(result.images)}; n = {result.n}.",
         "Each map covers the input image; the ring marks the position. Bright patches are those whose pixels have a similarity "
@@ -455,7 +456,7 @@ def _localisation_sentence(result: LocalisationCKA) -> str:
 def identification_section(results: Sequence[LayerIdentification]) -> list[Section]:
     """Which measures find a layer again in another seed."""
     picture = Picture(
-        layer_identification_bars(results),
+        partial(layer_identification_bars, results),
         "Fraction of layers of two networks with different seeds whose closest layer is the corresponding one, after Kornblith "
         f"et al. 2019; n = {join(dict.fromkeys(str(r.n) for r in results))} images.",
         "A measure that fails to identify corresponding layers of two seeds of one architecture captures something other than "

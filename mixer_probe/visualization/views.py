@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -34,7 +35,7 @@ def _pictures(results: Sequence[FeatureVisualization]) -> list[Picture]:
     units = sum(len(r.units) for r in results)
     rest = f" The first {_MOST_ROWS} of {units} units are shown." if units > _MOST_ROWS else ""
     pictures = Picture(
-        feature_pictures(results, limit=_MOST_ROWS),
+        partial(feature_pictures, results, limit=_MOST_ROWS),
         "Images optimised by gradient ascent to activate a unit, from several seeds, beside the real images with the highest "
         f"activation among {join(dict.fromkeys(images_text(r.images) for r in results))}.{rest}",
         "Fourier: free Fourier coefficients under random shifts, zooms and rotations (Olah et al. 2017). MACO: the average "
@@ -47,7 +48,7 @@ def _pictures(results: Sequence[FeatureVisualization]) -> list[Picture]:
         name="feature-visualization",
     )
     ascent = Picture(
-        feature_ascent(results, limit=_MOST_ROWS),
+        partial(feature_ascent, results, limit=_MOST_ROWS),
         "Objective during gradient ascent, averaged over transformed views; one line per seed.",
         "Curves that still rise at the end need more steps; seeds with different final values converged to different images.",
         "Line plots of the activation of units during gradient ascent",

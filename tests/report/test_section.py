@@ -20,7 +20,7 @@ def figure() -> Figure:
 
 
 def svg() -> bytes:
-    return Picture(figure(), "shows", "reading", "alt").encoded
+    return Picture(figure, "shows", "reading", "alt").encoded
 
 
 def test_the_same_figure_gives_the_same_bytes() -> None:

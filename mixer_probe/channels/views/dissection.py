@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -51,7 +52,7 @@ def _depth_picture(results: Sequence[Dissection]) -> Picture:
         else "; no permutations were computed."
     )
     return Picture(
-        dissection_depth(results),
+        partial(dissection_depth, results),
         f"Channels that detect a concept of {first.source}, over {images_text(first.images)}. Unit of comparison: "
         f"{_BY[first.by]}.",
         f"A channel is active above its own {percent(first.quantile)} quantile. It is a detector if its overlap with some "
@@ -64,7 +65,7 @@ def _depth_picture(results: Sequence[Dissection]) -> Picture:
 
 def _concept_picture(results: Sequence[Dissection]) -> Picture:
     return Picture(
-        dissection_concepts(results),
+        partial(dissection_concepts, results),
         "Number of detectors per concept over all layers, and highest overlap of any channel with the concept.",
         "A channel counts only for the concept with its largest relative overlap. Filled markers are significant, corrected for "
         "the channels of the layer. IoU is bounded by concept size: a concept that covers a fraction s of the pixels reaches at "
@@ -128,7 +129,7 @@ def _share(result: Dissection) -> float:
 def _channel_picture(result: DissectedChannel) -> Picture:
     where = f"channel {result.channel} of {result.layer.name} of {name_of(result.model)}"
     return Picture(
-        dissected_channel_pictures(result),
+        partial(dissected_channel_pictures, result),
         f"Active region of {where} and location of {result.concept}.",
         "Images with the highest peak activation of the channel. Bright regions are above the threshold, which is the same for "
         "all images; below, the activation maps on a shared scale.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -52,7 +53,7 @@ def _twin_of(pair: Pair, pairs: dict[Pair, list[ChannelPartners]]) -> list[Chann
 def _depth_picture(results: Sequence[ChannelPartners]) -> Picture:
     first = results[0]
     return Picture(
-        partner_depth(results),
+        partial(partner_depth, results),
         "Best-matching channel in B (largest |r|) of every channel of A, over "
         f"{images_text(first.images)}. Each layer of A is compared with the layer of B at the most similar relative depth.",
         f"A match is above the null if its |r| exceeds the largest |r| over all channels of B in 95 % of {first.permutations} "
@@ -68,7 +69,7 @@ def _strength_picture(results: Sequence[ChannelPartners], pairs: int) -> Picture
     first = results[0]
     rest = "" if len(results) == pairs else f" {len(results)} of {pairs} pairs of networks are drawn."
     return Picture(
-        partner_strength(results),
+        partial(partner_strength, results),
         f"Correlation of the channels of the last layer of A with their best-matching channels in B; n = {first.n}.{rest}",
         "Each channel of A counts once. The grey outline is the same maximum over the channels of B with permuted images.",
         "Histograms of the correlation of channels with their best matches",
@@ -157,7 +158,7 @@ def _catalogue_picture(pages: Sequence[ChannelPage], number: int) -> Picture:
     name = name_of(pages[0].model)
     rule = f" Selection: {pages[0].rule}." if pages[0].rule else ""
     return Picture(
-        channel_catalogue(pages),
+        partial(channel_catalogue, pages),
         f"Channels of {name} with their top and bottom images.{rule}",
         f"Images are ranked by the channel's {_by(pages[0])} over positions; the box marks the cell of its peak. "
         "Maps show the activation over the first images, on one colour scale per row. AUROC: mean over positions, for the "
@@ -177,7 +178,7 @@ def _by(page: ChannelPage) -> str:
 def _page_picture(page: ChannelPage, folded: bool) -> Picture:
     name = f"{name_of(page.model)}, {page.layer.name}, channel {page.channel}"
     return Picture(
-        channel_page(page),
+        partial(channel_page, page),
         f"{name}: {_page_text(page)}",
         f"The images with the highest and the lowest {_by(page)} of the channel, with its value over each; the box marks the "
         "cell of its peak, the second row shows the patch around that cell, the third the activation maps on one colour scale. "

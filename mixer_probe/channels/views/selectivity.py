@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -35,7 +36,7 @@ def _depth_picture(results: Sequence[ClassSelectivity]) -> Picture:
     first = results[0]
     twins = any(not r.model.trained for r in results)
     return Picture(
-        selectivity_depth(results),
+        partial(selectivity_depth, results),
         f"Fraction of class-selective channels and strength of their selectivity, over {images_text(first.images)}.",
         "A channel is selective if the AUROC of its mean activation for some class is further from 1/2 than that of any channel "
         f"of the layer for any class in 95 % of {first.permutations} label permutations (max-T correction): by chance, one layer "
@@ -49,7 +50,7 @@ def _depth_picture(results: Sequence[ClassSelectivity]) -> Picture:
 
 def _distribution_picture(results: Sequence[ClassSelectivity]) -> Picture:
     return Picture(
-        selectivity_distributions(results),
+        partial(selectivity_distributions, results),
         f"AUROC of all channels for their best-separated class, by layer; n = {results[0].n}.",
         "An AUROC below 1/2 (lower activations for the class) is replaced by 1 − AUROC. Bands hold 50 % and 90 % of the "
         "channels, the line is the median, dots are the best channel, filled where significant after max-T correction. The "
@@ -136,7 +137,7 @@ def _needed_picture(results: Sequence[ChannelsNeeded]) -> Picture:
     first = results[0]
     draws = first.random[0].shape[1]
     return Picture(
-        channels_needed_curves(results),
+        partial(channels_needed_curves, results),
         f"Accuracy of a {first.probe} probe on subsets of the channels of a layer: trained on {first.n_train} images, tested on "
         f"{first.n} others.",
         "Solid lines: the most selective channels on the training images, taken class by class in turn; dotted lines: random "

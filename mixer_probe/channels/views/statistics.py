@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ def channel_section(results: Sequence[ChannelStatistics]) -> list[Section]:
     """Activation statistics of channels."""
     first = results[0]
     picture = Picture(
-        channel_depth(results),
+        partial(channel_depth, results),
         f"Statistics of channels after each block over {images_text(first.images)} and all positions (without prefix tokens).",
         "Standard deviation: the line is the median channel, the band extends to the largest channel; a wide band means that a "
         "few channels carry most of the variance. A layer fully suppressed by a ReLU has 100 % of its values at or below zero; "

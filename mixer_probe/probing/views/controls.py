@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def _control_picture(results: Sequence[ControlTask]) -> Picture:
     first = networks(results)[0]
     groups, count = join(f"'{name}'" for name in first.groups), len(first.controls)
     return Picture(
-        control_curves(results),
+        partial(control_curves, results),
         f"Ridge probes of the groups {groups}, and of {count} random groupings of the same classes into groups of the same sizes "
         f"(control tasks, Hewitt and Liang 2019); trained on {first.n_train} images, tested on {first.n_test}.",
         "Left: accuracy on the semantic groups (solid) and mean over the random groupings (dashed; band from lowest to highest); "
@@ -99,7 +100,7 @@ def _code_picture(results: Sequence[OnlineCode]) -> Picture:
     first = networks(results)[0]
     what = f"groups ({join(first.groups)})" if first.groups else "labels"
     return Picture(
-        code_curves(results),
+        partial(code_curves, results),
         f"Compression of the {what} of {first.n} images: length of the uniform code, n log2 K = {first.uniform:.0f} bits, "
         "divided by the length of the online code given the representation (Voita and Titov 2020).",
         "Labels are encoded block by block, each under the probabilities of a logistic probe trained on all blocks before, so a "
@@ -141,7 +142,7 @@ def control_code_section(results: Sequence[ControlCode]) -> list[Section]:
     """Description length of random groupings against that of the semantic groups."""
     first = results[0]
     picture = Picture(
-        control_code_curves(results),
+        partial(control_code_curves, results),
         f"Online description length of the groups {join(first.groups)} for {first.n} images, and of {len(first.controls)} random "
         "groupings of the same classes into groups of the same sizes.",
         "Left: compression relative to the uniform code, for the semantic groups (solid) and random groupings (dashed). "
@@ -177,7 +178,7 @@ def random_label_section(results: Sequence[RandomLabels]) -> list[Section]:
     """Probes of permuted labels."""
     first = results[0]
     picture = Picture(
-        random_label_curves(results),
+        partial(random_label_curves, results),
         f"Accuracy of ridge probes on permuted labels ({first.accuracy.shape[1]} permutations), trained on {first.n_train} "
         f"images and tested on {first.n_test}.",
         "Solid lines: observed accuracy with 95 % Wilson intervals. Dashed lines: expected accuracy of the same predictions "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -35,7 +36,7 @@ def position_probe_section(results: Sequence[PositionProbe]) -> list[Section]:
 def _position_picture(results: Sequence[PositionProbe]) -> Picture:
     first = results[0]
     return Picture(
-        position_maps(results),
+        partial(position_maps, results),
         f"Accuracy on {first.n_test} test images of a ridge probe at each position of a layer, each trained on {first.n_train} "
         f"images ({first.classes} classes).",
         "Bright positions predict the class on their own. All maps share one colour scale; the red line in the colour bar is "
@@ -105,7 +106,7 @@ def _attention_picture(results: Sequence[AttentiveResult]) -> Picture:
     first = results[0]
     bias = "a learned query and position bias" if first.position_bias else "a learned query"
     return Picture(
-        attention_maps(results),
+        partial(attention_maps, results),
         f"Mean attention over {first.n_test} test images of a probe that weights positions by {bias} and predicts the class from "
         f"their weighted mean; trained on {first.n_train} images.",
         "The value 1 (red line in the colour bar) is uniform attention; all maps share one colour scale. The title of each map "
@@ -135,7 +136,7 @@ def patch_position_section(results: Sequence[PatchPosition]) -> list[Section]:
     """How accurately the position of a token is decoded from its activation."""
     first = results[0]
     picture = Picture(
-        patch_position_curves(results),
+        partial(patch_position_curves, results),
         "Position of a token decoded from its activation. Left: mean distance between the true cell and the cell predicted by a "
         "linear discriminant, in pixels of the model's input. Right: R² of a linear regression of row and column. Trained on the "
         f"tokens of {first.n_train} images, tested on those of {first.n_test} others.",
@@ -220,7 +221,7 @@ def _target_picture(results: Sequence[TargetProbe]) -> Picture:
     first = networks(results)[0]
     raw = ", the dashed line is raw pixels" if pixels(results) else ""
     return Picture(
-        target_curves(results),
+        partial(target_curves, results),
         f"Ridge probes of properties of the images other than their class, on {int(first.n_test.max())} test images: R² for "
         "numbers and angles, accuracy for classes.",
         "A falling curve means that the property becomes less linearly decodable with depth, a rising one that it becomes more "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -89,7 +90,7 @@ def _curves_picture(results: Sequence[ProbeResult], method: str) -> Picture:
     if first.path_name:
         lines.append(f"The {first.path_name} is selected by accuracy on held-out training images, never on the test images.")
     return Picture(
-        probe_curves(results),
+        partial(probe_curves, results),
         f"Accuracy of {_PROBES[method]} on {pooling(first.reduce)} after {layer_names(results) if alone else 'each layer'}: "
         f"trained on {first.n_train} images, tested on {first.n_test} others ({first.classes} classes).",
         " ".join(lines),
@@ -101,7 +102,7 @@ def _curves_picture(results: Sequence[ProbeResult], method: str) -> Picture:
 def _paths_picture(results: Sequence[ProbeResult], method: str) -> Picture:
     name = results[0].path_name
     return Picture(
-        probe_paths(results),
+        partial(probe_paths, results),
         f"Accuracy against {name}" + ("." if one_layer(results) else ", for the first, a middle and the last layer."),
         f"Solid lines: test images; dashed lines: held-out training images. The circle marks the {name} selected on the latter; "
         "ties go to the simplest probe. A circle at either end suggests a wider range.",
@@ -177,7 +178,7 @@ def few_shot_section(results: Sequence[FewShotResult]) -> list[Section]:
         *(["The dashed line is raw pixels."] if pixels(results) else []),
     ]
     picture = Picture(
-        few_shot_curves(results),
+        partial(few_shot_curves, results),
         f"Accuracy of probes trained on {join(map(str, first.shots))} images per class, tested on {first.n_test} images "
         f"({first.classes} classes): {first.estimator}. {where}",
         " ".join(lines),
@@ -234,7 +235,7 @@ def confusion_section(results: Sequence[ConfusionMatrix]) -> list[Section]:
 
 def _confusion_picture(results: Sequence[ConfusionMatrix]) -> Picture:
     return Picture(
-        confusion_heatmaps(results),
+        partial(confusion_heatmaps, results),
         f"Predictions of {_PROBES.get(results[0].method, 'the probe')} after the last layer of each network, as percentages of "
         "the test images of the true class.",
         "Correct predictions lie on the diagonal. A bright cell off the diagonal is a class (row) often predicted as another "
@@ -246,7 +247,7 @@ def _confusion_picture(results: Sequence[ConfusionMatrix]) -> Picture:
 
 def _class_picture(results: Sequence[ConfusionMatrix]) -> Picture:
     return Picture(
-        class_accuracy(results),
+        partial(class_accuracy, results),
         "Test accuracy per class after the last layer of each network.",
         "Bars are 95 % Wilson intervals over the test images of the class; classes with the highest accuracy are on top.",
         f"Accuracy per class of {join(name_of(r.model) for r in results)}",
@@ -306,7 +307,7 @@ def calibration_section(results: Sequence[Calibration]) -> list[Section]:
 def _reliability_picture(results: Sequence[Calibration]) -> Picture:
     first = results[0]
     return Picture(
-        reliability_diagrams(results),
+        partial(reliability_diagrams, results),
         f"Accuracy against confidence of the predictions after the last layer; {first.source}; n = {first.n_test}.",
         "A calibrated probe lies on the diagonal, an overconfident one below it. Error bars are 95 % Wilson intervals; columns "
         "are the percentage of images in each bin. ECE exceeds 0 even for calibrated predictions, since bins hold few images: "

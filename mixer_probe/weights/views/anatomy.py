@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import pandas as pd
 
@@ -17,7 +18,7 @@ _PERCENTAGES = {"% of parameters": "{:.2f}", "% of MACs": "{:.2f}"}
 def anatomy_section(results: Sequence[Anatomy]) -> list[Section]:
     """Which modules mix locations and which channels."""
     picture = Picture(
-        anatomy_bars(results),
+        partial(anatomy_bars, results),
         "Fraction of each network's parameters and multiply-accumulates in modules that mix features across locations, within a "
         "location (across its channels), both or neither, in the terms of Section 2 of the MLP-Mixer paper.",
         "What a module mixes is measured rather than inferred from its class: one position or channel of its input is perturbed "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import pandas as pd
 
@@ -16,7 +17,7 @@ def equivalence_section(results: Sequence[ConvolutionEquivalence]) -> list[Secti
     """The differences between outputs of Mixers and their convolutional forms, and the convolutions of these."""
     pictures = [
         Picture(
-            mixer_as_cnn(r),
+            partial(mixer_as_cnn, r),
             f"{name_of(r.model)} as a CNN: token mixing is a depthwise convolution with a single kernel, as large as the map and "
             f"shared by all channels; channel mixing is a 1×1 convolution. Measured on {images_text(r.images)}.",
             "Each row is one channel of one image (red positive, blue negative). It is multiplied by the kernel, framed because "

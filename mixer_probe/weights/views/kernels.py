@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -23,7 +24,7 @@ def kernels_section(results: Sequence[SpatialKernels]) -> list[Section]:
     """Mean mixing distance and translation structure of spatial kernels, from the weights alone."""
     shown = primary(results)
     depth = Picture(
-        kernel_depth(results),
+        partial(kernel_depth, results),
         "Effective spatial kernels by depth: mean mixing distance, weighted by K²; translation fraction, the fraction of energy "
         "that depends on the offset alone, after subtracting the mean of K; fraction of K² on the position itself.",
         _DEFINITION
@@ -35,7 +36,7 @@ def kernels_section(results: Sequence[SpatialKernels]) -> list[Section]:
         name="kernels-depth",
     )
     average = Picture(
-        average_kernels(shown),
+        partial(average_kernels, shown),
         "Average kernel around a position at increasing depth, all on one pixel scale: root mean square over the pairs of "
         "positions at each offset (or over the kernels of a convolution).",
         "The lines cross at the reading position; the circle marks the mean mixing distance. Large offsets have few pairs and "
@@ -49,7 +50,7 @@ def kernels_section(results: Sequence[SpatialKernels]) -> list[Section]:
         name, kernel = name_of(r.model), r.kernels[0]
         maps.append(
             Picture(
-                kernel_maps(r),
+                partial(kernel_maps, r),
                 f"Spatial mixing weights of {name}: {kernel.form}. Each small map belongs to the position at which it is drawn "
                 f"and shows where that position reads on the {kernel.grid[0]}×{kernel.grid[1]} grid; first, middle and last "
                 "block.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 
 import numpy as np
@@ -37,7 +38,7 @@ def paper_section(results: Sequence[PaperFigures]) -> list[Section]:
             names = [name_of(r.model) for r in part]
             content.append(
                 Picture(
-                    paper_figure_6(part),
+                    partial(paper_figure_6, part),
                     f"Fig. 6: all token-mixing units of the first two blocks of {join(names)}.",
                     "Similar columns have learned similar kernels; an untrained column shows the structure present before "
                     "training.",
@@ -50,7 +51,7 @@ def paper_section(results: Sequence[PaperFigures]) -> list[Section]:
         names = [name_of(r.model) for r in part]
         content.append(
             Picture(
-                paper_figure_7(part),
+                partial(paper_figure_7, part),
                 f"Fig. 7: linear units of the patch embedding of {join(names)}.",
                 "Smooth colours and edges are low frequencies; noise-like units have no dominant frequency.",
                 f"Page with the patch embedding of {join(names)}",
@@ -70,7 +71,7 @@ def paper_section(results: Sequence[PaperFigures]) -> list[Section]:
 
 def _unit_page(r: PaperFigures, blocks: Sequence[int], shows: str, name: str) -> Picture:
     return Picture(
-        paper_figure_5(r, blocks),
+        partial(paper_figure_5, r, blocks),
         f"{shows} of {name_of(r.model)}.",
         "Each tile shows the weights of one hidden unit over the patches. Smooth tiles next to their opposite are pairs of "
         "feature detectors of opposite phase. The page carries its own caption.",

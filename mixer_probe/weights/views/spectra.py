@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 import pandas as pd
 
@@ -21,7 +22,7 @@ def spectra_section(results: Sequence[WeightSpectra]) -> list[Section]:
     """Ranks and norms of the mixing matrices of each network by depth, beside iid weights."""
     shown = primary(results)
     depth = Picture(
-        spectra_depth(results),
+        partial(spectra_depth, results),
         "Stable rank (squared Frobenius over squared spectral norm) and effective rank (exp of the entropy of the singular "
         "values) as fractions of full rank, the largest singular value relative to that of iid weights, and the root mean "
         "square of the singular values, for the matrices that mix positions, channels, or both.",
@@ -41,7 +42,7 @@ def spectra_section(results: Sequence[WeightSpectra]) -> list[Section]:
             operator = f"A convolution is treated as an operator on its input grid {boundary}: one value per frequency."
         values.append(
             Picture(
-                singular_values(r),
+                partial(singular_values, r),
                 f"Singular values of the mixing matrices of the first, a middle and the last block of {name}, divided by their "
                 "root mean square.",
                 "Dashed lines are iid weights of the same shape. Values above the left end of the dashed line are directions "

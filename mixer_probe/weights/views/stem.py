@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import pandas as pd
 
@@ -21,7 +22,7 @@ def stem_section(results: Sequence[StemFilters]) -> list[Section]:
         name = name_of(r.model)
         content.append(
             Picture(
-                stem_pictures(r),
+                partial(stem_pictures, r),
                 f"The first layer of {name}, '{r.layer}': {len(r)} filters of {r.shape[2]}×{r.shape[3]} pixels as colour images "
                 "(Fig. 7 of the MLP-Mixer paper for a Mixer).",
                 "Mid-grey is zero, brighter is positive and darker negative in each colour; each filter has its own scale. "
@@ -39,7 +40,7 @@ def stem_section(results: Sequence[StemFilters]) -> list[Section]:
             continue
         content.append(
             Picture(
-                stem_component_pictures(components),
+                partial(stem_component_pictures, components),
                 f"The first {len(components.components)} principal components of these filters with the fraction of energy that "
                 "each explains (Fig. 7 of the ViT paper shows 28 for a ViT), and the fractions for all components.",
                 "Components are the patterns to which the layer responds most, over all filters; the mean filter is not removed. "
@@ -63,7 +64,7 @@ def stem_section(results: Sequence[StemFilters]) -> list[Section]:
         smallest = min(min(r.shape[2:]) for r in coloured)
         content.append(
             Picture(
-                stem_colour(coloured),
+                partial(stem_colour, coloured),
                 "Filters by frequency and by the fraction of their energy in luminance, i.e. along the grey direction of the "
                 "input channels; the area of a point is the energy of the filter.",
                 "Filters at the top respond to brightness, filters at the bottom to colour alone. The dashed line is iid "
@@ -94,7 +95,7 @@ def stem_section(results: Sequence[StemFilters]) -> list[Section]:
 def position_section(results: Sequence[PositionEmbeddings]) -> list[Section]:
     """Cosine similarities of the position embeddings of patches."""
     curve = Picture(
-        position_curves(results),
+        partial(position_curves, results),
         "Mean cosine similarity between the position embeddings of two patches against their distance in input pixels.",
         "The band is one standard deviation over the pairs at that distance: it is wide where similarity depends on direction "
         "as well as distance. Dotted lines with open markers are untrained baselines.",
@@ -128,7 +129,7 @@ def position_section(results: Sequence[PositionEmbeddings]) -> list[Section]:
         rows_iid, columns_iid, _interaction = r.null_shares
         content.append(
             Picture(
-                position_similarity(r),
+                partial(position_similarity, r),
                 f"Cosine similarity between the position embedding of each patch of {name} ({height}×{width} grid) and those of "
                 "all patches, as in Fig. 7 of the ViT paper. Each map is drawn at its patch, which a cross marks.",
                 "Red patches have embeddings that point in the same direction, blue ones in the opposite direction. A network "

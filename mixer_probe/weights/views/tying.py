@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -20,7 +21,7 @@ def tying_section(results: Sequence[KernelTying]) -> list[Section]:
     measured = next((r.images for r in results if r.images), None)
     where = f" Kernels of Mixer and ViT are mean Jacobians over {images_text(measured)}." if measured else ""
     depth = Picture(
-        kernel_tying_depth(results),
+        partial(kernel_tying_depth, results),
         f"Number of shared kernels that explain 90 % of the energy of all channels' kernels, by depth.{where}",
         "A Mixer ties its token-mixing kernels across channels; untying them gave no gain in the MLP-Mixer paper (A.1), which "
         "does not say why. Where few kernels explain almost all energy, untied channels would have little to gain. Left: the "
@@ -36,7 +37,7 @@ def tying_section(results: Sequence[KernelTying]) -> list[Section]:
     for r in (r for r in shown if not _by_construction(r)):
         name = name_of(r.model)
         energy = Picture(
-            kernel_energy(r),
+            partial(kernel_energy, r),
             f"{name}: energy explained by the leading shared kernels in the first, middle and last layer.",
             "The further the curve is above the grey band, the more shape the channels share beyond their spectra. Dotted lines "
             "mark 50, 90 and 99 %. For effective kernels, the dashed curve is the part in offset space, for which the band is "
@@ -45,7 +46,7 @@ def tying_section(results: Sequence[KernelTying]) -> list[Section]:
             name=f"tying-energy-{name}",
         )
         dictionary = Picture(
-            kernel_dictionary(r),
+            partial(kernel_dictionary, r),
             f"Shared kernels of the channels of {name}, strongest first, with the fraction of energy that each explains.",
             "Each channel's kernel is a weighted sum of these. Zero is white, and signs are arbitrary. Effective kernels are "
             "drawn by the offset at which they read, with zero in the middle and the full grid on either side.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -38,7 +39,7 @@ def token_mixing_section(results: Sequence[TokenMixing]) -> list[Section]:
         content += [_units_picture(r, last, side) for side in r.sides if side != "read" and r.model.trained]
     content += [
         Picture(
-            token_mixing_scatter(r),
+            partial(token_mixing_scatter, r),
             f"Token-mixing units of {name_of(r.model)} by the frequency and the spatial spread of their read weights.",
             "Smooth, local units are at the lower left. The cross is the mean of units whose weights were shuffled over "
             "positions: units near it have no spatial structure. Brighter units have a more negative cosine with their "
@@ -79,7 +80,7 @@ def _units_picture(result: TokenMixing, block: int, side: Side) -> Picture:
     matrix = _MATRICES.get((result.form, side), f"the {side} side of {result.layer}")
     paper = ", as in Figs. 5 and 6 of the MLP-Mixer paper" if side == "read" else ""
     return Picture(
-        token_mixing_units(result, block, side=side, arrange="place" if at_tokens else "pairs", limit=None),
+        partial(token_mixing_units, result, block, side=side, arrange="place" if at_tokens else "pairs", limit=None),
         f"{_SIDES[side]} of the token-mixing units of {result.blocks[block]} of {name}: {matrix}, drawn over the "
         f"{result.grid[0]}×{result.grid[1]} patch grid{paper}.",
         f"Red is positive weight, blue negative, white zero; each unit has its own scale. {order}",
@@ -110,7 +111,7 @@ def _depth_pictures(results: Sequence[TokenMixing]) -> list[Picture]:
     for side in (side for side in SIDES if any(side in r.sides for r in results)):
         pictures.append(
             Picture(
-                token_mixing_depth(results, side=side),
+                partial(token_mixing_depth, results, side=side),
                 f"{_SIDES[side]} of units by depth. {'' if pictures else measures}".strip(),
                 "Lines and nulls are as in the figure of read weights." if pictures else reading,
                 f"Line plots of frequency, localisation, coherence, rank and opposite-phase pairing of units ({side}) against "
