@@ -14,7 +14,7 @@ import torch
 from mixer_probe.capture import every_position, extract, mean_over_positions, stream, to_host
 from mixer_probe.core.errors import OutOfMemoryWarning
 from mixer_probe.models import load_model
-from mixer_probe.similarity import compare_models, localisation_cka
+from mixer_probe.similarity import compare_models
 from tests.networks import CASES, Case, as_model, askable, noise
 
 pytestmark = [
@@ -168,10 +168,3 @@ def test_similarity_streams_on_the_device(positions: str) -> None:
     assert gpu.null is not None
     assert cpu.null is not None
     np.testing.assert_allclose(gpu.null.quantile95, cpu.null.quantile95, rtol=0, atol=1e-9)
-
-
-def test_localisation_on_the_device_is_the_cpus() -> None:
-    case = CASES["mixer"]
-    images = case.images(24, torch.float64)
-    cpu, gpu = (localisation_cka(case.model(torch.float64, device=d), images, grid=2) for d in ("cpu", "cuda"))
-    np.testing.assert_allclose(gpu.values, cpu.values, rtol=0, atol=1e-5)

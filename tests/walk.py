@@ -322,7 +322,6 @@ ALONE: dict[str, Alone] = {
     "report.narrate": lambda w: mp.report.narrate([mp.linear_probe(*w.runs, l2=[1.0]), _pixels(w)]),
     "study.run_analyses": lambda w: mp.study.run_analyses([w.model], {"weights": ["stem", "tying"]}, w.images),
     "similarity.best_matches": lambda w: mp.similarity.best_matches(mp.compare(w.reps, w.reps, **NO_DRAWS)),
-    "similarity.localisation_cka": lambda w: mp.similarity.localisation_cka(w.model, w.images, "blocks.0", grid=2, **FEW),
     "similarity.StreamingCKA": _streamed,
     "weights.convolution_equivalence": lambda w: mp.weights.convolution_equivalence(w.model, w.images),
     "weights.dependence": lambda w: mp.weights.dependence(w.model, lambda path, found: "." not in path),

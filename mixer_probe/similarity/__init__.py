@@ -11,7 +11,6 @@ from mixer_probe.similarity.hsic import hsic
 from mixer_probe.similarity.identification import LayerIdentification, layer_identification
 from mixer_probe.similarity.inputs import RepresentationsLike
 from mixer_probe.similarity.intervals import Interval
-from mixer_probe.similarity.localisation import LocalisationCKA, localisation_cka
 from mixer_probe.similarity.matches import LayerMatches, best_matches
 from mixer_probe.similarity.matching import soft_matching
 from mixer_probe.similarity.matrix import SimilarityMatrix
@@ -31,7 +30,6 @@ __all__ = [
     "Interval",
     "LayerIdentification",
     "LayerMatches",
-    "LocalisationCKA",
     "Measure",
     "MinibatchCKA",
     "ModelSimilarity",
@@ -50,7 +48,6 @@ __all__ = [
     "layer_identification",
     "linear_predictivity",
     "linear_regression_r2",
-    "localisation_cka",
     "mean_cca",
     "model_similarity",
     "mutual_knn",

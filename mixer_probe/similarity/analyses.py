@@ -12,12 +12,10 @@ from mixer_probe.core.result import Result
 from mixer_probe.core.settings import StudySettings
 from mixer_probe.similarity import SimilarityMatrix, compare
 from mixer_probe.similarity.identification import LayerIdentification
-from mixer_probe.similarity.localisation import LocalisationCKA
 from mixer_probe.similarity.matches import LayerMatches
 from mixer_probe.similarity.summary import ModelSimilarity
 from mixer_probe.similarity.views import (
     identification_section,
-    localisation_section,
     matches_section,
     model_similarity_section,
     similarity_section,
@@ -77,6 +75,5 @@ ROOM = Room(
         View(ModelSimilarity, model_similarity_section),
         View(LayerMatches, matches_section),
         View(LayerIdentification, identification_section),
-        View(LocalisationCKA, localisation_section),
     ),
 )

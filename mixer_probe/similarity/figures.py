@@ -28,7 +28,6 @@ from mixer_probe.models.layer import Layer
 from mixer_probe.plotting.style import COLOURS, GREY, MARKERS, SEQUENTIAL, model_label, plain, styled
 from mixer_probe.similarity import SimilarityMatrix
 from mixer_probe.similarity.identification import LayerIdentification
-from mixer_probe.similarity.localisation import LocalisationCKA
 from mixer_probe.similarity.matches import LayerMatches, best_matches
 from mixer_probe.similarity.summary import ModelSimilarity
 
@@ -414,83 +413,6 @@ def _tree(axes: Axes, summary: ModelSimilarity) -> None:
     axes.tick_params(labelsize=7.5)
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
-
-
-# -- where a position looks --------------------------------------------------------------------------------------------
-
-
-@styled
-def localisation_maps(result: LocalisationCKA, positions: Sequence[int] | None = None) -> Figure:
-    """CKA of single positions with the patches of the input, drawn over the input: rows are layers spread over the depth,
-    columns `positions` (indices into the grid, row by row; by default a corner, an edge and the centre).
-
-    One scale for all, from 0 to the largest value of the layers shown; the ring is the position itself. The row above shows
-    the patches with one another where the result has them. Grey cells are not above their null, crossed ones not defined."""
-    rows, columns = result.grid
-    own = [0, columns // 2, rows // 2 * columns + columns // 2]
-    chosen = list(dict.fromkeys(own)) if positions is None else list(positions)
-    layers = np.unique(np.linspace(0, len(result.layers) - 1, 4).round().astype(int))
-    maps = [(f"{_cut(result.layers[i].name)}\ndepth {result.layers[i].depth:.2f}", result.values[i]) for i in layers]
-    grey = [result.values[i] <= result.null95[i] for i in layers]
-    if result.patches is not None:
-        maps, grey = [("input patches\n(reference)", result.patches), *maps], [np.zeros_like(result.patches, bool), *grey]
-    top = max((float(np.nanmax(result.values[i])) for i in layers if np.isfinite(result.values[i]).any()), default=1.0)
-    figure = Figure(figsize=(1.75 * len(chosen) + 2.6, 1.72 * len(maps) + 1.6))
-    panels = figure.subplots(len(maps), len(chosen), squeeze=False)
-    for line, (label, values), null in zip(panels, maps, grey):
-        for axes, position in zip(line, chosen):
-            _position_map(axes, values[position], null[position], result.grid, position, max(top, 1e-3))
-        line[0].set_ylabel(label, fontsize=8)
-    for axes, position in zip(panels[0], chosen):
-        axes.set_title(_place(position, result.grid), fontsize=8.5)
-    _localisation_keys(figure, panels, result, max(top, 1e-3))
-    return figure
-
-
-def _position_map(axes: Axes, values: np.ndarray, null: np.ndarray, grid: tuple[int, int], position: int, top: float) -> None:
-    image = values.reshape(grid)
-    axes.imshow(np.clip(image, 0, top), cmap=SEQUENTIAL, vmin=0, vmax=top)
-    axes.imshow(np.where(null.reshape(grid), 1.0, np.nan), cmap=ListedColormap([_NULL_GREY]))
-    for row, column in np.argwhere(np.isnan(image)):
-        axes.text(column, row, "×", ha="center", va="center", fontsize=7)
-    halo = [withStroke(linewidth=3.2, foreground="white")]
-    y, x = divmod(position, grid[1])
-    axes.scatter([x], [y], s=46, facecolors="none", edgecolors="black", linewidths=1.4, path_effects=halo)
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-
-
-def _localisation_keys(figure: Figure, panels: np.ndarray, result: LocalisationCKA, top: float) -> None:
-    clipped = result.patches is not None and float(np.nanmax(result.patches)) > top
-    bar = figure.colorbar(
-        ScalarMappable(Normalize(0, top), SEQUENTIAL),
-        ax=list(panels.ravel()),
-        shrink=0.6 if len(panels) > 2 else 0.9,
-        aspect=25,
-        extend="max" if clipped else "neither",
-    )
-    bar.set_label("CKA with the input patch\n(linear, unbiased)")
-    bar.outline.set_visible(False)
-    figure.suptitle(model_label(result.model), fontsize=10, fontweight="bold", x=0.02, ha="left")
-    keys: list[Artist] = [
-        Line2D([], [], color="black", marker="o", linestyle="", markersize=6, markerfacecolor="none", label="the position")
-    ]
-    if not np.isnan(result.null95).all():
-        keys.append(Patch(color=_NULL_GREY, label=_NULL_TEXT))
-    figure.legend(handles=keys, loc="outside lower left", fontsize=8, ncols=1 if figure.get_figwidth() < 6 else 2)
-
-
-def _place(position: int, grid: tuple[int, int]) -> str:
-    row, column = divmod(position, grid[1])
-    ends = (row in (0, grid[0] - 1)) + (column in (0, grid[1] - 1))
-    name = ("centre" if position == grid[0] // 2 * grid[1] + grid[1] // 2 else "inside", "edge", "corner")[ends]
-    return f"{name}\nrow {row + 1}, column {column + 1}"
-
-
-def _cut(name: str) -> str:
-    """A layer's name that fits beside a small map."""
-    return plain(name if len(name) <= 20 else "…" + name[-19:])
 
 
 # -- which measures find a layer again ---------------------------------------------------------------------------------

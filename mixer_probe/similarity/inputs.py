@@ -22,6 +22,8 @@ CONSTANT = 1e-12
 WIDE = 2048
 # Mean squares beyond this or its inverse are scaled, so that their fourth powers stay in the range of numbers.
 _SMALLEST = 1e-60
+# Images whose positions are averaged over the cells of a grid at a time.
+_ROWS = 1024
 
 
 class RepresentationsLike(Protocol):
@@ -100,7 +102,12 @@ def centred_(X: Tensor) -> Tensor:
     X -= mean
     power, level = float(_mean_square(X)), float(_mean_square(mean))
     if not math.isfinite(power + level):
-        return _rescued(X, mean)
+        # Squares leave the range of numbers where the numbers themselves do not.
+        largest = torch.maximum(X.abs().max(), mean.abs().max())
+        if not torch.isfinite(largest):
+            return X.fill_(torch.nan)
+        X /= largest
+        power, level = float(_mean_square(X)), float(_mean_square(mean / largest))
     if not power > CONSTANT**2 * (power + level):
         return X.fill_(torch.nan)
     return X if _SMALLEST < power < 1 / _SMALLEST else X.div_(power**0.5)
@@ -110,17 +117,6 @@ def _mean_square(X: Tensor) -> Tensor:
     # A norm reads the numbers once and writes nothing.
     square: Tensor = torch.linalg.vector_norm(X).square() / X.numel()
     return square
-
-
-def _rescued(X: Tensor, mean: Tensor) -> Tensor:
-    """Numbers whose squares leave the range, made smaller; all NaN if they are not finite themselves."""
-    largest = torch.maximum(X.abs().max(), mean.abs().max())
-    if not torch.isfinite(largest):
-        return X.fill_(torch.nan)
-    X /= largest
-    level = _mean_square(mean / largest)
-    power = _mean_square(X)
-    return X.div_(power.sqrt()) if power > CONSTANT**2 * (power + level) else X.fill_(torch.nan)
 
 
 def is_constant(X: Tensor) -> bool:
@@ -208,7 +204,7 @@ class LayerFeatures(Sequence[Tensor]):
         if X.ndim != 2 or X.dtype != np.float32 or len(X) != self.n:
             return None
         self.widths[self.reps.layers[index].name] = X.shape[1]
-        return torch.from_numpy(X) if X.flags.writeable else torch.from_numpy(X.copy())
+        return _as_tensor(X)
 
     def mark_undefined(self, index: int) -> None:
         """Note that a layer is constant or not finite."""
@@ -271,7 +267,13 @@ def flattened(values: np.ndarray, layer: Layer, grid: tuple[int, int] | None) ->
     Raises MeasureError where positions form no grid, or a coarser one than `grid`."""
     if grid is None:
         return values.reshape(len(values), -1)
-    return to_grid(torch.from_numpy(np.ascontiguousarray(values)), layer, grid).flatten(1).numpy()
+    parts = (_as_tensor(values[start : start + _ROWS]) for start in range(0, max(1, len(values)), _ROWS))
+    return torch.cat([to_grid(part, layer, grid).flatten(1) for part in parts]).numpy()
+
+
+def _as_tensor(values: np.ndarray) -> Tensor:
+    """`values` as a tensor: a copy of memory that may not be written to, which torch warns about."""
+    return torch.from_numpy(np.require(values, requirements=("C", "W")))
 
 
 def to_grid(values: Tensor, layer: Layer, grid: tuple[int, int]) -> Tensor:

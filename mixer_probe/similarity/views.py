@@ -17,7 +17,6 @@ from mixer_probe.core.words import images_text, join, name_of, percent, short_na
 from mixer_probe.similarity import SimilarityMatrix
 from mixer_probe.similarity.figures import (
     layer_identification_bars,
-    localisation_maps,
     match_figure,
     model_summary,
     similarity_heatmaps,
@@ -25,7 +24,6 @@ from mixer_probe.similarity.figures import (
     similarity_measures,
 )
 from mixer_probe.similarity.identification import LayerIdentification
-from mixer_probe.similarity.localisation import LocalisationCKA
 from mixer_probe.similarity.matches import LayerMatches, best_matches
 from mixer_probe.similarity.summary import ModelSimilarity, model_similarity
 from mixer_probe.stats.claims import DRAWS
@@ -408,49 +406,6 @@ def _match_names(result: LayerMatches) -> str:
 def _match_sentence(result: LayerMatches) -> str:
     known = "" if np.isnan(result.null95).all() else f"; {int(result.above.sum())} of {len(result.above)} are above chance"
     return f"{_match_names(result)}: by {result.matrix_label} the best match {order_of(result)}{known}; n = {result.n}."
-
-
-def localisation_section(results: Sequence[LocalisationCKA]) -> list[Section]:
-    """What part of the image a position still holds."""
-    pictures = [_localisation_picture(r) for r in results]
-    frame = pd.concat([r.to_frame().assign(model=name_of(r.model)) for r in results], ignore_index=True)
-    columns = ["model", *[c for c in frame.columns if c != "model"]]
-    formats = dict.fromkeys(("self_share", "own", "others", "share_above_null"), "{:.3f}") | {
-        "depth": "{:.2f}",
-        "distance_px": "{:.1f}",
-    }
-    table = Table(
-        "Localisation by layer. own and others are the mean CKA with the position's own patch and with all others.",
-        frame[columns],
-        formats,
-    )
-    sentences = tuple(_localisation_sentence(r) for r in results)
-    warning = untrained_warning(r.model for r in results)
-    return [Section("localisation", "Localisation of representations", sentences, (*pictures, table), warning)]
-
-
-def _localisation_picture(result: LocalisationCKA) -> Picture:
-    return Picture(
-        partial(localisation_maps, result),
-        f"{name_of(result.model)}: CKA (linear, unbiased) between one position of a layer and each patch of the input, on "
-        f"{images_text(result.images)}; n = {result.n}.",
-        "Each map covers the input image; the ring marks the position. Bright patches are those whose pixels have a similarity "
-        "structure over images close to that of the position. Neighbouring patches of photographs are similar, so the row of "
-        "input patches shows what a position that holds its own patch alone would give. Grey cells are not above 95 % of "
-        f"{result.permutations} random pairings.",
-        f"Maps of CKA between positions of {name_of(result.model)} and patches of its input",
-    )
-
-
-def _localisation_sentence(result: LocalisationCKA) -> str:
-    share, distance = result.self_share, result.distance
-    ends = [
-        f"after {result.layers[i].name}, {percent(float(share[i]))} of the positions are closest to their own patch"
-        + ("" if np.isnan(distance[i]) else f", at a mean distance of {distance[i]:.1f} px")
-        for i in dict.fromkeys((0, len(result.layers) - 1))
-    ]
-    evenly = f"uniform weighting of patches: {result.distance_of_patches:.1f} px"
-    return f"{name_of(result.model)}: {'; '.join(ends)} ({evenly}; n = {result.n})."
 
 
 def identification_section(results: Sequence[LayerIdentification]) -> list[Section]:

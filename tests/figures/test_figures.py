@@ -16,7 +16,7 @@ import mixer_probe as mp
 from mixer_probe.channels import ChannelStatistics
 from mixer_probe.channels.figures import channel_depth
 from mixer_probe.core.errors import MeasureError
-from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
+from mixer_probe.core.result import ModelRecord, Result
 from mixer_probe.core.words import short_name
 from mixer_probe.models import Layer
 from mixer_probe.plotting.style import COLOURS, colour_of
@@ -24,7 +24,6 @@ from mixer_probe.probing.figures import probe_curves
 from mixer_probe.similarity import SimilarityMatrix, find_measure
 from mixer_probe.similarity.figures import (
     layer_identification_bars,
-    localisation_maps,
     match_figure,
     model_summary,
     similarity_heatmaps,
@@ -32,7 +31,6 @@ from mixer_probe.similarity.figures import (
     similarity_measures,
 )
 from mixer_probe.similarity.identification import LayerIdentification
-from mixer_probe.similarity.localisation import LocalisationCKA
 from mixer_probe.similarity.matches import best_matches
 from mixer_probe.similarity.nulls import null_of
 from mixer_probe.similarity.summary import model_similarity
@@ -220,22 +218,6 @@ def test_networks_stand_in_the_order_of_their_tree(study: list[Result]) -> None:
     assert len(tree.collections) == 1
     assert cells.texts[1].get_text() == f"{summary.values[summary.order[0], summary.order[1]]:.2f}"
     assert len(model_summary(model_similarity(cka_of(study)[1:2])).axes) == 2
-
-
-def test_maps_of_positions_share_a_scale_and_mark_their_position() -> None:
-    values = np.random.default_rng(0).uniform(0, 0.4, (6, 12, 12))
-    images = ImagesRecord("demo", "test", 9, 2, "0")
-    record = ModelRecord("net", "vit", True, "", "0", 1)
-    found = LocalisationCKA(record, images, layers(*["block"] * 6), (3, 4), values, np.full_like(values, 0.1), 9, 20, 0, (30, 40))
-    panels = [axes for axes in localisation_maps(found).axes if axes.get_label() != "<colorbar>"]
-    assert len(panels) == 4 * 3
-    shown = [0, 2, 3, 5]
-    assert {axes.images[0].norm.vmax for axes in panels} == {values[shown].max()}
-    assert [axes.get_title(loc="left").split("\n")[0] for axes in panels[:3]] == ["corner", "edge", "centre"]
-    np.testing.assert_array_equal(drawn_by(panels[5])[0], values[2, 6].reshape(3, 4))
-    np.testing.assert_array_equal(panels[5].collections[0].get_offsets(), [[2, 1]])
-    np.testing.assert_array_equal(~np.isnan(drawn_by(panels[5])[1]), values[2, 6].reshape(3, 4) <= 0.1)
-    assert len(localisation_maps(found, [7]).axes) == 4 + 1
 
 
 def test_fractions_of_layers_identified_are_drawn_by_measure() -> None:

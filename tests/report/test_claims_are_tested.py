@@ -49,7 +49,6 @@ REASONS = {
     "channels.views.selectivity._needed_sentence": RANK,
     "channels.views.selectivity._selectivity_table": CAPTION,
     "similarity.views._best_row": CAPTION,
-    "similarity.views._localisation_sentence": "a percentage of positions by a rule, beside what even weights give",
     "similarity.views._map_picture": CAPTION,
     "similarity.views._match_sentence": RANK,
     "similarity.views._measure_row": CAPTION,

@@ -24,7 +24,6 @@ from mixer_probe.core.section import Picture
 from mixer_probe.report import make_sections
 from mixer_probe.similarity import SimilarityMatrix
 from mixer_probe.similarity.identification import layer_identification
-from mixer_probe.similarity.localisation import localisation_cka
 from mixer_probe.similarity.matches import best_matches
 from mixer_probe.similarity.summary import model_similarity
 from mixer_probe.study import StudySettings, run_study
@@ -82,8 +81,7 @@ def compared(crowded: list[Result]) -> list[Result]:
         matrices = mp.compare(*runs, "all", permutations=20, resamples=0)
     with pytest.warns(UndefinedSimilarityWarning):
         identified = [layer_identification(*runs), layer_identification(*runs[::-1])]
-    located = localisation_cka(model, images, "spatial", grid=4, permutations=20)
-    return [*matrices, *map(best_matches, across[:10]), model_similarity(cka), *identified, located]
+    return [*matrices, *map(best_matches, across[:10]), model_similarity(cka), *identified]
 
 
 @dataclass(frozen=True)

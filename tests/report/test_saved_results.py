@@ -34,7 +34,6 @@ from mixer_probe.invariance import (
 from mixer_probe.report import compare_reports, deliver, narrate
 from mixer_probe.report.views import all_views
 from mixer_probe.similarity.identification import layer_identification
-from mixer_probe.similarity.localisation import localisation_cka
 from mixer_probe.similarity.matches import best_matches
 from mixer_probe.similarity.summary import model_similarity
 from mixer_probe.study import StudySettings, run_study
@@ -135,7 +134,6 @@ MADE: dict[str, Callable[[], Sequence[Any]]] = {
     "ModelSimilarity": lambda: [model_similarity([m for m in similar() if m.model_a != m.model_b])],
     "LayerMatches": lambda: [best_matches(m) for m in similar()],
     "LayerIdentification": lambda: [layer_identification(*[mp.extract(models()[0], images())] * 2, "cka")],
-    "LocalisationCKA": lambda: [localisation_cka(models()[0], images(), grid=4, permutations=20)],
     "ProbeResult": lambda: probed("accuracy"),
     "FewShotResult": lambda: probed("few_shot"),
     "ControlTask": lambda: probed("controlled"),

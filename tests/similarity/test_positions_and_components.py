@@ -38,6 +38,14 @@ def test_a_common_grid_averages_the_positions_of_each_cell(make_reps):
     assert (matrix.p_a, matrix.p_b, matrix.grid) == ((12,), (8,), (2, 2))
 
 
+@pytest.mark.filterwarnings("error")
+def test_representations_that_may_not_be_written_to_are_averaged_too(make_reps):
+    reps, locked = with_positions(make_reps, 0, 4, 3, n=1100), with_positions(make_reps, 0, 4, 3, n=1100)
+    locked["blocks.0"].flags.writeable = False
+    values, expected = (compare(one, one, "cca", grid=2, permutations=0, resamples=0).values for one in (locked, reps))
+    np.testing.assert_array_equal(values, expected)
+
+
 def test_layers_without_positions_stay_as_they_are(make_reps):
     a = with_positions(make_reps, 0, 4, 3)
     head = make_reps({"head": np.random.default_rng(2).normal(size=(30, 7))})
