@@ -1,4 +1,4 @@
-"""Which channels of a layer move together: participation ratio, nearest channel, clusters of correlated channels."""
+"""How the channels of a layer vary together: participation ratio, nearest channel, clusters of correlated channels."""
 
 from __future__ import annotations
 
@@ -8,34 +8,35 @@ import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
-# Channels are put together while they correlate, on average over pairs, by this much.
+# Clusters are merged while their channels correlate, on average over pairs, by this much.
 CLUSTER_CORRELATION = 0.5
 
 
 @dataclass(frozen=True)
-class Together:
+class ChannelCovariance:
     """How the channels of a layer vary together.
 
     `participation` is tr(C)^2 / tr(C^2) of the covariance C. For each channel, `nearest` is the one it correlates with most
-    strongly, of either sign, by `correlation` (-1 and NaN where there is none); `cluster` counts from 1, the largest first, and
-    is 0 for channels that are constant."""
+    strongly, of either sign, by `nearest_correlation` (-1 and NaN where there is none); `cluster` counts from 1, the largest
+    first, and is 0 for channels that are constant."""
 
     participation: float
     nearest: np.ndarray
-    correlation: np.ndarray
+    nearest_correlation: np.ndarray
     cluster: np.ndarray
 
 
-def together(scatter: np.ndarray, scale: np.ndarray) -> Together:
-    """From sums of products of deviations [channel, channel] and which magnitude the channels have [channel].
+def channel_covariance(scatter: np.ndarray | None, scale: np.ndarray) -> ChannelCovariance:
+    """Participation ratio, nearest channels and clusters from sums of products of deviations [channel, channel] and magnitudes
+    `scale` [channel]; undefined where there are no sums or they are not finite.
 
     A channel whose spread is rounding beside its magnitude counts as constant."""
-    if not np.isfinite(scatter).all():
-        return Together(float("nan"), *undefined(len(scatter)))
+    nearest, correlation = np.full(len(scale), -1), np.full(len(scale), np.nan)
+    cluster = np.zeros(len(scale), dtype=np.int64)
+    if scatter is None or not np.isfinite(scatter).all():
+        return ChannelCovariance(float("nan"), nearest, correlation, cluster)
     spread = np.sqrt(scatter.diagonal().clip(0))
-    varies = spread > 1e-6 * scale
-    nearest, correlation, cluster = undefined(len(scatter))
-    places = np.flatnonzero(varies)
+    places = np.flatnonzero(spread > 1e-6 * scale)
     if len(places) > 1:
         r = (scatter[np.ix_(places, places)] / np.outer(spread[places], spread[places])).clip(-1, 1)
         cluster[places] = clusters_of(r)
@@ -44,16 +45,11 @@ def together(scatter: np.ndarray, scale: np.ndarray) -> Together:
         nearest[places], correlation[places] = places[best], r[np.arange(len(r)), best]
     elif len(places):
         cluster[places] = 1
-    return Together(participation_ratio(scatter), nearest, correlation, cluster)
-
-
-def undefined(channels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Nearest, correlation and cluster where there is no covariance."""
-    return np.full(channels, -1), np.full(channels, np.nan), np.zeros(channels, dtype=np.int64)
+    return ChannelCovariance(participation_ratio(scatter), nearest, correlation, cluster)
 
 
 def participation_ratio(covariance: np.ndarray) -> float:
-    """tr(C)^2 / tr(C^2), the number of equal directions that would vary as evenly; NaN if nothing varies."""
+    """tr(C)^2 / tr(C^2), the number of directions of equal variance with the same ratio; NaN if nothing varies."""
     square = float((covariance * covariance).sum())
     return float(np.trace(covariance)) ** 2 / square if square > 0 else float("nan")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mixer_probe.capture import ImageSource, as_source, input_pictures, part_of
-from mixer_probe.channels.dissection import Dissection, _require_grids
-from mixer_probe.channels.overlap import annotated, every, seen_masks, upsampler
+from mixer_probe.channels.dissection import Dissection, require_grids
+from mixer_probe.channels.overlap import annotated, resized_masks, sample_pixels, upsampler
 from mixer_probe.channels.top import activation_maps, top_images
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
@@ -25,12 +24,12 @@ from mixer_probe.models.model import Model
 
 @dataclass(frozen=True)
 class DissectedChannel(Result):
-    """The annotated images that drive a channel most, what it lights in them, and where the concept is.
+    """The annotated images that activate a channel most, its active regions in them, and where the concept is.
 
     `pictures` uint8 RGB [k, height, width, 3] at the size of the input; `maps` [k, rows, columns] the activations on the layer's
     grid; `lit` and `masks` bool [k, height, width] what is above the threshold and where the concept is (all or nothing for
     attributes). `iou`, `null95` and `p_value` are those of the whole set; `p_value`, corrected for channels and concepts, is NaN
-    for another concept than the one that the channel stands out for."""
+    for another concept than the preferred one."""
 
     title: ClassVar[str] = "Dissected channel"
 
@@ -58,7 +57,7 @@ class DissectedChannel(Result):
         return np.where(either > 0, both / np.maximum(either, 1), np.nan)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an image shown."""
+        """One row per image shown."""
         return pd.DataFrame(
             {
                 "model": self.model.name,
@@ -89,8 +88,8 @@ def dissected_channel(
     k: int = 6,
     batch_size: int = 32,
 ) -> DissectedChannel:
-    """The `k` annotated images that drive a channel most, with what it lights and where a concept is (None: the one it stands
-    out for).
+    """The `k` annotated images that activate a channel most, with its active regions and where a concept is (None: the preferred
+    one).
 
     `dissection` is that of the same model, images and concepts. Raises LayerError for a layer that it does not hold, one without
     a grid and a channel out of range, ImagesError for an unknown concept, and MeasureError for the dissection of another model,
@@ -99,7 +98,7 @@ def dissected_channel(
     if dissection.model.fingerprint != model.record.fingerprint:
         raise MeasureError(f"this is a dissection of {dissection.model.name}, not of {model.name}")
     source, selected = as_source(images), dissection.layers[i]
-    _require_grids([selected], model, "pixels")
+    require_grids([selected], model, "pixels")
     chosen, places = annotated(source, concepts)
     taken = part_of(source, chosen)
     if taken.record.fingerprint != dissection.images.fingerprint:
@@ -115,10 +114,16 @@ def dissected_channel(
     if c < 0 or np.isnan(threshold):
         raise MeasureError(f"channel {channel} of '{layer}' is constant or not finite, so that it marks nothing")
     maps = activation_maps(model, taken, top.index[0], layer, channel, batch_size=batch_size)
-    pixels = every(model.input.size[1:], 1)
+    pixels = sample_pixels(model.input.size[1:], 1)
     up = upsampler(model, selected, pixels)
-    lit = (up(torch.from_numpy(maps).flatten(1)) > threshold).numpy().reshape(len(maps), len(pixels[0]), len(pixels[1]))
-    shown = [places[j] for j in top.index[0]]
+    shape = (len(maps), len(pixels[0]), len(pixels[1]))
+    lit = (up(torch.from_numpy(maps).flatten(1)) > threshold).numpy().reshape(shape)
+    shown, index = [places[j] for j in top.index[0]], top.index[0].tolist()
+    if concepts.attributes is not None:
+        masks = np.broadcast_to(concepts.attributes[shown, c][:, None, None], shape).copy()
+    else:
+        planes = resized_masks(model, part_of(taken, index), concepts, shown, pixels).planes(np.arange(len(shown)))
+        masks = planes[:, c].reshape(shape).astype(bool)
     own = c == dissection.preferred[i][channel]
     return DissectedChannel(
         model=dissection.model,
@@ -136,16 +141,5 @@ def dissected_channel(
         pictures=input_pictures(model, taken, top.index[0]),
         maps=maps,
         lit=lit,
-        masks=_masks(model, part_of(taken, top.index[0].tolist()), concepts, shown, c, pixels),
+        masks=masks,
     )
-
-
-def _masks(
-    model: Model, source: ImageSource, concepts: Concepts, places: Sequence[int], c: int, pixels: tuple[np.ndarray, np.ndarray]
-) -> np.ndarray:
-    """Where concept `c` is in the images at `places`, [k, height, width]."""
-    shape = (len(places), len(pixels[0]), len(pixels[1]))
-    if concepts.attributes is not None:
-        return np.broadcast_to(concepts.attributes[list(places), c][:, None, None], shape).copy()
-    planes = seen_masks(model, source, concepts, places, pixels).planes(np.arange(len(places)))
-    return planes[:, c].reshape(shape).astype(bool)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ _ROWS = 1024
 
 @dataclass
 class Central:
-    """Number of values, their mean [channel] and sums of the second to fourth powers of what differs from it, float64."""
+    """Number of values, their mean [channel] and the sums of the second to fourth powers of deviations from it, float64."""
 
     count: int
     mean: Tensor
@@ -65,7 +66,7 @@ class Central:
 
 @dataclass
 class LayerMoments:
-    """All that is counted of one layer, on its device.
+    """Moments, extremes and counts of one layer, on its device.
 
     `counts` [channel, bucket] is the sketch of the quantiles, `scatter` [channel, channel] the sum of products of deviations;
     either may be absent."""
@@ -85,14 +86,22 @@ class LayerMoments:
 
     def add(self, other: LayerMoments) -> None:
         """Add the values of `other`, on any device, in place."""
-        other = other.to(self.minimum.device)
-        self.scatter = _joined_scatter(self, other)
+        other, count = other.to(self.minimum.device), self.central.count + other.central.count
+        if self.scatter is None or other.scatter is None:
+            self.scatter = None
+        else:
+            step, weight = other.central.mean - self.central.mean, self.central.count * other.central.count / count
+            self.scatter = self.scatter.add_(other.scatter).addr_(step, step, alpha=weight)
+        if self.counts is None or other.counts is None:
+            self.counts = None
+        else:
+            # Half the memory until a count could leave the range.
+            self.counts = (self.counts.long() if count > _LARGEST_INT32 else self.counts).add_(other.counts)
         self.central = self.central.joined(other.central)
         self.minimum = torch.minimum(self.minimum, other.minimum)
         self.maximum = torch.maximum(self.maximum, other.maximum)
         self.zeros = self.zeros + other.zeros
         self.nonpositive = self.nonpositive + other.nonpositive
-        self.counts = _joined_counts(self.counts, other.counts, self.central.count)
 
     def to(self, device: torch.device) -> LayerMoments:
         """The same on another device."""
@@ -105,23 +114,8 @@ class LayerMoments:
         return LayerMoments(central, *(part.to(device) for part in rest), *optional)
 
 
-def _joined_scatter(a: LayerMoments, b: LayerMoments) -> Tensor | None:
-    if a.scatter is None or b.scatter is None:
-        return None
-    step = b.central.mean - a.central.mean
-    weight = a.central.count * b.central.count / (a.central.count + b.central.count)
-    return a.scatter.add_(b.scatter).addr_(step, step, alpha=weight)
-
-
-def _joined_counts(a: Tensor | None, b: Tensor | None, total: int) -> Tensor | None:
-    if a is None or b is None:
-        return None
-    # Half the memory until a count could leave the range.
-    return (a.long() if total > _LARGEST_INT32 else a).add_(b)
-
-
 def channel_moments(layer: Layer, positions: Tensor, prefix: Tensor | None) -> LayerMoments:
-    """Reducer: what `ChannelMoments.update` takes of one layer [image, position, channel], prefix tokens apart."""
+    """Reducer: the moments of one layer [image, position, channel] for `ChannelMoments.update`, without prefix tokens."""
     return measured(layer, positions, prefix)
 
 
@@ -130,10 +124,24 @@ def measured(
 ) -> LayerMoments:
     """As `channel_moments`, with or without the sketch of the quantiles and the covariance (None: up to `WIDEST` channels)."""
     wanted = positions.shape[-1] <= WIDEST if covariance is None else covariance
-    parts = (_of(flat, quantiles, wanted) for flat in _chunks(positions))
-    total = next(parts)
-    for part in parts:
-        total.add(part)
+    total: LayerMoments | None = None
+    for flat in _chunks(positions):
+        values = _GPU_VALUES if flat.is_cuda else _CPU_VALUES
+        central = reduce(Central.joined, map(Central.of, _pieces(flat, values)))
+        part = LayerMoments(
+            central,
+            flat.amin(0),
+            flat.amax(0),
+            (flat == 0).sum(0),
+            (flat <= 0).sum(0),
+            histogram(flat) if quantiles else None,
+            _scatter(flat, central.mean) if wanted else None,
+        )
+        if total is None:
+            total = part
+        else:
+            total.add(part)
+    assert total is not None
     return total
 
 
@@ -150,30 +158,9 @@ def _chunks(positions: Tensor) -> Iterator[Tensor]:
         yield part if part.dtype is torch.float64 else part.float()
 
 
-def _of(flat: Tensor, quantiles: bool, covariance: bool) -> LayerMoments:
-    central = _central(flat)
-    return LayerMoments(
-        central,
-        flat.amin(0),
-        flat.amax(0),
-        (flat == 0).sum(0),
-        (flat <= 0).sum(0),
-        histogram(flat) if quantiles else None,
-        _scatter(flat, central.mean) if covariance else None,
-    )
-
-
 def _pieces(flat: Tensor, values: int) -> Iterator[Tensor]:
     rows = max(1, values // flat.shape[1])
     yield from (flat[start : start + rows] for start in range(0, len(flat), rows))
-
-
-def _central(flat: Tensor) -> Central:
-    parts = (Central.of(piece) for piece in _pieces(flat, _GPU_VALUES if flat.is_cuda else _CPU_VALUES))
-    total = next(parts)
-    for part in parts:
-        total = total.joined(part)
-    return total
 
 
 def _scatter(flat: Tensor, mean: Tensor) -> Tensor:

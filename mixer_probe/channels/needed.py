@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import pandas as pd
 
+from mixer_probe.channels.layerwise import Layerwise
 from mixer_probe.channels.selectivity import ClassSelectivity, class_selectivity, image_means
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
@@ -23,14 +24,13 @@ Probe = Literal["ridge", "centroid"]
 
 
 @dataclass(frozen=True)
-class ChannelsNeeded(Result):
+class ChannelsNeeded(Layerwise, Result):
     """Accuracy on the test images of a classifier on few channels of a layer. Tuples are over layers.
 
-    `counts` [count] are how many channels, the last all of the layer. `selective` [count] is the accuracy from the most selective
-    ones: the best of every class in turn, chosen on the training images. `random` [count, draw] is that from channels drawn at
-    random; draws are nested, so that more channels contain the fewer. `chance` is the share of the commonest class of the test
-    images. The probe is "ridge" (penalty by leave-one-out accuracy) or "centroid" (nearest class mean of standardised
-    channels)."""
+    `counts` [count] are numbers of channels, the last all of the layer. `selective` [count] is the accuracy of the most selective
+    channels of the training images, class by class in turn. `random` [count, draw] is that of random channels; the subsets of a
+    draw are nested. `chance` is the fraction of test images in the most frequent class. The probe is "ridge" (penalty by
+    leave-one-out accuracy) or "centroid" (nearest class mean of standardised channels)."""
 
     title: ClassVar[str] = "Channels needed"
 
@@ -49,7 +49,7 @@ class ChannelsNeeded(Result):
 
     @checked(MeasureError)
     def needed(self, share: float = 0.9) -> np.ndarray:
-        """The fewest of the counted channels [layer] with `share` of the gain over chance that all channels bring.
+        """The smallest of `counts` [layer] that reaches the fraction `share` of the gain over chance of all channels.
 
         NaN for a layer in which all channels do no better than chance."""
         found = np.full(len(self.layers), np.nan)
@@ -59,11 +59,8 @@ class ChannelsNeeded(Result):
                 found[i] = counts[np.argmax(gain >= share * gain[-1] - 1e-12)]
         return found
 
-    def to_frame(self) -> pd.DataFrame:
-        """One row a layer and count."""
-        return pd.concat([self._layer_frame(i) for i in range(len(self.layers))], ignore_index=True)
-
-    def _layer_frame(self, i: int) -> pd.DataFrame:
+    def layer_frame(self, i: int) -> pd.DataFrame:
+        """One row per number of channels of layer `i`."""
         layer, random = self.layers[i], self.random[i]
         return pd.DataFrame(
             {
@@ -94,7 +91,7 @@ def channels_needed(
     draws: int = 5,
     seed: int = 0,
 ) -> ChannelsNeeded:
-    """Accuracy on `test` of classifiers fitted to a few channels of `train`, for every layer.
+    """Accuracy on `test` of classifiers fitted to subsets of the channels of `train`, per layer.
 
     `counts` are by default 1, 2, 4, ... and all channels. Channels that are constant in `train` come last. Raises MeasureError
     for runs of different layers, counts or draws below 1 and an unknown probe; ImagesError for labels as `linear_probe` does."""
@@ -103,10 +100,20 @@ def channels_needed(
     check_runs(train, test)
     y, y_test = run_labels(train, test)
     ranking = class_selectivity(train, permutations=0)
-    found = [
-        _curve(train, test, i, (y, y_test), in_turn(ranking, i), counts, probe, draws, seed) for i in range(len(train.layers))
-    ]
-    return ChannelsNeeded(
+    parts = []
+    for i, layer in enumerate(train.layers):
+        data = (image_means(train, layer.name), y, image_means(test, layer.name), y_test)
+        ranked = round_robin(ranking, i)
+        sizes = 2 ** np.arange(int(np.log2(len(ranked))) + 1) if counts is None else np.asarray(counts)
+        sizes = np.unique(np.append(sizes[sizes < len(ranked)], len(ranked)))
+        rng = np.random.default_rng([seed, i])
+        orders = [ranked, *(rng.permutation(len(ranked)) for _ in range(draws))]
+        found = np.array([[_accuracy(data, order[:size], probe) for order in orders] for size in sizes[:-1]])
+        # All channels are the same ones in any order.
+        found = np.vstack([found.reshape(-1, len(orders)), np.full(len(orders), _accuracy(data, ranked, probe))])
+        parts.append({"counts": sizes, "selective": found[:, 0], "random": found[:, 1:]})
+    return ChannelsNeeded.of_layers(
+        parts,
         model=train.model,
         train_images=train.images,
         images=test.images,
@@ -116,13 +123,10 @@ def channels_needed(
         probe=probe,
         seed=seed,
         chance=float(np.unique(y_test, return_counts=True)[1].max() / len(y_test)),
-        counts=tuple(f[0] for f in found),
-        selective=tuple(f[1] for f in found),
-        random=tuple(f[2] for f in found),
     )
 
 
-def in_turn(selectivity: ClassSelectivity, i: int) -> np.ndarray:
+def round_robin(selectivity: ClassSelectivity, i: int) -> np.ndarray:
     """All channels of layer `i` by selectivity: the best for every class, then the second best for each, and so on.
 
     Taken by strength alone, the first channels could all be of one class."""
@@ -133,34 +137,6 @@ def in_turn(selectivity: ClassSelectivity, i: int) -> np.ndarray:
     ranked = np.take_along_axis(order, np.argsort(-turn, axis=1, kind="stable"), 1).ravel()
     _, first = np.unique(ranked, return_index=True)
     return np.asarray(ranked[np.sort(first)])
-
-
-def _curve(
-    train: RepresentationsLike,
-    test: RepresentationsLike,
-    i: int,
-    labels: tuple[np.ndarray, np.ndarray],
-    ranked: np.ndarray,
-    counts: Sequence[int] | None,
-    probe: Probe,
-    draws: int,
-    seed: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(counts, accuracy of selective channels, of random ones [count, draw]) of layer `i`."""
-    name = train.layers[i].name
-    data = (image_means(train, name), labels[0], image_means(test, name), labels[1])
-    several = _counts(len(ranked), counts)
-    rng = np.random.default_rng([seed, i])
-    orders = [ranked, *(rng.permutation(len(ranked)) for _ in range(draws))]
-    found = np.array([[_accuracy(data, order[:count], probe) for order in orders] for count in several[:-1]])
-    # All channels are all channels, in whichever order.
-    found = np.vstack([found.reshape(-1, len(orders)), np.full(len(orders), _accuracy(data, ranked, probe))])
-    return several, found[:, 0], found[:, 1:]
-
-
-def _counts(channels: int, counts: Sequence[int] | None) -> np.ndarray:
-    wanted = 2 ** np.arange(int(np.log2(channels)) + 1) if counts is None else np.asarray(counts)
-    return np.unique(np.append(wanted[wanted < channels], channels))
 
 
 def _accuracy(data: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], channels: np.ndarray, probe: Probe) -> float:

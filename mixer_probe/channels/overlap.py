@@ -1,7 +1,7 @@
-"""Where channels are lit over the pixels of images, and how that overlaps with masks: two passes over the images.
+"""The active regions of channels over the pixels of images, and their overlap with masks, in two passes over the images.
 
-The first pass finds the threshold of every channel, exactly: the largest activations are kept, as many as the quantile leaves
-above it, which is 0.5 % of all there are. The second lays the maps over the pixels and counts.
+The first pass finds the threshold of every channel, exactly: the largest activations are held, as many as the quantile leaves
+above it, 0.5 % of all. The second upsamples the maps to the pixels and counts those above the threshold.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from mixer_probe.core.errors import ImagesError, MeasureError
 from mixer_probe.core.progress import task
 from mixer_probe.core.validate import check_fraction
 from mixer_probe.images import Images
-from mixer_probe.images.concepts import Concepts, Geometry, image_size, mask_geometry
+from mixer_probe.images.concepts import Concepts, image_size, mask_geometry
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 
-# Values held at once while maps are laid over pixels, and while masks of an image are dealt out anew.
+# Values held at once while maps are upsampled, and while an image is compared with permuted masks.
 _VALUES = 2**24
-# Longer side of the masks as they are compared, unless told otherwise; Bau et al. took 113 of 227.
+# Longer side of the masks as they are compared by default; Bau et al. took 113 of 227.
 _SIDE = 112
 
 
 # -- thresholds ------------------------------------------------------------------------------------------------------------
 
 
-def above(values: int, quantile: float, where: str = "a channel") -> int:
+def n_above(values: int, quantile: float, where: str = "a channel") -> int:
     """How many of `values` may be above a threshold with P(a > T) <= 1 - quantile; `where` they are is for the error.
 
     Raises MeasureError if not even one may be, and for a quantile that is none."""
@@ -51,7 +51,7 @@ def above(values: int, quantile: float, where: str = "a channel") -> int:
 
 @dataclass
 class Highest:
-    """Of a batch the largest values [channel, k] of each channel, the smallest [channel], and whether all are finite."""
+    """The largest values [channel, k] of each channel in a batch, the smallest [channel], and whether all are finite."""
 
     values: Tensor
     lowest: Tensor
@@ -59,7 +59,7 @@ class Highest:
 
 
 def highest(layer: Layer, positions: Tensor, _prefix: Tensor | None, *, keep: Mapping[str, int]) -> Highest:
-    """Reducer: what `Threshold.update` takes of one layer [image, position, channel]."""
+    """Reducer: the highest values of one layer [image, position, channel] for `Threshold.update`."""
     wide = positions if positions.dtype is torch.float64 else positions.float()
     rows = wide.permute(2, 0, 1).reshape(layer.channels, -1)
     values = rows.topk(min(keep[layer.name], rows.shape[1]), dim=1).values
@@ -86,7 +86,7 @@ class Threshold:
         )
 
     def merge(self, other: Threshold) -> None:
-        """Add what `other` has seen of other images. Raises MeasureError if it keeps another number of values."""
+        """Add the other images of `other`. Raises MeasureError if it holds another number of values."""
         if self.above != other.above:
             raise MeasureError(f"thresholds with {self.above} and {other.above} values above do not merge")
         if other._kept is not None:
@@ -108,7 +108,7 @@ def thresholds(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """`Threshold.compute` of every layer over all positions of all images. Raises MeasureError if there are too few."""
     counts = {layer.name: len(source) * max(layer.positions, 1) for layer in layers}
-    running = {name: Threshold(above(n, quantile, f"a channel of '{name}'")) for name, n in counts.items()}
+    running = {name: Threshold(n_above(n, quantile, f"a channel of '{name}'")) for name, n in counts.items()}
     reducer = partial(highest, keep={name: each.above + 1 for name, each in running.items()})
     title = f"{model.name}: thresholds"
     for piece in stream(model, source, layers, reducer, batch_size=batch_size, autocast=autocast, title=title):
@@ -120,7 +120,7 @@ def thresholds(
 # -- pixels ----------------------------------------------------------------------------------------------------------------
 
 
-def every(size: Sequence[int], step: int | None) -> tuple[np.ndarray, np.ndarray]:
+def sample_pixels(size: Sequence[int], step: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns of the pixels that are compared: the middle one of every `step`; None: so that 112 a side or fewer are.
 
     Raises MeasureError for a step below 1 or beyond the image."""
@@ -131,8 +131,8 @@ def every(size: Sequence[int], step: int | None) -> tuple[np.ndarray, np.ndarray
     return rows, columns
 
 
-class SeenMasks:
-    """Masks of all images as the network sees them, one bit a pixel: n x concepts x pixels / 8 bytes."""
+class ResizedMasks:
+    """Masks of all images at the sampled pixels of the network's input, one bit per pixel: n x concepts x pixels / 8 bytes."""
 
     def __init__(self, shape: tuple[int, int], planes: Sequence[np.ndarray], concepts: int) -> None:
         self.shape = shape
@@ -149,10 +149,10 @@ class SeenMasks:
         return np.array([self.planes(np.array([i]))[0].sum(1, dtype=np.int64) for i in range(len(self._bits))])
 
 
-def seen_masks(
+def resized_masks(
     model: Model, source: ImageSource, concepts: Concepts, places: Sequence[int], pixels: tuple[np.ndarray, np.ndarray]
-) -> SeenMasks:
-    """The masks at `places` of the images of `source`, through the network's own resizing and cropping, at some pixels.
+) -> ResizedMasks:
+    """The masks at `places` of the images of `source`, through the network's resizing and cropping, at the sampled `pixels`.
 
     Raises ImagesError for masks that cannot be read or have another size than their image."""
     spec = model.input
@@ -162,14 +162,12 @@ def seen_masks(
     with task(f"masks of {concepts.name}", len(places)) as advance:
         for i, place in enumerate(places):
             shape = image_size(source, i) if isinstance(source, Images) else size
-            layers = _through(geometry, concepts.mask(place, shape))[:, pixels[0]][:, :, pixels[1]]
-            planes.append(concepts.planes(layers) & concepts.known[place][:, None, None])
+            layers = concepts.mask(place, shape)
+            if geometry is not None:
+                layers = np.stack([geometry(layer) for layer in layers])
+            planes.append(concepts.planes(layers[:, pixels[0]][:, :, pixels[1]]) & concepts.known[place][:, None, None])
             advance(1)
-    return SeenMasks((len(pixels[0]), len(pixels[1])), planes, len(concepts.names))
-
-
-def _through(geometry: Geometry | None, layers: np.ndarray) -> np.ndarray:
-    return layers if geometry is None else np.stack([geometry(layer) for layer in layers])
+    return ResizedMasks((len(pixels[0]), len(pixels[1])), planes, len(concepts.names))
 
 
 @dataclass(frozen=True)
@@ -195,41 +193,41 @@ def upsampler(model: Model, layer: Layer, pixels: tuple[np.ndarray, np.ndarray])
 
 
 @dataclass
-class Lit:
-    """What of a batch is above the thresholds: how many pixels (1 and 0 for images) [image, channel], and which, image by image
-    and in it channel by channel."""
+class ActivationMask:
+    """The pixels of a batch above the thresholds: how many (1 and 0 for images) [image, channel], and which, image by image and
+    in each channel by channel."""
 
     area: Tensor
     pixel: Tensor
 
 
-def lit_images(layer: Layer, positions: Tensor, _prefix: Tensor | None, *, levels: Mapping[str, Tensor]) -> Lit:
+def active_images(layer: Layer, positions: Tensor, _prefix: Tensor | None, *, levels: Mapping[str, Tensor]) -> ActivationMask:
     """Reducer: images in which any position is above the threshold. NaN is above nothing."""
     area = (positions > _like(levels[layer.name], positions)).any(1)
-    return Lit(area.to(torch.int32), torch.empty(0, dtype=torch.int32))
+    return ActivationMask(area.to(torch.int32), torch.empty(0, dtype=torch.int32))
 
 
 def _like(levels: Tensor, positions: Tensor) -> Tensor:
-    """Thresholds are activations, so that no digit is lost."""
+    """The thresholds in the type of the positions: they are activations, so that no digit is lost."""
     return levels.to(positions.device, torch.float64 if positions.dtype is torch.float64 else torch.float32)
 
 
-def lit_pixels(
+def active_pixels(
     layer: Layer, positions: Tensor, _prefix: Tensor | None, *, levels: Mapping[str, Tensor], maps: Mapping[str, Upsampler]
-) -> Lit:
-    """Reducer: pixels of the maps, laid over the image, that are above the thresholds.
+) -> ActivationMask:
+    """Reducer: pixels of the upsampled maps that are above the thresholds.
 
-    Interpolation never leaves the range of the values, so that only maps with a position above the threshold are looked at."""
+    Interpolation never leaves the range of the values, so that only maps with a position above the threshold are upsampled."""
     up, T = maps[layer.name], levels[layer.name].to(positions.device)
     image, channel = (positions > _like(T, positions)).any(1).nonzero(as_tuple=True)
     area = torch.zeros(positions.shape[0], layer.channels, dtype=torch.int32, device=positions.device)
     found = []
     chunk = max(1, _VALUES // (len(up.rows) * len(up.columns)))
     for i, c in zip(torch.split(image, chunk), torch.split(channel, chunk), strict=True):
-        lit = up(positions[i, :, c]) > T[c, None]
-        area[i, c] = lit.sum(1, dtype=torch.int32)
-        found.append(lit.nonzero()[:, 1].to(torch.int32))
-    return Lit(area, torch.cat(found) if found else torch.empty(0, dtype=torch.int32))
+        active = up(positions[i, :, c]) > T[c, None]
+        area[i, c] = active.sum(1, dtype=torch.int32)
+        found.append(active.nonzero()[:, 1].to(torch.int32))
+    return ActivationMask(area, torch.cat(found) if found else torch.empty(0, dtype=torch.int32))
 
 
 # -- overlaps --------------------------------------------------------------------------------------------------------------
@@ -237,62 +235,65 @@ def lit_pixels(
 
 @dataclass(frozen=True)
 class Counts:
-    """Sums over the images for every arrangement of the masks, the first of which is the true one.
+    """Sums over the images for every permutation of the masks, the first of which is the identity.
 
-    `both` and `lit` [channel, arrangement, concept] are lit pixels (or images) where the concept is, and where it is known;
-    `there` [concept] where the concept is; `area` [image, channel] lit pixels (or images)."""
+    `both` and `active` [channel, permutation, concept] are active pixels (or images) where the concept is, and where it is known;
+    `there` [concept] where the concept is; `area` [image, channel] active pixels (or images)."""
 
     both: np.ndarray
-    lit: np.ndarray
+    active: np.ndarray
     there: np.ndarray
     area: np.ndarray
 
     @property
     def iou(self) -> np.ndarray:
-        """[channel, arrangement, concept]; NaN for concepts that are nowhere."""
-        union = self.lit + self.there - self.both
+        """[channel, permutation, concept]; NaN for concepts that are nowhere."""
+        union = self.active + self.there - self.both
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(self.there > 0, self.both / union, np.nan)
 
 
 class Overlap:
-    """Accumulator of the overlap of one layer with masks under all arrangements: image i has the mask of image orders[a, i]."""
+    """Accumulator of the overlap of one layer with permuted masks: under permutation a image i has the mask of image
+    orders[a, i]."""
 
     def __init__(self, layer: Layer, images: int, orders: np.ndarray, concepts: int) -> None:
         self._orders = orders
         self._area = np.zeros((images, layer.channels))
         self._both = np.zeros((layer.channels, len(orders) * concepts))
 
-    def update(self, found: Lit, start: int) -> list[sparse.csr_array]:
-        """Add a batch whose first image is `start`; returns its lit pixels [channel, pixel] image by image, for `count`."""
+    def update(self, found: ActivationMask, start: int) -> list[sparse.csr_array]:
+        """Add a batch whose first image is `start`; returns its active pixels [channel, pixel] image by image, for `count`."""
         area, pixel = found.area.cpu().numpy(), found.pixel.cpu().numpy()
         self._area[start : start + len(area)] = area
-        ends = np.concatenate([[0], area.sum(1).cumsum()])
-        return [self._rows(row, pixel[a:b]) for row, a, b in zip(area, ends, ends[1:])] if len(pixel) else []
+        rows, stop = [], 0
+        for row in area if len(pixel) else ():
+            pointers = np.concatenate([[0], row.cumsum()])
+            own = pixel[stop : stop + pointers[-1]]
+            stop += pointers[-1]
+            shape = (len(row), int(own.max(initial=-1)) + 1)
+            rows.append(sparse.csr_array((np.ones(len(own), dtype=np.float32), own, pointers), shape=shape))
+        return rows
 
-    def _rows(self, area: np.ndarray, pixel: np.ndarray) -> sparse.csr_array:
-        pointers = np.concatenate([[0], area.cumsum()])
-        width = int(pixel.max(initial=-1)) + 1
-        return sparse.csr_array((np.ones(len(pixel), dtype=np.float32), pixel, pointers), shape=(len(area), width))
-
-    def count(self, lit: sparse.csr_array, masks: np.ndarray, first: int) -> None:
-        """Add an image: its lit pixels and masks [pixel, column] for columns (arrangement, concept) from `first` on."""
+    def count(self, active: sparse.csr_array, masks: np.ndarray, first: int) -> None:
+        """Add an image: its active pixels and masks [pixel, column] for columns (permutation, concept) from `first` on."""
         # Counts in one image are whole numbers below 2^24, which float32 has exactly.
-        self._both[:, first : first + masks.shape[1]] += lit @ masks[: lit.shape[1]]
+        self._both[:, first : first + masks.shape[1]] += active @ masks[: active.shape[1]]
 
     def compute(self, there: np.ndarray, known: np.ndarray) -> Counts:
-        """Everything together, of `there` pixels [image, concept] and where a concept is `known` [image, concept]."""
+        """The counts of all images, from `there` pixels [image, concept] and where a concept is `known` [image, concept]."""
         shape = (len(self._both), len(self._orders), known.shape[1])
-        return Counts(self._both.reshape(shape), _dealt(self._area, known, self._orders), there.sum(0), self._area)
+        return Counts(self._both.reshape(shape), _permuted_sums(self._area, known, self._orders), there.sum(0), self._area)
 
 
 def whole_images(area: np.ndarray, there: np.ndarray, known: np.ndarray, orders: np.ndarray, pixels: int) -> Counts:
     """Counts where a concept fills an image of `pixels` (1: images are counted) or is not in it, `there` [image, concept]."""
-    return Counts(_dealt(area, there, orders), _dealt(area, known, orders), there.sum(0) * pixels, area)
+    both, active = (_permuted_sums(area, values, orders) for values in (there, known))
+    return Counts(both, active, there.sum(0) * pixels, area)
 
 
-def _dealt(area: np.ndarray, what: np.ndarray, orders: np.ndarray) -> np.ndarray:
-    """Sums over images of area times what the image is dealt, [channel, arrangement, concept]."""
+def _permuted_sums(area: np.ndarray, what: np.ndarray, orders: np.ndarray) -> np.ndarray:
+    """Sums over images of area times `what` [image, concept] of the permuted images, [channel, permutation, concept]."""
     if what.all():
         return np.broadcast_to(area.sum(0)[:, None, None], (area.shape[1], len(orders), what.shape[1]))
     wide = what.astype(np.float64)
@@ -304,7 +305,7 @@ def overlaps(
     source: ImageSource,
     layers: Sequence[Layer],
     levels: Mapping[str, np.ndarray],
-    masks: SeenMasks,
+    masks: ResizedMasks,
     maps: Mapping[str, Upsampler],
     known: np.ndarray,
     orders: np.ndarray,
@@ -313,25 +314,22 @@ def overlaps(
 ) -> dict[str, Counts]:
     """Counts of every layer with masks."""
     running = {layer.name: Overlap(layer, len(source), orders, masks.concepts) for layer in layers}
-    reducer = partial(lit_pixels, levels=_tensors(levels), maps=maps)
+    reducer = partial(active_pixels, levels=_tensors(levels), maps=maps)
+    # Permutations of an image's masks at once.
+    chunk = max(1, _VALUES // (masks.pixels * masks.concepts))
     title = f"{model.name}: dissection"
     for piece in stream(model, source, layers, reducer, batch_size=batch_size, autocast=autocast, title=title):
-        lit = {name: running[name].update(found, piece.start) for name, found in piece.found.items()}
+        active = {name: running[name].update(found, piece.start) for name, found in piece.found.items()}
         for j in range(piece.n):
-            of_image = {running[name]: rows[j] for name, rows in lit.items() if rows and rows[j].nnz}
-            _count(of_image, masks, orders[:, piece.start + j])
+            own = {name: rows[j] for name, rows in active.items() if rows and rows[j].nnz}
+            order = orders[:, piece.start + j]
+            for a in range(0, len(order), chunk) if own else ():
+                planes = masks.planes(order[a : a + chunk]).reshape(-1, masks.pixels)
+                columns = np.ascontiguousarray(planes.T, dtype=np.float32)
+                for name, row in own.items():
+                    running[name].count(row, columns, a * masks.concepts)
     there = masks.sizes()
     return {name: each.compute(there, known) for name, each in running.items()}
-
-
-def _count(lit: Mapping[Overlap, sparse.csr_array], masks: SeenMasks, dealt: np.ndarray) -> None:
-    """Add one image to the layers in which any pixel is lit: with its own mask and with those that it is dealt."""
-    chunk = max(1, _VALUES // (masks.pixels * masks.concepts))
-    for a in range(0, len(dealt), chunk) if lit else ():
-        planes = masks.planes(dealt[a : a + chunk]).reshape(-1, masks.pixels)
-        columns = np.ascontiguousarray(planes.T, dtype=np.float32)
-        for overlap, rows in lit.items():
-            overlap.count(rows, columns, a * masks.concepts)
 
 
 def areas(
@@ -343,14 +341,14 @@ def areas(
     batch_size: int,
     autocast: str | None,
 ) -> dict[str, np.ndarray]:
-    """Lit pixels [image, channel] of every layer; without `maps` 1 for images in which any position is lit."""
-    of_images = partial(lit_images, levels=_tensors(levels))
-    reducer = of_images if maps is None else partial(lit_pixels, levels=_tensors(levels), maps=maps)
+    """Active pixels [image, channel] of every layer; without `maps` 1 for images in which any position is active."""
+    of_images = partial(active_images, levels=_tensors(levels))
+    reducer = of_images if maps is None else partial(active_pixels, levels=_tensors(levels), maps=maps)
     found: dict[str, list[np.ndarray]] = {layer.name: [] for layer in layers}
     title = f"{model.name}: dissection"
     for piece in stream(model, source, layers, reducer, batch_size=batch_size, autocast=autocast, title=title):
-        for name, lit in piece.found.items():
-            found[name].append(lit.area.cpu().numpy().astype(np.float64))
+        for name, active in piece.found.items():
+            found[name].append(active.area.cpu().numpy().astype(np.float64))
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 

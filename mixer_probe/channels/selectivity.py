@@ -1,47 +1,52 @@
-"""Which classes a channel answers to: AUROC and d' by channel and class, and which of them chance does not explain.
+"""Class selectivity of channels: AUROC and d' by channel and class, with p-values from label permutations.
 
-Both are right for activations of any sign, as GELU gives. Morcos et al. (2018) divide the difference of two class means by their
-sum, which has no meaning below zero ((1, -.1, -.1) gives 1.22): that index is given only where no activation is negative.
+Both are defined for activations of any sign, as GELU gives. Morcos et al. (2018) divide the difference of two class means by
+their sum, which has no meaning below zero ((1, -.1, -.1) gives 1.22): that index is given only where no activation is negative.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from mixer_probe.channels.statistics import place_of
-from mixer_probe.core.errors import MeasureError, UndefinedChannelsWarning
+from mixer_probe.channels.layerwise import Layerwise, finite_median, warn_undefined
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.images.classes import class_name, quoted, require_labels
 from mixer_probe.models.layer import Layer
 from mixer_probe.similarity.inputs import RepresentationsLike
-from mixer_probe.stats import check_permutations, upper_quantile
+from mixer_probe.stats import check_permutations, max_null, permutation_p, upper_quantile
 
 # Channels are called selective at this level, over all channels and classes of a layer.
 LEVEL = 0.05
+# Rounding must not make equal strengths differ.
+ROUNDING = 1e-12
+# Sums of ranks of more classes than this are added up class by class: a product with their indicators would cost more.
+_MOST_CLASSES = 32
+_CHUNK = 4_000_000
 
 
 @dataclass(frozen=True)
-class ClassSelectivity(Result):
-    """How well single channels tell each class from all others.
+class ClassSelectivity(Layerwise, Result):
+    """How well single channels separate each class from all others.
 
     Arrays are tuples over layers, NaN for channels that are constant.
 
     `auroc` [channel, class] is the probability that an image of the class has the larger activation than one of another class,
     ties counting half. `dprime` [channel, class] is (mean of the class - mean of the rest) / sqrt((their variances) / 2), sample
-    variances. `strength` [channel] is the largest |z| over classes, z = (AUROC - 1/2) / its standard deviation if classes were
-    dealt out at random, ties included; `preferred` [channel] is the index into `classes` of the class that has it, -1 where
-    undefined. `p_value` [channel] is corrected for the classes and for all channels of the layer: the share of `permutations` of
-    the labels in which the largest strength of the layer reaches the channel's (the maximum statistic of Westfall and Young 1993;
-    +1 in both, Phipson and Smyth 2010). `threshold` [layer] is the strength that this largest exceeds in 5 % of the permutations,
-    and `peaks` [layer, permutation] is that largest.
+    variances. `strength` [channel] is the largest |z| over classes, z = (AUROC - 1/2) / its standard deviation under
+    permuted labels, ties included; `preferred` [channel] is the index into `classes` of the class that has it, -1 where
+    undefined. `p_value` [channel] is corrected for the classes and for all channels of the layer: the fraction of `permutations`
+    of the labels in which the largest strength of the layer reaches the channel's (the maximum statistic of Westfall and Young
+    1993; +1 in both, Phipson and Smyth 2010). `threshold` [layer] is the strength that this largest exceeds in 5 % of the
+    permutations, `peaks` [layer, permutation] is that largest, and `null_auroc` [layer] the mean over permutations of the median
+    channel's best AUROC.
     `morcos_index` holds [channel], empty for layers with negative activations. Activations are means over positions (or the class
     token); `n` images."""
 
@@ -71,8 +76,7 @@ class ClassSelectivity(Result):
         permutation. NaN without permutations."""
         if not self.permutations:
             return float("nan")
-        peaks = np.where(np.isnan(self.peaks), -np.inf, self.peaks).max(0)
-        return float((1 + (peaks >= strength * (1 - 1e-12)).sum()) / (1 + self.permutations))
+        return float(permutation_p(strength * (1 - ROUNDING), max_null(self.peaks.T, 1)))
 
     def relation(self, i: int, auroc: float) -> str:
         """What a channel of layer `i` does with a class of this AUROC, as a verb.
@@ -89,10 +93,6 @@ class ClassSelectivity(Result):
         with np.errstate(invalid="ignore"):
             return tuple(p <= LEVEL for p in self.p_value)
 
-    def index(self, layer: str) -> int:
-        """The place of a layer. Raises LayerError that lists close names."""
-        return place_of(layer, self.layers, self.model.name)
-
     def morcos(self, layer: str) -> np.ndarray:
         """Morcos' index [channel] of a layer; see `channels.morcos_index`.
 
@@ -102,11 +102,8 @@ class ClassSelectivity(Result):
             raise MeasureError(_negative(layer))
         return found
 
-    def to_frame(self) -> pd.DataFrame:
-        """One row a layer and channel, with the class that it tells best."""
-        return pd.concat([self._layer_frame(i) for i in range(len(self.layers))], ignore_index=True)
-
-    def _layer_frame(self, i: int) -> pd.DataFrame:
+    def layer_frame(self, i: int) -> pd.DataFrame:
+        """One row per channel of layer `i`, with its preferred class."""
         layer, best = self.layers[i], self.preferred[i]
         rows = np.arange(layer.channels)
         named = best >= 0
@@ -129,59 +126,78 @@ class ClassSelectivity(Result):
         )
 
     def summary(self) -> pd.DataFrame:
-        """One row a layer: channels, share of them above the corrected null, quartiles of the best AUROC and |d'|."""
-        return pd.DataFrame([self._layer_summary(i) for i in range(len(self.layers))])
-
-    def _layer_summary(self, i: int) -> dict[str, object]:
-        layer = self.layers[i]
-        best = self._layer_frame(i)
-        auroc = (0.5 + (best["auroc"] - 0.5).abs()).dropna().to_numpy()
-        dprime = best["dprime"].abs().dropna().to_numpy()
-        low, middle, high, largest = np.quantile(auroc, [0.25, 0.5, 0.75, 1]) if len(auroc) else [np.nan] * 4
-        return {
-            "model": self.model.name,
-            "layer": layer.name,
-            "kind": layer.kind,
-            "depth": layer.depth,
-            "channels": layer.channels,
-            "selective": int(self.selective[i].sum()),
-            "share_selective": float(self.selective[i].mean()) if self.permutations else np.nan,
-            "auroc_q25": low,
-            "auroc_median": middle,
-            "auroc_q75": high,
-            "auroc_max": largest,
-            "null_auroc": self.null_auroc[i],
-            "dprime_median": float(np.median(dprime)) if len(dprime) else np.nan,
-            "n_images": self.n,
-        }
+        """One row per layer: channels, the fraction of selective ones, quartiles of the best AUROC and the median |d'|."""
+        rows = []
+        for i, layer in enumerate(self.layers):
+            frame = self.layer_frame(i)
+            auroc = (0.5 + (frame["auroc"] - 0.5).abs()).dropna().to_numpy()
+            low, middle, high, largest = np.quantile(auroc, [0.25, 0.5, 0.75, 1]) if len(auroc) else [np.nan] * 4
+            rows.append(
+                {
+                    "model": self.model.name,
+                    "layer": layer.name,
+                    "kind": layer.kind,
+                    "depth": layer.depth,
+                    "channels": layer.channels,
+                    "selective": int(self.selective[i].sum()),
+                    "share_selective": float(self.selective[i].mean()) if self.permutations else np.nan,
+                    "auroc_q25": low,
+                    "auroc_median": middle,
+                    "auroc_q75": high,
+                    "auroc_max": largest,
+                    "null_auroc": self.null_auroc[i],
+                    "dprime_median": finite_median(frame["dprime"].abs().to_numpy()),
+                    "n_images": self.n,
+                }
+            )
+        return pd.DataFrame(rows)
 
 
 class _Groups:
-    """Images by class: order, beginnings and sizes of the classes, for sums by class without a loop."""
+    """Images by class: order, first places and sizes of the classes, for sums by class without a loop."""
 
     def __init__(self, labels: np.ndarray) -> None:
         self.order = np.argsort(labels, kind="stable")
         self.classes, self.starts, self.counts = np.unique(labels[self.order], return_index=True, return_counts=True)
         self.n = len(labels)
 
-    def sums(self, X: np.ndarray, dealt: np.ndarray | None = None) -> np.ndarray:
-        """Sums by class [class, channel] of X [n, channel]; with `dealt` of the images in that order, dealt out to the
-        classes."""
-        rows = self.order if dealt is None else dealt
-        return np.asarray(np.add.reduceat(X[rows], self.starts, axis=0))
+    def sums(self, X: np.ndarray, order: np.ndarray | None = None) -> np.ndarray:
+        """Sums by class [class, channel] of X [n, channel]; those of permuted labels for another `order` of the images."""
+        return np.asarray(np.add.reduceat(X[self.order if order is None else order], self.starts, axis=0))
+
+    def auroc(self, ranks: np.ndarray) -> np.ndarray:
+        """AUROC [channel, class] from ranks [n, channel]: (R - m (m + 1) / 2) / (m (n - m)) for the sum R of the ranks of the m
+        images of a class (Mann and Whitney 1947)."""
+        m = self.counts[:, None]
+        return np.asarray(((self.sums(ranks) - m * (m + 1) / 2) / (m * (self.n - m))).T)
+
+    def auroc_sd(self, ranks: np.ndarray) -> np.ndarray:
+        """Standard deviation [channel, class] of the AUROC over label permutations.
+
+        The sum of m of n ranks drawn without replacement has variance S^2 m (n - m) / n, S^2 the sample variance of the ranks,
+        with ties or without; the AUROC is that sum over m (n - m), shifted."""
+        n, m = self.n, self.counts[None, :]
+        return np.asarray(np.sqrt(ranks.var(0, ddof=1)[:, None] * m * (n - m) / n) / (m * (n - m)))
+
+    def permuted_sums(self, ranks: np.ndarray, orders: np.ndarray) -> Iterator[np.ndarray]:
+        """Sums of ranks by class [permutation, class, channel] of permuted labels, a few permutations at a time."""
+        if len(self.classes) > _MOST_CLASSES:
+            yield from (self.sums(ranks, order)[None] for order in orders)
+            return
+        # Ranks are halves: their sums are exact in float32 up to 2^24 halves.
+        dtype = np.float32 if self.n * (self.n + 1) < 2**24 else np.float64
+        values, place = ranks.astype(dtype), np.repeat(np.arange(len(self.classes)), self.counts)
+        step = max(1, _CHUNK // (len(self.classes) * self.n))
+        for start in range(0, len(orders), step):
+            part = orders[start : start + step]
+            member = np.zeros((len(part), len(self.classes), self.n), dtype)
+            member[np.arange(len(part))[:, None], place, part] = 1
+            yield (member.reshape(-1, self.n) @ values).reshape(len(part), len(self.classes), -1).astype(np.float64)
 
 
 def auroc_of(X: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """AUROC [channel, class] of activations [n, channel] for each class against all others, ties counting half.
-
-    From the sum of ranks R of a class: (R - m (m + 1) / 2) / (m (n - m)) for m of n images (Mann and Whitney 1947)."""
-    groups = _Groups(labels)
-    return _auroc(groups.sums(rankdata(X, axis=0)), groups)
-
-
-def _auroc(rank_sums: np.ndarray, groups: _Groups) -> np.ndarray:
-    m = groups.counts[:, None]
-    return np.asarray(((rank_sums - m * (m + 1) / 2) / (m * (groups.n - m))).T)
+    """AUROC [channel, class] of activations [n, channel] for each class against all others, ties counting half."""
+    return _Groups(labels).auroc(rankdata(X, axis=0))
 
 
 def dprime_of(X: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -241,21 +257,22 @@ def check_groups(labels: np.ndarray, names: Sequence[str] | None) -> None:
 
 @checked(MeasureError)
 def class_selectivity(reps: RepresentationsLike, *, permutations: int = 999, seed: int = 0) -> ClassSelectivity:
-    """How well every channel of every layer of `reps` tells each class from the others.
+    """How well every channel of every layer of `reps` separates each class from the others.
 
-    Positions are averaged where `reps` has them. `permutations` deal the labels out anew, to the same images for all layers; 0
-    leaves out the p-values. Raises ImagesError without labels, MeasureError for one class, for one image in (nearly) each, or too
-    few permutations. Warns with
-    UndefinedChannelsWarning about channels that are constant or not finite, which are NaN."""
+    Positions are averaged where `reps` has them. The label `permutations` are the same for all layers; 0 leaves out the p-values.
+    Raises ImagesError without labels, MeasureError for one class, for one image in (nearly) each, or too few permutations. Warns
+    with UndefinedChannelsWarning about channels that are constant or not finite, which are NaN."""
     check_permutations(permutations)
     labels = require_labels(reps.labels, f"the images ({reps.images.name})", "selectivity", len(reps.ids))
     check_groups(labels, reps.class_names)
     groups = _Groups(labels)
     rng = np.random.default_rng(seed)
-    deals = np.array([rng.permutation(groups.n) for _ in range(permutations)]).reshape(permutations, groups.n)
-    found = [_of_layer(image_means(reps, layer.name), labels, groups, deals) for layer in reps.layers]
-    _warn_undefined(reps, found)
-    return ClassSelectivity(
+    orders = np.array([rng.permutation(groups.n) for _ in range(permutations)]).reshape(permutations, groups.n)
+    parts = [_layer_selectivity(image_means(reps, layer.name), labels, groups, orders) for layer in reps.layers]
+    undefined = [int(np.isnan(part["strength"]).sum()) for part in parts]
+    warn_undefined(reps.model, reps.layers, undefined, "have no selectivity")
+    return ClassSelectivity.of_layers(
+        parts,
         model=reps.model,
         images=reps.images,
         layers=tuple(reps.layers),
@@ -265,15 +282,6 @@ def class_selectivity(reps: RepresentationsLike, *, permutations: int = 999, see
         counts=groups.counts,
         permutations=permutations,
         seed=seed,
-        auroc=tuple(f.auroc for f in found),
-        dprime=tuple(f.dprime for f in found),
-        strength=tuple(f.strength for f in found),
-        preferred=tuple(f.preferred for f in found),
-        p_value=tuple(f.p_value for f in found),
-        threshold=np.array([f.threshold for f in found]),
-        peaks=np.stack([f.peaks for f in found]),
-        null_auroc=np.array([f.null_auroc for f in found]),
-        morcos_index=tuple(f.morcos for f in found),
     )
 
 
@@ -283,72 +291,51 @@ def image_means(reps: RepresentationsLike, name: str) -> np.ndarray:
     return np.asarray(values.mean(1, dtype=np.float64) if values.ndim == 3 else values, dtype=np.float64)
 
 
-@dataclass(frozen=True)
-class _OfLayer:
-    auroc: np.ndarray
-    dprime: np.ndarray
-    strength: np.ndarray
-    preferred: np.ndarray
-    p_value: np.ndarray
-    threshold: float
-    peaks: np.ndarray
-    null_auroc: float
-    morcos: np.ndarray
-
-
-def _of_layer(X: np.ndarray, labels: np.ndarray, groups: _Groups, deals: np.ndarray) -> _OfLayer:
-    defined = np.isfinite(X).all(0)
-    defined &= np.where(defined, X, 0).max(0) > np.where(defined, X, 0).min(0)
-    wide = (X.shape[1], len(groups.classes))
-    if not defined.any():
-        nan, none = np.full(X.shape[1], np.nan), np.full(X.shape[1], -1)
-        undefined = np.full(len(deals), np.nan)
-        return _OfLayer(np.full(wide, np.nan), np.full(wide, np.nan), nan, none, nan, np.nan, undefined, np.nan, nan[:0])
+def _layer_selectivity(X: np.ndarray, labels: np.ndarray, groups: _Groups, orders: np.ndarray) -> dict[str, Any]:
+    """The fields of `ClassSelectivity` of one layer."""
+    finite = np.isfinite(X).all(0)
+    defined = finite & (np.where(finite, X, 0).max(0) > np.where(finite, X, 0).min(0))
     kept = X[:, defined]
     ranks = rankdata(kept, axis=0)
-    spread = _spread(ranks, groups)
-    auroc = _auroc(groups.sums(ranks), groups)
-    z = np.abs(auroc - 0.5) / spread
-    peaks, null_auroc = _null(ranks, groups, spread, deals)
-    strength = z.max(1)
-    morcos = morcos_index(kept, labels) if kept.min() >= 0 else None
-    return _OfLayer(
-        auroc=_put(auroc, defined),
-        dprime=_put(dprime_of(kept, labels), defined),
-        strength=_put(strength, defined),
-        preferred=np.where(defined, _put(z.argmax(1).astype(float), defined), -1).astype(np.int64),
-        p_value=_put(_corrected(strength, peaks), defined),
-        threshold=float(upper_quantile(peaks)) if len(peaks) else np.nan,
-        peaks=peaks,
-        null_auroc=null_auroc,
-        morcos=np.empty(0) if morcos is None else _put(morcos, defined),
-    )
+    auroc, sd = groups.auroc(ranks), groups.auroc_sd(ranks)
+    z = np.abs(auroc - 0.5) / sd
+    strength, preferred = z.max(1), np.full(len(defined), -1)
+    preferred[defined] = z.argmax(1)
+    peaks, null_auroc = _null(ranks, groups, sd, orders)
+    tested = len(orders) > 0 and bool(defined.any())
+    p_value = permutation_p(strength * (1 - ROUNDING), peaks[:, None]) if tested else np.full(len(strength), np.nan)
+    positive = defined.any() and kept.min() >= 0
+    return {
+        "auroc": _scatter_nan(auroc, defined),
+        "dprime": _scatter_nan(dprime_of(kept, labels), defined),
+        "strength": _scatter_nan(strength, defined),
+        "preferred": preferred,
+        "p_value": _scatter_nan(p_value, defined),
+        "threshold": float(upper_quantile(peaks)) if tested else np.nan,
+        "peaks": peaks,
+        "null_auroc": null_auroc,
+        "morcos_index": _scatter_nan(morcos_index(kept, labels), defined) if positive else np.empty(0),
+    }
 
 
-def _put(values: np.ndarray, defined: np.ndarray) -> np.ndarray:
-    """Values of the channels that are defined among NaN for the others."""
+def _scatter_nan(values: np.ndarray, defined: np.ndarray) -> np.ndarray:
+    """Values of the channels that are defined, NaN for the others."""
     full = np.full((len(defined), *values.shape[1:]), np.nan)
     full[defined] = values
     return full
 
 
-def _spread(ranks: np.ndarray, groups: _Groups) -> np.ndarray:
-    """Standard deviation [channel, class] of the AUROC when classes are dealt out at random.
-
-    The sum of m of n ranks drawn without replacement has variance S^2 m (n - m) / n, S^2 the sample variance of the ranks, with
-    ties or without; the AUROC is that sum over m (n - m), shifted."""
-    n, m = groups.n, groups.counts[None, :]
-    return np.asarray(np.sqrt(ranks.var(0, ddof=1)[:, None] * m * (n - m) / n) / (m * (n - m)))
-
-
-def _null(ranks: np.ndarray, groups: _Groups, spread: np.ndarray, deals: np.ndarray) -> tuple[np.ndarray, float]:
-    """The largest strength of the layer in every permutation, and the median over channels of the best AUROC in them."""
-    peaks, medians = np.empty(len(deals)), np.empty(len(deals))
+def _null(ranks: np.ndarray, groups: _Groups, sd: np.ndarray, orders: np.ndarray) -> tuple[np.ndarray, float]:
+    """The largest strength of the layer under each permutation, and the mean over them of the median channel's best AUROC; NaN
+    for a layer without channels."""
+    if not ranks.shape[1]:
+        return np.full(len(orders), np.nan), float("nan")
+    peaks, medians = np.empty(len(orders)), np.empty(len(orders))
     m = groups.counts[:, None]
-    middle, pairs, inverse = m * (groups.n + 1) / 2, (m * (groups.n - m)).astype(float), 1 / spread.T
+    middle, pairs, inverse = m * (groups.n + 1) / 2, (m * (groups.n - m)).astype(float), 1 / sd.T
     start = 0
-    for sums in _dealt(ranks, groups, deals):
-        # The same as _auroc, [permutation, class, channel]: |AUROC - 1/2| is how far the sum of ranks is from its mean.
+    for sums in groups.permuted_sums(ranks, orders):
+        # The same as `auroc`, [permutation, class, channel]: |AUROC - 1/2| is how far the sum of ranks is from its mean.
         away = np.abs(sums - middle) / pairs
         z = away * inverse
         best = z.argmax(1)[:, None]
@@ -356,47 +343,4 @@ def _null(ranks: np.ndarray, groups: _Groups, spread: np.ndarray, deals: np.ndar
         peaks[start:end] = np.take_along_axis(z, best, 1).max((1, 2))
         medians[start:end] = 0.5 + np.median(np.take_along_axis(away, best, 1)[:, 0], axis=1)
         start = end
-    return peaks, float(medians.mean()) if len(deals) else float("nan")
-
-
-# More classes than this are added up one after the other: a product with their indicators would cost more.
-_MOST_CLASSES = 32
-_CHUNK = 4_000_000
-
-
-def _dealt(ranks: np.ndarray, groups: _Groups, deals: np.ndarray) -> Iterator[np.ndarray]:
-    """Sums of ranks by class [permutation, class, channel], a few permutations at a time."""
-    classes, n = len(groups.classes), groups.n
-    if classes > _MOST_CLASSES:
-        yield from (groups.sums(ranks, dealt)[None] for dealt in deals)
-        return
-    # Ranks are halves: their sums are exact in float32 up to 2^24 halves.
-    dtype = np.float32 if n * (n + 1) < 2**24 else np.float64
-    values, place = ranks.astype(dtype), np.repeat(np.arange(classes), groups.counts)
-    step = max(1, _CHUNK // (classes * n))
-    for start in range(0, len(deals), step):
-        part = deals[start : start + step]
-        member = np.zeros((len(part), classes, n), dtype)
-        member[np.arange(len(part))[:, None], place, part] = 1
-        yield (member.reshape(-1, n) @ values).reshape(len(part), classes, -1).astype(np.float64)
-
-
-def _corrected(strength: np.ndarray, peaks: np.ndarray) -> np.ndarray:
-    """p-values [channel] corrected by the largest strength of every permutation; NaN without permutations."""
-    if not len(peaks):
-        return np.full(len(strength), np.nan)
-    # Rounding must not make equals differ.
-    reached = len(peaks) - np.searchsorted(np.sort(peaks), strength * (1 - 1e-12))
-    return np.asarray((1 + reached) / (1 + len(peaks)))
-
-
-def _warn_undefined(reps: RepresentationsLike, found: Sequence[_OfLayer]) -> None:
-    bad = {layer.name: int(np.isnan(f.strength).sum()) for layer, f in zip(reps.layers, found, strict=True)}
-    bad = {name: n for name, n in bad.items() if n}
-    if bad:
-        listed = ", ".join(f"{n} of '{name}'" for name, n in list(bad.items())[:3]) + (", ..." if len(bad) > 3 else "")
-        warnings.warn(
-            f"channels of {reps.model.name} that are constant or not finite have no selectivity (NaN): {listed}",
-            UndefinedChannelsWarning,
-            stacklevel=4,
-        )
+    return peaks, float(medians.mean()) if len(orders) else float("nan")

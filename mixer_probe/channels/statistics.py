@@ -1,4 +1,4 @@
-"""Channel statistics in one pass: moments, quantiles, dead, always-on and massive channels, and channels that move together."""
+"""Channel statistics in one pass: moments, quantiles, dead, always-on and massive channels, and clusters of channels."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
 
-from mixer_probe.capture import ImageSource, Reducer, as_source, stream
-from mixer_probe.channels.clusters import Together, together, undefined
-from mixer_probe.channels.moments import Central, LayerMoments, channel_moments, measured
+from mixer_probe.capture import ImageSource, as_source, stream
+from mixer_probe.channels.clusters import channel_covariance
+from mixer_probe.channels.layerwise import Layerwise, finite_median
+from mixer_probe.channels.moments import LayerMoments, channel_moments, measured
 from mixer_probe.channels.quantiles import LEVELS, median_magnitude, quantiles_of, share_beyond
-from mixer_probe.core.errors import LayerError, MeasureError, NonFiniteWarning, closest
+from mixer_probe.core.errors import MeasureError, NonFiniteWarning
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.models.layer import Layer
@@ -26,25 +27,27 @@ __all__ = ["MASSIVE", "ChannelMoments", "ChannelStatistics", "channel_moments", 
 
 # How many times the layer's median magnitude an activation has to exceed to be called massive.
 MASSIVE = 100.0
-# A spread below this share of the magnitude is rounding of float32.
+# A standard deviation below this fraction of the mean is rounding of float32.
 _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
-class ChannelStatistics(Result):
-    """Per layer and channel, over all images and positions (prefix tokens apart). Arrays are tuples over layers, [channel].
+class ChannelStatistics(Layerwise, Result):
+    """Statistics per layer and channel, over all images and positions without prefix tokens. Arrays are tuples over layers,
+    [channel].
 
     `std` is the population standard deviation, `skew` m3/m2^1.5 and `kurtosis` m4/m2^2 - 3 of the population (as SciPy's
     defaults), NaN for channels that do not vary. `share_zero` counts exact zeros, `share_nonpositive` values <= 0. `quantiles`
     [channel, level] are within `quantiles.RELATIVE_ERROR` of the order statistics at `levels`. `median_magnitude` [layer] is
-    the median of |a| over all values of a layer that are not zero; `share_massive` is the share of values more than
+    the median of |a| over all values of a layer that are not zero; `share_massive` is the fraction of values more than
     `massive_ratio` times as large (after Sun et al. 2024, whose own rule is 1000 times the median and above 100; see
     `largest_ratio`). `participation` [layer] is tr(C)^2 / tr(C^2) of the covariance of the channels. `nearest` is the channel of
     the same layer with the strongest correlation, of either sign, `nearest_correlation` that correlation, `cluster` the number
     of its cluster by average linkage of 1 - |r| cut at 1/2 (0: does not vary). Those from the covariance are absent (NaN, -1, 0)
     for layers wider than `moments.WIDEST`. `n` counts images; `values` the numbers behind a channel.
 
-    A channel is dead when it has the same value for every image and position."""
+    A channel is dead when it has the same value for every image and position. Results of earlier versions lack the fields that
+    have a default."""
 
     title: ClassVar[str] = "Channel statistics"
 
@@ -94,48 +97,26 @@ class ChannelStatistics(Result):
         """Per layer, which channels [channel] have an activation above `massive_ratio` times the layer's median magnitude."""
         return tuple(ratio > self.massive_ratio for ratio in self.largest_ratio)
 
-    def index(self, layer: str) -> int:
-        """The place of a layer. Raises LayerError that lists close names."""
-        return place_of(layer, self.layers, self.model.name)
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row a layer and channel."""
-        return pd.concat([self._layer_frame(i) for i in range(len(self.layers))], ignore_index=True)
-
-    def _layer_frame(self, i: int) -> pd.DataFrame:
+    def layer_frame(self, i: int) -> pd.DataFrame:
+        """One row per channel of layer `i`."""
         layer = self.layers[i]
-        columns = {
+        columns: dict[str, object] = {
             "model": self.model.name,
             "layer": layer.name,
             "kind": layer.kind,
             "depth": layer.depth,
             "channel": np.arange(layer.channels),
-            "mean": self.mean[i],
-            "std": self.std[i],
-            "minimum": self.minimum[i],
-            "maximum": self.maximum[i],
-            "share_zero": self.share_zero[i],
-            "share_nonpositive": self.share_nonpositive[i],
-            "dead": self.dead[i],
-            **self._shape_columns(i),
-            "n_images": self.n,
-            "n_values": self.values[i],
         }
-        return pd.DataFrame(columns)
-
-    def _shape_columns(self, i: int) -> dict[str, np.ndarray]:
-        """Columns that results of earlier versions lack."""
-        columns = {"always_on": self.always_on[i]}
-        for name in ("skew", "kurtosis", "share_massive", "largest_ratio", "nearest", "nearest_correlation", "cluster"):
-            arrays = getattr(self, name)
-            if arrays:
-                columns[name] = arrays[i]
+        names = ["mean", "std", "minimum", "maximum", "share_zero", "share_nonpositive", "dead", "always_on"]
+        later = ("skew", "kurtosis", "share_massive", "largest_ratio", "nearest", "nearest_correlation", "cluster")
+        names += [name for name in later if getattr(self, name)]
+        columns |= {name: getattr(self, name)[i] for name in names}
         if self.quantiles:
             columns |= {f"q{100 * level:g}": self.quantiles[i][:, k] for k, level in enumerate(self.levels)}
-        return columns
+        return pd.DataFrame({**columns, "n_images": self.n, "n_values": self.values[i]})
 
     def summary(self) -> pd.DataFrame:
-        """One row a layer: channels, dead, always-on and massive ones, spread, tails, shares of zeros, participation ratio."""
+        """One row per layer: counts of dead, always-on and massive channels, spread, tails, zeros, participation ratio."""
         frame = self.to_frame()
         grouped = frame.groupby(["model", "layer", "kind", "depth", "n_images", "n_values"], sort=False)
         table = grouped.agg(
@@ -147,32 +128,15 @@ class ChannelStatistics(Result):
             share_zero=("share_zero", "mean"),
             share_nonpositive=("share_nonpositive", "mean"),
         ).reset_index()
-        return table.assign(**self._summary_columns())
-
-    def _summary_columns(self) -> dict[str, np.ndarray]:
-        columns: dict[str, np.ndarray] = {}
         if self.kurtosis:
-            columns["median_kurtosis"] = np.array([_median(k) for k in self.kurtosis])
+            table["median_kurtosis"] = [finite_median(k) for k in self.kurtosis]
         if self.median_magnitude is not None:
-            columns["massive"] = np.array([int(m.sum()) for m in self.massive])
-            columns["largest_ratio"] = np.array([r.max() for r in self.largest_ratio])
+            table["massive"] = [int(m.sum()) for m in self.massive]
+            table["largest_ratio"] = [r.max() for r in self.largest_ratio]
         if self.participation is not None:
-            columns["participation"] = self.participation
-            columns["clusters"] = np.array([int(c.max()) for c in self.cluster])
-        return columns
-
-
-def _median(values: np.ndarray) -> float:
-    known = values[np.isfinite(values)]
-    return float(np.median(known)) if len(known) else float("nan")
-
-
-def place_of(name: str, layers: Sequence[Layer], model: str) -> int:
-    """The index of the layer called `name`. Raises LayerError that lists close names."""
-    names = [layer.name for layer in layers]
-    if name not in names:
-        raise LayerError(f"no layer '{name}' in these results of {model}; {closest(name, names)}")
-    return names.index(name)
+            table["participation"] = self.participation
+            table["clusters"] = [int(c.max()) for c in self.cluster]
+        return table
 
 
 class ChannelMoments:
@@ -198,7 +162,7 @@ class ChannelMoments:
             self._state[name] = moments
 
     def merge(self, other: ChannelMoments) -> None:
-        """Add everything that `other` has seen; `other` stays as it is."""
+        """Add the images of `other`, which stays as it is."""
         self.images += other.images
         for name, moments in other._state.items():
             if name in self._state:
@@ -207,119 +171,53 @@ class ChannelMoments:
                 self._state[name] = moments.copy()
 
     def compute(self, model: ModelRecord, images: ImagesRecord, layers: Sequence[Layer]) -> ChannelStatistics:
-        """The statistics of all batches together. Warns with NonFiniteWarning about layers with values that are not finite."""
-        found = [_Computed.of(self._state[layer.name]) for layer in layers]
-        for layer, part in zip(layers, found, strict=True):
-            _warn_non_finite(layer, part, model)
-        return ChannelStatistics(
-            model=model,
-            images=images,
-            layers=tuple(layers),
-            n=self.images,
-            values=tuple(f.values for f in found),
-            mean=tuple(f.mean for f in found),
-            std=tuple(f.std for f in found),
-            minimum=tuple(f.minimum for f in found),
-            maximum=tuple(f.maximum for f in found),
-            share_zero=tuple(f.share_zero for f in found),
-            share_nonpositive=tuple(f.share_nonpositive for f in found),
-            skew=tuple(f.skew for f in found),
-            kurtosis=tuple(f.kurtosis for f in found),
-            quantiles=tuple(f.quantiles for f in found),
-            median_magnitude=np.array([f.median_magnitude for f in found]),
-            share_massive=tuple(f.share_massive for f in found),
-            participation=np.array([f.together.participation for f in found]),
-            nearest=tuple(f.together.nearest for f in found),
-            nearest_correlation=tuple(f.together.correlation for f in found),
-            cluster=tuple(f.together.cluster for f in found),
-        )
+        """The statistics of all images. Warns with NonFiniteWarning about layers with values that are not finite."""
+        states = [self._state[layer.name] for layer in layers]
+        parts = [_layer_statistics(state) for state in states]
+        for layer, part in zip(layers, parts, strict=True):
+            bad = int((~np.isfinite(part["mean"])).sum())
+            if bad:
+                warnings.warn(
+                    f"{bad} of {len(part['mean'])} channels of layer '{layer.name}' of {model.name} have values that are NaN or "
+                    "infinite: their statistics are NaN, and so is the participation ratio of the layer",
+                    NonFiniteWarning,
+                    stacklevel=4,
+                )
+        return ChannelStatistics.of_layers(parts, model=model, images=images, layers=tuple(layers), n=self.images)
 
 
-@dataclass(frozen=True)
-class _Computed:
-    """The statistics of one layer."""
-
-    values: int
-    mean: np.ndarray
-    std: np.ndarray
-    skew: np.ndarray
-    kurtosis: np.ndarray
-    minimum: np.ndarray
-    maximum: np.ndarray
-    share_zero: np.ndarray
-    share_nonpositive: np.ndarray
-    quantiles: np.ndarray
-    median_magnitude: float
-    share_massive: np.ndarray
-    together: Together
-
-    @classmethod
-    def of(cls, state: LayerMoments) -> _Computed:
-        minimum, maximum, zeros, nonpositive = (
-            _host(part).astype(np.float64) for part in (state.minimum, state.maximum, state.zeros, state.nonpositive)
-        )
-        n, mean, std, skew, kurtosis = _shape(state.central)
-        quantiles, median, massive = _of_counts(state, minimum, maximum, np.isfinite(mean))
-        return cls(
-            n,
-            mean,
-            std,
-            skew,
-            kurtosis,
-            minimum,
-            maximum,
-            zeros / n,
-            nonpositive / n,
-            quantiles,
-            median,
-            massive,
-            _together(state, np.maximum(-minimum, maximum) * np.sqrt(n)),
-        )
-
-
-def _host(part: torch.Tensor) -> np.ndarray:
-    return np.asarray(part.cpu().numpy())
-
-
-def _shape(central: Central) -> tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Number of values, mean, std, skew and excess kurtosis."""
-    n = central.count
-    mean, m2, m3, m4 = (_host(part) for part in (central.mean, central.second / n, central.third / n, central.fourth / n))
-    # Rounding of a constant has no shape.
-    varies = m2 > (_ROUNDING * mean) ** 2
-    m2_or_nan = np.where(varies, m2, np.nan)
-    return n, mean, np.sqrt(m2), m3 / m2_or_nan**1.5, m4 / m2_or_nan**2 - 3
-
-
-def _of_counts(
-    state: LayerMoments, minimum: np.ndarray, maximum: np.ndarray, finite: np.ndarray
-) -> tuple[np.ndarray, float, np.ndarray]:
-    """Quantiles [channel, level], median magnitude and share of massive values [channel]; NaN where there is no sketch."""
-    missing = np.full(len(minimum), np.nan)
-    if state.counts is None:
-        return np.tile(missing[:, None], len(LEVELS)), float("nan"), missing
-    counts = _host(state.counts)
-    quantiles = quantiles_of(counts, minimum, maximum)
-    median = median_magnitude(counts[finite])
-    massive = share_beyond(counts, MASSIVE * median)
-    return np.where(finite[:, None], quantiles, np.nan), median, np.where(finite, massive, np.nan)
-
-
-def _together(state: LayerMoments, scale: np.ndarray) -> Together:
-    if state.scatter is None:
-        return Together(float("nan"), *undefined(len(scale)))
-    return together(_host(state.scatter), scale)
-
-
-def _warn_non_finite(layer: Layer, found: _Computed, model: ModelRecord) -> None:
-    bad = int((~np.isfinite(found.mean)).sum())
-    if bad:
-        warnings.warn(
-            f"{bad} of {len(found.mean)} channels of layer '{layer.name}' of {model.name} have values that are NaN or infinite: "
-            "their statistics are NaN, and so is the participation ratio of the layer",
-            NonFiniteWarning,
-            stacklevel=5,
-        )
+def _layer_statistics(state: LayerMoments) -> dict[str, Any]:
+    """The fields of `ChannelStatistics` of one layer; NaN for what its moments leave out."""
+    n, central = state.central.count, state.central
+    sums = (central.mean, central.second / n, central.third / n, central.fourth / n)
+    mean, m2, m3, m4 = (part.cpu().numpy() for part in sums)
+    counted = (state.minimum, state.maximum, state.zeros, state.nonpositive)
+    minimum, maximum, zeros, nonpositive = (part.cpu().numpy().astype(np.float64) for part in counted)
+    # The rounding of a constant has no shape.
+    varying = np.where(m2 > (_ROUNDING * mean) ** 2, m2, np.nan)
+    finite, median = np.isfinite(mean), float("nan")
+    quantiles, massive = np.full((len(mean), len(LEVELS)), np.nan), np.full(len(mean), np.nan)
+    if state.counts is not None:
+        counts = state.counts.cpu().numpy()
+        median = median_magnitude(counts[finite])
+        quantiles = np.where(finite[:, None], quantiles_of(counts, minimum, maximum), np.nan)
+        massive = np.where(finite, share_beyond(counts, MASSIVE * median), np.nan)
+    scatter = None if state.scatter is None else state.scatter.cpu().numpy()
+    return {
+        "values": n,
+        "mean": mean,
+        "std": np.sqrt(m2),
+        "minimum": minimum,
+        "maximum": maximum,
+        "share_zero": zeros / n,
+        "share_nonpositive": nonpositive / n,
+        "skew": m3 / varying**1.5,
+        "kurtosis": m4 / varying**2 - 3,
+        "quantiles": quantiles,
+        "median_magnitude": median,
+        "share_massive": massive,
+        **vars(channel_covariance(scatter, np.maximum(-minimum, maximum) * np.sqrt(n))),
+    }
 
 
 @checked(MeasureError)
@@ -343,16 +241,13 @@ def channel_statistics(
     selected = model.select(layers)
     reducer = partial(measured, quantiles=quantiles, covariance=covariance)
     moments = ChannelMoments()
-    # On the CPU no pass is tried again, so that each layer can be added at once and no batch's copy of everything is kept.
-    into = _into(moments, reducer) if model.device.type == "cpu" else reducer
+
+    def add(layer: Layer, positions: torch.Tensor, prefix: torch.Tensor | None) -> None:
+        moments.add(layer.name, reducer(layer, positions, prefix))
+
+    # No pass is repeated on the CPU: each layer is added at once, and the moments of a batch's layers are never held together.
+    into = add if model.device.type == "cpu" else reducer
     title = f"{model.name}: channel statistics"
     for piece in stream(model, source, selected, into, batch_size=batch_size, autocast=autocast, title=title):
         moments.update({name: found for name, found in piece.found.items() if found is not None}, piece.n)
     return moments.compute(model.record, source.record, selected)
-
-
-def _into(moments: ChannelMoments, reducer: Reducer[LayerMoments]) -> Reducer[LayerMoments | None]:
-    def add(layer: Layer, positions: torch.Tensor, prefix: torch.Tensor | None) -> None:
-        moments.add(layer.name, reducer(layer, positions, prefix))
-
-    return add

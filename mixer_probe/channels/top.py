@@ -1,8 +1,7 @@
-"""The images that drive each channel of a layer the most, and where in them: a running top-k over one pass.
+"""The images that activate each channel of a layer most, and the positions of the peaks: a running top-k over one pass.
 
-Values start at minus infinity, so that a channel that is always negative has real images too. Of equal values the image that
-comes first is taken, and of equal positions in an image the first: no split into batches and no order of merging changes the
-answer.
+Values start at minus infinity, so that a channel that is always negative has images too. Of equal values the image that comes
+first is taken, and of equal positions in an image the first: no split into batches and no order of merging changes the result.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ from mixer_probe.models.model import Model
 from mixer_probe.similarity.inputs import RepresentationsLike
 
 By = Literal["peak", "mean"]
-# Index of a place that no image has taken: behind every image among equal values.
-_NOBODY = np.iinfo(np.int64).max
+# Index of an empty rank: after every image among equal values.
+_EMPTY = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
 class TopImages(Result):
-    """The `k` images that drive each channel the most (`lowest`: the least), the strongest first.
+    """The `k` images that activate each channel most (`lowest`: least), the most extreme first.
 
     Arrays are [channel, k], the rows those of `channels`. `values` are what the images were ranked by: the channel's largest
     activation over positions (`by`="peak"; the smallest where `lowest`) or the mean over positions (`by`="mean"). `index` counts
@@ -58,7 +57,7 @@ class TopImages(Result):
 
     @property
     def k(self) -> int:
-        """Images a channel."""
+        """Images per channel."""
         return int(self.values.shape[1])
 
     @property
@@ -91,7 +90,7 @@ class TopImages(Result):
         return int(found[0])
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a channel and rank."""
+        """One row per channel and rank."""
         c, k = self.values.shape
         boxes = self.boxes.reshape(-1, 4)
         return pd.DataFrame(
@@ -129,7 +128,7 @@ def cell_box(
 
 @dataclass
 class Extremes:
-    """Of every image of a batch and every channel the peak and where it is: [image, channel] each."""
+    """The peak of every image of a batch and every channel, and its position: [image, channel] each."""
 
     values: Tensor
     position: Tensor
@@ -137,7 +136,7 @@ class Extremes:
 
 @checked(MeasureError)
 def extremes(_layer: Layer, positions: Tensor, _prefix: Tensor | None, *, by: By = "peak", lowest: bool = False) -> Extremes:
-    """Reducer: what `RunningTop.update` takes of one layer [image, position, channel]."""
+    """Reducer: the extremes of one layer [image, position, channel] for `RunningTop.update`."""
     wide = positions if positions.dtype is torch.float64 else positions.float()
     peak, place = wide.min(1) if lowest else wide.max(1)
     return Extremes(wide.mean(1) if by == "mean" else peak, place)
@@ -170,7 +169,7 @@ class RunningTop:
         self._take(signed.masked_fill(undefined, -torch.inf), index, found.position)
 
     def merge(self, other: RunningTop) -> None:
-        """Add what `other` has seen, of other images. Raises MeasureError unless it keeps as many of the same end."""
+        """Add the other images of `other`. Raises MeasureError unless it keeps as many of the same end."""
         if (self.k, self.lowest) != (other.k, other.lowest):
             raise MeasureError(f"{self._what()} and {other._what()} do not merge: keep as many images, of the same end, in both")
         self.images += other.images
@@ -179,20 +178,19 @@ class RunningTop:
             self._take(*other._kept)
 
     def _take(self, *candidates: Tensor) -> None:
-        kept = self._kept or self._nobody(candidates[0])
+        kept = self._kept
+        if kept is None:
+            shape, like = (self.k, candidates[0].shape[1]), candidates[0]
+            index = torch.full(shape, _EMPTY, device=like.device)
+            kept = (torch.full_like(like[:1], -torch.inf).expand(shape), index, torch.full_like(index, -1))
         value, index, position = (torch.cat([a, b.to(a.device)]) for a, b in zip(kept, candidates, strict=True))
         # By value, of equals by index: the second sort keeps the order of the first.
         order = index.argsort(dim=0, stable=True)
         order = order.gather(0, value.gather(0, order).argsort(dim=0, descending=True, stable=True))[: self.k]
         self._kept = value.gather(0, order), index.gather(0, order), position.gather(0, order)
 
-    def _nobody(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        shape = (self.k, like.shape[1])
-        index = torch.full(shape, _NOBODY, device=like.device)
-        return torch.full_like(like[:1], -torch.inf).expand(shape), index, torch.full_like(index, -1)
-
     def compute(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Values, indices of images and positions, [channel, k], the strongest first; fewer than k where there were fewer images.
+        """Values, indices of images and positions, [channel, k], the most extreme first; fewer than k of fewer images.
 
         Raises MeasureError if there were none."""
         if self._kept is None:
@@ -214,9 +212,9 @@ def top_images(
     batch_size: int = 32,
     autocast: str | None = None,
 ) -> TopImages:
-    """The `k` images that drive each channel of a layer the most, in one pass of memory that does not grow with the images.
+    """The `k` images that activate each channel of a layer most, in one pass whose memory does not grow with the images.
 
-    `channel` is one, several or None for all. `lowest` gives those that drive it the least. `by` ranks by the peak over positions
+    `channel` is one, several or None for all. `lowest` gives those that activate it least. `by` ranks by the peak over positions
     or by the "mean" over them. Fewer than `k` images give as many as there are.
 
     Raises LayerError (unknown layer, channel out of range), MeasureError (k below 1, another `by`) and ImagesError; warns with
@@ -237,7 +235,7 @@ def top_and_lowest(
 ) -> list[tuple[TopImages, TopImages]]:
     """Both ends of `top_images`, the highest and the lowest, of channels of several layers in one pass over the images.
 
-    `channels` are one, several or None for all, by layer. Returns a pair a layer, in the order given. Raises and warns as
+    `channels` are one, several or None for all, by layer. Returns a pair per layer, in the order given. Raises and warns as
     `top_images`."""
     return [(top, low) for top, low in _ranked(model, images, channels, k, (False, True), by, batch_size, autocast)]
 
@@ -257,23 +255,20 @@ def top_means(
     source = as_source(images)
     if reps.model.fingerprint != model.fingerprint or keys_of(reps) != keys_of(source):
         raise MeasureError(f"the run of {reps.model.name} on {reps.images.name} is of another network or of other images")
-    return [_top_means(model, source, reps, model.layer(name), chosen, k) for name, chosen in channels.items()]
-
-
-def _top_means(
-    model: Model, source: ImageSource, reps: RepresentationsLike, layer: Layer, channel: int | Sequence[int] | None, k: int
-) -> tuple[TopImages, TopImages]:
-    chosen = _channels(channel, layer)
-    values = np.asarray(reps[layer.name])
-    if values.ndim != 2 or reps.reduce == "prefix":
-        raise MeasureError(f"layer '{layer.name}' of this run holds no means over positions: extract with reduce='mean'")
-    means = torch.from_numpy(np.ascontiguousarray(values[:, chosen]))
-    ends = [RunningTop(k, lowest) for lowest in (False, True)]
-    for end in ends:
-        end.update(Extremes(means, torch.full(means.shape, -1)), 0)
-    _warn_non_finite(ends[0], layer, model)
-    highest, lowest = (_result(end, model, source, layer, "mean", chosen) for end in ends)
-    return highest, lowest
+    pairs = []
+    for name, wanted in channels.items():
+        layer = model.layer(name)
+        chosen, values = _channels(wanted, layer), np.asarray(reps[name])
+        if values.ndim != 2 or reps.reduce == "prefix":
+            raise MeasureError(f"layer '{name}' of this run holds no means over positions: extract with reduce='mean'")
+        means = torch.from_numpy(np.ascontiguousarray(values[:, chosen]))
+        ends = RunningTop(k), RunningTop(k, lowest=True)
+        for end in ends:
+            end.update(Extremes(means, torch.full(means.shape, -1)), 0)
+        _warn_non_finite(ends[0], layer, model)
+        highest, lowest = (_result(end, model, source, layer, "mean", chosen) for end in ends)
+        pairs.append((highest, lowest))
+    return pairs
 
 
 def _ranked(
@@ -286,7 +281,7 @@ def _ranked(
     batch_size: int,
     autocast: str | None,
 ) -> list[list[TopImages]]:
-    """For every layer wanted the results at every end, from one pass."""
+    """The results of every wanted layer at every end, from one pass."""
     source, layers = as_source(images), [model.layer(name) for name in wanted]
     channels = {layer.name: _channels(wanted[layer.name], layer) for layer in layers}
     running = {layer.name: [RunningTop(k, lowest) for lowest in ends] for layer in layers}
@@ -318,7 +313,7 @@ def _of_channels(
 
 
 def _channels(channel: int | Sequence[int] | None, layer: Layer) -> np.ndarray:
-    """The channels asked for, sorted. Raises LayerError for one that the layer does not have."""
+    """The selected channels, sorted. Raises LayerError for one that the layer does not have."""
     if channel is None:
         return np.arange(layer.channels)
     chosen = np.unique(np.atleast_1d(np.asarray(channel, dtype=np.int64)))
@@ -342,15 +337,16 @@ def _warn_non_finite(top: RunningTop, layer: Layer, model: Model) -> None:
 def activation_maps(
     model: Model, images: ImageSource | Tensor, index: Iterable[int], layer: str, channel: int, *, batch_size: int = 64
 ) -> np.ndarray:
-    """The channel's activations on the layer's grid [n, rows, columns] for the images at `index`; [n, 1, positions] if none.
+    """The channel's activations on the layer's grid [n, rows, columns] for the images at `index`; [n, 1, positions] without
+    a grid.
 
     Raises LayerError and ImagesError as `top_images`."""
     selected = model.layer(layer)
-    (only,) = _channels(channel, selected)
-    pieces = stream(model, part_of(images, index), [selected], partial(_map_of, channel=int(only)), batch_size=batch_size)
+    (only,) = _channels(channel, selected).tolist()
+
+    def channel_map(layer: Layer, positions: Tensor, _prefix: Tensor | None) -> Tensor:
+        return every_position(layer, positions[..., only : only + 1], None)[0][..., 0].to(torch.float32)
+
+    pieces = stream(model, part_of(images, index), [selected], channel_map, batch_size=batch_size)
     maps = torch.cat([piece.found[selected.name] for piece in pieces]).cpu().numpy()
     return np.asarray(maps.reshape(len(maps), *(selected.grid or (1, -1))))
-
-
-def _map_of(layer: Layer, positions: Tensor, prefix: Tensor | None, *, channel: int) -> Tensor:
-    return every_position(layer, positions[..., channel : channel + 1], None)[0][..., 0].to(torch.float32)

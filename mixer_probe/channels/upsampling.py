@@ -1,4 +1,4 @@
-"""Maps of a layer to the pixels of the input: bilinear, anchored where the positions of the layer look."""
+"""Maps of a layer to the pixels of the input: bilinear, anchored at the receptive fields of the positions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WINDOWED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 
 @dataclass(frozen=True)
 class Anchor:
-    """Along one side of the input, position i of the layer looks at pixel `first` + i * `step` (centres of pixels are whole)."""
+    """Along one side of the input, position i of the layer is centred on pixel `first` + i * `step` (pixel centres are whole)."""
 
     first: float
     step: float
@@ -29,12 +29,12 @@ def cell_anchor(pixels: int, cells: int) -> Anchor:
 
 
 def anchors(model: Model, layer: Layer) -> tuple[Anchor, Anchor]:
-    """Where the rows and the columns of a layer's grid look: the centres of their receptive fields.
+    """The centres of the receptive fields of the rows and the columns of a layer's grid.
 
-    From the strided convolutions and poolings that made the grid: one of kernel k, dilation d, padding p and stride s looks from
-    position i at position i s - p + d (k - 1) / 2 of its input (Araujo et al. 2019, "Computing receptive fields of convolutional
-    neural networks"). In a ResNet these are not the centres of cells: after stride 32 the two are 15.5 pixels apart. Where
-    other things made the grid too (merged patches, blurred pooling) it is the centres of its cells.
+    From the strided convolutions and poolings that made the grid: position i of one of kernel k, dilation d, padding p and stride
+    s is centred on position i s - p + d (k - 1) / 2 of its input (Araujo et al. 2019, "Computing receptive fields of
+    convolutional neural networks"). In a ResNet these are not the centres of cells: after stride 32 the two are 15.5 pixels
+    apart. Where other modules made the grid too (merged patches, blurred pooling) it is the centres of its cells.
 
     Raises LayerError for a layer without a grid."""
     if layer.grid is None:
@@ -66,7 +66,9 @@ class _Side:
 
     def through(self, module: nn.Module, axis: int, length: int) -> _Side | None:
         """The side after a convolution or pooling that gave `length`; None if this side was not what it was given."""
-        k, s, p, d = (_of(getattr(module, name, 1), axis) for name in ("kernel_size", "stride", "padding", "dilation"))
+        values = (getattr(module, name, 1) for name in ("kernel_size", "stride", "padding", "dilation"))
+        # The padding "same" has no number.
+        k, s, p, d = (v[axis] if isinstance(v, tuple) else v if isinstance(v, int) else 0 for v in values)
         reach = d * (k - 1)
         if length != (self.length + 2 * p - reach - 1) // s + 1:
             if p or length != -(-self.length // s):
@@ -74,12 +76,6 @@ class _Side:
             # Padded as TensorFlow does: as little as is needed, the odd pixel behind.
             p = max((length - 1) * s + reach + 1 - self.length, 0) // 2
         return _Side(length, self.first + self.step * (reach / 2 - p), self.step * s)
-
-
-def _of(value: object, axis: int) -> int:
-    if isinstance(value, tuple):
-        return int(value[axis])
-    return int(value) if isinstance(value, int) else 0
 
 
 def interpolation(anchor: Anchor, cells: int, pixels: np.ndarray) -> np.ndarray:

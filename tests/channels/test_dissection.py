@@ -15,7 +15,7 @@ from timm.models.resnet import BasicBlock, ResNet
 
 import mixer_probe as mp
 from mixer_probe.channels import Dissection, class_selectivity, dissect, dissected_channel
-from mixer_probe.channels.overlap import Threshold, above, every, highest
+from mixer_probe.channels.overlap import Threshold, highest, n_above, sample_pixels
 from mixer_probe.channels.upsampling import anchors, cell_anchor, interpolation
 from mixer_probe.core.errors import (
     ImagesError,
@@ -374,7 +374,7 @@ def test_thresholds_are_exact_for_any_split_and_merge_order(
 ) -> None:
     values = np.random.default_rng(seed).integers(-4, 5, (sum(batches) + 4, 3, 4)).astype(np.float32)
     batches = [4, *batches]
-    allowed = above(values.shape[0] * 3, quantile)
+    allowed = n_above(values.shape[0] * 3, quantile)
     parts = [Threshold(allowed) for _ in range(3)]
     start = 0
     for i, n in enumerate(batches):
@@ -397,7 +397,7 @@ def test_a_channel_that_a_relu_shuts_nearly_everywhere_is_lit_where_it_is_not_ze
     values = torch.zeros(10, 20, 4)
     values[3, 5, 0] = 2.0
     values[4, 6, :2] = 1.0
-    threshold = Threshold(above(200, 0.95))
+    threshold = Threshold(n_above(200, 0.95))
     threshold.update(highest(mp.Layer("x", "block", 1.0, (4, 5), 4, 0, 20), values, None, keep={"x": 11}))
     level, defined = threshold.compute()
     assert level[:2].tolist() == [0, 0]
@@ -410,11 +410,11 @@ def test_what_cannot_be_merged_or_computed_is_named() -> None:
     with pytest.raises(MeasureError, match="too few values were seen"):
         Threshold(3).compute()
     with pytest.raises(MeasureError, match=r"a channel has 100 values .* none may be above the quantile 0.995: take 200 or more"):
-        above(100, 0.995)
+        n_above(100, 0.995)
     with pytest.raises(MeasureError, match="above 0 and below 1, not 1"):
-        above(100, 1.0)
-    assert above(200, 0.995) == 1
-    assert above(1000, 0.995) == 5
+        n_above(100, 1.0)
+    assert n_above(200, 0.995) == 1
+    assert n_above(1000, 0.995) == 5
 
 
 # -- where positions look --------------------------------------------------------------------------------------------------
@@ -484,12 +484,12 @@ def test_anchors_of_known_networks(name: str, layer: str, first: float, step: fl
 
 
 def test_pixels_compared() -> None:
-    rows, columns = every((224, 112), None)
+    rows, columns = sample_pixels((224, 112), None)
     assert rows.tolist() == list(range(1, 224, 2))
     assert len(columns) == 56
-    assert every((32, 32), None)[0].tolist() == list(range(32))
+    assert sample_pixels((32, 32), None)[0].tolist() == list(range(32))
     with pytest.raises(MeasureError, match="step=0: take every pixel"):
-        every((8, 8), 0)
+        sample_pixels((8, 8), 0)
 
 
 # -- images from files, and a real size ------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 from mixer_probe.channels import ClassSelectivity, auroc_of, channels_needed, class_selectivity, dprime_of, morcos_index
-from mixer_probe.channels.needed import in_turn
+from mixer_probe.channels.needed import round_robin
 from mixer_probe.core.errors import ImagesError, LayerError, MeasureError, UndefinedChannelsWarning
 from mixer_probe.core.result import from_dict, to_dict
 from tests.probing.conftest import FakeRepresentations
@@ -229,7 +229,7 @@ def test_storage() -> None:
 
 def test_the_best_of_every_class_comes_first() -> None:
     found = class_selectivity(planted(), permutations=0)
-    ranked = in_turn(found, 1)
+    ranked = round_robin(found, 1)
     assert sorted(ranked[:3]) == [4, 9, 17]
     assert sorted(ranked) == list(range(60))
 
