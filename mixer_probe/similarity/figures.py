@@ -26,9 +26,9 @@ from mixer_probe.core.validate import checked
 from mixer_probe.core.words import short_name
 from mixer_probe.models.layer import Layer
 from mixer_probe.plotting.style import COLOURS, GREY, MARKERS, SEQUENTIAL, model_label, plain, styled
-from mixer_probe.similarity import SimilarityMatrix
 from mixer_probe.similarity.identification import LayerIdentification
 from mixer_probe.similarity.matches import LayerMatches, best_matches
+from mixer_probe.similarity.matrix import SimilarityMatrix
 from mixer_probe.similarity.summary import ModelSimilarity
 
 _NULL_GREY = "#BDBDBD"
@@ -117,7 +117,17 @@ def similarity_map(matrices: Sequence[SimilarityMatrix]) -> Figure:
         _block(axes, matrix, a, b, transposed=False)
         if a != b:
             _block(axes, matrix, a, b, transposed=True)
-    _block_axes(axes, names)
+    centres, upright = np.arange(len(names)) + 0.5, len(names) < 5
+    labels = [name.replace(" (", "\n(") for name in names]
+    axes.set_xticks(centres, labels, rotation=0 if upright else 90, ha="center", va="top")
+    axes.set_yticks(centres, labels)
+    axes.tick_params(length=0)
+    for edge in range(1, len(names)):
+        axes.axhline(edge, color="white", linewidth=2.5)
+        axes.axvline(edge, color="white", linewidth=2.5)
+    axes.set(xlim=(0, len(names)), ylim=(0, len(names)), aspect="equal", title="Layer similarity, all pairs of networks")
+    axes.set(xlabel="layers of each network, first to last", ylabel="layers of each network, first to last")
+    axes.spines[:].set_visible(False)
     for which in ("x", "y"):
         _strips(axes, which, [(layers_of[name], float(start), 1.0) for start, name in enumerate(names)])
     _shared_bar(figure, [axes], matrices)
@@ -136,23 +146,6 @@ def _block(axes: Axes, matrix: SimilarityMatrix, a: int, b: int, transposed: boo
     rows, columns = np.argwhere(np.isnan(matrix.values)).T
     centres = ((x[:-1] + x[1:]) / 2)[columns], ((y[:-1] + y[1:]) / 2)[rows]
     axes.plot(*(centres[::-1] if transposed else centres), color="black", marker="x", markersize=2.5, linestyle="", mew=0.6)
-
-
-def _block_axes(axes: Axes, names: Sequence[str]) -> None:
-    centres = np.arange(len(names)) + 0.5
-    labels = [name.replace(" (", "\n(") for name in names]
-    upright = len(names) < 5
-    axes.set_xticks(centres, labels, rotation=0 if upright else 90, ha="center", va="top")
-    axes.set_yticks(centres, labels)
-    axes.tick_params(length=0)
-    for edge in range(1, len(names)):
-        axes.axhline(edge, color="white", linewidth=2.5)
-        axes.axvline(edge, color="white", linewidth=2.5)
-    axes.set(xlim=(0, len(names)), ylim=(0, len(names)), aspect="equal", title="Layer similarity, all pairs of networks")
-    axes.set_xlabel("layers of each network, first to last")
-    axes.set_ylabel("layers of each network, first to last")
-    for spine in axes.spines.values():
-        spine.set_visible(False)
 
 
 # -- one heatmap a pair ------------------------------------------------------------------------------------------------
@@ -174,9 +167,15 @@ def similarity_heatmaps(matrices: Sequence[SimilarityMatrix], *, columns: int = 
         _depth_axis(axes, matrix.layers_b, "x", matrix.model_b)
         _depth_axis(axes, matrix.layers_a, "y", matrix.model_a)
         if paths:
-            _path(axes, best_matches(matrix))
+            _draw_path(axes, best_matches(matrix))
     _shared_bar(figure, panels, matrices)
-    _key(figure, matrices, _path_keys(any(m.null is not None for m in matrices)) if paths else ())
+    faces = {}
+    if paths and any(m.null is not None for m in matrices):
+        faces = {"best match of the row, above chance": "white", "best match, not above chance": _NULL_GREY}
+    elif paths:
+        faces = {"best match of the row (no null)": "none"}
+    ring: dict[str, Any] = {"color": "black", "linestyle": "", "marker": "o", "markersize": 5}
+    _key(figure, matrices, [Line2D([], [], **ring, markerfacecolor=face, label=label) for label, face in faces.items()])
     return figure
 
 
@@ -203,8 +202,7 @@ def _heatmap(axes: Axes, matrix: SimilarityMatrix) -> None:
     axes.set(xlim=(-0.5, shape[1] - 0.5), ylim=(-0.5, shape[0] - 0.5))
     _strips(axes, "x", [(matrix.layers_b, -0.5, float(shape[1]))])
     _strips(axes, "y", [(matrix.layers_a, -0.5, float(shape[0]))])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
 
 
 def _several(layers: Iterable[Layer]) -> bool:
@@ -240,33 +238,16 @@ def _depth_axis(axes: Axes, layers: Sequence[Layer], which: str, model: ModelRec
         axis.set_label_text(f"relative depth,{chr(10) if len(name) > 22 else ' '}{name}", fontsize=7.5)
 
 
-def _path(axes: Axes, matches: LayerMatches) -> None:
+def _draw_path(axes: Axes, matches: LayerMatches) -> None:
     """The best match of each row, readable on any colour: white within black."""
     rows = np.arange(len(matches.partner))
     columns = np.where(matches.partner < 0, np.nan, matches.partner)
     size = min(26.0, 700 / max(len(rows), len(matches.layers_b)))
     axes.plot(columns, rows, color="white", linewidth=1.3, path_effects=[withStroke(linewidth=2.6, foreground="black")], zorder=3)
+    halo = [withStroke(linewidth=2.6, foreground="white")]
+    marker: dict[str, Any] = {"s": size, "edgecolors": "black", "linewidths": 1.1, "path_effects": halo, "zorder": 4}
     for chosen, face in ((matches.above, "white"), (~matches.above, "none")):
-        axes.scatter(
-            columns[chosen],
-            rows[chosen],
-            s=size,
-            facecolors=face,
-            edgecolors="black",
-            linewidths=1.1,
-            path_effects=[withStroke(linewidth=2.6, foreground="white")],
-            zorder=4,
-        )
-
-
-def _path_keys(null: bool) -> list[Artist]:
-    ring: dict[str, Any] = {"color": "black", "linestyle": "", "marker": "o", "markersize": 5}
-    if not null:
-        return [Line2D([], [], **ring, markerfacecolor="none", label="best match of the row (no null)")]
-    return [
-        Line2D([], [], **ring, markerfacecolor="white", label="best match of the row, above chance"),
-        Line2D([], [], **ring, markerfacecolor=_NULL_GREY, label="best match, not above chance"),
-    ]
+        axes.scatter(columns[chosen], rows[chosen], facecolors=face, **marker)
 
 
 def _pair(a: ModelRecord | None, b: ModelRecord | None) -> str:
@@ -309,53 +290,40 @@ def match_figure(matches: Sequence[LayerMatches]) -> Figure:
     """Relative depth of each layer of A against that of its best match in B, a line a pair; the diagonal is equal depth.
 
     Filled markers are beyond the null of the best match, open ones are not, or have no null."""
-    measures = {m.matrix_label for m in matches}
-    labels = [_match_label(m, len(matches) == 1, len(measures) > 1) for m in matches]
+    several = len({m.matrix_label for m in matches}) > 1
+    labels = []
+    for m in matches:
+        first, second = (model_label(model) for model in (m.model_a, m.model_b))
+        order = [] if len(matches) == 1 else [_order_text(m)]
+        pair = f"{first}{chr(10) if len(first) + len(second) > 28 else ' '}→ {second}"
+        labels.append("\n".join([pair, *order, *([m.matrix_label] if several else [])]))
     lines = sum(label.count("\n") + 1 for label in labels)
     figure = Figure(figsize=(8.6, max(4.6, 0.15 * lines + 0.8)))
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (2, 3)), label="equal depth")
-    for i, (one, label) in enumerate(zip(matches, labels)):
-        _match_line(axes, one, label, i)
+    for number, (m, label) in enumerate(zip(matches, labels)):
+        x = np.array([layer.depth for layer in m.layers_a])
+        y = np.array([m.layers_b[i].depth if i >= 0 else np.nan for i in m.partner])
+        # Beyond eight pairs colours repeat, and markers move on so that no two pairs look the same.
+        marker = MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
+        style: dict[str, Any] = {"marker": marker, "markersize": 5.5, "color": COLOURS[number % len(COLOURS)]}
+        axes.plot(x, y, **style, markerfacecolor="white", label="_open", clip_on=False)
+        axes.plot(x[m.above], y[m.above], **style, linestyle="", label="_above", clip_on=False)
+        axes.plot([], [], **style, label=label)
     alone = f": {_order_text(matches[0])}" if len(matches) == 1 else ""
-    axes.set_title(f"Best match by depth{alone}")
-    axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", anchor="W")
-    axes.set_xlabel("relative depth in the first network")
-    axes.set_ylabel("relative depth of the best match in the second")
-    _match_key(figure, axes, matches)
+    axes.set(title=f"Best match by depth{alone}", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", anchor="W")
+    axes.set(xlabel="relative depth in the first network", ylabel="relative depth of the best match in the second")
+    handles, names = axes.get_legend_handles_labels()
+    if any((~m.above & (m.partner >= 0)).any() for m in matches):
+        handles.append(Line2D([], [], color=GREY, marker="o", linestyle="", markersize=5.5, markerfacecolor="white"))
+        no_null = all(np.isnan(m.null95).all() for m in matches)
+        names.append("open: no null" if no_null else "open: not above chance")
+    figure.legend(handles, names, loc="outside right upper", fontsize=7.5)
     return figure
 
 
-def _match_line(axes: Axes, matches: LayerMatches, label: str, number: int) -> None:
-    x = np.array([layer.depth for layer in matches.layers_a])
-    y = np.array([matches.layers_b[i].depth if i >= 0 else np.nan for i in matches.partner])
-    colour = COLOURS[number % len(COLOURS)]
-    # Beyond eight pairs colours repeat, and markers move on so that no two pairs look the same.
-    marker = MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
-    style: dict[str, Any] = {"marker": marker, "markersize": 5.5, "color": colour}
-    axes.plot(x, y, **style, markerfacecolor="white", label="_open", clip_on=False)
-    axes.plot(x[matches.above], y[matches.above], **style, linestyle="", label="_above", clip_on=False)
-    axes.plot([], [], **style, label=label)
-
-
-def _match_key(figure: Figure, axes: Axes, matches: Sequence[LayerMatches]) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    if any((~m.above & (m.partner >= 0)).any() for m in matches):
-        handles = [*handles, Line2D([], [], color=GREY, marker="o", linestyle="", markersize=5.5, markerfacecolor="white")]
-        nulls = all(np.isnan(m.null95).all() for m in matches)
-        labels = [*labels, "open: no null" if nulls else "open: not above chance"]
-    figure.legend(handles, labels, loc="outside right upper", fontsize=7.5)
-
-
-def _match_label(matches: LayerMatches, alone: bool, measures: bool) -> str:
-    """The pair, whether partners climb unless the title says so, and the measure where there are several."""
-    first, second = (model_label(model) for model in (matches.model_a, matches.model_b))
-    pair = f"{first}{chr(10) if len(first) + len(second) > 28 else ' '}→ {second}"
-    return "\n".join([pair, *([] if alone else [_order_text(matches)]), *([matches.matrix_label] if measures else [])])
-
-
 def _order_text(matches: LayerMatches) -> str:
-    """Whether partners climb with depth."""
+    """Whether the best match increases with depth."""
     if np.isnan(matches.tau):
         return "one match for all layers"
     return ("increases with depth" if matches.climbs else "no significant order") + f" (τ = {matches.tau:.2f})"
@@ -376,43 +344,32 @@ def model_summary(summary: ModelSimilarity) -> Figure:
     grid = figure.add_gridspec(1 + tree, 2, height_ratios=ratios, width_ratios=[side, 0.16])
     axes = figure.add_subplot(grid[-1, 0])
     if tree:
-        _tree(figure.add_subplot(grid[0, 0]), summary)
-    _summary_cells(axes, summary)
+        above = figure.add_subplot(grid[0, 0])
+        with mpl.rc_context({"lines.linewidth": 1.3}):
+            dendrogram(summary.linkage, ax=above, no_labels=True, color_threshold=0, above_threshold_color=GREY)
+        above.set(xlim=(0, 10 * count), ylim=(0, None), xticks=[])
+        above.set_ylabel("1 − value", fontsize=8)
+        above.tick_params(labelsize=7.5)
+        above.spines["bottom"].set_visible(False)
+    # The leaves of a dendrogram are 10 apart.
+    values, centres = summary.values[np.ix_(summary.order, summary.order)], [10.0 * i + 5 for i in range(count)]
+    names = [model_label(summary.models[i]) for i in summary.order]
+    extent = (0, 10 * count, 10 * count, 0)
+    axes.imshow(np.clip(values, 0, 1), cmap=SEQUENTIAL, vmin=0, vmax=1, extent=extent, aspect="auto")
+    axes.set_xticks(centres, names, rotation=90, fontsize=8)
+    axes.set_yticks(centres, names, fontsize=8)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    for (row, column), value in np.ndenumerate(values):
+        text = "–" if np.isnan(value) else f"{value:.2f}"
+        colour = "black" if np.isnan(value) or value > 0.55 else "white"
+        if count <= _MOST_VALUES:
+            axes.text(centres[column], centres[row], text, ha="center", va="center", color=colour, fontsize=7)
     bar = figure.colorbar(ScalarMappable(Normalize(0, 1), SEQUENTIAL), cax=figure.add_subplot(grid[-1, 1]))
     bar.set_label("calibrated: 0 is chance, 1 is equal" if summary.calibrated else "raw: 1 is equal")
     bar.outline.set_visible(False)
     figure.suptitle(f"Mean best match over layers, {summary.label}", fontsize=10, fontweight="bold", x=0.02, ha="left")
     return figure
-
-
-def _summary_cells(axes: Axes, summary: ModelSimilarity) -> None:
-    values = summary.values[np.ix_(summary.order, summary.order)]
-    names = [model_label(summary.models[i]) for i in summary.order]
-    centres = [10.0 * i + 5 for i in range(len(names))]
-    extent = (0, 10 * len(names), 10 * len(names), 0)
-    axes.imshow(np.clip(values, 0, 1), cmap=SEQUENTIAL, vmin=0, vmax=1, extent=extent, aspect="auto")
-    axes.set_xticks(centres, names, rotation=90, fontsize=8)
-    axes.set_yticks(centres, names, fontsize=8)
-    axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    if len(names) > _MOST_VALUES:
-        return
-    for (row, column), value in np.ndenumerate(values):
-        text = "–" if np.isnan(value) else f"{value:.2f}"
-        colour = "black" if np.isnan(value) or value > 0.55 else "white"
-        axes.text(centres[column], centres[row], text, ha="center", va="center", color=colour, fontsize=7)
-
-
-def _tree(axes: Axes, summary: ModelSimilarity) -> None:
-    with mpl.rc_context({"lines.linewidth": 1.3}):
-        dendrogram(summary.linkage, ax=axes, no_labels=True, color_threshold=0, above_threshold_color=GREY)
-    axes.set_xlim(0, 10 * len(summary.models))
-    axes.set_ylim(0, None)
-    axes.set_ylabel("1 − value", fontsize=8)
-    axes.tick_params(labelsize=7.5)
-    axes.set_xticks([])
-    axes.spines["bottom"].set_visible(False)
 
 
 # -- which measures find a layer again ---------------------------------------------------------------------------------
@@ -428,7 +385,11 @@ def layer_identification_bars(results: Sequence[LayerIdentification]) -> Figure:
     axes = figure.add_subplot()
     for i, result in enumerate(results):
         shift = 0.0 if len(results) == 1 else 0.3 - 0.6 * i / (len(results) - 1)
-        _shares(axes, result, labels, i, shift)
+        both = 100 * result.to_frame()["both"].to_numpy(float)
+        y = np.array([labels.index(label) for label in result.labels]) + shift
+        name = plain(" and ".join(short_name(model.name) for model in result.models) + f", {len(result.layers)} layers")
+        style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 5.5}
+        axes.plot(both, y, **style, linestyle="", label=name, clip_on=False)
     for number, chance in enumerate(dict.fromkeys(r.chance for r in results)):
         axes.axvline(
             100 * chance, color=GREY, linewidth=1, linestyle=":", label="_" if number else "chance (random layer)", zorder=0
@@ -441,18 +402,3 @@ def layer_identification_bars(results: Sequence[LayerIdentification]) -> Figure:
     axes.set_title("Layer identification accuracy")
     figure.legend(loc="outside lower left", fontsize=8, ncols=1)
     return figure
-
-
-def _shares(axes: Axes, result: LayerIdentification, labels: Sequence[str], number: int, shift: float) -> None:
-    both = 100 * result.to_frame()["both"].to_numpy(float)
-    y = np.array([labels.index(label) for label in result.labels]) + shift
-    axes.plot(
-        both,
-        y,
-        color=COLOURS[number % len(COLOURS)],
-        marker=MARKERS[number % len(MARKERS)],
-        linestyle="",
-        markersize=5.5,
-        label=plain(" and ".join(short_name(model.name) for model in result.models) + f", {len(result.layers)} layers"),
-        clip_on=False,
-    )

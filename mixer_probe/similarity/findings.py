@@ -1,4 +1,4 @@
-"""Where representations part: CKA of layers at equal relative depth, against its null, its interval, and untrained twins."""
+"""Where representations diverge: CKA of layers at equal relative depth, with its null, interval and untrained baselines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mixer_probe.core.finding import NAN, Finding, Number, families, family, is_
 from mixer_probe.core.result import ModelRecord, Result
 from mixer_probe.core.words import name_of
 from mixer_probe.plotting.depth import Course
-from mixer_probe.similarity import SimilarityMatrix
+from mixer_probe.similarity.matrix import SimilarityMatrix
 from mixer_probe.stats.claims import DRAWS, LEVEL, extremes_differ
 from mixer_probe.stats.differences import difference_p
 
@@ -44,6 +44,11 @@ class Profile:
         """ "mixer-s0 and vit-s0"."""
         return f"{name_of(self.a)} and {name_of(self.b)}"
 
+    @property
+    def networks(self) -> frozenset[str]:
+        """Names of the two networks, the same for their untrained baselines."""
+        return frozenset(m.name.removesuffix("?untrained") for m in (self.a, self.b))
+
     def number(self, i: int, kind: str) -> Number:
         """The value at one depth."""
         bounds = float(self.low[i]), float(self.high[i])
@@ -74,36 +79,32 @@ def similarity_findings(results: Sequence[Result]) -> tuple[list[Finding], list[
     own = own_models([m for x in matrices for m in (x.model_a, x.model_b) if m])
     found = [p for m in matrices if (p := profile_of(m)) and np.isfinite(p.calibrated).any()]
     pairs = [p for p in found if p.a.name in own and p.b.name in own]
-    twins = {_key(p): p for p in found if is_twin(p.a, own) and is_twin(p.b, own)}
+    untrained = {p.networks: p for p in found if is_twin(p.a, own) and is_twin(p.b, own)}
     if not pairs:
         needs = "requires unbiased linear CKA between two networks with null and interval"
         return [missing(QUESTION, "Divergence of representations with depth", needs, results, "similarity (cka)")], []
     groups: dict[str, list[Profile]] = {}
     for p in pairs:
         groups.setdefault(families(p.a, p.b), []).append(p)
-    findings = [f for members in groups.values() for f in _group(members, twins)]
-    firsts = [members[0] for members in groups.values()]
-    alone = [p.label for p in firsts if p.a.trained and p.b.trained and _baseline(p, twins) is None]
+    findings = last_layer_findings([members[0] for members in groups.values()])
+    curves: list[Course] = []
+    alone: list[str] = []
+    for group, (first, *others) in groups.items():
+        findings.append(depth_finding(first, others))
+        baseline = untrained.get(first.networks)
+        curves.append(Course(PANEL, group, first.label, True, first.depth, first.value, first.low, first.high, first.null95))
+        if baseline is not None:
+            name, low, high = f"{first.label}?untrained", baseline.low, baseline.high
+            nothing = np.full(len(baseline.depth), NAN)
+            curves.append(Course(PANEL, group, name, False, baseline.depth, baseline.value, low, high, nothing))
+        if baseline is not None and np.array_equal(baseline.depth, first.depth):
+            findings.append(baseline_finding(first, baseline))
+        elif first.a.trained and first.b.trained:
+            alone.append(first.label)
     if alone:
         what, needs = f"Untrained baselines of {', '.join(alone)}", "the results contain no CKA between their untrained baselines"
         findings.append(missing(QUESTION, what, needs, results))
-    return [*_last(firsts), *findings], [c for p in firsts for c in _courses(p, twins)]
-
-
-def _key(p: Profile) -> frozenset[str]:
-    return frozenset(m.name.removesuffix("?untrained") for m in (p.a, p.b))
-
-
-def _baseline(p: Profile, twins: dict[frozenset[str], Profile]) -> Profile | None:
-    """The untrained baselines of a pair, at the same depths."""
-    twin = twins.get(_key(p))
-    return twin if twin is not None and np.array_equal(twin.depth, p.depth) else None
-
-
-def _group(members: Sequence[Profile], twins: dict[frozenset[str], Profile]) -> list[Finding]:
-    first, *others = members
-    twin = _baseline(first, twins)
-    return [_parting(first, others), *([] if twin is None else [_against_twins(first, twin)])]
+    return findings, curves
 
 
 def ends_of(p: Profile) -> tuple[int, int]:
@@ -111,9 +112,9 @@ def ends_of(p: Profile) -> tuple[int, int]:
     return int(np.nanargmax(p.calibrated)), int(np.nanargmin(p.calibrated))
 
 
-def parted_from(p: Profile) -> int | None:
-    """The first depth after the most alike one from which on all intervals are below that of the most alike; None if there is
-    none."""
+def divergence_start(p: Profile) -> int | None:
+    """The first depth after the most similar one from which on all intervals are below that of the most similar one; None if
+    there is none."""
     most, _ = ends_of(p)
     below = p.high < p.low[most]
     later = [i for i in range(most + 1, len(below)) if below[i:].all()]
@@ -121,12 +122,13 @@ def parted_from(p: Profile) -> int | None:
 
 
 def depths_differ(p: Profile) -> bool:
-    """Whether some depth is more alike than the null of the best pair, and than some other depth, beyond the intervals."""
+    """Whether some depth is more similar than the null of the best pair, and than some other depth, beyond the intervals."""
     tested = p.permutations >= DRAWS and bool(p.value[ends_of(p)[0]] > p.best95)
     return tested and extremes_differ([p.number(i, "") for i in range(len(p.depth))])
 
 
-def _parting(p: Profile, others: Sequence[Profile]) -> Finding:
+def depth_finding(p: Profile, others: Sequence[Profile]) -> Finding:
+    """The depths at which a pair is most and least similar, and those of the `others` of the same architectures."""
     most, least = ends_of(p)
     numbers = (p.number(most, "most similar"), p.number(least, "least similar"))
     head = f"{p.label} (n = {p.n}):"
@@ -140,86 +142,53 @@ def _parting(p: Profile, others: Sequence[Profile]) -> Finding:
     if not depths_differ(p):
         text = f"{head} CKA ranges from {shown(numbers[1])} to {shown(numbers[0])}, with no significant difference between depths"
         return Finding(QUESTION, p.label, f"{text} (corrected for all pairs of {len(p.depth)} depths).", "none", numbers)
-    text = f"{head} most similar at {p.place(most)}, least at {p.place(least)}{_floor(p, least)}"
-    start = parted_from(p)
-    where = (
-        f"; below that maximum, with non-overlapping intervals, from depth {p.depth[start]:.2f} on" if start is not None else ""
-    )
-    return Finding(QUESTION, p.label, f"{text}{where}.{_replicas(others)}", "found", numbers)
-
-
-def _floor(p: Profile, least: int) -> str:
-    return "" if p.value[least] > p.null95[least] else ", where it is not above its null"
-
-
-def _replicas(others: Sequence[Profile]) -> str:
-    """The same of the other pairs of these architectures."""
-    if not others:
-        return ""
-    told = [p for p in others if depths_differ(p)]
+    text = f"{head} most similar at {p.place(most)}, least at {p.place(least)}"
+    text += "" if p.value[least] > p.null95[least] else ", where it is not above its null"
+    start = divergence_start(p)
+    if start is not None:
+        text += f"; below that maximum, with non-overlapping intervals, from depth {p.depth[start]:.2f} on"
+    text += "."
+    differing = [q for q in others if depths_differ(q)]
     count = "the other pair" if len(others) == 1 else f"the {len(others)} other pairs"
-    if not told:
-        return f" In {count} of these architectures no depths differ significantly."
-    ends = [ends_of(p) for p in told]
-    most, least = ([p.depth[e[k]] for p, e in zip(told, ends)] for k in (0, 1))
-    last = span([float(p.value[e[1]]) for p, e in zip(told, ends)])
-    of = count if len(told) == len(others) else f"{len(told)} of {count}"
-    return f" In {of} of these architectures: most similar at depth {span(most)}, least at {span(least)} (CKA {last})."
+    if differing:
+        ends = [ends_of(q) for q in differing]
+        highest, lowest = ([q.depth[e[k]] for q, e in zip(differing, ends)] for k in (0, 1))
+        last = span([float(q.value[e[1]]) for q, e in zip(differing, ends)])
+        of = count if len(differing) == len(others) else f"{len(differing)} of {count}"
+        text += f" In {of} of these architectures: most similar at depth {span(highest)}, least at {span(lowest)} (CKA {last})."
+    elif others:
+        text += f" In {count} of these architectures no depths differ significantly."
+    return Finding(QUESTION, p.label, text, "found", numbers)
 
 
-def _against_twins(p: Profile, twin: Profile) -> Finding:
+def baseline_finding(p: Profile, baseline: Profile) -> Finding:
+    """At how many depths a trained pair is more or less similar than its untrained baselines."""
     # Both are over images, at 5 % over all depths (Bonferroni).
-    apart = difference_p(twin.value, twin.low, twin.high, p.value, p.low, p.high) * len(p.depth) <= LEVEL
-    more, less = int((apart & (p.value > twin.value)).sum()), int((apart & (p.value < twin.value)).sum())
-    most, least = ends_of(p)
-    numbers = tuple(
-        twin.number(i, kind)
-        for i, kind in ((most, "untrained baselines, most similar"), (least, "untrained baselines, least similar"))
-    )
-    there = f"{shown(numbers[0])} and {shown(numbers[1])} at the same two depths"
+    p_values = difference_p(baseline.value, baseline.low, baseline.high, p.value, p.low, p.high)
+    apart = p_values * len(p.depth) <= LEVEL
+    more, less = int((apart & (p.value > baseline.value)).sum()), int((apart & (p.value < baseline.value)).sum())
+    ends = zip(ends_of(p), ("most", "least"))
+    numbers = tuple(baseline.number(i, f"untrained baselines, {end} similar") for i, end in ends)
+    head = f"Untrained baselines of {p.label}: CKA {shown(numbers[0])} and {shown(numbers[1])} at the same two depths;"
     total = f"of {len(p.depth)} depths"
     if not more + less:
-        sentence = (
-            f"Untrained baselines of {p.label}: CKA {there}; no significant difference from the trained networks at any {total}."
-        )
-        return Finding(QUESTION, p.label, sentence, "none", numbers)
+        text = f"{head} no significant difference from the trained networks at any {total}."
+        return Finding(QUESTION, p.label, text, "none", numbers)
     # Intervals are over images. Two draws of untrained weights differ by more, and how far is not known from one.
-    text = f"these trained networks are significantly less similar than these baselines at {less} and more similar at "
-    text += f"{more} {total} (intervals over images), which a single draw of untrained weights cannot attribute to training"
-    return Finding(QUESTION, p.label, f"Untrained baselines of {p.label}: CKA {there}; {text}.", "context", numbers)
+    text = f"{head} these trained networks are significantly less similar than these baselines at {less} and more similar at "
+    text += f"{more} {total} (intervals over images), which a single draw of untrained weights cannot attribute to training."
+    return Finding(QUESTION, p.label, text, "context", numbers)
 
 
-def _last(firsts: Sequence[Profile]) -> list[Finding]:
-    """Which architectures are most and least alike after the last layer."""
-    known = [p for p in firsts if np.isfinite(p.value[-1])]
+def last_layer_findings(pairs: Sequence[Profile]) -> list[Finding]:
+    """Which pairs of networks are most and least similar after the last layer; no finding for fewer than two pairs."""
+    known = [p for p in pairs if np.isfinite(p.value[-1])]
     if len(known) < 2:
         return []
     order = sorted(known, key=lambda p: -p.value[-1])
     numbers = tuple(p.number(len(p.depth) - 1, f"last layers, {families(p.a, p.b)}") for p in order)
-    told = extremes_differ(numbers)
-    text = ", ".join(f"{_pair_name(p)} {shown(n)}" for p, n in zip(order, numbers))
-    end = "" if told else " No significant difference between pairs."
-    return [Finding(QUESTION, "all", f"CKA after the last layers: {text}.{end}", "found" if told else "none", numbers)]
-
-
-def _pair_name(p: Profile) -> str:
-    kind = families(p.a, p.b) if p.a.family != p.b.family else f"two {family(p.a)}s"
-    return f"{kind} ({p.label})"
-
-
-def _courses(p: Profile, twins: dict[frozenset[str], Profile]) -> list[Course]:
-    found = [p, *([twins[_key(p)]] if _key(p) in twins else [])]
-    return [
-        Course(
-            PANEL,
-            families(x.a, x.b),
-            f"{p.label}{'' if x is p else '?untrained'}",
-            x is p,
-            x.depth,
-            x.value,
-            x.low,
-            x.high,
-            x.null95 if x is p else np.full(len(x.depth), NAN),
-        )
-        for x in found
-    ]
+    kinds = [families(p.a, p.b) if p.a.family != p.b.family else f"two {family(p.a)}s" for p in order]
+    text = ", ".join(f"{kind} ({p.label}) {shown(n)}" for kind, p, n in zip(kinds, order, numbers))
+    differ = extremes_differ(numbers)
+    end = "" if differ else " No significant difference between pairs."
+    return [Finding(QUESTION, "all", f"CKA after the last layers: {text}.{end}", "found" if differ else "none", numbers)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -92,6 +92,21 @@ class SimilarityMatrix(Result):
         """Values [La, Lb] with the sign that makes larger mean more alike."""
         return self.definition.direction * self.values
 
+    @property
+    def best_pair(self) -> tuple[int, int] | None:
+        """Indices of the closest two layers; None where the measure is not defined for any."""
+        if np.isnan(self.values).all():
+            return None
+        row, column = np.unravel_index(np.nanargmax(self.closeness), self.values.shape)
+        return int(row), int(column)
+
+    @property
+    def best_above_null(self) -> bool | None:
+        """Whether the closest two layers are closer than the closest two under 95 % of the pairings; None without a null."""
+        if self.null is None or self.best_pair is None:
+            return None
+        return bool(self.closeness[self.best_pair] > self.definition.direction * self.null.maximum95)
+
     def to_frame(self) -> pd.DataFrame:
         """One pair of layers a row, with its interval and null (NaN if there is none), n, features and estimator."""
         nothing = np.full(self.values.shape, np.nan)
@@ -117,6 +132,15 @@ class SimilarityMatrix(Result):
             "method": self.method,
         }
         return pd.DataFrame(columns)
+
+
+def rank_correlations(matrices: Sequence[SimilarityMatrix]) -> list[float]:
+    """Spearman's correlation of how any two of the matrices [La, Lb] rank the pairs of layers; none where one is constant."""
+    ranks = pd.DataFrame({i: m.closeness.ravel() for i, m in enumerate(matrices)}).rank()
+    if not (ranks.std() > 0).all():
+        return []
+    rhos = ranks.corr().to_numpy()[np.triu_indices(len(matrices), 1)]
+    return [float(rho) for rho in rhos if not np.isnan(rho)]
 
 
 # What is left between the mean of shuffled images and the best value by rounding alone.

@@ -21,7 +21,7 @@ from mixer_probe.core.finding import Number
 from mixer_probe.core.result import ModelRecord
 from mixer_probe.invariance.views import _worst
 from mixer_probe.similarity import compare
-from mixer_probe.similarity.findings import Profile, _parting
+from mixer_probe.similarity.findings import Profile, depth_finding
 from mixer_probe.similarity.matches import best_matches
 from mixer_probe.similarity.views import agreement, order_of
 from mixer_probe.stats.claims import beyond_baseline, extremes_differ
@@ -101,7 +101,7 @@ def depths_alike(rng: np.random.Generator, planted: bool) -> bool:
     profile = Profile(
         MODEL, MODEL, ("",) * 8, depth, value, value - 1.96 * sd, value + 1.96 * sd, value, np.zeros(8), 0.1, 99, 999
     )
-    return _parting(profile, ()).verdict == "found"
+    return depth_finding(profile, ()).verdict == "found"
 
 
 def extremes(rng: np.random.Generator, planted: bool) -> bool:

@@ -29,7 +29,7 @@ from mixer_probe.probing.views.probes import _calibration_sentence, _confusion_s
 from mixer_probe.report.diff import ReportDiff
 from mixer_probe.report.findings_control import _twin_probe
 from mixer_probe.report.sections_diff import findings as difference_sentences
-from mixer_probe.similarity.findings import Profile, _last, _replicas
+from mixer_probe.similarity.findings import Profile, depth_finding, last_layer_findings
 from mixer_probe.stats import wilson_interval
 from mixer_probe.weights.findings import pairs_finding
 from mixer_probe.weights.units import matching_null, measure_units, unit_rows
@@ -371,11 +371,12 @@ def profile(rng: Random, values: Any, name: str = "vit") -> Profile:
 
 def last_layers(rng: Random, planted: bool) -> bool:
     found = [profile(rng, [0.5, 0.9 if planted and k == 0 else 0.5], f"net{k}") for k in range(5)]
-    return _last(found)[0].verdict == "found"
+    return last_layer_findings(found)[0].verdict == "found"
 
 
 def replicas(rng: Random, planted: bool) -> bool:
-    return "most similar" in _replicas([profile(rng, [0.9 if planted else 0.5, *[0.5] * 5])])
+    first, other = (profile(rng, [value, *[0.5] * 5]) for value in (0.9, 0.9 if planted else 0.5))
+    return "architectures: most similar" in depth_finding(first, [other]).sentence
 
 
 def moved(rng: Random, planted: bool) -> bool:

@@ -18,7 +18,7 @@ import mixer_probe as mp
 from mixer_probe.channels import channel_partners, class_selectivity
 from mixer_probe.channels.findings import _by_depth, _of_architectures
 from mixer_probe.images import from_arrays
-from mixer_probe.similarity.findings import _against_twins, profile_of
+from mixer_probe.similarity.findings import baseline_finding, profile_of
 from mixer_probe.weights import spatial_kernels, token_mixing
 from mixer_probe.weights.findings import low_frequency_finding, mixing_distance_finding
 from mixer_probe.weights.views.units import orientation_sentence
@@ -75,7 +75,7 @@ def of_two(own: Pair, baseline: Pair) -> Iterator[tuple[str, bool]]:
     """What is said of two networks beside their baselines."""
     assert own.profile
     assert baseline.profile
-    yield "CKA", _against_twins(own.profile, baseline.profile).verdict == "found"
+    yield "CKA", baseline_finding(own.profile, baseline.profile).verdict == "found"
     names = frozenset(("net", "other"))
     matched = {names: [own.partners], frozenset(f"{n}?untrained" for n in names): [baseline.partners]}
     yield "partners of channels", "than trained" in _of_architectures([names], matched).sentence
