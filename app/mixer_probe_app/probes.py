@@ -14,10 +14,10 @@ from mixer_probe.capture import Representations
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.fingerprint import apart
 from mixer_probe.images import Images
+from mixer_probe.linear.stratification import stratified
 from mixer_probe.models import Layer
 from mixer_probe.models.layer import spread
 from mixer_probe.probing import ConfusionMatrix, ControlTask, OnlineCode, PatchPosition, PositionProbe, ProbeResult, RandomLabels
-from mixer_probe.probing.labels import stratified
 from mixer_probe.probing.runs import source_labels, train_labels
 from mixer_probe_app import disk, seen
 from mixer_probe_app.analyses import BATCH, LAYERS, key_of, key_of_images, representations, stored_run
@@ -160,7 +160,7 @@ def description_length(one: Subject) -> tuple[OnlineCode, ...]:
 
     def code(found: tuple[OnlineCode, ...]) -> str:
         names = [layer.name for layer in found[0].layers]
-        part = f"reps.only({names!r}).take(mp.probing.labels.stratified(reps.labels, {found[0].n}))"
+        part = f"reps.only({names!r}).take(mp.probing.stratified(reps.labels, {found[0].n}))"
         sides = f"[({one.code})[0]{_twin_code(one)}]"
         return f"[mp.probing.online_code({part}, seed=0, **{_CODE!r}) for reps in {sides}]"
 

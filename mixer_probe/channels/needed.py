@@ -14,9 +14,9 @@ from mixer_probe.channels.selectivity import ClassSelectivity, class_selectivity
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
+from mixer_probe.linear.ridge_probe import RidgeProbe
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.centroid import CentroidProbe
-from mixer_probe.probing.ridge import RidgeProbe
 from mixer_probe.probing.runs import check_runs, run_labels
 from mixer_probe.similarity.inputs import RepresentationsLike
 

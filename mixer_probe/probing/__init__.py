@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from mixer_probe.linear.classifier import ProbePath
+from mixer_probe.linear.logistic import LogisticPath, LogisticProbe, default_logistic_l2, logistic_path, logistic_paths
+from mixer_probe.linear.moments import RidgeMoments
+from mixer_probe.linear.ridge import default_l2
+from mixer_probe.linear.ridge_path import RidgePath
+from mixer_probe.linear.ridge_probe import RidgeProbe, ridge_path
+from mixer_probe.linear.stratification import stratified
 from mixer_probe.probing.answers import Calibration, ConfusionMatrix, calibration, confusion_matrix
 from mixer_probe.probing.attentive import AttentiveProbe, AttentiveResult, attentive_probe
 from mixer_probe.probing.baselines import pixel_baseline, raw_pixels
@@ -10,14 +17,10 @@ from mixer_probe.probing.controls import ControlTask, RandomLabels, control_task
 from mixer_probe.probing.fewshot import FewShotResult, big_vision_probe, few_shot_probe
 from mixer_probe.probing.knn import KNNPath, KNNProbe, knn_path
 from mixer_probe.probing.layer_probes import ProbeResult, linear_probe
-from mixer_probe.probing.logistic import LogisticPath, LogisticProbe, default_logistic_l2, logistic_path, logistic_paths
 from mixer_probe.probing.mdl import ControlCode, OnlineCode, control_code, online_code
 from mixer_probe.probing.methods import FITTERS
-from mixer_probe.probing.moments import RidgeMoments
 from mixer_probe.probing.patch_position import PatchPosition, patch_position_probe
-from mixer_probe.probing.path import ProbePath
 from mixer_probe.probing.positionwise import PositionProbe, position_probe
-from mixer_probe.probing.ridge import RidgeProbe, ridge_path
 from mixer_probe.probing.scores import (
     balanced_interval,
     combined_interval,
@@ -25,7 +28,6 @@ from mixer_probe.probing.scores import (
     paired_interval,
     seeds_interval,
 )
-from mixer_probe.probing.solution import RidgePath, default_l2
 from mixer_probe.probing.streaming import stream_probe
 from mixer_probe.probing.target_probe import TargetProbe, target_probe
 from mixer_probe.probing.targets import Target, binned, image_targets, planted_images, shifted_images, targets_from_csv
@@ -89,6 +91,7 @@ __all__ = [
     "ridge_path",
     "seeds_interval",
     "shifted_images",
+    "stratified",
     "stream_probe",
     "target_probe",
     "targets_from_csv",

@@ -18,6 +18,7 @@ from mixer_probe.core.result import Result
 from mixer_probe.core.settings import StudySettings
 from mixer_probe.images import Images
 from mixer_probe.images.classes import require_labels
+from mixer_probe.linear.stratification import stratified
 from mixer_probe.models.layer import spread
 from mixer_probe.probing import (
     AttentiveResult,
@@ -49,7 +50,6 @@ from mixer_probe.probing import (
     target_probe,
     targets_from_csv,
 )
-from mixer_probe.probing.labels import stratified
 from mixer_probe.probing.methods import PROBABILISTIC
 from mixer_probe.probing.runs import Runs, train_labels
 from mixer_probe.probing.targets import PROPERTIES

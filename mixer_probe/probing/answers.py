@@ -12,9 +12,9 @@ from scipy import optimize, special
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
+from mixer_probe.linear.ridge_probe import ridge_path
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.layer_probes import UNDEFINED, ProbeResult
-from mixer_probe.probing.ridge import ridge_path
 from mixer_probe.probing.runs import Runs
 from mixer_probe.probing.tables import layer_columns
 from mixer_probe.similarity.inputs import layer_matrix

@@ -24,8 +24,8 @@ from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.switches import plain_modes
 from mixer_probe.core.validate import checked
+from mixer_probe.linear.classifier import check_two
 from mixer_probe.models.layer import Layer
-from mixer_probe.probing.moments import check_two
 from mixer_probe.probing.positionwise import chance, checked_runs, layers_with_positions, map_shape, warn_if_not_finite
 from mixer_probe.probing.tables import layer_columns
 from mixer_probe.similarity.inputs import RepresentationsLike

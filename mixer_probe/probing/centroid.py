@@ -15,8 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import check_choice, checked
-from mixer_probe.probing.moments import check_two
-from mixer_probe.probing.path import decided_class
+from mixer_probe.linear.classifier import check_two, decided_class
 
 Metric = Literal["euclidean", "cosine"]
 

@@ -22,10 +22,10 @@ from mixer_probe.core.errors import ImagesError, MeasureError, closest
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.images.bundled import CIFAR10_CLASSES
+from mixer_probe.linear.many_targets import RidgeFits, classify
+from mixer_probe.linear.ridge import default_l2
 from mixer_probe.models.layer import Layer
-from mixer_probe.probing.regression import RidgeFits, classify_many, classify_with, finite_pair
-from mixer_probe.probing.runs import Runs, check_runs, check_twin, run_labels
-from mixer_probe.probing.solution import default_l2
+from mixer_probe.probing.runs import Runs, check_runs, check_twin, finite_pair, run_labels
 from mixer_probe.probing.tables import layer_columns
 from mixer_probe.similarity.inputs import RepresentationsLike
 from mixer_probe.stats import crossed_interval, wilson_interval
@@ -177,7 +177,8 @@ def _score(
     pair = finite_pair(train, test, name)
     if pair is None:
         return _nothing(labels[0].shape[1])
-    found = classify_many(pair[0], labels[0], pair[1], groups, l2)
+    fits = RidgeFits.of(pair[0], None, l2)
+    found = classify(fits, labels[0], fits.project(pair[1]), groups)
     right = found.predicted == labels[1]
     accuracy, balanced = right.mean(axis=0), balanced_accuracies(right, labels[1])
     low, high = wilson_interval(int(right[:, 0].sum()), len(right))
@@ -408,8 +409,8 @@ def _random_score(
 ) -> dict[str, np.ndarray]:
     fits = RidgeFits.of(X, train, l2)
     new = fits.project(X_new)
-    found = classify_with(fits, train, new, classes)
-    least = classify_with(replace(fits, l2=l2[:1]), train, new, classes)
+    found = classify(fits, train, new, classes)
+    least = classify(replace(fits, l2=l2[:1]), train, new, classes)
     said = np.stack([np.bincount(column, minlength=classes) for column in found.predicted.T])
     truth = np.bincount(test[:, 0], minlength=classes)
     expected = (said * truth).sum(axis=1) / len(test) ** 2

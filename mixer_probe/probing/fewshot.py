@@ -13,17 +13,20 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mixer_probe.core.errors import MeasureError, NonFiniteWarning, closest
+from mixer_probe.core.errors import ImagesError, MeasureError, NonFiniteWarning, closest
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.threads import side_by_side
 from mixer_probe.core.validate import checked
+from mixer_probe.images.classes import class_name, quoted
+from mixer_probe.linear.classifier import last_best
+from mixer_probe.linear.ridge import gram
+from mixer_probe.linear.ridge_path import argmax
+from mixer_probe.linear.scaling import block_of, blocks
+from mixer_probe.linear.stratification import few_of_each
 from mixer_probe.models.layer import Layer
-from mixer_probe.probing.labels import check_shots, few_of_each
 from mixer_probe.probing.methods import ESTIMATORS, FITTERS, Values, find_fitter
-from mixer_probe.probing.path import choose
 from mixer_probe.probing.runs import Runs, check_runs, check_twin, layer_pair, run_labels
 from mixer_probe.probing.scores import combined_interval, images_interval, seeds_interval
-from mixer_probe.probing.solution import argmax, block_of, blocks, gram
 from mixer_probe.probing.tables import layer_columns
 from mixer_probe.similarity.inputs import RepresentationsLike
 
@@ -164,6 +167,22 @@ def few_shot_probe(
     )
 
 
+def check_shots(y_train: np.ndarray, shots: Sequence[int | str], names: Sequence[str] | None) -> tuple[int, ...]:
+    """The shots. Raises MeasureError unless they are positive numbers, and ImagesError if a class has fewer images."""
+    counts = [s for s in shots if isinstance(s, (int, np.integer)) and s > 0]
+    if not counts or len(counts) < len(shots):
+        raise MeasureError(f"shots are positive numbers of images a class, got {tuple(shots)}")
+    classes, sizes = np.unique(y_train, return_counts=True)
+    least, most = int(sizes.argmin()), max(counts)
+    if sizes[least] < most:
+        have = f"{sizes[least]} image{'s' if sizes[least] > 1 else ''}"
+        raise ImagesError(
+            f"class {quoted(class_name(int(classes[least]), names))} has {have} in train, fewer than the {most} shots asked for: "
+            f"take at most {sizes[least]}, or more images of it"
+        )
+    return tuple(int(count) for count in counts)
+
+
 def _check_settings(preset: str, values: Values) -> None:
     if preset != BIG_VISION and preset not in FITTERS:
         raise MeasureError(f"there is no few-shot protocol '{preset}'; {closest(preset, (BIG_VISION, *FITTERS))}")
@@ -218,7 +237,7 @@ class _Chosen:
         path = find_fitter(self.method)(X, y, self.values)
         # Of one image a class none can be left out: the simplest is taken.
         several = len(y) > len(path.classes)
-        best = choose(path.left_out_accuracy()) if several else len(path.values) - 1
+        best = last_best(path.left_out_accuracy()) if several else len(path.values) - 1
         return path.predict(new)[best], float(path.values[best])
 
 

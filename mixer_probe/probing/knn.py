@@ -19,9 +19,8 @@ from torch import Tensor
 
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import checked
-from mixer_probe.probing.labels import stratified
-from mixer_probe.probing.moments import check_two
-from mixer_probe.probing.path import choose
+from mixer_probe.linear.classifier import check_two, last_best
+from mixer_probe.linear.stratification import stratified
 
 DEFAULT_K = (1, 5, 10, 20, 50, 100, 200)
 TEMPERATURE = 0.07
@@ -209,7 +208,7 @@ class KNNProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         range."""
         X, y = _checked(self, X, y)
         path = _path(X, y, self._numbers(len(y)), self.temperature, self.centre)
-        best = choose(path.left_out_accuracy()) if len(path.k) > 1 else 0
+        best = int(last_best(path.left_out_accuracy())) if len(path.k) > 1 else 0
         self.path_ = _path_of_one(path, best)
         self.k_ = int(path.k[best])
         self.classes_ = path.classes

@@ -15,10 +15,10 @@ from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.threads import side_by_side
 from mixer_probe.core.validate import checked
 from mixer_probe.images.classes import class_name
+from mixer_probe.linear.classifier import ProbePath, last_best
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.fewshot import FewShotResult, few_shot_probe
 from mixer_probe.probing.methods import ESTIMATORS, FITTERS, PATHS, PROBABILISTIC, Values, find_fitter
-from mixer_probe.probing.path import ProbePath, choose
 from mixer_probe.probing.runs import Runs, check_runs, check_twin, layer_pair, run_labels
 from mixer_probe.probing.scores import accuracy, balanced_accuracy, balanced_interval
 from mixer_probe.probing.tables import layer_columns
@@ -136,7 +136,7 @@ class LayerPath:
     def of(cls, path: ProbePath, X: np.ndarray, y: np.ndarray, probabilities: bool = False) -> LayerPath:
         """Choose from `path` by its left-out accuracy, and test all of it on features `X` [n, p] of classes `y` [n]."""
         left_out, predicted = path.left_out_accuracy(), path.predict(X)
-        best = choose(left_out)
+        best = last_best(left_out)
         shares = np.exp(path.scores(X)[best]).astype(np.float32) if probabilities else None
         return cls(float(path.values[best]), left_out, accuracy(predicted, y), predicted[best], shares)
 
@@ -244,7 +244,7 @@ class _Fits:
 
     def _together(self, names: Sequence[str], runs: Runs) -> list[_Probed]:
         """Layers of one width in one batch: the logistic probe is iterative, and an iteration of many costs little more."""
-        from mixer_probe.probing.logistic import logistic_paths
+        from mixer_probe.linear.logistic import logistic_paths
 
         finite = [name for name in names if not any(count_bad(layer_matrix(run, name)) for run in runs)]
         paths = logistic_paths([layer_matrix(runs[0], name) for name in finite], self.labels[0], self.values)

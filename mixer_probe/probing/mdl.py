@@ -17,17 +17,16 @@ from typing import ClassVar
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy import special
 
 from mixer_probe.core.errors import ImagesError, MeasureError, NonFiniteWarning, UnconvergedWarning
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
+from mixer_probe.linear.logistic import logistic_path
+from mixer_probe.linear.scaling import ColumnScaling, block_of
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.controls import grouping_of, random_groupings
-from mixer_probe.probing.logistic import logistic_path
 from mixer_probe.probing.runs import train_labels
-from mixer_probe.probing.solution import block_of, column_scaling
 from mixer_probe.probing.tables import layer_columns
 from mixer_probe.similarity.inputs import RepresentationsLike, layer_matrix
 from mixer_probe.stats import mean_interval
@@ -299,7 +298,7 @@ def _standardised(reps: RepresentationsLike, name: str) -> np.ndarray | None:
     bad = int((~np.isfinite(X)).sum())
     if not bad:
         # Two images would give deviations near zero, and new images far from both.
-        return column_scaling(X, True, torch.device("cpu")).apply(block_of(X, slice(None))).numpy()
+        return ColumnScaling.of_columns(X).apply(block_of(X, slice(None))).numpy()
     warnings.warn(f"no code given layer '{name}': {bad} of its features are NaN or infinite", NonFiniteWarning, stacklevel=5)
     return None
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mixer_probe.core.errors import MeasureError, closest
-from mixer_probe.probing.path import ProbePath
+from mixer_probe.linear.classifier import ProbePath
 
 Values = Sequence[float] | np.ndarray | None
 
@@ -21,14 +21,14 @@ class Fitter(Protocol):
 
 
 def _ridge(X: Any, y: Any, values: Values = None) -> ProbePath:
-    from mixer_probe.probing.ridge import ridge_path
-    from mixer_probe.probing.solution import default_l2
+    from mixer_probe.linear.ridge import default_l2
+    from mixer_probe.linear.ridge_probe import ridge_path
 
     return ridge_path(X, y, default_l2(len(y)) if values is None else values)
 
 
 def _logistic(X: Any, y: Any, values: Values = None) -> ProbePath:
-    from mixer_probe.probing.logistic import logistic_path
+    from mixer_probe.linear.logistic import logistic_path
 
     return logistic_path(X, y, values)
 

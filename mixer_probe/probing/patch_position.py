@@ -32,9 +32,9 @@ from mixer_probe.core.errors import ImagesError, LayerError, MeasureError, Undef
 from mixer_probe.core.fingerprint import check_apart
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
+from mixer_probe.linear.classifier import last_best
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.probing.regression import last_best
 from mixer_probe.probing.tables import layer_columns
 from mixer_probe.similarity.inputs import to_grid
 from mixer_probe.stats import mean_interval, training_interval

@@ -16,11 +16,11 @@ import pandas as pd
 
 from mixer_probe.core.errors import MeasureError, NonFiniteWarning
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
+from mixer_probe.linear.classifier import last_best
+from mixer_probe.linear.ridge import checked_penalties, default_l2
+from mixer_probe.linear.ridge_probe import ridge_path
 from mixer_probe.models.layer import Layer
-from mixer_probe.probing.path import choose
-from mixer_probe.probing.ridge import ridge_path
 from mixer_probe.probing.runs import check_runs, run_labels
-from mixer_probe.probing.solution import checked_penalties, default_l2
 from mixer_probe.similarity.inputs import RepresentationsLike
 from mixer_probe.stats import wilson_interval
 
@@ -123,7 +123,7 @@ class _Places:
             nothing = np.full(places, np.nan)
             return cls(np.nan, nothing, nothing, nothing, nothing)
         # Sums of counts of images are exact, so that equal penalties are seen to be equal.
-        best = choose(np.round(left_out[usable] * len(labels[0])).sum(axis=0))
+        best = last_best(np.round(left_out[usable] * len(labels[0])).sum(axis=0))
         low, high = np.full((2, places), np.nan)
         low[usable], high[usable] = wilson_interval(right[usable, best], len(labels[1]))
         return cls(float(l2[best]), right[:, best] / len(labels[1]), low, high, left_out[:, best])

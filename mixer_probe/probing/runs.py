@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 
 from mixer_probe.capture import ImageSource
-from mixer_probe.core.errors import MeasureError
+from mixer_probe.core.errors import MeasureError, NonFiniteWarning
 from mixer_probe.core.fingerprint import check_apart, keys_of
 from mixer_probe.images.classes import Labelled, require_labels, shared_classes
 from mixer_probe.similarity.inputs import RepresentationsLike, layer_matrix
@@ -81,6 +83,16 @@ def layer_pair(train: RepresentationsLike, test: RepresentationsLike, name: str)
     X, new = layer_matrix(train, name), layer_matrix(test, name)
     check_width(name, X.shape[1], new.shape[1])
     return X, new
+
+
+def finite_pair(train: RepresentationsLike, test: RepresentationsLike, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Features [image, channel] of a layer for both sets; None, with a NonFiniteWarning, where some are NaN or infinite."""
+    pair = layer_pair(train, test, name)
+    bad = sum(int((~np.isfinite(X)).sum()) for X in pair)
+    if bad:
+        warnings.warn(f"no probe of layer '{name}': {bad} of its features are NaN or infinite", NonFiniteWarning, stacklevel=5)
+        return None
+    return pair
 
 
 def check_twin(runs: Runs, twin: Runs) -> None:

@@ -20,16 +20,17 @@ from mixer_probe.core.errors import LayerError, MeasureError
 from mixer_probe.core.fingerprint import check_apart
 from mixer_probe.core.result import ImagesRecord, ModelRecord
 from mixer_probe.core.validate import checked
+from mixer_probe.linear.classifier import last_best
+from mixer_probe.linear.moments import RidgeMoments
+from mixer_probe.linear.ridge import checked_penalties, default_l2
+from mixer_probe.linear.ridge_path import RidgePath
+from mixer_probe.linear.ridge_probe import LEFT_OUT
+from mixer_probe.linear.stratification import stratified
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.probing.labels import stratified
 from mixer_probe.probing.layer_probes import Found, LayerPath, ProbeResult, assemble, path_values, warn_non_finite
 from mixer_probe.probing.methods import Values
-from mixer_probe.probing.moments import RidgeMoments, leaving_out
-from mixer_probe.probing.path import choose
-from mixer_probe.probing.ridge import LEFT_OUT
 from mixer_probe.probing.runs import source_labels
-from mixer_probe.probing.solution import RidgePath, checked_penalties, default_l2
 
 # Images whose features are put together before they are added to moments: X'X of few images is bound by memory.
 _TOGETHER = 1024
@@ -123,7 +124,7 @@ class _Train:
     def path(self, l2: np.ndarray, y_sample: np.ndarray) -> RidgePath:
         """The probes, which can leave out the sample; its features are given up."""
         sample, self.sample = torch.cat(self.sample), []
-        return leaving_out(self.moments.fit(l2, standardize=True), sample, y_sample)
+        return self.moments.fit(l2, standardize=True).leaving_out(sample, y_sample)
 
 
 @dataclass
@@ -142,11 +143,11 @@ class _Test:
         if not self.bad:
             predicted = self.path.predict(X)
             self.right = self.right + (predicted == y).sum(axis=1)
-            self.predicted.append(predicted[choose(self.left_out)])
+            self.predicted.append(predicted[last_best(self.left_out)])
 
     def found(self, n: int) -> LayerPath:
         """What there is to say after `n` images."""
-        value = float(self.path.l2[choose(self.left_out)])
+        value = float(self.path.l2[last_best(self.left_out)])
         return LayerPath(value, self.left_out, np.asarray(self.right) / n, np.concatenate(self.predicted))
 
 

@@ -14,10 +14,11 @@ from mixer_probe.core.errors import MeasureError, UndefinedProbeWarning
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.images.classes import Labelled, shared_classes
+from mixer_probe.linear.classifier import last_best
+from mixer_probe.linear.many_targets import RidgeFits, classify
+from mixer_probe.linear.ridge import default_l2
 from mixer_probe.models.layer import Layer
-from mixer_probe.probing.regression import RidgeFits, classify_with, finite_pair, last_best
-from mixer_probe.probing.runs import Runs, check_runs, check_twin
-from mixer_probe.probing.solution import default_l2
+from mixer_probe.probing.runs import Runs, check_runs, check_twin, finite_pair
 from mixer_probe.probing.tables import layer_columns
 from mixer_probe.probing.targets import Target
 from mixer_probe.similarity.inputs import RepresentationsLike
@@ -205,7 +206,7 @@ class _Features:
         if key not in self._made:
             X = self._train[task.train]
             path = default_l2(len(X)) if l2 is None else np.unique(np.asarray(l2, dtype=np.float64))
-            fits = RidgeFits.of(X, np.empty((len(X), 0)), path)
+            fits = RidgeFits.of(X, None, path)
             self._made[key] = fits, fits.project(self._test)
         fits, new = self._made[key]
         return fits, new[task.test]
@@ -221,7 +222,7 @@ def _measured(task: _Task, features: _Features | None, l2: Sequence[float] | Non
 
 
 def _classified(task: _Task, fits: RidgeFits, new: np.ndarray) -> dict[str, float]:
-    found = classify_with(fits, task.y_train[:, None], new, int(task.y_train.max()) + 1)
+    found = classify(fits, task.y_train[:, None], new, int(task.y_train.max()) + 1)
     right = int((found.predicted[:, 0] == task.y_test).sum())
     low, high = wilson_interval(right, len(new))
     scores = {"score": right / len(new), "low": float(low), "high": float(high)}
@@ -236,7 +237,7 @@ def _regressed(task: _Task, fits: RidgeFits, new: np.ndarray) -> dict[str, float
             stacklevel=7,
         )
         return _NOTHING
-    fits = fits.of_others(task.y_train)
+    fits = fits.with_targets(task.y_train)
     left_out = np.array([r_squared(task.y_train, fits.left_out(i)) for i in range(len(fits.l2))])
     chosen = int(last_best(left_out))
     predicted = fits.predict(new, chosen)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import checked
+from mixer_probe.linear.ridge import eigen
 from mixer_probe.similarity.canonical import principal
 from mixer_probe.similarity.hsic import MINIMUM_IMAGES
 from mixer_probe.similarity.inputs import Features, centred, checked_pair
@@ -161,9 +162,7 @@ class Ridge:
     @classmethod
     def of(cls, x: Folds, held: int, gram: Tensor, rounding: float, penalties: Sequence[float]) -> Self:
         """The regression from `x`, given the `gram` [p, p] of the training images and what of it may be `rounding`."""
-        squares, axes = torch.linalg.eigh(gram)
-        kept = squares > rounding
-        squares, axes = squares[kept], axes[:, kept]
+        squares, axes = eigen(gram, rounding)
         spare = sum(len(x.parts[fold]) for fold in x.training(held)) - 1 - len(squares)
         choices = squares.new_tensor(penalties) * squares.mean()
         return cls(held, squares, axes, x.parts[held] @ axes, x.shifts[held] @ axes, spare, choices)

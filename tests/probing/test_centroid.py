@@ -12,9 +12,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mixer_probe.core.errors import MeasureError
+from mixer_probe.linear.classifier import ProbePath
 from mixer_probe.probing import linear_probe
 from mixer_probe.probing.centroid import CentroidProbe, centroid_path
-from mixer_probe.probing.path import ProbePath
 
 
 def labelled(n: int, seed: int, p: int = 5, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:

@@ -7,8 +7,8 @@ import pytest
 
 from mixer_probe.core.errors import ImagesError, MeasureError, NonFiniteWarning
 from mixer_probe.core.result import from_dict, to_dict
+from mixer_probe.linear.stratification import few_of_each
 from mixer_probe.probing import big_vision_probe, combined_interval, few_shot_probe, images_interval, linear_probe, ridge_path
-from mixer_probe.probing.labels import few_of_each
 
 
 def sides(make_reps, n: int = 150, classes: int = 3, **kwargs):

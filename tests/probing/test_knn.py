@@ -11,9 +11,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mixer_probe.core.errors import MeasureError
+from mixer_probe.linear.classifier import ProbePath
 from mixer_probe.probing import knn, linear_probe
 from mixer_probe.probing.knn import DEFAULT_K, KNNProbe, knn_path
-from mixer_probe.probing.path import ProbePath
 
 T = 0.07
 

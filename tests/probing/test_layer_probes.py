@@ -13,7 +13,16 @@ from sklearn.preprocessing import StandardScaler
 
 from mixer_probe.core.errors import ImagesError, MeasureError, NonFiniteWarning
 from mixer_probe.core.result import from_dict, to_dict
-from mixer_probe.probing import FITTERS, ProbePath, balanced_interval, default_l2, linear_probe, ridge_path, wilson_interval
+from mixer_probe.probing import (
+    FITTERS,
+    ProbePath,
+    balanced_interval,
+    default_l2,
+    linear_probe,
+    logistic_path,
+    ridge_path,
+    wilson_interval,
+)
 
 COLUMNS = (
     "model trained layer kind depth l2 accuracy low high balanced_accuracy balanced_low balanced_high "
@@ -297,3 +306,16 @@ def test_labels_that_are_not_one_an_image(runs):
     train.labels = train.labels[:-1]
     with pytest.raises(ImagesError, match="119 labels for 120 images"):
         linear_probe(train, test)
+
+
+def test_logistic_probes_are_the_paths_of_every_layer(make_reps):
+    y = np.arange(200) % 3
+    X = np.random.default_rng(0).normal(size=(200, 10)) + 2 * np.eye(3, 10)[y]
+    train = make_reps({"a": X[:120], "b": X[:120, :4]}, y[:120], "train")
+    test = make_reps({"a": X[120:], "b": X[120:, :4]}, y[120:], "test")
+    result = linear_probe(train, test, method="logistic", probabilities=True)
+    for i, layer in enumerate("ab"):
+        path = logistic_path(train[layer], train.labels)
+        assert result.l2[i] == path.best_l2()
+        np.testing.assert_array_equal(result.predicted[i], path.probe(path.best_l2()).predict(test[layer]))
+    np.testing.assert_allclose(result.probabilities.sum(axis=-1), 1, rtol=1e-6)

@@ -6,8 +6,8 @@ from functools import cache
 
 import numpy as np
 
+from mixer_probe.linear.ridge_probe import ridge_path
 from mixer_probe.probing import online_code, paired_interval, random_label_probe
-from mixer_probe.probing.ridge import ridge_path
 from mixer_probe.probing.scores import balanced_interval
 from mixer_probe.stats import mean_interval, wilson_interval
 from tests.similarity.conftest import FakeRepresentations

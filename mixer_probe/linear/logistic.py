@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -17,19 +18,17 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import validate_data
 from torch import Tensor
 
 from mixer_probe.core.errors import MeasureError, UnconvergedWarning
 from mixer_probe.core.switches import plain_modes
 from mixer_probe.core.validate import check_seed, checked
-from mixer_probe.probing.holdout import left_out_folds
-from mixer_probe.probing.lbfgs import Minimum, minimise
-from mixer_probe.probing.linear import LinearClassifier
-from mixer_probe.probing.moments import check_two
-from mixer_probe.probing.multinomial import Design, Loss, StartingHessian, starting_point
-from mixer_probe.probing.path import choose, decided_class
-from mixer_probe.probing.solution import blocks, checked_penalties, column_scaling
+from mixer_probe.linear.classifier import LinearClassifier, check_two, checked_classes, decided_class, last_best
+from mixer_probe.linear.lbfgs import Minimum, minimise
+from mixer_probe.linear.multinomial import Design, Loss, StartingHessian, starting_point
+from mixer_probe.linear.ridge import checked_penalties
+from mixer_probe.linear.scaling import ColumnScaling, blocks
+from mixer_probe.linear.stratification import left_out_folds
 
 Solver = Literal["torch", "sklearn"]
 Precision = Literal["mixed", "float64"]
@@ -49,7 +48,7 @@ class LogisticSettings:
     """How logistic regressions are fitted.
 
     `tol` bounds the largest entry of the gradient of the mean loss, by weights of standardised features (for p > n, in their
-    principal axes) and intercepts, as in scikit-learn; its 1e-4 would stop this solver before small penalties have told.
+    principal axes) and intercepts, as in scikit-learn; its 1e-4 would stop this solver before small penalties have any effect.
     `precision` "mixed" multiplies in float32 as long as that resolves the gradient, and ends with float64; "float64" always
     does. `device` None is that of the features. `together` solves all penalties at once (None: on a GPU), else one starts from
     those before. `solver` "sklearn" is the reference implementation, on the CPU in float64."""
@@ -67,7 +66,7 @@ class LogisticSettings:
             raise MeasureError(f"tol is a number above 0, not {self.tol}")
 
     def place(self, X: Any) -> torch.device:
-        """Where features `X` are worked on. Metal has no float64: the CPU."""
+        """The device of the computation for features `X`; the CPU in place of Metal, which has no float64."""
         given = self.device or (X.device if isinstance(X, Tensor) else "cpu")
         device = torch.device(given)
         return torch.device("cpu") if device.type == "mps" else device
@@ -123,34 +122,33 @@ class LogisticPath:
         return np.asarray(self.classes[decided_class(self.logits(X))])
 
     def left_out_accuracy(self) -> np.ndarray:
-        """Share [m] of the left-out training images that are right, by fits without them; made once.
+        """Accuracy [m] on the left-out training images, by fits without them; computed once.
 
         Raises MeasureError where classes have too few images for that."""
-        if "_left_out" not in self.__dict__:
-            object.__setattr__(self, "_left_out", self._fit_without())
-        return np.asarray(self.__dict__["_left_out"])
+        return self._left_out_accuracy
+
+    @cached_property
+    def _left_out_accuracy(self) -> np.ndarray:
+        X, y = self.train
+        folds = left_out_folds(y, self.folds, self.seed)
+        right = np.zeros(len(self.l2))
+        for rows in folds:
+            rest = np.setdiff1d(np.arange(len(y)), rows)
+            # A fit from the start: one that began at the fit to all images would know those left out.
+            part = _paths([X[rest]], y[rest], self.l2, self.settings, None, 0)[0]
+            right += (part.predict(X[rows]) == y[rows]).sum(axis=1)
+        return right / sum(map(len, folds))
 
     def best_l2(self) -> float:
         """The penalty with the highest left-out accuracy; of equals the largest, the simplest model."""
-        return float(self.l2[choose(self.left_out_accuracy())])
+        return float(self.l2[last_best(self.left_out_accuracy())])
 
     def probe(self, l2: float) -> LogisticProbe:
         """The fitted classifier for one penalty of the path. Raises MeasureError for another."""
         found = np.flatnonzero(self.l2 == l2)
         if not len(found):
             raise MeasureError(f"l2={l2} is not on the path: {', '.join(f'{value:.6g}' for value in self.l2)}")
-        return LogisticProbe(l2)._take(self, int(found[0]))
-
-    def _fit_without(self) -> np.ndarray:
-        X, y = self.train
-        folds = left_out_folds(y, self.folds, self.seed)
-        right = np.zeros(len(self.l2))
-        for rows in folds:
-            rest = np.setdiff1d(np.arange(len(y)), rows)
-            # Its own fit from the start: one that began at the fit to all images would know those left out.
-            part = _paths([X[rest]], y[rest], self.l2, self.settings, None, 0)[0]
-            right += (part.predict(X[rows]) == y[rows]).sum(axis=1)
-        return right / sum(map(len, folds))
+        return LogisticProbe(l2).take(self, int(found[0]))
 
 
 class LogisticProbe(LinearClassifier):
@@ -196,13 +194,12 @@ class LogisticProbe(LinearClassifier):
         X, y = _checked(self, X, y)
         check_seed(self.seed, MeasureError)
         penalties = _penalties(self.l2, len(y))
-        path = _paths([X], y, penalties, self._settings(), self.folds, self.seed)[0]
-        return self._take(path, 0 if len(penalties) == 1 else choose(path.left_out_accuracy()))
+        settings = LogisticSettings(self.standardize, self.solver, self.tol, self.max_iter, self.precision, self.device)
+        path = _paths([X], y, penalties, settings, self.folds, self.seed)[0]
+        return self.take(path, 0 if len(penalties) == 1 else int(last_best(path.left_out_accuracy())))
 
-    def _settings(self) -> LogisticSettings:
-        return LogisticSettings(self.standardize, self.solver, self.tol, self.max_iter, self.precision, self.device)
-
-    def _take(self, path: LogisticPath, i: int) -> LogisticProbe:
+    def take(self, path: LogisticPath, i: int) -> LogisticProbe:
+        """This estimator, fitted: with the attributes of the fit for penalty i of a path."""
         self.classes_ = path.classes
         self.mean_, self.scale_ = path.mean, path.scale
         self.coef_, self.intercept_ = path.coef[i], path.intercept[i]
@@ -269,17 +266,9 @@ def _penalties(l2: Any, n: int) -> np.ndarray:
 
 
 def _checked(probe: LogisticProbe, X: Any, y: Any) -> tuple[Any, np.ndarray]:
-    if isinstance(X, Tensor) and X.device.type != "cpu":
-        return _checked_tensor(X, y)
-    X = X.detach().numpy() if isinstance(X, Tensor) else X
-    X, y = validate_data(probe, X, y, dtype=[np.float64, np.float32])
-    check_classification_targets(y)
-    check_two(np.unique(y))
-    return X, y
-
-
-def _checked_tensor(X: Tensor, y: Any) -> tuple[Tensor, np.ndarray]:
-    """Features that stay on their device."""
+    """Features and classes; a tensor on another device than the CPU stays there."""
+    if not isinstance(X, Tensor) or X.device.type == "cpu":
+        return checked_classes(probe, X.detach().numpy() if isinstance(X, Tensor) else X, y, [np.float64, np.float32])
     y = np.asarray(y.cpu() if isinstance(y, Tensor) else y)
     if X.ndim != 2 or len(X) != len(y):
         raise MeasureError(f"X has shape {tuple(X.shape)} for {len(y)} labels, but [image, feature] is needed")
@@ -288,35 +277,6 @@ def _checked_tensor(X: Tensor, y: Any) -> tuple[Tensor, np.ndarray]:
     check_classification_targets(y)
     check_two(np.unique(y))
     return X.detach(), y
-
-
-def _paths(
-    layers: Sequence[Any], y: np.ndarray, l2: np.ndarray, settings: LogisticSettings, folds: int | None, seed: int
-) -> list[LogisticPath]:
-    """Layers of one width are solved at once, as many as fit."""
-    classes, labels = np.unique(y, return_inverse=True)
-    solve = _solve_sklearn if settings.solver == "sklearn" else _solve_torch
-    found: dict[int, _Fit] = {}
-    for group in _groups(layers):
-        found |= dict(zip(group, solve([layers[i] for i in group], labels, l2, settings), strict=True))
-    _warn([found[i] for i in range(len(layers))], l2, settings)
-    return [
-        LogisticPath(l2=l2, classes=classes, settings=settings, folds=folds, seed=seed, train=(X, y), **vars(found[i]))
-        for i, X in enumerate(layers)
-    ]
-
-
-def _groups(layers: Sequence[Any]) -> list[list[int]]:
-    """Indices of layers that are solved at once: of one width, and within a bound of memory."""
-    groups: list[list[int]] = []
-    for i, X in enumerate(layers):
-        n, p = X.shape
-        fits = groups and layers[groups[-1][0]].shape == X.shape and (len(groups[-1]) + 1) * n * min(n, p) <= _AT_ONCE
-        if fits:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    return groups
 
 
 @dataclass(frozen=True)
@@ -332,7 +292,20 @@ class _Fit:
     converged: np.ndarray
 
 
-def _warn(fits: Sequence[_Fit], l2: np.ndarray, settings: LogisticSettings) -> None:
+def _paths(
+    layers: Sequence[Any], y: np.ndarray, l2: np.ndarray, settings: LogisticSettings, folds: int | None, seed: int
+) -> list[LogisticPath]:
+    """The paths of several layers; consecutive layers of one width are solved at once, as many as fit into memory."""
+    classes, labels = np.unique(y, return_inverse=True)
+    groups: list[list[Any]] = []
+    for X in layers:
+        n, p = X.shape
+        if groups and groups[-1][0].shape == X.shape and (len(groups[-1]) + 1) * n * min(n, p) <= _AT_ONCE:
+            groups[-1].append(X)
+        else:
+            groups.append([X])
+    solve = _solve_sklearn if settings.solver == "sklearn" else _solve_torch
+    fits = [fit for group in groups for fit in solve(group, labels, l2, settings)]
     late = sorted({float(value) for fit in fits for value in l2[~fit.converged]})
     if late:
         worst = max(float(fit.gradient_norm.max()) for fit in fits)
@@ -340,7 +313,11 @@ def _warn(fits: Sequence[_Fit], l2: np.ndarray, settings: LogisticSettings) -> N
             f"logistic regression did not reach tol={settings.tol:g} for l2 = {', '.join(f'{value:.3g}' for value in late)} "
             f"(gradient {worst:.1e}): raise max_iter or tol, or take a larger l2"
         )
-        warnings.warn(message, UnconvergedWarning, stacklevel=5)
+        warnings.warn(message, UnconvergedWarning, stacklevel=4)
+    return [
+        LogisticPath(l2=l2, classes=classes, settings=settings, folds=folds, seed=seed, train=(X, y), **vars(fit))
+        for X, fit in zip(layers, fits, strict=True)
+    ]
 
 
 @plain_modes()
@@ -371,22 +348,30 @@ class _Batch:
         """The fits of each design."""
         m = len(self.l2)
         if self.together:
-            begin = self.start[:, None].expand(-1, m, -1).flatten(0, 1)
-            return self._fits(self._minimise(begin, self.l2))
-        found: list[Minimum] = []
-        # From the largest penalty, whose solution is near the start.
-        for j in range(m - 1, -1, -1):
-            found.append(self._minimise(self._ahead(found, j), self.l2[j : j + 1]))
-        return self._fits(_stacked(found[::-1], len(self.designs)))
-
-    def _ahead(self, found: list[Minimum], j: int) -> Tensor:
-        """Where penalty `j` starts [L, D]: on the line, over log l2, through the solutions of the two before."""
-        if len(found) < 2:
-            return found[0].x if found else self.start
-        next_, last, before = self.l2[j : j + 3].log()
-        reach = ((next_ - last) / (last - before)).clamp(max=2)
-        ahead: Tensor = found[-1].x + reach * (found[-1].x - found[-2].x)
-        return ahead
+            found = self._minimise(self.start[:, None].expand(-1, m, -1).flatten(0, 1), self.l2)
+        else:
+            minima: list[Minimum] = []
+            # From the largest penalty, whose solution is near the start.
+            for j in range(m - 1, -1, -1):
+                start = minima[-1].x if minima else self.start
+                if len(minima) > 1:
+                    # On the line, over log l2, through the solutions of the two penalties before.
+                    next_, last, before = self.l2[j : j + 3].log()
+                    start = start + ((next_ - last) / (last - before)).clamp(max=2) * (start - minima[-2].x)
+                minima.append(self._minimise(start, self.l2[j : j + 1]))
+            columns = zip(*(vars(part).values() for part in minima[::-1]), strict=True)
+            found = Minimum(*(torch.stack(parts, dim=1).flatten(0, 1) for parts in columns))
+        fits = []
+        for i, design in enumerate(self.designs):
+            rows = slice(i * m, (i + 1) * m)
+            parts = found.x[rows].view(m, -1, self.columns)
+            coef = torch.stack([design.weights(V).T for V in parts[:, :-1]])
+            # A common shift of the intercepts changes no probability; scikit-learn's sum to 0 as well.
+            bias = parts[:, -1] - (parts[:, -1].mean(1, keepdim=True) if self.columns > 1 else 0)
+            ends = (found.gradient_norm[rows], found.iterations[rows], found.converged[rows])
+            numbers = (design.scaling.mean, design.scaling.scale, coef, bias, *ends)
+            fits.append(_Fit(*(part.cpu().numpy() for part in numbers)))
+        return fits
 
     def _minimise(self, start: Tensor, l2: Tensor) -> Minimum:
         """Of all designs with the penalties `l2`; float64 has the last word."""
@@ -406,50 +391,25 @@ class _Batch:
         loss = Loss(self.designs, self.labels, self.columns, l2, dtype)
         return minimise(loss, start, inverse, tol=tol, max_iter=max_iter, noise=_NOISE[dtype], patience=_PATIENCE[dtype])
 
-    def _fits(self, found: Minimum) -> list[_Fit]:
-        """Split into designs, [L m] each."""
-        m = len(self.l2)
-        return [self._fit(design, found, slice(i * m, (i + 1) * m)) for i, design in enumerate(self.designs)]
-
-    def _fit(self, design: Design, found: Minimum, rows: slice) -> _Fit:
-        parts = found.x[rows].view(len(self.l2), -1, self.columns)
-        coef = torch.stack([design.weights(V).T for V in parts[:, :-1]])
-        # A common shift of the intercepts changes no probability; scikit-learn's sum to 0 as well.
-        bias = parts[:, -1] - (parts[:, -1].mean(1, keepdim=True) if self.columns > 1 else 0)
-        ends = (found.gradient_norm[rows], found.iterations[rows], found.converged[rows])
-        numbers = (design.scaling.mean, design.scaling.scale, coef, bias, *ends)
-        return _Fit(*(part.cpu().numpy() for part in numbers))
-
-
-def _stacked(found: Sequence[Minimum], layers: int) -> Minimum:
-    """Minima of L designs, one a penalty, as one of [L m] rows."""
-
-    def rows(name: str) -> Tensor:
-        return torch.stack([getattr(part, name) for part in found], dim=1).flatten(0, 1)
-
-    assert all(len(part.value) == layers for part in found)
-    return Minimum(*(rows(name) for name in ("x", "value", "gradient_norm", "iterations", "converged")))
-
 
 def _solve_sklearn(layers: Sequence[Any], labels: np.ndarray, l2: np.ndarray, settings: LogisticSettings) -> list[_Fit]:
-    return [_reference(X, labels, l2, settings) for X in layers]
-
-
-def _reference(X: Any, labels: np.ndarray, l2: np.ndarray, settings: LogisticSettings) -> _Fit:
     """scikit-learn's L-BFGS in float64, for one penalty after another."""
-    scaling = column_scaling(X, settings.standardize, torch.device("cpu"))
-    mean, scale = scaling.mean.numpy(), scaling.scale.numpy()
-    Z = (_rows(X, slice(None)) - mean) / scale
-    models, late = [], []
-    for penalty in l2:
-        with warnings.catch_warnings(record=True) as raised:
-            warnings.simplefilter("always", ConvergenceWarning)
-            models.append(LogisticRegression(C=1 / penalty, tol=settings.tol, max_iter=settings.max_iter).fit(Z, labels))
-        late.append(any(issubclass(warning.category, ConvergenceWarning) for warning in raised))
-    coef, bias = np.stack([model.coef_ for model in models]), np.stack([model.intercept_ for model in models])
-    norms = np.array([_gradient_norm(Z, labels, W, b, penalty) for W, b, penalty in zip(coef, bias, l2, strict=True)])
-    iterations = np.array([int(model.n_iter_[0]) for model in models])
-    return _Fit(mean, scale, coef, bias, norms, iterations, ~np.array(late))
+    fits = []
+    for X in layers:
+        scaling = ColumnScaling.of_columns(X, settings.standardize)
+        mean, scale = scaling.mean.numpy(), scaling.scale.numpy()
+        Z = (_rows(X, slice(None)) - mean) / scale
+        models, late = [], []
+        for penalty in l2:
+            with warnings.catch_warnings(record=True) as raised:
+                warnings.simplefilter("always", ConvergenceWarning)
+                models.append(LogisticRegression(C=1 / penalty, tol=settings.tol, max_iter=settings.max_iter).fit(Z, labels))
+            late.append(any(issubclass(warning.category, ConvergenceWarning) for warning in raised))
+        coef, bias = np.stack([model.coef_ for model in models]), np.stack([model.intercept_ for model in models])
+        norms = np.array([_gradient_norm(Z, labels, W, b, penalty) for W, b, penalty in zip(coef, bias, l2, strict=True)])
+        iterations = np.array([int(model.n_iter_[0]) for model in models])
+        fits.append(_Fit(mean, scale, coef, bias, norms, iterations, ~np.array(late)))
+    return fits
 
 
 def _gradient_norm(Z: np.ndarray, labels: np.ndarray, coef: np.ndarray, bias: np.ndarray, l2: float) -> float:

@@ -14,8 +14,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mixer_probe.core.errors import MeasureError
-from mixer_probe.probing import RidgeProbe, default_l2, ridge_path
-from mixer_probe.probing.labels import stratified
+from mixer_probe.linear import RidgeProbe, default_l2, ridge_path
+from mixer_probe.linear.stratification import stratified
 
 SIZES = [(60, 8, 2), (60, 8, 5), (40, 90, 2), (40, 90, 4), (50, 50, 3)]
 

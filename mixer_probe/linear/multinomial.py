@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mixer_probe.probing.solution import ColumnScaling, block_of, blocks, column_scaling
+from mixer_probe.linear.scaling import ColumnScaling, block_of, blocks
 
 # Numbers of one block of logits: it stays in the processor's cache between the two products.
 _LOGITS = 2**18
@@ -30,11 +30,11 @@ _LOGITS_GPU = 2**26
 
 @dataclass(frozen=True)
 class Design:
-    """Features of one layer as the solver takes them, q variables each.
+    """Features of one layer in the solver's form, with q variables per column of weights.
 
-    For p <= n these are the features standardised: `narrow` [n, p] in float32, in float64 made anew from `raw`, and `scatter`
-    is Z'Z / n [p, p]. For p > n they are the coordinates of the images in the eigenvectors `turn` [p, q] of Z'Z, in float32 and
-    float64 (`wide`), and `scatter` is the eigenvalues over n [q]."""
+    For p <= n these are the standardised features: `narrow` [n, p] in float32, in float64 computed again from `raw`, and
+    `scatter` is Z'Z / n [p, p]. For p > n they are the coordinates of the images in the eigenvectors `turn` [p, q] of Z'Z, in
+    float32 and float64 (`wide`), and `scatter` is the eigenvalues over n [q]."""
 
     raw: Any
     scaling: ColumnScaling
@@ -45,9 +45,22 @@ class Design:
 
     @classmethod
     def of(cls, X: Any, standardize: bool, device: torch.device) -> Design:
-        """Of features `X` [n, p], finite."""
-        scaling = column_scaling(X, standardize, device)
-        return _dual(X, scaling, device) if X.shape[1] > X.shape[0] else _primal(X, scaling, device)
+        """The design of finite features `X` [n, p]."""
+        n, p = X.shape
+        scaling = ColumnScaling.of_columns(X, standardize, device)
+        if p <= n:
+            narrow = torch.empty(n, p, dtype=torch.float32, device=device)
+            for rows in blocks(n, p):
+                narrow[rows] = scaling.apply(block_of(X, rows, device)).float()
+            # Only the first direction comes from the scatter: float32 is enough.
+            with exact_float32():
+                return cls(X, scaling, narrow, (narrow.T @ narrow).double() / n)
+        Z = scaling.apply(block_of(X, slice(None), device))
+        values, vectors = torch.linalg.eigh(Z @ Z.T)
+        keep = values > n * np.finfo(float).eps * values[-1].clamp(min=0)
+        root, vectors = values[keep].sqrt(), vectors[:, keep]
+        wide = vectors * root
+        return cls(X, scaling, wide.float(), values[keep] / n, wide, (Z.T @ vectors) / root)
 
     @property
     def n(self) -> int:
@@ -76,42 +89,22 @@ class Design:
         if self.turn is not None:
             return (1 / (spread * self.scatter + l2[:, None])).float()[:, :, None]
         eye = torch.eye(self.variables, dtype=torch.float64, device=l2.device)
-        return torch.stack([_inverse(spread * self.scatter + penalty * eye) for penalty in l2]).float()
-
-
-def _inverse(matrix: Tensor) -> Tensor:
-    """Of a positive definite matrix, that is never far from singular: an eigenvalue that rounding made negative is lifted."""
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    if failed:
-        lift = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device) * matrix.diagonal().mean() * 1e-5
-        factor = torch.linalg.cholesky(matrix + lift)
-    return torch.cholesky_inverse(factor)
-
-
-def _primal(X: Any, scaling: ColumnScaling, device: torch.device) -> Design:
-    n, p = X.shape
-    narrow = torch.empty(n, p, dtype=torch.float32, device=device)
-    for rows in blocks(n, p):
-        narrow[rows] = scaling.apply(block_of(X, rows, device)).float()
-    # Only the first direction is made from this: float32 is enough.
-    with exact_float32():
-        return Design(X, scaling, narrow, (narrow.T @ narrow).double() / n)
-
-
-def _dual(X: Any, scaling: ColumnScaling, device: torch.device) -> Design:
-    Z = scaling.apply(block_of(X, slice(None), device))
-    values, vectors = torch.linalg.eigh(Z @ Z.T)
-    keep = values > len(values) * np.finfo(float).eps * values[-1].clamp(min=0)
-    root, vectors = values[keep].sqrt(), vectors[:, keep]
-    wide = vectors * root
-    return Design(X, scaling, wide.float(), values[keep] / len(Z), wide, (Z.T @ vectors) / root)
+        found = []
+        for penalty in l2:
+            matrix = spread * self.scatter + penalty * eye
+            factor, failed = torch.linalg.cholesky_ex(matrix)
+            if failed:
+                # Never far from singular: rounding made an eigenvalue negative, which is lifted.
+                factor = torch.linalg.cholesky(matrix + matrix.diagonal().mean() * 1e-5 * eye)
+            found.append(torch.cholesky_inverse(factor))
+        return torch.stack(found).float()
 
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Float32 products with float32's precision, whatever a person has set for their networks (no TF32, no bfloat16).
+    """Float32 products with float32's precision, whatever is set for networks (no TF32, no bfloat16).
 
-    The setting is one for all threads: it is put back when the last of several that overlap is done."""
+    The setting is global: it is restored when the last of several overlapping blocks ends."""
     _enter(+1)
     try:
         yield
@@ -151,20 +144,18 @@ class Loss:
         value, gradient = torch.empty(len(x), dtype=x.dtype, device=x.device), torch.empty_like(x)
         owner = which // len(self.l2)
         for i in sorted(set(owner.tolist())):
-            mine = owner == i
-            value[mine], gradient[mine] = self._of(self.designs[i], x[mine], self.l2[which[mine] % len(self.l2)])
+            # All columns of the problems of one design are multiplied at once.
+            design, own = self.designs[i], owner == i
+            l2 = self.l2[which[own] % len(self.l2)]
+            parts = x[own].view(len(l2), design.variables + 1, self.columns)
+            W = parts[:, :-1]
+            # [q, A C], problem by problem.
+            flat = W.transpose(0, 1).flatten(1).to(self.dtype)
+            loss, by_weights, by_bias = self._sums(design, flat, parts[:, -1].to(self.dtype))
+            by_weights = by_weights.view(design.variables, len(l2), self.columns).transpose(0, 1).double() / design.n
+            found = torch.cat([by_weights + l2[:, None, None] * W, by_bias[:, None] / design.n], dim=1)
+            value[own], gradient[own] = loss / design.n + l2 / 2 * W.square().sum((1, 2)), found.flatten(1)
         return value, gradient
-
-    def _of(self, design: Design, x: Tensor, l2: Tensor) -> tuple[Tensor, Tensor]:
-        """The problems of one design: all their columns are multiplied at once."""
-        parts = x.view(len(x), design.variables + 1, self.columns)
-        W = parts[:, :-1]
-        # [q, A C], problem by problem.
-        flat = W.transpose(0, 1).flatten(1).to(self.dtype)
-        loss, by_weights, by_bias = self._sums(design, flat, parts[:, -1].to(self.dtype))
-        by_weights = by_weights.view(design.variables, len(x), self.columns).transpose(0, 1).double() / design.n
-        gradient = torch.cat([by_weights + l2[:, None, None] * W, by_bias[:, None] / design.n], dim=1)
-        return loss / design.n + l2 / 2 * W.square().sum((1, 2)), gradient.flatten(1)
 
     def _sums(self, design: Design, weights: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sums over images of the loss [A], and of its gradients by the weights [q, A C] and by the intercepts [A, C]."""
@@ -200,7 +191,7 @@ def losses_and_errors(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class StartingHessian:
-    """Applies the inverse Hessians that `Loss` problems start with: `inverses` [L m, q, q] or [L m, q, 1], and 1 / `spread` [C]
+    """The inverse Hessians at the start of `Loss` problems: `inverses` [L m, q, q] or [L m, q, 1], and 1 / `spread` [C]
     of the intercepts."""
 
     inverses: Tensor
@@ -221,14 +212,14 @@ class StartingHessian:
 
 
 def starting_point(labels: Tensor, classes: int, variables: int) -> tuple[Tensor, Tensor]:
-    """Variables [(q + 1) C] without weights, whose intercepts give every class its share, and p (1 - p) of those shares [C]."""
-    shares = torch.bincount(labels, minlength=classes).double() / len(labels)
+    """Variables [(q + 1) C] without weights, whose intercepts give the class frequencies p, and p (1 - p) [C]."""
+    frequencies = torch.bincount(labels, minlength=classes).double() / len(labels)
     if classes == 2:
-        bias = (shares[1] / shares[0]).log()[None]
-        spread = (shares[0] * shares[1])[None]
+        bias = (frequencies[1] / frequencies[0]).log()[None]
+        spread = (frequencies[0] * frequencies[1])[None]
     else:
-        bias = shares.log() - shares.log().mean()
-        spread = shares * (1 - shares)
+        bias = frequencies.log() - frequencies.log().mean()
+        spread = frequencies * (1 - frequencies)
     x = torch.zeros(variables + 1, len(bias), dtype=torch.float64, device=labels.device)
     x[-1] = bias
     return x.flatten(), spread

@@ -9,7 +9,7 @@ no part in later evaluations.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -62,7 +62,8 @@ def minimise(
         if not run.keep(norm(run.gradient) > tol):
             break
         run.step()
-    return run.minimum(tol)
+    done = run.done
+    return replace(done, converged=done.gradient_norm <= tol)
 
 
 class _Run:
@@ -87,41 +88,40 @@ class _Run:
     def keep(self, active: Tensor) -> bool:
         """Go on with the `active` [A] problems, and return whether there are any."""
         if not active.all():
-            self._restrict(active)
+            self.which, self.x, self.value = self.which[active], self.x[active], self.value[active]
+            self.gradient, self.newton, self.scale = self.gradient[active], self.newton[active], self.scale[active]
+            self.best, self.waited = self.best[active], self.waited[active]
+            self.pairs = [(s[active], y[active], hy[active], r[active]) for s, y, hy, r in self.pairs]
         return bool(len(self.which))
 
     def step(self) -> None:
         """One iteration; problems without a step that improves them are done."""
-        direction = self._direction()
+        direction = self._two_loop_direction()
         slope = _dot(direction, self.gradient)
         # Rounding can turn a direction uphill; minus H times the gradient never points there.
         uphill = slope >= 0
         if uphill.any():
             direction = torch.where(uphill[:, None], -self.newton, direction)
             slope = _dot(direction, self.gradient)
-        x, value, gradient, found = self._search(direction, slope)
+        x, value, gradient, found = self._line_search(direction, slope)
         newton = self.inverse(gradient, self.which)
-        self._remember(x - self.x, gradient - self.gradient, newton - self.newton, found)
+        s, y, hy = x - self.x, gradient - self.gradient, newton - self.newton
+        product, curvature = _dot(s, y), _dot(y, hy)
+        # Where rounding leaves no positive curvature, the pair would spoil the inverse Hessian.
+        valid = found & (curvature > 0) & (product > 1e-12 * (_dot(s, s) * _dot(y, y)).sqrt())
+        inverse = torch.where(valid, 1 / torch.where(valid, product, 1.0), 0.0)
+        self.pairs = [*self.pairs, (s, y, hy, inverse)][-self.memory :]
+        self.scale = torch.where(valid, product / torch.where(valid, curvature, 1.0), self.scale)
         self.x, self.value, self.gradient, self.newton = x, value, gradient, newton
-        norms = self.norm(gradient)
-        self._write(found, norms)
+        norms, rows = self.norm(gradient), self.which[found]
+        self.done.x[rows], self.done.value[rows], self.done.gradient_norm[rows] = x[found], value[found], norms[found]
+        self.done.iterations[rows] += 1
         self.waited = torch.where(norms < self.best, 0, self.waited + 1)
         self.best = torch.minimum(self.best, norms)
         self.keep(found & (self.waited < self.patience))
 
-    def minimum(self, tol: float) -> Minimum:
-        """What was found for all."""
-        norms = self.done.gradient_norm
-        return Minimum(self.done.x, self.done.value, norms, self.done.iterations, norms <= tol)
-
-    def _restrict(self, active: Tensor) -> None:
-        self.which, self.x, self.value = self.which[active], self.x[active], self.value[active]
-        self.gradient, self.newton, self.scale = self.gradient[active], self.newton[active], self.scale[active]
-        self.best, self.waited = self.best[active], self.waited[active]
-        self.pairs = [(s[active], y[active], hy[active], r[active]) for s, y, hy, r in self.pairs]
-
-    def _direction(self) -> Tensor:
-        """The two-loop recursion: minus the inverse Hessian times the gradient, [A, D]."""
+    def _two_loop_direction(self) -> Tensor:
+        """Minus the inverse Hessian times the gradient, [A, D], by the two-loop recursion."""
         # H q is carried along with q.
         q, hq, weights = self.gradient.clone(), self.newton.clone(), []
         for s, y, hy, r in reversed(self.pairs):
@@ -134,47 +134,28 @@ class _Run:
             hq += (weight - r * _dot(y, hq))[:, None] * s
         return -hq
 
-    def _search(self, direction: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _line_search(self, direction: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Points, values, gradients, and for which problems [A] they are an improvement; the others stay where they are."""
         x, value, gradient = self.x.clone(), self.value.clone(), self.gradient.clone()
         found = torch.zeros_like(slope, dtype=torch.bool)
         length, open_ = torch.ones_like(slope), torch.arange(len(slope), device=slope.device)
         for _ in range(_BACKTRACKS):
-            trial = self.x[open_] + length[open_, None] * direction[open_]
+            before, start, size = self.value[open_], slope[open_], length[open_]
+            trial = self.x[open_] + size[:, None] * direction[open_]
             at, towards = self.objective(trial, self.which[open_])
-            good = self._good(open_, at, _dot(towards, direction[open_]), slope[open_], length[open_])
+            armijo = at <= before + _ARMIJO * size * start
+            flat = at <= before + self.noise * before.abs()
+            flat &= _dot(towards, direction[open_]) <= (2 * _ARMIJO - 1) * start
+            good = (armijo | flat) & at.isfinite()
             taken = open_[good]
             x[taken], value[taken], gradient[taken], found[taken] = trial[good], at[good], towards[good], True
-            length[open_] = self._shorter(length[open_], at - self.value[open_], slope[open_])
+            # The minimum of the parabola through value and slope at 0 and the value at `size`, within [0.1, 0.5] of it.
+            fraction = -start * size / (2 * (at - before - start * size))
+            length[open_] = size * torch.nan_to_num(fraction, nan=0.1).clamp(0.1, 0.5)
             open_ = open_[~good]
             if not len(open_):
                 break
         return x, value, gradient, found
-
-    def _good(self, rows: Tensor, value: Tensor, slope: Tensor, start: Tensor, length: Tensor) -> Tensor:
-        before = self.value[rows]
-        armijo = value <= before + _ARMIJO * length * start
-        flat = (value <= before + self.noise * before.abs()) & (slope <= (2 * _ARMIJO - 1) * start)
-        return (armijo | flat) & value.isfinite()
-
-    def _shorter(self, length: Tensor, rise: Tensor, slope: Tensor) -> Tensor:
-        """The minimum of the parabola through value and slope at 0 and the value at `length`, kept within [0.1, 0.5] of it."""
-        share = -slope * length / (2 * (rise - slope * length))
-        return length * torch.nan_to_num(share, nan=0.1).clamp(0.1, 0.5)
-
-    def _remember(self, s: Tensor, y: Tensor, hy: Tensor, found: Tensor) -> None:
-        product, curvature = _dot(s, y), _dot(y, hy)
-        # Where rounding leaves no positive curvature, the pair would spoil the inverse Hessian.
-        valid = found & (curvature > 0) & (product > 1e-12 * (_dot(s, s) * _dot(y, y)).sqrt())
-        inverse = torch.where(valid, 1 / torch.where(valid, product, 1.0), 0.0)
-        self.pairs = [*self.pairs, (s, y, hy, inverse)][-self.memory :]
-        self.scale = torch.where(valid, product / torch.where(valid, curvature, 1.0), self.scale)
-
-    def _write(self, found: Tensor, norms: Tensor) -> None:
-        rows = self.which[found]
-        self.done.x[rows], self.done.value[rows] = self.x[found], self.value[found]
-        self.done.gradient_norm[rows] = norms[found]
-        self.done.iterations[rows] += 1
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

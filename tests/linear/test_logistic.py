@@ -16,12 +16,11 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mixer_probe.core.errors import MeasureError, UnconvergedWarning
-from mixer_probe.probing import linear_probe
-from mixer_probe.probing.holdout import left_out_folds
-from mixer_probe.probing.lbfgs import minimise
-from mixer_probe.probing.logistic import LogisticProbe, default_logistic_l2, logistic_path, logistic_paths
-from mixer_probe.probing.multinomial import Design, Loss, exact_float32, losses_and_errors
-from mixer_probe.probing.path import ProbePath
+from mixer_probe.linear.classifier import ProbePath
+from mixer_probe.linear.lbfgs import minimise
+from mixer_probe.linear.logistic import LogisticProbe, default_logistic_l2, logistic_path, logistic_paths
+from mixer_probe.linear.multinomial import Design, Loss, exact_float32, losses_and_errors
+from mixer_probe.linear.stratification import left_out_folds
 
 PATH = (0.3, 3.0, 30.0, 3000.0)
 # Newton's method, so that the reference is no L-BFGS either.
@@ -283,18 +282,6 @@ def test_folds_hold_every_image_once_and_classes_their_share():
         left_out_folds(np.arange(5))
     with pytest.raises(MeasureError, match="folds is a whole number, 2 or more, not 1"):
         left_out_folds(y, 1)
-
-
-def test_linear_probe_takes_it_for_every_layer(make_reps):
-    X, y = labelled(200, 10, 3)
-    train = make_reps({"a": X[:120], "b": X[:120, :4]}, y[:120], "train")
-    test = make_reps({"a": X[120:], "b": X[120:, :4]}, y[120:], "test")
-    result = linear_probe(train, test, method="logistic", probabilities=True)
-    for i, layer in enumerate("ab"):
-        path = logistic_path(train[layer], train.labels)
-        assert result.l2[i] == path.best_l2()
-        np.testing.assert_array_equal(result.predicted[i], path.probe(path.best_l2()).predict(test[layer]))
-    np.testing.assert_allclose(result.probabilities.sum(axis=-1), 1, rtol=1e-6)
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
