@@ -14,8 +14,8 @@ from PIL import Image
 
 import mixer_probe as mp
 from mixer_probe.attribution import METHODS, Attribution
-from mixer_probe.attribution.figures import attribution_overlays
-from mixer_probe.attribution.figures.overlays import method_label, overlay_image
+from mixer_probe.attribution.figures import attribution_overlays, overlay_image
+from mixer_probe.attribution.methods import method_label
 from mixer_probe.images import Images
 from mixer_probe_app import held, seen, show
 from mixer_probe_app.analyses import key_of

@@ -1,24 +1,25 @@
-"""Do methods, or networks, point at the same patches of the same image?"""
+"""Agreement between attribution methods, or networks: rank correlation of their maps of the same images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 
 from mixer_probe.attribution.attributions import Attribution
-from mixer_probe.attribution.maps import pool
-from mixer_probe.attribution.randomisation import rank_table
+from mixer_probe.attribution.maps import pool, rank_table
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
-from mixer_probe.stats import max_p, mean_interval
+from mixer_probe.stats import FEWEST, max_p, mean_interval
 
-# Paired values that are in memory at once.
+# Level of a claim of agreement.
+LEVEL = 0.05
+# Paired values in memory at once.
 _VALUES = 2**22
 
 
@@ -26,10 +27,10 @@ _VALUES = 2**22
 class Agreement(Result):
     """Rank correlation of patch sums between every two attributions of the same images: `values` [a, b, image].
 
-    The null pairs maps of different images, which agree as far as both look at the middle: `null` [a, b] is its mean and
-    `null95` [a, b] what the mean over images stays within in 95 % of `permutations` random pairings. `p_value` [a, b] is that of
-    the mean under random orders of the images, adjusted for the choice among all pairs (Westfall and Young 1993), NaN on the
-    diagonal."""
+    The null pairs maps of different images, which agree as far as all maps share structure such as a centre bias: `null` [a, b]
+    is its mean and `null95` [a, b] the 95th percentile of the mean over images in `permutations` random pairings. `p_value`
+    [a, b] is that of the mean under random orders of the images, adjusted for the choice among all pairs (Westfall and Young
+    1993), NaN on the diagonal."""
 
     title: ClassVar[str] = "Agreement of attributions"
 
@@ -51,8 +52,26 @@ class Agreement(Result):
         """Mean over images [a, b]."""
         return mean_interval(self.values)[0]
 
+    @property
+    def compared(self) -> Literal["methods", "networks", "both"]:
+        """What the attributions differ in."""
+        if len({m.fingerprint for m in self.models}) == 1:
+            return "methods"
+        return "networks" if len(set(self.methods)) == 1 else "both"
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """The pairs of attributions whose agreement is defined."""
+        mean = self.mean
+        return [pair for pair in combinations(range(len(self.methods)), 2) if np.isfinite(mean[pair])]
+
+    def significant(self, pair: tuple[int, int]) -> bool:
+        """Whether a pair agrees more than expected from other images' maps: a positive mean with an adjusted p-value of at most
+        5 %, for images enough to bear a claim."""
+        return bool(self.mean[pair] > 0 and self.p_value[pair] <= LEVEL and len(self.ids) >= FEWEST)
+
     def to_frame(self) -> pd.DataFrame:
-        """One row a pair: mean rank correlation over images with its 95 % interval, and the null."""
+        """One row per pair: mean rank correlation over images with its 95 % interval, and the null."""
         mean, low, high = mean_interval(self.values)
         return pd.DataFrame(
             [
@@ -85,8 +104,8 @@ def agreement(
 ) -> Agreement:
     """Agreement of attributions of the same images, by several methods or several networks.
 
-    Maps are summed over the patches of `grid` (None for the coarsest of their networks' grids), as magnitudes if asked for.
-    Signed and unsigned methods rank differently: what speaks loudly against a class comes last in the one and first in the other.
+    Maps are summed over the patches of `grid` (None for the coarsest of their networks' grids), their magnitudes if asked for.
+    Signed and unsigned methods rank differently: strong evidence against a class ranks last in the one and first in the other.
 
     Raises MeasureError for fewer than two attributions and for attributions of different images."""
     if len(attributions) < 2:
@@ -96,16 +115,16 @@ def agreement(
         raise MeasureError(
             "the attributions were computed on different images; compute them on the same images in the same order"
         )
-    shared = grid or min((a.grid for a in attributions), key=lambda g: g[0] * g[1])
-    rows = [_patches(a, shared, magnitudes) for a in attributions]
-    tables = np.stack([np.stack([rank_table(a, b) for b in rows]) for a in rows])
+    grid = grid or min((a.grid for a in attributions), key=lambda g: g[0] * g[1])
+    sums = [pool(np.abs(a.maps) if magnitudes else a.maps, grid).reshape(len(a.maps), -1) for a in attributions]
+    tables = np.stack([np.stack([rank_table(a, b) for b in sums]) for a in sums])
     null, null95 = _null(tables, permutations, seed)
     return Agreement(
         models=tuple(a.model for a in attributions),
         methods=tuple(a.method for a in attributions),
         images=first.images,
         ids=first.ids,
-        grid=shared,
+        grid=grid,
         magnitudes=magnitudes,
         values=np.diagonal(tables, axis1=2, axis2=3).copy(),
         null=null,
@@ -116,12 +135,9 @@ def agreement(
     )
 
 
-def _patches(a: Attribution, grid: tuple[int, int], magnitudes: bool) -> np.ndarray:
-    return pool(np.abs(a.maps) if magnitudes else a.maps, grid).reshape(len(a.maps), -1)
-
-
 def _null(tables: np.ndarray, permutations: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and 95 % quantile [a, b] of the mean over images when no image meets itself (cyclic shifts of random orders)."""
+    """Mean and 95th percentile [a, b] of the mean over images where no image is paired with itself (cyclic shifts of random
+    orders)."""
     n = tables.shape[-1]
     if n < 2:
         nothing = np.full(tables.shape[:2], np.nan)
@@ -129,7 +145,11 @@ def _null(tables: np.ndarray, permutations: int, seed: int) -> tuple[np.ndarray,
     generator = np.random.default_rng(seed)
     orders = np.stack([generator.permutation(n) for _ in range(permutations)])
     means = _paired(tables, orders, np.roll(orders, 1, axis=1))
-    return _mirrored(means.mean(0)), _mirrored(np.quantile(means, 0.95, axis=0, method="higher"))
+    # A pair has one null, whichever of the two comes first: the upper triangle on both sides.
+    mean, percentile = (
+        np.triu(side) + np.triu(side, 1).T for side in (means.mean(0), np.quantile(means, 0.95, axis=0, method="higher"))
+    )
+    return mean, percentile
 
 
 def _p_values(tables: np.ndarray, permutations: int, seed: int) -> np.ndarray:
@@ -149,21 +169,32 @@ def _p_values(tables: np.ndarray, permutations: int, seed: int) -> np.ndarray:
 
 
 def _paired(tables: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Means over images [order, ...] of tables [..., image, image] where image rows[order] meets columns[order], each once."""
+    """Means over images [order, ...] of tables [..., image, image] where image rows[order] is paired with columns[order]."""
     step = max(1, _VALUES // tables[..., 0].size)
-    parts = [_mean(tables[..., rows[k : k + step], columns[k : k + step]]) for k in range(0, len(rows), step)]
+    parts = []
+    for k in range(0, len(rows), step):
+        values = tables[..., rows[k : k + step], columns[k : k + step]]
+        known = np.isfinite(values)
+        with np.errstate(invalid="ignore"):
+            parts.append(np.where(known, values, 0).sum(-1) / known.sum(-1))
     return np.moveaxis(np.concatenate(parts, axis=-1), -1, 0)
 
 
-def _mirrored(values: np.ndarray) -> np.ndarray:
-    """The upper triangle on both sides: a pair has one null, whichever of the two is named first."""
-    upper = np.triu(values)
-    result: np.ndarray = upper + np.triu(values, 1).T
-    return result
+def excesses(results: Sequence[Agreement]) -> dict[tuple[ModelRecord, ModelRecord], tuple[np.ndarray, int]]:
+    """Excess agreement [image] of every pair of networks over the 95th percentile of the null, mean over methods, and the number
+    of methods: those that all pairs have, or where there are none those that both networks have.
 
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    there = np.isfinite(values)
-    with np.errstate(invalid="ignore"):
-        mean: np.ndarray = np.where(there, values, 0).sum(-1) / there.sum(-1)
-    return mean
+    Cheap methods have more images than others: the mean is over the images that all methods of a pair have."""
+    rows: dict[tuple[ModelRecord, ModelRecord], dict[str, dict[str, float]]] = {}
+    for r in results:
+        for i, j in combinations(range(len(r.models)), 2):
+            excess = dict(zip(r.ids, (r.values[i, j] - r.null95[i, j]).tolist(), strict=True))
+            rows.setdefault((r.models[i], r.models[j]), {})[r.methods[0]] = excess
+    # A method that only some networks have, such as attention rollout, may agree more or less than the others do.
+    shared = set.intersection(*map(set, rows.values())) if rows else set()
+    found = {}
+    for pair, by_method in rows.items():
+        used = [values for name, values in by_method.items() if name in shared or not shared]
+        ids = [i for i in used[0] if all(i in values for values in used)]
+        found[pair] = (np.array([np.mean([values[i] for values in used]) for i in ids]), len(used))
+    return found

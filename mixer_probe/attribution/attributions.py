@@ -1,9 +1,10 @@
-"""`attribute`: which pixels contribute to a class, by any method of the registry, image by image in batches."""
+"""`attribute`: attribution of a class to pixels, by any method of the registry, in batches of images."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -14,8 +15,16 @@ from torch import Tensor
 
 from mixer_probe.attribution.baselines import make_baseline
 from mixer_probe.attribution.maps import pool
-from mixer_probe.attribution.methods import METHODS, Explained, Method, Run, find_method, make_run
-from mixer_probe.attribution.network import Target, Targets, chosen, explaining, logits_of, patch_grid, target_logits
+from mixer_probe.attribution.methods import Explained, Method, Run, find_method, make_run
+from mixer_probe.attribution.network import (
+    Target,
+    Targets,
+    attribution_mode,
+    gather_target_logits,
+    logits_of,
+    patch_grid,
+    target_logits,
+)
 from mixer_probe.attribution.path import relative_gap
 from mixer_probe.capture import ImageSource, as_source
 from mixer_probe.capture.stream import transform_of
@@ -37,17 +46,17 @@ from mixer_probe.models.model import Model
 
 @dataclass(frozen=True)
 class Attribution(Result):
-    """Attribution of one method for every image: `maps` [image, H, W] in float32 at the network's input resolution, one number
-    a pixel for all its colours together (`text` says how they were joined).
+    """Attribution of one method for every image: `maps` [image, H, W] in float32 at the network's input resolution, one value per
+    pixel for all its colours together (`text` says how they were combined).
 
-    Where `signed`, negative values speak against the class. `native` [image, rows, columns] are the maps on the method's own
-    grid before they were enlarged (Grad-CAM, attention), None where there are none. `logit` is the target's logit,
-    `logit_difference` that less its logit for the `baseline`; `convergence_delta` is the sum of the map less that difference,
-    NaN for methods that promise no such sum; `steps` counts integration steps, 0 without integration, and `change` is the
-    share of its magnitudes by which more steps may move the map, NaN without. `grid` are the patches that the network sees, to
-    pool maps by. `targets`, `predicted` and `labels` [image] are outputs of the network, -1 in `labels` where no output is the
-    image's class; names are empty where the outputs have none that is known. `crop_pct` and `crop_mode` say which part of the
-    image entered."""
+    Where `signed`, negative values are evidence against the class. `native` [image, rows, columns] are the maps on the method's
+    own grid before upsampling (Grad-CAM, attention), None where there are none. `logit` is the target's logit,
+    `logit_difference` that minus its logit for the `baseline`; `convergence_delta` is the sum of the map minus that difference,
+    NaN for methods without completeness; `steps` counts integration steps, 0 without integration, and `change` is the fraction
+    of its magnitudes by which more steps may change the map, NaN without. `grid` is the patch grid of the network.
+    `targets`, `predicted` and `labels` [image] are outputs of the network, -1 in `labels` where no output is the image's class;
+    names are empty where those of the outputs are unknown. `crop_pct` and `crop_mode` give the part of the image that entered
+    the network."""
 
     title: ClassVar[str] = "Attribution"
 
@@ -86,12 +95,18 @@ class Attribution(Result):
             delta: np.ndarray = np.abs(self.convergence_delta) / np.abs(self.logit_difference)
         return delta
 
+    @property
+    def empty(self) -> np.ndarray:
+        """Which maps are zero everywhere, and so rank no pixel above another [image]."""
+        empty: np.ndarray = (self.maps == 0).all((1, 2))
+        return empty
+
     def pooled(self, grid: tuple[int, int] | None = None) -> np.ndarray:
         """Sums of the maps over the patches of a grid (None for the network's own): [image, rows, columns]."""
-        return pool(self.maps, tuple(grid or self.grid))  # type: ignore[arg-type]
+        return pool(self.maps, grid or self.grid)
 
     def of(self, source: ImageSource) -> Attribution:
-        """The maps of some of these images, which `source` holds. Raises MeasureError for an image that is not among them."""
+        """The attribution of the images of `source` alone. Raises MeasureError for an image that is not among these."""
         places = {name: i for i, name in enumerate(self.ids)}
         if not set(source.ids) <= set(places):
             raise MeasureError(
@@ -110,7 +125,7 @@ class Attribution(Result):
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an image."""
+        """One row per image."""
         names = self.target_names or ("",) * len(self.ids)
         return pd.DataFrame(
             {
@@ -146,43 +161,114 @@ def attribute(
     seed: int = 0,
     **options: Any,
 ) -> Attribution:
-    """Which pixels move the logit of a class, for every image.
+    """Attribution of the target's logit to pixels, for every image.
 
     `method` is one of `attribution.METHODS`; `options` are that method's own (n_steps, max_steps, tolerance and change of
-    integrated gradients; samples and noise, as a share of the pixel range, of smoothgrad; window and stride in pixels of
-    occlusion, by default a patch of the network; relu of Grad-CAM). `target` is a class index, one an image, "labels", or None
+    integrated gradients; samples and noise, as a fraction of the pixel range, of smoothgrad; window and stride in pixels of
+    occlusion, by default a patch of the network; relu of Grad-CAM). `target` is a class index, one per image, "labels", or None
     for the predicted class. `layer` is for Grad-CAM: by default the last block whose positions the network reads. `baseline` is
     "grey" (pixel value 0.5, the same for every network), "black", "mean" (0 after normalisation), "blur" or a normalised image.
     At most `batch_size` images are in one pass.
 
     Integrated gradients double their steps until the map sums to the difference of the logits within `tolerance`, and until
-    doubling moves it by no more than a share `change` of its magnitudes, image by image: the second does not follow from the
-    first. Where `max_steps` is too few IncompleteAttributionWarning says so. EmptyAttributionWarning names maps that are zero
-    everywhere. The network's training flags, requires_grad and fused attention are as before, whatever happens.
+    doubling changes it by no more than a fraction `change` of its magnitudes, image by image: the second does not follow from
+    the first. IncompleteAttributionWarning reports where `max_steps` is too few, EmptyAttributionWarning maps that are zero
+    everywhere. The network's training flags, requires_grad and fused attention are restored in any case.
 
     Raises MeasureError for an unknown method or option, a network or layer that the method does not fit (with what works
     instead), a class that does not exist, no target on a network without head, and a network whose gradients are all zero (an
     untrained timm Mixer, whose head is zero); LayerError and ImagesError as `extract` does."""
     source = as_source(images)
-    chosen_method = find_method(method)
+    found = find_method(method)
     targets = Targets(model, source, target)
-    run = make_run(chosen_method, model, layer, make_baseline(baseline, model.input), batch_size, options)
-    pieces = list(_pieces(chosen_method, run, source, targets, seed))
-    result = _joined(chosen_method, run, source, pieces, seed)
-    _judge(chosen_method, run, result)
+    run = make_run(found, model, layer, make_baseline(baseline, model.input), batch_size, options)
+    batches = []
+    for start, x in batches_of(model, source, batch_size, found.name):
+        with attribution_mode(model):
+            with torch.no_grad():
+                logits = logits_of(model, x)
+            wanted = targets.of(logits, start)
+            if start == 0:
+                check_gradient(model, x, wanted)
+            with seeded(seed + start, x.device):
+                maps = found.explain(run, x, wanted)
+            steps = torch.zeros(len(x), dtype=torch.int64) if maps.steps is None else maps.steps
+            change = torch.full((len(x),), torch.nan, dtype=torch.float64) if maps.change is None else maps.change
+            batch = {
+                "maps": maps.maps.float(),
+                "native": None if maps.native is None else maps.native.float(),
+                "steps": steps,
+                "change": change,
+                "targets": wanted,
+                "predicted": logits.argmax(1),
+                "logit": gather_target_logits(logits, wanted).double(),
+                "baseline_logit": target_logits(model, run.baseline.of(x), wanted, batch_size),
+            }
+            batches.append({name: one.detach().cpu().numpy() for name, one in batch.items() if one is not None})
+    result = _collected(found, run, source, batches, seed)
+    n, empty = len(result.ids), int(result.empty.sum())
+    off = 0
+    if found.complete:
+        gap, difference = (torch.from_numpy(a) for a in (result.convergence_delta, result.logit_difference))
+        off = int((relative_gap(gap, difference) > run.options["tolerance"]).sum())
+    if off:
+        advice = (
+            "more max_steps, or another baseline where the logit jumps beside this one"
+            if method == "integrated_gradients"
+            else "'integrated_gradients'"
+        )
+        warnings.warn(
+            f"{method} of {model.name}: {off} of {n} maps deviate from the logit difference by more than "
+            f"{run.options['tolerance']:.0%}, at most by {np.nanmax(result.relative_delta):.1%}; use {advice}",
+            IncompleteAttributionWarning,
+            stacklevel=3,
+        )
+    if empty:
+        warnings.warn(
+            f"{method} of {model.name}: {empty} of {n} maps are zero everywhere and rank no pixel above another",
+            EmptyAttributionWarning,
+            stacklevel=3,
+        )
     return result
 
 
-@dataclass(frozen=True)
-class _Piece:
-    maps: np.ndarray
-    native: np.ndarray | None
-    steps: np.ndarray
-    change: np.ndarray
-    targets: np.ndarray
-    predicted: np.ndarray
-    logit: np.ndarray
-    baseline_logit: np.ndarray
+def _collected(
+    method: Method, run: Run, source: ImageSource, batches: Sequence[Mapping[str, np.ndarray]], seed: int
+) -> Attribution:
+    """The attribution of all images, from the arrays of batches, with the names of classes as far as they are known."""
+    model = run.model
+    found = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    baseline_logit = found.pop("baseline_logit")
+    difference, total = found["logit"] - baseline_logit, found["maps"].sum((1, 2), dtype=np.float64)
+    labels, names = np.full(len(source), -1, dtype=np.int64), tuple[str, ...]()
+    # Neither a network without a classifier nor images of other classes prevent an attribution.
+    with suppress(ImagesError, MeasureError), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImagesWarning)
+        names = outputs_of(model).names
+        labels = labels_as_outputs(model, source)
+    return Attribution(
+        model=model.record,
+        images=source.record,
+        method=method.name,
+        text=f"{method.text} ({method.source})",
+        signed=method.signed or run.options.get("relu") is False,
+        layer=run.layer,
+        baseline=run.baseline.text if method.baseline else "none",
+        baseline_name=run.baseline.name,
+        settings=dict(run.options),
+        ids=tuple(source.ids),
+        target_names=tuple(names[k] for k in found["targets"]) if names else (),
+        predicted_names=tuple(names[k] for k in found["predicted"]) if names else (),
+        labels=labels,
+        grid=patch_grid(model),
+        crop_pct=model.input.crop_pct,
+        crop_mode=model.input.crop_mode,
+        logit_difference=difference,
+        convergence_delta=total - difference if method.complete else np.full(len(total), np.nan),
+        baseline_image=None if run.baseline.image is None else run.baseline.image.detach().cpu().numpy(),
+        seed=seed,
+        **found,
+    )
 
 
 def batches_of(model: Model, source: ImageSource, batch_size: int, title: str) -> Iterator[tuple[int, Tensor]]:
@@ -199,158 +285,32 @@ def batches_of(model: Model, source: ImageSource, batch_size: int, title: str) -
             advance(len(batch))
 
 
-def _pieces(method: Method, run: Run, source: ImageSource, targets: Targets, seed: int) -> Iterator[_Piece]:
-    for start, x in batches_of(run.model, source, run.chunk, method.name):
-        with explaining(run.model):
-            piece = _piece(method, run, x, targets, start, seed)
-        yield piece
-
-
-def _piece(method: Method, run: Run, x: Tensor, targets: Targets, start: int, seed: int) -> _Piece:
-    with torch.no_grad():
-        logits = logits_of(run.model, x)
-    wanted = targets.of(logits, start)
-    if start == 0:
-        check_gradient(run.model, x, wanted)
-    with seeded(seed + start, x.device):
-        found = method.explain(run, x, wanted)
-    steps = torch.zeros(len(x), dtype=torch.int64) if found.steps is None else found.steps
-    change = torch.full((len(x),), torch.nan, dtype=torch.float64) if found.change is None else found.change
-    return _Piece(
-        maps=_array(found.maps.float()),
-        native=None if found.native is None else _array(found.native.float()),
-        steps=_array(steps),
-        change=_array(change),
-        targets=_array(wanted),
-        predicted=_array(logits.argmax(1)),
-        logit=_array(chosen(logits, wanted).double()),
-        baseline_logit=_array(target_logits(run.model, run.baseline.of(x), wanted, run.chunk)),
-    )
-
-
 def check_gradient(model: Model, x: Tensor, targets: Tensor) -> None:
     """Raise MeasureError if no pixel of any image moves the logit of its target."""
     x = x.detach().clone().requires_grad_()
-    logits = chosen(logits_of(model, x), targets)
+    logits = gather_target_logits(logits_of(model, x), targets)
     gradient = torch.autograd.grad(logits.sum(), x)[0] if logits.requires_grad else torch.zeros_like(x)
-    if not bool(gradient.any()):
-        heads = [model.module.get_submodule(layer.module) for layer in model.layers if layer.kind == "head"]
-        shut = heads and not any(bool(p.any()) for head in heads for p in head.parameters() if p.ndim > 1)
-        why = ": its head is zero, as timm's untrained networks have it" if shut else ""
-        what = (
-            "load trained weights, or re-initialise the head's weights at random"
-            if shut
-            else "load other weights or other images"
-        )
-        raise MeasureError(f"every gradient of {model.name}'s logits is 0, so no pixel has an attribution{why}; {what}")
+    if bool(gradient.any()):
+        return
+    heads = [model.module.get_submodule(layer.module) for layer in model.layers if layer.kind == "head"]
+    head_is_zero = heads and not any(bool(p.any()) for head in heads for p in head.parameters() if p.ndim > 1)
+    why, advice = "", "other weights or other images"
+    if head_is_zero:
+        why = ": its head is zero, as timm's untrained networks have it"
+        advice = "trained weights, or re-initialise the head's weights at random"
+    raise MeasureError(f"every gradient of {model.name}'s logits is 0, so no pixel has an attribution{why}; load {advice}")
 
 
-def _array(tensor: Tensor) -> np.ndarray:
-    array: np.ndarray = tensor.detach().cpu().numpy()
-    return array
-
-
-def _joined(method: Method, run: Run, source: ImageSource, pieces: list[_Piece], seed: int) -> Attribution:
-    def all_of(name: str) -> np.ndarray:
-        return np.concatenate([getattr(piece, name) for piece in pieces])
-
-    maps, logit, targets = all_of("maps"), all_of("logit"), all_of("targets")
-    difference, total = logit - all_of("baseline_logit"), maps.sum((1, 2), dtype=np.float64)
-    predicted, (labels, names) = all_of("predicted"), _classes(run.model, source)
-    return Attribution(
-        model=run.model.record,
-        images=source.record,
-        method=method.name,
-        text=f"{method.text} ({method.source})",
-        signed=method.signed or run.options.get("relu") is False,
-        layer=run.layer,
-        baseline=run.baseline.text if method.baseline else "none",
-        baseline_name=run.baseline.name,
-        settings=dict(run.options),
-        ids=tuple(source.ids),
-        targets=targets,
-        target_names=tuple(names[k] for k in targets) if names else (),
-        predicted=predicted,
-        predicted_names=tuple(names[k] for k in predicted) if names else (),
-        labels=labels,
-        grid=patch_grid(run.model),
-        crop_pct=run.model.input.crop_pct,
-        crop_mode=run.model.input.crop_mode,
-        maps=maps,
-        logit=logit,
-        logit_difference=difference,
-        convergence_delta=total - difference if method.complete else np.full(len(maps), np.nan),
-        steps=all_of("steps"),
-        change=all_of("change"),
-        native=None if pieces[0].native is None else all_of("native"),
-        baseline_image=None if run.baseline.image is None else _array(run.baseline.image),
-        seed=seed,
-    )
-
-
-def _classes(model: Model, source: ImageSource) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The output [image] that each label means, -1 where none does, and what the outputs are called, empty where nobody knows."""
-    unknown = np.full(len(source), -1, dtype=np.int64)
-    try:
-        names = outputs_of(model).names
-    except MeasureError:
-        # A network without a classifier, an output of which is explained.
-        return unknown, ()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ImagesWarning)
-            return labels_as_outputs(model, source), names
-    except (ImagesError, MeasureError):
-        return unknown, names
-
-
-def _judge(method: Method, run: Run, result: Attribution) -> None:
-    n = len(result.ids)
-    gap, difference = (torch.from_numpy(a) for a in (result.convergence_delta, result.logit_difference))
-    off = (relative_gap(gap, difference) > run.options["tolerance"]).sum().item() if method.complete else 0
-    if off:
-        advice = (
-            "more max_steps, or another baseline where the logit jumps beside this one"
-            if method.name == "integrated_gradients"
-            else "'integrated_gradients'"
-        )
-        warnings.warn(
-            f"{method.name} of {result.model.name}: {off} of {n} maps deviate from the logit difference by more than "
-            f"{run.options['tolerance']:.0%}, at most by {np.nanmax(result.relative_delta):.1%}; use {advice}",
-            IncompleteAttributionWarning,
-            stacklevel=4,
-        )
-    empty = int((np.abs(result.maps).max((1, 2)) == 0).sum())
-    if empty:
-        warnings.warn(
-            f"{method.name} of {result.model.name}: {empty} of {n} maps are zero everywhere and rank no pixel above another",
-            EmptyAttributionWarning,
-            stacklevel=4,
-        )
-
-
-@checked(MeasureError)
-def explainer(
-    model: Model,
-    method: str,
-    *,
-    layer: str | None = None,
-    baseline: str | Tensor = "grey",
-    batch_size: int = 16,
-    seed: int = 0,
-    **options: Any,
-) -> Callable[[Tensor, Tensor], Explained]:
-    """The method as a function of (images [B, 3, H, W], targets [B]), for measures that call it again and again.
-
-    Call it inside `explaining(model)`. Raises as `attribute` does."""
-    found = find_method(method)
-    run = make_run(found, model, layer, make_baseline(baseline, model.input), batch_size, options)
+def explainer(model: Model, attribution: Attribution, batch_size: int) -> Callable[[Tensor, Tensor], Explained]:
+    """The method of an attribution, with its settings, as a function of (images [B, 3, H, W], targets [B]) on any copy of its
+    network. Call it inside `attribution_mode(model)`."""
+    a, method = attribution, find_method(attribution.method)
+    given = a.baseline_name if a.baseline_image is None else torch.from_numpy(a.baseline_image)
+    layer = a.layer.name if a.layer else None
+    run = make_run(method, model, layer, make_baseline(given, model.input), batch_size, a.settings)
 
     def explain(x: Tensor, targets: Tensor) -> Explained:
-        with seeded(seed, x.device):
-            return found.explain(run, x, targets)
+        with seeded(a.seed, x.device):
+            return method.explain(run, x, targets)
 
     return explain
-
-
-__all__ = ["METHODS", "Attribution", "attribute", "explainer"]

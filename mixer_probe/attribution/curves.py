@@ -1,13 +1,13 @@
 """Deletion and insertion (Petsiuk, Das and Saenko 2018), patch by patch of the network's own grid.
 
-Deletion replaces patches by a baseline, the most important first, and watches the softmax probability of the target fall;
-insertion starts from a baseline and puts them back. The number of a curve is the area under it over the share of patches from 0
-to 1: low is good for deletion, high for insertion. Removing any patches at all changes an image, so that only the difference to
-random orders says whether an attribution knows more than nothing."""
+Deletion replaces patches by a baseline, the most important first, and measures how the softmax probability of the target falls;
+insertion starts from a baseline and restores them. A curve is summarised by the area under it over the fraction of patches from 0
+to 1: low is good for deletion, high for insertion. Removing any patches changes an image, so that only the difference to random
+orders shows that an attribution is informative."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from mixer_probe.attribution.attributions import Attribution, batches_of
-from mixer_probe.attribution.baselines import Baseline, make_baseline
+from mixer_probe.attribution.baselines import make_baseline
 from mixer_probe.attribution.maps import cells
-from mixer_probe.attribution.network import chosen, explaining, logits_of
+from mixer_probe.attribution.network import attribution_mode, gather_target_logits, logits_of
 from mixer_probe.capture import ImageSource, as_source
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
@@ -27,15 +27,15 @@ from mixer_probe.core.validate import checked
 from mixer_probe.models.model import Model
 from mixer_probe.stats import mean_interval
 
-GAMES = ("deletion", "insertion")
+MODES = ("deletion", "insertion")
 
 
 @dataclass(frozen=True)
 class PerturbationCurves(Result):
-    """Probability of the target along both games, for methods and for `random_orders` random orders of patches.
+    """Probability of the target under deletion and insertion, for methods and for `random_orders` random orders of patches.
 
-    `fractions` [step] are shares of patches from 0 to 1; `deletion` and `insertion` are [method, image, step], `random_deletion`
-    and `random_insertion` [order, image, step]. Intervals resample images."""
+    `fractions` [step] of patches run from 0 to 1; `deletion` and `insertion` are [method, image, step], `random_deletion` and
+    `random_insertion` [order, image, step]. Intervals are over images."""
 
     title: ClassVar[str] = "Deletion and insertion"
 
@@ -55,44 +55,38 @@ class PerturbationCurves(Result):
     random_orders: int
     seed: int = 0
 
-    def area(self, game: str) -> np.ndarray:
+    def area(self, mode: str) -> np.ndarray:
         """Area under every curve of "deletion" or "insertion": [method, image]."""
-        return self._area(getattr(self, game))
-
-    def random_area(self, game: str) -> np.ndarray:
-        """The same for random orders, averaged over them: [image]."""
-        mean: np.ndarray = self._area(getattr(self, f"random_{game}")).mean(0)
-        return mean
-
-    def _area(self, curves: np.ndarray) -> np.ndarray:
-        areas: np.ndarray = np.trapezoid(curves, self.fractions, axis=-1)
+        areas: np.ndarray = np.trapezoid(getattr(self, mode), self.fractions, axis=-1)
         return areas
 
-    def to_frame(self) -> pd.DataFrame:
-        """One row a game and method, the random order last: mean area with its interval over images, and how much better than
-        random orders of the same images (`gain`, positive is better in both games) with its interval."""
-        rows = [row for game in GAMES for row in self._rows(game)]
-        return pd.DataFrame(rows)
+    def random_area(self, mode: str) -> np.ndarray:
+        """Area under the curve of a random order, mean over orders: [image]."""
+        mean: np.ndarray = self.area(f"random_{mode}").mean(0)
+        return mean
 
-    def _rows(self, game: str) -> Iterator[dict[str, object]]:
-        null = self.random_area(game)
-        for name, areas in zip((*self.methods, "random order"), (*self.area(game), null), strict=True):
-            mean, low, high = mean_interval(areas)
-            gain = (null - areas) * (1 if game == "deletion" else -1)
-            better, gain_low, gain_high = mean_interval(gain)
-            yield {
-                "model": self.model.name,
-                "game": game,
-                "method": name,
-                "area": float(mean),
-                "low": float(low),
-                "high": float(high),
-                "gain": float(better),
-                "gain_low": float(gain_low),
-                "gain_high": float(gain_high),
-                "n_images": len(self.ids),
-                "patches": self.grid[0] * self.grid[1],
-            }
+    def gain(self, mode: str) -> np.ndarray:
+        """How much better than random orders of the same image, positive is better in both modes: [method, image]."""
+        gain: np.ndarray = (self.random_area(mode) - self.area(mode)) * (1 if mode == "deletion" else -1)
+        return gain
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per mode and method, the random order last: mean area with its interval over images, and `gain` over random
+        orders of the same images with its interval."""
+        rows = []
+        for mode in MODES:
+            random = self.random_area(mode)
+            areas = [*self.area(mode), random]
+            gains = [*self.gain(mode), random - random]
+            for name, area, gain in zip((*self.methods, "random order"), areas, gains, strict=True):
+                columns = ("area", "low", "high", "gain", "gain_low", "gain_high")
+                estimates = map(float, (*mean_interval(area), *mean_interval(gain)))
+                rows.append(
+                    {"model": self.model.name, "game": mode, "method": name}
+                    | dict(zip(columns, estimates, strict=True))
+                    | {"n_images": len(self.ids), "patches": self.grid[0] * self.grid[1]}
+                )
+        return pd.DataFrame(rows)
 
 
 @checked(MeasureError)
@@ -109,30 +103,34 @@ def perturbation_curves(
     batch_size: int = 64,
     seed: int = 0,
 ) -> PerturbationCurves:
-    """Deletion and insertion curves of attributions that were made of this model and these images.
+    """Deletion and insertion curves of attributions of this model and these images.
 
-    Patches of `grid` (None for the network's own) are ordered by the sum of the map over them; equal ones, such as the zeros of
-    Grad-CAM, in random order. At most `steps` forward passes an image and curve.
+    Patches of `grid` (None for the network's own) are ordered by the sum of the map over them; ties, such as the zeros of
+    Grad-CAM, in random order. At most `steps` forward passes per image and curve.
 
     Raises MeasureError for attributions of another model, other images or several targets of one image."""
     source = as_source(images)
     check_attributions(model, source, attributions)
     grid = grid or attributions[0].grid
     counts = np.unique(np.round(np.linspace(0, grid[0] * grid[1], steps + 1)).astype(int))
-    game = _Game(
-        model,
-        torch.from_numpy(counts).to(model.device),
-        torch.from_numpy(cells(model.input.size[1:], grid)).to(model.device),
-        {"deletion": make_baseline(deletion_baseline, model.input), "insertion": make_baseline(insertion_baseline, model.input)},
-        batch_size,
-    )
-    ranks = _ranks(attributions, grid, random_orders, seed)
-    targets = attributions[0].targets
-    curves = [
-        game.play(x, ranks[:, start : start + len(x)], targets[start:])
-        for start, x in batches_of(model, source, batch_size, "deletion and insertion")
-    ]
-    both = {name: np.concatenate([c[i] for c in curves], 1) for i, name in enumerate(GAMES)}
+    where = torch.from_numpy(cells(model.input.size[1:], grid)).to(model.device)
+    deleted, inserted = make_baseline(deletion_baseline, model.input), make_baseline(insertion_baseline, model.input)
+    # Rank of every patch in the order of removal, 0 first: [method + order, image, patch].
+    generator = np.random.default_rng(seed)
+    scores = np.stack([a.pooled(grid).reshape(len(a.ids), -1) for a in attributions])
+    ties = generator.random(scores.shape)
+    by_score = np.lexsort((ties, -scores), axis=-1).argsort(-1)
+    at_random = generator.random((random_orders, *scores.shape[1:])).argsort(-1)
+    ranks, targets = np.concatenate([by_score, at_random]), attributions[0].targets
+    found: dict[str, list[np.ndarray]] = {mode: [] for mode in MODES}
+    for start, x in batches_of(model, source, batch_size, "deletion and insertion"):
+        rows = slice(start, start + len(x))
+        rank, wanted = (torch.from_numpy(a).to(x.device) for a in (ranks[:, rows], targets[rows]))
+        with attribution_mode(model), torch.no_grad():
+            patches = (rank, where, counts.tolist(), batch_size)
+            found["deletion"].append(_curves(model, x, deleted.of(x), wanted, *patches))
+            found["insertion"].append(_curves(model, inserted.of(x), x, wanted, *patches))
+    curves: Mapping[str, np.ndarray] = {mode: np.concatenate(parts, 1) for mode, parts in found.items()}
     m = len(attributions)
     return PerturbationCurves(
         model=model.record,
@@ -142,15 +140,39 @@ def perturbation_curves(
         targets=targets,
         grid=grid,
         fractions=counts / counts[-1],
-        deletion=both["deletion"][:m],
-        insertion=both["insertion"][:m],
-        random_deletion=both["deletion"][m:],
-        random_insertion=both["insertion"][m:],
-        deletion_baseline=game.baselines["deletion"].text,
-        insertion_baseline=game.baselines["insertion"].text,
+        deletion=curves["deletion"][:m],
+        insertion=curves["insertion"][:m],
+        random_deletion=curves["deletion"][m:],
+        random_insertion=curves["insertion"][m:],
+        deletion_baseline=deleted.text,
+        insertion_baseline=inserted.text,
         random_orders=random_orders,
         seed=seed,
     )
+
+
+def _curves(
+    model: Model, before: Tensor, after: Tensor, targets: Tensor, rank: Tensor, where: Tensor, counts: Sequence[int], chunk: int
+) -> np.ndarray:
+    """Probabilities [order, image, step] of the targets from images `before` to `after`, which replaces patches in the order of
+    `rank` [order, image, patch], `counts` [step] of them in all; `where` [H, W] is the patch of every pixel."""
+    orders, n, _ = rank.shape
+    found = np.empty((orders, n, len(counts)))
+    # Neither no patch nor all patches depend on the order.
+    found[..., 0], found[..., -1] = (_probabilities(model, images, targets, chunk) for images in (before, after))
+    for step, count in enumerate(counts[1:-1], 1):
+        changed = (rank < count)[:, :, where]
+        mixed = torch.where(changed[:, :, None], after, before).flatten(0, 1)
+        found[:, :, step] = _probabilities(model, mixed, targets.repeat(orders), chunk).reshape(orders, n)
+    return found
+
+
+def _probabilities(model: Model, x: Tensor, targets: Tensor, chunk: int) -> np.ndarray:
+    """Softmax probability of the target of every image [B]."""
+    parts = zip(torch.split(x, chunk), torch.split(targets, chunk), strict=True)
+    found = [gather_target_logits(logits_of(model, a).double().softmax(1), t) for a, t in parts]
+    probabilities: np.ndarray = torch.cat(found).cpu().numpy()
+    return probabilities
 
 
 def check_attributions(model: Model, source: ImageSource, attributions: Sequence[Attribution]) -> None:
@@ -169,49 +191,3 @@ def check_attributions(model: Model, source: ImageSource, attributions: Sequence
             raise MeasureError(
                 "the attributions have different target classes for the same image; compute them with the same target="
             )
-
-
-def _ranks(attributions: Sequence[Attribution], grid: tuple[int, int], orders: int, seed: int) -> np.ndarray:
-    """Place of every patch in the order of removal, 0 first: [method + order, image, patch]."""
-    generator = np.random.default_rng(seed)
-    scores = np.stack([a.pooled(grid).reshape(len(a.ids), -1) for a in attributions])
-    ties = generator.random(scores.shape)
-    given = np.lexsort((ties, -scores), axis=-1).argsort(-1)
-    random = generator.random((orders, *scores.shape[1:])).argsort(-1)
-    ranks: np.ndarray = np.concatenate([given, random])
-    return ranks
-
-
-@dataclass(frozen=True)
-class _Game:
-    model: Model
-    counts: Tensor
-    cells: Tensor
-    baselines: dict[str, Baseline]
-    chunk: int
-
-    def play(self, x: Tensor, ranks: np.ndarray, targets: np.ndarray) -> list[np.ndarray]:
-        """Probabilities [order, image, step] of deletion and of insertion."""
-        rank = torch.from_numpy(ranks).to(x.device)
-        wanted = torch.from_numpy(targets[: len(x)]).to(x.device)
-        with explaining(self.model), torch.no_grad():
-            gone, start = (self.baselines[name].of(x) for name in GAMES)
-            return [self._curves(x, gone, rank, wanted), self._curves(start, x, rank, wanted)]
-
-    def _curves(self, before: Tensor, after: Tensor, rank: Tensor, targets: Tensor) -> np.ndarray:
-        """Probabilities on the way from `before` to `after`, in the order of `rank` [order, image, patch]."""
-        orders, n, _ = rank.shape
-        found = np.empty((orders, n, len(self.counts)))
-        # No order is needed for nothing and for everything.
-        found[..., 0], found[..., -1] = (self._probabilities(images, targets) for images in (before, after))
-        for s, count in enumerate(self.counts[1:-1], 1):
-            changed = (rank < count)[:, :, self.cells]
-            mixed = torch.where(changed[:, :, None], after, before).flatten(0, 1)
-            found[:, :, s] = self._probabilities(mixed, targets.repeat(orders)).reshape(orders, n)
-        return found
-
-    def _probabilities(self, x: Tensor, targets: Tensor) -> np.ndarray:
-        parts = zip(torch.split(x, self.chunk), torch.split(targets, self.chunk), strict=True)
-        found = [chosen(logits_of(self.model, a).double().softmax(1), t) for a, t in parts]
-        probabilities: np.ndarray = torch.cat(found).cpu().numpy()
-        return probabilities

@@ -1,4 +1,4 @@
-"""Maps over pixels and over patches: pooling, ranks, likeness."""
+"""Maps over pixels and over patches: pooling, rank correlation, structural similarity."""
 
 from __future__ import annotations
 
@@ -45,9 +45,18 @@ def centred_ranks(values: np.ndarray) -> np.ndarray:
     return centred
 
 
+def rank_table(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Rank correlations [image of a, image of b] of rows [image, patch]."""
+    x, y = (centred_ranks(v) for v in (a, b))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        x, y = (v / np.linalg.norm(v, axis=-1, keepdims=True) for v in (x, y))
+    table: np.ndarray = x @ y.T
+    return table
+
+
 def ssim(a: np.ndarray, b: np.ndarray, sigma: float = 1.5) -> np.ndarray:
     """Structural similarity of magnitudes [..., H, W], each scaled to a largest value of 1 (Wang et al. 2004, Gaussian window of
-    1.5 px, K1 0.01, K2 0.03): one number a map, 1 for equal ones, NaN where a map is zero everywhere."""
+    1.5 px, K1 0.01, K2 0.03): one value per map, 1 for equal ones, NaN where a map is zero everywhere."""
     with np.errstate(invalid="ignore", divide="ignore"):
         x, y = (np.abs(v) / np.abs(v).max((-2, -1), keepdims=True) for v in (a.astype(np.float64), b.astype(np.float64)))
     mx, my = _blur(x, sigma), _blur(y, sigma)

@@ -1,4 +1,4 @@
-"""A network seen from its logits: outputs, targets, gradients at any module, attention made visible."""
+"""A network as a function of its logits: targets, gradients at any module, and the patches that it sees."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 
 Target = int | str | Sequence[int] | np.ndarray | Tensor | None
-
-
-# What captum says about its own doings.
-_CAPTUM_SAYS = (
+# A module's path, and which of its calls in a forward pass.
+Place = tuple[str, int]
+# Warnings in which captum reports what it does.
+_CAPTUM_WARNINGS = (
     ".*did not already require gradients.*",
     ".*required_grads has been set.*",
     r"(?s)\s*Setting forward, backward.*",
@@ -31,18 +31,18 @@ _CAPTUM_SAYS = (
 
 
 @contextmanager
-def explaining(model: Model) -> Iterator[None]:
+def attribution_mode(model: Model) -> Iterator[None]:
     """Eval mode, gradients for inputs and none for parameters inside; everything as it was outside."""
     with ExitStack() as stack:
         for context in (evaluating(model.module), frozen(model.module), torch.enable_grad(), warnings.catch_warnings()):
             stack.enter_context(context)
-        for message in _CAPTUM_SAYS:
+        for message in _CAPTUM_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
         yield
 
 
 def logits_of(model: Model, x: Tensor) -> Tensor:
-    """[B, K] from images [B, 3, H, W]. Raises MeasureError for a network that returns anything else."""
+    """Logits [B, K] of images [B, 3, H, W]. Raises MeasureError for a network that returns anything else."""
     if tuple(x.shape[1:]) != model.input.size:
         raise ImagesError(f"the images are {tuple(x.shape[1:])} and {model.name} takes {model.input.size}")
     logits = model.module(x)
@@ -54,20 +54,25 @@ def logits_of(model: Model, x: Tensor) -> Tensor:
     return logits
 
 
-def chosen(logits: Tensor, targets: Tensor) -> Tensor:
-    """The logit of every image's target [B]."""
+def gather_target_logits(logits: Tensor, targets: Tensor) -> Tensor:
+    """The logit of every image's target [B], from logits [B, K]."""
     return logits.gather(1, targets[:, None])[:, 0]
 
 
+def target_sum(targets: Tensor) -> Callable[[Tensor], Tensor]:
+    """The sum over images of their targets' logits, as a function of logits [B, K]."""
+    return lambda logits: gather_target_logits(logits, targets).sum()
+
+
 def target_logits(model: Model, x: Tensor, targets: Tensor, chunk: int) -> Tensor:
-    """[B] in float64, without gradients, at most `chunk` images a pass."""
+    """Logits of the targets [B] in float64, without gradients, from at most `chunk` images per pass."""
     with torch.no_grad():
         parts = zip(torch.split(x, chunk), torch.split(targets, chunk), strict=True)
-        return torch.cat([chosen(logits_of(model, a), t).double() for a, t in parts])
+        return torch.cat([gather_target_logits(logits_of(model, a), t).double() for a, t in parts])
 
 
 class Targets:
-    """Which class is explained of each image: one for all, one an image, the "labels" (by the names of their classes, as
+    """The target class of each image: one index for all, one per image, "labels" (by the names of their classes, as
     `labels_as_outputs` finds them), or (None) the predicted class.
 
     Raises MeasureError for a class that the network does not have, a number of targets other than the number of images, and
@@ -75,35 +80,31 @@ class Targets:
 
     def __init__(self, model: Model, source: ImageSource, target: Target) -> None:
         blank = torch.zeros(2, *model.input.size, device=model.device, dtype=model.dtype)
-        with explaining(model), torch.no_grad():
-            self.outputs = logits_of(model, blank).shape[1]
-        self._given = self._resolve(model, source, target)
-        if self._given is None and not _has_head(model):
-            raise MeasureError(
-                f"{model.name} has no classifier, so no class is predicted: give target= the output (0 to "
-                f"{self.outputs - 1}) to attribute, or load the network with its head"
-            )
-
-    def _resolve(self, model: Model, source: ImageSource, target: Target) -> np.ndarray | None:
+        with attribution_mode(model), torch.no_grad():
+            count = logits_of(model, blank).shape[1]
+        self._given: np.ndarray | None = None
         if target is None:
-            return None
+            if getattr(model.module, "num_classes", None) == 0 or all(layer.kind != "head" for layer in model.layers):
+                raise MeasureError(
+                    f"{model.name} has no classifier, so no class is predicted: give target= the output (0 to {count - 1}) "
+                    "to attribute, or load the network with its head"
+                )
+            return
         if isinstance(target, str):
-            values = self._labels(model, source, target)
+            if target != "labels":
+                raise MeasureError(
+                    f"target is a class index, one per image, 'labels' or None (the predicted class), not '{target}'"
+                )
+            values = labels_as_outputs(model, source, "target='labels'")
         else:
-            raw = target.detach().cpu().numpy() if isinstance(target, Tensor) else np.asarray(target)
-            values = np.broadcast_to(raw, len(source)) if raw.ndim == 0 else raw
+            values = target.detach().cpu().numpy() if isinstance(target, Tensor) else np.asarray(target)
+            values = np.broadcast_to(values, len(source)) if values.ndim == 0 else values
         if values.shape != (len(source),) or values.dtype.kind not in "iu":
             raise MeasureError(f"target is one class index or one for each of the {len(source)} images, not {np.shape(values)}")
-        wrong = [int(v) for v in values if not 0 <= v < self.outputs]
-        if wrong:
-            raise MeasureError(f"{model.name} has no class {wrong[0]}: its {self.outputs} classes are 0 to {self.outputs - 1}")
-        return values.astype(np.int64)
-
-    @staticmethod
-    def _labels(model: Model, source: ImageSource, word: str) -> np.ndarray:
-        if word != "labels":
-            raise MeasureError(f"target is a class index, one per image, 'labels' or None (the predicted class), not '{word}'")
-        return labels_as_outputs(model, source, "target='labels'")
+        wrong = values[(values < 0) | (values >= count)]
+        if len(wrong):
+            raise MeasureError(f"{model.name} has no class {wrong[0]}: its {count} classes are 0 to {count - 1}")
+        self._given = values.astype(np.int64)
 
     def of(self, logits: Tensor, start: int) -> Tensor:
         """Targets [B] of the images from `start` on, whose logits are [B, K]."""
@@ -112,37 +113,33 @@ class Targets:
         return torch.from_numpy(self._given[start : start + len(logits)]).to(logits.device)
 
 
-def _has_head(model: Model) -> bool:
-    return getattr(model.module, "num_classes", None) != 0 and any(layer.kind == "head" for layer in model.layers)
-
-
 @contextmanager
-def tapped(network: nn.Module, places: Sequence[tuple[str, int]]) -> Iterator[dict[tuple[str, int], Tensor]]:
+def record_outputs(network: nn.Module, places: Sequence[Place]) -> Iterator[dict[Place, Tensor]]:
     """What the modules (path, call) return in the next forward pass, as parts of its graph.
 
-    The network goes on with a copy, so that an in-place ReLU after the module does not overwrite what was caught."""
-    caught: dict[tuple[str, int], Tensor] = {}
+    The network continues with a copy, so that an in-place ReLU after the module does not overwrite what was recorded."""
+    outputs: dict[Place, Tensor] = {}
     wanted = set(places)
 
-    def see(call: Call) -> Tensor | None:
+    def record(call: Call) -> Tensor | None:
         if (call.path, call.number) not in wanted:
             return None
         output: Tensor = call.output
-        caught[call.path, call.number] = output
+        outputs[call.path, call.number] = output
         return output.clone()
 
-    with hooked(network, (path for path, _ in places), see):
-        yield caught
+    with hooked(network, (path for path, _ in places), record):
+        yield outputs
 
 
 def values_and_gradients(
-    model: Model, places: Sequence[tuple[str, int]], x: Tensor, score: Callable[[Tensor], Tensor]
+    model: Model, places: Sequence[Place], x: Tensor, score: Callable[[Tensor], Tensor], *, pixels: bool = False
 ) -> list[tuple[Tensor, Tensor]]:
-    """What each module returned and the gradient of score(logits) by it, raw layouts."""
+    """What each module returned and the gradient of score(logits) by it, in raw layouts; those of the `pixels` first if asked."""
     x = x.detach().clone().requires_grad_()
-    with tapped(model.module, places) as caught:
+    with record_outputs(model.module, places) as outputs:
         total = score(logits_of(model, x))
-    values = [caught[place] for place in places]
+    values = [*([x] if pixels else []), *(outputs[place] for place in places)]
     gradients = torch.autograd.grad(total, values, allow_unused=True)
     return [(v.detach(), torch.zeros_like(v) if g is None else g) for v, g in zip(values, gradients, strict=True)]
 
@@ -158,11 +155,11 @@ def tokens_read(model: Model, layer: Layer) -> tuple[bool, np.ndarray]:
     def mixed(logits: Tensor) -> Tensor:
         return (logits * torch.randn(logits.shape, generator=generator).to(logits)).sum()
 
-    with explaining(model):
+    with attribution_mode(model):
         _, gradient = values_and_gradients(model, [(layer.module, layer.call)], x, mixed)[0]
     positions, prefix = positions_and_prefix(gradient, layer)
-    everything = positions if prefix is None else torch.cat([prefix, positions], 1)
-    read = (everything != 0).any(-1).any(0).cpu().numpy()
+    tokens = positions if prefix is None else torch.cat([prefix, positions], 1)
+    read = (tokens != 0).any(-1).any(0).cpu().numpy()
     return bool((positions != 0).any()), read
 
 

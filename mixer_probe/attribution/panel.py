@@ -1,4 +1,4 @@
-"""A panel: maps of several networks and methods for a few images, with the images, so that a picture needs nothing else."""
+"""A panel: maps of several networks and methods for a few images, with the images that a figure of them needs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from mixer_probe.models.layer import Layer
 
 # A few extreme pixels would leave the rest of a map invisible.
 QUANTILE = 0.99
-# A picture of a panel is printed no larger.
+# Pictures of a panel are stored no larger.
 _MOST_PIXELS = 640
 _LEVELS = 127
+_PER_IMAGE = ("targets", "predicted", "labels", "logit", "logit_difference", "convergence_delta", "steps")
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,14 @@ class AttributionPanel(Result):
     """Maps of every (network, method) pair, the columns, for the same images.
 
     `pictures` are the original images, uint8 RGB [h, w, 3], reduced where a side has more than 640 px; `sizes` [image, 2] are
-    their own (width, height). `shares` has one int8 array [image, H, W] a column: 127 is the 99 % quantile of the map's
-    magnitudes, `scale` [column, image], beyond which maps are cut off. `targets`, `predicted`, `logit`, `logit_difference`,
+    their own (width, height). `shares` has one int8 array [image, H, W] per column: 127 is the 99th percentile of the map's
+    magnitudes, `scale` [column, image], at which maps are clipped. `targets`, `predicted`, `logit`, `logit_difference`,
     `convergence_delta`, `steps` and `labels` are [column, image], as `Attribution` has them, and so are `target_names` and
-    `predicted_names`; `true_names` [image] are what the images call their classes, empty where they do not. Over all images of
+    `predicted_names`; `true_names` [image] are the class names of the images, empty where they have none. Over all images of
     the attributions, `chosen_from`, not only those shown, count `empty` [column] maps that are zero everywhere, and
-    `widest_gap` [column] is the largest |convergence delta| ÷ |logit difference|, NaN for methods that promise no sum, and
-    `widest_change` [column] the largest share of its magnitudes by which more steps may move a map, NaN without integration."""
+    `widest_gap` [column] is the largest |convergence delta| ÷ |logit difference|, NaN for methods without completeness, and
+    `widest_change` [column] the largest fraction of its magnitudes by which more steps may change a map, NaN without
+    integration."""
 
     title: ClassVar[str] = "Attribution maps"
 
@@ -70,54 +72,51 @@ class AttributionPanel(Result):
 
     @property
     def relative_delta(self) -> np.ndarray:
-        """|convergence delta| ÷ |logit difference| [column, image]; NaN for methods that promise no sum."""
+        """|convergence delta| ÷ |logit difference| [column, image]; NaN for methods without completeness."""
         with np.errstate(divide="ignore", invalid="ignore"):
             delta: np.ndarray = np.abs(self.convergence_delta) / np.abs(self.logit_difference)
         return delta
 
     def share(self, column: int, image: int) -> np.ndarray:
-        """A map [H, W] from -1 to 1, in 99 % quantiles of its magnitudes."""
+        """A map [H, W] from -1 to 1, in units of the 99th percentile of its magnitudes."""
         share: np.ndarray = self.shares[column][image] / _LEVELS
         return share
 
     def take(self, rows: Sequence[int]) -> AttributionPanel:
-        """The same for some of its images, in that order."""
-        chosen = list(rows)
+        """The panel of some of its images, in that order."""
+        rows = list(rows)
         return replace(
             self,
-            ids=tuple(self.ids[i] for i in chosen),
-            true_names=tuple(self.true_names[i] for i in chosen) if self.true_names else (),
-            target_names=tuple(tuple(names[i] for i in chosen) for names in self.target_names),
-            predicted_names=tuple(tuple(names[i] for i in chosen) for names in self.predicted_names),
-            sizes=self.sizes[chosen],
-            pictures=tuple(self.pictures[i] for i in chosen),
-            shares=tuple(share[chosen] for share in self.shares),
-            scale=self.scale[:, chosen],
-            **{name: getattr(self, name)[:, chosen] for name in _PER_IMAGE},
+            ids=tuple(self.ids[i] for i in rows),
+            true_names=tuple(self.true_names[i] for i in rows) if self.true_names else (),
+            target_names=tuple(tuple(names[i] for i in rows) for names in self.target_names),
+            predicted_names=tuple(tuple(names[i] for i in rows) for names in self.predicted_names),
+            sizes=self.sizes[rows],
+            pictures=tuple(self.pictures[i] for i in rows),
+            shares=tuple(share[rows] for share in self.shares),
+            scale=self.scale[:, rows],
+            **{name: getattr(self, name)[:, rows] for name in _PER_IMAGE},
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a network, method and image."""
-        return pd.concat([self._column(c) for c in range(len(self.methods))], ignore_index=True)
-
-    def _column(self, c: int) -> pd.DataFrame:
-        layer = self.layers[c]
-        return pd.DataFrame(
-            {
-                "model": self.models[c].name,
-                "method": self.methods[c],
-                "layer": layer.name if layer else "",
-                "baseline": self.baselines[c],
-                "image": list(self.ids),
-                "target": list(self.target_names[c]),
-                "predicted": list(self.predicted_names[c]),
-                "logit": self.logit[c],
-                "logit_difference": self.logit_difference[c],
-                "convergence_delta": self.convergence_delta[c],
-                "relative_delta": self.relative_delta[c],
-                "steps": self.steps[c],
-            }
-        )
+        """One row per network, method and image."""
+        values = ("logit", "logit_difference", "convergence_delta", "relative_delta", "steps")
+        frames = [
+            pd.DataFrame(
+                {
+                    "model": self.models[c].name,
+                    "method": self.methods[c],
+                    "layer": layer.name if layer else "",
+                    "baseline": self.baselines[c],
+                    "image": list(self.ids),
+                    "target": list(self.target_names[c]),
+                    "predicted": list(self.predicted_names[c]),
+                    **{name: getattr(self, name)[c] for name in values},
+                }
+            )
+            for c, layer in enumerate(self.layers)
+        ]
+        return pd.concat(frames, ignore_index=True)
 
 
 def attribution_panel(
@@ -128,11 +127,24 @@ def attribution_panel(
 ) -> AttributionPanel:
     """A panel of attributions of `images` by one or several networks and methods, for the first four or those at `indices`.
 
-    Raises MeasureError for no attribution, attributions of other images, and indices that are not there."""
+    Raises MeasureError for no attribution, attributions of other images, and indices that do not exist."""
     rows = list(indices if indices is not None else range(min(4, len(images))))
-    _check(attributions, images, rows)
+    if not attributions:
+        raise MeasureError("give at least one attribution to draw")
+    if not isinstance(images, Images):
+        raise ImagesError(f"images must come from load_images, not from a {type(images).__name__}")
+    if any(a.images.pictures != images.record.pictures for a in attributions):
+        raise MeasureError("the attributions were computed on other images than those given")
+    if any(not 0 <= i < len(images) for i in rows):
+        raise MeasureError(f"indices are 0 to {len(images) - 1}, not {rows}")
     opened = [images[i] for i in rows]
+    pictures = []
+    for picture in opened:
+        scale = min(_MOST_PIXELS / max(picture.size), 1)
+        width, height = (max(1, round(n * scale)) for n in picture.size)
+        pictures.append(np.asarray(picture if scale == 1 else picture.resize((width, height), Image.Resampling.LANCZOS)))
     limits = np.stack([[limit_of(a.maps[i]) for i in rows] for a in attributions])
+    scaled = [np.clip(a.maps[rows] / limit[:, None, None], -1, 1) for a, limit in zip(attributions, limits, strict=True)]
     classes = () if images.labels is None or images.class_names is None else [images.labels[i] for i in rows]
     return AttributionPanel(
         models=tuple(a.model for a in attributions),
@@ -150,49 +162,22 @@ def attribution_panel(
         target_names=tuple(_named(a.targets, a.target_names, rows) for a in attributions),
         predicted_names=tuple(_named(a.predicted, a.predicted_names, rows) for a in attributions),
         sizes=np.array([picture.size for picture in opened]),
-        pictures=tuple(np.asarray(_reduced(picture)) for picture in opened),
-        shares=tuple(_shares(a.maps[rows], limit) for a, limit in zip(attributions, limits, strict=True)),
+        pictures=tuple(pictures),
+        shares=tuple(np.rint(_LEVELS * one).astype(np.int8) for one in scaled),
         scale=limits,
-        empty=np.array([int((np.abs(a.maps).max((1, 2)) == 0).sum()) for a in attributions]),
+        empty=np.array([int(a.empty.sum()) for a in attributions]),
         widest_gap=np.array([a.relative_delta.max() for a in attributions]),
         widest_change=np.array([a.change.max() for a in attributions]),
         **{name: np.stack([getattr(a, name)[rows] for a in attributions]) for name in _PER_IMAGE},
     )
 
 
-_PER_IMAGE = ("targets", "predicted", "labels", "logit", "logit_difference", "convergence_delta", "steps")
-
-
 def _named(outputs: np.ndarray, names: Sequence[str], rows: Sequence[int]) -> tuple[str, ...]:
-    """What the outputs of these images are called; by number where they have no names."""
+    """Class names of the outputs of these images; numbers where they have no names."""
     return tuple(names[i] if names else f"class {outputs[i]}" for i in rows)
 
 
-def _check(attributions: Sequence[Attribution], images: Images, rows: Sequence[int]) -> None:
-    if not attributions:
-        raise MeasureError("give at least one attribution to draw")
-    if not isinstance(images, Images):
-        raise ImagesError(f"images must come from load_images, not from a {type(images).__name__}")
-    if any(a.images.pictures != images.record.pictures for a in attributions):
-        raise MeasureError("the attributions were computed on other images than those given")
-    if any(not 0 <= i < len(images) for i in rows):
-        raise MeasureError(f"indices are 0 to {len(images) - 1}, not {list(rows)}")
-
-
 def limit_of(values: np.ndarray) -> float:
-    """The magnitude that is drawn at full strength: the 99 % quantile, or the largest where that is zero; 1 for an empty map."""
+    """The magnitude at full colour: the 99th percentile, or the largest where that is zero; 1 for an empty map."""
     size = np.abs(values)
     return float(np.quantile(size, QUANTILE) or size.max() or 1.0)
-
-
-def _shares(maps: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    shares: np.ndarray = np.rint(_LEVELS * np.clip(maps / limits[:, None, None], -1, 1)).astype(np.int8)
-    return shares
-
-
-def _reduced(picture: Image.Image) -> Image.Image:
-    scale = _MOST_PIXELS / max(picture.size)
-    if scale >= 1:
-        return picture
-    width, height = (max(1, round(n * scale)) for n in picture.size)
-    return picture.resize((width, height), Image.Resampling.LANCZOS)

@@ -1,18 +1,19 @@
-"""Integrated gradients (Sundararajan et al. 2017) in pieces of the way from baseline to image, halved where they miss.
+"""Integrated gradients (Sundararajan et al. 2017) on segments of the path from baseline to image, halved where not exact.
 
 A map whose sum is exact need not be exact: on a network of ReLUs the gradient jumps from pixel to pixel while the sum settles.
-So every way is halved once at least, and what that moves is known of every piece; a piece of half the length errs half as much
-at most, as the rule converges at least as 1 / nodes. Pieces are halved until the sum is right and what the pieces may still
-move is small against the map.
+So every path is halved at least once, which gives the change of every segment; a segment of half the length has at most half
+the error, as the rule converges at least as 1 / nodes. Segments are halved until the sum is right and the remaining change is
+small against the map.
 
-A piece from a to b is captum's IntegratedGradients from the image at a to the image at b, by Gauss-Legendre nodes; the pieces of
-a way add up to its integral. What every piece must sum to is known, since the logit at its two ends is: its gap says where the
-gradient jumps or bends. Pieces with the largest gaps or moves are halved, so that nodes gather where it does: at the kinks of
-ReLU networks, for which no smooth rule converges faster than 1 / nodes, and beside a blank baseline, where layer norms of tokens
-of nothing multiply what little there is by 1 / sqrt(eps), one after the other."""
+A segment from a to b is captum's IntegratedGradients from the image at a to the image at b, by Gauss-Legendre nodes; the segments
+of a path add up to its integral. What every segment must sum to is known, since the logit at its two ends is: its gap shows where
+the gradient jumps or bends. Segments with the largest gaps or changes are halved, so that nodes concentrate there: at kinks of
+ReLU networks, for which no smooth rule converges faster than 1 / nodes, and beside a blank baseline, where layer norms of nearly
+constant tokens multiply small differences by 1 / sqrt(eps), one after the other."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,8 +26,8 @@ from mixer_probe.models.model import Model
 
 @dataclass(frozen=True)
 class Quadrature:
-    """`nodes` a piece, at most `most` nodes a way, the gap that is allowed as a share of the logit difference, and the change
-    that is allowed as a share of the map's magnitudes."""
+    """`nodes` per segment, at most `most` nodes per path, the allowed gap as a fraction of the logit difference, and the allowed
+    change as a fraction of the sum of the map's magnitudes."""
 
     nodes: int
     most: int
@@ -34,32 +35,95 @@ class Quadrature:
     change: float
 
 
+@dataclass(frozen=True, eq=False)
+class _Segment:
+    """The path from `start` to `stop` (0 the baseline, 1 the image): its map [H, W], what the sum of the map misses of the change
+    of the logit, and by how much more nodes may still change the map (sum of magnitudes)."""
+
+    start: float
+    stop: float
+    map: Tensor
+    gap: float
+    change: float = float("nan")
+
+    @property
+    def middle(self) -> float:
+        return (self.start + self.stop) / 2
+
+    def halves(self, maps: Sequence[Tensor] | Tensor, gaps: Sequence[float]) -> list[_Segment]:
+        """Both halves, from their maps and gaps. Each may still change by half of what halving changed, in proportion to its
+        magnitudes."""
+        maps = list(maps)
+        moved = float((self.map - maps[0] - maps[1]).abs().sum()) / 2
+        sizes = [float(one.abs().sum()) for one in maps]
+        ends = ((self.start, self.middle), (self.middle, self.stop))
+        return [
+            _Segment(*span, one, gap, moved * (size / sum(sizes) if sum(sizes) else 0.5))
+            for span, one, gap, size in zip(ends, maps, gaps, sizes, strict=True)
+        ]
+
+
 def relative_gap(gap: Tensor, difference: Tensor) -> Tensor:
-    """|gap| as a share of the logit difference; below float32's own rounding it is no gap."""
+    """|gap| as a fraction of the logit difference; a difference below float32's own rounding counts as 1e-6."""
     return gap.abs() / difference.abs().clamp_min(1e-6)
 
 
 def integrate(
     model: Model, x: Tensor, baseline: Tensor, targets: Tensor, rule: Quadrature, chunk: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Maps [B, H, W] of the ways from `baseline` to `x` [B, 3, H, W], how many nodes each took in the end [B], and by which share
-    of its magnitudes each may still move [B]; NaN where `rule` left no room to halve."""
-    maps, _, differences = _pieces(model, baseline, x, targets, rule.nodes, chunk)
+    """Maps [B, H, W] of the paths from `baseline` to `x` [B, 3, H, W], the number of nodes of each path [B], and the fraction of
+    its magnitudes by which more nodes may still change each map [B]; NaN where `rule` left no room to halve."""
+    maps, _, differences = _integrals(model, baseline, x, targets, rule.nodes, chunk)
     steps = torch.full((len(x),), rule.nodes, device=x.device)
-    moves = torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device)
+    changes = torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device)
     if 2 * rule.nodes > rule.most:
-        return maps, steps, moves
+        return maps, steps, changes
     middle = torch.lerp(baseline, x, 0.5)
-    halves = [_pieces(model, *ends, targets, rule.nodes, chunk)[:2] for ends in ((baseline, middle), (middle, x))]
+    halves = [_integrals(model, *ends, targets, rule.nodes, chunk)[:2] for ends in ((baseline, middle), (middle, x))]
     for i in range(len(x)):
-        way = _Way(model, baseline[i], x[i], targets[i], rule, chunk)
-        (one, gap_one), (other, gap_other) = ((m[i], float(g[i])) for m, g in halves)
-        maps[i], steps[i], moves[i] = way.refined(maps[i], [one, other], [gap_one, gap_other], float(differences[i]))
-    return maps, steps, moves
+        whole = _Segment(0.0, 1.0, maps[i], 0.0)
+        segments = whole.halves([m[i] for m, _ in halves], [float(gaps[i]) for _, gaps in halves])
+        one = (model, baseline[i], x[i], targets[i])
+        maps[i], steps[i], changes[i] = _refined(*one, segments, float(differences[i]), rule, chunk)
+    return maps, steps, changes
 
 
-def _pieces(model: Model, start: Tensor, stop: Tensor, targets: Tensor, nodes: int, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of straight pieces between images [P, 3, H, W]: maps [P, H, W], gaps [P] and differences of the logit [P]."""
+def _refined(
+    model: Model,
+    baseline: Tensor,
+    image: Tensor,
+    target: Tensor,
+    segments: list[_Segment],
+    difference: float,
+    rule: Quadrature,
+    chunk: int,
+) -> tuple[Tensor, int, float]:
+    """The map, number of nodes and remaining change of one path, whose segments are halved until gap and change are small.
+
+    Halved are the segments with more than their part of the allowed errors, at most the worst half of them, as room allows."""
+    allowed = rule.tolerance * max(abs(difference), 1e-6)
+    while True:
+        n, total = len(segments), torch.stack([s.map for s in segments]).sum(0)
+        size = max(float(total.abs().sum()), 1e-30)
+        gap, change = sum(s.gap for s in segments), sum(s.change for s in segments)
+        done = abs(gap) <= allowed and change <= rule.change * size
+        if done or rule.nodes * (n + 1) > rule.most:
+            return total, rule.nodes * n, change / size
+        errors = {s: max(abs(s.gap) / allowed, s.change / (rule.change * size)) for s in segments}
+        ranked = sorted(segments, key=lambda s: -errors[s])
+        count = min(rule.most // rule.nodes - n, max(1, n // 2))
+        worst = [s for s in ranked[:count] if errors[s] > 1 / n] or ranked[:1]
+        alpha = torch.tensor([[(s.start, s.middle), (s.middle, s.stop)] for s in worst], dtype=image.dtype, device=image.device)
+        starts, stops = (torch.lerp(baseline[None], image[None], a.view(-1, 1, 1, 1)) for a in alpha.unbind(-1))
+        maps, gaps, _ = _integrals(model, starts, stops, target.expand(2 * len(worst)), rule.nodes, chunk)
+        halves = [h for k, s in enumerate(worst) for h in s.halves(maps[2 * k : 2 * k + 2], gaps[2 * k : 2 * k + 2].tolist())]
+        segments = [s for s in segments if s not in worst] + halves
+
+
+def _integrals(
+    model: Model, start: Tensor, stop: Tensor, targets: Tensor, nodes: int, chunk: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Maps [P, H, W] of straight segments between images [P, 3, H, W], their gaps [P] and the differences of the logit [P]."""
     method = IntegratedGradients(lambda images: logits_of(model, images))
     parts = zip(*(torch.split(t, chunk) for t in (start, stop, targets)), strict=True)
     found = [
@@ -69,66 +133,3 @@ def _pieces(model: Model, start: Tensor, stop: Tensor, targets: Tensor, nodes: i
     maps = torch.cat([part.detach().sum(1) for part in found])
     difference = target_logits(model, stop, targets, chunk) - target_logits(model, start, targets, chunk)
     return maps, maps.double().sum((1, 2)) - difference, difference
-
-
-@dataclass(frozen=True)
-class _Way:
-    model: Model
-    baseline: Tensor
-    image: Tensor
-    target: Tensor
-    rule: Quadrature
-    chunk: int
-
-    def refined(self, whole: Tensor, maps: list[Tensor], gaps: list[float], difference: float) -> tuple[Tensor, int, float]:
-        """The map, the number of nodes and the change after halving pieces until their gaps and moves together are small, from
-        the `whole` way and its halves."""
-        allowed = self.rule.tolerance * max(abs(difference), 1e-6)
-        spans = [(0.0, 0.5), (0.5, 1.0)]
-        moves = _moves(whole, maps)
-        while True:
-            total = torch.stack(maps).sum(0)
-            size = max(float(total.abs().sum()), 1e-30)
-            done = abs(sum(gaps)) <= allowed and sum(moves) <= self.rule.change * size
-            if done or self.rule.nodes * (len(spans) + 1) > self.rule.most:
-                return total, self.rule.nodes * len(spans), sum(moves) / size
-            worst = self._worst(gaps, moves, allowed, self.rule.change * size)
-            halves = [half for i in worst for half in _halved(*spans[i])]
-            found, misses = self._measured(halves)
-            moved = [m for k, i in enumerate(worst) for m in _moves(maps[i], found[2 * k : 2 * k + 2])]
-            kept = [i for i in range(len(spans)) if i not in worst]
-            spans = [spans[i] for i in kept] + halves
-            maps = [maps[i] for i in kept] + found
-            gaps = [gaps[i] for i in kept] + misses
-            moves = [moves[i] for i in kept] + moved
-
-    def _worst(self, gaps: list[float], moves: list[float], gap: float, move: float) -> list[int]:
-        """The pieces to halve: those that err by more than their share of what is allowed, the worst half of all pieces at most,
-        as room allows."""
-        room = self.rule.most // self.rule.nodes - len(gaps)
-        errors = [max(abs(g) / gap, m / move) for g, m in zip(gaps, moves, strict=True)]
-        ranked = sorted(range(len(gaps)), key=lambda i: -errors[i])
-        count = min(room, max(1, len(gaps) // 2))
-        return [i for i in ranked[:count] if errors[i] > 1 / len(gaps)] or ranked[:1]
-
-    def _measured(self, spans: list[tuple[float, float]]) -> tuple[list[Tensor], list[float]]:
-        starts, stops = (self._at([span[k] for span in spans]) for k in (0, 1))
-        targets = self.target.expand(len(spans))
-        maps, gaps, _ = _pieces(self.model, starts, stops, targets, self.rule.nodes, self.chunk)
-        return list(maps), gaps.tolist()
-
-    def _at(self, shares: list[float]) -> Tensor:
-        share = torch.tensor(shares, device=self.image.device, dtype=self.image.dtype).view(-1, 1, 1, 1)
-        return torch.lerp(self.baseline[None], self.image[None], share)
-
-
-def _halved(start: float, stop: float) -> tuple[tuple[float, float], tuple[float, float]]:
-    middle = (start + stop) / 2
-    return (start, middle), (middle, stop)
-
-
-def _moves(whole: Tensor, halves: list[Tensor]) -> list[float]:
-    """What each of two halves may still move, half of what halving moved: in proportion to their magnitudes."""
-    moved = float((whole - halves[0] - halves[1]).abs().sum()) / 2
-    sizes = [float(half.abs().sum()) for half in halves]
-    return [moved * (size / sum(sizes) if sum(sizes) else 0.5) for size in sizes]

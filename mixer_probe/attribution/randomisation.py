@@ -1,46 +1,51 @@
-"""The model-randomisation sanity check (Adebayo et al. 2018): does a map notice that its network has forgotten everything?
+"""The model-randomisation sanity check (Adebayo et al. 2018): do maps change when the weights of their network are randomised?
 
-From the head towards the stem, every weight tensor is drawn anew from a normal distribution of its own mean and standard
-deviation (so that no layer falls silent, as it would with an initialisation whose head or gates are zero), and after each stage
-the same method explains the same class. A method that reads the network's weights ends as unlike its own map as maps of other
-images are; one that only finds edges does not. One network of random weights is one draw: another may say the opposite, so that
-there are several, and intervals are for other draws and other images. Where maps of different images are alike already, as those
-of a method that looks at the middle of every image, the check says nothing. Buffers, such as running statistics, stay."""
+From the head towards the stem, every weight tensor is re-initialised from a normal distribution of its own mean and standard
+deviation (so that no layer vanishes, as it would with an initialisation whose head or gates are zero), and after each stage the
+same method attributes the same class. The maps of a method that depends on the weights end as different from the original maps as
+maps of other images are; those of a method that only finds edges do not. One re-initialised network is one draw, and another may
+give the opposite result, so that there are several, and intervals are over draws and images. Where maps of different images are
+similar already, as those of a method that highlights the centre of every image, the check gives no verdict. Buffers, such as
+running statistics, stay."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mixer_probe.attribution.attributions import Attribution, batches_of
+from mixer_probe.attribution.attributions import Attribution, batches_of, explainer
 from mixer_probe.attribution.curves import check_attributions
-from mixer_probe.attribution.maps import centred_ranks, pool, spearman, ssim
-from mixer_probe.attribution.network import explaining
-from mixer_probe.attribution.robustness import explainer_of
+from mixer_probe.attribution.maps import pool, rank_table, spearman, ssim
+from mixer_probe.attribution.network import attribution_mode
 from mixer_probe.capture import ImageSource, as_source
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.switches import copied
 from mixer_probe.core.validate import checked
 from mixer_probe.models.model import Model
-from mixer_probe.stats import crossed_interval, mean_interval
+from mixer_probe.stats import FEWEST, crossed_interval, mean_interval
 from mixer_probe.stats.intervals import Estimate
+
+Verdict = Literal["few images", "one draw", "similar images", "sensitive", "insensitive", "inconclusive"]
+# The excess rank correlation below which a map counts as changed by randomised weights, and the rank correlation above which maps
+# of different images count as similar.
+NEGLIGIBLE, _ALIKE = 0.1, 0.5
 
 
 @dataclass(frozen=True)
 class RandomisationCheck(Result):
-    """Likeness of every image's map to itself after each stage of a cascading randomisation, for several draws of the weights.
+    """Similarity of every image's map to the original after each stage of a cascading randomisation, for several draws.
 
-    `stages` begin with "trained" (likeness 1) and then name what was drawn anew last. `spearman` [draw, stage, image] is the rank
-    correlation of patch sums (of magnitudes where the method is signed, see `signed_spearman` for the values themselves), `ssim`
-    [draw, stage, image] the structural similarity of magnitudes at input resolution. `null_spearman` [image] is the mean rank
-    correlation of the trained network's map of an image with its maps of the other images."""
+    `stages` begin with "trained" (similarity 1) and then name what was re-initialised last. `spearman` [draw, stage, image] is
+    the rank correlation of patch sums (of magnitudes where the method is signed, see `signed_spearman` for the values
+    themselves), `ssim` [draw, stage, image] the structural similarity of magnitudes at input resolution. `null_spearman` [image]
+    is the mean rank correlation of the trained network's map of an image with its maps of the other images."""
 
     title: ClassVar[str] = "Randomisation check"
 
@@ -58,35 +63,52 @@ class RandomisationCheck(Result):
 
     @property
     def draws(self) -> int:
-        """How many networks of random weights there are."""
+        """The number of re-initialised networks."""
         return len(self.spearman)
 
     def likeness(self, values: np.ndarray, level: float = 0.95) -> Estimate:
-        """Mean over draws and images of likenesses [draw, image], and its interval for other draws and other images. Images whose
-        maps are constant are left out."""
+        """Mean over draws and images of similarities [draw, image], and its interval for other draws and other images. Images
+        whose maps are constant are left out."""
         known = values[:, np.isfinite(values).all(0)]
         return crossed_interval(known, level) if known.size else (np.array(np.nan),) * 3
 
     def remains(self, level: float = 0.95) -> Estimate:
-        """How much more alike maps are to those of the trained network, once all weights are drawn anew, than maps of different
-        images are: mean over draws and images with its interval."""
+        """Excess rank correlation once all weights are re-initialised, over that of maps of different images: mean over draws
+        and images with its interval."""
         return self.likeness(self.spearman[:, -1] - pseudo_values(self.null_spearman), level)
 
     def between_images(self) -> Estimate:
         """Mean rank correlation of the trained network's maps of different images, with its interval."""
         return mean_interval(pseudo_values(self.null_spearman))
 
-    def to_frame(self) -> pd.DataFrame:
-        """One row a stage: mean over draws and images with the 95 % interval of each likeness, and the null."""
-        return pd.DataFrame([self._row(i) for i in range(len(self.stages))])
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict of the check: "sensitive" to the weights if the excess rank correlation over maps of different images is
+        shown to be small (two one-sided tests at 5 %, of which the upper decides), "insensitive" if it is above zero, else
+        "inconclusive".
 
-    def _row(self, i: int) -> dict[str, object]:
-        row: dict[str, object] = {"model": self.model.name, "method": self.method, "stage": i, "redrawn": self.stages[i]}
-        found = {name: self.likeness(getattr(self, name)[:, i]) for name in ("spearman", "signed_spearman", "ssim")}
-        for name, estimate in {**found, "null_spearman": self.between_images()}.items():
-            mean, low, high = (float(v) for v in estimate)
-            row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
-        return {**row, "n_images": len(self.ids), "draws": self.draws}
+        There is none for too few images or one draw, and where maps of different images are similar: such maps do not depend on
+        the image, and are as similar to those of any weights."""
+        if len(self.ids) < FEWEST:
+            return "few images"
+        if self.draws < 2:
+            return "one draw"
+        if np.nanmean(self.null_spearman) > _ALIKE:
+            return "similar images"
+        if self.remains(0.9)[2] < NEGLIGIBLE:
+            return "sensitive"
+        return "insensitive" if self.remains()[1] > 0 else "inconclusive"
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per stage: mean over draws and images with the 95 % interval of each similarity, and the null."""
+        rows = []
+        for i, stage in enumerate(self.stages):
+            row: dict[str, object] = {"model": self.model.name, "method": self.method, "stage": i, "redrawn": stage}
+            found = {name: self.likeness(getattr(self, name)[:, i]) for name in ("spearman", "signed_spearman", "ssim")}
+            for name, (mean, low, high) in {**found, "null_spearman": self.between_images()}.items():
+                row |= {name: float(mean), f"{name}_low": float(low), f"{name}_high": float(high)}
+            rows.append({**row, "n_images": len(self.ids), "draws": self.draws})
+        return pd.DataFrame(rows)
 
 
 @checked(MeasureError)
@@ -102,75 +124,64 @@ def randomisation_check(
     seed: int = 0,
 ) -> RandomisationCheck:
     """The check for one attribution of this model and these images, on copies of the network: `draws` of them, each with other
-    weights. The cascade has as many `steps`, None for one a block. Ranks are of the sums over the patches of `grid` (None for the
-    network's own).
+    weights. The cascade has as many `steps`, None for one per block. Ranks are of the sums over the patches of `grid` (None for
+    the network's own).
 
     Raises MeasureError for draws or steps below 1, and as `perturbation_curves` does."""
     source = as_source(images)
     check_attributions(model, source, [attribution])
-    own = grid or attribution.grid
+    grid = grid or attribution.grid
     found, stages = [], list[str]()
     for draw in range(draws):
-        twin = replace(model, module=copied(model.module))
-        cascade = [
-            (stage, _likeness(attribution.maps, _maps(twin, source, attribution, batch_size), own))
-            for stage in _cascade(twin, seed * draws + draw, steps)
-        ]
-        stages = ["trained", *(stage for stage, _ in cascade)]
-        found.append([_likeness(attribution.maps, attribution.maps, own), *(one for _, one in cascade)])
-    spearman, signed, similar = np.moveaxis(np.array(found), 2, 0)
-    sizes = pool(np.abs(attribution.maps), own).reshape(len(attribution.maps), -1)
+        copy = replace(model, module=copied(model.module))
+        stages, rows = ["trained"], [_similarities(attribution.maps, attribution.maps, grid)]
+        for stage in _cascade(copy, seed * draws + draw, steps):
+            explain, maps = explainer(copy, attribution, batch_size), []
+            for start, x in batches_of(copy, source, batch_size, f"randomised {attribution.method}"):
+                targets = torch.from_numpy(attribution.targets[start : start + len(x)]).to(x.device)
+                with attribution_mode(copy):
+                    maps.append(explain(x, targets).maps.detach().float().cpu().numpy())
+            stages.append(stage)
+            rows.append(_similarities(attribution.maps, np.concatenate(maps), grid))
+        found.append(rows)
+    rank, signed, similar = np.moveaxis(np.array(found), 2, 0)
+    sums = pool(np.abs(attribution.maps), grid).reshape(len(attribution.maps), -1)
     return RandomisationCheck(
         model=model.record,
         images=source.record,
         method=attribution.method,
         stages=tuple(stages),
         ids=tuple(source.ids),
-        grid=own,
-        spearman=spearman,
+        grid=grid,
+        spearman=rank,
         signed_spearman=signed,
         ssim=similar,
-        null_spearman=other_images(sizes, sizes),
+        null_spearman=other_images(sums, sums),
         seed=seed,
     )
 
 
-def _likeness(a: np.ndarray, b: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """[3, image]: rank correlation of magnitudes and of values, and structural similarity, of every map with its other."""
+def _similarities(a: np.ndarray, b: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """[3, image]: rank correlation of magnitudes and of values, and structural similarity, of the maps of every image."""
     sums = [[pool(one, grid).reshape(len(one), -1) for one in pair] for pair in ((np.abs(a), np.abs(b)), (a, b))]
     return np.stack([*(spearman(x, y) for x, y in sums), ssim(a, b)])
 
 
-def _cascade(twin: Model, seed: int, steps: int | None) -> Iterator[str]:
-    """Draw one stage after the other anew; yields the name of the last part of each when it is done."""
+def _cascade(model: Model, seed: int, steps: int | None) -> Iterator[str]:
+    """Re-initialises one stage after the other; yields the name of the last part of each when it is done."""
     generator = torch.Generator().manual_seed(seed)
-    left = dict(twin.module.named_parameters())
-    blocks = [block.path for block in reversed(twin.structure.blocks)]
-    paths = [*(layer.name for kind in ("head", "norm") for layer in twin.layers if layer.kind == kind), *blocks, ""]
+    left = dict(model.module.named_parameters())
+    blocks = [block.path for block in reversed(model.structure.blocks)]
+    paths = [*(layer.name for kind in ("head", "norm") for layer in model.layers if layer.kind == kind), *blocks, ""]
     for part in np.array_split(np.array(paths), min(steps or len(paths), len(paths))):
-        mine = [name for path in part for name in left if not path or name.startswith(f"{path}.")]
-        for name in dict.fromkeys(mine):
-            _redraw(left.pop(name), generator)
-        if mine:
+        own = dict.fromkeys(name for path in part for name in left if not path or name.startswith(f"{path}."))
+        for parameter in map(left.pop, own):
+            if parameter.numel() > 1 and parameter.is_floating_point():
+                with torch.no_grad():
+                    noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+                    parameter.copy_(parameter.mean() + parameter.std() * noise)
+        if own:
             yield str(part[-1]) or "stem and the rest"
-
-
-def _redraw(parameter: nn.Parameter, generator: torch.Generator) -> None:
-    if parameter.numel() < 2 or not parameter.is_floating_point():
-        return
-    with torch.no_grad():
-        noise = torch.randn(parameter.shape, generator=generator).to(parameter)
-        parameter.copy_(parameter.mean() + parameter.std() * noise)
-
-
-def _maps(twin: Model, source: ImageSource, attribution: Attribution, batch_size: int) -> np.ndarray:
-    explain = explainer_of(twin, attribution, batch_size)
-    found = []
-    for start, x in batches_of(twin, source, batch_size, f"randomised {attribution.method}"):
-        targets = torch.from_numpy(attribution.targets[start : start + len(x)]).to(x.device)
-        with explaining(twin):
-            found.append(explain(x, targets).maps.detach().float().cpu().numpy())
-    return np.concatenate(found)
 
 
 def other_images(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -188,19 +199,10 @@ def pseudo_values(by_image: np.ndarray) -> np.ndarray:
 
     An image is in its own mean and in that of every other image: without it the mean over all pairs is
     (n mean - 2 mean_i) / (n - 2), so that its standard error is twice that of a mean of n independent values (Hoeffding 1948).
-    The pseudo-values have the same mean and the right spread. NaN stays, and fewer than three images are left as they are."""
+    The pseudo-values have the same mean and the right spread. NaN stays, and so do values of fewer than three images."""
     n = int(np.isfinite(by_image).sum())
     if n < 3:
         return by_image
     mean = np.nanmean(by_image)
     found: np.ndarray = mean + 2 * (n - 1) / (n - 2) * (by_image - mean)
     return found
-
-
-def rank_table(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Rank correlations [image of a, image of b] of rows [image, patch]."""
-    x, y = (centred_ranks(v) for v in (a, b))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        x, y = (v / np.linalg.norm(v, axis=-1, keepdims=True) for v in (x, y))
-    table: np.ndarray = x @ y.T
-    return table

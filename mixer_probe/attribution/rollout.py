@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from mixer_probe.attribution.network import (
-    chosen,
+    Place,
     last_block,
     logits_of,
-    tapped,
+    record_outputs,
+    target_sum,
     tokens_read,
     values_and_gradients,
 )
@@ -23,43 +24,35 @@ from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.switches import unfused
 from mixer_probe.models.layer import Axes
 from mixer_probe.models.model import Model
-from mixer_probe.models.structure import BlockRun
 
-_INSTEAD = "'gradcam' and 'integrated_gradients' work for every family"
+_ALTERNATIVES = "'gradcam' and 'integrated_gradients' work for every family"
 
 
-def attention_places(model: Model) -> list[tuple[str, int]]:
+def attention_places(model: Model) -> list[Place]:
     """Where the attention matrix of each call of a block passes: (path of its attn_drop, call).
 
-    Raises MeasureError for a network without one matrix over all its tokens a block."""
+    Raises MeasureError for a network without one attention matrix over all its tokens per block."""
     if model.family != "vit":
-        raise MeasureError(f"{model.name} is a {model.family} and has no attention; {_INSTEAD}")
-    return [_place(model, run) for run in model.structure.runs]
-
-
-def _place(model: Model, run: BlockRun) -> tuple[str, int]:
-    attention = getattr(run.block.module, "attn", None)
-    layer = model.layer(run.name)
-    drop = getattr(attention, "attn_drop", None)
-    # The matrix passes once per call of the attention, also where the trace saw a fused kernel instead.
-    calls = model.structure.parts(run, ("attn",))
-    if (
-        layer.axes != Axes.BNC.name
-        or layer.grid is None
-        or not isinstance(drop, nn.Module)
-        or not hasattr(attention, "fused_attn")
-        or len(calls) != 1
-    ):
-        raise MeasureError(
-            f"'{run.name}' of {model.name} ({type(run.block.module).__name__}) has no single attention matrix over all tokens; "
-            f"{_INSTEAD}"
-        )
-    path, call = calls[0]
-    return f"{path}.attn_drop", call
+        raise MeasureError(f"{model.name} is a {model.family} and has no attention; {_ALTERNATIVES}")
+    places = []
+    for run in model.structure.runs:
+        attention, layer = getattr(run.block.module, "attn", None), model.layer(run.name)
+        # The matrix passes once per call of the attention, also where the trace recorded a fused kernel instead.
+        calls = model.structure.parts(run, ("attn",))
+        over_tokens = layer.axes == Axes.BNC.name and layer.grid is not None
+        explicit = isinstance(getattr(attention, "attn_drop", None), nn.Module) and hasattr(attention, "fused_attn")
+        if not (over_tokens and explicit and len(calls) == 1):
+            raise MeasureError(
+                f"'{run.name}' of {model.name} ({type(run.block.module).__name__}) has no single attention matrix over all "
+                f"tokens; {_ALTERNATIVES}"
+            )
+        path, call = calls[0]
+        places.append((f"{path}.attn_drop", call))
+    return places
 
 
 class ReadOut:
-    """Which rows of a token matrix become the map, and the grid of its columns."""
+    """Reduces a token matrix to a map: the mean of the rows that the logits read, on the grid of its columns."""
 
     def __init__(self, model: Model) -> None:
         layer = last_block(model)
@@ -74,34 +67,34 @@ class ReadOut:
         return rows[:, self._prefix :].reshape(len(matrix), *self._grid)
 
 
-def attention_rollout(model: Model, read: ReadOut, x: Tensor) -> Tensor:
-    """[B, rows, columns], every row of the product summing to 1 over all tokens; of no class in particular."""
+def rollout(model: Model, read: ReadOut, x: Tensor) -> Tensor:
+    """Attention rollout [B, rows, columns]: each row of the product sums to 1 over all tokens, whatever the class."""
     places = attention_places(model)
-    with torch.no_grad(), unfused(model.module), tapped(model.module, places) as caught:
+    with torch.no_grad(), unfused(model.module), record_outputs(model.module, places) as attention:
         logits_of(model, x)
-    product = _eye_like(_square(caught[places[0]], model))
+    product = _eye_like(_square(attention[places[0]], model))
     for place in places:
-        mean = _square(caught[place], model).mean(1)
-        product = ((mean + _eye_like(caught[place])) / 2) @ product
+        mean = _square(attention[place], model).mean(1)
+        product = ((mean + _eye_like(attention[place])) / 2) @ product
     return read(product)
 
 
-def gradient_attention(model: Model, read: ReadOut, x: Tensor, targets: Tensor) -> Tensor:
-    """[B, rows, columns], non-negative; the identity that stands for the tokens themselves is left out."""
+def relevance(model: Model, read: ReadOut, x: Tensor, targets: Tensor) -> Tensor:
+    """Gradient-weighted attention [B, rows, columns], non-negative, without the identity of the recursion."""
     places = attention_places(model)
     with unfused(model.module):
-        found = values_and_gradients(model, places, x, lambda logits: chosen(logits, targets).sum())
-    relevance = eye = _eye_like(_square(found[0][0], model))
+        found = values_and_gradients(model, places, x, target_sum(targets))
+    total = eye = _eye_like(_square(found[0][0], model))
     for attention, gradient in found:
         weighted = torch.relu(attention * gradient).mean(1)
-        relevance = relevance + weighted @ relevance
-    return read(relevance - eye)
+        total = total + weighted @ total
+    return read(total - eye)
 
 
 def _square(attention: Tensor, model: Model) -> Tensor:
     if attention.ndim != 4 or attention.shape[-1] != attention.shape[-2]:
         shape = tuple(attention.shape)
-        raise MeasureError(f"the attention of {model.name} is {shape}, not [image, head, token, token]; {_INSTEAD}")
+        raise MeasureError(f"the attention of {model.name} is {shape}, not [image, head, token, token]; {_ALTERNATIVES}")
     return attention
 
 

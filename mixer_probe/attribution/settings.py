@@ -1,4 +1,4 @@
-"""`AttributionSettings`: methods, target class, and how much work goes into attributions."""
+"""`AttributionSettings`: methods, target class, and the budget of attributions."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from mixer_probe.models import Model
 from mixer_probe.models.classes import labels_as_outputs, outputs_of
 from mixer_probe.stats import FEWEST
 
-# Of every kind: a gradient, a sum that is complete, gradients of noisy copies, what covering does, and maps of a late layer.
+# One of each kind: a gradient, complete sums, noisy gradients, occlusion, and maps of a late layer.
 DEFAULT_METHODS = ("saliency", "integrated_gradients", "smoothgrad", "occlusion", "gradcam", "gradient_attention")
 GRADIENTS = ("saliency", "input_x_gradient", "gradcam", "gradient_attention")
 CHEAP = (*GRADIENTS, "attention_rollout")
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How much work goes into attributions: `methods` where none are named, the `options` of each, the `grid` of patches that are
-    removed and compared (None for the network's own), `steps` and `orders` of deletion and insertion, `removals` of infidelity,
-    `noises` of sensitivity and the methods that are `disturbed` by them (None for all), the methods that are `randomised`, in how
-    many `draws` and steps of a `cascade` (None for one a block), `windows` of occlusion along a side (None for the grid's), and
-    the options of `conductance`.
+class Budget:
+    """How much computation attributions get.
 
-    `few` of the images, None for all, are enough for what takes more than one gradient an image. `left_out` analyses are not
-    made."""
+    `methods` where none are named, the `options` of each, the `grid` of patches that are removed and compared (None for the
+    network's own), `steps` and `orders` of deletion and insertion, `removals` of infidelity, `noises` of sensitivity and the
+    methods that have it (`sensitivity_of`, None for all), the methods whose weights are `randomised`, in how many `draws` and
+    steps of a `cascade` (None for one per block), `windows` of occlusion along a side (None for the grid's), and the options of
+    `conductance`.
+
+    What takes more than one gradient per image uses `few` of the images, None for all. `skipped` analyses are not computed."""
 
     methods: tuple[str, ...] = DEFAULT_METHODS
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -42,19 +43,19 @@ class Effort:
     orders: int = 8
     removals: int = 64
     noises: int = 8
-    disturbed: tuple[str, ...] | None = None
+    sensitivity_of: tuple[str, ...] | None = None
     randomised: tuple[str, ...] | None = None
     draws: int = 5
     cascade: int | None = None
     windows: int | None = None
     few: int | None = None
     conductance: Mapping[str, Any] = field(default_factory=dict)
-    left_out: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
 
-THOROUGH = Effort()
+THOROUGH = Budget()
 # For reports of small networks: one grid for all, so that their numbers can be compared.
-QUICK = Effort(
+QUICK = Budget(
     methods=("saliency", "integrated_gradients", "occlusion", "gradcam", "gradient_attention"),
     options={"integrated_gradients": {"n_steps": 6, "max_steps": 96, "tolerance": 0.05, "change": 0.1}},
     grid=(8, 8),
@@ -62,7 +63,7 @@ QUICK = Effort(
     orders=2,
     removals=16,
     noises=2,
-    disturbed=("saliency", "gradcam"),
+    sensitivity_of=("saliency", "gradcam"),
     randomised=("saliency", "gradcam"),
     cascade=3,
     windows=4,
@@ -70,10 +71,10 @@ QUICK = Effort(
     conductance={"n_steps": 24, "max_steps": 24, "tolerance": 0.05},
 )
 # For reports of networks of more than `_HEAVY` multiply-accumulates on a CPU, where a forward pass is a good part of a second.
-FRUGAL = replace(QUICK, methods=GRADIENTS, randomised=("saliency",), cascade=2, left_out=("faithfulness", "conductance"))
+FAST = replace(QUICK, methods=GRADIENTS, randomised=("saliency",), cascade=2, skipped=("faithfulness", "conductance"))
 _HEAVY = 1e9
-# Images of a report's attributions by methods that take one gradient an image.
-_IMAGES = {"quick": 50, "frugal": FEWEST}
+# Images of a report's attributions by methods that take one gradient per image.
+_IMAGES = 50
 
 
 @checked(MeasureError)
@@ -81,9 +82,9 @@ _IMAGES = {"quick": 50, "frugal": FEWEST}
 class AttributionSettings:
     """What decides attributions besides networks and images.
 
-    `methods` are names, or None for those of the effort that a network allows. `target` is "true", "predicted", "auto" (true
+    `methods` are names, or None for those of the budget that a network allows. `target` is "true", "predicted", "auto" (true
     where the images' classes are those of the network, else predicted), an index, or a class's name. `layer` is Grad-CAM's.
-    `shown` images are drawn, and at most `images` explained, None for all."""
+    `shown` images are drawn, and attributions are of at most `images`, None for all."""
 
     methods: tuple[str, ...] | None = None
     target: str = "auto"
@@ -92,14 +93,15 @@ class AttributionSettings:
     batch_size: int = 16
     seed: int = 0
     shown: int = 4
-    effort: Effort = THOROUGH
+    budget: Budget = THOROUGH
     images: int | None = None
 
 
 def report_settings(model: Model, seed: int) -> AttributionSettings:
-    """Those of a report whose first network is `model`: some images, and as much work as it allows."""
-    frugal = model.macs > _HEAVY and not torch.cuda.is_available()
-    return AttributionSettings(seed=seed, effort=FRUGAL if frugal else QUICK, images=_IMAGES["frugal" if frugal else "quick"])
+    """The settings of a report whose first network is `model`: its cost decides the budget and the number of images."""
+    if model.macs > _HEAVY and not torch.cuda.is_available():
+        return AttributionSettings(seed=seed, budget=FAST, images=FEWEST)
+    return AttributionSettings(seed=seed, budget=QUICK, images=_IMAGES)
 
 
 def check_methods(names: Iterable[str]) -> tuple[str, ...]:
@@ -111,28 +113,19 @@ def find_target(text: str, model: Model, images: Images) -> Target:
     """What `attribute` takes for "true", "predicted", "auto", an index or a class's name.
 
     Raises MeasureError for an unknown name, and for "true" where the images' classes are not those of the network."""
-    if text == "predicted":
+    if text == "predicted" or (text == "auto" and images.class_names is None):
         return None
     if text in ("true", "auto"):
-        return _true_target(model, images, text == "auto")
+        try:
+            labels_as_outputs(model, images)
+        except (ImagesError, MeasureError) as error:
+            if text == "auto":
+                return None
+            message = f"no true class can be explained, for {error}; take the predicted one, an index or a name"
+            raise type(error)(message) from error
+        return "labels"
     if text.removeprefix("-").isdecimal():
         return int(text)
-    return _named_target(text, model)
-
-
-def _true_target(model: Model, images: Images, otherwise: bool) -> Target:
-    if otherwise and images.class_names is None:
-        return None
-    try:
-        labels_as_outputs(model, images)
-    except (ImagesError, MeasureError) as error:
-        if otherwise:
-            return None
-        raise type(error)(f"no true class can be explained, for {error}; take the predicted one, an index or a name") from error
-    return "labels"
-
-
-def _named_target(text: str, model: Model) -> int:
     outputs = outputs_of(model)
     if not outputs.names:
         raise MeasureError(

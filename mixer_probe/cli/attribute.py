@@ -115,8 +115,8 @@ def _settings(
     if layer is not None and named is not None and "gradcam" not in named:
         raise MeasureError("--layer is that of Grad-CAM; add gradcam to --method or leave --layer out")
     # "all" is what a network allows of them.
-    effort = replace(THOROUGH, methods=tuple(METHODS)) if method == "all" else THOROUGH
-    return AttributionSettings(named, target, layer, baseline, batch_size, seed, shown, effort)
+    budget = replace(THOROUGH, methods=tuple(METHODS)) if method == "all" else THOROUGH
+    return AttributionSettings(named, target, layer, baseline, batch_size, seed, shown, budget)
 
 
 def _parts(text: str) -> list[str]:

@@ -103,6 +103,14 @@ def test_infidelity_of_a_perfect_and_of_a_uniform_map() -> None:
     assert from_dict(to_dict(found)).to_frame().equals(frame)
 
 
+@pytest.mark.parametrize("method", ["gradcam", "integrated_gradients"])
+def test_noise_of_a_single_image_has_its_target(mixer: mp.Model, method: str) -> None:
+    """Every noisy copy has a map: with next to no noise it is that of the image."""
+    a = mp.attribute(mixer, X[:1], method, target=1)
+    found = at.faithfulness(mixer, X[:1], [a], samples=2, sensitivity_samples=3, radius=1e-6)
+    assert 0 < found.sensitivity[0, 0] < 1e-3
+
+
 def test_randomisation_redraws_everything_once_and_leaves_the_network_alone(mixer: mp.Model, saliency: at.Attribution) -> None:
     before = mixer.module.state_dict()
     kept = {name: value.clone() for name, value in before.items()}

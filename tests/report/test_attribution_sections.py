@@ -252,8 +252,8 @@ def models() -> dict[str, mp.Model]:
 
 @pytest.fixture(scope="module")
 def study(models: dict[str, mp.Model]) -> Study:
-    effort = replace(QUICK, grid=(4, 4), methods=("saliency", "integrated_gradients", "occlusion", "gradcam"))
-    return attributed(list(models.values()), bright(), AttributionSettings(effort=effort, target="predicted"))
+    budget = replace(QUICK, grid=(4, 4), methods=("saliency", "integrated_gradients", "occlusion", "gradcam"))
+    return attributed(list(models.values()), bright(), AttributionSettings(budget=budget, target="predicted"))
 
 
 def attributed(models: list[mp.Model], images: mp.Images, settings: AttributionSettings, strict: bool = False) -> Study:
@@ -395,7 +395,7 @@ def test_targets_by_word_index_and_name() -> None:
 def test_a_zero_head_is_left_out_of_a_report_with_its_reason() -> None:
     """timm's untrained Mixer: no map, no conductance, and one sentence."""
     model = tiny_models()[0]
-    (left,) = attributed([model], mp.load_images("demo", limit=2), AttributionSettings(effort=QUICK)).results
+    (left,) = attributed([model], mp.load_images("demo", limit=2), AttributionSettings(budget=QUICK)).results
     assert isinstance(left, Skipped)
     assert left.step == "attributions of tiny-mixer"
     assert "its head is zero" in left.reason
@@ -405,10 +405,10 @@ def test_a_zero_head_is_left_out_of_a_report_with_its_reason() -> None:
 
 def test_an_image_alone_has_numbers_without_intervals() -> None:
     images, model = bright(1), planted_models()["mixer"]
-    effort = replace(QUICK, grid=(4, 4), methods=("saliency", "occlusion"), randomised=None)
+    budget = replace(QUICK, grid=(4, 4), methods=("saliency", "occlusion"), randomised=None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sections = make_sections(attributed([model], images, AttributionSettings(effort=effort), strict=True).results)
+        sections = make_sections(attributed([model], images, AttributionSettings(budget=budget), strict=True).results)
         assert all(item.data for s in sections for item in s.content if isinstance(item, Picture))
     texts = [text for s in sections for text in s.paragraphs]
     assert texts

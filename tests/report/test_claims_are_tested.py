@@ -32,8 +32,9 @@ CAPTION, RANK, BOUND = "caption of a picture or table", "names a quantity or a r
 REASONS = {
     "report.findings_control._partners": BOUND,
     "report.findings_control._similarity": BOUND,
-    "attribution.views._panel_reading": CAPTION,
+    "attribution.views.conductance_section": CAPTION,
     "attribution.views.faithfulness_section": CAPTION,
+    "attribution.views.panel_section": CAPTION,
     "channels.views.pages._by": RANK,
     "channels.views.pages._partner_table": CAPTION,
     "channels.views.statistics._massive_text": "an activation that was measured, and how many go beyond a fixed ratio",

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from mixer_probe import attribution as at
-from mixer_probe.attribution.findings import attribution_findings
-from mixer_probe.attribution.views import (
-    _conductance_sentence,
-    _faithfulness_sentences,
-    _game_sentence,
-    _methods_sentence,
-    _networks_sentence,
-    _randomisation_sentence,
+from mixer_probe.attribution.findings import (
+    attribution_findings,
+    conductance_sentence,
+    curves_sentence,
+    faithfulness_sentences,
+    methods_sentence,
+    networks_sentence,
+    randomisation_sentence,
 )
 from mixer_probe.core.result import ImagesRecord, ModelRecord
 from mixer_probe.models.layer import Layer
@@ -138,21 +138,19 @@ def finding(make: Callable[[Random], at.Agreement | at.PerturbationCurves], firs
 
 
 CASES = {
-    "deletion: the best method": Case(lambda r: _game_sentence(curves(r), "deletion"), "performs best|outperforms random"),
-    "insertion: the best method": Case(lambda r: _game_sentence(curves(r), "insertion"), "performs best|outperforms random"),
-    "infidelity: predicts best": Case(lambda r: next(_faithfulness_sentences(faithfulness(r))), "removals best"),
+    "deletion: the best method": Case(lambda r: curves_sentence(curves(r), "deletion"), "performs best|outperforms random"),
+    "insertion: the best method": Case(lambda r: curves_sentence(curves(r), "insertion"), "performs best|outperforms random"),
+    "infidelity: predicts best": Case(lambda r: next(faithfulness_sentences(faithfulness(r))), "removals best"),
     "infidelity: against the uniform map": Case(
-        lambda r: next(_faithfulness_sentences(faithfulness(r))), "better than|worse than"
+        lambda r: next(faithfulness_sentences(faithfulness(r))), "better than|worse than"
     ),
-    "sensitivity: lower than": Case(lambda r: list(_faithfulness_sentences(faithfulness(r)))[1], "lower than"),
-    "randomisation: it notices (what remains is 0.1)": Case(
-        lambda r: _randomisation_sentence(check(0.1)(r)), "passes the sanity"
-    ),
-    "randomisation: remains (what remains is 0)": Case(lambda r: _randomisation_sentence(check(0.0)(r)), "do not depend only on"),
-    "methods: agree most": Case(lambda r: _methods_sentence(methods_agree(r)), "agree most"),
-    "methods: agree at all": Case(lambda r: _methods_sentence(methods_agree(r)), r"\b[1-9]\d* of \d+ pairs"),
-    "networks: agree at all": Case(lambda r: _networks_sentence(networks_agree(r)), r"^(?!.*(not distinguishable.*){3})"),
-    "conductance: a unit carries most": Case(lambda r: _conductance_sentence(conductance(r)), r"\b[1-9]\d* of \d+ layers have"),
+    "sensitivity: lower than": Case(lambda r: list(faithfulness_sentences(faithfulness(r)))[1], "lower than"),
+    "randomisation: it notices (what remains is 0.1)": Case(lambda r: randomisation_sentence(check(0.1)(r)), "passes the sanity"),
+    "randomisation: remains (what remains is 0)": Case(lambda r: randomisation_sentence(check(0.0)(r)), "do not depend only on"),
+    "methods: agree most": Case(lambda r: methods_sentence(methods_agree(r)), "agree most"),
+    "methods: agree at all": Case(lambda r: methods_sentence(methods_agree(r)), r"\b[1-9]\d* of \d+ pairs"),
+    "networks: agree at all": Case(lambda r: networks_sentence(networks_agree(r)), r"^(?!.*(not distinguishable.*){3})"),
+    "conductance: a unit carries most": Case(lambda r: conductance_sentence(conductance(r)), r"\b[1-9]\d* of \d+ layers have"),
     "finding: networks agree": Case(finding(networks_agree, ""), "found"),
     "finding: maps beat random orders": Case(finding(curves, "net"), "found"),
 }
@@ -173,23 +171,21 @@ def test_a_claim_that_is_due_is_made() -> None:
     random = np.random.default_rng(0)
     found = curves(random)
     better = replace(found, deletion=np.concatenate([0.3 * found.deletion[:1], found.deletion[1:]]))
-    assert "saliency performs best" in _game_sentence(better, "deletion")
-    assert "the method passes the sanity check" in _randomisation_sentence(check(-0.15)(random))
-    assert "do not depend only on what the network learned" in _randomisation_sentence(check(0.4)(random))
-    assert "inconclusive" in _randomisation_sentence(check(0.09)(random))
+    assert "saliency performs best" in curves_sentence(better, "deletion")
+    assert "the method passes the sanity check" in randomisation_sentence(check(-0.15)(random))
+    assert "do not depend only on what the network learned" in randomisation_sentence(check(0.4)(random))
+    assert "inconclusive" in randomisation_sentence(check(0.09)(random))
     alike = replace(check(0.0)(random), null_spearman=np.full(N, 0.93))
-    assert "no verdict, because maps of different images are similar" in _randomisation_sentence(alike)
-    assert "one re-initialisation is too few" in _randomisation_sentence(check(0.4, draws=1)(random))
+    assert "no verdict, because maps of different images are similar" in randomisation_sentence(alike)
+    assert "one re-initialisation is too few" in randomisation_sentence(check(0.4, draws=1)(random))
     noisy = faithfulness(random)
     assert (
         "lower than that of Grad-CAM"
-        in list(_faithfulness_sentences(replace(noisy, sensitivity=noisy.sensitivity * [[1], [2], [4]])))[1]
+        in list(faithfulness_sentences(replace(noisy, sensitivity=noisy.sensitivity * [[1], [2], [4]])))[1]
     )
     busy = conductance(random)
     values = tuple(np.concatenate([v[:, :1] + 40, v[:, 1:]], 1) for v in busy.values)
-    assert "6 of 6 layers have a unit with significantly higher conductance" in _conductance_sentence(
-        replace(busy, values=values)
-    )
+    assert "6 of 6 layers have a unit with significantly higher conductance" in conductance_sentence(replace(busy, values=values))
 
 
 @pytest.mark.parametrize("make", [curves, faithfulness, check(0.4), methods_agree, conductance])
@@ -198,11 +194,11 @@ def test_too_few_images_bear_no_claim(make: Callable[[Random], object]) -> None:
     found = make(np.random.default_rng(0))
     few = replace(found, ids=IDS[:6])  # type: ignore[type-var]
     sentences = {
-        at.PerturbationCurves: lambda r: [_game_sentence(r, "deletion")],
-        at.Faithfulness: lambda r: list(_faithfulness_sentences(r)),
-        at.RandomisationCheck: lambda r: [_randomisation_sentence(r)],
-        at.Agreement: lambda r: [_methods_sentence(r)],
-        at.Conductance: lambda r: [_conductance_sentence(r)],
+        at.PerturbationCurves: lambda r: [curves_sentence(r, "deletion")],
+        at.Faithfulness: lambda r: list(faithfulness_sentences(r)),
+        at.RandomisationCheck: lambda r: [randomisation_sentence(r)],
+        at.Agreement: lambda r: [methods_sentence(r)],
+        at.Conductance: lambda r: [conductance_sentence(r)],
     }[type(found)]
     for text in sentences(few):
         assert "6 images are too few for a claim, which requires 12" in text

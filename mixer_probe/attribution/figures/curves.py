@@ -1,4 +1,4 @@
-"""Pictures of how far attributions can be believed: curves of deletion and insertion, and the randomisation check."""
+"""Figures of the faithfulness of attributions: deletion and insertion curves, and the model-randomisation sanity check."""
 
 from __future__ import annotations
 
@@ -11,50 +11,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mixer_probe.attribution import PerturbationCurves, RandomisationCheck
-from mixer_probe.attribution.figures.overlays import method_label
+from mixer_probe.attribution.curves import MODES
+from mixer_probe.attribution.methods import method_label
 from mixer_probe.plotting.style import COLOURS, GREY, MARKERS, model_label, plain, styled
 from mixer_probe.stats import mean_interval
 from mixer_probe.stats.intervals import Estimate
 
 
 def _method_style(i: int) -> dict[str, Any]:
-    # Grey is the null's.
+    # Grey is the colour of the null.
     colours = [c for c in COLOURS if c != GREY]
     return {"color": colours[i % len(colours)], "marker": MARKERS[i % len(MARKERS)], "markevery": 2}
-
-
-@styled
-def perturbation_figure(results: Sequence[PerturbationCurves]) -> Figure:
-    """Deletion and insertion: probability of the class against the share of patches, a row a network, mean over images with its
-    95 % interval, and random orders in grey."""
-    methods = list(dict.fromkeys(name for r in results for name in r.methods))
-    figure = Figure(figsize=(9.5, 0.9 + 3.1 * len(results)))
-    panels = figure.subplots(len(results), 2, squeeze=False, sharex=True)
-    for result, row in zip(results, panels, strict=True):
-        for axes, game in zip(row, ("deletion", "insertion"), strict=True):
-            _draw_game(axes, result, game, methods)
-            good = "lower is better" if game == "deletion" else "higher is better"
-            axes.set_title(f"{model_label(result.model)}\n{game}: {good}")
-        row[0].set_ylabel("probability of the target class")
-    patches = " or ".join(dict.fromkeys(f"{r.grid[0]}×{r.grid[1]}" for r in results))
-    for axes, word in zip(panels[-1], ("replaced by the baseline", "restored"), strict=True):
-        axes.set_xlabel(f"fraction of the {patches} patches {word}")
-    handles = {text: handle for axes in panels.ravel() for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
-    return figure
-
-
-def _draw_game(axes: Axes, result: PerturbationCurves, game: str, methods: Sequence[str]) -> None:
-    random = getattr(result, f"random_{game}").mean(0)
-    _draw_curve(axes, result.fractions, random, "random order", {"color": GREY, "linestyle": "--"})
-    for name, curves in zip(result.methods, getattr(result, game), strict=True):
-        _draw_curve(axes, result.fractions, curves, method_label(name), _method_style(methods.index(name)))
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.03, 1.03))
-
-
-def _draw_curve(axes: Axes, x: np.ndarray, curves: np.ndarray, label: str, style: dict[str, Any]) -> None:
-    """Mean over images of curves [image, step] with a band of its interval."""
-    _draw_band(axes, x, mean_interval(curves.T), label, style)
 
 
 def _draw_band(axes: Axes, x: np.ndarray, estimate: Estimate, label: str, style: dict[str, Any]) -> None:
@@ -63,10 +30,40 @@ def _draw_band(axes: Axes, x: np.ndarray, estimate: Estimate, label: str, style:
     axes.fill_between(x, low, high, color=style["color"], alpha=0.08, linewidth=0)
 
 
+def _legend(figure: Figure, extra: dict[str, Line2D]) -> None:
+    """One entry per label of all panels, below them."""
+    handles = {text: h for axes in figure.axes for h, text in zip(*axes.get_legend_handles_labels(), strict=True)} | extra
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
+
+
+@styled
+def perturbation_figure(results: Sequence[PerturbationCurves]) -> Figure:
+    """Deletion and insertion: probability of the class against the fraction of patches, one row per network. Mean over images
+    with its 95 % interval, and random orders in grey."""
+    methods = list(dict.fromkeys(name for r in results for name in r.methods))
+    figure = Figure(figsize=(9.5, 0.9 + 3.1 * len(results)))
+    panels = figure.subplots(len(results), 2, squeeze=False, sharex=True)
+    for result, row in zip(results, panels, strict=True):
+        for axes, mode, better in zip(row, MODES, ("lower", "higher"), strict=True):
+            random = getattr(result, f"random_{mode}").mean(0)
+            _draw_band(axes, result.fractions, mean_interval(random.T), "random order", {"color": GREY, "linestyle": "--"})
+            for name, curves in zip(result.methods, getattr(result, mode), strict=True):
+                style = _method_style(methods.index(name))
+                _draw_band(axes, result.fractions, mean_interval(curves.T), method_label(name), style)
+            axes.set(xlim=(-0.02, 1.02), ylim=(-0.03, 1.03))
+            axes.set_title(f"{model_label(result.model)}\n{mode}: {better} is better")
+        row[0].set_ylabel("probability of the target class")
+    patches = " or ".join(dict.fromkeys(f"{r.grid[0]}×{r.grid[1]}" for r in results))
+    for axes, word in zip(panels[-1], ("replaced by the baseline", "restored"), strict=True):
+        axes.set_xlabel(f"fraction of the {patches} patches {word}")
+    _legend(figure, {})
+    return figure
+
+
 @styled
 def randomisation_figure(results: Sequence[RandomisationCheck]) -> Figure:
-    """Likeness of maps to those of the trained network while its weights are drawn anew from the head towards the stem, a panel a
-    network; dotted: maps of different images by the trained network."""
+    """Rank correlation with the maps of the trained network while its weights are re-initialised from the head towards the stem,
+    one panel per network; dotted: maps of different images by the trained network."""
     models = list(dict.fromkeys(r.model.name for r in results))
     methods = list(dict.fromkeys(r.method for r in results))
     figure = Figure(figsize=(max(6.5, 3.9 * len(models)), 4.0))
@@ -81,14 +78,9 @@ def randomisation_figure(results: Sequence[RandomisationCheck]) -> Figure:
         _draw_band(axes, np.arange(len(result.stages)), (mean, low, high), method_label(result.method), style)
         axes.axhline(mean_interval(result.null_spearman)[0], color=style["color"], linestyle=":", linewidth=1.1)
         axes.set_title(model_label(result.model))
-        axes.set_xticks(np.arange(len(result.stages)), [_stage(s) for s in result.stages], rotation=90, fontsize=7)
+        stages = ["stem, rest" if stage == "stem and the rest" else plain(stage) for stage in result.stages]
+        axes.set_xticks(np.arange(len(stages)), stages, rotation=90, fontsize=7)
         axes.set_xlabel("randomised down to")
     panels[0].set_ylabel("rank correlation with the trained\nnetwork's map (patch sums)")
-    handles = {text: h for axes in panels for h, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-    handles["other images, same network"] = Line2D([], [], color=GREY, linestyle=":", linewidth=1.1)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
+    _legend(figure, {"other images, same network": Line2D([], [], color=GREY, linestyle=":", linewidth=1.1)})
     return figure
-
-
-def _stage(path: str) -> str:
-    return "stem, rest" if path == "stem and the rest" else plain(path)

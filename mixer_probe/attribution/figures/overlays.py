@@ -1,4 +1,4 @@
-"""Attributions over the images themselves: a figure of many, and single pictures at the image's own resolution."""
+"""Attribution maps over the images: a figure of several, and single images at their own resolution."""
 
 from __future__ import annotations
 
@@ -18,30 +18,16 @@ from PIL import Image, ImageDraw
 
 from mixer_probe.attribution import Attribution, AttributionPanel, attribution_panel
 from mixer_probe.attribution.maps import pool
+from mixer_probe.attribution.methods import method_label
 from mixer_probe.attribution.panel import limit_of
 from mixer_probe.images import Images
 from mixer_probe.plotting.style import DIVERGING, SEQUENTIAL, model_label, plain, styled
 
-_METHOD_LABELS = {
-    "saliency": "saliency",
-    "input_x_gradient": "input × gradient",
-    "integrated_gradients": "integrated gradients",
-    "smoothgrad": "SmoothGrad",
-    "deeplift": "DeepLIFT",
-    "occlusion": "occlusion",
-    "gradcam": "Grad-CAM",
-    "attention_rollout": "attention rollout",
-    "gradient_attention": "gradient × attention",
-}
 _CELL = 1.25
 _GAP = 0.12
 # Pixels of a map along a side of a cell.
 _PRINTED = 128
-
-
-def method_label(method: str) -> str:
-    """How figures and sentences call a method."""
-    return _METHOD_LABELS.get(method, method.replace("_", " "))
+Box = tuple[float, float, float, float]
 
 
 def attribution_overlays(results: Sequence[Attribution], images: Images, *, indices: Sequence[int] | None = None) -> Figure:
@@ -53,70 +39,57 @@ def attribution_overlays(results: Sequence[Attribution], images: Images, *, indi
 
 @styled
 def attribution_maps(panel: AttributionPanel) -> Figure:
-    """Maps over the original images: a row an image and network, a column a method; the image itself first.
+    """Maps over the original images: one row per image and network, one column per method; the image itself first.
 
-    Colour says for or against, opacity how much, scaled to each map's 99 % quantile of magnitudes. What the network's crop left
+    Colour gives the sign, opacity the magnitude, scaled to each map's 99th percentile of magnitudes. What the network's crop left
     out is outside the frame. A method that a network does not allow leaves its place blank."""
-    keys = _columns(panel)
-    columns, networks = list(dict.fromkeys(keys)), list(dict.fromkeys(panel.models))
+    networks, pairs = list(dict.fromkeys(panel.models)), list(zip(panel.models, panel.methods, strict=True))
+    headings = []
+    for c, pair in enumerate(pairs):
+        # What distinguishes a method that a network has twice.
+        layer = panel.layers[c]
+        more = f"\n{layer.name if layer else panel.baselines[c]}" if pairs.count(pair) > 1 else ""
+        headings.append(plain(textwrap.fill(method_label(pair[1]), 14) + more))
+    columns = list(dict.fromkeys(headings))
     wide = {1: 1.0, 2: 1.5}.get(len(networks), 1.8)
     aspect = np.clip(np.mean([p.shape[0] / p.shape[1] for p in panel.pictures]), 0.5, 1.7)
     # A narrow row after every image keeps its networks together.
-    block = len(networks) + 1
-    rows = len(panel.ids) * len(networks)
-    bars = len(set(panel.signed))
-    height = 0.55 + 0.65 * bars + (_CELL * aspect + 0.12) * rows + 0.25 * len(panel.ids)
+    block, rows = len(networks) + 1, len(panel.ids) * len(networks)
+    height = 0.55 + 0.65 * len(set(panel.signed)) + (_CELL * aspect + 0.12) * rows + 0.25 * len(panel.ids)
     figure = Figure(figsize=(0.75 + (_CELL + 0.06) * (wide + len(columns)), height))
     heights = ([1.0] * len(networks) + [_GAP]) * len(panel.ids)
     widths = [wide] + [1.0] * len(columns)
     grid = figure.add_gridspec(len(heights), len(widths), width_ratios=widths, height_ratios=heights)
-    for i in range(len(panel.ids)):
-        _image(figure.add_subplot(grid[i * block : i * block + len(networks), 0]), panel, i)
-    for c, (model, key) in enumerate(zip(panel.models, keys, strict=True)):
+    for i, picture in enumerate(panel.pictures):
+        axes = figure.add_subplot(grid[i * block : i * block + len(networks), 0])
+        axes.imshow(picture, interpolation="antialiased")
+        # The target class where all maps of the image have one, else the true class where it is known.
+        targets = {names[i] for names in panel.target_names}
+        true = f"true: {panel.true_names[i]}" if panel.true_names else str(panel.ids[i])
+        axes.set_xlabel(plain(_cut(f"target: {targets.pop()}" if len(targets) == 1 else true, 30)), fontsize=8)
+        _bare(axes)
+    for c, (model, heading) in enumerate(zip(panel.models, headings, strict=True)):
         for i in range(len(panel.ids)):
-            row, column = i * block + networks.index(model), columns.index(key)
-            axes = figure.add_subplot(grid[row, 1 + column])
+            axes = figure.add_subplot(grid[i * block + networks.index(model), 1 + columns.index(heading)])
             _overlay(axes, panel, c, i)
             if c == panel.models.index(model):
-                axes.set_ylabel(_row_label(panel, c, i), fontsize=7)
-            if c == keys.index(key) and i == 0:
-                axes.set_title(key, fontsize=8, loc="center")
+                name = f"{_cut(model_label(model))}\n" if len(networks) > 1 else ""
+                axes.set_ylabel(name + plain(_cut(f"predicts {panel.predicted_names[c][i]}")), fontsize=7)
+            if c == headings.index(heading) and i == 0:
+                axes.set_title(heading, fontsize=8, loc="center")
     if len(networks) == 1:
         figure.suptitle(model_label(networks[0]), x=0.01, ha="left", fontsize=10, fontweight="bold")
-    _legends(figure, panel.signed)
+    panels: list[Any] = list(figure.axes)
+    for signed, colours, scale, label in (
+        (True, DIVERGING, Normalize(-1, 1), "signed methods: evidence against (−) or for (+) the class"),
+        (False, SEQUENTIAL, Normalize(0, 1), "unsigned methods: attribution magnitude"),
+    ):
+        if signed in panel.signed:
+            place: dict[str, Any] = {"location": "bottom", "fraction": 0.03, "shrink": 0.6, "aspect": 45, "pad": 0.01}
+            bar = figure.colorbar(ScalarMappable(scale, colours), ax=panels, **place)
+            bar.set_label(f"{label}; 1: 99th percentile of the map", fontsize=8)
+            bar.ax.tick_params(labelsize=7)
     return figure
-
-
-def _columns(panel: AttributionPanel) -> list[str]:
-    """The heading of every (network, method) pair: the method, and what sets it apart where a network has it twice."""
-    pairs = [(model, method) for model, method in zip(panel.models, panel.methods, strict=True)]
-    keys = []
-    for c, pair in enumerate(pairs):
-        layer = panel.layers[c]
-        more = f"\n{layer.name if layer else panel.baselines[c]}" if pairs.count(pair) > 1 else ""
-        keys.append(plain(textwrap.fill(method_label(pair[1]), 14) + more))
-    return keys
-
-
-def _image(axes: Axes, panel: AttributionPanel, i: int) -> None:
-    axes.imshow(panel.pictures[i], interpolation="antialiased")
-    axes.set_xlabel(plain(_cut(_explained(panel, i), 30)), fontsize=8)
-    _bare(axes)
-
-
-def _explained(panel: AttributionPanel, i: int) -> str:
-    """The class explained where all maps of the image explain one, else the true class where it is known."""
-    targets = {names[i] for names in panel.target_names}
-    if len(targets) == 1:
-        return f"target: {targets.pop()}"
-    return f"true: {panel.true_names[i]}" if panel.true_names else str(panel.ids[i])
-
-
-def _row_label(panel: AttributionPanel, c: int, i: int) -> str:
-    said = plain(_cut(f"predicts {panel.predicted_names[c][i]}"))
-    if len(set(panel.models)) == 1:
-        return said
-    return f"{_cut(model_label(panel.models[c]))}\n{said}"
 
 
 def _cut(text: str, most: int = 22) -> str:
@@ -129,48 +102,40 @@ def _bare(axes: Axes) -> None:
 
 
 def _overlay(axes: Axes, panel: AttributionPanel, c: int, i: int) -> None:
-    picture = panel.pictures[i]
+    """The map over a pale copy of the image, with a frame around what entered the network where it is not the whole image."""
+    picture, share = panel.pictures[i], panel.share(c, i)
     height, width = picture.shape[:2]
-    entered = panel.shares[c].shape[1:]
+    size = (int(panel.sizes[i][0]), int(panel.sizes[i][1]))
+    crop = crop_box(size, share.shape, panel.crop_pct[c], panel.crop_mode[c])
+    # The box on the picture, which may be a reduced copy of the image.
+    x, y = width / size[0], height / size[1]
+    left, right, bottom, top = ((edge + 0.5) * scale - 0.5 for edge, scale in zip(crop, (x, x, y, y), strict=True))
+    # No more pixels than print shows, by means of blocks: red and blue dots mixed as colours would be grey.
+    factor = -(-max(share.shape) // _PRINTED)
+    if factor > 1:
+        share = pool(share, (-(-share.shape[0] // factor), -(-share.shape[1] // factor))) / factor**2
     axes.imshow(grey(picture), cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
-    own = (int(panel.sizes[i][0]), int(panel.sizes[i][1]))
-    seen = crop_box(own, entered, panel.crop_pct[c], panel.crop_mode[c])
-    box = _scaled(seen, width / own[0], height / own[1])
-    axes.imshow(coloured(_printable(panel.share(c, i)), panel.signed[c]), extent=box, interpolation="nearest", zorder=2)
+    extent = (left, right, bottom, top)
+    axes.imshow(coloured(share, panel.signed[c]), extent=extent, interpolation="nearest", zorder=2)
     # The overlay must not move the limits of the image.
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    if not _whole(own, seen):
-        left, right, bottom, top = box
+    if not _whole(size, crop):
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="black", linewidth=0.6, zorder=3))
     _bare(axes)
 
 
-def _printable(share: np.ndarray) -> np.ndarray:
-    """A map of no more pixels than print shows, by means of blocks: red and blue dots mixed as colours would be grey."""
-    factor = -(-max(share.shape) // _PRINTED)
-    return share if factor == 1 else pool(share, tuple(-(-n // factor) for n in share.shape)) / factor**2
-
-
-def _scaled(box: tuple[float, float, float, float], x: float, y: float) -> tuple[float, float, float, float]:
-    """A box of the original image on a picture of it that is x times as wide and y times as high."""
-    left, right, bottom, top = (edge + 0.5 for edge in box)
-    return left * x - 0.5, right * x - 0.5, bottom * y - 0.5, top * y - 0.5
-
-
-def _whole(size: tuple[int, int], box: tuple[float, float, float, float]) -> bool:
+def _whole(size: tuple[int, int], box: Box) -> bool:
     return all(abs(a - b) < 1e-6 for a, b in zip(box, (-0.5, size[0] - 0.5, size[1] - 0.5, -0.5), strict=True))
 
 
 def grey(picture: np.ndarray) -> np.ndarray:
-    """A pale grey copy [h, w] of a picture uint8 [h, w, 3], on which colours can be read."""
+    """A pale grey copy [h, w] of a picture uint8 [h, w, 3], on which colours are legible."""
     luma = picture @ np.array([0.299, 0.587, 0.114])
     pale: np.ndarray = 98 + luma * (157 / 255)
     return pale
 
 
-def crop_box(
-    size: tuple[int, int], entered: Sequence[int], crop_pct: float, crop_mode: str = "center"
-) -> tuple[float, float, float, float]:
+def crop_box(size: tuple[int, int], entered: Sequence[int], crop_pct: float, crop_mode: str = "center") -> Box:
     """(left, right, bottom, top) in pixels of an image of `size` (width, height) of what entered the network as [H, W] pixels,
     outside the image where it was padded: the centre, after timm resized to [H, W] / crop_pct as `crop_mode` says."""
     across, down = (math.floor(n / crop_pct) / own for n, own in zip(entered[::-1], size, strict=True))
@@ -185,7 +150,7 @@ def coloured(values: np.ndarray, signed: bool) -> np.ndarray:
     """A map [H, W] as colours with opacity [H, W, 4]: diverging around zero where signed, else from zero to the largest."""
     share = np.clip(values / limit_of(values), -1, 1)
     colours: np.ndarray = mpl.colormaps[DIVERGING if signed else SEQUENTIAL]((share + 1) / 2 if signed else share)
-    # Small values are faint, so that the image shows through where a map says nothing.
+    # Small values are faint, so that the image shows through.
     colours[..., 3] = 0.95 * np.sqrt(np.abs(share)) if signed else 0.25 + 0.65 * np.abs(share)
     return colours
 
@@ -205,18 +170,3 @@ def overlay_image(picture: Image.Image, result: Attribution, i: int) -> Image.Im
     if not _whole(picture.size, seen):
         ImageDraw.Draw(shown).rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline="black")
     return shown
-
-
-def _legends(figure: Figure, signed: Sequence[bool]) -> None:
-    panels = list(figure.axes)
-    if True in signed:
-        _bar(figure, panels, DIVERGING, Normalize(-1, 1), "signed methods: evidence against (−) or for (+) the class")
-    if False in signed:
-        _bar(figure, panels, SEQUENTIAL, Normalize(0, 1), "unsigned methods: attribution magnitude")
-
-
-def _bar(figure: Figure, panels: list[Any], colours: str, scale: Normalize, label: str) -> None:
-    place: dict[str, Any] = {"location": "bottom", "fraction": 0.03, "shrink": 0.6, "aspect": 45, "pad": 0.01}
-    bar = figure.colorbar(ScalarMappable(scale, colours), ax=panels, **place)
-    bar.set_label(f"{label}; 1: 99th percentile of the map", fontsize=8)
-    bar.ax.tick_params(labelsize=7)
