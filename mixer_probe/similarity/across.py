@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 
 from mixer_probe.capture import ImageSource, Piece, as_source, mean_over_positions, part_of, stream
-from mixer_probe.capture.hooks import Reducer
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import checked
 from mixer_probe.models.layer import Layer
@@ -62,15 +61,21 @@ def compare_models(
     cells = as_grid(grid)
     source = as_source(images)
     selected = model_a.select(layers), model_b.select(layers)
-    widths = tuple(_widths(chosen, positions, cells) for chosen in selected)
+    reduce = "none" if positions == "flatten" else "mean"
+    widths = tuple({layer.name: features_of(layer, reduce, cells) for layer in side} for side in selected)
     used = _method(method, positions, cells, estimator, widths, len(source))
     accumulator: StreamingCKA | MinibatchCKA
     if used == "moments":
         accumulator, reducer = StreamingCKA(seed=seed, hold=method == "auto"), mean_over_positions
     else:
         accumulator, reducer = MinibatchCKA(permutations, seed), partial(_gram, positions, cells)
-        source = _shuffled(source, seed)
-    for a, b in _both((model_a, model_b), selected, source, reducer, batch_size, autocast):
+        # Images sorted by class would fill a batch with one class.
+        source = part_of(source, np.random.default_rng(seed).permutation(len(source)))
+    passes = [
+        _whole_batches(stream(model, source, layers, reducer, batch_size=batch_size, autocast=autocast), batch_size)
+        for model, layers in zip((model_a, model_b), selected, strict=True)
+    ]
+    for a, b in zip(*passes, strict=True):
         if isinstance(accumulator, StreamingCKA):
             accumulator.update(_joined(a), _joined(b))
         else:
@@ -89,11 +94,6 @@ def compare_models(
         reduce=positions,
         grid=cells,
     )
-
-
-def _widths(layers: Sequence[Layer], positions: Positions, grid: tuple[int, int] | None) -> dict[str, int]:
-    reduce = "none" if positions == "flatten" else "mean"
-    return {layer.name: features_of(layer, reduce, grid) for layer in layers}
 
 
 def _method(
@@ -126,38 +126,16 @@ def _gram(
 ) -> torch.Tensor:
     """What of a layer outlives the forward pass: the Gram matrix of the batch."""
     if positions == "mean":
-        return gram_of_batch(_wide(mean_over_positions(layer, values, prefix)))
-    if grid is not None and layer.positions:
-        values = to_grid(values.float() if values.dtype.itemsize < 4 else values, layer, grid)
-    return gram_of_batch(_wide(values.flatten(1)))
+        features = mean_over_positions(layer, values, prefix)
+    else:
+        if grid is not None and layer.positions:
+            values = to_grid(values.float() if values.dtype.itemsize < 4 else values, layer, grid)
+        features = values.flatten(1)
+    # Apple's GPUs have no float64.
+    return gram_of_batch((features.cpu() if features.device.type == "mps" else features).to(torch.float64))
 
 
-def _wide(features: torch.Tensor) -> torch.Tensor:
-    return (features.cpu() if features.device.type == "mps" else features).to(torch.float64)
-
-
-def _shuffled(source: ImageSource, seed: int) -> ImageSource:
-    """The images in random order: those sorted by class would fill a batch with one class."""
-    return part_of(source, np.random.default_rng(seed).permutation(len(source)))
-
-
-def _both(
-    models: tuple[Model, Model],
-    selected: tuple[Sequence[Layer], Sequence[Layer]],
-    source: ImageSource,
-    reducer: Reducer[Any],
-    batch_size: int,
-    autocast: str | None,
-) -> Iterator[tuple[list[Piece], ...]]:
-    """The same whole batches through both models, {layer: what the reducer made of it}."""
-    streams = (
-        _batches(stream(model, source, layers, reducer, batch_size=batch_size, autocast=autocast), batch_size)
-        for model, layers in zip(models, selected, strict=True)
-    )
-    yield from zip(*streams, strict=True)
-
-
-def _batches(pieces: Iterator[Piece], batch_size: int) -> Iterator[list[Piece]]:
+def _whole_batches(pieces: Iterator[Piece], batch_size: int) -> Iterator[list[Piece]]:
     """Whole batches again, where memory had them cut: the two models must see the same images at a time."""
     waiting: list[Piece] = []
     for piece in pieces:

@@ -113,6 +113,8 @@ def _prepare(X: Tensor, kernel: Kernel, bandwidth: float = 0.5) -> Square:
     return Square(unit_gram(gram(centred(X), kernel, bandwidth), "unbiased"))
 
 
+# Measures that have estimator, bandwidth and cheaper forms.
+CKA_NAMES = ("cka", "cka_rbf")
 _SOURCE = "Kornblith et al. 2019; unbiased HSIC of Song et al. 2012"
 
 CKA = Measure(

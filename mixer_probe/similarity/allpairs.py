@@ -49,26 +49,20 @@ class Grams:
         """Not centred; not to be written to."""
         if index in self._kept:
             return self._kept[index]
-        narrow = self._from_narrow(index)
-        K = gram(self._layers[index], self.settings.kernel, self.settings.bandwidth) if narrow is None else narrow
+        wide = self._layers if isinstance(self._layers, LayerFeatures) and self.settings.kernel == "linear" else None
+        narrow = None if wide is None else wide.narrow(index)
+        if wide is None or narrow is None:
+            K = gram(self._layers[index], self.settings.kernel, self.settings.bandwidth)
+        else:
+            K = products_in_float32(narrow)
+            low, high = K.aminmax()
+            # Equal rows leave the rounding of their mean, and with it one number everywhere.
+            if not high - low > _SPREAD * torch.maximum(high.abs(), low.abs()):
+                wide.mark_undefined(index)
+                K.fill_(torch.nan)
         if (len(self._kept) + 1) * K.nbytes <= _KEPT_BYTES:
             self._kept[index] = K
         return K
-
-    def _from_narrow(self, index: int) -> Tensor | None:
-        """The linear Gram matrix of wide float32 features; NaN if they are constant or not finite, None for others."""
-        if not isinstance(self._layers, LayerFeatures) or self.settings.kernel != "linear":
-            return None
-        X = self._layers.narrow(index)
-        if X is None:
-            return None
-        K = products_in_float32(X)
-        low, high = K.aminmax()
-        # Equal rows leave the rounding of their mean, and with it one number everywhere.
-        if high - low > _SPREAD * torch.maximum(high.abs(), low.abs()):
-            return K
-        self._layers.mark_undefined(index)
-        return K.fill_(torch.nan)
 
     def unit(self, index: int) -> Tensor:
         """Centred and of norm 1: the inner product of two is their CKA. NaN where the layer's own HSIC is 0."""
@@ -84,9 +78,9 @@ def inner_products(a: Matrices, b: Matrices, size: tuple[int, int], n: int) -> T
     """Inner products [La, Lb] of the matrices [n, n] of two sides."""
     values = torch.empty(size, dtype=torch.float64)
     step = max(1, _BYTES // (2 * 8 * n * n))
-    for rows in _blocks(size[0], step):
+    for rows in blocks(size[0], step):
         left = torch.stack([a(i).flatten() for i in range(size[0])[rows]])
-        for columns in _blocks(size[1], step):
+        for columns in blocks(size[1], step):
             # No stack of the other side: a product with one vector reads as much.
             for column in range(size[1])[columns]:
                 values[rows, column] = left @ b(column).flatten()
@@ -103,9 +97,9 @@ def shifted_inner_products(a: Matrices, b: Matrices, size: tuple[int, int], pair
     n = len(pairings.order)
     values = torch.empty((len(pairings.shifts), *size), dtype=torch.float64)
     step = max(1, (_BYTES - gram_bytes(n, 0)) // (gram_bytes(n, 1) - gram_bytes(n, 0)))
-    for rows in _blocks(size[0], step):
+    for rows in blocks(size[0], step):
         left = _spectra(a, range(size[0])[rows], pairings.order).conj()
-        for columns in _blocks(size[1], step):
+        for columns in blocks(size[1], step):
             products = left @ _spectra(b, range(size[1])[columns], pairings.order).mT
             values[:, rows, columns] = torch.fft.irfft(products, n, dim=0)[pairings.shifts]
     return values
@@ -113,25 +107,18 @@ def shifted_inner_products(a: Matrices, b: Matrices, size: tuple[int, int], pair
 
 def _spectra(matrices: Matrices, indices: range, order: Tensor) -> Tensor:
     """Fourier transforms along the diagonals of the layers' matrices, [frequency, L, diagonal]."""
-    half = len(order) // 2 + 1
+    n, half = len(order), len(order) // 2 + 1
     spectra = torch.empty((half, len(indices), half), dtype=torch.complex128)
     for place, index in enumerate(indices):
-        diagonals = _diagonals(matrices(index)[order][:, order])
+        # The circular diagonals K[i, i + d] of a symmetric matrix [n, n] for d from 0 to n / 2: [d, i].
+        K = matrices(index)[order][:, order]
+        wide = torch.cat([K, K[:, : half - 1]], dim=1)
+        view = wide.as_strided((half, n), (1, wide.shape[1] + 1))
+        diagonals = view.clone(memory_format=torch.contiguous_format)
+        # Diagonal n - d holds the same numbers as d, so all but the first, and the last for even n, count twice.
+        diagonals[1 : (n + 1) // 2] *= 2**0.5
         spectra[:, place] = torch.fft.rfft(diagonals, dim=1).T
     return spectra
-
-
-def _diagonals(K: Tensor) -> Tensor:
-    """The circular diagonals K[i, i + d] of a symmetric matrix [n, n] for d from 0 to n / 2: [d, i].
-
-    Diagonal n - d holds the same numbers as d, so all but the first, and the last for even n, count twice."""
-    n = len(K)
-    half = n // 2 + 1
-    wide = torch.cat([K, K[:, : half - 1]], dim=1)
-    view = wide.as_strided((half, n), (1, wide.shape[1] + 1))
-    diagonals = view.clone(memory_format=torch.contiguous_format)
-    diagonals[1 : (n + 1) // 2] *= 2**0.5
-    return diagonals
 
 
 def jackknife_variances(a: Grams, b: Grams, n: int) -> Tensor:
@@ -139,7 +126,7 @@ def jackknife_variances(a: Grams, b: Grams, n: int) -> Tensor:
     without one image each, which are exact."""
     found = torch.empty(len(a), len(b), dtype=torch.float64)
     size = max(1, _BYTES // (16 * n * n))
-    for rows in _blocks(len(a), size):
+    for rows in blocks(len(a), size):
         left = [a.unit(i) for i in range(len(a))[rows]]
         own = [_without_each(K, K, a.settings.estimator) for K in left]
         for column in range(len(b)):
@@ -165,19 +152,18 @@ def _without_each(K: Tensor, L: Tensor, estimator: Estimator) -> Tensor:
 
 def leading_shares(layers: Grams) -> Tensor:
     """Largest eigenvalue [L] of the centred Gram matrices of norm 1: 1 for one dimension, 1 / sqrt(p) for p equal ones."""
-    return torch.stack([_largest_eigenvalue(layers.unit(i)) for i in range(len(layers))])
+    found = []
+    for K in map(layers.unit, range(len(layers))):
+        # By power iteration from the row of the image that is farthest out.
+        vector = K[torch.linalg.vector_norm(K, dim=1).argmax()]
+        for _ in range(_ITERATIONS):
+            vector = K @ (vector / vector.norm())
+        found.append(vector.norm())
+    return torch.stack(found)
 
 
-def _largest_eigenvalue(K: Tensor) -> Tensor:
-    """By power iteration from the row of the image that is farthest out."""
-    vector = K[torch.linalg.vector_norm(K, dim=1).argmax()]
-    for _ in range(_ITERATIONS):
-        vector = K @ (vector / vector.norm())
-    found: Tensor = vector.norm()
-    return found
-
-
-def _blocks(count: int, size: int) -> Iterator[slice]:
+def blocks(count: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` of `count` layers."""
     yield from (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 

@@ -10,9 +10,11 @@ from mixer_probe.core.analysis import Analysis, Room, View
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.result import Result
 from mixer_probe.core.settings import StudySettings
-from mixer_probe.similarity import SimilarityMatrix, compare
+from mixer_probe.similarity.alignment import CKA_NAMES
+from mixer_probe.similarity.comparison import compare
 from mixer_probe.similarity.identification import LayerIdentification
 from mixer_probe.similarity.matches import LayerMatches
+from mixer_probe.similarity.matrix import SimilarityMatrix
 from mixer_probe.similarity.summary import ModelSimilarity
 from mixer_probe.similarity.views import (
     identification_section,
@@ -23,20 +25,19 @@ from mixer_probe.similarity.views import (
 
 # CKA has all its draws in a few matrix products; other measures start anew with each. Twenty are the fewest with an interval.
 OTHER_DRAWS = 20
-_CKA = ("cka", "cka_rbf")
 
 
 def similarity(pair: Sequence[Inputs]) -> Iterator[Result]:
     """Similarity of two networks by the measures of the settings, and of a network with itself by CKA."""
     a, b = pair
     for measure in a.settings.measures:
-        if a is not b or measure in _CKA:
+        if a is not b or measure in CKA_NAMES:
             permutations, resamples = _draws(a.settings, measure)
             yield compare(a.test, b.test, measure, permutations=permutations, resamples=resamples, seed=a.settings.seed)
 
 
 def _draws(s: StudySettings, measure: str) -> tuple[int, int]:
-    most = max(s.permutations, s.resamples) if measure in _CKA else OTHER_DRAWS
+    most = max(s.permutations, s.resamples) if measure in CKA_NAMES else OTHER_DRAWS
     return min(s.permutations, most), min(s.resamples, most)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import Any, Protocol, overload
 
 import numpy as np
@@ -83,6 +83,16 @@ def as_matrix(X: Any, what: str) -> Tensor:
         return torch.from_numpy(array).to(torch.float64)
     # A copy, because torch warns about memory that it may not write to.
     return torch.from_numpy(np.array(X, dtype=np.float64))
+
+
+def batch_size(a: Mapping[str, Sized], b: Mapping[str, Sized]) -> int:
+    """Images of a batch, of which `a` and `b` hold one row each by layer.
+
+    Raises MeasureError where the layers hold different numbers, and without layers."""
+    counts = {len(rows) for rows in (*a.values(), *b.values())}
+    if len(counts) != 1:
+        raise MeasureError(f"the layers of one batch hold different numbers of images: {sorted(counts) or 'no layer'}")
+    return counts.pop()
 
 
 def centred(X: Tensor) -> Tensor:

@@ -147,6 +147,39 @@ def rank_correlations(matrices: Sequence[SimilarityMatrix]) -> list[float]:
 NO_ROOM = 1e-6
 
 
+def plain_matrix(
+    values: np.ndarray,
+    widths: tuple[Mapping[str, int], Mapping[str, int]],
+    estimator: str,
+    n: int,
+    null: Null | None,
+    interval: Interval | None,
+    method: str,
+    seed: int,
+) -> SimilarityMatrix:
+    """Linear CKA of layers of which only names, order and features are known, and no network or images."""
+    a, b = widths
+    return SimilarityMatrix(
+        values=values,
+        layers_a=plain_layers(a),
+        layers_b=plain_layers(b),
+        model_a=None,
+        model_b=None,
+        images=None,
+        measure="cka",
+        estimator=estimator,
+        kernel="linear",
+        n=n,
+        p_a=tuple(a.values()),
+        p_b=tuple(b.values()),
+        null=null,
+        method=method,
+        reduce="",
+        seed=seed,
+        interval=interval,
+    )
+
+
 def plain_layers(widths: Mapping[str, int]) -> tuple[Layer, ...]:
     """Layers of which only names, order and features are known."""
     last = max(1, len(widths) - 1)

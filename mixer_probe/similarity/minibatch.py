@@ -17,10 +17,10 @@ from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import checked
 from mixer_probe.similarity.alignment import ratio
 from mixer_probe.similarity.hsic import MINIMUM_IMAGES, centre_gram, divisor
-from mixer_probe.similarity.inputs import Features, as_matrix, is_constant
+from mixer_probe.similarity.inputs import Features, as_matrix, batch_size, is_constant
 from mixer_probe.similarity.intervals import Interval, batch_interval, check_resamples
-from mixer_probe.similarity.matrix import SimilarityMatrix, plain_layers
-from mixer_probe.similarity.nulls import null_of
+from mixer_probe.similarity.matrix import SimilarityMatrix, plain_matrix
+from mixer_probe.similarity.nulls import Null, null_of
 from mixer_probe.stats import check_permutations
 
 _FEWEST_BATCHES = 12
@@ -34,10 +34,9 @@ class MinibatchCKA:
     >>> c.update({"blocks.0": X}, {"layer1.0": Y})   # once a batch, features [n, p] of any width
     >>> matrix = c.compute()
 
-    Every batch weighs as many images as it holds. The batches must be random images: those sorted by class would compare
-    images of one class only. The null pairs the images within each batch at random, the interval leaves
-    out each batch in turn. A batch
-    of fewer than 4 images is left out, and counted in `left_out`."""
+    Every batch has the weight of its images. The batches must be random images: those sorted by class would compare
+    images of one class only. The null pairs the images within each batch at random, the interval leaves out each batch in
+    turn. A batch of fewer than 4 images is left out, and counted in `left_out`."""
 
     @checked(MeasureError)
     def __init__(self, permutations: int = 100, seed: int = 0) -> None:
@@ -66,27 +65,23 @@ class MinibatchCKA:
         self, a: Mapping[str, Tensor], b: Mapping[str, Tensor], widths_a: dict[str, int], widths_b: dict[str, int]
     ) -> None:
         """As `update`, from what `gram_of_batch` made of the features; `widths` are the features of each layer."""
-        counts = {len(K) for K in (*a.values(), *b.values())}
-        if len(counts) != 1:
-            raise MeasureError(f"the layers of one batch hold different numbers of images: {sorted(counts) or 'no layer'}")
+        n = batch_size(a, b)
         if not any(self._widths):
             self._widths = dict(widths_a), dict(widths_b)
         if (widths_a, widths_b) != self._widths:
             raise MeasureError("the layers of all batches must be the same, with the same features")
-        n = counts.pop()
         if n < MINIMUM_IMAGES:
             self.left_out += n
             return
         left, right = (torch.stack([side[name] for name in widths]).flatten(1) for side, widths in zip((a, b), self._widths))
         own = [n * side.square().sum(1).cpu() / divisor(n, "unbiased") for side in (left, right)]
         cross = n * (left @ right.T).cpu() / divisor(n, "unbiased")
-        self._add_null(left, right, n)
+        if self._permutations:
+            self._add_null(left, right, n)
         self._found.append((n, cross, own[0], own[1]))
 
     def _add_null(self, left: Tensor, right: Tensor, n: int) -> None:
-        """Sums of HSIC over random pairings within each batch, [permutations, La, Lb]."""
-        if not self._permutations:
-            return
+        """Add HSIC [permutations, La, Lb] of the batch under random pairings of its images."""
         generator = np.random.default_rng([self._seed, len(self._found)])
         orders = torch.from_numpy(generator.random((self._permutations, n)).argsort(axis=1)).to(left.device)
         if self._null is None:
@@ -127,28 +122,11 @@ class MinibatchCKA:
         interval: Interval | None = None
         if len(self._found) >= _FEWEST_BATCHES and resamples:
             interval = batch_interval(values, without_each(cross, own_a, own_b).numpy())
-        null = np.zeros((0, *values.shape)) if self._null is None else self._null
+        null: Null | None = None
         if self._null is not None:
-            null = ratio(self._null, own_a.sum(0), own_b.sum(0)).numpy()
-        return SimilarityMatrix(
-            values=values,
-            layers_a=plain_layers(self._widths[0]),
-            layers_b=plain_layers(self._widths[1]),
-            model_a=None,
-            model_b=None,
-            images=None,
-            measure="cka",
-            estimator="unbiased",
-            kernel="linear",
-            n=self.n,
-            p_a=tuple(self._widths[0].values()),
-            p_b=tuple(self._widths[1].values()),
-            null=null_of(np.asarray(null), method="random pairings within each batch"),
-            method="minibatch",
-            reduce="",
-            seed=self._seed,
-            interval=interval,
-        )
+            drawn = ratio(self._null, own_a.sum(0), own_b.sum(0)).numpy()
+            null = null_of(drawn, method="random pairings within each batch")
+        return plain_matrix(values, self._widths, "unbiased", self.n, null, interval, "minibatch", self._seed)
 
 
 def gram_of_batch(X: Tensor) -> Tensor:

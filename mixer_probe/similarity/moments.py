@@ -10,7 +10,9 @@ expanding the products, before they are added.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,10 +40,10 @@ class Side:
         """The same on another device."""
         return Side(self.widths, self.shift.to(device), self.sums.to(device), self.powers.to(device))
 
-    def layer(self, index: int) -> Side:
-        """The side of one layer alone."""
-        shift, sums = (torch.split(v, self.widths)[index] for v in (self.shift, self.sums))
-        return Side(self.widths[index : index + 1], shift, sums, self.powers[index : index + 1])
+    def layers(self) -> list[Side]:
+        """One side per layer."""
+        parts = zip(*(torch.split(v, self.widths) for v in (self.shift, self.sums)), torch.split(self.powers, 1), strict=True)
+        return [Side([width], *part) for width, part in zip(self.widths, parts, strict=True)]
 
     def blocks(self, values: Tensor) -> Tensor:
         """Sums over each layer's block of the first axis: [D, ...] to [L, ...]."""
@@ -142,8 +144,13 @@ class Moments:
     @classmethod
     def start(cls, a: Side, b: Side) -> Moments:
         """No images yet."""
-        own_a, own_b = ([_start_own(side, i) for i in range(len(side.widths))] for side in (a, b))
+        own_a, own_b = ([Cross.start(one, one) for one in side.layers()] for side in (a, b))
         return cls(0, a, b, Cross.start(a, b), own_a, own_b)
+
+    @classmethod
+    def about_mean(cls, widths_a: Mapping[Any, int], widths_b: Mapping[Any, int], x: Tensor, y: Tensor) -> Moments:
+        """No images yet, about the mean of features `x` [n, DA] and `y` [n, DB] of layers of these `widths`."""
+        return cls.start(Side.start(list(widths_a.values()), x.mean(0)), Side.start(list(widths_b.values()), y.mean(0)))
 
     def empty(self) -> Moments:
         """No images, of the same layers about the same origins."""
@@ -156,7 +163,9 @@ class Moments:
         kx, ky = self.a.squared_norms(x), self.b.squared_norms(y)
         self.cross.add(x, y, kx, ky)
         for side, own, batch, norms in ((self.a, self.own_a, x, kx), (self.b, self.own_b, y, ky)):
-            _add_own(own, side, batch, norms)
+            parts = zip(own, torch.split(batch, side.widths, dim=1), torch.split(norms, 1, dim=1), strict=True)
+            for cross, part, column in parts:
+                cross.add(part, part, column, column)
             side.sums += batch.sum(0)
             side.powers += norms.sum(0)
         self.n += len(x)
@@ -182,46 +191,32 @@ class Moments:
         x, y = a.moved_powers(steps[0], n), b.moved_powers(steps[1], n)
         weights = self.cross.moved_weights(a, b, steps, n)
         pairs = hsic_from_moments(self.cross.centred_product(a, b, n), weights, x[:, None], y, n, estimator)
-        own_a, own_b = (
-            torch.cat([_own_hsic(cross, side.layer(i), n, estimator) for i, cross in enumerate(own)])
-            for side, own in ((a, self.own_a), (b, self.own_b))
-        )
-        return pairs, own_a, own_b
+        own: list[Tensor] = []
+        for side, crosses in ((a, self.own_a), (b, self.own_b)):
+            found = []
+            for cross, one in zip(crosses, side.layers(), strict=True):
+                power, product, own_weights = _own_centred(cross, one, n)
+                value = self_hsic_of_moments(product, own_weights, power, n, estimator)[0]
+                # A spread that small is the rounding of a constant.
+                magnitude = power + n * (one.shift + one.sums / n).square().sum()
+                found.append(torch.where(power > CONSTANT**2 * magnitude, value, torch.nan))
+            own.append(torch.cat(found))
+        return pairs, own[0], own[1]
 
     def traces(self) -> tuple[Traces, Traces]:
         """What the exact moments of the permutation null need of the centred Gram matrices of both sides."""
-        sides = ((self.a, self.own_a), (self.b, self.own_b))
-        a, b = (_traces([_own_centred(c, side.layer(i), self.n) for i, c in enumerate(own)]) for side, own in sides)
-        return a, b
-
-
-def _traces(parts: list[tuple[Tensor, Tensor, Tensor]]) -> Traces:
-    return Traces(*(torch.cat([part.flatten() for part in field]).cpu() for field in zip(*parts, strict=True)))
-
-
-def _start_own(side: Side, index: int) -> Cross:
-    one = side.layer(index)
-    return Cross.start(one, one)
-
-
-def _add_own(own: list[Cross], side: Side, x: Tensor, norms: Tensor) -> None:
-    parts = zip(own, torch.split(x, side.widths, dim=1), torch.split(norms, 1, dim=1), strict=True)
-    for cross, part, column in parts:
-        cross.add(part, part, column, column)
+        found = []
+        for side, crosses in ((self.a, self.own_a), (self.b, self.own_b)):
+            parts = [_own_centred(cross, one, self.n) for cross, one in zip(crosses, side.layers(), strict=True)]
+            fields = (torch.cat([part.flatten() for part in field]).cpu() for field in zip(*parts, strict=True))
+            found.append(Traces(*fields))
+        return found[0], found[1]
 
 
 def _merge_own(own: list[Cross], others: list[Cross], side: Side, step: Tensor, n: int) -> None:
-    for index, (cross, more, s) in enumerate(zip(own, others, torch.split(step, side.widths), strict=True)):
-        one = side.layer(index)
+    parts = zip(own, others, side.layers(), torch.split(step, side.widths), strict=True)
+    for cross, more, one, s in parts:
         cross.add_moved(more.to(s.device), one, one, (s, s), n)
-
-
-def _own_hsic(cross: Cross, one: Side, n: int, estimator: Estimator) -> Tensor:
-    """HSIC [1] of a layer with itself; NaN where the spread is rounding of a constant."""
-    power, product, weights = _own_centred(cross, one, n)
-    value = self_hsic_of_moments(product, weights, power, n, estimator)[0]
-    magnitude = power + n * (one.shift + one.sums / n).square().sum()
-    return torch.where(power > CONSTANT**2 * magnitude, value, torch.nan)
 
 
 def _own_centred(cross: Cross, one: Side, n: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,9 +17,9 @@ from mixer_probe.similarity.alignment import ratio
 from mixer_probe.similarity.allpairs import Settings
 from mixer_probe.similarity.hsic import MINIMUM_IMAGES, Estimator
 from mixer_probe.similarity.inference import SAMPLE, infer
-from mixer_probe.similarity.inputs import Features, as_matrix, centred
-from mixer_probe.similarity.matrix import SimilarityMatrix, plain_layers
-from mixer_probe.similarity.moments import Moments, Side
+from mixer_probe.similarity.inputs import Features, as_matrix, batch_size, centred
+from mixer_probe.similarity.matrix import SimilarityMatrix, plain_matrix
+from mixer_probe.similarity.moments import Moments
 from mixer_probe.similarity.nulls import Traces
 
 Batch = Mapping[str, Features]
@@ -63,25 +63,26 @@ class StreamingCKA:
 
         Raises MeasureError if the layers of the batch hold different numbers of images, or if layers or
         channels differ from those of the first batch."""
-        parts_a, parts_b = _matrices(a), _matrices(b)
-        counts = {len(part) for part in (*parts_a.values(), *parts_b.values())}
-        if len(counts) != 1:
-            raise MeasureError(f"the layers of one batch hold different numbers of images: {sorted(counts)}")
-        if counts == {0}:
+        parts = _matrices(a), _matrices(b)
+        n = batch_size(*parts)
+        if n == 0:
             return
+        found = _widths(parts[0]), _widths(parts[1])
         if not self.n:
-            self._widths = _widths(parts_a), _widths(parts_b)
-        device = self._sample.device or next(iter(parts_a.values())).device
-        x, y = (_laid_out(w, p, device) for w, p in zip(self._widths, (parts_a, parts_b), strict=True))
-        self._take_moments_if(self.n + len(x), (x, y))
-        self._sample.add(x, y, _narrowest(a, b))
+            self._widths = found
+        for expected, here in zip(self._widths, found, strict=True):
+            _check_layers(expected, here)
+        # The layers of a side next to each other, in the order of the first batch.
+        device = self._sample.device or next(iter(parts[0].values())).device
+        layers = [[side[name].to(device) for name in widths] for side, widths in zip(parts, self._widths)]
+        x, y = (torch.cat(side, dim=1) for side in layers)
+        if self._moments is None and not (self._hold and self.n + n <= self._sample.keep):
+            # More than are held, which become the beginning of the moments.
+            self._moments = self._sample.moments(self._widths) if self._sample.n else Moments.about_mean(*self._widths, x, y)
+        kinds = {str(X.dtype).removeprefix("torch.") for X in (*a.values(), *b.values())}
+        self._sample.add(x, y, torch.float32 if kinds <= {"float32", "float16", "bfloat16"} else torch.float64)
         if self._moments is not None:
             self._moments.add(x, y)
-
-    def _take_moments_if(self, n: int, first: tuple[Tensor, Tensor]) -> None:
-        """Turn to moments if `n` images are more than are held; those held so far are their beginning, else `first` is."""
-        if self._moments is None and not (self._hold and n <= self._sample.keep):
-            self._moments = self._sample.moments(self._widths) if self._sample.n else _start(self._widths, *first)
 
     def merge(self, other: StreamingCKA) -> None:
         """Add what `other` has seen, as if its batches had come here; `other` stays as it is.
@@ -116,34 +117,19 @@ class StreamingCKA:
         if self.n < MINIMUM_IMAGES:
             raise MeasureError(f"{self.n} images are too few: similarity needs at least {MINIMUM_IMAGES}")
         seed = self._seed if seed is None else seed
-        values = None if self._moments is None else ratio(*self._moments.hsic(estimator)).cpu().numpy()
+        moments = self._moments
+        values = None if moments is None else ratio(*moments.hsic(estimator)).cpu().numpy()
         null, interval = None, None
         if self._sample.keep and (values is None or permutations or resamples):
             sides = self._sample.layers(self._widths)
             draw = partial(infer, settings=Settings(estimator, "linear", 0.5), permutations=permutations, resamples=resamples)
             values, null, interval = draw(values, *sides, self.n, seed=seed, find_traces=self._traces)
         assert values is not None
-        return SimilarityMatrix(
-            values=values,
-            layers_a=plain_layers(self._widths[0]),
-            layers_b=plain_layers(self._widths[1]),
-            model_a=None,
-            model_b=None,
-            images=None,
-            measure="cka",
-            estimator=estimator,
-            kernel="linear",
-            n=self.n,
-            p_a=tuple(self._widths[0].values()),
-            p_b=tuple(self._widths[1].values()),
-            null=null,
-            method="gram" if self._moments is None else "moments",
-            reduce="",
-            seed=seed,
-            interval=interval,
-        )
+        method = "gram" if moments is None else "moments"
+        return plain_matrix(values, self._widths, estimator, self.n, null, interval, method, seed)
 
     def _traces(self) -> tuple[Traces, Traces]:
+        # Asked for where more images have come than are held, and moments were taken.
         assert self._moments is not None
         return self._moments.traces()
 
@@ -173,7 +159,7 @@ class Sample:
         """Moments of the images kept."""
         assert self._rows is not None
         x, y = (rows[: self.n] for rows in self._rows)
-        moments = _start(widths, x[:_ROWS].double(), y[:_ROWS].double())
+        moments = Moments.about_mean(*widths, x[:_ROWS].double(), y[:_ROWS].double())
         for start in range(0, self.n, _ROWS):
             # Copies, since the moments move them to their origin.
             part = slice(start, start + _ROWS)
@@ -184,7 +170,7 @@ class Sample:
         """Offer the images of a batch, features [n, DA] and [n, DB], which `dtype` holds exactly."""
         self._make_room(x, y, dtype)
         if self.keep:
-            self._offer(_random_keys(x, y, self._seed), x, y)
+            self._offer(random_keys(x, y, self._seed), x, y)
 
     def merge(self, other: Sample) -> None:
         """Offer the images of another sample."""
@@ -208,15 +194,11 @@ class Sample:
         for rows, batch in zip(self._rows, (x, y), strict=True):
             rows[used : used + len(batch[:room])] = batch[:room].to(rows)
         self._keys = np.concatenate([self._keys, keys[:room]])
-        self._replace(keys[room:], x[room:], y[room:])
-
-    def _replace(self, keys: np.ndarray, x: Tensor, y: Tensor) -> None:
-        """Put rows with smaller keys in the places of those with the largest."""
-        assert self._rows is not None
+        # The rest with smaller keys takes the places of those with the largest.
+        keys, x, y = keys[room:], x[room:], y[room:]
         if not len(keys):
             return
-        pool = np.concatenate([self._keys, keys])
-        stay = np.sort(np.argsort(pool, kind="stable")[: self.keep])
+        stay = np.sort(np.argsort(np.concatenate([self._keys, keys]), kind="stable")[: self.keep])
         new = stay[stay >= len(self._keys)] - len(self._keys)
         free = np.setdiff1d(np.arange(len(self._keys)), stay)
         self._keys[free] = keys[new]
@@ -232,7 +214,7 @@ class Sample:
         return left, right
 
 
-def _random_keys(x: Tensor, y: Tensor, seed: int) -> np.ndarray:
+def random_keys(x: Tensor, y: Tensor, seed: int) -> np.ndarray:
     """A number in [0, 1) per image, drawn by all its features: the same wherever and beside whatever the image is seen."""
     rows = torch.cat([x.cpu(), y.cpu()], dim=1).contiguous().numpy()
     key = hashlib.blake2b(str(seed).encode(), digest_size=16).digest()
@@ -250,18 +232,6 @@ def _widths(parts: Mapping[str, Tensor]) -> Widths:
     return {name: part.shape[1] for name, part in parts.items()}
 
 
-def _start(widths: tuple[Widths, Widths], x: Tensor, y: Tensor) -> Moments:
-    """No images yet, about the mean of features [n, DA] and [n, DB]."""
-    a, b = (Side.start(list(w.values()), features.mean(0)) for w, features in zip(widths, (x, y), strict=True))
-    return Moments.start(a, b)
-
-
-def _laid_out(widths: Widths, parts: Mapping[str, Tensor], device: torch.device) -> Tensor:
-    """The layers of a batch side by side in the order of `widths`: [n, D]."""
-    _check_layers(widths, _widths(parts))
-    return torch.cat([parts[name].to(device) for name in widths], dim=1)
-
-
 def _check_layers(expected: Widths, found: Widths) -> None:
     for name in (*expected, *found):
         if expected.get(name) != found.get(name):
@@ -269,9 +239,3 @@ def _check_layers(expected: Widths, found: Widths) -> None:
                 f"layer '{name}' has {found.get(name, 'no')} channels here and {expected.get(name, 'no')} "
                 "before: the layers of all batches must be the same"
             )
-
-
-def _narrowest(a: Batch, b: Batch) -> torch.dtype:
-    """The type that holds all features of a batch exactly."""
-    kinds = {str(X.dtype).removeprefix("torch.") for X in (*a.values(), *b.values())}
-    return torch.float32 if kinds <= {"float32", "float16", "bfloat16"} else torch.float64

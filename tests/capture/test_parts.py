@@ -15,7 +15,7 @@ from mixer_probe.core.errors import ImagesError
 from mixer_probe.images import from_arrays
 from mixer_probe.images.distortions import LowPass, PatchShuffle, distort
 from mixer_probe.models import Model
-from mixer_probe.similarity.streaming import _random_keys
+from mixer_probe.similarity.streaming import random_keys
 from tests.networks import CASES, noise
 
 N = 20
@@ -99,14 +99,14 @@ def test_images_with_one_first_layer_are_drawn_one_by_one() -> None:
     x, y = torch.randn(12, 6, dtype=torch.float64), torch.randn(12, 4, dtype=torch.float64)
     x[:, :3] = 0
     x[6:] = x[:6]
-    draws = _random_keys(x, y, 0)
+    draws = random_keys(x, y, 0)
     assert len(set(draws)) == 12
     assert ((draws >= 0) & (draws < 1)).all()
-    np.testing.assert_array_equal(np.concatenate([_random_keys(x[:5], y[:5], 0), _random_keys(x[5:], y[5:], 0)]), draws)
-    assert not set(_random_keys(x, y, 1)) & set(draws)
+    np.testing.assert_array_equal(np.concatenate([random_keys(x[:5], y[:5], 0), random_keys(x[5:], y[5:], 0)]), draws)
+    assert not set(random_keys(x, y, 1)) & set(draws)
 
 
 def test_long_seeds_draw_other_numbers() -> None:
     x = torch.ones(2, 3, dtype=torch.float64)
     seeds = [10**20, 10**20 + 1]
-    assert _random_keys(x, x, seeds[0])[0] != _random_keys(x, x, seeds[1])[0]
+    assert random_keys(x, x, seeds[0])[0] != random_keys(x, x, seeds[1])[0]

@@ -9,7 +9,7 @@ from mixer_probe.core.errors import MeasureError, UndefinedSimilarityWarning
 from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.similarity import cka, compare
 from mixer_probe.similarity.allpairs import Settings
-from mixer_probe.similarity.engines import choose
+from mixer_probe.similarity.engine import choose
 from mixer_probe.similarity.inputs import LayerFeatures
 from mixer_probe.similarity.nulls import draw_pairings, upper_quantile
 
@@ -46,8 +46,8 @@ def test_values_and_null_are_those_of_cka(runs, estimator, method, kernel):
 def test_blocks_of_layers_give_the_same(runs, monkeypatch):
     whole = {method: compare(*runs, method=method) for method in METHODS}
     monkeypatch.setattr("mixer_probe.similarity.allpairs._BYTES", 1)
-    monkeypatch.setattr("mixer_probe.similarity.engines._TILE_BYTES", 8 * 70)
-    monkeypatch.setattr("mixer_probe.similarity.engines._ROWS", 7)
+    monkeypatch.setattr("mixer_probe.similarity.engine._TILE_BYTES", 8 * 70)
+    monkeypatch.setattr("mixer_probe.similarity.engine._ROWS", 7)
     for method in METHODS:
         parts = compare(*runs, method=method)
         np.testing.assert_allclose(parts.values, whole[method].values, rtol=0, atol=1e-13)

@@ -196,7 +196,7 @@ def test_the_interval_from_a_sample_is_as_wide_as_that_of_all_images(make_reps, 
     X, Y, _ = related(0, 1600)
     runs = make_reps({"x": X}), make_reps({"y": Y})
     whole = compare(*runs)
-    monkeypatch.setattr("mixer_probe.similarity.comparison.SAMPLE", 400)
+    monkeypatch.setattr("mixer_probe.similarity.engine.SAMPLE", 400)
     part = compare(*runs)
     assert part.values == pytest.approx(whole.values, abs=1e-12)
     widths = [float(m.interval.high[0, 0] - m.interval.low[0, 0]) for m in (whole, part)]
@@ -211,7 +211,7 @@ def test_the_null_from_a_sample_is_that_of_all_images(make_reps, monkeypatch, es
     b = make_reps({f"b{p}": uneven(p + 1, 900, p) for p in widths})
     options = {"estimator": estimator, "permutations": 2000, "resamples": 0}
     whole = compare(a, b, **options)
-    monkeypatch.setattr("mixer_probe.similarity.comparison.SAMPLE", 150)
+    monkeypatch.setattr("mixer_probe.similarity.engine.SAMPLE", 150)
     for method in ("gram", "moments"):
         part = compare(a, b, **options, method=method)
         sd = math.sqrt(2 / (900 * 897))
