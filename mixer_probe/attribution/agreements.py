@@ -118,7 +118,22 @@ def agreement(
     grid = grid or min((a.grid for a in attributions), key=lambda g: g[0] * g[1])
     sums = [pool(np.abs(a.maps) if magnitudes else a.maps, grid).reshape(len(a.maps), -1) for a in attributions]
     tables = np.stack([np.stack([rank_table(a, b) for b in sums]) for a in sums])
-    null, null95 = _null(tables, permutations, seed)
+    # The null: no image is paired with itself, by cyclic shifts of random orders. A pair has one null, whichever comes first.
+    n, generator = tables.shape[-1], np.random.default_rng(seed)
+    null = null95 = np.full(tables.shape[:2], np.nan)
+    if n > 1:
+        orders = np.stack([generator.permutation(n) for _ in range(permutations)])
+        means = _paired(tables, orders, np.roll(orders, 1, axis=1))
+        sides = means.mean(0), np.quantile(means, 0.95, axis=0, method="higher")
+        null, null95 = (np.triu(side) + np.triu(side, 1).T for side in sides)
+    # Each pair's mean under random orders of the images, in units of its own deviation, against the largest of all pairs.
+    pairs, generator = np.triu_indices(len(tables), 1), np.random.default_rng([seed, n])
+    orders = np.stack([np.arange(n), *(generator.permutation(n) for _ in range(permutations))])
+    means = _paired(tables[pairs], np.broadcast_to(np.arange(n), orders.shape), orders)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        scaled = (means - means.mean(0)) / means.std(0)
+    p_value = np.full(tables.shape[:2], np.nan)
+    p_value[pairs] = p_value.T[pairs] = max_p(scaled[0], scaled[1:])
     return Agreement(
         models=tuple(a.model for a in attributions),
         methods=tuple(a.method for a in attributions),
@@ -129,43 +144,10 @@ def agreement(
         values=np.diagonal(tables, axis1=2, axis2=3).copy(),
         null=null,
         null95=null95,
-        p_value=_p_values(tables, permutations, seed),
+        p_value=p_value,
         permutations=permutations,
         seed=seed,
     )
-
-
-def _null(tables: np.ndarray, permutations: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and 95th percentile [a, b] of the mean over images where no image is paired with itself (cyclic shifts of random
-    orders)."""
-    n = tables.shape[-1]
-    if n < 2:
-        nothing = np.full(tables.shape[:2], np.nan)
-        return nothing, nothing
-    generator = np.random.default_rng(seed)
-    orders = np.stack([generator.permutation(n) for _ in range(permutations)])
-    means = _paired(tables, orders, np.roll(orders, 1, axis=1))
-    # A pair has one null, whichever of the two comes first: the upper triangle on both sides.
-    mean, percentile = (
-        np.triu(side) + np.triu(side, 1).T for side in (means.mean(0), np.quantile(means, 0.95, axis=0, method="higher"))
-    )
-    return mean, percentile
-
-
-def _p_values(tables: np.ndarray, permutations: int, seed: int) -> np.ndarray:
-    """Adjusted p-values [a, b] of the means over images under random orders of them: each pair's means in units of their own
-    deviation, against the largest of all pairs."""
-    sides, n = len(tables), tables.shape[-1]
-    found = np.full((sides, sides), np.nan)
-    pairs = np.triu_indices(sides, 1)
-    generator = np.random.default_rng([seed, n])
-    orders = np.stack([np.arange(n), *(generator.permutation(n) for _ in range(permutations))])
-    means = _paired(tables[pairs], np.broadcast_to(np.arange(n), orders.shape), orders)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        scaled = (means - means.mean(0)) / means.std(0)
-    found[pairs] = max_p(scaled[0], scaled[1:])
-    found.T[pairs] = found[pairs]
-    return found
 
 
 def _paired(tables: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

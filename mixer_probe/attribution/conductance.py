@@ -74,42 +74,42 @@ class Conductance(Result):
     change: np.ndarray
     unit_maps: tuple[np.ndarray, ...] = ()
 
-    def share(self, i: int) -> np.ndarray:
+    def fractions(self, i: int) -> np.ndarray:
         """Fraction of layer i's conductance that flows through each unit [unit]: |value| over its sum, averaged over images.
 
         Images without any conductance are left out; where there is no other, fractions are NaN."""
-        share = self.share_by_image(i)
-        mean: np.ndarray = share.mean(0) if len(share) else np.full(self.values[i].shape[1], np.nan)
+        fractions = self.fractions_by_image(i)
+        mean: np.ndarray = fractions.mean(0) if len(fractions) else np.full(self.values[i].shape[1], np.nan)
         return mean
 
-    def share_by_image(self, i: int) -> np.ndarray:
+    def fractions_by_image(self, i: int) -> np.ndarray:
         """The fractions per image [image, unit], without images that have no conductance."""
         size = np.abs(self.values[i].astype(np.float64))
         size = size[size.sum(1) > 0]
-        share: np.ndarray = size / size.sum(1, keepdims=True)
-        return share
+        fractions: np.ndarray = size / size.sum(1, keepdims=True)
+        return fractions
 
     @checked(MeasureError)
-    def busiest(self, i: int, count: int) -> np.ndarray:
+    def top_units(self, i: int, count: int) -> np.ndarray:
         """The units of layer i with the highest conductance, the highest first [count]."""
-        order: np.ndarray = np.argsort(-self.share(i), kind="stable")[:count]
+        order: np.ndarray = np.argsort(-self.fractions(i), kind="stable")[:count]
         return order
 
     def units_for_half(self, i: int) -> int:
         """The smallest number of units of layer i that carry half of its conductance; 0 where fractions are not known."""
-        share = self.share(i)
-        if not np.isfinite(share).all():
+        fractions = self.fractions(i)
+        if not np.isfinite(fractions).all():
             return 0
-        return int(np.searchsorted(np.cumsum(np.sort(share)[::-1]), 0.5 - 1e-12) + 1)
+        return int(np.searchsorted(np.cumsum(np.sort(fractions)[::-1]), 0.5 - 1e-12) + 1)
 
     def has_leading_unit(self, i: int, level: float) -> bool:
         """Whether one unit of layer i has a larger fraction than every other, by intervals of the differences over images."""
-        share = self.share_by_image(i)
-        if len(share) < 2 or share.shape[1] < 2:
+        fractions = self.fractions_by_image(i)
+        if len(fractions) < 2 or fractions.shape[1] < 2:
             return False
-        best = int(self.busiest(i, 1)[0])
-        others = np.delete(share, best, axis=1)
-        return bool((mean_interval(share[:, [best]] - others, 0, level)[1] > 0).all())
+        best = int(self.top_units(i, 1)[0])
+        others = np.delete(fractions, best, axis=1)
+        return bool((mean_interval(fractions[:, [best]] - others, 0, level)[1] > 0).all())
 
     def to_frame(self) -> pd.DataFrame:
         """One row per layer and unit: mean over images, mean magnitude, fraction of images in which it supports the class."""
@@ -122,8 +122,8 @@ class Conductance(Result):
                     "unit": np.arange(values.shape[1]),
                     "mean": values.mean(0),
                     "mean_magnitude": np.abs(values).mean(0),
-                    "share": self.share(i),
-                    "share_positive": (values > 0).mean(0),
+                    "fraction": self.fractions(i),
+                    "fraction_positive": (values > 0).mean(0),
                     "gap": float(np.median(self.gap[i])),
                     "change": float(np.median(self.change[i])),
                     "n_images": len(values),
@@ -213,7 +213,7 @@ def layer_conductance(
     if layers is not None:
         return result
     weights = {f"{one.block}.mlp_tokens.act": one.read for one in token_matrices(model)}
-    maps = (weights[layer.name][result.busiest(i, _MAPS)] for i, layer in enumerate(selected))
+    maps = (weights[layer.name][result.top_units(i, _MAPS)] for i, layer in enumerate(selected))
     return replace(result, unit_maps=tuple(m.reshape(-1, *patch_grid(model)).astype(np.float32) for m in maps))
 
 
@@ -241,22 +241,19 @@ def _integral(
         alpha = alphas[first : first + width + 1].to(image).view(-1, *[1] * image.ndim)
         path = torch.lerp(blank[None], image[None], alpha)
         pairs = values_and_gradients(model, recorded, path, target_sum(target.expand(len(path))), pixels=True)
-        sums.append([_trapezoid(*pair, stride) for stride in (1, 2) for pair in pairs])
+        # Trapezoids of all nodes and of every other: mean gradient at both ends times the change of the value, in float64.
+        strided = [(v[::stride].double(), g[::stride].double()) for stride in (1, 2) for v, g in pairs]
+        sums.append([((g[1:] + g[:-1]) / 2 * v.diff(dim=0)).sum(0) for v, g in strided])
     both = [torch.stack(parts).sum(0) for parts in zip(*sums, strict=True)]
     fine, coarse = both[: len(both) // 2], both[len(both) // 2 :]
     # Simpson's rule from the trapezoids of all nodes and of every other.
     best = [(4 * a - b) / 3 for a, b in zip(fine, coarse, strict=True)]
     index: dict[Place | None, int] = {None: 0, **{place: k + 1 for k, place in enumerate(recorded)}}
-    values, plain = ([_by_unit(side[index[p]], layer) for p, layer in zip(places, layers, strict=True)] for side in (best, fine))
+    values = [_by_unit(best[index[p]], layer) for p, layer in zip(places, layers, strict=True)]
+    plain = [_by_unit(fine[index[p]], layer) for p, layer in zip(places, layers, strict=True)]
     change = [np.abs(v - p).sum() / max(float(np.abs(v).sum()), 1e-12) for v, p in zip(values, plain, strict=True)]
     totals = np.array([float(best[index[cut]].sum()) for cut in cuts])
     return values, np.abs(totals - difference) / max(abs(difference), 1e-6), np.array(change)
-
-
-def _trapezoid(value: Tensor, gradient: Tensor, stride: int) -> Tensor:
-    """Sum over steps of `stride` nodes of the mean gradient at both ends times the change of the value, in float64."""
-    value, gradient = (t[::stride].double() for t in (value, gradient))
-    return ((gradient[1:] + gradient[:-1]) / 2 * value.diff(dim=0)).sum(0)
 
 
 def _by_unit(values: Tensor, layer: Layer) -> np.ndarray:

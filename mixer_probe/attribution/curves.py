@@ -82,7 +82,7 @@ class PerturbationCurves(Result):
                 columns = ("area", "low", "high", "gain", "gain_low", "gain_high")
                 estimates = map(float, (*mean_interval(area), *mean_interval(gain)))
                 rows.append(
-                    {"model": self.model.name, "game": mode, "method": name}
+                    {"model": self.model.name, "mode": mode, "method": name}
                     | dict(zip(columns, estimates, strict=True))
                     | {"n_images": len(self.ids), "patches": self.grid[0] * self.grid[1]}
                 )

@@ -65,7 +65,7 @@ def nodes_text(result: Conductance) -> str:
 
 def panel_sentences(panel: AttributionPanel) -> Iterator[str]:
     """Images, target classes and baselines of a panel, and how far its maps are complete, converged and not empty."""
-    record, n = panel.images, panel.chosen_from
+    record, n = panel.images, panel.n_images
     how = "balanced over classes" if record.classes else "evenly spaced"
     drawn = f", sampled with seed {record.seed}, {how}" if record.limit is not None else ""
     subset = f"; {len(panel.ids)} of them are shown" if len(panel.ids) < n else ""
@@ -87,10 +87,10 @@ def panel_sentences(panel: AttributionPanel) -> Iterator[str]:
             for (model, method), value in zip(columns, values, strict=True)
             if np.isfinite(value)
         )
-        for values in (panel.widest_gap, panel.widest_change)
+        for values in (panel.largest_gap, panel.largest_change)
     )
     if gaps:
-        verdict = "all maps are" if np.nanmax(panel.widest_gap) <= _COMPLETE else "not all maps are"
+        verdict = "all maps are" if np.nanmax(panel.largest_gap) <= _COMPLETE else "not all maps are"
         yield (
             "Completeness: attributions should sum to the logit difference between image and baseline. Over "
             f"{count_of_images(n)} the relative deviations are at most {gaps}; {verdict} within {percent(_COMPLETE)}."
@@ -159,18 +159,18 @@ def randomisation_sentence(result: RandomisationCheck) -> str:
     """Similarity to the trained network's maps once all weights are re-initialised, and the verdict of the sanity check."""
     last, n = result.spearman[:, -1], len(result.ids)
     name = f"{name_of(result.model)}, {method_label(result.method)}"
-    if not np.isfinite(result.likeness(last)[0]):
+    if not np.isfinite(result.mean_similarity(last)[0]):
         which = (
             "some re-initialisations make the map of every image constant" if np.isfinite(last).any() else "every map is constant"
         )
         return f"{name}: {which}, so rank correlations are undefined."
     head = (
         f"{name}: with all weights re-initialised ({result.draws} draws), the rank correlation with the maps of the trained "
-        f"network is {interval_text(*result.likeness(last))}"
+        f"network is {interval_text(*result.mean_similarity(last))}"
     )
     if not np.isfinite(result.null_spearman).any():
         return f"{head} (n = {n}; no other images for comparison)."
-    excess = interval_text(*result.remains())
+    excess = interval_text(*result.excess())
     ending = {
         "few images": few_images(n),
         "one draw": "; one re-initialisation is too few for a claim",
@@ -244,8 +244,8 @@ def conductance_sentence(result: Conductance) -> str:
             "(intervals over images)"
         )
         if layers:
-            unit = int(result.busiest(layers[-1], 1)[0])
-            mean, low, high = (100 * v for v in mean_interval(result.share_by_image(layers[-1])[:, unit]))
+            unit = int(result.top_units(layers[-1], 1)[0])
+            mean, low, high = (100 * v for v in mean_interval(result.fractions_by_image(layers[-1])[:, unit]))
             leading += f", such as unit {unit} of {result.layers[layers[-1]].name} with {mean:.1f} % [{low:.1f} %, {high:.1f} %]"
     return (
         f"{name}: half of a layer's conductance is concentrated in {fewest}{f' to {most}' if most > fewest else ''} of {units} "
@@ -260,18 +260,36 @@ def conductance_sentence(result: Conductance) -> str:
 
 
 def attribution_findings(results: Sequence[Result]) -> list[Finding]:
-    """Which networks' maps agree most, and the gain over random orders of every network's maps in deletion and insertion."""
+    """Which networks' maps agree most, and how many methods outperform random orders in deletion and insertion per network."""
     across = [r for r in of_kind(results, Agreement) if r.compared == "networks"]
+    what, needs = "Agreement of attributions", "no attributions of two networks"
+    found = [_agreement_finding(across) if across else missing(QUESTION, what, needs, results, "attributions")]
     curves = of_kind(results, PerturbationCurves)
-    agreement, faithful = (
-        missing(QUESTION, what, needs, results, "attributions")
-        for what, needs in (
-            ("Agreement of attributions", "no attributions of two networks"),
-            ("Deletion and insertion", "no deletion or insertion curves"),
+    for r in curves:
+        name, n, texts, numbers, verdict = name_of(r.model), len(r.ids), [], list[Number](), "none"
+        for mode in MODES:
+            defined = {method: gain for method, gain in zip(r.methods, r.gain(mode), strict=True) if np.isfinite(gain).any()}
+            if not defined:
+                continue
+            gain, methods = np.stack(list(defined.values())), list(defined)
+            mean, low, high = mean_interval(gain)
+            # One-sided, over all methods and both modes.
+            above = (mean_interval(gain, level=1 - _LEVEL / len(gain))[1] > 0) & (n >= FEWEST)
+            k = int(mean.argmax())
+            best = Number(f"{mode} gain", float(mean[k]), float(low[k]), float(high[k]), 0.0, n, methods[k])
+            largest = f"{method_label(best.where)}, {shown(best)}{'' if above.any() else ', not distinguishable from random'}"
+            texts.append(f"in {mode} for {above.sum()} of {len(gain)} methods (largest gain {largest})")
+            numbers.append(best)
+            verdict = "found" if above.any() else verdict
+        text = (
+            f"{name} (n = {n}): attributions outperform random orders of patches (intervals over images) {' and '.join(texts)}."
         )
-    )
-    findings = [_agreement_finding(across) if across else agreement]
-    return [*findings, *(map(_faithfulness_finding, curves) if curves else [faithful])]
+        if not numbers:
+            text, verdict = f"Deletion and insertion of {name}: not available, no curve is defined", "missing"
+        found.append(Finding(QUESTION, name, text, verdict, tuple(numbers)))
+    if not curves:
+        found.append(missing(QUESTION, "Deletion and insertion", "no deletion or insertion curves", results, "attributions"))
+    return found
 
 
 def _agreement_finding(across: Sequence[Agreement]) -> Finding:
@@ -306,27 +324,3 @@ def _agreement_finding(across: Sequence[Agreement]) -> Finding:
         pairs = [f"{name_of(a)} with {name_of(b)}" for a, b in close]
         text += f"; not distinguishable from that pair: {join(pairs)}" if close else "; ahead of all other pairs"
     return Finding(QUESTION, "all", f"{text}.", "found" if above else "none", tuple(numbers[p] for p in order))
-
-
-def _faithfulness_finding(r: PerturbationCurves) -> Finding:
-    """How many methods outperform random orders in deletion and insertion, with the largest gains."""
-    name, n = name_of(r.model), len(r.ids)
-    texts, numbers, significant = [], list[Number](), 0
-    for mode in MODES:
-        defined = {method: gain for method, gain in zip(r.methods, r.gain(mode), strict=True) if np.isfinite(gain).any()}
-        if not defined:
-            continue
-        gain, methods = np.stack(list(defined.values())), list(defined)
-        mean, low, high = mean_interval(gain)
-        # One-sided, over all methods and both modes.
-        above = (mean_interval(gain, level=1 - _LEVEL / len(gain))[1] > 0) & (n >= FEWEST)
-        k = int(mean.argmax())
-        best = Number(f"{mode} gain", float(mean[k]), float(low[k]), float(high[k]), 0.0, n, methods[k])
-        largest = f"{method_label(best.where)}, {shown(best)}{'' if above.any() else ', not distinguishable from random'}"
-        texts.append(f"in {mode} for {above.sum()} of {len(gain)} methods (largest gain {largest})")
-        numbers.append(best)
-        significant += int(above.sum())
-    if not numbers:
-        return Finding(QUESTION, name, f"Deletion and insertion of {name}: not available, no curve is defined", "missing")
-    text = f"{name} (n = {n}): attributions outperform random orders of patches (intervals over images) {' and '.join(texts)}."
-    return Finding(QUESTION, name, text, "found" if significant else "none", tuple(numbers))

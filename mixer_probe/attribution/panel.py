@@ -30,13 +30,13 @@ class AttributionPanel(Result):
     """Maps of every (network, method) pair, the columns, for the same images.
 
     `pictures` are the original images, uint8 RGB [h, w, 3], reduced where a side has more than 640 px; `sizes` [image, 2] are
-    their own (width, height). `shares` has one int8 array [image, H, W] per column: 127 is the 99th percentile of the map's
+    their own (width, height). `scaled` has one int8 array [image, H, W] per column: 127 is the 99th percentile of the map's
     magnitudes, `scale` [column, image], at which maps are clipped. `targets`, `predicted`, `logit`, `logit_difference`,
     `convergence_delta`, `steps` and `labels` are [column, image], as `Attribution` has them, and so are `target_names` and
     `predicted_names`; `true_names` [image] are the class names of the images, empty where they have none. Over all images of
-    the attributions, `chosen_from`, not only those shown, count `empty` [column] maps that are zero everywhere, and
-    `widest_gap` [column] is the largest |convergence delta| ÷ |logit difference|, NaN for methods without completeness, and
-    `widest_change` [column] the largest fraction of its magnitudes by which more steps may change a map, NaN without
+    the attributions, `n_images`, not only those shown, count `empty` [column] maps that are zero everywhere, and
+    `largest_gap` [column] is the largest |convergence delta| ÷ |logit difference|, NaN for methods without completeness, and
+    `largest_change` [column] the largest fraction of its magnitudes by which more steps may change a map, NaN without
     integration."""
 
     title: ClassVar[str] = "Attribution maps"
@@ -50,7 +50,7 @@ class AttributionPanel(Result):
     crop_pct: tuple[float, ...]
     crop_mode: tuple[str, ...]
     images: ImagesRecord
-    chosen_from: int
+    n_images: int
     ids: tuple[str, ...]
     labels: np.ndarray
     true_names: tuple[str, ...]
@@ -58,7 +58,7 @@ class AttributionPanel(Result):
     predicted_names: tuple[tuple[str, ...], ...]
     sizes: np.ndarray
     pictures: tuple[np.ndarray, ...]
-    shares: tuple[np.ndarray, ...]
+    scaled: tuple[np.ndarray, ...]
     scale: np.ndarray
     targets: np.ndarray
     predicted: np.ndarray
@@ -67,8 +67,8 @@ class AttributionPanel(Result):
     convergence_delta: np.ndarray
     steps: np.ndarray
     empty: np.ndarray
-    widest_gap: np.ndarray
-    widest_change: np.ndarray
+    largest_gap: np.ndarray
+    largest_change: np.ndarray
 
     @property
     def relative_delta(self) -> np.ndarray:
@@ -77,10 +77,10 @@ class AttributionPanel(Result):
             delta: np.ndarray = np.abs(self.convergence_delta) / np.abs(self.logit_difference)
         return delta
 
-    def share(self, column: int, image: int) -> np.ndarray:
+    def scaled_map(self, column: int, image: int) -> np.ndarray:
         """A map [H, W] from -1 to 1, in units of the 99th percentile of its magnitudes."""
-        share: np.ndarray = self.shares[column][image] / _LEVELS
-        return share
+        values: np.ndarray = self.scaled[column][image] / _LEVELS
+        return values
 
     def take(self, rows: Sequence[int]) -> AttributionPanel:
         """The panel of some of its images, in that order."""
@@ -93,7 +93,7 @@ class AttributionPanel(Result):
             predicted_names=tuple(tuple(names[i] for i in rows) for names in self.predicted_names),
             sizes=self.sizes[rows],
             pictures=tuple(self.pictures[i] for i in rows),
-            shares=tuple(share[rows] for share in self.shares),
+            scaled=tuple(one[rows] for one in self.scaled),
             scale=self.scale[:, rows],
             **{name: getattr(self, name)[:, rows] for name in _PER_IMAGE},
         )
@@ -144,7 +144,7 @@ def attribution_panel(
         width, height = (max(1, round(n * scale)) for n in picture.size)
         pictures.append(np.asarray(picture if scale == 1 else picture.resize((width, height), Image.Resampling.LANCZOS)))
     limits = np.stack([[limit_of(a.maps[i]) for i in rows] for a in attributions])
-    scaled = [np.clip(a.maps[rows] / limit[:, None, None], -1, 1) for a, limit in zip(attributions, limits, strict=True)]
+    clipped = [np.clip(a.maps[rows] / limit[:, None, None], -1, 1) for a, limit in zip(attributions, limits, strict=True)]
     classes = () if images.labels is None or images.class_names is None else [images.labels[i] for i in rows]
     return AttributionPanel(
         models=tuple(a.model for a in attributions),
@@ -156,18 +156,18 @@ def attribution_panel(
         crop_pct=tuple(a.crop_pct for a in attributions),
         crop_mode=tuple(a.crop_mode for a in attributions),
         images=images.record,
-        chosen_from=len(images),
+        n_images=len(images),
         ids=tuple(images.ids[i] for i in rows),
         true_names=tuple(class_name(int(k), images.class_names) for k in classes),
         target_names=tuple(_named(a.targets, a.target_names, rows) for a in attributions),
         predicted_names=tuple(_named(a.predicted, a.predicted_names, rows) for a in attributions),
         sizes=np.array([picture.size for picture in opened]),
         pictures=tuple(pictures),
-        shares=tuple(np.rint(_LEVELS * one).astype(np.int8) for one in scaled),
+        scaled=tuple(np.rint(_LEVELS * one).astype(np.int8) for one in clipped),
         scale=limits,
         empty=np.array([int(a.empty.sum()) for a in attributions]),
-        widest_gap=np.array([a.relative_delta.max() for a in attributions]),
-        widest_change=np.array([a.change.max() for a in attributions]),
+        largest_gap=np.array([a.relative_delta.max() for a in attributions]),
+        largest_change=np.array([a.change.max() for a in attributions]),
         **{name: np.stack([getattr(a, name)[rows] for a in attributions]) for name in _PER_IMAGE},
     )
 

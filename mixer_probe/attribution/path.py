@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from captum.attr import IntegratedGradients
@@ -83,41 +84,26 @@ def integrate(
     for i in range(len(x)):
         whole = _Segment(0.0, 1.0, maps[i], 0.0)
         segments = whole.halves([m[i] for m, _ in halves], [float(gaps[i]) for _, gaps in halves])
-        one = (model, baseline[i], x[i], targets[i])
-        maps[i], steps[i], changes[i] = _refined(*one, segments, float(differences[i]), rule, chunk)
+        allowed = rule.tolerance * max(abs(float(differences[i])), 1e-6)
+        while True:
+            n, total = len(segments), torch.stack([s.map for s in segments]).sum(0)
+            size = max(float(total.abs().sum()), 1e-30)
+            gap, change = sum(s.gap for s in segments), sum(s.change for s in segments)
+            done = abs(gap) <= allowed and change <= rule.change * size
+            if done or rule.nodes * (n + 1) > rule.most:
+                break
+            # The segments with more than their part of the allowed errors, at most the worst half of them, as room allows.
+            errors = {s: max(abs(s.gap) / allowed, s.change / (rule.change * size)) for s in segments}
+            ranked = sorted(segments, key=lambda s: -errors[s])
+            count = min(rule.most // rule.nodes - n, max(1, n // 2))
+            worst = [s for s in ranked[:count] if errors[s] > 1 / n] or ranked[:1]
+            ends = torch.tensor([[(s.start, s.middle), (s.middle, s.stop)] for s in worst], dtype=x.dtype, device=x.device)
+            starts, stops = (torch.lerp(baseline[i : i + 1], x[i : i + 1], a.view(-1, 1, 1, 1)) for a in ends.unbind(-1))
+            new, gaps, _ = _integrals(model, starts, stops, targets[i].expand(2 * len(worst)), rule.nodes, chunk)
+            parts = [s.halves(new[2 * k : 2 * k + 2], gaps[2 * k : 2 * k + 2].tolist()) for k, s in enumerate(worst)]
+            segments = [*(s for s in segments if s not in worst), *chain.from_iterable(parts)]
+        maps[i], steps[i], changes[i] = total, rule.nodes * n, change / size
     return maps, steps, changes
-
-
-def _refined(
-    model: Model,
-    baseline: Tensor,
-    image: Tensor,
-    target: Tensor,
-    segments: list[_Segment],
-    difference: float,
-    rule: Quadrature,
-    chunk: int,
-) -> tuple[Tensor, int, float]:
-    """The map, number of nodes and remaining change of one path, whose segments are halved until gap and change are small.
-
-    Halved are the segments with more than their part of the allowed errors, at most the worst half of them, as room allows."""
-    allowed = rule.tolerance * max(abs(difference), 1e-6)
-    while True:
-        n, total = len(segments), torch.stack([s.map for s in segments]).sum(0)
-        size = max(float(total.abs().sum()), 1e-30)
-        gap, change = sum(s.gap for s in segments), sum(s.change for s in segments)
-        done = abs(gap) <= allowed and change <= rule.change * size
-        if done or rule.nodes * (n + 1) > rule.most:
-            return total, rule.nodes * n, change / size
-        errors = {s: max(abs(s.gap) / allowed, s.change / (rule.change * size)) for s in segments}
-        ranked = sorted(segments, key=lambda s: -errors[s])
-        count = min(rule.most // rule.nodes - n, max(1, n // 2))
-        worst = [s for s in ranked[:count] if errors[s] > 1 / n] or ranked[:1]
-        alpha = torch.tensor([[(s.start, s.middle), (s.middle, s.stop)] for s in worst], dtype=image.dtype, device=image.device)
-        starts, stops = (torch.lerp(baseline[None], image[None], a.view(-1, 1, 1, 1)) for a in alpha.unbind(-1))
-        maps, gaps, _ = _integrals(model, starts, stops, target.expand(2 * len(worst)), rule.nodes, chunk)
-        halves = [h for k, s in enumerate(worst) for h in s.halves(maps[2 * k : 2 * k + 2], gaps[2 * k : 2 * k + 2].tolist())]
-        segments = [s for s in segments if s not in worst] + halves
 
 
 def _integrals(

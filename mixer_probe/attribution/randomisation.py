@@ -66,16 +66,16 @@ class RandomisationCheck(Result):
         """The number of re-initialised networks."""
         return len(self.spearman)
 
-    def likeness(self, values: np.ndarray, level: float = 0.95) -> Estimate:
+    def mean_similarity(self, values: np.ndarray, level: float = 0.95) -> Estimate:
         """Mean over draws and images of similarities [draw, image], and its interval for other draws and other images. Images
         whose maps are constant are left out."""
         known = values[:, np.isfinite(values).all(0)]
         return crossed_interval(known, level) if known.size else (np.array(np.nan),) * 3
 
-    def remains(self, level: float = 0.95) -> Estimate:
+    def excess(self, level: float = 0.95) -> Estimate:
         """Excess rank correlation once all weights are re-initialised, over that of maps of different images: mean over draws
         and images with its interval."""
-        return self.likeness(self.spearman[:, -1] - pseudo_values(self.null_spearman), level)
+        return self.mean_similarity(self.spearman[:, -1] - pseudo_values(self.null_spearman), level)
 
     def between_images(self) -> Estimate:
         """Mean rank correlation of the trained network's maps of different images, with its interval."""
@@ -95,16 +95,16 @@ class RandomisationCheck(Result):
             return "one draw"
         if np.nanmean(self.null_spearman) > _ALIKE:
             return "similar images"
-        if self.remains(0.9)[2] < NEGLIGIBLE:
+        if self.excess(0.9)[2] < NEGLIGIBLE:
             return "sensitive"
-        return "insensitive" if self.remains()[1] > 0 else "inconclusive"
+        return "insensitive" if self.excess()[1] > 0 else "inconclusive"
 
     def to_frame(self) -> pd.DataFrame:
         """One row per stage: mean over draws and images with the 95 % interval of each similarity, and the null."""
         rows = []
         for i, stage in enumerate(self.stages):
-            row: dict[str, object] = {"model": self.model.name, "method": self.method, "stage": i, "redrawn": stage}
-            found = {name: self.likeness(getattr(self, name)[:, i]) for name in ("spearman", "signed_spearman", "ssim")}
+            row: dict[str, object] = {"model": self.model.name, "method": self.method, "stage": i, "randomised": stage}
+            found = {name: self.mean_similarity(getattr(self, name)[:, i]) for name in ("spearman", "signed_spearman", "ssim")}
             for name, (mean, low, high) in {**found, "null_spearman": self.between_images()}.items():
                 row |= {name: float(mean), f"{name}_low": float(low), f"{name}_high": float(high)}
             rows.append({**row, "n_images": len(self.ids), "draws": self.draws})

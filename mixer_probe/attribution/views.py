@@ -284,9 +284,15 @@ def conductance_section(results: Sequence[Conductance]) -> list[Section]:
     ]
     frames = []
     for r in results:
-        rows = r.to_frame().sort_values(["depth", "layer", "share"], ascending=[True, True, False], kind="stable")
+        rows = r.to_frame().sort_values(["depth", "layer", "fraction"], ascending=[True, True, False], kind="stable")
         frames.append(rows.groupby("layer", sort=False).head(6).drop(columns="n_images"))
-    formats = {"depth": "{:.2f}", "mean": "{:+.3f}", "mean_magnitude": "{:.3f}", "share": "{:.1%}", "share_positive": "{:.0%}"}
+    formats = {
+        "depth": "{:.2f}",
+        "mean": "{:+.3f}",
+        "mean_magnitude": "{:.3f}",
+        "fraction": "{:.1%}",
+        "fraction_positive": "{:.0%}",
+    }
     formats |= dict.fromkeys(("gap", "change"), "{:.2%}")
     caption = "The six units with the highest conductance per layer."
     table = Table(caption, pd.concat(frames, ignore_index=True), formats, folded=True)

@@ -127,7 +127,7 @@ def test_randomisation_redraws_everything_once_and_leaves_the_network_alone(mixe
     short = at.randomisation_check(mixer, X, saliency, draws=2, steps=2)
     assert short.stages == ("trained", "blocks.1", "stem and the rest")
     np.testing.assert_allclose(short.spearman[:, -1], found.spearman[:, -1])
-    mean, low, high = found.remains()
+    mean, low, high = found.excess()
     assert mean == pytest.approx((found.spearman[:, -1] - found.null_spearman).mean())
     assert low < mean < high
     with pytest.raises(MeasureError, match="draws is a whole number, 1 or more, not 0"):

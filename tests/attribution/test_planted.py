@@ -49,7 +49,7 @@ def test_deletion_and_insertion_rank_maps_above_random_orders(
     curves = at.perturbation_curves(
         planted[family], pictures(8), [*real, noise], grid=(4, 4), insertion_baseline="mean", random_orders=6
     )
-    frame = curves.to_frame().set_index(["game", "method"])
+    frame = curves.to_frame().set_index(["mode", "method"])
     for game in ("deletion", "insertion"):
         for found in real:
             assert frame.loc[(game, found.method), "gain_low"] > 0, (game, found.method)

@@ -228,7 +228,7 @@ def test_conductance_says_how_few_units_carry_half() -> None:
     picture = next(item for item in section.content if isinstance(item, Picture))
     titles = [axes.get_title() for axes in picture.figure.axes]
     assert "0: 50.0 %, -9.00" in titles
-    assert flow().share(0)[0] == pytest.approx(0.5, abs=1e-4)
+    assert flow().fractions(0)[0] == pytest.approx(0.5, abs=1e-4)
     silent = replace(flow(), values=(np.zeros((N, 10)), np.zeros((N, 10))))
     assert only([silent]).paragraphs == ("net: the conductance of these units is zero.",)
 
@@ -346,12 +346,12 @@ def test_maps_of_a_panel_are_those_of_the_attributions() -> None:
     for c, a in enumerate(maps):
         for row, i in enumerate((1, 4)):
             limit = np.quantile(np.abs(a.maps[i]), 0.99)
-            np.testing.assert_allclose(again.share(c, row), np.clip(a.maps[i] / limit, -1, 1), atol=0.5 / 127 + 1e-6)
+            np.testing.assert_allclose(again.scaled_map(c, row), np.clip(a.maps[i] / limit, -1, 1), atol=0.5 / 127 + 1e-6)
     np.testing.assert_array_equal(again.pictures[1], np.asarray(images[4]))
     np.testing.assert_array_equal(panel.targets, [[2, 2], [2, 2]])
     assert panel.take([1]).ids == (images.ids[4],)
-    assert np.isnan(panel.widest_gap[1])
-    assert panel.widest_gap[0] == pytest.approx(maps[0].relative_delta.max())
+    assert np.isnan(panel.largest_gap[1])
+    assert panel.largest_gap[0] == pytest.approx(maps[0].relative_delta.max())
     text = only([panel]).paragraphs
     assert text[0] == "Images: 5 images of bright, 3 classes; 2 of them are shown. Target: class 2 for all images."
 

@@ -14,9 +14,9 @@ SIMULATED = "an interval with rows of its own in test_coverage"
 NULL = "a quantile of a null, not an interval"
 SHOWN = "describes or draws values, says nothing of other images"
 REASONS = {
-    "attribution/agreements.py _null": NULL,
+    "attribution/agreements.py agreement": NULL,
     "attribution/panel.py limit_of": SHOWN,
-    "channels/selectivity.py ClassSelectivity._layer_summary": SHOWN,
+    "channels/selectivity.py ClassSelectivity.summary": SHOWN,
     "channels/figures/partners.py _quartiles": SHOWN,
     "channels/figures/selectivity.py _distribution": SHOWN,
     "report/differences.py _against_chance": NULL,

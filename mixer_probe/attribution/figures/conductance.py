@@ -29,17 +29,17 @@ def conductance_units(result: Conductance) -> Figure:
     figure = Figure(figsize=(2.9 + 1.02 * maps, 0.7 + 1.18 * len(rows)))
     panels = figure.subplots(len(rows), 1 + maps, squeeze=False, width_ratios=[2.6] + [1.0] * maps)
     for row, i in zip(panels, rows, strict=True):
-        share, mean = result.share(i), result.values[i].mean(0)
-        ranks = np.arange(1, len(share) + 1)
-        row[0].fill_between(ranks, 100 * np.sort(share)[::-1], step="mid", color=COLOURS[0], alpha=0.8, linewidth=0)
-        row[0].axhline(100 / len(share), color=GREY, linestyle="--", linewidth=1)
-        row[0].set(xlim=(0.5, len(share) + 0.5), ylim=(0, None))
+        fractions, mean = result.fractions(i), result.values[i].mean(0)
+        ranks = np.arange(1, len(fractions) + 1)
+        row[0].fill_between(ranks, 100 * np.sort(fractions)[::-1], step="mid", color=COLOURS[0], alpha=0.8, linewidth=0)
+        row[0].axhline(100 / len(fractions), color=GREY, linestyle="--", linewidth=1)
+        row[0].set(xlim=(0.5, len(fractions) + 0.5), ylim=(0, None))
         row[0].set_ylabel(f"{plain(result.layers[i].name.removesuffix('.mlp_tokens.act'))}\n% of conductance", fontsize=7.5)
         row[0].tick_params(labelsize=7)
-        for axes, unit, weights in zip(row[1:], result.busiest(i, maps), result.unit_maps[i], strict=False):
+        for axes, unit, weights in zip(row[1:], result.top_units(i, maps), result.unit_maps[i], strict=False):
             limit = np.abs(weights).max() or 1.0
             axes.imshow(weights, cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation="nearest")
-            title = f"{unit}: {100 * share[unit]:.1f} %, {mean[unit]:+.2f}"
+            title = f"{unit}: {100 * fractions[unit]:.1f} %, {mean[unit]:+.2f}"
             axes.set_title(title, fontsize=7, fontweight="normal", loc="center", pad=2)
         for axes in row[1:]:
             axes.set(xticks=[], yticks=[])

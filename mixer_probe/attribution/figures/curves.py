@@ -71,7 +71,7 @@ def randomisation_figure(results: Sequence[RandomisationCheck]) -> Figure:
     for result in results:
         axes = panels[models.index(result.model.name)]
         style = {**_method_style(methods.index(result.method)), "markevery": 1}
-        rows = zip(*(result.likeness(stage) for stage in np.moveaxis(result.spearman, 1, 0)), strict=True)
+        rows = zip(*(result.mean_similarity(stage) for stage in np.moveaxis(result.spearman, 1, 0)), strict=True)
         mean, low, high = (np.array(side) for side in rows)
         # By construction all are 1 at first.
         low[0] = high[0] = mean[0]

@@ -103,20 +103,20 @@ def _bare(axes: Axes) -> None:
 
 def _overlay(axes: Axes, panel: AttributionPanel, c: int, i: int) -> None:
     """The map over a pale copy of the image, with a frame around what entered the network where it is not the whole image."""
-    picture, share = panel.pictures[i], panel.share(c, i)
+    picture, values = panel.pictures[i], panel.scaled_map(c, i)
     height, width = picture.shape[:2]
     size = (int(panel.sizes[i][0]), int(panel.sizes[i][1]))
-    crop = crop_box(size, share.shape, panel.crop_pct[c], panel.crop_mode[c])
+    crop = crop_box(size, values.shape, panel.crop_pct[c], panel.crop_mode[c])
     # The box on the picture, which may be a reduced copy of the image.
     x, y = width / size[0], height / size[1]
     left, right, bottom, top = ((edge + 0.5) * scale - 0.5 for edge, scale in zip(crop, (x, x, y, y), strict=True))
     # No more pixels than print shows, by means of blocks: red and blue dots mixed as colours would be grey.
-    factor = -(-max(share.shape) // _PRINTED)
+    factor = -(-max(values.shape) // _PRINTED)
     if factor > 1:
-        share = pool(share, (-(-share.shape[0] // factor), -(-share.shape[1] // factor))) / factor**2
+        values = pool(values, (-(-values.shape[0] // factor), -(-values.shape[1] // factor))) / factor**2
     axes.imshow(grey(picture), cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
     extent = (left, right, bottom, top)
-    axes.imshow(coloured(share, panel.signed[c]), extent=extent, interpolation="nearest", zorder=2)
+    axes.imshow(coloured(values, panel.signed[c]), extent=extent, interpolation="nearest", zorder=2)
     # The overlay must not move the limits of the image.
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
     if not _whole(size, crop):
@@ -148,10 +148,10 @@ def crop_box(size: tuple[int, int], entered: Sequence[int], crop_pct: float, cro
 
 def coloured(values: np.ndarray, signed: bool) -> np.ndarray:
     """A map [H, W] as colours with opacity [H, W, 4]: diverging around zero where signed, else from zero to the largest."""
-    share = np.clip(values / limit_of(values), -1, 1)
-    colours: np.ndarray = mpl.colormaps[DIVERGING if signed else SEQUENTIAL]((share + 1) / 2 if signed else share)
+    values = np.clip(values / limit_of(values), -1, 1)
+    colours: np.ndarray = mpl.colormaps[DIVERGING if signed else SEQUENTIAL]((values + 1) / 2 if signed else values)
     # Small values are faint, so that the image shows through.
-    colours[..., 3] = 0.95 * np.sqrt(np.abs(share)) if signed else 0.25 + 0.65 * np.abs(share)
+    colours[..., 3] = 0.95 * np.sqrt(np.abs(values)) if signed else 0.25 + 0.65 * np.abs(values)
     return colours
 
 
