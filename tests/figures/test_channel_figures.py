@@ -19,7 +19,6 @@ from mixer_probe.channels.figures import (
     selectivity_depth,
     selectivity_distributions,
 )
-from mixer_probe.channels.figures.page import _span
 from tests.networks import as_model, noise, randomised, settled
 
 
@@ -135,10 +134,18 @@ def test_pages_of_layers_without_a_grid_and_without_numbers(models: list[mp.Mode
     assert {"no statistics", "not available", "not computed"} <= set(texts)
 
 
-def test_crops_stay_inside_the_image() -> None:
-    for start, stop in ((0.0, 0.1), (0.45, 0.55), (0.9, 1.0), (0.0, 1.0)):
-        span = _span(start, stop, 32)
-        assert 0 <= span.start < span.stop <= 32
-        assert span.start <= start * 32
-        assert span.stop >= stop * 32
-        assert span.stop - span.start <= max(0.3, stop - start) * 32 + 2
+@pytest.mark.parametrize(("start", "stop"), [(0.0, 0.1), (0.45, 0.55), (0.9, 1.0), (0.0, 1.0)])
+def test_crops_stay_inside_the_image(models: list[mp.Model], start: float, stop: float) -> None:
+    (page,) = channel_pages(models[0], noise(2), {"blocks.0": 0}, k=1)
+    # Every pixel names its row and its column.
+    rows, columns = np.indices((32, 32))
+    picture = np.stack([rows, columns, 0 * rows], -1).astype(np.uint8)[None]
+    shown = replace(page.top, pictures=picture, boxes=np.array([[start, start, stop, stop]]))
+    crop = np.asarray(channel_page(replace(page, top=shown)).axes[0].images[1].get_array())
+    for side in (crop[:, 0, 0], crop[0, :, 1]):
+        first, end = int(side[0]), int(side[-1]) + 1
+        assert side.tolist() == list(range(first, end))
+        assert 0 <= first < end <= 32
+        assert first <= start * 32
+        assert end >= stop * 32
+        assert end - first <= max(0.3, stop - start) * 32 + 2
