@@ -35,7 +35,7 @@ def test_channels_writes_pictures_tables_and_results(run: Run, tmp_path: Path) -
     assert code == 0, err
     assert printed.splitlines()[-1] == str(out / "report.html")
     names = {file.name for file in out.iterdir()}
-    tables = ("class-selectivity", "partners-of-channels", "channel-page")
+    tables = ("class-selectivity", "best-matching-channels", "channel-page")
     assert {"report.html", "results.json", *(f"{name}.csv" for name in tables)} <= names
     results = load_results(out / "results.json")
     pages = [r for r in results if type(r).__name__ == "ChannelPage"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import permutations
 from typing import Any, TypeVar
@@ -53,90 +53,97 @@ R = TypeVar("R", ChannelStatistics, ClassSelectivity)
 
 
 @contextmanager
-def _told_elsewhere() -> Iterator[None]:
-    """Constant channels are counted in the sentences; one warning each would come for every pair of layers."""
+def _undefined_allowed() -> Iterator[None]:
+    """Inside, constant channels give no warning: the sentences count them, and every pair of layers would warn."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UndefinedChannelsWarning)
         yield
 
 
 def statistics(i: Inputs, layers: str | Sequence[str] | None = None) -> ChannelStatistics:
-    """Statistics of a sample of the images where the settings say so: every position counts, so that they settle early."""
+    """Statistics over a sample of the images where the settings limit it: every position counts, so that few images suffice."""
     s = i.settings
     images = i.images.sample(len(i.images) if s.statistics_images is None else min(s.statistics_images, len(i.images)), s.seed)
     return channel_statistics(i.model, images, layers or s.layers, batch_size=s.batch_size, autocast=s.autocast)
 
 
 def selectivity(run: Representations, s: StudySettings) -> ClassSelectivity:
-    """For which classes every channel is selective, with `DRAWS` permutations: the largest of thousands is looked for."""
-    with _told_elsewhere():
+    """Class selectivity of every channel, with `DRAWS` permutations or more: the largest of thousands of channels is tested."""
+    with _undefined_allowed():
         return class_selectivity(run, permutations=s.permutations and max(s.permutations, DRAWS), seed=s.seed)
 
 
 def needed(i: Inputs) -> list[Result]:
-    """How many channels of a few layers, evenly through the depth, a ridge probe needs."""
+    """Accuracy of a ridge probe against the number of channels in a few layers, evenly through the depth."""
     fit, rest = i.parts
     names = [fit.layers[k].name for k in spread(fit.layers, NEEDED_LAYERS)]
-    with _told_elsewhere():
+    with _undefined_allowed():
         return [channels_needed(fit.only(names), rest.only(names), draws=NEEDED_DRAWS, seed=i.settings.seed)]
 
 
 def partners(networks: Sequence[Inputs]) -> list[ChannelPartners]:
-    """For every layer of each network the best matches of its channels in the layer of each other one of the most similar
-    relative depth."""
-    return [match for a, b in permutations([i.test for i in networks], 2) for match in _matches(a, b, networks[0].settings)]
-
-
-def _matches(a: Representations, b: Representations, s: StudySettings) -> list[ChannelPartners]:
+    """Best matches of the channels of every layer of each network in the layer of each other network at the most similar relative
+    depth."""
+    s, found = networks[0].settings, []
     options: dict[str, Any] = {"k": 1, "permutations": s.permutations and max(s.permutations, DRAWS), "seed": s.seed}
-    pairs = [(layer.name, counterpart(layer, b.layers).name) for layer in a.layers]
-    with _told_elsewhere():
-        return [channel_partners(a, b, *pair, **options) for pair in pairs]
+    with _undefined_allowed():
+        for a, b in permutations([i.test for i in networks], 2):
+            pairs = [(layer.name, counterpart(layer, b.layers).name) for layer in a.layers]
+            found += [channel_partners(a, b, *pair, **options) for pair in pairs]
+    return found
 
 
 def counterpart(layer: Layer, others: Sequence[Layer]) -> Layer:
-    """Which of the others is nearest in relative depth; of equals the earlier one."""
+    """The layer of the others at the most similar relative depth; of equals the earlier one."""
     return min(others, key=lambda other: abs(other.depth - layer.depth))
 
 
 def chosen_channels(
     names: Sequence[str], statistics: ChannelStatistics, selectivity: ClassSelectivity | None, count: int
 ) -> tuple[dict[str, list[int]], str]:
-    """`count` channels of every layer, and by which rule.
+    """`count` channels of every layer, and the rule that selects them.
 
-    With `selectivity` those that tell a class most clearly; after the first one, channels of other classes come first. Without
+    With `selectivity` the most selective ones, the first of every class before the second of any and undefined ones last. Without
     labels those with the heaviest tails."""
     if selectivity is None:
         tails = {name: statistics.kurtosis[statistics.index(name)] for name in names}
         return {name: _largest(values)[:count] for name, values in tails.items()}, TAILED
     rule = CLEAREST if count == 1 else f"{CLEAREST}, then the most selective for other classes"
-    return {name: _clearest(selectivity, name)[:count] for name in names}, rule
+    chosen = {}
+    for name in names:
+        i = selectivity.index(name)
+        order = _largest(selectivity.strength[i])
+        classes = pd.Series(selectivity.preferred[i][order])
+        turn = np.where(classes < 0, len(order), classes.groupby(classes).cumcount())
+        chosen[name] = [order[k] for k in np.argsort(turn, kind="stable")[:count]]
+    return chosen, rule
 
 
 def _largest(values: np.ndarray) -> list[int]:
+    """Indices of the values in descending order, NaN last."""
     return [int(i) for i in np.argsort(-np.nan_to_num(values, nan=-np.inf), kind="stable")]
 
 
-def _clearest(selectivity: ClassSelectivity, name: str) -> list[int]:
-    """Channels by strength, the first of every class before the second of any, and undefined ones last."""
-    i = selectivity.index(name)
-    order = _largest(selectivity.strength[i])
-    classes = pd.Series(selectivity.preferred[i][order])
-    turn = np.where(classes < 0, len(order), classes.groupby(classes).cumcount())
-    return [order[k] for k in np.argsort(turn, kind="stable")]
-
-
 def pages(i: Inputs) -> list[Result]:
-    """Pages of the channels that are asked for by layer (`shared["channels"]`), in a network that has the layers, else of some of
-    every layer. Statistics and selectivity found before are shown there."""
+    """Pages of the channels in `shared["channels"]` by layer, where the network has the layers; by default some of every layer.
+
+    They show statistics and selectivity of earlier results."""
     asked: Mapping[str, Sequence[int]] = i.shared.get("channels", {})
     known = i.model.structure.names()
     names = [name for name in asked if name in known] if asked else i.test.names()
     if not names:
         return []
-    run, s = _run_of(names, i), i.settings
+    s = i.settings
+    if set(names) <= set(i.test.names()):
+        run = i.test.only(names)
+    else:
+        run = extract(i.model, i.images, names, batch_size=s.batch_size, autocast=s.autocast)
     measured = _holding(i.results(ChannelStatistics), names) or statistics(i, names)
-    selective = _holding(i.results(ClassSelectivity), names) or _selectivity_or_none(run, s)
+    selective = _holding(i.results(ClassSelectivity), names)
+    if selective is None:
+        # Labels may be missing, or allow no selectivity.
+        with suppress(ImagesError, MeasureError):
+            selective = selectivity(run, s)
     if asked:
         chosen, rule = {name: list(asked[name]) for name in names}, ASKED
     else:
@@ -147,27 +154,12 @@ def pages(i: Inputs) -> list[Result]:
 
 
 def _holding(found: Sequence[R], names: Sequence[str]) -> R | None:
-    """The first result that has all of these layers."""
+    """The first result with all of these layers."""
     return next((r for r in found if set(names) <= {layer.name for layer in r.layers}), None)
 
 
-def _run_of(names: Sequence[str], i: Inputs) -> Representations:
-    """The run on the test images, of other layers than those of the study where these are asked for."""
-    if set(names) <= set(i.test.names()):
-        return i.test.only(names)
-    return extract(i.model, i.images, list(names), batch_size=i.settings.batch_size, autocast=i.settings.autocast)
-
-
-def _selectivity_or_none(run: Representations, s: StudySettings) -> ClassSelectivity | None:
-    """None for images whose labels, or lack of them, allow no selectivity."""
-    try:
-        return selectivity(run, s)
-    except (ImagesError, MeasureError):
-        return None
-
-
 def pages_with_partners(networks: Sequence[Inputs]) -> list[Result]:
-    """The pages of all networks, with the best-matching channels in the others; nothing of a single network."""
+    """The pages of all networks with the best-matching channels in the others; none for a single network."""
     others = [i for i in networks if i.extracted]
     if len(others) < 2:
         return []
@@ -176,28 +168,21 @@ def pages_with_partners(networks: Sequence[Inputs]) -> list[Result]:
 
 
 def dissections(i: Inputs) -> Iterator[Result]:
-    """Which concepts the channels mark, and pictures of the one that stands out most; concepts are those of
-    `shared["concepts"]`."""
+    """Dissection with each of `shared["concepts"]`, and pictures of the strongest channel if its layer has a grid."""
     s = i.settings
     options: dict[str, Any] = {"permutations": s.permutations, "batch_size": s.batch_size, "autocast": s.autocast, "seed": s.seed}
     for concepts in i.shared.get("concepts", ()):
         found = dissect(i.model, i.images, concepts, s.layers, **options)
         yield found
-        best = _best(found) if i.trained is None else None
-        if best is not None:
-            yield dissected_channel(i.model, i.images, concepts, found, *best, batch_size=s.batch_size)
-
-
-def _best(found: Dissection) -> tuple[str, int] | None:
-    """Layer and channel of the largest strength; none where no layer with a grid has one."""
-    peaks = [np.nan_to_num(strength, nan=-np.inf) for strength in found.strength]
-    i = int(np.argmax([peak.max() for peak in peaks]))
-    layer = found.layers[i]
-    return (layer.name, int(peaks[i].argmax())) if layer.grid is not None and np.isfinite(peaks[i].max()) else None
+        strengths = [np.nan_to_num(strength, nan=-np.inf) for strength in found.strength]
+        k = int(np.argmax([strength.max() for strength in strengths]))
+        layer, channel = found.layers[k], int(strengths[k].argmax())
+        if i.trained is None and layer.grid is not None and np.isfinite(strengths[k][channel]):
+            yield dissected_channel(i.model, i.images, concepts, found, layer.name, channel, batch_size=s.batch_size)
 
 
 def visualizations(i: Inputs) -> list[Result]:
-    """Images optimised to excite the channels that have a page, one result a layer."""
+    """Feature visualizations of the channels that have a page, one result per layer."""
     channels: dict[str, list[int]] = {}
     for page in i.results(ChannelPage):
         channels.setdefault(page.layer.name, []).append(page.channel)
@@ -292,6 +277,6 @@ def check_labels(images: Images, what: Sequence[str]) -> None:
     for name in what:
         if ROOM[name].labelled and images.labels is None:
             raise ImagesError(
-                f"--what {name} needs labels, and '{images.name}' has none: sort the images into one folder a class, or do "
+                f"--what {name} needs labels, and '{images.name}' has none: sort the images into one folder per class, or do "
                 "without it"
             )

@@ -1,4 +1,4 @@
-"""Channels: how many tell a class by depth, the most selective one of each network, and partners between networks."""
+"""Class-selective channels by depth, the most selective channel of each network, and best-matching channels of networks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mixer_probe.channels import ChannelPartners, ClassSelectivity
+from mixer_probe.channels.partners import NULL_ROUNDING
 from mixer_probe.core.finding import (
     NAN,
     Finding,
@@ -20,12 +21,11 @@ from mixer_probe.core.finding import (
     share,
     shown,
     span,
-    twin_name,
 )
 from mixer_probe.core.result import Result
-from mixer_probe.core.words import name_of
+from mixer_probe.core.words import name_of, untrained_baseline
 from mixer_probe.plotting.depth import Course
-from mixer_probe.stats import auroc_interval, wilson_interval
+from mixer_probe.stats import auroc_interval, max_null, permutation_p, wilson_interval
 from mixer_probe.stats.claims import DRAWS, LEVEL
 
 QUESTION = "channels"
@@ -33,69 +33,87 @@ PANEL = "AUROC of the best-separated class, median channel"
 
 
 def channel_findings(results: Sequence[Result]) -> tuple[list[Finding], list[Course]]:
-    """Two findings a network with class selectivity, and one a pair of architectures with partners of channels."""
-    found = [r for r in of_kind(results, ClassSelectivity) if r.permutations]
-    own = own_models([r.model for r in found])
-    chosen = [r for r in found if r.model.name in own]
-    twins = {r.model.name: r for r in found}
-    findings = [f for r in chosen for f in (_by_depth(r, twins.get(twin_name(r.model))), _most_selective(r))]
-    if not chosen:
+    """Two findings per network with class selectivity, one per pair of architectures with best matches, and the depth curves of
+    class selectivity."""
+    tested = [r for r in of_kind(results, ClassSelectivity) if r.permutations]
+    own = own_models([r.model for r in tested])
+    findings: list[Finding] = []
+    for r in (r for r in tested if r.model.name in own):
+        findings += [selectivity_finding(r, untrained_baseline(r, tested)), most_selective_finding(r)]
+    if not findings:
         needs = "the results contain no class selectivity with a null"
         findings.append(missing(QUESTION, "Class-selective channels", needs, results, "class selectivity"))
-    courses = [_course(r) for r in found if r.model.name in own or is_twin(r.model, own)]
-    return [*findings, *_partners(results)], courses
+    curves = []
+    for r in (r for r in tested if r.model.name in own or is_twin(r.model, own)):
+        medians = [median_auroc(r, i, "") for i in range(len(r.layers))]
+        value, null = (np.array([getattr(n, key) for n in medians]) for key in ("value", "null"))
+        depth, nothing = np.array([layer.depth for layer in r.layers]), np.full(len(medians), NAN)
+        trained = not r.model.name.endswith("?untrained")
+        curves.append(Course(PANEL, family(r.model), r.model.name, trained, depth, value, nothing, nothing, null))
+    pairs = by_pair(results)
+    own = own_models([m for found in pairs.values() for m in (found[0].model_a, found[0].model_b)])
+    groups: dict[str, list[frozenset[str]]] = {}
+    for key, found in pairs.items():
+        if key <= own:
+            groups.setdefault(families(found[0].model_a, found[0].model_b), []).append(key)
+    findings += [matching_finding(keys, pairs) for keys in groups.values()]
+    if not groups:
+        needs = "the results contain no matching channels between two networks"
+        findings.append(missing(QUESTION, "Matching channels", needs, results, "partners"))
+    return findings, curves
 
 
 def selective_share(r: ClassSelectivity, i: int, kind: str) -> Number:
-    """Share of the channels of a layer above the corrected null, with Wilson's interval over channels."""
+    """The fraction of class-selective channels of a layer, with Wilson's interval over channels."""
     hits, n = int(r.selective[i].sum()), len(r.selective[i])
     return Number(kind, hits / n, *wilson_interval(hits, n), n=n, where=r.layers[i].name)
 
 
 def median_auroc(r: ClassSelectivity, i: int, kind: str) -> Number:
-    """Median over the channels of a layer of the AUROC of the class that each tells best (least counts as most); its null is what
-    labels dealt out at random give."""
+    """Median over the channels of a layer of the AUROC for their best-separated class, reflected at 1/2; its null is that of
+    permuted labels."""
     best = 0.5 + np.abs(r.auroc[i] - 0.5)
     known = best[r.preferred[i] >= 0, r.preferred[i][r.preferred[i] >= 0]]
     value = float(np.median(known)) if len(known) else NAN
     return Number(kind, value, null=float(r.null_auroc[i]), n=r.n, where=r.layers[i].name)
 
 
-def _by_depth(r: ClassSelectivity, twin: ClassSelectivity | None) -> Finding:
+def selectivity_finding(r: ClassSelectivity, baseline: ClassSelectivity | None) -> Finding:
+    """The fraction of class-selective channels in the first and last layer, against each other and the untrained baseline."""
     name, last = name_of(r.model), len(r.layers) - 1
     ends = [selective_share(r, i, "selective channels") for i in (0, last)]
+    differ = selective_p(r) <= LEVEL and (ends[0].high < ends[1].low or ends[1].high < ends[0].low)
+    change = "more with depth" if ends[1].value > ends[0].value else "fewer with depth"
+    # With many images nearly every channel is above its null: the median channel shows how far.
+    medians = [median_auroc(r, i, "AUROC of the median channel") for i in (0, last)]
     text = (
         f"{name} (n = {r.n} images): {share(ends[0])} of the channels of {ends[0].where} are class-selective after max-T "
-        "correction, "
+        f"correction, {share(ends[1])} of {ends[1].where}; "
+        f"{change if differ else 'no significant difference over channels'}. The median channel has an AUROC of "
+        f"{medians[0].value:.2f} and {medians[1].value:.2f} for its best-separated class (permuted labels: "
+        f"{medians[1].null:.2f})"
     )
-    text += f"{share(ends[1])} of {ends[1].where}"
-    told = selective_p(r) <= LEVEL and (ends[0].high < ends[1].low or ends[1].high < ends[0].low)
-    text += "; " + (("more" if ends[1].value > ends[0].value else "fewer") + " with depth" if told else _SAME)
-    # With many images nearly every channel is beyond its null: how far is what the median channel says.
-    clear = [median_auroc(r, i, "AUROC of the median channel") for i in (0, last)]
-    text += f". The median channel has an AUROC of {clear[0].value:.2f} and {clear[1].value:.2f} for its best-separated class"
-    text += f" (permuted labels: {clear[1].null:.2f})"
-    ends += clear
-    if twin is None or len(twin.layers) != len(r.layers):
-        return Finding(QUESTION, name, f"{text}.", "found" if told else "none", tuple(ends))
-    beside = [selective_share(twin, i, "the same, untrained baseline") for i in (0, last)]
-    text += f". Untrained baseline: {share(beside[0])} and {share(beside[1])}, {_against(ends[1], beside[1])} in the last layer"
-    beside += [median_auroc(twin, i, "the same, untrained baseline") for i in (0, last)]
-    text += f"; AUROC {beside[2].value:.2f} and {beside[3].value:.2f}"
-    return Finding(QUESTION, name, f"{text}.", "found" if told else "none", (*ends, *beside))
-
-
-_SAME = "no significant difference over channels"
+    numbers = [*ends, *medians]
+    if baseline is not None and len(baseline.layers) == len(r.layers):
+        beside = [selective_share(baseline, i, "the same, untrained baseline") for i in (0, last)]
+        auroc = [median_auroc(baseline, i, "the same, untrained baseline") for i in (0, last)]
+        text += (
+            f". Untrained baseline: {share(beside[0])} and {share(beside[1])}, {_against(ends[1], beside[1])} in the last layer; "
+            f"AUROC {auroc[0].value:.2f} and {auroc[1].value:.2f}"
+        )
+        numbers += [*beside, *auroc]
+    return Finding(QUESTION, name, f"{text}.", "found" if differ else "none", tuple(numbers))
 
 
 def _against(a: Number, b: Number) -> str:
+    """How the fraction `b` of untrained networks differs from `a` of trained ones, by their intervals."""
     if a.low > b.high:
         return "fewer than trained"
     return "more than trained" if a.high < b.low else "no significant difference"
 
 
 def most_selective(r: ClassSelectivity) -> tuple[int, int] | None:
-    """Layer and channel that tell a class most clearly (largest |z|); None where all are undefined."""
+    """Layer and channel of the largest strength of selectivity; None where all are undefined."""
     best = [np.nanmax(s) if np.isfinite(s).any() else -np.inf for s in r.strength]
     layer = int(np.argmax(best))
     return None if np.isneginf(best[layer]) else (layer, int(np.nanargmax(r.strength[layer])))
@@ -107,7 +125,8 @@ def selective_p(r: ClassSelectivity) -> float:
     return r.overall_p(float(r.strength[i][channel]))
 
 
-def _most_selective(r: ClassSelectivity) -> Finding:
+def most_selective_finding(r: ClassSelectivity) -> Finding:
+    """The most selective channel of a network and its class, tested over all layers."""
     name, place = name_of(r.model), most_selective(r)
     if place is None:
         return Finding(QUESTION, name, f"Most selective channel of {name}: not available, all channels are undefined", "missing")
@@ -134,26 +153,18 @@ def _most_selective(r: ClassSelectivity) -> Finding:
     return Finding(QUESTION, name, text, "found", numbers)
 
 
-def _course(r: ClassSelectivity) -> Course:
-    medians = [median_auroc(r, i, "") for i in range(len(r.layers))]
-    value, null = (np.array([getattr(n, key) for n in medians]) for key in ("value", "null"))
-    depth, nothing = np.array([layer.depth for layer in r.layers]), np.full(len(medians), NAN)
-    trained = not r.model.name.endswith("?untrained")
-    return Course(PANEL, family(r.model), r.model.name, trained, depth, value, nothing, nothing, null)
-
-
-# -- partners ----------------------------------------------------------------------------------------------------------
+# -- best-matching channels --------------------------------------------------------------------------------------------
 
 
 def partner_share(found: Sequence[ChannelPartners], kind: str) -> Number:
-    """Share of the channels of all layers whose best partner is above the corrected null, and Wilson's interval over them."""
+    """The fraction of channels of all layers whose best match is above the corrected null, and Wilson's interval over them."""
     hits = sum(int((p.p_corrected <= LEVEL).sum()) for p in found)
     n = sum(len(p.strength) for p in found)
     return Number(kind, hits / n, *wilson_interval(hits, n), n=n)
 
 
 def median_strength(found: Sequence[ChannelPartners]) -> float:
-    """Median |r| of the channels of all layers with their best partner."""
+    """Median |r| of the channels of all layers with their best match."""
     return float(np.nanmedian(np.concatenate([p.strength for p in found])))
 
 
@@ -161,8 +172,8 @@ def pair_p(found: Sequence[ChannelPartners], strength: float) -> float:
     """p-value of a strength that is the largest of all channels and pairs of layers: against the largest of all in every
     permutation, which is the same for all pairs of layers."""
     draws = min(p.permutations for p in found)
-    peaks = np.stack([np.where(np.isnan(p.null), -np.inf, p.null).max(1)[:draws] for p in found]).max(0)
-    return float((1 + (peaks >= strength * (1 - 1e-5)).sum()) / (1 + draws))
+    peaks = np.stack([max_null(p.null, 1)[:draws] for p in found], axis=1)
+    return float(permutation_p(strength * (1 - NULL_ROUNDING), max_null(peaks, 1)))
 
 
 def strongest(found: Sequence[ChannelPartners]) -> tuple[ChannelPartners, int]:
@@ -172,7 +183,7 @@ def strongest(found: Sequence[ChannelPartners]) -> tuple[ChannelPartners, int]:
 
 
 def by_pair(results: Sequence[Result]) -> dict[frozenset[str], list[ChannelPartners]]:
-    """Partners of channels by the two networks, both directions together."""
+    """Best matches by the two networks, both directions together."""
     pairs: dict[frozenset[str], list[ChannelPartners]] = {}
     for p in of_kind(results, ChannelPartners):
         if p.permutations and p.model_a.name != p.model_b.name and np.isfinite(p.strength).any():
@@ -180,57 +191,40 @@ def by_pair(results: Sequence[Result]) -> dict[frozenset[str], list[ChannelPartn
     return pairs
 
 
-def _partners(results: Sequence[Result]) -> list[Finding]:
-    pairs = by_pair(results)
-    own = own_models([m for found in pairs.values() for m in (found[0].model_a, found[0].model_b)])
-    groups: dict[str, list[frozenset[str]]] = {}
-    for key, found in pairs.items():
-        if key <= own:
-            groups.setdefault(families(found[0].model_a, found[0].model_b), []).append(key)
-    if not groups:
-        return [
-            missing(
-                QUESTION,
-                "Matching channels",
-                "the results contain no matching channels between two networks",
-                results,
-                "partners",
-            )
-        ]
-    return [_of_architectures(keys, pairs) for keys in groups.values()]
-
-
-def _of_architectures(keys: Sequence[frozenset[str]], pairs: dict[frozenset[str], list[ChannelPartners]]) -> Finding:
+def matching_finding(keys: Sequence[frozenset[str]], pairs: dict[frozenset[str], list[ChannelPartners]]) -> Finding:
+    """The fraction of channels with a best match in the first of the pairs `keys` of networks, and the strongest match, beside
+    the other pairs and the untrained baselines among `pairs`."""
     found = pairs[keys[0]]
     names = f"{name_of(found[0].model_a)} and {name_of(found[0].model_b)}"
     number = partner_share(found, "channels with a best match")
     best, channel = strongest(found)
-    r = float(best.correlation[channel, 0])
-    where, p = f"{best.layer_a.name} channel {channel}", pair_p(found, abs(r))
-    told = p <= LEVEL
-    top = Number("strongest |r|", abs(r), null=float(best.threshold[channel]), n=best.n, where=where)
-    text = f"{names}: no channel has a significant best match in the other network after max-T correction (n = {best.n})"
-    if told:
+    r = abs(float(best.correlation[channel, 0]))
+    where, p = f"{best.layer_a.name} channel {channel}", pair_p(found, r)
+    significant = p <= LEVEL
+    top = Number("strongest |r|", r, null=float(best.threshold[channel]), n=best.n, where=where)
+    if significant:
         text = (
             f"{names}: {share(number)} of {number.n} channels have a significant best match in the other network after max-T "
             "correction over the pairs of their layers"
         )
-    if told and best.permutations >= DRAWS:
+    else:
+        text = f"{names}: no channel has a significant best match in the other network after max-T correction (n = {best.n})"
+    if significant and best.permutations >= DRAWS:
         text += (
             f"; the strongest are channel {channel} of {best.layer_a.name} ({name_of(best.model_a)}) and "
-            f"{int(best.partner[channel, 0])} of {best.layer_b.name} ({name_of(best.model_b)}), |r| = {abs(r):.2f} (p = {p:.2g}, "
+            f"{int(best.partner[channel, 0])} of {best.layer_b.name} ({name_of(best.model_b)}), |r| = {r:.2f} (p = {p:.2g}, "
             f"corrected for all channels and layers; n = {best.n})"
         )
     middle = Number("median |r|", median_strength(found), n=number.n)
     text += f"; median |r| {middle.value:.2f}"
-    numbers, twins = [number, top, middle], pairs.get(frozenset(f"{name}?untrained" for name in keys[0]))
+    numbers = [number, top, middle]
     if len(keys) > 1:
         others = [100 * partner_share(pairs[k], "").value for k in keys[1:]]
         text += f". In the other pairs of these architectures: {span(others, 1)} %"
-    if twins:
-        numbers.append(partner_share(twins, "the same, untrained baselines"))
-        numbers.append(Number("median |r|, untrained baselines", median_strength(twins)))
-        text += (
-            f". Untrained baselines: {share(numbers[-2])}, {_against(number, numbers[-2])}; median |r| {numbers[-1].value:.2f}"
-        )
-    return Finding(QUESTION, names, f"{text}.", "found" if told else "none", tuple(numbers))
+    baselines = pairs.get(frozenset(f"{name}?untrained" for name in keys[0]))
+    if baselines:
+        untrained = partner_share(baselines, "the same, untrained baselines")
+        strength = Number("median |r|, untrained baselines", median_strength(baselines))
+        numbers += [untrained, strength]
+        text += f". Untrained baselines: {share(untrained)}, {_against(number, untrained)}; median |r| {strength.value:.2f}"
+    return Finding(QUESTION, names, f"{text}.", "found" if significant else "none", tuple(numbers))

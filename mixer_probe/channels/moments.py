@@ -124,11 +124,18 @@ def measured(
 ) -> LayerMoments:
     """As `channel_moments`, with or without the sketch of the quantiles and the covariance (None: up to `WIDEST` channels)."""
     wanted = positions.shape[-1] <= WIDEST if covariance is None else covariance
+    # Apple's GPUs have no float64.
+    there = positions.cpu() if positions.device.type == "mps" else positions
+    images, places, channels = there.shape
+    # At least as many values as the table of counts has places, lest the table be filled again and again.
+    values = _GPU_VALUES if there.is_cuda else max(4 * _CPU_VALUES, 2 * channels * BUCKETS)
     total: LayerMoments | None = None
-    for flat in _chunks(positions):
-        values = _GPU_VALUES if flat.is_cuda else _CPU_VALUES
-        central = reduce(Central.joined, map(Central.of, _pieces(flat, values)))
-        part = LayerMoments(
+    # A few images at a time: the channels of a CNN lie apart in memory and have to be copied together.
+    for part in torch.split(there, max(1, values // (places * channels))) if images else ():
+        flat = part.reshape(-1, channels)
+        flat = flat if flat.dtype is torch.float64 else flat.float()
+        central = reduce(Central.joined, map(Central.of, _pieces(flat, _GPU_VALUES if flat.is_cuda else _CPU_VALUES)))
+        moments = LayerMoments(
             central,
             flat.amin(0),
             flat.amax(0),
@@ -138,24 +145,11 @@ def measured(
             _scatter(flat, central.mean) if wanted else None,
         )
         if total is None:
-            total = part
+            total = moments
         else:
-            total.add(part)
+            total.add(moments)
     assert total is not None
     return total
-
-
-def _chunks(positions: Tensor) -> Iterator[Tensor]:
-    """Values [n, channel] of a few images at a time: the channels of a CNN lie apart in memory and have to be copied together."""
-    # Apple's GPUs have no float64.
-    there = positions.cpu() if positions.device.type == "mps" else positions
-    images, places, channels = there.shape
-    # At least as many values as the table of counts has places, lest the table be filled again and again.
-    values = _GPU_VALUES if there.is_cuda else max(4 * _CPU_VALUES, 2 * channels * BUCKETS)
-    size = max(1, values // (places * channels))
-    for start in range(0, images, size):
-        part = there[start : start + size].reshape(-1, channels)
-        yield part if part.dtype is torch.float64 else part.float()
 
 
 def _pieces(flat: Tensor, values: int) -> Iterator[Tensor]:

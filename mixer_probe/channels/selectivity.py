@@ -6,7 +6,7 @@ their sum, which has no meaning below zero ((1, -.1, -.1) gives 1.22): that inde
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -179,20 +179,33 @@ class _Groups:
         n, m = self.n, self.counts[None, :]
         return np.asarray(np.sqrt(ranks.var(0, ddof=1)[:, None] * m * (n - m) / n) / (m * (n - m)))
 
-    def permuted_sums(self, ranks: np.ndarray, orders: np.ndarray) -> Iterator[np.ndarray]:
-        """Sums of ranks by class [permutation, class, channel] of permuted labels, a few permutations at a time."""
-        if len(self.classes) > _MOST_CLASSES:
-            yield from (self.sums(ranks, order)[None] for order in orders)
-            return
+    def null(self, ranks: np.ndarray, sd: np.ndarray, orders: np.ndarray) -> tuple[np.ndarray, float]:
+        """The largest |AUROC - 1/2| / `sd` [channel, class] of all channels and classes under each permutation `orders` of the
+        images, and the mean over them of the median channel's best AUROC; NaN without channels."""
+        if not ranks.shape[1]:
+            return np.full(len(orders), np.nan), float("nan")
+        classes, m = len(self.classes), self.counts[:, None]
+        middle, pairs, inverse = m * (self.n + 1) / 2, (m * (self.n - m)).astype(float), 1 / sd.T
         # Ranks are halves: their sums are exact in float32 up to 2^24 halves.
-        dtype = np.float32 if self.n * (self.n + 1) < 2**24 else np.float64
-        values, place = ranks.astype(dtype), np.repeat(np.arange(len(self.classes)), self.counts)
-        step = max(1, _CHUNK // (len(self.classes) * self.n))
+        values = ranks.astype(np.float32 if self.n * (self.n + 1) < 2**24 else np.float64)
+        by_class = classes > _MOST_CLASSES
+        step, place = 1 if by_class else max(1, _CHUNK // (classes * self.n)), np.repeat(np.arange(classes), self.counts)
+        peaks, medians = np.empty(len(orders)), np.empty(len(orders))
         for start in range(0, len(orders), step):
             part = orders[start : start + step]
-            member = np.zeros((len(part), len(self.classes), self.n), dtype)
-            member[np.arange(len(part))[:, None], place, part] = 1
-            yield (member.reshape(-1, self.n) @ values).reshape(len(part), len(self.classes), -1).astype(np.float64)
+            if by_class:
+                sums = self.sums(ranks, part[0])[None]
+            else:
+                member = np.zeros((len(part), classes, self.n), values.dtype)
+                member[np.arange(len(part))[:, None], place, part] = 1
+                sums = (member.reshape(-1, self.n) @ values).reshape(len(part), classes, -1).astype(np.float64)
+            # The same as `auroc`, [permutation, class, channel]: |AUROC - 1/2| is how far the sum of ranks is from its mean.
+            away = np.abs(sums - middle) / pairs
+            z = away * inverse
+            best = z.argmax(1)[:, None]
+            peaks[start : start + step] = np.take_along_axis(z, best, 1).max((1, 2))
+            medians[start : start + step] = 0.5 + np.median(np.take_along_axis(away, best, 1)[:, 0], axis=1)
+        return peaks, float(medians.mean()) if len(orders) else float("nan")
 
 
 def auroc_of(X: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -301,7 +314,7 @@ def _layer_selectivity(X: np.ndarray, labels: np.ndarray, groups: _Groups, order
     z = np.abs(auroc - 0.5) / sd
     strength, preferred = z.max(1), np.full(len(defined), -1)
     preferred[defined] = z.argmax(1)
-    peaks, null_auroc = _null(ranks, groups, sd, orders)
+    peaks, null_auroc = groups.null(ranks, sd, orders)
     tested = len(orders) > 0 and bool(defined.any())
     p_value = permutation_p(strength * (1 - ROUNDING), peaks[:, None]) if tested else np.full(len(strength), np.nan)
     positive = defined.any() and kept.min() >= 0
@@ -323,24 +336,3 @@ def _scatter_nan(values: np.ndarray, defined: np.ndarray) -> np.ndarray:
     full = np.full((len(defined), *values.shape[1:]), np.nan)
     full[defined] = values
     return full
-
-
-def _null(ranks: np.ndarray, groups: _Groups, sd: np.ndarray, orders: np.ndarray) -> tuple[np.ndarray, float]:
-    """The largest strength of the layer under each permutation, and the mean over them of the median channel's best AUROC; NaN
-    for a layer without channels."""
-    if not ranks.shape[1]:
-        return np.full(len(orders), np.nan), float("nan")
-    peaks, medians = np.empty(len(orders)), np.empty(len(orders))
-    m = groups.counts[:, None]
-    middle, pairs, inverse = m * (groups.n + 1) / 2, (m * (groups.n - m)).astype(float), 1 / sd.T
-    start = 0
-    for sums in groups.permuted_sums(ranks, orders):
-        # The same as `auroc`, [permutation, class, channel]: |AUROC - 1/2| is how far the sum of ranks is from its mean.
-        away = np.abs(sums - middle) / pairs
-        z = away * inverse
-        best = z.argmax(1)[:, None]
-        end = start + len(sums)
-        peaks[start:end] = np.take_along_axis(z, best, 1).max((1, 2))
-        medians[start:end] = 0.5 + np.median(np.take_along_axis(away, best, 1)[:, 0], axis=1)
-        start = end
-    return peaks, float(medians.mean()) if len(orders) else float("nan")

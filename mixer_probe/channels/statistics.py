@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -172,52 +172,49 @@ class ChannelMoments:
 
     def compute(self, model: ModelRecord, images: ImagesRecord, layers: Sequence[Layer]) -> ChannelStatistics:
         """The statistics of all images. Warns with NonFiniteWarning about layers with values that are not finite."""
-        states = [self._state[layer.name] for layer in layers]
-        parts = [_layer_statistics(state) for state in states]
-        for layer, part in zip(layers, parts, strict=True):
-            bad = int((~np.isfinite(part["mean"])).sum())
-            if bad:
+        parts = []
+        for layer in layers:
+            state = self._state[layer.name]
+            n, central = state.central.count, state.central
+            sums = (central.mean, central.second / n, central.third / n, central.fourth / n)
+            mean, m2, m3, m4 = (part.cpu().numpy() for part in sums)
+            counted = (state.minimum, state.maximum, state.zeros, state.nonpositive)
+            minimum, maximum, zeros, nonpositive = (part.cpu().numpy().astype(np.float64) for part in counted)
+            # The rounding of a constant has no shape.
+            varying = np.where(m2 > (_ROUNDING * mean) ** 2, m2, np.nan)
+            finite, median = np.isfinite(mean), float("nan")
+            quantiles, massive = np.full((len(mean), len(LEVELS)), np.nan), np.full(len(mean), np.nan)
+            if state.counts is not None:
+                counts = state.counts.cpu().numpy()
+                median = median_magnitude(counts[finite])
+                quantiles = np.where(finite[:, None], quantiles_of(counts, minimum, maximum), np.nan)
+                massive = np.where(finite, share_beyond(counts, MASSIVE * median), np.nan)
+            scatter = None if state.scatter is None else state.scatter.cpu().numpy()
+            parts.append(
+                {
+                    "values": n,
+                    "mean": mean,
+                    "std": np.sqrt(m2),
+                    "minimum": minimum,
+                    "maximum": maximum,
+                    "share_zero": zeros / n,
+                    "share_nonpositive": nonpositive / n,
+                    "skew": m3 / varying**1.5,
+                    "kurtosis": m4 / varying**2 - 3,
+                    "quantiles": quantiles,
+                    "median_magnitude": median,
+                    "share_massive": massive,
+                    **vars(channel_covariance(scatter, np.maximum(-minimum, maximum) * np.sqrt(n))),
+                }
+            )
+            if not finite.all():
                 warnings.warn(
-                    f"{bad} of {len(part['mean'])} channels of layer '{layer.name}' of {model.name} have values that are NaN or "
-                    "infinite: their statistics are NaN, and so is the participation ratio of the layer",
+                    f"{int((~finite).sum())} of {len(mean)} channels of layer '{layer.name}' of {model.name} have values that "
+                    "are NaN or infinite: their statistics are NaN, and so is the participation ratio of the layer",
                     NonFiniteWarning,
                     stacklevel=4,
                 )
         return ChannelStatistics.of_layers(parts, model=model, images=images, layers=tuple(layers), n=self.images)
-
-
-def _layer_statistics(state: LayerMoments) -> dict[str, Any]:
-    """The fields of `ChannelStatistics` of one layer; NaN for what its moments leave out."""
-    n, central = state.central.count, state.central
-    sums = (central.mean, central.second / n, central.third / n, central.fourth / n)
-    mean, m2, m3, m4 = (part.cpu().numpy() for part in sums)
-    counted = (state.minimum, state.maximum, state.zeros, state.nonpositive)
-    minimum, maximum, zeros, nonpositive = (part.cpu().numpy().astype(np.float64) for part in counted)
-    # The rounding of a constant has no shape.
-    varying = np.where(m2 > (_ROUNDING * mean) ** 2, m2, np.nan)
-    finite, median = np.isfinite(mean), float("nan")
-    quantiles, massive = np.full((len(mean), len(LEVELS)), np.nan), np.full(len(mean), np.nan)
-    if state.counts is not None:
-        counts = state.counts.cpu().numpy()
-        median = median_magnitude(counts[finite])
-        quantiles = np.where(finite[:, None], quantiles_of(counts, minimum, maximum), np.nan)
-        massive = np.where(finite, share_beyond(counts, MASSIVE * median), np.nan)
-    scatter = None if state.scatter is None else state.scatter.cpu().numpy()
-    return {
-        "values": n,
-        "mean": mean,
-        "std": np.sqrt(m2),
-        "minimum": minimum,
-        "maximum": maximum,
-        "share_zero": zeros / n,
-        "share_nonpositive": nonpositive / n,
-        "skew": m3 / varying**1.5,
-        "kurtosis": m4 / varying**2 - 3,
-        "quantiles": quantiles,
-        "median_magnitude": median,
-        "share_massive": massive,
-        **vars(channel_covariance(scatter, np.maximum(-minimum, maximum) * np.sqrt(n))),
-    }
 
 
 @checked(MeasureError)

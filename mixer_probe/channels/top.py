@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -285,9 +284,15 @@ def _ranked(
     source, layers = as_source(images), [model.layer(name) for name in wanted]
     channels = {layer.name: _channels(wanted[layer.name], layer) for layer in layers}
     running = {layer.name: [RunningTop(k, lowest) for lowest in ends] for layer in layers}
-    reducer = partial(_of_channels, channels=channels, by=by, ends=ends)
+
+    def both_ends(layer: Layer, positions: Tensor, prefix: Tensor | None) -> list[Extremes]:
+        chosen = channels[layer.name]
+        if len(chosen) < layer.channels:
+            positions = positions[..., torch.from_numpy(chosen).to(positions.device)]
+        return [extremes(layer, positions, prefix, by=by, lowest=lowest) for lowest in ends]
+
     title = f"{model.name}: top images"
-    for piece in stream(model, source, layers, reducer, batch_size=batch_size, autocast=autocast, title=title):
+    for piece in stream(model, source, layers, both_ends, batch_size=batch_size, autocast=autocast, title=title):
         for name, found in piece.found.items():
             for top, end in zip(running[name], found, strict=True):
                 top.update(end, piece.start)
@@ -301,15 +306,6 @@ def _result(top: RunningTop, model: Model, source: ImageSource, layer: Layer, by
     ids = np.array(source.ids)[index]
     size = (model.input.size[1], model.input.size[2])
     return TopImages(model.record, source.record, layer, top.images, by, top.lowest, size, channels, values, index, ids, position)
-
-
-def _of_channels(
-    layer: Layer, positions: Tensor, prefix: Tensor | None, *, channels: Mapping[str, np.ndarray], by: By, ends: Sequence[bool]
-) -> list[Extremes]:
-    chosen = channels[layer.name]
-    if len(chosen) < layer.channels:
-        positions = positions[..., torch.from_numpy(chosen).to(positions.device)]
-    return [extremes(layer, positions, prefix, by=by, lowest=lowest) for lowest in ends]
 
 
 def _channels(channel: int | Sequence[int] | None, layer: Layer) -> np.ndarray:

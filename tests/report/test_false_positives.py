@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 
 from mixer_probe.channels import channel_partners, class_selectivity
-from mixer_probe.channels.findings import _by_depth, _most_selective, _of_architectures
-from mixer_probe.channels.views.selectivity import _selectivity_sentence
+from mixer_probe.channels.findings import matching_finding, most_selective_finding, selectivity_finding
+from mixer_probe.channels.views.selectivity import selectivity_sentence
 from mixer_probe.core.finding import Number
 from mixer_probe.core.result import ModelRecord
 from mixer_probe.invariance.views import _worst
@@ -54,8 +54,8 @@ def reps_of(rng: np.random.Generator, n: int = 24, layers: int = 3, channels: in
 def selectivity(rng: np.random.Generator, planted: bool) -> bool:
     """Random labels."""
     found = class_selectivity(reps_of(rng, effect=4.0 * planted), permutations=999, seed=int(rng.integers(1 << 30)))
-    depth, most = _by_depth(found, None), _most_selective(found)
-    sentence = _selectivity_sentence(found, None)
+    depth, most = selectivity_finding(found, None), most_selective_finding(found)
+    sentence = selectivity_sentence(found, None)
     return depth.verdict == "found" or most.verdict == "found" or "none of" not in sentence
 
 
@@ -65,7 +65,7 @@ def partners(rng: np.random.Generator, planted: bool) -> bool:
     b = a if planted else b
     seed = int(rng.integers(1 << 30))
     found = [channel_partners(a, b, f"l{i}", f"l{i}", k=1, permutations=999, seed=seed) for i in range(3)]
-    return _of_architectures([frozenset(("x", "y"))], {frozenset(("x", "y")): found}).verdict == "found"
+    return matching_finding([frozenset(("x", "y"))], {frozenset(("x", "y")): found}).verdict == "found"
 
 
 def closest_layers(rng: np.random.Generator, planted: bool) -> bool:

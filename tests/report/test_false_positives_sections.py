@@ -14,9 +14,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mixer_probe.channels.views.dissection import _sentence as dissection_sentence
-from mixer_probe.channels.views.pages import _null_text, _page_text
+from mixer_probe.channels import ChannelPage, Exhibit
+from mixer_probe.channels.views.dissection import detection_sentence
+from mixer_probe.channels.views.pages import pages_section
 from mixer_probe.core.result import ImagesRecord, ModelRecord
+from mixer_probe.core.section import Picture, Section
 from mixer_probe.cost.frontier import COSTS, AccuracyCost
 from mixer_probe.cost.views import accuracy_cost_sentences
 from mixer_probe.images.distortions import LowPass, PatchShuffle, Shift
@@ -309,7 +311,7 @@ def dissected(rng: Random, planted: bool) -> str:
         p[: 15 if planted and i == 2 else 0] = 1 / (permutations + 1)
         p_value.append(p)
     hits = [p <= 0.05 for p in p_value]
-    return dissection_sentence(
+    return detection_sentence(
         SimpleNamespace(  # type: ignore[arg-type]
             model=MODEL,
             left_out=0,
@@ -334,28 +336,29 @@ def most_detectors(rng: Random, planted: bool) -> bool:
     return "most after" in dissected(rng, planted)
 
 
-def pages(rng: Random, planted: bool, count: int = 6) -> list[Any]:
+def pages(rng: Random, planted: bool, count: int = 6) -> Section:
     """The most selective channel of each of six layers, whose corrected p-values are uniform."""
     p = np.full(count, 0.001) if planted else rng.random(count)
-    return [
-        SimpleNamespace(
-            layer=SimpleNamespace(name=f"blocks.{i}"),
-            selectivity_p=p[i],
-            auroc=np.array([0.7, 0.4]),
-            class_names=CLASSES,
-            relation="responds to",
-            n=N,
-        )
-        for i in range(count)
-    ]
+    none = np.empty(0)
+    end = Exhibit(none, none, none, none, none)
+    images = ImagesRecord("demo", "test", N, 4, "0" * 64)
+    selective: dict[str, Any] = {"class_names": CLASSES, "auroc": np.array([0.7, 0.4]), "relation": "responds to"}
+    (section,) = pages_section(
+        [
+            ChannelPage(MODEL, images, layer, 0, N, "mean", end, end, selectivity_p=float(p[i]), **selective)
+            for i, layer in enumerate(layers_of(count))
+        ]
+    )
+    return section
 
 
 def channels_of_pages(rng: Random, planted: bool) -> bool:
-    return not _null_text(pages(rng, planted)).startswith(" 0 of")
+    return ". 0 of" not in pages(rng, planted).paragraphs[0]
 
 
 def channel_of_a_page(rng: Random, planted: bool) -> bool:
-    return _page_text(pages(rng, planted, 1)[0]).startswith("responds to")
+    (page,) = pages(rng, planted, 1).content
+    return isinstance(page, Picture) and "responds to" in page.shows
 
 
 # -- similarity and reports --------------------------------------------------------------------------------------------

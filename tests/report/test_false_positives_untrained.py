@@ -16,7 +16,7 @@ from timm.models.mlp_mixer import MlpMixer
 
 import mixer_probe as mp
 from mixer_probe.channels import channel_partners, class_selectivity
-from mixer_probe.channels.findings import _by_depth, _of_architectures
+from mixer_probe.channels.findings import matching_finding, selectivity_finding
 from mixer_probe.images import from_arrays
 from mixer_probe.similarity.findings import baseline_finding, profile_of
 from mixer_probe.weights import spatial_kernels, token_mixing
@@ -60,7 +60,7 @@ def of_one(own: Drawn, baseline: Drawn) -> Iterator[tuple[str, bool]]:
     yield "block of most low-frequency units", "most in" in low.sentence
     yield "orientation", "clearest" in orientation_sentence(own.units, own.units.summary(), baseline.units)
     yield "reach", mixing_distance_finding(own.kernels, baseline.kernels).verdict == "found"
-    yield "selective channels", "than trained" in _by_depth(own.selectivity, baseline.selectivity).sentence
+    yield "selective channels", "than trained" in selectivity_finding(own.selectivity, baseline.selectivity).sentence
 
 
 class Pair:
@@ -78,7 +78,7 @@ def of_two(own: Pair, baseline: Pair) -> Iterator[tuple[str, bool]]:
     yield "CKA", baseline_finding(own.profile, baseline.profile).verdict == "found"
     names = frozenset(("net", "other"))
     matched = {names: [own.partners], frozenset(f"{n}?untrained" for n in names): [baseline.partners]}
-    yield "partners of channels", "than trained" in _of_architectures([names], matched).sentence
+    yield "partners of channels", "than trained" in matching_finding([names], matched).sentence
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -18,7 +18,7 @@ REASONS = {
     "attribution/panel.py limit_of": SHOWN,
     "channels/selectivity.py ClassSelectivity.summary": SHOWN,
     "channels/figures/partners.py _quartiles": SHOWN,
-    "channels/figures/selectivity.py _distribution": SHOWN,
+    "channels/figures/selectivity.py selectivity_distributions": SHOWN,
     "report/differences.py _against_chance": NULL,
     "weights/figures/tying.py kernel_energy": NULL,
     "invariance/consistency.py _null": NULL,

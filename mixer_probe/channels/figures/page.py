@@ -21,6 +21,20 @@ _MOST_MATCHES = 6
 _WIDTH, _LARGEST, _MARGIN = 10.5, 1.5, 0.85
 # Left edge and first line of a list, as fractions of its part of the figure.
 _LEFT, _FIRST = 0.03, 0.88
+# Label, number without which the line is left out, and text of each statistic of a page.
+_STATISTICS = (
+    ("mean ± std", "mean", "{mean:.3g} ± {std:.3g}"),
+    ("range", "mean", "{minimum:.3g} to {maximum:.3g}"),
+    ("central 99 %", "q0_5", "{q0_5:.3g} to {q99_5:.3g}"),
+    ("skew, excess kurtosis", "skew", "{skew:.2f}, {kurtosis:.2f}"),
+    ("at or below zero", "share_nonpositive", "{nonpositive:.1f} %"),
+    ("largest |a| / median", "largest_ratio", "{largest_ratio:.3g}"),
+    ("", "dead", "constant"),
+    ("", "always_on", "always above zero"),
+    ("nearest in the layer", "nearest", "{nearest:.0f} (r = {nearest_correlation:.2f})"),
+    ("channels in its cluster", "nearest", "{cluster_size:.0f}"),
+    ("over images", "n_images", "{n_images:,.0f}"),
+)
 # Of a row of the catalogue: top images, maps of the first ones, bottom images, and best matches.
 _HIGHEST, _MAPS, _LOWEST, _ROW_MATCHES = 4, 2, 4, 2
 # Inches of a picture of the catalogue; widths of its texts and gaps in pictures.
@@ -51,8 +65,29 @@ def channel_page(page: ChannelPage) -> Figure:
         board.map(page.top.maps[j], picture, j, places[2], _map_scale(page))
         _titled(board, page.lowest, j, places[3])
     statistics, classes, matches = parts[1, 0].subfigures(1, 3, width_ratios=[1.05, 1.15, 1.25])
-    _statistics(statistics, page)
-    _classes(classes, page)
+    _heading(statistics, "Statistics", "" if page.statistics else "no statistics")
+    # A flag of 0 and no nearest channel (-1) have no line.
+    absent = {"dead": 0, "always_on": 0, "nearest": -1}
+    numbers = {k.replace(".", "_"): v for k, v in page.statistics.items() if absent.get(k) != v}
+    numbers["nonpositive"] = 100 * numbers.get("share_nonpositive", 0)
+    shown = [(label, text.format_map(numbers)) for label, key, text in _STATISTICS if key in numbers]
+    for i, (label, text) in enumerate(shown):
+        statistics.text(_LEFT, _FIRST - 0.074 * i, label, fontsize=8.5, va="top")
+        statistics.text(0.95, _FIRST - 0.074 * i, text, fontsize=8.5, va="top", ha="right")
+    known = np.flatnonzero(np.isfinite(page.auroc))
+    if len(known):
+        # The classes furthest from chance, by AUROC.
+        chosen = known[np.argsort(-np.abs(page.auroc[known] - 0.5), kind="stable")[:_MOST_CLASSES]]
+        chosen = chosen[np.argsort(page.auroc[chosen], kind="stable")]
+        axes, p, rows = classes.subplots(), page.selectivity_p, np.arange(len(chosen))
+        colours = [COLOURS[1] if a > 0.5 else COLOURS[0] for a in page.auroc[chosen]]
+        axes.barh(rows, page.auroc[chosen] - 0.5, left=0.5, color=colours, height=0.7)
+        axes.axvline(0.5, color=GREY, linewidth=0.8)
+        axes.set_yticks(rows, [plain(cut(page.class_names[i])) for i in chosen], fontsize=8)
+        corrected = "" if math.isnan(p) else f" (corrected p {'< 0.01' if p < 0.01 else f'= {p:.2f}'})"
+        axes.set(title="Selectivity", xlim=(0, 1), xlabel=f"AUROC of the mean{corrected}", ylim=(-0.6, len(chosen) - 0.4))
+    else:
+        _heading(classes, "Selectivity", "not available")
     _heading(matches, "Best matches in other networks", "" if page.partners else "not computed")
     for i, (model, layer, channel, r, p) in enumerate(page.partners[:_MOST_MATCHES]):
         y, (strength, colour) = _FIRST - 0.14 * i, _match(r, p)
@@ -142,47 +177,3 @@ def _heading(part: SubFigure, text: str, empty: str = "") -> None:
     part.text(_LEFT, 0.985, text, fontsize=10, fontweight="bold", va="top")
     if empty:
         part.text(_LEFT, _FIRST, empty, fontsize=8.5, va="top", color=GREY)
-
-
-def _statistics(part: SubFigure, page: ChannelPage) -> None:
-    """The statistics of the channel as a list."""
-    s = page.statistics
-    lines = [("no statistics", "")]
-    if s:
-        lines = [("mean ± std", f"{s['mean']:.3g} ± {s['std']:.3g}"), ("range", f"{s['minimum']:.3g} to {s['maximum']:.3g}")]
-        if "q0.5" in s:
-            lines.append(("central 99 %", f"{s['q0.5']:.3g} to {s['q99.5']:.3g}"))
-        if "skew" in s:
-            lines.append(("skew, excess kurtosis", f"{s['skew']:.2f}, {s['kurtosis']:.2f}"))
-        lines.append(("at or below zero", f"{100 * s['share_nonpositive']:.1f} %"))
-        if "largest_ratio" in s:
-            lines.append(("largest |a| / median", f"{s['largest_ratio']:.3g}"))
-        if s["dead"] or s.get("always_on"):
-            lines.append(("", "constant" if s["dead"] else "always above zero"))
-        if s.get("nearest", -1) >= 0:
-            lines.append(("nearest in the layer", f"{s['nearest']:.0f} (r = {s['nearest_correlation']:.2f})"))
-            lines.append(("channels in its cluster", f"{s['cluster_size']:.0f}"))
-        lines.append(("over images", f"{s['n_images']:,.0f}"))
-    _heading(part, "Statistics")
-    for i, (name, value) in enumerate(lines):
-        part.text(_LEFT, _FIRST - 0.074 * i, name, fontsize=8.5, va="top")
-        part.text(0.95, _FIRST - 0.074 * i, value, fontsize=8.5, va="top", ha="right")
-
-
-def _classes(part: SubFigure, page: ChannelPage) -> None:
-    """AUROC of the classes furthest from chance."""
-    known = np.flatnonzero(np.isfinite(page.auroc))
-    if not len(known):
-        _heading(part, "Selectivity", "not available")
-        return
-    axes = part.subplots()
-    axes.set_title("Selectivity")
-    chosen = known[np.argsort(-np.abs(page.auroc[known] - 0.5), kind="stable")[:_MOST_CLASSES]]
-    chosen = chosen[np.argsort(page.auroc[chosen], kind="stable")]
-    colours = [COLOURS[1] if a > 0.5 else COLOURS[0] for a in page.auroc[chosen]]
-    axes.barh(np.arange(len(chosen)), page.auroc[chosen] - 0.5, left=0.5, color=colours, height=0.7)
-    axes.axvline(0.5, color=GREY, linewidth=0.8)
-    axes.set_yticks(np.arange(len(chosen)), [plain(cut(page.class_names[i])) for i in chosen], fontsize=8)
-    p = page.selectivity_p
-    corrected = "" if math.isnan(p) else f" (corrected p {'< 0.01' if p < 0.01 else f'= {p:.2f}'})"
-    axes.set(xlim=(0, 1), xlabel=f"AUROC of the mean{corrected}", ylim=(-0.6, len(chosen) - 0.4))

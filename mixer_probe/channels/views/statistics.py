@@ -16,10 +16,10 @@ from mixer_probe.core.words import images_text, name_of, percent, untrained_warn
 
 def channel_section(results: Sequence[ChannelStatistics]) -> list[Section]:
     """Activation statistics of channels."""
-    first = results[0]
     picture = Picture(
         partial(channel_depth, results),
-        f"Statistics of channels after each block over {images_text(first.images)} and all positions (without prefix tokens).",
+        f"Statistics of channels after each block over {images_text(results[0].images)} and all positions (without prefix "
+        "tokens).",
         "Standard deviation: the line is the median channel, the band extends to the largest channel; a wide band means that a "
         "few channels carry most of the variance. A layer fully suppressed by a ReLU has 100 % of its values at or below zero; "
         "dead channels are constant. Kurtosis: a normal distribution has an excess kurtosis of 0. Largest activation: massive "
@@ -30,38 +30,22 @@ def channel_section(results: Sequence[ChannelStatistics]) -> list[Section]:
     )
     frame = pd.concat([r.summary() for r in results], ignore_index=True)
     formats = {"depth": "{:.2f}", **dict.fromkeys(("median_std", "largest_std", "share_zero", "share_nonpositive"), "{:.3g}")}
-    table = Table(
-        "Channels by layer. share columns: fractions of all values, averaged over channels.", frame, formats, folded=True
-    )
-    sentences = tuple(_channel_sentence(r) for r in results)
-    return [
-        Section(
-            "channels",
-            "Activation statistics of channels",
-            sentences,
-            (picture, table),
-            untrained_warning(r.model for r in results),
+    caption = "Channels by layer. share columns: fractions of all values, averaged over channels."
+    sentences = []
+    for r in results:
+        dead, total = sum(int(d.sum()) for d in r.dead), sum(layer.channels for layer in r.layers)
+        text = (
+            f"{name_of(r.model)}: {dead} of {total} channels are constant over {r.n} images; after the last block "
+            f"{percent(float(r.share_zero[-1].mean()))} of all values are exactly zero"
         )
-    ]
-
-
-def _channel_sentence(result: ChannelStatistics) -> str:
-    dead = sum(int(d.sum()) for d in result.dead)
-    total = sum(layer.channels for layer in result.layers)
-    last = result.share_zero[-1].mean()
-    return (
-        f"{name_of(result.model)}: {dead} of {total} channels are constant over {result.n} images; "
-        f"after the last block {percent(float(last))} of all values are exactly zero{_massive_text(result)}."
-    )
-
-
-def _massive_text(result: ChannelStatistics) -> str:
-    """The largest activation of all layers, where the results have medians."""
-    if not result.largest_ratio:
-        return ""
-    i = int(np.argmax(peaks := [np.nan_to_num(ratio).max() for ratio in result.largest_ratio]))
-    massive = sum(int(m.sum()) for m in result.massive)
-    return (
-        f"; the largest activation is {peaks[i]:.3g} times the median of its layer, after {result.layers[i].name} ({massive} "
-        f"channels exceed {result.massive_ratio:g} times)"
-    )
+        if r.largest_ratio:
+            peaks = [np.nan_to_num(ratio).max() for ratio in r.largest_ratio]
+            i, massive = int(np.argmax(peaks)), sum(int(m.sum()) for m in r.massive)
+            text += (
+                f"; the largest activation is {peaks[i]:.3g} times the median of its layer, after {r.layers[i].name} ({massive} "
+                f"channels exceed {r.massive_ratio:g} times)"
+            )
+        sentences.append(f"{text}.")
+    content = (picture, Table(caption, frame, formats, folded=True))
+    warning = untrained_warning(r.model for r in results)
+    return [Section("channels", "Activation statistics of channels", tuple(sentences), content, warning)]
