@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.similarity.inputs import Features, centred
+from mixer_probe.similarity.intervals import CANONICAL
 from mixer_probe.similarity.measure import Measure
 
 VARIANCE = 0.99
@@ -203,6 +204,7 @@ MEAN_CCA = Measure(
     invariances=("translation", "isotropic scaling", "permutation", "orthogonal", "invertible linear"),
     prepare=basis,
     table=_mean_correlations,
+    scale=CANONICAL,
 )
 
 SVCCA = Measure(
@@ -213,6 +215,7 @@ SVCCA = Measure(
     invariances=("translation", "isotropic scaling", "permutation", "orthogonal"),
     prepare=leading_basis,
     table=_mean_correlations,
+    scale=CANONICAL,
 )
 
 # Invertible maps of Y change nothing either, but those of X do, and a declared invariance holds for both sides.
@@ -224,5 +227,6 @@ PWCCA = Measure(
     invariances=("translation", "isotropic scaling", "permutation"),
     prepare=basis,
     table=_weighted_correlations,
+    scale=CANONICAL,
     symmetric=False,
 )

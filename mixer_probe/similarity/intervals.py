@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -39,15 +39,17 @@ _EQUAL = 1e-8
 @dataclass(frozen=True)
 class Scale:
     """A transformation of the values of a measure, increasing or decreasing, with its inverse; beyond `equal` on either side of 0
-    representations are equal."""
+    representations are equal. `canonical` ones are of means of canonical correlations."""
 
     of: Callable[[np.ndarray], np.ndarray]
     back: Callable[[np.ndarray], np.ndarray]
     equal: float = math.atanh(1 - _EQUAL)
+    canonical: bool = False
 
 
 # Rounding may leave a correlation a little beyond 1.
 FISHER = Scale(lambda r: np.arctanh(np.clip(r, -1, 1)), np.tanh)
+CANONICAL = replace(FISHER, canonical=True)
 
 
 @storable
@@ -101,11 +103,14 @@ def group_interval(
     It is symmetric on a `scale` on which values spread alike wherever they are: Fisher's z of a correlation. (g - 1) / g times
     the sum of squared deviations there is the variance, Student's t the reach. Its degrees of freedom are those of a variance of
     g values with their kurtosis k, 2 g / (k - 1) (Satterthwaite 1946), between 3 and g - 1, so that a few images that matter more
-    g values with their kurtosis k, 2 g / (k - 1) (Satterthwaite 1946), between 3 and g - 1, so that a few images that matter more
-    varies for the most part by products of images, which the jackknife counts twice or more often: there half of the variance
-    is taken, and no less than the null's. Cut to the range `limits` of the measure. Equal representations have an interval of no
-    width. There is none (NaN) where leaving out images alone makes the representations equal, as with as many features as there
-    are images left."""
+    than all others widen it. The jackknife counts the part of a variance that comes from products of images twice or more often.
+    A value that its `null` allows varies for the most part by such products: there half of the variance is taken, and no less
+    than the null's. At a mean canonical correlation c beyond its null about 1 - c^2 times the null's variance comes from them,
+    and is taken off.
+
+    As a test does, the interval reaches past the null's mean if and only if the value is not beyond `quantile95`. It is cut to
+    the range `limits` of the measure. Equal representations have an interval of no width. There is none (NaN) where leaving out
+    images alone makes the representations equal, as with as many features as there are images left."""
     count = len(without)
     if count == 0:
         return None
@@ -116,14 +121,19 @@ def group_interval(
         spread = np.square(away).mean(axis=0)
         freedom = np.clip(2 * count / ((away**4).mean(axis=0) / np.square(spread) - 1), 3, count - 1)
         variance = spread * (count - 1)
+        beyond = direction * values > direction * quantile95
         if len(null) > 1:
             by_chance = scale.of(null).var(axis=0, ddof=1)
-            beyond = direction * values > direction * quantile95
-            variance = np.where(beyond, variance, np.maximum(variance / 2, by_chance))
+            products = by_chance * (1 - np.square(values)) if scale.canonical else 0
+            variance = np.where(beyond, np.maximum(variance - products, variance / 2), np.maximum(variance / 2, by_chance))
         half = t.ppf((1 + _LEVEL) / 2, freedom) * np.sqrt(variance)
         half = np.where((np.abs(parts) > scale.equal).any(axis=0), np.nan, half)
-        bounds = np.sort([np.clip(scale.back(z + side), *limits) for side in (-half, half)], axis=0)
-        low, high = np.where(np.abs(z) > scale.equal, values, bounds)
+        bounds = np.sort([scale.back(z + side) for side in (-half, half)], axis=0)
+        if len(null) > 1:
+            middle = scale.back(scale.of(null).mean(axis=0))
+            past = direction * np.maximum(direction * bounds, direction * middle)
+            bounds = np.where(beyond, past, [np.minimum(bounds[0], middle), np.maximum(bounds[1], middle)])
+        low, high = np.where(np.abs(z) > scale.equal, values, np.clip(bounds, *limits))
     return Interval(low, high, count)
 
 
