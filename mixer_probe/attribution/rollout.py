@@ -4,7 +4,7 @@ Rollout (Abnar and Zuidema 2020): the product over blocks, last to first, of (me
 Gradient-weighted attention (Chefer et al. 2021, "Generic attention-model explainability", self-attention rule): R = I, then for
 every block R <- R + mean over heads of ReLU(A * dy/dA) R, with y the target's logit.
 Of the resulting matrix [token, token] the rows are averaged that the network reads after its last block (the class token, or all
-patches, found by a gradient), and the columns of the patches are kept."""
+patches, found by a gradient), and of the columns those of the patches remain."""
 
 from __future__ import annotations
 

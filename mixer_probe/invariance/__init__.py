@@ -1,4 +1,4 @@
-"""What a frozen network is indifferent to: accuracy, errors and representations when its images are distorted."""
+"""Invariance of frozen networks: accuracy, errors and representations when images are distorted."""
 
 from mixer_probe.invariance.accuracy import DistortionAccuracy, Estimate, distortion_accuracy
 from mixer_probe.invariance.architectures import ArchitectureComparison, compare_architectures

@@ -1,4 +1,4 @@
-"""How often a frozen network is still right, and how often it still says the same, when its images are distorted."""
+"""Accuracy of a frozen network under distortions, and agreement with its predictions for undistorted images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.images.distortions import Distortion
 from mixer_probe.invariance.predictions import Source, predictions
-from mixer_probe.invariance.standard import standard_distortions
+from mixer_probe.invariance.standard import of_kind, standard_distortions
 from mixer_probe.models.classes import labels_as_outputs
 from mixer_probe.models.model import Model
 from mixer_probe.stats import delta_interval, difference_interval, mcnemar, paired_counts, wilson_interval
@@ -33,11 +33,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class DistortionAccuracy(Result):
-    """Predicted classes [1 + distortion, image] of a network, row 0 of the plain images, beside the `labels` [image],
-    which are outputs of the network too.
+    """Predicted classes [1 + distortion, image] of a network, row 0 of the undistorted images, and the `labels` [image] as
+    outputs of the network.
 
-    Everything else follows from them. `classes` is how many the network tells apart; chance is the share of the commonest class
-    among the images. Undefined predictions are -1 and never right."""
+    Everything else follows from them. `classes` is the number of classes of the network; chance is the fraction of images in the
+    most frequent class. Undefined predictions are -1 and never right."""
 
     title: ClassVar[str] = "Accuracy under distortions"
 
@@ -59,13 +59,12 @@ class DistortionAccuracy(Result):
         return tuple(dict.fromkeys(d.kind for d in self.distortions))
 
     def of_kind(self, kind: str) -> list[int]:
-        """Indices of the distortions of a kind, from the mildest to the hardest.
+        """Indices of the distortions of a kind, from the mildest to the most severe.
 
-        Raises MeasureError for a kind that is not there."""
-        found = [i for i, d in enumerate(self.distortions) if d.kind == kind]
-        if not found:
+        Raises MeasureError for a kind that is not among the distortions."""
+        if kind not in self.kinds:
             raise MeasureError(f"{self.model.name} was not measured under '{kind}'; its distortions: {', '.join(self.kinds)}")
-        return sorted(found, key=lambda i: self.distortions[i].harder * self.distortions[i].strength)
+        return of_kind(self.distortions, kind)
 
     @property
     def right(self) -> np.ndarray:
@@ -75,22 +74,22 @@ class DistortionAccuracy(Result):
 
     @cached_property
     def accuracy(self) -> Estimate:
-        """Share of right predictions [1 + distortion], the plain images first, with Wilson's interval."""
-        return self._share(self.right)
+        """Fraction of right predictions [1 + distortion], the undistorted images first, with Wilson's interval."""
+        return self._fraction(self.right)
 
     @property
     def chance(self) -> float:
-        """What always naming the commonest class gives."""
+        """Accuracy of always predicting the most frequent class."""
         return float(np.unique(self.labels, return_counts=True)[1].max() / self.n)
 
     @property
     def reads_class(self) -> bool:
-        """Whether the network is right more often than chance on the plain images, beyond the interval."""
+        """Whether accuracy on the undistorted images is significantly above chance (lower end of the interval)."""
         return bool(self.accuracy.low[0] > self.chance)
 
     @cached_property
     def drop(self) -> Estimate:
-        """Accuracy on the plain images minus that on distorted ones [distortion], with Tango's interval for paired shares."""
+        """Accuracy on undistorted minus that on distorted images [distortion], with Tango's interval for paired fractions."""
         return Estimate(self.accuracy.value[0] - self.accuracy.value[1:], *difference_interval(self._counts))
 
     @property
@@ -100,18 +99,19 @@ class DistortionAccuracy(Result):
 
     @cached_property
     def kept(self) -> Estimate:
-        """(distorted - chance) / (plain - chance) [distortion]: 1 if nothing is lost, 0 at chance, with the interval of the ratio
-        over images (delta method).
+        """Retained accuracy, (distorted - chance) / (undistorted - chance) [distortion]: 1 if nothing is lost, 0 at chance.
 
-        NaN for a network that is no better than chance on the plain images."""
+        The interval is that of the ratio over images (delta method).
+
+        NaN for a network that is no better than chance on the undistorted images."""
         if not self.reads_class:
             return Estimate(*np.full((3, len(self.distortions)), np.nan))
         value, influence, most = self.kept_by_image()
         return Estimate(value, *delta_interval(value, influence, limits=(value - most, value + most)))
 
     def kept_by_image(self) -> tuple[np.ndarray, np.ndarray, float]:
-        """What is kept [distortion], the influence of each image on it [distortion, image], and the most it would change if the
-        answers to all distorted images did."""
+        """Retained accuracy [distortion], the influence of each image on it [distortion, image], and the most it would change if
+        the predictions of all distorted images did."""
         right, margin = self.right.astype(np.float64), self.accuracy.value[0] - self.chance
         value = (self.accuracy.value[1:] - self.chance) / margin
         away = right - right.mean(axis=1, keepdims=True)
@@ -119,50 +119,46 @@ class DistortionAccuracy(Result):
 
     @cached_property
     def agreement(self) -> Estimate:
-        """Share of images whose predicted class is that of the plain image [distortion], with Wilson's interval."""
-        return self._share((self.predicted[1:] == self.predicted[0]) & (self.predicted[0] >= 0))
+        """Fraction of images with the predicted class of the undistorted image [distortion], with Wilson's interval."""
+        return self._fraction((self.predicted[1:] == self.predicted[0]) & (self.predicted[0] >= 0))
 
     @property
     def agreement_by_chance(self) -> np.ndarray:
-        """Agreement of independent predictions that name each class as often [distortion]."""
-        shares = np.stack([(self.predicted == k).mean(axis=1) for k in np.unique(self.predicted)])
-        found: np.ndarray = (shares[:, 1:] * shares[:, :1]).sum(axis=0)
+        """Agreement expected of independent predictions with the same class frequencies [distortion]."""
+        frequencies = np.stack([(self.predicted == k).mean(axis=1) for k in np.unique(self.predicted)])
+        found: np.ndarray = (frequencies[:, 1:] * frequencies[:, :1]).sum(axis=0)
         return found
 
     @property
     def _counts(self) -> np.ndarray:
-        """Right in both, on the plain image alone, on the distorted one alone, in none: [distortion, 4]."""
+        """Images right in both, undistorted alone, distorted alone, in neither: [distortion, 4]."""
         return paired_counts(self.right[:1], self.right[1:])
 
-    def _share(self, true: np.ndarray) -> Estimate:
+    def _fraction(self, true: np.ndarray) -> Estimate:
         low, high = wilson_interval(true.sum(axis=-1), np.full(true.shape[0], self.n))
         return Estimate(true.mean(axis=-1), np.asarray(low), np.asarray(high))
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a distortion, the plain images first."""
+        """One row per distortion, the undistorted images first."""
         frame = pd.DataFrame(
-            {"model": self.model.name, "trained": self.model.trained, "family": self.model.family, **self._names()}
+            {
+                "model": self.model.name,
+                "trained": self.model.trained,
+                "family": self.model.family,
+                "distortion": ["none", *(d.label for d in self.distortions)],
+                "kind": ["none", *(d.kind for d in self.distortions)],
+                "strength": [np.nan, *(d.strength for d in self.distortions)],
+                "unit": ["", *(d.unit for d in self.distortions)],
+            }
         )
-        for name, estimate, plain in (
-            ("accuracy", self.accuracy, None),
-            ("drop", self.drop, 0.0),
-            ("kept", self.kept, 1.0 if self.reads_class else np.nan),
-            ("agreement", self.agreement, 1.0),
-        ):
-            columns = {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-            for column, values in columns.items():
-                frame[column] = values if plain is None else np.concatenate([[plain], values])
+        undistorted = {"accuracy": (), "drop": (0.0,), "kept": (1.0 if self.reads_class else np.nan,), "agreement": (1.0,)}
+        for name, first in undistorted.items():
+            estimate = getattr(self, name)
+            for side, values in (("", estimate.value), ("_low", estimate.low), ("_high", estimate.high)):
+                frame[name + side] = np.concatenate([first, values])
         frame["agreement_by_chance"] = np.concatenate([[1.0], self.agreement_by_chance])
         frame["p_mcnemar"] = np.concatenate([[np.nan], self.p_value])
         return frame.assign(chance=self.chance, n=self.n)
-
-    def _names(self) -> dict[str, Any]:
-        return {
-            "distortion": ["none", *(d.label for d in self.distortions)],
-            "kind": ["none", *(d.kind for d in self.distortions)],
-            "strength": [np.nan, *(d.strength for d in self.distortions)],
-            "unit": ["", *(d.unit for d in self.distortions)],
-        }
 
 
 @checked(MeasureError)
@@ -174,7 +170,7 @@ def distortion_accuracy(
     batch_size: int = 64,
     seed: int = 0,
 ) -> DistortionAccuracy:
-    """What a frozen network predicts for labelled images, plain and under each of the `distortions`.
+    """Predictions of a frozen network for labelled images, undistorted and under each of the `distortions`.
 
     By default `standard_distortions(model, seed=seed)`. Networks are compared under the same distortions of the same images: give
     all of them the list of one.
@@ -189,8 +185,7 @@ def distortion_accuracy(
     if not result.reads_class:
         warnings.warn(
             f"{model.name} has an accuracy of {100 * result.accuracy.value[0]:.1f} % on undistorted images, which is not "
-            "above chance "
-            f"({100 * result.chance:.1f} %): the retained fraction is NaN",
+            f"above chance ({100 * result.chance:.1f} %): the retained fraction is NaN",
             UndefinedInvarianceWarning,
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""Which architecture loses what: what networks of each family keep of their accuracy under each kind of distortion."""
+"""Robustness by architecture: the accuracy that networks of each family retain under each kind of distortion."""
 
 from __future__ import annotations
 
@@ -46,31 +46,35 @@ class ArchitectureComparison(Result):
         return [i for i, member in enumerate(self.members) if member == group]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a group and kind, with the gap to the group that keeps most of that kind."""
-        return pd.DataFrame([self._row(g, k) for k in range(len(self.kinds)) for g in range(len(self.groups))])
-
-    def _row(self, g: int, k: int) -> dict[str, object]:
-        best, own = int(self.kept[:, k].argmax()), self.networks_of(self.groups[g])
-        return {
-            "kind": self.kinds[k],
-            "strengths": self.strengths[k],
-            "group": self.groups[g],
-            "networks": len(own),
-            "kept": float(self.kept[g, k]),
-            "low": float(self.low[g, k]),
-            "high": float(self.high[g, k]),
-            "lowest_network": float(self.by_network[own, k].min()),
-            "highest_network": float(self.by_network[own, k].max()),
-            "best_group": self.groups[best],
-            "behind_best": float(self.gap[best, g, k]),
-            "behind_low": float(self.gap_low[best, g, k]),
-            "behind_high": float(self.gap_high[best, g, k]),
-            "n": self.n,
-        }
+        """One row per group and kind, with the gap to the group that retains most under that kind."""
+        rows = []
+        for k, kind in enumerate(self.kinds):
+            best = int(self.kept[:, k].argmax())
+            for g, group in enumerate(self.groups):
+                own = self.networks_of(group)
+                rows.append(
+                    {
+                        "kind": kind,
+                        "strengths": self.strengths[k],
+                        "group": group,
+                        "networks": len(own),
+                        "kept": float(self.kept[g, k]),
+                        "low": float(self.low[g, k]),
+                        "high": float(self.high[g, k]),
+                        "lowest_network": float(self.by_network[own, k].min()),
+                        "highest_network": float(self.by_network[own, k].max()),
+                        "best_group": self.groups[best],
+                        "behind_best": float(self.gap[best, g, k]),
+                        "behind_low": float(self.gap_low[best, g, k]),
+                        "behind_high": float(self.gap_high[best, g, k]),
+                        "n": self.n,
+                    }
+                )
+        return pd.DataFrame(rows)
 
 
 def compare_architectures(results: Sequence[DistortionAccuracy]) -> ArchitectureComparison:
-    """Compare families by what their trained networks keep. Networks that cannot read the class are left out.
+    """The accuracy that each family retains, from its trained networks that are above chance.
 
     Raises MeasureError for networks under other distortions or of other images, or fewer than two that are above chance."""
     readers = [r for r in results if r.model.trained and r.reads_class]
@@ -80,9 +84,17 @@ def compare_architectures(results: Sequence[DistortionAccuracy]) -> Architecture
     first, groups = readers[0], tuple(dict.fromkeys(r.model.family for r in readers))
     weights = np.array([[r.model.family == g for r in readers] for g in groups], dtype=np.float64)
     weights /= weights.sum(axis=1, keepdims=True)
-    by_network, influence, most = (np.stack(part) for part in zip(*(_kept_by(r) for r in readers), strict=True))
-    kept, grouped = weights @ by_network, np.einsum("gm,mkn->gkn", weights, influence)
-    gap, reach = kept[:, None] - kept[None], (weights @ most)[:, None]
+    # Per network: what it retains under each kind, the influence of each image on it, and the most it could change.
+    means, influences, most = [], [], []
+    for r in readers:
+        values, by_image, change = r.kept_by_image()
+        rows = [r.of_kind(kind) for kind in r.kinds]
+        means.append(np.stack([values[row].mean() for row in rows]))
+        influences.append(np.stack([by_image[row].mean(axis=0) for row in rows]))
+        most.append(change)
+    by_network = np.stack(means)
+    kept, grouped = weights @ by_network, np.einsum("gm,mkn->gkn", weights, np.stack(influences))
+    gap, reach = kept[:, None] - kept[None], (weights @ np.stack(most))[:, None]
     both = reach[:, None] + reach[None]
     return ArchitectureComparison(
         groups,
@@ -98,11 +110,3 @@ def compare_architectures(results: Sequence[DistortionAccuracy]) -> Architecture
         by_network,
         first.n,
     )
-
-
-def _kept_by(result: DistortionAccuracy) -> tuple[np.ndarray, np.ndarray, float]:
-    """What a network keeps under each kind [kind], the influence of each image on it [kind, image], and the most it could
-    change."""
-    kept, influence, most = result.kept_by_image()
-    rows = [result.of_kind(kind) for kind in result.kinds]
-    return np.stack([kept[r].mean() for r in rows]), np.stack([influence[r].mean(axis=0) for r in rows]), most

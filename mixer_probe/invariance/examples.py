@@ -1,4 +1,4 @@
-"""What distorted images look like: the pixels that a network is given."""
+"""Examples of distorted images: the pixels that a network is given."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from mixer_probe.models.model import Model
 
 @dataclass(frozen=True)
 class DistortionExamples(Result):
-    """Images as `model` gets them, before normalisation: uint8 `pixels` [1 + distortion, image, h, w, 3], row 0 plain.
+    """Images as `model` gets them, before normalisation: uint8 `pixels` [1 + distortion, image, h, w, 3], row 0
+    undistorted.
 
-    Values beyond black and white, which filters make, are clipped for show; the network sees them."""
+    Values beyond black and white, which filters produce, are clipped here but not in the network's input."""
 
     title: ClassVar[str] = "Distorted images"
 
@@ -34,7 +35,7 @@ class DistortionExamples(Result):
     pixels: np.ndarray
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a distortion."""
+        """One row per distortion."""
         return pd.DataFrame(
             {
                 "distortion": [d.label for d in self.distortions],

@@ -1,12 +1,12 @@
-"""Pictures of distortions: what they look like, what they cost, whether networks fail together, how far layers move."""
+"""Figures of distortions: examples, accuracy, robustness by architecture, error consistency and representation shift."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -22,13 +22,13 @@ from mixer_probe.invariance import (
     ErrorConsistency,
     RepresentationShift,
 )
+from mixer_probe.invariance.standard import of_kind
 from mixer_probe.plotting.curves import chance_line, curve, key_below, model_keys, share_text
 from mixer_probe.plotting.style import COLOURS, GREY, MARKERS, SEQUENTIAL, line_styles, model_label, plain, styled
 
 Value = Literal["accuracy", "kept", "agreement"]
 
 _AXES = {"accuracy": "accuracy (%)", "kept": "kept of the margin (%)", "agreement": "same prediction (%)"}
-_PANELS_A_ROW = 4
 _MOST_PAIRS = 36
 _MOST_MAPS = 9
 # Cells of a heat map of more networks have no room for a second number.
@@ -38,65 +38,58 @@ _ROOM = 8
 @styled
 @checked(MeasureError)
 def distortion_curves(results: Sequence[DistortionAccuracy], value: Value = "accuracy") -> Figure:
-    """One panel a kind of distortion, from the plain images on the left to the hardest on the right; bands are 95 % intervals.
+    """One panel per kind of distortion, from the undistorted images on the left to the most severe; bands are 95 % intervals.
 
-    `value` is "accuracy", "kept" (of the accuracy above chance) or "agreement" (with the prediction for the plain image). Grey
-    lines are chance. Raises MeasureError for another value, and for results without a distortion."""
+    `value` is "accuracy", "kept" (the retained fraction of the accuracy above chance) or "agreement" (with the prediction for the
+    undistorted image). Grey lines are chance. Raises MeasureError for another value, and for results without a distortion."""
     kinds = list(dict.fromkeys(kind for r in results for kind in r.kinds))
     if not kinds:
         raise MeasureError("there is no distortion to draw")
-    columns = min(_PANELS_A_ROW, len(kinds))
-    rows = -(-len(kinds) // columns)
-    figure = Figure(figsize=(max(2.6 * columns + 0.5, 4.2), 2.5 * rows + 0.2))
-    panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    figure, panels = _panels(len(kinds), 4, (2.6, 2.5), 0.2)
     styles = line_styles([r.model for r in results])
     for axes, kind in zip(panels.flat, kinds):
-        _kind_panel(axes, [r for r in results if kind in r.kinds], kind, value, styles)
-    for axes in panels.flat[len(kinds) :]:
-        axes.remove()
+        measured = [r for r in results if kind in r.kinds]
+        for result in measured:
+            rows, estimate = result.of_kind(kind), getattr(result, value)
+            # The undistorted images are the first row of accuracy, and the reference of the other values.
+            start, index = ([], [0, *(i + 1 for i in rows)]) if value == "accuracy" else ([1.0], rows)
+            sides = (estimate.value, estimate.low, estimate.high)
+            middle, low, high = (100 * np.concatenate([start, side[index]]) for side in sides)
+            curve(axes, np.arange(len(middle)), middle, (low, high), styles[result.model.name])
+        if value == "agreement":
+            by_chance = 100 * np.mean([r.agreement_by_chance[r.of_kind(kind)] for r in measured], axis=0)
+            steps = 1 + np.arange(len(by_chance))
+            axes.hlines(by_chance, steps - 0.3, steps + 0.3, color=GREY, linewidth=1)
+        else:
+            chance_line(axes, [0.0] if value == "kept" else [100 * r.chance for r in measured])
+        shown = [measured[0].distortions[i] for i in measured[0].of_kind(kind)]
+        texts = ["none", *(d.strength_text for d in shown)]
+        turn = {"rotation": 40, "ha": "right"} if max(map(len, texts)) * len(texts) > 22 else {}
+        axes.set_xticks(range(len(texts)), texts, fontsize=7.5, **turn)
+        axes.set_title(plain(kind), fontsize=8.5)
+        axes.set_xlabel(shown[0].unit, fontsize=8)
     for row in panels:
         row[0].set_ylabel(_AXES[value])
-    key_below(figure, model_keys([r.model for r in results], chance=_chance_text(results, value)))
+    highest = share_text(max(r.chance for r in results))
+    chance = {"accuracy": f"chance ({highest})", "kept": "chance", "agreement": "independent predictions"}[value]
+    key_below(figure, model_keys([r.model for r in results], chance=chance))
     return figure
 
 
-def _chance_text(results: Sequence[DistortionAccuracy], value: Value) -> str:
-    chance = share_text(max(r.chance for r in results))
-    return {"accuracy": f"chance ({chance})", "kept": "chance", "agreement": "independent predictions"}[value]
-
-
-def _kind_panel(axes: Axes, results: Sequence[DistortionAccuracy], kind: str, value: Value, styles: dict[str, Any]) -> None:
-    for result in results:
-        rows = result.of_kind(kind)
-        middle, low, high = (100 * part for part in _with_plain(result, value, rows))
-        curve(axes, np.arange(len(middle)), middle, (low, high), styles[result.model.name])
-    first = results[0]
-    if value == "agreement":
-        by_chance = 100 * np.mean([r.agreement_by_chance[r.of_kind(kind)] for r in results], axis=0)
-        steps = 1 + np.arange(len(by_chance))
-        axes.hlines(by_chance, steps - 0.3, steps + 0.3, color=GREY, linewidth=1)
-    else:
-        chance_line(axes, [0.0] if value == "kept" else [100 * r.chance for r in results])
-    texts = ["none", *(first.distortions[i].strength_text for i in first.of_kind(kind))]
-    crowded = max(map(len, texts)) * len(texts) > 22
-    axes.set_xticks(range(len(texts)), texts, rotation=40 if crowded else 0, ha="right" if crowded else "center", fontsize=7.5)
-    axes.set_title(plain(kind), fontsize=8.5)
-    axes.set_xlabel(first.distortions[first.of_kind(kind)[0]].unit, fontsize=8)
-
-
-def _with_plain(result: DistortionAccuracy, value: Value, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Value and bounds of the plain images and of some distortions."""
-    if value == "accuracy":
-        estimate, index, start = result.accuracy, [0, *(i + 1 for i in rows)], []
-    else:
-        estimate, index, start = getattr(result, value), list(rows), [1.0]
-    value_, low, high = (np.concatenate([start, part[index]]) for part in (estimate.value, estimate.low, estimate.high))
-    return value_, low, high
+def _panels(count: int, most: int, size: tuple[float, float], below: float, *, sharex: bool = False) -> tuple[Figure, np.ndarray]:
+    """A figure of `count` panels of a size in rows of at most `most` that share the y axis, with room below, and their grid."""
+    columns = min(most, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(max(size[0] * columns + 0.5, 4.2), size[1] * rows + below))
+    panels: np.ndarray = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=True)
+    for axes in panels.flat[count:]:
+        axes.remove()
+    return figure, panels
 
 
 @styled
 def architecture_dots(result: ArchitectureComparison) -> Figure:
-    """What each family keeps of its accuracy above chance under each kind of distortion, averaged over strengths.
+    """The retained accuracy above chance of each family under each kind of distortion, averaged over strengths.
 
     Bars are 95 % intervals over images; small open marks are the single networks."""
     count = len(result.kinds)
@@ -107,7 +100,9 @@ def architecture_dots(result: ArchitectureComparison) -> Figure:
         y = np.arange(count) + offset
         style: dict[str, Any] = {"color": COLOURS[g], "marker": MARKERS[g], "linestyle": ""}
         bars = np.stack([result.kept[g] - result.low[g], result.high[g] - result.kept[g]])
-        axes.errorbar(100 * result.kept[g], y, xerr=100 * np.maximum(bars, 0), label=_group_label(result, group), **style)
+        networks = len(result.networks_of(group))
+        label = f"{FAMILIES.get(group, group)}, {networks} network{'s' if networks > 1 else ''}"
+        axes.errorbar(100 * result.kept[g], y, xerr=100 * np.maximum(bars, 0), label=label, **style)
         for i in result.networks_of(group):
             axes.plot(100 * result.by_network[i], y, **style, markersize=3, markerfacecolor="white", alpha=0.7)
     for k in range(count - 1):
@@ -121,17 +116,12 @@ def architecture_dots(result: ArchitectureComparison) -> Figure:
     return figure
 
 
-def _group_label(result: ArchitectureComparison, group: str) -> str:
-    count = len(result.networks_of(group))
-    return f"{FAMILIES.get(group, group)}, {count} network{'s' if count > 1 else ''}"
-
-
 # -- error consistency -------------------------------------------------------------------------------------------------
 
 
 @styled
 def error_consistency_pairs(result: ErrorConsistency, row: int = 0) -> Figure:
-    """Kappa of every pair, most consistent first, on plain images or under one distortion (`row` 0, or its number from 1).
+    """Kappa of every pair, most consistent first, on undistorted images or under one distortion (`row` 0, or its number from 1).
 
     Bars are 95 % intervals over images; grey bands hold 95 % of the kappas of independent errors; ticks are the largest kappa
     that the two accuracies allow. Of more than 36 pairs the first are shown."""
@@ -154,37 +144,32 @@ def error_consistency_pairs(result: ErrorConsistency, row: int = 0) -> Figure:
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlim(min(-0.1, float(np.nanmin(result.low[row, i, j])) - 0.05), 1.03)
     axes.axvline(0, color=GREY, linewidth=0.8)
-    axes.set(
-        xlabel="error consistency (kappa)", title=plain("Undistorted images" if row == 0 else _two_lines(result.labels[row]))
-    )
-    key_below(figure, _pair_keys())
+    title = plain("Undistorted images" if row == 0 else _two_lines(result.labels[row]))
+    axes.set(xlabel="error consistency (kappa)", title=title)
+    tick: dict[str, Any] = {"color": COLOURS[1], "marker": "|", "markersize": 9, "markeredgewidth": 1.6, "linestyle": ""}
+    keys = [
+        Line2D([], [], color=COLOURS[0], marker=MARKERS[0], label="kappa, 95 % interval"),
+        Line2D([], [], **tick, label="largest possible"),
+        Line2D([], [], color=GREY, alpha=0.3, linewidth=7, label="independent errors (95 %)"),
+    ]
+    key_below(figure, keys)
     return figure
 
 
-def _pair_keys() -> list[Any]:
-    return [
-        Line2D([], [], color=COLOURS[0], marker=MARKERS[0], label="kappa, 95 % interval"),
-        Line2D([], [], color=COLOURS[1], marker="|", markersize=9, markeredgewidth=1.6, linestyle="", label="largest possible"),
-        Line2D([], [], color=GREY, alpha=0.3, linewidth=7, label="independent errors (95 %)"),
-    ]
-
-
 def telling_rows(result: ErrorConsistency) -> list[int]:
-    """The plain images and, of each kind, the hardest distortion at which every network is above chance: at most nine rows.
+    """The undistorted images and, of each kind, the most severe distortion at which every network is above chance: at most nine
+    rows.
 
     Where all are near chance, kappa is about guesses."""
-    rows = [0]
-    fine = [bool(row.all()) for row in result.above_chance]
+    rows, able = [0], [bool(row.all()) for row in result.above_chance]
     for kind in dict.fromkeys(d.kind for d in result.distortions):
-        able = [k for k, d in enumerate(result.distortions, 1) if d.kind == kind and fine[k]]
-        if able:
-            rows.append(max(able, key=lambda k: result.distortions[k - 1].harder * result.distortions[k - 1].strength))
+        rows += [k + 1 for k in of_kind(result.distortions, kind) if able[k + 1]][-1:]
     return rows[:_MOST_MAPS]
 
 
 @styled
 def error_consistency_heatmaps(result: ErrorConsistency, rows: Sequence[int] | None = None) -> Figure:
-    """Kappa of every two networks, one map for the plain images (row 0) and each of some distortions, on one scale.
+    """Kappa of every two networks, one map for the undistorted images (row 0) and each of some distortions, on one scale.
 
     Small numbers are the largest kappa possible. `rows` are by default those of `telling_rows`."""
     chosen = list(telling_rows(result) if rows is None else rows)
@@ -193,7 +178,8 @@ def error_consistency_heatmaps(result: ErrorConsistency, rows: Sequence[int] | N
     lines = -(-len(chosen) // columns)
     side = max(0.44 * count, 1.6)
     # Names stand beside and below the maps.
-    names = 0.06 * max(len(model_label(model)) for model in result.models) + 0.2
+    labels = [model_label(model) for model in result.models]
+    names = 0.06 * max(map(len, labels)) + 0.2
     figure = Figure(figsize=((side + 0.35) * columns + names + 1.0, (side + 0.55) * lines + names))
     panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     off = ~np.eye(count, dtype=bool)
@@ -202,7 +188,16 @@ def error_consistency_heatmaps(result: ErrorConsistency, rows: Sequence[int] | N
     low, high = (float(end) for end in (np.nanmin(shown, initial=0), np.nanmax(shown, initial=0.1)))
     scale = Normalize(np.floor(10 * low) / 10, np.ceil(10 * high) / 10)
     for axes, row in zip(panels.flat, chosen):
-        _kappa_map(axes, result, row, scale)
+        values = np.where(off, result.kappa[row], np.nan)
+        axes.imshow(values, cmap=SEQUENTIAL, norm=scale)
+        for i, j in np.argwhere(np.isfinite(values)) if count <= _ROOM else ():
+            colour = "white" if scale(values[i, j]) < 0.6 else "black"
+            axes.text(j, i - 0.12, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=6.5, color=colour)
+            axes.text(j, i + 0.27, f"≤{result.most[row, i, j]:.2f}", ha="center", va="center", fontsize=4.8, color=colour)
+        axes.set_xticks(range(count), labels, rotation=90, fontsize=7)
+        axes.set_yticks(range(count), labels, fontsize=7)
+        title = "undistorted" if row == 0 else result.labels[row]
+        axes.set_title(plain(_two_lines(title)), fontsize=7.5, fontweight="normal")
     for axes in panels.flat[len(chosen) - columns : len(chosen)]:
         # The last of a column is not in the last row where the rows are not full.
         axes.tick_params(labelbottom=True)
@@ -212,20 +207,6 @@ def error_consistency_heatmaps(result: ErrorConsistency, rows: Sequence[int] | N
     bar.set_label("kappa", fontsize=8)
     bar.outline.set_visible(False)
     return figure
-
-
-def _kappa_map(axes: Axes, result: ErrorConsistency, row: int, scale: Normalize) -> None:
-    count = len(result.models)
-    values = np.where(np.eye(count, dtype=bool), np.nan, result.kappa[row])
-    axes.imshow(values, cmap=SEQUENTIAL, norm=scale)
-    for i, j in np.argwhere(np.isfinite(values)) if count <= _ROOM else ():
-        colour = "white" if scale(values[i, j]) < 0.6 else "black"
-        axes.text(j, i - 0.12, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=6.5, color=colour)
-        axes.text(j, i + 0.27, f"≤{result.most[row, i, j]:.2f}", ha="center", va="center", fontsize=4.8, color=colour)
-    names = [model_label(model) for model in result.models]
-    axes.set_xticks(range(count), names, rotation=90, fontsize=7)
-    axes.set_yticks(range(count), names, fontsize=7)
-    axes.set_title(plain(_two_lines("undistorted" if row == 0 else result.labels[row])), fontsize=7.5, fontweight="normal")
 
 
 def _two_lines(label: str) -> str:
@@ -239,27 +220,23 @@ def _two_lines(label: str) -> str:
 @styled
 @checked(MeasureError)
 def representation_shift_curves(results: Sequence[RepresentationShift], measure: Literal["cka", "cosine"] = "cka") -> Figure:
-    """Likeness of plain and distorted images by depth, one panel a distortion; bands are 95 % intervals.
+    """Similarity of undistorted and distorted images by depth, one panel per distortion; bands are 95 % intervals.
 
-    Thin grey lines are what random pairs of images give. Raises MeasureError for another measure."""
-    if measure not in ("cka", "cosine"):
-        raise MeasureError(f"a shift is measured by cka or cosine, not '{measure}'")
+    Thin grey lines are random pairs of images. Raises MeasureError for another measure."""
     distortions = list(dict.fromkeys(d for r in results for d in r.distortions))
-    columns = min(3, len(distortions))
-    rows = -(-len(distortions) // columns)
-    figure = Figure(figsize=(max(2.9 * columns + 0.5, 4.2), 2.4 * rows + 0.3))
-    panels = figure.subplots(rows, columns, squeeze=False, sharey=True, sharex=True)
+    figure, panels = _panels(len(distortions), 3, (2.9, 2.4), 0.3, sharex=True)
     styles = line_styles([r.model for r in results])
     for axes, distortion in zip(panels.flat, distortions):
         for result in results:
             if distortion in result.distortions:
-                _shift_line(axes, result, result.distortions.index(distortion), measure, styles)
+                d, depths = result.distortions.index(distortion), [layer.depth for layer in result.layers]
+                value, low, high, null = (getattr(result, measure + end)[d] for end in ("", "_low", "_high", "_null"))
+                axes.plot(depths, null, color=GREY, linewidth=0.6, alpha=0.7)
+                curve(axes, depths, value, (low, high), styles[result.model.name])
         axes.set_title(plain(_two_lines(distortion.label)), fontsize=8.5)
-    for axes in panels.flat[len(distortions) :]:
-        axes.remove()
     for axes in panels[:, 0]:
         axes.set_ylabel("CKA, undistorted vs distorted" if measure == "cka" else "cosine, undistorted vs distorted")
-    for axes in panels.flat[max(0, len(distortions) - columns) : len(distortions)]:
+    for axes in panels.flat[max(0, len(distortions) - panels.shape[1]) : len(distortions)]:
         axes.set_xlabel("relative depth")
         axes.tick_params(labelbottom=True)
     panels[0, 0].set(xlim=(-0.02, 1.02), ylim=(min(-0.05, panels[0, 0].get_ylim()[0]), 1.03))
@@ -267,25 +244,18 @@ def representation_shift_curves(results: Sequence[RepresentationShift], measure:
     return figure
 
 
-def _shift_line(axes: Axes, result: RepresentationShift, d: int, measure: str, styles: dict[str, Any]) -> None:
-    x = [layer.depth for layer in result.layers]
-    value, low, high, null = (getattr(result, measure + end)[d] for end in ("", "_low", "_high", "_null"))
-    axes.plot(x, null, color=GREY, linewidth=0.6, alpha=0.7)
-    curve(axes, x, value, (low, high), styles[result.model.name])
-
-
-# -- pictures ----------------------------------------------------------------------------------------------------------
+# -- examples ----------------------------------------------------------------------------------------------------------
 
 
 @styled
 def distortion_pictures(result: DistortionExamples, image: int = 0) -> Figure:
-    """One image under every distortion: a row a kind, from mild to hard, the plain image before each.
+    """One image under every distortion: one row per kind, from mild to severe, the undistorted image before each.
 
-    Raises MeasureError for an image that is not there."""
+    Raises MeasureError for an image that is not among the examples."""
     if not 0 <= image < len(result.ids):
         raise MeasureError(f"there are {len(result.ids)} example images, from 0 to {len(result.ids) - 1}; no image {image}")
     kinds = list(dict.fromkeys(d.kind for d in result.distortions))
-    by_kind = {kind: _ordered(result, kind) for kind in kinds}
+    by_kind = {kind: of_kind(result.distortions, kind) for kind in kinds}
     columns = 1 + max(map(len, by_kind.values()))
     figure = Figure(figsize=(1.02 * columns + 1.4, 1.22 * len(kinds) + 0.1))
     panels = figure.subplots(len(kinds), columns, squeeze=False)
@@ -299,18 +269,11 @@ def distortion_pictures(result: DistortionExamples, image: int = 0) -> Figure:
                 spine.set_visible(False)
         for axes in row[len(shown) :]:
             axes.remove()
-        row[0].set_ylabel(plain(_wrapped(kind)), rotation=0, ha="right", va="center", fontsize=7.5)
+        row[0].set_ylabel(
+            plain(textwrap.fill(kind, 16, break_long_words=False, break_on_hyphens=False)),
+            rotation=0,
+            ha="right",
+            va="center",
+            fontsize=7.5,
+        )
     return figure
-
-
-def _ordered(result: DistortionExamples, kind: str) -> list[int]:
-    found = [k for k, d in enumerate(result.distortions) if d.kind == kind]
-    return sorted(found, key=lambda k: result.distortions[k].harder * result.distortions[k].strength)
-
-
-def _wrapped(text: str, width: int = 16) -> str:
-    lines = [""]
-    for word in text.split():
-        fits = len(lines[-1]) + len(word) < width
-        lines = [*lines[:-1], f"{lines[-1]} {word}".strip()] if fits else [*lines, word]
-    return "\n".join(lines)

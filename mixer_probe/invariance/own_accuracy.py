@@ -1,4 +1,4 @@
-"""How often a network's own classifier is right on the images of a study: the first thing to know of every other number."""
+"""Accuracy of a network's own classifier on the images of a study, the context of every other number."""
 
 from __future__ import annotations
 
@@ -25,10 +25,14 @@ _BUNDLED = "bundled checkpoint "
 def own_accuracy(model: Model, images: Source, reps: Representations | None = None, batch_size: int = 64) -> OwnAccuracy:
     """The accuracy of the network on labelled images, whose classes are found among its outputs by name (`labels_as_outputs`).
 
-    `reps` are its representations of these images; where they hold the head that gives the logits, no image is looked at again.
+    `reps` are its representations of these images; where they hold the head that gives the logits, no image is passed again.
     Images without labels, classes that are no outputs and networks without a classifier give an accuracy that is NaN, with the
     reason. Raises ImagesError for an image that cannot be decoded."""
-    stated, stated_on = _stated(model)
+    # What the card of a bundled network states, and on which images.
+    stated, stated_on, source = math.nan, "", model.weights.source
+    if source.startswith(_BUNDLED):
+        card = zoo.card(source.removeprefix(_BUNDLED))
+        stated, stated_on = card.test_accuracy, f"{card.test_images:,} CIFAR-10 test images"
     try:
         labels = labels_as_outputs(model, images, "the accuracy of a network")
     except (ImagesError, MeasureError) as error:
@@ -54,12 +58,3 @@ def _logits(model: Model, images: Source, reps: Representations) -> np.ndarray |
     if found.ndim != 2 or not np.isfinite(found).all() or found[: len(outputs)].shape != outputs.shape:
         return None
     return found if np.allclose(found[: len(outputs)], outputs, rtol=1e-3, atol=1e-3 * float(np.abs(outputs).max())) else None
-
-
-def _stated(model: Model) -> tuple[float, str]:
-    """What the card of a bundled network states, and of which images."""
-    source = model.weights.source
-    if not source.startswith(_BUNDLED):
-        return math.nan, ""
-    card = zoo.card(source.removeprefix(_BUNDLED))
-    return card.test_accuracy, f"{card.test_images:,} CIFAR-10 test images"

@@ -1,4 +1,4 @@
-"""A network that does for patches in another order exactly what the original does for patches in their own.
+"""A network with the logits of the original for patches in another order.
 
 A Mixer has no order of patches but the one in its token-mixing weights (Tolstikhin et al. 2021, Section 3.4): permute those with
 the patches and every logit stays. A ViT has it in its position embedding alone. Training cannot tell the orders apart; a trained
@@ -33,30 +33,31 @@ def permute_patches(model: Model, permutation: Sequence[int] | np.ndarray | Tens
 
     Raises ModelError for what is no permutation of the patches, for a CNN (its order is in how convolutions slide), for relative
     position terms, and for a stem whose patches overlap."""
-    order = _order(model, permutation)
+    stem = next((m for m in model.module.modules() if isinstance(m, PatchEmbed)), None)
+    grid = model.structure.token_grid
+    if grid is None or stem is None or stem.proj.kernel_size != stem.proj.stride or model.family == "cnn":
+        raise ModelError(f"{model.name} does not cut its images into separate patches of a grid; {_WORKS}")
+    order, count = torch.as_tensor(permutation).to(model.device), grid[0] * grid[1]
+    if order.ndim != 1 or not torch.equal(order.sort().values, torch.arange(count, device=order.device)):
+        raise ModelError(f"a permutation of the patches of {model.name} must contain each of 0 to {count - 1} once")
     network = copied(model.module)
     if isinstance(network, MlpMixer):
         for block in network.blocks:
             _permute_block(block, order, model.name)
     elif isinstance(network, VisionTransformer):
-        _permute_embedding(network, order, model.name)
+        relative = getattr(network, "rope", None) is not None or any("rel_pos" in path for path, _ in network.named_modules())
+        if relative:
+            raise ModelError(
+                f"{model.name} adds relative positions in its attention, which cannot be permuted through the weights; {_WORKS}"
+            )
+        if network.pos_embed is not None:
+            # Prefix tokens, where they have an embedding, come first and stay.
+            prefix = network.pos_embed.shape[1] - len(order)
+            _into(network.pos_embed, torch.cat([network.pos_embed[:, :prefix], network.pos_embed[:, prefix + order]], 1))
     else:
         raise ModelError(f"{model.name} is a {type(network).__name__}; {_WORKS}")
     weights = Weights(f"{model.weights.source}, patches permuted", model.weights.trained, model.weights.note)
     return make_model(f"{model.name}, patches permuted", network, model.input, weights)
-
-
-def _order(model: Model, permutation: Sequence[int] | np.ndarray | Tensor) -> Tensor:
-    """The permutation as a tensor on the network's device, after what could make it meaningless was ruled out."""
-    stem = next((m for m in model.module.modules() if isinstance(m, PatchEmbed)), None)
-    grid = model.structure.token_grid
-    if grid is None or stem is None or stem.proj.kernel_size != stem.proj.stride or model.family == "cnn":
-        raise ModelError(f"{model.name} does not cut its images into separate patches of a grid; {_WORKS}")
-    order = torch.as_tensor(permutation).to(model.device)
-    count = grid[0] * grid[1]
-    if order.ndim != 1 or not torch.equal(order.sort().values, torch.arange(count, device=order.device)):
-        raise ModelError(f"a permutation of the patches of {model.name} must contain each of 0 to {count - 1} once")
-    return order
 
 
 def _permute_block(block: nn.Module, order: Tensor, name: str) -> None:
@@ -89,18 +90,6 @@ def _permute_rows(layer: nn.Linear, order: Tensor) -> None:
     _into(layer.weight, layer.weight[order])
     if layer.bias is not None:
         _into(layer.bias, layer.bias[order])
-
-
-def _permute_embedding(network: VisionTransformer, order: Tensor, name: str) -> None:
-    relative = getattr(network, "rope", None) is not None or any("rel_pos" in path for path, _ in network.named_modules())
-    if relative:
-        raise ModelError(
-            f"{name} adds relative positions in its attention, which cannot be permuted through the weights; {_WORKS}"
-        )
-    if network.pos_embed is not None:
-        # Prefix tokens, where they have an embedding, come first and stay.
-        prefix = network.pos_embed.shape[1] - len(order)
-        _into(network.pos_embed, torch.cat([network.pos_embed[:, :prefix], network.pos_embed[:, prefix + order]], 1))
 
 
 def _into(parameter: Tensor, values: Tensor) -> None:

@@ -41,7 +41,6 @@ REASONS = {
     "report.sections_diff.change_text": "the largest of differences that are said to have no null",
     "channels.views.dissection._channel_sentence": "names the null",
     "channels.views.dissection._concept_table": CAPTION,
-    "invariance.views._maps_picture": CAPTION,
     "invariance.views.architecture_section": CAPTION,
     "invariance.views.consistency_section": CAPTION,
     "probing.views.places.attentive_section": CAPTION,

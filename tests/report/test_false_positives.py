@@ -19,7 +19,7 @@ from mixer_probe.channels.findings import matching_finding, most_selective_findi
 from mixer_probe.channels.views.selectivity import selectivity_sentence
 from mixer_probe.core.finding import Number
 from mixer_probe.core.result import ModelRecord
-from mixer_probe.invariance.views import _worst
+from mixer_probe.invariance.findings import accuracy_sentence
 from mixer_probe.similarity import compare
 from mixer_probe.similarity.findings import Profile, depth_finding
 from mixer_probe.similarity.matches import best_matches
@@ -194,7 +194,9 @@ def largest_drop(rng: np.random.Generator, planted: bool) -> bool:
     drop = SimpleNamespace(value=value, low=value - 1.96, high=value + 1.96)
     kept = SimpleNamespace(value=value, low=value, high=value)
     labels = [SimpleNamespace(label=str(i)) for i in range(8)]
-    return bool(_worst(SimpleNamespace(drop=drop, kept=kept, distortions=labels)))  # type: ignore[arg-type]
+    accuracy = SimpleNamespace(value=[0.9], low=[0.8], high=[0.95])
+    about = {"model": MODEL, "n": 100, "chance": 0.1, "reads_class": True, "kinds": (), "accuracy": accuracy}
+    return "The largest drop is" in accuracy_sentence(SimpleNamespace(drop=drop, kept=kept, distortions=labels, **about))  # type: ignore[arg-type]
 
 
 def beyond_the_baseline(rng: np.random.Generator, planted: bool) -> bool:

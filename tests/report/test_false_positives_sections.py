@@ -23,7 +23,7 @@ from mixer_probe.cost.frontier import COSTS, AccuracyCost
 from mixer_probe.cost.views import accuracy_cost_sentences
 from mixer_probe.images.distortions import LowPass, PatchShuffle, Shift
 from mixer_probe.invariance import compare_architectures, error_consistency
-from mixer_probe.invariance.views import _consistency_sentences, _kind_sentence, _shift_sentence
+from mixer_probe.invariance.findings import consistency_sentences, kind_sentence, shift_sentence
 from mixer_probe.probing import ConfusionMatrix, ProbeResult, calibration
 from mixer_probe.probing.findings import _order, _readable
 from mixer_probe.probing.views.controls import _code_sentence, _gap_sentence
@@ -262,7 +262,7 @@ def networks(rng: Random, shares: np.ndarray, n: int = 100) -> list[Any]:
 def architectures(rng: Random, planted: bool) -> bool:
     shares = np.tile([0.9, 0.5], (6, 1))
     shares[:2, 1] = 0.15 if planted else 0.5
-    return "retains less than" in _kind_sentence(compare_architectures(networks(rng, shares)), 0)
+    return "retains less than" in kind_sentence(compare_architectures(networks(rng, shares)), 0)
 
 
 def fails_together(rng: Random, planted: bool) -> bool:
@@ -270,7 +270,7 @@ def fails_together(rng: Random, planted: bool) -> bool:
     made = networks(rng, np.tile([0.7, 0.5], (6, 1)))
     if planted:
         made[1] = replace(made[0], model=replace(made[0].model, name="copy"))
-    text = " ".join(_consistency_sentences(error_consistency(made)))
+    text = " ".join(consistency_sentences(error_consistency(made)))
     return "have the most consistent errors" in text or "least consistent errors" in text
 
 
@@ -283,7 +283,7 @@ def kinship(rng: Random, planted: bool) -> bool:
     if planted:
         easy = np.where(rng.random((8, n)) < 0.8, np.repeat(common, 4, 0), own)
     made = [answers_right((easy[k] < 0.6)[None], (), name=f"n{k}", family=f) for k, f in enumerate(families)]
-    return "every pair within a family is more" in " ".join(_consistency_sentences(error_consistency(made)))
+    return "every pair within a family is more" in " ".join(consistency_sentences(error_consistency(made)))
 
 
 def shifted(rng: Random, planted: bool) -> bool:
@@ -294,7 +294,7 @@ def shifted(rng: Random, planted: bool) -> bool:
         model=MODEL, n=N, layers=layers_of(8), distortions=(PatchShuffle(4), Shift(2, 2), LowPass(4.0)), cka=cka
     )
     found.cka_low, found.cka_high = cka - WILSON * 0.05, cka + WILSON * 0.05
-    return ", lower after" in _shift_sentence(found)  # type: ignore[arg-type]
+    return ", lower after" in shift_sentence(found)  # type: ignore[arg-type]
 
 
 # -- channels ----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 from scipy.stats import multivariate_normal, norm
 
 from mixer_probe.attribution.randomisation import other_images, pseudo_values
-from mixer_probe.invariance.consistency import _influence, kappa
+from mixer_probe.invariance.consistency import kappa, kappa_influence
 from mixer_probe.invariance.shift import mean_cosine
 from mixer_probe.probing.controls import _selectivity_intervals
 from mixer_probe.probing.depths import halfway_layers
@@ -91,7 +91,7 @@ def kappas(n: int, p: float, q: float) -> Callable[[Random], tuple[Bounds, float
             means = x.mean(), y.mean()
             by_chance = means[0] * means[1] + (1 - means[0]) * (1 - means[1])
             value = kappa((x == y).mean(), by_chance)
-            found.append(delta_interval(value, _influence(np.stack([x, y]).astype(float))[0, 1]))
+            found.append(delta_interval(value, kappa_influence(np.stack([x, y]).astype(float))[0, 1]))
         return tuple(np.array(found).T), float(kappa(1 + 2 * both(p, q) - p - q, expected))
 
     return case

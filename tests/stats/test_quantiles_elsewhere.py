@@ -21,7 +21,7 @@ REASONS = {
     "channels/figures/selectivity.py selectivity_distributions": SHOWN,
     "report/differences.py _against_chance": NULL,
     "weights/figures/tying.py kernel_energy": NULL,
-    "invariance/consistency.py _null": NULL,
+    "invariance/consistency.py error_consistency": NULL,
     "probing/scores.py balanced_interval": SIMULATED,
     "probing/scores.py combined_interval": SIMULATED,
     "probing/scores.py images_interval": SIMULATED,
