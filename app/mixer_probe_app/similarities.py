@@ -232,7 +232,7 @@ def difference(matches: LayerMatches) -> str:
     if np.isnan(closeness).all():
         return ""
     i = int(np.nanargmin(closeness))
-    layer, partner = matches.layers_a[i], matches.layers_b[matches.partner[i]]
+    layer, partner = matches.layers_a[i], matches.layers_b[matches.best_match[i]]
     a, b = name_of(matches.model_a), name_of(matches.model_b)
     values = [Number("", *row) for row in np.stack([matches.value, matches.low, matches.high], 1).tolist()]
     if not extremes_differ(values):
@@ -252,11 +252,11 @@ def difference(matches: LayerMatches) -> str:
 
 def correspondence(matches: LayerMatches) -> str:
     """Which layers correspond, first to last."""
-    known = [i for i, partner in enumerate(matches.partner) if partner >= 0]
+    known = [i for i, partner in enumerate(matches.best_match) if partner >= 0]
     if not known:
         return ""
     shown_at = [known[k] for k in np.unique(np.linspace(0, len(known) - 1, 4).round().astype(int))]
-    pairs = ", ".join(f"{matches.layers_a[i].name} with {matches.layers_b[matches.partner[i]].name}" for i in shown_at)
+    pairs = ", ".join(f"{matches.layers_a[i].name} with {matches.layers_b[matches.best_match[i]].name}" for i in shown_at)
     null = "" if np.isnan(matches.null95).all() else f"; {int(matches.above.sum())} of {len(known)} are above chance"
     tau = "" if np.isnan(matches.tau) else f" Kendall's tau between the two orders is {matches.tau:.2f}."
     names = f"{name_of(matches.model_b)} for {name_of(matches.model_a)}"
@@ -304,4 +304,4 @@ def least_alike(found: SimilarityMatrix) -> tuple[str, str]:
     if np.isnan(closeness).all() or same_network(found):
         return found.layers_a[-1].name, found.layers_b[-1].name
     i = int(np.nanargmin(closeness))
-    return found.layers_a[i].name, found.layers_b[matches.partner[i]].name
+    return found.layers_a[i].name, found.layers_b[matches.best_match[i]].name

@@ -1,4 +1,4 @@
-"""How alike two representations of the same images are, with the null that a value has to clear."""
+"""Similarity of representations of the same images, with permutation nulls and intervals."""
 
 from __future__ import annotations
 

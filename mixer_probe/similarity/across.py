@@ -51,10 +51,10 @@ def compare_models(
     """Linear CKA of every layer of one model with every layer of another, in one pass over the images.
 
     Each model gets its own transform of the same images. `positions` "mean" averages them, and the values are exact for any
-    number of images: from Gram matrices for up to 2,048 of them, which are held, and from moments in O(d^2) memory for more
+    number of images: from Gram matrices for up to 2,048 of them, which stay in memory, and from moments in O(d^2) memory for more
     (`method` "moments" takes them from the start). "flatten" compares position by position, on the cells of a common `grid` if
     one is given (7 or (7, 7)), with the minibatch estimator of Nguyen et al. 2021 (`method` "minibatch"): the images are
-    shuffled by `seed`, and one Gram matrix a batch and layer is all that is kept.
+    shuffled by `seed`, and only one Gram matrix per batch and layer is needed.
 
     Null and interval are those of `compare`; for minibatches the null pairs images within batches and the interval draws
     batches. Raises what `extract` and `StreamingCKA` raise, and MeasureError for choices that do not go together."""
@@ -124,7 +124,7 @@ def _method(
 def _gram(
     positions: Positions, grid: tuple[int, int] | None, layer: Layer, values: torch.Tensor, prefix: torch.Tensor | None
 ) -> torch.Tensor:
-    """What of a layer outlives the forward pass: the Gram matrix of the batch."""
+    """The Gram matrix of a batch, all that is needed of a layer after the forward pass."""
     if positions == "mean":
         features = mean_over_positions(layer, values, prefix)
     else:

@@ -16,19 +16,15 @@ from mixer_probe.similarity.components import without_top_components
 from mixer_probe.similarity.hsic import (
     Estimator,
     Kernel,
-    centre_gram,
     check_pair,
     gram,
-    hsic_from_grams,
     hsic_from_moments,
-    self_hsic_of_gram,
     self_hsic_of_moments,
     unit_gram,
 )
 from mixer_probe.similarity.inputs import Features, as_matrix, centred
 from mixer_probe.similarity.intervals import OF_RBF
-from mixer_probe.similarity.measure import Measure
-from mixer_probe.similarity.squares import Square, inner_products, matrix_of
+from mixer_probe.similarity.measure import Measure, Square, inner_products, matrix_of
 
 Method = Literal["auto", "moments", "gram", "minibatch"]
 
@@ -69,11 +65,13 @@ def cka(
     x, y = (without_top_components(centred(side), without_top_pc) for side in (x, y))
     small = kernel == "linear" and max(x.shape[1], y.shape[1]) <= len(x)
     if method == "moments" or (method == "auto" and small):
-        cross, own_x, own_y = _by_moments(x, y, estimator)
-    else:
-        cross, own_x, own_y = _by_grams(x, y, estimator, kernel, bandwidth)
-    # Two roots, because the product of two fourth powers leaves the range of numbers first.
-    return float(cross / (own_x.sqrt() * own_y.sqrt()))
+        n, kx, ky = len(x), x.square().sum(1), y.square().sum(1)
+        cross = hsic_from_moments(_power(x, y), kx @ ky, kx.sum(), ky.sum(), n, estimator)
+        own_x, own_y = (self_hsic_of_moments(_power(z, z), k @ k, k.sum(), n, estimator) for z, k in ((x, kx), (y, ky)))
+        # Two roots, because the product of two fourth powers leaves the range of numbers first.
+        return float(cross / (own_x.sqrt() * own_y.sqrt()))
+    left, right = (unit_gram(gram(side, kernel, bandwidth), estimator) for side in (x, y))
+    return float((left * right).sum())
 
 
 def check_options(kernel: str, bandwidth: float, method: str) -> None:
@@ -84,24 +82,8 @@ def check_options(kernel: str, bandwidth: float, method: str) -> None:
         raise MeasureError(f"bandwidth {bandwidth} is not a positive fraction of the median distance")
 
 
-def _by_moments(x: Tensor, y: Tensor, estimator: Estimator) -> tuple[Tensor, Tensor, Tensor]:
-    n, kx, ky = len(x), x.square().sum(1), y.square().sum(1)
-    cross = hsic_from_moments(_power(x, y), kx @ ky, kx.sum(), ky.sum(), n, estimator)
-    own_x = self_hsic_of_moments(_power(x, x), kx @ kx, kx.sum(), n, estimator)
-    own_y = self_hsic_of_moments(_power(y, y), ky @ ky, ky.sum(), n, estimator)
-    return cross, own_x, own_y
-
-
 def _power(x: Tensor, y: Tensor) -> Tensor:
     return (x.T @ y).square().sum()
-
-
-def _by_grams(x: Tensor, y: Tensor, estimator: Estimator, kernel: Kernel, bandwidth: float) -> tuple[Tensor, Tensor, Tensor]:
-    raw_x, raw_y = gram(x, kernel, bandwidth), gram(y, kernel, bandwidth)
-    gram_x, gram_y = centre_gram(raw_x, estimator), centre_gram(raw_y, estimator)
-    own_x = self_hsic_of_gram(gram_x, raw_x, estimator)
-    own_y = self_hsic_of_gram(gram_y, raw_y, estimator)
-    return hsic_from_grams(gram_x, gram_y, estimator), own_x, own_y
 
 
 def ratio(cross: Tensor, own_a: Tensor, own_b: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class Settings:
 
 
 class Grams:
-    """Gram matrices [n, n] of `layers`, made when they are asked for and kept while there is room."""
+    """Gram matrices [n, n] of `layers`, computed when they are asked for and cached while there is room."""
 
     def __init__(self, layers: Layers, settings: Settings) -> None:
         self._layers = layers
@@ -168,6 +168,6 @@ def blocks(count: int, size: int) -> Iterator[slice]:
 
 
 def gram_bytes(n: int, layers: int) -> int:
-    """Peak memory: six n x n matrices in the making, and a quarter of one in complex numbers a layer and
-    side."""
+    """Peak memory: six n x n matrices in the making, and a quarter of one in complex numbers per layer
+    and side."""
     return n * n * (6 * 8 + layers * 2 * 16 // 4)

@@ -6,7 +6,6 @@ Uy [n, s] of the centred columns (Bjorck and Golub 1973): every side is factoris
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
@@ -17,7 +16,7 @@ from torch import Tensor
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.similarity.inputs import Features, centred
 from mixer_probe.similarity.intervals import CANONICAL
-from mixer_probe.similarity.measure import Measure
+from mixer_probe.similarity.measure import Measure, each_pair
 
 VARIANCE = 0.99
 # Correlations closer than this are one correlation: within it rounding alone would pick the variates.
@@ -26,7 +25,7 @@ _TIED = 1e-9
 _LOST = 1e-14
 # The same for the mean angle by which rounding turns the variates.
 _LOST_TURNING = 3e-12
-# Squared singular values below this share of the largest one are not taken from inner products.
+# Squared singular values below this fraction of the largest one are not taken from inner products.
 _SHARE = 1e-4
 
 
@@ -57,9 +56,9 @@ def mean_cca(X: Features, Y: Features) -> float:
 def svcca(X: Features, Y: Features, variance: float = VARIANCE) -> float:
     """Mean canonical correlation of the leading principal components of `X` [n, p] and `Y` [n, q].
 
-    Of each side the fewest components that explain the share `variance` of its variance are kept (Raghu et al. 2017, "SVCCA:
+    Of each side the fewest components that explain the fraction `variance` of its variance are kept (Raghu et al. 2017, "SVCCA:
     Singular Vector Canonical Correlation Analysis"); 1 keeps all and gives `mean_cca`. In [0, 1]; unchanged by orthogonal
-    maps, not by other linear ones, which change what leads. NaN and errors as `mean_cca`, and MeasureError for a share
+    maps, not by other linear ones, which change what leads. NaN and errors as `mean_cca`, and MeasureError for a fraction
     outside (0, 1]."""
     if not 0 < variance <= 1:
         raise MeasureError(f"variance {variance} is not a fraction in (0, 1]")
@@ -89,69 +88,55 @@ def principal(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _rounding(X: Tensor) -> Tensor:
-    """Share of the largest singular value of the centred `X` [n, p] that is rounding."""
+    """Fraction of the largest singular value of the centred `X` [n, p] that is rounding."""
     X = X / X.abs().max()
     # Relative to the values as they came, which a mean far from zero makes larger than their spread.
     raised = X.norm() / (X - X.mean(0)).norm()
-    share: Tensor = raised * max(X.shape) * torch.finfo(X.dtype).eps
-    return share
+    rounding: Tensor = raised * max(X.shape) * torch.finfo(X.dtype).eps
+    return rounding
 
 
 def basis(X: Tensor) -> Basis:
     """All directions of the centred columns of `X` [n, p]."""
     if X.shape[1] < len(X):
         U, R = torch.linalg.qr(centred(X))
-        if _is_full_rank(R, _rounding(X)):
+        # All singular values of the triangle R [p, p] must be above rounding for certain. Frobenius norms bound the largest one
+        # and that of the inverse; NaN is no certainty.
+        inverse = torch.linalg.solve_triangular(R, torch.eye(len(R), dtype=R.dtype, device=R.device), upper=True)
+        if R.norm() * inverse.norm() * _rounding(X) < 0.1:
             return Basis(U, R)
     U, S, Vh = principal(X)
     return Basis(U, S[:, None] * Vh)
 
 
-def _is_full_rank(R: Tensor, rounding: Tensor) -> bool:
-    """Whether all singular values of the triangle `R` [p, p] are certain to be above `rounding` times the largest one."""
-    inverse = torch.linalg.solve_triangular(R, torch.eye(len(R), dtype=R.dtype, device=R.device), upper=True)
-    # Frobenius norms bound the largest singular value and that of the inverse; NaN is no certainty.
-    return bool(R.norm() * inverse.norm() * rounding < 0.1)
-
-
 def leading_basis(X: Tensor, variance: float = VARIANCE) -> Basis:
-    """The fewest principal components of `X` [n, p] that explain the share `variance` of its variance."""
-    found = _leading_by_products(X, variance) if X.shape[1] < len(X) else None
-    if found is not None:
-        return found
+    """The fewest principal components of `X` [n, p] that explain the fraction `variance` of its variance."""
+    if X.shape[1] < len(X):
+        # From the inner products of the columns, unless these have lost some of it.
+        x = centred(X)
+        squares, axes = (found.flip(-1) for found in torch.linalg.eigh(x.T @ x))
+        kept = _kept(squares, variance)
+        if squares[kept - 1] > squares[0] * max(_SHARE, float(10 * _rounding(X)) ** 2):
+            scores = x @ axes[:, :kept]
+            # Orthonormal but for rounding that the smaller ones have raised, so that the triangle is almost diagonal.
+            triangle = torch.linalg.cholesky(scores.T @ scores).mT
+            U = torch.linalg.solve_triangular(triangle, scores, upper=True, left=False)
+            return Basis(U, triangle @ axes[:, :kept].T)
     U, S, Vh = principal(X)
     kept = _kept(S.square(), variance)
     return Basis(U[:, :kept], S[:kept, None] * Vh[:kept])
 
 
-def _leading_by_products(X: Tensor, variance: float) -> Basis | None:
-    """`leading_basis` from the inner products of the columns; None where those have lost some of it."""
-    x = centred(X)
-    squares, axes = (found.flip(-1) for found in torch.linalg.eigh(x.T @ x))
-    kept = _kept(squares, variance)
-    if not squares[kept - 1] > squares[0] * max(_SHARE, float(10 * _rounding(X)) ** 2):
-        return None
-    scores = x @ axes[:, :kept]
-    # Orthonormal but for rounding that the smaller ones have raised, so that the triangle is almost diagonal.
-    triangle = torch.linalg.cholesky(scores.T @ scores).mT
-    U = torch.linalg.solve_triangular(triangle, scores, upper=True, left=False)
-    return Basis(U, triangle @ axes[:, :kept].T)
-
-
 def _kept(squares: Tensor, variance: float) -> int:
-    """How many of the squared singular values, largest first, make up the share `variance` of their sum."""
+    """How many of the squared singular values, largest first, make up the fraction `variance` of their sum."""
     left_out = squares.flip(0).cumsum(0).flip(0)
-    # The margin is for a share that is met exactly, where rounding would decide.
+    # The margin is for a fraction that is met exactly, where rounding would decide.
     return int((left_out > (1 - variance) * left_out[0] * (1 + 1e-12)).sum())
 
 
-def _mean_correlations(a: Sequence[Basis], b: Sequence[Basis]) -> Tensor:
-    values = [[_mean_singular_value(x.U.T @ y.U) for y in b] for x in a]
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def _mean_singular_value(matrix: Tensor) -> float:
-    """Mean of the singular values, from their squares where none is so small that its root has lost digits."""
+def _mean_correlation(x: Basis, y: Basis) -> float:
+    """Mean canonical correlation, from squares where none is so small that its root has lost digits."""
+    matrix = x.U.T @ y.U
     if matrix.shape[0] < matrix.shape[1]:
         matrix = matrix.T
     roots = torch.linalg.eigvalsh(matrix.T @ matrix).sqrt()
@@ -159,41 +144,29 @@ def _mean_singular_value(matrix: Tensor) -> float:
     return float(roots.mean() if lost < _LOST else torch.linalg.svdvals(matrix).mean())
 
 
-def _weighted_correlations(a: Sequence[Basis], b: Sequence[Basis]) -> Tensor:
-    return torch.tensor([[_weighted_mean(x, y) for y in b] for x in a], dtype=torch.float64)
-
-
-def _weighted_mean(x: Basis, y: Basis) -> float:
-    left, correlations = _variates(x.U.T @ y.U)
-    weights = _weights(left.T @ x.loadings, correlations)
-    return float(weights @ correlations / weights.sum())
-
-
-def _variates(cross: Tensor) -> tuple[Tensor, Tensor]:
-    """Left singular vectors and singular values of `cross` [r, s], from its squares where no two of these nearly coincide."""
+def _weighted_correlation(x: Basis, y: Basis) -> float:
+    """Mean of the canonical correlations with the weights sum_j |<h_i, x_j>| of the variates h_i in the columns of `x`."""
+    cross, found = x.U.T @ y.U, None
     if cross.shape[0] <= cross.shape[1]:
-        squares, left = (found.flip(-1) for found in torch.linalg.eigh(cross @ cross.T))
+        squares, left = (part.flip(-1) for part in torch.linalg.eigh(cross @ cross.T))
         # Rounding may leave a square of zero a little below it.
         gaps = (-torch.diff(squares, append=squares.new_zeros(1))).clamp_min(0)
+        # Where two squares nearly coincide, rounding would turn the variates.
         if torch.finfo(squares.dtype).eps * squares[0] * (1 / gaps).mean() < _LOST_TURNING:
-            return left, squares.sqrt()
-    left, correlations, _ = torch.linalg.svd(cross, full_matrices=False)
-    return left, correlations
-
-
-def _weights(projections: Tensor, correlations: Tensor) -> Tensor:
-    """sum_j |<h_i, x_j>| [k] from the inner products `projections` [k, p] of variates and columns."""
+            found = left, squares.sqrt()
+    left, correlations = found or torch.linalg.svd(cross, full_matrices=False)[:2]
+    projections = left.T @ x.loadings
     steps = correlations[:-1] - correlations[1:] > _TIED
     if not bool(steps.all()):
-        groups = projections.tensor_split((steps.nonzero()[:, 0] + 1).tolist())
-        projections = torch.cat([group if len(group) == 1 else _along_principal_axes(group) for group in groups])
-    return projections.abs().sum(1)
-
-
-def _along_principal_axes(projections: Tensor) -> Tensor:
-    _, S, Vh = torch.linalg.svd(projections, full_matrices=False)
-    rotated: Tensor = S[:, None] * Vh
-    return rotated
+        groups = list(projections.tensor_split((steps.nonzero()[:, 0] + 1).tolist()))
+        for i, group in enumerate(groups):
+            if len(group) > 1:
+                # Tied correlations: the variates along the principal axes of `x` in their span.
+                _, S, Vh = torch.linalg.svd(group, full_matrices=False)
+                groups[i] = S[:, None] * Vh
+        projections = torch.cat(groups)
+    weights = projections.abs().sum(1)
+    return float(weights @ correlations / weights.sum())
 
 
 MEAN_CCA = Measure(
@@ -203,7 +176,7 @@ MEAN_CCA = Measure(
     source="Hotelling 1936; Kornblith et al. 2019",
     invariances=("translation", "isotropic scaling", "permutation", "orthogonal", "invertible linear"),
     prepare=basis,
-    table=_mean_correlations,
+    table=partial(each_pair, _mean_correlation),
     scale=CANONICAL,
 )
 
@@ -214,7 +187,7 @@ SVCCA = Measure(
     source="Raghu et al. 2017",
     invariances=("translation", "isotropic scaling", "permutation", "orthogonal"),
     prepare=leading_basis,
-    table=_mean_correlations,
+    table=partial(each_pair, _mean_correlation),
     scale=CANONICAL,
 )
 
@@ -226,7 +199,7 @@ PWCCA = Measure(
     source="Morcos et al. 2018",
     invariances=("translation", "isotropic scaling", "permutation"),
     prepare=basis,
-    table=_weighted_correlations,
+    table=partial(each_pair, _weighted_correlation),
     scale=CANONICAL,
     symmetric=False,
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -52,22 +54,20 @@ class WithoutTopComponents:
     def __call__(self, index: int, X: Tensor) -> Tensor:
         """`X` about the mean of all images, without the components."""
         if index not in self._found:
-            self._found[index] = self._find(index)
-        mean, V = self._found[index]
-        X = X - mean.to(X.device)
-        return _rest(X, X - X @ V.to(X.device) @ V.T.to(X.device))
-
-    def _find(self, index: int) -> tuple[Tensor, Tensor]:
-        """Mean [p] and components [p, k]."""
-        n = self._layers.n
-        mean = torch.stack([part.sum(0) for part in self._layers.slices(index, _SLICE)]).sum(0) / n
-        if not torch.isfinite(mean).all():
-            return mean, mean.new_zeros(len(mean), self._k)
-        if len(mean) > n:
-            X = self._layers.raw(index) - mean
-            U = _leading(X @ X.T, self._k)
-            return mean, torch.linalg.qr(X.T @ U).Q
-        covariance = mean.new_zeros(len(mean), len(mean))
-        for part in self._layers.slices(index, _SLICE):
-            covariance.addmm_((part - mean).T, part - mean)
-        return mean, _leading(covariance, self._k)
+            n, slices = self._layers.n, partial(self._layers.slices, index, _SLICE)
+            mean = torch.stack([part.sum(0) for part in slices()]).sum(0) / n
+            if not torch.isfinite(mean).all():
+                V = mean.new_zeros(len(mean), self._k)
+            elif len(mean) > n:
+                centred = self._layers.raw(index) - mean
+                V = torch.linalg.qr(centred.T @ _leading(centred @ centred.T, self._k)).Q
+                del centred
+            else:
+                covariance = mean.new_zeros(len(mean), len(mean))
+                for part in slices():
+                    covariance.addmm_((part - mean).T, part - mean)
+                V = _leading(covariance, self._k)
+            self._found[index] = mean, V
+        mean, V = (found.to(X.device) for found in self._found[index])
+        X = X - mean
+        return _rest(X, X - X @ V @ V.T)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from mixer_probe.similarity.inputs import Features
-from mixer_probe.similarity.measure import Measure
+from mixer_probe.similarity.measure import Measure, Square, inner_products, matrix_of
 from mixer_probe.similarity.rsa import squared_distances
-from mixer_probe.similarity.squares import Square, inner_products, matrix_of
 
 
 def distance_correlation(X: Features, Y: Features) -> float:
@@ -37,10 +34,6 @@ def _root(covariances: Tensor) -> Tensor:
     return covariances.clamp_min(0).sqrt()
 
 
-def _correlate(a: Sequence[Square], b: Sequence[Square]) -> Tensor:
-    return _root(inner_products(a, b))
-
-
 DISTANCE_CORRELATION = Measure(
     name="distance_correlation",
     label="distance correlation",
@@ -48,7 +41,7 @@ DISTANCE_CORRELATION = Measure(
     source="Szekely, Rizzo and Bakirov 2007, Annals of Statistics 35(6)",
     invariances=("translation", "isotropic scaling", "permutation", "orthogonal"),
     prepare=_centre_distances,
-    table=_correlate,
+    table=lambda a, b: _root(inner_products(a, b)),
     pairwise=True,
     matrix=matrix_of,
     finish=_root,

@@ -1,4 +1,4 @@
-"""Pictures of similarity. Bright cells are alike, whatever the measure, and cells that chance explains are grey."""
+"""Figures of similarity. Bright cells are similar, whatever the measure; cells that chance explains are grey."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from mixer_probe.similarity.summary import ModelSimilarity
 _NULL_GREY = "#BDBDBD"
 _NULL_TEXT = "not closer than 95 % of its null"
 _KINDS = dict(zip(("block", "spatial", "channel", "stem", "norm", "head", "other"), COLOURS))
-# Share of an axis that the strip of kinds takes, and the white line between it and the cells.
+# Fraction of an axis that the strip of kinds takes, and the white line between it and the cells.
 _STRIP, _GAP = 0.035, 0.012
 # Beyond this many models the values in the cells of a summary are too small to read.
 _MOST_VALUES = 40
@@ -148,13 +148,13 @@ def _block(axes: Axes, matrix: SimilarityMatrix, a: int, b: int, transposed: boo
     axes.plot(*(centres[::-1] if transposed else centres), color="black", marker="x", markersize=2.5, linestyle="", mew=0.6)
 
 
-# -- one heatmap a pair ------------------------------------------------------------------------------------------------
+# -- one heatmap per pair ----------------------------------------------------------------------------------------------
 
 
 @styled
 @checked(MeasureError)
 def similarity_heatmaps(matrices: Sequence[SimilarityMatrix], *, columns: int = 3, paths: bool = False) -> Figure:
-    """One heatmap a matrix, all of one measure, on the shared scale of that measure (values are clipped for the picture only).
+    """One heatmap per matrix, all of one measure, on the shared scale of that measure (values are clipped for the picture only).
 
     Bright is alike, for distances too. Grey cells are not closer than 95 % of their permutation null; crossed cells are not
     defined (NaN). Strips along the axes are coloured by the kind of layer where a side has several. `paths` draws the best
@@ -167,7 +167,14 @@ def similarity_heatmaps(matrices: Sequence[SimilarityMatrix], *, columns: int = 
         _depth_axis(axes, matrix.layers_b, "x", matrix.model_b)
         _depth_axis(axes, matrix.layers_a, "y", matrix.model_a)
         if paths:
-            _draw_path(axes, best_matches(matrix))
+            # The best match of each row, readable on any colour: white within black.
+            matches, halos = best_matches(matrix), {c: [withStroke(linewidth=2.6, foreground=c)] for c in ("black", "white")}
+            y, x = np.arange(len(matches.best_match)), np.where(matches.best_match < 0, np.nan, matches.best_match)
+            size = min(26.0, 700 / max(len(y), len(matches.layers_b)))
+            axes.plot(x, y, color="white", linewidth=1.3, path_effects=halos["black"], zorder=3)
+            marker: dict[str, Any] = {"s": size, "edgecolors": "black", "linewidths": 1.1, "path_effects": halos["white"]}
+            for chosen, face in ((matches.above, "white"), (~matches.above, "none")):
+                axes.scatter(x[chosen], y[chosen], facecolors=face, zorder=4, **marker)
     _shared_bar(figure, panels, matrices)
     faces = {}
     if paths and any(m.null is not None for m in matrices):
@@ -238,18 +245,6 @@ def _depth_axis(axes: Axes, layers: Sequence[Layer], which: str, model: ModelRec
         axis.set_label_text(f"relative depth,{chr(10) if len(name) > 22 else ' '}{name}", fontsize=7.5)
 
 
-def _draw_path(axes: Axes, matches: LayerMatches) -> None:
-    """The best match of each row, readable on any colour: white within black."""
-    rows = np.arange(len(matches.partner))
-    columns = np.where(matches.partner < 0, np.nan, matches.partner)
-    size = min(26.0, 700 / max(len(rows), len(matches.layers_b)))
-    axes.plot(columns, rows, color="white", linewidth=1.3, path_effects=[withStroke(linewidth=2.6, foreground="black")], zorder=3)
-    halo = [withStroke(linewidth=2.6, foreground="white")]
-    marker: dict[str, Any] = {"s": size, "edgecolors": "black", "linewidths": 1.1, "path_effects": halo, "zorder": 4}
-    for chosen, face in ((matches.above, "white"), (~matches.above, "none")):
-        axes.scatter(columns[chosen], rows[chosen], facecolors=face, **marker)
-
-
 def _pair(a: ModelRecord | None, b: ModelRecord | None) -> str:
     first, second = model_label(a), model_label(b)
     joined = (first, "with itself") if first == second else (f"{first} ×", second)
@@ -287,7 +282,7 @@ def similarity_measures(matrices: Sequence[SimilarityMatrix]) -> Figure:
 
 @styled
 def match_figure(matches: Sequence[LayerMatches]) -> Figure:
-    """Relative depth of each layer of A against that of its best match in B, a line a pair; the diagonal is equal depth.
+    """Relative depth of each layer of A against that of its best match in B, a line per pair; the diagonal is equal depth.
 
     Filled markers are beyond the null of the best match, open ones are not, or have no null."""
     several = len({m.matrix_label for m in matches}) > 1
@@ -303,7 +298,7 @@ def match_figure(matches: Sequence[LayerMatches]) -> Figure:
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (2, 3)), label="equal depth")
     for number, (m, label) in enumerate(zip(matches, labels)):
         x = np.array([layer.depth for layer in m.layers_a])
-        y = np.array([m.layers_b[i].depth if i >= 0 else np.nan for i in m.partner])
+        y = np.array([m.layers_b[i].depth if i >= 0 else np.nan for i in m.best_match])
         # Beyond eight pairs colours repeat, and markers move on so that no two pairs look the same.
         marker = MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
         style: dict[str, Any] = {"marker": marker, "markersize": 5.5, "color": COLOURS[number % len(COLOURS)]}
@@ -314,7 +309,7 @@ def match_figure(matches: Sequence[LayerMatches]) -> Figure:
     axes.set(title=f"Best match by depth{alone}", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", anchor="W")
     axes.set(xlabel="relative depth in the first network", ylabel="relative depth of the best match in the second")
     handles, names = axes.get_legend_handles_labels()
-    if any((~m.above & (m.partner >= 0)).any() for m in matches):
+    if any((~m.above & (m.best_match >= 0)).any() for m in matches):
         handles.append(Line2D([], [], color=GREY, marker="o", linestyle="", markersize=5.5, markerfacecolor="white"))
         no_null = all(np.isnan(m.null95).all() for m in matches)
         names.append("open: no null" if no_null else "open: not above chance")

@@ -20,7 +20,7 @@ Estimator = Literal["unbiased", "biased"]
 Kernel = Literal["linear", "rbf"]
 
 MINIMUM_IMAGES = 4
-# A self-HSIC below this share of the whole Gram matrix is rounding: all pairs of images are equally similar.
+# A self-HSIC below this fraction of the whole Gram matrix is rounding: all pairs of images are equally similar.
 _ROUNDING_OF_GRAM = 1e-24
 _ROUNDING_OF_MOMENTS = 1e-13
 # Squared distances from products have an error of 1e-16 of the largest squared norm.
@@ -123,21 +123,16 @@ def products_in_float32(X: Tensor) -> Tensor:
 def gram_rbf(X: Tensor, bandwidth: float) -> Tensor:
     """exp(-d^2 / (2 b^2 m)), m the median of all n^2 squared distances d^2, zeros of the diagonal among them,
     and b = `bandwidth`, as in the notebook of Kornblith et al. 2019. NaN where that median is 0."""
-    distances = _squared_distances(X)
+    products = inner_products_of_rows(X)
+    squares = products.diagonal()
+    # Equal rows would keep a rounding error of either sign.
+    distances = (squares[:, None] + squares[None, :] - 2 * products).clamp_min(0).fill_diagonal_(0)
     middle = _median(distances)
     if middle < _FAR_OUT * X.square().sum(1).max():
         # Outliers: products of their size have rounded the distances between all the others.
         distances = torch.cdist(X, X, compute_mode="donot_use_mm_for_euclid_dist").square()
         middle = _median(distances)
     return torch.exp(-distances / (2 * bandwidth**2 * middle))
-
-
-def _squared_distances(X: Tensor) -> Tensor:
-    products = inner_products_of_rows(X)
-    squares = products.diagonal()
-    distances = squares[:, None] + squares[None, :] - 2 * products
-    # Equal rows would keep a rounding error of either sign.
-    return distances.clamp_min(0).fill_diagonal_(0)
 
 
 def _median(values: Tensor) -> Tensor:
@@ -155,11 +150,6 @@ def unit_gram(K: Tensor, estimator: Estimator) -> Tensor:
     return matrix.div_(torch.where(left, norm, torch.nan))
 
 
-def hsic_from_grams(grams_x: Tensor, grams_y: Tensor, estimator: Estimator) -> Tensor:
-    """HSIC of two Gram matrices that `centre_gram` made."""
-    return (grams_x * grams_y).sum() / divisor(len(grams_x), estimator)
-
-
 def hsic_from_moments(product: Tensor, weights: Tensor, x: Tensor, y: Tensor, n: int, estimator: Estimator) -> Tensor:
     """Linear-kernel HSIC from moments of features with zero mean; any broadcastable shapes.
 
@@ -172,14 +162,7 @@ def hsic_from_moments(product: Tensor, weights: Tensor, x: Tensor, y: Tensor, n:
     return (product + diagonal) / divisor(n, estimator)
 
 
-def self_hsic_of_gram(centred_gram: Tensor, original: Tensor, estimator: Estimator) -> Tensor:
-    """HSIC of a representation with itself, NaN where it is zero but for rounding."""
-    value = hsic_from_grams(centred_gram, centred_gram, estimator)
-    floor = _ROUNDING_OF_GRAM * original.square().sum() / divisor(len(original), estimator)
-    return torch.where(value > floor, value, torch.nan)
-
-
 def self_hsic_of_moments(product: Tensor, weights: Tensor, x: Tensor, n: int, estimator: Estimator) -> Tensor:
-    """As `self_hsic_of_gram`, from the moments of `hsic_from_moments`."""
+    """HSIC of a representation with itself from the moments of `hsic_from_moments`, NaN where it is zero but for rounding."""
     value = hsic_from_moments(product, weights, x, x, n, estimator)
     return torch.where(value > _ROUNDING_OF_MOMENTS * product / divisor(n, estimator), value, torch.nan)

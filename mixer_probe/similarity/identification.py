@@ -16,7 +16,7 @@ from mixer_probe.core.validate import checked
 from mixer_probe.models.layer import Layer
 from mixer_probe.similarity.comparison import Grid, as_grid, compare
 from mixer_probe.similarity.inputs import RepresentationsLike
-from mixer_probe.similarity.matches import closest_partners
+from mixer_probe.similarity.matches import closest_columns
 from mixer_probe.similarity.registry import MEASURES
 
 
@@ -24,7 +24,7 @@ from mixer_probe.similarity.registry import MEASURES
 class LayerIdentification(Result):
     """For every measure, the closest layer of the other network for each of the same `layers` of two networks.
 
-    `partner` [measure, 2, L] is an index into `layers`: [:, 0] of the second network for the layers of the first, [:, 1] the
+    `best_match` [measure, 2, L] is an index into `layers`: [:, 0] of the second network for the layers of the first, [:, 1] the
     other way; -1 where the measure is not defined. `labels` are the measures' names for readers, `reduce` and `grid` say what
     became of positions, and `n` counts images.
 
@@ -38,13 +38,13 @@ class LayerIdentification(Result):
     layers: tuple[Layer, ...]
     measures: tuple[str, ...]
     labels: tuple[str, ...]
-    partner: np.ndarray
+    best_match: np.ndarray
     n: int
     reduce: str
     grid: tuple[int, int] | None
 
     @property
-    def share(self) -> np.ndarray:
+    def fraction(self) -> np.ndarray:
         """Fraction [measure, 2] of the layers whose closest layer is the one at the same place; NaN where none is defined."""
         right, defined = self._counts
         with np.errstate(invalid="ignore"):
@@ -58,9 +58,9 @@ class LayerIdentification(Result):
 
     @property
     def _counts(self) -> tuple[np.ndarray, np.ndarray]:
-        """Layers found again and layers with a partner, [measure, 2] each."""
-        right = self.partner == np.arange(len(self.layers))
-        return right.sum(axis=2), (self.partner >= 0).sum(axis=2)
+        """Layers found again and layers with a best match, [measure, 2] each."""
+        right = self.best_match == np.arange(len(self.layers))
+        return right.sum(axis=2), (self.best_match >= 0).sum(axis=2)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per measure; `both` is the fraction over both directions.
@@ -73,8 +73,8 @@ class LayerIdentification(Result):
             "model_a": self.models[0].name,
             "model_b": self.models[1].name,
             "measure": list(self.measures),
-            "a_to_b": self.share[:, 0],
-            "b_to_a": self.share[:, 1],
+            "a_to_b": self.fraction[:, 0],
+            "b_to_a": self.fraction[:, 1],
             "both": both,
             "chance": self.chance,
             "layers": len(self.layers),
@@ -99,31 +99,27 @@ def layer_identification(
     flattened, or on the cells of a common `grid`. The first layer counts where several are equally close.
 
     Raises MeasureError for different layers, different reductions, and what `compare` raises."""
-    _check_same_layers(reps_a, reps_b)
-    names = list(MEASURES) if measure == "all" else [measure] if isinstance(measure, str) else list(measure)
-    if not names:
-        raise MeasureError("no measure was given: name one of similarity.MEASURES, or take 'all'")
-    matrices = compare(reps_a, reps_b, names, grid=grid, seed=seed, permutations=0, resamples=0)
-    partner = [[closest_partners(m.closeness), closest_partners(m.closeness.T)] for m in matrices]
-    return LayerIdentification(
-        models=(reps_a.model, reps_b.model),
-        layers=reps_a.layers,
-        measures=tuple(names),
-        labels=tuple(m.label for m in matrices),
-        partner=np.array(partner),
-        n=len(reps_a.ids),
-        reduce=reps_a.reduce,
-        grid=as_grid(grid),
-    )
-
-
-def _check_same_layers(reps_a: RepresentationsLike, reps_b: RepresentationsLike) -> None:
-    names = tuple([layer.name for layer in reps.layers] for reps in (reps_a, reps_b))
-    if names[0] != names[1]:
-        only = ", ".join(sorted(set(names[0]) ^ set(names[1]))) or "the order"
+    layers = tuple([layer.name for layer in reps.layers] for reps in (reps_a, reps_b))
+    if layers[0] != layers[1]:
+        only = ", ".join(sorted(set(layers[0]) ^ set(layers[1]))) or "the order"
         raise MeasureError(
             f"{reps_a.model.name} and {reps_b.model.name} do not have the same layers ({only}): "
             "take two seeds of one architecture"
         )
     if reps_a.reduce != reps_b.reduce:
         raise MeasureError(f"positions were reduced by '{reps_a.reduce}' and '{reps_b.reduce}': extract both in the same way")
+    names = list(MEASURES) if measure == "all" else [measure] if isinstance(measure, str) else list(measure)
+    if not names:
+        raise MeasureError("no measure was given: name one of similarity.MEASURES, or take 'all'")
+    matrices = compare(reps_a, reps_b, names, grid=grid, seed=seed, permutations=0, resamples=0)
+    best = [[closest_columns(m.closeness), closest_columns(m.closeness.T)] for m in matrices]
+    return LayerIdentification(
+        models=(reps_a.model, reps_b.model),
+        layers=reps_a.layers,
+        measures=tuple(names),
+        labels=tuple(m.label for m in matrices),
+        best_match=np.array(best),
+        n=len(reps_a.ids),
+        reduce=reps_a.reduce,
+        grid=as_grid(grid),
+    )

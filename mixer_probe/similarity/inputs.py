@@ -16,7 +16,7 @@ from mixer_probe.models.layer import Layer
 
 Features = np.ndarray | Tensor
 
-# A spread below this share of the magnitude is rounding: float32 features cannot vary by so little.
+# A spread below this fraction of the magnitude is rounding: float32 features cannot vary by so little.
 CONSTANT = 1e-12
 # Float32 features of at least this many columns are multiplied in float32, a block of columns at a time.
 WIDE = 2048
@@ -39,7 +39,7 @@ class RepresentationsLike(Protocol):
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """One name an image."""
+        """One name per image."""
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -4,8 +4,8 @@ captures single-neuron tuning", in the form of correlations."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.similarity.inputs import CONSTANT, Features
-from mixer_probe.similarity.measure import Measure
+from mixer_probe.similarity.measure import Measure, each_pair
 
 # Beyond so many copies of a unit the assignment takes longer than the linear programme, and beyond so many in all its matrix
 # takes more than half a gigabyte.
@@ -42,7 +42,7 @@ def soft_matching(X: Features, Y: Features) -> float:
     p = q the best permutation, otherwise units of the wider side share one of the narrower. Between -1 (one unit against its
     negative) and 1; at least the mean of all correlations, which the uniform plan gives. Unchanged by permutation, positive
     scaling and translation of each unit, not by rotation. Constant units correlate 0, with themselves too: equal
-    representations of which a share d is constant have the value 1 - d.
+    representations of which a fraction d is constant have the value 1 - d.
 
     NaN if a side is constant. Raises MeasureError for other than two axes, different n, n < 4, NaN or infinite values."""
     return SOFT_MATCHING(X, Y)
@@ -52,14 +52,10 @@ def units(X: Tensor) -> Units:
     """The columns of `X` [n, p] as `Units`."""
     X = X / X.abs().max()
     deviation = X - X.mean(0)
-    # Both norms of each unit are of the same n numbers: their ratio is the spread as a share of the magnitude.
+    # Both norms of each unit are of the same n numbers: their ratio is the spread as a fraction of the magnitude.
     norm, magnitude = deviation.norm(dim=0), X.norm(dim=0)
     z = deviation / norm
     return Units(torch.where(norm > CONSTANT * magnitude, z, 0.0))
-
-
-def _matched(a: Sequence[Units], b: Sequence[Units]) -> Tensor:
-    return torch.tensor([[best_mean((x.z.T @ y.z).cpu().numpy()) for y in b] for x in a], dtype=torch.float64)
 
 
 def best_mean(values: np.ndarray) -> float:
@@ -67,22 +63,17 @@ def best_mean(values: np.ndarray) -> float:
     p, q = values.shape
     size = math.lcm(p, q)
     if size > min(_LARGEST_ASSIGNMENT, _MOST_COPIES * max(p, q)):
-        return _by_linear_programme(values)
+        rows, columns = kron(eye_array(p), np.ones((1, q))), kron(np.ones((1, p)), eye_array(q))
+        # In the scale of the plan times p, which keeps entries far above the tolerance of the solver.
+        sums = np.concatenate([np.ones(p), np.full(q, p / q)])
+        result = linprog(-values.ravel(), A_eq=vstack([rows, columns]).tocsr(), b_eq=sums, method="highs")
+        if not result.success:
+            raise MeasureError(f"the matching of {p} and {q} units failed: {result.message}")
+        return float(-result.fun / p)
     # With the plan times lcm(p, q) all its sums are integers, so that a vertex of the polytope, and with it an optimum, is a
     # matrix of integers (total unimodularity): a permutation of lcm / p copies of each row and lcm / q of each column.
     copies = values.repeat(size // p, axis=0).repeat(size // q, axis=1)
     return float(copies[linear_sum_assignment(copies, maximize=True)].mean())
-
-
-def _by_linear_programme(values: np.ndarray) -> float:
-    p, q = values.shape
-    rows, columns = kron(eye_array(p), np.ones((1, q))), kron(np.ones((1, p)), eye_array(q))
-    # In the scale of the plan times p, which keeps entries far above the tolerance of the solver.
-    sums = np.concatenate([np.ones(p), np.full(q, p / q)])
-    result = linprog(-values.ravel(), A_eq=vstack([rows, columns]).tocsr(), b_eq=sums, method="highs")
-    if not result.success:
-        raise MeasureError(f"the matching of {p} and {q} units failed: {result.message}")
-    return float(-result.fun / p)
 
 
 SOFT_MATCHING = Measure(
@@ -92,6 +83,6 @@ SOFT_MATCHING = Measure(
     source="Khosla and Williams 2024",
     invariances=("translation", "isotropic scaling", "permutation"),
     prepare=units,
-    table=_matched,
+    table=partial(each_pair, lambda x, y: best_mean((x.z.T @ y.z).cpu().numpy())),
     lowest=-1.0,
 )

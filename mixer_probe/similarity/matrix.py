@@ -108,7 +108,7 @@ class SimilarityMatrix(Result):
         return bool(self.closeness[self.best_pair] > self.definition.direction * self.null.maximum95)
 
     def to_frame(self) -> pd.DataFrame:
-        """One pair of layers a row, with its interval and null (NaN if there is none), n, features and estimator."""
+        """One pair of layers per row, with its interval and null (NaN if there is none), n, features and estimator."""
         nothing = np.full(self.values.shape, np.nan)
         null, interval = self.null, self.interval
         a, b = len(self.layers_a), len(self.layers_b)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, TypeVar
 
+import torch
 from torch import Tensor
 
 from mixer_probe.similarity.hsic import MINIMUM_IMAGES
@@ -13,10 +14,11 @@ from mixer_probe.similarity.inputs import Features, checked_pair
 from mixer_probe.similarity.intervals import FISHER, Scale
 
 Invariance = Literal["translation", "isotropic scaling", "permutation", "orthogonal", "invertible linear"]
+P = TypeVar("P")
 
 
 class Prepared(Protocol):
-    """What a measure keeps of one representation: all work that needs no partner, done once."""
+    """What a measure prepares of one representation: all work that does not need the other, done once."""
 
     def take(self, order: Tensor) -> Self:
         """The same for the images in another `order` [n], a permutation of them."""
@@ -31,7 +33,7 @@ class Measure:
     that leave the value as it is (permutation: of the channels); the tests check each of them, and show that no other holds.
     `best` is the value of equal representations and one end of the range from `lowest` to `highest`: the upper one for a
     similarity, the lower one for a distance. A measure that is not `symmetric` answers for "Y from X". One that is `pairwise`
-    makes n x n numbers a layer. One whose values are inner products, up to `finish`, of symmetric matrices [n, n] of the layers
+    makes n x n numbers per layer. One whose values are inner products, up to `finish`, of symmetric matrices [n, n] of the layers
     gives these by `matrix`: all shifts of the images then cost little more than one. The interval is symmetric on `scale`, by
     default Fisher's z; `no_interval` says why there is none."""
 
@@ -71,3 +73,31 @@ class Measure:
         if x is None or y is None:
             return float("nan")
         return float(self.table([self.prepare(x)], [self.prepare(y)])[0, 0])
+
+
+def each_pair(value: Callable[[P, P], float], a: Sequence[P], b: Sequence[P]) -> Tensor:
+    """The `value` of every pair of prepared layers of two sides, [La, Lb]."""
+    return torch.tensor([[value(x, y) for y in b] for x in a], dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Square:
+    """A symmetric `matrix` [n, n] of norm 1 over pairs of images."""
+
+    matrix: Tensor
+
+    def take(self, order: Tensor) -> Self:
+        """The same for the images in another `order` [n]."""
+        order = order.to(self.matrix.device)
+        return type(self)(self.matrix.index_select(0, order).index_select(1, order))
+
+
+def matrix_of(square: Square) -> Tensor:
+    """The matrix [n, n], as `Measure.matrix` gives it."""
+    return square.matrix
+
+
+def inner_products(a: Sequence[Square], b: Sequence[Square]) -> Tensor:
+    """Inner products [La, Lb] of the matrices of two sides."""
+    left, right = (torch.stack([square.matrix.flatten() for square in side]) for side in (a, b))
+    return left @ right.T

@@ -77,22 +77,19 @@ class MinibatchCKA:
         own = [n * side.square().sum(1).cpu() / divisor(n, "unbiased") for side in (left, right)]
         cross = n * (left @ right.T).cpu() / divisor(n, "unbiased")
         if self._permutations:
-            self._add_null(left, right, n)
+            # HSIC of the batch [permutations, La, Lb] under random pairings of its images.
+            generator = np.random.default_rng([self._seed, len(self._found)])
+            orders = torch.from_numpy(generator.random((self._permutations, n)).argsort(axis=1)).to(left.device)
+            if self._null is None:
+                self._null = torch.zeros(self._permutations, len(left), len(right), dtype=torch.float64)
+            grams = right.reshape(len(right), n, n)
+            step = max(1, _BLOCK_BYTES // right.nbytes)
+            for start in range(0, self._permutations, step):
+                part = orders[start : start + step]
+                shuffled = grams[:, part[:, :, None], part[:, None, :]].flatten(2)
+                null = torch.einsum("ak,bsk->sab", left, shuffled).cpu()
+                self._null[start : start + step] += n * null / divisor(n, "unbiased")
         self._found.append((n, cross, own[0], own[1]))
-
-    def _add_null(self, left: Tensor, right: Tensor, n: int) -> None:
-        """Add HSIC [permutations, La, Lb] of the batch under random pairings of its images."""
-        generator = np.random.default_rng([self._seed, len(self._found)])
-        orders = torch.from_numpy(generator.random((self._permutations, n)).argsort(axis=1)).to(left.device)
-        if self._null is None:
-            self._null = torch.zeros(self._permutations, len(left), len(right), dtype=torch.float64)
-        grams = right.reshape(len(right), n, n)
-        step = max(1, _BLOCK_BYTES // right.nbytes)
-        for start in range(0, self._permutations, step):
-            part = orders[start : start + step]
-            shuffled = grams[:, part[:, :, None], part[:, None, :]].flatten(2)
-            null = torch.einsum("ak,bsk->sab", left, shuffled).cpu()
-            self._null[start : start + step] += n * null / divisor(n, "unbiased")
 
     def merge(self, other: MinibatchCKA) -> None:
         """Add the batches of `other`; it stays as it is.

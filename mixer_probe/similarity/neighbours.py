@@ -53,7 +53,7 @@ class Neighbourhoods:
 
 @checked(MeasureError)
 def mutual_knn(X: Features, Y: Features, *, k: int = _K, clamp: float | None = _CLAMP) -> float:
-    """Mean share of the `k` nearest neighbours (cosine, without the image itself) that an image has in both `X` [n, p] and
+    """Mean fraction of the `k` nearest neighbours (cosine, without the image itself) that an image has in both `X` [n, p] and
     `Y` [n, q], rows being the same images (Huh et al. 2024). Random pairings of the images average k / (n - 1).
 
     `clamp` is the quantile of all absolute values of a side that larger ones are cut to before the rows are normalised, as
@@ -90,7 +90,22 @@ def neighbourhoods(X: Tensor, *, k: int, clamp: float | None) -> Neighbourhoods:
         X = clamp_outliers(X, clamp)
     # Largest value first, so that no square leaves the range of numbers.
     rows = normalize(normalize(X, p=torch.inf, dim=1, eps=torch.finfo(X.dtype).tiny), dim=1)
-    return Neighbourhoods(_members((rows @ rows.T).fill_diagonal_(-torch.inf), k), k)
+    cosines = (rows @ rows.T).fill_diagonal_(-torch.inf).cpu().numpy()
+    n = len(cosines)
+    # The next one, and then the k nearest in any order.
+    nearest = cosines.argpartition(n - k - 1, axis=1)[:, n - k - 1 :]
+    values = np.take_along_axis(cosines, nearest, axis=1)
+    last = values[:, 1:].min(1, keepdims=True)
+    if (last - values[:, :1] > _TIE).all():
+        places = np.sort(nearest[:, 1:], axis=1).ravel()
+        return Neighbourhoods(csr_array((np.ones(n * k), places, np.arange(0, n * k + 1, k)), shape=(n, n)), k)
+    # Others are as close as the last of the k.
+    sure = cosines > last + _TIE
+    tied = np.abs(cosines - last) <= _TIE
+    if (tied.sum(1) == n - 1).all():
+        return Neighbourhoods(None, k)
+    left = k - sure.sum(1, keepdims=True)
+    return Neighbourhoods(csr_array(sure + tied * (left / tied.sum(1, keepdims=True))), k)
 
 
 def clamp_outliers(X: Tensor, quantile: float) -> Tensor:
@@ -100,28 +115,6 @@ def clamp_outliers(X: Tensor, quantile: float) -> Tensor:
     place = int(quantile * len(magnitudes))
     limit = float(np.partition(magnitudes, place)[place])
     return X.clamp(-limit, limit)
-
-
-def _members(cosines: Tensor, k: int) -> csr_array | None:
-    close, n = cosines.cpu().numpy(), len(cosines)
-    # The next one, and then the k nearest in any order.
-    nearest = close.argpartition(n - k - 1, axis=1)[:, n - k - 1 :]
-    values = np.take_along_axis(close, nearest, axis=1)
-    last = values[:, 1:].min(1)
-    if (last - values[:, 0] <= _TIE).any():
-        return _tied_members(close, last[:, None], k)
-    places = np.sort(nearest[:, 1:], axis=1).ravel()
-    return csr_array((np.ones(n * k), places, np.arange(0, n * k + 1, k)), shape=(n, n))
-
-
-def _tied_members(cosines: np.ndarray, last: np.ndarray, k: int) -> csr_array | None:
-    """Members where others may be as close as the `last` one [n, 1]."""
-    sure = cosines > last + _TIE
-    tied = np.abs(cosines - last) <= _TIE
-    if (tied.sum(1) == len(cosines) - 1).all():
-        return None
-    places = k - sure.sum(1, keepdims=True)
-    return csr_array(sure + tied * (places / tied.sum(1, keepdims=True)))
 
 
 def _shared(layers_a: Sequence[Neighbourhoods], layers_b: Sequence[Neighbourhoods]) -> Tensor:
@@ -135,11 +128,8 @@ def _shared(layers_a: Sequence[Neighbourhoods], layers_b: Sequence[Neighbourhood
     return shared
 
 
-def _mean_share(layers_a: Sequence[Neighbourhoods], layers_b: Sequence[Neighbourhoods]) -> Tensor:
-    return (_shared(layers_a, layers_b) / layers_a[0].k).mean(-1)
-
-
 def _mean_jaccard(layers_a: Sequence[Neighbourhoods], layers_b: Sequence[Neighbourhoods]) -> Tensor:
+    """Mean of |A & B| / |A | B| over the images, [La, Lb]."""
     shared = _shared(layers_a, layers_b)
     return (shared / (2 * layers_a[0].k - shared)).mean(-1)
 
@@ -151,7 +141,7 @@ MUTUAL_KNN = Measure(
     source="Huh, Cheung, Wang and Isola 2024, The Platonic Representation Hypothesis, and its code",
     invariances=("isotropic scaling", "permutation"),
     prepare=partial(neighbourhoods, k=_K, clamp=_CLAMP),
-    table=_mean_share,
+    table=lambda a, b: (_shared(a, b) / a[0].k).mean(-1),
     minimum_images=_K + 2,
     pairwise=True,
     no_interval=_NO_INTERVAL,

@@ -27,7 +27,7 @@ _SEED = 0
 
 
 def linear_regression_r2(X: Features, Y: Features) -> float:
-    """Share of the variance of `Y` [n, q] that least squares with intercept explains from `X` [n, p], in-sample.
+    """Fraction of the variance of `Y` [n, q] that least squares with intercept explains from `X` [n, p], in-sample.
 
     |Ux' Y|_F^2 / |Y|_F^2 with the centred Y and an orthonormal basis Ux of the centred X (R²_LR of Kornblith et al. 2019). In
     [0, 1], and 1 by necessity for p >= n - 1 in general position: `linear_predictivity` has held-out images instead. Invertible
@@ -72,7 +72,7 @@ class Folds:
 
     @classmethod
     def of(cls, x: Tensor, folds: int) -> Self:
-        """The rows of `x` [n, p], dealt out as `fold_of_each` says."""
+        """The rows of `x` [n, p], in the folds of `fold_of_each`."""
         fold = fold_of_each(len(x), folds)
         parts = torch.split(x[fold.argsort(stable=True).to(x.device)], fold.bincount().tolist())
         means = torch.stack([part.mean(0) for part in parts])
@@ -220,19 +220,16 @@ class Split:
 
 def _training_products(y: Folds, x: Folds) -> list[Tensor]:
     """Y'X [q, p] over the training images for each fold, centred on their means."""
-    within = _all_but_one([of_y.T @ of_x for of_y, of_x in zip(y.parts, x.parts)])
+    parts = [of_y.T @ of_x for of_y, of_x in zip(y.parts, x.parts)]
+    # For each fold the sum of the others, by additions alone.
+    before = list(accumulate(parts[:-1], torch.add))
+    after = list(accumulate(parts[:0:-1], torch.add))[::-1]
+    within = [after[0], *map(torch.add, before, after[1:]), before[-1]]
     return [products.addmm_(of_y.T, of_x) for products, of_y, of_x in zip(within, y.between, x.between)]
 
 
-def _all_but_one(parts: Sequence[Tensor]) -> list[Tensor]:
-    """For each of `parts` the sum of the others, by additions alone."""
-    before = list(accumulate(parts[:-1], torch.add))
-    after = list(accumulate(parts[:0:-1], torch.add))[::-1]
-    return [after[0], *map(torch.add, before, after[1:]), before[-1]]
-
-
 def fold_of_each(n: int, folds: int) -> Tensor:
-    """Fold [n] of each of `n` images: dealt out in turn along a fixed random order."""
+    """Fold [n] of each of `n` images: assigned in turn along a fixed random order."""
     fold = torch.empty(n, dtype=torch.int64)
     fold[torch.randperm(n, generator=torch.Generator().manual_seed(_SEED))] = torch.arange(n) % folds
     return fold
@@ -247,10 +244,6 @@ def _predicted_from_first(a: Sequence[Split], b: Sequence[Split]) -> Tensor:
     targets = Targets.of(b)
     residual = torch.stack([x.errors(targets).sum(0) for x in a])
     return 1 - residual / targets.held.sum(0)
-
-
-def _predicted_from_second(a: Sequence[Split], b: Sequence[Split]) -> Tensor:
-    return _predicted_from_first(b, a).T
 
 
 PREDICTIVITY = Measure(
@@ -272,5 +265,5 @@ PREDICTIVITY_REVERSE = replace(
     name="predictivity_reverse",
     label="linear R² (A from B)",
     about="Variance of the first representation that ridge regression on the second explains, on held-out images.",
-    table=_predicted_from_second,
+    table=lambda a, b: _predicted_from_first(b, a).T,
 )

@@ -4,8 +4,8 @@ Representations", and Ding et al. 2021, "Grounding Representation Similarity wit
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mixer_probe.similarity.inputs import Features, centred
 from mixer_probe.similarity.intervals import Scale
-from mixer_probe.similarity.measure import Measure
+from mixer_probe.similarity.measure import Measure, each_pair
 
 # A squared distance from 2 - 2 |X'Y|_* has an error of about 1e-15, which the root would raise to 3e-8 near 0.
 _CLOSE = 1e-4
@@ -64,29 +64,18 @@ def shape(X: Tensor) -> Shape:
     return Shape(x / x.norm())
 
 
-def _distances(a: Sequence[Shape], b: Sequence[Shape]) -> Tensor:
-    return torch.tensor([[_distance(x.x, y.x) for y in b] for x in a], dtype=torch.float64)
-
-
-def _distance(x: Tensor, y: Tensor) -> float:
-    cross = x.T @ y
+def _distance(x: Shape, y: Shape) -> float:
+    cross = x.x.T @ y.x
     squared = 2 - 2 * float(torch.linalg.svdvals(cross).sum())
-    return math.sqrt(squared) if squared > _CLOSE else _residual(x, y, cross)
-
-
-def _residual(x: Tensor, y: Tensor, cross: Tensor) -> float:
-    """|x Q - y|_F at the best rotation Q, in the axes where it is the identity: exact for close shapes."""
+    if squared > _CLOSE:
+        return math.sqrt(squared)
+    # |x Q - y|_F at the best rotation Q, in the axes where it is the identity: exact for close shapes.
     left, _, right = torch.linalg.svd(cross)
     shared = min(cross.shape)
-    x, y = x @ left, y @ right.T
+    u, v = x.x @ left, y.x @ right.T
     # Beyond the shared axes the narrower side is zero.
-    parts = (x[:, :shared] - y[:, :shared], x[:, shared:], y[:, shared:])
+    parts = (u[:, :shared] - v[:, :shared], u[:, shared:], v[:, shared:])
     return math.hypot(*(float(part.norm()) for part in parts))
-
-
-def _angles(a: Sequence[Shape], b: Sequence[Shape]) -> Tensor:
-    # The chord d of the unit sphere has the arc 2 arcsin(d / 2), which keeps the digits that arccos loses near 0.
-    return 2 * torch.asin(_distances(a, b) / 2)
 
 
 # Fisher's z of the nuclear norm |X'Y|_*, from the angle a of which that is the cosine, without its loss of digits near 0.
@@ -100,7 +89,7 @@ PROCRUSTES = Measure(
     source="Ding et al. 2021; Williams et al. 2021",
     invariances=("translation", "isotropic scaling", "permutation", "orthogonal"),
     prepare=shape,
-    table=_distances,
+    table=partial(each_pair, _distance),
     best=0.0,
     highest=math.sqrt(2),
     scale=_OF_DISTANCE,
@@ -113,7 +102,8 @@ ANGULAR_PROCRUSTES = Measure(
     source="Williams et al. 2021",
     invariances=("translation", "isotropic scaling", "permutation", "orthogonal"),
     prepare=shape,
-    table=_angles,
+    # The chord d of the unit sphere has the arc 2 arcsin(d / 2), which keeps the digits that arccos loses near 0.
+    table=lambda a, b: 2 * torch.asin(each_pair(_distance, a, b) / 2),
     best=0.0,
     highest=math.pi / 2,
     scale=_OF_ANGLE,

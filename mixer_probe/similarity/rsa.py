@@ -14,14 +14,13 @@ from torch.nn.functional import normalize
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import checked
 from mixer_probe.similarity.inputs import CONSTANT, Features
-from mixer_probe.similarity.measure import Measure
-from mixer_probe.similarity.squares import Square, inner_products, matrix_of
+from mixer_probe.similarity.measure import Measure, Square, inner_products, matrix_of
 
 Distance = Literal["correlation", "euclidean"]
 
-# Squared distances from products have an error of 1e-16 of the squared norms: below this share of them it would show.
+# Squared distances from products have an error of 1e-16 of the squared norms: below this fraction of them it would show.
 _CLOSE = 1e-3
-# Rows that differ by no more than this share of their norm are equal but for rounding.
+# Rows that differ by no more than this fraction of their norm are equal but for rounding.
 _EQUAL = 1e-14
 # Distances that agree to as many bits differ by rounding only, and share a rank.
 _BITS = 40
@@ -50,17 +49,13 @@ def squared_distances(X: Tensor) -> Tensor:
     norms = products.diagonal()[:, None] + products.diagonal()
     squares = torch.sub(norms, products, alpha=2, out=products)
     if bool((squares < norms.mul_(_CLOSE)).fill_diagonal_(False).any()):
-        return _close_distances(X)
+        # From differences, 0 where these are rounding. Not of the deviations: a far outlier has moved the mean, and rounded those
+        # of all other rows.
+        squares = torch.from_numpy(squareform(pdist(X.cpu().numpy(), "sqeuclidean"))).to(X.device)
+        powers = X.square().sum(1)
+        return squares.masked_fill(squares < _EQUAL**2 * (powers[:, None] + powers), 0)
     # Products of a row with itself and of the rows with each other are summed in different orders.
     return torch.add(squares, squares.T, out=norms).div_(2).fill_diagonal_(0)
-
-
-def _close_distances(X: Tensor) -> Tensor:
-    """`squared_distances` from differences, 0 where these are rounding."""
-    # Not of the deviations: a far outlier has moved the mean, and rounded those of all other rows.
-    squares = torch.from_numpy(squareform(pdist(X.cpu().numpy(), "sqeuclidean"))).to(X.device)
-    powers = X.square().sum(1)
-    return squares.masked_fill(squares < _EQUAL**2 * (powers[:, None] + powers), 0)
 
 
 def _rank_correlation_distances(X: Tensor) -> Square:
@@ -73,27 +68,20 @@ def _rank_correlation_distances(X: Tensor) -> Square:
     return _rank(squared_distances((deviation / length).masked_fill(flat, torch.nan)))
 
 
-def _rank_euclidean_distances(X: Tensor) -> Square:
-    return _rank(squared_distances(X / X.abs().max()))
-
-
 def _rank(dissimilarities: Tensor) -> Square:
     """Ranks of symmetric `dissimilarities` [n, n] that are not negative, or of any increasing function of them: mean 0 off the
     diagonal, 0 on it."""
     pairs = squareform(dissimilarities.cpu().numpy(), checks=False)
-    ranks = centred_ranks(_rounded(pairs)) if np.isfinite(pairs).all() else np.full_like(pairs, np.nan)
+    ranks = np.full_like(pairs, np.nan)
+    if np.isfinite(pairs).all():
+        # Equal where they agree to `_BITS` bits (halves go to even): the bits of numbers >= 0 are in the order of the numbers,
+        # across exponents too.
+        bits = pairs.view(np.int64)
+        ranks = centred_ranks((bits + (2 ** (_DROPPED - 1) - 1) + (bits >> _DROPPED & 1)) >> _DROPPED)
     # Each pair stands twice in the square; without any spread this is 0/0, which is right.
     with np.errstate(invalid="ignore"):
         ranks /= np.sqrt(2) * np.linalg.norm(ranks)
     return Square(torch.from_numpy(squareform(ranks, checks=False)).to(dissimilarities.device))
-
-
-def _rounded(values: np.ndarray) -> np.ndarray:
-    """Integers in the order of finite `values` >= 0, equal where these agree to `_BITS` bits (halves go to even)."""
-    # The bits of such numbers are in the order of the numbers, across exponents too.
-    bits = values.view(np.int64)
-    rounded: np.ndarray = (bits + (2 ** (_DROPPED - 1) - 1) + (bits >> _DROPPED & 1)) >> _DROPPED
-    return rounded
 
 
 def centred_ranks(values: np.ndarray) -> np.ndarray:
@@ -102,14 +90,13 @@ def centred_ranks(values: np.ndarray) -> np.ndarray:
     ordered, places = values[order], np.arange(len(values)) - (len(values) - 1) / 2
     steps = ordered[1:] != ordered[:-1]
     ranks = np.empty(len(values))
-    ranks[order] = places if steps.all() else _averaged(places, np.flatnonzero(steps))
+    if not steps.all():
+        # Means of the evenly spaced places over the runs of ties.
+        ends = np.flatnonzero(steps)
+        first, last = np.r_[0, ends + 1], np.r_[ends, len(places) - 1]
+        places = np.repeat((places[first] + places[last]) / 2, last - first + 1)
+    ranks[order] = places
     return ranks
-
-
-def _averaged(places: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Means of `places` [m], which are evenly spaced, over the runs that end at `steps`."""
-    first, last = np.r_[0, steps + 1], np.r_[steps, len(places) - 1]
-    return np.repeat((places[first] + places[last]) / 2, last - first + 1)
 
 
 _SOURCE = "Kriegeskorte, Mur and Bandettini 2008, Frontiers in Systems Neuroscience 2:4"
@@ -134,7 +121,7 @@ RSA_EUCLIDEAN = Measure(
     about="Spearman correlation of the Euclidean distances of all pairs of images.",
     source=_SOURCE,
     invariances=("translation", "isotropic scaling", "permutation", "orthogonal"),
-    prepare=_rank_euclidean_distances,
+    prepare=lambda X: _rank(squared_distances(X / X.abs().max())),
     table=inner_products,
     lowest=-1.0,
     pairwise=True,

@@ -85,7 +85,7 @@ class StreamingCKA:
             self._moments.add(x, y)
 
     def merge(self, other: StreamingCKA) -> None:
-        """Add what `other` has seen, as if its batches had come here; `other` stays as it is.
+        """Add what `other` has accumulated, as if its batches had come here; `other` stays as it is.
 
         Raises MeasureError if the layers, their order or their channels differ."""
         if not other.n:
@@ -215,7 +215,7 @@ class Sample:
 
 
 def random_keys(x: Tensor, y: Tensor, seed: int) -> np.ndarray:
-    """A number in [0, 1) per image, drawn by all its features: the same wherever and beside whatever the image is seen."""
+    """A number in [0, 1) per image, drawn by all its features: the same in any batch and any process."""
     rows = torch.cat([x.cpu(), y.cpu()], dim=1).contiguous().numpy()
     key = hashlib.blake2b(str(seed).encode(), digest_size=16).digest()
     draws = b"".join(hashlib.blake2b(row.data, digest_size=8, key=key).digest() for row in rows)

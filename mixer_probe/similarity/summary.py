@@ -1,4 +1,4 @@
-"""One number a pair of networks: how well the layers of each find a match in the other, and the tree that makes of them."""
+"""One number per pair of networks: how well the layers of each find a match in the other, and their hierarchical clustering."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ from scipy.spatial.distance import squareform
 
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.result import ModelRecord, Result
-from mixer_probe.similarity.matches import at_partners, closest_partners
+from mixer_probe.similarity.matches import at_columns, closest_columns
 from mixer_probe.similarity.matrix import SimilarityMatrix
-
-Pairs = dict[tuple[ModelRecord, ModelRecord], SimilarityMatrix]
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class ModelSimilarity(Result):
     calibrated: bool
 
     def to_frame(self) -> pd.DataFrame:
-        """One pair of networks a row."""
+        """One pair of networks per row."""
         rows = [
             {"model_a": a.name, "model_b": b.name, "value": self.values[i, j]}
             for (i, a), (j, b) in combinations(enumerate(self.models), 2)
@@ -51,24 +49,14 @@ class ModelSimilarity(Result):
 
 
 def model_similarity(matrices: Sequence[SimilarityMatrix]) -> ModelSimilarity:
-    """All networks that the `matrices` compare, one number a pair.
+    """All networks that the `matrices` compare, one number per pair.
 
     The direction of a matrix does not matter, and those of a network with itself are left out. Values are calibrated by
     the null; without nulls they are raw, distances as 1 - value / largest.
 
     Raises MeasureError for fewer than two networks, a pair given twice, a matrix that does not say of which networks it is, and
     matrices that differ in measure, estimator, images, grid, or in having a null."""
-    pairs = _pairs(matrices)
-    _check_alike(list(pairs.values()))
-    models = tuple(dict.fromkeys(model for pair in pairs for model in pair))
-    values = np.array([[_value(pairs, a, b) for b in models] for a in models])
-    first = next(iter(pairs.values()))
-    order, linkage = _tree(values)
-    return ModelSimilarity(models, values, first.label, first.n, order, linkage, first.null is not None)
-
-
-def _pairs(matrices: Sequence[SimilarityMatrix]) -> Pairs:
-    pairs: Pairs = {}
+    pairs: dict[tuple[ModelRecord, ModelRecord], SimilarityMatrix] = {}
     for matrix in matrices:
         a, b = matrix.model_a, matrix.model_b
         if a is None or b is None:
@@ -79,51 +67,37 @@ def _pairs(matrices: Sequence[SimilarityMatrix]) -> Pairs:
             pairs[a, b] = matrix
     if not pairs:
         raise MeasureError("no matrix compares two different networks: give at least one that does")
-    return pairs
-
-
-def _check_alike(matrices: Sequence[SimilarityMatrix]) -> None:
-    """Raise MeasureError for numbers that do not belong into one table."""
     for what, found in (
-        ("measures", {matrix.label for matrix in matrices}),
-        ("numbers of images", {str(matrix.n) for matrix in matrices}),
-        ("images", {matrix.images.fingerprint[:8] for matrix in matrices if matrix.images}),
-        ("grids", {str(matrix.grid) for matrix in matrices}),
-        ("nulls", {"none" if matrix.null is None else "one" for matrix in matrices}),
+        ("measures", {matrix.label for matrix in pairs.values()}),
+        ("numbers of images", {str(matrix.n) for matrix in pairs.values()}),
+        ("images", {matrix.images.fingerprint[:8] for matrix in pairs.values() if matrix.images}),
+        ("grids", {str(matrix.grid) for matrix in pairs.values()}),
+        ("nulls", {"none" if matrix.null is None else "one" for matrix in pairs.values()}),
     ):
         if len(found) > 1:
             raise MeasureError(f"the matrices have different {what} ({', '.join(sorted(found))}): give those that share one")
-
-
-def _value(pairs: Pairs, a: ModelRecord, b: ModelRecord) -> float:
-    if a == b:
-        return 1.0
-    matrix = pairs.get((a, b)) or pairs.get((b, a))
-    return float("nan") if matrix is None else mutual_match(matrix)
+    models = tuple(dict.fromkeys(model for pair in pairs for model in pair))
+    places, values = {model: i for i, model in enumerate(models)}, np.full((len(models), len(models)), np.nan)
+    np.fill_diagonal(values, 1)
+    for (a, b), matrix in pairs.items():
+        values[places[a], places[b]] = values[places[b], places[a]] = mutual_match(matrix)
+    order, linkage = np.arange(len(models)), np.zeros((0, 4))
+    if len(models) >= 3 and not np.isnan(values).any():
+        # Noise may put a pair beyond 1, and no distance is below 0.
+        distances = squareform(np.clip(1 - values, 0, None), checks=False)
+        linkage = cluster(distances, "average", optimal_ordering=True)
+        order = leaves_list(linkage).astype(np.int64)
+    first = next(iter(pairs.values()))
+    return ModelSimilarity(models, values, first.label, first.n, order, linkage, first.null is not None)
 
 
 def mutual_match(matrix: SimilarityMatrix) -> float:
     """Mean over all layers of both networks of the (calibrated) value of the best match in the other; NaN if there is none."""
-    values = _rescaled(matrix)
-    rows = at_partners(values, closest_partners(matrix.closeness))
-    columns = at_partners(values.T, closest_partners(matrix.closeness.T))
+    values, measure = matrix.calibrated, matrix.definition
+    if values is None:
+        values = matrix.values if measure.larger_is_closer else 1 - matrix.values / measure.highest
+    rows = at_columns(values, closest_columns(matrix.closeness))
+    columns = at_columns(values.T, closest_columns(matrix.closeness.T))
     found = np.concatenate([rows, columns])
     found = found[~np.isnan(found)]
     return float(found.mean()) if len(found) else float("nan")
-
-
-def _rescaled(matrix: SimilarityMatrix) -> np.ndarray:
-    """Values [La, Lb] of which 1 is equality and larger is closer."""
-    if matrix.calibrated is not None:
-        return matrix.calibrated
-    measure = matrix.definition
-    return matrix.values if measure.larger_is_closer else 1 - matrix.values / measure.highest
-
-
-def _tree(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Leaf order [M] and linkage [M - 1, 4] of the networks."""
-    if len(values) < 3 or np.isnan(values).any():
-        return np.arange(len(values)), np.zeros((0, 4))
-    # Noise may put a pair beyond 1, and no distance is below 0.
-    tree = cluster(squareform(np.clip(1 - values, 0, None), checks=False), "average", optimal_ordering=True)
-    return leaves_list(tree).astype(np.int64), tree

@@ -31,7 +31,7 @@ from mixer_probe.stats.claims import DRAWS
 _MOST_LINES = 10
 # A figure each; the table has the others.
 _MOST_PAIRS = 6
-# Fewer networks are seen at a glance in the map of all layers.
+# The map of all layers shows fewer networks well enough.
 _FEWEST_FOR_SUMMARY = 5
 _NULL = "null of best"
 _METHODS = {"gram": "from Gram matrices", "moments": "from moments", "minibatch": "summed over minibatches"}
@@ -165,7 +165,7 @@ def _above_text(matrix: SimilarityMatrix) -> str:
 
 def order_of(matches: LayerMatches) -> str:
     """Whether the best match increases with depth, in words."""
-    found = matches.partner[matches.partner >= 0]
+    found = matches.best_match[matches.best_match >= 0]
     if len(found) < 2:
         return "too few layers to tell"
     if np.isnan(matches.tau):
@@ -285,8 +285,8 @@ def disagreement(matrices: Sequence[SimilarityMatrix]) -> str:
     the rank correlations over the pairs. Which pair is closest stands in the table, beside the null of the best of each
     measure."""
     tested = [m.best_above_null for m in matrices if m.null and m.null.permutations >= DRAWS and m.best_pair]
-    partners = np.array([best_matches(m).partner for m in matrices])
-    shared, layers = int((partners == partners[0]).all(axis=0).sum()), partners.shape[1]
+    best = np.array([best_matches(m).best_match for m in matrices])
+    shared, layers = int((best == best[0]).all(axis=0).sum()), best.shape[1]
     closest = f"{sum(map(bool, tested))} of {len(tested)} measures have a pair of layers beyond the null of the best pair (5 % "
     closest += "expected by chance). "
     same = f"All {len(matrices)} agree on the best match of {shared} of {layers} layers"

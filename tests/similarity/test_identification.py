@@ -26,8 +26,8 @@ def test_equal_networks_are_identified_by_every_measure(make_reps: MakeReps) -> 
     reps = make_reps(layers())
     found = layer_identification(reps, reps)
     assert found.measures == tuple(mp.similarity.MEASURES)
-    assert found.partner.shape == (len(found.measures), 2, 4)
-    np.testing.assert_array_equal(found.share, 1)
+    assert found.best_match.shape == (len(found.measures), 2, 4)
+    np.testing.assert_array_equal(found.fraction, 1)
     assert found.chance == 0.25
 
 
@@ -39,15 +39,15 @@ def test_rotated_and_noisy_layers_are_identified(make_reps: MakeReps) -> None:
         rotation = np.linalg.qr(generator.normal(size=(6, 6)))[0]
         turned[name] = values @ rotation + 0.2 * generator.normal(size=values.shape)
     found = layer_identification(make_reps(features, "s0"), make_reps(turned, "s1"), ["cka", "procrustes", "rsa_euclidean"])
-    np.testing.assert_array_equal(found.share, 1)
+    np.testing.assert_array_equal(found.fraction, 1)
     assert [m.name for m in found.models] == ["s0", "s1"]
 
 
 def test_both_directions_of_a_permutation(make_reps: MakeReps) -> None:
     features, order = layers(), (0, 2, 3, 1)
     found = layer_identification(make_reps(features), make_reps(in_order(features, order)), "cka")
-    np.testing.assert_array_equal(found.partner[0], [np.argsort(order), order])
-    np.testing.assert_array_equal(found.share, [[0.25, 0.25]])
+    np.testing.assert_array_equal(found.best_match[0], [np.argsort(order), order])
+    np.testing.assert_array_equal(found.fraction, [[0.25, 0.25]])
     frame = found.to_frame()
     assert frame[["a_to_b", "b_to_a", "both", "chance"]].to_numpy().tolist() == [[0.25] * 4]
     assert frame["n"].tolist() == [40]
@@ -58,8 +58,8 @@ def test_directions_count_apart(make_reps: MakeReps) -> None:
     features = layers(count=2)
     copies = {"blocks.0": features["blocks.0"], "blocks.1": features["blocks.0"] + 0.1 * features["blocks.1"]}
     found = layer_identification(make_reps(features), make_reps(copies), "cka")
-    np.testing.assert_array_equal(found.partner[0], [[0, 1], [0, 0]])
-    np.testing.assert_array_equal(found.share, [[1, 0.5]])
+    np.testing.assert_array_equal(found.best_match[0], [[0, 1], [0, 0]])
+    np.testing.assert_array_equal(found.fraction, [[1, 0.5]])
     assert found.to_frame()["both"].tolist() == [0.75]
 
 
@@ -68,15 +68,15 @@ def test_undefined_layers_are_left_out(make_reps: MakeReps) -> None:
     reps = make_reps(features)
     with pytest.warns(UndefinedSimilarityWarning):
         found = layer_identification(reps, reps, "cka")
-    assert found.partner[0, 0].tolist() == [0, -1, 2, 3]
-    np.testing.assert_array_equal(found.share, [[1, 1]])
+    assert found.best_match[0, 0].tolist() == [0, -1, 2, 3]
+    np.testing.assert_array_equal(found.fraction, [[1, 1]])
 
 
 def test_a_measure_that_is_nowhere_defined_has_no_share(make_reps: MakeReps) -> None:
     reps = make_reps({"blocks.0": np.ones((40, 6))})
     with pytest.warns(UndefinedSimilarityWarning):
         found = layer_identification(reps, reps, "cka")
-    assert np.isnan(found.share).all()
+    assert np.isnan(found.fraction).all()
     assert np.isnan(found.to_frame()["both"]).all()
 
 
@@ -86,7 +86,7 @@ def test_positions_count_on_a_grid() -> None:
     reps = mp.extract(mixer, images, reduce="none")
     found = layer_identification(reps, reps, "cka", grid=2)
     assert (found.grid, found.reduce, found.n) == ((2, 2), "none", 30)
-    np.testing.assert_array_equal(found.share, 1)
+    np.testing.assert_array_equal(found.fraction, 1)
 
 
 def test_other_layers_are_refused(make_reps: MakeReps) -> None:

@@ -36,7 +36,7 @@ def same(a: LayerMatches, b: LayerMatches) -> bool:
 def test_a_network_matches_itself_layer_by_layer(make_reps: MakeReps, measure: str) -> None:
     reps = make_reps(noise(5))
     found = best_matches(mp.compare(reps, reps, measure))
-    assert found.partner.tolist() == [0, 1, 2, 3, 4]
+    assert found.best_match.tolist() == [0, 1, 2, 3, 4]
     assert (found.tau, found.monotone) == (pytest.approx(1), True)
     assert found.above.all()
     np.testing.assert_allclose(found.value, 0 if measure == "procrustes" else 1, atol=1e-6)
@@ -47,7 +47,7 @@ def test_layers_in_another_order_are_found(make_reps: MakeReps, measure: str) ->
     features = noise(4)
     found = best_matches(mp.compare(make_reps(features), make_reps(in_order(features, ORDER)), measure))
     partner = np.argsort(ORDER)
-    assert found.partner.tolist() == partner.tolist() == [1, 3, 0, 2]
+    assert found.best_match.tolist() == partner.tolist() == [1, 3, 0, 2]
     pairs = [np.sign(partner[j] - partner[i]) for i in range(4) for j in range(i + 1, 4)]
     assert found.tau == pytest.approx(sum(pairs) / 6)
     assert not found.monotone
@@ -57,7 +57,7 @@ def test_layers_that_share_a_partner_are_still_in_order(make_reps: MakeReps) -> 
     a = noise(3)
     a["layer2"] = a["layer1"]
     found = best_matches(mp.compare(make_reps(a), make_reps(noise(2))))
-    assert found.partner.tolist() == [0, 1, 1]
+    assert found.best_match.tolist() == [0, 1, 1]
     assert found.monotone
     # Two of three pairs agree and one is tied in B only: 2 / sqrt(3 * 2).
     assert found.tau == pytest.approx(2 / 6**0.5)
@@ -68,7 +68,7 @@ def test_values_intervals_and_nulls_are_those_of_the_cell(make_reps: MakeReps) -
     found = best_matches(matrix)
     assert matrix.interval is not None
     assert matrix.null is not None
-    for i, j in enumerate(found.partner):
+    for i, j in enumerate(found.best_match):
         assert found.value[i] == matrix.values[i].max()
         assert (found.low[i], found.high[i]) == (matrix.interval.low[i, j], matrix.interval.high[i, j])
     np.testing.assert_array_equal(found.null95, matrix.null.row_maximum95)
@@ -79,7 +79,7 @@ def test_a_distance_is_above_its_null_where_it_is_smaller(make_reps: MakeReps) -
     a, b = noise(3, n=60), noise(3, n=60, seed=1)
     b["layer2"] = a["layer0"] + 0.1 * b["layer2"]
     found = best_matches(mp.compare(make_reps(a), make_reps(b), "procrustes"))
-    assert found.partner[0] == 2
+    assert found.best_match[0] == 2
     assert found.above[0]
     assert found.value[0] < found.null95[0]
 
@@ -89,7 +89,7 @@ def test_undefined_layers_have_no_partner(make_reps: MakeReps) -> None:
     with pytest.warns(UndefinedSimilarityWarning):
         matrix = mp.compare(make_reps(a), make_reps(noise(3)))
     found = best_matches(matrix)
-    assert found.partner.tolist() == [0, -1, 2]
+    assert found.best_match.tolist() == [0, -1, 2]
     assert np.isnan([found.value[1], found.low[1], found.high[1], found.null95[1]]).all()
     assert not found.above[1]
     assert (found.tau, found.monotone) == (pytest.approx(1), True)
@@ -102,7 +102,7 @@ def test_no_layer_with_a_partner(make_reps: MakeReps) -> None:
     with pytest.warns(UndefinedSimilarityWarning):
         matrix = mp.compare(make_reps({"flat": np.ones((40, 6))}), make_reps(noise(2)))
     found = best_matches(matrix)
-    assert found.partner.tolist() == [-1]
+    assert found.best_match.tolist() == [-1]
     assert np.isnan(found.tau)
 
 
