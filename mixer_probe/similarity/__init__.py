@@ -6,7 +6,7 @@ from mixer_probe.similarity.across import compare_models
 from mixer_probe.similarity.alignment import cka
 from mixer_probe.similarity.canonical import mean_cca, pwcca, svcca
 from mixer_probe.similarity.comparison import compare
-from mixer_probe.similarity.distance_correlation import distance_correlation
+from mixer_probe.similarity.distances import distance_correlation, rsa
 from mixer_probe.similarity.hsic import hsic
 from mixer_probe.similarity.identification import LayerIdentification, layer_identification
 from mixer_probe.similarity.inputs import RepresentationsLike
@@ -21,7 +21,6 @@ from mixer_probe.similarity.nulls import Null
 from mixer_probe.similarity.predictivity import linear_predictivity, linear_regression_r2
 from mixer_probe.similarity.procrustes import angular_procrustes, procrustes
 from mixer_probe.similarity.registry import MEASURES, find_measure
-from mixer_probe.similarity.rsa import rsa
 from mixer_probe.similarity.streaming import StreamingCKA
 from mixer_probe.similarity.summary import ModelSimilarity, model_similarity
 

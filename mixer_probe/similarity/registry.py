@@ -5,13 +5,12 @@ from __future__ import annotations
 from mixer_probe.core.errors import MeasureError, closest
 from mixer_probe.similarity.alignment import CKA, CKA_RBF
 from mixer_probe.similarity.canonical import MEAN_CCA, PWCCA, SVCCA
-from mixer_probe.similarity.distance_correlation import DISTANCE_CORRELATION
+from mixer_probe.similarity.distances import DISTANCE_CORRELATION, RSA, RSA_EUCLIDEAN
 from mixer_probe.similarity.matching import SOFT_MATCHING
 from mixer_probe.similarity.measure import Measure
 from mixer_probe.similarity.neighbours import JACCARD, MUTUAL_KNN
 from mixer_probe.similarity.predictivity import PREDICTIVITY, PREDICTIVITY_REVERSE
 from mixer_probe.similarity.procrustes import ANGULAR_PROCRUSTES, PROCRUSTES
-from mixer_probe.similarity.rsa import RSA, RSA_EUCLIDEAN
 
 _ALL = (
     CKA,

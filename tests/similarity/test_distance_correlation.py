@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mixer_probe.core.errors import MeasureError
-from mixer_probe.similarity.distance_correlation import DISTANCE_CORRELATION, distance_correlation
+from mixer_probe.similarity.distances import DISTANCE_CORRELATION, distance_correlation
 from tests.similarity.features import shifted_features as features_of
 
 features = partial(features_of, n=30)

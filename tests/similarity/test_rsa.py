@@ -9,7 +9,7 @@ from scipy.spatial.distance import pdist
 from scipy.stats import rankdata, spearmanr
 
 from mixer_probe.core.errors import MeasureError
-from mixer_probe.similarity.rsa import RSA, RSA_EUCLIDEAN, centred_ranks, rsa, squared_distances
+from mixer_probe.similarity.distances import RSA, RSA_EUCLIDEAN, centred_ranks, rsa, squared_distances
 from tests.similarity.features import notebook_features
 from tests.similarity.features import shifted_features as features
 
