@@ -1,7 +1,7 @@
 """What a family adapter states: the block classes of the family, their mixing parts, and what the axes inside them mean.
 
-A network is known by the timm block classes that it is built from, so that a person's own network made of such blocks is read
-like timm's. Each family file (`mixer`, `vit`, `cnn`) is a table of `BlockSpec`s and a few paths around the blocks.
+A network is known by the timm block classes that it is built from, so that a custom model of such blocks is read like
+timm's. Each family file (`mixer`, `vit`, `cnn`) is a table of `BlockSpec`s and a few paths around the blocks.
 """
 
 from __future__ import annotations

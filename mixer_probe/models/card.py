@@ -18,7 +18,7 @@ from mixer_probe.models.model import Model
 class OwnAccuracy:
     """How many of `n` images a network's own classifier has `right`, with Wilson's interval `low` to `high` at 95 %.
 
-    `chance` is the share of the most frequent class of the images, the best that a constant answer reaches. `stated` is the
+    `chance` is the fraction of images of the most frequent class, the best that a constant answer reaches. `stated` is the
     accuracy that the network's card has for `stated_on`; NaN where none is known. Where nothing could be counted `n` is 0,
     accuracies are NaN, `why` says so in a few words and `reason` in a sentence."""
 
@@ -34,7 +34,7 @@ class OwnAccuracy:
 
     @property
     def value(self) -> float:
-        """The share that is right."""
+        """The fraction that is right."""
         return self.right / self.n if self.n else math.nan
 
     @property
@@ -66,7 +66,7 @@ class ModelCard(Result):
     own: OwnAccuracy | None = None
 
     def to_frame(self) -> pd.DataFrame:
-        """The layer table: one row a layer in execution order."""
+        """The layer table: one row per layer in execution order."""
         return pd.DataFrame(
             {
                 "layer": [layer.name for layer in self.layers],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections import defaultdict
 from dataclasses import dataclass
 
 import timm
@@ -31,6 +32,7 @@ _FAMILIES: dict[str, Family] = {
     "convnext": "cnn",
     "convmixer": "cnn",
 }
+_ZOO_FAMILIES: dict[str, Family] = {"mixer": "mixer", "vit": "vit", "resnet": "cnn"}
 
 
 @dataclass(frozen=True)
@@ -47,36 +49,20 @@ def list_models(pattern: str = "*") -> tuple[CatalogueEntry, ...]:
     """The zoo and timm's architectures of the three families whose name matches `pattern` (shell wildcards; without any,
     a part of the name). Raises ModelError with close names if there is none."""
     wild = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
-    entries = [*_zoo_entries(wild), *_timm_entries(wild)]
+    entries = [
+        CatalogueEntry(name, _ZOO_FAMILIES[network.partition("-")[0]], ("bundled", "untrained"))
+        for network in zoo.names()
+        if fnmatch.fnmatchcase(name := f"zoo:{network}", wild)
+    ]
+    tags = defaultdict[str, list[str]](list)
+    for full in list_pretrained():
+        arch, tag = split_model_name_tag(full)
+        tags[arch].append(tag)
+    for module, family in _FAMILIES.items():
+        for name in timm.list_models(wild, module=module):
+            notes = tuple((tag, note) for tag in tags[name] if (note := google_note(f"{name}.{tag}")))
+            entries.append(CatalogueEntry(name, family, tuple(tags[name]), notes))
     if not entries:
         names = [name for module in _FAMILIES for name in timm.list_models(module=module)]
         raise ModelError(f"no model of a known family matches '{pattern}'; {closest(pattern.strip('*'), names)}")
     return tuple(entries)
-
-
-def _zoo_entries(pattern: str) -> list[CatalogueEntry]:
-    names = [f"zoo:{name}" for name in zoo.names()]
-    return [CatalogueEntry(n, _zoo_family(n), ("bundled", "untrained")) for n in names if fnmatch.fnmatchcase(n, pattern)]
-
-
-def _zoo_family(name: str) -> Family:
-    kind = name.removeprefix("zoo:").partition("-")[0]
-    families: dict[str, Family] = {"mixer": "mixer", "vit": "vit", "resnet": "cnn"}
-    return families[kind]
-
-
-def _timm_entries(pattern: str) -> list[CatalogueEntry]:
-    tags: dict[str, list[str]] = {}
-    for full in list_pretrained():
-        arch, tag = split_model_name_tag(full)
-        tags.setdefault(arch, []).append(tag)
-    return [
-        _timm_entry(name, family, tags.get(name, []))
-        for module, family in _FAMILIES.items()
-        for name in timm.list_models(pattern, module=module)
-    ]
-
-
-def _timm_entry(name: str, family: Family, tags: list[str]) -> CatalogueEntry:
-    notes = tuple((tag, note) for tag in tags if (note := google_note(f"{name}.{tag}")))
-    return CatalogueEntry(name, family, tuple(tags), notes)

@@ -64,30 +64,22 @@ def outputs_of(model: Model) -> Outputs:
     WordNet id, by all its words together, and by each of them that is no other class's.
 
     Raises MeasureError for a network without a classifier."""
-    count = _count(model)
-    given = model.class_names or _stated(model, count)
-    if given is not None:
-        if len(given) != count:
-            raise MeasureError(f"{model.name} has {count} outputs and {len(given)} class_names: give one for each output")
-        if not (subset := infer_imagenet_subset({"num_classes": count})) or not set(given) <= set(_wordnet(subset)):
-            return Outputs(count, given, _unique(given))
-    return _imagenet(count) or Outputs(count, (), {})
-
-
-def _count(model: Model) -> int:
     network = model.module
     blank = torch.zeros(1, *model.input.size, device=model.device, dtype=model.dtype)
     with evaluating(network), torch.no_grad():
         logits = network(blank)
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or getattr(network, "num_classes", None) == 0:
         raise MeasureError(f"{model.name} has no classifier, so none of its outputs is a class: load it with its head")
-    return int(logits.shape[1])
-
-
-def _stated(model: Model, count: int) -> tuple[str, ...] | None:
-    config: Any = getattr(model.module, "pretrained_cfg", None) or {}
-    names = config.get("label_names") if hasattr(config, "get") else None
-    return tuple(map(str, names)) if names and len(names) == count else None
+    count = int(logits.shape[1])
+    config: Any = getattr(network, "pretrained_cfg", None) or {}
+    stated = config.get("label_names") if hasattr(config, "get") else None
+    given = model.class_names or (tuple(map(str, stated)) if stated and len(stated) == count else None)
+    if given is not None:
+        if len(given) != count:
+            raise MeasureError(f"{model.name} has {count} outputs and {len(given)} class_names: give one for each output")
+        if not (subset := infer_imagenet_subset({"num_classes": count})) or not set(given) <= set(_wordnet(subset)):
+            return Outputs(count, given, _unique(given))
+    return _imagenet(count) or Outputs(count, (), {})
 
 
 @cache
@@ -137,30 +129,20 @@ def labels_as_outputs(model: Model, images: LabelledImages, purpose: str = "the 
         return own.labels
     present = own.present.tolist()
     found: list[int | None] = [None if own.names is None else outputs.find(own.name(k)) for k in present]
-    if None in found and (numbers := _numbers(own)) is not None and max(numbers) < outputs.count:
-        _say_numbers(model, outputs, called, numbers, folders=own.names is not None)
+    numbered = own.names is None or all(name.isascii() and name.isdecimal() for name in own.names)
+    if None in found and numbered and present[0] >= 0 and max(numbers := [int(own.name(k)) for k in present]) < outputs.count:
+        what = "have no names" if own.names is None else "are called by numbers"
+        first = f", so that {numbers[0]} is '{outputs.name(numbers[0])}'" if outputs.names else ""
+        warnings.warn(
+            f"the classes of {called} {what}, which are taken for the numbers of {model.name}'s {outputs.count} outputs{first}",
+            ImagesWarning,
+            stacklevel=3,
+        )
         found = list(numbers)
     missing = [own.name(k) for k, output in zip(present, found, strict=True) if output is None]
     if missing:
         raise MeasureError(_unknown(model, outputs, own, missing))
     return np.array(found, dtype=np.int64)[np.searchsorted(present, own.labels)]
-
-
-def _numbers(own: Labelled) -> list[int] | None:
-    """The numbers that the classes present are called by; None unless all classes are called by numbers."""
-    if own.names is not None and not all(name.isascii() and name.isdecimal() for name in own.names):
-        return None
-    return [int(own.name(k)) for k in own.present.tolist() if k >= 0] if own.present.min(initial=0) >= 0 else None
-
-
-def _say_numbers(model: Model, outputs: Outputs, called: str, numbers: Sequence[int], folders: bool) -> None:
-    what = "are called by numbers" if folders else "have no names"
-    first = f", so that {numbers[0]} is '{outputs.name(numbers[0])}'" if outputs.names else ""
-    warnings.warn(
-        f"the classes of {called} {what}, which are taken for the numbers of {model.name}'s {outputs.count} outputs{first}",
-        ImagesWarning,
-        stacklevel=4,
-    )
 
 
 def _unknown(model: Model, outputs: Outputs, own: Labelled, missing: Sequence[str]) -> str:

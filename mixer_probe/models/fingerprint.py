@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from typing import Any
@@ -31,7 +31,7 @@ _LIBRARIES = frozenset({"torch", "timm", "torchvision", "transformers", "numpy",
 def network_fingerprint(network: nn.Module) -> str:
     """sha256 over `configuration` and names, types, shapes and numbers of all parameters and buffers.
 
-    Made anew at every call. A counter of changes would be quicker to ask, but torch's does not see a change by way of `.data` or
+    Computed at every call. A counter of changes would be quicker to ask, but torch's does not see a change by way of `.data` or
     of a NumPy view. Device and training mode play no part."""
     tensors = sorted(_tensors(network).items())
     with ThreadPoolExecutor(THREADS) as pool:
@@ -87,7 +87,16 @@ def tensor_digest(tensor: torch.Tensor) -> str:
         return found.hexdigest()
     plain = tensor.detach()
     if plain.is_quantized:
-        found.update(repr((plain.qscheme(), _scales(plain))).encode())
+        scales: list[Any]
+        if plain.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+            scales = [plain.q_scale(), plain.q_zero_point()]
+        else:
+            scales = [
+                plain.q_per_channel_scales().tolist(),
+                plain.q_per_channel_zero_points().tolist(),
+                plain.q_per_channel_axis(),
+            ]
+        found.update(repr((plain.qscheme(), scales)).encode())
         plain = plain.int_repr()
     if plain.layout is not torch.strided:
         plain = plain.to_dense()
@@ -96,14 +105,8 @@ def tensor_digest(tensor: torch.Tensor) -> str:
     return found.hexdigest()
 
 
-def _scales(tensor: torch.Tensor) -> list[Any]:
-    if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
-        return [tensor.q_scale(), tensor.q_zero_point()]
-    return [tensor.q_per_channel_scales().tolist(), tensor.q_per_channel_zero_points().tolist(), tensor.q_per_channel_axis()]
-
-
 class _Reader:
-    """Feeds what it is shown to a hash, each object once."""
+    """sha256 over modules and values, each object once."""
 
     def __init__(self, network: nn.Module) -> None:
         self.hash = hashlib.sha256()
@@ -169,19 +172,26 @@ class _Reader:
         elif isinstance(value, Mapping):
             self._items("mapping", (part for item in value.items() for part in item))
         elif isinstance(value, (list, tuple)):
-            self._items(f"sequence {len(value)}", iter(value))
+            self._items(f"sequence {len(value)}", value)
         elif isinstance(value, (set, frozenset)):
-            self._items(f"set {len(value)}", iter(sorted(value, key=repr)))
+            self._items(f"set {len(value)}", sorted(value, key=repr))
         elif isinstance(value, functools.partial):
-            self._items("partial", iter((value.func, value.args, value.keywords)))
+            self._items("partial", (value.func, value.args, value.keywords))
         elif isinstance(value, types.MethodType):
-            self._items("method", iter((value.__func__, value.__self__)))
+            self._items("method", (value.__func__, value.__self__))
         elif isinstance(value, types.FunctionType):
             self._function(value)
         else:
-            self._object(value)
+            cls = type(value)
+            self.say(f"object {cls.__module__}.{cls.__qualname__} {getattr(value, '__qualname__', '')}")
+            # What torch keeps in objects of its own is made while it runs: compiled code, streams, handles.
+            if cls.__module__.partition(".")[0] != "torch":
+                for name, part in sorted(getattr(value, "__dict__", {}).items()):
+                    if "cache" not in name:
+                        self.say(name)
+                        self.value(part)
 
-    def _items(self, kind: str, items: Iterator[Any]) -> None:
+    def _items(self, kind: str, items: Iterable[Any]) -> None:
         self.say(kind)
         for item in items:
             self.value(item)
@@ -193,7 +203,11 @@ class _Reader:
         self.value(function.__defaults__)
         self.value(function.__kwdefaults__)
         for cell in function.__closure__ or ():
-            self.value(_content(cell))
+            try:
+                content = cell.cell_contents
+            except ValueError:  # a variable that has no value yet
+                content = None
+            self.value(content)
 
     def _code(self, code: types.CodeType) -> None:
         self.say(repr((code.co_code, code.co_names, code.co_varnames)))
@@ -202,20 +216,3 @@ class _Reader:
                 self._code(constant)
             else:
                 self.say(repr(sorted(constant, key=repr) if isinstance(constant, frozenset) else constant))
-
-    def _object(self, value: Any) -> None:
-        cls = type(value)
-        self.say(f"object {cls.__module__}.{cls.__qualname__} {getattr(value, '__qualname__', '')}")
-        # What torch keeps in objects of its own is made while it runs: compiled code, streams, handles.
-        if cls.__module__.partition(".")[0] != "torch":
-            for name, part in sorted(getattr(value, "__dict__", {}).items()):
-                if "cache" not in name:
-                    self.say(name)
-                    self.value(part)
-
-
-def _content(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return None

@@ -21,8 +21,15 @@ def timm_input(network: nn.Module) -> InputSpec:
     its config); mean and std of RGB are then changed as timm changes RGB weights, see `for_channels`."""
     config: dict[str, Any] = resolve_data_config(model=network)  # type: ignore[no-untyped-call]
     channels, height, width = config["input_size"]
-    height, width = _built_for(network) or (height, width)
-    channels = _channels(network) or channels
+    embeddings = (m for m in network.modules() if isinstance(m, (PatchEmbed, HybridEmbed)))
+    if (embedding := next(embeddings, None)) is not None and embedding.img_size and embedding.img_size[0]:
+        height, width = map(int, embedding.img_size)
+    first = (getattr(network, "pretrained_cfg", None) or {}).get("first_conv")
+    names = [first] if isinstance(first, str) else list(first or [])
+    modules = dict(network.named_modules())
+    convolutions = (m for name in names if isinstance(m := modules.get(name), nn.Conv2d))
+    if (convolution := next(convolutions, None)) is not None:
+        channels = convolution.in_channels
     return InputSpec(
         size=(channels, height, width),
         mean=for_channels(config["mean"], channels),
@@ -54,18 +61,3 @@ def with_given(spec: InputSpec, given: dict[str, Any]) -> InputSpec:
     chosen = {key: value for key, value in given.items() if value is not None}
     channels = check_size(chosen.get("size", spec.size))[0]
     return replace(spec, **{"mean": for_channels(spec.mean, channels), "std": for_channels(spec.std, channels)} | chosen)
-
-
-def _built_for(network: nn.Module) -> tuple[int, int] | None:
-    """(height, width) of the images that a patch embedding was made for: `img_size=` changes it, not the config."""
-    sizes = (m.img_size for m in network.modules() if isinstance(m, (PatchEmbed, HybridEmbed)))
-    height, width = next(sizes, None) or (0, 0)
-    return (int(height), int(width)) if height else None
-
-
-def _channels(network: nn.Module) -> int | None:
-    """Channels of the images that timm's first convolution takes: `in_chans=` changes it, not the config."""
-    first = (getattr(network, "pretrained_cfg", None) or {}).get("first_conv")
-    names = [first] if isinstance(first, str) else list(first or [])
-    found = dict(network.named_modules())
-    return next((found[name].in_channels for name in names if isinstance(found.get(name), nn.Conv2d)), None)

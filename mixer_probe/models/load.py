@@ -20,9 +20,8 @@ from mixer_probe.core.errors import ModelError, closest
 from mixer_probe.core.inputs import InputSpec
 from mixer_probe.core.switches import copied, plain_modes, seeded
 from mixer_probe.core.validate import check_text, checked
-from mixer_probe.models.build import HUB, build
+from mixer_probe.models.build import HUB, build, build_from_folder, read_config
 from mixer_probe.models.checkpoint import read_checkpoint
-from mixer_probe.models.folder import build_from_folder, read_config
 from mixer_probe.models.hub import NOT_IN_CACHE, cache_folder, offline_if_unreachable
 from mixer_probe.models.inputs import stated_input, timm_input, with_given
 from mixer_probe.models.model import Model, Weights, make_model
@@ -66,9 +65,9 @@ def load_model(
 ) -> Model:
     """Load a network of the Mixer, ViT or CNN family.
 
-    `model` is a timm name or name.tag, "hf-hub:owner/repo", "local-dir:FOLDER", "zoo:NAME" (add "?untrained" for its random
-    twin) or an nn.Module built from timm's blocks. `input_size` (channels, height, width), `mean` and `std` say what images it
-    takes, `interpolation`, `crop_pct` and `crop_mode` how they are brought to that size (see `InputSpec`); they replace what
+    `model` is a timm name or name.tag, "hf-hub:owner/repo", "local-dir:FOLDER", "zoo:NAME" (add "?untrained" for its untrained
+    baseline) or an nn.Module built from timm's blocks. `input_size` (channels, height, width), `mean` and `std` say what images
+    it takes, `interpolation`, `crop_pct` and `crop_mode` how they are brought to that size (see `InputSpec`); they replace what
     timm knows, and an nn.Module without timm's pretrained_cfg needs the first three. For a network of another number of
     channels than 3, timm's mean and std follow as timm changes the weights: averaged for 1, repeated for more. `checkpoint` is
     a safetensors file, a torch file of plain data or an npz file of Google's, whose weights replace the pretrained ones; which
@@ -81,7 +80,7 @@ def load_model(
     The network is put into eval mode. An nn.Module is used as it is, not copied; what training code put around it is taken off
     (`wrappers.unwrap`), as the note of its weights says. Networks are made outside of `torch.inference_mode`.
 
-    Raises ModelError for an unknown name (with the closest ones), an unknown family, weights that cannot be had, or an
+    Raises ModelError for an unknown name (with the closest ones), an unknown family, weights that are unavailable, or an
     input that `InputSpec` refuses, such as one `mean` for three channels, and
     CheckpointError for a file that is missing, truncated, pickled code, or for another network.
     """
@@ -93,7 +92,9 @@ def load_model(
     if timm_arguments and (isinstance(model, nn.Module) or str(model).startswith("zoo:")):
         raise ModelError(f"only networks that timm builds take further arguments, not {', '.join(timm_arguments)}")
     if isinstance(model, nn.Module):
-        found = _from_module(model, given, on_meta=place.type == "meta" and checkpoint is None)
+        network, note = unwrap(model)
+        check_parameters(network, on_meta=place.type == "meta" and checkpoint is None)
+        found = _from_module(network, stated_input(network, given), note)
     elif not isinstance(model, str):
         raise ModelError(f"a model is a name or an nn.Module, not a {type(model).__name__}")
     elif model.startswith("zoo:"):
@@ -149,10 +150,14 @@ def _from_zoo(text: str, pretrained: bool) -> Model:
     card = zoo.card(name)
     spec = InputSpec(card.input_size, card.mean, card.std)
     untrained = bool(option) or not pretrained
+    note = (
+        f"{card.data_note}, seed {card.seed}, {card.epochs} epochs; "
+        f"accuracy {100 * card.test_accuracy:.1f} % on {card.test_images:,} CIFAR-10 test images."
+    )
     weights = (
         Weights(f"random, as {card.name} began (seed {card.seed})", trained=False, note=UNTRAINED_NOTE)
         if untrained
-        else Weights(f"bundled checkpoint {card.name}", trained=True, note=_zoo_note(card))
+        else Weights(f"bundled checkpoint {card.name}", trained=True, note=note)
     )
     with seeded(card.seed):
         network = zoo.load(card.name, untrained=untrained)
@@ -160,13 +165,6 @@ def _from_zoo(text: str, pretrained: bool) -> Model:
     found = make_model(shown, network, spec, weights, lambda: _from_zoo(f"zoo:{card.name}", False))
     found.class_names = card.class_names
     return found
-
-
-def _zoo_note(card: zoo.Card) -> str:
-    return (
-        f"{card.data_note}, seed {card.seed}, {card.epochs} epochs; "
-        f"accuracy {100 * card.test_accuracy:.1f} % on {card.test_images:,} CIFAR-10 test images."
-    )
 
 
 # -- timm --------------------------------------------------------------------------------------------------------------
@@ -178,15 +176,13 @@ def _from_timm(name: str, pretrained: bool, seed: int, arguments: dict[str, Any]
     name = name.replace("hf_hub:", HUB)
     tag = name if name.startswith((HUB, _FOLDER)) else _full_name(name)
     network, note = _create(name, pretrained, seed, arguments)
-    weights = _timm_weights(tag, pretrained, seed, note)
+    weights = (
+        Weights(tag, trained=True, note=" ".join(filter(None, [google_note(tag), note])))
+        if pretrained
+        else Weights(f"random (seed {seed})", trained=False, note=UNTRAINED_NOTE)
+    )
     shown = tag if pretrained else name
     return make_model(shown, network, timm_input(network), weights, lambda: _from_timm(name, False, seed, arguments))
-
-
-def _timm_weights(tag: str, pretrained: bool, seed: int, note: str) -> Weights:
-    if not pretrained:
-        return Weights(f"random (seed {seed})", trained=False, note=UNTRAINED_NOTE)
-    return Weights(tag, trained=True, note=" ".join(filter(None, [google_note(tag), note])))
 
 
 def google_note(tag: str) -> str:
@@ -208,16 +204,12 @@ def check_name(name: str) -> None:
     elif name.startswith(_FOLDER):
         read_config(Path(name.removeprefix(_FOLDER)))
     elif not name.startswith((HUB, "hf_hub:")):
-        _check_timm_name(name)
-
-
-def _check_timm_name(name: str) -> None:
-    arch, tag = split_model_name_tag(name)
-    if not timm.is_model(arch):
-        raise ModelError(f"no model '{arch}' in timm {timm.__version__}; {closest(arch, timm.list_models())}")
-    tags = [split_model_name_tag(full)[1] for full in list_pretrained(arch + ".*")]
-    if tag and tag not in tags:
-        raise ModelError(f"no pretrained tag '{tag}' of {arch} in timm {timm.__version__}; {closest(tag, tags)}")
+        arch, tag = split_model_name_tag(name)
+        if not timm.is_model(arch):
+            raise ModelError(f"no model '{arch}' in timm {timm.__version__}; {closest(arch, timm.list_models())}")
+        tags = [split_model_name_tag(full)[1] for full in list_pretrained(arch + ".*")]
+        if tag and tag not in tags:
+            raise ModelError(f"no pretrained tag '{tag}' of {arch} in timm {timm.__version__}; {closest(tag, tags)}")
 
 
 def _full_name(name: str) -> str:
@@ -239,63 +231,50 @@ def _create(name: str, pretrained: bool, seed: int, arguments: dict[str, Any]) -
         if not pretrained:
             return network, ""
         check_finite(network, name)
-        return network, _random_head(network)
+        # timm leaves the classifier of the weights out, without a word, where the network has another number of classes.
+        known, own = (getattr(network, "pretrained_cfg", None) or {}).get("num_classes"), getattr(network, "num_classes", 0)
+        other = known and own and known != own
+        return network, f"Its head for {own} classes is random: the weights' own has {known}." if other else ""
     except ModelError:
         raise
     except TypeError as error:
         raise ModelError(f"{name} does not take these arguments ({error}); see timm.create_model") from error
     except Exception as error:
-        reason = "no copy there, and the hub does not answer" if isinstance(error, NOT_IN_CACHE) else _first_line(error)
-        raise ModelError(_no_weights(name, reason) if remote else f"cannot build {name}: {reason}") from error
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        if isinstance(error, NOT_IN_CACHE):
+            reason = "no copy there, and the hub does not answer"
+        raise ModelError(_unavailable(name, reason) if remote else f"cannot build {name}: {reason}") from error
 
 
-def _random_head(network: nn.Module) -> str:
-    """timm leaves the classifier of the weights out, without a word, where the network has another number of classes."""
-    known, own = (getattr(network, "pretrained_cfg", None) or {}).get("num_classes"), getattr(network, "num_classes", 0)
-    return f"Its head for {own} classes is random: the weights' own has {known}." if known and own and known != own else ""
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-def _no_weights(name: str, reason: str) -> str:
+def _unavailable(name: str, reason: str) -> str:
+    """A message on weights that could not be loaded, for this `reason`: where they were looked for, and what to give instead."""
+    config = None if name.startswith(HUB) else get_pretrained_cfg(name, allow_unregistered=True)
+    repository = name.removeprefix(HUB) if config is None else config.hf_hub_id
+    if repository:
+        # timm abbreviates "timm/NAME.TAG" to "timm/".
+        repository = f"timm/{_full_name(name)}" if repository == "timm/" else repository
+        place = f"the Hugging Face repository {repository} and the cache {cache_folder()}"
+    else:
+        place = str(config.url) if config and config.url else "nothing: timm lists no download source for these weights"
     arch = "NAME" if name.startswith(HUB) else get_arch_name(name)
     return (
-        f"the weights of {name} could not be had: tried {_place(name)} ({reason.rstrip('.')}). "
+        f"the weights of {name} are unavailable: tried {place} ({reason.rstrip('.')}). "
         f"Give a file instead: load_model('{arch}', checkpoint='model.safetensors') or --checkpoint, or use zoo:mixer"
     )
 
 
-def _place(name: str) -> str:
-    """Where the weights of a name are looked for."""
-    config = None if name.startswith(HUB) else get_pretrained_cfg(name, allow_unregistered=True)
-    repository = name.removeprefix(HUB) if config is None else config.hf_hub_id
-    if not repository:
-        return str(config.url) if config and config.url else "nothing: timm lists no download source for these weights"
-    # timm abbreviates "timm/NAME.TAG" to "timm/".
-    repository = f"timm/{_full_name(name)}" if repository == "timm/" else repository
-    return f"the Hugging Face repository {repository} and the cache {cache_folder()}"
-
-
-# -- a person's own network --------------------------------------------------------------------------------------------
-
-
-def _from_module(network: nn.Module, given: dict[str, Any], on_meta: bool) -> Model:
-    network, note = unwrap(network)
-    check_parameters(network, on_meta)
-    spec = stated_input(network, given)
-    weights = Weights("the network as given", trained=True, note=note)
-    return make_model(type(network).__name__, network, spec, weights, lambda: _module_twin(network, spec))
+# -- a custom model ----------------------------------------------------------------------------------------------------
 
 
 @plain_modes()
-def _module_twin(network: nn.Module, spec: InputSpec) -> Model:
-    twin = copied(network)
-    with seeded(0):
-        reinitialise(twin)
-    weights = Weights("random (seed 0)", trained=False, note=UNTRAINED_NOTE)
-    return make_model(type(network).__name__, twin, spec, weights)
+def _from_module(network: nn.Module, spec: InputSpec, note: str = "", untrained: bool = False) -> Model:
+    weights = Weights("the network as given", trained=True, note=note)
+    if untrained:
+        network = copied(network)
+        with seeded(0):
+            reinitialise(network)
+        weights = Weights("random (seed 0)", trained=False, note=UNTRAINED_NOTE)
+    return make_model(type(network).__name__, network, spec, weights, lambda: _from_module(network, spec, untrained=True))
 
 
 @torch.no_grad()

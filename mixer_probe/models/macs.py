@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
@@ -12,8 +9,6 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from mixer_probe.core.hooks import Call, all_paths, hooked
 from mixer_probe.core.switches import evaluating, frozen
 from mixer_probe.models.trace import blank_images
-
-Shape = Sequence[int]
 
 
 def count_macs(network: nn.Module, input_size: tuple[int, int, int]) -> int:
@@ -40,7 +35,12 @@ class MacCounter:
     calls, `own` of its own code alone. Both add up the calls of a module."""
 
     def __init__(self) -> None:
-        self.flops = FlopCounterMode(display=False, custom_mapping={_CPU_ATTENTION: _attention_flops})
+        # torch counts the fused attention of GPUs and leaves out that of CPUs. To forbid it instead would hold for all threads.
+        cpu_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        self.flops = FlopCounterMode(
+            display=False,
+            custom_mapping={cpu_attention: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)},  # type: ignore[no-untyped-call]
+        )
         self.flops.mod_tracker = _Everything()  # type: ignore[assignment]
         self.macs: dict[str, int] = {}
         self.own: dict[str, int] = {}
@@ -60,15 +60,6 @@ class MacCounter:
         if self._running:
             before, siblings = self._running[-1]
             self._running[-1] = (before, siblings + used)
-
-
-# torch counts the fused attention of GPUs and leaves out that of CPUs. (Forbidding it instead would hold for all threads.)
-_CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-
-
-def _attention_flops(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
-    flops: int = sdpa_flop_count(query, key, value)  # type: ignore[no-untyped-call]
-    return flops
 
 
 class _Everything:

@@ -56,13 +56,13 @@ class Model:
 
     @property
     def structure(self) -> Structure:
-        """The traced network; made by one dry forward pass of two blank images, again only when modules or input have changed.
+        """The traced network, from one dry forward pass of two blank images, again only when modules or input have changed.
 
         Raises ModelError for a network that does not take images of its input size."""
         return self._of_this_network("structure", layout(self.module), self._traced)
 
     def _of_this_network(self, name: str, settings: str, make: Callable[[], T]) -> T:
-        """What `make` makes of modules and settings, kept as long as these are the same objects with the same settings."""
+        """The result of `make`, cached as long as modules and input are the same objects with the same settings."""
         modules = list(self.module.modules())
         state = (self.input, [id(module) for module in modules], settings)
         known = self._known.get(name)
@@ -120,7 +120,7 @@ class Model:
     @property
     def fingerprint(self) -> str:
         """Hash of all that decides what the network makes of an image: parameters and buffers, the classes and settings of its
-        modules, and its input. Made anew when asked for, so that it tells the network as it is now."""
+        modules, and its input. Computed at every call, from the network as it is now."""
         return digest(network_fingerprint(self.module), repr(self.input))
 
     @property
@@ -133,15 +133,15 @@ class Model:
     def untrained(self) -> Model:
         """The same architecture with fresh random weights, for the same images, on the same device, in the same type.
 
-        A model that is untrained is its own twin."""
+        A model that is untrained is its own baseline."""
         if self.make_untrained is None or not self.weights.trained:
             return self
-        twin = self.make_untrained()
-        twin.name = f"{self.name}?untrained"
-        twin.input = self.input
-        twin.class_names = self.class_names
-        twin.module.to(device=self.device, dtype=self.dtype)
-        return twin
+        baseline = self.make_untrained()
+        baseline.name = f"{self.name}?untrained"
+        baseline.input = self.input
+        baseline.class_names = self.class_names
+        baseline.module.to(device=self.device, dtype=self.dtype)
+        return baseline
 
     @plain_modes()
     def to(self, device: str | torch.device) -> Model:

@@ -6,8 +6,8 @@ import fnmatch
 import math
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 from torch import nn
@@ -106,7 +106,7 @@ class Structure:
         self._paths = {id(module): path for path, module in self._modules.items()}
         self._adapter = adapter
         self._size = input_size
-        self._calls = {self._key(c): (i, c) for i, c in enumerate(calls)}
+        self._calls = {(c.path, c.call): (i, c) for i, c in enumerate(calls)}
         self._counts: dict[str, int] = {}
         for c in calls:
             self._counts[c.path] = self._counts.get(c.path, 0) + 1
@@ -115,17 +115,17 @@ class Structure:
         if not self.blocks:
             raise ModelError("no block of the network runs in a forward pass in eval mode")
         self._inside = {b.path: {id(m) for m in b.module.modules()} for b in self.blocks}
-        self.runs = tuple(self._block_runs())
+        runs = [(self._order(b.path, call), b, call) for b in self.blocks for call in range(self._counts[b.path])]
+        runs.sort(key=lambda run: run[0])
+        starts = [-1, *(order for order, _, _ in runs)]
+        self.runs = tuple(
+            BlockRun(self._name(block.path, call), block, call, start, order)
+            for start, (order, block, call) in zip(starts, runs, strict=False)
+        )
         self._first_block = self.runs[0].order
         self._last_block = self.runs[-1].order
-        self._check_blocks()
-
-    def _block_runs(self) -> Iterator[BlockRun]:
-        found = [(self._order(b.path, call), b, call) for b in self.blocks for call in range(self._counts[b.path])]
-        start = -1
-        for order, block, call in sorted(found, key=lambda run: run[0]):
-            yield BlockRun(self._name(block.path, call), block, call, start, order)
-            start = order
+        self._tokens = self._sequence_length()
+        self.prefix = self._count_prefix() if self._tokens else 0
 
     @property
     def single_blocks(self) -> tuple[Block, ...]:
@@ -140,22 +140,32 @@ class Structure:
             )
         return self.blocks
 
-    def _check_blocks(self) -> None:
-        name = type(self._network).__name__
+    def _sequence_length(self) -> int:
+        """Tokens of the sequence that the blocks see, 0 where they see maps. Raises ModelError for blocks that return something
+        else than their family's, or that see sequences of several lengths."""
         reasons = [f"'{r.name}' {a}" for r in self.runs if isinstance(a := self._axes(r.block.path, r.call), str)]
         sequences = [r for r in self.runs if self._axes(r.block.path, r.call) is Axes.BNC]
         lengths = {self._calls[r.block.path, r.call][1].shape[1] for r in sequences}  # type: ignore[index]
         if len(lengths) > 1:
-            # Which of the tokens are prefix tokens, and which grid the others form, is then anybody's guess.
+            # Which of the tokens are prefix tokens, and which grid the others form, is then ambiguous.
             reasons.append(f"its blocks see {' and '.join(map(str, sorted(lengths)))} tokens")
         if reasons:
+            name = type(self._network).__name__
             raise ModelError(f"{name} is of no known family: {reasons[0]}; known families: {known_families()}")
-        self._tokens = lengths.pop() if lengths else 0
-        self.prefix = self._count_prefix() if self._tokens else 0
+        return lengths.pop() if lengths else 0
 
     def _count_prefix(self) -> int:
-        """Class, distillation and register tokens before the patch tokens in a block's sequence: stated, or counted."""
-        stated, patches, tokens = self._stated_prefix, self._embedded, self._tokens
+        """Class, distillation and register tokens before the patch tokens in a block's sequence: stated, or counted.
+
+        Stated by the network, or the innermost network around the blocks. Counted as the tokens beyond the patches of the
+        embedding: the positions of the last map before the first block, or the tokens of a linear layer that reads every value of
+        the image once. Half of the blocks' tokens or fewer, and more than these, are a count of something else."""
+        tokens = self._tokens
+        statements = (getattr(self._modules[r.rstrip(".")], "num_prefix_tokens", None) for r in reversed(self._roots))
+        stated = next((n for n in statements if isinstance(n, int) and not isinstance(n, bool) and 0 <= n < tokens), None)
+        counts = [math.prod(self._last_map)] if self._last_map else []
+        counts += [n for _, n in self._linear_embeddings]
+        patches = next((n for n in counts if n <= tokens < 2 * n), 0)
         cure = (
             "set num_prefix_tokens on it to the number of class, distillation and register tokens before the patches (0 for none)"
         )
@@ -170,25 +180,6 @@ class Structure:
                 f"patches of its embedding, which makes {patches}; {cure}"
             )
         return tokens - patches if stated is None else stated
-
-    @cached_property
-    def _stated_prefix(self) -> int | None:
-        """What the network, or the innermost network around the blocks, states; None without a statement that can be."""
-        for root in reversed(self._roots):
-            stated = getattr(self._modules[root.rstrip(".")], "num_prefix_tokens", None)
-            if isinstance(stated, int) and not isinstance(stated, bool) and 0 <= stated < self._tokens:
-                return stated
-        return None
-
-    @cached_property
-    def _embedded(self) -> int:
-        """How many patch tokens the embedding makes; 0 if that is not known.
-
-        The size of the last map before the first block, or the tokens of a linear layer that reads every value of the image once.
-        A count that is no more than half of the blocks' tokens, or more than these, is of something else."""
-        counts = [math.prod(self._last_map)] if self._last_map else []
-        counts += [n for _, n in self._linear_embeddings]
-        return next((n for n in counts if n <= self._tokens < 2 * n), 0)
 
     @cached_property
     def _linear_embeddings(self) -> list[tuple[str, int]]:
@@ -216,10 +207,6 @@ class Structure:
         ]
         return (grids[-1][0], grids[-1][1]) if grids else None
 
-    @staticmethod
-    def _key(call: Call) -> tuple[str, int]:
-        return call.path, call.call
-
     def _order(self, path: str, call: int = 0) -> int:
         return self._calls[path, call][0]
 
@@ -228,24 +215,18 @@ class Structure:
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """Stem, every block with its spatial- and channel-mixing parts, final norm and head, in execution order."""
-        found = [self._read(path, kind, call) for path, kind, call in self._standard()]
-        ordered = sorted(found, key=lambda layer: layer.order)
-        return tuple(replace(layer, depth=self._depth(layer.module, layer.order)) for layer in ordered)
-
-    def _standard(self) -> Iterator[tuple[str, Kind, int]]:
-        if self._stem:
-            yield self._stem[0], "stem", self._stem[1]
+        found: list[tuple[tuple[str, int] | None, Kind]] = [(self._stem, "stem")]
         for run in self.runs:
-            for path, call in self.parts(run, run.block.spec.spatial):
-                yield path, "channel" if _is_pointwise(self._modules[path]) else "spatial", call
-            yield from ((path, "channel", call) for path, call in self.parts(run, run.block.spec.channel))
-            yield run.block.path, "block", run.call
-        norm = self._first(self._adapter.norms, after=self._last_block)
-        if norm:
-            yield norm[0], "norm", norm[1]
-        head = self._first(self._adapter.heads, after=self._last_block)
-        if head:
-            yield head[0], "head", head[1]
+            for part in self.parts(run, run.block.spec.spatial):
+                module = self._modules[part[0]]
+                pointwise = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
+                found.append((part, "channel" if pointwise else "spatial"))
+            found += [(part, "channel") for part in self.parts(run, run.block.spec.channel)]
+            found.append(((run.block.path, run.call), "block"))
+        found.append((self._first(self._adapter.norms, after=self._last_block), "norm"))
+        found.append((self._first(self._adapter.heads, after=self._last_block), "head"))
+        layers = [self._read(*place, kind) for place, kind in found if place]
+        return tuple(sorted(layers, key=lambda layer: layer.order))
 
     @cached_property
     def _stem(self) -> tuple[str, int] | None:
@@ -260,9 +241,14 @@ class Structure:
         """(module path, call) of what runs in one call of a block under these names; a module that blocks share included."""
         found = []
         for name in names:
-            path = self._paths.get(id(_submodule(run.block.module, name)), "")
-            # A switched-off part of timm's mobile blocks is an Identity: it exists and mixes nothing.
-            if path in self._counts and not _is_bare_identity(self._modules[path], path):
+            try:
+                module = run.block.module.get_submodule(name)
+            except AttributeError:
+                continue
+            path = self._paths.get(id(module), "")
+            # A switched-off part of timm's mobile blocks is an Identity: it exists and mixes nothing. Swin's drop_path1 is one by
+            # design: there it stands for the branch that ends in it.
+            if path in self._counts and (not isinstance(module, nn.Identity) or path.endswith("drop_path1")):
                 calls = range(self._counts[path])
                 found += [(path, call) for call in calls if run.start < self._order(path, call) <= run.order]
         return found
@@ -271,7 +257,9 @@ class Structure:
         """(module path, call) of the first of these that runs there: its last call before the blocks, or its first after."""
         for path in (root + name for name in names for root in self._roots):
             calls = [c for c in range(self._counts.get(path, 0)) if after < self._order(path, c) < before]
-            if calls and not _hands_on(self._modules[path]):
+            module = self._modules.get(path)
+            returns_input = isinstance(module, nn.Identity) or (isinstance(module, nn.Sequential) and not len(module))
+            if calls and not returns_input:
                 return path, calls[-1] if after < 0 else calls[0]
         return None
 
@@ -317,8 +305,7 @@ class Structure:
         if (runs > 1 and not call) or not (call or "0").isdigit() or int(call or 0) >= runs:
             calls = " or ".join(f"{path}#{k}" for k in range(runs)) if runs > 1 else path
             raise LayerError(f"'{path}' runs {runs} times a forward pass, so '{name}' is no single layer; ask for {calls}")
-        layer = self._read(path, "other", int(call or 0))
-        return replace(layer, depth=self._depth(path, layer.order))
+        return self._read(path, int(call or 0), "other")
 
     def select(self, layers: str | Sequence[str]) -> tuple[Layer, ...]:
         """Layers by name, glob ('*' stays inside one dotted part, '**' does not), kind, or the words 'blocks',
@@ -328,102 +315,87 @@ class Structure:
         wanted = [layers] if isinstance(layers, str) else list(layers)
         if not wanted:
             raise LayerError("no layers asked for; give names, globs or a word such as 'blocks' or 'all'")
-        found = {layer.name: layer for item in wanted for layer in self._select_one(item)}
-        return tuple(sorted(found.values(), key=lambda layer: layer.order))
-
-    def _select_one(self, item: str) -> list[Layer]:
-        if item == "all":
-            return list(self.layers)
-        kind = WORDS.get(item, item)
-        by_kind = [layer for layer in self.layers if layer.kind == kind]
-        if by_kind:
-            return by_kind
-        if any(c in item for c in "*?["):
-            names = [name for name in self.names() if _matches(name, item)]
-            if not names:
-                literal = max(re.split(r"[*?\[\]]+", item), key=len)
-                raise LayerError(f"no layer matches '{item}'; {closest(literal, self.names())}")
-            return [self.find(name) for name in names]
-        if item in WORDS and item not in self._counts:
-            raise LayerError(f"this network has no layer of kind '{item}'; its kinds: {', '.join(self._kinds())}")
-        return [self.find(item)]
-
-    def _kinds(self) -> list[str]:
-        return list(dict.fromkeys(layer.kind for layer in self.layers))
+        found: list[Layer] = []
+        for item in wanted:
+            standard = _of_word(item, self.layers)
+            if standard:
+                found += standard
+            elif any(c in item for c in "*?["):
+                names = [name for name in self.names() if _matches(name, item)]
+                if not names:
+                    literal = max(re.split(r"[*?\[\]]+", item), key=len)
+                    raise LayerError(f"no layer matches '{item}'; {closest(literal, self.names())}")
+                found += map(self.find, names)
+            elif item in WORDS and item not in self._counts:
+                kinds = dict.fromkeys(layer.kind for layer in self.layers)
+                raise LayerError(f"this network has no layer of kind '{item}'; its kinds: {', '.join(kinds)}")
+            else:
+                found.append(self.find(item))
+        by_name = {layer.name: layer for layer in found}
+        return tuple(sorted(by_name.values(), key=lambda layer: layer.order))
 
     # -- axes ----------------------------------------------------------------------------------------------------------
 
-    def _read(self, path: str, kind: Kind, call: int = 0) -> Layer:
+    def _read(self, path: str, call: int, kind: Kind) -> Layer:
+        """The layer of one call of a module. Raises LayerError for a tensor that is no representation.
+
+        A sequence as long as the patch tokens has their grid, and one with the prefix tokens before them has both; positions of
+        any other number have no grid."""
         order, entry = self._calls[path, call]
-        axes = self._axes(path, call)
+        axes, name = self._axes(path, call), self._name(path, call)
         if not isinstance(axes, Axes):
-            raise LayerError(f"'{self._name(path, call)}' cannot be read: it {axes}")
+            raise LayerError(f"'{name}' cannot be read: it {axes}")
         shape = entry.shape
         assert shape is not None
-        grid, positions, prefix, channels = self._measure(path, axes, shape)
-        return Layer(self._name(path, call), kind, 0.0, grid, channels, prefix, positions, axes.name, order)
+        size = dict(zip(axes.name, shape, strict=False))
+        grid, prefix = None, 0
+        if axes is Axes.BC:
+            channels, positions = math.prod(shape[1:]), 0
+        elif axes in (Axes.BCHW, Axes.BHWC):
+            grid = size["H"], size["W"]
+            channels, positions = size["C"], math.prod(grid)
+        elif axes is Axes.BCU:
+            channels, positions = size["C"], size["U"]
+        else:
+            channels, positions = size["C"] if "C" in size else size["H"] * size["D"], size["N"]
+            near = self._grid_near(path)
+            patches = math.prod(near) if near else self._tokens - self.prefix
+            if positions in (patches, patches + self.prefix):
+                grid, prefix, positions = near, positions - patches, patches
+        return Layer(name, kind, self._depth(path, order), grid, channels, prefix, positions, axes.name, order)
 
     def _axes(self, path: str, call: int) -> Axes | str:
-        """What the axes of that call's output mean, or a sentence that says why it is no representation."""
+        """What the axes of that call's output mean, or a sentence that says why it is no representation.
+
+        The axes that the adapter states, if they have the rank of the tensor; else those that the module's class or the family
+        fixes for it."""
         shape = self._calls[path, call][1].shape
         if shape is None:
             return "does not return a single tensor"
+        stated: Axes | str | None
         block = next((b for b in self.blocks if path == b.path or path.startswith(b.path + ".")), None)
-        stated = block.spec.axes_at(path[len(block.path) + 1 :], block.module) if block else self._around(path)
+        if block:
+            stated = block.spec.axes_at(path[len(block.path) + 1 :], block.module)
+        else:
+            # Paths around the blocks are stated from the root of the family's network, wherever in this one that is.
+            paths = [path.removeprefix(root) for root in self._roots if path.startswith(root)]
+            stated = next((axes for p in paths if (axes := look_up(self._adapter.around, p))), None)
         if isinstance(stated, str):
             return stated
-        if len(shape) < 2 or shape[0] != BATCH:
+        rank = len(shape)
+        if rank < 2 or shape[0] != BATCH:
             return f"returns a tensor of shape {shape} for {BATCH} images, whose first axis is not the image"
-        if len(shape) == 2 or (len(shape) == 4 and self._is_pooled(path, call, shape)):
+        # A map of one position after the last block is a pooled vector, wherever its channel axis is.
+        one_position = rank == 4 and (shape[2:] == (1, 1) or shape[1:3] == (1, 1))
+        if rank == 2 or (one_position and self._order(path, call) > self._last_block):
             return Axes.BC
-        return self._by_rank(path, stated, len(shape))
-
-    def _around(self, path: str) -> Axes | str | None:
-        """What the adapter states about a path outside the blocks, wherever the network's root is."""
-        paths = [path.removeprefix(root) for root in self._roots if path.startswith(root)]
-        return next((axes for p in paths if (axes := look_up(self._adapter.around, p))), None)
-
-    def _by_rank(self, path: str, stated: Axes | None, rank: int) -> Axes | str:
-        """The stated axes if they have this rank, else those that the module's class or the family fixes for it."""
-        if stated is not None and len(stated.value.split(", ")) == rank:
+        if stated is not None and len(stated.name) == rank:
             return stated
         if rank == 3:
             return Axes.BNC
         if rank == 4:
             return Axes.BCHW if _is_channels_first(self._modules[path]) else (stated or self._adapter.outside)
         return f"returns a tensor of {rank} axes, whose meaning is not known"
-
-    def _is_pooled(self, path: str, call: int, shape: tuple[int, ...]) -> bool:
-        """A map of one position after the last block is a pooled vector, wherever its channel axis is."""
-        after = self._order(path, call) > self._last_block
-        return after and (shape[2:] == (1, 1) or shape[1:3] == (1, 1))
-
-    def _measure(self, path: str, axes: Axes, shape: tuple[int, ...]) -> tuple[tuple[int, int] | None, int, int, int]:
-        """Grid, positions without prefix tokens, prefix tokens, channels."""
-        if axes is Axes.BC:
-            return None, 0, 0, math.prod(shape[1:])
-        if axes is Axes.BCHW:
-            return (shape[2], shape[3]), shape[2] * shape[3], 0, shape[1]
-        if axes is Axes.BHWC:
-            return (shape[1], shape[2]), shape[1] * shape[2], 0, shape[3]
-        n, channels = {
-            Axes.BNC: (shape[1], shape[-1]),
-            Axes.BCN: (shape[-1], shape[1]),
-            Axes.BCU: (shape[-1], shape[1]),
-            Axes.BNHD: (shape[1], shape[2] * shape[-1]),
-            Axes.BHND: (shape[2], shape[1] * shape[-1]),
-        }[axes]
-        return *((None, n, 0) if axes is Axes.BCU else self._sequence(path, n)), channels
-
-    def _sequence(self, path: str, n: int) -> tuple[tuple[int, int] | None, int, int]:
-        """Grid, positions and prefix tokens of a sequence of `n`: the whole grid, or prefix tokens and then the grid."""
-        grid = self._grid_near(path)
-        size = math.prod(grid) if grid else self._tokens - self.prefix
-        if n == size:
-            return grid, n, 0
-        if n == size + self.prefix:
-            return grid, size, self.prefix
-        return None, n, 0
 
     def _grid_near(self, path: str) -> tuple[int, int] | None:
         """The token grid at a place: that of the enclosing block where blocks have maps (Swin), else of the embedding."""
@@ -439,11 +411,8 @@ class Structure:
 
         Of the map that the tokens are made from, or of patches of the size that a linear embedding states."""
         patches = self._tokens - self.prefix
-        if self._tokens and (self._last_map is None or math.prod(self._last_map) != patches):
-            return self._stated_grid(patches)
-        return self._last_map
-
-    def _stated_grid(self, patches: int) -> tuple[int, int] | None:
+        if not self._tokens or (self._last_map is not None and math.prod(self._last_map) == patches):
+            return self._last_map
         for path, _ in self._linear_embeddings:
             stated = getattr(self._modules[path.rpartition(".")[0]], "patch_size", None)
             sides = (stated, stated) if isinstance(stated, int) else tuple(stated) if isinstance(stated, (tuple, list)) else ()
@@ -460,33 +429,15 @@ def _is_channels_first(module: nn.Module) -> bool:
     return any(name in cls.__name__ for cls in type(module).__mro__ for name in names)
 
 
-def _is_bare_identity(module: nn.Module, path: str) -> bool:
-    # Swin's drop_path1 is an Identity by design: there it stands for the branch that ends in it.
-    return isinstance(module, nn.Identity) and not path.endswith("drop_path1")
-
-
-def _hands_on(module: nn.Module) -> bool:
-    """Modules that return their input: an Identity, an empty Sequential."""
-    return isinstance(module, nn.Identity) or (isinstance(module, nn.Sequential) and len(module) == 0)
-
-
-def _submodule(module: nn.Module, path: str) -> nn.Module | None:
-    for name in path.split("."):
-        module = getattr(module, name, None)  # type: ignore[assignment]
-        if not isinstance(module, nn.Module):
-            return None
-    return module
-
-
-def _is_pointwise(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
-
-
 def matching(item: str, layers: Sequence[Layer]) -> list[Layer]:
     """The `layers` that a word, kind, glob or name stands for, as in `Structure.select`; none if it stands for no layer."""
+    return _of_word(item, layers) or [layer for layer in layers if layer.name == item or _matches(layer.name, item)]
+
+
+def _of_word(item: str, layers: Sequence[Layer]) -> list[Layer]:
+    """The layers of a kind, or of the word for it; all of them for "all"."""
     kind = WORDS.get(item, item)
-    by_kind = [layer for layer in layers if layer.kind == kind]
-    return by_kind or [layer for layer in layers if item in ("all", layer.name) or _matches(layer.name, item)]
+    return [layer for layer in layers if item == "all" or layer.kind == kind]
 
 
 def _matches(name: str, pattern: str) -> bool:

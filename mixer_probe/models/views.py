@@ -23,7 +23,7 @@ def models_section(cards: Sequence[ModelCard]) -> list[Section]:
             "parameters": [f"{c.model.parameters:,}" for c in cards],
             "GMACs": [c.macs / 1e9 for c in cards],
             "input": ["×".join(map(str, c.input_size)) for c in cards],
-            **({"accuracy": [_own(c.own) for c in cards]} if any(c.own for c in cards) else {}),
+            **({"accuracy": [_accuracy(c.own) for c in cards]} if any(c.own for c in cards) else {}),
             "weights": [c.model.weights for c in cards],
             "fingerprint": [c.model.fingerprint[:12] for c in cards],
         }
@@ -34,38 +34,28 @@ def models_section(cards: Sequence[ModelCard]) -> list[Section]:
     if any(c.own for c in cards):
         caption += (
             " Accuracy: of the network's own classifier on the images of this report, with a 95 % interval, chance (always "
-            "predicting "
-            "the majority class), and the accuracy that its model card states."
+            "predicting the majority class), and the accuracy that its model card states."
         )
     tables = [Table(caption, frame, {"GMACs": "{:.4g}"})]
     tables += [Table(f"Layers of {c.model.name} in execution order.", c.to_frame(), folded=True) for c in cards]
-    doubts = tuple(text for c in cards if (text := _doubt(c)))
-    warned = (*untrained_warning(c.model for c in cards), *doubts)
-    return [Section("models", "Networks", (*notes, *missing), tuple(tables), warned)]
+    warned = [*untrained_warning(c.model for c in cards)]
+    for c in cards:
+        own = c.own
+        if own is not None and c.model.trained and (own.at_chance or own.below_card):
+            expected = f"below the {percent(own.stated)} that its model card states for {own.stated_on}"
+            if own.at_chance:
+                expected = f"not above chance ({percent(own.chance)})"
+            warned.append(
+                f"{c.model.name} classifies {percent(own.value)} [{percent(own.low)}, {percent(own.high)}] of {own.n} images "
+                f"correctly, {expected}: check its input (mean, std, size, crop), its weights, and whether its classes match "
+                "those of the images before interpreting other results."
+            )
+    return [Section("models", "Networks", (*notes, *missing), tuple(tables), tuple(warned))]
 
 
-def _own(own: OwnAccuracy | None) -> str:
+def _accuracy(own: OwnAccuracy | None) -> str:
     """The accuracy of a network on the study's images, or why there is none."""
     if own is None or not own.n:
         return "-" if own is None else own.why
     stated = "" if math.isnan(own.stated) else f"; card {percent(own.stated)}"
     return f"{percent(own.value)} [{percent(own.low)}, {percent(own.high)}], n = {own.n}; chance {percent(own.chance)}{stated}"
-
-
-def _doubt(card: ModelCard) -> str:
-    """A warning for a trained network that is less accurate than expected; "" for others."""
-    own = card.own
-    if own is None or not card.model.trained or not (own.at_chance or own.below_card):
-        return ""
-    what = (
-        f"{card.model.name} classifies {percent(own.value)} [{percent(own.low)}, {percent(own.high)}] of {own.n} images correctly"
-    )
-    than = (
-        f"not above chance ({percent(own.chance)})"
-        if own.at_chance
-        else f"below the {percent(own.stated)} that its model card states for {own.stated_on}"
-    )
-    return (
-        f"{what}, {than}: check its input (mean, std, size, crop), its weights, and whether its classes match those "
-        "of the images before interpreting other results."
-    )

@@ -75,8 +75,18 @@ def load_into(network: nn.Module, content: Mapping[Any, Any], source: str) -> st
     if not fits:
         raise CheckpointError(_misfit(network, own, options, source))
     best = min(fits, key=lambda fit: fit.rank)
-    network.load_state_dict({**_counts(own), **_checked(own, best.weights, source)})
-    return _note(best, fits)
+    counts = {key: value for key, value in own.items() if key.endswith(_COUNTS)}
+    network.load_state_dict({**counts, **_checked(own, best.weights, source)})
+    others = list(dict.fromkeys(fit.place for fit in fits if fit.place != best.place))
+    notes = []
+    if others or best.rank != 1:
+        there = f", where {_listed(map(_shown, others))} would fit too" if others else ""
+        notes.append(f"The weights are those of {_shown(best.place)}{there}.")
+    if best.converted:
+        notes.append("They were converted by timm's checkpoint_filter_fn.")
+    if best.left:
+        notes.append(f"Left out: {_listed(map(_called, best.left))}.")
+    return " ".join(notes)
 
 
 def _mappings(content: Mapping[Any, Any], place: str, depth: int, seen: dict[int, int]) -> Iterator[tuple[str, StateDict]]:
@@ -138,10 +148,6 @@ def _under_prefixes(tensors: StateDict, prefix: str = "", depth: int = _DEPTH) -
             yield from _under_prefixes(part, prefix + word, depth - 1)
 
 
-def _counts(own: StateDict) -> StateDict:
-    return {key: value for key, value in own.items() if key.endswith(_COUNTS)}
-
-
 def _checked(own: StateDict, weights: StateDict, source: str) -> StateDict:
     """The weights in the types of the network. Raises CheckpointError for any that are not finite dense numbers."""
     found = {}
@@ -151,9 +157,17 @@ def _checked(own: StateDict, weights: StateDict, source: str) -> StateDict:
             continue
         number = own[key].is_floating_point()
         fits = value.dtype in _WEIGHTS if number else not (value.is_floating_point() or value.is_complex())
-        if value.layout is not torch.strided or value.is_quantized or value.is_meta or value.is_nested or not fits:
+        forms = {
+            f"sparse ({str(value.layout).removeprefix('torch.')})": value.layout is not torch.strided,
+            "quantised": value.is_quantized,
+            "without values (on torch's meta device)": value.is_meta,
+            "nested": value.is_nested,
+            str(value.dtype).removeprefix("torch."): not fits,
+        }
+        wrong = next((form for form, holds in forms.items() if holds), None)
+        if wrong is not None:
             wanted = "float32, float16, bfloat16 or float64" if number else str(own[key].dtype).removeprefix("torch.")
-            raise CheckpointError(f"'{key}' in checkpoint {source} is {_kind(value)}, and weights are dense tensors of {wanted}")
+            raise CheckpointError(f"'{key}' in checkpoint {source} is {wrong}, and weights are dense tensors of {wanted}")
         found[key] = value.to(own[key].dtype)
     # A network may itself keep an infinite constant.
     bad = [key for key, value in found.items() if not _finite(value) and _finite(own[key])]
@@ -176,30 +190,6 @@ def _finite(value: torch.Tensor) -> bool:
     return value.is_meta or bool(value.isfinite().all())
 
 
-def _kind(value: torch.Tensor) -> str:
-    if value.layout is not torch.strided:
-        return f"sparse ({str(value.layout).removeprefix('torch.')})"
-    if value.is_quantized:
-        return "quantised"
-    if value.is_meta:
-        return "without values (on torch's meta device)"
-    return "nested" if value.is_nested else str(value.dtype).removeprefix("torch.")
-
-
-def _note(fit: _Fit, fits: list[_Fit]) -> str:
-    """Which weights were taken where there is a choice, how they were converted, and what was left out; else ""."""
-    others = list(dict.fromkeys(other.place for other in fits if other.place != fit.place))
-    parts = []
-    if others or fit.rank != 1:
-        there = f", where {_listed(_shown(o) for o in others)} would fit too" if others else ""
-        parts.append(f"The weights are those of {_shown(fit.place)}{there}.")
-    if fit.converted:
-        parts.append("They were converted by timm's checkpoint_filter_fn.")
-    if fit.left:
-        parts.append(f"Left out: {_listed(map(_called, fit.left))}.")
-    return " ".join(parts)
-
-
 def _shown(place: str) -> str:
     return _called(place.rstrip(".")) if place else "the file itself"
 
@@ -218,6 +208,20 @@ def _listed(names: Any, most: int = 3) -> str:
 # -- Google's arrays ---------------------------------------------------------------------------------------------------
 
 
+# Names of the arrays of the Mixers that Google published (google-research/vision_transformer, models_mixer.py).
+_MIXER_NAMES = (
+    (r"^.*?(?=stem/|MixerBlock_|pre_head_layer_norm/|head/)", ""),
+    (r"MixerBlock_(\d+)", r"blocks/\1"),
+    (r"LayerNorm_([01])", lambda m: f"norm{int(m[1]) + 1}"),
+    (r"token_mixing/Dense_([01])", lambda m: f"mlp_tokens/fc{int(m[1]) + 1}"),
+    (r"channel_mixing/Dense_([01])", lambda m: f"mlp_channels/fc{int(m[1]) + 1}"),
+    (r"^stem", "stem/proj"),
+    (r"^pre_head_layer_norm", "norm"),
+    (r"(kernel|scale)$", "weight"),
+    (r"/", "."),
+)
+
+
 def _from_arrays(network: nn.Module, arrays: Mapping[str, np.ndarray], source: str) -> StateDict:
     """Tensors by the network's names from arrays by those of Google's Mixers, or through timm's own conversion of ViTs and BiT.
 
@@ -227,7 +231,12 @@ def _from_arrays(network: nn.Module, arrays: Mapping[str, np.ndarray], source: s
     if any(key in own for key in arrays):
         return {key: _tensor(key, a, source) for key, a in numbers.items()}
     if isinstance(network, MlpMixer) and "stem/kernel" in arrays:
-        return {_mixer_name(key): _tensor(key, _turned(a), source) for key, a in numbers.items()}
+        names = list(numbers)
+        for pattern, replacement in _MIXER_NAMES:
+            names = [re.sub(pattern, replacement, name) for name in names]
+        # flax keeps the outputs of a layer on its last axis, torch on its first.
+        turned = {k: np.ascontiguousarray(a.transpose(3, 2, 0, 1) if a.ndim == 4 else a.T) for k, a in numbers.items()}
+        return {name: _tensor(key, a, source) for name, (key, a) in zip(names, turned.items(), strict=True)}
     filled = copied(network)
     convert: Callable[[str], None] | None = getattr(filled, "load_pretrained", None)
     if convert is None:
@@ -248,7 +257,13 @@ def _from_arrays(network: nn.Module, arrays: Mapping[str, np.ndarray], source: s
         raise CheckpointError(
             f"checkpoint {source} does not fit {type(network).__name__}: timm's conversion of its arrays ended with {reason}"
         ) from error
-    return _completed(filled, source)
+    found = filled.state_dict()
+    unset = [key for key, value in found.items() if value.is_floating_point() and bool(value.isnan().all())]
+    if unset:
+        raise CheckpointError(
+            f"checkpoint {source} does not fit {type(network).__name__}: {_listed(f'{key!r} is missing' for key in unset)}"
+        )
+    return found
 
 
 def _tensor(key: str, a: np.ndarray, source: str) -> torch.Tensor:
@@ -257,17 +272,6 @@ def _tensor(key: str, a: np.ndarray, source: str) -> torch.Tensor:
         return torch.from_numpy(a.astype(a.dtype.newbyteorder("="), copy=False))
     except TypeError as error:
         raise CheckpointError(f"{_called(key)} in checkpoint {source} is {a.dtype}, which torch does not have") from error
-
-
-def _completed(filled: nn.Module, source: str) -> StateDict:
-    """The tensors of a network all of which the file has set."""
-    found = filled.state_dict()
-    unset = [key for key, value in found.items() if value.is_floating_point() and bool(value.isnan().all())]
-    if unset:
-        raise CheckpointError(
-            f"checkpoint {source} does not fit {type(filled).__name__}: {_listed(f'{key!r} is missing' for key in unset)}"
-        )
-    return found
 
 
 def _check_depth(network: nn.Module, arrays: Mapping[str, np.ndarray], source: str) -> None:
@@ -281,32 +285,6 @@ def _check_depth(network: nn.Module, arrays: Mapping[str, np.ndarray], source: s
         raise CheckpointError(
             f"checkpoint {source} does not fit {type(network).__name__}: it has {there} blocks and the network {len(parts)}"
         )
-
-
-# Names of the arrays of the Mixers that Google published (google-research/vision_transformer, models_mixer.py).
-_MIXER_NAMES = (
-    (r"^.*?(?=stem/|MixerBlock_|pre_head_layer_norm/|head/)", ""),
-    (r"MixerBlock_(\d+)", r"blocks/\1"),
-    (r"LayerNorm_([01])", lambda m: f"norm{int(m[1]) + 1}"),
-    (r"token_mixing/Dense_([01])", lambda m: f"mlp_tokens/fc{int(m[1]) + 1}"),
-    (r"channel_mixing/Dense_([01])", lambda m: f"mlp_channels/fc{int(m[1]) + 1}"),
-    (r"^stem", "stem/proj"),
-    (r"^pre_head_layer_norm", "norm"),
-    (r"(kernel|scale)$", "weight"),
-    (r"/", "."),
-)
-
-
-def _mixer_name(key: str) -> str:
-    for pattern, replacement in _MIXER_NAMES:
-        key = re.sub(pattern, replacement, key)
-    return key
-
-
-def _turned(a: np.ndarray) -> np.ndarray:
-    """flax keeps the outputs of a layer on its last axis, torch on its first."""
-    turned: np.ndarray = np.ascontiguousarray(a.transpose(3, 2, 0, 1) if a.ndim == 4 else a.T)
-    return turned
 
 
 # -- what does not fit -------------------------------------------------------------------------------------------------
@@ -325,25 +303,21 @@ def _misfit(network: nn.Module, own: StateDict, options: list[tuple[str, StateDi
     unexpected = [k for k in nearest if k not in own]
     differences = [*shapes, *(f"'{k}' is missing" for k in missing), *(f"{_called(k)} is not in the network" for k in unexpected)]
     more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-    renaming = _renaming({k: own[k] for k in missing}, {k: nearest[k] for k in unexpected[:_MOST]})
+    # The one replacement in names that most often makes an unexpected tensor a missing one of the same shape.
+    replacements = Counter(
+        pair
+        for key in missing
+        for name in unexpected[:_MOST]
+        if nearest[name].shape == own[key].shape and (pair := _difference(name, key))
+    )
+    renaming = ""
+    for (theirs, ours), count in replacements.most_common(1):
+        if 2 * count > len(missing):
+            renaming = f"; {count} would fit with {_called(theirs)} renamed {_called(ours)}"
     return (
         f"checkpoint {source} does not fit {type(network).__name__}: {'; '.join(differences[:3])}{more} "
         f"(in the file: {_listed(map(_called, nearest))}; in the network: {_listed(map(_called, own))}{renaming})"
     )
-
-
-def _renaming(missing: StateDict, unexpected: StateDict) -> str:
-    """The one replacement in names that most often makes an unexpected tensor a missing one of the same shape."""
-    pairs = Counter(
-        pair
-        for key, wanted in missing.items()
-        for name, value in unexpected.items()
-        if value.shape == wanted.shape and (pair := _difference(name, key))
-    )
-    if not pairs:
-        return ""
-    (theirs, ours), count = pairs.most_common(1)[0]
-    return f"; {count} would fit with {_called(theirs)} renamed {_called(ours)}" if 2 * count > len(missing) else ""
 
 
 def _difference(name: str, key: str) -> tuple[str, str] | None:

@@ -49,7 +49,10 @@ def _inner(network: nn.Module) -> nn.Module | None:
         return network._modules[_COMPILED]
     if isinstance(network, _AROUND):
         return network.module
-    if not _only_trains(network):
+    # A class that leaves out the forward pass only trains; Lightning's base class has one that only says so.
+    forward = inspect.getattr_static(type(network), "forward")
+    home = str(getattr(forward, "__module__", ""))
+    if forward is not nn.Module.forward and not home.startswith(("lightning.", "pytorch_lightning.")):
         return None
     held = {name: child for name, child in network.named_children() if has_blocks(_innermost(child))}
     if len(held) > 1:
@@ -63,13 +66,6 @@ def _inner(network: nn.Module) -> nn.Module | None:
 def _innermost(network: nn.Module) -> nn.Module:
     inner = _inner(network)
     return network if inner is None else _innermost(inner)
-
-
-def _only_trains(network: nn.Module) -> bool:
-    """Whether the class leaves out the forward pass; Lightning's base class has one that only says so."""
-    forward = inspect.getattr_static(type(network), "forward")
-    home = str(getattr(forward, "__module__", ""))
-    return forward is nn.Module.forward or home.startswith(("lightning.", "pytorch_lightning."))
 
 
 def _without_compiled(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:

@@ -15,7 +15,7 @@ import torch
 from timm.models.mlp_mixer import MlpMixer
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
 
 # timm's class, its keyword arguments, and what is replaced afterwards.
 ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
@@ -64,20 +64,12 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
 def construct(family: str, seed: int) -> nn.Module:
     """The untrained network of a family, float32 on the CPU; the caller's RNG stays as it was."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        model = _CONSTRUCTORS[family](dict(ARCHITECTURES[family]["arguments"])).float()
+        model = _CONSTRUCTORS[family](**ARCHITECTURES[family]["arguments"]).float()
         initialise(model, torch.Generator().manual_seed(seed))
     return model
 
 
-def _mixer(arguments: dict[str, Any]) -> nn.Module:
-    return MlpMixer(**arguments)
-
-
-def _vit(arguments: dict[str, Any]) -> nn.Module:
-    return VisionTransformer(**arguments)
-
-
-def _resnet(arguments: dict[str, Any]) -> nn.Module:
+def _resnet(**arguments: Any) -> nn.Module:
     """A ResNet whose stem keeps the 32x32 resolution, as is usual for CIFAR (He et al. 2016, section 4.2)."""
     # Any: timm's annotations narrow the stem to what its own constructor puts there.
     model: Any = ResNet(**{**arguments, "block": BasicBlock})
@@ -88,35 +80,27 @@ def _resnet(arguments: dict[str, Any]) -> nn.Module:
     return cast(nn.Module, model)
 
 
-_CONSTRUCTORS: Mapping[str, Callable[[dict[str, Any]], nn.Module]] = {
-    "mixer": _mixer,
-    "vit": _vit,
-    "resnet": _resnet,
-}
+_CONSTRUCTORS: Mapping[str, Callable[..., nn.Module]] = {"mixer": MlpMixer, "vit": VisionTransformer, "resnet": _resnet}
 
 
 @torch.no_grad()
 def initialise(model: nn.Module, generator: Generator) -> None:
-    """Draw every weight anew from `generator`, in the order of `named_parameters`.
+    """Re-initialise every weight with numbers of `generator`, in the order of `named_parameters`.
 
-    timm's own initialisation draws in another order in every version; an untrained twin has to be the same
+    timm's own initialisation draws in another order in every version; the untrained baseline has to be the same
     for all.
     """
     for name, parameter in model.named_parameters():
-        _initialise_parameter(name, parameter, generator)
-
-
-def _initialise_parameter(name: str, parameter: Tensor, generator: Generator) -> None:
-    if parameter.ndim == 1:
-        # Norm scales are the only one-dimensional weights; norm shifts and linear biases start at zero.
-        nn.init.constant_(parameter, 1.0 if name.endswith("weight") else 0.0)
-    elif name in ("head.weight", "fc.weight", "pos_embed"):
-        # Not zero, as timm's Mixer head would be: the untrained twin is a baseline and needs logits.
-        nn.init.normal_(parameter, std=0.02, generator=generator)
-    elif name == "stem.proj.weight" or name == "patch_embed.proj.weight":
-        # LeCun normal, as in the Mixer's and the ViT's JAX code.
-        nn.init.normal_(parameter, std=1 / math.sqrt(parameter[0].numel()), generator=generator)
-    elif parameter.ndim == 4:
-        nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu", generator=generator)
-    else:
-        nn.init.xavier_uniform_(parameter, generator=generator)
+        if parameter.ndim == 1:
+            # Norm scales are the only one-dimensional weights; norm shifts and linear biases start at zero.
+            nn.init.constant_(parameter, 1.0 if name.endswith("weight") else 0.0)
+        elif name in ("head.weight", "fc.weight", "pos_embed"):
+            # Not zero, as timm's Mixer head would be: the untrained baseline needs logits.
+            nn.init.normal_(parameter, std=0.02, generator=generator)
+        elif name in ("stem.proj.weight", "patch_embed.proj.weight"):
+            # LeCun normal, as in the Mixer's and the ViT's JAX code.
+            nn.init.normal_(parameter, std=1 / math.sqrt(parameter[0].numel()), generator=generator)
+        elif parameter.ndim == 4:
+            nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu", generator=generator)
+        else:
+            nn.init.xavier_uniform_(parameter, generator=generator)

@@ -24,9 +24,9 @@ KINDS = ("identity", *COLOURS, *GEOMETRIES)
 class Augmentation:
     """How strongly to augment.
 
-    padding: largest random shift, in pixels. trivial: share of the images changed by one operation of
+    padding: largest random shift, in pixels. trivial: fraction of the images changed by one operation of
     `KINDS`, drawn uniformly with uniform strength (TrivialAugment, Müller and Hutter 2021, with milder ranges
-    for 32x32 images). erase: share of the images that lose a box (Zhong et al. 2017). mix: share of the
+    for 32x32 images). erase: fraction of the images that lose a box (Zhong et al. 2017). mix: fraction of the
     images combined with another, half by mixup (Zhang et al. 2017; weight from Beta(mixup_alpha,
     mixup_alpha)), half by CutMix (Yun et al. 2019).
     """
@@ -39,24 +39,20 @@ class Augmentation:
 
     def distort(self, images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         """Augment and normalise images [batch, 3, height, width] in [0, 1]; mean and std are [3, 1, 1]."""
-        kind, strength = _draw_operations(images, self.trivial)
+        shape = (len(images), 1, 1, 1)
+        # The index in `KINDS` and the strength in [-1, 1] of each image's operation.
+        kind = torch.randint(len(KINDS), shape, device=images.device)
+        kind = kind * (torch.rand(shape, device=images.device) < self.trivial)
+        strength = torch.rand(shape, device=images.device) * 2 - 1
         images = (recolour(images, kind, strength) - mean) / std
         return erase(warp(images, kind, strength, self.padding), self.erase)
 
     def combine(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mix images [batch, 3, height, width] and their class probabilities [batch, classes]."""
         own = mixing_weights(images, self.mix, self.mixup_alpha)
-        partner = torch.randperm(len(images), device=images.device)
-        mixed = torch.lerp(images[partner], images, own)
-        return mixed, torch.lerp(targets[partner], targets, own.mean(dim=(1, 2, 3))[:, None])
-
-
-def _draw_operations(images: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """The index in `KINDS` and the strength in [-1, 1] of each image's operation, both [batch, 1, 1, 1]."""
-    shape = (len(images), 1, 1, 1)
-    kind = torch.randint(len(KINDS), shape, device=images.device)
-    chosen = torch.rand(shape, device=images.device) < share
-    return kind * chosen, torch.rand(shape, device=images.device) * 2 - 1
+        other = torch.randperm(len(images), device=images.device)
+        mixed = torch.lerp(images[other], images, own)
+        return mixed, torch.lerp(targets[other], targets, own.mean(dim=(1, 2, 3))[:, None])
 
 
 def recolour(images: Tensor, kind: Tensor, strength: Tensor) -> Tensor:
@@ -104,7 +100,7 @@ def warp(images: Tensor, kind: Tensor, strength: Tensor, padding: int) -> Tensor
 def boxes(images: Tensor, area: Tensor) -> Tensor:
     """Boxes of ones on zeros, [batch, 1, height, width], centred anywhere.
 
-    `area` [batch] is the share of the image that they would cover if its border did not cut them off.
+    `area` [batch] is the fraction of the image that they would cover if its border did not cut them off.
     """
     positions = (torch.arange(images.shape[-1], device=images.device) + 0.5) / images.shape[-1]
     half = area.sqrt()[:, None] / 2
@@ -113,19 +109,19 @@ def boxes(images: Tensor, area: Tensor) -> Tensor:
     return (inside_y[:, None, :, None] & inside_x[:, None, None, :]).to(images.dtype)
 
 
-def erase(images: Tensor, share: float) -> Tensor:
-    """Set a box of 2 to 33 % of the area to zero, the mean colour, in the given share of the images."""
-    chosen = torch.rand(len(images), device=images.device) < share
+def erase(images: Tensor, fraction: float) -> Tensor:
+    """Set a box of 2 to 33 % of the area to zero, the mean colour, in the given fraction of the images."""
+    chosen = torch.rand(len(images), device=images.device) < fraction
     area = 0.02 + 0.31 * torch.rand(len(images), device=images.device)
     return images * (1 - boxes(images, area * chosen))
 
 
-def mixing_weights(images: Tensor, share: float, mixup_alpha: float) -> Tensor:
-    """How much of itself each image keeps, per pixel, [batch, 1, height, width]."""
+def mixing_weights(images: Tensor, fraction: float, mixup_alpha: float) -> Tensor:
+    """The weight of each image in its mixture, per pixel, [batch, 1, height, width]."""
     batch, device = len(images), images.device
     choice = torch.rand(batch, device=device)
     alpha = torch.full((batch,), mixup_alpha, device=device)
-    kept = Beta(alpha, alpha, validate_args=False).sample()
-    mixup = torch.where(choice < share / 2, kept, 1.0)
-    cut = torch.where((choice >= share / 2) & (choice < share), torch.rand(batch, device=device), 0.0)
+    weight = Beta(alpha, alpha, validate_args=False).sample()
+    mixup = torch.where(choice < fraction / 2, weight, 1.0)
+    cut = torch.where((choice >= fraction / 2) & (choice < fraction), torch.rand(batch, device=device), 0.0)
     return mixup[:, None, None, None] * (1 - boxes(images, cut))

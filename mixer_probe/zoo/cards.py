@@ -1,4 +1,4 @@
-"""The card of a bundled network: what it is, how it was trained, how good it is, and how to make it again."""
+"""The card of a bundled network: what it is, how it was trained, its accuracy, and how to train it again."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Card:
 
     `architecture` holds timm's class, its keyword arguments and the modules replaced after construction.
     `initial_norm` is the L2 norm of all initial parameters, which `build(name)` has to give again.
-    `test_accuracy` is a share of `test_images`, measured in float32 on the weights as they are stored
+    `test_accuracy` is a fraction of `test_images`, measured in float32 on the weights as they are stored
     (rounded to float16), from the average of the weights over the last steps of the training and not from any
     step chosen by its accuracy.
     """

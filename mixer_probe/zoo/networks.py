@@ -19,7 +19,7 @@ def names() -> tuple[str, ...]:
 
 
 def build(name: str) -> nn.Module:
-    """The untrained twin of a bundled network: the very weights that its training began with.
+    """The untrained baseline of a bundled network: the very weights that its training began with.
 
     They are float32, in train mode, on the CPU, and drawn without touching the caller's random numbers.
     Raises `ModelError` for an unknown name.
@@ -29,7 +29,7 @@ def build(name: str) -> nn.Module:
 
 
 def load(name: str, untrained: bool = False) -> nn.Module:
-    """A bundled network in eval mode, float32, on the CPU; with `untrained`, its twin from before training.
+    """A bundled network in eval mode, float32, on the CPU; with `untrained`, as before its training.
 
     Raises `ModelError` for an unknown name and `CheckpointError` for a file that is missing or not the
     card's.

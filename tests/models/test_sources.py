@@ -227,7 +227,7 @@ def test_weights_that_cannot_be_had_say_what_was_tried(no_network: Path) -> None
         load_model("resnet18.a1_in1k")
     sentence = str(caught.value)
     assert sentence.startswith(
-        "the weights of resnet18.a1_in1k could not be had: tried the Hugging Face repository timm/resnet18.a1_in1k "
+        "the weights of resnet18.a1_in1k are unavailable: tried the Hugging Face repository timm/resnet18.a1_in1k "
     )
     assert str(no_network) in sentence
     assert "load_model('resnet18', checkpoint='model.safetensors') or --checkpoint, or use zoo:mixer" in sentence
@@ -238,7 +238,7 @@ def test_weights_that_cannot_be_had_say_what_was_tried(no_network: Path) -> None
 
 @pytest.mark.usefixtures("no_network")
 def test_names_without_any_pretrained_weights() -> None:
-    with pytest.raises(ModelError, match=r"the weights of mixer_l32_224 could not be had: .*Give a file instead"):
+    with pytest.raises(ModelError, match=r"the weights of mixer_l32_224 are unavailable: .*Give a file instead"):
         load_model("mixer_l32_224")
 
 
@@ -285,7 +285,7 @@ def test_without_a_network_the_cache_is_used_and_nobody_waits(tmp_path: Path, se
     assert done.returncode == 0, done.stderr
     source, sentence, seconds = done.stdout.splitlines()
     assert source == "hf-hub:someone/tiny-vit"
-    assert "could not be had" in sentence
+    assert "are unavailable" in sentence
     assert float(seconds) < 10
     assert "Retrying" not in done.stderr
     assert time.time() - began < 60
