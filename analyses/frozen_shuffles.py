@@ -132,7 +132,7 @@ def middling(distortions: Sequence[Distortion]) -> list[Distortion]:
     """Of each kind the one in the middle of its strengths."""
     kinds = dict.fromkeys(d.kind for d in distortions)
     by_kind = [[d for d in distortions if d.kind == kind] for kind in kinds]
-    return [sorted(part, key=lambda d: d.harder * d.strength)[len(part) // 2] for part in by_kind]
+    return [sorted(part, key=lambda d: d.severity_sign * d.strength)[len(part) // 2] for part in by_kind]
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def _images(
     on_error: str,
     seed: int,
 ) -> Images:
-    from mixer_probe.images.files import load_files
+    from mixer_probe.images.folder import load_files
 
     if files and data is not None:
         raise ImagesError("give --image or --data, not both")

@@ -1,6 +1,6 @@
 """Concepts of images: where each is (masks) or whether it is there (attributes), matched to the images by name.
 
-Masks come as one folder a concept with binary pictures, or as pictures of indices or colours with a legend; attributes as a CSV
+Masks come as one folder per concept with binary pictures, or as pictures of indices or colours with a legend; attributes as a CSV
 file. A mask goes through the same resizing and cropping as its image, by nearest neighbour.
 """
 
@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageColor
@@ -22,7 +22,7 @@ from torchvision.transforms import Grayscale
 from mixer_probe.core.errors import ImagesError, ImagesWarning, closest
 from mixer_probe.core.validate import checked
 from mixer_probe.images.decode import EXTENSIONS, orientation, reason, sized
-from mixer_probe.images.folder import _image_files
+from mixer_probe.images.folder import image_files
 from mixer_probe.images.labelled import Images
 from mixer_probe.images.transforms import model_transform
 
@@ -90,8 +90,13 @@ class Concepts:
             return found if len(found) else np.zeros((1, *size), dtype=np.int32)
         same_shape = abs(shape[0] * size[1] - shape[1] * size[0]) <= max(*shape, *size)
         if self.stretch and same_shape:
-            return np.stack([_stretched(layer, size) for layer in found])
-        raise ImagesError(_other_size(self.reader.where(place), shape, self.ids[place], size, same_shape))
+            pictures = [Image.fromarray(layer.astype(np.int32)) for layer in found]
+            return np.stack([np.asarray(p.resize((size[1], size[0]), Image.Resampling.NEAREST)) for p in pictures])
+        cure = "give stretch=True to stretch masks of the same proportions" if same_shape else "its proportions differ as well"
+        raise ImagesError(
+            f"{self.reader.where(place)} is {shape[1]} x {shape[0]} and image '{self.ids[place]}' is {size[1]} x {size[0]}: "
+            f"a mask has the size of its image; {cure}"
+        )
 
     def planes(self, layers: np.ndarray) -> np.ndarray:
         """Booleans [concept, row, column] from integers [layer, row, column]."""
@@ -102,18 +107,6 @@ class Concepts:
         return found
 
 
-def _other_size(where: str, mask: Sequence[int], image: str, size: Sequence[int], same_shape: bool) -> str:
-    cure = "give stretch=True to stretch masks of the same proportions" if same_shape else "its proportions differ as well"
-    return (
-        f"{where} is {mask[1]} x {mask[0]} and image '{image}' is {size[1]} x {size[0]}: a mask has the size of its image; {cure}"
-    )
-
-
-def _stretched(layer: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    picture = Image.fromarray(layer.astype(np.int32)).resize((size[1], size[0]), Image.Resampling.NEAREST)
-    return np.asarray(picture)
-
-
 def mask_geometry(size: Sequence[int], crop_pct: float = 1.0, crop_mode: str = "center") -> Geometry:
     """The resizing and cropping of `model_transform` for integers [row, column], by nearest neighbour.
 
@@ -122,7 +115,7 @@ def mask_geometry(size: Sequence[int], crop_pct: float = 1.0, crop_mode: str = "
     transform = model_transform((1, *size[1:]), (0.0,), (1.0,), "nearest", crop_pct, crop_mode)
     steps = [step for step in transform.transforms if not isinstance(step, Grayscale)]  # type: ignore[attr-defined]
 
-    def seen(mask: np.ndarray) -> np.ndarray:
+    def transformed(mask: np.ndarray) -> np.ndarray:
         picture = Image.fromarray(mask.astype(np.int32))
         for step in steps:
             following = step(picture)
@@ -131,11 +124,11 @@ def mask_geometry(size: Sequence[int], crop_pct: float = 1.0, crop_mode: str = "
             picture = following
         return np.asarray(picture)
 
-    return seen
+    return transformed
 
 
 def image_size(images: Images, index: int) -> tuple[int, int]:
-    """Height and width of an image as it is seen, turned as its EXIF orientation says; only its header is read.
+    """Height and width of an image as it is shown, turned as its EXIF orientation says; only its header is read.
 
     Raises ImagesError if it cannot be opened."""
     try:
@@ -152,7 +145,7 @@ def image_size(images: Images, index: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Held:
-    """Masks in memory, [concept, row, column] an image."""
+    """Masks in memory, [concept, row, column] per image."""
 
     masks: Sequence[np.ndarray]
 
@@ -171,7 +164,7 @@ def concepts_from_arrays(
     known: np.ndarray | None = None,
     name: str = "arrays",
 ) -> Concepts:
-    """Concepts from boolean masks [concept, row, column], one array an image, each of the size of its image.
+    """Concepts from boolean masks [concept, row, column], one array per image, each of the size of its image.
 
     `ids` are those of the images (None: "0", "1", ..., as those of a tensor of images). `known` [image, concept] says where a
     concept was looked for (None: everywhere). Raises ImagesError for masks, names and ids that do not fit each other."""
@@ -243,7 +236,7 @@ def load_concepts(
     """Concepts of `images` from a folder of masks or a CSV file of attributes.
 
     `source` is one of
-    - a folder with one folder a concept and binary masks in it, 0 where the concept is not;
+    - a folder with one folder per concept and binary masks in it, 0 where the concept is not;
     - a folder of pictures whose indices or colours a `legend` explains: {name: index}, {name: "#rrggbb"} or a CSV file with the
       columns "concept" and "index" or "colour" (default: legend.csv in the folder, if there is one). Concept "" is nothing, and
       so are index 0 and black where the legend does not name them;
@@ -346,7 +339,17 @@ def _from_table(path: Path, images: Images) -> Concepts:
     if not places:
         raise _Names(images).none_fits(ids, str(path), "rows")
     chosen = sorted(places)
-    values = np.array([_values(rows[places[i]], header, path) for i in chosen])
+    values: np.ndarray = np.empty((len(chosen), len(header) - 1))
+    for i, image in enumerate(chosen):
+        row = rows[places[image]]
+        if len(row) != len(header):
+            raise ImagesError(f"{path}: the row of '{row[0]}' has {len(row)} cells and the header {len(header)}")
+        for c, cell in enumerate(row[1:]):
+            if cell.strip().lower() not in _VALUES:
+                raise ImagesError(
+                    f"{path}: '{cell}' for '{header[c + 1]}' in the row of '{row[0]}': write 1, 0 or leave it empty"
+                )
+            values[i, c] = _VALUES[cell.strip().lower()]
     empty = [i for i, row in zip(chosen, values, strict=True) if np.isnan(row).all()]
     left_out = sorted({*range(len(images))} - set(chosen) | set(empty))
     _warn_left_out(images, left_out, unmatched, str(path), "rows")
@@ -375,21 +378,12 @@ def _rows(path: Path) -> list[list[str]]:
     return found
 
 
-def _values(row: Sequence[str], header: Sequence[str], path: Path) -> list[float]:
-    if len(row) != len(header):
-        raise ImagesError(f"{path}: the row of '{row[0]}' has {len(row)} cells and the header {len(header)}")
-    for cell, concept in zip(row[1:], header[1:], strict=True):
-        if cell.strip().lower() not in _VALUES:
-            raise ImagesError(f"{path}: '{cell}' for '{concept}' in the row of '{row[0]}': write 1, 0 or leave it empty")
-    return [_VALUES[cell.strip().lower()] for cell in row[1:]]
-
-
 # -- masks in files --------------------------------------------------------------------------------------------------------
 
 
 def _mask_files(top: Path) -> list[str]:
     """Paths of masks below `top`. Raises ImagesError for none, and for formats that change values."""
-    files = sorted("/".join(parts) for parts in _image_files(top))
+    files = sorted("/".join(parts) for parts in image_files(top))
     lossy = [name for name in files if Path(name).suffix.lower() not in _LOSSLESS]
     if lossy:
         raise ImagesError(f"{top / lossy[0]} may have lost exact values: save masks as PNG")
@@ -399,10 +393,10 @@ def _mask_files(top: Path) -> list[str]:
 
 
 def _from_folders(top: Path, images: Images, missing: Missing, stretch: bool) -> Concepts:
-    """One folder a concept."""
+    """One folder per concept."""
     folders = sorted(child for child in top.iterdir() if child.is_dir() and not child.name.startswith("."))
     if not folders:
-        raise ImagesError(f"{top} has no folder a concept and no legend of its pictures; give legend= or {LEGEND} in it")
+        raise ImagesError(f"{top} has no folder per concept and no legend of its pictures; give legend= or {LEGEND} in it")
     names, found = tuple(folder.name for folder in folders), _Names(images)
     paths: dict[int, dict[int, Path]] = {}
     unmatched: list[str] = []
@@ -420,13 +414,6 @@ def _from_folders(top: Path, images: Images, missing: Missing, stretch: bool) ->
     known = np.array([[missing == "absent" or c in mask for c in range(len(names))] for mask in masks])
     left_out = sorted({*range(len(images))} - set(chosen))
     _warn_left_out(images, left_out, unmatched, str(top), "masks")
-    _warn_unknown(known, names, top)
-    reader = _Binary(masks)
-    ids = tuple(images.ids[i] for i in chosen)
-    return Concepts(str(top), names, ids, known, None, reader, len(left_out), len(unmatched), stretch)
-
-
-def _warn_unknown(known: np.ndarray, names: Sequence[str], top: Path) -> None:
     gaps = (~known).sum(0)
     if gaps.any():
         worst = int(gaps.argmax())
@@ -434,8 +421,11 @@ def _warn_unknown(known: np.ndarray, names: Sequence[str], top: Path) -> None:
             f"'{names[worst]}' of {top} has no mask for {gaps[worst]} of {len(known)} images ({(gaps > 0).sum()} concepts have "
             "gaps): they are unknown and left out of its sums; missing='absent' says that it is not there",
             ImagesWarning,
-            stacklevel=5,
+            stacklevel=4,
         )
+    reader = _Binary(masks)
+    ids = tuple(images.ids[i] for i in chosen)
+    return Concepts(str(top), names, ids, known, None, reader, len(left_out), len(unmatched), stretch)
 
 
 @dataclass(frozen=True)
@@ -445,7 +435,16 @@ class _Binary:
     paths: tuple[dict[int, Path], ...]
 
     def read(self, place: int) -> np.ndarray:
-        layers = [_binary(path) * np.int32(c + 1) for c, path in sorted(self.paths[place].items())]
+        layers = []
+        for c, path in sorted(self.paths[place].items()):
+            values, _ = _opened(path)
+            flat = values.reshape(*values.shape[:2], -1)
+            there = (flat != 0).any(-1)
+            if len(np.unique(flat[there], axis=0)) > 1:
+                raise ImagesError(
+                    f"{path} is no binary mask: it has several values above 0; a mask is 0 where the concept is not"
+                )
+            layers.append(there * np.int32(c + 1))
         if not layers:
             return np.zeros((0, 0, 0), dtype=np.int32)
         sizes = {layer.shape for layer in layers}
@@ -469,15 +468,6 @@ def _opened(path: Path) -> tuple[np.ndarray, str]:
         raise ImagesError(f"cannot read the mask {path}: {reason(error)}") from error
 
 
-def _binary(path: Path) -> np.ndarray:
-    values, _ = _opened(path)
-    flat = values.reshape(*values.shape[:2], -1)
-    there = (flat != 0).any(-1)
-    if len(np.unique(flat[there], axis=0)) > 1:
-        raise ImagesError(f"{path} is no binary mask: it has several values above 0; a mask is 0 where the concept is not")
-    return np.asarray(there, dtype=np.int32)
-
-
 @dataclass(frozen=True)
 class _Marks:
     """What indices or colours stand for: {mark: concept + 1}, 0 for nothing."""
@@ -496,12 +486,9 @@ def _legend(top: Path, legend: Legend | str | os.PathLike[str] | None) -> _Marks
         if not (top / LEGEND).is_file():
             return None
         legend = top / LEGEND
-    if not isinstance(legend, Mapping):
-        return _marks(_legend_rows(Path(legend)), str(legend))
-    return _marks(list(legend.items()), "the legend")
-
-
-def _legend_rows(path: Path) -> list[tuple[str, Mark]]:
+    if isinstance(legend, Mapping):
+        return _marks(list(legend.items()), "the legend")
+    path = Path(legend)
     rows = _rows(path)
     header = [name.strip().lower() for name in rows[0]]
     column = next((name for name in ("index", "colour", "color") if name in header), None)
@@ -511,9 +498,12 @@ def _legend_rows(path: Path) -> list[tuple[str, Mark]]:
     if any(len(row) != len(header) for row in rows):
         raise ImagesError(f"{path} is no legend: its rows have different numbers of cells")
     try:
-        return [(row[name].strip(), int(row[mark]) if column == "index" else row[mark].strip()) for row in rows[1:]]
+        marks: list[tuple[str, Mark]] = [
+            (row[name].strip(), int(row[mark]) if column == "index" else row[mark].strip()) for row in rows[1:]
+        ]
     except ValueError as error:
         raise ImagesError(f"{path}: an index is a whole number ({error})") from error
+    return _marks(marks, str(path))
 
 
 def _marks(rows: Sequence[tuple[str, Mark]], where: str) -> _Marks:
@@ -540,7 +530,12 @@ def _code(mark: Mark, where: str) -> int:
         r, g, b = ImageColor.getrgb(mark)[:3] if isinstance(mark, str) else mark
     except ValueError as error:
         raise ImagesError(f"{where}: '{mark}' is no colour; write '#rrggbb'") from error
-    return (int(r) << 16) | (int(g) << 8) | int(b)
+    return int(_colour_code(int(r), int(g), int(b)))
+
+
+def _colour_code(red: Any, green: Any, blue: Any) -> Any:
+    """A colour of 8 bits per channel as one integer, or an array of such."""
+    return (red << 16) | (green << 8) | blue
 
 
 def _from_pictures(top: Path, images: Images, marks: _Marks, stretch: bool) -> Concepts:
@@ -567,7 +562,18 @@ class _Pictures:
     marks: _Marks
 
     def read(self, place: int) -> np.ndarray:
-        return np.asarray(_concept_of(_coded(self.paths[place], self.marks.colours), self.marks, self.paths[place]))[None]
+        path, marks = self.paths[place], self.marks
+        codes = _coded(path, marks.colours)
+        present, inverse = np.unique(codes, return_inverse=True)
+        unknown = [int(code) for code in present if int(code) not in marks.codes]
+        if unknown:
+            known = [marks.text(code) for code in marks.codes]
+            raise ImagesError(
+                f"{path} has {int((codes == unknown[0]).sum())} pixels of {marks.text(unknown[0])}, which the legend does not "
+                f"name ({len(unknown)} such); {closest(marks.text(unknown[0]), known)}; name it '' if it is nothing"
+            )
+        concepts = np.array([marks.codes[int(code)] for code in present], dtype=np.int32)
+        return np.asarray(concepts[inverse.reshape(codes.shape)])[None]
 
     def where(self, place: int) -> str:
         return str(self.paths[place])
@@ -586,16 +592,4 @@ def _coded(path: Path, colours: bool) -> np.ndarray:
         with Image.open(path) as picture:
             values = np.asarray(picture.convert("RGB"))
     wide = values.astype(np.int64)
-    return np.asarray((wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2])
-
-
-def _concept_of(codes: np.ndarray, marks: _Marks, path: Path) -> np.ndarray:
-    present, inverse = np.unique(codes, return_inverse=True)
-    unknown = [int(code) for code in present if int(code) not in marks.codes]
-    if unknown:
-        known = [marks.text(code) for code in marks.codes]
-        raise ImagesError(
-            f"{path} has {int((codes == unknown[0]).sum())} pixels of {marks.text(unknown[0])}, which the legend does not name "
-            f"({len(unknown)} such); {closest(marks.text(unknown[0]), known)}; name it '' if it is nothing"
-        )
-    return np.array([marks.codes[int(code)] for code in present], dtype=np.int32)[inverse.reshape(codes.shape)]
+    return np.asarray(_colour_code(wide[..., 0], wide[..., 1], wide[..., 2]))

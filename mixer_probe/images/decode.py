@@ -7,7 +7,7 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -91,10 +91,15 @@ class HeldReader:
 
     def keys(self, positions: Sequence[int], verify: bool = False) -> Sequence[str]:
         """See `Reader`."""
-        for position in positions:
-            if verify or position not in self.known:
-                self.known[position] = picture_key(self.images[position])
-        return [self.known[position] for position in positions]
+        return remembered(self.known, positions, verify, lambda position: picture_key(self.images[position]))
+
+
+def remembered(known: dict[int, str], positions: Sequence[int], verify: bool, key: Callable[[int], str]) -> Sequence[str]:
+    """The key of each position from `known`, computed and added where it is missing, or in any case with `verify`."""
+    for position in positions:
+        if verify or position not in known:
+            known[position] = key(position)
+    return [known[position] for position in positions]
 
 
 def sized(image: Image.Image) -> Image.Image:
@@ -114,7 +119,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     profiles are ignored, as torchvision does, and so is all other metadata, which may be damaged.
 
     Raises ValueError for floats and for 32-bit integers beyond 16 bits, whose range no file states."""
-    image = upright(_loaded(image))
+    try:
+        image.load()
+    except _UNREAD as error:
+        image = _without_metadata(getattr(image, "filename", ""), error)
+    image = upright(image)
     if is_deep(image.mode):
         top = largest_value([image])
         warnings.warn(range_note("an image is", top), ImagesWarning, stacklevel=2)
@@ -123,15 +132,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
-
-
-def _loaded(image: Image.Image) -> Image.Image:
-    """`image` with its pixels read, from a copy of its file without metadata where that is in the way."""
-    try:
-        image.load()
-    except _UNREAD as error:
-        image = _without_metadata(getattr(image, "filename", ""), error)
-    return image
 
 
 # -- more than 8 bits --------------------------------------------------------------------------------------------------

@@ -1,12 +1,12 @@
 """Controlled distortions of images: shuffles, dropped patches, shifts, low- and high-pass filters.
 
-A distortion acts on what a network is given: RGB tensors [n, 3, h, w] in the pixels of its input, after resizing and cropping
+A distortion acts on the input of a network: RGB tensors [n, 3, h, w] in the pixels of its input, after resizing and cropping
 and before normalisation, as uint8 or as floats with 1 for white. It is a frozen record and a pure function: the same images,
 numbers of images and seed give the same pixels, whatever the batches. Shuffles and cyclic shifts move values and change none, so
 that `undo` gives the image back bit for bit.
 
-Random choices are one for all images (`shared=True`) or one an image. An image's own choice hangs on the seed and its number: its
-place in a bare tensor, a hash of its id in `distort(images, ...)`, so that a subset of the images is distorted as the whole is.
+Random choices are one for all images (`shared=True`) or one per image. An image's own choice depends on the seed and its number:
+its place in a bare tensor, a hash of its id in `distort(images, ...)`, so that a subset of the images is distorted as the whole.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Distortion:
     """Base of all distortions. `kind` groups those that differ in `strength` only; `exact` ones can be undone."""
 
     _unit: ClassVar[str] = ""
-    _harder: ClassVar[int] = 1
+    _severity_sign: ClassVar[int] = 1
     exact: ClassVar[bool] = False
 
     @property
@@ -50,9 +50,9 @@ class Distortion:
         return self._unit
 
     @property
-    def harder(self) -> int:
+    def severity_sign(self) -> int:
         """1 where a larger strength takes more away, -1 where a smaller one does."""
-        return self._harder
+        return self._severity_sign
 
     @property
     def kind(self) -> str:
@@ -84,12 +84,10 @@ class Distortion:
         """The images before the distortion, bit for bit. Raises ImagesError for a distortion that loses something."""
         if not self.exact:
             raise ImagesError(f"'{self.label}' loses a part of the image and cannot be undone; shuffles and cyclic shifts can")
-        return self._undo(_checked(images), _numbers(index, len(images)))
+        return self._apply(_checked(images), _numbers(index, len(images)), undo=True)
 
-    def _apply(self, images: Tensor, index: Sequence[int]) -> Tensor:
-        raise NotImplementedError
-
-    def _undo(self, images: Tensor, index: Sequence[int]) -> Tensor:
+    def _apply(self, images: Tensor, index: Sequence[int], undo: bool = False) -> Tensor:
+        """The distorted images; with `undo`, of exact distortions only, the images before."""
         raise NotImplementedError
 
 
@@ -146,11 +144,9 @@ class PatchShuffle(_OnGrid):
         rows, columns = _pair(self.grid)
         return _orders(rows * columns, index, self.seed, self.shared)
 
-    def _apply(self, images: Tensor, index: Sequence[int]) -> Tensor:
-        return permute_cells(images, self.order(index), self.grid)
-
-    def _undo(self, images: Tensor, index: Sequence[int]) -> Tensor:
-        return permute_cells(images, self.order(index).argsort(1), self.grid)
+    def _apply(self, images: Tensor, index: Sequence[int], undo: bool = False) -> Tensor:
+        order = self.order(index)
+        return permute_cells(images, order.argsort(1) if undo else order, self.grid)
 
 
 @checked(ImagesError)
@@ -168,7 +164,7 @@ class PixelShuffle(_OnGrid):
     tied: bool = True
 
     _unit: ClassVar[str] = "grid of cells"
-    _harder: ClassVar[int] = -1
+    _severity_sign: ClassVar[int] = -1
     exact: ClassVar[bool] = True
 
     @property
@@ -176,19 +172,13 @@ class PixelShuffle(_OnGrid):
         """See `Distortion`."""
         return "pixels shuffled inside cells"
 
-    def _apply(self, images: Tensor, index: Sequence[int]) -> Tensor:
-        return self._moved(images, index, back=False)
-
-    def _undo(self, images: Tensor, index: Sequence[int]) -> Tensor:
-        return self._moved(images, index, back=True)
-
-    def _moved(self, images: Tensor, index: Sequence[int], back: bool) -> Tensor:
+    def _apply(self, images: Tensor, index: Sequence[int], undo: bool = False) -> Tensor:
         cells = to_cells(images, self.grid)
         pixels = cells.flatten(3)
         n, count, _, size = pixels.shape
         own = 1 if self.tied else count
         order = torch.stack([_orders(size, index, self.seed, self.shared, salt) for salt in range(own)], 1)
-        order = (order.argsort(2) if back else order).to(images.device)
+        order = (order.argsort(2) if undo else order).to(images.device)
         moved = torch.take_along_dim(pixels, order[:, :, None].expand(n, count, 1, size), 3)
         return from_cells(moved.reshape(cells.shape), self.grid)
 
@@ -222,9 +212,9 @@ class Chain(Distortion):
         return self.steps[-1].unit
 
     @property
-    def harder(self) -> int:
+    def severity_sign(self) -> int:
         """See `Distortion`."""
-        return self.steps[-1].harder
+        return self.steps[-1].severity_sign
 
     @property
     def strength_text(self) -> str:
@@ -236,7 +226,7 @@ class Chain(Distortion):
         """See `Distortion`."""
         return f"{self.name}, {self.strength_text}" if self.name else ", then ".join(step.label for step in self.steps)
 
-    def _apply(self, images: Tensor, index: Sequence[int]) -> Tensor:
+    def _apply(self, images: Tensor, index: Sequence[int], undo: bool = False) -> Tensor:
         for step in self.steps:
             images = step(images, index)
         return images
@@ -264,9 +254,9 @@ def paper_shuffle(grid: Grid, seed: int = 0) -> Chain:
 @_known
 @dataclass(frozen=True)
 class PatchDrop(Distortion):
-    """A `share` of the cells of a `grid`, rounded to whole cells and drawn at random, set to the colour `fill` (1 is white).
+    """A random fraction (`share`) of the cells of a `grid`, in whole cells, set to the colour `fill` (1 is white).
 
-    With one seed a larger share drops what a smaller one drops, and more. Naseer et al. 2021 ("Intriguing Properties of Vision
+    With one seed a larger fraction drops what a smaller one drops, and more. Naseer et al. 2021 ("Intriguing Properties of Vision
     Transformers")."""
 
     share: float
@@ -289,7 +279,7 @@ class PatchDrop(Distortion):
 
     @property
     def strength(self) -> float:
-        """Share of the cells."""
+        """Fraction of the cells."""
         return self.share
 
     @property
@@ -297,7 +287,7 @@ class PatchDrop(Distortion):
         """See `Distortion`."""
         return f"{100 * self.share:g} %"
 
-    def _apply(self, images: Tensor, index: Sequence[int]) -> Tensor:
+    def _apply(self, images: Tensor, index: Sequence[int], undo: bool = False) -> Tensor:
         cells = to_cells(images, self.grid)
         count = cells.shape[1]
         rank = _orders(count, index, self.seed, self.shared).to(images.device)
@@ -339,7 +329,7 @@ class Shift(Distortion):
         """See `Distortion`."""
         return f"{self.kind}, {self.rows} px down and {self.columns} right"
 
-    def _apply(self, images: Tensor, index: Sequence[int]) -> Tensor:
+    def _apply(self, images: Tensor, index: Sequence[int], undo: bool = False) -> Tensor:
         if self.edge == "cyclic":
             return images.roll((self.rows, self.columns), (2, 3))
         for dim, step in ((2, self.rows), (3, self.columns)):
@@ -399,14 +389,14 @@ class _Pass(Distortion):
 class LowPass(_Pass):
     """Coarse structure alone: the image filtered at `cutoff`. The mean colour stays."""
 
-    _harder: ClassVar[int] = -1
+    _severity_sign: ClassVar[int] = -1
 
     @property
     def kind(self) -> str:
         """See `Distortion`."""
         return "low-pass"
 
-    def _apply(self, images: Tensor, index: Sequence[int]) -> Tensor:
+    def _apply(self, images: Tensor, index: Sequence[int], undo: bool = False) -> Tensor:
         return self._low(_floats(images))
 
 
@@ -426,7 +416,7 @@ class HighPass(_Pass):
         """See `Distortion`."""
         return "high-pass"
 
-    def _apply(self, images: Tensor, index: Sequence[int]) -> Tensor:
+    def _apply(self, images: Tensor, index: Sequence[int], undo: bool = False) -> Tensor:
         pixels = _floats(images)
         return pixels - self._low(pixels) + _colour(self.level, pixels)
 
@@ -452,7 +442,7 @@ class DistortedImages:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """One name an image."""
+        """One name per image."""
         return self.images.ids
 
     @property
@@ -548,8 +538,8 @@ def to_cells(images: Tensor, grid: Grid) -> Tensor:
     pixels, does not divide the images."""
     (rows, columns), (n, channels, height, width) = _pair(grid), images.shape
     if height % rows or width % columns:
-        size = f"{height}×{width} px; {_dividing(height, width)}"
-        raise ImagesError(f"a grid of {_grid_text(grid)} does not divide images of {size}")
+        fitting = ", ".join(map(str, dividing_grids(height, width)))
+        raise ImagesError(f"a grid of {_grid_text(grid)} does not divide images of {height}×{width} px; grids that do: {fitting}")
     parts = images.reshape(n, channels, rows, height // rows, columns, width // columns)
     return parts.permute(0, 2, 4, 1, 3, 5).reshape(n, rows * columns, channels, height // rows, width // columns)
 
@@ -564,10 +554,6 @@ def from_cells(cells: Tensor, grid: Grid) -> Tensor:
 def dividing_grids(height: int, width: int) -> list[int]:
     """The square grids, from 1 up, that divide images of this size."""
     return [g for g in range(1, min(height, width) + 1) if height % g == 0 and width % g == 0]
-
-
-def _dividing(height: int, width: int) -> str:
-    return "grids that do: " + ", ".join(map(str, dividing_grids(height, width)))
 
 
 def _pair(grid: Grid) -> tuple[int, int]:
@@ -607,7 +593,7 @@ def _order(size: int, key: Sequence[int]) -> np.ndarray:
 def _numbers(index: Sequence[int] | None, n: int) -> Sequence[int]:
     found = range(n) if index is None else index
     if len(found) != n:
-        raise ImagesError(f"{len(found)} numbers for {n} images: give one an image")
+        raise ImagesError(f"{len(found)} numbers for {n} images: give one per image")
     return found
 
 

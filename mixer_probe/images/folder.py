@@ -1,10 +1,11 @@
-"""A folder of images, with one folder a class or without."""
+"""Image files: a folder of them, with one folder per class or without, or single ones."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,24 @@ def load_folder(folder: Path, split: str | None = None) -> Images:
 
     Raises ImagesError if there is no image, if images lie beside class folders, if the folder holds splits and
     none was named, and for a split that is not the name of a folder inside it."""
-    top = folder if split is None else _split_folder(folder, split)
-    files = sorted(_image_files(top))
+    top = folder
+    if split is not None:
+        check_text("split", split, ImagesError)
+        if Path(split).name != split or split == "..":
+            raise ImagesError(f"split is the name of a folder inside {folder}, not a way to another place: {shown(split)}")
+        top = folder / split
+        if not top.is_dir():
+            children = [child.name for child in sorted(folder.iterdir()) if child.is_dir()]
+            known = closest(split, children) if children else "it has no folders; leave out split="
+            raise ImagesError(f"{folder} has no folder '{split}' to take as the split; {known}")
+    files = sorted(image_files(top))
     if not files:
-        raise ImagesError(_no_images(top))
+        others = Counter(Path(parts[-1]).suffix.lower() or "no extension" for parts in _visible_files(top))
+        found = ", ".join(f"{n} with {suffix}" for suffix, n in others.most_common(3))
+        raise ImagesError(
+            f"{top} holds no images ({f'other files: {found}' if found else 'it is empty'}); "
+            "give a folder with files such as .jpg, .png or .webp, directly or in one folder per class"
+        )
     labels, class_names = _classes(top, files)
     return Images(
         name=str(folder),
@@ -43,7 +58,7 @@ def load_folder(folder: Path, split: str | None = None) -> Images:
     )
 
 
-def _image_files(top: Path) -> Iterator[tuple[str, ...]]:
+def image_files(top: Path) -> Iterator[tuple[str, ...]]:
     """Paths below `top` in parts, which sort as a person sorts folders: "a/z" before "a-b/c"."""
     return (parts for parts in _visible_files(top) if Path(parts[-1]).suffix.lower() in EXTENSIONS)
 
@@ -62,7 +77,10 @@ def _visible_files(top: Path) -> Iterator[tuple[str, ...]]:
             seen.update(real for _, real in level)
         below: list[_Place] = []
         for parts, real in level:
-            for entry in _entries(real):
+            entries: list[os.DirEntry[str]] = []
+            with suppress(OSError), os.scandir(real) as found:
+                entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
+            for entry in entries:
                 path = (*parts, entry.name)
                 target = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(real, entry.name)
                 if not os.path.isdir(target):
@@ -86,14 +104,6 @@ def _visible_files(top: Path) -> Iterator[tuple[str, ...]]:
             yield path
 
 
-def _entries(folder: str) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    except OSError:
-        return []
-
-
 def _classes(top: Path, files: Sequence[tuple[str, ...]]) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
     loose = [parts for parts in files if len(parts) == 1]
     names = tuple(sorted({parts[0] for parts in files if len(parts) > 1}))
@@ -110,21 +120,23 @@ def _classes(top: Path, files: Sequence[tuple[str, ...]]) -> tuple[np.ndarray | 
     return np.array([index[parts[0]] for parts in files], dtype=np.int64), names
 
 
-def _split_folder(folder: Path, split: str) -> Path:
-    check_text("split", split, ImagesError)
-    if Path(split).name != split or split == "..":
-        raise ImagesError(f"split is the name of a folder inside {folder}, not a way to another place: {shown(split)}")
-    if (folder / split).is_dir():
-        return folder / split
-    children = [child.name for child in sorted(folder.iterdir()) if child.is_dir()]
-    known = closest(split, children) if children else "it has no folders; leave out split="
-    raise ImagesError(f"{folder} has no folder '{split}' to take as the split; {known}")
+def load_files(paths: Sequence[str | os.PathLike[str]], name: str = "files") -> Images:
+    """Image files in the given order, without labels; ids are the paths as given, each once.
 
-
-def _no_images(top: Path) -> str:
-    others = Counter(Path(parts[-1]).suffix.lower() or "no extension" for parts in _visible_files(top))
-    found = ", ".join(f"{n} with {suffix}" for suffix, n in others.most_common(3))
-    return (
-        f"{top} holds no images ({f'other files: {found}' if found else 'it is empty'}); "
-        "give a folder with files such as .jpg, .png or .webp, directly or in one folder a class"
-    )
+    Raises ImagesError for no path, and with the path of the first file that is missing, a folder, or no image.
+    Warns (ImagesWarning) as `load_images` of images of more than 8 bits."""
+    texts = tuple(dict.fromkeys(os.fspath(path) for path in paths))
+    if not texts:
+        raise ImagesError("give at least one image file")
+    folders = [text for text in texts if os.path.isdir(text)]
+    if folders:
+        raise ImagesError(f"{folders[0]} is a folder, not an image file; load_images takes folders (--data on the command line)")
+    return Images(
+        name=name,
+        split="",
+        ids=texts,
+        labels=None,
+        class_names=None,
+        reader=FileReader(texts),
+        positions=np.arange(len(texts)),
+    ).check_files()

@@ -62,7 +62,7 @@ class Images(Sequence[Image.Image]):
         n_labels = len(self.ids) if self.labels is None else len(self.labels)
         if not len(self.positions) == len(self.ids) == n_labels:
             raise ImagesError(
-                f"'{self.name}' needs one id and one label an image, got {len(self.ids)} ids and {n_labels} "
+                f"'{self.name}' needs one id and one label per image, got {len(self.ids)} ids and {n_labels} "
                 f"labels for {len(self.positions)} images"
             )
 
@@ -164,16 +164,13 @@ class Images(Sequence[Image.Image]):
         chosen = replace(self, limit=limit, seed=seed)
         if limit is None or limit >= len(self):
             return chosen
-        return chosen.subset(np.sort(self._even_order(seed)[:limit]))
-
-    def _even_order(self, seed: int) -> npt.NDArray[np.int64]:
         order = np.random.default_rng(seed).permutation(len(self))
-        if self.labels is None:
-            return order
-        # First one image of every class, then a second one, and so on: any beginning of this order is even.
-        drawn = pd.Series(self.labels[order])
-        turn = drawn.groupby(drawn).cumcount().to_numpy()
-        return order[np.argsort(turn, kind="stable")]
+        if self.labels is not None:
+            # First one image of every class, then a second one, and so on: any beginning of this order is even.
+            drawn = pd.Series(self.labels[order])
+            turn = drawn.groupby(drawn).cumcount().to_numpy()
+            order = order[np.argsort(turn, kind="stable")]
+        return chosen.subset(np.sort(order[:limit]))
 
     @checked(ImagesError)
     def batches(
@@ -187,13 +184,18 @@ class Images(Sequence[Image.Image]):
         """The images from index `start` on as float tensors [B, 3, H, W], in order; the last may be smaller.
 
         `workers` are processes: "auto" takes none for few images or without CUDA, where the network itself
-        keeps the cores busy, else one a core up to 8. The random state of torch is left alone.
+        keeps the cores busy, else one per core up to 8. The random state of torch is left alone.
         Raises ImagesError with the path of an image that cannot be decoded."""
         rest = self.subset(range(len(self))[start:])
+        if workers == "auto":
+            useful = len(rest) >= _FEW_IMAGES and torch.cuda.is_available()
+            n_workers = min(_MOST_WORKERS, available_cores()) if useful else 0
+        else:
+            n_workers = workers
         loader = DataLoader(
             _Prepared(rest, transform),
             batch_size=batch_size,
-            num_workers=_auto_workers(len(rest)) if workers == "auto" else workers,
+            num_workers=n_workers,
             collate_fn=_stack,
             pin_memory=pin_memory,
             generator=torch.Generator(),
@@ -314,9 +316,3 @@ def _stack(items: list[torch.Tensor | ImagesError]) -> torch.Tensor | ImagesErro
             return item
         tensors.append(item)
     return torch.stack(tensors)
-
-
-def _auto_workers(n: int) -> int:
-    if n < _FEW_IMAGES or not torch.cuda.is_available():
-        return 0
-    return min(_MOST_WORKERS, available_cores())

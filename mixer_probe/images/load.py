@@ -1,9 +1,10 @@
-"""`load_images`: one front door for bundled samples, folders and timm's data sets."""
+"""`load_images`: bundled samples, folders and timm's data sets."""
 
 from __future__ import annotations
 
 import os
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +36,7 @@ def load_images(
     `source` is one of
     - "demo": CIFAR-10 test images, 32 px, split="train" or "test" (default), 100 a class in each, disjoint;
     - "photos": 120 photographs, 299 px, labels are ImageNet-1k indices;
-    - a folder, sorted by path: one folder a class, or images without labels; split= names a folder inside it
+    - a folder, sorted by path: one folder per class, or images without labels; split= names a folder inside it
       (write "./demo" for a folder called demo);
     - a data set of timm: "torch/cifar10", "hfds/OWNER/NAME", "wds/NAME" (also "hfids/...", "tfds/...") with
       its root= and split= (default "validation"; "test" where torchvision has no other); further `options` go
@@ -58,8 +59,27 @@ def load_images(
     missing or without images, an unreadable image (with its path), a package that is not installed and a
     limit below 1."""
     images = _open(source, split, None if root is None else os.fspath(root), limit, on_error, options)
-    images = _without_unreadable(images) if on_error == "skip" else images
-    _warn_one_class(images)
+    if on_error == "skip":
+        if isinstance(images.reader, FileReader):
+            # The range of values does not decide whether an image can be read.
+            images = replace(images, reader=replace(images.reader, top=WIDEST))
+        readable = images.skip_unreadable()
+        if readable.skipped:
+            path, why = readable.skipped[0]
+            warnings.warn(
+                f"{len(readable.skipped)} unreadable images of '{images.name}' were left out, {len(readable)} are kept; "
+                f"the first: {path}: {why}",
+                ImagesWarning,
+                stacklevel=3,
+            )
+        images = readable
+    if images.labels is not None and images.n_classes == 1:
+        only = images.class_names[images.labels[0]] if images.class_names else str(images.labels[0])
+        warnings.warn(
+            f"all {len(images)} images of {images.name} are of one class, '{only}': probes and selectivity need two",
+            ImagesWarning,
+            stacklevel=3,
+        )
     images = images.sample(limit, seed)
     return images.check_files() if isinstance(images.reader, FileReader) else images
 
@@ -78,60 +98,21 @@ def _open(
     prefix, slash, rest = name.partition("/")
     if slash and rest and prefix.lower() in PREFIXES:
         return load_timm(name, root, split, limit, on_error, options)
+    patterns = [f"{prefix}/..." for prefix in PREFIXES]
     if root is not None or options:
         extra = ", ".join([*(["root"] if root is not None else []), *options])
-        raise ImagesError(f"{extra}: only for timm's data sets ({_patterns()}), and '{name}' is none")
+        raise ImagesError(f"{extra}: only for timm's data sets ({', '.join(patterns)}), and '{name}' is none")
     if name in _BUNDLED:
         return _BUNDLED[name](split)
     if os.path.isdir(name):
         return load_folder(Path(name), split)
-    raise ImagesError(_unknown(name))
-
-
-def _unknown(name: str) -> str:
-    path = Path(name)
     if os.path.exists(name):
-        return f"{name} is a file; give the folder it lies in"
-    nearby = [str(child) for child in _folders(path.parent)]
-    known = [*_BUNDLED, *(f"{prefix}/..." for prefix in PREFIXES), *nearby]
-    return (
+        raise ImagesError(f"{name} is a file; give the folder it lies in")
+    nearby: list[Path] = []
+    with suppress(OSError):
+        nearby = sorted(child for child in Path(name).parent.iterdir() if child.is_dir() and not child.name.startswith("."))
+    known = [*_BUNDLED, *patterns, *map(str, nearby)]
+    raise ImagesError(
         f"'{name}' is no folder and no known data set; {closest(name, known)} "
-        f"(give a folder, 'demo', 'photos' or a name of timm: {_patterns()})"
+        f"(give a folder, 'demo', 'photos' or a name of timm: {', '.join(patterns)})"
     )
-
-
-def _folders(parent: Path) -> list[Path]:
-    try:
-        return sorted(c for c in parent.iterdir() if c.is_dir() and not c.name.startswith("."))
-    except OSError:
-        return []
-
-
-def _patterns() -> str:
-    return ", ".join(f"{prefix}/..." for prefix in PREFIXES)
-
-
-def _without_unreadable(images: Images) -> Images:
-    if isinstance(images.reader, FileReader):
-        # Which range it is does not decide whether an image can be read.
-        images = replace(images, reader=replace(images.reader, top=WIDEST))
-    kept = images.skip_unreadable()
-    if kept.skipped:
-        path, why = kept.skipped[0]
-        warnings.warn(
-            f"{len(kept.skipped)} unreadable images of '{images.name}' were left out, {len(kept)} are kept; "
-            f"the first: {path}: {why}",
-            ImagesWarning,
-            stacklevel=4,
-        )
-    return kept
-
-
-def _warn_one_class(images: Images) -> None:
-    if images.labels is not None and images.n_classes == 1:
-        only = images.class_names[images.labels[0]] if images.class_names else str(images.labels[0])
-        warnings.warn(
-            f"all {len(images)} images of {images.name} are of one class, '{only}': probes and selectivity need two",
-            ImagesWarning,
-            stacklevel=4,
-        )

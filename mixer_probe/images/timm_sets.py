@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -19,7 +19,7 @@ from PIL import Image
 
 from mixer_probe.core.errors import ImagesError, ImagesWarning, closest
 from mixer_probe.core.fingerprint import bytes_key, file_keys, picture_key
-from mixer_probe.images.decode import HeldReader, reason, sized, to_rgb
+from mixer_probe.images.decode import HeldReader, reason, remembered, sized, to_rgb
 from mixer_probe.images.labelled import Images, numbered
 
 PREFIXES = ("torch", "hfds", "hfids", "wds", "tfds")
@@ -59,48 +59,41 @@ def load_timm(
     core, up to `limit` images, and held in memory as 8-bit RGB (3 x H x W bytes an image).
 
     Raises ImagesError for an unknown name or split, a missing package, data that cannot be opened, and labels
-    that are not one class an image."""
-    prefix = name.partition("/")[0].lower()
-    split = _default_split(name.lower()) if split is None else split
-    _check(name, prefix, root, split)
-    dataset = _create(name, root, split, {**_OPTIONS.get(prefix, {}), **options})
+    that are not one class per image."""
+    from timm.data.dataset_factory import create_dataset
+
+    prefix, _, known_as = name.lower().partition("/")
+    if split is None:
+        split = "validation"
+        if prefix == "torch" and known_as.endswith((*_FOLDERS, *_TWO_SPLITS)):
+            split = "" if known_as.endswith(_FOLDERS) else "test"
+    _check(name, root, split)
+    try:
+        dataset = create_dataset(name, root=root, split=split, is_training=False, **{**_OPTIONS.get(prefix, {}), **options})
+    # The readers of five libraries raise what they like, timm's assertions among it.
+    except Exception as error:
+        raise ImagesError(f"cannot open '{name}' (split '{split}', root {root}): {reason(error)}") from error
     if prefix in _STREAMS:
         return _stream(dataset, name, split, limit, on_error)
     return _indexed(dataset, name, split, root)
 
 
-def _default_split(name: str) -> str:
-    if not name.startswith("torch/"):
-        return "validation"
-    return "" if name.endswith(_FOLDERS) else "test" if name.endswith(_TWO_SPLITS) else "validation"
-
-
-def _check(name: str, prefix: str, root: str | None, split: str) -> None:
+def _check(name: str, root: str | None, split: str) -> None:
+    """Raise ImagesError for a missing package or root, and for a data set or split that timm does not have."""
+    prefix = name.partition("/")[0].lower()
     module, package = _PACKAGES.get(prefix, ("", ""))
     if module and importlib.util.find_spec(module) is None:
         raise ImagesError(f"'{name}' needs the package {package}: pip install {package}")
     if prefix in _NEEDS_ROOT and root is None:
         raise ImagesError(f"'{name}' needs root=, the folder that holds the data")
-    if prefix == "torch":
-        _check_torch(name.split("/", 2)[-1].lower(), split)
-
-
-def _check_torch(known_as: str, split: str) -> None:
+    if prefix != "torch":
+        return
+    known_as = name.split("/", 2)[-1].lower()
     if known_as not in _TORCH_NAMES:
         raise ImagesError(f"timm has no data set 'torch/{known_as}'; {closest(known_as, _TORCH_NAMES)}")
     # timm takes any word that is not "train" for the test set, a misspelt one too.
     if known_as in _TWO_SPLITS and split not in _TORCH_SPLITS:
         raise ImagesError(f"'torch/{known_as}' has no split '{split}'; {closest(split, _TORCH_SPLITS)}")
-
-
-def _create(name: str, root: str | None, split: str, options: dict[str, Any]) -> Any:
-    from timm.data.dataset_factory import create_dataset
-
-    try:
-        return create_dataset(name, root=root, split=split, is_training=False, **options)
-    # The readers of five libraries raise what they like, timm's assertions among it.
-    except Exception as error:
-        raise ImagesError(f"cannot open '{name}' (split '{split}', root {root}): {reason(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -123,7 +116,7 @@ class TorchReader:
         """See `Reader`."""
         if hasattr(self.dataset, "samples"):
             return file_keys([self.where(position) for position in positions], verify)
-        return _remembered(self.known, positions, verify, lambda position: picture_key(self.open(position)))
+        return remembered(self.known, positions, verify, lambda position: picture_key(self.open(position)))
 
 
 @dataclass(frozen=True)
@@ -148,18 +141,11 @@ class IndexReader:
 
     def keys(self, positions: Sequence[int], verify: bool = False) -> Sequence[str]:
         """See `Reader`."""
-        return _remembered(self.known, positions, verify, self._key)
+        return remembered(self.known, positions, verify, self._key)
 
     def _key(self, position: int) -> str:
         with self.reader[position][0] as stream:
             return bytes_key(stream.read())
-
-
-def _remembered(known: dict[int, str], positions: Sequence[int], verify: bool, key: Callable[[int], str]) -> Sequence[str]:
-    for position in positions:
-        if verify or position not in known:
-            known[position] = key(position)
-    return [known[position] for position in positions]
 
 
 def _indexed(dataset: Any, name: str, split: str, root: str | None) -> Images:
@@ -169,23 +155,18 @@ def _indexed(dataset: Any, name: str, split: str, root: str | None) -> Images:
     reader = IndexReader(dataset.reader) if hasattr(dataset, "reader") else TorchReader(dataset)
     if name.lower().endswith(_FOLDERS) and split and root and Path(dataset.root) == Path(root):
         raise ImagesError(f"{root} has no folder for the split '{split}'")
-    labels, class_names = _labels(_targets(dataset), _class_names(dataset), name)
-    return Images(name, split, _ids(dataset, split), labels, class_names, reader, np.arange(len(dataset)))
-
-
-def _ids(dataset: Any, split: str) -> tuple[str, ...]:
-    if hasattr(dataset, "samples") and hasattr(dataset, "root"):
-        return tuple(Path(path).relative_to(dataset.root).as_posix() for path, _ in dataset.samples)
-    return numbered(f"{split}/", len(dataset))
-
-
-def _targets(dataset: Any) -> list[Any]:
+    source = getattr(dataset, "reader", dataset)
     if np.ndim(getattr(dataset, "targets", 0)) == 1:
-        return list(np.asarray(dataset.targets).tolist())
-    reader = getattr(dataset, "reader", dataset)
-    if hasattr(reader, "iter_targets"):
-        return list(reader.iter_targets())
-    return [reader[i][1] for i in range(len(dataset))]
+        targets = list(np.asarray(dataset.targets).tolist())
+    elif hasattr(source, "iter_targets"):
+        targets = list(source.iter_targets())
+    else:
+        targets = [source[i][1] for i in range(len(dataset))]
+    labels, class_names = _labels(targets, _class_names(dataset), name)
+    ids = numbered(f"{split}/", len(dataset))
+    if hasattr(dataset, "samples") and hasattr(dataset, "root"):
+        ids = tuple(Path(path).relative_to(dataset.root).as_posix() for path, _ in dataset.samples)
+    return Images(name, split, ids, labels, class_names, reader, np.arange(len(dataset)))
 
 
 def _class_names(dataset: Any) -> list[str]:
@@ -193,11 +174,9 @@ def _class_names(dataset: Any) -> list[str]:
         return [name if isinstance(name, str) else ", ".join(name) for name in dataset.classes]
     reader = getattr(dataset, "reader", None)
     index = getattr(reader, "class_to_idx", None)
-    return [str(name) for name in sorted(index, key=index.__getitem__)] if index else _feature_names(reader)
-
-
-def _feature_names(reader: Any) -> list[str]:
-    """Class names that a stream of Hugging Face knows only once it has been read."""
+    if index:
+        return [str(name) for name in sorted(index, key=index.__getitem__)]
+    # Class names that a stream of Hugging Face knows only once it has been read.
     features = getattr(getattr(reader, "ds", None), "features", None) or {}
     return list(getattr(features.get(getattr(reader, "target_key", "")), "names", ()))
 
@@ -210,7 +189,7 @@ def _labels(targets: list[Any], names: list[str], name: str) -> tuple[npt.NDArra
         raise ImagesError(f"{sum(missing)} of the {len(targets)} images of '{name}' have no label")
     values = np.asarray(targets, dtype=object if any(np.ndim(target) for target in targets) else None)
     if values.dtype.kind not in "iubU":
-        raise ImagesError(f"the labels of '{name}' are not one class an image; choose them with target_key=")
+        raise ImagesError(f"the labels of '{name}' are not one class per image; choose them with target_key=")
     if values.dtype.kind == "U":
         found, values = np.unique(values, return_inverse=True)
         names = [str(label) for label in found]
@@ -227,14 +206,24 @@ def _stream(dataset: Any, name: str, split: str, limit: int | None, on_error: st
     labels, class_names = _labels(targets, _class_names(dataset), name)
     ids = tuple(keys) if all(keys) else numbered(f"{split}/", len(keys))
     images = Images(name, split, ids, labels, class_names, HeldReader(pixels), np.arange(len(ids)))
-    if limit == len(images):
-        _warn_uneven(images)
+    counts = np.zeros(1) if labels is None else np.unique(labels, return_counts=True)[1]
+    if limit == len(images) and counts.max() - counts.min() > 1:
+        warnings.warn(
+            f"the first {len(images)} images of the stream '{images.name}' were taken, and classes are "
+            f"uneven there ({counts.min()} to {counts.max()} images each, {len(counts)} classes); "
+            "limit=None reads them all",
+            ImagesWarning,
+            stacklevel=6,
+        )
     return replace(images, skipped=tuple((f"an image of '{name}'", error) for error in errors))
 
 
 def _samples(reader: Any, name: str, errors: list[str], on_error: str) -> Iterator[tuple[str, Image.Image, Any]]:
     """(key or "", RGB image, target) in the order of the stream."""
-    _read_in_one_process(reader)
+    # Every process of a distributed run gets all images; timm would divide them by rank.
+    for attribute, value in {"dist_rank": 0, "dist_num_replicas": 1, "global_num_workers": 1}.items():
+        if hasattr(reader, attribute):
+            setattr(reader, attribute, value)
     keys = _keys(reader)
     stream = iter(reader)
     while True:
@@ -249,18 +238,8 @@ def _samples(reader: Any, name: str, errors: list[str], on_error: str) -> Iterat
             )
         if sample is None or rgb is None:
             return
-        yield keys[-1] if keys else "", rgb, _plain(sample[1])
-
-
-def _plain(target: Any) -> Any:
-    return target.item() if hasattr(target, "item") and np.ndim(target) == 0 else target
-
-
-def _read_in_one_process(reader: Any) -> None:
-    """Every process of a distributed run gets all images; timm would deal them out by rank."""
-    for attribute, value in {"dist_rank": 0, "dist_num_replicas": 1, "global_num_workers": 1}.items():
-        if hasattr(reader, attribute):
-            setattr(reader, attribute, value)
+        target = sample[1]
+        yield keys[-1] if keys else "", rgb, target.item() if hasattr(target, "item") and np.ndim(target) == 0 else target
 
 
 def _keys(reader: Any) -> list[str]:
@@ -280,10 +259,15 @@ def _keys(reader: Any) -> list[str]:
 
 @contextmanager
 def _swallowed_errors() -> Iterator[list[str]]:
-    """What timm's web data set reader logs and passes over, which it tells nobody else."""
+    """The errors that timm's reader of web data sets only logs before it goes on with the next image."""
     errors: list[str] = []
+
+    def note(record: logging.LogRecord) -> None:
+        found = re.search(r"error \((.*)\)\. Ignoring", record.getMessage())
+        errors.append(found[1] if found else record.getMessage())
+
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: errors.append(_swallowed(record))  # type: ignore[method-assign]
+    handler.emit = note  # type: ignore[method-assign]
     handler.addFilter(lambda record: "webdataset error" in record.getMessage())
     logger = logging.getLogger("timm.data.readers.reader_wds")
     logger.addHandler(handler)
@@ -291,22 +275,3 @@ def _swallowed_errors() -> Iterator[list[str]]:
         yield errors
     finally:
         logger.removeHandler(handler)
-
-
-def _swallowed(record: logging.LogRecord) -> str:
-    found = re.search(r"error \((.*)\)\. Ignoring", record.getMessage())
-    return found[1] if found else record.getMessage()
-
-
-def _warn_uneven(images: Images) -> None:
-    if images.labels is None:
-        return
-    counts = np.unique(images.labels, return_counts=True)[1]
-    if counts.max() - counts.min() > 1:
-        warnings.warn(
-            f"the first {len(images)} images of the stream '{images.name}' were taken, and classes are "
-            f"uneven there ({counts.min()} to {counts.max()} images each, {len(counts)} classes); "
-            "limit=None reads them all",
-            ImagesWarning,
-            stacklevel=7,
-        )

@@ -74,7 +74,7 @@ def standard_distortions(
 def of_kind(distortions: Sequence[Distortion], kind: str) -> list[int]:
     """Indices of the distortions of a kind, from the mildest to the most severe."""
     found = [i for i, d in enumerate(distortions) if d.kind == kind]
-    return sorted(found, key=lambda i: distortions[i].harder * distortions[i].strength)
+    return sorted(found, key=lambda i: distortions[i].severity_sign * distortions[i].strength)
 
 
 def _powers(most: int) -> list[int]:

@@ -12,7 +12,7 @@ import pytest
 
 from mixer_probe.core.errors import ImagesError
 from mixer_probe.images import load_images
-from mixer_probe.images.files import load_files
+from mixer_probe.images.folder import load_files
 from tests.images.test_load import save
 
 

@@ -154,7 +154,7 @@ def test_pixels_that_are_wrong_are_named(tmp_path: Path, files: dict, legend: di
 @pytest.mark.parametrize(
     ("files", "legend", "sentence"),
     [
-        ([], None, "has no folder a concept and no legend"),
+        ([], None, "has no folder per concept and no legend"),
         (["sky/x.png", "sky/y.png"], None, "none of the 2 masks of .* is named after an image of 'some'.*'sky/x.png'"),
         (["sky/a.png", "sky/a.bmp"], None, "two masks for image 'class/a.jpg': 'a.bmp' and 'a.png'"),
         (["sky/a.jpg"], None, "may have lost exact values: save masks as PNG"),

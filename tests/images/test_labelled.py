@@ -174,14 +174,18 @@ def test_batching_leaves_the_random_state_of_torch_alone(transform):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_auto_takes_workers_only_for_many_images_with_cuda(monkeypatch):
+def test_auto_takes_workers_only_for_many_images_with_cuda(monkeypatch, transform):
     from mixer_probe.images import labelled
 
+    workers: list[int] = []
+    monkeypatch.setattr(labelled, "DataLoader", lambda *_, num_workers, **__: workers.append(num_workers) or [])
     monkeypatch.setattr(labelled, "available_cores", lambda: 16)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert labelled._auto_workers(10_000) == 0
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert (labelled._auto_workers(100), labelled._auto_workers(10_000)) == (0, 8)
+    few, many = numbered_images(100), from_arrays(np.zeros((1000, 1, 1, 3), dtype=np.uint8))
+    for cuda in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        for images in (few, many):
+            list(images.batches(transform, 2))
+    assert workers == [0, 0, 0, 8]
 
 
 def test_images_pickle():

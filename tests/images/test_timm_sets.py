@@ -142,8 +142,8 @@ def test_torch_sets_without_a_list_of_targets(tmp_path, monkeypatch):
 
     for labels, message in (
         ([1, None, 0], r"1 of the 3 images .* have no label"),
-        ([1, [0, 1], 0], "not one class an image"),
-        ([0.5, 0.1, 0.2], "not one class an image"),
+        ([1, [0, 1], 0], "not one class per image"),
+        ([0.5, 0.1, 0.2], "not one class per image"),
     ):
         monkeypatch.setattr(Bare, "__getitem__", lambda self, index, labels=labels: (grey(0), labels[index]))
         with pytest.raises(ImagesError, match=message):
