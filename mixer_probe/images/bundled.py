@@ -32,7 +32,7 @@ _TILE = 32
 
 
 def load_demo(split: str | None) -> Images:
-    """1,000 CIFAR-10 test images, 100 a class; `split` "test" (default) to test on, "train" to fit probes on.
+    """1,000 CIFAR-10 test images, 100 per class; `split` "test" (default) to test on, "train" to fit probes on.
 
     The classes take turns, so that any run of ten images holds each once.
     Raises ImagesError for another split."""

@@ -56,7 +56,7 @@ def require_labels(labels: np.ndarray | None, images: str, purpose: str, n: int 
     Raises ImagesError, which names the `purpose`, where there are none, there is no image, or they are not `n`."""
     if labels is None:
         raise ImagesError(
-            f"{images} have no labels: {purpose} needs them, so sort the images into one folder a class or take a labelled set"
+            f"{images} have no labels: {purpose} needs them, so sort the images into one folder per class or take a labelled set"
         )
     if n == 0 or (n is None and not len(labels)):
         raise ImagesError(f"there is no image among {images}: {purpose} needs some")

@@ -516,21 +516,18 @@ def _marks(rows: Sequence[tuple[str, Mark]], where: str) -> _Marks:
     codes: dict[int, int] = {0: 0}
     said: dict[int, str] = {}
     for name, mark in rows:
-        code = _code(mark, where)
+        if isinstance(mark, (int, np.integer)):
+            code = int(mark)
+        else:
+            try:
+                red, green, blue = ImageColor.getrgb(mark)[:3] if isinstance(mark, str) else mark
+            except ValueError as error:
+                raise ImagesError(f"{where}: '{mark}' is no colour; write '#rrggbb'") from error
+            code = int(_colour_code(int(red), int(green), int(blue)))
         if said.setdefault(code, name) != name:
             raise ImagesError(f"{where} gives one mark, {mark!r}, to '{said[code]}' and '{name}'")
         codes[code] = names.index(name) + 1 if name else 0
     return _Marks(names, codes, colours.pop())
-
-
-def _code(mark: Mark, where: str) -> int:
-    if isinstance(mark, (int, np.integer)):
-        return int(mark)
-    try:
-        r, g, b = ImageColor.getrgb(mark)[:3] if isinstance(mark, str) else mark
-    except ValueError as error:
-        raise ImagesError(f"{where}: '{mark}' is no colour; write '#rrggbb'") from error
-    return int(_colour_code(int(r), int(g), int(b)))
 
 
 def _colour_code(red: Any, green: Any, blue: Any) -> Any:

@@ -428,7 +428,7 @@ class HighPass(_Pass):
 class DistortedImages:
     """`images` with a `distortion`, done batch by batch when asked for; extract and every measure take it like `Images`.
 
-    The record's name tells the distortion and its hash holds it, so that a store never takes one for the other; ids and labels
+    The name and the hash of the record contain the distortion, so that a store never takes one for the other; ids and labels
     are those of the images, so that clean and distorted representations can be compared."""
 
     images: Images

@@ -34,7 +34,7 @@ def load_images(
     """Labelled images in a fixed order.
 
     `source` is one of
-    - "demo": CIFAR-10 test images, 32 px, split="train" or "test" (default), 100 a class in each, disjoint;
+    - "demo": CIFAR-10 test images, 32 px, split="train" or "test" (default), 100 per class in each, disjoint;
     - "photos": 120 photographs, 299 px, labels are ImageNet-1k indices;
     - a folder, sorted by path: one folder per class, or images without labels; split= names a folder inside it
       (write "./demo" for a folder called demo);

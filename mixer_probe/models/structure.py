@@ -234,7 +234,7 @@ class Structure:
 
     @property
     def stem_path(self) -> str | None:
-        """The module that ends the stem, the last before the first block; not one that only hands on what it gets."""
+        """The module that ends the stem, the last before the first block; not one that returns its input."""
         return self._stem[0] if self._stem else None
 
     def parts(self, run: BlockRun, names: Sequence[str]) -> list[tuple[str, int]]:
@@ -358,7 +358,12 @@ class Structure:
             channels, positions = size["C"], size["U"]
         else:
             channels, positions = size["C"] if "C" in size else size["H"] * size["D"], size["N"]
-            near = self._grid_near(path)
+            # The grid of the enclosing block where blocks have maps (Swin), else of the embedding.
+            near = self.token_grid
+            block = next((b for b in self.blocks if path.startswith(b.path + ".")), None)
+            if block and block.spec.axes is Axes.BHWC:
+                around = self._calls[block.path, 0][1].shape or ()
+                near = (around[1], around[2]) if len(around) == 4 else None
             patches = math.prod(near) if near else self._tokens - self.prefix
             if positions in (patches, patches + self.prefix):
                 grid, prefix, positions = near, positions - patches, patches
@@ -396,14 +401,6 @@ class Structure:
         if rank == 4:
             return Axes.BCHW if _is_channels_first(self._modules[path]) else (stated or self._adapter.outside)
         return f"returns a tensor of {rank} axes, whose meaning is not known"
-
-    def _grid_near(self, path: str) -> tuple[int, int] | None:
-        """The token grid at a place: that of the enclosing block where blocks have maps (Swin), else of the embedding."""
-        block = next((b for b in self.blocks if path.startswith(b.path + ".")), None)
-        if block and block.spec.axes is Axes.BHWC:
-            shape = self._calls[block.path, 0][1].shape
-            return (shape[1], shape[2]) if shape and len(shape) == 4 else None
-        return self.token_grid
 
     @cached_property
     def token_grid(self) -> tuple[int, int] | None:
