@@ -5,9 +5,7 @@ Run by `streamlit run app/Home.py`, with `-- FOLDER…` behind it for one's own 
 from __future__ import annotations
 
 import streamlit as st
-from mixer_probe_app import menu
-from mixer_probe_app.page import configure
+from mixer_probe_app.page import configure, menu
 
 configure("")
-menu.take_over()
-st.navigation(menu.pages()).run()
+st.navigation(menu()).run()

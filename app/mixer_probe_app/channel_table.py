@@ -1,10 +1,9 @@
-"""The list of channels: one row a channel, with what is known of it, sorted and searched by any of it."""
+"""The list of channels: one row per channel, with what is known of it, sorted and searched by any of it."""
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,7 @@ import pandas as pd
 from mixer_probe.channels import ChannelStatistics, ClassSelectivity
 from mixer_probe.core.errors import MeasureError, closest
 
-# What a person can sort by, draw and search: the column, and what it is called.
+# What channels can be sorted by, drawn by and searched by: the column, and its title.
 STATISTICS = {
     "mean": "mean",
     "std": "standard deviation",
@@ -23,17 +22,15 @@ STATISTICS = {
     "largest_ratio": "largest |a| / median |a|",
     "nearest_correlation": "r with nearest channel",
 }
-SELECTIVITY = {
-    "selectivity": "selectivity",
-    "auroc": "AUROC",
-    "dprime": "d′",
-    "p_value": "corrected p",
-}
+SELECTIVITY = {"selectivity": "selectivity", "auroc": "AUROC", "dprime": "d′", "p_value": "corrected p"}
 OTHERS = {"class": "most selective class", "dead": "dead", "channel": "channel"}
 TITLES = {**SELECTIVITY, **STATISTICS, **OTHERS, "layer": "layer", "depth": "relative depth"}
 # Small values are the remarkable ones.
 _ASCENDING = ("p_value", "class", "channel")
 _ALIASES = {"d'": "dprime", "p": "p_value", "deviation": "std", "name": "layer", "block": "layer"}
+_COMPARE = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt, "=": operator.eq}
+_PARTS = re.compile(r"^(.+?)\s*(<=|>=|=|<|>)\s*(.+)$")
+_WORDS = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
 
 
 def sortable(labelled: bool) -> list[str]:
@@ -43,46 +40,44 @@ def sortable(labelled: bool) -> list[str]:
 
 
 def drawable(labelled: bool) -> list[str]:
-    """Columns for the axes of a scatter."""
+    """Columns for the axes of a scatter plot."""
     return [*(SELECTIVITY if labelled else ()), *STATISTICS, "channel"]
 
 
-def listing(statistics: ChannelStatistics, selectivity: ClassSelectivity | None, wanted: str = "") -> pd.DataFrame:
-    """One row a layer and channel of `statistics`; `auroc`, `dprime` and `beyond` (the null) are of the class `wanted`, or of the
-    class that the channel tells best.
+def listing(statistics: ChannelStatistics, selectivity: ClassSelectivity | None, class_name: str = "") -> pd.DataFrame:
+    """One row per layer and channel of `statistics`; `auroc`, `dprime` and `beyond` (the null) are those of the class, or of the
+    class for which the channel is most selective.
 
-    `selectivity` is how far the AUROC of `wanted` is from 1/2, or the strength |z| where no class is wanted."""
+    `selectivity` is the distance of the AUROC of the class from 1/2, or the strength |z| without a class."""
     frame = statistics.to_frame()
     if selectivity is None:
         return frame
-    parts = [_of_layer(selectivity, selectivity.index(layer.name), wanted) for layer in statistics.layers]
+    parts = []
+    for layer in statistics.layers:
+        i = selectivity.index(layer.name)
+        best = selectivity.preferred[i]
+        rows = np.arange(len(best))
+        column = np.full(len(best), selectivity.class_names.index(class_name)) if class_name else best
+        auroc = np.where(column >= 0, selectivity.auroc[i][rows, column], np.nan)
+        table = {
+            "layer": layer.name,
+            "channel": rows,
+            "class": np.where(best >= 0, np.array(selectivity.class_names)[best], ""),
+            "auroc": auroc,
+            "dprime": np.where(column >= 0, selectivity.dprime[i][rows, column], np.nan),
+            "selectivity": np.abs(auroc - 0.5) if class_name else selectivity.strength[i],
+            "p_value": selectivity.p_value[i],
+            "beyond": np.abs(auroc - 0.5) > chance(selectivity, i)[rows, column],
+        }
+        parts.append(pd.DataFrame(table))
     return frame.merge(pd.concat(parts, ignore_index=True), on=["layer", "channel"], how="left", sort=False)
 
 
-def _of_layer(found: ClassSelectivity, i: int, wanted: str) -> pd.DataFrame:
-    best = found.preferred[i]
-    rows = np.arange(len(best))
-    column = np.full(len(best), found.class_names.index(wanted)) if wanted else best
-    auroc = np.where(column >= 0, found.auroc[i][rows, column], np.nan)
-    return pd.DataFrame(
-        {
-            "layer": found.layers[i].name,
-            "channel": rows,
-            "class": np.where(best >= 0, np.array(found.class_names)[best], ""),
-            "auroc": auroc,
-            "dprime": np.where(column >= 0, found.dprime[i][rows, column], np.nan),
-            "selectivity": np.abs(auroc - 0.5) if wanted else found.strength[i],
-            "p_value": found.p_value[i],
-            "beyond": np.abs(auroc - 0.5) > chance(found, i)[rows, column],
-        }
-    )
-
-
 def chance(found: ClassSelectivity, i: int) -> np.ndarray:
-    """How far from 1/2 the largest AUROC of layer `i` is in 95 % of random deals of the classes, [channel, class]: the result's
-    `threshold`, which is in standard deviations of the AUROC, in units of the AUROC.
+    """The distance from 1/2 below which the largest AUROC of layer `i` stays in 95 % of label permutations, [channel, class]: the
+    result's `threshold`, which is in standard deviations of the AUROC, in units of the AUROC.
 
-    The deviation is that of the class preferred, |AUROC - 1/2| / strength; over m of n images it goes as 1 / sqrt(m (n - m))."""
+    The deviation is that of the preferred class, |AUROC - 1/2| / strength; over m of n images it goes as 1 / sqrt(m (n - m))."""
     rows, best = np.arange(len(found.preferred[i])), found.preferred[i]
     root = np.sqrt(found.counts * (found.n - found.counts))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -90,27 +85,10 @@ def chance(found: ClassSelectivity, i: int) -> np.ndarray:
     return np.asarray(found.threshold[i] * deviation[:, None] * root[best][:, None] / root[None, :])
 
 
-def ordered(frame: pd.DataFrame, column: str, turned: bool = False) -> pd.DataFrame:
-    """Sorted by a column, what is remarkable first (`turned`: last), undefined values at the end."""
-    ascending = (column in _ASCENDING) != turned
+def ordered(frame: pd.DataFrame, column: str, reverse: bool = False) -> pd.DataFrame:
+    """Sorted by a column, what is remarkable first (`reverse`: last), undefined values at the end."""
+    ascending = (column in _ASCENDING) != reverse
     return frame.sort_values(column, ascending=ascending, kind="stable", na_position="last", ignore_index=True)
-
-
-@dataclass(frozen=True)
-class _Condition:
-    column: str
-    sign: str
-    value: str
-
-
-_COMPARE: dict[str, Callable[[pd.Series, float], pd.Series]] = {
-    "<=": lambda column, value: column <= value,
-    ">=": lambda column, value: column >= value,
-    "<": lambda column, value: column < value,
-    ">": lambda column, value: column > value,
-    "=": lambda column, value: column == value,
-}
-_PARTS = re.compile(r"^(.+?)\s*(<=|>=|=|<|>)\s*(.+)$")
 
 
 def search(frame: pd.DataFrame, text: str) -> pd.DataFrame:
@@ -118,46 +96,36 @@ def search(frame: pd.DataFrame, text: str) -> pd.DataFrame:
     of a class or a layer. Raises MeasureError for what cannot be read."""
     for part in re.split(r",|\band\b", text):
         if part.strip():
-            frame = frame[_meets(frame, part.strip())]
+            frame = frame[_condition(frame, part.strip())]
     return frame.reset_index(drop=True)
 
 
-def _meets(frame: pd.DataFrame, text: str) -> pd.Series:
+def _condition(frame: pd.DataFrame, text: str) -> pd.Series:
+    """Which rows meet one condition."""
     found = _PARTS.match(text)
     if found is None:
-        return _mentions(frame, text)
-    column, sign, value = _column(frame, found[1].strip()), found[2], found[3].strip()
+        if text.isdecimal():
+            return frame["channel"] == int(text)
+        places = [frame[name].str.contains(text, case=False, regex=False) for name in ("class", "layer") if name in frame]
+        return places[0] | places[-1]
+    name, sign, value = found[1].strip().casefold(), found[2], found[3].strip().casefold()
+    columns = {title.casefold(): name for name, title in TITLES.items() if name in frame}
+    columns |= {name: name for name in TITLES if name in frame} | {k: v for k, v in _ALIASES.items() if v in frame}
+    if name not in columns:
+        raise MeasureError(f"there is no '{found[1].strip()}' to search by; {closest(name, list(columns))}")
+    column = columns[name]
     if column in ("class", "layer"):
         if sign != "=":
             raise MeasureError(f"'{text}': a {column} has a name and no size; write {column} = NAME")
-        return frame[column].str.casefold() == value.casefold()
-    return _COMPARE[sign](frame[column].astype(float), _number(text, value))
-
-
-def _mentions(frame: pd.DataFrame, text: str) -> pd.Series:
-    if text.isdecimal():
-        return frame["channel"] == int(text)
-    places = [frame[name].str.contains(text, case=False, regex=False) for name in ("class", "layer") if name in frame]
-    return places[0] | places[-1]
-
-
-def _column(frame: pd.DataFrame, text: str) -> str:
-    known = {title.casefold(): name for name, title in TITLES.items() if name in frame}
-    known |= {name: name for name in TITLES if name in frame} | {k: v for k, v in _ALIASES.items() if v in frame}
-    if text.casefold() not in known:
-        raise MeasureError(f"there is no '{text}' to search by; {closest(text.casefold(), list(known))}")
-    return known[text.casefold()]
-
-
-def _number(text: str, value: str) -> float:
-    words = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
+        return frame[column].str.casefold() == value
     try:
-        return words[value.casefold()] if value.casefold() in words else float(value)
+        number = _WORDS[value] if value in _WORDS else float(value)
     except ValueError:
-        raise MeasureError(f"'{text}': '{value}' is no number; write for instance kurtosis > 3") from None
+        raise MeasureError(f"'{text}': '{found[3].strip()}' is no number; write for instance kurtosis > 3") from None
+    return pd.Series(_COMPARE[sign](frame[column].astype(float), number))
 
 
-def shown_table(frame: pd.DataFrame, columns: Sequence[str] = ()) -> pd.DataFrame:
+def shown_table(frame: pd.DataFrame) -> pd.DataFrame:
     """The columns that people read, under their titles."""
-    names = columns or ["layer", "channel", *(name for name in TITLES if name in frame and name not in ("layer", "channel"))]
-    return frame[list(names)].rename(columns=TITLES)
+    names = ["layer", "channel", *(name for name in TITLES if name in frame and name not in ("layer", "channel"))]
+    return frame[names].rename(columns=TITLES)

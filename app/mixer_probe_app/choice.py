@@ -15,8 +15,8 @@ from streamlit.delta_generator import DeltaGenerator
 import mixer_probe as mp
 from mixer_probe.core.words import short_name
 from mixer_probe.models.catalogue import CatalogueEntry
-from mixer_probe_app import held
-from mixer_probe_app.offers import labels, resolve
+from mixer_probe_app import url_state
+from mixer_probe_app.local_files import labels, resolve
 
 UNTRAINED = "?untrained"
 CHECKPOINT, RUN = "checkpoint:", "run:"
@@ -26,6 +26,7 @@ DEFAULT = ("zoo:mixer-s0", "zoo:vit-s0", "zoo:resnet-s0")
 _PARAMETER = "model"
 _MEMORY = "chosen models"
 _LONGEST_NAME = 240
+_NAME, _RANDOM = "network {}", "random weights {}"
 
 
 def chosen() -> tuple[str, ...]:
@@ -57,47 +58,39 @@ def _tidy(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def chooser(places: Sequence[DeltaGenerator]) -> None:
-    """One box a network in each of the three `places`: a name to pick or to type, and the switch for random weights."""
+    """A box per network in each of the three `places`: a name to pick or to type, and the switch for random weights."""
     names = chosen()
-    options = [*loadable(), *(RUN + label for label in labels("run"))]
+    options = [*(entry.name for entry in catalogue()), *(RUN + label for label in labels("run"))]
     for slot, place in enumerate(places):
-        _show_slot(place, slot, names[slot] if slot < len(names) else "", options)
-
-
-def _show_slot(place: DeltaGenerator, slot: int, name: str, options: Sequence[str]) -> None:
-    # Set before the widgets are made, so that they follow the URL.
-    base = name.removesuffix(UNTRAINED)
-    st.session_state[_name_key(slot)] = base or None
-    st.session_state[_random_key(slot)] = name.endswith(UNTRAINED)
-    place.selectbox(
-        f"Network {slot + 1}",
-        options if base in options or not base else (base, *options),
-        index=None,
-        key=_name_key(slot),
-        placeholder="select, or type a timm name",
-        accept_new_options=True,
-        on_change=_read_slots,
-        format_func=_in_box,
-    )
-    place.toggle(
-        "Random weights",
-        key=_random_key(slot),
-        disabled=not name or name.startswith((RUN, CHECKPOINT)),
-        on_change=_read_slots,
-        help="Untrained baseline: the same architecture with re-initialised weights. Needs no download.",
-    )
-
-
-def _in_box(name: str) -> str:
-    """Names of timm and the zoo as they are typed; checkpoints and runs by what they are."""
-    return shown(name) if name.startswith((RUN, CHECKPOINT)) else name
+        name = names[slot] if slot < len(names) else ""
+        base = name.removesuffix(UNTRAINED)
+        # Set before the widgets are made, so that they follow the URL.
+        st.session_state[_NAME.format(slot)] = base or None
+        st.session_state[_RANDOM.format(slot)] = name.endswith(UNTRAINED)
+        place.selectbox(
+            f"Network {slot + 1}",
+            options if base in options or not base else (base, *options),
+            index=None,
+            key=_NAME.format(slot),
+            placeholder="select, or type a timm name",
+            accept_new_options=True,
+            on_change=_read_slots,
+            format_func=lambda name: shown(name) if name.startswith((RUN, CHECKPOINT)) else name,
+        )
+        place.toggle(
+            "Random weights",
+            key=_RANDOM.format(slot),
+            disabled=not name or name.startswith((RUN, CHECKPOINT)),
+            on_change=_read_slots,
+            help="Untrained baseline: the same architecture with re-initialised weights. Needs no download.",
+        )
 
 
 def _read_slots() -> None:
     names = []
     for slot in range(MOST):
-        name = st.session_state.get(_name_key(slot)) or ""
-        names.append(name + UNTRAINED if name and st.session_state.get(_random_key(slot)) else name)
+        name = st.session_state.get(_NAME.format(slot)) or ""
+        names.append(name + UNTRAINED if name and st.session_state.get(_RANDOM.format(slot)) else name)
     choose(_tidy(names))
 
 
@@ -123,23 +116,10 @@ def code(choice: str) -> str:
     return f"mp.load_model({choice.removesuffix(UNTRAINED)!r}, pretrained=False)"
 
 
-def _name_key(slot: int) -> str:
-    return f"network {slot}"
-
-
-def _random_key(slot: int) -> str:
-    return f"random weights {slot}"
-
-
 @st.cache_resource(show_spinner="Listing the networks …")
 def catalogue() -> tuple[CatalogueEntry, ...]:
     """The bundled networks, then timm's of the three families."""
     return mp.list_models()
-
-
-def loadable() -> tuple[str, ...]:
-    """Their names."""
-    return tuple(entry.name for entry in catalogue())
 
 
 @st.cache_resource(show_spinner=False)
@@ -151,11 +131,11 @@ def devices() -> tuple[str, ...]:
 
 def device() -> str:
     """Where the networks run: what the URL says, or the best there is."""
-    said = held.recall("device")
+    said = url_state.get("device")
     return said if said in devices() else devices()[0]
 
 
 def device_chooser(place: DeltaGenerator) -> None:
     """A box for the device, where there are several."""
     if len(devices()) > 1:
-        held.select(place, "Device", "device", devices(), help="Device on which the networks run.")
+        url_state.choose(place.selectbox, "Device", "device", devices(), help="Device on which the networks run.")

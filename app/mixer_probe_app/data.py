@@ -1,4 +1,4 @@
-"""Which images the pages look at: bundled, a folder of the app's, an upload, or a data set of timm. The URL says it."""
+"""Which images the pages look at: a bundled sample, a folder of the app's, an upload, or a data set of timm. The URL says it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ from mixer_probe.core.fingerprint import folder_state
 from mixer_probe.core.text import visible
 from mixer_probe.core.validate import shown, whole_number
 from mixer_probe.images import Images
-from mixer_probe_app import disk, held
-from mixer_probe_app.offers import PICTURES, UPLOADED, labels, offers, resolve, roots, uploads
-from mixer_probe_app.store import made
+from mixer_probe.images.classes import class_name
+from mixer_probe_app import disk, url_state
+from mixer_probe_app.local_files import PICTURES, UPLOADED, labels, local_files, resolve, roots, uploads
+from mixer_probe_app.store import cached
 
 BUNDLED = {"demo": "CIFAR-10 sample", "photos": "120 photographs"}
 COUNTS = (100, 200, 500, 1000)
@@ -35,33 +36,26 @@ DEFAULT_COUNT = 200
 _IMAGES, _COUNT = "images", "n"
 # An upload is unpacked to the disk: a small file must not become a large folder.
 MOST_FILES, MOST_BYTES = 5000, 500 * 2**20
+# File systems take names of 255 bytes.
+_LONGEST_NAME = 200
 _TIMM = re.compile(r"((torch|wds|tfds)/[A-Za-z0-9][\w.-]*|(hfds|hfids)/[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)", re.ASCII)
-# What damaged zips make Python's readers raise.
+# What damaged zips make Python's readers raise; some are subclasses of others, and all are named.
 _BROKEN = (
-    zipfile.BadZipFile,
-    zipfile.LargeZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    KeyError,
-    MemoryError,
+    *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(OSError, EOFError, RuntimeError, ValueError, KeyError, MemoryError),
 )
 
 
 def source() -> str:
     """The images chosen: "demo", "photos", "folder:LABEL" or "NAME@LABEL" for a data set of timm below a folder."""
-    said = held.recall(_IMAGES) or "demo"
-    held.hold(_IMAGES, None if said == "demo" else said)
+    said = url_state.get(_IMAGES) or "demo"
+    choose(said)
     return said
 
 
 def choose(text: str) -> None:
     """Look at other images from now on."""
-    held.hold(_IMAGES, None if text == "demo" else text)
+    url_state.put(_IMAGES, None if text == "demo" else text)
 
 
 def shown_source(text: str) -> str:
@@ -75,65 +69,64 @@ def shown_source(text: str) -> str:
     return f"{name} in {place}"
 
 
-def sources() -> list[str]:
-    """What can be picked: bundled samples, folders, and the one chosen."""
-    found = [*BUNDLED, *(f"folder:{label}" for label in labels("images"))]
-    return found if source() in found else [*found, source()]
-
-
 def count() -> int:
-    """How many images the person wants at most."""
-    said = held.recall(_COUNT) or ""
-    wanted = whole_number(said)
+    """How many images are wanted at most."""
+    wanted = whole_number(url_state.get(_COUNT) or "")
     return wanted if wanted in COUNTS else DEFAULT_COUNT
 
 
 def chooser(place: st.delta_generator.DeltaGenerator) -> None:
     """The boxes for images and their number."""
-    source()
-    held.select(
-        place, "Images", _IMAGES, sources(), "demo", format_func=shown_source, help="More can be opened on the page Home."
-    )
-    held.steps(
-        place, "How many", _COUNT, COUNTS, DEFAULT_COUNT, help="At most so many images, as many of each class as there are."
-    )
+    sources = dict.fromkeys([*BUNDLED, *(f"folder:{label}" for label in labels("images")), source()])
+    more = "More can be opened on the page Home."
+    url_state.choose(place.selectbox, "Images", _IMAGES, [*sources], "demo", format_func=shown_source, help=more)
+    most = "At most so many images, as many of each class as there are."
+    url_state.choose(place.select_slider, "How many", _COUNT, COUNTS, DEFAULT_COUNT, help=most)
 
 
-def images(limit: int | None = None) -> Images:
-    """At most `limit` (by default `count()`) of the images chosen; of the bundled CIFAR-10 sample those for testing.
+def images() -> Images:
+    """At most `count()` of the images chosen; of the bundled CIFAR-10 sample those for testing.
 
     Raises ImagesError and StoreError with a sentence for sources that cannot be opened."""
     text = source()
-    return _opened(text, "test" if text == "demo" else "").sample(count() if limit is None else limit)
+    return _opened(text, "test" if text == "demo" else "").sample(count())
 
 
-def sides(limit: int | None = None) -> tuple[Images, Images]:
+def sides() -> tuple[Images, Images]:
     """Images to fit on and as many others to test on: the two splits of the bundled CIFAR-10 sample, or two halves."""
-    wanted = count() if limit is None else limit
     if source() == "demo":
-        return _opened("demo", "train").sample(wanted), images(wanted)
-    both = _opened(source(), "").sample(2 * wanted)
-    test = both.sample(min(wanted, len(both) // 2))
-    kept = set(test.keys)
-    return both.subset([i for i, key in enumerate(both.keys) if key not in kept]), test
+        return _opened("demo", "train").sample(count()), images()
+    both = _opened(source(), "").sample(2 * count())
+    test = both.sample(min(count(), len(both) // 2))
+    held_out = set(test.keys)
+    return both.subset([i for i, key in enumerate(both.keys) if key not in held_out]), test
 
 
 def _opened(text: str, split: str) -> Images:
-    """All images of a source. What was left out is told by those who show them (`Images.skipped`)."""
+    """All images of a source. Files that were skipped are listed by those who show the images (`Images.skipped`)."""
     folder = resolve(text.removeprefix("folder:"), "images") if text.startswith("folder:") else None
     key = (text, split, None if folder is None else folder_state(folder))
-    found = made("images", key, "Opening the images", lambda: _open(text, split, folder), keep=False, tell=False)
+    found = cached("images", key, "Opening the images", lambda: open_source(text, split, folder), on_disk=False, warn=False)
     if folder is not None and folder.is_relative_to(uploads().resolve()):
         disk.use(folder)
     return found
 
 
-def _open(text: str, split: str, folder: Path | None) -> Images:
+def open_source(text: str, split: str, folder: Path | None) -> Images:
+    """All images of a source, whose `folder` is resolved. Raises ImagesError for a name that is no source, for images that cannot
+    be read, and for links out of the folders of the app."""
     if text in BUNDLED:
         return mp.load_images(text, split=split or None)
     if folder is not None:
         found = dataclasses.replace(mp.load_images(folder, on_error="skip"), name=shown_source(text))
-        _check_inside(found)
+        tops = tuple(roots().values())
+        for i in range(len(found)):
+            file = Path(os.path.realpath(found.reader.where(int(found.positions[i]))))
+            if not any(file.is_relative_to(top) for top in tops):
+                raise ImagesError(
+                    f"{shown(found.ids[i])} is a link out of the folders of this app; start the app with the folder that it "
+                    "leads to"
+                )
         if folder.is_relative_to(uploads().resolve()):
             disk.hold(folder, found.reader)
         return found
@@ -148,17 +141,6 @@ def _open(text: str, split: str, folder: Path | None) -> Images:
     return mp.load_images(name, root=resolve(place, "images"))
 
 
-def _check_inside(found: Images) -> None:
-    """Raise ImagesError for links to files outside of the app's folders."""
-    tops = tuple(roots().values())
-    for i in range(len(found)):
-        file = os.path.realpath(found.reader.where(int(found.positions[i])))
-        if not any(Path(file).is_relative_to(top) for top in tops):
-            raise ImagesError(
-                f"{shown(found.ids[i])} is a link out of the folders of this app; start the app with the folder that it leads to"
-            )
-
-
 def code(limit: int | None = None, split: str = "test") -> str:
     """The Python expression that opens these images in a script."""
     text, wanted = source(), count() if limit is None else limit
@@ -171,34 +153,58 @@ def code(limit: int | None = None, split: str = "test") -> str:
     return f"mp.load_images({name!r}, root={str(resolve(place, 'images'))!r}, limit={wanted})"
 
 
-def sides_code(limit: int | None = None) -> str:
-    """The Python lines that make `train` and `test` as `sides` does."""
-    wanted = count() if limit is None else limit
+def setup() -> str:
+    """The line of a script that makes `images`."""
+    return f"images = {code()}"
+
+
+def sides_setup() -> str:
+    """The lines of a script that make `train` and `test` as `sides` does."""
+    wanted = count()
     if source() == "demo":
         return f"train, test = {code(wanted, 'train')}, {code(wanted)}"
     return (
         f"both = {code(2 * wanted)}\n"
         f"test = both.sample(min({wanted}, len(both) // 2))\n"
-        "kept = set(test.keys)\n"
-        "train = both.subset([i for i, key in enumerate(both.keys) if key not in kept])"
+        "held_out = set(test.keys)\n"
+        "train = both.subset([i for i, key in enumerate(both.keys) if key not in held_out])"
     )
 
 
-def keep(files: Sequence[tuple[str, bytes]]) -> str:
-    """Keep uploaded pictures, or the pictures of a zip, in a folder of their own, and give it as a source.
+def has_classes(found: Images) -> bool:
+    """Whether there are two classes or more."""
+    return found.labels is not None and len(np.unique(found.labels)) > 1
 
-    Raises ImagesError for an upload without a picture in it, or too large; files that are no pictures are told when opened."""
-    parts = _apart([part for name, content in files for part in _pictures_of(name, content)])
-    if len(parts) > MOST_FILES or sum(len(content) for _, content in parts) > MOST_BYTES:
-        raise ImagesError(_too_much("the upload"))
+
+def class_of(found: Images, i: int) -> str:
+    """The name of the class of an image, or its index where classes have no names; "" without labels."""
+    return "" if found.labels is None else class_name(int(found.labels[i]), found.class_names)
+
+
+# -- uploads -----------------------------------------------------------------------------------------------------------------
+
+
+def save_upload(files: Sequence[tuple[str, bytes]]) -> str:
+    """Save uploaded pictures, or the pictures of a zip, in a folder of their own, and give it as a source.
+
+    Of equal names, from other folders of a zip, the later ones get a number. Raises ImagesError for an upload without a picture,
+    or too large; files that are no pictures are found when they are opened."""
+    parts = [part for name, content in files for part in _pictures(name, content)]
+    _check_size("the upload", [len(content) for _, content in parts])
     if not parts:
         raise ImagesError(f"no picture in the upload; pictures are files {', '.join(PICTURES)}, or a zip of them")
-    digest = hashlib.sha256(b"".join(name.encode() + hashlib.sha256(content).digest() for name, content in parts)).hexdigest()[
-        :12
-    ]
+    named: dict[str, tuple[str, bytes]] = {}
+    for name, content in parts:
+        path, number, free = PurePosixPath(name), 1, name
+        while free.lower() in named:
+            number += 1
+            free = str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
+        named[free.lower()] = (free, content)
+    hashes = b"".join(name.encode() + hashlib.sha256(content).digest() for name, content in named.values())
+    digest = hashlib.sha256(hashes).hexdigest()[:12]
     folder = uploads() / digest
     try:
-        for name, content in parts:
+        for name, content in named.values():
             file = folder / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
@@ -207,22 +213,18 @@ def keep(files: Sequence[tuple[str, bytes]]) -> str:
         raise StoreError(f"cannot keep the upload in {uploads()}: {reason(error)}") from error
     disk.use(folder)
     disk.tidy()
-    offers.clear()
+    local_files.clear()
     return f"folder:{UPLOADED}/{digest}"
 
 
-def _pictures_of(name: str, content: bytes) -> list[tuple[str, bytes]]:
-    if name.lower().endswith(".zip"):
-        return _unzipped(name, content)
-    return [(_safe(name), content)] if Path(name).suffix.lower() in PICTURES else []
-
-
-def _unzipped(name: str, content: bytes) -> list[tuple[str, bytes]]:
+def _pictures(name: str, content: bytes) -> list[tuple[str, bytes]]:
+    """The pictures of an uploaded file by safe names."""
+    if not name.lower().endswith(".zip"):
+        return [(_safe(name), content)] if Path(name).suffix.lower() in PICTURES else []
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = [m for m in archive.infolist() if Path(m.filename).suffix.lower() in PICTURES and not m.is_dir()]
-            if len(members) > MOST_FILES or sum(m.file_size for m in members) > MOST_BYTES:
-                raise ImagesError(_too_much(shown(name)))
+            _check_size(shown(name), [m.file_size for m in members])
             return [(_safe(m.filename), archive.read(m)) for m in members]
     except ImagesError:
         raise
@@ -230,38 +232,20 @@ def _unzipped(name: str, content: bytes) -> list[tuple[str, bytes]]:
         raise ImagesError(f"{shown(name)} is no zip that can be read: {shown(str(error) or type(error).__name__)}") from error
 
 
-def _too_much(what: str) -> str:
-    return f"{what} holds more than {MOST_FILES:,} pictures or {MOST_BYTES >> 20} MB; start the app with their folder instead"
-
-
-def _apart(parts: Sequence[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
-    """The pictures under names of their own: of equal ones, from other folders of a zip, the later ones get a number."""
-    found: dict[str, bytes] = {}
-    free_names: list[str] = []
-    for name, content in parts:
-        path, number, free = PurePosixPath(name), 1, name
-        while free.lower() in found:
-            number += 1
-            free = str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
-        found[free.lower()] = content
-        free_names.append(free)
-    return list(zip(free_names, found.values(), strict=True))
+def _check_size(what: str, sizes: Sequence[int]) -> None:
+    if len(sizes) > MOST_FILES or sum(sizes) > MOST_BYTES:
+        limits = f"{MOST_FILES:,} pictures or {MOST_BYTES >> 20} MB"
+        raise ImagesError(f"{what} holds more than {limits}; start the app with their folder instead")
 
 
 def _safe(name: str) -> str:
-    """The last folder (the class) and the file of a path, without a way up."""
+    """The last folder (the class) and the file of a path, without a way up, and short enough for a file system."""
     parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part not in ("/", "..", ".")]
-    return "/".join(_short(visible(part.replace(":", "_").lstrip(".")).replace("\\", "_") or "_") for part in parts[-2:])
-
-
-def _short(part: str) -> str:
-    """At most 200 bytes, since file systems take 255; the suffix stays."""
-    stem, suffix = os.path.splitext(part)
-    while len((stem + suffix).encode()) > 200:
-        stem = stem[:-1]
-    return stem + suffix
-
-
-def has_classes(found: Images) -> bool:
-    """Whether there are classes to probe for."""
-    return found.labels is not None and len(np.unique(found.labels)) > 1
+    found = []
+    for part in parts[-2:]:
+        text = visible(part.replace(":", "_").lstrip(".")).replace("\\", "_") or "_"
+        stem, suffix = os.path.splitext(text)
+        while len((stem + suffix).encode()) > _LONGEST_NAME:
+            stem = stem[:-1]
+        found.append(stem + suffix)
+    return "/".join(found)

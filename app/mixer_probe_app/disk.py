@@ -1,4 +1,4 @@
-"""Results on the disk, across restarts: what it is, what it was made from and which code made it decide its place.
+"""Results on the disk, across restarts, at a place that follows from what was computed, from what, and by which code.
 
 Whatever is wrong with the disk, the app works without it."""
 
@@ -28,9 +28,9 @@ from mixer_probe.capture.store import writing
 from mixer_probe.core.errors import StoreError
 from mixer_probe.core.files import write_bytes
 from mixer_probe.core.result import from_dict, to_dict
-from mixer_probe_app.offers import UPLOADED, cache_folder
+from mixer_probe_app.local_files import UPLOADED, cache_folder
 
-# In bytes. What was not used for longest goes first.
+# In bytes; what was not used for longest leaves first.
 MOST = 4 * 2**30
 _RESULTS = "results"
 
@@ -44,13 +44,15 @@ def code_version() -> str:
 
 
 def place(kind: str, key: Hashable, suffix: str) -> Path:
-    """Where something of this kind, key and code is kept."""
+    """The path of something of this kind, key and code."""
     digest = hashlib.sha256(repr((kind, key, code_version())).encode()).hexdigest()[:32]
     return cache_folder() / _RESULTS / kind.replace(" ", "_") / (digest + suffix)
 
 
 def read(kind: str, key: Hashable) -> tuple[Any, tuple[str, ...]] | None:
-    """A result and its warnings, or None where there is none that can be read; what is damaged, or another's, is removed."""
+    """A result and its warnings, or None where there is none that can be read; a damaged file, or one of another key, is removed.
+
+    Nothing is unpickled: results are JSON with plain arrays."""
     file = place(kind, key, ".json.gz")
     try:
         content = json.loads(gzip.decompress(file.read_bytes()))
@@ -67,20 +69,20 @@ def read(kind: str, key: Hashable) -> tuple[Any, tuple[str, ...]] | None:
 
 
 def write(kind: str, key: Hashable, value: Any, warnings: tuple[str, ...]) -> None:
-    """Keep a result whole or not at all; things that are no plain data (pictures, networks) are not kept."""
+    """Save a result whole or not at all; things that are no plain data (pictures, networks) are not saved."""
     try:
         text = json.dumps({"key": repr(key), "value": to_dict(value), "warnings": warnings})
     except TypeError:
         return
-    file = place(kind, key, ".json.gz")
     with contextlib.suppress(OSError, StoreError):
-        write_bytes(file, gzip.compress(text.encode(), compresslevel=3))
+        write_bytes(place(kind, key, ".json.gz"), gzip.compress(text.encode(), compresslevel=3))
         tidy()
 
 
 def store(key: Hashable, extract: Callable[[Path | None], Representations]) -> Representations:
-    """Representations at a place of their own on the disk: what `extract` finds there or makes there. What is there and cannot
-    be read is made anew; without a place, and where another process writes, in memory."""
+    """Representations at a place of their own on the disk: those that `extract` finds there or computes there.
+
+    What is there and cannot be read is computed again; without a place, and where another process writes, in memory."""
     entry = place("representations", key, ".zarr")
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
@@ -100,18 +102,18 @@ def store(key: Hashable, extract: Callable[[Path | None], Representations]) -> R
     return found
 
 
-# -- room --------------------------------------------------------------------------------------------------------------------
+# -- limits ------------------------------------------------------------------------------------------------------------------
 
 
 def use(entry: Path) -> None:
-    """Say that a file or folder was used now, by its time of access; that of its change says what it holds."""
+    """Mark a file or folder as used now, by its time of access; its time of change identifies what it holds."""
     with contextlib.suppress(OSError):
         os.utime(entry, ns=(time.time_ns(), entry.stat().st_mtime_ns))
 
 
 def hold(entry: Path, reader: object) -> None:
-    """Keep a file or folder from being removed, by this process and by others, as long as `reader` lives."""
-    handle = _lease(entry, alone=False)
+    """Protect a file or folder from being removed, by this process and by others, as long as `reader` lives."""
+    handle = _lock(entry, exclusive=False)
     if handle is not None:
         weakref.finalize(reader, os.close, handle)
 
@@ -124,9 +126,16 @@ def tidy(most: int = MOST) -> None:
     for entry in (*(home / _RESULTS).glob("*/[!.]*"), *(home / UPLOADED).glob("[!.]*")):
         with contextlib.suppress(OSError):  # another process tidies too
             status = entry.stat()
-            entries.append((status.st_atime_ns, _size(entry), entry))
-            if entry.is_dir():  # looking into it was no use of it
+            size = status.st_size
+            if entry.is_dir():
+                size = 0
+                for folder, _, names in os.walk(entry):
+                    for name in names:
+                        with contextlib.suppress(OSError):
+                            size += os.lstat(os.path.join(folder, name)).st_size
+                # Measuring it was no use of it.
                 os.utime(entry, ns=(status.st_atime_ns, status.st_mtime_ns))
+            entries.append((status.st_atime_ns, size, entry))
     total = sum(size for _, size, _ in entries)
     for _, size, entry in sorted(entries):
         if total <= most:
@@ -138,7 +147,7 @@ def _remove(entry: Path) -> bool:
     """Remove a file or folder that nobody holds or writes; whether it is gone."""
     try:
         with writing(entry):
-            handle = _lease(entry, alone=True)
+            handle = _lock(entry, exclusive=True)
             if handle is None:
                 return not entry.exists()
             # Away at once, so that nobody finds half of it.
@@ -153,27 +162,16 @@ def _remove(entry: Path) -> bool:
         return False
 
 
-def _lease(entry: Path, *, alone: bool) -> int | None:
-    """A handle on a file or folder that keeps others from having it alone; None where that cannot be had now, or locks are not
-    known."""
+def _lock(entry: Path, *, exclusive: bool) -> int | None:
+    """A handle that locks a file or folder; None where that is not possible now."""
     try:
         handle = os.open(entry, os.O_RDONLY)
     except OSError:
         return None
     if fcntl is not None:
         try:
-            fcntl.flock(handle, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except OSError:
             os.close(handle)
             return None
     return handle
-
-
-def _size(entry: Path) -> int:
-    """Bytes, without what vanishes meanwhile."""
-    sizes = 0
-    for folder, _, names in os.walk(entry):
-        for name in names:
-            with contextlib.suppress(OSError):
-                sizes += os.lstat(os.path.join(folder, name)).st_size
-    return sizes if entry.is_dir() else entry.stat().st_size

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import altair as alt
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -16,153 +16,139 @@ import mixer_probe as mp
 from mixer_probe.attribution import METHODS, Attribution
 from mixer_probe.attribution.figures import attribution_overlays, overlay_image
 from mixer_probe.attribution.methods import method_label
+from mixer_probe.core.words import join
 from mixer_probe.images import Images
-from mixer_probe_app import held, seen, show
-from mixer_probe_app.analyses import key_of
+from mixer_probe_app import charts, show, url_state
+from mixer_probe_app.calls import key_of
 from mixer_probe_app.choice import RUN, shown
-from mixer_probe_app.messages import guarded, join, plain
+from mixer_probe_app.history import computed
+from mixer_probe_app.messages import guarded, plain
 from mixer_probe_app.one_image import (
+    ZERO_HEAD,
     Classes,
     Look,
     Neighbours,
-    at_depth,
     bars,
     classes_of,
-    colours,
-    curves,
     look,
     neighbours,
-    says_nothing,
-    sizes,
+    same_class,
+    size_frame,
     top,
 )
 from mixer_probe_app.pictures import Picture, enlarged, gallery, thumbnails
-from mixer_probe_app.store import made, model
+from mixer_probe_app.store import cached, model
 
 # A few passes of the network; the others take a hundred or more.
 QUICK = ("gradcam", "saliency", "input_x_gradient", "deeplift", "attention_rollout", "gradient_attention")
 PREDICTED, TRUE = "predicted", "true"
 _ONE, _ALL = "one method", "all quick methods"
 _NEAREST = 10
-_ZERO_HEAD = "All logits are equal: the head is zero, as in timm's untrained Mixers."
 
 
 # -- predictions -------------------------------------------------------------------------------------------------------------
 
 
-def show_predictions(names: Sequence[str], picture: Picture) -> None:
-    """The five likeliest classes of every network, side by side."""
-    fits = []
+def show_predictions(names: Sequence[str], picture: Picture, images: Images | None) -> None:
+    """The five classes of highest probability of every network, side by side."""
+    known = []
     for place, name in zip(st.columns(len(names)), names, strict=True):
         with place, guarded():
-            fits.append(_predictions(name, picture))
-    known = [fit for fit in fits if fit is not None]
+            st.subheader(plain(shown(name)))
+            found, classes = look(name, picture), classes_of(model(name), picture.image)
+            if found.logits is None:
+                none = "This network has no classifier, so it has no predictions. See Attributions and Layers."
+                st.info(none, icon=":material/info:")
+                continue
+            frame = top(name, found, classes)
+            show.chart(bars(frame), f"predictions {name} {picture.title}", frame, key=f"img top {name}")
+            if found.has_zero_head:
+                st.caption(ZERO_HEAD)
+            st.markdown(verdict(found, classes, picture))
+            known.append(classes.true is not None)
     if not known:
         return
     true = f"Green: true class, {plain(picture.class_name)}. " if any(known) else ""
-    others = (
-        ""
-        if all(known) or picture.label is None
-        else "Blue bars: the label of the image is not among the classes of that network. "
-    )
+    others = ""
+    if not all(known) and picture.label is not None:
+        others = "Blue bars: the label of the image is not among the classes of that network. "
     st.caption(f"{true}{others}Softmax over all classes of a network; the remaining probability is on classes not shown.")
 
 
-def _predictions(name: str, picture: Picture) -> bool | None:
-    """Draws them; whether the label of the image is among the classes, None where nothing is predicted."""
-    st.subheader(plain(shown(name)))
-    found = look(name, picture)
-    if found.logits is None:
-        st.info("This network has no classifier, so it has no predictions. See Attributions and Layers.", icon=":material/info:")
-        return None
-    classes = _classes(name, picture)
-    frame = top(name, found, classes)
-    show.chart(bars(frame), f"predictions {name} {picture.title}", frame, key=f"img top {name}")
-    if says_nothing(found):
-        st.caption(_ZERO_HEAD)
-    st.markdown(_verdict(found, classes, picture))
-    return classes.true is not None
-
-
-def _classes(name: str, picture: Picture) -> Classes:
-    return classes_of(model(name), picture.image)
-
-
-def _verdict(found: Look, classes: Classes, picture: Picture) -> str:
-    best = int(np.argmax(found.probabilities))
+def verdict(found: Look, classes: Classes, picture: Picture) -> str:
+    """The prediction and whether it is correct."""
+    best = found.prediction
     said = f"Prediction: **{plain(classes.name(best))}** ({100 * found.probabilities[best]:.1f} %)"
-    if classes.true is None:
-        which = (
-            "is unknown" if picture.label is None else f"({plain(picture.class_name or picture.label)}) is not among its classes"
-        )
-        return f"{said}; the true class {which}."
-    return f"{said}, {'correct' if best == classes.true else f'wrong (true class: {plain(picture.class_name)})'}."
+    if classes.true is not None:
+        return f"{said}, {'correct' if best == classes.true else f'wrong (true class: {plain(picture.class_name)})'}."
+    if picture.label is None:
+        return f"{said}; the true class is unknown."
+    return f"{said}; the true class ({plain(picture.class_name or picture.label)}) is not among its classes."
 
 
 # -- attributions ------------------------------------------------------------------------------------------------------------
 
 
-def show_attributions(names: Sequence[str], picture: Picture) -> None:
+def show_attributions(names: Sequence[str], picture: Picture, images: Images | None) -> None:
     """Which pixels contribute to a class: one method for all networks, or all quick methods."""
-    allowed = {}
+    allowed: dict[str, tuple[str, ...]] = {}
     for name in names:
         with guarded():
-            allowed[name] = _allowed(name)
+            network = model(name)
+            inspect = lambda network=network: mp.attribution.allowed_methods(network)  # noqa: E731
+            allowed[name] = cached("allowed", key_of(network), "Inspecting the network", inspect)
     if not allowed:
         return
     first, second, third = st.columns([5, 4, 5], vertical_alignment="bottom")
-    view = held.segments(first, "Show", "img-view", (_ONE, _ALL), label_visibility="collapsed")
+    view = url_state.choose(first.segmented_control, "Show", "img-view", (_ONE, _ALL), label_visibility="collapsed")
     union = [method for method in METHODS if any(method in each for each in allowed.values())]
-    target = _target(third, list(allowed), picture)
+    classes = {name: classes_of(model(name), picture.image) for name in allowed}
+    target = choose_target(third, list(classes.values()), picture)
     if view == _ALL:
         second.caption(f"{join(method_label(m) for m in QUICK if m in union)}.")
-        _all_methods(allowed, picture, target)
+        show_all_methods(allowed, classes, picture, target)
         return
-    method = held.select(
-        second, "Method", "img-method", union, "gradcam" if "gradcam" in union else union[0], format_func=_offered
-    )
-    _one_method(names, allowed, picture, method, target)
+    label = lambda m: method_label(m) + ("" if m in QUICK else " (slower)")  # noqa: E731
+    usual = "gradcam" if "gradcam" in union else union[0]
+    method = url_state.choose(second.selectbox, "Method", "img-method", union, usual, format_func=label)
+    show_method(names, allowed, classes, picture, method, target)
 
 
-def _allowed(name: str) -> tuple[str, ...]:
-    network = model(name)
-    return made("allowed", key_of(network), "Inspecting the network", lambda: mp.attribution.allowed_methods(network))
-
-
-def _offered(method: str) -> str:
-    return method_label(method) if method in QUICK else f"{method_label(method)} (slower)"
-
-
-def _target(place: st.delta_generator.DeltaGenerator, names: Sequence[str], picture: Picture) -> str:
-    """What is explained: the class that each network predicts, the true one, or one that all of them have."""
-    classes = [_classes(name, picture) for name in names]
-    same = len({each.names for each in classes}) == 1 and bool(classes[0].names)
-    options = [PREDICTED]
+def choose_target(place: st.delta_generator.DeltaGenerator, classes: Sequence[Classes], picture: Picture) -> str:
+    """The target class: that which each network predicts, the true one, or one that all of them have."""
+    words = {PREDICTED: "each network's predicted class"}
     if all(each.true is not None for each in classes):
-        options.append(TRUE)
-    if same:
-        options += [str(i) for i in range(len(classes[0].names))]
-    words = {PREDICTED: "each network's predicted class", TRUE: f"the true class, {picture.class_name or picture.label}"}
-    text = lambda option: words.get(option) or classes[0].name(int(option))  # noqa: E731
-    return held.select(place, "Explained", "img-target", options, PREDICTED, format_func=text)
+        words[TRUE] = f"the true class, {picture.class_name or picture.label}"
+    if len({each.names for each in classes}) == 1:
+        words |= {str(i): name for i, name in enumerate(classes[0].names)}
+    return url_state.choose(place.selectbox, "Explained", "img-target", list(words), PREDICTED, format_func=words.__getitem__)
 
 
-def _index(name: str, target: str, picture: Picture) -> int | None:
-    return None if target == PREDICTED else _classes(name, picture).true if target == TRUE else int(target)
+def attribution(name: str, classes: Classes, picture: Picture, method: str, target: str) -> Attribution:
+    """The attribution of the image to the target class."""
+    wanted = None if target == PREDICTED else classes.true if target == TRUE else int(target)
+    network, one = model(name), picture.image
+    return computed(
+        "Image",
+        f"{shown(name)}: {method_label(method)} of {picture.title}, {target}",
+        "attribution",
+        (key_of(network), picture.key, method, wanted),
+        lambda: mp.attribute(network, one, method, target=wanted),
+        f"mp.attribute(models[{name!r}], {picture.code}, {method!r}, target={wanted})",
+        [name],
+        picture.setup,
+    )
 
 
-def _attribution(name: str, picture: Picture, method: str, target: str) -> Attribution:
-    network, one, wanted = model(name), picture.image, _index(name, target, picture)
-    key = (key_of(network), picture.key, method, wanted)
-    title = f"{shown(name)}: {method_label(method)}"
-    found = made("attribution", key, title, lambda: mp.attribute(network, one, method, target=wanted))
-    code = f"mp.attribute(models[{name!r}], {picture.code}, {method!r}, target={wanted})"
-    label = f"{shown(name)}: {method_label(method)} of {picture.title}, {target}"
-    seen.saw("Image", label, "attribution", key, code, [name], picture.setup)
-    return found
-
-
-def _one_method(names: Sequence[str], allowed: dict[str, tuple[str, ...]], picture: Picture, method: str, target: str) -> None:
+def show_method(
+    names: Sequence[str],
+    allowed: dict[str, tuple[str, ...]],
+    classes: dict[str, Classes],
+    picture: Picture,
+    method: str,
+    target: str,
+) -> None:
+    """The maps of one method for all networks beside the image, with the scale of their colours."""
     shown_image = enlarged(picture.pixels)
     places = st.columns(1 + len(names))
     with places[0]:
@@ -178,183 +164,137 @@ def _one_method(names: Sequence[str], allowed: dict[str, tuple[str, ...]], pictu
                 works = join(method_label(m) for m in allowed[name])
                 st.info(f"{method_label(method)} is not available for this network; available: {works}.", icon=":material/info:")
                 continue
-            result = _attribution(name, picture, method, target)
+            result = attribution(name, classes[name], picture, method, target)
             results.append(result)
             st.image(overlay_image(shown_image, result, 0), width="stretch", output_format="PNG")
-            st.caption(_about(name, result, picture))
-    if results:
-        _how_to_read(results[0], method)
-        show.downloads(f"{method} {picture.title} {target}", pd.concat([r.to_frame() for r in results], ignore_index=True))
-
-
-def _about(name: str, result: Attribution, picture: Picture) -> str:
-    classes = _classes(name, picture)
-    text = f"Target: {plain(classes.name(int(result.targets[0])))}, logit {result.logit[0]:.2f}."
-    if result.targets[0] != result.predicted[0]:
-        text += f" Predicted: {plain(classes.name(int(result.predicted[0])))}."
-    if np.isfinite(result.convergence_delta[0]):
-        text += f" Relative deviation from the logit difference: {100 * result.relative_delta[0]:.2g} %."
-    return text + (f" Layer {plain(result.layer.name)}." if result.layer else "")
-
-
-def _how_to_read(result: Attribution, method: str) -> None:
-    if result.signed:
-        _colour_bar(mpl.colormaps["RdBu_r"], "against the target class", "for the target class")
-    else:
-        _colour_bar(mpl.colormaps["viridis"], "low attribution", "high attribution")
-    st.caption(
-        f"{method_label(method)[0].upper()}{plain(method_label(method)[1:])}: {plain(METHODS[method].text)} "
-        f"({plain(METHODS[method].source)}). Full colour: 99th percentile of each map. Frame: the region that the network "
-        "receives. "
-        "Check a map with deletion curves and the model-randomisation sanity check before interpreting it."
-    )
-
-
-def _colour_bar(colours_of: mpl.colors.Colormap, low: str, high: str) -> None:
-    strip = np.uint8(255 * colours_of(np.linspace(0, 1, 256))[None, :, :3]).repeat(10, axis=0)
+            text = f"Target: {plain(classes[name].name(int(result.targets[0])))}, logit {result.logit[0]:.2f}."
+            if result.targets[0] != result.predicted[0]:
+                text += f" Predicted: {plain(classes[name].name(int(result.predicted[0])))}."
+            if np.isfinite(result.convergence_delta[0]):
+                text += f" Relative deviation from the logit difference: {100 * result.relative_delta[0]:.2g} %."
+            st.caption(text + (f" Layer {plain(result.layer.name)}." if result.layer else ""))
+    if not results:
+        return
+    signed = results[0].signed
+    scale = mpl.colormaps["RdBu_r" if signed else "viridis"](np.linspace(0, 1, 256))
+    strip = np.uint8(255 * scale[None, :, :3]).repeat(10, axis=0)
+    low, high = ("against the target class", "for the target class") if signed else ("low attribution", "high attribution")
     left, middle, right = st.columns([2, 3, 2], vertical_alignment="center")
     left.markdown(f":small[{low}]", text_alignment="right")
     middle.image(Image.fromarray(strip), width="stretch", output_format="PNG")
     right.markdown(f":small[{high}]")
+    st.caption(
+        f"{method_label(method)[0].upper()}{plain(method_label(method)[1:])}: {plain(METHODS[method].text)} "
+        f"({plain(METHODS[method].source)}). Full colour: 99th percentile of each map. Frame: the region that the network "
+        "receives. Check a map with deletion curves and the model-randomisation sanity check before interpreting it."
+    )
+    show.downloads(f"{method} {picture.title} {target}", pd.concat([r.to_frame() for r in results], ignore_index=True))
 
 
-def _all_methods(allowed: dict[str, tuple[str, ...]], picture: Picture, target: str) -> None:
-    results = []
+def show_all_methods(allowed: dict[str, tuple[str, ...]], classes: dict[str, Classes], picture: Picture, target: str) -> None:
+    """The maps of all quick methods as one figure."""
+    results: list[Attribution] = []
     for name, methods in allowed.items():
         for method in QUICK:
             with guarded():
                 if method in methods:
-                    results.append(_attribution(name, picture, method, target))
+                    results.append(attribution(name, classes[name], picture, method, target))
     if not results:
         return
     one = picture.image
-    key = ("overlays", picture.key, target, tuple((r.model.fingerprint, r.method) for r in results))
+
+    def draw() -> Figure:
+        """With room above for headings of two lines, which the layout does not see over pictures of a fixed shape."""
+        drawn = attribution_overlays(results, one)
+        engine = drawn.get_layout_engine()
+        if engine is not None:
+            engine.set(rect=(0, 0, 1, 1 - 0.25 / drawn.get_figheight()))
+        return drawn
+
     show.figure(
-        lambda: _overlays(results, one),
-        key,
+        draw,
+        ("overlays", picture.key, target, tuple((r.model.fingerprint, r.method) for r in results)),
         f"attributions {picture.title} {target}",
         "Signed methods: evidence for (red) or against (blue) the target class; unsigned methods: yellow marks the highest "
-        "attribution. "
-        "Each map is scaled to its own 99th percentile. Blank panels: the method is not available for that network.",
+        "attribution. Each map is scaled to its own 99th percentile. Blank panels: the method is not available for that network.",
         pd.concat([r.to_frame() for r in results], ignore_index=True),
     )
-
-
-def _overlays(results: Sequence[Attribution], one: Images) -> Figure:
-    """With room above for headings of two lines, which the layout does not see over pictures of a fixed shape."""
-    figure = attribution_overlays(results, one)
-    engine = figure.get_layout_engine()
-    if engine is not None:
-        engine.set(rect=(0, 0, 1, 1 - 0.25 / figure.get_figheight()))
-    return figure
 
 
 # -- layers ------------------------------------------------------------------------------------------------------------------
 
 
 def show_layers(names: Sequence[str], picture: Picture, images: Images | None) -> None:
-    """Sizes of activations by depth, and the nearest images at a depth."""
+    """Norms of activations by depth, and the nearest images at a depth."""
     st.header("Activation norms")
-    _sizes(names, picture)
+    looks = {}
+    for name in names:
+        if name.startswith(RUN):
+            none = "contains means over positions only, so activation norms are not available."
+            st.info(f"{plain(shown(name))} {none}", icon=":material/info:")
+            continue
+        with guarded():
+            looks[name] = look(name, picture)
+    if looks:
+        frame = pd.concat([size_frame(name, found) for name, found in looks.items()], ignore_index=True)
+        more = {"largest:Q .4~g": "maximum over positions", "positions:Q": "positions", "channels:Q": "channels"}
+        drawn = charts.curves(frame, "norm", "mean 2-norm over positions (log scale)", log=True, more=more)
+        show.chart(drawn, f"norms {picture.title}", frame, key="img norms")
+        st.caption(
+            "2-norm over channels of the activations after every block, averaged over positions. Skip connections accumulate, so "
+            "it grows with depth; a normalisation layer after a stage resets it."
+        )
     st.header("Nearest neighbours by depth")
     if images is None:
         st.info("No images to compare with. Choose images in the sidebar.", icon=":material/info:")
         return
     with guarded():
-        _nearest(names, picture, images)
+        show_neighbours(names, looks, picture, images)
 
 
-def _sizes(names: Sequence[str], picture: Picture) -> None:
-    looks = {}
-    for name in names:
-        if name.startswith(RUN):
-            st.info(
-                f"{plain(shown(name))} contains means over positions only, so activation norms are not available.",
-                icon=":material/info:",
-            )
-            continue
-        with guarded():
-            looks[name] = look(name, picture)
-    if not looks:
-        return
-    frame = pd.concat([sizes(name, found) for name, found in looks.items()], ignore_index=True)
-    tips = {"largest": "maximum over positions", "positions": "positions", "channels": "channels"}
-    drawn = curves(frame, "norm", "mean 2-norm over positions (log scale)", colours(names), tips, log=True)
-    show.chart(drawn, f"norms {picture.title}", frame, key="img norms")
-    st.caption(
-        "2-norm over channels of the activations after every block, averaged over positions. Skip connections accumulate, so it "
-        "grows with depth; a normalisation layer after a stage resets it."
-    )
-
-
-def _nearest(names: Sequence[str], picture: Picture, images: Images) -> None:
+def show_neighbours(names: Sequence[str], looks: dict[str, Look], picture: Picture, images: Images) -> None:
+    """The nearest images at one depth in every network, and the fraction of the same class at all depths."""
     found: dict[str, Neighbours] = {}
     for name in names:
         with guarded():
             found[name] = neighbours(name, picture, images, _NEAREST)
     if not found:
         return
+    labelled = picture.label is not None and images.n_classes > 1
     depths = sorted({round(100 * layer.depth) for each in found.values() for layer in each.layers})
-    text = lambda depth: f"{depth} %"  # noqa: E731
-    depth = held.steps(st, "Relative depth (100 %: after the last block)", "img-depth", depths, depths[-1], format_func=text)
+    label, text = "Relative depth (100 %: after the last block)", lambda depth: f"{depth} %"
+    depth = url_state.choose(st.select_slider, label, "img-depth", depths, depths[-1], format_func=text)
     for name, each in found.items():
         with guarded():
-            _row_of(name, each, at_depth(each.layers, depth / 100), picture, images)
+            at = each.at(depth / 100)
+            layer, places = each.layers[at], each.places[at].tolist()
+            frame = thumbnails(images, places, (images.name, images.record.fingerprint)).assign(cosine=each.cosines[at])
+            frame["cosine"] = frame["cosine"].map("{:.3f}".format)
+            same = f": {same_class(each, at, picture.label, images.labels)} of {len(places)} share its class" if labelled else ""
+            st.markdown(f"**{plain(shown(name))}**, {plain(layer.name)} (depth {100 * layer.depth:.0f} %){same}")
+            left, right = st.columns([1, 8], vertical_alignment="center")
+            if name in looks:
+                norm = looks[name].norms[at]
+                scaled = (norm - norm.min()) / (float(np.ptp(norm)) or 1.0)
+                colour = np.uint8(255 * mpl.colormaps["viridis"](scaled)[..., :3])
+                left.image(enlarged(Image.fromarray(colour), 128), width="stretch", output_format="PNG")
+            tips = {"name": "image"} | ({"class": "class"} if images.class_names else {}) | {"cosine": "cosine"}
+            with right:
+                gallery(frame, tips, f"near {name} {layer.name} {url_state.get('img')}")
     st.caption(
         "Nearest first, by cosine similarity of representations averaged over positions and centred over the chosen images. "
-        "Hover for "
-        "the cosine, click to select an image. Bright regions of the map on the left have large activations."
+        "Hover for the cosine, click to select an image. Bright regions of the map on the left have large activations."
     )
-    if picture.label is not None and images.n_classes > 1:
-        _same_class(names, found, picture, images)
-
-
-def _row_of(name: str, each: Neighbours, at: int, picture: Picture, images: Images) -> None:
-    layer = each.layers[at]
-    places = [int(p) for p in each.places[at]]
-    frame = thumbnails(images, places, (images.name, images.record.fingerprint)).assign(cosine=each.cosines[at])
-    frame["cosine"] = frame["cosine"].map("{:.3f}".format)
-    same = _share(each, at, picture, images)
-    text = f"**{plain(shown(name))}**, {plain(layer.name)} (depth {100 * layer.depth:.0f} %)"
-    st.markdown(
-        text + (f": {same} of {len(places)} share its class" if picture.label is not None and images.n_classes > 1 else "")
-    )
-    left, right = st.columns([1, 8], vertical_alignment="center")
-    with left:
-        _norm_map(name, picture, at)
-    with right:
-        tips = (
-            {"name": "image", "class": "class", "cosine": "cosine"}
-            if images.class_names
-            else {"name": "image", "cosine": "cosine"}
-        )
-        gallery(frame, tips, f"near {name} {layer.name} {held.recall('img')}")
-
-
-def _norm_map(name: str, picture: Picture, at: int) -> None:
-    if name.startswith(RUN):
+    if not labelled:
         return
-    norm = look(name, picture).norms[at]
-    span = float(np.ptp(norm)) or 1.0
-    colour = np.uint8(255 * mpl.colormaps["viridis"]((norm - norm.min()) / span)[..., :3])
-    st.image(enlarged(Image.fromarray(colour), 128), width="stretch", output_format="PNG")
-
-
-def _share(each: Neighbours, at: int, picture: Picture, images: Images) -> int:
-    labels = images.labels
-    return 0 if labels is None else int((labels[each.places[at]] == picture.label).sum())
-
-
-def _same_class(names: Sequence[str], found: dict[str, Neighbours], picture: Picture, images: Images) -> None:
-    rows = [
-        (shown(name), layer.name, layer.depth, _share(each, at, picture, images) / len(each.places[at]), len(each.places[at]))
-        for name, each in found.items()
-        for at, layer in enumerate(each.layers)
-    ]
-    frame = pd.DataFrame(rows, columns=["network", "layer", "depth", "share", "k"])
-    drawn: alt.LayerChart = curves(
-        frame, "share", "fraction of neighbours of the same class", colours(names), {"k": "of the k nearest"}
-    )
+    rows: list[dict[str, Any]] = []
+    for name, each in found.items():
+        for at, layer in enumerate(each.layers):
+            k = len(each.places[at])
+            share = same_class(each, at, picture.label, images.labels) / k
+            rows.append({"network": shown(name), "layer": layer.name, "depth": layer.depth, "share": share, "k": k})
+    frame = pd.DataFrame(rows)
+    drawn = charts.curves(frame, "share", "fraction of neighbours of the same class", more={"k:Q": "of the k nearest"})
     show.chart(drawn, f"neighbours of its class {picture.title}", frame, key="img same class")
     st.caption(
         f"Fraction of the {_NEAREST} nearest neighbours among the {len(images)} chosen images with the same class, by depth."

@@ -1,128 +1,189 @@
-"""What the page Stem and kernels shows: the calls to mixer_probe about weights, and the charts of their results."""
+"""The page Stem and kernels: results as in a report, with interactive charts in place of some of its figures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
+import altair as alt
+import pandas as pd
 import streamlit as st
 
 import mixer_probe as mp
-from mixer_probe.core.errors import ModelError
-from mixer_probe.core.result import Result
-from mixer_probe.core.words import base_name
-from mixer_probe.images import Images
-from mixer_probe.models import Model
-from mixer_probe.weights import StemComponents, StemFilters, stem_components
+from mixer_probe.core.words import name_of, primary, short_name
+from mixer_probe.weights import KernelTying, StemFilters
 from mixer_probe.weights.channel_kernels import needs_images
-from mixer_probe_app import seen
-from mixer_probe_app.analyses import key_of, key_of_images
-from mixer_probe_app.messages import guarded, plain
-from mixer_probe_app.store import made, model
+from mixer_probe.weights.figures import kernel_maps, stem_pictures
+from mixer_probe_app import calls, charts, data, show, url_state
+from mixer_probe_app.messages import plain
 
 PAGE = "Stem and kernels"
+MANY = 128
+LOOKS = {"pictures": "Pictures", "components": "Principal components", "colour": "Colour and frequency"}
+ORDERS = {"frequency": "Low frequency first", "norm": "Large norm first", "luminance": "Grey first, colour last"}
+KERNEL_MEASURES = {
+    "distance": ("Mixing distance", "mean mixing distance (px)", "distance_px"),
+    "structure": ("Translation structure", "translation fraction (1: a convolution)", "translation_fraction"),
+    "self": ("Self weight", "fraction of K² on the position itself", "self_mass"),
+}
+TYING_MEASURES = {
+    "count": ("Shared kernels", "kernels for 90 % of the energy", "count_90"),
+    "null": ("Relative to the null", "count ÷ null count (random phases)", "over_null"),
+}
+_UNTRAINED = "Dashed lines are untrained baselines. Hover over a layer for its values."
+_NO_POSITIONS = "Position embeddings are part of a ViT: select one in the sidebar, for instance `zoo:vit-s0`."
 
 
-@dataclass(frozen=True)
-class Analysis:
-    """A function of mixer_probe on weights: under which `kind` its results are kept, what they are, and its name in a script.
-
-    With `twins` the untrained twin of a trained network is measured as well."""
-
-    kind: str
-    title: str
-    measure: Callable[[Model], Result]
-    code: str
-    twins: bool = False
-
-
-STEM = Analysis("stem", "stem filters", mp.stem_filters, "mp.stem_filters")
-KERNELS = Analysis("spatial kernels", "spatial kernels", mp.spatial_kernels, "mp.spatial_kernels", twins=True)
-ANATOMY = Analysis("anatomy", "anatomy", mp.anatomy, "mp.anatomy")
-POSITIONS = Analysis("position embeddings", "position embeddings", mp.position_embeddings, "mp.position_embeddings")
-
-
-def measured(names: Sequence[str], analysis: Analysis) -> list[Result]:
-    """The results of the networks that have what is asked for, each followed by its random twin; the others are told in a
-    sentence."""
-    found: list[Result] = []
-    for name in names:
-        with guarded():
-            found += _or_reason(name, lambda name=name: _with_twin(name, analysis))  # type: ignore[misc]
-    return found
-
-
-def _or_reason(name: str, measure: Callable[[], list[Result]]) -> list[Result]:
-    # What cannot be loaded is an error of the choice, which `guarded` says; what a network does not have is none.
-    model(name)
-    try:
-        return measure()
-    except ModelError as error:
-        st.info(plain(error), icon=":material/info:")
-        return []
+def stem_filters(names: Sequence[str]) -> None:
+    """Filters of the first layer: as pictures, as principal components, or by colour and frequency."""
+    row = st.container(horizontal=True, vertical_alignment="bottom", gap="medium")
+    look = url_state.choose(row.segmented_control, "Show", "stem-look", list(LOOKS), format_func=LOOKS.__getitem__)
+    order: Any = "frequency"
+    limit = None
+    if look == "pictures":
+        order = url_state.choose(row.selectbox, "Sorted by", "stem-order", list(ORDERS), format_func=ORDERS.get, width=220)
+        more = f"Off: the first {MANY} in this order."
+        limit = None if url_state.toggle(row, "All filters", "stem-all", help=more) else MANY
+    found: list[StemFilters] = calls.measured(PAGE, names, "stem filters", mp.stem_filters)
+    if not found:
+        return
+    if look == "colour":
+        colour_chart(found)
+    for result in found if look == "pictures" else []:
+        untrained = "" if result.model.trained else " (untrained)"
+        st.subheader(plain(short_name(result.model.name.removesuffix("?untrained")) + untrained))
+        st.markdown(f"{len(result)} filters, stride {result.stride[0]} px, in the layer {plain(result.layer)}.")
+        show.figure(
+            partial(stem_pictures, result, order_by=order, limit=limit),
+            ("stem", calls.key_of_results([result]), order, limit),
+            f"stem {result.model.name}",
+            "Mid-grey is zero, brighter is positive and darker negative in each colour; each filter has its own scale.",
+            result.to_frame(),
+        )
+    hidden = ("filters",) if look == "components" else ("filters", "components")
+    show.report(found, "stem-colour", *(f"stem-{kind}-{name_of(r.model)}" for kind in hidden for r in found))
 
 
-def _with_twin(name: str, analysis: Analysis) -> list[Result]:
-    network = model(name)
-    title = f"{analysis.title} of {name}"
-    found = [_kept(name, analysis.kind, key_of(network), title, lambda: analysis.measure(network), f"{analysis.code}({{}})")]
-    if analysis.twins and network.weights.trained:
-        key, title = ("twin", *key_of(network)), f"{title}, untrained baseline"
-        code = f"{analysis.code}({{}}.untrained())"
-        found.append(_kept(name, analysis.kind, key, title, lambda: analysis.measure(network.untrained()), code))
-    return found
+def colour_chart(found: Sequence[StemFilters]) -> None:
+    """Filters by frequency and fraction of energy in luminance; the area is the norm."""
+    coloured = [r for r in found if r.shape[1] > 1]
+    if not coloured:
+        st.info("None of these networks has colour input.", icon=":material/info:")
+        return
+    frame = charts.table(coloured)
+    fields = {
+        "network:N": "network",
+        "unit:Q": "filter",
+        "frequency_cycles_per_pixel:Q .3f": "frequency (cycles/px)",
+        "luminance_share:Q .1%": "luminance",
+        "red_green_share:Q .1%": "red against green",
+        "blue_yellow_share:Q .1%": "blue against yellow",
+        "norm:Q .3f": "norm",
+    }
+    fields = {field: title for field, title in fields.items() if field.partition(":")[0] in frame}
+    y: dict[str, Any] = {"title": "fraction of energy in luminance", "scale": alt.Scale(domain=[-0.03, 1.03], nice=False)}
+    chart = alt.Chart(frame).mark_circle(opacity=0.6)
+    encoded = chart.encode(
+        x=alt.X("frequency_cycles_per_pixel:Q", title="frequency (cycles/px)", axis=alt.Axis(tickCount=6)),
+        y=alt.Y("luminance_share:Q", axis=alt.Axis(tickCount=6), **y),
+        size=alt.Size("norm:Q", title="norm", legend=alt.Legend(orient="bottom", symbolFillColor=charts.GREY, tickCount=3)),
+        color=charts.network_colour(frame, orient="bottom"),
+        tooltip=charts.tips(fields),
+    )
+    show.chart(encoded.properties(height=480).interactive(), f"stem colour {_names(found)}", frame)
+    st.caption(
+        "Each point is a filter; drag and scroll to zoom. Filters at the top respond to brightness, those at the bottom to "
+        "colour alone; random filters with three colour channels lie at one third. Smooth filters are at the left."
+    )
 
 
-def _kept(
-    name: str, kind: str, key: tuple[str, ...], title: str, make: Callable[[], Result], code: str, setup: str = ""
-) -> Result:
-    """The result, kept and remembered as seen; `code` has a gap for the network."""
-    found = made(kind, key, title[0].upper() + title[1:], make)
-    seen.saw(PAGE, title, kind, key, code.format(f"models[{name!r}]"), [name], setup)
-    return found
+def spatial_kernels(names: Sequence[str]) -> None:
+    """From where positions read: by depth, on average, and for every position of one block."""
+    titles = {name: texts[0] for name, texts in KERNEL_MEASURES.items()}
+    measure = url_state.choose(st.segmented_control, "Measure", "stem-kernel", list(titles), format_func=titles.get)
+    found = calls.measured(PAGE, names, "spatial kernels", mp.spatial_kernels, baselines=True)
+    if not found:
+        return
+    _depth_chart(found, charts.table(found), *KERNEL_MEASURES[measure])
+    st.caption(
+        "The kernel K gives the weight with which each position reads every other: the linear part of a Mixer's token MLP, a "
+        f"ViT's attention computed from position embeddings alone, a CNN's own kernels. {_UNTRAINED}"
+    )
+    mixing = {r.model.name: r for r in primary(found) if r.kernels[0].matrix is not None}
+    show.report(found, "kernels-depth", *(f"kernels-{name_of(r.model)}" for r in mixing.values()))
+    if not mixing:
+        return
+    st.subheader("Spatial mixing weights by position")
+    left, right = st.columns([2, 3])
+    result = mixing[url_state.choose(left.selectbox, "Network", "stem-network", list(mixing), format_func=short_name)]
+    block = url_state.choose(right.select_slider, "Block", "stem-block", range(1, len(result) + 1)) - 1
+    show.figure(
+        lambda: kernel_maps(result, [block]),
+        ("kernel maps", calls.key_of_results([result]), block),
+        f"kernel {result.kernels[block].layer} {result.model.name}",
+        "Each small map belongs to the position at which it is drawn and shows where that position reads: red with positive "
+        "weight, blue with negative (attention: dark to yellow). Maps that shift with their position indicate a convolution.",
+        result.to_frame(),
+    )
 
 
-def tying(names: Sequence[str], images: Images) -> list[Result]:
-    """How many kernels the channels of each network share, beside its random twin. Only Mixers and ViTs look at the images."""
-    found: list[Result] = []
-    for name in names:
-        with guarded():
-            found += _or_reason(name, lambda name=name: _tying(name, images))  # type: ignore[misc]
-    return found
+def kernel_tying(names: Sequence[str]) -> None:
+    """How many spatial kernels the channels of a layer share. Only Mixers and ViTs look at the images."""
+    titles = {name: texts[0] for name, texts in TYING_MEASURES.items()}
+    measure = url_state.choose(st.segmented_control, "Measure", "stem-tying", list(titles), format_func=titles.get)
+    images = lambda network: data.images() if needs_images(network) else None  # noqa: E731
+    found = calls.measured(PAGE, names, "kernel tying", mp.kernel_tying, baselines=True, images=images)
+    if not found:
+        return
+    frame = tying_table(found)
+    if frame[TYING_MEASURES[measure][2]].isna().all():
+        st.info("Kernels tied by construction have no null to compare with.", icon=":material/info:")
+    else:
+        _depth_chart(found, frame, *TYING_MEASURES[measure])
+    st.caption(
+        "Each channel of a layer has its own spatial kernel; the count is the number of shared kernels that explain 90 % of "
+        f"their energy. Relative to the null, values below 1 mean that channels share shape and not only smoothness. {_UNTRAINED}"
+    )
+    show.report(found, "tying-depth")
 
 
-def _tying(name: str, images: Images) -> list[Result]:
-    network = model(name)
-    looks = needs_images(network)
-    code, setup = ("mp.kernel_tying({}, images)", seen.images_setup()) if looks else ("mp.kernel_tying({})", "")
-    key = (*key_of(network), key_of_images(images) if looks else "")
-    title = f"kernel tying of {name}"
-    given = images if looks else None
-    found = [_kept(name, "tying", key, title, lambda: mp.kernel_tying(network, given), code, setup)]
-    if network.weights.trained:
-        make, code = (lambda: mp.kernel_tying(network.untrained(), given)), code.replace("{}", "{}.untrained()")
-        found.append(_kept(name, "tying", ("twin", *key), f"{title}, untrained baseline", make, code, setup))
-    return found
+def tying_table(found: Sequence[KernelTying]) -> pd.DataFrame:
+    """Tying by layer, with the count in offset space relative to that of random phases: below 1 channels share shapes."""
+    frame = charts.table(found)
+    return frame.assign(over_null=frame["offset_count_90"] / frame["null_count_90"])
 
 
-def components(stem: StemFilters) -> StemComponents:
-    """The principal components of stem filters. Raises MeasureError for filters of zeros."""
-    key = (stem.model.name, stem.model.fingerprint)
-    return made("stem components", key, f"Components of the stem of {stem.model.name}", lambda: stem_components(stem))
+def anatomy(names: Sequence[str]) -> None:
+    """Which modules mix positions, and which channels."""
+    found = calls.measured(PAGE, names, "anatomy", mp.anatomy)
+    if found:
+        show.report(found)
+    for result in found:
+        show.folded_table(f"Modules of {result.model.name} in execution order", result.to_frame().drop(columns="model"))
 
 
-def result_key(results: Sequence[Result]) -> tuple[tuple[str, ...], ...]:
-    """What tells these results from others: networks, their weights, and the images where there are any."""
-    return tuple((r.model.name, r.model.fingerprint, _images_of(r)) for r in results)  # type: ignore[attr-defined]
+def position_embeddings(names: Sequence[str]) -> None:
+    """Similarity of the position embeddings of a ViT, by distance and for every patch."""
+    found = calls.measured(PAGE, names, "position embeddings", mp.position_embeddings)
+    if not found:
+        st.info(_NO_POSITIONS, icon=":material/info:")
+        return
+    frame = charts.table(found, lambda result: result.by_distance())
+    more = {"sd:Q .3f": "standard deviation over pairs", "pairs:Q": "pairs"}
+    curves = charts.curves(frame, "cosine", "mean cosine similarity", across="distance_px", more=more)
+    show.chart(curves, f"positions by distance {_names(found)}", frame)
+    st.caption("Mean over all pairs of patches at a distance. Hover over a point for its spread over pairs.")
+    show.report(found, "positions-distance")
 
 
-def _images_of(result: Result) -> str:
-    record = getattr(result, "images", None)
-    return record.fingerprint if record else ""
+def _depth_chart(found: Sequence[Any], frame: pd.DataFrame, title: str, label: str, column: str) -> None:
+    """One column of the table against relative depth, with its other numbers in the tooltip."""
+    numbers = [name for name in frame.select_dtypes("number").columns if name not in (column, "depth")][:8]
+    more = {f"{name}:Q .3~g": name.replace("_", " ") for name in numbers}
+    drawn = charts.curves(frame, column, label, digits=".3~g", log=column == "count_90", more=more)
+    show.chart(drawn, f"{title} {_names(found)}", frame)
 
 
-def own(results: Sequence[Result]) -> dict[str, Result]:
-    """The networks that were chosen, without random twins that stand beside trained ones, by name."""
-    names = {r.model.name for r in results}  # type: ignore[attr-defined]
-    chosen = (r for r in results if base_name(r.model.name) == r.model.name or base_name(r.model.name) not in names)  # type: ignore[attr-defined]
-    return {r.model.name: r for r in chosen}  # type: ignore[attr-defined]
+def _names(results: Sequence[Any]) -> str:
+    return " ".join(r.model.name for r in results)

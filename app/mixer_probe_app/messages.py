@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import streamlit as st
@@ -13,8 +13,6 @@ import torch
 from mixer_probe.core.errors import CheckpointError, ImagesError, MixerProbeError, ModelError
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|$:~^=])")
-
-_SMALLER = "Choose fewer images or a smaller network."
 _LOG = logging.getLogger("mixer_probe.app")
 
 # The first that fits an error says what to do about it.
@@ -30,14 +28,14 @@ def plain(text: object) -> str:
     return _MARKUP.sub(r"\\\1", " ".join(str(text).split()))
 
 
-def join(names: Iterable[str]) -> str:
-    """ "a, b and c"."""
-    items = list(names)
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+class Cancelled(Exception):  # noqa: N818 - nothing went wrong
+    """A computation that the person stopped: the page has said so, and the part that needs it is left out."""
 
 
-class Halted(Exception):  # noqa: N818 - nothing went wrong
-    """A calculation that the person stopped: the page has said so, and the part that needs it is left out."""
+def show_error(error: MixerProbeError) -> None:
+    """The sentence of an error, and what a person can do about it."""
+    advice = next((text for kind, text in _ADVICE if isinstance(error, kind)), "")
+    st.error(f"{plain(error)}\n\n{advice}".strip(), icon=":material/error:")
 
 
 @contextmanager
@@ -45,13 +43,13 @@ def guarded() -> Iterator[None]:
     """Show an error, or full memory, as a message; the rest of the page goes on. What nobody foresaw goes to the log as well."""
     try:
         yield
-    except Halted:
+    except Cancelled:
         pass
     except MixerProbeError as error:
-        st.error(f"{plain(error)}\n\n{advice(error)}".strip(), icon=":material/error:")
+        show_error(error)
     except Exception as error:
-        if out_of_memory(error):
-            st.error(f"Out of memory.\n\n{_SMALLER}", icon=":material/error:")
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+            st.error("Out of memory.\n\nChoose fewer images or a smaller network.", icon=":material/error:")
             return
         _LOG.exception("a part of the page failed")
         st.error(
@@ -59,13 +57,3 @@ def guarded() -> Iterator[None]:
             "mixer_probe, please report it.",
             icon=":material/bug_report:",
         )
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of the machine or of a device."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
-
-
-def advice(error: BaseException) -> str:
-    """What a person can do about an error; "" where its own sentence says it all."""
-    return next((text for kind, text in _ADVICE if isinstance(error, kind)), "")

@@ -1,9 +1,7 @@
-"""Charts of token-mixing units: small maps to click, where units lie, one unit at size, and their change with depth."""
+"""Charts of token-mixing units: small maps to click, frequency against spread, one unit at size, and depth curves."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,13 +11,14 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from mixer_probe.core.words import base_name, short_name
-from mixer_probe.plotting.style import COLOURS, DIVERGING, GREY, colour_of
+from mixer_probe.plotting.style import COLOURS, DIVERGING, GREY
 from mixer_probe.weights import TokenMixing
+from mixer_probe_app.charts import WEIGHTS, curves, pick, table, tips, uri
 
 CLICK = "picked"
-FRAMES = {"chosen": "#E69F00", "partner": "#009E73"}
+FRAMES = {"chosen": "#E69F00", "opposite": "#009E73"}
 ROLES = ("other units", "selected unit", "opposite-phase unit", "mean of shuffled units")
+# Title, label of the axis, and the columns of the summary with the values and with their null.
 DEPTHS = {
     "frequency": ("Frequency", "mean frequency (cycles/token)", "mean_frequency", "shuffled_mean_frequency"),
     "localisation": ("Localisation", "mean spread around the centre of mass (px)", "mean_spread_px", "shuffled_mean_spread_px"),
@@ -28,12 +27,20 @@ DEPTHS = {
     "orientation": ("Orientation", "mean coherence (1: one orientation)", "mean_coherence", "shuffled_mean_coherence"),
     "rank": ("Rank", "effective rank", "effective_rank", "shuffled_effective_rank"),
 }
-_KINDS = {"trained": [1, 0], "untrained": [6, 4], "null": [1, 3]}
-# In pixels: a small map and its frame, a map at size, a picture.
+# In pixels: a small map and its frame, a map at size.
 _TILE, _FRAME, _MAP = 40, 3, 146
-
-
-# -- all units of a block --------------------------------------------------------------------------------------------------------
+_FEW = alt.Axis(tickCount=6)
+_UNIT = {
+    "unit:Q": "unit",
+    "frequency_cycles_per_token:Q .3f": "frequency (cycles/token)",
+    "spread_px:Q .1f": "spread (px)",
+    "orientation_degrees:Q .0f": "orientation (°)",
+    "coherence:Q .2f": "coherence",
+    "norm:Q .3f": "norm",
+    "partner:Q": "opposite-phase unit",
+    "partner_cosine:Q .3f": "cosine with opposite-phase unit",
+    "partner_p:Q .2f": "p of that cosine",
+}
 
 
 def urls(maps: np.ndarray, scale: float | None = None, frame: str = "") -> list[str]:
@@ -44,21 +51,16 @@ def urls(maps: np.ndarray, scale: float | None = None, frame: str = "") -> list[
     scaled = np.divide(maps, largest, out=np.zeros_like(maps), where=np.broadcast_to(largest > 0, maps.shape))
     zoom = max(1, -(-_TILE // max(maps.shape[1:])))
     colours = (255 * mpl.colormaps[DIVERGING](0.5 + 0.5 * scaled)).round().astype(np.uint8)
-    edge = Image.new("RGBA", (1, 1), frame or (0, 0, 0, 0)).getpixel((0, 0))
-    return [_url(one.repeat(zoom, 0).repeat(zoom, 1), edge) for one in colours]
-
-
-def _url(picture: np.ndarray, edge: Any) -> str:
-    height, width = picture.shape[:2]
-    framed = Image.new("RGBA", (width + 2 * _FRAME, height + 2 * _FRAME), edge)
-    framed.paste(Image.fromarray(picture), (_FRAME, _FRAME))
-    stream = io.BytesIO()
-    framed.save(stream, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+    found = []
+    for one in colours.repeat(zoom, 1).repeat(zoom, 2):
+        framed = Image.new("RGBA", (one.shape[1] + 2 * _FRAME, one.shape[0] + 2 * _FRAME), frame or (0, 0, 0, 0))
+        framed.paste(Image.fromarray(one), (_FRAME, _FRAME))
+        found.append(uri(framed))
+    return found
 
 
 def unit_frame(found: TokenMixing, block: int) -> pd.DataFrame:
-    """One row a unit of a block, with every measure."""
+    """One row per unit of a block, with every measure."""
     frame = found.to_frame()
     return frame[frame["block"] == found.blocks[block]].reset_index(drop=True)
 
@@ -67,7 +69,8 @@ def tiles(frame: pd.DataFrame, order: np.ndarray, pictures: Sequence[str], pairs
     """The units `order` with their `pictures`, row by row; the two of a pair stand close together if `pairs`."""
     columns = 16 if len(order) <= 128 else 24
     place = np.arange(len(order))
-    shown = frame.iloc[order].assign(picture=list(pictures), row=place // columns, column=_columns(place % columns, pairs))
+    column = place % columns + (np.where(place % 2 == 0, 0.03, -0.03) if pairs else 0.0)
+    shown = frame.iloc[order].assign(picture=list(pictures), row=place // columns, column=column)
     rows = -(-len(order) // columns)
     side = alt.ExprRef(f"0.97 * min(width / {columns}, height / {rows})")
     chart: alt.Chart = (
@@ -77,109 +80,66 @@ def tiles(frame: pd.DataFrame, order: np.ndarray, pictures: Sequence[str], pairs
             x=alt.X("column:Q", axis=None, scale=alt.Scale(domain=[-0.5, columns - 0.5], nice=False, zero=False)),
             y=alt.Y("row:Q", axis=None, scale=alt.Scale(domain=[rows - 0.5, -0.5], nice=False, zero=False)),
             url="picture:N",
-            tooltip=unit_tooltip(),
+            tooltip=tips(_UNIT),
         )
-        .add_params(_click())
+        .add_params(pick(CLICK, "unit"))
         .properties(height=rows * (54 if columns == 16 else 40))
         .configure_view(stroke=None)
     )
     return chart
 
 
-def _columns(column: np.ndarray, pairs: bool) -> np.ndarray:
-    return column + np.where(column % 2 == 0, 0.03, -0.03) if pairs else column.astype(float)
-
-
-def _click() -> alt.Parameter:
-    return alt.selection_point(name=CLICK, fields=["unit"], on="click", empty=False)
-
-
-def unit_tooltip() -> list[alt.Tooltip]:
-    """Everything about a unit."""
-    return [
-        alt.Tooltip("unit:Q", title="unit"),
-        alt.Tooltip("frequency_cycles_per_token:Q", title="frequency (cycles/token)", format=".3f"),
-        alt.Tooltip("spread_px:Q", title="spread (px)", format=".1f"),
-        alt.Tooltip("orientation_degrees:Q", title="orientation (°)", format=".0f"),
-        alt.Tooltip("coherence:Q", title="coherence", format=".2f"),
-        alt.Tooltip("norm:Q", title="norm", format=".3f"),
-        alt.Tooltip("partner:Q", title="opposite-phase unit"),
-        alt.Tooltip("partner_cosine:Q", title="cosine with opposite-phase unit", format=".3f"),
-        alt.Tooltip("partner_p:Q", title="p of that cosine", format=".2f"),
-    ]
-
-
 def scatter(found: TokenMixing, block: int, frame: pd.DataFrame, unit: int) -> alt.Chart:
-    """The units of a block by frequency and spread, the chosen one and its partner marked, beside the mean of shuffled units."""
-    shown = pd.concat([_with_roles(frame, unit), _shuffled(found, block)], ignore_index=True)
-    roles = alt.Scale(domain=list(ROLES), range=["circle", "diamond", "triangle-up", "cross"])
-    opposed = alt.Scale(domain=[0, 1], scheme="viridis", clamp=True)
-    chart: alt.Chart = (
-        alt.Chart(shown)
-        .mark_point(filled=True, opacity=0.9, cursor="pointer")
-        .encode(
-            x=alt.X(
-                "frequency_cycles_per_token:Q",
-                title="frequency (cycles/token)",
-                scale=alt.Scale(zero=False, padding=14),
-                axis=_few(),
-            ),
-            y=alt.Y(
-                "spread_px:Q", title="spread around the centre of mass (px)", scale=alt.Scale(zero=False, padding=14), axis=_few()
-            ),
-            shape=alt.Shape("role:N", title=None, scale=roles, legend=_shapes()),
-            size=alt.condition(f"datum.role == '{ROLES[0]}'", alt.value(45), alt.value(260)),
-            stroke=alt.condition(f"datum.role == '{ROLES[0]}'", alt.value("transparent"), alt.value(COLOURS[1])),
-            strokeWidth=alt.value(2),
-            color=alt.Color("opposition:Q", title=["−cosine with", "the match"], scale=opposed, legend=alt.Legend(format=".1f")),
-            order="order:Q",
-            tooltip=unit_tooltip(),
-        )
-        .add_params(_click())
-        .properties(height=460)
-        .interactive()
-    )
-    return chart
-
-
-def _few() -> alt.Axis:
-    return alt.Axis(tickCount=6)
-
-
-def _shapes() -> alt.Legend:
-    return alt.Legend(orient="bottom", columns=4, labelLimit=240, symbolStrokeWidth=0, symbolFillColor=GREY, symbolSize=90)
-
-
-def _with_roles(frame: pd.DataFrame, unit: int) -> pd.DataFrame:
-    partner = int(frame["partner"].iloc[unit])
-    order = (frame["unit"] == partner) + 2 * (frame["unit"] == unit)
-    role = np.select([frame["unit"] == unit, frame["unit"] == partner], [ROLES[1], ROLES[2]], ROLES[0])
-    return frame.assign(role=role, order=order, opposition=-frame["partner_cosine"])
-
-
-def _shuffled(found: TokenMixing, block: int) -> pd.DataFrame:
-    null = found.measures(block).shuffled
-    numbers = {
+    """The units of a block by frequency and spread, the chosen one and its opposite marked, beside the mean of shuffled units."""
+    opposite_unit, null = int(frame["partner"].iloc[unit]), found.measures(block).shuffled
+    chosen, opposite = frame["unit"] == unit, frame["unit"] == opposite_unit
+    role = np.select([chosen, opposite], [ROLES[1], ROLES[2]], ROLES[0])
+    mean = {
         "frequency_cycles_per_token": np.mean(null.frequency),
         "spread_px": np.mean(null.spread),
         "coherence": np.mean(null.coherence),
         "partner_cosine": np.mean(null.partner_cosine),
         "opposition": -np.mean(null.partner_cosine),
     }
-    return pd.DataFrame([{"unit": -1, "role": ROLES[3], "order": 3, **numbers}])
+    units = frame.assign(role=role, order=opposite + 2 * chosen, opposition=-frame["partner_cosine"])
+    shown = pd.concat([units, pd.DataFrame([{"unit": -1, "role": ROLES[3], "order": 3, **mean}])], ignore_index=True)
+    shapes = alt.Scale(domain=list(ROLES), range=["circle", "diamond", "triangle-up", "cross"])
+    legend = alt.Legend(orient="bottom", columns=4, labelLimit=240, symbolStrokeWidth=0, symbolFillColor=GREY, symbolSize=90)
+    opposed = alt.Scale(domain=[0, 1], scheme="viridis", clamp=True)
+    scale = alt.Scale(zero=False, padding=14)
+    usual = f"datum.role == '{ROLES[0]}'"
+    chart: alt.Chart = (
+        alt.Chart(shown)
+        .mark_point(filled=True, opacity=0.9, cursor="pointer")
+        .encode(
+            x=alt.X("frequency_cycles_per_token:Q", title="frequency (cycles/token)", scale=scale, axis=_FEW),
+            y=alt.Y("spread_px:Q", title="spread around the centre of mass (px)", scale=scale, axis=_FEW),
+            shape=alt.Shape("role:N", title=None, scale=shapes, legend=legend),
+            size=alt.condition(usual, alt.value(45), alt.value(260)),
+            stroke=alt.condition(usual, alt.value("transparent"), alt.value(COLOURS[1])),
+            strokeWidth=alt.value(2),
+            color=alt.Color("opposition:Q", title=["−cosine with", "the match"], scale=opposed, legend=alt.Legend(format=".1f")),
+            order="order:Q",
+            tooltip=tips(_UNIT),
+        )
+        .add_params(pick(CLICK, "unit"))
+        .properties(height=460)
+        .interactive()
+    )
+    return chart
 
 
 # -- one unit ------------------------------------------------------------------------------------------------------------------
 
 
-def weights_frame(maps: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Maps [h, w] by name as one table: one row a patch."""
-    return pd.concat([_patches(values).assign(map=name) for name, values in maps.items()], ignore_index=True)
-
-
-def _patches(values: np.ndarray) -> pd.DataFrame:
-    rows, columns = np.indices(values.shape)
-    return pd.DataFrame({"row": rows.ravel() + 1, "column": columns.ravel() + 1, "weight": values.ravel().astype(float)})
+def patches(maps: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Maps [h, w] by name as one table: one row per patch."""
+    parts = []
+    for name, values in maps.items():
+        rows, columns = np.indices(values.shape) + 1
+        table = {"row": rows.ravel(), "column": columns.ravel(), "weight": values.ravel().astype(float)}
+        parts.append(pd.DataFrame(table).assign(map=name))
+    return pd.concat(parts, ignore_index=True)
 
 
 def weights_map(values: np.ndarray, title: str, largest: float) -> alt.Chart:
@@ -188,9 +148,12 @@ def weights_map(values: np.ndarray, title: str, largest: float) -> alt.Chart:
     largest = largest or 1.0
     scale = alt.Scale(scheme="redblue", reverse=True, domain=[-largest, largest])
     legend = alt.Legend(title="weight", orient="bottom", gradientLength=_MAP - 30, values=[-largest, 0, largest], format=".2g")
-    across, down = (alt.Axis(values=_some(n), labelAngle=0, ticks=False, domain=False) for n in (width, height))
+    # At most six labels, evenly spaced.
+    across, down = (
+        alt.Axis(values=list(range(1, n + 1, -(-n // 6))), labelAngle=0, ticks=False, domain=False) for n in (width, height)
+    )
     chart: alt.Chart = (
-        alt.Chart(_patches(values))
+        alt.Chart(patches({title: values}))
         .mark_rect()
         .encode(
             x=alt.X("column:O", title="patch column", axis=across, scale=alt.Scale(padding=0)),
@@ -199,60 +162,32 @@ def weights_map(values: np.ndarray, title: str, largest: float) -> alt.Chart:
             tooltip=["row:O", "column:O", alt.Tooltip("weight:Q", format=".4f")],
         )
         .properties(width=_MAP, height=_MAP * height / width, title=alt.TitleParams(title, anchor="start", fontSize=14))
-        # Otherwise axes and legend take their room from the map, which is then no square.
-        .properties(autosize=alt.AutoSizeParams(type="pad"))
     )
     return chart
 
 
-def _some(count: int, most: int = 6) -> list[int]:
-    """At most so many of the numbers from 1 to `count`, evenly spaced."""
-    return list(range(1, count + 1, -(-count // most)))
+def beside(charts: Sequence[alt.Chart]) -> Any:
+    """Charts beside each other as one, for files."""
+    return alt.hconcat(*charts).resolve_scale(color="independent").configure(background="white")
 
 
-def saved(charts: Sequence[alt.Chart], kind: str) -> bytes:
-    """Charts beside each other as SVG or PNG."""
-    row = (
-        alt.hconcat(*(_without_autosize(chart) for chart in charts))
-        .resolve_scale(color="independent")
-        .configure(background="white")
-    )
-    if kind == "svg":
-        text = io.StringIO()
-        row.save(text, format="svg")
-        return text.getvalue().encode()
-    stream = io.BytesIO()
-    row.save(stream, format="png", scale_factor=2.0)
-    return stream.getvalue()
-
-
-def _without_autosize(chart: alt.Chart) -> alt.Chart:
-    """A chart that can be a part of another one."""
-    alone = chart.copy()
-    alone.autosize = alt.Undefined
-    return alone
-
-
-# -- images of a unit ----------------------------------------------------------------------------------------------------------
-
-
-def given_frame(given: np.ndarray, images: Sequence[str], classes: Sequence[str], most: int = 32) -> pd.DataFrame:
-    """What a unit gives [rank, channel] in the `most` channels where it gives most in any of the images: one row a value."""
-    channels = np.sort(np.argsort(-np.abs(given).max(0), kind="stable")[:most])
-    ranks = np.arange(1, len(given) + 1)
+def output_frame(outputs: np.ndarray, images: Sequence[str], classes: Sequence[str], most: int = 32) -> pd.DataFrame:
+    """The outputs [rank, channel] of a unit in the `most` channels of largest output in any of the images: one row per value."""
+    channels = np.sort(np.argsort(-np.abs(outputs).max(0), kind="stable")[:most])
+    ranks = np.arange(1, len(outputs) + 1)
     return pd.DataFrame(
         {
             "rank": np.repeat(ranks, len(channels)),
             "image": np.repeat(list(images), len(channels)),
             "class": np.repeat(list(classes), len(channels)),
-            "channel": np.tile(channels, len(given)),
-            "value": given[:, channels].ravel().astype(float),
+            "channel": np.tile(channels, len(outputs)),
+            "value": outputs[:, channels].ravel().astype(float),
         }
     )
 
 
-def given_map(frame: pd.DataFrame) -> alt.Chart:
-    """Images against channels, coloured by what the unit gives."""
+def output_map(frame: pd.DataFrame) -> alt.Chart:
+    """Images against channels, coloured by the output of the unit."""
     largest = float(frame["value"].abs().max()) or 1.0
     scale = alt.Scale(scheme="redblue", reverse=True, domain=[-largest, largest])
     axis = alt.Axis(labelAngle=-90, labelOverlap="greedy", ticks=False, domain=False)
@@ -275,54 +210,14 @@ def given_map(frame: pd.DataFrame) -> alt.Chart:
 
 
 def depth_frame(results: Sequence[TokenMixing], measure: str) -> pd.DataFrame:
-    """One row a block of a network, of its random twin, and of the null of what was trained (or of all, if nothing was)."""
-    _name, _label, own, null = DEPTHS[measure]
-    nulls = [r for r in results if r.model.trained] or list(results)
-    parts = [_depth(r, own, "trained" if r.model.trained else "untrained") for r in results]
-    return pd.concat([*parts, *(_depth(r, null, "null") for r in nulls)], ignore_index=True)
+    """One row per block of a network, of its untrained baseline, and of the null of trained networks (of all, if none is)."""
+    _title, _label, own, null = DEPTHS[measure]
+    rows = lambda column: lambda r: r.summary().assign(chance=r.chance, layer=lambda t: t["block"], value=lambda t: t[column])  # noqa: E731
+    nulls = table([r for r in results if r.model.trained] or list(results), rows(null)).assign(weights=WEIGHTS[2])
+    return pd.concat([table(results, rows(own)), nulls], ignore_index=True)
 
 
-def _depth(result: TokenMixing, column: str, kind: str) -> pd.DataFrame:
-    table = result.summary().assign(chance=result.chance)
-    network = short_name(base_name(result.model.name))
-    return table[["block", "depth", "units"]].assign(network=network, weights=kind, value=table[column])
-
-
-def depth_curves(frame: pd.DataFrame, measure: str) -> alt.Chart:
-    """One measure of units against relative depth; dashed lines are random weights, dotted ones the null."""
-    title, label, *_ = DEPTHS[measure]
-    colours = colour_of(frame["network"])
-    kinds = {kind: dash for kind, dash in _KINDS.items() if kind in set(frame["weights"])}
-    dash = alt.Scale(domain=list(kinds), range=list(kinds.values()))
-    chart: alt.Chart = (
-        alt.Chart(frame.dropna(subset="value"))
-        .mark_line(point=alt.OverlayMarkDef(size=55))
-        .encode(
-            x=alt.X(
-                "depth:Q", title="relative depth (1: last block)", scale=alt.Scale(domain=[0, 1.02], nice=False), axis=_few()
-            ),
-            y=alt.Y("value:Q", title=label, axis=_few(), scale=alt.Scale(zero=measure in ("pairing", "rank", "orientation"))),
-            color=alt.Color("network:N", scale=alt.Scale(domain=[*colours], range=[*colours.values()]), legend=_legend()),
-            strokeDash=alt.StrokeDash(
-                "weights:N", title="weights", scale=dash, legend=_legend(symbolStrokeColor=GREY, symbolFillColor=GREY)
-            ),
-            tooltip=_depth_tooltip(title),
-        )
-        .properties(height=420)
-    )
-    return chart
-
-
-def _legend(**look: Any) -> alt.Legend:
-    return alt.Legend(orient="bottom", symbolType="stroke", symbolSize=500, symbolStrokeWidth=2, labelLimit=240, **look)
-
-
-def _depth_tooltip(title: str) -> list[alt.Tooltip]:
-    return [
-        alt.Tooltip("network:N", title="network"),
-        alt.Tooltip("weights:N", title="weights"),
-        alt.Tooltip("block:N", title="block"),
-        alt.Tooltip("depth:Q", title="relative depth", format=".2f"),
-        alt.Tooltip("value:Q", title=title.lower(), format=".3f"),
-        alt.Tooltip("units:Q", title="units"),
-    ]
+def depth_curves(frame: pd.DataFrame, measure: str) -> alt.LayerChart:
+    """One measure of units against relative depth; dashed lines are untrained baselines, dotted ones the null."""
+    zero = measure in ("pairing", "rank", "orientation")
+    return curves(frame, "value", DEPTHS[measure][1], zero=zero, bounds=None, more={"units:Q": "units"})

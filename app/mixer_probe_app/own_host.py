@@ -40,18 +40,16 @@ def allowed(headers: list[tuple[bytes, bytes]]) -> bool:
     """Whether there is one Host and it is allowed, and no Origin but that of this server or those of
     `server.corsAllowedOrigins`."""
     hosts, origins = ([value.decode("latin-1").lower() for name, value in headers if name == key] for key in (b"host", b"origin"))
-    known = {name.lower() for name in st.get_option("server.allowedHosts") or _LOCAL}
-    if len(hosts) != 1 or _name(hosts[0]) not in known:
+    if len(hosts) != 1:
         return False
-    own = {f"{scheme}://{hosts[0]}" for scheme in ("http", "https")}
-    return own.union(st.get_option("server.corsAllowedOrigins") or ()).issuperset(origins)
-
-
-def _name(host: str) -> str | None:
-    """The name in a Host header; None for one that is more than a name and a port."""
+    host = hosts[0]
     try:
         parts = urlsplit(f"//{host}")
-        plain = parts.netloc == host and "@" not in host and parts.port != 0
+        # More than a name and a port is refused.
+        name = parts.hostname if parts.netloc == host and "@" not in host and parts.port != 0 else None
     except ValueError:
-        return None
-    return parts.hostname if plain else None
+        return False
+    if name not in {known.lower() for known in st.get_option("server.allowedHosts") or _LOCAL}:
+        return False
+    own = {f"{scheme}://{host}" for scheme in ("http", "https")}
+    return own.union(st.get_option("server.corsAllowedOrigins") or ()).issuperset(origins)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import hashlib
 import io
@@ -10,7 +9,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,20 +23,19 @@ from mixer_probe.core.errors import ImagesError, ImagesWarning, StoreError
 from mixer_probe.core.text import visible
 from mixer_probe.images import Images, from_arrays, photo_credit
 from mixer_probe.images.decode import MOST_PIXELS, is_deep, reason, to_rgb
-from mixer_probe_app import data, held, offers, seen
+from mixer_probe_app import charts, data, local_files, url_state
 from mixer_probe_app.messages import plain
-from mixer_probe_app.store import made
+from mixer_probe_app.store import cached
 
 CHOSEN, CLASS, PAGE = "img", "img-class", "img-page"
 EVERY_CLASS = "all"
 UPLOAD = "upload:"
-# Pixels; what is larger is refused by its header, before anything is decoded.
-# Along the longer side; what is larger is kept smaller, since no network here reads more.
+# In pixels along the longer side; larger uploads are reduced, since no network here reads more.
 LONGEST = 1024
 _SMALLEST, _FLATTEST = 8, 10
 _MOST_BYTES = 100 * 2**20
-_MOST_KEPT = 300
-# Decoders that the person's own machine can be trusted with; EPS, for one, would start another program.
+_MOST_UPLOADS = 300
+# Formats that are decoded; EPS, for one, would start another program.
 _FORMATS = ("JPEG", "MPO", "JPEG2000", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
 _SHOWN = "PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF"
 _NAME = re.compile(r"[0-9a-f]{16}\.png")
@@ -84,32 +82,26 @@ class Picture:
 
 def chosen(images: Images | None) -> Picture | None:
     """The image that the URL names, the first where it names none; None where there are no images at all."""
-    said = held.recall(CHOSEN) or ""
+    said = url_state.get(CHOSEN) or ""
     if said.startswith(UPLOAD):
         try:
             return uploaded(said.removeprefix(UPLOAD))
         except ImagesError as error:
             st.error(f"{plain(error)} The first image of the set is shown instead.", icon=":material/error:")
-            held.hold(CHOSEN, None)
+            said = ""
+            choose(0)
     if images is None:
         return None
-    number = int(held.recall(CHOSEN) or 1) if (held.recall(CHOSEN) or "1").isdecimal() else 1
-    place = min(max(number, 1), len(images)) - 1
-    held.hold(CHOSEN, str(place + 1) if place else None)
-    return of_place(images, place)
-
-
-def of_place(images: Images, place: int) -> Picture:
-    """One of the images chosen."""
+    place = min(max(int(said) if said.isdecimal() else 1, 1), len(images)) - 1
+    choose(place)
     one = images.subset([place])
-    name = one.ids[0]
     key = (data.source(), one.record.fingerprint)
-    return Picture(one, place, f"image {place + 1}: {name}", key, seen.images_setup(), f"images.subset([{place}])")
+    return Picture(one, place, f"image {place + 1}: {one.ids[0]}", key, data.setup(), f"images.subset([{place}])")
 
 
 def choose(place: int) -> None:
     """Look at this one of the images chosen from now on."""
-    held.hold(CHOSEN, str(place + 1) if place else None)
+    url_state.put(CHOSEN, str(place + 1) if place else None)
 
 
 def chooser(images: Images | None) -> Picture | None:
@@ -118,85 +110,73 @@ def chooser(images: Images | None) -> Picture | None:
     with right:
         picture = chosen(images)
         if images is not None:
-            _strip(images, picture)
+            show_strip(images, picture)
         else:
             st.info("No images to choose from. Choose others in the sidebar, or upload one.", icon=":material/info:")
-        _uploader(picture)
+        with st.expander("Upload an image", icon=":material/upload:", expanded=picture is None):
+            label = f"{_SHOWN}, at most {MOST_PIXELS // 10**6} million pixels"
+            st.file_uploader(label, key="img-upload", on_change=receive)
+        for text in st.session_state.get("img-said", ()):
+            st.info(plain(text), icon=":material/info:")
+        if problem := st.session_state.get("img-problem"):
+            st.error(f"{plain(problem)} The previous image is still shown.", icon=":material/error:")
     if picture is not None:
-        with left:
-            st.image(enlarged(picture.pixels), caption=plain(_caption(picture)), width="stretch", output_format="PNG")
+        width, height = picture.pixels.size
+        known = f", class {picture.class_name}" if picture.class_name else ""
+        # Photographs carry the names of their authors.
+        credit = photo_credit(picture.image.ids[0]) if picture.image.name == "photos" else ""
+        caption = f"{picture.title[0].upper()}{picture.title[1:]}{known}, {width}×{height} px. {credit}".strip()
+        left.image(enlarged(picture.pixels), caption=plain(caption), width="stretch", output_format="PNG")
     return picture
 
 
-def _caption(picture: Picture) -> str:
-    width, height = picture.pixels.size
-    known = f", class {picture.class_name}" if picture.class_name else ""
-    return f"{picture.title[0].upper()}{picture.title[1:]}{known}, {width}×{height} px. {_credit(picture)}".strip()
-
-
-def _credit(picture: Picture) -> str:
-    """Photographs carry the names of their authors."""
-    if picture.image.name != "photos":
-        return ""
-    return photo_credit(picture.image.ids[0])
-
-
-def _strip(images: Images, picture: Picture | None) -> None:
+def show_strip(images: Images, picture: Picture | None) -> None:
+    """The thumbnails of the images, or of those of one class, page by page; another image brings its own page."""
     first, second, third = st.columns(3, vertical_alignment="bottom")
     current = picture.place if picture is not None else None
     if current is None:
         first.button("Back to the image set", on_click=choose, args=(0,), icon=":material/undo:", width="stretch")
     else:
-        held.number(first, f"Image, 1 to {len(images)}", CHOSEN, 1, len(images), 1, help="Position of the image in the set.")
-        current = int(held.recall(CHOSEN) or 1) - 1
-    places = _filtered(images, second)
-    _follow(current)
-    pages = -(-len(places) // (_COLUMNS * _ROWS))
-    own = places.index(current) // (_COLUMNS * _ROWS) if current in places else 0
-    page = held.number(third, f"Page of thumbnails, 1 to {pages}", PAGE, 1, pages, own + 1) if pages > 1 else 1
-    shown = places[(page - 1) * _COLUMNS * _ROWS :][: _COLUMNS * _ROWS]
-    frame = thumbnails(images, shown, (data.source(), images.record.fingerprint), current)
-    gallery(frame, {"name": "image", "class": "class"} if images.class_names else {"name": "image"}, f"strip {page} {current}")
-    st.caption("Click an image to select it.")
-
-
-def _follow(current: int | None) -> None:
-    """Another image brings its own page of thumbnails."""
+        about = "Position of the image in the set."
+        current = url_state.number(first, f"Image, 1 to {len(images)}", CHOSEN, 1, len(images), 1, help=about) - 1
+    labels, names, places = images.labels, images.class_names, list(range(len(images)))
+    if labels is not None and names and images.n_classes > 1:
+        options = [EVERY_CLASS, *(names[int(label)] for label in np.unique(labels))]
+        every = lambda name: "all classes" if name == EVERY_CLASS else name  # noqa: E731
+        wanted = url_state.choose(second.selectbox, "Class", CLASS, options, EVERY_CLASS, format_func=every)
+        places = [i for i in places if wanted in (EVERY_CLASS, names[int(labels[i])])]
     before = st.session_state.get("img-before")
     st.session_state["img-before"] = current
     if before is not None and before != current:
-        held.hold(PAGE, None)
-
-
-def _filtered(images: Images, place: st.delta_generator.DeltaGenerator) -> list[int]:
-    """The places of the images of the class that is asked for."""
-    labels, names = images.labels, images.class_names
-    if labels is None or not names or images.n_classes < 2:
-        return list(range(len(images)))
-    present = [int(label) for label in np.unique(labels)]
-    options = [EVERY_CLASS, *(names[label] for label in present)]
-    wanted = held.select(
-        place, "Class", CLASS, options, EVERY_CLASS, format_func=lambda o: "all classes" if o == EVERY_CLASS else o
-    )
-    return [i for i, label in enumerate(labels) if wanted in (EVERY_CLASS, names[int(label)])]
+        url_state.put(PAGE, None)
+    size = _COLUMNS * _ROWS
+    pages = -(-len(places) // size)
+    own = places.index(current) // size if current in places else 0
+    page = url_state.number(third, f"Page of thumbnails, 1 to {pages}", PAGE, 1, pages, own + 1) if pages > 1 else 1
+    shown = places[(page - 1) * size :][:size]
+    frame = thumbnails(images, shown, (data.source(), images.record.fingerprint), current)
+    gallery(frame, {"name": "image"} | ({"class": "class"} if names else {}), f"strip {page} {current}")
+    st.caption("Click an image to select it.")
 
 
 # -- thumbnails --------------------------------------------------------------------------------------------------------------
 
 
 def thumbnails(images: Images, places: Sequence[int], key: Hashable, current: int | None = None) -> pd.DataFrame:
-    """A row a thumbnail: its `place`, `name`, `class` and `picture`, the current one framed."""
-    found = made("pictures", ("thumbs", key, tuple(places)), "Drawing", lambda: _drawn(images, places), lane="draw", keep=False)
-    rows = []
-    for place, small in zip(places, found, strict=True):
-        label = images.class_names[int(images.labels[place])] if images.class_names and images.labels is not None else ""
-        uri = as_uri(small, HERE if place == current else None)
-        rows.append({"place": place, "name": images.ids[place], "class": label, "picture": uri})
+    """One row per thumbnail: its `place`, `name`, `class` and `picture`, the current one framed."""
+    draw = lambda: [thumb(images[place]) for place in places]  # noqa: E731
+    found = cached("pictures", ("thumbs", key, tuple(places)), "Drawing", draw, queue="draw", on_disk=False)
+    classes = images.class_names and images.labels is not None
+    rows = [
+        (
+            place,
+            images.ids[place],
+            data.class_of(images, place) if classes else "",
+            as_uri(small, HERE if place == current else None),
+        )
+        for place, small in zip(places, found, strict=True)
+    ]
     return pd.DataFrame(rows, columns=["place", "name", "class", "picture"])
-
-
-def _drawn(images: Images, places: Sequence[int]) -> list[Image.Image]:
-    return [thumb(images[place]) for place in places]
 
 
 def thumb(picture: Image.Image) -> Image.Image:
@@ -206,11 +186,8 @@ def thumb(picture: Image.Image) -> Image.Image:
 
 
 def as_uri(small: Image.Image, frame: str | None = None) -> str:
-    """A picture inside an address, with a frame of a colour."""
-    shown = ImageOps.expand(ImageOps.contain(small, (_THUMB - 2 * _MARK,) * 2), _MARK, frame) if frame else small
-    stream = io.BytesIO()
-    shown.save(stream, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    """A picture as an address for charts, with a frame of a colour."""
+    return charts.uri(ImageOps.expand(ImageOps.contain(small, (_THUMB - 2 * _MARK,) * 2), _MARK, frame) if frame else small)
 
 
 def enlarged(picture: Image.Image, least: int = 288) -> Image.Image:
@@ -219,13 +196,19 @@ def enlarged(picture: Image.Image, least: int = 288) -> Image.Image:
     return picture if factor == 1 else picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
+def square(picture: Image.Image, side: int, frame: str | None = None) -> Image.Image:
+    """The picture as a square of `side` px, a small one with whole pixels; with a `frame` of a colour."""
+    border = side // 14 if frame else 0
+    resampling = Image.Resampling.NEAREST if max(picture.size) < side else Image.Resampling.LANCZOS
+    return ImageOps.expand(picture.resize((side - 2 * border,) * 2, resampling), border, frame or 0)
+
+
 def gallery(frame: pd.DataFrame, tips: dict[str, str], key: str, columns: int = _COLUMNS) -> None:
     """Thumbnails in rows; a click looks at the image. `tips` are columns of the frame by what they are called."""
     if frame.empty:
         return
     order = np.arange(len(frame))
     table = frame.assign(row=order // columns, column=order % columns, spot=1)
-    pick = alt.selection_point(name="pick", fields=["place"], on="click", empty=False)
     rows = int(table["row"].max()) + 1
     drawn = (
         alt.Chart(table)
@@ -234,32 +217,31 @@ def gallery(frame: pd.DataFrame, tips: dict[str, str], key: str, columns: int = 
             x=alt.X("column:O", axis=None, scale=alt.Scale(domain=list(range(columns)), padding=0)),
             y=alt.Y("row:O", axis=None, scale=alt.Scale(padding=0)),
             url="picture:N",
-            tooltip=[alt.Tooltip(f"{field}:N", title=title) for field, title in tips.items()],
+            tooltip=charts.tips({f"{field}:N": title for field, title in tips.items()}),
         )
-        .add_params(pick)
+        .add_params(charts.pick("pick", "place"))
         .properties(height=rows * (_THUMB + 6) + _BELOW, padding=0)
         .configure_view(stroke=None)
     )
-    callback: Callable[[], None] = lambda: _picked(key)  # noqa: E731
-    st.altair_chart(drawn, width="stretch", key=key, on_select=callback, selection_mode="pick")
 
+    def take() -> None:
+        place = charts.picked(key, "pick").get("place")
+        if place is not None:
+            choose(int(place))
 
-def _picked(key: str) -> None:
-    points = st.session_state[key].selection.get("pick") or []
-    if points and "place" in points[0]:
-        choose(int(points[0]["place"]))
+    st.altair_chart(drawn, width="stretch", key=key, on_select=take, selection_mode="pick")
 
 
 # -- uploads -----------------------------------------------------------------------------------------------------------------
 
 
 def folder() -> Path:
-    """Where uploaded pictures are kept; hidden, so that it is not offered as a set of images."""
-    return offers.uploads() / ".pictures"
+    """The folder of uploaded pictures; hidden, so that it is not offered as a set of images."""
+    return local_files.uploads() / ".pictures"
 
 
 def uploaded(name: str) -> Picture:
-    """The picture that was kept under `name`. Raises ImagesError where there is none."""
+    """The picture that was saved as `name`. Raises ImagesError where there is none."""
     file = folder() / name
     if not _NAME.fullmatch(name) or not file.is_file():
         raise ImagesError("the uploaded image of this link is not stored on this machine; upload it again.")
@@ -267,29 +249,16 @@ def uploaded(name: str) -> Picture:
         pixels = np.asarray(opened.convert("RGB"))
     digest = name.removesuffix(".png")
     image = from_arrays([pixels], ids=[digest], name="uploaded image")
-    return Picture(image, None, f"uploaded image {digest[:8]}", (UPLOAD, digest), _opening(file, digest), "images")
-
-
-def _opening(file: Path, digest: str) -> str:
-    """The Python that opens a kept upload as `images`."""
-    return (
+    setup = (
         "import numpy as np\nfrom PIL import Image\n\n"
         f"pixels = [np.asarray(Image.open({str(file)!r}))]\n"
         f'images = mp.images.from_arrays(pixels, ids=[{digest!r}], name="uploaded image")'
     )
+    return Picture(image, None, f"uploaded image {digest[:8]}", (UPLOAD, digest), setup, "images")
 
 
-def _uploader(picture: Picture | None) -> None:
-    with st.expander("Upload an image", icon=":material/upload:", expanded=picture is None):
-        st.file_uploader(f"{_SHOWN}, at most {MOST_PIXELS // 10**6} million pixels", key="img-upload", on_change=_received)
-    for text in st.session_state.get("img-said", ()):
-        st.info(plain(text), icon=":material/info:")
-    if problem := st.session_state.get("img-problem"):
-        st.error(f"{plain(problem)} The previous image is still shown.", icon=":material/error:")
-
-
-def _received() -> None:
-    """Keep an upload and look at it, or say why not."""
+def receive() -> None:
+    """Save an upload and look at it, or say why not, for callbacks."""
     st.session_state.pop("img-said", None)
     st.session_state.pop("img-problem", None)
     file = st.session_state.get("img-upload")
@@ -297,16 +266,16 @@ def _received() -> None:
         return
     try:
         picture, said = read_upload(file.name, file.getvalue())
-        name = keep(picture)
+        name = save(picture)
     except (ImagesError, StoreError) as error:
         st.session_state["img-problem"] = str(error)
         return
     st.session_state["img-said"] = said
-    held.hold(CHOSEN, f"{UPLOAD}{name}")
+    url_state.put(CHOSEN, f"{UPLOAD}{name}")
 
 
 def read_upload(name: str, content: bytes) -> tuple[Image.Image, list[str]]:
-    """An uploaded picture as 8-bit RGB of at most `LONGEST` px a side, and what was done to it, in sentences.
+    """An uploaded picture as 8-bit RGB of at most `LONGEST` px a side, and what was changed, in sentences.
 
     Raises ImagesError for what is no picture, too large, too small, or broken off, with what to do about it."""
     shown = f"'{visible(' '.join(name[:60].split()))}'"
@@ -317,39 +286,37 @@ def read_upload(name: str, content: bytes) -> tuple[Image.Image, list[str]]:
             # The limit here is lower than the one that Pillow warns of; which range was assumed is told below.
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", ImagesWarning)
-            with Image.open(io.BytesIO(content), formats=_formats()) as opened:
-                _check_size(shown, opened)
-                said = _done_to(opened)
+            Image.init()
+            known = [name for name in _FORMATS if name in Image.OPEN]
+            with Image.open(io.BytesIO(content), formats=known) as opened:
+                _check_size(shown, *opened.size)
+                said = _changes(opened)
                 picture = to_rgb(opened)
         said += [f"It {str(warning.message).removeprefix('an image ')}." for warning in caught]
     except ImagesError:
         raise
     except Image.DecompressionBombError:
-        raise ImagesError(_too_large(shown, "far more than")) from None
+        raise ImagesError(_TOO_LARGE.format(shown, "far more than")) from None
     except Exception as error:
-        raise ImagesError(f"{shown} cannot be read: {_why(content, error)}. Upload a {_SHOWN} file.") from error
-    return _reduced(picture, said), said
+        why = reason(error) if content else "the file is empty"
+        raise ImagesError(f"{shown} cannot be read: {why}. Upload a {_SHOWN} file.") from error
+    if max(picture.size) > LONGEST:
+        small = ImageOps.contain(picture, (LONGEST, LONGEST), Image.Resampling.LANCZOS)
+        said.append(f"It was reduced from {picture.width}×{picture.height} to {small.width}×{small.height} px.")
+        picture = small
+    return picture, said
 
 
-def _formats() -> list[str]:
-    Image.init()
-    return [name for name in _FORMATS if name in Image.OPEN]
+_TOO_LARGE = (
+    f"{{}} has {{}} {MOST_PIXELS // 10**6} million pixels, the maximum supported; reduce it, for example to 1000 px per side."
+)
 
 
-def _why(content: bytes, error: Exception) -> str:
-    return "the file is empty" if not content else reason(error)
-
-
-def _too_large(shown: str, how_many: str) -> str:
-    most = MOST_PIXELS // 10**6
-    return f"{shown} has {how_many} {most} million pixels, the maximum supported; reduce it, for example to 1000 px per side."
-
-
-def _check_size(shown: str, opened: Image.Image) -> None:
-    """By the header alone. A strip one pixel high would become as long as a street when its short side is made 224 px."""
-    width, height = opened.size
+def _check_size(shown: str, width: int, height: int) -> None:
+    """By the header alone, before anything is decoded. A strip one pixel high would become very long when its short side is made
+    224 px. Raises ImagesError."""
     if width * height > MOST_PIXELS:
-        raise ImagesError(_too_large(shown, f"{width}×{height} px, more than"))
+        raise ImagesError(_TOO_LARGE.format(shown, f"{width}×{height} px, more than"))
     if min(width, height) < _SMALLEST or max(width, height) > _FLATTEST * min(width, height):
         raise ImagesError(
             f"{shown} has {width}×{height} px; the shorter side must have {_SMALLEST} px or more, and the longer one at most "
@@ -357,8 +324,8 @@ def _check_size(shown: str, opened: Image.Image) -> None:
         )
 
 
-def _done_to(opened: Image.Image) -> list[str]:
-    """What becomes of modes other than 8-bit RGB; `to_rgb` does it."""
+def _changes(opened: Image.Image) -> list[str]:
+    """What `to_rgb` changes in modes other than 8-bit RGB."""
     said = []
     if getattr(opened, "n_frames", 1) > 1:
         said.append(f"It has {opened.n_frames} frames; the first one is used.")
@@ -371,16 +338,10 @@ def _done_to(opened: Image.Image) -> list[str]:
     return said
 
 
-def _reduced(picture: Image.Image, said: list[str]) -> Image.Image:
-    if max(picture.size) <= LONGEST:
-        return picture
-    small = ImageOps.contain(picture, (LONGEST, LONGEST), Image.Resampling.LANCZOS)
-    said.append(f"It was reduced from {picture.width}×{picture.height} to {small.width}×{small.height} px.")
-    return small
+def save(picture: Image.Image) -> str:
+    """Save a picture, encoded anew, under the hash of its pixels, and give the name of its file; the oldest leave.
 
-
-def keep(picture: Image.Image) -> str:
-    """Keep a picture, encoded anew, under the hash of its pixels, and give the name of its file. Raises StoreError."""
+    Raises StoreError."""
     digest = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()[:16]
     file = folder() / f"{digest}.png"
     try:
@@ -389,15 +350,10 @@ def keep(picture: Image.Image) -> str:
             with tempfile.NamedTemporaryFile(dir=file.parent, delete=False, suffix=".tmp") as part:
                 picture.save(part, "PNG")
             os.replace(part.name, file)
-            _tidy()
+            files = sorted(folder().glob("*.png"), key=lambda f: f.stat().st_mtime, reverse=True)
+            for old in files[_MOST_UPLOADS:]:
+                with contextlib.suppress(OSError):
+                    old.unlink()
     except OSError as error:
         raise StoreError(f"cannot save the upload in {folder()}: {error.strerror or error}.") from error
     return file.name
-
-
-def _tidy() -> None:
-    """The oldest go first."""
-    files = sorted(folder().glob("*.png"), key=lambda f: f.stat().st_mtime, reverse=True)
-    for file in files[_MOST_KEPT:]:
-        with contextlib.suppress(OSError):
-            file.unlink()

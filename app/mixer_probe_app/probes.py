@@ -1,4 +1,4 @@
-"""What the page Probes shows: probes of every layer and their controls, each made only when it is looked at."""
+"""Results of the page Probes: probes of every layer and their controls, each computed only when it is shown."""
 
 from __future__ import annotations
 
@@ -15,94 +15,69 @@ from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.fingerprint import apart
 from mixer_probe.images import Images
 from mixer_probe.linear.stratification import stratified
-from mixer_probe.models import Layer
 from mixer_probe.models.layer import spread
 from mixer_probe.probing import ConfusionMatrix, ControlTask, OnlineCode, PatchPosition, PositionProbe, ProbeResult, RandomLabels
-from mixer_probe.probing.runs import source_labels, train_labels
-from mixer_probe_app import disk, seen
-from mixer_probe_app.analyses import BATCH, LAYERS, key_of, key_of_images, representations, stored_run
+from mixer_probe.probing.runs import train_labels
+from mixer_probe_app import data
+from mixer_probe_app.calls import BATCH, LAYERS, key_of, key_of_images, representations, stored_run
 from mixer_probe_app.choice import RUN, shown
-from mixer_probe_app.store import find, made, model
+from mixer_probe_app.history import computed
+from mixer_probe_app.store import lookup, model
 
 T = TypeVar("T")
 Runs = tuple[Representations, Representations]
 
 PAGE = "Probes"
 METHODS = {"ridge": "ridge", "logistic": "logistic", "centroid": "nearest class mean"}
-# Description lengths fit a classifier again for every block: few layers, and images enough to tell them apart.
+# Description lengths fit a classifier again for every block of images: few layers, and enough images.
 CODE_IMAGES, CODE_LAYERS = 400, 4
 _CODE: dict[str, Any] = {"fractions": (0.0625, 0.125, 0.25, 0.5, 1.0), "l2": (0.1, 1.0, 10.0)}
 # A probe at every position of a fine grid takes minutes, and its layers do not fit into memory.
 MOST_POSITIONS, MOST_MAPS = 256, 4
-PLACE_IMAGES = 120
-_PLACE_RIDGES = (1e-5, 1e-3, 1e-1)
+POSITION_IMAGES = 120
+_POSITION_RIDGES = (1e-5, 1e-3, 1e-1)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One network to probe. `runs` gives its representations of the images to fit and to test on, and `twin` those of its
-    untrained twin, where it has one; neither is made before it is asked for. `code` and `code_twin` make both again."""
+    """One network to probe. `runs` gives its representations of the images to fit and to test on, and `baseline` those of its
+    untrained baseline, where it has one; neither is computed before it is asked for. `code` and `baseline_code` compute them
+    again."""
 
     choice: str
     key: Hashable
     runs: Callable[[], Runs]
-    twin: Callable[[], Runs] | None
     code: str
-    code_twin: str = ""
+    baseline: Callable[[], Runs] | None = None
+    baseline_code: str = ""
 
 
-def check(train: Images, test: Images) -> None:
-    """Raise the library's ImagesError for images that no probe can be fitted to, before anything is calculated."""
-    source_labels(train, test)
+def subject(choice: str, train: Images, test: Images, with_baseline: bool) -> Subject:
+    """A network, or a stored run, on these images: a run that holds both sides, or else the two halves of its own images.
 
-
-def subject(choice: str, train: Images, test: Images, with_twin: bool) -> Subject:
-    """A network, or a stored run, on these images. Raises what loading raises."""
-    if choice.startswith(RUN):
-        return _of_run(choice, train, test)
-    network = model(choice)
-    both = (train, test)
-    key = (key_of(network), key_of_images(train), key_of_images(test), LAYERS)
+    Raises what loading raises."""
     name = f"models[{choice!r}]"
-    code = ", ".join(f"mp.extract({name}, {side}, {LAYERS!r})" for side in ("train", "test"))
-    if not with_twin or not network.weights.trained:
-        return Subject(choice, key, lambda: _runs(choice, both), None, code)
-    twin = ", ".join(f"mp.extract({name}.untrained(), {side}, {LAYERS!r})" for side in ("train", "test"))
-    return Subject(choice, (key, "twin"), lambda: _runs(choice, both), lambda: _twins(choice, both), code, f"untrained=({twin})")
-
-
-def _runs(choice: str, both: tuple[Images, Images]) -> Runs:
-    return representations(choice, both[0]), representations(choice, both[1])
-
-
-def _twins(choice: str, both: tuple[Images, Images]) -> Runs:
-    return _twin(choice, both[0]), _twin(choice, both[1])
-
-
-def _twin(choice: str, images: Images) -> Representations:
-    network = model(choice)
-    key = (key_of(network), "untrained twin", key_of_images(images), LAYERS, "mean")
-
-    def extract() -> Representations:
-        return disk.store(key, lambda place: mp.extract(network.untrained(), images, LAYERS, batch_size=BATCH, out=place))
-
-    title = f"{choice}, untrained: representations of {len(images)} images"
-    return made("representations", key, title, extract, keep=False)
-
-
-def _of_run(choice: str, train: Images, test: Images) -> Subject:
-    """A run that holds both sides, or else the two halves of its own images."""
+    if not choice.startswith(RUN):
+        network = model(choice)
+        key = (key_of(network), key_of_images(train), key_of_images(test), LAYERS)
+        code, untrained = (
+            ", ".join(f"mp.extract({name}{version}, {side}, {LAYERS!r})" for side in ("train", "test"))
+            for version in ("", ".untrained()")
+        )
+        runs = lambda: (representations(choice, train), representations(choice, test))  # noqa: E731
+        if not with_baseline or not network.weights.trained:
+            return Subject(choice, key, runs, code)
+        baseline = lambda: tuple(representations(choice, side, untrained=True) for side in (train, test))  # noqa: E731
+        return Subject(choice, (key, "baseline"), runs, code, baseline, untrained)  # type: ignore[arg-type]
     run = stored_run(choice)
-    name = f"models[{choice!r}]"
+    identity = repr(run.record.identity())
     if {*train.keys, *test.keys} <= set(run.keys):
         sides = ", ".join(f"{name}.take([{name}.keys.index(key) for key in {side}.keys])" for side in ("train", "test"))
         pair = stored_run(choice, train), stored_run(choice, test)
-        return Subject(choice, ("run", repr(run.record.identity()), pair[0].images.fingerprint), lambda: pair, None, sides)
+        return Subject(choice, ("run", identity, pair[0].images.fingerprint), lambda: pair, sides)
     fit, hold = halves(run)
     code = f"{name}.take({fit.tolist()}), {name}.take({hold.tolist()})"
-    return Subject(
-        choice, ("run", repr(run.record.identity()), len(fit)), lambda: (run.take(fit, "fit"), run.take(hold, "test")), None, code
-    )
+    return Subject(choice, ("run", identity, len(fit)), lambda: (run.take(fit, "fit"), run.take(hold, "test")), code)
 
 
 def halves(run: Representations) -> tuple[np.ndarray, np.ndarray]:
@@ -115,128 +90,120 @@ def halves(run: Representations) -> tuple[np.ndarray, np.ndarray]:
 # -- results ---------------------------------------------------------------------------------------------------------------
 
 
-Code = str | Callable[[Any], str]
-
-
-def _result(kind: str, one: Subject, key: Hashable, title: str, make: Callable[[Runs, Runs | None], T], code: Code) -> T:
-    """The result kept, or a new one; representations are only fetched for a new one."""
-    key = (one.key, key)
+def _result(
+    kind: str, one: Subject, title: str, compute: Callable[[Runs, Runs | None], T], code: str | Callable[[T], str], *key: Any
+) -> T:
+    """The result cached, or a new one; representations are only fetched for a new one."""
+    found = (one.key, *key)
+    runs: tuple[Any, Any] = (None, None)
+    if lookup(kind, found) is None:
+        runs = one.runs(), (one.baseline() if one.baseline else None)
     label = f"{title} of {shown(one.choice)}"
-    runs: tuple[Runs, Runs | None] | None = None
-    if find(kind, key) is None:
-        runs = one.runs(), (one.twin() if one.twin else None)
-    found = made(kind, key, label, lambda: make(*runs))  # type: ignore[misc]
-    said = code if isinstance(code, str) else code(found)
-    seen.saw(PAGE, label, kind, key, said, [one.choice], seen.sides_setup())
-    return found
-
-
-def _options(one: Subject, *said: str) -> str:
-    return "".join(f", {text}" for text in (*said, one.code_twin) if text)
+    return computed(PAGE, label, kind, found, lambda: compute(*runs), code, [one.choice], data.sides_setup())
 
 
 def accuracy(one: Subject, method: str) -> ProbeResult:
     """A probe of every layer."""
-    code = f"mp.linear_probe({one.code}{_options(one, f'method={method!r}')})"
     title = f"{'k-NN' if method == 'knn' else METHODS[method].capitalize()} probes"
-    return _result("probes", one, method, title, lambda r, twin: mp.linear_probe(*r, method=method, untrained=twin), code)
+    compute = lambda r, baseline: mp.linear_probe(*r, method=method, untrained=baseline)  # noqa: E731
+    return _result("probes", one, title, compute, f"mp.linear_probe({one.code}, method={method!r}{_untrained(one)})", method)
+
+
+def _untrained(one: Subject) -> str:
+    """The baseline as an argument in a script."""
+    return f", untrained=({one.baseline_code})" if one.baseline_code else ""
 
 
 def control(one: Subject) -> ControlTask:
-    """The groups of the classes, and random groupings of them."""
-    code = f"mp.probing.control_task({one.code}{_options(one, 'seed=0')})"
-    work = mp.probing.control_task
-    return _result("control tasks", one, "", "Control tasks", lambda r, twin: work(*r, seed=0, untrained=twin), code)
+    """Accuracy on groups of the classes, and on random groupings of them."""
+    task = mp.probing.control_task
+    code = f"mp.probing.control_task({one.code}, seed=0{_untrained(one)})"
+    return _result("control tasks", one, "Control tasks", lambda r, baseline: task(*r, seed=0, untrained=baseline), code)
 
 
 def random_labels(one: Subject) -> RandomLabels:
-    """Probes of shuffled labels."""
+    """Probes of permuted labels."""
     code = f"mp.probing.random_label_probe({one.code}, seed=0)"
-    return _result("random labels", one, "", "Random labels", lambda r, _: mp.probing.random_label_probe(*r, seed=0), code)
+    return _result("random labels", one, "Random labels", lambda r, _: mp.probing.random_label_probe(*r, seed=0), code)
 
 
 def description_length(one: Subject) -> tuple[OnlineCode, ...]:
-    """The online code of the labels at a few layers, and that of the untrained twin."""
+    """The online code of the labels at a few layers, and that of the untrained baseline."""
+
+    def compute(runs: Runs, baseline: Runs | None) -> tuple[OnlineCode, ...]:
+        found = []
+        for reps, _ in filter(None, (runs, baseline)):
+            y = train_labels(reps)
+            layers = [reps.layers[i].name for i in spread(reps.layers, CODE_LAYERS)]
+            part = reps.only(layers).take(stratified(y, min(len(y), CODE_IMAGES)))
+            found.append(mp.probing.online_code(part, seed=0, **_CODE))
+        return tuple(found)
 
     def code(found: tuple[OnlineCode, ...]) -> str:
         names = [layer.name for layer in found[0].layers]
         part = f"reps.only({names!r}).take(mp.probing.stratified(reps.labels, {found[0].n}))"
-        sides = f"[({one.code})[0]{_twin_code(one)}]"
-        return f"[mp.probing.online_code({part}, seed=0, **{_CODE!r}) for reps in {sides}]"
+        sides = ", ".join(f"({side})[0]" for side in filter(None, (one.code, one.baseline_code)))
+        return f"[mp.probing.online_code({part}, seed=0, **{_CODE!r}) for reps in [{sides}]]"
 
-    return _result("description length", one, "", "Description length", _codes, code)
-
-
-def _twin_code(one: Subject) -> str:
-    return f", ({one.code_twin.removeprefix('untrained=')})[0]" if one.code_twin else ""
-
-
-def _codes(runs: Runs, twin: Runs | None) -> tuple[OnlineCode, ...]:
-    sides = [runs[0], *([twin[0]] if twin else [])]
-    return tuple(mp.probing.online_code(_sample(reps), seed=0, **_CODE) for reps in sides)
-
-
-def _sample(reps: Representations) -> Representations:
-    y = train_labels(reps)
-    names = [reps.layers[i].name for i in spread(reps.layers, CODE_LAYERS)]
-    return reps.only(names).take(stratified(y, min(len(y), CODE_IMAGES)))
+    return _result("description length", one, "Description length", compute, code)
 
 
 def confusion(one: Subject, probe: ProbeResult, method: str) -> ConfusionMatrix:
     """Confusion between classes."""
-    key = (one.key, method)
-    label = f"Confusion of {shown(one.choice)}"
     code = f"mp.probing.confusion_matrix(mp.linear_probe({one.code}, method={method!r}))"
-    found = made("confusion", key, label, lambda: mp.probing.confusion_matrix(probe))
-    seen.saw(PAGE, label, "confusion", key, code, [one.choice], seen.sides_setup())
-    return found
+    compute = lambda: mp.probing.confusion_matrix(probe)  # noqa: E731
+    label = f"Confusion of {shown(one.choice)}"
+    return computed(PAGE, label, "confusion", (one.key, method), compute, code, [one.choice], data.sides_setup())
 
 
-# -- places ----------------------------------------------------------------------------------------------------------------
+# -- positions -------------------------------------------------------------------------------------------------------------
 
 
-def layers_for_maps(choice: str) -> list[str]:
-    """At most `MOST_MAPS` blocks, spread over the depth, whose grid is coarse enough. Raises MeasureError where there is none."""
+def class_by_position(choice: str, train: Images, test: Images) -> PositionProbe:
+    """A probe at every position of at most `MOST_MAPS` blocks, spread over the depth, whose grid is coarse enough.
+
+    Raises MeasureError where there is none, and ModelError for a stored run, which has no network to ask again."""
     network = model(choice)
-    able = [layer for layer in network.select(LAYERS) if _has_places(layer)]
+    blocks = [(layer, layer.grid) for layer in network.select(LAYERS) if layer.grid is not None]
+    able = [layer for layer, (rows, columns) in blocks if 1 < rows * columns <= MOST_POSITIONS]
     if not able:
         raise MeasureError(f"no block of {network.name} has from 2 to {MOST_POSITIONS} positions in a grid")
-    return [able[i].name for i in spread(able, MOST_MAPS)]
-
-
-def _has_places(layer: Layer) -> bool:
-    return layer.grid is not None and 1 < layer.grid[0] * layer.grid[1] <= MOST_POSITIONS
-
-
-def class_by_place(choice: str, train: Images, test: Images) -> PositionProbe:
-    """A probe at every position of a few blocks. Raises ModelError for a stored run, which has no network to ask again."""
-    network, names = model(choice), layers_for_maps(choice)
+    names = [able[i].name for i in spread(able, MOST_MAPS)]
     key = (key_of(network), key_of_images(train), key_of_images(test), tuple(names))
-    title = f"Probes by position of {shown(choice)}"
     runs: list[Representations] = []
-    if find("positions", key) is None:
+    if lookup("positions", key) is None:
         runs = [representations(choice, images, names, "none") for images in (train, test)]
-    found = made("positions", key, title, lambda: mp.probing.position_probe(*runs))
     sides = ", ".join(f"mp.extract(models[{choice!r}], {side}, {names!r}, reduce='none')" for side in ("train", "test"))
-    seen.saw(PAGE, title, "positions", key, f"mp.probing.position_probe({sides})", [choice], seen.sides_setup())
-    return found
+    return computed(
+        PAGE,
+        f"Probes by position of {shown(choice)}",
+        "positions",
+        key,
+        lambda: mp.probing.position_probe(*runs),
+        f"mp.probing.position_probe({sides})",
+        [choice],
+        data.sides_setup(),
+    )
 
 
-def place_of_patch(choice: str, images: Images, with_twin: bool) -> PatchPosition:
+def patch_position(choice: str, images: Images, with_baseline: bool) -> PatchPosition:
     """Decoding of the position of a patch; needs no classes."""
-    network, part = model(choice), images.sample(min(PLACE_IMAGES, len(images)))
+    network, part = model(choice), images.sample(min(POSITION_IMAGES, len(images)))
     names = [layer.name for layer in network.select(("stem", LAYERS)) if layer.grid and layer.grid[0] * layer.grid[1] > 1]
     if not names:
         raise MeasureError(f"no layer of {network.name} has several positions, so no position can be decoded")
-    options: dict[str, Any] = {"layers": names, "ridges": _PLACE_RIDGES, "untrained": with_twin}
-    key = (key_of(network), key_of_images(part), with_twin)
-    title = f"Patch position of {shown(choice)}"
-    probe = mp.probing.patch_position_probe
-    found = made("patch position", key, title, lambda: probe(network, part, batch_size=BATCH, **options))
-    said = "".join(f", {name}={value!r}" for name, value in options.items())
-    code = f"mp.probing.patch_position_probe(models[{choice!r}], images.sample(min({PLACE_IMAGES}, len(images))){said})"
-    seen.saw(PAGE, title, "patch position", key, code, [choice], seen.images_setup())
-    return found
+    options: dict[str, Any] = {"layers": names, "ridges": _POSITION_RIDGES, "untrained": with_baseline}
+    given = "".join(f", {name}={value!r}" for name, value in options.items())
+    return computed(
+        PAGE,
+        f"Patch position of {shown(choice)}",
+        "patch position",
+        (key_of(network), key_of_images(part), with_baseline),
+        lambda: mp.probing.patch_position_probe(network, part, batch_size=BATCH, **options),
+        f"mp.probing.patch_position_probe(models[{choice!r}], images.sample(min({POSITION_IMAGES}, len(images))){given})",
+        [choice],
+        data.setup(),
+    )
 
 
 # -- tables ----------------------------------------------------------------------------------------------------------------
@@ -245,22 +212,6 @@ def place_of_patch(choice: str, images: Images, with_twin: bool) -> PatchPositio
 def frame_of(results: Sequence[Any]) -> pd.DataFrame:
     """The tables of all results, one below the other."""
     return pd.concat([r.to_frame() for r in results], ignore_index=True)
-
-
-def grouping_frame(results: Sequence[ControlTask]) -> pd.DataFrame:
-    """Semantic groups and random groupings as rows of their own: accuracy, and its interval or the range over groupings."""
-    frame = frame_of(results)
-    frame = frame[frame["trained"] | ~frame["model"].str.endswith("?untrained")]
-    rename = {"control_accuracy": "accuracy", "control_lowest": "low", "control_highest": "high"}
-    random = frame.drop(columns=["accuracy", "low", "high"]).rename(columns=rename)
-    return pd.concat([frame.assign(groups="semantic"), random.assign(groups="random")], ignore_index=True)
-
-
-def random_frame(results: Sequence[RandomLabels]) -> pd.DataFrame:
-    """Observed and expected accuracy, as separate rows."""
-    frame = frame_of(results)
-    expected = frame.assign(accuracy=frame["expected"], low=frame["expected"], high=frame["expected"])
-    return pd.concat([frame.assign(labels="found"), expected.assign(labels="expected")], ignore_index=True)
 
 
 def path_frame(results: Sequence[ProbeResult], layer: int) -> pd.DataFrame:
@@ -292,3 +243,9 @@ def wrong(probe: ProbeResult, layer: int, name: str) -> list[tuple[int, str]]:
     names = dict(zip(probe.class_labels.tolist(), probe.class_names))
     chosen = [i for i, y in enumerate(probe.labels.tolist()) if names.get(y) == name and not probe.right[layer, i]]
     return [(i, names.get(int(probe.predicted[layer, i]), "no prediction")) for i in chosen]
+
+
+def cells_frame(cells: np.ndarray) -> pd.DataFrame:
+    """One cell [rows, columns] per row."""
+    rows, columns = np.indices(cells.shape)
+    return pd.DataFrame({"row": rows.ravel(), "column": columns.ravel(), "value": cells.ravel()})

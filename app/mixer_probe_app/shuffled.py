@@ -1,9 +1,10 @@
-"""The page Image, part Shuffle: an image distorted, what every network then says, how far it moves, and who fails where."""
+"""The page Image, part Shuffle: a distorted image, the predictions of every network, how far layers move, and disagreements."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import streamlit as st
 from PIL import Image
 
 import mixer_probe as mp
+from mixer_probe.core.words import join
 from mixer_probe.images import (
     Distortion,
     HighPass,
@@ -25,27 +27,14 @@ from mixer_probe.images import (
 from mixer_probe.images.distortions import dividing_grids
 from mixer_probe.invariance import DistortionAccuracy, RepresentationShift, distortion_accuracy, distortion_examples, predictions
 from mixer_probe.models import Model
-from mixer_probe_app import held, seen, show
-from mixer_probe_app.analyses import BATCH, key_of, key_of_images
+from mixer_probe_app import charts, data, show, url_state
+from mixer_probe_app.calls import BATCH, key_of, key_of_images, loaded
 from mixer_probe_app.choice import shown
-from mixer_probe_app.messages import guarded, join, plain
-from mixer_probe_app.one_image import (
-    AFTER,
-    BEFORE,
-    TOP,
-    Classes,
-    Look,
-    bars,
-    classes_of,
-    colours,
-    curves,
-    look,
-    moves,
-    says_nothing,
-    top,
-)
+from mixer_probe_app.history import computed
+from mixer_probe_app.messages import guarded, plain
+from mixer_probe_app.one_image import AFTER, BEFORE, TOP, ZERO_HEAD, Classes, Look, bars, classes_of, look, moves, top
 from mixer_probe_app.pictures import Picture, as_uri, enlarged, gallery, thumb
-from mixer_probe_app.store import made, model
+from mixer_probe_app.store import cached
 
 KINDS = {
     "patches": "Patches shuffled",
@@ -56,7 +45,7 @@ KINDS = {
     "low": "Low-pass",
     "high": "High-pass",
 }
-_WHAT = {
+_ABOUT = {
     "patches": "The cells of the grid are permuted. Structure within cells is kept, structure across cells is lost.",
     "pixels": "Pixels within each cell are permuted. The layout is kept, texture within cells is lost; grid 1×1 shuffles all.",
     "both": "Cells, and the pixels within all cells, are permuted in one order for all images, as in Fig. 4 of the paper.",
@@ -66,18 +55,24 @@ _WHAT = {
     "high": "Only frequencies above the cutoff are kept, added to the mean colour that each network subtracts (Gaussian filter).",
 }
 _RANDOM = ("patches", "pixels", "both", "drop")
-_SHARES = (10, 25, 50, 75, 90)
+_PERCENTAGES = (10, 25, 50, 75, 90)
 _MOST_SEEDS = 9999
-ANYONE = "nobody"
-# Random pairings behind the null; twice as many take twice as long.
-DRAWS = 40
-# Thumbnails of the finder, in rows of ten.
+ANY = "nobody"
+# Permutations and bootstrap samples of the shift; twice as many take twice as long.
+SAMPLES = 40
+# Thumbnails of disagreements, in rows of ten.
 _MOST_FOUND = 60
+_BADGES = {
+    (True, True): ("still correct", "green", ":material/check:"),
+    (True, False): ("now incorrect", "red", ":material/close:"),
+    (False, True): ("correct only when distorted", "blue", ":material/check:"),
+    (False, False): ("incorrect before and after", "orange", ":material/close:"),
+}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A kind of distortion with how much of it, before it meets a network."""
+    """A kind of distortion and its strength, before it meets a network."""
 
     kind: str
     strength: int
@@ -102,206 +97,136 @@ class Setting:
         return makers[self.kind]()
 
 
-def setting(networks: Sequence[Model]) -> Setting | None:
+def choose_setting(networks: Sequence[Model]) -> Setting | None:
     """The boxes for the distortion; None, with a sentence, where no grid divides the inputs of all networks."""
-    sides = [network.input.size[1:] for network in networks]
+    sizes = [network.input.size[1:] for network in networks]
+    smallest = min(min(size) for size in sizes)
     first, second, third, fourth = st.columns([3, 4, 2, 2], vertical_alignment="bottom")
-    kind = held.select(first, "Distortion", "img-kind", list(KINDS), format_func=KINDS.__getitem__)
-    fine = kind in ("patches", "drop")
-    grids = [g for g in _common_grids(sides) if (g > 1 or not fine) and (g < _smallest(sides) or kind == "patches")]
-    if kind in (*_RANDOM,) and not grids:
-        st.info(
-            f"No grid divides the inputs of all networks, {_sizes_text(sides)}. Choose a shift or a filter.",
-            icon=":material/info:",
-        )
+    kind = url_state.choose(first.selectbox, "Distortion", "img-kind", list(KINDS), format_func=KINDS.__getitem__)
+    common = sorted(set.intersection(*(set(dividing_grids(*size)) for size in sizes)))
+    grids = [g for g in common if (g > 1 or kind not in ("patches", "drop")) and (g < smallest or kind == "patches")]
+    if kind in _RANDOM and not grids:
+        inputs = join(dict.fromkeys(f"{height}×{width} px" for height, width in sizes))
+        st.info(f"No grid divides the inputs of all networks, {inputs}. Choose a shift or a filter.", icon=":material/info:")
         return None
-    strength = _strength(second, kind, _smallest(sides), grids)
-    grid = strength
+    near = lambda options, wanted: min(options, key=lambda option: abs(option - wanted))  # noqa: E731
+    cells: Any = {"format_func": lambda grid: f"{grid}×{grid}"}
+    name, slider = f"img-{kind}", second.select_slider
+    powers = [2**k for k in range((smallest // 2).bit_length())]
     if kind == "drop":
-        grid = held.select(third, "Grid", "img-drop-grid", grids, _near(grids, 8), format_func=_times)
-    seed = (
-        held.number(fourth, "Order", "img-seed", 0, _MOST_SEEDS, help="Random seed of the permutation.") if kind in _RANDOM else 0
-    )
-    st.caption(_WHAT[kind])
+        percent = lambda value: f"{value} %"  # noqa: E731
+        strength = url_state.choose(slider, "Fraction of patches", name, _PERCENTAGES, 50, format_func=percent)
+        grid = url_state.choose(third.selectbox, "Grid", "img-drop-grid", grids, near(grids, 8), **cells)
+    elif kind in _RANDOM:
+        strength = grid = url_state.choose(slider, "Grid of cells", name, grids, near(grids, 4), **cells)
+    else:
+        label = "Pixels down and right" if kind == "shift" else "Cutoff (cycles per image)"
+        strength = grid = url_state.choose(slider, label, name, powers, near(powers, 4))
+    seed = 0
+    if kind in _RANDOM:
+        seed = url_state.number(fourth, "Order", "img-seed", 0, _MOST_SEEDS, help="Random seed of the permutation.")
+    st.caption(_ABOUT[kind])
     return Setting(kind, strength, grid, seed)
 
 
-def _strength(place: st.delta_generator.DeltaGenerator, kind: str, side: int, grids: Sequence[int]) -> int:
-    if kind == "drop":
-        return held.steps(place, "Fraction of patches", "img-drop", _SHARES, 50, format_func=lambda share: f"{share} %")
-    if kind in _RANDOM:
-        return held.steps(place, "Grid of cells", f"img-{kind}", grids, _near(grids, 4), format_func=_times)
-    powers = [2**k for k in range((side // 2).bit_length())]
-    if kind == "shift":
-        return held.steps(place, "Pixels down and right", "img-shift", powers, _near(powers, 4))
-    return held.steps(place, "Cutoff (cycles per image)", f"img-{kind}", powers, _near(powers, 4))
-
-
-def _times(grid: int) -> str:
-    return f"{grid}×{grid}"
-
-
-def _near(options: Sequence[int], wanted: int) -> int:
-    return min(options, key=lambda option: abs(option - wanted))
-
-
-def _common_grids(sides: Sequence[tuple[int, ...]]) -> list[int]:
-    found = set.intersection(*(set(dividing_grids(height, width)) for height, width in sides))
-    return sorted(found)
-
-
-def _smallest(sides: Sequence[tuple[int, ...]]) -> int:
-    return min(min(side) for side in sides)
-
-
-def _sizes_text(sides: Sequence[tuple[int, ...]]) -> str:
-    return join(list(dict.fromkeys(f"{height}×{width} px" for height, width in sides)))
+def show_shuffle(names: Sequence[str], picture: Picture, images: Images | None) -> None:
+    """The whole part."""
+    networks = loaded(names)
+    chosen = choose_setting(list(networks.values())) if networks else None
+    if chosen is None:
+        return
+    with guarded():
+        show_before_and_after(networks, picture, chosen)
+    if images is None:
+        return
+    st.header("Find images where the networks disagree")
+    with guarded():
+        show_disagreements(networks, images, chosen)
+    st.header("How far the layers move")
+    with guarded():
+        options = ("this image", "all images")
+        widget = st.segmented_control
+        what = url_state.choose(widget, "Measured on", "img-moves", options, label_visibility="collapsed")
+        if what == options[0]:
+            show_moves(networks, picture, images, chosen)
+        else:
+            show_shifts(networks, images, chosen)
 
 
 # -- the image before and after ----------------------------------------------------------------------------------------------
 
 
-def show_shuffle(names: Sequence[str], picture: Picture, images: Images | None) -> None:
-    """The whole part."""
-    networks = _loaded(names)
-    if not networks:
-        return
-    chosen = setting(list(networks.values()))
-    if chosen is None:
-        return
-    with guarded():
-        _before_and_after(networks, picture, chosen)
-    if images is None:
-        return
-    st.header("Find images where the networks disagree")
-    with guarded():
-        _find(networks, images, chosen)
-    st.header("How far the layers move")
-    with guarded():
-        _moves(names, networks, picture, images, chosen)
-
-
-def _loaded(names: Sequence[str]) -> dict[str, Model]:
-    """The networks that there are, by choice; a message for each of the others."""
-    found = {}
-    for name in names:
-        with guarded():
-            found[name] = model(name)
-    return found
-
-
-def _before_and_after(networks: dict[str, Model], picture: Picture, chosen: Setting) -> None:
+def show_before_and_after(networks: dict[str, Model], picture: Picture, chosen: Setting) -> None:
+    """The plain and the distorted pixels, once for all networks that receive the same, and the predictions of each network."""
     left, right = st.columns([1, 1])
-    with left:
-        for names, distortion, pixels in _as_seen(networks, picture, chosen):
-            _pair(names, distortion, pixels, len(networks))
-    with right:
-        for name, network in networks.items():
-            with guarded():
-                _verdict(name, network, picture, chosen)
-    charts = st.columns(len(networks))
-    for place, (name, network) in zip(charts, networks.items(), strict=True):
-        with place, guarded():
-            _answers(name, network, picture, chosen)
-    st.caption("Blue bars: the plain image. Orange bars: the distorted one. Point at a bar for its numbers.")
-
-
-def _as_seen(
-    networks: dict[str, Model], picture: Picture, chosen: Setting
-) -> list[tuple[list[str], Distortion, tuple[Image.Image, Image.Image]]]:
-    """The plain and the distorted pixels as networks get them, once for all networks that get the same."""
     groups: dict[str, list[str]] = {}
     for name, network in networks.items():
         spec = network.input
         resized = spec.size, spec.interpolation, spec.crop_pct, spec.crop_mode
         groups.setdefault(repr((resized, chosen.of(network))), []).append(name)
-    found = []
     for key, names in groups.items():
         network = networks[names[0]]
-        found.append((names, chosen.of(network), _pixels(network, picture, chosen.of(network), key)))
-    return found
+        distortion = chosen.of(network)
+        who = "" if len(names) == len(networks) else f" for {join(shown(name) for name in names)}"
+        draw = lambda network=network, distortion=distortion: distorted(network, picture, distortion)  # noqa: E731
+        pixels = cached("pictures", ("distorted", picture.key, key), "Drawing", draw, queue="draw", on_disk=False)
+        titles = (f"As it enters the network{who}", f"{distortion.label}{who}")
+        for place, pixel, title in zip(left.columns(2), pixels, titles, strict=True):
+            place.image(pixel, caption=plain(title), width="stretch", output_format="PNG")
+    places = dict(zip(networks, st.columns(len(networks)), strict=True))
+    for name, network in networks.items():
+        with guarded():
+            before, after = look(name, picture), look(name, picture, chosen.of(network))
+            with right.container(border=True):
+                if before.logits is None or after.logits is None:
+                    none = "has no classifier and makes no prediction; its layers are shown below."
+                    st.markdown(f"**{plain(shown(name))}** {none}")
+                    continue
+                classes = classes_of(network, picture.image)
+                show_verdict(name, before, after, classes)
+            with places[name]:
+                states = ((BEFORE, before), (AFTER, after))
+                every = [top(name, each, classes, state, len(before.logits)) for state, each in states]
+                both = pd.concat(every, ignore_index=True)
+                likeliest = both.groupby("index")["probability"].max().nlargest(TOP).index
+                frame = both[both["index"].isin([*likeliest, likeliest[0] if classes.true is None else classes.true])]
+                st.markdown(f"**{plain(shown(name))}**")
+                show.chart(bars(frame), f"before and after {name} {picture.title} {chosen}", frame, key=f"img answers {name}")
+    st.caption("Blue bars: the plain image. Orange bars: the distorted one. Point at a bar for its numbers.")
 
 
-def _pixels(network: Model, picture: Picture, distortion: Distortion, key: str) -> tuple[Image.Image, Image.Image]:
-    one = picture.image
-
-    def make() -> tuple[Image.Image, Image.Image]:
-        found = distortion_examples(network, one, (distortion,), 1).pixels
-        return enlarged(Image.fromarray(found[0, 0])), enlarged(Image.fromarray(found[1, 0]))
-
-    return made("pictures", ("distorted", picture.key, key), "Drawing", make, lane="draw", keep=False)
+def distorted(network: Model, picture: Picture, distortion: Distortion) -> tuple[Image.Image, ...]:
+    """The plain and the distorted pixels as a network receives them, enlarged."""
+    found = distortion_examples(network, picture.image, (distortion,), 1).pixels
+    return tuple(enlarged(Image.fromarray(pixels[0])) for pixels in found)
 
 
-def _pair(names: list[str], distortion: Distortion, pixels: tuple[Image.Image, Image.Image], all_of_them: int) -> None:
-    who = "" if len(names) == all_of_them else f" for {join(shown(name) for name in names)}"
-    first, second = st.columns(2)
-    first.image(pixels[0], caption=plain(f"As it enters the network{who}"), width="stretch", output_format="PNG")
-    second.image(pixels[1], caption=plain(f"{distortion.label}{who}"), width="stretch", output_format="PNG")
-
-
-def _verdict(name: str, network: Model, picture: Picture, chosen: Setting) -> None:
-    before, after = look(name, picture), look(name, picture, chosen.of(network))
-    with st.container(border=True):
-        if before.logits is None or after.logits is None:
-            st.markdown(f"**{plain(shown(name))}** has no classifier and makes no prediction; its layers are shown below.")
-            return
-        classes = classes_of(network, picture.image)
-        true = classes.true
-        with st.container(horizontal=True, vertical_alignment="center"):
-            st.markdown(f"**{plain(shown(name))}**", width="content")
-            _badge(before, after, true)
-        st.markdown(f"plain: {_said(before, classes)} → distorted: {_said(after, classes)}")
-        if says_nothing(before):
-            st.caption("All its logits are equal: its head is zero, as in timm's untrained Mixers.")
-
-
-def _said(seen_by: Look, classes: Classes) -> str:
-    best = int(np.argmax(seen_by.probabilities))
-    share = 100 * float(seen_by.probabilities[best])
-    return (
-        f"**{plain(classes.name(best))}** ({share:.0f} %)" if share >= 1 else f"**{plain(classes.name(best))}** ({share:.2g} %)"
-    )
-
-
-def _badge(before: Look, after: Look, true: int | None) -> None:
-    first, then = int(np.argmax(before.probabilities)), int(np.argmax(after.probabilities))
-    if true is None:
-        kept = first == then
-        st.badge("same prediction" if kept else "prediction changed", color="blue" if kept else "orange", width="content")
-        return
-    words = {
-        (True, True): ("still correct", "green", ":material/check:"),
-        (True, False): ("now incorrect", "red", ":material/close:"),
-        (False, True): ("correct only when distorted", "blue", ":material/check:"),
-        (False, False): ("incorrect before and after", "orange", ":material/close:"),
-    }
-    text, colour, icon = words[first == true, then == true]
-    st.badge(text, color=colour, icon=icon, width="content")
-
-
-def _answers(name: str, network: Model, picture: Picture, chosen: Setting) -> None:
-    before, after = look(name, picture), look(name, picture, chosen.of(network))
-    if before.logits is None or after.logits is None:
-        return
-    classes = classes_of(network, picture.image)
-    states = ((BEFORE, before), (AFTER, after))
-    every = [top(name, each, classes, state, len(before.logits)) for state, each in states]
-    both = pd.concat(every, ignore_index=True)
-    likeliest = both.groupby("index")["probability"].max().nlargest(TOP).index
-    frame = both[both["index"].isin([*likeliest, likeliest[0] if classes.true is None else classes.true])]
-    st.markdown(f"**{plain(shown(name))}**")
-    show.chart(bars(frame), f"before and after {name} {picture.title} {chosen}", frame, key=f"img answers {name}")
+def show_verdict(name: str, before: Look, after: Look, classes: Classes) -> None:
+    """The predictions for the plain and the distorted image, and whether they are correct or the same."""
+    badge: tuple[str, Any, str | None]
+    first, then, true = before.prediction, after.prediction, classes.true
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(f"**{plain(shown(name))}**", width="content")
+        if true is None:
+            same = first == then
+            badge = ("same prediction" if same else "prediction changed", "blue" if same else "orange", None)
+        else:
+            badge = _BADGES[first == true, then == true]
+        st.badge(badge[0], color=badge[1], icon=badge[2], width="content")
+    said = []
+    for each in (before, after):
+        percent = 100 * float(each.probabilities[each.prediction])
+        said.append(f"**{plain(classes.name(each.prediction))}** ({percent:{'.0f' if percent >= 1 else '.2g'}} %)")
+    st.markdown(f"plain: {said[0]} → distorted: {said[1]}")
+    if before.has_zero_head:
+        st.caption(ZERO_HEAD)
 
 
 # -- how far layers move -----------------------------------------------------------------------------------------------------
 
 
-def _moves(names: Sequence[str], networks: dict[str, Model], picture: Picture, images: Images, chosen: Setting) -> None:
-    options = ("this image", "all images")
-    what = held.segments(st, "Measured on", "img-moves", options, label_visibility="collapsed")
-    if what == "all images":
-        _shifts(names, networks, images, chosen)
-        return
+def show_moves(networks: dict[str, Model], picture: Picture, images: Images, chosen: Setting) -> None:
+    """How far the distortion moves this image at every block."""
     frames = []
     for name, network in networks.items():
         with guarded():
@@ -309,33 +234,29 @@ def _moves(names: Sequence[str], networks: dict[str, Model], picture: Picture, i
     if not frames:
         return
     frame = pd.concat(frames, ignore_index=True)
-    tips = {"rank": "rank of its undistorted image among neighbours", "n": "of n images"}
-    drawn = curves(frame, "cosine", "cosine of plain and distorted", colours(names), tips)
+    more = {"rank:Q": "rank of its undistorted image among neighbours", "n:Q": "of n images"}
+    drawn = charts.curves(frame, "cosine", "cosine of plain and distorted", more=more)
     show.chart(drawn, f"moves {picture.title} {chosen}", frame, key="img moves chart")
     st.caption(
         "1: the layer is invariant to the distortion; 0: the distorted image is no closer to the original than other images "
-        f"are. Activations are means over positions, less their mean over {_numbers(frame)} of the images, so that a layer with "
-        "identical activations for all images does not appear invariant."
+        f"are. Activations are means over positions, less their mean over {join(map(str, dict.fromkeys(frame['n'])))} of the "
+        "images, so that a layer with identical activations for all images does not appear invariant."
     )
 
 
-def _numbers(frame: pd.DataFrame) -> str:
-    return join(str(n) for n in dict.fromkeys(frame["n"]))
-
-
-def _shifts(names: Sequence[str], networks: dict[str, Model], images: Images, chosen: Setting) -> None:
-    measure = held.segments(st, "Measure", "img-measure", ("cosine", "CKA"))
-    results = []
+def show_shifts(networks: dict[str, Model], images: Images, chosen: Setting) -> None:
+    """How far the distortion moves all images at every block."""
+    measure = url_state.choose(st.segmented_control, "Measure", "img-measure", ("cosine", "CKA"))
+    frames = []
     for name, network in networks.items():
         with guarded():
-            results.append((name, _shift(name, network, images, chosen.of(network))))
-    if not results:
+            frames.append(shift(name, network, images, chosen.of(network)).to_frame().assign(network=shown(name)))
+    if not frames:
         return
-    frame = pd.concat([r.to_frame().assign(network=shown(name)) for name, r in results], ignore_index=True)
-    field = measure.lower()
-    tips = {f"{field}_low": "95 % interval, low", f"{field}_high": "high", f"{field}_null": "null", "n": "n images"}
-    title = f"{measure} of plain and distorted"
-    drawn = curves(frame, field, title, colours(names), tips, band=(f"{field}_low", f"{field}_high"))
+    frame, field = pd.concat(frames, ignore_index=True), measure.lower()
+    more = {f"{field}_null:Q .3f": "null", "n:Q": "n images"}
+    bounds = (f"{field}_low", f"{field}_high")
+    drawn = charts.curves(frame, field, f"{measure} of plain and distorted", bounds=bounds, more=more)
     show.chart(drawn, f"shift {measure} {chosen}", frame, key="img shift chart")
     st.caption(
         f"Mean over {len(images)} images, bands are 95 % intervals. Cosine: whether each representation keeps its direction. "
@@ -344,16 +265,20 @@ def _shifts(names: Sequence[str], networks: dict[str, Model], images: Images, ch
     )
 
 
-def _shift(name: str, network: Model, images: Images, distortion: Distortion) -> RepresentationShift:
-    key = (key_of(network), key_of_images(images), repr(distortion), DRAWS)
-    draws = {"permutations": DRAWS, "resamples": DRAWS}
-    title = f"{shown(name)}: representations of plain and distorted images"
-    make = lambda: mp.invariance.representation_shift(network, images, (distortion,), batch_size=BATCH, **draws)  # noqa: E731
-    found = made("shift", key, title, make)
-    settings = f"batch_size={BATCH}, permutations={DRAWS}, resamples={DRAWS}"
-    code = f"mp.invariance.representation_shift(models[{name!r}], images, ({_code(distortion)},), {settings})"
-    seen.saw("Image", f"{shown(name)}: shift, {distortion.label}", "shift", key, code, [name], seen.images_setup())
-    return found
+def shift(name: str, network: Model, images: Images, distortion: Distortion) -> RepresentationShift:
+    """How far the distortion moves the representations of all images."""
+    options: Any = {"batch_size": BATCH, "permutations": SAMPLES, "resamples": SAMPLES}
+    given = "".join(f", {option}={value!r}" for option, value in options.items())
+    return computed(
+        "Image",
+        f"{shown(name)}: shift, {distortion.label}",
+        "shift",
+        (key_of(network), key_of_images(images), repr(distortion), SAMPLES),
+        lambda: mp.invariance.representation_shift(network, images, (distortion,), **options),
+        f"mp.invariance.representation_shift(models[{name!r}], images, ({_code(distortion)},){given})",
+        [name],
+        data.setup(),
+    )
 
 
 def _code(distortion: Distortion) -> str:
@@ -364,13 +289,13 @@ def _code(distortion: Distortion) -> str:
     return f"mp.images.{distortion!r}"
 
 
-# -- who fails where ---------------------------------------------------------------------------------------------------------
+# -- disagreements -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a network says of all images, plain (row 0) and distorted (row 1): `predicted` [2, image], and what counts as right
-    in both: the labels, or what it said of the plain image."""
+class Predictions:
+    """The predictions of a network for all images, plain (row 0) and distorted (row 1): `predicted` [2, image], and whether they
+    are `right`: equal to the labels, or to the prediction for the plain image where labels are not among the classes."""
 
     predicted: np.ndarray
     right: np.ndarray
@@ -378,137 +303,114 @@ class Answers:
     result: DistortionAccuracy | None
 
 
-def _find(networks: dict[str, Model], images: Images, chosen: Setting) -> None:
+def all_predictions(name: str, network: Model, images: Images, distortion: Distortion) -> Predictions:
+    """The predictions of a network for all images. Raises MeasureError for one without a classifier."""
+    classes = classes_of(network, images)
+    key = (key_of(network), key_of_images(images), repr(distortion))
+    if classes.labels is None:
+        title = f"{shown(name)}: {len(images)} images, plain and distorted"
+        predicted, _ = cached("predictions", key, title, lambda: predictions(network, images, (distortion,), BATCH))
+        return Predictions(predicted, predicted == predicted[:1], classes, None)
+    result = computed(
+        "Image",
+        f"{shown(name)}: accuracy, {distortion.label}",
+        "distortion accuracy",
+        key,
+        lambda: distortion_accuracy(network, images, (distortion,), batch_size=BATCH),
+        f"mp.invariance.distortion_accuracy(models[{name!r}], images, ({_code(distortion)},), batch_size={BATCH})",
+        [name],
+        data.setup(),
+    )
+    return Predictions(result.predicted, result.right, classes, result)
+
+
+def show_disagreements(networks: dict[str, Model], images: Images, chosen: Setting) -> None:
+    """The images that one network still gets right when distorted, and another wrong."""
     st.markdown(
         f"Runs the distortion above on all {len(images)} chosen images and lists those that one network still gets right and "
         "another gets wrong."
     )
-    if not held.toggle(st, "Find them", "img-find", help="The page Home and the box at the side say how many images there are."):
+    about = "The page Home and the box at the side say how many images there are."
+    if not url_state.toggle(st, "Find them", "img-find", help=about):
         return
-    found: dict[str, Answers] = {}
+    found: dict[str, Predictions] = {}
     for name, network in networks.items():
         with guarded():
-            found[name] = answers(name, network, images, chosen.of(network))
-    fits = {name: a for name, a in found.items() if a.result is not None}
-    if fits and len(fits) < len(found):
-        others = join(plain(shown(name)) for name in found if name not in fits)
-        st.info(
-            f"The labels of the images are not among the classes of {others}, which is therefore excluded here.",
-            icon=":material/info:",
-        )
-    used = fits or found
-    if used:
-        _say_scores(used)
-        _list(used, networks, images, chosen)
-
-
-def answers(name: str, network: Model, images: Images, distortion: Distortion) -> Answers:
-    """What the network says of all images. Raises MeasureError for one without a classifier."""
-    classes = classes_of(network, images)
-    key = (key_of(network), key_of_images(images), repr(distortion))
-    title = f"{shown(name)}: {len(images)} images, plain and distorted"
-    if classes.labels is None:
-        predicted, _ = made("predictions", key, title, lambda: predictions(network, images, (distortion,), BATCH))
-        return Answers(predicted, predicted == predicted[:1], classes, None)
-    make = lambda: distortion_accuracy(network, images, (distortion,), batch_size=BATCH)  # noqa: E731
-    result = made("distortion accuracy", key, title, make)
-    code = f"mp.invariance.distortion_accuracy(models[{name!r}], images, ({_code(distortion)},), batch_size={BATCH})"
-    seen.saw(
-        "Image", f"{shown(name)}: accuracy, {distortion.label}", "distortion accuracy", key, code, [name], seen.images_setup()
-    )
-    return Answers(result.predicted, result.right, classes, result)
-
-
-def _say_scores(found: dict[str, Answers]) -> None:
+            found[name] = all_predictions(name, network, images, chosen.of(network))
+    labelled = {name: each for name, each in found.items() if each.result is not None}
+    if labelled and len(labelled) < len(found):
+        others = join(plain(shown(name)) for name in found if name not in labelled)
+        excluded = f"The labels of the images are not among the classes of {others}, which is therefore excluded here."
+        st.info(excluded, icon=":material/info:")
+    used = labelled or found
+    if not used:
+        return
     sentences = []
-    for name, each in found.items():
+    for name, each in used.items():
         if each.result is None:
-            kept = 100 * float((each.right[1]).mean())
-            sentences.append(f"{shown(name)} gives the same prediction for {kept:.0f} % of the images when distorted.")
+            same = 100 * float(each.right[1].mean())
+            sentences.append(f"{shown(name)} gives the same prediction for {same:.0f} % of the images when distorted.")
             continue
         a = each.result.accuracy
-        plainly, then = (f"{100 * a.value[i]:.0f} % [{100 * a.low[i]:.0f}, {100 * a.high[i]:.0f}]" for i in (0, 1))
-        sentences.append(f"{shown(name)} is right on {plainly} of the plain and {then} of the distorted images.")
+        before, after = (f"{100 * a.value[i]:.0f} % [{100 * a.low[i]:.0f}, {100 * a.high[i]:.0f}]" for i in (0, 1))
+        sentences.append(f"{shown(name)} is right on {before} of the plain and {after} of the distorted images.")
     show.bullets(sentences)
+    show_list(used, networks, images, chosen, bool(labelled))
 
 
-def _list(found: dict[str, Answers], networks: dict[str, Model], images: Images, chosen: Setting) -> None:
-    labelled = all(a.result is not None for a in found.values())
-    right, wrong = _boxes(found, networks, labelled)
-    first, second = ("right", "wrong") if labelled else ("keeps its prediction", "changes its prediction")
-    both = labelled and held.toggle(
-        st, "Only images that both get right when plain", "img-both", True, help="Errors are then due to the distortion."
-    )
-    rows = _rows(found, right, wrong, both)
+def show_list(found: dict[str, Predictions], networks: dict[str, Model], images: Images, chosen: Setting, labelled: bool) -> None:
+    """The boxes for the two networks, and the images on which they disagree. At first a CNN is wrong and a Mixer right."""
+    names = list(found)
+    cnns, mixers = ([name for name in names if networks[name].family == family] for family in ("cnn", "mixer"))
+    wrong_first = (cnns or names[-1:])[0]
+    right_first = next((name for name in [*mixers, *names] if name != wrong_first), ANY)
+    labels = ("Right:", "Wrong:") if labelled else ("Keeps its prediction:", "Changes its prediction:")
+    who = lambda name: "any network" if name == ANY else shown(name)  # noqa: E731
+    first, second = st.columns(2)
+    right = url_state.choose(first.selectbox, labels[0], "img-right", [*names, ANY], right_first, format_func=who)
+    wrong = url_state.choose(second.selectbox, labels[1], "img-wrong", names, wrong_first, format_func=who)
+    label, about = "Only images that both get right when plain", "Errors are then due to the distortion."
+    both = labelled and url_state.toggle(st, label, "img-both", True, help=about)
     if right == wrong:
         st.info("Choose two different networks.", icon=":material/info:")
         return
-    told = f"{shown(right)} {first}, {shown(wrong)} {second}" if right != ANYONE else f"{shown(wrong)} {second}"
-    if not len(rows):
-        st.info(
-            f"No image here: {plain(told)}. Try another grid, strength or seed above, or select more images in the sidebar.",
-            icon=":material/search_off:",
-        )
-        return
-    name = right if right != ANYONE else wrong
-    frame = _table(rows[:_MOST_FOUND], found, images, networks[name], chosen)
-    more = f" The first {_MOST_FOUND} are shown." if len(rows) > _MOST_FOUND else ""
-    st.markdown(f"**{len(rows)} of {len(images)} images** when distorted: {plain(told)}.{more} Click an image to select it.")
-    tips = {"name": "image", "class": "class"} if labelled else {"name": "image"}
-    said = {f"said_{i}": f"{shown(name)}, plain → distorted" for i, name in enumerate(found)}
-    gallery(frame, tips | said, f"found {chosen} {right} {wrong} {both} {held.recall('img')}")
-    show.downloads(f"disagreements {chosen} {right} {wrong}", frame.drop(columns="picture").rename(columns=said))
-
-
-def _boxes(found: dict[str, Answers], networks: dict[str, Model], labelled: bool) -> tuple[str, str]:
-    names = list(found)
-    cnns = [name for name in names if networks[name].family == "cnn"]
-    mixers = [name for name in names if networks[name].family == "mixer"]
-    wrong_first = (cnns or names[-1:])[0]
-    right_first = next((name for name in [*mixers, *names] if name != wrong_first), ANYONE)
-    words = ("Right:", "Wrong:") if labelled else ("Keeps its prediction:", "Changes its prediction:")
-    first, second = st.columns(2)
-    right = held.select(first, words[0], "img-right", [*names, ANYONE], right_first, format_func=_who)
-    wrong = held.select(second, words[1], "img-wrong", names, wrong_first, format_func=_who)
-    return right, wrong
-
-
-def _who(name: str) -> str:
-    return "any network" if name == ANYONE else shown(name)
-
-
-def _rows(found: dict[str, Answers], right: str, wrong: str, both: bool) -> np.ndarray:
-    """The places of the images that `right` gets right and `wrong` wrong when distorted."""
     wanted = ~found[wrong].right[1]
-    if right != ANYONE:
+    if right != ANY:
         wanted &= found[right].right[1]
-    if both:
-        for name in {right, wrong} - {ANYONE}:
-            wanted &= found[name].right[0]
-    return np.flatnonzero(wanted)
+    for name in {right, wrong} - {ANY} if both else ():
+        wanted &= found[name].right[0]
+    rows = np.flatnonzero(wanted)
+    verbs = ("right", "wrong") if labelled else ("keeps its prediction", "changes its prediction")
+    said = plain((f"{shown(right)} {verbs[0]}, " if right != ANY else "") + f"{shown(wrong)} {verbs[1]}")
+    if not len(rows):
+        more = "Try another grid, strength or seed above, or select more images in the sidebar."
+        st.info(f"No image here: {said}. {more}", icon=":material/search_off:")
+        return
+    frame = disagreement_frame(rows[:_MOST_FOUND], found, images, networks[right if right != ANY else wrong], chosen)
+    more = f" The first {_MOST_FOUND} are shown." if len(rows) > _MOST_FOUND else ""
+    st.markdown(f"**{len(rows)} of {len(images)} images** when distorted: {said}.{more} Click an image to select it.")
+    tips = {"name": "image"} | ({"class": "class"} if labelled else {})
+    columns = {f"said_{i}": f"{shown(name)}, plain → distorted" for i, name in enumerate(found)}
+    gallery(frame, tips | columns, f"found {chosen} {right} {wrong} {both} {url_state.get('img')}")
+    show.downloads(f"disagreements {chosen} {right} {wrong}", frame.drop(columns="picture").rename(columns=columns))
 
 
-def _table(rows: np.ndarray, found: dict[str, Answers], images: Images, network: Model, chosen: Setting) -> pd.DataFrame:
-    """A row an image: what it is, what each network says of it, and the distorted thumbnail."""
-    distortion = chosen.of(network)
+def disagreement_frame(
+    rows: np.ndarray, found: dict[str, Predictions], images: Images, network: Model, chosen: Setting
+) -> pd.DataFrame:
+    """One row per image: its class, the predictions of each network for it, and the distorted thumbnail."""
+    distortion, part = chosen.of(network), images.subset(rows)
+
+    def draw() -> list[Image.Image]:
+        pixels = distortion_examples(network, part, (distortion,), len(part)).pixels[1]
+        return [thumb(Image.fromarray(p)) for p in pixels]
+
     key = ("found", key_of(network), key_of_images(images), repr(distortion), tuple(rows.tolist()))
-    part = images.subset(rows)
-    make = lambda: [thumb(Image.fromarray(p)) for p in distortion_examples(network, part, (distortion,), len(part)).pixels[1]]  # noqa: E731
-    pictures = made("pictures", key, "Drawing", make, lane="draw", keep=False)
-    table = {
-        "place": rows,
-        "name": part.ids,
-        "class": [_label(images, int(i)) for i in rows],
-        **{f"said_{n}": [_both(a, int(i)) for i in rows] for n, a in enumerate(found.values())},
-        "picture": [as_uri(small) for small in pictures],
+    pictures = cached("pictures", key, "Drawing", draw, queue="draw", on_disk=False)
+    said = {
+        f"said_{n}": [" → ".join(each.classes.name(int(k)) for k in each.predicted[:, i]) for i in rows]
+        for n, each in enumerate(found.values())
     }
-    return pd.DataFrame(table)
-
-
-def _label(images: Images, i: int) -> str:
-    names, labels = images.class_names, images.labels
-    return "" if labels is None else (names[int(labels[i])] if names else f"class {labels[i]}")
-
-
-def _both(a: Answers, i: int) -> str:
-    return " → ".join(a.classes.name(int(k)) for k in a.predicted[:, i])
+    classes = [data.class_of(images, int(i)) for i in rows]
+    uris = [as_uri(small) for small in pictures]
+    return pd.DataFrame({"place": rows, "name": part.ids, "class": classes, **said, "picture": uris})

@@ -1,6 +1,6 @@
-"""What the app keeps between clicks and across restarts: networks, and results by what they were made from.
+"""Cached results and networks, in memory and across restarts.
 
-A result is looked for in memory, then on the disk, and only then made, by a worker beside the page: a click meanwhile does not
+A result is looked up in memory, then on the disk, and only then computed, by a worker beside the page: a click meanwhile does not
 lose the work, and the page can stop it."""
 
 from __future__ import annotations
@@ -8,14 +8,13 @@ from __future__ import annotations
 import threading
 import time
 import warnings
-import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache
 from typing import Any, Literal, TypeVar
+from weakref import WeakValueDictionary
 
 import streamlit as st
 import torch
@@ -27,84 +26,68 @@ from mixer_probe.core.validate import shown
 from mixer_probe.models import Model, check_name
 from mixer_probe_app import disk
 from mixer_probe_app.choice import CHECKPOINT, MOST, RUN, UNTRAINED, device
-from mixer_probe_app.messages import Halted, plain
-from mixer_probe_app.offers import resolve
+from mixer_probe_app.local_files import resolve
+from mixer_probe_app.messages import Cancelled, plain
 
 T = TypeVar("T")
-Lane = Literal["work", "draw"]
+Queue = Literal["work", "draw"]
 
-# How many results of a kind are kept in memory; representations, activations and pictures are the large ones.
-_SIZES = {"representations": 2 * MOST, "pictures": 48, "reports": 2, "images": 6, "token mixing": 8, "firing": 24}
+# How many results of a kind stay in memory; representations, activations and pictures are the large ones.
+_SIZES = {
+    "representations": 2 * MOST,
+    "pictures": 48,
+    "reports": 2,
+    "sections": 4,
+    "images": 6,
+    "token-mixing units": 8,
+    "unit activations": 24,
+}
 _USUAL_SIZE = 64
-# After so many seconds without a page that waits for it, a calculation stops.
-_PATIENCE = 5.0
-_MOMENT = 0.1
+# In seconds: a computation ends when no page has waited for it for so long, and a page looks for its result so often.
+_PATIENCE, _MOMENT = 5.0, 0.1
 
 
 @dataclass(frozen=True)
-class Kept:
+class CachedResult:
     """A result and the warnings that came with it."""
 
     value: Any
     warnings: tuple[str, ...]
 
 
-class Shelf:
-    """The `size` things last used, by key."""
+@dataclass
+class Slot:
+    """Where a result stays in memory, None before it is computed."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._kept: OrderedDict[Hashable, Kept] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: Hashable) -> Kept | None:
-        """What is kept under `key`."""
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-            return self._kept.get(key)
-
-    def put(self, key: Hashable, kept: Kept) -> None:
-        """Keep it, and let go of what was not used for longest."""
-        with self._lock:
-            self._kept[key] = kept
-            while len(self._kept) > self._size:
-                self._kept.popitem(last=False)
-
-    def __len__(self) -> int:
-        return len(self._kept)
+    result: CachedResult | None = None
 
 
 @st.cache_resource(show_spinner=False)
-def shelf(kind: str) -> Shelf:
-    """The results of one kind, shared by all sessions."""
-    return Shelf(_SIZES.get(kind, _USUAL_SIZE))
+def slots(kind: str) -> Callable[[Hashable], Slot]:
+    """The slots of one kind by key, shared by all sessions; those least recently used leave first."""
+    return lru_cache(_SIZES.get(kind, _USUAL_SIZE))(lambda key: Slot())
 
 
-# -- calculations ------------------------------------------------------------------------------------------------------------
+# -- computations ------------------------------------------------------------------------------------------------------------
 
 
 class Stopped(BaseException):
-    """A calculation that nobody waits for any more. No `except Exception` of a study keeps it from ending."""
+    """A computation that nobody waits for any more. No `except Exception` of a study keeps it from ending."""
 
 
 class Job:
-    """A calculation under way. `watch` says that somebody still waits for it."""
+    """A computation under way, and the last step that it reported as (name, done, total)."""
 
-    def __init__(self, work: Callable[[], Kept]) -> None:
-        self._work = work
-        self._watched = time.monotonic()
+    def __init__(self, compute: Callable[[], Any]) -> None:
+        self.compute = compute
+        self.future: Future[CachedResult] = Future()
         self.stopped = threading.Event()
         self.step: tuple[str, int, int] | None = None
-        self.future: Future[Kept] = Future()
+        self.watch()
 
     def watch(self) -> None:
-        """Somebody waits."""
+        """Say that somebody waits for it."""
         self._watched = time.monotonic()
-
-    def stop(self) -> None:
-        """End it at its next step."""
-        self.stopped.set()
 
     @property
     def unwanted(self) -> bool:
@@ -117,199 +100,157 @@ class Job:
         if self.unwanted:
             raise Stopped
 
-    def run(self) -> Callable[[], None]:
-        """Do it; calling what is returned hands over what came of it."""
-        try:
-            if self.unwanted:
-                raise Stopped
-            value = self._work()
-        except BaseException as error:
-            return partial(self.future.set_exception, error)
-        return partial(self.future.set_result, value)
-
 
 class Worker:
-    """Does one job after the other. Hooks sit on shared networks, and progress and warnings are of the whole process."""
+    """Does one job after the other. Progress and warnings belong to the whole process: only the queue "work" observes them."""
 
-    def __init__(self, lane: Lane) -> None:
-        self._lane = lane
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"mixer-probe-{lane}")
+    def __init__(self, queue: Queue) -> None:
+        self._observes = queue == "work"
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"mixer-probe-{queue}")
         self._jobs: dict[Hashable, Job] = {}
         self._lock = threading.Lock()
 
-    def join(self, key: Hashable, work: Callable[[], Kept]) -> Job:
+    def join(self, key: Hashable, compute: Callable[[], Any]) -> Job:
         """The job under `key` that is under way, or a new one."""
         with self._lock:
             job = self._jobs.get(key)
             if job is None or job.unwanted:
-                job = self._jobs[key] = Job(work)
+                job = self._jobs[key] = Job(compute)
                 self._pool.submit(self._run, key, job)
             job.watch()
             return job
 
     def _run(self, key: Hashable, job: Job) -> None:
-        if self._lane == "work":
-            listen(job.report)
-        hand_over = job.run()
-        if self._lane == "work":
-            listen(None)
+        found, error = None, None
+        try:
+            if job.unwanted:
+                raise Stopped
+            if self._observes:
+                listen(job.report)
+                with warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter("ignore")
+                    warnings.simplefilter("always", MixerProbeWarning)
+                    value = job.compute()
+                found = CachedResult(value, tuple(dict.fromkeys(str(w.message) for w in caught)))
+            else:
+                found = CachedResult(job.compute(), ())
+        except BaseException as raised:
+            error = raised
+        finally:
+            if self._observes:
+                listen(None)
         with self._lock:
             if self._jobs.get(key) is job:
                 del self._jobs[key]
         # In this order: who has the result may ask for the same again, and joins no job that has ended.
-        hand_over()
+        if found is None:
+            job.future.set_exception(error)
+        else:
+            job.future.set_result(found)
 
 
 @st.cache_resource(show_spinner=False)
-def worker(lane: Lane) -> Worker:
-    """The one that does all calculations, and the one that draws; drawing never waits for a calculation."""
-    return Worker(lane)
+def worker(queue: Queue) -> Worker:
+    """The worker for all computations, or that for drawing, which never waits for a computation."""
+    return Worker(queue)
 
 
-def made(
-    kind: str, key: Hashable, title: str, make: Callable[[], T], *, lane: Lane = "work", keep: bool = True, tell: bool = True
+def cached(
+    kind: str,
+    key: Hashable,
+    title: str,
+    compute: Callable[[], T],
+    *,
+    queue: Queue = "work",
+    on_disk: bool = True,
+    warn: bool = True,
 ) -> T:
-    """The result kept under `key`, or a new one from `make`, with a progress bar under `title` and a button to stop meanwhile.
+    """The result cached under `key`, or a new one, with a progress bar under `title` and a button to stop meanwhile.
 
-    `key` has to name everything that decides the result: hashes of weights and images, and the settings. With `keep` results
-    are also kept on the disk; with `tell` their warnings are shown at every visit. `make` runs in another thread: it must not
-    call Streamlit. Raises what `make` raises, and Halted where the person stopped it, which `guarded` takes."""
-    kept = find(kind, key)
-    if kept is None:
-        kept = _wait(kind, key, title, make, lane)
-        shelf(kind).put(key, kept)
-        if keep:
-            disk.write(kind, key, kept.value, kept.warnings)
-    for text in kept.warnings if tell else ():
+    `key` has to name everything that decides the result: hashes of weights and images, and the settings. With `on_disk` results
+    stay across restarts; with `warn` their warnings are shown at every visit. `compute` runs in another thread: it must not call
+    Streamlit. Raises what `compute` raises, and Cancelled where the person stopped it, which `guarded` takes."""
+    found = lookup(kind, key)
+    if found is None:
+        found = slots(kind)(key).result = _wait(kind, key, title, compute, queue)
+        if on_disk:
+            disk.write(kind, key, found.value, found.warnings)
+    for text in found.warnings if warn else ():
         st.warning(plain(text), icon=":material/warning:")
-    found: T = kept.value
-    return found
+    value: T = found.value
+    return value
 
 
-def find(kind: str, key: Hashable) -> Kept | None:
-    """What is kept of an earlier calculation, in memory or on the disk."""
-    kept = shelf(kind).get(key)
-    if kept is None and (stored := disk.read(kind, key)) is not None:
-        kept = Kept(*stored)
-        shelf(kind).put(key, kept)
-    return kept
+def lookup(kind: str, key: Hashable) -> CachedResult | None:
+    """The result of an earlier computation, in memory or on the disk; None where there is none."""
+    slot = slots(kind)(key)
+    if slot.result is None and (stored := disk.read(kind, key)) is not None:
+        slot.result = CachedResult(*stored)
+    return slot.result
 
 
-def _wait(kind: str, key: Hashable, title: str, make: Callable[[], Any], lane: Lane) -> Kept:
-    """Wait for the job while the page shows how far it is. Every look at the page is also where Streamlit can begin it anew."""
-    halted: set[Hashable] = st.session_state.setdefault("halted", set())
+def _wait(kind: str, key: Hashable, title: str, compute: Callable[[], Any], queue: Queue) -> CachedResult:
+    """Wait for the job while the page shows its progress. Every look at the page is also where Streamlit can rerun it."""
     name = (kind, key)
-    if name in halted:
+    cancelled: set[Hashable] = st.session_state.setdefault("cancelled", set())
+    if name in cancelled:
         st.info(f"{plain(title)}: stopped.", icon=":material/stop_circle:")
-        st.button("Resume", key=f"go on {name}", on_click=halted.discard, args=(name,))
-        raise Halted
-    job = worker(lane).join(name, lambda: _observed(make, lane))
-    if (kept := _quick(job)) is not None:
-        return kept
-    place = st.empty()
-    with place.container(horizontal=True, vertical_alignment="center"):
-        bar = st.progress(0.0, text=plain(title))
-        st.button("Stop", key=f"stop {name}", on_click=_halt, args=(name, job.stopped), icon=":material/stop:")
+        st.button("Resume", key=f"go on {name}", on_click=cancelled.discard, args=(name,))
+        raise Cancelled
+    job = worker(queue).join(name, compute)
+    place, bar = None, None
     try:
-        while (kept := _quick(job)) is None:
+        while True:
+            try:
+                return job.future.result(timeout=_MOMENT)
+            except NotYet:
+                if job.future.done():
+                    raise
+            except Stopped:
+                st.info("This calculation was stopped.", icon=":material/stop_circle:")
+                st.button("Resume", key=f"again {id(job)}")
+                raise Cancelled from None
+            if place is None or bar is None:
+                place = st.empty()
+                with place.container(horizontal=True, vertical_alignment="center"):
+                    bar = st.progress(0.0, text=plain(title))
+                    # Not the job: Streamlit keeps what a button is given, and a job keeps its result.
+                    stop: dict[str, Any] = {"on_click": _stop, "args": (name, job.stopped)}
+                    st.button("Stop", key=f"stop {name}", icon=":material/stop:", **stop)
             job.watch()
-            bar.progress(*_progress(title, job))
-        return kept
+            if job.step is not None:
+                step, done, total = job.step
+                bar.progress(min(1.0, done / max(1, total)), f"{plain(title)} · {plain(step)} ({done} of {total})")
+            else:
+                bar.progress(0.0, plain(title))
     finally:
-        place.empty()
+        if place is not None:
+            place.empty()
 
 
-def _halt(name: Hashable, stopped: threading.Event) -> None:
-    # Not the job: Streamlit keeps what a button is given, and a job keeps its result.
-    st.session_state["halted"].add(name)
+def _stop(name: Hashable, stopped: threading.Event) -> None:
+    st.session_state["cancelled"].add(name)
     stopped.set()
-
-
-def _quick(job: Job) -> Kept | None:
-    """What came of the job, if it ends in this moment. Raises what it raised."""
-    try:
-        return job.future.result(timeout=_MOMENT)
-    except NotYet:
-        if job.future.done():
-            raise
-        return None
-    except Stopped:
-        # Another session stopped it while this one was waiting.
-        st.info("This calculation was stopped.", icon=":material/stop_circle:")
-        st.button("Resume", key=f"again {id(job)}")
-        raise Halted from None
-
-
-def _progress(title: str, job: Job) -> tuple[float, str]:
-    if job.step is None:
-        return 0.0, plain(title)
-    step, done, total = job.step
-    return min(1.0, done / max(1, total)), f"{plain(title)} · {plain(step)} ({done} of {total})"
-
-
-def _observed(make: Callable[[], Any], lane: Lane) -> Kept:
-    if lane == "draw":
-        return Kept(make(), ())
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", MixerProbeWarning)
-        value = make()
-    return Kept(value, tuple(dict.fromkeys(str(w.message) for w in caught)))
 
 
 # -- networks ----------------------------------------------------------------------------------------------------------------
 
 
-class Lease:
-    """The networks that one session looks at. It ends with the session, since nothing else holds it."""
-
-    def __init__(self) -> None:
-        self.names: frozenset[tuple[str, str]] = frozenset()
-
-
-class Networks:
-    """The networks in memory: those that a session has a lease on, and no others."""
-
-    def __init__(self) -> None:
-        self._models: dict[tuple[str, str], Model] = {}
-        self._leases: weakref.WeakSet[Lease] = weakref.WeakSet()
-        self._lock = threading.Lock()
-
-    def renew(self, lease: Lease, names: Iterable[tuple[str, str]]) -> None:
-        """This session now looks at `names`; what nobody looks at is let go."""
-        with self._lock:
-            lease.names = frozenset(names)
-            self._leases.add(lease)
-            wanted = frozenset().union(*(held.names for held in self._leases))
-            left = [name for name in self._models if name not in wanted]
-            for name in left:
-                del self._models[name]
-        if left and torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-    def get(self, name: tuple[str, str]) -> Model | None:
-        """A network in memory."""
-        return self._models.get(name)
-
-    def put(self, name: tuple[str, str], model: Model) -> None:
-        """Keep a network until no session looks at it."""
-        with self._lock:
-            self._models[name] = model
-
-    def __len__(self) -> int:
-        return len(self._models)
-
-
 @st.cache_resource(show_spinner=False)
-def networks() -> Networks:
-    """Those of all sessions."""
-    return Networks()
+def networks() -> WeakValueDictionary[tuple[str, str], Model]:
+    """The networks in memory by choice and device. Only sessions hold them: one that nobody looks at leaves memory."""
+    return WeakValueDictionary()
 
 
-def look_at(names: Iterable[str]) -> None:
-    """Say which networks this session looks at; those that it left are freed."""
-    lease: Lease = st.session_state.setdefault("lease", Lease())
-    networks().renew(lease, [(name, device()) for name in names])
+def hold_networks(names: Iterable[str]) -> None:
+    """Hold the networks that this session looks at, and let go of the others."""
+    held: dict[tuple[str, str], Model] = st.session_state.setdefault("networks", {})
+    left = held.keys() - {(name, device()) for name in names}
+    # In place: the state of a session holds a value that was replaced until the next run.
+    for name in left:
+        del held[name]
+    if left and torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def model(choice: str) -> Model:
@@ -325,26 +266,21 @@ def model(choice: str) -> Model:
         except MixerProbeError as error:
             failed[choice] = str(error)
             raise
-        networks().put(name, found)
+        networks()[name] = found
+    st.session_state.setdefault("networks", {})[name] = found
     return found
-
-
-def forget_failures() -> None:
-    """Let networks that could not be loaded be tried again."""
-    st.session_state.pop("failed models", None)
 
 
 def load(choice: str, device: str) -> Model:
     """A network from its choice. Raises ModelError, CheckpointError, StoreError."""
     if choice.startswith(CHECKPOINT):
         label, _, architecture = choice.removeprefix(CHECKPOINT).rpartition("@")
-        _check_timm(architecture)
+        # What is behind other names than timm's would be read from elsewhere.
+        if any(mark in architecture for mark in ":/\\"):
+            raise ModelError(f"a checkpoint is of a network of timm by name, such as resnet18, not {shown(architecture)}")
+        check_name(architecture)
         name = f"{architecture} from {label.rpartition('/')[2]}"
         return mp.load_model(architecture, checkpoint=resolve(label, "checkpoint"), device=device, name=name)
-    if not choice.startswith(("zoo:", RUN)) and ":" in choice:
-        raise ModelError(
-            f"'{choice}' is neither a bundled network nor a timm name; `mixer-probe report` on a command line takes it"
-        )
     if choice.startswith(RUN):
         raise ModelError(
             f"'{choice.removeprefix(RUN)}' is a stored run: it has representations, for Similarity and Probes, and no network; "
@@ -352,11 +288,8 @@ def load(choice: str, device: str) -> Model:
         )
     if choice.startswith("zoo:"):
         return mp.load_model(choice, device=device)
+    if ":" in choice:
+        raise ModelError(
+            f"'{choice}' is neither a bundled network nor a timm name; `mixer-probe report` on a command line takes it"
+        )
     return mp.load_model(choice.removesuffix(UNTRAINED), pretrained=not choice.endswith(UNTRAINED), device=device)
-
-
-def _check_timm(architecture: str) -> None:
-    """Raise ModelError unless it is a name of timm: what is behind other names would be read from elsewhere."""
-    if any(mark in architecture for mark in ":/\\"):
-        raise ModelError(f"a checkpoint is of a network of timm by name, such as resnet18, not {shown(architecture)}")
-    check_name(architecture)

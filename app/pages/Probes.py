@@ -9,24 +9,13 @@ if (_app := str(Path(__file__).parents[1])) not in sys.path:
     sys.path.append(_app)
 
 import streamlit as st
-from mixer_probe_app import data, held
-from mixer_probe_app import probe_parts as parts
-from mixer_probe_app import probes as pr
+from mixer_probe_app import data, url_state
 from mixer_probe_app.messages import guarded, plain
 from mixer_probe_app.page import begin
-
-from mixer_probe.images import Images
+from mixer_probe_app.probe_views import VIEWS
 
 QUESTION = "How accurately does a simple classifier predict the class from the activations of each block, trained and untrained?"
-VIEWS = {
-    "Accuracy": parts.show_accuracy,
-    "Controls": parts.show_controls,
-    "Classes": parts.show_classes,
-    "Places": parts.show_class_by_place,
-    "Neighbours": parts.show_neighbours,
-}
-_TWIN = "The same architectures with re-initialised weights, on the same images. Takes twice the time."
-_PLACES = ("the class", "the position")
+_BASELINES = "The same architectures with re-initialised weights, on the same images. Takes twice the time."
 
 
 def main() -> None:
@@ -34,22 +23,11 @@ def main() -> None:
     if not names:
         return
     row = st.container(horizontal=True, vertical_alignment="bottom", gap="large")
-    view = held.segments(row, "View", "probes-view", list(VIEWS))
-    twin = held.toggle(row, "Untrained baselines", "probes-twin", True, help=_TWIN)
+    view = url_state.choose(row.segmented_control, "View", "probes-view", list(VIEWS))
+    baselines = url_state.toggle(row, "Untrained baselines", "probes-twin", True, help=_BASELINES)
     with guarded():
-        if view == "Places":
-            what = held.segments(st, "Target of the probe at each position", "probes-place", _PLACES)
-            if what == _PLACES[1]:
-                parts.show_position(names, data.images(), twin)
-                return
-        train, test = data.sides()
-        _show(view, names, train, test, twin)
-
-
-def _show(view: str, names: tuple[str, ...], train: Images, test: Images, twin: bool) -> None:
-    pr.check(train, test)
-    VIEWS[view](names, train, test, twin)
-    st.caption(plain(test.credit))
+        VIEWS[view](names, baselines)
+        st.caption(plain(data.images().credit))
 
 
 with guarded():

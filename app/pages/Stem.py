@@ -1,4 +1,4 @@
-"""Stem and kernels: what the first layer reads, from where each position reads, and which parts of a network mix what."""
+"""Stem and kernels: what the first layer detects, from where each position reads, and which parts of a network mix what."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if (_app := str(Path(__file__).parents[1])) not in sys.path:
     sys.path.append(_app)
 
 import streamlit as st
-from mixer_probe_app import held, kernel_parts, kernels
+from mixer_probe_app import kernels, url_state
 from mixer_probe_app.messages import guarded
 from mixer_probe_app.page import begin
 
@@ -18,21 +18,22 @@ QUESTION = (
     "computed from the weights of a network."
 )
 PARTS = {
-    "filters": ("Stem filters", kernel_parts.stem_filters),
-    "kernels": ("Spatial kernels", kernel_parts.spatial_kernels),
-    "tying": ("Kernel tying", kernel_parts.kernel_tying),
-    "anatomy": ("Anatomy", kernel_parts.anatomy),
-    "positions": ("Position embeddings", kernel_parts.position_embeddings),
+    "filters": ("Stem filters", kernels.stem_filters),
+    "kernels": ("Spatial kernels", kernels.spatial_kernels),
+    "tying": ("Kernel tying", kernels.kernel_tying),
+    "anatomy": ("Anatomy", kernels.anatomy),
+    "positions": ("Position embeddings", kernels.position_embeddings),
 }
 
 
 def main() -> None:
     # Only tying looks at images, and asks for them.
-    names = begin(kernels.PAGE, QUESTION, images=held.recall("stem-part") == "tying")
+    names = begin(kernels.PAGE, QUESTION, images=url_state.get("stem-part") == "tying")
     if not names:
         return
     titles = {part: title for part, (title, _show) in PARTS.items()}
-    part = held.segments(st, "Part", "stem-part", list(titles), format_func=titles.__getitem__, label_visibility="collapsed")
+    look = {"format_func": titles.__getitem__, "label_visibility": "collapsed"}
+    part = url_state.choose(st.segmented_control, "Part", "stem-part", list(titles), **look)
     with guarded():
         PARTS[part][1](names)
 

@@ -1,124 +1,254 @@
-"""Token mixing: what the hidden units of a Mixer's token MLPs read from the image plane."""
+"""Token mixing: the spatial patterns to which the hidden units of a Mixer's token MLPs respond."""
 
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 if (_app := str(Path(__file__).parents[1])) not in sys.path:
     sys.path.append(_app)
 
+import numpy as np
 import pandas as pd
 import streamlit as st
-from mixer_probe_app import held, mixing, mixing_block, mixing_charts, mixing_unit, show
-from mixer_probe_app.analyses import findings
+from mixer_probe_app import calls, charts, data, mixing, mixing_charts, show, url_state
 from mixer_probe_app.choice import shown
-from mixer_probe_app.messages import guarded, join, plain
-from mixer_probe_app.mixing_block import UNIT
+from mixer_probe_app.messages import guarded, plain
 from mixer_probe_app.page import begin
-from mixer_probe_app.store import model
+from mixer_probe_app.store import cached
 
+import mixer_probe as mp
+from mixer_probe.core.words import join
 from mixer_probe.weights import TokenMixing
 
+PAGE = "Token mixing"
 QUESTION = (
     "Which patches does each token-mixing unit read, and how does this change with depth? A unit is a row of the first "
     "token-mixing layer of a block, drawn over the patch grid. Click a unit to open its page."
 )
+UNIT = "tm-unit"
+# Units of a block that are drawn at first, and pixels of a picture.
+MANY, _WIDTH = 128, 128
+_RANKINGS = {"rms": "all channels (rms)", "peak": "maximum over channels (peak)"}
+_ORDERS = {
+    "pairs": "Opposite-phase pairs are adjacent: each unit is next to the most opposite unpaired one, smooth pairs first",
+    "frequency": "Smooth units come first",
+    "localisation": "Local units come first",
+    "norm": "Units with a large norm come first",
+}
 
 
 def main() -> None:
-    mixers, others = _by_family(begin("Token mixing", QUESTION))
-    if mixers:
-        with guarded():
-            _explore(mixers)
-    if others:
-        _say_who_is_no_mixer(others)
-
-
-def _by_family(names: tuple[str, ...]) -> tuple[dict[str, TokenMixing], list[str]]:
-    mixers, others = {}, []
-    for name in names:
-        with guarded():
-            if model(name).family == "mixer":
-                mixers[name] = mixing.token_mixing(name)
-            else:
-                others.append(name)
-    return mixers, others
-
-
-def _say_who_is_no_mixer(others: list[str]) -> None:
-    names = join(plain(shown(name)) for name in others)
-    text = "has no token-mixing weights: it mixes" if len(others) == 1 else "have no token-mixing weights: they mix"
-    st.info(
-        f"{names} {text} positions by attention or convolution. To see units, select a Mixer, gMixer, ResMLP or gMLP in the "
-        "sidebar, for instance `zoo:mixer-s0` or `resmlp_12_224`.",
-        icon=":material/info:",
-    )
-
-
-def _explore(mixers: dict[str, TokenMixing]) -> None:
     """The units of a block, the page of one of them, and all blocks by depth. What takes long comes last, wherever it stands."""
+    networks = calls.loaded(begin(PAGE, QUESTION))
+    mixers = [name for name, network in networks.items() if network.family == "mixer"]
+    others = [plain(shown(name)) for name in networks if name not in mixers]
+    results = {name: r for name in mixers for r in calls.measured(PAGE, [name], "token-mixing units", mp.token_mixing)}
+    if results:
+        with guarded():
+            explore(results)
+    if others:
+        text = "has no token-mixing weights: it mixes" if len(others) == 1 else "have no token-mixing weights: they mix"
+        st.info(
+            f"{join(others)} {text} positions by attention or convolution. To see units, select a Mixer, gMixer, ResMLP or gMLP "
+            "in the sidebar, for instance `zoo:mixer-s0` or `resmlp_12_224`.",
+            icon=":material/info:",
+        )
+
+
+def explore(results: dict[str, TokenMixing]) -> None:
+    """The parts of the page, in the order in which they are computed."""
     left, right = st.columns([2, 3])
-    name = held.select(left, "Network", "tm-network", list(mixers), format_func=shown)
-    found = mixers[name]
-    blocks = range(1, len(found.blocks) + 1)
-    block = held.steps(right, "Block", "tm-block", blocks, help="1 is the first block after the stem.") - 1
+    name = url_state.choose(left.selectbox, "Network", "tm-network", list(results), format_func=shown)
+    found = results[name]
+    first = "1 is the first block after the stem."
+    block = url_state.choose(right.select_slider, "Block", "tm-block", range(1, len(found.blocks) + 1), help=first) - 1
     units, page, depth = st.container(), st.container(), st.container()
-    unit = _unit(page, name, found, block)
-    with units, guarded():
-        mixing_block.units(name, found, block, unit)
-    with page, guarded():
-        mixing_unit.maps_and_numbers(name, found, block, unit)
-        images = st.container()
-    with depth, guarded():
-        results = _depth(mixers)
-        texts = st.container()
-    with images, guarded():
-        st.subheader("Images that activate the unit most")
-        mixing_unit.fires(name, found, block, unit)
-    with texts, guarded():
-        show.bullets(findings(results, ("token mixing", tuple((r.model.name, r.model.fingerprint) for r in results))))
-        show.folded_table("Values by block", pd.concat([r.summary() for r in results], ignore_index=True))
-
-
-def _unit(place: st.delta_generator.DeltaGenerator, name: str, found: TokenMixing, block: int) -> int:
-    """The unit chosen: that of the URL, by a click or by its number; at first the one of lowest frequency."""
     where = (name, found.model.fingerprint, block)
     if st.session_state.setdefault("tm-unit is of", where) != where:
         # Unit 5 of another block has nothing to do with unit 5 of this one.
         st.session_state["tm-unit is of"] = where
-        held.hold(UNIT, None)
-    title = place.container()
-    left, right = place.columns([1, 3], vertical_alignment="bottom")
-    count = len(found.units(block))
-    unit = held.number(left, "Unit", UNIT, 0, count - 1, mixing.smoothest(found, block))
-    partner = int(found.partner(block)[unit])
-    right.button(
-        f"Go to opposite-phase unit {partner}", on_click=held.hold, args=(UNIT, str(partner)), icon=":material/contrast:"
+        url_state.put(UNIT, None)
+    with page:
+        title = st.container()
+        left, right = st.columns([1, 3], vertical_alignment="bottom")
+        smoothest = int(mixing.ordered(found, block, "frequency")[0])
+        unit = url_state.number(left, "Unit", UNIT, 0, len(found.units(block)) - 1, smoothest)
+        opposite = int(found.partner(block)[unit])
+        go = {"on_click": url_state.put, "args": (UNIT, str(opposite)), "icon": ":material/contrast:"}
+        right.button(f"Go to opposite-phase unit {opposite}", **go)
+        title.header(plain(f"Unit {unit} of {found.blocks[block]} of {shown(name)}"))
+    with units, guarded():
+        show_block(name, found, block, unit)
+    with page, guarded():
+        show_unit(name, found, block, unit)
+        images = st.container()
+    with depth, guarded():
+        st.header("Depth curves")
+        all_results = calls.measured(PAGE, list(results), "token-mixing units", mp.token_mixing, baselines=True)
+        show_depth(all_results)
+        texts = st.container()
+    with images, guarded():
+        st.subheader("Images that activate the unit most")
+        show_images(name, found, block, unit)
+    with texts, guarded():
+        show.findings(all_results)
+        show.folded_table("Values by block", pd.concat([r.summary() for r in all_results], ignore_index=True))
+
+
+def show_block(name: str, found: TokenMixing, block: int, unit: int) -> None:
+    """The units as small maps and as points; a click on either chooses one."""
+    st.header(f"Units of {plain(found.blocks[block])}")
+    maps, opposite = found.units(block), int(found.partner(block)[unit])
+    row = st.container(horizontal=True, vertical_alignment="bottom", gap="medium")
+    by = url_state.choose(row.segmented_control, "Sorted by", "tm-sort", list(mixing.SORTS), format_func=mixing.SORTS.get)
+    shared = url_state.toggle(row, "Shared colour scale", "tm-scale", help="Off: each unit has its own colour scale.")
+    more = {"disabled": len(maps) <= MANY, "help": f"Off: the first {MANY} in this order."}
+    order = mixing.ordered(found, block, by)[: None if url_state.toggle(row, "All units", "tm-all", **more) else MANY]
+    frame = mixing_charts.unit_frame(found, block)
+    scale = float(np.abs(maps).max()) if shared else None
+    key = ("tiles", found.model.name, found.model.fingerprint, block, shared)
+    pictures = cached("pictures", key, "Drawing", lambda: mixing_charts.urls(maps, scale), queue="draw", on_disk=False)
+    framed = {
+        i: mixing_charts.urls(maps[[i]], scale, mixing_charts.FRAMES[role])[0]
+        for i, role in ((opposite, "opposite"), (unit, "chosen"))
+    }
+    label = f"{found.blocks[block]} {name}"
+
+    def clicks(chart: str) -> dict[str, Any]:
+        # A chart per unit chosen: the same unit can then be clicked again after another was chosen by its number.
+        key = f"{chart} {label} {unit}"
+        return {"key": key, "selection_mode": mixing_charts.CLICK, "on_select": partial(take_click, key, len(maps))}
+
+    drawn = mixing_charts.tiles(frame, order, [framed.get(int(i), pictures[int(i)]) for i in order], by == "pairs")
+    show.chart(drawn, f"units {label}", frame.iloc[order], **clicks("tiles"))
+    which = f"The first {len(order)} of {len(maps)} units" if len(order) < len(maps) else f"All {len(maps)} units"
+    st.caption(
+        f"{which}. Red is positive weight, blue negative, white zero. {_ORDERS[by]}, row by row. The orange frame marks the unit "
+        "shown below, the green one its opposite-phase unit. Hover over a unit for its values, click it for details."
     )
-    title.header(mixing_unit.title(name, found, block, unit))
-    return unit
+    show.chart(mixing_charts.scatter(found, block, frame, unit), f"frequency and spread {label}", frame, **clicks("scatter"))
+    st.caption(
+        "Each point is a unit: click one to open its page, drag and scroll to zoom. Smooth units are at the left, local ones at "
+        "the bottom; brighter ones have a more negative cosine with their opposite-phase unit. Units near the cross have no "
+        "spatial structure."
+    )
 
 
-def _depth(mixers: dict[str, TokenMixing]) -> list[TokenMixing]:
-    st.header("Depth curves")
-    results = []
-    for name, found in mixers.items():
-        results += [found, twin] if (twin := mixing.twin_token_mixing(name)) else [found]
+def take_click(key: str, count: int) -> None:
+    """Open the unit that was clicked, for callbacks."""
+    unit = int(charts.picked(key, mixing_charts.CLICK).get("unit", -1))
+    if 0 <= unit < count:
+        url_state.put(UNIT, str(unit))
+
+
+def show_unit(name: str, found: TokenMixing, block: int, unit: int) -> None:
+    """A unit beside its opposite and its other weights, with every number of it."""
+    one = found.measures(block)
+    opposite = int(one.partner[unit])
+    maps = {f"Unit {unit}": one.maps[unit], f"Opposite-phase unit {opposite}": one.maps[opposite]}
+    both = max(float(np.abs(values).max()) for values in maps.values())
+    drawn = [mixing_charts.weights_map(values, title, both) for title, values in maps.items()]
+    for side, title in (("gate", "Gate weights"), ("write", "Write weights")):
+        if side in found.sides:
+            maps[title] = found.units(block, side)[unit]
+            drawn.append(mixing_charts.weights_map(maps[title], title, float(np.abs(maps[title]).max())))
+    with st.container(horizontal=True, gap="small"):
+        for chart in drawn:
+            # Otherwise axes and legend take their room from the map, which is then no square.
+            st.altair_chart(chart.properties(autosize={"type": "pad"}), width="content")
+    png, svg = (partial(show.saved_chart, mixing_charts.beside(drawn), kind) for kind in ("png", "svg"))
+    show.downloads(f"unit {unit} {found.blocks[block]} {name}", mixing_charts.patches(maps), png=png, svg=svg)
+    rows, columns = found.grid
+    what = "The map shows the weights with which the unit reads the patches, the same in every channel."
+    if mixing.are_tokens(found):
+        what = (
+            f"Unit {unit} is the output token in row {unit // columns + 1}, column {unit % columns + 1}. Its map shows the "
+            "weights with which it reads all tokens."
+        )
+    st.caption(
+        plain(
+            f"{what} Red patches have positive weight, blue ones negative weight. The unit and its opposite-phase unit share one "
+            f"colour scale. The grid has {rows}×{columns} patches of {found.patch[0]:g}×{found.patch[1]:g} px."
+        )
+    )
+    angle = one.orientation[unit]
+    metrics = {
+        "Frequency (cycles/token)": (f"{one.frequency[unit]:.3f}", "Power centroid of the map without its mean."),
+        "Spread (px)": (f"{one.spread[unit]:.1f}", "Around the centre of mass of the squared weights."),
+        "Orientation (°)": ("none" if np.isnan(angle) else f"{angle:.0f}", "0: vertical stripes, 90: horizontal stripes."),
+        "Cosine with opposite-phase unit": (f"{one.partner_cosine[unit]:.3f}", "-1: the same map with all signs flipped."),
+    }
+    for column, (label, (value, about)) in zip(st.columns(len(metrics)), metrics.items(), strict=True):
+        column.metric(label, value, help=about)
+    show.bullets(mixing.sentences(found, block, unit))
+
+
+def show_images(name: str, found: TokenMixing, block: int, unit: int) -> None:
+    """The images that activate the unit most, its inputs there, and its outputs by channel."""
+    layer = mixing.output_layer(found, block)
+    if not layer:
+        st.info(f"The layer that holds the unit outputs of a {plain(found.form)} is not known.")
+        return
+    by = url_state.choose(st.segmented_control, "Rank images by", "tm-by", list(_RANKINGS), format_func=_RANKINGS.get)
+    images = data.images()
+    top = mixing.top_images(name, found, block, images, by)
+    one = mixing.activations(name, found, block, unit, images, top)
+    how = "the root mean square of these outputs" if by == "rms" else "the largest of these outputs"
+    st.caption(
+        plain(
+            f"The {'output token' if mixing.are_tokens(found) else 'hidden unit'} reads every channel of the network with the "
+            "same map and has one output per channel and no position in the image. Shown is its output "
+            f"{mixing.ABOUT_OUTPUTS[found.form]} ({layer}). Images are ranked by {how}, over {top.n} images of {images.name}."
+        )
+    )
+    index, channel = top.index[unit], top.channel[unit]
+    rank = np.arange(len(index))
+    table = pd.DataFrame(
+        {
+            "rank": rank + 1,
+            "image": np.array(images.ids)[index],
+            "class": [data.class_of(images, int(i)) for i in index],
+            "value": top.values[unit],
+            "channel": channel,
+            "value in that channel": one.outputs[rank, channel],
+        }
+    )
+    with st.container(horizontal=True, gap="small"):
+        for i, row in zip(rank, table.to_dict("records"), strict=True):
+            picture = one.pictures[i]
+            zoom = max(1, _WIDTH // max(picture.shape[:2]))
+            label = f"{row['class']} · " if row["class"] else ""
+            with st.container(width=_WIDTH, gap="small"):
+                st.image(picture.repeat(zoom, 0).repeat(zoom, 1), width=_WIDTH)
+                st.image(mixing_charts.urls(one.inputs[i : i + 1])[0], width=_WIDTH)
+                st.caption(plain(f"{label}{row['value']:.2f}, channel {row['channel']}"))
+    st.caption(
+        "Top: the image. Bottom: the input of token mixing in the channel with the largest unit output (red above zero, blue "
+        "below, each on its own scale). The more it resembles the unit's map, the larger the output."
+    )
+    values = mixing_charts.output_frame(one.outputs, table["image"].to_list(), table["class"].to_list())
+    show.chart(mixing_charts.output_map(values), f"channels of unit {unit} {found.blocks[block]} {name}", values)
+    st.caption(
+        f"Unit output in each channel of these images, for the {values['channel'].nunique()} of {one.outputs.shape[1]} channels "
+        "with the largest output. Hover over a cell for its value."
+    )
+    show.folded_table(f"Top images of unit {unit}", table)
+
+
+def show_depth(results: list[TokenMixing]) -> None:
+    """One measure of all units against relative depth."""
     titles = {measure: texts[0] for measure, texts in mixing_charts.DEPTHS.items()}
-    measure = held.segments(st, "Measure", "tm-measure", list(titles), format_func=titles.__getitem__)
+    measure = url_state.choose(st.segmented_control, "Measure", "tm-measure", list(titles), format_func=titles.get)
     frame = mixing_charts.depth_frame(results, measure)
-    show.chart(mixing_charts.depth_curves(frame, measure), f"units by depth {measure} {' '.join(mixers)}", frame)
-    st.caption(plain(_nulls(results[0], measure)))
-    return results
-
-
-def _nulls(first: TokenMixing, measure: str) -> str:
+    names = " ".join(dict.fromkeys(frame["network"]))
+    show.chart(mixing_charts.depth_curves(frame, measure), f"units by depth {measure} {names}", frame)
+    null = f"the weights of each unit are shuffled over the patches ({results[0].shuffles} times per block)"
     if measure in ("pairing", "cosine"):
-        null = f"each unit keeps its amplitude spectrum and gets random phases ({first.surrogates} times per block)"
-    else:
-        null = f"the weights of each unit are shuffled over the patches ({first.shuffles} times per block)"
-    return f"Dashed lines are untrained baselines, dotted lines the null: {null}. Hover over a block for its values."
+        null = f"each unit keeps its amplitude spectrum and gets random phases ({results[0].surrogates} times per block)"
+    st.caption(f"Dashed lines are untrained baselines, dotted lines the null: {null}. Hover over a block for its values.")
 
 
 with guarded():

@@ -19,16 +19,16 @@ Open = Callable[..., AppTest]
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Nothing is kept in the cache of the person who runs the tests, nor taken from there."""
-    from mixer_probe_app import offers
+    from mixer_probe_app import local_files
 
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
-        patch.setenv(offers.CACHE, str(folder))
+        patch.setenv(local_files.CACHE, str(folder))
         # Arguments of pytest are no folders of the app.
         patch.setattr(sys, "argv", sys.argv[:1])
-        offers.cache_folder.cache_clear()
+        local_files.cache_folder.cache_clear()
         yield folder
-        offers.cache_folder.cache_clear()
+        local_files.cache_folder.cache_clear()
 
 
 @pytest.fixture(autouse=True)

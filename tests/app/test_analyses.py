@@ -34,7 +34,7 @@ def test_results_are_shown_as_in_a_report_and_made_again_by_the_script(open_page
     assert [header.value for header in page.header] == ["Probe accuracy by layer"]
     assert "resnet-s0: " in texts(page)
     assert all(image.captions[0] and image.proto.imgs[0].alt for image in page.get("image"))
-    (seen,) = page.session_state["seen"].values()
+    (seen,) = page.session_state["history"].values()
     assert_made_again(seen)
     # What is kept is shown at once.
     again = open_page(PAGE, ["zoo:resnet-s0", CNN], n="100", analysis_room="probing", analysis_baselines="no")

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from mixer_probe_app import channel_charts as charts
-from mixer_probe_app import seen
+from mixer_probe_app import history
 from mixer_probe_app.channel_table import chance, listing, ordered, search
-from mixer_probe_app.channel_views import needs_labels
+from mixer_probe_app.channels import missing_labels
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
@@ -246,7 +246,7 @@ def test_bars_carry_interval_and_null() -> None:
 
 
 def test_selectivity_by_depth(open_page: Open) -> None:
-    frame = charts.depth_frame([("mixer-s0", told())], "bird")
+    frame = charts.depth_frame([told()], "bird")
     k = told().class_names.index("bird")
     expected = [0.5 + np.abs(a[:, k] - 0.5).max() for a in told().auroc]
     np.testing.assert_allclose(frame["best"], expected)
@@ -261,11 +261,11 @@ def test_selectivity_by_depth(open_page: Open) -> None:
 
 def test_the_script_makes_the_same_numbers(open_page: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = open_page(PAGE, [MIXER, VIT], n=N)
-    items = page.session_state["seen"]
+    items = page.session_state["history"]
     kinds = {item.kind for item in items.values()}
     assert kinds == {"channel statistics", "channel selectivity", "channel pages", "channel partners"}
     with in_folder(tmp_path, monkeypatch):
-        exec(compile(seen.script(list(items.values())), "made.py", "exec"), {})
+        exec(compile(history.script(list(items.values())), "made.py", "exec"), {})
     again = mp.load_results(tmp_path / "results.json")
     shown = [result for item in items.values() for result in item.results() or ()]
     assert len(again) == len(shown)
@@ -296,10 +296,10 @@ def test_photographs_say_what_selectivity_needs(open_page: Open) -> None:
 def test_images_without_classes_or_of_one_class(tmp_path: Path) -> None:
     for i in range(3):
         Image.new("RGB", (8, 8), (i, i, i)).save(tmp_path / f"{i}.png")
-    assert "have no labels" in needs_labels(mp.load_images(tmp_path))
+    assert "have no labels" in missing_labels(mp.load_images(tmp_path))
     one = images().subset([i for i, label in enumerate(images().labels) if label == 6])
-    assert "belong to one class" in needs_labels(one)
-    assert needs_labels(images()) == ""
+    assert "belong to one class" in missing_labels(one)
+    assert missing_labels(images()) == ""
 
 
 def test_bad_names_leave_the_others(open_page: Open) -> None:

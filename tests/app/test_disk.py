@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mixer_probe_app import disk, offers
+from mixer_probe_app import disk, local_files
 
 import mixer_probe as mp
 from mixer_probe.core.result import ImagesRecord
@@ -92,10 +92,10 @@ def test_records_survive() -> None:
 
 
 def test_the_place_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    offers.cache_folder.cache_clear()
-    monkeypatch.setenv(offers.CACHE, str(tmp_path / "elsewhere"))
-    assert offers.cache_folder() == tmp_path / "elsewhere"
-    offers.cache_folder.cache_clear()
+    local_files.cache_folder.cache_clear()
+    monkeypatch.setenv(local_files.CACHE, str(tmp_path / "elsewhere"))
+    assert local_files.cache_folder() == tmp_path / "elsewhere"
+    local_files.cache_folder.cache_clear()
 
 
 def test_what_is_used_stays_and_what_is_held_is_never_removed(own_folder: Path) -> None:
@@ -121,26 +121,25 @@ def test_what_is_used_stays_and_what_is_held_is_never_removed(own_folder: Path) 
 
 
 def test_uploads_count_too(own_folder: Path) -> None:
-    (own_folder / offers.UPLOADED / "abc" / "cats").mkdir(parents=True)
-    (own_folder / offers.UPLOADED / "abc" / "cats" / "1.png").write_bytes(bytes(10_000))
-    os.utime(own_folder / offers.UPLOADED / "abc", (1, 1))
+    (own_folder / local_files.UPLOADED / "abc" / "cats").mkdir(parents=True)
+    (own_folder / local_files.UPLOADED / "abc" / "cats" / "1.png").write_bytes(bytes(10_000))
+    os.utime(own_folder / local_files.UPLOADED / "abc", (1, 1))
     disk.write("numbers", "key", 1, ())
     disk.tidy(most=9_000)
-    assert not (own_folder / offers.UPLOADED / "abc").exists()
+    assert not (own_folder / local_files.UPLOADED / "abc").exists()
     assert disk.read("numbers", "key") == (1, ())
 
 
 def test_files_that_vanish_meanwhile_are_no_trouble(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(3):
         disk.write("numbers", i, i, ())
-    real = disk._size
+    remove = disk._remove
 
-    def size(entry: Path) -> int:
-        found = real(entry)
+    def removed(entry: Path) -> bool:
         entry.unlink()
-        return found
+        return remove(entry)
 
-    monkeypatch.setattr(disk, "_size", size)
+    monkeypatch.setattr(disk, "_remove", removed)
     disk.tidy(most=0)
     assert [disk.read("numbers", i) for i in range(3)] == [None] * 3
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mixer_probe_app import offers
+from mixer_probe_app import local_files
 from PIL import Image
 from safetensors.torch import save_file
 from streamlit.testing.v1 import AppTest
@@ -33,10 +33,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         for i in range(3):
             Image.new("RGB", (40, 40), colour).save(tmp_path / "pictures" / name / f"{i}.png")
     (tmp_path / "pictures" / "red" / "broken.png").write_bytes(b"no picture")
-    monkeypatch.setenv(offers.PATHS, str(tmp_path))
-    offers.offers.clear()
+    monkeypatch.setenv(local_files.PATHS, str(tmp_path))
+    local_files.local_files.clear()
     yield tmp_path
-    offers.offers.clear()
+    local_files.local_files.clear()
 
 
 def written(page: AppTest) -> str:

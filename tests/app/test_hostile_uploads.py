@@ -69,12 +69,12 @@ def archives(draw: Any) -> tuple[str, bytes]:
 
 def test_a_zip_of_any_bytes_is_kept_inside_its_folder_or_refused() -> None:
     from mixer_probe_app import data
-    from mixer_probe_app.offers import uploads
+    from mixer_probe_app.local_files import uploads
 
     tried = Counter[tuple[str, str]]()
 
     def keep(content: bytes) -> None:
-        label = data.keep([("some.zip", content)])
+        label = data.save_upload([("some.zip", content)])
         folder = uploads() / label.rpartition("/")[2]
         assert any(path.is_file() for path in folder.rglob("*"))
 

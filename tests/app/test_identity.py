@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from mixer_probe_app.analyses import key_of, key_of_images
+from mixer_probe_app.calls import key_of, key_of_images
 
 from mixer_probe.images import from_arrays
 from tests.networks import CASES

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
-from mixer_probe_app import one_image, pictures, seen, shuffled
+from mixer_probe_app import history, one_image, pictures, shuffled
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
@@ -224,8 +224,8 @@ def test_what_moves_is_the_cosine_of_representation_shift(images: Images, networ
     found = mp.extract(network, few)
     rows = []
     for i in range(len(few)):
-        looks = [one_image._look(network, x) for x in (few.subset([i]), distort(few.subset([i]), shuffle))]
-        rows.append(one_image._moves(CNN, found, i, *looks)["cosine"].to_numpy())
+        looks = [one_image.look_at(network, x) for x in (few.subset([i]), distort(few.subset([i]), shuffle))]
+        rows.append(one_image.move_frame(CNN, found, i, *looks)["cosine"].to_numpy())
     expected = mp.invariance.representation_shift(network, few, (shuffle,), permutations=0, resamples=0)
     np.testing.assert_allclose(np.mean(rows, axis=0), expected.cosine[0], atol=1e-5)
 
@@ -292,14 +292,14 @@ def test_what_was_seen_can_be_made_again(
 ) -> None:
     page = open_page(PAGE, [MIXER], n="100", img="4", img_part="attributions", img_method="saliency")
     page.query_params["img-part"] = "shuffle"
-    page.session_state["held img-part"] = "shuffle"
+    page.session_state["setting img-part"] = "shuffle"
     page.query_params["img-find"] = "yes"
     page.run()
     assert not page.error
-    found = list(page.session_state["seen"].values())
+    found = list(page.session_state["history"].values())
     assert {item.kind for item in found} == {"attribution", "distortion accuracy"}
     monkeypatch.chdir(tmp_path)
-    exec(compile(seen.script(found), "script", "exec"), {})
+    exec(compile(history.script(found), "script", "exec"), {})
     again = mp.load_results(tmp_path / "results.json")
     kinds = {type(result).__name__ for result in again}
     assert {"Attribution", "DistortionAccuracy"} <= kinds
@@ -398,7 +398,7 @@ def test_what_was_done_to_an_upload_is_said(kind: str) -> None:
 def test_a_kept_upload_is_encoded_anew() -> None:
     extra = b"<script>alert(1)</script>"
     content = encoded(Image.fromarray(noise())) + extra
-    name = pictures.keep(pictures.read_upload("x.png", content)[0])
+    name = pictures.save(pictures.read_upload("x.png", content)[0])
     file = pictures.folder() / name
     assert extra not in file.read_bytes()
     np.testing.assert_array_equal(np.asarray(pictures.uploaded(name).pixels), noise())

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mixer_probe_app import offers
+from mixer_probe_app import local_files
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
@@ -106,10 +106,10 @@ def unlabelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
     """A folder of eight pictures without classes, as a source."""
     for i in range(8):
         Image.effect_noise((48, 48), 40 + 10 * i).convert("RGB").save(tmp_path / f"{i}.png")
-    monkeypatch.setenv(offers.PATHS, str(tmp_path))
-    offers.offers.clear()
+    monkeypatch.setenv(local_files.PATHS, str(tmp_path))
+    local_files.local_files.clear()
     yield f"folder:{tmp_path.name}"
-    offers.offers.clear()
+    local_files.local_files.clear()
 
 
 @pytest.mark.parametrize("name", MODELS)

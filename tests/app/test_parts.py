@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from mixer_probe_app.charts import heatmap, probe_curves
-from mixer_probe_app.messages import join, plain
-from mixer_probe_app.show import _converted, slug
+from mixer_probe_app.messages import plain
+from mixer_probe_app.show import saved_chart
 from PIL import Image
 
 from mixer_probe.core.result import Result
@@ -30,11 +30,6 @@ def test_no_label_acts_as_markup(label: str) -> None:
     assert re.sub(r"\\(.)", r"\1", escaped) == " ".join(label.split())
     assert not re.search(r"(?<!\\)[*_`\[\]()<>#$:~]", escaped)
     assert "\n" not in escaped
-
-
-def test_lists_and_file_names() -> None:
-    assert [join(["a"]), join(["a", "b"]), join(["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
-    assert slug("units zoo:mixer-s0?untrained ../../x") == "units-zoo-mixer-s0-untrained-..-..-x"
 
 
 def of_kind(study: list[Result], kind: type[Any]) -> list[Any]:
@@ -62,7 +57,7 @@ def test_probe_curves_carry_intervals_n_and_twins(study: list[Result]) -> None:
     rows = [row for rows in chart["datasets"].values() for row in rows if "layer" in row]
     expected = [value for r in results for part in (r, r.untrained) if part is not None for value in part.accuracy]
     np.testing.assert_allclose([row["accuracy"] for row in rows], expected)
-    assert {row["weights"] for row in rows} == {"trained", "random"}
+    assert {row["weights"] for row in rows} == {"trained", "untrained"}
     assert all(row["low"] <= row["accuracy"] <= row["high"] for row in rows)
     tips = [layer["encoding"]["tooltip"] for layer in chart["layer"] if isinstance(layer["encoding"].get("tooltip"), list)]
     assert {"accuracy", "low", "high", "n_test", "layer"} <= {tip["field"] for tip in tips[0]}
@@ -82,7 +77,7 @@ def test_a_chart_is_saved_in_its_own_size() -> None:
     chart = alt.Chart(frame).mark_point().encode(x="x", y="y")
     widths = []
     for drawn in (chart, chart.properties(width=200, height=200)):
-        svg, png = _converted(drawn, "svg").decode(), _converted(drawn, "png")
+        svg, png = saved_chart(drawn, "svg").decode(), saved_chart(drawn, "png")
         assert svg.startswith("<svg")
         widths.append((float(re.search(r'width="([\d.]+)"', svg)[1]), Image.open(io.BytesIO(png)).width))  # type: ignore[index]
     (free, free_png), (own, own_png) = widths

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from mixer_probe_app import charts, data, offers
+from mixer_probe_app import charts, data, local_files
 from mixer_probe_app import probes as pr
-from mixer_probe_app.probe_parts import cells_frame
 from streamlit.testing.v1 import AppTest
 
 import mixer_probe as mp
@@ -40,7 +39,7 @@ def opened(open_page: Open, models: list[str], **parameters: str) -> AppTest:
 
 def results_of(page: AppTest, kind: str) -> list[Any]:
     """What the page has shown of a kind, and can be made again by its code."""
-    found = [seen for seen in page.session_state["seen"].values() if seen.kind == kind]
+    found = [seen for seen in page.session_state["history"].values() if seen.kind == kind]
     for seen in found:
         assert_made_again(seen)
     return [result for seen in found for result in seen.results()]
@@ -67,10 +66,10 @@ def test_the_classifier_and_the_twins_are_chosen(open_page: Open, runs: Runs) ->
 
 def test_only_the_view_that_is_chosen_is_calculated(open_page: Open) -> None:
     page = opened(open_page, [MIXER], probes_twin="no")
-    assert {seen.kind for seen in page.session_state["seen"].values()} == {"probes"}
+    assert {seen.kind for seen in page.session_state["history"].values()} == {"probes"}
     page.segmented_control(key="widget probes-view").set_value("Controls").run()
     assert not page.exception
-    assert {seen.kind for seen in page.session_state["seen"].values()} == {"probes", "control tasks"}
+    assert {seen.kind for seen in page.session_state["history"].values()} == {"probes", "control tasks"}
 
 
 CONTROLS = {
@@ -123,10 +122,10 @@ def test_places_are_probed_one_by_one(open_page: Open) -> None:
 
 
 def test_the_position_of_a_patch_needs_no_classes(open_page: Open) -> None:
-    source = data.keep([(f"{i}.png", png(i)) for i in range(12)])
+    source = data.save_upload([(f"{i}.png", png(i)) for i in range(12)])
     link = {"probes_twin": "no", "probes_view": "Places", "probes_place": "the position"}
     page = opened(open_page, [MIXER], images=source, **link)
-    (found,) = page.session_state["seen"].values()
+    (found,) = page.session_state["history"].values()
     result = found.results()[0]
     assert result.n_train + result.n_test == 12
     assert f"trained on {result.n_train} images and tested on {result.n_test} others" in texts(page)
@@ -142,11 +141,11 @@ def test_neighbours_are_those_of_the_knn_probe(open_page: Open, runs: Runs) -> N
 
 
 def test_images_without_classes_are_told_before_anything_is_calculated(open_page: Open) -> None:
-    page = open_page(PAGE, [MIXER], images=data.keep([(f"{i}.png", png(i)) for i in range(12)]))
+    page = open_page(PAGE, [MIXER], images=data.save_upload([(f"{i}.png", png(i)) for i in range(12)]))
     assert not page.exception
     assert "have no labels: a probe needs them" in texts(page)
-    assert "seen" not in page.session_state
-    page = open_page(PAGE, [MIXER], images=data.keep([(f"one/{i}.png", png(i)) for i in range(12)]))
+    assert "history" not in page.session_state
+    page = open_page(PAGE, [MIXER], images=data.save_upload([(f"one/{i}.png", png(i)) for i in range(12)]))
     assert not page.exception
     assert len(page.error) == 1
 
@@ -167,8 +166,8 @@ def test_a_network_that_fails_leaves_the_others(open_page: Open) -> None:
 def test_a_stored_run_is_probed_by_halves(open_page: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Runs) -> None:
     images = mp.load_images("demo", split="test", limit=100)
     mp.extract(mp.load_model(MIXER), images, out=tmp_path / "probed" / "mixer.zarr")
-    monkeypatch.setenv(offers.PATHS, str(tmp_path / "probed"))
-    offers.offers.clear()
+    monkeypatch.setenv(local_files.PATHS, str(tmp_path / "probed"))
+    local_files.local_files.clear()
     page = opened(open_page, ["run:probed/mixer.zarr"])
     fit, hold = pr.halves(runs[1])
     assert len(fit) == len(hold) == 50
@@ -189,14 +188,14 @@ def test_curves_tell_networks_and_dashes_apart(study: list[Result]) -> None:
     for layer in chart["layer"][:3]:
         assert {part["field"] for part in layer["encoding"]["detail"]} == {"model", "weights"}
     dashes = chart["layer"][1]["encoding"]["strokeDash"]["scale"]["domain"]
-    assert dashes == (["trained", "random"] if any(r.untrained for r in results) else ["random"])
+    assert dashes == (["trained", "untrained"] if any(r.untrained for r in results) else ["untrained"])
 
 
 def test_a_map_lies_as_the_image_does() -> None:
     cells = np.arange(6.0).reshape(2, 3) / 6
-    frame = cells_frame(cells)
+    frame = pr.cells_frame(cells)
     assert frame.loc[(frame["row"] == 1) & (frame["column"] == 0), "value"].item() == pytest.approx(0.5)
-    chart = charts.place_map(frame, "a map", (0.0, 1.0), "share").to_dict()
+    chart = charts.position_map(frame, "a map", (0.0, 1.0), "share").to_dict()
     assert chart["encoding"]["y"]["field"] == "row"
     assert chart["encoding"]["x"]["title"] == "column of the grid (3 wide)"
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mixer_probe_app import offers, reports, seen
-from mixer_probe_app.seen import Seen
+from mixer_probe_app import history, local_files, reports
+from mixer_probe_app.history import Entry
 from streamlit.testing.v1 import AppTest
 
 import mixer_probe as mp
@@ -64,8 +64,8 @@ def test_the_script_makes_the_same_numbers(open_page: Open, tmp_path: Path, monk
 def test_a_script_never_acts_on_a_name() -> None:
     evil = "x']; import os; os.abort()  # \n"
     code = f"mp.token_mixing(models[{evil!r}])"
-    item = Seen("Page", f"unit of {evil}", "kind", "key", code, ((evil, f"mp.load_model({evil!r})"),), "images = None")
-    compiled = compile(seen.script([item]), "script", "exec")
+    item = Entry("Page", f"unit of {evil}", "kind", "key", code, ((evil, f"mp.load_model({evil!r})"),), "images = None")
+    compiled = compile(history.script([item]), "script", "exec")
     loaded: list[str] = []
 
     class Fake:
@@ -80,13 +80,13 @@ def test_a_script_never_acts_on_a_name() -> None:
 
     with pytest.raises(ImportError):
         exec(compiled, {"__builtins__": {"isinstance": isinstance, "list": list, "tuple": tuple}, "mp": Fake})
-    tree = seen.script([item])
+    tree = history.script([item])
     assert "\nimport os" not in tree
 
 
 def test_everything_is_in_the_written_report(study: list[Result]) -> None:
     study = one_of_each(study)
-    written = reports._write(study, {"command": "app"}, "key")
+    written = reports.render(study, {"command": "app"}, "key")
     assert written.html.startswith("<!doctype html>")
     assert len(json.loads(written.json)["results"]) == len(study)
     import zipfile
@@ -121,11 +121,11 @@ def test_a_report_below_the_folders_is_opened(
     open_page: Open, study: list[Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_results(study[:1], tmp_path / "results.json")
-    monkeypatch.setenv(offers.PATHS, str(tmp_path))
-    offers.offers.clear()
+    monkeypatch.setenv(local_files.PATHS, str(tmp_path))
+    local_files.local_files.clear()
     page = open_page("pages/Report.py")
     page.selectbox(key="results file").set_value(f"{tmp_path.name}/results.json").run()
-    offers.offers.clear()
+    local_files.local_files.clear()
     assert not page.error
     assert page.header[0].value == "Networks"
 

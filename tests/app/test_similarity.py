@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from mixer_probe_app import charts, data, offers
+from mixer_probe_app import charts, data, local_files
 from mixer_probe_app import similarities as sim
 from PIL import Image
 from streamlit.testing.v1 import AppTest
@@ -90,7 +90,7 @@ def test_a_link_reopens_measure_rows_and_cell(open_page: Open, reps: dict[str, R
 
 def test_everything_shown_can_be_made_again(open_page: Open) -> None:
     page = open_page(PAGE, [MIXER, CNN], n="100")
-    found = list(page.session_state["seen"].values())
+    found = list(page.session_state["history"].values())
     assert len(found) == 1
     assert_made_again(found[0])
 
@@ -112,19 +112,20 @@ def assert_made_again(found: Any) -> None:
 
 def test_neighbours_are_those_of_mutual_knn(reps: dict[str, Representations]) -> None:
     X, Y = np.asarray(reps[MIXER]["blocks.3"], float), np.asarray(reps[CNN]["layer2.0"], float)
-    found = sim.Neighbours(sim.nearest(X), sim.nearest(Y))
-    assert found.shared.mean() / sim.NEIGHBOURS == pytest.approx(mp.similarity.mutual_knn(X, Y))
+    found = sim.nearest(X)
+    shared = [len(np.intersect1d(a, b)) for a, b in zip(found, sim.nearest(Y), strict=True)]
+    assert np.mean(shared) / sim.NEIGHBOURS == pytest.approx(mp.similarity.mutual_knn(X, Y))
     # By the definition: outliers cut, cosines, the nearest first, never the image itself.
     cut = np.sort(np.abs(X).ravel())[int(0.95 * X.size)]
     unit = np.clip(X, -cut, cut)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     cosines = unit @ unit.T - 3 * np.eye(len(unit))
-    np.testing.assert_array_equal(found.a, np.argsort(-cosines, axis=1)[:, : sim.NEIGHBOURS])
+    np.testing.assert_array_equal(found, np.argsort(-cosines, axis=1)[:, : sim.NEIGHBOURS])
 
 
 def test_distances_are_one_less_the_correlation(reps: dict[str, Representations]) -> None:
     X, Y = np.asarray(reps[MIXER]["blocks.3"], float), np.asarray(reps[CNN]["layer2.0"], float)
-    ids, classes = [str(i) for i in range(len(X))], ["(a)" if i % 2 else "(b)" for i in range(len(X))]
+    ids, classes = [str(i) for i in range(len(X))], ["a" if i % 2 else "b" for i in range(len(X))]
     frame = sim.distance_frame(X, Y, ids, classes)
     assert len(frame) == sim.MOST_PAIRS
     for row in frame.iloc[::400].itertuples():
@@ -163,14 +164,14 @@ def test_the_sentence_names_the_least_alike_best_match(reps: dict[str, Represent
         best = matrix.values.min(axis=1) if distance else matrix.values.max(axis=1)
         i = int(best.argmax() if distance else best.argmin())
         assert f"({matrix.layers_a[i].name}): even its best match" in sim.difference(best_matches(matrix))
-        assert sim.least_alike(matrix)[0] == matrix.layers_a[i].name
+        assert sim.least_similar(matrix)[0] == matrix.layers_a[i].name
         assert "8 of 8 are above chance" in sim.correspondence(best_matches(matrix))
 
 
 def test_no_sentence_where_nothing_is_defined() -> None:
     matrix = undefined_matrix()
     assert sim.difference(best_matches(matrix)) == sim.correspondence(best_matches(matrix)) == ""
-    assert sim.least_alike(matrix) == ("b", "c")
+    assert sim.least_similar(matrix) == ("b", "c")
     assert charts.heatmap(matrix, path=True).to_dict()["layer"]
 
 
@@ -186,7 +187,7 @@ def undefined_matrix() -> SimilarityMatrix:
 
 def test_the_heatmap_marks_the_cell_and_takes_clicks(reps: dict[str, Representations]) -> None:
     matrix = mp.compare(reps[MIXER], reps[CNN], permutations=19, resamples=20)
-    chart = charts.heatmap(matrix, ("blocks.2", "layer1.1"), pick="cell").to_dict()
+    chart = charts.heatmap(matrix, ("blocks.2", "layer1.1"), name="cell").to_dict()
     rows = next(iter(chart["datasets"].values()))
     assert [(row["layer_a"], row["layer_b"]) for row in rows if row["chosen"]] == [("blocks.2", "layer1.1")]
     assert [param["name"] for param in chart["params"]] == ["cell"]
@@ -208,20 +209,20 @@ def test_one_network_is_told_to_choose_another(open_page: Open) -> None:
 
 
 def test_partners_are_cnns_first() -> None:
-    assert sim.partner_of(MIXER, [MIXER, VIT, CNN]) == CNN
-    assert sim.partner_of(CNN, [MIXER, VIT, CNN]) == MIXER
-    assert sim.partner_of("zoo:mixer-s1", ["zoo:mixer-s1", MIXER, VIT]) == VIT
-    assert sim.partner_of(MIXER, [MIXER]) == MIXER
+    assert sim.other_network(MIXER, [MIXER, VIT, CNN]) == CNN
+    assert sim.other_network(CNN, [MIXER, VIT, CNN]) == MIXER
+    assert sim.other_network("zoo:mixer-s1", ["zoo:mixer-s1", MIXER, VIT]) == VIT
+    assert sim.other_network(MIXER, [MIXER]) == MIXER
     assert sim.family("resnet18.a1_in1k?untrained") == "cnn"
 
 
 def test_unlabelled_images_and_few_of_them(open_page: Open) -> None:
     pictures = [(f"{i}.png", png(i)) for i in range(14)]
-    page = open_page(PAGE, [MIXER, CNN], images=data.keep(pictures))
+    page = open_page(PAGE, [MIXER, CNN], images=data.save_upload(pictures))
     assert not page.exception
     assert not page.error
     assert "These images have no class labels" in texts(page)
-    page = open_page(PAGE, [MIXER, CNN], images=data.keep(pictures[:5]))
+    page = open_page(PAGE, [MIXER, CNN], images=data.save_upload(pictures[:5]))
     assert not page.exception
     assert "require at least 12 images" in texts(page)
 
@@ -236,14 +237,14 @@ def test_a_stored_run_is_compared_and_must_be_of_these_images(
     open_page: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reps: dict[str, Representations]
 ) -> None:
     mp.extract(mp.load_model(MIXER), mp.load_images("demo", split="test", limit=100), out=tmp_path / "runs" / "mixer.zarr")
-    monkeypatch.setenv(offers.PATHS, str(tmp_path / "runs"))
-    offers.offers.clear()
+    monkeypatch.setenv(local_files.PATHS, str(tmp_path / "runs"))
+    local_files.local_files.clear()
     run = "run:runs/mixer.zarr"
     page = open_page(PAGE, [run, CNN], n="100")
     assert not page.exception
     assert not page.error
     equal_tables(page.dataframe[0].value, mp.compare(reps[MIXER], reps[CNN]).to_frame())
-    assert_made_again(next(iter(page.session_state["seen"].values())))
+    assert_made_again(next(iter(page.session_state["history"].values())))
     page = open_page(PAGE, [run, CNN], n="200")
     assert not page.exception
     assert "is of 100 images" in page.error[0].value.replace("\\", "")

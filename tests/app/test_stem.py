@@ -34,7 +34,7 @@ def pictures(page: AppTest) -> list[str]:
 
 
 def labels(page: AppTest) -> list[str]:
-    return [seen.label for seen in page.session_state["seen"].values() if seen.page == "Stem and kernels"]
+    return [seen.label for seen in page.session_state["history"].values() if seen.page == "Stem and kernels"]
 
 
 def test_filters_of_every_network(open_page: Open) -> None:
@@ -86,14 +86,14 @@ def test_only_what_is_chosen_is_measured(open_page: Open) -> None:
 
 
 def test_kernels_by_depth_and_block(open_page: Open) -> None:
-    from mixer_probe_app.kernel_charts import lines_frame
+    from mixer_probe_app.charts import table
 
     page = open_page(PAGE, [MIXER, CNN], stem_part="kernels", stem_block="3")
     fine(page)
     model = load(MIXER)
     found, twin = mp.spatial_kernels(model), mp.spatial_kernels(model.untrained())
     assert f"mean mixing distance is {found.kernels[0].distance_px:.1f} px" in texts(page)
-    frame = lines_frame([found, twin])
+    frame = table([found, twin])
     for kind, result in (("trained", found), ("untrained", twin)):
         np.testing.assert_array_equal(frame.loc[frame["weights"] == kind, "distance_px"], result.to_frame()["distance_px"])
     assert set(frame["network"]) == {"mixer-s0"}
@@ -114,7 +114,7 @@ def test_convolutions_have_no_map_of_each_position(open_page: Open) -> None:
 
 
 def test_tying_counts_and_says_who_has_no_kernels_of_channels(open_page: Open) -> None:
-    from mixer_probe_app.kernel_charts import lines_frame, over_null
+    from mixer_probe_app.kernels import tying_table
 
     page = open_page(PAGE, [MIXER, CNN], stem_part="tying", n="100")
     fine(page)
@@ -123,7 +123,7 @@ def test_tying_counts_and_says_who_has_no_kernels_of_channels(open_page: Open) -
     counts = found.counts(0.9)
     assert f"is explained by {counts.min():.0f} to {counts.max():.0f} shared kernels" in texts(page)
     assert "measured on 100 images" in texts(page)
-    table = over_null(lines_frame([found]))
+    table = tying_table([found])
     spectra = [layer.raw for layer in found.layers]
     np.testing.assert_allclose(table["over_null"], [s.offset_count(0.9) / s.null_count(0.9)[0] for s in spectra])
     page.segmented_control(key="widget stem-tying").set_value("null").run()
@@ -133,7 +133,7 @@ def test_tying_counts_and_says_who_has_no_kernels_of_channels(open_page: Open) -
 def test_weights_alone_tie_kernels_of_depthwise_convolutions(open_page: Open) -> None:
     page = open_page(PAGE, ["test_convnext?untrained", "resmlp_12_224?untrained"], stem_part="tying", stem_tying="null")
     fine(page)
-    seen = [s for s in page.session_state["seen"].values() if s.page == "Stem and kernels"]
+    seen = [s for s in page.session_state["history"].values() if s.page == "Stem and kernels"]
     assert [(s.code, s.setup) for s in seen] == [
         ("mp.kernel_tying(models['test_convnext?untrained'])", ""),
         ("mp.kernel_tying(models['resmlp_12_224?untrained'])", ""),
@@ -181,7 +181,7 @@ def test_images_are_asked_for_where_they_are_looked_at(open_page: Open) -> None:
 @pytest.mark.parametrize("part", ["filters", "kernels", "tying", "anatomy", "positions"])
 def test_what_was_seen_can_be_made_again(open_page: Open, part: str) -> None:
     page = open_page(PAGE, [VIT], stem_part=part, n="100")
-    (seen,) = [s for s in page.session_state["seen"].values() if s.page == "Stem and kernels"]
+    (seen,) = [s for s in page.session_state["history"].values() if s.page == "Stem and kernels"]
     (kept,) = seen.results()
     names = {"mp": mp, "models": {VIT: load(VIT)}}
     exec(seen.setup, names)

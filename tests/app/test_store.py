@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import streamlit as st
 from mixer_probe_app import store
-from mixer_probe_app.store import Kept, Shelf
+from mixer_probe_app.store import CachedResult
 from streamlit.testing.v1 import AppTest
 
 import mixer_probe as mp
@@ -75,21 +75,23 @@ def test_a_network_left_is_let_go(open_page: Open) -> None:
     assert len(store.networks()) == 1
 
 
-def test_two_people_keep_their_own_networks_and_no_more() -> None:
-    networks, first, second = store.Networks(), store.Lease(), store.Lease()
-    for name in "abc":
-        networks.put((name, "cpu"), object())  # type: ignore[arg-type]
-    networks.renew(first, [("a", "cpu")])
-    assert networks.get(("b", "cpu")) is None
-    networks.put(("b", "cpu"), object())  # type: ignore[arg-type]
-    networks.renew(second, [("b", "cpu")])
-    assert networks.get(("a", "cpu")) is not None
-    # The session of the first ends: nothing else holds its lease.
+def test_two_people_hold_their_own_networks_and_no_more(open_page: Open) -> None:
+    st.cache_resource.clear()
+    gc.collect()
+    first, second = open_page("pages/Stem.py", [VIT]), open_page("pages/Stem.py", [CNN])
+    names = lambda: {name for name, _device in store.networks()}  # noqa: E731
+    assert names() == {VIT, CNN}
+    second.query_params["model"] = [VIT]
+    assert not second.run().exception
+    gc.collect()
+    assert names() == {VIT}
+    # The session of the first ends.
     del first
     gc.collect()
-    networks.renew(second, [("b", "cpu")])
-    assert networks.get(("a", "cpu")) is None
-    assert networks.get(("b", "cpu")) is not None
+    assert names() == {VIT}
+    del second
+    gc.collect()
+    assert names() == set()
 
 
 def alive() -> set[int]:
@@ -107,14 +109,14 @@ def test_a_failure_is_remembered_until_tried_again(open_page: Open, monkeypatch:
     assert len(tries) == 2
 
 
-def test_the_shelf_lets_go_of_what_was_not_used_for_longest() -> None:
-    shelf = Shelf(2)
-    kept = {name: Kept(name, ()) for name in "abc"}
-    shelf.put("a", kept["a"])
-    shelf.put("b", kept["b"])
-    assert shelf.get("a") is kept["a"]
-    shelf.put("c", kept["c"])
-    assert (shelf.get("a"), shelf.get("b"), shelf.get("c")) == (kept["a"], None, kept["c"])
+def test_what_was_not_used_for_longest_leaves_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(store._SIZES, "two at most", 2)
+    slots = store.slots("two at most")
+    for name in "ab":
+        slots(name).result = CachedResult(name, ())
+    assert slots("a").result == CachedResult("a", ())
+    slots("c").result = CachedResult("c", ())
+    assert [slots(name).result is None for name in "acb"] == [False, False, True]
 
 
 def script(tmp_path: Path, body: str) -> AppTest:
@@ -135,7 +137,7 @@ def test_warnings_come_back_with_the_result(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(store, "make_for_test", make, raising=False)
     page = script(
         tmp_path,
-        f"from mixer_probe_app import store\nassert store.made('test', {str(tmp_path)!r}, 'Working', store.make_for_test) == 7",
+        f"from mixer_probe_app import store\nassert store.cached('test', {str(tmp_path)!r}, 'Working', store.make_for_test) == 7",
     )
     for _ in range(2):
         page.run()
@@ -157,7 +159,7 @@ def test_an_error_is_not_kept_and_frees_the_place(tmp_path: Path, monkeypatch: p
     page = script(
         tmp_path,
         "import streamlit as st\nfrom mixer_probe_app import store\nfrom mixer_probe_app.messages import guarded\n"
-        f"with guarded():\n    st.write(store.made('test', {str(tmp_path)!r}, 'Working', store.make_for_test))\n"
+        f"with guarded():\n    st.write(store.cached('test', {str(tmp_path)!r}, 'Working', store.make_for_test))\n"
         "st.write('the rest')",
     ).run()
     assert page.error[0].value == "too \\*few\\* images"
@@ -183,7 +185,8 @@ def test_two_sessions_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(store, "make_for_test", make, raising=False)
     pages = [
         script(
-            tmp_path, f"from mixer_probe_app import store\nstore.made('test', ({str(tmp_path)!r}, {i}), 'W', store.make_for_test)"
+            tmp_path,
+            f"from mixer_probe_app import store\nstore.cached('test', ({str(tmp_path)!r}, {i}), 'W', store.make_for_test)",
         )
         for i in range(2)
     ]
@@ -213,14 +216,14 @@ def test_a_stop_ends_the_calculation_and_is_said(tmp_path: Path, monkeypatch: py
     page = script(
         tmp_path,
         "import streamlit as st\nfrom mixer_probe_app import store\nfrom mixer_probe_app.messages import guarded\n"
-        f"with guarded():\n    st.write(store.made('test', {key}, 'Working', store.make_for_test))\nst.write('the rest')",
+        f"with guarded():\n    st.write(store.cached('test', {key}, 'Working', store.make_for_test))\nst.write('the rest')",
     )
     thread = threading.Thread(target=page.run)
     thread.start()
     while len(steps) < 5:
         threading.Event().wait(0.01)
     jobs = store.worker("work")._jobs
-    jobs[("test", str(tmp_path))].stop()
+    jobs[("test", str(tmp_path))].stopped.set()
     thread.join(20)
     assert not thread.is_alive()
     assert not page.exception
@@ -234,13 +237,13 @@ def test_what_nobody_waits_for_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "_PATIENCE", 0.05)
     steps: list[int] = []
 
-    def work() -> Kept:
+    def work() -> int:
         with task("steps", 1000) as advance:
             for i in range(1000):
                 steps.append(i)
                 threading.Event().wait(0.01)
                 advance(1)
-        return Kept(7, ())
+        return 7
 
     job = store.worker("work").join("nobody", work)
     with pytest.raises(store.Stopped):
@@ -252,10 +255,10 @@ def test_a_page_that_begins_anew_finds_its_calculation(monkeypatch: pytest.Monke
     go = threading.Event()
     calls: list[int] = []
 
-    def work() -> Kept:
+    def work() -> int:
         calls.append(1)
         go.wait(20)
-        return Kept(7, ())
+        return 7
 
     first = store.worker("work").join("again", work)
     second = store.worker("work").join("again", work)
@@ -274,7 +277,7 @@ def test_full_memory_is_a_message_and_the_rest_goes_on(tmp_path: Path, monkeypat
     page = script(
         tmp_path,
         "import streamlit as st\nfrom mixer_probe_app import store\nfrom mixer_probe_app.messages import guarded\n"
-        f"with guarded():\n    store.made('test', {str(tmp_path)!r}, 'Working', store.make_for_test)\nst.write('the rest')",
+        f"with guarded():\n    store.cached('test', {str(tmp_path)!r}, 'Working', store.make_for_test)\nst.write('the rest')",
     ).run()
     assert not page.exception
     assert "Out of memory" in page.error[0].value
@@ -293,12 +296,12 @@ def test_a_result_is_handed_over_when_its_job_is_gone() -> None:
     def told(future: object) -> None:
         # In the worker's own thread, inside of the hand-over.
         seen.append(("key" in worker._jobs, worker._lock.locked()))
-        again.append(worker.join("key", lambda: Kept(2, ())))
+        again.append(worker.join("key", lambda: 2))
         asked.set()
 
-    def work() -> Kept:
+    def work() -> int:
         assert go.wait(20)
-        return Kept(1, ())
+        return 1
 
     first = worker.join("key", work)
     first.future.add_done_callback(told)
@@ -316,7 +319,7 @@ def test_a_failure_is_handed_over_when_its_job_is_gone() -> None:
     seen: list[bool] = []
     go = threading.Event()
 
-    def fails() -> Kept:
+    def fails() -> int:
         assert go.wait(20)
         raise MemoryError
 
@@ -326,5 +329,5 @@ def test_a_failure_is_handed_over_when_its_job_is_gone() -> None:
     with pytest.raises(MemoryError):
         job.future.result(timeout=20)
     # The callbacks of a future run before or after its waiters wake: the next job of the one thread comes behind them.
-    worker.join("next", lambda: Kept(3, ())).future.result(timeout=20)
+    worker.join("next", lambda: 3).future.result(timeout=20)
     assert seen == [False]

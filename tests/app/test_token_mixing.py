@@ -154,9 +154,11 @@ def test_what_a_unit_gives_is_its_map_on_what_it_read(name: str) -> None:
     block = model.module.blocks[1]
     images = mp.load_images("demo", split="test", limit=4)
     form = "Mixer" if name.startswith("zoo") else "ResMLP"
-    layer, source = f"blocks.1.{mixing._GIVES[form]}", f"blocks.1.{mixing._READS[form]}"
-    _values, index, channel, n = mixing._strongest(model, images, layer, "peak")
-    given, read, _pictures = mixing._firing(model, images, layer, source, 6, index[6], channel[6], model.structure.token_grid)
+    layer, source = f"blocks.1.{mixing.OUTPUTS[form]}", f"blocks.1.{mixing.INPUTS[form]}"
+    _values, index, channel, n = mixing.rank_images(model, images, layer, "peak")
+    given, read, _pictures = mixing.unit_activations(
+        model, images, (source, layer), 6, index[6], channel[6], model.structure.token_grid
+    )
     linear = block.mlp_tokens.fc1 if form == "Mixer" else block.linear_tokens
     before = torch.from_numpy(read.reshape(4, -1)) @ linear.weight[6].detach() + linear.bias[6].detach()
     expected = torch.nn.functional.gelu(before) if form == "Mixer" else before
@@ -165,12 +167,12 @@ def test_what_a_unit_gives_is_its_map_on_what_it_read(name: str) -> None:
 
 
 def test_the_reducer_ranks_units_and_not_channels() -> None:
-    from mixer_probe_app.mixing import _by_unit
+    from mixer_probe_app.mixing import unit_reducer
 
     layer = mp.load_model(ZOO, device="cpu").layer("blocks.0.mlp_tokens.act")
     values = torch.zeros(2, 128, 128)
     values[1, 5, 77] = 3.0
-    found = _by_unit(layer, values, None, objective=Objective(layer, "hidden unit", np.arange(128), "rms"))
+    found = unit_reducer(Objective(layer, "hidden unit", np.arange(128), "rms"))(layer, values, None)
     assert found.values[1, 5] == pytest.approx(3 / 128**0.5)
     assert found.position[1, 5] == 77
     assert float(found.values[0].max()) < 1e-20
@@ -187,7 +189,7 @@ def test_depth_curves_have_trained_random_and_null(units: mp.weights.TokenMixing
         expected = units.chance if null == "chance" else units.summary()[null]
         np.testing.assert_array_equal(frame.loc["null", "value"], np.broadcast_to(expected, 8))
         assert set(frame["network"]) == {"mixer-s0"}
-        assert depth_curves(frame.reset_index(), measure).to_dict()["encoding"]["y"]["title"]
+        assert depth_curves(frame.reset_index(), measure).to_dict()["layer"][0]["encoding"]["y"]["title"]
 
 
 def test_findings_are_those_of_the_report(open_page: Open, units: mp.weights.TokenMixing) -> None:
@@ -225,15 +227,15 @@ def test_other_families_and_stored_runs_are_told_what_to_choose(open_page: Open)
 
 
 def test_unlabelled_images_are_shown_without_classes(open_page: Open, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mixer_probe_app import offers
+    from mixer_probe_app import local_files
 
     (tmp_path / "flat").mkdir()
     for i in range(3):
         Image.fromarray(np.full((20, 30, 3), 80 * i, np.uint8)).save(tmp_path / "flat" / f"{i}.png")
-    monkeypatch.setenv(offers.PATHS, str(tmp_path / "flat"))
-    offers.offers.clear()
+    monkeypatch.setenv(local_files.PATHS, str(tmp_path / "flat"))
+    local_files.local_files.clear()
     page = open_page(PAGE, [ZOO], images="folder:flat")
-    offers.offers.clear()
+    local_files.local_files.clear()
     fine(page)
     table = strongest_table(page)
     assert len(table) == 3
@@ -242,7 +244,7 @@ def test_unlabelled_images_are_shown_without_classes(open_page: Open, tmp_path, 
 
 def test_what_was_seen_can_be_made_again(open_page: Open, units: mp.weights.TokenMixing) -> None:
     page = open_page(PAGE, [ZOO])
-    seen = [s for s in page.session_state["seen"].values() if s.page == "Token mixing"]
+    seen = [s for s in page.session_state["history"].values() if s.page == "Token mixing"]
     assert [s.label for s in seen] == [f"token-mixing units of {ZOO}", f"token-mixing units of {ZOO}, untrained baseline"]
     models = {ZOO: mp.load_model(ZOO, device="cpu")}
     for one in seen:

@@ -13,12 +13,12 @@ BODY = f"""
 import sys
 sys.path.append({str(APP)!r})
 import streamlit as st
-from mixer_probe_app import held
-block = held.steps(st, "Block", "block", [1, 2, 3], 2)
-kind = held.select(st, "Kind", "kind", ["a", "b"])
-part = held.segments(st, "Part", "part", ["x", "y"])
-every = held.toggle(st, "All", "all")
-unit = held.number(st, "Unit", "unit", 0, 10, 3)
+from mixer_probe_app import url_state
+block = url_state.choose(st.select_slider, "Block", "block", [1, 2, 3], 2)
+kind = url_state.choose(st.selectbox, "Kind", "kind", ["a", "b"])
+part = url_state.choose(st.segmented_control, "Part", "part", ["x", "y"])
+every = url_state.toggle(st, "All", "all")
+unit = url_state.number(st, "Unit", "unit", 0, 10, 3)
 st.write(f"{{block}} {{kind}} {{part}} {{every}} {{unit}}")
 """
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mixer_probe_app import data, offers, store
-from mixer_probe_app.offers import labels, resolve
+from mixer_probe_app import data, local_files, store
+from mixer_probe_app.local_files import labels, resolve
 from PIL import Image
 
 from mixer_probe.core.errors import ImagesError, ModelError, StoreError
@@ -43,10 +43,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (home / "report" / "results.json").write_text("{}")
     (tmp_path / "secret.safetensors").write_bytes(b"x")
     os.symlink(tmp_path / "secret.safetensors", home / "link.safetensors")
-    monkeypatch.setenv(offers.PATHS, str(home))
-    offers.offers.clear()
+    monkeypatch.setenv(local_files.PATHS, str(home))
+    local_files.local_files.clear()
     yield home
-    offers.offers.clear()
+    local_files.local_files.clear()
 
 
 def test_everything_there_is_offered(folder: Path) -> None:
@@ -67,8 +67,8 @@ def test_nothing_else_is_opened(folder: Path, label: str) -> None:
 
 
 def test_without_folders_it_says_how_to_give_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(offers.PATHS, raising=False)
-    offers.offers.clear()
+    monkeypatch.delenv(local_files.PATHS, raising=False)
+    local_files.local_files.clear()
     with pytest.raises(StoreError, match="mixer-probe app FOLDER"):
         resolve("photos", "results")
 
@@ -76,8 +76,8 @@ def test_without_folders_it_says_how_to_give_some(monkeypatch: pytest.MonkeyPatc
 def test_two_folders_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for parent in "ab":
         (tmp_path / parent / "data").mkdir(parents=True)
-    monkeypatch.setenv(offers.PATHS, os.pathsep.join(str(tmp_path / parent / "data") for parent in "ab"))
-    assert {"data", "data-2"} < set(offers.roots())
+    monkeypatch.setenv(local_files.PATHS, os.pathsep.join(str(tmp_path / parent / "data") for parent in "ab"))
+    assert {"data", "data-2"} < set(local_files.roots())
 
 
 def zipped(**members: bytes) -> bytes:
@@ -90,16 +90,17 @@ def zipped(**members: bytes) -> bytes:
 
 def test_an_upload_becomes_a_folder_with_classes() -> None:
     upload = zipped(**{"cats__1.png": picture(), "dogs__2.png": picture("JPEG"), "note.txt": b"x"})
-    kept = data.keep([("some.zip", upload)])
+    kept = data.save_upload([("some.zip", upload)])
     place = resolve(kept.removeprefix("folder:"), "images")
     assert sorted(str(file.relative_to(place)) for file in place.rglob("*.png")) == ["cats/1.png", "dogs/2.png"]
     assert (
-        data.keep([("some.zip", zipped(**{"cats__1.png": picture(), "dogs__2.png": picture("JPEG"), "note.txt": b"x"}))]) == kept
+        data.save_upload([("some.zip", zipped(**{"cats__1.png": picture(), "dogs__2.png": picture("JPEG"), "note.txt": b"x"}))])
+        == kept
     )
 
 
 def test_a_zip_cannot_write_elsewhere() -> None:
-    kept = data.keep([("evil.zip", zipped(**{"..__..__..__evil.png": picture(), "__etc__x.png": picture()}))])
+    kept = data.save_upload([("evil.zip", zipped(**{"..__..__..__evil.png": picture(), "__etc__x.png": picture()}))])
     place = resolve(kept.removeprefix("folder:"), "images")
     assert sorted(str(file.relative_to(place)) for file in place.rglob("*.png")) == ["etc/x.png", "evil.png"]
 
@@ -114,20 +115,20 @@ def test_a_zip_cannot_write_elsewhere() -> None:
 )
 def test_a_bad_upload_is_a_sentence(name: str, content: bytes, said: str) -> None:
     with pytest.raises(ImagesError, match=said):
-        data.keep([(name, content)])
+        data.save_upload([(name, content)])
 
 
 def test_a_zip_that_unpacks_to_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "MOST_BYTES", 10)
     with pytest.raises(ImagesError, match="start the app with their folder"):
-        data.keep([("a.zip", zipped(**{"a__1.png": picture()}))])
+        data.save_upload([("a.zip", zipped(**{"a__1.png": picture()}))])
 
 
 def test_a_checkpoint_is_kept_by_its_content() -> None:
-    label = offers.keep_upload("any name.pth", b"content", ".pth")
+    label = local_files.keep_upload("any name.pth", b"content", ".pth")
     assert resolve(label, "checkpoint").read_bytes() == b"content"
     assert label in labels("checkpoint")
-    assert offers.keep_upload("other.pth", b"content", ".pth") == label
+    assert local_files.keep_upload("other.pth", b"content", ".pth") == label
 
 
 def test_equal_names_are_kept_apart() -> None:
@@ -139,7 +140,7 @@ def test_equal_names_are_kept_apart() -> None:
         [("cat/1.png", p) for p in pictures[:3]],
         [("a.zip", upload[:]), ("cat/1.png", pictures[3])],
     ):
-        place = resolve(data.keep(files).removeprefix("folder:"), "images")
+        place = resolve(data.save_upload(files).removeprefix("folder:"), "images")
         kept = sorted(place.rglob("*.png"))
         assert len(kept) == (4 if len(files) == 2 else 3)
         assert {file.read_bytes() for file in kept} == set(pictures[: len(kept)])
@@ -157,7 +158,7 @@ def test_damaged_zips_are_a_sentence(at: int, value: int, compression: int) -> N
     content[at % len(content)] = value
     TRIED["zips"] += 1
     with suppress(ImagesError, StoreError):
-        data.keep([("a.zip", bytes(content))])
+        data.save_upload([("a.zip", bytes(content))])
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
@@ -165,9 +166,9 @@ def test_damaged_zips_are_a_sentence(at: int, value: int, compression: int) -> N
 def test_names_of_uploads_stay_below_their_folder(folder: str, name: str) -> None:
     TRIED["names"] += 1
     with suppress(ImagesError):
-        place = resolve(data.keep([(f"{folder}/{name}.png", picture())]).removeprefix("folder:"), "images")
+        place = resolve(data.save_upload([(f"{folder}/{name}.png", picture())]).removeprefix("folder:"), "images")
         (kept,) = (file for file in place.rglob("*") if file.is_file())
-        assert kept.resolve().is_relative_to(offers.uploads().resolve())
+        assert kept.resolve().is_relative_to(local_files.uploads().resolve())
 
 
 def test_what_was_tried_is_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,7 +182,7 @@ def test_what_was_tried_is_said(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_data_sets_are_named_and_no_paths(folder: Path, text: str) -> None:
     with pytest.raises((ImagesError, StoreError), match="names no images"):
-        data._open(f"{text}@mine", "", None)
+        data.open_source(f"{text}@mine", "", None)
 
 
 @pytest.mark.parametrize("name", ["local-dir:/etc", "hf-hub:a/b", "HF-HUB:a/b", "../x", "/etc/x", "zoo:vit-s0", "nowhere"])
@@ -199,9 +200,9 @@ def test_links_out_of_the_folders_are_neither_listed_nor_read(folder: Path, tmp_
         target.write_bytes(picture()) if target.suffix else target.mkdir()
         os.symlink(target, folder / name)
     (tmp_path / "outside" / "elsewhere" / "1.png").write_bytes(picture())
-    offers.offers.clear()
+    local_files.local_files.clear()
     assert "mine/link.safetensors" not in labels("checkpoint")
     assert "mine/elsewhere" not in labels("images")
     assert all(resolve(label, "images") for label in labels("images"))
     with pytest.raises(ImagesError, match="a link out of the folders of this app"):
-        data._open("folder:mine/photos", "", resolve("mine/photos", "images"))
+        data.open_source("folder:mine/photos", "", resolve("mine/photos", "images"))
