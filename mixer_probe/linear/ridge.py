@@ -109,11 +109,11 @@ class Ridge:
         return T - (T - self.fitted(projected, l2)) / (1 - self.leverage(projected, l2))[:, :, None]
 
 
-def checked_penalties(l2: Any) -> np.ndarray:
+def checked_penalties(l2: Any, name: str = "l2") -> np.ndarray:
     """Penalties as a float64 array [m]. Raises MeasureError unless they are positive and finite, and there are some."""
     penalties = np.asarray(l2, dtype=np.float64)
     if penalties.ndim != 1 or len(penalties) == 0 or not (np.isfinite(penalties) & (penalties > 0)).all():
-        raise MeasureError(f"l2 must be a list of positive numbers, got {l2}")
+        raise MeasureError(f"{name} must be a list of positive numbers, got {l2}")
     return penalties
 
 

@@ -80,21 +80,21 @@ class RidgeProbe(LinearClassifier):
 def ridge_path(
     X: Any,
     y: Any,
-    l2: Sequence[float] | np.ndarray,
+    l2: Sequence[float] | np.ndarray | None = None,
     *,
     standardize: bool = True,
     form: Form = "auto",
     left_out: int = LEFT_OUT,
 ) -> RidgePath:
-    """Ridge classifiers for features `X` [n, p] and classes `y` [n], for every penalty of `l2` at once.
+    """Ridge classifiers for features `X` [n, p] and classes `y` [n], for every penalty of `l2` at once, by default `default_l2`.
 
     At most `left_out` of the images, a stratified draw, can be left out of the fit; no interval or test depends on the draw.
 
     Raises MeasureError if a penalty is not positive (an interpolating fit has no leave-one-out residual) or
     there is one class, and ValueError for input that scikit-learn refuses."""
-    penalties = checked_penalties(l2)
+    penalties = None if l2 is None else checked_penalties(l2)
     X, y = checked_classes(RidgeProbe(), X, y, _DTYPES)
-    return _path(X, y, penalties, standardize, form, left_out)
+    return _path(X, y, default_l2(len(y)) if penalties is None else penalties, standardize, form, left_out)
 
 
 def _is_dual(X: np.ndarray, form: Form) -> bool:

@@ -1,4 +1,4 @@
-"""What the answers of a probe look like class by class, and whether its probabilities mean what they say."""
+"""Predictions of a probe class by class, and the calibration of its probabilities."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ from mixer_probe.core.validate import checked
 from mixer_probe.linear.ridge_probe import ridge_path
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.layer_probes import UNDEFINED, ProbeResult
-from mixer_probe.probing.runs import Runs
-from mixer_probe.probing.tables import layer_columns
+from mixer_probe.probing.runs import Runs, fields, layer_frame
 from mixer_probe.similarity.inputs import layer_matrix
 from mixer_probe.stats import upper_quantile, wilson_interval
 
 _BINS = 15
-# With fewer draws no further one lies beyond all of them in 5 % of cases or less.
+# With fewer simulations the largest is exceeded by a further one in more than 5 % of cases.
 _FEWEST_DRAWS = 19
 
 
 @dataclass(frozen=True)
 class ConfusionMatrix(Result):
-    """How many test images of each class (rows) each layer takes for each class (columns): `counts` [L, K, K].
+    """Numbers of test images per true class (rows) and predicted class (columns) for each layer: `counts` [L, K, K].
 
-    The classes are those that the probe was fitted on. A layer without answers has zeros."""
+    The classes are those of training. A layer without predictions has zeros."""
 
     title: ClassVar[str] = "Confusion"
 
@@ -43,45 +42,48 @@ class ConfusionMatrix(Result):
 
     @property
     def shares(self) -> np.ndarray:
-        """Of the images of each true class, [L, K, K]; NaN for a class without test images."""
-        totals = self.counts.sum(axis=2, keepdims=True)
-        shares: np.ndarray = np.divide(self.counts, totals, out=np.full(self.counts.shape, np.nan), where=totals > 0)
-        return shares
+        """Fractions of the images of each true class, [L, K, K]; NaN for a class without test images."""
+        return _ratio(self.counts, self.counts.sum(axis=2, keepdims=True))
 
     def to_frame(self) -> pd.DataFrame:
-        """One layer, true class and predicted class a row."""
+        """One row per layer, true class and predicted class."""
         k = len(self.class_names)
-        return pd.DataFrame(
-            {
-                **layer_columns(self.model, self.layers, k * k),
-                "true": np.tile(np.repeat(self.class_names, k), len(self.layers)),
-                "predicted": np.tile(self.class_names, k * len(self.layers)),
-                "images": self.counts.ravel(),
-                "share": self.shares.ravel(),
-            }
-        )
+        columns = {
+            "true": np.tile(np.repeat(self.class_names, k), len(self.layers)),
+            "predicted": np.tile(self.class_names, k * len(self.layers)),
+            "images": self.counts.ravel(),
+            "share": self.shares.ravel(),
+        }
+        return layer_frame(self, columns, k * k)
 
     def per_class(self) -> pd.DataFrame:
-        """One layer and class a row: accuracy on its images with Wilson's 95 % interval, and precision, the share of the answers
-        with that class that are right. NaN where there are no images, or no such answers."""
-        images, answers = self.counts.sum(axis=2).ravel(), self.counts.sum(axis=1).ravel()
+        """One row per layer and class: accuracy on its images with Wilson's 95 % interval, and precision. NaN where there are no
+        images, or no such predictions."""
+        images, predictions = self.counts.sum(axis=2).ravel(), self.counts.sum(axis=1).ravel()
         right = np.diagonal(self.counts, axis1=1, axis2=2).ravel()
-        some = images > 0
-        bounds = np.full((2, len(images)), np.nan)
-        if some.any():
-            bounds[:, some] = wilson_interval(right[some], images[some])
-        empty = np.full(len(images), np.nan)
-        return pd.DataFrame(
-            {
-                **layer_columns(self.model, self.layers, len(self.class_names)),
-                "class": np.tile(self.class_names, len(self.layers)),
-                "images": images,
-                "accuracy": np.divide(right, images, out=empty.copy(), where=some),
-                "low": bounds[0],
-                "high": bounds[1],
-                "precision": np.divide(right, answers, out=empty.copy(), where=answers > 0),
-            }
-        )
+        low, high = _bounds(right, images)
+        columns = {
+            "class": np.tile(self.class_names, len(self.layers)),
+            "images": images,
+            "accuracy": _ratio(right, images),
+            "low": low,
+            "high": high,
+            "precision": _ratio(right, predictions),
+        }
+        return layer_frame(self, columns, len(self.class_names))
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """`part` / `whole` of counts, NaN where the whole is 0."""
+    return np.asarray(np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0))
+
+
+def _bounds(hits: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """Wilson's 95 % interval [2, B] of `hits` of `n` [B], NaN where n is 0."""
+    some, bounds = n > 0, np.full((2, len(n)), np.nan)
+    if some.any():
+        bounds[:, some] = wilson_interval(hits[some], n[some])
+    return bounds
 
 
 def confusion_matrix(result: ProbeResult) -> ConfusionMatrix:
@@ -97,17 +99,21 @@ def confusion_matrix(result: ProbeResult) -> ConfusionMatrix:
     )
 
 
+_PER_LAYER = ("ece", "ece_null", "ece_null_high", "brier", "nll", "mean_confidence", "mean_accuracy")
+_PER_BIN = ("confidence", "accuracy", "low", "high")
+
+
 @dataclass(frozen=True)
 class Calibration(Result):
-    """Whether a probe that says 80 % is right 80 % of the time, for each layer [L] and bin of confidence [L, B].
+    """Calibration of the probabilities of a probe, for each layer [L] and bin of confidence [L, B].
 
     The confidence is the probability of the predicted class, in bins of equal width (`edges` [B + 1]). `ece`, the expected
     calibration error, is the mean over images of |accuracy - confidence| of their bins (Naeini et al. 2015; Guo et al. 2017). It
     is above 0 for perfect probabilities too, since bins have few images: `ece_null` is its mean, and `ece_null_high` its 95 %
-    quantile, over `resamples` draws of answers that are right as often as they say (Broecker and Smith 2007). `brier` is the mean
-    squared distance of the probabilities from the one-hot truth (0 to 2), `nll` the mean -ln of the probability of the truth.
-    `source` says where the probabilities are from; `temperature` [L] is 1 where they were taken as they are. `counts`,
-    `confidence`, `accuracy`, `low` and `high` (Wilson) describe the bins, NaN where empty."""
+    quantile, over `resamples` simulations of calibrated predictions (Broecker and Smith 2007). `brier` is the mean squared
+    distance of the probabilities from the one-hot truth (0 to 2), `nll` the mean -ln of the probability of the truth. `source`
+    names the origin of the probabilities; `temperature` [L] is 1 where they are those of the probe. `counts`, `confidence`,
+    `accuracy`, `low` and `high` (Wilson) describe the bins, NaN where empty."""
 
     title: ClassVar[str] = "Calibration"
 
@@ -135,23 +141,19 @@ class Calibration(Result):
     source: str
 
     def to_frame(self) -> pd.DataFrame:
-        """One layer a row."""
-        names = ("ece", "ece_null", "ece_null_high", "brier", "nll", "mean_confidence", "mean_accuracy", "temperature")
-        numbers = {name: getattr(self, name) for name in names}
-        return pd.DataFrame({**layer_columns(self.model, self.layers), **numbers, "n_test": self.n_test, "source": self.source})
+        """One row per layer."""
+        names = (*_PER_LAYER, "temperature", "n_test", "source")
+        return layer_frame(self, fields(self, names))
 
     def bins_frame(self) -> pd.DataFrame:
-        """One layer and bin a row."""
-        layers = len(self.layers)
-        return pd.DataFrame(
-            {
-                **layer_columns(self.model, self.layers, len(self.edges) - 1),
-                "from": np.tile(self.edges[:-1], layers),
-                "to": np.tile(self.edges[1:], layers),
-                "images": self.counts.ravel(),
-                **{name: getattr(self, name).ravel() for name in ("confidence", "accuracy", "low", "high")},
-            }
-        )
+        """One row per layer and bin."""
+        columns = {
+            "from": np.tile(self.edges[:-1], len(self.layers)),
+            "to": np.tile(self.edges[1:], len(self.layers)),
+            "images": self.counts.ravel(),
+            **fields(self, _PER_BIN),
+        }
+        return layer_frame(self, columns, len(self.edges) - 1)
 
 
 @checked(MeasureError)
@@ -160,16 +162,28 @@ def calibration(
 ) -> Calibration:
     """Calibration of a probe on its test images.
 
-    Probabilities are those the probe kept (`linear_probe(..., probabilities=True)`), as they are. Ridge scores are no
-    probabilities: with `reps`, the (train, test) that the probe was made from, they become such by a softmax whose temperature
-    has the highest likelihood on the leave-one-out scores of the training images (Guo et al. 2017; never the test images).
+    Probabilities are those of the probe (`linear_probe(..., probabilities=True)`). Ridge scores are not probabilities: with
+    `reps`, the (train, test) of the probe, they become such by a softmax whose temperature has the highest likelihood on the
+    leave-one-out scores of the training images (Guo et al. 2017; never the test images).
 
     Raises MeasureError for a result with neither, other representations than the probe's, and fewer than one bin."""
-    found, temperature, source = _probabilities(result, reps)
+    random, edges = np.random.default_rng(seed), np.linspace(0, 1, bins + 1)
     true = np.searchsorted(result.class_labels, result.labels)
-    random = np.random.default_rng(seed)
-    edges = np.linspace(0, 1, bins + 1)
-    layers = [_reliability(p.astype(np.float64), true, edges, resamples, random) for p in found]
+    if result.probabilities is not None:
+        found, temperature = list(result.probabilities), np.ones(len(result.layers))
+        source = f"probabilities of the {result.method} probe"
+    else:
+        if reps is None or result.method != "ridge":
+            raise MeasureError(
+                f"this {result.method} probe kept no probabilities: make it with probabilities=True where the method has them, "
+                "or give reps=(train, test) of a ridge probe"
+            )
+        if reps[0].images != result.images_train or reps[1].images != result.images_test or reps[0].model != result.model:
+            raise MeasureError("reps= holds other images or another network than the probe was made from")
+        pairs = [_scaled(result, reps, i) for i in range(len(result.layers))]
+        found, temperature = [p for p, _ in pairs], np.array([t for _, t in pairs])
+        source = "softmax of ridge scores, temperature by leave-one-out likelihood"
+    layers = [_reliability(p.astype(np.float64), true, bins, resamples, random) for p in found]
     columns: dict[str, Any] = {name: np.array([layer[name] for layer in layers]) for name in layers[0]}
     return Calibration(
         model=result.model,
@@ -186,37 +200,19 @@ def calibration(
     )
 
 
-def _probabilities(result: ProbeResult, reps: Runs | None) -> tuple[np.ndarray, np.ndarray, str]:
-    """Probabilities [L, n, K], temperatures [L], and where they are from."""
-    if result.probabilities is not None:
-        return result.probabilities, np.ones(len(result.layers)), f"probabilities of the {result.method} probe"
-    if reps is None or result.method != "ridge":
-        raise MeasureError(
-            f"this {result.method} probe kept no probabilities: make it with probabilities=True where the method has them, "
-            "or give reps=(train, test) of a ridge probe"
-        )
-    if reps[0].images != result.images_train or reps[1].images != result.images_test or reps[0].model != result.model:
-        raise MeasureError("reps= holds other images or another network than the probe was made from")
-    pairs = [_scaled(result, reps, i) for i in range(len(result.layers))]
-    source = "softmax of ridge scores, temperature by leave-one-out likelihood"
-    return np.stack([p for p, _ in pairs]), np.array([t for _, t in pairs]), source
-
-
 def _scaled(result: ProbeResult, reps: Runs, i: int) -> tuple[np.ndarray, float]:
+    """Probabilities [n, K] of a ridge probe of layer i, softmax(scores / temperature), and the temperature."""
     l2, name = float(result.l2[i]), result.layers[i].name
     if np.isnan(l2):
         return np.full((result.n_test, len(result.class_labels)), np.nan), np.nan
     path = ridge_path(layer_matrix(reps[0], name), reps[0].labels, [l2])
-    left_out = two_sided(path.leave_one_out_scores(l2))
+    left_out = path.leave_one_out_scores(l2)
+    # One column for two classes, positive for the second.
+    left_out = np.hstack([-left_out, left_out]) if left_out.shape[1] == 1 else left_out
     assert path.left is not None
     temperature = best_temperature(left_out, path.left.labels.cpu().numpy())
     probabilities: np.ndarray = special.softmax(path.scores(layer_matrix(reps[1], name))[0] / temperature, axis=1)
     return probabilities, temperature
-
-
-def two_sided(scores: np.ndarray) -> np.ndarray:
-    """Scores [n, K]; the single column of two classes, positive for the second, becomes two that are opposite."""
-    return np.hstack([-scores, scores]) if scores.shape[1] == 1 else scores
 
 
 def best_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -229,38 +225,31 @@ def best_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
     return float(np.exp(optimize.minimize_scalar(loss, bounds=(-12, 12), method="bounded", options={"xatol": 1e-8}).x))
 
 
-def _reliability(
-    p: np.ndarray, true: np.ndarray, edges: np.ndarray, resamples: int, random: np.random.Generator
-) -> dict[str, Any]:
+def _reliability(p: np.ndarray, true: np.ndarray, bins: int, resamples: int, random: np.random.Generator) -> dict[str, Any]:
     """The columns of `Calibration` for probabilities `p` [n, K] of one layer."""
-    bins = len(edges) - 1
     if not np.isfinite(p).all():
-        one = ("ece", "ece_null", "ece_null_high", "brier", "nll", "mean_confidence", "mean_accuracy")
-        empty = {name: np.full(bins, np.nan) for name in ("confidence", "accuracy", "low", "high")}
-        return dict.fromkeys(one, np.nan) | empty | {"counts": np.zeros(bins, dtype=np.int64)}
+        empty = {name: np.full(bins, np.nan) for name in _PER_BIN}
+        return dict.fromkeys(_PER_LAYER, np.nan) | empty | {"counts": np.zeros(bins, dtype=np.int64)}
     confidence, right = p.max(axis=1), p.argmax(axis=1) == true
     # A bin has its upper edge, so that a confidence of 1 is in the last.
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     members = (place[:, None] == np.arange(bins)).astype(np.float64)
     counts = members.sum(axis=0)
-    hits, said = right @ members, confidence @ members
-    drawn = (random.random((resamples, len(p))) < confidence) @ members
-    null = np.abs(drawn - said).sum(axis=1) / len(p)
-    some = counts > 0
-    bounds = np.full((2, bins), np.nan)
-    bounds[:, some] = wilson_interval(hits[some], counts[some])
-    hot = np.eye(p.shape[1])[true]
+    hits, expected = right @ members, confidence @ members
+    simulated = (random.random((resamples, len(p))) < confidence) @ members
+    null = np.abs(simulated - expected).sum(axis=1) / len(p)
+    low, high = _bounds(hits, counts)
     return {
-        "ece": np.abs(hits - said).sum() / len(p),
+        "ece": np.abs(hits - expected).sum() / len(p),
         "ece_null": null.mean() if resamples else np.nan,
         "ece_null_high": upper_quantile(null) if resamples >= _FEWEST_DRAWS else np.nan,
-        "brier": ((p - hot) ** 2).sum(axis=1).mean(),
+        "brier": ((p - np.eye(p.shape[1])[true]) ** 2).sum(axis=1).mean(),
         "nll": -np.log(np.maximum(p[np.arange(len(p)), true], np.finfo(float).tiny)).mean(),
         "mean_confidence": confidence.mean(),
         "mean_accuracy": right.mean(),
         "counts": counts.astype(np.int64),
-        "confidence": np.divide(said, counts, out=np.full(bins, np.nan), where=some),
-        "accuracy": np.divide(hits, counts, out=np.full(bins, np.nan), where=some),
-        "low": bounds[0],
-        "high": bounds[1],
+        "confidence": _ratio(expected, counts),
+        "accuracy": _ratio(hits, counts),
+        "low": low,
+        "high": high,
     }

@@ -1,4 +1,4 @@
-"""What can be read without any network: raw pixels as a representation, for a line in every curve."""
+"""Raw pixels as a representation: the baseline of every probe without a network."""
 
 from __future__ import annotations
 
@@ -40,9 +40,21 @@ def raw_pixels(images: ImageSource | Tensor, size: int | tuple[int, int] | None 
     The model of the result is called "raw pixels", of family "pixels", untrained, without parameters. Raises ImagesError for
     images of several sizes with size=None, a size below 1, and tensors that are smaller than `size`."""
     source = as_source(images)
-    shape = _shape(source, size)
-    transform = model_transform((3, *shape), (0.0,) * 3, (1.0,) * 3)
-    batches = [_flat(_resized(batch, shape)) for batch in source.batches(transform, _BATCH)]
+    if size is None:
+        shape = _common_size(source)
+    else:
+        shape = (size, size) if isinstance(size, int) else size
+        if min(shape) < 1:
+            raise ImagesError(f"size must be 1 or more pixels, got {size}")
+    batches = []
+    for batch in source.batches(model_transform((3, *shape), (0.0,) * 3, (1.0,) * 3), _BATCH):
+        # What the transform returns has its shape already; only preprocessed tensors can be larger.
+        if batch.shape[2] < shape[0] or batch.shape[3] < shape[1]:
+            raise ImagesError(
+                f"a tensor of {batch.shape[2]}x{batch.shape[3]} px has no pixels for {shape[0]}x{shape[1]}: take a smaller size"
+            )
+        resized = batch if tuple(batch.shape[2:]) == shape else F.adaptive_avg_pool2d(batch, shape)
+        batches.append(resized.detach().cpu().float().permute(0, 2, 3, 1).flatten(1).numpy())
     layer = Layer("pixels", "other", 0.0, None, 3 * shape[0] * shape[1], 0, 0, Axes.BC.name)
     text = f"{RAW_PIXELS} {shape[0]}x{shape[1]}"
     model = ModelRecord(RAW_PIXELS, "pixels", False, "none", digest(text), 0, text)
@@ -52,17 +64,8 @@ def raw_pixels(images: ImageSource | Tensor, size: int | tuple[int, int] | None 
     return Representations(record, {layer.name: pixels}, {}, source.ids, source.labels, source.class_names, {}, keys_of(source))
 
 
-def _shape(source: ImageSource, size: int | tuple[int, int] | None) -> tuple[int, int]:
-    if size is None:
-        return _own_size(source)
-    shape = (size, size) if isinstance(size, int) else size
-    if min(shape) < 1:
-        raise ImagesError(f"size must be 1 or more pixels, got {size}")
-    return shape
-
-
-def _own_size(source: ImageSource) -> tuple[int, int]:
-    """The size that all images have, from one pass over them."""
+def _common_size(source: ImageSource) -> tuple[int, int]:
+    """Height and width of all images, from one pass over them. Raises ImagesError for several sizes."""
     sizes: dict[tuple[int, int], None] = {}
 
     def note(image: Any) -> Tensor:
@@ -76,20 +79,3 @@ def _own_size(source: ImageSource) -> tuple[int, int]:
         (a, b), (c, d) = list(sizes)[:2]
         raise ImagesError(f"the images have several sizes ({a}x{b}, {c}x{d}, ...): give size= to make them one")
     return next(iter(sizes))
-
-
-def _resized(batch: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Finished inputs averaged down; what the transform made has its shape already."""
-    if tuple(batch.shape[2:]) == shape:
-        return batch
-    if batch.shape[2] < shape[0] or batch.shape[3] < shape[1]:
-        raise ImagesError(
-            f"a tensor of {batch.shape[2]}x{batch.shape[3]} px has no pixels for {shape[0]}x{shape[1]}: take a smaller size"
-        )
-    return F.adaptive_avg_pool2d(batch, shape)
-
-
-def _flat(batch: Tensor) -> np.ndarray:
-    """[image, row, column, colour] in one axis, float32."""
-    flat: np.ndarray = batch.detach().cpu().float().permute(0, 2, 3, 1).flatten(1).numpy()
-    return flat

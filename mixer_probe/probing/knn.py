@@ -1,7 +1,8 @@
 """k nearest neighbours by cosine with temperature-weighted votes (Wu et al. 2018, section 3.4; Caron et al. 2021).
 
 The k training images most similar to an image vote for their class with weights exp(s / T), s the cosine similarity. Of training
-images that are equally similar the first comes first. Similarities are made for blocks of images, never for all pairs at once.
+images that are equally similar the first comes first, and one search serves every k and leave-one-out, which scikit-learn's
+KNeighborsClassifier does not offer. Similarities are computed for blocks of images, never for all pairs at once.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils import gen_batches
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import checked
-from mixer_probe.linear.classifier import check_two, last_best
+from mixer_probe.linear.classifier import checked_classes, last_best
 from mixer_probe.linear.stratification import stratified
 
 DEFAULT_K = (1, 5, 10, 20, 50, 100, 200)
 TEMPERATURE = 0.07
-# Training images whose neighbours are looked for to choose k, as for ridge probes: accuracy on so many of more chooses as well.
+# Training images by which k is chosen, as for ridge probes: accuracy on so many of more chooses as well.
 LEFT_OUT = 5000
 
 # Similarities of one block.
@@ -59,55 +60,53 @@ class KNNPath:
         return self.k.astype(np.float64)
 
     def scores(self, X: Any) -> np.ndarray:
-        """Logarithms [m, n, K] of each class's share of the votes for new images `X` [n, p]; -inf without a vote."""
-        unit = _unit(X, torch.from_numpy(self.mean))
-        return np.concatenate([self._votes(unit[rows], None) for rows in self._blocks(len(unit))], axis=1)
+        """Logarithms [m, n, K] of the fraction of the votes per class for new images `X` [n, p]; -inf without a vote."""
+        unit = _unit(X, self.mean)
+        return np.concatenate([self._votes(*self._nearest(unit[rows])) for rows in self._blocks(len(unit))], axis=1)
 
     def predict(self, X: Any) -> np.ndarray:
         """Predicted classes [m, n] of new images `X` [n, p]; of classes with as many votes the first."""
         return np.asarray(self.classes[_winner(self.scores(X))])
 
     def left_out_accuracy(self) -> np.ndarray:
-        """Share [m] of the images `left` that their k nearest training images other than themselves get right."""
+        """Accuracy [m] on the images `left` of their k nearest training images other than themselves."""
         right = np.zeros(len(self.k))
         for block in self._blocks(len(self.left)):
             rows = torch.from_numpy(self.left[block])
-            right += (_winner(self._votes(self.unit[rows], rows)) == self.labels[rows].numpy()).sum(axis=1)
+            votes = self._votes(*self._nearest(self.unit[rows], rows))
+            right += (_winner(votes) == self.labels[rows].numpy()).sum(axis=1)
         return right / len(self.left)
 
     @checked(MeasureError)
     def neighbours(self, X: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Indices and similarities [n, k] of the nearest training images of `X` [n, p], the nearest first."""
-        unit = _unit(X, torch.from_numpy(self.mean))
-        found = [self._nearest(unit[rows], None, k) for rows in self._blocks(len(unit))]
+        unit = _unit(X, self.mean)
+        found = [self._nearest(unit[rows], k=k) for rows in self._blocks(len(unit))]
         return np.concatenate([part[0].numpy() for part in found]), np.concatenate([part[1].numpy() for part in found])
 
     def _blocks(self, n: int) -> Iterator[slice]:
-        size = max(1, _BLOCK // len(self.unit))
-        return (slice(start, start + size) for start in range(0, n, size))
+        return gen_batches(n, max(1, _BLOCK // len(self.unit)))  # type: ignore[no-any-return]
 
-    def _votes(self, unit: Tensor, rows: Tensor | None) -> np.ndarray:
-        """Log shares of votes [m, b, K] for images [b, p]; `rows` [b] are left out, one of each."""
-        indices, similarity = self._nearest(unit, rows, int(self.k[-1]))
-        return self._shares(self.labels[indices], similarity)
-
-    def _nearest(self, block: Tensor, rows: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
-        """Indices and similarities [b, k], the nearest first; `rows` are left out, one of each image."""
+    def _nearest(self, block: Tensor, rows: Tensor | None = None, k: int | None = None) -> tuple[Tensor, Tensor]:
+        """Indices and similarities [b, k] of the nearest training images; `rows` are left out, one of each image."""
+        k = int(self.k[-1]) if k is None else k
         similarity = block @ self.unit.T
         if rows is not None:
             similarity.scatter_(1, rows[:, None], -torch.inf)
         top, indices = similarity.topk(k, dim=1)
-        bound = top[:, -1:] - _TIE
         # Only where more than k are as near as the last does the choice among ties need all of them.
-        tied = ((similarity >= bound).sum(1) > k) | (top[:, :-1] - top[:, 1:] <= _TIE).any(1)
+        tied = ((similarity >= top[:, -1:] - _TIE).sum(1) > k) | (top[:, :-1] - top[:, 1:] <= _TIE).any(1)
         if tied.any():
-            top[tied], indices[tied] = _stable(similarity[tied], k)
+            # The k largest; of equals, but for rounding, the first.
+            every = similarity[tied]
+            order = (every / _TIE / 4).round().argsort(dim=1, descending=True, stable=True)[:, :k]
+            top[tied], indices[tied] = every.gather(1, order), order
         return indices, top
 
-    def _shares(self, labels: Tensor, similarity: Tensor) -> np.ndarray:
-        """Log shares of the votes [m, b, K] of neighbours [b, k] with these labels."""
+    def _votes(self, indices: Tensor, similarity: Tensor) -> np.ndarray:
+        """Logarithms [m, b, K] of the fraction of the votes of neighbours [b, k] per class."""
         # Weights relative to the nearest one stay in range for any temperature.
-        weights = ((similarity - similarity[:, :1]) / self.temperature).exp()
+        labels, weights = self.labels[indices], ((similarity - similarity[:, :1]) / self.temperature).exp()
         votes = torch.zeros(len(labels), len(self.classes), dtype=torch.float64)
         out, before = [], 0
         for k in self.k.tolist():
@@ -117,22 +116,15 @@ class KNNPath:
         return np.asarray(torch.stack(out).numpy())
 
 
-def _stable(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row [b, n]; of equals, but for rounding, the first."""
-    rounded = (similarity / _TIE / 4).round()
-    order = rounded.argsort(dim=1, descending=True, stable=True)[:, :k]
-    return similarity.gather(1, order), order
-
-
 def _winner(scores: np.ndarray) -> np.ndarray:
     """The first class [m, n] with as many votes as any, but for rounding."""
     return np.asarray((scores >= scores.max(axis=-1, keepdims=True) - 1e-9).argmax(axis=-1))
 
 
-def _unit(X: Any, mean: Tensor) -> Tensor:
+def _unit(X: Any, mean: np.ndarray) -> Tensor:
     """Rows of `X` [n, p] minus `mean`, with norm 1, in float64 on the CPU; rows of zeros stay zeros."""
     array = X.detach().cpu().numpy() if isinstance(X, Tensor) else X
-    values = torch.from_numpy(np.array(array, dtype=np.float64)).sub_(mean)
+    values = torch.from_numpy(np.array(array, dtype=np.float64)).sub_(torch.from_numpy(mean))
     # Largest entry 1 first, so that squares stay in range.
     top = values.abs().amax(1, keepdim=True)
     values /= torch.where(top > 0, top, 1.0)
@@ -152,13 +144,13 @@ def knn_path(
 ) -> KNNPath:
     """Nearest-neighbour classifiers of features `X` [n, p] and classes `y` [n], for every number of neighbours in `k`.
 
-    `k` None takes those of `DEFAULT_K` that are less than n. `centre` takes the mean of the training images off first, since
+    `k` None takes those of `DEFAULT_K` that are less than n. `centre` subtracts the mean of the training images first, since
     features whose mean is far from zero are all alike by cosine. At most `left_out` of the images, a stratified draw, are
     classified without themselves to choose k.
 
     Raises MeasureError unless every k is a whole number from 1 to n - 1 and the temperature positive, and for one class;
     ValueError for input that scikit-learn refuses."""
-    X, y = _checked(KNNProbe(), X, y)
+    X, y = checked_classes(KNNProbe(), X, y)
     return _path(X, y, _numbers(k, len(y) - 1), temperature, centre, left_out)
 
 
@@ -172,27 +164,20 @@ def _numbers(k: Any, most: int) -> np.ndarray:
     return np.unique(given.astype(np.int64))
 
 
-def _checked(probe: KNNProbe, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
-    X, y = validate_data(probe, X, y, dtype=np.float64)
-    check_classification_targets(y)
-    check_two(np.unique(y))
-    return X, y
-
-
 def _path(X: np.ndarray, y: np.ndarray, k: np.ndarray, temperature: float, centre: bool, left_out: int = LEFT_OUT) -> KNNPath:
     if not temperature > 0:
         raise MeasureError(f"temperature={temperature}: it must be positive, {TEMPERATURE} is usual")
     classes, labels = np.unique(y, return_inverse=True)
     mean = X.mean(axis=0) if centre else np.zeros(X.shape[1])
     left = stratified(y, left_out) if left_out < len(y) else np.arange(len(y))
-    return KNNPath(k, classes, mean, _unit(X, torch.from_numpy(mean)), torch.from_numpy(labels), left, temperature)
+    return KNNPath(k, classes, mean, _unit(X, mean), torch.from_numpy(labels), left, temperature)
 
 
 class KNNProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """k nearest neighbours by cosine with votes exp(similarity / `temperature`); a scikit-learn estimator.
 
-    A list of `k`, or None for `DEFAULT_K`, is a path: the k with the highest leave-one-out accuracy is taken, of equals the
-    largest. A single k is cut to the number of training images. `centre` takes the training mean off first.
+    A list of `k`, or None for `DEFAULT_K`, is a path: the k with the highest leave-one-out accuracy is chosen, of equals the
+    largest. A single k is cut to the number of training images. `centre` subtracts the training mean first.
 
     After `fit`: `classes_` [K], `k_`, `path_` (the `KNNPath`), `n_features_in_`."""
 
@@ -206,33 +191,27 @@ class KNNProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         Raises ValueError for what scikit-learn refuses (NaN, sparse input, ...), one class, k and temperatures below their
         range."""
-        X, y = _checked(self, X, y)
-        path = _path(X, y, self._numbers(len(y)), self.temperature, self.centre)
-        best = int(last_best(path.left_out_accuracy())) if len(path.k) > 1 else 0
-        self.path_ = _path_of_one(path, best)
-        self.k_ = int(path.k[best])
+        X, y = checked_classes(self, X, y)
+        if self.k is None or np.ndim(self.k):
+            k = _numbers(self.k, len(y) - 1)
+        else:
+            k = _numbers(min(self.k, len(y)) if self.k > 0 else self.k, len(y))  # type: ignore[type-var, operator]
+        path = _path(X, y, k, self.temperature, self.centre)
+        best = int(last_best(path.left_out_accuracy())) if len(k) > 1 else 0
+        self.path_ = replace(path, k=k[best : best + 1])
+        self.k_ = int(k[best])
         self.classes_ = path.classes
         return self
 
-    def _numbers(self, n: int) -> np.ndarray:
-        if self.k is None or np.ndim(self.k):
-            return _numbers(self.k, n - 1)
-        return _numbers(min(self.k, n) if self.k > 0 else self.k, n)  # type: ignore[type-var, operator]
-
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Each class's share of the votes, [n, K]."""
+        """Fraction of the votes per class, [n, K]."""
         return np.asarray(np.exp(self.predict_log_proba(X)))
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
-        """Logarithms of the shares, [n, K]; -inf without a vote."""
+        """Logarithms of the fractions, [n, K]; -inf without a vote."""
         check_is_fitted(self)
         return np.asarray(self.path_.scores(validate_data(self, X, dtype=np.float64, reset=False))[0])
 
     def predict(self, X: Any) -> np.ndarray:
-        """The class with the largest share, [n]; of equals the first."""
-        shares = self.predict_log_proba(X)
-        return np.asarray(self.classes_[_winner(shares)])
-
-
-def _path_of_one(path: KNNPath, i: int) -> KNNPath:
-    return replace(path, k=path.k[i : i + 1])
+        """The class with the most votes, [n]; of equals the first."""
+        return np.asarray(self.classes_[_winner(self.predict_log_proba(X))])

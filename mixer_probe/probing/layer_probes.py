@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from functools import partial
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
 
-from mixer_probe.core.errors import MeasureError, NonFiniteWarning
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.threads import side_by_side
 from mixer_probe.core.validate import checked
 from mixer_probe.images.classes import class_name
 from mixer_probe.linear.classifier import ProbePath, last_best
+from mixer_probe.linear.logistic import logistic_paths
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.fewshot import FewShotResult, few_shot_probe
 from mixer_probe.probing.methods import ESTIMATORS, FITTERS, PATHS, PROBABILISTIC, Values, find_fitter
-from mixer_probe.probing.runs import Runs, check_runs, check_twin, layer_pair, run_labels
+from mixer_probe.probing.runs import (
+    Labels,
+    Runs,
+    check_runs,
+    check_untrained,
+    count_non_finite,
+    fields,
+    layer_frame,
+    layer_pair,
+    majority_rate,
+    run_labels,
+    warn_non_finite,
+)
 from mixer_probe.probing.scores import accuracy, balanced_accuracy, balanced_interval
-from mixer_probe.probing.tables import layer_columns
 from mixer_probe.similarity.inputs import RepresentationsLike, layer_matrix
 from mixer_probe.stats import wilson_interval
 
@@ -33,13 +45,13 @@ UNDEFINED = -1
 class ProbeResult(Result):
     """Accuracy of a probe on every layer of a network, [L], and over its path of m values, [L, m].
 
-    `chosen` is the value of the path (a penalty, a number of neighbours) taken for each layer by accuracy on left-out training
-    images, of equals the simplest model; the test images chose nothing. `low` and `high` bound the accuracy by Wilson's interval
-    at 95 %, over test images; `balanced_accuracy` is the mean over classes of the share that is right, with bounds of its own;
-    `chance` is the share of the most frequent class of the test images, the best that a constant answer reaches.
-    `predicted` [L, n_test] and `labels` [n_test] are class indices; training has `class_labels` [K], called `class_names`;
-    `probabilities` [L, n_test, K] are kept when asked for. NaN, and -1 in `predicted`, mark layers with NaN or infinite features.
-    `few_shot` has the same probe on few images a class, `untrained` is all of it for the untrained twin."""
+    `chosen` is the value of the path (a penalty, a number of neighbours) chosen for each layer by accuracy on left-out training
+    images, of equals the simplest model, never on the test images. `low` and `high` are Wilson's 95 % interval over test images;
+    `balanced_accuracy` is the mean over classes of the accuracy per class, with bounds of its own; `chance` is the frequency of
+    the most frequent class of the test images, the accuracy of the best constant prediction. `predicted` [L, n_test] and
+    `labels` [n_test] are class indices; training has `class_labels` [K], called `class_names`; `probabilities` [L, n_test, K] are
+    kept when asked for. NaN, and -1 in `predicted`, mark layers with NaN or infinite features. `few_shot` is the same probe on
+    few images per class, `untrained` the same result for the untrained baseline."""
 
     title: ClassVar[str] = "Linear probes"
 
@@ -76,12 +88,12 @@ class ProbeResult(Result):
 
     @property
     def l2(self) -> np.ndarray:
-        """The penalty taken for each layer [L]. Raises MeasureError for probes that have none."""
+        """The penalty chosen for each layer [L]. Raises MeasureError for probes without a penalty."""
         return self._of_l2(self.chosen)
 
     @property
     def path_l2(self) -> np.ndarray:
-        """The penalties [m] to choose from. Raises MeasureError for probes that have none."""
+        """The penalties [m] to choose from. Raises MeasureError for probes without a penalty."""
         return self._of_l2(self.path_values)
 
     @property
@@ -95,36 +107,27 @@ class ProbeResult(Result):
         return values
 
     def to_frame(self) -> pd.DataFrame:
-        """One layer a row, of the network and then of its untrained twin."""
+        """One row per layer, of the network and then of its untrained baseline."""
         chosen = {self.path_name: self.chosen} if self.path_name else {}
-        same = ("accuracy", "low", "high", "balanced_accuracy", "balanced_low", "balanced_high")
-        rest = ("chance", "n_train", "n_test", "classes", "p", "method")
-        numbers = {name: getattr(self, name) for name in (*same, *rest)}
-        frame = pd.DataFrame({**layer_columns(self.model, self.layers, 1), **chosen, **numbers})
-        if self.untrained is None:
-            return frame
-        return pd.concat([frame, self.untrained.to_frame()], ignore_index=True)
+        names = "accuracy low high balanced_accuracy balanced_low balanced_high chance n_train n_test classes p method"
+        return layer_frame(
+            self, chosen | fields(self, names.split()), 1, None if self.untrained is None else self.untrained.to_frame()
+        )
 
     def path_frame(self) -> pd.DataFrame:
-        """One layer and value of the path a row: accuracy on left-out training images, and on the test images."""
-        taken = (self.path_values == self.chosen[:, None]) | (np.isnan(self.path_values) & ~np.isnan(self.accuracy)[:, None])
-        frame = pd.DataFrame(
-            {
-                **layer_columns(self.model, self.layers, len(self.path_values)),
-                self.path_name or "value": np.tile(self.path_values, len(self.layers)),
-                "left_out_accuracy": self.path_left_out.ravel(),
-                "test_accuracy": self.path_test.ravel(),
-                "chosen": taken.ravel(),
-            }
-        )
-        if self.untrained is None:
-            return frame
-        return pd.concat([frame, self.untrained.path_frame()], ignore_index=True)
+        """One row per layer and value of the path: accuracy on left-out training images, and on the test images."""
+        chosen = (self.path_values == self.chosen[:, None]) | (np.isnan(self.path_values) & ~np.isnan(self.accuracy)[:, None])
+        columns = {
+            self.path_name or "value": np.tile(self.path_values, len(self.layers)),
+            "left_out_accuracy": self.path_left_out.ravel(),
+            "test_accuracy": self.path_test.ravel(),
+            "chosen": chosen.ravel(),
+        }
+        return layer_frame(self, columns, len(self.path_values), None if self.untrained is None else self.untrained.path_frame())
 
 
-@dataclass(frozen=True)
-class LayerPath:
-    """What a probe of one layer found: accuracies [m] along its path, and the classes predicted by the value `chosen`."""
+class LayerPath(NamedTuple):
+    """A probe of one layer: accuracies [m] along its path, and the classes predicted with the `chosen` value."""
 
     chosen: float
     left_out: np.ndarray
@@ -132,13 +135,13 @@ class LayerPath:
     predicted: np.ndarray
     probabilities: np.ndarray | None = None
 
-    @classmethod
-    def of(cls, path: ProbePath, X: np.ndarray, y: np.ndarray, probabilities: bool = False) -> LayerPath:
-        """Choose from `path` by its left-out accuracy, and test all of it on features `X` [n, p] of classes `y` [n]."""
-        left_out, predicted = path.left_out_accuracy(), path.predict(X)
-        best = last_best(left_out)
-        shares = np.exp(path.scores(X)[best]).astype(np.float32) if probabilities else None
-        return cls(float(path.values[best]), left_out, accuracy(predicted, y), predicted[best], shares)
+
+class LayerPaths(NamedTuple):
+    """Probes along one path: its values [m], and for each layer its width and its `LayerPath`, None if undefined."""
+
+    values: np.ndarray
+    widths: list[int]
+    layers: list[LayerPath | None]
 
 
 @checked(MeasureError)
@@ -154,36 +157,34 @@ def linear_probe(
     seeds: int = 3,
     probabilities: bool = False,
 ) -> ProbeResult:
-    """Fit a probe on every layer of `reps_train` and measure its accuracy on `reps_test`.
+    """Accuracy on `reps_test` of a probe fitted on every layer of `reps_train`.
 
     `method` is "ridge" (closed form), "logistic" (multinomial), "knn" or "centroid" (nearest class mean). `values` is the path to
     choose from for each layer (`l2` is the same for probes with a penalty); by default that of the method: for ridge 15
-    penalties that grow with the number of images. `shots`, such as ("all", 1, 5, 10, 25), adds the same probe on so many images a
-    class, drawn `seeds` times (`few_shot_probe`); all images are always probed. `probabilities` keeps those of the test images.
-    `untrained` is (train, test) of an untrained twin of the network on the same images, the baseline for every layer. Layers
-    with NaN or infinite features give NaN and a NonFiniteWarning.
+    penalties that grow with the number of images. `shots`, such as ("all", 1, 5, 10, 25), adds the same probe on so many images
+    per class, drawn `seeds` times (`few_shot_probe`); all images are always probed. `probabilities` keeps those of the test
+    images. `untrained` is (train, test) of an untrained baseline of the network on the same images. Layers with NaN or infinite
+    features give NaN and a NonFiniteWarning.
 
     Raises ImagesError if labels are missing, there is one class, a class is only in the test images or has fewer images than
     shots, or an image is in both sets; MeasureError for layers with positions (reduce="none"), two networks, a trained
-    twin, an unknown method, and values or probabilities that the method does not have."""
+    baseline, an unknown method, and values or probabilities that the method does not have."""
     check_runs(reps_train, reps_test)
     labels = run_labels(reps_train, reps_test)
-    if untrained is not None:
-        check_twin((reps_train, reps_test), untrained)
+    check_untrained((reps_train, reps_test), untrained)
     if probabilities and method in FITTERS and method not in PROBABILISTIC:
         raise MeasureError(f"a {method} probe has no probabilities; those with: {', '.join(PROBABILISTIC)}")
     path = path_values(method, l2, values)
     few = [s for s in shots or () if not isinstance(s, str) or s != "all"]
+    options = {"method": method, "values": path, "probabilities": probabilities}
     return assemble(
         reps_train,
         reps_test,
         labels,
-        _Fits(method, path, labels, probabilities).of((reps_train, reps_test)),
+        _probe_layers((reps_train, reps_test), labels, method, path, probabilities),
         method=method,
         few_shot=few_shot_probe(reps_train, reps_test, few, seeds, method, values=path) if few else None,
-        untrained=None
-        if untrained is None
-        else linear_probe(*untrained, values=path, method=method, shots=shots, seeds=seeds, probabilities=probabilities),
+        untrained=None if untrained is None else linear_probe(*untrained, shots=shots, seeds=seeds, **options),  # type: ignore[arg-type]
     )
 
 
@@ -200,61 +201,8 @@ def path_values(method: str, l2: Values, values: Values) -> Values:
     return None if given is None else np.unique(np.asarray(given, dtype=np.float64))
 
 
-@dataclass
-class Found:
-    """What was found along one path: its values [m], and for each layer its width and what it gave, None if undefined."""
-
-    values: np.ndarray
-    widths: list[int]
-    layers: list[LayerPath | None]
-
-
-@dataclass(frozen=True)
-class _Fits:
-    """How every layer of a run is probed."""
-
-    method: str
-    values: Values
-    labels: tuple[np.ndarray, np.ndarray]
-    probabilities: bool
-
-    def of(self, runs: Runs) -> Found:
-        """Every layer of both runs."""
-        names = [layer.name for layer in runs[0].layers]
-        if self.method == "logistic":
-            probed = self._together(names, runs)
-        elif self.method == "knn":
-            probed = [self._alone(name, runs) for name in names]
-        else:
-            probed = side_by_side(lambda name: self._alone(name, runs), names)
-        for name, layer in zip(names, probed, strict=True):
-            warn_non_finite(name, layer.bad)
-        given = np.array([np.nan]) if self.values is None else np.asarray(self.values)
-        values = next((layer.values for layer in probed if layer.values is not None), given)
-        return Found(values, [layer.width for layer in probed], [layer.found for layer in probed])
-
-    def _alone(self, name: str, runs: Runs, path: ProbePath | None = None) -> _Probed:
-        """One layer, with the `path` that was fitted or one to fit."""
-        train, test = layer_pair(*runs, name)
-        bad = count_bad(train) + count_bad(test)
-        if bad:
-            return _Probed(train.shape[1], bad)
-        path = path or find_fitter(self.method)(train, self.labels[0], self.values)
-        return _Probed(train.shape[1], 0, path.values, LayerPath.of(path, test, self.labels[1], self.probabilities))
-
-    def _together(self, names: Sequence[str], runs: Runs) -> list[_Probed]:
-        """Layers of one width in one batch: the logistic probe is iterative, and an iteration of many costs little more."""
-        from mixer_probe.linear.logistic import logistic_paths
-
-        finite = [name for name in names if not any(count_bad(layer_matrix(run, name)) for run in runs)]
-        paths = logistic_paths([layer_matrix(runs[0], name) for name in finite], self.labels[0], self.values)
-        fitted = dict(zip(finite, paths, strict=True))
-        return [self._alone(name, runs, fitted.get(name)) for name in names]
-
-
-@dataclass(frozen=True)
-class _Probed:
-    """A layer's width and how many of its features are not finite; if none is, its path's values and what was found."""
+class _Probed(NamedTuple):
+    """A layer's width and how many of its features are not finite; if none is, the values of its path and its accuracies."""
 
     width: int
     bad: int
@@ -262,20 +210,48 @@ class _Probed:
     found: LayerPath | None = None
 
 
-def count_bad(X: np.ndarray) -> int:
-    """How many numbers of `X` are NaN or infinite."""
-    return X.size - int(np.isfinite(X).sum())
+def _probe_layers(runs: Runs, labels: Labels, method: str, values: Values, probabilities: bool) -> LayerPaths:
+    names = [layer.name for layer in runs[0].layers]
+    work = partial(_probe_layer, runs=runs, labels=labels, method=method, values=values, probabilities=probabilities)
+    if method == "logistic":
+        # Layers of one width in one batch: the solver is iterative, and an iteration for many layers costs little more.
+        finite = [name for name in names if not any(count_non_finite(layer_matrix(run, name)) for run in runs)]
+        fitted = logistic_paths([layer_matrix(runs[0], name) for name in finite], labels[0], values)
+        paths = dict(zip(finite, fitted, strict=True))
+        probed = [work(name, path=paths.get(name)) for name in names]
+    else:
+        probed = [work(name) for name in names] if method == "knn" else side_by_side(work, names)
+    for name, layer in zip(names, probed, strict=True):
+        warn_non_finite(name, layer.bad)
+    given = np.array([np.nan]) if values is None else np.asarray(values)
+    path = next((layer.values for layer in probed if layer.values is not None), given)
+    return LayerPaths(path, [layer.width for layer in probed], [layer.found for layer in probed])
 
 
-def warn_non_finite(name: str, bad: int) -> bool:
-    """Whether a layer has features that are not finite; warns with NonFiniteWarning if so."""
+def _probe_layer(
+    name: str,
+    runs: Runs,
+    labels: Labels,
+    method: str,
+    values: Values,
+    probabilities: bool,
+    path: ProbePath | None = None,
+) -> _Probed:
+    """One layer, with the `path` that was fitted or one to fit; its value is chosen by left-out accuracy."""
+    X, new = layer_pair(*runs, name)
+    bad = count_non_finite(X, new)
     if bad:
-        warnings.warn(f"no probe of layer '{name}': {bad} of its features are NaN or infinite", NonFiniteWarning, stacklevel=5)
-    return bad > 0
+        return _Probed(X.shape[1], bad)
+    path = path or find_fitter(method)(X, labels[0], values)
+    left_out, predicted = path.left_out_accuracy(), path.predict(new)
+    best = last_best(left_out)
+    kept = np.exp(path.scores(new)[best]).astype(np.float32) if probabilities else None
+    found = LayerPath(float(path.values[best]), left_out, accuracy(predicted, labels[1]), predicted[best], kept)
+    return _Probed(X.shape[1], 0, path.values, found)
 
 
 class Run(Protocol):
-    """Which network, on which images: representations, or what was streamed."""
+    """A network on images: representations, or a stream of them."""
 
     @property
     def model(self) -> ModelRecord:
@@ -301,55 +277,19 @@ class Run(Protocol):
 def assemble(
     train: Run,
     test: Run,
-    labels: tuple[np.ndarray, np.ndarray],
-    found: Found,
+    labels: Labels,
+    found: LayerPaths,
     *,
     method: str,
     few_shot: FewShotResult | None = None,
     untrained: ProbeResult | None = None,
 ) -> ProbeResult:
-    """The result of what was found for every layer."""
-    y_train, y_test = labels
+    """The result from the probes of all layers."""
+    y_train, y = labels
     known = np.unique(y_train)
-    filled = [layer or _undefined(len(found.values), len(y_test), len(known)) for layer in found.layers]
-    shares = [layer.probabilities for layer in found.layers if layer is not None]
-    predicted = np.stack([layer.predicted for layer in filled])
-    return ProbeResult(
-        model=train.model,
-        images_train=train.images,
-        images_test=test.images,
-        layers=train.layers,
-        method=method,
-        estimator=ESTIMATORS[method],
-        path_name=PATHS[method],
-        path_values=found.values,
-        path_left_out=np.stack([layer.left_out for layer in filled]),
-        path_test=np.stack([layer.test for layer in filled]),
-        chosen=np.array([layer.chosen for layer in filled]),
-        **_scored(predicted, y_test),
-        chance=float(np.unique(y_test, return_counts=True)[1].max() / len(y_test)),
-        n_train=len(y_train),
-        n_test=len(y_test),
-        classes=len(known),
-        p=tuple(found.widths),
-        predicted=predicted,
-        labels=y_test,
-        class_labels=known,
-        class_names=tuple(class_name(int(label), train.class_names) for label in known),
-        reduce=train.reduce,
-        probabilities=np.stack([layer.probabilities for layer in filled]) if any(s is not None for s in shares) else None,  # type: ignore[misc]
-        few_shot=few_shot,
-        untrained=untrained,
-    )
-
-
-def _undefined(m: int, n: int, classes: int) -> LayerPath:
-    nothing = np.full(m, np.nan)
-    return LayerPath(np.nan, nothing, nothing, np.full(n, UNDEFINED), np.full((n, classes), np.nan, dtype=np.float32))
-
-
-def _scored(predicted: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
-    """Accuracies of `predicted` [L, n] with their bounds; NaN for layers without predictions."""
+    nan, unknown = np.full(len(found.values), np.nan), np.full((len(y), len(known)), np.nan, dtype=np.float32)
+    layers = [layer or LayerPath(np.nan, nan, nan, np.full(len(y), UNDEFINED), unknown) for layer in found.layers]
+    predicted = np.stack([layer.predicted for layer in layers])
     low, high = wilson_interval((predicted == y).sum(axis=1), len(y))
     balanced_low, balanced_high = balanced_interval(predicted, y)
     scores = {
@@ -361,4 +301,31 @@ def _scored(predicted: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
         "balanced_high": balanced_high,
     }
     undefined = (predicted == UNDEFINED).all(axis=1)
-    return {name: np.where(undefined, np.nan, values) for name, values in scores.items()}
+    probabilities = [layer.probabilities for layer in layers if layer.probabilities is not None]
+    return ProbeResult(
+        model=train.model,
+        images_train=train.images,
+        images_test=test.images,
+        layers=train.layers,
+        method=method,
+        estimator=ESTIMATORS[method],
+        path_name=PATHS[method],
+        path_values=found.values,
+        path_left_out=np.stack([layer.left_out for layer in layers]),
+        path_test=np.stack([layer.test for layer in layers]),
+        chosen=np.array([layer.chosen for layer in layers]),
+        **{name: np.where(undefined, np.nan, values) for name, values in scores.items()},
+        chance=majority_rate(y),
+        n_train=len(y_train),
+        n_test=len(y),
+        classes=len(known),
+        p=tuple(found.widths),
+        predicted=predicted,
+        labels=y,
+        class_labels=known,
+        class_names=tuple(class_name(int(label), train.class_names) for label in known),
+        reduce=train.reduce,
+        probabilities=np.stack(probabilities) if any(p is not unknown for p in probabilities) else None,
+        few_shot=few_shot,
+        untrained=untrained,
+    )

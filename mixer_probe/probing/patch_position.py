@@ -1,17 +1,17 @@
-"""Where is this token? Its row, column and cell of the grid, read from its activation alone.
+"""Decoding of patch positions: row, column and cell of the grid of a token from its activation alone.
 
-A Mixer has no position embedding, yet its token-mixing weights belong to positions; a ViT is told the position; a CNN sees the
-zeros beyond the border. The probe is fitted to the tokens of some images and tested on those of others, at every layer. The
+A Mixer has no position embedding, yet its token-mixing weights belong to positions; a ViT has position embeddings; a CNN can use
+zero padding at the border. The probe is fitted to the tokens of some images and tested on those of others, at every layer. The
 first layer (a linear map of the patch, before any embedding or mixing) is the baseline: what the content of a patch says about
-its place, as sky is above.
+its position, as sky is above.
 
-Nothing of size [image, position, channel] is kept. With x_is the activation of image i at position s, two moments are
-enough: the sums by position M_s = sum_i x_is [S, C] and the scatter sum_is x_is x_is' [C, C]. The row and column are read by
+Nothing of size [image, position, channel] is stored. With x_is the activation of image i at position s, two moments are
+enough: the sums by position M_s = sum_i x_is [S, C] and the scatter sum_is x_is x_is' [C, C]. The row and column are decoded by
 ridge regression; the cell by linear discriminant analysis with the ridge on the covariance within positions, because one-hot
 regression masks the classes that lie between others (Hastie, Tibshirani and Friedman 2009, section 4.2), as cells of a grid do.
 
 The moments of ten groups of the training images are kept too, [10, C, C] for each layer: the probes are fitted again without each
-group, and what that changes is the variance over training images (delete-group jackknife).
+group, and the change is the variance over training images (delete-group jackknife).
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ from mixer_probe.core.fingerprint import check_apart
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.linear.classifier import last_best
+from mixer_probe.linear.ridge import checked_penalties
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.probing.tables import layer_columns
+from mixer_probe.probing.runs import fields, layer_frame
 from mixer_probe.similarity.inputs import to_grid
 from mixer_probe.stats import mean_interval, training_interval
 
 # Relative to the mean eigenvalue of what they are added to, so that one path fits layers of any scale and width.
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 MOST_ROWS = 16
-# A spread of a channel below this share of its mean is rounding of float32 activations.
+# A spread of a channel below this fraction of its mean is rounding of float32 activations.
 _ROUNDING = 1e-6
 # Groups of training images that are left out of the fit in turn, for intervals.
 GROUPS = 10
@@ -52,16 +53,15 @@ _LEAST = 1e-9
 
 @dataclass(frozen=True)
 class PatchPosition(Result):
-    """How well the place of a token is read from its activation, for each layer [L].
+    """Accuracy of the position of a token decoded from its activation, for each layer [L].
 
-    `row_r2` and `column_r2` are R^2 over the tokens of the test images, `r2` is that of both together. `accuracy` is the share of
-    tokens whose cell is right, by chance `chance` = 1 / cells; `distance_px` is the mean distance in pixels of the model's input
-    from the centre of the predicted cell to that of the true one, by chance `chance_distance_px` (two cells drawn at random).
+    `row_r2` and `column_r2` are R^2 over the tokens of the test images, `r2` is that of both together. `accuracy` is the fraction
+    of tokens whose cell is right, by chance `chance` = 1 / cells; `distance_px` is the mean distance in pixels of the model's
+    input from the centre of the predicted cell to that of the true one, by chance `chance_distance_px` (two random cells).
     `low` and `high` ([L] each, before the name of the number) are 95 % intervals for other training images and other test images
-    at the chosen ridges, NaN for fewer than 10 training images. `cells` is a tuple
-    over layers of accuracy by true cell [rows, columns]. `ridge_regression` and `ridge_cells` are the relative ridges chosen on
-    `n_validation` of the training images, after which all `n_train` were fitted. Layers with NaN or infinite activations, and
-    constant ones, give NaN."""
+    at the chosen ridges, NaN for fewer than 10 training images. `cells` is a tuple over layers of accuracy by true cell
+    [rows, columns]. `ridge_regression` and `ridge_cells` are the relative ridges chosen on `n_validation` of the training images,
+    after which all `n_train` were fitted. Layers with NaN or infinite activations, and constant ones, give NaN."""
 
     title: ClassVar[str] = "Patch position"
 
@@ -93,24 +93,15 @@ class PatchPosition(Result):
     untrained: PatchPosition | None = None
 
     def to_frame(self) -> pd.DataFrame:
-        """One layer a row, of the network and then of its untrained twin."""
+        """One row per layer, of the network and then of its untrained baseline."""
         numbers = (
             "r2 low_r2 high_r2 row_r2 column_r2 accuracy low_accuracy high_accuracy chance "
-            "distance_px low_distance_px high_distance_px chance_distance_px"
+            "distance_px low_distance_px high_distance_px chance_distance_px n_train n_test"
         )
-        frame = pd.DataFrame(
-            {
-                **layer_columns(self.model, self.layers),
-                "rows": [rows for rows, _ in self.grids],
-                "columns": [columns for _, columns in self.grids],
-                **{name: getattr(self, name) for name in numbers.split()},
-                "n_train": self.n_train,
-                "n_test": self.n_test,
-            }
+        grids = {"rows": [rows for rows, _ in self.grids], "columns": [columns for _, columns in self.grids]}
+        return layer_frame(
+            self, grids | fields(self, numbers.split()), 1, None if self.untrained is None else self.untrained.to_frame()
         )
-        if self.untrained is None:
-            return frame
-        return pd.concat([frame, self.untrained.to_frame()], ignore_index=True)
 
 
 @checked(MeasureError)
@@ -125,48 +116,59 @@ def patch_position_probe(
     batch_size: int = 64,
     untrained: bool = False,
 ) -> PatchPosition:
-    """Fit on the tokens of `images`, test on those of `images_test`, else on every third of `images`; labels are not needed.
+    """Decode positions of the tokens of `images_test`, else of every third of `images`, after a fit to those of `images`.
+
+    Labels are not needed.
 
     `grid` (rows, columns) averages the tokens of every layer over the cells of one grid, to compare layers of several
     resolutions; left out, each layer has its own, averaged to at most 16 x 16. `ridges` are relative to the mean eigenvalue of
-    the covariance; every fifth image to fit on is held out to choose among them and added to the fit afterwards, so that the
-    network sees each image once. With `untrained` the same is done for the network's untrained twin.
+    the covariance; every fifth image to fit on is held out to choose among them and added to the fit afterwards, so that each
+    image passes through the network once. With `untrained` the same is done for the untrained baseline.
 
     Raises LayerError for layers whose positions form no grid (hidden units, heads), ImagesError for fewer than 5 images or an
     image in both sets, and MeasureError for a grid of one cell or too fine for a layer, and for ridges that are not positive."""
-    train, test = _two_sets(as_source(images), None if images_test is None else as_source(images_test))
-    selected, path = model.select(layers), _checked_ridges(ridges)
+    train, test = as_source(images), None if images_test is None else as_source(images_test)
+    if test is None:
+        third = np.arange(len(train)) % 3 == 2
+        train, test = part_of(train, ~third), part_of(train, third)
+    else:
+        check_apart(train, test)
+    if len(train) < 5:
+        raise ImagesError(f"{len(train)} images are too few to fit a probe of positions on and choose its ridge: give 5 or more")
+    selected, path = model.select(layers), np.unique(checked_penalties(ridges, "ridges"))
     grids = {layer.name: _grid_of(layer, grid) for layer in selected}
-    held = np.arange(len(train)) % 5 == 4
+    validation = np.arange(len(train)) % 5 == 4
     run = _Run(model, selected, grids, batch_size)
-    moments = run.moments(part_of(train, ~held))
+    moments = run.moments(part_of(train, ~validation))
     probes = {name: [found.total.probes(path)] for name, found in moments.items()}
-    validation = run.answers(part_of(train, held), probes, also=moments)
-    chosen = {name: found[0].best() for name, found in validation.items()}
+    chosen = {name: found[0].best() for name, found in run.answers(part_of(train, validation), probes, also=moments).items()}
     final = {name: found.probes(*(path[[k]] for k in chosen[name])) for name, found in moments.items()}
-    # They are by far the largest of all, and the untrained network has its own.
+    # They are by far the largest arrays, and the untrained network has its own.
     moments.clear()
     answers = run.answers(test, final)
-    _warn_undefined(model, {name: found[0] for name, found in answers.items()})
+    undefined = [name for name, found in answers.items() if np.isnan(found[0].errors).any()]
+    if undefined:
+        message = f"no place can be read at layer '{undefined[0]}' of {model.name}: activations are not finite or do not vary"
+        warnings.warn(f"{message} ({len(undefined)} such layers)", UndefinedProbeWarning, stacklevel=3)
     numbers = [_layer_numbers(model, grids[layer.name], *answers[layer.name]) for layer in selected]
     columns: dict[str, Any] = {name: np.array([found[name] for found in numbers]) for name in numbers[0]}
-    twin = None
+    baseline = None
     if untrained and model.weights.trained:
-        options: dict[str, Any] = {"ridges": ridges, "batch_size": batch_size}
-        twin = patch_position_probe(model.untrained(), train, test, layers, grid=grid, **options)
+        options: dict[str, Any] = {"grid": grid, "ridges": ridges, "batch_size": batch_size}
+        baseline = patch_position_probe(model.untrained(), train, test, layers, **options)
     return PatchPosition(
         model=model.record,
         images_train=train.record,
         images_test=test.record,
         layers=selected,
         grids=tuple(grids.values()),
-        cells=tuple(answers[layer.name][0].cell_shares().reshape(grids[layer.name]) for layer in selected),
+        cells=tuple(answers[layer.name][0].cell_accuracy().reshape(grids[layer.name]) for layer in selected),
         ridge_regression=np.array([path[chosen[layer.name][0]] for layer in selected]),
         ridge_cells=np.array([path[chosen[layer.name][1]] for layer in selected]),
         n_train=len(train),
-        n_validation=int(held.sum()),
+        n_validation=int(validation.sum()),
         n_test=len(test),
-        untrained=twin,
+        untrained=baseline,
         **columns,
     )
 
@@ -282,7 +284,8 @@ def _solved(gram: Tensor, right: Tensor, path: np.ndarray, least: float = 0.0) -
 
 @dataclass(frozen=True)
 class PositionProbes:
-    """Probes of place for m ridges: `regression` [m, C, 2] reads row and column about their `middle` [2], `directions` [m', C, S]
+    """Probes of positions for m ridges: `regression` [m, C, 2] predicts row and column about their
+    `middle` [2], `directions` [m', C, S]
     and `offsets` [m', S] score the cells, all of tokens about `mean` [C] divided by `scale` [C]."""
 
     mean: Tensor
@@ -294,18 +297,18 @@ class PositionProbes:
 
     @classmethod
     def nothing(cls, ridges: int, cell_ridges: int, like: Tensor, cells: int) -> PositionProbes:
-        """Probes of a layer that has none: all their answers are NaN."""
+        """Probes of an undefined layer: all predictions are NaN."""
         nan = torch.full_like(like, torch.nan)
         regression, directions = (nan[None, :, None].expand(m, -1, k) for m, k in ((ridges, 2), (cell_ridges, cells)))
         return cls(nan, nan, regression, nan.new_zeros(2), directions, nan.new_zeros(cell_ridges, cells))
 
     def answers(self, x: Tensor, places: Tensor) -> _Found:
-        """What the probes make of tokens `x` [B, S, C] whose cells lie at `places` [S, 2]."""
+        """Errors of the probes on tokens `x` [B, S, C] whose cells lie at `places` [S, 2]."""
         z = (x - self.mean) / self.scale
         errors = [((z @ w + self.middle - places) ** 2).sum(1) for w in self.regression]
         cells = [(z @ w).add_(b).argmax(-1) for w, b in zip(self.directions, self.offsets, strict=True)]
         true = torch.arange(x.shape[1], device=x.device)
-        # argmax of NaN is a cell as good as any, so what is not finite must be said.
+        # argmax of NaN is some cell, so features that are not finite must be marked.
         bad = torch.where(torch.isfinite(z).all((1, 2)), 0.0, torch.nan).to(z)
         right = [(cell == true).to(z) + bad[:, None] for cell in cells]
         distances = [(places[cell] - places).norm(dim=-1).mean(1) + bad for cell in cells]
@@ -318,7 +321,7 @@ class PositionProbes:
 
 
 class _Found(NamedTuple):
-    """Of B images, for m ridges: squared errors of row and column [m, B, 2], shares of cells that are right [m, B], mean
+    """Of B images, for m ridges: squared errors of row and column [m, B, 2], fractions of cells that are right [m, B], mean
     distances [m, B], and how many images have each cell right [m, S]."""
 
     errors: Tensor
@@ -345,10 +348,9 @@ class _Answers:
         """Indices of the ridge with the least squared error, and of the one with most cells right; of equals the largest."""
         return last_best(-self.errors.sum(axis=(1, 2))).item(), last_best(self.right.sum(axis=1)).item()
 
-    def cell_shares(self) -> np.ndarray:
-        """Share of images with each cell right [S], for the only ridge."""
-        shares: np.ndarray = self.by_cell[0] / self.right.shape[1]
-        return shares
+    def cell_accuracy(self) -> np.ndarray:
+        """Fraction of images with each cell right [S], for the only ridge."""
+        return np.asarray(self.by_cell[0] / self.right.shape[1])
 
 
 class _Run:
@@ -369,7 +371,7 @@ class _Run:
     def answers(
         self, images: ImageSource, probes: dict[str, list[PositionProbes]], also: dict[str, GroupedMoments] | None = None
     ) -> dict[str, list[_Answers]]:
-        """What each of a layer's probes answers for all images, whose moments are added to those of `also`."""
+        """Errors of each of a layer's probes on all images, whose moments are added to those of `also`."""
         places = {name: torch.from_numpy(found) for name, found in self._places.items()}
 
         def both(name: str, x: Tensor) -> tuple[list[_Found], list[tuple[Tensor, Tensor]] | None]:
@@ -398,7 +400,7 @@ class _Run:
 
 
 def _layer_numbers(model: Model, grid: tuple[int, int], found: _Answers, *left_out: _Answers) -> dict[str, float]:
-    """The numbers of a layer from what its probes answer, with intervals from what those answer that leave out a group."""
+    """The numbers of a layer from the errors of its probes, with intervals from those of probes fitted without a group."""
     places = centres(grid, model.input.size[1:])
     spread = ((places - places.mean(axis=0)) ** 2).sum(axis=0)
     apart = pdist(places)
@@ -423,25 +425,8 @@ def _layer_numbers(model: Model, grid: tuple[int, int], found: _Answers, *left_o
     return numbers | {"chance": 1 / len(places), "chance_distance_px": apart.sum() * 2 / len(places) ** 2}
 
 
-def _warn_undefined(model: Model, answers: dict[str, _Answers]) -> None:
-    undefined = [name for name, found in answers.items() if np.isnan(found.errors).any()]
-    if undefined:
-        message = f"no place can be read at layer '{undefined[0]}' of {model.name}: activations are not finite or do not vary"
-        warnings.warn(f"{message} ({len(undefined)} such layers)", UndefinedProbeWarning, stacklevel=4)
-
-
-def _two_sets(train: ImageSource, test: ImageSource | None) -> tuple[ImageSource, ImageSource]:
-    if test is None:
-        third = np.arange(len(train)) % 3 == 2
-        train, test = part_of(train, ~third), part_of(train, third)
-    else:
-        check_apart(train, test)
-    if len(train) < 5:
-        raise ImagesError(f"{len(train)} images are too few to fit a probe of positions on and choose its ridge: give 5 or more")
-    return train, test
-
-
 def _grid_of(layer: Layer, grid: tuple[int, int] | None) -> tuple[int, int]:
+    """The grid of cells of a layer. Raises LayerError and MeasureError as `patch_position_probe`."""
     if layer.grid is None:
         raise LayerError(f"the positions of layer '{layer.name}' form no grid, so no place can be read: leave it out")
     found = grid or (min(layer.grid[0], MOST_ROWS), min(layer.grid[1], MOST_ROWS))
@@ -452,10 +437,3 @@ def _grid_of(layer: Layer, grid: tuple[int, int] | None) -> tuple[int, int]:
             f"layer '{layer.name}' has {layer.grid[0]}x{layer.grid[1]} positions, too few for a grid of {found[0]}x{found[1]}"
         )
     return found
-
-
-def _checked_ridges(ridges: Sequence[float]) -> np.ndarray:
-    path = np.unique(np.asarray(ridges, dtype=np.float64))
-    if len(path) == 0 or not (np.isfinite(path) & (path > 0)).all():
-        raise MeasureError(f"ridges must be a list of positive numbers, got {ridges}")
-    return path

@@ -1,49 +1,54 @@
-"""Two runs of one network, one to fit on and one to test on: that they belong together, and labels that mean the same in both."""
+"""Two runs of one network, one to fit on and one to test on: checks that they match, and labels that mean the same in both."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 
 from mixer_probe.capture import ImageSource
 from mixer_probe.core.errors import MeasureError, NonFiniteWarning
 from mixer_probe.core.fingerprint import check_apart, keys_of
+from mixer_probe.core.result import ModelRecord
 from mixer_probe.images.classes import Labelled, require_labels, shared_classes
+from mixer_probe.models.layer import Layer
 from mixer_probe.similarity.inputs import RepresentationsLike, layer_matrix
 
 Runs = tuple[RepresentationsLike, RepresentationsLike]
-_PURPOSE = "a probe"
+Labels = tuple[np.ndarray, np.ndarray]
 
 
 def train_labels(reps: RepresentationsLike) -> np.ndarray:
-    """Labels [n] of the images that something is fitted on. Raises ImagesError where there are none."""
-    return _labelled(reps, "train").labels
+    """Labels [n] of the training images. Raises ImagesError where there are none."""
+    return require_labels(reps.labels, f"the train images ({reps.images.name})", "a probe", len(reps.ids))
 
 
-def run_labels(train: RepresentationsLike, test: RepresentationsLike) -> tuple[np.ndarray, np.ndarray]:
+def run_labels(train: RepresentationsLike, test: RepresentationsLike) -> Labels:
     """The labels of both runs by the class indices of `train`.
 
     Raises ImagesError for missing labels, and what `shared_classes` raises."""
-    return shared_classes(_labelled(train, "train"), _labelled(test, "test"))
+    return _shared(*((run.labels, run.class_names, len(run.ids), run.images.name) for run in (train, test)))
 
 
-def source_labels(train: ImageSource, test: ImageSource) -> tuple[np.ndarray, np.ndarray]:
+def source_labels(train: ImageSource, test: ImageSource) -> Labels:
     """`run_labels` of two sets of images."""
-    sides = [
-        _labels(source.labels, source.class_names, len(source), split, source.record.name)
-        for source, split in ((train, "train"), (test, "test"))
-    ]
-    return shared_classes(sides[0], sides[1])
+    return _shared(*((images.labels, images.class_names, len(images), images.record.name) for images in (train, test)))
 
 
-def _labelled(reps: RepresentationsLike, split: str) -> Labelled:
-    return _labels(reps.labels, reps.class_names, len(reps.ids), split, reps.images.name)
+def _shared(*sides: tuple[np.ndarray | None, tuple[str, ...] | None, int, str]) -> Labels:
+    found = []
+    for split, (labels, names, n, images) in zip(("train", "test"), sides, strict=True):
+        called = f"the {split} images ({images})"
+        found.append(Labelled(require_labels(labels, called, "a probe", n), names, called))
+    return shared_classes(*found)
 
 
-def _labels(labels: np.ndarray | None, names: tuple[str, ...] | None, n: int, split: str, images: str) -> Labelled:
-    called = f"the {split} images ({images})"
-    return Labelled(require_labels(labels, called, _PURPOSE, n), names, called)
+def majority_rate(y: np.ndarray) -> float:
+    """Frequency of the most frequent of the labels `y` [n]: the accuracy of the best constant prediction."""
+    return float(np.unique(y, return_counts=True)[1].max() / len(y))
 
 
 def check_runs(train: RepresentationsLike, test: RepresentationsLike) -> None:
@@ -51,9 +56,9 @@ def check_runs(train: RepresentationsLike, test: RepresentationsLike) -> None:
 
     MeasureError for other networks, layers, numbers of channels or reductions; ImagesError for an image in both."""
     if train.model != test.model:
+        called = [f"{run.model.name} ({run.model.fingerprint[:8]})" for run in (train, test)]
         raise MeasureError(
-            f"train and test come from two networks, or from one with two kinds of preprocessing: {_called(train)} and "
-            f"{_called(test)}"
+            f"train and test come from two networks, or from one with two kinds of preprocessing: {called[0]} and {called[1]}"
         )
     if train.reduce != test.reduce:
         raise MeasureError(f"train was extracted with reduce='{train.reduce}' and test with '{test.reduce}'")
@@ -68,14 +73,21 @@ def check_runs(train: RepresentationsLike, test: RepresentationsLike) -> None:
     check_apart(train, test)
 
 
-def _called(reps: RepresentationsLike) -> str:
-    return f"{reps.model.name} ({reps.model.fingerprint[:8]})"
-
-
 def check_width(name: str, train: int, test: int) -> None:
     """Raise MeasureError unless a layer has as many channels in both runs."""
     if train != test:
         raise MeasureError(f"layer '{name}' has {train} channels in train and {test} in test: extract both with one network")
+
+
+def check_untrained(runs: Runs, untrained: Runs | None) -> None:
+    """Raise MeasureError unless `untrained` is of an untrained network and holds the same images, or is None."""
+    if untrained is None:
+        return
+    if untrained[0].model.trained:
+        raise MeasureError(f"untrained= must hold an untrained network, but {untrained[0].model.name} is trained")
+    for split, run, other in zip(("train", "test"), runs, untrained, strict=True):
+        if keys_of(run) != keys_of(other):
+            raise MeasureError(f"the untrained baseline was run on different {split} images; extract both from the same images")
 
 
 def layer_pair(train: RepresentationsLike, test: RepresentationsLike, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -85,20 +97,51 @@ def layer_pair(train: RepresentationsLike, test: RepresentationsLike, name: str)
     return X, new
 
 
+def count_non_finite(*features: np.ndarray) -> int:
+    """How many numbers of some arrays are NaN or infinite."""
+    return sum(X.size - int(np.isfinite(X).sum()) for X in features)
+
+
+def warn_non_finite(name: str, count: int, what: str = "no probe of", stacklevel: int = 5) -> bool:
+    """Whether some of the features of a layer are not finite; warns with NonFiniteWarning if so."""
+    if count:
+        message = f"{what} layer '{name}': {count} of its features are NaN or infinite"
+        warnings.warn(message, NonFiniteWarning, stacklevel=stacklevel)
+    return count > 0
+
+
 def finite_pair(train: RepresentationsLike, test: RepresentationsLike, name: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Features [image, channel] of a layer for both sets; None, with a NonFiniteWarning, where some are NaN or infinite."""
+    """`layer_pair`; None, with a NonFiniteWarning, where some features are NaN or infinite."""
     pair = layer_pair(train, test, name)
-    bad = sum(int((~np.isfinite(X)).sum()) for X in pair)
-    if bad:
-        warnings.warn(f"no probe of layer '{name}': {bad} of its features are NaN or infinite", NonFiniteWarning, stacklevel=5)
-        return None
-    return pair
+    return None if warn_non_finite(name, count_non_finite(*pair), stacklevel=6) else pair
 
 
-def check_twin(runs: Runs, twin: Runs) -> None:
-    """Raise MeasureError unless `twin` is untrained and holds the same images."""
-    if twin[0].model.trained:
-        raise MeasureError(f"untrained= must hold an untrained network, but {twin[0].model.name} is trained")
-    for split, run, other in zip(("train", "test"), runs, twin, strict=True):
-        if keys_of(run) != keys_of(other):
-            raise MeasureError(f"the untrained baseline was run on different {split} images; extract both from the same images")
+class OfLayers(Protocol):
+    """A result with one row per layer."""
+
+    @property
+    def model(self) -> ModelRecord:
+        """The network."""
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """In execution order."""
+
+
+def layer_frame(
+    result: OfLayers, columns: Mapping[str, Any], repeat: int = 1, untrained: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """A table with `repeat` rows per layer: model, trained, layer, kind, depth, and `columns`; below it that of the untrained
+    baseline."""
+    first = {name: np.repeat([getattr(layer, attribute) for layer in result.layers], repeat) for name, attribute in _LAYER}
+    frame = pd.DataFrame({"model": result.model.name, "trained": result.model.trained, **first, **columns})
+    return frame if untrained is None else pd.concat([frame, untrained], ignore_index=True)
+
+
+def fields(result: object, names: Sequence[str]) -> dict[str, Any]:
+    """The fields of a result by name; arrays of several axes are flattened."""
+    found = {name: getattr(result, name) for name in names}
+    return {name: value.ravel() if isinstance(value, np.ndarray) else value for name, value in found.items()}
+
+
+_LAYER = (("layer", "name"), ("kind", "kind"), ("depth", "depth"))

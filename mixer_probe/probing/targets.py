@@ -1,6 +1,6 @@
-"""What else can be read from a representation: properties of the images themselves, and columns of a person's table.
+"""Targets of probes other than the class: properties of the images themselves, and columns of a table.
 
-A `Target` is one number, angle or class an image. The properties of images are computed from their pixels with values of 0 to 1;
+A `Target` is one number, angle or class per image. The properties of images are computed from their pixels with values of 0 to 1;
 luma is Y = 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601).
 """
 
@@ -37,11 +37,10 @@ _ID_COLUMNS = ("id", "image", "file", "filename", "file_name", "path", "name")
 @storable
 @dataclass(frozen=True)
 class Target:
-    """One thing to read from each image: `values` [n] are numbers, angles in degrees, or indices of `classes`.
+    """A property of each image: `values` [n] are numbers, angles in degrees, or indices of `classes`.
 
-    NaN marks images where it is not defined (the hue of a grey image). `meaning` says in words what the values are. `keys` are
-    hashes of the images that the values were measured on, by which a probe tells whether its run is of these; of values without
-    them only the names are known."""
+    NaN marks images where it is not defined (the hue of a grey image). `meaning` is its definition in words. `keys` are hashes of
+    the images that the values were measured on, which a probe compares with those of its run; without them it goes by names."""
 
     name: str
     kind: Kind
@@ -122,19 +121,19 @@ def hue(pixels: np.ndarray) -> float:
 
 
 def frequency(pixels: np.ndarray) -> float:
-    """Mean frequency of the luma of `pixels` [H, W, 3] in cycles a pixel, weighted by power; NaN for a constant image."""
+    """Mean frequency of the luma of `pixels` [H, W, 3] in cycles per pixel, weighted by power; NaN for a constant image."""
     power, radius = _spectrum(pixels)
     return float((power * radius).sum() / power.sum()) if power.sum() > 0 else np.nan
 
 
 def high_frequency(pixels: np.ndarray) -> float:
-    """Share of the power of the luma of `pixels` [H, W, 3] at 0.25 cycles a pixel and more; NaN for a constant image."""
+    """Fraction of the power of the luma of `pixels` [H, W, 3] at 0.25 cycles per pixel and more; NaN for a constant image."""
     power, radius = _spectrum(pixels)
     return float(power[radius >= HIGH].sum() / power.sum()) if power.sum() > 0 else np.nan
 
 
 def _spectrum(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Power of the mean-removed luma by frequency, and the radial frequency in cycles a pixel."""
+    """Power of the mean-removed luma by frequency, and the radial frequency in cycles per pixel."""
     luma = _luma(pixels)
     power = np.abs(np.fft.fft2(luma - luma.mean())) ** 2
     # What is left of a constant image is rounding.
@@ -165,16 +164,12 @@ def image_targets(images: Images, names: Sequence[str] | None = None) -> tuple[T
     if not isinstance(images, Images):
         raise ImagesError(f"properties are measured on what load_images returns, not on a {type(images).__name__}")
     keys = images.keys
-    values = np.array([[PROPERTIES[name].measure(_pixels(image)) for name in wanted] for image in images])
+    pixels = (np.asarray(image, dtype=np.float64) / 255 for image in images)
+    values = np.array([[PROPERTIES[name].measure(one) for name in wanted] for one in pixels])
     return tuple(
         Target(name, found.kind, images.ids, values[:, i], (), found.unit, found.meaning, keys)
         for i, (name, found) in enumerate((name, PROPERTIES[name]) for name in wanted)
     )
-
-
-def _pixels(image: Any) -> np.ndarray:
-    pixels: np.ndarray = np.asarray(image, dtype=np.float64) / 255
-    return pixels
 
 
 @checked(MeasureError)
@@ -209,7 +204,7 @@ def targets_from_csv(
     kind: Literal["regression", "classification"] | None = None,
     id_column: str | None = None,
 ) -> Target:
-    """A column of a person's table as a target of `images`.
+    """A column of a table as a target of `images`.
 
     Rows are matched by image id, else by the file's name, else by its name without the extension; the ids are in `id_column`,
     else in the first of id, image, file, filename, path or name there is, else in the first column. Numbers are regression and
@@ -217,34 +212,6 @@ def targets_from_csv(
 
     Raises ImagesError for a table that cannot be read, a missing column (with close names), an image in two rows that differ,
     images that have no row or no value (their number and the first), and MeasureError for text where regression is asked for."""
-    table = _table(path, id_column)
-    if column not in table:
-        raise ImagesError(f"{path} has no column '{column}'; {closest(column, map(str, table.columns))}")
-    rows = _matched(table[_id_column(table, id_column, path)].astype(str), images.ids, path)
-    values = table[column].iloc[rows].reset_index(drop=True)
-    empty = np.flatnonzero(values.isna())
-    if len(empty):
-        raise ImagesError(f"column '{column}' of {path} is empty for {len(empty)} images, the first is '{images.ids[empty[0]]}'")
-    numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
-    if (kind or ("regression" if numeric else "classification")) == "classification":
-        classes, indices = np.unique(values.to_numpy(dtype=object).astype(str), return_inverse=True)
-        return Target(
-            column,
-            "classification",
-            images.ids,
-            indices.astype(np.float64),
-            tuple(map(str, classes)),
-            meaning=f"column of {Path(path).name}",
-        )
-    if not numeric:
-        raise MeasureError(
-            f"column '{column}' of {path} holds text such as '{values.iloc[0]}', which no regression reads: "
-            "take kind='classification'"
-        )
-    return Target(column, "regression", images.ids, values.to_numpy(dtype=np.float64), meaning=f"column of {Path(path).name}")
-
-
-def _table(path: str | os.PathLike[str], id_column: str | None) -> pd.DataFrame:
     try:
         head = pd.read_csv(path, skipinitialspace=True, nrows=0)
         # Ids are text: as numbers, 0012 would lose its zeros.
@@ -253,7 +220,25 @@ def _table(path: str | os.PathLike[str], id_column: str | None) -> pd.DataFrame:
         raise ImagesError(f"cannot read the table {path}: {str(error).splitlines()[0]}") from error
     if table.empty:
         raise ImagesError(f"the table {path} has no rows")
-    return table
+    if column not in table:
+        raise ImagesError(f"{path} has no column '{column}'; {closest(column, map(str, table.columns))}")
+    rows = _rows_of(images.ids, table[_id_column(table, id_column, path)].astype(str), path)
+    values = table[column].iloc[rows].reset_index(drop=True)
+    empty = np.flatnonzero(values.isna())
+    if len(empty):
+        raise ImagesError(f"column '{column}' of {path} is empty for {len(empty)} images, the first is '{images.ids[empty[0]]}'")
+    meaning = f"column of {Path(path).name}"
+    numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+    if (kind or ("regression" if numeric else "classification")) == "classification":
+        names, indices = np.unique(values.to_numpy(dtype=object).astype(str), return_inverse=True)
+        classes = tuple(map(str, names))
+        return Target(column, "classification", images.ids, indices.astype(np.float64), classes, meaning=meaning)
+    if not numeric:
+        raise MeasureError(
+            f"column '{column}' of {path} holds text such as '{values.iloc[0]}', which no regression reads: "
+            "take kind='classification'"
+        )
+    return Target(column, "regression", images.ids, values.to_numpy(dtype=np.float64), meaning=meaning)
 
 
 def _id_column(table: pd.DataFrame, wanted: str | None, path: str | os.PathLike[str]) -> str:
@@ -265,7 +250,7 @@ def _id_column(table: pd.DataFrame, wanted: str | None, path: str | os.PathLike[
     return next((lower[name] for name in _ID_COLUMNS if name in lower), str(table.columns[0]))
 
 
-def _matched(names: pd.Series[str], ids: Sequence[str], path: str | os.PathLike[str]) -> list[int]:
+def _rows_of(ids: Sequence[str], names: pd.Series[str], path: str | os.PathLike[str]) -> list[int]:
     """The row of every image. Raises ImagesError for images without one, and with several."""
     best: list[str] = list(ids)
     for shorten in (lambda name: name, lambda name: Path(name).name, lambda name: Path(name).stem):
@@ -287,9 +272,9 @@ def _matched(names: pd.Series[str], ids: Sequence[str], path: str | os.PathLike[
 class AlteredImages:
     """Images that are changed after a network's own transform, each in its own way; a source for `extract`.
 
-    `change` takes a finished input [3, H, W] and the position of the image and returns one of the same shape. `ids` are those of
-    the source; `name` must tell the change from all others, for by it the images are known; `targets` say what was done to each.
-    `places` are the positions by which the images of a part are changed."""
+    `change` takes a preprocessed input [3, H, W] and the index of the image and returns one of the same shape. `ids` are those of
+    the source; `name` identifies the change, and with it the images; `targets` are the parameters of the change of each image.
+    `places` are the indices of the images of a subset in the whole set."""
 
     source: ImageSource
     change: Callable[[Tensor, int], Tensor]
@@ -347,10 +332,10 @@ class AlteredImages:
 
 @checked(MeasureError)
 def shifted_images(images: ImageSource | Tensor, most: float = 0.25, seed: int = 0) -> AlteredImages:
-    """Every image moved by a random whole number of pixels, up to the share `most` of its width and height either way.
+    """Every image moved by a random whole number of pixels, up to the fraction `most` of its width and height either way.
 
-    What the move leaves free is filled with the mirrored image: zeros would show the shift to anything that sees a border.
-    The targets are "shift right" and "shift down" as shares of width and height, in steps of 1 / 32.
+    The uncovered border is filled with the mirrored image, since zeros there would give the shift away.
+    The targets are "shift right" and "shift down" as fractions of width and height, in steps of 1 / 32.
 
     Raises MeasureError unless 0 < `most` <= 0.5."""
     if not 0 < most <= 0.5:
@@ -366,25 +351,17 @@ def shifted_images(images: ImageSource | Tensor, most: float = 0.25, seed: int =
         rows, columns = _mirrored(np.arange(height) - down, height), _mirrored(np.arange(width) - right, width)
         return image[:, torch.from_numpy(rows)][:, :, torch.from_numpy(columns)]
 
-    def target(name: str, axis: int) -> Target:
-        return Target(
-            name,
-            "regression",
-            source.ids,
-            moves[:, axis],
-            (),
-            "of the side",
-            "how far the content was moved, mirrored at the border",
-        )
-
-    targets = target("shift right", 1), target("shift down", 0)
-    return _with_targets(AlteredImages(source, move, f"shifted by up to {most}, seed {seed}", targets))
+    altered = AlteredImages(source, move, f"shifted by up to {most}, seed {seed}", ())
+    return _with_targets(altered, "shift", moves, "how far the content was moved, mirrored at the border")
 
 
-def _with_targets(images: AlteredImages) -> AlteredImages:
-    """The images with targets that know their keys."""
-    keys = images.keys
-    return replace(images, targets=tuple(replace(target, keys=keys) for target in images.targets))
+def _with_targets(images: AlteredImages, name: str, values: np.ndarray, meaning: str) -> AlteredImages:
+    """The images with a target to the right and one down, of `values` [n, (down, right)] as fractions of the sides."""
+    found = [
+        Target(f"{name} {way}", "regression", images.ids, values[:, axis], (), "of the side", meaning, images.keys)
+        for way, axis in (("right", 1), ("down", 0))
+    ]
+    return replace(images, targets=tuple(found))
 
 
 def _mirrored(index: np.ndarray, size: int) -> np.ndarray:
@@ -396,10 +373,10 @@ def _mirrored(index: np.ndarray, size: int) -> np.ndarray:
 
 @checked(MeasureError)
 def planted_images(images: ImageSource | Tensor, share: float = 0.25, value: float = 0.0, seed: int = 0) -> AlteredImages:
-    """Every image with a square of `share` of its side and of constant `value` (after the transform; 0 is the mean colour of
-    the training set) at a random place.
+    """Every image with a square of the fraction `share` of its side and of constant `value` (after the transform; 0 is the mean
+    colour of the training set) at a random place.
 
-    The targets are "square right" and "square down": the place of its centre as a share of width and height.
+    The targets are "square right" and "square down": the place of its centre as fractions of width and height.
 
     Raises MeasureError unless 0 < `share` < 1."""
     if not 0 < share < 1:
@@ -414,9 +391,5 @@ def planted_images(images: ImageSource | Tensor, share: float = 0.25, value: flo
         planted[:, starts[0] : starts[0] + sides[0], starts[1] : starts[1] + sides[1]] = value
         return planted
 
-    def target(name: str, axis: int) -> Target:
-        centres = share / 2 + places[:, axis] * (1 - share)
-        return Target(name, "regression", source.ids, centres, (), "of the side", "where the centre of the planted square is")
-
-    targets = target("square right", 1), target("square down", 0)
-    return _with_targets(AlteredImages(source, plant, f"square of {share}, value {value}, seed {seed}", targets))
+    altered = AlteredImages(source, plant, f"square of {share}, value {value}, seed {seed}", ())
+    return _with_targets(altered, "square", share / 2 + places * (1 - share), "where the centre of the planted square is")

@@ -19,9 +19,9 @@ R = TypeVar("R")
 
 
 class MatchedRepresentations:
-    """A run of another data set with the class indices of the one that the probe is fitted on.
+    """A run of another data set with the class indices of the training set.
 
-    Ids begin with the name of their data set, because two folders may well have files of the same names."""
+    Ids begin with the name of their data set, because two folders may have files of the same names."""
 
     def __init__(self, reps: RepresentationsLike, labels: np.ndarray, class_names: tuple[str, ...] | None) -> None:
         self._reps = reps
@@ -42,8 +42,8 @@ class MatchedRepresentations:
 def matched(reps_train: RepresentationsLike, reps_test: RepresentationsLike) -> Runs:
     """Both runs with the class indices of `reps_train`, for any probe: `linear_probe(*matched(a, b), method="knn")`.
 
-    A class that only train has is an answer that the probe may give, wrongly. Where neither set has class names, indices are
-    taken as they are. Raises ImagesError for missing labels, names in one set alone, classes of the test images that train does
+    A class that only train has can be predicted, wrongly. Where neither set has class names, classes are matched by index.
+    Raises ImagesError for missing labels, names in one set alone, classes of the test images that train does
     not have (their number and names), and one and the same set of images."""
     y_train, y_test = run_labels(reps_train, reps_test)
     if keys_of(reps_train) == keys_of(reps_test):
@@ -63,7 +63,7 @@ def transfer_probe(
     """A probe fitted on one data set and tested on another, whose classes are matched by name.
 
     `probe` is any that takes (train, test): `linear_probe` (with `method=` among the `options`), `control_task`, ...; `untrained`
-    is (train, test) of the untrained twin, matched in the same way. Raises what `matched` and the probe raise."""
+    is (train, test) of the untrained baseline, matched in the same way. Raises what `matched` and the probe raise."""
     train, test = matched(reps_train, reps_test)
     if untrained is not None:
         options["untrained"] = matched(*untrained)

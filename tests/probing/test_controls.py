@@ -14,11 +14,11 @@ from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.images.bundled import CIFAR10_CLASSES
 from mixer_probe.probing.controls import (
     CIFAR10_GROUPS,
-    _selectivity_intervals,
     control_task,
     count_groupings,
     random_groupings,
     random_label_probe,
+    selectivity_intervals,
 )
 from mixer_probe.stats import wilson_interval
 
@@ -116,7 +116,7 @@ def test_the_interval_covers(make_reps):
     inside = relative = 0
     for _ in range(200):
         right = np.column_stack([random.random(200) < 0.9, random.random((200, 10)) < 0.7])
-        (low, high), (relative_low, relative_high) = _selectivity_intervals(right, exhaustive=False)
+        (low, high), (relative_low, relative_high) = selectivity_intervals(right, exhaustive=False)
         inside += low <= 0.2 <= high
         relative += relative_low <= 2 / 3 <= relative_high
     assert 0.92 <= inside / 200 <= 0.99

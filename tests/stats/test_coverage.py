@@ -16,7 +16,7 @@ from scipy.stats import multivariate_normal, norm
 from mixer_probe.attribution.randomisation import other_images, pseudo_values
 from mixer_probe.invariance.consistency import kappa, kappa_influence
 from mixer_probe.invariance.shift import mean_cosine
-from mixer_probe.probing.controls import _selectivity_intervals
+from mixer_probe.probing.controls import selectivity_intervals
 from mixer_probe.probing.depths import halfway_layers
 from mixer_probe.probing.scores import balanced_interval, combined_interval, images_interval, seeds_interval
 from mixer_probe.probing.target_probe import r_squared_interval
@@ -143,7 +143,7 @@ def selectivity(n: int, relative: bool) -> Callable[[Random], tuple[Bounds, floa
         hard = random.normal(size=(700, n, 1)) * 0.6**0.5
         noise = random.normal(size=(700, n, 11)) * 0.4**0.5
         right = np.concatenate([hard + noise[..., :1] < norm.ppf(0.9), hard + noise[..., 1:] < level], -1)
-        bounds = [_selectivity_intervals(one, exhaustive=False)[relative] for one in right]
+        bounds = [selectivity_intervals(one, exhaustive=False)[relative] for one in right]
         return tuple(np.array(bounds).T), 0.6 if relative else 0.15
 
     return case
