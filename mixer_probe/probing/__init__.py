@@ -9,7 +9,6 @@ from mixer_probe.linear.ridge import default_l2
 from mixer_probe.linear.ridge_path import RidgePath
 from mixer_probe.linear.ridge_probe import RidgeProbe, ridge_path
 from mixer_probe.linear.stratification import stratified
-from mixer_probe.probing.answers import Calibration, ConfusionMatrix, calibration, confusion_matrix
 from mixer_probe.probing.attentive import AttentiveProbe, AttentiveResult, attentive_probe
 from mixer_probe.probing.baselines import pixel_baseline, raw_pixels
 from mixer_probe.probing.centroid import CentroidPath, CentroidProbe, centroid_path
@@ -21,6 +20,7 @@ from mixer_probe.probing.mdl import ControlCode, OnlineCode, control_code, onlin
 from mixer_probe.probing.methods import FITTERS
 from mixer_probe.probing.patch_position import PatchPosition, patch_position_probe
 from mixer_probe.probing.positionwise import PositionProbe, position_probe
+from mixer_probe.probing.predictions import Calibration, ConfusionMatrix, calibration, confusion_matrix
 from mixer_probe.probing.scores import (
     balanced_interval,
     combined_interval,

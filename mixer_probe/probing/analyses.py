@@ -55,7 +55,7 @@ from mixer_probe.probing.runs import Runs, train_labels
 from mixer_probe.probing.targets import PROPERTIES
 from mixer_probe.probing.transfer import MatchedRepresentations
 from mixer_probe.probing.views.controls import code_section, control_code_section, control_section, random_label_section
-from mixer_probe.probing.views.places import attentive_section, patch_position_section, position_probe_section, target_section
+from mixer_probe.probing.views.positions import attentive_section, patch_position_section, position_probe_section, target_section
 from mixer_probe.probing.views.probes import calibration_section, confusion_section, few_shot_section, probe_section
 
 SHOTS = (1, 5, 10, 25)

@@ -60,6 +60,11 @@ class PositionProbe(Result):
     p: tuple[int, ...]
     estimator: str = "ridge, one l2 a layer by leave-one-out accuracy over all positions"
 
+    def quantiles(self, q: Sequence[float]) -> np.ndarray:
+        """Quantiles `q` [Q] over positions of the accuracy at each layer, [Q, L]; NaN where no position has a probe."""
+        known = [part[np.isfinite(part)] for part in self.accuracy]
+        return np.array([np.quantile(part, q) if len(part) else np.full(len(q), np.nan) for part in known]).T
+
     def to_frame(self) -> pd.DataFrame:
         """One row per layer and position, by `row` and `column`; prefix tokens and the mean over positions have neither (-1).
 

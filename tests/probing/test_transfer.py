@@ -14,8 +14,8 @@ from sklearn.metrics import confusion_matrix as reference
 from mixer_probe.core.errors import ImagesError, MeasureError
 from mixer_probe.core.result import ImagesRecord, from_dict, to_dict
 from mixer_probe.probing import linear_probe, wilson_interval
-from mixer_probe.probing.answers import best_temperature, calibration, confusion_matrix
 from mixer_probe.probing.controls import control_task
+from mixer_probe.probing.predictions import best_temperature, calibration, confusion_matrix
 from mixer_probe.probing.transfer import matched, transfer_probe
 
 

@@ -25,9 +25,14 @@ from mixer_probe.images.distortions import LowPass, PatchShuffle, Shift
 from mixer_probe.invariance import compare_architectures, error_consistency
 from mixer_probe.invariance.findings import consistency_sentences, kind_sentence, shift_sentence
 from mixer_probe.probing import ConfusionMatrix, ProbeResult, calibration
-from mixer_probe.probing.findings import _order, _readable
-from mixer_probe.probing.views.controls import _code_sentence, _gap_sentence
-from mixer_probe.probing.views.probes import _calibration_sentence, _confusion_sentence, _probe_sentence
+from mixer_probe.probing.findings import (
+    calibration_sentence,
+    code_sentence,
+    confusion_sentence,
+    control_code_sentence,
+    probe_findings,
+    probe_sentence,
+)
 from mixer_probe.report.diff import ReportDiff
 from mixer_probe.report.findings_control import _twin_probe
 from mixer_probe.report.sections_diff import findings as difference_sentences
@@ -75,25 +80,25 @@ def guesses(rng: Random, name: str = "net") -> ProbeResult:
 
 
 def best_layer(rng: Random, planted: bool) -> bool:
-    return "highest accuracy" in _probe_sentence(probe(rng, [0.5, 0.5, 0.5, 0.8 if planted else 0.5, 0.5, 0.5]))
+    return "highest accuracy" in probe_sentence(probe(rng, [0.5, 0.5, 0.5, 0.8 if planted else 0.5, 0.5, 0.5]))
 
 
 def training_adds(rng: Random, planted: bool) -> bool:
     twin = probe(rng, [0.5] * LAYERS, name="net?untrained")
-    text = _probe_sentence(replace(probe(rng, [0.7 if planted else 0.5] * LAYERS), untrained=twin))
+    text = probe_sentence(replace(probe(rng, [0.7 if planted else 0.5] * LAYERS), untrained=twin))
     return "training adds" in text or "training costs" in text
 
 
 def readable(rng: Random, planted: bool) -> bool:
     """Random labels."""
     made = probe(rng, [0.5] * LAYERS) if planted else guesses(rng)
-    return _readable(made, None).verdict == "found"
+    return probe_findings([made])[0][0].verdict == "found"
 
 
 def over_the_twin(rng: Random, planted: bool) -> bool:
     """The last layer against the best one of as many of the twin."""
     twin = probe(rng, [0.5] * LAYERS, name="net?untrained")
-    text = _readable(replace(probe(rng, [0.8 if planted else 0.5] * LAYERS), untrained=twin), None).sentence
+    text = probe_findings([replace(probe(rng, [0.8 if planted else 0.5] * LAYERS), untrained=twin)])[0][0].sentence
     return "untrained baseline" in text and "no significant difference" not in text
 
 
@@ -101,8 +106,8 @@ def halfway_order(rng: Random, planted: bool) -> bool:
     """Four networks that become readable at the same depth."""
     rise = [0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
     early = [0.8] * LAYERS if planted else rise
-    found = _order([probe(rng, early if k == 0 else rise, name=f"net{k}") for k in range(3)])
-    return any(f.verdict == "found" for f in found)
+    found, _ = probe_findings([probe(rng, early if k == 0 else rise, name=f"net{k}") for k in range(3)])
+    return any(f.networks == "all" and f.verdict == "found" for f in found)
 
 
 def twin_reads(rng: Random, planted: bool) -> bool:
@@ -126,12 +131,12 @@ def confusion(rng: Random, right: Any, taken: Any = (1, 1, 1)) -> ConfusionMatri
 
 
 def classes(rng: Random, planted: bool) -> bool:
-    text = _confusion_sentence(confusion(rng, (0.97 if planted else 0.6, 0.6, 0.6, 0.6)))
+    text = confusion_sentence(confusion(rng, (0.97 if planted else 0.6, 0.6, 0.6, 0.6)))
     return "highest for" in text or "lowest for" in text
 
 
 def confusions(rng: Random, planted: bool) -> bool:
-    return "most frequent" in _confusion_sentence(confusion(rng, (0.4, 0.7, 0.7, 0.7), (8, 1, 1) if planted else (1, 1, 1)))
+    return "most frequent" in confusion_sentence(confusion(rng, (0.4, 0.7, 0.7, 0.7), (8, 1, 1) if planted else (1, 1, 1)))
 
 
 def calibrated(rng: Random, planted: bool) -> bool:
@@ -140,7 +145,7 @@ def calibrated(rng: Random, planted: bool) -> bool:
     honest = np.array([rng.choice(4, p=row) for row in p])
     labels = np.where(rng.random(N) < 0.5, honest, rng.integers(0, 4, N)) if planted else honest
     made = replace(answered(p.argmax(1)[None], labels), probabilities=p[None])
-    return "significantly miscalibrated" in _calibration_sentence(calibration(made, seed=int(rng.integers(1 << 30))))
+    return "significantly miscalibrated" in calibration_sentence(calibration(made, seed=int(rng.integers(1 << 30))))
 
 
 def shortest_code(rng: Random, planted: bool) -> bool:
@@ -148,14 +153,14 @@ def shortest_code(rng: Random, planted: bool) -> bool:
     bits = 40 + rng.standard_normal((LAYERS, 3)) - (20 * (np.arange(LAYERS) == 2)[:, None] if planted else 0)
     mean, half = bits.mean(1), 4.3 * bits.std(1, ddof=1) / 3**0.5
     code = replace(coded("net", layers=LAYERS), bits=bits, compression=80 / mean, low=80 / (mean + half), high=80 / (mean - half))
-    return ", largest " in _code_sentence(code, [code])
+    return ", largest " in code_sentence(code, [code])
 
 
 def shorter_groups(rng: Random, planted: bool) -> bool:
     """Groups that are one random grouping of the classes more."""
     bits = 40 + rng.standard_normal((1, 31)) - (10 * (np.arange(31) == 0) if planted else 0)
     code = replace(control_coded("net", layers=1), bits=bits[:, :1], control_bits=bits[:, 1:, None])
-    return ", significantly fewer than random groupings" in _gap_sentence(code)
+    return ", significantly fewer than random groupings" in control_code_sentence(code)
 
 
 # -- cost --------------------------------------------------------------------------------------------------------------
