@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -94,6 +93,7 @@ class LogisticPath:
     folds: int | None
     seed: int
     train: tuple[Any, np.ndarray] = field(repr=False)
+    _left_out: list[np.ndarray] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -125,10 +125,8 @@ class LogisticPath:
         """Accuracy [m] on the left-out training images, by fits without them; computed once.
 
         Raises MeasureError where classes have too few images for that."""
-        return self._left_out_accuracy
-
-    @cached_property
-    def _left_out_accuracy(self) -> np.ndarray:
+        if self._left_out:
+            return self._left_out[0]
         X, y = self.train
         folds = left_out_folds(y, self.folds, self.seed)
         right = np.zeros(len(self.l2))
@@ -137,7 +135,8 @@ class LogisticPath:
             # A fit from the start: one that began at the fit to all images would know those left out.
             part = _paths([X[rest]], y[rest], self.l2, self.settings, None, 0)[0]
             right += (part.predict(X[rows]) == y[rows]).sum(axis=1)
-        return right / sum(map(len, folds))
+        self._left_out.append(right / sum(map(len, folds)))
+        return self._left_out[0]
 
     def best_l2(self) -> float:
         """The penalty with the highest left-out accuracy; of equals the largest, the simplest model."""
@@ -304,8 +303,18 @@ def _paths(
             groups[-1].append(X)
         else:
             groups.append([X])
-    solve = _solve_sklearn if settings.solver == "sklearn" else _solve_torch
-    fits = [fit for group in groups for fit in solve(group, labels, l2, settings)]
+    fits: list[_Fit] = []
+    for group in groups:
+        if settings.solver == "sklearn":
+            fits += [_reference_fit(X, labels, l2, settings) for X in group]
+            continue
+        with plain_modes():
+            device = settings.place(group[0])
+            target, designs = torch.from_numpy(labels).to(device), [Design.of(X, settings.standardize, device) for X in group]
+            # For p > n the variables are as many as the rank, which can differ.
+            alike = len({design.variables for design in designs}) == 1
+            for batch in [designs] if alike else [[design] for design in designs]:
+                fits += _Batch(tuple(batch), target, l2, settings).solve()
     late = sorted({float(value) for fit in fits for value in l2[~fit.converged]})
     if late:
         worst = max(float(fit.gradient_norm.max()) for fit in fits)
@@ -318,17 +327,6 @@ def _paths(
         LogisticPath(l2=l2, classes=classes, settings=settings, folds=folds, seed=seed, train=(X, y), **vars(fit))
         for X, fit in zip(layers, fits, strict=True)
     ]
-
-
-@plain_modes()
-def _solve_torch(layers: Sequence[Any], labels: np.ndarray, l2: np.ndarray, settings: LogisticSettings) -> list[_Fit]:
-    device = settings.place(layers[0])
-    designs = [Design.of(X, settings.standardize, device) for X in layers]
-    target = torch.from_numpy(labels).to(device)
-    # For p > n the variables are as many as the rank, which can differ.
-    if len({design.variables for design in designs}) > 1:
-        return [_Batch((design,), target, l2, settings).solve()[0] for design in designs]
-    return _Batch(tuple(designs), target, l2, settings).solve()
 
 
 class _Batch:
@@ -392,34 +390,28 @@ class _Batch:
         return minimise(loss, start, inverse, tol=tol, max_iter=max_iter, noise=_NOISE[dtype], patience=_PATIENCE[dtype])
 
 
-def _solve_sklearn(layers: Sequence[Any], labels: np.ndarray, l2: np.ndarray, settings: LogisticSettings) -> list[_Fit]:
+def _reference_fit(X: Any, labels: np.ndarray, l2: np.ndarray, settings: LogisticSettings) -> _Fit:
     """scikit-learn's L-BFGS in float64, for one penalty after another."""
-    fits = []
-    for X in layers:
-        scaling = ColumnScaling.of_columns(X, settings.standardize)
-        mean, scale = scaling.mean.numpy(), scaling.scale.numpy()
-        Z = (_rows(X, slice(None)) - mean) / scale
-        models, late = [], []
-        for penalty in l2:
-            with warnings.catch_warnings(record=True) as raised:
-                warnings.simplefilter("always", ConvergenceWarning)
-                models.append(LogisticRegression(C=1 / penalty, tol=settings.tol, max_iter=settings.max_iter).fit(Z, labels))
-            late.append(any(issubclass(warning.category, ConvergenceWarning) for warning in raised))
-        coef, bias = np.stack([model.coef_ for model in models]), np.stack([model.intercept_ for model in models])
-        norms = np.array([_gradient_norm(Z, labels, W, b, penalty) for W, b, penalty in zip(coef, bias, l2, strict=True)])
-        iterations = np.array([int(model.n_iter_[0]) for model in models])
-        fits.append(_Fit(mean, scale, coef, bias, norms, iterations, ~np.array(late)))
-    return fits
-
-
-def _gradient_norm(Z: np.ndarray, labels: np.ndarray, coef: np.ndarray, bias: np.ndarray, l2: float) -> float:
-    """The norm that `LogisticSettings.tol` bounds, of weights [C, p] and intercepts [C]."""
-    logits = Z @ coef.T + bias
-    errors = np.exp(_log_probabilities(logits))[:, -len(bias) :]
-    hot = labels[:, None] == np.arange(len(bias)) if len(bias) > 1 else labels[:, None] == 1
-    errors -= hot
-    by_weights = errors.T @ Z / len(Z) + l2 / len(Z) * coef
-    return float(np.abs(np.column_stack([by_weights, errors.mean(axis=0)])).max())
+    scaling = ColumnScaling.of_columns(X, settings.standardize)
+    mean, scale = scaling.mean.numpy(), scaling.scale.numpy()
+    Z = (_rows(X, slice(None)) - mean) / scale
+    coefs, biases, norms, iterations, converged = [], [], [], [], []
+    for penalty in l2:
+        with warnings.catch_warnings(record=True) as raised:
+            warnings.simplefilter("always", ConvergenceWarning)
+            model = LogisticRegression(C=1 / penalty, tol=settings.tol, max_iter=settings.max_iter).fit(Z, labels)
+        coef, bias = model.coef_, model.intercept_
+        # The gradient of the mean loss that `tol` bounds, by weights [C, p] and intercepts [C].
+        errors = np.exp(_log_probabilities(Z @ coef.T + bias))[:, -len(bias) :]
+        errors -= labels[:, None] == (np.arange(len(bias)) if len(bias) > 1 else 1)
+        gradient = np.column_stack([errors.T @ Z / len(Z) + penalty / len(Z) * coef, errors.mean(axis=0)])
+        coefs.append(coef)
+        biases.append(bias)
+        norms.append(float(np.abs(gradient).max()))
+        iterations.append(int(model.n_iter_[0]))
+        converged.append(not any(issubclass(warning.category, ConvergenceWarning) for warning in raised))
+    ends = (np.array(norms), np.array(iterations), np.array(converged))
+    return _Fit(mean, scale, np.stack(coefs), np.stack(biases), *ends)
 
 
 def _rows(X: Any, rows: slice) -> np.ndarray:

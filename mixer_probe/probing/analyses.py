@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,7 @@ from mixer_probe.capture import Inputs, Representations, extract
 from mixer_probe.core.analysis import Analysis, Room, View
 from mixer_probe.core.errors import ImagesError, MeasureError, closest
 from mixer_probe.core.result import Result
-from mixer_probe.core.settings import StudySettings
 from mixer_probe.images import Images
-from mixer_probe.images.classes import require_labels
 from mixer_probe.linear.stratification import stratified
 from mixer_probe.models.layer import spread
 from mixer_probe.probing import (
@@ -58,16 +56,15 @@ from mixer_probe.probing.views.controls import code_section, control_code_sectio
 from mixer_probe.probing.views.positions import attentive_section, patch_position_section, position_probe_section, target_section
 from mixer_probe.probing.views.probes import calibration_section, confusion_section, few_shot_section, probe_section
 
-SHOTS = (1, 5, 10, 25)
-# The sample that a study takes of its images, so that the probes of a report take seconds a network.
+# Images and layers that a study samples, so that the probes of a report take seconds per network.
 CODE_IMAGES, CODE_LAYERS = 400, 4
-# Of a sample: fewer blocks and penalties, which move compressions by much less than their interval is wide.
+# For a sample: fewer blocks and penalties, which change compressions by much less than the width of their interval.
 _CODE: dict[str, Any] = {"fractions": (0.0625, 0.125, 0.25, 0.5, 1.0), "l2": (0.1, 1.0, 10.0)}
-# With fewer images a class a code mostly counts how rarely each class was seen.
-_IMAGES_A_CLASS = 5
+# With fewer images per class a code mostly reflects how rare the classes are.
+_IMAGES_PER_CLASS = 5
 PLACE_IMAGES = 120
 _PLACE_RIDGES = (1e-5, 1e-3, 1e-1)
-# Maps of more layers are hard to take in, and every layer is kept with all its positions.
+# Layers with maps of positions: more are hard to compare, and each is stored with all its positions.
 POSITION_LAYERS = 4
 
 
@@ -81,31 +78,13 @@ def _untrained(i: Inputs, labelled: bool = True) -> Runs | None:
 
 
 def _probe(i: Inputs) -> ProbeResult:
-    """The probe of every layer, made once."""
-    found = i.results(ProbeResult)
-    return found[0] if found else i.keep("linear probe", lambda: _linear_probe(i))
-
-
-def _linear_probe(i: Inputs) -> ProbeResult:
+    """The probe of every layer, computed once."""
+    if found := i.results(ProbeResult):
+        return found[0]
     s = i.settings
-    kept = "calibration" in s.probes and s.probe_method in PROBABILISTIC
-    return linear_probe(*runs(i), method=s.probe_method, untrained=_untrained(i), probabilities=kept)
-
-
-def _few_shot(i: Inputs) -> list[Result]:
-    s = i.settings
-    shots = s.shots if s.shots is not None else _possible_shots(runs(i)[0].labels, i.parts[0].images.name)
-    return [few_shot_probe(*runs(i), shots, preset=s.few_shot, untrained=_untrained(i))]
-
-
-def _possible_shots(labels: np.ndarray | None, name: str) -> tuple[int, ...]:
-    y = require_labels(labels, f"the images ({name})", "a probe")
-    least = int(np.unique(y, return_counts=True)[1].min())
-    return tuple(count for count in SHOTS if count <= least)
-
-
-def _control(i: Inputs) -> list[Result]:
-    return [control_task(*runs(i), read_groups(i.settings.groups), seed=i.settings.seed, untrained=_untrained(i))]
+    probabilities = "calibration" in s.probes and s.probe_method in PROBABILISTIC
+    options: dict[str, Any] = {"method": s.probe_method, "untrained": _untrained(i), "probabilities": probabilities}
+    return i.keep("linear probe", lambda: linear_probe(*runs(i), **options))
 
 
 def read_groups(path: str | None) -> dict[str, str] | None:
@@ -121,56 +100,43 @@ def read_groups(path: str | None) -> dict[str, str] | None:
     return dict(zip(table["class"], table["group"], strict=True))
 
 
-def _codes(i: Inputs) -> list[Result]:
-    options = _CODE if i.settings.sampled_probes else {}
-    return [online_code(_sample(i.parts[0], i.settings), seed=i.settings.seed, **options)]
+def _coded(i: Inputs, code: Callable[..., Result], **options: Any) -> Result:
+    """The `code` of the training images; of some images and layers, where a study samples.
 
-
-def _control_codes(i: Inputs) -> list[Result]:
-    s = i.settings
-    options = _CODE if s.sampled_probes else {}
-    return [control_code(_sample(i.parts[0], s), read_groups(s.groups), controls=3, seed=s.seed, **options)]
-
-
-def _sample(reps: Representations, s: StudySettings) -> Representations:
-    """Some images and layers, where a study samples. Raises MeasureError where the sample has too few images a class."""
+    Raises MeasureError where the sample has too few images per class."""
+    reps, s = i.parts[0], i.settings
     y = train_labels(reps)
     if not s.sampled_probes:
-        return reps
+        return code(reps, seed=s.seed, **options)
     size, classes = min(len(y), CODE_IMAGES), len(np.unique(y))
-    if size < _IMAGES_A_CLASS * classes:
+    if size < _IMAGES_PER_CLASS * classes:
         raise MeasureError(
-            f"{size} images of {classes} classes are too few for a description length; use at least {_IMAGES_A_CLASS} per class"
+            f"{size} images of {classes} classes are too few for a description length; use at least {_IMAGES_PER_CLASS} per class"
         )
-    layers = [reps.layers[i].name for i in spread(reps.layers, CODE_LAYERS)]
-    return reps.only(layers).take(stratified(y, size, s.seed))
+    layers = [reps.layers[k].name for k in spread(reps.layers, CODE_LAYERS)]
+    return code(reps.only(layers).take(stratified(y, size, s.seed)), seed=s.seed, **_CODE, **options)
 
 
 def _targets(i: Inputs) -> list[Result]:
-    train, test = runs(i, labelled=False)
+    pair = runs(i, labelled=False)
     found = i.share("targets", lambda: study_targets((i.train or i.images, i.images), i.settings.targets))
-    fit, rest = ([_aligned(t, run.ids) for t in targets] for run, targets in zip((train, test), found, strict=True))
-    return [target_probe(train, test, fit, rest, untrained=_untrained(i, labelled=False))]
-
-
-def _aligned(target: Target, ids: tuple[str, ...]) -> Target:
-    """As many images are the same images, in the same order, though ids of a transfer begin with the name of their set."""
-    return replace(target, ids=ids) if len(ids) == len(target.ids) else target
+    # As many images are the same images, in the same order, though ids of a transfer begin with the name of their set.
+    sides = [[replace(t, ids=run.ids) if len(run.ids) == len(t.ids) else t for t in side] for run, side in zip(pair, found)]
+    return [target_probe(*pair, *sides, untrained=_untrained(i, labelled=False))]
 
 
 def study_targets(pair: Sequence[Images], specs: Sequence[str]) -> tuple[tuple[Target, ...], tuple[Target, ...]]:
     """Targets of both sets of images by name, all properties of images without any.
 
     Raises MeasureError for a name that is neither a property nor FILE.csv:COLUMN, and ImagesError for tables that don't fit."""
-    train, test = (tuple(t for spec in specs or (None,) for t in _target(images, spec)) for images in pair)
-    return train, test
-
-
-def _target(images: Images, spec: str | None) -> tuple[Target, ...]:
-    path, colon, column = (spec or "").rpartition(":")
-    if spec is not None and colon:
-        return (targets_from_csv(path, images, column),)
-    return image_targets(images, None if spec is None else [spec])
+    sides = []
+    for images in pair:
+        targets = list(image_targets(images)) if not specs else []
+        for spec in specs:
+            path, colon, column = spec.rpartition(":")
+            targets += [targets_from_csv(path, images, column)] if colon else image_targets(images, [spec])
+        sides.append(tuple(targets))
+    return sides[0], sides[1]
 
 
 def check_target(spec: str) -> str:
@@ -189,16 +155,15 @@ def runs_of(train: Representations, test: Representations, labelled: bool = True
     Raises ImagesError for classes that only the test images have, and for missing labels or names."""
     if train.images.name == test.images.name and train.class_names == test.class_names:
         return train, test
-    return matched(train, test) if labelled else (_named(train), _named(test))
-
-
-def _named(reps: Representations) -> MatchedRepresentations:
-    """Ids that begin with the data set's name, and no classes: two folders may have files of the same names."""
-    return MatchedRepresentations(reps, np.zeros(len(reps.ids), dtype=np.int64), None)
+    if labelled:
+        return matched(train, test)
+    # Ids that begin with the data set's name, and no classes: two folders may have files of the same names.
+    first, second = (MatchedRepresentations(reps, np.zeros(len(reps.ids), dtype=np.int64), None) for reps in (train, test))
+    return first, second
 
 
 def _patch_positions(i: Inputs) -> list[Result]:
-    """From where in the image each patch comes, after every layer; of a sample of the images where the settings say so."""
+    """Decoding of patch positions after every layer; of a sample of the images where the settings say so."""
     model, s = i.model, i.settings
     layers = [layer.name for layer in model.select(("stem", "blocks")) if layer.grid and layer.grid[0] * layer.grid[1] > 1]
     if not layers:
@@ -209,21 +174,21 @@ def _patch_positions(i: Inputs) -> list[Result]:
     return [patch_position_probe(model, i.sample(PLACE_IMAGES if s.sampled_probes else None), layers=layers, **options)]
 
 
-def _position_runs(i: Inputs) -> Runs:
-    """Runs with each position of a few layers; on disk meanwhile, since all positions of all images are large."""
-    model, s = i.model, i.settings
-    layers = [layer for layer in model.select(s.layers) if layer.positions]
-    if not layers:
-        raise MeasureError(f"none of the selected layers of {model.name} has positions")
-    names = [layers[k].name for k in spread(layers, POSITION_LAYERS)]
-    images, folder = i.image_parts, Path(i.open(tempfile.TemporaryDirectory()))
-    options: dict[str, Any] = {"reduce": "none", "batch_size": s.batch_size, "autocast": s.autocast}
-    train, test = (extract(model, part, names, out=folder / f"{k}.zarr", **options) for k, part in enumerate(images))
-    return runs_of(train, test)
-
-
 def _by_position(i: Inputs) -> Runs:
-    return i.keep("runs by position", lambda: _position_runs(i))
+    """Runs with all positions of a few layers; on disk during the study, since they are large."""
+
+    def extracted() -> Runs:
+        model, s = i.model, i.settings
+        layers = [layer for layer in model.select(s.layers) if layer.positions]
+        if not layers:
+            raise MeasureError(f"none of the selected layers of {model.name} has positions")
+        names = [layers[k].name for k in spread(layers, POSITION_LAYERS)]
+        images, folder = i.image_parts, Path(i.open(tempfile.TemporaryDirectory()))
+        options: dict[str, Any] = {"reduce": "none", "batch_size": s.batch_size, "autocast": s.autocast}
+        train, test = (extract(model, part, names, out=folder / f"{k}.zarr", **options) for k, part in enumerate(images))
+        return runs_of(train, test)
+
+    return i.keep("runs by position", extracted)
 
 
 ROOM = Room(
@@ -245,7 +210,7 @@ ROOM = Room(
             "few-shot probe",
             "How accurate is a probe trained on few images per class?",
             (FewShotResult,),
-            _few_shot,
+            lambda i: [few_shot_probe(*runs(i), i.settings.shots, preset=i.settings.few_shot, untrained=_untrained(i))],
             labelled=True,
             pixels=True,
         ),
@@ -272,7 +237,7 @@ ROOM = Room(
             "control tasks",
             "Is a probe accurate because of the activations, or because it can fit any labels?",
             (ControlTask,),
-            _control,
+            lambda i: [control_task(*runs(i), read_groups(i.settings.groups), seed=i.settings.seed, untrained=_untrained(i))],
             labelled=True,
             pixels=True,
         ),
@@ -281,7 +246,7 @@ ROOM = Room(
             "description length",
             "How far do the activations compress the labels?",
             (OnlineCode,),
-            _codes,
+            lambda i: [_coded(i, online_code)],
             labelled=True,
             pixels=True,
             baseline=True,
@@ -291,7 +256,7 @@ ROOM = Room(
             "description length of control tasks",
             "How far do the activations compress random groupings of the classes?",
             (ControlCode,),
-            _control_codes,
+            lambda i: [_coded(i, control_code, groups=read_groups(i.settings.groups), controls=3)],
             labelled=True,
             default=False,
             baseline=True,

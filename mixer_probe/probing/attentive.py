@@ -65,6 +65,8 @@ class AttentiveProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.seed = seed
         self.device = device
 
+    @plain_modes()
+    @torch.enable_grad()
     def fit(self, X: Any, y: Any) -> AttentiveProbe:
         """Fit to features `X` [n, S, p] and classes `y` [n].
 
@@ -79,7 +81,30 @@ class AttentiveProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         deviation = np.sqrt(np.square(values - self.mean_).mean(axis=(0, 1)))
         constant = deviation <= 10 * float(np.finfo(np.float32).eps) * np.abs(self.mean_)
         self.scale_ = np.where(constant, np.inf, deviation)
-        self._train(values, torch.from_numpy(labels))
+        target = torch.from_numpy(labels)
+        _, positions, p = values.shape
+        shapes = ((p,), (positions,), (p, len(self.classes_)), (len(self.classes_),))
+        parameters = [torch.zeros(shape, device=self.device, requires_grad=True) for shape in shapes]
+        learned = [part for part in parameters if self.position_bias or part is not parameters[1]]
+        batches = max(1, -(-len(values) // self.batch_size))
+        optimiser = torch.optim.AdamW(learned, lr=self.lr, weight_decay=self.weight_decay)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.epochs * batches)
+        # A generator of its own leaves the global random state alone.
+        random = torch.Generator().manual_seed(self.seed)
+        for _ in range(self.epochs):
+            order, total = torch.randperm(len(values), generator=random), 0.0
+            for start in range(0, len(order), self.batch_size):
+                rows = order[start : start + self.batch_size]
+                logits, _ = _attention_pooling(self._scaled(values[rows.numpy()]), *parameters)
+                loss = F.cross_entropy(logits, target[rows].to(logits.device))
+                optimiser.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                schedule.step()
+                total += float(loss.detach()) * len(rows)
+        self.loss_ = total / len(values)
+        self.query_, self.bias_, head, self.intercept_ = (part.detach().cpu().numpy() for part in parameters)
+        self.coef_ = head.T
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
@@ -106,33 +131,6 @@ class AttentiveProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _scaled(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(((values - self.mean_) / self.scale_).astype(np.float32)).to(self.device)
-
-    @plain_modes()
-    @torch.enable_grad()
-    def _train(self, values: np.ndarray, labels: Tensor) -> None:
-        _, positions, p = values.shape
-        shapes = ((p,), (positions,), (p, len(self.classes_)), (len(self.classes_),))
-        parameters = [torch.zeros(shape, device=self.device, requires_grad=True) for shape in shapes]
-        learned = [part for part in parameters if self.position_bias or part is not parameters[1]]
-        batches = max(1, -(-len(values) // self.batch_size))
-        optimiser = torch.optim.AdamW(learned, lr=self.lr, weight_decay=self.weight_decay)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.epochs * batches)
-        # A generator of its own leaves the global random state alone.
-        random = torch.Generator().manual_seed(self.seed)
-        for _ in range(self.epochs):
-            order, total = torch.randperm(len(values), generator=random), 0.0
-            for start in range(0, len(order), self.batch_size):
-                rows = order[start : start + self.batch_size]
-                logits, _ = _attention_pooling(self._scaled(values[rows.numpy()]), *parameters)
-                loss = F.cross_entropy(logits, labels[rows].to(logits.device))
-                optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                schedule.step()
-                total += float(loss.detach()) * len(rows)
-        self.loss_ = total / len(values)
-        self.query_, self.bias_, head, self.intercept_ = (part.detach().cpu().numpy() for part in parameters)
-        self.coef_ = head.T
 
     def _fitted_blocks(self, X: Any) -> list[np.ndarray]:
         check_is_fitted(self)

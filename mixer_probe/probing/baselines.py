@@ -41,11 +41,24 @@ def raw_pixels(images: ImageSource | Tensor, size: int | tuple[int, int] | None 
     images of several sizes with size=None, a size below 1, and tensors that are smaller than `size`."""
     source = as_source(images)
     if size is None:
-        shape = _common_size(source)
-    else:
-        shape = (size, size) if isinstance(size, int) else size
-        if min(shape) < 1:
-            raise ImagesError(f"size must be 1 or more pixels, got {size}")
+        sizes: dict[tuple[int, int], None] = {}
+
+        def note(image: Any) -> Tensor:
+            sizes[(image.height, image.width)] = None
+            return torch.zeros(1)
+
+        for batch in source.batches(note, _BATCH):
+            if batch.ndim == 4:
+                # Preprocessed inputs, which are not transformed.
+                sizes[(batch.shape[2], batch.shape[3])] = None
+                break
+        if len(sizes) > 1:
+            (a, b), (c, d) = list(sizes)[:2]
+            raise ImagesError(f"the images have several sizes ({a}x{b}, {c}x{d}, ...): give size= to make them one")
+        size = next(iter(sizes))
+    shape = (size, size) if isinstance(size, int) else size
+    if min(shape) < 1:
+        raise ImagesError(f"size must be 1 or more pixels, got {size}")
     batches = []
     for batch in source.batches(model_transform((3, *shape), (0.0,) * 3, (1.0,) * 3), _BATCH):
         # What the transform returns has its shape already; only preprocessed tensors can be larger.
@@ -62,20 +75,3 @@ def raw_pixels(images: ImageSource | Tensor, size: int | tuple[int, int] | None 
     record = RunRecord(model, source.record, (layer,), "mean", text, "torch.float32", "float32", versions)
     pixels = np.concatenate(batches)
     return Representations(record, {layer.name: pixels}, {}, source.ids, source.labels, source.class_names, {}, keys_of(source))
-
-
-def _common_size(source: ImageSource) -> tuple[int, int]:
-    """Height and width of all images, from one pass over them. Raises ImagesError for several sizes."""
-    sizes: dict[tuple[int, int], None] = {}
-
-    def note(image: Any) -> Tensor:
-        sizes[(image.height, image.width)] = None
-        return torch.zeros(1)
-
-    for batch in source.batches(note, _BATCH):
-        if batch.ndim == 4:
-            return (batch.shape[2], batch.shape[3])
-    if len(sizes) > 1:
-        (a, b), (c, d) = list(sizes)[:2]
-        raise ImagesError(f"the images have several sizes ({a}x{b}, {c}x{d}, ...): give size= to make them one")
-    return next(iter(sizes))

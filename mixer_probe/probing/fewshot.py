@@ -38,6 +38,7 @@ from mixer_probe.probing.runs import (
 from mixer_probe.probing.scores import combined_interval, images_interval, seeds_interval
 from mixer_probe.similarity.inputs import RepresentationsLike
 
+SHOTS = (1, 5, 10, 25)
 BIG_VISION = "big_vision"
 BIG_VISION_L2 = 2.0**10
 # Large, so that the penalty hardly affects the weight that multiplies it: the bias.
@@ -111,7 +112,7 @@ class FewShotResult(Result):
 def few_shot_probe(
     train: RepresentationsLike,
     test: RepresentationsLike,
-    shots: Sequence[int | str] = (1, 5, 10, 25),
+    shots: Sequence[int | str] | None = SHOTS,
     seeds: int = 3,
     preset: str = BIG_VISION,
     *,
@@ -123,7 +124,8 @@ def few_shot_probe(
     The preset "big_vision" is the protocol of the Mixer and ViT papers (`fewshot_lsr`): `big_vision_probe` with a penalty of
     2^10, whatever the shots. A method ("ridge", "logistic", "knn", "centroid") is that probe, whose value is chosen from its path
     (`values`, by default its own) by accuracy on left-out images of the few; of one shot none can be left out, and the simplest
-    is taken. `untrained` is (train, test) of an untrained baseline.
+    is taken. `shots` None takes those of 1, 5, 10 and 25 that every class has. `untrained` is (train, test) of an untrained
+    baseline.
 
     Raises ImagesError if labels are missing, there is one class, a class has fewer images than shots or is only in the test
     images, or an image is in both; MeasureError for an unknown preset, shots or seeds below 1, layers with positions, and a
@@ -135,11 +137,18 @@ def few_shot_probe(
     check_runs(train, test)
     check_untrained((train, test), untrained)
     labels = run_labels(train, test)
+    if shots is None:
+        fewest = int(np.unique(labels[0], return_counts=True)[1].min())
+        shots = [count for count in SHOTS if count <= fewest]
     counts = check_shots(labels[0], shots, train.class_names)
     draws = [few_of_each(labels[0], count, seed) for count in counts for seed in range(seeds)]
-    work = partial(_probe_layer, runs=(train, test), labels=labels, draws=draws, seeds=seeds, preset=preset, values=values)
+    options: dict[str, Any] = {"runs": (train, test), "labels": labels, "draws": draws, "seeds": seeds}
+    options |= {"preset": preset, "values": values}
     names = [layer.name for layer in train.layers]
-    found = [work(name) for name in names] if preset in ("logistic", "knn") else side_by_side(work, names)
+    if preset in ("logistic", "knn"):
+        found = [_probe_layer(name, **options) for name in names]
+    else:
+        found = side_by_side(partial(_probe_layer, **options), names)
     columns: dict[str, Any] = {name: np.stack([layer[name] for layer in found]) for name in found[0]}
     return FewShotResult(
         model=train.model,

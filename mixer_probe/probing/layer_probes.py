@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
@@ -143,6 +143,28 @@ class LayerPaths(NamedTuple):
     widths: list[int]
     layers: list[LayerPath | None]
 
+    @classmethod
+    def of(cls, runs: Runs, labels: Labels, method: str, values: Values, probabilities: bool) -> LayerPaths:
+        """Probes of every layer of both runs."""
+        names = [layer.name for layer in runs[0].layers]
+        options: dict[str, Any] = {"runs": runs, "labels": labels, "method": method, "values": values}
+        options |= {"probabilities": probabilities}
+        if method == "logistic":
+            # Layers of one width in one batch: the solver is iterative, and an iteration for many layers costs little more.
+            finite = [name for name in names if not any(count_non_finite(layer_matrix(run, name)) for run in runs)]
+            fitted = logistic_paths([layer_matrix(runs[0], name) for name in finite], labels[0], values)
+            paths = dict(zip(finite, fitted, strict=True))
+            probed = [_probe_layer(name, path=paths.get(name), **options) for name in names]
+        elif method == "knn":
+            probed = [_probe_layer(name, **options) for name in names]
+        else:
+            probed = side_by_side(partial(_probe_layer, **options), names)
+        for name, layer in zip(names, probed, strict=True):
+            warn_non_finite(name, layer.bad)
+        given = np.array([np.nan]) if values is None else np.asarray(values)
+        path = next((layer.values for layer in probed if layer.values is not None), given)
+        return cls(path, [layer.width for layer in probed], [layer.found for layer in probed])
+
 
 @checked(MeasureError)
 def linear_probe(
@@ -176,15 +198,15 @@ def linear_probe(
         raise MeasureError(f"a {method} probe has no probabilities; those with: {', '.join(PROBABILISTIC)}")
     path = path_values(method, l2, values)
     few = [s for s in shots or () if not isinstance(s, str) or s != "all"]
-    options = {"method": method, "values": path, "probabilities": probabilities}
+    options: dict[str, Any] = {"method": method, "values": path, "probabilities": probabilities}
     return assemble(
         reps_train,
         reps_test,
         labels,
-        _probe_layers((reps_train, reps_test), labels, method, path, probabilities),
+        LayerPaths.of((reps_train, reps_test), labels, method, path, probabilities),
         method=method,
         few_shot=few_shot_probe(reps_train, reps_test, few, seeds, method, values=path) if few else None,
-        untrained=None if untrained is None else linear_probe(*untrained, shots=shots, seeds=seeds, **options),  # type: ignore[arg-type]
+        untrained=None if untrained is None else linear_probe(*untrained, shots=shots, seeds=seeds, **options),
     )
 
 
@@ -208,24 +230,6 @@ class _Probed(NamedTuple):
     bad: int
     values: np.ndarray | None = None
     found: LayerPath | None = None
-
-
-def _probe_layers(runs: Runs, labels: Labels, method: str, values: Values, probabilities: bool) -> LayerPaths:
-    names = [layer.name for layer in runs[0].layers]
-    work = partial(_probe_layer, runs=runs, labels=labels, method=method, values=values, probabilities=probabilities)
-    if method == "logistic":
-        # Layers of one width in one batch: the solver is iterative, and an iteration for many layers costs little more.
-        finite = [name for name in names if not any(count_non_finite(layer_matrix(run, name)) for run in runs)]
-        fitted = logistic_paths([layer_matrix(runs[0], name) for name in finite], labels[0], values)
-        paths = dict(zip(finite, fitted, strict=True))
-        probed = [work(name, path=paths.get(name)) for name in names]
-    else:
-        probed = [work(name) for name in names] if method == "knn" else side_by_side(work, names)
-    for name, layer in zip(names, probed, strict=True):
-        warn_non_finite(name, layer.bad)
-    given = np.array([np.nan]) if values is None else np.asarray(values)
-    path = next((layer.values for layer in probed if layer.values is not None), given)
-    return LayerPaths(path, [layer.width for layer in probed], [layer.found for layer in probed])
 
 
 def _probe_layer(

@@ -136,9 +136,8 @@ def patch_position_probe(
     if len(train) < 5:
         raise ImagesError(f"{len(train)} images are too few to fit a probe of positions on and choose its ridge: give 5 or more")
     selected, path = model.select(layers), np.unique(checked_penalties(ridges, "ridges"))
-    grids = {layer.name: _grid_of(layer, grid) for layer in selected}
     validation = np.arange(len(train)) % 5 == 4
-    run = _Run(model, selected, grids, batch_size)
+    run = _Run(model, selected, grid, batch_size)
     moments = run.moments(part_of(train, ~validation))
     probes = {name: [found.total.probes(path)] for name, found in moments.items()}
     chosen = {name: found[0].best() for name, found in run.answers(part_of(train, validation), probes, also=moments).items()}
@@ -150,7 +149,7 @@ def patch_position_probe(
     if undefined:
         message = f"no place can be read at layer '{undefined[0]}' of {model.name}: activations are not finite or do not vary"
         warnings.warn(f"{message} ({len(undefined)} such layers)", UndefinedProbeWarning, stacklevel=3)
-    numbers = [_layer_numbers(model, grids[layer.name], *answers[layer.name]) for layer in selected]
+    numbers = [_layer_numbers(model, run.grids[layer.name], *answers[layer.name]) for layer in selected]
     columns: dict[str, Any] = {name: np.array([found[name] for found in numbers]) for name in numbers[0]}
     baseline = None
     if untrained and model.weights.trained:
@@ -161,8 +160,8 @@ def patch_position_probe(
         images_train=train.record,
         images_test=test.record,
         layers=selected,
-        grids=tuple(grids.values()),
-        cells=tuple(answers[layer.name][0].cell_accuracy().reshape(grids[layer.name]) for layer in selected),
+        grids=tuple(run.grids.values()),
+        cells=tuple(answers[layer.name][0].cell_accuracy().reshape(run.grids[layer.name]) for layer in selected),
         ridge_regression=np.array([path[chosen[layer.name][0]] for layer in selected]),
         ridge_cells=np.array([path[chosen[layer.name][1]] for layer in selected]),
         n_train=len(train),
@@ -356,9 +355,23 @@ class _Answers:
 class _Run:
     """Streams a network's tokens at some layers, averaged to their grids, into moments and into answers."""
 
-    def __init__(self, model: Model, layers: tuple[Layer, ...], grids: dict[str, tuple[int, int]], batch_size: int) -> None:
-        self._model, self._layers, self._grids, self._batch_size = model, layers, grids, batch_size
-        self._places = {name: centres(grid, model.input.size[1:]) for name, grid in grids.items()}
+    def __init__(self, model: Model, layers: tuple[Layer, ...], grid: tuple[int, int] | None, batch_size: int) -> None:
+        """Raises LayerError and MeasureError for grids, as `patch_position_probe`."""
+        self._model, self._layers, self._batch_size = model, layers, batch_size
+        self.grids: dict[str, tuple[int, int]] = {}
+        for layer in layers:
+            if layer.grid is None:
+                raise LayerError(f"the positions of layer '{layer.name}' form no grid, so no place can be read: leave it out")
+            found = grid or (min(layer.grid[0], MOST_ROWS), min(layer.grid[1], MOST_ROWS))
+            if found[0] * found[1] < 2:
+                raise MeasureError(f"layer '{layer.name}' has one position, so there is no place to read: leave it out")
+            if layer.grid[0] < found[0] or layer.grid[1] < found[1]:
+                raise MeasureError(
+                    f"layer '{layer.name}' has {layer.grid[0]}x{layer.grid[1]} positions, "
+                    f"too few for a grid of {found[0]}x{found[1]}"
+                )
+            self.grids[layer.name] = found
+        self._places = {name: centres(found, model.input.size[1:]) for name, found in self.grids.items()}
 
     def moments(self, images: ImageSource) -> dict[str, GroupedMoments]:
         """Moments of every layer over all images."""
@@ -388,7 +401,7 @@ class _Run:
 
     def _stream(self, images: ImageSource, do: Callable[[str, Tensor], Any], what: str) -> Iterator[Piece]:
         def reducer(layer: Layer, positions: Tensor, _prefix: Tensor | None) -> Any:
-            grid = self._grids[layer.name]
+            grid = self.grids[layer.name]
             if positions.device.type == "mps":
                 # That device has no float64.
                 positions = positions.cpu()
@@ -423,17 +436,3 @@ def _layer_numbers(model: Model, grid: tuple[int, int], found: _Answers, *left_o
     for axis, name in enumerate(("row_r2", "column_r2")):
         numbers[name] = 1 - found.errors[0, :, axis].mean() / spread[axis] if spread[axis] > 0 else np.nan
     return numbers | {"chance": 1 / len(places), "chance_distance_px": apart.sum() * 2 / len(places) ** 2}
-
-
-def _grid_of(layer: Layer, grid: tuple[int, int] | None) -> tuple[int, int]:
-    """The grid of cells of a layer. Raises LayerError and MeasureError as `patch_position_probe`."""
-    if layer.grid is None:
-        raise LayerError(f"the positions of layer '{layer.name}' form no grid, so no place can be read: leave it out")
-    found = grid or (min(layer.grid[0], MOST_ROWS), min(layer.grid[1], MOST_ROWS))
-    if found[0] * found[1] < 2:
-        raise MeasureError(f"layer '{layer.name}' has one position, so there is no place to read: leave it out")
-    if layer.grid[0] < found[0] or layer.grid[1] < found[1]:
-        raise MeasureError(
-            f"layer '{layer.name}' has {layer.grid[0]}x{layer.grid[1]} positions, too few for a grid of {found[0]}x{found[1]}"
-        )
-    return found

@@ -180,8 +180,18 @@ def calibration(
             )
         if reps[0].images != result.images_train or reps[1].images != result.images_test or reps[0].model != result.model:
             raise MeasureError("reps= holds other images or another network than the probe was made from")
-        pairs = [_scaled(result, reps, i) for i in range(len(result.layers))]
-        found, temperature = [p for p, _ in pairs], np.array([t for _, t in pairs])
+        found, temperature = [], np.full(len(result.layers), np.nan)
+        for i, (layer, l2) in enumerate(zip(result.layers, result.l2, strict=True)):
+            if np.isnan(l2):
+                found.append(np.full((result.n_test, len(result.class_labels)), np.nan))
+                continue
+            path = ridge_path(layer_matrix(reps[0], layer.name), reps[0].labels, [l2])
+            left_out = path.leave_one_out_scores(float(l2))
+            # One column for two classes, positive for the second.
+            left_out = np.hstack([-left_out, left_out]) if left_out.shape[1] == 1 else left_out
+            assert path.left is not None
+            temperature[i] = best_temperature(left_out, path.left.labels.cpu().numpy())
+            found.append(special.softmax(path.scores(layer_matrix(reps[1], layer.name))[0] / temperature[i], axis=1))
         source = "softmax of ridge scores, temperature by leave-one-out likelihood"
     layers = [_reliability(p.astype(np.float64), true, bins, resamples, random) for p in found]
     columns: dict[str, Any] = {name: np.array([layer[name] for layer in layers]) for name in layers[0]}
@@ -198,21 +208,6 @@ def calibration(
         source=source,
         **columns,
     )
-
-
-def _scaled(result: ProbeResult, reps: Runs, i: int) -> tuple[np.ndarray, float]:
-    """Probabilities [n, K] of a ridge probe of layer i, softmax(scores / temperature), and the temperature."""
-    l2, name = float(result.l2[i]), result.layers[i].name
-    if np.isnan(l2):
-        return np.full((result.n_test, len(result.class_labels)), np.nan), np.nan
-    path = ridge_path(layer_matrix(reps[0], name), reps[0].labels, [l2])
-    left_out = path.leave_one_out_scores(l2)
-    # One column for two classes, positive for the second.
-    left_out = np.hstack([-left_out, left_out]) if left_out.shape[1] == 1 else left_out
-    assert path.left is not None
-    temperature = best_temperature(left_out, path.left.labels.cpu().numpy())
-    probabilities: np.ndarray = special.softmax(path.scores(layer_matrix(reps[1], name))[0] / temperature, axis=1)
-    return probabilities, temperature
 
 
 def best_temperature(scores: np.ndarray, labels: np.ndarray) -> float:

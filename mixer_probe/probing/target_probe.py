@@ -97,10 +97,24 @@ def target_probe(
     names = [", ".join(f"{target.name} ({target.kind})" for target in side) or "none" for side in sides]
     if not sides[0] or names[0] != names[1]:
         raise MeasureError(f"train and test need the same targets, got {names[0]} and {names[1]}")
-    tasks = [_task(one.of_run(reps_train), other.of_run(reps_test)) for one, other in zip(*sides, strict=True)]
+    tasks = [_Task.of(one.of_run(reps_train), other.of_run(reps_test)) for one, other in zip(*sides, strict=True)]
     check_untrained((reps_train, reps_test), untrained)
     baseline = None if untrained is None else target_probe(*untrained, targets_train, targets_test, l2=l2)
-    found = [_probe_layer(reps_train, reps_test, layer.name, tasks, l2) for layer in reps_train.layers]
+    found = []
+    for layer in reps_train.layers:
+        pair = finite_pair(reps_train, reps_test, layer.name)
+        if pair is None:
+            found.append([dict.fromkeys(_SCORES, np.nan)] * len(tasks))
+            continue
+        # Features are decomposed once for all tasks of the same training images.
+        decomposed: dict[bytes, tuple[RidgeFits, np.ndarray]] = {}
+        for task in tasks:
+            X = pair[0][task.train]
+            if task.key not in decomposed:
+                path = default_l2(len(X)) if l2 is None else np.unique(np.asarray(l2, dtype=np.float64))
+                fits = RidgeFits.of(X, None, path)
+                decomposed[task.key] = fits, fits.project(pair[1])
+        found.append([_scores(task, decomposed[task.key][0], decomposed[task.key][1][task.test]) for task in tasks])
     columns: dict[str, Any] = {name: np.array([[scores[name] for scores in row] for row in found]) for name in _SCORES}
     return TargetProbe(
         model=reps_train.model,
@@ -130,80 +144,63 @@ class _Task(NamedTuple):
     y_train: np.ndarray
     y_test: np.ndarray
 
+    @property
+    def key(self) -> bytes:
+        """Equal for tasks of the same training images."""
+        return self.train.tobytes()
 
-def _task(train: Target, test: Target) -> _Task:
-    sides = (train, test)
-    rows = [np.flatnonzero(~np.isnan(target.values)) for target in sides]
-    undefined = sum(len(target.values) - len(defined) for target, defined in zip(sides, rows, strict=True))
-    if min(map(len, rows)) < 3:
-        raise MeasureError(
-            f"target '{train.name}' is defined for {len(rows[0])} train and {len(rows[1])} test images: 3 are needed"
-        )
-    if undefined:
-        message = f"target '{train.name}' is not defined for {undefined} images, which are left out"
-        warnings.warn(message, UndefinedProbeWarning, stacklevel=5)
-    values = [target.values[defined] for target, defined in zip(sides, rows, strict=True)]
-    if train.kind == "classification":
-        labelled = [
-            Labelled(y.astype(np.int64), target.classes, f"the {split} images for target '{target.name}'")
-            for target, y, split in zip(sides, values, ("train", "test"), strict=True)
-        ]
-        labels = shared_classes(*labelled)
-        values = [np.searchsorted(np.unique(labels[0]), y) for y in labels]
-    elif train.kind == "angle":
-        values = [np.stack([np.cos(np.radians(y)), np.sin(np.radians(y))], axis=1) for y in values]
-    else:
-        values = [y[:, None] for y in values]
-    return _Task(train, rows[0], rows[1], values[0], values[1])
-
-
-def _probe_layer(
-    train: RepresentationsLike, test: RepresentationsLike, name: str, tasks: Sequence[_Task], l2: Sequence[float] | None
-) -> list[dict[str, float]]:
-    """Scores of every task at a layer, whose features are decomposed once for all tasks of the same training images."""
-    pair = finite_pair(train, test, name)
-    decomposed: dict[bytes, tuple[RidgeFits, np.ndarray]] = {}
-    found = []
-    for task in tasks:
-        if pair is None:
-            found.append(dict.fromkeys(_SCORES, np.nan))
-            continue
-        key = task.train.tobytes()
-        if key not in decomposed:
-            X = pair[0][task.train]
-            fits = RidgeFits.of(X, None, default_l2(len(X)) if l2 is None else np.unique(np.asarray(l2, dtype=np.float64)))
-            decomposed[key] = fits, fits.project(pair[1])
-        fits, new = decomposed[key]
-        found.append((_classification if task.target.kind == "classification" else _regression)(task, fits, new[task.test]))
-    return found
+    @classmethod
+    def of(cls, train: Target, test: Target) -> _Task:
+        """The task of a target of the training and of the test images. Raises as `target_probe`."""
+        sides = (train, test)
+        rows = [np.flatnonzero(~np.isnan(target.values)) for target in sides]
+        undefined = sum(len(target.values) - len(defined) for target, defined in zip(sides, rows, strict=True))
+        if min(map(len, rows)) < 3:
+            raise MeasureError(
+                f"target '{train.name}' is defined for {len(rows[0])} train and {len(rows[1])} test images: 3 are needed"
+            )
+        if undefined:
+            message = f"target '{train.name}' is not defined for {undefined} images, which are left out"
+            warnings.warn(message, UndefinedProbeWarning, stacklevel=5)
+        values = [target.values[defined] for target, defined in zip(sides, rows, strict=True)]
+        if train.kind == "classification":
+            labelled = [
+                Labelled(y.astype(np.int64), target.classes, f"the {split} images for target '{target.name}'")
+                for target, y, split in zip(sides, values, ("train", "test"), strict=True)
+            ]
+            labels = shared_classes(*labelled)
+            values = [np.searchsorted(np.unique(labels[0]), y) for y in labels]
+        elif train.kind == "angle":
+            values = [np.stack([np.cos(np.radians(y)), np.sin(np.radians(y))], axis=1) for y in values]
+        else:
+            values = [y[:, None] for y in values]
+        return cls(train, rows[0], rows[1], values[0], values[1])
 
 
-def _classification(task: _Task, fits: RidgeFits, new: np.ndarray) -> dict[str, float]:
-    found = classify(fits, task.y_train[:, None], new, int(task.y_train.max()) + 1)
-    right = int((found.predicted[:, 0] == task.y_test).sum())
-    low, high = wilson_interval(right, len(new))
-    scores = {"score": right / len(new), "low": float(low), "high": float(high)}
-    return scores | {"left_out": float(found.left_out_accuracy[0]), "error": np.nan, "l2": float(found.l2[0])}
-
-
-def _regression(task: _Task, fits: RidgeFits, new: np.ndarray) -> dict[str, float]:
+def _scores(task: _Task, fits: RidgeFits, new: np.ndarray) -> dict[str, float]:
+    """The scores of one task at one layer, from the decomposed training images and the projected test images `new`."""
     y = task.y_test
+    if task.target.kind == "classification":
+        labels = classify(fits, task.y_train[:, None], new, int(task.y_train.max()) + 1)
+        right = int((labels.predicted[:, 0] == y).sum())
+        low, high = map(float, wilson_interval(right, len(new)))
+        return dict(zip(_SCORES, (right / len(new), low, high, float(labels.left_out_accuracy[0]), np.nan, float(labels.l2[0]))))
     if not np.ptp(task.y_train, axis=0).any() or not np.ptp(y, axis=0).any():
         message = f"target '{task.target.name}' is the same for all images, so there is nothing to read"
-        warnings.warn(message, UndefinedProbeWarning, stacklevel=6)
+        warnings.warn(message, UndefinedProbeWarning, stacklevel=5)
         return dict.fromkeys(_SCORES, np.nan)
     fits = fits.with_targets(task.y_train)
     left_out = np.array([r_squared(task.y_train, fits.left_out(i)) for i in range(len(fits.l2))])
     chosen = int(last_best(left_out))
     predicted = fits.predict(new, chosen)
-    low, high = r_squared_interval(y, predicted)
     error = np.abs(y - predicted)
     if task.target.kind == "angle":
         # The smaller way round, in degrees.
         angles = [np.degrees(np.arctan2(side[:, 1], side[:, 0])) for side in (y, predicted)]
         error = np.abs((angles[0] - angles[1] + 180) % 360 - 180)
-    scores = {"score": r_squared(y, predicted), "low": low, "high": high, "left_out": float(left_out[chosen])}
-    return scores | {"error": float(error.mean()), "l2": float(fits.l2[chosen])}
+    low, high = r_squared_interval(y, predicted)
+    numbers = (r_squared(y, predicted), low, high, float(left_out[chosen]), float(error.mean()), float(fits.l2[chosen]))
+    return dict(zip(_SCORES, numbers))
 
 
 def r_squared(y: np.ndarray, predicted: np.ndarray) -> float:

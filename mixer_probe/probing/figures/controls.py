@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.artist import Artist
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -29,15 +28,18 @@ from mixer_probe.probing import ControlCode, ControlTask, OnlineCode, RandomLabe
 @styled
 def control_curves(results: Sequence[ControlTask]) -> Figure:
     """Left: accuracy on the semantic groups (solid) and on random groupings of the same classes (dashed, band from the lowest
-    to the highest). Middle: selectivity, their difference. Right: the same as a share of the errors on random groupings.
+    to the highest). Middle: selectivity, their difference. Right: the same as a percentage of the errors on random groupings.
 
-    Bands in the middle and at the right are 95 % intervals; untrained twins are there too."""
+    Bands in the middle and at the right are 95 % intervals; untrained baselines are dotted."""
     figure = Figure(figsize=(10.8, 3.8))
     left, middle, right = figure.subplots(1, 3)
     curves, raw = with_twins(results), pixels(results)
     styles = line_styles([one.model for one in curves])
     for one in networks(results):
-        _groups(left, one, styles[one.model.name])
+        style, x, groups = styles[one.model.name], depths(one), 100 * one.control_accuracy
+        curve(left, x, 100 * one.accuracy, (100 * one.low, 100 * one.high), style, model_label(one.model))
+        dashed = {"color": style["color"], "linestyle": "--", "linewidth": 1}
+        curve(left, x, groups.mean(axis=1), (groups.min(axis=1), groups.max(axis=1)), dashed)
     for axes, name in ((middle, "selectivity"), (right, "relative")):
         for one in raw:
             level(axes, *_numbers(one, name, -1))
@@ -49,7 +51,7 @@ def control_curves(results: Sequence[ControlTask]) -> Figure:
     left.set(title="Semantic and random groups", ylabel="test accuracy (%)")
     middle.set(title="Selectivity", ylabel="semantic − random groups (points)")
     right.set(title="Relative selectivity", ylabel="% of errors on random groups")
-    # Where random groups are hardly ever wrong the share of their errors can be anything.
+    # With hardly any error on random groups the percentage can be anything.
     right.set_ylim(max(right.get_ylim()[0], -30), min(right.get_ylim()[1], 105))
     for axes in (left, middle, right):
         axes.set(xlabel="relative depth", xlim=(-0.02, 1.02))
@@ -57,13 +59,6 @@ def control_curves(results: Sequence[ControlTask]) -> Figure:
     keys = model_keys([one.model for one in curves], bool(raw), f"largest group ({share_text(max(chances) / 100)}); zero")
     key_below(figure, [*keys, extra])
     return figure
-
-
-def _groups(axes: Axes, result: ControlTask, style: dict[str, Any]) -> None:
-    x, controls = depths(result), 100 * result.control_accuracy
-    curve(axes, x, 100 * result.accuracy, (100 * result.low, 100 * result.high), style, model_label(result.model))
-    dashed = {"color": style["color"], "linestyle": "--", "linewidth": 1}
-    curve(axes, x, controls.mean(axis=1), (controls.min(axis=1), controls.max(axis=1)), dashed)
 
 
 def _numbers(result: ControlTask, name: str, i: Any = slice(None)) -> tuple[Any, tuple[Any, Any]]:
@@ -75,9 +70,9 @@ def _numbers(result: ControlTask, name: str, i: Any = slice(None)) -> tuple[Any,
 
 @styled
 def code_curves(results: Sequence[OnlineCode]) -> Figure:
-    """Compression of the labels by the online code against depth: how many times shorter than the uniform code they are.
+    """Compression of the labels by the online code against depth: length of the uniform code over its length.
 
-    Bands are 95 % intervals over orders of the images, dotted lines untrained networks; 1 is what tells nothing."""
+    Bands are 95 % intervals over orders of the images, dotted lines untrained networks; 1 is no compression."""
     figure = Figure(figsize=(8.6, 4.0))
     axes = figure.add_subplot()
     own, raw = networks(results), pixels(results)
@@ -96,7 +91,7 @@ def code_curves(results: Sequence[OnlineCode]) -> Figure:
 @styled
 def control_code_curves(results: Sequence[ControlCode]) -> Figure:
     """Left: compression of the semantic groups (solid) and of random groupings of the same classes (dashed).
-    Right: bits an image that a random grouping costs more."""
+    Right: additional bits per image of a random grouping."""
     figure = Figure(figsize=(9.6, 4.0))
     left, right = figure.subplots(1, 2)
     own = networks(results)
@@ -118,7 +113,7 @@ def control_code_curves(results: Sequence[ControlCode]) -> Figure:
 
 @styled
 def random_label_curves(results: Sequence[RandomLabels]) -> Figure:
-    """Accuracy on shuffled labels by depth with its 95 % interval, beside what shuffled labels must give (dashed)."""
+    """Accuracy on permuted labels by depth with its 95 % interval, and its expected value (dashed)."""
     figure = Figure(figsize=(8.6, 3.6))
     axes = figure.add_subplot()
     styles = line_styles([r.model for r in results])

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
@@ -20,7 +18,7 @@ from mixer_probe.probing import AttentiveResult, PatchPosition, PositionProbe
 
 @dataclass(frozen=True)
 class _Map:
-    """One panel: a layer, its numbers [h, w], and a few words."""
+    """One panel: a layer, its numbers [h, w], and a note in the title."""
 
     layer: Layer
     values: np.ndarray
@@ -29,27 +27,27 @@ class _Map:
 
 @styled
 def position_maps(results: Sequence[PositionProbe], layers: int = 4) -> Figure:
-    """Test accuracy of a probe at every position, a row a network, a column a layer: at most `layers`, spread over the depth.
+    """Test accuracy of a probe at every position, one row per network.
 
-    One scale for all maps; chance is marked on the colour bar. Above a map stands the accuracy of the mean over positions."""
+    The columns are at most `layers` layers, spread over the depth. One scale for all maps; chance is marked on the colour bar.
+    The title of a map gives the accuracy of the mean over positions."""
+    chance = 100 * results[0].chance
     rows = [
         [_Map(r.layers[i], 100 * r.accuracy[i], f"mean: {_percent(r.pooled[i])}") for i in spread(r.layers, layers)]
         for r in results
     ]
-    chance = 100 * results[0].chance
-    names = [model_label(r.model) for r in results]
-    values = np.concatenate([m.values.ravel() for row in rows for m in row])
-    top = max(_most(values), chance + 1)
-    # A little below chance, so that its mark is seen.
-    scale = Normalize(max(min(chance - 0.06 * (top - chance), _least(values)), 0), top)
-    return _draw(names, rows, scale, "test accuracy at the position (%)", (chance, "chance"))
+    low, high = _range(rows)
+    top = max(high, chance + 1)
+    # A little below chance, so that its mark is visible.
+    scale = Normalize(max(min(chance - 0.06 * (top - chance), low), 0), top)
+    return _draw_maps(results, rows, scale, "test accuracy\nat the position (%)", (chance, "chance"))
 
 
 @styled
 def attention_maps(results: Sequence[AttentiveResult], layers: int = 4) -> Figure:
     """Mean attention of an attentive probe over the test images, times the number of positions: 1 is uniform.
 
-    A row a network, a column a layer, one scale for all, 1 marked on the colour bar; above a map stands the accuracy."""
+    One row per network, one column per layer, one scale for all, 1 marked on the colour bar; the title gives the accuracy."""
     rows = [
         [
             _Map(r.layers[i], r.attention[i] * r.attention[i].size, f"accuracy {_percent(r.accuracy[i])}")
@@ -57,62 +55,55 @@ def attention_maps(results: Sequence[AttentiveResult], layers: int = 4) -> Figur
         ]
         for r in results
     ]
-    names = [model_label(r.model) for r in results]
+    scale = Normalize(0, max(_range(rows)[1], 1.5))
+    return _draw_maps(results, rows, scale, "attention × positions", (1.0, "uniform"))
+
+
+def _percent(fraction: float) -> str:
+    return "–" if np.isnan(fraction) else f"{100 * fraction:.0f} %"
+
+
+def _range(rows: Sequence[Sequence[_Map]]) -> tuple[float, float]:
+    """The smallest and the largest value of all maps; 0 to 1 if none is defined."""
     values = np.concatenate([m.values.ravel() for row in rows for m in row])
-    scale = Normalize(0, max(_most(values), 1.5))
-    return _draw(names, rows, scale, "attention × positions", (1.0, "uniform"))
+    return (float(np.nanmin(values)), float(np.nanmax(values))) if np.isfinite(values).any() else (0.0, 1.0)
 
 
-def _percent(share: float) -> str:
-    return "–" if np.isnan(share) else f"{100 * share:.0f} %"
-
-
-def _least(values: np.ndarray) -> float:
-    return float(np.nanmin(values)) if np.isfinite(values).any() else 0.0
-
-
-def _most(values: np.ndarray) -> float:
-    return float(np.nanmax(values)) if np.isfinite(values).any() else 1.0
-
-
-def _draw(names: Sequence[str], rows: Sequence[Sequence[_Map]], scale: Normalize, label: str, mark: tuple[float, str]) -> Figure:
+def _draw_maps(
+    results: Sequence[PositionProbe | AttentiveResult],
+    rows: Sequence[Sequence[_Map]],
+    scale: Normalize,
+    label: str,
+    mark: tuple[float, str],
+) -> Figure:
+    """One row of maps per network, each with a colour bar in which the value `mark` is named."""
     columns = max(map(len, rows))
-    # A lone column still leaves the name of its network room.
+    # A lone column still leaves room for the name of its network.
     figure = Figure(figsize=(max(1.9 * columns + 1.5, 5.2), 2.35 * len(rows) + 0.3))
-    parts = np.ravel(figure.subfigures(len(rows), 1, squeeze=False))
-    for part, name, row in zip(parts, names, rows):
-        found = part.subplots(1, columns, squeeze=False)[0]
-        for axes, shown in zip(found, row):
-            _map(axes, shown, scale)
-        for axes in found[len(row) :]:
-            axes.remove()
-        part.suptitle(name, fontsize=9, fontweight="bold", x=0.01, ha="left")
-        bar = part.colorbar(ScalarMappable(scale, SEQUENTIAL), ax=list(found[: len(row)]), shrink=0.9, aspect=18, pad=0.02)
-        _mark(bar, scale, label, mark)
-    return figure
-
-
-def _map(axes: Axes, shown: _Map, scale: Normalize) -> None:
-    height, width = shown.values.shape
-    axes.imshow(shown.values, cmap=SEQUENTIAL, norm=scale, aspect="equal" if height > 1 or width == 1 else "auto")
-    title = f"{cut(shown.layer.name, 18)}\n{height}×{width}, {shown.note}"
-    axes.set_title(title, fontsize=7.5, fontweight="normal")
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-
-
-def _mark(bar: Colorbar, scale: Normalize, label: str, mark: tuple[float, str]) -> None:
-    """A line at `mark` in the colour bar, and ticks that keep clear of it."""
     low, high = float(scale.vmin or 0), float(scale.vmax or 1)
     ticks = [float(f"{t:.2g}") for t in np.linspace(low, high, 4)]
-    kept = [t for t in ticks if low <= t <= high and abs(t - mark[0]) > 0.13 * (high - low)]
-    bar.set_ticks([*kept, mark[0]], labels=[*(f"{t:g}" for t in kept), f"{mark[0]:.3g} {mark[1]}"])
-    bar.ax.axhline(mark[0], color="white", linewidth=2.2)
-    bar.ax.axhline(mark[0], color="#C00000", linewidth=1.2)
-    bar.ax.tick_params(labelsize=7)
-    bar.set_label(label.replace(" at the ", "\nat the "), fontsize=7.5)
-    bar.outline.set_visible(False)
+    ticks = [t for t in ticks if low <= t <= high and abs(t - mark[0]) > 0.13 * (high - low)]
+    for part, result, row in zip(np.ravel(figure.subfigures(len(rows), 1, squeeze=False)), results, rows):
+        panels = part.subplots(1, columns, squeeze=False)[0]
+        for axes, shown in zip(panels, row):
+            height, width = shown.values.shape
+            axes.imshow(shown.values, cmap=SEQUENTIAL, norm=scale, aspect="equal" if height > 1 or width == 1 else "auto")
+            title = f"{cut(shown.layer.name, 18)}\n{height}×{width}, {shown.note}"
+            axes.set_title(title, fontsize=7.5, fontweight="normal")
+            axes.set(xticks=[], yticks=[])
+            for spine in axes.spines.values():
+                spine.set_visible(False)
+        for axes in panels[len(row) :]:
+            axes.remove()
+        part.suptitle(model_label(result.model), fontsize=9, fontweight="bold", x=0.01, ha="left")
+        bar = part.colorbar(ScalarMappable(scale, SEQUENTIAL), ax=list(panels[: len(row)]), shrink=0.9, aspect=18, pad=0.02)
+        bar.set_ticks([*ticks, mark[0]], labels=[*(f"{t:g}" for t in ticks), f"{mark[0]:.3g} {mark[1]}"])
+        bar.ax.axhline(mark[0], color="white", linewidth=2.2)
+        bar.ax.axhline(mark[0], color="#C00000", linewidth=1.2)
+        bar.ax.tick_params(labelsize=7)
+        bar.set_label(label, fontsize=7.5)
+        bar.outline.set_visible(False)
+    return figure
 
 
 @styled

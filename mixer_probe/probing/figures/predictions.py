@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -17,8 +15,9 @@ from mixer_probe.core.validate import checked
 from mixer_probe.plotting.curves import cut, key_below, model_keys
 from mixer_probe.plotting.style import COLOURS, GREY, SEQUENTIAL, line_styles, model_label, styled
 from mixer_probe.probing import Calibration, ConfusionMatrix
+from mixer_probe.probing.figures.probes import layer_title
 
-# More classes than this are no longer read as numbers in cells.
+# More classes than this have no numbers in cells.
 _MOST_NUMBERS = 12
 _COLUMNS = 2
 
@@ -26,56 +25,38 @@ _COLUMNS = 2
 @styled
 @checked(MeasureError)
 def confusion_heatmaps(results: Sequence[ConfusionMatrix], layer: int = -1, most: int = 30) -> Figure:
-    """Which class is taken for which after one layer of each network (an index; the last by default): rows are the truth.
+    """Confusion matrices after one layer of each network (an index; the last by default): rows are the true classes.
 
-    Cells are shares of the images of a true class. Of more than `most` classes those with the most errors are drawn."""
+    Cells are percentages of the images of a true class. Of more than `most` classes those with the most errors are drawn."""
     columns = min(_COLUMNS, len(results))
     rows = -(-len(results) // columns)
-    shown = min(most, max(len(r.class_names) for r in results))
-    side = min(max(2.4, 0.24 * shown + 0.9), 6.0)
+    side = min(max(2.4, 0.24 * min(most, max(len(r.class_names) for r in results)) + 0.9), 6.0)
     figure = Figure(figsize=((side + 1.0) * columns + 0.9, (side + 0.9) * rows + 0.2))
     panels = figure.subplots(rows, columns, squeeze=False)
     for axes, result in zip(panels.flat, results):
-        _confusion(axes, result, layer, most)
+        counts, classes = result.counts[layer], len(result.class_names)
+        errors = counts.sum(axis=1) + counts.sum(axis=0) - 2 * np.diagonal(counts)
+        # The classes with most errors, in their own order.
+        chosen = np.sort(np.argsort(-errors, kind="stable")[:most])
+        picture = 100 * result.shares[layer][np.ix_(chosen, chosen)]
+        names = [cut(result.class_names[k], 14) for k in chosen]
+        axes.imshow(picture, cmap=SEQUENTIAL, vmin=0, vmax=100)
+        size = 7.5 if len(names) <= 15 else 5.5
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
+        axes.set_yticks(range(len(names)), names, fontsize=size)
+        axes.tick_params(length=0)
+        some = "" if len(chosen) == classes else f"\n{len(chosen)} of {classes} classes with most errors"
+        axes.set_title(f"{model_label(result.model)}\n{cut(result.layers[layer].name, 30)}{some}", fontsize=8.5)
+        axes.set(xlabel="predicted class", ylabel="true class")
+        for (row, column), value in np.ndenumerate(picture) if len(names) <= _MOST_NUMBERS else ():
+            text, colour = "–" if np.isnan(value) else f"{value:.0f}", "white" if value <= 55 else "black"
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=6.5)
     for axes in panels.flat[len(results) :]:
         axes.remove()
     bar = figure.colorbar(ScalarMappable(Normalize(0, 100), SEQUENTIAL), ax=figure.axes, shrink=0.6, aspect=25, pad=0.02)
     bar.set_label("images of the true class (%)")
     bar.outline.set_visible(False)
     return figure
-
-
-def _confusion(axes: Axes, result: ConfusionMatrix, layer: int, most: int) -> None:
-    shares = 100 * result.shares[layer]
-    chosen = _hardest(result.counts[layer], most)
-    picture = shares[np.ix_(chosen, chosen)]
-    names = [cut(result.class_names[k], 14) for k in chosen]
-    axes.imshow(picture, cmap=SEQUENTIAL, vmin=0, vmax=100)
-    size = 7.5 if len(names) <= 15 else 5.5
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
-    axes.set_yticks(range(len(names)), names, fontsize=size)
-    axes.tick_params(length=0)
-    some = (
-        "" if len(chosen) == len(result.class_names) else f"\n{len(chosen)} of {len(result.class_names)} classes with most errors"
-    )
-    title = f"{model_label(result.model)}\n{cut(result.layers[layer].name, 30)}{some}"
-    axes.set_title(title, fontsize=8.5)
-    axes.set(xlabel="predicted class", ylabel="true class")
-    if len(names) <= _MOST_NUMBERS:
-        _numbers(axes, picture)
-
-
-def _hardest(counts: np.ndarray, most: int) -> np.ndarray:
-    """Indices of the classes with most errors, in their own order."""
-    errors = counts.sum(axis=1) + counts.sum(axis=0) - 2 * np.diagonal(counts)
-    return np.sort(np.argsort(-errors, kind="stable")[:most])
-
-
-def _numbers(axes: Axes, picture: np.ndarray) -> None:
-    for (row, column), value in np.ndenumerate(picture):
-        text = "–" if np.isnan(value) else f"{value:.0f}"
-        colour = "black" if np.isnan(value) or value > 55 else "white"
-        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=6.5)
 
 
 @styled
@@ -87,63 +68,58 @@ def class_accuracy(results: Sequence[ConfusionMatrix], layer: int = -1, most: in
     classes = results[0].class_names
     if any(r.class_names != classes for r in results):
         raise MeasureError("the results of one figure must have the same classes; draw results with other classes separately")
-    tables = [_by_class(r, layer) for r in results]
-    order = np.argsort(-np.nan_to_num(np.mean([t["accuracy"] for t in tables], axis=0), nan=-1.0), kind="stable")
+    frames = [r.per_class()[["accuracy", "low", "high"]] for r in results]
+    starts = [range(len(r.layers))[layer] * len(classes) for r in results]
+    tables = [100 * f.to_numpy(float)[start : start + len(classes)].T for f, start in zip(frames, starts)]
+    order = np.argsort(-np.nan_to_num(np.mean([t[0] for t in tables], axis=0), nan=-1.0), kind="stable")
     ends = order if len(order) <= most else np.concatenate([order[: most // 2], order[-(most // 2) :]])
     figure = Figure(figsize=(7.6, max(0.14 * len(ends) * (0.6 + 0.5 * len(results)), 1.6) + 0.9))
     axes = figure.add_subplot()
     styles = line_styles([r.model for r in results])
-    for number, (result, table) in enumerate(zip(results, tables)):
-        shift = 0.0 if len(results) == 1 else 0.3 - 0.6 * number / (len(results) - 1)
-        _dots(axes, table, ends, shift, styles[result.model.name])
+    for i, (result, table) in enumerate(zip(results, tables)):
+        shift = 0.0 if len(results) == 1 else 0.3 - 0.6 * i / (len(results) - 1)
+        middle, low, high = table[:, ends]
+        axes.errorbar(
+            middle,
+            shift - np.arange(len(ends)),
+            # Rounding may put the accuracy a hair outside of its interval.
+            xerr=np.clip([middle - low, high - middle], 0, None),
+            **{**styles[result.model.name], "linestyle": ""},
+            markersize=5,
+            elinewidth=1.1,
+            clip_on=False,
+        )
     axes.set_yticks(-np.arange(len(ends)), [cut(classes[k], 24) for k in ends], fontsize=8 if len(ends) <= 20 else 6.5)
     axes.set(xlim=(-2, 102), ylim=(-len(ends) + 0.4, 0.6), xlabel="test accuracy (%)")
     axes.tick_params(axis="y", length=0)
     some = "" if len(ends) == len(classes) else f" ({len(ends)} of {len(classes)}: highest and lowest)"
-    axes.set_title(f"Accuracy per class after {_where(results, layer)}{some}")
+    axes.set_title(f"Accuracy per class after {layer_title(results, layer)}{some}")
     key_below(figure, model_keys([r.model for r in results]))
     return figure
 
 
-def _where(results: Sequence[Any], layer: int) -> str:
-    names = {r.layers[layer].name for r in results}
-    return cut(names.pop(), 24) if len(names) == 1 else ("the last layer" if layer == -1 else f"layer {layer}")
-
-
-def _by_class(result: ConfusionMatrix, layer: int) -> dict[str, np.ndarray]:
-    """Accuracy and bounds [K] after one layer."""
-    table = result.per_class()
-    size = len(result.class_names)
-    start = range(len(result.layers))[layer] * size
-    return {name: table[name].to_numpy(float)[start : start + size] for name in ("accuracy", "low", "high")}
-
-
-def _dots(axes: Axes, table: dict[str, np.ndarray], order: np.ndarray, shift: float, style: dict[str, Any]) -> None:
-    middle, low, high = (100 * table[name][order] for name in ("accuracy", "low", "high"))
-    axes.errorbar(
-        middle,
-        shift - np.arange(len(order)),
-        # Rounding may put the share a hair outside of its interval.
-        xerr=np.clip([middle - low, high - middle], 0, None),
-        **{**style, "linestyle": ""},
-        markersize=5,
-        elinewidth=1.1,
-        clip_on=False,
-    )
-
-
 @styled
 def reliability_diagrams(results: Sequence[Calibration], layer: int = -1) -> Figure:
-    """Accuracy against confidence of the answers after one layer of each network, in bins: on the diagonal a probe is as often
-    right as it says.
+    """Accuracy against confidence of the predictions after one layer of each network, in bins.
 
-    Bars are Wilson's 95 % intervals, the shaded columns below are the shares of the images in each bin."""
+    Calibrated predictions lie on the diagonal. Bars are Wilson's 95 % intervals, the shaded columns are the percentages of the
+    images in each bin."""
     columns = min(3, len(results))
     rows = -(-len(results) // columns)
     figure = Figure(figsize=(max(3.0 * columns + 0.3, 4.4), 3.4 * rows))
     panels = figure.subplots(rows, columns, squeeze=False)
     for axes, result in zip(panels.flat, results):
-        _reliability(axes, result, layer)
+        middle, low, high = (100 * part[layer] for part in (result.accuracy, result.low, result.high))
+        counts, edges = result.counts[layer], 100 * result.edges
+        columns_of = {"align": "edge", "color": COLOURS[5], "alpha": 0.35}
+        axes.bar(edges[:-1], 100 * counts / max(counts.sum(), 1), np.diff(edges), **columns_of)
+        axes.plot([0, 100], [0, 100], color=GREY, linestyle="--", linewidth=1)
+        error = np.clip([middle - low, high - middle], 0, None)
+        style = {"color": COLOURS[0], "marker": "o", "linestyle": "", "elinewidth": 1.1}
+        axes.errorbar(100 * result.confidence[layer], middle, yerr=error, **style)
+        axes.set(xlim=(0, 100), ylim=(0, 100), xlabel="confidence (%)", ylabel="accuracy (%)")
+        text = f"ECE {100 * result.ece[layer]:.1f} points ({100 * result.ece_null[layer]:.1f} if calibrated)"
+        axes.set_title(f"{model_label(result.model)}\n{cut(result.layers[layer].name, 28)}\n{text}", fontsize=8)
     for axes in panels.flat[len(results) :]:
         axes.remove()
     key_below(
@@ -155,16 +131,3 @@ def reliability_diagrams(results: Sequence[Calibration], layer: int = -1) -> Fig
         ],
     )
     return figure
-
-
-def _reliability(axes: Axes, result: Calibration, layer: int) -> None:
-    middle, low, high = (100 * part[layer] for part in (result.accuracy, result.low, result.high))
-    shares = 100 * result.counts[layer] / max(result.counts[layer].sum(), 1)
-    axes.bar(100 * result.edges[:-1], shares, np.diff(100 * result.edges), align="edge", color=COLOURS[5], alpha=0.35)
-    axes.plot([0, 100], [0, 100], color=GREY, linestyle="--", linewidth=1)
-    error = np.clip([middle - low, high - middle], 0, None)
-    axes.errorbar(100 * result.confidence[layer], middle, yerr=error, color=COLOURS[0], marker="o", linestyle="", elinewidth=1.1)
-    axes.set(xlim=(0, 100), ylim=(0, 100), xlabel="confidence (%)", ylabel="accuracy (%)")
-    error_text = f"ECE {100 * result.ece[layer]:.1f} points ({100 * result.ece_null[layer]:.1f} if calibrated)"
-    names = f"{model_label(result.model)}\n{cut(result.layers[layer].name, 28)}"
-    axes.set_title(f"{names}\n{error_text}", fontsize=8)

@@ -47,8 +47,22 @@ def probe_section(results: Sequence[ProbeResult]) -> list[Section]:
     for method in methods:
         chosen = [r for r in results if r.method == method]
         own, raw, frame = networks(chosen), pixels(chosen), table_of(chosen)
-        paths = [chunk for chunk in chunks(own, _MOST_PANELS) if chunk[0].path_name]
-        pictures = [_accuracy_picture(chosen), *map(_path_picture, paths)] if own else []
+        pictures = [_accuracy_picture(chosen)] if own else []
+        for chunk in chunks(own, _MOST_PANELS):
+            if not (name := chunk[0].path_name):
+                continue
+            where = "." if one_layer(chunk) else ", for the first, a middle and the last layer."
+            pictures.append(
+                Picture(
+                    partial(probe_paths, chunk),
+                    f"Accuracy against {name}{where}",
+                    "Solid lines: test images; dashed lines: held-out training images. The circle marks the "
+                    f"{name} selected on the latter; ties go to the simplest probe. A circle at either end suggests a wider "
+                    "range.",
+                    f"Accuracy of {_PROBES[method]} against {name}",
+                    name=f"probe-path-{method}-{name_of(chunk[0].model)}",
+                )
+            )
         hyperparameter = "".join(f"{name}:.3g " for name in ("l2", "k") if name in frame)
         table = folded_table(
             "All probes. low and high: bounds of the 95 % interval.",
@@ -86,18 +100,6 @@ def _accuracy_picture(results: Sequence[ProbeResult]) -> Picture:
         reading,
         "Probe accuracy per network" if alone else "Probe accuracy against relative depth",
         name=f"probe-accuracy-{first.method}",
-    )
-
-
-def _path_picture(results: Sequence[ProbeResult]) -> Picture:
-    name, method = results[0].path_name, results[0].method
-    return Picture(
-        partial(probe_paths, results),
-        f"Accuracy against {name}" + ("." if one_layer(results) else ", for the first, a middle and the last layer."),
-        f"Solid lines: test images; dashed lines: held-out training images. The circle marks the {name} selected on the "
-        "latter; ties go to the simplest probe. A circle at either end suggests a wider range.",
-        f"Accuracy of {_PROBES[method]} against {name}",
-        name=f"probe-path-{method}-{name_of(results[0].model)}",
     )
 
 
