@@ -1,4 +1,4 @@
-"""The depth at which a probe has come halfway from chance to what it reads after the last layer."""
+"""The depth at which a probe reaches the middle between chance and its accuracy after the last layer."""
 
 from __future__ import annotations
 

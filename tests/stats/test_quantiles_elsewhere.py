@@ -28,7 +28,7 @@ REASONS = {
     "probing/targets.py binned": "the edges of bins",
     "weights/kernels.py shorter_and_longer": NULL,
     "weights/token_units.py low_frequency_units": NULL,
-    "probing/views/places.py _quantile": SHOWN,
+    "probing/positionwise.py PositionProbe.quantiles": SHOWN,
     "weights/token_units.py related_blocks": NULL,
     "similarity/intervals.py batch_interval": SIMULATED,
     "similarity/intervals.py cka_interval": SIMULATED,
