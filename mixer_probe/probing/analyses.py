@@ -81,10 +81,9 @@ def _probe(i: Inputs) -> ProbeResult:
     """The probe of every layer, computed once."""
     if found := i.results(ProbeResult):
         return found[0]
-    s = i.settings
-    probabilities = "calibration" in s.probes and s.probe_method in PROBABILISTIC
-    options: dict[str, Any] = {"method": s.probe_method, "untrained": _untrained(i), "probabilities": probabilities}
-    return i.keep("linear probe", lambda: linear_probe(*runs(i), **options))
+    method = i.settings.probe_method
+    options: dict[str, Any] = {"probabilities": "calibration" in i.settings.probes and method in PROBABILISTIC}
+    return i.keep("linear probe", lambda: linear_probe(*runs(i), method=method, untrained=_untrained(i), **options))
 
 
 def read_groups(path: str | None) -> dict[str, str] | None:

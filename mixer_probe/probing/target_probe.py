@@ -109,8 +109,8 @@ def target_probe(
         # Features are decomposed once for all tasks of the same training images.
         decomposed: dict[bytes, tuple[RidgeFits, np.ndarray]] = {}
         for task in tasks:
-            X = pair[0][task.train]
             if task.key not in decomposed:
+                X = pair[0][task.train]
                 path = default_l2(len(X)) if l2 is None else np.unique(np.asarray(l2, dtype=np.float64))
                 fits = RidgeFits.of(X, None, path)
                 decomposed[task.key] = fits, fits.project(pair[1])
