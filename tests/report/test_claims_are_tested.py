@@ -44,6 +44,7 @@ REASONS = {
     "invariance.views.architecture_section": CAPTION,
     "invariance.views.consistency_section": CAPTION,
     "probing.views.positions.attentive_section": CAPTION,
+    "probing.views.positions.position_probe_section": CAPTION,
     "probing.views.probes._accuracy_picture": CAPTION,
     "probing.views.probes.few_shot_section": CAPTION,
     "channels.views.selectivity._needed_sentence": RANK,
