@@ -1,4 +1,4 @@
-"""Channels: what single channels do over many images, which images and classes drive them, and who does the same elsewhere."""
+"""Single channels over many images: statistics, top images, class selectivity, dissection, and best matches elsewhere."""
 
 from mixer_probe.channels.dissected import DissectedChannel, dissected_channel
 from mixer_probe.channels.dissection import Dissection, dissect

@@ -1,30 +1,30 @@
-"""Feature visualization: images that excite a unit, optimised in Fourier space, beside the real images that do."""
+"""Feature visualization: images that activate a unit, optimised in Fourier space, beside the real images that do."""
 
 from mixer_probe.visualization.feature_visualization import METHODS, FeatureVisualization, visualize
 from mixer_probe.visualization.fourier import FourierImages, amplitude, colour_basis, frequencies
 from mixer_probe.visualization.maco import MacoImages, Spectrum, natural_spectrum
 from mixer_probe.visualization.objectives import Objective
-from mixer_probe.visualization.robustness import (
-    FOURIER_ROBUSTNESS,
-    MACO_ROBUSTNESS,
-    NO_ROBUSTNESS,
-    Placement,
-    Robustness,
+from mixer_probe.visualization.transforms import (
+    FOURIER_TRANSFORMS,
+    MACO_TRANSFORMS,
+    NO_TRANSFORMS,
+    AffineParams,
+    Transforms,
     sample_views,
 )
 
 __all__ = [
-    "FOURIER_ROBUSTNESS",
-    "MACO_ROBUSTNESS",
+    "FOURIER_TRANSFORMS",
+    "MACO_TRANSFORMS",
     "METHODS",
-    "NO_ROBUSTNESS",
+    "NO_TRANSFORMS",
+    "AffineParams",
     "FeatureVisualization",
     "FourierImages",
     "MacoImages",
     "Objective",
-    "Placement",
-    "Robustness",
     "Spectrum",
+    "Transforms",
     "amplitude",
     "colour_basis",
     "frequencies",

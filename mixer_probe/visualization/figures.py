@@ -1,4 +1,4 @@
-"""Pictures of feature visualizations: always beside the real images that drive the unit most."""
+"""Figures of feature visualizations, always beside the real images that activate the unit most."""
 
 from __future__ import annotations
 
@@ -32,17 +32,14 @@ class _Row:
     @property
     def name(self) -> str:
         lines = (model_label(self.result.model), self.result.layer.name, self.result.label(self.unit), self.result.objective)
-        return "\n".join(plain(_cut(line)) for line in lines)
-
-
-def _cut(text: str, most: int = 30) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+        return "\n".join(plain(line if len(line) <= 30 else line[:29] + "…") for line in lines)
 
 
 @styled
 @checked(MeasureError)
 def feature_pictures(results: Sequence[FeatureVisualization], *, faded: bool = True, limit: int | None = 8) -> Figure:
-    """Optimised pictures of every method and seed beside the strongest real images: a row a unit, at most `limit` (None for all).
+    """Optimised pictures of every method and seed beside the strongest real images: one row per unit, at most `limit` (None for
+    all).
 
     Under each picture its activation, and how far that is above the median real image as a multiple of the strongest real one.
     `faded` makes pixels of MACO's pictures paler the less the objective depended on them; activations are of the whole
@@ -51,18 +48,40 @@ def feature_pictures(results: Sequence[FeatureVisualization], *, faded: bool = T
     methods = [m for m in METHODS if any(m in row.result.methods for row in rows)]
     widths = [max(len(row.result.seeds) for row in rows)] * len(methods)
     groups = [*widths, max(row.result.real_values.shape[1] for row in rows)]
-    width = _NAME + _TILE * sum(groups) + _GAP * len(groups)
-    figure = Figure(figsize=(width, 0.75 + (_TILE + 0.24) * len(rows)))
+    width, height = _NAME + _TILE * sum(groups) + _GAP * len(groups), 0.75 + (_TILE + 0.24) * len(rows)
+    figure = Figure(figsize=(width, height))
     # Every picture has its place; the layout of the style would move them apart.
     figure.set_layout_engine("none")
-    grid = _grid(figure, groups, len(rows))
+    # One column per picture, and a narrow one after each group.
+    ratios = [ratio for n in groups for ratio in (*(_TILE,) * n, _GAP)][:-1]
+    edges = {"left": _NAME / width, "right": 1 - 0.06 / width, "top": 1 - 0.3 / height, "bottom": 0.45 / height}
+    grid = GridSpec(len(rows), len(ratios), figure=figure, width_ratios=ratios, wspace=0.07, hspace=0.3, **edges)
+    first = [sum(groups[:j]) + j for j in range(len(groups))]
     for i, row in enumerate(rows):
-        for j, method in enumerate(methods):
-            if method in row.result.methods:
-                _optimised(figure, grid, i, sum(groups[:j]) + j, row, method, faded)
-        _real(figure, grid, i, sum(groups[:-1]) + len(methods), row)
-        _side_name(figure, grid, i, row)
-    _headers(figure, grid, [*(_LABELS[m] for m in methods), "strongest real images"], groups)
+        result, unit = row.result, row.unit
+        for start, method in zip(first, methods, strict=False):
+            m = result.methods.index(method) if method in result.methods else None
+            for s in range(len(result.seeds)) if m is not None else ():
+                picture, value = result.pictures[unit, m, s].astype(float) / 255, float(result.activation[unit, m, s])
+                if faded and method == "maco" and np.isfinite(value):
+                    # Never fully white: pixels that the unit ignores are still part of the picture.
+                    opacity = 0.3 + 0.7 * result.opacity[unit, m, s, ..., None] / 255
+                    picture = opacity * picture + 1 - opacity
+                axes = figure.add_subplot(grid[i, start + s])
+                _picture(axes, picture, value, float(result.relative[unit, m, s]))
+                if not np.isfinite(value):
+                    axes.text(0.5, 0.5, "no\nresponse", transform=axes.transAxes, ha="center", va="center", fontsize=8)
+        median, values = result.real_median[unit], result.real_values[unit]
+        for j, value in enumerate(values):
+            relative = (value - median) / (values[0] - median) if values[0] > median else np.nan
+            axes = figure.add_subplot(grid[i, first[-1] + j])
+            _picture(axes, result.real_pictures[unit, j] / 255.0, float(value), float(relative))
+        box = grid[i, 0].get_position(figure)
+        middle = (box.y0 + box.y1) / 2
+        figure.text(box.x0 - 0.08 / width, middle, row.name, ha="right", va="center", fontsize=7, linespacing=1.25)
+    for start, name in zip(first, (*(_LABELS[m] for m in methods), "strongest real images"), strict=True):
+        box = grid[0, start].get_position(figure)
+        figure.text(box.x0, box.y1 + 0.06 / height, name, ha="left", va="bottom", fontsize=9.5, fontweight="bold")
     note = "below each: activation (relative to the strongest real image, both above the median real image)"
     figure.text(0.5, 0.02, note, ha="center", va="bottom", fontsize=8, color=GREY)
     return figure
@@ -74,82 +93,20 @@ def _rows(results: Sequence[FeatureVisualization]) -> list[_Row]:
     return [_Row(result, unit) for result in results for unit in range(len(result.units))]
 
 
-def _grid(figure: Figure, groups: Sequence[int], rows: int) -> GridSpec:
-    """A column a picture, and a narrow one after each group."""
-    ratios = [ratio for n in groups for ratio in (*(_TILE,) * n, _GAP)][:-1]
-    width, height = figure.get_size_inches()
-    return GridSpec(
-        rows,
-        len(ratios),
-        figure=figure,
-        width_ratios=ratios,
-        left=_NAME / width,
-        right=1 - 0.06 / width,
-        top=1 - 0.3 / height,
-        bottom=0.45 / height,
-        wspace=0.07,
-        hspace=0.3,
-    )
-
-
-def _optimised(figure: Figure, grid: GridSpec, i: int, first: int, row: _Row, method: str, faded: bool) -> None:
-    result, m = row.result, row.result.methods.index(method)
-    for s in range(len(result.seeds)):
-        axes = figure.add_subplot(grid[i, first + s])
-        picture = result.pictures[row.unit, m, s].astype(float) / 255
-        value = float(result.activation[row.unit, m, s])
-        if faded and method == "maco" and np.isfinite(value):
-            # Never fully white: what the unit ignores is still part of the picture.
-            opacity = 0.3 + 0.7 * result.opacity[row.unit, m, s, ..., None] / 255
-            picture = opacity * picture + 1 - opacity
-        _picture(axes, picture, _value_text(value, float(result.relative[row.unit, m, s])))
-        if not np.isfinite(value):
-            axes.text(0.5, 0.5, "no\nresponse", transform=axes.transAxes, ha="center", va="center", fontsize=8)
-
-
-def _real(figure: Figure, grid: GridSpec, i: int, first: int, row: _Row) -> None:
-    result = row.result
-    median = result.real_median[row.unit]
-    values = result.real_values[row.unit]
-    for j, value in enumerate(values):
-        axes = figure.add_subplot(grid[i, first + j])
-        share = (value - median) / (values[0] - median) if values[0] > median else np.nan
-        _picture(axes, result.real_pictures[row.unit, j] / 255.0, _value_text(float(value), float(share)))
-
-
-def _value_text(value: float, share: float) -> str:
-    if not np.isfinite(value):
-        return "NaN"
-    number = f"{value:.3g}".replace("-", "−")
-    return number if not np.isfinite(share) else f"{number} ({share:.2g}×)".replace("(-", "(−")
-
-
-def _picture(axes: Axes, picture: np.ndarray, text: str) -> None:
+def _picture(axes: Axes, picture: np.ndarray, value: float, relative: float) -> None:
+    """A picture over its activation and how strong that is relative to the strongest real image."""
     axes.imshow(picture)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
-    axes.set_xlabel(text, fontsize=7, labelpad=2)
-
-
-def _side_name(figure: Figure, grid: GridSpec, i: int, row: _Row) -> None:
-    box = grid[i, 0].get_position(figure)
-    x = box.x0 - 0.08 / figure.get_figwidth()
-    figure.text(x, (box.y0 + box.y1) / 2, row.name, ha="right", va="center", fontsize=7, linespacing=1.25)
-
-
-def _headers(figure: Figure, grid: GridSpec, names: Sequence[str], groups: Sequence[int]) -> None:
-    first = 0
-    for name, count in zip(names, groups, strict=True):
-        box = grid[0, first].get_position(figure)
-        y = box.y1 + 0.06 / figure.get_figheight()
-        figure.text(box.x0, y, name, ha="left", va="bottom", fontsize=9.5, fontweight="bold")
-        first += count + 1
+    number = f"{value:.3g}".replace("-", "−") if np.isfinite(value) else "NaN"
+    beside = f" ({relative:.2g}×)".replace("(-", "(−") if np.isfinite(value) and np.isfinite(relative) else ""
+    axes.set_xlabel(number + beside, fontsize=7, labelpad=2)
 
 
 @styled
 @checked(MeasureError)
 def feature_ascent(results: Sequence[FeatureVisualization], *, limit: int | None = 8) -> Figure:
-    """The objective during the ascent, averaged over transformed views: a panel a unit (at most `limit`), a line a seed.
+    """The objective during the ascent, averaged over transformed views: a panel per unit (at most `limit`), a line per seed.
 
     Grey lines are the strongest real image (dashed) and the median one (dotted). Raises MeasureError without results."""
     rows = _rows(results)[:limit]

@@ -1,4 +1,4 @@
-"""What is made large: one number an image and unit, from the activations of a layer as its axes say."""
+"""Objectives of feature visualization: one number per image and unit, from the activations of a layer."""
 
 from __future__ import annotations
 
@@ -35,20 +35,18 @@ class Objective:
 
     @property
     def text(self) -> str:
-        """What is made large, in words."""
+        """The maximised quantity in words."""
         axis = "channel" if self.kind == "hidden unit" else "position"
         if self.kind == "class" or not self.layer.positions:
             return "the output itself"
         if self.place is not None:
-            return f"at {axis} {self.place}" + self._cell()
+            cell = ""
+            if self.kind != "hidden unit" and self.layer.grid is not None:
+                row, column = divmod(self.place, self.layer.grid[1])
+                cell = f" (row {row}, column {column})"
+            return f"at {axis} {self.place}{cell}"
         words = {"mean": "mean", "peak": "peak", "rms": "root mean square"}
         return f"{words[self.over]} over {axis}s"
-
-    def _cell(self) -> str:
-        if self.kind == "hidden unit" or self.layer.grid is None or self.place is None:
-            return ""
-        row, column = divmod(self.place, self.layer.grid[1])
-        return f" (row {row}, column {column})"
 
     def maps(self, positions: Tensor, which: Tensor) -> Tensor:
         """Of every image [image, position, channel] the map of one unit, the row `which` [image] of `units`: [image, place]."""
@@ -60,7 +58,7 @@ class Objective:
         return positions[image, index] if self.kind == "hidden unit" else positions[image, :, index]
 
     def number(self, maps: Tensor, dim: int = 1) -> Tensor:
-        """One number a map: maps without the dimension `dim`."""
+        """One number per map: maps without the dimension `dim`."""
         if self.place is not None:
             return maps.select(dim, self.place)
         if self.over == "peak":
@@ -91,32 +89,29 @@ def make_objective(
     """Units, direction and reduction of a layer, checked.
 
     Raises LayerError for units, positions and channels that the layer does not have, MeasureError for an unknown `over`, a
-    direction that is none, and questions that do not go together."""
+    invalid direction, and options that exclude each other."""
     if over is not None and over not in OVERS:
         raise MeasureError(f"over is 'mean', 'peak' or 'rms', not '{over}'; {closest(over, OVERS)}")
     if (units is None) == (direction is None):
         raise MeasureError("give either units (channels, hidden units or classes) or a direction in the space of the channels")
-    kind = _kind(layer, direction is not None)
+    kind: Kind = "class" if layer.kind == "head" else "channel"
+    if direction is not None:
+        kind = "direction"
+    elif layer.axes == Axes.BCU.name:
+        kind = "hidden unit"
     place = _place(layer, kind, position, channel)
     if over is not None and place is not None:
         one = "position" if channel is None else "channel"
         raise MeasureError(f"over='{over}' uses the whole map and {one}= a single element of it; give one of the two")
     if direction is not None:
-        directions = _directions(layer, direction)
-        return Objective(layer, kind, np.arange(len(directions)), over or "mean", place, directions)
-    # Channels of a layer norm sum to nearly nothing, and so does what a token-mixing unit reads of them: its mean is a constant.
-    return Objective(layer, kind, _units(layer, kind, units), over or ("rms" if kind == "hidden unit" else "mean"), place)
-
-
-def _kind(layer: Layer, direction: bool) -> Kind:
-    if direction:
-        return "direction"
-    if layer.axes == Axes.BCU.name:
-        return "hidden unit"
-    return "class" if layer.kind == "head" else "channel"
-
-
-def _units(layer: Layer, kind: Kind, units: int | Sequence[int] | None) -> np.ndarray:
+        raw = direction.detach().cpu().numpy() if isinstance(direction, Tensor) else np.asarray(direction, dtype=np.float64)
+        rows = torch.from_numpy(np.atleast_2d(raw).astype(np.float64))
+        if rows.ndim != 2 or rows.shape[1] != layer.channels or not len(rows):
+            raise MeasureError(f"a direction in '{layer.name}' has {layer.channels} numbers, one per channel, not {raw.shape}")
+        length: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        if not bool((torch.isfinite(length) & (length > 0)).all()):
+            raise MeasureError("a direction needs finite numbers that are not all 0")
+        return Objective(layer, kind, np.arange(len(rows)), over or "mean", place, rows / length)
     count = layer.positions if kind == "hidden unit" else layer.channels
     chosen = np.atleast_1d(np.asarray(units))
     if not len(chosen) or chosen.dtype.kind not in "iu" or chosen.ndim > 1 or len(np.unique(chosen)) < len(chosen):
@@ -125,22 +120,13 @@ def _units(layer: Layer, kind: Kind, units: int | Sequence[int] | None) -> np.nd
     if len(outside):
         plural = "classes" if kind == "class" else f"{kind}s"
         raise LayerError(f"{kind} {outside[0]} is out of range: '{layer.name}' has {plural} 0 to {count - 1}")
-    return chosen.astype(np.int64)
-
-
-def _directions(layer: Layer, direction: np.ndarray | Tensor | Sequence[float]) -> Tensor:
-    raw = direction.detach().cpu().numpy() if isinstance(direction, Tensor) else np.asarray(direction, dtype=np.float64)
-    rows = torch.from_numpy(np.atleast_2d(raw).astype(np.float64))
-    if rows.ndim != 2 or rows.shape[1] != layer.channels or not len(rows):
-        raise MeasureError(f"a direction in '{layer.name}' has {layer.channels} numbers, one per channel, not {raw.shape}")
-    length: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    if not bool((torch.isfinite(length) & (length > 0)).all()):
-        raise MeasureError("a direction needs finite numbers that are not all 0")
-    return rows / length
+    # Channels of a layer norm sum to nearly nothing, and so does what a token-mixing unit reads of them: its mean is a constant.
+    default = "rms" if kind == "hidden unit" else "mean"
+    return Objective(layer, kind, chosen.astype(np.int64), over or default, place)
 
 
 def _place(layer: Layer, kind: Kind, position: int | tuple[int, int] | None, channel: int | None) -> int | None:
-    """The place in the map that alone is asked for."""
+    """The single position or channel of the map that is the objective; None for the whole map."""
     if channel is not None:
         if kind != "hidden unit":
             raise MeasureError(f"channel= is for hidden units of token mixing; the units of '{layer.name}' are its channels")
@@ -150,10 +136,6 @@ def _place(layer: Layer, kind: Kind, position: int | tuple[int, int] | None, cha
         return channel
     if kind == "hidden unit" or not layer.positions:
         raise MeasureError(f"'{layer.name}' has no positions to choose from; leave position out")
-    return _flat(layer, position)
-
-
-def _flat(layer: Layer, position: int | tuple[int, int]) -> int:
     if isinstance(position, tuple):
         if layer.grid is None:
             raise MeasureError(f"the positions of '{layer.name}' form no grid; give one number")

@@ -14,7 +14,7 @@ from mixer_probe.visualization import FeatureVisualization
 from mixer_probe.visualization.figures import feature_ascent, feature_pictures
 
 _NAMES = {"fourier": "Fourier", "maco": "MACO"}
-# More rows than a page is high.
+# Rows that fit on a page.
 _MOST_ROWS = 8
 
 
@@ -26,12 +26,6 @@ def visualization_section(results: Sequence[FeatureVisualization]) -> list[Secti
     # A unit of one kind has no number of another.
     frame[kinds] = frame[kinds].astype("Int64").astype(str).replace("<NA>", "")
     table = Table("Every optimised image.", frame, formats, folded=True)
-    sentences = tuple(_sentence(r) for r in results)
-    warnings = (*untrained_warning(r.model for r in results), *_dead(results))
-    return [Section("visualization", "Feature visualization", sentences, (*_pictures(results), table), warnings)]
-
-
-def _pictures(results: Sequence[FeatureVisualization]) -> list[Picture]:
     units = sum(len(r.units) for r in results)
     rest = f" The first {_MOST_ROWS} of {units} units are shown." if units > _MOST_ROWS else ""
     pictures = Picture(
@@ -40,9 +34,8 @@ def _pictures(results: Sequence[FeatureVisualization]) -> list[Picture]:
         f"activation among {join(dict.fromkeys(images_text(r.images) for r in results))}.{rest}",
         "Fourier: free Fourier coefficients under random shifts, zooms and rotations (Olah et al. 2017). MACO: the average "
         "amplitude spectrum of the real images with free phases, under crops and noise (Fel et al. 2023); paler pixels "
-        "influenced the "
-        "unit less. Rely on features that all seeds and the real images share: an optimised image shows what is sufficient to "
-        "activate a unit, not its function. Activations above 1× are reached by none of these real images.",
+        "influenced the unit less. Rely on features that all seeds and the real images share: an optimised image shows what is "
+        "sufficient to activate a unit, not its function. Activations above 1× are reached by none of these real images.",
         "Optimised images of units beside the real images with the highest activation",
         vector=False,
         name="feature-visualization",
@@ -54,33 +47,21 @@ def _pictures(results: Sequence[FeatureVisualization]) -> list[Picture]:
         "Line plots of the activation of units during gradient ascent",
         name="feature-ascent",
     )
-    return [pictures, ascent]
-
-
-def _sentence(result: FeatureVisualization) -> str:
-    parts = [_method_text(result, m) for m in range(len(result.methods))]
-    return (
-        f"{name_of(result.model)}, {result.layer.name} ({result.objective}): {'; '.join(parts)}. Compared with "
-        f"{images_text(result.images)}; {result.steps} steps, {len(result.seeds)} "
-        f"seed{'s' if len(result.seeds) > 1 else ''}."
-    )
-
-
-def _method_text(result: FeatureVisualization, m: int) -> str:
-    stronger = int(result.stronger[:, m].sum())
-    relative = result.relative[:, m][np.isfinite(result.relative[:, m])]
-    typical = f", median {np.median(relative):.2g} times the strongest real image" if len(relative) else ""
-    of = f"{stronger} of {len(result.units)} units" if len(result.units) > 1 else ("the unit" if stronger else "no unit")
-    return f"{_NAMES[result.methods[m]]} activates {of} more strongly than every real image{typical}"
-
-
-def _dead(results: Sequence[FeatureVisualization]) -> tuple[str, ...]:
-    """The units that no input activates."""
-    names = [
-        f"{r.label(int(u))} of {r.layer.name} of {name_of(r.model)}"
-        for r in results
-        for u in np.flatnonzero(np.isnan(r.activation).any((1, 2)))
-    ]
-    if not names:
-        return ()
-    return (f"No pixel affects {join(names)} in some or all seeds, so there is no optimised image.",)
+    sentences, dead = [], []
+    for r in results:
+        parts = []
+        for m, method in enumerate(r.methods):
+            stronger, relative = int(r.stronger[:, m].sum()), r.relative[:, m][np.isfinite(r.relative[:, m])]
+            typical = f", median {np.median(relative):.2g} times the strongest real image" if len(relative) else ""
+            of = f"{stronger} of {len(r.units)} units" if len(r.units) > 1 else ("the unit" if stronger else "no unit")
+            parts.append(f"{_NAMES[method]} activates {of} more strongly than every real image{typical}")
+        sentences.append(
+            f"{name_of(r.model)}, {r.layer.name} ({r.objective}): {'; '.join(parts)}. Compared with {images_text(r.images)}; "
+            f"{r.steps} steps, {len(r.seeds)} seed{'s' if len(r.seeds) > 1 else ''}."
+        )
+        silent = np.flatnonzero(np.isnan(r.activation).any((1, 2)))
+        dead += [f"{r.label(int(u))} of {r.layer.name} of {name_of(r.model)}" for u in silent]
+    warnings = untrained_warning(r.model for r in results)
+    if dead:
+        warnings += (f"No pixel affects {join(dead)} in some or all seeds, so there is no optimised image.",)
+    return [Section("visualization", "Feature visualization", tuple(sentences), (pictures, ascent, table), warnings)]

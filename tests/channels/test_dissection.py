@@ -470,7 +470,7 @@ def test_positions_look_at_the_centres_of_their_receptive_fields(build: partial,
     ("name", "layer", "first", "step"),
     [
         ("mixer_s32_224", "blocks.0", 15.5, 32),
-        ("resnet50", "layer4.0", 0, 32),
+        ("resnet18", "layer4.0", 0, 32),
         ("convnext_atto", "stages.3.blocks.0", 15.5, 32),
         ("swin_tiny_patch4_window7_224", "layers.1.blocks.0", 3.5, 8),
         # Padded as TensorFlow does, one pixel behind: 1 + 2 i.
@@ -507,7 +507,7 @@ def test_photographs_through_a_real_network_equal_the_plain_definition(tmp_path)
     images = mp.load_images("photos", limit=7)
     colour_concepts(images, tmp_path)
     concepts = load_concepts(tmp_path, images)
-    model = mp.load_model("mixer_b16_224", pretrained=False, device="cpu")
+    model = mp.load_model("mixer_s16_224", pretrained=False, device="cpu")
     found = dissect(model, images, concepts, "blocks.0", permutations=0, step=1)
     crops = []
     for image in images:
@@ -523,7 +523,7 @@ def test_photographs_through_a_real_network_equal_the_plain_definition(tmp_path)
             masks[i, c] = np.asarray(resized.crop((16, 16, 240, 240))) > 0
     np.testing.assert_allclose(found.concept_share, masks.mean((0, 2, 3)))
     maps = torch.from_numpy(caught(model, inputs, "blocks.0"))
-    for k in range(0, 768, 97):
+    for k in range(0, 512, 97):
         # 0.5 % of 7 x 196 are 6.86.
         level = maps[:, k].flatten().sort(descending=True).values[6]
         lit = (F.interpolate(maps[:, k : k + 1], (224, 224), mode="bilinear", align_corners=False)[:, 0] > level).numpy()

@@ -29,7 +29,7 @@ from mixer_probe.invariance.predictions import predictions
 from mixer_probe.models.macs import count_macs_by_module
 from mixer_probe.probing import attentive_probe, linear_probe
 from mixer_probe.visualization import visualize
-from mixer_probe.visualization.robustness import NO_ROBUSTNESS
+from mixer_probe.visualization.transforms import NO_TRANSFORMS
 from tests.networks import as_model, noise, randomised
 
 Compute = Callable[[mp.Model], np.ndarray]
@@ -58,7 +58,7 @@ def maps(method: str, **options: Any) -> Compute:
 
 
 def pictures(model: mp.Model) -> np.ndarray:
-    return visualize(model, "blocks.0", 0, seeds=(0,), steps=2, robustness=NO_ROBUSTNESS).trace
+    return visualize(model, "blocks.0", 0, seeds=(0,), steps=2, transforms=NO_TRANSFORMS).trace
 
 
 COMPUTED: dict[str, Compute] = {

@@ -33,7 +33,7 @@ REASONS = {
     "similarity/intervals.py batch_interval": SIMULATED,
     "similarity/intervals.py cka_interval": SIMULATED,
     "similarity/intervals.py group_interval": SIMULATED,
-    "visualization/feature_visualization.py _opacity": SHOWN,
+    "visualization/feature_visualization.py _pictures": SHOWN,
     "weights/operators.py tracy_widom_edge": NULL,
     "weights/tying.py KernelSpectrum.null_count": NULL,
     "weights/units.py measure_units": NULL,

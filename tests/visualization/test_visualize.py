@@ -15,7 +15,7 @@ import mixer_probe as mp
 from mixer_probe.core import progress
 from mixer_probe.core.errors import ImagesError, LayerError, MeasureError, UndefinedVisualizationWarning
 from mixer_probe.core.result import from_dict, to_dict
-from mixer_probe.visualization import NO_ROBUSTNESS, FeatureVisualization, Robustness
+from mixer_probe.visualization import NO_TRANSFORMS, FeatureVisualization, Transforms
 from tests.networks import CASES, as_model, randomised
 
 QUICK: dict[str, Any] = {"seeds": (0, 1), "steps": 4, "k": 3}
@@ -51,7 +51,7 @@ def test_a_linear_unit_gets_its_filter(images: mp.Images) -> None:
         grey = torch.tensor([0.1, 0.09, 0.08])[:, None, None]
         model.module.stem.proj.weight[2] = grey * torch.cos(phase)[:, None].expand(8, 8)
         model.module.stem.proj.weight[9] = grey * torch.cos(phase[:, None] + torch.arange(8) * torch.pi / 4)
-    found = mp.visualize(model, "stem", units, images=images, robustness=NO_ROBUSTNESS, seeds=(0, 1), steps=100, rate=1.0)
+    found = mp.visualize(model, "stem", units, images=images, transforms=NO_TRANSFORMS, seeds=(0, 1), steps=100, rate=1.0)
     kernel = model.module.stem.proj.weight.detach().double().numpy()[units]
     mean = np.array(model.input.mean)[:, None, None]
     offset = model.module.stem.proj.bias.detach().double().numpy()[units] - (kernel * mean / 0.2).sum((1, 2, 3))
@@ -171,7 +171,7 @@ def test_an_interrupt_leaves_nothing_behind(mixer: mp.Model, images: mp.Images) 
 
 def test_only_pixels_that_a_position_sees_are_opaque(images: mp.Images) -> None:
     model = CASES["mixer"].model()
-    found = mp.visualize(model, "stem.proj", 3, images=images, position=(1, 2), robustness=NO_ROBUSTNESS, seeds=(0,), steps=3)
+    found = mp.visualize(model, "stem.proj", 3, images=images, position=(1, 2), transforms=NO_TRANSFORMS, seeds=(0,), steps=3)
     # A patch projection sees its patch of 8 px and nothing else.
     seen = np.zeros((32, 32), dtype=bool)
     seen[8:16, 16:24] = True
@@ -265,10 +265,10 @@ def test_the_result_survives_storage(mixer: mp.Model, images: mp.Images) -> None
 
 
 def test_noise_and_views_go_into_the_gradient(mixer: mp.Model, images: mp.Images) -> None:
-    plain = mp.visualize(mixer, "blocks.0", 1, images=images, robustness=NO_ROBUSTNESS, **QUICK)
-    same = mp.visualize(mixer, "blocks.0", 1, images=images, robustness=Robustness(0.0, (1, 1), 0.0, views=3), **QUICK)
+    plain = mp.visualize(mixer, "blocks.0", 1, images=images, transforms=NO_TRANSFORMS, **QUICK)
+    same = mp.visualize(mixer, "blocks.0", 1, images=images, transforms=Transforms(0.0, (1, 1), 0.0, views=3), **QUICK)
     np.testing.assert_allclose(same.trace, plain.trace, rtol=1e-4, atol=1e-5)
-    noisy = mp.visualize(mixer, "blocks.0", 1, images=images, robustness=Robustness(0.0, (1, 1), 0.0, noise=0.3), **QUICK)
+    noisy = mp.visualize(mixer, "blocks.0", 1, images=images, transforms=Transforms(0.0, (1, 1), 0.0, noise=0.3), **QUICK)
     assert np.abs(noisy.trace - plain.trace).min() > 1e-5
 
 

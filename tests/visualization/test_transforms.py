@@ -10,23 +10,23 @@ from scipy.ndimage import map_coordinates, uniform_filter
 from scipy.stats import chisquare
 
 from mixer_probe.core.errors import MeasureError
-from mixer_probe.visualization import NO_ROBUSTNESS, Placement, Robustness, sample_views
+from mixer_probe.visualization import NO_TRANSFORMS, AffineParams, Transforms, sample_views
 
 
 def pictures(n: int, height: int, width: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return torch.rand(n, 3, height, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
 
 
-def placed(window: float = 1.0, centre: tuple[float, float] = (0, 0), angle: float = 0.0) -> Placement:
-    return Placement(*(torch.tensor([v], dtype=torch.float64) for v in (window, centre, angle)))
+def placed(window: float = 1.0, centre: tuple[float, float] = (0, 0), angle: float = 0.0) -> AffineParams:
+    return AffineParams(*(torch.tensor([v], dtype=torch.float64) for v in (window, centre, angle)))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("size", [(9, 12), (32, 32), (7, 5)])
 def test_nothing_changes_without_transformations(size: tuple[int, int], dtype: torch.dtype, tolerance: float) -> None:
     images = pictures(2, *size, dtype)
-    drawn = [NO_ROBUSTNESS.draw(torch.Generator().manual_seed(s), size) for s in (0, 1)]
-    both = Placement(*(torch.cat([getattr(d, name) for d in drawn]) for name in ("window", "centre", "angle")))
+    drawn = [NO_TRANSFORMS.draw(torch.Generator().manual_seed(s), size) for s in (0, 1)]
+    both = AffineParams(*(torch.cat([getattr(d, name) for d in drawn]) for name in ("window", "centre", "angle")))
     torch.testing.assert_close(sample_views(images, both), images, rtol=0, atol=tolerance)
 
 
@@ -72,8 +72,8 @@ def test_any_placement_is_bilinear_interpolation() -> None:
 
 
 def test_draws_are_uniform_and_within_their_bounds() -> None:
-    robustness = Robustness(shift=0.05, window=(0.9, 1.1), rotation=5.0, views=4000)
-    drawn = robustness.draw(torch.Generator().manual_seed(0), (32, 64))
+    transforms = Transforms(shift=0.05, window=(0.9, 1.1), rotation=5.0, views=4000)
+    drawn = transforms.draw(torch.Generator().manual_seed(0), (32, 64))
     # 5 % of 32 px is 2 whole pixels, of 64 px 3.
     for axis, most in ((0, 2), (1, 3)):
         values, counts = np.unique(drawn.centre[:, axis], return_counts=True)
@@ -86,7 +86,7 @@ def test_draws_are_uniform_and_within_their_bounds() -> None:
 
 
 def test_crops_lie_anywhere_inside() -> None:
-    crops = Robustness(shift=0.0, window=(0.5, 1.0), rotation=0.0, inside=True, views=4000)
+    crops = Transforms(shift=0.0, window=(0.5, 1.0), rotation=0.0, inside=True, views=4000)
     drawn = crops.draw(torch.Generator().manual_seed(0), (20, 40))
     for axis, side in ((0, 20), (1, 40)):
         reach = drawn.centre[:, axis].abs() + drawn.window * side / 2
@@ -108,4 +108,4 @@ def test_crops_lie_anywhere_inside() -> None:
 )
 def test_impossible_settings_are_named(wrong: dict[str, object]) -> None:
     with pytest.raises(MeasureError):
-        Robustness(**wrong)
+        Transforms(**wrong)
