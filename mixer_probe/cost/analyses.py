@@ -1,4 +1,4 @@
-"""How results of cost are shown; they are made by scripts, not by a report."""
+"""How results on cost are shown; scripts compute them, not studies."""
 
 from __future__ import annotations
 

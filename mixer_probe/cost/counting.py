@@ -27,21 +27,21 @@ class MacParts:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Multiply-accumulates of all parts."""
         return sum(getattr(self, f.name) for f in fields(self))
 
     @property
     def without_head(self) -> int:
-        """All but the classifier: what the Mixer paper's Table 1 is about."""
+        """All but the classifier, as in Table 1 of the Mixer paper."""
         return self.total - self.head
 
 
 def count_parts(model: Model) -> MacParts:
-    """Count one forward pass of one blank image, by part. Works on the meta device, where it takes no memory."""
+    """Multiply-accumulates of one forward pass of one image, by part; also on the meta device, where it takes no memory."""
     counts = count_macs_by_module(model.module, model.input.size)
     blocks = [block.path for block in model.structure.blocks]
     channels, heads = _paths(model, "channel"), _paths(model, "head")
-    # Where a layer stands for what follows attention (Swin's windows put together), the attention itself is beside it.
+    # Where a layer is what follows attention (Swin's merged windows), the attention itself is a sibling module.
     spatials = [*_paths(model, "spatial"), *(f"{block}.attn" for block in blocks)]
     # gMLP's spatial gate is inside its channel MLP.
     nested = [path for path in spatials if _inside(path, channels)]
@@ -55,7 +55,7 @@ def _paths(model: Model, kind: str) -> list[str]:
 
 
 def _sum(counts: dict[str, int], paths: Sequence[str]) -> int:
-    """Of modules inside each other the outer ones, each once."""
+    """Sum over the `paths`, each once; of nested modules only the outer one counts."""
     return sum(counts.get(path, 0) for path in dict.fromkeys(paths) if not _inside(path, paths))
 
 

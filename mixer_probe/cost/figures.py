@@ -1,8 +1,8 @@
-"""Pictures of cost: where multiply-accumulates go, accuracy against cost, and growth with resolution."""
+"""Figures of cost: multiply-accumulates by part, accuracy against cost, and growth with resolution."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from mixer_probe.plotting.curves import key_below
 from mixer_probe.plotting.style import COLOURS, GREY, line_styles, model_label, styled
 from mixer_probe.stats import median_interval
 
-# Parts of the multiply-accumulates with their colours and hatches, so that grey prints tell them apart.
+# Parts of the multiply-accumulates: label, colour, and a hatch for prints in grey.
 _PARTS = {
     "stem": ("stem", COLOURS[4], ""),
     "spatial": ("spatial mixing", COLOURS[0], ""),
@@ -31,7 +31,7 @@ _WIDE = 6
 
 @styled
 def mac_bars(costs: Sequence[ModelCost]) -> Figure:
-    """Multiply-accumulates of one image of each network, by the part of the network that they are spent in."""
+    """Stacked bars of multiply-accumulates per image and network, by part of the network."""
     figure = Figure(figsize=(8.6, 0.34 * len(costs) + 1.15))
     axes = figure.add_subplot()
     left, rows = np.zeros(len(costs)), np.arange(len(costs))
@@ -49,54 +49,51 @@ def mac_bars(costs: Sequence[ModelCost]) -> Figure:
     return figure
 
 
-_COST_LABELS: dict[str, tuple[str, float, str]] = {
+# Label, factor and unit of each cost.
+_COST_LABELS = {
     "parameters": ("parameters", 1.0, ""),
-    "MACs an image": ("multiply-accumulates per image", 1.0, ""),
-    "peak activation bytes an image": ("peak activations per image (MiB)", 2.0**-20, "MiB"),
-    "seconds an image": ("time per image", 1.0, "s"),
+    "MACs per image": ("multiply-accumulates per image", 1.0, ""),
+    "peak activation bytes per image": ("peak activations per image (MiB)", 2.0**-20, "MiB"),
+    "seconds per image": ("time per image", 1.0, "s"),
 }
 
 
 @styled
 def accuracy_cost_frontier(result: AccuracyCost) -> Figure:
-    """Accuracy against each cost, one row a measure. Bars are 95 % intervals over test images (and draws, of few shots).
+    """Accuracy against each cost, one row per measure. Bars are 95 % intervals over test images (few-shot: and over draws).
 
-    The grey line is the frontier: no network to its left is as accurate. Hollow points are beaten beyond both intervals by a
-    network that costs no more."""
+    The grey line is the Pareto frontier: no network to its left is as accurate. Hollow points are dominated beyond both
+    intervals by a network of equal or lower cost."""
     measures, costs = range(len(result.measures)), range(len(result.costs))
     figure = Figure(figsize=(2.75 * len(costs) + 0.4, 2.75 * len(measures) + 0.25))
     panels = figure.subplots(len(measures), len(costs), squeeze=False, sharey="row", sharex="col")
-    for a in measures:
-        for k in costs:
-            _frontier_panel(panels[a, k], result, a, k)
-        panels[a, 0].set_ylabel("test accuracy (%)")
-        panels[a, 0].set_title((result.measures[a][:1].upper() + result.measures[a][1:]).replace(" a class", " per class"))
-    for k, name in enumerate(result.costs):
-        panels[-1, k].set_xlabel(_COST_LABELS[name][0])
     styles = line_styles(result.models)
+    accuracy, low, high = (100 * values for values in (result.accuracy, result.low, result.high))
+    for (a, k), axes in np.ndenumerate(panels):
+        label, factor, unit = _COST_LABELS[result.costs[k]]
+        cost = factor * result.cost[k]
+        for i, model in enumerate(result.models):
+            colour, marker = styles[model.name]["color"], styles[model.name]["marker"]
+            axes.plot([cost[i]] * 2, [low[a, i], high[a, i]], color=colour, linewidth=1)
+            face = "white" if result.dominated[a, k, i] else colour
+            axes.plot(cost[i], accuracy[a, i], color=colour, marker=marker, markersize=6, markerfacecolor=face, linestyle="")
+        _cost_axis(axes, cost, unit)
+        on = np.flatnonzero(result.frontier[a, k])
+        on = on[np.argsort(cost[on])]
+        # The frontier ends at the right edge: a network of higher cost has to exceed the highest accuracy as well.
+        x, y = np.append(cost[on], axes.get_xlim()[1]), np.append(accuracy[a, on], accuracy[a, on].max(initial=0))
+        axes.step(x, y, where="post", color=GREY, linewidth=1, zorder=0)
+        if k == 0:
+            axes.set(ylabel="test accuracy (%)", title=result.measures[a][:1].upper() + result.measures[a][1:])
+        if a == measures[-1]:
+            axes.set_xlabel(label)
     keys = [Line2D([], [], **{**styles[m.name], "linestyle": ""}, label=model_label(m)) for m in result.models]
     key_below(figure, [*keys, Line2D([], [], color=GREY, linewidth=1, label="frontier")])
     return figure
 
 
-def _frontier_panel(axes: Axes, result: AccuracyCost, a: int, k: int) -> None:
-    _label, unit, symbol = _COST_LABELS[result.costs[k]]
-    cost, accuracy = unit * result.cost[k], 100 * result.accuracy[a]
-    styles = line_styles(result.models)
-    for i, model in enumerate(result.models):
-        colour, marker = styles[model.name]["color"], styles[model.name]["marker"]
-        axes.plot([cost[i]] * 2, [100 * result.low[a, i], 100 * result.high[a, i]], color=colour, linewidth=1)
-        face = "white" if result.beaten[a, k, i] else colour
-        axes.plot(cost[i], accuracy[i], color=colour, marker=marker, markersize=6, markerfacecolor=face, linestyle="")
-    on = result.frontier[a, k]
-    order = np.argsort(cost[on])
-    _cost_axis(axes, cost, symbol)
-    # Whatever costs more than the last is to beat as well.
-    x, y = np.append(cost[on][order], axes.get_xlim()[1]), np.append(accuracy[on][order], accuracy[on].max(initial=0))
-    axes.step(x, y, where="post", color=GREY, linewidth=1, zorder=0)
-
-
-def _cost_axis(axes: Axes, values: np.ndarray, symbol: str) -> None:
+def _cost_axis(axes: Axes, values: np.ndarray, unit: str) -> None:
+    """The x axis of costs: logarithmic where they differ by more than a factor of six, otherwise linear from zero."""
     known = values[np.isfinite(values)]
     if len(known) and known.max() > _WIDE * known.min():
         axes.set_xscale("log")
@@ -106,8 +103,15 @@ def _cost_axis(axes: Axes, values: np.ndarray, symbol: str) -> None:
     elif len(known):
         axes.set_xlim(0, 1.12 * known.max())
         axes.xaxis.set_major_locator(MaxNLocator(4))
-    # Bytes come in MiB, which take no other prefix.
-    axes.xaxis.set_major_formatter("{x:g}" if symbol == "MiB" else EngFormatter(unit=symbol))
+    # MiB take no other prefix.
+    axes.xaxis.set_major_formatter("{x:g}" if unit == "MiB" else EngFormatter(unit=unit))
+
+
+# Guides of power laws: label, exponent, line style.
+_GUIDES: tuple[tuple[str, int, dict[str, Any]], ...] = (
+    ("linear", 1, {"linestyle": "-"}),
+    ("quadratic", 2, {"linestyle": "--"}),
+)
 
 
 @styled
@@ -120,58 +124,32 @@ def cost_growth_curves(results: Sequence[CostGrowth]) -> Figure:
         raise MeasureError("there is no cost scaling to draw")
     figure = Figure(figsize=(10.5, 3.7))
     panels = figure.subplots(1, 3)
-    styles = line_styles([r.model for r in results])
-    quantities: list[tuple[str, str, Callable[[CostGrowth], np.ndarray]]] = [
-        ("Multiply-accumulates (counted)", "MACs relative to the smallest size", lambda r: r.counted),
-        ("Time (measured)", "median time relative to the smallest size", _medians),
-        ("Peak activations (counted)", "bytes relative to the smallest size", lambda r: r.peak_bytes),
-    ]
-    for axes, (title, label, values) in zip(panels, quantities, strict=True):
-        for result in results:
-            _growth_line(axes, result, values(result), styles[result.model.name])
+    texts = (
+        ("Multiply-accumulates (counted)", "MACs relative to the smallest size"),
+        ("Time (measured)", "median time relative to the smallest size"),
+        ("Peak activations (counted)", "bytes relative to the smallest size"),
+    )
+    for axes, (title, label) in zip(panels, texts, strict=True):
         axes.set(title=title, ylabel=label, xlabel="tokens relative to the smallest size")
+    styles = line_styles([r.model for r in results])
     for result in results:
-        _time_bars(panels[1], result, styles[result.model.name])
-    most = max(r.tokens[-1] / r.tokens[0] for r in results)
-    _guides(panels, most)
-    keys = [Line2D([], [], label=model_label(r.model), **styles[r.model.name]) for r in results]
-    keys += [Line2D([], [], color=GREY, linewidth=1, label=name, **_dashes(style)) for name, _power, style in _GUIDES]
-    key_below(figure, keys)
-    return figure
-
-
-def _medians(result: CostGrowth) -> np.ndarray:
-    return np.median(result.seconds, axis=1) if len(result.seconds) else np.empty(0)
-
-
-def _growth_line(axes: Axes, result: CostGrowth, values: np.ndarray, style: dict[str, Any]) -> None:
-    if len(values):
-        tokens = np.array(result.tokens[: len(values)]) / result.tokens[0]
-        axes.plot(tokens, values / values[0], **style)
-
-
-def _time_bars(axes: Axes, result: CostGrowth, style: dict[str, Any]) -> None:
-    first = np.median(result.seconds[0]) if len(result.seconds) else 1.0
-    for tokens, seconds in zip(result.tokens, result.seconds):
-        bounds = np.array(median_interval(seconds)) / first
-        axes.plot([tokens / result.tokens[0]] * 2, bounds, color=style["color"], linewidth=1)
-
-
-def _dashes(style: str) -> dict[str, Any]:
-    return {"linestyle": style}
-
-
-_GUIDES = (("linear", 1, "-"), ("quadratic", 2, "--"))
-
-
-def _guides(panels: Sequence[Axes], most: float) -> None:
-    ends = np.array([1.0, most])
+        style, tokens = styles[result.model.name], np.array(result.tokens) / result.tokens[0]
+        for axes, values in zip(panels, (result.counted, result.median_seconds, result.peak_bytes), strict=True):
+            if len(values):
+                axes.plot(tokens[: len(values)], values / values[0], **style)
+        for x, seconds in zip(tokens, result.seconds):
+            bounds = np.array(median_interval(seconds)) / result.median_seconds[0]
+            panels[1].plot([x, x], bounds, color=style["color"], linewidth=1)
+    ends = np.array([1.0, max(r.tokens[-1] / r.tokens[0] for r in results)])
     for axes in panels:
-        for _name, power, style in _GUIDES:
-            axes.plot(ends, ends**power, color=GREY, linewidth=1, linestyle=style, zorder=0)
+        for _label, power, line in _GUIDES:
+            axes.plot(ends, ends**power, color=GREY, linewidth=1, zorder=0, **line)
         axes.set(xscale="log", yscale="log")
         axes.xaxis.set_major_locator(LogLocator(base=2))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_minor_locator(NullLocator())
         for axis in (axes.xaxis, axes.yaxis):
+            axis.set_minor_locator(NullLocator())
             axis.set_major_formatter("{x:g}")
+    keys = [Line2D([], [], label=model_label(r.model), **styles[r.model.name]) for r in results]
+    keys += [Line2D([], [], color=GREY, linewidth=1, label=label, **line) for label, _power, line in _GUIDES]
+    key_below(figure, keys)
+    return figure

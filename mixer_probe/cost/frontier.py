@@ -1,4 +1,4 @@
-"""Accuracy against cost: the measures of the Mixer paper side by side, and which networks nothing cheaper beats."""
+"""Accuracy against cost, by the measures of the Mixer paper, and the Pareto frontier of networks."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from mixer_probe.stats.differences import LEVEL, difference_p
 
 P = TypeVar("P", ProbeResult, FewShotResult)
 
-COSTS = ("parameters", "MACs an image", "peak activation bytes an image", "seconds an image")
+COSTS = ("parameters", "MACs per image", "peak activation bytes per image", "seconds per image")
 
 
 @dataclass(frozen=True)
 class AccuracyCost(Result):
     """Accuracies [A, M] by `measures` [A], with 95 % intervals `low` to `high`, and costs [K, M] of M networks.
 
-    Costs are in the order of `costs`: parameters, multiply-accumulates of one image, peak bytes of activations and median
-    seconds an image; NaN where not measured."""
+    Costs are in the order of `costs`: parameters, and multiply-accumulates, peak bytes of activations and median seconds per
+    image; NaN where not measured."""
 
     title: ClassVar[str] = "Accuracy and cost"
 
@@ -51,14 +51,20 @@ class AccuracyCost(Result):
         return np.array([[on_frontier(cost, accuracy) for cost in self.cost] for accuracy in self.accuracy])
 
     @property
-    def beaten(self) -> np.ndarray:
-        """Whether a network that costs no more is more accurate beyond both intervals, which are disjoint, and beyond what the
-        largest difference of as many pairs is by chance (at 5 %, Bonferroni) [A, K, M]."""
-        ahead = [_ahead(*rows) for rows in zip(self.accuracy, self.low, self.high, strict=True)]
-        return np.array([[_beaten(cost, more) for cost in self.cost] for more in ahead])
+    def dominated(self) -> np.ndarray:
+        """Whether a network of equal or lower cost is significantly more accurate [A, K, M].
+
+        Significant: the intervals are disjoint, and p <= 0.05 after Bonferroni correction for all pairs of networks."""
+        found = []
+        for value, low, high in zip(self.accuracy, self.low, self.high, strict=True):
+            p = difference_p(value, low, high, value[:, None], low[:, None], high[:, None])
+            n = np.isfinite(value).sum()
+            better = (low[:, None] > high) & (p * n * (n - 1) / 2 <= 1 - LEVEL)
+            found.append([((cost[:, None] <= cost) & better).any(0) for cost in self.cost])
+        return np.array(found)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a network, measure and kind of cost."""
+        """One row per network, measure and kind of cost."""
         a, k, m = (g.ravel() for g in np.indices((len(self.measures), len(self.costs), len(self.models))))
         return pd.DataFrame(
             {
@@ -71,7 +77,7 @@ class AccuracyCost(Result):
                 "cost": [self.costs[i] for i in k],
                 "value": self.cost[k, m],
                 "on_frontier": self.frontier[a, k, m],
-                "beaten_beyond_intervals": self.beaten[a, k, m],
+                "dominated": self.dominated[a, k, m],
             }
         )
 
@@ -86,23 +92,12 @@ def on_frontier(cost: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
     return np.asarray(known & ~(cheaper & better & strictly).any(0))
 
 
-def _ahead(value: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Whether network i is more accurate than network j [i, j]."""
-    p = difference_p(value, low, high, value[:, None], low[:, None], high[:, None])
-    known = np.isfinite(value).sum()
-    return np.asarray((low[:, None] > high) & (p * known * (known - 1) / 2 <= 1 - LEVEL))
-
-
-def _beaten(cost: np.ndarray, ahead: np.ndarray) -> np.ndarray:
-    return np.asarray(((cost[:, None] <= cost) & ahead).any(0))
-
-
 def accuracy_cost(
     costs: Sequence[ModelCost], probes: Sequence[ProbeResult], few_shots: Sequence[FewShotResult] = (), shots: int = 5
 ) -> AccuracyCost:
-    """Put the costs of networks beside how well their last probed layer reads the class: few-shot, and with all images.
+    """Accuracy of class probes on the last probed layer of each network, few-shot and on all training images, against cost.
 
-    `shots` images a class are what the paper's few-shot numbers have; where a few-shot result lacks them, its most. Networks
+    `shots` is the number of images per class, 5 in the paper; where a few-shot result lacks it, the largest one. Networks
     without a probe are left out. Raises MeasureError where no network has both, for two probes of one network, for a probe of a
     network that has changed since its cost was measured, and for images or devices that differ."""
     probed, few = _by_network(costs, probes), _by_network(costs, few_shots)
@@ -119,8 +114,9 @@ def accuracy_cost(
     names = [f"linear probe, {full[0].n_train} images"]
     if found:
         taken = shots if all(shots in f.shots for f in found) else min(f.shots[-1] for f in found)
-        rows.insert(0, np.array([_few_row(f, taken) for f in found]))
-        names.insert(0, f"few-shot probe, {taken} images a class")
+        columns = [f.shots.index(taken) for f in found]
+        rows.insert(0, np.array([(f.mean[-1, k], f.low[-1, k], f.high[-1, k]) for f, k in zip(found, columns, strict=True)]))
+        names.insert(0, f"few-shot probe, {taken} images per class")
     stacked = np.stack(rows)
     return AccuracyCost(
         models=tuple(c.model for c in chosen),
@@ -138,8 +134,8 @@ def accuracy_cost(
 
 
 def _by_network(costs: Sequence[ModelCost], probes: Sequence[P]) -> dict[str, P]:
-    """The probes by the fingerprints of their networks. Raises MeasureError for two of one network, and for one of a network that
-    is called as one of the `costs` and is another."""
+    """The probes by the fingerprints of their networks. Raises MeasureError for two probes of one network, and for a probe of
+    another network of the same name as one of the `costs`."""
     measured = defaultdict[str, set[str]](set)
     for cost in costs:
         measured[cost.model.name].add(cost.model.fingerprint)
@@ -151,16 +147,11 @@ def _by_network(costs: Sequence[ModelCost], probes: Sequence[P]) -> dict[str, P]
         if network.name in measured and network.fingerprint not in measured[network.name]:
             raise MeasureError(
                 f"the cost and the probe of {network.name} belong to different networks: weights, settings or preprocessing "
-                "differ; "
-                "measure both on the same network"
+                "differ; measure "
+                "both on the same network"
             )
         found[network.fingerprint] = probe
     return found
-
-
-def _few_row(found: FewShotResult, shots: int) -> tuple[float, float, float]:
-    k = found.shots.index(shots)
-    return float(found.mean[-1, k]), float(found.low[-1, k]), float(found.high[-1, k])
 
 
 def _check_same(found: set[str], what: str) -> None:
@@ -175,12 +166,12 @@ def feature_layer(model: Model) -> Layer:
     without a head. Raises LayerError for a network that pools nowhere."""
     pooled = [layer for layer in map(model.layer, model.structure.names()) if layer.axes == Axes.BC.name]
     heads = tuple(f"{layer.module}." for layer in model.layers if layer.kind == "head")
-    classifiers = [layer.order for layer in pooled if f"{layer.module}.".startswith(heads) and _is_linear(model, layer)]
+    classifiers = [
+        layer.order
+        for layer in pooled
+        if f"{layer.module}.".startswith(heads) and isinstance(model.module.get_submodule(layer.module), (nn.Linear, nn.Conv2d))
+    ]
     before = [layer for layer in pooled if not classifiers or layer.order < classifiers[-1]]
     if not before:
         raise LayerError(f"no layer of {model.name} gives one vector per image before its classifier")
     return max(before, key=lambda layer: layer.order)
-
-
-def _is_linear(model: Model, layer: Layer) -> bool:
-    return isinstance(model.module.get_submodule(layer.module), (nn.Linear, nn.Conv2d))

@@ -18,10 +18,10 @@ from mixer_probe.models.model import Model
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Context manager: bytes of the tensors made inside that are alive, `live` now and `peak` at the most.
+    """Context manager: bytes of the tensors allocated inside that are alive, `live` now and `peak` at most.
 
-    Every storage counts once, whatever views of it there are, from the operation that makes it until the last reference to it
-    is gone; those that `without` has (parameters, buffers) do not count. What a kernel takes for itself is not seen."""
+    Every storage counts once, whatever its number of views, from the operation that allocates it until the last reference to it
+    is gone; parameters and buffers of `without` do not count. Memory that a kernel uses internally is not counted."""
 
     def __init__(self, without: nn.Module | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -29,35 +29,34 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak: int = 0
         known = [] if without is None else [*without.parameters(), *without.buffers()]
         self._without = [tensor.untyped_storage() for tensor in known]
-        self._seen: dict[int, Any] = {id(storage): storage for storage in self._without}
+        self._counted: dict[int, Any] = {id(storage): storage for storage in self._without}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for value in tree_leaves(result):
-            if isinstance(value, Tensor):
-                self._count(value.untyped_storage())
+            if not isinstance(value, Tensor):
+                continue
+            storage = value.untyped_storage()
+            key, size = id(storage), storage.nbytes()
+            if key in self._counted:
+                continue
+
+            def forget(_reference: Any, key: int = key, size: int = size) -> None:
+                del self._counted[key]
+                self.live -= size
+
+            # torch keeps the Python object of a storage as long as the storage itself.
+            self._counted[key] = weakref.ref(storage, forget)
+            self.live += size
+            self.peak = max(self.peak, self.live)
         return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = id(storage), storage.nbytes()
-        if key in self._seen:
-            return
-
-        def forget(_reference: Any) -> None:
-            del self._seen[key]
-            self.live -= size
-
-        # torch keeps the Python object of a storage as long as the storage itself.
-        self._seen[key] = weakref.ref(storage, forget)
-        self.live += size
-        self.peak = max(self.peak, self.live)
 
 
 @checked(MeasureError)
 def peak_activation_bytes(model: Model, batch_size: int = 1) -> int:
-    """The most bytes of activations alive at once while a batch goes forward without gradients, the batch itself included.
+    """Peak bytes of activations alive at once in a forward pass of one batch without gradients, the batch included.
 
-    Counted on the device and in the type of the model by `LiveBytes`: what fused kernels never make (the maps of fused
+    Counted on the device and in the type of the model by `LiveBytes`: what fused kernels do not materialise (the maps of fused
     attention) does not count."""
     device, dtype = model.device, model.dtype
     counter = LiveBytes(without=model.module)

@@ -18,8 +18,6 @@ from mixer_probe.cost.timing import RUNS, device_name, time_together
 from mixer_probe.models.model import Model
 from mixer_probe.stats import median_interval
 
-MIB = 2**20
-
 
 @dataclass(frozen=True)
 class ModelCost(Result):
@@ -48,7 +46,7 @@ class ModelCost(Result):
 
     @property
     def throughput(self) -> float:
-        """Images a second: batch size over the median time; NaN where time was not measured."""
+        """Images per second: batch size over the median time; NaN where time was not measured."""
         return self.batch_size / float(np.median(self.seconds)) if len(self.seconds) else float("nan")
 
     @property
@@ -85,7 +83,7 @@ class ModelCost(Result):
 
 @checked(MeasureError)
 def model_cost(model: Model, *, batch_size: int = 32, runs: int = RUNS) -> ModelCost:
-    """Count and measure one network where it is. `runs` = 0 counts only.
+    """The cost of one network on its device. `runs` = 0 counts only.
 
     Raises MeasureError for a batch of no images and one that does not fit into memory."""
     return model_costs([model], batch_size=batch_size, runs=runs)[0]
@@ -93,20 +91,19 @@ def model_cost(model: Model, *, batch_size: int = 32, runs: int = RUNS) -> Model
 
 @checked(MeasureError)
 def model_costs(models: Sequence[Model], *, batch_size: int = 32, runs: int = RUNS) -> list[ModelCost]:
-    """`model_cost` of several networks, all in memory, whose times are taken in turns and so can be compared."""
+    """`model_cost` of several networks, all in memory, timed in turns so that their times are comparable."""
     seconds = time_together(models, batch_size, runs) if runs else np.empty((len(models), 0))
-    return [_cost(model, batch_size, row) for model, row in zip(models, seconds, strict=True)]
-
-
-def _cost(model: Model, batch_size: int, seconds: np.ndarray) -> ModelCost:
-    return ModelCost(
-        model=model.record,
-        input_size=model.input.size,
-        head_parameters=head_parameters(model),
-        macs=count_parts(model),
-        device=device_name(model.device),
-        dtype=str(model.dtype).removeprefix("torch."),
-        batch_size=batch_size,
-        peak_bytes=peak_activation_bytes(model, batch_size),
-        seconds=seconds,
-    )
+    return [
+        ModelCost(
+            model=model.record,
+            input_size=model.input.size,
+            head_parameters=head_parameters(model),
+            macs=count_parts(model),
+            device=device_name(model.device),
+            dtype=str(model.dtype).removeprefix("torch."),
+            batch_size=batch_size,
+            peak_bytes=peak_activation_bytes(model, batch_size),
+            seconds=row,
+        )
+        for model, row in zip(models, seconds, strict=True)
+    ]

@@ -74,7 +74,7 @@ class MixerScales(Result):
     macs: tuple[int, ...]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a scale: as printed, by formula, and as counted."""
+        """One row per scale: as printed, by formula, and as counted."""
         return pd.DataFrame(
             {
                 "scale": [s.name for s in self.scales],
@@ -96,16 +96,14 @@ class MixerScales(Result):
 
 def mixer_scales() -> MixerScales:
     """Count every scale of Table 1. Networks are built on the meta device: counting needs shapes, no weights."""
-    networks = [_build(scale) for scale in TABLE1]
+    networks: list[nn.Module] = []
+    with torch.device("meta"):
+        for s in TABLE1:
+            if s.timm_name:
+                networks.append(timm.create_model(s.timm_name, num_classes=0))
+            else:
+                sizes: dict[str, Any] = {"patch_size": s.patch, "embed_dim": s.width, "num_blocks": s.layers}
+                sizes["mlp_ratio"] = (s.token_units / s.width, s.channel_units / s.width)
+                networks.append(MlpMixer(**sizes, num_classes=0))
     parameters = tuple(sum(p.numel() for p in network.parameters()) for network in networks)
     return MixerScales(TABLE1, parameters, tuple(count_macs(network, (3, _PX, _PX)) for network in networks))
-
-
-def _build(scale: MixerScale) -> nn.Module:
-    ratios = (scale.token_units / scale.width, scale.channel_units / scale.width)
-    sizes: dict[str, Any] = {"patch_size": scale.patch, "embed_dim": scale.width, "num_blocks": scale.layers, "mlp_ratio": ratios}
-    with torch.device("meta"):
-        if scale.timm_name:
-            network: nn.Module = timm.create_model(scale.timm_name, num_classes=0)
-            return network
-        return MlpMixer(**sizes, num_classes=0)

@@ -21,9 +21,7 @@ WARM_RUNS = 3
 
 @checked(MeasureError)
 def time_forward(model: Model, batch_size: int = 32, runs: int = RUNS) -> np.ndarray:
-    """Seconds [runs] that each forward pass of one batch of noise takes, after three passes that are not timed.
-
-    As `time_together`, of one network."""
+    """Seconds [runs] of each forward pass of one batch of noise, after three warm-up passes: `time_together` of one network."""
     return np.asarray(time_together([model], batch_size, runs)[0])
 
 
@@ -31,33 +29,29 @@ def time_forward(model: Model, batch_size: int = 32, runs: int = RUNS) -> np.nda
 def time_together(models: Sequence[Model], batch_size: int = 32, runs: int = RUNS) -> np.ndarray:
     """Seconds [model, run] of forward passes of one batch of noise, the networks in turns.
 
-    Whatever else a machine does comes and goes; in turns it meets all networks alike, so that their ratios stay. Three rounds
-    that are not timed go before. Without gradients, each in its own type; a device with a queue of its own is waited for before
-    and after each pass. Raises MeasureError for less than one run or image, and where the batch does not fit into memory."""
+    In turns the other load of a machine affects all networks alike, so that ratios of their times are stable. Three warm-up
+    rounds precede and are not timed. Without gradients, each network in its own type; CUDA and MPS devices are synchronised
+    before and after each pass. Raises MeasureError for less than one run or image, and for a batch that exceeds memory."""
     check_count("runs", runs, MeasureError)
-    batches = [_noise(model, batch_size) for model in models]
+    batches = [
+        torch.randn(batch_size, *m.input.size, generator=torch.Generator().manual_seed(0)).to(m.device, m.dtype) for m in models
+    ]
+    seconds = np.empty((len(models), WARM_RUNS + runs))
     try:
-        rounds = [[_timed(m, batch) for m, batch in zip(models, batches, strict=True)] for _ in range(WARM_RUNS + runs)]
+        for run in range(WARM_RUNS + runs):
+            for i, (model, batch) in enumerate(zip(models, batches, strict=True)):
+                with evaluating(model.module), torch.no_grad():
+                    _synchronise(batch.device)
+                    start = time.perf_counter()
+                    model.module(batch)
+                    _synchronise(batch.device)
+                    seconds[i, run] = time.perf_counter() - start
     except torch.OutOfMemoryError as error:
         raise MeasureError(f"{batch_size} images do not fit into memory; use a smaller batch") from error
-    return np.array(rounds[WARM_RUNS:]).T
+    return seconds[:, WARM_RUNS:]
 
 
-def _noise(model: Model, batch_size: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch_size, *model.input.size, generator=generator).to(model.device, model.dtype)
-
-
-def _timed(model: Model, batch: torch.Tensor) -> float:
-    with evaluating(model.module), torch.no_grad():
-        _wait(batch.device)
-        start = time.perf_counter()
-        model.module(batch)
-        _wait(batch.device)
-        return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
+def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -65,19 +59,16 @@ def _wait(device: torch.device) -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """What to call a device beside a time: the card, or the processor and its threads."""
+    """The name of a device for reported times: the GPU, or the processor and its number of threads."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
-    if device.type == "cpu":
-        threads = torch.get_num_threads()
-        return f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
-    return f"{platform.machine()} ({device.type})"
-
-
-def _processor() -> str:
+    if device.type != "cpu":
+        return f"{platform.machine()} ({device.type})"
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next(iter(names), platform.processor() or platform.machine())
+    name = next(iter(names), platform.processor() or platform.machine())
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' if threads > 1 else ''}"

@@ -63,7 +63,7 @@ def test_twins_and_a_missing_network_and_a_second_start(
     (against,) = (r for r in found if isinstance(r, AccuracyCost))
     assert [m.name for m in against.models] == ["zoo:resnet-s0", "zoo:resnet-s0?untrained"]
     # As dear by count, and by far less accurate: beaten beyond both intervals, on the frontier of neither count.
-    assert against.beaten[-1, :2].tolist() == [[False, True]] * 2
+    assert against.dominated[-1, :2].tolist() == [[False, True]] * 2
     assert against.frontier[-1, :2].tolist() == [[True, False]] * 2
 
     def never(*_arguments: object, **_named: object) -> None:

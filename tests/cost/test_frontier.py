@@ -10,7 +10,7 @@ from torch import nn
 import mixer_probe as mp
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.cost import accuracy_cost, feature_layer, model_cost, on_frontier
-from mixer_probe.cost.views import accuracy_cost_sentences
+from mixer_probe.cost.findings import accuracy_cost_sentences
 from mixer_probe.probing import few_shot_probe
 from tests.networks import CASES
 from tests.tiny import tiny_models
@@ -68,7 +68,7 @@ def test_accuracy_beside_cost() -> None:
         probes.append(mp.linear_probe(*runs))
         few.append(few_shot_probe(*runs, [1, 5]))
     found = accuracy_cost(costs, probes, few)
-    assert found.measures == ("few-shot probe, 5 images a class", "linear probe, 60 images")
+    assert found.measures == ("few-shot probe, 5 images per class", "linear probe, 60 images")
     np.testing.assert_array_equal(found.cost[:2], [[c.model.parameters for c in costs], [c.macs.total for c in costs]])
     np.testing.assert_array_equal(found.accuracy, [[f.mean[-1, 1] for f in few], [p.accuracy[-1] for p in probes]])
     assert len(found.to_frame()) == 2 * 4 * 3

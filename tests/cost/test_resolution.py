@@ -46,14 +46,14 @@ def test_linear_growth(name: str) -> None:
     growth = cost_growth(CASES[name].model(), timed=0)
     np.testing.assert_allclose(growth.exponents, 1, atol=1e-12)
     assert growth.exponent == pytest.approx(1, abs=1e-12)
-    np.testing.assert_allclose(growth.quadratic_share, 0, atol=1e-10)
+    np.testing.assert_allclose(growth.quadratic_fraction, 0, atol=1e-10)
 
 
 @pytest.mark.parametrize("name, prefix", [("vit-gap", 0), ("vit", 1)])
-def test_the_quadratic_share_of_a_vit(name: str, prefix: int) -> None:
+def test_the_quadratic_fraction_of_a_vit(name: str, prefix: int) -> None:
     """2 L C S^2 of all, with a class token as well; the exponent approaches 2."""
     growth = cost_growth(CASES[name].model(), timed=0)
-    np.testing.assert_allclose(growth.quadratic_share, L * 2 * C * S**2 / growth.counted, rtol=1e-9)
+    np.testing.assert_allclose(growth.quadratic_fraction, L * 2 * C * S**2 / growth.counted, rtol=1e-9)
     n = S + prefix
     np.testing.assert_array_equal(growth.counted, STEM + L * (12 * n * C * C + 2 * n * n * C))
     assert (np.diff(growth.exponents) > 0).all()
@@ -62,8 +62,8 @@ def test_the_quadratic_share_of_a_vit(name: str, prefix: int) -> None:
 
 def test_resmlp_and_gmlp_are_quadratic_as_well() -> None:
     growth = cost_growth(CASES["resmlp"].model(), timed=0)
-    np.testing.assert_allclose(growth.quadratic_share, L * C * S**2 / growth.counted, rtol=1e-9)
-    assert cost_growth(CASES["gmlp"].model(), timed=0).quadratic_share[-1] > 0.7
+    np.testing.assert_allclose(growth.quadratic_fraction, L * C * S**2 / growth.counted, rtol=1e-9)
+    assert cost_growth(CASES["gmlp"].model(), timed=0).quadratic_fraction[-1] > 0.7
 
 
 def test_against_networks_that_timm_builds_for_that_size() -> None:

@@ -13,8 +13,8 @@ from mixer_probe.core.result import ImagesRecord
 from mixer_probe.core.section import Table
 from mixer_probe.cost import AccuracyCost, cost_growth, model_cost
 from mixer_probe.cost.figures import accuracy_cost_frontier, cost_growth_curves, mac_bars
+from mixer_probe.cost.findings import accuracy_cost_sentences, growth_sentence
 from mixer_probe.cost.frontier import COSTS
-from mixer_probe.cost.views import accuracy_cost_sentences, growth_sentence
 from mixer_probe.report import make_sections
 from tests.networks import CASES
 
@@ -33,7 +33,7 @@ def planted() -> AccuracyCost:
 def test_the_frontier_of_planted_networks() -> None:
     found = planted()
     assert found.frontier[0].tolist() == [[True, True, False]] * 4
-    assert found.beaten[0].tolist() == [[False, False, True]] * 3 + [[False, False, False]]
+    assert found.dominated[0].tolist() == [[False, False, True]] * 3 + [[False, False, False]]
     (said,) = accuracy_cost_sentences(found)
     assert "n = 100, chance 10.0 %" in said
     assert "net-b is the most accurate, 90.0 % [85.0 %, 95.0 %]" in said

@@ -19,8 +19,8 @@ from mixer_probe.channels.views.dissection import detection_sentence
 from mixer_probe.channels.views.pages import pages_section
 from mixer_probe.core.result import ImagesRecord, ModelRecord
 from mixer_probe.core.section import Picture, Section
+from mixer_probe.cost.findings import accuracy_cost_sentences
 from mixer_probe.cost.frontier import COSTS, AccuracyCost
-from mixer_probe.cost.views import accuracy_cost_sentences
 from mixer_probe.images.distortions import LowPass, PatchShuffle, Shift
 from mixer_probe.invariance import compare_architectures, error_consistency
 from mixer_probe.invariance.findings import consistency_sentences, kind_sentence, shift_sentence
