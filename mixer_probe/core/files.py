@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, by one process at a time, and on the disk before anything says so; errors that are true."""
+"""Files: written whole or not at all, by one process at a time, synced to disk; and error texts with the system's own reason."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from pathlib import Path
 from typing import Any
 
 from mixer_probe.core.errors import StoreError
+from mixer_probe.core.text import escape
 
-# Names of files under way, so that those of a process that was killed can be told from a person's own.
+# Temporary files have names of their own, so that those of a killed process can be removed.
 _UNDER_WAY = ".mixer-probe-*.tmp"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-_ESCAPED = re.compile("[\ud800-\udfff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write `text` as UTF-8 to `path`; what UTF-8 cannot hold is written as `printable` has it. Otherwise as `write_bytes`."""
+    """Write `text` as UTF-8 to `path`, made `printable`; otherwise as `write_bytes`."""
     return write_bytes(path, printable(text).encode())
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
     """Write `content` to `path`, whole or not at all: to a temporary file beside it, which takes its place once on the disk.
 
-    A full disk, an interrupt or a lost current leaves what was at `path`, and a killed process at most a file that
-    `remove_leftovers` removes. The mode is that of any new file: 0666 less the umask. Folders above are made. Returns `path`.
+    A full disk, an interrupt or a power failure leaves what was at `path`, and a killed process at most a file that
+    `remove_leftovers` removes. The mode is that of any new file: 0666 less the umask. Parent folders are created. Returns `path`.
     Raises StoreError if the system refuses, with its reason."""
     temporary = path.parent / _UNDER_WAY.replace("*", secrets.token_hex(8))
     try:
@@ -45,7 +46,7 @@ def write_bytes(path: Path, content: bytes) -> Path:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
-        sync([path.parent])
+        _sync(path.parent)
     except BaseException as error:
         with suppress(OSError, ValueError):
             temporary.unlink(missing_ok=True)
@@ -65,7 +66,7 @@ def make_folder(path: Path) -> Path:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in `folder`; for who is its only writer."""
+    """Remove the temporary files that killed processes left in `folder`; for its only writer."""
     for file in folder.glob(_UNDER_WAY):
         file.unlink(missing_ok=True)
 
@@ -76,7 +77,7 @@ def is_leftover(file: Path) -> bool:
 
 
 def sync(paths: Iterable[Path]) -> None:
-    """Wait until files and folders are on the disk; many at once, since the disk takes as long for one. Raises OSError."""
+    """Wait until files and folders are on the disk; many at once, which takes as long as one. Raises OSError."""
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(_sync, paths))
 
@@ -95,7 +96,7 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-# -- what is said about them -------------------------------------------------------------------------------------------
+# -- error texts -------------------------------------------------------------------------------------------------------
 
 
 def reason(error: BaseException) -> str:
@@ -104,17 +105,17 @@ def reason(error: BaseException) -> str:
 
 
 def remedy(error: BaseException) -> str:
-    """What to do about it: to make room only where there is none."""
+    """What to do about it: free space only where the disk is full."""
     return "free disk space" if is_full(error) else "fix this"
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error comes of a full disk or quota."""
+    """Whether an error has a full disk or quota as a cause."""
     return any(isinstance(cause, OSError) and cause.errno in _NO_ROOM for cause in causes(error))
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and those that it comes of."""
+    """An error and the chain of its causes."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause
@@ -122,14 +123,10 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def printable(text: object) -> str:
-    r"""The text with what no UTF-8 holds as its escape: the name of a file whose bytes are b"caf\xe9" is printed as "caf\xe9"."""
+    r"""The text with surrogates, which UTF-8 cannot encode, escaped: the
+    name of a file whose bytes are b"caf\xe9" is printed as "caf\xe9"."""
     said = str(text)
-    return said if said.isascii() else _ESCAPED.sub(_escape, said)
-
-
-def _escape(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+    return said if said.isascii() else _SURROGATE.sub(lambda found: escape(found[0]), said)
 
 
 def checksum(content: Any) -> str:
@@ -144,13 +141,37 @@ def checksum(content: Any) -> str:
 def only_writer(place: Path, lock: Path) -> Iterator[None]:
     """Hold the file `lock` while `place` is written to, so that two processes, or two threads, never write there at once.
 
-    The system lets go of it when the process ends in any way; nothing is left behind. Where the file system has no locks, nothing
-    is held. Raises StoreError if another process or thread writes there, or the lock cannot be made."""
-    handle = _acquire(place, lock)
+    The system releases it when the process ends in any way; nothing is left behind. Where the file system has no locks, none is
+    held. Raises StoreError if another process or thread writes there, or the lock cannot be created."""
+    while True:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        except (OSError, ValueError) as error:
+            raise StoreError(f"cannot write {printable(place)}: {reason(error)}") from error
+        try:
+            locked = _lock(handle)
+            os.lseek(handle, 0, os.SEEK_SET)
+            if not locked:
+                pid = os.read(handle, 20).decode(errors="replace").partition("\n")[0]
+                process = f"another process (pid {pid})" if pid.isdigit() else "another process"
+                writer = "another thread of this process" if pid == str(os.getpid()) else process
+                raise StoreError(f"{printable(place)} is being written by {writer}; wait for it or give another --out")
+            if _is_there(handle, lock):
+                os.write(handle, f"{os.getpid()}\n".encode())
+                break
+        except OSError as error:
+            os.close(handle)
+            raise StoreError(f"cannot write {printable(place)}: {reason(error)}") from error
+        except BaseException:
+            os.close(handle)
+            raise
+        # The previous writer has just released and removed it.
+        os.close(handle)
     try:
         yield
     finally:
-        # In this order: who opens it after it is gone makes a new one.
+        # Removed before it is closed: a later writer creates a new file.
         try:
             with suppress(OSError):
                 if _is_there(handle, lock):
@@ -159,32 +180,8 @@ def only_writer(place: Path, lock: Path) -> Iterator[None]:
             os.close(handle)
 
 
-def _acquire(place: Path, lock: Path) -> int:
-    while True:
-        try:
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-        except (OSError, ValueError) as error:
-            raise StoreError(f"cannot write {printable(place)}: {reason(error)}") from error
-        try:
-            if not _lock(handle):
-                raise StoreError(f"{printable(place)} is being written by {_who(handle)}; wait for it or give another --out")
-            if _is_there(handle, lock):
-                os.lseek(handle, 0, os.SEEK_SET)
-                os.write(handle, f"{os.getpid()}\n".encode())
-                return handle
-        except OSError as error:
-            os.close(handle)
-            raise StoreError(f"cannot write {printable(place)}: {reason(error)}") from error
-        except BaseException:
-            os.close(handle)
-            raise
-        # The one before has just let go of it and removed it.
-        os.close(handle)
-
-
 def _lock(handle: int) -> bool:
-    """Whether the lock is ours now."""
+    """Lock an open file by the means of the system without waiting; returns whether it is locked now."""
     if sys.platform == "win32":
         import msvcrt
 
@@ -207,15 +204,8 @@ def _lock(handle: int) -> bool:
 
 
 def _is_there(handle: int, lock: Path) -> bool:
+    """Whether the open file is still the one at the path `lock`."""
     try:
         return os.path.samestat(os.fstat(handle), lock.stat())
     except FileNotFoundError:
         return False
-
-
-def _who(handle: int) -> str:
-    os.lseek(handle, 0, os.SEEK_SET)
-    pid = os.read(handle, 20).decode(errors="replace").partition("\n")[0]
-    if pid == str(os.getpid()):
-        return "another thread of this process"
-    return f"another process (pid {pid})" if pid.isdigit() else "another process"

@@ -49,24 +49,24 @@ class Finding:
 
 
 def missing(question: str, what: str, needs: str, results: Sequence[Result], step: str = "") -> Finding:
-    """A finding that is not available, with the reason: that of a step of the study that was left out and whose name begins with
-    `step`, or else what it `needs`."""
+    """A finding that is not available, with the reason: that of a skipped step of the study whose name begins with `step`, or
+    else what it `needs`."""
     reasons = [r.reason for r in results if isinstance(r, Skipped) and step and r.step.startswith(step)]
     return Finding(question, "", f"{what}: not available, {reasons[0] if reasons else needs}", "missing")
 
 
 def own_models(models: Sequence[ModelRecord]) -> set[str]:
-    """Names of the networks that are there for their own sake: no twins, no raw pixels."""
+    """Names of the networks under study: no untrained baselines, no raw pixels."""
     return {m.name for m in studied(models) if m.family != "pixels"}
 
 
 def twin_name(model: ModelRecord) -> str:
-    """The name that the untrained twin of a network has."""
+    """The name of the untrained baseline of a network."""
     return model.name + "?untrained"
 
 
 def is_twin(model: ModelRecord, own: set[str]) -> bool:
-    """Whether a network is the untrained twin of one of `own`."""
+    """Whether a network is the untrained baseline of one of `own`."""
     return model.name not in own and base_name(model.name) in own
 
 

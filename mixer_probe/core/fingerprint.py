@@ -1,4 +1,4 @@
-"""What images are: hashes of their content, and the checks that two sets hold the same pictures, or none in common.
+"""Identity of images: hashes of their content, and checks that two sets hold the same pictures, or none in common.
 
 A key is the hash of one image: of the bytes of its file, of its pixels where it is held in memory, of its numbers where it is a
 finished input. What was done to an image stands behind its key after a tilde: the picture is the same under every distortion.
@@ -56,8 +56,8 @@ def digest(*parts: str | bytes) -> str:
 def file_keys(paths: Sequence[str], verify: bool = False) -> list[str]:
     """Key of every file: the hash of its bytes, read on several cores.
 
-    A file is read once a process as long as its size, its times and its place on the disk stay the same; `verify` reads it
-    anyway. Raises what the operating system raises."""
+    A file is read once per process as long as its size, times and inode are unchanged; `verify` reads it anyway.
+    Raises what the operating system raises."""
     return in_parallel(lambda path: _file_key(path, verify), paths)
 
 
@@ -70,6 +70,7 @@ def in_parallel(make: Callable[[str], str], items: Sequence[str]) -> list[str]:
 
 
 def _file_key(path: str, verify: bool) -> str:
+    """The hash of a file, from the cache where the file is unchanged since it was read."""
     stat = os.stat(path)
     state = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev)
     known = _known_files.get(path)
@@ -87,7 +88,7 @@ def _file_key(path: str, verify: bool) -> str:
 
 
 def folder_state(folder: str | os.PathLike[str]) -> str:
-    """Hash over the names, sizes and times of all files below a folder: another one when a file there came, went or changed."""
+    """Hash over the names, sizes and times of all files below a folder: it changes when one is added, removed or changed."""
     found, seen = [], set()
     for path, children, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(path)
@@ -148,12 +149,12 @@ def pictures_fingerprint(keys: Iterable[str]) -> str:
 
 
 def keys_by_name(fingerprint: str, ids: Sequence[str]) -> tuple[str, ...]:
-    """Keys of images whose content is not at hand: from the names that they have in a set with this fingerprint."""
+    """Keys of images whose content is unavailable: from their names in a set with this fingerprint."""
     return tuple(digest(fingerprint, name)[:_LENGTH] for name in ids)
 
 
 def keys_of(images: Identified) -> tuple[str, ...]:
-    """The `keys` of images or representations; those of a class that tells none are `keys_by_name`."""
+    """The `keys` of images or representations, `keys_by_name` where their class has none."""
     keys = getattr(images, "keys", None)
     if keys is not None:
         return tuple(keys)
@@ -184,7 +185,7 @@ def check_same_images(a: Identified, b: Identified) -> None:
 
 
 def apart(keys: Sequence[str], fit: Iterable[int], hold: Iterable[int]) -> np.ndarray:
-    """The rows `fit` without those whose pictures are among the rows `hold`: what a set has twice is in one part only."""
+    """The rows `fit` without those whose pictures are among the rows `hold`, so that duplicates are in one part only."""
     held = {picture_of(keys[i]) for i in hold}
     return np.array([i for i in fit if picture_of(keys[i]) not in held], dtype=np.int64)
 

@@ -1,4 +1,4 @@
-"""Progress of long work: one shared display, so that nested work shows nested bars. Silent where nobody is watching."""
+"""Progress of long work: one shared display with a bar per task, nested tasks included; silent without a terminal."""
 
 from __future__ import annotations
 
@@ -27,8 +27,20 @@ def listen(listener: Listener | None) -> None:
 
 @contextmanager
 def task(title: str, total: int) -> Iterator[Advance]:
-    """A piece of work of `total` steps; call the yielded function with the number of steps just done."""
-    display = _enter()
+    """A task of `total` steps; call the yielded function with the number of steps just done.
+
+    The bars are shown on a terminal, unless MIXER_PROBE_PROGRESS is 0 (never) or 1 (always)."""
+    global _display, _depth
+    _depth += 1
+    wanted = os.environ.get("MIXER_PROBE_PROGRESS", "")
+    if _depth == 1 and (wanted == "1" or (wanted != "0" and sys.stderr.isatty())):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        times = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        _display = Progress(TextColumn("{task.description}"), *times, console=Console(stderr=True), transient=True)
+        _display.start()
+    display = _display
     bar = display.add_task(title, total=total) if display else None
     done = 0
 
@@ -45,42 +57,7 @@ def task(title: str, total: int) -> Iterator[Advance]:
     finally:
         if display is not None and bar is not None:
             display.remove_task(bar)
-        _leave()
-
-
-def _enter() -> Progress | None:
-    global _display, _depth
-    _depth += 1
-    if _depth == 1 and _watched():
-        _display = _new_display()
-        _display.start()
-    return _display
-
-
-def _new_display() -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-
-
-def _leave() -> None:
-    global _display, _depth
-    _depth -= 1
-    if _depth == 0 and _display:
-        _display.stop()
-        _display = None
-
-
-def _watched() -> bool:
-    """A terminal, unless MIXER_PROBE_PROGRESS says 0 (never) or 1 (always)."""
-    wanted = os.environ.get("MIXER_PROBE_PROGRESS", "")
-    return wanted == "1" or (wanted != "0" and sys.stderr.isatty())
+        _depth -= 1
+        if _depth == 0 and _display:
+            _display.stop()
+            _display = None

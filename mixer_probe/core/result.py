@@ -63,9 +63,9 @@ def storable(cls: T) -> T:
     """Class decorator: let `to_dict` and `from_dict` carry this frozen dataclass, and compare and hash it field by field, arrays
     by their values and NaN equal to NaN."""
     _KINDS[_kind(cls)] = cls
-    for name, method in (("__eq__", _equal), ("__hash__", _hash)):
-        # The dataclass decorator leaves what a class has.
-        setattr(cls, name, method)
+    for name in ("__eq__", "__hash__"):
+        # The dataclass decorator keeps methods that a class has.
+        setattr(cls, name, getattr(_ByValue, name))
     return cls
 
 
@@ -80,14 +80,14 @@ def _compared(value: Any) -> list[Any]:
     return [getattr(value, f.name) for f in dataclasses.fields(value) if f.compare]
 
 
-def _equal(self: Any, other: Any) -> Any:
-    if type(other) is not type(self):
-        return NotImplemented
-    return all(map(same, _compared(self), _compared(other)))
+class _ByValue:
+    """Comparison and hash of dataclasses field by field, arrays by their values."""
 
+    def __eq__(self, other: object) -> bool:
+        return all(map(same, _compared(self), _compared(other))) if type(other) is type(self) else NotImplemented
 
-def _hash(self: Any) -> int:
-    return hash((type(self), *map(_hashable, _compared(self))))
+    def __hash__(self) -> int:
+        return hash((type(self), *map(_hashable, _compared(self))))
 
 
 def same(a: Any, b: Any) -> bool:
@@ -185,7 +185,16 @@ def to_dict(value: Any) -> Any:
         fields = {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {_TYPE: _kind(type(value)), **fields}
     if isinstance(value, np.ndarray):
-        return _array_to_dict(value)
+        kind, head = value.dtype.kind, {_TYPE: "array", "dtype": str(value.dtype), "shape": list(value.shape)}
+        if kind == "O":
+            raise TypeError("cannot store an array of Python objects in a result")
+        # JSON has texts, booleans, integers and finite numbers, but not NaN, complex numbers or dates.
+        in_json = kind in "biu" or (kind == "f" and bool(np.isfinite(value).all()))
+        if kind == "U" or (value.size <= _INLINE_VALUES and in_json):
+            return {**head, "values": value.ravel().tolist()}
+        buffer = io.BytesIO()
+        np.save(buffer, value, allow_pickle=False)
+        return {**head, "npy_base64": base64.b64encode(buffer.getvalue()).decode()}
     if isinstance(value, np.generic):
         return to_dict(value.item())
     if isinstance(value, float) and not np.isfinite(value):
@@ -217,7 +226,9 @@ def from_dict(data: Any) -> Any:
     if kind == "dict":
         return {k: from_dict(v) for k, v in data["items"].items()}
     if kind not in _KINDS:
-        _import_results()
+        # Types are known once their modules are imported.
+        for package in _PACKAGES:
+            importlib.import_module(f"mixer_probe.{package}")
     if kind not in _KINDS:
         raise StoreError(f"'{kind}' is not a result type of this version of mixer_probe; {closest(str(kind), sorted(_KINDS))}")
     cls: Any = _KINDS[kind]
@@ -233,31 +244,21 @@ def from_dict(data: Any) -> Any:
         raise StoreError(f"a {cls.__name__} of another version of mixer_probe: {textwrap.shorten(str(error), 200)}") from error
 
 
-def _import_results() -> None:
-    """Classes become known when their modules are imported, which a person who only opens a file has not done."""
-    for package in _PACKAGES:
-        importlib.import_module(f"mixer_probe.{package}")
-
-
-def _array_to_dict(array: np.ndarray) -> dict[str, Any]:
-    head: dict[str, Any] = {_TYPE: "array", "dtype": str(array.dtype), "shape": list(array.shape)}
-    if array.dtype.kind == "O":
-        raise TypeError("cannot store an array of Python objects in a result")
-    if array.dtype.kind == "U" or (array.size <= _INLINE_VALUES and _is_json(array)):
-        return {**head, "values": array.ravel().tolist()}
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return {**head, "npy_base64": base64.b64encode(buffer.getvalue()).decode()}
-
-
-def _is_json(array: np.ndarray) -> bool:
-    """Whether JSON has all the values: booleans, integers and finite numbers, but not NaN, complex numbers or dates."""
-    return array.dtype.kind in "biu" or (array.dtype.kind == "f" and bool(np.isfinite(array).all()))
-
-
 def _array_from_dict(data: dict[str, Any]) -> np.ndarray:
+    """The array that JSON data describes, once its shape and type are known to match what the data holds."""
     if "npy_base64" in data:
-        return _array_from_npy(base64.b64decode(data["npy_base64"], validate=True))
+        content = base64.b64decode(data["npy_base64"], validate=True)
+        stream = io.BytesIO(content)
+        version = np.lib.format.read_magic(stream)
+        read_header: Any = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(stream)
+        n_bytes = len(content) - stream.tell()
+        if dtype.hasobject:
+            raise StoreError("an array of Python objects is never read")
+        if math.prod(shape) * dtype.itemsize != n_bytes:
+            raise StoreError(f"an array declares the shape {shape} of '{dtype}' and has {n_bytes} bytes")
+        stream.seek(0)
+        return np.asarray(np.load(stream, allow_pickle=False))
     dtype, shape, values = np.dtype(data["dtype"]), data["shape"], data["values"]
     kinds = _JSON_KINDS.get(dtype.kind)
     if kinds is None or not isinstance(values, list) or not all(type(v) in kinds for v in values):
@@ -267,22 +268,6 @@ def _array_from_dict(data: dict[str, Any]) -> np.ndarray:
     if dtype.kind == "U" and dtype.itemsize * len(values) > max(_FREE_BYTES, 64 * sum(map(len, values))):
         raise StoreError(f"an array of {len(values)} texts declares {dtype.itemsize} bytes for each, and they are much shorter")
     return np.array(values, dtype=dtype).reshape(shape)
-
-
-def _array_from_npy(content: bytes) -> np.ndarray:
-    """The array of an npy file, once its header is known to declare what is there."""
-    stream = io.BytesIO(content)
-    version = np.lib.format.read_magic(stream)
-    read_header: Any = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read_header(stream)
-    there = len(content) - stream.tell()
-    if dtype.hasobject:
-        raise StoreError("an array of Python objects is never read")
-    if math.prod(shape) * dtype.itemsize != there:
-        raise StoreError(f"an array declares the shape {shape} of '{dtype}' and has {there} bytes")
-    stream.seek(0)
-    loaded: np.ndarray = np.load(stream, allow_pickle=False)
-    return loaded
 
 
 @dataclass(frozen=True)
@@ -321,7 +306,28 @@ def load_results(path: str | os.PathLike[str]) -> tuple[Any, ...]:
 
 def open_results(path: str | os.PathLike[str]) -> SavedResults:
     """A results file, or that in the folder of a report, with its settings. Raises as `load_results`."""
-    content = _read(Path(path))
+    place = Path(path)
+    name = printable(place)
+    try:
+        if place.is_dir() and not (place / FILE_NAME).exists():
+            raise StoreError(f"cannot read results from {name}: there is no {FILE_NAME} in this folder; give that of a report")
+        content = json.loads((place / FILE_NAME if place.is_dir() else place).read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            found = content.get("format") if isinstance(content, dict) else None
+            what = f", found '{found}'" if isinstance(found, str) else ""
+            raise StoreError(f"{name} is not a results file of this version (expected format '{FORMAT}'{what}); recreate it")
+        said = content.pop("checksum", None)
+        if said != checksum(content):
+            what = "has no checksum" if said is None else "has been damaged or edited: its checksum does not match"
+            raise StoreError(f"{name} {what}; {_AGAIN}")
+    except OSError as error:
+        raise StoreError(f"cannot read results from {name}: {reason(error)}") from error
+    except StoreError:
+        raise
+    except ValueError as error:
+        raise StoreError(f"{name} is not a results file: it is not valid JSON ({printable(error)}); {_AGAIN}") from error
+    except RecursionError as error:
+        raise StoreError(f"{name} is not a results file: it is nested deeper than any result; {_AGAIN}") from error
     try:
         results = tuple(from_dict(r) for r in content["results"])
         odd = next((r for r in results if not isinstance(r, Result)), None)
@@ -331,37 +337,5 @@ def open_results(path: str | os.PathLike[str]) -> SavedResults:
         return SavedResults(results, {**settings}, str(content["title"]))
     except Exception as error:
         # Fields of the right types can still contradict each other in as many ways as there are results.
-        told = error if isinstance(error, StoreError) else f"{type(error).__name__} {error}"
-        raise StoreError(
-            f"{printable(path)} contains data that is not a result of this version of mixer_probe: {told}"
-        ) from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    name = printable(path)
-    try:
-        if path.is_dir() and not (path / FILE_NAME).exists():
-            raise StoreError(f"cannot read results from {name}: there is no {FILE_NAME} in this folder; give that of a report")
-        content = json.loads((path / FILE_NAME if path.is_dir() else path).read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise StoreError(
-                f"{name} is not a results file of this version (expected format '{FORMAT}'{_found(content)}); recreate it"
-            )
-        said = content.pop("checksum", None)
-        if said != checksum(content):
-            what = "has no checksum" if said is None else "has been damaged or edited: its checksum does not match"
-            raise StoreError(f"{name} {what}; {_AGAIN}")
-    except OSError as error:
-        raise StoreError(f"cannot read results from {name}: {reason(error)}") from error
-    except ValueError as error:
-        if isinstance(error, StoreError):
-            raise
-        raise StoreError(f"{name} is not a results file: it is not valid JSON ({printable(error)}); {_AGAIN}") from error
-    except RecursionError as error:
-        raise StoreError(f"{name} is not a results file: it is nested deeper than any result; {_AGAIN}") from error
-    return content
-
-
-def _found(content: Any) -> str:
-    found = content.get("format") if isinstance(content, dict) else None
-    return f", found '{found}'" if isinstance(found, str) else ""
+        why = error if isinstance(error, StoreError) else f"{type(error).__name__} {error}"
+        raise StoreError(f"{name} contains data that is not a result of this version of mixer_probe: {why}") from error

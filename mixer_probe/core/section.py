@@ -1,19 +1,17 @@
-"""The parts of a report: sections with paragraphs, pictures and tables. No HTML here, so that texts can be tested as texts."""
+"""The parts of a report: sections with paragraphs, pictures and tables, without HTML."""
 
 from __future__ import annotations
 
 import base64
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
 import matplotlib as mpl
 import pandas as pd
-from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -27,11 +25,6 @@ _FORMATS: dict[str, dict[str, Any]] = {
     "png": {"format": "png", "metadata": {"Software": None}},
     "webp": {"format": "webp", "pil_kwargs": {"quality": 82}},
 }
-
-
-def _drawing() -> AbstractContextManager[None]:
-    """Settings under which the same numbers give the same file: with a fixed salt (and without a date, `metadata`)."""
-    return mpl.rc_context({"svg.hashsalt": "mixer-probe", "svg.fonttype": "path"})
 
 
 _CLIP = re.compile(rb'(?<=<clipPath id=")[^"]+(?=")')
@@ -51,38 +44,31 @@ def _numbered_clips(svg: bytes) -> bytes:
 
 
 def encode(figure: Figure, kind: str, dpi: int = 160) -> bytes:
-    """The figure as a file of the `kind` "svg+xml", "png" or "webp"."""
-    stream = io.BytesIO()
-    with _drawing(), _laid_out(figure, FigureCanvasSVG if kind == "svg+xml" else FigureCanvasAgg, dpi):
-        figure.savefig(stream, dpi=dpi, **_FORMATS[kind])
-    return _numbered_clips(stream.getvalue()) if kind == "svg+xml" else stream.getvalue()
-
-
-@contextmanager
-def _laid_out(figure: Figure, canvas: type[FigureCanvasBase], dpi: float) -> Iterator[None]:
-    """Inside, the layout is made. matplotlib makes it in a drawing of its own before each file: the file is the same, in less
-    time."""
-    engine = figure.get_layout_engine()
-    if engine is not None:
-        canvas(figure)
-        own, figure.dpi = figure.dpi, dpi
-        engine.execute(figure)
-        figure.dpi = own
-        figure.set_layout_engine(None)
-    try:
-        yield
-    finally:
+    """The figure as a file of the `kind` "svg+xml", "png" or "webp"; equal figures give equal files."""
+    is_svg, stream, engine = kind == "svg+xml", io.BytesIO(), figure.get_layout_engine()
+    # A fixed salt, and no date in the metadata, so that the file depends on the figure alone.
+    with mpl.rc_context({"svg.hashsalt": "mixer-probe", "svg.fonttype": "path"}):
         if engine is not None:
-            figure.set_layout_engine(engine)
+            # With an engine, matplotlib lays out in an extra drawing before each file: done here, the file is the same, sooner.
+            (FigureCanvasSVG if is_svg else FigureCanvasAgg)(figure)
+            own, figure.dpi = figure.dpi, dpi
+            engine.execute(figure)
+            figure.dpi = own
+            figure.set_layout_engine(None)
+        try:
+            figure.savefig(stream, dpi=dpi, **_FORMATS[kind])
+        finally:
+            if engine is not None:
+                figure.set_layout_engine(engine)
+    return _numbered_clips(stream.getvalue()) if is_svg else stream.getvalue()
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure with what it shows and how to read it; `draw` makes it when somebody looks, once.
+    """A figure with a caption (`shows`), how to read it, and alternative text; drawn by `draw` on first use, once.
 
     Vector pictures are embedded as SVG, others as PNG of `dpi`, or as WebP where most of it is a `photo`: a third of the size.
-
-    Those `folded` are opened by a click on what they show."""
+    Those `folded` are opened by a click on the caption."""
 
     draw: Callable[[], Figure]
     shows: str
@@ -136,20 +122,21 @@ class Table:
     @property
     def rows(self) -> list[list[tuple[str, bool]]]:
         """Cells as (text, is a number)."""
-        columns = list(self.frame.columns)
-        return [[self._cell(column, value) for column, value in zip(columns, row)] for row in self.frame.itertuples(index=False)]
-
-    def _cell(self, column: str, value: Any) -> tuple[str, bool]:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if number and value != value:
-            return "–", True
-        return (self.formats.get(column, "{}").format(value), number or column in self.formats)
+        rows = []
+        for values in self.frame.itertuples(index=False):
+            cells = []
+            for column, value in zip(self.frame.columns, values):
+                number = isinstance(value, (int, float)) and not isinstance(value, bool)
+                text = "–" if number and value != value else self.formats.get(column, "{}").format(value)
+                cells.append((text, number or column in self.formats))
+            rows.append(cells)
+        return rows
 
 
 @dataclass(frozen=True)
 class Section:
-    """One question of the report with its answer. `warnings` stand out at its head, and `see` are anchors of other sections that
-    it rests on."""
+    """One question of the report with its answer. `warnings` are highlighted at its head, and `see` are anchors of other sections
+    that it depends on."""
 
     anchor: str
     title: str

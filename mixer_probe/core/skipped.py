@@ -37,10 +37,10 @@ class Skipped(Result):
 
 
 def was_refused(error: BaseException) -> bool:
-    """Whether an error comes of a file that could not be read or written, and not of what was asked for."""
+    """Whether an error has a file that could not be read or written as a cause."""
     return any(isinstance(cause, (StoreError, OSError)) for cause in causes(error))
 
 
 def has_no_room(error: BaseException) -> bool:
-    """Whether an error comes of a full disk."""
+    """Whether an error has a full disk as a cause."""
     return any(isinstance(cause, OSError) and cause.errno in _NO_ROOM for cause in causes(error))

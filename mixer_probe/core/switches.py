@@ -1,4 +1,4 @@
-"""Settings of a network that hold inside a `with` block, and are each what they were outside, whatever happened.
+"""Context managers that change settings of a network and restore each of them on leaving, whatever happened.
 
 One thread at a time changes a network: every context here takes the network's lock, and the hooks of one thread do not see the
 forward passes of another (`in_this_thread`)."""
@@ -64,28 +64,21 @@ def plain_modes() -> Iterator[None]:
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Eval mode inside, without compilation, inference mode and autocast, for this thread alone; every module's own training
     flag restored outside."""
-    with lock_of(network), plain_modes(), _uncompiled(network):
+    with lock_of(network), plain_modes():
+        # Hooks do not run inside of the code that `nn.Module.compile` puts in place of a call.
+        compiled = [(m, m._compiled_call_impl) for m in network.modules() if m._compiled_call_impl is not None]
         training = [m for m in network.modules() if m.training]
-        network.eval()
         try:
+            for module, _ in compiled:
+                module._compiled_call_impl = None
+            network.eval()
             yield
         finally:
             for module in training:
                 # `train()` would reach the children too, whose flags may differ.
                 module.training = True
-
-
-@contextmanager
-def _uncompiled(network: nn.Module) -> Iterator[None]:
-    """What `nn.Module.compile` put in place of a call is set aside: hooks do not run inside of compiled code."""
-    compiled = [(m, m._compiled_call_impl) for m in network.modules() if m._compiled_call_impl is not None]
-    try:
-        for module, _ in compiled:
-            module._compiled_call_impl = None
-        yield
-    finally:
-        for module, call in compiled:
-            module._compiled_call_impl = call
+            for module, call in compiled:
+                module._compiled_call_impl = call
 
 
 @contextmanager

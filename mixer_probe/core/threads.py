@@ -1,4 +1,4 @@
-"""Layers side by side, one thread each: threads inside of small products and eigenvalue problems cost more than they gain."""
+"""Work on several layers in parallel, one thread per layer: threading inside small matrix products costs more than it gains."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def side_by_side(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
 
 
 class Overlapping:
-    """A context of the whole process: the first thread that comes in enters it, the last that goes out leaves it."""
+    """A process-wide context manager: the first thread enters it, and the last one to leave exits it. A decorator of the
+    function that creates it."""
 
     def __init__(self, make: Callable[[], AbstractContextManager[None]]) -> None:
         self._make = make
@@ -55,8 +56,10 @@ class Overlapping:
                 self._context.__exit__(None, None, None)
 
 
+@Overlapping
 @contextmanager
-def _unthreaded() -> Iterator[None]:
+def _one_thread_each() -> Iterator[None]:
+    """Inside, neither BLAS nor torch splits its work among threads."""
     before = torch.get_num_threads()
     with threadpool_limits(1):
         torch.set_num_threads(1)
@@ -64,7 +67,3 @@ def _unthreaded() -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(before)
-
-
-# Inside, neither BLAS nor torch splits its work among threads.
-_one_thread_each = Overlapping(_unthreaded)

@@ -33,16 +33,14 @@ def fits(value: Any, declared: Any) -> bool:
     if origin is Literal:
         return any(value == one and type(value) is type(one) for one in arguments)
     if origin is tuple:
-        return isinstance(value, tuple) and _elements_fit(value, arguments)
+        if not isinstance(value, tuple):
+            return False
+        if arguments[1:] == (...,):
+            arguments = arguments[:1] * len(value)
+        return len(value) == len(arguments) and all(map(fits, value, arguments))
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return isinstance(value, Mapping) and all(fits(k, arguments[0]) and fits(v, arguments[1]) for k, v in value.items())
     return not isinstance(declared, type) or declared is Any or isinstance(value, declared)
-
-
-def _elements_fit(values: tuple[Any, ...], declared: tuple[Any, ...]) -> bool:
-    if len(declared) == 2 and declared[1] is ...:
-        return all(fits(value, declared[0]) for value in values)
-    return len(values) == len(declared) and all(map(fits, values, declared))
 
 
 def spelled(declared: Any) -> str:

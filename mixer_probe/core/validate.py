@@ -155,16 +155,14 @@ def _rule(name: str, parameter: inspect.Parameter, function: Callable[..., Any],
             rule = functools.partial(check_count, name, error=error, least=_LEAST.get(name))
     elif kind == "float":
         rule = functools.partial(check_number, name, error=error)
-    elif choices := _choices(kind, function):
-        rule = functools.partial(check_choice, name, known=choices, error=error)
     else:
-        return None
+        # A Literal is written out, or an alias of the function's module.
+        alias = function.__globals__.get(kind)
+        if kind.startswith("Literal["):
+            choices = tuple(ast.literal_eval(kind.removeprefix("Literal")))
+        elif get_origin(alias) is Literal:
+            choices = get_args(alias)
+        else:
+            return None
+        rule = functools.partial(check_choice, name, known=choices, error=error)
     return rule if kind == annotation else lambda value: None if value is None else rule(value)
-
-
-def _choices(annotation: str, function: Callable[..., Any]) -> tuple[str, ...]:
-    """The names of a Literal, written out or as an alias of the function's module; () for other annotations."""
-    if annotation.startswith("Literal["):
-        return tuple(ast.literal_eval(f"{annotation.removeprefix('Literal')}"))
-    found = function.__globals__.get(annotation)
-    return get_args(found) if get_origin(found) is Literal else ()

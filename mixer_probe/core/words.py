@@ -21,7 +21,7 @@ FAMILIES = {"mixer": "Mixer", "vit": "ViT", "cnn": "CNN"}
 
 
 def base_name(name: str) -> str:
-    """The name of the network that an untrained twin belongs to."""
+    """The name of the network of which an untrained baseline is a copy."""
     return name.removesuffix("?untrained")
 
 
@@ -32,7 +32,7 @@ def short_name(name: str) -> str:
 
 
 def untrained_warning(models: Iterable[ModelRecord]) -> tuple[str, ...]:
-    """One sentence that names the untrained models that are not there as the baseline of a trained one."""
+    """One sentence that names the untrained models that are no baseline of a trained one."""
     names = [model.name for model in studied(models) if not model.trained]
     if not names:
         return ()
@@ -41,13 +41,13 @@ def untrained_warning(models: Iterable[ModelRecord]) -> tuple[str, ...]:
 
 
 def studied(models: Iterable[ModelRecord]) -> list[ModelRecord]:
-    """The models that are there for their own sake: all but untrained twins beside their trained network."""
+    """The models under study: all but untrained baselines of trained networks among them."""
     unique = {m.name: m for m in models}
     return [m for name, m in unique.items() if m.trained or name == base_name(name) or base_name(name) not in unique]
 
 
 def primary(results: Sequence[M]) -> list[M]:
-    """The results of the networks under study: all but untrained baselines beside their trained network."""
+    """The results of the networks under study, as `studied` gives them."""
     own = studied(r.model for r in results)
     return [r for r in results if r.model in own]
 
@@ -86,9 +86,9 @@ def first_and_more(names: Iterable[str], most: int = 1) -> str:
     return ", ".join(items[:most]) + more
 
 
-def percent(share: float) -> str:
-    """A share as a percentage with one digit."""
-    return f"{100 * share:.1f} %"
+def percent(fraction: float) -> str:
+    """A fraction as a percentage with one digit."""
+    return f"{100 * fraction:.1f} %"
 
 
 def interval(value: float, low: float, high: float) -> str:
@@ -97,7 +97,7 @@ def interval(value: float, low: float, high: float) -> str:
 
 
 def points(value: float, low: float, high: float) -> str:
-    """A difference of two shares: "12.3 points [9.8, 14.7]"."""
+    """A difference of two fractions: "12.3 points [9.8, 14.7]"."""
     return f"{100 * value:.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
 
 
