@@ -1,4 +1,4 @@
-"""`Inputs`: what an analysis is given of a network - the network, images, settings, representations, and results found before."""
+"""`Inputs` of an analysis: a network with images, settings, representations and the results of earlier analyses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ R = TypeVar("R", bound=Result)
 
 
 class Inputs:
-    """One network and all that its analyses share. What takes work is done when it is first asked for, and once.
+    """One network and all that its analyses share. Expensive parts are computed on first use, once.
 
     `train` are images to fit probes on, None for a half of `images`. `found` are the results of earlier analyses. `shared` is
     one dictionary for all networks of a study: options of a command beyond the settings, and what is computed once for all. With
@@ -79,17 +79,18 @@ class Inputs:
 
     @property
     def baseline(self) -> Inputs | None:
-        """The same network untrained; None for one that is untrained itself, and where baselines are not wanted."""
-        return self.keep("baseline", self._make_baseline)
+        """The same network untrained; None for an untrained network, and where the settings want no baselines."""
 
-    def _make_baseline(self) -> Inputs | None:
-        if not self.settings.baselines or not self.model.weights.trained:
-            return None
-        return Inputs(self.model.untrained(), self._images, self.train, self.settings, self.shared, self.store, self)
+        def untrained() -> Inputs | None:
+            if not self.settings.baselines or not self.model.weights.trained:
+                return None
+            return Inputs(self.model.untrained(), self._images, self.train, self.settings, self.shared, self.store, self)
+
+        return self.keep("baseline", untrained)
 
     @property
     def whole(self) -> Representations:
-        """`test`, with the head whose logits say how often the network is right."""
+        """`test`, with the head whose logits give the accuracy of the network."""
         return self.keep("whole", lambda: self._extract(self.images, "test", with_head=self.trained is None))
 
     @property
@@ -110,14 +111,15 @@ class Inputs:
     def parts(self) -> tuple[Representations, Representations]:
         """Representations of the images to fit and to test on: without `train` of two halves of the images, with every class in
         both where there are classes. Raises MeasureError for a class of one image."""
-        return self.keep("parts", self._make_parts)
 
-    def _make_parts(self) -> tuple[Representations, Representations]:
-        test, train = self.test, self.train
-        if train is not None:
-            return self.keep("train", lambda: self._extract(train, "train")), test
-        fit, rest = halves(test.labels, test.images.name, test.class_names, self.settings.seed, len(test.ids))
-        return test.take(apart(test.keys, fit, rest), "fitting half"), test.take(rest, "test half")
+        def fit_and_test() -> tuple[Representations, Representations]:
+            test, train = self.test, self.train
+            if train is not None:
+                return self.keep("train", lambda: self._extract(train, "train")), test
+            fit, rest = halves(test.labels, test.images.name, test.class_names, self.settings.seed, len(test.ids))
+            return test.take(apart(test.keys, fit, rest), "fitting half"), test.take(rest, "test half")
+
+        return self.keep("parts", fit_and_test)
 
     @property
     def image_parts(self) -> tuple[Images, Images]:
@@ -135,7 +137,7 @@ class Inputs:
         return self._images is not None
 
     def sample(self, most: int | None) -> Images:
-        """At most so many of the images, drawn by the seed."""
+        """At most so many of the images, sampled by the seed."""
         return self.images if most is None else self.images.sample(min(most, len(self.images)), self.settings.seed)
 
     def results(self, kind: type[R]) -> list[R]:
@@ -144,7 +146,7 @@ class Inputs:
         return [r for r, own in zip(self.found, of, strict=True) if own and isinstance(r, kind)]
 
     def keep(self, name: str, make: Callable[[], T]) -> T:
-        """What `make` makes, once for this network; an error that it raises is raised each time."""
+        """The value of `make`, computed once for this network; an error that it raises is raised each time."""
         if name not in self._kept:
             try:
                 self._kept[name] = make(), None
@@ -156,7 +158,7 @@ class Inputs:
         return value  # type: ignore[no-any-return]
 
     def share(self, name: str, make: Callable[[], T]) -> T:
-        """What `make` makes, once for all networks of the study, unless `shared` holds it already."""
+        """The value of `make`, computed once for all networks of the study, unless `shared` has it already."""
         if name not in self.shared:
             self.shared[name] = make()
         return self.shared[name]  # type: ignore[no-any-return]
@@ -172,7 +174,7 @@ class Inputs:
         return changed
 
     def close(self) -> None:
-        """Let go of the network, and of all but the representations of the test images."""
+        """Release the network, and all but the representations of the test images."""
         self._open.close()
         baseline, _ = self._kept.get("baseline", (None, None))
         if baseline is not None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ from mixer_probe.core.files import printable
 from mixer_probe.core.fingerprint import keys_of
 from mixer_probe.core.validate import checked
 from mixer_probe.images import DistortedImages, Images
-from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 
 _REDUCERS: dict[str, Reducer[Any]] = {
@@ -32,7 +32,6 @@ _REDUCERS: dict[str, Reducer[Any]] = {
     "prefix": first_prefix_token,
     "none": every_position,
 }
-_Pieces = closing[Generator[tuple[Piece, dict[str, np.ndarray]]]]
 
 
 @checked(ImagesError, reduce=LayerError)
@@ -46,7 +45,7 @@ def extract(
     out: str | os.PathLike[str] | None = None,
     autocast: str | None = None,
 ) -> Representations:
-    """Run `images` through `model` and keep what the `layers` return.
+    """Activations of the `layers` of `model` on `images`.
 
     `layers` are names, globs, kinds or the words "blocks", "spatial", "channel", "all" (see `Model.select`). `reduce` is
     "mean" (over positions, prefix tokens apart), "prefix" (the class token) or "none" (all positions). The forward pass
@@ -62,47 +61,36 @@ def extract(
     NonFiniteWarning about NaN and infinite values."""
     source = as_source(images)
     selected = model.select(layers)
-    if reduce == "prefix":
-        _require_prefix(model, selected)
-    record = _record(model, source, selected, reduce, autocast)
-
-    def pieces(start: int) -> _Pieces:
-        return closing(_pieces(model, source, record, batch_size, start, autocast))
-
-    if out is not None:
-        found = check_place(Path(out), record) or _into_store(Path(out), source, record, batch_size, pieces)
-        found = found.named(record.model, record.images, tuple(map(printable, source.ids)))
-    else:
-        found = _into_memory(source, record, pieces)
-    _warn_non_finite(found)
-    return found
-
-
-def _require_prefix(model: Model, layers: Sequence[Layer]) -> None:
-    for layer in layers:
-        if not layer.prefix_tokens:
-            raise LayerError(
-                f"'{layer.name}' of {model.name} has no prefix token, so reduce='prefix' has nothing to take; use reduce='mean'"
-            )
-
-
-def _record(model: Model, source: ImageSource, layers: tuple[Layer, ...], reduce: str, autocast: str | None) -> RunRecord:
-    dtype = "float64" if model.dtype is torch.float64 else "float32"
+    without = [layer.name for layer in selected if not layer.prefix_tokens]
+    if reduce == "prefix" and without:
+        raise LayerError(
+            f"'{without[0]}' of {model.name} has no prefix token, so reduce='prefix' has nothing to take; use reduce='mean'"
+        )
     versions = {
         "mixer_probe": mixer_probe.__version__,
         "torch": torch.__version__,
         "timm": timm.__version__,
         "python": platform.python_version(),
     }
-    return RunRecord(
-        model.record, source.record, layers, reduce, repr(model.input), autocast or str(model.dtype), dtype, versions
-    )
+    dtype = "float64" if model.dtype is torch.float64 else "float32"
+    precision = autocast or str(model.dtype)
+    record = RunRecord(model.record, source.record, selected, reduce, repr(model.input), precision, dtype, versions)
+    if out is None:
+        found = _into_memory(model, source, record, batch_size, autocast)
+    else:
+        place = Path(out)
+        found = check_place(place, record) or _into_store(place, model, source, record, batch_size, autocast)
+        found = found.named(record.model, record.images, tuple(map(printable, source.ids)))
+    for name, count in found.non_finite.items():
+        text = f"{count} values of layer '{name}' of {model.name} are NaN or infinite; they are kept as they are"
+        warnings.warn(text, NonFiniteWarning, stacklevel=3)
+    return found
 
 
 def _pieces(
-    model: Model, source: ImageSource, record: RunRecord, batch_size: int, start: int, autocast: str | None
+    model: Model, source: ImageSource, record: RunRecord, batch_size: int, autocast: str | None, start: int = 0
 ) -> Generator[tuple[Piece, dict[str, np.ndarray]]]:
-    """Pieces in main memory as NumPy arrays by stored name. Raises ImagesError for images that are no longer the record's."""
+    """Pieces from image `start` on, with NumPy arrays by stored name. Raises ImagesError for images that changed meanwhile."""
     keys = keys_of(source)
     found = stream(
         model,
@@ -115,83 +103,65 @@ def _pieces(
         title=f"{model.name}: representations",
     )
     for piece in to_host(found):
-        _check_unchanged(source, keys, slice(piece.start, piece.start + piece.n))
-        yield piece, _arrays(piece, record)
+        rows = slice(piece.start, piece.start + piece.n)
+        # Checked after the images were read, so that old and new pictures never meet in one run.
+        if isinstance(source, (Images, DistortedImages)) and source.subset(range(len(keys))[rows]).keys != keys[rows]:
+            raise ImagesError(
+                f"images of {source.record.name} have changed since the run began, among them one of '{source.ids[rows.start]}' "
+                f"to '{source.ids[rows.stop - 1]}'; start again with the images as they are now"
+            )
+        arrays: dict[str, np.ndarray] = {}
+        for layer in record.layers:
+            reduced = piece.found[layer.name]
+            values, prefix = reduced if isinstance(reduced, tuple) else (reduced, None)
+            shape = stored_shape(layer, record.reduce)[0]
+            arrays[layer.name] = values.numpy().astype(record.dtype, copy=False).reshape(piece.n, *shape)
+            if prefix is not None:
+                arrays[PREFIX + layer.name] = prefix.numpy().astype(record.dtype, copy=False)
+        yield piece, arrays
 
 
-def _check_unchanged(source: ImageSource, keys: tuple[str, ...], rows: slice) -> None:
-    """Old and new pictures never meet in one run: after they were read, images are what they were when it began."""
-    if isinstance(source, (Images, DistortedImages)) and source.subset(range(len(keys))[rows]).keys != keys[rows]:
-        raise ImagesError(
-            f"images of {source.record.name} have changed since the run began, among them one of '{source.ids[rows.start]}' to "
-            f"'{source.ids[rows.stop - 1]}'; start again with the images as they are now"
+def _into_memory(model: Model, source: ImageSource, record: RunRecord, batch_size: int, autocast: str | None) -> Representations:
+    """The run in memory. Raises StoreError where the machine has too little of it."""
+    n = len(source)
+    per_image = sum(int(np.prod(stored_shape(layer, record.reduce)[0])) for layer in record.layers)
+    needed = n * per_image * np.dtype(record.dtype).itemsize
+    try:
+        memory: float = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        memory = math.inf  # unknown
+    if needed > 0.8 * memory:
+        raise StoreError(
+            f"{n} images at {len(record.layers)} layers need {needed / 2**30:.0f} GiB and this machine has "
+            f"{memory / 2**30:.0f}; give out=FOLDER to store them on disk, or use reduce='mean'"
         )
-
-
-def _arrays(piece: Piece, record: RunRecord) -> dict[str, np.ndarray]:
-    arrays: dict[str, np.ndarray] = {}
-    for layer in record.layers:
-        found = piece.found[layer.name]
-        values, prefix = found if isinstance(found, tuple) else (found, None)
-        shape = stored_shape(layer, record.reduce)[0]
-        arrays[layer.name] = values.numpy().astype(record.dtype, copy=False).reshape(piece.n, *shape)
-        if prefix is not None:
-            arrays[PREFIX + layer.name] = prefix.numpy().astype(record.dtype, copy=False)
-    return arrays
-
-
-def _into_memory(source: ImageSource, record: RunRecord, run: Callable[[int], _Pieces]) -> Representations:
-    _check_memory(record, len(source))
     arrays: dict[str, np.ndarray] = {}
     counts: dict[str, int] = {}
-    with run(0) as pieces:
+    with closing(_pieces(model, source, record, batch_size, autocast)) as pieces:
         for piece, found in pieces:
             count_non_finite(found, counts)
             for name, values in found.items():
                 if name not in arrays:
-                    arrays[name] = np.empty((len(source), *values.shape[1:]), dtype=record.dtype)
+                    arrays[name] = np.empty((n, *values.shape[1:]), dtype=record.dtype)
                 arrays[name][piece.start : piece.start + piece.n] = values
     plain = {k: v for k, v in arrays.items() if not k.startswith(PREFIX)}
     prefixes = {k.removeprefix(PREFIX): v for k, v in arrays.items() if k.startswith(PREFIX)}
     return Representations(record, plain, prefixes, source.ids, source.labels, source.class_names, counts, keys_of(source))
 
 
-def _check_memory(record: RunRecord, n: int) -> None:
-    values = sum(int(np.prod(stored_shape(layer, record.reduce)[0])) for layer in record.layers)
-    needed = n * values * np.dtype(record.dtype).itemsize
-    try:
-        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return
-    if needed > 0.8 * there:
-        raise StoreError(
-            f"{n} images at {len(record.layers)} layers need {needed / 2**30:.0f} GiB and this machine has "
-            f"{there / 2**30:.0f}; give out=FOLDER to store them on disk, or use reduce='mean'"
-        )
-
-
 def _into_store(
-    out: Path, source: ImageSource, record: RunRecord, batch_size: int, run: Callable[[int], _Pieces]
+    out: Path, model: Model, source: ImageSource, record: RunRecord, batch_size: int, autocast: str | None
 ) -> Representations:
+    """The run in the store at `out`, continued where an unfinished one is there."""
     with writing(out):
         finished = check_place(out, record)
         if finished is not None:
             # Another process has just written it.
             return finished
-        with (
-            RunWriter(out, record, source.ids, source.labels, source.class_names, keys_of(source)) as writer,
-            # From the beginning of a batch, so that batches and with them the last bits are those of an unbroken run.
-            run(writer.done - writer.done % batch_size) as pieces,
-        ):
-            for piece, found in pieces:
-                writer.write(piece.start, found)
+        with RunWriter(out, record, source.ids, source.labels, source.class_names, keys_of(source)) as writer:
+            # From the beginning of a batch, so that batches and with them the last bits are those of an uninterrupted run.
+            start = writer.done - writer.done % batch_size
+            with closing(_pieces(model, source, record, batch_size, autocast, start)) as pieces:
+                for piece, found in pieces:
+                    writer.write(piece.start, found)
         return open_run(out)
-
-
-def _warn_non_finite(found: Representations) -> None:
-    for name, count in found.non_finite.items():
-        warnings.warn(
-            f"{count} values of layer '{name}' of {found.model.name} are NaN or infinite; they are kept as they are",
-            NonFiniteWarning,
-            stacklevel=4,
-        )

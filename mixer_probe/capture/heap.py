@@ -22,32 +22,22 @@ _LARGE = 2**30
 _USUAL_MMAP, _USUAL_TRIM = 2**25, 2**26
 
 
+@Overlapping
 @contextmanager
-def _keeping() -> Iterator[None]:
+def kept_heap() -> Iterator[None]:
+    """Inside, freed memory stays in the process; after the last of several that overlap, it goes back to the system."""
     libc = _glibc()
     if libc is None:
         yield
         return
-    _keep(libc)
+    libc.mallopt(_M_MMAP_THRESHOLD, _LARGE)
+    libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
     try:
         yield
     finally:
-        _give_back(libc)
-
-
-# Inside, freed memory stays in the process; after the last of several that overlap, it goes back to the system.
-kept_heap = Overlapping(_keeping)
-
-
-def _keep(libc: ctypes.CDLL) -> None:
-    libc.mallopt(_M_MMAP_THRESHOLD, _LARGE)
-    libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
-
-
-def _give_back(libc: ctypes.CDLL) -> None:
-    libc.mallopt(_M_MMAP_THRESHOLD, _USUAL_MMAP)
-    libc.mallopt(_M_TRIM_THRESHOLD, _USUAL_TRIM)
-    libc.malloc_trim(0)
+        libc.mallopt(_M_MMAP_THRESHOLD, _USUAL_MMAP)
+        libc.mallopt(_M_TRIM_THRESHOLD, _USUAL_TRIM)
+        libc.malloc_trim(0)
 
 
 @lru_cache

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from mixer_probe.core.errors import LayerError
 from mixer_probe.models.layer import Axes, Layer
+
+# From the axes of an output to [image, token, channel], views where possible.
+_SEQUENCE: dict[Axes, Callable[[torch.Tensor], torch.Tensor]] = {
+    Axes.BC: lambda x: x.reshape(x.shape[0], 1, -1),
+    Axes.BNC: lambda x: x,
+    Axes.BCN: lambda x: x.transpose(1, 2),
+    Axes.BCU: lambda x: x.transpose(1, 2),
+    Axes.BCHW: lambda x: x.flatten(2).transpose(1, 2),
+    Axes.BHWC: lambda x: x.flatten(1, 2),
+    Axes.BNHD: lambda x: x.flatten(2),
+    Axes.BHND: lambda x: x.transpose(1, 2).flatten(2),
+}
 
 
 def positions_and_prefix(output: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(positions [image, position, channel], prefix tokens [image, token, channel] or None) of a raw output.
 
     A pooled output [image, channel] has one position. Raises LayerError if the output has other sizes than the layer."""
-    sequence = _sequence(output, Axes[layer.axes])
+    sequence = _SEQUENCE[Axes[layer.axes]](output)
     prefix = layer.prefix_tokens
     if sequence.shape[1] != max(layer.positions, 1) + prefix or sequence.shape[2] != layer.channels:
         raise LayerError(
@@ -20,17 +34,3 @@ def positions_and_prefix(output: torch.Tensor, layer: Layer) -> tuple[torch.Tens
             f"{layer.channels} channels were expected; was the network changed after it was loaded?"
         )
     return sequence[:, prefix:], sequence[:, :prefix] if prefix else None
-
-
-def _sequence(x: torch.Tensor, axes: Axes) -> torch.Tensor:
-    if axes is Axes.BC:
-        return x.reshape(x.shape[0], 1, -1)
-    if axes is Axes.BNC:
-        return x
-    if axes in (Axes.BCN, Axes.BCU):
-        return x.transpose(1, 2)
-    if axes is Axes.BCHW:
-        return x.flatten(2).transpose(1, 2)
-    if axes is Axes.BHWC:
-        return x.flatten(1, 2)
-    return (x if axes is Axes.BNHD else x.transpose(1, 2)).flatten(2)

@@ -1,4 +1,4 @@
-"""`Representations`: what a model made of some images, layer by layer, in memory or in a store on disk."""
+"""`Representations`: activations of a model on images by layer, in memory or in a store on disk."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Reduce = Literal["mean", "prefix", "none"]
 @storable
 @dataclass(frozen=True)
 class RunRecord:
-    """Everything that decides the numbers of a run, and what produced them."""
+    """Everything that determines the numbers of a run, with the versions of the software."""
 
     model: ModelRecord
     images: ImagesRecord
@@ -111,8 +111,20 @@ class Representations:
         """The same layers for some of the images, in memory: at `indices` (integers, or a mask with one value per image), in
         that order; `split` names the part in results. Their images are then those of `Images.subset`.
 
-        Raises ImagesError for indices that are not there, and for what is neither."""
-        chosen = _rows(indices, len(self.ids))
+        Raises ImagesError for indices out of range, and for anything but integers or a mask."""
+        given, n = np.asarray(indices), len(self.ids)
+        if given.dtype == bool:
+            if given.shape != (n,):
+                raise ImagesError(f"a mask of {n} images has {n} values, not the shape {given.shape}")
+            given = np.flatnonzero(given)
+        elif given.size == 0:
+            given = np.zeros(0, dtype=np.int64)
+        elif given.ndim != 1 or given.dtype.kind not in "iu":
+            raise ImagesError(f"images are taken by whole numbers or by a mask, not by {given.dtype} of shape {given.shape}")
+        outside = given[(given < -n) | (given >= n)]
+        if len(outside):
+            raise ImagesError(f"there is no image {outside[0]}: the run holds {n}, from 0 to {n - 1}")
+        chosen = given.astype(np.int64) % max(n, 1)
         ids, keys = [self.ids[i] for i in chosen], [self.keys[i] for i in chosen]
         labels = None if self.labels is None else self.labels[chosen]
         split = split or self.images.split
@@ -132,7 +144,7 @@ class Representations:
         return Representations(record, arrays, prefixes, ids, labels, self.class_names, counts, keys)
 
     def named(self, model: ModelRecord, images: ImagesRecord, ids: Sequence[str]) -> Representations:
-        """The same numbers under the names of an equal network and of equal images that lie elsewhere."""
+        """The same numbers under the names of an equal network and of equal images elsewhere."""
         record = replace(self.record, model=model, images=images)
         return Representations(
             record, self._arrays, self._prefixes, ids, self.labels, self.class_names, self.non_finite, self.keys
@@ -172,26 +184,10 @@ class Representations:
 
 
 def _read_only(array: Any) -> np.ndarray:
-    """A view of an array in memory, which is that of all who hold the run; what was read from the disk is the caller's own."""
+    """A read-only view of an array."""
     found: np.ndarray = np.asarray(array).view()
     found.flags.writeable = False
     return found
-
-
-def _rows(indices: Any, n: int) -> np.ndarray:
-    given = np.asarray(indices)
-    if given.dtype == bool:
-        if given.shape != (n,):
-            raise ImagesError(f"a mask of {n} images has {n} values, not the shape {given.shape}")
-        return np.flatnonzero(given)
-    if given.size == 0:
-        return np.zeros(0, dtype=np.int64)
-    if given.ndim != 1 or given.dtype.kind not in "iu":
-        raise ImagesError(f"images are taken by whole numbers or by a mask, not by {given.dtype} of shape {given.shape}")
-    outside = given[(given < -n) | (given >= n)]
-    if len(outside):
-        raise ImagesError(f"there is no image {outside[0]}: the run holds {n}, from 0 to {n - 1}")
-    return given.astype(np.int64) % n
 
 
 def count_non_finite(arrays: Mapping[str, np.ndarray], counts: dict[str, int]) -> None:

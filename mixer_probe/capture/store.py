@@ -178,7 +178,7 @@ class RunWriter:
         They reach the disk whole chunks at a time. Raises StoreError on a full disk."""
         known = self.done + self._waiting - start
         self._buffer.append({name: array[max(known, 0) :] for name, array in arrays.items()})
-        self._waiting += _length(self._buffer[-1])
+        self._waiting += len(next(iter(self._buffer[-1].values())))
         end = self.done + self._waiting
         self._flush(end - end % self._rows - self.done)
 
@@ -478,7 +478,3 @@ def chunk_rows(record: RunRecord) -> int:
     itemsize = np.dtype(record.dtype).itemsize
     largest = max(int(np.prod(stored_shape(layer, record.reduce)[0])) for layer in record.layers)
     return int(np.clip(_CHUNK_BYTES // (largest * itemsize), 1, 1024))
-
-
-def _length(arrays: Mapping[str, np.ndarray]) -> int:
-    return len(next(iter(arrays.values())))

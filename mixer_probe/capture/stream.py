@@ -1,10 +1,10 @@
-"""The engine under every analysis of activations: images through a network, a reduction a layer, batch by batch."""
+"""Images through a network batch by batch, with a reduction per layer: the engine of every analysis of activations."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -34,7 +34,7 @@ class ImageSource(Protocol):
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """One name an image."""
+        """One name per image."""
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -144,7 +144,7 @@ def check_parts(images: ImageSource | torch.Tensor) -> None:
 
 @dataclass(frozen=True)
 class Piece:
-    """What one forward pass gave: results for the images `start` to `start + n`."""
+    """Results of one forward pass: for the images `start` to `start + n`."""
 
     start: int
     n: int
@@ -169,21 +169,52 @@ def stream(
 ) -> Iterator[Piece]:
     """Run images through the network and yield, piece by piece, `{layer: reducer(layer, positions, prefix)}`.
 
-    The results are on the device. Where that runs out of memory the batch is halved, with a warning, and the work goes
-    on. `autocast` is "bfloat16", "float16" or None. `start` skips that many images. Progress is shown under `title`.
-    While the caller has a piece in hand the network is as it was found: no hooks, its own training flags."""
+    The results are on the device. Where that runs out of memory the batch is halved, with a warning, and the stream continues.
+    `autocast` is "bfloat16", "float16" or None. `start` skips that many images. Progress is shown under `title`. Between
+    pieces the network is as before: no hooks, its own training flags."""
     source = as_source(images)
     transform = transform_of(model)
-    runner = _Runner(model, layers, reducer, batch_size, autocast)
-    position = start
-    on_cpu = model.device.type == "cpu"
-    with task(title or model.name, len(source)) as advance, kept_heap if on_cpu else nullcontext():
+    dtype = resolve_dtype(autocast)
+    if dtype not in (None, torch.bfloat16, torch.float16):
+        raise ModelError(f"autocast is 'bfloat16' or 'float16', not '{autocast}'; for other types use load_model(dtype=...)")
+    position, most, device = start, batch_size, model.device.type
+    with task(title or model.name, len(source)) as advance, kept_heap if device == "cpu" else nullcontext():
         advance(start)
-        for batch in source.batches(transform, batch_size, start=start, pin_memory=model.device.type == "cuda"):
-            for found, n in runner.parts(batch):
-                yield Piece(position, n, found)
-                position += n
-                advance(n)
+        for batch in source.batches(transform, batch_size, start=start, pin_memory=device == "cuda"):
+            while len(batch):
+                part = batch[:most]
+                found = _reduced(model, layers, reducer, dtype, part)
+                if found is None:
+                    # Only now is the error gone, and with it the tensors of the pass that failed.
+                    most = len(part) // 2
+                    if torch.cuda.is_available():
+                        torch.cuda.empty_cache()
+                    text = f"out of memory on the device: going on with batches of {most}"
+                    warnings.warn(text, OutOfMemoryWarning, stacklevel=3)
+                    continue
+                yield Piece(position, len(part), found)
+                position += len(part)
+                advance(len(part))
+                batch = batch[len(part) :]
+
+
+def _reduced(
+    model: Model, layers: Sequence[Layer], reducer: Reducer[Any], autocast: torch.dtype | None, part: torch.Tensor
+) -> dict[str, Any] | None:
+    """The results of one forward pass; None if the device has too little memory for that many images."""
+    try:
+        # Autocast inside: a capture disables whatever autocast it is created in.
+        with (
+            capture(model, layers, reducer) as run,
+            nullcontext() if autocast is None else torch.autocast(model.device.type, dtype=autocast),
+        ):
+            return run(part.to(model.device, model.dtype, non_blocking=True))
+    except torch.OutOfMemoryError as error:
+        if len(part) == 1:
+            raise MixerProbeError(
+                "the device has too little memory for one image; ask for fewer layers, reduce='mean' or device='cpu'"
+            ) from error
+        return None
 
 
 def transform_of(model: Model) -> Callable[[Any], torch.Tensor]:
@@ -203,7 +234,7 @@ def pixel_batches(model: Model, images: ImageSource | torch.Tensor, batch_size: 
 
 
 def input_pictures(model: Model, images: ImageSource | torch.Tensor, index: Iterable[int]) -> np.ndarray:
-    """What the network saw of the images at `index`, uint8 RGB [n, height, width, 3]: resized and cropped, not normalised.
+    """The input of the network for the images at `index`, uint8 RGB [n, height, width, 3]: resized and cropped, not normalised.
 
     Where the network takes other than three channels, their mean in grey.
 
@@ -213,64 +244,6 @@ def input_pictures(model: Model, images: ImageSource | torch.Tensor, index: Iter
     return np.asarray((colours.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy())
 
 
-class _Runner:
-    """Runs batches through a network, in as many parts as the memory of its device demands."""
-
-    def __init__(
-        self,
-        model: Model,
-        layers: Sequence[Layer],
-        reducer: Reducer[Any],
-        batch_size: int,
-        autocast: str | torch.dtype | None,
-    ) -> None:
-        self._model = model
-        self._layers = layers
-        self._reducer = reducer
-        self._limit = batch_size
-        self._context = _autocast(model, autocast)
-
-    def parts(self, batch: torch.Tensor) -> Iterator[tuple[dict[str, Any], int]]:
-        """(results, number of images) for consecutive parts of the batch."""
-        while len(batch):
-            part = batch[: self._limit]
-            found = self._try(part)
-            if found is None:
-                self._halve(len(part))
-                continue
-            yield found, len(part)
-            batch = batch[len(part) :]
-
-    def _try(self, part: torch.Tensor) -> dict[str, Any] | None:
-        """The results, None if the device has too little memory for that many images."""
-        try:
-            # The context inside: a capture ends whatever autocast it is made in.
-            with capture(self._model, self._layers, self._reducer) as run, self._context():
-                return run(part.to(self._model.device, self._model.dtype, non_blocking=True))
-        except torch.OutOfMemoryError as error:
-            if len(part) == 1:
-                raise MixerProbeError(
-                    "the device has too little memory for one image; ask for fewer layers, reduce='mean' or device='cpu'"
-                ) from error
-            return None
-
-    def _halve(self, n: int) -> None:
-        # Only now is the error gone, and with it the tensors of the pass that failed.
-        self._limit = n // 2
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        warnings.warn(f"out of memory on the device: going on with batches of {self._limit}", OutOfMemoryWarning, stacklevel=5)
-
-
-def _autocast(model: Model, dtype: str | torch.dtype | None) -> Callable[[], AbstractContextManager[Any]]:
-    resolved = resolve_dtype(dtype)
-    if resolved is None:
-        return nullcontext
-    if resolved not in (torch.bfloat16, torch.float16):
-        raise ModelError(f"autocast is 'bfloat16' or 'float16', not '{dtype}'; for other types use load_model(dtype=...)")
-    return lambda: torch.autocast(model.device.type, dtype=resolved)
-
-
 def to_host(pieces: Iterator[Piece]) -> Iterator[Piece]:
     """The same pieces with their tensors in main memory.
 
@@ -278,12 +251,12 @@ def to_host(pieces: Iterator[Piece]) -> Iterator[Piece]:
     on when its copy is done."""
     waiting: _Copy | None = None
     for piece in pieces:
-        copy = _Copy(piece) if _on_cuda(piece) else None
+        copy = _Copy(piece) if any(map(_is_cuda, pytree.tree_leaves(piece.found))) else None
         if waiting:
             yield waiting.arrived()
         waiting = copy
         if copy is None:
-            yield piece.map(_to_cpu)
+            yield piece.map(lambda value: value.cpu() if isinstance(value, torch.Tensor) else value)
     if waiting:
         yield waiting.arrived()
 
@@ -309,21 +282,13 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-def _on_cuda(piece: Piece) -> bool:
-    return any(map(_is_cuda, pytree.tree_leaves(piece.found)))
-
-
 def _is_cuda(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_cuda
-
-
-def _to_cpu(value: Any) -> Any:
-    return value.cpu() if isinstance(value, torch.Tensor) else value
 
 
 def _to_pinned(value: Any) -> Any:
     if not _is_cuda(value):
         return value
-    # The allocator must not give the memory away before the copy is done.
+    # The allocator must not reuse the memory before the copy is done.
     value.record_stream(torch.cuda.current_stream(value.device))
     return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
