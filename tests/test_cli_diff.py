@@ -12,6 +12,7 @@ import pytest
 import mixer_probe as mp
 from mixer_probe import catalog
 from mixer_probe.capture import Inputs
+from mixer_probe.cli.options import PassOptions
 from mixer_probe.core.errors import StoreError
 from mixer_probe.core.result import Result, load_results, save_results, to_dict
 from mixer_probe.study import StudySettings
@@ -78,7 +79,7 @@ def test_diff_for_a_machine_and_by_its_exit_code(run: Run, reports: tuple[str, s
 def test_diff_writes_a_report_and_tables(run: Run, reports: tuple[str, str], tmp_path: Path) -> None:
     code, out, _ = run("diff", *reports, "--out", str(tmp_path / "out"))
     assert code == 0
-    assert out.rstrip().endswith(f"Written to {tmp_path / 'out'}.")
+    assert out.rstrip().endswith(str(tmp_path / "out" / "report.html"))
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
         ".mixer-probe-files.json",
         "differences-of-reports.csv",
@@ -142,7 +143,7 @@ def test_render_makes_the_report_of_saved_results(run: Run, reports: tuple[str, 
 def test_a_report_goes_on_after_a_full_disk(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The step is named, those before are kept, and the same command computes the rest."""
     few = StudySettings("blocks.0", permutations=0, resamples=0, measures=("cka",), probes=(), channels=(), attributions=())
-    monkeypatch.setattr("mixer_probe.cli.reports.study_settings", lambda *_, **__: few)
+    monkeypatch.setattr(PassOptions, "settings", lambda *_, **__: few)
     # Drawing is what takes long, and other tests look at it.
     monkeypatch.setattr("mixer_probe.report.write_report", lambda _, path, **__: path)
     arguments = ["report", "zoo:mixer-s0", "--limit", "10", "--device", "cpu", "--out", str(tmp_path)]

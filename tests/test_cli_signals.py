@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mixer_probe.capture import extract
-from mixer_probe.cli.signals import Ended, told_to_end
+from mixer_probe.cli.signals import Ended, ended_by_signals
 from tests.capture.test_integrity import numbers
 from tests.capture.test_store import Source
 from tests.networks import CASES
@@ -77,7 +77,7 @@ def test_a_run_keeps_what_is_there_and_goes_on(tmp_path: Path, name: str) -> Non
     model, source = CASES["mixer"].model(), Told(9)
     source.signal = getattr(signal, name)
     before = signal.getsignal(source.signal)
-    with pytest.raises(Ended) as caught, told_to_end():
+    with pytest.raises(Ended) as caught, ended_by_signals():
         extract(model, source, batch_size=2, out=tmp_path / "run")
     assert caught.value.code == 128 + source.signal
     assert signal.getsignal(source.signal) is before
@@ -91,7 +91,7 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
     """As `nohup` starts a command."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with told_to_end():
+        with ended_by_signals():
             os.kill(os.getpid(), signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)

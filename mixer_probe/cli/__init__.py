@@ -7,12 +7,12 @@ import os
 import sys
 import warnings
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 # The order in which `mixer-probe --help` lists them.
-from mixer_probe.cli import looking, similarity, probes, weights, channels, attribute, reports, diff  # isort: skip  # noqa: F401
+from mixer_probe.cli import listing, similarity, probes, weights, channels, attribute, reports, diff  # isort: skip  # noqa: F401
 from mixer_probe.cli.options import app, console, errors
-from mixer_probe.cli.signals import Ended, told_to_end
+from mixer_probe.cli.signals import Ended, ended_by_signals
 from mixer_probe.core.errors import MixerProbeError
 
 __all__ = ["DEBUG", "app", "console", "errors", "main"]
@@ -22,7 +22,7 @@ DEBUG = "MIXER_PROBE_DEBUG"
 _BUG = 70  # EX_SOFTWARE of sysexits.h
 
 
-@told_to_end()
+@ended_by_signals()
 def main() -> None:
     """Run the command line. An error is one line, with exit code 2 if it was made on purpose or by the system, else 70."""
     warnings.showwarning = _show_warning
@@ -50,24 +50,20 @@ def main() -> None:
     except Exception as error:
         if os.environ.get(DEBUG):
             raise
-        _end(*_unforeseen(error))
+        text = " ".join(str(error).split()) or "without a message"
+        if isinstance(error, MemoryError):
+            _end(f"out of memory ({text}); use fewer images or a smaller batch", 2)
+        if isinstance(error, OSError):
+            where = "" if error.filename is None else f" for {error.filename!s}"
+            _end(f"the system refused{where}: {error.strerror or text}", 2)
+        kind = type(error).__name__
+        _end(f"this is a bug in mixer_probe, please report it: {kind}: {text} ({DEBUG}=1 shows where it comes from)", _BUG)
 
 
-def _unforeseen(error: Exception) -> tuple[str, int]:
-    said = " ".join(str(error).split()) or "without a message"
-    if isinstance(error, MemoryError):
-        return f"out of memory ({said}); use fewer images or a smaller batch", 2
-    if isinstance(error, OSError):
-        where = "" if error.filename is None else f" for {error.filename!s}"
-        return f"the system refused{where}: {error.strerror or said}", 2
-    kind = type(error).__name__
-    return f"this is a bug in mixer_probe, please report it: {kind}: {said} ({DEBUG}=1 shows where it comes from)", _BUG
-
-
-def _end(sentence: str, code: int) -> None:
+def _end(sentence: str, code: int) -> NoReturn:
     colour = {"style": "red"} if code <= 128 else {}
     with suppress(OSError):
-        errors.print(f"mixer-probe: {sentence}", markup=False, highlight=False, soft_wrap=True, **colour)
+        errors.line_of(f"mixer-probe: {sentence}", **colour)
     sys.exit(code)
 
 
@@ -75,4 +71,4 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
     from mixer_probe.core.errors import MixerProbeWarning
 
     if issubclass(category, MixerProbeWarning):
-        errors.print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        errors.line_of(f"warning: {message}", style="yellow")

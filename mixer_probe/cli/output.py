@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from mixer_probe.cli.options import console
+from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.text import visible
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from mixer_probe.core.result import Result
-    from mixer_probe.core.section import Section
+
+# Columns that a terminal has no room for: names, captions and sentences say the same.
+_WIDE = ("trained", "kind", "p", "n", "n_test", "classes", "chance", "metric", "seeds", "orders", "draws")
 
 
 def finish(
@@ -33,10 +36,18 @@ def finish(
     tables: bool = False,
 ) -> None:
     """Where `out` is a folder: a table of each type of result, results.json, the report with its figures, those `drawn` besides,
-    and `files` by name. Then all rows as JSON, or the sentences, with the `tables` where no file holds them."""
+    and `files` by name. Then all rows as JSON, or the sentences, with the `tables` where no file holds them.
+
+    Raises MeasureError, with the first reason, where nothing but skipped analyses is left."""
+    from mixer_probe.core.section import Table as ReportTable
+    from mixer_probe.core.skipped import Skipped
     from mixer_probe.report import make_sections
     from mixer_probe.report.deliver import deliver, tables_by_kind
+    from mixer_probe.report.script import tell
 
+    skipped = [r.reason for r in results if isinstance(r, Skipped)]
+    if skipped and len(skipped) == len(results):
+        raise MeasureError(skipped[0])
     if out is None:
         sections = make_sections(results)
     else:
@@ -44,7 +55,12 @@ def finish(
     if as_json:
         print_json({name: json.loads(frame.to_json(orient="records")) for name, frame in tables_by_kind(results).items()})
         return
-    print_sections(sections, tables=tables and out is None)
+    for section in sections:
+        tell(section, console)
+        for item in section.content if tables and out is None else ():
+            if isinstance(item, ReportTable):
+                shown = [i for i, name in enumerate(item.frame.columns) if name not in _WIDE]
+                print_rows([item.header[i] for i in shown], [[row[i][0] for i in shown] for row in item.rows])
     if out is not None:
         print_report(out)
 
@@ -56,25 +72,7 @@ def command_line() -> str:
 
 def print_report(out: Path) -> None:
     """Where the report is."""
-    console.print(str((out / "report.html").resolve()), markup=False, highlight=False, soft_wrap=True)
-
-
-# Columns that a terminal has no room for: names, captions and sentences say the same.
-_WIDE = ("trained", "kind", "p", "n", "n_test", "classes", "chance", "metric", "seeds", "orders", "draws")
-
-
-def print_sections(sections: Sequence[Section], tables: bool = False) -> None:
-    """What the report says, in sentences, and its tables if asked for."""
-    from mixer_probe.core.section import Table as ReportTable
-    from mixer_probe.report.script import tell
-
-    for section in sections:
-        tell(section, console)
-        for item in section.content if tables else ():
-            if isinstance(item, ReportTable):
-                kept = [i for i, name in enumerate(item.frame.columns) if name not in _WIDE]
-                rows = [[row[i][0] for i in kept] for row in item.rows]
-                print_rows([item.header[i] for i in kept], rows)
+    console.line_of(str((out / "report.html").resolve()))
 
 
 def print_frame(frame: pd.DataFrame) -> None:

@@ -12,29 +12,20 @@ import typer
 
 from mixer_probe.cli.options import (
     DEMO_MODELS,
-    Autocast,
-    BatchSize,
-    Checkpoint,
-    ClassNames,
-    Data,
+    Baselines,
     Device,
-    Layers,
-    Limit,
+    ImageOptions,
     Measures,
-    ModelArgs,
     ModelNames,
-    OnError,
+    ModelOptions,
     Out,
+    PassOptions,
     Permutations,
-    Pretrained,
     Resamples,
-    Root,
     Seed,
-    Split,
-    app,
+    command,
 )
 from mixer_probe.cli.output import command_line, print_report
-from mixer_probe.cli.shared import check_layers, model_loaders, study_settings, train_and_test
 from mixer_probe.cli.similarity import measure_names
 from mixer_probe.core.errors import StoreError
 
@@ -44,37 +35,26 @@ if TYPE_CHECKING:
     from mixer_probe.study import StudySettings
 
 
-@app.command(epilog="Example: mixer-probe demo --out demo")
+@command("demo --out demo")
 def demo(out: Out = Path("mixer-probe-demo"), device: Device = "auto", seed: Seed = 0) -> None:
     """Run all analyses of the bundled Mixer, ViT and ResNet on the bundled images; writes report.html and results.json."""
-    settings = study_settings("blocks", batch_size=50, seed=seed)
-    images, train = train_and_test("demo", None, None, None, "raise", seed)
-    loaders = model_loaders(DEMO_MODELS, True, None, device)
+    settings = PassOptions(batch_size=50).settings(seed=seed)
+    images, train = ImageOptions(seed=seed).train_and_test()
+    loaders = ModelOptions(device=device).loaders(DEMO_MODELS)
     title = "Representations of a Mixer, a ViT and a ResNet trained on CIFAR-10"
     _write_study(loaders, images, train, settings, out, title, findings=True)
 
 
-@app.command(epilog="Example: mixer-probe report mixer_b16_224 vit_base_patch16_224 --data photos --out report")
+@command("report mixer_b16_224 vit_base_patch16_224 --data photos --out report")
 def report(
     names: ModelNames,
-    data: Data = "demo",
-    layers: Layers = "blocks",
-    split: Split = None,
-    root: Root = None,
-    limit: Limit = None,
-    on_error: OnError = "raise",
-    pretrained: Pretrained = True,
-    checkpoint: Checkpoint = None,
-    model_args: ModelArgs = None,
-    class_names: ClassNames = None,
-    baselines: Annotated[bool, typer.Option(help="Also analyse the untrained baseline of every trained network.")] = True,
-    device: Device = "auto",
-    autocast: Autocast = None,
-    batch_size: BatchSize = 32,
+    source: ImageOptions = ImageOptions(),
+    passes: PassOptions = PassOptions(batch_size=32),
+    models: ModelOptions = ModelOptions(),
+    baselines: Baselines = True,
     measure: Measures = "cka,procrustes,mutual_knn",
     permutations: Permutations = 999,
     resamples: Resamples = 100,
-    seed: Seed = 0,
     out: Out = Path("mixer-probe-report"),
 ) -> None:
     """All analyses of the models of your choice: report.html and results.json.
@@ -82,19 +62,12 @@ def report(
     What is finished is kept in the folder, and the same command goes on with it after an interrupt, a full disk, or a model that
     could not be loaded."""
     measures = measure_names(measure)
-    images, train = train_and_test(data, split, root, limit, on_error, seed)
-    settings = study_settings(
-        layers,
-        batch_size=batch_size,
-        permutations=permutations,
-        seed=seed,
-        baselines=baselines,
-        autocast=autocast,
-        measures=measures,
-        resamples=resamples,
+    images, train = source.train_and_test()
+    settings = passes.settings(
+        permutations=permutations, seed=source.seed, baselines=baselines, measures=measures, resamples=resamples
     )
-    loaders = model_loaders(names, pretrained, checkpoint, device, model_args, class_names)
-    check_layers(loaders, layers)
+    loaders = models.loaders(names)
+    passes.check_layers(loaders)
     title = f"Analysis of {', '.join(names)}" if len(names) < 4 else f"Analysis of {len(names)} networks: {', '.join(names)}"
     _write_study(loaders, images, train, settings, out, title)
 
@@ -136,7 +109,7 @@ def _how_again(
     from mixer_probe.core.result import to_dict
 
     chosen = ",\n".join(f"    {k}={v!r}" for k, v in asdict(settings).items())
-    listed = "\n".join(f"    mp.load_model({_written(loader)})," for loader in loaders)
+    listed = "\n".join(f"    mp.load_model({written(loader)})," for loader in loaders)
     fit = "None" if train is None else f'mp.load_images("{train.name}", split="{train.split}")'
     source = f'mp.load_images("{images.name}", split={images.split or None!r}, limit={images.limit!r}, seed={images.seed})'
     imported = "from mixer_probe.report import narrate\n" if findings else ""
@@ -155,16 +128,15 @@ settings = StudySettings(
 results = run_study(models, images, train, settings)
 mp.write_report({written}, "report.html")
 """
-    command = command_line()
-    return {"command": command, "script": script, "images": to_dict(images.record), "study": asdict(settings)}
+    return {"command": command_line(), "script": script, "images": to_dict(images.record), "study": asdict(settings)}
 
 
-def _written(loader: partial[Model]) -> str:
+def written(loader: partial[Model]) -> str:
     """The arguments as Python."""
     return ", ".join([*map(repr, loader.args), *(f"{name}={value!r}" for name, value in loader.keywords.items())])
 
 
-@app.command(epilog="Example: mixer-probe render mixer-probe-demo --out rendered")
+@command("render mixer-probe-demo --out rendered")
 def render(
     saved: Annotated[list[Path], typer.Argument(metavar="RESULTS...", help="Results files, or folders of reports.")],
     title: Annotated[str | None, typer.Option(help="Title of the report (default: that of the saved one).")] = None,
@@ -182,7 +154,7 @@ def render(
     print_report(out)
 
 
-@app.command(name="app", epilog="Example: mixer-probe app runs/ photos/ checkpoints/")
+@command("app runs/ photos/ checkpoints/", name="app")
 def open_app(
     paths: Annotated[
         list[Path] | None,
@@ -195,15 +167,22 @@ def open_app(
     """Open the app in the browser; it listens on this machine only, and reads files below the given PATHs only."""
     import os
 
-    chosen = [str(_present(path)) for path in paths or []]
-    command = [sys.executable, "-m", "streamlit", "run", str(_app_file()), *server_options(port), "--", *chosen]
+    for path in paths or ():
+        if not path.exists():
+            raise StoreError(f"there is no {path} for the app to open; give existing folders or files")
+    package = Path(__file__).parent.parent
+    served = [file for file in (package / "_app" / "served.py", package.parent / "app" / "served.py") if file.is_file()]
+    if not served:
+        raise StoreError("the app is not part of this installation; install mixer_probe from its wheel or its repository")
+    chosen = [str(path.resolve()) for path in paths or ()]
+    process = [sys.executable, "-m", "streamlit", "run", str(served[0]), *server_options(port), "--", *chosen]
     if os.name == "nt":
         import subprocess
 
-        sys.exit(subprocess.call(command))
+        sys.exit(subprocess.call(process))
     sys.stdout.flush()
     # In place of this process, so that a signal to it ends the server.
-    os.execv(sys.executable, command)
+    os.execv(sys.executable, process)
 
 
 def server_options(port: int) -> list[str]:
@@ -222,17 +201,3 @@ def server_options(port: int) -> list[str]:
         "browser.gatherUsageStats": ["false"],
     }
     return [part for name, values in options.items() for value in values for part in (f"--{name}", value)]
-
-
-def _present(path: Path) -> Path:
-    if not path.exists():
-        raise StoreError(f"there is no {path} for the app to open; give existing folders or files")
-    return path.resolve()
-
-
-def _app_file() -> Path:
-    package = Path(__file__).parent.parent
-    for candidate in (package / "_app" / "served.py", package.parent / "app" / "served.py"):
-        if candidate.is_file():
-            return candidate
-    raise StoreError("the app is not part of this installation; install mixer_probe from its wheel or its repository")

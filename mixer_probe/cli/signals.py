@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Ended(BaseException):
-    """The process was told to end. Like KeyboardInterrupt, which the option parser takes for itself."""
+    """A signal ends the process. Like KeyboardInterrupt, which the option parser takes for itself."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -19,7 +19,7 @@ class Ended(BaseException):
 
 
 @contextmanager
-def told_to_end() -> Iterator[None]:
+def ended_by_signals() -> Iterator[None]:
     """Meanwhile SIGINT, SIGTERM and SIGHUP raise Ended, but for those that are ignored (as `nohup` has it)."""
     names = ("SIGINT", "SIGTERM", "SIGHUP")
     numbers = [number for name in names if (number := getattr(signal, name, None)) is not None]
@@ -28,7 +28,7 @@ def told_to_end() -> Iterator[None]:
         before = {number: found for number in numbers if (found := signal.getsignal(number)) is not signal.SIG_IGN}
 
     def end(number: int, _: object) -> None:
-        # One is enough: a second one must not stop what the first one lets be kept. An impatient person still can.
+        # One is enough: a second one must not stop what the first one lets be kept. A second interrupt still can.
         for other in before:
             if other != signal.SIGINT:
                 signal.signal(other, signal.SIG_IGN)

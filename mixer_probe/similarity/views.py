@@ -82,6 +82,7 @@ def _map_picture(matrices: Sequence[SimilarityMatrix]) -> Picture:
         + (_CKA_CAUTION if first.measure == "cka" else "")
         + (path if alone and not _same(first) else ""),
         f"Heatmaps of {first.definition.label} between layers of the networks",
+        name="similarity",
     )
 
 

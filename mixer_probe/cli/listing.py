@@ -2,41 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from mixer_probe.cli.options import (
-    AsJson,
-    Autocast,
-    BatchSize,
-    Checkpoint,
-    Data,
-    Device,
-    Layers,
-    Limit,
-    ModelArgs,
-    ModelName,
-    OnError,
-    Pretrained,
-    Root,
-    Seed,
-    Split,
-    app,
-    console,
-    folder,
-)
-from mixer_probe.cli.output import print_frame, print_json
-from mixer_probe.cli.shared import chosen_layers, find_images, model_loaders
-
-if TYPE_CHECKING:
-    from mixer_probe.models import CatalogueEntry, ModelCard
+from mixer_probe.cli.options import AsJson, ImageOptions, ModelName, ModelOptions, PassOptions, command, console, folder
+from mixer_probe.cli.output import print_frame, print_json, print_rows
 
 
-@app.command(epilog="Example: mixer-probe models mixer")
+@command("models mixer")
 def models(
     pattern: Annotated[str, typer.Argument(metavar="[PATTERN]", help="Part of a name, or shell wildcards.")] = "*",
     as_json: AsJson = False,
@@ -48,26 +23,16 @@ def models(
     if as_json:
         print_json([{"name": e.name, "family": e.family, "tags": e.tags, "notes": dict(e.notes)} for e in entries])
         return
-    _print_catalogue(entries)
-
-
-def _print_catalogue(entries: Sequence[CatalogueEntry]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for title in ("model", "family", "pretrained tags"):
-        table.add_column(title, overflow="fold")
-    for entry in entries:
-        table.add_row(entry.name, entry.family, ", ".join(entry.tags) or "-")
-    console.print(table)
+    print_rows(("model", "family", "pretrained tags"), [(e.name, e.family, ", ".join(e.tags) or "-") for e in entries])
     for entry in entries:
         for tag, note in entry.notes:
             console.print(f"\n{entry.name}.{tag}: {note}", markup=False, highlight=False)
 
 
-@app.command(epilog="Example: mixer-probe analyses")
+@command("analyses")
 def analyses(as_json: AsJson = False) -> None:
     """List all analyses with their group, name, question, required input and result types."""
     from mixer_probe import catalog
-    from mixer_probe.cli.output import print_rows
 
     header = ("room", "name", "question", "needs", "results")
     if as_json:
@@ -76,27 +41,16 @@ def analyses(as_json: AsJson = False) -> None:
     print_rows(header, catalog.listed())
 
 
-@app.command(epilog="Example: mixer-probe inspect mixer_b16_224 --no-pretrained")
-def inspect(
-    model: ModelName,
-    pretrained: Pretrained = True,
-    checkpoint: Checkpoint = None,
-    model_args: ModelArgs = None,
-    device: Device = "auto",
-    as_json: AsJson = False,
-) -> None:
+@command("inspect mixer_b16_224 --no-pretrained")
+def inspect(model: ModelName, models: ModelOptions = ModelOptions(), as_json: AsJson = False) -> None:
     """Print a model's layers, parameters and multiply-accumulates."""
     from mixer_probe.core.result import to_dict
     from mixer_probe.models import describe
 
-    card = describe(model_loaders([model], pretrained, checkpoint, device, model_args)[0]())
+    card = describe(models.loaders([model])[0]())
     if as_json:
         print_json(to_dict(card))
-    else:
-        _print_card(card)
-
-
-def _print_card(card: ModelCard) -> None:
+        return
     record = card.model
     rows = {
         "model": f"{record.name} ({card.architecture}, family {record.family})",
@@ -113,38 +67,20 @@ def _print_card(card: ModelCard) -> None:
     print_frame(card.to_frame())
 
 
-@app.command(epilog="Example: mixer-probe extract zoo:mixer --data demo --out runs/mixer.zarr")
+@command("extract zoo:mixer --data demo --out runs/mixer.zarr")
 def extract(
     model: ModelName,
-    data: Data = "demo",
+    source: ImageOptions = ImageOptions(),
     out: Annotated[Path, typer.Option(help="The zarr store to write.", parser=folder, metavar="PATH")] = Path("run.zarr"),
-    layers: Layers = "blocks",
+    passes: PassOptions = PassOptions(),
     reduce: Annotated[str, typer.Option(help="mean over positions, prefix token, or none (all positions).")] = "mean",
-    split: Split = None,
-    root: Root = None,
-    limit: Limit = None,
-    on_error: OnError = "raise",
-    pretrained: Pretrained = True,
-    checkpoint: Checkpoint = None,
-    model_args: ModelArgs = None,
-    device: Device = "auto",
-    autocast: Autocast = None,
-    batch_size: BatchSize = 64,
-    seed: Seed = 0,
+    models: ModelOptions = ModelOptions(),
 ) -> None:
     """Store a model's representations of images; an interrupted run resumes where it stopped."""
     import mixer_probe as mp
 
-    loaded = model_loaders([model], pretrained, checkpoint, device, model_args)[0]()
-    images = find_images(data, split, root, limit, on_error, seed)
-    run = mp.extract(
-        loaded,
-        images,
-        chosen_layers(layers),
-        reduce=reduce,  # type: ignore[arg-type]
-        out=out,
-        batch_size=batch_size,
-        autocast=autocast,
-    )
+    loaded = models.loaders([model])[0]()
+    options: dict[str, Any] = {"batch_size": passes.batch_size, "autocast": passes.autocast}
+    run = mp.extract(loaded, source.load(), passes.chosen, reduce=reduce, out=out, **options)  # type: ignore[arg-type]
     console.print(f"{run!r}", markup=False, highlight=False)
     console.print(str(out), markup=False, highlight=False)
