@@ -255,18 +255,31 @@ def compare_reports(
 
     Raises StoreError for a path without results, and for a name in `same` that is not in A."""
     left, right = _opened(a), _opened(b)
-    first, second = _renamed(left.results, same or {}), right.results
-    pairs, only_a, only_b = _matched(first, second)
-    found = _Found(rtol, atol)
-    for label, x, y in pairs:
-        found.compare(label, x, y)
+    first, second = left.results, right.results
+    if same:
+        known = {record.name for record in _records(first, ModelRecord)}
+        for name in same:
+            if name not in known:
+                raise StoreError(f"there is no network '{name}' in A; it has {', '.join(sorted(known)) or 'none'}")
+        names = {old + baseline: new + baseline for old, new in same.items() for baseline in ("", "?untrained")}
+        first = tuple(from_dict(_replaced(to_dict(r), names)) for r in first)
+    in_a, in_b = _by_identity(first), _by_identity(second)
+    found = _Comparison(rtol, atol)
+    found.only_a += [_label(r) for key, r in in_a.items() if key not in in_b]
+    found.only_b += [_label(r) for key, r in in_b.items() if key not in in_a]
+    shared = [key for key in in_a if key in in_b]
+    for key in shared:
+        found.compare(_label(in_a[key]), in_a[key], in_b[key])
+    name_a, name_b = (
+        str(Path(saved)) if isinstance(saved, (str, os.PathLike)) else letter for saved, letter in ((a, "A"), (b, "B"))
+    )
     return ReportDiff(
-        _name(a, "A"),
-        _name(b, "B"),
-        len(pairs),
-        (*only_a, *found.only_a),
-        (*only_b, *found.only_b),
-        (*_model_notes(first, second), *_image_notes(first, second), *_setting_notes(left.settings, right.settings)),
+        name_a,
+        name_b,
+        len(shared),
+        tuple(found.only_a),
+        tuple(found.only_b),
+        tuple(_notes(left, right, first, second)),
         tuple(found.results),
         tuple(found.rows),
         tuple(found.columns),
@@ -283,21 +296,8 @@ def _opened(saved: Saved) -> SavedResults:
     return open_results(saved) if isinstance(saved, (str, os.PathLike)) else SavedResults(tuple(saved), {})
 
 
-def _name(saved: Saved, letter: str) -> str:
-    return str(Path(saved)) if isinstance(saved, (str, os.PathLike)) else letter
-
-
-def _renamed(results: Sequence[Any], same: Mapping[str, str]) -> tuple[Any, ...]:
-    """The results with networks called as in B, untrained twins too. Raises StoreError for a name that is not in A."""
-    known = {record.name for record in _records(results, ModelRecord)}
-    for name in same:
-        if name not in known:
-            raise StoreError(f"there is no network '{name}' in A; it has {', '.join(sorted(known)) or 'none'}")
-    names = {old + twin: new + twin for old, new in same.items() for twin in ("", "?untrained")}
-    return tuple(from_dict(_replaced(to_dict(r), names)) for r in results) if names else tuple(results)
-
-
 def _replaced(data: Any, names: Mapping[str, str]) -> Any:
+    """JSON data with some texts replaced."""
     if isinstance(data, dict):
         return {key: _replaced(value, names) for key, value in data.items()}
     if isinstance(data, list):
@@ -308,28 +308,18 @@ def _replaced(data: Any, names: Mapping[str, str]) -> Any:
 # -- which results and rows belong together ----------------------------------------------------------------------------
 
 
-def _matched(a: Sequence[Any], b: Sequence[Any]) -> tuple[list[tuple[str, Any, Any]], list[str], list[str]]:
-    """Pairs of results with what to call them, and those that only one side has."""
-    left, right = _by_identity(a), _by_identity(b)
-    pairs = [(_label(x), x, right[key]) for key, x in left.items() if key in right]
-    only_a, only_b = ([_label(x) for key, x in one.items() if key not in other] for one, other in ((left, right), (right, left)))
-    return pairs, only_a, only_b
-
-
 def _by_identity(results: Sequence[Any]) -> dict[Any, Any]:
+    """Results by their kind, networks, images and the fields that tell them apart; equal ones are numbered."""
     found: dict[Any, Any] = {}
     for result in results:
-        key, n = _identity(result), 0
+        kind = type(result).__name__
+        models = [m.name for m in _own(result, ModelRecord)]
+        images = [(r.name, r.split) for r in _own(result, ImagesRecord)]
+        key, n = (kind, *models, *images, *_apart(result, kind).items()), 0
         while (key, n) in found:
             n += 1
         found[key, n] = result
     return found
-
-
-def _identity(result: Any) -> tuple[Any, ...]:
-    kind = type(result).__name__
-    images = [(r.name, r.split) for r in _own(result, ImagesRecord)]
-    return (kind, *(m.name for m in _own(result, ModelRecord)), *images, *_apart(result, kind).items())
 
 
 def _apart(result: Any, kind: str) -> dict[str, Any]:
@@ -371,7 +361,7 @@ def _records(value: Any, kind: type[Any]) -> Iterator[Any]:
 
 
 @dataclass
-class _Found:
+class _Comparison:
     """What the comparison of one pair of results after the other found."""
 
     rtol: float
@@ -391,9 +381,9 @@ class _Found:
         """Compare all columns that two tables share."""
         kind = type(x).__name__
         frame = _joined(x.to_frame(), y.to_frame(), _KEYS - _ANSWERS.get(kind, set()))
-        for side, told in (("left_only", self.only_a), ("right_only", self.only_b)):
+        for side, only in (("left_only", self.only_a), ("right_only", self.only_b)):
             missing = frame[frame["_merge"] == side]
-            told += [f"{label}: {len(missing)} rows, the first {missing['row'].iloc[0]}"] if len(missing) else []
+            only += [f"{label}: {len(missing)} rows, the first {missing['row'].iloc[0]}"] if len(missing) else []
         both = frame[frame["_merge"] == "both"]
         names = [c.removesuffix("_A") for c in frame.columns if c.endswith("_A")]
         shared = [name for name in names if f"{name}_B" in frame.columns]
@@ -451,14 +441,14 @@ def _joined(a: pd.DataFrame, b: pd.DataFrame, known: frozenset[str]) -> pd.DataF
 
 def _texts(frame: pd.DataFrame, names: Sequence[str]) -> list[str]:
     """ "blocks.3, shots 5" of every row."""
-    parts = [[_text(name, value) for value in frame[name]] for name in names]
+
+    def text(name: str, value: Any) -> str:
+        if isinstance(value, str):
+            return short_name(value) if name.startswith("model") else value
+        return "" if value is None or value != value else f"{name.replace('_', ' ')} {value}"
+
+    parts = [[text(name, value) for value in frame[name]] for name in names]
     return [", ".join(p for p in row if p) for row in zip(*parts)] if parts else [""] * len(frame)
-
-
-def _text(name: str, value: Any) -> str:
-    if isinstance(value, str):
-        return short_name(value) if name.startswith("model") else value
-    return "" if value is None or value != value else f"{name.replace('_', ' ')} {value}"
 
 
 def interval_columns(columns: Sequence[str]) -> tuple[dict[str, tuple[str, str]], set[str]]:
@@ -487,27 +477,24 @@ def _stem(column: str) -> str | None:
 # -- what they were measured on ----------------------------------------------------------------------------------------
 
 
-def _model_notes(a: Sequence[Any], b: Sequence[Any]) -> list[str]:
-    """Networks of one name with other weights."""
-    left, right = ({r.name: r for r in _records(results, ModelRecord)} for results in (a, b))
-    return [
-        f"{name} has other weights, settings or preprocessing: {left[name].fingerprint[:12]} ({left[name].weights}) in A, "
-        f"{right[name].fingerprint[:12]} ({right[name].weights}) in B"
-        for name in left
-        if name in right and left[name].fingerprint != right[name].fingerprint
-    ]
-
-
-def _image_notes(a: Sequence[Any], b: Sequence[Any]) -> list[str]:
-    """Images of one name that are not the same."""
-    left, right = _images_of(a), _images_of(b)
-    return [_image_note(where, left[where], right[where]) for where in left if where in right and left[where] != right[where]]
-
-
-def _image_note(where: tuple[str, str], a: set[tuple[int, str]], b: set[tuple[int, str]]) -> str:
-    name = "/".join(part for part in where if part)
-    before, after = (", ".join(str(n) for n in sorted({n for n, _ in side})) for side in (a, b))
-    return f"{name}: {before} images in A, {after} in B" if before != after else f"{name}: other images or classes"
+def _notes(left: SavedResults, right: SavedResults, a: Sequence[Any], b: Sequence[Any]) -> Iterator[str]:
+    """Networks of one name with other weights, images of one name that are not the same, and settings that differ."""
+    first, second = ({r.name: r for r in _records(results, ModelRecord)} for results in (a, b))
+    for name in first:
+        if name in second and first[name].fingerprint != second[name].fingerprint:
+            texts = [f"{r.fingerprint[:12]} ({r.weights})" for r in (first[name], second[name])]
+            yield f"{name} has other weights, settings or preprocessing: {texts[0]} in A, {texts[1]} in B"
+    one, other = _images_of(a), _images_of(b)
+    for where in one:
+        if where in other and one[where] != other[where]:
+            name = "/".join(part for part in where if part)
+            counts = [", ".join(str(n) for n in sorted({n for n, _ in side[where]})) for side in (one, other)]
+            differ = f"{counts[0]} images in A, {counts[1]} in B" if counts[0] != counts[1] else "other images or classes"
+            yield f"{name}: {differ}"
+    study_a, study_b = (dict(side.settings.get("study") or {}) for side in (left, right))
+    for name in study_a:
+        if name in study_b and study_a[name] != study_b[name]:
+            yield f"setting {name}: {study_a[name]} in A, {study_b[name]} in B"
 
 
 def _images_of(results: Sequence[Any]) -> dict[tuple[str, str], set[tuple[int, str]]]:
@@ -515,10 +502,3 @@ def _images_of(results: Sequence[Any]) -> dict[tuple[str, str], set[tuple[int, s
     for record in _records(results, ImagesRecord):
         found.setdefault((record.name, record.split), set()).add((record.n, record.fingerprint))
     return found
-
-
-def _setting_notes(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Settings of the study that differ."""
-    left, right = (dict(side.get("study") or {}) for side in (a, b))
-    names = [name for name in left if name in right and left[name] != right[name]]
-    return [f"setting {name}: {left[name]} in A, {right[name]} in B" for name in names]

@@ -42,17 +42,28 @@ def report_page(
     """What `write_report` writes, of results whose `sections` are made already. Raises StoreError for no section."""
     if not sections:
         raise StoreError("there is no result to report; give what token_mixing, compare, linear_probe, ... returned")
-    page: str = (
-        _environment()
-        .get_template("template.html.j2")
-        .render(
-            title=title,
-            sections=sections,
-            warnings=list(dict.fromkeys(text for section in sections if section.anchor == "models" for text in section.warnings)),
-            settings=_settings(settings or {}),
-            credits=_credits(results),
-            versions=versions(),
-        )
+    folder, given = resources.files("mixer_probe.report"), settings or {}
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    plain = {k: v for k, v in given.items() if k not in ("command", "script")}
+    # Attributions of all images that results were measured on.
+    records = [value for r in results for value in vars(r).values() if isinstance(value, ImagesRecord)]
+    page: str = environment.get_template("template.html.j2").render(
+        title=title,
+        sections=sections,
+        warnings=list(dict.fromkeys(text for section in sections if section.anchor == "models" for text in section.warnings)),
+        settings={
+            "command": given.get("command", ""),
+            "script": given.get("script", ""),
+            "json": json.dumps(plain, indent=2, default=str) if plain else "",
+        },
+        credits=list(dict.fromkeys(text for record in records for text in (record.credit, record.note) if text)),
+        versions=versions(),
     )
     return page
 
@@ -76,26 +87,3 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads",
     }
-
-
-def _settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    plain = {k: v for k, v in settings.items() if k not in ("command", "script")}
-    return {
-        "command": settings.get("command", ""),
-        "script": settings.get("script", ""),
-        "json": json.dumps(plain, indent=2, default=str) if plain else "",
-    }
-
-
-def _credits(results: Sequence[Result]) -> list[str]:
-    """Attributions of all images that results were measured on."""
-    records = [value for r in results for value in vars(r).values() if isinstance(value, ImagesRecord)]
-    return list(dict.fromkeys(text for record in records for text in (record.credit, record.note) if text))
-
-
-def _environment() -> jinja2.Environment:
-    folder = resources.files("mixer_probe.report")
-    loader = jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8"))
-    return jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )

@@ -44,29 +44,26 @@ class Narrative(Result):
         return tuple(f for f in self.findings if f.question == question)
 
     def to_frame(self) -> pd.DataFrame:
-        """One number a row, with interval, null, n and the sentence that rests on it; findings without numbers have one row."""
-        nothing = (Number("", float("nan")),)
-        return pd.DataFrame([_row(f, n) for f in self.findings for n in f.numbers or nothing], columns=_COLUMNS)
-
-
-_COLUMNS = ["group", "model", "kind", "where", "value", "low", "high", "null", "n", "verdict", "sentence"]
-
-
-def _row(f: Finding, n: Number) -> dict[str, object]:
-    numbers = {name: getattr(n, name) for name in ("kind", "where", "value", "low", "high", "null", "n")}
-    return {"group": f.question, "model": f.networks, **numbers, "verdict": f.verdict, "sentence": f.sentence}
+        """One number per row, with interval, null, n and the sentence that rests on it; findings without numbers have one row."""
+        rows = [
+            (f.question, f.networks, n.kind, n.where, n.value, n.low, n.high, n.null, n.n, f.verdict, f.sentence)
+            for f in self.findings
+            for n in f.numbers or (Number("", float("nan")),)
+        ]
+        columns = ["group", "model", "kind", "where", "value", "low", "high", "null", "n", "verdict", "sentence"]
+        return pd.DataFrame(rows, columns=columns)
 
 
 def narrate(results: Sequence[Result]) -> Narrative:
     """The findings of `results`, those of `run_study` or of single analyses, in the order of `QUESTIONS`.
 
     Every finding guards itself: it says that there is no difference beyond the intervals where there is none, and that a number
-    is not above its null where it is not; what the results do not hold is left out with the reason. CKA of untrained twins is
-    looked for among the results, beside that of the trained networks: run `compare` on both."""
+    is not above its null where it is not; what the results do not hold is left out with the reason. CKA of untrained
+    baselines is looked for among the results, beside that of the trained networks: run `compare` on both."""
     similarity, probes, weights, channels = (
         find(results) for find in (similarity_findings, probe_findings, weight_findings, channel_findings)
     )
-    told = [f for findings, _ in (similarity, probes, weights, channels) for f in findings]
-    told += [*attribution_findings(results), *control_findings(results)]
+    all_findings = [f for findings, _ in (similarity, probes, weights, channels) for f in findings]
+    all_findings += [*attribution_findings(results), *control_findings(results)]
     courses = [c for _, found in (similarity, probes, channels, weights) for c in found]
-    return Narrative(tuple(told), tuple(courses))
+    return Narrative(tuple(all_findings), tuple(courses))

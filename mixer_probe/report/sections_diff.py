@@ -24,33 +24,28 @@ _ROWS = 40
 
 def diff_section(results: Sequence[ReportDiff]) -> list[Section]:
     """Changes between every two reports."""
-    return [_section(result, "" if len(results) == 1 else f"-{i}") for i, result in enumerate(results, start=1)]
-
-
-def _section(result: ReportDiff, number: str) -> Section:
-    content: list[Picture | Table] = []
-    if len(result.values):
-        content += [_picture(result), _numbers(result)]
-    if result.changes:
-        frame = result.changes_frame()
-        content.append(
-            Table("Differing numbers and text values without an interval, by column.", frame, folded=len(frame) > _ROWS)
-        )
-    return Section(
-        f"differences{number}", "Differences between reports", (*findings(result), RULE), tuple(content), tuple(result.notes)
-    )
+    sections = []
+    for i, result in enumerate(results, start=1):
+        content: list[Picture | Table] = []
+        if len(result.values):
+            content += [_picture(result), _numbers(result)]
+        if result.changes:
+            changes, caption = result.changes_frame(), "Differing numbers and text values without an interval, by column."
+            content.append(Table(caption, changes, folded=len(changes) > _ROWS))
+        anchor = "differences" if len(results) == 1 else f"differences-{i}"
+        sentences = (*findings(result), RULE)
+        sections.append(Section(anchor, "Differences between reports", sentences, tuple(content), tuple(result.notes)))
+    return sections
 
 
 def _picture(result: ReportDiff) -> Picture:
     return Picture(
         partial(differences, result.to_frame()),
         "Left: the numbers with the largest changes, with 95 % intervals. Right: Q-Q plot of all numbers that differ, in "
-        "standard "
-        "errors, against the normal distribution.",
+        "standard errors, against the normal distribution.",
         "Left: filled circles changed beyond their intervals, grey squares did not. Right: points on the line are expected by "
-        "chance; "
-        "a bend above it at the right end indicates true changes; points consistently below it indicate that the reports share "
-        "images, so that they vary less. Points above the dotted line count as changed.",
+        "chance; a bend above it at the right end indicates true changes; points consistently below it indicate that the reports "
+        "share images, so that they vary less. Points above the dotted line count as changed.",
         "Intervals of the largest differences, and quantiles of all differences against a normal distribution",
         name="differences",
     )
@@ -58,11 +53,8 @@ def _picture(result: ReportDiff) -> Picture:
 
 def _numbers(result: ReportDiff) -> Table:
     frame = result.to_frame()
-    texts = {
-        "report A": [_interval(*row) for row in frame[["a", "a_low", "a_high"]].itertuples(index=False)],
-        "report B": [_interval(*row) for row in frame[["b", "b_low", "b_high"]].itertuples(index=False)],
-        "B - A": [_interval(*row) for row in frame[["difference", "low", "high"]].itertuples(index=False)],
-    }
+    columns = {"report A": ["a", "a_low", "a_high"], "report B": ["b", "b_low", "b_high"], "B - A": ["difference", "low", "high"]}
+    texts = {title: [_interval(*row) for row in frame[names].itertuples(index=False)] for title, names in columns.items()}
     shown = pd.concat([frame[["result", "row", "number"]], pd.DataFrame(texts), frame[["moved", "p", "q"]]], axis=1)
     caption = f"All {len(frame)} numbers with an interval that differ, in decreasing order of change."
     return Table(caption, shown, {"p": "{:.2g}", "q": "{:.2g}"}, folded=len(frame) > _ROWS)
@@ -79,55 +71,58 @@ def findings(result: ReportDiff) -> tuple[str, ...]:
             f"{result.name_a} and {result.name_b} are identical: {result.matched} results, {result.compared} numbers with an "
             f"interval and {result.plain} numbers and text values without.",
         )
-    return (
-        _matched(result),
-        *(f"{note}." for note in result.notes),
-        _with_intervals(result),
-        *_largest(result),
-        _without(result),
-    )
-
-
-def _matched(result: ReportDiff) -> str:
-    if not result.matched:
-        return (
+    sides = ((result.name_a, "A", result.only_a), (result.name_b, "B", result.only_b))
+    if result.matched:
+        names = [name if name == letter else f"{name} ({letter})" for name, letter, _ in sides]
+        missing = "".join(f" Only in {letter}: {_listed(only)}." for _, letter, only in sides if only)
+        sentences = [
+            f"{result.matched} {'result is' if result.matched == 1 else 'results are'} in both {' and '.join(names)}.{missing}"
+        ]
+    else:
+        sentences = [
             f"{result.name_a} and {result.name_b} have no result in common: only in A: {_listed(result.only_a)}; only in B: "
             f"{_listed(result.only_b)}. Match networks with different names with --same A=B."
-        )
-    missing = [f" Only in {letter}: {_listed(names)}." for letter, names in (("A", result.only_a), ("B", result.only_b)) if names]
-    names = [name if name == letter else f"{name} ({letter})" for name, letter in ((result.name_a, "A"), (result.name_b, "B"))]
-    are = "result is" if result.matched == 1 else "results are"
-    return f"{result.matched} {are} in both {' and '.join(names)}.{''.join(missing)}"
+        ]
+    sentences += [f"{note}." for note in result.notes]
+    return (*sentences, *_with_intervals(result), _without_intervals(result))
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return "; ".join(names[:_LISTED]) + more if names else "none"
-
-
-def _with_intervals(result: ReportDiff) -> str:
+def _with_intervals(result: ReportDiff) -> list[str]:
+    """How many numbers changed, and the largest change where it remains after correction."""
     if not result.compared:
-        return "No number has an interval in both reports."
+        return ["No number has an interval in both reports."]
     differing, moved = len(result.values), int(result.moved.sum())
     if not differing:
-        return f"All {result.compared} numbers with an interval are identical."
+        return [f"All {result.compared} numbers with an interval are identical."]
     surviving = int((result.q_value < _LEVEL).sum())
-    return (
+    counts = (
         f"Of {result.compared} numbers with an interval, {result.compared - differing} are identical, {differing - moved} differ "
         f"within their intervals, and {moved} changed beyond them; of {differing} numbers that differ, about "
         f"{result.expected:.1f} "
         f"would by chance. {surviving} of those that changed {'remains' if surviving == 1 else 'remain'} significant at a false "
         f"discovery rate of 5 % (Benjamini and Hochberg)."
     )
+    first = result.to_frame().iloc[0]
+    largest = [f"Largest change: {number_text(first)}, q = {first['q']:.2g}."] if first["moved"] and first["q"] < _LEVEL else []
+    return [counts, *largest]
 
 
-def _largest(result: ReportDiff) -> list[str]:
-    """The number with the largest change."""
-    frame = result.to_frame()
-    if not len(frame) or not frame["moved"].iloc[0] or not frame["q"].iloc[0] < _LEVEL:
-        return []
-    row = frame.iloc[0]
-    return [f"Largest change: {number_text(row)}, q = {row['q']:.2g}."]
+def _without_intervals(result: ReportDiff) -> str:
+    if not result.plain:
+        return "There are no values without an interval to compare."
+    if not result.changes:
+        return f"All {result.plain} numbers and text values without an interval are identical."
+    differing = sum(c.differing for c in result.changes)
+    kinds = list(dict.fromkeys(c.result for c in result.changes))
+    return (
+        f"Of {result.plain} numbers and text values without an interval, {differing} differ, in {len(result.changes)} columns: "
+        f"{_listed(kinds)}. Their variation by chance is unknown."
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return "; ".join(names[:_LISTED]) + more if names else "none"
 
 
 def number_text(row: pd.Series) -> str:
@@ -142,16 +137,3 @@ def change_text(change: Change) -> str:
     before, after = (f"{v:.4g}" if isinstance(v, float) else v for v in (change.before, change.after))
     where = f", most ({change.row})" if change.row else ":"
     return f"{change.column} of {change.result}: {change.differing} of {change.rows} differ{where} {before} -> {after}"
-
-
-def _without(result: ReportDiff) -> str:
-    if not result.plain:
-        return "There are no values without an interval to compare."
-    if not result.changes:
-        return f"All {result.plain} numbers and text values without an interval are identical."
-    differing = sum(c.differing for c in result.changes)
-    kinds = list(dict.fromkeys(c.result for c in result.changes))
-    return (
-        f"Of {result.plain} numbers and text values without an interval, {differing} differ, in {len(result.changes)} columns: "
-        f"{_listed(kinds)}. Their variation by chance is unknown."
-    )

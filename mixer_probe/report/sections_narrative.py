@@ -1,4 +1,4 @@
-"""The findings of a study at the head of its report: one section a question, with links to the evidence."""
+"""The findings of a study at the head of its report: one section per question, with links to the evidence."""
 
 from __future__ import annotations
 
@@ -11,19 +11,17 @@ from mixer_probe.report.narrative import QUESTIONS, Narrative
 
 
 def narrative_sections(results: Sequence[Narrative]) -> list[Section]:
-    """One section a question that has a finding, and one with the picture and the numbers."""
-    sections = [_question(r, key, i) for r in results for i, key in enumerate(QUESTIONS, 1) if r.of(key)]
-    overview = [_overview(r) for r in results if r.courses]
-    return [*sections, *overview]
+    """One section per question that has a finding, and one with the picture and the numbers."""
+    sections = []
+    for r in results:
+        for i, (key, (title, evidence)) in enumerate(QUESTIONS.items(), 1):
+            sentences = tuple(f.sentence for f in r.of(key))
+            if sentences:
+                sections.append(Section(f"finding-{key}", f"{i}. {title}", sentences, see=evidence))
+    return [*sections, *(_depth_section(r) for r in results if r.courses)]
 
 
-def _question(result: Narrative, key: str, number: int) -> Section:
-    title, evidence = QUESTIONS[key]
-    sentences = tuple(f.sentence for f in result.of(key))
-    return Section(f"finding-{key}", f"{number}. {title}", sentences, see=evidence)
-
-
-def _overview(result: Narrative) -> Section:
+def _depth_section(result: Narrative) -> Section:
     frame = result.to_frame()
     frame = frame[frame["kind"] != ""].drop(columns=["sentence"])
     formats = dict.fromkeys(("value", "low", "high", "null"), "{:.3g}")
@@ -31,11 +29,9 @@ def _overview(result: Narrative) -> Section:
     picture = Picture(
         partial(depth_courses, result.courses),
         "Depth curves by architecture: similarity of the first pair of networks of each two architectures, linear probe "
-        "accuracy, "
-        "class selectivity (AUROC) of the median channel, and mean mixing distance computed from the weights.",
+        "accuracy, class selectivity (AUROC) of the median channel, and mean mixing distance computed from the weights.",
         "Solid lines: trained networks; dotted lines with open markers: untrained baselines; dashed grey lines: null; bands: "
-        "95 % "
-        "intervals. Networks of one architecture share a colour and differ in markers.",
+        "95 % intervals. Networks of one architecture share a colour and differ in markers.",
         "Line plots of similarity, probe accuracy, channel selectivity and mean mixing distance against relative depth",
         name="learned-features",
     )

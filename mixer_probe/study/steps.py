@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -44,9 +45,10 @@ class Steps:
         Raises StoreError, with what to do, if the results cannot be kept; the steps before stay."""
         content = {"step": name, "settings": {key: identity(value) for key, value in settings.items()}, "code": _code()}
         file = self.folder / f"{slug(name)[:80]}-{_digest(content)[:16]}.json"
-        return _kept(file) or self._made(name, file, content, compute)
-
-    def _made(self, name: str, file: Path, content: Mapping[str, Any], compute: Callable[[], Iterable[Result]]) -> list[Result]:
+        # A file that cannot be read is computed anew, which is always right.
+        with suppress(StoreError):
+            if file.is_file() and (earlier := list(load_results(file))):
+                return earlier
         try:
             found = list(compute())
         except Exception as error:
@@ -57,23 +59,15 @@ class Steps:
         try:
             save_results(found, file, content)
         except StoreError as error:
-            raise StoreError(f"the step '{name}' cannot be kept ({error}): {self._way_out(error)}") from error
+            raise StoreError(
+                f"the step '{name}' cannot be kept ({error}): {remedy(error)} and start the same again, which goes on from the "
+                f"{len(self)} finished before, in {self.folder}"
+            ) from error
         return list(load_results(file))
-
-    def _way_out(self, error: BaseException) -> str:
-        return f"{remedy(error)} and start the same again, which goes on from the {len(self)} finished before, in {self.folder}"
 
     def __len__(self) -> int:
         """How many finished steps there are, of all settings."""
         return len(list(self.folder.glob("*.json")))
-
-
-def _kept(file: Path) -> list[Result]:
-    """The results in a file; none if there is no file, or none that can be read, since computing them anew is always right."""
-    try:
-        return list(load_results(file)) if file.is_file() else []
-    except StoreError:
-        return []
 
 
 def identity(value: Any) -> Any:

@@ -42,8 +42,8 @@ _SETTINGS = {"probing": "probes", "channels": "channels", "attribution": "attrib
 class Study:
     """Analyses of networks on the same images, one after the other, into `results`.
 
-    `names` are those of the analyses to make, by room; by default all of a report. What fails is left out with its reason, told
-    once per room; a `strict` study raises instead, and does not leave out what the family of a network is not meant for. With
+    `names` are those of the analyses to make, by room; by default all of a report. What fails is left out with its reason, once
+    per room; a `strict` study raises instead, and does not leave out what the family of a network is not meant for. With
     `steps` what is finished is kept on disk, and taken from there by another study of the same. `shared` is that of `Inputs`."""
 
     images: Images | None = None
@@ -64,7 +64,7 @@ class Study:
             names = {name: getattr(self.settings, _SETTINGS.get(name, ""), found) for name, found in rooms.items()}
         chosen = {name: catalog.room(name).check(found) for name, found in names.items()}
         self._asked = [(room, a) for room, a in catalog.analyses() if a.name in chosen.get(room.name, ())]
-        self._told: set[tuple[str, str]] = set()
+        self._reasons: set[tuple[str, str]] = set()
         self._identities: dict[ModelRecord, Any] = {}
 
     def add(self, model: Model, card: bool = False) -> Inputs:
@@ -99,21 +99,19 @@ class Study:
         return self.results
 
     def _of_several(self) -> Iterator[tuple[Room, Analysis, str, Sequence[Inputs]]]:
-        pixels = self._pixels()
+        """Analyses of raw pixels (a baseline of trained networks, as if a network had made them), and of several networks."""
+        extracted = [i for i in self.networks if i.extracted]
+        pixels: list[Inputs] = []
+        wanted = any(a.pixels for _, a in self._asked) and self.settings.baselines
+        if wanted and any(i.record.trained for i in extracted):
+            first, train = extracted[0], None if self.train is None else raw_pixels(self.train)
+            pixels.append(Inputs.of_runs(raw_pixels(first.images), train, first))
         for room, analysis in self._asked:
             if analysis.pixels:
                 yield from ((room, analysis, f"{analysis.title} of {i.record.name}", [i]) for i in pixels)
             elif not analysis.of_one:
                 networks = [i for i in self.networks if analysis.after or i.extracted]
                 yield from ((room, analysis, step, group) for step, group in _groups(analysis, networks))
-
-    def _pixels(self) -> list[Inputs]:
-        """Raw pixels as if a network had made them: a baseline of trained networks."""
-        networks = [i for i in self.networks if i.extracted]
-        if not (any(a.pixels for _, a in self._asked) and self.settings.baselines and any(i.record.trained for i in networks)):
-            return []
-        first = networks[0]
-        return [Inputs.of_runs(raw_pixels(first.images), None if self.train is None else raw_pixels(self.train), first)]
 
     def _prepare(self, room: Room, analysis: Analysis, network: Inputs) -> None:
         """What an analysis of several networks takes of one, while that is in memory."""
@@ -136,9 +134,9 @@ class Study:
         def work() -> list[Result]:
             found: list[Result] = []
             try:
-                with _told_in_the_report(self.strict):
+                with _without_report_warnings(self.strict):
                     for one in given:
-                        # Results before an error are kept: what a network cannot have its baseline cannot have either.
+                        # Results before an error are kept: what fails for a network fails for its baseline too.
                         found.extend(analysis.run(one))
             except MixerProbeError as error:
                 found.append(self._failure(step, error))
@@ -167,7 +165,7 @@ class Study:
             self.results[k] = result
 
     def _can(self, room: Room, analysis: Analysis, group: Sequence[Inputs]) -> bool:
-        """Whether there is what the analysis needs; what lacks is said, but for families and raw pixels."""
+        """Whether there is what the analysis needs; what is missing is reported, but for families and raw pixels."""
         if analysis.of_one and not self.strict and group[0].record.family not in (*analysis.families, "pixels"):
             return False
         if analysis.labelled:
@@ -185,7 +183,7 @@ class Study:
         return analysis.needs != "activations" or all(map(self._extracted, group))
 
     def _extracted(self, network: Inputs) -> bool:
-        """Whether the representations of the test images are there; if they cannot be had, the reason is told."""
+        """Whether the representations of the test images are there; if they are unavailable, the reason is reported."""
         try:
             _ = network.test
         except MixerProbeError as error:
@@ -204,27 +202,25 @@ class Study:
 
     def _add(self, room: str, result: Result) -> None:
         if isinstance(result, Skipped):
-            if (room, result.reason) in self._told:
+            if (room, result.reason) in self._reasons:
                 return
-            self._told.add((room, result.reason))
+            self._reasons.add((room, result.reason))
         self.results.append(result)
 
     def _step(self, step: str, analysis: Analysis, group: Sequence[Inputs], work: Callable[[], list[Result]]) -> list[Result]:
         """Results of `work`, or those kept of an earlier study."""
         if self.steps is None:
             return work()
-        what = {"networks": [self._identity(i) for i in group], **self._decided_by(analysis, group[0])}
-        return self.steps.get(step, what, work)
-
-    def _decided_by(self, analysis: Analysis, network: Inputs) -> Mapping[str, Any]:
-        """What decides the numbers of an analysis besides networks."""
-        s = network.settings
+        network, s = group[0], group[0].settings
+        # What decides the numbers besides networks and their baselines.
         if analysis.decided_by is not None:
-            return analysis.decided_by(network)
-        if analysis.needs == "weights":
-            return {}
-        tables = file_digests([s.groups, *(spec.rpartition(":")[0] for spec in s.targets)])
-        return {"images": self._images, "study": s, "tables": tables}
+            decided = dict(analysis.decided_by(network))
+        elif analysis.needs == "weights":
+            decided = {}
+        else:
+            tables = file_digests([s.groups, *(spec.rpartition(":")[0] for spec in s.targets)])
+            decided = {"images": self._images, "study": s, "tables": tables}
+        return self.steps.get(step, {"networks": [self._identity(i) for i in group], **decided}, work)
 
     @cached_property
     def _images(self) -> Any:
@@ -255,11 +251,11 @@ def _groups(analysis: Analysis, networks: Sequence[Inputs]) -> Iterator[tuple[st
 
 
 @contextmanager
-def _told_in_the_report(strict: bool) -> Iterator[None]:
-    """Without the warnings that a report says in its sentences."""
+def _without_report_warnings(strict: bool) -> Iterator[None]:
+    """Without the warnings whose content a report gives in its sentences."""
     with warnings.catch_warnings():
-        for told in () if strict else (EmptyAttributionWarning, IncompleteAttributionWarning):
-            warnings.simplefilter("ignore", told)
+        for category in () if strict else (EmptyAttributionWarning, IncompleteAttributionWarning):
+            warnings.simplefilter("ignore", category)
         yield
 
 
