@@ -184,7 +184,7 @@ class ImageOptions:
         from mixer_probe.images import load_images
 
         options: dict[str, Any] = {"limit": self.limit, "seed": self.seed, "root": self.root, "on_error": self.on_error}
-        return load_images(self.data or "demo", split=self.split, **options)
+        return load_images("demo" if self.data is None else self.data, split=self.split, **options)
 
     def train_and_test(self) -> tuple[Images, Images | None]:
         """Images to analyse, and images to fit probes on where the data set has its own (the bundled sample does)."""

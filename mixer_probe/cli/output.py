@@ -34,9 +34,11 @@ def finish(
     drawn: dict[str, Figure] | None = None,
     files: Mapping[str, str | bytes] | None = None,
     tables: bool = False,
+    sentences: Sequence[str] | None = None,
 ) -> None:
     """Where `out` is a folder: a table of each type of result, results.json, the report with its figures, those `drawn` besides,
-    and `files` by name. Then all rows as JSON, or the sentences, with the `tables` where no file holds them.
+    and `files` by name. Then all rows as JSON, or the `sentences` (by default those of the report), with the `tables` where no
+    file holds them.
 
     Raises MeasureError, with the first reason, where nothing but skipped analyses is left."""
     from mixer_probe.core.section import Table as ReportTable
@@ -55,7 +57,9 @@ def finish(
     if as_json:
         print_json({name: json.loads(frame.to_json(orient="records")) for name, frame in tables_by_kind(results).items()})
         return
-    for section in sections:
+    for sentence in sentences or ():
+        console.line_of(sentence)
+    for section in sections if sentences is None else ():
         tell(section, console)
         for item in section.content if tables and out is None else ():
             if isinstance(item, ReportTable):

@@ -113,7 +113,7 @@ def _how_again(
     fit = "None" if train is None else f'mp.load_images("{train.name}", split="{train.split}")'
     source = f'mp.load_images("{images.name}", split={images.split or None!r}, limit={images.limit!r}, seed={images.seed})'
     imported = "from mixer_probe.report import narrate\n" if findings else ""
-    written = "[narrate(results), *results]" if findings else "results"
+    reported = "[narrate(results), *results]" if findings else "results"
     script = f"""import mixer_probe as mp
 {imported}from mixer_probe.study import StudySettings, run_study
 
@@ -126,7 +126,7 @@ settings = StudySettings(
 {chosen},
 )
 results = run_study(models, images, train, settings)
-mp.write_report({written}, "report.html")
+mp.write_report({reported}, "report.html")
 """
     return {"command": command_line(), "script": script, "images": to_dict(images.record), "study": asdict(settings)}
 

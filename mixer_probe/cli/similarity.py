@@ -17,7 +17,6 @@ from mixer_probe.cli.options import (
     Permutations,
     Resamples,
     command,
-    console,
     parts,
 )
 from mixer_probe.cli.output import finish
@@ -51,7 +50,7 @@ def compare(
     Writes figures as SVG and PNG, the numbers as CSV, results.json and report.html to --out (default: mixer-probe-compare; with
     --json none)."""
     import mixer_probe as mp
-    from mixer_probe.similarity.views import agreement
+    from mixer_probe.similarity.views import agreement, disagreement
 
     measures, cells = measure_names(measure), _grid(grid, reduce)
     reduce = reduce or ("none" if cells else None)
@@ -88,11 +87,9 @@ def compare(
         grid=cells,
         seed=source.seed,
     )
-    if not as_json:
-        # The report has one section on the first measure, and a table of the others.
-        for matrix in matrices[1:]:
-            console.line_of(agreement(matrix))
-    finish(matrices, out or (None if as_json else Path("mixer-probe-compare")), "Similarity of two networks", as_json)
+    sentences = [agreement(m) for m in matrices] + ([disagreement(matrices)] if len(matrices) > 1 else [])
+    folder = out or (None if as_json else Path("mixer-probe-compare"))
+    finish(matrices, folder, "Similarity of two networks", as_json, sentences=sentences)
 
 
 def measure_names(text: str) -> tuple[str, ...]:
