@@ -111,17 +111,19 @@ def first_pairs(cards: Sequence[ModelCard]) -> Iterator[tuple[str, str]]:
 
 
 def of_twins(a: str, b: str, images: mp.Images, device: str, steps: Steps, settings: StudySettings) -> list[Result]:
-    """CKA of the untrained twins of two networks: what the architectures share before they learn."""
-    step = f"similarity of the untrained twins of {a} and {b}"
+    """CKA of the untrained baselines of two networks: what the architectures share before they learn."""
+    step = f"similarity of the untrained baselines of {a} and {b}"
     try:
-        twins = [mp.load_model(name, device=device).untrained() for name in (a, b)]
+        baselines = [mp.load_model(name, device=device).untrained() for name in (a, b)]
 
         def compared() -> list[Result]:
-            left, right = (mp.extract(twin, images, settings.layers, batch_size=settings.batch_size) for twin in twins)
+            left, right = (
+                mp.extract(baseline, images, settings.layers, batch_size=settings.batch_size) for baseline in baselines
+            )
             draws = {"permutations": settings.permutations, "resamples": settings.resamples, "seed": settings.seed}
             return [mp.compare(left, right, **draws)]  # type: ignore[arg-type]
 
-        return steps.get(step, {"twins": twins, "images": images, "settings": settings}, compared)
+        return steps.get(step, {"baselines": baselines, "images": images, "settings": settings}, compared)
     except MixerProbeError as error:
         return [Skipped.because(step, error)]
 

@@ -55,7 +55,7 @@ def common(name: str, trained: bool, family: str, layers: tuple[Layer, ...]) -> 
 
 
 def accuracy(name: str, *, trained: bool = True, family: str = "mixer", layers: int = 3, undefined: bool = False) -> ProbeResult:
-    """The first 10, 20 and 30 of 40 test images are right; of the untrained twin, the first 10, 12 and 14."""
+    """The first 10, 20 and 30 of 40 test images are right; of the untrained baseline, the first 10, 12 and 14."""
     right = np.linspace(10, 30 if trained and family != "pixels" else 14, layers).round().astype(int)
     labels = np.arange(N) % 4
     predicted = np.stack([np.where(np.arange(N) < r, labels, (labels + 1) % 4) for r in right])

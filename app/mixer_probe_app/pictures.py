@@ -283,7 +283,7 @@ def read_upload(name: str, content: bytes) -> tuple[Image.Image, list[str]]:
         raise ImagesError(f"{shown} has more than {_MOST_BYTES >> 20} MB; reduce its size, for example by saving it as JPEG.")
     try:
         with warnings.catch_warnings(record=True) as caught:
-            # The limit here is lower than the one that Pillow warns of; which range was assumed is told below.
+            # The limit here is lower than the one that Pillow warns of; which range was assumed is stated below.
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", ImagesWarning)
             Image.init()

@@ -19,7 +19,7 @@ from mixer_probe.attribution.agreements import excesses
 from mixer_probe.attribution.curves import MODES
 from mixer_probe.attribution.methods import method_label
 from mixer_probe.attribution.randomisation import NEGLIGIBLE
-from mixer_probe.core.finding import Finding, Number, missing, of_kind, shown
+from mixer_probe.core.finding import Finding, Number, filter_type, missing, shown
 from mixer_probe.core.result import Result
 from mixer_probe.core.words import images_text, join, name_of, percent
 from mixer_probe.stats import FEWEST, mean_interval
@@ -261,10 +261,10 @@ def conductance_sentence(result: Conductance) -> str:
 
 def attribution_findings(results: Sequence[Result]) -> list[Finding]:
     """Which networks' maps agree most, and how many methods outperform random orders in deletion and insertion per network."""
-    across = [r for r in of_kind(results, Agreement) if r.compared == "networks"]
+    across = [r for r in filter_type(results, Agreement) if r.compared == "networks"]
     what, needs = "Agreement of attributions", "no attributions of two networks"
     found = [_agreement_finding(across) if across else missing(QUESTION, what, needs, results, "attributions")]
-    curves = of_kind(results, PerturbationCurves)
+    curves = filter_type(results, PerturbationCurves)
     for r in curves:
         name, n, texts, numbers, verdict = name_of(r.model), len(r.ids), [], list[Number](), "none"
         for mode in MODES:

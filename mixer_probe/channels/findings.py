@@ -14,17 +14,17 @@ from mixer_probe.core.finding import (
     Number,
     families,
     family,
-    is_twin,
+    filter_type,
+    is_baseline,
     missing,
-    of_kind,
-    own_models,
+    primary_models,
     share,
     shown,
     span,
 )
 from mixer_probe.core.result import Result
 from mixer_probe.core.words import name_of, untrained_baseline
-from mixer_probe.plotting.depth import Course
+from mixer_probe.plotting.depth import DepthCurve
 from mixer_probe.stats import auroc_interval, max_null, permutation_p, wilson_interval
 from mixer_probe.stats.claims import DRAWS, LEVEL
 
@@ -32,11 +32,11 @@ QUESTION = "channels"
 PANEL = "AUROC of the best-separated class, median channel"
 
 
-def channel_findings(results: Sequence[Result]) -> tuple[list[Finding], list[Course]]:
+def channel_findings(results: Sequence[Result]) -> tuple[list[Finding], list[DepthCurve]]:
     """Two findings per network with class selectivity, one per pair of architectures with best matches, and the depth curves of
     class selectivity."""
-    tested = [r for r in of_kind(results, ClassSelectivity) if r.permutations]
-    own = own_models([r.model for r in tested])
+    tested = [r for r in filter_type(results, ClassSelectivity) if r.permutations]
+    own = primary_models([r.model for r in tested])
     findings: list[Finding] = []
     for r in (r for r in tested if r.model.name in own):
         findings += [selectivity_finding(r, untrained_baseline(r, tested)), most_selective_finding(r)]
@@ -44,14 +44,14 @@ def channel_findings(results: Sequence[Result]) -> tuple[list[Finding], list[Cou
         needs = "the results contain no class selectivity with a null"
         findings.append(missing(QUESTION, "Class-selective channels", needs, results, "class selectivity"))
     curves = []
-    for r in (r for r in tested if r.model.name in own or is_twin(r.model, own)):
+    for r in (r for r in tested if r.model.name in own or is_baseline(r.model, own)):
         medians = [median_auroc(r, i, "") for i in range(len(r.layers))]
         value, null = (np.array([getattr(n, key) for n in medians]) for key in ("value", "null"))
         depth, nothing = np.array([layer.depth for layer in r.layers]), np.full(len(medians), NAN)
         trained = not r.model.name.endswith("?untrained")
-        curves.append(Course(PANEL, family(r.model), r.model.name, trained, depth, value, nothing, nothing, null))
+        curves.append(DepthCurve(PANEL, family(r.model), r.model.name, trained, depth, value, nothing, nothing, null))
     pairs = by_pair(results)
-    own = own_models([m for found in pairs.values() for m in (found[0].model_a, found[0].model_b)])
+    own = primary_models([m for found in pairs.values() for m in (found[0].model_a, found[0].model_b)])
     groups: dict[str, list[frozenset[str]]] = {}
     for key, found in pairs.items():
         if key <= own:
@@ -185,7 +185,7 @@ def strongest(found: Sequence[ChannelPartners]) -> tuple[ChannelPartners, int]:
 def by_pair(results: Sequence[Result]) -> dict[frozenset[str], list[ChannelPartners]]:
     """Best matches by the two networks, both directions together."""
     pairs: dict[frozenset[str], list[ChannelPartners]] = {}
-    for p in of_kind(results, ChannelPartners):
+    for p in filter_type(results, ChannelPartners):
         if p.permutations and p.model_a.name != p.model_b.name and np.isfinite(p.strength).any():
             pairs.setdefault(frozenset((p.model_a.name, p.model_b.name)), []).append(p)
     return pairs

@@ -55,22 +55,22 @@ def missing(question: str, what: str, needs: str, results: Sequence[Result], ste
     return Finding(question, "", f"{what}: not available, {reasons[0] if reasons else needs}", "missing")
 
 
-def own_models(models: Sequence[ModelRecord]) -> set[str]:
+def primary_models(models: Sequence[ModelRecord]) -> set[str]:
     """Names of the networks under study: no untrained baselines, no raw pixels."""
     return {m.name for m in studied(models) if m.family != "pixels"}
 
 
-def twin_name(model: ModelRecord) -> str:
+def baseline_name(model: ModelRecord) -> str:
     """The name of the untrained baseline of a network."""
     return model.name + "?untrained"
 
 
-def is_twin(model: ModelRecord, own: set[str]) -> bool:
+def is_baseline(model: ModelRecord, own: set[str]) -> bool:
     """Whether a network is the untrained baseline of one of `own`."""
     return model.name not in own and base_name(model.name) in own
 
 
-def of_kind(results: Sequence[Result], kind: type[R]) -> list[R]:
+def filter_type(results: Sequence[Result], kind: type[R]) -> list[R]:
     """The results of one kind."""
     return [r for r in results if isinstance(r, kind)]
 

@@ -16,7 +16,7 @@ from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.images.distortions import Distortion
 from mixer_probe.invariance.predictions import Source, predictions
-from mixer_probe.invariance.standard import of_kind, standard_distortions
+from mixer_probe.invariance.standard import filter_type, standard_distortions
 from mixer_probe.models.classes import labels_as_outputs
 from mixer_probe.models.model import Model
 from mixer_probe.stats import delta_interval, difference_interval, mcnemar, paired_counts, wilson_interval
@@ -58,13 +58,13 @@ class DistortionAccuracy(Result):
         """The kinds of distortion, in order."""
         return tuple(dict.fromkeys(d.kind for d in self.distortions))
 
-    def of_kind(self, kind: str) -> list[int]:
+    def filter_type(self, kind: str) -> list[int]:
         """Indices of the distortions of a kind, from the mildest to the most severe.
 
         Raises MeasureError for a kind that is not among the distortions."""
         if kind not in self.kinds:
             raise MeasureError(f"{self.model.name} was not measured under '{kind}'; its distortions: {', '.join(self.kinds)}")
-        return of_kind(self.distortions, kind)
+        return filter_type(self.distortions, kind)
 
     @property
     def right(self) -> np.ndarray:

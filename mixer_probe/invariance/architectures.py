@@ -88,7 +88,7 @@ def compare_architectures(results: Sequence[DistortionAccuracy]) -> Architecture
     means, influences, most = [], [], []
     for r in readers:
         values, by_image, change = r.kept_by_image()
-        rows = [r.of_kind(kind) for kind in r.kinds]
+        rows = [r.filter_type(kind) for kind in r.kinds]
         means.append(np.stack([values[row].mean() for row in rows]))
         influences.append(np.stack([by_image[row].mean(axis=0) for row in rows]))
         most.append(change)
@@ -102,7 +102,7 @@ def compare_architectures(results: Sequence[DistortionAccuracy]) -> Architecture
         tuple(r.model.family for r in readers),
         first.images,
         first.kinds,
-        tuple(", ".join(first.distortions[i].strength_text for i in first.of_kind(kind)) for kind in first.kinds),
+        tuple(", ".join(first.distortions[i].strength_text for i in first.filter_type(kind)) for kind in first.kinds),
         kept,
         *delta_interval(kept, grouped, limits=(kept - reach, kept + reach)),
         gap,

@@ -22,7 +22,7 @@ from mixer_probe.invariance import (
     ErrorConsistency,
     RepresentationShift,
 )
-from mixer_probe.invariance.standard import of_kind
+from mixer_probe.invariance.standard import filter_type
 from mixer_probe.plotting.curves import chance_line, curve, key_below, model_keys, share_text
 from mixer_probe.plotting.style import COLOURS, GREY, MARKERS, SEQUENTIAL, line_styles, model_label, plain, styled
 
@@ -50,19 +50,19 @@ def distortion_curves(results: Sequence[DistortionAccuracy], value: Value = "acc
     for axes, kind in zip(panels.flat, kinds):
         measured = [r for r in results if kind in r.kinds]
         for result in measured:
-            rows, estimate = result.of_kind(kind), getattr(result, value)
+            rows, estimate = result.filter_type(kind), getattr(result, value)
             # The undistorted images are the first row of accuracy, and the reference of the other values.
             start, index = ([], [0, *(i + 1 for i in rows)]) if value == "accuracy" else ([1.0], rows)
             sides = (estimate.value, estimate.low, estimate.high)
             middle, low, high = (100 * np.concatenate([start, side[index]]) for side in sides)
             curve(axes, np.arange(len(middle)), middle, (low, high), styles[result.model.name])
         if value == "agreement":
-            by_chance = 100 * np.mean([r.agreement_by_chance[r.of_kind(kind)] for r in measured], axis=0)
+            by_chance = 100 * np.mean([r.agreement_by_chance[r.filter_type(kind)] for r in measured], axis=0)
             steps = 1 + np.arange(len(by_chance))
             axes.hlines(by_chance, steps - 0.3, steps + 0.3, color=GREY, linewidth=1)
         else:
             chance_line(axes, [0.0] if value == "kept" else [100 * r.chance for r in measured])
-        shown = [measured[0].distortions[i] for i in measured[0].of_kind(kind)]
+        shown = [measured[0].distortions[i] for i in measured[0].filter_type(kind)]
         texts = ["none", *(d.strength_text for d in shown)]
         turn = {"rotation": 40, "ha": "right"} if max(map(len, texts)) * len(texts) > 22 else {}
         axes.set_xticks(range(len(texts)), texts, fontsize=7.5, **turn)
@@ -163,7 +163,7 @@ def telling_rows(result: ErrorConsistency) -> list[int]:
     Where all are near chance, kappa is about guesses."""
     rows, able = [0], [bool(row.all()) for row in result.above_chance]
     for kind in dict.fromkeys(d.kind for d in result.distortions):
-        rows += [k + 1 for k in of_kind(result.distortions, kind) if able[k + 1]][-1:]
+        rows += [k + 1 for k in filter_type(result.distortions, kind) if able[k + 1]][-1:]
     return rows[:_MOST_MAPS]
 
 
@@ -255,7 +255,7 @@ def distortion_pictures(result: DistortionExamples, image: int = 0) -> Figure:
     if not 0 <= image < len(result.ids):
         raise MeasureError(f"there are {len(result.ids)} example images, from 0 to {len(result.ids) - 1}; no image {image}")
     kinds = list(dict.fromkeys(d.kind for d in result.distortions))
-    by_kind = {kind: of_kind(result.distortions, kind) for kind in kinds}
+    by_kind = {kind: filter_type(result.distortions, kind) for kind in kinds}
     columns = 1 + max(map(len, by_kind.values()))
     figure = Figure(figsize=(1.02 * columns + 1.4, 1.22 * len(kinds) + 0.1))
     panels = figure.subplots(len(kinds), columns, squeeze=False)

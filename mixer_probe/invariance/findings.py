@@ -24,9 +24,9 @@ def accuracy_sentence(result: DistortionAccuracy) -> str:
     ]
     if not result.reads_class:
         return f"{parts[0]}, which is not above chance, so no drop can be measured."
-    same = [kind for kind in result.kinds if all(drop.low[i] <= 0 <= drop.high[i] for i in result.of_kind(kind))]
+    same = [kind for kind in result.kinds if all(drop.low[i] <= 0 <= drop.high[i] for i in result.filter_type(kind))]
     if same:
-        i = max((i for kind in same for i in result.of_kind(kind)), key=lambda i: drop.high[i])
+        i = max((i for kind in same for i in result.filter_type(kind)), key=lambda i: drop.high[i])
         what = "any distortion" if len(same) == len(result.kinds) else join(same)
         most = points(drop.value[i], drop.low[i], drop.high[i])
         parts.append(f"The drop under {what} is not significantly different from zero (at most {most})")
@@ -40,7 +40,7 @@ def accuracy_sentence(result: DistortionAccuracy) -> str:
                 f"The largest drop is {points(drop.value[i], drop.low[i], drop.high[i])}, under {result.distortions[i].label}; "
                 f"{retained} of the accuracy above chance is retained"
             )
-    at_chance = [[i for i in result.of_kind(kind) if accuracy.low[i + 1] <= result.chance] for kind in result.kinds]
+    at_chance = [[i for i in result.filter_type(kind) if accuracy.low[i + 1] <= result.chance] for kind in result.kinds]
     labels = [result.distortions[rows[0]].label for rows in at_chance if rows]
     if labels:
         parts.append(f"Accuracy is not distinguishable from chance at and beyond {join(labels)}")

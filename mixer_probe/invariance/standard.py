@@ -71,7 +71,7 @@ def standard_distortions(
     )
 
 
-def of_kind(distortions: Sequence[Distortion], kind: str) -> list[int]:
+def filter_type(distortions: Sequence[Distortion], kind: str) -> list[int]:
     """Indices of the distortions of a kind, from the mildest to the most severe."""
     found = [i for i, d in enumerate(distortions) if d.kind == kind]
     return sorted(found, key=lambda i: distortions[i].severity_sign * distortions[i].strength)

@@ -39,7 +39,7 @@ def pixels(results: Iterable[M]) -> list[M]:
 
 
 def with_twins(results: Iterable[Any]) -> list[Any]:
-    """Every network's result, and that of its untrained twin after it."""
+    """Every network's result, and that of its untrained baseline after it."""
     return [one for result in networks(results) for one in (result, result.untrained) if one is not None]
 
 
@@ -67,12 +67,12 @@ def chance_line(axes: Axes, values: Iterable[float]) -> None:
 
 
 def model_keys(models: Sequence[ModelRecord], with_pixels: bool = False, chance: str = "") -> list[Artist]:
-    """What a legend shows: each network, then once for all the untrained twins, the raw pixels and chance."""
+    """What a legend shows: each network, then once for all the untrained baselines, the raw pixels and chance."""
     styles, names = line_styles(models), {m.name for m in models}
-    twins = [m for m in models if m.name != base_name(m.name) and base_name(m.name) in names]
-    alone = {m.name: m for m in models if m not in twins}
+    baselines = [m for m in models if m.name != base_name(m.name) and base_name(m.name) in names]
+    alone = {m.name: m for m in models if m not in baselines}
     keys: list[Artist] = [Line2D([], [], label=model_label(m), **styles[name]) for name, m in alone.items()]
-    if twins:
+    if baselines:
         mark: dict[str, Any] = {"linestyle": ":", "marker": "o", "markerfacecolor": "white"}
         keys.append(Line2D([], [], color=GREY, label="untrained baseline", **mark))
     if with_pixels:

@@ -17,7 +17,7 @@ from mixer_probe.plotting.style import COLOURS, GREY, MARKERS, styled
 
 @storable
 @dataclass(frozen=True)
-class Course:
+class DepthCurve:
     """A quantity against depth: `value` [place] with 95 % bounds `low` and `high` and its `null` (NaN where there are none).
 
     `panel` says what the quantity is, `group` of which architecture it is ("Mixer", or "Mixer × ViT" for pairs), `name` of which
@@ -35,41 +35,41 @@ class Course:
 
 
 @styled
-def depth_courses(courses: Sequence[Course]) -> Figure:
+def depth_curves(curves: Sequence[DepthCurve]) -> Figure:
     """One panel a quantity, one colour an architecture; networks of one architecture have one colour and markers of their own.
 
-    Solid lines are trained, dotted lines with open markers untrained; grey is the null. Raises MeasureError without a course."""
-    if not courses:
+    Solid lines are trained, dotted lines with open markers untrained; grey is the null. Raises MeasureError without a curve."""
+    if not curves:
         raise MeasureError("no depth curve was given")
-    names = list(dict.fromkeys(c.panel for c in courses))
+    names = list(dict.fromkeys(c.panel for c in curves))
     columns = min(2, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(4.9 * columns, 3.5 * rows))
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for axes, name in zip(panels, names):
-        _panel(axes, name, [c for c in courses if c.panel == name])
+        _panel(axes, name, [c for c in curves if c.panel == name])
     for axes in list(panels):
         axes.set_visible(False)
     return figure
 
 
-def _panel(axes: Axes, title: str, courses: Sequence[Course]) -> None:
-    groups = list(dict.fromkeys(c.group for c in courses))
-    for course in courses:
-        peers = list(dict.fromkeys(c.name.removesuffix("?untrained") for c in courses if c.group == course.group))
-        marker = MARKERS[peers.index(course.name.removesuffix("?untrained")) % len(MARKERS)]
-        _line(axes, course, COLOURS[groups.index(course.group) % len(COLOURS)], marker)
+def _panel(axes: Axes, title: str, curves: Sequence[DepthCurve]) -> None:
+    groups = list(dict.fromkeys(c.group for c in curves))
+    for curve in curves:
+        same_group = list(dict.fromkeys(c.name.removesuffix("?untrained") for c in curves if c.group == curve.group))
+        marker = MARKERS[same_group.index(curve.name.removesuffix("?untrained")) % len(MARKERS)]
+        _line(axes, curve, COLOURS[groups.index(curve.group) % len(COLOURS)], marker)
     axes.set(title=title, xlabel="relative depth", xlim=(-0.02, 1.02))
     handles = [Line2D([], [], color=COLOURS[i % len(COLOURS)], label=group) for i, group in enumerate(groups)]
-    if not all(c.trained for c in courses):
+    if not all(c.trained for c in curves):
         handles.append(Line2D([], [], color=GREY, linestyle=":", marker="o", markerfacecolor="white", label="untrained baseline"))
-    if any(np.isfinite(c.null).any() for c in courses):
+    if any(np.isfinite(c.null).any() for c in curves):
         handles.append(Line2D([], [], color=GREY, linestyle="--", linewidth=0.8, label="null"))
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
 
 
-def _line(axes: Axes, course: Course, colour: str, marker: str) -> None:
-    shape = {"linestyle": "-"} if course.trained else {"linestyle": ":", "markerfacecolor": "white"}
-    axes.plot(course.depth, course.value, color=colour, marker=marker, **shape)  # type: ignore[arg-type]
-    axes.fill_between(course.depth, course.low, course.high, color=colour, alpha=0.15 if course.trained else 0.07, linewidth=0)
-    axes.plot(course.depth, course.null, color=GREY, linestyle="--", linewidth=0.8, zorder=1)
+def _line(axes: Axes, curve: DepthCurve, colour: str, marker: str) -> None:
+    shape = {"linestyle": "-"} if curve.trained else {"linestyle": ":", "markerfacecolor": "white"}
+    axes.plot(curve.depth, curve.value, color=colour, marker=marker, **shape)  # type: ignore[arg-type]
+    axes.fill_between(curve.depth, curve.low, curve.high, color=colour, alpha=0.15 if curve.trained else 0.07, linewidth=0)
+    axes.plot(curve.depth, curve.null, color=GREY, linestyle="--", linewidth=0.8, zorder=1)

@@ -70,7 +70,7 @@ def colour_bar(figure: FigureBase, axes: Any, colours: str, label: str, *, low: 
 
 
 def colour_of(names: Iterable[str]) -> dict[str, str]:
-    """One colour a name, in order of first appearance; an untrained twin has the colour of its network."""
+    """One colour a name, in order of first appearance; an untrained baseline has the colour of its network."""
     bases = dict.fromkeys(base_name(name) for name in names)
     return {base: COLOURS[i % len(COLOURS)] for i, base in enumerate(bases)}
 
@@ -88,7 +88,7 @@ def line_style(model: ModelRecord, colour: str, marker: str) -> dict[str, Any]:
 
 
 def line_styles(models: Sequence[ModelRecord]) -> dict[str, dict[str, Any]]:
-    """The line style of each model by name; a twin has the colour and marker of its network."""
+    """The line style of each model by name; a baseline has the colour and marker of its network."""
     names = [model.name for model in models]
     colours, markers = colour_of(names), marker_of(names)
     return {m.name: line_style(m, colours[base_name(m.name)], markers[base_name(m.name)]) for m in models}

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mixer_probe.core.finding import NAN, Finding, Number, family, missing, of_kind, own_models, share
+from mixer_probe.core.finding import NAN, Finding, Number, family, filter_type, missing, primary_models, share
 from mixer_probe.core.finding import points as points_of
 from mixer_probe.core.result import Result
 from mixer_probe.core.words import interval, join, name_of, number, percent, points, untrained_baseline
 from mixer_probe.plotting.curves import networks, pixels
-from mixer_probe.plotting.depth import Course
+from mixer_probe.plotting.depth import DepthCurve
 from mixer_probe.probing import (
     AttentiveResult,
     Calibration,
@@ -40,12 +40,12 @@ PANEL = "accuracy of a linear probe"
 # -- several networks --------------------------------------------------------------------------------------------------
 
 
-def probe_findings(results: Sequence[Result]) -> tuple[list[Finding], list[Course]]:
+def probe_findings(results: Sequence[Result]) -> tuple[list[Finding], list[DepthCurve]]:
     """One finding per network and one on all of them, and the depth curves."""
-    probes = of_kind(results, ProbeResult)
+    probes = filter_type(results, ProbeResult)
     method = next((r.method for r in probes if r.method == "ridge"), probes[0].method if probes else "")
     probes = [r for r in probes if r.method == method]
-    own = own_models([r.model for r in probes])
+    own = primary_models([r.model for r in probes])
     chosen = [r for r in networks(probes) if r.model.name in own and np.isfinite(r.accuracy).any()]
     if not chosen:
         reason = "the results contain no probe of a network"
@@ -67,7 +67,7 @@ def probe_findings(results: Sequence[Result]) -> tuple[list[Finding], list[Cours
     for r in chosen:
         for x in [r, *([r.untrained] if r.untrained else [])]:
             depth, chance = np.array([layer.depth for layer in x.layers]), np.full(len(x.layers), x.chance)
-            curves.append(Course(PANEL, family(x.model), x.model.name, x is r, depth, x.accuracy, x.low, x.high, chance))
+            curves.append(DepthCurve(PANEL, family(x.model), x.model.name, x is r, depth, x.accuracy, x.low, x.high, chance))
     return findings, curves
 
 

@@ -8,7 +8,18 @@ import numpy as np
 
 from mixer_probe.channels import ClassSelectivity
 from mixer_probe.channels.findings import by_pair, pair_p, partner_share, selective_p, selective_share, strongest
-from mixer_probe.core.finding import Finding, Number, families, is_twin, missing, of_kind, own_models, points, share, shown
+from mixer_probe.core.finding import (
+    Finding,
+    Number,
+    families,
+    filter_type,
+    is_baseline,
+    missing,
+    points,
+    primary_models,
+    share,
+    shown,
+)
 from mixer_probe.core.result import ModelRecord, Result
 from mixer_probe.core.words import name_of
 from mixer_probe.plotting.curves import networks, pixels
@@ -29,12 +40,12 @@ def control_findings(results: Sequence[Result]) -> list[Finding]:
 
 
 def _similarity(results: Sequence[Result]) -> list[Finding]:
-    matrices = of_kind(results, SimilarityMatrix)
-    own = own_models([m for x in matrices for m in (x.model_a, x.model_b) if m])
+    matrices = filter_type(results, SimilarityMatrix)
+    own = primary_models([m for x in matrices for m in (x.model_a, x.model_b) if m])
     firsts: dict[str, Profile] = {}
     for m in matrices:
         p = profile_of(m)
-        if p and is_twin(p.a, own) and is_twin(p.b, own) and np.isfinite(p.calibrated).any():
+        if p and is_baseline(p.a, own) and is_baseline(p.b, own) and np.isfinite(p.calibrated).any():
             firsts.setdefault(families(p.a, p.b), p)
     findings = []
     for p in firsts.values():
@@ -55,37 +66,39 @@ def _told(networks: str, text: str, there: bool, *numbers: Number) -> Finding:
 
 
 def _probes(results: Sequence[Result]) -> list[Finding]:
-    probes = of_kind(results, ProbeResult)
+    probes = filter_type(results, ProbeResult)
     raw = next(iter(pixels(probes)), None)
-    return [_twin_probe(r.untrained, raw) for r in networks(probes) if r.untrained and np.isfinite(r.untrained.accuracy).any()]
+    return [
+        _baseline_probe(r.untrained, raw) for r in networks(probes) if r.untrained and np.isfinite(r.untrained.accuracy).any()
+    ]
 
 
-def _twin_probe(twin: ProbeResult, raw: ProbeResult | None) -> Finding:
-    best = int(np.nanargmax(twin.accuracy))
-    number = accuracy_number(twin, best, "untrained, best layer")
-    text = f"{name_of(twin.model)}: the best layer, {number.where}, has a linear probe accuracy of {share(number)}"
-    text += f" (chance {100 * twin.chance:.1f} %, n = {twin.n_test})"
+def _baseline_probe(baseline: ProbeResult, raw: ProbeResult | None) -> Finding:
+    best = int(np.nanargmax(baseline.accuracy))
+    number = accuracy_number(baseline, best, "untrained, best layer")
+    text = f"{name_of(baseline.model)}: the best layer, {number.where}, has a linear probe accuracy of {share(number)}"
+    text += f" (chance {100 * baseline.chance:.1f} %, n = {baseline.n_test})"
     numbers = [number]
     # The best of the layers was picked on these images: intervals of the family (Bonferroni).
-    tested = int(np.isfinite(twin.accuracy).sum())
+    tested = int(np.isfinite(baseline.accuracy).sum())
     level = 1 - LEVEL / tested
-    if not wilson_interval(int(twin.right[best].sum()), twin.n_test, level)[0] > twin.chance:
-        few = f" for the best of {tested} layers" if number.low > twin.chance else ""
-        return Finding(QUESTION, name_of(twin.model), f"{text}, which is not above chance{few}.", "none", (number,))
-    if raw is not None and np.array_equal(raw.labels, twin.labels):
-        more = Number("over raw pixels", *paired_interval(twin.right[best], raw.right[0]), n=twin.n_test)
-        above = paired_interval(twin.right[best], raw.right[0], confidence=level)[1] > 0
+    if not wilson_interval(int(baseline.right[best].sum()), baseline.n_test, level)[0] > baseline.chance:
+        few = f" for the best of {tested} layers" if number.low > baseline.chance else ""
+        return Finding(QUESTION, name_of(baseline.model), f"{text}, which is not above chance{few}.", "none", (number,))
+    if raw is not None and np.array_equal(raw.labels, baseline.labels):
+        more = Number("over raw pixels", *paired_interval(baseline.right[best], raw.right[0]), n=baseline.n_test)
+        above = paired_interval(baseline.right[best], raw.right[0], confidence=level)[1] > 0
         verdict = "more than" if above else "less than" if more.high < 0 else "no significant difference from"
         text += f", {verdict} raw pixels ({points(more)})"
         numbers.append(more)
-    return _told(name_of(twin.model), text, True, *numbers)
+    return _told(name_of(baseline.model), text, True, *numbers)
 
 
 def _channels(results: Sequence[Result]) -> list[Finding]:
-    found = [r for r in of_kind(results, ClassSelectivity) if r.permutations]
-    own = own_models([r.model for r in found])
+    found = [r for r in filter_type(results, ClassSelectivity) if r.permutations]
+    own = primary_models([r.model for r in found])
     findings = []
-    for r in (r for r in found if is_twin(r.model, own)):
+    for r in (r for r in found if is_baseline(r.model, own)):
         shares = [selective_share(r, i, "untrained, selective channels") for i in range(len(r.layers))]
         best = max(shares, key=lambda n: n.value)
         text = (
@@ -99,11 +112,11 @@ def _channels(results: Sequence[Result]) -> list[Finding]:
 
 def _partners(results: Sequence[Result]) -> list[Finding]:
     pairs = by_pair(results)
-    own = own_models([m for x in pairs.values() for m in (x[0].model_a, x[0].model_b)])
+    own = primary_models([m for x in pairs.values() for m in (x[0].model_a, x[0].model_b)])
     firsts: dict[str, tuple[ModelRecord, ModelRecord]] = {}
     for found in pairs.values():
         a, b = found[0].model_a, found[0].model_b
-        if is_twin(a, own) and is_twin(b, own):
+        if is_baseline(a, own) and is_baseline(b, own):
             firsts.setdefault(families(a, b), (a, b))
     findings = []
     for a, b in firsts.values():

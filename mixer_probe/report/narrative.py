@@ -12,7 +12,7 @@ from mixer_probe.attribution.findings import attribution_findings
 from mixer_probe.channels.findings import channel_findings
 from mixer_probe.core.finding import Finding, Number
 from mixer_probe.core.result import Result
-from mixer_probe.plotting.depth import Course
+from mixer_probe.plotting.depth import DepthCurve
 from mixer_probe.probing.findings import probe_findings
 from mixer_probe.report.findings_control import control_findings
 from mixer_probe.similarity.findings import similarity_findings
@@ -32,12 +32,12 @@ QUESTIONS = {
 @dataclass(frozen=True)
 class Narrative(Result):
     """What a study of several networks found: `findings`, of which each has its sentence, its verdict and its numbers, and the
-    `courses` of its quantities with depth. Sentences are computed from the numbers alone."""
+    `curves` of its quantities with depth. Sentences are computed from the numbers alone."""
 
     title: ClassVar[str] = "Findings"
 
     findings: tuple[Finding, ...]
-    courses: tuple[Course, ...]
+    curves: tuple[DepthCurve, ...]
 
     def of(self, question: str) -> tuple[Finding, ...]:
         """The findings on one question, a key of `QUESTIONS`."""
@@ -65,5 +65,5 @@ def narrate(results: Sequence[Result]) -> Narrative:
     )
     all_findings = [f for findings, _ in (similarity, probes, weights, channels) for f in findings]
     all_findings += [*attribution_findings(results), *control_findings(results)]
-    courses = [c for _, found in (similarity, probes, channels, weights) for c in found]
-    return Narrative(tuple(all_findings), tuple(courses))
+    curves = [c for _, found in (similarity, probes, channels, weights) for c in found]
+    return Narrative(tuple(all_findings), tuple(curves))

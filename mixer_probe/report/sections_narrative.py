@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from mixer_probe.core.section import Picture, Section, Table
-from mixer_probe.plotting.depth import depth_courses
+from mixer_probe.plotting.depth import depth_curves
 from mixer_probe.report.narrative import QUESTIONS, Narrative
 
 
@@ -18,7 +18,7 @@ def narrative_sections(results: Sequence[Narrative]) -> list[Section]:
             sentences = tuple(f.sentence for f in r.of(key))
             if sentences:
                 sections.append(Section(f"finding-{key}", f"{i}. {title}", sentences, see=evidence))
-    return [*sections, *(_depth_section(r) for r in results if r.courses)]
+    return [*sections, *(_depth_section(r) for r in results if r.curves)]
 
 
 def _depth_section(result: Narrative) -> Section:
@@ -27,7 +27,7 @@ def _depth_section(result: Narrative) -> Section:
     formats = dict.fromkeys(("value", "low", "high", "null"), "{:.3g}")
     table = Table("Numbers underlying the findings.", frame, formats, folded=True)
     picture = Picture(
-        partial(depth_courses, result.courses),
+        partial(depth_curves, result.curves),
         "Depth curves by architecture: similarity of the first pair of networks of each two architectures, linear probe "
         "accuracy, class selectivity (AUROC) of the median channel, and mean mixing distance computed from the weights.",
         "Solid lines: trained networks; dotted lines with open markers: untrained baselines; dashed grey lines: null; bands: "
@@ -35,4 +35,4 @@ def _depth_section(result: Narrative) -> Section:
         "Line plots of similarity, probe accuracy, channel selectivity and mean mixing distance against relative depth",
         name="learned-features",
     )
-    return Section("finding-courses", "Depth curves", (), (picture, table))
+    return Section("finding-curves", "Depth curves", (), (picture, table))

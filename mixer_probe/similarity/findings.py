@@ -7,10 +7,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mixer_probe.core.finding import NAN, Finding, Number, families, family, is_twin, missing, of_kind, own_models, shown, span
+from mixer_probe.core.finding import (
+    NAN,
+    Finding,
+    Number,
+    families,
+    family,
+    filter_type,
+    is_baseline,
+    missing,
+    primary_models,
+    shown,
+    span,
+)
 from mixer_probe.core.result import ModelRecord, Result
 from mixer_probe.core.words import name_of
-from mixer_probe.plotting.depth import Course
+from mixer_probe.plotting.depth import DepthCurve
 from mixer_probe.similarity.matrix import SimilarityMatrix
 from mixer_probe.stats.claims import DRAWS, LEVEL, extremes_differ
 from mixer_probe.stats.differences import difference_p
@@ -73,13 +85,13 @@ def profile_of(m: SimilarityMatrix) -> Profile | None:
     return Profile(a, b, names, depths_a, value, low, high, calibrated, null95, m.null.maximum95, m.n, m.null.permutations)
 
 
-def similarity_findings(results: Sequence[Result]) -> tuple[list[Finding], list[Course]]:
+def similarity_findings(results: Sequence[Result]) -> tuple[list[Finding], list[DepthCurve]]:
     """One finding of all pairs after the last layer, one per pair of architectures, and one of their untrained baselines."""
-    matrices = of_kind(results, SimilarityMatrix)
-    own = own_models([m for x in matrices for m in (x.model_a, x.model_b) if m])
+    matrices = filter_type(results, SimilarityMatrix)
+    own = primary_models([m for x in matrices for m in (x.model_a, x.model_b) if m])
     found = [p for m in matrices if (p := profile_of(m)) and np.isfinite(p.calibrated).any()]
     pairs = [p for p in found if p.a.name in own and p.b.name in own]
-    untrained = {p.networks: p for p in found if is_twin(p.a, own) and is_twin(p.b, own)}
+    untrained = {p.networks: p for p in found if is_baseline(p.a, own) and is_baseline(p.b, own)}
     if not pairs:
         needs = "requires unbiased linear CKA between two networks with null and interval"
         return [missing(QUESTION, "Divergence of representations with depth", needs, results, "similarity (cka)")], []
@@ -87,16 +99,16 @@ def similarity_findings(results: Sequence[Result]) -> tuple[list[Finding], list[
     for p in pairs:
         groups.setdefault(families(p.a, p.b), []).append(p)
     findings = last_layer_findings([members[0] for members in groups.values()])
-    curves: list[Course] = []
+    curves: list[DepthCurve] = []
     alone: list[str] = []
     for group, (first, *others) in groups.items():
         findings.append(depth_finding(first, others))
         baseline = untrained.get(first.networks)
-        curves.append(Course(PANEL, group, first.label, True, first.depth, first.value, first.low, first.high, first.null95))
+        curves.append(DepthCurve(PANEL, group, first.label, True, first.depth, first.value, first.low, first.high, first.null95))
         if baseline is not None:
             name, low, high = f"{first.label}?untrained", baseline.low, baseline.high
             nothing = np.full(len(baseline.depth), NAN)
-            curves.append(Course(PANEL, group, name, False, baseline.depth, baseline.value, low, high, nothing))
+            curves.append(DepthCurve(PANEL, group, name, False, baseline.depth, baseline.value, low, high, nothing))
         if baseline is not None and np.array_equal(baseline.depth, first.depth):
             findings.append(baseline_finding(first, baseline))
         elif first.a.trained and first.b.trained:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import binom
 
-from mixer_probe.core.finding import NAN, Finding, Number, family, is_twin, missing, of_kind, own_models, share
+from mixer_probe.core.finding import NAN, Finding, Number, family, filter_type, is_baseline, missing, primary_models, share
 from mixer_probe.core.result import Result
 from mixer_probe.core.words import name_of, untrained_baseline
-from mixer_probe.plotting.depth import Course
+from mixer_probe.plotting.depth import DepthCurve
 from mixer_probe.stats import wilson_interval
 from mixer_probe.stats.claims import DRAWS, LEVEL
 from mixer_probe.stats.differences import difference_interval
@@ -23,10 +23,10 @@ QUESTION = "weights"
 PANEL = "mean mixing distance, px (weights)"
 
 
-def weight_findings(results: Sequence[Result]) -> tuple[list[Finding], list[Course]]:
+def weight_findings(results: Sequence[Result]) -> tuple[list[Finding], list[DepthCurve]]:
     """Findings on token-mixing units and on mean mixing distances per network, and the depth curves of these distances."""
-    mixing, kernels = of_kind(results, TokenMixing), [r for r in of_kind(results, SpatialKernels) if len(r)]
-    own = own_models([*(r.model for r in mixing), *(r.model for r in kernels)])
+    mixing, kernels = filter_type(results, TokenMixing), [r for r in filter_type(results, SpatialKernels) if len(r)]
+    own = primary_models([*(r.model for r in mixing), *(r.model for r in kernels)])
     findings: list[Finding] = []
     for r in (r for r in mixing if r.model.name in own):
         name, baseline = name_of(r.model), untrained_baseline(r, mixing)
@@ -46,10 +46,10 @@ def weight_findings(results: Sequence[Result]) -> tuple[list[Finding], list[Cour
     if not shown:
         findings.append(missing(QUESTION, "Spatial reach", "there are no spatial kernels", results, "spatial kernels"))
     curves = []
-    for k in (k for k in kernels if k.model.name in own or is_twin(k.model, own)):
+    for k in (k for k in kernels if k.model.name in own or is_baseline(k.model, own)):
         depth, distance = np.array([(kernel.depth, kernel.distance_px) for kernel in k.kernels]).T
         nothing, trained = np.full(len(k), NAN), not k.model.name.endswith("?untrained")
-        curves.append(Course(PANEL, family(k.model), k.model.name, trained, depth, distance, nothing, nothing, nothing))
+        curves.append(DepthCurve(PANEL, family(k.model), k.model.name, trained, depth, distance, nothing, nothing, nothing))
     return findings, curves
 
 

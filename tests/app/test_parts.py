@@ -32,12 +32,12 @@ def test_no_label_acts_as_markup(label: str) -> None:
     assert "\n" not in escaped
 
 
-def of_kind(study: list[Result], kind: type[Any]) -> list[Any]:
+def filter_type(study: list[Result], kind: type[Any]) -> list[Any]:
     return [result for result in study if isinstance(result, kind)]
 
 
 def test_the_heatmap_carries_its_numbers(study: list[Result]) -> None:
-    matrix = of_kind(study, SimilarityMatrix)[1]
+    matrix = filter_type(study, SimilarityMatrix)[1]
     chart = heatmap(matrix).to_dict()
     rows = next(iter(chart["datasets"].values()))
     values = {(row["layer_a"], row["layer_b"]): row["value"] for row in rows}
@@ -52,7 +52,7 @@ def test_the_heatmap_carries_its_numbers(study: list[Result]) -> None:
 
 
 def test_probe_curves_carry_intervals_n_and_twins(study: list[Result]) -> None:
-    results: list[ProbeResult] = of_kind(study, ProbeResult)
+    results: list[ProbeResult] = filter_type(study, ProbeResult)
     chart = probe_curves(results).to_dict()
     rows = [row for rows in chart["datasets"].values() for row in rows if "layer" in row]
     expected = [value for r in results for part in (r, r.untrained) if part is not None for value in part.accuracy]
@@ -64,7 +64,10 @@ def test_probe_curves_carry_intervals_n_and_twins(study: list[Result]) -> None:
 
 
 def test_every_axis_has_a_title(study: list[Result]) -> None:
-    charts: list[alt.TopLevelMixin] = [heatmap(of_kind(study, SimilarityMatrix)[0]), probe_curves(of_kind(study, ProbeResult))]
+    charts: list[alt.TopLevelMixin] = [
+        heatmap(filter_type(study, SimilarityMatrix)[0]),
+        probe_curves(filter_type(study, ProbeResult)),
+    ]
     for chart in charts:
         content = chart.to_dict()
         for layer in content.get("layer", [content]):

@@ -167,7 +167,7 @@ def test_the_same_again_gives_the_same() -> None:
         ),
         (lambda m, i: distortion_accuracy(m, i, (Shift(1, 1), Shift(1, 1))), "twice"),
         (lambda m, i: distortion_accuracy(headless(), i), "has no classifier"),
-        (lambda m, i: answers_right(np.ones((1, 20), bool)).of_kind("low-pass"), "was not measured under 'low-pass'"),
+        (lambda m, i: answers_right(np.ones((1, 20), bool)).filter_type("low-pass"), "was not measured under 'low-pass'"),
     ],
 )
 def test_what_makes_no_sense_is_an_error(make: object, message: str) -> None:
@@ -214,7 +214,7 @@ def test_each_kind_goes_from_mild_to_hard() -> None:
     images = torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     smooth = LowPass(3.0)(images) * 8
     for kind in ("patches dropped", "low-pass", "high-pass", "cyclic shift"):
-        changes = [float((result.distortions[i](smooth) - smooth).square().mean()) for i in result.of_kind(kind)]
+        changes = [float((result.distortions[i](smooth) - smooth).square().mean()) for i in result.filter_type(kind)]
         assert changes == sorted(changes), kind
 
 

@@ -262,7 +262,7 @@ def test_untrained_networks_say_so() -> None:
     assert model.untrained() is model
 
 
-# -- untrained twins ---------------------------------------------------------------------------------------------------
+# -- untrained baselines ---------------------------------------------------------------------------------------------------
 
 
 def trained(tmp_path: Path, name: str = "vit_tiny_patch16_224", **options: Any) -> Model:

@@ -16,7 +16,7 @@ NETWORKS = ("zoo:mixer-s0", "zoo:vit-s0", "zoo:resnet-s0")
 
 @lru_cache
 def runs(name: str, trained: bool) -> tuple[mp.Representations, mp.Representations]:
-    """All blocks of a bundled network or of its untrained twin on a part of the bundled images, to fit and to test on."""
+    """All blocks of a bundled network or of its untrained baseline on a part of the bundled images, to fit and to test on."""
     model = mp.load_model(name, device="cpu")
     parts = (mp.load_images("demo", split=split, limit=300) for split in ("train", "test"))
     train, test = (mp.extract(model if trained else model.untrained(), images, "blocks") for images in parts)

@@ -34,7 +34,7 @@ from mixer_probe.probing.findings import (
     probe_sentence,
 )
 from mixer_probe.report.diff import ReportDiff
-from mixer_probe.report.findings_control import _twin_probe
+from mixer_probe.report.findings_control import _baseline_probe
 from mixer_probe.report.sections_diff import findings as difference_sentences
 from mixer_probe.similarity.findings import Profile, depth_finding, last_layer_findings
 from mixer_probe.stats import wilson_interval
@@ -112,12 +112,12 @@ def halfway_order(rng: Random, planted: bool) -> bool:
 
 def twin_reads(rng: Random, planted: bool) -> bool:
     """The best of the layers of a twin, with random labels."""
-    return _twin_probe(probe(rng, [0.5] * LAYERS) if planted else guesses(rng), None).verdict == "found"
+    return _baseline_probe(probe(rng, [0.5] * LAYERS) if planted else guesses(rng), None).verdict == "found"
 
 
 def twin_and_pixels(rng: Random, planted: bool) -> bool:
     raw = probe(rng, [0.45])
-    text = _twin_probe(probe(rng, [0.7 if planted else 0.45] * LAYERS), raw).sentence
+    text = _baseline_probe(probe(rng, [0.7 if planted else 0.45] * LAYERS), raw).sentence
     return "more than raw" in text or "less than raw" in text
 
 

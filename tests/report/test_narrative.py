@@ -389,7 +389,7 @@ def test_missing_pieces_are_left_out_with_their_reason() -> None:
     assert "Class-selective channels: not available, no labels" in texts
     assert "Untrained baselines: not available, the results contain no untrained baseline" in texts
     assert len(found.to_frame()) == len(found.findings)
-    assert not found.courses
+    assert not found.curves
 
 
 def test_the_control_tells_what_twins_show() -> None:

@@ -244,7 +244,7 @@ def test_the_study_has_every_probe_of_every_network(probed: list[Result]) -> Non
     counts = {kind: len(of(probed, kind)) for kind in dict.fromkeys(type(r).__name__ for r in probed)}
     assert counts == {
         "PatchPosition": 2,
-        "PositionProbe": 4,  # of untrained twins too
+        "PositionProbe": 4,  # of untrained baselines too
         "AttentiveResult": 2,
         "ProbeResult": 4,  # and raw pixels each time
         "FewShotResult": 4,

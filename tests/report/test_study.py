@@ -26,7 +26,7 @@ def kinds(results: list[Result]) -> Counter[str]:
 def test_every_analysis_of_every_model_is_there(study: list[Result]) -> None:
     assert kinds(study) == {
         "ModelCard": 3,
-        "TokenMixing": 2,  # the Mixer and its untrained twin
+        "TokenMixing": 2,  # the Mixer and its untrained baseline
         "SpatialKernels": 6,
         "KernelTying": 4,
         "Skipped": 2,  # a ResNet has no kernel of its own for each channel, and attributions of a zero head are nothing
@@ -37,7 +37,7 @@ def test_every_analysis_of_every_model_is_there(study: list[Result]) -> None:
         "ChannelStatistics": 3,
         "ClassSelectivity": 6,
         "ChannelsNeeded": 3,
-        "ChannelPartners": 32,  # six ordered pairs of networks: 2 blocks of two of them, 4 of the third; untrained twins too
+        "ChannelPartners": 32,  # six ordered pairs of networks: 2 blocks of two of them, 4 of the third; untrained baselines too
         "ChannelPage": 8,
         "AttributionPanel": 1,
         "PerturbationCurves": 2,
@@ -48,7 +48,7 @@ def test_every_analysis_of_every_model_is_there(study: list[Result]) -> None:
         "ProbeResult": 4,  # and raw pixels
         "FewShotResult": 4,
         "ControlTask": 4,
-        "OnlineCode": 7,  # untrained twins have their own
+        "OnlineCode": 7,  # untrained baselines have their own
         "PatchPosition": 3,
     }
 

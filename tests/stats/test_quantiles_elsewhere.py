@@ -19,7 +19,7 @@ REASONS = {
     "channels/selectivity.py ClassSelectivity.summary": SHOWN,
     "channels/figures/partners.py _quartiles": SHOWN,
     "channels/figures/selectivity.py selectivity_distributions": SHOWN,
-    "report/differences.py _against_chance": NULL,
+    "report/differences.py differences": NULL,
     "weights/figures/tying.py kernel_energy": NULL,
     "invariance/consistency.py error_consistency": NULL,
     "probing/scores.py balanced_interval": SIMULATED,

@@ -15,7 +15,7 @@ from mixer_probe.channels import ChannelsNeeded, ClassSelectivity
 from mixer_probe.plotting.style import GREY, SEQUENTIAL, line_styles, model_label, styled
 
 _COLUMNS = 3
-# Curves that can be told apart in one panel.
+# Curves that can be distinguished in one panel.
 _CURVES = 4
 
 
