@@ -646,6 +646,7 @@ NEITHER = {
     "cost.time_together": "seconds of this machine, which are others each time",
     "attribution.figures.overlay_image": "a picture and its map, which the caller has of one image",
     "probing.balanced_interval": _ARRAYS,
+    "probing.stratified": _ARRAYS,
     "probing.binned": "cuts the values of one target, and keeps its images",
     "study.run_study": "calls what is walked here; for what it keeps on disk see tests/report/test_resume.py",
     "report.present": "draws what it is given, as write_report does",
