@@ -242,7 +242,6 @@ def _short(model: ModelRecord | None) -> str:
 def match_curve(matches: LayerMatches) -> alt.LayerChart:
     """Similarity of every layer to its best match, by depth; the dashed line is the null of the best match."""
     frame = matches.to_frame().dropna(subset=["value"])
-    frame["interval"] = [span(low, high) for low, high in zip(frame["low"], frame["high"])]
     a, b = _short(matches.model_a), _short(matches.model_b)
     scale = alt.Scale(domain=[0, 1], nice=False)
     base = alt.Chart(frame).encode(x=alt.X("depth_a:Q", title=f"relative depth of {a}", scale=scale, axis=alt.Axis(tickCount=5)))
@@ -252,12 +251,10 @@ def match_curve(matches: LayerMatches) -> alt.LayerChart:
         "layer_b:N": f"best match in {b}",
         "depth_b:Q .2f": "its relative depth",
         "value:Q .3f": matches.matrix_label,
-        "interval:N": "95 % interval",
         "null95:Q .3f": "95 % null of the best match",
     }
     value = alt.Y("value:Q", title=up)
     return alt.layer(
-        base.mark_area(opacity=0.2, color=BLUE).encode(y=alt.Y("low:Q", title=up), y2="high:Q"),
         base.mark_line(color=GREY, strokeDash=[4, 4]).encode(y=alt.Y("null95:Q", title=up)),
         base.mark_line(color=BLUE).encode(y=value),
         base.mark_point(filled=True, size=70, opacity=1, color=BLUE).encode(y=value, tooltip=tips(fields)),

@@ -19,6 +19,7 @@ from mixer_probe.core.words import name_of
 from mixer_probe.images import Images
 from mixer_probe.similarity import MEASURES, LayerMatches, SimilarityMatrix, best_matches, find_measure
 from mixer_probe.similarity.findings import similarity_findings
+from mixer_probe.similarity.matches import at_columns
 from mixer_probe.similarity.neighbours import clamp_outliers
 from mixer_probe.stats.claims import extremes_differ
 from mixer_probe_app import data
@@ -189,7 +190,7 @@ def distance_frame(X: np.ndarray, Y: np.ndarray, ids: Sequence[str], classes: Se
 # -- sentences -------------------------------------------------------------------------------------------------------------
 
 
-def difference(matches: LayerMatches) -> str:
+def difference(found: SimilarityMatrix, matches: LayerMatches) -> str:
     """The depth where two networks differ most: the layer whose best match is the least alike, where depths differ at all."""
     closeness = find_measure(matches.measure).direction * matches.value
     if np.isnan(closeness).all():
@@ -197,7 +198,9 @@ def difference(matches: LayerMatches) -> str:
     i = int(np.nanargmin(closeness))
     layer, partner = matches.layers_a[i], matches.layers_b[matches.best_match[i]]
     a, b = name_of(matches.model_a), name_of(matches.model_b)
-    values = [Number("", *row) for row in np.stack([matches.value, matches.low, matches.high], 1).tolist()]
+    interval = found.interval
+    lows, highs = (at_columns(side, matches.best_match) for side in ((interval.low, interval.high) if interval else (None, None)))
+    values = [Number("", *row) for row in np.stack([matches.value, lows, highs], 1).tolist()]
     if not extremes_differ(values):
         low, high = np.nanmin(matches.value), np.nanmax(matches.value)
         return (
@@ -205,7 +208,7 @@ def difference(matches: LayerMatches) -> str:
             f"{matches.n}), with no significant difference between depths."
         )
     chance = "" if np.isnan(matches.null95[i]) else f", 95 % null of a best match {matches.null95[i]:.2f}"
-    bounds = "" if np.isnan(matches.low[i]) else f" [{matches.low[i]:.2f}, {matches.high[i]:.2f}]"
+    bounds = "" if np.isnan(lows[i]) else f" [{lows[i]:.2f}, {highs[i]:.2f}]"
     verdict = "" if matches.above[i] or not chance else ": not distinguishable from chance"
     return (
         f"{a} and {b} differ most at depth {layer.depth:.2f} of {a} ({layer.name}): even its best match in {b}, "
@@ -233,7 +236,7 @@ def sentences(found: SimilarityMatrix) -> list[str]:
         return []
     matches = best_matches(found)
     equal = [f"At equal relative depth: {f.sentence}" for f in similarity_findings([found])[0] if f.verdict in ("found", "none")]
-    return [text for text in (difference(matches), correspondence(matches), *equal) if text]
+    return [text for text in (difference(found, matches), correspondence(matches), *equal) if text]
 
 
 def same_network(found: SimilarityMatrix) -> bool:

@@ -89,8 +89,7 @@ def show_matrix(matrix: SimilarityMatrix) -> None:
             lowest = "lowest" if definition.larger_is_closer else "highest"
             st.caption(
                 "For each layer of the rows, similarity to its best match among the columns: where the line is "
-                f"{lowest}, the networks differ most. The band is the 95 % interval, the dashed line the 95 % null of the best "
-                "match."
+                f"{lowest}, the networks differ most. The dashed line is the 95 % null of the best match."
             )
     show.folded_table("Values", matrix.to_frame())
 

@@ -309,7 +309,7 @@ def matches_section(results: Sequence[LayerMatches]) -> list[Section]:
         table = Table(
             f"Best matches of {names} by {r.matrix_label}. null95 is the 95 % null of the best match over all layers.",
             r.to_frame(),
-            {"depth_a": "{:.2f}", "depth_b": "{:.2f}", **dict.fromkeys(("value", "low", "high", "null95"), "{:.3f}")},
+            {"depth_a": "{:.2f}", "depth_b": "{:.2f}", **dict.fromkeys(("value", "null95"), "{:.3f}")},
             folded=True,
         )
         tables.append(table)

@@ -163,14 +163,14 @@ def test_the_sentence_names_the_least_alike_best_match(reps: dict[str, Represent
         distance = measure == "procrustes"
         best = matrix.values.min(axis=1) if distance else matrix.values.max(axis=1)
         i = int(best.argmax() if distance else best.argmin())
-        assert f"({matrix.layers_a[i].name}): even its best match" in sim.difference(best_matches(matrix))
+        assert f"({matrix.layers_a[i].name}): even its best match" in sim.difference(matrix, best_matches(matrix))
         assert sim.least_similar(matrix)[0] == matrix.layers_a[i].name
         assert "8 of 8 are above chance" in sim.correspondence(best_matches(matrix))
 
 
 def test_no_sentence_where_nothing_is_defined() -> None:
     matrix = undefined_matrix()
-    assert sim.difference(best_matches(matrix)) == sim.correspondence(best_matches(matrix)) == ""
+    assert sim.difference(matrix, best_matches(matrix)) == sim.correspondence(best_matches(matrix)) == ""
     assert sim.least_similar(matrix) == ("b", "c")
     assert charts.heatmap(matrix, path=True).to_dict()["layer"]
 

@@ -63,14 +63,12 @@ def test_layers_that_share_a_partner_are_still_in_order(make_reps: MakeReps) -> 
     assert found.tau == pytest.approx(2 / 6**0.5)
 
 
-def test_values_intervals_and_nulls_are_those_of_the_cell(make_reps: MakeReps) -> None:
+def test_values_and_nulls_are_those_of_the_cell(make_reps: MakeReps) -> None:
     matrix = mp.compare(make_reps(noise(3)), make_reps(noise(4, seed=1)))
     found = best_matches(matrix)
-    assert matrix.interval is not None
     assert matrix.null is not None
     for i, j in enumerate(found.best_match):
-        assert found.value[i] == matrix.values[i].max()
-        assert (found.low[i], found.high[i]) == (matrix.interval.low[i, j], matrix.interval.high[i, j])
+        assert found.value[i] == matrix.values[i].max() == matrix.values[i, j]
     np.testing.assert_array_equal(found.null95, matrix.null.row_maximum95)
     np.testing.assert_array_equal(found.above, found.value > found.null95)
 
@@ -90,7 +88,7 @@ def test_undefined_layers_have_no_partner(make_reps: MakeReps) -> None:
         matrix = mp.compare(make_reps(a), make_reps(noise(3)))
     found = best_matches(matrix)
     assert found.best_match.tolist() == [0, -1, 2]
-    assert np.isnan([found.value[1], found.low[1], found.high[1], found.null95[1]]).all()
+    assert np.isnan([found.value[1], found.null95[1]]).all()
     assert not found.above[1]
     assert (found.tau, found.monotone) == (pytest.approx(1), True)
     frame = found.to_frame()
@@ -106,10 +104,10 @@ def test_no_layer_with_a_partner(make_reps: MakeReps) -> None:
     assert np.isnan(found.tau)
 
 
-def test_without_null_and_interval(make_reps: MakeReps) -> None:
+def test_without_null(make_reps: MakeReps) -> None:
     reps = make_reps(noise(3))
     found = best_matches(mp.compare(reps, reps, permutations=0, resamples=0))
-    assert np.isnan([found.low, found.high, found.null95]).all()
+    assert np.isnan(found.null95).all()
     assert not found.above.any()
 
 
@@ -129,7 +127,7 @@ def test_the_null_knows_that_the_best_was_picked() -> None:
 def test_matches_are_stored(make_reps: MakeReps) -> None:
     found = best_matches(mp.compare(make_reps(noise(3)), make_reps(noise(4, seed=1))))
     assert same(from_dict(to_dict(found)), found)
-    assert found.to_frame().shape == (3, 9)
+    assert found.to_frame().shape == (3, 7)
 
 
 @pytest.mark.parametrize(

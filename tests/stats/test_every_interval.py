@@ -43,7 +43,6 @@ REASONS: dict[str, str] = {
     "FewShotResult images": "images alone (few-shot), 3 draws, n = 200",
     "FewShotResult seeds": "draws alone (few-shot), 3 draws",
     **{f"KernelTying {unit}null_count_{share}": NULL for unit in ("", "unit_") for share in (50, 90, 99)},
-    "LayerMatches": COPIED,
     "ModelCost": "median of times, n = 7",
     "Narrative": COPIED,
     "OnlineCode": "length of the online code, 3 orders",
