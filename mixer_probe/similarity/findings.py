@@ -152,14 +152,20 @@ def depth_finding(p: Profile, others: Sequence[Profile]) -> Finding:
     if np.nanmin(p.low) >= _EQUAL:
         return Finding(QUESTION, p.label, f"{head} representations are equal at every depth (CKA 1.000).", "none", numbers)
     if not depths_differ(p):
-        text = f"{head} CKA ranges from {shown(numbers[1])} to {shown(numbers[0])}, with no significant difference between depths"
-        return Finding(QUESTION, p.label, f"{text} (corrected for all pairs of {len(p.depth)} depths).", "none", numbers)
+        text = f"{head} CKA ranges from {shown(numbers[1])} to {shown(numbers[0])}"
+        if p.permutations < DRAWS:
+            return Finding(
+                QUESTION, p.label, f"{text}; differences between depths require {DRAWS} permutations.", "context", numbers
+            )
+        text += f", with no significant difference between depths (corrected for all pairs of {len(p.depth)} depths)."
+        return Finding(QUESTION, p.label, text, "none", numbers)
     text = f"{head} most similar at {p.place(most)}, least at {p.place(least)}"
     text += "" if p.value[least] > p.null95[least] else ", where it is not above its null"
     start = divergence_start(p)
     if start is not None:
         text += f"; below that maximum, with non-overlapping intervals, from depth {p.depth[start]:.2f} on"
     text += "."
+    others = [q for q in others if q.permutations >= DRAWS]
     differing = [q for q in others if depths_differ(q)]
     count = "the other pair" if len(others) == 1 else f"the {len(others)} other pairs"
     if differing:

@@ -238,3 +238,14 @@ def test_a_planted_effect_is_claimed(name: str) -> None:
     """So that silence alone does not pass."""
     claims, _ = SENTENCES[name]
     assert sum(claims(np.random.default_rng([8, i]), True) for i in range(10)) >= 8
+
+
+def test_depths_that_were_not_tested_are_not_called_alike() -> None:
+    depth, value = np.linspace(0.1, 1, 8), np.linspace(0.9, 0.2, 8)
+    bounds = value - 0.02, value + 0.02
+    for permutations, verdict, text in ((100, "context", "require 999 permutations"), (999, "found", "most similar at")):
+        profile = Profile(MODEL, MODEL, ("",) * 8, depth, value, *bounds, value, np.zeros(8), 0.1, 99, permutations)
+        found = depth_finding(profile, ())
+        assert found.verdict == verdict
+        assert text in found.sentence
+        assert "no significant difference" not in found.sentence
