@@ -214,4 +214,5 @@ class KNNProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: Any) -> np.ndarray:
         """The class with the most votes, [n]; of equals the first."""
-        return np.asarray(self.classes_[_winner(self.predict_log_proba(X))])
+        scores = self.predict_log_proba(X)
+        return np.asarray(self.classes_[_winner(scores)])
