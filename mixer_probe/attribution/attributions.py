@@ -185,11 +185,7 @@ def attribute(
     batches = []
     for start, x in batches_of(model, source, batch_size, found.name):
         with attribution_mode(model):
-            with torch.no_grad():
-                logits = logits_of(model, x)
-            wanted = targets.of(logits, start)
-            if start == 0:
-                check_gradient(model, x, wanted)
+            logits, wanted = logits_and_targets(model, x, targets, start)
             with seeded(seed + start, x.device):
                 maps = found.explain(run, x, wanted)
             steps = torch.zeros(len(x), dtype=torch.int64) if maps.steps is None else maps.steps
@@ -285,8 +281,19 @@ def batches_of(model: Model, source: ImageSource, batch_size: int, title: str) -
             advance(len(batch))
 
 
-def check_gradient(model: Model, x: Tensor, targets: Tensor) -> None:
-    """Raise MeasureError if no pixel of any image moves the logit of its target."""
+def logits_and_targets(model: Model, x: Tensor, targets: Targets, start: int) -> tuple[Tensor, Tensor]:
+    """Logits [B, K] and target classes [B] of the images `x` from `start` on.
+
+    Raises MeasureError if no pixel of any of the first images moves the logit of its target."""
+    with torch.no_grad():
+        logits = logits_of(model, x)
+    wanted = targets.of(logits, start)
+    if start == 0:
+        _check_gradient(model, x, wanted)
+    return logits, wanted
+
+
+def _check_gradient(model: Model, x: Tensor, targets: Tensor) -> None:
     x = x.detach().clone().requires_grad_()
     logits = gather_target_logits(logits_of(model, x), targets)
     gradient = torch.autograd.grad(logits.sum(), x)[0] if logits.requires_grad else torch.zeros_like(x)

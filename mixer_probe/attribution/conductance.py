@@ -21,14 +21,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mixer_probe.attribution.attributions import batches_of, check_gradient
+from mixer_probe.attribution.attributions import batches_of, logits_and_targets
 from mixer_probe.attribution.baselines import make_baseline
 from mixer_probe.attribution.network import (
     Place,
     Target,
     Targets,
     attribution_mode,
-    logits_of,
     patch_grid,
     target_logits,
     target_sum,
@@ -171,11 +170,7 @@ def layer_conductance(
     rows = []
     for start, x in batches_of(model, source, batch_size, "conductance"):
         with attribution_mode(model):
-            with torch.no_grad():
-                logits = logits_of(model, x)
-            wanted = targets.of(logits, start)
-            if start == 0:
-                check_gradient(model, x, wanted)
+            _, wanted = logits_and_targets(model, x, targets, start)
             blank = base.of(x)
             before, after = (target_logits(model, images, wanted, batch_size) for images in (blank, x))
             differences = (after - before).cpu().numpy()

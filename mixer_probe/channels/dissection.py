@@ -123,10 +123,7 @@ class Dissection(Layerwise, Result):
         largest = np.where(np.isnan(iou), -1, iou).argmax(1)
         return pd.DataFrame(
             {
-                "model": self.model.name,
-                "layer": layer.name,
-                "kind": layer.kind,
-                "depth": layer.depth,
+                **self.layer_columns(i),
                 "channel": rows,
                 "concept": np.where(named, names[best], ""),
                 "iou": np.where(named, iou[rows, best], np.nan),
@@ -146,15 +143,12 @@ class Dissection(Layerwise, Result):
     def concept_frame(self) -> pd.DataFrame:
         """One row per layer and concept, with its best channel and the number of detectors that prefer it."""
         frames, columns = [], np.arange(len(self.concepts))
-        for i, (layer, iou) in enumerate(zip(self.layers, self.iou, strict=True)):
+        for i, iou in enumerate(self.iou):
             best = np.where(np.isnan(iou), -1, iou).argmax(0)
             known = np.isfinite(iou).any(0)
             detectors = self.preferred[i][self.detectors[i]]
             rows = {
-                "model": self.model.name,
-                "layer": layer.name,
-                "kind": layer.kind,
-                "depth": layer.depth,
+                **self.layer_columns(i),
                 "concept": self.concepts,
                 "channel": np.where(known, best, -1),
                 "iou": np.where(known, iou[best, columns], np.nan),
@@ -175,10 +169,7 @@ class Dissection(Layerwise, Result):
             best = self.layer_frame(i)["largest_iou"].dropna().to_numpy()
             rows.append(
                 {
-                    "model": self.model.name,
-                    "layer": layer.name,
-                    "kind": layer.kind,
-                    "depth": layer.depth,
+                    **self.layer_columns(i),
                     "channels": layer.channels,
                     "detectors": int(detectors.sum()),
                     "share_detectors": float(detectors.mean()) if self.permutations else np.nan,

@@ -37,6 +37,11 @@ class Layerwise:
         paths = [(known.name,) for known in self.layers]
         return layer_index(layer, paths, f"these results of {self.model.name}", "layer")
 
+    def layer_columns(self, i: int) -> dict[str, Any]:
+        """The columns of a table that say which layer it is."""
+        layer = self.layers[i]
+        return {"model": self.model.name, "layer": layer.name, "kind": layer.kind, "depth": layer.depth}
+
     def layer_frame(self, i: int) -> pd.DataFrame:
         """The rows of `to_frame` of layer `i`."""
         raise NotImplementedError

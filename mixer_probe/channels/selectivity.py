@@ -109,10 +109,7 @@ class ClassSelectivity(Layerwise, Result):
         named = best >= 0
         return pd.DataFrame(
             {
-                "model": self.model.name,
-                "layer": layer.name,
-                "kind": layer.kind,
-                "depth": layer.depth,
+                **self.layer_columns(i),
                 "channel": rows,
                 "class": np.where(named, np.array(self.class_names)[best], ""),
                 "auroc": np.where(named, self.auroc[i][rows, best], np.nan),
@@ -134,10 +131,7 @@ class ClassSelectivity(Layerwise, Result):
             low, middle, high, largest = np.quantile(auroc, [0.25, 0.5, 0.75, 1]) if len(auroc) else [np.nan] * 4
             rows.append(
                 {
-                    "model": self.model.name,
-                    "layer": layer.name,
-                    "kind": layer.kind,
-                    "depth": layer.depth,
+                    **self.layer_columns(i),
                     "channels": layer.channels,
                     "selective": int(self.selective[i].sum()),
                     "share_selective": float(self.selective[i].mean()) if self.permutations else np.nan,

@@ -101,10 +101,7 @@ class ChannelStatistics(Layerwise, Result):
         """One row per channel of layer `i`."""
         layer = self.layers[i]
         columns: dict[str, object] = {
-            "model": self.model.name,
-            "layer": layer.name,
-            "kind": layer.kind,
-            "depth": layer.depth,
+            **self.layer_columns(i),
             "channel": np.arange(layer.channels),
         }
         names = ["mean", "std", "minimum", "maximum", "share_zero", "share_nonpositive", "dead", "always_on"]

@@ -40,6 +40,22 @@ class ProbePath(Protocol):
         """Accuracy [m] on training images left out of the fit, by which a value is chosen."""
 
 
+class PenaltyPath:
+    """Mixin of paths of the penalty `l2` [m]."""
+
+    l2: np.ndarray
+
+    @property
+    def name(self) -> str:
+        """ "l2"."""
+        return "l2"
+
+    @property
+    def values(self) -> np.ndarray:
+        """The penalties."""
+        return self.l2
+
+
 def last_best(scores: np.ndarray) -> np.ndarray:
     """Index [...] of the highest of `scores` [m, ...] along the path; of equals the last, the simplest model."""
     best: np.ndarray = len(scores) - 1 - np.argmax(scores[::-1], axis=0)

@@ -22,7 +22,7 @@ from torch import Tensor
 from mixer_probe.core.errors import MeasureError, UnconvergedWarning
 from mixer_probe.core.switches import plain_modes
 from mixer_probe.core.validate import check_seed, checked
-from mixer_probe.linear.classifier import LinearClassifier, check_two, checked_classes, decided_class, last_best
+from mixer_probe.linear.classifier import LinearClassifier, PenaltyPath, check_two, checked_classes, decided_class, last_best
 from mixer_probe.linear.lbfgs import Minimum, minimise
 from mixer_probe.linear.multinomial import Design, Loss, StartingHessian, starting_point
 from mixer_probe.linear.ridge import checked_penalties
@@ -72,16 +72,11 @@ class LogisticSettings:
 
 
 @dataclass(frozen=True)
-class LogisticPath:
-    """Logistic regressions of one training set for every penalty `l2` [m], ascending; a `ProbePath`.
+class LogisticFit:
+    """Logistic regressions of one training set for m penalties: `coef` [m, C, p] in units of the standardised features,
+    `intercept` [m, C]; C is K, or 1 for two classes (the logit of the second). `mean` and `scale` [p] standardise, the scale of a
+    constant column is infinite. `gradient_norm`, `iterations` and `converged` [m] say how the solver ended."""
 
-    `coef` [m, C, p] are in units of the standardised features, `intercept` [m, C]; C is K, or 1 for two classes (the logit of
-    the second). `mean` and `scale` [p] standardise, the scale of a constant column is infinite. `gradient_norm`, `iterations`
-    and `converged` [m] say how the solver ended. The penalty is chosen on images left out, `folds` and `seed` as in
-    `left_out_folds`; the fits without them are made when `left_out_accuracy` is asked for."""
-
-    l2: np.ndarray
-    classes: np.ndarray
     mean: np.ndarray
     scale: np.ndarray
     coef: np.ndarray
@@ -89,21 +84,22 @@ class LogisticPath:
     gradient_norm: np.ndarray
     iterations: np.ndarray
     converged: np.ndarray
+
+
+@dataclass(frozen=True)
+class LogisticPath(PenaltyPath, LogisticFit):
+    """Logistic regressions of one training set for every penalty `l2` [m], ascending; a `ProbePath`.
+
+    The penalty is chosen on images left out, `folds` and `seed` as in `left_out_folds`; the fits without them are made when
+    `left_out_accuracy` is asked for."""
+
+    l2: np.ndarray
+    classes: np.ndarray
     settings: LogisticSettings
     folds: int | None
     seed: int
     train: tuple[Any, np.ndarray] = field(repr=False)
     _left_out: list[np.ndarray] = field(default_factory=list, init=False, repr=False, compare=False)
-
-    @property
-    def name(self) -> str:
-        """ "l2"."""
-        return "l2"
-
-    @property
-    def values(self) -> np.ndarray:
-        """The penalties."""
-        return self.l2
 
     def logits(self, X: Any) -> np.ndarray:
         """Logits [m, n, C] of new images `X` [n, p], before the softmax."""
@@ -278,19 +274,6 @@ def _checked(probe: LogisticProbe, X: Any, y: Any) -> tuple[Any, np.ndarray]:
     return X.detach(), y
 
 
-@dataclass(frozen=True)
-class _Fit:
-    """What a solver finds for one layer: the fields of `LogisticPath` by these names."""
-
-    mean: np.ndarray
-    scale: np.ndarray
-    coef: np.ndarray
-    intercept: np.ndarray
-    gradient_norm: np.ndarray
-    iterations: np.ndarray
-    converged: np.ndarray
-
-
 def _paths(
     layers: Sequence[Any], y: np.ndarray, l2: np.ndarray, settings: LogisticSettings, folds: int | None, seed: int
 ) -> list[LogisticPath]:
@@ -303,7 +286,7 @@ def _paths(
             groups[-1].append(X)
         else:
             groups.append([X])
-    fits: list[_Fit] = []
+    fits: list[LogisticFit] = []
     for group in groups:
         if settings.solver == "sklearn":
             fits += [_reference_fit(X, labels, l2, settings) for X in group]
@@ -342,7 +325,7 @@ class _Batch:
         given = settings.together
         self.together = labels.device.type == "cuda" if given is None else given
 
-    def solve(self) -> list[_Fit]:
+    def solve(self) -> list[LogisticFit]:
         """The fits of each design."""
         m = len(self.l2)
         if self.together:
@@ -368,7 +351,7 @@ class _Batch:
             bias = parts[:, -1] - (parts[:, -1].mean(1, keepdim=True) if self.columns > 1 else 0)
             ends = (found.gradient_norm[rows], found.iterations[rows], found.converged[rows])
             numbers = (design.scaling.mean, design.scaling.scale, coef, bias, *ends)
-            fits.append(_Fit(*(part.cpu().numpy() for part in numbers)))
+            fits.append(LogisticFit(*(part.cpu().numpy() for part in numbers)))
         return fits
 
     def _minimise(self, start: Tensor, l2: Tensor) -> Minimum:
@@ -390,7 +373,7 @@ class _Batch:
         return minimise(loss, start, inverse, tol=tol, max_iter=max_iter, noise=_NOISE[dtype], patience=_PATIENCE[dtype])
 
 
-def _reference_fit(X: Any, labels: np.ndarray, l2: np.ndarray, settings: LogisticSettings) -> _Fit:
+def _reference_fit(X: Any, labels: np.ndarray, l2: np.ndarray, settings: LogisticSettings) -> LogisticFit:
     """scikit-learn's L-BFGS in float64, for one penalty after another."""
     scaling = ColumnScaling.of_columns(X, settings.standardize)
     mean, scale = scaling.mean.numpy(), scaling.scale.numpy()
@@ -411,7 +394,7 @@ def _reference_fit(X: Any, labels: np.ndarray, l2: np.ndarray, settings: Logisti
         iterations.append(int(model.n_iter_[0]))
         converged.append(not any(issubclass(warning.category, ConvergenceWarning) for warning in raised))
     ends = (np.array(norms), np.array(iterations), np.array(converged))
-    return _Fit(mean, scale, np.stack(coefs), np.stack(biases), *ends)
+    return LogisticFit(mean, scale, np.stack(coefs), np.stack(biases), *ends)
 
 
 def _rows(X: Any, rows: slice) -> np.ndarray:

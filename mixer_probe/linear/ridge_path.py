@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mixer_probe.core.errors import MeasureError
-from mixer_probe.linear.classifier import decided_class, last_best
+from mixer_probe.linear.classifier import PenaltyPath, decided_class, last_best
 from mixer_probe.linear.ridge import Ridge
 from mixer_probe.linear.scaling import ColumnScaling, block_of, blocks
 
@@ -60,7 +60,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class RidgePath:
+class RidgePath(PenaltyPath):
     """Ridge classifiers of one training set for every penalty `l2` [m]; a `ProbePath`.
 
     `ridge` has one target per class, one in all for two classes, whose columns mirror each other. The penalty is chosen by
@@ -71,16 +71,6 @@ class RidgePath:
     classes: np.ndarray
     standardize: bool
     left: LeftOut | None = None
-
-    @property
-    def name(self) -> str:
-        """ "l2"."""
-        return "l2"
-
-    @property
-    def values(self) -> np.ndarray:
-        """The penalties."""
-        return self.l2
 
     def scores(self, X: Any) -> np.ndarray:
         """Scores [m, n, K] of new images `X` [n, p]; those of two classes are opposite."""
