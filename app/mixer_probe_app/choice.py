@@ -1,7 +1,7 @@
 """Which networks are chosen, and where they run. The URL says it (`?model=zoo:mixer-s0&model=resnet18?untrained`), the session
 remembers it.
 
-A choice is a name of the zoo or of timm, "?untrained" at its end for random weights; "checkpoint:LABEL@ARCHITECTURE"; or
+A choice is a name of the zoo or of timm, "?untrained" at its end for the untrained baseline; "checkpoint:LABEL@ARCHITECTURE"; or
 "run:LABEL" for a stored run, where LABEL is a path below the folders of the app."""
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ DEFAULT = ("zoo:mixer-s0", "zoo:vit-s0", "zoo:resnet-s0")
 _PARAMETER = "model"
 _MEMORY = "chosen models"
 _LONGEST_NAME = 240
-_NAME, _RANDOM = "network {}", "random weights {}"
+_NAME, _RANDOM = "network {}", "untrained {}"
 
 
 def chosen() -> tuple[str, ...]:
-    """The networks that every page looks at, at most three; random weights are marked by "?untrained" at the end.
+    """The networks that every page looks at, at most three; untrained baselines are marked by "?untrained" at the end.
 
     A page reached by the menu has a bare URL: what the session remembers is written back into it."""
     named = st.query_params.get_all(_PARAMETER)
@@ -58,7 +58,7 @@ def _tidy(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def chooser(places: Sequence[DeltaGenerator]) -> None:
-    """A box per network in each of the three `places`: a name to pick or to type, and the switch for random weights."""
+    """A box per network in each of the three `places`: a name to pick or to type, and the switch for its untrained baseline."""
     names = chosen()
     options = [*(entry.name for entry in catalogue()), *(RUN + label for label in labels("run"))]
     for slot, place in enumerate(places):
@@ -78,7 +78,7 @@ def chooser(places: Sequence[DeltaGenerator]) -> None:
             format_func=lambda name: shown(name) if name.startswith((RUN, CHECKPOINT)) else name,
         )
         place.toggle(
-            "Random weights",
+            "Untrained baseline",
             key=_RANDOM.format(slot),
             disabled=not name or name.startswith((RUN, CHECKPOINT)),
             on_change=_read_slots,

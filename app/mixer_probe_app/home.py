@@ -31,7 +31,7 @@ QUESTION = (
     "Choose one to three networks and a set of images; all pages use them. The URL of this page stores the choice."
 )
 NOTHING = "No network selected. Select one above, or find one below, to compare it with the others."
-DOWNLOAD = "timm downloads pretrained weights once if they are not on this machine. Random weights need no internet connection."
+DOWNLOAD = "timm downloads pretrained weights once if they are not on this machine. Untrained baselines need no download."
 NO_RUN = (
     "No stored run in the app's folders. Create one with `mixer-probe extract MODEL --out run.zarr`, then start the app "
     "with `mixer-probe app run.zarr`."

@@ -18,7 +18,7 @@ _LOG = logging.getLogger("mixer_probe.app")
 # The first that fits an error says what to do about it.
 _ADVICE: tuple[tuple[type[BaseException], str], ...] = (
     (CheckpointError, "Choose another network, or the architecture of the checkpoint."),
-    (ModelError, "Choose another network, or turn on 'Random weights' if its weights are not on this machine."),
+    (ModelError, "Choose another network, or turn on 'Untrained baseline' if its weights are not on this machine."),
     (ImagesError, "Choose other images in the sidebar or on the Home page."),
 )
 

@@ -164,7 +164,7 @@ def layer_conductance(
     selected = model.select(hidden if layers is None else layers)
     repeated = [layer.module for layer in selected if "#" in layer.name]
     if repeated:
-        raise LayerError(f"conductance needs modules that run once a pass, and '{repeated[0]}' runs several times")
+        raise LayerError(f"conductance needs modules that run once per pass, and '{repeated[0]}' runs several times")
     base = make_baseline(baseline, model.input)
     targets = Targets(model, source, target)
     rows = []

@@ -253,7 +253,7 @@ class RunWriter:
 
 
 class StoredArray:
-    """An array of a run on disk, one row an image, of which `array[rows]` is read: a slice, integers, a mask, or `...` for all.
+    """An array of a run on disk, one row per image, of which `array[rows]` is read: a slice, integers, a mask, or `...` for all.
 
     Raises StoreError where files are damaged or missing, whatever happened to them since the run was opened."""
 

@@ -1,7 +1,7 @@
 """`Analysis`, `View` and `Room`: what can be computed of networks, and how results are shown, each declared once.
 
 A room is a family of analyses, such as those of weights. It lists its analyses, which studies and the command line run by name,
-and one view a type of result, from which reports, the command line and the app are made."""
+and one view per type of result, from which reports, the command line and the app are made."""
 
 from __future__ import annotations
 

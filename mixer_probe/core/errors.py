@@ -11,7 +11,7 @@ class MixerProbeError(Exception):
 
 
 class ModelError(MixerProbeError, ValueError):
-    """A model that is unknown, of an unknown family, or whose weights cannot be had."""
+    """A model that is unknown, of an unknown family, or whose weights are unavailable."""
 
 
 class CheckpointError(ModelError):

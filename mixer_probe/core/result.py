@@ -175,7 +175,7 @@ class Result:
         storable(cls)
 
     def to_frame(self) -> pd.DataFrame:
-        """The numbers as a table, one observation a row."""
+        """The numbers as a table, one observation per row."""
         raise NotImplementedError
 
 

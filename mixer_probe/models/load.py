@@ -279,7 +279,7 @@ def _from_module(network: nn.Module, spec: InputSpec, note: str = "", untrained:
 
 @torch.no_grad()
 def reinitialise(network: nn.Module) -> None:
-    """Fresh random weights in place: every module's own reset_parameters, then the network's init_weights.
+    """Re-initialise the weights in place: every module's own reset_parameters, then the network's init_weights.
 
     Parameters that neither sets (tokens, gates of a class without a reset) are drawn from N(0, 0.02^2), so that nothing
     that was learned stays."""

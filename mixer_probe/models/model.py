@@ -37,8 +37,8 @@ class Weights:
 class Model:
     """A network of a known family. `module` is the network itself, unchanged.
 
-    `untrained` makes the same architecture with fresh random weights (the baseline of every analysis). `class_names` are those of
-    its outputs, where they were given or are the zoo's; `models.classes.outputs_of` also knows those of ImageNet."""
+    `untrained` makes the same architecture with re-initialised weights (the baseline of every analysis). `class_names` are those
+    of its outputs, where they were given or are the zoo's; `models.classes.outputs_of` also knows those of ImageNet."""
 
     name: str
     module: nn.Module
@@ -131,7 +131,7 @@ class Model:
 
     @plain_modes()
     def untrained(self) -> Model:
-        """The same architecture with fresh random weights, for the same images, on the same device, in the same type.
+        """The same architecture with re-initialised weights, for the same images, on the same device, in the same type.
 
         A model that is untrained is its own baseline."""
         if self.make_untrained is None or not self.weights.trained:

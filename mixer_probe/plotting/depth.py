@@ -1,4 +1,4 @@
-"""How networks of each architecture change with depth, one panel a quantity: the picture of a study of several networks."""
+"""How networks of each architecture change with depth, one panel per quantity: the picture of a study of several networks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class DepthCurve:
 
 @styled
 def depth_curves(curves: Sequence[DepthCurve]) -> Figure:
-    """One panel a quantity, one colour an architecture; networks of one architecture have one colour and markers of their own.
+    """One panel per quantity, one colour per architecture; networks of one architecture have one colour and markers of their own.
 
     Solid lines are trained, dotted lines with open markers untrained; grey is the null. Raises MeasureError without a curve."""
     if not curves:

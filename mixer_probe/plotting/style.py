@@ -70,13 +70,13 @@ def colour_bar(figure: FigureBase, axes: Any, colours: str, label: str, *, low: 
 
 
 def colour_of(names: Iterable[str]) -> dict[str, str]:
-    """One colour a name, in order of first appearance; an untrained baseline has the colour of its network."""
+    """One colour per name, in order of first appearance; an untrained baseline has the colour of its network."""
     bases = dict.fromkeys(base_name(name) for name in names)
     return {base: COLOURS[i % len(COLOURS)] for i, base in enumerate(bases)}
 
 
 def marker_of(names: Iterable[str]) -> dict[str, str]:
-    """One marker a name, as `colour_of`."""
+    """One marker per name, as `colour_of`."""
     bases = dict.fromkeys(base_name(name) for name in names)
     return {base: MARKERS[i % len(MARKERS)] for i, base in enumerate(bases)}
 

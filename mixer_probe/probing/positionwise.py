@@ -58,7 +58,7 @@ class PositionProbe(Result):
     n_test: int
     classes: int
     p: tuple[int, ...]
-    estimator: str = "ridge, one l2 a layer by leave-one-out accuracy over all positions"
+    estimator: str = "ridge, one l2 per layer by leave-one-out accuracy over all positions"
 
     def quantiles(self, q: Sequence[float]) -> np.ndarray:
         """Quantiles `q` [Q] over positions of the accuracy at each layer, [Q, L]; NaN where no position has a probe."""

@@ -28,7 +28,7 @@ def _depth_section(result: Narrative) -> Section:
     table = Table("Numbers underlying the findings.", frame, formats, folded=True)
     picture = Picture(
         partial(depth_curves, result.curves),
-        "Depth curves by architecture: similarity of the first pair of networks of each two architectures, linear probe "
+        "Depth curves by architecture: similarity of the first pair of networks for each pair of architectures, linear probe "
         "accuracy, class selectivity (AUROC) of the median channel, and mean mixing distance computed from the weights.",
         "Solid lines: trained networks; dotted lines with open markers: untrained baselines; dashed grey lines: null; bands: "
         "95 % intervals. Networks of one architecture share a colour and differ in markers.",

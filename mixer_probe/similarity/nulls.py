@@ -24,7 +24,7 @@ class Null:
     `mean` and `quantile95` are [La, Lb]; 95 % of the pairings are not closer than `quantile95`, which is the lower
     5 % quantile where smaller values mean more alike. `maximum` [permutations] is the closest cell of the matrix
     under each pairing, to compare with when the best pair of layers was picked; `row_maximum` [permutations, La]
-    and `column_maximum` [permutations, Lb] are the same for the best partner of one layer. Quantiles are order
+    and `column_maximum` [permutations, Lb] are the same for the best match of one layer. Quantiles are order
     statistics: under independence a value is beyond `quantile95` with probability at most 5 %, whatever its
     distribution (Phipson and Smyth 2010). `method` says which images were paired."""
 
@@ -44,12 +44,12 @@ class Null:
 
     @property
     def row_maximum95(self) -> np.ndarray | None:
-        """As `maximum95` for the best partner of each layer of A, [La]."""
+        """As `maximum95` for the best match of each layer of A, [La]."""
         return None if self.row_maximum is None else upper_quantile(self.row_maximum, direction=self.direction)
 
     @property
     def column_maximum95(self) -> np.ndarray | None:
-        """As `maximum95` for the best partner of each layer of B, [Lb]."""
+        """As `maximum95` for the best match of each layer of B, [Lb]."""
         return None if self.column_maximum is None else upper_quantile(self.column_maximum, direction=self.direction)
 
 

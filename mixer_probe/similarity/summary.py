@@ -62,7 +62,7 @@ def model_similarity(matrices: Sequence[SimilarityMatrix]) -> ModelSimilarity:
         if a is None or b is None:
             raise MeasureError("a matrix does not say of which networks it is: make it with compare or compare_models")
         if (a, b) in pairs or (b, a) in pairs:
-            raise MeasureError(f"{a.name} and {b.name} are compared twice: give one matrix a pair of networks")
+            raise MeasureError(f"{a.name} and {b.name} are compared twice: give one matrix per pair of networks")
         if a != b:
             pairs[a, b] = matrix
     if not pairs:

@@ -10,7 +10,7 @@ basis_l> then give every inner product of kernels, and no S x S matrix per chann
 - gMixer: out = W2 (v * act(s)), v and s the two halves of fc1. The mean Jacobian is W2 diag(E act(s_c)) Wv + W2 diag(E v_c
   act'(s_c)) Ws: the same with two coefficients a hidden unit.
 - ViT: K_c = sum_h E_x[A_h] (Wo_h Wv_h)_cc, from channel c to channel c with the attention patterns held fixed. Positions only:
-  prefix tokens are left out as queries and keys, and rows are not renormalised. At most one kernel a head is shared.
+  prefix tokens are left out as queries and keys, and rows are not renormalised. At most one kernel per head is shared.
 - ResMLP and gMLP: every channel has the same matrix, tied by construction up to the layer scale (ResMLP) or the other half of the
   channels (gMLP).
 

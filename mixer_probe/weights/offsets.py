@@ -55,7 +55,7 @@ def offset_rms(kernels: np.ndarray, grid: Grid) -> np.ndarray:
 def product_offset_sums(write: np.ndarray, read: np.ndarray, grid: Grid) -> np.ndarray:
     """`offset_sums` of the outer products K_u[i, j] = write[u, i] read[u, j], from [unit, S] and [unit, S], by FFT.
 
-    Returns [unit, 2h - 1, 2w - 1] without making a matrix a unit: sums over equal offsets are a cross-correlation."""
+    Returns [unit, 2h - 1, 2w - 1] without making a matrix per unit: sums over equal offsets are a cross-correlation."""
     shape = (2 * grid[0] - 1, 2 * grid[1] - 1)
     to, source = (np.fft.rfft2(m.reshape(-1, *grid), shape) for m in (write, read))
     sums: np.ndarray = np.fft.irfft2(np.conj(to) * source, shape)

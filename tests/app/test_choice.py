@@ -18,14 +18,14 @@ def named(page: AppTest) -> list[str]:
 def test_the_url_fills_the_boxes(open_page: Open) -> None:
     page = open_page("pages/Stem.py", [VIT, CNN])
     assert [page.selectbox(key=f"network {slot}").value for slot in range(3)] == ["test_vit", "test_resnet", None]
-    assert [page.toggle(key=f"random weights {slot}").value for slot in range(3)] == [True, True, False]
+    assert [page.toggle(key=f"untrained {slot}").value for slot in range(3)] == [True, True, False]
 
 
 def test_the_boxes_change_the_url(open_page: Open) -> None:
     page = open_page("pages/Stem.py", [VIT])
     page.selectbox(key="network 1").set_value("test_resnet").run()
     assert named(page) == [VIT, "test_resnet"]
-    page.toggle(key="random weights 1").set_value(True).run()
+    page.toggle(key="untrained 1").set_value(True).run()
     assert named(page) == [VIT, CNN]
     page.selectbox(key="network 0").set_value(None).run()
     assert named(page) == [CNN]

@@ -139,7 +139,7 @@ def test_choosing_another_network_changes_page_and_address(page: Page, app: str)
     visit(page, address(app, "Stem", [CNN]), "Stem and kernels")
     page.get_by_role("combobox", name="Network 2").fill("test_vit")
     page.get_by_role("option", name="test_vit", exact=True).click()
-    page.get_by_text("Random weights").nth(1).click()
+    page.get_by_text("Untrained baseline", exact=True).nth(1).click()
     page.get_by_test_id("stMain").get_by_role("heading", name="test_vit (untrained)").wait_for(timeout=WAIT)
     settle(page, "Stem and kernels")
     assert models_of(page) == [CNN, VIT]
