@@ -52,7 +52,8 @@ def missing(question: str, what: str, needs: str, results: Sequence[Result], ste
     """A finding that is not available, with the reason: that of a skipped step of the study whose name begins with `step`, or
     else what it `needs`."""
     reasons = [r.reason for r in results if isinstance(r, Skipped) and step and r.step.startswith(step)]
-    return Finding(question, "", f"{what}: not available, {reasons[0] if reasons else needs}", "missing")
+    reason = reasons[0] if reasons else needs
+    return Finding(question, "", f"{what}: not available, {reason.removesuffix('.')}.", "missing")
 
 
 def primary_models(models: Sequence[ModelRecord]) -> set[str]:

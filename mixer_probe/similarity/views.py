@@ -288,9 +288,11 @@ def disagreement(matrices: Sequence[SimilarityMatrix]) -> str:
     tested = [m.best_above_null for m in matrices if m.null and m.null.permutations >= DRAWS and m.best_pair]
     best = np.array([best_matches(m).best_match for m in matrices])
     shared, layers = int((best == best[0]).all(axis=0).sum()), best.shape[1]
-    closest = f"{sum(map(bool, tested))} of {len(tested)} measures have a pair of layers beyond the null of the best pair (5 % "
-    closest += "expected by chance). "
-    same = f"All {len(matrices)} agree on the best match of {shared} of {layers} layers"
+    closest = (
+        f"a pair of layers is beyond the null of the best pair by {sum(map(bool, tested))} of the {len(tested)} measures with "
+    )
+    closest += f"{DRAWS} permutations or more (5 % expected by chance). "
+    same = f"All {len(matrices)} measures agree on the best match of {shared} of {layers} layers"
     correlations = ""
     if rhos := rank_correlations(matrices):
         low, high = f"{min(rhos):.2f}", f"{max(rhos):.2f}"

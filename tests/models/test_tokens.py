@@ -350,7 +350,7 @@ def test_weights_of_shared_blocks_have_no_single_depth(name: str, analysis: Any)
 
 def test_conductance_of_shared_blocks_is_refused() -> None:
     with pytest.raises(
-        LayerError, match=r"needs modules that run once a pass, and 'blocks\.0\.mlp_tokens\.act' runs several times"
+        LayerError, match=r"needs modules that run once per pass, and 'blocks\.0\.mlp_tokens\.act' runs several times"
     ):
         layer_conductance(shared_model("two mixer blocks in turn"), noise(1, SIZE), target=1)
 

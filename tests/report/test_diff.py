@@ -382,7 +382,6 @@ def test_what_is_no_results_file_is_told(tmp_path: Path, content: str | None, se
 # How many columns of each table have an interval; the other kinds have none.
 WITH_INTERVALS = {
     "SimilarityMatrix": 1,
-    "LayerMatches": 1,
     "ProbeResult": 2,
     "FewShotResult": 1,
     "ControlTask": 3,

@@ -119,7 +119,7 @@ def test_trained_pairs_are_compared_with_their_twins() -> None:
     alone = told([similar(a, b)], "similarity")[1]
     assert (
         alone.sentence
-        == "Untrained baselines of one and two: not available, the results contain no CKA between their untrained baselines"
+        == "Untrained baselines of one and two: not available, the results contain no CKA between their untrained baselines."
     )
 
 
