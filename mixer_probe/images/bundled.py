@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from PIL import Image
 from mixer_probe.core.errors import ImagesError, closest
 from mixer_probe.core.fingerprint import picture_key
 from mixer_probe.images.classes import imagenet_names
-from mixer_probe.images.decode import FileReader
+from mixer_probe.images.decode import FileReader, remembered
 from mixer_probe.images.labelled import Images
 
 DATA = Path(__file__).parent / "data"
@@ -85,6 +85,7 @@ class MosaicReader:
     """Tiles of 32 x 32 px in one image file, numbered along its rows."""
 
     path: str
+    known: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
 
     def open(self, position: int) -> Image.Image:
         """See `Reader`."""
@@ -96,8 +97,7 @@ class MosaicReader:
 
     def keys(self, positions: Sequence[int], verify: bool = False) -> Sequence[str]:
         """See `Reader`: of the pixels of each tile."""
-        keys = _tile_keys(self.path)
-        return [keys[position] for position in positions]
+        return remembered(self.known, positions, verify, lambda position: picture_key(self.open(position)))
 
 
 # Outside the reader, so that pickling one sends its path and no pixels.
@@ -108,11 +108,6 @@ def _tiles(path: str) -> npt.NDArray[np.uint8]:
     height, width, _ = pixels.shape
     grid = pixels.reshape(height // _TILE, _TILE, width // _TILE, _TILE, 3)
     return np.ascontiguousarray(grid.swapaxes(1, 2)).reshape(-1, _TILE, _TILE, 3)
-
-
-@cache
-def _tile_keys(path: str) -> list[str]:
-    return [picture_key(Image.fromarray(tile)) for tile in _tiles(path)]
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

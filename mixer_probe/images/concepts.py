@@ -11,7 +11,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -251,12 +251,35 @@ def load_concepts(
     that is not clear, and values other than 0 and 1. Warns with ImagesWarning about images and annotations left out."""
     path = Path(source)
     _check_unique(images.ids, "image", f"'{images.name}'")
+    found = _Names(images)
     if path.is_file() and path.suffix.lower() == ".csv":
-        return _from_table(path, images)
-    if not path.is_dir():
+        concepts, unmatched = _from_table(path, found)
+    elif not path.is_dir():
         raise ImagesError(f"{path} is no folder of masks and no CSV file of attributes")
-    marks = _legend(path, legend)
-    return _from_folders(path, images, missing, stretch) if marks is None else _from_pictures(path, images, marks, stretch)
+    elif (marks := _legend(path, legend)) is None:
+        concepts, unmatched = _from_folders(path, found, missing)
+    else:
+        files = _mask_files(path)
+        places, unmatched = found.match(files, str(path), "masks")
+        if not places:
+            raise found.none_fits(files, str(path), "masks")
+        chosen = sorted(places)
+        pictures = _Pictures(tuple(path / files[places[i]] for i in chosen), marks)
+        known = np.ones((len(chosen), len(marks.names)), dtype=bool)
+        ids = tuple(images.ids[i] for i in chosen)
+        concepts = Concepts(str(path), marks.names, ids, known, reader=pictures)
+    annotated = set(concepts.ids)
+    left_out = [name for name in images.ids if name not in annotated]
+    parts = []
+    if left_out:
+        parts.append(f"{len(left_out)} of {len(images)} images have none (the first: '{left_out[0]}')")
+    if unmatched:
+        parts.append(f"{len(unmatched)} belong to no image of '{images.name}' (the first: '{unmatched[0]}')")
+    if parts:
+        what = "rows" if concepts.kind == "attributes" else "masks"
+        warnings.warn(f"{what} of {path}: {' and '.join(parts)}; these are left out", ImagesWarning, stacklevel=3)
+    stretched = stretch and concepts.kind == "masks"
+    return replace(concepts, left_out=len(left_out), unmatched=len(unmatched), stretch=stretched)
 
 
 class _Names:
@@ -315,17 +338,8 @@ def _bare(name: str) -> str:
     return stem if dot and f".{suffix.lower()}" in EXTENSIONS else name
 
 
-def _warn_left_out(images: Images, left_out: Sequence[int], unmatched: Sequence[str], where: str, what: str) -> None:
-    parts = []
-    if left_out:
-        parts.append(f"{len(left_out)} of {len(images)} images have none (the first: '{images.ids[left_out[0]]}')")
-    if unmatched:
-        parts.append(f"{len(unmatched)} belong to no image of '{images.name}' (the first: '{unmatched[0]}')")
-    if parts:
-        warnings.warn(f"{what} of {where}: {' and '.join(parts)}; these are left out", ImagesWarning, stacklevel=5)
-
-
-def _from_table(path: Path, images: Images) -> Concepts:
+def _from_table(path: Path, found: _Names) -> tuple[Concepts, list[str]]:
+    """The concepts of a CSV file, and the rows that belong to no image."""
     rows = _rows(path)
     header, rows = [name.strip() for name in rows[0]], rows[1:]
     if len(header) < 2 or not rows or not all(header[1:]):
@@ -335,9 +349,9 @@ def _from_table(path: Path, images: Images) -> Concepts:
     _check_unique(header[1:], "concept", str(path))
     ids = [row[0].strip() for row in rows]
     _check_unique(ids, "image", str(path))
-    places, unmatched = _Names(images).match(ids, str(path), "rows")
+    places, unmatched = found.match(ids, str(path), "rows")
     if not places:
-        raise _Names(images).none_fits(ids, str(path), "rows")
+        raise found.none_fits(ids, str(path), "rows")
     chosen = sorted(places)
     values: np.ndarray = np.empty((len(chosen), len(header) - 1))
     for i, image in enumerate(chosen):
@@ -350,21 +364,12 @@ def _from_table(path: Path, images: Images) -> Concepts:
                     f"{path}: '{cell}' for '{header[c + 1]}' in the row of '{row[0]}': write 1, 0 or leave it empty"
                 )
             values[i, c] = _VALUES[cell.strip().lower()]
-    empty = [i for i, row in zip(chosen, values, strict=True) if np.isnan(row).all()]
-    left_out = sorted({*range(len(images))} - set(chosen) | set(empty))
-    _warn_left_out(images, left_out, unmatched, str(path), "rows")
     kept = ~np.isnan(values).all(1)
     if not kept.any():
-        raise ImagesError(f"{path} says nothing about any image of '{images.name}': all cells are empty")
-    return Concepts(
-        name=str(path),
-        names=tuple(header[1:]),
-        ids=tuple(images.ids[i] for i, keep in zip(chosen, kept, strict=True) if keep),
-        known=~np.isnan(values[kept]),
-        attributes=values[kept] == 1,
-        left_out=len(left_out),
-        unmatched=len(unmatched),
-    )
+        raise ImagesError(f"{path} says nothing about any image of '{found.images.name}': all cells are empty")
+    annotated = tuple(found.images.ids[i] for i, keep in zip(chosen, kept, strict=True) if keep)
+    known = ~np.isnan(values[kept])
+    return Concepts(str(path), tuple(header[1:]), annotated, known, attributes=values[kept] == 1), unmatched
 
 
 def _rows(path: Path) -> list[list[str]]:
@@ -392,12 +397,12 @@ def _mask_files(top: Path) -> list[str]:
     return files
 
 
-def _from_folders(top: Path, images: Images, missing: Missing, stretch: bool) -> Concepts:
-    """One folder per concept."""
+def _from_folders(top: Path, found: _Names, missing: Missing) -> tuple[Concepts, list[str]]:
+    """The concepts of one folder each, and the masks that belong to no image."""
     folders = sorted(child for child in top.iterdir() if child.is_dir() and not child.name.startswith("."))
     if not folders:
         raise ImagesError(f"{top} has no folder per concept and no legend of its pictures; give legend= or {LEGEND} in it")
-    names, found = tuple(folder.name for folder in folders), _Names(images)
+    names = tuple(folder.name for folder in folders)
     paths: dict[int, dict[int, Path]] = {}
     unmatched: list[str] = []
     for c, folder in enumerate(folders):
@@ -409,11 +414,9 @@ def _from_folders(top: Path, images: Images, missing: Missing, stretch: bool) ->
     if not paths:
         raise found.none_fits(unmatched, str(top), "masks")
     # Where a missing mask says that nothing is there, an image without any is one without these concepts.
-    chosen = sorted(paths) if missing == "unknown" else list(range(len(images)))
+    chosen = sorted(paths) if missing == "unknown" else list(range(len(found.images)))
     masks = tuple(paths.get(i, {}) for i in chosen)
     known = np.array([[missing == "absent" or c in mask for c in range(len(names))] for mask in masks])
-    left_out = sorted({*range(len(images))} - set(chosen))
-    _warn_left_out(images, left_out, unmatched, str(top), "masks")
     gaps = (~known).sum(0)
     if gaps.any():
         worst = int(gaps.argmax())
@@ -423,9 +426,8 @@ def _from_folders(top: Path, images: Images, missing: Missing, stretch: bool) ->
             ImagesWarning,
             stacklevel=4,
         )
-    reader = _Binary(masks)
-    ids = tuple(images.ids[i] for i in chosen)
-    return Concepts(str(top), names, ids, known, None, reader, len(left_out), len(unmatched), stretch)
+    ids = tuple(found.images.ids[i] for i in chosen)
+    return Concepts(str(top), names, ids, known, reader=_Binary(masks)), unmatched
 
 
 @dataclass(frozen=True)
@@ -535,22 +537,6 @@ def _colour_code(red: Any, green: Any, blue: Any) -> Any:
     return (red << 16) | (green << 8) | blue
 
 
-def _from_pictures(top: Path, images: Images, marks: _Marks, stretch: bool) -> Concepts:
-    """Pictures of indices or colours."""
-    files = _mask_files(top)
-    found = _Names(images)
-    places, unmatched = found.match(files, str(top), "masks")
-    if not places:
-        raise found.none_fits(files, str(top), "masks")
-    chosen = sorted(places)
-    left_out = sorted({*range(len(images))} - set(chosen))
-    _warn_left_out(images, left_out, unmatched, str(top), "masks")
-    reader = _Pictures(tuple(top / files[places[i]] for i in chosen), marks)
-    known = np.ones((len(chosen), len(marks.names)), dtype=bool)
-    ids = tuple(images.ids[i] for i in chosen)
-    return Concepts(str(top), marks.names, ids, known, None, reader, len(left_out), len(unmatched), stretch)
-
-
 @dataclass(frozen=True)
 class _Pictures:
     """Pictures of indices or colours and their legend."""
@@ -560,7 +546,17 @@ class _Pictures:
 
     def read(self, place: int) -> np.ndarray:
         path, marks = self.paths[place], self.marks
-        codes = _coded(path, marks.colours)
+        values, mode = _opened(path)
+        if not marks.colours and values.ndim != 2:
+            raise ImagesError(f"{path} is a picture of colours and the legend names indices; name colours as '#rrggbb'")
+        if marks.colours and values.ndim == 2 and mode != "P":
+            raise ImagesError(f"{path} is a picture of indices (mode {mode}) and the legend names colours; name indices")
+        if marks.colours and mode == "P":
+            with Image.open(path) as picture:
+                values = np.asarray(picture.convert("RGB"))
+        codes = values.astype(np.int64)
+        if marks.colours:
+            codes = np.asarray(_colour_code(*np.moveaxis(codes, -1, 0)[:3]))
         present, inverse = np.unique(codes, return_inverse=True)
         unknown = [int(code) for code in present if int(code) not in marks.codes]
         if unknown:
@@ -574,19 +570,3 @@ class _Pictures:
 
     def where(self, place: int) -> str:
         return str(self.paths[place])
-
-
-def _coded(path: Path, colours: bool) -> np.ndarray:
-    """Index or colour of each pixel as one integer. Raises ImagesError where the picture holds the other."""
-    values, mode = _opened(path)
-    if not colours:
-        if values.ndim != 2:
-            raise ImagesError(f"{path} is a picture of colours and the legend names indices; name colours as '#rrggbb'")
-        return values.astype(np.int64)
-    if values.ndim == 2 and mode != "P":
-        raise ImagesError(f"{path} is a picture of indices (mode {mode}) and the legend names colours; name indices")
-    if mode == "P":
-        with Image.open(path) as picture:
-            values = np.asarray(picture.convert("RGB"))
-    wide = values.astype(np.int64)
-    return np.asarray(_colour_code(wide[..., 0], wide[..., 1], wide[..., 2]))

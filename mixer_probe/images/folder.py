@@ -46,13 +46,22 @@ def load_folder(folder: Path, split: str | None = None) -> Images:
             f"{top} holds no images ({f'other files: {found}' if found else 'it is empty'}); "
             "give a folder with files such as .jpg, .png or .webp, directly or in one folder per class"
         )
-    labels, class_names = _classes(top, files)
+    loose = [parts for parts in files if len(parts) == 1]
+    classes = tuple(sorted({parts[0] for parts in files if len(parts) > 1}))
+    if classes and loose:
+        raise ImagesError(
+            f"{top} holds images beside class folders ({len(loose)}, first '{loose[0][0]}'): "
+            "put every image into a class folder, or none"
+        )
+    if classes and {name.lower() for name in classes} <= _SPLITS:
+        raise ImagesError(f"{top} holds the splits {', '.join(classes)}: choose one with split=")
+    label = {name: i for i, name in enumerate(classes)}
     return Images(
         name=str(folder),
         split=split or "",
         ids=tuple("/".join(parts) for parts in files),
-        labels=labels,
-        class_names=class_names,
+        labels=np.array([label[parts[0]] for parts in files], dtype=np.int64) if classes else None,
+        class_names=classes or None,
         reader=FileReader(tuple(str(top.joinpath(*parts)) for parts in files)),
         positions=np.arange(len(files)),
     )
@@ -102,22 +111,6 @@ def _visible_files(top: Path) -> Iterator[tuple[str, ...]]:
         if target not in files and (os.path.isfile(target) or not os.path.exists(target)):
             files.add(target)
             yield path
-
-
-def _classes(top: Path, files: Sequence[tuple[str, ...]]) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
-    loose = [parts for parts in files if len(parts) == 1]
-    names = tuple(sorted({parts[0] for parts in files if len(parts) > 1}))
-    if not names:
-        return None, None
-    if loose:
-        raise ImagesError(
-            f"{top} holds images beside class folders ({len(loose)}, first '{loose[0][0]}'): "
-            "put every image into a class folder, or none"
-        )
-    if {name.lower() for name in names} <= _SPLITS:
-        raise ImagesError(f"{top} holds the splits {', '.join(names)}: choose one with split=")
-    index = {name: i for i, name in enumerate(names)}
-    return np.array([index[parts[0]] for parts in files], dtype=np.int64), names
 
 
 def load_files(paths: Sequence[str | os.PathLike[str]], name: str = "files") -> Images:

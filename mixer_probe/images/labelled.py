@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from mixer_probe.core.errors import ImagesError, ImagesWarning
 from mixer_probe.core.files import printable
@@ -193,10 +193,10 @@ class Images(Sequence[Image.Image]):
         else:
             n_workers = workers
         loader = DataLoader(
-            _Prepared(rest, transform),
-            batch_size=batch_size,
+            _Batches(rest, transform),
+            batch_size=None,
+            sampler=BatchSampler(range(len(rest)), batch_size, drop_last=False),
             num_workers=n_workers,
-            collate_fn=_stack,
             pin_memory=pin_memory,
             generator=torch.Generator(),
         )
@@ -209,8 +209,16 @@ class Images(Sequence[Image.Image]):
         """The images that decode, and the others under `skipped`. Decodes every image once, on all cores.
 
         Raises ImagesError if none is left."""
+
+        def why_not(i: int) -> str:
+            try:
+                self._decode(i)
+            except Exception as error:
+                return reason(error)
+            return ""
+
         with ThreadPoolExecutor(available_cores()) as pool:
-            reasons = list(pool.map(self._reason_against, range(len(self))))
+            reasons = list(pool.map(why_not, range(len(self))))
         bad = tuple((self._where(i), why) for i, why in enumerate(reasons) if why)
         if len(bad) == len(self):
             path, why = bad[0]
@@ -226,8 +234,16 @@ class Images(Sequence[Image.Image]):
         assert isinstance(reader, FileReader)
         reader = replace(reader, top=None)
         found = replace(self, reader=reader)
+
+        def mode_of(i: int) -> str:
+            try:
+                with reader.open(int(self.positions[i])) as image:
+                    return image.mode
+            except Exception as error:
+                raise ImagesError(self._unreadable(i, error)) from error
+
         with ThreadPoolExecutor(available_cores()) as pool:
-            modes = list(pool.map(found._check_header, range(len(self))))
+            modes = list(pool.map(mode_of, range(len(self))))
         deep = [i for i, mode in enumerate(modes) if is_deep(mode)]
         if not deep:
             return found
@@ -239,20 +255,6 @@ class Images(Sequence[Image.Image]):
     def _decode(self, i: int) -> Image.Image:
         with self.reader.open(int(self.positions[i])) as image:
             return to_rgb(image)
-
-    def _reason_against(self, i: int) -> str:
-        try:
-            self._decode(i)
-        except Exception as error:
-            return reason(error)
-        return ""
-
-    def _check_header(self, i: int) -> str:
-        try:
-            with self.reader.open(int(self.positions[i])) as image:
-                return image.mode
-        except Exception as error:
-            raise ImagesError(self._unreadable(i, error)) from error
 
     def _where(self, i: int) -> str:
         return self.reader.where(int(self.positions[i])) or f"image '{self.ids[i]}' of '{self.name}'"
@@ -291,28 +293,16 @@ def numbered(prefix: str, n: int) -> tuple[str, ...]:
     return tuple(f"{prefix}{i:0{len(str(n - 1))}d}" for i in range(n))
 
 
-class _Prepared(Dataset[torch.Tensor | ImagesError]):
-    """Transformed images. An error is handed over as a value: raised in a worker, it would reach the caller
-    with the worker's traceback for a message."""
+@dataclass(frozen=True, eq=False)
+class _Batches(Dataset[torch.Tensor | ImagesError]):
+    """Batches of transformed images by their indices. An error is handed over as a value: raised in a worker, it would reach the
+    caller with the worker's traceback for a message."""
 
-    def __init__(self, images: Images, transform: Transform) -> None:
-        self.images = images
-        self.transform = transform
+    images: Images
+    transform: Transform
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> torch.Tensor | ImagesError:
+    def __getitem__(self, indices: Sequence[int]) -> torch.Tensor | ImagesError:
         try:
-            return self.transform(self.images[index])
+            return torch.stack([self.transform(self.images[i]) for i in indices])
         except ImagesError as error:
             return error
-
-
-def _stack(items: list[torch.Tensor | ImagesError]) -> torch.Tensor | ImagesError:
-    tensors = []
-    for item in items:
-        if isinstance(item, ImagesError):
-            return item
-        tensors.append(item)
-    return torch.stack(tensors)

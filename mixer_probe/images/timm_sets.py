@@ -62,12 +62,21 @@ def load_timm(
     that are not one class per image."""
     from timm.data.dataset_factory import create_dataset
 
-    prefix, _, known_as = name.lower().partition("/")
+    prefix, known_as = name.lower().partition("/")[0], name.lower().split("/", 2)[-1]
     if split is None:
         split = "validation"
         if prefix == "torch" and known_as.endswith((*_FOLDERS, *_TWO_SPLITS)):
             split = "" if known_as.endswith(_FOLDERS) else "test"
-    _check(name, root, split)
+    module, package = _PACKAGES.get(prefix, ("", ""))
+    if module and importlib.util.find_spec(module) is None:
+        raise ImagesError(f"'{name}' needs the package {package}: pip install {package}")
+    if prefix in _NEEDS_ROOT and root is None:
+        raise ImagesError(f"'{name}' needs root=, the folder that holds the data")
+    if prefix == "torch" and known_as not in _TORCH_NAMES:
+        raise ImagesError(f"timm has no data set 'torch/{known_as}'; {closest(known_as, _TORCH_NAMES)}")
+    # timm takes any word that is not "train" for the test set, a misspelt one too.
+    if prefix == "torch" and known_as in _TWO_SPLITS and split not in _TORCH_SPLITS:
+        raise ImagesError(f"'torch/{known_as}' has no split '{split}'; {closest(split, _TORCH_SPLITS)}")
     try:
         dataset = create_dataset(name, root=root, split=split, is_training=False, **{**_OPTIONS.get(prefix, {}), **options})
     # The readers of five libraries raise what they like, timm's assertions among it.
@@ -76,24 +85,6 @@ def load_timm(
     if prefix in _STREAMS:
         return _stream(dataset, name, split, limit, on_error)
     return _indexed(dataset, name, split, root)
-
-
-def _check(name: str, root: str | None, split: str) -> None:
-    """Raise ImagesError for a missing package or root, and for a data set or split that timm does not have."""
-    prefix = name.partition("/")[0].lower()
-    module, package = _PACKAGES.get(prefix, ("", ""))
-    if module and importlib.util.find_spec(module) is None:
-        raise ImagesError(f"'{name}' needs the package {package}: pip install {package}")
-    if prefix in _NEEDS_ROOT and root is None:
-        raise ImagesError(f"'{name}' needs root=, the folder that holds the data")
-    if prefix != "torch":
-        return
-    known_as = name.split("/", 2)[-1].lower()
-    if known_as not in _TORCH_NAMES:
-        raise ImagesError(f"timm has no data set 'torch/{known_as}'; {closest(known_as, _TORCH_NAMES)}")
-    # timm takes any word that is not "train" for the test set, a misspelt one too.
-    if known_as in _TWO_SPLITS and split not in _TORCH_SPLITS:
-        raise ImagesError(f"'torch/{known_as}' has no split '{split}'; {closest(split, _TORCH_SPLITS)}")
 
 
 @dataclass(frozen=True)
@@ -141,11 +132,12 @@ class IndexReader:
 
     def keys(self, positions: Sequence[int], verify: bool = False) -> Sequence[str]:
         """See `Reader`."""
-        return remembered(self.known, positions, verify, self._key)
 
-    def _key(self, position: int) -> str:
-        with self.reader[position][0] as stream:
-            return bytes_key(stream.read())
+        def key(position: int) -> str:
+            with self.reader[position][0] as stream:
+                return bytes_key(stream.read())
+
+        return remembered(self.known, positions, verify, key)
 
 
 def _indexed(dataset: Any, name: str, split: str, root: str | None) -> Images:
@@ -224,7 +216,17 @@ def _samples(reader: Any, name: str, errors: list[str], on_error: str) -> Iterat
     for attribute, value in {"dist_rank": 0, "dist_num_replicas": 1, "global_num_workers": 1}.items():
         if hasattr(reader, attribute):
             setattr(reader, attribute, value)
-    keys = _keys(reader)
+    # Of a web data set, the key of each sample read so far; other streams name no samples.
+    keys: list[str] = []
+    if type(reader).__name__ == "ReaderWds":
+
+        def note(samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+            for sample in samples:
+                keys.append(str(sample["__key__"]))
+                yield sample
+
+        reader._lazy_init()
+        reader.ds.append(note)
     stream = iter(reader)
     while True:
         try:
@@ -240,21 +242,6 @@ def _samples(reader: Any, name: str, errors: list[str], on_error: str) -> Iterat
             return
         target = sample[1]
         yield keys[-1] if keys else "", rgb, target.item() if hasattr(target, "item") and np.ndim(target) == 0 else target
-
-
-def _keys(reader: Any) -> list[str]:
-    """A list that grows by the key of each sample read, of a web data set; other streams name no samples."""
-    keys: list[str] = []
-    if type(reader).__name__ == "ReaderWds":
-
-        def note(samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-            for sample in samples:
-                keys.append(str(sample["__key__"]))
-                yield sample
-
-        reader._lazy_init()
-        reader.ds.append(note)
-    return keys
 
 
 @contextmanager
