@@ -39,7 +39,7 @@ from mixer_probe.models.model import Model
 from mixer_probe.models.structure import Block
 from mixer_probe.weights.kernels import known_grid, spatial_convolutions
 from mixer_probe.weights.offsets import Grid, offset_mean, offset_pairs, product_offset_sums
-from mixer_probe.weights.operators import double
+from mixer_probe.weights.operators import double_array
 from mixer_probe.weights.token_matrices import spatial_mixers, token_matrices
 
 HAVE_THEM = (
@@ -89,22 +89,37 @@ def channel_kernels(
     `images` are needed where kernels are measured on data (Mixer, gMixer, ViT); they are streamed, and memory does not grow with
     their number. Raises ModelError for a network without kernels per channel, or whose images are missing."""
     if model.family == "cnn":
-        found = [c for c in spatial_convolutions(model) if c.depthwise]
-        if not found:
+        depthwise = [c for c in spatial_convolutions(model) if c.depthwise]
+        if not depthwise:
             raise ModelError(
                 f"{model.name} has no spatial kernel of its own for each channel: it mixes positions by {spatial_mixers(model)}, "
                 f"with a kernel for each pair of channels; {HAVE_THEM}"
             )
-        return [taps_kernels(c.weight[:, 0], c.block.path, c.path, c.depth) for c in found]
-    if model.family == "mixer":
-        return _mixer_kernels(model, images, batch_size)
-    grid, blocks = known_grid(model), _attention_blocks(model)
-    gains = [value_gains(block.module.get_submodule("attn")) for block in blocks]
-    patterns = mean_attention(model, _required(model, images), batch_size)
-    return [
-        _stacked(maps, gain, b.path, f"{b.path}.attn", (i + 1) / len(blocks), "data", grid)
-        for i, (b, maps, gain) in enumerate(zip(blocks, patterns, gains, strict=True))
-    ]
+        return [taps_kernels(c.weight[:, 0], c.block.path, c.path, c.depth) for c in depthwise]
+    grid, blocks = known_grid(model), model.structure.blocks
+    places = [(block.path, (i + 1) / len(blocks)) for i, block in enumerate(blocks)]
+    if model.family == "vit":
+        gains = [value_gains(block.module.get_submodule("attn")) for block in _attention_blocks(model)]
+        patterns = mean_attention(model, _required(model, images), batch_size)
+        return [
+            _stacked(maps, gain, path, f"{path}.attn", depth, "data", grid)
+            for (path, depth), maps, gain in zip(places, patterns, gains, strict=True)
+        ]
+    if needs_images(model):
+        gates = mean_gates(model, _required(model, images), batch_size)
+        return [
+            jacobian_kernels(block.module.get_submodule("mlp_tokens"), gate, *place, grid)
+            for block, place, gate in zip(blocks, places, gates, strict=True)
+        ]
+    found = []
+    for block, (path, depth) in zip(blocks, places, strict=True):
+        # ResMLP and gMLP: one matrix, and a factor per channel.
+        residual = hasattr(block.module, "linear_tokens")
+        layer = f"{path}.{'linear_tokens' if residual else 'mlp_channels.gate.proj'}"
+        matrix = double_array(model.module.get_parameter(f"{layer}.weight"))
+        factors = double_array(block.module.get_parameter("ls1")) if residual else np.ones(model.layer(layer).channels)
+        found.append(_stacked(matrix[None], factors[:, None], path, layer, depth, "construction", grid))
+    return found
 
 
 def needs_images(model: Model) -> bool:
@@ -135,40 +150,25 @@ def taps_kernels(kernels: np.ndarray, block: str, layer: str, depth: float) -> C
 # -- Mixer: the mean Jacobian of the token MLP -----------------------------------------------------------------------------
 
 
-def _mixer_kernels(model: Model, images: ImageSource | torch.Tensor | None, batch_size: int) -> list[ChannelKernels]:
-    grid, blocks, pairs = known_grid(model), model.structure.blocks, offset_pairs(known_grid(model))
-    gates = mean_gates(model, _required(model, images), batch_size) if needs_images(model) else []
-    found = []
-    for i, block in enumerate(blocks):
-        depth, module = (i + 1) / len(blocks), block.module
-        if not gates:
-            # ResMLP and gMLP: one matrix, and a factor per channel.
-            residual = hasattr(module, "linear_tokens")
-            layer = f"{block.path}.{'linear_tokens' if residual else 'mlp_channels.gate.proj'}"
-            matrix = _array(model.module.get_parameter(f"{layer}.weight"))
-            factors = _array(module.get_parameter("ls1")) if residual else np.ones(model.layer(layer).channels)
-            found.append(_stacked(matrix[None], factors[:, None], block.path, layer, depth, "construction", grid))
-            continue
-        mlp = module.get_submodule("mlp_tokens")
-        read, write = _array(mlp.get_parameter("fc1.weight")), _array(mlp.get_parameter("fc2.weight")).T
-        if len(write) < len(read):
-            # Both halves of a gated MLP write through the same columns.
-            write = np.concatenate([write, write])
-        found.append(
-            ChannelKernels(
-                block=block.path,
-                layer=f"{block.path}.mlp_tokens",
-                depth=depth,
-                source="data",
-                shape=(read.shape[1], read.shape[1]),
-                coefficients=gates[i],
-                gram=(write @ write.T) * (read @ read.T),
-                pictures=product_offset_sums(write, read, grid) / pairs,
-                pairs=pairs,
-                expand=lambda c, write=write, read=read: (write.T * c) @ read,  # type: ignore[misc]
-            )
-        )
-    return found
+def jacobian_kernels(mlp: Any, gates: np.ndarray, block: str, depth: float, grid: Grid) -> ChannelKernels:
+    """The kernels W2 diag(g_c) W1 of a token MLP with mean gates g [C, D_S] (see `mean_gates`)."""
+    read, write = double_array(mlp.fc1.weight), double_array(mlp.fc2.weight).T
+    if len(write) < len(read):
+        # Both halves of a gated MLP write through the same columns.
+        write = np.concatenate([write, write])
+    pairs = offset_pairs(grid)
+    return ChannelKernels(
+        block=block,
+        layer=f"{block}.mlp_tokens",
+        depth=depth,
+        source="data",
+        shape=(read.shape[1], read.shape[1]),
+        coefficients=gates,
+        gram=(write @ write.T) * (read @ read.T),
+        pictures=product_offset_sums(write, read, grid) / pairs,
+        pairs=pairs,
+        expand=lambda c: (write.T * c) @ read,
+    )
 
 
 def mean_gates(model: Model, images: ImageSource | torch.Tensor, batch_size: int = 32) -> list[np.ndarray]:
@@ -241,8 +241,8 @@ def _attention_blocks(model: Model) -> tuple[Block, ...]:
 def value_gains(attention: Any) -> np.ndarray:
     """(Wo_h Wv_h)_cc [channel, head], float64: the gain of head h from channel c of an attended position to channel c."""
     fused = getattr(attention, "qkv", None)
-    value = _array(attention.v_proj.weight if fused is None else fused.weight.chunk(3)[2])
-    out = _array(attention.proj.weight)
+    value = double_array(attention.v_proj.weight if fused is None else fused.weight.chunk(3)[2])
+    out = double_array(attention.proj.weight)
     heads = int(attention.num_heads)
     gains: np.ndarray = (out * value.T).reshape(len(out), heads, -1).sum(-1)
     return gains
@@ -299,8 +299,3 @@ def _sum_over_images(
         for name, found in piece.found.items():
             sums[name] = sums[name] + found.numpy() if name in sums else found.numpy().copy()
     return sums, n
-
-
-def _array(parameter: torch.Tensor) -> np.ndarray:
-    array: np.ndarray = double(parameter).numpy()
-    return array

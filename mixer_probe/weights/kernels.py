@@ -45,7 +45,7 @@ from mixer_probe.weights.offsets import (
     translation_p,
     uniform_distance,
 )
-from mixer_probe.weights.operators import double
+from mixer_probe.weights.operators import double_array
 from mixer_probe.weights.position_attention import position_attention
 from mixer_probe.weights.token_matrices import token_matrices
 
@@ -183,8 +183,10 @@ def spatial_kernels(model: Model, *, draws: int = 999, seed: int = 0) -> Spatial
 
     Raises ModelError for a ViT whose positions enter otherwise than by an absolute embedding or a relative bias, and for a
     network without any spatial kernel. Warns with UndefinedKernelWarning of kernels that are zero or constant."""
-    families = {"mixer": _mixer_kernels, "vit": _attention_kernels, "cnn": _convolution_kernels}
-    kernels = tuple(families[model.family](model))
+    if model.family == "cnn":
+        kernels = tuple(convolution_kernel(model, found) for found in spatial_convolutions(model))
+    else:
+        kernels = tuple(_position_kernels(model))
     if not kernels:
         raise ModelError(f"{model.name} has no convolution larger than 1×1 in its blocks, so it has no spatial kernels")
     undefined = [f"'{k.layer}'" for k in kernels if np.isnan(k.translation_fraction) and k.grid != (1, 1)]
@@ -221,24 +223,23 @@ def shorter_and_longer(result: SpatialKernels, baseline: SpatialKernels) -> tupl
     return int((own < untrained - margin).sum()), int((own > untrained + margin).sum())
 
 
-def _mixer_kernels(model: Model) -> Iterator[SpatialKernel]:
-    grid = known_grid(model)
-    for found in token_matrices(model):
-        layer = f"{found.block}.{found.layer}"
-        matrix = found.read if found.write is None else found.write.T @ found.read
+def _position_kernels(model: Model) -> Iterator[SpatialKernel]:
+    """The S x S kernels of a Mixer, or the attention from positions alone of a ViT."""
+    if model.family == "mixer":
+        grid = known_grid(model)
         step = step_of(model.input.size, grid)
-        yield matrix_kernel(matrix, found.block, layer, found.depth, _FORMS[found.form], grid, step)
-
-
-def _attention_kernels(model: Model) -> Iterator[SpatialKernel]:
+        for mixing in token_matrices(model):
+            layer = f"{mixing.block}.{mixing.layer}"
+            yield matrix_kernel(mixing.linear_part, mixing.block, layer, mixing.depth, _FORMS[mixing.form], grid, step)
+        return
     blocks = position_attention(model)
-    for i, found in enumerate(blocks):
+    for i, found in enumerate(blocks, start=1):
         heads, path = found.heads.numpy(), found.block.path
         # The map of a block in windows is finer or coarser than its window.
         step = step_of(model.input.size, model.layer(path).grid or found.grid)
         distances = np.array([matrix_spread(head, found.grid, step)[0] for head in heads])
-        depth = (i + 1) / len(blocks)
-        yield matrix_kernel(heads.mean(0), path, f"{path}.{found.layer}", depth, found.form, found.grid, step, distances)
+        place = (path, f"{path}.{found.layer}", i / len(blocks))
+        yield matrix_kernel(heads.mean(0), *place, found.form, found.grid, step, distances)
 
 
 def known_grid(model: Model) -> Grid:
@@ -301,8 +302,7 @@ class SpatialConvolution:
     @property
     def weight(self) -> np.ndarray:
         """[out, in of the group, kh, kw] in float64."""
-        weight: np.ndarray = double(self.module.weight).numpy()
-        return weight
+        return double_array(self.module.weight)
 
 
 def spatial_convolutions(model: Model) -> list[SpatialConvolution]:
@@ -320,47 +320,42 @@ def spatial_convolutions(model: Model) -> list[SpatialConvolution]:
     return found
 
 
-def _convolution_kernels(model: Model) -> Iterator[SpatialKernel]:
-    for found in spatial_convolutions(model):
-        kernels = found.weight.reshape(-1, *found.module.kernel_size)
-        energy = (kernels**2).sum(0)
-        grid, step, taps = _convolution_steps(model, found)
-        distance, self_mass = shared_spread(energy, taps)
-        kind = "depthwise" if found.depthwise else "full" if found.module.groups == 1 else "grouped"
-        yield SpatialKernel(
-            block=found.block.path,
-            layer=found.path,
-            depth=found.depth,
-            form=f"{'×'.join(map(str, found.module.kernel_size))} {kind} convolution",
-            grid=grid,
-            step_px=step,
-            offset_step_px=taps,
-            matrix=None,
-            mean=kernels.mean(0),
-            rms=np.sqrt(energy / len(kernels)),
-            norm=float(np.sqrt(energy.sum())),
-            # Zero-padded and shared by all positions, which is what a BTTB matrix is, without its mean too.
-            translation_fraction=1.0 if energy.any() else float("nan"),
-            translation_iid=bttb_fraction_centred_iid(grid),
-            distance_px=distance,
-            distance_sd=shared_spread_sd(energy, taps, len(kernels)),
-            uniform_px=uniform_distance(grid, step),
-            self_mass=self_mass,
-            head_distance_px=np.zeros(0),
-        )
-
-
-def _convolution_steps(model: Model, found: SpatialConvolution) -> tuple[Grid, Pixels, Pixels]:
-    """(grid of the output, pixels between two inputs, pixels between two taps) of a convolution."""
+def convolution_kernel(model: Model, found: SpatialConvolution) -> SpatialKernel:
+    """What is measured on the kernels of a convolution: their averages and distances."""
+    module, kernels = found.module, found.weight.reshape(-1, *found.module.kernel_size)
     grid = model.layer(found.path).grid
     assert grid is not None
     steps = []
-    for pixels, positions, stride in zip(model.input.size[1:], grid, found.module.stride, strict=True):
+    for pixels, positions, stride in zip(model.input.size[1:], grid, module.stride, strict=True):
         # Strides of 2 round up: 240 px become 15 and then 8 positions of 32 px.
         power = 2 ** max(round(math.log2(pixels / positions)), 0)
         steps.append((float(power) if -(-pixels // power) == positions else pixels / positions) / stride)
-    (down, right), (rows, columns) = steps, found.module.dilation
-    return grid, (down, right), (down * rows, right * columns)
+    step = (steps[0], steps[1])
+    taps = (steps[0] * module.dilation[0], steps[1] * module.dilation[1])
+    energy = (kernels**2).sum(0)
+    distance, self_mass = shared_spread(energy, taps)
+    kind = "depthwise" if found.depthwise else "full" if module.groups == 1 else "grouped"
+    return SpatialKernel(
+        block=found.block.path,
+        layer=found.path,
+        depth=found.depth,
+        form=f"{'×'.join(map(str, module.kernel_size))} {kind} convolution",
+        grid=grid,
+        step_px=step,
+        offset_step_px=taps,
+        matrix=None,
+        mean=kernels.mean(0),
+        rms=np.sqrt(energy / len(kernels)),
+        norm=float(np.sqrt(energy.sum())),
+        # Zero-padded and shared by all positions, which is what a BTTB matrix is, without its mean too.
+        translation_fraction=1.0 if energy.any() else float("nan"),
+        translation_iid=bttb_fraction_centred_iid(grid),
+        distance_px=distance,
+        distance_sd=shared_spread_sd(energy, taps, len(kernels)),
+        uniform_px=uniform_distance(grid, step),
+        self_mass=self_mass,
+        head_distance_px=np.zeros(0),
+    )
 
 
 def step_of(size: tuple[int, int, int], grid: Grid) -> Pixels:

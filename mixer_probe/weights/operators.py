@@ -53,6 +53,12 @@ def double(weight: torch.Tensor) -> torch.Tensor:
     return weight.detach().to(device="cpu", dtype=torch.float64, copy=True)
 
 
+def double_array(weight: torch.Tensor) -> np.ndarray:
+    """A copy in float64 as an array."""
+    array: np.ndarray = double(weight).numpy()
+    return array
+
+
 def matrix_values(matrix: torch.Tensor) -> np.ndarray:
     """Singular values [..., min(m, n)] of [..., m, n], largest first; NaN for matrices that are not finite."""
     if not bool(torch.isfinite(matrix).all()):

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from timm.layers.mlp import GluMlp
 from timm.models.mlp_mixer import MixerBlock, ResBlock, SpatialGatingBlock
 from torch import nn
@@ -16,7 +15,7 @@ from torch import nn
 from mixer_probe.core.errors import ModelError
 from mixer_probe.core.words import first_and_more, join
 from mixer_probe.models.model import Model
-from mixer_probe.weights.operators import double
+from mixer_probe.weights.operators import double_array
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,11 @@ class TokenMatrices:
     gate: np.ndarray | None
     write: np.ndarray | None
 
+    @property
+    def linear_part(self) -> np.ndarray:
+        """The matrix [S, S] of the mixing without activation and gate: write.T @ read, or read for the one-matrix forms."""
+        return self.read if self.write is None else self.write.T @ self.read
+
 
 def token_matrices(model: Model) -> tuple[TokenMatrices, ...]:
     """The token-mixing matrices of every block of a Mixer, gMixer, ResMLP or gMLP, in execution order. They are copies.
@@ -62,12 +66,12 @@ def token_matrices(model: Model) -> tuple[TokenMatrices, ...]:
     for i, block in enumerate(blocks):
         module, place = block.module, (block.path, (i + 1) / len(blocks))
         if isinstance(module, ResBlock):
-            scale = np.sqrt((_array(module.get_parameter("ls1")) ** 2).mean())
-            read = scale * _array(module.get_parameter("linear_tokens.weight"))
+            scale = np.sqrt((double_array(module.get_parameter("ls1")) ** 2).mean())
+            read = scale * double_array(module.get_parameter("linear_tokens.weight"))
             found.append(TokenMatrices(*place, "ResMLP", "linear_tokens", read, None, None))
             continue
         if isinstance(module, SpatialGatingBlock):
-            read = _array(module.get_parameter("mlp_channels.gate.proj.weight"))
+            read = double_array(module.get_parameter("mlp_channels.gate.proj.weight"))
             found.append(TokenMatrices(*place, "gMLP", "mlp_channels.gate.proj", read, None, None))
             continue
         assert isinstance(module, MixerBlock)
@@ -78,18 +82,13 @@ def token_matrices(model: Model) -> tuple[TokenMatrices, ...]:
                 f"'{block.path}.mlp_tokens' is a {type(mlp).__name__}; token-mixing weights are read from MLPs whose two linear "
                 "layers are fc1 and fc2, such as timm's Mlp and GluMlp"
             )
-        read, write = _array(first.weight), np.ascontiguousarray(_array(last.weight).T)
+        read, write = double_array(first.weight), np.ascontiguousarray(double_array(last.weight).T)
         form, gate = "Mixer", None
         if isinstance(mlp, GluMlp):
             form, half = "gMixer", len(read) // 2
             read, gate = (read[:half], read[half:]) if mlp.gate_last else (read[half:], read[:half])
         found.append(TokenMatrices(*place, form, "mlp_tokens.fc1", read, gate, write))
     return tuple(found)
-
-
-def _array(parameter: torch.Tensor) -> np.ndarray:
-    array: np.ndarray = double(parameter).numpy()
-    return array
 
 
 def spatial_mixers(model: Model) -> str:

@@ -20,7 +20,6 @@ and a ViT's channels share kernels by their architecture, so that an untrained b
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -286,14 +285,26 @@ def layer_tying(kernels: ChannelKernels, *, draws: int = 10, components: int = 1
     flat = [k.reshape(len(norms), -1) for k in (offsets, *null)]
     # One Gram matrix of the channels serves both, where it is the smaller one.
     grams = [m @ m.T for m in flat] if flat[0].shape[0] < flat[0].shape[1] else []
-    spectra = []
-    for factors in (np.ones(len(norms)), inverse):
+
+    def spectrum(factors: np.ndarray) -> KernelSpectrum:
+        """With kernel c multiplied by factors[c]."""
         if grams:
             scaled = [gram * np.outer(factors, factors) for gram in grams]
         else:
             scaled = [(m := matrix * factors[:, None]).T @ m for matrix in flat]
-        offset_energies = [_without_noise(np.linalg.eigvalsh(gram)[::-1]) for gram in scaled]
-        spectra.append(_spectrum(kernels, coordinates, offset_energies, factors, components))
+        own, *drawn = (_without_noise(np.linalg.eigvalsh(gram)[::-1]) for gram in scaled)
+        u, s, _v = np.linalg.svd(coordinates * factors[:, None], full_matrices=False)
+        energies = _without_noise(s**2)
+        kept = min(components, int(np.count_nonzero(energies)))
+        combination = (u[:, :kept] * factors[:, None]).T @ kernels.coefficients / s[:kept, None]
+        dictionary = np.tensordot(combination, kernels.pictures, 1)
+        if kept:
+            # The entry of largest weighted magnitude is made positive.
+            weighted = (dictionary * np.sqrt(kernels.pairs)).reshape(kept, -1)
+            largest = weighted[np.arange(kept), np.abs(weighted).argmax(1)]
+            dictionary = dictionary * np.where(largest < 0, -1.0, 1.0)[:, None, None]
+        return KernelSpectrum(energies, own, np.array(drawn).reshape(-1, len(own)), dictionary)
+
     sharing, p = (float("nan"), float("nan")) if tied else shared_shapes(offsets)
     return LayerTying(
         block=kernels.block,
@@ -303,36 +314,10 @@ def layer_tying(kernels: ChannelKernels, *, draws: int = 10, components: int = 1
         channels=len(norms),
         shape=kernels.shape,
         possible=min(len(norms), kernels.shape[0] * kernels.shape[1], len(kernels.gram)),
-        raw=spectra[0],
-        unit=spectra[1],
+        raw=spectrum(np.ones(len(norms))),
+        unit=spectrum(inverse),
         sharing=sharing,
         p_value=p,
-    )
-
-
-def _spectrum(
-    kernels: ChannelKernels,
-    coordinates: np.ndarray,
-    offset_energies: Sequence[np.ndarray],
-    factors: np.ndarray,
-    components: int,
-) -> KernelSpectrum:
-    """The spectrum with kernel c multiplied by `factors` [c]; `offset_energies` are those of the kernels and of the null."""
-    u, s, _v = np.linalg.svd(coordinates * factors[:, None], full_matrices=False)
-    energies = _without_noise(s**2)
-    kept = min(components, int(np.count_nonzero(energies)))
-    combination = (u[:, :kept] * factors[:, None]).T @ kernels.coefficients / s[:kept, None]
-    dictionary = np.tensordot(combination, kernels.pictures, 1)
-    if kept:
-        # The entry of largest weighted magnitude is made positive.
-        flat = (dictionary * np.sqrt(kernels.pairs)).reshape(kept, -1)
-        largest = flat[np.arange(kept), np.abs(flat).argmax(1)]
-        dictionary = dictionary * np.where(largest < 0, -1.0, 1.0)[:, None, None]
-    return KernelSpectrum(
-        energies=energies,
-        offset_energies=offset_energies[0],
-        null=np.array(offset_energies[1:]).reshape(-1, len(offset_energies[0])),
-        dictionary=dictionary,
     )
 
 
