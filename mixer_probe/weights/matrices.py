@@ -52,6 +52,19 @@ class MixingMatrix:
     groups: int = 1
     grid: Pair | None = None
 
+    def frequency_grid(self, largest: int | None) -> Pair:
+        """The grid of a convolution, halved until no side is above `largest`, but not below the extent of the kernel."""
+        assert self.grid is not None
+        size = self.weight.shape[2:]
+        if tuple(size) == self.stride and self.dilation == (1, 1):
+            return self.stride
+        sides = []
+        for length, taps, stride, dilation in zip(self.grid, size, self.stride, self.dilation):
+            while largest is not None and length > largest:
+                length = -(-length // 2)
+            sides.append(-(-max(length, dilation * (taps - 1) + 1) // stride) * stride)
+        return sides[0], sides[1]
+
 
 @dataclass(frozen=True)
 class HeadProducts:
@@ -85,29 +98,25 @@ def mixing_matrices(model: Model) -> MixingMatrices:
     left_out: list[tuple[str, str]] = []
     for i, block in enumerate(blocks):
         own: list[MixingMatrix] = []
-        for path, leaf in _leaves(block.module):
+        for path, module in _leaves(block.module):
             if not _in_bias_network(path):
-                weight, layer = applied_weight(leaf), f"{block.path}.{path}"
-                for part in _parts(path, block, leaf):
+                weight, layer, leaf = applied_weight(module), f"{block.path}.{path}", _Leaf(block, path, module)
+                for part in leaf.parts():
                     rows_columns = weight[part.rows][:, part.columns]
-                    own.append(_matrix(model, layer, leaf, part, rows_columns, block.path, (i + 1) / len(blocks)))
+                    own.append(_matrix(model, layer, module, part, rows_columns, block.path, (i + 1) / len(blocks)))
         matrices += own
         for path, attention in block.module.named_modules():
             if hasattr(attention, "num_heads"):
                 products += _head_products(".".join(filter(None, (block.path, path))), attention, own)
-        left_out += _left_out(block, {m.layer for m in own})
+        listed = {m.layer for m in own}
+        for path, parameter in block.module.named_parameters():
+            if f"{block.path}.{path.removesuffix('.weight')}" in listed:
+                continue
+            if _in_bias_network(path) and path.endswith("weight"):
+                left_out.append((f"{block.path}.{path}", _NO_FEATURES))
+            elif sum(size > 1 for size in parameter.shape) >= 2:
+                left_out.append((f"{block.path}.{path}", _NOT_2D))
     return MixingMatrices((*matrices, *_between_blocks(model)), tuple(products), tuple(left_out))
-
-
-def _left_out(block: Block, listed: set[str]) -> Iterator[tuple[str, str]]:
-    """Path and reason of every weight of two axes or more in a block that is not listed."""
-    for path, parameter in block.module.named_parameters():
-        if f"{block.path}.{path.removesuffix('.weight')}" in listed:
-            continue
-        if _in_bias_network(path) and path.endswith("weight"):
-            yield f"{block.path}.{path}", _NO_FEATURES
-        elif sum(size > 1 for size in parameter.shape) >= 2:
-            yield f"{block.path}.{path}", _NOT_2D
 
 
 def _leaves(module: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
@@ -143,6 +152,8 @@ def _matrix(
 
 @dataclass(frozen=True)
 class _Part:
+    """A matrix that a leaf holds: some of the rows or columns of its weight, with their role."""
+
     role: str
     kind: Mixes
     main: bool = True
@@ -150,70 +161,68 @@ class _Part:
     columns: Any = ...
 
 
-def _parts(path: str, block: Block, leaf: nn.Linear | nn.Conv2d) -> list[_Part]:
-    """The matrices that the leaf at `path` of a block holds."""
-    parent: Any = block.module.get_submodule(path.rpartition(".")[0])
-    name = path.rpartition(".")[2]
-    rows, columns = leaf.weight.shape[:2]
-    if name == "qkv":
-        index = torch.arange(rows)
-        if getattr(parent, "head_first", False):
-            index = index.reshape(parent.num_heads, 3, -1).transpose(0, 1).flatten()
-        return [_Part(role, _attention_kind(role), rows=part) for role, part in zip(_QUERY_KEY_VALUE, index.chunk(3))]
-    if hasattr(parent, "in_split") and name in ("in_proj", "out_proj"):
-        # A parallel block stacks the MLP on queries, keys and values, and may join the two outputs side by side.
-        hidden, *widths = (int(n) for n in parent.in_split)
-        if name == "in_proj":
-            ends = [0, hidden, *(hidden + sum(widths[: k + 1]) for k in range(3))]
-            roles = ("channel fc1", *_QUERY_KEY_VALUE)
-            return [_Part(r, _attention_kind(r), rows=slice(a, b)) for r, a, b in zip(roles, ends, ends[1:])]
-        attended = slice(0, columns - hidden)
-        return [_Part("proj", "channel", columns=attended), _Part("channel fc2", "channel", columns=slice(attended.stop, None))]
-    if name == "fc1" and isinstance(parent, GluMlp):
-        kind = _kind(path, block, leaf)
-        halves = (slice(0, rows // 2), slice(rows // 2, rows))
-        names = ("value", "gate") if getattr(parent, "gate_last", True) else ("gate", "value")
-        return [_Part(f"{_branch(kind)} fc1 ({name})", kind, rows=half) for name, half in zip(names, halves)]
-    role = _role(path, block, parent, leaf)
-    kind = _attention_kind(role) if role in _QUERY_KEY else _kind(path, block, leaf)
-    return [_Part(role, kind, main=role not in ("gate", "shortcut"))]
+class _Leaf:
+    """A linear layer or convolution at `path` of a block: what it mixes, its role, and the matrices that it holds."""
+
+    def __init__(self, block: Block, path: str, module: nn.Linear | nn.Conv2d) -> None:
+        self.path, self.module = path, module
+        above, _, self.name = path.rpartition(".")
+        self.parent: Any = block.module.get_submodule(above)
+        on_tokens = isinstance(module, nn.Linear) and block.spec.axes_at(path, block.module) in (Axes.BCN, Axes.BCU)
+        self.kind: Mixes = "spatial" if on_tokens else "channel"
+        if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
+            self.kind = "spatial" if module.in_channels == module.groups else "both"
+        self.branch = "token" if self.kind == "spatial" else "channel"
+
+    def parts(self) -> list[_Part]:
+        """The matrices that it holds; fused layers hold several."""
+        rows, columns = self.module.weight.shape[:2]
+        if self.name == "qkv":
+            index = torch.arange(rows)
+            if getattr(self.parent, "head_first", False):
+                index = index.reshape(self.parent.num_heads, 3, -1).transpose(0, 1).flatten()
+            return [_Part(role, _attention_kind(role), rows=part) for role, part in zip(_QUERY_KEY_VALUE, index.chunk(3))]
+        if hasattr(self.parent, "in_split") and self.name in ("in_proj", "out_proj"):
+            # A parallel block stacks the MLP on queries, keys and values, and may join the two outputs side by side.
+            hidden, *widths = (int(n) for n in self.parent.in_split)
+            if self.name == "in_proj":
+                ends = [0, hidden, *(hidden + sum(widths[: k + 1]) for k in range(3))]
+                roles = ("channel fc1", *_QUERY_KEY_VALUE)
+                return [_Part(r, _attention_kind(r), rows=slice(a, b)) for r, a, b in zip(roles, ends, ends[1:])]
+            split = columns - hidden
+            outputs = {"proj": slice(0, split), "channel fc2": slice(split, None)}
+            return [_Part(role, "channel", columns=part) for role, part in outputs.items()]
+        if self.name == "fc1" and isinstance(self.parent, GluMlp):
+            halves = (slice(0, rows // 2), slice(rows // 2, rows))
+            names = ("value", "gate") if getattr(self.parent, "gate_last", True) else ("gate", "value")
+            return [_Part(f"{self.branch} fc1 ({name})", self.kind, rows=half) for name, half in zip(names, halves)]
+        role = self.role()
+        kind = _attention_kind(role) if role in _QUERY_KEY else self.kind
+        return [_Part(role, kind, main=role not in ("gate", "shortcut"))]
+
+    def role(self) -> str:
+        """What it does in its block, in the field's words where it has some, else its path."""
+        path, name, in_attention = self.path, self.name, hasattr(self.parent, "num_heads")
+        first, above = path.partition(".")[0], path.rpartition(".")[0].rpartition(".")[2]
+        if first in ("downsample", "shortcut"):
+            return "shortcut"
+        if first == "se" or (name == "gate" and in_attention):
+            return "gate"
+        if name in _SEPARATE or (name == "proj" and above in _QUERY_KEY_VALUE):
+            return _SEPARATE.get(name, above)
+        if path == "linear_tokens" or path.endswith("gate.proj"):
+            return "token mixing"
+        if name in _OUTPUTS and (in_attention or above == "output"):
+            return _OUTPUTS[name]
+        if name in ("fc1", "fc2", *_GATED):
+            return f"{self.branch} {_GATED.get(name, name)}"
+        # ConvMixer's blocks number their parts.
+        return {"spatial": "depthwise", "channel": "pointwise"}.get(self.kind, path) if first.isdigit() else path
 
 
 def _attention_kind(role: str) -> Mixes:
     """Query and key decide which positions are read; values and outputs are what is written in each."""
     return "spatial" if role in _QUERY_KEY else "channel"
-
-
-def _branch(kind: Mixes) -> str:
-    return "token" if kind == "spatial" else "channel"
-
-
-def _role(path: str, block: Block, parent: Any, leaf: nn.Module) -> str:
-    """What the leaf does in its block, in the field's words where it has some, else its path."""
-    *_, above, name = ("", *path.split("."))
-    first = path.partition(".")[0]
-    kind = _kind(path, block, leaf)
-    if first in ("downsample", "shortcut"):
-        return "shortcut"
-    if first == "se" or (name == "gate" and hasattr(parent, "num_heads")):
-        return "gate"
-    if name in _SEPARATE or (name == "proj" and above in _QUERY_KEY_VALUE):
-        return _SEPARATE.get(name, above)
-    if path == "linear_tokens" or path.endswith("gate.proj"):
-        return "token mixing"
-    if name in _OUTPUTS and (hasattr(parent, "num_heads") or above == "output"):
-        return _OUTPUTS[name]
-    if name in ("fc1", "fc2", *_GATED):
-        return f"{_branch(kind)} {_GATED.get(name, name)}"
-    # ConvMixer's blocks number their parts.
-    return {"spatial": "depthwise", "channel": "pointwise"}.get(kind, path) if first.isdigit() else path
-
-
-def _kind(path: str, block: Block, leaf: nn.Module) -> Mixes:
-    if isinstance(leaf, nn.Conv2d) and leaf.kernel_size != (1, 1):
-        return "spatial" if leaf.in_channels == leaf.groups else "both"
-    on_tokens = isinstance(leaf, nn.Linear) and block.spec.axes_at(path, block.module) in (Axes.BCN, Axes.BCU)
-    return "spatial" if on_tokens else "channel"
 
 
 def _head_products(layer: str, attention: Any, own: list[MixingMatrix]) -> list[HeadProducts]:

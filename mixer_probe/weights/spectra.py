@@ -260,37 +260,87 @@ def weight_spectra(model: Model, *, largest_grid: int | None = 8, null_size: int
     Attention has W_Q' W_K and W_O W_V of every head besides (without 1 / sqrt(d) and without query and key norms). Zero or
     non-finite weights give NaN and a DegenerateWeightsWarning. Raises MeasureError for null_size or largest_grid below 1."""
     found = mixing_matrices(model)
-    nulls = _Nulls(null_size, seed)
-    entries = [
-        _matrix_spectrum(m, nulls) if m.grid is None else _convolution_spectrum(m, m.grid, largest_grid, nulls)
-        for m in found.matrices
-    ]
-    entries += [entry for products in found.products for entry in _head_spectra(products, nulls)]
+    spectra = _Spectra(null_size, seed)
+    entries = [spectra.of_matrix(m) if m.grid is None else spectra.of_convolution(m, largest_grid) for m in found.matrices]
+    entries += [entry for products in found.products for entry in spectra.of_heads(products)]
     entries.sort(key=lambda e: e.depth)
     undefined = dict.fromkeys(e.layer for e in entries if not e.spectral_norm > 0)
     if undefined:
         text = f"{model.name} has weights that are all zero or not finite, whose ranks are NaN: {first_and_more(undefined, 3)}"
         warnings.warn(text, DegenerateWeightsWarning, stacklevel=3)
-    return WeightSpectra(model.record, tuple(entries), tuple(nulls.found), found.left_out, largest_grid, null_size, seed)
+    return WeightSpectra(model.record, tuple(entries), tuple(spectra.nulls), found.left_out, largest_grid, null_size, seed)
 
 
-class _Nulls:
-    """iid spectra, drawn once for each shape of operator: a network has few shapes."""
+class _Spectra:
+    """Spectra of operators beside those of iid weights, drawn once for each shape of operator: a network has few shapes."""
 
-    def __init__(self, size: int, seed: int) -> None:
-        self._size, self._seed = size, seed
+    def __init__(self, null_size: int, seed: int) -> None:
+        self._null_size, self._seed = null_size, seed
         self._index: dict[tuple[Any, ...], int] = {}
-        self.found: list[IidSpectrum] = []
+        self.nulls: list[IidSpectrum] = []
 
-    def fields(
+    def of_matrix(self, part: MixingMatrix) -> MatrixSpectrum:
+        values = matrix_values(double(part.weight))
+        # A matrix and its transpose have the same spectrum, so one null serves both.
+        rows, columns = sorted(part.weight.shape)
+        null = self._null((rows, columns), lambda g: matrix_values(_normal((rows, columns), g)), values)
+        norm = float(np.linalg.norm(values))
+        null["limit"] = tracy_widom_edge(rows, columns, norm)
+        edge = marchenko_pastur_edge(rows, columns, norm)
+        return MatrixSpectrum(**_common_fields(part), **null, operator="matrix", grid=None, values=values, edge=edge)
+
+    def of_convolution(self, part: MixingMatrix, largest_grid: int | None) -> MatrixSpectrum:
+        """Every K(f) of iid taps is an iid matrix [out, in] of a group, with the operator's mean square: the edge is that of one,
+        the limit that of the largest of all, one for each group and each pair of frequencies f and -f."""
+        grid = part.frequency_grid(largest_grid)
+        how = (grid, part.stride, part.dilation, part.groups)
+        values = convolution_values(part.weight, *how)
+        shape = tuple(part.weight.shape)
+        rows, columns = shape[0] // part.groups, shape[1]
+        iid = min(rows, columns) > 1 and part.stride == (1, 1)
+        fewest = 1 if iid else _DRAWS if columns == 1 else _LARGE_DRAWS
+        null = self._null((shape, how), lambda g: convolution_values(_normal(shape, g), *how), values, fewest)
+        edge = math.nan
+        if iid:
+            norm = float(np.sqrt((values**2).mean())) * math.sqrt(min(rows, columns))
+            edge = marchenko_pastur_edge(rows, columns, norm)
+            null["limit"] = tracy_widom_edge(rows, columns, norm, tests=part.groups * (grid[0] * grid[1] // 2 + 2))
+        return MatrixSpectrum(**_common_fields(part), **null, operator="convolution", grid=grid, values=values, edge=edge)
+
+    def of_heads(self, products: HeadProducts) -> Iterator[MatrixSpectrum]:
+        left, right = double(products.left), double(products.right)
+        shapes = tuple(left.shape[1:]), tuple(right.shape[1:])
+        for head, values in enumerate(product_values(left, right)):
+            key = ("product", *left.shape[1:], right.shape[2])
+            null = self._null(key, lambda g: product_values(_normal(shapes[0], g), _normal(shapes[1], g)), values)
+            yield MatrixSpectrum(
+                layer=products.layer,
+                role=products.role,
+                kind=products.kind,
+                block=products.block,
+                depth=products.depth,
+                main=False,
+                head=head,
+                operator="product",
+                shape=(left.shape[1], right.shape[2]),
+                grid=None,
+                stride=(1, 1),
+                parameters=0,
+                frobenius=float(np.linalg.norm(values)),
+                values=values,
+                edge=math.nan,
+                **null,
+            )
+
+    def _null(
         self, key: tuple[Any, ...], operator: Callable[[torch.Generator], np.ndarray], values: np.ndarray, fewest: int = 1
     ) -> dict[str, Any]:
         """The null fields of an entry with these singular values."""
         if key not in self._index:
-            self._index[key] = len(self.found)
-            draws = max(fewest, -(-self._size // len(values)))
-            self.found.append(IidSpectrum(*iid_values(operator, draws, self._seed), draws))
-        null = self.found[self._index[key]]
+            self._index[key] = len(self.nulls)
+            draws = max(fewest, -(-self._null_size // len(values)))
+            self.nulls.append(IidSpectrum(*iid_values(operator, draws, self._seed), draws))
+        null = self.nulls[self._index[key]]
         norm = float(np.linalg.norm(values))
         ranks = {"null_stable_rank": stable_rank(null.values), "null_effective_rank": effective_rank(null.values)}
         return {"null": self._index[key], "null_norm": null.largest * norm, "limit": null.limit * norm, **ranks}
@@ -305,71 +355,3 @@ def _common_fields(part: MixingMatrix) -> dict[str, Any]:
     weight = part.weight
     size = {"shape": tuple(weight.shape), "parameters": weight.numel(), "frobenius": float(double(weight).norm())}
     return {name: getattr(part, name) for name in names} | size | {"head": None}
-
-
-def _matrix_spectrum(part: MixingMatrix, nulls: _Nulls) -> MatrixSpectrum:
-    values = matrix_values(double(part.weight))
-    # A matrix and its transpose have the same spectrum, so one null serves both.
-    rows, columns = sorted(part.weight.shape)
-    null = nulls.fields((rows, columns), lambda g: matrix_values(_normal((rows, columns), g)), values)
-    norm = float(np.linalg.norm(values))
-    null["limit"] = tracy_widom_edge(rows, columns, norm)
-    edge = marchenko_pastur_edge(rows, columns, norm)
-    return MatrixSpectrum(**_common_fields(part), **null, operator="matrix", grid=None, values=values, edge=edge)
-
-
-def _convolution_spectrum(part: MixingMatrix, grid: tuple[int, int], largest_grid: int | None, nulls: _Nulls) -> MatrixSpectrum:
-    """Every K(f) of iid taps is an iid matrix [out, in] of a group, with the operator's mean square: the edge is that of one, the
-    limit that of the largest of all, one for each group and each pair of frequencies f and -f."""
-    grid = _frequency_grid(part, grid, largest_grid)
-    how = (grid, part.stride, part.dilation, part.groups)
-    values = convolution_values(part.weight, *how)
-    shape = tuple(part.weight.shape)
-    rows, columns = shape[0] // part.groups, shape[1]
-    iid = min(rows, columns) > 1 and part.stride == (1, 1)
-    fewest = 1 if iid else _DRAWS if columns == 1 else _LARGE_DRAWS
-    null = nulls.fields((shape, how), lambda g: convolution_values(_normal(shape, g), *how), values, fewest)
-    edge = math.nan
-    if iid:
-        norm = float(np.sqrt((values**2).mean())) * math.sqrt(min(rows, columns))
-        edge = marchenko_pastur_edge(rows, columns, norm)
-        null["limit"] = tracy_widom_edge(rows, columns, norm, tests=part.groups * (grid[0] * grid[1] // 2 + 2))
-    return MatrixSpectrum(**_common_fields(part), **null, operator="convolution", grid=grid, values=values, edge=edge)
-
-
-def _frequency_grid(part: MixingMatrix, grid: tuple[int, int], largest: int | None) -> tuple[int, int]:
-    """The grid of a convolution, halved until no side is above `largest`, but not below the extent of the kernel."""
-    if tuple(part.weight.shape[2:]) == part.stride and part.dilation == (1, 1):
-        return part.stride
-    sides = []
-    for length, taps, stride, dilation in zip(grid, part.weight.shape[2:], part.stride, part.dilation):
-        while largest is not None and length > largest:
-            length = -(-length // 2)
-        sides.append(-(-max(length, dilation * (taps - 1) + 1) // stride) * stride)
-    return sides[0], sides[1]
-
-
-def _head_spectra(products: HeadProducts, nulls: _Nulls) -> Iterator[MatrixSpectrum]:
-    left, right = double(products.left), double(products.right)
-    shapes = tuple(left.shape[1:]), tuple(right.shape[1:])
-    for head, values in enumerate(product_values(left, right)):
-        key = ("product", *left.shape[1:], right.shape[2])
-        null = nulls.fields(key, lambda g: product_values(_normal(shapes[0], g), _normal(shapes[1], g)), values)
-        yield MatrixSpectrum(
-            layer=products.layer,
-            role=products.role,
-            kind=products.kind,
-            block=products.block,
-            depth=products.depth,
-            main=False,
-            head=head,
-            operator="product",
-            shape=(left.shape[1], right.shape[2]),
-            grid=None,
-            stride=(1, 1),
-            parameters=0,
-            frobenius=float(np.linalg.norm(values)),
-            values=values,
-            edge=math.nan,
-            **null,
-        )
