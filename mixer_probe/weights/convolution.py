@@ -105,14 +105,14 @@ class Residual(nn.Sequential):
 
 
 class FullFieldMixing(nn.Module):
-    """Full-field depthwise convolution: `mixing` reads every channel's whole map and returns one value per position.
+    """Full-field depthwise convolution: `mixing` reads the whole map of each of `channels` and returns one value per position.
 
     In the tied form it sees [B * C, 1, h, w] and returns [B * C, h * w, 1, 1]; in the grouped form [B, C, h, w] and
     [B, C * h * w, 1, 1]."""
 
-    def __init__(self, mixing: nn.Module, form: Form) -> None:
+    def __init__(self, mixing: nn.Module, form: Form, channels: int) -> None:
         super().__init__()
-        self.mixing, self.form = mixing, form
+        self.mixing, self.form, self.channels = mixing, form, channels
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [B, C, h, w] to maps of the same shape."""
@@ -205,21 +205,25 @@ def _block(block: Any, grid: Grid, form: Form) -> nn.Module:
     if known is SpatialGatingBlock:
         _require(mlp, GatedMlp, "the MLP of a gMLP block")
         _require(mlp.gate, SpatialGatingUnit, "the gate of a gMLP block")
-        mixing = FullFieldMixing(_full_field(mlp.gate.proj, grid, mlp.fc2.in_features if form == "grouped" else 1), form)
+        channels = mlp.fc2.in_features
+        kernels = _full_field(mlp.gate.proj, grid, channels if form == "grouped" else 1)
+        mixing = FullFieldMixing(kernels, form, channels)
         gate = SpatialGate(_over_channels(mlp.gate.norm), mixing)
         gated_mlp = _mlp_of(mlp, _pointwise(mlp.fc1), _pointwise(mlp.fc2), 1, gate=gate)
         return _residual(block.norm, block.drop_path, mlp_channels=gated_mlp)
     _check_mlp(mlp)
     channel_mlp = _mlp_of(mlp, _pointwise(mlp.fc1), _pointwise(mlp.fc2), 1)
-    groups = mlp.fc1.in_features if form == "grouped" else 1
+    channels = mlp.fc1.in_features
+    groups = channels if form == "grouped" else 1
     if known is ResBlock:
-        mixing = FullFieldMixing(_full_field(block.linear_tokens, grid, groups), form)
+        mixing = FullFieldMixing(_full_field(block.linear_tokens, grid, groups), form, channels)
         spatial = _residual(block.norm1, block.drop_path, linear_tokens=mixing, scale=ChannelScale(block.ls1))
         channel = _residual(block.norm2, block.drop_path, mlp_channels=channel_mlp, scale=ChannelScale(block.ls2))
     else:
         mlp = block.mlp_tokens
         _check_mlp(mlp)
-        mixing = FullFieldMixing(_mlp_of(mlp, _full_field(mlp.fc1, grid, groups), _pointwise(mlp.fc2, groups), groups), form)
+        hidden = _mlp_of(mlp, _full_field(mlp.fc1, grid, groups), _pointwise(mlp.fc2, groups), groups)
+        mixing = FullFieldMixing(hidden, form, channels)
         spatial = _residual(block.norm1, block.drop_path, mlp_tokens=mixing)
         channel = _residual(block.norm2, block.drop_path, mlp_channels=channel_mlp)
     return _named(spatial=spatial, channel=channel)

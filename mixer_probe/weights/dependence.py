@@ -41,8 +41,6 @@ _LAYOUTS: dict[Axes, tuple[tuple[int, ...], tuple[int, ...]]] = {
 _MOVED = 1e-11
 # Two neighbours, which stand in one group of a grouped layer, and the last, which gates the first where halves gate each other.
 _CHANNELS = 3
-
-
 _LABELS: dict[tuple[bool, bool], Mixes] = {
     (True, True): "both",
     (True, False): "across",
@@ -96,17 +94,25 @@ class _Measurement:
     def end(self, call: Call) -> None:
         if self._busy:
             return
-        path, x, first = call.path, self._inputs.pop(), call.path not in self._finished
+        path, x, again = call.path, self._inputs.pop(), call.path in self._finished
         self._finished.add(path)
-        if not first or x is None or not isinstance(call.output, Tensor) or not self._choose(path, self.found):
+        if again or x is None or not isinstance(call.output, Tensor) or not self._choose(path, self.found):
             return
         axes = self._axes(path, x, call.output)
         if axes is None:
             return
+        # Three positions side by side, where the smallest kernel meets two: a corner, and those right of it and below.
+        sizes = [x.shape[axis] for axis in _layout(x, axes[0])[0]]
+        count = math.prod(sizes)
+        grid, prefix = self._model.structure.token_grid, self._model.structure.prefix
+        first, columns = 0, sizes[-1] if len(sizes) == 2 else 2
+        if len(sizes) == 1 and grid and count in (math.prod(grid), math.prod(grid) + prefix):
+            first, columns = count - math.prod(grid), grid[1]
+        places = sorted({min(first + step, count - 1) for step in (0, 1, columns)})
         self._busy = True
         try:
-            again = lambda x: call.module(x, *call.args[1:], **call.kwargs)  # noqa: E731
-            mixes = mixing_of(again, x, *axes, self._places(x, axes[0]), self._seed)
+            run = lambda x: call.module(x, *call.args[1:], **call.kwargs)  # noqa: E731
+            mixes = mixing_of(run, x, *axes, places, self._seed)
         except MeasureError as error:
             raise MeasureError(f"'{path}' of {self._model.name}: {error}") from error
         finally:
@@ -133,16 +139,6 @@ class _Measurement:
         before = after if len(after.value.split(", ")) == 4 else self._model.adapter.outside
         return None if before is None else (before, after)
 
-    def _places(self, x: Tensor, axes: Axes) -> list[int]:
-        """Three positions side by side, where the smallest kernel meets two: a corner, and those right of it and below."""
-        places, _channels = _layout(x, axes)
-        count = math.prod(x.shape[axis] for axis in places)
-        grid, prefix = self._model.structure.token_grid, self._model.structure.prefix
-        start, columns = 0, x.shape[places[-1]] if len(places) == 2 else 2
-        if len(places) == 1 and grid and count in (math.prod(grid), math.prod(grid) + prefix):
-            start, columns = count - math.prod(grid), grid[1]
-        return sorted({min(start + step, count - 1) for step in (0, 1, columns)})
-
 
 @checked(MeasureError)
 def mixing_of(
@@ -153,24 +149,8 @@ def mixing_of(
     `before` and `after` say what the axes of input and output mean. Every place is perturbed in all channels at once, then three
     channels of the first place, one at a time; all of it runs as one batch. Raises MeasureError for outputs that are not
     finite."""
-    outputs = run(_perturbed(x, before, places, seed))
-    positions, channels = _layout(outputs, after)
-    if not outputs.isfinite().all():
-        raise MeasureError("its outputs are not finite, so what they depend on cannot be measured")
-    # [input, image and position, channel], prefix tokens among the positions
-    width = math.prod(outputs.shape[axis] for axis in channels)
-    unchanged, *changed = outputs.permute(0, *positions, *channels).reshape(1 + len(places) + _CHANNELS, -1, width)
-    smallest = _MOVED * unchanged.abs().max()
-    moved = torch.stack([(y - unchanged).abs() > smallest for y in changed])
-    by_place, by_channel = moved[: len(places)].any(2), moved[len(places) :]
-    across = len(places) > 1 and bool((by_place.sum(1) > 1).any() or (by_place.sum(0) > 1).any())
-    within = bool((by_channel.sum(0) > 1).any())
-    return _LABELS[across, within]
-
-
-def _perturbed(x: Tensor, axes: Axes, places: Sequence[int], seed: int) -> Tensor:
-    """The input once as it is and once for each perturbation: [(1 + places + 3) * image, ...]."""
-    positions, channels = _layout(x, axes)
+    positions, channels = _layout(x, before)
+    # [(1 + places + channels) * image, ...]: the input once as it is and once for each perturbation
     batch = x.repeat(1 + len(places) + _CHANNELS, *[1] * (x.ndim - 1))
     view = batch.permute(0, *positions, *channels)
     widths = [x.shape[axis] for axis in channels]
@@ -183,7 +163,19 @@ def _perturbed(x: Tensor, axes: Axes, places: Sequence[int], seed: int) -> Tenso
     count = math.prod(widths)
     for k, channel in enumerate(sorted({0, min(1, count - 1), count - 1}), start=1 + len(places)):
         view[(k * len(x), *at[0], *_unravelled(channel, widths))] += 2 * step
-    return batch
+    outputs = run(batch)
+    positions, channels = _layout(outputs, after)
+    if not outputs.isfinite().all():
+        raise MeasureError("its outputs are not finite, so what they depend on cannot be measured")
+    # [input, image and position, channel], prefix tokens among the positions
+    width = math.prod(outputs.shape[axis] for axis in channels)
+    unchanged, *changed = outputs.permute(0, *positions, *channels).reshape(1 + len(places) + _CHANNELS, -1, width)
+    smallest = _MOVED * unchanged.abs().max()
+    moved = torch.stack([(y - unchanged).abs() > smallest for y in changed])
+    by_place, by_channel = moved[: len(places)].any(2), moved[len(places) :]
+    across = len(places) > 1 and bool((by_place.sum(1) > 1).any() or (by_place.sum(0) > 1).any())
+    within = bool((by_channel.sum(0) > 1).any())
+    return _LABELS[across, within]
 
 
 def _unravelled(number: int, shape: Sequence[int]) -> tuple[int, ...]:

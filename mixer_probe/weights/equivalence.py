@@ -140,7 +140,8 @@ def convolution_equivalence(
     batches = list(source.batches(transform_of(model), batch_size))
     exact = _in_type(model, "float64")
     converted = as_convolution(exact, forms[0])
-    example, untied = _full_field_example(exact, converted, batches[0][:1])
+    example = _full_field_example(exact, converted, batches[0][:1])
+    untied = sum(_parameters(m) * (m.channels - 1) for m in converted.modules() if isinstance(m, FullFieldMixing))
     head = getattr(model.module, "head", None)
     # A head of zeros gives every image the same logits.
     output = "features" if isinstance(head, nn.Linear) and not bool(head.weight.any()) else "logits"
@@ -211,15 +212,15 @@ def count_convolutions(network: ConvolutionalMixer) -> tuple[ConvolutionCount, .
     )
 
 
-def _full_field_example(model: Model, converted: ConvolutionalMixer, image: Tensor) -> tuple[FullFieldExample, int]:
-    """One kernel applied to one image, and how many more parameters untied token mixing would have."""
-    mixing = [m for m in converted.modules() if isinstance(m, FullFieldMixing)]
-    first = next(m for m in mixing[0].modules() if isinstance(m, nn.Conv2d))
+def _full_field_example(model: Model, converted: ConvolutionalMixer, image: Tensor) -> FullFieldExample:
+    """The kernel of lowest frequency of the first full-field convolution, applied to one image."""
+    mixing = next(m for m in converted.modules() if isinstance(m, FullFieldMixing))
+    first = next(m for m in mixing.modules() if isinstance(m, nn.Conv2d))
     tokens = token_matrices(model)[0]
     linear = model.module.get_submodule(f"{tokens.block}.{tokens.layer}")
     batch = image.to(model.device, model.dtype)
-    recorded = _calls(converted, [*mixing, first], batch)
-    maps = recorded[mixing[0]][0][0]
+    recorded = _calls(converted, [mixing, first], batch)
+    maps = recorded[mixing][0][0]
     responses = recorded[first][1].reshape(len(maps), -1)
     own = _calls(model.module, [linear], batch)[linear][1][0]
     kernels = first.weight.detach()[: responses.shape[1], 0]
@@ -229,8 +230,7 @@ def _full_field_example(model: Model, converted: ConvolutionalMixer, image: Tens
     bias = 0.0 if first.bias is None else float(first.bias.detach()[unit])
     numbers = (maps[shown], kernels[unit], responses[shown, unit], own[shown, unit])
     arrays = [value.detach().cpu().numpy().astype(np.float64) for value in numbers]
-    example = FullFieldExample(tokens.block, tokens.layer, unit, tuple(shown), arrays[0], arrays[1], bias, *arrays[2:])
-    return example, sum(_parameters(m) * (recorded[m][0].shape[1] - 1) for m in mixing)
+    return FullFieldExample(tokens.block, tokens.layer, unit, tuple(shown), arrays[0], arrays[1], bias, *arrays[2:])
 
 
 def _calls(network: nn.Module, modules: Sequence[nn.Module], batch: Tensor) -> dict[nn.Module, tuple[Tensor, Tensor]]:

@@ -160,27 +160,20 @@ class _ModuleProfiler:
         crossing = {path for path, mixes in found.items() if _crosses(mixes)}
         whole = {p for p in crossing if self._own_macs[p] > 0 or not any(other.startswith(p + ".") for other in crossing)}
         units = {path for path in {*whole, *(self._leaves & found.keys())} if not _is_under(path, whole - {path})}
+        places = dict.fromkeys(self._blocks, "block") | self._standard
+        first, last = (self._order[self._blocks[i]] for i in (0, -1))
         rows = []
         for path in sorted(found, key=self._order.__getitem__):
             parameters, macs = self._parameters[path], self.macs.get(path, 0)
             if path not in units | self._leaves | self._standard.keys() or not (parameters or macs or path in crossing):
                 continue
             role: Role = "unit" if path in units else "inside" if _is_under(path, units) else "part"
+            outside = "stem" if self._order[path] < first else "between" if self._order[path] < last else "head"
+            enclosing = max((place for place in places if _is_under(path, {place})), key=len, default=None)
+            part = outside if enclosing is None else places[enclosing]
             kind = type(self.modules[path]).__name__
-            rows.append(ModuleAnatomy(path, self._part(path), kind, role, found[path], parameters, macs))
+            rows.append(ModuleAnatomy(path, part, kind, role, found[path], parameters, macs))
         return rows
-
-    def _part(self, path: str) -> str:
-        """The standard part of the network that a module belongs to."""
-        enclosing = [place for place in self._standard if _is_under(path, {place})]
-        if enclosing:
-            return self._standard[max(enclosing, key=len)]
-        if _is_under(path, self._blocks):
-            return "block"
-        order = self._order[path]
-        if order < self._order[self._blocks[0]]:
-            return "stem"
-        return "between" if order < self._order[self._blocks[-1]] else "head"
 
 
 def _crosses(mixes: str) -> bool:

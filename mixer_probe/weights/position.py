@@ -17,7 +17,7 @@ from mixer_probe.core.errors import DegenerateWeightsWarning, ModelError
 from mixer_probe.core.result import ModelRecord, Result
 from mixer_probe.models.model import Model
 from mixer_probe.weights.offsets import pair_distance
-from mixer_probe.weights.operators import double
+from mixer_probe.weights.operators import double_array
 from mixer_probe.weights.units import defined_mean
 
 _NAMES = ("pos_embed", "absolute_pos_embed", "pos_embedding", "position_embedding", "position_embeddings")
@@ -128,7 +128,18 @@ def position_embeddings(model: Model, *, centred: bool = False) -> PositionEmbed
     name, values = next(tables, (None, None))
     if name is None or values is None:
         raise ModelError(f"{model.name} has no absolute position embedding: {_instead(model)}")
-    patches, prefix, grid = _patches(model, name, values)
+    # A network for images of any size keeps the table of its own size and resizes it in each pass.
+    stated = getattr(model.module.get_submodule(model.structure.stem_path or ""), "grid_size", None)
+    sides = values.shape[1:3] if values.ndim == 4 else stated or model.structure.token_grid or (0, 0)
+    grid = (int(sides[0]), int(sides[1]))
+    tokens = double_array(values.flatten(0, -2))
+    n_prefix = len(tokens) - math.prod(grid)
+    if not math.prod(grid) or not 0 <= n_prefix <= model.structure.prefix:
+        raise ModelError(
+            f"'{name}' of {model.name} has {len(tokens)} positions, which are no grid of patches with up to "
+            f"{model.structure.prefix} prefix tokens"
+        )
+    prefix, patches = np.split(tokens, [n_prefix])
     shift = patches.mean(0) if centred else np.zeros(patches.shape[1])
     unit, prefix_unit = _unit(patches - shift), _unit(prefix - shift)
     if not np.isfinite(unit).all():
@@ -172,21 +183,6 @@ def _instead(model: Model) -> str:
     if any("rope" in name.lower() for name, _ in model.module.named_modules()):
         return "it has rotary position embeddings, which turn queries and keys in every block"
     return "it treats its patches as a set"
-
-
-def _patches(model: Model, name: str, values: torch.Tensor) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """Embeddings of the patches [h w, channels] and of the prefix tokens [prefix, channels], and the grid."""
-    # A network for images of any size keeps the table of its own size and resizes it in each pass.
-    stated = getattr(model.module.get_submodule(model.structure.stem_path or ""), "grid_size", None)
-    grid = tuple(values.shape[1:3]) if values.ndim == 4 else stated or model.structure.token_grid
-    tokens = double(values).reshape(-1, values.shape[-1]).numpy()
-    prefix = len(tokens) - math.prod(grid or (0, 0))
-    if grid is None or not 0 <= prefix <= model.structure.prefix:
-        raise ModelError(
-            f"'{name}' of {model.name} has {len(tokens)} positions, which are no grid of patches with up to "
-            f"{model.structure.prefix} prefix tokens"
-        )
-    return tokens[prefix:], tokens[:prefix], (int(grid[0]), int(grid[1]))
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

@@ -46,21 +46,33 @@ def position_attention(model: Model) -> tuple[PositionAttention, ...]:
 
     Raises ModelError, with the reason, for a network whose positions enter in another way."""
     found = []
+    shared = [m for m in model.module.modules() if isinstance(m, beit.RelativePositionBias)][:1]
     for block in model.structure.single_blocks:
         attention = getattr(block.module, "attn", None)
         if isinstance(attention, _WINDOWED):
-            heads, form = _window_bias(attention).softmax(-1), "softmax of the relative position bias within a window"
+            heads, form = _relative_bias(attention).softmax(-1), "softmax of the relative position bias within a window"
             window = (int(attention.window_size[0]), int(attention.window_size[1]))
             found.append(PositionAttention(block, "attn", form, window, heads))
             continue
-        parts = {
-            "position embedding": _embedding_logits(model, block),
-            "relative position bias": _relative_bias(model, attention),
-        }
-        logits = {name: part for name, part in parts.items() if part is not None}
+        logits = {}
+        if (embedded := _embedding_logits(model, block)) is not None:
+            logits["position embedding"] = embedded
+        modules = [attention, *shared] if isinstance(attention, beit.Attention) else []
+        if tables := [m for m in modules if getattr(m, "relative_position_bias_table", None) is not None]:
+            # The first row and column belong to the class token.
+            logits["relative position bias"] = sum((_relative_bias(m)[:, 1:, 1:] for m in tables), torch.zeros(()))
         grid = model.structure.token_grid
         if grid is None or not logits:
-            raise ModelError(f"{model.name} has no position-only attention: {_reason(model, block)}")
+            reason = "it has no absolute position embedding for its patch grid and no relative position bias"
+            if any("Rotary" in type(m).__name__ for m in model.module.modules()):
+                reason = "a rotary embedding turns queries and keys by position, so that attention without content does not exist"
+            elif type(block.module) not in _BLOCKS or attention is None:
+                kind = type(block.module).__name__
+                reason = f"a {kind} is not read; Block of ViT, DeiT and BEiT, and the blocks of Swin are"
+            elif not isinstance(attention, (Attention, beit.Attention)):
+                kind = type(attention).__name__
+                reason = f"a {kind} is not read; the attention of ViT, DeiT, BEiT and Swin is"
+            raise ModelError(f"{model.name} has no position-only attention: {reason}")
         heads = torch.stack(list(logits.values())).sum(0).softmax(-1)
         found.append(PositionAttention(block, "attn", f"softmax of the {' and '.join(logits)} alone", grid, heads))
     return tuple(found)
@@ -90,27 +102,13 @@ def _embedding_logits(model: Model, block: Block) -> torch.Tensor | None:
     return logits
 
 
-def _relative_bias(model: Model, attention: nn.Module | None) -> torch.Tensor | None:
-    """The relative position bias between patches [head, S, S] of a BEiT block, its shared part included; None without one."""
-    if not isinstance(attention, beit.Attention):
-        return None
-    shared = next((m for m in model.module.modules() if isinstance(m, beit.RelativePositionBias)), None)
-    tables = [m for m in (attention, shared) if getattr(m, "relative_position_bias_table", None) is not None]
-    # The first row and column belong to the class token.
-    return sum((_table_bias(m)[:, 1:, 1:] for m in tables), torch.zeros(())) if tables else None  # type: ignore[arg-type]
-
-
-def _window_bias(attention: nn.Module) -> torch.Tensor:
-    """The relative position bias within a window [head, S, S] of Swin (a table) or Swin V2 (an MLP of the log-spaced offset)."""
-    if isinstance(attention, swin_transformer.WindowAttention):
-        return _table_bias(attention)
-    own: Any = _double(attention)
-    table = own.get_submodule("cpb_mlp")(own.get_buffer("relative_coords_table")).view(-1, own.num_heads)
-    return 16 * torch.sigmoid(table[own.get_buffer("relative_position_index")].permute(2, 0, 1))
-
-
-def _table_bias(module: nn.Module) -> torch.Tensor:
-    """A bias table looked up for every pair of tokens: [head, n, n] in float64."""
+def _relative_bias(module: nn.Module) -> torch.Tensor:
+    """The relative position bias of every pair of tokens [head, n, n], float64: from a table (BEiT, Swin) or an MLP of the
+    log-spaced offset (Swin V2)."""
+    if isinstance(module, swin_transformer_v2.WindowAttention):
+        own: Any = _double(module)
+        table = own.get_submodule("cpb_mlp")(own.get_buffer("relative_coords_table")).view(-1, own.num_heads)
+        return 16 * torch.sigmoid(table[own.get_buffer("relative_position_index")].permute(2, 0, 1))
     table = double(module.get_parameter("relative_position_bias_table"))
     return table[module.get_buffer("relative_position_index").cpu()].permute(2, 0, 1)
 
@@ -118,15 +116,3 @@ def _table_bias(module: nn.Module) -> torch.Tensor:
 def _double(module: nn.Module) -> nn.Module:
     """A float64 copy in main memory; the network itself stays as it is."""
     return copy.deepcopy(module).cpu().double()
-
-
-def _reason(model: Model, block: Block) -> str:
-    """Why attention from positions alone is not defined."""
-    attention = getattr(block.module, "attn", None)
-    if any("Rotary" in type(m).__name__ for m in model.module.modules()):
-        return "a rotary embedding turns queries and keys by position, so that attention without content does not exist"
-    if type(block.module) not in _BLOCKS or attention is None:
-        return f"a {type(block.module).__name__} is not read; Block of ViT, DeiT and BEiT, and the blocks of Swin are"
-    if not isinstance(attention, (Attention, beit.Attention)):
-        return f"a {type(attention).__name__} is not read; the attention of ViT, DeiT, BEiT and Swin is"
-    return "it has no absolute position embedding for its patch grid and no relative position bias"
