@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -47,7 +46,21 @@ def anatomy_bars(results: Sequence[Anatomy]) -> Figure:
     titles = {"parameter_share": "Parameters", "mac_share": "Multiply-accumulates"}
     for axes, (column, title) in zip(panels, titles.items(), strict=True):
         for row, result in enumerate(results):
-            _bar(axes, row, 100 * result.summary()[column].to_numpy(float))
+            percentages = 100 * result.summary()[column].to_numpy(float)
+            lefts = np.cumsum(percentages) - percentages
+            centres = lefts + percentages / 2
+            for mixes, left, percentage in zip(MIXES, lefts, percentages, strict=True):
+                colour, _text, hatch = LOOKS[mixes]
+                axes.barh(row, percentage, _THICKNESS, left, color=colour, hatch=hatch, edgecolor="white", linewidth=0.6)
+            texts = [f"{p:.1f} %" if p < 99.95 else "100 %" for p in percentages]
+            for i in np.flatnonzero(percentages >= _FITS):
+                axes.text(centres[i], row, texts[i], ha="center", va="center", fontsize=8.5, color=LOOKS[MIXES[i]][1])
+            # Segments too narrow for their label have it above, with a line, moved apart where labels would touch.
+            narrow = np.flatnonzero((percentages < _FITS) & (percentages >= _SHOWN))
+            edge = row - _THICKNESS / 2
+            for i, place in zip(narrow, label_places(centres[narrow]), strict=True):
+                axes.plot([centres[i], place], [edge, edge - 0.1], color="black", linewidth=0.6, clip_on=False)
+                axes.text(place, edge - 0.12, texts[i], ha="center", va="bottom", fontsize=7.5)
         axes.set(title=title, xlabel="fraction of the network (%)", xlim=(0, 100))
     panels[0].set_yticks(range(len(results)), [model_label(r.model) for r in results])
     panels[0].set_ylim(len(results) - 0.45, -0.72)
@@ -59,23 +72,6 @@ def anatomy_bars(results: Sequence[Anatomy]) -> Figure:
     handles = [Patch(facecolor=LOOKS[m][0], hatch=LOOKS[m][2], edgecolor="white", linewidth=0.6) for m in shown]
     figure.legend(handles, [_LABELS[m] for m in shown], loc="outside lower center", ncols=len(shown))
     return figure
-
-
-def _bar(axes: Axes, row: int, percentages: np.ndarray) -> None:
-    """A stacked bar; segments too narrow for their label have it above, with a line, moved apart where labels would touch."""
-    lefts = np.cumsum(percentages) - percentages
-    centres = lefts + percentages / 2
-    for mixes, left, percentage in zip(MIXES, lefts, percentages, strict=True):
-        colour, _text, hatch = LOOKS[mixes]
-        axes.barh(row, percentage, _THICKNESS, left, color=colour, hatch=hatch, edgecolor="white", linewidth=0.6)
-    texts = [f"{p:.1f} %" if p < 99.95 else "100 %" for p in percentages]
-    for i in np.flatnonzero(percentages >= _FITS):
-        axes.text(centres[i], row, texts[i], ha="center", va="center", fontsize=8.5, color=LOOKS[MIXES[i]][1])
-    narrow = np.flatnonzero((percentages < _FITS) & (percentages >= _SHOWN))
-    edge = row - _THICKNESS / 2
-    for i, place in zip(narrow, label_places(centres[narrow]), strict=True):
-        axes.plot([centres[i], place], [edge, edge - 0.1], color="black", linewidth=0.6, clip_on=False)
-        axes.text(place, edge - 0.12, texts[i], ha="center", va="bottom", fontsize=7.5)
 
 
 def label_places(centres: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from mixer_probe.plotting.style import COLOURS, DIVERGING, GREY, colour_bar, heading, model_label, plain, styled
@@ -23,7 +22,24 @@ def mixer_as_cnn(result: ConvolutionEquivalence) -> Figure:
     top, bottom = np.ravel(figure.subfigures(2, 1, squeeze=False, height_ratios=(1.45 * rows + 0.75, 2.75)))
     _kernel_panels(top, result)
     left, right = bottom.subplots(1, 2)
-    _difference_bars(left, result)
+    checks = result.checks
+    places = np.arange(len(checks))
+    floor = np.finfo(np.float64).eps / 8
+    values = [max(check.difference, floor) for check in checks]
+    left.barh(places, values, left=0, height=0.6, color=COLOURS[0], label="largest difference")
+    for place, check in zip(places, checks, strict=True):
+        if check.rounding > 0:
+            left.plot([check.rounding] * 2, [place - 0.38, place + 0.38], color=_SHARED, linewidth=2)
+        left.annotate(f" {check.difference:.1e}", (values[place], place), va="center", fontsize=8)
+    left.plot([], [], color=_SHARED, linewidth=2, label="rounding error of the network")
+    largest, label = result.largest_output, f"largest magnitude of the {result.output}"
+    left.axvline(largest, color=GREY, linewidth=1, linestyle="--", label=label)
+    left.set_yticks(places, [f"{check.form}, {check.dtype}" for check in checks])
+    left.invert_yaxis()
+    left.set_xscale("log")
+    left.set_xlim(floor / 2, 10 * max(largest, 1e-3))
+    left.set(title=f"Difference between {result.output}, {checks[0].n} images", xlabel="absolute value")
+    left.legend(loc="upper center", bbox_to_anchor=(0.45, -0.3), ncols=1, fontsize=7.5)
     bars = (
         ("the Mixer", result.model.parameters),
         ("as a CNN, kernels tied", result.parameters),
@@ -68,25 +84,3 @@ def _kernel_panels(figure: SubFigure, result: ConvolutionEquivalence) -> None:
     where = f"{plain(example.block)}.{plain(example.layer)}, row {example.unit} of its weight as a {height}×{width} kernel"
     figure.supxlabel(where, fontsize=8)
     colour_bar(figure, grid[:, :3], DIVERGING, "÷ largest in the column", pad=0.012, aspect=26)
-
-
-def _difference_bars(axes: Axes, result: ConvolutionEquivalence) -> None:
-    checks = result.checks
-    rows = np.arange(len(checks))
-    floor = np.finfo(np.float64).eps / 8
-    values = [max(check.difference, floor) for check in checks]
-    axes.barh(rows, values, left=0, height=0.6, color=COLOURS[0], label="largest difference")
-    for row, check in zip(rows, checks, strict=True):
-        if check.rounding > 0:
-            axes.plot([check.rounding] * 2, [row - 0.38, row + 0.38], color=_SHARED, linewidth=2)
-        axes.annotate(f" {check.difference:.1e}", (max(check.difference, floor), row), va="center", fontsize=8)
-    axes.plot([], [], color=_SHARED, linewidth=2, label="rounding error of the network")
-    axes.axvline(
-        result.largest_output, color=GREY, linewidth=1, linestyle="--", label=f"largest magnitude of the {result.output}"
-    )
-    axes.set_yticks(rows, [f"{check.form}, {check.dtype}" for check in checks])
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.set_xlim(floor / 2, 10 * max(result.largest_output, 1e-3))
-    axes.set(title=f"Difference between {result.output}, {checks[0].n} images", xlabel="absolute value")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.3), ncols=1, fontsize=7.5)

@@ -73,7 +73,24 @@ def average_kernels(
     for row, result in zip(grid, results, strict=True):
         chosen = evenly_spaced(len(result), panels)
         for axes, i in zip(row, chosen):
-            _offset_panel(axes, result.kernels[i], kind, reach)
+            kernel = result.kernels[i]
+            _draw_offsets(axes, kernel, kind)
+            lines = {"color": "white" if kind == "rms" else "black", "linewidth": 0.3, "alpha": 0.6}
+            axes.axhline(0, **lines)
+            axes.axvline(0, **lines)
+            if np.isfinite(kernel.distance_px):
+                turn = np.linspace(0, 2 * np.pi, 100)
+                axes.plot(kernel.distance_px * np.cos(turn), kernel.distance_px * np.sin(turn), color="#D55E00", linewidth=1.0)
+            axes.set(xlim=(-reach, reach), ylim=(reach, -reach), aspect="equal", facecolor="#F2F2F2")
+            axes.tick_params(labelsize=7)
+            path = plain(kernel.block.replace("stages.", "s").replace("layers.", "l").replace(".blocks.", ".b"))
+            axes.set_title(f"{path}: {kernel.distance_px:.3g} px", fontsize=8, fontweight="normal")
+            if max(kernel.reach_px) < reach / 6:
+                inset = axes.inset_axes((0.56, 0.03, 0.41, 0.41))
+                _draw_offsets(inset, kernel, kind)
+                inset.set(xticks=[], yticks=[], aspect="equal")
+                inset.set_title(f"±{max(kernel.reach_px):.3g} px", fontsize=6.5, fontweight="normal", loc="center", pad=2)
+                inset.spines[:].set(visible=True, linewidth=0.5)
         for axes in row[len(chosen) :]:
             axes.remove()
         row[0].set_ylabel(f"{model_label(result.model)}\npx down", fontsize=8)
@@ -83,25 +100,6 @@ def average_kernels(
     label, shrink = f"{kind} kernel ÷ its largest at common offsets", min(0.8, 2 / len(results))
     colour_bar(figure, figure.axes, colours, label, low=low, shrink=shrink, aspect=22, pad=0.015)
     return figure
-
-
-def _offset_panel(axes: Axes, kernel: SpatialKernel, kind: str, reach: float) -> None:
-    _draw_offsets(axes, kernel, kind)
-    axes.axhline(0, color="white" if kind == "rms" else "black", linewidth=0.3, alpha=0.6)
-    axes.axvline(0, color="white" if kind == "rms" else "black", linewidth=0.3, alpha=0.6)
-    if np.isfinite(kernel.distance_px):
-        turn = np.linspace(0, 2 * np.pi, 100)
-        axes.plot(kernel.distance_px * np.cos(turn), kernel.distance_px * np.sin(turn), color="#D55E00", linewidth=1.0)
-    axes.set(xlim=(-reach, reach), ylim=(reach, -reach), aspect="equal", facecolor="#F2F2F2")
-    axes.tick_params(labelsize=7)
-    path = plain(kernel.block.replace("stages.", "s").replace("layers.", "l").replace(".blocks.", ".b"))
-    axes.set_title(f"{path}: {kernel.distance_px:.3g} px", fontsize=8, fontweight="normal")
-    if max(kernel.reach_px) < reach / 6:
-        inset = axes.inset_axes((0.56, 0.03, 0.41, 0.41))
-        _draw_offsets(inset, kernel, kind)
-        inset.set(xticks=[], yticks=[], aspect="equal")
-        inset.set_title(f"±{max(kernel.reach_px):.3g} px", fontsize=6.5, fontweight="normal", loc="center", pad=2)
-        inset.spines[:].set(visible=True, linewidth=0.5)
 
 
 def _draw_offsets(axes: Axes, kernel: SpatialKernel, kind: str) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -31,7 +30,13 @@ def stem_pictures(
     blue."""
     order = stem.order_by(order_by)[:limit]
     pictures = filter_colours(stem.filters[order])
-    canvas = tile(pictures, columns or _columns(len(order), pictures.shape[2] / pictures.shape[1]), 1.0)
+    if not columns:
+        # About 3 wide to 2 high, with a full last row where a number near that gives one.
+        ideal = (1.5 * len(order) / (pictures.shape[2] / pictures.shape[1])) ** 0.5
+        near = range(max(1, round(0.75 * ideal)), round(1.3 * ideal) + 1)
+        full = [n for n in near if len(order) % n == 0]
+        columns = min(full or [max(1, min(len(order), round(ideal)))], key=lambda n: abs(n - ideal))
+    canvas = tile(pictures, columns, 1.0)
     figure, axes = canvas_axes(canvas.shape)
     axes.imshow(np.clip(canvas, 0, 1), interpolation="nearest")
     channels, height, width = stem.shape[1:]
@@ -42,15 +47,6 @@ def stem_pictures(
     size = f"{height}×{width} px" + ("" if channels in (1, 3) else f" in {channels} channels")
     axes.set_xlabel(f"each tile: one filter of {size}, stride {stem.stride[0]} px; {_ORDERS[order_by]}")
     return figure
-
-
-def _columns(count: int, aspect: float) -> int:
-    """Columns that make the whole about 3 wide to 2 high, with a full last row where a number near that gives one."""
-    ideal = (1.5 * count / aspect) ** 0.5
-    near = range(max(1, round(0.75 * ideal)), round(1.3 * ideal) + 1)
-    full = [n for n in near if count % n == 0]
-    best: int = min(full or [max(1, min(count, round(ideal)))], key=lambda n: abs(n - ideal))
-    return best
 
 
 def filter_colours(filters: np.ndarray) -> np.ndarray:
@@ -83,18 +79,12 @@ def stem_component_pictures(found: StemComponents, *, columns: int = 7) -> Figur
         axes.set_title(f"{k + 1}: {percent}", fontsize=7, fontweight="normal", loc="center", pad=2)
     for axes in panels[count:]:
         axes.remove()
-    _energy_curve(right.subplots(), found)
-    heading(figure, f"{model_label(found.model)} · {plain(found.layer)} · principal components of {found.units} filters")
-    return figure
-
-
-def _energy_curve(axes: Axes, found: StemComponents) -> None:
-    """Energy explained per component, beside the 95th percentile of the first component of iid filters."""
+    curve = right.subplots()
     ranks = np.arange(1, len(found.shares) + 1)
     positive = found.shares > 1e-12
-    axes.plot(ranks[positive], 100 * found.shares[positive], color=COLOURS[0], linewidth=1.2)
-    axes.axhline(100 * found.null_share, color=GREY, linewidth=1, linestyle="--")
-    axes.annotate(
+    curve.plot(ranks[positive], 100 * found.shares[positive], color=COLOURS[0], linewidth=1.2)
+    curve.axhline(100 * found.null_share, color=GREY, linewidth=1, linestyle="--")
+    curve.annotate(
         "iid filters, 95th percentile",
         (1, 100 * found.null_share),
         (0.02, 2),
@@ -105,13 +95,15 @@ def _energy_curve(axes: Axes, found: StemComponents) -> None:
         ha="right",
     )
     explained = "variance explained (%)" if found.centred else "energy explained (%)"
-    axes.set(xscale="log", yscale="log", xlabel="component", ylabel=explained)
-    for axis in (axes.xaxis, axes.yaxis):
+    curve.set(xscale="log", yscale="log", xlabel="component", ylabel=explained)
+    for axis in (curve.xaxis, curve.yaxis):
         axis.set_major_locator(LogLocator(numticks=6))
         axis.set_major_formatter(FuncFormatter(lambda value, _place: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
     needed = ", ".join(f"{fraction:.0%} in {found.needed(fraction)}" for fraction in (0.5, 0.9, 0.99))
-    axes.set_title(needed, fontsize=7.5, fontweight="normal")
+    curve.set_title(needed, fontsize=7.5, fontweight="normal")
+    heading(figure, f"{model_label(found.model)} · {plain(found.layer)} · principal components of {found.units} filters")
+    return figure
 
 
 @styled

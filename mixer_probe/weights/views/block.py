@@ -27,28 +27,18 @@ def block_pictures(results: Sequence[Result], path: str) -> dict[str, Figure]:
     """What can be drawn of the block `path` alone, by a name for a file: its units, kernels, shared kernels, spectra."""
     drawn: dict[str, Figure] = {}
     for r in results:
-        own: Any = r
-        drawn |= {f"{kind}-{slug(own.model.name.removeprefix('zoo:'))}-{path}": f for kind, f in _pictures(r, path).items()}
+        result: Any = r
+        own: dict[str, Figure] = {}
+        if isinstance(r, TokenMixing):
+            own = {f"units-{side}": token_mixing_units(r, path, side=side) for side in r.sides}
+        elif isinstance(r, SpatialKernels):
+            blocks = [k.block for k in r.kernels if k.block == path and k.matrix is not None]
+            own = {"kernels": kernel_maps(r, blocks)} if blocks else {}
+        elif isinstance(r, KernelTying):
+            layers = [i for i, entry in enumerate(r.layers) if entry.block == path]
+            if any(r.layers[i].source != "construction" for i in layers):
+                own = {"tying-energy": kernel_energy(r, layers), "tying-kernels": kernel_dictionary(r, layers)}
+        elif isinstance(r, WeightSpectra):
+            own = {"spectra": singular_values(r, [path])}
+        drawn |= {f"{kind}-{slug(result.model.name.removeprefix('zoo:'))}-{path}": f for kind, f in own.items()}
     return drawn
-
-
-def _pictures(result: Any, path: str) -> dict[str, Figure]:
-    if isinstance(result, TokenMixing):
-        return {f"units-{side}": token_mixing_units(result, path, side=side) for side in result.sides}
-    if isinstance(result, SpatialKernels):
-        return _kernel_pictures(result, [k.block for k in result.kernels if k.block == path and k.matrix is not None])
-    if isinstance(result, KernelTying):
-        return _tying_pictures(result, [i for i, entry in enumerate(result.layers) if entry.block == path])
-    if isinstance(result, WeightSpectra):
-        return {"spectra": singular_values(result, [path])}
-    return {}
-
-
-def _kernel_pictures(result: SpatialKernels, blocks: Sequence[str]) -> dict[str, Figure]:
-    return {"kernels": kernel_maps(result, blocks)} if blocks else {}
-
-
-def _tying_pictures(result: KernelTying, layers: Sequence[int]) -> dict[str, Figure]:
-    if not layers or all(result.layers[i].source == "construction" for i in layers):
-        return {}
-    return {"tying-energy": kernel_energy(result, layers), "tying-kernels": kernel_dictionary(result, layers)}
