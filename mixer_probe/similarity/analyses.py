@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from mixer_probe.capture import Inputs
 from mixer_probe.core.analysis import Analysis, Room, View
@@ -41,20 +40,6 @@ def _draws(s: StudySettings, measure: str) -> tuple[int, int]:
     return min(s.permutations, most), min(s.resamples, most)
 
 
-def _decided_by(i: Inputs) -> Mapping[str, Any]:
-    """The settings that similarity depends on, with the images."""
-    s = i.settings
-    draws = [_draws(s, measure) for measure in s.measures]
-    return {
-        "images": i.images,
-        "layers": s.layers,
-        "autocast": s.autocast,
-        "measures": s.measures,
-        "draws": draws,
-        "seed": s.seed,
-    }
-
-
 ROOM = Room(
     "similarity",
     "analysis of similarity",
@@ -68,7 +53,14 @@ ROOM = Room(
             similarity,
             needs="pairs",
             each="measures",
-            decided_by=_decided_by,
+            decided_by=lambda i: {
+                "images": i.images,
+                "layers": i.settings.layers,
+                "autocast": i.settings.autocast,
+                "measures": i.settings.measures,
+                "draws": [_draws(i.settings, measure) for measure in i.settings.measures],
+                "seed": i.settings.seed,
+            },
         ),
     ),
     (

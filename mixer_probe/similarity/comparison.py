@@ -97,41 +97,41 @@ def compare(
         for side in (a, b):
             side.project = WithoutTopComponents(LayerFeatures(side.reps, side.grid), without_top_pc)
     plan = Plan(Settings(estimator, kernel, bandwidth), permutations, resamples, seed, method)
-    matrices = tuple(replace(_matrix(m, plan, a, b), without_top_pc=without_top_pc) for m in chosen)
-    return matrices if several else matrices[0]
+    matrices = []
+    for m in chosen:
+        is_cka = m.name in CKA_NAMES
+        settings = replace(plan.settings, kernel="rbf") if m.name == "cka_rbf" else plan.settings
+        found = numbers_of(m, replace(plan, settings=settings), a, b)
+        _warn_of_nan(m, found, a, b)
+        matrix = SimilarityMatrix(
+            values=found.values,
+            layers_a=a.reps.layers,
+            layers_b=b.reps.layers,
+            model_a=a.reps.model,
+            model_b=b.reps.model,
+            images=a.reps.images,
+            measure="cka" if is_cka else m.name,
+            estimator=settings.estimator if is_cka else "",
+            kernel=settings.kernel if is_cka else "",
+            n=a.n,
+            p_a=a.features,
+            p_b=b.features,
+            null=found.null,
+            method=found.method,
+            reduce=" and ".join(dict.fromkeys((a.reps.reduce, b.reps.reduce))),
+            seed=seed,
+            bandwidth=bandwidth if is_cka and settings.kernel == "rbf" else None,
+            interval=found.interval,
+            grid=a.grid,
+            without_top_pc=without_top_pc,
+        )
+        matrices.append(matrix)
+    return tuple(matrices) if several else matrices[0]
 
 
 def as_grid(grid: Grid | None) -> tuple[int, int] | None:
     """A grid as (rows, columns). Raises MeasureError for sizes below 1."""
     return None if grid is None else check_grid(grid, MeasureError)
-
-
-def _matrix(measure: Measure, plan: Plan, a: LayerFeatures, b: LayerFeatures) -> SimilarityMatrix:
-    """The matrix of one measure."""
-    settings = replace(plan.settings, kernel="rbf") if measure.name == "cka_rbf" else plan.settings
-    found, is_cka = numbers_of(measure, replace(plan, settings=settings), a, b), measure.name in CKA_NAMES
-    _warn_of_nan(measure, found, a, b)
-    return SimilarityMatrix(
-        values=found.values,
-        layers_a=a.reps.layers,
-        layers_b=b.reps.layers,
-        model_a=a.reps.model,
-        model_b=b.reps.model,
-        images=a.reps.images,
-        measure="cka" if is_cka else measure.name,
-        estimator=settings.estimator if is_cka else "",
-        kernel=settings.kernel if is_cka else "",
-        n=a.n,
-        p_a=a.features,
-        p_b=b.features,
-        null=found.null,
-        method=found.method,
-        reduce=" and ".join(dict.fromkeys((a.reps.reduce, b.reps.reduce))),
-        seed=plan.seed,
-        bandwidth=settings.bandwidth if is_cka and settings.kernel == "rbf" else None,
-        interval=found.interval,
-        grid=a.grid,
-    )
 
 
 def _warn_of_nan(measure: Measure, found: Numbers, a: LayerFeatures, b: LayerFeatures) -> None:
@@ -143,7 +143,7 @@ def _warn_of_nan(measure: Measure, found: Numbers, a: LayerFeatures, b: LayerFea
         if a.n < max(MINIMUM_IMAGES, measure.minimum_images):
             reason = f"{a.n} images are too few, it needs at least {measure.minimum_images}"
         text = f"{cells} of {found.values.size} similarities ({measure.label}) are NaN: {reason}"
-        warnings.warn(text, UndefinedSimilarityWarning, stacklevel=5)
+        warnings.warn(text, UndefinedSimilarityWarning, stacklevel=4)
     # Where the null reaches the best value, no calibrated value is defined.
     cells = 0 if found.null is None else int((np.abs(measure.best - found.null.mean) <= NO_ROOM).sum())
     if cells:
@@ -151,4 +151,4 @@ def _warn_of_nan(measure: Measure, found: Numbers, a: LayerFeatures, b: LayerFea
             f"{cells} of {found.values.size} calibrated values ({measure.label}) are NaN: shuffled images are as similar as "
             f"equal ones, as with more features than the {a.n} images; take more images or fewer features"
         )
-        warnings.warn(text, UndefinedSimilarityWarning, stacklevel=5)
+        warnings.warn(text, UndefinedSimilarityWarning, stacklevel=4)

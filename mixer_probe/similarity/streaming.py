@@ -20,7 +20,6 @@ from mixer_probe.similarity.inference import SAMPLE, infer
 from mixer_probe.similarity.inputs import Features, as_matrix, batch_size, centred
 from mixer_probe.similarity.matrix import SimilarityMatrix, plain_matrix
 from mixer_probe.similarity.moments import Moments
-from mixer_probe.similarity.nulls import Traces
 
 Batch = Mapping[str, Features]
 _ROWS = 1024
@@ -123,15 +122,11 @@ class StreamingCKA:
         if self._sample.keep and (values is None or permutations or resamples):
             sides = self._sample.layers(self._widths)
             draw = partial(infer, settings=Settings(estimator, "linear", 0.5), permutations=permutations, resamples=resamples)
-            values, null, interval = draw(values, *sides, self.n, seed=seed, find_traces=self._traces)
+            traces = None if moments is None else moments.traces
+            values, null, interval = draw(values, *sides, self.n, seed=seed, find_traces=traces)
         assert values is not None
         method = "gram" if moments is None else "moments"
         return plain_matrix(values, self._widths, estimator, self.n, null, interval, method, seed)
-
-    def _traces(self) -> tuple[Traces, Traces]:
-        # Asked for where more images have come than are held, and moments were taken.
-        assert self._moments is not None
-        return self._moments.traces()
 
 
 class Sample:

@@ -46,7 +46,22 @@ def similarity_section(matrices: Sequence[SimilarityMatrix]) -> list[Section]:
     main = next((m.label for m in matrices if m.measure == "cka"), labels[0])
     shown = [m for m in matrices if m.label == main]
     across = [m for m in shown if not _same(m)]
-    content: list[Picture | Table] = [_map_picture(shown)]
+    first, alone = shown[0], len(shown) == 1
+    where = images_text(first.images) if first.images else f"{first.n} images"
+    grid = f" (averaged over the cells of a {first.grid[0]}×{first.grid[1]} grid)" if first.grid else ""
+    path = " The line joins the best match of each row: white markers are above the 95 % null of the best match, hollow ones not."
+    picture = Picture(
+        partial(similarity_heatmaps, shown, paths=bool(across)) if alone else partial(similarity_map, shown),
+        f"{first.label}, {first.reduce} over positions{grid}, between all pairs of layers, on {where}; n = {first.n}, "
+        f"{_METHODS.get(first.method, f'method {first.method}')}.",
+        "Bright cells are pairs of layers that represent the same images similarly, regardless of axes and scale. "
+        f"{_null_text(shown)}Crossed cells are undefined. Values are raw; colours are clipped."
+        + (_CKA_CAUTION if first.measure == "cka" else "")
+        + (path if alone and across else ""),
+        f"Heatmaps of {first.definition.label} between layers of the networks",
+        name="similarity",
+    )
+    content: list[Picture | Table] = [picture]
     if across:
         content += _match_pictures([best_matches(m) for m in across])
         table = Table(
@@ -65,25 +80,6 @@ def similarity_section(matrices: Sequence[SimilarityMatrix]) -> list[Section]:
     if len(set(labels)) > 1:
         sections.append(_measures_section([m for m in matrices if not _same(m)]))
     return sections
-
-
-def _map_picture(matrices: Sequence[SimilarityMatrix]) -> Picture:
-    first = matrices[0]
-    where = images_text(first.images) if first.images else f"{first.n} images"
-    grid = f" (averaged over the cells of a {first.grid[0]}×{first.grid[1]} grid)" if first.grid else ""
-    alone = len(matrices) == 1
-    path = " The line joins the best match of each row: white markers are above the 95 % null of the best match, hollow ones not."
-    return Picture(
-        partial(similarity_heatmaps, matrices, paths=not _same(first)) if alone else partial(similarity_map, matrices),
-        f"{first.label}, {first.reduce} over positions{grid}, between all pairs of layers, on {where}; n = {first.n}, "
-        f"{_METHODS.get(first.method, f'method {first.method}')}.",
-        "Bright cells are pairs of layers that represent the same images similarly, regardless of axes and scale. "
-        f"{_null_text(matrices)}Crossed cells are undefined. Values are raw; colours are clipped."
-        + (_CKA_CAUTION if first.measure == "cka" else "")
-        + (path if alone and not _same(first) else ""),
-        f"Heatmaps of {first.definition.label} between layers of the networks",
-        name="similarity",
-    )
 
 
 def _null_text(matrices: Sequence[SimilarityMatrix]) -> str:
