@@ -391,23 +391,22 @@ class _Comparison:
         intervals, bounds = interval_columns(shared)
         for column in shared:
             if column in intervals:
-                self._with_interval(label, both, column, *intervals[column])
+                names = [f"{name}_{side}" for side in "AB" for name in (column, *intervals[column])]
+                values = both[names].to_numpy(dtype=np.float64)
+                known = np.isfinite(values).all(axis=1)
+                self._plain(label, both[~known], column)
+                self.compared += int(known.sum())
+                differing = np.flatnonzero(known & ~self._close(values[:, 0], values[:, 3]))
+                self.values += list(values[differing])
+                self.rows += both["row"].iloc[differing].tolist()
+                self.results += [label] * len(differing)
+                self.columns += [column] * len(differing)
             elif column not in bounds:
-                self._plain(label, both["row"], column, both[f"{column}_A"], both[f"{column}_B"])
+                self._plain(label, both, column)
 
-    def _with_interval(self, label: str, both: pd.DataFrame, column: str, low: str, high: str) -> None:
-        names = [f"{name}_{side}" for side in "AB" for name in (column, low, high)]
-        values = both[names].to_numpy(dtype=np.float64)
-        known = np.isfinite(values).all(axis=1)
-        self._plain(label, both["row"][~known], column, both[f"{column}_A"][~known], both[f"{column}_B"][~known])
-        self.compared += int(known.sum())
-        differing = np.flatnonzero(known & ~self._close(values[:, 0], values[:, 3]))
-        self.values += list(values[differing])
-        self.rows += both["row"].iloc[differing].tolist()
-        self.results += [label] * len(differing)
-        self.columns += [column] * len(differing)
-
-    def _plain(self, label: str, rows: pd.Series, column: str, a: pd.Series, b: pd.Series) -> None:
+    def _plain(self, label: str, both: pd.DataFrame, column: str) -> None:
+        """Compare a column without intervals."""
+        rows, a, b = both["row"], both[f"{column}_A"], both[f"{column}_B"]
         self.plain += len(rows)
         numbers = all(pd.api.types.is_numeric_dtype(side) for side in (a, b))
         if numbers:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import norm
 
@@ -26,7 +25,21 @@ def differences(frame: pd.DataFrame, most: int = 24) -> Figure:
     shown = frame.head(most)
     figure = Figure(figsize=(11.0, max(3.6, 1.3 + 0.27 * len(shown))))
     left, right = figure.subplots(1, 2, width_ratios=(1.0, 0.62))
-    _largest(left, shown)
+    labels, rows = [], list[Any](shown.itertuples())
+    for y, row in enumerate(rows):
+        arm = row.difference - row.low if row.difference > 0 else row.high - row.difference
+        colour = COLOURS[1] if row.moved else GREY
+        ends = [float(np.clip(v / max(arm, np.finfo(float).tiny), -12, 12)) for v in (row.low, row.difference, row.high)]
+        left.plot([ends[0], ends[2]], [y, y], color=colour, linewidth=1.4)
+        left.plot(ends[1], y, "o" if row.moved else "s", color=colour, markerfacecolor=colour if row.moved else "white")
+        text = plain(" · ".join(str(word) for word in (row.number, row.row, row.result) if word))
+        labels.append(text if len(text) <= _LETTERS else text[: _LETTERS - 1] + "…")
+    left.axvline(0, color="black", linewidth=0.8)
+    left.set_yticks(range(len(shown)), labels, fontsize=7)
+    left.invert_yaxis()
+    left.margins(y=0.03)
+    left.set_xlabel("B minus A, in half-widths of its 95 % interval (beyond 1: changed)")
+    left.set_title(f"The {len(shown)} largest differences", loc="right")
     n = len(frame)
     expected = norm.isf((np.arange(n) + 0.5) / n / 2)
     observed = np.minimum(norm.isf(np.sort(frame["p"].to_numpy()) / 2), 12.0)
@@ -38,21 +51,3 @@ def differences(frame: pd.DataFrame, most: int = 24) -> Figure:
     right.set_ylabel("observed (standard errors)")
     right.set_title(f"{n} differences against the null")
     return figure
-
-
-def _largest(axes: Axes, shown: pd.DataFrame) -> None:
-    labels, rows = [], list[Any](shown.itertuples())
-    for y, row in enumerate(rows):
-        arm = row.difference - row.low if row.difference > 0 else row.high - row.difference
-        colour = COLOURS[1] if row.moved else GREY
-        ends = [float(np.clip(v / max(arm, np.finfo(float).tiny), -12, 12)) for v in (row.low, row.difference, row.high)]
-        axes.plot([ends[0], ends[2]], [y, y], color=colour, linewidth=1.4)
-        axes.plot(ends[1], y, "o" if row.moved else "s", color=colour, markerfacecolor=colour if row.moved else "white")
-        text = plain(" · ".join(str(word) for word in (row.number, row.row, row.result) if word))
-        labels.append(text if len(text) <= _LETTERS else text[: _LETTERS - 1] + "…")
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(shown)), labels, fontsize=7)
-    axes.invert_yaxis()
-    axes.margins(y=0.03)
-    axes.set_xlabel("B minus A, in half-widths of its 95 % interval (beyond 1: changed)")
-    axes.set_title(f"The {len(shown)} largest differences", loc="right")

@@ -35,7 +35,15 @@ QUESTION = "control"
 
 def control_findings(results: Sequence[Result]) -> list[Finding]:
     """What untrained baselines show of similarity, probes and channels; one finding per network or pair of architectures."""
-    found = [*_similarity(results), *_probes(results), *_channels(results), *_partners(results)]
+    probes = filter_type(results, ProbeResult)
+    raw = next(iter(pixels(probes)), None)
+    baselines = [r.untrained for r in networks(probes) if r.untrained and np.isfinite(r.untrained.accuracy).any()]
+    found = [
+        *_similarity(results),
+        *(_baseline_probe(baseline, raw) for baseline in baselines),
+        *_channels(results),
+        *_partners(results),
+    ]
     return found or [missing(QUESTION, "Untrained baselines", "the results contain no untrained baseline", results)]
 
 
@@ -63,14 +71,6 @@ def _similarity(results: Sequence[Result]) -> list[Finding]:
 def _told(networks: str, text: str, there: bool, *numbers: Number) -> Finding:
     end = "present without training" if there else "not above the null without training"
     return Finding(QUESTION, networks, f"{text}: {end}.", "found" if there else "none", numbers)
-
-
-def _probes(results: Sequence[Result]) -> list[Finding]:
-    probes = filter_type(results, ProbeResult)
-    raw = next(iter(pixels(probes)), None)
-    return [
-        _baseline_probe(r.untrained, raw) for r in networks(probes) if r.untrained and np.isfinite(r.untrained.accuracy).any()
-    ]
 
 
 def _baseline_probe(baseline: ProbeResult, raw: ProbeResult | None) -> Finding:

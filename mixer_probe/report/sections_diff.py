@@ -20,6 +20,12 @@ RULE = (
 _LISTED = 6
 _LEVEL = 0.05
 _ROWS = 40
+# Columns of a table, and the value and bounds that each shows.
+_SIDES = {
+    "report A": ("a", "a_low", "a_high"),
+    "report B": ("b", "b_low", "b_high"),
+    "B - A": ("difference", "low", "high"),
+}
 
 
 def diff_section(results: Sequence[ReportDiff]) -> list[Section]:
@@ -28,7 +34,23 @@ def diff_section(results: Sequence[ReportDiff]) -> list[Section]:
     for i, result in enumerate(results, start=1):
         content: list[Picture | Table] = []
         if len(result.values):
-            content += [_picture(result), _numbers(result)]
+            picture = Picture(
+                partial(differences, result.to_frame()),
+                "Left: the numbers with the largest changes, with 95 % intervals. Right: Q-Q plot of all numbers that differ, in "
+                "standard errors, against the normal distribution.",
+                "Left: filled circles changed beyond their intervals, grey squares did not. Right: points on the line are "
+                "expected by chance; a bend above it at the right end indicates true changes; points consistently below it "
+                "indicate that the reports share images, so that they vary less. Points above the dotted line count as changed.",
+                "Intervals of the largest differences, and quantiles of all differences against a normal distribution",
+                name="differences",
+            )
+            frame = result.to_frame()
+            texts = {
+                title: [_interval(*row) for row in frame[list(names)].itertuples(index=False)] for title, names in _SIDES.items()
+            }
+            shown = pd.concat([frame[["result", "row", "number"]], pd.DataFrame(texts), frame[["moved", "p", "q"]]], axis=1)
+            caption = f"All {len(frame)} numbers with an interval that differ, in decreasing order of change."
+            content += [picture, Table(caption, shown, {"p": "{:.2g}", "q": "{:.2g}"}, folded=len(frame) > _ROWS)]
         if result.changes:
             changes, caption = result.changes_frame(), "Differing numbers and text values without an interval, by column."
             content.append(Table(caption, changes, folded=len(changes) > _ROWS))
@@ -36,28 +58,6 @@ def diff_section(results: Sequence[ReportDiff]) -> list[Section]:
         sentences = (*findings(result), RULE)
         sections.append(Section(anchor, "Differences between reports", sentences, tuple(content), tuple(result.notes)))
     return sections
-
-
-def _picture(result: ReportDiff) -> Picture:
-    return Picture(
-        partial(differences, result.to_frame()),
-        "Left: the numbers with the largest changes, with 95 % intervals. Right: Q-Q plot of all numbers that differ, in "
-        "standard errors, against the normal distribution.",
-        "Left: filled circles changed beyond their intervals, grey squares did not. Right: points on the line are expected by "
-        "chance; a bend above it at the right end indicates true changes; points consistently below it indicate that the reports "
-        "share images, so that they vary less. Points above the dotted line count as changed.",
-        "Intervals of the largest differences, and quantiles of all differences against a normal distribution",
-        name="differences",
-    )
-
-
-def _numbers(result: ReportDiff) -> Table:
-    frame = result.to_frame()
-    columns = {"report A": ["a", "a_low", "a_high"], "report B": ["b", "b_low", "b_high"], "B - A": ["difference", "low", "high"]}
-    texts = {title: [_interval(*row) for row in frame[names].itertuples(index=False)] for title, names in columns.items()}
-    shown = pd.concat([frame[["result", "row", "number"]], pd.DataFrame(texts), frame[["moved", "p", "q"]]], axis=1)
-    caption = f"All {len(frame)} numbers with an interval that differ, in decreasing order of change."
-    return Table(caption, shown, {"p": "{:.2g}", "q": "{:.2g}"}, folded=len(frame) > _ROWS)
 
 
 def _interval(value: float, low: float, high: float) -> str:
@@ -83,8 +83,18 @@ def findings(result: ReportDiff) -> tuple[str, ...]:
             f"{result.name_a} and {result.name_b} have no result in common: only in A: {_listed(result.only_a)}; only in B: "
             f"{_listed(result.only_b)}. Match networks with different names with --same A=B."
         ]
-    sentences += [f"{note}." for note in result.notes]
-    return (*sentences, *_with_intervals(result), _without_intervals(result))
+    sentences += [*(f"{note}." for note in result.notes), *_with_intervals(result)]
+    if not result.plain:
+        sentences.append("There are no values without an interval to compare.")
+    elif not result.changes:
+        sentences.append(f"All {result.plain} numbers and text values without an interval are identical.")
+    else:
+        kinds = list(dict.fromkeys(c.result for c in result.changes))
+        sentences.append(
+            f"Of {result.plain} numbers and text values without an interval, {sum(c.differing for c in result.changes)} differ, "
+            f"in {len(result.changes)} columns: {_listed(kinds)}. Their variation by chance is unknown."
+        )
+    return tuple(sentences)
 
 
 def _with_intervals(result: ReportDiff) -> list[str]:
@@ -105,19 +115,6 @@ def _with_intervals(result: ReportDiff) -> list[str]:
     first = result.to_frame().iloc[0]
     largest = [f"Largest change: {number_text(first)}, q = {first['q']:.2g}."] if first["moved"] and first["q"] < _LEVEL else []
     return [counts, *largest]
-
-
-def _without_intervals(result: ReportDiff) -> str:
-    if not result.plain:
-        return "There are no values without an interval to compare."
-    if not result.changes:
-        return f"All {result.plain} numbers and text values without an interval are identical."
-    differing = sum(c.differing for c in result.changes)
-    kinds = list(dict.fromkeys(c.result for c in result.changes))
-    return (
-        f"Of {result.plain} numbers and text values without an interval, {differing} differ, in {len(result.changes)} columns: "
-        f"{_listed(kinds)}. Their variation by chance is unknown."
-    )
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -18,21 +18,21 @@ def narrative_sections(results: Sequence[Narrative]) -> list[Section]:
             sentences = tuple(f.sentence for f in r.of(key))
             if sentences:
                 sections.append(Section(f"finding-{key}", f"{i}. {title}", sentences, see=evidence))
-    return [*sections, *(_depth_section(r) for r in results if r.curves)]
-
-
-def _depth_section(result: Narrative) -> Section:
-    frame = result.to_frame()
-    frame = frame[frame["kind"] != ""].drop(columns=["sentence"])
-    formats = dict.fromkeys(("value", "low", "high", "null"), "{:.3g}")
-    table = Table("Numbers underlying the findings.", frame, formats, folded=True)
-    picture = Picture(
-        partial(depth_curves, result.curves),
-        "Depth curves by architecture: similarity of the first pair of networks for each pair of architectures, linear probe "
-        "accuracy, class selectivity (AUROC) of the median channel, and mean mixing distance computed from the weights.",
-        "Solid lines: trained networks; dotted lines with open markers: untrained baselines; dashed grey lines: null; bands: "
-        "95 % intervals. Networks of one architecture share a colour and differ in markers.",
-        "Line plots of similarity, probe accuracy, channel selectivity and mean mixing distance against relative depth",
-        name="learned-features",
-    )
-    return Section("finding-curves", "Depth curves", (), (picture, table))
+    for r in results:
+        if not r.curves:
+            continue
+        frame = r.to_frame()
+        frame = frame[frame["kind"] != ""].drop(columns=["sentence"])
+        formats = dict.fromkeys(("value", "low", "high", "null"), "{:.3g}")
+        table = Table("Numbers underlying the findings.", frame, formats, folded=True)
+        picture = Picture(
+            partial(depth_curves, r.curves),
+            "Depth curves by architecture: similarity of the first pair of networks for each pair of architectures, linear probe "
+            "accuracy, class selectivity (AUROC) of the median channel, and mean mixing distance computed from the weights.",
+            "Solid lines: trained networks; dotted lines with open markers: untrained baselines; dashed grey lines: null; bands: "
+            "95 % intervals. Networks of one architecture share a colour and differ in markers.",
+            "Line plots of similarity, probe accuracy, channel selectivity and mean mixing distance against relative depth",
+            name="learned-features",
+        )
+        sections.append(Section("finding-curves", "Depth curves", (), (picture, table)))
+    return sections
