@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -21,10 +21,6 @@ from mixer_probe.cli.options import (
 )
 from mixer_probe.cli.output import finish
 from mixer_probe.core.errors import ImagesError, MeasureError
-
-if TYPE_CHECKING:
-    from mixer_probe.images import Images
-    from mixer_probe.study import Study
 
 
 @command("attribute zoo:mixer zoo:vit --method saliency,gradcam --out attributions")
@@ -64,9 +60,12 @@ def attribute(
 
     With --out writes every map over its image at the image's own resolution, every figure as SVG and PNG, the numbers as CSV, all
     maps (attributions.json), results.json and report.html."""
-    from mixer_probe.attribution import METHODS
+    from mixer_probe.attribution import METHODS, Attribution
     from mixer_probe.attribution.analyses import ROOM
+    from mixer_probe.attribution.figures import overlay_image
     from mixer_probe.attribution.settings import THOROUGH, AttributionSettings, check_methods
+    from mixer_probe.core.result import results_text
+    from mixer_probe.core.text import slug
     from mixer_probe.images.folder import load_files
     from mixer_probe.study import Study
 
@@ -89,24 +88,15 @@ def attribute(
         study.add(load())
     if not study.finish():
         raise MeasureError("no network has a token-mixing MLP, whose hidden units conductance is of; take overlays or curves")
-    files = _maps(study, images, shown) if out is not None and "overlays" in chosen else {}
+    files: dict[str, str | bytes] = {}
+    if out is not None and "overlays" in chosen:
+        maps = [a for network in study.networks for a in network.results(Attribution)]
+        files["attributions.json"] = results_text(maps)
+        for i in range(min(shown, len(images))):
+            picture = images[i]
+            for a in maps:
+                name = "-".join(slug(part)[:60] for part in (Path(a.ids[i]).stem, a.model.name.removeprefix("zoo:"), a.method))
+                stream = io.BytesIO()
+                overlay_image(picture, a, i).save(stream, "PNG")
+                files[f"overlays/{i}-{name}.png"] = stream.getvalue()
     finish(study.results, out, "Attribution maps and their evaluation", as_json, files=files, tables=True)
-
-
-def _maps(study: Study, images: Images, shown: int) -> dict[str, str | bytes]:
-    """Every map over its image, pixel by pixel, and all maps as data, by the names of their files."""
-    from mixer_probe.attribution import Attribution
-    from mixer_probe.attribution.figures import overlay_image
-    from mixer_probe.core.result import results_text
-    from mixer_probe.core.text import slug
-
-    maps = [a for network in study.networks for a in network.results(Attribution)]
-    files: dict[str, str | bytes] = {"attributions.json": results_text(maps)}
-    for i in range(min(shown, len(images))):
-        picture = images[i]
-        for a in maps:
-            name = "-".join(slug(part)[:60] for part in (Path(a.ids[i]).stem, a.model.name.removeprefix("zoo:"), a.method))
-            stream = io.BytesIO()
-            overlay_image(picture, a, i).save(stream, "PNG")
-            files[f"overlays/{i}-{name}.png"] = stream.getvalue()
-    return files

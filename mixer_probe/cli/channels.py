@@ -71,7 +71,13 @@ def channels(
     from mixer_probe.stats import check_permutations
     from mixer_probe.study import run_analyses
 
-    channels, by_name = _channels(channel), what not in (None, "all")
+    channels: dict[str, tuple[int, ...]] = {}
+    for text in dict.fromkeys(channel or ()):
+        layer, _, number = text.rpartition(":")
+        if not layer or not number.isdecimal():
+            raise MeasureError(f"--channel is LAYER:NUMBER such as blocks.3:17, not '{text}'")
+        channels[layer] = (*channels.get(layer, ()), int(number))
+    by_name = what not in (None, "all")
     annotated = [path for path in (masks, attributes) if path is not None]
     chosen = _analyses(what, len(names), bool(channels), bool(annotated), visualize)
     check_permutations(permutations)
@@ -116,17 +122,6 @@ def _analyses(what: str | None, networks: int, named: bool, annotated: bool, vis
     if "dissection" in chosen and not annotated:
         raise MeasureError("a dissection needs annotated images: give --masks FOLDER or --attributes FILE.csv")
     return ROOM.check([*chosen, *(["pages"] if "visualization" in chosen else [])])
-
-
-def _channels(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
-    """Channels by layer. Raises MeasureError unless each is LAYER:NUMBER."""
-    found: dict[str, tuple[int, ...]] = {}
-    for text in dict.fromkeys(texts or ()):
-        layer, _, number = text.rpartition(":")
-        if not layer or not number.isdecimal():
-            raise MeasureError(f"--channel is LAYER:NUMBER such as blocks.3:17, not '{text}'")
-        found[layer] = (*found.get(layer, ()), int(number))
-    return found
 
 
 def _check_channels(channels: Mapping[str, Sequence[int]], loaders: Sequence[Callable[[], Model]]) -> None:

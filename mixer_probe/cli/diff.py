@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -50,7 +51,30 @@ def diff(
         title = f"Differences between {found.name_a} and {found.name_b}"
         deliver([found], out, title, {"command": command_line()}, files=files)
     if as_json:
-        _print_json(found)
+        changes = [asdict(change) for change in found.changes]
+        print_json(
+            {
+                "a": found.name_a,
+                "b": found.name_b,
+                "same": found.same,
+                "matched": found.matched,
+                "only_a": found.only_a,
+                "only_b": found.only_b,
+                "notes": found.notes,
+                "with_interval": found.compared,
+                "differ": len(found.values),
+                "moved": int(found.moved.sum()),
+                "expected_by_chance": found.expected,
+                "left_at_5_percent_false_discoveries": int((found.q_value < 0.05).sum()),
+                "numbers": json.loads(found.to_frame().to_json(orient="records")),
+                "without_interval": found.plain,
+                # NaN and infinity as words, which JSON lacks.
+                "changes": [
+                    {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in change.items()}
+                    for change in changes
+                ],
+            }
+        )
     else:
         _print(found, most)
         if out is not None:
@@ -76,29 +100,3 @@ def _print(found: ReportDiff, most: int) -> None:
             lines += [f"  and {left} more: see --most, --out"] if left > 0 else []
     for line in [*lines, *([RULE] if len(frame) else [])]:
         console.line_of(line)
-
-
-def _print_json(found: ReportDiff) -> None:
-    """The comparison for a machine; NaN and infinity as words, which JSON lacks."""
-    changes = [
-        {k: str(v) if isinstance(v, float) and v - v != 0 else v for k, v in asdict(change).items()} for change in found.changes
-    ]
-    print_json(
-        {
-            "a": found.name_a,
-            "b": found.name_b,
-            "same": found.same,
-            "matched": found.matched,
-            "only_a": found.only_a,
-            "only_b": found.only_b,
-            "notes": found.notes,
-            "with_interval": found.compared,
-            "differ": len(found.values),
-            "moved": int(found.moved.sum()),
-            "expected_by_chance": found.expected,
-            "left_at_5_percent_false_discoveries": int((found.q_value < 0.05).sum()),
-            "numbers": json.loads(found.to_frame().to_json(orient="records")),
-            "without_interval": found.plain,
-            "changes": changes,
-        }
-    )

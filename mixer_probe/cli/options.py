@@ -92,6 +92,8 @@ def parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",")]
 
 
+# What the command line says of a network in options of its own.
+_OWN = ("model", "pretrained", "checkpoint", "device")
 DEMO_MODELS = ("zoo:mixer-s0", "zoo:vit-s0", "zoo:resnet-s0")
 
 # -- single options ----------------------------------------------------------------------------------------------------
@@ -157,7 +159,16 @@ class ModelOptions:
         for name, file in _by_name("--checkpoint", self.checkpoint, names).items():
             arguments[name]["checkpoint"] = file
         for name, text in _by_name("--model-args", self.model_args, names).items():
-            arguments[name] |= _timm_arguments(text)
+            try:
+                given = json.loads(text)
+            except ValueError:
+                given = None
+            if not isinstance(given, dict) or any(option in given for option in _OWN):
+                raise ModelError(
+                    f"""--model-args takes arguments of timm as a JSON object, such as '{{"patch_size": 8}}', without those """
+                    f"that are options of their own ({', '.join(_OWN)}), not {text}"
+                )
+            arguments[name] |= given
         for name, text in _by_name("--class-names", self.class_names, names).items():
             arguments[name]["class_names"] = _class_names(text)
         for name in names:
@@ -269,22 +280,4 @@ def _class_names(text: str) -> tuple[str, ...]:
     found = tuple(name.strip() for name in names)
     if "" in found:
         raise ModelError(f"--class-names: name {found.index('') + 1} of {len(found)} is empty; give one for each output in order")
-    return found
-
-
-# What the command line says in options of its own.
-_OWN = ("model", "pretrained", "checkpoint", "device")
-
-
-def _timm_arguments(text: str) -> dict[str, Any]:
-    """The arguments of a network, from a JSON object. Raises ModelError."""
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or any(name in found for name in _OWN):
-        raise ModelError(
-            f"""--model-args takes arguments of timm as a JSON object, such as '{{"patch_size": 8}}', without those that are """
-            f"options of their own ({', '.join(_OWN)}), not {text}"
-        )
     return found

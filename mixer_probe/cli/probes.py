@@ -68,6 +68,9 @@ def probe(
     from mixer_probe.probing.methods import FITTERS
     from mixer_probe.study import run_analyses
 
+    counts = None if shots is None else [whole_number(part) for part in shots.split(",")]
+    if counts is not None and not all(counts):
+        raise MeasureError(f"--shots is a list of positive numbers such as 1,5,10,25, not {shown(shots)}")
     implied = ["fewshot"] * bool(shots or preset) + ["targets"] * bool(target)
     chosen = ROOM.names if what == "all" else ROOM.check((*parts(what), *implied) if what else implied or ("accuracy",))
     settings = passes.settings(
@@ -76,7 +79,7 @@ def probe(
         probes=chosen,
         probe_method=check_choice("--method", method, FITTERS, MeasureError),
         few_shot=check_choice("--preset", preset or "big_vision", ("big_vision", *FITTERS), MeasureError),
-        shots=_shots(shots),
+        shots=counts and tuple(sorted({count for count in counts if count is not None})),
         targets=tuple(check_target(spec) for spec in dict.fromkeys(target or ())),
         groups=groups and str(groups),
         sampled_probes=False,
@@ -94,13 +97,3 @@ def probe(
     paths = [r.path_frame() for r in results if isinstance(r, ProbeResult)]
     files = {"linear-probes-path.csv": csv_text(pd.concat(paths, ignore_index=True))} if paths else {}
     finish(results, out, "Probe analysis", as_json, files=files, tables=True)
-
-
-def _shots(text: str | None) -> tuple[int, ...] | None:
-    """Images per class. Raises MeasureError unless all are positive whole numbers."""
-    if text is None:
-        return None
-    counts = [whole_number(part) for part in text.split(",")]
-    if not all(counts):
-        raise MeasureError(f"--shots is a list of positive numbers such as 1,5,10,25, not {shown(text)}")
-    return tuple(sorted({count for count in counts if count is not None}))
