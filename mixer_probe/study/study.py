@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations_with_replacement
@@ -109,9 +109,18 @@ class Study:
         for room, analysis in self._asked:
             if analysis.pixels:
                 yield from ((room, analysis, f"{analysis.title} of {i.record.name}", [i]) for i in pixels)
-            elif not analysis.of_one:
-                networks = [i for i in self.networks if analysis.after or i.extracted]
-                yield from ((room, analysis, step, group) for step, group in _groups(analysis, networks))
+            if analysis.pixels or analysis.of_one:
+                continue
+            networks = [i for i in self.networks if analysis.after or i.extracted]
+            # Once per value of the setting `each`.
+            for value in getattr(self.settings, analysis.each) if analysis.each else (None,):
+                given = networks if value is None else [i.with_settings(**{analysis.each: (value,)}) for i in networks]
+                title = analysis.title if value is None else f"{analysis.title} ({value})"
+                if analysis.needs == "pairs":
+                    for a, b in combinations_with_replacement(given, 2):
+                        yield room, analysis, f"{title} of {a.record.name} and {b.record.name}", (a, b)
+                elif given:
+                    yield room, analysis, f"{title} of all networks", given
 
     def _prepare(self, room: Room, analysis: Analysis, network: Inputs) -> None:
         """What an analysis of several networks takes of one, while that is in memory."""
@@ -134,7 +143,10 @@ class Study:
         def work() -> list[Result]:
             found: list[Result] = []
             try:
-                with _without_report_warnings(self.strict):
+                with warnings.catch_warnings():
+                    # A report gives the content of these warnings in its sentences.
+                    for category in () if self.strict else (EmptyAttributionWarning, IncompleteAttributionWarning):
+                        warnings.simplefilter("ignore", category)
                     for one in given:
                         # Results before an error are kept: what fails for a network fails for its baseline too.
                         found.extend(analysis.run(one))
@@ -212,6 +224,11 @@ class Study:
         if self.steps is None:
             return work()
         network, s = group[0], group[0].settings
+        for i in group:
+            # With its baseline; either may have left memory when a later step asks.
+            if i.record not in self._identities:
+                both = [i.record] if i.record.family == "pixels" else [x.model for x in (i, i.baseline) if x is not None]
+                self._identities[i.record] = identity(both)
         # What decides the numbers besides networks and their baselines.
         if analysis.decided_by is not None:
             decided = dict(analysis.decided_by(network))
@@ -220,43 +237,11 @@ class Study:
         else:
             tables = file_digests([s.groups, *(spec.rpartition(":")[0] for spec in s.targets)])
             decided = {"images": self._images, "study": s, "tables": tables}
-        return self.steps.get(step, {"networks": [self._identity(i) for i in group], **decided}, work)
+        return self.steps.get(step, {"networks": [self._identities[i.record] for i in group], **decided}, work)
 
     @cached_property
     def _images(self) -> Any:
         return identity([self.images, self.train])
-
-    def _identity(self, network: Inputs) -> Any:
-        """What decides the numbers of a network and its baseline, which may have left memory since."""
-        if network.record not in self._identities:
-            pixels = network.record.family == "pixels"
-            both = [network.record] if pixels else [i.model for i in (network, network.baseline) if i is not None]
-            self._identities[network.record] = identity(both)
-        return self._identities[network.record]
-
-
-def _groups(analysis: Analysis, networks: Sequence[Inputs]) -> Iterator[tuple[str, Sequence[Inputs]]]:
-    """What an analysis of several networks is called and given: pairs, or all; with `each` once per value of that setting."""
-    if not networks:
-        return
-    values = getattr(networks[0].settings, analysis.each) if analysis.each else (None,)
-    for value in values:
-        given = networks if value is None else [i.with_settings(**{analysis.each: (value,)}) for i in networks]
-        title = analysis.title if value is None else f"{analysis.title} ({value})"
-        if analysis.needs != "pairs":
-            yield f"{title} of all networks", given
-            continue
-        for a, b in combinations_with_replacement(given, 2):
-            yield f"{title} of {a.record.name} and {b.record.name}", (a, b)
-
-
-@contextmanager
-def _without_report_warnings(strict: bool) -> Iterator[None]:
-    """Without the warnings whose content a report gives in its sentences."""
-    with warnings.catch_warnings():
-        for category in () if strict else (EmptyAttributionWarning, IncompleteAttributionWarning):
-            warnings.simplefilter("ignore", category)
-        yield
 
 
 def run_study(
