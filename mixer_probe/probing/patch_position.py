@@ -139,7 +139,7 @@ def patch_position_probe(
     validation = np.arange(len(train)) % 5 == 4
     run = _Run(model, selected, grid, batch_size)
     moments = run.moments(part_of(train, ~validation))
-    probes = {name: [found.total.probes(path)] for name, found in moments.items()}
+    probes = {name: [sums.total.probes(path)] for name, sums in moments.items()}
     chosen = {name: found[0].best() for name, found in run.answers(part_of(train, validation), probes, also=moments).items()}
     final = {name: found.probes(*(path[[k]] for k in chosen[name])) for name, found in moments.items()}
     # They are by far the largest arrays, and the untrained network has its own.
@@ -149,8 +149,11 @@ def patch_position_probe(
     if undefined:
         message = f"no place can be read at layer '{undefined[0]}' of {model.name}: activations are not finite or do not vary"
         warnings.warn(f"{message} ({len(undefined)} such layers)", UndefinedProbeWarning, stacklevel=3)
-    numbers = [_layer_numbers(model, run.grids[layer.name], *answers[layer.name]) for layer in selected]
-    columns: dict[str, Any] = {name: np.array([found[name] for found in numbers]) for name in numbers[0]}
+    numbers = []
+    for layer in selected:
+        found, *left_out = answers[layer.name]
+        numbers.append(found.numbers(run.places[layer.name], left_out))
+    columns: dict[str, Any] = {name: np.array([row[name] for row in numbers]) for name in numbers[0]}
     baseline = None
     if untrained and model.weights.trained:
         options: dict[str, Any] = {"grid": grid, "ridges": ridges, "batch_size": batch_size}
@@ -351,6 +354,30 @@ class _Answers:
         """Fraction of images with each cell right [S], for the only ridge."""
         return np.asarray(self.by_cell[0] / self.right.shape[1])
 
+    def numbers(self, places: np.ndarray, left_out: Sequence[_Answers]) -> dict[str, float]:
+        """The numbers of a layer with cells at `places` [S, 2], with intervals from probes fitted without a group of images."""
+        spread = ((places - places.mean(axis=0)) ** 2).sum(axis=0)
+        apart = pdist(places)
+        by_image: dict[str, Callable[[_Answers], np.ndarray]] = {
+            "r2": lambda answers: 1 - answers.errors[0].sum(axis=1) / spread.sum(),
+            "accuracy": lambda answers: answers.right[0],
+            "distance_px": lambda answers: answers.distances[0],
+        }
+        limits = {"r2": (-np.inf, 1), "accuracy": (0, 1), "distance_px": (0, apart.max())}
+        numbers: dict[str, float] = {}
+        for name, values in by_image.items():
+            value, low, high = mean_interval(values(self), limits=None if name == "r2" else limits[name])
+            if left_out:
+                low, high = training_interval(value, low, high, np.stack([values(one) for one in left_out]))
+                low, high = np.clip((low, high), *limits[name])
+            else:
+                low = high = np.full_like(value, np.nan)
+            numbers |= {name: float(value), f"low_{name}": float(low), f"high_{name}": float(high)}
+        numbers["r2"] = 1 - self.errors[0].sum(axis=1).mean() / spread.sum()
+        for axis, name in enumerate(("row_r2", "column_r2")):
+            numbers[name] = 1 - self.errors[0, :, axis].mean() / spread[axis] if spread[axis] > 0 else np.nan
+        return numbers | {"chance": 1 / len(places), "chance_distance_px": apart.sum() * 2 / len(places) ** 2}
+
 
 class _Run:
     """Streams a network's tokens at some layers, averaged to their grids, into moments and into answers."""
@@ -371,11 +398,11 @@ class _Run:
                     f"too few for a grid of {found[0]}x{found[1]}"
                 )
             self.grids[layer.name] = found
-        self._places = {name: centres(found, model.input.size[1:]) for name, found in self.grids.items()}
+        self.places = {name: centres(found, model.input.size[1:]) for name, found in self.grids.items()}
 
     def moments(self, images: ImageSource) -> dict[str, GroupedMoments]:
         """Moments of every layer over all images."""
-        moments = {name: GroupedMoments(places) for name, places in self._places.items()}
+        moments = {name: GroupedMoments(places) for name, places in self.places.items()}
         for piece in self._stream(images, lambda name, x: moments[name].of(x), "moments of positions"):
             for name, found in piece.found.items():
                 moments[name].update(found, piece.n)
@@ -385,7 +412,7 @@ class _Run:
         self, images: ImageSource, probes: dict[str, list[PositionProbes]], also: dict[str, GroupedMoments] | None = None
     ) -> dict[str, list[_Answers]]:
         """Errors of each of a layer's probes on all images, whose moments are added to those of `also`."""
-        places = {name: torch.from_numpy(found) for name, found in self._places.items()}
+        places = {name: torch.from_numpy(found) for name, found in self.places.items()}
 
         def both(name: str, x: Tensor) -> tuple[list[_Found], list[tuple[Tensor, Tensor]] | None]:
             answers = [probe.answers(x, places[name].to(x)) for probe in probes[name]]
@@ -410,29 +437,3 @@ class _Run:
 
         title = f"{self._model.name}: {what}"
         return stream(self._model, images, self._layers, reducer, batch_size=self._batch_size, title=title)
-
-
-def _layer_numbers(model: Model, grid: tuple[int, int], found: _Answers, *left_out: _Answers) -> dict[str, float]:
-    """The numbers of a layer from the errors of its probes, with intervals from those of probes fitted without a group."""
-    places = centres(grid, model.input.size[1:])
-    spread = ((places - places.mean(axis=0)) ** 2).sum(axis=0)
-    apart = pdist(places)
-    by_image: dict[str, Callable[[_Answers], np.ndarray]] = {
-        "r2": lambda answers: 1 - answers.errors[0].sum(axis=1) / spread.sum(),
-        "accuracy": lambda answers: answers.right[0],
-        "distance_px": lambda answers: answers.distances[0],
-    }
-    limits = {"r2": (-np.inf, 1), "accuracy": (0, 1), "distance_px": (0, apart.max())}
-    numbers: dict[str, float] = {}
-    for name, values in by_image.items():
-        value, low, high = mean_interval(values(found), limits=None if name == "r2" else limits[name])
-        if left_out:
-            low, high = training_interval(value, low, high, np.stack([values(one) for one in left_out]))
-            low, high = np.clip((low, high), *limits[name])
-        else:
-            low = high = np.full_like(value, np.nan)
-        numbers |= {name: float(value), f"low_{name}": float(low), f"high_{name}": float(high)}
-    numbers["r2"] = 1 - found.errors[0].sum(axis=1).mean() / spread.sum()
-    for axis, name in enumerate(("row_r2", "column_r2")):
-        numbers[name] = 1 - found.errors[0, :, axis].mean() / spread[axis] if spread[axis] > 0 else np.nan
-    return numbers | {"chance": 1 / len(places), "chance_distance_px": apart.sum() * 2 / len(places) ** 2}

@@ -114,7 +114,7 @@ def target_probe(
                 path = default_l2(len(X)) if l2 is None else np.unique(np.asarray(l2, dtype=np.float64))
                 fits = RidgeFits.of(X, None, path)
                 decomposed[task.key] = fits, fits.project(pair[1])
-        found.append([_scores(task, decomposed[task.key][0], decomposed[task.key][1][task.test]) for task in tasks])
+        found.append([task.scores(decomposed[task.key][0], decomposed[task.key][1][task.test]) for task in tasks])
     columns: dict[str, Any] = {name: np.array([[scores[name] for scores in row] for row in found]) for name in _SCORES}
     return TargetProbe(
         model=reps_train.model,
@@ -176,31 +176,31 @@ class _Task(NamedTuple):
             values = [y[:, None] for y in values]
         return cls(train, rows[0], rows[1], values[0], values[1])
 
-
-def _scores(task: _Task, fits: RidgeFits, new: np.ndarray) -> dict[str, float]:
-    """The scores of one task at one layer, from the decomposed training images and the projected test images `new`."""
-    y = task.y_test
-    if task.target.kind == "classification":
-        labels = classify(fits, task.y_train[:, None], new, int(task.y_train.max()) + 1)
-        right = int((labels.predicted[:, 0] == y).sum())
-        low, high = map(float, wilson_interval(right, len(new)))
-        return dict(zip(_SCORES, (right / len(new), low, high, float(labels.left_out_accuracy[0]), np.nan, float(labels.l2[0]))))
-    if not np.ptp(task.y_train, axis=0).any() or not np.ptp(y, axis=0).any():
-        message = f"target '{task.target.name}' is the same for all images, so there is nothing to read"
-        warnings.warn(message, UndefinedProbeWarning, stacklevel=5)
-        return dict.fromkeys(_SCORES, np.nan)
-    fits = fits.with_targets(task.y_train)
-    left_out = np.array([r_squared(task.y_train, fits.left_out(i)) for i in range(len(fits.l2))])
-    chosen = int(last_best(left_out))
-    predicted = fits.predict(new, chosen)
-    error = np.abs(y - predicted)
-    if task.target.kind == "angle":
-        # The smaller way round, in degrees.
-        angles = [np.degrees(np.arctan2(side[:, 1], side[:, 0])) for side in (y, predicted)]
-        error = np.abs((angles[0] - angles[1] + 180) % 360 - 180)
-    low, high = r_squared_interval(y, predicted)
-    numbers = (r_squared(y, predicted), low, high, float(left_out[chosen]), float(error.mean()), float(fits.l2[chosen]))
-    return dict(zip(_SCORES, numbers))
+    def scores(self, fits: RidgeFits, new: np.ndarray) -> dict[str, float]:
+        """The scores at one layer, from the decomposed training images and the projected test images `new`."""
+        y = self.y_test
+        if self.target.kind == "classification":
+            labels = classify(fits, self.y_train[:, None], new, int(self.y_train.max()) + 1)
+            right = int((labels.predicted[:, 0] == y).sum())
+            low, high = map(float, wilson_interval(right, len(new)))
+            held_out, penalty = float(labels.left_out_accuracy[0]), float(labels.l2[0])
+            return dict(zip(_SCORES, (right / len(new), low, high, held_out, np.nan, penalty)))
+        if not np.ptp(self.y_train, axis=0).any() or not np.ptp(y, axis=0).any():
+            message = f"target '{self.target.name}' is the same for all images, so there is nothing to read"
+            warnings.warn(message, UndefinedProbeWarning, stacklevel=5)
+            return dict.fromkeys(_SCORES, np.nan)
+        fits = fits.with_targets(self.y_train)
+        left_out = np.array([r_squared(self.y_train, fits.left_out(i)) for i in range(len(fits.l2))])
+        chosen = int(last_best(left_out))
+        predicted = fits.predict(new, chosen)
+        error = np.abs(y - predicted)
+        if self.target.kind == "angle":
+            # The smaller way round, in degrees.
+            angles = [np.degrees(np.arctan2(side[:, 1], side[:, 0])) for side in (y, predicted)]
+            error = np.abs((angles[0] - angles[1] + 180) % 360 - 180)
+        low, high = r_squared_interval(y, predicted)
+        numbers = (r_squared(y, predicted), low, high, float(left_out[chosen]), float(error.mean()), float(fits.l2[chosen]))
+        return dict(zip(_SCORES, numbers))
 
 
 def r_squared(y: np.ndarray, predicted: np.ndarray) -> float:
