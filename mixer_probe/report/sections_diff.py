@@ -49,8 +49,13 @@ def diff_section(results: Sequence[ReportDiff]) -> list[Section]:
                 title: [_interval(*row) for row in frame[list(names)].itertuples(index=False)] for title, names in _SIDES.items()
             }
             shown = pd.concat([frame[["result", "row", "number"]], pd.DataFrame(texts), frame[["moved", "p", "q"]]], axis=1)
-            caption = f"All {len(frame)} numbers with an interval that differ, in decreasing order of change."
-            content += [picture, Table(caption, shown, {"p": "{:.2g}", "q": "{:.2g}"}, folded=len(frame) > _ROWS)]
+            table = Table(
+                f"All {len(frame)} numbers with an interval that differ, in decreasing order of change.",
+                shown,
+                {"p": "{:.2g}", "q": "{:.2g}"},
+                folded=len(frame) > _ROWS,
+            )
+            content += [picture, table]
         if result.changes:
             changes, caption = result.changes_frame(), "Differing numbers and text values without an interval, by column."
             content.append(Table(caption, changes, folded=len(changes) > _ROWS))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,19 +17,13 @@ Invariance = Literal["translation", "isotropic scaling", "permutation", "orthogo
 P = TypeVar("P")
 
 
-class Prepared(Protocol):
-    """What a measure prepares of one representation: all work that does not need the other, done once."""
-
-    def take(self, order: Tensor) -> Self:
-        """The same for the images in another `order` [n], a permutation of them."""
-
-
 @dataclass(frozen=True)
 class Measure:
     """A measure of representations `X` [n, p] and `Y` [n, q] whose rows are the same images.
 
-    `prepare` does the work that one side needs alone, on raw float64 features that are finite and not constant; `table` gives
-    the values [La, Lb] of prepared layers of one network with those of another. `invariances` are the changes of either side
+    `prepare` does the work that one side needs alone, on raw float64 features that are finite and not constant; what it gives can
+    `take` its images in another order. `table` gives the values [La, Lb] of prepared layers of one network with those of
+    another. `invariances` are the changes of either side
     that leave the value as it is (permutation: of the channels); the tests check each of them, and show that no other holds.
     `best` is the value of equal representations and one end of the range from `lowest` to `highest`: the upper one for a
     similarity, the lower one for a distance. A measure that is not `symmetric` answers for "Y from X". One that is `pairwise`

@@ -49,7 +49,6 @@ def similarity_section(matrices: Sequence[SimilarityMatrix]) -> list[Section]:
     first, alone = shown[0], len(shown) == 1
     where = images_text(first.images) if first.images else f"{first.n} images"
     grid = f" (averaged over the cells of a {first.grid[0]}×{first.grid[1]} grid)" if first.grid else ""
-    path = " The line joins the best match of each row: white markers are above the 95 % null of the best match, hollow ones not."
     picture = Picture(
         partial(similarity_heatmaps, shown, paths=bool(across)) if alone else partial(similarity_map, shown),
         f"{first.label}, {first.reduce} over positions{grid}, between all pairs of layers, on {where}; n = {first.n}, "
@@ -57,7 +56,12 @@ def similarity_section(matrices: Sequence[SimilarityMatrix]) -> list[Section]:
         "Bright cells are pairs of layers that represent the same images similarly, regardless of axes and scale. "
         f"{_null_text(shown)}Crossed cells are undefined. Values are raw; colours are clipped."
         + (_CKA_CAUTION if first.measure == "cka" else "")
-        + (path if alone and across else ""),
+        + (
+            " The line joins the best match of each row: white markers are above the 95 % null of the best match, hollow ones "
+            "not."
+            if alone and across
+            else ""
+        ),
         f"Heatmaps of {first.definition.label} between layers of the networks",
         name="similarity",
     )
