@@ -155,7 +155,7 @@ def pages(i: Inputs) -> list[Result]:
 
 def _holding(found: Sequence[R], names: Sequence[str]) -> R | None:
     """The first result with all of these layers."""
-    return next((r for r in found if set(names) <= {layer.name for layer in r.layers}), None)
+    return next((r for r in found if all(name in r for name in names)), None)
 
 
 def pages_with_partners(networks: Sequence[Inputs]) -> list[Result]:

@@ -37,6 +37,9 @@ class Layerwise:
         paths = [(known.name,) for known in self.layers]
         return layer_index(layer, paths, f"these results of {self.model.name}", "layer")
 
+    def __contains__(self, layer: str) -> bool:
+        return layer in {known.name for known in self.layers}
+
     def layer_columns(self, i: int) -> dict[str, Any]:
         """The columns of a table that say which layer it is."""
         layer = self.layers[i]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -133,19 +133,23 @@ def channel_pages(
         found = top_and_lowest(model, images, channels, k, by=by, batch_size=batch_size)
     pages = []
     for ends in found:
+        record, layer = ends[0].images, ends[0].layer
         for channel in ends[0].channels.tolist():
             top, lowest = (_exhibit(model, images, end, channel, pixels, batch_size) for end in ends)
-            page = ChannelPage(
-                model=ends[0].model,
-                images=ends[0].images,
-                layer=ends[0].layer,
-                channel=channel,
-                n=ends[0].n,
-                by=ends[0].by,
-                top=top,
-                lowest=lowest,
-                **_measurements(ends[0].layer, channel, statistics, selectivity),
-            )
+            page = ChannelPage(ends[0].model, record, layer, channel, ends[0].n, ends[0].by, top, lowest)
+            if statistics is not None and layer.name in statistics:
+                page = replace(page, statistics=statistics.of_channel(layer.name, channel))
+            if selectivity is not None and layer.name in selectivity:
+                i = selectivity.index(layer.name)
+                page = replace(
+                    page,
+                    class_names=selectivity.class_names,
+                    auroc=selectivity.auroc[i][channel],
+                    dprime=selectivity.dprime[i][channel],
+                    selectivity_p=float(selectivity.p_value[i][channel]),
+                )
+                if (best := page.best_class) is not None:
+                    page = replace(page, relation=selectivity.relation(i, float(page.auroc[best])))
             pages.append(with_partners(page, partners))
     return pages
 
@@ -175,33 +179,6 @@ def _exhibit(model: Model, images: ImageSource | Tensor, end: TopImages, channel
         boxes=np.where(shared[:, None], [0.0, 0.0, 1.0, 1.0], boxes),
         classes=classes,
     )
-
-
-def _measurements(
-    layer: Layer, channel: int, statistics: ChannelStatistics | None, selectivity: ClassSelectivity | None
-) -> dict[str, Any]:
-    """The fields of a page from other results; none from results without the layer."""
-    fields: dict[str, Any] = {}
-    if statistics is not None and layer.name in {known.name for known in statistics.layers}:
-        i = statistics.index(layer.name)
-        row = statistics.layer_frame(i).iloc[channel].drop(["model", "layer", "kind", "depth", "channel"])
-        numbers = {str(name): float(value) for name, value in row.items()}
-        if statistics.cluster:
-            cluster = statistics.cluster[i]
-            numbers["cluster_size"] = float((cluster == cluster[channel]).sum() if cluster[channel] else 0)
-        fields["statistics"] = numbers
-    if selectivity is not None and layer.name in {known.name for known in selectivity.layers}:
-        i = selectivity.index(layer.name)
-        auroc = selectivity.auroc[i][channel]
-        fields |= {
-            "class_names": selectivity.class_names,
-            "auroc": auroc,
-            "dprime": selectivity.dprime[i][channel],
-            "selectivity_p": float(selectivity.p_value[i][channel]),
-        }
-        if np.isfinite(auroc).any():
-            fields["relation"] = selectivity.relation(i, float(auroc[np.nanargmax(np.abs(auroc - 0.5))]))
-    return fields
 
 
 def with_partners(page: ChannelPage, partners: Sequence[ChannelPartners]) -> ChannelPage:

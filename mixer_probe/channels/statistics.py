@@ -112,6 +112,16 @@ class ChannelStatistics(Layerwise, Result):
             columns |= {f"q{100 * level:g}": self.quantiles[i][:, k] for k, level in enumerate(self.levels)}
         return pd.DataFrame({**columns, "n_images": self.n, "n_values": self.values[i]})
 
+    def of_channel(self, layer: str, channel: int) -> dict[str, float]:
+        """The statistics of one channel by name, with the size of its cluster. Raises LayerError for an unknown layer."""
+        i = self.index(layer)
+        row = self.layer_frame(i).iloc[channel].drop(["model", "layer", "kind", "depth", "channel"])
+        numbers = {str(name): float(value) for name, value in row.items()}
+        if self.cluster:
+            cluster = self.cluster[i]
+            numbers["cluster_size"] = float((cluster == cluster[channel]).sum() if cluster[channel] else 0)
+        return numbers
+
     def summary(self) -> pd.DataFrame:
         """One row per layer: counts of dead, always-on and massive channels, spread, tails, zeros, participation ratio."""
         frame = self.to_frame()
