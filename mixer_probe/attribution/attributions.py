@@ -288,24 +288,18 @@ def logits_and_targets(model: Model, x: Tensor, targets: Targets, start: int) ->
     with torch.no_grad():
         logits = logits_of(model, x)
     wanted = targets.of(logits, start)
-    if start == 0:
-        _check_gradient(model, x, wanted)
-    return logits, wanted
-
-
-def _check_gradient(model: Model, x: Tensor, targets: Tensor) -> None:
+    if start > 0:
+        return logits, wanted
     x = x.detach().clone().requires_grad_()
-    logits = gather_target_logits(logits_of(model, x), targets)
-    gradient = torch.autograd.grad(logits.sum(), x)[0] if logits.requires_grad else torch.zeros_like(x)
-    if bool(gradient.any()):
-        return
-    heads = [model.module.get_submodule(layer.module) for layer in model.layers if layer.kind == "head"]
-    head_is_zero = heads and not any(bool(p.any()) for head in heads for p in head.parameters() if p.ndim > 1)
-    why, advice = "", "other weights or other images"
-    if head_is_zero:
-        why = ": its head is zero, as timm's untrained networks have it"
-        advice = "trained weights, or re-initialise the head's weights at random"
-    raise MeasureError(f"every gradient of {model.name}'s logits is 0, so no pixel has an attribution{why}; load {advice}")
+    moved = gather_target_logits(logits_of(model, x), wanted)
+    if not (moved.requires_grad and bool(torch.autograd.grad(moved.sum(), x)[0].any())):
+        heads = [model.module.get_submodule(layer.module) for layer in model.layers if layer.kind == "head"]
+        why, advice = "", "other weights or other images"
+        if heads and not any(bool(p.any()) for head in heads for p in head.parameters() if p.ndim > 1):
+            why = ": its head is zero, as timm's untrained networks have it"
+            advice = "trained weights, or re-initialise the head's weights at random"
+        raise MeasureError(f"every gradient of {model.name}'s logits is 0, so no pixel has an attribution{why}; load {advice}")
+    return logits, wanted
 
 
 def explainer(model: Model, attribution: Attribution, batch_size: int) -> Callable[[Tensor, Tensor], Explained]:

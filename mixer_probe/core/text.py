@@ -35,6 +35,11 @@ def escape(character: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
+def quoted(text: str, longest: int = 80) -> str:
+    """A name of a file's as people read it: in quotes, on one line, and not endless."""
+    return repr(text if len(text) <= longest else f"{text[: longest - 3]}...")
+
+
 def slug(text: str) -> str:
     """The text as part of the name of a file: letters, digits, and - _ . alone."""
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in text)

@@ -9,6 +9,7 @@ from typing import ClassVar
 import pandas as pd
 
 from mixer_probe.core.result import ModelRecord, Result, storable
+from mixer_probe.core.words import percent
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 
@@ -36,6 +37,15 @@ class OwnAccuracy:
     def value(self) -> float:
         """The fraction that is right."""
         return self.right / self.n if self.n else math.nan
+
+    @property
+    def text(self) -> str:
+        """The accuracy with its interval, chance and what the card states, or why there is none."""
+        if not self.n:
+            return self.why
+        card = "" if math.isnan(self.stated) else f"; card {percent(self.stated)}"
+        between = f"[{percent(self.low)}, {percent(self.high)}]"
+        return f"{percent(self.value)} {between}, n = {self.n}; chance {percent(self.chance)}{card}"
 
     @property
     def at_chance(self) -> bool:

@@ -10,6 +10,7 @@ import threading
 import warnings
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,79 +44,55 @@ def read_checkpoint(path: str | Path) -> Mapping[Any, Any]:
     file = Path(path)
     if not file.is_file():
         raise CheckpointError(f"no checkpoint at {file}; give the path of a .safetensors, .pth or .npz file")
+    content: Any
+    form = ""
     try:
-        content = _reader(file)(file)
-    except OSError as error:
-        raise CheckpointError(f"cannot read checkpoint {file}: {error}") from error
+        form = _form(file)
+        if form == "safetensors":
+            content = safetensors.torch.load_file(file)
+        elif form == "npz":
+            with np.load(file, allow_pickle=False) as arrays:
+                content = dict(arrays.items())
+        else:
+            # torch warns about pickles of other protocols, which the error below says better.
+            with _allowing, torch.serialization.safe_globals(_DATA), warnings.catch_warnings(action="ignore"):
+                content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        if isinstance(error, OSError) and form != "torch":
+            raise CheckpointError(f"cannot read checkpoint {file}: {error}") from error
+        if form in ("", "safetensors") and not isinstance(error, SafetensorError):
+            raise
+        raise CheckpointError(f"checkpoint {file} {_reason(error, form, file)}") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"checkpoint {file} holds no named tensors; save the network's state_dict()")
     return content
 
 
-def _reader(file: Path) -> Any:
-    if file.suffix == ".safetensors":
-        return _read_safetensors
-    if file.suffix == ".npz" or _holds_arrays(file):
-        return _read_npz
+def _form(file: Path) -> str:
+    """ "safetensors", "npz" or "torch", by what the file holds where its name does not say."""
+    if file.suffix in (".safetensors", ".npz"):
+        return file.suffix[1:]
+    with suppress(OSError, zipfile.BadZipFile, ValueError, NotImplementedError), zipfile.ZipFile(file) as archive:
+        if any(name.endswith(".npy") for name in archive.namelist()[:1]):
+            return "npz"
     with file.open("rb") as stream:
         # Eight bytes of header length, then JSON: tells a renamed file from a torch archive.
-        return _read_safetensors if stream.read(10)[8:].startswith(b"{") else _read_torch
+        return "safetensors" if stream.read(10)[8:].startswith(b"{") else "torch"
 
 
-def _holds_arrays(file: Path) -> bool:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return any(name.endswith(".npy") for name in archive.namelist()[:1])
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
-        return False
-
-
-def _read_safetensors(file: Path) -> Any:
-    try:
-        return safetensors.torch.load_file(file)
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"checkpoint {file} is truncated or no safetensors file ({error}); copy or download it again"
-        ) from error
-
-
-def _read_npz(file: Path) -> Any:
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays.items())
-    except OSError:
-        raise
-    except Exception as error:
-        if "allow_pickle" in str(error):
-            raise _code(file, "") from error
-        raise CheckpointError(f"checkpoint {file} is truncated or no npz file; copy or download it again") from error
-
-
-def _read_torch(file: Path) -> Any:
-    try:
-        # torch warns about pickles of other protocols, which the error below says better.
-        with _allowing, torch.serialization.safe_globals(_DATA), warnings.catch_warnings(action="ignore"):
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        if isinstance(error, pickle.UnpicklingError) and _refused_code(error, file):
-            found = re.search(r"GLOBAL ([\w.]+)", str(error))
-            raise _code(file, f" ({found[1]})" if found else "") from error
-        if "TorchScript" in str(error):
-            raise CheckpointError(
-                f"checkpoint {file} is a TorchScript archive, whose code is not run; save the network's state_dict() instead"
-            ) from error
-        raise CheckpointError(f"checkpoint {file} is truncated or no torch file; copy or download it again") from error
-
-
-def _code(file: Path, what: str) -> CheckpointError:
-    return CheckpointError(
-        f"checkpoint {file} holds pickled code{what}, which is refused and was not run; "
-        "save its state_dict() with safetensors instead"
-    )
-
-
-def _refused_code(error: pickle.UnpicklingError, file: Path) -> bool:
-    """Whether torch refused a class or function, or the file is a bare pickle, of which torch reads no other part."""
-    with file.open("rb") as stream:
-        bare = stream.read(1) == b"\x80"
-    return bare or re.search(r"\bglobal\b", str(error), re.IGNORECASE) is not None
+def _reason(error: Exception, form: str, file: Path) -> str:
+    """What is wrong with a file that its reader refused, and what to do."""
+    refused, what = form == "npz" and "allow_pickle" in str(error), ""
+    if isinstance(error, pickle.UnpicklingError) and form == "torch":
+        with file.open("rb") as stream:
+            bare = stream.read(1) == b"\x80"
+        # torch refused a class or function, or the file is a bare pickle, of which torch reads no other part.
+        refused = bare or re.search(r"\bglobal\b", str(error), re.IGNORECASE) is not None
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f" ({found[1]})" if found else ""
+    if refused:
+        return f"holds pickled code{what}, which is refused and was not run; save its state_dict() with safetensors instead"
+    if form == "torch" and "TorchScript" in str(error):
+        return "is a TorchScript archive, whose code is not run; save the network's state_dict() instead"
+    details = f" ({error})" if form == "safetensors" else ""
+    return f"is truncated or no {form} file{details}; copy or download it again"

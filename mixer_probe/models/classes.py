@@ -79,7 +79,7 @@ def outputs_of(model: Model) -> Outputs:
             raise MeasureError(f"{model.name} has {count} outputs and {len(given)} class_names: give one for each output")
         if not (subset := infer_imagenet_subset({"num_classes": count})) or not set(given) <= set(_wordnet(subset)):
             return Outputs(count, given, _unique(given))
-    return _imagenet(count) or Outputs(count, (), {})
+    return imagenet_outputs(count) or Outputs(count, (), {})
 
 
 @cache
@@ -88,7 +88,8 @@ def _wordnet(subset: str) -> tuple[str, ...]:
 
 
 @cache
-def _imagenet(count: int) -> Outputs | None:
+def imagenet_outputs(count: int) -> Outputs | None:
+    """The outputs of a network for the ImageNet of so many classes, None where there is none."""
     subset = infer_imagenet_subset({"num_classes": count})
     if subset is None:
         return None
@@ -141,22 +142,19 @@ def labels_as_outputs(model: Model, images: LabelledImages, purpose: str = "the 
         found = list(numbers)
     missing = [own.name(k) for k, output in zip(present, found, strict=True) if output is None]
     if missing:
-        raise MeasureError(_unknown(model, outputs, own, missing))
-    return np.array(found, dtype=np.int64)[np.searchsorted(present, own.labels)]
-
-
-def _unknown(model: Model, outputs: Outputs, own: Labelled, missing: Sequence[str]) -> str:
-    classes = listed([own.name(k) for k in own.present.tolist()])
-    if not outputs.names:
-        return (
-            f"what the {outputs.count} outputs of {model.name} are called is not known, so that the classes of {own.images} "
-            f"({classes}) cannot be found among them: give class_names= to load_model, one for each output in order"
+        classes, theirs = listed([own.name(k) for k in present]), listed(outputs.names)
+        many = "1 class" if len(missing) == 1 else f"{len(missing)} classes"
+        if not outputs.names:
+            raise MeasureError(
+                f"what the {outputs.count} outputs of {model.name} are called is not known, so that the classes of {called} "
+                f"({classes}) cannot be found among them: give class_names= to load_model, one for each output in order"
+            )
+        if len(missing) == len(present):
+            raise MeasureError(
+                f"none of the classes of {called} ({classes}) is among the {outputs.count} of {model.name} ({theirs})"
+            )
+        raise MeasureError(
+            f"{called} have {many} that {model.name} does not have among its {outputs.count}: {listed(missing)} (the former have "
+            f"{classes}; the latter {theirs})"
         )
-    if len(missing) == len(own.present):
-        theirs = listed(outputs.names)
-        return f"none of the classes of {own.images} ({classes}) is among the {outputs.count} of {model.name} ({theirs})"
-    many = "1 class" if len(missing) == 1 else f"{len(missing)} classes"
-    return (
-        f"{own.images} have {many} that {model.name} does not have among its {outputs.count}: {listed(missing)} (the former have "
-        f"{classes}; the latter {listed(outputs.names)})"
-    )
+    return np.array(found, dtype=np.int64)[np.searchsorted(present, own.labels)]

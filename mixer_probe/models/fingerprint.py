@@ -180,7 +180,17 @@ class _Reader:
         elif isinstance(value, types.MethodType):
             self._items("method", (value.__func__, value.__self__))
         elif isinstance(value, types.FunctionType):
-            self._function(value)
+            self.say(f"function {value.__module__}.{value.__qualname__}")
+            if str(value.__module__).partition(".")[0] not in _LIBRARIES:
+                self._code(value.__code__)
+            self.value(value.__defaults__)
+            self.value(value.__kwdefaults__)
+            for cell in value.__closure__ or ():
+                try:
+                    content = cell.cell_contents
+                except ValueError:  # a variable that has no value yet
+                    content = None
+                self.value(content)
         else:
             cls = type(value)
             self.say(f"object {cls.__module__}.{cls.__qualname__} {getattr(value, '__qualname__', '')}")
@@ -195,19 +205,6 @@ class _Reader:
         self.say(kind)
         for item in items:
             self.value(item)
-
-    def _function(self, function: types.FunctionType) -> None:
-        self.say(f"function {function.__module__}.{function.__qualname__}")
-        if str(function.__module__).partition(".")[0] not in _LIBRARIES:
-            self._code(function.__code__)
-        self.value(function.__defaults__)
-        self.value(function.__kwdefaults__)
-        for cell in function.__closure__ or ():
-            try:
-                content = cell.cell_contents
-            except ValueError:  # a variable that has no value yet
-                content = None
-            self.value(content)
 
     def _code(self, code: types.CodeType) -> None:
         self.say(repr((code.co_code, code.co_names, code.co_varnames)))

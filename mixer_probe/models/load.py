@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +175,35 @@ def _from_timm(name: str, pretrained: bool, seed: int, arguments: dict[str, Any]
     check_name(name)
     name = name.replace("hf_hub:", HUB)
     tag = name if name.startswith((HUB, _FOLDER)) else _full_name(name)
-    network, note = _create(name, pretrained, seed, arguments)
+    remote = name.startswith(HUB) or (pretrained and not name.startswith(_FOLDER))
+    logger = logging.getLogger("timm")
+    level, note = logger.level, ""
+    # timm logs what the errors here already say.
+    logger.setLevel(logging.ERROR)
+    try:
+        with seeded(seed), offline_if_unreachable() if remote else nullcontext():
+            if name.startswith(_FOLDER):
+                network, note = build_from_folder(Path(name.removeprefix(_FOLDER)), pretrained, **arguments)
+            else:
+                network = build(name, pretrained, **arguments)
+                if pretrained:
+                    check_finite(network, name)
+    except ModelError:
+        raise
+    except TypeError as error:
+        raise ModelError(f"{name} does not take these arguments ({error}); see timm.create_model") from error
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        if isinstance(error, NOT_IN_CACHE):
+            reason = "no copy there, and the hub does not answer"
+        raise ModelError(_unavailable(name, reason) if remote else f"cannot build {name}: {reason}") from error
+    finally:
+        logger.setLevel(level)
+    if pretrained and not name.startswith(_FOLDER):
+        # timm leaves the classifier of the weights out, without a word, where the network has another number of classes.
+        known, own = (getattr(network, "pretrained_cfg", None) or {}).get("num_classes"), getattr(network, "num_classes", 0)
+        if known and own and known != own:
+            note = f"Its head for {own} classes is random: the weights' own has {known}."
     weights = (
         Weights(tag, trained=True, note=" ".join(filter(None, [google_note(tag), note])))
         if pretrained
@@ -218,32 +246,6 @@ def _full_name(name: str) -> str:
     config = get_pretrained_cfg(name, allow_unregistered=True)
     found = tag or (config.tag if config else "")
     return f"{arch}.{found}" if found else arch
-
-
-def _create(name: str, pretrained: bool, seed: int, arguments: dict[str, Any]) -> tuple[nn.Module, str]:
-    """The network, and what a reader must know about the weights that it was given."""
-    remote = name.startswith(HUB) or (pretrained and not name.startswith(_FOLDER))
-    try:
-        with seeded(seed), _quiet_timm(), offline_if_unreachable() if remote else nullcontext():
-            if name.startswith(_FOLDER):
-                return build_from_folder(Path(name.removeprefix(_FOLDER)), pretrained, **arguments)
-            network = build(name, pretrained, **arguments)
-        if not pretrained:
-            return network, ""
-        check_finite(network, name)
-        # timm leaves the classifier of the weights out, without a word, where the network has another number of classes.
-        known, own = (getattr(network, "pretrained_cfg", None) or {}).get("num_classes"), getattr(network, "num_classes", 0)
-        other = known and own and known != own
-        return network, f"Its head for {own} classes is random: the weights' own has {known}." if other else ""
-    except ModelError:
-        raise
-    except TypeError as error:
-        raise ModelError(f"{name} does not take these arguments ({error}); see timm.create_model") from error
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        if isinstance(error, NOT_IN_CACHE):
-            reason = "no copy there, and the hub does not answer"
-        raise ModelError(_unavailable(name, reason) if remote else f"cannot build {name}: {reason}") from error
 
 
 def _unavailable(name: str, reason: str) -> str:
@@ -299,15 +301,3 @@ def _call_without_arguments(module: nn.Module, name: str) -> None:
     method = getattr(module, name, None)
     if callable(method) and all(p.default is not p.empty for p in inspect.signature(method).parameters.values()):
         method()
-
-
-@contextmanager
-def _quiet_timm() -> Iterator[None]:
-    """timm logs what the errors here already say."""
-    logger = logging.getLogger("timm")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

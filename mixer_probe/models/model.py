@@ -59,7 +59,20 @@ class Model:
         """The traced network, from one dry forward pass of two blank images, again only when modules or input have changed.
 
         Raises ModelError for a network that does not take images of its input size."""
-        return self._of_this_network("structure", layout(self.module), self._traced)
+
+        def traced() -> Structure:
+            try:
+                calls = trace(self.module, self.input.size)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                reason = str(error).strip().partition("\n")[0] or type(error).__name__
+                raise ModelError(
+                    f"{self.name} does not run on images of {self.input.size} ({reason}); give the input_size that it takes"
+                ) from error
+            return Structure(self.module, calls, self.adapter, self.input.size)
+
+        return self._of_this_network("structure", layout(self.module), traced)
 
     def _of_this_network(self, name: str, settings: str, make: Callable[[], T]) -> T:
         """The result of `make`, cached as long as modules and input are the same objects with the same settings."""
@@ -71,18 +84,6 @@ class Model:
             known = self._known[name] = (state, (make(), modules))
         found: T = known[1][0]
         return found
-
-    def _traced(self) -> Structure:
-        try:
-            calls = trace(self.module, self.input.size)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise ModelError(
-                f"{self.name} does not run on images of {self.input.size} ({reason}); give the input_size that it takes"
-            ) from error
-        return Structure(self.module, calls, self.adapter, self.input.size)
 
     @property
     def layers(self) -> tuple[Layer, ...]:

@@ -124,7 +124,6 @@ class Structure:
         )
         self._first_block = self.runs[0].order
         self._last_block = self.runs[-1].order
-        self._tokens = self._sequence_length()
         self.prefix = self._count_prefix() if self._tokens else 0
 
     @property
@@ -140,7 +139,8 @@ class Structure:
             )
         return self.blocks
 
-    def _sequence_length(self) -> int:
+    @cached_property
+    def _tokens(self) -> int:
         """Tokens of the sequence that the blocks see, 0 where they see maps. Raises ModelError for blocks that return something
         else than their family's, or that see sequences of several lengths."""
         reasons = [f"'{r.name}' {a}" for r in self.runs if isinstance(a := self._axes(r.block.path, r.call), str)]

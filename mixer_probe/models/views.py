@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -10,7 +9,6 @@ import pandas as pd
 from mixer_probe.core.section import Section, Table
 from mixer_probe.core.words import percent, untrained_warning
 from mixer_probe.models import ModelCard
-from mixer_probe.models.card import OwnAccuracy
 
 
 def models_section(cards: Sequence[ModelCard]) -> list[Section]:
@@ -23,7 +21,7 @@ def models_section(cards: Sequence[ModelCard]) -> list[Section]:
             "parameters": [f"{c.model.parameters:,}" for c in cards],
             "GMACs": [c.macs / 1e9 for c in cards],
             "input": ["×".join(map(str, c.input_size)) for c in cards],
-            **({"accuracy": [_accuracy(c.own) for c in cards]} if any(c.own for c in cards) else {}),
+            **({"accuracy": [c.own.text if c.own else "-" for c in cards]} if any(c.own for c in cards) else {}),
             "weights": [c.model.weights for c in cards],
             "fingerprint": [c.model.fingerprint[:12] for c in cards],
         }
@@ -51,11 +49,3 @@ def models_section(cards: Sequence[ModelCard]) -> list[Section]:
                 "those of the images before interpreting other results."
             )
     return [Section("models", "Networks", (*notes, *missing), tuple(tables), tuple(warned))]
-
-
-def _accuracy(own: OwnAccuracy | None) -> str:
-    """The accuracy of a network on the study's images, or why there is none."""
-    if own is None or not own.n:
-        return "-" if own is None else own.why
-    stated = "" if math.isnan(own.stated) else f"; card {percent(own.stated)}"
-    return f"{percent(own.value)} [{percent(own.low)}, {percent(own.high)}], n = {own.n}; chance {percent(own.chance)}{stated}"

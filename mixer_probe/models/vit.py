@@ -28,10 +28,6 @@ _AROUND: AxesTable = (
 )
 
 
-def _vit_block(cls: type) -> BlockSpec:
-    return BlockSpec(cls, ("attn",), ("mlp",), Axes.BNC, _heads("attn."))
-
-
 def _parallel_block(cls: type, axes: Axes) -> BlockSpec:
     # Attention and MLP may share one output projection, which then mixes positions and channels at once.
     return BlockSpec(cls, ("attn_out_proj", "out_proj"), ("mlp_out_proj",), Axes.BNC, _heads("", axes))
@@ -44,29 +40,32 @@ def _swin_block(cls: type) -> BlockSpec:
     return BlockSpec(cls, ("drop_path1",), ("mlp",), Axes.BHWC, (*channels_last, *sequences, ("attn", _WINDOWS)))
 
 
-_MOST_BRANCHES = 4
-
-
-def _things_block(cls: type) -> BlockSpec:
-    # Several attentions, then several MLPs (two in timm's networks), each in a ModuleList.
-    attentions = tuple(f"attns.{i}.attn" for i in range(_MOST_BRANCHES))
-    mlps = tuple(f"ffns.{i}.mlp" for i in range(_MOST_BRANCHES))
-    return BlockSpec(cls, attentions, mlps, Axes.BNC, tuple(e for place in attentions for e in _heads(place + ".")))
-
-
 # Queries and keys of the parallel block are normalised before positions and heads are swapped; those of its
 # differential form, which older timm does not have, after.
 _PARALLEL = [_parallel_block(vit.ParallelScalingBlock, Axes.BNHD)]
 if hasattr(vit, "DiffParallelScalingBlock"):
     _PARALLEL.append(_parallel_block(vit.DiffParallelScalingBlock, Axes.BHND))
 
+# Several attentions, then several MLPs (two in timm's networks), each in a ModuleList.
+_ATTENTIONS = tuple(f"attns.{i}.attn" for i in range(4))
+_THINGS = BlockSpec(
+    vit.ParallelThingsBlock,
+    _ATTENTIONS,
+    tuple(f"ffns.{i}.mlp" for i in range(4)),
+    Axes.BNC,
+    tuple(entry for place in _ATTENTIONS for entry in _heads(place + ".")),
+)
+
 VIT = Adapter(
     family="vit",
     includes="ViT, DeiT, DINOv2, BEiT, EVA, Swin",
     blocks=(
-        *(_vit_block(cls) for cls in (vit.Block, vit.ResPostBlock, beit.Block, eva.EvaBlock, eva.EvaBlockPostNorm)),
+        *(
+            BlockSpec(cls, ("attn",), ("mlp",), Axes.BNC, _heads("attn."))
+            for cls in (vit.Block, vit.ResPostBlock, beit.Block, eva.EvaBlock, eva.EvaBlockPostNorm)
+        ),
         *_PARALLEL,
-        _things_block(vit.ParallelThingsBlock),
+        _THINGS,
         _swin_block(swin_transformer.SwinTransformerBlock),
         _swin_block(swin_transformer_v2.SwinTransformerV2Block),
     ),

@@ -12,17 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
 from mixer_probe.core.errors import CheckpointError
-from mixer_probe.core.switches import copied
+from mixer_probe.core.text import quoted
+from mixer_probe.core.words import first_and_more
+from mixer_probe.models.arrays import tensors_of
 
 StateDict = dict[str, torch.Tensor]
 # How deep mappings are searched for weights.
 _DEPTH = 4
-# How much of a name in a file is said.
-_LONGEST = 80
 # Names of the file that are compared with those of the network, to tell a renaming.
 _MOST = 2000
 # What training code calls a network that it holds; timm's conversions are tried on what is under these.
@@ -66,26 +65,26 @@ def load_into(network: nn.Module, content: Mapping[Any, Any], source: str) -> st
     Raises CheckpointError, and leaves the network as it was, when nothing fits (with what differs), and for weights that are not
     finite dense numbers of a floating-point type."""
     if any(isinstance(value, np.ndarray) for value in content.values()):
-        content = _from_arrays(network, content, source)
+        content = tensors_of(network, content, source)
     options = [(place, tensors) for place, tensors in _mappings(content, "", _DEPTH, {}) if tensors]
     if not options:
         raise CheckpointError(f"checkpoint {source} holds no named tensors; save the network's state_dict()")
-    own = network.state_dict()
-    fits = [fit for place, tensors in options for fit in _fits(own, place, tensors)] or list(_converted(network, own, options))
+    target = _Target(network, source)
+    fits = [fit for place, tensors in options for fit in target.fits(place, tensors)] or list(target.converted(options))
     if not fits:
-        raise CheckpointError(_misfit(network, own, options, source))
+        raise CheckpointError(target.misfit(options))
     best = min(fits, key=lambda fit: fit.rank)
-    counts = {key: value for key, value in own.items() if key.endswith(_COUNTS)}
-    network.load_state_dict({**counts, **_checked(own, best.weights, source)})
+    counts = {key: value for key, value in target.own.items() if key.endswith(_COUNTS)}
+    network.load_state_dict({**counts, **target.checked(best.weights)})
     others = list(dict.fromkeys(fit.place for fit in fits if fit.place != best.place))
     notes = []
     if others or best.rank != 1:
-        there = f", where {_listed(map(_shown, others))} would fit too" if others else ""
+        there = f", where {first_and_more(map(_shown, others), 3)} would fit too" if others else ""
         notes.append(f"The weights are those of {_shown(best.place)}{there}.")
     if best.converted:
         notes.append("They were converted by timm's checkpoint_filter_fn.")
     if best.left:
-        notes.append(f"Left out: {_listed(map(_called, best.left))}.")
+        notes.append(f"Left out: {first_and_more(map(quoted, best.left), 3)}.")
     return " ".join(notes)
 
 
@@ -100,46 +99,6 @@ def _mappings(content: Mapping[Any, Any], place: str, depth: int, seen: dict[int
                 yield from _mappings(value, f"{place}{key}.", depth - 1, seen)
 
 
-def _fits(own: StateDict, place: str, tensors: StateDict, converted: bool = False) -> Iterator[_Fit]:
-    """Every part of the tensors that fills the network, whatever stands before its names."""
-    names = {_bare(key, own): key for key in tensors}
-    if len(names) < len(tensors):
-        names = {key: key for key in tensors}
-    needed = [key for key in own if not key.endswith(_COUNTS)]
-    for prefix in (name.removesuffix(needed[0]) for name in names if name.endswith(needed[0])):
-        if prefix and not prefix.endswith("."):
-            continue
-        if not all(prefix + key in names and tensors[names[prefix + key]].shape == own[key].shape for key in needed):
-            continue
-        mine = {name.removeprefix(prefix): key for name, key in names.items() if name.startswith(prefix)}
-        if all(key in own or _LOSSES.search(key) for key in mine):
-            weights = {key: tensors[mine[key]] for key in own if key in mine}
-            used = {mine[key] for key in weights}
-            yield _Fit(place + prefix, weights, tuple(key for key in tensors if key not in used), converted)
-
-
-def _bare(key: str, own: StateDict) -> str:
-    """The key without the modules that torch put around parts of the network."""
-    parts = key.split(".")
-    inside = _INSIDE if any(".module." in name for name in own) else {*_INSIDE, "module"}
-    return ".".join(part for i, part in enumerate(parts) if part not in inside or (i == 0 and part == "module"))
-
-
-def _converted(network: nn.Module, own: StateDict, options: list[tuple[str, StateDict]]) -> Iterator[_Fit]:
-    """What fits after timm's own conversion of the original authors' checkpoints, where the model's file has one."""
-    home = sys.modules.get(type(network).__module__)
-    convert: Callable[..., Mapping[str, torch.Tensor]] | None = getattr(home, "checkpoint_filter_fn", None)
-    if convert is None:
-        return
-    for place, tensors in options:
-        for prefix, part in _under_prefixes(tensors):
-            try:
-                found = {k: v for k, v in convert(dict(part), network).items() if isinstance(v, torch.Tensor)}
-            except (KeyError, IndexError, RuntimeError, ValueError, AttributeError, AssertionError, TypeError):
-                continue  # The conversion expects another network's keys: others are reported as they were given.
-            yield from _fits(own, place + prefix, found, converted=True)
-
-
 def _under_prefixes(tensors: StateDict, prefix: str = "", depth: int = _DEPTH) -> Iterator[tuple[str, StateDict]]:
     yield prefix, tensors
     for word in (*_PREFIXES, "_orig_mod.") if depth else ():
@@ -148,35 +107,116 @@ def _under_prefixes(tensors: StateDict, prefix: str = "", depth: int = _DEPTH) -
             yield from _under_prefixes(part, prefix + word, depth - 1)
 
 
-def _checked(own: StateDict, weights: StateDict, source: str) -> StateDict:
-    """The weights in the types of the network. Raises CheckpointError for any that are not finite dense numbers."""
-    found = {}
-    for key, value in weights.items():
-        if key.endswith(_COUNTS):
-            found[key] = value
-            continue
-        number = own[key].is_floating_point()
-        fits = value.dtype in _WEIGHTS if number else not (value.is_floating_point() or value.is_complex())
-        forms = {
-            f"sparse ({str(value.layout).removeprefix('torch.')})": value.layout is not torch.strided,
-            "quantised": value.is_quantized,
-            "without values (on torch's meta device)": value.is_meta,
-            "nested": value.is_nested,
-            str(value.dtype).removeprefix("torch."): not fits,
-        }
-        wrong = next((form for form, holds in forms.items() if holds), None)
-        if wrong is not None:
-            wanted = "float32, float16, bfloat16 or float64" if number else str(own[key].dtype).removeprefix("torch.")
-            raise CheckpointError(f"'{key}' in checkpoint {source} is {wrong}, and weights are dense tensors of {wanted}")
-        found[key] = value.to(own[key].dtype)
-    # A network may itself keep an infinite constant.
-    bad = [key for key, value in found.items() if not _finite(value) and _finite(own[key])]
-    if bad:
-        raise CheckpointError(
-            f"{len(bad)} of {len(found)} tensors in checkpoint {source} have values that are NaN or infinite, the first of them "
-            f"'{bad[0]}'; give a checkpoint of finite weights"
+class _Target:
+    """A network with tensors `own`, which weights of the file `source` are to fill."""
+
+    def __init__(self, network: nn.Module, source: str) -> None:
+        self.network, self.source, self.own = network, source, network.state_dict()
+        self.needed = [key for key in self.own if not key.endswith(_COUNTS)]
+
+    def fits(self, place: str, tensors: StateDict, converted: bool = False) -> Iterator[_Fit]:
+        """Every part of the tensors that fills the network, whatever stands before its names."""
+        names = {self._bare(key): key for key in tensors}
+        if len(names) < len(tensors):
+            names = {key: key for key in tensors}
+        for prefix in (name.removesuffix(self.needed[0]) for name in names if name.endswith(self.needed[0])):
+            if prefix and not prefix.endswith("."):
+                continue
+            if not all(prefix + k in names and tensors[names[prefix + k]].shape == self.own[k].shape for k in self.needed):
+                continue
+            mine = {name.removeprefix(prefix): key for name, key in names.items() if name.startswith(prefix)}
+            if all(key in self.own or _LOSSES.search(key) for key in mine):
+                weights = {key: tensors[mine[key]] for key in self.own if key in mine}
+                used = {mine[key] for key in weights}
+                yield _Fit(place + prefix, weights, tuple(key for key in tensors if key not in used), converted)
+
+    def _bare(self, key: str) -> str:
+        """The key without the modules that torch put around parts of the network."""
+        parts = key.split(".")
+        inside = _INSIDE if any(".module." in name for name in self.own) else {*_INSIDE, "module"}
+        return ".".join(part for i, part in enumerate(parts) if part not in inside or (i == 0 and part == "module"))
+
+    def converted(self, options: list[tuple[str, StateDict]]) -> Iterator[_Fit]:
+        """What fits after timm's own conversion of the original authors' checkpoints, where the model's file has one."""
+        home = sys.modules.get(type(self.network).__module__)
+        convert: Callable[..., Mapping[str, torch.Tensor]] | None = getattr(home, "checkpoint_filter_fn", None)
+        if convert is None:
+            return
+        for place, tensors in options:
+            for prefix, part in _under_prefixes(tensors):
+                try:
+                    found = {k: v for k, v in convert(dict(part), self.network).items() if isinstance(v, torch.Tensor)}
+                except (KeyError, IndexError, RuntimeError, ValueError, AttributeError, AssertionError, TypeError):
+                    continue  # The conversion expects another network's keys: others are reported as they were given.
+                yield from self.fits(place + prefix, found, converted=True)
+
+    def checked(self, weights: StateDict) -> StateDict:
+        """The weights in the types of the network. Raises CheckpointError for any that are not finite dense numbers."""
+        found = {}
+        for key, value in weights.items():
+            if key.endswith(_COUNTS):
+                found[key] = value
+                continue
+            own = self.own[key]
+            number = own.is_floating_point()
+            fits = value.dtype in _WEIGHTS if number else not (value.is_floating_point() or value.is_complex())
+            forms = {
+                f"sparse ({str(value.layout).removeprefix('torch.')})": value.layout is not torch.strided,
+                "quantised": value.is_quantized,
+                "without values (on torch's meta device)": value.is_meta,
+                "nested": value.is_nested,
+                str(value.dtype).removeprefix("torch."): not fits,
+            }
+            wrong = next((form for form, holds in forms.items() if holds), None)
+            if wrong is not None:
+                wanted = "float32, float16, bfloat16 or float64" if number else str(own.dtype).removeprefix("torch.")
+                raise CheckpointError(
+                    f"'{key}' in checkpoint {self.source} is {wrong}, and weights are dense tensors of {wanted}"
+                )
+            found[key] = value.to(own.dtype)
+        # A network may itself keep an infinite constant.
+        bad = [key for key, value in found.items() if not _finite(value) and _finite(self.own[key])]
+        if bad:
+            raise CheckpointError(
+                f"{len(bad)} of {len(found)} tensors in checkpoint {self.source} have values that are NaN or infinite, the first "
+                f"of them '{bad[0]}'; give a checkpoint of finite weights"
+            )
+        return found
+
+    def misfit(self, options: list[tuple[str, StateDict]]) -> str:
+        """A sentence on the weights of the file that come closest: what differs, the names of both, and a helpful renaming."""
+        own = self.own
+        parts = [part for _, tensors in options for _, part in _under_prefixes({self._bare(k): v for k, v in tensors.items()})]
+        nearest = max(parts, key=lambda part: (sum(key in own for key in part), len(part)))
+        shapes = [
+            f"'{k}' has shape {tuple(nearest[k].shape)}, the network needs {tuple(own[k].shape)}"
+            for k in self.needed
+            if k in nearest and nearest[k].shape != own[k].shape
+        ]
+        missing = [k for k in self.needed if k not in nearest]
+        unexpected = [k for k in nearest if k not in own]
+        differences = [
+            *shapes,
+            *(f"'{k}' is missing" for k in missing),
+            *(f"{quoted(k)} is not in the network" for k in unexpected),
+        ]
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        # The one replacement in names that most often makes an unexpected tensor a missing one of the same shape.
+        replacements = Counter(
+            pair
+            for key in missing
+            for name in unexpected[:_MOST]
+            if nearest[name].shape == own[key].shape and (pair := _difference(name, key))
         )
-    return found
+        renaming = ""
+        for (theirs, ours), count in replacements.most_common(1):
+            if 2 * count > len(missing):
+                renaming = f"; {count} would fit with {quoted(theirs)} renamed {quoted(ours)}"
+        in_file, in_network = (first_and_more(map(quoted, names), 3) for names in (nearest, own))
+        return (
+            f"checkpoint {self.source} does not fit {type(self.network).__name__}: {'; '.join(differences[:3])}{more} "
+            f"(in the file: {in_file}; in the network: {in_network}{renaming})"
+        )
 
 
 def check_finite(network: nn.Module, source: str) -> None:
@@ -191,133 +231,7 @@ def _finite(value: torch.Tensor) -> bool:
 
 
 def _shown(place: str) -> str:
-    return _called(place.rstrip(".")) if place else "the file itself"
-
-
-def _called(name: str) -> str:
-    """A name of a file as people read it: in quotes, on one line, and not endless."""
-    return repr(name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}...")
-
-
-def _listed(names: Any, most: int = 3) -> str:
-    found = list(names)
-    more = f" and {len(found) - most} more" if len(found) > most else ""
-    return ", ".join(found[:most]) + more
-
-
-# -- Google's arrays ---------------------------------------------------------------------------------------------------
-
-
-# Names of the arrays of the Mixers that Google published (google-research/vision_transformer, models_mixer.py).
-_MIXER_NAMES = (
-    (r"^.*?(?=stem/|MixerBlock_|pre_head_layer_norm/|head/)", ""),
-    (r"MixerBlock_(\d+)", r"blocks/\1"),
-    (r"LayerNorm_([01])", lambda m: f"norm{int(m[1]) + 1}"),
-    (r"token_mixing/Dense_([01])", lambda m: f"mlp_tokens/fc{int(m[1]) + 1}"),
-    (r"channel_mixing/Dense_([01])", lambda m: f"mlp_channels/fc{int(m[1]) + 1}"),
-    (r"^stem", "stem/proj"),
-    (r"^pre_head_layer_norm", "norm"),
-    (r"(kernel|scale)$", "weight"),
-    (r"/", "."),
-)
-
-
-def _from_arrays(network: nn.Module, arrays: Mapping[str, np.ndarray], source: str) -> StateDict:
-    """Tensors by the network's names from arrays by those of Google's Mixers, or through timm's own conversion of ViTs and BiT.
-
-    Raises CheckpointError for arrays of another layout and for a network that has no such conversion."""
-    own = network.state_dict()
-    numbers = {key: a for key, a in arrays.items() if a.dtype.kind in "fiub"}
-    if any(key in own for key in arrays):
-        return {key: _tensor(key, a, source) for key, a in numbers.items()}
-    if isinstance(network, MlpMixer) and "stem/kernel" in arrays:
-        names = list(numbers)
-        for pattern, replacement in _MIXER_NAMES:
-            names = [re.sub(pattern, replacement, name) for name in names]
-        # flax keeps the outputs of a layer on its last axis, torch on its first.
-        turned = {k: np.ascontiguousarray(a.transpose(3, 2, 0, 1) if a.ndim == 4 else a.T) for k, a in numbers.items()}
-        return {name: _tensor(key, a, source) for name, (key, a) in zip(names, turned.items(), strict=True)}
-    filled = copied(network)
-    convert: Callable[[str], None] | None = getattr(filled, "load_pretrained", None)
-    if convert is None:
-        listed = _listed(map(_called, arrays))
-        raise CheckpointError(
-            f"checkpoint {source} holds arrays ({listed}), and for {type(network).__name__} there is no conversion of those; "
-            "give a .safetensors or .pth file"
-        )
-    _check_depth(network, arrays, source)
-    with torch.no_grad():
-        for value in filled.state_dict().values():
-            if value.is_floating_point():
-                value.fill_(torch.nan)
-    try:
-        convert(source)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise CheckpointError(
-            f"checkpoint {source} does not fit {type(network).__name__}: timm's conversion of its arrays ended with {reason}"
-        ) from error
-    found = filled.state_dict()
-    unset = [key for key, value in found.items() if value.is_floating_point() and bool(value.isnan().all())]
-    if unset:
-        raise CheckpointError(
-            f"checkpoint {source} does not fit {type(network).__name__}: {_listed(f'{key!r} is missing' for key in unset)}"
-        )
-    return found
-
-
-def _tensor(key: str, a: np.ndarray, source: str) -> torch.Tensor:
-    """The array as a tensor, in this machine's order of bytes. Raises CheckpointError for a type that torch does not have."""
-    try:
-        return torch.from_numpy(a.astype(a.dtype.newbyteorder("="), copy=False))
-    except TypeError as error:
-        raise CheckpointError(f"{_called(key)} in checkpoint {source} is {a.dtype}, which torch does not have") from error
-
-
-def _check_depth(network: nn.Module, arrays: Mapping[str, np.ndarray], source: str) -> None:
-    """timm's conversion goes through the blocks of the network, and would leave out others of the file without a word."""
-    blocks = {m[0] for key in arrays if (m := re.search(r"encoderblock_\d+|block\d+/unit\d+", key))}
-    stacked = next((len(np.atleast_1d(a)) for key, a in arrays.items() if key.endswith("encoderblock/LayerNorm_0/scale")), 0)
-    encoder = {block for block in blocks if block.startswith("encoder")}
-    there = stacked or len(encoder or blocks)
-    parts: Any = getattr(network, "blocks", None) or [b for s in getattr(network, "stages", ()) for b in s.blocks]
-    if there and there != len(parts):
-        raise CheckpointError(
-            f"checkpoint {source} does not fit {type(network).__name__}: it has {there} blocks and the network {len(parts)}"
-        )
-
-
-# -- what does not fit -------------------------------------------------------------------------------------------------
-
-
-def _misfit(network: nn.Module, own: StateDict, options: list[tuple[str, StateDict]], source: str) -> str:
-    """A sentence on the weights of the file that come closest: what differs, the names of both, and how they may be renamed."""
-    parts = [part for _, tensors in options for _, part in _under_prefixes({_bare(k, own): v for k, v in tensors.items()})]
-    nearest = max(parts, key=lambda part: (sum(key in own for key in part), len(part)))
-    shapes = [
-        f"'{k}' has shape {tuple(nearest[k].shape)}, the network needs {tuple(v.shape)}"
-        for k, v in own.items()
-        if k in nearest and nearest[k].shape != v.shape and not k.endswith(_COUNTS)
-    ]
-    missing = [k for k in own if k not in nearest and not k.endswith(_COUNTS)]
-    unexpected = [k for k in nearest if k not in own]
-    differences = [*shapes, *(f"'{k}' is missing" for k in missing), *(f"{_called(k)} is not in the network" for k in unexpected)]
-    more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-    # The one replacement in names that most often makes an unexpected tensor a missing one of the same shape.
-    replacements = Counter(
-        pair
-        for key in missing
-        for name in unexpected[:_MOST]
-        if nearest[name].shape == own[key].shape and (pair := _difference(name, key))
-    )
-    renaming = ""
-    for (theirs, ours), count in replacements.most_common(1):
-        if 2 * count > len(missing):
-            renaming = f"; {count} would fit with {_called(theirs)} renamed {_called(ours)}"
-    return (
-        f"checkpoint {source} does not fit {type(network).__name__}: {'; '.join(differences[:3])}{more} "
-        f"(in the file: {_listed(map(_called, nearest))}; in the network: {_listed(map(_called, own))}{renaming})"
-    )
+    return quoted(place.rstrip(".")) if place else "the file itself"
 
 
 def _difference(name: str, key: str) -> tuple[str, str] | None:
