@@ -6,7 +6,7 @@ import inspect
 import logging
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -175,19 +175,26 @@ def _from_timm(name: str, pretrained: bool, seed: int, arguments: dict[str, Any]
     check_name(name)
     name = name.replace("hf_hub:", HUB)
     tag = name if name.startswith((HUB, _FOLDER)) else _full_name(name)
-    remote = name.startswith(HUB) or (pretrained and not name.startswith(_FOLDER))
-    logger = logging.getLogger("timm")
-    level, note = logger.level, ""
-    # timm logs what the errors here already say.
-    logger.setLevel(logging.ERROR)
+    from_folder, note = name.startswith(_FOLDER), ""
+    remote = name.startswith(HUB) or (pretrained and not from_folder)
     try:
-        with seeded(seed), offline_if_unreachable() if remote else nullcontext():
-            if name.startswith(_FOLDER):
+        with seeded(seed), ExitStack() as stack:
+            # timm logs what the errors here already say.
+            logger = logging.getLogger("timm")
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
+            if remote:
+                stack.enter_context(offline_if_unreachable())
+            if from_folder:
                 network, note = build_from_folder(Path(name.removeprefix(_FOLDER)), pretrained, **arguments)
             else:
                 network = build(name, pretrained, **arguments)
-                if pretrained:
-                    check_finite(network, name)
+        if pretrained and not from_folder:
+            check_finite(network, name)
+            # timm leaves the classifier of the weights out, without a word, where the network has another number of classes.
+            known, own = (getattr(network, "pretrained_cfg", None) or {}).get("num_classes"), getattr(network, "num_classes", 0)
+            if known and own and known != own:
+                note = f"Its head for {own} classes is random: the weights' own has {known}."
     except ModelError:
         raise
     except TypeError as error:
@@ -197,13 +204,6 @@ def _from_timm(name: str, pretrained: bool, seed: int, arguments: dict[str, Any]
         if isinstance(error, NOT_IN_CACHE):
             reason = "no copy there, and the hub does not answer"
         raise ModelError(_unavailable(name, reason) if remote else f"cannot build {name}: {reason}") from error
-    finally:
-        logger.setLevel(level)
-    if pretrained and not name.startswith(_FOLDER):
-        # timm leaves the classifier of the weights out, without a word, where the network has another number of classes.
-        known, own = (getattr(network, "pretrained_cfg", None) or {}).get("num_classes"), getattr(network, "num_classes", 0)
-        if known and own and known != own:
-            note = f"Its head for {own} classes is random: the weights' own has {known}."
     weights = (
         Weights(tag, trained=True, note=" ".join(filter(None, [google_note(tag), note])))
         if pretrained
