@@ -45,7 +45,7 @@ def finish(
     from mixer_probe.core.skipped import Skipped
     from mixer_probe.report import make_sections
     from mixer_probe.report.deliver import deliver, tables_by_kind
-    from mixer_probe.report.script import tell
+    from mixer_probe.report.script import print_findings
 
     skipped = [r.reason for r in results if isinstance(r, Skipped)]
     if skipped and len(skipped) == len(results):
@@ -60,7 +60,7 @@ def finish(
     for sentence in sentences or ():
         console.line_of(sentence)
     for section in sections if sentences is None else ():
-        tell(section, console)
+        print_findings(section, console)
         for item in section.content if tables and out is None else ():
             if isinstance(item, ReportTable):
                 shown = [i for i, name in enumerate(item.frame.columns) if name not in _WIDE]

@@ -52,7 +52,14 @@ def compare(
     import mixer_probe as mp
     from mixer_probe.similarity.views import agreement, disagreement
 
-    measures, cells = measure_names(measure), _grid(grid, reduce)
+    measures, cells = measure_names(measure), None
+    if grid is not None:
+        if reduce not in (None, "none"):
+            raise MeasureError(f"--grid needs --reduce none: with --reduce {reduce} no positions are left to average")
+        sizes = [whole_number(size) for size in grid.lower().replace("×", "x").split("x")]
+        if len(sizes) > 2 or not all(sizes):
+            raise MeasureError(f"--grid is a number of rows and columns such as 7 or 7x7, not {shown(grid)}")
+        cells = sizes[0], sizes[-1]
     reduce = reduce or ("none" if cells else None)
     names = [name for name in (model_a, model_b) if not Path(name).is_dir()]
     loaders = dict(zip(names, models.loaders(names), strict=True))
@@ -99,15 +106,3 @@ def measure_names(text: str) -> tuple[str, ...]:
     if text == "all":
         return tuple(MEASURES)
     return tuple(find_measure(name.strip()).name for name in dict.fromkeys(parts(text)))
-
-
-def _grid(text: str | None, reduce: str | None) -> tuple[int, int] | None:
-    """Rows and columns. Raises MeasureError for other texts, and where no positions are left."""
-    if text is None:
-        return None
-    if reduce not in (None, "none"):
-        raise MeasureError(f"--grid needs --reduce none: with --reduce {reduce} no positions are left to average")
-    sizes = [whole_number(size) for size in text.lower().replace("×", "x").split("x")]
-    if len(sizes) > 2 or not all(sizes):
-        raise MeasureError(f"--grid is a number of rows and columns such as 7 or 7x7, not {shown(text)}")
-    return sizes[0] or 0, sizes[-1] or 0

@@ -1,4 +1,4 @@
-"""What scripts share that study one question: their options, and how they leave and tell what they found."""
+"""What scripts share that study one question: their options, and how they leave and print what they found."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def present(
     console = Console(width=160)
     for section in sections:
         if not (silent(section) if callable(silent) else section.anchor in silent):
-            tell(section, console)
+            print_findings(section, console)
     console.print(str((options.out / "report.html").resolve()), markup=False, highlight=False, soft_wrap=True)
     return sections
 
 
-def tell(section: Section, console: Console) -> None:
+def print_findings(section: Section, console: Console) -> None:
     """Print the title and the sentences of a section."""
     console.print(section.title, style="bold", markup=False, highlight=False)
     for paragraph in section.paragraphs:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
@@ -94,8 +94,18 @@ class Study:
                 self._run(room, analysis, step, group)
                 advance(1)
         for room, analysis in self._asked:
-            if analysis.complete is not None:
-                self._complete(room, analysis)
+            # Results of one analysis given again with what the other networks add.
+            places = [k for k, r in enumerate(self.results) if isinstance(r, analysis.results)]
+            if analysis.complete is None or not places:
+                continue
+            step = f"{analysis.title} of all networks"
+            try:
+                found = self._step(step, analysis, self.networks, partial(analysis.complete, self.networks))
+            except MixerProbeError as error:
+                self._add(room.name, self._failure(step, error))
+                continue
+            for k, result in zip(places, found):
+                self.results[k] = result
         return self.results
 
     def _of_several(self) -> Iterator[tuple[Room, Analysis, str, Sequence[Inputs]]]:
@@ -161,21 +171,6 @@ class Study:
             if reported or isinstance(result, Skipped):
                 self._add(room.name, result)
 
-    def _complete(self, room: Room, analysis: Analysis) -> None:
-        """Results of one analysis given again with what the other networks add."""
-        complete = analysis.complete
-        places = [k for k, r in enumerate(self.results) if isinstance(r, analysis.results)]
-        if complete is None or not places:
-            return
-        step = f"{analysis.title} of all networks"
-        try:
-            found = self._step(step, analysis, self.networks, lambda: list(complete(self.networks)))
-        except MixerProbeError as error:
-            self._add(room.name, self._failure(step, error))
-            return
-        for k, result in zip(places, found):
-            self.results[k] = result
-
     def _can(self, room: Room, analysis: Analysis, group: Sequence[Inputs]) -> bool:
         """Whether there is what the analysis needs; what is missing is reported, but for families and raw pixels."""
         if analysis.of_one and not self.strict and group[0].record.family not in (*analysis.families, "pixels"):
@@ -219,10 +214,10 @@ class Study:
             self._reasons.add((room, result.reason))
         self.results.append(result)
 
-    def _step(self, step: str, analysis: Analysis, group: Sequence[Inputs], work: Callable[[], list[Result]]) -> list[Result]:
+    def _step(self, step: str, analysis: Analysis, group: Sequence[Inputs], work: Callable[[], Iterable[Result]]) -> list[Result]:
         """Results of `work`, or those kept of an earlier study."""
         if self.steps is None:
-            return work()
+            return list(work())
         network, s = group[0], group[0].settings
         for i in group:
             # With its baseline; either may have left memory when a later step asks.
