@@ -17,7 +17,7 @@ from mixer_probe.models.layer import Layer
 from mixer_probe.probing.layer_probes import UNDEFINED, ProbeResult
 from mixer_probe.probing.runs import Runs, fields, layer_frame
 from mixer_probe.similarity.inputs import layer_matrix
-from mixer_probe.stats import upper_quantile, wilson_interval
+from mixer_probe.stats import ratio, upper_quantile, wilson_interval
 
 _BINS = 15
 # With fewer simulations the largest is exceeded by a further one in more than 5 % of cases.
@@ -43,7 +43,7 @@ class ConfusionMatrix(Result):
     @property
     def shares(self) -> np.ndarray:
         """Fractions of the images of each true class, [L, K, K]; NaN for a class without test images."""
-        return _ratio(self.counts, self.counts.sum(axis=2, keepdims=True))
+        return ratio(self.counts, self.counts.sum(axis=2, keepdims=True))
 
     def to_frame(self) -> pd.DataFrame:
         """One row per layer, true class and predicted class."""
@@ -65,17 +65,12 @@ class ConfusionMatrix(Result):
         columns = {
             "class": np.tile(self.class_names, len(self.layers)),
             "images": images,
-            "accuracy": _ratio(right, images),
+            "accuracy": ratio(right, images),
             "low": low,
             "high": high,
-            "precision": _ratio(right, predictions),
+            "precision": ratio(right, predictions),
         }
         return layer_frame(self, columns, len(self.class_names))
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """`part` / `whole` of counts, NaN where the whole is 0."""
-    return np.asarray(np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0))
 
 
 def _bounds(hits: np.ndarray, n: np.ndarray) -> np.ndarray:
@@ -243,8 +238,8 @@ def _reliability(p: np.ndarray, true: np.ndarray, bins: int, resamples: int, ran
         "mean_confidence": confidence.mean(),
         "mean_accuracy": right.mean(),
         "counts": counts.astype(np.int64),
-        "confidence": _ratio(expected, counts),
-        "accuracy": _ratio(hits, counts),
+        "confidence": ratio(expected, counts),
+        "accuracy": ratio(hits, counts),
         "low": low,
         "high": high,
     }

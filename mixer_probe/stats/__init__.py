@@ -18,6 +18,7 @@ from mixer_probe.stats.proportions import (
     difference_interval,
     mcnemar,
     paired_counts,
+    ratio,
     wilson_interval,
 )
 
@@ -37,6 +38,7 @@ __all__ = [
     "paired_counts",
     "permutation_p",
     "prediction_limit",
+    "ratio",
     "training_interval",
     "upper_quantile",
     "wilson_interval",

@@ -16,6 +16,11 @@ LEVEL = 0.95
 _HALVINGS = 60
 
 
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """`part` / `whole`, in the shape of `part`, NaN where the whole is not above 0."""
+    return np.asarray(np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0))
+
+
 def wilson_interval(right: Any, n: Any, confidence: float = LEVEL) -> tuple[Any, Any]:
     """Interval of a proportion, of which `right` of `n` were seen (Wilson 1927); always inside [0, 1].
 

@@ -16,6 +16,7 @@ from torch import nn
 from mixer_probe.core.errors import DegenerateWeightsWarning, ModelError
 from mixer_probe.core.result import ModelRecord, Result
 from mixer_probe.models.model import Model
+from mixer_probe.stats import ratio
 from mixer_probe.weights.offsets import pair_distance
 from mixer_probe.weights.operators import double_array
 from mixer_probe.weights.units import defined_mean
@@ -141,7 +142,7 @@ def position_embeddings(model: Model, *, centred: bool = False) -> PositionEmbed
         )
     prefix, patches = np.split(tokens, [n_prefix])
     shift = patches.mean(0) if centred else np.zeros(patches.shape[1])
-    unit, prefix_unit = _unit(patches - shift), _unit(prefix - shift)
+    unit, prefix_unit = (ratio(rows, np.linalg.norm(rows, axis=1, keepdims=True)) for rows in (patches - shift, prefix - shift))
     if not np.isfinite(unit).all():
         text = f"{model.name} has position embeddings that are zero or not finite; their similarities are NaN"
         warnings.warn(text, DegenerateWeightsWarning, stacklevel=2)
@@ -183,13 +184,6 @@ def _instead(model: Model) -> str:
     if any("rope" in name.lower() for name, _ in model.module.named_modules()):
         return "it has rotary position embeddings, which turn queries and keys in every block"
     return "it treats its patches as a set"
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    """Rows of length one; NaN where a row has none."""
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit: np.ndarray = np.divide(rows, norms, out=np.full(rows.shape, np.nan), where=norms > 0)
-    return unit
 
 
 def _two_way(table: np.ndarray) -> tuple[float, float, float]:

@@ -16,6 +16,7 @@ from mixer_probe.core.errors import MeasureError, ModelError
 from mixer_probe.core.result import ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.models.model import Model
+from mixer_probe.stats import ratio
 from mixer_probe.weights.operators import applied_weight, tracy_widom_edge
 from mixer_probe.weights.spectrum import colour_centroid
 from mixer_probe.weights.units import defined_mean
@@ -133,7 +134,7 @@ def luminance_fraction(filters: np.ndarray) -> np.ndarray:
     to colour alone. NaN for a filter of zeros."""
     weights = np.asarray(filters, dtype=np.float64)
     grey = (weights.sum(1) ** 2).sum((1, 2)) / weights.shape[1]
-    return _fraction(grey, (weights**2).sum((1, 2, 3)))
+    return ratio(grey, (weights**2).sum((1, 2, 3)))
 
 
 def colour_fractions(filters: np.ndarray) -> np.ndarray:
@@ -143,12 +144,7 @@ def colour_fractions(filters: np.ndarray) -> np.ndarray:
     of zeros."""
     weights = np.asarray(filters, dtype=np.float64)
     energy = (np.einsum("ac,uchw->uahw", _OPPONENT, weights) ** 2).sum((2, 3))
-    return _fraction(energy, (weights**2).sum((1, 2, 3))[:, None])
-
-
-def _fraction(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    fraction: np.ndarray = np.divide(part, whole, out=np.full(part.shape, np.nan), where=np.broadcast_to(whole > 0, part.shape))
-    return fraction
+    return ratio(energy, (weights**2).sum((1, 2, 3))[:, None])
 
 
 @dataclass(frozen=True)

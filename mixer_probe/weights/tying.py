@@ -33,6 +33,7 @@ from mixer_probe.core.result import ImagesRecord, ModelRecord, Result, storable
 from mixer_probe.core.validate import checked
 from mixer_probe.core.words import first_and_more
 from mixer_probe.models.model import Model
+from mixer_probe.stats import ratio
 from mixer_probe.stats.claims import LEVEL, beyond_baseline
 from mixer_probe.weights.channel_kernels import ChannelKernels, channel_kernels, needs_images
 from mixer_probe.weights.overlap_null import shared_shapes
@@ -60,7 +61,7 @@ class KernelSpectrum:
     @property
     def shares(self) -> np.ndarray:
         """Fraction of the energy that each shared kernel explains [r]; NaN for kernels of zeros."""
-        return _fractions(self.energies)
+        return ratio(self.energies, self.energies.sum(-1, keepdims=True))
 
     @property
     def cumulative(self) -> np.ndarray:
@@ -70,12 +71,12 @@ class KernelSpectrum:
     @property
     def offset_cumulative(self) -> np.ndarray:
         """`cumulative` in offset space [q]."""
-        return np.cumsum(_fractions(self.offset_energies))
+        return np.cumsum(ratio(self.offset_energies, self.offset_energies.sum(-1, keepdims=True)))
 
     @property
     def null_cumulative(self) -> np.ndarray:
         """`offset_cumulative` of every draw of the null [draw, q]."""
-        return np.cumsum(_fractions(self.null), axis=-1)
+        return np.cumsum(ratio(self.null, self.null.sum(-1, keepdims=True)), axis=-1)
 
     @property
     def effective_rank(self) -> float:
@@ -201,12 +202,6 @@ def _columns(spectrum: KernelSpectrum, prefix: str) -> dict[str, float]:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f}"
-
-
-def _fractions(energies: np.ndarray) -> np.ndarray:
-    total = energies.sum(-1, keepdims=True)
-    fractions: np.ndarray = np.divide(energies, total, out=np.full(energies.shape, np.nan), where=total > 0)
-    return fractions
 
 
 def count_for(energies: np.ndarray, share: float) -> float:
