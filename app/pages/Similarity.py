@@ -20,7 +20,10 @@ from mixer_probe_app.page import begin
 from mixer_probe_app.pictures import square
 
 from mixer_probe.images import Images
-from mixer_probe.similarity import SimilarityMatrix, best_matches
+from mixer_probe.similarity import LayerMatches, SimilarityMatrix, best_matches
+from mixer_probe.similarity.alignment import CKA_NAMES
+from mixer_probe.similarity.findings import pair_sentences, value_text
+from mixer_probe.similarity.within_classes import MOST_CLASSES, class_images, images_per_class
 
 QUESTION = (
     "Which layers of two networks represent the same images similarly, and at which depth do the networks differ most? Each "
@@ -43,30 +46,40 @@ def main() -> None:
     rows = url_state.choose(left.selectbox, "Rows", "sim-rows", names, format_func=shown)
     other = sim.other_network(rows, names)
     columns = url_state.choose(middle.selectbox, "Columns", "sim-columns", names, other, format_func=shown)
-    measure = url_state.choose(right.selectbox, "Measure", "sim-measure", list(sim.LABELS), format_func=sim.LABELS.get)
+    measure = url_state.choose(right.selectbox, "Measure", "sim-measure", sim.LABELS)
     estimator = sim.ESTIMATORS[0]
-    if measure in sim.CKA:
-        choose = last.segmented_control
-        estimator = url_state.choose(choose, "Estimator of CKA", "sim-estimator", sim.ESTIMATORS, help=_ESTIMATOR)
+    if measure in CKA_NAMES:
+        widget = last.segmented_control
+        estimator = url_state.choose(widget, "Estimator of CKA", "sim-estimator", sim.ESTIMATORS, help=_ESTIMATOR)
     if rows == columns:
         st.info(_SAME)
     with guarded():
         images = data.images()
         a, b = sim.side(rows, images), sim.side(columns, images)
         matrix = sim.matrix(a, b, measure, estimator)
-        show_matrix(matrix)
-        show_layers(a, b, matrix, estimator, images)
+        matches = best_matches(matrix)
+        usual = first_cell(matrix, matches)
+        show_matrix(matrix, matches, usual)
+        show_layers(a, b, matrix, usual, estimator, images)
         st.caption(plain(images.credit))
 
 
-def show_matrix(matrix: SimilarityMatrix) -> None:
+def first_cell(matrix: SimilarityMatrix, matches: LayerMatches) -> tuple[str, str]:
+    """The two layers to begin with: that which differs most, and its best match; the last ones of a network with itself."""
+    i = None if matrix.of_one_network else matches.least_similar
+    if i is None:
+        return matrix.layers_a[-1].name, matrix.layers_b[-1].name
+    return matrix.layers_a[i].name, matrix.layers_b[matches.best_match[i]].name
+
+
+def show_matrix(matrix: SimilarityMatrix, matches: LayerMatches, usual: tuple[str, str]) -> None:
     """Findings, the matrix as a heat map, and the best match of each layer."""
-    show.findings([matrix], *sim.sentences(matrix))
+    show.findings([matrix], *pair_sentences(matrix))
     path = url_state.toggle(st, "Best-match path", "sim-path", help="Markers show the best match of each row.")
     known = [{layer.name for layer in layers} for layers in (matrix.layers_a, matrix.layers_b)]
     said = url_state.get(LAYER_A), url_state.get(LAYER_B)
-    cell = [str(s if s in names else usual) for s, names, usual in zip(said, known, sim.least_similar(matrix))]
-    drawn = charts.heatmap(matrix, (cell[0], cell[1]), path, CELL)
+    a, b = (str(s if s in names else first) for s, names, first in zip(said, known, usual))
+    drawn = charts.heatmap(matrix, (a, b), path, CELL)
     name = f"{matrix.measure} {matrix.estimator} {_pair(matrix)} {matrix.n} images"
     show.chart(drawn, name, matrix.to_frame(), key=CHART, on_select=take_cell, selection_mode=CELL)
     null, interval, definition = matrix.null, matrix.interval, matrix.definition
@@ -81,8 +94,7 @@ def show_matrix(matrix: SimilarityMatrix) -> None:
             f"{definition.source}. {matrix.reduce} over positions, n = {matrix.n} images."
         )
     )
-    matches = best_matches(matrix)
-    if not sim.same_network(matrix) and not np.isnan(matches.value).all():
+    if not matrix.of_one_network and not np.isnan(matches.value).all():
         with guarded():
             st.subheader("Best match of each layer", divider="grey")
             show.chart(charts.match_curve(matches), f"best matches {name}", matches.to_frame())
@@ -109,44 +121,46 @@ def _pair(matrix: SimilarityMatrix) -> str:
 # -- two layers ------------------------------------------------------------------------------------------------------------
 
 
-def show_layers(a: sim.Side, b: sim.Side, matrix: SimilarityMatrix, estimator: str, images: Images) -> None:
+def show_layers(
+    a: sim.Side, b: sim.Side, matrix: SimilarityMatrix, usual: tuple[str, str], estimator: str, images: Images
+) -> None:
     """Two layers side by side, chosen by a click or by name."""
     st.header("Two layers side by side", divider="grey")
-    first = sim.least_similar(matrix)
     left, right = st.columns(2)
     labels = [f"Layer of {plain(shown(one.choice))}" for one in (a, b)]
     layers = (
-        url_state.choose(left.selectbox, labels[0], LAYER_A, a.reps.names(), first[0]),
-        url_state.choose(right.selectbox, labels[1], LAYER_B, b.reps.names(), first[1]),
+        url_state.choose(left.selectbox, labels[0], LAYER_A, a.reps.names(), usual[0]),
+        url_state.choose(right.selectbox, labels[1], LAYER_B, b.reps.names(), usual[1]),
     )
     i, j = ([x.name for x in known].index(layer) for known, layer in zip((matrix.layers_a, matrix.layers_b), layers))
-    st.caption(plain(f"{matrix.label} of the two layers: {sim.cell_text(matrix, i, j)}."))
+    st.caption(plain(f"{matrix.label} of the two layers: {value_text(matrix, i, j)}."))
     titles = (f"{layers[0]} of {shown(a.choice)}", f"{layers[1]} of {shown(b.choice)}")
+    pair = sim.LayerPair(a, b, layers)
     with guarded():
-        show_neighbours(a, b, layers, titles, images)
+        show_neighbours(pair, titles, images)
     with guarded():
-        show_classes(a, b, layers, matrix, estimator)
+        show_classes(pair, matrix, estimator)
     with guarded():
         st.subheader("Pairwise distances between images", divider="grey")
-        frame, rsa = sim.distances(a, b, layers, images), sim.pair(a, b, layers)[1]
+        frame, rsa = pair.distances(images), pair.shared()[1]
         name = f"distances {a.choice} {layers[0]} {b.choice} {layers[1]}"
         show.chart(charts.distance_scatter(frame, titles), name, frame)
         st.caption(
             plain(
                 f"One point per pair of images ({len(frame):,} pairs drawn at random): how dissimilar they are (1 − r of their "
                 "features) in each layer. If both layers order the pairs in the same way, the points lie on a rising line. "
-                f"Scroll to zoom, drag to move. Rank correlation of all pairs, {rsa.label}: {sim.cell_text(rsa)}."
+                f"Scroll to zoom, drag to move. Rank correlation of all pairs, {rsa.label}: {value_text(rsa)}."
             )
         )
 
 
-def show_neighbours(a: sim.Side, b: sim.Side, layers: tuple[str, str], titles: Sequence[str], images: Images) -> None:
+def show_neighbours(pair: sim.LayerPair, titles: Sequence[str], images: Images) -> None:
     """The nearest images of one image in both layers; those in both are framed."""
     st.subheader("Nearest images", divider="grey")
     if len(images) < sim.NEIGHBOURS + 2:
         st.info(f"{sim.NEIGHBOURS} neighbours require at least {sim.NEIGHBOURS + 2} images: select more in the sidebar.")
         return
-    found, mutual = sim.neighbours(a, b, layers), sim.pair(a, b, layers)[0]
+    found, mutual = pair.neighbours(), pair.shared()[0]
     place = st.container(width=220)
     query = url_state.number(place, "Image", "sim-image", 0, len(images) - 1, help="Index in the sample, from 0.")
     both = set(found[0][query]) & set(found[1][query])
@@ -154,7 +168,7 @@ def show_neighbours(a: sim.Side, b: sim.Side, layers: tuple[str, str], titles: S
     picture, text = st.columns([1, 5], vertical_alignment="center")
     picture.image(square(images[query], 3 * _PICTURE), caption=label(query))
     text.markdown(plain(f"{len(both)} of its {sim.NEIGHBOURS} nearest images are the same in both layers (framed)."))
-    text.caption(plain(f"Mean fraction over all images, {mutual.label}: {sim.cell_text(mutual)}."))
+    text.caption(plain(f"Mean fraction over all images, {mutual.label}: {value_text(mutual)}."))
     for title, order in zip(titles, found):
         st.markdown(f"**{plain(title)}**, the nearest first")
         row = st.container(horizontal=True, gap="small")
@@ -162,29 +176,28 @@ def show_neighbours(a: sim.Side, b: sim.Side, layers: tuple[str, str], titles: S
             row.image(square(images[i], 3 * _PICTURE, charts.CHOSEN if i in both else None), caption=label(i), width=_PICTURE)
 
 
-def show_classes(a: sim.Side, b: sim.Side, layers: tuple[str, str], matrix: SimilarityMatrix, estimator: str) -> None:
+def show_classes(pair: sim.LayerPair, matrix: SimilarityMatrix, estimator: str) -> None:
     """The measure within the images of each class."""
     st.subheader("Within each class", divider="grey")
-    measure = "cka_rbf" if matrix.kernel == "rbf" else matrix.measure
-    fewest = sim.fewest_images(measure)
-    if a.reps.labels is None:
+    measure, reps = matrix.definition.name, pair.a.reps
+    fewest = images_per_class(measure)
+    if reps.labels is None:
         st.info(_UNLABELLED)
         return
-    if not sim.enough_images(a.reps, fewest):
+    if not class_images(reps, fewest):
         more = "select more images in the sidebar, or images with more per class"
         st.info(plain(f"No class has {fewest} images, which {matrix.label} requires here: {more}."))
         return
-    found = sim.by_class(a, b, layers, measure, estimator)
+    found = pair.by_class(measure, estimator)
     parts = [m.to_frame().assign(**{"class": m.images.split if m.images else ""}) for m in found]
     frame = pd.concat(parts, ignore_index=True)
-    show.chart(
-        charts.class_bars(frame, matrix.definition.label), f"classes {matrix.measure} {_pair(matrix)} {' '.join(layers)}", frame
-    )
+    name = f"classes {matrix.measure} {_pair(matrix)} {' '.join(pair.layers)}"
+    show.chart(charts.class_bars(frame, matrix.definition.label), name, frame)
     low, high = frame["n"].min(), frame["n"].max()
     n = str(low) if low == high else f"{low} to {high}"
-    left_out, more = len(np.unique(a.reps.labels)) - len(frame), ""
+    left_out, more = len(np.unique(reps.labels)) - len(frame), ""
     if left_out:
-        more = f" {left_out} classes with fewer than {fewest} images, or beyond the first {sim.MOST_CLASSES}, are omitted."
+        more = f" {left_out} classes with fewer than {fewest} images, or beyond the first {MOST_CLASSES}, are omitted."
     st.caption(
         plain(
             f"{matrix.label} of the two layers within the images of one class (n = {n} each): agreement beyond class "

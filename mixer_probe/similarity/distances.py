@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy.spatial.distance import pdist, squareform
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch.nn.functional import normalize
 
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import checked
-from mixer_probe.similarity.inputs import CONSTANT, Features
+from mixer_probe.similarity.inputs import CONSTANT, Features, as_matrix
 from mixer_probe.similarity.measure import Measure, Square, inner_products, matrix_of
 
 Distance = Literal["correlation", "euclidean"]
@@ -43,6 +44,21 @@ def rsa(X: Features, Y: Features, *, distance: Distance = "correlation") -> floa
     (correlation only; always so with one channel). Raises MeasureError for other than two axes, different n, n < 4, NaN or
     infinite values, an unknown distance."""
     return (RSA if distance == "correlation" else RSA_EUCLIDEAN)(X, Y)
+
+
+@checked(MeasureError)
+def sample_dissimilarities(X: Features, Y: Features, *, n_pairs: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """At most `n_pairs` random pairs of images, `i` < `j`, with their dissimilarity 1 - r, as `rsa` has it, in `X` [n, p]
+    (`distance_a`) and in `Y` [n, q] (`distance_b`). Rows are the same images.
+
+    Raises MeasureError for other than two axes and different n."""
+    a, b = as_matrix(X, "X").cpu().numpy(), as_matrix(Y, "Y").cpu().numpy()
+    if len(a) != len(b):
+        raise MeasureError(f"X has {len(a)} rows and Y has {len(b)}: give the same images in the same order")
+    first, second = np.triu_indices(len(a), 1)
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(first))[:n_pairs])
+    distances = {name: pdist(side, "correlation")[chosen] for name, side in (("distance_a", a), ("distance_b", b))}
+    return pd.DataFrame({"i": first[chosen], "j": second[chosen], **distances})
 
 
 def distance_correlation(X: Features, Y: Features) -> float:

@@ -23,6 +23,7 @@ from mixer_probe.core.finding import (
 from mixer_probe.core.result import ModelRecord, Result
 from mixer_probe.core.words import name_of
 from mixer_probe.plotting.depth import DepthCurve
+from mixer_probe.similarity.matches import LayerMatches, at_columns, best_matches
 from mixer_probe.similarity.matrix import SimilarityMatrix
 from mixer_probe.stats.claims import DRAWS, LEVEL, extremes_differ
 from mixer_probe.stats.differences import difference_p
@@ -117,6 +118,67 @@ def similarity_findings(results: Sequence[Result]) -> tuple[list[Finding], list[
         what, needs = f"Untrained baselines of {', '.join(alone)}", "the results contain no CKA between their untrained baselines"
         findings.append(missing(QUESTION, what, needs, results))
     return findings, curves
+
+
+def pair_sentences(found: SimilarityMatrix) -> list[str]:
+    """Where two networks differ most, which of their layers correspond, and the findings at equal depth; none for a network with
+    itself."""
+    if found.of_one_network:
+        return []
+    matches = best_matches(found)
+    equal = [f"At equal relative depth: {f.sentence}" for f in similarity_findings([found])[0] if f.verdict in ("found", "none")]
+    return [text for text in (difference_sentence(found, matches), correspondence_sentence(matches), *equal) if text]
+
+
+def difference_sentence(found: SimilarityMatrix, matches: LayerMatches) -> str:
+    """The depth where two networks differ most: the layer whose best match is the least alike, where depths differ significantly.
+    "" where the measure is not defined."""
+    i, interval = matches.least_similar, found.interval
+    if i is None:
+        return ""
+    a, b = name_of(matches.model_a), name_of(matches.model_b)
+    ends = (None, None) if interval is None else (interval.low, interval.high)
+    lows, highs = (at_columns(side, matches.best_match) for side in ends)
+    numbers = [Number("", *row) for row in np.stack([matches.value, lows, highs], 1).tolist()]
+    if not extremes_differ(numbers):
+        low, high = np.nanmin(matches.value), np.nanmax(matches.value)
+        return (
+            f"{a} and {b}: best matches of the layers of {a} have {matches.matrix_label} {low:.2f} to {high:.2f} (n = "
+            f"{matches.n}), with no significant difference between depths."
+        )
+    layer, partner = matches.layers_a[i], matches.layers_b[matches.best_match[i]]
+    null95 = "" if np.isnan(matches.null95[i]) else f", 95 % null of a best match {matches.null95[i]:.2f}"
+    verdict = "" if matches.above[i] or not null95 else ": not distinguishable from chance"
+    return (
+        f"{a} and {b} differ most at depth {layer.depth:.2f} of {a} ({layer.name}): even its best match in {b}, "
+        f"{partner.name} at depth {partner.depth:.2f}, has {matches.matrix_label} {shown(numbers[i])} "
+        f"(n = {matches.n}{null95}){verdict}."
+    )
+
+
+def correspondence_sentence(matches: LayerMatches) -> str:
+    """Which layers correspond, first to last; "" where the measure is not defined."""
+    known = [i for i, partner in enumerate(matches.best_match) if partner >= 0]
+    if not known:
+        return ""
+    chosen = [known[k] for k in np.unique(np.linspace(0, len(known) - 1, 4).round().astype(int))]
+    pairs = ", ".join(f"{matches.layers_a[i].name} with {matches.layers_b[matches.best_match[i]].name}" for i in chosen)
+    null = "" if np.isnan(matches.null95).all() else f"; {int(matches.above.sum())} of {len(known)} are above chance"
+    tau = "" if np.isnan(matches.tau) else f" Kendall's tau between the two orders is {matches.tau:.2f}."
+    names = f"{name_of(matches.model_b)} for {name_of(matches.model_a)}"
+    return f"Best-matching layers of {names}, from first to last: {pairs}{null}.{tau}"
+
+
+def value_text(found: SimilarityMatrix, i: int = 0, j: int = 0) -> str:
+    """ "0.31 [0.26, 0.35], null 0.06 on average and 0.07 at 95 %, n = 200"."""
+    value, interval, null = float(found.values[i, j]), found.interval, found.null
+    if np.isnan(value):
+        return f"not defined (n = {found.n})"
+    low, high = (NAN, NAN) if interval is None else (float(interval.low[i, j]), float(interval.high[i, j]))
+    chance = ""
+    if null is not None:
+        chance = f", null {null.mean[i, j]:.2f} on average and {null.quantile95[i, j]:.2f} at 95 %".replace("-0.00", "0.00")
+    return f"{shown(Number('', value, low, high))}{chance}, n = {found.n}"
 
 
 def ends_of(p: Profile) -> tuple[int, int]:

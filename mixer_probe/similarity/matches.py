@@ -13,6 +13,7 @@ from scipy.stats import kendalltau
 from mixer_probe.core.result import ModelRecord, Result
 from mixer_probe.models.layer import Layer
 from mixer_probe.similarity.matrix import SimilarityMatrix
+from mixer_probe.similarity.registry import find_measure
 from mixer_probe.stats import permutation_p
 
 
@@ -51,6 +52,12 @@ class LayerMatches(Result):
         """Whether the order of best matches is that of the layers beyond chance: `tau_p` is 5 % or less, and where there is a
         null at least half of the matches are above it."""
         return self.tau_p <= 0.05 and (bool(np.isnan(self.null95).all()) or float(self.above.mean()) >= 0.5)
+
+    @property
+    def least_similar(self) -> int | None:
+        """Index of the layer of A whose best match is the least alike; None where the measure is not defined for any."""
+        closeness = find_measure(self.measure).direction * self.value
+        return None if np.isnan(closeness).all() else int(np.nanargmin(closeness))
 
     def to_frame(self) -> pd.DataFrame:
         """One layer of A per row with its best match; no name and NaN where there is none."""

@@ -88,6 +88,11 @@ class SimilarityMatrix(Result):
         return rescaled
 
     @property
+    def of_one_network(self) -> bool:
+        """Whether a network is compared with itself, where every layer is its own best match."""
+        return self.model_a is not None and self.model_a == self.model_b
+
+    @property
     def closeness(self) -> np.ndarray:
         """Values [La, Lb] with the sign that makes larger mean more alike."""
         return self.definition.direction * self.values

@@ -15,12 +15,13 @@ from typing import Self
 import numpy as np
 import torch
 from scipy.sparse import csr_array
+from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import check_fraction, checked
-from mixer_probe.similarity.inputs import Features
+from mixer_probe.similarity.inputs import Features, as_matrix
 from mixer_probe.similarity.measure import Measure
 
 _K = 10
@@ -76,6 +77,22 @@ def neighbourhood_jaccard(X: Features, Y: Features, *, k: int = _K) -> float:
     NaN if a side is constant, or if all pairs of its images have equal cosines. Raises MeasureError for other than two axes,
     different n, n < k + 2, NaN or infinite values, k < 1."""
     return _with(JACCARD, k, None)(X, Y)
+
+
+@checked(MeasureError)
+def nearest_images(X: Features, *, k: int = _K, clamp: float | None = _CLAMP) -> np.ndarray:
+    """The `k` nearest other rows [n, k] of each row of `X` [n, p], the nearest first, by the cosine similarity of `mutual_knn`.
+
+    Where several tie for the last place, one of them is taken. Raises MeasureError for other than two axes, no more than k rows,
+    and `clamp` outside 0 to 1."""
+    if clamp is not None:
+        check_fraction("clamp, a quantile,", clamp, MeasureError)
+    if k >= len(X):
+        raise MeasureError(f"{len(X)} images are too few for {k} neighbours each: give at least {k + 1}")
+    matrix = as_matrix(X, "X")
+    matrix = (matrix if clamp is None else clamp_outliers(matrix, clamp)).cpu()
+    found: np.ndarray = NearestNeighbors(n_neighbors=k, metric="cosine").fit(matrix.numpy()).kneighbors(return_distance=False)
+    return found
 
 
 def _with(measure: Measure, k: int, clamp: float | None) -> Measure:

@@ -16,6 +16,7 @@ from mixer_probe.similarity.neighbours import (
     MUTUAL_KNN,
     clamp_outliers,
     mutual_knn,
+    nearest_images,
     neighbourhood_jaccard,
     neighbourhoods,
 )
@@ -187,6 +188,25 @@ def test_extreme_units(scale):
     assert mutual_knn(scale * X, Y) == pytest.approx(mutual_knn(X, Y), abs=1e-12)
     rows = np.where(np.arange(60) % 2, scale, 1)[:, None]
     assert neighbourhood_jaccard(rows * X, Y) == pytest.approx(neighbourhood_jaccard(X, Y), abs=1e-12)
+
+
+def test_nearest_images_are_those_of_mutual_knn_in_order():
+    X, Y = features(13)
+    found = nearest_images(X)
+    shared = [len(np.intersect1d(a, b)) for a, b in zip(found, nearest_images(Y), strict=True)]
+    assert np.mean(shared) / 10 == pytest.approx(mutual_knn(X, Y))
+    # By the definition: outliers cut, cosines, the nearest first, never the image itself.
+    cut = np.sort(np.abs(X).ravel())[int(0.95 * X.size)]
+    unit = np.clip(X, -cut, cut)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    np.testing.assert_array_equal(found, np.argsort(3 * np.eye(len(unit)) - unit @ unit.T, axis=1)[:, :10])
+    plain = X / np.linalg.norm(X, axis=1, keepdims=True)
+    expected = np.argsort(3 * np.eye(len(plain)) - plain @ plain.T, axis=1)[:, :4]
+    np.testing.assert_array_equal(nearest_images(X, k=4, clamp=None), expected)
+    with pytest.raises(MeasureError, match="10 images are too few for 10 neighbours"):
+        nearest_images(X[:10])
+    with pytest.raises(MeasureError, match="clamp"):
+        nearest_images(X, clamp=2.0)
 
 
 def test_errors():

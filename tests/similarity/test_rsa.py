@@ -9,7 +9,14 @@ from scipy.spatial.distance import pdist
 from scipy.stats import rankdata, spearmanr
 
 from mixer_probe.core.errors import MeasureError
-from mixer_probe.similarity.distances import RSA, RSA_EUCLIDEAN, centred_ranks, rsa, squared_distances
+from mixer_probe.similarity.distances import (
+    RSA,
+    RSA_EUCLIDEAN,
+    centred_ranks,
+    rsa,
+    sample_dissimilarities,
+    squared_distances,
+)
 from tests.similarity.features import notebook_features
 from tests.similarity.features import shifted_features as features
 
@@ -160,3 +167,19 @@ def test_values_are_inner_products_of_the_matrices(measure):
     assert torch.equal(A, A.T)
     assert (A.diagonal() == 0).all()
     assert float((A * B).sum()) == pytest.approx(float(measure.table([a], [b])), abs=1e-13)
+
+
+def test_sampled_dissimilarities_are_one_less_the_correlation():
+    X, Y = features(3)
+    frame = sample_dissimilarities(X, Y, n_pairs=50)
+    assert len(frame) == 50
+    assert not frame[["i", "j"]].duplicated().any()
+    assert (frame["i"] < frame["j"]).all()
+    for row in frame.itertuples():
+        assert row.distance_a == pytest.approx(1 - np.corrcoef(X[row.i], X[row.j])[0, 1])
+        assert row.distance_b == pytest.approx(1 - np.corrcoef(Y[row.i], Y[row.j])[0, 1])
+    whole = sample_dissimilarities(X, Y, n_pairs=10**6)
+    assert len(whole) == len(X) * (len(X) - 1) / 2
+    assert spearmanr(whole["distance_a"], whole["distance_b"]).statistic == pytest.approx(rsa(X, Y))
+    with pytest.raises(MeasureError, match="the same images"):
+        sample_dissimilarities(X, Y[:-1])
