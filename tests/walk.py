@@ -292,6 +292,11 @@ ALONE: dict[str, Alone] = {
     "channels.dprime_of": lambda w: mp.channels.dprime_of(*_labelled(w)),
     "capture.input_pictures": lambda w: input_pictures(w.model, w.images, [1, 2]),
     "channels.morcos_index": lambda w: mp.channels.morcos_index(np.abs(_labelled(w)[0]), _labelled(w)[1]),
+    "channels.top_unit_images": lambda w: mp.channels.top_unit_images(w.model, w.images, "blocks.0.mlp_tokens.act", 3),
+    "channels.unit_activations": lambda w: mp.channels.unit_activations(
+        w.model, w.images, ("blocks.0.norm1", "blocks.0.mlp_tokens.act"), 1, np.arange(2), np.arange(2)
+    ),
+    "channels.unit_layers": lambda w: mp.channels.unit_layers(mp.token_mixing(w.model, surrogates=1, shuffles=1), 0),
     "channels.top_and_lowest": lambda w: mp.channels.top_and_lowest(w.model, w.images, {"blocks.0": 0}, k=2),
     "cost.at_resolution": lambda w: _outputs(mp.cost.at_resolution(w.model, SIZE), w),
     "cost.cost_growth": lambda w: mp.cost.cost_growth(w.model, [32, 64], timed=0).macs,
@@ -335,6 +340,7 @@ CASE = {"position_embeddings": "vit"}
 ARCHITECTURE = {
     "attribution.allowed_methods",
     "attribution.patch_grid",
+    "channels.unit_layers",
     "cost.cost_growth",
     "cost.count_parts",
     "cost.feature_layer",
@@ -585,6 +591,10 @@ TOGETHER: dict[str, tuple[Together, tuple[Change, ...]]] = {
     "report.compare_reports": (
         lambda before, after: mp.report.compare_reports(*([mp.channel_statistics(w.model, w.images)] for w in (before, after))),
         ANY,
+    ),
+    "similarity.compare_within_classes": (
+        _two(lambda a, b: mp.similarity.compare_within_classes(a, b, fewest=4, **NO_DRAWS)),
+        NEW_MODEL,
     ),
     "similarity.layer_identification": (_two(lambda a, b: mp.similarity.layer_identification(a, b, "cka")), NEW_MODEL),
     "similarity.model_similarity": (_three_networks, NEW_MODEL),

@@ -224,7 +224,7 @@ def choose_layer(names: Sequence[str]) -> tuple[str, str]:
     left, middle, right = st.columns([3, 2, 3], vertical_alignment="bottom")
     network = url_state.choose(left.selectbox, "Network", NETWORK, names, format_func=shown)
     found = model(network)
-    scope = url_state.choose(middle.segmented_control, "Scope", SCOPE, list(_SCOPES), format_func=_SCOPES.__getitem__)
+    scope = url_state.choose(middle.segmented_control, "Scope", SCOPE, _SCOPES)
     layers = [layer.name for layer in sorted(found.layers, key=lambda layer: layer.kind not in _FIRST_KINDS)]
     more = {"disabled": scope == _ALL, "help": "Blocks first, then parts of blocks and norms."}
     layer = url_state.choose(right.selectbox, "Layer", LAYER, layers, usual_layer(found), **more)

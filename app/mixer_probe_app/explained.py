@@ -121,7 +121,7 @@ def choose_target(place: st.delta_generator.DeltaGenerator, classes: Sequence[Cl
         words[TRUE] = f"the true class, {picture.class_name or picture.label}"
     if len({each.names for each in classes}) == 1:
         words |= {str(i): name for i, name in enumerate(classes[0].names)}
-    return url_state.choose(place.selectbox, "Explained", "img-target", list(words), PREDICTED, format_func=words.__getitem__)
+    return url_state.choose(place.selectbox, "Explained", "img-target", words, PREDICTED)
 
 
 def attribution(name: str, classes: Classes, picture: Picture, method: str, target: str) -> Attribution:

@@ -38,11 +38,11 @@ _NO_POSITIONS = "Position embeddings are part of a ViT: select one in the sideba
 def stem_filters(names: Sequence[str]) -> None:
     """Filters of the first layer: as pictures, as principal components, or by colour and frequency."""
     row = st.container(horizontal=True, vertical_alignment="bottom", gap="medium")
-    look = url_state.choose(row.segmented_control, "Show", "stem-look", list(LOOKS), format_func=LOOKS.__getitem__)
+    look = url_state.choose(row.segmented_control, "Show", "stem-look", LOOKS)
     order: Any = "frequency"
     limit = None
     if look == "pictures":
-        order = url_state.choose(row.selectbox, "Sorted by", "stem-order", list(ORDERS), format_func=ORDERS.get, width=220)
+        order = url_state.choose(row.selectbox, "Sorted by", "stem-order", ORDERS, width=220)
         more = f"Off: the first {MANY} in this order."
         limit = None if url_state.toggle(row, "All filters", "stem-all", help=more) else MANY
     found: list[StemFilters] = calls.measured(PAGE, names, "stem filters", mp.stem_filters)
@@ -100,8 +100,7 @@ def colour_chart(found: Sequence[StemFilters]) -> None:
 
 def spatial_kernels(names: Sequence[str]) -> None:
     """From where positions read: by depth, on average, and for every position of one block."""
-    titles = {name: texts[0] for name, texts in KERNEL_MEASURES.items()}
-    measure = url_state.choose(st.segmented_control, "Measure", "stem-kernel", list(titles), format_func=titles.get)
+    measure = url_state.choose(st.segmented_control, "Measure", "stem-kernel", KERNEL_MEASURES)
     found = calls.measured(PAGE, names, "spatial kernels", mp.spatial_kernels, baselines=True)
     if not found:
         return
@@ -130,8 +129,7 @@ def spatial_kernels(names: Sequence[str]) -> None:
 
 def kernel_tying(names: Sequence[str]) -> None:
     """How many spatial kernels the channels of a layer share. Only Mixers and ViTs look at the images."""
-    titles = {name: texts[0] for name, texts in TYING_MEASURES.items()}
-    measure = url_state.choose(st.segmented_control, "Measure", "stem-tying", list(titles), format_func=titles.get)
+    measure = url_state.choose(st.segmented_control, "Measure", "stem-tying", TYING_MEASURES)
     images = lambda network: data.images() if needs_images(network) else None  # noqa: E731
     found = calls.measured(PAGE, names, "kernel tying", mp.kernel_tying, baselines=True, images=images)
     if not found:

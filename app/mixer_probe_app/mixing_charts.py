@@ -59,12 +59,6 @@ def urls(maps: np.ndarray, scale: float | None = None, frame: str = "") -> list[
     return found
 
 
-def unit_frame(found: TokenMixing, block: int) -> pd.DataFrame:
-    """One row per unit of a block, with every measure."""
-    frame = found.to_frame()
-    return frame[frame["block"] == found.blocks[block]].reset_index(drop=True)
-
-
 def tiles(frame: pd.DataFrame, order: np.ndarray, pictures: Sequence[str], pairs: bool) -> alt.Chart:
     """The units `order` with their `pictures`, row by row; the two of a pair stand close together if `pairs`."""
     columns = 16 if len(order) <= 128 else 24
@@ -169,21 +163,6 @@ def weights_map(values: np.ndarray, title: str, largest: float) -> alt.Chart:
 def beside(charts: Sequence[alt.Chart]) -> Any:
     """Charts beside each other as one, for files."""
     return alt.hconcat(*charts).resolve_scale(color="independent").configure(background="white")
-
-
-def output_frame(outputs: np.ndarray, images: Sequence[str], classes: Sequence[str], most: int = 32) -> pd.DataFrame:
-    """The outputs [rank, channel] of a unit in the `most` channels of largest output in any of the images: one row per value."""
-    channels = np.sort(np.argsort(-np.abs(outputs).max(0), kind="stable")[:most])
-    ranks = np.arange(1, len(outputs) + 1)
-    return pd.DataFrame(
-        {
-            "rank": np.repeat(ranks, len(channels)),
-            "image": np.repeat(list(images), len(channels)),
-            "class": np.repeat(list(classes), len(channels)),
-            "channel": np.tile(channels, len(outputs)),
-            "value": outputs[:, channels].ravel().astype(float),
-        }
-    )
 
 
 def output_map(frame: pd.DataFrame) -> alt.Chart:

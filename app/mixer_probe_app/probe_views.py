@@ -53,9 +53,7 @@ def show_view(results: Sequence[Any], name: str, drawn: Any, caption: str) -> No
 
 def show_accuracy(names: Names, baselines: bool) -> None:
     """Accuracy by depth."""
-    method = url_state.choose(
-        st.segmented_control, "Classifier", "probes-method", list(pr.METHODS), format_func=pr.METHODS.__getitem__
-    )
+    method = url_state.choose(st.segmented_control, "Classifier", "probes-method", pr.METHODS)
     _, test, subjects = _subjects(baselines)
     results = of_all(names, lambda name: pr.accuracy(subjects(name), method))
     if results:

@@ -102,7 +102,7 @@ def choose_setting(networks: Sequence[Model]) -> Setting | None:
     sizes = [network.input.size[1:] for network in networks]
     smallest = min(min(size) for size in sizes)
     first, second, third, fourth = st.columns([3, 4, 2, 2], vertical_alignment="bottom")
-    kind = url_state.choose(first.selectbox, "Distortion", "img-kind", list(KINDS), format_func=KINDS.__getitem__)
+    kind = url_state.choose(first.selectbox, "Distortion", "img-kind", KINDS)
     common = sorted(set.intersection(*(set(dividing_grids(*size)) for size in sizes)))
     grids = [g for g in common if (g > 1 or kind not in ("patches", "drop")) and (g < smallest or kind == "patches")]
     if kind in _RANDOM and not grids:

@@ -6,7 +6,7 @@ and knows no default that depends on other settings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import streamlit as st
@@ -46,11 +46,21 @@ def _bound(name: str, value: Any, default: Any) -> dict[str, Any]:
 
 
 def choose(
-    widget: Callable[..., Any], label: str, name: str, options: Sequence[T], default: T | None = None, **options_of_widget: Any
+    widget: Callable[..., Any],
+    label: str,
+    name: str,
+    options: Sequence[T] | Mapping[T, Any],
+    default: T | None = None,
+    **options_of_widget: Any,
 ) -> T:
     """One of `options`, by default the first, chosen in a Streamlit widget such as `place.selectbox` or `place.select_slider`.
 
-    A value in the URL that is no option gives way to the default. A slider over one option is not shown."""
+    A mapping gives the options and what they are called: a text, or a tuple that begins with it. A value in the URL that is no
+    option gives way to the default. A slider over one option is not shown."""
+    if isinstance(options, Mapping):
+        titles = {option: text if isinstance(text, str) else text[0] for option, text in options.items()}
+        options_of_widget = {"format_func": titles.__getitem__} | options_of_widget
+    options = list(options)
     first = options[0] if default is None else default
     value = next((option for option in options if str(option) == get(name)), first)
     bound = _bound(name, value, first) | options_of_widget

@@ -45,7 +45,7 @@ def main() -> None:
     room = rooms[url_state.choose(st.segmented_control, "Topic", ROOM, list(rooms), format_func=str.capitalize)]
     titles = {a.name: a.title[0].upper() + a.title[1:] for a in room.analyses}
     questions = [f"{plain(a.question)} Needs: {NEEDS[a.needs]}{', labels' if a.labelled else ''}." for a in room.analyses]
-    name = url_state.choose(st.radio, "Analysis", NAME, list(titles), format_func=titles.__getitem__, captions=questions)
+    name = url_state.choose(st.radio, "Analysis", NAME, titles, captions=questions)
     with guarded():
         show_analysis(room, room[name], names)
 

@@ -344,7 +344,7 @@ def show_depth(names: Sequence[str], images: Images, wanted: str) -> None:
         return
     about = "The same architectures with untrained weights."
     baselines = url_state.toggle(middle, "Untrained baseline", "ch-depth-random", help=about)
-    column = url_state.choose(right.selectbox, "y axis", "ch-depth-y", list(charts.DEPTH), format_func=charts.DEPTH.get)
+    column = url_state.choose(right.selectbox, "y axis", "ch-depth-y", charts.DEPTH)
     found = []
     for name in names:
         with guarded():

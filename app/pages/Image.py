@@ -38,9 +38,7 @@ def main() -> None:
         picture = chooser(images)
     if not names or picture is None:
         return
-    titles = {part: title for part, (title, _show) in PARTS.items()}
-    look = {"format_func": titles.__getitem__, "label_visibility": "collapsed"}
-    part = url_state.choose(st.segmented_control, "Part", "img-part", list(titles), **look)
+    part = url_state.choose(st.segmented_control, "Part", "img-part", PARTS, label_visibility="collapsed")
     with guarded():
         PARTS[part][1](names, picture, images)
 

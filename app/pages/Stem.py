@@ -31,9 +31,7 @@ def main() -> None:
     names = begin(kernels.PAGE, QUESTION, images=url_state.get("stem-part") == "tying")
     if not names:
         return
-    titles = {part: title for part, (title, _show) in PARTS.items()}
-    look = {"format_func": titles.__getitem__, "label_visibility": "collapsed"}
-    part = url_state.choose(st.segmented_control, "Part", "stem-part", list(titles), **look)
+    part = url_state.choose(st.segmented_control, "Part", "stem-part", PARTS, label_visibility="collapsed")
     with guarded():
         PARTS[part][1](names)
 

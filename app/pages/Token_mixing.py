@@ -13,15 +13,18 @@ if (_app := str(Path(__file__).parents[1])) not in sys.path:
 import numpy as np
 import pandas as pd
 import streamlit as st
-from mixer_probe_app import calls, charts, data, mixing, mixing_charts, show, url_state
+from mixer_probe_app import calls, charts, data, mixing_charts, show, url_state
 from mixer_probe_app.choice import shown
 from mixer_probe_app.messages import guarded, plain
 from mixer_probe_app.page import begin
-from mixer_probe_app.store import cached
+from mixer_probe_app.store import cached, model
 
 import mixer_probe as mp
+from mixer_probe.channels import top_unit_images, unit_activations, unit_layers
+from mixer_probe.channels.unit_images import UNIT_LAYERS
 from mixer_probe.core.words import join
 from mixer_probe.weights import TokenMixing
+from mixer_probe.weights.findings import unit_sentences
 
 PAGE = "Token mixing"
 QUESTION = (
@@ -31,12 +34,18 @@ QUESTION = (
 UNIT = "tm-unit"
 # Units of a block that are drawn at first, and pixels of a picture.
 MANY, _WIDTH = 128, 128
-_RANKINGS = {"rms": "all channels (rms)", "peak": "maximum over channels (peak)"}
+_RANKINGS = {
+    "rms": ("all channels (rms)", "the root mean square of these outputs"),
+    "peak": ("maximum over channels (peak)", "the largest of these outputs"),
+}
 _ORDERS = {
-    "pairs": "Opposite-phase pairs are adjacent: each unit is next to the most opposite unpaired one, smooth pairs first",
-    "frequency": "Smooth units come first",
-    "localisation": "Local units come first",
-    "norm": "Units with a large norm come first",
+    "pairs": (
+        "Opposite-phase pairs",
+        "Opposite-phase pairs are adjacent: each unit is next to the most opposite unpaired one, smooth pairs first",
+    ),
+    "frequency": ("Frequency", "Smooth units come first"),
+    "localisation": ("Localisation", "Local units come first"),
+    "norm": ("Norm", "Units with a large norm come first"),
 }
 
 
@@ -74,7 +83,7 @@ def explore(results: dict[str, TokenMixing]) -> None:
     with page:
         title = st.container()
         left, right = st.columns([1, 3], vertical_alignment="bottom")
-        smoothest = int(mixing.ordered(found, block, "frequency")[0])
+        smoothest = int(found.order(block, by="frequency")[0])
         unit = url_state.number(left, "Unit", UNIT, 0, len(found.units(block)) - 1, smoothest)
         opposite = int(found.partner(block)[unit])
         go = {"on_click": url_state.put, "args": (UNIT, str(opposite)), "icon": ":material/contrast:"}
@@ -103,11 +112,12 @@ def show_block(name: str, found: TokenMixing, block: int, unit: int) -> None:
     st.header(f"Units of {plain(found.blocks[block])}")
     maps, opposite = found.units(block), int(found.partner(block)[unit])
     row = st.container(horizontal=True, vertical_alignment="bottom", gap="medium")
-    by = url_state.choose(row.segmented_control, "Sorted by", "tm-sort", list(mixing.SORTS), format_func=mixing.SORTS.get)
+    by = url_state.choose(row.segmented_control, "Sorted by", "tm-sort", _ORDERS)
     shared = url_state.toggle(row, "Shared colour scale", "tm-scale", help="Off: each unit has its own colour scale.")
     more = {"disabled": len(maps) <= MANY, "help": f"Off: the first {MANY} in this order."}
-    order = mixing.ordered(found, block, by)[: None if url_state.toggle(row, "All units", "tm-all", **more) else MANY]
-    frame = mixing_charts.unit_frame(found, block)
+    order = found.order(block, by=by)[: None if url_state.toggle(row, "All units", "tm-all", **more) else MANY]
+    frame = found.to_frame()
+    frame = frame[frame["block"] == found.blocks[block]].reset_index(drop=True)
     scale = float(np.abs(maps).max()) if shared else None
     key = ("tiles", found.model.name, found.model.fingerprint, block, shared)
     pictures = cached("pictures", key, "Drawing", lambda: mixing_charts.urls(maps, scale), queue="draw", on_disk=False)
@@ -126,8 +136,8 @@ def show_block(name: str, found: TokenMixing, block: int, unit: int) -> None:
     show.chart(drawn, f"units {label}", frame.iloc[order], **clicks("tiles"))
     which = f"The first {len(order)} of {len(maps)} units" if len(order) < len(maps) else f"All {len(maps)} units"
     st.caption(
-        f"{which}. Red is positive weight, blue negative, white zero. {_ORDERS[by]}, row by row. The orange frame marks the unit "
-        "shown below, the green one its opposite-phase unit. Hover over a unit for its values, click it for details."
+        f"{which}. Red is positive weight, blue negative, white zero. {_ORDERS[by][1]}, row by row. The orange frame marks the "
+        "unit shown below, the green one its opposite-phase unit. Hover over a unit for its values, click it for details."
     )
     show.chart(mixing_charts.scatter(found, block, frame, unit), f"frequency and spread {label}", frame, **clicks("scatter"))
     st.caption(
@@ -163,7 +173,7 @@ def show_unit(name: str, found: TokenMixing, block: int, unit: int) -> None:
     show.downloads(f"unit {unit} {found.blocks[block]} {name}", mixing_charts.patches(maps), png=png, svg=svg)
     rows, columns = found.grid
     what = "The map shows the weights with which the unit reads the patches, the same in every channel."
-    if mixing.are_tokens(found):
+    if found.units_are_tokens:
         what = (
             f"Unit {unit} is the output token in row {unit // columns + 1}, column {unit % columns + 1}. Its map shows the "
             "weights with which it reads all tokens."
@@ -183,28 +193,29 @@ def show_unit(name: str, found: TokenMixing, block: int, unit: int) -> None:
     }
     for column, (label, (value, about)) in zip(st.columns(len(metrics)), metrics.items(), strict=True):
         column.metric(label, value, help=about)
-    show.bullets(mixing.sentences(found, block, unit))
+    show.bullets(unit_sentences(found, block, unit))
 
 
 def show_images(name: str, found: TokenMixing, block: int, unit: int) -> None:
     """The images that activate the unit most, its inputs there, and its outputs by channel."""
-    layer = mixing.output_layer(found, block)
-    if not layer:
-        st.info(f"The layer that holds the unit outputs of a {plain(found.form)} is not known.")
-        return
-    by = url_state.choose(st.segmented_control, "Rank images by", "tm-by", list(_RANKINGS), format_func=_RANKINGS.get)
+    network, layers = model(name), unit_layers(found, block)
+    over: Any = url_state.choose(st.segmented_control, "Rank images by", "tm-by", _RANKINGS)
     images = data.images()
-    top = mixing.top_images(name, found, block, images, by)
-    one = mixing.activations(name, found, block, unit, images, top)
-    how = "the root mean square of these outputs" if by == "rms" else "the largest of these outputs"
+    key = (calls.key_of(network), calls.key_of_images(images), layers, over)
+    title = f"Units of {found.blocks[block]} of {name} over {len(images)} images"
+    rank_images = lambda: top_unit_images(network, images, layers[1], over=over, batch_size=calls.BATCH)  # noqa: E731
+    top = cached("top images", key, title, rank_images)
+    index, channel = top.index[unit], top.channel[unit]
+    activations = lambda: unit_activations(network, images, layers, unit, index, channel, batch_size=calls.BATCH)  # noqa: E731
+    one = cached("unit activations", (*key, unit), f"Unit {unit} over its top images", activations)
     st.caption(
         plain(
-            f"The {'output token' if mixing.are_tokens(found) else 'hidden unit'} reads every channel of the network with the "
-            "same map and has one output per channel and no position in the image. Shown is its output "
-            f"{mixing.ABOUT_OUTPUTS[found.form]} ({layer}). Images are ranked by {how}, over {top.n} images of {images.name}."
+            f"The {'output token' if found.units_are_tokens else 'hidden unit'} reads every channel of the network with the same "
+            f"map and has one output per channel and no position in the image. Shown is its output "
+            f"{UNIT_LAYERS[found.form].about} ({layers[1]}). Images are ranked by {_RANKINGS[over][1]}, over {top.n} images of "
+            f"{images.name}."
         )
     )
-    index, channel = top.index[unit], top.channel[unit]
     rank = np.arange(len(index))
     table = pd.DataFrame(
         {
@@ -229,10 +240,13 @@ def show_images(name: str, found: TokenMixing, block: int, unit: int) -> None:
         "Top: the image. Bottom: the input of token mixing in the channel with the largest unit output (red above zero, blue "
         "below, each on its own scale). The more it resembles the unit's map, the larger the output."
     )
-    values = mixing_charts.output_frame(one.outputs, table["image"].to_list(), table["class"].to_list())
+    strongest = one.strongest_channels()
+    outputs = pd.DataFrame(one.outputs[:, strongest].astype(float), columns=pd.Index(strongest, name="channel"))
+    outputs = outputs.set_index(pd.MultiIndex.from_frame(table[["rank", "image", "class"]]))
+    values = outputs.stack().rename("value").reset_index()
     show.chart(mixing_charts.output_map(values), f"channels of unit {unit} {found.blocks[block]} {name}", values)
     st.caption(
-        f"Unit output in each channel of these images, for the {values['channel'].nunique()} of {one.outputs.shape[1]} channels "
+        f"Unit output in each channel of these images, for the {len(strongest)} of {one.outputs.shape[1]} channels "
         "with the largest output. Hover over a cell for its value."
     )
     show.folded_table(f"Top images of unit {unit}", table)
@@ -240,8 +254,7 @@ def show_images(name: str, found: TokenMixing, block: int, unit: int) -> None:
 
 def show_depth(results: list[TokenMixing]) -> None:
     """One measure of all units against relative depth."""
-    titles = {measure: texts[0] for measure, texts in mixing_charts.DEPTHS.items()}
-    measure = url_state.choose(st.segmented_control, "Measure", "tm-measure", list(titles), format_func=titles.get)
+    measure = url_state.choose(st.segmented_control, "Measure", "tm-measure", mixing_charts.DEPTHS)
     frame = mixing_charts.depth_frame(results, measure)
     names = " ".join(dict.fromkeys(frame["network"]))
     show.chart(mixing_charts.depth_curves(frame, measure), f"units by depth {measure} {names}", frame)

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils import _pytree as pytree
 
 from mixer_probe.capture.heap import kept_heap
@@ -233,15 +234,23 @@ def pixel_batches(model: Model, images: ImageSource | torch.Tensor, batch_size: 
         yield (batch.cpu() * std.to(batch.dtype) + mean.to(batch.dtype)).clamp(0, 1) if finished else batch.cpu()
 
 
-def input_pictures(model: Model, images: ImageSource | torch.Tensor, index: Iterable[int]) -> np.ndarray:
+def input_pictures(
+    model: Model, images: ImageSource | torch.Tensor, index: Iterable[int], pixels: int | None = None
+) -> np.ndarray:
     """The input of the network for the images at `index`, uint8 RGB [n, height, width, 3]: resized and cropped, not normalised.
 
-    Where the network takes other than three channels, their mean in grey.
+    Where the network takes other than three channels, their mean in grey. Larger ones are reduced to `pixels` on the longer side.
 
     Raises ImagesError for sources that give no single images."""
-    pixels = torch.cat(list(pixel_batches(model, part_of(images, index))))
-    colours = pixels if pixels.shape[1] == 3 else pixels.mean(1, keepdim=True).expand(-1, 3, -1, -1)
-    return np.asarray((colours.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy())
+    given = torch.cat(list(pixel_batches(model, part_of(images, index))))
+    colours = given if given.shape[1] == 3 else given.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    pictures = np.asarray((colours.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy())
+    height, width = pictures.shape[1:3]
+    scale = 1.0 if pixels is None else pixels / max(height, width)
+    if scale >= 1:
+        return pictures
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.stack([np.asarray(Image.fromarray(p).resize(size, Image.Resampling.LANCZOS)) for p in pictures])
 
 
 def to_host(pieces: Iterator[Piece]) -> Iterator[Piece]:

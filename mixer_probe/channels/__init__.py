@@ -17,6 +17,7 @@ from mixer_probe.channels.top import (
     top_images,
     top_means,
 )
+from mixer_probe.channels.unit_images import UnitActivations, UnitImages, top_unit_images, unit_activations, unit_layers
 
 __all__ = [
     "ChannelMoments",
@@ -31,6 +32,8 @@ __all__ = [
     "Extremes",
     "RunningTop",
     "TopImages",
+    "UnitActivations",
+    "UnitImages",
     "activation_maps",
     "auroc_of",
     "channel_moments",
@@ -47,5 +50,8 @@ __all__ = [
     "top_and_lowest",
     "top_images",
     "top_means",
+    "top_unit_images",
+    "unit_activations",
+    "unit_layers",
     "with_partners",
 ]

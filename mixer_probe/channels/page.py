@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 from torch import Tensor
 
 from mixer_probe.capture import ImageSource, input_pictures
@@ -162,19 +161,13 @@ def _exhibit(model: Model, images: ImageSource | Tensor, end: TopImages, channel
     boxes = replace(end, position=flat.argmax(1)[None]).boxes[0] / np.array([*end.input_size, *end.input_size])
     # Several cells have the peak where a ReLU leaves zeros.
     shared = (flat == flat.max(1, keepdims=True)).sum(1) > 1
-    pictures = input_pictures(model, images, end.index[i])
-    height, width = pictures.shape[1:3]
-    scale = pixels / max(height, width)
-    if scale < 1:
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        pictures = np.stack([np.asarray(Image.fromarray(p).resize(size, Image.Resampling.LANCZOS)) for p in pictures])
     classes: tuple[str, ...] = ()
     if not isinstance(images, Tensor) and images.labels is not None:
         classes = tuple(class_name(int(label), images.class_names) for label in images.labels[end.index[i]])
     return Exhibit(
         values=end.values[i],
         ids=end.ids[i],
-        pictures=pictures,
+        pictures=input_pictures(model, images, end.index[i], pixels),
         maps=maps,
         boxes=np.where(shared[:, None], [0.0, 0.0, 1.0, 1.0], boxes),
         classes=classes,

@@ -105,6 +105,35 @@ def _paired(r: TokenMixing, kind: str) -> Number:
     return Number(kind, value, *wilson_interval(value * half, half), null=r.chance, n=len(paired))
 
 
+def unit_sentences(r: TokenMixing, block: int, unit: int) -> list[str]:
+    """The numbers of one unit of a block beside those of their nulls, and how its other weights relate to its read weights."""
+    one = r.measures(block)
+    rank = int(np.flatnonzero(r.order(block, by="frequency") == unit)[0]) + 1
+    shuffled, partner = one.shuffled, int(one.partner[unit])
+    back = int(one.partner[partner])
+    beyond = "beyond chance" if r.paired(block)[unit] else "not beyond chance"
+    mutual = "the relation is mutual" if back == unit else f"the opposite-phase unit of unit {partner} is unit {back}"
+    texts = [
+        f"Frequency: rank {rank} of {len(one.maps)} from the lowest; the mean is {one.statistics.frequency:.3f} for the block "
+        f"and {np.mean(shuffled.frequency):.3f} cycles/token for units with shuffled weights. Orientation coherence is "
+        f"{one.coherence[unit]:.2f} (1: one orientation; shuffled: {np.mean(shuffled.coherence):.2f}).",
+        f"Localisation: {one.spread[unit]:.1f} px around row {one.centre[unit, 0]:.1f} px, column {one.centre[unit, 1]:.1f} px; "
+        f"shuffled weights: {np.mean(shuffled.spread):.1f} px; uniform weights: {r.uniform_spread:.1f} px. Norm: "
+        f"{one.norm[unit]:.3f}.",
+        f"Opposite-phase unit: {partner}, with cosine {one.partner_cosine[unit]:.3f}, {beyond} (p = {one.partner_p[unit]:.2f} "
+        f"against {r.surrogates} copies of the units with random phases; the null has mean {one.null_mean:.3f} and 5th "
+        f"percentile {one.null_q05:.3f}); {mutual}.",
+    ]
+    if "write" in r.sides:
+        texts.append(
+            f"Write weights: their cosine with the read weights is {r.cosine_with_read(block, 'write')[unit]:+.3f} (1: the unit "
+            "adds to the patches that it reads, -1: it subtracts from them)."
+        )
+    if "gate" in r.sides:
+        texts.append(f"Gate weights: their cosine with the read weights is {r.cosine_with_read(block, 'gate')[unit]:+.3f}.")
+    return texts
+
+
 def mixing_distance_finding(r: SpatialKernels, baseline: SpatialKernels | None) -> Finding:
     """The mean mixing distance in the first and last layer, and in how many layers it differs from the untrained baseline."""
     name, first = name_of(r.model), r.kernels[0]

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from scipy.stats import norm
 
-from mixer_probe.core.errors import LayerError, MeasureError, ModelError, UndefinedUnitsWarning, layer_index
+from mixer_probe.core.errors import LayerError, MeasureError, ModelError, UndefinedUnitsWarning, closest, layer_index
 from mixer_probe.core.result import ModelRecord, Result
 from mixer_probe.core.threads import side_by_side
 from mixer_probe.core.validate import checked
@@ -30,6 +30,8 @@ from mixer_probe.weights.units import STATISTICS, UnitSet, matching_null, measur
 Side = Literal["read", "gate", "write"]
 SIDES: tuple[Side, ...] = ("read", "gate", "write")
 
+# The orders of the units of a block.
+ORDERS = ("pairs", "frequency", "localisation", "norm")
 # Units whose opposite-phase unit is as low in at most this fraction of the surrogates count as paired.
 LEVEL = 0.05
 
@@ -65,6 +67,11 @@ class TokenMixing(Result):
     def sides(self) -> tuple[Side, ...]:
         """The sides that this form has."""
         return tuple(side for side in SIDES if getattr(self, side))
+
+    @property
+    def units_are_tokens(self) -> bool:
+        """Whether unit i is the output token i, and no hidden unit."""
+        return self.form in ("ResMLP", "gMLP")
 
     @property
     def uniform_spread(self) -> float:
@@ -106,9 +113,18 @@ class TokenMixing(Result):
         return self.measures(block, side).partner
 
     @checked(MeasureError)
-    def order(self, block: int | str, side: Side = "read") -> np.ndarray:
-        """Units [unit] in opposite-phase pairs, low frequency first, as in the paper (see `paired_order`)."""
-        return paired_order(self.units(block, side), self.frequency(block, side))
+    def order(self, block: int | str, side: Side = "read", by: str = "pairs") -> np.ndarray:
+        """Units [unit] in one of the orders `ORDERS`, of equals the first ones first.
+
+        "pairs": in opposite-phase pairs, low frequency first, as in the paper (see `paired_order`). "frequency", "localisation"
+        and "norm": low frequency, small spread and large norm first. Raises MeasureError for an unknown order."""
+        units = self.measures(block, side)
+        if by == "pairs":
+            return paired_order(units.maps, units.frequency)
+        keys = {"frequency": units.frequency, "localisation": units.spread, "norm": -units.norm}
+        if by not in keys:
+            raise MeasureError(f"there is no order '{by}' of units; {closest(by, ORDERS)}")
+        return np.argsort(keys[by], kind="stable")
 
     @checked(MeasureError)
     def paired(self, block: int | str, side: Side = "read") -> np.ndarray:

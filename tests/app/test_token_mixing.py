@@ -7,12 +7,10 @@ import io
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 import mixer_probe as mp
-from mixer_probe.visualization import Objective
 from tests.app.conftest import Open, parameter
 
 PAGE = "pages/Token_mixing.py"
@@ -91,17 +89,6 @@ def test_a_link_to_a_unit_that_is_not_there(open_page: Open, units: mp.weights.T
     assert f"Unit {np.argmin(units.frequency(0))} of blocks.0" in texts(page)
 
 
-def test_orders_are_those_of_the_measures(units: mp.weights.TokenMixing) -> None:
-    from mixer_probe_app import mixing
-
-    one = units.measures(4)
-    assert np.all(np.diff(one.frequency[mixing.ordered(units, 4, "frequency")]) >= 0)
-    assert np.all(np.diff(one.spread[mixing.ordered(units, 4, "localisation")]) >= 0)
-    assert np.all(np.diff(one.norm[mixing.ordered(units, 4, "norm")]) <= 0)
-    assert np.array_equal(mixing.ordered(units, 4, "pairs"), units.order(4))
-    assert all(sorted(mixing.ordered(units, 4, by)) == list(range(128)) for by in mixing.SORTS)
-
-
 def picture(url: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))
 
@@ -143,39 +130,6 @@ def test_images_are_those_that_drive_the_hidden_unit(open_page: Open, zoo: mp.Mo
 
 def strongest_table(page: AppTest):
     return next(table.value for table in page.dataframe if "value in that channel" in table.value)
-
-
-@pytest.mark.parametrize("name", ["zoo:mixer-s0", "resmlp_12_224"])
-def test_what_a_unit_gives_is_its_map_on_what_it_read(name: str) -> None:
-    """given = act(<map, read> + bias), from the parameters alone: the picture shown as read is what the unit looked at."""
-    from mixer_probe_app import mixing
-
-    model = mp.load_model(name, pretrained=name.startswith("zoo"), device="cpu")
-    block = model.module.blocks[1]
-    images = mp.load_images("demo", split="test", limit=4)
-    form = "Mixer" if name.startswith("zoo") else "ResMLP"
-    layer, source = f"blocks.1.{mixing.OUTPUTS[form]}", f"blocks.1.{mixing.INPUTS[form]}"
-    _values, index, channel, n = mixing.rank_images(model, images, layer, "peak")
-    given, read, _pictures = mixing.unit_activations(
-        model, images, (source, layer), 6, index[6], channel[6], model.structure.token_grid
-    )
-    linear = block.mlp_tokens.fc1 if form == "Mixer" else block.linear_tokens
-    before = torch.from_numpy(read.reshape(4, -1)) @ linear.weight[6].detach() + linear.bias[6].detach()
-    expected = torch.nn.functional.gelu(before) if form == "Mixer" else before
-    np.testing.assert_allclose(given[np.arange(4), channel[6]], expected, rtol=1e-3, atol=1e-5)
-    assert n == 4
-
-
-def test_the_reducer_ranks_units_and_not_channels() -> None:
-    from mixer_probe_app.mixing import unit_reducer
-
-    layer = mp.load_model(ZOO, device="cpu").layer("blocks.0.mlp_tokens.act")
-    values = torch.zeros(2, 128, 128)
-    values[1, 5, 77] = 3.0
-    found = unit_reducer(Objective(layer, "hidden unit", np.arange(128), "rms"))(layer, values, None)
-    assert found.values[1, 5] == pytest.approx(3 / 128**0.5)
-    assert found.position[1, 5] == 77
-    assert float(found.values[0].max()) < 1e-20
 
 
 def test_depth_curves_have_trained_random_and_null(units: mp.weights.TokenMixing, zoo: mp.Model) -> None:

@@ -10,6 +10,8 @@ import mixer_probe as mp
 from mixer_probe.core.errors import LayerError, MeasureError, ModelError, UndefinedUnitsWarning
 from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.weights import TokenMixing
+from mixer_probe.weights.findings import unit_sentences
+from mixer_probe.weights.token_units import ORDERS
 
 SPEC = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "device": "cpu"}
 
@@ -170,6 +172,36 @@ def test_a_dead_unit_is_last_and_breaks_nothing() -> None:
     assert np.isfinite(found.measures(0).partner_cosine).all()
     assert sorted(found.order(0).tolist()) == list(range(12))
     assert np.isfinite(found.summary()["mean_frequency"]).all()
+
+
+def test_orders_are_those_of_the_measures() -> None:
+    found = mp.token_mixing(mp.load_model(small_mixer(), **SPEC), surrogates=1, shuffles=1)
+    one = found.measures(1)
+    assert np.all(np.diff(one.frequency[found.order(1, by="frequency")]) >= 0)
+    assert np.all(np.diff(one.spread[found.order(1, by="localisation")]) >= 0)
+    assert np.all(np.diff(one.norm[found.order(1, by="norm")]) <= 0)
+    for by in ORDERS:
+        assert sorted(found.order(1, by=by)) == list(range(len(one.maps)))
+        assert sorted(found.order("blocks.1", "write", by)) == list(range(len(one.maps)))
+    with pytest.raises(MeasureError, match="no order 'beauty'"):
+        found.order(1, by="beauty")
+
+
+def test_sentences_on_a_unit_have_its_numbers_and_those_of_the_nulls() -> None:
+    network = timm.create_model("gmixer_12_224", num_classes=0)
+    found = mp.token_mixing(mp.load_model(network, device="cpu"), surrogates=2, shuffles=1)
+    one, unit = found.measures(2), 7
+    rank = int((one.frequency < one.frequency[unit]).sum()) + 1
+    frequency, local, opposite, write, gate = unit_sentences(found, 2, unit)
+    assert f"rank {rank} of 192 from the lowest; the mean is {one.frequency.mean():.3f} for the block" in frequency
+    assert f"Localisation: {one.spread[unit]:.1f} px" in local
+    assert f"Norm: {np.linalg.norm(one.maps[unit]):.3f}." in local
+    partner = int(one.partner[unit])
+    assert f"Opposite-phase unit: {partner}, with cosine {one.partner_cosine[unit]:.3f}, not beyond chance" in opposite
+    back = int(one.partner[partner])
+    assert ("the relation is mutual" if back == unit else f"of unit {partner} is unit {back}") in opposite
+    assert f"{found.cosine_with_read(2, 'write')[unit]:+.3f}" in write
+    assert f"{found.cosine_with_read(2, 'gate')[unit]:+.3f}" in gate
 
 
 def test_a_real_size_network_has_the_null_figures_of_iid_rows() -> None:
