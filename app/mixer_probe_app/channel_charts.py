@@ -15,14 +15,13 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
 from mixer_probe.capture import Representations, input_pictures
-from mixer_probe.channels import ChannelPartners, ClassSelectivity, top_means
+from mixer_probe.channels import ChannelPartners, top_means
+from mixer_probe.channels.listing import TITLES
 from mixer_probe.images import Images
 from mixer_probe.images.classes import class_name
 from mixer_probe.models import Model
 from mixer_probe.plotting.style import COLOURS
-from mixer_probe.stats import auroc_interval
 from mixer_probe_app import charts
-from mixer_probe_app.channel_table import TITLES, chance
 from mixer_probe_app.charts import GREY, colours, tips, zoom
 
 PICK = "pick"
@@ -143,29 +142,6 @@ def scatter(frame: pd.DataFrame, x: str, y: str, opened: tuple[str, int]) -> alt
     return chart
 
 
-def class_frame(found: ClassSelectivity, layer: str, channel: int) -> pd.DataFrame:
-    """One row per class: AUROC of the channel with its interval and its null, d′ and images of the class."""
-    i = found.index(layer)
-    auroc, band = found.auroc[i][channel], chance(found, i)[channel]
-    counts = found.counts.astype(int)
-    bounds = [
-        auroc_interval(float(a), int(m), int(found.n - m)) if np.isfinite(a) else (np.nan, np.nan)
-        for a, m in zip(auroc, counts, strict=True)
-    ]
-    return pd.DataFrame(
-        {
-            "class": found.class_names,
-            "auroc": auroc,
-            "low": [low for low, _high in bounds],
-            "high": [high for _low, high in bounds],
-            "null_low": (0.5 - band).clip(0),
-            "null_high": (0.5 + band).clip(max=1),
-            "dprime": found.dprime[i][channel],
-            "images": counts,
-        }
-    )
-
-
 def class_bars(frame: pd.DataFrame) -> alt.LayerChart:
     """AUROC by class: bars from 1/2, thin lines their intervals, the grey ground the null."""
     away = (frame["auroc"] - 0.5).abs()
@@ -234,23 +210,6 @@ DEPTH = {
     "auroc_median": "AUROC of the median channel",
     "share_selective": "selective channels (%)",
 }
-
-
-def depth_frame(found: Sequence[ClassSelectivity], wanted: str) -> pd.DataFrame:
-    """One row per layer of each result: its summary and `best`, the best channel's AUROC (of `wanted` where given; below 1/2
-    counts as above)."""
-
-    def rows(result: ClassSelectivity) -> pd.DataFrame:
-        best, channels = [], []
-        for values in result.auroc:
-            values = values[:, [result.class_names.index(wanted)]] if wanted else values
-            away = np.nan_to_num(np.abs(values - 0.5).max(1), nan=-1.0)
-            known = away.max() >= 0
-            channels.append(int(away.argmax()) if known else -1)
-            best.append(0.5 + float(away.max()) if known else float("nan"))
-        return result.summary().assign(best=best, channel=channels)
-
-    return charts.table(found, rows)
 
 
 def depth_chart(frame: pd.DataFrame, column: str) -> alt.LayerChart:

@@ -13,13 +13,13 @@ import streamlit as st
 import mixer_probe as mp
 from mixer_probe.capture import Representations
 from mixer_probe.channels import ChannelPage, ChannelPartners, ChannelStatistics, ClassSelectivity, channel_pages
+from mixer_probe.channels.listing import TITLES, search_channels, sortable
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import whole_number
 from mixer_probe.images import Images
 from mixer_probe.models import Layer, Model
 from mixer_probe_app import data, url_state
 from mixer_probe_app.calls import BATCH, LAYERS, key_of, key_of_images, representations, stored_run
-from mixer_probe_app.channel_table import TITLES, search, sortable
 from mixer_probe_app.choice import RUN, shown
 from mixer_probe_app.history import computed
 from mixer_probe_app.messages import plain
@@ -254,7 +254,7 @@ def choose_list(network: str, layer: str, found: ClassSelectivity | None) -> Cha
 def searched(frame: pd.DataFrame, text: str) -> pd.DataFrame:
     """The rows that `text` asks for; all of them, and a message, where it cannot be read."""
     try:
-        return search(frame, text)
+        return search_channels(frame, text)
     except MeasureError as error:
         st.warning(f"{plain(error)}. All channels are listed.", icon=":material/search_off:")
         return frame

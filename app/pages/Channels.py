@@ -15,9 +15,8 @@ import pandas as pd
 import streamlit as st
 from mixer_probe_app import calls, channels, data, url_state
 from mixer_probe_app import channel_charts as charts
-from mixer_probe_app.channel_table import SELECTIVITY, TITLES, chance, drawable, listing, ordered, shown_table
 from mixer_probe_app.channels import ChannelQuery, ChannelRef
-from mixer_probe_app.charts import picked
+from mixer_probe_app.charts import picked, table
 from mixer_probe_app.choice import RUN, shown
 from mixer_probe_app.messages import guarded, plain
 from mixer_probe_app.page import begin
@@ -27,11 +26,12 @@ from mixer_probe_app.store import cached, model
 from mixer_probe.capture import Representations
 from mixer_probe.channels import ChannelPartners, ChannelStatistics, ClassSelectivity, with_partners
 from mixer_probe.channels.figures import channel_page
+from mixer_probe.channels.findings import best_channel_finding
+from mixer_probe.channels.listing import SELECTIVITY, TITLES, drawable, list_channels, sort_channels
 from mixer_probe.channels.selectivity import LEVEL
 from mixer_probe.core.errors import MixerProbeError
 from mixer_probe.images import Images
 from mixer_probe.models import Model
-from mixer_probe.stats import auroc_interval
 
 QUESTION = (
     "What does a single channel respond to? Select a class to find the channel most selective for it, or sort and filter by any "
@@ -74,10 +74,12 @@ def show_network(networks: list[str], names: list[str], images: Images, missing:
     if missing:
         st.info(plain(missing), icon=":material/label_off:")
     statistics = channels.statistics(network, images, query.layers)
-    every = ordered(listing(statistics, selectivity, query.class_name), query.sort, query.reverse)
+    every = sort_channels(list_channels(statistics, selectivity, query.class_name), query.sort, query.reverse)
     if selectivity is not None:
-        with guarded():
-            show_best(query, every, selectivity)
+        names_of_layers = [layer.name for layer in statistics.layers]
+        if (best := best_channel_finding(selectivity, query.class_name, names_of_layers)) is not None:
+            message, icon = (st.success, "military_tech") if best.verdict == "found" else (st.info, "info")
+            message(plain(best.sentence), icon=f":material/{icon}:")
     frame = channels.searched(every, query.text)
     if frame.empty:
         st.info(f"No channel of {len(every):,} fits the search. Change it, or empty the box.", icon=":material/search_off:")
@@ -102,43 +104,6 @@ def show_network(networks: list[str], names: list[str], images: Images, missing:
 
 
 # -- the list ----------------------------------------------------------------------------------------------------------------
-
-
-def show_best(query: ChannelQuery, frame: pd.DataFrame, found: ClassSelectivity) -> None:
-    """The channel most selective for the class, with its interval and its null."""
-    known = frame.dropna(subset=["selectivity"])
-    if known.empty:
-        return
-    best = known.loc[known["selectivity"].idxmax()]
-    name = query.class_name or str(best["class"])
-    i, channel, k = found.index(best["layer"]), int(best["channel"]), found.class_names.index(name)
-    auroc, m, band = float(best["auroc"]), int(found.counts[k]), float(chance(found, i)[channel, k])
-    low, high = auroc_interval(auroc, m, found.n - m)
-    where = f"hannel {channel} of {plain(best['layer'])}"
-    corrected = "."
-    if found.preferred[i][channel] == k:
-        p = float(found.p_value[i][channel])
-        sign = "≤" if p <= 1 / (found.permutations + 1) + 1e-12 else "="
-        corrected = f"; p {sign} {p:.3f} after max-T correction over the classes and channels of the layer."
-    numbers = (
-        f"AUROC {auroc:.2f} [{low:.2f}, {high:.2f}], d′ {best['dprime']:.2f}, n = {found.n} images, {m} of them {plain(name)}. "
-        f"Null: under label permutations, no channel of {plain(found.layers[i].name)} is above {0.5 + band:.2f} (or below "
-        f"{0.5 - band:.2f}) in 95 % of permutations{corrected}"
-    )
-    # Against the largest of all classes, channels and layers.
-    if found.overall_p(abs(auroc - 0.5) / band * float(found.threshold[i])) > LEVEL:
-        none = f"**No channel is significantly selective for {plain(name)}**"
-        st.info(f"{none}; the AUROC furthest from 1/2 is that of c{where}: {numbers}", icon=":material/info:")
-        return
-    lower, more = "", ""
-    if auroc < 0.5:
-        lower = ", with lower activations (AUROC below 0.5)"
-        if query.class_name and (known["auroc"] > 0.5).any():
-            top = known.loc[known["auroc"].idxmax()]
-            place = f"channel {top['channel']} of {plain(top['layer'])}"
-            more = f" Of the channels with higher activation for it, {place} has the largest AUROC, {top['auroc']:.2f}."
-    text = f"**C{where} is the most selective for {plain(name)}{lower}**: {numbers}{more}"
-    st.success(text, icon=":material/military_tech:")
 
 
 def show_gallery(query: ChannelQuery, frame: pd.DataFrame, images: Images) -> None:
@@ -213,7 +178,8 @@ def show_all(query: ChannelQuery, frame: pd.DataFrame, labelled: bool) -> None:
     with st.expander(f"Table of {len(frame):,} channels"):
         st.session_state[_SHOWN_ROWS] = list(zip(frame["layer"].astype(str), frame["channel"].astype(int)))
         select = {"key": _TABLE, "on_select": take_row, "selection_mode": "single-row"}
-        st.dataframe(shown_table(frame), hide_index=True, width="stretch", **select)
+        order = ["layer", "channel", *(name for name in TITLES if name in frame and name not in ("layer", "channel"))]
+        st.dataframe(frame[order].rename(columns=TITLES), hide_index=True, width="stretch", **select)
         st.caption("Click a column header to sort, or the box beside a row to open the channel.")
 
 
@@ -256,7 +222,7 @@ def show_channel(
     )
     if selectivity is None or not np.isfinite(selectivity.auroc[selectivity.index(ref.layer)][ref.channel]).any():
         return
-    frame = charts.class_frame(selectivity, ref.layer, ref.channel)
+    frame = selectivity.class_frame(ref.layer, ref.channel)
     st.subheader("AUROC per class")
     chart(charts.class_bars(frame), f"classes {ref.network} {ref.layer} {ref.channel}", frame)
     cut = f" The {charts.MOST_CLASSES} classes furthest from chance are shown." if len(frame) > charts.MOST_CLASSES else ""
@@ -353,7 +319,7 @@ def show_depth(names: Sequence[str], images: Images, wanted: str) -> None:
                 found.append(channels.selectivity(name, images, untrained=True))
     if not found:
         return
-    frame = charts.depth_frame(found, wanted)
+    frame = table(found, lambda result: result.best_channels(wanted))
     chart(charts.depth_chart(frame, column), f"selectivity by depth {' '.join(names)}", frame)
     of = f" for {plain(wanted)}" if wanted and column == "best" else ""
     st.caption(

@@ -112,11 +112,16 @@ def _against(a: Number, b: Number) -> str:
     return "more than trained" if a.high < b.low else "no significant difference"
 
 
+def largest(values: Sequence[np.ndarray]) -> tuple[int, int] | None:
+    """Layer and channel of the largest of some `values` [layer][channel], of equals the first; None where all are undefined."""
+    best = [np.nanmax(v) if np.isfinite(v).any() else -np.inf for v in values]
+    layer = int(np.argmax(best))
+    return None if np.isneginf(best[layer]) else (layer, int(np.nanargmax(values[layer])))
+
+
 def most_selective(r: ClassSelectivity) -> tuple[int, int] | None:
     """Layer and channel of the largest strength of selectivity; None where all are undefined."""
-    best = [np.nanmax(s) if np.isfinite(s).any() else -np.inf for s in r.strength]
-    layer = int(np.argmax(best))
-    return None if np.isneginf(best[layer]) else (layer, int(np.nanargmax(r.strength[layer])))
+    return largest(r.strength)
 
 
 def selective_p(r: ClassSelectivity) -> float:
@@ -151,6 +156,45 @@ def most_selective_finding(r: ClassSelectivity) -> Finding:
         "for classes, channels and layers)."
     )
     return Finding(QUESTION, name, text, "found", numbers)
+
+
+def best_channel_finding(r: ClassSelectivity, class_name: str = "", layers: Sequence[str] | None = None) -> Finding | None:
+    """The channel most selective for a class, or for any class, with its interval and null, and whether it is significant over
+    all classes, channels and layers. Among some `layers` or all; None where all their channels are undefined."""
+    chosen = [i for i, layer in enumerate(r.layers) if layers is None or layer.name in layers]
+    named = r.class_names.index(class_name) if class_name else -1
+    away = [np.abs(r.auroc[i][:, named] - 0.5) if class_name else r.strength[i] for i in chosen]
+    place = largest(away)
+    if place is None:
+        return None
+    i, channel = chosen[place[0]], place[1]
+    k = named if class_name else int(r.preferred[i][channel])
+    name, auroc, band, m = r.class_names[k], float(r.auroc[i][channel, k]), float(r.null_band(i)[channel, k]), int(r.counts[k])
+    where, corrected = f"channel {channel} of {r.layers[i].name}", "."
+    if r.preferred[i][channel] == k:
+        p = float(r.p_value[i][channel])
+        sign = "≤" if p <= 1 / (r.permutations + 1) + 1e-12 else "="
+        corrected = f"; p {sign} {p:.3f} after max-T correction over the classes and channels of the layer."
+    number = Number("AUROC", auroc, *auroc_interval(auroc, m, r.n - m), null=0.5 + band, n=r.n, where=where)
+    numbers = (
+        f"AUROC {shown(number)}, d′ {r.dprime[i][channel, k]:.2f}, n = {r.n} images, {m} of them {name}. Null: under label "
+        f"permutations, no channel of {r.layers[i].name} is above {0.5 + band:.2f} (or below {0.5 - band:.2f}) in 95 % of "
+        f"permutations{corrected}"
+    )
+    if r.overall_p(abs(auroc - 0.5) / band * float(r.threshold[i])) > LEVEL:
+        text = f"No channel is significantly selective for {name}; the AUROC furthest from 1/2 is that of {where}: {numbers}"
+        return Finding(QUESTION, name_of(r.model), text, "none", (number,))
+    lower, more = "", ""
+    if auroc < 0.5:
+        lower = ", with lower activations (AUROC below 0.5)"
+        higher = largest([r.auroc[j][:, k] for j in chosen])
+        if class_name and higher is not None and (top := float(r.auroc[chosen[higher[0]]][higher[1], k])) > 0.5:
+            more = (
+                f" Of the channels with higher activation for it, channel {higher[1]} of {r.layers[chosen[higher[0]]].name} has "
+                f"the largest AUROC, {top:.2f}."
+            )
+    text = f"C{where[1:]} is the most selective for {name}{lower}: {numbers}{more}"
+    return Finding(QUESTION, name_of(r.model), text, "found", (number,))
 
 
 # -- best-matching channels --------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from mixer_probe.core.validate import checked
 from mixer_probe.images.classes import class_name, quoted, require_labels
 from mixer_probe.models.layer import Layer
 from mixer_probe.similarity.inputs import RepresentationsLike
-from mixer_probe.stats import check_permutations, max_null, permutation_p, upper_quantile
+from mixer_probe.stats import auroc_interval, check_permutations, max_null, permutation_p, upper_quantile
 
 # Channels are called selective at this level, over all channels and classes of a layer.
 LEVEL = 0.05
@@ -92,6 +92,49 @@ class ClassSelectivity(Layerwise, Result):
         """Per layer, which channels [channel] are above the corrected null at 5 %."""
         with np.errstate(invalid="ignore"):
             return tuple(p <= LEVEL for p in self.p_value)
+
+    def null_band(self, i: int) -> np.ndarray:
+        """The distance from 1/2 below which the largest AUROC of layer `i` stays in 95 % of label permutations, [channel, class]:
+        `threshold`, which is in standard deviations of the AUROC, in units of the AUROC.
+
+        The deviation is that of the preferred class, |AUROC - 1/2| / strength; over m of n images it goes as
+        1 / sqrt(m (n - m))."""
+        rows, best = np.arange(len(self.preferred[i])), self.preferred[i]
+        root = np.sqrt(self.counts * (self.n - self.counts))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            deviation = np.abs(self.auroc[i][rows, best] - 0.5) / self.strength[i]
+        return np.asarray(self.threshold[i] * deviation[:, None] * root[best][:, None] / root[None, :])
+
+    def class_frame(self, layer: str, channel: int) -> pd.DataFrame:
+        """One row per class: the AUROC of a channel with its 95 % interval and the range that no channel of the layer leaves in
+        95 % of label permutations, d' and the images of the class. Raises LayerError."""
+        i = self.index(layer)
+        auroc, band, counts = self.auroc[i][channel], self.null_band(i)[channel], self.counts.astype(int)
+        bounds = [
+            auroc_interval(float(a), int(m), int(self.n - m)) if np.isfinite(a) else (np.nan, np.nan)
+            for a, m in zip(auroc, counts, strict=True)
+        ]
+        return pd.DataFrame(
+            {
+                "class": self.class_names,
+                "auroc": auroc,
+                "low": [low for low, _high in bounds],
+                "high": [high for _low, high in bounds],
+                "null_low": (0.5 - band).clip(0),
+                "null_high": (0.5 + band).clip(max=1),
+                "dprime": self.dprime[i][channel],
+                "images": counts,
+            }
+        )
+
+    def best_channels(self, class_name: str = "") -> pd.DataFrame:
+        """The `summary` of every layer with its most selective `channel` and the AUROC of that, `best`: for the class where one
+        is given, else for any. An AUROC below 1/2 counts as above. -1 and NaN in layers of undefined channels."""
+        k = [self.class_names.index(class_name)] if class_name else slice(None)
+        away = [np.nan_to_num(np.abs(auroc[:, k] - 0.5).max(1), nan=-1.0) for auroc in self.auroc]
+        known = np.array([distance.max() >= 0 for distance in away])
+        best = np.where(known, [0.5 + float(distance.max()) for distance in away], np.nan)
+        return self.summary().assign(best=best, channel=np.where(known, [int(distance.argmax()) for distance in away], -1))
 
     def morcos(self, layer: str) -> np.ndarray:
         """Morcos' index [channel] of a layer; see `channels.morcos_index`.

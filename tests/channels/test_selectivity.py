@@ -11,6 +11,7 @@ from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 from mixer_probe.channels import ClassSelectivity, auroc_of, channels_needed, class_selectivity, dprime_of, morcos_index
+from mixer_probe.channels.findings import best_channel_finding
 from mixer_probe.channels.needed import round_robin
 from mixer_probe.core.errors import ImagesError, LayerError, MeasureError, UndefinedChannelsWarning
 from mixer_probe.core.result import from_dict, to_dict
@@ -225,6 +226,68 @@ def test_storage() -> None:
     again = from_dict(to_dict(found))
     assert isinstance(again, ClassSelectivity)
     assert again.to_frame().equals(found.to_frame())
+
+
+def test_the_null_in_units_of_the_auroc() -> None:
+    # Without ties the AUROC of m of n images has the deviation sqrt((n + 1) / (12 m (n - m))).
+    found, n, m = class_selectivity(planted(n=90), permutations=99), 90, 30
+    expected = found.threshold[1] * np.sqrt((n + 1) / (12 * m * (n - m)))
+    np.testing.assert_allclose(found.null_band(1), expected, rtol=1e-6)
+
+
+def test_classes_of_a_channel_have_interval_and_null() -> None:
+    found = class_selectivity(planted(), permutations=99)
+    frame = found.class_frame("units", 4)
+    np.testing.assert_array_equal(frame["auroc"], found.auroc[1][4])
+    np.testing.assert_array_equal(frame["dprime"], found.dprime[1][4])
+    assert frame["images"].tolist() == [100, 100, 100]
+    assert ((frame["low"] < frame["auroc"]) & (frame["auroc"] < frame["high"])).all()
+    np.testing.assert_allclose(frame["null_low"] + frame["null_high"], 1)
+    assert ((frame["auroc"] > frame["null_high"]) | (frame["auroc"] < frame["null_low"])).tolist()[1]
+
+
+def test_the_best_channel_of_each_layer() -> None:
+    found = class_selectivity(planted(), permutations=0)
+    for k, name in enumerate(NAMES):
+        away = [np.abs(auroc[:, k] - 0.5) for auroc in found.auroc]
+        best = found.best_channels(name)
+        np.testing.assert_allclose(best["best"], [0.5 + values.max() for values in away])
+        assert best["channel"].tolist() == [values.argmax() for values in away]
+    assert [int(found.best_channels(name)["channel"][1]) for name in NAMES] == [17, 4, 9]
+    anyone = found.best_channels()
+    np.testing.assert_allclose(anyone["best"], [0.5 + np.abs(auroc - 0.5).max() for auroc in found.auroc])
+
+
+def test_the_sentence_on_the_channel_most_selective_for_a_class() -> None:
+    found = class_selectivity(planted(), permutations=99)
+    numbers = found.class_frame("units", 4).iloc[1]
+    finding = best_channel_finding(found, "dog")
+    assert finding is not None
+    assert finding.verdict == "found"
+    start, null = finding.sentence.split(" Null: ")
+    assert start == (
+        f"Channel 4 of units is the most selective for dog: AUROC {numbers['auroc']:.2f} [{numbers['low']:.2f}, "
+        f"{numbers['high']:.2f}], d′ {numbers['dprime']:.2f}, n = 300 images, 100 of them dog."
+    )
+    assert f"no channel of units is above {numbers['null_high']:.2f} (or below {numbers['null_low']:.2f}) in 95 %" in null
+    assert "permutations; p ≤ 0.010 after max-T" in null
+    lower = best_channel_finding(found, "frog")
+    assert lower is not None
+    assert "Channel 9 of units is the most selective for frog, with lower activations (AUROC below 0.5)" in lower.sentence
+    higher = [auroc[:, 2] for auroc in found.auroc]
+    i = int(np.argmax([values.max() for values in higher]))
+    where = f"channel {higher[i].argmax()} of {('noise', 'units')[i]}"
+    assert f"{where} has the largest AUROC, {higher[i].max():.2f}" in lower.sentence
+    none = best_channel_finding(found, layers=["noise"])
+    assert none is not None
+    assert none.verdict == "none"
+    assert none.sentence.startswith("No channel is significantly selective for ")
+    anyone = best_channel_finding(found)
+    assert anyone is not None
+    assert anyone.numbers[0].where == f"channel {found.strength[1].argmax()} of units"
+    with pytest.warns(UndefinedChannelsWarning):
+        constant = class_selectivity(FakeRepresentations({"a": np.ones((30, 2))}, np.arange(30) % 3, "test"), permutations=0)
+    assert best_channel_finding(constant) is None
 
 
 def test_the_best_of_every_class_comes_first() -> None:

@@ -1,4 +1,4 @@
-"""The list of channels: one row per channel, with what is known of it, sorted and searched by any of it."""
+"""Channels as one table, with their statistics and selectivity, sorted and searched by any of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import re
 import numpy as np
 import pandas as pd
 
-from mixer_probe.channels import ChannelStatistics, ClassSelectivity
+from mixer_probe.channels.selectivity import ClassSelectivity
+from mixer_probe.channels.statistics import ChannelStatistics
 from mixer_probe.core.errors import MeasureError, closest
 
 # What channels can be sorted by, drawn by and searched by: the column, and its title.
@@ -34,21 +35,21 @@ _WORDS = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
 
 
 def sortable(labelled: bool) -> list[str]:
-    """Columns to sort by, the usual one first."""
+    """Columns to sort by, the usual one first; with those of selectivity for `labelled` images."""
     known = ["kurtosis", *(name for name in STATISTICS if name != "kurtosis"), "dead", "channel"]
     return [*SELECTIVITY, "class", *known] if labelled else known
 
 
 def drawable(labelled: bool) -> list[str]:
-    """Columns for the axes of a scatter plot."""
+    """Columns of numbers, for the axes of a scatter plot."""
     return [*(SELECTIVITY if labelled else ()), *STATISTICS, "channel"]
 
 
-def listing(statistics: ChannelStatistics, selectivity: ClassSelectivity | None, class_name: str = "") -> pd.DataFrame:
-    """One row per layer and channel of `statistics`; `auroc`, `dprime` and `beyond` (the null) are those of the class, or of the
-    class for which the channel is most selective.
+def list_channels(statistics: ChannelStatistics, selectivity: ClassSelectivity | None, class_name: str = "") -> pd.DataFrame:
+    """One row per layer and channel of `statistics`, with the columns of its `to_frame` and those of `selectivity`, if given.
 
-    `selectivity` is the distance of the AUROC of the class from 1/2, or the strength |z| without a class."""
+    `auroc`, `dprime` and `beyond` (the null) are those of the class, or of the class for which the channel is most selective. The
+    column `selectivity` is the distance of the AUROC of the class from 1/2, or the strength |z| without a class."""
     frame = statistics.to_frame()
     if selectivity is None:
         return frame
@@ -67,31 +68,19 @@ def listing(statistics: ChannelStatistics, selectivity: ClassSelectivity | None,
             "dprime": np.where(column >= 0, selectivity.dprime[i][rows, column], np.nan),
             "selectivity": np.abs(auroc - 0.5) if class_name else selectivity.strength[i],
             "p_value": selectivity.p_value[i],
-            "beyond": np.abs(auroc - 0.5) > chance(selectivity, i)[rows, column],
+            "beyond": np.abs(auroc - 0.5) > selectivity.null_band(i)[rows, column],
         }
         parts.append(pd.DataFrame(table))
     return frame.merge(pd.concat(parts, ignore_index=True), on=["layer", "channel"], how="left", sort=False)
 
 
-def chance(found: ClassSelectivity, i: int) -> np.ndarray:
-    """The distance from 1/2 below which the largest AUROC of layer `i` stays in 95 % of label permutations, [channel, class]: the
-    result's `threshold`, which is in standard deviations of the AUROC, in units of the AUROC.
-
-    The deviation is that of the preferred class, |AUROC - 1/2| / strength; over m of n images it goes as 1 / sqrt(m (n - m))."""
-    rows, best = np.arange(len(found.preferred[i])), found.preferred[i]
-    root = np.sqrt(found.counts * (found.n - found.counts))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        deviation = np.abs(found.auroc[i][rows, best] - 0.5) / found.strength[i]
-    return np.asarray(found.threshold[i] * deviation[:, None] * root[best][:, None] / root[None, :])
-
-
-def ordered(frame: pd.DataFrame, column: str, reverse: bool = False) -> pd.DataFrame:
+def sort_channels(frame: pd.DataFrame, column: str, reverse: bool = False) -> pd.DataFrame:
     """Sorted by a column, what is remarkable first (`reverse`: last), undefined values at the end."""
     ascending = (column in _ASCENDING) != reverse
     return frame.sort_values(column, ascending=ascending, kind="stable", na_position="last", ignore_index=True)
 
 
-def search(frame: pd.DataFrame, text: str) -> pd.DataFrame:
+def search_channels(frame: pd.DataFrame, text: str) -> pd.DataFrame:
     """The rows that meet all conditions of `text`, such as "class = frog, kurtosis > 3"; a number alone is a channel, a word part
     of a class or a layer. Raises MeasureError for what cannot be read."""
     for part in re.split(r",|\band\b", text):
@@ -123,9 +112,3 @@ def _condition(frame: pd.DataFrame, text: str) -> pd.Series:
     except ValueError:
         raise MeasureError(f"'{text}': '{found[3].strip()}' is no number; write for instance kurtosis > 3") from None
     return pd.Series(_COMPARE[sign](frame[column].astype(float), number))
-
-
-def shown_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """The columns that people read, under their titles."""
-    names = ["layer", "channel", *(name for name in TITLES if name in frame and name not in ("layer", "channel"))]
-    return frame[names].rename(columns=TITLES)
