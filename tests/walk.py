@@ -638,6 +638,7 @@ BY_NAME: dict[str, Probe] = {
 # Functions of training labels alone.
 TRAINED: dict[str, Alone] = {
     "probing.online_code": lambda w: _P.online_code(w.reps, fractions=(0.5, 1.0), l2=[1.0], orders=1),
+    "probing.code_sample": lambda w: _P.code_sample(w.reps, 9, 2),
     "probing.control_code": lambda w: _P.control_code(w.reps, fractions=(0.5, 1.0), l2=[1.0], groups=GROUPS, controls=1),
     "probing.stream_probe": lambda w: _P.stream_probe(w.model, w.images, w.test, l2=[1.0]),
 }

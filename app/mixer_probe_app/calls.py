@@ -17,7 +17,7 @@ from mixer_probe.core.analysis import Analysis, Room
 from mixer_probe.core.errors import ImagesError, ModelError
 from mixer_probe.core.fingerprint import digest
 from mixer_probe.core.result import Result
-from mixer_probe.core.section import Section
+from mixer_probe.core.section import Picture, Section
 from mixer_probe.core.settings import StudySettings
 from mixer_probe.core.words import FAMILIES, join
 from mixer_probe.images import DistortedImages, Images
@@ -119,6 +119,12 @@ def findings(results: Sequence[Any]) -> tuple[str, ...]:
 def sections(results: Sequence[Any], key: Hashable) -> tuple[Section, ...]:
     """The sections of a report of these results; their pictures are drawn when they are shown."""
     return cached("sections", key, "Reading the numbers", lambda: tuple(make_sections(results)), on_disk=False)
+
+
+def pictures(results: Sequence[Any]) -> dict[str, Picture]:
+    """The figures of a report of these results, by name."""
+    found = sections(results, key_of_results(results))
+    return {item.name: item for section in found for item in section.content if isinstance(item, Picture)}
 
 
 def measured(

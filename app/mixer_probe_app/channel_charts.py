@@ -213,7 +213,7 @@ DEPTH = {
 
 
 def depth_chart(frame: pd.DataFrame, column: str) -> alt.LayerChart:
-    """Curves by relative depth: a colour per network, dashed for untrained baselines."""
+    """Curves by relative depth: a colour per network, dotted for untrained baselines."""
     more = {
         "best:Q .3f": DEPTH["best"],
         "channel:Q": "channel",

@@ -93,7 +93,8 @@ def _across() -> alt.Axis:
 # -- curves ----------------------------------------------------------------------------------------------------------------
 
 WEIGHTS = ("trained", "untrained", "null")
-_DASHES = ([1, 0], [6, 4], [1, 3])
+# As in the figures: untrained baselines are dotted, nulls dashed.
+_DASHES = ([1, 0], [1, 3], [6, 4])
 _ACROSS = {
     "depth": ("relative depth", alt.Scale(domain=[0, 1], nice=False)),
     "k": ("number of neighbours k", alt.Scale(type="log")),
@@ -121,7 +122,7 @@ def curves(
     *,
     more: Mapping[str, str] | None = None,
     bounds: tuple[str, str] | None = ("low", "high"),
-    dashes: tuple[str, Sequence[str]] = ("weights", WEIGHTS),
+    band: str = "95 % interval",
     level: tuple[float, str] | None = None,
     digits: str = ".3f",
     zero: bool = True,
@@ -130,8 +131,8 @@ def curves(
 ) -> alt.LayerChart:
     """The column `value` against the column `across`, in one colour per network.
 
-    Bands are the columns `bounds`, where the table has them; dashes distinguish the values of the column `dashes[0]`; a dotted
-    line is the `level` of chance. `more` are further lines of the tooltip, as `tips` takes them."""
+    Bands are the columns `bounds`, where the table has them, called `band`; dots and dashes distinguish the column `weights`,
+    where there is one; a grey line is the `level` of chance. `more` are further lines of the tooltip, as `tips` takes them."""
     percent = digits.endswith("%")
     y_axis = alt.Axis(tickCount=6, format=".0%" if percent else alt.Undefined)
     y = alt.Y(f"{value}:Q", title=title, axis=y_axis, scale=alt.Scale(type="log") if log else alt.Scale(zero=zero))
@@ -139,29 +140,29 @@ def curves(
     x = alt.X(f"{across}:Q", title=x_title, axis=alt.Axis(tickCount=5), scale=x_scale)
     frame = frame.dropna(subset=[value])
     split, groups = {}, ["model:N" if "model" in frame else "network:N"]
-    if dashes[0] in frame:
-        groups.append(f"{dashes[0]}:N")
-        known = {kind: dash for kind, dash in zip(dashes[1], _DASHES) if kind in set(frame[dashes[0]])}
+    if "weights" in frame:
+        groups.append("weights:N")
+        known = {kind: dash for kind, dash in zip(WEIGHTS, _DASHES) if kind in set(frame["weights"])}
         legend = alt.Legend(symbolType="stroke", symbolSize=700, symbolStrokeWidth=2)
-        split["strokeDash"] = alt.StrokeDash(f"{dashes[0]}:N", title=dashes[0], scale=colours(known), legend=legend)
+        split["strokeDash"] = alt.StrokeDash("weights:N", title="weights", scale=colours(known), legend=legend)
     base = alt.Chart(frame).encode(x=x, color=network_colour(frame), detail=groups)
-    shown = {"network:N": "network"} | ({f"{dashes[0]}:N": dashes[0]} if split else {})
+    shown = {"network:N": "network"} | ({"weights:N": "weights"} if split else {})
     shown |= {"layer:N": "layer"} if "layer" in frame else {}
     shown |= {"depth:Q .2f": "relative depth"} if across == "depth" else {f"{across}:Q .3~g": x_title}
     shown |= {f"{value}:Q {digits}": title}
     parts = [base.mark_line().encode(y=y, **split)]
     if bounds is not None and set(bounds) <= set(frame):
-        shown |= {f"{end}:Q {digits}": f"95 % interval, {name}" for end, name in zip(bounds, ("low", "high"))}
+        shown |= {f"{end}:Q {digits}": f"{band}, {name}" for end, name in zip(bounds, ("low", "high"))}
         parts.insert(0, base.mark_area(opacity=0.16).encode(y=alt.Y(f"{bounds[0]}:Q", title=title), y2=f"{bounds[1]}:Q", **split))
     parts.append(base.mark_point(filled=True, size=60, opacity=1).encode(y=y, tooltip=tips(shown | dict(more or {}))))
     if level is not None:
-        rule: Any = alt.Chart(pd.DataFrame({"level": [level[0]]})).mark_rule(color=GREY, strokeDash=[2, 3])
+        rule: Any = alt.Chart(pd.DataFrame({"level": [level[0]]})).mark_rule(color=GREY)
         parts.append(rule.encode(y="level:Q", tooltip=tips({f"level:Q {digits}": level[1]})))
     return alt.layer(*parts).properties(height=400)
 
 
 def probe_curves(results: Sequence[ProbeResult]) -> alt.LayerChart:
-    """Accuracy against relative depth: bands are 95 % intervals, dashed lines untrained baselines, the dotted line chance."""
+    """Accuracy against relative depth: bands are 95 % intervals, dotted lines untrained baselines, the grey line chance."""
     more = {"n_test:Q": "n test images", "n_train:Q": "n training images"}
     level = (results[0].chance, "chance")
     return curves(table(results), "accuracy", "test accuracy (%)", digits=".1%", level=level, more=more)
@@ -355,6 +356,12 @@ def class_points(frame: pd.DataFrame) -> alt.LayerChart:
     x = alt.X("accuracy:Q", title="test accuracy (%)")
     points = base.mark_point(filled=True, size=55, opacity=1).encode(x=x, tooltip=tips(fields))
     return alt.layer(spans, points).properties(height=alt.Step(11 if len(names) > 1 else 20))
+
+
+def cells_frame(cells: np.ndarray, column: str = "value", first: int = 0) -> pd.DataFrame:
+    """One cell of a grid [rows, columns] per row; rows and columns count from `first`."""
+    rows, columns = np.indices(cells.shape) + first
+    return pd.DataFrame({"row": rows.ravel(), "column": columns.ravel(), column: cells.ravel().astype(float)})
 
 
 def position_map(frame: pd.DataFrame, title: str, scale: tuple[float, float], legend: str) -> alt.Chart:

@@ -1,4 +1,4 @@
-"""The page Stem and kernels: results as in a report, with interactive charts in place of some of its figures."""
+"""The parts of the page Stem and kernels: results as in a report, with interactive charts in place of some of its figures."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pandas as pd
 import streamlit as st
 
 import mixer_probe as mp
+from mixer_probe.core.section import Picture
 from mixer_probe.core.words import name_of, primary, short_name
-from mixer_probe.weights import KernelTying, StemFilters
+from mixer_probe.weights import StemFilters
 from mixer_probe.weights.channel_kernels import needs_images
 from mixer_probe.weights.figures import kernel_maps, stem_pictures
 from mixer_probe_app import calls, charts, data, show, url_state
@@ -31,7 +32,7 @@ TYING_MEASURES = {
     "count": ("Shared kernels", "kernels for 90 % of the energy", "count_90"),
     "null": ("Relative to the null", "count ÷ null count (random phases)", "over_null"),
 }
-_UNTRAINED = "Dashed lines are untrained baselines. Hover over a layer for its values."
+_UNTRAINED = "Dotted lines are untrained baselines. Hover over a layer for its values."
 _NO_POSITIONS = "Position embeddings are part of a ViT: select one in the sidebar, for instance `zoo:vit-s0`."
 
 
@@ -48,8 +49,8 @@ def stem_filters(names: Sequence[str]) -> None:
     found: list[StemFilters] = calls.measured(PAGE, names, "stem filters", mp.stem_filters)
     if not found:
         return
-    if look == "colour":
-        colour_chart(found)
+    if look == "colour" and all(r.shape[1] == 1 for r in found):
+        st.info("None of these networks has colour input.", icon=":material/info:")
     for result in found if look == "pictures" else []:
         untrained = "" if result.model.trained else " (untrained)"
         st.subheader(plain(short_name(result.model.name.removesuffix("?untrained")) + untrained))
@@ -62,15 +63,13 @@ def stem_filters(names: Sequence[str]) -> None:
             result.to_frame(),
         )
     hidden = ("filters",) if look == "components" else ("filters", "components")
-    show.report(found, "stem-colour", *(f"stem-{kind}-{name_of(r.model)}" for kind in hidden for r in found))
+    replaced: dict[str, Any] = dict.fromkeys(f"stem-{kind}-{name_of(r.model)}" for kind in hidden for r in found)
+    show.report(found, replaced | {"stem-colour": partial(colour_chart, found) if look == "colour" else None})
 
 
-def colour_chart(found: Sequence[StemFilters]) -> None:
+def colour_chart(found: Sequence[StemFilters], picture: Picture) -> None:
     """Filters by frequency and fraction of energy in luminance; the area is the norm."""
     coloured = [r for r in found if r.shape[1] > 1]
-    if not coloured:
-        st.info("None of these networks has colour input.", icon=":material/info:")
-        return
     frame = charts.table(coloured)
     fields = {
         "network:N": "network",
@@ -83,19 +82,21 @@ def colour_chart(found: Sequence[StemFilters]) -> None:
     }
     fields = {field: title for field, title in fields.items() if field.partition(":")[0] in frame}
     y: dict[str, Any] = {"title": "fraction of energy in luminance", "scale": alt.Scale(domain=[-0.03, 1.03], nice=False)}
-    chart = alt.Chart(frame).mark_circle(opacity=0.6)
-    encoded = chart.encode(
-        x=alt.X("frequency_cycles_per_pixel:Q", title="frequency (cycles/px)", axis=alt.Axis(tickCount=6)),
-        y=alt.Y("luminance_share:Q", axis=alt.Axis(tickCount=6), **y),
-        size=alt.Size("norm:Q", title="norm", legend=alt.Legend(orient="bottom", symbolFillColor=charts.GREY, tickCount=3)),
-        color=charts.network_colour(frame, orient="bottom"),
-        tooltip=charts.tips(fields),
+    points = (
+        alt.Chart(frame)
+        .mark_circle(opacity=0.6)
+        .encode(
+            x=alt.X("frequency_cycles_per_pixel:Q", title="frequency (cycles/px)", axis=alt.Axis(tickCount=6)),
+            y=alt.Y("luminance_share:Q", axis=alt.Axis(tickCount=6), **y),
+            size=alt.Size("norm:Q", title="norm", legend=alt.Legend(orient="bottom", symbolFillColor=charts.GREY, tickCount=3)),
+            color=charts.network_colour(frame, orient="bottom"),
+            tooltip=charts.tips(fields),
+        )
     )
-    show.chart(encoded.properties(height=480).interactive(), f"stem colour {_names(found)}", frame)
-    st.caption(
-        "Each point is a filter; drag and scroll to zoom. Filters at the top respond to brightness, those at the bottom to "
-        "colour alone; random filters with three colour channels lie at one third. Smooth filters are at the left."
-    )
+    iid = pd.DataFrame({"level": sorted({1 / r.shape[1] for r in coloured})})
+    line = alt.Chart(iid).mark_rule(color=charts.GREY, strokeDash=[6, 4]).encode(y="level:Q")
+    show.chart(alt.layer(line, points).properties(height=480).interactive(), f"stem colour {_names(found)}", frame)
+    show.caption(picture)
 
 
 def spatial_kernels(names: Sequence[str]) -> None:
@@ -104,13 +105,17 @@ def spatial_kernels(names: Sequence[str]) -> None:
     found = calls.measured(PAGE, names, "spatial kernels", mp.spatial_kernels, baselines=True)
     if not found:
         return
-    _depth_chart(found, charts.table(found), *KERNEL_MEASURES[measure])
-    st.caption(
-        "The kernel K gives the weight with which each position reads every other: the linear part of a Mixer's token MLP, a "
-        f"ViT's attention computed from position embeddings alone, a CNN's own kernels. {_UNTRAINED}"
-    )
+
+    def by_depth(_picture: Picture) -> None:
+        _depth_chart(found, charts.table(found), *KERNEL_MEASURES[measure])
+        st.caption(
+            "The kernel K gives the weight with which each position reads every other: the linear part of a Mixer's token MLP, a "
+            f"ViT's attention computed from position embeddings alone, a CNN's own kernels. {_UNTRAINED}"
+        )
+
     mixing = {r.model.name: r for r in primary(found) if r.kernels[0].matrix is not None}
-    show.report(found, "kernels-depth", *(f"kernels-{name_of(r.model)}" for r in mixing.values()))
+    hidden = dict.fromkeys(f"kernels-{name_of(r.model)}" for r in mixing.values())
+    show.report(found, {"kernels-depth": by_depth, **hidden})
     if not mixing:
         return
     st.subheader("Spatial mixing weights by position")
@@ -132,33 +137,27 @@ def kernel_tying(names: Sequence[str]) -> None:
     measure = url_state.choose(st.segmented_control, "Measure", "stem-tying", TYING_MEASURES)
     images = lambda network: data.images() if needs_images(network) else None  # noqa: E731
     found = calls.measured(PAGE, names, "kernel tying", mp.kernel_tying, baselines=True, images=images)
-    if not found:
-        return
-    frame = tying_table(found)
-    if frame[TYING_MEASURES[measure][2]].isna().all():
-        st.info("Kernels tied by construction have no null to compare with.", icon=":material/info:")
-    else:
-        _depth_chart(found, frame, *TYING_MEASURES[measure])
-    st.caption(
-        "Each channel of a layer has its own spatial kernel; the count is the number of shared kernels that explain 90 % of "
-        f"their energy. Relative to the null, values below 1 mean that channels share shape and not only smoothness. {_UNTRAINED}"
-    )
-    show.report(found, "tying-depth")
 
+    def by_depth(_picture: Picture) -> None:
+        frame = charts.table(found, lambda result: result.to_frame().assign(over_null=result.over_null(0.9)))
+        if frame[TYING_MEASURES[measure][2]].isna().all():
+            st.info("Kernels tied by construction have no null to compare with.", icon=":material/info:")
+        else:
+            _depth_chart(found, frame, *TYING_MEASURES[measure])
+        st.caption(
+            "Each channel of a layer has its own spatial kernel; the count is the number of shared kernels that explain 90 % of "
+            "their energy. Relative to the null, values below 1 mean that channels share shape and not only smoothness. "
+            f"{_UNTRAINED}"
+        )
 
-def tying_table(found: Sequence[KernelTying]) -> pd.DataFrame:
-    """Tying by layer, with the count in offset space relative to that of random phases: below 1 channels share shapes."""
-    frame = charts.table(found)
-    return frame.assign(over_null=frame["offset_count_90"] / frame["null_count_90"])
+    if found:
+        show.report(found, {"tying-depth": by_depth})
 
 
 def anatomy(names: Sequence[str]) -> None:
     """Which modules mix positions, and which channels."""
-    found = calls.measured(PAGE, names, "anatomy", mp.anatomy)
-    if found:
+    if found := calls.measured(PAGE, names, "anatomy", mp.anatomy):
         show.report(found)
-    for result in found:
-        show.folded_table(f"Modules of {result.model.name} in execution order", result.to_frame().drop(columns="model"))
 
 
 def position_embeddings(names: Sequence[str]) -> None:
@@ -167,12 +166,17 @@ def position_embeddings(names: Sequence[str]) -> None:
     if not found:
         st.info(_NO_POSITIONS, icon=":material/info:")
         return
-    frame = charts.table(found, lambda result: result.by_distance())
-    more = {"sd:Q .3f": "standard deviation over pairs", "pairs:Q": "pairs"}
-    curves = charts.curves(frame, "cosine", "mean cosine similarity", across="distance_px", more=more)
-    show.chart(curves, f"positions by distance {_names(found)}", frame)
-    st.caption("Mean over all pairs of patches at a distance. Hover over a point for its spread over pairs.")
-    show.report(found, "positions-distance")
+
+    def by_distance(picture: Picture) -> None:
+        frame = charts.table(found, lambda result: result.by_distance())
+        frame = frame.assign(low=frame["cosine"] - frame["sd"], high=frame["cosine"] + frame["sd"])
+        more = {"sd:Q .3f": "standard deviation over pairs", "pairs:Q": "pairs"}
+        band = "one standard deviation"
+        drawn = charts.curves(frame, "cosine", "mean cosine similarity", across="distance_px", more=more, band=band)
+        show.chart(drawn, f"positions by distance {_names(found)}", frame)
+        show.caption(picture)
+
+    show.report(found, {"positions-distance": by_distance})
 
 
 def _depth_chart(found: Sequence[Any], frame: pd.DataFrame, title: str, label: str, column: str) -> None:

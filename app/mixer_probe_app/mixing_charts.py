@@ -13,7 +13,7 @@ from PIL import Image
 
 from mixer_probe.plotting.style import COLOURS, DIVERGING, GREY
 from mixer_probe.weights import TokenMixing
-from mixer_probe_app.charts import WEIGHTS, curves, pick, table, tips, uri
+from mixer_probe_app.charts import WEIGHTS, cells_frame, curves, pick, table, tips, uri
 
 CLICK = "picked"
 FRAMES = {"chosen": "#E69F00", "opposite": "#009E73"}
@@ -128,12 +128,7 @@ def scatter(found: TokenMixing, block: int, frame: pd.DataFrame, unit: int) -> a
 
 def patches(maps: dict[str, np.ndarray]) -> pd.DataFrame:
     """Maps [h, w] by name as one table: one row per patch."""
-    parts = []
-    for name, values in maps.items():
-        rows, columns = np.indices(values.shape) + 1
-        table = {"row": rows.ravel(), "column": columns.ravel(), "weight": values.ravel().astype(float)}
-        parts.append(pd.DataFrame(table).assign(map=name))
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat([cells_frame(one, "weight", 1).assign(map=name) for name, one in maps.items()], ignore_index=True)
 
 
 def weights_map(values: np.ndarray, title: str, largest: float) -> alt.Chart:
@@ -197,6 +192,6 @@ def depth_frame(results: Sequence[TokenMixing], measure: str) -> pd.DataFrame:
 
 
 def depth_curves(frame: pd.DataFrame, measure: str) -> alt.LayerChart:
-    """One measure of units against relative depth; dashed lines are untrained baselines, dotted ones the null."""
+    """One measure of units against relative depth; dotted lines are untrained baselines, dashed ones the null."""
     zero = measure in ("pairing", "rank", "orientation")
     return curves(frame, "value", DEPTHS[measure][1], zero=zero, bounds=None, more={"units:Q": "units"})

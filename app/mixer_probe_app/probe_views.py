@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from mixer_probe.core.section import table_of
 from mixer_probe.images import Images
 from mixer_probe.probing import ConfusionMatrix, ProbeResult
+from mixer_probe.probing.analyses import POSITION_LAYERS
 from mixer_probe.probing.runs import source_labels
-from mixer_probe_app import charts, data, show, url_state
+from mixer_probe_app import calls, charts, data, show, url_state
 from mixer_probe_app import probes as pr
 from mixer_probe_app.choice import RUN, shown
 from mixer_probe_app.messages import guarded, plain
@@ -30,8 +32,6 @@ TARGETS = ("the class", "the position")
 _MOST_CLASSES, _MOST_PICTURES, _PICTURE = 30, 20, 72
 CONFUSION, PICK, CLASS = "probes-confusion", "row", "probes-class"
 _ACCURACY = "test accuracy (%)"
-_INTERVAL = "Bands are 95 % Wilson intervals over the test images, "
-_BASELINES = "dashed lines are untrained baselines, the dotted grey line is chance. "
 
 
 def of_all(names: Names, compute: Callable[[str], R]) -> list[R]:
@@ -48,7 +48,7 @@ def show_view(results: Sequence[Any], name: str, drawn: Any, caption: str) -> No
     show.findings(results)
     show.chart(drawn, name, charts.table(results))
     st.caption(plain(caption))
-    show.folded_table("Table", pr.frame_of(results))
+    show.folded_table("Table", table_of(results))
 
 
 def show_accuracy(names: Names, baselines: bool) -> None:
@@ -69,16 +69,8 @@ def _subjects(baselines: bool) -> tuple[Images, Images, Callable[[str], pr.Subje
 
 
 def _accuracy(results: Sequence[ProbeResult], name: str) -> None:
-    first = results[0]
-    chosen = f"; {first.path_name} was selected per layer on held-out training images" if first.path_name else ""
-    show_view(
-        results,
-        name,
-        charts.probe_curves(results),
-        f"Probes ({first.estimator}) of the {first.reduce} over positions, trained on {first.n_train} images of "
-        f"{first.classes} classes and tested on {first.n_test} others{chosen}. {_INTERVAL}{_BASELINES}Hover over a mark for its "
-        "values.",
-    )
+    picture = calls.pictures(results)[f"probe-accuracy-{results[0].method}"]
+    show_view(results, name, charts.probe_curves(results), f"{picture.shows} {picture.reading}")
 
 
 def show_neighbours(names: Names, baselines: bool) -> None:
@@ -91,7 +83,7 @@ def show_neighbours(names: Names, baselines: bool) -> None:
     st.subheader("Accuracy against number of neighbours", divider="grey")
     most = max(len(r.layers) for r in results)
     layer = url_state.choose(st.select_slider, "Block, counted from 1", "probes-knn-block", range(1, most + 1), most)
-    frame = charts.table(results, lambda result: pr.path_frame([result], layer - 1))
+    frame = charts.table(results, lambda result: result.layer_path(min(layer, len(result.layers)) - 1))
     level = (results[0].chance, "chance")
     drawn = charts.curves(frame, "test_accuracy", _ACCURACY, digits=".1%", across="k", level=level)
     show.chart(drawn, f"probes k {' '.join(names)} {len(test)} images", frame)
@@ -154,9 +146,10 @@ def show_classes(names: Names, baselines: bool) -> None:
 
 def show_confusion(found: ConfusionMatrix, layer: int, name: str) -> str:
     """The confusion matrix of a layer, for the classes with most errors; returns the class chosen by a click or by name."""
-    order = pr.hardest(found, layer, _MOST_CLASSES)
+    order = [found.class_names[k] for k in found.most_confused(layer, _MOST_CLASSES)]
     said = url_state.get(CLASS)
-    frame = pr.layer_rows(found.to_frame(), found.layers[layer].name)
+    frame = found.to_frame()
+    frame = frame[frame["layer"] == found.layers[layer].name].reset_index(drop=True)
     seen = frame[frame["true"].isin(order) & frame["predicted"].isin(order)]
     drawn = charts.confusion_cells(seen, order, said if said in found.class_names else order[0], PICK)
     show.chart(drawn, name, frame, key=CONFUSION, on_select=take_class, selection_mode=PICK)
@@ -177,7 +170,7 @@ def take_class() -> None:
 
 def show_mistakes(probe: ProbeResult, layer: int, name: str, test: Images) -> None:
     """The test images of a class that a layer gets wrong."""
-    found = pr.wrong(probe, layer, name)
+    found = probe.mistakes(layer, name)
     total = int((probe.labels == probe.class_labels[list(probe.class_names).index(name)]).sum())
     st.markdown(
         plain(
@@ -193,8 +186,9 @@ def show_mistakes(probe: ProbeResult, layer: int, name: str, test: Images) -> No
 def show_all_classes(results: Sequence[ConfusionMatrix], layer: int) -> None:
     """Accuracy per class, of all or of those with the highest and lowest."""
     st.subheader("All classes", divider="grey")
-    at = lambda r: pr.layer_rows(r.per_class(), r.layers[min(layer, len(r.layers) - 1)].name)  # noqa: E731
-    frame = charts.table(results, at)
+    names = {r.model.name: r.layers[min(layer, len(r.layers) - 1)].name for r in results}
+    frame = charts.table(results, lambda result: result.per_class())
+    frame = frame[frame["layer"] == frame["model"].map(names)].reset_index(drop=True)
     easy = frame.groupby("class")["accuracy"].mean().sort_values().index
     ends = [*easy[: _MOST_CLASSES // 2], *easy[-(_MOST_CLASSES // 2) :]]
     show.chart(charts.class_points(frame[frame["class"].isin(ends)]), "classes", frame)
@@ -216,8 +210,8 @@ def show_positions(names: Names, baselines: bool) -> None:
     if not results:
         return
     show.findings(results)
-    steps = range(1, pr.MOST_MAPS + 1)
-    step = url_state.choose(st.select_slider, "Depth, from first to last", "probes-map", steps, pr.MOST_MAPS)
+    steps = range(1, POSITION_LAYERS + 1)
+    step = url_state.choose(st.select_slider, "Depth, from first to last", "probes-map", steps, POSITION_LAYERS)
     values = np.concatenate([part.ravel() for r in results for part in r.accuracy])
     values, chance = values[np.isfinite(values)], results[0].chance
     scale = (min(chance, float(values.min())), max(chance + 0.01, float(values.max()))) if len(values) else (0.0, 1.0)
@@ -235,10 +229,10 @@ def show_positions(names: Names, baselines: bool) -> None:
             f"Accuracy on {first.n_test} test images of a ridge probe at each position of a block, each trained on "
             f"{first.n_train} images; chance is {100 * first.chance:.1f} %. All maps share one colour scale. A uniform map means "
             f"that every position carries class information of the whole image. Blocks with more than {pr.MOST_POSITIONS} "
-            f"positions are skipped; of the others at most {pr.MOST_MAPS} are shown."
+            f"positions are skipped; of the others at most {POSITION_LAYERS} are shown."
         )
     )
-    show.folded_table("Table", pr.frame_of(results))
+    show.folded_table("Table", table_of(results))
 
 
 def _map(result: Any, layer: str, frame: pd.DataFrame, scale: tuple[float, float], legend: str) -> None:
@@ -258,7 +252,7 @@ def show_patch_position(names: Names, images: Images, baselines: bool) -> None:
         "patch position",
         charts.curves(charts.table(results), "distance_px", "mean error (px of the input)", **options),
         f"Mean error of the position decoded from the activation of a token, trained on {results[0].n_train} images and tested "
-        f"on {results[0].n_test} others; lower is better. Bands are 95 % intervals over images, dashed lines untrained "
+        f"on {results[0].n_test} others; lower is better. Bands are 95 % intervals over images, dotted lines untrained "
         "baselines. The first point is the stem: position information in patch content.",
     )
     most = max(len(r.layers) for r in results)
@@ -268,7 +262,7 @@ def show_patch_position(names: Names, images: Images, baselines: bool) -> None:
     for result in results:
         i = min(step, len(result.layers)) - 1
         with row.container(width=charts.MAP_WIDTH), guarded():
-            _map(result, result.layers[i].name, pr.cells_frame(result.cells[i]), (0.0, 1.0), "accuracy per cell (%)")
+            _map(result, result.layers[i].name, charts.cells_frame(result.cells[i]), (0.0, 1.0), "accuracy per cell (%)")
     st.caption("Fraction of tokens of each grid cell whose cell is predicted correctly; it is often highest at the border.")
 
 

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, TypeVar
-
-import numpy as np
-import pandas as pd
 
 import mixer_probe as mp
 from mixer_probe.capture import Representations
 from mixer_probe.core.errors import MeasureError
-from mixer_probe.core.fingerprint import apart
 from mixer_probe.images import Images
-from mixer_probe.linear.stratification import stratified
 from mixer_probe.models.layer import spread
-from mixer_probe.probing import ConfusionMatrix, ControlTask, OnlineCode, PatchPosition, PositionProbe, ProbeResult, RandomLabels
-from mixer_probe.probing.runs import train_labels
+from mixer_probe.probing import (
+    ConfusionMatrix,
+    ControlTask,
+    OnlineCode,
+    PatchPosition,
+    PositionProbe,
+    ProbeResult,
+    RandomLabels,
+    code_sample,
+    online_code,
+)
+from mixer_probe.probing.analyses import PLACE_IMAGES, PLACE_RIDGES, POSITION_LAYERS
+from mixer_probe.probing.mdl import SAMPLE_OPTIONS
+from mixer_probe.probing.patch_position import layers_with_positions
+from mixer_probe.probing.runs import split_in_half
 from mixer_probe_app import data
 from mixer_probe_app.calls import BATCH, LAYERS, key_of, key_of_images, representations, stored_run
 from mixer_probe_app.choice import RUN, shown
@@ -29,13 +37,8 @@ Runs = tuple[Representations, Representations]
 
 PAGE = "Probes"
 METHODS = {"ridge": "ridge", "logistic": "logistic", "centroid": "nearest class mean"}
-# Description lengths fit a classifier again for every block of images: few layers, and enough images.
-CODE_IMAGES, CODE_LAYERS = 400, 4
-_CODE: dict[str, Any] = {"fractions": (0.0625, 0.125, 0.25, 0.5, 1.0), "l2": (0.1, 1.0, 10.0)}
 # A probe at every position of a fine grid takes minutes, and its layers do not fit into memory.
-MOST_POSITIONS, MOST_MAPS = 256, 4
-POSITION_IMAGES = 120
-_POSITION_RIDGES = (1e-5, 1e-3, 1e-1)
+MOST_POSITIONS = 256
 
 
 @dataclass(frozen=True)
@@ -75,16 +78,9 @@ def subject(choice: str, train: Images, test: Images, with_baseline: bool) -> Su
         sides = ", ".join(f"{name}.take([{name}.keys.index(key) for key in {side}.keys])" for side in ("train", "test"))
         pair = stored_run(choice, train), stored_run(choice, test)
         return Subject(choice, ("run", identity, pair[0].images.fingerprint), lambda: pair, sides)
-    fit, hold = halves(run)
+    fit, hold = split_in_half(run)
     code = f"{name}.take({fit.tolist()}), {name}.take({hold.tolist()})"
     return Subject(choice, ("run", identity, len(fit)), lambda: (run.take(fit, "fit"), run.take(hold, "test")), code)
-
-
-def halves(run: Representations) -> tuple[np.ndarray, np.ndarray]:
-    """The images of a run in two halves, every class in both where it has two images. Raises ImagesError without labels."""
-    y = train_labels(run)
-    hold = stratified(y, len(y) // 2)
-    return apart(run.keys, np.setdiff1d(np.arange(len(y)), hold), hold), hold
 
 
 # -- results ---------------------------------------------------------------------------------------------------------------
@@ -131,20 +127,12 @@ def description_length(one: Subject) -> tuple[OnlineCode, ...]:
     """The online code of the labels at a few layers, and that of the untrained baseline."""
 
     def compute(runs: Runs, baseline: Runs | None) -> tuple[OnlineCode, ...]:
-        found = []
-        for reps, _ in filter(None, (runs, baseline)):
-            y = train_labels(reps)
-            layers = [reps.layers[i].name for i in spread(reps.layers, CODE_LAYERS)]
-            part = reps.only(layers).take(stratified(y, min(len(y), CODE_IMAGES)))
-            found.append(mp.probing.online_code(part, seed=0, **_CODE))
-        return tuple(found)
+        sides = (side[0] for side in (runs, baseline) if side is not None)
+        return tuple(online_code(code_sample(reps), seed=0, **SAMPLE_OPTIONS) for reps in sides)
 
-    def code(found: tuple[OnlineCode, ...]) -> str:
-        names = [layer.name for layer in found[0].layers]
-        part = f"reps.only({names!r}).take(mp.probing.stratified(reps.labels, {found[0].n}))"
-        sides = ", ".join(f"({side})[0]" for side in filter(None, (one.code, one.baseline_code)))
-        return f"[mp.probing.online_code({part}, seed=0, **{_CODE!r}) for reps in [{sides}]]"
-
+    sides = ", ".join(f"({side})[0]" for side in filter(None, (one.code, one.baseline_code)))
+    call = f"mp.probing.online_code(mp.probing.code_sample(reps), seed=0, **{SAMPLE_OPTIONS!r})"
+    code = f"[{call} for reps in [{sides}]]"
     return _result("description length", one, "Description length", compute, code)
 
 
@@ -160,7 +148,7 @@ def confusion(one: Subject, probe: ProbeResult, method: str) -> ConfusionMatrix:
 
 
 def class_by_position(choice: str, train: Images, test: Images) -> PositionProbe:
-    """A probe at every position of at most `MOST_MAPS` blocks, spread over the depth, whose grid is coarse enough.
+    """A probe at every position of at most `POSITION_LAYERS` blocks, spread over the depth, whose grid is coarse enough.
 
     Raises MeasureError where there is none, and ModelError for a stored run, which has no network to ask again."""
     network = model(choice)
@@ -168,7 +156,7 @@ def class_by_position(choice: str, train: Images, test: Images) -> PositionProbe
     able = [layer for layer, (rows, columns) in blocks if 1 < rows * columns <= MOST_POSITIONS]
     if not able:
         raise MeasureError(f"no block of {network.name} has from 2 to {MOST_POSITIONS} positions in a grid")
-    names = [able[i].name for i in spread(able, MOST_MAPS)]
+    names = [able[i].name for i in spread(able, POSITION_LAYERS)]
     key = (key_of(network), key_of_images(train), key_of_images(test), tuple(names))
     runs: list[Representations] = []
     if lookup("positions", key) is None:
@@ -188,11 +176,8 @@ def class_by_position(choice: str, train: Images, test: Images) -> PositionProbe
 
 def patch_position(choice: str, images: Images, with_baseline: bool) -> PatchPosition:
     """Decoding of the position of a patch; needs no classes."""
-    network, part = model(choice), images.sample(min(POSITION_IMAGES, len(images)))
-    names = [layer.name for layer in network.select(("stem", LAYERS)) if layer.grid and layer.grid[0] * layer.grid[1] > 1]
-    if not names:
-        raise MeasureError(f"no layer of {network.name} has several positions, so no position can be decoded")
-    options: dict[str, Any] = {"layers": names, "ridges": _POSITION_RIDGES, "untrained": with_baseline}
+    network, part = model(choice), images.sample(min(PLACE_IMAGES, len(images)))
+    options: dict[str, Any] = {"layers": layers_with_positions(network), "ridges": PLACE_RIDGES, "untrained": with_baseline}
     given = "".join(f", {name}={value!r}" for name, value in options.items())
     return computed(
         PAGE,
@@ -200,52 +185,7 @@ def patch_position(choice: str, images: Images, with_baseline: bool) -> PatchPos
         "patch position",
         (key_of(network), key_of_images(part), with_baseline),
         lambda: mp.probing.patch_position_probe(network, part, batch_size=BATCH, **options),
-        f"mp.probing.patch_position_probe(models[{choice!r}], images.sample(min({POSITION_IMAGES}, len(images))){given})",
+        f"mp.probing.patch_position_probe(models[{choice!r}], images.sample(min({PLACE_IMAGES}, len(images))){given})",
         [choice],
         data.setup(),
     )
-
-
-# -- tables ----------------------------------------------------------------------------------------------------------------
-
-
-def frame_of(results: Sequence[Any]) -> pd.DataFrame:
-    """The tables of all results, one below the other."""
-    return pd.concat([r.to_frame() for r in results], ignore_index=True)
-
-
-def path_frame(results: Sequence[ProbeResult], layer: int) -> pd.DataFrame:
-    """Accuracy along the path of one layer of each network, by its place in the order of layers; with Wilson's interval."""
-    frames = []
-    for result in results:
-        name = result.layers[min(layer, len(result.layers) - 1)].name
-        frame = result.path_frame()
-        frames.append(frame[frame["layer"] == name].assign(n_test=result.n_test))
-    frame = pd.concat(frames, ignore_index=True)
-    low, high = mp.probing.wilson_interval(np.round(frame["test_accuracy"] * frame["n_test"]), frame["n_test"].to_numpy())
-    return frame.assign(low=low, high=high)
-
-
-def layer_rows(frame: pd.DataFrame, layer: str) -> pd.DataFrame:
-    """The rows of one layer."""
-    return frame[frame["layer"] == layer].reset_index(drop=True)
-
-
-def hardest(found: ConfusionMatrix, layer: int, most: int) -> list[str]:
-    """The classes with most errors at a layer, in their own order."""
-    counts = found.counts[layer]
-    errors = counts.sum(axis=1) + counts.sum(axis=0) - 2 * np.diagonal(counts)
-    return [found.class_names[k] for k in np.sort(np.argsort(-errors, kind="stable")[:most])]
-
-
-def wrong(probe: ProbeResult, layer: int, name: str) -> list[tuple[int, str]]:
-    """The test images of a class that a layer gets wrong: (index, answer)."""
-    names = dict(zip(probe.class_labels.tolist(), probe.class_names))
-    chosen = [i for i, y in enumerate(probe.labels.tolist()) if names.get(y) == name and not probe.right[layer, i]]
-    return [(i, names.get(int(probe.predicted[layer, i]), "no prediction")) for i in chosen]
-
-
-def cells_frame(cells: np.ndarray) -> pd.DataFrame:
-    """One cell [rows, columns] per row."""
-    rows, columns = np.indices(cells.shape)
-    return pd.DataFrame({"row": rows.ravel(), "column": columns.ravel(), "value": cells.ravel()})

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import altair as alt
@@ -103,15 +104,24 @@ def folded_table(title: str, frame: pd.DataFrame) -> None:
         st.dataframe(frame, hide_index=True, width="stretch")
 
 
-def report(results: Sequence[Any], *replaced: str) -> None:
-    """The sections of a report of these results, without the figures, by name, that a page replaces."""
+def caption(picture: Picture) -> None:
+    """What a figure of a report shows, and how to read it."""
+    st.caption(plain(f"{picture.shows} How to read it: {picture.reading}"))
+
+
+Replaced = Mapping[str, Callable[[Picture], None] | None]
+
+
+def report(results: Sequence[Any], replaced: Replaced = MappingProxyType({})) -> None:
+    """The sections of a report of these results, as `sections` shows them."""
     with guarded():
         key = calls.key_of_results(results)
         sections(calls.sections(results, key), key, replaced)
 
 
-def sections(found: Sequence[Section], key: Hashable, replaced: Sequence[str] = ()) -> None:
-    """The sections of a report, one after the other: findings, figures but those `replaced`, and tables."""
+def sections(found: Sequence[Section], key: Hashable, replaced: Replaced = MappingProxyType({})) -> None:
+    """The sections of a report, one after the other: findings, figures and tables. In place of figures whose names are
+    `replaced`, what that shows; nothing for None."""
     for section in found:
         st.header(plain(section.title), anchor=section.anchor, divider="grey")
         for text in section.warnings:
@@ -120,10 +130,12 @@ def sections(found: Sequence[Section], key: Hashable, replaced: Sequence[str] = 
         for number, item in enumerate(section.content):
             if isinstance(item, Picture):
                 if item.name in replaced:
+                    if (instead := replaced[item.name]) is not None:
+                        instead(item)
                     continue
-                caption = f"{item.shows} How to read it: {item.reading}"
+                text, name = f"{item.shows} How to read it: {item.reading}", f"{section.anchor}-{number + 1}"
                 with st.expander(plain(item.shows)) if item.folded else nullcontext():
-                    figure(item.draw, (key, section.anchor, number), f"{section.anchor}-{number + 1}", caption, alt=item.alt)
+                    figure(item.draw, (key, section.anchor, number), name, text, alt=item.alt)
                 continue
             # Cells with the digits that the report shows.
             texts = pd.DataFrame([[text for text, _number in row] for row in item.rows], columns=item.header)

@@ -324,7 +324,7 @@ def show_depth(names: Sequence[str], images: Images, wanted: str) -> None:
     of = f" for {plain(wanted)}" if wanted and column == "best" else ""
     st.caption(
         f"{charts.DEPTH[column]}{of} by block, n = {len(images)} images. An AUROC below 0.5 counts as 1 minus it, since lower "
-        "activations can be selective as well. Dashed: untrained baseline. The maximum over channels is also high by chance; "
+        "activations can be selective as well. Dotted: untrained baseline. The maximum over channels is also high by chance; "
         "compare it with the baseline."
     )
 

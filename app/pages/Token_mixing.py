@@ -261,7 +261,7 @@ def show_depth(results: list[TokenMixing]) -> None:
     null = f"the weights of each unit are shuffled over the patches ({results[0].shuffles} times per block)"
     if measure in ("pairing", "cosine"):
         null = f"each unit keeps its amplitude spectrum and gets random phases ({results[0].surrogates} times per block)"
-    st.caption(f"Dashed lines are untrained baselines, dotted lines the null: {null}. Hover over a block for its values.")
+    st.caption(f"Dotted lines are untrained baselines, dashed lines the null: {null}. Hover over a block for its values.")
 
 
 with guarded():

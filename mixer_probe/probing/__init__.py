@@ -16,7 +16,7 @@ from mixer_probe.probing.controls import ControlTask, RandomLabels, control_task
 from mixer_probe.probing.fewshot import FewShotResult, big_vision_probe, few_shot_probe
 from mixer_probe.probing.knn import KNNPath, KNNProbe, knn_path
 from mixer_probe.probing.layer_probes import ProbeResult, linear_probe
-from mixer_probe.probing.mdl import ControlCode, OnlineCode, control_code, online_code
+from mixer_probe.probing.mdl import ControlCode, OnlineCode, code_sample, control_code, online_code
 from mixer_probe.probing.methods import FITTERS
 from mixer_probe.probing.patch_position import PatchPosition, patch_position_probe
 from mixer_probe.probing.positionwise import PositionProbe, position_probe
@@ -66,6 +66,7 @@ __all__ = [
     "binned",
     "calibration",
     "centroid_path",
+    "code_sample",
     "combined_interval",
     "confusion_matrix",
     "control_code",

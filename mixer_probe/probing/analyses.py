@@ -16,7 +16,6 @@ from mixer_probe.core.analysis import Analysis, Room, View
 from mixer_probe.core.errors import ImagesError, MeasureError, closest
 from mixer_probe.core.result import Result
 from mixer_probe.images import Images
-from mixer_probe.linear.stratification import stratified
 from mixer_probe.models.layer import spread
 from mixer_probe.probing import (
     AttentiveResult,
@@ -48,7 +47,9 @@ from mixer_probe.probing import (
     target_probe,
     targets_from_csv,
 )
+from mixer_probe.probing.mdl import SAMPLE_IMAGES, SAMPLE_OPTIONS, code_sample
 from mixer_probe.probing.methods import PROBABILISTIC
+from mixer_probe.probing.patch_position import layers_with_positions
 from mixer_probe.probing.runs import Runs, train_labels
 from mixer_probe.probing.targets import PROPERTIES
 from mixer_probe.probing.transfer import MatchedRepresentations
@@ -56,14 +57,11 @@ from mixer_probe.probing.views.controls import code_section, control_code_sectio
 from mixer_probe.probing.views.positions import attentive_section, patch_position_section, position_probe_section, target_section
 from mixer_probe.probing.views.probes import calibration_section, confusion_section, few_shot_section, probe_section
 
-# Images and layers that a study samples, so that the probes of a report take seconds per network.
-CODE_IMAGES, CODE_LAYERS = 400, 4
-# For a sample: fewer blocks and penalties, which change compressions by much less than the width of their interval.
-_CODE: dict[str, Any] = {"fractions": (0.0625, 0.125, 0.25, 0.5, 1.0), "l2": (0.1, 1.0, 10.0)}
 # With fewer images per class a code mostly reflects how rare the classes are.
 _IMAGES_PER_CLASS = 5
+# Images that a study samples, and penalties, so that the probes of patch positions take seconds per network.
 PLACE_IMAGES = 120
-_PLACE_RIDGES = (1e-5, 1e-3, 1e-1)
+PLACE_RIDGES = (1e-5, 1e-3, 1e-1)
 # Layers with maps of positions: more are hard to compare, and each is stored with all its positions.
 POSITION_LAYERS = 4
 
@@ -107,13 +105,12 @@ def _coded(i: Inputs, code: Callable[..., Result], **options: Any) -> Result:
     y = train_labels(reps)
     if not s.sampled_probes:
         return code(reps, seed=s.seed, **options)
-    size, classes = min(len(y), CODE_IMAGES), len(np.unique(y))
+    size, classes = min(len(y), SAMPLE_IMAGES), len(np.unique(y))
     if size < _IMAGES_PER_CLASS * classes:
         raise MeasureError(
             f"{size} images of {classes} classes are too few for a description length; use at least {_IMAGES_PER_CLASS} per class"
         )
-    layers = [reps.layers[k].name for k in spread(reps.layers, CODE_LAYERS)]
-    return code(reps.only(layers).take(stratified(y, size, s.seed)), seed=s.seed, **_CODE, **options)
+    return code(code_sample(reps, seed=s.seed), seed=s.seed, **SAMPLE_OPTIONS, **options)
 
 
 def _targets(i: Inputs) -> list[Result]:
@@ -164,12 +161,10 @@ def runs_of(train: Representations, test: Representations, labelled: bool = True
 def _patch_positions(i: Inputs) -> list[Result]:
     """Decoding of patch positions after every layer; of a sample of the images where the settings say so."""
     model, s = i.model, i.settings
-    layers = [layer.name for layer in model.select(("stem", "blocks")) if layer.grid and layer.grid[0] * layer.grid[1] > 1]
-    if not layers:
-        raise MeasureError(f"no layer of {model.name} has several positions, so no position can be decoded")
+    layers = layers_with_positions(model)
     options: dict[str, Any] = {"batch_size": s.batch_size, "untrained": s.baselines}
     if s.sampled_probes:
-        options["ridges"] = _PLACE_RIDGES
+        options["ridges"] = PLACE_RIDGES
     return [patch_position_probe(model, i.sample(PLACE_IMAGES if s.sampled_probes else None), layers=layers, **options)]
 
 

@@ -125,6 +125,20 @@ class ProbeResult(Result):
         }
         return layer_frame(self, columns, len(self.path_values), None if self.untrained is None else self.untrained.path_frame())
 
+    def layer_path(self, i: int) -> pd.DataFrame:
+        """The rows of `path_frame` of one layer, with Wilson's 95 % interval of the accuracy on test images (`low`, `high`)."""
+        frame = self.path_frame()
+        frame = frame[frame["layer"] == self.layers[i].name].reset_index(drop=True)
+        low, high = wilson_interval(np.round(frame["test_accuracy"] * self.n_test), np.full(len(frame), self.n_test))
+        return frame.assign(n_test=self.n_test, low=low, high=high)
+
+    def mistakes(self, i: int, class_name: str) -> list[tuple[int, str]]:
+        """The test images of a class that layer `i` gets wrong: index and predicted class, "no prediction" where undefined."""
+        names = dict(zip(self.class_labels.tolist(), self.class_names))
+        wrong = np.flatnonzero(~self.right[i])
+        chosen = [int(k) for k in wrong if names.get(int(self.labels[k])) == class_name]
+        return [(k, names.get(int(self.predicted[i, k]), "no prediction")) for k in chosen]
+
 
 class LayerPath(NamedTuple):
     """A probe of one layer: accuracies [m] along its path, and the classes predicted with the `chosen` value."""

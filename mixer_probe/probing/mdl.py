@@ -13,12 +13,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 from scipy import special
 
+from mixer_probe.capture import Representations
 from mixer_probe.core.errors import ImagesError, MeasureError, UnconvergedWarning
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
@@ -26,7 +27,8 @@ from mixer_probe.linear.classifier import last_best
 from mixer_probe.linear.logistic import logistic_path
 from mixer_probe.linear.ridge import checked_penalties
 from mixer_probe.linear.scaling import ColumnScaling, block_of
-from mixer_probe.models.layer import Layer
+from mixer_probe.linear.stratification import stratified
+from mixer_probe.models.layer import Layer, spread
 from mixer_probe.probing.controls import grouping_of, random_groupings
 from mixer_probe.probing.runs import count_non_finite, layer_frame, train_labels, warn_non_finite
 from mixer_probe.similarity.inputs import RepresentationsLike, layer_matrix
@@ -37,6 +39,10 @@ FRACTIONS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5,
 # Penalties per training image, so that one value means the same for small and large blocks.
 L2_PER_IMAGE = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
+# What a study codes, so that a network takes seconds: `code_sample`, and fewer blocks and penalties, which change compressions by
+# much less than the width of their interval.
+SAMPLE_IMAGES, SAMPLE_LAYERS = 400, 4
+SAMPLE_OPTIONS: dict[str, Any] = {"fractions": (0.0625, 0.125, 0.25, 0.5, 1.0), "l2": (0.1, 1.0, 10.0)}
 # Fraction of the weights that is redistributed evenly among the penalties after every block (fixed share).
 _FIXED_SHARE = 0.1
 
@@ -89,6 +95,14 @@ class OnlineCode(Result):
             "classes": self.classes,
         }
         return layer_frame(self, columns)
+
+
+def code_sample(reps: Representations, n: int = SAMPLE_IMAGES, layers: int = SAMPLE_LAYERS, seed: int = 0) -> Representations:
+    """At most `n` images, in proportion to their classes, and at most `layers` layers, evenly spread: a code fits a probe again
+    for every block of images. Raises ImagesError without labels."""
+    y = train_labels(reps)
+    names = [reps.layers[i].name for i in spread(reps.layers, layers)]
+    return reps.only(names).take(stratified(y, min(len(y), n), seed))
 
 
 @checked(MeasureError)

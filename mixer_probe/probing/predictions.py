@@ -45,6 +45,12 @@ class ConfusionMatrix(Result):
         """Fractions of the images of each true class, [L, K, K]; NaN for a class without test images."""
         return ratio(self.counts, self.counts.sum(axis=2, keepdims=True))
 
+    def most_confused(self, layer: int, most: int) -> np.ndarray:
+        """Indices of the `most` classes with the most errors after a layer, as true or as predicted class, in their own order."""
+        counts = self.counts[layer]
+        errors = counts.sum(axis=1) + counts.sum(axis=0) - 2 * np.diagonal(counts)
+        return np.sort(np.argsort(-errors, kind="stable")[:most])
+
     def to_frame(self) -> pd.DataFrame:
         """One row per layer, true class and predicted class."""
         k = len(self.class_names)

@@ -11,9 +11,10 @@ import pandas as pd
 
 from mixer_probe.capture import ImageSource
 from mixer_probe.core.errors import MeasureError, NonFiniteWarning
-from mixer_probe.core.fingerprint import check_apart, keys_of
+from mixer_probe.core.fingerprint import apart, check_apart, keys_of
 from mixer_probe.core.result import ModelRecord
 from mixer_probe.images.classes import Labelled, require_labels, shared_classes
+from mixer_probe.linear.stratification import stratified
 from mixer_probe.models.layer import Layer
 from mixer_probe.similarity.inputs import RepresentationsLike, layer_matrix
 
@@ -24,6 +25,14 @@ Labels = tuple[np.ndarray, np.ndarray]
 def train_labels(reps: RepresentationsLike) -> np.ndarray:
     """Labels [n] of the training images. Raises ImagesError where there are none."""
     return require_labels(reps.labels, f"the train images ({reps.images.name})", "a probe", len(reps.ids))
+
+
+def split_in_half(reps: RepresentationsLike) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the images to fit on and of those to test on, half of a run each: every class in both where it has two images,
+    and no picture in both. Raises ImagesError without labels."""
+    y = train_labels(reps)
+    test = stratified(y, len(y) // 2)
+    return apart(reps.keys, np.setdiff1d(np.arange(len(y)), test), test), test
 
 
 def run_labels(train: RepresentationsLike, test: RepresentationsLike) -> Labels:

@@ -165,6 +165,12 @@ class KernelTying(Result):
         """How many shared kernels explain this fraction of the energy, [layer]."""
         return np.array([entry.spectrum(normalise).count(share) for entry in self.layers])
 
+    def over_null(self, share: float = 0.9, *, normalise: bool = False) -> np.ndarray:
+        """The count in offset space relative to that of kernels with the same spectra and random phases, [layer]: below 1
+        channels share shape. NaN without a null."""
+        spectra = [entry.spectrum(normalise) for entry in self.layers]
+        return np.array([spectrum.offset_count(share) / spectrum.null_count(share)[0] for spectrum in spectra])
+
     def to_frame(self) -> pd.DataFrame:
         """One row per layer: counts for 50, 90 and 99 %, effective rank, the same in offset space with its null (mean, 5 and 95
         %), and all that again for kernels of unit norm (columns `unit_...`)."""

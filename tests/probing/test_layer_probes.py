@@ -157,6 +157,10 @@ def test_tables_of_a_network_and_its_untrained_twin(runs, twin):
     chosen = path[path.chosen]
     assert chosen.test_accuracy.tolist() == frame.accuracy.tolist()
     assert chosen.l2.tolist() == frame.l2.tolist()
+    one = result.layer_path(1)
+    assert one.drop(columns=["n_test", "low", "high"]).equals(path[path.layer == "blocks.1"].reset_index(drop=True))
+    for row in one.itertuples():
+        assert (row.low, row.high) == pytest.approx(wilson_interval(round(row.test_accuracy * 90), 90))
 
 
 def test_it_survives_storing(runs, twin):

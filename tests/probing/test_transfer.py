@@ -104,6 +104,18 @@ def test_confusion_and_accuracy_a_class(probe):
     assert table[table.layer == "bad"][["accuracy", "low", "precision"]].isna().all(axis=None)
     assert from_dict(to_dict(found)).to_frame().equals(found.to_frame())
     assert found.to_frame().images.sum() == 120
+    errors = [sum((result.labels == k) ^ (result.predicted[0] == k)) for k in range(3)]
+    assert found.most_confused(0, 2).tolist() == sorted(np.argsort(errors)[::-1][:2])
+    assert found.most_confused(0, 9).tolist() == [0, 1, 2]
+
+
+def test_the_mistakes_of_a_class(probe):
+    result, _ = probe
+    answers = result.predicted[0][result.labels == 1]
+    found = result.mistakes(0, "dog")
+    assert [answer for _, answer in found] == [("cat", "dog", "frog")[k] for k in answers[answers != 1]]
+    assert all(result.labels[i] == 1 for i, _ in found)
+    assert result.mistakes(1, "dog") == [(i, "no prediction") for i in np.flatnonzero(result.labels == 1)]
 
 
 def told(result, probabilities, labels):

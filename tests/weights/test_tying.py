@@ -338,4 +338,5 @@ def test_a_trained_mixer_shares_few_kernels() -> None:
     found = mp.kernel_tying(mp.load_model("zoo:mixer-s0", device="cpu"), mp.load_images("demo", limit=8), draws=2)
     frame = found.to_frame()
     assert (frame["count_90"] < frame["null_count_90_low"]).all()
+    np.testing.assert_array_equal(found.over_null(0.9), frame["offset_count_90"] / frame["null_count_90"])
     assert (frame["count_99"] <= 128).all()

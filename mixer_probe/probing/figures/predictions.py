@@ -34,10 +34,7 @@ def confusion_heatmaps(results: Sequence[ConfusionMatrix], layer: int = -1, most
     figure = Figure(figsize=((side + 1.0) * columns + 0.9, (side + 0.9) * rows + 0.2))
     panels = figure.subplots(rows, columns, squeeze=False)
     for axes, result in zip(panels.flat, results):
-        counts, classes = result.counts[layer], len(result.class_names)
-        errors = counts.sum(axis=1) + counts.sum(axis=0) - 2 * np.diagonal(counts)
-        # The classes with most errors, in their own order.
-        chosen = np.sort(np.argsort(-errors, kind="stable")[:most])
+        classes, chosen = len(result.class_names), result.most_confused(layer, most)
         picture = 100 * result.shares[layer][np.ix_(chosen, chosen)]
         names = [cut(result.class_names[k], 14) for k in chosen]
         axes.imshow(picture, cmap=SEQUENTIAL, vmin=0, vmax=100)

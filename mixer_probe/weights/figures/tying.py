@@ -38,9 +38,8 @@ def kernel_tying_depth(results: Sequence[KernelTying], *, share: float = 0.9, no
         spectra = [entry.spectrum(normalise) for entry in result.layers]
         nulls = np.array([spectrum.null_count(share) for spectrum in spectra])
         if not np.isnan(nulls).all():
-            offset_counts = np.array([spectrum.offset_count(share) for spectrum in spectra])
             bounds = (nulls[:, 1] / nulls[:, 0], nulls[:, 2] / nulls[:, 0])
-            panels[2].plot(depth, offset_counts / nulls[:, 0], **style)
+            panels[2].plot(depth, result.over_null(share, normalise=normalise), **style)
             panels[2].fill_between(depth, *bounds, color=style["color"], alpha=0.15, linewidth=0)
     percent = f"{100 * share:.0f} %"
     titles = (f"Kernels explaining {percent}", "Relative to the untied maximum", "Relative to the null")
