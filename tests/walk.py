@@ -309,6 +309,11 @@ ALONE: dict[str, Alone] = {
     "images.distort": lambda w: [mp.images.distort(w.images, LowPass(2.0)), [np.asarray(i) for i in w.images]],
     "invariance.distortion_accuracy": lambda w: mp.invariance.distortion_accuracy(w.model, w.images, BLUR),
     "invariance.distortion_examples": lambda w: mp.invariance.distortion_examples(w.model, w.images, BLUR, 2),
+    "invariance.image_response": lambda w: vars(mp.invariance.image_response(w.model, w.images)),
+    "invariance.image_shift": lambda w: mp.invariance.image_shift(
+        w.reps, 0, *[mp.invariance.image_response(w.model, w.images)] * 2
+    ),
+    "invariance.neighbours_by_layer": lambda w: vars(mp.invariance.neighbours_by_layer(w.reps, 1, 3)),
     "invariance.own_grid": lambda w: mp.invariance.own_grid(w.model),
     "invariance.permute_patches": lambda w: _outputs(mp.invariance.permute_patches(w.model, np.roll(np.arange(16), 1)), w),
     "invariance.predictions": lambda w: [mp.invariance.predictions(w.model, w.images, BLUR), _outputs(w.model, w)],

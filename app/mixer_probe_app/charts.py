@@ -93,8 +93,8 @@ def _across() -> alt.Axis:
 # -- curves ----------------------------------------------------------------------------------------------------------------
 
 WEIGHTS = ("trained", "untrained", "null")
-# As in the figures: untrained baselines are dotted, nulls dashed.
-_DASHES = ([1, 0], [1, 3], [6, 4])
+# As in the figures: untrained baselines are dotted, with open markers, and nulls dashed.
+_DASHES = ([1, 0], [2, 3], [6, 4])
 _ACROSS = {
     "depth": ("relative depth", alt.Scale(domain=[0, 1], nice=False)),
     "k": ("number of neighbours k", alt.Scale(type="log")),
@@ -139,12 +139,13 @@ def curves(
     x_title, x_scale = _ACROSS[across]
     x = alt.X(f"{across}:Q", title=x_title, axis=alt.Axis(tickCount=5), scale=x_scale)
     frame = frame.dropna(subset=[value])
-    split, groups = {}, ["model:N" if "model" in frame else "network:N"]
+    split, groups, filled = {}, ["model:N" if "model" in frame else "network:N"], alt.value(1)
     if "weights" in frame:
         groups.append("weights:N")
         known = {kind: dash for kind, dash in zip(WEIGHTS, _DASHES) if kind in set(frame["weights"])}
         legend = alt.Legend(symbolType="stroke", symbolSize=700, symbolStrokeWidth=2)
         split["strokeDash"] = alt.StrokeDash("weights:N", title="weights", scale=colours(known), legend=legend)
+        filled = alt.condition("datum.weights === 'untrained'", alt.value(0), filled)
     base = alt.Chart(frame).encode(x=x, color=network_colour(frame), detail=groups)
     shown = {"network:N": "network"} | ({"weights:N": "weights"} if split else {})
     shown |= {"layer:N": "layer"} if "layer" in frame else {}
@@ -154,7 +155,9 @@ def curves(
     if bounds is not None and set(bounds) <= set(frame):
         shown |= {f"{end}:Q {digits}": f"{band}, {name}" for end, name in zip(bounds, ("low", "high"))}
         parts.insert(0, base.mark_area(opacity=0.16).encode(y=alt.Y(f"{bounds[0]}:Q", title=title), y2=f"{bounds[1]}:Q", **split))
-    parts.append(base.mark_point(filled=True, size=60, opacity=1).encode(y=y, tooltip=tips(shown | dict(more or {}))))
+    fill = alt.Fill("network:N", scale=colours(colour_of(frame["network"])), legend=None)
+    points = base.mark_point(size=60, opacity=1).encode(y=y, fill=fill, fillOpacity=filled)
+    parts.append(points.encode(tooltip=tips(shown | dict(more or {}))))
     if level is not None:
         rule: Any = alt.Chart(pd.DataFrame({"level": [level[0]]})).mark_rule(color=GREY)
         parts.append(rule.encode(y="level:Q", tooltip=tips({f"level:Q {digits}": level[1]})))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -18,24 +17,13 @@ from mixer_probe.attribution.figures import attribution_overlays, overlay_image
 from mixer_probe.attribution.methods import method_label
 from mixer_probe.core.words import join
 from mixer_probe.images import Images
+from mixer_probe.invariance import ImageResponse, NearestImages
 from mixer_probe_app import charts, show, url_state
 from mixer_probe_app.calls import key_of
 from mixer_probe_app.choice import RUN, shown
 from mixer_probe_app.history import computed
 from mixer_probe_app.messages import guarded, plain
-from mixer_probe_app.one_image import (
-    ZERO_HEAD,
-    Classes,
-    Look,
-    Neighbours,
-    bars,
-    classes_of,
-    look,
-    neighbours,
-    same_class,
-    size_frame,
-    top,
-)
+from mixer_probe_app.one_image import ZERO_HEAD, Classes, bars, classes_of, look, neighbours, top
 from mixer_probe_app.pictures import Picture, enlarged, gallery, thumbnails
 from mixer_probe_app.store import cached, model
 
@@ -75,7 +63,7 @@ def show_predictions(names: Sequence[str], picture: Picture, images: Images | No
     st.caption(f"{true}{others}Softmax over all classes of a network; the remaining probability is on classes not shown.")
 
 
-def verdict(found: Look, classes: Classes, picture: Picture) -> str:
+def verdict(found: ImageResponse, classes: Classes, picture: Picture) -> str:
     """The prediction and whether it is correct."""
     best = found.prediction
     said = f"Prediction: **{plain(classes.name(best))}** ({100 * found.probabilities[best]:.1f} %)"
@@ -236,7 +224,7 @@ def show_layers(names: Sequence[str], picture: Picture, images: Images | None) -
         with guarded():
             looks[name] = look(name, picture)
     if looks:
-        frame = pd.concat([size_frame(name, found) for name, found in looks.items()], ignore_index=True)
+        frame = _by_network({name: found.norm_frame() for name, found in looks.items()})
         more = {"largest:Q .4~g": "maximum over positions", "positions:Q": "positions", "channels:Q": "channels"}
         drawn = charts.curves(frame, "norm", "mean 2-norm over positions (log scale)", log=True, more=more)
         show.chart(drawn, f"norms {picture.title}", frame, key="img norms")
@@ -252,25 +240,33 @@ def show_layers(names: Sequence[str], picture: Picture, images: Images | None) -
         show_neighbours(names, looks, picture, images)
 
 
-def show_neighbours(names: Sequence[str], looks: dict[str, Look], picture: Picture, images: Images) -> None:
+def _by_network(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The tables of all networks, one below the other."""
+    parts = [frame.assign(network=shown(name))[["network", *frame.columns]] for name, frame in frames.items()]
+    return pd.concat(parts, ignore_index=True)
+
+
+def show_neighbours(names: Sequence[str], looks: dict[str, ImageResponse], picture: Picture, images: Images) -> None:
     """The nearest images at one depth in every network, and the fraction of the same class at all depths."""
-    found: dict[str, Neighbours] = {}
+    found: dict[str, NearestImages] = {}
     for name in names:
         with guarded():
             found[name] = neighbours(name, picture, images, _NEAREST)
     if not found:
         return
-    labelled = picture.label is not None and images.n_classes > 1
+    label, labels = picture.label, images.labels if images.n_classes > 1 else None
+    labelled = label is not None and labels is not None
+    same_class = {name: each.class_frame(label, labels) for name, each in found.items()} if labelled else {}
     depths = sorted({round(100 * layer.depth) for each in found.values() for layer in each.layers})
-    label, text = "Relative depth (100 %: after the last block)", lambda depth: f"{depth} %"
-    depth = url_state.choose(st.select_slider, label, "img-depth", depths, depths[-1], format_func=text)
+    title = "Relative depth (100 %: after the last block)"
+    depth = url_state.choose(st.select_slider, title, "img-depth", depths, depths[-1], format_func=lambda depth: f"{depth} %")
     for name, each in found.items():
         with guarded():
             at = each.at(depth / 100)
             layer, places = each.layers[at], each.places[at].tolist()
             frame = thumbnails(images, places, (images.name, images.record.fingerprint)).assign(cosine=each.cosines[at])
             frame["cosine"] = frame["cosine"].map("{:.3f}".format)
-            same = f": {same_class(each, at, picture.label, images.labels)} of {len(places)} share its class" if labelled else ""
+            same = f": {same_class[name]['same'][at]} of {len(places)} share its class" if labelled else ""
             st.markdown(f"**{plain(shown(name))}**, {plain(layer.name)} (depth {100 * layer.depth:.0f} %){same}")
             left, right = st.columns([1, 8], vertical_alignment="center")
             if name in looks:
@@ -287,13 +283,7 @@ def show_neighbours(names: Sequence[str], looks: dict[str, Look], picture: Pictu
     )
     if not labelled:
         return
-    rows: list[dict[str, Any]] = []
-    for name, each in found.items():
-        for at, layer in enumerate(each.layers):
-            k = len(each.places[at])
-            share = same_class(each, at, picture.label, images.labels) / k
-            rows.append({"network": shown(name), "layer": layer.name, "depth": layer.depth, "share": share, "k": k})
-    frame = pd.DataFrame(rows)
+    frame = _by_network(same_class)
     drawn = charts.curves(frame, "share", "fraction of neighbours of the same class", more={"k:Q": "of the k nearest"})
     show.chart(drawn, f"neighbours of its class {picture.title}", frame, key="img same class")
     st.caption(

@@ -95,7 +95,7 @@ def colour_chart(found: Sequence[StemFilters], picture: Picture) -> None:
     )
     iid = pd.DataFrame({"level": sorted({1 / r.shape[1] for r in coloured})})
     line = alt.Chart(iid).mark_rule(color=charts.GREY, strokeDash=[6, 4]).encode(y="level:Q")
-    show.chart(alt.layer(line, points).properties(height=480).interactive(), f"stem colour {_names(found)}", frame)
+    show.chart(alt.layer(line, points.interactive()).properties(height=480), f"stem colour {_names(found)}", frame)
     show.caption(picture)
 
 

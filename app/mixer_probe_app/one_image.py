@@ -1,24 +1,20 @@
-"""One image in every network: predictions, sizes of activations, nearest images, and how far a distortion moves it."""
+"""One image in every network: the calls that the parts of the page Image share, and predictions as bars."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
 import numpy as np
 import pandas as pd
-from scipy.special import softmax
 
-import mixer_probe as mp
-from mixer_probe.capture import Representations
 from mixer_probe.core.errors import ImagesError, MeasureError
-from mixer_probe.images import DistortedImages, Distortion, Images, distort
-from mixer_probe.models import Layer, Model
+from mixer_probe.images import Distortion, Images, distort
+from mixer_probe.invariance import ImageResponse, NearestImages, image_response, image_shift, neighbours_by_layer
+from mixer_probe.models import Model
 from mixer_probe.models.classes import labels_as_outputs, outputs_of
 from mixer_probe.plotting.style import COLOURS
-from mixer_probe.probing import knn_path
 from mixer_probe_app.calls import key_of, key_of_images, representations
 from mixer_probe_app.charts import colours, tips
 from mixer_probe_app.choice import RUN, shown
@@ -33,65 +29,12 @@ _LABELS = {"true class": "#009E73", "other class": "#8A8A8A", "unknown": COLOURS
 _SMALL_INPUT, _FEW = 64, 32
 
 
-@dataclass(frozen=True)
-class Look:
-    """One image in one network: means over positions of every block (`vectors`), the 2-norms over channels of the activations at
-    every position (`norms`, on the grid of the layer where it has one), and the logits, None without a classifier."""
-
-    layers: tuple[Layer, ...]
-    vectors: tuple[np.ndarray, ...]
-    norms: tuple[np.ndarray, ...]
-    logits: np.ndarray | None
-
-    @property
-    def probabilities(self) -> np.ndarray:
-        """Softmax of the logits [class]."""
-        found: np.ndarray = softmax(np.asarray(self.logits, dtype=np.float64))
-        return found
-
-    @property
-    def prediction(self) -> int:
-        """The class of the largest logit."""
-        return int(np.argmax(self.probabilities))
-
-    @property
-    def has_zero_head(self) -> bool:
-        """Whether all logits are equal, as those of timm's untrained Mixers, whose head is zero."""
-        return self.logits is not None and bool(np.ptp(self.logits) == 0)
-
-
-def look(name: str, picture: Picture, distortion: Distortion | None = None) -> Look:
+def look(name: str, picture: Picture, distortion: Distortion | None = None) -> ImageResponse:
     """The image, as it is or distorted, in the network `name`."""
     network = model(name)
     key = (key_of(network), picture.key, repr(distortion))
     source = picture.image if distortion is None else distort(picture.image, distortion)
-    return cached("image", key, f"{shown(name)}: one image", lambda: look_at(network, source), on_disk=False)
-
-
-def look_at(network: Model, source: Images | DistortedImages) -> Look:
-    """The first image of `source` in a network. A distilled network has two heads, and predicts their mean."""
-    blocks = [layer for layer in network.layers if layer.kind == "block"]
-    classes = getattr(network.module, "num_classes", None)
-    heads = [layer.name for layer in network.layers if layer.kind == "head" and layer.channels == classes]
-    heads += ["head_dist"] if heads and hasattr(network.module, "head_dist") else []
-    found = mp.extract(network, source, [*(b.name for b in blocks), *heads], reduce="none", batch_size=1)
-    positions = [np.asarray(found[b.name][0], dtype=np.float64) for b in blocks]
-    norms = [np.linalg.norm(values, axis=-1) for values in positions]
-    return Look(
-        tuple(blocks),
-        tuple(values.reshape(-1, values.shape[-1]).mean(axis=0) for values in positions),
-        tuple(norm.reshape(b.grid or (1, -1)) for norm, b in zip(norms, blocks, strict=True)),
-        np.mean([found[head][0] for head in heads], axis=0) if heads else None,
-    )
-
-
-def size_frame(name: str, seen: Look) -> pd.DataFrame:
-    """The norm of the activations of every block, mean and maximum over positions, one per row."""
-    rows = [
-        (shown(name), layer.name, layer.depth, float(norm.mean()), float(norm.max()), norm.size, layer.channels)
-        for layer, norm in zip(seen.layers, seen.norms, strict=True)
-    ]
-    return pd.DataFrame(rows, columns=["network", "layer", "depth", "norm", "largest", "positions", "channels"])
+    return cached("image", key, f"{shown(name)}: one image", lambda: image_response(network, source), on_disk=False)
 
 
 # -- classes -----------------------------------------------------------------------------------------------------------------
@@ -131,25 +74,13 @@ def classes_of(network: Model, images: Images) -> Classes:
     return cached("classes", key, "Matching classes", match, on_disk=False, warn=False)
 
 
-def top(name: str, seen: Look, classes: Classes, state: str = BEFORE, count: int = TOP) -> pd.DataFrame:
-    """The `count` classes of highest probability, and the true one where it is known, one per row."""
-    assert seen.logits is not None
-    values, true = seen.probabilities, classes.true
-    order = np.argsort(-values, kind="stable").tolist()
-    chosen = order[:count] + ([true] if true is not None and true not in order[:count] else [])
+def top(name: str, seen: ImageResponse, classes: Classes, state: str = BEFORE, count: int | None = TOP) -> pd.DataFrame:
+    """The `count` classes of highest probability (all for None), and the true one where it is known, by name."""
+    frame, true = seen.class_frame(count, classes.true), classes.true
     label = lambda i: "unknown" if true is None else "true class" if i == true else "other class"  # noqa: E731
-    return pd.DataFrame(
-        {
-            "network": shown(name),
-            "image": state,
-            "class": [classes.name(i) for i in chosen],
-            "index": chosen,
-            "probability": values[chosen],
-            "logit": np.asarray(seen.logits, dtype=float)[chosen],
-            "rank": [order.index(i) + 1 for i in chosen],
-            "true": [label(i) for i in chosen],
-        }
-    )
+    names = frame["index"].map(classes.name)
+    frame = frame.assign(network=shown(name), image=state, true=frame["index"].map(label), **{"class": names})
+    return frame[["network", "image", "class", "index", "probability", "logit", "rank", "true"]]
 
 
 def bars(frame: pd.DataFrame) -> alt.Chart:
@@ -183,88 +114,29 @@ def bars(frame: pd.DataFrame) -> alt.Chart:
 # -- neighbours and moves ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Neighbours:
-    """The images nearest to one, for every layer: `places` and `cosines` [layer, k], nearest first."""
-
-    layers: tuple[Layer, ...]
-    places: tuple[np.ndarray, ...]
-    cosines: tuple[np.ndarray, ...]
-
-    def at(self, depth: float) -> int:
-        """The layer nearest to a relative depth."""
-        return int(np.argmin([abs(layer.depth - depth) for layer in self.layers]))
-
-
-def neighbours(name: str, picture: Picture, images: Images, count: int) -> Neighbours:
-    """The `count` of `images` nearest to the image at every block, itself left out: by cosine of the means over positions, less
-    their mean over the images. A stored run has them for its own images.
+def neighbours(name: str, picture: Picture, images: Images, count: int) -> NearestImages:
+    """The `count` of `images` nearest to the image at every block. A stored run has them for its own images.
 
     Raises MeasureError for an upload in a stored run, and for fewer than three images."""
-    found, place = representations(name, images), picture.place
-    own: dict[str, np.ndarray] = {}
-    if place is None:
-        if name.startswith(RUN):
-            raise MeasureError(
-                f"{shown(name)} contains representations only and cannot process an uploaded image; choose an image of the set"
-            )
-        seen = look(name, picture)
-        own = {layer.name: vector for layer, vector in zip(seen.layers, seen.vectors, strict=True)}
-
-    def search() -> Neighbours:
-        places, cosines = [], []
-        for layer in found:
-            features = found[layer]
-            near, values = nearest(features, own[layer] if place is None else features[place], min(len(features), count + 1))
-            others = near != (-1 if place is None else place)
-            places.append(near[others][:count])
-            cosines.append(values[others][:count])
-        return Neighbours(found.layers, tuple(places), tuple(cosines))
-
+    found, image = representations(name, images), picture.place
+    if image is None and name.startswith(RUN):
+        raise MeasureError(
+            f"{shown(name)} contains representations only and cannot process an uploaded image; choose an image of the set"
+        )
+    own = look(name, picture) if image is None else image
     key = ("near", found.model.name, found.model.fingerprint, key_of_images(images), picture.key, count)
+    search = lambda: neighbours_by_layer(found, own, count)  # noqa: E731
     return cached("image", key, f"{shown(name)}: neighbours", search, on_disk=False)
 
 
-def nearest(features: np.ndarray, vector: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` rows of `features` [n, p] nearest to `vector` by cosine of the centred features, and the cosines.
-
-    The search of the k-NN probe needs classes and does not use them."""
-    if len(features) < 3:
-        raise MeasureError(f"nearest neighbours need three images or more, and there are {len(features)}")
-    if not (np.isfinite(features).all() and np.isfinite(vector).all()):
-        raise MeasureError("some activations are NaN or infinite, so distances are undefined")
-    path = knn_path(features, np.arange(len(features)) % 2, [1], centre=True)
-    places, cosines = path.neighbours(vector[None], count)
-    return places[0], cosines[0]
-
-
 def moves(name: str, picture: Picture, images: Images, distortion: Distortion) -> pd.DataFrame:
-    """How far the distortion moves the image at every block: `move_frame` beside the chosen images; fewer of them for a network
-    with a large input, so that a person who moves a slider need not wait for minutes. Raises as `neighbours`."""
+    """How far the distortion moves the image at every block, beside the chosen images; fewer of them for a network with a large
+    input, so that a person who moves a slider need not wait for minutes. Raises as `neighbours`."""
     network = model(name)
     before, after = look(name, picture), look(name, picture, distortion)
     among = images if max(network.input.size[1:]) <= _SMALL_INPUT else images.sample(_FEW)
     found, own = representations(name, among), picture.image.keys[0]
     place = among.keys.index(own) if picture.place is not None and own in among.keys else None
     key = ("moves", key_of(network), key_of_images(among), picture.key, repr(distortion))
-    make = lambda: move_frame(name, found, place, before, after)  # noqa: E731
-    return cached("image", key, f"{shown(name)}: layer changes", make, on_disk=False)
-
-
-def move_frame(name: str, found: Representations, place: int | None, before: Look, after: Look) -> pd.DataFrame:
-    """One row per block: the cosine between the plain and the distorted representation of an image, each less the mean over plain
-    images (as `representation_shift` has it), and the rank of the plain one among the neighbours of the distorted one.
-
-    `place` is that of the image in the run `found`, None where it is not there."""
-    rows = []
-    for layer, plain, moved in zip(after.layers, before.vectors, after.vectors, strict=True):
-        features = found[layer.name] if place is not None else np.concatenate([found[layer.name], plain[None]])
-        places, cosines = nearest(features, moved, len(features))
-        rank = int(np.flatnonzero(places == (place if place is not None else len(features) - 1))[0])
-        rows.append((shown(name), layer.name, layer.depth, float(cosines[rank]), rank + 1, len(features)))
-    return pd.DataFrame(rows, columns=["network", "layer", "depth", "cosine", "rank", "n"])
-
-
-def same_class(found: Neighbours, at: int, label: int | None, labels: Sequence[int] | np.ndarray | None) -> int:
-    """How many of the neighbours at a layer have the class of the image."""
-    return 0 if labels is None else int((np.asarray(labels)[found.places[at]] == label).sum())
+    shift = lambda: image_shift(found, place, before, after)  # noqa: E731
+    return cached("image", key, f"{shown(name)}: layer changes", shift, on_disk=False).assign(network=shown(name))

@@ -25,14 +25,22 @@ from mixer_probe.images import (
     paper_shuffle,
 )
 from mixer_probe.images.distortions import dividing_grids
-from mixer_probe.invariance import DistortionAccuracy, RepresentationShift, distortion_accuracy, distortion_examples, predictions
+from mixer_probe.invariance import (
+    DistortionAccuracy,
+    ImageResponse,
+    RepresentationShift,
+    disagreements,
+    distortion_accuracy,
+    distortion_examples,
+    predictions,
+)
 from mixer_probe.models import Model
 from mixer_probe_app import charts, data, show, url_state
 from mixer_probe_app.calls import BATCH, key_of, key_of_images, loaded
 from mixer_probe_app.choice import shown
 from mixer_probe_app.history import computed
 from mixer_probe_app.messages import guarded, plain
-from mixer_probe_app.one_image import AFTER, BEFORE, TOP, ZERO_HEAD, Classes, Look, bars, classes_of, look, moves, top
+from mixer_probe_app.one_image import AFTER, BEFORE, TOP, ZERO_HEAD, Classes, bars, classes_of, look, moves, top
 from mixer_probe_app.pictures import Picture, as_uri, enlarged, gallery, thumb
 from mixer_probe_app.store import cached
 
@@ -186,7 +194,7 @@ def show_before_and_after(networks: dict[str, Model], picture: Picture, chosen: 
                 show_verdict(name, before, after, classes)
             with places[name]:
                 states = ((BEFORE, before), (AFTER, after))
-                every = [top(name, each, classes, state, len(before.logits)) for state, each in states]
+                every = [top(name, each, classes, state, None) for state, each in states]
                 both = pd.concat(every, ignore_index=True)
                 likeliest = both.groupby("index")["probability"].max().nlargest(TOP).index
                 frame = both[both["index"].isin([*likeliest, likeliest[0] if classes.true is None else classes.true])]
@@ -201,7 +209,7 @@ def distorted(network: Model, picture: Picture, distortion: Distortion) -> tuple
     return tuple(enlarged(Image.fromarray(pixels[0])) for pixels in found)
 
 
-def show_verdict(name: str, before: Look, after: Look, classes: Classes) -> None:
+def show_verdict(name: str, before: ImageResponse, after: ImageResponse, classes: Classes) -> None:
     """The predictions for the plain and the distorted image, and whether they are correct or the same."""
     badge: tuple[str, Any, str | None]
     first, then, true = before.prediction, after.prediction, classes.true
@@ -374,12 +382,7 @@ def show_list(found: dict[str, Predictions], networks: dict[str, Model], images:
     if right == wrong:
         st.info("Choose two different networks.", icon=":material/info:")
         return
-    wanted = ~found[wrong].right[1]
-    if right != ANY:
-        wanted &= found[right].right[1]
-    for name in {right, wrong} - {ANY} if both else ():
-        wanted &= found[name].right[0]
-    rows = np.flatnonzero(wanted)
+    rows = disagreements(found[wrong].right, None if right == ANY else found[right].right, both_undistorted=both)
     verbs = ("right", "wrong") if labelled else ("keeps its prediction", "changes its prediction")
     said = plain((f"{shown(right)} {verbs[0]}, " if right != ANY else "") + f"{shown(wrong)} {verbs[1]}")
     if not len(rows):

@@ -69,3 +69,16 @@ def predictions(
             stacklevel=5,
         )
     return found, classes
+
+
+def disagreements(wrong: np.ndarray, right: np.ndarray | None = None, *, both_undistorted: bool = True) -> np.ndarray:
+    """Indices of the images that one network gets wrong when distorted and another, if given, still gets right.
+
+    `wrong` and `right` [2, image] say for each whether it is right on the undistorted (row 0) and the distorted image (row 1).
+    With `both_undistorted` only images that they get right undistorted count: errors are then due to the distortion."""
+    chosen, given = ~wrong[1], [wrong] if right is None else [wrong, right]
+    if right is not None:
+        chosen = chosen & right[1]
+    for answers in given if both_undistorted else []:
+        chosen = chosen & answers[0]
+    return np.flatnonzero(chosen)

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
-from mixer_probe_app import history, one_image, pictures, shuffled
+from mixer_probe_app import history, pictures, shuffled
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
@@ -217,17 +217,6 @@ def test_a_shuffled_image_before_and_after(open_page: Open, images: Images, netw
     row = moved[(moved["network"] == "mixer-s0") & (moved["layer"] == "blocks.7")].iloc[0]
     assert row["cosine"] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-4)
     assert row["n"] == 100
-
-
-def test_what_moves_is_the_cosine_of_representation_shift(images: Images, networks: dict[str, Model]) -> None:
-    network, few, shuffle = networks[CNN], images.subset(range(20)), PatchShuffle(4)
-    found = mp.extract(network, few)
-    rows = []
-    for i in range(len(few)):
-        looks = [one_image.look_at(network, x) for x in (few.subset([i]), distort(few.subset([i]), shuffle))]
-        rows.append(one_image.move_frame(CNN, found, i, *looks)["cosine"].to_numpy())
-    expected = mp.invariance.representation_shift(network, few, (shuffle,), permutations=0, resamples=0)
-    np.testing.assert_allclose(np.mean(rows, axis=0), expected.cosine[0], atol=1e-5)
 
 
 def test_the_images_where_the_cnn_is_wrong_and_the_mixer_right(
