@@ -262,6 +262,11 @@ def _pixels(w: World) -> Any:
     return mp.linear_probe(*mp.probing.pixel_baseline(w.images, w.test, 4), l2=[1.0])
 
 
+def _shifted(w: World) -> Any:
+    one = mp.invariance.image_response(w.model, w.images)
+    return mp.invariance.image_shift(w.reps, None, one, one).to_dict("list")
+
+
 ALONE: dict[str, Alone] = {
     "anatomy": lambda w: mp.anatomy(w.model),
     "as_convolution": _convolved,
@@ -310,9 +315,7 @@ ALONE: dict[str, Alone] = {
     "invariance.distortion_accuracy": lambda w: mp.invariance.distortion_accuracy(w.model, w.images, BLUR),
     "invariance.distortion_examples": lambda w: mp.invariance.distortion_examples(w.model, w.images, BLUR, 2),
     "invariance.image_response": lambda w: vars(mp.invariance.image_response(w.model, w.images)),
-    "invariance.image_shift": lambda w: mp.invariance.image_shift(
-        w.reps, 0, *[mp.invariance.image_response(w.model, w.images)] * 2
-    ),
+    "invariance.image_shift": _shifted,
     "invariance.neighbours_by_layer": lambda w: vars(mp.invariance.neighbours_by_layer(w.reps, 1, 3)),
     "invariance.own_grid": lambda w: mp.invariance.own_grid(w.model),
     "invariance.permute_patches": lambda w: _outputs(mp.invariance.permute_patches(w.model, np.roll(np.arange(16), 1)), w),

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
-import os
 import re
-import tempfile
 import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -20,9 +17,11 @@ import streamlit as st
 from PIL import Image, ImageOps
 
 from mixer_probe.core.errors import ImagesError, ImagesWarning, StoreError
+from mixer_probe.core.files import reason as files_reason
+from mixer_probe.core.files import write_bytes
 from mixer_probe.core.text import visible
 from mixer_probe.images import Images, from_arrays, photo_credit
-from mixer_probe.images.decode import MOST_PIXELS, is_deep, reason, to_rgb
+from mixer_probe.images.decode import MOST_PIXELS, conversions, reason, to_rgb
 from mixer_probe_app import charts, data, local_files, url_state
 from mixer_probe_app.messages import plain
 from mixer_probe_app.store import cached
@@ -290,7 +289,7 @@ def read_upload(name: str, content: bytes) -> tuple[Image.Image, list[str]]:
             known = [name for name in _FORMATS if name in Image.OPEN]
             with Image.open(io.BytesIO(content), formats=known) as opened:
                 _check_size(shown, *opened.size)
-                said = _changes(opened)
+                said = conversions(opened)
                 picture = to_rgb(opened)
         said += [f"It {str(warning.message).removeprefix('an image ')}." for warning in caught]
     except ImagesError:
@@ -324,36 +323,20 @@ def _check_size(shown: str, width: int, height: int) -> None:
         )
 
 
-def _changes(opened: Image.Image) -> list[str]:
-    """What `to_rgb` changes in modes other than 8-bit RGB."""
-    said = []
-    if getattr(opened, "n_frames", 1) > 1:
-        said.append(f"It has {opened.n_frames} frames; the first one is used.")
-    if opened.mode == "CMYK":
-        said.append("It was in CMYK and is converted to RGB without its colour profile; colours may differ slightly.")
-    if not is_deep(opened.mode) and any("16" in str(tile[3]) for tile in getattr(opened, "tile", ())):
-        said.append("It had 16 bits per channel; the upper 8 are used.")
-    if opened.has_transparency_data:
-        said.append("Transparent regions are composited over white.")
-    return said
-
-
 def save(picture: Image.Image) -> str:
     """Save a picture, encoded anew, under the hash of its pixels, and give the name of its file; the oldest leave.
 
     Raises StoreError."""
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
     digest = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()[:16]
     file = folder() / f"{digest}.png"
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         if not file.exists():
-            with tempfile.NamedTemporaryFile(dir=file.parent, delete=False, suffix=".tmp") as part:
-                picture.save(part, "PNG")
-            os.replace(part.name, file)
+            write_bytes(file, stream.getvalue())
             files = sorted(folder().glob("*.png"), key=lambda f: f.stat().st_mtime, reverse=True)
             for old in files[_MOST_UPLOADS:]:
-                with contextlib.suppress(OSError):
-                    old.unlink()
-    except OSError as error:
-        raise StoreError(f"cannot save the upload in {folder()}: {error.strerror or error}.") from error
+                old.unlink(missing_ok=True)
+    except (OSError, StoreError) as error:
+        raise StoreError(f"cannot save the upload in {folder()}: {files_reason(error)}.") from error
     return file.name

@@ -134,6 +134,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def conversions(image: Image.Image) -> list[str]:
+    """What `to_rgb` changes in an image that is open and not decoded yet, other than its range, in sentences."""
+    found = []
+    if getattr(image, "n_frames", 1) > 1:
+        found.append(f"It has {image.n_frames} frames; the first one is used.")  # type: ignore[attr-defined]
+    if image.mode == "CMYK":
+        found.append("It was in CMYK and is converted to RGB without its colour profile; colours may differ slightly.")
+    if not is_deep(image.mode) and any("16" in str(tile[3]) for tile in getattr(image, "tile", ())):
+        found.append("It had 16 bits per channel; the upper 8 are used.")
+    if image.has_transparency_data:
+        found.append("Transparent regions are composited over white.")
+    return found
+
+
 # -- more than 8 bits --------------------------------------------------------------------------------------------------
 
 WIDEST = 0xFFFF

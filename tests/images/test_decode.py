@@ -10,7 +10,7 @@ from PIL import Image
 from mixer_probe.core.errors import ImagesError, ImagesWarning
 from mixer_probe.images import load_images
 from mixer_probe.images.concepts import image_size
-from mixer_probe.images.decode import to_rgb
+from mixer_probe.images.decode import conversions, to_rgb
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 
@@ -239,3 +239,19 @@ def test_a_header_that_claims_too_many_pixels(tmp_path):
     (tmp_path / "bomb.bmp").write_bytes(header + bytes(24))
     with pytest.raises(ImagesError, match=r"bomb\.bmp: it claims more than 179 million pixels"):
         load_images(tmp_path)
+
+
+def test_what_a_conversion_changes_is_said(tmp_path):
+    frames = [Image.new("P", (8, 8), k) for k in range(3)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    Image.new("CMYK", (8, 8)).save(tmp_path / "b.jpg")
+    Image.new("RGBA", (8, 8)).save(tmp_path / "c.png")
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "d.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "e.png")
+    said = []
+    for name in ("a.gif", "b.jpg", "c.png", "d.png", "e.png"):
+        with Image.open(tmp_path / name) as image:
+            said.append(conversions(image))
+    words = ["3 frames", "CMYK", "composited over white"]
+    assert [len(found) for found in said] == [1, 1, 1, 0, 0]
+    assert all(word in found[0] for word, found in zip(words, said, strict=False))
