@@ -242,7 +242,7 @@ def test_a_header_that_claims_too_many_pixels(tmp_path):
 
 
 def test_what_a_conversion_changes_is_said(tmp_path):
-    frames = [Image.new("P", (8, 8), k) for k in range(3)]
+    frames = [Image.new("RGB", (8, 8), (90 * k, 0, 0)) for k in range(3)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     Image.new("CMYK", (8, 8)).save(tmp_path / "b.jpg")
     Image.new("RGBA", (8, 8)).save(tmp_path / "c.png")
