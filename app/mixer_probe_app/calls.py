@@ -21,17 +21,18 @@ from mixer_probe.core.section import Picture, Section
 from mixer_probe.core.settings import StudySettings
 from mixer_probe.core.words import FAMILIES, join
 from mixer_probe.images import DistortedImages, Images
-from mixer_probe.models import Model, ModelCard, describe
+from mixer_probe.models import Model, ModelCard
 from mixer_probe.report import make_sections
 from mixer_probe.study import run_analyses
 from mixer_probe_app import data, disk
 from mixer_probe_app.choice import RUN
-from mixer_probe_app.history import computed
+from mixer_probe_app.history import Given, computed, result_of
 from mixer_probe_app.local_files import resolve
 from mixer_probe_app.messages import guarded, plain
 from mixer_probe_app.store import cached, lookup, model
 
 LAYERS = "blocks"
+Layers = str | Sequence[str]
 # Small batches: progress moves, and a stop does not wait long for the one under way.
 BATCH = 32
 
@@ -67,15 +68,42 @@ def loaded(names: Sequence[str]) -> dict[str, Model]:
     return found
 
 
+def network(choice: str, untrained: bool = False) -> Given:
+    """A network, or its untrained baseline, as an argument."""
+    key, code = key_of(model(choice)), f"models[{choice!r}]"
+    if untrained:
+        return Given(lambda: model(choice), (key, "untrained"), f"{code}.untrained()", (choice,), then=Model.untrained)
+    return Given(lambda: model(choice), key, code, (choice,))
+
+
+def shown_images(images: Images) -> Given:
+    """The images chosen, as an argument."""
+    return Given(lambda: images, key_of_images(images), "images", setup=data.setup())
+
+
+def run_of(
+    choice: str, images: Images, layers: Layers = LAYERS, untrained: bool = False, *, name: str = "images", reduce: str = "mean"
+) -> Given:
+    """Representations of images, called `name` in a script, as an argument; those of a stored run are in the run."""
+    value = lambda: representations(choice, images, layers, reduce, untrained)  # noqa: E731
+    if choice.startswith(RUN):
+        run, code = stored_run(choice, images), f"models[{choice!r}]"
+        key: Hashable = ("run", repr(sorted(run.record.identity().items())), key_of_images(images))
+        return Given(value, key, f"{code}.take([{code}.keys.index(key) for key in {name}.keys])", (choice,), data.setup())
+    one, wanted = network(choice, untrained), layers if isinstance(layers, str) else list(layers)
+    more = "" if reduce == "mean" else f", reduce={reduce!r}"
+    key = (one.key, key_of_images(images), repr(wanted), reduce)
+    return Given(value, key, f"mp.extract({one.code}, {name}, {wanted!r}{more})", (choice,), data.setup())
+
+
 def card(choice: str) -> ModelCard:
     """What is known of a network before looking inside."""
-    network = model(choice)
-    code = f"mp.models.describe(models[{choice!r}])"
-    return computed("Home", f"card of {choice}", "cards", key_of(network), lambda: describe(network), code, [choice])
+    found: ModelCard = result_of("Home", f"card of {choice}", "cards", "models.describe", network(choice))
+    return found
 
 
 def representations(
-    choice: str, images: Images, layers: str | Sequence[str] = LAYERS, reduce: str = "mean", untrained: bool = False
+    choice: str, images: Images, layers: Layers = LAYERS, reduce: str = "mean", untrained: bool = False
 ) -> Representations:
     """The representations of images in a network, or in its untrained baseline, from the disk where they were computed before,
     resumed where that was stopped. A stored run is taken as it is, and has to be of these very images.
@@ -131,35 +159,22 @@ def measured(
     page: str,
     names: Sequence[str],
     what: str,
-    function: Callable[..., Any],
+    function: str,
     *,
     baselines: bool = False,
     images: Callable[[Model], Images | None] = lambda network: None,
 ) -> list[Any]:
-    """The results of `function` of mixer_probe for the networks that have what it measures, each followed by its untrained
+    """The results of a `function` of mixer_probe for the networks that have what it measures, each followed by its untrained
     baseline with `baselines`; a sentence for each of the others. `images` gives what the function needs besides a network."""
     found: list[Any] = []
     for name in names:
         with guarded():
-            network = model(name)
+            one = model(name)
             try:
-                given = [i for i in [images(network)] if i is not None]
-                for untrained in (False, True)[: 2 if baselines and network.weights.trained else 1]:
-                    suffix = ".untrained()" if untrained else ""
-                    found.append(
-                        computed(
-                            page,
-                            f"{what} of {name}" + (", untrained baseline" if untrained else ""),
-                            what,
-                            (suffix, *key_of(network), *map(key_of_images, given)),
-                            lambda untrained=untrained, network=network, given=given: function(  # type: ignore[misc]
-                                network.untrained() if untrained else network, *given
-                            ),
-                            f"mp.{function.__name__}(models[{name!r}]{suffix}{', images' if given else ''})",
-                            [name],
-                            data.setup() if given else "",
-                        )
-                    )
+                given = [shown_images(i) for i in [images(one)] if i is not None]
+                for untrained in (False, True)[: 2 if baselines and one.weights.trained else 1]:
+                    label = f"{what} of {name}" + (", untrained baseline" if untrained else "")
+                    found.append(result_of(page, label, what, function, network(name, untrained), *given))
             except ModelError as error:
                 # What cannot be loaded is an error of the choice; what a network does not have is none.
                 st.info(plain(error), icon=":material/info:")

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import streamlit as st
 
-import mixer_probe as mp
 from mixer_probe.capture import Representations
-from mixer_probe.channels import ChannelPage, ChannelPartners, ChannelStatistics, ClassSelectivity, channel_pages
+from mixer_probe.channels import ChannelPage, ChannelPartners, ChannelStatistics, ClassSelectivity
 from mixer_probe.channels.listing import TITLES, search_channels, sortable
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import whole_number
 from mixer_probe.images import Images
 from mixer_probe.models import Layer, Model
-from mixer_probe_app import data, url_state
-from mixer_probe_app.calls import BATCH, LAYERS, key_of, key_of_images, representations, stored_run
+from mixer_probe_app import calls, url_state
+from mixer_probe_app.calls import BATCH, LAYERS, representations, stored_run
 from mixer_probe_app.choice import RUN, shown
-from mixer_probe_app.history import computed
+from mixer_probe_app.history import Given, result_of
 from mixer_probe_app.messages import plain
-from mixer_probe_app.store import lookup, model
+from mixer_probe_app.store import model
 
 PAGE = "Channels"
 PERMUTATIONS = 999
@@ -105,105 +104,68 @@ def missing_labels(images: Images) -> str:
 # -- results -----------------------------------------------------------------------------------------------------------------
 
 
-def _run_code(choice: str, layers: Layers, version: str = "") -> str:
-    if choice.startswith(RUN):
-        return f"models[{choice!r}]"
-    return f"mp.extract(models[{choice!r}]{version}, images{'' if layers == LAYERS else f', {list(layers)!r}'})"
-
-
 def _name(choice: str, layers: Layers) -> str:
     return f"all blocks of {shown(choice)}" if layers == LAYERS else f"{layers[0]} of {shown(choice)}"
 
 
 def statistics(choice: str, images: Images, layers: Layers) -> ChannelStatistics:
     """Statistics of every channel of a layer, or of all blocks."""
-    network, wanted = model(choice), layers if isinstance(layers, str) else list(layers)
-    return computed(
-        PAGE,
-        f"statistics of {_name(choice, layers)}, {len(images)} images",
-        "channel statistics",
-        (key_of(network), key_of_images(images), str(layers)),
-        lambda: mp.channel_statistics(network, images, wanted, batch_size=BATCH),
-        f"mp.channel_statistics(models[{choice!r}], images, {wanted!r})",
-        [choice],
-        data.setup(),
-    )
+    wanted = layers if isinstance(layers, str) else list(layers)
+    label = f"statistics of {_name(choice, layers)}, {len(images)} images"
+    given = calls.network(choice), calls.shown_images(images), wanted
+    found: ChannelStatistics = result_of(PAGE, label, "channel statistics", "channel_statistics", *given, batch_size=BATCH)
+    return found
 
 
 def selectivity(choice: str, images: Images, layer: str | None = None, untrained: bool = False) -> ClassSelectivity:
     """Selectivity of every channel of all blocks (or of `layer` where it is none) for each class; of the untrained baseline with
     `untrained`."""
     layers = _layers_of(choice, layer)
-    run = representations(choice, images, layers, untrained=untrained)
     baseline = " (untrained baseline)" if untrained else ""
-    return computed(
-        PAGE,
-        f"selectivity of {_name(choice, layers)}{baseline}, {len(images)} images",
-        "channel selectivity",
-        (run.model.name, run.model.fingerprint, key_of_images(images), str(layers), PERMUTATIONS),
-        lambda: mp.class_selectivity(run, permutations=PERMUTATIONS),
-        f"mp.class_selectivity({_run_code(choice, layers, '.untrained()' if untrained else '')}, permutations={PERMUTATIONS})",
-        [choice],
-        data.setup(),
-    )
-
-
-def page_key(ref: ChannelRef, images: Images, by: str, found: ChannelStatistics, labelled: bool) -> Hashable:
-    """What decides a page. The cluster and the largest ratio do not depend on how many layers were measured beside it."""
-    return key_of(model(ref.network)), key_of_images(images), ref.layer, ref.channel, by, labelled, found.n
+    label = f"selectivity of {_name(choice, layers)}{baseline}, {len(images)} images"
+    run = calls.run_of(choice, images, layers, untrained)
+    found: ClassSelectivity = result_of(PAGE, label, "channel selectivity", "class_selectivity", run, permutations=PERMUTATIONS)
+    return found
 
 
 def page_of(
     ref: ChannelRef, images: Images, by: str, found: ChannelStatistics, selectivity: ClassSelectivity | None
 ) -> ChannelPage:
     """The page of a channel with its images at both ends, ranked by "mean" or "peak"."""
-    network, run = model(ref.network), run_of(ref.network, images, ref.layer)
-    options = {"k": EXHIBITS, "by": by, "pixels": PIXELS}
-    name, run_code = f"models[{ref.network!r}]", _run_code(ref.network, _layers_of(ref.network, ref.layer))
-    parts = [f"{option}={value!r}" for option, value in options.items()]
-    parts += [f"statistics=mp.channel_statistics({name}, images, [{ref.layer!r}])", f"reps={run_code}"]
+    one, run = calls.network(ref.network), calls.run_of(ref.network, images, _layers_of(ref.network, ref.layer))
+    # The cluster and the largest ratio do not depend on how many layers were measured beside it.
+    code = f"mp.channel_statistics({one.code}, images, [{ref.layer!r}])"
+    given: dict[str, Any] = {"statistics": Given(lambda: found, found.n, code)}
     if selectivity is not None:
-        parts.append(f"selectivity=mp.class_selectivity({run_code}, permutations={PERMUTATIONS})")
-    make = partial(channel_pages, network, images, {ref.layer: ref.channel}, **options, batch_size=BATCH)  # type: ignore[arg-type]
-    return computed(
+        code = f"mp.class_selectivity({run.code}, permutations={PERMUTATIONS})"
+        given["selectivity"] = Given(lambda: selectivity, PERMUTATIONS, code)
+    pages: list[ChannelPage] = result_of(
         PAGE,
         f"channel {ref.channel} of {ref.layer} of {shown(ref.network)} by {by}, {len(images)} images",
         "channel pages",
-        page_key(ref, images, by, found, selectivity is not None),
-        lambda: make(statistics=found, selectivity=selectivity, reps=run)[0],
-        f"mp.channels.channel_pages({name}, images, {{{ref.layer!r}: {ref.channel}}}, {', '.join(parts)})",
-        [ref.network],
-        data.setup(),
+        "channels.channel_pages",
+        one,
+        calls.shown_images(images),
+        {ref.layer: ref.channel},
+        k=EXHIBITS,
+        by=by,
+        pixels=PIXELS,
+        reps=run,
+        batch_size=BATCH,
+        **given,
     )
+    return pages[0]
 
 
 def matches(ref: ChannelRef, images: Images, other: str, layer: str) -> ChannelPartners:
     """For every channel of the layer of `ref` its best match: the channel of `layer` of another network whose means over the same
     images correlate most."""
-    a, b = run_of(ref.network, images, ref.layer), run_of(other, images, layer)
-    runs = ", ".join(_run_code(choice, _layers_of(choice, name)) for choice, name in ((ref.network, ref.layer), (other, layer)))
-    return computed(
-        PAGE,
-        f"best matches of {ref.layer} of {shown(ref.network)} in {layer} of {shown(other)}, {len(images)} images",
-        "channel partners",
-        _matches_key(ref, images, other, layer),
-        lambda: mp.channel_partners(a, b, ref.layer, layer, permutations=PERMUTATIONS),
-        f"mp.channel_partners({runs}, {ref.layer!r}, {layer!r}, permutations={PERMUTATIONS})",
-        [ref.network, other],
-        data.setup(),
+    a, b = (calls.run_of(name, images, _layers_of(name, of)) for name, of in ((ref.network, ref.layer), (other, layer)))
+    label = f"best matches of {ref.layer} of {shown(ref.network)} in {layer} of {shown(other)}, {len(images)} images"
+    found: ChannelPartners = result_of(
+        PAGE, label, "channel partners", "channel_partners", a, b, ref.layer, layer, permutations=PERMUTATIONS
     )
-
-
-def known_matches(ref: ChannelRef, images: Images, other: str, layer: str) -> ChannelPartners | None:
-    """The best matches where they are cached, else None."""
-    found = lookup("channel partners", _matches_key(ref, images, other, layer))
-    return None if found is None else found.value
-
-
-def _matches_key(ref: ChannelRef, images: Images, other: str, layer: str) -> Hashable:
-    record = stored_run(other, images).model if other.startswith(RUN) else None
-    theirs = key_of(model(other)) if record is None else (record.name, record.fingerprint)
-    return key_of(model(ref.network)), theirs, key_of_images(images), ref.layer, layer, PERMUTATIONS
+    return found
 
 
 # -- controls ----------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import matplotlib as mpl
 import numpy as np
@@ -19,9 +20,9 @@ from mixer_probe.core.words import join
 from mixer_probe.images import Images
 from mixer_probe.invariance import ImageResponse, NearestImages
 from mixer_probe_app import charts, show, url_state
-from mixer_probe_app.calls import key_of
+from mixer_probe_app.calls import key_of, network
 from mixer_probe_app.choice import RUN, shown
-from mixer_probe_app.history import computed
+from mixer_probe_app.history import Given, result_of
 from mixer_probe_app.messages import guarded, plain
 from mixer_probe_app.one_image import ZERO_HEAD, Classes, bars, classes_of, look, neighbours, top
 from mixer_probe_app.pictures import Picture, enlarged, gallery, thumbnails
@@ -82,9 +83,8 @@ def show_attributions(names: Sequence[str], picture: Picture, images: Images | N
     allowed: dict[str, tuple[str, ...]] = {}
     for name in names:
         with guarded():
-            network = model(name)
-            inspect = lambda network=network: mp.attribution.allowed_methods(network)  # noqa: E731
-            allowed[name] = cached("allowed", key_of(network), "Inspecting the network", inspect)
+            inspect = partial(mp.attribution.allowed_methods, model(name))
+            allowed[name] = cached("allowed", key_of(model(name)), "Inspecting the network", inspect)
     if not allowed:
         return
     first, second, third = st.columns([5, 4, 5], vertical_alignment="bottom")
@@ -115,17 +115,10 @@ def choose_target(place: st.delta_generator.DeltaGenerator, classes: Sequence[Cl
 def attribution(name: str, classes: Classes, picture: Picture, method: str, target: str) -> Attribution:
     """The attribution of the image to the target class."""
     wanted = None if target == PREDICTED else classes.true if target == TRUE else int(target)
-    network, one = model(name), picture.image
-    return computed(
-        "Image",
-        f"{shown(name)}: {method_label(method)} of {picture.title}, {target}",
-        "attribution",
-        (key_of(network), picture.key, method, wanted),
-        lambda: mp.attribute(network, one, method, target=wanted),
-        f"mp.attribute(models[{name!r}], {picture.code}, {method!r}, target={wanted})",
-        [name],
-        picture.setup,
-    )
+    label = f"{shown(name)}: {method_label(method)} of {picture.title}, {target}"
+    one = Given(lambda: picture.image, picture.key, picture.code, setup=picture.setup)
+    found: Attribution = result_of("Image", label, "attribution", "attribute", network(name), one, method, target=wanted)
+    return found
 
 
 def show_method(

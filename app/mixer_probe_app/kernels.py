@@ -10,7 +10,6 @@ import altair as alt
 import pandas as pd
 import streamlit as st
 
-import mixer_probe as mp
 from mixer_probe.core.section import Picture
 from mixer_probe.core.words import name_of, primary, short_name
 from mixer_probe.weights import StemFilters
@@ -46,7 +45,7 @@ def stem_filters(names: Sequence[str]) -> None:
         order = url_state.choose(row.selectbox, "Sorted by", "stem-order", ORDERS, width=220)
         more = f"Off: the first {MANY} in this order."
         limit = None if url_state.toggle(row, "All filters", "stem-all", help=more) else MANY
-    found: list[StemFilters] = calls.measured(PAGE, names, "stem filters", mp.stem_filters)
+    found: list[StemFilters] = calls.measured(PAGE, names, "stem filters", "stem_filters")
     if not found:
         return
     if look == "colour" and all(r.shape[1] == 1 for r in found):
@@ -102,7 +101,7 @@ def colour_chart(found: Sequence[StemFilters], picture: Picture) -> None:
 def spatial_kernels(names: Sequence[str]) -> None:
     """From where positions read: by depth, on average, and for every position of one block."""
     measure = url_state.choose(st.segmented_control, "Measure", "stem-kernel", KERNEL_MEASURES)
-    found = calls.measured(PAGE, names, "spatial kernels", mp.spatial_kernels, baselines=True)
+    found = calls.measured(PAGE, names, "spatial kernels", "spatial_kernels", baselines=True)
     if not found:
         return
 
@@ -136,7 +135,7 @@ def kernel_tying(names: Sequence[str]) -> None:
     """How many spatial kernels the channels of a layer share. Only Mixers and ViTs look at the images."""
     measure = url_state.choose(st.segmented_control, "Measure", "stem-tying", TYING_MEASURES)
     images = lambda network: data.images() if needs_images(network) else None  # noqa: E731
-    found = calls.measured(PAGE, names, "kernel tying", mp.kernel_tying, baselines=True, images=images)
+    found = calls.measured(PAGE, names, "kernel tying", "kernel_tying", baselines=True, images=images)
 
     def by_depth(_picture: Picture) -> None:
         frame = charts.table(found, lambda result: result.to_frame().assign(over_null=result.over_null(0.9)))
@@ -156,13 +155,13 @@ def kernel_tying(names: Sequence[str]) -> None:
 
 def anatomy(names: Sequence[str]) -> None:
     """Which modules mix positions, and which channels."""
-    if found := calls.measured(PAGE, names, "anatomy", mp.anatomy):
+    if found := calls.measured(PAGE, names, "anatomy", "anatomy"):
         show.report(found)
 
 
 def position_embeddings(names: Sequence[str]) -> None:
     """Similarity of the position embeddings of a ViT, by distance and for every patch."""
-    found = calls.measured(PAGE, names, "position embeddings", mp.position_embeddings)
+    found = calls.measured(PAGE, names, "position embeddings", "position_embeddings")
     if not found:
         st.info(_NO_POSITIONS, icon=":material/info:")
         return

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any
 
-import mixer_probe as mp
-from mixer_probe.capture import Representations
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.images import Images
 from mixer_probe.models.layer import spread
@@ -20,20 +17,16 @@ from mixer_probe.probing import (
     ProbeResult,
     RandomLabels,
     code_sample,
-    online_code,
 )
 from mixer_probe.probing.analyses import PLACE_IMAGES, PLACE_RIDGES, POSITION_LAYERS
 from mixer_probe.probing.mdl import SAMPLE_OPTIONS
-from mixer_probe.probing.patch_position import layers_with_positions
+from mixer_probe.probing.patch_position import decodable_layers
 from mixer_probe.probing.runs import split_in_half
 from mixer_probe_app import data
-from mixer_probe_app.calls import BATCH, LAYERS, key_of, key_of_images, representations, stored_run
+from mixer_probe_app.calls import BATCH, LAYERS, Layers, network, run_of, shown_images, stored_run
 from mixer_probe_app.choice import RUN, shown
-from mixer_probe_app.history import computed
-from mixer_probe_app.store import lookup, model
-
-T = TypeVar("T")
-Runs = tuple[Representations, Representations]
+from mixer_probe_app.history import Given, result_of
+from mixer_probe_app.store import model
 
 PAGE = "Probes"
 METHODS = {"ridge": "ridge", "logistic": "logistic", "centroid": "nearest class mean"}
@@ -43,105 +36,96 @@ MOST_POSITIONS = 256
 
 @dataclass(frozen=True)
 class Subject:
-    """One network to probe. `runs` gives its representations of the images to fit and to test on, and `baseline` those of its
-    untrained baseline, where it has one; neither is computed before it is asked for. `code` and `baseline_code` compute them
-    again."""
+    """One network to probe: its representations of the images to fit and to test on (`sides`), and those of its untrained
+    `baseline`, where it has one."""
 
     choice: str
-    key: Hashable
-    runs: Callable[[], Runs]
-    code: str
-    baseline: Callable[[], Runs] | None = None
-    baseline_code: str = ""
+    sides: tuple[Given, Given]
+    baseline: tuple[Given, Given] | None = None
+
+    def probe(self, title: str, kind: str, function: str, *given: Any, **options: Any) -> Any:
+        """A result of this network, recorded for the page."""
+        return result_of(PAGE, f"{title} of {shown(self.choice)}", kind, f"probing.{function}", *given, **options)
+
+    @property
+    def untrained(self) -> dict[str, Any]:
+        """The baseline as an option."""
+        return {} if self.baseline is None else {"untrained": self.baseline}
 
 
 def subject(choice: str, train: Images, test: Images, with_baseline: bool) -> Subject:
     """A network, or a stored run, on these images: a run that holds both sides, or else the two halves of its own images.
 
     Raises what loading raises."""
-    name = f"models[{choice!r}]"
     if not choice.startswith(RUN):
-        network = model(choice)
-        key = (key_of(network), key_of_images(train), key_of_images(test), LAYERS)
-        code, untrained = (
-            ", ".join(f"mp.extract({name}{version}, {side}, {LAYERS!r})" for side in ("train", "test"))
-            for version in ("", ".untrained()")
-        )
-        runs = lambda: (representations(choice, train), representations(choice, test))  # noqa: E731
-        if not with_baseline or not network.weights.trained:
-            return Subject(choice, key, runs, code)
-        baseline = lambda: tuple(representations(choice, side, untrained=True) for side in (train, test))  # noqa: E731
-        return Subject(choice, (key, "baseline"), runs, code, baseline, untrained)  # type: ignore[arg-type]
-    run = stored_run(choice)
-    identity = repr(run.record.identity())
+        untrained = with_baseline and model(choice).weights.trained
+        return Subject(choice, _sides(choice, train, test), _sides(choice, train, test, untrained=True) if untrained else None)
+    run, name = stored_run(choice), f"models[{choice!r}]"
     if {*train.keys, *test.keys} <= set(run.keys):
-        sides = ", ".join(f"{name}.take([{name}.keys.index(key) for key in {side}.keys])" for side in ("train", "test"))
-        pair = stored_run(choice, train), stored_run(choice, test)
-        return Subject(choice, ("run", identity, pair[0].images.fingerprint), lambda: pair, sides)
-    fit, hold = split_in_half(run)
-    code = f"{name}.take({fit.tolist()}), {name}.take({hold.tolist()})"
-    return Subject(choice, ("run", identity, len(fit)), lambda: (run.take(fit, "fit"), run.take(hold, "test")), code)
+        code = f"{name}.take([{name}.keys.index(key) for key in {{}}.keys])"
+        pair = [(stored_run(choice, images), code.format(side)) for side, images in (("train", train), ("test", test))]
+    else:
+        halves = zip(split_in_half(run), ("fit", "test"))
+        pair = [(run.take(rows, side), f"{name}.take({rows.tolist()})") for rows, side in halves]
+    identity = repr(run.record.identity())
+    first, second = (
+        Given(lambda part=part: part, (identity, part.images.fingerprint), code, (choice,), data.sides_setup())  # type: ignore[misc]
+        for part, code in pair
+    )
+    return Subject(choice, (first, second))
+
+
+def _sides(
+    choice: str, train: Images, test: Images, layers: Layers = LAYERS, untrained: bool = False, **options: Any
+) -> tuple[Given, Given]:
+    """Representations of a network of the images to fit and to test on."""
+    first, second = (
+        replace(run_of(choice, images, layers, untrained, name=name, **options), setup=data.sides_setup())
+        for name, images in (("train", train), ("test", test))
+    )
+    return first, second
 
 
 # -- results ---------------------------------------------------------------------------------------------------------------
 
 
-def _result(
-    kind: str, one: Subject, title: str, compute: Callable[[Runs, Runs | None], T], code: str | Callable[[T], str], *key: Any
-) -> T:
-    """The result cached, or a new one; representations are only fetched for a new one."""
-    found = (one.key, *key)
-    runs: tuple[Any, Any] = (None, None)
-    if lookup(kind, found) is None:
-        runs = one.runs(), (one.baseline() if one.baseline else None)
-    label = f"{title} of {shown(one.choice)}"
-    return computed(PAGE, label, kind, found, lambda: compute(*runs), code, [one.choice], data.sides_setup())
-
-
 def accuracy(one: Subject, method: str) -> ProbeResult:
     """A probe of every layer."""
     title = f"{'k-NN' if method == 'knn' else METHODS[method].capitalize()} probes"
-    compute = lambda r, baseline: mp.linear_probe(*r, method=method, untrained=baseline)  # noqa: E731
-    return _result("probes", one, title, compute, f"mp.linear_probe({one.code}, method={method!r}{_untrained(one)})", method)
-
-
-def _untrained(one: Subject) -> str:
-    """The baseline as an argument in a script."""
-    return f", untrained=({one.baseline_code})" if one.baseline_code else ""
+    found: ProbeResult = one.probe(title, "probes", "linear_probe", *one.sides, method=method, **one.untrained)
+    return found
 
 
 def control(one: Subject) -> ControlTask:
     """Accuracy on groups of the classes, and on random groupings of them."""
-    task = mp.probing.control_task
-    code = f"mp.probing.control_task({one.code}, seed=0{_untrained(one)})"
-    return _result("control tasks", one, "Control tasks", lambda r, baseline: task(*r, seed=0, untrained=baseline), code)
+    found: ControlTask = one.probe("Control tasks", "control tasks", "control_task", *one.sides, seed=0, **one.untrained)
+    return found
 
 
 def random_labels(one: Subject) -> RandomLabels:
     """Probes of permuted labels."""
-    code = f"mp.probing.random_label_probe({one.code}, seed=0)"
-    return _result("random labels", one, "Random labels", lambda r, _: mp.probing.random_label_probe(*r, seed=0), code)
+    found: RandomLabels = one.probe("Random labels", "random labels", "random_label_probe", *one.sides, seed=0)
+    return found
 
 
 def description_length(one: Subject) -> tuple[OnlineCode, ...]:
     """The online code of the labels at a few layers, and that of the untrained baseline."""
-
-    def compute(runs: Runs, baseline: Runs | None) -> tuple[OnlineCode, ...]:
-        sides = (side[0] for side in (runs, baseline) if side is not None)
-        return tuple(online_code(code_sample(reps), seed=0, **SAMPLE_OPTIONS) for reps in sides)
-
-    sides = ", ".join(f"({side})[0]" for side in filter(None, (one.code, one.baseline_code)))
-    call = f"mp.probing.online_code(mp.probing.code_sample(reps), seed=0, **{SAMPLE_OPTIONS!r})"
-    code = f"[{call} for reps in [{sides}]]"
-    return _result("description length", one, "Description length", compute, code)
+    found = []
+    for name, sides in (("Description length", one.sides), ("Description length of the untrained baseline", one.baseline)):
+        if sides is not None:
+            train, code = sides[0], f"mp.probing.code_sample({sides[0].code})"
+            sample = replace(train, key=("sample", train.key), code=code, then=code_sample)
+            found.append(one.probe(name, "description length", "online_code", sample, seed=0, **SAMPLE_OPTIONS))
+    return tuple(found)
 
 
 def confusion(one: Subject, probe: ProbeResult, method: str) -> ConfusionMatrix:
     """Confusion between classes."""
-    code = f"mp.probing.confusion_matrix(mp.linear_probe({one.code}, method={method!r}))"
-    compute = lambda: mp.probing.confusion_matrix(probe)  # noqa: E731
-    label = f"Confusion of {shown(one.choice)}"
-    return computed(PAGE, label, "confusion", (one.key, method), compute, code, [one.choice], data.sides_setup())
+    first, second = one.sides
+    code = f"mp.linear_probe({first.code}, {second.code}, method={method!r})"
+    given = Given(lambda: probe, (first.key, second.key, method), code, (one.choice,), data.sides_setup())
+    found: ConfusionMatrix = one.probe("Confusion", "confusion", "confusion_matrix", given)
+    return found
 
 
 # -- positions -------------------------------------------------------------------------------------------------------------
@@ -151,41 +135,30 @@ def class_by_position(choice: str, train: Images, test: Images) -> PositionProbe
     """A probe at every position of at most `POSITION_LAYERS` blocks, spread over the depth, whose grid is coarse enough.
 
     Raises MeasureError where there is none, and ModelError for a stored run, which has no network to ask again."""
-    network = model(choice)
-    blocks = [(layer, layer.grid) for layer in network.select(LAYERS) if layer.grid is not None]
+    blocks = [(layer, layer.grid) for layer in model(choice).select(LAYERS) if layer.grid is not None]
     able = [layer for layer, (rows, columns) in blocks if 1 < rows * columns <= MOST_POSITIONS]
     if not able:
-        raise MeasureError(f"no block of {network.name} has from 2 to {MOST_POSITIONS} positions in a grid")
+        raise MeasureError(f"no block of {model(choice).name} has from 2 to {MOST_POSITIONS} positions in a grid")
     names = [able[i].name for i in spread(able, POSITION_LAYERS)]
-    key = (key_of(network), key_of_images(train), key_of_images(test), tuple(names))
-    runs: list[Representations] = []
-    if lookup("positions", key) is None:
-        runs = [representations(choice, images, names, "none") for images in (train, test)]
-    sides = ", ".join(f"mp.extract(models[{choice!r}], {side}, {names!r}, reduce='none')" for side in ("train", "test"))
-    return computed(
-        PAGE,
-        f"Probes by position of {shown(choice)}",
-        "positions",
-        key,
-        lambda: mp.probing.position_probe(*runs),
-        f"mp.probing.position_probe({sides})",
-        [choice],
-        data.sides_setup(),
-    )
+    sides = _sides(choice, train, test, names, reduce="none")
+    label = f"Probes by position of {shown(choice)}"
+    found: PositionProbe = result_of(PAGE, label, "positions", "probing.position_probe", *sides)
+    return found
 
 
 def patch_position(choice: str, images: Images, with_baseline: bool) -> PatchPosition:
     """Decoding of the position of a patch; needs no classes."""
-    network, part = model(choice), images.sample(min(PLACE_IMAGES, len(images)))
-    options: dict[str, Any] = {"layers": layers_with_positions(network), "ridges": PLACE_RIDGES, "untrained": with_baseline}
-    given = "".join(f", {name}={value!r}" for name, value in options.items())
-    return computed(
+    part = images.sample(min(PLACE_IMAGES, len(images)))
+    given = replace(shown_images(part), code=f"images.sample(min({PLACE_IMAGES}, len(images)))")
+    options: dict[str, Any] = {"layers": decodable_layers(model(choice)), "ridges": PLACE_RIDGES, "untrained": with_baseline}
+    found: PatchPosition = result_of(
         PAGE,
         f"Patch position of {shown(choice)}",
         "patch position",
-        (key_of(network), key_of_images(part), with_baseline),
-        lambda: mp.probing.patch_position_probe(network, part, batch_size=BATCH, **options),
-        f"mp.probing.patch_position_probe(models[{choice!r}], images.sample(min({PLACE_IMAGES}, len(images))){given})",
-        [choice],
-        data.setup(),
+        "probing.patch_position_probe",
+        network(choice),
+        given,
+        batch_size=BATCH,
+        **options,
     )
+    return found

@@ -11,7 +11,6 @@ import pandas as pd
 import streamlit as st
 from PIL import Image
 
-import mixer_probe as mp
 from mixer_probe.core.words import join
 from mixer_probe.images import (
     Distortion,
@@ -30,15 +29,14 @@ from mixer_probe.invariance import (
     ImageResponse,
     RepresentationShift,
     disagreements,
-    distortion_accuracy,
     distortion_examples,
     predictions,
 )
 from mixer_probe.models import Model
-from mixer_probe_app import charts, data, show, url_state
+from mixer_probe_app import calls, charts, data, show, url_state
 from mixer_probe_app.calls import BATCH, key_of, key_of_images, loaded
 from mixer_probe_app.choice import shown
-from mixer_probe_app.history import computed
+from mixer_probe_app.history import Given, result_of
 from mixer_probe_app.messages import guarded, plain
 from mixer_probe_app.one_image import AFTER, BEFORE, TOP, ZERO_HEAD, Classes, bars, classes_of, look, moves, top
 from mixer_probe_app.pictures import Picture, as_uri, enlarged, gallery, thumb
@@ -258,7 +256,7 @@ def show_shifts(networks: dict[str, Model], images: Images, chosen: Setting) -> 
     frames = []
     for name, network in networks.items():
         with guarded():
-            frames.append(shift(name, network, images, chosen.of(network)).to_frame().assign(network=shown(name)))
+            frames.append(shift(name, images, chosen.of(network)).to_frame().assign(network=shown(name)))
     if not frames:
         return
     frame, field = pd.concat(frames, ignore_index=True), measure.lower()
@@ -273,28 +271,24 @@ def show_shifts(networks: dict[str, Model], images: Images, chosen: Setting) -> 
     )
 
 
-def shift(name: str, network: Model, images: Images, distortion: Distortion) -> RepresentationShift:
+def shift(name: str, images: Images, distortion: Distortion) -> RepresentationShift:
     """How far the distortion moves the representations of all images."""
     options: Any = {"batch_size": BATCH, "permutations": SAMPLES, "resamples": SAMPLES}
-    given = "".join(f", {option}={value!r}" for option, value in options.items())
-    return computed(
-        "Image",
+    label, given = (
         f"{shown(name)}: shift, {distortion.label}",
-        "shift",
-        (key_of(network), key_of_images(images), repr(distortion), SAMPLES),
-        lambda: mp.invariance.representation_shift(network, images, (distortion,), **options),
-        f"mp.invariance.representation_shift(models[{name!r}], images, ({_code(distortion)},){given})",
-        [name],
-        data.setup(),
+        (calls.network(name), calls.shown_images(images), (_given(distortion),)),
     )
+    found: RepresentationShift = result_of("Image", label, "shift", "invariance.representation_shift", *given, **options)
+    return found
 
 
-def _code(distortion: Distortion) -> str:
-    """The Python that makes a distortion."""
+def _given(distortion: Distortion) -> Given:
+    """A distortion as an argument."""
+    code = f"mp.images.{distortion!r}"
     if hasattr(distortion, "steps"):
         first = distortion.steps[0]
-        return f"mp.images.paper_shuffle({first.grid!r}, {first.seed!r})"
-    return f"mp.images.{distortion!r}"
+        code = f"mp.images.paper_shuffle({first.grid!r}, {first.seed!r})"
+    return Given(lambda: distortion, repr(distortion), code)
 
 
 # -- disagreements -----------------------------------------------------------------------------------------------------------
@@ -311,24 +305,20 @@ class Predictions:
     result: DistortionAccuracy | None
 
 
-def all_predictions(name: str, network: Model, images: Images, distortion: Distortion) -> Predictions:
+def all_predictions(name: str, model: Model, images: Images, distortion: Distortion) -> Predictions:
     """The predictions of a network for all images. Raises MeasureError for one without a classifier."""
-    classes = classes_of(network, images)
-    key = (key_of(network), key_of_images(images), repr(distortion))
+    classes = classes_of(model, images)
     if classes.labels is None:
+        key = (key_of(model), key_of_images(images), repr(distortion))
         title = f"{shown(name)}: {len(images)} images, plain and distorted"
-        predicted, _ = cached("predictions", key, title, lambda: predictions(network, images, (distortion,), BATCH))
+        predicted, _ = cached("predictions", key, title, lambda: predictions(model, images, (distortion,), BATCH))
         return Predictions(predicted, predicted == predicted[:1], classes, None)
-    result = computed(
-        "Image",
+    label, given = (
         f"{shown(name)}: accuracy, {distortion.label}",
-        "distortion accuracy",
-        key,
-        lambda: distortion_accuracy(network, images, (distortion,), batch_size=BATCH),
-        f"mp.invariance.distortion_accuracy(models[{name!r}], images, ({_code(distortion)},), batch_size={BATCH})",
-        [name],
-        data.setup(),
+        (calls.network(name), calls.shown_images(images), (_given(distortion),)),
     )
+    kind, function = "distortion accuracy", "invariance.distortion_accuracy"
+    result: DistortionAccuracy = result_of("Image", label, kind, function, *given, batch_size=BATCH)
     return Predictions(result.predicted, result.right, classes, result)
 
 

@@ -15,10 +15,10 @@ from mixer_probe.images import Images
 from mixer_probe.similarity import MEASURES, SimilarityMatrix, compare_within_classes, nearest_images, sample_dissimilarities
 from mixer_probe.similarity.alignment import CKA_NAMES
 from mixer_probe_app import data
-from mixer_probe_app.calls import LAYERS, key_of, key_of_images, representations
+from mixer_probe_app.calls import representations, run_of
 from mixer_probe_app.choice import CHECKPOINT, RUN, UNTRAINED, catalogue, shown
-from mixer_probe_app.history import computed
-from mixer_probe_app.store import cached, model
+from mixer_probe_app.history import Given, result_of
+from mixer_probe_app.store import cached
 
 PAGE = "Similarity"
 LABELS = {name: measure.label for name, measure in MEASURES.items()}
@@ -33,12 +33,11 @@ NEIGHBOURS = 10
 
 @dataclass(frozen=True)
 class Side:
-    """The layers of one network on the images chosen: `key` tells them from all others, and `code` computes `reps` again."""
+    """The layers of one network, or of a stored run, on the images chosen; `given` is the same as an argument."""
 
     choice: str
     reps: Representations
-    key: Hashable
-    code: str
+    given: Given
 
     def features(self, layer: str) -> np.ndarray:
         """Features [image, feature] of a layer; positions, where a stored run has them, become features."""
@@ -49,12 +48,7 @@ class Side:
 def side(choice: str, images: Images) -> Side:
     """A network or a stored run on `images`. Raises what loading raises, and ImagesError for a run of other images."""
     reps = representations(choice, images)
-    if choice.startswith(RUN):
-        run = f"models[{choice!r}]"
-        key = ("run", repr(sorted(reps.record.identity().items())), len(reps.ids))
-        return Side(choice, reps, key, f"{run}.take([{run}.keys.index(key) for key in images.keys])")
-    key = (key_of(model(choice)), key_of_images(images), LAYERS, "mean")
-    return Side(choice, reps, key, f"mp.extract(models[{choice!r}], images, {LAYERS!r})")
+    return Side(choice, reps, run_of(choice, images))
 
 
 def family(choice: str) -> str:
@@ -80,19 +74,11 @@ def options(measure: str, estimator: str) -> dict[str, Any]:
 
 def matrix(a: Side, b: Side, measure: str, estimator: str) -> SimilarityMatrix:
     """Every layer of `a` against every layer of `b`."""
-    given = options(measure, estimator)
-    code = "".join(f", {name}={value!r}" for name, value in given.items())
     name = LABELS[measure] + (f" ({estimator})" if measure in CKA_NAMES else "")
-    return computed(
-        PAGE,
-        f"{name} of {shown(a.choice)} and {shown(b.choice)}, n = {len(a.reps.ids)}",
-        "similarity",
-        (a.key, b.key, measure, tuple(sorted(given.items()))),
-        lambda: mp.compare(a.reps, b.reps, measure, **given),
-        f"mp.compare({a.code}, {b.code}, {measure!r}{code})",
-        [a.choice, b.choice],
-        data.setup(),
-    )
+    label = f"{name} of {shown(a.choice)} and {shown(b.choice)}, n = {len(a.reps.ids)}"
+    given = options(measure, estimator)
+    found: SimilarityMatrix = result_of(PAGE, label, "similarity", "compare", a.given, b.given, measure, **given)
+    return found
 
 
 # -- two layers, image by image --------------------------------------------------------------------------------------------
@@ -107,7 +93,7 @@ class LayerPair:
     layers: tuple[str, str]
 
     def _of(self, kind: str, title: str, compute: Any, *key: Hashable, on_disk: bool = True) -> Any:
-        return cached(kind, (self.a.key, self.b.key, self.layers, *key), title, compute, on_disk=on_disk)
+        return cached(kind, (self.a.given.key, self.b.given.key, self.layers, *key), title, compute, on_disk=on_disk)
 
     @property
     def reps(self) -> tuple[Representations, Representations]:

@@ -29,7 +29,6 @@ from mixer_probe.channels.figures import channel_page
 from mixer_probe.channels.findings import best_channel_finding
 from mixer_probe.channels.listing import SELECTIVITY, TITLES, drawable, list_channels, sort_channels
 from mixer_probe.channels.selectivity import LEVEL
-from mixer_probe.core.errors import MixerProbeError
 from mixer_probe.images import Images
 from mixer_probe.models import Model
 
@@ -91,16 +90,13 @@ def show_network(networks: list[str], names: list[str], images: Images, missing:
     now, _first = channels.opened(query, frame)
     st.header(plain(f"Channel {now.channel} of {now.layer} of {shown(now.network)}"), divider="grey", anchor="channel")
     by = channels.choose_channel(query, frame)
-    others = [name for name in names if name != network]
-    known = cached_match(now, others, images)
-    with guarded():
-        show_channel(now, by, images, statistics, selectivity, known)
-    found = None
-    with guarded():
-        found = show_match(now, others, images, query.class_name)
-    if known is None and found is not None and cached_match(now, others, images) is not None:
-        # The label of the channel was drawn before its best match was known.
-        st.rerun()
+    page, below = st.container(), st.container()
+    match = None
+    # First, since the page of the channel names its best match.
+    with below, guarded():
+        match = show_match(now, [name for name in names if name != network], images, query.class_name)
+    with page, guarded():
+        show_channel(now, by, images, statistics, selectivity, match)
 
 
 # -- the list ----------------------------------------------------------------------------------------------------------------
@@ -213,7 +209,7 @@ def show_channel(
     full = with_partners(page, [match]) if match is not None else page
     figure(
         lambda: channel_page(full),
-        (channels.page_key(ref, images, by, statistics, selectivity is not None), full.partners),
+        ("page", calls.key_of_results([page]), by, full.partners),
         f"channel {ref.network} {ref.layer} {ref.channel} {by}",
         "Top: images with the highest activation, each with its class and its value. The box is the grid cell of the maximum; "
         "below are that patch and the activation map (bright: high; one scale for all). Last row: images with the lowest "
@@ -231,20 +227,6 @@ def show_channel(
         f"Lines are 95 % intervals over {selectivity.n} images. Grey: null range, which no channel of the layer leaves in 95 % "
         f"of {selectivity.permutations} label permutations.{cut}"
     )
-
-
-def cached_match(ref: ChannelRef, others: Sequence[str], images: Images) -> ChannelPartners | None:
-    """The best matches that the section below shows, for the label of the channel; None before they are computed."""
-    if not others:
-        return None
-    try:
-        said = url_state.get(channels.PARTNER)
-        other = said if said in others and said is not None else others[0]
-        layers, usual = channels.match_layers(ref, other, images)
-        layer = url_state.get(channels.PARTNER_LAYER)
-        return channels.known_matches(ref, images, other, layer if layer in layers and layer is not None else usual)
-    except MixerProbeError:
-        return None
 
 
 def show_match(ref: ChannelRef, others: Sequence[str], images: Images, class_name: str) -> ChannelPartners | None:

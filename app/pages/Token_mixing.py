@@ -19,7 +19,6 @@ from mixer_probe_app.messages import guarded, plain
 from mixer_probe_app.page import begin
 from mixer_probe_app.store import cached, model
 
-import mixer_probe as mp
 from mixer_probe.channels import top_unit_images, unit_activations, unit_layers
 from mixer_probe.channels.unit_images import UNIT_LAYERS
 from mixer_probe.core.words import join
@@ -54,7 +53,7 @@ def main() -> None:
     networks = calls.loaded(begin(PAGE, QUESTION))
     mixers = [name for name, network in networks.items() if network.family == "mixer"]
     others = [plain(shown(name)) for name in networks if name not in mixers]
-    results = {name: r for name in mixers for r in calls.measured(PAGE, [name], "token-mixing units", mp.token_mixing)}
+    results = {name: r for name in mixers for r in calls.measured(PAGE, [name], "token-mixing units", "token_mixing")}
     if results:
         with guarded():
             explore(results)
@@ -96,7 +95,7 @@ def explore(results: dict[str, TokenMixing]) -> None:
         images = st.container()
     with depth, guarded():
         st.header("Depth curves")
-        all_results = calls.measured(PAGE, list(results), "token-mixing units", mp.token_mixing, baselines=True)
+        all_results = calls.measured(PAGE, list(results), "token-mixing units", "token_mixing", baselines=True)
         show_depth(all_results)
         texts = st.container()
     with images, guarded():

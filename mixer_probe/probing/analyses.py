@@ -49,7 +49,7 @@ from mixer_probe.probing import (
 )
 from mixer_probe.probing.mdl import SAMPLE_IMAGES, SAMPLE_OPTIONS, code_sample
 from mixer_probe.probing.methods import PROBABILISTIC
-from mixer_probe.probing.patch_position import layers_with_positions
+from mixer_probe.probing.patch_position import decodable_layers
 from mixer_probe.probing.runs import Runs, train_labels
 from mixer_probe.probing.targets import PROPERTIES
 from mixer_probe.probing.transfer import MatchedRepresentations
@@ -161,7 +161,7 @@ def runs_of(train: Representations, test: Representations, labelled: bool = True
 def _patch_positions(i: Inputs) -> list[Result]:
     """Decoding of patch positions after every layer; of a sample of the images where the settings say so."""
     model, s = i.model, i.settings
-    layers = layers_with_positions(model)
+    layers = decodable_layers(model)
     options: dict[str, Any] = {"batch_size": s.batch_size, "untrained": s.baselines}
     if s.sampled_probes:
         options["ridges"] = PLACE_RIDGES

@@ -104,7 +104,7 @@ class PatchPosition(Result):
         )
 
 
-def layers_with_positions(model: Model) -> list[str]:
+def decodable_layers(model: Model) -> list[str]:
     """The stem and the blocks whose grid has several positions to decode. Raises MeasureError if there are none."""
     names = [layer.name for layer in model.select(("stem", "blocks")) if layer.grid and layer.grid[0] * layer.grid[1] > 1]
     if not names:

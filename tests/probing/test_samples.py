@@ -10,7 +10,7 @@ from mixer_probe.capture import Representations
 from mixer_probe.core.errors import ImagesError, MeasureError
 from mixer_probe.images import from_arrays
 from mixer_probe.probing import code_sample
-from mixer_probe.probing.patch_position import layers_with_positions
+from mixer_probe.probing.patch_position import decodable_layers
 from mixer_probe.probing.runs import split_in_half
 from tests.networks import CASES
 
@@ -53,13 +53,13 @@ def test_halves_have_every_class_and_no_picture_twice() -> None:
 
 
 def test_layers_of_which_a_position_can_be_decoded() -> None:
-    names = layers_with_positions(CASES["mixer"].model())
+    names = decodable_layers(CASES["mixer"].model())
     assert names == ["stem", "blocks.0", "blocks.1"]
     # At 32 px the last stage of a ResNet is a single cell.
     model = mp.load_model("test_resnet", pretrained=False, input_size=(3, 32, 32), device="cpu")
     grids = {layer.name: layer.grid for layer in model.select(("stem", "blocks"))}
-    assert layers_with_positions(model) == [name for name, grid in grids.items() if grid != (1, 1)]
-    assert len(layers_with_positions(model)) < len(grids)
+    assert decodable_layers(model) == [name for name, grid in grids.items() if grid != (1, 1)]
+    assert len(decodable_layers(model)) < len(grids)
 
 
 def test_a_network_without_positions_is_refused() -> None:
@@ -70,4 +70,4 @@ def test_a_network_without_positions_is_refused() -> None:
             return [mp.Layer("blocks.0", "block", 1.0, (1, 1), 4, 0, 1)]
 
     with pytest.raises(MeasureError, match="no layer of single has several positions"):
-        layers_with_positions(Single())  # type: ignore[arg-type]
+        decodable_layers(Single())  # type: ignore[arg-type]

@@ -58,6 +58,8 @@ REASONS = {
     "similarity.views.disagreement": BOUND,
     "weights.views.units._depth_pictures": CAPTION,
     "weights.views.equivalence.equivalence_sentences": "the rounding of two forms of one network",
+    "similarity.findings.correspondence_sentence": "names best matches, and how many are above their null",
+    "weights.findings.unit_sentences": "the rank of one unit, and its p-value",
     "visualization.views.visualization_section": "describes optimised images beside the real ones",
 }
 
