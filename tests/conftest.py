@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections import defaultdict
 from collections.abc import Generator
 from pathlib import Path
@@ -17,8 +18,10 @@ from tests.tiny import study
 
 __all__ = ["study"]
 
-# Threads that wait for one another cost these small networks more than they gain, above all beside other work.
+# Threads that wait for one another cost these small networks more than they gain, above all beside other work; so in the
+# processes that tests start.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # Mean seconds per case of every test function that takes a twentieth of a second or more: as it ran, and `alone`, with all the
 # fixtures that it shares with others.

@@ -24,6 +24,7 @@ from mixer_probe.cli.reports import written
 from mixer_probe.core.result import load_results
 from mixer_probe.report import Narrative
 from mixer_probe.study import StudySettings
+from tests.helpers.golden import check_folder
 
 
 class Run:
@@ -127,7 +128,7 @@ def test_compare_of_stored_runs_writes_files_and_says_what_they_hold(run: Run, t
     assert Image.open(out / "similarity.png").size > (600, 400)
 
 
-def test_compare_of_model_names_by_several_measures_on_a_grid(run: Run, tmp_path: Path) -> None:
+def test_compare_of_model_names_by_several_measures_on_a_grid(run: Run, tmp_path: Path, update_golden: bool) -> None:
     arguments = ("--limit", "20", "--grid", "2", "--layers", "blocks.0,blocks.7", "--permutations", "20", "--resamples", "0")
     names = ("--measure", "cka,procrustes", "--without-top-pc", "1", "--device", "cpu", "--out", str(tmp_path))
     code, printed, _ = run("compare", "zoo:mixer-s0", "zoo:vit-s0", *arguments, *names)
@@ -141,6 +142,7 @@ def test_compare_of_model_names_by_several_measures_on_a_grid(run: Run, tmp_path
     assert "Procrustes distance" in printed
     assert "best match of" in printed
     assert len(pd.read_csv(tmp_path / "similarity-of-layers.csv")) == 8
+    check_folder("compare", tmp_path, update_golden)
 
 
 def test_a_model_is_compared_with_a_stored_run_on_some_layers(run: Run, tmp_path: Path) -> None:
@@ -190,7 +192,7 @@ def test_bad_comparisons_are_one_line(run: Run, tmp_path: Path) -> None:
         assert message in err
 
 
-def test_report_of_a_folder(run: Run, tmp_path: Path) -> None:
+def test_report_of_a_folder(run: Run, tmp_path: Path, update_golden: bool) -> None:
     for i in range(12):
         folder = tmp_path / "data" / ("dark" if i % 2 else "bright")
         folder.mkdir(parents=True, exist_ok=True)
@@ -205,9 +207,10 @@ def test_report_of_a_folder(run: Run, tmp_path: Path) -> None:
     assert "mixer_s32_224 and resnet10t are untrained" in page
     assert f"--data {tmp_path / 'data'}" in page
     assert {type(r).__name__ for r in load_results(out / "results.json")} >= {"TokenMixing", "ProbeResult", "SimilarityMatrix"}
+    check_folder("report", out, update_golden)
 
 
-def test_weights_writes_pictures_tables_and_says_what_they_show(run: Run, tmp_path: Path) -> None:
+def test_weights_writes_pictures_tables_and_says_what_they_show(run: Run, tmp_path: Path, update_golden: bool) -> None:
     out = tmp_path / "w"
     code, printed, _ = run("weights", "zoo:mixer-s0", "--what", "units,kernels,anatomy", "--block", "-1", "--out", str(out))
     assert code == 0
@@ -221,6 +224,7 @@ def test_weights_writes_pictures_tables_and_says_what_they_show(run: Run, tmp_pa
     assert len(units) == 2 * 8 * 128
     kinds = [type(r).__name__ for r in load_results(out / "results.json")]
     assert kinds == ["Anatomy", "TokenMixing", "TokenMixing", "SpatialKernels", "SpatialKernels"]
+    check_folder("weights", out, update_golden)
 
 
 def test_weights_of_a_cnn_are_what_it_has(run: Run, tmp_path: Path) -> None:
@@ -255,7 +259,7 @@ def test_probe_prints_intervals(run: Run) -> None:
     assert all(r["low"] <= r["accuracy"] <= r["high"] and r["n_test"] == 40 for r in rows)
 
 
-def test_probe_writes_pictures_tables_and_says_what_they_show(run: Run, tmp_path: Path) -> None:
+def test_probe_writes_pictures_tables_and_says_what_they_show(run: Run, tmp_path: Path, update_golden: bool) -> None:
     out = tmp_path / "p"
     arguments = ("--limit", "60", "--device", "cpu", "--what", "accuracy,control,patch-position", "--shots", "1,5")
     code, printed, _ = run("probe", "zoo:mixer-s0", *arguments, "--out", str(out))
@@ -283,6 +287,7 @@ def test_probe_writes_pictures_tables_and_says_what_they_show(run: Run, tmp_path
         "PatchPosition",
     ]
     np.testing.assert_allclose(results[0].accuracy, rows["accuracy"][:8])
+    check_folder("probe", out, update_golden)
 
 
 def test_probe_prints_a_table_where_no_folder_is_given(run: Run) -> None:
@@ -435,7 +440,9 @@ def test_an_unknown_option_is_refused_too(run: Run) -> None:
     assert run("inspect", "resnet18", "--colour")[0] == 2
 
 
-def test_the_demo_begins_with_its_findings(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_begins_with_its_findings(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, update_golden: bool
+) -> None:
     """Of two networks and few analyses; the rest is a study as any other."""
     small = StudySettings(measures=("cka",), probes=("accuracy",), channels=(), attributions=(), permutations=20, baselines=False)
     images = mp.load_images("demo", limit=40), mp.load_images("demo", split="train", limit=40)
@@ -448,6 +455,7 @@ def test_the_demo_begins_with_its_findings(run: Run, tmp_path: Path, monkeypatch
     page = (tmp_path / "report.html").read_text()
     assert page.index("mixer-s0 and resnet-s0 (n = 40)") < page.index('id="models"')
     assert "mp.write_report([narrate(results), *results]" in html.unescape(page)
+    check_folder("demo", tmp_path, update_golden)
 
 
 def test_an_interrupt_says_that_the_work_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

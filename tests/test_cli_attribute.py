@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from mixer_probe.core.result import load_results
 from mixer_probe.images import load_images
+from tests.helpers.golden import check_folder
 from tests.test_cli import Run, run
 
 __all__ = ["run"]
@@ -37,7 +38,7 @@ def test_help_shows_an_example(run: Run) -> None:
     assert "Example: mixer-probe attribute" in out
 
 
-def test_maps_curves_and_agreement_of_two_networks(run: Run, tmp_path: Path) -> None:
+def test_maps_curves_and_agreement_of_two_networks(run: Run, tmp_path: Path, update_golden: bool) -> None:
     out = tmp_path / "a"
     arguments = ("--method", "saliency,gradcam", "--what", "overlays,curves,agreement", "--limit", "2", "--device", "cpu")
     code, printed, err = run("attribute", *TWO, *arguments, "--out", str(out))
@@ -59,6 +60,7 @@ def test_maps_curves_and_agreement_of_two_networks(run: Run, tmp_path: Path) -> 
     ]
     kinds = [type(r).__name__ for r in load_results(out / "results.json")]
     assert kinds == ["PerturbationCurves"] * 2 + ["AttributionPanel"] + ["Agreement"] * 4
+    check_folder("attribute", out, update_golden)
 
 
 def test_rows_as_json_for_a_class_by_name_or_index(run: Run) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 import mixer_probe as mp
 from mixer_probe.core.result import load_results
 from mixer_probe.core.section import Picture
+from tests.helpers.golden import check_folder
 from tests.test_cli import Run, run
 
 __all__ = ["run"]
@@ -30,7 +31,7 @@ def test_channels_prints_sentences_with_n_and_null(run: Run) -> None:
     assert "most selective of 128 channels reach 90.0 % of the gain over chance" in printed
 
 
-def test_channels_writes_pictures_tables_and_results(run: Run, tmp_path: Path) -> None:
+def test_channels_writes_pictures_tables_and_results(run: Run, tmp_path: Path, update_golden: bool) -> None:
     out = tmp_path / "c"
     arguments = (*SMALL[:-1], "blocks.7", "--what", "partners,pages", "--top", "3", "--out", str(out))
     code, printed, err = run("channels", "zoo:mixer-s0", "zoo:vit-s0", *arguments)
@@ -50,6 +51,7 @@ def test_channels_writes_pictures_tables_and_results(run: Run, tmp_path: Path) -
         assert {f"{picture}.svg", f"{picture}.png"} <= names
     matches = pd.read_csv(out / "best-matching-channels.csv")
     assert set(matches["model_a"]) == {f"zoo:{m}{t}" for m in ("mixer-s0", "vit-s0") for t in ("", "?untrained")}
+    check_folder("channels", out, update_golden)
 
 
 def test_statistics_are_of_all_images(run: Run) -> None:

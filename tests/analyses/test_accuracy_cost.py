@@ -16,6 +16,7 @@ from mixer_probe.cost import AccuracyCost, CostGrowth, MixerScales, ModelCost
 from mixer_probe.probing import ProbeResult
 from mixer_probe.report import make_sections
 from tests.analyses.scripts import load, options, pictures, run
+from tests.helpers.golden import check_folder
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def script() -> ModuleType:
     return load("accuracy_cost")
 
 
-def test_smoke(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_smoke(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, update_golden: bool) -> None:
     out = tmp_path / "out"
     said = run("accuracy_cost", monkeypatch, capsys, "--smoke", "--limit", 50, "--batch", 1, "--device", "cpu", "--out", out)
     assert {"accuracy-cost", "cost-growth", "cost-macs"} <= pictures(out)
@@ -39,6 +40,7 @@ def test_smoke(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     assert (out / "report.html").stat().st_size > 1e5
     # What was saved says the same without a network.
     assert next(s.paragraphs[0] for s in make_sections(results) if s.anchor == "accuracy-cost") in said
+    check_folder("accuracy_cost", out, update_golden)
 
 
 def test_a_mixer_is_linear_and_a_vit_is_not(script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from mixer_probe.invariance import DistortionAccuracy, ErrorConsistency
 from mixer_probe.report import make_sections
 from mixer_probe.study import Steps
 from tests.analyses.scripts import load, pictures, run
+from tests.helpers.golden import check_folder
 from tests.invariance.planted import colours, quadrants
 
 
@@ -24,7 +25,7 @@ def script() -> ModuleType:
     return load("frozen_shuffles")
 
 
-def test_smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], update_golden: bool) -> None:
     out = tmp_path / "out"
     said = run("frozen_shuffles", monkeypatch, capsys, "--smoke", "--limit", 40, "--device", "cpu", "--out", out)
     drawn = {"distortion-accuracy", "architectures-distortions", "error-consistency-pairs", "representation-shift-cka"}
@@ -42,6 +43,7 @@ def test_smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert "Robustness by architecture" in (out / "report.html").read_text(encoding="utf-8")
     # What was saved can be reported again without a network.
     assert next(s.paragraphs[0] for s in make_sections(results) if s.anchor == "distortions") in said
+    check_folder("frozen_shuffles", out, update_golden)
 
 
 def test_a_network_against_itself_and_one_that_is_not_there(

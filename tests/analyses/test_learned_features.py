@@ -20,6 +20,7 @@ from mixer_probe.probing import ProbeResult
 from mixer_probe.report import Narrative, narrate
 from mixer_probe.similarity import SimilarityMatrix
 from mixer_probe.study import StudySettings
+from tests.helpers.golden import check_folder
 from tests.tiny import tiny_models
 
 SCRIPT = Path(__file__).parents[2] / "analyses" / "learned_features.py"
@@ -36,7 +37,7 @@ def script() -> ModuleType:
     return module
 
 
-def test_smoke(tmp_path: Path) -> None:
+def test_smoke(tmp_path: Path, update_golden: bool) -> None:
     out = tmp_path / "out"
     command = [sys.executable, str(SCRIPT), "--smoke", "--device", "cpu", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -59,6 +60,7 @@ def test_smoke(tmp_path: Path) -> None:
     page = (out / "report.html").read_text(encoding="utf-8")
     assert page.index('id="finding-similarity"') < page.index('id="models"')
     assert '<p>Evidence: <a href="#similarity">' in page
+    check_folder("learned_features", out, update_golden)
 
 
 def test_a_network_that_is_not_there_and_going_on(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from mixer_probe.core.errors import MixerProbeError
 from mixer_probe.core.skipped import Skipped
 from mixer_probe.weights import ConvolutionEquivalence
 from tests.analyses.scripts import load, options, pictures, run
+from tests.helpers.golden import check_folder
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def script() -> ModuleType:
     return load("mixer_as_cnn")
 
 
-def test_smoke(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_smoke(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, update_golden: bool) -> None:
     out = tmp_path / "out"
     said = run("mixer_as_cnn", monkeypatch, capsys, "--smoke", "--device", "cpu", "--out", out)
     assert pictures(out) == {"mixer-as-cnn-mixer-s0"}
@@ -37,6 +38,7 @@ def test_smoke(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     (saved,) = (r for r in mp.load_results(out / "results.json") if isinstance(r, ConvolutionEquivalence))
     assert saved.images.n == 8
     assert (out / "report.html").is_file()
+    check_folder("mixer_as_cnn", out, update_golden)
 
 
 def test_what_is_no_mixer_is_left_out_with_the_reason(

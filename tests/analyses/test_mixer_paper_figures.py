@@ -15,6 +15,7 @@ from mixer_probe.core.skipped import Skipped
 from mixer_probe.report import make_sections
 from mixer_probe.weights import PaperFigures
 from tests.analyses.scripts import load, options, pictures, run
+from tests.helpers.golden import check_folder
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def script() -> ModuleType:
     return load("mixer_paper_figures")
 
 
-def test_smoke(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_smoke(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, update_golden: bool) -> None:
     out = tmp_path / "out"
     said = run("mixer_paper_figures", monkeypatch, capsys, "--smoke", "--out", out)
     assert pictures(out) == {"figure-5-mixer-s0", "figure-5-last-mixer-s0", "figure-6-mixer-s0", "figure-7-mixer-s0"}
@@ -32,6 +33,7 @@ def test_smoke(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     assert "Provenance of timm's checkpoints" in said
     (saved,) = mp.load_results(out / "results.json")
     assert next(s.paragraphs[1] for s in make_sections([saved])) in said
+    check_folder("mixer_paper_figures", out, update_golden)
 
 
 def test_an_untrained_network_is_said_to_be_one(script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -20,11 +20,18 @@ from matplotlib.patches import Patch
 from matplotlib.spines import Spine
 from matplotlib.text import Text
 
-from mixer_probe.core.result import Result
+from mixer_probe.core.result import Result, load_results
 from mixer_probe.core.section import Picture, Section
+from mixer_probe.report import make_sections
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
+# Columns that a machine measures, or that follow from what it measured.
+_MEASURED = {
+    "ModelCost": {"peak_activation_bytes", "images_per_second", "low", "high"},
+    "CostGrowth": {"seconds_per_image", "peak_activation_bytes"},
+    "AccuracyCost": {"value", "on_frontier", "dominated"},
+}
 _WHOLE = 12  # numbers of an array that are written one by one
 
 
@@ -89,6 +96,40 @@ def frame_text(result: Result) -> str:
     """The table of a result as CSV, floats with the digits that give them back."""
     frame: pd.DataFrame = result.to_frame()
     return frame.to_csv(index=not isinstance(frame.index, pd.RangeIndex), lineterminator="\n")
+
+
+def folder_text(out: Path) -> str:
+    """What a command or a study wrote: of every result its columns, each with mean and standard deviation of its numbers or how
+    many texts it has, then the anchors of the report with its pictures and the headers of its tables."""
+    results = load_results(out)
+    lines = [line for result in results for line in _columns_text(result)]
+    for section in make_sections(results):
+        lines += ["", f"# {section.title} (#{section.anchor})"]
+        for item in section.content:
+            lines.append(f"figure {item.file_name}" if isinstance(item, Picture) else f"table {' | '.join(item.header)}")
+    return "\n".join(lines) + "\n"
+
+
+def _columns_text(result: Result) -> Iterator[str]:
+    frame = result.to_frame()
+    yield f"{type(result).__name__}, {len(frame)} rows"
+    measured = _MEASURED.get(type(result).__name__, set())
+    for name, column in frame.items():
+        if name in measured:
+            yield f"  {name}: measured"
+        elif pd.api.types.is_numeric_dtype(column):
+            values = column.to_numpy(float)
+            known = values[np.isfinite(values)]
+            moments = f", mean {known.mean():.6g}, deviation {known.std():.6g}" if known.size else ""
+            yield f"  {name}: {known.size} numbers{moments}"
+        else:
+            yield f"  {name}: {column.astype(str).nunique()} texts"
+
+
+def check_folder(name: str, out: Path, update: bool) -> None:
+    """Compares what a command or a study wrote with its golden file. Networks compute in float32, whose rounding depends on the
+    machine, and may move a rank or a predicted class."""
+    check(f"folders/{name}.txt", folder_text(out), update, tolerance=0.01)
 
 
 def differences(golden: str, now: str, tolerance: float) -> list[str]:
