@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mixer_probe.channels import ChannelPartners, ClassSelectivity
-from mixer_probe.channels.partners import NULL_ROUNDING
+from mixer_probe.channels.partners import strength_p
 from mixer_probe.core.finding import (
     NAN,
     Finding,
@@ -25,7 +25,7 @@ from mixer_probe.core.finding import (
 from mixer_probe.core.result import Result
 from mixer_probe.core.words import name_of, untrained_baseline
 from mixer_probe.plotting.depth import DepthCurve
-from mixer_probe.stats import auroc_interval, max_null, permutation_p, wilson_interval
+from mixer_probe.stats import auroc_interval, max_null, wilson_interval
 from mixer_probe.stats.claims import DRAWS, LEVEL
 
 QUESTION = "channels"
@@ -216,8 +216,7 @@ def pair_p(found: Sequence[ChannelPartners], strength: float) -> float:
     """p-value of a strength that is the largest of all channels and pairs of layers: against the largest of all in every
     permutation, which is the same for all pairs of layers."""
     draws = min(p.permutations for p in found)
-    peaks = np.stack([max_null(p.null, 1)[:draws] for p in found], axis=1)
-    return float(permutation_p(strength * (1 - NULL_ROUNDING), max_null(peaks, 1)))
+    return float(strength_p(strength, max_null(np.stack([p.null_max[:draws] for p in found], axis=1), 1)))
 
 
 def strongest(found: Sequence[ChannelPartners]) -> tuple[ChannelPartners, int]:

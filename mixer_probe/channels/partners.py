@@ -29,6 +29,8 @@ _ROUNDING = 1e-6
 # Correlations under permutations are computed in float32.
 NULL_ROUNDING = 1e-5
 _CHUNK = 8_000_000
+# Edges of the histogram of |r| under permutations.
+BINS = np.linspace(0, 1, 41)
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,14 @@ class ChannelPartners(Result):
 
     `partner` [channel of A, k] are channels of B by the size of Pearson's correlation, `correlation` [channel of A, k] that with
     its sign: the sign of a channel means nothing where a linear map follows. -1 and NaN for constant channels. `best_of_b`
-    [channel of B] is the channel of A that each channel of B correlates with most. `null` [permutation, channel of A] is the
-    largest |r| of each channel over all of B when the images of B are permuted with all their positions (in the random circular
-    orders of `similarity.nulls.Pairings`); `p_value` [channel of A] compares with that maximum of the same channel, `p_corrected`
-    with the maximum over all channels of A too. `over` is "images" (means over positions) or "positions": every cell of the
-    common `grid` of every image is an observation. `n` counts images."""
+    [channel of B] is the channel of A that each channel of B correlates with most.
+
+    The null of a channel is the largest |r| over all of B when the images of B are permuted with all their positions (in the
+    random circular orders of `similarity.nulls.Pairings`). `p_value` [channel of A] is the fraction of permutations in which it
+    is as large as the channel's own best |r|, +1 in both; `threshold` [channel of A] is its 95th percentile; `null_counts` [40]
+    are counts of the null of all channels between `BINS`, and `null_max` [permutation] is the largest of all channels, with
+    which `p_corrected` compares. `over` is "images" (means over positions) or "positions": every cell of the common `grid` of
+    every image is an observation. `n` counts images."""
 
     title: ClassVar[str] = "Best-matching channels"
 
@@ -58,7 +63,10 @@ class ChannelPartners(Result):
     partner: np.ndarray
     correlation: np.ndarray
     best_of_b: np.ndarray
-    null: np.ndarray
+    p_value: np.ndarray
+    threshold: np.ndarray
+    null_counts: np.ndarray
+    null_max: np.ndarray
 
     @property
     def strength(self) -> np.ndarray:
@@ -66,24 +74,9 @@ class ChannelPartners(Result):
         return np.asarray(np.abs(self.correlation[:, 0]))
 
     @property
-    def p_value(self) -> np.ndarray:
-        """The fraction of permutations in which the channel's best |r| is as large, [channel of A]; +1 in both."""
-        return self._p(self.null)
-
-    @property
     def p_corrected(self) -> np.ndarray:
         """As `p_value` against the best |r| of any channel of A, [channel of A]."""
-        return self._p(max_null(self.null, 1)[:, None])
-
-    def _p(self, null: np.ndarray) -> np.ndarray:
-        if not self.permutations:
-            return np.full(len(self.strength), np.nan)
-        return permutation_p(self.strength * (1 - NULL_ROUNDING), null)
-
-    @property
-    def threshold(self) -> np.ndarray:
-        """95th percentile of the permutation null of the best |r|, [channel of A]."""
-        return np.asarray(upper_quantile(self.null)) if self.permutations else np.full(len(self.strength), np.nan)
+        return strength_p(self.strength, self.null_max[:, None])
 
     @property
     def share_above(self) -> float:
@@ -120,6 +113,12 @@ class ChannelPartners(Result):
                 "n_images": self.n,
             }
         )
+
+
+def strength_p(strength: np.ndarray | float, null: np.ndarray) -> np.ndarray:
+    """p-values of best |r| [...] under the same of permutations [m, ...], which has the rounding of float32; NaN without any."""
+    size = np.asarray(strength) * (1 - NULL_ROUNDING)
+    return np.asarray(permutation_p(size, null) if len(null) else np.full(size.shape, np.nan))
 
 
 def _fraction_below(p: np.ndarray) -> float:
@@ -169,6 +168,7 @@ def channel_partners(
             )
     r = (X.flatten(0, 1).T @ Y.flatten(0, 1)).clamp_(-1, 1)
     partner, correlation = _best(r, min(k, r.shape[1]))
+    null = _null(X, Y, permutations, seed)
     return ChannelPartners(
         model_a=reps_a.model,
         model_b=reps_b.model,
@@ -183,7 +183,10 @@ def channel_partners(
         partner=partner,
         correlation=correlation,
         best_of_b=_best(r.T, 1)[0][:, 0],
-        null=_null(X, Y, permutations, seed),
+        p_value=strength_p(np.abs(correlation[:, 0]), null),
+        threshold=np.asarray(upper_quantile(null)) if permutations else np.full(len(partner), np.nan),
+        null_counts=np.histogram(null[np.isfinite(null)], BINS)[0],
+        null_max=max_null(null, 1),
     )
 
 

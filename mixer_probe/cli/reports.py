@@ -23,6 +23,7 @@ from mixer_probe.cli.options import (
     Permutations,
     Resamples,
     Seed,
+    Workers,
     command,
 )
 from mixer_probe.cli.output import command_line, print_report
@@ -38,11 +39,15 @@ if TYPE_CHECKING:
 @command("demo --out demo")
 def demo(out: Out = Path("mixer-probe-demo"), device: Device = "auto", seed: Seed = 0) -> None:
     """Run all analyses of the bundled Mixer, ViT and ResNet on the bundled images; writes report.html and results.json."""
+    from mixer_probe.core.threads import available_cores
+    from mixer_probe.models.load import resolve_device
+
     settings = PassOptions(batch_size=50).settings(seed=seed)
     images, train = ImageOptions(seed=seed).train_and_test()
+    workers = min(available_cores(), len(DEMO_MODELS)) if resolve_device(device).type == "cpu" else 1
     loaders = ModelOptions(device=device).loaders(DEMO_MODELS)
     title = "Representations of a Mixer, a ViT and a ResNet trained on CIFAR-10"
-    _write_study(loaders, images, train, settings, out, title, findings=True)
+    _write_study(loaders, images, train, settings, out, title, workers, findings=True)
 
 
 @command("report mixer_b16_224 vit_base_patch16_224 --data photos --out report")
@@ -55,6 +60,7 @@ def report(
     measure: Measures = "cka,procrustes,mutual_knn",
     permutations: Permutations = 999,
     resamples: Resamples = 100,
+    workers: Workers = 1,
     out: Out = Path("mixer-probe-report"),
 ) -> None:
     """All analyses of the models of your choice: report.html and results.json.
@@ -69,7 +75,7 @@ def report(
     loaders = models.loaders(names)
     passes.check_layers(loaders)
     title = f"Analysis of {', '.join(names)}" if len(names) < 4 else f"Analysis of {len(names)} networks: {', '.join(names)}"
-    _write_study(loaders, images, train, settings, out, title)
+    _write_study(loaders, images, train, settings, out, title, workers)
 
 
 def _write_study(
@@ -79,6 +85,7 @@ def _write_study(
     settings: StudySettings,
     out: Path,
     title: str,
+    workers: int,
     findings: bool = False,
 ) -> None:
     """Files of a report; with `findings` what the networks have in common, and where they differ, comes first."""
@@ -87,11 +94,14 @@ def _write_study(
     from mixer_probe.report import make_sections, narrate
     from mixer_probe.report.deliver import delivering
     from mixer_probe.report.html import report_page
-    from mixer_probe.study import Steps, run_study
+    from mixer_probe.study import Steps, fill_steps, run_study
 
+    store, steps = out / "runs", Steps(out / "parts")
     with delivering(out) as delivery:
-        remove_leftovers(out / "parts")
-        results = run_study(loaders, images, train, settings, store=out / "runs", steps=Steps(out / "parts"))
+        remove_leftovers(steps.folder)
+        if workers > 1:
+            fill_steps(loaders, images, train, settings, store, steps, workers)
+        results = run_study(loaders, images, train, settings, store, steps)
         if findings:
             results = [narrate(results), *results]
         again = _how_again(loaders, images, train, settings, findings)

@@ -288,13 +288,13 @@ def save_results(
 
 def results_text(results: Iterable[Result], settings: Mapping[str, Any] | None = None, title: str = "") -> str:
     """What `save_results` writes. Raises StoreError for settings that are no JSON data."""
-    content = {"format": FORMAT, "title": title, "settings": dict(settings or {}), "results": [to_dict(r) for r in results]}
     try:
-        # As it is read again: keys of settings that are numbers become texts.
-        same = json.loads(json.dumps(content, allow_nan=False))
+        # As they are read again: keys that are numbers become texts.
+        plain = json.loads(json.dumps(dict(settings or {}), allow_nan=False))
     except (TypeError, ValueError) as error:
         raise StoreError(f"settings must be JSON data to be written with results ({error}); give plain values") from error
-    return json.dumps({**same, "checksum": checksum(same)})
+    content = {"format": FORMAT, "title": title, "settings": plain, "results": [to_dict(r) for r in results]}
+    return json.dumps({**content, "checksum": checksum(content)})
 
 
 def load_results(path: str | os.PathLike[str]) -> tuple[Any, ...]:

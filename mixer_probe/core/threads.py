@@ -16,11 +16,22 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+# What this process has of the cores, where it shares them with others of its kind.
+_part: int | None = None
+
+
 def available_cores() -> int:
     """The cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores if _part is None else min(cores, _part)
+
+
+def use_cores(n: int) -> None:
+    """Use `n` cores from now on, in this whole process."""
+    global _part
+    _part = n
+    torch.set_num_threads(n)
+    threadpool_limits(n)
 
 
 def side_by_side(work: Callable[[T], R], items: Sequence[T]) -> list[R]:

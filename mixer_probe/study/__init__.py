@@ -1,7 +1,8 @@
 """Analyses of several networks on the same images, step by step, kept on disk."""
 
 from mixer_probe.core.settings import StudySettings
+from mixer_probe.study.processes import fill_steps
 from mixer_probe.study.steps import Steps
 from mixer_probe.study.study import Study, run_analyses, run_study
 
-__all__ = ["Steps", "Study", "StudySettings", "run_analyses", "run_study"]
+__all__ = ["Steps", "Study", "StudySettings", "fill_steps", "run_analyses", "run_study"]

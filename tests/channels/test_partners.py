@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from mixer_probe.channels import ChannelPartners, channel_partners
+from mixer_probe.channels.partners import BINS
 from mixer_probe.core.errors import LayerError, MeasureError, UndefinedChannelsWarning
 from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.models.layer import Layer
 from mixer_probe.similarity.nulls import draw_pairings
+from mixer_probe.stats import upper_quantile
 from tests.probing.conftest import FakeRepresentations
 
 
@@ -62,7 +64,12 @@ def test_the_null_is_that_of_shifted_images(cells: int, permutations: int) -> No
     found = channel_partners(a, b, "x", "x", over="positions", permutations=permutations, seed=2)
     partners = torch.cat([p.partners() for p in draw_pairings(30, permutations, 2)])[1:].numpy()
     r = [np.corrcoef(X.reshape(-1, 5).T, Y[order].reshape(-1, 4).T)[:5, 5:] for order in partners]
-    np.testing.assert_allclose(found.null, np.abs(r).max(2), atol=1e-6)
+    null = np.abs(r).max(2)
+    np.testing.assert_allclose(found.null_max, null.max(1), atol=1e-6)
+    np.testing.assert_allclose(found.threshold, upper_quantile(null), atol=1e-6)
+    np.testing.assert_array_equal(found.p_value, (1 + (null >= found.strength * (1 - 1e-5)).sum(0)) / (1 + permutations))
+    np.testing.assert_allclose(np.cumsum(found.null_counts), [(null <= edge).sum() for edge in BINS[1:]], atol=1)
+    assert found.null_counts.sum() == null.size
 
 
 def test_one_channel_in_twenty_is_above_its_own_null_by_chance() -> None:

@@ -9,8 +9,9 @@ import resource
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from mixer_probe.core.analysis import Analysis
 from mixer_probe.core.errors import ImagesError, MeasureError, ModelError, StoreError
 from mixer_probe.core.result import Result, load_results, to_dict
 from mixer_probe.core.skipped import Skipped, has_no_room, was_refused
-from mixer_probe.study import Steps, StudySettings, run_study
+from mixer_probe.study import Steps, StudySettings, fill_steps, run_study
 from mixer_probe.study.steps import identity
 from tests.networks import CASES
 from tests.sealed import sealed
@@ -38,9 +39,14 @@ SETTINGS = StudySettings(
 )
 
 
+def model(name: str) -> mp.Model:
+    """A network with a head that is not zero, under its own name."""
+    return replace(CASES[name].model(), name=name)
+
+
 def models() -> list[mp.Model]:
-    """Two networks with heads that are not zero, under their own names."""
-    return [replace(CASES[name].model(), name=name) for name in ("mixer", "vit")]
+    """Two networks."""
+    return [model("mixer"), model("vit")]
 
 
 def images() -> mp.Images:
@@ -122,6 +128,29 @@ def test_a_study_killed_at_the_second_network_computes_only_the_rest(
         second = run(tmp_path)
     assert first.calls + rest.calls == Counter(ALL) + Counter(["channels.statistics"])
     assert json.dumps(to_dict(second)) == json.dumps(to_dict(in_one_go))
+
+
+def unavailable() -> NoReturn:
+    raise ModelError("there is no such network")
+
+
+def killed() -> NoReturn:
+    os._exit(9)
+
+
+def test_processes_leave_only_what_several_networks_are_compared_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_one_go: list[Result]
+) -> None:
+    store, steps = tmp_path / "runs", Steps(tmp_path / "parts")
+    # A network that cannot be loaded, and a process that is killed, are left to the study.
+    loaders = [partial(model, "mixer"), unavailable, killed, partial(model, "vit")]
+    fill_steps(loaders, images(), None, SETTINGS, store, steps, workers=2)
+    counted = Counted(monkeypatch)
+    again = run_study(models(), images(), None, SETTINGS, store, steps)
+    assert again == in_one_go
+    pixels = {"probing.accuracy": 1, "probing.fewshot": 1}
+    several = {"similarity.similarity": 6, "channels.partners": 2, "attribution.overlays": 1, "attribution.agreement": 1}
+    assert counted.calls == pixels | several | {"channels.pages": counted.calls["channels.pages"]}
 
 
 def test_a_finished_study_computes_nothing_again(

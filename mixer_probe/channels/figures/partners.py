@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from mixer_probe.channels import ChannelPartners
 from mixer_probe.channels.figures.selectivity import panel_grid
-from mixer_probe.channels.partners import by_networks
+from mixer_probe.channels.partners import BINS, by_networks
 from mixer_probe.core.words import base_name
 from mixer_probe.plotting.style import COLOURS, GREY, line_styles, model_label, plain, styled
 
@@ -21,14 +21,14 @@ def partner_strength(results: Sequence[ChannelPartners]) -> Figure:
 
     One panel per pair of layers."""
     figure, panels = panel_grid(len(results), 2.7, 0.6, single=5.6, sharex=True)
-    bins = np.linspace(0, 1, 41).tolist()
+    bins = BINS.tolist()
     for axes, result in zip(panels.flat, results, strict=False):
-        strength, null = result.strength[np.isfinite(result.strength)], result.null[np.isfinite(result.null)]
+        strength = result.strength[np.isfinite(result.strength)]
         weights = np.full(len(strength), 100 / max(len(strength), 1))
         axes.hist(strength, bins, weights=weights, color=COLOURS[0], label="best match in B")
-        if len(null):
-            weights = np.full(len(null), 100 / len(null))
-            axes.hist(null, bins, weights=weights, histtype="step", color=GREY, label="images permuted")
+        if total := result.null_counts.sum():
+            weights = 100 * result.null_counts / total
+            axes.hist(BINS[:-1], bins, weights=weights, histtype="step", color=GREY, label="images permuted")
             text = f"{100 * result.share_above:.0f} % above null"
             axes.annotate(text, (0.98, 0.97), xycoords="axes fraction", ha="right", va="top", fontsize=8)
         sides = ((result.model_a, result.layer_a), (result.model_b, result.layer_b))

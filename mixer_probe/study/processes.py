@@ -1,0 +1,89 @@
+"""Networks of a study in processes of their own, which fill the folder of finished steps that the study then goes through."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+from mixer_probe.core.errors import MixerProbeError, MixerProbeWarning
+from mixer_probe.core.progress import task
+from mixer_probe.core.settings import StudySettings
+from mixer_probe.core.threads import available_cores, use_cores
+from mixer_probe.images import Images
+from mixer_probe.models import Model
+from mixer_probe.study.steps import Steps
+from mixer_probe.study.study import Study
+
+
+def fill_steps(
+    loaders: Sequence[Callable[[], Model]],
+    images: Images,
+    train: Images | None,
+    settings: StudySettings,
+    store: Path,
+    steps: Steps,
+    workers: int,
+) -> None:
+    """Compute what a study says of each network alone, `workers` networks at once on their part of the cores.
+
+    Results are kept in `steps` and representations in `store`, where `run_study` of the same finds them. What cannot be computed
+    here is left to that study, which raises its error. Warnings are given again in this process."""
+    context, waiting = get_context("spawn"), list(loaders)
+    running: dict[Connection, SpawnProcess] = {}
+    try:
+        with task("networks side by side", len(loaders)) as advance:
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    here, there = context.Pipe(duplex=False)
+                    given = (there, waiting.pop(0), images, train, settings, store, steps, max(1, available_cores() // workers))
+                    process = context.Process(target=_fill, args=given, daemon=True)
+                    process.start()
+                    there.close()
+                    running[here] = process
+                for here in wait(list(running)):
+                    assert isinstance(here, Connection)
+                    # The end of a process that was killed is the end of its messages.
+                    with suppress(EOFError):
+                        for message, category in here.recv():
+                            warnings.warn(message, category, stacklevel=2)
+                    running.pop(here).join()
+                    advance(1)
+    finally:
+        for process in running.values():
+            process.terminate()
+
+
+def _fill(
+    there: Connection,
+    loader: Callable[[], Model],
+    images: Images,
+    train: Images | None,
+    settings: StudySettings,
+    store: Path,
+    steps: Steps,
+    cores: int,
+) -> None:
+    parent = parent_process()
+    assert parent is not None
+
+    def leave_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+    use_cores(cores)
+    found: list[tuple[str, Any]] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with suppress(MixerProbeError):
+            Study(images, train, settings, store, steps).add(loader(), card=True)
+        found = [(str(w.message), w.category) for w in caught if issubclass(w.category, MixerProbeWarning)]
+    there.send(list(dict.fromkeys(found)))
