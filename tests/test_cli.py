@@ -192,7 +192,9 @@ def test_bad_comparisons_are_one_line(run: Run, tmp_path: Path) -> None:
         assert message in err
 
 
-def test_report_of_a_folder(run: Run, tmp_path: Path) -> None:
+def test_report_of_a_folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The budget of large networks for attributions.
+    monkeypatch.setattr("mixer_probe.attribution.settings._HEAVY", 0)
     for i in range(12):
         folder = tmp_path / "data" / ("dark" if i % 2 else "bright")
         folder.mkdir(parents=True, exist_ok=True)
