@@ -48,13 +48,13 @@ def fill_steps(
                     process.start()
                     there.close()
                     running[here] = process
-                for here in wait(list(running)):
-                    assert isinstance(here, Connection)
+                ready = wait(list(running))
+                for end in [end for end in running if end in ready]:
                     # The end of a process that was killed is the end of its messages.
                     with suppress(EOFError):
-                        for message, category in here.recv():
+                        for message, category in end.recv():
                             warnings.warn(message, category, stacklevel=2)
-                    running.pop(here).join()
+                    running.pop(end).join()
                     advance(1)
     finally:
         for process in running.values():
