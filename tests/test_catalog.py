@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,15 +15,18 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 import pytest
+from typer.main import get_command
 
 import mixer_probe
 from mixer_probe import catalog, cli
+from mixer_probe.attribution import METHODS
 from mixer_probe.capture import Inputs
 from mixer_probe.core.analysis import FAMILIES, Analysis, Room, View
 from mixer_probe.core.errors import MixerProbeError, ModelError
 from mixer_probe.core.result import ModelRecord, Result, load_results, save_results
 from mixer_probe.core.section import Section, Table
 from mixer_probe.core.settings import StudySettings
+from mixer_probe.probing.methods import FITTERS
 from mixer_probe.report import compare_reports, make_sections
 from mixer_probe.report.views import all_views
 from mixer_probe.study import run_analyses
@@ -31,6 +35,8 @@ from tests.app.conftest import Open, open_page, own_cache, own_main
 from tests.networks import CASES
 
 __all__ = ["open_page", "own_cache", "own_main"]
+# The commands with analyses of one room.
+COMMANDS = {"weights": "weights", "probe": "probing", "channels": "channels", "attribute": "attribution"}
 
 
 def test_names_are_unique_and_results_have_a_view() -> None:
@@ -128,6 +134,19 @@ def test_a_new_analysis_is_found_by_studies_reports_and_commands(
         assert "argest" in capsys.readouterr().out
     assert "The largest weight" in (out / "report.html").read_text()
     assert (out / "largest-weight.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "names"),
+    [
+        *((c, "what", catalog.room(r).names) for c, r in COMMANDS.items()),
+        ("attribute", "method", tuple(METHODS)),
+        ("probe", "method", tuple(FITTERS)),
+    ],
+)
+def test_help_lists_what_can_be_chosen(command: str, option: str, names: tuple[str, ...]) -> None:
+    (listed,) = (p.help for p in get_command(cli.app).commands[command].params if p.name == option)  # type: ignore[attr-defined]
+    assert [name for name in re.findall(r"[\w-]+", listed) if name in names] == list(names)
 
 
 def test_errors_of_rooms_are_the_project_s_own() -> None:

@@ -29,8 +29,8 @@ def probe(
     what: Annotated[
         str | None,
         typer.Option(
-            help="accuracy (default), fewshot, confusion, calibration, control, mdl, control-mdl, random-labels, positions, "
-            "attentive, patch-position, targets; several with commas, or all."
+            help="accuracy (default), fewshot, confusion, calibration, control, mdl, control-mdl, random-labels, targets, "
+            "positions, attentive, patch-position; several with commas, or all."
         ),
     ] = None,
     method: Annotated[
