@@ -37,9 +37,11 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
     A full disk, an interrupt or a power failure leaves what was at `path`, and a killed process at most a file that
     `remove_leftovers` removes. The mode is that of any new file: 0666 less the umask. Parent folders are created. Returns `path`.
-    Raises StoreError if the system refuses, with its reason."""
+    Raises StoreError for a device or a pipe, which a file would replace, and if the system refuses, with its reason."""
     temporary = path.parent / _UNDER_WAY.replace("*", secrets.token_hex(8))
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise StoreError(f"cannot write {printable(path)}: it is a device or a pipe; give the name of a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as stream:
             stream.write(content)

@@ -113,6 +113,15 @@ files.write_text(Path(sys.argv[1]), "the new one")
 """
 
 
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(StoreError, match=r"cannot write .*pipe: it is a device or a pipe; give the name of a file"):
+        write_text(pipe, "new")
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
 @pytest.mark.parametrize("at", ["fsync", "replace"])
 def test_a_killed_writer_leaves_the_old_file_and_a_leftover_that_is_removed(tmp_path: Path, at: str) -> None:
     file = tmp_path / "x.txt"
