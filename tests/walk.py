@@ -668,6 +668,7 @@ NEITHER = {
     "probing.stratified": _ARRAYS,
     "probing.binned": "cuts the values of one target, and keeps its images",
     "study.run_study": "calls what is walked here; for what it keeps on disk see tests/report/test_resume.py",
+    "study.fill_steps": "as study.run_study; what it leaves is counted in tests/report/test_resume.py",
     "report.present": "draws what it is given, as write_report does",
 }
 # Figures of results alone: each result is drawn under the name of its own network and images.

@@ -117,7 +117,7 @@ def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with pytest.raises(StoreError, match=r"cannot write .*pipe: it is a device or a pipe; give the name of a file"):
-        write_text(pipe, "new")
+        files.write_text(pipe, "new")
     assert pipe.is_fifo()
     assert list(tmp_path.iterdir()) == [pipe]
 
