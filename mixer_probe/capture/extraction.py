@@ -8,6 +8,7 @@ import platform
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 import mixer_probe
 from mixer_probe.capture.hooks import Reducer, every_position, first_prefix_token, mean_over_positions
 from mixer_probe.capture.representations import PREFIX, Reduce, Representations, RunRecord, count_non_finite
-from mixer_probe.capture.store import RunWriter, check_place, open_run, stored_shape, writing
+from mixer_probe.capture.store import stored, stored_shape
 from mixer_probe.capture.stream import ImageSource, Piece, as_source, stream, to_host
 from mixer_probe.core.errors import ImagesError, LayerError, NonFiniteWarning, StoreError
 from mixer_probe.core.files import printable
@@ -78,8 +79,8 @@ def extract(
     if out is None:
         found = _into_memory(model, source, record, batch_size, autocast)
     else:
-        place = Path(out)
-        found = check_place(place, record) or _into_store(place, model, source, record, batch_size, autocast)
+        pieces = partial(_pieces, model, source, record, batch_size, autocast)
+        found = stored(Path(out), record, source, pieces, batch_size)
         found = found.named(record.model, record.images, tuple(map(printable, source.ids)))
     for name, count in found.non_finite.items():
         text = f"{count} values of layer '{name}' of {model.name} are NaN or infinite; they are kept as they are"
@@ -147,21 +148,3 @@ def _into_memory(model: Model, source: ImageSource, record: RunRecord, batch_siz
     plain = {k: v for k, v in arrays.items() if not k.startswith(PREFIX)}
     prefixes = {k.removeprefix(PREFIX): v for k, v in arrays.items() if k.startswith(PREFIX)}
     return Representations(record, plain, prefixes, source.ids, source.labels, source.class_names, counts, keys_of(source))
-
-
-def _into_store(
-    out: Path, model: Model, source: ImageSource, record: RunRecord, batch_size: int, autocast: str | None
-) -> Representations:
-    """The run in the store at `out`, continued where an unfinished one is there."""
-    with writing(out):
-        finished = check_place(out, record)
-        if finished is not None:
-            # Another process has just written it.
-            return finished
-        with RunWriter(out, record, source.ids, source.labels, source.class_names, keys_of(source)) as writer:
-            # From the beginning of a batch, so that batches and with them the last bits are those of an uninterrupted run.
-            start = writer.done - writer.done % batch_size
-            with closing(_pieces(model, source, record, batch_size, autocast, start)) as pieces:
-                for piece, found in pieces:
-                    writer.write(piece.start, found)
-        return open_run(out)

@@ -13,8 +13,8 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,12 +33,14 @@ from mixer_probe.core.files import (
     sync,
     write_text,
 )
-from mixer_probe.core.fingerprint import keys_by_name
+from mixer_probe.core.fingerprint import keys_by_name, keys_of
 from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.models.layer import Layer
 
 if TYPE_CHECKING:
     import zarr
+
+    from mixer_probe.capture.stream import ImageSource, Piece
 
 FORMAT = "mixer-probe run 2"
 _CHUNK_BYTES = 16 * 2**20
@@ -53,15 +55,38 @@ def partial_path(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
 
-def writing(out: Path) -> AbstractContextManager[None]:
-    """Hold the place against other writers. Raises StoreError if another process or thread writes a run there."""
-    return only_writer(out, out.parent / f".{out.name}.lock")
+def stored(
+    out: Path,
+    record: RunRecord,
+    source: ImageSource,
+    pieces: Callable[[int], Generator[tuple[Piece, dict[str, np.ndarray]]]],
+    batch_size: int,
+) -> Representations:
+    """The run at `out`: the finished one, or written there from the `pieces` from an image on, continued where an unfinished
+    one is there.
+
+    Raises StoreError if something else is there, it is damaged, or another process or thread writes a run there."""
+    finished = check_place(out, record)
+    if finished is not None:
+        return finished
+    with only_writer(out, out.parent / f".{out.name}.lock"):
+        finished = check_place(out, record)
+        if finished is not None:
+            # Another process has just written it.
+            return finished
+        with RunWriter(out, record, source.ids, source.labels, source.class_names, keys_of(source)) as writer:
+            # From the beginning of a batch, so that batches and with them the last bits are those of an uninterrupted run.
+            start = writer.done - writer.done % batch_size
+            with closing(pieces(start)) as found:
+                for piece, arrays in found:
+                    writer.write(piece.start, arrays)
+        return open_run(out)
 
 
 class RunWriter:
     """Writes a run chunk by chunk; a context manager that finishes the run, or on an error keeps what there is of it.
 
-    `done` is the number of images that are safely on disk. Used inside `writing`."""
+    `done` is the number of images that are safely on disk. Used by one writer at a time, as `stored` sees to."""
 
     def __init__(
         self,
@@ -87,20 +112,56 @@ class RunWriter:
         self._layout: str | None = None
         self.done = 0
         self.non_finite: dict[str, int] = {}
+        import zarr
+
         with self._disk():
-            if not self._resume():
-                self._begin()
+            if self._resume():
+                return
+            make_folder(self._path)
+            # First of all: whatever happens from here on, the folder is known to be this run, of which nothing is there yet.
+            self._note()
+            for entry in self._path.iterdir():
+                if entry.name != _PROGRESS:
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            self._group = zarr.create_group(self._path)
+            about = {"format": FORMAT, "run": to_dict(self._record), "coordinates": "image_id"}
+            self._group.attrs.update({**about, "class_names": self._class_names, "complete": False})
+            for name, values in self._columns.items():
+                dtype = "int64" if name == "label" else "str"
+                self._create(name, dtype, "auto", ())[:] = np.array(values, dtype=np.int64 if name == "label" else object)
+            for name, (shape, dimensions) in _arrays_of(self._record).items():
+                chunks = (min(self._rows, self._n), *shape)
+                self._create(name, self._record.dtype, chunks, dimensions, shape, fill_value=np.nan)
+            self._layout = self._found_layout()
+            sync([self._path, *self._path.rglob("*")])
+            self._note()
 
     def __enter__(self) -> RunWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._finish()
-        elif not issubclass(kind, StoreError):
-            # Whatever stopped the run is what the caller has to hear about.
-            with suppress(StoreError):
-                self._flush(self._waiting)
+        if kind is not None:
+            if not issubclass(kind, StoreError):
+                # Whatever stopped the run is what the caller has to hear about.
+                with suppress(StoreError):
+                    self._flush(self._waiting)
+            return
+        import zarr
+
+        self._flush(self._waiting)
+        if self.done != self._n:
+            raise StoreError(f"{self._path} holds {self.done} of {self._n} images; it was not finished")
+        with self._disk(), warnings.catch_warnings():
+            # zarr warns that format 3 has no final word on consolidated metadata; xarray warns where it is missing.
+            warnings.simplefilter("ignore")
+            self._group.attrs.update({"complete": True, "non_finite": self.non_finite})
+            root, nodes = _read_metadata(self._path, [*self._columns, *_arrays_of(self._record)])
+            self._group.attrs.update({"digest": _digest(root, nodes, self._columns)})
+            zarr.consolidate_metadata(str(self._path))
+            sync([self._path / "zarr.json", self._path])
+            self._path.replace(self._out)
+            sync([self._out.parent])
+            (self._out / _PROGRESS).unlink()
 
     def _resume(self) -> bool:
         """Whether an unfinished run with at least one image is there and was opened."""
@@ -128,28 +189,6 @@ class RunWriter:
             # What is written next may have to be joined with it.
             array[self.done - 1 : self.done]
         return True
-
-    def _begin(self) -> None:
-        import zarr
-
-        make_folder(self._path)
-        # First of all: whatever happens from here on, the folder is known to be this run, of which nothing is there yet.
-        self._note()
-        for entry in self._path.iterdir():
-            if entry.name != _PROGRESS:
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        self._group = zarr.create_group(self._path)
-        about = {"format": FORMAT, "run": to_dict(self._record), "coordinates": "image_id"}
-        self._group.attrs.update({**about, "class_names": self._class_names, "complete": False})
-        for name, values in self._columns.items():
-            dtype = "int64" if name == "label" else "str"
-            self._create(name, dtype, "auto", ())[:] = np.array(values, dtype=np.int64 if name == "label" else object)
-        for name, (shape, dimensions) in _arrays_of(self._record).items():
-            chunks = (min(self._rows, self._n), *shape)
-            self._create(name, self._record.dtype, chunks, dimensions, shape, fill_value=np.nan)
-        self._layout = self._found_layout()
-        sync([self._path, *self._path.rglob("*")])
-        self._note()
 
     def _create(
         self,
@@ -216,25 +255,6 @@ class RunWriter:
         root, nodes = _read_metadata(self._path, [*self._columns, *_arrays_of(self._record)])
         attributes = {key: value for key, value in root["attributes"].items() if key not in _LAST}
         return checksum([attributes, nodes])
-
-    def _finish(self) -> None:
-        """Write what is left, mark the run complete, and move it to its place."""
-        import zarr
-
-        self._flush(self._waiting)
-        if self.done != self._n:
-            raise StoreError(f"{self._path} holds {self.done} of {self._n} images; it was not finished")
-        with self._disk(), warnings.catch_warnings():
-            # zarr warns that format 3 has no final word on consolidated metadata; xarray warns where it is missing.
-            warnings.simplefilter("ignore")
-            self._group.attrs.update({"complete": True, "non_finite": self.non_finite})
-            root, nodes = _read_metadata(self._path, [*self._columns, *_arrays_of(self._record)])
-            self._group.attrs.update({"digest": _digest(root, nodes, self._columns)})
-            zarr.consolidate_metadata(str(self._path))
-            sync([self._path / "zarr.json", self._path])
-            self._path.replace(self._out)
-            sync([self._out.parent])
-            (self._out / _PROGRESS).unlink()
 
     @contextmanager
     def _disk(self) -> Iterator[None]:
@@ -321,6 +341,8 @@ def open_run(path: str | Path) -> Representations:
 
     Raises StoreError for a path that holds no run, an unfinished or a damaged one, or one of another version; so does reading an
     array that was damaged or lost."""
+    import zarr
+
     place = Path(path)
     unfinished = place if place.name.endswith(".partial") else partial_path(place)
     note = _read_note(unfinished) if place == unfinished or not place.exists() else None
@@ -329,12 +351,6 @@ def open_run(path: str | Path) -> Representations:
             f"the run at {printable(place)} is unfinished ({note['done']} of {note['n']} images); "
             "run the same extract again to finish it"
         )
-    return _representations(place)
-
-
-def _representations(place: Path) -> Representations:
-    import zarr
-
     root = _read_json(place / "zarr.json", place)
     attrs = root.get("attributes")
     if not isinstance(attrs, dict) or attrs.get("format") != FORMAT:

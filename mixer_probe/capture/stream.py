@@ -270,14 +270,26 @@ def to_host(pieces: Iterator[Piece]) -> Iterator[Piece]:
         yield waiting.arrived()
 
 
+# One stream per device, made when it is first needed.
+_copy_stream = lru_cache(torch.cuda.Stream)
+
+
 class _Copy:
     """A piece on its way from a GPU to pinned memory."""
 
     def __init__(self, piece: Piece) -> None:
         stream = _copy_stream(next(t.device for t in pytree.tree_leaves(piece.found) if _is_cuda(t)))
         stream.wait_stream(torch.cuda.current_stream(stream.device))
+
+        def to_pinned(value: Any) -> Any:
+            if not _is_cuda(value):
+                return value
+            # The allocator must not reuse the memory before the copy is done.
+            value.record_stream(torch.cuda.current_stream(value.device))
+            return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+
         with torch.cuda.stream(stream):
-            self._piece = piece.map(_to_pinned)
+            self._piece = piece.map(to_pinned)
             self._event = stream.record_event()
 
     def arrived(self) -> Piece:
@@ -286,18 +298,5 @@ class _Copy:
         return self._piece
 
 
-@lru_cache
-def _copy_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-
 def _is_cuda(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_cuda
-
-
-def _to_pinned(value: Any) -> Any:
-    if not _is_cuda(value):
-        return value
-    # The allocator must not reuse the memory before the copy is done.
-    value.record_stream(torch.cuda.current_stream(value.device))
-    return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
