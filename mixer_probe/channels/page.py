@@ -43,6 +43,29 @@ class Exhibit:
     boxes: np.ndarray
     classes: tuple[str, ...] = ()
 
+    @classmethod
+    def of(
+        cls, model: Model, images: ImageSource | Tensor, end: TopImages, channel: int, *, pixels: int, batch_size: int
+    ) -> Exhibit:
+        """The images at one end of a channel, their pictures with `pixels` on the longer side or fewer."""
+        i = end.place(channel)
+        maps = activation_maps(model, images, end.index[i], end.layer.name, channel, batch_size=batch_size)
+        flat = maps.reshape(len(maps), -1) * (-1 if end.lowest else 1)
+        boxes = replace(end, position=flat.argmax(1)[None]).boxes[0] / np.array([*end.input_size, *end.input_size])
+        # Several cells have the peak where a ReLU leaves zeros.
+        shared = (flat == flat.max(1, keepdims=True)).sum(1) > 1
+        classes: tuple[str, ...] = ()
+        if not isinstance(images, Tensor) and images.labels is not None:
+            classes = tuple(class_name(int(label), images.class_names) for label in images.labels[end.index[i]])
+        return cls(
+            values=end.values[i],
+            ids=end.ids[i],
+            pictures=input_pictures(model, images, end.index[i], pixels),
+            maps=maps,
+            boxes=np.where(shared[:, None], [0.0, 0.0, 1.0, 1.0], boxes),
+            classes=classes,
+        )
+
 
 @dataclass(frozen=True)
 class ChannelPage(Result):
@@ -134,7 +157,7 @@ def channel_pages(
     for ends in found:
         record, layer = ends[0].images, ends[0].layer
         for channel in ends[0].channels.tolist():
-            top, lowest = (_exhibit(model, images, end, channel, pixels, batch_size) for end in ends)
+            top, lowest = (Exhibit.of(model, images, end, channel, pixels=pixels, batch_size=batch_size) for end in ends)
             page = ChannelPage(ends[0].model, record, layer, channel, ends[0].n, ends[0].by, top, lowest)
             if statistics is not None and layer.name in statistics:
                 page = replace(page, statistics=statistics.of_channel(layer.name, channel))
@@ -151,27 +174,6 @@ def channel_pages(
                     page = replace(page, relation=selectivity.relation(i, float(page.auroc[best])))
             pages.append(with_partners(page, partners))
     return pages
-
-
-def _exhibit(model: Model, images: ImageSource | Tensor, end: TopImages, channel: int, pixels: int, batch_size: int) -> Exhibit:
-    """The images at one end of a channel, their pictures with `pixels` on the longer side or fewer."""
-    i = end.place(channel)
-    maps = activation_maps(model, images, end.index[i], end.layer.name, channel, batch_size=batch_size)
-    flat = maps.reshape(len(maps), -1) * (-1 if end.lowest else 1)
-    boxes = replace(end, position=flat.argmax(1)[None]).boxes[0] / np.array([*end.input_size, *end.input_size])
-    # Several cells have the peak where a ReLU leaves zeros.
-    shared = (flat == flat.max(1, keepdims=True)).sum(1) > 1
-    classes: tuple[str, ...] = ()
-    if not isinstance(images, Tensor) and images.labels is not None:
-        classes = tuple(class_name(int(label), images.class_names) for label in images.labels[end.index[i]])
-    return Exhibit(
-        values=end.values[i],
-        ids=end.ids[i],
-        pictures=input_pictures(model, images, end.index[i], pixels),
-        maps=maps,
-        boxes=np.where(shared[:, None], [0.0, 0.0, 1.0, 1.0], boxes),
-        classes=classes,
-    )
 
 
 def with_partners(page: ChannelPage, partners: Sequence[ChannelPartners]) -> ChannelPage:

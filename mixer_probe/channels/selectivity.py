@@ -194,7 +194,7 @@ class _Groups:
     """Images by class: order, first places and sizes of the classes, for sums by class without a loop."""
 
     def __init__(self, labels: np.ndarray) -> None:
-        self.order = np.argsort(labels, kind="stable")
+        self.labels, self.order = labels, np.argsort(labels, kind="stable")
         self.classes, self.starts, self.counts = np.unique(labels[self.order], return_index=True, return_counts=True)
         self.n = len(labels)
 
@@ -243,6 +243,32 @@ class _Groups:
             peaks[start : start + step] = np.take_along_axis(z, best, 1).max((1, 2))
             medians[start : start + step] = 0.5 + np.median(np.take_along_axis(away, best, 1)[:, 0], axis=1)
         return peaks, float(medians.mean()) if len(orders) else float("nan")
+
+    def selectivity(self, X: np.ndarray, orders: np.ndarray) -> dict[str, Any]:
+        """The fields of `ClassSelectivity` for one layer of activations X [n, channel]."""
+        finite = np.isfinite(X).all(0)
+        defined = finite & (np.where(finite, X, 0).max(0) > np.where(finite, X, 0).min(0))
+        kept = X[:, defined]
+        ranks = rankdata(kept, axis=0)
+        auroc, sd = self.auroc(ranks), self.auroc_sd(ranks)
+        z = np.abs(auroc - 0.5) / sd
+        strength, preferred = z.max(1), np.full(len(defined), -1)
+        preferred[defined] = z.argmax(1)
+        peaks, null_auroc = self.null(ranks, sd, orders)
+        tested = len(orders) > 0 and bool(defined.any())
+        p_value = permutation_p(strength * (1 - ROUNDING), peaks[:, None]) if tested else np.full(len(strength), np.nan)
+        positive = defined.any() and kept.min() >= 0
+        return {
+            "auroc": _scatter_nan(auroc, defined),
+            "dprime": _scatter_nan(dprime_of(kept, self.labels), defined),
+            "strength": _scatter_nan(strength, defined),
+            "preferred": preferred,
+            "p_value": _scatter_nan(p_value, defined),
+            "threshold": float(upper_quantile(peaks)) if tested else np.nan,
+            "peaks": peaks,
+            "null_auroc": null_auroc,
+            "morcos_index": _scatter_nan(morcos_index(kept, self.labels), defined) if positive else np.empty(0),
+        }
 
 
 def auroc_of(X: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -318,7 +344,7 @@ def class_selectivity(reps: RepresentationsLike, *, permutations: int = 999, see
     groups = _Groups(labels)
     rng = np.random.default_rng(seed)
     orders = np.array([rng.permutation(groups.n) for _ in range(permutations)]).reshape(permutations, groups.n)
-    parts = [_layer_selectivity(image_means(reps, layer.name), labels, groups, orders) for layer in reps.layers]
+    parts = [groups.selectivity(image_means(reps, layer.name), orders) for layer in reps.layers]
     undefined = [int(np.isnan(part["strength"]).sum()) for part in parts]
     warn_undefined(reps.model, reps.layers, undefined, "have no selectivity")
     return ClassSelectivity.of_layers(
@@ -339,33 +365,6 @@ def image_means(reps: RepresentationsLike, name: str) -> np.ndarray:
     """Activations [image, channel] of a layer in float64, averaged over positions where there are any."""
     values = np.asarray(reps[name])
     return np.asarray(values.mean(1, dtype=np.float64) if values.ndim == 3 else values, dtype=np.float64)
-
-
-def _layer_selectivity(X: np.ndarray, labels: np.ndarray, groups: _Groups, orders: np.ndarray) -> dict[str, Any]:
-    """The fields of `ClassSelectivity` of one layer."""
-    finite = np.isfinite(X).all(0)
-    defined = finite & (np.where(finite, X, 0).max(0) > np.where(finite, X, 0).min(0))
-    kept = X[:, defined]
-    ranks = rankdata(kept, axis=0)
-    auroc, sd = groups.auroc(ranks), groups.auroc_sd(ranks)
-    z = np.abs(auroc - 0.5) / sd
-    strength, preferred = z.max(1), np.full(len(defined), -1)
-    preferred[defined] = z.argmax(1)
-    peaks, null_auroc = groups.null(ranks, sd, orders)
-    tested = len(orders) > 0 and bool(defined.any())
-    p_value = permutation_p(strength * (1 - ROUNDING), peaks[:, None]) if tested else np.full(len(strength), np.nan)
-    positive = defined.any() and kept.min() >= 0
-    return {
-        "auroc": _scatter_nan(auroc, defined),
-        "dprime": _scatter_nan(dprime_of(kept, labels), defined),
-        "strength": _scatter_nan(strength, defined),
-        "preferred": preferred,
-        "p_value": _scatter_nan(p_value, defined),
-        "threshold": float(upper_quantile(peaks)) if tested else np.nan,
-        "peaks": peaks,
-        "null_auroc": null_auroc,
-        "morcos_index": _scatter_nan(morcos_index(kept, labels), defined) if positive else np.empty(0),
-    }
 
 
 def _scatter_nan(values: np.ndarray, defined: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import NoReturn
 
 # The order in which `mixer-probe --help` lists them.
 from mixer_probe.cli import listing, similarity, probes, weights, channels, attribute, reports, diff  # isort: skip  # noqa: F401
@@ -25,7 +25,7 @@ _BUG = 70  # EX_SOFTWARE of sysexits.h
 @ended_by_signals()
 def main() -> None:
     """Run the command line. An error is one line, with exit code 2 if it was made on purpose or by the system, else 70."""
-    warnings.showwarning = _show_warning
+    warnings.showwarning = errors.warn
     # Figures go to files, whatever draws on this machine's screen.
     os.environ["MPLBACKEND"] = "agg"
     for stream in (sys.stdout, sys.stderr):
@@ -65,10 +65,3 @@ def _end(sentence: str, code: int) -> NoReturn:
     with suppress(OSError):
         errors.line_of(f"mixer-probe: {sentence}", **colour)
     sys.exit(code)
-
-
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    from mixer_probe.core.errors import MixerProbeWarning
-
-    if issubclass(category, MixerProbeWarning):
-        errors.line_of(f"warning: {message}", style="yellow")

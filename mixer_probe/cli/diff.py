@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from mixer_probe.cli.options import AsJson, OptionalOut, command, console
 from mixer_probe.cli.output import command_line, print_json, print_report
 from mixer_probe.core.errors import StoreError
-
-if TYPE_CHECKING:
-    from mixer_probe.report.diff import ReportDiff
 
 
 @command("diff report-before report-after --out differences")
@@ -38,6 +34,7 @@ def diff(
     from mixer_probe.core.text import csv_text
     from mixer_probe.report import deliver
     from mixer_probe.report.diff import compare_reports
+    from mixer_probe.report.sections_diff import listing
 
     names: dict[str, str] = {}
     for text in same or ():
@@ -76,27 +73,9 @@ def diff(
             }
         )
     else:
-        _print(found, most)
+        for line in listing(found, most):
+            console.line_of(line)
         if out is not None:
             print_report(out)
     if exit_code and (found.moved.any() or found.only_a or found.only_b):
         raise typer.Exit(1)
-
-
-def _print(found: ReportDiff, most: int) -> None:
-    """Sentences, and at most so many numbers of each kind."""
-    from mixer_probe.report.sections_diff import RULE, change_text, findings, number_text
-
-    frame = found.to_frame()
-    lists: dict[str, Sequence[str]] = {
-        "Changed beyond their intervals:": [number_text(row) for _, row in frame[frame["moved"]].iterrows()],
-        "Differ, without an interval:": [change_text(change) for change in found.changes],
-    }
-    lines = [*findings(found)]
-    for title, texts in lists.items():
-        if texts and most:
-            left = len(texts) - most
-            lines += [title, *(f"  {text}" for text in texts[:most])]
-            lines += [f"  and {left} more: see --most, --out"] if left > 0 else []
-    for line in [*lines, *([RULE] if len(frame) else [])]:
-        console.line_of(line)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 from rich.console import Console
 
-from mixer_probe.core.errors import ModelError
+from mixer_probe.core.errors import MixerProbeWarning, ModelError
 from mixer_probe.core.files import printable, reason
 from mixer_probe.core.text import visible
 from mixer_probe.core.validate import LARGEST_SEED
@@ -45,6 +45,11 @@ class VisibleConsole(Console):
     def line_of(self, text: str, **options: Any) -> None:
         """Print a text as it is: no markup, no highlights, no line breaks of its own."""
         self.print(text, markup=False, highlight=False, soft_wrap=True, **options)
+
+    def warn(self, message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        """Print a warning of mixer_probe in one line, and no other; in place of `warnings.showwarning`."""
+        if issubclass(category, MixerProbeWarning):
+            self.line_of(f"warning: {message}", style="yellow")
 
 
 console = VisibleConsole()
@@ -171,7 +176,20 @@ class ModelOptions:
                 )
             arguments[name] |= given
         for name, text in _by_name("--class-names", self.class_names, names).items():
-            arguments[name]["class_names"] = _class_names(text)
+            # The lines of a file, or the parts of a text with commas.
+            try:
+                listed = "," in text and not os.path.isfile(text)
+                outputs = text.split(",") if listed else Path(text).read_text(encoding="utf-8").strip("\n").split("\n")
+            except (OSError, ValueError) as error:
+                raise ModelError(
+                    "--class-names is a text file with one name per line, or names with commas, one for each output in order; "
+                    f"{printable(text)} is neither ({reason(error) if isinstance(error, OSError) else 'it is no UTF-8 text'})"
+                ) from error
+            found = arguments[name]["class_names"] = tuple(output.strip() for output in outputs)
+            if "" in found:
+                raise ModelError(
+                    f"--class-names: name {found.index('') + 1} of {len(found)} is empty; give one for each output in order"
+                )
         for name in names:
             check_name(name)
         return [partial(load_model, name, **arguments[name]) for name in names]
@@ -263,22 +281,4 @@ def _by_name(option: str, values: Sequence[str] | None, names: Sequence[str]) ->
         if (name or names[0]) in found:
             raise ModelError(f"{option} is given twice for {name or names[0]}; give it once per model")
         found[name or names[0]] = text.removeprefix(f"{name}=")
-    return found
-
-
-def _class_names(text: str) -> tuple[str, ...]:
-    """Names of the outputs: the lines of a file, or the parts of a text with commas. Raises ModelError."""
-    if "," in text and not os.path.isfile(text):
-        names = text.split(",")
-    else:
-        try:
-            names = Path(text).read_text(encoding="utf-8").strip("\n").split("\n")
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"--class-names is a text file with one name per line, or names with commas, one for each output in order; "
-                f"{printable(text)} is neither ({reason(error) if isinstance(error, OSError) else 'it is no UTF-8 text'})"
-            ) from error
-    found = tuple(name.strip() for name in names)
-    if "" in found:
-        raise ModelError(f"--class-names: name {found.index('') + 1} of {len(found)} is empty; give one for each output in order")
     return found

@@ -58,7 +58,24 @@ def file_keys(paths: Sequence[str], verify: bool = False) -> list[str]:
 
     A file is read once per process as long as its size, times and inode are unchanged; `verify` reads it anyway.
     Raises what the operating system raises."""
-    return in_parallel(lambda path: _file_key(path, verify), paths)
+
+    def key_of(path: str) -> str:
+        stat = os.stat(path)
+        state = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev)
+        known = _known_files.get(path)
+        if known and known[0] == state and not verify:
+            return known[1]
+        with open(path, "rb") as stream:
+            key = hashlib.file_digest(stream, "sha256").hexdigest()[:_LENGTH]
+        if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > _SETTLED_NS:
+            if len(_known_files) >= _MOST_FILES:
+                _known_files.clear()
+            _known_files[path] = (state, key)
+        else:
+            _known_files.pop(path, None)
+        return key
+
+    return in_parallel(key_of, paths)
 
 
 def in_parallel(make: Callable[[str], str], items: Sequence[str]) -> list[str]:
@@ -67,24 +84,6 @@ def in_parallel(make: Callable[[str], str], items: Sequence[str]) -> list[str]:
         return [make(item) for item in items]
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(make, items, chunksize=16))
-
-
-def _file_key(path: str, verify: bool) -> str:
-    """The hash of a file, from the cache where the file is unchanged since it was read."""
-    stat = os.stat(path)
-    state = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev)
-    known = _known_files.get(path)
-    if known and known[0] == state and not verify:
-        return known[1]
-    with open(path, "rb") as stream:
-        key = hashlib.file_digest(stream, "sha256").hexdigest()[:_LENGTH]
-    if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > _SETTLED_NS:
-        if len(_known_files) >= _MOST_FILES:
-            _known_files.clear()
-        _known_files[path] = (state, key)
-    else:
-        _known_files.pop(path, None)
-    return key
 
 
 def folder_state(folder: str | os.PathLike[str]) -> str:

@@ -123,9 +123,26 @@ def checked(error: Error, **others: Error) -> Callable[[T], T]:
             target.__init__ = decorate(target.__init__)  # type: ignore[misc]
             return target
         signature = inspect.signature(target)
-        rules = {
-            name: rule for name, p in signature.parameters.items() if (rule := _rule(name, p, target, others.get(name, error)))
-        }
+        rules: dict[str, Callable[[Any], Any]] = {}
+        optional = set()
+        for name, parameter in signature.parameters.items():
+            annotation, refused = str(parameter.annotation), others.get(name, error)
+            kind = annotation.removesuffix(" | None")
+            # A Literal is written out, or an alias of the function's module.
+            alias = target.__globals__.get(kind)
+            if kind == "int" and name == "seed":
+                rules[name] = functools.partial(check_seed, error=refused)
+            elif kind == "int":
+                rules[name] = functools.partial(check_count, name, error=refused, least=_LEAST.get(name))
+            elif kind == "float":
+                rules[name] = functools.partial(check_number, name, error=refused)
+            elif kind.startswith("Literal["):
+                choices = tuple(ast.literal_eval(kind.removeprefix("Literal")))
+                rules[name] = functools.partial(check_choice, name, known=choices, error=refused)
+            elif get_origin(alias) is Literal:
+                rules[name] = functools.partial(check_choice, name, known=get_args(alias), error=refused)
+            if kind != annotation:
+                optional.add(name)
 
         @functools.wraps(target)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -134,35 +151,10 @@ def checked(error: Error, **others: Error) -> Callable[[T], T]:
             except TypeError:
                 return target(*args, **kwargs)  # which says what is missing
             for name, rule in rules.items():
-                if name in bound.arguments:
+                if name in bound.arguments and not (name in optional and bound.arguments[name] is None):
                     bound.arguments[name] = rule(bound.arguments[name])
             return target(*bound.args, **bound.kwargs)
 
         return wrapper  # type: ignore[return-value]
 
     return decorate
-
-
-def _rule(name: str, parameter: inspect.Parameter, function: Callable[..., Any], error: Error) -> Callable[[Any], Any] | None:
-    """What checks an argument of `parameter`; None where its annotation is of no such kind."""
-    annotation = str(parameter.annotation)
-    kind = annotation.removesuffix(" | None")
-    rule: Callable[[Any], Any]
-    if kind == "int":
-        if name == "seed":
-            rule = functools.partial(check_seed, error=error)
-        else:
-            rule = functools.partial(check_count, name, error=error, least=_LEAST.get(name))
-    elif kind == "float":
-        rule = functools.partial(check_number, name, error=error)
-    else:
-        # A Literal is written out, or an alias of the function's module.
-        alias = function.__globals__.get(kind)
-        if kind.startswith("Literal["):
-            choices = tuple(ast.literal_eval(kind.removeprefix("Literal")))
-        elif get_origin(alias) is Literal:
-            choices = get_args(alias)
-        else:
-            return None
-        rule = functools.partial(check_choice, name, known=choices, error=error)
-    return rule if kind == annotation else lambda value: None if value is None else rule(value)

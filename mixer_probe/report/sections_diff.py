@@ -102,6 +102,22 @@ def findings(result: ReportDiff) -> tuple[str, ...]:
     return tuple(sentences)
 
 
+def listing(result: ReportDiff, most: int) -> list[str]:
+    """Lines of text: the sentences, at most so many numbers of each kind, and the rule by which numbers count as changed."""
+    frame = result.to_frame()
+    lists = {
+        "Changed beyond their intervals:": [number_text(row) for _, row in frame[frame["moved"]].iterrows()],
+        "Differ, without an interval:": [change_text(change) for change in result.changes],
+    }
+    lines = [*findings(result)]
+    for title, texts in lists.items():
+        if texts and most:
+            left = len(texts) - most
+            lines += [title, *(f"  {text}" for text in texts[:most])]
+            lines += [f"  and {left} more: see --most, --out"] if left > 0 else []
+    return [*lines, *([RULE] if len(frame) else [])]
+
+
 def _with_intervals(result: ReportDiff) -> list[str]:
     """How many numbers changed, and the largest change where it remains after correction."""
     if not result.compared:

@@ -47,11 +47,6 @@ class Null:
         """As `maximum95` for the best match of each layer of A, [La]."""
         return None if self.row_maximum is None else upper_quantile(self.row_maximum, direction=self.direction)
 
-    @property
-    def column_maximum95(self) -> np.ndarray | None:
-        """As `maximum95` for the best match of each layer of B, [Lb]."""
-        return None if self.column_maximum is None else upper_quantile(self.column_maximum, direction=self.direction)
-
 
 @dataclass(frozen=True)
 class Pairings:

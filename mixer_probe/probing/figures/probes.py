@@ -37,23 +37,38 @@ def probe_curves(results: Sequence[ProbeResult]) -> Figure:
 
     A result of raw pixels (`pixel_baseline`) is a dashed line with its interval; the grey line is chance. Where every network
     has one layer there is no depth to draw: each is a point in a row of its own."""
+    curves, raw = with_twins(results), pixels(results)
+    styles, chances = line_styles([one.model for one in curves]), [r.chance for r in results]
+    methods = " and ".join(dict.fromkeys(_TITLES.get(r.method, r.method) for r in results))
+    chance = f"chance ({share_text(max(chances))})"
     if one_layer(results):
-        return _points(results)
+        rows = [*curves, *raw]
+        figure = Figure(figsize=(8.6, 1.1 + 0.3 * len(rows)))
+        axes = figure.add_subplot()
+        for y, one in enumerate(rows):
+            style = styles.get(one.model.name, {"color": PIXEL_COLOUR, "marker": "o", "markersize": 5})
+            best = int(np.argmax(np.nan_to_num(one.accuracy, nan=-1)))
+            axes.plot([100 * one.low[best], 100 * one.high[best]], [y, y], color=style["color"], linewidth=1.6)
+            axes.plot(100 * one.accuracy[best], y, **{**style, "linestyle": ""})
+        for value in dict.fromkeys(chances):
+            axes.axvline(100 * value, color=GREY, linewidth=1)
+        labels = ["raw pixels" if one.model.family == "pixels" else model_label(one.model) for one in rows]
+        axes.set_yticks(range(len(rows)), labels)
+        axes.set(title=f"{methods} after {layer_names(results)}", xlabel="test accuracy (%)", ylim=(len(rows) - 0.5, -0.5))
+        axes.set_xlim(left=0)
+        key_below(figure, [Line2D([], [], color=GREY, linewidth=1, label=chance)])
+        return figure
     figure = Figure(figsize=(8.6, 4.4))
     axes = figure.add_subplot()
-    curves, raw = with_twins(results), pixels(results)
-    styles = line_styles([one.model for one in curves])
     for one in raw:
         level(axes, 100 * one.accuracy.max(), (100 * one.low.max(), 100 * one.high.max()))
     for one in curves:
         bounds = (100 * one.low, 100 * one.high)
         curve(axes, depths(one), 100 * one.accuracy, bounds, styles[one.model.name], model_label(one.model))
-    chances = [r.chance for r in results]
     chance_line(axes, (100 * c for c in chances))
-    methods = dict.fromkeys(_TITLES.get(r.method, r.method) for r in results)
-    axes.set(title=f"{' and '.join(methods)} by depth", xlabel="relative depth", ylabel="test accuracy (%)", xlim=(-0.02, 1.02))
+    axes.set(title=f"{methods} by depth", xlabel="relative depth", ylabel="test accuracy (%)", xlim=(-0.02, 1.02))
     axes.set_ylim(bottom=0)
-    key_below(figure, model_keys([one.model for one in curves], bool(raw), f"chance ({share_text(max(chances))})"))
+    key_below(figure, model_keys([one.model for one in curves], bool(raw), chance))
     return figure
 
 
@@ -71,29 +86,6 @@ def layer_title(results: Iterable[Any], layer: int) -> str:
     """The name of the layer of index `layer`, or its index where networks have several names for it."""
     names = {one.layers[layer].name for one in networks(results) or results}
     return cut(names.pop(), 24) if len(names) == 1 else ("the last layer" if layer == -1 else f"layer {layer}")
-
-
-def _points(results: Sequence[ProbeResult]) -> Figure:
-    """Accuracy and interval of networks with one layer each, one row per network."""
-    curves, raw = with_twins(results), pixels(results)
-    rows, styles = [*curves, *raw], line_styles([one.model for one in curves])
-    figure = Figure(figsize=(8.6, 1.1 + 0.3 * len(rows)))
-    axes = figure.add_subplot()
-    for y, one in enumerate(rows):
-        style = styles.get(one.model.name, {"color": PIXEL_COLOUR, "marker": "o", "markersize": 5})
-        best = int(np.argmax(np.nan_to_num(one.accuracy, nan=-1)))
-        axes.plot([100 * one.low[best], 100 * one.high[best]], [y, y], color=style["color"], linewidth=1.6)
-        axes.plot(100 * one.accuracy[best], y, **{**style, "linestyle": ""})
-    chances = [r.chance for r in results]
-    for value in dict.fromkeys(chances):
-        axes.axvline(100 * value, color=GREY, linewidth=1)
-    labels = ["raw pixels" if one.model.family == "pixels" else model_label(one.model) for one in rows]
-    axes.set_yticks(range(len(rows)), labels)
-    methods = " and ".join(dict.fromkeys(_TITLES.get(r.method, r.method) for r in results))
-    axes.set(title=f"{methods} after {layer_names(results)}", xlabel="test accuracy (%)", ylim=(len(rows) - 0.5, -0.5))
-    axes.set_xlim(left=0)
-    key_below(figure, [Line2D([], [], color=GREY, linewidth=1, label=f"chance ({share_text(max(chances))})")])
-    return figure
 
 
 _TITLES = {"ridge": "Ridge probes", "logistic": "Logistic probes", "knn": "k-NN probes", "centroid": "Nearest class mean"}
