@@ -14,7 +14,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -55,6 +55,11 @@ def partial_path(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
 
+def writing(out: Path) -> AbstractContextManager[None]:
+    """Hold the place against other writers. Raises StoreError if another process or thread writes a run there."""
+    return only_writer(out, out.parent / f".{out.name}.lock")
+
+
 def stored(
     out: Path,
     record: RunRecord,
@@ -69,7 +74,7 @@ def stored(
     finished = check_place(out, record)
     if finished is not None:
         return finished
-    with only_writer(out, out.parent / f".{out.name}.lock"):
+    with writing(out):
         finished = check_place(out, record)
         if finished is not None:
             # Another process has just written it.
@@ -86,7 +91,7 @@ def stored(
 class RunWriter:
     """Writes a run chunk by chunk; a context manager that finishes the run, or on an error keeps what there is of it.
 
-    `done` is the number of images that are safely on disk. Used by one writer at a time, as `stored` sees to."""
+    `done` is the number of images that are safely on disk. Used inside `writing`."""
 
     def __init__(
         self,
