@@ -97,6 +97,7 @@ class OnlineCode(Result):
         return layer_frame(self, columns)
 
 
+@checked(MeasureError)
 def code_sample(reps: Representations, n: int = SAMPLE_IMAGES, layers: int = SAMPLE_LAYERS, seed: int = 0) -> Representations:
     """At most `n` images, in proportion to their classes, and at most `layers` layers, evenly spread: a code fits a probe again
     for every block of images. Raises ImagesError without labels."""

@@ -42,6 +42,7 @@ REASONS = {
     "attribution.views.panel_section": CAPTION,
     "channels.views.pages.partners_section": CAPTION,
     "channels.views.statistics.channel_section": "an activation that was measured, and how many go beyond a fixed ratio",
+    "report.sections_diff.listing": "headings of lists of numbers",
     "report.sections_diff.change_text": "the largest of differences that are said to have no null",
     "channels.views.dissection.dissected_section": "names the null",
     "invariance.views.architecture_section": CAPTION,
