@@ -38,6 +38,7 @@ from mixer_probe.core.analysis import Analysis, Room, View
 from mixer_probe.core.errors import ImagesError, MeasureError, UndefinedChannelsWarning
 from mixer_probe.core.result import Result
 from mixer_probe.core.settings import StudySettings
+from mixer_probe.core.threads import side_by_side
 from mixer_probe.images import Images
 from mixer_probe.models import Layer
 from mixer_probe.models.layer import spread
@@ -84,13 +85,12 @@ def needed(i: Inputs) -> list[Result]:
 def partners(networks: Sequence[Inputs]) -> list[ChannelPartners]:
     """Best matches of the channels of every layer of each network in the layer of each other network at the most similar relative
     depth."""
-    s, found = networks[0].settings, []
+    s = networks[0].settings
     options: dict[str, Any] = {"k": 1, "permutations": s.permutations and max(s.permutations, DRAWS), "seed": s.seed}
+    sides = permutations([i.test for i in networks], 2)
+    pairs = [(a, b, layer.name, counterpart(layer, b.layers).name) for a, b in sides for layer in a.layers]
     with _undefined_allowed():
-        for a, b in permutations([i.test for i in networks], 2):
-            pairs = [(layer.name, counterpart(layer, b.layers).name) for layer in a.layers]
-            found += [channel_partners(a, b, *pair, **options) for pair in pairs]
-    return found
+        return side_by_side(lambda pair: channel_partners(*pair, **options), pairs)
 
 
 def counterpart(layer: Layer, others: Sequence[Layer]) -> Layer:
