@@ -138,13 +138,6 @@ class LogisticPath(PenaltyPath, LogisticFit):
         """The penalty with the highest left-out accuracy; of equals the largest, the simplest model."""
         return float(self.l2[last_best(self.left_out_accuracy())])
 
-    def probe(self, l2: float) -> LogisticProbe:
-        """The fitted classifier for one penalty of the path. Raises MeasureError for another."""
-        found = np.flatnonzero(self.l2 == l2)
-        if not len(found):
-            raise MeasureError(f"l2={l2} is not on the path: {', '.join(f'{value:.6g}' for value in self.l2)}")
-        return LogisticProbe(l2).take(self, int(found[0]))
-
 
 class LogisticProbe(LinearClassifier):
     """Multinomial logistic regression with an l2 penalty; a scikit-learn estimator.
@@ -192,6 +185,14 @@ class LogisticProbe(LinearClassifier):
         settings = LogisticSettings(self.standardize, self.solver, self.tol, self.max_iter, self.precision, self.device)
         path = _paths([X], y, penalties, settings, self.folds, self.seed)[0]
         return self.take(path, 0 if len(penalties) == 1 else int(last_best(path.left_out_accuracy())))
+
+    @classmethod
+    def of(cls, path: LogisticPath, l2: float) -> LogisticProbe:
+        """The fitted classifier of a path for one of its penalties. Raises MeasureError for another."""
+        found = np.flatnonzero(path.l2 == l2)
+        if not len(found):
+            raise MeasureError(f"l2={l2} is not on the path: {', '.join(f'{value:.6g}' for value in path.l2)}")
+        return cls(l2).take(path, int(found[0]))
 
     def take(self, path: LogisticPath, i: int) -> LogisticProbe:
         """This estimator, fitted: with the attributes of the fit for penalty i of a path."""

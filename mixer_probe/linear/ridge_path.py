@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,9 +18,6 @@ from mixer_probe.core.errors import MeasureError
 from mixer_probe.linear.classifier import PenaltyPath, decided_class, last_best
 from mixer_probe.linear.ridge import Ridge
 from mixer_probe.linear.scaling import ColumnScaling, block_of, blocks
-
-if TYPE_CHECKING:
-    from mixer_probe.linear.ridge_probe import RidgeProbe
 
 # Weights computed for all penalties at once, whatever the size of the basis.
 _WEIGHTS = 2**24
@@ -124,12 +121,6 @@ class RidgePath(PenaltyPath):
     def solution(self, l2: float) -> Solution:
         """Weights and intercept for one penalty, on the path or off it."""
         return Solution(self.classes, self.ridge.scaling, self.ridge.coefficients(l2), self.ridge.intercept)
-
-    def probe(self, l2: float) -> RidgeProbe:
-        """The fitted classifier for one penalty, on the path or off it."""
-        from mixer_probe.linear.ridge_probe import RidgeProbe
-
-        return RidgeProbe(l2, standardize=self.standardize).take(self.solution(l2), l2)
 
     def _left(self) -> LeftOut:
         if self.left is None:

@@ -65,6 +65,11 @@ class RidgeProbe(LinearClassifier):
         moments.update(X, y)
         return self.take(moments.solve(l2, self.standardize), l2)
 
+    @classmethod
+    def of(cls, path: RidgePath, l2: float) -> RidgeProbe:
+        """The fitted classifier of a path for one penalty, on the path or off it."""
+        return cls(l2, standardize=path.standardize).take(path.solution(l2), l2)
+
     def take(self, found: Solution, l2: float) -> RidgeProbe:
         """This estimator, fitted: with the attributes of a solution for the penalty `l2`."""
         self.classes_ = found.classes

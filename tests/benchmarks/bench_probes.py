@@ -36,7 +36,7 @@ import torch
 from sklearn.linear_model import LogisticRegression, RidgeClassifier, RidgeClassifierCV
 from sklearn.preprocessing import StandardScaler
 
-from mixer_probe.probing import RidgeProbe, logistic_path, ridge_path
+from mixer_probe.probing import LogisticProbe, RidgeProbe, logistic_path, ridge_path
 
 SIZES = ("5000x768x50", "50000x768x100")
 REFERENCE = "scikit-learn logistic, one C"
@@ -116,7 +116,7 @@ def ridge_nine(work: Work) -> np.ndarray:
     """Ours, nine penalties, of which leave-one-out chooses."""
     (X, y), (new, _) = work.sides
     path = ridge_path(X, y, work.ridge_l2)
-    return path.probe(path.best_l2()).predict(new)
+    return RidgeProbe.of(path, path.best_l2()).predict(new)
 
 
 def ridge_one(work: Work) -> np.ndarray:
@@ -135,7 +135,7 @@ def logistic_nine(work: Work) -> np.ndarray:
     """Ours, nine penalties; the prediction is that of the chosen one."""
     (X, y), (new, _) = work.sides
     path = logistic_path(X, y, work.logistic_nine)
-    return path.probe(float(path.l2[np.argmin(np.abs(path.l2 - work.logistic_l2))])).predict(new)
+    return LogisticProbe.of(path, float(path.l2[np.argmin(np.abs(path.l2 - work.logistic_l2))])).predict(new)
 
 
 def scaled(work: Work) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -242,11 +242,11 @@ def test_a_path_is_sorted_and_gives_its_probes():
     assert isinstance(path, ProbePath)
     assert path.values.tolist() == [3, 30]
     assert path.scores(X).shape == (2, len(X), 3)
-    probe = path.probe(30.0)
+    probe = LogisticProbe.of(path, 30.0)
     np.testing.assert_array_equal(probe.predict(X), path.predict(X)[1])
     np.testing.assert_allclose(probe.predict_log_proba(X), path.scores(X)[1], atol=1e-10)
     with pytest.raises(MeasureError, match="not on the path"):
-        path.probe(4.0)
+        LogisticProbe.of(path, 4.0)
     np.testing.assert_allclose(default_logistic_l2(100), 100 * 10.0 ** np.arange(-4, 1.1, 0.5))
 
 

@@ -110,7 +110,7 @@ def test_the_path_is_every_probe(n, p, classes):
     for i, l2 in enumerate(path.l2):
         alone = RidgeProbe(l2).fit(X, names)
         np.testing.assert_array_equal(predicted[i], alone.predict(new))
-        taken = path.probe(l2)
+        taken = RidgeProbe.of(path, l2)
         np.testing.assert_allclose(taken.coef_, alone.coef_, rtol=1e-9, atol=1e-12)
         assert taken.get_params()["l2"] == l2
 

@@ -8,7 +8,15 @@ import pytest
 from mixer_probe.core.errors import ImagesError, MeasureError, NonFiniteWarning
 from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.linear.stratification import few_of_each
-from mixer_probe.probing import big_vision_probe, combined_interval, few_shot_probe, images_interval, linear_probe, ridge_path
+from mixer_probe.probing import (
+    RidgeProbe,
+    big_vision_probe,
+    combined_interval,
+    few_shot_probe,
+    images_interval,
+    linear_probe,
+    ridge_path,
+)
 
 
 def sides(make_reps, n: int = 150, classes: int = 3, **kwargs):
@@ -87,7 +95,7 @@ def test_a_method_chooses_from_its_path_on_the_draw_alone(make_reps):
             rows = few_of_each(train.labels, shots, seed)
             path = ridge_path(train["wide"][rows], train.labels[rows], values)
             assert result.chosen[1, j, seed] == path.best_l2()
-            expected = path.probe(path.best_l2()).score(test["wide"], test.labels)
+            expected = RidgeProbe.of(path, path.best_l2()).score(test["wide"], test.labels)
             assert result.accuracy[1, j, seed] == pytest.approx(expected, abs=1e-12)
 
 

@@ -15,6 +15,7 @@ from mixer_probe.core.errors import ImagesError, MeasureError, NonFiniteWarning
 from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.probing import (
     FITTERS,
+    LogisticProbe,
     ProbePath,
     balanced_interval,
     default_l2,
@@ -321,5 +322,5 @@ def test_logistic_probes_are_the_paths_of_every_layer(make_reps):
     for i, layer in enumerate("ab"):
         path = logistic_path(train[layer], train.labels)
         assert result.l2[i] == path.best_l2()
-        np.testing.assert_array_equal(result.predicted[i], path.probe(path.best_l2()).predict(test[layer]))
+        np.testing.assert_array_equal(result.predicted[i], LogisticProbe.of(path, path.best_l2()).predict(test[layer]))
     np.testing.assert_allclose(result.probabilities.sum(axis=-1), 1, rtol=1e-6)
