@@ -240,7 +240,8 @@ def _check_size(what: str, sizes: Sequence[int]) -> None:
 
 def _safe(name: str) -> str:
     """The last folder (the class) and the file of a path, without a way up, and short enough for a file system."""
-    parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part not in ("/", "..", ".")]
+    # Split by hand: of a name that begins with two slashes, PurePosixPath keeps both as a part.
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", "..", ".")]
     found = []
     for part in parts[-2:]:
         text = visible(part.replace(":", "_").lstrip(".")).replace("\\", "_") or "_"

@@ -171,6 +171,20 @@ def test_names_of_uploads_stay_below_their_folder(folder: str, name: str) -> Non
         assert kept.resolve().is_relative_to(local_files.uploads().resolve())
 
 
+@pytest.mark.parametrize("name", ["//x.png", "\\\\x.png", "\\/x.png", "///etc/x.png", "/../x.png", "..\\..\\x.png", "a//x.png"])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_no_name_leads_out_of_the_folder_of_uploads(name: str, zipped: bool) -> None:
+    """Of a path that begins with two slashes, pathlib has both as its first part: to it, the root is no such part."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr(name, picture())
+    source = data.save_upload([("a.zip", stream.getvalue()) if zipped else (name, picture())])
+    place = resolve(source.removeprefix("folder:"), "images")
+    (kept,) = (file for file in place.rglob("*") if file.is_file())
+    assert kept.name == "x.png"
+    assert kept.resolve().is_relative_to(local_files.uploads().resolve())
+
+
 def test_what_was_tried_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         print(f" {TRIED['zips']} damaged zips, {TRIED['names']} names of uploads,", end="")
