@@ -16,7 +16,7 @@ test: $(VENV)/.dev
 	$(PYTEST) -m "not gpu and not browser" --faster-than 2
 
 test-fast: $(VENV)/.dev
-	$(PYTEST) -m "not gpu and not browser" --faster-than 0.1
+	$(PYTEST) -m "not gpu and not browser" --faster-than 0.05
 
 test-all: $(VENV)/.dev
 	$(PYTEST)
