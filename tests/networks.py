@@ -68,6 +68,16 @@ def noise(n: int, size: int = 32, dtype: torch.dtype = torch.float32, seed: int 
     return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
+def module_output(model: Model, images: torch.Tensor, name: str) -> torch.Tensor:
+    """The raw output of a module, by a hook of its own."""
+    found: list[torch.Tensor] = []
+    handle = model.module.get_submodule(name).register_forward_hook(lambda _m, _i, out: found.append(out.detach().clone()))
+    with torch.no_grad():
+        model.module(images)
+    handle.remove()
+    return found[0]
+
+
 def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
     """Every parameter drawn anew, so that no gate is shut: timm starts heads, layer scales, last batch norms and spatial
     gates at or near zero."""

@@ -277,7 +277,7 @@ def show_neighbours(names: Sequence[str], looks: dict[str, ImageResponse], pictu
     if not labelled:
         return
     frame = _by_network(same_class)
-    drawn = charts.curves(frame, "share", "fraction of neighbours of the same class", more={"k:Q": "of the k nearest"})
+    drawn = charts.curves(frame, "fraction", "fraction of neighbours of the same class", more={"k:Q": "of the k nearest"})
     show.chart(drawn, f"neighbours of its class {picture.title}", frame, key="img same class")
     st.caption(
         f"Fraction of the {_NEAREST} nearest neighbours among the {len(images)} chosen images with the same class, by depth."

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy.special import softmax
+from sklearn.metrics.pairwise import cosine_similarity
 
 from mixer_probe.capture import Representations, extract
 from mixer_probe.core.errors import MeasureError
@@ -14,7 +15,6 @@ from mixer_probe.core.validate import checked
 from mixer_probe.invariance.predictions import Source
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.probing import knn_path
 
 # Fewer images have no direction in which one is nearer than others.
 _FEWEST = 3
@@ -82,11 +82,11 @@ class NearestImages:
         return int(np.argmin([abs(layer.depth - depth) for layer in self.layers]))
 
     def class_frame(self, label: int, labels: np.ndarray) -> pd.DataFrame:
-        """One row per layer: how many of the `k` nearest images have the class `label`, and the fraction of them (`share`)."""
+        """One row per layer: how many of the `k` nearest images have the class `label`, and the `fraction` of them."""
         same = [int((labels[places] == label).sum()) for places in self.places]
         frame = pd.DataFrame({"layer": [layer.name for layer in self.layers], "depth": [layer.depth for layer in self.layers]})
         frame = frame.assign(same=same, k=[len(places) for places in self.places])
-        return frame.assign(share=frame["same"] / frame["k"])
+        return frame.assign(fraction=frame["same"] / frame["k"])
 
 
 @checked(MeasureError)
@@ -115,10 +115,10 @@ def nearest_to(features: np.ndarray, vector: np.ndarray, count: int) -> tuple[np
         raise MeasureError(f"nearest neighbours need three images or more, and there are {len(features)}")
     if not (np.isfinite(features).all() and np.isfinite(vector).all()):
         raise MeasureError("some activations are NaN or infinite, so distances are undefined")
-    # The search of the k-NN probe needs classes and does not use them.
-    path = knn_path(features, np.arange(len(features)) % 2, [1], centre=True)
-    places, cosines = path.neighbours(vector[None], count)
-    return places[0], cosines[0]
+    centre = features.mean(axis=0, dtype=np.float64)
+    cosines = cosine_similarity(features - centre, (vector - centre)[None])[:, 0]
+    places = np.argsort(-cosines, kind="stable")[:count]
+    return places, cosines[places]
 
 
 def neighbours_by_layer(reps: Representations, image: int | ImageResponse, count: int) -> NearestImages:

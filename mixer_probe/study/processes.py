@@ -84,6 +84,6 @@ def _fill(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with suppress(MixerProbeError):
-            Study(images, train, settings, store, steps).add(loader(), card=True)
+            Study(images, train, settings, store, steps).add(loader())
         found = [(str(w.message), w.category) for w in caught if issubclass(w.category, MixerProbeWarning)]
     there.send(list(dict.fromkeys(found)))

@@ -27,7 +27,7 @@ from mixer_probe.core.errors import (
 )
 from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.images import class_concepts, concepts_from_arrays, concepts_from_attributes, load_concepts
-from tests.networks import as_model, noise, randomised, settled
+from tests.networks import as_model, module_output, noise, randomised, settled
 
 LAYER = mp.Layer("x", "block", 1.0, (1, 3), 4, 0, 3)
 
@@ -69,12 +69,7 @@ def blobs(n: int, size: int, concepts: int, seed: int = 0) -> np.ndarray:
 
 def caught(model: mp.Model, images: torch.Tensor, name: str) -> np.ndarray:
     """[image, channel, row, column] of a block of a Mixer (a square grid) or a CNN."""
-    found: list[torch.Tensor] = []
-    handle = model.module.get_submodule(name).register_forward_hook(lambda _m, _i, out: found.append(out.detach().clone()))
-    with torch.no_grad():
-        model.module(images)
-    handle.remove()
-    out = found[0]
+    out = module_output(model, images, name)
     if out.ndim == 3:
         side = round(out.shape[1] ** 0.5)
         out = out.transpose(1, 2).unflatten(2, (side, side))

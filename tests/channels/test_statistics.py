@@ -18,7 +18,7 @@ from mixer_probe.channels.moments import measured
 from mixer_probe.channels.quantiles import ABSOLUTE_ERROR, BUCKETS, LEVELS, RELATIVE_ERROR, bucket_of, bucket_values
 from mixer_probe.core.errors import LayerError, NonFiniteWarning
 from mixer_probe.core.result import ImagesRecord, ModelRecord, from_dict, to_dict
-from tests.networks import as_model, noise, randomised
+from tests.networks import as_model, module_output, noise, randomised
 
 MODEL = ModelRecord("hand", "mixer", True, "made by hand", "0" * 64, 1)
 IMAGES = ImagesRecord("noise", "", 0, 0, "1" * 64)
@@ -68,13 +68,8 @@ def resnet() -> mp.Model:
 
 def caught(model: mp.Model, images: torch.Tensor, name: str) -> np.ndarray:
     """[value, channel] in float64, in batches of three: those of another size may differ in the last bit."""
-    found: list[torch.Tensor] = []
-    handle = model.module.get_submodule(name).register_forward_hook(lambda _m, _i, out: found.append(out.detach().clone()))
-    with torch.no_grad():
-        for batch in images.split(3):
-            model.module(batch)
-    handle.remove()
-    return torch.cat(found).double().permute(0, 2, 3, 1).flatten(0, 2).numpy()
+    found = torch.cat([module_output(model, batch, name) for batch in images.split(3)])
+    return found.double().permute(0, 2, 3, 1).flatten(0, 2).numpy()
 
 
 def test_statistics_equal_numpy_at_any_batch_size(resnet: mp.Model) -> None:

@@ -15,7 +15,7 @@ from mixer_probe.channels import RunningTop, TopImages, activation_maps, extreme
 from mixer_probe.channels.top import cell_box
 from mixer_probe.core.errors import ImagesError, LayerError, MeasureError, NonFiniteWarning
 from mixer_probe.core.result import from_dict, to_dict
-from tests.networks import as_model, noise, randomised, settled
+from tests.networks import as_model, module_output, noise, randomised, settled
 
 LAYER = mp.Layer("x", "block", 1.0, (1, 3), 4, 0, 3)
 
@@ -33,12 +33,7 @@ def resnet() -> mp.Model:
 
 def caught(model: mp.Model, images: torch.Tensor, name: str) -> np.ndarray:
     """[image, position, channel] of a block of a Mixer or a CNN."""
-    found: list[torch.Tensor] = []
-    handle = model.module.get_submodule(name).register_forward_hook(lambda _m, _i, out: found.append(out.detach().clone()))
-    with torch.no_grad():
-        model.module(images)
-    handle.remove()
-    out = found[0]
+    out = module_output(model, images, name)
     return (out.flatten(2).transpose(1, 2) if out.ndim == 4 else out).numpy()
 
 

@@ -12,19 +12,14 @@ from mixer_probe.channels.unit_images import UNIT_LAYERS
 from mixer_probe.core.errors import LayerError, MeasureError
 from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.weights import token_mixing
-from tests.networks import CASES, noise
+from tests.networks import CASES, module_output, noise
 
 FORMS = {"mixer": "Mixer", "gmixer": "gMixer", "resmlp": "ResMLP", "gmlp": "gMLP"}
 
 
 def caught(model: mp.Model, images: torch.Tensor, name: str) -> np.ndarray:
     """[image, channel, unit] of a layer inside of token mixing, or transposed where its tokens come first."""
-    found: list[torch.Tensor] = []
-    handle = model.module.get_submodule(name).register_forward_hook(lambda _m, _i, out: found.append(out.detach().clone()))
-    with torch.no_grad():
-        model.module(images)
-    handle.remove()
-    return found[0].double().numpy()
+    return module_output(model, images, name).double().numpy()
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -88,7 +88,7 @@ def test_nearest_images_are_those_of_the_definition(run: Representations, images
     assert images.labels is not None
     table = found.class_frame(int(images.labels[6]), images.labels)
     assert table["same"].tolist() == [(images.labels[places] == images.labels[6]).sum() for places in found.places]
-    assert table["share"].tolist() == pytest.approx((table["same"] / 5).tolist())
+    assert table["fraction"].tolist() == pytest.approx((table["same"] / 5).tolist())
 
 
 def test_the_shift_of_one_image_is_that_of_representation_shift(run: Representations, images: Images, model: mp.Model) -> None:
