@@ -115,7 +115,7 @@ Limit = Annotated[int | None, typer.Option(min=1, help="At most this many images
 Measures = Annotated[str, typer.Option(help="A measure, several with commas, or all; cka, procrustes, mutual_knn, rsa, ...")]
 Permutations = Annotated[int, typer.Option(min=0, help="Random pairings of the images for the null.")]
 Resamples = Annotated[int, typer.Option(min=0, help="Groups of images for the jackknife intervals; for CKA every single image.")]
-Workers = Annotated[int, typer.Option(min=1, help="Processes that analyse networks side by side, each on its part of the cores.")]
+Workers = Annotated[int, typer.Option(min=1, help="Networks analysed in parallel, in processes that divide the cores.")]
 Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of every random draw.")]
 Out = Annotated[
     Path, typer.Option(help="Folder for figures, tables, results.json and report.html.", parser=folder, metavar="PATH")

@@ -285,13 +285,15 @@ def disagreement(matrices: Sequence[SimilarityMatrix]) -> str:
     """Where measures of the same two networks differ: how many have a closest pair of layers, the best match of each layer, and
     the rank correlations over the pairs. Which pair is closest stands in the table, beside the null of the best of each
     measure."""
-    tested = [m.best_above_null for m in matrices if m.null and m.null.permutations >= DRAWS and m.best_pair]
+    tested = [m for m in matrices if m.null and m.null.permutations >= DRAWS and m.best_pair]
     best = np.array([best_matches(m).best_match for m in matrices])
     shared, layers = int((best == best[0]).all(axis=0).sum()), best.shape[1]
-    closest = (
-        f"a pair of layers is beyond the null of the best pair by {sum(map(bool, tested))} of the {len(tested)} measures with "
-    )
-    closest += f"{DRAWS} permutations or more (5 % expected by chance). "
+    above = sum(bool(m.best_above_null) for m in tested)
+    if len(tested) == 1:
+        closest = f"{tested[0].label} has {'a' if above else 'no'}"
+    else:
+        closest = f"{above} of {len(tested)} measures have a"
+    closest += " pair of layers beyond the null of the best pair (5 % expected by chance). "
     same = f"All {len(matrices)} measures agree on the best match of {shared} of {layers} layers"
     correlations = ""
     if rhos := rank_correlations(matrices):

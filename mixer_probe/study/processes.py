@@ -1,4 +1,4 @@
-"""Networks of a study in processes of their own, which fill the folder of finished steps that the study then goes through."""
+"""Networks of a study analysed in parallel processes, which fill the folder of finished steps that the study then reads."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def fill_steps(
     steps: Steps,
     workers: int,
 ) -> None:
-    """Compute what a study says of each network alone, `workers` networks at once on their part of the cores.
+    """Compute what a study says of each network alone, `workers` networks in parallel, which divide the cores.
 
     Results are kept in `steps` and representations in `store`, where `run_study` of the same finds them. What cannot be computed
     here is left to that study, which raises its error. Warnings are given again in this process."""
     context, waiting = get_context("spawn"), list(loaders)
     running: dict[Connection, SpawnProcess] = {}
     try:
-        with task("networks side by side", len(loaders)) as advance:
+        with task("networks in parallel", len(loaders)) as advance:
             while waiting or running:
                 while waiting and len(running) < workers:
                     here, there = context.Pipe(duplex=False)
