@@ -1,9 +1,11 @@
-"""Make the bundled "demo" images again: 2,000 CIFAR-10 test images, drawn by a seed, packed without loss.
+"""Make the bundled "demo" images again: 2,000 CIFAR-10 test images, drawn by a seed, packed without
+loss.
 
     python analyses/make_demo_images.py --data DIR
 
-DIR holds test/<class>/*.webp (or .png), the test images under their public file names. Each split becomes one
-lossless WebP of 10 x 100 tiles, a column a class, and a table of ids and labels in the same order.
+DIR holds test/<class>/*.webp (or .png), the test images under their public file names. Each split
+becomes one lossless WebP of 10 x 100 tiles, a column a class, and a table of ids and labels in the
+same order.
 """
 
 from __future__ import annotations
@@ -61,15 +63,21 @@ def write(files: Sequence[Path], out: Path, split: str) -> None:
     with (out / f"{split}.csv").open("w", encoding="utf-8", newline="") as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(("id", "label"))
-        table.writerows((f"{f.parent.name}/{f.stem}", CIFAR10_CLASSES.index(f.parent.name)) for f in files)
+        table.writerows(
+            (f"{f.parent.name}/{f.stem}", CIFAR10_CLASSES.index(f.parent.name)) for f in files
+        )
 
 
 def main() -> None:
     """Read the arguments and write both splits."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="holds test/<class>/*.webp")
-    parser.add_argument("--out", type=Path, default=DATA / "demo", metavar="DIR", help="where to write")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="holds test/<class>/*.webp"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=DATA / "demo", metavar="DIR", help="where to write"
+    )
     arguments = parser.parse_args()
     for split, files in draw(arguments.data).items():
         write(files, arguments.out, split)

@@ -1,13 +1,15 @@
-"""Train the bundled reference networks on CIFAR-10, from `mixer_probe.zoo.build` to checkpoint and card.
+"""Train the bundled reference networks on CIFAR-10, from `mixer_probe.zoo.build` to checkpoint and
+card.
 
-    python analyses/train_zoo.py --data CIFAR10 --out runs/zoo [--only mixer-s0 vit-s0] [--device cuda]
+    python analyses/train_zoo.py --data CIFAR10 --out runs/zoo [--only mixer-s0 vit-s0] \\
+        [--device cuda]
 
-CIFAR10 holds train/<class>/ and test/<class>/ with 32x32 images of any format. They are decoded once, kept in
---out as .npy, and held on the device as one uint8 tensor; the augmentations run there, too. The state is
-written every half minute: the same command goes on after an interruption. A network that is done is skipped.
-Runs on one machine repeat each other up to rounding in the order of additions; initial weights, order of
-images and augmentations are seeded. To bundle new networks, copy --out's .safetensors and .json files to
-mixer_probe/zoo/checkpoints.
+CIFAR10 holds train/<class>/ and test/<class>/ with 32x32 images of any format. They are decoded
+once, kept in --out as .npy, and held on the device as one uint8 tensor; the augmentations run
+there, too. The state is written every half minute: the same command goes on after an interruption.
+A network that is done is skipped. Runs on one machine repeat each other up to rounding in the order
+of additions; initial weights, order of images and augmentations are seeded. To bundle new networks,
+copy --out's .safetensors and .json files to mixer_probe/zoo/checkpoints.
 """
 
 from __future__ import annotations
@@ -49,11 +51,12 @@ console = Console(highlight=False, soft_wrap=True)
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained: the learning rate warms up linearly, then falls to zero along a half cosine.
+    """How a network is trained: the learning rate warms up linearly, then falls to zero along a
+    half cosine.
 
-    warmup is the share of all steps that it warms up for; unmixed, the share of the epochs at the end without
-    mixup and CutMix; ema_decay, that of the average of weights (and BatchNorm statistics) which is what is
-    stored.
+    warmup is the share of all steps that it warms up for; unmixed, the share of the epochs at the
+    end without mixup and CutMix; ema_decay, that of the average of weights (and BatchNorm
+    statistics) which is what is stored.
     """
 
     optimizer: str = "adamw"
@@ -101,7 +104,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     device = choose_device(options.device)
-    train, test = (read_images(options.data / split, options.out, device) for split in ("train", "test"))
+    train, test = (
+        read_images(options.data / split, options.out, device) for split in ("train", "test")
+    )
     if options.holdout:
         train, test = hold_out(train, options.holdout)
     for name in options.only:
@@ -112,12 +117,25 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with train/<class>/ and test/<class>/")
-    parser.add_argument("--out", type=Path, default=Path("runs/zoo"), help="folder for decoded images, states, results")
-    parser.add_argument("--only", nargs="+", default=zoo.names(), choices=zoo.names(), metavar="NAME")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with train/<class>/ and test/<class>/"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/zoo"),
+        help="folder for decoded images, states, results",
+    )
+    parser.add_argument(
+        "--only", nargs="+", default=zoo.names(), choices=zoo.names(), metavar="NAME"
+    )
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
-    parser.add_argument("--stop-after", type=int, metavar="N", help="finish after N epochs of the schedule")
+    parser.add_argument(
+        "--stop-after", type=int, metavar="N", help="finish after N epochs of the schedule"
+    )
     parser.add_argument("--learning-rate", type=float, help="instead of the recipe's")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument(
@@ -125,8 +143,10 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=0,
         metavar="N",
-        help="to compare recipes: train without N of the "
-        "training images, print the accuracy on them, write no checkpoint; the test stays untouched",
+        help=(
+            "to compare recipes: train without N of the training images, print the accuracy on "
+            "them, write no checkpoint; the test stays untouched"
+        ),
     )
     parser.add_argument(
         "--compile",
@@ -134,7 +154,9 @@ def _parser() -> argparse.ArgumentParser:
         choices=("off", "default", "reduce-overhead"),
         help="how torch.compile is used on CUDA",
     )
-    parser.add_argument("--data-note", default="trained on CIFAR-10", help="how the card speaks of the data")
+    parser.add_argument(
+        "--data-note", default="trained on CIFAR-10", help="how the card speaks of the data"
+    )
     return parser
 
 
@@ -150,7 +172,10 @@ def choose_device(name: str) -> torch.device:
 def recipe_for(name: str, options: argparse.Namespace) -> Recipe:
     """The recipe of a network's family, with what the command line changes."""
     asked = {"epochs": options.epochs, "learning_rate": options.learning_rate}
-    return replace(RECIPES[name.split("-")[0]], **{key: value for key, value in asked.items() if value is not None})
+    return replace(
+        RECIPES[name.split("-")[0]],
+        **{key: value for key, value in asked.items() if value is not None},
+    )
 
 
 # Images
@@ -158,7 +183,9 @@ def recipe_for(name: str, options: argparse.Namespace) -> Recipe:
 
 def read_images(folder: Path, decoded: Path, device: torch.device) -> Images:
     """The images below folder/<class>/, sorted by path, decoded once into the folder `decoded`."""
-    paths = sorted(path for name in CLASS_NAMES for path in (folder / name).glob("*") if path.is_file())
+    paths = sorted(
+        path for name in CLASS_NAMES for path in (folder / name).glob("*") if path.is_file()
+    )
     if not paths:
         raise SystemExit(f"no images in {folder}/<class>/ for the classes {', '.join(CLASS_NAMES)}")
     listing = "\n".join(path.relative_to(folder).as_posix() for path in paths)
@@ -171,7 +198,8 @@ def read_images(folder: Path, decoded: Path, device: torch.device) -> Images:
 
 
 def decode_once(paths: list[Path], cached: Path) -> NDArray[np.uint8]:
-    """uint8 [n, 3, 32, 32], from `cached` where it exists, else from the files in a pool of processes."""
+    """uint8 [n, 3, 32, 32], from `cached` where it exists, else from the files in a pool of
+    processes."""
     if not cached.exists():
         with ProcessPoolExecutor() as pool:
             pixels = np.stack(list(pool.map(decode, paths, chunksize=500)))
@@ -193,7 +221,9 @@ def decode(path: Path) -> NDArray[np.uint8]:
 
 def hold_out(images: Images, count: int) -> tuple[Images, Images]:
     """Split off `count` random images, the same ones every time."""
-    order = torch.randperm(len(images.labels), generator=torch.Generator().manual_seed(0)).to(images.labels.device)
+    order = torch.randperm(len(images.labels), generator=torch.Generator().manual_seed(0)).to(
+        images.labels.device
+    )
     return images.subset(order[count:]), images.subset(order[:count])
 
 
@@ -201,13 +231,18 @@ def hold_out(images: Images, count: int) -> tuple[Images, Images]:
 
 
 class Training:
-    """A network on its way: model, average of its weights, optimizer, and the number of epochs done."""
+    """A network on its way: model, average of its weights, optimizer, and the number of epochs
+    done."""
 
-    def __init__(self, name: str, recipe: Recipe, images: Images, compile_mode: str = "off") -> None:
+    def __init__(
+        self, name: str, recipe: Recipe, images: Images, compile_mode: str = "off"
+    ) -> None:
         self.name, self.recipe, self.images = name, recipe, images
         self.device = images.pixels.device
         self.model = prepare(zoo.build(name), self.device).train()
-        self.average = ModelEmaV3(self.model, decay=recipe.ema_decay, use_warmup=True, warmup_power=0.75)
+        self.average = ModelEmaV3(
+            self.model, decay=recipe.ema_decay, use_warmup=True, warmup_power=0.75
+        )
         self.optimizer = make_optimizer(self.model, recipe, self.device)
         self.epoch = 0
         self.made_with = made_with(self.device)
@@ -217,14 +252,16 @@ class Training:
             self.model.compile(mode=compile_mode)
 
     def train_epoch(self) -> float:
-        """One pass over the images in random order, seeded by network and epoch; returns the mean loss."""
+        """One pass over the images in random order, seeded by network and epoch; returns the mean
+        loss."""
         torch.manual_seed(1_000_000 * (1 + int(self.name[-1])) + self.epoch)
         losses = [self.step(step, batch) for step, batch in enumerate(self.batches())]
         self.epoch += 1
         return float(torch.stack(losses).mean())
 
     def batches(self) -> Iterator[Tensor]:
-        """The indices of each batch, in random order; images that do not fill a batch sit this epoch out."""
+        """The indices of each batch, in random order; images that do not fill a batch sit this
+        epoch out."""
         order = torch.randperm(len(self.images.labels), device=self.device)
         yield from order[: self.steps_per_epoch * self.batch_size].split(self.batch_size)
 
@@ -232,7 +269,9 @@ class Training:
         """One update of the weights and of their average; returns the loss, on the device."""
         done = self.epoch * self.steps_per_epoch + step
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(done, self.steps_per_epoch * self.recipe.epochs, self.recipe)
+            group["lr"] = learning_rate(
+                done, self.steps_per_epoch * self.recipe.epochs, self.recipe
+            )
         with torch.no_grad():
             images, targets = self.augmented(batch)
         with torch.autocast(self.device.type, torch.bfloat16):
@@ -268,7 +307,9 @@ class Training:
             return
         state = torch.load(path, map_location=self.device, weights_only=True)
         if state["recipe"] != asdict(self.recipe):
-            raise SystemExit(f"{path} was written under another recipe; delete it or ask for the same")
+            raise SystemExit(
+                f"{path} was written under another recipe; delete it or ask for the same"
+            )
         for key, part in self.parts().items():
             part.load_state_dict(state[key])
         self.epoch, self.made_with = state["epoch"], state["made_with"]
@@ -278,7 +319,9 @@ class Training:
         return {"model": self.model, "average": self.average.module, "optimizer": self.optimizer}
 
 
-def run(name: str, recipe: Recipe, train: Images, test: Images, options: argparse.Namespace) -> None:
+def run(
+    name: str, recipe: Recipe, train: Images, test: Images, options: argparse.Namespace
+) -> None:
     """Train one network to its end and write its checkpoint and its card."""
     torch.set_float32_matmul_precision("high")
     training = Training(name, recipe, train, options.compile if train.pixels.is_cuda else "off")
@@ -294,13 +337,17 @@ def run(name: str, recipe: Recipe, train: Images, test: Images, options: argpars
 
 
 def train_until(epoch: int, training: Training, state: Path, keep: bool) -> None:
-    """The epochs left until `epoch`, with a line each; the state now and then where `keep` asks for it."""
+    """The epochs left until `epoch`, with a line each; the state now and then where `keep` asks for
+    it."""
     saved = time.monotonic()
     while training.epoch < epoch:
         began = time.monotonic()
         loss = training.train_epoch()
         speed = training.steps_per_epoch * training.batch_size / (time.monotonic() - began)
-        console.print(f"{training.name} epoch {training.epoch}/{training.recipe.epochs} loss {loss:.4f} {speed:,.0f} images/s")
+        console.print(
+            f"{training.name} epoch {training.epoch}/{training.recipe.epochs} loss {loss:.4f} "
+            f"{speed:,.0f} images/s"
+        )
         if keep and time.monotonic() - saved > SECONDS_BETWEEN_STATES:
             training.save(state)
             saved = time.monotonic()
@@ -321,11 +368,16 @@ def as_the_device_likes(images: Tensor) -> Tensor:
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW or SGD with Nesterov momentum 0.9; norms, biases and position embeddings do not decay."""
-    groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=["pos_embed"])
+    """AdamW or SGD with Nesterov momentum 0.9; norms, biases and position embeddings do not
+    decay."""
+    groups = param_groups_weight_decay(
+        model, recipe.weight_decay, no_weight_decay_list=["pos_embed"]
+    )
     fused = device.type == "cuda"
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9, nesterov=True, fused=fused)
+        return torch.optim.SGD(
+            groups, lr=recipe.learning_rate, momentum=0.9, nesterov=True, fused=fused
+        )
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=fused)
 
 
@@ -359,7 +411,8 @@ def accuracy(model: nn.Module, images: Images) -> float:
 
 
 def finish(training: Training, test: Images, out: Path, data_note: str) -> None:
-    """Write the averaged weights as float16, read them back, test those, and write the card last."""
+    """Write the averaged weights as float16, read them back, test those, and write the card
+    last."""
     path = out / f"{training.name}.safetensors"
     save_weights(training.average.module, path)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -376,7 +429,9 @@ def finish(training: Training, test: Images, out: Path, data_note: str) -> None:
 def save_weights(model: nn.Module, path: Path) -> None:
     """The state dict as safetensors, floating point rounded to float16."""
     state = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
-    rounded = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    rounded = {
+        key: value.half() if value.is_floating_point() else value for key, value in state.items()
+    }
     write_atomically(path, save(rounded, metadata={"format": "pt"}))
 
 
@@ -387,7 +442,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     partial.replace(path)
 
 
-def make_card(training: Training, measured: float, test: Images, sha256: str, data_note: str) -> Card:
+def make_card(
+    training: Training, measured: float, test: Images, sha256: str, data_note: str
+) -> Card:
     """The card of a network that is done."""
     name, recipe = training.name, training.recipe
     untrained = zoo.build(name)
@@ -395,12 +452,17 @@ def make_card(training: Training, measured: float, test: Images, sha256: str, da
         name=name,
         architecture=ARCHITECTURES[name.split("-")[0]],
         parameters=sum(parameter.numel() for parameter in untrained.parameters()),
-        data=f"CIFAR-10 (Krizhevsky 2009), {len(training.images.labels):,} images; {training.images.note}",
+        data=(
+            f"CIFAR-10 (Krizhevsky 2009), {len(training.images.labels):,} images; "
+            f"{training.images.note}"
+        ),
         data_note=data_note,
         recipe=asdict(recipe),
         seed=int(name[-1]),
         epochs=training.epoch,
-        initial_norm=float(nn.utils.parameters_to_vector(untrained.parameters()).detach().double().norm()),
+        initial_norm=float(
+            nn.utils.parameters_to_vector(untrained.parameters()).detach().double().norm()
+        ),
         test_accuracy=measured,
         test_images=len(test.labels),
         test_note=test.note,
@@ -413,7 +475,10 @@ def make_card(training: Training, measured: float, test: Images, sha256: str, da
 def command(training: Training) -> str:
     """What makes this network again."""
     stop = f" --stop-after {training.epoch}" if training.epoch < training.recipe.epochs else ""
-    return f"python analyses/train_zoo.py --data CIFAR10 --only {training.name} --epochs {training.recipe.epochs}{stop}"
+    return (
+        f"python analyses/train_zoo.py --data CIFAR10 --only {training.name} --epochs "
+        f"{training.recipe.epochs}{stop}"
+    )
 
 
 def made_with(device: torch.device) -> dict[str, str]:
@@ -421,7 +486,11 @@ def made_with(device: torch.device) -> dict[str, str]:
     machine = f"{os.cpu_count()} {platform.machine()} CPU cores"
     if device.type == "cuda":
         machine = f"one {torch.cuda.get_device_name(device)}"
-    return {"machine": machine, "torch_version": str(torch.__version__), "timm_version": timm.__version__}
+    return {
+        "machine": machine,
+        "torch_version": str(torch.__version__),
+        "timm_version": timm.__version__,
+    }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The app behind a check of who asks, which `mixer-probe app` runs: `streamlit run app/served.py`."""
+"""The app behind a check of who asks, which `mixer-probe app` runs: `streamlit run
+app/served.py`."""
 
 from __future__ import annotations
 

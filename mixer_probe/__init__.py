@@ -1,6 +1,7 @@
 """mixer_probe: what did an MLP-Mixer learn, and how does that differ from a ViT and a CNN?
 
-The public names, nothing else. They are imported on first use, so that `import mixer_probe` is quick.
+The public names, nothing else. They are imported on first use, so that `import mixer_probe` is
+quick.
 """
 
 from __future__ import annotations
@@ -26,7 +27,13 @@ if TYPE_CHECKING:
     )
     from mixer_probe.attribution import attribute
     from mixer_probe.capture import Representations, extract, open_run
-    from mixer_probe.channels import channel_partners, channel_statistics, class_selectivity, dissect, top_images
+    from mixer_probe.channels import (
+        channel_partners,
+        channel_statistics,
+        class_selectivity,
+        dissect,
+        top_images,
+    )
     from mixer_probe.core.result import load_results, save_results
     from mixer_probe.images import Images, load_concepts, load_images
     from mixer_probe.models import Layer, Model, list_models, load_model
@@ -65,7 +72,13 @@ _HOMES = {
     ),
     "mixer_probe.attribution": ("attribute",),
     "mixer_probe.capture": ("Representations", "extract", "open_run"),
-    "mixer_probe.channels": ("channel_partners", "channel_statistics", "class_selectivity", "dissect", "top_images"),
+    "mixer_probe.channels": (
+        "channel_partners",
+        "channel_statistics",
+        "class_selectivity",
+        "dissect",
+        "top_images",
+    ),
     "mixer_probe.images": ("Images", "load_concepts", "load_images"),
     "mixer_probe.models": ("Layer", "Model", "list_models", "load_model"),
     "mixer_probe.probing": ("linear_probe",),
@@ -142,7 +155,9 @@ def __getattr__(name: str) -> Any:
     if home is None:
         raise AttributeError(f"module 'mixer_probe' has no attribute '{name}'")
     value = (
-        importlib.import_module(f"mixer_probe.{name}") if home == "mixer_probe" else getattr(importlib.import_module(home), name)
+        importlib.import_module(f"mixer_probe.{name}")
+        if home == "mixer_probe"
+        else getattr(importlib.import_module(home), name)
     )
     globals()[name] = value
     return value

@@ -1,4 +1,5 @@
-"""Every analysis of every room, in the order in which a report tells them. `mixer-probe analyses` prints the list."""
+"""Every analysis of every room, in the order in which a report tells them. `mixer-probe analyses`
+prints the list."""
 
 from __future__ import annotations
 
@@ -15,7 +16,16 @@ from mixer_probe.similarity.analyses import ROOM as SIMILARITY
 from mixer_probe.visualization.analyses import ROOM as VISUALIZATION
 from mixer_probe.weights.analyses import ROOM as WEIGHTS
 
-ROOMS: list[Room] = [WEIGHTS, COST, SIMILARITY, PROBING, CHANNELS, VISUALIZATION, INVARIANCE, ATTRIBUTION]
+ROOMS: list[Room] = [
+    WEIGHTS,
+    COST,
+    SIMILARITY,
+    PROBING,
+    CHANNELS,
+    VISUALIZATION,
+    INVARIANCE,
+    ATTRIBUTION,
+]
 
 
 def room(name: str) -> Room:
@@ -39,6 +49,12 @@ def views() -> Iterator[View]:
 def listed() -> list[tuple[str, str, str, str, str]]:
     """A row an analysis: room, name, question, what it needs, the types of its results."""
     return [
-        (room.name, a.name, a.question, a.needs + (", labels" if a.labelled else ""), ", ".join(r.__name__ for r in a.results))
+        (
+            room.name,
+            a.name,
+            a.question,
+            a.needs + (", labels" if a.labelled else ""),
+            ", ".join(r.__name__ for r in a.results),
+        )
         for room, a in analyses()
     ]

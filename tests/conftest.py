@@ -1,4 +1,5 @@
-"""Settings of every test run: the study that many tests share, and how long tests took when that was last recorded."""
+"""Settings of every test run: the study that many tests share, and how long tests took when that
+was last recorded."""
 
 from __future__ import annotations
 
@@ -18,20 +19,29 @@ from tests.tiny import study
 
 __all__ = ["study"]
 
-# Threads that wait for one another cost these small networks more than they gain, above all beside other work; so in the
-# processes that tests start.
+# Threads that wait for one another cost these small networks more than they gain, above all beside
+# other work; so in the processes that tests start.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# Mean seconds per case of every test function that takes a twentieth of a second or more: as it ran, and `alone`, with all the
-# fixtures that it shares with others.
+# Mean seconds per case of every test function that takes a twentieth of a second or more: as it
+# ran, and `alone`, with all the fixtures that it shares with others.
 DURATIONS = Path(__file__).parent / "durations.csv"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden files anew")
-    parser.addoption("--update-durations", action="store_true", help=f"write {DURATIONS.name} anew, from a run of all tests")
-    parser.addoption("--faster-than", type=float, metavar="SECONDS", help="only tests whose recorded duration is shorter")
+    parser.addoption(
+        "--update-durations",
+        action="store_true",
+        help=f"write {DURATIONS.name} anew, from a run of all tests",
+    )
+    parser.addoption(
+        "--faster-than",
+        type=float,
+        metavar="SECONDS",
+        help="only tests whose recorded duration is shorter",
+    )
 
 
 @pytest.fixture(scope="session")
@@ -50,14 +60,16 @@ def recorded(column: str) -> dict[str, float]:
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--update-durations"):
-        # Processes that run tests measure fixtures; the one that hears of all tests adds up and writes.
+        # Processes that run tests measure fixtures; the one that hears of all tests adds up and
+        # writes.
         config.pluginmanager.register(Fixtures())
         if not hasattr(config, "workerinput"):
             config.pluginmanager.register(Recorder())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Files that take longest come first, so that no process is left with one of them at the end."""
+    """Files that take longest come first, so that no process is left with one of them at the
+    end."""
     limit = config.getoption("--faster-than")
     if limit is not None:
         alone = recorded("alone")
@@ -83,10 +95,14 @@ class Fixtures:
             return (yield)
         finally:
             if fixturedef.scope != "function":
-                self.seconds[fixturedef.baseid, fixturedef.argname, request.param_index] = perf_counter() - start
+                self.seconds[fixturedef.baseid, fixturedef.argname, request.param_index] = (
+                    perf_counter() - start
+                )
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item: Any) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    def pytest_runtest_makereport(
+        self, item: Any
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
         indices = getattr(getattr(item, "callspec", None), "indices", {})
         used = [
@@ -118,6 +134,8 @@ class Recorder:
             rows = csv.writer(file, lineterminator="\n")
             rows.writerow(["test", "seconds", "alone"])
             for name, nodes in sorted(cases.items()):
-                means = [fmean(found[node] for node in nodes) for found in (self.seconds, self.alone)]
+                means = [
+                    fmean(found[node] for node in nodes) for found in (self.seconds, self.alone)
+                ]
                 if max(means) >= 0.05:
                     rows.writerow([name, *(f"{mean:.2f}" for mean in means)])

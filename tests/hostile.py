@@ -1,4 +1,5 @@
-"""Bytes of files that somebody else made: good files of every format, and what can be wrong with them."""
+"""Bytes of files that somebody else made: good files of every format, and what can be wrong with
+them."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ def tell(what: str, tried: Counter[tuple[str, str]]) -> None:
         print(f"  {kind:12} {found:16} {count}")
 
 
-# -- any bytes ---------------------------------------------------------------------------------------------------------
+# -- any bytes -------------------------------------------------------------------------------------
 
 
 def truncated(draw: Any, content: bytes) -> bytes:
@@ -72,9 +73,16 @@ DAMAGE: dict[str, Callable[[Any, bytes], bytes]] = {
     "whole": whole,
 }
 
-# -- images ------------------------------------------------------------------------------------------------------------
+# -- images ----------------------------------------------------------------------------------------
 
-IMAGE_FORMATS = {"PNG": ".png", "JPEG": ".jpg", "TIFF": ".tif", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp"}
+IMAGE_FORMATS = {
+    "PNG": ".png",
+    "JPEG": ".jpg",
+    "TIFF": ".tif",
+    "WEBP": ".webp",
+    "GIF": ".gif",
+    "BMP": ".bmp",
+}
 
 
 def image_bytes(kind: str, mode: str = "RGB") -> bytes:
@@ -87,7 +95,9 @@ def image_bytes(kind: str, mode: str = "RGB") -> bytes:
 def oversized(draw: Any, kind: str) -> bytes:
     """A header that declares far more pixels than there are bytes."""
     content = bytearray(image_bytes(kind))
-    width, height = draw(st.sampled_from([(60_000, 60_000), (HUGE, HUGE), (1, 50_000_000), (HUGE, 1)]))
+    width, height = draw(
+        st.sampled_from([(60_000, 60_000), (HUGE, HUGE), (1, 50_000_000), (HUGE, 1)])
+    )
     short = (min(width, 0xFFFF), min(height, 0xFFFF))
     if kind == "PNG":
         content[16:24] = struct.pack(">II", width, height)
@@ -107,7 +117,9 @@ def oversized(draw: Any, kind: str) -> bytes:
             place = start + 2 + 12 * entry
             tag = struct.unpack_from("<H", content, place)[0]
             if tag in (256, 257):
-                struct.pack_into("<HHII", content, place, tag, 4, 1, width if tag == 256 else height)
+                struct.pack_into(
+                    "<HHII", content, place, tag, 4, 1, width if tag == 256 else height
+                )
     else:
         content[26:30] = struct.pack("<HH", 0x3FFF, 0x3FFF)
     return bytes(content)
@@ -118,7 +130,11 @@ def image_files(draw: Any) -> tuple[str, str, bytes]:
     """What was done, the file's ending, and its bytes."""
     kind = draw(st.sampled_from(sorted(IMAGE_FORMATS)))
     damage = draw(st.sampled_from([*DAMAGE, "oversized", "renamed", "empty"]))
-    mode = draw(st.sampled_from(["RGB", "L", "1"] if kind == "WEBP" or kind == "JPEG" else ["RGB", "L", "1", "P"]))
+    mode = draw(
+        st.sampled_from(
+            ["RGB", "L", "1"] if kind == "WEBP" or kind == "JPEG" else ["RGB", "L", "1", "P"]
+        )
+    )
     ending = IMAGE_FORMATS[kind]
     if damage == "renamed":
         ending = draw(st.sampled_from([e for e in IMAGE_FORMATS.values() if e != ending]))
@@ -130,7 +146,7 @@ def image_files(draw: Any) -> tuple[str, str, bytes]:
     return damage, ending, DAMAGE.get(damage, whole)(draw, content)
 
 
-# -- checkpoints -------------------------------------------------------------------------------------------------------
+# -- checkpoints -----------------------------------------------------------------------------------
 
 
 class Code:
@@ -142,7 +158,11 @@ class Code:
     def __reduce__(self) -> tuple[Any, ...]:
         if self.how == "eval":
             return eval, (f"__import__('os').mkdir({self.canary!r})",)
-        return (os.system, (f"mkdir {self.canary}",)) if self.how == "system" else (os.mkdir, (self.canary,))
+        return (
+            (os.system, (f"mkdir {self.canary}",))
+            if self.how == "system"
+            else (os.mkdir, (self.canary,))
+        )
 
 
 def torch_bytes(content: Any, legacy: bool = False) -> bytes:
@@ -163,7 +183,9 @@ def npz_of_header(shape: tuple[int, ...], descr: str = "<f4") -> bytes:
     header += b" " * (63 - (len(header) + 10) % 64) + b"\n"
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
-        archive.writestr("a.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + b"\0" * 64)
+        archive.writestr(
+            "a.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + b"\0" * 64
+        )
     return stream.getvalue()
 
 
@@ -197,8 +219,12 @@ def odd_values(draw: Any, state: State) -> State:
     odd = {
         "nan": lambda: value * float("nan"),
         "infinite": lambda: value + float("inf"),
-        "one number for all": lambda: torch.zeros(1, dtype=value.dtype).expand(value.numel()).reshape(value.shape),
-        "overlapping": lambda: torch.zeros(value.numel() + 1).as_strided(value.shape, [1] * value.ndim),
+        "one number for all": lambda: (
+            torch.zeros(1, dtype=value.dtype).expand(value.numel()).reshape(value.shape)
+        ),
+        "overlapping": lambda: torch.zeros(value.numel() + 1).as_strided(
+            value.shape, [1] * value.ndim
+        ),
         "endless": lambda: torch.zeros(1).expand(2**40),
         "meta": lambda: torch.empty(value.shape, device="meta"),
         "sparse": lambda: value.to_sparse(),
@@ -211,7 +237,9 @@ def odd_values(draw: Any, state: State) -> State:
 
 
 def odd_names(draw: Any, state: State) -> State:
-    text = draw(st.text(max_size=20) | st.sampled_from(["a\nb", "a\x1b[31mb", "\0", "." * 500, "x" * 5000]))
+    text = draw(
+        st.text(max_size=20) | st.sampled_from(["a\nb", "a\x1b[31mb", "\0", "." * 500, "x" * 5000])
+    )
     return {**{f"{text}{name}": value for name, value in state.items()}, text: torch.zeros(2)}
 
 
@@ -253,33 +281,69 @@ def checkpoints(draw: Any, state: State, canary: str) -> tuple[str, str, bytes]:
     """What it is, the file's ending, and its bytes."""
     kind = draw(
         st.sampled_from(
-            ["code", "bare code", "entangled", "odd values", "odd names", "damaged", "headers", "objects", "shapes", "bytes"]
+            [
+                "code",
+                "bare code",
+                "entangled",
+                "odd values",
+                "odd names",
+                "damaged",
+                "headers",
+                "objects",
+                "shapes",
+                "bytes",
+            ]
         )
     )
-    ending = draw(st.sampled_from([".pth", ".safetensors", ".npz", ".bin", ""])) if kind in ("damaged", "bytes") else ".pth"
+    ending = (
+        draw(st.sampled_from([".pth", ".safetensors", ".npz", ".bin", ""]))
+        if kind in ("damaged", "bytes")
+        else ".pth"
+    )
     legacy = draw(st.booleans())
     if kind in ("code", "bare code"):
         trap = {**state, "extra": Code(canary, draw(st.sampled_from(["eval", "system", "mkdir"])))}
-        return kind, ending, torch_bytes(trap, legacy) if kind == "code" else pickle.dumps(trap["extra"])
+        return (
+            kind,
+            ending,
+            torch_bytes(trap, legacy) if kind == "code" else pickle.dumps(trap["extra"]),
+        )
     if kind in ("entangled", "odd values", "odd names"):
-        made = {"entangled": entangled, "odd values": odd_values, "odd names": odd_names}[kind](draw, state)
+        made = {"entangled": entangled, "odd values": odd_values, "odd names": odd_names}[kind](
+            draw, state
+        )
         return kind, ending, torch_bytes(made, legacy)
     if kind == "headers":
         length = draw(st.none() | st.sampled_from([0, 1, 2**40, 2**64 - 1]))
-        return kind, ".safetensors", safetensors_bytes(draw(st.sampled_from(HEADERS)), length=length)
+        return (
+            kind,
+            ".safetensors",
+            safetensors_bytes(draw(st.sampled_from(HEADERS)), length=length),
+        )
     if kind == "objects":
         name = draw(st.sampled_from(sorted(ODD_ARRAYS)))
         key = draw(st.sampled_from(["a", "stem/kernel", *sorted(state)[:1]]))
         return kind, ".npz", npz_bytes({key: ODD_ARRAYS[name]()})
     if kind == "shapes":
         shape = draw(st.sampled_from([(2**40,), (HUGE, HUGE), (-1,), (2**62, 4), (16,)]))
-        return kind, ".npz", npz_of_header(shape, draw(st.sampled_from(["<f4", "|O", "<U1000000", "V9"])))
+        return (
+            kind,
+            ".npz",
+            npz_of_header(shape, draw(st.sampled_from(["<f4", "|O", "<U1000000", "V9"]))),
+        )
     if kind == "bytes":
         return (
             kind,
             ending,
-            draw(st.binary(max_size=60) | st.sampled_from([b"", b"PK\x03\x04", b"\x80\x02}q\x00.", b"\x93NUMPY"])),
+            draw(
+                st.binary(max_size=60)
+                | st.sampled_from([b"", b"PK\x03\x04", b"\x80\x02}q\x00.", b"\x93NUMPY"])
+            ),
         )
     good = [torch_bytes(state), torch_bytes(state, legacy=True), safetensors.torch.save(state)]
     good.append(npz_bytes({name: value.numpy() for name, value in state.items()}))
-    return kind, ending, DAMAGE[draw(st.sampled_from(sorted(DAMAGE)))](draw, draw(st.sampled_from(good)))
+    return (
+        kind,
+        ending,
+        DAMAGE[draw(st.sampled_from(sorted(DAMAGE)))](draw, draw(st.sampled_from(good))),
+    )

@@ -1,8 +1,9 @@
-"""One small network of every timm class that is read, with what a person who knows the class says about it.
+"""One small network of every timm class that is read, with what a person who knows the class says
+about it.
 
-`axes` are rules written from the classes' source, not from the package under test: (regular expression on the module
-path, layout), the first that matches holds. Layouts name the axes of a raw output for one image and are turned into
-[position, channel] by `positions`.
+`axes` are rules written from the classes' source, not from the package under test: (regular
+expression on the module path, layout), the first that matches holds. Layouts name the axes of a raw
+output for one image and are turned into [position, channel] by `positions`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,18 @@ from typing import Any
 import timm
 import torch
 from timm.layers import BatchNormAct2d, GatedMlp, GluMlp, RmsNorm
-from timm.models import beit, convmixer, convnext, deit, eva, mlp_mixer, regnet, resnet, resnetv2, vision_transformer
+from timm.models import (
+    beit,
+    convmixer,
+    convnext,
+    deit,
+    eva,
+    mlp_mixer,
+    regnet,
+    resnet,
+    resnetv2,
+    vision_transformer,
+)
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import nn
@@ -30,7 +42,8 @@ Rules = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Case:
-    """A network and the truth about it. `unreadable` matches the modules whose output is no representation."""
+    """A network and the truth about it. `unreadable` matches the modules whose output is no
+    representation."""
 
     name: str
     build: Callable[[], nn.Module]
@@ -60,18 +73,29 @@ class Case:
 
 
 def as_model(network: nn.Module, size: int = 32, **options: Any) -> Model:
-    options = {"input_size": (3, size, size), "mean": (0.5,) * 3, "std": (0.5,) * 3, "device": "cpu"} | options
+    options = {
+        "input_size": (3, size, size),
+        "mean": (0.5,) * 3,
+        "std": (0.5,) * 3,
+        "device": "cpu",
+    } | options
     return load_model(network, **options)
 
 
-def noise(n: int, size: int = 32, dtype: torch.dtype = torch.float32, seed: int = 1) -> torch.Tensor:
-    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+def noise(
+    n: int, size: int = 32, dtype: torch.dtype = torch.float32, seed: int = 1
+) -> torch.Tensor:
+    return torch.randn(
+        n, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def module_output(model: Model, images: torch.Tensor, name: str) -> torch.Tensor:
     """The raw output of a module, by a hook of its own."""
     found: list[torch.Tensor] = []
-    handle = model.module.get_submodule(name).register_forward_hook(lambda _m, _i, out: found.append(out.detach().clone()))
+    handle = model.module.get_submodule(name).register_forward_hook(
+        lambda _m, _i, out: found.append(out.detach().clone())
+    )
     with torch.no_grad():
         model.module(images)
     handle.remove()
@@ -79,8 +103,8 @@ def module_output(model: Model, images: torch.Tensor, name: str) -> torch.Tensor
 
 
 def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
-    """Every parameter drawn anew, so that no gate is shut: timm starts heads, layer scales, last batch norms and spatial
-    gates at or near zero."""
+    """Every parameter drawn anew, so that no gate is shut: timm starts heads, layer scales, last
+    batch norms and spatial gates at or near zero."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(like: torch.Tensor) -> torch.Tensor:
@@ -98,7 +122,8 @@ def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def settled(network: nn.Module, images: torch.Tensor) -> nn.Module:
-    """Running statistics as these images give them, so that deep networks neither fade nor explode."""
+    """Running statistics as these images give them, so that deep networks neither fade nor
+    explode."""
     norms = [m for m in network.eval().modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
         norm.train()
@@ -138,8 +163,13 @@ def positions(raw: torch.Tensor, layout: str) -> torch.Tensor:
 
 
 def askable(model: Model) -> list[str]:
-    """Every readable name; a container that is called as a word for layers ("blocks") is left out, the word wins."""
-    return [name for name in model.structure.names() if name not in WORDS or model.layer(name).kind != "other"]
+    """Every readable name; a container that is called as a word for layers ("blocks") is left out,
+    the word wins."""
+    return [
+        name
+        for name in model.structure.names()
+        if name not in WORDS or model.layer(name).kind != "other"
+    ]
 
 
 def takes(cls: Callable[..., Any], argument: str) -> bool:
@@ -151,10 +181,26 @@ def _timm(name: str, **arguments: Any) -> Callable[[], nn.Module]:
     return partial(timm.create_model, name, num_classes=5, **arguments)
 
 
-_MIXER = partial(mlp_mixer.MlpMixer, num_classes=5, img_size=32, patch_size=8, num_blocks=2, embed_dim=24)
-_VIT_SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 5}
+_MIXER = partial(
+    mlp_mixer.MlpMixer, num_classes=5, img_size=32, patch_size=8, num_blocks=2, embed_dim=24
+)
+_VIT_SIZES = {
+    "img_size": 32,
+    "patch_size": 8,
+    "embed_dim": 24,
+    "depth": 2,
+    "num_heads": 2,
+    "num_classes": 5,
+}
 _VIT = partial(vision_transformer.VisionTransformer, **_VIT_SIZES)
-_EVA = partial(eva.Eva, **_VIT_SIZES, use_rot_pos_emb=True, ref_feat_shape=(4, 4), swiglu_mlp=True, mlp_ratio=8 / 3)
+_EVA = partial(
+    eva.Eva,
+    **_VIT_SIZES,
+    use_rot_pos_emb=True,
+    ref_feat_shape=(4, 4),
+    swiglu_mlp=True,
+    mlp_ratio=8 / 3,
+)
 
 _MIXER_AXES: Rules = (
     (r"^head", "BC"),
@@ -213,9 +259,22 @@ def _mixer(name: str, parts: Any = _MIXING, **arguments: Any) -> Case:
 
 
 def _vit(name: str, build: Any, prefix: int, **truth: Any) -> Case:
-    usual = {"norm": "norm", "axes": _VIT_AXES, "parts": _TRANSFORMER, "unreadable": _ATTENTION_MAPS}
+    usual = {
+        "norm": "norm",
+        "axes": _VIT_AXES,
+        "parts": _TRANSFORMER,
+        "unreadable": _ATTENTION_MAPS,
+    }
     sizes = {"size": 32, "grid": (4, 4), "blocks": 2}
-    return Case(name, build, "vit", stem="patch_embed", head="head", prefix=prefix, **(usual | sizes | truth))
+    return Case(
+        name,
+        build,
+        "vit",
+        stem="patch_embed",
+        head="head",
+        prefix=prefix,
+        **(usual | sizes | truth),
+    )
 
 
 def _blocks(name: str, block: Any, parts: Any, **truth: Any) -> Case:
@@ -237,7 +296,13 @@ def _cnn(name: str, build: Any, stem: str, grid: int, blocks: int, head: str, **
 
 
 _RESNET = partial(resnet.ResNet, num_classes=5, channels=(8, 12, 16, 24), stem_width=8)
-_RESNETV2 = partial(resnetv2.ResNetV2, channels=(16, 24, 32, 48), num_classes=5, stem_chs=8, norm_layer=BatchNormAct2d)
+_RESNETV2 = partial(
+    resnetv2.ResNetV2,
+    channels=(16, 24, 32, 48),
+    num_classes=5,
+    stem_chs=8,
+    norm_layer=BatchNormAct2d,
+)
 _REGNET = partial(regnet.RegNetCfg, w0=16, wa=14.4, wm=1.6, group_size=8, depth=4, stem_width=8)
 _CONVNEXT_NET = partial(convnext.ConvNeXt, depths=(1, 1, 2, 1), dims=(8, 12, 16, 24), num_classes=5)
 
@@ -271,13 +336,20 @@ VITS = [
     _vit("vit-attention-pooling", partial(_VIT, class_token=False, global_pool="map"), 0),
     _vit("deit-distilled", partial(deit.VisionTransformerDistilled, **_VIT_SIZES), 2),
     _vit("dinov2-registers", partial(_VIT, reg_tokens=4, no_embed_class=True, init_values=1e-5), 5),
-    _vit("beit", partial(beit.Beit, **_VIT_SIZES, use_abs_pos_emb=False, use_rel_pos_bias=True), 1, norm="fc_norm"),
+    _vit(
+        "beit",
+        partial(beit.Beit, **_VIT_SIZES, use_abs_pos_emb=False, use_rel_pos_bias=True),
+        1,
+        norm="fc_norm",
+    ),
     _vit("eva", partial(_EVA, qkv_fused=False), 1, norm="fc_norm"),
     _vit("eva-post-norm", partial(_EVA, use_post_norm=True), 1, norm="fc_norm"),
     _vit("hybrid", _timm("vit_tiny_r_s16_p8_224", img_size=64, depth=2), 1, size=64, grid=(2, 2)),
     _swin("swin", SwinTransformer),
     _swin("swinv2", SwinTransformerV2),
-    _blocks("parallel-scaling", vision_transformer.ParallelScalingBlock, _PARALLEL, axes=_PARALLEL_AXES),
+    _blocks(
+        "parallel-scaling", vision_transformer.ParallelScalingBlock, _PARALLEL, axes=_PARALLEL_AXES
+    ),
     _blocks("parallel-things", vision_transformer.ParallelThingsBlock, _THINGS),
     _blocks("res-post", vision_transformer.ResPostBlock, _TRANSFORMER),
 ]
@@ -290,11 +362,25 @@ if hasattr(vision_transformer, "DiffParallelScalingBlock"):
     block = vision_transformer.DiffParallelScalingBlock
     VITS.append(_blocks("parallel-differential", block, _ONE_PROJECTION, axes=_DIFFERENTIAL_AXES))
 if takes(vision_transformer.VisionTransformer, "attn_layer"):
-    VITS.append(_vit("vit-differential", partial(_VIT, attn_layer="diff", qk_norm=True, norm_layer=RmsNorm), 1))
+    VITS.append(
+        _vit(
+            "vit-differential",
+            partial(_VIT, attn_layer="diff", qk_norm=True, norm_layer=RmsNorm),
+            1,
+        )
+    )
 
 CNNS = (
     _cnn("resnet18", _timm("resnet18"), "maxpool", 16, 8, "fc", parts=_BASIC),
-    _cnn("resnet-bottleneck", partial(_RESNET, resnet.Bottleneck, [1, 2, 1, 1]), "maxpool", 16, 5, "fc", parts=_BOTTLENECK),
+    _cnn(
+        "resnet-bottleneck",
+        partial(_RESNET, resnet.Bottleneck, [1, 2, 1, 1]),
+        "maxpool",
+        16,
+        5,
+        "fc",
+        parts=_BOTTLENECK,
+    ),
     _cnn(
         "resnet-d-se",
         partial(
@@ -311,7 +397,16 @@ CNNS = (
         "fc",
         parts=_BOTTLENECK,
     ),
-    _cnn("resnetv2", partial(_RESNETV2, (1, 1, 1, 1)), "stem", 16, 4, "head", norm="norm", parts=_BOTTLENECK),
+    _cnn(
+        "resnetv2",
+        partial(_RESNETV2, (1, 1, 1, 1)),
+        "stem",
+        16,
+        4,
+        "head",
+        norm="norm",
+        parts=_BOTTLENECK,
+    ),
     _cnn(
         "resnetv2-basic",
         partial(_RESNETV2, (1, 1, 1, 1), basic=True),
@@ -336,8 +431,25 @@ CNNS = (
     _cnn("efficientnet", _timm("test_efficientnet"), "bn1", 32, 5, "classifier", norm="bn2"),
     _cnn("efficientnet-b0", _timm("efficientnet_b0"), "bn1", 32, 16, "classifier", norm="bn2"),
     _cnn("mobilenetv2", _timm("mobilenetv2_035"), "bn1", 32, 17, "classifier", norm="bn2"),
-    _cnn("mobilenetv3", _timm("mobilenetv3_small_050"), "bn1", 32, 12, "classifier", axes=_MOBILENET_AXES),
-    _cnn("mobilenetv4", _timm("mobilenetv4_conv_small_035"), "bn1", 32, 17, "classifier", axes=_MOBILENET_AXES, norm="norm_head"),
+    _cnn(
+        "mobilenetv3",
+        _timm("mobilenetv3_small_050"),
+        "bn1",
+        32,
+        12,
+        "classifier",
+        axes=_MOBILENET_AXES,
+    ),
+    _cnn(
+        "mobilenetv4",
+        _timm("mobilenetv4_conv_small_035"),
+        "bn1",
+        32,
+        17,
+        "classifier",
+        axes=_MOBILENET_AXES,
+        norm="norm_head",
+    ),
     _cnn(
         "mobilenetv4-hybrid",
         _timm("mobilenetv4_hybrid_medium"),
@@ -349,8 +461,27 @@ CNNS = (
         norm="norm_head",
         unreadable=_ATTENTION_MAPS,
     ),
-    _cnn("convnext", _CONVNEXT_NET, "stem", 16, 5, "head", norm="head.norm", axes=_CONVNEXT_AXES, parts=_CONVNEXT),
-    _cnn("convnext-conv-mlp", partial(_CONVNEXT_NET, conv_mlp=True), "stem", 16, 5, "head", norm="head.norm", parts=_CONVNEXT),
+    _cnn(
+        "convnext",
+        _CONVNEXT_NET,
+        "stem",
+        16,
+        5,
+        "head",
+        norm="head.norm",
+        axes=_CONVNEXT_AXES,
+        parts=_CONVNEXT,
+    ),
+    _cnn(
+        "convnext-conv-mlp",
+        partial(_CONVNEXT_NET, conv_mlp=True),
+        "stem",
+        16,
+        5,
+        "head",
+        norm="head.norm",
+        parts=_CONVNEXT,
+    ),
     _cnn(
         "convnextv2",
         partial(_CONVNEXT_NET, use_grn=True, ls_init_value=None),

@@ -1,4 +1,5 @@
-"""Results of probes with numbers of one's own choice, for the tests of figures and reports: no network is run."""
+"""Results of probes with numbers of one's own choice, for the tests of figures and reports: no
+network is run."""
 
 from __future__ import annotations
 
@@ -51,12 +52,27 @@ def twin_of(name: str, trained: bool, family: str, make: Any, **options: Any) ->
 
 
 def common(name: str, trained: bool, family: str, layers: tuple[Layer, ...]) -> dict[str, Any]:
-    return {"model": record(name, trained, family), "images_train": IMAGES[0], "images_test": IMAGES[1], "layers": layers}
+    return {
+        "model": record(name, trained, family),
+        "images_train": IMAGES[0],
+        "images_test": IMAGES[1],
+        "layers": layers,
+    }
 
 
-def accuracy(name: str, *, trained: bool = True, family: str = "mixer", layers: int = 3, undefined: bool = False) -> ProbeResult:
-    """The first 10, 20 and 30 of 40 test images are right; of the untrained baseline, the first 10, 12 and 14."""
-    right = np.linspace(10, 30 if trained and family != "pixels" else 14, layers).round().astype(int)
+def accuracy(
+    name: str,
+    *,
+    trained: bool = True,
+    family: str = "mixer",
+    layers: int = 3,
+    undefined: bool = False,
+) -> ProbeResult:
+    """The first 10, 20 and 30 of 40 test images are right; of the untrained baseline, the first 10,
+    12 and 14."""
+    right = (
+        np.linspace(10, 30 if trained and family != "pixels" else 14, layers).round().astype(int)
+    )
     labels = np.arange(N) % 4
     predicted = np.stack([np.where(np.arange(N) < r, labels, (labels + 1) % 4) for r in right])
     share = right / N
@@ -118,12 +134,19 @@ def few_shot(
         n_test=N,
         classes=4,
         reduce="mean",
-        untrained=twin_of(name, trained, family, few_shot, layers=layers, undefined=undefined, shots=shots),
+        untrained=twin_of(
+            name, trained, family, few_shot, layers=layers, undefined=undefined, shots=shots
+        ),
     )
 
 
 def controlled(
-    name: str, *, trained: bool = True, family: str = "mixer", layers: int = 3, undefined: bool = False
+    name: str,
+    *,
+    trained: bool = True,
+    family: str = "mixer",
+    layers: int = 3,
+    undefined: bool = False,
 ) -> ControlTask:
     share = rising(layers, 0.7, 0.95 if trained else 0.75, undefined)
     controls = share[:, None] - np.array([0.1, 0.2])
@@ -158,7 +181,14 @@ def controlled(
     )
 
 
-def coded(name: str, *, trained: bool = True, family: str = "mixer", layers: int = 3, undefined: bool = False) -> OnlineCode:
+def coded(
+    name: str,
+    *,
+    trained: bool = True,
+    family: str = "mixer",
+    layers: int = 3,
+    undefined: bool = False,
+) -> OnlineCode:
     bits = 80 / rising(layers, 1.0, 4.0 if trained else 1.1, undefined)
     blocks = np.repeat(bits[:, None, None] / 2, 3, axis=1).repeat(2, axis=2)
     return OnlineCode(
@@ -216,7 +246,9 @@ def randomised(name: str, *, layers: int = 3) -> RandomLabels:
     )
 
 
-def placed(name: str, *, trained: bool = True, layers: int = 3, undefined: bool = False) -> PositionProbe:
+def placed(
+    name: str, *, trained: bool = True, layers: int = 3, undefined: bool = False
+) -> PositionProbe:
     maps = [np.linspace(0.2, 0.5 + 0.1 * i, 16).reshape(4, 4) for i in range(layers)]
     pooled = rising(layers, 0.5, 0.8, undefined)
     if undefined:
@@ -265,8 +297,13 @@ def attentive(name: str, *, layers: int = 3, undefined: bool = False) -> Attenti
     )
 
 
-def patch_placed(name: str, *, trained: bool = True, layers: int = 3, undefined: bool = False) -> PatchPosition:
-    error, r2 = rising(layers, 12.0, 2.0 if trained else 8.0, undefined), rising(layers, 0.1, 0.9, undefined)
+def patch_placed(
+    name: str, *, trained: bool = True, layers: int = 3, undefined: bool = False
+) -> PatchPosition:
+    error, r2 = (
+        rising(layers, 12.0, 2.0 if trained else 8.0, undefined),
+        rising(layers, 0.1, 0.9, undefined),
+    )
     share = rising(layers, 0.1, 0.8, undefined)
     return PatchPosition(
         **common(name, trained, "mixer", layers_of(layers)),
@@ -294,7 +331,14 @@ def patch_placed(name: str, *, trained: bool = True, layers: int = 3, undefined:
     )
 
 
-def targeted(name: str, *, trained: bool = True, family: str = "mixer", layers: int = 3, undefined: bool = False) -> TargetProbe:
+def targeted(
+    name: str,
+    *,
+    trained: bool = True,
+    family: str = "mixer",
+    layers: int = 3,
+    undefined: bool = False,
+) -> TargetProbe:
     score = np.stack([rising(layers, 0.9, end, undefined) for end in (0.4, 0.2, 0.95)], axis=1)
     return TargetProbe(
         **common(name, trained, family, layers_of(layers)),
@@ -320,7 +364,12 @@ def targeted(name: str, *, trained: bool = True, family: str = "mixer", layers: 
 def confused(name: str) -> ConfusionMatrix:
     """Cats are taken for dogs in 6 of 10 images, trucks never for anything."""
     counts = np.stack([np.array([[4, 6, 0, 0], [3, 7, 0, 0], [0, 1, 9, 0], [0, 0, 0, 10]])] * 2)
-    return ConfusionMatrix(**common(name, True, "mixer", layers_of(2)), class_names=CLASSES, counts=counts, method="ridge")
+    return ConfusionMatrix(
+        **common(name, True, "mixer", layers_of(2)),
+        class_names=CLASSES,
+        counts=counts,
+        method="ridge",
+    )
 
 
 def calibrated(name: str) -> Calibration:

@@ -1,4 +1,5 @@
-"""The catalogue: every analysis and every type of result is declared once, and what is declared is found everywhere."""
+"""The catalogue: every analysis and every type of result is declared once, and what is declared is
+found everywhere."""
 
 from __future__ import annotations
 
@@ -36,7 +37,12 @@ from tests.networks import CASES
 
 __all__ = ["open_page", "own_cache", "own_main"]
 # The commands with analyses of one room.
-COMMANDS = {"weights": "weights", "probe": "probing", "channels": "channels", "attribute": "attribution"}
+COMMANDS = {
+    "weights": "weights",
+    "probe": "probing",
+    "channels": "channels",
+    "attribute": "attribution",
+}
 
 
 def test_names_are_unique_and_results_have_a_view() -> None:
@@ -51,10 +57,14 @@ def test_names_are_unique_and_results_have_a_view() -> None:
     assert len(views) == len(list(catalog.views())) + 4
 
 
-@pytest.mark.parametrize("room", [room for room in catalog.ROOMS if room.analyses], ids=lambda room: room.name)
+@pytest.mark.parametrize(
+    "room", [room for room in catalog.ROOMS if room.analyses], ids=lambda room: room.name
+)
 def test_an_unknown_name_is_refused_with_close_ones(room: Room) -> None:
     for name in room.names:
-        with pytest.raises(room.error, match=f"there is no {room.noun} '{name}x'; closest: .*{name}"):
+        with pytest.raises(
+            room.error, match=f"there is no {room.noun} '{name}x'; closest: .*{name}"
+        ):
             room.check([name, f"{name}x"])
     assert room.check(room.names * 2) == room.names
 
@@ -79,19 +89,39 @@ class LargestWeight(Result):
 
 
 def largest_weight(inputs: Inputs) -> Iterator[LargestWeight]:
-    yield LargestWeight(inputs.record, max(float(p.detach().abs().max()) for p in inputs.model.module.parameters()))
+    yield LargestWeight(
+        inputs.record, max(float(p.detach().abs().max()) for p in inputs.model.module.parameters())
+    )
 
 
 def largest_section(results: Sequence[LargestWeight]) -> list[Section]:
-    return [Section("largest", "The largest weight", content=(Table("", pd.concat([r.to_frame() for r in results])),))]
+    return [
+        Section(
+            "largest",
+            "The largest weight",
+            content=(Table("", pd.concat([r.to_frame() for r in results])),),
+        )
+    ]
 
 
 @pytest.fixture
 def with_largest(monkeypatch: pytest.MonkeyPatch) -> None:
     """The catalogue with one more analysis."""
     question = "How large is the largest weight?"
-    new = Analysis("largest", "largest weight", question, (LargestWeight,), largest_weight, "weights", baseline=True)
-    room = replace(WEIGHTS, analyses=(*WEIGHTS.analyses, new), views=(*WEIGHTS.views, View(LargestWeight, largest_section)))
+    new = Analysis(
+        "largest",
+        "largest weight",
+        question,
+        (LargestWeight,),
+        largest_weight,
+        "weights",
+        baseline=True,
+    )
+    room = replace(
+        WEIGHTS,
+        analyses=(*WEIGHTS.analyses, new),
+        views=(*WEIGHTS.views, View(LargestWeight, largest_section)),
+    )
     monkeypatch.setattr(catalog, "ROOMS", [room if r is WEIGHTS else r for r in catalog.ROOMS])
 
 
@@ -121,12 +151,17 @@ def test_a_new_analysis_is_found_by_studies_reports_and_commands(
     assert saved == (results[0],)
     other = [replace(results[0], value=1.0)]  # type: ignore[call-arg]
     assert [change.column for change in compare_reports(saved, other).changes] == ["value"]
-    assert ("weights", "largest") in [(room.name, analysis.name) for room, analysis in catalog.analyses()]
+    assert ("weights", "largest") in [
+        (room.name, analysis.name) for room, analysis in catalog.analyses()
+    ]
     assert any(row[1] == "largest" for row in catalog.listed())
     with pytest.raises(ModelError, match="closest: largest"):
         run_analyses([model], {"weights": ["largst"]})
     out = tmp_path / "w"
-    for arguments in (["analyses"], ["weights", "zoo:mixer-s0", "--what", "largest", "--out", str(out)]):
+    for arguments in (
+        ["analyses"],
+        ["weights", "zoo:mixer-s0", "--what", "largest", "--out", str(out)],
+    ):
         monkeypatch.setattr(sys, "argv", ["mixer-probe", *arguments])
         with pytest.raises(SystemExit) as end:
             cli.main()
@@ -155,7 +190,20 @@ def test_errors_of_rooms_are_the_project_s_own() -> None:
 
 def test_no_exported_name_is_hidden_by_a_module() -> None:
     """A module that is imported late takes the place of a function of its name in the package."""
-    names = [m.name for m in pkgutil.walk_packages(mixer_probe.__path__, "mixer_probe.") if not m.name.endswith("__main__")]
-    packages = [package for package in map(importlib.import_module, names) if package.__name__ != "mixer_probe"]
-    hidden = [(p.__name__, n) for p in packages for n in getattr(p, "__all__", ()) if inspect.ismodule(getattr(p, n))]
+    names = [
+        m.name
+        for m in pkgutil.walk_packages(mixer_probe.__path__, "mixer_probe.")
+        if not m.name.endswith("__main__")
+    ]
+    packages = [
+        package
+        for package in map(importlib.import_module, names)
+        if package.__name__ != "mixer_probe"
+    ]
+    hidden = [
+        (p.__name__, n)
+        for p in packages
+        for n in getattr(p, "__all__", ())
+        if inspect.ismodule(getattr(p, n))
+    ]
     assert not hidden

@@ -1,4 +1,5 @@
-"""`mixer-probe attribute`: what it writes, at whose resolution, and one line with exit code 2 for what cannot be."""
+"""`mixer-probe attribute`: what it writes, at whose resolution, and one line with exit code 2 for
+what cannot be."""
 
 from __future__ import annotations
 
@@ -38,19 +39,41 @@ def test_help_shows_an_example(run: Run) -> None:
     assert "Example: mixer-probe attribute" in out
 
 
-def test_maps_curves_and_agreement_of_two_networks(run: Run, tmp_path: Path, update_golden: bool) -> None:
+def test_maps_curves_and_agreement_of_two_networks(
+    run: Run, tmp_path: Path, update_golden: bool
+) -> None:
     out = tmp_path / "a"
-    arguments = ("--method", "saliency,gradcam", "--what", "overlays,curves,agreement", "--limit", "2", "--device", "cpu")
+    arguments = (
+        "--method",
+        "saliency,gradcam",
+        "--what",
+        "overlays,curves,agreement",
+        "--limit",
+        "2",
+        "--device",
+        "cpu",
+    )
     code, printed, err = run("attribute", *TWO, *arguments, "--out", str(out))
     assert code == 0, err
     assert "Target: the true class." in printed
     # Of two images nothing is claimed.
-    assert re.search(r"mixer-s0, deletion: (saliency|Grad-CAM) has the largest gain, -?\d\.\d\d \[", printed)
+    assert re.search(
+        r"mixer-s0, deletion: (saliency|Grad-CAM) has the largest gain, -?\d\.\d\d \[", printed
+    )
     assert "2 images are too few for a claim, which requires 12" in printed
     assert re.search(r"Saliency: mixer-s0 and resnet-s0 -?\d\.\d\d \[", printed)
     names = {file.name for file in out.iterdir()}
-    assert {"report.html", "results.json", "attributions.json", "attribution-maps.csv", "deletion-and-insertion.csv"} <= names
-    assert {f"{p}.png" for p in ("attributions", "attribution-curves", "agreement-methods", "agreement-networks")} <= names
+    assert {
+        "report.html",
+        "results.json",
+        "attributions.json",
+        "attribution-maps.csv",
+        "deletion-and-insertion.csv",
+    } <= names
+    assert {
+        f"{p}.png"
+        for p in ("attributions", "attribution-curves", "agreement-methods", "agreement-networks")
+    } <= names
     overlays = sorted(file.name for file in (out / "overlays").iterdir())
     assert len(overlays) == 2 * 2 * 2
     assert Image.open(out / "overlays" / overlays[0]).size == (32, 32)
@@ -80,8 +103,13 @@ def test_rows_as_json_for_a_class_by_name_or_index(run: Run) -> None:
     assert code == 0, err
     rows = json.loads(printed)["attribution-maps"]
     assert [r["target"] for r in rows] == ["cat", "cat"]
-    assert [r["target"] for r in json.loads(run("attribute", *arguments, "--target", "3")[1])["attribution-maps"]] == ["cat"] * 2
-    predicted = json.loads(run("attribute", *arguments, "--target", "predicted")[1])["attribution-maps"]
+    assert [
+        r["target"]
+        for r in json.loads(run("attribute", *arguments, "--target", "3")[1])["attribution-maps"]
+    ] == ["cat"] * 2
+    predicted = json.loads(run("attribute", *arguments, "--target", "predicted")[1])[
+        "attribution-maps"
+    ]
     assert [r["target"] for r in predicted] == [r["predicted"] for r in predicted]
 
 
@@ -97,7 +125,10 @@ def test_conductance_is_of_mixers_only(run: Run, tmp_path: Path) -> None:
     [
         (("--method", "salency"), "closest: saliency"),
         (("--method", "deeplift"), "DeepLIFT has no rule for GELU"),
-        (("--method", "attention_rollout"), "has no attention; 'gradcam' and 'integrated_gradients' work"),
+        (
+            ("--method", "attention_rollout"),
+            "has no attention; 'gradcam' and 'integrated_gradients' work",
+        ),
         (("--what", "overlay"), "closest: overlays"),
         (("--target", "10"), "has no class 10: its 10 classes are 0 to 9"),
         (("--target", "-1"), "has no class -1"),
@@ -110,8 +141,20 @@ def test_conductance_is_of_mixers_only(run: Run, tmp_path: Path) -> None:
         (("--data", "photos", "--target", "true"), "is among the 10 of zoo:mixer-s0 ('airplane', "),
     ],
 )
-def test_what_cannot_be_is_one_line(run: Run, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
-    code, out, err = run("attribute", "zoo:mixer-s0", "--limit", "2", "--device", "cpu", "--out", str(tmp_path / "a"), *options)
+def test_what_cannot_be_is_one_line(
+    run: Run, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    code, out, err = run(
+        "attribute",
+        "zoo:mixer-s0",
+        "--limit",
+        "2",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "a"),
+        *options,
+    )
     assert (code, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1
@@ -120,7 +163,14 @@ def test_what_cannot_be_is_one_line(run: Run, tmp_path: Path, options: tuple[str
 
 def test_unlabelled_files_have_no_true_class(run: Run, tmp_path: Path) -> None:
     code, _, err = run(
-        "attribute", "zoo:vit-s0", "--image", photo(tmp_path / "a.png", (64, 48)), "--target", "true", "--device", "cpu"
+        "attribute",
+        "zoo:vit-s0",
+        "--image",
+        photo(tmp_path / "a.png", (64, 48)),
+        "--target",
+        "true",
+        "--device",
+        "cpu",
     )
     assert code == 2
     assert "(files) have no labels" in err
@@ -136,13 +186,26 @@ def test_files_of_any_mode_are_drawn_at_their_own_resolution(run: Run, tmp_path:
         photo(tmp_path / "alpha.png", (40, 70), "RGBA"),
         photo(tmp_path / "grey.png", (64, 64), "L"),
     ]
-    Image.fromarray(np.arange(50 * 40, dtype=np.uint16).reshape(50, 40) * 30).save(tmp_path / "deep.png")
+    Image.fromarray(np.arange(50 * 40, dtype=np.uint16).reshape(50, 40) * 30).save(
+        tmp_path / "deep.png"
+    )
     frames = [Image.new("P", (33, 44), i) for i in (10, 200)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     files += [str(tmp_path / "deep.png"), str(tmp_path / "moving.gif")]
     out = tmp_path / "out"
     pictures = [part for file in files for part in ("--image", file)]
-    arguments = ("--method", "saliency", "--what", "overlays", "--shown", "9", "--device", "cpu", "--out", str(out))
+    arguments = (
+        "--method",
+        "saliency",
+        "--what",
+        "overlays",
+        "--shown",
+        "9",
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+    )
     code, printed, err = run("attribute", "zoo:resnet-s0", *pictures, *arguments)
     assert code == 0, err
     assert "warning: 1 of 5 images of 'files' are of more than 8 bits" in err
@@ -153,7 +216,9 @@ def test_files_of_any_mode_are_drawn_at_their_own_resolution(run: Run, tmp_path:
 
 def test_a_zero_head_is_said(run: Run, tmp_path: Path) -> None:
     file = photo(tmp_path / "photo.jpg")
-    code, out, err = run("attribute", "mixer_b16_224", "--no-pretrained", "--image", file, "--device", "cpu")
+    code, out, err = run(
+        "attribute", "mixer_b16_224", "--no-pretrained", "--image", file, "--device", "cpu"
+    )
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "every gradient of mixer_b16_224's logits is 0" in err
     assert "its head is zero" in err
@@ -161,7 +226,16 @@ def test_a_zero_head_is_said(run: Run, tmp_path: Path) -> None:
 
 def test_a_headless_network_needs_a_target(run: Run, tmp_path: Path) -> None:
     file = photo(tmp_path / "photo.jpg", (300, 200))
-    arguments = ("vit_small_patch14_dinov2", "--no-pretrained", "--image", file, "--device", "cpu", "--method", "saliency")
+    arguments = (
+        "vit_small_patch14_dinov2",
+        "--no-pretrained",
+        "--image",
+        file,
+        "--device",
+        "cpu",
+        "--method",
+        "saliency",
+    )
     code, _, err = run("attribute", *arguments)
     assert (code, err.count("\n")) == (2, 1)
     assert "has no classifier" in err
@@ -170,7 +244,9 @@ def test_a_headless_network_needs_a_target(run: Run, tmp_path: Path) -> None:
     assert "has no classifier" in err
 
 
-def test_a_checkpoint_with_a_head_explains_a_photograph_at_its_own_resolution(run: Run, tmp_path: Path) -> None:
+def test_a_checkpoint_with_a_head_explains_a_photograph_at_its_own_resolution(
+    run: Run, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     network = timm.create_model("mixer_s32_224")
     torch.nn.init.normal_(network.head.weight, std=0.02)
@@ -197,16 +273,23 @@ def test_a_checkpoint_with_a_head_explains_a_photograph_at_its_own_resolution(ru
     )
     code, printed, err = run("attribute", "mixer_s32_224", *arguments, *methods)
     assert code == 0, err
-    assert re.search(r"relative deviations are at most \d\.\d % \(mixer_s32_224, integrated gradients\); all maps are", printed)
+    assert re.search(
+        r"relative deviations are at most \d\.\d % \(mixer_s32_224, integrated gradients\); all "
+        r"maps are",
+        printed,
+    )
     overlays = sorted((out / "overlays").iterdir())
     assert len(overlays) == 3
     drawn = np.asarray(Image.open(overlays[0])).astype(int)
     assert drawn.shape == (800, 1200, 3)
-    # timm's crop takes the middle 87.5 % of the shorter side: 700 px; grey outside, framed, coloured inside.
+    # timm's crop takes the middle 87.5 % of the shorter side: 700 px; grey outside, framed,
+    # coloured inside.
     assert (drawn[:, :249] == drawn[:, :249, :1]).all()
     assert (drawn[60:740, 250] == 0).all()
     assert (drawn[100:700, 300:900].max(-1) - drawn[100:700, 300:900].min(-1)).max() > 50
-    (panel,) = (r for r in load_results(out / "results.json") if type(r).__name__ == "AttributionPanel")
+    (panel,) = (
+        r for r in load_results(out / "results.json") if type(r).__name__ == "AttributionPanel"
+    )
     assert panel.sizes.tolist() == [[1200, 800]]
     assert panel.pictures[0].shape == (427, 640, 3)
     assert panel.predicted_names[0][0] in load_images("photos").class_names
@@ -227,9 +310,28 @@ def test_names_of_classes_from_the_command_line(run: Run, tmp_path: Path, writte
         file.write_text("cat, the\ndog\nfrog\n")
         given = f"resnet18={file}" if written == "file for a model" else str(file)
     wanted = "dog" if written == "list" else "cat, the"
-    options = ("--image", photo(tmp_path / "a.png", (64, 48)), "--device", "cpu", "--method", "saliency", "--what", "overlays")
+    options = (
+        "--image",
+        photo(tmp_path / "a.png", (64, 48)),
+        "--device",
+        "cpu",
+        "--method",
+        "saliency",
+        "--what",
+        "overlays",
+    )
     own = own_checkpoint(tmp_path)
-    code, printed, err = run("attribute", "resnet18", *own, *options, "--class-names", given, "--target", wanted, "--json")
+    code, printed, err = run(
+        "attribute",
+        "resnet18",
+        *own,
+        *options,
+        "--class-names",
+        given,
+        "--target",
+        wanted,
+        "--json",
+    )
     assert (code, err) == (0, "")
     assert json.loads(printed)["attribution-maps"][0]["target"] == wanted
 
@@ -243,7 +345,18 @@ def test_names_of_classes_from_the_command_line(run: Run, tmp_path: Path, writte
     ],
 )
 def test_names_that_are_none_are_one_line(run: Run, tmp_path: Path, given: str, said: str) -> None:
-    options = ("--image", photo(tmp_path / "a.png", (64, 48)), "--device", "cpu", "--method", "saliency", "--target", "dog")
-    code, _, err = run("attribute", "resnet18", *own_checkpoint(tmp_path), *options, "--class-names", given)
+    options = (
+        "--image",
+        photo(tmp_path / "a.png", (64, 48)),
+        "--device",
+        "cpu",
+        "--method",
+        "saliency",
+        "--target",
+        "dog",
+    )
+    code, _, err = run(
+        "attribute", "resnet18", *own_checkpoint(tmp_path), *options, "--class-names", given
+    )
     assert (code, err.count("\n")) == (2, 1)
     assert said in err

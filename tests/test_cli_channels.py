@@ -1,4 +1,5 @@
-"""`mixer-probe channels`: what it prints and writes, and one line with exit code 2 for what cannot be."""
+"""`mixer-probe channels`: what it prints and writes, and one line with exit code 2 for what cannot
+be."""
 
 from __future__ import annotations
 
@@ -18,11 +19,22 @@ from tests.helpers.golden import check_folder
 from tests.test_cli import Run, run
 
 __all__ = ["run"]
-SMALL = ("--limit", "40", "--device", "cpu", "--permutations", "19", "--layers", "blocks.0,blocks.7")
+SMALL = (
+    "--limit",
+    "40",
+    "--device",
+    "cpu",
+    "--permutations",
+    "19",
+    "--layers",
+    "blocks.0,blocks.7",
+)
 
 
 def test_channels_prints_sentences_with_n_and_null(run: Run) -> None:
-    code, printed, err = run("channels", "zoo:mixer-s0", *SMALL, "--what", "statistics,selectivity,needed")
+    code, printed, err = run(
+        "channels", "zoo:mixer-s0", *SMALL, "--what", "statistics,selectivity,needed"
+    )
     assert code == 0, err
     assert "mixer-s0: 0 of 256 channels are constant over 40 images" in printed
     assert "of 256 channels" in printed
@@ -31,9 +43,20 @@ def test_channels_prints_sentences_with_n_and_null(run: Run) -> None:
     assert "most selective of 128 channels reach 90.0 % of the gain over chance" in printed
 
 
-def test_channels_writes_pictures_tables_and_results(run: Run, tmp_path: Path, update_golden: bool) -> None:
+def test_channels_writes_pictures_tables_and_results(
+    run: Run, tmp_path: Path, update_golden: bool
+) -> None:
     out = tmp_path / "c"
-    arguments = (*SMALL[:-1], "blocks.7", "--what", "partners,pages", "--top", "3", "--out", str(out))
+    arguments = (
+        *SMALL[:-1],
+        "blocks.7",
+        "--what",
+        "partners,pages",
+        "--top",
+        "3",
+        "--out",
+        str(out),
+    )
     code, printed, err = run("channels", "zoo:mixer-s0", "zoo:vit-s0", *arguments)
     assert code == 0, err
     assert printed.splitlines()[-1] == str(out / "report.html")
@@ -47,10 +70,15 @@ def test_channels_writes_pictures_tables_and_results(run: Run, tmp_path: Path, u
         ("zoo:vit-s0", "blocks.7", 40, 3),
     ]
     assert [p.partners[0][0] for p in pages] == ["zoo:vit-s0", "zoo:mixer-s0"]
-    for picture in ("partners", *(f"channel-page-{p.model.name[4:]}-blocks.7-{p.channel}" for p in pages)):
+    for picture in (
+        "partners",
+        *(f"channel-page-{p.model.name[4:]}-blocks.7-{p.channel}" for p in pages),
+    ):
         assert {f"{picture}.svg", f"{picture}.png"} <= names
     matches = pd.read_csv(out / "best-matching-channels.csv")
-    assert set(matches["model_a"]) == {f"zoo:{m}{t}" for m in ("mixer-s0", "vit-s0") for t in ("", "?untrained")}
+    assert set(matches["model_a"]) == {
+        f"zoo:{m}{t}" for m in ("mixer-s0", "vit-s0") for t in ("", "?untrained")
+    }
     check_folder("channels", out, update_golden)
 
 
@@ -59,7 +87,9 @@ def test_statistics_are_of_all_images(run: Run) -> None:
     rows = pd.DataFrame(json.loads(printed)["channel-statistics"])
     assert code == 0
     by_hand = mp.channel_statistics(
-        mp.load_model("zoo:mixer-s0", device="cpu"), mp.load_images("demo", limit=40), ["blocks.0", "blocks.7"]
+        mp.load_model("zoo:mixer-s0", device="cpu"),
+        mp.load_images("demo", limit=40),
+        ["blocks.0", "blocks.7"],
     )
     np.testing.assert_allclose(rows["mean"], np.concatenate(by_hand.mean), rtol=1e-6)
 
@@ -70,10 +100,31 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Picture, "figure", property(lambda _: Figure(figsize=(1, 1))))
 
 
-def test_a_channel_by_its_number_has_a_page_wherever_there_is_such_a_layer(run: Run, undrawn: None, tmp_path: Path) -> None:
+def test_a_channel_by_its_number_has_a_page_wherever_there_is_such_a_layer(
+    run: Run, undrawn: None, tmp_path: Path
+) -> None:
     out = tmp_path / "c"
-    wanted = ("--channel", "blocks.3:17", "--channel", "blocks.3:2", "--channel", "layer1.0.conv2:0")
-    options = ("--limit", "30", "--device", "cpu", "--permutations", "19", "--top", "2", "--no-baselines", "--out", str(out))
+    wanted = (
+        "--channel",
+        "blocks.3:17",
+        "--channel",
+        "blocks.3:2",
+        "--channel",
+        "layer1.0.conv2:0",
+    )
+    options = (
+        "--limit",
+        "30",
+        "--device",
+        "cpu",
+        "--permutations",
+        "19",
+        "--top",
+        "2",
+        "--no-baselines",
+        "--out",
+        str(out),
+    )
     code, printed, err = run("channels", "zoo:mixer-s0", "zoo:resnet-s0", *wanted, *options)
     assert code == 0, err
     results = load_results(out / "results.json")
@@ -82,7 +133,9 @@ def test_a_channel_by_its_number_has_a_page_wherever_there_is_such_a_layer(run: 
         ("ChannelPage", "zoo:mixer-s0", "blocks.3", 17),
         ("ChannelPage", "zoo:resnet-s0", "layer1.0.conv2", 0),
     ]
-    reps = mp.extract(mp.load_model("zoo:mixer-s0", device="cpu"), mp.load_images("demo", limit=30), "blocks.3")
+    reps = mp.extract(
+        mp.load_model("zoo:mixer-s0", device="cpu"), mp.load_images("demo", limit=30), "blocks.3"
+    )
     means = np.sort(reps["blocks.3"][:, 17])[::-1]
     np.testing.assert_allclose(results[1].top.values, means[:2], rtol=1e-5)
     np.testing.assert_allclose(results[1].lowest.values, means[::-1][:2], rtol=1e-5)
@@ -101,7 +154,16 @@ def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_without_labels_what_needs_none_is_there(run: Run, unlabelled: str) -> None:
-    arguments = ("--data", unlabelled, "--device", "cpu", "--layers", "blocks.0", "--permutations", "0")
+    arguments = (
+        "--data",
+        unlabelled,
+        "--device",
+        "cpu",
+        "--layers",
+        "blocks.0",
+        "--permutations",
+        "0",
+    )
     code, printed, err = run("channels", "zoo:mixer-s0", *arguments)
     assert code == 0, err
     assert "class selectivity: the images (" in printed
@@ -115,10 +177,16 @@ def test_without_labels_what_needs_none_is_there(run: Run, unlabelled: str) -> N
         (("--what", "partners"), "need two networks or more"),
         (("--what", "dissection"), "give --masks FOLDER or --attributes FILE.csv"),
         (("--masks", "/nowhere"), "/nowhere is no folder of masks"),
-        (("--channel", "blocks.3"), "--channel is LAYER:NUMBER such as blocks.3:17, not 'blocks.3'"),
+        (
+            ("--channel", "blocks.3"),
+            "--channel is LAYER:NUMBER such as blocks.3:17, not 'blocks.3'",
+        ),
         (("--channel", "blocks.3:many"), "--channel is LAYER:NUMBER"),
         (("--channel", "blocks.3:-1"), "--channel is LAYER:NUMBER"),
-        (("--channel", "blocks.3:128"), "blocks.3:128 is out of range: 'blocks.3' of zoo:mixer-s0 has channels 0 to 127"),
+        (
+            ("--channel", "blocks.3:128"),
+            "blocks.3:128 is out of range: 'blocks.3' of zoo:mixer-s0 has channels 0 to 127",
+        ),
         (("--channel", "blocks.33:1"), "no layer 'blocks.33' in zoo:mixer-s0 (closest: blocks.3"),
         (("--layers", "blocks.99"), "no layer 'blocks.99'"),
         (("--permutations", "5"), "5 permutations"),
@@ -126,9 +194,20 @@ def test_without_labels_what_needs_none_is_there(run: Run, unlabelled: str) -> N
         (("--data", "/nowhere"), "/nowhere"),
     ],
 )
-def test_what_cannot_be_is_one_line(run: Run, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+def test_what_cannot_be_is_one_line(
+    run: Run, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
     arguments = () if "--limit" in options else ("--limit", "20")
-    code, out, err = run("channels", "zoo:mixer-s0", *arguments, "--device", "cpu", "--out", str(tmp_path / "c"), *options)
+    code, out, err = run(
+        "channels",
+        "zoo:mixer-s0",
+        *arguments,
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "c"),
+        *options,
+    )
     assert (code, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1
@@ -139,8 +218,12 @@ def test_what_cannot_be_is_one_line(run: Run, tmp_path: Path, options: tuple[str
 def test_unlabelled_images_are_told_before_any_network_runs(
     run: Run, unlabelled: str, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mixer_probe.models.load_model", lambda *_, **__: pytest.fail("a network was loaded"))
-    code, out, err = run("channels", "zoo:mixer-s0", "--data", unlabelled, "--what", f"pages,{what}")
+    monkeypatch.setattr(
+        "mixer_probe.models.load_model", lambda *_, **__: pytest.fail("a network was loaded")
+    )
+    code, out, err = run(
+        "channels", "zoo:mixer-s0", "--data", unlabelled, "--what", f"pages,{what}"
+    )
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert f"--what {what} needs labels, and" in err
 
@@ -152,7 +235,17 @@ def test_an_image_folder_of_two_classes(run: Run, tmp_path: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         pixels = random.integers(0, 60, (40, 40, 3)) + 150 * (np.arange(3) == (0 if i % 2 else 2))
         Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
-    options = ("--data", str(tmp_path / "data"), "--device", "cpu", "--layers", "stem", "--what", "selectivity", "--no-baselines")
+    options = (
+        "--data",
+        str(tmp_path / "data"),
+        "--device",
+        "cpu",
+        "--layers",
+        "stem",
+        "--what",
+        "selectivity",
+        "--no-baselines",
+    )
     code, printed, err = run("channels", "zoo:resnet-s0", *options, "--permutations", "99")
     assert code == 0, err
     # Colour is what a stem reads.
@@ -160,12 +253,27 @@ def test_an_image_folder_of_two_classes(run: Run, tmp_path: Path) -> None:
     assert "Untrained" not in printed
 
 
-def test_attributes_dissect_and_visualize_makes_images(run: Run, undrawn: None, tmp_path: Path) -> None:
+def test_attributes_dissect_and_visualize_makes_images(
+    run: Run, undrawn: None, tmp_path: Path
+) -> None:
     ids = mp.load_images("demo", limit=40).ids
     classes = [name.split("/")[0] for name in ids]
-    table = pd.DataFrame({"image": ids, "ship": [int(c == "ship") for c in classes], "frog": [int(c == "frog") for c in classes]})
+    table = pd.DataFrame(
+        {
+            "image": ids,
+            "ship": [int(c == "ship") for c in classes],
+            "frog": [int(c == "frog") for c in classes],
+        }
+    )
     table.to_csv(tmp_path / "attributes.csv", index=False)
-    options = (*SMALL[:-1], "blocks.7", "--attributes", str(tmp_path / "attributes.csv"), "--out", str(tmp_path / "c"))
+    options = (
+        *SMALL[:-1],
+        "blocks.7",
+        "--attributes",
+        str(tmp_path / "attributes.csv"),
+        "--out",
+        str(tmp_path / "c"),
+    )
     code, printed, err = run("channels", "zoo:mixer-s0", *options)
     assert code == 0, err
     results = load_results(tmp_path / "c" / "results.json")
@@ -179,8 +287,13 @@ def test_visualize_makes_images_for_the_pages(run: Run, monkeypatch: pytest.Monk
     from mixer_probe.visualization import visualize
 
     # A few steps show as well as many what is handed on.
-    monkeypatch.setattr("mixer_probe.channels.analyses.visualize", lambda *a, **k: visualize(*a, **k, steps=2, seeds=(0,)))
-    code, printed, err = run("channels", "zoo:mixer-s0", *SMALL[:-2], "--channel", "blocks.2:9", "--visualize", "--json")
+    monkeypatch.setattr(
+        "mixer_probe.channels.analyses.visualize",
+        lambda *a, **k: visualize(*a, **k, steps=2, seeds=(0,)),
+    )
+    code, printed, err = run(
+        "channels", "zoo:mixer-s0", *SMALL[:-2], "--channel", "blocks.2:9", "--visualize", "--json"
+    )
     assert code == 0, err
     tables = json.loads(printed)
     assert {row["channel"] for row in tables["channel-page"]} == {9}

@@ -1,4 +1,5 @@
-"""`mixer-probe diff` and `render`, and `report` that goes on: what they print, write, and end with."""
+"""`mixer-probe diff` and `render`, and `report` that goes on: what they print, write, and end
+with."""
 
 from __future__ import annotations
 
@@ -26,8 +27,11 @@ FIRST = replace(probes.accuracy("net"), untrained=None)
 
 @pytest.fixture
 def reports(tmp_path: Path) -> tuple[str, str]:
-    """Two reports, one as a folder and one as a file: the accuracy of the last layer fell to nothing in B."""
-    fallen = {name: getattr(FIRST, name) * np.array([1, 1, 0.01]) for name in ("accuracy", "low", "high")}
+    """Two reports, one as a folder and one as a file: the accuracy of the last layer fell to
+    nothing in B."""
+    fallen = {
+        name: getattr(FIRST, name) * np.array([1, 1, 0.01]) for name in ("accuracy", "low", "high")
+    }
     a = save_results([FIRST], tmp_path / "a" / "results.json", title="Before").parent
     b = save_results([replace(FIRST, **fallen)], tmp_path / "b.json")
     return str(a), str(b)
@@ -40,20 +44,26 @@ def test_help_shows_an_example(run: Run, command: str) -> None:
     assert f"Example: mixer-probe {command}" in out
 
 
-def test_diff_says_what_moved_and_how_many_would_by_chance(run: Run, reports: tuple[str, str]) -> None:
+def test_diff_says_what_moved_and_how_many_would_by_chance(
+    run: Run, reports: tuple[str, str]
+) -> None:
     code, out, _ = run("diff", *reports)
     lines = out.splitlines()
     assert code == 0
     assert lines[0] == f"1 result is in both {reports[0]} (A) and {reports[1]} (B)."
     assert lines[1].startswith(
-        "Of 6 numbers with an interval, 5 are identical, 0 differ within their intervals, and 1 changed beyond"
+        "Of 6 numbers with an interval, 5 are identical, 0 differ within their intervals, and 1 "
+        "changed beyond"
     )
     assert "of 1 numbers that differ, about 0.1 would by chance" in lines[1]
     last = FIRST.layers[-1].name
     value, low, high = (getattr(FIRST, name)[-1] for name in ("accuracy", "low", "high"))
     before, after = (f"{value * k:.4g} [{low * k:.4g}, {high * k:.4g}]" for k in (1, 0.01))
     assert any(
-        line.startswith(f"  accuracy of Linear probes of net, ridge ({last}): {before} -> {after}, p = ") for line in lines
+        line.startswith(
+            f"  accuracy of Linear probes of net, ridge ({last}): {before} -> {after}, p = "
+        )
+        for line in lines
     ), out
     assert "numbers and text values without an interval are identical" in out
 
@@ -61,7 +71,10 @@ def test_diff_says_what_moved_and_how_many_would_by_chance(run: Run, reports: tu
 def test_diff_of_the_same_is_one_sentence(run: Run, reports: tuple[str, str]) -> None:
     code, out, _ = run("diff", reports[0], reports[0] + "/results.json", "--exit-code")
     assert code == 0
-    assert out.startswith(f"{reports[0]} and {reports[0]}/results.json are identical: 1 results, 6 numbers with an interval")
+    assert out.startswith(
+        f"{reports[0]} and {reports[0]}/results.json are identical: 1 results, 6 numbers with an "
+        "interval"
+    )
     assert len(out.splitlines()) == 1
 
 
@@ -69,14 +82,21 @@ def test_diff_for_a_machine_and_by_its_exit_code(run: Run, reports: tuple[str, s
     code, out, _ = run("diff", *reports, "--json", "--exit-code")
     content = json.loads(out)
     assert code == 1
-    assert (content["with_interval"], content["differ"], content["moved"], content["same"]) == (6, 1, 1, False)
+    assert (content["with_interval"], content["differ"], content["moved"], content["same"]) == (
+        6,
+        1,
+        1,
+        False,
+    )
     (number,) = content["numbers"]
     assert (number["row"], number["moved"]) == (FIRST.layers[-1].name, True)
     assert number["a"] == pytest.approx(FIRST.accuracy[-1])
     assert run("diff", *reports, "--json", "--exit-code", "--rtol", "1000")[0] == 0
 
 
-def test_diff_writes_a_report_and_tables(run: Run, reports: tuple[str, str], tmp_path: Path) -> None:
+def test_diff_writes_a_report_and_tables(
+    run: Run, reports: tuple[str, str], tmp_path: Path
+) -> None:
     code, out, _ = run("diff", *reports, "--out", str(tmp_path / "out"))
     assert code == 0
     assert out.rstrip().endswith(str(tmp_path / "out" / "report.html"))
@@ -93,11 +113,18 @@ def test_diff_writes_a_report_and_tables(run: Run, reports: tuple[str, str], tmp
     assert found.moved.tolist() == [True]
 
 
-def test_networks_of_other_names_are_matched(run: Run, reports: tuple[str, str], tmp_path: Path) -> None:
-    other = save_results([replace(FIRST, model=replace(FIRST.model, name="new"))], tmp_path / "c.json")
+def test_networks_of_other_names_are_matched(
+    run: Run, reports: tuple[str, str], tmp_path: Path
+) -> None:
+    other = save_results(
+        [replace(FIRST, model=replace(FIRST.model, name="new"))], tmp_path / "c.json"
+    )
     code, out, _ = run("diff", reports[0], str(other), "--exit-code")
     assert code == 1
-    assert "have no result in common: only in A: Linear probes of net, ridge; only in B: Linear probes of new, ridge." in out
+    assert (
+        "have no result in common: only in A: Linear probes of net, ridge; only in B: Linear "
+        "probes of new, ridge." in out
+    )
     code, out, _ = run("diff", reports[0], str(other), "--same", "net=new", "--exit-code")
     assert code == 0
     assert "are identical" in out
@@ -109,8 +136,14 @@ def test_networks_of_other_names_are_matched(run: Run, reports: tuple[str, str],
         (["{a}", "nowhere"], "cannot read results from nowhere: No such file or directory"),
         (["{a}", "{tmp}"], "there is no results.json in this folder; give that of a report"),
         (["{a}", "{tmp}/no.json"], "is not a results file: it is not valid JSON"),
-        (["{tmp}/old.json", "{a}"], "(expected format 'mixer-probe results 2', found 'mixer-probe results 0')"),
-        (["{a}", "{a}", "--same", "net"], "--same is A=B, the name of a network in A and in B, not 'net'"),
+        (
+            ["{tmp}/old.json", "{a}"],
+            "(expected format 'mixer-probe results 2', found 'mixer-probe results 0')",
+        ),
+        (
+            ["{a}", "{a}", "--same", "net"],
+            "--same is A=B, the name of a network in A and in B, not 'net'",
+        ),
         (["{a}", "{a}", "--same", "x=y"], "there is no network 'x' in A; it has net"),
     ],
 )
@@ -125,7 +158,9 @@ def test_bad_arguments_are_one_line_and_exit_code_2(
     assert len(err.splitlines()) == 1
 
 
-def test_render_makes_the_report_of_saved_results(run: Run, reports: tuple[str, str], tmp_path: Path) -> None:
+def test_render_makes_the_report_of_saved_results(
+    run: Run, reports: tuple[str, str], tmp_path: Path
+) -> None:
     out = tmp_path / "again"
     code, printed, _ = run("render", reports[0], "--out", str(out))
     assert (code, printed.strip()) == (0, str(out / "report.html"))
@@ -140,13 +175,32 @@ def test_render_makes_the_report_of_saved_results(run: Run, reports: tuple[str, 
     assert "cannot read results from" in err
 
 
-def test_a_report_goes_on_after_a_full_disk(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_goes_on_after_a_full_disk(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The step is named, those before are kept, and the same command computes the rest."""
-    few = StudySettings("blocks.0", permutations=0, resamples=0, measures=("cka",), probes=(), channels=(), attributions=())
+    few = StudySettings(
+        "blocks.0",
+        permutations=0,
+        resamples=0,
+        measures=("cka",),
+        probes=(),
+        channels=(),
+        attributions=(),
+    )
     monkeypatch.setattr(PassOptions, "settings", lambda *_, **__: few)
     # Drawing is what takes long, and other tests look at it.
     monkeypatch.setattr("mixer_probe.report.write_report", lambda _, path, **__: path)
-    arguments = ["report", "zoo:mixer-s0", "--limit", "10", "--device", "cpu", "--out", str(tmp_path)]
+    arguments = [
+        "report",
+        "zoo:mixer-s0",
+        "--limit",
+        "10",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path),
+    ]
     calls: list[str] = []
 
     def counted(inputs: Inputs) -> list[Result]:
@@ -154,16 +208,25 @@ def test_a_report_goes_on_after_a_full_disk(run: Run, tmp_path: Path, monkeypatc
         return [mp.weights.anatomy(inputs.model)]
 
     analysis = replace(catalog.room("weights")["anatomy"], run=counted)
-    monkeypatch.setattr(catalog, "ROOMS", [replace(r, analyses=(analysis,)) if r.name == "weights" else r for r in catalog.ROOMS])
+    monkeypatch.setattr(
+        catalog,
+        "ROOMS",
+        [replace(r, analyses=(analysis,)) if r.name == "weights" else r for r in catalog.ROOMS],
+    )
 
     def full(*_: object, **__: object) -> None:
-        raise StoreError("cannot write: No space left on device") from OSError(28, "No space left on device")
+        raise StoreError("cannot write: No space left on device") from OSError(
+            28, "No space left on device"
+        )
 
     with monkeypatch.context() as patch:
         patch.setattr("mixer_probe.capture.analysis_inputs.extract", full)
         code, _, err = run(*arguments)
     assert code == 2
-    assert "the step 'representations of zoo:mixer-s0' stopped: cannot write: No space left on device" in err
+    assert (
+        "the step 'representations of zoo:mixer-s0' stopped: cannot write: No space left on device"
+        in err
+    )
     assert not (tmp_path / "results.json").exists()
     code, out, err = run(*arguments)
     assert code == 0, err

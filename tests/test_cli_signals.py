@@ -23,8 +23,11 @@ SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"]
 
 @pytest.fixture(autouse=True)
 def as_in_a_terminal() -> Iterator[None]:
-    """Tests that run in the background, or under `nohup`, ignore some signals, which processes and contexts inherit."""
-    before = {name: signal.signal(getattr(signal, name), signal.SIG_DFL) for name in ("SIGTERM", "SIGHUP")}
+    """Tests that run in the background, or under `nohup`, ignore some signals, which processes and
+    contexts inherit."""
+    before = {
+        name: signal.signal(getattr(signal, name), signal.SIG_DFL) for name in ("SIGTERM", "SIGHUP")
+    }
     before["SIGINT"] = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for name, handler in before.items():
@@ -50,14 +53,19 @@ cli.main()
 @pytest.mark.parametrize("name", SIGNALS)
 def test_the_command_line_ends_with_a_sentence_and_the_code_of_the_signal(name: str) -> None:
     number = getattr(signal, name)
-    with subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "at work\n"
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert out == "kept\n"
-    assert err == f"mixer-probe: ended by {name}; extract, demo and report resume from what is finished\n"
+    assert (
+        err
+        == f"mixer-probe: ended by {name}; extract, demo and report resume from what is finished\n"
+    )
 
 
 class Told(Source):

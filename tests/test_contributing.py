@@ -1,4 +1,5 @@
-"""The examples of CONTRIBUTING.md run as written, and the layout that docs/architecture.md shows is that of the package."""
+"""The examples of CONTRIBUTING.md run as written, and the layout that docs/architecture.md shows is
+that of the package."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ def test_examples_run_and_are_what_the_program_takes(monkeypatch: Any, open_page
     model = CASES["mixer"].model()
     analysis, view = found["An analysis"]["ANALYSIS"], found["An analysis"]["VIEW"]
     room = catalog.room("weights")
-    changed = type(room)(room.name, room.noun, room.error, (*room.analyses, analysis), (*room.views, view))
+    changed = type(room)(
+        room.name, room.noun, room.error, (*room.analyses, analysis), (*room.views, view)
+    )
     monkeypatch.setattr(catalog, "ROOMS", [changed])
     results = mp.study.run_analyses([model], {"weights": ["largest"]})
     assert [s.title for s in make_sections(results)] == ["The largest weight"]
@@ -49,7 +52,9 @@ def test_examples_run_and_are_what_the_program_takes(monkeypatch: Any, open_page
     family = found["A family of networks"]
     monkeypatch.setattr(structure, "ADAPTERS", (*structure.ADAPTERS, family["ADAPTER"]))
     own = network(family["PoolBlock"])
-    loaded = mp.load_model(own, input_size=(3, 16, 16), mean=(0.5,) * 3, std=(0.5,) * 3, device="cpu", name="pool")
+    loaded = mp.load_model(
+        own, input_size=(3, 16, 16), mean=(0.5,) * 3, std=(0.5,) * 3, device="cpu", name="pool"
+    )
     assert [layer.name for layer in loaded.select("blocks")] == ["blocks.0", "blocks.1"]
 
 
@@ -72,5 +77,7 @@ def test_the_layout_told_is_the_layout() -> None:
     rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs" / "architecture.md").read_text(), re.M)
     told = {name for row in rows for name in re.findall(r"`(\w+)`", row)} - {"app"}
     package = ROOT / "mixer_probe"
-    there = {p.name for p in package.iterdir() if p.is_dir() and (p / "__init__.py").exists()} | {"catalog"}
+    there = {p.name for p in package.iterdir() if p.is_dir() and (p / "__init__.py").exists()} | {
+        "catalog"
+    }
     assert told == there

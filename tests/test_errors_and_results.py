@@ -1,4 +1,5 @@
-"""What every result shares: saved numbers come back bit for bit, files are whole or absent, errors say what to do."""
+"""What every result shares: saved numbers come back bit for bit, files are whole or absent, errors
+say what to do."""
 
 from __future__ import annotations
 
@@ -19,7 +20,13 @@ import pytest
 
 from mixer_probe.core import errors
 from mixer_probe.core import result as results
-from mixer_probe.core.errors import LayerError, MixerProbeError, MixerProbeWarning, StoreError, closest
+from mixer_probe.core.errors import (
+    LayerError,
+    MixerProbeError,
+    MixerProbeWarning,
+    StoreError,
+    closest,
+)
 from mixer_probe.core.progress import listen, task
 from mixer_probe.core.result import (
     ImagesRecord,
@@ -36,7 +43,9 @@ from tests.networks import CASES
 from tests.sealed import sealed
 
 MODEL = ModelRecord("mixer", "mixer", True, "file w.safetensors", "a" * 64, 123, "a note")
-IMAGES = ImagesRecord("demo", "test", 10, 2, "b" * 64, limit=10, seed=3, skipped=1, credit="CC BY 2.0")
+IMAGES = ImagesRecord(
+    "demo", "test", 10, 2, "b" * 64, limit=10, seed=3, skipped=1, credit="CC BY 2.0"
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,10 @@ class Everything(Result):
 
 
 def made(values: Any, **changes: Any) -> Everything:
-    layers = (Layer("blocks.0", "block", 0.5, (4, 4), 8, 0, 16, "BNC", 3), Layer("head", "head", 1.0, None, 5, 0, 0, "BC", 9))
+    layers = (
+        Layer("blocks.0", "block", 0.5, (4, 4), 8, 0, 16, "BNC", 3),
+        Layer("head", "head", 1.0, None, 5, 0, 0, "BC", 9),
+    )
     return Everything(MODEL, (IMAGES, IMAGES), layers, values, **changes)
 
 
@@ -61,7 +73,7 @@ def through_json(value: Any) -> Any:
     return from_dict(json.loads(json.dumps(to_dict(value), allow_nan=False)))
 
 
-# -- values ------------------------------------------------------------------------------------------------------------
+# -- values ----------------------------------------------------------------------------------------
 
 ARRAYS = {
     "float32": np.array([0.1, -1e-30, 3e38, 1 / 3], dtype=np.float32),
@@ -107,7 +119,9 @@ def test_arrays_of_python_objects_are_refused() -> None:
         to_dict(np.array([{"a": 1}, None], dtype=object))
 
 
-@pytest.mark.parametrize("value", [1, 0, -(2**70), 0.1, True, False, None, "", "naïve 猫 \ud83d", 1e-320])
+@pytest.mark.parametrize(
+    "value", [1, 0, -(2**70), 0.1, True, False, None, "", "naïve 猫 \ud83d", 1e-320]
+)
 def test_plain_values_come_back(value: Any) -> None:
     back = through_json(value)
     assert back == value
@@ -150,11 +164,13 @@ def test_records_and_layers_come_back_equal() -> None:
     assert back.images[1] == IMAGES
 
 
-# -- files -------------------------------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------
 
 
 def test_results_are_saved_and_loaded(tmp_path: Path) -> None:
-    file = save_results([made(ARRAYS["large with nan"]), made(1.5)], tmp_path / "deep" / "r.json", {"seed": 3})
+    file = save_results(
+        [made(ARRAYS["large with nan"]), made(1.5)], tmp_path / "deep" / "r.json", {"seed": 3}
+    )
     first, second = load_results(file)
     np.testing.assert_array_equal(first.values, ARRAYS["large with nan"])
     assert second == made(1.5)
@@ -167,7 +183,10 @@ def test_results_load_in_a_process_that_has_imported_nothing_else(tmp_path: Path
     """A saved similarity matrix or model card is read by a script that only opens the file."""
     card = describe(CASES["mixer"].model())
     file = save_results([card], tmp_path / "r.json")
-    script = f"from mixer_probe.core.result import load_results; print(load_results({str(file)!r})[0].model.fingerprint)"
+    script = (
+        "from mixer_probe.core.result import load_results; "
+        f"print(load_results({str(file)!r})[0].model.fingerprint)"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == card.model.fingerprint, done.stderr
 
@@ -178,14 +197,25 @@ def one(**fields: Any) -> str:
 
 
 def array(**fields: Any) -> str:
-    return one(values={"$type": "array", "dtype": "float64", "shape": [2], "values": [1.0, 2.0]} | fields)
+    return one(
+        values={"$type": "array", "dtype": "float64", "shape": [2], "values": [1.0, 2.0]} | fields
+    )
 
 
 def npy(shape: str, size: int, dtype: str = "<f8") -> str:
     """An npy file whose header declares `shape` and which holds `size` bytes."""
     header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
-    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + b"\0" * size
-    return one(values={"$type": "array", "dtype": dtype, "shape": [1], "npy_base64": base64.b64encode(content).decode()})
+    content = (
+        b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + b"\0" * size
+    )
+    return one(
+        values={
+            "$type": "array",
+            "dtype": dtype,
+            "shape": [1],
+            "npy_base64": base64.b64encode(content).decode(),
+        }
+    )
 
 
 NO_RESULTS = {
@@ -194,9 +224,18 @@ NO_RESULTS = {
     "odd bytes": ("\ufeff\x00", "is not a results file"),
     "a list": ("[]", "expected format 'mixer-probe results 2'"),
     "another format": ('{"format": "other"}', "expected format .*, found 'other'"),
-    "the version before": ('{"format": "mixer-probe results 1", "results": []}', "not a results file of this version.*results 1"),
-    "no checksum": ('{"format": "mixer-probe results 2", "results": []}', "has no checksum; copy it again, or recreate it"),
-    "edited": (one().replace("0.5", "0.6"), "has been damaged or edited: its checksum does not match; copy it again"),
+    "the version before": (
+        '{"format": "mixer-probe results 1", "results": []}',
+        "not a results file of this version.*results 1",
+    ),
+    "no checksum": (
+        '{"format": "mixer-probe results 2", "results": []}',
+        "has no checksum; copy it again, or recreate it",
+    ),
+    "edited": (
+        one().replace("0.5", "0.6"),
+        "has been damaged or edited: its checksum does not match; copy it again",
+    ),
     "no list": (sealed(3), "contains data that is not a result .*TypeError"),
     "no settings": (sealed([], settings=3), "contains data that is not a result .*TypeError"),
     "unknown": (sealed([{"$type": "Fancy"}]), "'Fancy' is not a result type of this version.*: "),
@@ -205,7 +244,10 @@ NO_RESULTS = {
     "no result": (sealed([3]), "a int is not a result"),
     "a record": (sealed([to_dict(MODEL)]), "a ModelRecord is not a result"),
     "deep": ("[" * 100_000 + "]" * 100_000, "nested deeper than any result"),
-    "deep in a field": (one().replace("1.5", "[" * 100_000 + "]" * 100_000), "nested deeper than any result"),
+    "deep in a field": (
+        one().replace("1.5", "[" * 100_000 + "]" * 100_000),
+        "nested deeper than any result",
+    ),
     "text for a number": (one(number="0.5"), "'number' of a Everything is a str, not float"),
     "number for a record": (one(model=3), "'model' of a Everything is a int, not ModelRecord"),
     "record of others": (
@@ -214,20 +256,41 @@ NO_RESULTS = {
     ),
     "number in a tuple": (one(images=[to_dict(IMAGES), 3]), "'images' of a Everything is a tuple"),
     "list for names": (one(named=[1]), "'named' of a Everything is a tuple, not dict"),
-    "items that are none": (one(named={"$type": "dict", "items": [1]}), "contains data that is not a result"),
-    "true for a count": (one(model={**to_dict(MODEL), "parameters": True}), "'parameters' of a ModelRecord is a bool"),
+    "items that are none": (
+        one(named={"$type": "dict", "items": [1]}),
+        "contains data that is not a result",
+    ),
+    "true for a count": (
+        one(model={**to_dict(MODEL), "parameters": True}),
+        "'parameters' of a ModelRecord is a bool",
+    ),
     "no float": (one(number={"$type": "float", "value": []}), "contains data that is not a result"),
-    "no npy": (one(values={"$type": "array", "npy_base64": "AAAA"}), "contains data that is not a result"),
-    "no base64": (one(values={"$type": "array", "npy_base64": "?"}), "contains data that is not a result"),
-    "72 TiB": (npy("(9895604649984,)", 8), r"declares the shape \(9895604649984,\) of 'float64' and has 8 bytes"),
+    "no npy": (
+        one(values={"$type": "array", "npy_base64": "AAAA"}),
+        "contains data that is not a result",
+    ),
+    "no base64": (
+        one(values={"$type": "array", "npy_base64": "?"}),
+        "contains data that is not a result",
+    ),
+    "72 TiB": (
+        npy("(9895604649984,)", 8),
+        r"declares the shape \(9895604649984,\) of 'float64' and has 8 bytes",
+    ),
     "a negative size": (npy("(-1,)", 8), "contains data that is not a result"),
     "pickled": (npy("(1,)", 8, "|O"), "Python objects"),
     "shape of 72 TiB": (array(shape=[9895604649984]), "declares the shape .* and has 2 values"),
     "shape of others": (array(shape=[2, 2]), "declares the shape .* and has 2 values"),
     "negative shape": (array(shape=[-2, -1]), "declares the shape"),
     "fractional shape": (array(shape=[2.0]), "declares the shape"),
-    "texts of 72 TiB": (array(dtype="<U9895604649984", values=["a", "b"]), "contains data that is not a result"),
-    "texts of 1 GiB": (array(dtype="<U268435456", values=["a", "b"]), "declares 1073741824 bytes for each"),
+    "texts of 72 TiB": (
+        array(dtype="<U9895604649984", values=["a", "b"]),
+        "contains data that is not a result",
+    ),
+    "texts of 1 GiB": (
+        array(dtype="<U268435456", values=["a", "b"]),
+        "declares 1073741824 bytes for each",
+    ),
     "texts for numbers": (array(values=["1.0", "2.0"]), "values that do not match this type"),
     "lists for numbers": (array(values=[[1.0], [2.0]]), "values that do not match this type"),
     "too large": (array(dtype="int64", values=[2**70, 1]), "OverflowError"),
@@ -262,7 +325,9 @@ def test_fields_that_this_version_does_not_know_are_passed_over() -> None:
 
 
 @pytest.mark.parametrize("what", ["fsync", "replace"])
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
+)
 def test_a_write_that_fails_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, what: str
 ) -> None:
@@ -281,11 +346,13 @@ def test_a_write_that_fails_leaves_the_old_file(
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
 
 
-# -- errors ------------------------------------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------
 
 
 def test_every_error_is_one_that_the_command_line_prints() -> None:
-    kinds = [k for k in vars(errors).values() if isinstance(k, type) and k.__module__ == errors.__name__]
+    kinds = [
+        k for k in vars(errors).values() if isinstance(k, type) and k.__module__ == errors.__name__
+    ]
     assert len(kinds) > 8
     assert all(issubclass(kind, (MixerProbeError, MixerProbeWarning)) for kind in kinds)
 
@@ -316,7 +383,7 @@ def test_closest_names(name: str, known: list[str], sentence: str) -> None:
     assert closest(name, iter(known)) == sentence
 
 
-# -- progress ----------------------------------------------------------------------------------------------------------
+# -- progress --------------------------------------------------------------------------------------
 
 
 def test_progress_is_told_to_a_listener_and_survives_errors() -> None:
@@ -344,7 +411,9 @@ def test_progress_is_silent_where_nobody_watches(capsys: pytest.CaptureFixture[s
     assert out == err == ""
 
 
-def test_progress_can_be_asked_for(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_can_be_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MIXER_PROBE_PROGRESS", "1")
     with task("counting sheep", 3) as advance:
         advance(3)

@@ -1,4 +1,5 @@
-"""On a CUDA device: the same numbers as on the CPU, copies that arrive whole, and memory that really runs out.
+"""On a CUDA device: the same numbers as on the CPU, copies that arrive whole, and memory that
+really runs out.
 
 Run with `pytest -m gpu`. TF32 is switched off, so that float32 products have float32's precision.
 """
@@ -22,13 +23,25 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
-# One network a family and more: fused attention, prefix tokens, windows, batch norm, channels-last blocks.
-FAMILIES = ("mixer", "gmlp", "dinov2-registers", "eva", "swinv2", "resnet18", "convnext", "mobilenetv4")
+# One network a family and more: fused attention, prefix tokens, windows, batch norm, channels-last
+# blocks.
+FAMILIES = (
+    "mixer",
+    "gmlp",
+    "dinov2-registers",
+    "eva",
+    "swinv2",
+    "resnet18",
+    "convnext",
+    "mobilenetv4",
+)
 every_family = pytest.mark.parametrize("case", [CASES[name] for name in FAMILIES], ids=FAMILIES)
-# Largest difference over largest value. Float32 has 24 bits; sums over some thousand terms in another order lose a few.
+# Largest difference over largest value. Float32 has 24 bits; sums over some thousand terms in
+# another order lose a few.
 FLOAT32 = 1e-4
 FLOAT64 = 1e-11
-# Norm of the difference over the norm: bfloat16 has 8 bits, and some twenty operations come in a row.
+# Norm of the difference over the norm: bfloat16 has 8 bits, and some twenty operations come in a
+# row.
 BFLOAT16 = 0.1
 
 
@@ -41,7 +54,9 @@ def _full_precision() -> Iterator[None]:
 
 
 @every_family
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, FLOAT32), (torch.float64, FLOAT64)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, FLOAT32), (torch.float64, FLOAT64)]
+)
 def test_every_layer_equals_the_cpus(case: Case, dtype: torch.dtype, tolerance: float) -> None:
     images = case.images(5, dtype)
     cpu, gpu = case.model(dtype), case.model(dtype, device="cuda")
@@ -51,7 +66,9 @@ def test_every_layer_equals_the_cpus(case: Case, dtype: torch.dtype, tolerance: 
     found = extract(gpu, images, names, reduce="none", batch_size=2)
     for name in names:
         assert found[name].dtype == wanted[name].dtype
-        np.testing.assert_allclose(found[name], wanted[name], rtol=0, atol=tolerance * max(1, np.abs(wanted[name]).max()))
+        np.testing.assert_allclose(
+            found[name], wanted[name], rtol=0, atol=tolerance * max(1, np.abs(wanted[name]).max())
+        )
 
 
 @every_family
@@ -62,13 +79,16 @@ def test_bfloat16_autocast_is_near_float32(case: Case, reduce: str) -> None:
     found = extract(model, images, "all", reduce=reduce, batch_size=2, autocast="bfloat16")  # type: ignore[arg-type]
     for name in wanted:
         assert found[name].dtype == np.float32
-        assert np.linalg.norm(found[name] - wanted[name]) < BFLOAT16 * np.linalg.norm(wanted[name]), name
+        assert np.linalg.norm(found[name] - wanted[name]) < BFLOAT16 * np.linalg.norm(
+            wanted[name]
+        ), name
     assert any(not np.array_equal(found[name], wanted[name]) for name in wanted)
 
 
 @pytest.mark.parametrize("reducer", [mean_over_positions, every_position])
 def test_copies_beside_the_next_pass_arrive_whole(reducer: object) -> None:
-    """Pinned, asynchronous copies against copies that are waited for, over many batches of some megabytes."""
+    """Pinned, asynchronous copies against copies that are waited for, over many batches of some
+    megabytes."""
     model = load_model("vit_tiny_patch16_224", pretrained=False, device="cuda", num_classes=0)
     images = noise(96, 224)
     layers = model.select("all")
@@ -115,7 +135,9 @@ def test_memory_that_runs_out_halves_the_batch() -> None:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert len(found["layer1.0"]) == 512
     for name in wanted:
-        np.testing.assert_allclose(found[name][::16], wanted[name], rtol=0, atol=FLOAT32 * np.abs(wanted[name]).max())
+        np.testing.assert_allclose(
+            found[name][::16], wanted[name], rtol=0, atol=FLOAT32 * np.abs(wanted[name]).max()
+        )
     assert [m.training for m in model.module.modules()] == flags
     assert not any(m._forward_hooks for m in model.module.modules())
 
@@ -139,7 +161,9 @@ def test_auto_takes_the_gpu() -> None:
 
 
 def test_the_hash_does_not_depend_on_the_device() -> None:
-    assert CASES["resnet18"].model(device="cuda").fingerprint == CASES["resnet18"].model().fingerprint
+    assert (
+        CASES["resnet18"].model(device="cuda").fingerprint == CASES["resnet18"].model().fingerprint
+    )
 
 
 def test_random_numbers_of_the_gpu_are_left_alone() -> None:

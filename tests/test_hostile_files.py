@@ -1,4 +1,5 @@
-"""Files that somebody else made, as bytes: each is loaded, or refused in one sentence; no code runs and no memory is filled."""
+"""Files that somebody else made, as bytes: each is loaded, or refused in one sentence; no code runs
+and no memory is filled."""
 
 from __future__ import annotations
 
@@ -78,7 +79,11 @@ def test_checkpoints_of_any_bytes_load_whole_or_are_refused() -> None:
     tell("checkpoints", tried)
     assert sum(tried.values()) >= FILES
     assert {found for _, found in tried} == {"loaded", "CheckpointError"}
-    assert not any(found == "loaded" for kind, found in tried if kind in ("code", "bare code", "bytes", "headers"))
+    assert not any(
+        found == "loaded"
+        for kind, found in tried
+        if kind in ("code", "bare code", "bytes", "headers")
+    )
     assert peak() - before < MOST_BYTES
 
 

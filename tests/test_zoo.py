@@ -50,7 +50,9 @@ def test_card_describes_the_network(name: str) -> None:
     assert float(parameters(model).double().norm()) == pytest.approx(card.initial_norm, rel=1e-6)
 
 
-@pytest.mark.parametrize(("name", "floor"), list(zip(NAMES, (0.80, 0.80, 0.75, 0.75, 0.90, 0.90), strict=True)))
+@pytest.mark.parametrize(
+    ("name", "floor"), list(zip(NAMES, (0.80, 0.80, 0.75, 0.75, 0.90, 0.90), strict=True))
+)
 def test_card_describes_the_training(name: str, floor: float) -> None:
     card = zoo.card(name)
     assert card.test_accuracy >= floor
@@ -86,7 +88,9 @@ def test_load_is_strict_float32_and_what_the_file_holds(name: str) -> None:
     assert not model.training
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert model.state_dict().keys() == stored.keys()
-    assert all(torch.equal(value, stored[key].to(value.dtype)) for key, value in model.state_dict().items())
+    assert all(
+        torch.equal(value, stored[key].to(value.dtype)) for key, value in model.state_dict().items()
+    )
     assert all(value.isfinite().all() for value in stored.values())
 
 
@@ -134,8 +138,14 @@ def test_mixer_and_vit_share_all_but_the_mixing() -> None:
     mixer, vit = zoo.build("mixer"), zoo.build("vit")
     assert mixer.stem.num_patches == vit.patch_embed.num_patches == 256
     assert len(mixer.blocks) == len(vit.blocks) == 8
-    for ours, theirs in ((mixer.blocks[0].mlp_channels, vit.blocks[0].mlp), (mixer.norm, vit.norm), (mixer.head, vit.head)):
-        assert [value.shape for value in ours.parameters()] == [value.shape for value in theirs.parameters()]
+    for ours, theirs in (
+        (mixer.blocks[0].mlp_channels, vit.blocks[0].mlp),
+        (mixer.norm, vit.norm),
+        (mixer.head, vit.head),
+    ):
+        assert [value.shape for value in ours.parameters()] == [
+            value.shape for value in theirs.parameters()
+        ]
     tokens, attention = mixer.blocks[0].mlp_tokens, vit.blocks[0].attn
     assert tokens.fc1.weight.numel() + tokens.fc2.weight.numel() == 2 * 256 * 128
     assert attention.qkv.weight.numel() + attention.proj.weight.numel() == 4 * 128 * 128
@@ -144,7 +154,13 @@ def test_mixer_and_vit_share_all_but_the_mixing() -> None:
 def test_resnet_stem_keeps_the_resolution() -> None:
     model = zoo.build("resnet").eval()
     maps = model.forward_intermediates(torch.zeros(1, 3, 32, 32), intermediates_only=True)
-    assert [tuple(value.shape[1:]) for value in maps] == [(64, 32, 32), (32, 32, 32), (64, 16, 16), (96, 8, 8), (112, 4, 4)]
+    assert [tuple(value.shape[1:]) for value in maps] == [
+        (64, 32, 32),
+        (32, 32, 32),
+        (64, 16, 16),
+        (96, 8, 8),
+        (112, 4, 4),
+    ]
     assert [info["reduction"] for info in model.feature_info] == [1, 1, 2, 4, 8]
 
 
@@ -182,8 +198,15 @@ def test_shift_and_flip_move_pixels_exactly(batch: torch.Tensor) -> None:
     mean, std = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
     moved = Augmentation(trivial=0, erase=0, padding=2).distort(batch[:8], mean, std)
     padded = torch.nn.functional.pad(batch[:8], (2, 2, 2, 2))
-    shifts = [(flipped, y, x) for flipped in (padded, padded.flip(-1)) for y in range(5) for x in range(5)]
-    errors = torch.stack([(flipped[:, :, y : y + 32, x : x + 32] - moved).abs().amax((1, 2, 3)) for flipped, y, x in shifts])
+    shifts = [
+        (flipped, y, x) for flipped in (padded, padded.flip(-1)) for y in range(5) for x in range(5)
+    ]
+    errors = torch.stack(
+        [
+            (flipped[:, :, y : y + 32, x : x + 32] - moved).abs().amax((1, 2, 3))
+            for flipped, y, x in shifts
+        ]
+    )
     assert errors.amin(dim=0).max() < 1e-5
 
 
@@ -193,13 +216,16 @@ def test_colours_stay_in_range_and_identity_changes_nothing(batch: torch.Tensor)
         changed = augmentation.recolour(batch, torch.full((64, 1, 1, 1), index), strength)
         assert changed.min() >= 0
         assert changed.max() <= 1
-        assert torch.equal(changed, batch) == (augmentation.KINDS[index] not in augmentation.COLOURS)
+        assert torch.equal(changed, batch) == (
+            augmentation.KINDS[index] not in augmentation.COLOURS
+        )
 
 
 def test_mixed_targets_are_probabilities_that_match_the_pixels() -> None:
     torch.manual_seed(0)
     labels = torch.arange(64) % 10
-    # Every image is one grey level of its own class, so that the mean pixel says what the target must be.
+    # Every image is one grey level of its own class, so that the mean pixel says what the target
+    # must be.
     images = (labels / 10).view(-1, 1, 1, 1).expand(-1, 3, 32, 32)
     targets = torch.nn.functional.one_hot(labels, 10).float()
     mixed, soft = Augmentation(mix=1.0).combine(images, targets)
@@ -236,11 +262,15 @@ def test_training_writes_checkpoint_and_card_and_resumes_to_the_same_weights(
     arguments = ["--data", str(folder), "--only", "resnet-s0", "--epochs", "2", "--device", "cpu"]
     train_zoo.main([*arguments, "--out", str(tmp_path / "whole")])
     with monkeypatch.context() as interrupted:
-        interrupted.setattr(train_zoo, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        interrupted.setattr(
+            train_zoo, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             train_zoo.main([*arguments, "--out", str(tmp_path / "halves"), "--stop-after", "1"])
     train_zoo.main([*arguments, "--out", str(tmp_path / "halves")])
-    whole, halves = (json.loads((tmp_path / out / "resnet-s0.json").read_text()) for out in ("whole", "halves"))
+    whole, halves = (
+        json.loads((tmp_path / out / "resnet-s0.json").read_text()) for out in ("whole", "halves")
+    )
     assert whole == halves
     assert whole.keys() == {field.name for field in fields(zoo.Card)}
     assert (whole["epochs"], whole["test_images"]) == (2, 10)

@@ -1,4 +1,5 @@
-"""What `test_identity_walk` walks: worlds of a network and images, what can change in them, and a row per public function."""
+"""What `test_identity_walk` walks: worlds of a network and images, what can change in them, and a
+row per public function."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ GROUPS = {"cat": "beast", "dog": "beast", "frog": "other"}
 BLUR = (LowPass(2.0),)
 
 
-# -- worlds ------------------------------------------------------------------------------------------------------------
+# -- worlds ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,9 @@ def folder(seed: int, classes: tuple[str, ...]) -> Path:
 def images_of(seed: int, folders: bool, classes: tuple[str, ...] = CLASSES) -> Images:
     if folders:
         return mp.load_images(folder(seed, classes))
-    return from_arrays(pictures(seed), np.arange(N) % len(classes), class_names=classes, name="pictures")
+    return from_arrays(
+        pictures(seed), np.arange(N) % len(classes), class_names=classes, name="pictures"
+    )
 
 
 @cache
@@ -120,7 +123,7 @@ def other_network(case: str) -> Model:
     return as_model(_network(case), SIZE)
 
 
-# -- changes -----------------------------------------------------------------------------------------------------------
+# -- changes ---------------------------------------------------------------------------------------
 
 Change = Callable[[World], World]
 
@@ -143,7 +146,8 @@ def extra_class(w: World) -> World:
 
 
 def changed_weights(w: World) -> World:
-    """In place, past every counter of changes, and of the head in other proportions than of the rest."""
+    """In place, past every counter of changes, and of the head in other proportions than of the
+    rest."""
     for i, parameter in enumerate(w.model.module.parameters()):
         parameter.data.mul_(1.25 + 0.01 * i)
     return w
@@ -166,7 +170,7 @@ def without_first(images: Images) -> Images:
     return replace(some, labels=some.labels - 1, class_names=images.class_names[1:])  # type: ignore[operator]
 
 
-# -- what a call gave --------------------------------------------------------------------------------------------------
+# -- what a call gave ------------------------------------------------------------------------------
 
 
 def plain(value: Any) -> Any:
@@ -176,11 +180,20 @@ def plain(value: Any) -> Any:
     if isinstance(value, (Images, DistortedImages, AlteredImages)):
         return [value.keys, value.ids, value.labels, value.class_names]
     if isinstance(value, mp.Representations):
-        return [{name: value[name] for name in value}, value.keys, value.labels, value.class_names, plain(value.record)]
+        return [
+            {name: value[name] for name in value},
+            value.keys,
+            value.labels,
+            value.class_names,
+            plain(value.record),
+        ]
     if isinstance(value, torch.Tensor):
         return value.detach().numpy()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [type(value).__name__, {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}]
+        return [
+            type(value).__name__,
+            {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)},
+        ]
     if isinstance(value, dict):
         return {name: plain(v) for name, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -194,7 +207,7 @@ def quietly(call: Callable[..., Any], *given: Any) -> Any:
         return plain(call(*given))
 
 
-# -- functions of one network and its images ---------------------------------------------------------------------------
+# -- functions of one network and its images -------------------------------------------------------
 
 Alone = Callable[[World], Any]
 Together = Callable[[World, World], Any]
@@ -235,7 +248,10 @@ def _written(w: World) -> Any:
 
 
 def _costs(w: World) -> Any:
-    of_one, of_all = mp.cost.model_cost(w.model, batch_size=1, runs=3), mp.cost.model_costs([w.model], batch_size=1, runs=3)
+    of_one, of_all = (
+        mp.cost.model_cost(w.model, batch_size=1, runs=3),
+        mp.cost.model_costs([w.model], batch_size=1, runs=3),
+    )
     return [(cost.model, cost.macs, cost.bytes_per_image) for cost in (of_one, *of_all)]
 
 
@@ -284,7 +300,9 @@ ALONE: dict[str, Alone] = {
     "stem_filters": lambda w: mp.stem_filters(w.model),
     "token_mixing": lambda w: mp.token_mixing(w.model, surrogates=19, shuffles=1),
     "top_images": lambda w: mp.top_images(w.model, w.images, "blocks.0", [0, 1], k=3),
-    "visualize": lambda w: mp.visualize(w.model, "blocks.0", [0], images=w.images, seeds=(0,), steps=1, k=2),
+    "visualize": lambda w: mp.visualize(
+        w.model, "blocks.0", [0], images=w.images, seeds=(0,), steps=1, k=2
+    ),
     "weight_spectra": lambda w: mp.weight_spectra(w.model, null_size=50),
     "write_report": _written,
     "attribution.allowed_methods": lambda w: mp.attribution.allowed_methods(w.model),
@@ -292,17 +310,32 @@ ALONE: dict[str, Alone] = {
         w.model, w.images, "blocks.0", n_steps=2, max_steps=2
     ),
     "attribution.patch_grid": lambda w: mp.attribution.patch_grid(w.model),
-    "channels.activation_maps": lambda w: mp.channels.activation_maps(w.model, w.images, [1, 2], "blocks.0", 3),
+    "channels.activation_maps": lambda w: mp.channels.activation_maps(
+        w.model, w.images, [1, 2], "blocks.0", 3
+    ),
     "channels.auroc_of": lambda w: mp.channels.auroc_of(*_labelled(w)),
     "channels.dprime_of": lambda w: mp.channels.dprime_of(*_labelled(w)),
     "capture.input_pictures": lambda w: input_pictures(w.model, w.images, [1, 2]),
-    "channels.morcos_index": lambda w: mp.channels.morcos_index(np.abs(_labelled(w)[0]), _labelled(w)[1]),
-    "channels.top_unit_images": lambda w: mp.channels.top_unit_images(w.model, w.images, "blocks.0.mlp_tokens.act", 3),
-    "channels.unit_activations": lambda w: mp.channels.unit_activations(
-        w.model, w.images, ("blocks.0.norm1", "blocks.0.mlp_tokens.act"), 1, np.arange(2), np.arange(2)
+    "channels.morcos_index": lambda w: mp.channels.morcos_index(
+        np.abs(_labelled(w)[0]), _labelled(w)[1]
     ),
-    "channels.unit_layers": lambda w: mp.channels.unit_layers(mp.token_mixing(w.model, surrogates=1, shuffles=1), 0),
-    "channels.top_and_lowest": lambda w: mp.channels.top_and_lowest(w.model, w.images, {"blocks.0": 0}, k=2),
+    "channels.top_unit_images": lambda w: mp.channels.top_unit_images(
+        w.model, w.images, "blocks.0.mlp_tokens.act", 3
+    ),
+    "channels.unit_activations": lambda w: mp.channels.unit_activations(
+        w.model,
+        w.images,
+        ("blocks.0.norm1", "blocks.0.mlp_tokens.act"),
+        1,
+        np.arange(2),
+        np.arange(2),
+    ),
+    "channels.unit_layers": lambda w: mp.channels.unit_layers(
+        mp.token_mixing(w.model, surrogates=1, shuffles=1), 0
+    ),
+    "channels.top_and_lowest": lambda w: mp.channels.top_and_lowest(
+        w.model, w.images, {"blocks.0": 0}, k=2
+    ),
     "cost.at_resolution": lambda w: _outputs(mp.cost.at_resolution(w.model, SIZE), w),
     "cost.cost_growth": lambda w: mp.cost.cost_growth(w.model, [32, 64], timed=0).macs,
     "cost.count_parts": lambda w: mp.cost.count_parts(w.model),
@@ -310,34 +343,67 @@ ALONE: dict[str, Alone] = {
     "cost.head_parameters": lambda w: mp.cost.head_parameters(w.model),
     "cost.model_cost": _costs,
     "cost.peak_activation_bytes": lambda w: mp.cost.peak_activation_bytes(w.model),
-    "images.class_concepts": lambda w: [class_concepts(w.images).attributes, class_concepts(w.images).names],
-    "images.distort": lambda w: [mp.images.distort(w.images, LowPass(2.0)), [np.asarray(i) for i in w.images]],
-    "invariance.distortion_accuracy": lambda w: mp.invariance.distortion_accuracy(w.model, w.images, BLUR),
-    "invariance.distortion_examples": lambda w: mp.invariance.distortion_examples(w.model, w.images, BLUR, 2),
+    "images.class_concepts": lambda w: [
+        class_concepts(w.images).attributes,
+        class_concepts(w.images).names,
+    ],
+    "images.distort": lambda w: [
+        mp.images.distort(w.images, LowPass(2.0)),
+        [np.asarray(i) for i in w.images],
+    ],
+    "invariance.distortion_accuracy": lambda w: mp.invariance.distortion_accuracy(
+        w.model, w.images, BLUR
+    ),
+    "invariance.distortion_examples": lambda w: mp.invariance.distortion_examples(
+        w.model, w.images, BLUR, 2
+    ),
     "invariance.image_response": lambda w: vars(mp.invariance.image_response(w.model, w.images)),
     "invariance.image_shift": _shifted,
-    "invariance.neighbours_by_layer": lambda w: vars(mp.invariance.neighbours_by_layer(w.reps, 1, 3)),
+    "invariance.neighbours_by_layer": lambda w: vars(
+        mp.invariance.neighbours_by_layer(w.reps, 1, 3)
+    ),
     "invariance.own_grid": lambda w: mp.invariance.own_grid(w.model),
-    "invariance.permute_patches": lambda w: _outputs(mp.invariance.permute_patches(w.model, np.roll(np.arange(16), 1)), w),
-    "invariance.predictions": lambda w: [mp.invariance.predictions(w.model, w.images, BLUR), _outputs(w.model, w)],
-    "invariance.representation_shift": lambda w: mp.invariance.representation_shift(w.model, w.images, BLUR, **NO_DRAWS),
+    "invariance.permute_patches": lambda w: _outputs(
+        mp.invariance.permute_patches(w.model, np.roll(np.arange(16), 1)), w
+    ),
+    "invariance.predictions": lambda w: [
+        mp.invariance.predictions(w.model, w.images, BLUR),
+        _outputs(w.model, w),
+    ],
+    "invariance.representation_shift": lambda w: mp.invariance.representation_shift(
+        w.model, w.images, BLUR, **NO_DRAWS
+    ),
     "invariance.standard_distortions": lambda w: mp.invariance.standard_distortions(w.model),
     "models.describe": lambda w: mp.models.describe(w.model),
-    "probing.confusion_matrix": lambda w: mp.probing.confusion_matrix(mp.linear_probe(*w.runs, l2=[1.0])),
+    "probing.confusion_matrix": lambda w: mp.probing.confusion_matrix(
+        mp.linear_probe(*w.runs, l2=[1.0])
+    ),
     "probing.image_targets": lambda w: mp.probing.image_targets(w.images),
     "probing.ridge_path": _paths,
-    "probing.patch_position_probe": lambda w: mp.probing.patch_position_probe(w.model, w.images, w.test, "blocks.0"),
+    "probing.patch_position_probe": lambda w: mp.probing.patch_position_probe(
+        w.model, w.images, w.test, "blocks.0"
+    ),
     "probing.pixel_baseline": lambda w: mp.probing.pixel_baseline(w.images, w.test, 4),
     "probing.planted_images": lambda w: mp.probing.planted_images(w.images),
     "probing.raw_pixels": lambda w: mp.probing.raw_pixels(w.images, 4),
     "probing.shifted_images": lambda w: mp.probing.shifted_images(w.images),
-    "report.make_sections": lambda w: [repr(s) for s in mp.report.make_sections([mp.models.describe(w.model)])],
+    "report.make_sections": lambda w: [
+        repr(s) for s in mp.report.make_sections([mp.models.describe(w.model)])
+    ],
     "report.narrate": lambda w: mp.report.narrate([mp.linear_probe(*w.runs, l2=[1.0]), _pixels(w)]),
-    "study.run_analyses": lambda w: mp.study.run_analyses([w.model], {"weights": ["stem", "tying"]}, w.images),
-    "similarity.best_matches": lambda w: mp.similarity.best_matches(mp.compare(w.reps, w.reps, **NO_DRAWS)),
+    "study.run_analyses": lambda w: mp.study.run_analyses(
+        [w.model], {"weights": ["stem", "tying"]}, w.images
+    ),
+    "similarity.best_matches": lambda w: mp.similarity.best_matches(
+        mp.compare(w.reps, w.reps, **NO_DRAWS)
+    ),
     "similarity.StreamingCKA": _streamed,
-    "weights.convolution_equivalence": lambda w: mp.weights.convolution_equivalence(w.model, w.images),
-    "weights.dependence": lambda w: mp.weights.dependence(w.model, lambda path, found: "." not in path),
+    "weights.convolution_equivalence": lambda w: mp.weights.convolution_equivalence(
+        w.model, w.images
+    ),
+    "weights.dependence": lambda w: mp.weights.dependence(
+        w.model, lambda path, found: "." not in path
+    ),
     "weights.paper_figures": lambda w: mp.weights.paper_figures(w.model, surrogates=3, shuffles=1),
     "weights.stem_components": lambda w: mp.weights.stem_components(mp.stem_filters(w.model)),
     "weights.token_matrices": lambda w: mp.weights.token_matrices(w.model),
@@ -369,7 +435,8 @@ ALSO = {
     "cost.model_costs": "cost.model_cost",
     "report.deliver": "write_report",
 }
-# Slow ones, given all changes at once, as functions are that take no network, which cannot know one again.
+# Slow ones, given all changes at once, as functions are that take no network, which cannot know one
+# again.
 AT_ONCE = {
     "anatomy",
     "attribution.layer_conductance",
@@ -381,7 +448,7 @@ AT_ONCE = {
 }
 
 
-# -- functions of two things that belong together ----------------------------------------------------------------------
+# -- functions of two things that belong together --------------------------------------------------
 
 
 @cache
@@ -394,7 +461,9 @@ def _gradcam(w: World) -> Any:
 
 
 def _curves(before: World, after: World) -> Any:
-    return mp.attribution.perturbation_curves(after.model, after.images, [_gradcam(before)], steps=2, random_orders=1)
+    return mp.attribution.perturbation_curves(
+        after.model, after.images, [_gradcam(before)], steps=2, random_orders=1
+    )
 
 
 def _faithful(before: World, after: World) -> Any:
@@ -411,7 +480,8 @@ def _two(measure: Callable[[Any, Any], Any]) -> Together:
 
 
 def _probed(measure: Callable[..., Any]) -> Together:
-    """Fitted on the one, tested on the images to test on of the other, whose images to fit on are the change."""
+    """Fitted on the one, tested on the images to test on of the other, whose images to fit on are
+    the change."""
     return lambda before, after: measure(before.reps, mp.extract(after.model, _tested(after)))
 
 
@@ -444,9 +514,13 @@ def _with_partners(before: World, after: World) -> Any:
 
 
 def _dissected(before: World, after: World) -> Any:
-    found = mp.dissect(before.model, before.images, class_concepts(before.images), "blocks.0", **FEW)
+    found = mp.dissect(
+        before.model, before.images, class_concepts(before.images), "blocks.0", **FEW
+    )
     concepts = class_concepts(after.images)
-    return mp.channels.dissected_channel(after.model, after.images, concepts, found, "blocks.0", 0, "dog", k=2)
+    return mp.channels.dissected_channel(
+        after.model, after.images, concepts, found, "blocks.0", 0, "dog", k=2
+    )
 
 
 @cache
@@ -462,16 +536,21 @@ def _cost(before: World, after: World) -> Any:
 def _few_shot_cost(before: World, after: World) -> Any:
     """A full and a few-shot probe of one network, which both are tested on the images to fit on."""
     full = mp.linear_probe(*before.runs[::-1], l2=[1.0])
-    return mp.cost.accuracy_cost([_first_cost()], [full], [mp.probing.few_shot_probe(*after.runs[::-1], [1])]).accuracy
+    return mp.cost.accuracy_cost(
+        [_first_cost()], [full], [mp.probing.few_shot_probe(*after.runs[::-1], [1])]
+    ).accuracy
 
 
 def _answers(before: World, after: World) -> Any:
-    """Accuracies of both networks on images of which each has named every other, so that both can be above chance."""
+    """Accuracies of both networks on images of which each has named every other, so that both can
+    be above chance."""
 
     def of(w: World) -> Any:
         a, b = (mp.invariance.predictions(side.model, w.images)[0][0] for side in (before, after))
         labels = np.where(np.arange(len(a)) % 2 == 0, a, b)
-        return mp.invariance.distortion_accuracy(w.model, replace(w.images, labels=labels, class_names=OUTPUTS), BLUR)
+        return mp.invariance.distortion_accuracy(
+            w.model, replace(w.images, labels=labels, class_names=OUTPUTS), BLUR
+        )
 
     return [of(before), of(after)]
 
@@ -486,8 +565,12 @@ def _targets(before: World, after: World) -> Any:
 
 
 def _three_networks(before: World, after: World) -> Any:
-    """A Mixer against a ViT on the images of the one world, and against a gMLP on those of the other."""
-    pairs = [(w.reps, mp.extract(other_network(case), w.images)) for w, case in ((before, "vit"), (after, "gmlp"))]
+    """A Mixer against a ViT on the images of the one world, and against a gMLP on those of the
+    other."""
+    pairs = [
+        (w.reps, mp.extract(other_network(case), w.images))
+        for w, case in ((before, "vit"), (after, "gmlp"))
+    ]
     return mp.similarity.model_similarity([mp.compare(a, b, **NO_DRAWS) for a, b in pairs])
 
 
@@ -499,7 +582,8 @@ def _stored(before: World, after: World) -> Any:
 
 
 def _untrained(measure: Callable[..., Any]) -> Together:
-    """A probe with a twin of the right kind on the images of the other world; it must know that they are others."""
+    """A probe with a twin of the right kind on the images of the other world; it must know that
+    they are others."""
 
     def call(before: World, after: World) -> Any:
         twin = world().model
@@ -514,7 +598,9 @@ def _own(before: World, after: World) -> Any:
     """All right by its own answers, whatever representations are given."""
     answers = mp.invariance.predictions(after.model, after.images)[0][0]
     images = replace(after.images, labels=answers, class_names=OUTPUTS)
-    assert own_accuracy(after.model, images, mp.extract(before.model, before.images, "head")).right == len(images)
+    assert own_accuracy(
+        after.model, images, mp.extract(before.model, before.images, "head")
+    ).right == len(images)
     return images
 
 
@@ -524,9 +610,13 @@ _P = mp.probing
 # What the images to test on may be: other classes are refused unless they are fewer.
 TESTED: tuple[Change, ...] = (equal_names, permuted, missing_class)
 
-# The function, and which changes belong to its question: a comparison of networks is of networks that differ.
+# The function, and which changes belong to its question: a comparison of networks is of networks
+# that differ.
 TOGETHER: dict[str, tuple[Together, tuple[Change, ...]]] = {
-    "channel_partners": (_two(lambda a, b: mp.channel_partners(a, b, "blocks.0", "blocks.1", **FEW)), NEW_MODEL),
+    "channel_partners": (
+        _two(lambda a, b: mp.channel_partners(a, b, "blocks.0", "blocks.1", **FEW)),
+        NEW_MODEL,
+    ),
     "compare": (_two(lambda a, b: mp.compare(a, b, **NO_DRAWS)), NEW_MODEL),
     "linear_probe": (_probed(partial(mp.linear_probe, l2=[1.0])), TESTED),
     "open_run": (_stored, ()),
@@ -541,13 +631,19 @@ TOGETHER: dict[str, tuple[Together, tuple[Change, ...]]] = {
     "attribution.faithfulness": (_faithful, ()),
     "attribution.perturbation_curves": (_curves, ()),
     "attribution.randomisation_check": (
-        lambda before, after: mp.attribution.randomisation_check(after.model, after.images, _gradcam(before), draws=1, steps=1),
+        lambda before, after: mp.attribution.randomisation_check(
+            after.model, after.images, _gradcam(before), draws=1, steps=1
+        ),
         (),
     ),
-    # Statistics and classes of a network may be those of other images: the page says of which its own are.
+    # Statistics and classes of a network may be those of other images: the page says of which its
+    # own are.
     "channels.channel_pages": (_page, OF_IMAGES),
     "channels.channel_pages of classes": (_page_of_classes, OF_IMAGES),
-    "channels.channels_needed": (_probed(partial(mp.channels.channels_needed, counts=[2], draws=1)), TESTED),
+    "channels.channels_needed": (
+        _probed(partial(mp.channels.channels_needed, counts=[2], draws=1)),
+        TESTED,
+    ),
     "channels.dissected_channel": (_dissected, ()),
     "channels.top_means": (_means, ()),
     # Of other networks there is no partner.
@@ -555,7 +651,9 @@ TOGETHER: dict[str, tuple[Together, tuple[Change, ...]]] = {
     "cost.accuracy_cost": (_cost, (equal_names, permuted, extra_class)),
     "cost.accuracy_cost of few shots": (_few_shot_cost, ()),
     "attribution.figures.attribution_overlays": (
-        lambda before, after: len(attribution_overlays([_gradcam(before)], after.images, indices=[0]).axes),
+        lambda before, after: len(
+            attribution_overlays([_gradcam(before)], after.images, indices=[0]).axes
+        ),
         NEW_MODEL,
     ),
     "invariance.compare_architectures": (
@@ -577,10 +675,16 @@ TOGETHER: dict[str, tuple[Together, tuple[Change, ...]]] = {
         TESTED,
     ),
     "probing.calibration": (_calibrated, ()),
-    "probing.control_task": (_probed(partial(_P.control_task, groups=GROUPS, controls=1, l2=np.ones(1))), TESTED),
+    "probing.control_task": (
+        _probed(partial(_P.control_task, groups=GROUPS, controls=1, l2=np.ones(1))),
+        TESTED,
+    ),
     "probing.few_shot_probe": (_probed(partial(_P.few_shot_probe, shots=[1], seeds=1)), TESTED),
     "linear_probe untrained": (_untrained(partial(mp.linear_probe, l2=[1.0])), OF_MODELS),
-    "probing.few_shot_probe untrained": (_untrained(partial(_P.few_shot_probe, shots=[1], seeds=1)), OF_MODELS),
+    "probing.few_shot_probe untrained": (
+        _untrained(partial(_P.few_shot_probe, shots=[1], seeds=1)),
+        OF_MODELS,
+    ),
     "probing.matched": (
         _probed(lambda a, b: [(run.labels, keys_of(run), run.model) for run in _P.matched(a, b)]),
         (*TESTED, *OF_MODELS),
@@ -593,23 +697,35 @@ TOGETHER: dict[str, tuple[Together, tuple[Change, ...]]] = {
         ),
         TESTED,
     ),
-    "probing.random_label_probe": (_probed(partial(_P.random_label_probe, draws=1, l2=np.ones(1))), TESTED),
-    "probing.target_probe": (_targets, (permuted, missing_class, changed_weights, other_preprocessing)),
+    "probing.random_label_probe": (
+        _probed(partial(_P.random_label_probe, draws=1, l2=np.ones(1))),
+        TESTED,
+    ),
+    "probing.target_probe": (
+        _targets,
+        (permuted, missing_class, changed_weights, other_preprocessing),
+    ),
     "probing.transfer_probe": (_probed(partial(_P.transfer_probe, l2=[1.0])), TESTED),
     "report.compare_reports": (
-        lambda before, after: mp.report.compare_reports(*([mp.channel_statistics(w.model, w.images)] for w in (before, after))),
+        lambda before, after: mp.report.compare_reports(
+            *([mp.channel_statistics(w.model, w.images)] for w in (before, after))
+        ),
         ANY,
     ),
     "similarity.compare_within_classes": (
         _two(lambda a, b: mp.similarity.compare_within_classes(a, b, fewest=4, **NO_DRAWS)),
         NEW_MODEL,
     ),
-    "similarity.layer_identification": (_two(lambda a, b: mp.similarity.layer_identification(a, b, "cka")), NEW_MODEL),
+    "similarity.layer_identification": (
+        _two(lambda a, b: mp.similarity.layer_identification(a, b, "cka")),
+        NEW_MODEL,
+    ),
     "similarity.model_similarity": (_three_networks, NEW_MODEL),
 }
 
 
-# Where the network, or what was done to it, does not enter the numbers: the caller gives maps, or a twin.
+# Where the network, or what was done to it, does not enter the numbers: the caller gives maps, or a
+# twin.
 INDIFFERENT = {
     "attribution.attribution_panel",
     "attribution.figures.attribution_overlays",
@@ -618,26 +734,36 @@ INDIFFERENT = {
 }
 
 
-# -- probes and classifiers, whose classes are found by name -----------------------------------------------------------
+# -- probes and classifiers, whose classes are found by name ---------------------------------------
 
 Probe = Callable[[World, Images], np.ndarray]
 
 
 def _on_runs(measure: Callable[..., Any], **options: Any) -> Probe:
-    return lambda w, test: measure(mp.extract(w.model, w.images, **options), mp.extract(w.model, test, **options))
+    return lambda w, test: measure(
+        mp.extract(w.model, w.images, **options), mp.extract(w.model, test, **options)
+    )
 
 
 PLACES: dict[str, Any] = {"layers": "blocks.0", "reduce": "none"}
 # The share of right answers, of images to test on whose classes mean what their names say.
 BY_NAME: dict[str, Probe] = {
     "linear_probe": _on_runs(lambda a, b: mp.linear_probe(a, b, l2=[1.0]).accuracy),
-    "linear_probe by logistic": _on_runs(lambda a, b: mp.linear_probe(a, b, method="logistic", values=[1.0]).accuracy),
+    "linear_probe by logistic": _on_runs(
+        lambda a, b: mp.linear_probe(a, b, method="logistic", values=[1.0]).accuracy
+    ),
     "linear_probe by knn": _on_runs(lambda a, b: mp.linear_probe(a, b, method="knn").accuracy),
-    "linear_probe by centroid": _on_runs(lambda a, b: mp.linear_probe(a, b, method="centroid").accuracy),
+    "linear_probe by centroid": _on_runs(
+        lambda a, b: mp.linear_probe(a, b, method="centroid").accuracy
+    ),
     "few_shot_probe": _on_runs(lambda a, b: _P.few_shot_probe(a, b, [2], 2).mean),
     "transfer_probe": _on_runs(lambda a, b: _P.transfer_probe(a, b, l2=[1.0]).accuracy),
-    "control_task": _on_runs(lambda a, b: _P.control_task(a, b, GROUPS, controls=2, l2=np.ones(1)).accuracy),
-    "channels_needed": _on_runs(lambda a, b: np.array(mp.channels.channels_needed(a, b, counts=[2], draws=1).selective)),
+    "control_task": _on_runs(
+        lambda a, b: _P.control_task(a, b, GROUPS, controls=2, l2=np.ones(1)).accuracy
+    ),
+    "channels_needed": _on_runs(
+        lambda a, b: np.array(mp.channels.channels_needed(a, b, counts=[2], draws=1).selective)
+    ),
     "attentive_probe": _on_runs(lambda a, b: _P.attentive_probe(a, b, epochs=3).accuracy, **PLACES),
     "position_probe": _on_runs(lambda a, b: _P.position_probe(a, b, l2=[1.0]).accuracy, **PLACES),
     "stream_probe": lambda w, test: _P.stream_probe(w.model, w.images, test, l2=[1.0]).accuracy,
@@ -645,9 +771,13 @@ BY_NAME: dict[str, Probe] = {
 
 # Functions of training labels alone.
 TRAINED: dict[str, Alone] = {
-    "probing.online_code": lambda w: _P.online_code(w.reps, fractions=(0.5, 1.0), l2=[1.0], orders=1),
+    "probing.online_code": lambda w: _P.online_code(
+        w.reps, fractions=(0.5, 1.0), l2=[1.0], orders=1
+    ),
     "probing.code_sample": lambda w: _P.code_sample(w.reps, 9, 2),
-    "probing.control_code": lambda w: _P.control_code(w.reps, fractions=(0.5, 1.0), l2=[1.0], groups=GROUPS, controls=1),
+    "probing.control_code": lambda w: _P.control_code(
+        w.reps, fractions=(0.5, 1.0), l2=[1.0], groups=GROUPS, controls=1
+    ),
     "probing.stream_probe": lambda w: _P.stream_probe(w.model, w.images, w.test, l2=[1.0]),
 }
 ALONE |= TRAINED
@@ -667,15 +797,19 @@ NEITHER = {
     "probing.balanced_interval": _ARRAYS,
     "probing.stratified": _ARRAYS,
     "probing.binned": "cuts the values of one target, and keeps its images",
-    "study.run_study": "calls what is walked here; for what it keeps on disk see tests/report/test_resume.py",
-    "study.fill_steps": "as study.run_study; what it leaves is counted in tests/report/test_resume.py",
+    "study.run_study": (
+        "calls what is walked here; for what it keeps on disk see tests/report/test_resume.py"
+    ),
+    "study.fill_steps": (
+        "as study.run_study; what it leaves is counted in tests/report/test_resume.py"
+    ),
     "report.present": "draws what it is given, as write_report does",
 }
 # Figures of results alone: each result is drawn under the name of its own network and images.
 DRAWN = ".figures."
 
 
-# -- which public functions there are ----------------------------------------------------------------------------------
+# -- which public functions there are --------------------------------------------------------------
 
 _WORDS = {
     "Model",
@@ -703,7 +837,9 @@ def results_known() -> set[str]:
 
 def _spelled(annotation: Any, names: dict[str, Any], depth: int = 0) -> set[str]:
     """The identifiers of an annotation, those behind aliases of the function's module too."""
-    found = set(re.findall(r"[A-Za-z_]\w*", annotation if isinstance(annotation, str) else repr(annotation)))
+    found = set(
+        re.findall(r"[A-Za-z_]\w*", annotation if isinstance(annotation, str) else repr(annotation))
+    )
     if depth < 3:
         for word in found & names.keys():
             if not isinstance(names[word], type):
@@ -712,7 +848,8 @@ def _spelled(annotation: Any, names: dict[str, Any], depth: int = 0) -> set[str]
 
 
 def marks(function: Callable[..., Any]) -> set[str]:
-    """What a function takes of models, images, labels and results, by type; labels by the names of parameters."""
+    """What a function takes of models, images, labels and results, by type; labels by the names of
+    parameters."""
     inner: Any = inspect.unwrap(function)
     known = _WORDS | results_known()
     found = set[str]()
@@ -736,7 +873,9 @@ def public_functions() -> dict[str, Callable[..., Any]]:
                 found[f"{room}.{name}"] = function
         if importlib.util.find_spec(f"mixer_probe.{room}.figures"):
             figures = importlib.import_module(f"mixer_probe.{room}.figures")
-            public = getattr(figures, "__all__", [name for name in vars(figures) if not name.startswith("_")])
+            public = getattr(
+                figures, "__all__", [name for name in vars(figures) if not name.startswith("_")]
+            )
             drawn = {name: getattr(figures, name) for name in public}
             found |= {
                 f"{room}.figures.{name}": function

@@ -1,2 +1,2 @@
-"""What the pages share: which networks and images are chosen, what has been calculated, how it is shown. Nothing here measures
-anything."""
+"""What the pages share: which networks and images are chosen, what has been calculated, how it is
+shown. Nothing here measures anything."""

@@ -1,5 +1,5 @@
-"""The calls to mixer_probe that several pages make: keys of networks and images, representations, findings, and any analysis of
-the catalogue."""
+"""The calls to mixer_probe that several pages make: keys of networks and images, representations,
+findings, and any analysis of the catalogue."""
 
 from __future__ import annotations
 
@@ -55,7 +55,10 @@ def key_of_images(images: Images | DistortedImages) -> tuple[str, str, str]:
 def key_of_results(results: Sequence[Any]) -> tuple[Hashable, ...]:
     """What tells results from all others: their types, networks, images and numbers."""
     numbers = [int(pd.util.hash_pandas_object(r.to_frame()).sum()) for r in results]
-    of = [(type(r).__name__, repr(getattr(r, "model", "")), repr(getattr(r, "images", ""))) for r in results]
+    of = [
+        (type(r).__name__, repr(getattr(r, "model", "")), repr(getattr(r, "images", "")))
+        for r in results
+    ]
     return tuple(zip(of, numbers, strict=True))
 
 
@@ -72,7 +75,13 @@ def network(choice: str, untrained: bool = False) -> Given:
     """A network, or its untrained baseline, as an argument."""
     key, code = key_of(model(choice)), f"models[{choice!r}]"
     if untrained:
-        return Given(lambda: model(choice), (key, "untrained"), f"{code}.untrained()", (choice,), then=Model.untrained)
+        return Given(
+            lambda: model(choice),
+            (key, "untrained"),
+            f"{code}.untrained()",
+            (choice,),
+            then=Model.untrained,
+        )
     return Given(lambda: model(choice), key, code, (choice,))
 
 
@@ -82,31 +91,53 @@ def shown_images(images: Images) -> Given:
 
 
 def run_of(
-    choice: str, images: Images, layers: Layers = LAYERS, untrained: bool = False, *, name: str = "images", reduce: str = "mean"
+    choice: str,
+    images: Images,
+    layers: Layers = LAYERS,
+    untrained: bool = False,
+    *,
+    name: str = "images",
+    reduce: str = "mean",
 ) -> Given:
-    """Representations of images, called `name` in a script, as an argument; those of a stored run are in the run."""
+    """Representations of images, called `name` in a script, as an argument; those of a stored run
+    are in the run."""
     value = lambda: representations(choice, images, layers, reduce, untrained)  # noqa: E731
     if choice.startswith(RUN):
         run, code = stored_run(choice, images), f"models[{choice!r}]"
         key: Hashable = ("run", repr(sorted(run.record.identity().items())), key_of_images(images))
-        return Given(value, key, f"{code}.take([{code}.keys.index(key) for key in {name}.keys])", (choice,), data.setup())
+        return Given(
+            value,
+            key,
+            f"{code}.take([{code}.keys.index(key) for key in {name}.keys])",
+            (choice,),
+            data.setup(),
+        )
     one, wanted = network(choice, untrained), layers if isinstance(layers, str) else list(layers)
     more = "" if reduce == "mean" else f", reduce={reduce!r}"
     key = (one.key, key_of_images(images), repr(wanted), reduce)
-    return Given(value, key, f"mp.extract({one.code}, {name}, {wanted!r}{more})", (choice,), data.setup())
+    return Given(
+        value, key, f"mp.extract({one.code}, {name}, {wanted!r}{more})", (choice,), data.setup()
+    )
 
 
 def card(choice: str) -> ModelCard:
     """What is known of a network before looking inside."""
-    found: ModelCard = result_of("Home", f"card of {choice}", "cards", "models.describe", network(choice))
+    found: ModelCard = result_of(
+        "Home", f"card of {choice}", "cards", "models.describe", network(choice)
+    )
     return found
 
 
 def representations(
-    choice: str, images: Images, layers: Layers = LAYERS, reduce: str = "mean", untrained: bool = False
+    choice: str,
+    images: Images,
+    layers: Layers = LAYERS,
+    reduce: str = "mean",
+    untrained: bool = False,
 ) -> Representations:
-    """The representations of images in a network, or in its untrained baseline, from the disk where they were computed before,
-    resumed where that was stopped. A stored run is taken as it is, and has to be of these very images.
+    """The representations of images in a network, or in its untrained baseline, from the disk where
+    they were computed before, resumed where that was stopped. A stored run is taken as it is, and
+    has to be of these very images.
 
     Raises ImagesError for a run of other images."""
     if choice.startswith(RUN):
@@ -119,21 +150,30 @@ def representations(
     def extract() -> Representations:
         module = network.untrained() if untrained else network
         options: dict[str, Any] = {"reduce": reduce, "batch_size": BATCH}
-        return disk.store(key, lambda place: mp.extract(module, images, chosen, out=place, **options))
+        return disk.store(
+            key, lambda place: mp.extract(module, images, chosen, out=place, **options)
+        )
 
-    return cached("representations", key, f"{name}: representations of {len(images)} images", extract, on_disk=False)
+    return cached(
+        "representations",
+        key,
+        f"{name}: representations of {len(images)} images",
+        extract,
+        on_disk=False,
+    )
 
 
 def stored_run(choice: str, images: Images | None = None) -> Representations:
-    """The run behind a choice "run:LABEL"; with `images` it has to hold these. Raises StoreError, ImagesError."""
+    """The run behind a choice "run:LABEL"; with `images` it has to hold these. Raises StoreError,
+    ImagesError."""
     run = mp.open_run(resolve(choice.removeprefix(RUN), "run"))
     if images is None or run.keys == images.keys:
         return run
     places = {key: i for i, key in enumerate(run.keys)}
     if not all(key in places for key in images.keys):
         raise ImagesError(
-            f"the stored run '{choice.removeprefix(RUN)}' is of {run.images.n} images of {run.images.name}, and not of those "
-            "that are chosen at the side"
+            f"the stored run '{choice.removeprefix(RUN)}' is of {run.images.n} images of "
+            f"{run.images.name}, and not of those that are chosen at the side"
         )
     return run.take([places[key] for key in images.keys])
 
@@ -146,13 +186,20 @@ def findings(results: Sequence[Any]) -> tuple[str, ...]:
 
 def sections(results: Sequence[Any], key: Hashable) -> tuple[Section, ...]:
     """The sections of a report of these results; their pictures are drawn when they are shown."""
-    return cached("sections", key, "Reading the numbers", lambda: tuple(make_sections(results)), on_disk=False)
+    return cached(
+        "sections", key, "Reading the numbers", lambda: tuple(make_sections(results)), on_disk=False
+    )
 
 
 def pictures(results: Sequence[Any]) -> dict[str, Picture]:
     """The figures of a report of these results, by name."""
     found = sections(results, key_of_results(results))
-    return {item.name: item for section in found for item in section.content if isinstance(item, Picture)}
+    return {
+        item.name: item
+        for section in found
+        for item in section.content
+        if isinstance(item, Picture)
+    }
 
 
 def measured(
@@ -164,8 +211,9 @@ def measured(
     baselines: bool = False,
     images: Callable[[Model], Images | None] = lambda network: None,
 ) -> list[Any]:
-    """The results of a `function` of mixer_probe for the networks that have what it measures, each followed by its untrained
-    baseline with `baselines`; a sentence for each of the others. `images` gives what the function needs besides a network."""
+    """The results of a `function` of mixer_probe for the networks that have what it measures, each
+    followed by its untrained baseline with `baselines`; a sentence for each of the others. `images`
+    gives what the function needs besides a network."""
     found: list[Any] = []
     for name in names:
         with guarded():
@@ -174,14 +222,17 @@ def measured(
                 given = [shown_images(i) for i in [images(one)] if i is not None]
                 for untrained in (False, True)[: 2 if baselines and one.weights.trained else 1]:
                     label = f"{what} of {name}" + (", untrained baseline" if untrained else "")
-                    found.append(result_of(page, label, what, function, network(name, untrained), *given))
+                    found.append(
+                        result_of(page, label, what, function, network(name, untrained), *given)
+                    )
             except ModelError as error:
-                # What cannot be loaded is an error of the choice; what a network does not have is none.
+                # What cannot be loaded is an error of the choice; what a network does not have is
+                # none.
                 st.info(plain(error), icon=":material/info:")
     return found
 
 
-# -- the catalogue -----------------------------------------------------------------------------------------------------------
+# -- the catalogue ---------------------------------------------------------------------------------
 
 ANALYSES = "Analyses"
 Sides = tuple[Images | None, Images | None]
@@ -198,7 +249,10 @@ def missing(analysis: Analysis, networks: Sequence[Model], images: Images | None
         return f"It needs {analysis.asks}."
     able = [network for network in networks if network.family in analysis.families]
     if not able:
-        return f"It is defined for {join(FAMILIES[name] for name in analysis.families)} networks; choose one at the side."
+        return (
+            f"It is defined for {join(FAMILIES[name] for name in analysis.families)} networks; "
+            "choose one at the side."
+        )
     if analysis.needs == "all networks" and analysis.after is None and len(able) < 2:
         return "It compares networks; choose a second one at the side."
     if analysis.labelled and images is not None and not data.has_classes(images):
@@ -213,10 +267,14 @@ class CatalogueRun:
 
     kind = "analyses"
 
-    def __init__(self, room: Room, analysis: Analysis, names: Sequence[str], method: str, baselines: bool) -> None:
+    def __init__(
+        self, room: Room, analysis: Analysis, names: Sequence[str], method: str, baselines: bool
+    ) -> None:
         self._room, self._analysis, self._names = room, analysis, names
         chosen: Any = {"probes": (analysis.name,)} if room.name == "probing" else {}
-        self._settings = StudySettings(batch_size=BATCH, baselines=baselines, probe_method=method, **chosen)
+        self._settings = StudySettings(
+            batch_size=BATCH, baselines=baselines, probe_method=method, **chosen
+        )
         self.images: Sides = (None, None)
         if analysis.needs != "weights":
             self.images = data.images(), data.sides()[0] if data.source() == "demo" else None
@@ -233,9 +291,14 @@ class CatalogueRun:
         """The results, cached and recorded for the page Report."""
         networks = [model(name) for name in self._names]
         asked = {self._room.name: [self._analysis.name]}
-        given = [name if value is not None else "None" for name, value in zip(("images", "train"), self.images, strict=True)]
+        given = [
+            name if value is not None else "None"
+            for name, value in zip(("images", "train"), self.images, strict=True)
+        ]
         models = ", ".join(f"models[{name!r}]" for name in self._names)
-        changed = {n: v for n, v in vars(self._settings).items() if v != getattr(StudySettings(), n)}
+        changed = {
+            n: v for n, v in vars(self._settings).items() if v != getattr(StudySettings(), n)
+        }
         options = ", ".join(f"{n}={v!r}" for n, v in changed.items())
         call = f"[{models}], {asked!r}, {', '.join(given)}, mp.study.StudySettings({options})"
         setup = [] if self.images[0] is None else [data.setup()]

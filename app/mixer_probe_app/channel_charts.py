@@ -35,7 +35,7 @@ _STRIP = 6
 # Pixels: of a class, and of axis and legend.
 _BAR, _LABELS = 26, 130
 
-# -- strips of images --------------------------------------------------------------------------------------------------------
+# -- strips of images ------------------------------------------------------------------------------
 
 # Layer, channel, and whether the lowest images are wanted.
 End = tuple[str, int, bool]
@@ -53,15 +53,22 @@ class Strip:
     png: bytes
 
 
-def strips(network: Model, images: Images, run: Representations, wanted: Sequence[End]) -> list[Strip]:
-    """The 6 images of the highest mean of some (layer, channel, lowest) over positions, of the lowest mean where `lowest`.
+def strips(
+    network: Model, images: Images, run: Representations, wanted: Sequence[End]
+) -> list[Strip]:
+    """The 6 images of the highest mean of some (layer, channel, lowest) over positions, of the
+    lowest mean where `lowest`.
 
     Small pictures are enlarged in whole steps, so that a pixel stays a square."""
     layers = dict.fromkeys(layer for layer, _channel, _lowest in wanted)
-    channels = {name: [channel for layer, channel, _lowest in wanted if layer == name] for name in layers}
+    channels = {
+        name: [channel for layer, channel, _lowest in wanted if layer == name] for name in layers
+    }
     ends = dict(zip(layers, top_means(network, images, run, channels, k=_STRIP), strict=True))
     rows = [(place, ends[place[0]][int(place[2])]) for place in wanted]
-    index = sorted({int(i) for (_layer, channel, _lowest), end in rows for i in end.index[end.place(channel)]})
+    index = sorted(
+        {int(i) for (_layer, channel, _lowest), end in rows for i in end.index[end.place(channel)]}
+    )
     pictures = {}
     for i, pixels in zip(index, input_pictures(network, images, index), strict=True):
         step = max(1, _SIZE // max(pixels.shape[:2]))
@@ -75,7 +82,11 @@ def strips(network: Model, images: Images, run: Representations, wanted: Sequenc
         board = Image.new("RGBA", (wide * _STRIP - _GAP, high))
         for k, picture in enumerate(shown):
             board.paste(picture, (k * wide, 0))
-        found.append(Strip(*place, tuple(map(str, end.ids[i])), tuple(map(float, end.values[i])), _png(board)))
+        found.append(
+            Strip(
+                *place, tuple(map(str, end.ids[i])), tuple(map(float, end.values[i])), _png(board)
+            )
+        )
     return found
 
 
@@ -103,33 +114,49 @@ def gallery_svg(found: Sequence[tuple[str, Strip]]) -> bytes:
     step, parts = height + _LINE + _GAP, []
     for i, (label, strip) in enumerate(found):
         code = base64.b64encode(strip.png).decode()
-        parts.append(f'<text x="{_GAP}" y="{i * step + 19}" font-family="sans-serif" font-size="15">{escape(label)}</text>')
+        parts.append(
+            f'<text x="{_GAP}" y="{i * step + 19}" font-family="sans-serif" '
+            f'font-size="15">{escape(label)}</text>'
+        )
         place = f'x="{_GAP}" y="{i * step + _LINE}" width="{width}" height="{height}"'
         parts.append(f'<image {place} href="data:image/png;base64,{code}"/>')
     size = f'width="{width + 2 * _GAP}" height="{step * len(found) + _GAP}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(parts)}</svg>'.encode()
 
 
-# -- charts ------------------------------------------------------------------------------------------------------------------
+# -- charts ----------------------------------------------------------------------------------------
 
 
 def scatter(frame: pd.DataFrame, x: str, y: str, opened: tuple[str, int]) -> alt.Chart:
-    """A point per channel, one statistic against another; the one opened is large. A click selects (layer, channel)."""
+    """A point per channel, one statistic against another; the one opened is large. A click selects
+    (layer, channel)."""
     shown = frame.head(MOST_POINTS)[[name for name in (*TITLES, "beyond") if name in frame]].copy()
     shown["opened"] = (shown["layer"] == opened[0]) & (shown["channel"] == opened[1])
     # The last is drawn on top.
     shown = shown.sort_values("opened", kind="stable")
     colour: Any = alt.value(_BLUE)
     if shown["layer"].nunique() > 1:
-        colour = alt.Color("depth:Q", title=TITLES["depth"], scale=alt.Scale(scheme="viridis", domain=[0, 1]))
+        colour = alt.Color(
+            "depth:Q", title=TITLES["depth"], scale=alt.Scale(scheme="viridis", domain=[0, 1])
+        )
     elif "beyond" in shown:
         shown["kind"] = shown["beyond"].map({True: "significant", False: "not significant"})
-        scale, legend = colours({"significant": _ORANGE, "not significant": GREY}), alt.Legend(orient="top", symbolStrokeWidth=0)
+        scale, legend = (
+            colours({"significant": _ORANGE, "not significant": GREY}),
+            alt.Legend(orient="top", symbolStrokeWidth=0),
+        )
         colour = alt.Color("kind:N", title="selective for the class", scale=scale, legend=legend)
     words = [name for name in ("layer", "channel", "class", "dead") if name in shown]
     fields = {f"{name}:N": TITLES[name] for name in words}
-    fields |= {f"{name}:Q .3~g": title for name, title in TITLES.items() if name in shown and name not in words}
-    axes = [axis(f"{name}:Q", title=TITLES[name], scale=alt.Scale(zero=False)) for axis, name in ((alt.X, x), (alt.Y, y))]
+    fields |= {
+        f"{name}:Q .3~g": title
+        for name, title in TITLES.items()
+        if name in shown and name not in words
+    }
+    axes = [
+        axis(f"{name}:Q", title=TITLES[name], scale=alt.Scale(zero=False))
+        for axis, name in ((alt.X, x), (alt.Y, y))
+    ]
     size = alt.condition(alt.datum.opened, alt.value(260), alt.value(45))
     shape = alt.condition(alt.datum.opened, alt.value("diamond"), alt.value("circle"))
     chart: alt.Chart = (
@@ -145,7 +172,9 @@ def scatter(frame: pd.DataFrame, x: str, y: str, opened: tuple[str, int]) -> alt
 def class_bars(frame: pd.DataFrame) -> alt.LayerChart:
     """AUROC by class: bars from 1/2, thin lines their intervals, the grey ground the null."""
     away = (frame["auroc"] - 0.5).abs()
-    shown = frame.loc[away.sort_values(ascending=False, kind="stable").index[:MOST_CLASSES]].assign(middle=0.5)
+    shown = frame.loc[away.sort_values(ascending=False, kind="stable").index[:MOST_CLASSES]].assign(
+        middle=0.5
+    )
     shown["direction"] = np.where(shown["auroc"] >= 0.5, "higher activation", "lower activation")
     order = shown.sort_values("auroc", ascending=False)["class"].tolist()
     fields = {
@@ -159,21 +188,35 @@ def class_bars(frame: pd.DataFrame) -> alt.LayerChart:
         "images:Q": "images of the class",
     }
     scale, axis = alt.Scale(domain=[0, 1]), alt.Axis(tickCount=10, format=".1f")
-    y = alt.Y("class:N", sort=order, title="class", axis=alt.Axis(labelLimit=170, labelOverlap=False))
+    y = alt.Y(
+        "class:N", sort=order, title="class", axis=alt.Axis(labelLimit=170, labelOverlap=False)
+    )
     base = alt.Chart(shown).encode(y=y, tooltip=tips(fields))
     x = alt.X("null_low:Q", scale=scale, title="AUROC (chance: 0.5)", axis=axis)
     null = base.mark_bar(color=GREY, opacity=0.3, height={"band": 1}).encode(x=x, x2="null_high:Q")
     directions = colours({"higher activation": _ORANGE, "lower activation": _BLUE})
     colour = alt.Color("direction:N", title=None, scale=directions, legend=alt.Legend(orient="top"))
-    bar = base.mark_bar(height={"band": 0.5}).encode(x=alt.X("middle:Q", scale=scale), x2="auroc:Q", color=colour)
-    interval = base.mark_rule(color=GREY, strokeWidth=2).encode(x=alt.X("low:Q", scale=scale), x2="high:Q")
+    bar = base.mark_bar(height={"band": 0.5}).encode(
+        x=alt.X("middle:Q", scale=scale), x2="auroc:Q", color=colour
+    )
+    interval = base.mark_rule(color=GREY, strokeWidth=2).encode(
+        x=alt.X("low:Q", scale=scale), x2="high:Q"
+    )
     return alt.layer(null, bar, interval).properties(height=_BAR * len(shown) + _LABELS)
 
 
-def pair_frame(found: ChannelPartners, channel: int, a: Representations, b: Representations) -> pd.DataFrame:
+def pair_frame(
+    found: ChannelPartners, channel: int, a: Representations, b: Representations
+) -> pd.DataFrame:
     """One row per image: the mean of the channel (`own`) and of its best match (`partner`)."""
     partner = int(found.partner[channel, 0])
-    frame = pd.DataFrame({"image": a.ids, "own": a[found.layer_a.name][:, channel], "partner": b[found.layer_b.name][:, partner]})
+    frame = pd.DataFrame(
+        {
+            "image": a.ids,
+            "own": a[found.layer_a.name][:, channel],
+            "partner": b[found.layer_b.name][:, partner],
+        }
+    )
     if a.labels is not None:
         frame["class"] = [class_name(int(k), a.class_names) for k in a.labels]
     return frame
@@ -181,7 +224,9 @@ def pair_frame(found: ChannelPartners, channel: int, a: Representations, b: Repr
 
 def pair_chart(frame: pd.DataFrame, x: str, y: str, wanted: str) -> alt.Chart:
     """A point per image; those of the class `wanted` stand out."""
-    shown = frame.assign(kind=np.where(frame["class"] == wanted, wanted, "other classes") if wanted else "images")
+    shown = frame.assign(
+        kind=np.where(frame["class"] == wanted, wanted, "other classes") if wanted else "images"
+    )
     fields = {"image:N": "image"} | ({"class:N": "class"} if "class" in frame else {})
     fields |= {"own:Q .3g": "this channel", "partner:Q .3g": "best match"}
     colour: Any = alt.value(_BLUE)
@@ -203,7 +248,7 @@ def pair_chart(frame: pd.DataFrame, x: str, y: str, wanted: str) -> alt.Chart:
     return chart
 
 
-# -- depth -------------------------------------------------------------------------------------------------------------------
+# -- depth -----------------------------------------------------------------------------------------
 
 DEPTH = {
     "best": "AUROC of the best channel",
@@ -224,4 +269,6 @@ def depth_chart(frame: pd.DataFrame, column: str) -> alt.LayerChart:
     }
     digits = ".0%" if column == "share_selective" else ".3f"
     shown = {field: title for field, title in more.items() if not field.startswith(f"{column}:")}
-    return charts.curves(frame, column, DEPTH[column], digits=digits, zero=digits == ".0%", bounds=None, more=shown)
+    return charts.curves(
+        frame, column, DEPTH[column], digits=digits, zero=digits == ".0%", bounds=None, more=shown
+    )

@@ -1,4 +1,5 @@
-"""Interactive charts, in altair: readable on light and dark ground, with everything about a mark in its tooltip."""
+"""Interactive charts, in altair: readable on light and dark ground, with everything about a mark in
+its tooltip."""
 
 from __future__ import annotations
 
@@ -30,11 +31,12 @@ _CELL, _SMALLEST_CELL, _LABELS, _TALLEST = 34, 16, 120, 620
 # With its title, axes and legend, about square in a column of `MAP_WIDTH`.
 MAP_WIDTH, _MAP = 255, 400
 
-# -- parts of charts -------------------------------------------------------------------------------------------------------
+# -- parts of charts -------------------------------------------------------------------------------
 
 
 def tips(fields: Mapping[str, str]) -> list[alt.Tooltip]:
-    """A line of the tooltip per field, by its title: "value:Q .3f" is a number with three decimals, "layer:N" a name."""
+    """A line of the tooltip per field, by its title: "value:Q .3f" is a number with three decimals,
+    "layer:N" a name."""
     found = []
     for field, title in fields.items():
         name, _, kind = field.rpartition(":")
@@ -49,9 +51,15 @@ def colours(values: Mapping[str, Any]) -> alt.Scale:
 
 
 def network_colour(frame: pd.DataFrame, **legend: Any) -> alt.Color:
-    """One colour per network, the same in all charts and figures that show them in the same order."""
+    """One colour per network, the same in all charts and figures that show them in the same
+    order."""
     look: dict[str, Any] = {"symbolType": "circle", "symbolOpacity": 1, "labelLimit": 240} | legend
-    return alt.Color("network:N", title="network", scale=colours(colour_of(frame["network"])), legend=alt.Legend(**look))
+    return alt.Color(
+        "network:N",
+        title="network",
+        scale=colours(colour_of(frame["network"])),
+        legend=alt.Legend(**look),
+    )
 
 
 def pick(name: str, *fields: str) -> alt.Parameter:
@@ -87,10 +95,12 @@ def _up() -> alt.Axis:
 
 
 def _across() -> alt.Axis:
-    return alt.Axis(labelLimit=LONGEST_LABEL, labelOverlap="greedy", labelFlush=False, labelAngle=-45)
+    return alt.Axis(
+        labelLimit=LONGEST_LABEL, labelOverlap="greedy", labelFlush=False, labelAngle=-45
+    )
 
 
-# -- curves ----------------------------------------------------------------------------------------------------------------
+# -- curves ----------------------------------------------------------------------------------------
 
 WEIGHTS = ("trained", "untrained", "null")
 # As in the figures: untrained baselines are dotted, with open markers, and nulls dashed.
@@ -102,17 +112,23 @@ _ACROSS = {
 }
 
 
-def table(results: Sequence[Any], rows: Callable[[Any], pd.DataFrame] = lambda result: result.to_frame()) -> pd.DataFrame:
-    """The tables of all results, one below the other, with the columns that curves need: the network's short name, and whether
-    its weights are "trained" or "untrained"."""
+def table(
+    results: Sequence[Any], rows: Callable[[Any], pd.DataFrame] = lambda result: result.to_frame()
+) -> pd.DataFrame:
+    """The tables of all results, one below the other, with the columns that curves need: the
+    network's short name, and whether its weights are "trained" or "untrained"."""
     parts = []
     for result in results:
         frame = rows(result)
         known = {"model": result.model.name, "trained": result.model.trained}
-        parts.append(frame.assign(**{name: value for name, value in known.items() if name not in frame}))
+        parts.append(
+            frame.assign(**{name: value for name, value in known.items() if name not in frame})
+        )
     frame = pd.concat(parts, ignore_index=True)
     networks = frame["model"].map(base_name).map(short_name)
-    return frame.assign(network=networks, weights=np.where(frame["trained"].astype(bool), *WEIGHTS[:2]))
+    return frame.assign(
+        network=networks, weights=np.where(frame["trained"].astype(bool), *WEIGHTS[:2])
+    )
 
 
 def curves(
@@ -131,30 +147,49 @@ def curves(
 ) -> alt.LayerChart:
     """The column `value` against the column `across`, in one colour per network.
 
-    Bands are the columns `bounds`, where the table has them, called `band`; dots and dashes distinguish the column `weights`,
-    where there is one; a grey line is the `level` of chance. `more` are further lines of the tooltip, as `tips` takes them."""
+    Bands are the columns `bounds`, where the table has them, called `band`; dots and dashes
+    distinguish the column `weights`, where there is one; a grey line is the `level` of chance.
+    `more` are further lines of the tooltip, as `tips` takes them."""
     percent = digits.endswith("%")
     y_axis = alt.Axis(tickCount=6, format=".0%" if percent else alt.Undefined)
-    y = alt.Y(f"{value}:Q", title=title, axis=y_axis, scale=alt.Scale(type="log") if log else alt.Scale(zero=zero))
+    y = alt.Y(
+        f"{value}:Q",
+        title=title,
+        axis=y_axis,
+        scale=alt.Scale(type="log") if log else alt.Scale(zero=zero),
+    )
     x_title, x_scale = _ACROSS[across]
     x = alt.X(f"{across}:Q", title=x_title, axis=alt.Axis(tickCount=5), scale=x_scale)
     frame = frame.dropna(subset=[value])
     split, groups, filled = {}, ["model:N" if "model" in frame else "network:N"], alt.value(1)
     if "weights" in frame:
         groups.append("weights:N")
-        known = {kind: dash for kind, dash in zip(WEIGHTS, _DASHES) if kind in set(frame["weights"])}
+        known = {
+            kind: dash for kind, dash in zip(WEIGHTS, _DASHES) if kind in set(frame["weights"])
+        }
         legend = alt.Legend(symbolType="stroke", symbolSize=700, symbolStrokeWidth=2)
-        split["strokeDash"] = alt.StrokeDash("weights:N", title="weights", scale=colours(known), legend=legend)
+        split["strokeDash"] = alt.StrokeDash(
+            "weights:N", title="weights", scale=colours(known), legend=legend
+        )
         filled = alt.condition("datum.weights === 'untrained'", alt.value(0), filled)
     base = alt.Chart(frame).encode(x=x, color=network_colour(frame), detail=groups)
     shown = {"network:N": "network"} | ({"weights:N": "weights"} if split else {})
     shown |= {"layer:N": "layer"} if "layer" in frame else {}
-    shown |= {"depth:Q .2f": "relative depth"} if across == "depth" else {f"{across}:Q .3~g": x_title}
+    shown |= (
+        {"depth:Q .2f": "relative depth"} if across == "depth" else {f"{across}:Q .3~g": x_title}
+    )
     shown |= {f"{value}:Q {digits}": title}
     parts = [base.mark_line().encode(y=y, **split)]
     if bounds is not None and set(bounds) <= set(frame):
-        shown |= {f"{end}:Q {digits}": f"{band}, {name}" for end, name in zip(bounds, ("low", "high"))}
-        parts.insert(0, base.mark_area(opacity=0.16).encode(y=alt.Y(f"{bounds[0]}:Q", title=title), y2=f"{bounds[1]}:Q", **split))
+        shown |= {
+            f"{end}:Q {digits}": f"{band}, {name}" for end, name in zip(bounds, ("low", "high"))
+        }
+        parts.insert(
+            0,
+            base.mark_area(opacity=0.16).encode(
+                y=alt.Y(f"{bounds[0]}:Q", title=title), y2=f"{bounds[1]}:Q", **split
+            ),
+        )
     fill = alt.Fill("network:N", scale=colours(colour_of(frame["network"])), legend=None)
     points = base.mark_point(size=60, opacity=1).encode(y=y, fill=fill, fillOpacity=filled)
     parts.append(points.encode(tooltip=tips(shown | dict(more or {}))))
@@ -165,41 +200,62 @@ def curves(
 
 
 def probe_curves(results: Sequence[ProbeResult]) -> alt.LayerChart:
-    """Accuracy against relative depth: bands are 95 % intervals, dotted lines untrained baselines, the grey line chance."""
+    """Accuracy against relative depth: bands are 95 % intervals, dotted lines untrained baselines,
+    the grey line chance."""
     more = {"n_test:Q": "n test images", "n_train:Q": "n training images"}
     level = (results[0].chance, "chance")
-    return curves(table(results), "accuracy", "test accuracy (%)", digits=".1%", level=level, more=more)
+    return curves(
+        table(results), "accuracy", "test accuracy (%)", digits=".1%", level=level, more=more
+    )
 
 
-# -- layers against layers -------------------------------------------------------------------------------------------------
+# -- layers against layers -------------------------------------------------------------------------
 
 
 def heatmap(
-    matrix: SimilarityMatrix, chosen: tuple[str, str] | None = None, path: bool = False, name: str = "cell"
+    matrix: SimilarityMatrix,
+    chosen: tuple[str, str] | None = None,
+    path: bool = False,
+    name: str = "cell",
 ) -> alt.Chart | alt.LayerChart:
-    """Layers against layers, bright is similar; grey cells are not significant, undefined ones stay empty.
+    """Layers against layers, bright is similar; grey cells are not significant, undefined ones stay
+    empty.
 
-    The cell `chosen` is framed, with `path` dots join the best match of each row, and a click selects a cell as `name`."""
+    The cell `chosen` is framed, with `path` dots join the best match of each row, and a click
+    selects a cell as `name`."""
     definition, frame = matrix.definition, matrix.to_frame()
     frame["interval"] = [span(low, high) for low, high in zip(frame["low"], frame["high"])]
-    frame["chance"] = ["not tested" if pd.isna(above) else "yes" if above else "no" for above in frame["above_null"]]
+    frame["chance"] = [
+        "not tested" if pd.isna(above) else "yes" if above else "no"
+        for above in frame["above_null"]
+    ]
     frame["chosen"] = [(a, b) == chosen for a, b in zip(frame["layer_a"], frame["layer_b"])]
     frame["estimator"] = frame["estimator"].replace("", "–")
     frame = frame.drop(columns=["above_null", "calibrated", "p_a", "p_b", "method"])
     axes: dict[str, Any] = {
         "x": alt.X(
-            "layer_b:N", sort=[x.name for x in matrix.layers_b], title=f"layer of {_short(matrix.model_b)}", axis=_across()
+            "layer_b:N",
+            sort=[x.name for x in matrix.layers_b],
+            title=f"layer of {_short(matrix.model_b)}",
+            axis=_across(),
         ),
         "y": alt.Y(
-            "layer_a:N", sort=[x.name for x in matrix.layers_a][::-1], title=f"layer of {_short(matrix.model_a)}", axis=_up()
+            "layer_a:N",
+            sort=[x.name for x in matrix.layers_a][::-1],
+            title=f"layer of {_short(matrix.model_a)}",
+            axis=_up(),
         ),
     }
     top = float(definition.highest)
     scheme = alt.SchemeParams("viridis", extent=[0, 1] if definition.larger_is_closer else [1, 0])
     head, _, rest = matrix.label.partition(" (")
     title = [head, f"({rest}"] if rest else [head]
-    legend = alt.Legend(title=title, gradientLength=150, values=list(np.linspace(0, top, 5)), format=".2f")
-    colour = alt.Color("value:Q", scale=alt.Scale(domain=[0, top], scheme=scheme, clamp=True), legend=legend)
+    legend = alt.Legend(
+        title=title, gradientLength=150, values=list(np.linspace(0, top, 5)), format=".2f"
+    )
+    colour = alt.Color(
+        "value:Q", scale=alt.Scale(domain=[0, top], scheme=scheme, clamp=True), legend=legend
+    )
     not_significant = "isValid(datum.value) && datum.chance == 'no'"
     fields = {
         "layer_a:N": "layer (rows)",
@@ -231,8 +287,13 @@ def heatmap(
         matches = best_matches(matrix).to_frame().dropna(subset=["layer_b"])
         base = alt.Chart(matches.assign(place=range(len(matches)))).encode(**axes, order="place:Q")
         # White within black, so that the line shows on every colour.
-        lines = [base.mark_line(color=shade, strokeWidth=width) for shade, width in (("black", 4), ("white", 2))]
-        dots = base.mark_point(filled=True, size=60, opacity=1, color="white", stroke="black", strokeWidth=1)
+        lines = [
+            base.mark_line(color=shade, strokeWidth=width)
+            for shade, width in (("black", 4), ("white", 2))
+        ]
+        dots = base.mark_point(
+            filled=True, size=60, opacity=1, color="white", stroke="black", strokeWidth=1
+        )
         whole = alt.layer(cells, *lines, dots)
     rows = len(matrix.layers_a)
     cell = max(_SMALLEST_CELL, min(_CELL, _TALLEST // max(1, rows)))
@@ -244,11 +305,16 @@ def _short(model: ModelRecord | None) -> str:
 
 
 def match_curve(matches: LayerMatches) -> alt.LayerChart:
-    """Similarity of every layer to its best match, by depth; the dashed line is the null of the best match."""
+    """Similarity of every layer to its best match, by depth; the dashed line is the null of the
+    best match."""
     frame = matches.to_frame().dropna(subset=["value"])
     a, b = _short(matches.model_a), _short(matches.model_b)
     scale = alt.Scale(domain=[0, 1], nice=False)
-    base = alt.Chart(frame).encode(x=alt.X("depth_a:Q", title=f"relative depth of {a}", scale=scale, axis=alt.Axis(tickCount=5)))
+    base = alt.Chart(frame).encode(
+        x=alt.X(
+            "depth_a:Q", title=f"relative depth of {a}", scale=scale, axis=alt.Axis(tickCount=5)
+        )
+    )
     up = [matches.matrix_label, "of the best match"]
     fields = {
         "layer_a:N": f"layer of {a}",
@@ -261,15 +327,24 @@ def match_curve(matches: LayerMatches) -> alt.LayerChart:
     return alt.layer(
         base.mark_line(color=GREY, strokeDash=[4, 4]).encode(y=alt.Y("null95:Q", title=up)),
         base.mark_line(color=BLUE).encode(y=value),
-        base.mark_point(filled=True, size=70, opacity=1, color=BLUE).encode(y=value, tooltip=tips(fields)),
+        base.mark_point(filled=True, size=70, opacity=1, color=BLUE).encode(
+            y=value, tooltip=tips(fields)
+        ),
     ).properties(height=260)
 
 
 def class_bars(frame: pd.DataFrame, label: str) -> alt.LayerChart:
     """One bar per class with its 95 % interval; ticks are the 95 % null."""
-    frame = frame.assign(interval=[span(low, high) for low, high in zip(frame["low"], frame["high"])])
+    frame = frame.assign(
+        interval=[span(low, high) for low, high in zip(frame["low"], frame["high"])]
+    )
     order = list(frame.sort_values("value", ascending=False)["class"])
-    fields = {"value:Q .3f": label, "interval:N": "95 % interval", "null_q95:Q .3f": "null, 95 %", "n:Q": "n images"}
+    fields = {
+        "value:Q .3f": label,
+        "interval:N": "95 % interval",
+        "null_q95:Q .3f": "null, 95 %",
+        "n:Q": "n images",
+    }
     base = alt.Chart(frame).encode(
         y=alt.Y("class:N", sort=order, title="class", axis=alt.Axis(labelLimit=LONGEST_LABEL)),
         tooltip=tips({"class:N": "class"} | fields),
@@ -290,14 +365,18 @@ def distance_scatter(frame: pd.DataFrame, titles: tuple[str, str]) -> alt.Chart:
         for axis, (field, title) in zip((alt.X, alt.Y), ends.items())
     )
     colour = colours({"same class": ORANGE, "different": BLUE})
-    fields = {"image 1:N": "image 1", "image 2:N": "image 2"} | {f"{field}:Q .3f": title for field, title in ends.items()}
+    fields = {"image 1:N": "image 1", "image 2:N": "image 2"} | {
+        f"{field}:Q .3f": title for field, title in ends.items()
+    }
     chart: alt.Chart = (
         alt.Chart(frame)
         .mark_circle(size=22, opacity=0.45)
         .encode(
             x=x,
             y=y,
-            color=alt.Color("classes:N", title="pair of", scale=colour, legend=alt.Legend(symbolOpacity=1)),
+            color=alt.Color(
+                "classes:N", title="pair of", scale=colour, legend=alt.Legend(symbolOpacity=1)
+            ),
             tooltip=tips(fields),
         )
         .properties(height=360)
@@ -306,11 +385,12 @@ def distance_scatter(frame: pd.DataFrame, titles: tuple[str, str]) -> alt.Chart:
     return chart
 
 
-# -- classes and positions -------------------------------------------------------------------------------------------------
+# -- classes and positions -------------------------------------------------------------------------
 
 
 def confusion_cells(frame: pd.DataFrame, order: Sequence[str], chosen: str, name: str) -> alt.Chart:
-    """Fraction of the images of a class (row) that are predicted as another (column); a click selects the row as `name`."""
+    """Fraction of the images of a class (row) that are predicted as another (column); a click
+    selects the row as `name`."""
     legend = alt.Legend(title=["images of the", "true class (%)"], format=".0%", gradientLength=150)
     fields = {
         "true:N": "true class",
@@ -324,7 +404,9 @@ def confusion_cells(frame: pd.DataFrame, order: Sequence[str], chosen: str, name
         .encode(
             x=alt.X("predicted:N", sort=[*order], title="predicted class", axis=_across()),
             y=alt.Y("true:N", sort=[*order], title="true class", axis=_up()),
-            color=alt.Color("share:Q", scale=alt.Scale(domain=[0, 1], scheme="viridis"), legend=legend),
+            color=alt.Color(
+                "share:Q", scale=alt.Scale(domain=[0, 1], scheme="viridis"), legend=legend
+            ),
             stroke=alt.when("datum.chosen").then(alt.value(CHOSEN)).otherwise(alt.value(None)),
             strokeWidth=alt.value(1.5),
             tooltip=tips(fields),
@@ -336,7 +418,8 @@ def confusion_cells(frame: pd.DataFrame, order: Sequence[str], chosen: str, name
 
 
 def class_points(frame: pd.DataFrame) -> alt.LayerChart:
-    """Accuracy of every class with its interval, one colour per network; the class with the highest accuracy is on top."""
+    """Accuracy of every class with its interval, one colour per network; the class with the highest
+    accuracy is on top."""
     order = list(frame.groupby("class")["accuracy"].mean().sort_values(ascending=False).index)
     names = list(frame["network"].unique())
     base = alt.Chart(frame).encode(
@@ -355,7 +438,9 @@ def class_points(frame: pd.DataFrame) -> alt.LayerChart:
         "images:Q": "n test images",
     }
     axis = alt.Axis(format=".0%", tickCount=5)
-    spans = base.mark_rule(strokeWidth=1.5).encode(x=alt.X("low:Q", title="test accuracy (%)", axis=axis), x2="high:Q")
+    spans = base.mark_rule(strokeWidth=1.5).encode(
+        x=alt.X("low:Q", title="test accuracy (%)", axis=axis), x2="high:Q"
+    )
     x = alt.X("accuracy:Q", title="test accuracy (%)")
     points = base.mark_point(filled=True, size=55, opacity=1).encode(x=x, tooltip=tips(fields))
     return alt.layer(spans, points).properties(height=alt.Step(11 if len(names) > 1 else 20))
@@ -364,23 +449,33 @@ def class_points(frame: pd.DataFrame) -> alt.LayerChart:
 def cells_frame(cells: np.ndarray, column: str = "value", first: int = 0) -> pd.DataFrame:
     """One cell of a grid [rows, columns] per row; rows and columns count from `first`."""
     rows, columns = np.indices(cells.shape) + first
-    return pd.DataFrame({"row": rows.ravel(), "column": columns.ravel(), column: cells.ravel().astype(float)})
+    return pd.DataFrame(
+        {"row": rows.ravel(), "column": columns.ravel(), column: cells.ravel().astype(float)}
+    )
 
 
-def position_map(frame: pd.DataFrame, title: str, scale: tuple[float, float], legend: str) -> alt.Chart:
+def position_map(
+    frame: pd.DataFrame, title: str, scale: tuple[float, float], legend: str
+) -> alt.Chart:
     """A grid of positions with their `value`, as the image lies: row 0 on top."""
     side = max(1, int(max(frame["row"].max(), frame["column"].max())) + 1)
     axis = alt.Axis(labels=False, ticks=False, domain=False)
     fields = {"row:O": "row of the grid", "column:O": "column of the grid", "value:Q .1%": legend}
     fields |= {f"{end}:Q .1%": f"95 % interval, {end}" for end in ("low", "high") if end in frame}
-    bar = alt.Legend(title=legend, orient="bottom", format=".0%", gradientLength=160, titleLimit=260)
+    bar = alt.Legend(
+        title=legend, orient="bottom", format=".0%", gradientLength=160, titleLimit=260
+    )
     chart: alt.Chart = (
         alt.Chart(frame, title=alt.TitleParams(title, fontSize=13, limit=260))
         .mark_rect(invalid="filter")
         .encode(
             x=alt.X("column:O", title=f"column of the grid ({side} wide)", axis=axis),
             y=alt.Y("row:O", title="row of the grid", axis=axis),
-            color=alt.Color("value:Q", scale=alt.Scale(domain=[*scale], scheme="viridis", clamp=True), legend=bar),
+            color=alt.Color(
+                "value:Q",
+                scale=alt.Scale(domain=[*scale], scheme="viridis", clamp=True),
+                legend=bar,
+            ),
             tooltip=tips(fields),
         )
         .properties(height=_MAP)

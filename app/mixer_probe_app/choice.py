@@ -1,8 +1,9 @@
-"""Which networks are chosen, and where they run. The URL says it (`?model=zoo:mixer-s0&model=resnet18?untrained`), the session
-remembers it.
+"""Which networks are chosen, and where they run. The URL says it
+(`?model=zoo:mixer-s0&model=resnet18?untrained`), the session remembers it.
 
-A choice is a name of the zoo or of timm, "?untrained" at its end for the untrained baseline; "checkpoint:LABEL@ARCHITECTURE"; or
-"run:LABEL" for a stored run, where LABEL is a path below the folders of the app."""
+A choice is a name of the zoo or of timm, "?untrained" at its end for the untrained baseline;
+"checkpoint:LABEL@ARCHITECTURE"; or "run:LABEL" for a stored run, where LABEL is a path below the
+folders of the app."""
 
 from __future__ import annotations
 
@@ -30,9 +31,11 @@ _NAME, _RANDOM = "network {}", "untrained {}"
 
 
 def chosen() -> tuple[str, ...]:
-    """The networks that every page looks at, at most three; untrained baselines are marked by "?untrained" at the end.
+    """The networks that every page looks at, at most three; untrained baselines are marked by
+    "?untrained" at the end.
 
-    A page reached by the menu has a bare URL: what the session remembers is written back into it."""
+    A page reached by the menu has a bare URL: what the session remembers is written back into
+    it."""
     named = st.query_params.get_all(_PARAMETER)
     names = _tidy(named) if named else st.session_state.get(_MEMORY, DEFAULT)
     choose(names)
@@ -49,7 +52,13 @@ def choose(names: tuple[str, ...]) -> None:
 def add(name: str) -> None:
     """Choose one more network, in place of the last where three are chosen."""
     names = chosen()
-    choose(_tidy([*names[: MOST - 1], name] if len(names) == MOST and name not in names else [*names, name]))
+    choose(
+        _tidy(
+            [*names[: MOST - 1], name]
+            if len(names) == MOST and name not in names
+            else [*names, name]
+        )
+    )
 
 
 def _tidy(names: Iterable[str]) -> tuple[str, ...]:
@@ -58,7 +67,8 @@ def _tidy(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def chooser(places: Sequence[DeltaGenerator]) -> None:
-    """A box per network in each of the three `places`: a name to pick or to type, and the switch for its untrained baseline."""
+    """A box per network in each of the three `places`: a name to pick or to type, and the switch
+    for its untrained baseline."""
     names = chosen()
     options = [*(entry.name for entry in catalogue()), *(RUN + label for label in labels("run"))]
     for slot, place in enumerate(places):
@@ -82,7 +92,10 @@ def chooser(places: Sequence[DeltaGenerator]) -> None:
             key=_RANDOM.format(slot),
             disabled=not name or name.startswith((RUN, CHECKPOINT)),
             on_change=_read_slots,
-            help="Untrained baseline: the same architecture with re-initialised weights. Needs no download.",
+            help=(
+                "Untrained baseline: the same architecture with re-initialised weights. Needs no "
+                "download."
+            ),
         )
 
 
@@ -90,7 +103,9 @@ def _read_slots() -> None:
     names = []
     for slot in range(MOST):
         name = st.session_state.get(_NAME.format(slot)) or ""
-        names.append(name + UNTRAINED if name and st.session_state.get(_RANDOM.format(slot)) else name)
+        names.append(
+            name + UNTRAINED if name and st.session_state.get(_RANDOM.format(slot)) else name
+        )
     choose(_tidy(names))
 
 
@@ -101,7 +116,9 @@ def shown(choice: str) -> str:
         return f"{short_name(architecture)} from {short_name(label.rpartition('/')[2])}"
     if choice.startswith(RUN):
         return f"stored run {short_name(choice.removeprefix(RUN).rpartition('/')[2])}"
-    return short_name(choice.removesuffix(UNTRAINED)) + (" (untrained baseline)" if choice.endswith(UNTRAINED) else "")
+    return short_name(choice.removesuffix(UNTRAINED)) + (
+        " (untrained baseline)" if choice.endswith(UNTRAINED) else ""
+    )
 
 
 def code(choice: str) -> str:
@@ -125,7 +142,9 @@ def catalogue() -> tuple[CatalogueEntry, ...]:
 @st.cache_resource(show_spinner=False)
 def devices() -> tuple[str, ...]:
     """Where networks can run, the best first."""
-    cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    cuda = (
+        [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
     return (*cuda, *(["mps"] if torch.backends.mps.is_available() else []), "cpu")
 
 
@@ -138,4 +157,6 @@ def device() -> str:
 def device_chooser(place: DeltaGenerator) -> None:
     """A box for the device, where there are several."""
     if len(devices()) > 1:
-        url_state.choose(place.selectbox, "Device", "device", devices(), help="Device on which the networks run.")
+        url_state.choose(
+            place.selectbox, "Device", "device", devices(), help="Device on which the networks run."
+        )

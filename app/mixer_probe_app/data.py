@@ -1,4 +1,5 @@
-"""Which images the pages look at: a bundled sample, a folder of the app's, an upload, or a data set of timm. The URL says it."""
+"""Which images the pages look at: a bundled sample, a folder of the app's, an upload, or a data set
+of timm. The URL says it."""
 
 from __future__ import annotations
 
@@ -27,7 +28,15 @@ from mixer_probe.core.validate import shown, whole_number
 from mixer_probe.images import Images
 from mixer_probe.images.classes import class_name
 from mixer_probe_app import disk, url_state
-from mixer_probe_app.local_files import PICTURES, UPLOADED, labels, local_files, resolve, roots, uploads
+from mixer_probe_app.local_files import (
+    PICTURES,
+    UPLOADED,
+    labels,
+    local_files,
+    resolve,
+    roots,
+    uploads,
+)
 from mixer_probe_app.store import cached
 
 BUNDLED = {"demo": "CIFAR-10 sample", "photos": "120 photographs"}
@@ -38,7 +47,10 @@ _IMAGES, _COUNT = "images", "n"
 MOST_FILES, MOST_BYTES = 5000, 500 * 2**20
 # File systems take names of 255 bytes.
 _LONGEST_NAME = 200
-_TIMM = re.compile(r"((torch|wds|tfds)/[A-Za-z0-9][\w.-]*|(hfds|hfids)/[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)", re.ASCII)
+_TIMM = re.compile(
+    r"((torch|wds|tfds)/[A-Za-z0-9][\w.-]*|(hfds|hfids)/[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)",
+    re.ASCII,
+)
 # What damaged zips make Python's readers raise; some are subclasses of others, and all are named.
 _BROKEN = (
     *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError, struct.error),
@@ -47,7 +59,8 @@ _BROKEN = (
 
 
 def source() -> str:
-    """The images chosen: "demo", "photos", "folder:LABEL" or "NAME@LABEL" for a data set of timm below a folder."""
+    """The images chosen: "demo", "photos", "folder:LABEL" or "NAME@LABEL" for a data set of timm
+    below a folder."""
     said = url_state.get(_IMAGES) or "demo"
     choose(said)
     return said
@@ -64,7 +77,11 @@ def shown_source(text: str) -> str:
         return BUNDLED[text]
     if text.startswith("folder:"):
         label = text.removeprefix("folder:")
-        return f"uploaded images {label.partition('/')[2]}" if label.startswith(f"{UPLOADED}/") else label
+        return (
+            f"uploaded images {label.partition('/')[2]}"
+            if label.startswith(f"{UPLOADED}/")
+            else label
+        )
     name, _, place = text.partition("@")
     return f"{name} in {place}"
 
@@ -77,9 +94,13 @@ def count() -> int:
 
 def chooser(place: st.delta_generator.DeltaGenerator) -> None:
     """The boxes for images and their number."""
-    sources = dict.fromkeys([*BUNDLED, *(f"folder:{label}" for label in labels("images")), source()])
+    sources = dict.fromkeys(
+        [*BUNDLED, *(f"folder:{label}" for label in labels("images")), source()]
+    )
     more = "More can be opened on the page Home."
-    url_state.choose(place.selectbox, "Images", _IMAGES, [*sources], "demo", format_func=shown_source, help=more)
+    url_state.choose(
+        place.selectbox, "Images", _IMAGES, [*sources], "demo", format_func=shown_source, help=more
+    )
     most = "At most so many images, as many of each class as there are."
     url_state.choose(place.select_slider, "How many", _COUNT, COUNTS, DEFAULT_COUNT, help=most)
 
@@ -93,7 +114,8 @@ def images() -> Images:
 
 
 def sides() -> tuple[Images, Images]:
-    """Images to fit on and as many others to test on: the two splits of the bundled CIFAR-10 sample, or two halves."""
+    """Images to fit on and as many others to test on: the two splits of the bundled CIFAR-10
+    sample, or two halves."""
     if source() == "demo":
         return _opened("demo", "train").sample(count()), images()
     both = _opened(source(), "").sample(2 * count())
@@ -103,29 +125,39 @@ def sides() -> tuple[Images, Images]:
 
 
 def _opened(text: str, split: str) -> Images:
-    """All images of a source. Files that were skipped are listed by those who show the images (`Images.skipped`)."""
+    """All images of a source. Files that were skipped are listed by those who show the images
+    (`Images.skipped`)."""
     folder = resolve(text.removeprefix("folder:"), "images") if text.startswith("folder:") else None
     key = (text, split, None if folder is None else folder_state(folder))
-    found = cached("images", key, "Opening the images", lambda: open_source(text, split, folder), on_disk=False, warn=False)
+    found = cached(
+        "images",
+        key,
+        "Opening the images",
+        lambda: open_source(text, split, folder),
+        on_disk=False,
+        warn=False,
+    )
     if folder is not None and folder.is_relative_to(uploads().resolve()):
         disk.use(folder)
     return found
 
 
 def open_source(text: str, split: str, folder: Path | None) -> Images:
-    """All images of a source, whose `folder` is resolved. Raises ImagesError for a name that is no source, for images that cannot
-    be read, and for links out of the folders of the app."""
+    """All images of a source, whose `folder` is resolved. Raises ImagesError for a name that is no
+    source, for images that cannot be read, and for links out of the folders of the app."""
     if text in BUNDLED:
         return mp.load_images(text, split=split or None)
     if folder is not None:
-        found = dataclasses.replace(mp.load_images(folder, on_error="skip"), name=shown_source(text))
+        found = dataclasses.replace(
+            mp.load_images(folder, on_error="skip"), name=shown_source(text)
+        )
         tops = tuple(roots().values())
         for i in range(len(found)):
             file = Path(os.path.realpath(found.reader.where(int(found.positions[i]))))
             if not any(file.is_relative_to(top) for top in tops):
                 raise ImagesError(
-                    f"{shown(found.ids[i])} is a link out of the folders of this app; start the app with the folder that it "
-                    "leads to"
+                    f"{shown(found.ids[i])} is a link out of the folders of this app; start the "
+                    "app with the folder that it leads to"
                 )
         if folder.is_relative_to(uploads().resolve()):
             disk.hold(folder, found.reader)
@@ -133,11 +165,13 @@ def open_source(text: str, split: str, folder: Path | None) -> Images:
     name, _, place = text.partition("@")
     if not _TIMM.fullmatch(name) or ".." in name or not place:
         raise ImagesError(
-            f"{shown(text)} names no images: data sets are torch/NAME, wds/NAME, tfds/NAME, hfds/OWNER/NAME or hfids/OWNER/NAME; "
-            "choose them on the page Home"
+            f"{shown(text)} names no images: data sets are torch/NAME, wds/NAME, tfds/NAME, "
+            "hfds/OWNER/NAME or hfids/OWNER/NAME; choose them on the page Home"
         )
     if os.path.lexists(name.partition("/")[2]):
-        raise ImagesError(f"'{name}' would be read from a folder beside the app; start the app in another folder")
+        raise ImagesError(
+            f"'{name}' would be read from a folder beside the app; start the app in another folder"
+        )
     return mp.load_images(name, root=resolve(place, "images"))
 
 
@@ -148,7 +182,10 @@ def code(limit: int | None = None, split: str = "test") -> str:
         extra = f', split="{split}"' if text == "demo" else ""
         return f'mp.load_images("{text}"{extra}, limit={wanted})'
     if text.startswith("folder:"):
-        return f'mp.load_images({str(resolve(text.removeprefix("folder:"), "images"))!r}, on_error="skip", limit={wanted})'
+        return (
+            f"mp.load_images({str(resolve(text.removeprefix('folder:'), 'images'))!r}, "
+            f'on_error="skip", limit={wanted})'
+        )
     name, _, place = text.partition("@")
     return f"mp.load_images({name!r}, root={str(resolve(place, 'images'))!r}, limit={wanted})"
 
@@ -177,22 +214,27 @@ def has_classes(found: Images) -> bool:
 
 
 def class_of(found: Images, i: int) -> str:
-    """The name of the class of an image, or its index where classes have no names; "" without labels."""
+    """The name of the class of an image, or its index where classes have no names; "" without
+    labels."""
     return "" if found.labels is None else class_name(int(found.labels[i]), found.class_names)
 
 
-# -- uploads -----------------------------------------------------------------------------------------------------------------
+# -- uploads ---------------------------------------------------------------------------------------
 
 
 def save_upload(files: Sequence[tuple[str, bytes]]) -> str:
-    """Save uploaded pictures, or the pictures of a zip, in a folder of their own, and give it as a source.
+    """Save uploaded pictures, or the pictures of a zip, in a folder of their own, and give it as a
+    source.
 
-    Of equal names, from other folders of a zip, the later ones get a number. Raises ImagesError for an upload without a picture,
-    or too large; files that are no pictures are found when they are opened."""
+    Of equal names, from other folders of a zip, the later ones get a number. Raises ImagesError for
+    an upload without a picture, or too large; files that are no pictures are found when they are
+    opened."""
     parts = [part for name, content in files for part in _pictures(name, content)]
     _check_size("the upload", [len(content) for _, content in parts])
     if not parts:
-        raise ImagesError(f"no picture in the upload; pictures are files {', '.join(PICTURES)}, or a zip of them")
+        raise ImagesError(
+            f"no picture in the upload; pictures are files {', '.join(PICTURES)}, or a zip of them"
+        )
     named: dict[str, tuple[str, bytes]] = {}
     for name, content in parts:
         path, number, free = PurePosixPath(name), 1, name
@@ -200,7 +242,9 @@ def save_upload(files: Sequence[tuple[str, bytes]]) -> str:
             number += 1
             free = str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
         named[free.lower()] = (free, content)
-    hashes = b"".join(name.encode() + hashlib.sha256(content).digest() for name, content in named.values())
+    hashes = b"".join(
+        name.encode() + hashlib.sha256(content).digest() for name, content in named.values()
+    )
     digest = hashlib.sha256(hashes).hexdigest()[:12]
     folder = uploads() / digest
     try:
@@ -223,23 +267,32 @@ def _pictures(name: str, content: bytes) -> list[tuple[str, bytes]]:
         return [(_safe(name), content)] if Path(name).suffix.lower() in PICTURES else []
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            members = [m for m in archive.infolist() if Path(m.filename).suffix.lower() in PICTURES and not m.is_dir()]
+            members = [
+                m
+                for m in archive.infolist()
+                if Path(m.filename).suffix.lower() in PICTURES and not m.is_dir()
+            ]
             _check_size(shown(name), [m.file_size for m in members])
             return [(_safe(m.filename), archive.read(m)) for m in members]
     except ImagesError:
         raise
     except _BROKEN as error:
-        raise ImagesError(f"{shown(name)} is no zip that can be read: {shown(str(error) or type(error).__name__)}") from error
+        raise ImagesError(
+            f"{shown(name)} is no zip that can be read: {shown(str(error) or type(error).__name__)}"
+        ) from error
 
 
 def _check_size(what: str, sizes: Sequence[int]) -> None:
     if len(sizes) > MOST_FILES or sum(sizes) > MOST_BYTES:
         limits = f"{MOST_FILES:,} pictures or {MOST_BYTES >> 20} MB"
-        raise ImagesError(f"{what} holds more than {limits}; start the app with their folder instead")
+        raise ImagesError(
+            f"{what} holds more than {limits}; start the app with their folder instead"
+        )
 
 
 def _safe(name: str) -> str:
-    """The last folder (the class) and the file of a path, without a way up, and short enough for a file system."""
+    """The last folder (the class) and the file of a path, without a way up, and short enough for a
+    file system."""
     # Split by hand: of a name that begins with two slashes, PurePosixPath keeps both as a part.
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", "..", ".")]
     found = []

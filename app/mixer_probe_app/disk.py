@@ -1,4 +1,5 @@
-"""Results on the disk, across restarts, at a place that follows from what was computed, from what, and by which code.
+"""Results on the disk, across restarts, at a place that follows from what was computed, from what,
+and by which code.
 
 Whatever is wrong with the disk, the app works without it."""
 
@@ -37,9 +38,13 @@ _RESULTS = "results"
 
 @cache
 def code_version() -> str:
-    """The version and, for a working copy, the state of the source: numbers of other code are never shown."""
+    """The version and, for a working copy, the state of the source: numbers of other code are never
+    shown."""
     home = Path(str(mp.__file__)).parent
-    state = [(str(f.relative_to(home)), f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(home.rglob("*.py"))]
+    state = [
+        (str(f.relative_to(home)), f.stat().st_size, f.stat().st_mtime_ns)
+        for f in sorted(home.rglob("*.py"))
+    ]
     return hashlib.sha256(repr((mp.__version__, state)).encode()).hexdigest()
 
 
@@ -50,7 +55,8 @@ def place(kind: str, key: Hashable, suffix: str) -> Path:
 
 
 def read(kind: str, key: Hashable) -> tuple[Any, tuple[str, ...]] | None:
-    """A result and its warnings, or None where there is none that can be read; a damaged file, or one of another key, is removed.
+    """A result and its warnings, or None where there is none that can be read; a damaged file, or
+    one of another key, is removed.
 
     Nothing is unpickled: results are JSON with plain arrays."""
     file = place(kind, key, ".json.gz")
@@ -69,7 +75,8 @@ def read(kind: str, key: Hashable) -> tuple[Any, tuple[str, ...]] | None:
 
 
 def write(kind: str, key: Hashable, value: Any, warnings: tuple[str, ...]) -> None:
-    """Save a result whole or not at all; things that are no plain data (pictures, networks) are not saved."""
+    """Save a result whole or not at all; things that are no plain data (pictures, networks) are not
+    saved."""
     try:
         text = json.dumps({"key": repr(key), "value": to_dict(value), "warnings": warnings})
     except TypeError:
@@ -80,9 +87,11 @@ def write(kind: str, key: Hashable, value: Any, warnings: tuple[str, ...]) -> No
 
 
 def store(key: Hashable, extract: Callable[[Path | None], Representations]) -> Representations:
-    """Representations at a place of their own on the disk: those that `extract` finds there or computes there.
+    """Representations at a place of their own on the disk: those that `extract` finds there or
+    computes there.
 
-    What is there and cannot be read is computed again; without a place, and where another process writes, in memory."""
+    What is there and cannot be read is computed again; without a place, and where another process
+    writes, in memory."""
     entry = place("representations", key, ".zarr")
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
@@ -102,25 +111,27 @@ def store(key: Hashable, extract: Callable[[Path | None], Representations]) -> R
     return found
 
 
-# -- limits ------------------------------------------------------------------------------------------------------------------
+# -- limits ----------------------------------------------------------------------------------------
 
 
 def use(entry: Path) -> None:
-    """Mark a file or folder as used now, by its time of access; its time of change identifies what it holds."""
+    """Mark a file or folder as used now, by its time of access; its time of change identifies what
+    it holds."""
     with contextlib.suppress(OSError):
         os.utime(entry, ns=(time.time_ns(), entry.stat().st_mtime_ns))
 
 
 def hold(entry: Path, reader: object) -> None:
-    """Protect a file or folder from being removed, by this process and by others, as long as `reader` lives."""
+    """Protect a file or folder from being removed, by this process and by others, as long as
+    `reader` lives."""
     handle = _lock(entry, exclusive=False)
     if handle is not None:
         weakref.finalize(reader, os.close, handle)
 
 
 def tidy(most: int = MOST) -> None:
-    """Remove what was not used for longest, results and uploads alike, until the rest takes less than `most` bytes. What somebody
-    holds or writes stays."""
+    """Remove what was not used for longest, results and uploads alike, until the rest takes less
+    than `most` bytes. What somebody holds or writes stays."""
     home = cache_folder()
     entries = []
     for entry in (*(home / _RESULTS).glob("*/[!.]*"), *(home / UPLOADED).glob("[!.]*")):
@@ -156,7 +167,9 @@ def _remove(entry: Path) -> bool:
                 os.replace(entry, gone)
             finally:
                 os.close(handle)
-            shutil.rmtree(gone, ignore_errors=True) if gone.is_dir() else gone.unlink(missing_ok=True)
+            shutil.rmtree(gone, ignore_errors=True) if gone.is_dir() else gone.unlink(
+                missing_ok=True
+            )
             return True
     except (OSError, StoreError):
         return False

@@ -1,4 +1,5 @@
-"""The results that a session has looked at, for the page Report, and the Python script that computes them again."""
+"""The results that a session has looked at, for the page Report, and the Python script that
+computes them again."""
 
 from __future__ import annotations
 
@@ -19,8 +20,9 @@ _MOST = 60
 
 @dataclass(frozen=True)
 class Entry:
-    """A result of a page, cached under (`kind`, `key`). `code` is a Python expression that gives it (or a list of results), with
-    `models["NAME"]` for networks and `images`, `train` and `test` as `setup` makes them."""
+    """A result of a page, cached under (`kind`, `key`). `code` is a Python expression that gives it
+    (or a list of results), with `models["NAME"]` for networks and `images`, `train` and `test` as
+    `setup` makes them."""
 
     page: str
     label: str
@@ -40,8 +42,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Given:
-    """An argument of a call: `value` gives it on the page, and `then` goes on with it beside the page; `key` decides it. `code`
-    is the Python that makes it in a script, after the lines `setup` and with the networks `models`."""
+    """An argument of a call: `value` gives it on the page, and `then` goes on with it beside the
+    page; `key` decides it. `code` is the Python that makes it in a script, after the lines `setup`
+    and with the networks `models`."""
 
     value: Callable[[], Any]
     key: Hashable
@@ -52,20 +55,32 @@ class Given:
 
 
 def result_of(page: str, label: str, kind: str, function: str, *given: Any, **options: Any) -> Any:
-    """The result of a function of mixer_probe by its name below `mp`, cached under `kind` and recorded as seen on a `page`.
+    """The result of a function of mixer_probe by its name below `mp`, cached under `kind` and
+    recorded as seen on a `page`.
 
-    Its arguments are plain values, `Given`s, or tuples of these: key and code follow from them. No `Given` is made where the
-    result is known."""
+    Its arguments are plain values, `Given`s, or tuples of these: key and code follow from them. No
+    `Given` is made where the result is known."""
     arguments: dict[Any, Any] = dict(enumerate(given)) | options
     key = tuple(
         (name, _each(lambda part: part.key if isinstance(part, Given) else repr(part), argument))
         for name, argument in arguments.items()
     )
-    codes = [_code(value) if isinstance(name, int) else f"{name}={_code(value)}" for name, value in arguments.items()]
+    codes = [
+        _code(value) if isinstance(name, int) else f"{name}={_code(value)}"
+        for name, value in arguments.items()
+    ]
     parts: list[Given] = []
     for value in arguments.values():
-        parts += [part for part in (value if isinstance(value, tuple) else (value,)) if isinstance(part, Given)]
-    ready = {} if store.lookup(kind, key) else {name: _each(_prepared, value) for name, value in arguments.items()}
+        parts += [
+            part
+            for part in (value if isinstance(value, tuple) else (value,))
+            if isinstance(part, Given)
+        ]
+    ready = (
+        {}
+        if store.lookup(kind, key)
+        else {name: _each(_prepared, value) for name, value in arguments.items()}
+    )
 
     def compute() -> Any:
         values = {name: _each(lambda make: make(), value) for name, value in ready.items()}
@@ -74,7 +89,9 @@ def result_of(page: str, label: str, kind: str, function: str, *given: Any, **op
 
     models = dict.fromkeys(name for part in parts for name in part.models)
     setup = "\n".join(dict.fromkeys(part.setup for part in parts if part.setup))
-    return computed(page, label, kind, key, compute, f"mp.{function}({', '.join(codes)})", [*models], setup)
+    return computed(
+        page, label, kind, key, compute, f"mp.{function}({', '.join(codes)})", [*models], setup
+    )
 
 
 def _each(do: Callable[[Any], Any], value: Any) -> Any:
@@ -103,18 +120,29 @@ def computed(
     models: Sequence[str],
     setup: str = "",
 ) -> T:
-    """The result cached under (`kind`, `key`), or a new one, recorded as seen on a `page`; see `store.cached` and `Entry`."""
+    """The result cached under (`kind`, `key`), or a new one, recorded as seen on a `page`; see
+    `store.cached` and `Entry`."""
     found = store.cached(kind, key, label[0].upper() + label[1:], compute)
     record(page, label, kind, key, code, models, setup)
     return found
 
 
-def record(page: str, label: str, kind: str, key: Hashable, code: str, models: Sequence[str], setup: str = "") -> None:
+def record(
+    page: str,
+    label: str,
+    kind: str,
+    key: Hashable,
+    code: str,
+    models: Sequence[str],
+    setup: str = "",
+) -> None:
     """Remember that this session has looked at a result; the oldest entries leave."""
     entries: dict[str, Entry] = st.session_state.setdefault("history", {})
     name = f"{page}: {label}"
     entries.pop(name, None)
-    entries[name] = Entry(page, label, kind, key, code, tuple((m, choice.code(m)) for m in models), setup)
+    entries[name] = Entry(
+        page, label, kind, key, code, tuple((m, choice.code(m)) for m in models), setup
+    )
     while len(entries) > _MOST:
         del entries[next(iter(entries))]
 
@@ -132,8 +160,19 @@ def clear() -> None:
 def script(chosen: Sequence[Entry]) -> str:
     """A Python script that computes these results again and writes the report and the numbers."""
     models = dict(pair for entry in chosen for pair in entry.models)
-    lines = ['"""Computes results of the app of mixer_probe again."""', "", "import mixer_probe as mp", ""]
-    lines += ["models = {", *(f"    {name!r}: {code}," for name, code in models.items()), "}", "results = []", ""]
+    lines = [
+        '"""Computes results of the app of mixer_probe again."""',
+        "",
+        "import mixer_probe as mp",
+        "",
+    ]
+    lines += [
+        "models = {",
+        *(f"    {name!r}: {code}," for name, code in models.items()),
+        "}",
+        "results = []",
+        "",
+    ]
     setup = ""
     for entry in chosen:
         if entry.setup and entry.setup != setup:
@@ -141,5 +180,9 @@ def script(chosen: Sequence[Entry]) -> str:
             setup = entry.setup
         lines += [f"# {' '.join(entry.label.split())}", f"found = {entry.code}"]
         lines += ["results += found if isinstance(found, (list, tuple)) else [found]", ""]
-    lines += ['mp.write_report(results, "report.html")', 'mp.save_results(results, "results.json")', ""]
+    lines += [
+        'mp.write_report(results, "report.html")',
+        'mp.save_results(results, "results.json")',
+        "",
+    ]
     return "\n".join(lines)

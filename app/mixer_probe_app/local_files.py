@@ -1,5 +1,5 @@
-"""The files that the app may open by path: checkpoints, runs, results and image folders below the folders that it was started
-with, and uploads. Nothing else on the disk is read by name."""
+"""The files that the app may open by path: checkpoints, runs, results and image folders below the
+folders that it was started with, and uploads. Nothing else on the disk is read by name."""
 
 from __future__ import annotations
 
@@ -25,14 +25,20 @@ CACHE = "MIXER_PROBE_CACHE"
 UPLOADED = "uploaded"
 CHECKPOINTS = (".safetensors", ".pth", ".pt", ".bin")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-_NAMES: dict[Kind, str] = {"checkpoint": "checkpoint", "run": "stored run", "results": "results file", "images": "image folder"}
+_NAMES: dict[Kind, str] = {
+    "checkpoint": "checkpoint",
+    "run": "stored run",
+    "results": "results file",
+    "images": "image folder",
+}
 # A folder of a data set has a million files; only its top levels are searched.
 _DEEPEST, _MOST_FOLDERS, _MOST_CHILDREN = 3, 2000, 5000
 
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file or folder that can be opened. `label` stands for it in the URL: the name of its root and the path below it."""
+    """A file or folder that can be opened. `label` stands for it in the URL: the name of its root
+    and the path below it."""
 
     kind: Kind
     label: str
@@ -68,7 +74,11 @@ def roots() -> dict[str, Path]:
 @st.cache_data(ttl=20, show_spinner=False)
 def local_files() -> tuple[LocalFile, ...]:
     """Everything that can be opened, found in the top levels below the roots."""
-    found = [file for name, root in roots().items() for file in _below(name, root, 0, [_MOST_FOLDERS], root)]
+    found = [
+        file
+        for name, root in roots().items()
+        for file in _below(name, root, 0, [_MOST_FOLDERS], root)
+    ]
     return tuple(sorted(found, key=lambda file: (file.kind, file.label)))
 
 
@@ -78,38 +88,52 @@ def labels(kind: Kind) -> list[str]:
 
 
 def resolve(label: str, kind: Kind) -> Path:
-    """The path behind a label. Raises StoreError for one that is not below the roots, links included, or is not there."""
+    """The path behind a label. Raises StoreError for one that is not below the roots, links
+    included, or is not there."""
     name, _, rest = label.partition("/")
     root = roots().get(name)
     path = Path(os.path.realpath(root / rest)) if root is not None and "\0" not in rest else None
     if root is None or path is None or not path.is_relative_to(root) or not os.path.exists(path):
         known = labels(kind)
-        start = "start the app with `mixer-probe app FOLDER` to open files in a folder" if not known else closest(label, known)
-        raise StoreError(f"there is no {_NAMES[kind]} '{label}' in the folders of this app; {start}")
+        start = (
+            "start the app with `mixer-probe app FOLDER` to open files in a folder"
+            if not known
+            else closest(label, known)
+        )
+        raise StoreError(
+            f"there is no {_NAMES[kind]} '{label}' in the folders of this app; {start}"
+        )
     return path
 
 
 def inside(path: Path, *folders: Path) -> bool:
     """Whether a path leads, links included, to something in one of the folders."""
     try:
-        return not path.is_symlink() or any(path.resolve().is_relative_to(folder) for folder in folders)
+        return not path.is_symlink() or any(
+            path.resolve().is_relative_to(folder) for folder in folders
+        )
     except (OSError, RuntimeError):
         return False
 
 
 def keep_upload(name: str, content: bytes, suffix: str) -> str:
-    """Save an uploaded file under the hash of its content, and give its label. Raises StoreError where it cannot be saved."""
+    """Save an uploaded file under the hash of its content, and give its label. Raises StoreError
+    where it cannot be saved."""
     file = uploads() / (hashlib.sha256(content).hexdigest()[:16] + suffix)
     try:
         if not file.exists():
             write_bytes(file, content)
     except (OSError, StoreError) as error:
-        raise StoreError(f"cannot save the upload '{name}' in {uploads()}: {reason(error)}") from error
+        raise StoreError(
+            f"cannot save the upload '{name}' in {uploads()}: {reason(error)}"
+        ) from error
     local_files.clear()
     return f"{UPLOADED}/{file.name}"
 
 
-def _below(label: str, path: Path, depth: int, folders_left: list[int], root: Path) -> Iterator[LocalFile]:
+def _below(
+    label: str, path: Path, depth: int, folders_left: list[int], root: Path
+) -> Iterator[LocalFile]:
     if path.is_file():
         if path.suffix in CHECKPOINTS:
             yield LocalFile("checkpoint", label, path)
@@ -125,7 +149,9 @@ def _below(label: str, path: Path, depth: int, folders_left: list[int], root: Pa
         return
     # Pictures here, or a folder per class with pictures in each of the first ones.
     classes = [child for child in children if child.is_dir()][:3]
-    pictures = [any(c.suffix.lower() in PICTURES for c in _children(folder)[:50]) for folder in classes]
+    pictures = [
+        any(c.suffix.lower() in PICTURES for c in _children(folder)[:50]) for folder in classes
+    ]
     if any(child.suffix.lower() in PICTURES for child in children) or (pictures and all(pictures)):
         yield LocalFile("images", label, path)
     for child in children:
@@ -134,6 +160,8 @@ def _below(label: str, path: Path, depth: int, folders_left: list[int], root: Pa
 
 def _children(path: Path) -> list[Path]:
     try:
-        return sorted(child for child in path.iterdir() if not child.name.startswith("."))[:_MOST_CHILDREN]
+        return sorted(child for child in path.iterdir() if not child.name.startswith("."))[
+            :_MOST_CHILDREN
+        ]
     except OSError:
         return []

@@ -21,7 +21,8 @@ _MENU = "menu shown"
 
 @dataclass(frozen=True)
 class Entry:
-    """A page of the menu: its file below `pages`, its title, the symbol of its icon, and what it shows."""
+    """A page of the menu: its file below `pages`, its title, the symbol of its icon, and what it
+    shows."""
 
     file: str
     title: str
@@ -40,12 +41,31 @@ _IMAGE = "One image in all networks: predictions, attributions, and the effect o
 ENTRIES = (
     Entry("Token_mixing", "Token mixing", "grid_on", _UNITS),
     Entry("Stem", "Stem and kernels", "filter_vintage", _KERNELS),
-    Entry("Similarity", "Similarity", "compare", "Similarity of layers, and the depth at which two networks differ most."),
-    Entry("Probes", "Probes", "trending_up", "Probe accuracy by layer and by position in the image."),
-    Entry("Channels", "Channels", "view_week", "Class-selective channels, with the images of highest activation."),
+    Entry(
+        "Similarity",
+        "Similarity",
+        "compare",
+        "Similarity of layers, and the depth at which two networks differ most.",
+    ),
+    Entry(
+        "Probes", "Probes", "trending_up", "Probe accuracy by layer and by position in the image."
+    ),
+    Entry(
+        "Channels",
+        "Channels",
+        "view_week",
+        "Class-selective channels, with the images of highest activation.",
+    ),
     Entry("Image", "Image", "image", _IMAGE),
-    Entry("Analyses", "Analyses", "list", "Every analysis with its question; results as in a report."),
-    Entry("Report", "Report", "description", "Your results as one HTML file, with the numbers and a Python script."),
+    Entry(
+        "Analyses", "Analyses", "list", "Every analysis with its question; results as in a report."
+    ),
+    Entry(
+        "Report",
+        "Report",
+        "description",
+        "Your results as one HTML file, with the numbers and a Python script.",
+    ),
 )
 
 
@@ -55,11 +75,17 @@ def menu() -> list[st.Page]:
 
     st.session_state[_MENU] = True
     first = st.Page(home.show, title="Home", icon=":material/home:", url_path="Home", default=True)
-    return [first, *(st.Page(_APP / "pages" / f"{e.file}.py", title=e.title, icon=e.icon) for e in ENTRIES)]
+    return [
+        first,
+        *(st.Page(_APP / "pages" / f"{e.file}.py", title=e.title, icon=e.icon) for e in ENTRIES),
+    ]
 
 
-def begin(title: str, question: str, *, choose: bool = True, images: bool = True) -> tuple[str, ...]:
-    """Title, question and the choice of networks and images in the sidebar of a page; returns the networks chosen.
+def begin(
+    title: str, question: str, *, choose: bool = True, images: bool = True
+) -> tuple[str, ...]:
+    """Title, question and the choice of networks and images in the sidebar of a page; returns the
+    networks chosen.
 
     Without `choose` the sidebar is empty; without `images` the page looks at weights alone."""
     configure(title)
@@ -78,17 +104,27 @@ def begin(title: str, question: str, *, choose: bool = True, images: bool = True
     names = chosen()
     data.source()
     store.hold_networks(names)
-    random = [plain(name.removesuffix(UNTRAINED)) for name in names if name.endswith(UNTRAINED) and not name.startswith(RUN)]
+    random = [
+        plain(name.removesuffix(UNTRAINED))
+        for name in names
+        if name.endswith(UNTRAINED) and not name.startswith(RUN)
+    ]
     if choose and random:
         verb, them = ("has", "it") if len(random) == 1 else ("have", "them")
-        st.warning(f"{join(random)} {verb} untrained weights: nothing shown about {them} was learned.", icon=":material/casino:")
+        st.warning(
+            f"{join(random)} {verb} untrained weights: nothing shown about {them} was learned.",
+            icon=":material/casino:",
+        )
     if choose and not names:
-        st.info("No network is chosen. Pick one to three at the side.", icon=":material/arrow_back:")
+        st.info(
+            "No network is chosen. Pick one to three at the side.", icon=":material/arrow_back:"
+        )
     return names
 
 
 def configure(title: str) -> None:
-    """The browser's tab and the width of the page; the icon shows a token-mixing unit and its opposite, 32 px wide.
+    """The browser's tab and the width of the page; the icon shows a token-mixing unit and its
+    opposite, 32 px wide.
 
     Streamlit's own icons would be fetched from the internet."""
     wave = np.sin(np.linspace(0, 4 * np.pi, 16, endpoint=False))[None, :].repeat(32, 0)
@@ -96,14 +132,23 @@ def configure(title: str) -> None:
     red, blue = np.array([178, 24, 43]), np.array([33, 102, 172])
     colours = np.where(both >= 0, 255 - both * (255 - red), 255 + both * (255 - blue))
     icon = Image.fromarray(colours.astype(np.uint8))
-    st.set_page_config(page_title=f"{title} · mixer_probe" if title else "mixer_probe", page_icon=icon, layout="wide")
+    st.set_page_config(
+        page_title=f"{title} · mixer_probe" if title else "mixer_probe",
+        page_icon=icon,
+        layout="wide",
+    )
 
 
 def _show_menu(title: str) -> None:
-    """On a server just started, a link to a page runs that page under a menu that Streamlit makes of file names. Ours
-    replaces it, and the page is opened again below it. A page that was started by itself stays alone."""
+    """On a server just started, a link to a page runs that page under a menu that Streamlit makes
+    of file names. Ours replaces it, and the page is opened again below it. A page that was started
+    by itself stays alone."""
     context = get_script_run_ctx()
-    if context is None or _MENU in st.session_state or Path(context.main_script_path) != _APP / "Home.py":
+    if (
+        context is None
+        or _MENU in st.session_state
+        or Path(context.main_script_path) != _APP / "Home.py"
+    ):
         return
     found = menu()
     st.navigation(found)

@@ -1,4 +1,5 @@
-"""Choosing one image: from a strip of thumbnails, by its number, or by an upload. The URL says which (`img`)."""
+"""Choosing one image: from a strip of thumbnails, by its number, or by an upload. The URL says
+which (`img`)."""
 
 from __future__ import annotations
 
@@ -49,8 +50,9 @@ HERE = "#D55E00"
 
 @dataclass(frozen=True)
 class Picture:
-    """One image: as Images of one, its place among the images chosen (None for an upload), what decides its numbers, and the
-    Python that opens it: `setup` makes `images`, and `code` is this one of them."""
+    """One image: as Images of one, its place among the images chosen (None for an upload), what
+    decides its numbers, and the Python that opens it: `setup` makes `images`, and `code` is this
+    one of them."""
 
     image: Images
     place: int | None
@@ -76,17 +78,21 @@ class Picture:
         return self.image[0]
 
 
-# -- which one ---------------------------------------------------------------------------------------------------------------
+# -- which one -------------------------------------------------------------------------------------
 
 
 def chosen(images: Images | None) -> Picture | None:
-    """The image that the URL names, the first where it names none; None where there are no images at all."""
+    """The image that the URL names, the first where it names none; None where there are no images
+    at all."""
     said = url_state.get(CHOSEN) or ""
     if said.startswith(UPLOAD):
         try:
             return uploaded(said.removeprefix(UPLOAD))
         except ImagesError as error:
-            st.error(f"{plain(error)} The first image of the set is shown instead.", icon=":material/error:")
+            st.error(
+                f"{plain(error)} The first image of the set is shown instead.",
+                icon=":material/error:",
+            )
             said = ""
             choose(0)
     if images is None:
@@ -95,7 +101,14 @@ def chosen(images: Images | None) -> Picture | None:
     choose(place)
     one = images.subset([place])
     key = (data.source(), one.record.fingerprint)
-    return Picture(one, place, f"image {place + 1}: {one.ids[0]}", key, data.setup(), f"images.subset([{place}])")
+    return Picture(
+        one,
+        place,
+        f"image {place + 1}: {one.ids[0]}",
+        key,
+        data.setup(),
+        f"images.subset([{place}])",
+    )
 
 
 def choose(place: int) -> None:
@@ -111,38 +124,60 @@ def chooser(images: Images | None) -> Picture | None:
         if images is not None:
             show_strip(images, picture)
         else:
-            st.info("No images to choose from. Choose others in the sidebar, or upload one.", icon=":material/info:")
+            st.info(
+                "No images to choose from. Choose others in the sidebar, or upload one.",
+                icon=":material/info:",
+            )
         with st.expander("Upload an image", icon=":material/upload:", expanded=picture is None):
             label = f"{_SHOWN}, at most {MOST_PIXELS // 10**6} million pixels"
             st.file_uploader(label, key="img-upload", on_change=receive)
         for text in st.session_state.get("img-said", ()):
             st.info(plain(text), icon=":material/info:")
         if problem := st.session_state.get("img-problem"):
-            st.error(f"{plain(problem)} The previous image is still shown.", icon=":material/error:")
+            st.error(
+                f"{plain(problem)} The previous image is still shown.", icon=":material/error:"
+            )
     if picture is not None:
         width, height = picture.pixels.size
         known = f", class {picture.class_name}" if picture.class_name else ""
         # Photographs carry the names of their authors.
         credit = photo_credit(picture.image.ids[0]) if picture.image.name == "photos" else ""
-        caption = f"{picture.title[0].upper()}{picture.title[1:]}{known}, {width}×{height} px. {credit}".strip()
-        left.image(enlarged(picture.pixels), caption=plain(caption), width="stretch", output_format="PNG")
+        title = f"{picture.title[0].upper()}{picture.title[1:]}{known}"
+        caption = f"{title}, {width}×{height} px. {credit}".strip()
+        left.image(
+            enlarged(picture.pixels), caption=plain(caption), width="stretch", output_format="PNG"
+        )
     return picture
 
 
 def show_strip(images: Images, picture: Picture | None) -> None:
-    """The thumbnails of the images, or of those of one class, page by page; another image brings its own page."""
+    """The thumbnails of the images, or of those of one class, page by page; another image brings
+    its own page."""
     first, second, third = st.columns(3, vertical_alignment="bottom")
     current = picture.place if picture is not None else None
     if current is None:
-        first.button("Back to the image set", on_click=choose, args=(0,), icon=":material/undo:", width="stretch")
+        first.button(
+            "Back to the image set",
+            on_click=choose,
+            args=(0,),
+            icon=":material/undo:",
+            width="stretch",
+        )
     else:
         about = "Position of the image in the set."
-        current = url_state.number(first, f"Image, 1 to {len(images)}", CHOSEN, 1, len(images), 1, help=about) - 1
+        current = (
+            url_state.number(
+                first, f"Image, 1 to {len(images)}", CHOSEN, 1, len(images), 1, help=about
+            )
+            - 1
+        )
     labels, names, places = images.labels, images.class_names, list(range(len(images)))
     if labels is not None and names and images.n_classes > 1:
         options = [EVERY_CLASS, *(names[int(label)] for label in np.unique(labels))]
         every = lambda name: "all classes" if name == EVERY_CLASS else name  # noqa: E731
-        wanted = url_state.choose(second.selectbox, "Class", CLASS, options, EVERY_CLASS, format_func=every)
+        wanted = url_state.choose(
+            second.selectbox, "Class", CLASS, options, EVERY_CLASS, format_func=every
+        )
         places = [i for i in places if wanted in (EVERY_CLASS, names[int(labels[i])])]
     before = st.session_state.get("img-before")
     st.session_state["img-before"] = current
@@ -151,20 +186,30 @@ def show_strip(images: Images, picture: Picture | None) -> None:
     size = _COLUMNS * _ROWS
     pages = -(-len(places) // size)
     own = places.index(current) // size if current in places else 0
-    page = url_state.number(third, f"Page of thumbnails, 1 to {pages}", PAGE, 1, pages, own + 1) if pages > 1 else 1
+    page = (
+        url_state.number(third, f"Page of thumbnails, 1 to {pages}", PAGE, 1, pages, own + 1)
+        if pages > 1
+        else 1
+    )
     shown = places[(page - 1) * size :][:size]
     frame = thumbnails(images, shown, (data.source(), images.record.fingerprint), current)
-    gallery(frame, {"name": "image"} | ({"class": "class"} if names else {}), f"strip {page} {current}")
+    gallery(
+        frame, {"name": "image"} | ({"class": "class"} if names else {}), f"strip {page} {current}"
+    )
     st.caption("Click an image to select it.")
 
 
-# -- thumbnails --------------------------------------------------------------------------------------------------------------
+# -- thumbnails ------------------------------------------------------------------------------------
 
 
-def thumbnails(images: Images, places: Sequence[int], key: Hashable, current: int | None = None) -> pd.DataFrame:
+def thumbnails(
+    images: Images, places: Sequence[int], key: Hashable, current: int | None = None
+) -> pd.DataFrame:
     """One row per thumbnail: its `place`, `name`, `class` and `picture`, the current one framed."""
     draw = lambda: [thumb(images[place]) for place in places]  # noqa: E731
-    found = cached("pictures", ("thumbs", key, tuple(places)), "Drawing", draw, queue="draw", on_disk=False)
+    found = cached(
+        "pictures", ("thumbs", key, tuple(places)), "Drawing", draw, queue="draw", on_disk=False
+    )
     classes = images.class_names and images.labels is not None
     rows = [
         (
@@ -181,29 +226,45 @@ def thumbnails(images: Images, places: Sequence[int], key: Hashable, current: in
 def thumb(picture: Image.Image) -> Image.Image:
     """The picture with a longer side of some `_THUMB` px; small ones keep their pixels."""
     small = enlarged(picture, _THUMB)
-    return small if max(small.size) < 2 * _THUMB else ImageOps.contain(small, (_THUMB, _THUMB), Image.Resampling.LANCZOS)
+    return (
+        small
+        if max(small.size) < 2 * _THUMB
+        else ImageOps.contain(small, (_THUMB, _THUMB), Image.Resampling.LANCZOS)
+    )
 
 
 def as_uri(small: Image.Image, frame: str | None = None) -> str:
     """A picture as an address for charts, with a frame of a colour."""
-    return charts.uri(ImageOps.expand(ImageOps.contain(small, (_THUMB - 2 * _MARK,) * 2), _MARK, frame) if frame else small)
+    return charts.uri(
+        ImageOps.expand(ImageOps.contain(small, (_THUMB - 2 * _MARK,) * 2), _MARK, frame)
+        if frame
+        else small
+    )
 
 
 def enlarged(picture: Image.Image, least: int = 288) -> Image.Image:
     """The picture with its pixels as squares, so that the longer side has at least `least` px."""
     factor = max(1, -(-least // max(picture.size)))
-    return picture if factor == 1 else picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    return (
+        picture
+        if factor == 1
+        else picture.resize(
+            (picture.width * factor, picture.height * factor), Image.Resampling.NEAREST
+        )
+    )
 
 
 def square(picture: Image.Image, side: int, frame: str | None = None) -> Image.Image:
-    """The picture as a square of `side` px, a small one with whole pixels; with a `frame` of a colour."""
+    """The picture as a square of `side` px, a small one with whole pixels; with a `frame` of a
+    colour."""
     border = side // 14 if frame else 0
     resampling = Image.Resampling.NEAREST if max(picture.size) < side else Image.Resampling.LANCZOS
     return ImageOps.expand(picture.resize((side - 2 * border,) * 2, resampling), border, frame or 0)
 
 
 def gallery(frame: pd.DataFrame, tips: dict[str, str], key: str, columns: int = _COLUMNS) -> None:
-    """Thumbnails in rows; a click looks at the image. `tips` are columns of the frame by what they are called."""
+    """Thumbnails in rows; a click looks at the image. `tips` are columns of the frame by what they
+    are called."""
     if frame.empty:
         return
     order = np.arange(len(frame))
@@ -211,7 +272,9 @@ def gallery(frame: pd.DataFrame, tips: dict[str, str], key: str, columns: int = 
     rows = int(table["row"].max()) + 1
     drawn = (
         alt.Chart(table)
-        .mark_image(width=alt.expr(f"min(width / {columns} - 4, {_THUMB})"), height=_THUMB, cursor="pointer")
+        .mark_image(
+            width=alt.expr(f"min(width / {columns} - 4, {_THUMB})"), height=_THUMB, cursor="pointer"
+        )
         .encode(
             x=alt.X("column:O", axis=None, scale=alt.Scale(domain=list(range(columns)), padding=0)),
             y=alt.Y("row:O", axis=None, scale=alt.Scale(padding=0)),
@@ -231,7 +294,7 @@ def gallery(frame: pd.DataFrame, tips: dict[str, str], key: str, columns: int = 
     st.altair_chart(drawn, width="stretch", key=key, on_select=take, selection_mode="pick")
 
 
-# -- uploads -----------------------------------------------------------------------------------------------------------------
+# -- uploads ---------------------------------------------------------------------------------------
 
 
 def folder() -> Path:
@@ -243,7 +306,9 @@ def uploaded(name: str) -> Picture:
     """The picture that was saved as `name`. Raises ImagesError where there is none."""
     file = folder() / name
     if not _NAME.fullmatch(name) or not file.is_file():
-        raise ImagesError("the uploaded image of this link is not stored on this machine; upload it again.")
+        raise ImagesError(
+            "the uploaded image of this link is not stored on this machine; upload it again."
+        )
     with Image.open(file, formats=("PNG",)) as opened:
         pixels = np.asarray(opened.convert("RGB"))
     digest = name.removesuffix(".png")
@@ -274,15 +339,21 @@ def receive() -> None:
 
 
 def read_upload(name: str, content: bytes) -> tuple[Image.Image, list[str]]:
-    """An uploaded picture as 8-bit RGB of at most `LONGEST` px a side, and what was changed, in sentences.
+    """An uploaded picture as 8-bit RGB of at most `LONGEST` px a side, and what was changed, in
+    sentences.
 
-    Raises ImagesError for what is no picture, too large, too small, or broken off, with what to do about it."""
+    Raises ImagesError for what is no picture, too large, too small, or broken off, with what to do
+    about it."""
     shown = f"'{visible(' '.join(name[:60].split()))}'"
     if len(content) > _MOST_BYTES:
-        raise ImagesError(f"{shown} has more than {_MOST_BYTES >> 20} MB; reduce its size, for example by saving it as JPEG.")
+        raise ImagesError(
+            f"{shown} has more than {_MOST_BYTES >> 20} MB; reduce its size, for example by saving "
+            "it as JPEG."
+        )
     try:
         with warnings.catch_warnings(record=True) as caught:
-            # The limit here is lower than the one that Pillow warns of; which range was assumed is stated below.
+            # The limit here is lower than the one that Pillow warns of; which range was assumed is
+            # stated below.
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", ImagesWarning)
             Image.init()
@@ -301,30 +372,35 @@ def read_upload(name: str, content: bytes) -> tuple[Image.Image, list[str]]:
         raise ImagesError(f"{shown} cannot be read: {why}. Upload a {_SHOWN} file.") from error
     if max(picture.size) > LONGEST:
         small = ImageOps.contain(picture, (LONGEST, LONGEST), Image.Resampling.LANCZOS)
-        said.append(f"It was reduced from {picture.width}×{picture.height} to {small.width}×{small.height} px.")
+        said.append(
+            f"It was reduced from {picture.width}×{picture.height} to {small.width}×{small.height} "
+            "px."
+        )
         picture = small
     return picture, said
 
 
 _TOO_LARGE = (
-    f"{{}} has {{}} {MOST_PIXELS // 10**6} million pixels, the maximum supported; reduce it, for example to 1000 px per side."
+    f"{{}} has {{}} {MOST_PIXELS // 10**6} million pixels, the maximum supported; reduce it, for "
+    "example to 1000 px per side."
 )
 
 
 def _check_size(shown: str, width: int, height: int) -> None:
-    """By the header alone, before anything is decoded. A strip one pixel high would become very long when its short side is made
-    224 px. Raises ImagesError."""
+    """By the header alone, before anything is decoded. A strip one pixel high would become very
+    long when its short side is made 224 px. Raises ImagesError."""
     if width * height > MOST_PIXELS:
         raise ImagesError(_TOO_LARGE.format(shown, f"{width}×{height} px, more than"))
     if min(width, height) < _SMALLEST or max(width, height) > _FLATTEST * min(width, height):
         raise ImagesError(
-            f"{shown} has {width}×{height} px; the shorter side must have {_SMALLEST} px or more, and the longer one at most "
-            f"{_FLATTEST} times as many. Crop it."
+            f"{shown} has {width}×{height} px; the shorter side must have {_SMALLEST} px or more, "
+            f"and the longer one at most {_FLATTEST} times as many. Crop it."
         )
 
 
 def save(picture: Image.Image) -> str:
-    """Save a picture, encoded anew, under the hash of its pixels, and give the name of its file; the oldest leave.
+    """Save a picture, encoded anew, under the hash of its pixels, and give the name of its file;
+    the oldest leave.
 
     Raises StoreError."""
     stream = io.BytesIO()

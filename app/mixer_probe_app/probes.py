@@ -1,4 +1,5 @@
-"""Results of the page Probes: probes of every layer and their controls, each computed only when it is shown."""
+"""Results of the page Probes: probes of every layer and their controls, each computed only when it
+is shown."""
 
 from __future__ import annotations
 
@@ -36,8 +37,8 @@ MOST_POSITIONS = 256
 
 @dataclass(frozen=True)
 class Subject:
-    """One network to probe: its representations of the images to fit and to test on (`sides`), and those of its untrained
-    `baseline`, where it has one."""
+    """One network to probe: its representations of the images to fit and to test on (`sides`), and
+    those of its untrained `baseline`, where it has one."""
 
     choice: str
     sides: tuple[Given, Given]
@@ -45,7 +46,9 @@ class Subject:
 
     def probe(self, title: str, kind: str, function: str, *given: Any, **options: Any) -> Any:
         """A result of this network, recorded for the page."""
-        return result_of(PAGE, f"{title} of {shown(self.choice)}", kind, f"probing.{function}", *given, **options)
+        return result_of(
+            PAGE, f"{title} of {shown(self.choice)}", kind, f"probing.{function}", *given, **options
+        )
 
     @property
     def untrained(self) -> dict[str, Any]:
@@ -54,68 +57,103 @@ class Subject:
 
 
 def subject(choice: str, train: Images, test: Images, with_baseline: bool) -> Subject:
-    """A network, or a stored run, on these images: a run that holds both sides, or else the two halves of its own images.
+    """A network, or a stored run, on these images: a run that holds both sides, or else the two
+    halves of its own images.
 
     Raises what loading raises."""
     if not choice.startswith(RUN):
         untrained = with_baseline and model(choice).weights.trained
-        return Subject(choice, _sides(choice, train, test), _sides(choice, train, test, untrained=True) if untrained else None)
+        return Subject(
+            choice,
+            _sides(choice, train, test),
+            _sides(choice, train, test, untrained=True) if untrained else None,
+        )
     run, name = stored_run(choice), f"models[{choice!r}]"
     if {*train.keys, *test.keys} <= set(run.keys):
         code = f"{name}.take([{name}.keys.index(key) for key in {{}}.keys])"
-        pair = [(stored_run(choice, images), code.format(side)) for side, images in (("train", train), ("test", test))]
+        pair = [
+            (stored_run(choice, images), code.format(side))
+            for side, images in (("train", train), ("test", test))
+        ]
     else:
         halves = zip(split_in_half(run), ("fit", "test"))
         pair = [(run.take(rows, side), f"{name}.take({rows.tolist()})") for rows, side in halves]
     identity = repr(run.record.identity())
     first, second = (
-        Given(lambda part=part: part, (identity, part.images.fingerprint), code, (choice,), data.sides_setup())  # type: ignore[misc]
+        Given(
+            lambda part=part: part,
+            (identity, part.images.fingerprint),
+            code,
+            (choice,),
+            data.sides_setup(),
+        )  # type: ignore[misc]
         for part, code in pair
     )
     return Subject(choice, (first, second))
 
 
 def _sides(
-    choice: str, train: Images, test: Images, layers: Layers = LAYERS, untrained: bool = False, **options: Any
+    choice: str,
+    train: Images,
+    test: Images,
+    layers: Layers = LAYERS,
+    untrained: bool = False,
+    **options: Any,
 ) -> tuple[Given, Given]:
     """Representations of a network of the images to fit and to test on."""
     first, second = (
-        replace(run_of(choice, images, layers, untrained, name=name, **options), setup=data.sides_setup())
+        replace(
+            run_of(choice, images, layers, untrained, name=name, **options),
+            setup=data.sides_setup(),
+        )
         for name, images in (("train", train), ("test", test))
     )
     return first, second
 
 
-# -- results ---------------------------------------------------------------------------------------------------------------
+# -- results ---------------------------------------------------------------------------------------
 
 
 def accuracy(one: Subject, method: str) -> ProbeResult:
     """A probe of every layer."""
     title = f"{'k-NN' if method == 'knn' else METHODS[method].capitalize()} probes"
-    found: ProbeResult = one.probe(title, "probes", "linear_probe", *one.sides, method=method, **one.untrained)
+    found: ProbeResult = one.probe(
+        title, "probes", "linear_probe", *one.sides, method=method, **one.untrained
+    )
     return found
 
 
 def control(one: Subject) -> ControlTask:
     """Accuracy on groups of the classes, and on random groupings of them."""
-    found: ControlTask = one.probe("Control tasks", "control tasks", "control_task", *one.sides, seed=0, **one.untrained)
+    found: ControlTask = one.probe(
+        "Control tasks", "control tasks", "control_task", *one.sides, seed=0, **one.untrained
+    )
     return found
 
 
 def random_labels(one: Subject) -> RandomLabels:
     """Probes of permuted labels."""
-    found: RandomLabels = one.probe("Random labels", "random labels", "random_label_probe", *one.sides, seed=0)
+    found: RandomLabels = one.probe(
+        "Random labels", "random labels", "random_label_probe", *one.sides, seed=0
+    )
     return found
 
 
 def description_length(one: Subject) -> tuple[OnlineCode, ...]:
     """The online code of the labels at a few layers, and that of the untrained baseline."""
     found = []
-    for name, sides in (("Description length", one.sides), ("Description length of the untrained baseline", one.baseline)):
+    for name, sides in (
+        ("Description length", one.sides),
+        ("Description length of the untrained baseline", one.baseline),
+    ):
         if sides is not None:
             train, code = sides[0], f"mp.probing.code_sample({sides[0].code})"
             sample = replace(train, key=("sample", train.key), code=code, then=code_sample)
-            found.append(one.probe(name, "description length", "online_code", sample, seed=0, **SAMPLE_OPTIONS))
+            found.append(
+                one.probe(
+                    name, "description length", "online_code", sample, seed=0, **SAMPLE_OPTIONS
+                )
+            )
     return tuple(found)
 
 
@@ -123,22 +161,30 @@ def confusion(one: Subject, probe: ProbeResult, method: str) -> ConfusionMatrix:
     """Confusion between classes."""
     first, second = one.sides
     code = f"mp.linear_probe({first.code}, {second.code}, method={method!r})"
-    given = Given(lambda: probe, (first.key, second.key, method), code, (one.choice,), data.sides_setup())
+    given = Given(
+        lambda: probe, (first.key, second.key, method), code, (one.choice,), data.sides_setup()
+    )
     found: ConfusionMatrix = one.probe("Confusion", "confusion", "confusion_matrix", given)
     return found
 
 
-# -- positions -------------------------------------------------------------------------------------------------------------
+# -- positions -------------------------------------------------------------------------------------
 
 
 def class_by_position(choice: str, train: Images, test: Images) -> PositionProbe:
-    """A probe at every position of at most `POSITION_LAYERS` blocks, spread over the depth, whose grid is coarse enough.
+    """A probe at every position of at most `POSITION_LAYERS` blocks, spread over the depth, whose
+    grid is coarse enough.
 
-    Raises MeasureError where there is none, and ModelError for a stored run, which has no network to ask again."""
-    blocks = [(layer, layer.grid) for layer in model(choice).select(LAYERS) if layer.grid is not None]
+    Raises MeasureError where there is none, and ModelError for a stored run, which has no network
+    to ask again."""
+    blocks = [
+        (layer, layer.grid) for layer in model(choice).select(LAYERS) if layer.grid is not None
+    ]
     able = [layer for layer, (rows, columns) in blocks if 1 < rows * columns <= MOST_POSITIONS]
     if not able:
-        raise MeasureError(f"no block of {model(choice).name} has from 2 to {MOST_POSITIONS} positions in a grid")
+        raise MeasureError(
+            f"no block of {model(choice).name} has from 2 to {MOST_POSITIONS} positions in a grid"
+        )
     names = [able[i].name for i in spread(able, POSITION_LAYERS)]
     sides = _sides(choice, train, test, names, reduce="none")
     label = f"Probes by position of {shown(choice)}"
@@ -150,7 +196,11 @@ def patch_position(choice: str, images: Images, with_baseline: bool) -> PatchPos
     """Decoding of the position of a patch; needs no classes."""
     part = images.sample(min(PLACE_IMAGES, len(images)))
     given = replace(shown_images(part), code=f"images.sample(min({PLACE_IMAGES}, len(images)))")
-    options: dict[str, Any] = {"layers": decodable_layers(model(choice)), "ridges": PLACE_RIDGES, "untrained": with_baseline}
+    options: dict[str, Any] = {
+        "layers": decodable_layers(model(choice)),
+        "ridges": PLACE_RIDGES,
+        "untrained": with_baseline,
+    }
     found: PatchPosition = result_of(
         PAGE,
         f"Patch position of {shown(choice)}",

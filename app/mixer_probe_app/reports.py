@@ -44,19 +44,29 @@ def render(results: Sequence[Result], settings: Mapping[str, Any], key: Hashable
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         for number, result in enumerate(results, 1):
-            archive.writestr(f"{number:02d}-{slug(type(result).__name__)}.csv", csv_text(result.to_frame()))
+            archive.writestr(
+                f"{number:02d}-{slug(type(result).__name__)}.csv", csv_text(result.to_frame())
+            )
     return Report(key, tuple(make_sections(results)), html, text, stream.getvalue())
 
 
 def written(results: Sequence[Result], settings: Mapping[str, Any], key: Hashable) -> Report:
     """The report of these results, rendered once for `key`."""
-    return cached(KIND, key, "Rendering the report", lambda: render(results, settings, key), queue="draw", on_disk=False)
+    return cached(
+        KIND,
+        key,
+        "Rendering the report",
+        lambda: render(results, settings, key),
+        queue="draw",
+        on_disk=False,
+    )
 
 
 def opened(content: bytes) -> Report:
     """The report of a results file, read by `load_results`.
 
-    Raises StoreError for any file that does not hold what it should: an upload may hold anything."""
+    Raises StoreError for any file that does not hold what it should: an upload may hold
+    anything."""
     key = hashlib.sha256(content).hexdigest()
 
     def read() -> Report:
@@ -71,6 +81,8 @@ def opened(content: bytes) -> Report:
                 said = str(error).replace(str(file), "this file")
                 raise StoreError(f"{said}. {_CHOOSE}") from error
             except Exception as error:
-                raise StoreError(f"this file is not a complete results file ({type(error).__name__}). {_CHOOSE}") from error
+                raise StoreError(
+                    f"this file is not a complete results file ({type(error).__name__}). {_CHOOSE}"
+                ) from error
 
     return cached(KIND, key, "Reading the results", read, queue="draw", on_disk=False)

@@ -1,7 +1,7 @@
 """Cached results and networks, in memory and across restarts.
 
-A result is looked up in memory, then on the disk, and only then computed, by a worker beside the page: a click meanwhile does not
-lose the work, and the page can stop it."""
+A result is looked up in memory, then on the disk, and only then computed, by a worker beside the
+page: a click meanwhile does not lose the work, and the page can stop it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ from mixer_probe_app.messages import Cancelled, plain
 T = TypeVar("T")
 Queue = Literal["work", "draw"]
 
-# How many results of a kind stay in memory; representations, activations and pictures are the large ones.
+# How many results of a kind stay in memory; representations, activations and pictures are the large
+# ones.
 _SIZES = {
     "representations": 2 * MOST,
     "pictures": 48,
@@ -43,7 +44,8 @@ _SIZES = {
     "unit activations": 24,
 }
 _USUAL_SIZE = 64
-# In seconds: a computation ends when no page has waited for it for so long, and a page looks for its result so often.
+# In seconds: a computation ends when no page has waited for it for so long, and a page looks for
+# its result so often.
 _PATIENCE, _MOMENT = 5.0, 0.1
 
 
@@ -64,15 +66,17 @@ class Slot:
 
 @st.cache_resource(show_spinner=False)
 def slots(kind: str) -> Callable[[Hashable], Slot]:
-    """The slots of one kind by key, shared by all sessions; those least recently used leave first."""
+    """The slots of one kind by key, shared by all sessions; those least recently used leave
+    first."""
     return lru_cache(_SIZES.get(kind, _USUAL_SIZE))(lambda key: Slot())
 
 
-# -- computations ------------------------------------------------------------------------------------------------------------
+# -- computations ----------------------------------------------------------------------------------
 
 
 class Stopped(BaseException):
-    """A computation that nobody waits for any more. No `except Exception` of a study keeps it from ending."""
+    """A computation that nobody waits for any more. No `except Exception` of a study keeps it from
+    ending."""
 
 
 class Job:
@@ -102,7 +106,8 @@ class Job:
 
 
 class Worker:
-    """Does one job after the other. Progress and warnings belong to the whole process: only the queue "work" observes them."""
+    """Does one job after the other. Progress and warnings belong to the whole process: only the
+    queue "work" observes them."""
 
     def __init__(self, queue: Queue) -> None:
         self._observes = queue == "work"
@@ -142,7 +147,8 @@ class Worker:
         with self._lock:
             if self._jobs.get(key) is job:
                 del self._jobs[key]
-        # In this order: who has the result may ask for the same again, and joins no job that has ended.
+        # In this order: who has the result may ask for the same again, and joins no job that has
+        # ended.
         if found is None:
             job.future.set_exception(error)
         else:
@@ -165,11 +171,13 @@ def cached(
     on_disk: bool = True,
     warn: bool = True,
 ) -> T:
-    """The result cached under `key`, or a new one, with a progress bar under `title` and a button to stop meanwhile.
+    """The result cached under `key`, or a new one, with a progress bar under `title` and a button
+    to stop meanwhile.
 
-    `key` has to name everything that decides the result: hashes of weights and images, and the settings. With `on_disk` results
-    stay across restarts; with `warn` their warnings are shown at every visit. `compute` runs in another thread: it must not call
-    Streamlit. Raises what `compute` raises, and Cancelled where the person stopped it, which `guarded` takes."""
+    `key` has to name everything that decides the result: hashes of weights and images, and the
+    settings. With `on_disk` results stay across restarts; with `warn` their warnings are shown at
+    every visit. `compute` runs in another thread: it must not call Streamlit. Raises what `compute`
+    raises, and Cancelled where the person stopped it, which `guarded` takes."""
     found = lookup(kind, key)
     if found is None:
         found = slots(kind)(key).result = _wait(kind, key, title, compute, queue)
@@ -189,8 +197,11 @@ def lookup(kind: str, key: Hashable) -> CachedResult | None:
     return slot.result
 
 
-def _wait(kind: str, key: Hashable, title: str, compute: Callable[[], Any], queue: Queue) -> CachedResult:
-    """Wait for the job while the page shows its progress. Every look at the page is also where Streamlit can rerun it."""
+def _wait(
+    kind: str, key: Hashable, title: str, compute: Callable[[], Any], queue: Queue
+) -> CachedResult:
+    """Wait for the job while the page shows its progress. Every look at the page is also where
+    Streamlit can rerun it."""
     name = (kind, key)
     cancelled: set[Hashable] = st.session_state.setdefault("cancelled", set())
     if name in cancelled:
@@ -214,13 +225,17 @@ def _wait(kind: str, key: Hashable, title: str, compute: Callable[[], Any], queu
                 place = st.empty()
                 with place.container(horizontal=True, vertical_alignment="center"):
                     bar = st.progress(0.0, text=plain(title))
-                    # Not the job: Streamlit keeps what a button is given, and a job keeps its result.
+                    # Not the job: Streamlit keeps what a button is given, and a job keeps its
+                    # result.
                     stop: dict[str, Any] = {"on_click": _stop, "args": (name, job.stopped)}
                     st.button("Stop", key=f"stop {name}", icon=":material/stop:", **stop)
             job.watch()
             if job.step is not None:
                 step, done, total = job.step
-                bar.progress(min(1.0, done / max(1, total)), f"{plain(title)} · {plain(step)} ({done} of {total})")
+                bar.progress(
+                    min(1.0, done / max(1, total)),
+                    f"{plain(title)} · {plain(step)} ({done} of {total})",
+                )
             else:
                 bar.progress(0.0, plain(title))
     finally:
@@ -233,12 +248,13 @@ def _stop(name: Hashable, stopped: threading.Event) -> None:
     stopped.set()
 
 
-# -- networks ----------------------------------------------------------------------------------------------------------------
+# -- networks --------------------------------------------------------------------------------------
 
 
 @st.cache_resource(show_spinner=False)
 def networks() -> WeakValueDictionary[tuple[str, str], Model]:
-    """The networks in memory by choice and device. Only sessions hold them: one that nobody looks at leaves memory."""
+    """The networks in memory by choice and device. Only sessions hold them: one that nobody looks
+    at leaves memory."""
     return WeakValueDictionary()
 
 
@@ -254,7 +270,8 @@ def hold_networks(names: Iterable[str]) -> None:
 
 
 def model(choice: str) -> Model:
-    """The network `choice`. Raises ModelError; a failure is remembered, since looking for weights can take a minute."""
+    """The network `choice`. Raises ModelError; a failure is remembered, since looking for weights
+    can take a minute."""
     failed: dict[str, str] = st.session_state.setdefault("failed models", {})
     if choice in failed:
         raise ModelError(failed[choice])
@@ -277,19 +294,27 @@ def load(choice: str, device: str) -> Model:
         label, _, architecture = choice.removeprefix(CHECKPOINT).rpartition("@")
         # What is behind other names than timm's would be read from elsewhere.
         if any(mark in architecture for mark in ":/\\"):
-            raise ModelError(f"a checkpoint is of a network of timm by name, such as resnet18, not {shown(architecture)}")
+            raise ModelError(
+                "a checkpoint is of a network of timm by name, such as resnet18, not "
+                f"{shown(architecture)}"
+            )
         check_name(architecture)
         name = f"{architecture} from {label.rpartition('/')[2]}"
-        return mp.load_model(architecture, checkpoint=resolve(label, "checkpoint"), device=device, name=name)
+        return mp.load_model(
+            architecture, checkpoint=resolve(label, "checkpoint"), device=device, name=name
+        )
     if choice.startswith(RUN):
         raise ModelError(
-            f"'{choice.removeprefix(RUN)}' is a stored run: it has representations, for Similarity and Probes, and no network; "
-            "this page needs the network itself"
+            f"'{choice.removeprefix(RUN)}' is a stored run: it has representations, for Similarity "
+            "and Probes, and no network; this page needs the network itself"
         )
     if choice.startswith("zoo:"):
         return mp.load_model(choice, device=device)
     if ":" in choice:
         raise ModelError(
-            f"'{choice}' is neither a bundled network nor a timm name; `mixer-probe report` on a command line takes it"
+            f"'{choice}' is neither a bundled network nor a timm name; `mixer-probe report` on a "
+            "command line takes it"
         )
-    return mp.load_model(choice.removesuffix(UNTRAINED), pretrained=not choice.endswith(UNTRAINED), device=device)
+    return mp.load_model(
+        choice.removesuffix(UNTRAINED), pretrained=not choice.endswith(UNTRAINED), device=device
+    )

@@ -1,8 +1,10 @@
-"""Settings in the URL: each widget has a query parameter, and the session remembers its value between pages.
+"""Settings in the URL: each widget has a query parameter, and the session remembers its value
+between pages.
 
-The URL decides, then the session, then the default; only values other than the default are written into the URL. Streamlit's
-`bind="query-params"` would write the label of an option in place of its value, so that a link would break with every new wording,
-and knows no default that depends on other settings."""
+The URL decides, then the session, then the default; only values other than the default are written
+into the URL. Streamlit's `bind="query-params"` would write the label of an option in place of its
+value, so that a link would break with every new wording, and knows no default that depends on other
+settings."""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ def put(name: str, text: str | None) -> None:
 
 
 def _bound(name: str, value: Any, default: Any) -> dict[str, Any]:
-    """Key and callback of a widget that shows `value` and writes what it is changed to into the URL."""
+    """Key and callback of a widget that shows `value` and writes what it is changed to into the
+    URL."""
     key = f"widget {name}"
 
     def write(value: Any) -> None:
@@ -53,12 +56,16 @@ def choose(
     default: T | None = None,
     **options_of_widget: Any,
 ) -> T:
-    """One of `options`, by default the first, chosen in a Streamlit widget such as `place.selectbox` or `place.select_slider`.
+    """One of `options`, by default the first, chosen in a Streamlit widget such as
+    `place.selectbox` or `place.select_slider`.
 
-    A mapping gives the options and what they are called: a text, or a tuple that begins with it. A value in the URL that is no
-    option gives way to the default. A slider over one option is not shown."""
+    A mapping gives the options and what they are called: a text, or a tuple that begins with it. A
+    value in the URL that is no option gives way to the default. A slider over one option is not
+    shown."""
     if isinstance(options, Mapping):
-        titles = {option: text if isinstance(text, str) else text[0] for option, text in options.items()}
+        titles = {
+            option: text if isinstance(text, str) else text[0] for option, text in options.items()
+        }
         options_of_widget = {"format_func": titles.__getitem__} | options_of_widget
     options = list(options)
     first = options[0] if default is None else default
@@ -75,17 +82,25 @@ def choose(
 def toggle(place: Place, label: str, name: str, default: bool = False, **options: Any) -> bool:
     """A switch, written as yes or no."""
     said = get(name)
-    return bool(place.toggle(label, **_bound(name, default if said is None else said == "yes", default), **options))
+    return bool(
+        place.toggle(
+            label, **_bound(name, default if said is None else said == "yes", default), **options
+        )
+    )
 
 
-def number(place: Place, label: str, name: str, low: int, high: int, default: int = 0, **options: Any) -> int:
+def number(
+    place: Place, label: str, name: str, low: int, high: int, default: int = 0, **options: Any
+) -> int:
     """A whole number from `low` to `high`; anything else in the URL gives way to the default."""
     try:
         said = int(get(name) or "")
     except ValueError:
         said = default
     value = said if low <= said <= high else default
-    return int(place.number_input(label, low, high, step=1, **_bound(name, value, default), **options))
+    return int(
+        place.number_input(label, low, high, step=1, **_bound(name, value, default), **options)
+    )
 
 
 def text(place: Place, label: str, name: str, **options: Any) -> str:

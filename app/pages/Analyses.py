@@ -24,7 +24,9 @@ from mixer_probe.report.deliver import tables_by_kind
 
 QUESTION = "Every analysis of mixer_probe with its question. Results are shown as in a report."
 ROOM, NAME = "analysis-room", "analysis"
-_BASELINES = "Also analyse the same architectures with re-initialised weights. Takes up to twice the time."
+_BASELINES = (
+    "Also analyse the same architectures with re-initialised weights. Takes up to twice the time."
+)
 NEEDS = {
     "weights": "weights",
     "images": "images",
@@ -42,21 +44,33 @@ def main() -> None:
     names = begin(calls.ANALYSES, QUESTION, images=chosen.needs != "weights")
     if not names:
         return
-    room = rooms[url_state.choose(st.segmented_control, "Topic", ROOM, list(rooms), format_func=str.capitalize)]
+    room = rooms[
+        url_state.choose(
+            st.segmented_control, "Topic", ROOM, list(rooms), format_func=str.capitalize
+        )
+    ]
     titles = {a.name: a.title[0].upper() + a.title[1:] for a in room.analyses}
-    questions = [f"{plain(a.question)} Needs: {NEEDS[a.needs]}{', labels' if a.labelled else ''}." for a in room.analyses]
+    questions = [
+        f"{plain(a.question)} Needs: {NEEDS[a.needs]}{', labels' if a.labelled else ''}."
+        for a in room.analyses
+    ]
     name = url_state.choose(st.radio, "Analysis", NAME, titles, captions=questions)
     with guarded():
         show_analysis(room, room[name], names)
 
 
 def show_analysis(room: Room, analysis: Analysis, names: tuple[str, ...]) -> None:
-    """Controls, and the results where they are cached or asked for: what takes long is begun on purpose."""
+    """Controls, and the results where they are cached or asked for: what takes long is begun on
+    purpose."""
     row = st.container(horizontal=True, vertical_alignment="bottom", gap="large")
     method = next(iter(FITTERS))
     if room.name == "probing":
-        method = url_state.choose(row.selectbox, "Probe method", "analysis-method", tuple(FITTERS), width=200)
-    baselines = url_state.toggle(row, "Untrained baselines", "analysis-baselines", True, help=_BASELINES)
+        method = url_state.choose(
+            row.selectbox, "Probe method", "analysis-method", tuple(FITTERS), width=200
+        )
+    baselines = url_state.toggle(
+        row, "Untrained baselines", "analysis-baselines", True, help=_BASELINES
+    )
     networks = calls.loaded(names)
     if not networks:
         return
@@ -66,14 +80,20 @@ def show_analysis(room: Room, analysis: Analysis, names: tuple[str, ...]) -> Non
         return
     others = [name for name, network in networks.items() if network.family not in analysis.families]
     if others:
-        st.info(plain(f"It is not defined for {join(others)}, which is left out."), icon=":material/info:")
+        st.info(
+            plain(f"It is not defined for {join(others)}, which is left out."),
+            icon=":material/info:",
+        )
     begun = run.is_cached or st.session_state.get("analysis begun") == run.key
     if not begun and not st.button("Run", type="primary", icon=":material/play_arrow:"):
         return
     st.session_state["analysis begun"] = run.key
     results = run.results()
     for left in (r for r in results if isinstance(r, Skipped)):
-        st.info(plain(f"{left.step[0].upper()}{left.step[1:]} was skipped: {left.reason}"), icon=":material/info:")
+        st.info(
+            plain(f"{left.step[0].upper()}{left.step[1:]} was skipped: {left.reason}"),
+            icon=":material/info:",
+        )
     found = [r for r in results if not isinstance(r, Skipped)]
     if not results:
         st.info("These networks have nothing that the analysis looks at.", icon=":material/info:")
@@ -83,7 +103,9 @@ def show_analysis(room: Room, analysis: Analysis, names: tuple[str, ...]) -> Non
     with st.container(horizontal=True):
         for kind, frame in tables_by_kind(found).items():
             show.button(f"{kind}.csv", csv_text(frame), kind, "csv", "text/csv")
-        show.button("results.json", partial(results_text, found), "results", "json", "application/json")
+        show.button(
+            "results.json", partial(results_text, found), "results", "json", "application/json"
+        )
 
 
 with guarded():

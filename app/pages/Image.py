@@ -1,4 +1,5 @@
-"""Image: one image in every network: predictions, attributions, layers, and the effect of shuffling."""
+"""Image: one image in every network: predictions, attributions, layers, and the effect of
+shuffling."""
 
 from __future__ import annotations
 
@@ -17,8 +18,9 @@ from mixer_probe_app.pictures import chooser
 from mixer_probe_app.shuffled import show_shuffle
 
 QUESTION = (
-    "What does each network predict for one image, which pixels contribute, which images are its nearest neighbours at each "
-    "depth, and how do predictions change when patches or pixels are shuffled?"
+    "What does each network predict for one image, which pixels contribute, which images are its "
+    "nearest neighbours at each depth, and how do predictions change when patches or pixels are "
+    "shuffled?"
 )
 PARTS = {
     "predictions": ("Predictions", show_predictions),
@@ -38,7 +40,9 @@ def main() -> None:
         picture = chooser(images)
     if not names or picture is None:
         return
-    part = url_state.choose(st.segmented_control, "Part", "img-part", PARTS, label_visibility="collapsed")
+    part = url_state.choose(
+        st.segmented_control, "Part", "img-part", PARTS, label_visibility="collapsed"
+    )
     with guarded():
         PARTS[part][1](names, picture, images)
 

@@ -1,4 +1,5 @@
-"""Probes: how accurately the class, or a position, is predicted from the activations of each block."""
+"""Probes: how accurately the class, or a position, is predicted from the activations of each
+block."""
 
 from __future__ import annotations
 
@@ -14,8 +15,13 @@ from mixer_probe_app.messages import guarded, plain
 from mixer_probe_app.page import begin
 from mixer_probe_app.probe_views import VIEWS
 
-QUESTION = "How accurately does a simple classifier predict the class from the activations of each block, trained and untrained?"
-_BASELINES = "The same architectures with re-initialised weights, on the same images. Takes twice the time."
+QUESTION = (
+    "How accurately does a simple classifier predict the class from the activations of each block, "
+    "trained and untrained?"
+)
+_BASELINES = (
+    "The same architectures with re-initialised weights, on the same images. Takes twice the time."
+)
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
-"""Stem and kernels: what the first layer detects, from where each position reads, and which parts of a network mix what."""
+"""Stem and kernels: what the first layer detects, from where each position reads, and which parts
+of a network mix what."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ from mixer_probe_app.messages import guarded
 from mixer_probe_app.page import begin
 
 QUESTION = (
-    "Which patterns do the stem filters detect, and over what distance do later layers mix positions? These results are "
-    "computed from the weights of a network."
+    "Which patterns do the stem filters detect, and over what distance do later layers mix "
+    "positions? These results are computed from the weights of a network."
 )
 PARTS = {
     "filters": ("Stem filters", kernels.stem_filters),
@@ -31,7 +32,9 @@ def main() -> None:
     names = begin(kernels.PAGE, QUESTION, images=url_state.get("stem-part") == "tying")
     if not names:
         return
-    part = url_state.choose(st.segmented_control, "Part", "stem-part", PARTS, label_visibility="collapsed")
+    part = url_state.choose(
+        st.segmented_control, "Part", "stem-part", PARTS, label_visibility="collapsed"
+    )
     with guarded():
         PARTS[part][1](names)
 

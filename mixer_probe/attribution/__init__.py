@@ -1,4 +1,5 @@
-"""Attribution: which pixels, patches and hidden units contribute to a class, and how far each map can be believed."""
+"""Attribution: which pixels, patches and hidden units contribute to a class, and how far each map
+can be believed."""
 
 from mixer_probe.attribution.agreements import Agreement, agreement
 from mixer_probe.attribution.attributions import Attribution, attribute

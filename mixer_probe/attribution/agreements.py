@@ -1,4 +1,5 @@
-"""Agreement between attribution methods, or networks: rank correlation of their maps of the same images."""
+"""Agreement between attribution methods, or networks: rank correlation of their maps of the same
+images."""
 
 from __future__ import annotations
 
@@ -25,12 +26,14 @@ _VALUES = 2**22
 
 @dataclass(frozen=True)
 class Agreement(Result):
-    """Rank correlation of patch sums between every two attributions of the same images: `values` [a, b, image].
+    """Rank correlation of patch sums between every two attributions of the same images: `values`
+    [a, b, image].
 
-    The null pairs maps of different images, which agree as far as all maps share structure such as a centre bias: `null` [a, b]
-    is its mean and `null95` [a, b] the 95th percentile of the mean over images in `permutations` random pairings. `p_value`
-    [a, b] is that of the mean under random orders of the images, adjusted for the choice among all pairs (Westfall and Young
-    1993), NaN on the diagonal."""
+    The null pairs maps of different images, which agree as far as all maps share structure such as
+    a centre bias: `null` [a, b] is its mean and `null95` [a, b] the 95th percentile of the mean
+    over images in `permutations` random pairings. `p_value` [a, b] is that of the mean under random
+    orders of the images, adjusted for the choice among all pairs (Westfall and Young 1993), NaN on
+    the diagonal."""
 
     title: ClassVar[str] = "Agreement of attributions"
 
@@ -63,15 +66,18 @@ class Agreement(Result):
     def pairs(self) -> list[tuple[int, int]]:
         """The pairs of attributions whose agreement is defined."""
         mean = self.mean
-        return [pair for pair in combinations(range(len(self.methods)), 2) if np.isfinite(mean[pair])]
+        return [
+            pair for pair in combinations(range(len(self.methods)), 2) if np.isfinite(mean[pair])
+        ]
 
     def significant(self, pair: tuple[int, int]) -> bool:
-        """Whether a pair agrees more than expected from other images' maps: a positive mean with an adjusted p-value of at most
-        5 %, for images enough to bear a claim."""
+        """Whether a pair agrees more than expected from other images' maps: a positive mean with an
+        adjusted p-value of at most 5 %, for images enough to bear a claim."""
         return bool(self.mean[pair] > 0 and self.p_value[pair] <= LEVEL and len(self.ids) >= FEWEST)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per pair: mean rank correlation over images with its 95 % interval, and the null."""
+        """One row per pair: mean rank correlation over images with its 95 % interval, and the
+        null."""
         mean, low, high = mean_interval(self.values)
         return pd.DataFrame(
             [
@@ -104,8 +110,9 @@ def agreement(
 ) -> Agreement:
     """Agreement of attributions of the same images, by several methods or several networks.
 
-    Maps are summed over the patches of `grid` (None for the coarsest of their networks' grids), their magnitudes if asked for.
-    Signed and unsigned methods rank differently: strong evidence against a class ranks last in the one and first in the other.
+    Maps are summed over the patches of `grid` (None for the coarsest of their networks' grids),
+    their magnitudes if asked for. Signed and unsigned methods rank differently: strong evidence
+    against a class ranks last in the one and first in the other.
 
     Raises MeasureError for fewer than two attributions and for attributions of different images."""
     if len(attributions) < 2:
@@ -113,12 +120,17 @@ def agreement(
     first = attributions[0]
     if any(a.images.pictures != first.images.pictures for a in attributions):
         raise MeasureError(
-            "the attributions were computed on different images; compute them on the same images in the same order"
+            "the attributions were computed on different images; compute them on the same images "
+            "in the same order"
         )
     grid = grid or min((a.grid for a in attributions), key=lambda g: g[0] * g[1])
-    sums = [pool(np.abs(a.maps) if magnitudes else a.maps, grid).reshape(len(a.maps), -1) for a in attributions]
+    sums = [
+        pool(np.abs(a.maps) if magnitudes else a.maps, grid).reshape(len(a.maps), -1)
+        for a in attributions
+    ]
     tables = np.stack([np.stack([rank_table(a, b) for b in sums]) for a in sums])
-    # The null: no image is paired with itself, by cyclic shifts of random orders. A pair has one null, whichever comes first.
+    # The null: no image is paired with itself, by cyclic shifts of random orders. A pair has one
+    # null, whichever comes first.
     n, generator = tables.shape[-1], np.random.default_rng(seed)
     null = null95 = np.full(tables.shape[:2], np.nan)
     if n > 1:
@@ -126,7 +138,8 @@ def agreement(
         means = _paired(tables, orders, np.roll(orders, 1, axis=1))
         sides = means.mean(0), np.quantile(means, 0.95, axis=0, method="higher")
         null, null95 = (np.triu(side) + np.triu(side, 1).T for side in sides)
-    # Each pair's mean under random orders of the images, in units of its own deviation, against the largest of all pairs.
+    # Each pair's mean under random orders of the images, in units of its own deviation, against the
+    # largest of all pairs.
     pairs, generator = np.triu_indices(len(tables), 1), np.random.default_rng([seed, n])
     orders = np.stack([np.arange(n), *(generator.permutation(n) for _ in range(permutations))])
     means = _paired(tables[pairs], np.broadcast_to(np.arange(n), orders.shape), orders)
@@ -151,7 +164,8 @@ def agreement(
 
 
 def _paired(tables: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Means over images [order, ...] of tables [..., image, image] where image rows[order] is paired with columns[order]."""
+    """Means over images [order, ...] of tables [..., image, image] where image rows[order] is
+    paired with columns[order]."""
     step = max(1, _VALUES // tables[..., 0].size)
     parts = []
     for k in range(0, len(rows), step):
@@ -162,17 +176,22 @@ def _paired(tables: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.nda
     return np.moveaxis(np.concatenate(parts, axis=-1), -1, 0)
 
 
-def excesses(results: Sequence[Agreement]) -> dict[tuple[ModelRecord, ModelRecord], tuple[np.ndarray, int]]:
-    """Excess agreement [image] of every pair of networks over the 95th percentile of the null, mean over methods, and the number
-    of methods: those that all pairs have, or where there are none those that both networks have.
+def excesses(
+    results: Sequence[Agreement],
+) -> dict[tuple[ModelRecord, ModelRecord], tuple[np.ndarray, int]]:
+    """Excess agreement [image] of every pair of networks over the 95th percentile of the null, mean
+    over methods, and the number of methods: those that all pairs have, or where there are none
+    those that both networks have.
 
-    Cheap methods have more images than others: the mean is over the images that all methods of a pair have."""
+    Cheap methods have more images than others: the mean is over the images that all methods of a
+    pair have."""
     rows: dict[tuple[ModelRecord, ModelRecord], dict[str, dict[str, float]]] = {}
     for r in results:
         for i, j in combinations(range(len(r.models)), 2):
             excess = dict(zip(r.ids, (r.values[i, j] - r.null95[i, j]).tolist(), strict=True))
             rows.setdefault((r.models[i], r.models[j]), {})[r.methods[0]] = excess
-    # A method that only some networks have, such as attention rollout, may agree more or less than the others do.
+    # A method that only some networks have, such as attention rollout, may agree more or less than
+    # the others do.
     shared = set.intersection(*map(set, rows.values())) if rows else set()
     found = {}
     for pair, by_method in rows.items():

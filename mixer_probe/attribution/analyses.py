@@ -7,7 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mixer_probe import attribution as at
-from mixer_probe.attribution.settings import CHEAP, AttributionSettings, find_target, report_settings
+from mixer_probe.attribution.settings import (
+    CHEAP,
+    AttributionSettings,
+    find_target,
+    report_settings,
+)
 from mixer_probe.attribution.views import (
     agreement_section,
     attribution_section,
@@ -25,7 +30,8 @@ from mixer_probe.images import Images
 
 
 def settings(i: Inputs) -> AttributionSettings:
-    """Those that a command gives (`shared["attribution"]`), else those of a report, which its first network decides."""
+    """Those that a command gives (`shared["attribution"]`), else those of a report, which its first
+    network decides."""
     return i.share("attribution", lambda: report_settings(i.model, i.settings.seed))
 
 
@@ -52,11 +58,14 @@ def decided_by(i: Inputs) -> Mapping[str, Any]:
 
 
 def attributions(i: Inputs) -> list[Result]:
-    """Attributions by all methods. Raises MeasureError for a named one that the network does not allow."""
+    """Attributions by all methods. Raises MeasureError for a named one that the network does not
+    allow."""
     s, model = settings(i), i.model
     target = find_target(s.target, model, images(i))
     allowed = at.allowed_methods(model)
-    methods = [name for name in s.budget.methods if name in allowed] if s.methods is None else s.methods
+    methods = (
+        [name for name in s.budget.methods if name in allowed] if s.methods is None else s.methods
+    )
     for name in methods:
         # Refused before any other method has taken its time.
         at.METHODS[name].refuse(model)
@@ -69,7 +78,12 @@ def attributions(i: Inputs) -> list[Result]:
         if at.METHODS[name].layer:
             options["layer"] = s.layer
         own = images(i) if name in CHEAP else few(i)
-        common: dict[str, Any] = {"target": target, "baseline": s.baseline, "batch_size": s.batch_size, "seed": s.seed}
+        common: dict[str, Any] = {
+            "target": target,
+            "baseline": s.baseline,
+            "batch_size": s.batch_size,
+            "seed": s.seed,
+        }
         found.append(at.attribute(model, own, name, **common, **options))
     return found
 
@@ -78,13 +92,22 @@ def overlays(networks: Sequence[Inputs]) -> list[Result]:
     """Maps of all networks over the first images."""
     chosen = few(networks[0])
     maps = [a for i in networks for a in maps_of_few(i)]
-    return [at.attribution_panel(maps, chosen, indices=range(min(settings(networks[0]).shown, len(chosen))))]
+    return [
+        at.attribution_panel(
+            maps, chosen, indices=range(min(settings(networks[0]).shown, len(chosen)))
+        )
+    ]
 
 
 def curves(i: Inputs) -> list[Result]:
     """Deletion and insertion of a network's attributions."""
     s = settings(i)
-    options: dict[str, Any] = {"steps": s.budget.steps, "random_orders": s.budget.orders, "grid": s.budget.grid, "seed": s.seed}
+    options: dict[str, Any] = {
+        "steps": s.budget.steps,
+        "random_orders": s.budget.orders,
+        "grid": s.budget.grid,
+        "seed": s.seed,
+    }
     return [at.perturbation_curves(i.model, few(i), maps_of_few(i), **options)]
 
 
@@ -93,20 +116,45 @@ def faithfulness(i: Inputs) -> list[Result]:
     s, b = settings(i), settings(i).budget
     if "faithfulness" in b.skipped:
         return []
-    samples: dict[str, Any] = {"samples": b.removals, "sensitivity_samples": b.noises, "sensitivity_of": b.sensitivity_of}
-    return [at.faithfulness(i.model, few(i), maps_of_few(i), grid=b.grid, batch_size=s.batch_size, seed=s.seed, **samples)]
+    samples: dict[str, Any] = {
+        "samples": b.removals,
+        "sensitivity_samples": b.noises,
+        "sensitivity_of": b.sensitivity_of,
+    }
+    return [
+        at.faithfulness(
+            i.model,
+            few(i),
+            maps_of_few(i),
+            grid=b.grid,
+            batch_size=s.batch_size,
+            seed=s.seed,
+            **samples,
+        )
+    ]
 
 
 def randomisation(i: Inputs) -> list[Result]:
     """The sanity check of the methods that the budget has it for, or of those that are named."""
     s, b = settings(i), settings(i).budget
-    chosen = [a for a in maps_of_few(i) if b.randomised is None or s.methods is not None or a.method in b.randomised]
-    options: dict[str, Any] = {"draws": b.draws, "steps": b.cascade, "grid": b.grid, "batch_size": s.batch_size, "seed": s.seed}
+    chosen = [
+        a
+        for a in maps_of_few(i)
+        if b.randomised is None or s.methods is not None or a.method in b.randomised
+    ]
+    options: dict[str, Any] = {
+        "draws": b.draws,
+        "steps": b.cascade,
+        "grid": b.grid,
+        "batch_size": s.batch_size,
+        "seed": s.seed,
+    }
     return [at.randomisation_check(i.model, few(i), a, **options) for a in chosen]
 
 
 def agreement(networks: Sequence[Inputs]) -> Iterator[Result]:
-    """Agreement of the methods of each network, and of the networks by each method that two or more have."""
+    """Agreement of the methods of each network, and of the networks by each method that two or more
+    have."""
     s = settings(networks[0])
     groups: dict[str, list[at.Attribution]] = {}
     for i in networks:
@@ -121,12 +169,21 @@ def agreement(networks: Sequence[Inputs]) -> Iterator[Result]:
 
 
 def conductance(i: Inputs) -> list[Result]:
-    """Conductance of token-mixing units, of networks that have them and unless the budget skips it."""
+    """Conductance of token-mixing units, of networks that have them and unless the budget skips
+    it."""
     s, model = settings(i), i.model
-    if "conductance" in s.budget.skipped or not any(name.endswith("mlp_tokens.act") for name in model.structure.names()):
+    if "conductance" in s.budget.skipped or not any(
+        name.endswith("mlp_tokens.act") for name in model.structure.names()
+    ):
         return []
-    options: dict[str, Any] = {"baseline": s.baseline, "batch_size": s.batch_size, **s.budget.conductance}
-    return [at.layer_conductance(model, few(i), target=find_target(s.target, model, few(i)), **options)]
+    options: dict[str, Any] = {
+        "baseline": s.baseline,
+        "batch_size": s.batch_size,
+        **s.budget.conductance,
+    }
+    return [
+        at.layer_conductance(model, few(i), target=find_target(s.target, model, few(i)), **options)
+    ]
 
 
 ATTRIBUTIONS = Analysis(
@@ -146,7 +203,14 @@ ROOM = Room(
     "analysis of attributions",
     MeasureError,
     (
-        Analysis("overlays", "overlays", "Which pixels contribute to the class?", (at.AttributionPanel,), overlays, **_OF_ALL),
+        Analysis(
+            "overlays",
+            "overlays",
+            "Which pixels contribute to the class?",
+            (at.AttributionPanel,),
+            overlays,
+            **_OF_ALL,
+        ),
         Analysis(
             "curves",
             "deletion and insertion",
@@ -158,7 +222,8 @@ ROOM = Room(
         Analysis(
             "faithfulness",
             "faithfulness",
-            "Does an attribution predict the effect of removing patches, and is it stable under noise?",
+            "Does an attribution predict the effect of removing patches, and is it stable under "
+            "noise?",
             (at.Faithfulness,),
             faithfulness,
             **_OF_ONE,

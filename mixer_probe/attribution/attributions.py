@@ -1,4 +1,5 @@
-"""`attribute`: attribution of a class to pixels, by any method of the registry, in batches of images."""
+"""`attribute`: attribution of a class to pixels, by any method of the registry, in batches of
+images."""
 
 from __future__ import annotations
 
@@ -46,17 +47,20 @@ from mixer_probe.models.model import Model
 
 @dataclass(frozen=True)
 class Attribution(Result):
-    """Attribution of one method for every image: `maps` [image, H, W] in float32 at the network's input resolution, one value per
-    pixel for all its colours together (`text` says how they were combined).
+    """Attribution of one method for every image: `maps` [image, H, W] in float32 at the network's
+    input resolution, one value per pixel for all its colours together (`text` says how they were
+    combined).
 
-    Where `signed`, negative values are evidence against the class. `native` [image, rows, columns] are the maps on the method's
-    own grid before upsampling (Grad-CAM, attention), None where there are none. `logit` is the target's logit,
-    `logit_difference` that minus its logit for the `baseline`; `convergence_delta` is the sum of the map minus that difference,
-    NaN for methods without completeness; `steps` counts integration steps, 0 without integration, and `change` is the fraction
-    of its magnitudes by which more steps may change the map, NaN without. `grid` is the patch grid of the network.
-    `targets`, `predicted` and `labels` [image] are outputs of the network, -1 in `labels` where no output is the image's class;
-    names are empty where those of the outputs are unknown. `crop_pct` and `crop_mode` give the part of the image that entered
-    the network."""
+    Where `signed`, negative values are evidence against the class. `native` [image, rows, columns]
+    are the maps on the method's own grid before upsampling (Grad-CAM, attention), None where there
+    are none. `logit` is the target's logit, `logit_difference` that minus its logit for the
+    `baseline`; `convergence_delta` is the sum of the map minus that difference, NaN for methods
+    without completeness; `steps` counts integration steps, 0 without integration, and `change` is
+    the fraction of its magnitudes by which more steps may change the map, NaN without. `grid` is
+    the patch grid of the network. `targets`, `predicted` and `labels` [image] are outputs of the
+    network, -1 in `labels` where no output is the image's class; names are empty where those of the
+    outputs are unknown. `crop_pct` and `crop_mode` give the part of the image that entered the
+    network."""
 
     title: ClassVar[str] = "Attribution"
 
@@ -102,25 +106,40 @@ class Attribution(Result):
         return empty
 
     def pooled(self, grid: tuple[int, int] | None = None) -> np.ndarray:
-        """Sums of the maps over the patches of a grid (None for the network's own): [image, rows, columns]."""
+        """Sums of the maps over the patches of a grid (None for the network's own): [image, rows,
+        columns]."""
         return pool(self.maps, grid or self.grid)
 
     def of(self, source: ImageSource) -> Attribution:
-        """The attribution of the images of `source` alone. Raises MeasureError for an image that is not among these."""
+        """The attribution of the images of `source` alone. Raises MeasureError for an image that is
+        not among these."""
         places = {name: i for i, name in enumerate(self.ids)}
         if not set(source.ids) <= set(places):
             raise MeasureError(
-                f"{len(set(source.ids) - set(places))} of the {len(source)} images are not among the images of the maps"
+                f"{len(set(source.ids) - set(places))} of the {len(source)} images are not among "
+                "the images of the maps"
             )
         rows = [places[name] for name in source.ids]
-        arrays = ("targets", "predicted", "labels", "maps", "logit", "logit_difference", "convergence_delta", "steps", "change")
+        arrays = (
+            "targets",
+            "predicted",
+            "labels",
+            "maps",
+            "logit",
+            "logit_difference",
+            "convergence_delta",
+            "steps",
+            "change",
+        )
         return replace(
             self,
             images=source.record,
             ids=tuple(source.ids),
             native=None if self.native is None else self.native[rows],
             target_names=tuple(self.target_names[i] for i in rows) if self.target_names else (),
-            predicted_names=tuple(self.predicted_names[i] for i in rows) if self.predicted_names else (),
+            predicted_names=tuple(self.predicted_names[i] for i in rows)
+            if self.predicted_names
+            else (),
             **{name: getattr(self, name)[rows] for name in arrays},
         )
 
@@ -163,21 +182,25 @@ def attribute(
 ) -> Attribution:
     """Attribution of the target's logit to pixels, for every image.
 
-    `method` is one of `attribution.METHODS`; `options` are that method's own (n_steps, max_steps, tolerance and change of
-    integrated gradients; samples and noise, as a fraction of the pixel range, of smoothgrad; window and stride in pixels of
-    occlusion, by default a patch of the network; relu of Grad-CAM). `target` is a class index, one per image, "labels", or None
-    for the predicted class. `layer` is for Grad-CAM: by default the last block whose positions the network reads. `baseline` is
-    "grey" (pixel value 0.5, the same for every network), "black", "mean" (0 after normalisation), "blur" or a normalised image.
-    At most `batch_size` images are in one pass.
+    `method` is one of `attribution.METHODS`; `options` are that method's own (n_steps, max_steps,
+    tolerance and change of integrated gradients; samples and noise, as a fraction of the pixel
+    range, of smoothgrad; window and stride in pixels of occlusion, by default a patch of the
+    network; relu of Grad-CAM). `target` is a class index, one per image, "labels", or None for the
+    predicted class. `layer` is for Grad-CAM: by default the last block whose positions the network
+    reads. `baseline` is "grey" (pixel value 0.5, the same for every network), "black", "mean" (0
+    after normalisation), "blur" or a normalised image. At most `batch_size` images are in one pass.
 
-    Integrated gradients double their steps until the map sums to the difference of the logits within `tolerance`, and until
-    doubling changes it by no more than a fraction `change` of its magnitudes, image by image: the second does not follow from
-    the first. IncompleteAttributionWarning reports where `max_steps` is too few, EmptyAttributionWarning maps that are zero
-    everywhere. The network's training flags, requires_grad and fused attention are restored in any case.
+    Integrated gradients double their steps until the map sums to the difference of the logits
+    within `tolerance`, and until doubling changes it by no more than a fraction `change` of its
+    magnitudes, image by image: the second does not follow from the first.
+    IncompleteAttributionWarning reports where `max_steps` is too few, EmptyAttributionWarning maps
+    that are zero everywhere. The network's training flags, requires_grad and fused attention are
+    restored in any case.
 
-    Raises MeasureError for an unknown method or option, a network or layer that the method does not fit (with what works
-    instead), a class that does not exist, no target on a network without head, and a network whose gradients are all zero (an
-    untrained timm Mixer, whose head is zero); LayerError and ImagesError as `extract` does."""
+    Raises MeasureError for an unknown method or option, a network or layer that the method does not
+    fit (with what works instead), a class that does not exist, no target on a network without head,
+    and a network whose gradients are all zero (an untrained timm Mixer, whose head is zero);
+    LayerError and ImagesError as `extract` does."""
     source = as_source(images)
     found = find_method(method)
     targets = Targets(model, source, target)
@@ -189,7 +212,11 @@ def attribute(
             with seeded(seed + start, x.device):
                 maps = found.explain(run, x, wanted)
             steps = torch.zeros(len(x), dtype=torch.int64) if maps.steps is None else maps.steps
-            change = torch.full((len(x),), torch.nan, dtype=torch.float64) if maps.change is None else maps.change
+            change = (
+                torch.full((len(x),), torch.nan, dtype=torch.float64)
+                if maps.change is None
+                else maps.change
+            )
             batch = {
                 "maps": maps.maps.float(),
                 "native": None if maps.native is None else maps.native.float(),
@@ -200,12 +227,16 @@ def attribute(
                 "logit": gather_target_logits(logits, wanted).double(),
                 "baseline_logit": target_logits(model, run.baseline.of(x), wanted, batch_size),
             }
-            batches.append({name: one.detach().cpu().numpy() for name, one in batch.items() if one is not None})
+            batches.append(
+                {name: one.detach().cpu().numpy() for name, one in batch.items() if one is not None}
+            )
     result = _collected(found, run, source, batches, seed)
     n, empty = len(result.ids), int(result.empty.sum())
     off = 0
     if found.complete:
-        gap, difference = (torch.from_numpy(a) for a in (result.convergence_delta, result.logit_difference))
+        gap, difference = (
+            torch.from_numpy(a) for a in (result.convergence_delta, result.logit_difference)
+        )
         off = int((relative_gap(gap, difference) > run.options["tolerance"]).sum())
     if off:
         advice = (
@@ -214,14 +245,16 @@ def attribute(
             else "'integrated_gradients'"
         )
         warnings.warn(
-            f"{method} of {model.name}: {off} of {n} maps deviate from the logit difference by more than "
-            f"{run.options['tolerance']:.0%}, at most by {np.nanmax(result.relative_delta):.1%}; use {advice}",
+            f"{method} of {model.name}: {off} of {n} maps deviate from the logit difference by "
+            f"more than {run.options['tolerance']:.0%}, at most by "
+            f"{np.nanmax(result.relative_delta):.1%}; use {advice}",
             IncompleteAttributionWarning,
             stacklevel=3,
         )
     if empty:
         warnings.warn(
-            f"{method} of {model.name}: {empty} of {n} maps are zero everywhere and rank no pixel above another",
+            f"{method} of {model.name}: {empty} of {n} maps are zero everywhere and rank no pixel "
+            "above another",
             EmptyAttributionWarning,
             stacklevel=3,
         )
@@ -229,9 +262,14 @@ def attribute(
 
 
 def _collected(
-    method: Method, run: Run, source: ImageSource, batches: Sequence[Mapping[str, np.ndarray]], seed: int
+    method: Method,
+    run: Run,
+    source: ImageSource,
+    batches: Sequence[Mapping[str, np.ndarray]],
+    seed: int,
 ) -> Attribution:
-    """The attribution of all images, from the arrays of batches, with the names of classes as far as they are known."""
+    """The attribution of all images, from the arrays of batches, with the names of classes as far
+    as they are known."""
     model = run.model
     found = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     baseline_logit = found.pop("baseline_logit")
@@ -261,14 +299,19 @@ def _collected(
         crop_mode=model.input.crop_mode,
         logit_difference=difference,
         convergence_delta=total - difference if method.complete else np.full(len(total), np.nan),
-        baseline_image=None if run.baseline.image is None else run.baseline.image.detach().cpu().numpy(),
+        baseline_image=None
+        if run.baseline.image is None
+        else run.baseline.image.detach().cpu().numpy(),
         seed=seed,
         **found,
     )
 
 
-def batches_of(model: Model, source: ImageSource, batch_size: int, title: str) -> Iterator[tuple[int, Tensor]]:
-    """(index of the first image, images [B, 3, H, W] on the model's device) with progress under `title`."""
+def batches_of(
+    model: Model, source: ImageSource, batch_size: int, title: str
+) -> Iterator[tuple[int, Tensor]]:
+    """(index of the first image, images [B, 3, H, W] on the model's device) with progress under
+    `title`."""
     start = 0
     with task(f"{model.name}: {title}", len(source)) as advance:
         for batch in source.batches(transform_of(model), batch_size):
@@ -281,7 +324,9 @@ def batches_of(model: Model, source: ImageSource, batch_size: int, title: str) -
             advance(len(batch))
 
 
-def logits_and_targets(model: Model, x: Tensor, targets: Targets, start: int) -> tuple[Tensor, Tensor]:
+def logits_and_targets(
+    model: Model, x: Tensor, targets: Targets, start: int
+) -> tuple[Tensor, Tensor]:
     """Logits [B, K] and target classes [B] of the images `x` from `start` on.
 
     Raises MeasureError if no pixel of any of the first images moves the logit of its target."""
@@ -293,18 +338,29 @@ def logits_and_targets(model: Model, x: Tensor, targets: Targets, start: int) ->
     x = x.detach().clone().requires_grad_()
     moved = gather_target_logits(logits_of(model, x), wanted)
     if not (moved.requires_grad and bool(torch.autograd.grad(moved.sum(), x)[0].any())):
-        heads = [model.module.get_submodule(layer.module) for layer in model.layers if layer.kind == "head"]
+        heads = [
+            model.module.get_submodule(layer.module)
+            for layer in model.layers
+            if layer.kind == "head"
+        ]
         why, advice = "", "other weights or other images"
-        if heads and not any(bool(p.any()) for head in heads for p in head.parameters() if p.ndim > 1):
+        if heads and not any(
+            bool(p.any()) for head in heads for p in head.parameters() if p.ndim > 1
+        ):
             why = ": its head is zero, as timm's untrained networks have it"
             advice = "trained weights, or re-initialise the head's weights at random"
-        raise MeasureError(f"every gradient of {model.name}'s logits is 0, so no pixel has an attribution{why}; load {advice}")
+        raise MeasureError(
+            f"every gradient of {model.name}'s logits is 0, so no pixel has an attribution{why}; "
+            f"load {advice}"
+        )
     return logits, wanted
 
 
-def explainer(model: Model, attribution: Attribution, batch_size: int) -> Callable[[Tensor, Tensor], Explained]:
-    """The method of an attribution, with its settings, as a function of (images [B, 3, H, W], targets [B]) on any copy of its
-    network. Call it inside `attribution_mode(model)`."""
+def explainer(
+    model: Model, attribution: Attribution, batch_size: int
+) -> Callable[[Tensor, Tensor], Explained]:
+    """The method of an attribution, with its settings, as a function of (images [B, 3, H, W],
+    targets [B]) on any copy of its network. Call it inside `attribution_mode(model)`."""
     a, method = attribution, find_method(attribution.method)
     given = a.baseline_name if a.baseline_image is None else torch.from_numpy(a.baseline_image)
     layer = a.layer.name if a.layer else None

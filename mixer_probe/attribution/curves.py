@@ -1,8 +1,9 @@
 """Deletion and insertion (Petsiuk, Das and Saenko 2018), patch by patch of the network's own grid.
 
-Deletion replaces patches by a baseline, the most important first, and measures how the softmax probability of the target falls;
-insertion starts from a baseline and restores them. A curve is summarised by the area under it over the fraction of patches from 0
-to 1: low is good for deletion, high for insertion. Removing any patches changes an image, so that only the difference to random
+Deletion replaces patches by a baseline, the most important first, and measures how the softmax
+probability of the target falls; insertion starts from a baseline and restores them. A curve is
+summarised by the area under it over the fraction of patches from 0 to 1: low is good for deletion,
+high for insertion. Removing any patches changes an image, so that only the difference to random
 orders shows that an attribution is informative."""
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ MODES = ("deletion", "insertion")
 
 @dataclass(frozen=True)
 class PerturbationCurves(Result):
-    """Probability of the target under deletion and insertion, for methods and for `random_orders` random orders of patches.
+    """Probability of the target under deletion and insertion, for methods and for `random_orders`
+    random orders of patches.
 
-    `fractions` [step] of patches run from 0 to 1; `deletion` and `insertion` are [method, image, step], `random_deletion` and
-    `random_insertion` [order, image, step]. Intervals are over images."""
+    `fractions` [step] of patches run from 0 to 1; `deletion` and `insertion` are [method, image,
+    step], `random_deletion` and `random_insertion` [order, image, step]. Intervals are over
+    images."""
 
     title: ClassVar[str] = "Deletion and insertion"
 
@@ -66,13 +69,16 @@ class PerturbationCurves(Result):
         return mean
 
     def gain(self, mode: str) -> np.ndarray:
-        """How much better than random orders of the same image, positive is better in both modes: [method, image]."""
-        gain: np.ndarray = (self.random_area(mode) - self.area(mode)) * (1 if mode == "deletion" else -1)
+        """How much better than random orders of the same image, positive is better in both modes:
+        [method, image]."""
+        gain: np.ndarray = (self.random_area(mode) - self.area(mode)) * (
+            1 if mode == "deletion" else -1
+        )
         return gain
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per mode and method, the random order last: mean area with its interval over images, and `gain` over random
-        orders of the same images with its interval."""
+        """One row per mode and method, the random order last: mean area with its interval over
+        images, and `gain` over random orders of the same images with its interval."""
         rows = []
         for mode in MODES:
             random = self.random_area(mode)
@@ -105,16 +111,21 @@ def perturbation_curves(
 ) -> PerturbationCurves:
     """Deletion and insertion curves of attributions of this model and these images.
 
-    Patches of `grid` (None for the network's own) are ordered by the sum of the map over them; ties, such as the zeros of
-    Grad-CAM, in random order. At most `steps` forward passes per image and curve.
+    Patches of `grid` (None for the network's own) are ordered by the sum of the map over them;
+    ties, such as the zeros of Grad-CAM, in random order. At most `steps` forward passes per image
+    and curve.
 
-    Raises MeasureError for attributions of another model, other images or several targets of one image."""
+    Raises MeasureError for attributions of another model, other images or several targets of one
+    image."""
     source = as_source(images)
     check_attributions(model, source, attributions)
     grid = grid or attributions[0].grid
     counts = np.unique(np.round(np.linspace(0, grid[0] * grid[1], steps + 1)).astype(int))
     where = torch.from_numpy(cells(model.input.size[1:], grid)).to(model.device)
-    deleted, inserted = make_baseline(deletion_baseline, model.input), make_baseline(insertion_baseline, model.input)
+    deleted, inserted = (
+        make_baseline(deletion_baseline, model.input),
+        make_baseline(insertion_baseline, model.input),
+    )
     # Rank of every patch in the order of removal, 0 first: [method + order, image, patch].
     generator = np.random.default_rng(seed)
     scores = np.stack([a.pooled(grid).reshape(len(a.ids), -1) for a in attributions])
@@ -130,7 +141,9 @@ def perturbation_curves(
             patches = (rank, where, counts.tolist(), batch_size)
             found["deletion"].append(_curves(model, x, deleted.of(x), wanted, *patches))
             found["insertion"].append(_curves(model, inserted.of(x), x, wanted, *patches))
-    curves: Mapping[str, np.ndarray] = {mode: np.concatenate(parts, 1) for mode, parts in found.items()}
+    curves: Mapping[str, np.ndarray] = {
+        mode: np.concatenate(parts, 1) for mode, parts in found.items()
+    }
     m = len(attributions)
     return PerturbationCurves(
         model=model.record,
@@ -152,18 +165,30 @@ def perturbation_curves(
 
 
 def _curves(
-    model: Model, before: Tensor, after: Tensor, targets: Tensor, rank: Tensor, where: Tensor, counts: Sequence[int], chunk: int
+    model: Model,
+    before: Tensor,
+    after: Tensor,
+    targets: Tensor,
+    rank: Tensor,
+    where: Tensor,
+    counts: Sequence[int],
+    chunk: int,
 ) -> np.ndarray:
-    """Probabilities [order, image, step] of the targets from images `before` to `after`, which replaces patches in the order of
-    `rank` [order, image, patch], `counts` [step] of them in all; `where` [H, W] is the patch of every pixel."""
+    """Probabilities [order, image, step] of the targets from images `before` to `after`, which
+    replaces patches in the order of `rank` [order, image, patch], `counts` [step] of them in all;
+    `where` [H, W] is the patch of every pixel."""
     orders, n, _ = rank.shape
     found = np.empty((orders, n, len(counts)))
     # Neither no patch nor all patches depend on the order.
-    found[..., 0], found[..., -1] = (_probabilities(model, images, targets, chunk) for images in (before, after))
+    found[..., 0], found[..., -1] = (
+        _probabilities(model, images, targets, chunk) for images in (before, after)
+    )
     for step, count in enumerate(counts[1:-1], 1):
         changed = (rank < count)[:, :, where]
         mixed = torch.where(changed[:, :, None], after, before).flatten(0, 1)
-        found[:, :, step] = _probabilities(model, mixed, targets.repeat(orders), chunk).reshape(orders, n)
+        found[:, :, step] = _probabilities(model, mixed, targets.repeat(orders), chunk).reshape(
+            orders, n
+        )
     return found
 
 
@@ -175,19 +200,27 @@ def _probabilities(model: Model, x: Tensor, targets: Tensor, chunk: int) -> np.n
     return probabilities
 
 
-def check_attributions(model: Model, source: ImageSource, attributions: Sequence[Attribution]) -> None:
-    """Raise MeasureError unless all attributions are of this model, these images and the same targets."""
+def check_attributions(
+    model: Model, source: ImageSource, attributions: Sequence[Attribution]
+) -> None:
+    """Raise MeasureError unless all attributions are of this model, these images and the same
+    targets."""
     if not attributions:
         raise MeasureError("give at least one attribution")
     for a in attributions:
         if a.model.fingerprint != model.fingerprint:
             raise MeasureError(
-                f"the {a.method} maps are of {a.model.name}, whose weights, settings or preprocessing differ from those of "
-                f"{model.name}; compute them with this network in its current state"
+                f"the {a.method} maps are of {a.model.name}, whose weights, settings or "
+                f"preprocessing differ from those of {model.name}; compute them with this network "
+                "in its current state"
             )
         if a.images.fingerprint != source.record.fingerprint:
-            raise MeasureError(f"the {a.method} maps were computed on other images or labels than the {len(source)} images given")
+            raise MeasureError(
+                f"the {a.method} maps were computed on other images or labels than the "
+                f"{len(source)} images given"
+            )
         if not np.array_equal(a.targets, attributions[0].targets):
             raise MeasureError(
-                "the attributions have different target classes for the same image; compute them with the same target="
+                "the attributions have different target classes for the same image; compute them "
+                "with the same target="
             )

@@ -21,17 +21,23 @@ def edges(size: int, cells: int) -> np.ndarray:
 def pool(maps: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """Sums of maps [..., H, W] over the cells of a grid: [..., rows, columns] in float64."""
     rows, columns = (edges(size, cells) for size, cells in zip(maps.shape[-2:], grid, strict=True))
-    return np.add.reduceat(np.add.reduceat(maps.astype(np.float64), rows, axis=-2), columns, axis=-1)
+    return np.add.reduceat(
+        np.add.reduceat(maps.astype(np.float64), rows, axis=-2), columns, axis=-1
+    )
 
 
 def cells(size: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
     """Which cell of the grid (row by row) each pixel is in: [H, W]."""
-    row, column = (np.searchsorted(edges(n, k), np.arange(n), side="right") - 1 for n, k in zip(size, grid, strict=True))
+    row, column = (
+        np.searchsorted(edges(n, k), np.arange(n), side="right") - 1
+        for n, k in zip(size, grid, strict=True)
+    )
     return row[:, None] * grid[1] + column[None, :]
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Rank correlation along the last axis (ties share their mean rank), NaN where one side is constant."""
+    """Rank correlation along the last axis (ties share their mean rank), NaN where one side is
+    constant."""
     x, y = (centred_ranks(v) for v in (a, b))
     with np.errstate(invalid="ignore", divide="ignore"):
         result: np.ndarray = (x * y).sum(-1) / np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
@@ -55,12 +61,20 @@ def rank_table(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def ssim(a: np.ndarray, b: np.ndarray, sigma: float = 1.5) -> np.ndarray:
-    """Structural similarity of magnitudes [..., H, W], each scaled to a largest value of 1 (Wang et al. 2004, Gaussian window of
-    1.5 px, K1 0.01, K2 0.03): one value per map, 1 for equal ones, NaN where a map is zero everywhere."""
+    """Structural similarity of magnitudes [..., H, W], each scaled to a largest value of 1 (Wang et
+    al. 2004, Gaussian window of 1.5 px, K1 0.01, K2 0.03): one value per map, 1 for equal ones, NaN
+    where a map is zero everywhere."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        x, y = (np.abs(v) / np.abs(v).max((-2, -1), keepdims=True) for v in (a.astype(np.float64), b.astype(np.float64)))
+        x, y = (
+            np.abs(v) / np.abs(v).max((-2, -1), keepdims=True)
+            for v in (a.astype(np.float64), b.astype(np.float64))
+        )
     mx, my = _blur(x, sigma), _blur(y, sigma)
-    vx, vy, c = _blur(x * x, sigma) - mx**2, _blur(y * y, sigma) - my**2, _blur(x * y, sigma) - mx * my
+    vx, vy, c = (
+        _blur(x * x, sigma) - mx**2,
+        _blur(y * y, sigma) - my**2,
+        _blur(x * y, sigma) - mx * my,
+    )
     local = (2 * mx * my + 1e-4) * (2 * c + 9e-4) / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4))
     result: np.ndarray = local.mean((-2, -1))
     return result

@@ -1,4 +1,5 @@
-"""The registry of attribution methods: what each computes, of what sign, with which options, and for which networks."""
+"""The registry of attribution methods: what each computes, of what sign, with which options, and
+for which networks."""
 
 from __future__ import annotations
 
@@ -24,8 +25,9 @@ from mixer_probe.models.model import Model
 
 @dataclass(frozen=True)
 class Explained:
-    """Maps [B, H, W] at input resolution, the maps on the method's own grid [B, rows, columns], integration steps [B], and the
-    fraction of its magnitudes by which more steps may change a map [B]."""
+    """Maps [B, H, W] at input resolution, the maps on the method's own grid [B, rows, columns],
+    integration steps [B], and the fraction of its magnitudes by which more steps may change a map
+    [B]."""
 
     maps: Tensor
     native: Tensor | None = None
@@ -35,7 +37,8 @@ class Explained:
 
 @dataclass(frozen=True)
 class Run:
-    """What a method needs besides images and targets. `chunk` is the largest number of images in a forward pass."""
+    """What a method needs besides images and targets. `chunk` is the largest number of images in a
+    forward pass."""
 
     model: Model
     baseline: Baseline
@@ -54,9 +57,10 @@ Explain = Callable[[Run, Tensor, Tensor], Explained]
 
 @dataclass(frozen=True)
 class Method:
-    """One method. `signed` says whether negative values mean evidence against the class; `complete` that the map sums to the
-    difference of the logits of image and baseline; `baseline` whether there is one; `layer` whether it takes one. `refuse` raises
-    for networks that it does not fit. `label` is how figures and sentences call it, where not by its name."""
+    """One method. `signed` says whether negative values mean evidence against the class; `complete`
+    that the map sums to the difference of the logits of image and baseline; `baseline` whether
+    there is one; `layer` whether it takes one. `refuse` raises for networks that it does not fit.
+    `label` is how figures and sentences call it, where not by its name."""
 
     name: str
     text: str
@@ -74,18 +78,24 @@ class Method:
 METHODS: dict[str, Method] = {}
 
 
-def register(text: str, source: str, *, signed: bool, **declared: Any) -> Callable[[Explain], Explain]:
+def register(
+    text: str, source: str, *, signed: bool, **declared: Any
+) -> Callable[[Explain], Explain]:
     """Registers a function as the method of its own name."""
 
     def add(explain: Explain) -> Explain:
-        METHODS[explain.__name__] = Method(explain.__name__, text, source, explain, signed, **declared)
+        METHODS[explain.__name__] = Method(
+            explain.__name__, text, source, explain, signed, **declared
+        )
         return explain
 
     return add
 
 
 def _gradient(run: Run, x: Tensor, targets: Tensor) -> Tensor:
-    found: Tensor = Saliency(run.forward).attribute(x.detach().clone().requires_grad_(), target=targets, abs=False)
+    found: Tensor = Saliency(run.forward).attribute(
+        x.detach().clone().requires_grad_(), target=targets, abs=False
+    )
     return found.detach()
 
 
@@ -108,7 +118,8 @@ def input_x_gradient(run: Run, x: Tensor, targets: Tensor) -> Explained:
 
 
 @register(
-    "gradient averaged along the path from the baseline (Gauss-Legendre) x (image - baseline), summed over colours",
+    "gradient averaged along the path from the baseline (Gauss-Legendre) x (image - baseline), "
+    "summed over colours",
     "Sundararajan et al. 2017",
     signed=True,
     complete=True,
@@ -118,7 +129,9 @@ def input_x_gradient(run: Run, x: Tensor, targets: Tensor) -> Explained:
 def integrated_gradients(run: Run, x: Tensor, targets: Tensor) -> Explained:
     """sum_c (x_c - b_c) times the integral of dF/dx_c from baseline to image (`path.integrate`)."""
     o = run.options
-    rule = Quadrature(int(o["n_steps"]), int(o["max_steps"]), float(o["tolerance"]), float(o["change"]))
+    rule = Quadrature(
+        int(o["n_steps"]), int(o["max_steps"]), float(o["tolerance"]), float(o["change"])
+    )
     maps, steps, change = integrate(run.model, x, run.baseline.of(x), targets, rule, run.chunk)
     return Explained(maps, steps=steps, change=change)
 
@@ -131,9 +144,12 @@ def integrated_gradients(run: Run, x: Tensor, targets: Tensor) -> Explained:
     label="SmoothGrad",
 )
 def smoothgrad(run: Run, x: Tensor, targets: Tensor) -> Explained:
-    """sum_c |mean over noisy copies of dF/dx_c|; the noise is Gaussian, its deviation a fraction of the pixel range."""
+    """sum_c |mean over noisy copies of dF/dx_c|; the noise is Gaussian, its deviation a fraction of
+    the pixel range."""
     # The range of pixel values is 1/std after normalisation.
-    scale = run.options["noise"] * sum(1 / s for s in run.model.input.std) / len(run.model.input.std)
+    scale = (
+        run.options["noise"] * sum(1 / s for s in run.model.input.std) / len(run.model.input.std)
+    )
     found: Tensor = NoiseTunnel(Saliency(run.forward)).attribute(
         x.detach().clone().requires_grad_(),
         nt_type="smoothgrad",
@@ -147,22 +163,39 @@ def smoothgrad(run: Run, x: Tensor, targets: Tensor) -> Explained:
 
 
 _RESCALED = (nn.ReLU, nn.ELU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.MaxPool2d)
-_LINEAR = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Identity, nn.Dropout, nn.Flatten)
+_LINEAR = (
+    nn.Conv2d,
+    nn.Linear,
+    nn.BatchNorm2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.Identity,
+    nn.Dropout,
+    nn.Flatten,
+)
 _LINEAR_NAMES = {"FastAdaptiveAvgPool", "DropPath", "DropBlock2d"}
 
 
 def check_deeplift(model: Model) -> None:
-    """Raise MeasureError for modules that DeepLIFT has no rule for, and for activations that run several times per pass."""
-    modules = [(path, m) for path, m in model.module.named_modules() if not any(True for _ in m.children())]
-    names = {type(m).__name__ for _, m in modules if not isinstance(m, (*_RESCALED, *_LINEAR))} - _LINEAR_NAMES
+    """Raise MeasureError for modules that DeepLIFT has no rule for, and for activations that run
+    several times per pass."""
+    modules = [
+        (path, m) for path, m in model.module.named_modules() if not any(True for _ in m.children())
+    ]
+    names = {
+        type(m).__name__ for _, m in modules if not isinstance(m, (*_RESCALED, *_LINEAR))
+    } - _LINEAR_NAMES
     instead = "'integrated_gradients' sums to the same logit difference and works for every network"
     if names:
-        raise MeasureError(f"DeepLIFT has no rule for {', '.join(sorted(names))} in {model.name}; {instead}")
+        raise MeasureError(
+            f"DeepLIFT has no rule for {', '.join(sorted(names))} in {model.name}; {instead}"
+        )
     runs_twice = {name.partition("#")[0] for name in model.structure.names() if "#" in name}
     reused = [path for path, m in modules if path in runs_twice and isinstance(m, _RESCALED)]
     if reused:
         raise MeasureError(
-            f"DeepLIFT needs activations that run once, and '{reused[0]}' of {model.name} runs several times; {instead}"
+            f"DeepLIFT needs activations that run once, and '{reused[0]}' of {model.name} runs "
+            f"several times; {instead}"
         )
 
 
@@ -178,11 +211,14 @@ def check_deeplift(model: Model) -> None:
 )
 def deeplift(run: Run, x: Tensor, targets: Tensor) -> Explained:
     """Contributions of the colours by DeepLIFT's rescale rule, summed."""
-    # A copy: captum leaves attributes on modules, and its hooks do not go with in-place activations.
+    # A copy: captum leaves attributes on modules, and its hooks do not go with in-place
+    # activations.
     network = copied(run.model.module)
     with not_in_place(network):
         found: Tensor = DeepLift(network).attribute(
-            x.detach().clone().requires_grad_(), baselines=run.baseline.of(x).contiguous(), target=targets
+            x.detach().clone().requires_grad_(),
+            baselines=run.baseline.of(x).contiguous(),
+            target=targets,
         )
     return Explained(found.detach().sum(1))
 
@@ -211,22 +247,34 @@ def occlusion(run: Run, x: Tensor, targets: Tensor) -> Explained:
 
 
 def _window(run: Run) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(window, stride) of occlusion in pixels: by default one patch of the network's grid, moved by its own size."""
+    """(window, stride) of occlusion in pixels: by default one patch of the network's grid, moved by
+    its own size."""
     size, grid = run.model.input.size[1:], patch_grid(run.model)
     given = run.options["window"]
-    window = (-(-size[0] // grid[0]), -(-size[1] // grid[1])) if given is None else (int(given), int(given))
+    window = (
+        (-(-size[0] // grid[0]), -(-size[1] // grid[1]))
+        if given is None
+        else (int(given), int(given))
+    )
     stride = window if run.options["stride"] is None else (int(run.options["stride"]),) * 2
     if not all(1 <= s <= w <= n for s, w, n in zip(stride, window, size, strict=True)):
-        raise MeasureError(f"a window of {window} px moved by {stride} leaves gaps or does not fit {size[0]}×{size[1]} px")
+        raise MeasureError(
+            f"a window of {window} px moved by {stride} leaves gaps or does not fit "
+            f"{size[0]}×{size[1]} px"
+        )
     return window, stride
 
 
 def _upsampled(native: Tensor, x: Tensor) -> Explained:
     size = x.shape[2:]
     if native.shape[1:] == (1, 1):
-        # Interpolation would round a single number differently from pixel to pixel, and ranks would reflect that.
+        # Interpolation would round a single number differently from pixel to pixel, and ranks would
+        # reflect that.
         return Explained(native.expand(-1, *size), native)
-    return Explained(F.interpolate(native[:, None], size=size, mode="bilinear", align_corners=False)[:, 0], native)
+    return Explained(
+        F.interpolate(native[:, None], size=size, mode="bilinear", align_corners=False)[:, 0],
+        native,
+    )
 
 
 @register(
@@ -244,7 +292,8 @@ def gradcam(run: Run, x: Tensor, targets: Tensor) -> Explained:
 
 
 @register(
-    "product of the blocks' (mean attention + identity) / 2, bilinear to the input; the same for every class",
+    "product of the blocks' (mean attention + identity) / 2, bilinear to the input; the same for "
+    "every class",
     "Abnar and Zuidema 2020",
     signed=False,
     refuse=attention_places,
@@ -277,7 +326,8 @@ def find_method(name: str) -> Method:
     """Raises MeasureError with close names for an unknown one."""
     if name == "layer_conductance":
         raise MeasureError(
-            "layer conductance scores hidden units and gives no map; use mixer_probe.attribution.layer_conductance"
+            "layer conductance scores hidden units and gives no map; use "
+            "mixer_probe.attribution.layer_conductance"
         )
     if name not in METHODS:
         raise MeasureError(f"no attribution method '{name}'; {closest(name, METHODS)}")
@@ -294,8 +344,16 @@ def allowed_methods(model: Model) -> tuple[str, ...]:
     return tuple(allowed)
 
 
-def make_run(method: Method, model: Model, layer: str | None, baseline: Baseline, chunk: int, options: Mapping[str, Any]) -> Run:
-    """The run of a method on one network. Raises MeasureError for networks, layers and options that do not fit."""
+def make_run(
+    method: Method,
+    model: Model,
+    layer: str | None,
+    baseline: Baseline,
+    chunk: int,
+    options: Mapping[str, Any],
+) -> Run:
+    """The run of a method on one network. Raises MeasureError for networks, layers and options that
+    do not fit."""
     unknown = [name for name in options if name not in method.options]
     if unknown:
         known = closest(unknown[0], method.options) if method.options else "it has none"

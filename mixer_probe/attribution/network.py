@@ -1,4 +1,5 @@
-"""A network as a function of its logits: targets, gradients at any module, and the patches that it sees."""
+"""A network as a function of its logits: targets, gradients at any module, and the patches that it
+sees."""
 
 from __future__ import annotations
 
@@ -32,9 +33,15 @@ _CAPTUM_WARNINGS = (
 
 @contextmanager
 def attribution_mode(model: Model) -> Iterator[None]:
-    """Eval mode, gradients for inputs and none for parameters inside; everything as it was outside."""
+    """Eval mode, gradients for inputs and none for parameters inside; everything as it was
+    outside."""
     with ExitStack() as stack:
-        for context in (evaluating(model.module), frozen(model.module), torch.enable_grad(), warnings.catch_warnings()):
+        for context in (
+            evaluating(model.module),
+            frozen(model.module),
+            torch.enable_grad(),
+            warnings.catch_warnings(),
+        ):
             stack.enter_context(context)
         for message in _CAPTUM_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
@@ -42,14 +49,18 @@ def attribution_mode(model: Model) -> Iterator[None]:
 
 
 def logits_of(model: Model, x: Tensor) -> Tensor:
-    """Logits [B, K] of images [B, 3, H, W]. Raises MeasureError for a network that returns anything else."""
+    """Logits [B, K] of images [B, 3, H, W]. Raises MeasureError for a network that returns anything
+    else."""
     if tuple(x.shape[1:]) != model.input.size:
-        raise ImagesError(f"the images are {tuple(x.shape[1:])} and {model.name} takes {model.input.size}")
+        raise ImagesError(
+            f"the images are {tuple(x.shape[1:])} and {model.name} takes {model.input.size}"
+        )
     logits = model.module(x)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise MeasureError(
-            f"attribution needs one output per class and image, and {model.name} returns {shape}, not [image, class]"
+            f"attribution needs one output per class and image, and {model.name} returns {shape}, "
+            "not [image, class]"
         )
     return logits
 
@@ -65,18 +76,20 @@ def target_sum(targets: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def target_logits(model: Model, x: Tensor, targets: Tensor, chunk: int) -> Tensor:
-    """Logits of the targets [B] in float64, without gradients, from at most `chunk` images per pass."""
+    """Logits of the targets [B] in float64, without gradients, from at most `chunk` images per
+    pass."""
     with torch.no_grad():
         parts = zip(torch.split(x, chunk), torch.split(targets, chunk), strict=True)
         return torch.cat([gather_target_logits(logits_of(model, a), t).double() for a, t in parts])
 
 
 class Targets:
-    """The target class of each image: one index for all, one per image, "labels" (by the names of their classes, as
-    `labels_as_outputs` finds them), or (None) the predicted class.
+    """The target class of each image: one index for all, one per image, "labels" (by the names of
+    their classes, as `labels_as_outputs` finds them), or (None) the predicted class.
 
-    Raises MeasureError for a class that the network does not have, a number of targets other than the number of images, and
-    None for a network without a head; and what `labels_as_outputs` raises for "labels"."""
+    Raises MeasureError for a class that the network does not have, a number of targets other than
+    the number of images, and None for a network without a head; and what `labels_as_outputs` raises
+    for "labels"."""
 
     def __init__(self, model: Model, source: ImageSource, target: Target) -> None:
         blank = torch.zeros(2, *model.input.size, device=model.device, dtype=model.dtype)
@@ -84,26 +97,36 @@ class Targets:
             count = logits_of(model, blank).shape[1]
         self._given: np.ndarray | None = None
         if target is None:
-            if getattr(model.module, "num_classes", None) == 0 or all(layer.kind != "head" for layer in model.layers):
+            if getattr(model.module, "num_classes", None) == 0 or all(
+                layer.kind != "head" for layer in model.layers
+            ):
                 raise MeasureError(
-                    f"{model.name} has no classifier, so no class is predicted: give target= the output (0 to {count - 1}) "
-                    "to attribute, or load the network with its head"
+                    f"{model.name} has no classifier, so no class is predicted: give target= the "
+                    f"output (0 to {count - 1}) to attribute, or load the network with its head"
                 )
             return
         if isinstance(target, str):
             if target != "labels":
                 raise MeasureError(
-                    f"target is a class index, one per image, 'labels' or None (the predicted class), not '{target}'"
+                    "target is a class index, one per image, 'labels' or None (the predicted "
+                    f"class), not '{target}'"
                 )
             values = labels_as_outputs(model, source, "target='labels'")
         else:
-            values = target.detach().cpu().numpy() if isinstance(target, Tensor) else np.asarray(target)
+            values = (
+                target.detach().cpu().numpy() if isinstance(target, Tensor) else np.asarray(target)
+            )
             values = np.broadcast_to(values, len(source)) if values.ndim == 0 else values
         if values.shape != (len(source),) or values.dtype.kind not in "iu":
-            raise MeasureError(f"target is one class index or one for each of the {len(source)} images, not {np.shape(values)}")
+            raise MeasureError(
+                f"target is one class index or one for each of the {len(source)} images, not "
+                f"{np.shape(values)}"
+            )
         wrong = values[(values < 0) | (values >= count)]
         if len(wrong):
-            raise MeasureError(f"{model.name} has no class {wrong[0]}: its {count} classes are 0 to {count - 1}")
+            raise MeasureError(
+                f"{model.name} has no class {wrong[0]}: its {count} classes are 0 to {count - 1}"
+            )
         self._given = values.astype(np.int64)
 
     def of(self, logits: Tensor, start: int) -> Tensor:
@@ -117,7 +140,8 @@ class Targets:
 def record_outputs(network: nn.Module, places: Sequence[Place]) -> Iterator[dict[Place, Tensor]]:
     """What the modules (path, call) return in the next forward pass, as parts of its graph.
 
-    The network continues with a copy, so that an in-place ReLU after the module does not overwrite what was recorded."""
+    The network continues with a copy, so that an in-place ReLU after the module does not overwrite
+    what was recorded."""
     outputs: dict[Place, Tensor] = {}
     wanted = set(places)
 
@@ -133,21 +157,32 @@ def record_outputs(network: nn.Module, places: Sequence[Place]) -> Iterator[dict
 
 
 def values_and_gradients(
-    model: Model, places: Sequence[Place], x: Tensor, score: Callable[[Tensor], Tensor], *, pixels: bool = False
+    model: Model,
+    places: Sequence[Place],
+    x: Tensor,
+    score: Callable[[Tensor], Tensor],
+    *,
+    pixels: bool = False,
 ) -> list[tuple[Tensor, Tensor]]:
-    """What each module returned and the gradient of score(logits) by it, in raw layouts; those of the `pixels` first if asked."""
+    """What each module returned and the gradient of score(logits) by it, in raw layouts; those of
+    the `pixels` first if asked."""
     x = x.detach().clone().requires_grad_()
     with record_outputs(model.module, places) as outputs:
         total = score(logits_of(model, x))
     values = [*([x] if pixels else []), *(outputs[place] for place in places)]
     gradients = torch.autograd.grad(total, values, allow_unused=True)
-    return [(v.detach(), torch.zeros_like(v) if g is None else g) for v, g in zip(values, gradients, strict=True)]
+    return [
+        (v.detach(), torch.zeros_like(v) if g is None else g)
+        for v, g in zip(values, gradients, strict=True)
+    ]
 
 
 def tokens_read(model: Model, layer: Layer) -> tuple[bool, np.ndarray]:
-    """Whether any position of the layer's output moves a logit, and which tokens do: [prefix + positions] booleans.
+    """Whether any position of the layer's output moves a logit, and which tokens do: [prefix +
+    positions] booleans.
 
-    Found by a gradient on two images of noise, so that it holds for class tokens, averages and attention pooling alike."""
+    Found by a gradient on two images of noise, so that it holds for class tokens, averages and
+    attention pooling alike."""
     generator = torch.Generator().manual_seed(0)
     shape = (2, *model.input.size)
     x = torch.randn(shape, generator=generator).to(model.device, model.dtype)

@@ -1,4 +1,5 @@
-"""A panel: maps of several networks and methods for a few images, with the images that a figure of them needs."""
+"""A panel: maps of several networks and methods for a few images, with the images that a figure of
+them needs."""
 
 from __future__ import annotations
 
@@ -22,22 +23,32 @@ QUANTILE = 0.99
 # Pictures of a panel are stored no larger.
 _MOST_PIXELS = 640
 _LEVELS = 127
-_PER_IMAGE = ("targets", "predicted", "labels", "logit", "logit_difference", "convergence_delta", "steps")
+_PER_IMAGE = (
+    "targets",
+    "predicted",
+    "labels",
+    "logit",
+    "logit_difference",
+    "convergence_delta",
+    "steps",
+)
 
 
 @dataclass(frozen=True)
 class AttributionPanel(Result):
     """Maps of every (network, method) pair, the columns, for the same images.
 
-    `pictures` are the original images, uint8 RGB [h, w, 3], reduced where a side has more than 640 px; `sizes` [image, 2] are
-    their own (width, height). `scaled` has one int8 array [image, H, W] per column: 127 is the 99th percentile of the map's
-    magnitudes, `scale` [column, image], at which maps are clipped. `targets`, `predicted`, `logit`, `logit_difference`,
-    `convergence_delta`, `steps` and `labels` are [column, image], as `Attribution` has them, and so are `target_names` and
-    `predicted_names`; `true_names` [image] are the class names of the images, empty where they have none. Over all images of
-    the attributions, `n_images`, not only those shown, count `empty` [column] maps that are zero everywhere, and
-    `largest_gap` [column] is the largest |convergence delta| ÷ |logit difference|, NaN for methods without completeness, and
-    `largest_change` [column] the largest fraction of its magnitudes by which more steps may change a map, NaN without
-    integration."""
+    `pictures` are the original images, uint8 RGB [h, w, 3], reduced where a side has more than 640
+    px; `sizes` [image, 2] are their own (width, height). `scaled` has one int8 array [image, H, W]
+    per column: 127 is the 99th percentile of the map's magnitudes, `scale` [column, image], at
+    which maps are clipped. `targets`, `predicted`, `logit`, `logit_difference`,
+    `convergence_delta`, `steps` and `labels` are [column, image], as `Attribution` has them, and so
+    are `target_names` and `predicted_names`; `true_names` [image] are the class names of the
+    images, empty where they have none. Over all images of the attributions, `n_images`, not only
+    those shown, count `empty` [column] maps that are zero everywhere, and `largest_gap` [column] is
+    the largest |convergence delta| ÷ |logit difference|, NaN for methods without completeness, and
+    `largest_change` [column] the largest fraction of its magnitudes by which more steps may change
+    a map, NaN without integration."""
 
     title: ClassVar[str] = "Attribution maps"
 
@@ -72,7 +83,8 @@ class AttributionPanel(Result):
 
     @property
     def relative_delta(self) -> np.ndarray:
-        """|convergence delta| ÷ |logit difference| [column, image]; NaN for methods without completeness."""
+        """|convergence delta| ÷ |logit difference| [column, image]; NaN for methods without
+        completeness."""
         with np.errstate(divide="ignore", invalid="ignore"):
             delta: np.ndarray = np.abs(self.convergence_delta) / np.abs(self.logit_difference)
         return delta
@@ -125,9 +137,11 @@ def attribution_panel(
     *,
     indices: Sequence[int] | None = None,
 ) -> AttributionPanel:
-    """A panel of attributions of `images` by one or several networks and methods, for the first four or those at `indices`.
+    """A panel of attributions of `images` by one or several networks and methods, for the first
+    four or those at `indices`.
 
-    Raises MeasureError for no attribution, attributions of other images, and indices that do not exist."""
+    Raises MeasureError for no attribution, attributions of other images, and indices that do not
+    exist."""
     rows = list(indices if indices is not None else range(min(4, len(images))))
     if not attributions:
         raise MeasureError("give at least one attribution to draw")
@@ -142,10 +156,21 @@ def attribution_panel(
     for picture in opened:
         scale = min(_MOST_PIXELS / max(picture.size), 1)
         width, height = (max(1, round(n * scale)) for n in picture.size)
-        pictures.append(np.asarray(picture if scale == 1 else picture.resize((width, height), Image.Resampling.LANCZOS)))
+        pictures.append(
+            np.asarray(
+                picture if scale == 1 else picture.resize((width, height), Image.Resampling.LANCZOS)
+            )
+        )
     limits = np.stack([[limit_of(a.maps[i]) for i in rows] for a in attributions])
-    clipped = [np.clip(a.maps[rows] / limit[:, None, None], -1, 1) for a, limit in zip(attributions, limits, strict=True)]
-    classes = () if images.labels is None or images.class_names is None else [images.labels[i] for i in rows]
+    clipped = [
+        np.clip(a.maps[rows] / limit[:, None, None], -1, 1)
+        for a, limit in zip(attributions, limits, strict=True)
+    ]
+    classes = (
+        ()
+        if images.labels is None or images.class_names is None
+        else [images.labels[i] for i in rows]
+    )
     return AttributionPanel(
         models=tuple(a.model for a in attributions),
         methods=tuple(a.method for a in attributions),
@@ -178,6 +203,7 @@ def _named(outputs: np.ndarray, names: Sequence[str], rows: Sequence[int]) -> tu
 
 
 def limit_of(values: np.ndarray) -> float:
-    """The magnitude at full colour: the 99th percentile, or the largest where that is zero; 1 for an empty map."""
+    """The magnitude at full colour: the 99th percentile, or the largest where that is zero; 1 for
+    an empty map."""
     size = np.abs(values)
     return float(np.quantile(size, QUANTILE) or size.max() or 1.0)

@@ -1,10 +1,11 @@
 """Attention rollout and gradient-weighted attention of ViTs.
 
-Rollout (Abnar and Zuidema 2020): the product over blocks, last to first, of (mean over heads of A + I) / 2.
-Gradient-weighted attention (Chefer et al. 2021, "Generic attention-model explainability", self-attention rule): R = I, then for
-every block R <- R + mean over heads of ReLU(A * dy/dA) R, with y the target's logit.
-Of the resulting matrix [token, token] the rows are averaged that the network reads after its last block (the class token, or all
-patches, found by a gradient), and of the columns those of the patches remain."""
+Rollout (Abnar and Zuidema 2020): the product over blocks, last to first, of (mean over heads of A +
+I) / 2. Gradient-weighted attention (Chefer et al. 2021, "Generic attention-model explainability",
+self-attention rule): R = I, then for every block R <- R + mean over heads of ReLU(A * dy/dA) R,
+with y the target's logit. Of the resulting matrix [token, token] the rows are averaged that the
+network reads after its last block (the class token, or all patches, found by a gradient), and of
+the columns those of the patches remain."""
 
 from __future__ import annotations
 
@@ -33,18 +34,23 @@ def attention_places(model: Model) -> list[Place]:
 
     Raises MeasureError for a network without one attention matrix over all its tokens per block."""
     if model.family != "vit":
-        raise MeasureError(f"{model.name} is a {model.family} and has no attention; {_ALTERNATIVES}")
+        raise MeasureError(
+            f"{model.name} is a {model.family} and has no attention; {_ALTERNATIVES}"
+        )
     places = []
     for run in model.structure.runs:
         attention, layer = getattr(run.block.module, "attn", None), model.layer(run.name)
-        # The matrix passes once per call of the attention, also where the trace recorded a fused kernel instead.
+        # The matrix passes once per call of the attention, also where the trace recorded a fused
+        # kernel instead.
         calls = model.structure.parts(run, ("attn",))
         over_tokens = layer.axes == Axes.BNC.name and layer.grid is not None
-        explicit = isinstance(getattr(attention, "attn_drop", None), nn.Module) and hasattr(attention, "fused_attn")
+        explicit = isinstance(getattr(attention, "attn_drop", None), nn.Module) and hasattr(
+            attention, "fused_attn"
+        )
         if not (over_tokens and explicit and len(calls) == 1):
             raise MeasureError(
-                f"'{run.name}' of {model.name} ({type(run.block.module).__name__}) has no single attention matrix over all "
-                f"tokens; {_ALTERNATIVES}"
+                f"'{run.name}' of {model.name} ({type(run.block.module).__name__}) has no single "
+                f"attention matrix over all tokens; {_ALTERNATIVES}"
             )
         path, call = calls[0]
         places.append((f"{path}.attn_drop", call))
@@ -52,7 +58,8 @@ def attention_places(model: Model) -> list[Place]:
 
 
 class ReadOut:
-    """Reduces a token matrix to a map: the mean of the rows that the logits read, on the grid of its columns."""
+    """Reduces a token matrix to a map: the mean of the rows that the logits read, on the grid of
+    its columns."""
 
     def __init__(self, model: Model) -> None:
         layer = last_block(model)
@@ -68,7 +75,8 @@ class ReadOut:
 
 
 def rollout(model: Model, read: ReadOut, x: Tensor) -> Tensor:
-    """Attention rollout [B, rows, columns]: each row of the product sums to 1 over all tokens, whatever the class."""
+    """Attention rollout [B, rows, columns]: each row of the product sums to 1 over all tokens,
+    whatever the class."""
     places = attention_places(model)
     with torch.no_grad(), unfused(model.module), record_outputs(model.module, places) as attention:
         logits_of(model, x)
@@ -80,7 +88,8 @@ def rollout(model: Model, read: ReadOut, x: Tensor) -> Tensor:
 
 
 def relevance(model: Model, read: ReadOut, x: Tensor, targets: Tensor) -> Tensor:
-    """Gradient-weighted attention [B, rows, columns], non-negative, without the identity of the recursion."""
+    """Gradient-weighted attention [B, rows, columns], non-negative, without the identity of the
+    recursion."""
     places = attention_places(model)
     with unfused(model.module):
         found = values_and_gradients(model, places, x, target_sum(targets))
@@ -94,7 +103,10 @@ def relevance(model: Model, read: ReadOut, x: Tensor, targets: Tensor) -> Tensor
 def _square(attention: Tensor, model: Model) -> Tensor:
     if attention.ndim != 4 or attention.shape[-1] != attention.shape[-2]:
         shape = tuple(attention.shape)
-        raise MeasureError(f"the attention of {model.name} is {shape}, not [image, head, token, token]; {_ALTERNATIVES}")
+        raise MeasureError(
+            f"the attention of {model.name} is {shape}, not [image, head, token, token]; "
+            f"{_ALTERNATIVES}"
+        )
     return attention
 
 

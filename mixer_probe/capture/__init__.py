@@ -2,7 +2,13 @@
 
 from mixer_probe.capture.analysis_inputs import Inputs
 from mixer_probe.capture.extraction import extract
-from mixer_probe.capture.hooks import Reducer, capture, every_position, first_prefix_token, mean_over_positions
+from mixer_probe.capture.hooks import (
+    Reducer,
+    capture,
+    every_position,
+    first_prefix_token,
+    mean_over_positions,
+)
 from mixer_probe.capture.representations import Representations, RunRecord
 from mixer_probe.capture.store import open_run
 from mixer_probe.capture.stream import (

@@ -1,4 +1,5 @@
-"""`Inputs` of an analysis: a network with images, settings, representations and the results of earlier analyses."""
+"""`Inputs` of an analysis: a network with images, settings, representations and the results of
+earlier analyses."""
 
 from __future__ import annotations
 
@@ -29,11 +30,13 @@ R = TypeVar("R", bound=Result)
 class Inputs:
     """One network and all that its analyses share. Expensive parts are computed on first use, once.
 
-    `train` are images to fit probes on, None for a half of `images`. `found` are the results of earlier analyses. `shared` is
-    one dictionary for all networks of a study: options of a command beyond the settings, and what is computed once for all. With
-    `store` representations are kept in that folder. `trained` is the network whose untrained baseline this is.
+    `train` are images to fit probes on, None for a half of `images`. `found` are the results of
+    earlier analyses. `shared` is one dictionary for all networks of a study: options of a command
+    beyond the settings, and what is computed once for all. With `store` representations are kept in
+    that folder. `trained` is the network whose untrained baseline this is.
 
-    After `close` the network is no longer in memory; of its representations those of the test images remain."""
+    After `close` the network is no longer in memory; of its representations those of the test
+    images remain."""
 
     def __init__(
         self,
@@ -59,7 +62,8 @@ class Inputs:
 
     @classmethod
     def of_runs(cls, test: Representations, train: Representations | None, like: Inputs) -> Inputs:
-        """Runs without a network, such as raw pixels, on the images and with the settings of another network."""
+        """Runs without a network, such as raw pixels, on the images and with the settings of
+        another network."""
         inputs = cls(None, like._images, like.train, like.settings, like.shared, record=test.model)
         inputs._kept = {"test": (test, None), "train": (train, None), "baseline": (None, None)}
         return inputs
@@ -79,26 +83,39 @@ class Inputs:
 
     @property
     def baseline(self) -> Inputs | None:
-        """The same network untrained; None for an untrained network, and where the settings want no baselines."""
+        """The same network untrained; None for an untrained network, and where the settings want no
+        baselines."""
 
         def untrained() -> Inputs | None:
             if not self.settings.baselines or not self.model.weights.trained:
                 return None
-            return Inputs(self.model.untrained(), self._images, self.train, self.settings, self.shared, self.store, self)
+            return Inputs(
+                self.model.untrained(),
+                self._images,
+                self.train,
+                self.settings,
+                self.shared,
+                self.store,
+                self,
+            )
 
         return self.keep("baseline", untrained)
 
     @property
     def whole(self) -> Representations:
         """`test`, with the head whose logits give the accuracy of the network."""
-        return self.keep("whole", lambda: self._extract(self.images, "test", with_head=self.trained is None))
+        return self.keep(
+            "whole", lambda: self._extract(self.images, "test", with_head=self.trained is None)
+        )
 
     @property
     def test(self) -> Representations:
         """Representations of the images, of the layers of the settings."""
 
         def chosen() -> Representations:
-            return self.whole.only([layer.name for layer in self.model.select(self.settings.layers)])
+            return self.whole.only(
+                [layer.name for layer in self.model.select(self.settings.layers)]
+            )
 
         return self.keep("test", chosen)
 
@@ -109,27 +126,35 @@ class Inputs:
 
     @property
     def parts(self) -> tuple[Representations, Representations]:
-        """Representations of the images to fit and to test on: without `train` of two halves of the images, with every class in
-        both where there are classes. Raises MeasureError for a class of one image."""
+        """Representations of the images to fit and to test on: without `train` of two halves of the
+        images, with every class in both where there are classes. Raises MeasureError for a class of
+        one image."""
 
         def fit_and_test() -> tuple[Representations, Representations]:
             test, train = self.test, self.train
             if train is not None:
                 return self.keep("train", lambda: self._extract(train, "train")), test
-            fit, rest = halves(test.labels, test.images.name, test.class_names, self.settings.seed, len(test.ids))
-            return test.take(apart(test.keys, fit, rest), "fitting half"), test.take(rest, "test half")
+            fit, rest = halves(
+                test.labels, test.images.name, test.class_names, self.settings.seed, len(test.ids)
+            )
+            return test.take(apart(test.keys, fit, rest), "fitting half"), test.take(
+                rest, "test half"
+            )
 
         return self.keep("parts", fit_and_test)
 
     @property
     def image_parts(self) -> tuple[Images, Images]:
-        """The labelled images to fit and to test on. Raises as `parts`, and ImagesError without labels."""
+        """The labelled images to fit and to test on. Raises as `parts`, and ImagesError without
+        labels."""
         i = self.images
         if self.train is not None:
             return self.train, i
         labels = require_labels(i.labels, f"the images ({i.name})", "a probe")
         fit, rest = halves(labels, i.name, i.class_names, self.settings.seed)
-        return replace(i.subset(apart(i.keys, fit, rest)), split="fitting half"), replace(i.subset(rest), split="test half")
+        return replace(i.subset(apart(i.keys, fit, rest)), split="fitting half"), replace(
+            i.subset(rest), split="test half"
+        )
 
     @property
     def has_images(self) -> bool:
@@ -138,7 +163,11 @@ class Inputs:
 
     def sample(self, most: int | None) -> Images:
         """At most so many of the images, sampled by the seed."""
-        return self.images if most is None else self.images.sample(min(most, len(self.images)), self.settings.seed)
+        return (
+            self.images
+            if most is None
+            else self.images.sample(min(most, len(self.images)), self.settings.seed)
+        )
 
     def results(self, kind: type[R]) -> list[R]:
         """The results of one type that were found of this network."""
@@ -146,7 +175,8 @@ class Inputs:
         return [r for r, own in zip(self.found, of, strict=True) if own and isinstance(r, kind)]
 
     def keep(self, name: str, make: Callable[[], T]) -> T:
-        """The value of `make`, computed once for this network; an error that it raises is raised each time."""
+        """The value of `make`, computed once for this network; an error that it raises is raised
+        each time."""
         if name not in self._kept:
             try:
                 self._kept[name] = make(), None
@@ -158,13 +188,15 @@ class Inputs:
         return value  # type: ignore[no-any-return]
 
     def share(self, name: str, make: Callable[[], T]) -> T:
-        """The value of `make`, computed once for all networks of the study, unless `shared` has it already."""
+        """The value of `make`, computed once for all networks of the study, unless `shared` has it
+        already."""
         if name not in self.shared:
             self.shared[name] = make()
         return self.shared[name]  # type: ignore[no-any-return]
 
     def open(self, resource: AbstractContextManager[T]) -> T:
-        """Enter a context, such as a temporary folder, that is left when the network leaves memory."""
+        """Enter a context, such as a temporary folder, that is left when the network leaves
+        memory."""
         return self._open.enter_context(resource)
 
     def with_settings(self, **changes: Any) -> Inputs:
@@ -180,21 +212,34 @@ class Inputs:
         if baseline is not None:
             baseline.close()
         self._model = None
-        self._kept = {"baseline": (baseline, None)} | {k: v for k, v in self._kept.items() if k == "test"}
+        self._kept = {"baseline": (baseline, None)} | {
+            k: v for k, v in self._kept.items() if k == "test"
+        }
 
     def _extract(self, images: Images, part: str, with_head: bool = False) -> Representations:
         s = self.settings
-        heads = [layer.name for layer in self.model.layers if layer.kind == "head"][-1:] if with_head else []
+        heads = (
+            [layer.name for layer in self.model.layers if layer.kind == "head"][-1:]
+            if with_head
+            else []
+        )
         layers = [*([s.layers] if isinstance(s.layers, str) else s.layers), *heads]
         of = f"{self.record.fingerprint[:8]}-{images.fingerprint[:8]}"
-        out = None if self.store is None else self.store / f"{slug(self.record.name)}-{of}-{part}.zarr"
-        return extract(self.model, images, layers, batch_size=s.batch_size, autocast=s.autocast, out=out)
+        out = (
+            None
+            if self.store is None
+            else self.store / f"{slug(self.record.name)}-{of}-{part}.zarr"
+        )
+        return extract(
+            self.model, images, layers, batch_size=s.batch_size, autocast=s.autocast, out=out
+        )
 
 
 def halves(
     labels: np.ndarray | None, name: str, class_names: Sequence[str] | None, seed: int, n: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of two halves of the images called `name`, drawn with `seed`: every class in both, or of `n` images without labels.
+    """Indices of two halves of the images called `name`, drawn with `seed`: every class in both, or
+    of `n` images without labels.
 
     Raises MeasureError naming a class that has one image only."""
     rng = np.random.default_rng(seed)
@@ -207,7 +252,10 @@ def halves(
         members = rng.permutation(np.flatnonzero(labels == label))
         if len(members) < 2:
             what = quoted(class_name(int(label), class_names))
-            raise MeasureError(f"class {what} of {name} has one image; a probe needs one to fit on and one to test on")
+            raise MeasureError(
+                f"class {what} of {name} has one image; a probe needs one to fit on and one to "
+                "test on"
+            )
         fit += members[: len(members) // 2].tolist()
         rest += members[len(members) // 2 :].tolist()
     return np.sort(fit), np.sort(rest)

@@ -17,8 +17,19 @@ import timm
 import torch
 
 import mixer_probe
-from mixer_probe.capture.hooks import Reducer, every_position, first_prefix_token, mean_over_positions
-from mixer_probe.capture.representations import PREFIX, Reduce, Representations, RunRecord, count_non_finite
+from mixer_probe.capture.hooks import (
+    Reducer,
+    every_position,
+    first_prefix_token,
+    mean_over_positions,
+)
+from mixer_probe.capture.representations import (
+    PREFIX,
+    Reduce,
+    Representations,
+    RunRecord,
+    count_non_finite,
+)
 from mixer_probe.capture.store import stored, stored_shape
 from mixer_probe.capture.stream import ImageSource, Piece, as_source, stream, to_host
 from mixer_probe.core.errors import ImagesError, LayerError, NonFiniteWarning, StoreError
@@ -48,24 +59,27 @@ def extract(
 ) -> Representations:
     """Activations of the `layers` of `model` on `images`.
 
-    `layers` are names, globs, kinds or the words "blocks", "spatial", "channel", "all" (see `Model.select`). `reduce` is
-    "mean" (over positions, prefix tokens apart), "prefix" (the class token) or "none" (all positions). The forward pass
-    stops after the last layer asked for. With `out` the numbers go to a zarr store at that path, which survives
-    interruption: the same call goes on where it stopped, and returns the finished run if there is one. It is the same with
-    equal pictures, labels and classes in the same order, wherever they lie and whatever they are called, an equal network and
-    equal preprocessing. `autocast` is None, "bfloat16" or "float16".
+    `layers` are names, globs, kinds or the words "blocks", "spatial", "channel", "all" (see
+    `Model.select`). `reduce` is "mean" (over positions, prefix tokens apart), "prefix" (the class
+    token) or "none" (all positions). The forward pass stops after the last layer asked for. With
+    `out` the numbers go to a zarr store at that path, which survives interruption: the same call
+    goes on where it stopped, and returns the finished run if there is one. It is the same with
+    equal pictures, labels and classes in the same order, wherever they lie and whatever they are
+    called, an equal network and equal preprocessing. `autocast` is None, "bfloat16" or "float16".
 
     Returns arrays [image, channel], or [image, position, channel] for reduce="none".
 
-    Raises LayerError (unknown layer, or reduce="prefix" where a layer has no prefix token), ImagesError (also for files that
-    change while they are read), and StoreError (a place that is taken, too little memory without `out`). Warns with
-    NonFiniteWarning about NaN and infinite values."""
+    Raises LayerError (unknown layer, or reduce="prefix" where a layer has no prefix token),
+    ImagesError (also for files that change while they are read), and StoreError (a place that is
+    taken, too little memory without `out`). Warns with NonFiniteWarning about NaN and infinite
+    values."""
     source = as_source(images)
     selected = model.select(layers)
     without = [layer.name for layer in selected if not layer.prefix_tokens]
     if reduce == "prefix" and without:
         raise LayerError(
-            f"'{without[0]}' of {model.name} has no prefix token, so reduce='prefix' has nothing to take; use reduce='mean'"
+            f"'{without[0]}' of {model.name} has no prefix token, so reduce='prefix' has nothing "
+            "to take; use reduce='mean'"
         )
     versions = {
         "mixer_probe": mixer_probe.__version__,
@@ -75,7 +89,9 @@ def extract(
     }
     dtype = "float64" if model.dtype is torch.float64 else "float32"
     precision = autocast or str(model.dtype)
-    record = RunRecord(model.record, source.record, selected, reduce, repr(model.input), precision, dtype, versions)
+    record = RunRecord(
+        model.record, source.record, selected, reduce, repr(model.input), precision, dtype, versions
+    )
     if out is None:
         found = _into_memory(model, source, record, batch_size, autocast)
     else:
@@ -83,15 +99,24 @@ def extract(
         found = stored(Path(out), record, source, pieces, batch_size)
         found = found.named(record.model, record.images, tuple(map(printable, source.ids)))
     for name, count in found.non_finite.items():
-        text = f"{count} values of layer '{name}' of {model.name} are NaN or infinite; they are kept as they are"
+        text = (
+            f"{count} values of layer '{name}' of {model.name} are NaN or infinite; they are kept "
+            "as they are"
+        )
         warnings.warn(text, NonFiniteWarning, stacklevel=3)
     return found
 
 
 def _pieces(
-    model: Model, source: ImageSource, record: RunRecord, batch_size: int, autocast: str | None, start: int = 0
+    model: Model,
+    source: ImageSource,
+    record: RunRecord,
+    batch_size: int,
+    autocast: str | None,
+    start: int = 0,
 ) -> Generator[tuple[Piece, dict[str, np.ndarray]]]:
-    """Pieces from image `start` on, with NumPy arrays by stored name. Raises ImagesError for images that changed meanwhile."""
+    """Pieces from image `start` on, with NumPy arrays by stored name. Raises ImagesError for images
+    that changed meanwhile."""
     keys = keys_of(source)
     found = stream(
         model,
@@ -106,23 +131,31 @@ def _pieces(
     for piece in to_host(found):
         rows = slice(piece.start, piece.start + piece.n)
         # Checked after the images were read, so that old and new pictures never meet in one run.
-        if isinstance(source, (Images, DistortedImages)) and source.subset(range(len(keys))[rows]).keys != keys[rows]:
+        if (
+            isinstance(source, (Images, DistortedImages))
+            and source.subset(range(len(keys))[rows]).keys != keys[rows]
+        ):
             raise ImagesError(
-                f"images of {source.record.name} have changed since the run began, among them one of '{source.ids[rows.start]}' "
-                f"to '{source.ids[rows.stop - 1]}'; start again with the images as they are now"
+                f"images of {source.record.name} have changed since the run began, among them one "
+                f"of '{source.ids[rows.start]}' to '{source.ids[rows.stop - 1]}'; start again with "
+                "the images as they are now"
             )
         arrays: dict[str, np.ndarray] = {}
         for layer in record.layers:
             reduced = piece.found[layer.name]
             values, prefix = reduced if isinstance(reduced, tuple) else (reduced, None)
             shape = stored_shape(layer, record.reduce)[0]
-            arrays[layer.name] = values.numpy().astype(record.dtype, copy=False).reshape(piece.n, *shape)
+            arrays[layer.name] = (
+                values.numpy().astype(record.dtype, copy=False).reshape(piece.n, *shape)
+            )
             if prefix is not None:
                 arrays[PREFIX + layer.name] = prefix.numpy().astype(record.dtype, copy=False)
         yield piece, arrays
 
 
-def _into_memory(model: Model, source: ImageSource, record: RunRecord, batch_size: int, autocast: str | None) -> Representations:
+def _into_memory(
+    model: Model, source: ImageSource, record: RunRecord, batch_size: int, autocast: str | None
+) -> Representations:
     """The run in memory. Raises StoreError where the machine has too little of it."""
     n = len(source)
     per_image = sum(int(np.prod(stored_shape(layer, record.reduce)[0])) for layer in record.layers)
@@ -133,8 +166,9 @@ def _into_memory(model: Model, source: ImageSource, record: RunRecord, batch_siz
         memory = math.inf  # unknown
     if needed > 0.8 * memory:
         raise StoreError(
-            f"{n} images at {len(record.layers)} layers need {needed / 2**30:.0f} GiB and this machine has "
-            f"{memory / 2**30:.0f}; give out=FOLDER to store them on disk, or use reduce='mean'"
+            f"{n} images at {len(record.layers)} layers need {needed / 2**30:.0f} GiB and this "
+            f"machine has {memory / 2**30:.0f}; give out=FOLDER to store them on disk, or use "
+            "reduce='mean'"
         )
     arrays: dict[str, np.ndarray] = {}
     counts: dict[str, int] = {}
@@ -147,4 +181,13 @@ def _into_memory(model: Model, source: ImageSource, record: RunRecord, batch_siz
                 arrays[name][piece.start : piece.start + piece.n] = values
     plain = {k: v for k, v in arrays.items() if not k.startswith(PREFIX)}
     prefixes = {k.removeprefix(PREFIX): v for k, v in arrays.items() if k.startswith(PREFIX)}
-    return Representations(record, plain, prefixes, source.ids, source.labels, source.class_names, counts, keys_of(source))
+    return Representations(
+        record,
+        plain,
+        prefixes,
+        source.ids,
+        source.labels,
+        source.class_names,
+        counts,
+        keys_of(source),
+    )

@@ -1,7 +1,8 @@
 """Keep freed memory in the process while a network runs on the CPU.
 
-glibc hands large freed blocks back to the system, which clears them again before the next layer may write to them: a quarter of
-the time of a forward pass of a ViT or Mixer on two cores. Elsewhere (musl, macOS, Windows) nothing is done.
+glibc hands large freed blocks back to the system, which clears them again before the next layer may
+write to them: a quarter of the time of a forward pass of a ViT or Mixer on two cores. Elsewhere
+(musl, macOS, Windows) nothing is done.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ from mixer_probe.core.threads import Overlapping
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _NEVER = -1
 _LARGE = 2**30
-# Where glibc's own adjustment ends after a program has freed a large block, as every forward pass does.
+# Where glibc's own adjustment ends after a program has freed a large block, as every forward pass
+# does.
 _USUAL_MMAP, _USUAL_TRIM = 2**25, 2**26
 
 
 @Overlapping
 @contextmanager
 def kept_heap() -> Iterator[None]:
-    """Inside, freed memory stays in the process; after the last of several that overlap, it goes back to the system."""
+    """Inside, freed memory stays in the process; after the last of several that overlap, it goes
+    back to the system."""
     libc = _glibc()
     if libc is None:
         yield

@@ -1,4 +1,5 @@
-"""Hooks that reduce or copy inside the forward pass, stop it after the last layer asked for, and are always removed."""
+"""Hooks that reduce or copy inside the forward pass, stop it after the last layer asked for, and
+are always removed."""
 
 from __future__ import annotations
 
@@ -20,17 +21,23 @@ Reducer = Callable[[Layer, torch.Tensor, torch.Tensor | None], T]
 
 
 @contextmanager
-def capture(model: Model, layers: Sequence[Layer], reducer: Reducer[T]) -> Iterator[Callable[[torch.Tensor], dict[str, T]]]:
+def capture(
+    model: Model, layers: Sequence[Layer], reducer: Reducer[T]
+) -> Iterator[Callable[[torch.Tensor], dict[str, T]]]:
     """A function from a batch [B, 3, H, W] to `{layer name: reducer(layer, positions, prefix)}`.
 
-    The reducer runs inside the hook, on the device, where the tensor is still what the module returned: an in-place
-    ReLU or addition may overwrite it a moment later, so a reducer must return a new tensor, never a view. Results appear
-    only after a whole forward pass, so one that fails leaves nothing half-counted. The network runs in eval mode without
-    gradients or autocast, for this thread alone: other threads wait to capture, and what they run meanwhile is not seen. On
-    leaving the context the hooks are gone and every module has its own training flag back, whatever happened. Raises
-    ImagesError for a batch of another size than the model's."""
+    The reducer runs inside the hook, on the device, where the tensor is still what the module
+    returned: an in-place ReLU or addition may overwrite it a moment later, so a reducer must return
+    a new tensor, never a view. Results appear only after a whole forward pass, so one that fails
+    leaves nothing half-counted. The network runs in eval mode without gradients or autocast, for
+    this thread alone: other threads wait to capture, and what they run meanwhile is not seen. On
+    leaving the context the hooks are gone and every module has its own training flag back, whatever
+    happened. Raises ImagesError for a batch of another size than the model's."""
     session = _Session(layers, reducer)
-    with evaluating(model.module), hooked(model.module, (layer.module for layer in layers), session.see) as passes:
+    with (
+        evaluating(model.module),
+        hooked(model.module, (layer.module for layer in layers), session.see) as passes,
+    ):
         yield lambda batch: session.run(model, passes, batch)
 
 
@@ -53,27 +60,37 @@ class _Session(Generic[T]):
 
     def run(self, model: Model, passes: Passes, batch: torch.Tensor) -> dict[str, T]:
         if tuple(batch.shape[1:]) != model.input.size:
-            raise ImagesError(f"the images are {tuple(batch.shape[1:])} and {model.name} takes {model.input.size}")
+            raise ImagesError(
+                f"the images are {tuple(batch.shape[1:])} and {model.name} takes {model.input.size}"
+            )
         self._found = {}
-        # Not inference_mode: what a network caches in its first pass must stay usable for gradients.
+        # Not inference_mode: what a network caches in its first pass must stay usable for
+        # gradients.
         with torch.no_grad():
             passes.run(batch)
         found, self._found = self._found, {}
         missing = [name for name in self._names if name not in found]
         if missing:
-            raise LayerError(f"'{missing[0]}' did not run in this forward pass, though it did for a blank image")
+            raise LayerError(
+                f"'{missing[0]}' did not run in this forward pass, though it did for a blank image"
+            )
         return {name: found[name] for name in self._names}
 
 
-def mean_over_positions(_layer: Layer, positions: torch.Tensor, _prefix: torch.Tensor | None) -> torch.Tensor:
-    """[image, channel]: the mean over positions, without prefix tokens; half precision is summed in float32."""
+def mean_over_positions(
+    _layer: Layer, positions: torch.Tensor, _prefix: torch.Tensor | None
+) -> torch.Tensor:
+    """[image, channel]: the mean over positions, without prefix tokens; half precision is summed in
+    float32."""
     wide = positions.dtype if positions.dtype in (torch.float32, torch.float64) else torch.float32
     if positions.shape[1] == 1:
         return positions[:, 0].to(wide, copy=True)
     return positions.mean(1, dtype=wide)
 
 
-def first_prefix_token(_layer: Layer, _positions: torch.Tensor, prefix: torch.Tensor | None) -> torch.Tensor:
+def first_prefix_token(
+    _layer: Layer, _positions: torch.Tensor, prefix: torch.Tensor | None
+) -> torch.Tensor:
     """[image, channel]: the first prefix token, which is the class token where there is one."""
     assert prefix is not None
     return prefix[:, 0].to(_storable(prefix.dtype), copy=True)

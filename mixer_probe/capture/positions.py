@@ -1,4 +1,5 @@
-"""From a module's raw output to `[image, position, channel]`, by the axes that the layer states. Views where possible."""
+"""From a module's raw output to `[image, position, channel]`, by the axes that the layer states.
+Views where possible."""
 
 from __future__ import annotations
 
@@ -22,15 +23,20 @@ _SEQUENCE: dict[Axes, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def positions_and_prefix(output: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(positions [image, position, channel], prefix tokens [image, token, channel] or None) of a raw output.
+def positions_and_prefix(
+    output: torch.Tensor, layer: Layer
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(positions [image, position, channel], prefix tokens [image, token, channel] or None) of a
+    raw output.
 
-    A pooled output [image, channel] has one position. Raises LayerError if the output has other sizes than the layer."""
+    A pooled output [image, channel] has one position. Raises LayerError if the output has other
+    sizes than the layer."""
     sequence = _SEQUENCE[Axes[layer.axes]](output)
     prefix = layer.prefix_tokens
     if sequence.shape[1] != max(layer.positions, 1) + prefix or sequence.shape[2] != layer.channels:
         raise LayerError(
-            f"'{layer.name}' returned shape {tuple(output.shape)} where {max(layer.positions, 1)} positions and "
-            f"{layer.channels} channels were expected; was the network changed after it was loaded?"
+            f"'{layer.name}' returned shape {tuple(output.shape)} where {max(layer.positions, 1)} "
+            f"positions and {layer.channels} channels were expected; was the network changed after "
+            "it was loaded?"
         )
     return sequence[:, prefix:], sequence[:, :prefix] if prefix else None

@@ -38,15 +38,21 @@ class RunRecord:
         """The part that two runs must share to hold the same numbers."""
         names = [layer.name for layer in self.layers]
         settings = (self.reduce, self.transform, self.autocast, self.dtype)
-        return {"model": self.model.fingerprint, "images": self.images.fingerprint, "layers": names, "settings": list(settings)}
+        return {
+            "model": self.model.fingerprint,
+            "images": self.images.fingerprint,
+            "layers": names,
+            "settings": list(settings),
+        }
 
 
 class Representations:
     """A mapping from layer name to numbers, with images and model attached.
 
-    `reps[name]` is a NumPy array: [image, channel] for reduce="mean" and "prefix" and for pooled layers, [image, position,
-    channel] for reduce="none". `reps.prefix(name)` has the prefix tokens [image, token, channel] of reduce="none". `ids` name the
-    images, `keys` are hashes of their content."""
+    `reps[name]` is a NumPy array: [image, channel] for reduce="mean" and "prefix" and for pooled
+    layers, [image, position, channel] for reduce="none". `reps.prefix(name)` has the prefix tokens
+    [image, token, channel] of reduce="none". `ids` name the images, `keys` are hashes of their
+    content."""
 
     def __init__(
         self,
@@ -63,7 +69,9 @@ class Representations:
         self._arrays = arrays
         self._prefixes = prefixes
         self.ids = tuple(map(printable, ids))
-        self.keys = keys_by_name(record.images.fingerprint, self.ids) if keys is None else tuple(keys)
+        self.keys = (
+            keys_by_name(record.images.fingerprint, self.ids) if keys is None else tuple(keys)
+        )
         self.labels = labels
         self.class_names = None if class_names is None else tuple(map(printable, class_names))
         self.non_finite = dict(non_finite)
@@ -89,41 +97,56 @@ class Representations:
         return self.record.reduce
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """The numbers of one layer, which cannot be written to: copy them to change them. Raises LayerError that lists close
-        names."""
+        """The numbers of one layer, which cannot be written to: copy them to change them. Raises
+        LayerError that lists close names."""
         if name not in self._arrays:
-            raise LayerError(f"no layer '{name}' in this run of {self.model.name}; {closest(name, self.names())}")
+            raise LayerError(
+                f"no layer '{name}' in this run of {self.model.name}; {closest(name, self.names())}"
+            )
         return _read_only(self._arrays[name][...])
 
     def rows(self, name: str, rows: slice | np.ndarray) -> np.ndarray:
-        """The numbers of one layer for some images; from a store only their chunks are read. Raises as `reps[name]`."""
+        """The numbers of one layer for some images; from a store only their chunks are read. Raises
+        as `reps[name]`."""
         if name not in self._arrays:
             return self[name][rows]
         return _read_only(self._arrays[name][rows])
 
     def prefix(self, name: str) -> np.ndarray:
-        """Prefix tokens [image, token, channel] of one layer. Raises LayerError for layers that have none."""
+        """Prefix tokens [image, token, channel] of one layer. Raises LayerError for layers that
+        have none."""
         if name not in self._prefixes:
-            raise LayerError(f"'{name}' has no prefix tokens in this run; those with: {', '.join(self._prefixes) or 'none'}")
+            raise LayerError(
+                f"'{name}' has no prefix tokens in this run; those with: "
+                f"{', '.join(self._prefixes) or 'none'}"
+            )
         return _read_only(self._prefixes[name][...])
 
     def take(self, indices: Sequence[int] | np.ndarray, split: str = "") -> Representations:
-        """The same layers for some of the images, in memory: at `indices` (integers, or a mask with one value per image), in
-        that order; `split` names the part in results. Their images are then those of `Images.subset`.
+        """The same layers for some of the images, in memory: at `indices` (integers, or a mask with
+        one value per image), in that order; `split` names the part in results. Their images are
+        then those of `Images.subset`.
 
         Raises ImagesError for indices out of range, and for anything but integers or a mask."""
         given, n = np.asarray(indices), len(self.ids)
         if given.dtype == bool:
             if given.shape != (n,):
-                raise ImagesError(f"a mask of {n} images has {n} values, not the shape {given.shape}")
+                raise ImagesError(
+                    f"a mask of {n} images has {n} values, not the shape {given.shape}"
+                )
             given = np.flatnonzero(given)
         elif given.size == 0:
             given = np.zeros(0, dtype=np.int64)
         elif given.ndim != 1 or given.dtype.kind not in "iu":
-            raise ImagesError(f"images are taken by whole numbers or by a mask, not by {given.dtype} of shape {given.shape}")
+            raise ImagesError(
+                f"images are taken by whole numbers or by a mask, not by {given.dtype} of shape "
+                f"{given.shape}"
+            )
         outside = given[(given < -n) | (given >= n)]
         if len(outside):
-            raise ImagesError(f"there is no image {outside[0]}: the run holds {n}, from 0 to {n - 1}")
+            raise ImagesError(
+                f"there is no image {outside[0]}: the run holds {n}, from 0 to {n - 1}"
+            )
         chosen = given.astype(np.int64) % max(n, 1)
         ids, keys = [self.ids[i] for i in chosen], [self.keys[i] for i in chosen]
         labels = None if self.labels is None else self.labels[chosen]
@@ -140,31 +163,53 @@ class Representations:
         arrays = {name: self[name][chosen] for name in self}
         prefixes = {name: self.prefix(name)[chosen] for name in self._prefixes}
         counts: dict[str, int] = {}
-        count_non_finite(arrays | {PREFIX + name: array for name, array in prefixes.items()}, counts)
-        return Representations(record, arrays, prefixes, ids, labels, self.class_names, counts, keys)
+        count_non_finite(
+            arrays | {PREFIX + name: array for name, array in prefixes.items()}, counts
+        )
+        return Representations(
+            record, arrays, prefixes, ids, labels, self.class_names, counts, keys
+        )
 
-    def named(self, model: ModelRecord, images: ImagesRecord, ids: Sequence[str]) -> Representations:
+    def named(
+        self, model: ModelRecord, images: ImagesRecord, ids: Sequence[str]
+    ) -> Representations:
         """The same numbers under the names of an equal network and of equal images elsewhere."""
         record = replace(self.record, model=model, images=images)
         return Representations(
-            record, self._arrays, self._prefixes, ids, self.labels, self.class_names, self.non_finite, self.keys
+            record,
+            self._arrays,
+            self._prefixes,
+            ids,
+            self.labels,
+            self.class_names,
+            self.non_finite,
+            self.keys,
         )
 
     def only(self, layers: str | Sequence[str]) -> Representations:
-        """The run with some of its layers, chosen by names, globs, kinds or words as those of a model are; nothing is read.
+        """The run with some of its layers, chosen by names, globs, kinds or words as those of a
+        model are; nothing is read.
 
         Raises LayerError for an item that matches nothing."""
         chosen: set[str] = set()
         for item in [layers] if isinstance(layers, str) else layers:
             found = matching(item, self.layers)
             if not found:
-                raise LayerError(f"no layer '{item}' in this run of {self.model.name}; {closest(item, self.names())}")
+                raise LayerError(
+                    f"no layer '{item}' in this run of {self.model.name}; "
+                    f"{closest(item, self.names())}"
+                )
             chosen |= {layer.name for layer in found}
-        record = replace(self.record, layers=tuple(layer for layer in self.layers if layer.name in chosen))
-        arrays, prefixes, counts = (
-            {name: part[name] for name in part if name in chosen} for part in (self._arrays, self._prefixes, self.non_finite)
+        record = replace(
+            self.record, layers=tuple(layer for layer in self.layers if layer.name in chosen)
         )
-        return Representations(record, arrays, prefixes, self.ids, self.labels, self.class_names, counts, self.keys)
+        arrays, prefixes, counts = (
+            {name: part[name] for name in part if name in chosen}
+            for part in (self._arrays, self._prefixes, self.non_finite)
+        )
+        return Representations(
+            record, arrays, prefixes, self.ids, self.labels, self.class_names, counts, self.keys
+        )
 
     def names(self) -> list[str]:
         """Layer names in execution order."""
@@ -180,7 +225,10 @@ class Representations:
         return name in self._arrays
 
     def __repr__(self) -> str:
-        return f"Representations({self.model.name}, {len(self.ids)} images of {self.images.name}, {len(self)} layers)"
+        return (
+            f"Representations({self.model.name}, {len(self.ids)} images of {self.images.name}, "
+            f"{len(self)} layers)"
+        )
 
 
 def _read_only(array: Any) -> np.ndarray:
@@ -191,7 +239,8 @@ def _read_only(array: Any) -> np.ndarray:
 
 
 def count_non_finite(arrays: Mapping[str, np.ndarray], counts: dict[str, int]) -> None:
-    """Add the number of NaN and infinite values to `counts` by layer, prefix tokens included; finite ones get no entry."""
+    """Add the number of NaN and infinite values to `counts` by layer, prefix tokens included;
+    finite ones get no entry."""
     for name, array in arrays.items():
         bad = array.size - int(np.isfinite(array).sum())
         if bad:

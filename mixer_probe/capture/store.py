@@ -1,11 +1,12 @@
-"""The on-disk store of a run: a zarr group with one labelled array a layer. Half a run is never taken for a whole one.
+"""The on-disk store of a run: a zarr group with one labelled array a layer. Half a run is never
+taken for a whole one.
 
-While a run is being written it lives in `NAME.partial` beside its final place, with a note of how many images are done;
-it moves to `NAME` in one step at the end. Starting the same run again goes on after the last image that was written. What the
-note counts is on the disk before the note says so.
+While a run is being written it lives in `NAME.partial` beside its final place, with a note of how
+many images are done; it moves to `NAME` in one step at the end. Starting the same run again goes on
+after the last image that was written. What the note counts is on the disk before the note says so.
 
-Chunks carry a CRC-32C, and the group a digest over its attributes, the metadata of all arrays, and the names and labels of the
-images: what was damaged since is refused when it is read.
+Chunks carry a CRC-32C, and the group a digest over its attributes, the metadata of all arrays, and
+the names and labels of the images: what was damaged since is refused when it is read.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def partial_path(out: Path) -> Path:
 
 
 def writing(out: Path) -> AbstractContextManager[None]:
-    """Hold the place against other writers. Raises StoreError if another process or thread writes a run there."""
+    """Hold the place against other writers. Raises StoreError if another process or thread writes a
+    run there."""
     return only_writer(out, out.parent / f".{out.name}.lock")
 
 
@@ -67,10 +69,11 @@ def stored(
     pieces: Callable[[int], Generator[tuple[Piece, dict[str, np.ndarray]]]],
     batch_size: int,
 ) -> Representations:
-    """The run at `out`: the finished one, or written there from the `pieces` from an image on, continued where an unfinished
-    one is there.
+    """The run at `out`: the finished one, or written there from the `pieces` from an image on,
+    continued where an unfinished one is there.
 
-    Raises StoreError if something else is there, it is damaged, or another process or thread writes a run there."""
+    Raises StoreError if something else is there, it is damaged, or another process or thread writes
+    a run there."""
     finished = check_place(out, record)
     if finished is not None:
         return finished
@@ -79,8 +82,11 @@ def stored(
         if finished is not None:
             # Another process has just written it.
             return finished
-        with RunWriter(out, record, source.ids, source.labels, source.class_names, keys_of(source)) as writer:
-            # From the beginning of a batch, so that batches and with them the last bits are those of an uninterrupted run.
+        with RunWriter(
+            out, record, source.ids, source.labels, source.class_names, keys_of(source)
+        ) as writer:
+            # From the beginning of a batch, so that batches and with them the last bits are those
+            # of an uninterrupted run.
             start = writer.done - writer.done % batch_size
             with closing(pieces(start)) as found:
                 for piece, arrays in found:
@@ -89,7 +95,8 @@ def stored(
 
 
 class RunWriter:
-    """Writes a run chunk by chunk; a context manager that finishes the run, or on an error keeps what there is of it.
+    """Writes a run chunk by chunk; a context manager that finishes the run, or on an error keeps
+    what there is of it.
 
     `done` is the number of images that are safely on disk. Used inside `writing`."""
 
@@ -104,7 +111,8 @@ class RunWriter:
     ) -> None:
         """Open the place, and go on with the same run if an unfinished one is there.
 
-        Raises StoreError if something else is there, it is damaged, or the place cannot be written to."""
+        Raises StoreError if something else is there, it is damaged, or the place cannot be written
+        to."""
         self._out = out
         self._path = partial_path(out)
         self._record = record
@@ -123,7 +131,8 @@ class RunWriter:
             if self._resume():
                 return
             make_folder(self._path)
-            # First of all: whatever happens from here on, the folder is known to be this run, of which nothing is there yet.
+            # First of all: whatever happens from here on, the folder is known to be this run, of
+            # which nothing is there yet.
             self._note()
             for entry in self._path.iterdir():
                 if entry.name != _PROGRESS:
@@ -133,7 +142,9 @@ class RunWriter:
             self._group.attrs.update({**about, "class_names": self._class_names, "complete": False})
             for name, values in self._columns.items():
                 dtype = "int64" if name == "label" else "str"
-                self._create(name, dtype, "auto", ())[:] = np.array(values, dtype=np.int64 if name == "label" else object)
+                self._create(name, dtype, "auto", ())[:] = np.array(
+                    values, dtype=np.int64 if name == "label" else object
+                )
             for name, (shape, dimensions) in _arrays_of(self._record).items():
                 chunks = (min(self._rows, self._n), *shape)
                 self._create(name, self._record.dtype, chunks, dimensions, shape, fill_value=np.nan)
@@ -155,9 +166,12 @@ class RunWriter:
 
         self._flush(self._waiting)
         if self.done != self._n:
-            raise StoreError(f"{self._path} holds {self.done} of {self._n} images; it was not finished")
+            raise StoreError(
+                f"{self._path} holds {self.done} of {self._n} images; it was not finished"
+            )
         with self._disk(), warnings.catch_warnings():
-            # zarr warns that format 3 has no final word on consolidated metadata; xarray warns where it is missing.
+            # zarr warns that format 3 has no final word on consolidated metadata; xarray warns
+            # where it is missing.
             warnings.simplefilter("ignore")
             self._group.attrs.update({"complete": True, "non_finite": self.non_finite})
             root, nodes = _read_metadata(self._path, [*self._columns, *_arrays_of(self._record)])
@@ -174,14 +188,28 @@ class RunWriter:
 
         note = _read_note(self._path)
         if note is None:
-            if self._path.exists() and not (self._path.is_dir() and all(map(is_leftover, self._path.iterdir()))):
-                raise StoreError(f"{self._path} already exists and is no resumable extraction; delete it or choose another")
+            if self._path.exists() and not (
+                self._path.is_dir() and all(map(is_leftover, self._path.iterdir()))
+            ):
+                raise StoreError(
+                    f"{self._path} already exists and is no resumable extraction; delete it or "
+                    "choose another"
+                )
             return False
-        if note["identity"] != self._record.identity() or note["columns"] != checksum(self._columns):
-            raise StoreError(f"{self._path} holds another unfinished run; finish it, delete it or choose another place")
+        if note["identity"] != self._record.identity() or note["columns"] != checksum(
+            self._columns
+        ):
+            raise StoreError(
+                f"{self._path} holds another unfinished run; finish it, delete it or choose "
+                "another place"
+            )
         if not note["done"]:
             return False
-        self.done, self.non_finite, self._layout = int(note["done"]), dict(note["non_finite"]), note["layout"]
+        self.done, self.non_finite, self._layout = (
+            int(note["done"]),
+            dict(note["non_finite"]),
+            note["layout"],
+        )
         if self._found_layout() != self._layout:
             raise _damaged(self._path, "its zarr.json files are not as they were written")
         self._group = zarr.open_group(self._path, mode="r+", use_consolidated=False)
@@ -235,8 +263,22 @@ class RunWriter:
         with self._disk():
             for name, array in now.items():
                 _array(self._group, name)[written] = array
-            files = [f for name in now for f in StoredArray(self._group, name, self._path).chunk_files(written)]
-            sync({*files, *(folder for file in files for folder in file.parents if folder.is_relative_to(self._path))})
+            files = [
+                f
+                for name in now
+                for f in StoredArray(self._group, name, self._path).chunk_files(written)
+            ]
+            sync(
+                {
+                    *files,
+                    *(
+                        folder
+                        for file in files
+                        for folder in file.parents
+                        if folder.is_relative_to(self._path)
+                    ),
+                }
+            )
         count_non_finite(now, self.non_finite)
         self._buffer = [{name: array[rows:] for name, array in joined.items()}]
         self._waiting -= rows
@@ -253,7 +295,9 @@ class RunWriter:
             "non_finite": self.non_finite,
         }
         with self._disk():
-            write_text(self._path / _PROGRESS, json.dumps({**content, "checksum": checksum(content)}))
+            write_text(
+                self._path / _PROGRESS, json.dumps({**content, "checksum": checksum(content)})
+            )
 
     def _found_layout(self) -> str:
         """Checksum of what describes the arrays, as it is on the disk."""
@@ -272,15 +316,17 @@ class RunWriter:
                 yield
         except OSError as error:
             raise StoreError(
-                f"could not write to {printable(self._path)} ({reason(error)}); {self.done} of {self._n} images are safe: "
-                f"{remedy(error)} and run the same again to go on"
+                f"could not write to {printable(self._path)} ({reason(error)}); {self.done} of "
+                f"{self._n} images are safe: {remedy(error)} and run the same again to go on"
             ) from error
 
 
 class StoredArray:
-    """An array of a run on disk, one row per image, of which `array[rows]` is read: a slice, integers, a mask, or `...` for all.
+    """An array of a run on disk, one row per image, of which `array[rows]` is read: a slice,
+    integers, a mask, or `...` for all.
 
-    Raises StoreError where files are damaged or missing, whatever happened to them since the run was opened."""
+    Raises StoreError where files are damaged or missing, whatever happened to them since the run
+    was opened."""
 
     def __init__(self, group: zarr.Group, name: str, place: Path) -> None:
         """Raises StoreError if there is no such array."""
@@ -302,21 +348,30 @@ class StoredArray:
         missing = [file for file in files if not file.is_file()]
         if missing:
             first = missing[0].relative_to(self._place)
-            raise _damaged(self._place, f"{len(missing)} of {len(files)} chunks of '{self._name}' are missing, first {first}")
+            raise _damaged(
+                self._place,
+                f"{len(missing)} of {len(files)} chunks of '{self._name}' are missing, first "
+                f"{first}",
+            )
 
     def chunk_files(self, rows: Any = ...) -> list[Path]:
         """The files that hold the `rows`."""
         metadata: Any = self._array.metadata
         chunks = np.unique(np.arange(self.shape[0])[rows] // self._array.chunks[0])
         rest = (0,) * (len(self.shape) - 1)
-        return [self._place / self._name / metadata.encode_chunk_key((int(i), *rest)) for i in chunks]
+        return [
+            self._place / self._name / metadata.encode_chunk_key((int(i), *rest)) for i in chunks
+        ]
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise StoreError(f"cannot read '{self._name}' of the run at {printable(self._place)}: {reason(error)}") from error
+            raise StoreError(
+                f"cannot read '{self._name}' of the run at {printable(self._place)}: "
+                f"{reason(error)}"
+            ) from error
         except (MemoryError, IndexError):
             raise
         except Exception as error:
@@ -329,23 +384,29 @@ def _damaged(place: Path, what: str) -> StoreError:
 
 
 def check_place(out: Path, record: RunRecord) -> Representations | None:
-    """The finished run at `out` if it is this very run, None if the place is free. Raises StoreError if it is taken."""
+    """The finished run at `out` if it is this very run, None if the place is free. Raises
+    StoreError if it is taken."""
     if not out.exists():
         return None
     try:
         found = open_run(out)
     except StoreError as error:
-        raise StoreError(f"{printable(out)} already exists: {error}, or choose another place") from error
+        raise StoreError(
+            f"{printable(out)} already exists: {error}, or choose another place"
+        ) from error
     if found.record.identity() != record.identity():
-        raise StoreError(f"{printable(out)} already holds another run ({found!r}); choose another place or delete it")
+        raise StoreError(
+            f"{printable(out)} already holds another run ({found!r}); choose another place or "
+            "delete it"
+        )
     return found
 
 
 def open_run(path: str | Path) -> Representations:
     """A stored run as `extract` returned it; arrays are read when they are asked for.
 
-    Raises StoreError for a path that holds no run, an unfinished or a damaged one, or one of another version; so does reading an
-    array that was damaged or lost."""
+    Raises StoreError for a path that holds no run, an unfinished or a damaged one, or one of
+    another version; so does reading an array that was damaged or lost."""
     import zarr
 
     place = Path(path)
@@ -362,10 +423,13 @@ def open_run(path: str | Path) -> Representations:
         found = attrs.get("format") if isinstance(attrs, dict) else None
         told = f", found '{found}'" if isinstance(found, str) else ""
         raise StoreError(
-            f"{printable(place)} is no run of this version of mixer_probe (expected format '{FORMAT}'{told}); extract it again"
+            f"{printable(place)} is no run of this version of mixer_probe (expected format "
+            f"'{FORMAT}'{told}); extract it again"
         )
     if attrs.get("complete") is not True:
-        raise StoreError(f"the run at {printable(place)} is unfinished; run the same extract again to finish it")
+        raise StoreError(
+            f"the run at {printable(place)} is unfinished; run the same extract again to finish it"
+        )
     try:
         record: RunRecord = from_dict(attrs["run"])
     except (StoreError, KeyError, ValueError, TypeError, RecursionError) as error:
@@ -386,12 +450,18 @@ def open_run(path: str | Path) -> Representations:
         raise _damaged(place, "zarr.json does not describe the arrays as their own zarr.json do")
     content = {name: _plain(StoredArray(group, name, place)[...]) for name in columns}
     if attrs.get("digest") != _digest(root, nodes, content):
-        raise _damaged(place, "its zarr.json files, or the names and labels of its images, are not as they were written")
+        raise _damaged(
+            place,
+            "its zarr.json files, or the names and labels of its images, are not as they were "
+            "written",
+        )
     found = {name: StoredArray(group, name, place) for name in names}
     for array in found.values():
         array.check_chunks()
     arrays = {name: array for name, array in found.items() if not name.startswith(PREFIX)}
-    prefixes = {name.removeprefix(PREFIX): array for name, array in found.items() if name.startswith(PREFIX)}
+    prefixes = {
+        name.removeprefix(PREFIX): array for name, array in found.items() if name.startswith(PREFIX)
+    }
     labels = np.array(content["label"], dtype=np.int64) if "label" in content else None
     classes, non_finite = attrs["class_names"], attrs["non_finite"]
     named = tuple(classes) if classes else None
@@ -399,13 +469,16 @@ def open_run(path: str | Path) -> Representations:
     return Representations(record, arrays, prefixes, ids, labels, named, non_finite, keys)
 
 
-# -- what describes a run ----------------------------------------------------------------------------------------------
+# -- what describes a run --------------------------------------------------------------------------
 
 _COLUMNS = ("image_id", "image_key", "label")
 
 
-def _columns(ids: Iterable[str], keys: Iterable[str], labels: np.ndarray | None) -> dict[str, list[Any]]:
-    """What is known of every image, by the name of its array: strings, and integers for the label."""
+def _columns(
+    ids: Iterable[str], keys: Iterable[str], labels: np.ndarray | None
+) -> dict[str, list[Any]]:
+    """What is known of every image, by the name of its array: strings, and integers for the
+    label."""
     found: dict[str, list[Any]] = {"image_id": [printable(i) for i in ids], "image_key": list(keys)}
     if labels is not None:
         found["label"] = np.asarray(labels, dtype=np.int64).tolist()
@@ -417,9 +490,12 @@ def _plain(values: np.ndarray) -> list[Any]:
 
 
 def _read_metadata(place: Path, arrays: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The zarr.json of the group, and by name those of its arrays and of the groups above these. Raises StoreError."""
+    """The zarr.json of the group, and by name those of its arrays and of the groups above these.
+    Raises StoreError."""
     groups = {str(parent) for name in arrays for parent in PurePosixPath(name).parents} - {"."}
-    nodes = {name: _own(_read_json(place / name / "zarr.json", place)) for name in (*groups, *arrays)}
+    nodes = {
+        name: _own(_read_json(place / name / "zarr.json", place)) for name in (*groups, *arrays)
+    }
     return _read_json(place / "zarr.json", place), nodes
 
 
@@ -428,7 +504,8 @@ def _own(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def _digest(root: dict[str, Any], nodes: dict[str, Any], columns: Mapping[str, Any]) -> str:
-    """Checksum of all that a run holds but the numbers of its layers, whose chunks have their own."""
+    """Checksum of all that a run holds but the numbers of its layers, whose chunks have their
+    own."""
     attributes = {key: value for key, value in root["attributes"].items() if key != "digest"}
     return checksum([{**_own(root), "attributes": attributes}, nodes, columns])
 
@@ -438,10 +515,14 @@ def _read_json(file: Path, place: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         if file.parent == place:
-            raise StoreError(f"no run at {printable(place)}; give the folder that extract wrote with out=") from error
+            raise StoreError(
+                f"no run at {printable(place)}; give the folder that extract wrote with out="
+            ) from error
         raise _damaged(place, f"{file.relative_to(place)} is missing") from error
     except NotADirectoryError as error:
-        raise StoreError(f"no run at {printable(place)}; give the folder that extract wrote with out=") from error
+        raise StoreError(
+            f"no run at {printable(place)}; give the folder that extract wrote with out="
+        ) from error
     except OSError as error:
         raise StoreError(f"cannot read {printable(file)}: {reason(error)}") from error
     except (ValueError, RecursionError) as error:
@@ -452,13 +533,17 @@ def _read_json(file: Path, place: Path) -> dict[str, Any]:
 
 
 def _read_note(path: Path) -> dict[str, Any] | None:
-    """How far an unfinished run is; None where there is no note. Raises StoreError if it is damaged or of another version."""
+    """How far an unfinished run is; None where there is no note. Raises StoreError if it is damaged
+    or of another version."""
     if not (path / _PROGRESS).is_file():
         return None
     note = _read_json(path / _PROGRESS, path)
     said = note.pop("checksum", None)
     if said is None:
-        raise StoreError(f"the unfinished run at {printable(path)} is of another version of mixer_probe; {_AGAIN}")
+        raise StoreError(
+            f"the unfinished run at {printable(path)} is of another version of mixer_probe; "
+            f"{_AGAIN}"
+        )
     if said != checksum(note):
         raise _damaged(path, f"{_PROGRESS} is not as it was written")
     return note
@@ -480,13 +565,17 @@ def stored_shape(layer: Layer, reduce: str) -> tuple[tuple[int, ...], tuple[str,
 
 
 def _arrays_of(record: RunRecord) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
-    """Every array of a run with its `stored_shape`: one a layer, and under "prefix/" one a layer with prefix tokens."""
+    """Every array of a run with its `stored_shape`: one a layer, and under "prefix/" one a layer
+    with prefix tokens."""
     arrays = {layer.name: stored_shape(layer, record.reduce) for layer in record.layers}
     if record.reduce == "none":
         for layer in record.layers:
             if layer.prefix_tokens:
                 tokens = f"token_{layer.prefix_tokens}"
-                arrays[PREFIX + layer.name] = (layer.prefix_tokens, layer.channels), (tokens, _channels(layer))
+                arrays[PREFIX + layer.name] = (
+                    (layer.prefix_tokens, layer.channels),
+                    (tokens, _channels(layer)),
+                )
     return arrays
 
 

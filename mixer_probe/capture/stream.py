@@ -1,4 +1,5 @@
-"""Images through a network batch by batch, with a reduction per layer: the engine of every analysis of activations."""
+"""Images through a network batch by batch, with a reduction per layer: the engine of every analysis
+of activations."""
 
 from __future__ import annotations
 
@@ -56,7 +57,12 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def batches(
-        self, transform: Callable[[Any], torch.Tensor], batch_size: int, start: int = 0, *, pin_memory: bool = False
+        self,
+        transform: Callable[[Any], torch.Tensor],
+        batch_size: int,
+        start: int = 0,
+        *,
+        pin_memory: bool = False,
     ) -> Iterator[torch.Tensor]:
         """Transformed images [B, 3, H, W] in order, from index `start` on."""
 
@@ -64,8 +70,9 @@ class ImageSource(Protocol):
 class TensorImages:
     """A tensor [n, C, H, W] as images without labels: finished inputs, or pixels if it is uint8.
 
-    Finished inputs are floating point, of any number of channels, and go to the network as they are. Pixels are divided by 255
-    and normalised with the network's mean and std, and must have its size, for nothing is resized.
+    Finished inputs are floating point, of any number of channels, and go to the network as they
+    are. Pixels are divided by 255 and normalised with the network's mean and std, and must have its
+    size, for nothing is resized.
 
     Raises ImagesError for another shape or type."""
 
@@ -74,10 +81,14 @@ class TensorImages:
 
     def __init__(self, tensor: torch.Tensor) -> None:
         if tensor.ndim != 4 or not len(tensor):
-            raise ImagesError(f"a tensor of images has shape [n, channels, height, width], not {tuple(tensor.shape)}")
+            raise ImagesError(
+                "a tensor of images has shape [n, channels, height, width], not "
+                f"{tuple(tensor.shape)}"
+            )
         if tensor.dtype != torch.uint8 and not tensor.is_floating_point():
             raise ImagesError(
-                f"a tensor of images is floating point (finished inputs) or uint8 (pixels, 0 to 255), not {tensor.dtype}"
+                "a tensor of images is floating point (finished inputs) or uint8 (pixels, 0 to "
+                f"255), not {tensor.dtype}"
             )
         self._tensor = tensor
         self.raw = tensor.dtype == torch.uint8
@@ -99,36 +110,52 @@ class TensorImages:
         return len(self._tensor)
 
     def subset(self, indices: Iterable[int] | np.ndarray) -> TensorImages:
-        """The images at `indices` (integers, or a mask), in that order and by the names that they have here."""
-        rows = np.arange(len(self))[np.asarray(indices if isinstance(indices, np.ndarray) else list(indices))]
+        """The images at `indices` (integers, or a mask), in that order and by the names that they
+        have here."""
+        rows = np.arange(len(self))[
+            np.asarray(indices if isinstance(indices, np.ndarray) else list(indices))
+        ]
         found = TensorImages(self._tensor[torch.from_numpy(rows).to(self._tensor.device)])
         found.ids = tuple(self.ids[i] for i in rows)
         return found
 
     @checked(ImagesError)
     def batches(
-        self, transform: Callable[[Any], torch.Tensor], batch_size: int, start: int = 0, *, pin_memory: bool = False
+        self,
+        transform: Callable[[Any], torch.Tensor],
+        batch_size: int,
+        start: int = 0,
+        *,
+        pin_memory: bool = False,
     ) -> Iterator[torch.Tensor]:
-        """Slices of the tensor; those of pixels scaled and normalised as `transform` normalises images."""
-        normalise = split_transform(transform)[1] if self.raw and hasattr(transform, "transforms") else None
+        """Slices of the tensor; those of pixels scaled and normalised as `transform` normalises
+        images."""
+        normalise = (
+            split_transform(transform)[1] if self.raw and hasattr(transform, "transforms") else None
+        )
         for first in range(start, len(self), batch_size):
             part = self._tensor[first : first + batch_size]
             yield part if normalise is None else normalise(part.float() / 255)
 
 
 def as_source(images: ImageSource | torch.Tensor) -> ImageSource:
-    """Images as they are, or a tensor wrapped as `TensorImages`. Raises ImagesError for anything else."""
+    """Images as they are, or a tensor wrapped as `TensorImages`. Raises ImagesError for anything
+    else."""
     if isinstance(images, torch.Tensor):
         return TensorImages(images)
     if not callable(getattr(images, "batches", None)):
-        raise ImagesError(f"images are what load_images returns or a tensor [n, channels, H, W], not a {type(images).__name__}")
+        raise ImagesError(
+            "images are what load_images returns or a tensor [n, channels, H, W], not a "
+            f"{type(images).__name__}"
+        )
     if not len(images):
         raise ImagesError("the image set is empty: give at least one image")
     return images
 
 
 def part_of(images: ImageSource | torch.Tensor, rows: Iterable[int] | np.ndarray) -> ImageSource:
-    """The images at `rows` (integers, or a mask), in that order. Raises ImagesError for a source without `subset(indices)`."""
+    """The images at `rows` (integers, or a mask), in that order. Raises ImagesError for a source
+    without `subset(indices)`."""
     check_parts(images)
     part: ImageSource = as_source(images).subset(rows)  # type: ignore[attr-defined]
     return part
@@ -138,8 +165,8 @@ def check_parts(images: ImageSource | torch.Tensor) -> None:
     """Raise ImagesError for images of which single ones cannot be taken."""
     if not isinstance(images, torch.Tensor) and not callable(getattr(images, "subset", None)):
         raise ImagesError(
-            f"single images are needed, and a {type(images).__name__} has no subset(indices) that gives them: "
-            "give what load_images returns, or a tensor"
+            f"single images are needed, and a {type(images).__name__} has no subset(indices) that "
+            "gives them: give what load_images returns, or a tensor"
         )
 
 
@@ -168,20 +195,30 @@ def stream(
     autocast: str | torch.dtype | None = None,
     title: str | None = None,
 ) -> Iterator[Piece]:
-    """Run images through the network and yield, piece by piece, `{layer: reducer(layer, positions, prefix)}`.
+    """Run images through the network and yield, piece by piece, `{layer: reducer(layer, positions,
+    prefix)}`.
 
-    The results are on the device. Where that runs out of memory the batch is halved, with a warning, and the stream continues.
-    `autocast` is "bfloat16", "float16" or None. `start` skips that many images. Progress is shown under `title`. Between
-    pieces the network is as before: no hooks, its own training flags."""
+    The results are on the device. Where that runs out of memory the batch is halved, with a
+    warning, and the stream continues. `autocast` is "bfloat16", "float16" or None. `start` skips
+    that many images. Progress is shown under `title`. Between pieces the network is as before: no
+    hooks, its own training flags."""
     source = as_source(images)
     transform = transform_of(model)
     dtype = resolve_dtype(autocast)
     if dtype not in (None, torch.bfloat16, torch.float16):
-        raise ModelError(f"autocast is 'bfloat16' or 'float16', not '{autocast}'; for other types use load_model(dtype=...)")
+        raise ModelError(
+            f"autocast is 'bfloat16' or 'float16', not '{autocast}'; for other types use "
+            "load_model(dtype=...)"
+        )
     position, most, device = start, batch_size, model.device.type
-    with task(title or model.name, len(source)) as advance, kept_heap if device == "cpu" else nullcontext():
+    with (
+        task(title or model.name, len(source)) as advance,
+        kept_heap if device == "cpu" else nullcontext(),
+    ):
         advance(start)
-        for batch in source.batches(transform, batch_size, start=start, pin_memory=device == "cuda"):
+        for batch in source.batches(
+            transform, batch_size, start=start, pin_memory=device == "cuda"
+        ):
             while len(batch):
                 part = batch[:most]
                 found = _reduced(model, layers, reducer, dtype, part)
@@ -200,20 +237,28 @@ def stream(
 
 
 def _reduced(
-    model: Model, layers: Sequence[Layer], reducer: Reducer[Any], autocast: torch.dtype | None, part: torch.Tensor
+    model: Model,
+    layers: Sequence[Layer],
+    reducer: Reducer[Any],
+    autocast: torch.dtype | None,
+    part: torch.Tensor,
 ) -> dict[str, Any] | None:
-    """The results of one forward pass; None if the device has too little memory for that many images."""
+    """The results of one forward pass; None if the device has too little memory for that many
+    images."""
     try:
         # Autocast inside: a capture disables whatever autocast it is created in.
         with (
             capture(model, layers, reducer) as run,
-            nullcontext() if autocast is None else torch.autocast(model.device.type, dtype=autocast),
+            nullcontext()
+            if autocast is None
+            else torch.autocast(model.device.type, dtype=autocast),
         ):
             return run(part.to(model.device, model.dtype, non_blocking=True))
     except torch.OutOfMemoryError as error:
         if len(part) == 1:
             raise MixerProbeError(
-                "the device has too little memory for one image; ask for fewer layers, reduce='mean' or device='cpu'"
+                "the device has too little memory for one image; ask for fewer layers, "
+                "reduce='mean' or device='cpu'"
             ) from error
         return None
 
@@ -224,22 +269,34 @@ def transform_of(model: Model) -> Callable[[Any], torch.Tensor]:
 
 
 @checked(ImagesError)
-def pixel_batches(model: Model, images: ImageSource | torch.Tensor, batch_size: int = 64) -> Iterator[torch.Tensor]:
-    """The images as the network sees them before its normalisation, [B, C, H, W] in 0..1 on the CPU."""
+def pixel_batches(
+    model: Model, images: ImageSource | torch.Tensor, batch_size: int = 64
+) -> Iterator[torch.Tensor]:
+    """The images as the network sees them before its normalisation, [B, C, H, W] in 0..1 on the
+    CPU."""
     source = as_source(images)
     to_pixels = split_transform(transform_of(model))[0]
     finished = isinstance(source, TensorImages) and not source.raw
     mean, std = (torch.tensor(v)[:, None, None] for v in (model.input.mean, model.input.std))
     for batch in source.batches(to_pixels, batch_size):
-        yield (batch.cpu() * std.to(batch.dtype) + mean.to(batch.dtype)).clamp(0, 1) if finished else batch.cpu()
+        yield (
+            (batch.cpu() * std.to(batch.dtype) + mean.to(batch.dtype)).clamp(0, 1)
+            if finished
+            else batch.cpu()
+        )
 
 
 def input_pictures(
-    model: Model, images: ImageSource | torch.Tensor, index: Iterable[int], pixels: int | None = None
+    model: Model,
+    images: ImageSource | torch.Tensor,
+    index: Iterable[int],
+    pixels: int | None = None,
 ) -> np.ndarray:
-    """The input of the network for the images at `index`, uint8 RGB [n, height, width, 3]: resized and cropped, not normalised.
+    """The input of the network for the images at `index`, uint8 RGB [n, height, width, 3]: resized
+    and cropped, not normalised.
 
-    Where the network takes other than three channels, their mean in grey. Larger ones are reduced to `pixels` on the longer side.
+    Where the network takes other than three channels, their mean in grey. Larger ones are reduced
+    to `pixels` on the longer side.
 
     Raises ImagesError for sources that give no single images."""
     given = torch.cat(list(pixel_batches(model, part_of(images, index))))
@@ -250,14 +307,16 @@ def input_pictures(
     if scale >= 1:
         return pictures
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.stack([np.asarray(Image.fromarray(p).resize(size, Image.Resampling.LANCZOS)) for p in pictures])
+    return np.stack(
+        [np.asarray(Image.fromarray(p).resize(size, Image.Resampling.LANCZOS)) for p in pictures]
+    )
 
 
 def to_host(pieces: Iterator[Piece]) -> Iterator[Piece]:
     """The same pieces with their tensors in main memory.
 
-    From a GPU the copies go to pinned memory on a stream of their own, beside the next forward pass; a piece is handed
-    on when its copy is done."""
+    From a GPU the copies go to pinned memory on a stream of their own, beside the next forward
+    pass; a piece is handed on when its copy is done."""
     waiting: _Copy | None = None
     for piece in pieces:
         copy = _Copy(piece) if any(map(_is_cuda, pytree.tree_leaves(piece.found))) else None
@@ -278,7 +337,9 @@ class _Copy:
     """A piece on its way from a GPU to pinned memory."""
 
     def __init__(self, piece: Piece) -> None:
-        stream = _copy_stream(next(t.device for t in pytree.tree_leaves(piece.found) if _is_cuda(t)))
+        stream = _copy_stream(
+            next(t.device for t in pytree.tree_leaves(piece.found) if _is_cuda(t))
+        )
         stream.wait_stream(torch.cuda.current_stream(stream.device))
 
         def to_pinned(value: Any) -> Any:
@@ -286,7 +347,9 @@ class _Copy:
                 return value
             # The allocator must not reuse the memory before the copy is done.
             value.record_stream(torch.cuda.current_stream(value.device))
-            return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+            return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(
+                value, non_blocking=True
+            )
 
         with torch.cuda.stream(stream):
             self._piece = piece.map(to_pinned)

@@ -1,12 +1,24 @@
-"""Single channels over many images: statistics, top images, class selectivity, dissection, and best matches elsewhere."""
+"""Single channels over many images: statistics, top images, class selectivity, dissection, and best
+matches elsewhere."""
 
 from mixer_probe.channels.dissected import DissectedChannel, dissected_channel
 from mixer_probe.channels.dissection import Dissection, dissect
 from mixer_probe.channels.needed import ChannelsNeeded, channels_needed
 from mixer_probe.channels.page import ChannelPage, Exhibit, channel_pages, with_partners
 from mixer_probe.channels.partners import ChannelPartners, channel_partners
-from mixer_probe.channels.selectivity import ClassSelectivity, auroc_of, class_selectivity, dprime_of, morcos_index
-from mixer_probe.channels.statistics import ChannelMoments, ChannelStatistics, channel_moments, channel_statistics
+from mixer_probe.channels.selectivity import (
+    ClassSelectivity,
+    auroc_of,
+    class_selectivity,
+    dprime_of,
+    morcos_index,
+)
+from mixer_probe.channels.statistics import (
+    ChannelMoments,
+    ChannelStatistics,
+    channel_moments,
+    channel_statistics,
+)
 from mixer_probe.channels.top import (
     Extremes,
     RunningTop,
@@ -17,7 +29,13 @@ from mixer_probe.channels.top import (
     top_images,
     top_means,
 )
-from mixer_probe.channels.unit_images import UnitActivations, UnitImages, top_unit_images, unit_activations, unit_layers
+from mixer_probe.channels.unit_images import (
+    UnitActivations,
+    UnitImages,
+    top_unit_images,
+    unit_activations,
+    unit_layers,
+)
 
 __all__ = [
     "ChannelMoments",

@@ -55,40 +55,63 @@ R = TypeVar("R", ChannelStatistics, ClassSelectivity)
 
 @contextmanager
 def _undefined_allowed() -> Iterator[None]:
-    """Inside, constant channels give no warning: the sentences count them, and every pair of layers would warn."""
+    """Inside, constant channels give no warning: the sentences count them, and every pair of layers
+    would warn."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UndefinedChannelsWarning)
         yield
 
 
 def statistics(i: Inputs, layers: str | Sequence[str] | None = None) -> ChannelStatistics:
-    """Statistics over a sample of the images where the settings limit it: every position counts, so that few images suffice."""
+    """Statistics over a sample of the images where the settings limit it: every position counts, so
+    that few images suffice."""
     s = i.settings
-    images = i.images.sample(len(i.images) if s.statistics_images is None else min(s.statistics_images, len(i.images)), s.seed)
-    return channel_statistics(i.model, images, layers or s.layers, batch_size=s.batch_size, autocast=s.autocast)
+    images = i.images.sample(
+        len(i.images) if s.statistics_images is None else min(s.statistics_images, len(i.images)),
+        s.seed,
+    )
+    return channel_statistics(
+        i.model, images, layers or s.layers, batch_size=s.batch_size, autocast=s.autocast
+    )
 
 
 def selectivity(run: Representations, s: StudySettings) -> ClassSelectivity:
-    """Class selectivity of every channel, with `DRAWS` permutations or more: the largest of thousands of channels is tested."""
+    """Class selectivity of every channel, with `DRAWS` permutations or more: the largest of
+    thousands of channels is tested."""
     with _undefined_allowed():
-        return class_selectivity(run, permutations=s.permutations and max(s.permutations, DRAWS), seed=s.seed)
+        return class_selectivity(
+            run, permutations=s.permutations and max(s.permutations, DRAWS), seed=s.seed
+        )
 
 
 def needed(i: Inputs) -> list[Result]:
-    """Accuracy of a ridge probe against the number of channels in a few layers, evenly through the depth."""
+    """Accuracy of a ridge probe against the number of channels in a few layers, evenly through the
+    depth."""
     fit, rest = i.parts
     names = [fit.layers[k].name for k in spread(fit.layers, NEEDED_LAYERS)]
     with _undefined_allowed():
-        return [channels_needed(fit.only(names), rest.only(names), draws=NEEDED_DRAWS, seed=i.settings.seed)]
+        return [
+            channels_needed(
+                fit.only(names), rest.only(names), draws=NEEDED_DRAWS, seed=i.settings.seed
+            )
+        ]
 
 
 def partners(networks: Sequence[Inputs]) -> list[ChannelPartners]:
-    """Best matches of the channels of every layer of each network in the layer of each other network at the most similar relative
-    depth."""
+    """Best matches of the channels of every layer of each network in the layer of each other
+    network at the most similar relative depth."""
     s = networks[0].settings
-    options: dict[str, Any] = {"k": 1, "permutations": s.permutations and max(s.permutations, DRAWS), "seed": s.seed}
+    options: dict[str, Any] = {
+        "k": 1,
+        "permutations": s.permutations and max(s.permutations, DRAWS),
+        "seed": s.seed,
+    }
     sides = permutations([i.test for i in networks], 2)
-    pairs = [(a, b, layer.name, counterpart(layer, b.layers).name) for a, b in sides for layer in a.layers]
+    pairs = [
+        (a, b, layer.name, counterpart(layer, b.layers).name)
+        for a, b in sides
+        for layer in a.layers
+    ]
     with _undefined_allowed():
         return side_by_side(lambda pair: channel_partners(*pair, **options), pairs)
 
@@ -99,12 +122,15 @@ def counterpart(layer: Layer, others: Sequence[Layer]) -> Layer:
 
 
 def chosen_channels(
-    names: Sequence[str], statistics: ChannelStatistics, selectivity: ClassSelectivity | None, count: int
+    names: Sequence[str],
+    statistics: ChannelStatistics,
+    selectivity: ClassSelectivity | None,
+    count: int,
 ) -> tuple[dict[str, list[int]], str]:
     """`count` channels of every layer, and the rule that selects them.
 
-    With `selectivity` the most selective ones, the first of every class before the second of any and undefined ones last. Without
-    labels those with the heaviest tails."""
+    With `selectivity` the most selective ones, the first of every class before the second of any
+    and undefined ones last. Without labels those with the heaviest tails."""
     if selectivity is None:
         tails = {name: statistics.kurtosis[statistics.index(name)] for name in names}
         return {name: _largest(values)[:count] for name, values in tails.items()}, TAILED
@@ -125,7 +151,8 @@ def _largest(values: np.ndarray) -> list[int]:
 
 
 def pages(i: Inputs) -> list[Result]:
-    """Pages of the channels in `shared["channels"]` by layer, where the network has the layers; by default some of every layer.
+    """Pages of the channels in `shared["channels"]` by layer, where the network has the layers; by
+    default some of every layer.
 
     They show statistics and selectivity of earlier results."""
     asked: Mapping[str, Sequence[int]] = i.shared.get("channels", {})
@@ -149,7 +176,9 @@ def pages(i: Inputs) -> list[Result]:
     else:
         chosen, rule = chosen_channels(names, measured, selective, s.channel_pages)
     options: dict[str, Any] = {"k": s.page_images, "by": "mean", "batch_size": s.batch_size}
-    found = channel_pages(i.model, i.images, chosen, statistics=measured, selectivity=selective, reps=run, **options)
+    found = channel_pages(
+        i.model, i.images, chosen, statistics=measured, selectivity=selective, reps=run, **options
+    )
     return [replace(page, rule=rule) for page in found]
 
 
@@ -159,7 +188,8 @@ def _holding(found: Sequence[R], names: Sequence[str]) -> R | None:
 
 
 def pages_with_partners(networks: Sequence[Inputs]) -> list[Result]:
-    """The pages of all networks with the best-matching channels in the others; none for a single network."""
+    """The pages of all networks with the best-matching channels in the others; none for a single
+    network."""
     others = [i for i in networks if i.extracted]
     if len(others) < 2:
         return []
@@ -168,9 +198,15 @@ def pages_with_partners(networks: Sequence[Inputs]) -> list[Result]:
 
 
 def dissections(i: Inputs) -> Iterator[Result]:
-    """Dissection with each of `shared["concepts"]`, and pictures of the strongest channel if its layer has a grid."""
+    """Dissection with each of `shared["concepts"]`, and pictures of the strongest channel if its
+    layer has a grid."""
     s = i.settings
-    options: dict[str, Any] = {"permutations": s.permutations, "batch_size": s.batch_size, "autocast": s.autocast, "seed": s.seed}
+    options: dict[str, Any] = {
+        "permutations": s.permutations,
+        "batch_size": s.batch_size,
+        "autocast": s.autocast,
+        "seed": s.seed,
+    }
     for concepts in i.shared.get("concepts", ()):
         found = dissect(i.model, i.images, concepts, s.layers, **options)
         yield found
@@ -178,7 +214,9 @@ def dissections(i: Inputs) -> Iterator[Result]:
         k = int(np.argmax([strength.max() for strength in strengths]))
         layer, channel = found.layers[k], int(strengths[k].argmax())
         if i.trained is None and layer.grid is not None and np.isfinite(strengths[k][channel]):
-            yield dissected_channel(i.model, i.images, concepts, found, layer.name, channel, batch_size=s.batch_size)
+            yield dissected_channel(
+                i.model, i.images, concepts, found, layer.name, channel, batch_size=s.batch_size
+            )
 
 
 def visualizations(i: Inputs) -> list[Result]:
@@ -187,7 +225,10 @@ def visualizations(i: Inputs) -> list[Result]:
     for page in i.results(ChannelPage):
         channels.setdefault(page.layer.name, []).append(page.channel)
     size = i.settings.batch_size
-    return [visualize(i.model, layer, units, images=i.images, batch_size=size) for layer, units in channels.items()]
+    return [
+        visualize(i.model, layer, units, images=i.images, batch_size=size)
+        for layer, units in channels.items()
+    ]
 
 
 PAGES = Analysis(
@@ -245,7 +286,10 @@ ROOM = Room(
             (Dissection, DissectedChannel),
             dissections,
             needs="images",
-            asks="annotated images: use mixer-probe channels with --masks FOLDER or --attributes FILE.csv",
+            asks=(
+                "annotated images: use mixer-probe channels with --masks FOLDER or --attributes "
+                "FILE.csv"
+            ),
             baseline=True,
             default=False,
         ),
@@ -277,6 +321,6 @@ def check_labels(images: Images, what: Sequence[str]) -> None:
     for name in what:
         if ROOM[name].labelled and images.labels is None:
             raise ImagesError(
-                f"--what {name} needs labels, and '{images.name}' has none: sort the images into one folder per class, or do "
-                "without it"
+                f"--what {name} needs labels, and '{images.name}' has none: sort the images into "
+                "one folder per class, or do without it"
             )

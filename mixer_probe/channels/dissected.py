@@ -24,12 +24,14 @@ from mixer_probe.models.model import Model
 
 @dataclass(frozen=True)
 class DissectedChannel(Result):
-    """The annotated images that activate a channel most, its active regions in them, and where the concept is.
+    """The annotated images that activate a channel most, its active regions in them, and where the
+    concept is.
 
-    `pictures` uint8 RGB [k, height, width, 3] at the size of the input; `maps` [k, rows, columns] the activations on the layer's
-    grid; `lit` and `masks` bool [k, height, width] what is above the threshold and where the concept is (all or nothing for
-    attributes). `iou`, `null95` and `p_value` are those of the whole set; `p_value`, corrected for channels and concepts, is NaN
-    for another concept than the preferred one."""
+    `pictures` uint8 RGB [k, height, width, 3] at the size of the input; `maps` [k, rows, columns]
+    the activations on the layer's grid; `lit` and `masks` bool [k, height, width] what is above the
+    threshold and where the concept is (all or nothing for attributes). `iou`, `null95` and
+    `p_value` are those of the whole set; `p_value`, corrected for channels and concepts, is NaN for
+    another concept than the preferred one."""
 
     title: ClassVar[str] = "Dissected channel"
 
@@ -88,12 +90,13 @@ def dissected_channel(
     k: int = 6,
     batch_size: int = 32,
 ) -> DissectedChannel:
-    """The `k` annotated images that activate a channel most, with its active regions and where a concept is (None: the preferred
-    one).
+    """The `k` annotated images that activate a channel most, with its active regions and where a
+    concept is (None: the preferred one).
 
-    `dissection` is that of the same model, images and concepts. Raises LayerError for a layer that it does not hold, one without
-    a grid and a channel out of range, ImagesError for an unknown concept, and MeasureError for the dissection of another model,
-    other images or other concepts, and for a channel that marks nothing."""
+    `dissection` is that of the same model, images and concepts. Raises LayerError for a layer that
+    it does not hold, one without a grid and a channel out of range, ImagesError for an unknown
+    concept, and MeasureError for the dissection of another model, other images or other concepts,
+    and for a channel that marks nothing."""
     i = dissection.index(layer)
     if dissection.model.fingerprint != model.record.fingerprint:
         raise MeasureError(f"this is a dissection of {dissection.model.name}, not of {model.name}")
@@ -103,16 +106,22 @@ def dissected_channel(
     taken = part_of(source, chosen)
     if taken.record.fingerprint != dissection.images.fingerprint:
         raise MeasureError(
-            f"this dissection is of other images ({dissection.images.n} annotated ones of {dissection.images.name}) than the "
-            f"{len(chosen)} annotated ones that were given: give those that were dissected, in the same order"
+            f"this dissection is of other images ({dissection.images.n} annotated ones of "
+            f"{dissection.images.name}) than the {len(chosen)} annotated ones that were given: "
+            "give those that were dissected, in the same order"
         )
     if tuple(concepts.names) != dissection.concepts:
-        raise MeasureError(f"this dissection is of the concepts of {dissection.source}, which are not those of {concepts.name}")
+        raise MeasureError(
+            f"this dissection is of the concepts of {dissection.source}, which are not those of "
+            f"{concepts.name}"
+        )
     top = top_images(model, taken, layer, channel, k, batch_size=batch_size)
     c = int(dissection.preferred[i][channel]) if concept is None else dissection.concept(concept)
     threshold = float(dissection.threshold[i][channel])
     if c < 0 or np.isnan(threshold):
-        raise MeasureError(f"channel {channel} of '{layer}' is constant or not finite, so that it marks nothing")
+        raise MeasureError(
+            f"channel {channel} of '{layer}' is constant or not finite, so that it marks nothing"
+        )
     maps = activation_maps(model, taken, top.index[0], layer, channel, batch_size=batch_size)
     pixels = sample_pixels(model.input.size[1:], 1)
     up = upsampler(model, selected, pixels)
@@ -122,7 +131,9 @@ def dissected_channel(
     if concepts.attributes is not None:
         masks = np.broadcast_to(concepts.attributes[shown, c][:, None, None], shape).copy()
     else:
-        planes = resized_masks(model, part_of(taken, index), concepts, shown, pixels).planes(np.arange(len(shown)))
+        planes = resized_masks(model, part_of(taken, index), concepts, shown, pixels).planes(
+            np.arange(len(shown))
+        )
         masks = planes[:, c].reshape(shape).astype(bool)
     own = c == dissection.preferred[i][channel]
     return DissectedChannel(

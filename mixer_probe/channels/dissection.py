@@ -1,14 +1,16 @@
 """Network dissection: which annotated concepts a channel detects, against permuted annotations.
 
-Bau, Zhou, Khosla, Oliva and Torralba 2017, "Network Dissection: Quantifying Interpretability of Deep Visual Representations". A
-channel is active where its upsampled map is above the threshold that 0.5 % of its activations exceed (strictly, as in the
-authors' code: with "or equal" a channel that a ReLU suppresses nearly everywhere would be active everywhere). It is compared with
-a concept by intersection over union (IoU) of the pixels of all images.
+Bau, Zhou, Khosla, Oliva and Torralba 2017, "Network Dissection: Quantifying Interpretability of
+Deep Visual Representations". A channel is active where its upsampled map is above the threshold
+that 0.5 % of its activations exceed (strictly, as in the authors' code: with "or equal" a channel
+that a ReLU suppresses nearly everywhere would be active everywhere). It is compared with a concept
+by intersection over union (IoU) of the pixels of all images.
 
-The paper calls a channel a detector if its IoU is above 0.04. That level depends neither on the size of a concept nor on its
-typical place in images: for a concept on a fraction s of the pixels no channel active on 0.5 % has an IoU above 0.005 / s. Here
-the masks are permuted over images, which preserves sizes and places, and a detector is a channel above the best of all channels
-and concepts of its layer under permutation.
+The paper calls a channel a detector if its IoU is above 0.04. That level depends neither on the
+size of a concept nor on its typical place in images: for a concept on a fraction s of the pixels no
+channel active on 0.5 % has an IoU above 0.005 / s. Here the masks are permuted over images, which
+preserves sizes and places, and a detector is a channel above the best of all channels and concepts
+of its layer under permutation.
 """
 
 from __future__ import annotations
@@ -36,7 +38,13 @@ from mixer_probe.channels.overlap import (
     whole_images,
 )
 from mixer_probe.channels.selectivity import LEVEL, ROUNDING
-from mixer_probe.core.errors import ImagesError, LayerError, MeasureError, UndefinedConceptsWarning, closest
+from mixer_probe.core.errors import (
+    ImagesError,
+    LayerError,
+    MeasureError,
+    UndefinedConceptsWarning,
+    closest,
+)
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
 from mixer_probe.images.concepts import Concepts
@@ -53,22 +61,25 @@ PAPER_IOU = 0.04
 class Dissection(Layerwise, Result):
     """How well every channel detects each concept. Tuples are over layers.
 
-    `iou` [channel, concept] is the intersection over union of the active region and the concept, over all images in which the
-    concept is known; `by` is the unit: "pixels" (masks), "peak" (attributes: an image is active if any position is) or "fill"
-    (attributes that fill the image). `threshold` [channel] is the activation that at most a fraction 1 - `quantile` of all
-    positions exceeds, `lit` [channel] the fraction of pixels (images) above it. `chance` [channel, concept] is the mean IoU over
-    `permutations` of the masks over images.
+    `iou` [channel, concept] is the intersection over union of the active region and the concept,
+    over all images in which the concept is known; `by` is the unit: "pixels" (masks), "peak"
+    (attributes: an image is active if any position is) or "fill" (attributes that fill the image).
+    `threshold` [channel] is the activation that at most a fraction 1 - `quantile` of all positions
+    exceeds, `lit` [channel] the fraction of pixels (images) above it. `chance` [channel, concept]
+    is the mean IoU over `permutations` of the masks over images.
 
-    `null95` [layer, concept] is the 95th percentile over permutations of the best channel's IoU, and `null_mean` its mean over
-    the permutations and the true masks. Concepts differ in size, so that their IoU is compared in units of that mean:
-    `strength` [channel] is the largest IoU / null_mean over concepts, and `preferred` [channel] the concept that has it, -1 where
-    undefined. `p_value` [channel] is the fraction of the permutations in which the largest strength of the layer reaches the
-    channel's (+1 in both): corrected for all channels and concepts. `concept_p` [layer, concept] is the p-value of the
-    concept's best channel, corrected for channels.
+    `null95` [layer, concept] is the 95th percentile over permutations of the best channel's IoU,
+    and `null_mean` its mean over the permutations and the true masks. Concepts differ in size, so
+    that their IoU is compared in units of that mean: `strength` [channel] is the largest IoU /
+    null_mean over concepts, and `preferred` [channel] the concept that has it, -1 where undefined.
+    `p_value` [channel] is the fraction of the permutations in which the largest strength of the
+    layer reaches the channel's (+1 in both): corrected for all channels and concepts. `concept_p`
+    [layer, concept] is the p-value of the concept's best channel, corrected for channels.
 
-    NaN: channels that are constant or not finite, concepts that are nowhere. `concept_images` and `known_images` [concept] count
-    images that have the concept and in which it is known, `concept_share` [concept] is its fraction of the pixels (images) of the
-    latter. `size` is the rows and columns of pixels compared. `n` images are annotated, `left_out` are not."""
+    NaN: channels that are constant or not finite, concepts that are nowhere. `concept_images` and
+    `known_images` [concept] count images that have the concept and in which it is known,
+    `concept_share` [concept] is its fraction of the pixels (images) of the latter. `size` is the
+    rows and columns of pixels compared. `n` images are annotated, `left_out` are not."""
 
     title: ClassVar[str] = "Dissection"
 
@@ -105,18 +116,22 @@ class Dissection(Layerwise, Result):
             return tuple(p <= LEVEL for p in self.p_value)
 
     def above(self, iou: float = PAPER_IOU) -> tuple[np.ndarray, ...]:
-        """Per layer, which channels [channel] have an IoU above `iou` with any concept: the rule of Bau et al."""
+        """Per layer, which channels [channel] have an IoU above `iou` with any concept: the rule of
+        Bau et al."""
         with np.errstate(invalid="ignore"):
             return tuple(np.asarray((values > iou).any(1)) for values in self.iou)
 
     def concept(self, name: str) -> int:
         """The index of a concept. Raises ImagesError that lists close names."""
         if name not in self.concepts:
-            raise ImagesError(f"no concept '{name}' in this dissection; {closest(name, self.concepts)}")
+            raise ImagesError(
+                f"no concept '{name}' in this dissection; {closest(name, self.concepts)}"
+            )
         return self.concepts.index(name)
 
     def layer_frame(self, i: int) -> pd.DataFrame:
-        """One row per channel of layer `i`, with its preferred concept; `largest_iou` is that of `largest_concept`."""
+        """One row per channel of layer `i`, with its preferred concept; `largest_iou` is that of
+        `largest_concept`."""
         layer, best, iou = self.layers[i], self.preferred[i], self.iou[i]
         rows, named = np.arange(layer.channels), self.preferred[i] >= 0
         names = np.array(self.concepts)
@@ -141,7 +156,8 @@ class Dissection(Layerwise, Result):
         )
 
     def concept_frame(self) -> pd.DataFrame:
-        """One row per layer and concept, with its best channel and the number of detectors that prefer it."""
+        """One row per layer and concept, with its best channel and the number of detectors that
+        prefer it."""
         frames, columns = [], np.arange(len(self.concepts))
         for i, iou in enumerate(self.iou):
             best = np.where(np.isnan(iou), -1, iou).argmax(0)
@@ -175,7 +191,9 @@ class Dissection(Layerwise, Result):
                     "share_detectors": float(detectors.mean()) if self.permutations else np.nan,
                     "unique_concepts": len(np.unique(self.preferred[i][detectors])),
                     # The rule is about pixels: nearly every channel reaches it over images.
-                    "share_above_paper": float(self.above()[i].mean()) if self.by != "peak" else np.nan,
+                    "share_above_paper": float(self.above()[i].mean())
+                    if self.by != "peak"
+                    else np.nan,
                     "iou_median": float(np.median(best)) if len(best) else np.nan,
                     "iou_max": float(best.max()) if len(best) else np.nan,
                     "strength_max": float(np.nanmax(self.strength[i])) if len(best) else np.nan,
@@ -200,20 +218,25 @@ def dissect(
     autocast: str | None = None,
     seed: int = 0,
 ) -> Dissection:
-    """How well the channels of the chosen layers detect each of the `concepts`, in two passes over the annotated images.
+    """How well the channels of the chosen layers detect each of the `concepts`, in two passes over
+    the annotated images.
 
-    Masks go through the network's resizing and cropping by nearest neighbour; maps are upsampled to its input by bilinear
-    interpolation anchored at the centres of receptive fields, and every `step`-th pixel is compared (None: at most 112 per side,
-    half the resolution at 224 px, as in the paper). Attributes of whole images are compared by images: one is active if any
-    position is above the threshold ("peak"); "fill" takes the attribute for a mask that fills the image, as the paper does.
+    Masks go through the network's resizing and cropping by nearest neighbour; maps are upsampled to
+    its input by bilinear interpolation anchored at the centres of receptive fields, and every
+    `step`-th pixel is compared (None: at most 112 per side, half the resolution at 224 px, as in
+    the paper). Attributes of whole images are compared by images: one is active if any position is
+    above the threshold ("peak"); "fill" takes the attribute for a mask that fills the image, as the
+    paper does.
 
-    The `permutations` of the masks over images are the same for all layers; 0 leaves out the null. Thresholds are exact and need
-    memory for 1 - `quantile` of the activations of the layers; masks take one bit per pixel.
+    The `permutations` of the masks over images are the same for all layers; 0 leaves out the null.
+    Thresholds are exact and need memory for 1 - `quantile` of the activations of the layers; masks
+    take one bit per pixel.
 
-    Raises LayerError (a layer without a grid for masks, unknown layers), ImagesError (no image is annotated, masks that cannot
-    be read or have another size than their image) and MeasureError (too few values for the quantile). Warns with
-    UndefinedChannelsWarning about channels that are constant or not finite, and with UndefinedConceptsWarning about concepts that
-    are in no image."""
+    Raises LayerError (a layer without a grid for masks, unknown layers), ImagesError (no image is
+    annotated, masks that cannot be read or have another size than their image) and MeasureError
+    (too few values for the quantile). Warns with UndefinedChannelsWarning about channels that are
+    constant or not finite, and with UndefinedConceptsWarning about concepts that are in no
+    image."""
     check_permutations(permutations)
     source, selected = as_source(images), model.select(layers)
     by = "pixels" if concepts.kind == "masks" else attributes
@@ -223,7 +246,8 @@ def dissect(
     taken = part_of(source, chosen)
     if permutations and len(chosen) < 2:
         raise MeasureError(
-            "one image is annotated, and a permutation null needs two or more: annotate more images, or set permutations=0"
+            "one image is annotated, and a permutation null needs two or more: annotate more "
+            "images, or set permutations=0"
         )
     size = (model.input.size[1], model.input.size[2])
     pixels, known = sample_pixels(size, step), concepts.known[places]
@@ -232,30 +256,46 @@ def dissect(
     total = 1 if by == "peak" else compared[0] * compared[1]
     rng = np.random.default_rng(seed)
     # [permutation, image]: whose mask each image has; the first is the identity.
-    orders = np.stack([np.arange(len(chosen)), *(rng.permutation(len(chosen)) for _ in range(permutations))])
+    orders = np.stack(
+        [np.arange(len(chosen)), *(rng.permutation(len(chosen)) for _ in range(permutations))]
+    )
     # Masks before the network: errors in them are raised at once.
     masks = resized_masks(model, taken, concepts, places, pixels) if by == "pixels" else None
-    maps = None if by == "peak" else {layer.name: upsampler(model, layer, pixels) for layer in selected}
+    maps = (
+        None
+        if by == "peak"
+        else {layer.name: upsampler(model, layer, pixels) for layer in selected}
+    )
     levels = thresholds(model, taken, selected, quantile, batch_size, autocast)
     level = {name: threshold for name, (threshold, _) in levels.items()}
     if masks is not None and maps is not None:
         there = masks.sizes()
-        counts = overlaps(model, taken, selected, level, masks, maps, known, orders, batch_size, autocast)
+        counts = overlaps(
+            model, taken, selected, level, masks, maps, known, orders, batch_size, autocast
+        )
     else:
         assert concepts.attributes is not None
         present = concepts.attributes[places]
         there = present * total
         active = areas(model, taken, selected, level, maps, batch_size, autocast)
-        counts = {name: whole_images(area, present, known, orders, total) for name, area in active.items()}
-    parts = [_layer_dissection(counts[layer.name], *levels[layer.name], total) for layer in selected]
+        counts = {
+            name: whole_images(area, present, known, orders, total) for name, area in active.items()
+        }
+    parts = [
+        _layer_dissection(counts[layer.name], *levels[layer.name], total) for layer in selected
+    ]
     undefined = [int((~levels[layer.name][1]).sum()) for layer in selected]
     warn_undefined(model.record, selected, undefined, "have no threshold and mark no concept")
-    nowhere = [f"'{name}'" for name, pixels_of in zip(concepts.names, there.sum(0), strict=True) if not pixels_of]
+    nowhere = [
+        f"'{name}'"
+        for name, pixels_of in zip(concepts.names, there.sum(0), strict=True)
+        if not pixels_of
+    ]
     if nowhere:
         listed = ", ".join(nowhere[:5]) + (", ..." if len(nowhere) > 5 else "")
         warnings.warn(
-            f"{len(nowhere)} concepts of {concepts.name} are in no image as the network sees them, so that no channel marks them "
-            f"(NaN): {listed}",
+            f"{len(nowhere)} concepts of {concepts.name} are in no image as the network sees them, "
+            f"so that no channel marks them (NaN): {listed}",
             UndefinedConceptsWarning,
             stacklevel=3,
         )
@@ -280,20 +320,26 @@ def dissect(
 
 
 def require_grids(layers: Sequence[Layer], model: Model, by: str) -> None:
-    """Raise LayerError for a layer without a grid of positions; `by` is the unit of comparison, "pixels" or "fill"."""
+    """Raise LayerError for a layer without a grid of positions; `by` is the unit of comparison,
+    "pixels" or "fill"."""
     for layer in layers:
         if layer.grid is None:
             what = "masks cannot be laid over it" if by == "pixels" else "attributes cannot fill it"
             raise LayerError(
-                f"'{layer.name}' of {model.name} has no grid of positions, so {what}; take layers with a grid, such as 'blocks', "
-                "or attributes of whole images (a CSV file, class_concepts) with attributes='peak'"
+                f"'{layer.name}' of {model.name} has no grid of positions, so {what}; take layers "
+                "with a grid, such as 'blocks', or attributes of whole images (a CSV file, "
+                "class_concepts) with attributes='peak'"
             )
 
 
-def _layer_dissection(counts: Counts, threshold: np.ndarray, defined: np.ndarray, total: int) -> dict[str, Any]:
-    """The fields of `Dissection` of one layer, from its counts of pixels, of which an image has `total`.
+def _layer_dissection(
+    counts: Counts, threshold: np.ndarray, defined: np.ndarray, total: int
+) -> dict[str, Any]:
+    """The fields of `Dissection` of one layer, from its counts of pixels, of which an image has
+    `total`.
 
-    The maxima over channels (and concepts) of every permutation correct the p-values (Westfall and Young 1993)."""
+    The maxima over channels (and concepts) of every permutation correct the p-values (Westfall and
+    Young 1993)."""
     iou = np.where(defined[:, None, None], counts.iou, np.nan)
     # What is undefined is never the largest.
     filled = np.where(np.isnan(iou), 0.0, iou)
@@ -324,6 +370,8 @@ def _layer_dissection(counts: Counts, threshold: np.ndarray, defined: np.ndarray
         "chance": iou[:, 1:].mean(1),
         "null95": np.where(somewhere, upper_quantile(best[1:]), np.nan),
         "null_mean": np.where(somewhere, null_mean, np.nan),
-        "p_value": np.where(named, permutation_p(strength * (1 - ROUNDING), peaks[1:, None]), np.nan),
+        "p_value": np.where(
+            named, permutation_p(strength * (1 - ROUNDING), peaks[1:, None]), np.nan
+        ),
         "concept_p": np.where(somewhere, permutation_p(best[0] * (1 - ROUNDING), best[1:]), np.nan),
     }

@@ -1,4 +1,5 @@
-"""Results with one array per layer: construction, look-up by layer, tables, and warnings that count channels."""
+"""Results with one array per layer: construction, look-up by layer, tables, and warnings that count
+channels."""
 
 from __future__ import annotations
 
@@ -23,12 +24,15 @@ class Layerwise:
 
     @classmethod
     def of_layers(cls, parts: Sequence[Mapping[str, Any]], **common: Any) -> Self:
-        """The result with the `common` fields and those of `parts` [layer]: as a tuple over layers where it is declared as one,
-        else as an array [layer, ...]."""
+        """The result with the `common` fields and those of `parts` [layer]: as a tuple over layers
+        where it is declared as one, else as an array [layer, ...]."""
         build: Any = cls
         declared = field_types(build)
         columns = {name: tuple(part[name] for part in parts) for name in parts[0]}
-        fields = {name: column if get_origin(declared[name]) is tuple else np.array(column) for name, column in columns.items()}
+        fields = {
+            name: column if get_origin(declared[name]) is tuple else np.array(column)
+            for name, column in columns.items()
+        }
         result: Self = build(**common, **fields)
         return result
 
@@ -43,7 +47,12 @@ class Layerwise:
     def layer_columns(self, i: int) -> dict[str, Any]:
         """The columns of a table that say which layer it is."""
         layer = self.layers[i]
-        return {"model": self.model.name, "layer": layer.name, "kind": layer.kind, "depth": layer.depth}
+        return {
+            "model": self.model.name,
+            "layer": layer.name,
+            "kind": layer.kind,
+            "depth": layer.depth,
+        }
 
     def layer_frame(self, i: int) -> pd.DataFrame:
         """The rows of `to_frame` of layer `i`."""
@@ -60,13 +69,17 @@ def finite_median(values: np.ndarray) -> float:
     return float(np.median(known)) if len(known) else float("nan")
 
 
-def warn_undefined(model: ModelRecord, layers: Sequence[Layer], undefined: Sequence[int], consequence: str) -> None:
-    """Warn with UndefinedChannelsWarning about the number of `undefined` channels [layer], and what follows for them."""
+def warn_undefined(
+    model: ModelRecord, layers: Sequence[Layer], undefined: Sequence[int], consequence: str
+) -> None:
+    """Warn with UndefinedChannelsWarning about the number of `undefined` channels [layer], and what
+    follows for them."""
     bad = [f"{n} of '{layer.name}'" for layer, n in zip(layers, undefined, strict=True) if n]
     if bad:
         listed = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")
         warnings.warn(
-            f"channels of {model.name} that are constant or not finite {consequence} (NaN): {listed}",
+            f"channels of {model.name} that are constant or not finite {consequence} (NaN): "
+            f"{listed}",
             UndefinedChannelsWarning,
             stacklevel=4,
         )

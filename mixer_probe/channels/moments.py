@@ -1,7 +1,9 @@
-"""Moments, extremes, counts and covariances of channels that add up over batches, processes and machines.
+"""Moments, extremes, counts and covariances of channels that add up over batches, processes and
+machines.
 
-Central moments to the fourth order in float64 by the update formulas of Pébay (2008), which for the second order are those of
-Chan, Golub and LeVeque (1983): moments about 0 would lose their digits where the mean is far above the spread.
+Central moments to the fourth order in float64 by the update formulas of Pébay (2008), which for the
+second order are those of Chan, Golub and LeVeque (1983): moments about 0 would lose their digits
+where the mean is far above the spread.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from torch import Tensor
 from mixer_probe.channels.quantiles import BUCKETS, histogram
 from mixer_probe.models.layer import Layer
 
-# Layers of more channels get no covariance unless it is asked for: it grows with the square of the channels.
+# Layers of more channels get no covariance unless it is asked for: it grows with the square of the
+# channels.
 WIDEST = 2048
 _LARGEST_INT32 = 2**31 - 1
 # Values in float64 at a time: few enough to stay in the cache of a core, or to fill a GPU.
@@ -28,7 +31,8 @@ _ROWS = 1024
 
 @dataclass
 class Central:
-    """Number of values, their mean [channel] and the sums of the second to fourth powers of deviations from it, float64."""
+    """Number of values, their mean [channel] and the sums of the second to fourth powers of
+    deviations from it, float64."""
 
     count: int
     mean: Tensor
@@ -53,7 +57,12 @@ class Central:
         step = other.mean - self.mean
         s = step / n
         second = self.second + other.second + step * s * (a * b)
-        third = self.third + other.third + step * s**2 * (a * b * (a - b)) + 3 * s * (a * other.second - b * self.second)
+        third = (
+            self.third
+            + other.third
+            + step * s**2 * (a * b * (a - b))
+            + 3 * s * (a * other.second - b * self.second)
+        )
         fourth = (
             self.fourth
             + other.fourth
@@ -68,8 +77,8 @@ class Central:
 class LayerMoments:
     """Moments, extremes and counts of one layer, on its device.
 
-    `counts` [channel, bucket] is the sketch of the quantiles, `scatter` [channel, channel] the sum of products of deviations;
-    either may be absent."""
+    `counts` [channel, bucket] is the sketch of the quantiles, `scatter` [channel, channel] the sum
+    of products of deviations; either may be absent."""
 
     central: Central
     minimum: Tensor
@@ -81,8 +90,12 @@ class LayerMoments:
 
     def copy(self) -> LayerMoments:
         """One that can be added to without a change to this one."""
-        counts, scatter = (None if part is None else part.clone() for part in (self.counts, self.scatter))
-        return LayerMoments(self.central, self.minimum, self.maximum, self.zeros, self.nonpositive, counts, scatter)
+        counts, scatter = (
+            None if part is None else part.clone() for part in (self.counts, self.scatter)
+        )
+        return LayerMoments(
+            self.central, self.minimum, self.maximum, self.zeros, self.nonpositive, counts, scatter
+        )
 
     def add(self, other: LayerMoments) -> None:
         """Add the values of `other`, on any device, in place."""
@@ -90,13 +103,18 @@ class LayerMoments:
         if self.scatter is None or other.scatter is None:
             self.scatter = None
         else:
-            step, weight = other.central.mean - self.central.mean, self.central.count * other.central.count / count
+            step, weight = (
+                other.central.mean - self.central.mean,
+                self.central.count * other.central.count / count,
+            )
             self.scatter = self.scatter.add_(other.scatter).addr_(step, step, alpha=weight)
         if self.counts is None or other.counts is None:
             self.counts = None
         else:
             # Half the memory until a count could leave the range.
-            self.counts = (self.counts.long() if count > _LARGEST_INT32 else self.counts).add_(other.counts)
+            self.counts = (self.counts.long() if count > _LARGEST_INT32 else self.counts).add_(
+                other.counts
+            )
         self.central = self.central.joined(other.central)
         self.minimum = torch.minimum(self.minimum, other.minimum)
         self.maximum = torch.maximum(self.maximum, other.maximum)
@@ -108,33 +126,49 @@ class LayerMoments:
         if self.minimum.device == device:
             return self
         c = self.central
-        central = Central(c.count, *(part.to(device) for part in (c.mean, c.second, c.third, c.fourth)))
+        central = Central(
+            c.count, *(part.to(device) for part in (c.mean, c.second, c.third, c.fourth))
+        )
         rest = (self.minimum, self.maximum, self.zeros, self.nonpositive)
-        optional = (None if part is None else part.to(device) for part in (self.counts, self.scatter))
+        optional = (
+            None if part is None else part.to(device) for part in (self.counts, self.scatter)
+        )
         return LayerMoments(central, *(part.to(device) for part in rest), *optional)
 
 
 def channel_moments(layer: Layer, positions: Tensor, prefix: Tensor | None) -> LayerMoments:
-    """Reducer: the moments of one layer [image, position, channel] for `ChannelMoments.update`, without prefix tokens."""
+    """Reducer: the moments of one layer [image, position, channel] for `ChannelMoments.update`,
+    without prefix tokens."""
     return measured(layer, positions, prefix)
 
 
 def measured(
-    _layer: Layer, positions: Tensor, _prefix: Tensor | None, *, quantiles: bool = True, covariance: bool | None = None
+    _layer: Layer,
+    positions: Tensor,
+    _prefix: Tensor | None,
+    *,
+    quantiles: bool = True,
+    covariance: bool | None = None,
 ) -> LayerMoments:
-    """As `channel_moments`, with or without the sketch of the quantiles and the covariance (None: up to `WIDEST` channels)."""
+    """As `channel_moments`, with or without the sketch of the quantiles and the covariance (None:
+    up to `WIDEST` channels)."""
     wanted = positions.shape[-1] <= WIDEST if covariance is None else covariance
     # Apple's GPUs have no float64.
     there = positions.cpu() if positions.device.type == "mps" else positions
     images, places, channels = there.shape
-    # At least as many values as the table of counts has places, lest the table be filled again and again.
+    # At least as many values as the table of counts has places, lest the table be filled again and
+    # again.
     values = _GPU_VALUES if there.is_cuda else max(4 * _CPU_VALUES, 2 * channels * BUCKETS)
     total: LayerMoments | None = None
-    # A few images at a time: the channels of a CNN lie apart in memory and have to be copied together.
+    # A few images at a time: the channels of a CNN lie apart in memory and have to be copied
+    # together.
     for part in torch.split(there, max(1, values // (places * channels))) if images else ():
         flat = part.reshape(-1, channels)
         flat = flat if flat.dtype is torch.float64 else flat.float()
-        central = reduce(Central.joined, map(Central.of, _pieces(flat, _GPU_VALUES if flat.is_cuda else _CPU_VALUES)))
+        central = reduce(
+            Central.joined,
+            map(Central.of, _pieces(flat, _GPU_VALUES if flat.is_cuda else _CPU_VALUES)),
+        )
         moments = LayerMoments(
             central,
             flat.amin(0),
@@ -160,7 +194,8 @@ def _pieces(flat: Tensor, values: int) -> Iterator[Tensor]:
 def _scatter(flat: Tensor, mean: Tensor) -> Tensor:
     """Sum of products of deviations from the mean [channel, channel], float64.
 
-    Deviations of float32 values are multiplied in float32, a thousand rows at a time, and added up in float64."""
+    Deviations of float32 values are multiplied in float32, a thousand rows at a time, and added up
+    in float64."""
     centre = mean.to(flat.dtype)
     total = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=flat.device)
     for rows in _pieces(flat, _ROWS * flat.shape[1]):

@@ -1,4 +1,5 @@
-"""How many channels a classifier needs: accuracy from the most selective channels, and from as many at random."""
+"""How many channels a classifier needs: accuracy from the most selective channels, and from as many
+at random."""
 
 from __future__ import annotations
 
@@ -25,11 +26,13 @@ Probe = Literal["ridge", "centroid"]
 
 @dataclass(frozen=True)
 class ChannelsNeeded(Layerwise, Result):
-    """Accuracy on the test images of a classifier on few channels of a layer. Tuples are over layers.
+    """Accuracy on the test images of a classifier on few channels of a layer. Tuples are over
+    layers.
 
-    `counts` [count] are numbers of channels, the last all of the layer. `selective` [count] is the accuracy of the most selective
-    channels of the training images, class by class in turn. `random` [count, draw] is that of random channels; the subsets of a
-    draw are nested. `chance` is the fraction of test images in the most frequent class. The probe is "ridge" (penalty by
+    `counts` [count] are numbers of channels, the last all of the layer. `selective` [count] is the
+    accuracy of the most selective channels of the training images, class by class in turn. `random`
+    [count, draw] is that of random channels; the subsets of a draw are nested. `chance` is the
+    fraction of test images in the most frequent class. The probe is "ridge" (penalty by
     leave-one-out accuracy) or "centroid" (nearest class mean of standardised channels)."""
 
     title: ClassVar[str] = "Channels needed"
@@ -49,7 +52,8 @@ class ChannelsNeeded(Layerwise, Result):
 
     @checked(MeasureError)
     def needed(self, share: float = 0.9) -> np.ndarray:
-        """The smallest of `counts` [layer] that reaches the fraction `share` of the gain over chance of all channels.
+        """The smallest of `counts` [layer] that reaches the fraction `share` of the gain over
+        chance of all channels.
 
         NaN for a layer in which all channels do no better than chance."""
         found = np.full(len(self.layers), np.nan)
@@ -93,8 +97,9 @@ def channels_needed(
 ) -> ChannelsNeeded:
     """Accuracy on `test` of classifiers fitted to subsets of the channels of `train`, per layer.
 
-    `counts` are by default 1, 2, 4, ... and all channels. Channels that are constant in `train` come last. Raises MeasureError
-    for runs of different layers, counts or draws below 1 and an unknown probe; ImagesError for labels as `linear_probe` does."""
+    `counts` are by default 1, 2, 4, ... and all channels. Channels that are constant in `train`
+    come last. Raises MeasureError for runs of different layers, counts or draws below 1 and an
+    unknown probe; ImagesError for labels as `linear_probe` does."""
     if counts is not None and (not len(counts) or min(counts) < 1):
         raise MeasureError(f"counts of channels are 1 or more, not {counts}")
     check_runs(train, test)
@@ -104,13 +109,19 @@ def channels_needed(
     for i, layer in enumerate(train.layers):
         data = (image_means(train, layer.name), y, image_means(test, layer.name), y_test)
         ranked = round_robin(ranking, i)
-        sizes = 2 ** np.arange(int(np.log2(len(ranked))) + 1) if counts is None else np.asarray(counts)
+        sizes = (
+            2 ** np.arange(int(np.log2(len(ranked))) + 1) if counts is None else np.asarray(counts)
+        )
         sizes = np.unique(np.append(sizes[sizes < len(ranked)], len(ranked)))
         rng = np.random.default_rng([seed, i])
         orders = [ranked, *(rng.permutation(len(ranked)) for _ in range(draws))]
-        found = np.array([[_accuracy(data, order[:size], probe) for order in orders] for size in sizes[:-1]])
+        found = np.array(
+            [[_accuracy(data, order[:size], probe) for order in orders] for size in sizes[:-1]]
+        )
         # All channels are the same ones in any order.
-        found = np.vstack([found.reshape(-1, len(orders)), np.full(len(orders), _accuracy(data, ranked, probe))])
+        found = np.vstack(
+            [found.reshape(-1, len(orders)), np.full(len(orders), _accuracy(data, ranked, probe))]
+        )
         parts.append({"counts": sizes, "selective": found[:, 0], "random": found[:, 1:]})
     return ChannelsNeeded.of_layers(
         parts,
@@ -127,7 +138,8 @@ def channels_needed(
 
 
 def round_robin(selectivity: ClassSelectivity, i: int) -> np.ndarray:
-    """All channels of layer `i` by selectivity: the best for every class, then the second best for each, and so on.
+    """All channels of layer `i` by selectivity: the best for every class, then the second best for
+    each, and so on.
 
     Taken by strength alone, the first channels could all be of one class."""
     away = np.nan_to_num(np.abs(selectivity.auroc[i] - 0.5), nan=-1.0)
@@ -139,7 +151,9 @@ def round_robin(selectivity: ClassSelectivity, i: int) -> np.ndarray:
     return np.asarray(ranked[np.sort(first)])
 
 
-def _accuracy(data: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], channels: np.ndarray, probe: Probe) -> float:
+def _accuracy(
+    data: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], channels: np.ndarray, probe: Probe
+) -> float:
     X, y, X_test, y_test = data
     fitted = RidgeProbe(None) if probe == "ridge" else CentroidProbe(standardize=True)
     return float((fitted.fit(X[:, channels], y).predict(X_test[:, channels]) == y_test).mean())

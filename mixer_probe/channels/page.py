@@ -1,4 +1,5 @@
-"""A page about one channel: its top and bottom images, activation maps, statistics, class selectivity and best matches."""
+"""A page about one channel: its top and bottom images, activation maps, statistics, class
+selectivity and best matches."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 from mixer_probe.similarity.inputs import RepresentationsLike
 
-# (model, layer, channel, correlation, p corrected for all pairs of channels) of a best-matching channel
+# (model, layer, channel, correlation, p corrected for all pairs of channels) of a best-matching
+# channel
 Partner = tuple[str, str, int, float, float]
 
 
@@ -32,9 +34,10 @@ Partner = tuple[str, str, int, float, float]
 class Exhibit:
     """Images at one end of a channel, the most extreme first.
 
-    `values` and `ids` [k]; `pictures` uint8 RGB [k, height, width, 3]; `maps` [k, rows, columns] are the channel's activations;
-    `boxes` [k, 4] are (top, left, bottom, right) of the grid cell of the peak as fractions of height and width, the whole image
-    where several cells have the peak; `classes` [k] are the names of the images' classes, none without labels."""
+    `values` and `ids` [k]; `pictures` uint8 RGB [k, height, width, 3]; `maps` [k, rows, columns]
+    are the channel's activations; `boxes` [k, 4] are (top, left, bottom, right) of the grid cell of
+    the peak as fractions of height and width, the whole image where several cells have the peak;
+    `classes` [k] are the names of the images' classes, none without labels."""
 
     values: np.ndarray
     ids: np.ndarray
@@ -45,18 +48,32 @@ class Exhibit:
 
     @classmethod
     def of(
-        cls, model: Model, images: ImageSource | Tensor, end: TopImages, channel: int, *, pixels: int, batch_size: int
+        cls,
+        model: Model,
+        images: ImageSource | Tensor,
+        end: TopImages,
+        channel: int,
+        *,
+        pixels: int,
+        batch_size: int,
     ) -> Exhibit:
-        """The images at one end of a channel, their pictures with `pixels` on the longer side or fewer."""
+        """The images at one end of a channel, their pictures with `pixels` on the longer side or
+        fewer."""
         i = end.place(channel)
-        maps = activation_maps(model, images, end.index[i], end.layer.name, channel, batch_size=batch_size)
+        maps = activation_maps(
+            model, images, end.index[i], end.layer.name, channel, batch_size=batch_size
+        )
         flat = maps.reshape(len(maps), -1) * (-1 if end.lowest else 1)
-        boxes = replace(end, position=flat.argmax(1)[None]).boxes[0] / np.array([*end.input_size, *end.input_size])
+        boxes = replace(end, position=flat.argmax(1)[None]).boxes[0] / np.array(
+            [*end.input_size, *end.input_size]
+        )
         # Several cells have the peak where a ReLU leaves zeros.
         shared = (flat == flat.max(1, keepdims=True)).sum(1) > 1
         classes: tuple[str, ...] = ()
         if not isinstance(images, Tensor) and images.labels is not None:
-            classes = tuple(class_name(int(label), images.class_names) for label in images.labels[end.index[i]])
+            classes = tuple(
+                class_name(int(label), images.class_names) for label in images.labels[end.index[i]]
+            )
         return cls(
             values=end.values[i],
             ids=end.ids[i],
@@ -69,12 +86,15 @@ class Exhibit:
 
 @dataclass(frozen=True)
 class ChannelPage(Result):
-    """One channel: the images that activate it most and least, statistics, selectivity by class, best-matching channels.
+    """One channel: the images that activate it most and least, statistics, selectivity by class,
+    best-matching channels.
 
-    `statistics` are numbers by name, empty if none were given; `auroc` and `dprime` [class] likewise; `selectivity_p` is
-    corrected for classes and for the channels of the layer, and `relation` is the channel's response to its best-separated class
-    ("responds to", "is suppressed by", or "separates" where its sign has no meaning). `partners` are the best-matching channels
-    of other layers as (model, layer, channel, correlation, corrected p). `rule` is the rule that selected the channel, if any."""
+    `statistics` are numbers by name, empty if none were given; `auroc` and `dprime` [class]
+    likewise; `selectivity_p` is corrected for classes and for the channels of the layer, and
+    `relation` is the channel's response to its best-separated class ("responds to", "is suppressed
+    by", or "separates" where its sign has no meaning). `partners` are the best-matching channels of
+    other layers as (model, layer, channel, correlation, corrected p). `rule` is the rule that
+    selected the channel, if any."""
 
     title: ClassVar[str] = "Channel page"
 
@@ -98,7 +118,9 @@ class ChannelPage(Result):
     @property
     def best_class(self) -> int | None:
         """Index of the best-separated class, whose AUROC is furthest from 1/2; None without one."""
-        return int(np.nanargmax(np.abs(self.auroc - 0.5))) if np.isfinite(self.auroc).any() else None
+        return (
+            int(np.nanargmax(np.abs(self.auroc - 0.5))) if np.isfinite(self.auroc).any() else None
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """One row per image shown."""
@@ -134,20 +156,23 @@ def channel_pages(
     reps: RepresentationsLike | None = None,
     batch_size: int = 64,
 ) -> list[ChannelPage]:
-    """Pages of the given channels, from one pass over the images and a short one per page over those shown.
+    """Pages of the given channels, from one pass over the images and a short one per page over
+    those shown.
 
-    `channels` are one or several by layer. `by` ranks images by the peak over positions or the "mean", which selectivity is
-    measured on.
+    `channels` are one or several by layer. `by` ranks images by the peak over positions or the
+    "mean", which selectivity is measured on.
 
-    Pictures larger than `pixels` are reduced. `statistics` and `selectivity` of the same model fill their parts of the page where
-    they contain the layer, and `partners` those of which the layer is A. `reps` is a run of the same model on the same images
-    with means over positions: by="mean" then needs no pass. Raises LayerError and ImagesError as `top_images`, and MeasureError
-    for `reps` of another network or of other images, and for `statistics` or `selectivity` of another network."""
+    Pictures larger than `pixels` are reduced. `statistics` and `selectivity` of the same model fill
+    their parts of the page where they contain the layer, and `partners` those of which the layer is
+    A. `reps` is a run of the same model on the same images with means over positions: by="mean"
+    then needs no pass. Raises LayerError and ImagesError as `top_images`, and MeasureError for
+    `reps` of another network or of other images, and for `statistics` or `selectivity` of another
+    network."""
     for name, given in (("statistics", statistics), ("selectivity", selectivity)):
         if given is not None and given.model.fingerprint != model.record.fingerprint:
             raise MeasureError(
-                f"{name}= is of {given.model.name}, whose weights, settings or preprocessing are not those of {model.name}: "
-                "measure this network as it is now"
+                f"{name}= is of {given.model.name}, whose weights, settings or preprocessing are "
+                f"not those of {model.name}: measure this network as it is now"
             )
     if reps is not None and by == "mean":
         found = top_means(model, images, reps, channels, k)
@@ -157,8 +182,13 @@ def channel_pages(
     for ends in found:
         record, layer = ends[0].images, ends[0].layer
         for channel in ends[0].channels.tolist():
-            top, lowest = (Exhibit.of(model, images, end, channel, pixels=pixels, batch_size=batch_size) for end in ends)
-            page = ChannelPage(ends[0].model, record, layer, channel, ends[0].n, ends[0].by, top, lowest)
+            top, lowest = (
+                Exhibit.of(model, images, end, channel, pixels=pixels, batch_size=batch_size)
+                for end in ends
+            )
+            page = ChannelPage(
+                ends[0].model, record, layer, channel, ends[0].n, ends[0].by, top, lowest
+            )
             if statistics is not None and layer.name in statistics:
                 page = replace(page, statistics=statistics.of_channel(layer.name, channel))
             if selectivity is not None and layer.name in selectivity:
@@ -177,10 +207,17 @@ def channel_pages(
 
 
 def with_partners(page: ChannelPage, partners: Sequence[ChannelPartners]) -> ChannelPage:
-    """The page with the best match of its channel in each of the `partners` of which its layer is A, the strongest first."""
+    """The page with the best match of its channel in each of the `partners` of which its layer is
+    A, the strongest first."""
     layer, channel = page.layer.name, page.channel
     listed = [
-        (p.model_b.name, p.layer_b.name, int(match), float(p.correlation[channel, 0]), float(p.p_corrected[channel]))
+        (
+            p.model_b.name,
+            p.layer_b.name,
+            int(match),
+            float(p.correlation[channel, 0]),
+            float(p.p_corrected[channel]),
+        )
         for p in partners
         if p.model_a.fingerprint == page.model.fingerprint and p.layer_a.name == layer
         if (match := p.partner[channel, 0]) >= 0

@@ -1,4 +1,5 @@
-"""Best-matching channels of two networks: for every channel of one, the most correlated channel of another, against chance."""
+"""Best-matching channels of two networks: for every channel of one, the most correlated channel of
+another, against chance."""
 
 from __future__ import annotations
 
@@ -35,18 +36,22 @@ BINS = np.linspace(0, 1, 41)
 
 @dataclass(frozen=True)
 class ChannelPartners(Result):
-    """For every channel of layer A its best-matching channels of layer B, over the same images (Li et al. 2016).
+    """For every channel of layer A its best-matching channels of layer B, over the same images (Li
+    et al. 2016).
 
-    `partner` [channel of A, k] are channels of B by the size of Pearson's correlation, `correlation` [channel of A, k] that with
-    its sign: the sign of a channel means nothing where a linear map follows. -1 and NaN for constant channels. `best_of_b`
-    [channel of B] is the channel of A that each channel of B correlates with most.
+    `partner` [channel of A, k] are channels of B by the size of Pearson's correlation,
+    `correlation` [channel of A, k] that with its sign: the sign of a channel means nothing where a
+    linear map follows. -1 and NaN for constant channels. `best_of_b` [channel of B] is the channel
+    of A that each channel of B correlates with most.
 
-    The null of a channel is the largest |r| over all of B when the images of B are permuted with all their positions (in the
-    random circular orders of `similarity.nulls.Pairings`). `p_value` [channel of A] is the fraction of permutations in which it
-    is as large as the channel's own best |r|, +1 in both; `threshold` [channel of A] is its 95th percentile; `null_counts` [40]
-    are counts of the null of all channels between `BINS`, and `null_max` [permutation] is the largest of all channels, with
-    which `p_corrected` compares. `over` is "images" (means over positions) or "positions": every cell of the common `grid` of
-    every image is an observation. `n` counts images."""
+    The null of a channel is the largest |r| over all of B when the images of B are permuted with
+    all their positions (in the random circular orders of `similarity.nulls.Pairings`). `p_value`
+    [channel of A] is the fraction of permutations in which it is as large as the channel's own best
+    |r|, +1 in both; `threshold` [channel of A] is its 95th percentile; `null_counts` [40] are
+    counts of the null of all channels between `BINS`, and `null_max` [permutation] is the largest
+    of all channels, with which `p_corrected` compares. `over` is "images" (means over positions) or
+    "positions": every cell of the common `grid` of every image is an observation. `n` counts
+    images."""
 
     title: ClassVar[str] = "Best-matching channels"
 
@@ -80,7 +85,8 @@ class ChannelPartners(Result):
 
     @property
     def share_above(self) -> float:
-        """The fraction of varying channels of A whose best match is above the null at 5 %: 0.05 by chance."""
+        """The fraction of varying channels of A whose best match is above the null at 5 %: 0.05 by
+        chance."""
         return _fraction_below(self.p_value)
 
     @property
@@ -116,7 +122,8 @@ class ChannelPartners(Result):
 
 
 def strength_p(strength: np.ndarray | float, null: np.ndarray) -> np.ndarray:
-    """p-values of best |r| [...] under the same of permutations [m, ...], which has the rounding of float32; NaN without any."""
+    """p-values of best |r| [...] under the same of permutations [m, ...], which has the rounding of
+    float32; NaN without any."""
     size = np.asarray(strength) * (1 - NULL_ROUNDING)
     return np.asarray(permutation_p(size, null) if len(null) else np.full(size.shape, np.nan))
 
@@ -139,21 +146,28 @@ def channel_partners(
     permutations: int = 999,
     seed: int = 0,
 ) -> ChannelPartners:
-    """The `k` channels of B that correlate most with each channel of A, in absolute value, and their permutation null.
+    """The `k` channels of B that correlate most with each channel of A, in absolute value, and
+    their permutation null.
 
-    `over="positions"` needs runs with reduce="none" and takes every cell of a common `grid`, by default the coarser of both, as
-    an observation. Raises LayerError for an unknown layer, MeasureError for runs of different images, fewer than three of them,
-    positions that form no grid, or too few permutations. Warns with UndefinedChannelsWarning about constant channels."""
+    `over="positions"` needs runs with reduce="none" and takes every cell of a common `grid`, by
+    default the coarser of both, as an observation. Raises LayerError for an unknown layer,
+    MeasureError for runs of different images, fewer than three of them, positions that form no
+    grid, or too few permutations. Warns with UndefinedChannelsWarning about constant channels."""
     check_permutations(permutations)
     check_same_images(reps_a, reps_b)
     if len(reps_a.ids) < 3:
-        raise MeasureError(f"{len(reps_a.ids)} images are too few for a correlation: take 3 or more")
+        raise MeasureError(
+            f"{len(reps_a.ids)} images are too few for a correlation: take 3 or more"
+        )
     a, b = _layer(reps_a, layer_a), _layer(reps_b, layer_b)
     shared = None
     if over == "positions":
         for layer in (a, b):
             if layer.grid is None:
-                raise MeasureError(f"the positions of layer '{layer.name}' form no grid of rows and columns: take over='images'")
+                raise MeasureError(
+                    f"the positions of layer '{layer.name}' form no grid of rows and columns: take "
+                    "over='images'"
+                )
         assert a.grid is not None
         assert b.grid is not None
         shared = grid or (min(a.grid[0], b.grid[0]), min(a.grid[1], b.grid[1]))
@@ -162,7 +176,8 @@ def channel_partners(
         bad = int((~torch.isfinite(standardised[0, 0])).sum())
         if bad:
             warnings.warn(
-                f"{bad} channels of '{layer.name}' of {reps.model.name} are constant or not finite and have no best match (NaN)",
+                f"{bad} channels of '{layer.name}' of {reps.model.name} are constant or not finite "
+                "and have no best match (NaN)",
                 UndefinedChannelsWarning,
                 stacklevel=3,
             )
@@ -184,7 +199,9 @@ def channel_partners(
         correlation=correlation,
         best_of_b=_best(r.T, 1)[0][:, 0],
         p_value=strength_p(np.abs(correlation[:, 0]), null),
-        threshold=np.asarray(upper_quantile(null)) if permutations else np.full(len(partner), np.nan),
+        threshold=np.asarray(upper_quantile(null))
+        if permutations
+        else np.full(len(partner), np.nan),
         null_counts=np.histogram(null[np.isfinite(null)], BINS)[0],
         null_max=max_null(null, 1),
     )
@@ -196,14 +213,17 @@ def _layer(reps: RepresentationsLike, name: str) -> Layer:
 
 
 def _standardised(reps: RepresentationsLike, layer: Layer, grid: tuple[int, int] | None) -> Tensor:
-    """Activations [image, cell, channel] in float64, one cell for `grid` None: deviations from each channel's mean over images
-    and cells, of length 1; all NaN for channels that are constant."""
+    """Activations [image, cell, channel] in float64, one cell for `grid` None: deviations from each
+    channel's mean over images and cells, of length 1; all NaN for channels that are constant."""
     if grid is None:
         x = torch.from_numpy(np.array(image_means(reps, layer.name)))[:, None]
     else:
         values = np.array(reps[layer.name], dtype=np.float64)
         if values.ndim != 3:
-            raise MeasureError(f"layer '{layer.name}' of {reps.model.name} has no positions here: extract with reduce='none'")
+            raise MeasureError(
+                f"layer '{layer.name}' of {reps.model.name} has no positions here: extract with "
+                "reduce='none'"
+            )
         x = to_grid(torch.from_numpy(values), layer, grid)
     centred = x - x.mean((0, 1))
     length = torch.linalg.vector_norm(centred, dim=(0, 1))
@@ -216,13 +236,17 @@ def _best(r: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
     size = r.abs().nan_to_num(nan=-1.0)
     order = size.argsort(dim=1, descending=True, stable=True)[:, :k]
     defined = size.gather(1, order) >= 0
-    return torch.where(defined, order, -1).numpy(), torch.where(defined, r.gather(1, order), torch.nan).numpy()
+    return torch.where(defined, order, -1).numpy(), torch.where(
+        defined, r.gather(1, order), torch.nan
+    ).numpy()
 
 
 def _null(X: Tensor, Y: Tensor, permutations: int, seed: int) -> np.ndarray:
-    """The largest |r| of each channel of A [permutation, channel] with the images of B shifted along random circular orders.
+    """The largest |r| of each channel of A [permutation, channel] with the images of B shifted
+    along random circular orders.
 
-    Correlations of all shifts of one order are a circular cross-correlation over the images, by FFT, added over cells."""
+    Correlations of all shifts of one order are a circular cross-correlation over the images, by
+    FFT, added over cells."""
     known = Y[:, :, torch.isfinite(Y[0, 0])].float().numpy()
     x = X.float().numpy()
     found = np.full((permutations, X.shape[2]), np.nan)

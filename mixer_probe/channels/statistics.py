@@ -1,4 +1,5 @@
-"""Channel statistics in one pass: moments, quantiles, dead, always-on and massive channels, and clusters of channels."""
+"""Channel statistics in one pass: moments, quantiles, dead, always-on and massive channels, and
+clusters of channels."""
 
 from __future__ import annotations
 
@@ -23,7 +24,13 @@ from mixer_probe.core.validate import checked
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
 
-__all__ = ["MASSIVE", "ChannelMoments", "ChannelStatistics", "channel_moments", "channel_statistics"]
+__all__ = [
+    "MASSIVE",
+    "ChannelMoments",
+    "ChannelStatistics",
+    "channel_moments",
+    "channel_statistics",
+]
 
 # How many times the layer's median magnitude an activation has to exceed to be called massive.
 MASSIVE = 100.0
@@ -33,21 +40,24 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class ChannelStatistics(Layerwise, Result):
-    """Statistics per layer and channel, over all images and positions without prefix tokens. Arrays are tuples over layers,
-    [channel].
+    """Statistics per layer and channel, over all images and positions without prefix tokens. Arrays
+    are tuples over layers, [channel].
 
-    `std` is the population standard deviation, `skew` m3/m2^1.5 and `kurtosis` m4/m2^2 - 3 of the population (as SciPy's
-    defaults), NaN for channels that do not vary. `share_zero` counts exact zeros, `share_nonpositive` values <= 0. `quantiles`
-    [channel, level] are within `quantiles.RELATIVE_ERROR` of the order statistics at `levels`. `median_magnitude` [layer] is
-    the median of |a| over all values of a layer that are not zero; `share_massive` is the fraction of values more than
-    `massive_ratio` times as large (after Sun et al. 2024, whose own rule is 1000 times the median and above 100; see
-    `largest_ratio`). `participation` [layer] is tr(C)^2 / tr(C^2) of the covariance of the channels. `nearest` is the channel of
-    the same layer with the strongest correlation, of either sign, `nearest_correlation` that correlation, `cluster` the number
-    of its cluster by average linkage of 1 - |r| cut at 1/2 (0: does not vary). Those from the covariance are absent (NaN, -1, 0)
-    for layers wider than `moments.WIDEST`. `n` counts images; `values` the numbers behind a channel.
+    `std` is the population standard deviation, `skew` m3/m2^1.5 and `kurtosis` m4/m2^2 - 3 of the
+    population (as SciPy's defaults), NaN for channels that do not vary. `share_zero` counts exact
+    zeros, `share_nonpositive` values <= 0. `quantiles` [channel, level] are within
+    `quantiles.RELATIVE_ERROR` of the order statistics at `levels`. `median_magnitude` [layer] is
+    the median of |a| over all values of a layer that are not zero; `share_massive` is the fraction
+    of values more than `massive_ratio` times as large (after Sun et al. 2024, whose own rule is
+    1000 times the median and above 100; see `largest_ratio`). `participation` [layer] is tr(C)^2 /
+    tr(C^2) of the covariance of the channels. `nearest` is the channel of the same layer with the
+    strongest correlation, of either sign, `nearest_correlation` that correlation, `cluster` the
+    number of its cluster by average linkage of 1 - |r| cut at 1/2 (0: does not vary). Those from
+    the covariance are absent (NaN, -1, 0) for layers wider than `moments.WIDEST`. `n` counts
+    images; `values` the numbers behind a channel.
 
-    A channel is dead when it has the same value for every image and position. Results of earlier versions lack the fields that
-    have a default."""
+    A channel is dead when it has the same value for every image and position. Results of earlier
+    versions lack the fields that have a default."""
 
     title: ClassVar[str] = "Channel statistics"
 
@@ -81,20 +91,27 @@ class ChannelStatistics(Layerwise, Result):
 
     @property
     def always_on(self) -> tuple[np.ndarray, ...]:
-        """Per layer, which channels [channel] are above zero for every image and position, and not dead."""
+        """Per layer, which channels [channel] are above zero for every image and position, and not
+        dead."""
         return tuple((low > 0) & ~dead for low, dead in zip(self.minimum, self.dead, strict=True))
 
     @property
     def largest_ratio(self) -> tuple[np.ndarray, ...]:
-        """Per layer, the largest magnitude of each channel [channel] over the layer's median magnitude."""
+        """Per layer, the largest magnitude of each channel [channel] over the layer's median
+        magnitude."""
         if self.median_magnitude is None:
             return ()
-        peaks = (np.maximum(-low, high) for low, high in zip(self.minimum, self.maximum, strict=True))
-        return tuple(peak / median for peak, median in zip(peaks, self.median_magnitude, strict=True))
+        peaks = (
+            np.maximum(-low, high) for low, high in zip(self.minimum, self.maximum, strict=True)
+        )
+        return tuple(
+            peak / median for peak, median in zip(peaks, self.median_magnitude, strict=True)
+        )
 
     @property
     def massive(self) -> tuple[np.ndarray, ...]:
-        """Per layer, which channels [channel] have an activation above `massive_ratio` times the layer's median magnitude."""
+        """Per layer, which channels [channel] have an activation above `massive_ratio` times the
+        layer's median magnitude."""
         return tuple(ratio > self.massive_ratio for ratio in self.largest_ratio)
 
     def layer_frame(self, i: int) -> pd.DataFrame:
@@ -104,28 +121,53 @@ class ChannelStatistics(Layerwise, Result):
             **self.layer_columns(i),
             "channel": np.arange(layer.channels),
         }
-        names = ["mean", "std", "minimum", "maximum", "share_zero", "share_nonpositive", "dead", "always_on"]
-        later = ("skew", "kurtosis", "share_massive", "largest_ratio", "nearest", "nearest_correlation", "cluster")
+        names = [
+            "mean",
+            "std",
+            "minimum",
+            "maximum",
+            "share_zero",
+            "share_nonpositive",
+            "dead",
+            "always_on",
+        ]
+        later = (
+            "skew",
+            "kurtosis",
+            "share_massive",
+            "largest_ratio",
+            "nearest",
+            "nearest_correlation",
+            "cluster",
+        )
         names += [name for name in later if getattr(self, name)]
         columns |= {name: getattr(self, name)[i] for name in names}
         if self.quantiles:
-            columns |= {f"q{100 * level:g}": self.quantiles[i][:, k] for k, level in enumerate(self.levels)}
+            columns |= {
+                f"q{100 * level:g}": self.quantiles[i][:, k] for k, level in enumerate(self.levels)
+            }
         return pd.DataFrame({**columns, "n_images": self.n, "n_values": self.values[i]})
 
     def of_channel(self, layer: str, channel: int) -> dict[str, float]:
-        """The statistics of one channel by name, with the size of its cluster. Raises LayerError for an unknown layer."""
+        """The statistics of one channel by name, with the size of its cluster. Raises LayerError
+        for an unknown layer."""
         i = self.index(layer)
         row = self.layer_frame(i).iloc[channel].drop(["model", "layer", "kind", "depth", "channel"])
         numbers = {str(name): float(value) for name, value in row.items()}
         if self.cluster:
             cluster = self.cluster[i]
-            numbers["cluster_size"] = float((cluster == cluster[channel]).sum() if cluster[channel] else 0)
+            numbers["cluster_size"] = float(
+                (cluster == cluster[channel]).sum() if cluster[channel] else 0
+            )
         return numbers
 
     def summary(self) -> pd.DataFrame:
-        """One row per layer: counts of dead, always-on and massive channels, spread, tails, zeros, participation ratio."""
+        """One row per layer: counts of dead, always-on and massive channels, spread, tails, zeros,
+        participation ratio."""
         frame = self.to_frame()
-        grouped = frame.groupby(["model", "layer", "kind", "depth", "n_images", "n_values"], sort=False)
+        grouped = frame.groupby(
+            ["model", "layer", "kind", "depth", "n_images", "n_values"], sort=False
+        )
         table = grouped.agg(
             channels=("channel", "size"),
             dead=("dead", "sum"),
@@ -147,22 +189,26 @@ class ChannelStatistics(Layerwise, Result):
 
 
 class ChannelMoments:
-    """Accumulator of channel statistics: `update` with a batch's `channel_moments`, `merge` with another, then `compute`.
+    """Accumulator of channel statistics: `update` with a batch's `channel_moments`, `merge` with
+    another, then `compute`.
 
-    Everything stays on the device of the batches; its size does not depend on the number of images."""
+    Everything stays on the device of the batches; its size does not depend on the number of
+    images."""
 
     def __init__(self) -> None:
         self.images = 0
         self._state: dict[str, LayerMoments] = {}
 
     def update(self, found: Mapping[str, LayerMoments], images: int) -> None:
-        """Add one batch: per layer what `channel_moments` returned, and how many images it was. The batch is taken over."""
+        """Add one batch: per layer what `channel_moments` returned, and how many images it was. The
+        batch is taken over."""
         self.images += images
         for name, moments in found.items():
             self.add(name, moments)
 
     def add(self, name: str, moments: LayerMoments) -> None:
-        """Add a batch's `channel_moments` of one layer alone; `images` does not count it. The batch is taken over."""
+        """Add a batch's `channel_moments` of one layer alone; `images` does not count it. The batch
+        is taken over."""
         if name in self._state:
             self._state[name].add(moments)
         else:
@@ -177,8 +223,11 @@ class ChannelMoments:
             else:
                 self._state[name] = moments.copy()
 
-    def compute(self, model: ModelRecord, images: ImagesRecord, layers: Sequence[Layer]) -> ChannelStatistics:
-        """The statistics of all images. Warns with NonFiniteWarning about layers with values that are not finite."""
+    def compute(
+        self, model: ModelRecord, images: ImagesRecord, layers: Sequence[Layer]
+    ) -> ChannelStatistics:
+        """The statistics of all images. Warns with NonFiniteWarning about layers with values that
+        are not finite."""
         parts = []
         for layer in layers:
             state = self._state[layer.name]
@@ -186,15 +235,22 @@ class ChannelMoments:
             sums = (central.mean, central.second / n, central.third / n, central.fourth / n)
             mean, m2, m3, m4 = (part.cpu().numpy() for part in sums)
             counted = (state.minimum, state.maximum, state.zeros, state.nonpositive)
-            minimum, maximum, zeros, nonpositive = (part.cpu().numpy().astype(np.float64) for part in counted)
+            minimum, maximum, zeros, nonpositive = (
+                part.cpu().numpy().astype(np.float64) for part in counted
+            )
             # The rounding of a constant has no shape.
             varying = np.where(m2 > (_ROUNDING * mean) ** 2, m2, np.nan)
             finite, median = np.isfinite(mean), float("nan")
-            quantiles, massive = np.full((len(mean), len(LEVELS)), np.nan), np.full(len(mean), np.nan)
+            quantiles, massive = (
+                np.full((len(mean), len(LEVELS)), np.nan),
+                np.full(len(mean), np.nan),
+            )
             if state.counts is not None:
                 counts = state.counts.cpu().numpy()
                 median = median_magnitude(counts[finite])
-                quantiles = np.where(finite[:, None], quantiles_of(counts, minimum, maximum), np.nan)
+                quantiles = np.where(
+                    finite[:, None], quantiles_of(counts, minimum, maximum), np.nan
+                )
                 massive = np.where(finite, share_beyond(counts, MASSIVE * median), np.nan)
             scatter = None if state.scatter is None else state.scatter.cpu().numpy()
             parts.append(
@@ -216,12 +272,15 @@ class ChannelMoments:
             )
             if not finite.all():
                 warnings.warn(
-                    f"{int((~finite).sum())} of {len(mean)} channels of layer '{layer.name}' of {model.name} have values that "
-                    "are NaN or infinite: their statistics are NaN, and so is the participation ratio of the layer",
+                    f"{int((~finite).sum())} of {len(mean)} channels of layer '{layer.name}' of "
+                    f"{model.name} have values that are NaN or infinite: their statistics are NaN, "
+                    "and so is the participation ratio of the layer",
                     NonFiniteWarning,
                     stacklevel=4,
                 )
-        return ChannelStatistics.of_layers(parts, model=model, images=images, layers=tuple(layers), n=self.images)
+        return ChannelStatistics.of_layers(
+            parts, model=model, images=images, layers=tuple(layers), n=self.images
+        )
 
 
 @checked(MeasureError)
@@ -235,10 +294,12 @@ def channel_statistics(
     quantiles: bool = True,
     covariance: bool | None = None,
 ) -> ChannelStatistics:
-    """Statistics of every channel of the chosen layers over all images and positions, in one pass of constant memory.
+    """Statistics of every channel of the chosen layers over all images and positions, in one pass
+    of constant memory.
 
-    `quantiles=False` leaves out quantiles and massive activations, which take 10 KB a channel. `covariance` says whether to keep
-    the covariance of a layer, 8 B a pair of channels, for participation ratio and clusters; None: up to `WIDEST` channels.
+    `quantiles=False` leaves out quantiles and massive activations, which take 10 KB a channel.
+    `covariance` says whether to keep the covariance of a layer, 8 B a pair of channels, for
+    participation ratio and clusters; None: up to `WIDEST` channels.
 
     Raises LayerError and ImagesError as `extract` does; warns with NonFiniteWarning."""
     source = as_source(images)
@@ -249,9 +310,14 @@ def channel_statistics(
     def add(layer: Layer, positions: torch.Tensor, prefix: torch.Tensor | None) -> None:
         moments.add(layer.name, reducer(layer, positions, prefix))
 
-    # No pass is repeated on the CPU: each layer is added at once, and the moments of a batch's layers are never held together.
+    # No pass is repeated on the CPU: each layer is added at once, and the moments of a batch's
+    # layers are never held together.
     into = add if model.device.type == "cpu" else reducer
     title = f"{model.name}: channel statistics"
-    for piece in stream(model, source, selected, into, batch_size=batch_size, autocast=autocast, title=title):
-        moments.update({name: found for name, found in piece.found.items() if found is not None}, piece.n)
+    for piece in stream(
+        model, source, selected, into, batch_size=batch_size, autocast=autocast, title=title
+    ):
+        moments.update(
+            {name: found for name, found in piece.found.items() if found is not None}, piece.n
+        )
     return moments.compute(model.record, source.record, selected)

@@ -1,7 +1,9 @@
-"""The images that activate each channel of a layer most, and the positions of the peaks: a running top-k over one pass.
+"""The images that activate each channel of a layer most, and the positions of the peaks: a running
+top-k over one pass.
 
-Values start at minus infinity, so that a channel that is always negative has images too. Of equal values the image that comes
-first is taken, and of equal positions in an image the first: no split into batches and no order of merging changes the result.
+Values start at minus infinity, so that a channel that is always negative has images too. Of equal
+values the image that comes first is taken, and of equal positions in an image the first: no split
+into batches and no order of merging changes the result.
 """
 
 from __future__ import annotations
@@ -34,10 +36,11 @@ _EMPTY = np.iinfo(np.int64).max
 class TopImages(Result):
     """The `k` images that activate each channel most (`lowest`: least), the most extreme first.
 
-    Arrays are [channel, k], the rows those of `channels`. `values` are what the images were ranked by: the channel's largest
-    activation over positions (`by`="peak"; the smallest where `lowest`) or the mean over positions (`by`="mean"). `index` counts
-    the images in their order, `ids` are their names. `position` is the place of the peak among the layer's positions, `row` and
-    `column` the same on the layer's grid (-1 where it has none)."""
+    Arrays are [channel, k], the rows those of `channels`. `values` are what the images were ranked
+    by: the channel's largest activation over positions (`by`="peak"; the smallest where `lowest`)
+    or the mean over positions (`by`="mean"). `index` counts the images in their order, `ids` are
+    their names. `position` is the place of the peak among the layer's positions, `row` and `column`
+    the same on the layer's grid (-1 where it has none)."""
 
     title: ClassVar[str] = "Top images"
 
@@ -62,20 +65,31 @@ class TopImages(Result):
     @property
     def row(self) -> np.ndarray:
         """Row of the peak on the layer's grid, [channel, k]; -1 without a grid."""
-        return np.full_like(self.position, -1) if self.layer.grid is None else self.position // self.layer.grid[1]
+        return (
+            np.full_like(self.position, -1)
+            if self.layer.grid is None
+            else self.position // self.layer.grid[1]
+        )
 
     @property
     def column(self) -> np.ndarray:
         """Column of the peak on the layer's grid, [channel, k]; -1 without a grid."""
-        return np.full_like(self.position, -1) if self.layer.grid is None else self.position % self.layer.grid[1]
+        return (
+            np.full_like(self.position, -1)
+            if self.layer.grid is None
+            else self.position % self.layer.grid[1]
+        )
 
     @property
     def boxes(self) -> np.ndarray:
-        """(top, left, bottom, right) in input pixels of the grid cell of each peak, [channel, k, 4], ends not included.
+        """(top, left, bottom, right) in input pixels of the grid cell of each peak, [channel, k,
+        4], ends not included.
 
-        The whole image for layers without a grid. It is the cell and not the receptive field, which is larger, of all layers but
-        a patch stem."""
-        return np.stack([*cell_box(self.row, self.column, self.layer.grid, self.input_size)], axis=-1)
+        The whole image for layers without a grid. It is the cell and not the receptive field, which
+        is larger, of all layers but a patch stem."""
+        return np.stack(
+            [*cell_box(self.row, self.column, self.layer.grid, self.input_size)], axis=-1
+        )
 
     @checked(MeasureError)
     def place(self, channel: int) -> int:
@@ -116,25 +130,39 @@ class TopImages(Result):
 def cell_box(
     row: np.ndarray, column: np.ndarray, grid: tuple[int, int] | None, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Top, left, bottom and right in pixels of the cells of a `grid` over an image of `size` (height, width)."""
+    """Top, left, bottom and right in pixels of the cells of a `grid` over an image of `size`
+    (height, width)."""
     if grid is None:
         zero = np.zeros_like(row)
         return zero, zero, np.full_like(row, size[0]), np.full_like(row, size[1])
     (h, w), (height, width) = grid, size
     # The lower end is rounded up: a cell is never empty, even on a grid finer than the image.
-    return row * height // h, column * width // w, -(-(row + 1) * height // h), -(-(column + 1) * width // w)
+    return (
+        row * height // h,
+        column * width // w,
+        -(-(row + 1) * height // h),
+        -(-(column + 1) * width // w),
+    )
 
 
 @dataclass
 class Extremes:
-    """The peak of every image of a batch and every channel, and its position: [image, channel] each."""
+    """The peak of every image of a batch and every channel, and its position: [image, channel]
+    each."""
 
     values: Tensor
     position: Tensor
 
 
 @checked(MeasureError)
-def extremes(_layer: Layer, positions: Tensor, _prefix: Tensor | None, *, by: By = "peak", lowest: bool = False) -> Extremes:
+def extremes(
+    _layer: Layer,
+    positions: Tensor,
+    _prefix: Tensor | None,
+    *,
+    by: By = "peak",
+    lowest: bool = False,
+) -> Extremes:
     """Reducer: the extremes of one layer [image, position, channel] for `RunningTop.update`."""
     wide = positions if positions.dtype is torch.float64 else positions.float()
     peak, place = wide.min(1) if lowest else wide.max(1)
@@ -142,7 +170,8 @@ def extremes(_layer: Layer, positions: Tensor, _prefix: Tensor | None, *, by: By
 
 
 class RunningTop:
-    """Accumulator of the top images of all channels of a layer, on the device of the batches: `update`, `merge`, `compute`."""
+    """Accumulator of the top images of all channels of a layer, on the device of the batches:
+    `update`, `merge`, `compute`."""
 
     @checked(MeasureError)
     def __init__(self, k: int = 9, lowest: bool = False) -> None:
@@ -168,9 +197,13 @@ class RunningTop:
         self._take(signed.masked_fill(undefined, -torch.inf), index, found.position)
 
     def merge(self, other: RunningTop) -> None:
-        """Add the other images of `other`. Raises MeasureError unless it keeps as many of the same end."""
+        """Add the other images of `other`. Raises MeasureError unless it keeps as many of the same
+        end."""
         if (self.k, self.lowest) != (other.k, other.lowest):
-            raise MeasureError(f"{self._what()} and {other._what()} do not merge: keep as many images, of the same end, in both")
+            raise MeasureError(
+                f"{self._what()} and {other._what()} do not merge: keep as many images, of the "
+                "same end, in both"
+            )
         self.images += other.images
         self.non_finite += other.non_finite
         if other._kept is not None:
@@ -181,15 +214,24 @@ class RunningTop:
         if kept is None:
             shape, like = (self.k, candidates[0].shape[1]), candidates[0]
             index = torch.full(shape, _EMPTY, device=like.device)
-            kept = (torch.full_like(like[:1], -torch.inf).expand(shape), index, torch.full_like(index, -1))
-        value, index, position = (torch.cat([a, b.to(a.device)]) for a, b in zip(kept, candidates, strict=True))
+            kept = (
+                torch.full_like(like[:1], -torch.inf).expand(shape),
+                index,
+                torch.full_like(index, -1),
+            )
+        value, index, position = (
+            torch.cat([a, b.to(a.device)]) for a, b in zip(kept, candidates, strict=True)
+        )
         # By value, of equals by index: the second sort keeps the order of the first.
         order = index.argsort(dim=0, stable=True)
-        order = order.gather(0, value.gather(0, order).argsort(dim=0, descending=True, stable=True))[: self.k]
+        order = order.gather(
+            0, value.gather(0, order).argsort(dim=0, descending=True, stable=True)
+        )[: self.k]
         self._kept = value.gather(0, order), index.gather(0, order), position.gather(0, order)
 
     def compute(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Values, indices of images and positions, [channel, k], the most extreme first; fewer than k of fewer images.
+        """Values, indices of images and positions, [channel, k], the most extreme first; fewer than
+        k of fewer images.
 
         Raises MeasureError if there were none."""
         if self._kept is None:
@@ -211,13 +253,15 @@ def top_images(
     batch_size: int = 32,
     autocast: str | None = None,
 ) -> TopImages:
-    """The `k` images that activate each channel of a layer most, in one pass whose memory does not grow with the images.
+    """The `k` images that activate each channel of a layer most, in one pass whose memory does not
+    grow with the images.
 
-    `channel` is one, several or None for all. `lowest` gives those that activate it least. `by` ranks by the peak over positions
-    or by the "mean" over them. Fewer than `k` images give as many as there are.
+    `channel` is one, several or None for all. `lowest` gives those that activate it least. `by`
+    ranks by the peak over positions or by the "mean" over them. Fewer than `k` images give as many
+    as there are.
 
-    Raises LayerError (unknown layer, channel out of range), MeasureError (k below 1, another `by`) and ImagesError; warns with
-    NonFiniteWarning about NaN, which is ranked last."""
+    Raises LayerError (unknown layer, channel out of range), MeasureError (k below 1, another `by`)
+    and ImagesError; warns with NonFiniteWarning about NaN, which is ranked last."""
     return _ranked(model, images, {layer: channel}, k, (lowest,), by, batch_size, autocast)[0][0]
 
 
@@ -232,11 +276,15 @@ def top_and_lowest(
     batch_size: int = 32,
     autocast: str | None = None,
 ) -> list[tuple[TopImages, TopImages]]:
-    """Both ends of `top_images`, the highest and the lowest, of channels of several layers in one pass over the images.
+    """Both ends of `top_images`, the highest and the lowest, of channels of several layers in one
+    pass over the images.
 
-    `channels` are one, several or None for all, by layer. Returns a pair per layer, in the order given. Raises and warns as
-    `top_images`."""
-    return [(top, low) for top, low in _ranked(model, images, channels, k, (False, True), by, batch_size, autocast)]
+    `channels` are one, several or None for all, by layer. Returns a pair per layer, in the order
+    given. Raises and warns as `top_images`."""
+    return [
+        (top, low)
+        for top, low in _ranked(model, images, channels, k, (False, True), by, batch_size, autocast)
+    ]
 
 
 @checked(MeasureError)
@@ -247,19 +295,26 @@ def top_means(
     channels: Mapping[str, int | Sequence[int] | None],
     k: int = 9,
 ) -> list[tuple[TopImages, TopImages]]:
-    """As `top_and_lowest` with by="mean", from the means in `reps`, without a pass over the images; positions are -1.
+    """As `top_and_lowest` with by="mean", from the means in `reps`, without a pass over the images;
+    positions are -1.
 
-    Raises LayerError, and MeasureError for a run of another network, of other images or that holds no means; warns as
-    `top_images`."""
+    Raises LayerError, and MeasureError for a run of another network, of other images or that holds
+    no means; warns as `top_images`."""
     source = as_source(images)
     if reps.model.fingerprint != model.fingerprint or keys_of(reps) != keys_of(source):
-        raise MeasureError(f"the run of {reps.model.name} on {reps.images.name} is of another network or of other images")
+        raise MeasureError(
+            f"the run of {reps.model.name} on {reps.images.name} is of another network or of other "
+            "images"
+        )
     pairs = []
     for name, wanted in channels.items():
         layer = model.layer(name)
         chosen, values = _channels(wanted, layer), np.asarray(reps[name])
         if values.ndim != 2 or reps.reduce == "prefix":
-            raise MeasureError(f"layer '{name}' of this run holds no means over positions: extract with reduce='mean'")
+            raise MeasureError(
+                f"layer '{name}' of this run holds no means over positions: extract with "
+                "reduce='mean'"
+            )
         means = torch.from_numpy(np.ascontiguousarray(values[:, chosen]))
         ends = RunningTop(k), RunningTop(k, lowest=True)
         for end in ends:
@@ -292,20 +347,43 @@ def _ranked(
         return [extremes(layer, positions, prefix, by=by, lowest=lowest) for lowest in ends]
 
     title = f"{model.name}: top images"
-    for piece in stream(model, source, layers, both_ends, batch_size=batch_size, autocast=autocast, title=title):
+    for piece in stream(
+        model, source, layers, both_ends, batch_size=batch_size, autocast=autocast, title=title
+    ):
         for name, found in piece.found.items():
             for top, end in zip(running[name], found, strict=True):
                 top.update(end, piece.start)
     for layer in layers:
         _warn_non_finite(running[layer.name][0], layer, model)
-    return [[_result(top, model, source, layer, by, channels[layer.name]) for top in running[layer.name]] for layer in layers]
+    return [
+        [
+            _result(top, model, source, layer, by, channels[layer.name])
+            for top in running[layer.name]
+        ]
+        for layer in layers
+    ]
 
 
-def _result(top: RunningTop, model: Model, source: ImageSource, layer: Layer, by: By, channels: np.ndarray) -> TopImages:
+def _result(
+    top: RunningTop, model: Model, source: ImageSource, layer: Layer, by: By, channels: np.ndarray
+) -> TopImages:
     values, index, position = top.compute()
     ids = np.array(source.ids)[index]
     size = (model.input.size[1], model.input.size[2])
-    return TopImages(model.record, source.record, layer, top.images, by, top.lowest, size, channels, values, index, ids, position)
+    return TopImages(
+        model.record,
+        source.record,
+        layer,
+        top.images,
+        by,
+        top.lowest,
+        size,
+        channels,
+        values,
+        index,
+        ids,
+        position,
+    )
 
 
 def _channels(channel: int | Sequence[int] | None, layer: Layer) -> np.ndarray:
@@ -323,7 +401,8 @@ def _channels(channel: int | Sequence[int] | None, layer: Layer) -> np.ndarray:
 def _warn_non_finite(top: RunningTop, layer: Layer, model: Model) -> None:
     if top.non_finite:
         warnings.warn(
-            f"{top.non_finite} peaks of layer '{layer.name}' of {model.name} are NaN; these images are ranked last",
+            f"{top.non_finite} peaks of layer '{layer.name}' of {model.name} are NaN; these images "
+            "are ranked last",
             NonFiniteWarning,
             stacklevel=5,
         )
@@ -331,17 +410,25 @@ def _warn_non_finite(top: RunningTop, layer: Layer, model: Model) -> None:
 
 @checked(MeasureError)
 def activation_maps(
-    model: Model, images: ImageSource | Tensor, index: Iterable[int], layer: str, channel: int, *, batch_size: int = 64
+    model: Model,
+    images: ImageSource | Tensor,
+    index: Iterable[int],
+    layer: str,
+    channel: int,
+    *,
+    batch_size: int = 64,
 ) -> np.ndarray:
-    """The channel's activations on the layer's grid [n, rows, columns] for the images at `index`; [n, 1, positions] without
-    a grid.
+    """The channel's activations on the layer's grid [n, rows, columns] for the images at `index`;
+    [n, 1, positions] without a grid.
 
     Raises LayerError and ImagesError as `top_images`."""
     selected = model.layer(layer)
     (only,) = _channels(channel, selected).tolist()
 
     def channel_map(layer: Layer, positions: Tensor, _prefix: Tensor | None) -> Tensor:
-        return every_position(layer, positions[..., only : only + 1], None)[0][..., 0].to(torch.float32)
+        return every_position(layer, positions[..., only : only + 1], None)[0][..., 0].to(
+            torch.float32
+        )
 
     pieces = stream(model, part_of(images, index), [selected], channel_map, batch_size=batch_size)
     maps = torch.cat([piece.found[selected.name] for piece in pieces]).cpu().numpy()

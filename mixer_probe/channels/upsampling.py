@@ -1,4 +1,5 @@
-"""Maps of a layer to the pixels of the input: bilinear, anchored at the receptive fields of the positions."""
+"""Maps of a layer to the pixels of the input: bilinear, anchored at the receptive fields of the
+positions."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ _WINDOWED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 
 @dataclass(frozen=True)
 class Anchor:
-    """Along one side of the input, position i of the layer is centred on pixel `first` + i * `step` (pixel centres are whole)."""
+    """Along one side of the input, position i of the layer is centred on pixel `first` + i * `step`
+    (pixel centres are whole)."""
 
     first: float
     step: float
@@ -31,10 +33,11 @@ def cell_anchor(pixels: int, cells: int) -> Anchor:
 def anchors(model: Model, layer: Layer) -> tuple[Anchor, Anchor]:
     """The centres of the receptive fields of the rows and the columns of a layer's grid.
 
-    From the strided convolutions and poolings that made the grid: position i of one of kernel k, dilation d, padding p and stride
-    s is centred on position i s - p + d (k - 1) / 2 of its input (Araujo et al. 2019, "Computing receptive fields of
-    convolutional neural networks"). In a ResNet these are not the centres of cells: after stride 32 the two are 15.5 pixels
-    apart. Where other modules made the grid too (merged patches, blurred pooling) it is the centres of its cells.
+    From the strided convolutions and poolings that made the grid: position i of one of kernel k,
+    dilation d, padding p and stride s is centred on position i s - p + d (k - 1) / 2 of its input
+    (Araujo et al. 2019, "Computing receptive fields of convolutional neural networks"). In a ResNet
+    these are not the centres of cells: after stride 32 the two are 15.5 pixels apart. Where other
+    modules made the grid too (merged patches, blurred pooling) it is the centres of its cells.
 
     Raises LayerError for a layer without a grid."""
     if layer.grid is None:
@@ -43,8 +46,15 @@ def anchors(model: Model, layer: Layer) -> tuple[Anchor, Anchor]:
     sides: list[_Side] = [_Side(pixels) for pixels in size]
     modules = dict(model.module.named_modules())
     for call in trace(model.module, model.input.size)[: layer.order + 1]:
-        if isinstance(modules[call.path], _WINDOWED) and call.shape is not None and len(call.shape) == 4:
-            after = [side.through(modules[call.path], axis, call.shape[2 + axis]) for axis, side in enumerate(sides)]
+        if (
+            isinstance(modules[call.path], _WINDOWED)
+            and call.shape is not None
+            and len(call.shape) == 4
+        ):
+            after = [
+                side.through(modules[call.path], axis, call.shape[2 + axis])
+                for axis, side in enumerate(sides)
+            ]
             # A shortcut that runs beside the main path finds its result there already.
             sides = [side for side in after if side is not None] if None not in after else sides
     if tuple(side.length for side in sides) != layer.grid:
@@ -65,10 +75,15 @@ class _Side:
         return Anchor(self.first, self.step)
 
     def through(self, module: nn.Module, axis: int, length: int) -> _Side | None:
-        """The side after a convolution or pooling that gave `length`; None if this side was not what it was given."""
-        values = (getattr(module, name, 1) for name in ("kernel_size", "stride", "padding", "dilation"))
+        """The side after a convolution or pooling that gave `length`; None if this side was not
+        what it was given."""
+        values = (
+            getattr(module, name, 1) for name in ("kernel_size", "stride", "padding", "dilation")
+        )
         # The padding "same" has no number.
-        k, s, p, d = (v[axis] if isinstance(v, tuple) else v if isinstance(v, int) else 0 for v in values)
+        k, s, p, d = (
+            v[axis] if isinstance(v, tuple) else v if isinstance(v, int) else 0 for v in values
+        )
         reach = d * (k - 1)
         if length != (self.length + 2 * p - reach - 1) // s + 1:
             if p or length != -(-self.length // s):
@@ -79,9 +94,11 @@ class _Side:
 
 
 def interpolation(anchor: Anchor, cells: int, pixels: np.ndarray) -> np.ndarray:
-    """Weights [pixel, cell] of linear interpolation between anchors at the `pixels`; beyond the outermost anchors it is constant.
+    """Weights [pixel, cell] of linear interpolation between anchors at the `pixels`; beyond the
+    outermost anchors it is constant.
 
-    At the centres of cells this is what `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)` does."""
+    At the centres of cells this is what `torch.nn.functional.interpolate(mode="bilinear",
+    align_corners=False)` does."""
     place = ((np.asarray(pixels, dtype=np.float64) - anchor.first) / anchor.step).clip(0, cells - 1)
     low = np.minimum(np.floor(place).astype(int), max(cells - 2, 0))
     share = place - low

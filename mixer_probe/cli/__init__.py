@@ -1,5 +1,5 @@
-"""The command line `mixer-probe`: demo, models, analyses, inspect, extract, compare, probe, weights, channels, attribute, report,
-render, diff and app."""
+"""The command line `mixer-probe`: demo, models, analyses, inspect, extract, compare, probe,
+weights, channels, attribute, report, render, diff and app."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ _BUG = 70  # EX_SOFTWARE of sysexits.h
 
 @ended_by_signals()
 def main() -> None:
-    """Run the command line. An error is one line, with exit code 2 if it was made on purpose or by the system, else 70."""
+    """Run the command line. An error is one line, with exit code 2 if it was made on purpose or by
+    the system, else 70."""
     warnings.showwarning = errors.warn
     # Figures go to files, whatever draws on this machine's screen.
     os.environ["MPLBACKEND"] = "agg"
@@ -57,7 +58,11 @@ def main() -> None:
             where = "" if error.filename is None else f" for {error.filename!s}"
             _end(f"the system refused{where}: {error.strerror or text}", 2)
         kind = type(error).__name__
-        _end(f"this is a bug in mixer_probe, please report it: {kind}: {text} ({DEBUG}=1 shows where it comes from)", _BUG)
+        _end(
+            f"this is a bug in mixer_probe, please report it: {kind}: {text} ({DEBUG}=1 shows "
+            "where it comes from)",
+            _BUG,
+        )
 
 
 def _end(sentence: str, code: int) -> NoReturn:

@@ -1,4 +1,5 @@
-"""`channels`: what single channels respond to, which classes they separate, and which channels of other networks match them."""
+"""`channels`: what single channels respond to, which classes they separate, and which channels of
+other networks match them."""
 
 from __future__ import annotations
 
@@ -33,24 +34,40 @@ def channels(
     what: Annotated[
         str | None,
         typer.Option(
-            help="statistics, selectivity, needed, partners, pages; several with commas, or all (default). Also dissection, "
-            "visualization."
+            help=(
+                "statistics, selectivity, needed, partners, pages; several with commas, or all "
+                "(default). Also dissection, visualization."
+            )
         ),
     ] = None,
     channel: Annotated[
-        list[str] | None, typer.Option(help="LAYER:NUMBER, such as blocks.3:17: a page for that channel; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="LAYER:NUMBER, such as blocks.3:17: a page for that channel; may be repeated."
+        ),
     ] = None,
-    pages: Annotated[int, typer.Option(min=1, help="Channel pages per layer, if no channels are given.")] = 1,
+    pages: Annotated[
+        int, typer.Option(min=1, help="Channel pages per layer, if no channels are given.")
+    ] = 1,
     top: Annotated[int, typer.Option(min=1, help="Top and bottom images per channel.")] = 9,
     masks: Annotated[
         Path | None,
-        typer.Option(help="Segmentation masks for dissection: one folder per concept, or label images with a legend.csv."),
+        typer.Option(
+            help=(
+                "Segmentation masks for dissection: one folder per concept, or label images with a "
+                "legend.csv."
+            )
+        ),
     ] = None,
     attributes: Annotated[
-        Path | None, typer.Option(help="Table of images and binary attributes (1 or 0) for dissection.")
+        Path | None,
+        typer.Option(help="Table of images and binary attributes (1 or 0) for dissection."),
     ] = None,
     visualize: Annotated[
-        bool, typer.Option("--visualize", help="Feature visualizations of the channels that have a page.")
+        bool,
+        typer.Option(
+            "--visualize", help="Feature visualizations of the channels that have a page."
+        ),
     ] = False,
     source: ImageOptions = ImageOptions(),
     passes: PassOptions = PassOptions(batch_size=32),
@@ -60,11 +77,14 @@ def channels(
     out: OptionalOut = None,
     as_json: AsJson = False,
 ) -> None:
-    """Channels: statistics, the classes that they separate, accuracy against their number, best matches, pages of single ones.
+    """Channels: statistics, the classes that they separate, accuracy against their number, best
+    matches, pages of single ones.
 
-    With --masks or --attributes the concepts that they mark; with --visualize images that excite them (at 32 px, seconds each).
+    With --masks or --attributes the concepts that they mark; with --visualize images that excite
+    them (at 32 px, seconds each).
 
-    With --out writes every figure as SVG and PNG, the numbers as CSV, results.json and report.html."""
+    With --out writes every figure as SVG and PNG, the numbers as CSV, results.json and
+    report.html."""
     from mixer_probe.capture.analysis_inputs import halves
     from mixer_probe.channels.analyses import check_labels
     from mixer_probe.images import load_concepts
@@ -101,31 +121,47 @@ def channels(
     )
     _check_channels(channels, loaders)
     shared = {"channels": channels, "concepts": concepts}
-    results = run_analyses(loaders, {"channels": chosen}, images, train, settings, strict=by_name, **shared)
+    results = run_analyses(
+        loaders, {"channels": chosen}, images, train, settings, strict=by_name, **shared
+    )
     finish(results, out, "Channel analysis", as_json)
 
 
-def _analyses(what: str | None, networks: int, named: bool, annotated: bool, visualize: bool) -> tuple[str, ...]:
+def _analyses(
+    what: str | None, networks: int, named: bool, annotated: bool, visualize: bool
+) -> tuple[str, ...]:
     """The analyses chosen by name or by the options that they alone have. Raises MeasureError."""
     from mixer_probe.channels.analyses import ROOM
 
-    implied = ["dissection"] * annotated + ["visualization"] * visualize + ["pages"] * (named or visualize)
+    implied = (
+        ["dissection"] * annotated
+        + ["visualization"] * visualize
+        + ["pages"] * (named or visualize)
+    )
     if what is None and implied:
         return tuple(dict.fromkeys(implied))
     if what is None or what == "all":
-        return ROOM.check([name for name in ROOM.defaults if networks > 1 or name != "partners"] + implied)
+        return ROOM.check(
+            [name for name in ROOM.defaults if networks > 1 or name != "partners"] + implied
+        )
     chosen = ROOM.check(parts(what) + implied)
     if "partners" in chosen and networks < 2:
         raise MeasureError(
-            "partners (best-matching channels) need two networks or more; give another network, or leave out partners"
+            "partners (best-matching channels) need two networks or more; give another network, or "
+            "leave out partners"
         )
     if "dissection" in chosen and not annotated:
-        raise MeasureError("a dissection needs annotated images: give --masks FOLDER or --attributes FILE.csv")
+        raise MeasureError(
+            "a dissection needs annotated images: give --masks FOLDER or --attributes FILE.csv"
+        )
     return ROOM.check([*chosen, *(["pages"] if "visualization" in chosen else [])])
 
 
-def _check_channels(channels: Mapping[str, Sequence[int]], loaders: Sequence[Callable[[], Model]]) -> None:
-    """Before any network runs on images. Raises LayerError for a layer that no network has, and for a channel out of range."""
+def _check_channels(
+    channels: Mapping[str, Sequence[int]], loaders: Sequence[Callable[[], Model]]
+) -> None:
+    """Before any network runs on images. Raises LayerError for a layer that no network has, and for
+    a channel out of range."""
     missing: dict[str, list[str]] = {layer: [] for layer in channels}
     for load in loaders if channels else ():
         model = load()
@@ -135,7 +171,8 @@ def _check_channels(channels: Mapping[str, Sequence[int]], loaders: Sequence[Cal
                 missing[layer].append(f"{model.name} ({closest(layer, known, 3)})")
             elif max(numbers) >= (size := model.layer(layer).channels):
                 raise LayerError(
-                    f"--channel {layer}:{max(numbers)} is out of range: '{layer}' of {model.name} has channels 0 to {size - 1}"
+                    f"--channel {layer}:{max(numbers)} is out of range: '{layer}' of {model.name} "
+                    f"has channels 0 to {size - 1}"
                 )
     for layer, lacking in missing.items():
         if len(lacking) == len(loaders):

@@ -18,19 +18,32 @@ from mixer_probe.core.errors import StoreError
 @command("diff report-before report-after --out differences")
 def diff(
     a: Annotated[Path, typer.Argument(metavar="A", help="Folder of a report, or a results file.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Another report, of the same or comparable networks and images.")],
+    b: Annotated[
+        Path,
+        typer.Argument(
+            metavar="B", help="Another report, of the same or comparable networks and images."
+        ),
+    ],
     same: Annotated[
-        list[str] | None, typer.Option(help="Names of the same network in A and in B, as A=B; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Names of the same network in A and in B, as A=B; may be repeated."),
     ] = None,
-    rtol: Annotated[float, typer.Option(min=0, help="Relative tolerance within which numbers count as identical.")] = 1e-5,
+    rtol: Annotated[
+        float,
+        typer.Option(min=0, help="Relative tolerance within which numbers count as identical."),
+    ] = 1e-5,
     most: Annotated[int, typer.Option(min=0, help="Numbers listed on the terminal.")] = 20,
     exit_code: Annotated[
-        bool, typer.Option("--exit-code", help="Exit with status 1 if a number changed or a result is missing.")
+        bool,
+        typer.Option(
+            "--exit-code", help="Exit with status 1 if a number changed or a result is missing."
+        ),
     ] = False,
     out: OptionalOut = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the numbers that changed beyond their intervals between two reports, and those that differ without an interval."""
+    """List the numbers that changed beyond their intervals between two reports, and those that
+    differ without an interval."""
     from mixer_probe.core.text import csv_text
     from mixer_probe.report import deliver
     from mixer_probe.report.diff import compare_reports
@@ -67,7 +80,10 @@ def diff(
                 "without_interval": found.plain,
                 # NaN and infinity as words, which JSON lacks.
                 "changes": [
-                    {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in change.items()}
+                    {
+                        k: str(v) if isinstance(v, float) and not math.isfinite(v) else v
+                        for k, v in change.items()
+                    }
                     for change in changes
                 ],
             }

@@ -7,13 +7,24 @@ from typing import Annotated, Any
 
 import typer
 
-from mixer_probe.cli.options import AsJson, ImageOptions, ModelName, ModelOptions, PassOptions, command, console, folder
+from mixer_probe.cli.options import (
+    AsJson,
+    ImageOptions,
+    ModelName,
+    ModelOptions,
+    PassOptions,
+    command,
+    console,
+    folder,
+)
 from mixer_probe.cli.output import print_frame, print_json, print_rows
 
 
 @command("models mixer")
 def models(
-    pattern: Annotated[str, typer.Argument(metavar="[PATTERN]", help="Part of a name, or shell wildcards.")] = "*",
+    pattern: Annotated[
+        str, typer.Argument(metavar="[PATTERN]", help="Part of a name, or shell wildcards.")
+    ] = "*",
     as_json: AsJson = False,
 ) -> None:
     """List the zoo and timm's Mixer, ViT and CNN models with their pretrained tags."""
@@ -21,9 +32,17 @@ def models(
 
     entries = list_models(pattern)
     if as_json:
-        print_json([{"name": e.name, "family": e.family, "tags": e.tags, "notes": dict(e.notes)} for e in entries])
+        print_json(
+            [
+                {"name": e.name, "family": e.family, "tags": e.tags, "notes": dict(e.notes)}
+                for e in entries
+            ]
+        )
         return
-    print_rows(("model", "family", "pretrained tags"), [(e.name, e.family, ", ".join(e.tags) or "-") for e in entries])
+    print_rows(
+        ("model", "family", "pretrained tags"),
+        [(e.name, e.family, ", ".join(e.tags) or "-") for e in entries],
+    )
     for entry in entries:
         for tag, note in entry.notes:
             console.print(f"\n{entry.name}.{tag}: {note}", markup=False, highlight=False)
@@ -42,7 +61,9 @@ def analyses(as_json: AsJson = False) -> None:
 
 
 @command("inspect mixer_b16_224 --no-pretrained")
-def inspect(model: ModelName, models: ModelOptions = ModelOptions(), as_json: AsJson = False) -> None:
+def inspect(
+    model: ModelName, models: ModelOptions = ModelOptions(), as_json: AsJson = False
+) -> None:
     """Print a model's layers, parameters and multiply-accumulates."""
     from mixer_probe.core.result import to_dict
     from mixer_probe.models import describe
@@ -71,9 +92,13 @@ def inspect(model: ModelName, models: ModelOptions = ModelOptions(), as_json: As
 def extract(
     model: ModelName,
     source: ImageOptions = ImageOptions(),
-    out: Annotated[Path, typer.Option(help="The zarr store to write.", parser=folder, metavar="PATH")] = Path("run.zarr"),
+    out: Annotated[
+        Path, typer.Option(help="The zarr store to write.", parser=folder, metavar="PATH")
+    ] = Path("run.zarr"),
     passes: PassOptions = PassOptions(),
-    reduce: Annotated[str, typer.Option(help="mean over positions, prefix token, or none (all positions).")] = "mean",
+    reduce: Annotated[
+        str, typer.Option(help="mean over positions, prefix token, or none (all positions).")
+    ] = "mean",
     models: ModelOptions = ModelOptions(),
 ) -> None:
     """Store a model's representations of images; an interrupted run resumes where it stopped."""

@@ -22,7 +22,19 @@ if TYPE_CHECKING:
     from mixer_probe.core.result import Result
 
 # Columns that a terminal has no room for: names, captions and sentences say the same.
-_WIDE = ("trained", "kind", "p", "n", "n_test", "classes", "chance", "metric", "seeds", "orders", "draws")
+_WIDE = (
+    "trained",
+    "kind",
+    "p",
+    "n",
+    "n_test",
+    "classes",
+    "chance",
+    "metric",
+    "seeds",
+    "orders",
+    "draws",
+)
 
 
 def finish(
@@ -36,9 +48,9 @@ def finish(
     tables: bool = False,
     sentences: Sequence[str] | None = None,
 ) -> None:
-    """Where `out` is a folder: a table of each type of result, results.json, the report with its figures, those `drawn` besides,
-    and `files` by name. Then all rows as JSON, or the `sentences` (by default those of the report), with the `tables` where no
-    file holds them.
+    """Where `out` is a folder: a table of each type of result, results.json, the report with its
+    figures, those `drawn` besides, and `files` by name. Then all rows as JSON, or the `sentences`
+    (by default those of the report), with the `tables` where no file holds them.
 
     Raises MeasureError, with the first reason, where nothing but skipped analyses is left."""
     from mixer_probe.core.section import Table as ReportTable
@@ -55,7 +67,12 @@ def finish(
     else:
         sections = deliver(results, out, title, {"command": command_line()}, drawn or {}, files)
     if as_json:
-        print_json({name: json.loads(frame.to_json(orient="records")) for name, frame in tables_by_kind(results).items()})
+        print_json(
+            {
+                name: json.loads(frame.to_json(orient="records"))
+                for name, frame in tables_by_kind(results).items()
+            }
+        )
         return
     for sentence in sentences or ():
         console.line_of(sentence)
@@ -64,7 +81,10 @@ def finish(
         for item in section.content if tables and out is None else ():
             if isinstance(item, ReportTable):
                 shown = [i for i, name in enumerate(item.frame.columns) if name not in _WIDE]
-                print_rows([item.header[i] for i in shown], [[row[i][0] for i in shown] for row in item.rows])
+                print_rows(
+                    [item.header[i] for i in shown],
+                    [[row[i][0] for i in shown] for row in item.rows],
+                )
     if out is not None:
         print_report(out)
 
@@ -81,7 +101,10 @@ def print_report(out: Path) -> None:
 
 def print_frame(frame: pd.DataFrame) -> None:
     """A table with numbers of four digits."""
-    rows = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row] for row in frame.itertuples(index=False)]
+    rows = [
+        [f"{v:.4g}" if isinstance(v, float) else str(v) for v in row]
+        for row in frame.itertuples(index=False)
+    ]
     print_rows([str(column).replace("_", " ") for column in frame.columns], rows)
 
 

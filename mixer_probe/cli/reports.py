@@ -38,13 +38,16 @@ if TYPE_CHECKING:
 
 @command("demo --out demo")
 def demo(out: Out = Path("mixer-probe-demo"), device: Device = "auto", seed: Seed = 0) -> None:
-    """Run all analyses of the bundled Mixer, ViT and ResNet on the bundled images; writes report.html and results.json."""
+    """Run all analyses of the bundled Mixer, ViT and ResNet on the bundled images; writes
+    report.html and results.json."""
     from mixer_probe.core.threads import available_cores
     from mixer_probe.models.load import resolve_device
 
     settings = PassOptions(batch_size=50).settings(seed=seed)
     images, train = ImageOptions(seed=seed).train_and_test()
-    workers = min(available_cores(), len(DEMO_MODELS)) if resolve_device(device).type == "cpu" else 1
+    workers = (
+        min(available_cores(), len(DEMO_MODELS)) if resolve_device(device).type == "cpu" else 1
+    )
     loaders = ModelOptions(device=device).loaders(DEMO_MODELS)
     title = "Representations of a Mixer, a ViT and a ResNet trained on CIFAR-10"
     _write_study(loaders, images, train, settings, out, title, workers, findings=True)
@@ -65,16 +68,24 @@ def report(
 ) -> None:
     """All analyses of the models of your choice: report.html and results.json.
 
-    What is finished is kept in the folder, and the same command goes on with it after an interrupt, a full disk, or a model that
-    could not be loaded."""
+    What is finished is kept in the folder, and the same command goes on with it after an interrupt,
+    a full disk, or a model that could not be loaded."""
     measures = measure_names(measure)
     images, train = source.train_and_test()
     settings = passes.settings(
-        permutations=permutations, seed=source.seed, baselines=baselines, measures=measures, resamples=resamples
+        permutations=permutations,
+        seed=source.seed,
+        baselines=baselines,
+        measures=measures,
+        resamples=resamples,
     )
     loaders = models.loaders(names)
     passes.check_layers(loaders)
-    title = f"Analysis of {', '.join(names)}" if len(names) < 4 else f"Analysis of {len(names)} networks: {', '.join(names)}"
+    title = (
+        f"Analysis of {', '.join(names)}"
+        if len(names) < 4
+        else f"Analysis of {len(names)} networks: {', '.join(names)}"
+    )
     _write_study(loaders, images, train, settings, out, title, workers)
 
 
@@ -88,7 +99,8 @@ def _write_study(
     workers: int,
     findings: bool = False,
 ) -> None:
-    """Files of a report; with `findings` what the networks have in common, and where they differ, comes first."""
+    """Files of a report; with `findings` what the networks have in common, and where they differ,
+    comes first."""
     from mixer_probe.core.files import remove_leftovers
     from mixer_probe.core.result import FILE_NAME, results_text
     from mixer_probe.report import make_sections, narrate
@@ -111,7 +123,11 @@ def _write_study(
 
 
 def _how_again(
-    loaders: Sequence[partial[Model]], images: Images, train: Images | None, settings: StudySettings, findings: bool
+    loaders: Sequence[partial[Model]],
+    images: Images,
+    train: Images | None,
+    settings: StudySettings,
+    findings: bool,
 ) -> dict[str, Any]:
     """The command line as given, the same as a script, and the settings as data."""
     from dataclasses import asdict
@@ -121,7 +137,10 @@ def _how_again(
     chosen = ",\n".join(f"    {k}={v!r}" for k, v in asdict(settings).items())
     listed = "\n".join(f"    mp.load_model({written(loader)})," for loader in loaders)
     fit = "None" if train is None else f'mp.load_images("{train.name}", split="{train.split}")'
-    source = f'mp.load_images("{images.name}", split={images.split or None!r}, limit={images.limit!r}, seed={images.seed})'
+    source = (
+        f'mp.load_images("{images.name}", split={images.split or None!r}, limit={images.limit!r}, '
+        f"seed={images.seed})"
+    )
     imported = "from mixer_probe.report import narrate\n" if findings else ""
     reported = "[narrate(results), *results]" if findings else "results"
     script = f"""import mixer_probe as mp
@@ -138,18 +157,30 @@ settings = StudySettings(
 results = run_study(models, images, train, settings)
 mp.write_report({reported}, "report.html")
 """
-    return {"command": command_line(), "script": script, "images": to_dict(images.record), "study": asdict(settings)}
+    return {
+        "command": command_line(),
+        "script": script,
+        "images": to_dict(images.record),
+        "study": asdict(settings),
+    }
 
 
 def written(loader: partial[Model]) -> str:
     """The arguments as Python."""
-    return ", ".join([*map(repr, loader.args), *(f"{name}={value!r}" for name, value in loader.keywords.items())])
+    return ", ".join(
+        [*map(repr, loader.args), *(f"{name}={value!r}" for name, value in loader.keywords.items())]
+    )
 
 
 @command("render mixer-probe-demo --out rendered")
 def render(
-    saved: Annotated[list[Path], typer.Argument(metavar="RESULTS...", help="Results files, or folders of reports.")],
-    title: Annotated[str | None, typer.Option(help="Title of the report (default: that of the saved one).")] = None,
+    saved: Annotated[
+        list[Path],
+        typer.Argument(metavar="RESULTS...", help="Results files, or folders of reports."),
+    ],
+    title: Annotated[
+        str | None, typer.Option(help="Title of the report (default: that of the saved one).")
+    ] = None,
     out: Out = Path("mixer-probe-render"),
 ) -> None:
     """Render the report, figures and tables of saved results; needs neither models nor images."""
@@ -158,7 +189,9 @@ def render(
 
     found = [open_results(path) for path in saved]
     results = [result for one in found for result in one.results]
-    own_title = found[0].title or "Saved results" if len(found) == 1 else f"Results of {len(found)} files"
+    own_title = (
+        found[0].title or "Saved results" if len(found) == 1 else f"Results of {len(found)} files"
+    )
     settings = found[0].settings if len(found) == 1 else {"command": command_line()}
     deliver(results, out, title or own_title, settings)
     print_report(out)
@@ -169,23 +202,43 @@ def open_app(
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[PATH]...", help="Folders with images, checkpoints, stored runs or reports that the app may open."
+            metavar="[PATH]...",
+            help="Folders with images, checkpoints, stored runs or reports that the app may open.",
         ),
     ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 8501,
 ) -> None:
-    """Open the app in the browser; it listens on this machine only, and reads files below the given PATHs only."""
+    """Open the app in the browser; it listens on this machine only, and reads files below the given
+    PATHs only."""
     import os
 
     for path in paths or ():
         if not path.exists():
-            raise StoreError(f"there is no {path} for the app to open; give existing folders or files")
+            raise StoreError(
+                f"there is no {path} for the app to open; give existing folders or files"
+            )
     package = Path(__file__).parent.parent
-    served = [file for file in (package / "_app" / "served.py", package.parent / "app" / "served.py") if file.is_file()]
+    served = [
+        file
+        for file in (package / "_app" / "served.py", package.parent / "app" / "served.py")
+        if file.is_file()
+    ]
     if not served:
-        raise StoreError("the app is not part of this installation; install mixer_probe from its wheel or its repository")
+        raise StoreError(
+            "the app is not part of this installation; install mixer_probe from its wheel or its "
+            "repository"
+        )
     chosen = [str(path.resolve()) for path in paths or ()]
-    process = [sys.executable, "-m", "streamlit", "run", str(served[0]), *server_options(port), "--", *chosen]
+    process = [
+        sys.executable,
+        "-m",
+        "streamlit",
+        "run",
+        str(served[0]),
+        *server_options(port),
+        "--",
+        *chosen,
+    ]
     if os.name == "nt":
         import subprocess
 
@@ -196,11 +249,13 @@ def open_app(
 
 
 def server_options(port: int) -> list[str]:
-    """Streamlit's options for an app that this machine alone may open. On the command line no config.toml can loosen them."""
+    """Streamlit's options for an app that this machine alone may open. On the command line no
+    config.toml can loosen them."""
     options = {
         "server.address": ["localhost"],
         "server.port": [str(port)],
-        # Another site that resolves to this machine (DNS rebinding), or that opens a connection to it, is refused.
+        # Another site that resolves to this machine (DNS rebinding), or that opens a connection to
+        # it, is refused.
         "server.allowedHosts": ["localhost", "127.0.0.1", "::1"],
         "server.corsAllowedOrigins": [f"http://localhost:{port}"],
         "server.enableCORS": ["true"],
@@ -210,4 +265,9 @@ def server_options(port: int) -> list[str]:
         "client.showErrorDetails": ["type"],
         "browser.gatherUsageStats": ["false"],
     }
-    return [part for name, values in options.items() for value in values for part in (f"--{name}", value)]
+    return [
+        part
+        for name, values in options.items()
+        for value in values
+        for part in (f"--{name}", value)
+    ]

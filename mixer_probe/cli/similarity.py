@@ -32,12 +32,22 @@ def compare(
     measure: Measures = "cka",
     estimator: Annotated[str, typer.Option(help="CKA estimator: unbiased or biased.")] = "unbiased",
     kernel: Annotated[str, typer.Option(help="CKA kernel: linear or rbf.")] = "linear",
-    method: Annotated[str, typer.Option(help="CKA computation: auto, gram, moments or minibatch.")] = "auto",
+    method: Annotated[
+        str, typer.Option(help="CKA computation: auto, gram, moments or minibatch.")
+    ] = "auto",
     reduce: Annotated[
-        str | None, typer.Option(help="As in extract: mean, prefix or none (default: none with --grid, else mean)")
+        str | None,
+        typer.Option(
+            help="As in extract: mean, prefix or none (default: none with --grid, else mean)"
+        ),
     ] = None,
-    grid: Annotated[str | None, typer.Option(help="Average positions over the cells of a common grid, such as 7 or 7x7.")] = None,
-    without_top_pc: Annotated[int, typer.Option(min=0, help="Number of leading principal components to remove.")] = 0,
+    grid: Annotated[
+        str | None,
+        typer.Option(help="Average positions over the cells of a common grid, such as 7 or 7x7."),
+    ] = None,
+    without_top_pc: Annotated[
+        int, typer.Option(min=0, help="Number of leading principal components to remove.")
+    ] = 0,
     passes: PassOptions = PassOptions(),
     models: ModelOptions = ModelOptions(),
     permutations: Permutations = 100,
@@ -45,20 +55,26 @@ def compare(
     out: OptionalOut = None,
     as_json: AsJson = False,
 ) -> None:
-    """Similarity of every layer of A with every layer of B by one measure or several, with null and interval.
+    """Similarity of every layer of A with every layer of B by one measure or several, with null and
+    interval.
 
-    Writes figures as SVG and PNG, the numbers as CSV, results.json and report.html to --out (default: mixer-probe-compare; with
-    --json none)."""
+    Writes figures as SVG and PNG, the numbers as CSV, results.json and report.html to --out
+    (default: mixer-probe-compare; with --json none)."""
     import mixer_probe as mp
     from mixer_probe.similarity.views import agreement, disagreement
 
     measures, cells = measure_names(measure), None
     if grid is not None:
         if reduce not in (None, "none"):
-            raise MeasureError(f"--grid needs --reduce none: with --reduce {reduce} no positions are left to average")
+            raise MeasureError(
+                f"--grid needs --reduce none: with --reduce {reduce} no positions are left to "
+                "average"
+            )
         sizes = [whole_number(size) for size in grid.lower().replace("×", "x").split("x")]
         if len(sizes) > 2 or not all(sizes):
-            raise MeasureError(f"--grid is a number of rows and columns such as 7 or 7x7, not {shown(grid)}")
+            raise MeasureError(
+                f"--grid is a number of rows and columns such as 7 or 7x7, not {shown(grid)}"
+            )
         cells = sizes[0], sizes[-1]
     reduce = reduce or ("none" if cells else None)
     names = [name for name in (model_a, model_b) if not Path(name).is_dir()]
@@ -70,7 +86,10 @@ def compare(
         if name not in loaders:
             run = mp.open_run(name)
             if reduce not in (None, run.reduce):
-                raise MeasureError(f"the run {name} holds positions reduced by '{run.reduce}', not '{reduce}': extract again")
+                raise MeasureError(
+                    f"the run {name} holds positions reduced by '{run.reduce}', not '{reduce}': "
+                    "extract again"
+                )
             sides[name] = run if passes.layers is None else run.only(passes.layers.split(","))
     extraction: dict[str, Any] = {
         "reduce": reduce or "mean",
@@ -78,7 +97,9 @@ def compare(
         "autocast": passes.autocast,
     }
     a, b = (
-        sides[name] if name in sides else mp.extract(loaders[name](), source.load(), passes.chosen, **extraction)
+        sides[name]
+        if name in sides
+        else mp.extract(loaders[name](), source.load(), passes.chosen, **extraction)
         for name in (model_a, model_b)
     )
     matrices = mp.compare(  # type: ignore[call-overload]
@@ -94,7 +115,9 @@ def compare(
         grid=cells,
         seed=source.seed,
     )
-    sentences = [agreement(m) for m in matrices] + ([disagreement(matrices)] if len(matrices) > 1 else [])
+    sentences = [agreement(m) for m in matrices] + (
+        [disagreement(matrices)] if len(matrices) > 1 else []
+    )
     folder = out or (None if as_json else Path("mixer-probe-compare"))
     finish(matrices, folder, "Similarity of two networks", as_json, sentences=sentences)
 

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mixer_probe.cli.options import AsJson, Baselines, ImageOptions, ModelNames, ModelOptions, Out, command, parts
+from mixer_probe.cli.options import (
+    AsJson,
+    Baselines,
+    ImageOptions,
+    ModelNames,
+    ModelOptions,
+    Out,
+    command,
+    parts,
+)
 from mixer_probe.cli.output import finish
 
 if TYPE_CHECKING:
@@ -18,16 +27,25 @@ if TYPE_CHECKING:
 def weights(
     names: ModelNames,
     what: Annotated[
-        str, typer.Option(help="anatomy, units, kernels, tying, stem, positions, spectra; several with commas, or all.")
+        str,
+        typer.Option(
+            help=(
+                "anatomy, units, kernels, tying, stem, positions, spectra; several with commas, or "
+                "all."
+            )
+        ),
     ] = "all",
-    block: Annotated[int | None, typer.Option(help="Also plot this block separately; -1 is the last.")] = None,
+    block: Annotated[
+        int | None, typer.Option(help="Also plot this block separately; -1 is the last.")
+    ] = None,
     source: ImageOptions = ImageOptions(limit=64),
     models: ModelOptions = ModelOptions(device="cpu"),
     baselines: Baselines = True,
     out: Out = Path("weights"),
     as_json: AsJson = False,
 ) -> None:
-    """What the weights alone say: token-mixing units, kernels and their tying, stem, positions, spectra, anatomy.
+    """What the weights alone say: token-mixing units, kernels and their tying, stem, positions,
+    spectra, anatomy.
 
     Kernel tying of Mixers and ViTs is measured on --data.
 
@@ -40,11 +58,23 @@ def weights(
     chosen = room.names if what == "all" else room.check(parts(what))
     images = source.load() if "tying" in chosen else None
     settings = StudySettings("blocks", baselines=baselines, seed=source.seed)
-    study = Study(images, settings=settings, names={"weights": chosen}, strict=what != "all", shared={"kernel_images": None})
+    study = Study(
+        images,
+        settings=settings,
+        names={"weights": chosen},
+        strict=what != "all",
+        shared={"kernel_images": None},
+    )
     drawn: dict[str, Figure] = {}
     for load in models.loaders(names):
         model = load()
         path = None if block is None else block_path(model, block)
         found = study.add(model).found
-        drawn |= {} if path is None else block_pictures([r for r in found if getattr(r, "model", None) == model.record], path)
+        drawn |= (
+            {}
+            if path is None
+            else block_pictures(
+                [r for r in found if getattr(r, "model", None) == model.record], path
+            )
+        )
     finish(study.results, out, "Weight analysis", as_json, drawn=drawn)

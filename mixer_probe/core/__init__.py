@@ -1,1 +1,2 @@
-"""What every other package rests on: identity of data and networks, files, and checks of arguments."""
+"""What every other package rests on: identity of data and networks, files, and checks of
+arguments."""

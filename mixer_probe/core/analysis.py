@@ -1,7 +1,9 @@
-"""`Analysis`, `View` and `Room`: what can be computed of networks, and how results are shown, each declared once.
+"""`Analysis`, `View` and `Room`: what can be computed of networks, and how results are shown, each
+declared once.
 
-A room is a family of analyses, such as those of weights. It lists its analyses, which studies and the command line run by name,
-and one view per type of result, from which reports, the command line and the app are made."""
+A room is a family of analyses, such as those of weights. It lists its analyses, which studies and
+the command line run by name, and one view per type of result, from which reports, the command line
+and the app are made."""
 
 from __future__ import annotations
 
@@ -19,22 +21,27 @@ FAMILIES = ("mixer", "vit", "cnn")
 
 @dataclass(frozen=True)
 class Analysis:
-    """One analysis of networks, called `name` in options and settings; `title` is what a report calls it.
+    """One analysis of networks, called `name` in options and settings; `title` is what a report
+    calls it.
 
-    `run` takes the `Inputs` of one network (`mixer_probe.capture`) and returns results; it may yield them one by one. `needs`
-    says what must be there: the weights alone, images, or activations of images. One that needs "pairs" takes the inputs of two
-    networks, or of one network twice, and one that needs "all networks" those of all.
+    `run` takes the `Inputs` of one network (`mixer_probe.capture`) and returns results; it may
+    yield them one by one. `needs` says what must be there: the weights alone, images, or
+    activations of images. One that needs "pairs" takes the inputs of two networks, or of one
+    network twice, and one that needs "all networks" those of all.
 
-    `families` may have what it looks at; with `pixels` raw pixels do too. With `baseline` it runs on the untrained baselines as
-    well. `labelled` ones need classes. Those not in `default` are made only when asked for.
+    `families` may have what it looks at; with `pixels` raw pixels do too. With `baseline` it runs
+    on the untrained baselines as well. `labelled` ones need classes. Those not in `default` are
+    made only when asked for.
 
-    `asks` says what it needs besides, in words, such as annotated images, for which a command has options.
+    `asks` says what it needs besides, in words, such as annotated images, for which a command has
+    options.
 
-    `after` is another analysis, whose results `run` takes from the inputs; they are kept, and reported nowhere. `complete` takes
-    the inputs of all networks once all are analysed, and gives the results again, completed. With `each`, a setting that lists
-    values, `run` is called once per value, each time with that value alone in the setting. `decided_by` gives what decides the
-    numbers besides networks and their baselines: by default nothing where the weights alone are needed, else all images and
-    settings of a study."""
+    `after` is another analysis, whose results `run` takes from the inputs; they are kept, and
+    reported nowhere. `complete` takes the inputs of all networks once all are analysed, and gives
+    the results again, completed. With `each`, a setting that lists values, `run` is called once per
+    value, each time with that value alone in the setting. `decided_by` gives what decides the
+    numbers besides networks and their baselines: by default nothing where the weights alone are
+    needed, else all images and settings of a study."""
 
     name: str
     title: str
@@ -69,7 +76,8 @@ class View:
 
 @dataclass(frozen=True)
 class Room:
-    """A family of analyses: its `name` in the package, a `noun` for one of them, and the `error` for unknown names."""
+    """A family of analyses: its `name` in the package, a `noun` for one of them, and the `error`
+    for unknown names."""
 
     name: str
     noun: str
@@ -88,7 +96,8 @@ class Room:
         return tuple(analysis.name for analysis in self.analyses if analysis.default)
 
     def __getitem__(self, name: str) -> Analysis:
-        """The analysis of that name. Raises the room's error, which lists close names, if there is none."""
+        """The analysis of that name. Raises the room's error, which lists close names, if there is
+        none."""
         for analysis in self.analyses:
             if analysis.name == name:
                 return analysis

@@ -1,4 +1,5 @@
-"""The errors this package raises on purpose: one clear sentence each, saying what was wrong and what would be right."""
+"""The errors this package raises on purpose: one clear sentence each, saying what was wrong and
+what would be right."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from collections.abc import Iterable, Sequence
 
 
 class MixerProbeError(Exception):
-    """Base of every error raised on purpose; the command line prints it as one line and exits with 2."""
+    """Base of every error raised on purpose; the command line prints it as one line and exits with
+    2."""
 
 
 class ModelError(MixerProbeError, ValueError):
@@ -47,11 +49,13 @@ class NonFiniteWarning(MixerProbeWarning):
 
 
 class UndefinedSimilarityWarning(MixerProbeWarning):
-    """Cells of a similarity matrix that are NaN because a layer is constant or not finite, or the images are too few."""
+    """Cells of a similarity matrix that are NaN because a layer is constant or not finite, or the
+    images are too few."""
 
 
 class UndefinedUnitsWarning(MixerProbeWarning):
-    """Units of constant or not finite weight, which have no frequency, orientation or phase; these are NaN."""
+    """Units of constant or not finite weight, which have no frequency, orientation or phase; these
+    are NaN."""
 
 
 class DegenerateWeightsWarning(MixerProbeWarning):
@@ -59,7 +63,8 @@ class DegenerateWeightsWarning(MixerProbeWarning):
 
 
 class UndefinedProbeWarning(MixerProbeWarning):
-    """Layers or images that a probe leaves out because what it reads, or reads from, is constant or undefined there."""
+    """Layers or images that a probe leaves out because what it reads, or reads from, is constant or
+    undefined there."""
 
 
 class OutOfMemoryWarning(MixerProbeWarning):
@@ -71,11 +76,13 @@ class ImagesWarning(MixerProbeWarning):
 
 
 class UndefinedKernelWarning(MixerProbeWarning):
-    """Numbers of a spatial kernel that are NaN because it is zero, or the same for all pairs of positions."""
+    """Numbers of a spatial kernel that are NaN because it is zero, or the same for all pairs of
+    positions."""
 
 
 class UndefinedChannelsWarning(MixerProbeWarning):
-    """Channels that are constant or not finite, which select no class and correlate with nothing; these are NaN."""
+    """Channels that are constant or not finite, which select no class and correlate with nothing;
+    these are NaN."""
 
 
 class UndefinedConceptsWarning(MixerProbeWarning):
@@ -87,7 +94,8 @@ class UnconvergedWarning(MixerProbeWarning):
 
 
 class IncompleteAttributionWarning(MixerProbeWarning):
-    """Attributions that should add up to the difference of two logits and do not, within the tolerance asked for."""
+    """Attributions that should add up to the difference of two logits and do not, within the
+    tolerance asked for."""
 
 
 class EmptyAttributionWarning(MixerProbeWarning):
@@ -95,11 +103,13 @@ class EmptyAttributionWarning(MixerProbeWarning):
 
 
 class UndefinedInvarianceWarning(MixerProbeWarning):
-    """Networks right no more often than chance, or right on all images or none: what a distortion takes is not defined there."""
+    """Networks right no more often than chance, or right on all images or none: what a distortion
+    takes is not defined there."""
 
 
 class UndefinedVisualizationWarning(MixerProbeWarning):
-    """Units that no pixel moves, so that no image excites them more than another; their activations are NaN."""
+    """Units that no pixel moves, so that no image excites them more than another; their activations
+    are NaN."""
 
 
 def closest(name: str, known: Iterable[str], n: int = 5) -> str:
@@ -115,9 +125,11 @@ def closest(name: str, known: Iterable[str], n: int = 5) -> str:
 
 
 def layer_index(key: int | str, paths: Sequence[tuple[str, ...]], model: str, noun: str) -> int:
-    """Index of a layer given by number (negative counts from the end) or by one of its `paths` [layer].
+    """Index of a layer given by number (negative counts from the end) or by one of its `paths`
+    [layer].
 
-    Raises LayerError with the range or close paths; `noun` is what the layers are called: "block"."""
+    Raises LayerError with the range or close paths; `noun` is what the layers are called:
+    "block"."""
     if isinstance(key, str):
         found = next((i for i, own in enumerate(paths) if key in own), None)
         if found is None:

@@ -1,4 +1,5 @@
-"""Files: written whole or not at all, by one process at a time, synced to disk; and error texts with the system's own reason."""
+"""Files: written whole or not at all, by one process at a time, synced to disk; and error texts
+with the system's own reason."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-# -- writing -----------------------------------------------------------------------------------------------------------
+# -- writing ---------------------------------------------------------------------------------------
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -33,15 +34,19 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Write `content` to `path`, whole or not at all: to a temporary file beside it, which takes its place once on the disk.
+    """Write `content` to `path`, whole or not at all: to a temporary file beside it, which takes
+    its place once on the disk.
 
-    A full disk, an interrupt or a power failure leaves what was at `path`, and a killed process at most a file that
-    `remove_leftovers` removes. The mode is that of any new file: 0666 less the umask. Parent folders are created. Returns `path`.
-    Raises StoreError for a device or a pipe, which a file would replace, and if the system refuses, with its reason."""
+    A full disk, an interrupt or a power failure leaves what was at `path`, and a killed process at
+    most a file that `remove_leftovers` removes. The mode is that of any new file: 0666 less the
+    umask. Parent folders are created. Returns `path`. Raises StoreError for a device or a pipe,
+    which a file would replace, and if the system refuses, with its reason."""
     temporary = path.parent / _UNDER_WAY.replace("*", secrets.token_hex(8))
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise StoreError(f"cannot write {printable(path)}: it is a device or a pipe; give the name of a file")
+            raise StoreError(
+                f"cannot write {printable(path)}: it is a device or a pipe; give the name of a file"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as stream:
             stream.write(content)
@@ -59,7 +64,8 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
 
 def make_folder(path: Path) -> Path:
-    """Make a folder and those above it. Returns `path`. Raises StoreError if the system refuses, with its reason."""
+    """Make a folder and those above it. Returns `path`. Raises StoreError if the system refuses,
+    with its reason."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
@@ -79,7 +85,8 @@ def is_leftover(file: Path) -> bool:
 
 
 def sync(paths: Iterable[Path]) -> None:
-    """Wait until files and folders are on the disk; many at once, which takes as long as one. Raises OSError."""
+    """Wait until files and folders are on the disk; many at once, which takes as long as one.
+    Raises OSError."""
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(_sync, paths))
 
@@ -98,7 +105,7 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-# -- error texts -------------------------------------------------------------------------------------------------------
+# -- error texts -----------------------------------------------------------------------------------
 
 
 def reason(error: BaseException) -> str:
@@ -133,18 +140,22 @@ def printable(text: object) -> str:
 
 def checksum(content: Any) -> str:
     """SHA-256 of JSON data, whatever the order of its keys, in hexadecimal digits."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
 
 
-# -- one writer --------------------------------------------------------------------------------------------------------
+# -- one writer ------------------------------------------------------------------------------------
 
 
 @contextmanager
 def only_writer(place: Path, lock: Path) -> Iterator[None]:
-    """Hold the file `lock` while `place` is written to, so that two processes, or two threads, never write there at once.
+    """Hold the file `lock` while `place` is written to, so that two processes, or two threads,
+    never write there at once.
 
-    The system releases it when the process ends in any way; nothing is left behind. Where the file system has no locks, none is
-    held. Raises StoreError if another process or thread writes there, or the lock cannot be created."""
+    The system releases it when the process ends in any way; nothing is left behind. Where the file
+    system has no locks, none is held. Raises StoreError if another process or thread writes there,
+    or the lock cannot be created."""
     while True:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +169,10 @@ def only_writer(place: Path, lock: Path) -> Iterator[None]:
                 pid = os.read(handle, 20).decode(errors="replace").partition("\n")[0]
                 process = f"another process (pid {pid})" if pid.isdigit() else "another process"
                 writer = "another thread of this process" if pid == str(os.getpid()) else process
-                raise StoreError(f"{printable(place)} is being written by {writer}; wait for it or give another --out")
+                raise StoreError(
+                    f"{printable(place)} is being written by {writer}; wait for it or give another "
+                    "--out"
+                )
             if _is_there(handle, lock):
                 os.write(handle, f"{os.getpid()}\n".encode())
                 break
@@ -183,7 +197,8 @@ def only_writer(place: Path, lock: Path) -> Iterator[None]:
 
 
 def _lock(handle: int) -> bool:
-    """Lock an open file by the means of the system without waiting; returns whether it is locked now."""
+    """Lock an open file by the means of the system without waiting; returns whether it is locked
+    now."""
     if sys.platform == "win32":
         import msvcrt
 

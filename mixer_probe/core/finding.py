@@ -20,7 +20,8 @@ R = TypeVar("R", bound=Result)
 @storable
 @dataclass(frozen=True)
 class Number:
-    """What a sentence rests on: `value` with its 95 % interval and its null, NaN where there are none; `n` observations.
+    """What a sentence rests on: `value` with its 95 % interval and its null, NaN where there are
+    none; `n` observations.
 
     `where` is the layer, pair of layers or channel that has it."""
 
@@ -38,8 +39,9 @@ class Number:
 class Finding:
     """A `sentence` that answers `question` (a key of `narrative.QUESTIONS`) for `networks`.
 
-    `verdict` is "found" where the numbers are beyond intervals and null, "none" where they are not, "missing" where the results
-    do not hold what it takes, and "context" for numbers that no test belongs to."""
+    `verdict` is "found" where the numbers are beyond intervals and null, "none" where they are not,
+    "missing" where the results do not hold what it takes, and "context" for numbers that no test
+    belongs to."""
 
     question: str
     networks: str
@@ -48,10 +50,14 @@ class Finding:
     numbers: tuple[Number, ...] = ()
 
 
-def missing(question: str, what: str, needs: str, results: Sequence[Result], step: str = "") -> Finding:
-    """A finding that is not available, with the reason: that of a skipped step of the study whose name begins with `step`, or
-    else what it `needs`."""
-    reasons = [r.reason for r in results if isinstance(r, Skipped) and step and r.step.startswith(step)]
+def missing(
+    question: str, what: str, needs: str, results: Sequence[Result], step: str = ""
+) -> Finding:
+    """A finding that is not available, with the reason: that of a skipped step of the study whose
+    name begins with `step`, or else what it `needs`."""
+    reasons = [
+        r.reason for r in results if isinstance(r, Skipped) and step and r.step.startswith(step)
+    ]
     reason = reasons[0] if reasons else needs
     return Finding(question, "", f"{what}: not available, {reason.removesuffix('.')}.", "missing")
 

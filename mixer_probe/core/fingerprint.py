@@ -1,7 +1,9 @@
-"""Identity of images: hashes of their content, and checks that two sets hold the same pictures, or none in common.
+"""Identity of images: hashes of their content, and checks that two sets hold the same pictures, or
+none in common.
 
-A key is the hash of one image: of the bytes of its file, of its pixels where it is held in memory, of its numbers where it is a
-finished input. What was done to an image stands behind its key after a tilde: the picture is the same under every distortion.
+A key is the hash of one image: of the bytes of its file, of its pixels where it is held in memory,
+of its numbers where it is a finished input. What was done to an image stands behind its key after a
+tilde: the picture is the same under every distortion.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ _ALTERED = "~"
 # Hashing and reading leave the interpreter lock.
 THREADS = min(8, os.cpu_count() or 1)
 _MOST_FILES = 1_000_000
-# A file written again within one tick of the file system's clock keeps its time stamp: a younger one is read every time.
+# A file written again within one tick of the file system's clock keeps its time stamp: a younger
+# one is read every time.
 _SETTLED_NS = 2 * 10**9
 
 _known_files: dict[str, tuple[tuple[int, ...], str]] = {}
@@ -56,8 +59,8 @@ def digest(*parts: str | bytes) -> str:
 def file_keys(paths: Sequence[str], verify: bool = False) -> list[str]:
     """Key of every file: the hash of its bytes, read on several cores.
 
-    A file is read once per process as long as its size, times and inode are unchanged; `verify` reads it anyway.
-    Raises what the operating system raises."""
+    A file is read once per process as long as its size, times and inode are unchanged; `verify`
+    reads it anyway. Raises what the operating system raises."""
 
     def key_of(path: str) -> str:
         stat = os.stat(path)
@@ -87,7 +90,8 @@ def in_parallel(make: Callable[[str], str], items: Sequence[str]) -> list[str]:
 
 
 def folder_state(folder: str | os.PathLike[str]) -> str:
-    """Hash over the names, sizes and times of all files below a folder: it changes when one is added, removed or changed."""
+    """Hash over the names, sizes and times of all files below a folder: it changes when one is
+    added, removed or changed."""
     found, seen = [], set()
     for path, children, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(path)
@@ -99,7 +103,10 @@ def folder_state(folder: str | os.PathLike[str]) -> str:
         for name in sorted(names):
             with contextlib.suppress(OSError):
                 stat = os.stat(os.path.join(path, name))
-                found.append(f"{os.path.join(path, name)} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}")
+                found.append(
+                    f"{os.path.join(path, name)} {stat.st_size} {stat.st_mtime_ns} "
+                    f"{stat.st_ctime_ns}"
+                )
     return digest(*found)
 
 
@@ -109,7 +116,8 @@ def bytes_key(content: bytes) -> str:
 
 
 def picture_key(image: Image.Image) -> str:
-    """Key of a decoded image: mode, size, pixels and, where it has them, palette and transparency."""
+    """Key of a decoded image: mode, size, pixels and, where it has them, palette and
+    transparency."""
     palette = repr(image.getpalette()) if image.mode == "P" else ""
     head = f"{image.mode} {image.size} {palette} {image.info.get('transparency')!r}"
     return digest(head, image.tobytes())[:_LENGTH]
@@ -119,7 +127,9 @@ def tensor_keys(images: torch.Tensor) -> tuple[str, ...]:
     """Keys of finished inputs [n, ...]: type, shape and numbers of each."""
     rows = images.detach().cpu().contiguous()
     head = f"{rows.dtype} {tuple(rows.shape[1:])}"
-    return tuple(digest(head, row.reshape(-1).view(torch.uint8).numpy().tobytes())[:_LENGTH] for row in rows)
+    return tuple(
+        digest(head, row.reshape(-1).view(torch.uint8).numpy().tobytes())[:_LENGTH] for row in rows
+    )
 
 
 def altered_key(key: str, *how: str) -> str:
@@ -133,22 +143,28 @@ def picture_of(key: str) -> str:
     return key.partition(_ALTERED)[0]
 
 
-def images_fingerprint(keys: Iterable[str], labels: np.ndarray | None, class_names: Sequence[str] | None, split: str) -> str:
-    """Hash over the content of images in their order, their labels, the names of the classes, and the split.
+def images_fingerprint(
+    keys: Iterable[str], labels: np.ndarray | None, class_names: Sequence[str] | None, split: str
+) -> str:
+    """Hash over the content of images in their order, their labels, the names of the classes, and
+    the split.
 
-    Not over the names of the images or of their folder: the same pictures are the same wherever they lie."""
+    Not over the names of the images or of their folder: the same pictures are the same wherever
+    they lie."""
     marks = b"none" if labels is None else np.ascontiguousarray(labels, dtype=np.int64).tobytes()
     names = "none" if class_names is None else digest(*class_names)
     return digest("".join(f"{key}\n" for key in keys), marks, names, split)
 
 
 def pictures_fingerprint(keys: Iterable[str]) -> str:
-    """Hash over the pictures in their order, whatever they are labelled and whatever was done to them."""
+    """Hash over the pictures in their order, whatever they are labelled and whatever was done to
+    them."""
     return digest("".join(f"{picture_of(key)}\n" for key in keys))
 
 
 def keys_by_name(fingerprint: str, ids: Sequence[str]) -> tuple[str, ...]:
-    """Keys of images whose content is unavailable: from their names in a set with this fingerprint."""
+    """Keys of images whose content is unavailable: from their names in a set with this
+    fingerprint."""
     return tuple(digest(fingerprint, name)[:_LENGTH] for name in ids)
 
 
@@ -163,28 +179,34 @@ def keys_of(images: Identified) -> tuple[str, ...]:
 
 
 def check_same_images(a: Identified, b: Identified) -> None:
-    """Raise MeasureError unless both hold the same pictures, by their content, in the same order."""
+    """Raise MeasureError unless both hold the same pictures, by their content, in the same
+    order."""
     keys_a, keys_b = ([picture_of(key) for key in keys_of(side)] for side in (a, b))
     if len(keys_a) != len(keys_b):
         alone = len(set(keys_a) ^ set(keys_b))
         raise MeasureError(
-            f"different images: {len(keys_a)} images against {len(keys_b)}, of which {alone} are in only one set; compare the "
-            "same images"
+            f"different images: {len(keys_a)} images against {len(keys_b)}, of which {alone} are "
+            "in only one set; compare the same images"
         )
     different = [i for i, (x, y) in enumerate(zip(keys_a, keys_b, strict=True)) if x != y]
     if different:
         first = different[0]
         name, other = a.ids[first], b.ids[first]
-        what = "the same images in a different order" if sorted(keys_a) == sorted(keys_b) else "different images"
+        what = (
+            "the same images in a different order"
+            if sorted(keys_a) == sorted(keys_b)
+            else "different images"
+        )
         called = f"two images named '{name}'" if name == other else f"'{name}' against '{other}'"
         raise MeasureError(
-            f"{what}: {len(different)} of {len(keys_a)} images differ, the first at position {first}: {called}; "
-            "compare the same images in the same order"
+            f"{what}: {len(different)} of {len(keys_a)} images differ, the first at position "
+            f"{first}: {called}; compare the same images in the same order"
         )
 
 
 def apart(keys: Sequence[str], fit: Iterable[int], hold: Iterable[int]) -> np.ndarray:
-    """The rows `fit` without those whose pictures are among the rows `hold`, so that duplicates are in one part only."""
+    """The rows `fit` without those whose pictures are among the rows `hold`, so that duplicates are
+    in one part only."""
     held = {picture_of(keys[i]) for i in hold}
     return np.array([i for i in fit if picture_of(keys[i]) not in held], dtype=np.int64)
 
@@ -193,8 +215,14 @@ def check_apart(train: Identified, test: Identified) -> None:
     """Raise ImagesError if a picture, by its content, is in both."""
     of_train, of_test = ([picture_of(key) for key in keys_of(side)] for side in (train, test))
     seen = dict(zip(reversed(of_train), reversed(train.ids), strict=True))
-    shared = [(name, seen[picture]) for picture, name in zip(of_test, test.ids, strict=True) if picture in seen]
+    shared = [
+        (name, seen[picture])
+        for picture, name in zip(of_test, test.ids, strict=True)
+        if picture in seen
+    ]
     if shared:
         name, there = shared[0]
         called = f"'{name}'" if name == there else f"'{name}' ('{there}' there)"
-        raise ImagesError(f"{len(shared)} test images are also in train, the first is {called}; use disjoint sets")
+        raise ImagesError(
+            f"{len(shared)} test images are also in train, the first is {called}; use disjoint sets"
+        )

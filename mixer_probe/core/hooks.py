@@ -1,7 +1,8 @@
 """The one place that hooks into a network: what its modules are given and return, call by call.
 
-Everything that looks inside a forward pass does it here: the trace of a network, extraction, attribution, visualization, counts
-of operations and measurements of mixing. Hooks see this thread's passes alone and are gone when the context is left."""
+Everything that looks inside a forward pass does it here: the trace of a network, extraction,
+attribution, visualization, counts of operations and measurements of mixing. Hooks see this thread's
+passes alone and are gone when the context is left."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ from mixer_probe.core.switches import in_this_thread
 
 @dataclass(slots=True)
 class Call:
-    """One call of the module at `path`; `number` counts the finished calls of that module in a pass, from 0. `output` is None
-    before the call."""
+    """One call of the module at `path`; `number` counts the finished calls of that module in a
+    pass, from 0. `output` is None before the call."""
 
     path: str
     number: int
@@ -30,7 +31,8 @@ class Call:
 
 
 class Stop(BaseException):
-    """Raised by a hook to end the pass. Not an Exception, so that no network's own `except Exception` swallows it."""
+    """Raised by a hook to end the pass. Not an Exception, so that no network's own `except
+    Exception` swallows it."""
 
 
 class Passes:
@@ -56,8 +58,8 @@ def hooked(
     after: Callable[[Call], Any],
     before: Callable[[Call], None] | None = None,
 ) -> Iterator[Passes]:
-    """Calls `after` (and `before`) at every call of the modules at `paths`. What `after` returns, unless None, replaces the
-    output.
+    """Calls `after` (and `before`) at every call of the modules at `paths`. What `after` returns,
+    unless None, replaces the output.
 
     A tensor is what the module returned only until the next operation in place: keep a copy."""
     passes = Passes(network)
@@ -70,7 +72,9 @@ def hooked(
         return in_this_thread(see)
 
     def see_after(path: str) -> Callable[..., Any]:
-        def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        def see(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        ) -> Any:
             number = passes.finished[path]
             passes.finished[path] = number + 1
             return after(Call(path, number, module, args, kwargs, output))
@@ -81,7 +85,9 @@ def hooked(
         for path in dict.fromkeys(paths):
             module = network.get_submodule(path)
             if before is not None:
-                stack.callback(module.register_forward_pre_hook(see_before(path), with_kwargs=True).remove)
+                stack.callback(
+                    module.register_forward_pre_hook(see_before(path), with_kwargs=True).remove
+                )
             stack.callback(module.register_forward_hook(see_after(path), with_kwargs=True).remove)
         yield passes
 

@@ -16,14 +16,17 @@ CROP_MODES = ("center", "border", "squash")
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a network expects: size (channels, height, width), normalisation, and how images are resized to it.
+    """What a network expects: size (channels, height, width), normalisation, and how images are
+    resized to it.
 
-    `mean` and `std` are one number per channel, of pixels in 0..1. `crop_pct` and `crop_mode` are timm's: the image is resized to
-    size / crop_pct and the centre cut out, by its shorter side ("center"), its longer side with a border of the mean colour
-    ("border"), or both sides without keeping proportions ("squash").
+    `mean` and `std` are one number per channel, of pixels in 0..1. `crop_pct` and `crop_mode` are
+    timm's: the image is resized to size / crop_pct and the centre cut out, by its shorter side
+    ("center"), its longer side with a border of the mean colour ("border"), or both sides without
+    keeping proportions ("squash").
 
-    Raises ModelError for a size that is not three positive whole numbers, for anything but one finite mean and one positive
-    standard deviation per channel, and for a crop_pct, interpolation or crop mode that timm does not know."""
+    Raises ModelError for a size that is not three positive whole numbers, for anything but one
+    finite mean and one positive standard deviation per channel, and for a crop_pct, interpolation
+    or crop mode that timm does not know."""
 
     size: tuple[int, int, int]
     mean: tuple[float, ...]
@@ -54,7 +57,10 @@ class InputSpec:
     def mean_colour(self) -> tuple[float, float, float]:
         """`mean` as a colour. Raises ModelError for a network whose images are not RGB."""
         if self.size[0] != 3:
-            raise ModelError(f"distortions need RGB input, and the network takes {self.size[0]} channels; use an RGB network")
+            raise ModelError(
+                f"distortions need RGB input, and the network takes {self.size[0]} channels; use "
+                "an RGB network"
+            )
         red, green, blue = self.mean
         return red, green, blue
 
@@ -66,7 +72,10 @@ def check_size(value: Any) -> tuple[int, int, int]:
     except TypeError:
         numbers = []
     if len(numbers) != 3 or min(numbers) < 1:
-        raise ModelError(f"input_size is (channels, height, width), three whole numbers above 0, not {_shown(value)}")
+        raise ModelError(
+            "input_size is (channels, height, width), three whole numbers above 0, not "
+            f"{_shown(value)}"
+        )
     return numbers[0], numbers[1], numbers[2]
 
 
@@ -77,7 +86,9 @@ def _per_channel(name: str, value: Any, channels: int) -> tuple[float, ...]:
         numbers = ()
     if len(numbers) != channels or not all(map(math.isfinite, numbers)):
         example = ", ".join(["0.5"] * channels) + ("," if channels == 1 else "")
-        raise ModelError(f"{name} is one finite number per channel, such as ({example}), not {_shown(value)}")
+        raise ModelError(
+            f"{name} is one finite number per channel, such as ({example}), not {_shown(value)}"
+        )
     return numbers
 
 
@@ -90,13 +101,19 @@ def _number(value: Any) -> float:
 
 
 def _shown(value: Any) -> str:
-    return str(tuple(value)) if isinstance(value, Sequence) and not isinstance(value, str) else repr(value)
+    return (
+        str(tuple(value))
+        if isinstance(value, Sequence) and not isinstance(value, str)
+        else repr(value)
+    )
 
 
 def for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """RGB means or standard deviations for a network of another number of channels, as timm changes RGB weights for it.
+    """RGB means or standard deviations for a network of another number of channels, as timm changes
+    RGB weights for it.
 
-    timm adds up the weights for 1 channel, which sees grey: here the average. For other numbers it repeats them in order."""
+    timm adds up the weights for 1 channel, which sees grey: here the average. For other numbers it
+    repeats them in order."""
     if len(values) == channels or not len(values):
         return tuple(values)
     if channels == 1:

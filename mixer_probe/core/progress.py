@@ -1,4 +1,5 @@
-"""Progress of long work: one shared display with a bar per task, nested tasks included; silent without a terminal."""
+"""Progress of long work: one shared display with a bar per task, nested tasks included; silent
+without a terminal."""
 
 from __future__ import annotations
 
@@ -35,10 +36,19 @@ def task(title: str, total: int) -> Iterator[Advance]:
     wanted = os.environ.get("MIXER_PROBE_PROGRESS", "")
     if _depth == 1 and (wanted == "1" or (wanted != "0" and sys.stderr.isatty())):
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         times = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        _display = Progress(TextColumn("{task.description}"), *times, console=Console(stderr=True), transient=True)
+        _display = Progress(
+            TextColumn("{task.description}"), *times, console=Console(stderr=True), transient=True
+        )
         _display.start()
     display = _display
     bar = display.add_task(title, total=total) if display else None

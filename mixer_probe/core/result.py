@@ -1,7 +1,9 @@
-"""What every result shares: frozen numbers that carry what they were measured on, as data that saves and loads back.
+"""What every result shares: frozen numbers that carry what they were measured on, as data that
+saves and loads back.
 
-A result is a frozen dataclass derived from `Result`. Its fields are numbers, strings, tuples, numpy arrays, the records below
-or `Layer`s; `to_dict` and `from_dict` write and read all of them without a line of code in the result itself.
+A result is a frozen dataclass derived from `Result`. Its fields are numbers, strings, tuples, numpy
+arrays, the records below or `Layer`s; `to_dict` and `from_dict` write and read all of them without
+a line of code in the result itself.
 """
 
 from __future__ import annotations
@@ -32,7 +34,13 @@ FILE_NAME = "results.json"
 # Small arrays stay readable in the file; large ones are stored exactly and compactly.
 _INLINE_VALUES = 2048
 # What JSON has of the arrays that are written as lists, by kind of dtype.
-_JSON_KINDS: dict[str, tuple[type[Any], ...]] = {"b": (bool,), "i": (int,), "u": (int,), "f": (int, float), "U": (str,)}
+_JSON_KINDS: dict[str, tuple[type[Any], ...]] = {
+    "b": (bool,),
+    "i": (int,),
+    "u": (int,),
+    "f": (int, float),
+    "U": (str,),
+}
 _AGAIN = "copy it again, or recreate it"
 # Declared without a reason, so many bytes do no harm.
 _FREE_BYTES = 2**26
@@ -60,8 +68,8 @@ T = TypeVar("T", bound=type[Any])
 
 
 def storable(cls: T) -> T:
-    """Class decorator: let `to_dict` and `from_dict` carry this frozen dataclass, and compare and hash it field by field, arrays
-    by their values and NaN equal to NaN."""
+    """Class decorator: let `to_dict` and `from_dict` carry this frozen dataclass, and compare and
+    hash it field by field, arrays by their values and NaN equal to NaN."""
     _KINDS[_kind(cls)] = cls
     for name in ("__eq__", "__hash__"):
         # The dataclass decorator keeps methods that a class has.
@@ -70,8 +78,8 @@ def storable(cls: T) -> T:
 
 
 def _kind(cls: type[Any]) -> str:
-    """What a class is called in files: its name if it is one of ours, which files can do without their module; else both, so that
-    none of another package is taken for one of ours."""
+    """What a class is called in files: its name if it is one of ours, which files can do without
+    their module; else both, so that none of another package is taken for one of ours."""
     ours = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
     return cls.__name__ if ours else f"{cls.__module__}.{cls.__qualname__}"
 
@@ -84,14 +92,19 @@ class _ByValue:
     """Comparison and hash of dataclasses field by field, arrays by their values."""
 
     def __eq__(self, other: object) -> bool:
-        return all(map(same, _compared(self), _compared(other))) if type(other) is type(self) else NotImplemented
+        return (
+            all(map(same, _compared(self), _compared(other)))
+            if type(other) is type(self)
+            else NotImplemented
+        )
 
     def __hash__(self) -> int:
         return hash((type(self), *map(_hashable, _compared(self))))
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two values of a result are equal: arrays and sequences element by element, NaN equal to NaN."""
+    """Whether two values of a result are equal: arrays and sequences element by element, NaN equal
+    to NaN."""
     if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
         if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):
             return False
@@ -118,7 +131,8 @@ def _hashable(value: Any) -> Any:
 @storable
 @dataclass(frozen=True)
 class ModelRecord:
-    """Which network a number was measured on; `fingerprint` is that of `Model`: over weights, modules, settings and input."""
+    """Which network a number was measured on; `fingerprint` is that of `Model`: over weights,
+    modules, settings and input."""
 
     name: str
     family: str
@@ -137,8 +151,8 @@ class ModelRecord:
 class ImagesRecord:
     """Which images a number was measured on.
 
-    `fingerprint` is over their content in order, labels, class names and split; `pictures` over the content alone, before any
-    distortion."""
+    `fingerprint` is over their content in order, labels, class names and split; `pictures` over the
+    content alone, before any distortion."""
 
     name: str
     split: str
@@ -185,10 +199,14 @@ def to_dict(value: Any) -> Any:
         fields = {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {_TYPE: _kind(type(value)), **fields}
     if isinstance(value, np.ndarray):
-        kind, head = value.dtype.kind, {_TYPE: "array", "dtype": str(value.dtype), "shape": list(value.shape)}
+        kind, head = (
+            value.dtype.kind,
+            {_TYPE: "array", "dtype": str(value.dtype), "shape": list(value.shape)},
+        )
         if kind == "O":
             raise TypeError("cannot store an array of Python objects in a result")
-        # JSON has texts, booleans, integers and finite numbers, but not NaN, complex numbers or dates.
+        # JSON has texts, booleans, integers and finite numbers, but not NaN, complex numbers or
+        # dates.
         in_json = kind in "biu" or (kind == "f" and bool(np.isfinite(value).all()))
         if kind == "U" or (value.size <= _INLINE_VALUES and in_json):
             return {**head, "values": value.ravel().tolist()}
@@ -212,8 +230,8 @@ def to_dict(value: Any) -> Any:
 def from_dict(data: Any) -> Any:
     """The inverse of `to_dict`; lists come back as tuples.
 
-    Raises StoreError for a kind that this version does not know, for fields of other types than it declares, and for arrays that
-    declare more than they hold."""
+    Raises StoreError for a kind that this version does not know, for fields of other types than it
+    declares, and for arrays that declare more than they hold."""
     if isinstance(data, list):
         return tuple(from_dict(v) for v in data)
     if not isinstance(data, dict):
@@ -230,33 +248,48 @@ def from_dict(data: Any) -> Any:
         for package in _PACKAGES:
             importlib.import_module(f"mixer_probe.{package}")
     if kind not in _KINDS:
-        raise StoreError(f"'{kind}' is not a result type of this version of mixer_probe; {closest(str(kind), sorted(_KINDS))}")
+        raise StoreError(
+            f"'{kind}' is not a result type of this version of mixer_probe; "
+            f"{closest(str(kind), sorted(_KINDS))}"
+        )
     cls: Any = _KINDS[kind]
     known = {f.name for f in dataclasses.fields(cls)}
     fields = {k: from_dict(v) for k, v in data.items() if k in known}
     for name, value in fields.items():
         declared = field_types(cls).get(name, Any)
         if not fits(value, declared):
-            raise StoreError(f"'{name}' of a {cls.__name__} is a {type(value).__name__}, not {spelled(declared)}")
+            raise StoreError(
+                f"'{name}' of a {cls.__name__} is a {type(value).__name__}, not {spelled(declared)}"
+            )
     try:
         return cls(**fields)
     except TypeError as error:
-        raise StoreError(f"a {cls.__name__} of another version of mixer_probe: {textwrap.shorten(str(error), 200)}") from error
+        raise StoreError(
+            f"a {cls.__name__} of another version of mixer_probe: "
+            f"{textwrap.shorten(str(error), 200)}"
+        ) from error
 
 
 def _array_from_dict(data: dict[str, Any]) -> np.ndarray:
-    """The array that JSON data describes, once its shape and type are known to match what the data holds."""
+    """The array that JSON data describes, once its shape and type are known to match what the data
+    holds."""
     if "npy_base64" in data:
         content = base64.b64decode(data["npy_base64"], validate=True)
         stream = io.BytesIO(content)
         version = np.lib.format.read_magic(stream)
-        read_header: Any = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        read_header: Any = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
         shape, _, dtype = read_header(stream)
         n_bytes = len(content) - stream.tell()
         if dtype.hasobject:
             raise StoreError("an array of Python objects is never read")
         if math.prod(shape) * dtype.itemsize != n_bytes:
-            raise StoreError(f"an array declares the shape {shape} of '{dtype}' and has {n_bytes} bytes")
+            raise StoreError(
+                f"an array declares the shape {shape} of '{dtype}' and has {n_bytes} bytes"
+            )
         stream.seek(0)
         return np.asarray(np.load(stream, allow_pickle=False))
     dtype, shape, values = np.dtype(data["dtype"]), data["shape"], data["values"]
@@ -265,14 +298,20 @@ def _array_from_dict(data: dict[str, Any]) -> np.ndarray:
         raise StoreError(f"an array of '{dtype}' has values that do not match this type")
     if not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) != len(values):
         raise StoreError(f"an array declares the shape {shape} and has {len(values)} values")
-    if dtype.kind == "U" and dtype.itemsize * len(values) > max(_FREE_BYTES, 64 * sum(map(len, values))):
-        raise StoreError(f"an array of {len(values)} texts declares {dtype.itemsize} bytes for each, and they are much shorter")
+    if dtype.kind == "U" and dtype.itemsize * len(values) > max(
+        _FREE_BYTES, 64 * sum(map(len, values))
+    ):
+        raise StoreError(
+            f"an array of {len(values)} texts declares {dtype.itemsize} bytes for each, and they "
+            "are much shorter"
+        )
     return np.array(values, dtype=dtype).reshape(shape)
 
 
 @dataclass(frozen=True)
 class SavedResults:
-    """A results file: its results, what it takes to make them again, and the title of their report ("" for none)."""
+    """A results file: its results, what it takes to make them again, and the title of their report
+    ("" for none)."""
 
     results: tuple[Any, ...]
     settings: dict[str, Any]
@@ -280,54 +319,85 @@ class SavedResults:
 
 
 def save_results(
-    results: Iterable[Result], path: str | os.PathLike[str], settings: Mapping[str, Any] | None = None, title: str = ""
+    results: Iterable[Result],
+    path: str | os.PathLike[str],
+    settings: Mapping[str, Any] | None = None,
+    title: str = "",
 ) -> Path:
-    """Write results as one JSON file, whole or not at all. Raises StoreError if it cannot be written."""
+    """Write results as one JSON file, whole or not at all. Raises StoreError if it cannot be
+    written."""
     return write_text(Path(path), results_text(results, settings, title))
 
 
-def results_text(results: Iterable[Result], settings: Mapping[str, Any] | None = None, title: str = "") -> str:
+def results_text(
+    results: Iterable[Result], settings: Mapping[str, Any] | None = None, title: str = ""
+) -> str:
     """What `save_results` writes. Raises StoreError for settings that are no JSON data."""
     try:
         # As they are read again: keys that are numbers become texts.
         plain = json.loads(json.dumps(dict(settings or {}), allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise StoreError(f"settings must be JSON data to be written with results ({error}); give plain values") from error
-    content = {"format": FORMAT, "title": title, "settings": plain, "results": [to_dict(r) for r in results]}
+        raise StoreError(
+            f"settings must be JSON data to be written with results ({error}); give plain values"
+        ) from error
+    content = {
+        "format": FORMAT,
+        "title": title,
+        "settings": plain,
+        "results": [to_dict(r) for r in results],
+    }
     return json.dumps({**content, "checksum": checksum(content)})
 
 
 def load_results(path: str | os.PathLike[str]) -> tuple[Any, ...]:
     """The results of a file written by `save_results` or a report, or of the folder of a report.
 
-    Raises StoreError if the file is missing, of another version, damaged or edited, or holds what no result can be."""
+    Raises StoreError if the file is missing, of another version, damaged or edited, or holds what
+    no result can be."""
     return open_results(path).results
 
 
 def open_results(path: str | os.PathLike[str]) -> SavedResults:
-    """A results file, or that in the folder of a report, with its settings. Raises as `load_results`."""
+    """A results file, or that in the folder of a report, with its settings. Raises as
+    `load_results`."""
     place = Path(path)
     name = printable(place)
     try:
         if place.is_dir() and not (place / FILE_NAME).exists():
-            raise StoreError(f"cannot read results from {name}: there is no {FILE_NAME} in this folder; give that of a report")
-        content = json.loads((place / FILE_NAME if place.is_dir() else place).read_text(encoding="utf-8"))
+            raise StoreError(
+                f"cannot read results from {name}: there is no {FILE_NAME} in this folder; give "
+                "that of a report"
+            )
+        content = json.loads(
+            (place / FILE_NAME if place.is_dir() else place).read_text(encoding="utf-8")
+        )
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             found = content.get("format") if isinstance(content, dict) else None
             what = f", found '{found}'" if isinstance(found, str) else ""
-            raise StoreError(f"{name} is not a results file of this version (expected format '{FORMAT}'{what}); recreate it")
+            raise StoreError(
+                f"{name} is not a results file of this version (expected format '{FORMAT}'{what}); "
+                "recreate it"
+            )
         said = content.pop("checksum", None)
         if said != checksum(content):
-            what = "has no checksum" if said is None else "has been damaged or edited: its checksum does not match"
+            what = (
+                "has no checksum"
+                if said is None
+                else "has been damaged or edited: its checksum does not match"
+            )
             raise StoreError(f"{name} {what}; {_AGAIN}")
     except OSError as error:
         raise StoreError(f"cannot read results from {name}: {reason(error)}") from error
     except StoreError:
         raise
     except ValueError as error:
-        raise StoreError(f"{name} is not a results file: it is not valid JSON ({printable(error)}); {_AGAIN}") from error
+        raise StoreError(
+            f"{name} is not a results file: it is not valid JSON ({printable(error)}); {_AGAIN}"
+        ) from error
     except RecursionError as error:
-        raise StoreError(f"{name} is not a results file: it is nested deeper than any result; {_AGAIN}") from error
+        raise StoreError(
+            f"{name} is not a results file: it is nested deeper than any result; {_AGAIN}"
+        ) from error
     try:
         results = tuple(from_dict(r) for r in content["results"])
         odd = next((r for r in results if not isinstance(r, Result)), None)
@@ -336,6 +406,9 @@ def open_results(path: str | os.PathLike[str]) -> SavedResults:
         settings: Mapping[str, Any] = content["settings"]
         return SavedResults(results, {**settings}, str(content["title"]))
     except Exception as error:
-        # Fields of the right types can still contradict each other in as many ways as there are results.
+        # Fields of the right types can still contradict each other in as many ways as there are
+        # results.
         why = error if isinstance(error, StoreError) else f"{type(error).__name__} {error}"
-        raise StoreError(f"{name} contains data that is not a result of this version of mixer_probe: {why}") from error
+        raise StoreError(
+            f"{name} contains data that is not a result of this version of mixer_probe: {why}"
+        ) from error

@@ -33,8 +33,9 @@ _CLIP = re.compile(rb'(?<=<clipPath id=")[^"]+(?=")')
 def _numbered_clips(svg: bytes) -> bytes:
     """The same drawing with its clip regions named by number.
 
-    matplotlib names them by a hash of their corners, whose last bit differs from one drawing to the next: the solver of
-    constrained layout goes through sets of objects in the order of their addresses."""
+    matplotlib names them by a hash of their corners, whose last bit differs from one drawing to the
+    next: the solver of constrained layout goes through sets of objects in the order of their
+    addresses."""
     names = list(dict.fromkeys(_CLIP.findall(svg)))
     numbers = {name: b"clip%d" % i for i, name in enumerate(names)}
     if not numbers:
@@ -44,12 +45,14 @@ def _numbered_clips(svg: bytes) -> bytes:
 
 
 def encode(figure: Figure, kind: str, dpi: int = 160) -> bytes:
-    """The figure as a file of the `kind` "svg+xml", "png" or "webp"; equal figures give equal files."""
+    """The figure as a file of the `kind` "svg+xml", "png" or "webp"; equal figures give equal
+    files."""
     is_svg, stream, engine = kind == "svg+xml", io.BytesIO(), figure.get_layout_engine()
     # A fixed salt, and no date in the metadata, so that the file depends on the figure alone.
     with mpl.rc_context({"svg.hashsalt": "mixer-probe", "svg.fonttype": "path"}):
         if engine is not None:
-            # With an engine, matplotlib lays out in an extra drawing before each file: done here, the file is the same, sooner.
+            # With an engine, matplotlib lays out in an extra drawing before each file: done here,
+            # the file is the same, sooner.
             (FigureCanvasSVG if is_svg else FigureCanvasAgg)(figure)
             own, figure.dpi = figure.dpi, dpi
             engine.execute(figure)
@@ -65,10 +68,11 @@ def encode(figure: Figure, kind: str, dpi: int = 160) -> bytes:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure with a caption (`shows`), how to read it, and alternative text; drawn by `draw` on first use, once.
+    """A figure with a caption (`shows`), how to read it, and alternative text; drawn by `draw` on
+    first use, once.
 
-    Vector pictures are embedded as SVG, others as PNG of `dpi`, or as WebP where most of it is a `photo`: a third of the size.
-    Those `folded` are opened by a click on the caption."""
+    Vector pictures are embedded as SVG, others as PNG of `dpi`, or as WebP where most of it is a
+    `photo`: a third of the size. Those `folded` are opened by a click on the caption."""
 
     draw: Callable[[], Figure]
     shows: str
@@ -107,7 +111,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a caption; numbers are shown with the digits that `formats` gives for a column."""
+    """A table with a caption; numbers are shown with the digits that `formats` gives for a
+    column."""
 
     caption: str
     frame: pd.DataFrame
@@ -127,7 +132,11 @@ class Table:
             cells = []
             for column, value in zip(self.frame.columns, values):
                 number = isinstance(value, (int, float)) and not isinstance(value, bool)
-                text = "–" if number and value != value else self.formats.get(column, "{}").format(value)
+                text = (
+                    "–"
+                    if number and value != value
+                    else self.formats.get(column, "{}").format(value)
+                )
                 cells.append((text, number or column in self.formats))
             rows.append(cells)
         return rows
@@ -135,8 +144,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """One question of the report with its answer. `warnings` are highlighted at its head, and `see` are anchors of other sections
-    that it depends on."""
+    """One question of the report with its answer. `warnings` are highlighted at its head, and `see`
+    are anchors of other sections that it depends on."""
 
     anchor: str
     title: str

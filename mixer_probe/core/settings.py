@@ -8,7 +8,14 @@ from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import checked
 
 STUDY_PROBES = ("accuracy", "fewshot", "control", "mdl", "patch-position")
-STUDY_ATTRIBUTIONS = ("overlays", "curves", "faithfulness", "randomisation", "agreement", "conductance")
+STUDY_ATTRIBUTIONS = (
+    "overlays",
+    "curves",
+    "faithfulness",
+    "randomisation",
+    "agreement",
+    "conductance",
+)
 STUDY_CHANNELS = ("statistics", "selectivity", "needed", "partners", "pages")
 
 
@@ -17,21 +24,26 @@ STUDY_CHANNELS = ("statistics", "selectivity", "needed", "partners", "pages")
 class StudySettings:
     """What determines the numbers of a study, besides models and images.
 
-    `baselines` adds the untrained baseline of every trained model, and probes of raw pixels. Networks are compared by all
-    `measures`, each network with itself by CKA only; there are three because measures disagree about which networks are alike
-    (Klabunde et al. 2024, ReSi). `permutations` are those of CKA, of which the jackknife leaves out every image in turn; other
-    measures cost more and take at most 20 permutations and `resamples` groups. 0 `resamples` means no intervals.
+    `baselines` adds the untrained baseline of every trained model, and probes of raw pixels.
+    Networks are compared by all `measures`, each network with itself by CKA only; there are three
+    because measures disagree about which networks are alike (Klabunde et al. 2024, ReSi).
+    `permutations` are those of CKA, of which the jackknife leaves out every image in turn; other
+    measures cost more and take at most 20 permutations and `resamples` groups. 0 `resamples` means
+    no intervals.
 
-    `probes`, `channels` and `attributions` are names of analyses of the rooms probing, channels and attribution; none of them
-    means no such analysis.
+    `probes`, `channels` and `attributions` are names of analyses of the rooms probing, channels and
+    attribution; none of them means no such analysis.
 
-    `probe_method` is that of accuracy, confusion and calibration, `few_shot` the protocol of `shots` images per class, by default
-    as many of 1, 5, 10 and 25 as every class has. `targets` are properties of images ("brightness") or "FILE.csv:COLUMN", by
-    default all properties; `groups` is a table with the columns class and group, for the control tasks. With `sampled_probes`
-    description lengths and positions use a sample of the images, and description lengths four layers.
+    `probe_method` is that of accuracy, confusion and calibration, `few_shot` the protocol of
+    `shots` images per class, by default as many of 1, 5, 10 and 25 as every class has. `targets`
+    are properties of images ("brightness") or "FILE.csv:COLUMN", by default all properties;
+    `groups` is a table with the columns class and group, for the control tasks. With
+    `sampled_probes` description lengths and positions use a sample of the images, and description
+    lengths four layers.
 
-    Statistics of channels use `statistics_images` of the images, None for all. `channel_pages` channels of every layer get a
-    page, with `page_images` images at either end. Attributions use a few images only."""
+    Statistics of channels use `statistics_images` of the images, None for all. `channel_pages`
+    channels of every layer get a page, with `page_images` images at either end. Attributions use a
+    few images only."""
 
     layers: str | tuple[str, ...] = "blocks"
     batch_size: int = 64

@@ -18,7 +18,8 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True)
 class Skipped(Result):
-    """`step` was skipped because of `reason`. `again`: another run may succeed, since a file could not be read or written."""
+    """`step` was skipped because of `reason`. `again`: another run may succeed, since a file could
+    not be read or written."""
 
     title: ClassVar[str] = "Skipped analyses"
 

@@ -1,7 +1,8 @@
-"""Context managers that change settings of a network and restore each of them on leaving, whatever happened.
+"""Context managers that change settings of a network and restore each of them on leaving, whatever
+happened.
 
-One thread at a time changes a network: every context here takes the network's lock, and the hooks of one thread do not see the
-forward passes of another (`in_this_thread`)."""
+One thread at a time changes a network: every context here takes the network's lock, and the hooks
+of one thread do not see the forward passes of another (`in_this_thread`)."""
 
 from __future__ import annotations
 
@@ -47,8 +48,9 @@ def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def plain_modes() -> Iterator[None]:
-    """Outside `torch.inference_mode`, whose tensors take no gradients, and outside `torch.autocast`, which would compute in
-    another type than the parameters'; both as they were afterwards."""
+    """Outside `torch.inference_mode`, whose tensors take no gradients, and outside
+    `torch.autocast`, which would compute in another type than the parameters'; both as they were
+    afterwards."""
     with ExitStack() as stack:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
@@ -62,11 +64,15 @@ def plain_modes() -> Iterator[None]:
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Eval mode inside, without compilation, inference mode and autocast, for this thread alone; every module's own training
-    flag restored outside."""
+    """Eval mode inside, without compilation, inference mode and autocast, for this thread alone;
+    every module's own training flag restored outside."""
     with lock_of(network), plain_modes():
         # Hooks do not run inside of the code that `nn.Module.compile` puts in place of a call.
-        compiled = [(m, m._compiled_call_impl) for m in network.modules() if m._compiled_call_impl is not None]
+        compiled = [
+            (m, m._compiled_call_impl)
+            for m in network.modules()
+            if m._compiled_call_impl is not None
+        ]
         training = [m for m in network.modules() if m.training]
         try:
             for module, _ in compiled:
@@ -85,7 +91,8 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 def frozen(network: nn.Module) -> Iterator[None]:
     """Parameters ask for no gradients inside.
 
-    torch's counter of operations watches tensors that do, and stumbles over a parameter that is expanded without any."""
+    torch's counter of operations watches tensors that do, and stumbles over a parameter that is
+    expanded without any."""
     with _switched(network, network.parameters(), "requires_grad", False):
         yield
 
@@ -99,7 +106,8 @@ def unfused(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def not_in_place(network: nn.Module) -> Iterator[None]:
-    """No activation overwrites its input inside: captum keeps the tensors that it caught without a copy."""
+    """No activation overwrites its input inside: captum keeps the tensors that it caught without a
+    copy."""
     with _switched(network, network.modules(), "inplace", False):
         yield
 
@@ -119,14 +127,16 @@ def _switched(network: nn.Module, things: Iterable[Any], name: str, value: bool)
 
 
 def copied(network: Network, memo: dict[int, Any] | None = None) -> Network:
-    """A deep copy (`memo` as of `copy.deepcopy`), without hooks and settings that another thread has in the network just now."""
+    """A deep copy (`memo` as of `copy.deepcopy`), without hooks and settings that another thread
+    has in the network just now."""
     with lock_of(network), plain_modes():
         return copy.deepcopy(network, memo)
 
 
 @contextmanager
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """torch's global generators (the CPU's, and that of a CUDA `device`) at `seed` inside, untouched outside.
+    """torch's global generators (the CPU's, and that of a CUDA `device`) at `seed` inside,
+    untouched outside.
 
     One thread at a time, for there is one generator for all."""
     cuda = device is not None and device.type == "cuda"

@@ -1,4 +1,5 @@
-"""Text for display: names without terminal control characters, marks of writing direction or spreadsheet formulas."""
+"""Text for display: names without terminal control characters, marks of writing direction or
+spreadsheet formulas."""
 
 from __future__ import annotations
 
@@ -17,18 +18,27 @@ _DIRECTION = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068
 _FORMULA = re.compile(r"[=+\-@\t\r]")
 # A sign alone is no formula; tables use it for "none".
 _SIGNS = ("-", "+")
-_NUMBER = re.compile(r"[+-]?(\d[\d,]*\.?\d*|\.\d+)([eE][+-]?\d+)?( ?%)?|[+-]?(inf|nan)", re.IGNORECASE)
+_NUMBER = re.compile(
+    r"[+-]?(\d[\d,]*\.?\d*|\.\d+)([eE][+-]?\d+)?( ?%)?|[+-]?(inf|nan)", re.IGNORECASE
+)
 
 
 def visible(text: str) -> str:
-    r"""The text with control characters, marks of direction and lone surrogates escaped, except line breaks and tabs."""
+    r"""The text with control characters, marks of direction and lone surrogates escaped, except
+    line breaks and tabs."""
     if text.isascii() and text.isprintable():
         return text
-    return "".join(escape(c) if c not in "\n\t" and (c in _DIRECTION or unicodedata.category(c) in _CONTROL) else c for c in text)
+    return "".join(
+        escape(c)
+        if c not in "\n\t" and (c in _DIRECTION or unicodedata.category(c) in _CONTROL)
+        else c
+        for c in text
+    )
 
 
 def escape(character: str) -> str:
-    r"""The character as the escape of its code point ("\u202e"), or of its byte ("\xe9") in a file name that is not UTF-8."""
+    r"""The character as the escape of its code point ("\u202e"), or of its byte ("\xe9") in a file
+    name that is not UTF-8."""
     code = ord(character)
     # Python decodes such bytes to U+DC80 to U+DCFF.
     code = code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else code
@@ -46,8 +56,8 @@ def slug(text: str) -> str:
 
 
 def csv_text(frame: pd.DataFrame) -> str:
-    """A table as CSV without its index. Text that a spreadsheet would run as a formula is prefixed with an apostrophe, numbers
-    are unchanged, and control characters are escaped."""
+    """A table as CSV without its index. Text that a spreadsheet would run as a formula is prefixed
+    with an apostrophe, numbers are unchanged, and control characters are escaped."""
     plain = frame.rename(columns=_cell).copy()
     for i, dtype in enumerate(plain.dtypes):
         if getattr(dtype, "kind", "O") not in "biufc":
@@ -59,4 +69,8 @@ def _cell(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = visible(value)
-    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) and text not in _SIGNS else text
+    return (
+        f"'{text}"
+        if _FORMULA.match(text) and not _NUMBER.fullmatch(text) and text not in _SIGNS
+        else text
+    )

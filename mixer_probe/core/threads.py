@@ -1,4 +1,5 @@
-"""Work on several layers in parallel, one thread per layer: threading inside small matrix products costs more than it gains."""
+"""Work on several layers in parallel, one thread per layer: threading inside small matrix products
+costs more than it gains."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ _part: int | None = None
 
 def available_cores() -> int:
     """The cores this process may run on."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return cores if _part is None else min(cores, _part)
 
 
@@ -44,8 +47,8 @@ def side_by_side(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
 
 
 class Overlapping:
-    """A process-wide context manager: the first thread enters it, and the last one to leave exits it. A decorator of the
-    function that creates it."""
+    """A process-wide context manager: the first thread enters it, and the last one to leave exits
+    it. A decorator of the function that creates it."""
 
     def __init__(self, make: Callable[[], AbstractContextManager[None]]) -> None:
         self._make = make

@@ -37,13 +37,20 @@ def untrained_warning(models: Iterable[ModelRecord]) -> tuple[str, ...]:
     if not names:
         return ()
     verb, them = ("are", "them") if len(names) > 1 else ("is", "it")
-    return (f"{join(names)} {verb} untrained: the weights are random, so no result shown here for {them} was learned.",)
+    return (
+        f"{join(names)} {verb} untrained: the weights are random, so no result shown here for "
+        f"{them} was learned.",
+    )
 
 
 def studied(models: Iterable[ModelRecord]) -> list[ModelRecord]:
     """The models under study: all but untrained baselines of trained networks among them."""
     unique = {m.name: m for m in models}
-    return [m for name, m in unique.items() if m.trained or name == base_name(name) or base_name(name) not in unique]
+    return [
+        m
+        for name, m in unique.items()
+        if m.trained or name == base_name(name) or base_name(name) not in unique
+    ]
 
 
 def primary(results: Sequence[M]) -> list[M]:

@@ -1,4 +1,5 @@
-"""What a network costs: parameters, multiply-accumulates, memory and time; over resolution, and against accuracy."""
+"""What a network costs: parameters, multiply-accumulates, memory and time; over resolution, and
+against accuracy."""
 
 from mixer_probe.cost.counting import MacParts, count_parts, head_parameters
 from mixer_probe.cost.frontier import AccuracyCost, accuracy_cost, feature_layer, on_frontier

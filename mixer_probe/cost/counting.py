@@ -13,11 +13,13 @@ from mixer_probe.models.model import Model
 @storable
 @dataclass(frozen=True)
 class MacParts:
-    """Multiply-accumulates of one image in matrix products and convolutions, products of attention included.
+    """Multiply-accumulates of one image in matrix products and convolutions, products of attention
+    included.
 
-    `spatial` and `channel` are the mixing parts of the blocks (attention with its projections is spatial), `rest` what else is
-    inside blocks (shortcuts, the first 1x1 convolution of a bottleneck). `head` is the classifier. `stem` is what is outside
-    of blocks and head: the patch embedding of Mixer and ViT, in CNNs also layers between stages."""
+    `spatial` and `channel` are the mixing parts of the blocks (attention with its projections is
+    spatial), `rest` what else is inside blocks (shortcuts, the first 1x1 convolution of a
+    bottleneck). `head` is the classifier. `stem` is what is outside of blocks and head: the patch
+    embedding of Mixer and ViT, in CNNs also layers between stages."""
 
     stem: int
     spatial: int
@@ -37,11 +39,13 @@ class MacParts:
 
 
 def count_parts(model: Model) -> MacParts:
-    """Multiply-accumulates of one forward pass of one image, by part; also on the meta device, where it takes no memory."""
+    """Multiply-accumulates of one forward pass of one image, by part; also on the meta device,
+    where it takes no memory."""
     counts = count_macs_by_module(model.module, model.input.size)
     blocks = [block.path for block in model.structure.blocks]
     channels, heads = _paths(model, "channel"), _paths(model, "head")
-    # Where a layer is what follows attention (Swin's merged windows), the attention itself is a sibling module.
+    # Where a layer is what follows attention (Swin's merged windows), the attention itself is a
+    # sibling module.
     spatials = [*_paths(model, "spatial"), *(f"{block}.attn" for block in blocks)]
     # gMLP's spatial gate is inside its channel MLP.
     nested = [path for path in spatials if _inside(path, channels)]
@@ -65,4 +69,8 @@ def _inside(path: str, others: Sequence[str]) -> bool:
 
 def head_parameters(model: Model) -> int:
     """Parameters of the classifier, 0 for a network without one."""
-    return sum(p.numel() for path in _paths(model, "head") for p in model.module.get_submodule(path).parameters())
+    return sum(
+        p.numel()
+        for path in _paths(model, "head")
+        for p in model.module.get_submodule(path).parameters()
+    )

@@ -1,4 +1,5 @@
-"""Figures of cost: multiply-accumulates by part, accuracy against cost, and growth with resolution."""
+"""Figures of cost: multiply-accumulates by part, accuracy against cost, and growth with
+resolution."""
 
 from __future__ import annotations
 
@@ -38,13 +39,26 @@ def mac_bars(costs: Sequence[ModelCost]) -> Figure:
     for part, (label, colour, hatch) in _PARTS.items():
         values = np.array([getattr(c.macs, part) for c in costs], dtype=float)
         if values.any():
-            axes.barh(rows, values, left=left, color=colour, hatch=hatch, edgecolor="white", linewidth=0.4, label=label)
+            axes.barh(
+                rows,
+                values,
+                left=left,
+                color=colour,
+                hatch=hatch,
+                edgecolor="white",
+                linewidth=0.4,
+                label=label,
+            )
         left += values
     axes.set_yticks(rows, [model_label(c.model) for c in costs])
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter(EngFormatter())
     axes.margins(x=0.03)
-    axes.set(xlim=(0, None), xlabel="multiply-accumulates per image", title="Multiply-accumulates by part of the network")
+    axes.set(
+        xlim=(0, None),
+        xlabel="multiply-accumulates per image",
+        title="Multiply-accumulates by part of the network",
+    )
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return figure
 
@@ -60,10 +74,11 @@ _COST_LABELS = {
 
 @styled
 def accuracy_cost_frontier(result: AccuracyCost) -> Figure:
-    """Accuracy against each cost, one row per measure. Bars are 95 % intervals over test images (few-shot: and over draws).
+    """Accuracy against each cost, one row per measure. Bars are 95 % intervals over test images
+    (few-shot: and over draws).
 
-    The grey line is the Pareto frontier: no network to its left is as accurate. Hollow points are dominated beyond both
-    intervals by a network of equal or lower cost."""
+    The grey line is the Pareto frontier: no network to its left is as accurate. Hollow points are
+    dominated beyond both intervals by a network of equal or lower cost."""
     measures, costs = range(len(result.measures)), range(len(result.costs))
     figure = Figure(figsize=(2.75 * len(costs) + 0.4, 2.75 * len(measures) + 0.25))
     panels = figure.subplots(len(measures), len(costs), squeeze=False, sharey="row", sharex="col")
@@ -76,24 +91,43 @@ def accuracy_cost_frontier(result: AccuracyCost) -> Figure:
             colour, marker = styles[model.name]["color"], styles[model.name]["marker"]
             axes.plot([cost[i]] * 2, [low[a, i], high[a, i]], color=colour, linewidth=1)
             face = "white" if result.dominated[a, k, i] else colour
-            axes.plot(cost[i], accuracy[a, i], color=colour, marker=marker, markersize=6, markerfacecolor=face, linestyle="")
+            axes.plot(
+                cost[i],
+                accuracy[a, i],
+                color=colour,
+                marker=marker,
+                markersize=6,
+                markerfacecolor=face,
+                linestyle="",
+            )
         _cost_axis(axes, cost, unit)
         on = np.flatnonzero(result.frontier[a, k])
         on = on[np.argsort(cost[on])]
-        # The frontier ends at the right edge: a network of higher cost has to exceed the highest accuracy as well.
-        x, y = np.append(cost[on], axes.get_xlim()[1]), np.append(accuracy[a, on], accuracy[a, on].max(initial=0))
+        # The frontier ends at the right edge: a network of higher cost has to exceed the highest
+        # accuracy as well.
+        x, y = (
+            np.append(cost[on], axes.get_xlim()[1]),
+            np.append(accuracy[a, on], accuracy[a, on].max(initial=0)),
+        )
         axes.step(x, y, where="post", color=GREY, linewidth=1, zorder=0)
         if k == 0:
-            axes.set(ylabel="test accuracy (%)", title=result.measures[a][:1].upper() + result.measures[a][1:])
+            axes.set(
+                ylabel="test accuracy (%)",
+                title=result.measures[a][:1].upper() + result.measures[a][1:],
+            )
         if a == measures[-1]:
             axes.set_xlabel(label)
-    keys = [Line2D([], [], **{**styles[m.name], "linestyle": ""}, label=model_label(m)) for m in result.models]
+    keys = [
+        Line2D([], [], **{**styles[m.name], "linestyle": ""}, label=model_label(m))
+        for m in result.models
+    ]
     key_below(figure, [*keys, Line2D([], [], color=GREY, linewidth=1, label="frontier")])
     return figure
 
 
 def _cost_axis(axes: Axes, values: np.ndarray, unit: str) -> None:
-    """The x axis of costs: logarithmic where they differ by more than a factor of six, otherwise linear from zero."""
+    """The x axis of costs: logarithmic where they differ by more than a factor of six, otherwise
+    linear from zero."""
     known = values[np.isfinite(values)]
     if len(known) and known.max() > _WIDE * known.min():
         axes.set_xscale("log")
@@ -116,10 +150,12 @@ _GUIDES: tuple[tuple[str, int, dict[str, Any]], ...] = (
 
 @styled
 def cost_growth_curves(results: Sequence[CostGrowth]) -> Figure:
-    """Cost against the number of tokens, both divided by those of the smallest image, on logarithmic axes.
+    """Cost against the number of tokens, both divided by those of the smallest image, on
+    logarithmic axes.
 
-    Counted multiply-accumulates, measured time (bars: 95 % intervals of the median), and peak activations; the grey lines are
-    linear and quadratic growth. Raises MeasureError without any result."""
+    Counted multiply-accumulates, measured time (bars: 95 % intervals of the median), and peak
+    activations; the grey lines are linear and quadratic growth. Raises MeasureError without any
+    result."""
     if not results:
         raise MeasureError("there is no cost scaling to draw")
     figure = Figure(figsize=(10.5, 3.7))
@@ -134,7 +170,9 @@ def cost_growth_curves(results: Sequence[CostGrowth]) -> Figure:
     styles = line_styles([r.model for r in results])
     for result in results:
         style, tokens = styles[result.model.name], np.array(result.tokens) / result.tokens[0]
-        for axes, values in zip(panels, (result.counted, result.median_seconds, result.peak_bytes), strict=True):
+        for axes, values in zip(
+            panels, (result.counted, result.median_seconds, result.peak_bytes), strict=True
+        ):
             if len(values):
                 axes.plot(tokens[: len(values)], values / values[0], **style)
         for x, seconds in zip(tokens, result.seconds):
@@ -150,6 +188,9 @@ def cost_growth_curves(results: Sequence[CostGrowth]) -> Figure:
             axis.set_minor_locator(NullLocator())
             axis.set_major_formatter("{x:g}")
     keys = [Line2D([], [], label=model_label(r.model), **styles[r.model.name]) for r in results]
-    keys += [Line2D([], [], color=GREY, linewidth=1, label=label, **line) for label, _power, line in _GUIDES]
+    keys += [
+        Line2D([], [], color=GREY, linewidth=1, label=label, **line)
+        for label, _power, line in _GUIDES
+    ]
     key_below(figure, keys)
     return figure

@@ -18,10 +18,12 @@ from mixer_probe.models.model import Model
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Context manager: bytes of the tensors allocated inside that are alive, `live` now and `peak` at most.
+    """Context manager: bytes of the tensors allocated inside that are alive, `live` now and `peak`
+    at most.
 
-    Every storage counts once, whatever its number of views, from the operation that allocates it until the last reference to it
-    is gone; parameters and buffers of `without` do not count. Memory that a kernel uses internally is not counted."""
+    Every storage counts once, whatever its number of views, from the operation that allocates it
+    until the last reference to it is gone; parameters and buffers of `without` do not count. Memory
+    that a kernel uses internally is not counted."""
 
     def __init__(self, without: nn.Module | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -31,7 +33,9 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._without = [tensor.untyped_storage() for tensor in known]
         self._counted: dict[int, Any] = {id(storage): storage for storage in self._without}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
         for value in tree_leaves(result):
             if not isinstance(value, Tensor):
@@ -54,10 +58,11 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @checked(MeasureError)
 def peak_activation_bytes(model: Model, batch_size: int = 1) -> int:
-    """Peak bytes of activations alive at once in a forward pass of one batch without gradients, the batch included.
+    """Peak bytes of activations alive at once in a forward pass of one batch without gradients, the
+    batch included.
 
-    Counted on the device and in the type of the model by `LiveBytes`: what fused kernels do not materialise (the maps of fused
-    attention) does not count."""
+    Counted on the device and in the type of the model by `LiveBytes`: what fused kernels do not
+    materialise (the maps of fused attention) does not count."""
     device, dtype = model.device, model.dtype
     counter = LiveBytes(without=model.module)
     with evaluating(model.module), frozen(model.module), torch.no_grad(), counter:

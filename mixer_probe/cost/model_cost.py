@@ -1,4 +1,5 @@
-"""`model_cost`: what a network costs - parameters, multiply-accumulates, memory of activations, and time."""
+"""`model_cost`: what a network costs - parameters, multiply-accumulates, memory of activations, and
+time."""
 
 from __future__ import annotations
 
@@ -21,11 +22,13 @@ from mixer_probe.stats import median_interval
 
 @dataclass(frozen=True)
 class ModelCost(Result):
-    """The cost of one network on `device` in the type `dtype`, for batches of `batch_size` images of `input_size`.
+    """The cost of one network on `device` in the type `dtype`, for batches of `batch_size` images
+    of `input_size`.
 
-    `head_parameters` are those of the classifier, part of `model.parameters`. `macs` are of one image. `peak_bytes` are the
-    activations alive at once in a forward pass of one batch, the batch included (`peak_activation_bytes`). `seconds` [run] are
-    the times of forward passes of one batch, measured warm (`time_together`); none where time was not measured."""
+    `head_parameters` are those of the classifier, part of `model.parameters`. `macs` are of one
+    image. `peak_bytes` are the activations alive at once in a forward pass of one batch, the batch
+    included (`peak_activation_bytes`). `seconds` [run] are the times of forward passes of one
+    batch, measured warm (`time_together`); none where time was not measured."""
 
     title: ClassVar[str] = "Cost"
 
@@ -47,11 +50,14 @@ class ModelCost(Result):
     @property
     def throughput(self) -> float:
         """Images per second: batch size over the median time; NaN where time was not measured."""
-        return self.batch_size / float(np.median(self.seconds)) if len(self.seconds) else float("nan")
+        return (
+            self.batch_size / float(np.median(self.seconds)) if len(self.seconds) else float("nan")
+        )
 
     @property
     def throughput_interval(self) -> tuple[float, float]:
-        """95 % interval (low, high) of the throughput over passes; NaN where time was not measured."""
+        """95 % interval (low, high) of the throughput over passes; NaN where time was not
+        measured."""
         if not len(self.seconds):
             return float("nan"), float("nan")
         fast, slow = median_interval(self.seconds)
@@ -90,8 +96,11 @@ def model_cost(model: Model, *, batch_size: int = 32, runs: int = RUNS) -> Model
 
 
 @checked(MeasureError)
-def model_costs(models: Sequence[Model], *, batch_size: int = 32, runs: int = RUNS) -> list[ModelCost]:
-    """`model_cost` of several networks, all in memory, timed in turns so that their times are comparable."""
+def model_costs(
+    models: Sequence[Model], *, batch_size: int = 32, runs: int = RUNS
+) -> list[ModelCost]:
+    """`model_cost` of several networks, all in memory, timed in turns so that their times are
+    comparable."""
     seconds = time_together(models, batch_size, runs) if runs else np.empty((len(models), 0))
     return [
         ModelCost(

@@ -1,8 +1,9 @@
 """How cost grows with the resolution of the image: counted, and measured.
 
-A Mixer's token MLP has D_S hidden units whatever the number S of tokens is, so its multiply-accumulates are linear in S
-(Tolstikhin et al. 2021, Section 2: "the computational complexity of the network is linear in the number of input patches,
-unlike ViT whose complexity is quadratic"). ResMLP and gMLP mix tokens by one S x S matrix and are quadratic as well.
+A Mixer's token MLP has D_S hidden units whatever the number S of tokens is, so its
+multiply-accumulates are linear in S (Tolstikhin et al. 2021, Section 2: "the computational
+complexity of the network is linear in the number of input patches, unlike ViT whose complexity is
+quadratic"). ResMLP and gMLP mix tokens by one S x S matrix and are quadratic as well.
 """
 
 from __future__ import annotations
@@ -33,11 +34,13 @@ from mixer_probe.stats import median_interval
 
 @dataclass(frozen=True)
 class CostGrowth(Result):
-    """Cost of the same architecture for images of `sizes` [R], sides in px, which give `tokens` [R] positions after the stem.
+    """Cost of the same architecture for images of `sizes` [R], sides in px, which give `tokens` [R]
+    positions after the stem.
 
-    `macs` [R] are of one image, counted. For the first T sizes, `seconds` [T, run] are times of forward passes of one batch of
-    `batch_size` images on `device`, and `peak_bytes` [T] the activations alive at once. Growth of multiply-accumulates
-    is without the classifier, which costs the same at every resolution."""
+    `macs` [R] are of one image, counted. For the first T sizes, `seconds` [T, run] are times of
+    forward passes of one batch of `batch_size` images on `device`, and `peak_bytes` [T] the
+    activations alive at once. Growth of multiply-accumulates is without the classifier, which costs
+    the same at every resolution."""
 
     title: ClassVar[str] = "Growth of cost"
 
@@ -57,20 +60,23 @@ class CostGrowth(Result):
 
     @property
     def exponents(self) -> np.ndarray:
-        """Exponent [R - 1] of counted growth between neighbouring sizes: slope of log MACs against log tokens."""
+        """Exponent [R - 1] of counted growth between neighbouring sizes: slope of log MACs against
+        log tokens."""
         return np.asarray(np.diff(np.log(self.counted)) / np.diff(np.log(self.tokens)))
 
     @property
     def exponent(self) -> float:
-        """Exponent of counted growth over all sizes, by least squares on logarithms: 1 is linear, 2 quadratic."""
+        """Exponent of counted growth over all sizes, by least squares on logarithms: 1 is linear, 2
+        quadratic."""
         return slope(np.array(self.tokens), self.counted)
 
     @property
     def quadratic_fraction(self) -> np.ndarray:
-        """Fraction [R] of multiply-accumulates quadratic in the tokens: c S^2 of a + b S + c S^2, fitted to all sizes.
+        """Fraction [R] of multiply-accumulates quadratic in the tokens: c S^2 of a + b S + c S^2,
+        fitted to all sizes.
 
-        Exact where the positions of every layer are a fixed multiple of the tokens, or constant. NaN for two sizes, which any
-        such curve fits."""
+        Exact where the positions of every layer are a fixed multiple of the tokens, or constant.
+        NaN for two sizes, which any such curve fits."""
         tokens = np.array(self.tokens, dtype=np.float64)
         if len(tokens) < 3:
             return np.full(len(tokens), np.nan)
@@ -86,9 +92,11 @@ class CostGrowth(Result):
 
     @property
     def measured_exponent(self) -> tuple[float, float, float]:
-        """(exponent, low, high) of the growth of time: median over passes of the slope on logarithms, with its 95 % interval.
+        """(exponent, low, high) of the growth of time: median over passes of the slope on
+        logarithms, with its 95 % interval.
 
-        NaN where fewer than two sizes were timed; the interval where there are fewer than six passes."""
+        NaN where fewer than two sizes were timed; the interval where there are fewer than six
+        passes."""
         timed = len(self.seconds)
         if timed < 2:
             return (float("nan"),) * 3
@@ -132,19 +140,26 @@ def cost_growth(
     batch_size: int = 4,
     runs: int = 7,
 ) -> CostGrowth:
-    """Multiply-accumulates of the network rebuilt for images of each of the `sizes`, and time and memory for the first `timed`.
+    """Multiply-accumulates of the network rebuilt for images of each of the `sizes`, and time and
+    memory for the first `timed`.
 
-    `sizes` are sides of square images in px, increasing; by default one to four times that of the network, and all are timed.
-    Token-mixing weights and position embeddings are re-initialised: costs do not depend on the weights. Raises
-    MeasureError for sizes that do not grow or are fewer than two, and ModelError for a network that cannot be rebuilt."""
+    `sizes` are sides of square images in px, increasing; by default one to four times that of the
+    network, and all are timed. Token-mixing weights and position embeddings are re-initialised:
+    costs do not depend on the weights. Raises MeasureError for sizes that do not grow or are fewer
+    than two, and ModelError for a network that cannot be rebuilt."""
     sides = tuple(sizes or (model.input.size[1] * k for k in (1, 2, 3, 4)))
     if len(sides) < 2 or any(b <= a for a, b in pairwise(sides)) or sides[0] < 1:
-        raise MeasureError(f"cost scaling needs two sizes or more, each larger than the last, not {', '.join(map(str, sides))}")
+        raise MeasureError(
+            "cost scaling needs two sizes or more, each larger than the last, not "
+            f"{', '.join(map(str, sides))}"
+        )
     tokens, macs = [], []
     for shapes in (at_resolution(model, side, meta=True) for side in sides):
         tokens.append(next((layer.positions for layer in shapes.layers if layer.positions), 0))
         if not tokens[-1]:
-            raise ModelError(f"no layer of {model.name} has positions, so it has no number of tokens to scale")
+            raise ModelError(
+                f"no layer of {model.name} has positions, so it has no number of tokens to scale"
+            )
         macs.append(count_parts(shapes))
     last = len(sides) if timed is None else timed
     measured = [at_resolution(model, side) for side in sides[:last]]
@@ -157,16 +172,19 @@ def cost_growth(
         batch_size=batch_size,
         # Timed in turns, so that other load of the machine changes no exponent.
         seconds=time_together(measured, batch_size, runs) if measured else np.empty((0, runs)),
-        peak_bytes=np.array([peak_activation_bytes(one, batch_size) for one in measured], dtype=np.int64),
+        peak_bytes=np.array(
+            [peak_activation_bytes(one, batch_size) for one in measured], dtype=np.int64
+        ),
     )
 
 
 def at_resolution(model: Model, size: int, *, meta: bool = False) -> Model:
     """The same architecture for images of `size` x `size` px; the model itself is unchanged.
 
-    Convolutional networks are copied; the token-mixing layers of Mixers are re-initialised for the new number of tokens, with as
-    many hidden units as before; ViTs are resized by timm (`set_input_size`), a Swin with its own window size. With `meta` the
-    copy is on the meta device. Raises ModelError for networks that cannot be resized and sizes that they do not support."""
+    Convolutional networks are copied; the token-mixing layers of Mixers are re-initialised for the
+    new number of tokens, with as many hidden units as before; ViTs are resized by timm
+    (`set_input_size`), a Swin with its own window size. With `meta` the copy is on the meta device.
+    Raises ModelError for networks that cannot be resized and sizes that they do not support."""
     # Copies of tensors in this memo take no memory for a second network.
     memo: dict[int, Any] = {}
     if meta:
@@ -184,13 +202,24 @@ def at_resolution(model: Model, size: int, *, meta: bool = False) -> Model:
                 # timm would scale the windows of a Swin with the image.
                 swin = (SwinTransformerBlock, SwinTransformerV2Block)
                 windows = [m.window_size for m in network.modules() if isinstance(m, swin)]
-                network.set_input_size(img_size=(size, size), **({"window_size": tuple(max(windows))} if windows else {}))
+                network.set_input_size(
+                    img_size=(size, size),
+                    **({"window_size": tuple(max(windows))} if windows else {}),
+                )
         except MixerProbeError:
             raise
         except Exception as error:
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise ModelError(f"{model.name} cannot be rebuilt for images of {size} px ({reason})") from error
-    resized = Model(model.name, network, model.adapter, replace(model.input, size=(channels, size, size)), model.weights)
+            raise ModelError(
+                f"{model.name} cannot be rebuilt for images of {size} px ({reason})"
+            ) from error
+    resized = Model(
+        model.name,
+        network,
+        model.adapter,
+        replace(model.input, size=(channels, size, size)),
+        model.weights,
+    )
     # Its structure comes from a forward pass, which fails for a network that does not run.
     _ = resized.structure
     return resized
@@ -200,7 +229,10 @@ def _resize_mixer(network: Any, name: str, size: int) -> None:
     """Fit timm's Mixer, ResMLP or gMLP to images of `size` px: stem and token-mixing layers."""
     patch = network.stem.patch_size
     if size % patch[0] or size % patch[1]:
-        raise ModelError(f"{name} has patches of {patch[0]}×{patch[1]} px, which do not divide images of {size} px")
+        raise ModelError(
+            f"{name} has patches of {patch[0]}×{patch[1]} px, which do not divide images of {size} "
+            "px"
+        )
     network.stem.set_input_size((size, size))
     tokens = (size // patch[0]) * (size // patch[1])
     for block in network.blocks:
@@ -214,11 +246,14 @@ def _resize_mixer(network: Any, name: str, size: int) -> None:
         elif isinstance(block, SpatialGatingBlock):
             part.mlp_channels.gate.proj = _like(part.mlp_channels.gate.proj, tokens, tokens)
         else:
-            raise ModelError(f"a {type(block).__name__} is not a Mixer block with known token-mixing layers")
+            raise ModelError(
+                f"a {type(block).__name__} is not a Mixer block with known token-mixing layers"
+            )
 
 
 def _like(layer: nn.Linear, inputs: int | None = None, outputs: int | None = None) -> nn.Linear:
-    """A re-initialised linear layer with the bias, device and type of `layer`, of other sizes where given."""
+    """A re-initialised linear layer with the bias, device and type of `layer`, of other sizes where
+    given."""
     weight = layer.weight
     sizes = (inputs or layer.in_features, outputs or layer.out_features)
     return nn.Linear(*sizes, bias=layer.bias is not None, device=weight.device, dtype=weight.dtype)

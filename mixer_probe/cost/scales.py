@@ -1,4 +1,5 @@
-"""Table 1 of the Mixer paper, counted: the scales of Tolstikhin et al. 2021 with their parameters and multiply-accumulates."""
+"""Table 1 of the Mixer paper, counted: the scales of Tolstikhin et al. 2021 with their parameters
+and multiply-accumulates."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ _PX = 224
 @storable
 @dataclass(frozen=True)
 class MixerScale:
-    """One column of Table 1: patch side P, width C, `layers` L, hidden units D_S and D_C, and parameters in millions as printed.
+    """One column of Table 1: patch side P, width C, `layers` L, hidden units D_S and D_C, and
+    parameters in millions as printed.
 
     `timm_name` is "" where timm has no such network. Networks have no classifier, images 224 px."""
 
@@ -48,7 +50,11 @@ class MixerScale:
     @property
     def macs(self) -> int:
         """S C (3 P^2 + 2 L (D_S + D_C)), by formula: linear in S for fixed D_S."""
-        return self.tokens * self.width * (3 * self.patch**2 + 2 * self.layers * (self.token_units + self.channel_units))
+        return (
+            self.tokens
+            * self.width
+            * (3 * self.patch**2 + 2 * self.layers * (self.token_units + self.channel_units))
+        )
 
 
 # Tolstikhin et al. 2021, Table 1.
@@ -65,7 +71,8 @@ TABLE1 = (
 
 @dataclass(frozen=True)
 class MixerScales(Result):
-    """The scales of Table 1 with the `parameters` and `macs` [scale] counted on timm's networks without their classifier."""
+    """The scales of Table 1 with the `parameters` and `macs` [scale] counted on timm's networks
+    without their classifier."""
 
     title: ClassVar[str] = "Table 1 of the Mixer paper"
 
@@ -95,15 +102,22 @@ class MixerScales(Result):
 
 
 def mixer_scales() -> MixerScales:
-    """Count every scale of Table 1. Networks are built on the meta device: counting needs shapes, no weights."""
+    """Count every scale of Table 1. Networks are built on the meta device: counting needs shapes,
+    no weights."""
     networks: list[nn.Module] = []
     with torch.device("meta"):
         for s in TABLE1:
             if s.timm_name:
                 networks.append(timm.create_model(s.timm_name, num_classes=0))
             else:
-                sizes: dict[str, Any] = {"patch_size": s.patch, "embed_dim": s.width, "num_blocks": s.layers}
+                sizes: dict[str, Any] = {
+                    "patch_size": s.patch,
+                    "embed_dim": s.width,
+                    "num_blocks": s.layers,
+                }
                 sizes["mlp_ratio"] = (s.token_units / s.width, s.channel_units / s.width)
                 networks.append(MlpMixer(**sizes, num_classes=0))
     parameters = tuple(sum(p.numel() for p in network.parameters()) for network in networks)
-    return MixerScales(TABLE1, parameters, tuple(count_macs(network, (3, _PX, _PX)) for network in networks))
+    return MixerScales(
+        TABLE1, parameters, tuple(count_macs(network, (3, _PX, _PX)) for network in networks)
+    )

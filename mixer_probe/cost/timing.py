@@ -21,7 +21,8 @@ WARM_RUNS = 3
 
 @checked(MeasureError)
 def time_forward(model: Model, batch_size: int = 32, runs: int = RUNS) -> np.ndarray:
-    """Seconds [runs] of each forward pass of one batch of noise, after three warm-up passes: `time_together` of one network."""
+    """Seconds [runs] of each forward pass of one batch of noise, after three warm-up passes:
+    `time_together` of one network."""
     return np.asarray(time_together([model], batch_size, runs)[0])
 
 
@@ -29,12 +30,16 @@ def time_forward(model: Model, batch_size: int = 32, runs: int = RUNS) -> np.nda
 def time_together(models: Sequence[Model], batch_size: int = 32, runs: int = RUNS) -> np.ndarray:
     """Seconds [model, run] of forward passes of one batch of noise, the networks in turns.
 
-    In turns the other load of a machine affects all networks alike, so that ratios of their times are stable. Three warm-up
-    rounds precede and are not timed. Without gradients, each network in its own type; CUDA and MPS devices are synchronised
-    before and after each pass. Raises MeasureError for less than one run or image, and for a batch that exceeds memory."""
+    In turns the other load of a machine affects all networks alike, so that ratios of their times
+    are stable. Three warm-up rounds precede and are not timed. Without gradients, each network in
+    its own type; CUDA and MPS devices are synchronised before and after each pass. Raises
+    MeasureError for less than one run or image, and for a batch that exceeds memory."""
     check_count("runs", runs, MeasureError)
     batches = [
-        torch.randn(batch_size, *m.input.size, generator=torch.Generator().manual_seed(0)).to(m.device, m.dtype) for m in models
+        torch.randn(batch_size, *m.input.size, generator=torch.Generator().manual_seed(0)).to(
+            m.device, m.dtype
+        )
+        for m in models
     ]
     seconds = np.empty((len(models), WARM_RUNS + runs))
     try:
@@ -47,7 +52,9 @@ def time_together(models: Sequence[Model], batch_size: int = 32, runs: int = RUN
                     _synchronise(batch.device)
                     seconds[i, run] = time.perf_counter() - start
     except torch.OutOfMemoryError as error:
-        raise MeasureError(f"{batch_size} images do not fit into memory; use a smaller batch") from error
+        raise MeasureError(
+            f"{batch_size} images do not fit into memory; use a smaller batch"
+        ) from error
     return seconds[:, WARM_RUNS:]
 
 
@@ -59,7 +66,8 @@ def _synchronise(device: torch.device) -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """The name of a device for reported times: the GPU, or the processor and its number of threads."""
+    """The name of a device for reported times: the GPU, or the processor and its number of
+    threads."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     if device.type != "cpu":

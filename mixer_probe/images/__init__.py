@@ -1,4 +1,5 @@
-"""Labelled images: the bundled samples, folders, timm's data sets, and the transform a network wants, and distortions.
+"""Labelled images: the bundled samples, folders, timm's data sets, and the transform a network
+wants, and distortions.
 
 `load_images` is the way in; everything later sees only an `Images`.
 """

@@ -20,19 +20,34 @@ from mixer_probe.images.labelled import Images
 
 DATA = Path(__file__).parent / "data"
 DEMO_SPLITS = ("train", "test")
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-CIFAR10_CREDIT = "CIFAR-10 test images: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009"
+CIFAR10_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+CIFAR10_CREDIT = (
+    "CIFAR-10 test images: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, "
+    "2009"
+)
 CC_BY = "https://creativecommons.org/licenses/by/2.0/"
 PHOTOS_CREDIT = (
-    f"Photographs by their authors on Flickr, CC BY 2.0 ({CC_BY}), cropped and scaled to 299 pixels for the "
-    "NIPS 2017 adversarial-attacks development set; author and page of each in "
+    f"Photographs by their authors on Flickr, CC BY 2.0 ({CC_BY}), cropped and scaled to 299 "
+    "pixels for the NIPS 2017 adversarial-attacks development set; author and page of each in "
     "mixer_probe/images/data/photos/photos.csv"
 )
 _TILE = 32
 
 
 def load_demo(split: str | None) -> Images:
-    """1,000 CIFAR-10 test images, 100 per class; `split` "test" (default) to test on, "train" to fit probes on.
+    """1,000 CIFAR-10 test images, 100 per class; `split` "test" (default) to test on, "train" to
+    fit probes on.
 
     The classes take turns, so that any run of ten images holds each once.
     Raises ImagesError for another split."""
@@ -53,7 +68,8 @@ def load_demo(split: str | None) -> Images:
 
 
 def load_photos(split: str | None) -> Images:
-    """120 photographs of 299 x 299 px, one each of 120 ImageNet classes; labels are ImageNet-1k indices.
+    """120 photographs of 299 x 299 px, one each of 120 ImageNet classes; labels are ImageNet-1k
+    indices.
 
     Raises ImagesError for any split: there is none."""
     if split is not None:
@@ -72,12 +88,15 @@ def load_photos(split: str | None) -> Images:
 
 
 def photo_credit(image_id: str) -> str:
-    """The credit line to show with one photograph of "photos". Raises ImagesError for an unknown id."""
+    """The credit line to show with one photograph of "photos". Raises ImagesError for an unknown
+    id."""
     rows = {Path(row["file"]).stem: row for row in _rows(DATA / "photos" / "photos.csv")}
     if image_id not in rows:
         raise ImagesError(f"no photograph '{image_id}' is bundled; {closest(image_id, rows)}")
     row = rows[image_id]
-    return f"Photo: {row['author']}, CC BY 2.0 ({row['licence']}), {row['page']}, cropped and scaled"
+    return (
+        f"Photo: {row['author']}, CC BY 2.0 ({row['licence']}), {row['page']}, cropped and scaled"
+    )
 
 
 @dataclass(frozen=True)
@@ -97,7 +116,9 @@ class MosaicReader:
 
     def keys(self, positions: Sequence[int], verify: bool = False) -> Sequence[str]:
         """See `Reader`: of the pixels of each tile."""
-        return remembered(self.known, positions, verify, lambda position: picture_key(self.open(position)))
+        return remembered(
+            self.known, positions, verify, lambda position: picture_key(self.open(position))
+        )
 
 
 # Outside the reader, so that pickling one sends its path and no pixels.

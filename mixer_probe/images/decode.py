@@ -22,7 +22,9 @@ _JPEG = {".jpg", ".jpeg", ".jpe", ".jfif", ".jp2"}
 _NETPBM = {".ppm", ".pgm", ".pbm", ".pnm"}
 # Of an image with more pixels nothing is decoded: each takes 3 to 13 bytes while it is read.
 MOST_PIXELS = 40_000_000
-EXTENSIONS = frozenset(_JPEG | _NETPBM | {".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".tga"})
+EXTENSIONS = frozenset(
+    _JPEG | _NETPBM | {".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".tga"}
+)
 # What Pillow raises of a damaged file, wherever the damage is.
 _UNREAD = (OSError, SyntaxError, ValueError, struct.error)
 
@@ -31,7 +33,8 @@ class Reader(Protocol):
     """Where the pixels of a set of images come from; pickles, for the workers of a DataLoader."""
 
     def open(self, position: int) -> Image.Image:
-        """The image at `position` in any mode, perhaps not decoded yet; raises what the decoder raises."""
+        """The image at `position` in any mode, perhaps not decoded yet; raises what the decoder
+        raises."""
         ...
 
     def where(self, position: int) -> str:
@@ -39,13 +42,15 @@ class Reader(Protocol):
         ...
 
     def keys(self, positions: Sequence[int], verify: bool = False) -> Sequence[str]:
-        """Hash of the content of the images at `positions`, `verify` whatever is known of it; raises what reading raises."""
+        """Hash of the content of the images at `positions`, `verify` whatever is known of it;
+        raises what reading raises."""
         ...
 
 
 @dataclass(frozen=True)
 class FileReader:
-    """Image files. `top` is the largest value of those with more than 8 bits, see `largest_value`; None: by each image alone."""
+    """Image files. `top` is the largest value of those with more than 8 bits, see `largest_value`;
+    None: by each image alone."""
 
     paths: tuple[str, ...]
     top: int | None = None
@@ -61,7 +66,11 @@ class FileReader:
         except _UNREAD as error:
             image = _without_metadata(path, error)
         sized(image)
-        return image if self.top is None or not is_deep(image.mode) else _eight_bits(upright(image), self.top)
+        return (
+            image
+            if self.top is None or not is_deep(image.mode)
+            else _eight_bits(upright(image), self.top)
+        )
 
     def where(self, position: int) -> str:
         """See `Reader`."""
@@ -71,7 +80,11 @@ class FileReader:
         """See `Reader`."""
         keys = file_keys([self.paths[position] for position in positions], verify)
         # The same file gives other pixels where its set was found to end at another value.
-        return keys if self.top in (None, WIDEST) else [altered_key(key, f"values to {self.top}") for key in keys]
+        return (
+            keys
+            if self.top in (None, WIDEST)
+            else [altered_key(key, f"values to {self.top}") for key in keys]
+        )
 
 
 @dataclass(frozen=True)
@@ -91,11 +104,16 @@ class HeldReader:
 
     def keys(self, positions: Sequence[int], verify: bool = False) -> Sequence[str]:
         """See `Reader`."""
-        return remembered(self.known, positions, verify, lambda position: picture_key(self.images[position]))
+        return remembered(
+            self.known, positions, verify, lambda position: picture_key(self.images[position])
+        )
 
 
-def remembered(known: dict[int, str], positions: Sequence[int], verify: bool, key: Callable[[int], str]) -> Sequence[str]:
-    """The key of each position from `known`, computed and added where it is missing, or in any case with `verify`."""
+def remembered(
+    known: dict[int, str], positions: Sequence[int], verify: bool, key: Callable[[int], str]
+) -> Sequence[str]:
+    """The key of each position from `known`, computed and added where it is missing, or in any case
+    with `verify`."""
     for position in positions:
         if verify or position not in known:
             known[position] = key(position)
@@ -107,18 +125,23 @@ def sized(image: Image.Image) -> Image.Image:
     width, height = image.size
     if width * height > MOST_PIXELS:
         most = MOST_PIXELS // 10**6
-        raise ValueError(f"it has {width}×{height} px, more than {most} million, the most that is decoded; make it smaller")
+        raise ValueError(
+            f"it has {width}×{height} px, more than {most} million, the most that is decoded; make "
+            "it smaller"
+        )
     return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """`image` as a new 8-bit RGB image, turned as its EXIF orientation says.
 
-    Transparency is laid over white, CMYK and palettes are converted, grey of more than 8 bits is scaled to 8 as
-    `largest_value` says of this image alone, with a warning (ImagesWarning). Of an animation the first frame is taken; colour
-    profiles are ignored, as torchvision does, and so is all other metadata, which may be damaged.
+    Transparency is laid over white, CMYK and palettes are converted, grey of more than 8 bits is
+    scaled to 8 as `largest_value` says of this image alone, with a warning (ImagesWarning). Of an
+    animation the first frame is taken; colour profiles are ignored, as torchvision does, and so is
+    all other metadata, which may be damaged.
 
-    Raises ValueError for floats and for 32-bit integers beyond 16 bits, whose range no file states."""
+    Raises ValueError for floats and for 32-bit integers beyond 16 bits, whose range no file
+    states."""
     try:
         image.load()
     except _UNREAD as error:
@@ -135,12 +158,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def conversions(image: Image.Image) -> list[str]:
-    """What `to_rgb` changes in an image that is open and not decoded yet, other than its range, in sentences."""
+    """What `to_rgb` changes in an image that is open and not decoded yet, other than its range, in
+    sentences."""
     found = []
     if getattr(image, "n_frames", 1) > 1:
         found.append(f"It has {image.n_frames} frames; the first one is used.")  # type: ignore[attr-defined]
     if image.mode == "CMYK":
-        found.append("It was in CMYK and is converted to RGB without its colour profile; colours may differ slightly.")
+        found.append(
+            "It was in CMYK and is converted to RGB without its colour profile; colours may differ "
+            "slightly."
+        )
     if not is_deep(image.mode) and any("16" in str(tile[3]) for tile in getattr(image, "tile", ())):
         found.append("It had 16 bits per channel; the upper 8 are used.")
     if image.has_transparency_data:
@@ -148,7 +175,7 @@ def conversions(image: Image.Image) -> list[str]:
     return found
 
 
-# -- more than 8 bits --------------------------------------------------------------------------------------------------
+# -- more than 8 bits ------------------------------------------------------------------------------
 
 WIDEST = 0xFFFF
 # These formats state that white is the largest value of their bits; Pillow scales them to 16 bits.
@@ -161,8 +188,9 @@ def is_deep(mode: str) -> bool:
 
 
 def largest_value(images: Iterable[Image.Image]) -> int:
-    """The value that stands for white in grey images of more than 8 bits that belong together: 255 if none has a larger value and
-    no format says otherwise, else 65535. What cannot be read, or is refused by `to_rgb`, is passed over."""
+    """The value that stands for white in grey images of more than 8 bits that belong together: 255
+    if none has a larger value and no format says otherwise, else 65535. What cannot be read, or is
+    refused by `to_rgb`, is passed over."""
     for image in images:
         with image, suppress(*_UNREAD):
             if image.format in _STATED or 0xFF < np.asarray(image).max() <= WIDEST:
@@ -172,21 +200,27 @@ def largest_value(images: Iterable[Image.Image]) -> int:
 
 def range_note(which: str, top: int) -> str:
     """The sentence that says what was assumed."""
-    return f"{which} of more than 8 bits per channel, and the values are taken to run from 0 (black) to {top} (white)"
+    return (
+        f"{which} of more than 8 bits per channel, and the values are taken to run from 0 (black) "
+        f"to {top} (white)"
+    )
 
 
 def _eight_bits(image: Image.Image, top: int) -> Image.Image:
     values = np.asarray(image)
     if values.dtype.kind == "f" or values.min() < 0 or values.max() > WIDEST:
-        raise ValueError("its 32-bit values have no stated range; save it with 8 or 16 bits a channel")
+        raise ValueError(
+            "its 32-bit values have no stated range; save it with 8 or 16 bits a channel"
+        )
     if values.max() > top:
         raise ValueError(
-            f"it has the value {values.max()}, and the images of its set were found to end at {top}; load the set again"
+            f"it has the value {values.max()}, and the images of its set were found to end at "
+            f"{top}; load the set again"
         )
     return Image.fromarray((values >> 8 if top == WIDEST else values).astype(np.uint8))
 
 
-# -- metadata ----------------------------------------------------------------------------------------------------------
+# -- metadata --------------------------------------------------------------------------------------
 
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -204,7 +238,8 @@ _PNG_KEPT = {b"tRNS", b"acTL", b"fcTL", b"fdAT", b"eXIf"}
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) where there is none that can be read. Nothing else of the metadata is looked at."""
+    """The EXIF orientation, 1 (upright) where there is none that can be read. Nothing else of the
+    metadata is looked at."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
         return value if value in _TURNS else 1
@@ -223,7 +258,8 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def _without_metadata(path: str, error: Exception) -> Image.Image:
-    """The image of a PNG or JPEG file that could not be read, from a copy without metadata. Raises `error` if that fails too."""
+    """The image of a PNG or JPEG file that could not be read, from a copy without metadata. Raises
+    `error` if that fails too."""
     try:
         with open(path, "rb") as stream:
             start = stream.read(len(_PNG))
@@ -252,7 +288,8 @@ def _bare_png(content: bytes) -> bytes:
 
 
 def _bare_jpeg(content: bytes) -> bytes:
-    """Without comments and application segments, but for EXIF and for the colour transform that Adobe's states."""
+    """Without comments and application segments, but for EXIF and for the colour transform that
+    Adobe's states."""
     kept, place = [_JPEG_START], 2
     while content[place : place + 1] == b"\xff" and place + 4 <= len(content):
         marker, length = struct.unpack_from(">xBH", content, place)
@@ -274,5 +311,8 @@ def reason(error: Exception) -> str:
         return "it is not an image in any format that Pillow reads"
     if isinstance(error, Image.DecompressionBombError):
         pixels = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
-        return f"it claims more than {pixels:.0f} million pixels, too many to decode safely; make it smaller"
+        return (
+            f"it claims more than {pixels:.0f} million pixels, too many to decode safely; make it "
+            "smaller"
+        )
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__

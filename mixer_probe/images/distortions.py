@@ -1,12 +1,14 @@
 """Controlled distortions of images: shuffles, dropped patches, shifts, low- and high-pass filters.
 
-A distortion acts on the input of a network: RGB tensors [n, 3, h, w] in the pixels of its input, after resizing and cropping
-and before normalisation, as uint8 or as floats with 1 for white. It is a frozen record and a pure function: the same images,
-numbers of images and seed give the same pixels, whatever the batches. Shuffles and cyclic shifts move values and change none, so
-that `undo` gives the image back bit for bit.
+A distortion acts on the input of a network: RGB tensors [n, 3, h, w] in the pixels of its input,
+after resizing and cropping and before normalisation, as uint8 or as floats with 1 for white. It is
+a frozen record and a pure function: the same images, numbers of images and seed give the same
+pixels, whatever the batches. Shuffles and cyclic shifts move values and change none, so that `undo`
+gives the image back bit for bit.
 
-Random choices are one for all images (`shared=True`) or one per image. An image's own choice depends on the seed and its number:
-its place in a bare tensor, a hash of its id in `distort(images, ...)`, so that a subset of the images is distorted as the whole.
+Random choices are one for all images (`shared=True`) or one per image. An image's own choice
+depends on the seed and its number: its place in a bare tensor, a hash of its id in `distort(images,
+...)`, so that a subset of the images is distorted as the whole.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ DISTORTIONS: dict[str, type[Distortion]] = {}
 
 @dataclass(frozen=True)
 class Distortion:
-    """Base of all distortions. `kind` groups those that differ in `strength` only; `exact` ones can be undone."""
+    """Base of all distortions. `kind` groups those that differ in `strength` only; `exact` ones can
+    be undone."""
 
     _unit: ClassVar[str] = ""
     _severity_sign: ClassVar[int] = 1
@@ -77,13 +80,18 @@ class Distortion:
     def __call__(self, images: Tensor, index: Sequence[int] | None = None) -> Tensor:
         """The distorted images [n, 3, h, w]; `index` holds their numbers, by default 0 to n - 1.
 
-        Raises ImagesError for another shape or type, and for a grid that does not divide the images."""
+        Raises ImagesError for another shape or type, and for a grid that does not divide the
+        images."""
         return self._apply(_checked(images), _numbers(index, len(images)))
 
     def undo(self, images: Tensor, index: Sequence[int] | None = None) -> Tensor:
-        """The images before the distortion, bit for bit. Raises ImagesError for a distortion that loses something."""
+        """The images before the distortion, bit for bit. Raises ImagesError for a distortion that
+        loses something."""
         if not self.exact:
-            raise ImagesError(f"'{self.label}' loses a part of the image and cannot be undone; shuffles and cyclic shifts can")
+            raise ImagesError(
+                f"'{self.label}' loses a part of the image and cannot be undone; shuffles and "
+                "cyclic shifts can"
+            )
         return self._apply(_checked(images), _numbers(index, len(images)), undo=True)
 
     def _apply(self, images: Tensor, index: Sequence[int], undo: bool = False) -> Tensor:
@@ -97,7 +105,7 @@ def _known(cls: D) -> D:
     return storable(cls)
 
 
-# -- shuffles ----------------------------------------------------------------------------------------------------------
+# -- shuffles --------------------------------------------------------------------------------------
 
 
 class _OnGrid(Distortion):
@@ -123,9 +131,11 @@ class _OnGrid(Distortion):
 @_known
 @dataclass(frozen=True)
 class PatchShuffle(_OnGrid):
-    """The cells of a `grid` (rows, columns; one number for both) in random order, every order but the present one alike.
+    """The cells of a `grid` (rows, columns; one number for both) in random order, every order but
+    the present one alike.
 
-    Structure inside cells stays, that between them goes. `order` says which: cell i of the result is cell order[i]."""
+    Structure inside cells stays, that between them goes. `order` says which: cell i of the result
+    is cell order[i]."""
 
     grid: Grid
     seed: int = 0
@@ -153,10 +163,12 @@ class PatchShuffle(_OnGrid):
 @_known
 @dataclass(frozen=True)
 class PixelShuffle(_OnGrid):
-    """The pixels inside each cell of a `grid` in random order; grid 1 shuffles the pixels of the whole image.
+    """The pixels inside each cell of a `grid` in random order; grid 1 shuffles the pixels of the
+    whole image.
 
-    Structure inside cells goes, that between them stays: the fewer cells, the farther the pixels move. `tied` gives all cells of
-    an image the same order, as Tolstikhin et al. 2021 (Fig. 4) do. The colours of a pixel stay together."""
+    Structure inside cells goes, that between them stays: the fewer cells, the farther the pixels
+    move. `tied` gives all cells of an image the same order, as Tolstikhin et al. 2021 (Fig. 4) do.
+    The colours of a pixel stay together."""
 
     grid: Grid = 1
     seed: int = 0
@@ -177,7 +189,9 @@ class PixelShuffle(_OnGrid):
         pixels = cells.flatten(3)
         n, count, _, size = pixels.shape
         own = 1 if self.tied else count
-        order = torch.stack([_orders(size, index, self.seed, self.shared, salt) for salt in range(own)], 1)
+        order = torch.stack(
+            [_orders(size, index, self.seed, self.shared, salt) for salt in range(own)], 1
+        )
         order = (order.argsort(2) if undo else order).to(images.device)
         moved = torch.take_along_dim(pixels, order[:, :, None].expand(n, count, 1, size), 3)
         return from_cells(moved.reshape(cells.shape), self.grid)
@@ -186,7 +200,8 @@ class PixelShuffle(_OnGrid):
 @_known
 @dataclass(frozen=True)
 class Chain(Distortion):
-    """Several distortions, one after another. `name` is the kind; strength and unit are those of the last step."""
+    """Several distortions, one after another. `name` is the kind; strength and unit are those of
+    the last step."""
 
     steps: tuple[Distortion, ...]
     name: str = ""
@@ -224,7 +239,11 @@ class Chain(Distortion):
     @property
     def label(self) -> str:
         """See `Distortion`."""
-        return f"{self.name}, {self.strength_text}" if self.name else ", then ".join(step.label for step in self.steps)
+        return (
+            f"{self.name}, {self.strength_text}"
+            if self.name
+            else ", then ".join(step.label for step in self.steps)
+        )
 
     def _apply(self, images: Tensor, index: Sequence[int], undo: bool = False) -> Tensor:
         for step in self.steps:
@@ -240,24 +259,26 @@ class Chain(Distortion):
 
 @checked(ImagesError)
 def paper_shuffle(grid: Grid, seed: int = 0) -> Chain:
-    """Tolstikhin et al. 2021, Fig. 4: patches in one order and the pixels inside all patches in one order, the same for all
-    images; grid 1 is one order of all pixels. To train a Mixer on images in one order of patches is as easy as on plain ones; a
-    Mixer that was trained on plain ones has never seen them."""
+    """Tolstikhin et al. 2021, Fig. 4: patches in one order and the pixels inside all patches in one
+    order, the same for all images; grid 1 is one order of all pixels. To train a Mixer on images in
+    one order of patches is as easy as on plain ones; a Mixer that was trained on plain ones has
+    never seen them."""
     steps = PatchShuffle(grid, seed, shared=True), PixelShuffle(grid, seed, shared=True)
     return Chain(steps, "patches and pixels in one order")
 
 
-# -- what is lost ------------------------------------------------------------------------------------------------------
+# -- what is lost ----------------------------------------------------------------------------------
 
 
 @checked(ImagesError)
 @_known
 @dataclass(frozen=True)
 class PatchDrop(Distortion):
-    """A random fraction (`share`) of the cells of a `grid`, in whole cells, set to the colour `fill` (1 is white).
+    """A random fraction (`share`) of the cells of a `grid`, in whole cells, set to the colour
+    `fill` (1 is white).
 
-    With one seed a larger fraction drops what a smaller one drops, and more. Naseer et al. 2021 ("Intriguing Properties of Vision
-    Transformers")."""
+    With one seed a larger fraction drops what a smaller one drops, and more. Naseer et al. 2021
+    ("Intriguing Properties of Vision Transformers")."""
 
     share: float
     grid: Grid
@@ -301,8 +322,8 @@ class PatchDrop(Distortion):
 class Shift(Distortion):
     """The image moved by `rows` pixels down and `columns` to the right (negative: up and left).
 
-    `edge` "cyclic" brings in again what leaves on the other side, and can be undone; "repeat" fills the gap with copies of the
-    border row or column."""
+    `edge` "cyclic" brings in again what leaves on the other side, and can be undone; "repeat" fills
+    the gap with copies of the border row or column."""
 
     rows: int
     columns: int
@@ -312,7 +333,9 @@ class Shift(Distortion):
 
     def __post_init__(self) -> None:
         if self.edge not in ("cyclic", "repeat"):
-            raise ImagesError(f"unknown edge '{self.edge}'; {closest(str(self.edge), ('cyclic', 'repeat'))}")
+            raise ImagesError(
+                f"unknown edge '{self.edge}'; {closest(str(self.edge), ('cyclic', 'repeat'))}"
+            )
 
     @property
     def kind(self) -> str:
@@ -333,14 +356,19 @@ class Shift(Distortion):
         if self.edge == "cyclic":
             return images.roll((self.rows, self.columns), (2, 3))
         for dim, step in ((2, self.rows), (3, self.columns)):
-            places = (torch.arange(images.shape[dim], device=images.device) - step).clamp(0, images.shape[dim] - 1)
+            places = (torch.arange(images.shape[dim], device=images.device) - step).clamp(
+                0, images.shape[dim] - 1
+            )
             images = images.index_select(dim, places)
         return images
 
     def undo(self, images: Tensor, index: Sequence[int] | None = None) -> Tensor:
         """See `Distortion`."""
         if self.edge != "cyclic":
-            raise ImagesError(f"'{self.label}' loses what leaves the image and cannot be undone; edge='cyclic' can")
+            raise ImagesError(
+                f"'{self.label}' loses what leaves the image and cannot be undone; edge='cyclic' "
+                "can"
+            )
         return replace(self, rows=-self.rows, columns=-self.columns)(images, index)
 
 
@@ -349,11 +377,13 @@ Filter = Literal["gaussian", "ideal"]
 
 @dataclass(frozen=True)
 class _Pass(Distortion):
-    """What the two filters share. `cutoff` is in cycles per image, along the height and the width alike.
+    """What the two filters share. `cutoff` is in cycles per image, along the height and the width
+    alike.
 
-    "gaussian" multiplies the Fourier transform by exp(-f^2 / (2 cutoff^2)), "ideal" keeps f <= cutoff. The transform takes the
-    image for periodic, so that opposite borders meet. Results are floats with 1 for white, of uint8 images too, and are not
-    clipped: an ideal filter overshoots at edges."""
+    "gaussian" multiplies the Fourier transform by exp(-f^2 / (2 cutoff^2)), "ideal" keeps f <=
+    cutoff. The transform takes the image for periodic, so that opposite borders meet. Results are
+    floats with 1 for white, of uint8 images too, and are not clipped: an ideal filter overshoots at
+    edges."""
 
     cutoff: float
     filter: Filter = "gaussian"
@@ -362,9 +392,14 @@ class _Pass(Distortion):
 
     def __post_init__(self) -> None:
         if not self.cutoff > 0:
-            raise ImagesError(f"a cutoff is a positive number of cycles per image, not {self.cutoff}")
+            raise ImagesError(
+                f"a cutoff is a positive number of cycles per image, not {self.cutoff}"
+            )
         if self.filter not in ("gaussian", "ideal"):
-            raise ImagesError(f"unknown filter '{self.filter}'; {closest(str(self.filter), ('gaussian', 'ideal'))}")
+            raise ImagesError(
+                f"unknown filter '{self.filter}'; "
+                f"{closest(str(self.filter), ('gaussian', 'ideal'))}"
+            )
 
     @property
     def strength(self) -> float:
@@ -377,7 +412,9 @@ class _Pass(Distortion):
         right = torch.fft.rfftfreq(width, 1 / width, device=images.device, dtype=images.dtype)
         squared = down[:, None].square() + right.square()
         passed = (
-            (squared <= self.cutoff**2).to(images.dtype) if self.filter == "ideal" else (-squared / (2 * self.cutoff**2)).exp()
+            (squared <= self.cutoff**2).to(images.dtype)
+            if self.filter == "ideal"
+            else (-squared / (2 * self.cutoff**2)).exp()
         )
         filtered: Tensor = torch.fft.irfft2(torch.fft.rfft2(images) * passed, s=(height, width))
         return filtered
@@ -404,10 +441,12 @@ class LowPass(_Pass):
 @_known
 @dataclass(frozen=True)
 class HighPass(_Pass):
-    """Fine structure alone: the image minus its `LowPass` of the same cutoff, plus the colour `level`.
+    """Fine structure alone: the image minus its `LowPass` of the same cutoff, plus the colour
+    `level`.
 
-    With the level black, low-pass and high-pass add up to the image. A network should get its mean colour as the level: the mean
-    of an image is among what the filter takes away, and black is no neutral colour."""
+    With the level black, low-pass and high-pass add up to the image. A network should get its mean
+    colour as the level: the mean of an image is among what the filter takes away, and black is no
+    neutral colour."""
 
     level: Colour = BLACK
 
@@ -421,15 +460,17 @@ class HighPass(_Pass):
         return pixels - self._low(pixels) + _colour(self.level, pixels)
 
 
-# -- images ------------------------------------------------------------------------------------------------------------
+# -- images ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class DistortedImages:
-    """`images` with a `distortion`, done batch by batch when asked for; extract and every measure take it like `Images`.
+    """`images` with a `distortion`, done batch by batch when asked for; extract and every measure
+    take it like `Images`.
 
-    The name and the hash of the record contain the distortion, so that a store never takes one for the other; ids and labels
-    are those of the images, so that clean and distorted representations can be compared."""
+    The name and the hash of the record contain the distortion, so that a store never takes one for
+    the other; ids and labels are those of the images, so that clean and distorted representations
+    can be compared."""
 
     images: Images
     distortion: Distortion
@@ -447,10 +488,14 @@ class DistortedImages:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Key of each image with the distortion, and with the number by which the image draws its own choices."""
+        """Key of each image with the distortion, and with the number by which the image draws its
+        own choices."""
         how = repr(self.distortion)
         numbers = image_numbers(self.ids)
-        return tuple(altered_key(key, how, str(number)) for key, number in zip(self.images.keys, numbers, strict=True))
+        return tuple(
+            altered_key(key, how, str(number))
+            for key, number in zip(self.images.keys, numbers, strict=True)
+        )
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -489,7 +534,8 @@ class DistortedImages:
     ) -> Iterator[Tensor]:
         """Float tensors [B, 3, h, w] in order: transformed, distorted, then normalised.
 
-        The distortion stands before the Normalize that ends the transform; a transform without one gives pixels as it is."""
+        The distortion stands before the Normalize that ends the transform; a transform without one
+        gives pixels as it is."""
         to_pixels, normalise = split_transform(transform)
         numbers = image_numbers(self.ids)
         for batch in self.images.batches(to_pixels, batch_size, start, workers, pin_memory):
@@ -501,8 +547,11 @@ class DistortedImages:
 def distort(images: Tensor, distortion: Distortion) -> Tensor: ...
 @overload
 def distort(images: Images | DistortedImages, distortion: Distortion) -> DistortedImages: ...
-def distort(images: Images | DistortedImages | Tensor, distortion: Distortion) -> DistortedImages | Tensor:
-    """Images with a distortion, in the pixels of each network that looks at them, or a tensor of pixels [n, 3, h, w] distorted.
+def distort(
+    images: Images | DistortedImages | Tensor, distortion: Distortion
+) -> DistortedImages | Tensor:
+    """Images with a distortion, in the pixels of each network that looks at them, or a tensor of
+    pixels [n, 3, h, w] distorted.
 
     Distorted images are distorted once more. Raises ImagesError for anything else."""
     if isinstance(images, Tensor):
@@ -510,7 +559,10 @@ def distort(images: Images | DistortedImages | Tensor, distortion: Distortion) -
     if isinstance(images, DistortedImages):
         return DistortedImages(images.images, Chain((images.distortion, distortion)))
     if not isinstance(images, Images):
-        raise ImagesError(f"images are what load_images returns or a tensor [n, 3, h, w], not a {type(images).__name__}")
+        raise ImagesError(
+            "images are what load_images returns or a tensor [n, 3, h, w], not a "
+            f"{type(images).__name__}"
+        )
     return DistortedImages(images, distortion)
 
 
@@ -519,29 +571,39 @@ def image_numbers(ids: Sequence[str]) -> list[int]:
     return [zlib.crc32(name.encode("utf-8", "surrogateescape")) for name in ids]
 
 
-# -- cells -------------------------------------------------------------------------------------------------------------
+# -- cells -----------------------------------------------------------------------------------------
 
 
 def permute_cells(images: Tensor, order: Tensor, grid: Grid) -> Tensor:
-    """Images [n, c, h, w] whose cell i, row by row of `grid`, is cell order[i] of the original; `order` is [cell] or [n, cell].
+    """Images [n, c, h, w] whose cell i, row by row of `grid`, is cell order[i] of the original;
+    `order` is [cell] or [n, cell].
 
-    Raises ImagesError for a grid that does not divide the images and for an order of another length."""
+    Raises ImagesError for a grid that does not divide the images and for an order of another
+    length."""
     cells = to_cells(images, grid)
     order = order.to(images.device).expand(len(cells), -1)
     if order.shape[1] != cells.shape[1]:
-        raise ImagesError(f"an order of {order.shape[1]} cells does not fit a grid of {_grid_text(grid)} = {cells.shape[1]}")
+        raise ImagesError(
+            f"an order of {order.shape[1]} cells does not fit a grid of {_grid_text(grid)} = "
+            f"{cells.shape[1]}"
+        )
     return from_cells(cells[torch.arange(len(cells), device=images.device)[:, None], order], grid)
 
 
 def to_cells(images: Tensor, grid: Grid) -> Tensor:
-    """Images [n, c, h, w] as [n, cell, c, h / rows, w / columns], cells row by row. Raises ImagesError where the grid, in whole
-    pixels, does not divide the images."""
+    """Images [n, c, h, w] as [n, cell, c, h / rows, w / columns], cells row by row. Raises
+    ImagesError where the grid, in whole pixels, does not divide the images."""
     (rows, columns), (n, channels, height, width) = _pair(grid), images.shape
     if height % rows or width % columns:
         fitting = ", ".join(map(str, dividing_grids(height, width)))
-        raise ImagesError(f"a grid of {_grid_text(grid)} does not divide images of {height}×{width} px; grids that do: {fitting}")
+        raise ImagesError(
+            f"a grid of {_grid_text(grid)} does not divide images of {height}×{width} px; grids "
+            f"that do: {fitting}"
+        )
     parts = images.reshape(n, channels, rows, height // rows, columns, width // columns)
-    return parts.permute(0, 2, 4, 1, 3, 5).reshape(n, rows * columns, channels, height // rows, width // columns)
+    return parts.permute(0, 2, 4, 1, 3, 5).reshape(
+        n, rows * columns, channels, height // rows, width // columns
+    )
 
 
 def from_cells(cells: Tensor, grid: Grid) -> Tensor:
@@ -571,7 +633,7 @@ def _grid_text(grid: Grid) -> str:
     return f"{rows}×{columns}"
 
 
-# -- randomness and values ---------------------------------------------------------------------------------------------
+# -- randomness and values -------------------------------------------------------------------------
 
 
 def _orders(size: int, index: Sequence[int], seed: int, shared: bool, salt: int = 0) -> Tensor:
@@ -598,7 +660,12 @@ def _numbers(index: Sequence[int] | None, n: int) -> Sequence[int]:
 
 
 def _checked(images: Tensor) -> Tensor:
-    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3 or not len(images):
+    if (
+        not isinstance(images, Tensor)
+        or images.ndim != 4
+        or images.shape[1] != 3
+        or not len(images)
+    ):
         shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise ImagesError(f"images to distort are a tensor [n, 3, height, width], not {shape}")
     if images.dtype != torch.uint8 and not images.is_floating_point():
@@ -607,7 +674,8 @@ def _checked(images: Tensor) -> Tensor:
 
 
 def _floats(images: Tensor) -> Tensor:
-    """Floats with 1 for white; half precision becomes float32, for which there are Fourier transforms."""
+    """Floats with 1 for white; half precision becomes float32, for which there are Fourier
+    transforms."""
     if images.dtype == torch.uint8:
         return images.float() / 255
     return images if images.dtype == torch.float64 else images.float()

@@ -20,19 +20,24 @@ _SPLITS = {"train", "training", "val", "valid", "validation", "eval", "evaluatio
 
 
 def load_folder(folder: Path, split: str | None = None) -> Images:
-    """The images under `folder`, or its folder `split`, sorted by path; ids are paths inside the folder.
+    """The images under `folder`, or its folder `split`, sorted by path; ids are paths inside the
+    folder.
 
-    The first folder on the way to an image is its class; images lying directly in the folder have no labels.
-    Hidden files and files without an image extension are ignored. Links are followed, and every folder and file
-    is taken once, where it lies or else where the first link to it is: folders that link to each other add nothing.
+    The first folder on the way to an image is its class; images lying directly in the folder have
+    no labels. Hidden files and files without an image extension are ignored. Links are followed,
+    and every folder and file is taken once, where it lies or else where the first link to it is:
+    folders that link to each other add nothing.
 
-    Raises ImagesError if there is no image, if images lie beside class folders, if the folder holds splits and
-    none was named, and for a split that is not the name of a folder inside it."""
+    Raises ImagesError if there is no image, if images lie beside class folders, if the folder holds
+    splits and none was named, and for a split that is not the name of a folder inside it."""
     top = folder
     if split is not None:
         check_text("split", split, ImagesError)
         if Path(split).name != split or split == "..":
-            raise ImagesError(f"split is the name of a folder inside {folder}, not a way to another place: {shown(split)}")
+            raise ImagesError(
+                f"split is the name of a folder inside {folder}, not a way to another place: "
+                f"{shown(split)}"
+            )
         top = folder / split
         if not top.is_dir():
             children = [child.name for child in sorted(folder.iterdir()) if child.is_dir()]
@@ -40,11 +45,13 @@ def load_folder(folder: Path, split: str | None = None) -> Images:
             raise ImagesError(f"{folder} has no folder '{split}' to take as the split; {known}")
     files = sorted(image_files(top))
     if not files:
-        others = Counter(Path(parts[-1]).suffix.lower() or "no extension" for parts in _visible_files(top))
+        others = Counter(
+            Path(parts[-1]).suffix.lower() or "no extension" for parts in _visible_files(top)
+        )
         found = ", ".join(f"{n} with {suffix}" for suffix, n in others.most_common(3))
         raise ImagesError(
-            f"{top} holds no images ({f'other files: {found}' if found else 'it is empty'}); "
-            "give a folder with files such as .jpg, .png or .webp, directly or in one folder per class"
+            f"{top} holds no images ({f'other files: {found}' if found else 'it is empty'}); give "
+            "a folder with files such as .jpg, .png or .webp, directly or in one folder per class"
         )
     loose = [parts for parts in files if len(parts) == 1]
     classes = tuple(sorted({parts[0] for parts in files if len(parts) > 1}))
@@ -73,7 +80,8 @@ def image_files(top: Path) -> Iterator[tuple[str, ...]]:
 
 
 def _visible_files(top: Path) -> Iterator[tuple[str, ...]]:
-    """Every file once, by its parts below `top`: those that lie there, then those that are linked there from elsewhere."""
+    """Every file once, by its parts below `top`: those that lie there, then those that are linked
+    there from elsewhere."""
     home = os.path.realpath(top)
     seen, files = {home}, set[str]()
     level: list[_Place] = [((), home)]
@@ -88,10 +96,17 @@ def _visible_files(top: Path) -> Iterator[tuple[str, ...]]:
         for parts, real in level:
             entries: list[os.DirEntry[str]] = []
             with suppress(OSError), os.scandir(real) as found:
-                entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
+                entries = sorted(
+                    (entry for entry in found if not entry.name.startswith(".")),
+                    key=lambda entry: entry.name,
+                )
             for entry in entries:
                 path = (*parts, entry.name)
-                target = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(real, entry.name)
+                target = (
+                    os.path.realpath(entry.path)
+                    if entry.is_symlink()
+                    else os.path.join(real, entry.name)
+                )
                 if not os.path.isdir(target):
                     if entry.is_symlink():
                         file_links.append((path, target))
@@ -116,14 +131,17 @@ def _visible_files(top: Path) -> Iterator[tuple[str, ...]]:
 def load_files(paths: Sequence[str | os.PathLike[str]], name: str = "files") -> Images:
     """Image files in the given order, without labels; ids are the paths as given, each once.
 
-    Raises ImagesError for no path, and with the path of the first file that is missing, a folder, or no image.
-    Warns (ImagesWarning) as `load_images` of images of more than 8 bits."""
+    Raises ImagesError for no path, and with the path of the first file that is missing, a folder,
+    or no image. Warns (ImagesWarning) as `load_images` of images of more than 8 bits."""
     texts = tuple(dict.fromkeys(os.fspath(path) for path in paths))
     if not texts:
         raise ImagesError("give at least one image file")
     folders = [text for text in texts if os.path.isdir(text)]
     if folders:
-        raise ImagesError(f"{folders[0]} is a folder, not an image file; load_images takes folders (--data on the command line)")
+        raise ImagesError(
+            f"{folders[0]} is a folder, not an image file; load_images takes folders (--data on "
+            "the command line)"
+        )
     return Images(
         name=name,
         split="",

@@ -1,4 +1,5 @@
-"""`Images`: a sequence of labelled images that knows what its images are called and where they came from."""
+"""`Images`: a sequence of labelled images that knows what its images are called and where they came
+from."""
 
 from __future__ import annotations
 
@@ -23,7 +24,16 @@ from mixer_probe.core.result import ImagesRecord
 from mixer_probe.core.threads import available_cores
 from mixer_probe.core.validate import checked
 from mixer_probe.images.classes import require_labels
-from mixer_probe.images.decode import FileReader, HeldReader, Reader, is_deep, largest_value, range_note, reason, to_rgb
+from mixer_probe.images.decode import (
+    FileReader,
+    HeldReader,
+    Reader,
+    is_deep,
+    largest_value,
+    range_note,
+    reason,
+    to_rgb,
+)
 from mixer_probe.images.transforms import Transform
 
 # Starting worker processes costs about as much as preparing this many images does.
@@ -35,10 +45,11 @@ _MOST_WORKERS = 8
 class Images(Sequence[Image.Image]):
     """Labelled images in a fixed order, decoded one at a time when asked for.
 
-    `ids` name the images in every result; `labels` [n] are int64 class indices or None; `class_names` are
-    indexed by label, so there may be more of them than classes present; `skipped` holds (path, reason) of
-    images left out as unreadable; `limit` and `seed` say how these were chosen from the source; `note` is
-    what a reader must know of how they were read. Pickles, without pixels where they come from files."""
+    `ids` name the images in every result; `labels` [n] are int64 class indices or None;
+    `class_names` are indexed by label, so there may be more of them than classes present; `skipped`
+    holds (path, reason) of images left out as unreadable; `limit` and `seed` say how these were
+    chosen from the source; `note` is what a reader must know of how they were read. Pickles,
+    without pixels where they come from files."""
 
     name: str
     split: str
@@ -54,7 +65,8 @@ class Images(Sequence[Image.Image]):
     note: str = ""
 
     def __post_init__(self) -> None:
-        # Names are what results, tables and figures say; files are opened by their paths, which the reader has.
+        # Names are what results, tables and figures say; files are opened by their paths, which the
+        # reader has.
         object.__setattr__(self, "name", printable(self.name))
         object.__setattr__(self, "ids", tuple(map(printable, self.ids)))
         if self.class_names is not None:
@@ -62,8 +74,8 @@ class Images(Sequence[Image.Image]):
         n_labels = len(self.ids) if self.labels is None else len(self.labels)
         if not len(self.positions) == len(self.ids) == n_labels:
             raise ImagesError(
-                f"'{self.name}' needs one id and one label per image, got {len(self.ids)} ids and {n_labels} "
-                f"labels for {len(self.positions)} images"
+                f"'{self.name}' needs one id and one label per image, got {len(self.ids)} ids and "
+                f"{n_labels} labels for {len(self.positions)} images"
             )
 
     def __repr__(self) -> str:
@@ -93,14 +105,16 @@ class Images(Sequence[Image.Image]):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Hash of the content of each image: of the bytes of its file, or of its pixels where it is held in memory.
+        """Hash of the content of each image: of the bytes of its file, or of its pixels where it is
+        held in memory.
 
-        A file is read again when its size or its times have changed. Raises ImagesError with the path of one that cannot be
-        read."""
+        A file is read again when its size or its times have changed. Raises ImagesError with the
+        path of one that cannot be read."""
         return self._keys()
 
     def verify(self) -> tuple[str, ...]:
-        """The `keys`, with every image read again whatever its file's size and times say. Raises as they do."""
+        """The `keys`, with every image read again whatever its file's size and times say. Raises as
+        they do."""
         return self._keys(verify=True)
 
     def _keys(self, verify: bool = False) -> tuple[str, ...]:
@@ -117,8 +131,8 @@ class Images(Sequence[Image.Image]):
 
     @property
     def fingerprint(self) -> str:
-        """Hash over `keys` in order, labels, class names and split: equal for the same pictures in another folder, called
-        otherwise. Raises as `keys`."""
+        """Hash over `keys` in order, labels, class names and split: equal for the same pictures in
+        another folder, called otherwise. Raises as `keys`."""
         return images_fingerprint(self.keys, self.labels, self.class_names, self.split)
 
     @property
@@ -143,8 +157,11 @@ class Images(Sequence[Image.Image]):
         """The labels [n]. Raises ImagesError, naming `purpose`, where there are none."""
         return require_labels(self.labels, f"the images ({self.name})", purpose)
 
-    def subset(self, indices: Iterable[int] | npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> Images:
-        """The images at `indices` (integers, or a mask of length n) in that order. Raises IndexError."""
+    def subset(
+        self, indices: Iterable[int] | npt.NDArray[np.integer] | npt.NDArray[np.bool_]
+    ) -> Images:
+        """The images at `indices` (integers, or a mask of length n) in that order. Raises
+        IndexError."""
         chosen = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices))
         rows = np.arange(len(self))[chosen if chosen.size else chosen.astype(np.int64)]
         return replace(
@@ -158,15 +175,16 @@ class Images(Sequence[Image.Image]):
     def sample(self, limit: int | None, seed: int = 0) -> Images:
         """At most `limit` images in the order they have here, every class as often as it can be.
 
-        Any two classes that still have images left differ by at most one; without labels the draw is uniform.
-        One seed gives nested samples: those of a smaller limit are among those of a larger one.
-        Raises ImagesError for a limit below 1."""
+        Any two classes that still have images left differ by at most one; without labels the draw
+        is uniform. One seed gives nested samples: those of a smaller limit are among those of a
+        larger one. Raises ImagesError for a limit below 1."""
         chosen = replace(self, limit=limit, seed=seed)
         if limit is None or limit >= len(self):
             return chosen
         order = np.random.default_rng(seed).permutation(len(self))
         if self.labels is not None:
-            # First one image of every class, then a second one, and so on: any beginning of this order is even.
+            # First one image of every class, then a second one, and so on: any beginning of this
+            # order is even.
             drawn = pd.Series(self.labels[order])
             turn = drawn.groupby(drawn).cumcount().to_numpy()
             order = order[np.argsort(turn, kind="stable")]
@@ -181,11 +199,12 @@ class Images(Sequence[Image.Image]):
         workers: int | Literal["auto"] = "auto",
         pin_memory: bool = False,
     ) -> Iterator[torch.Tensor]:
-        """The images from index `start` on as float tensors [B, 3, H, W], in order; the last may be smaller.
+        """The images from index `start` on as float tensors [B, 3, H, W], in order; the last may be
+        smaller.
 
-        `workers` are processes: "auto" takes none for few images or without CUDA, where the network itself
-        keeps the cores busy, else one per core up to 8. The random state of torch is left alone.
-        Raises ImagesError with the path of an image that cannot be decoded."""
+        `workers` are processes: "auto" takes none for few images or without CUDA, where the network
+        itself keeps the cores busy, else one per core up to 8. The random state of torch is left
+        alone. Raises ImagesError with the path of an image that cannot be decoded."""
         rest = self.subset(range(len(self))[start:])
         if workers == "auto":
             useful = len(rest) >= _FEW_IMAGES and torch.cuda.is_available()
@@ -206,7 +225,8 @@ class Images(Sequence[Image.Image]):
             yield batch
 
     def skip_unreadable(self) -> Images:
-        """The images that decode, and the others under `skipped`. Decodes every image once, on all cores.
+        """The images that decode, and the others under `skipped`. Decodes every image once, on all
+        cores.
 
         Raises ImagesError if none is left."""
 
@@ -222,14 +242,18 @@ class Images(Sequence[Image.Image]):
         bad = tuple((self._where(i), why) for i, why in enumerate(reasons) if why)
         if len(bad) == len(self):
             path, why = bad[0]
-            raise ImagesError(f"none of the {len(self)} images of '{self.name}' can be read; {path}: {why}")
+            raise ImagesError(
+                f"none of the {len(self)} images of '{self.name}' can be read; {path}: {why}"
+            )
         good = self.subset([i for i, why in enumerate(reasons) if not why])
         return replace(good, skipped=self.skipped + bad)
 
     def check_files(self) -> Images:
-        """These files, each opened without decoding it, with one range of values for all grey images of more than 8 bits.
+        """These files, each opened without decoding it, with one range of values for all grey
+        images of more than 8 bits.
 
-        Raises ImagesError with the path of the first that is no image. Warns (ImagesWarning) of the range, see `note`."""
+        Raises ImagesError with the path of the first that is no image. Warns (ImagesWarning) of the
+        range, see `note`."""
         reader = self.reader
         assert isinstance(reader, FileReader)
         reader = replace(reader, top=None)
@@ -257,11 +281,14 @@ class Images(Sequence[Image.Image]):
             return to_rgb(image)
 
     def _where(self, i: int) -> str:
-        return self.reader.where(int(self.positions[i])) or f"image '{self.ids[i]}' of '{self.name}'"
+        return (
+            self.reader.where(int(self.positions[i])) or f"image '{self.ids[i]}' of '{self.name}'"
+        )
 
     def _unreadable(self, i: int, error: Exception) -> str:
         return (
-            f"cannot read {self._where(i)}: {reason(error)}; replace or remove it, or leave such images out with on_error='skip'"
+            f"cannot read {self._where(i)}: {reason(error)}; replace or remove it, or leave such "
+            "images out with on_error='skip'"
         )
 
 
@@ -272,10 +299,14 @@ def from_arrays(
     class_names: Sequence[str] | None = None,
     name: str = "arrays",
 ) -> Images:
-    """Images from uint8 arrays [n, H, W, 3] (or a list of [H, W, 3] of several sizes) held in memory.
+    """Images from uint8 arrays [n, H, W, 3] (or a list of [H, W, 3] of several sizes) held in
+    memory.
 
-    Raises ImagesError if the pixels are not uint8 RGB or the numbers of ids, labels and images differ."""
-    if not len(pixels) or any(p.dtype != np.uint8 or p.ndim != 3 or p.shape[2] != 3 for p in pixels):
+    Raises ImagesError if the pixels are not uint8 RGB or the numbers of ids, labels and images
+    differ."""
+    if not len(pixels) or any(
+        p.dtype != np.uint8 or p.ndim != 3 or p.shape[2] != 3 for p in pixels
+    ):
         raise ImagesError("pixels must be at least one uint8 array [H, W, 3]")
     return Images(
         name=name,
@@ -295,8 +326,8 @@ def numbered(prefix: str, n: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True, eq=False)
 class _Batches(Dataset[torch.Tensor | ImagesError]):
-    """Batches of transformed images by their indices. An error is handed over as a value: raised in a worker, it would reach the
-    caller with the worker's traceback for a message."""
+    """Batches of transformed images by their indices. An error is handed over as a value: raised in
+    a worker, it would reach the caller with the worker's traceback for a message."""
 
     images: Images
     transform: Transform

@@ -1,4 +1,5 @@
-"""timm's data sets as `Images`: `torch/` and `hfds/` by index, `wds/`, `hfids/` and `tfds/` as streams."""
+"""timm's data sets as `Images`: `torch/` and `hfds/` by index, `wds/`, `hfids/` and `tfds/` as
+streams."""
 
 from __future__ import annotations
 
@@ -54,12 +55,13 @@ def load_timm(
 ) -> Images:
     """A data set by timm's name, through `timm.data.create_dataset`; `options` go there.
 
-    Sets with an index (torch, hfds) are read when asked for; labels come from the set's list of targets where
-    it has one, else every image is read once. Streams (wds, hfids, tfds) are read here, in order and on one
-    core, up to `limit` images, and held in memory as 8-bit RGB (3 x H x W bytes an image).
+    Sets with an index (torch, hfds) are read when asked for; labels come from the set's list of
+    targets where it has one, else every image is read once. Streams (wds, hfids, tfds) are read
+    here, in order and on one core, up to `limit` images, and held in memory as 8-bit RGB (3 x H x W
+    bytes an image).
 
-    Raises ImagesError for an unknown name or split, a missing package, data that cannot be opened, and labels
-    that are not one class per image."""
+    Raises ImagesError for an unknown name or split, a missing package, data that cannot be opened,
+    and labels that are not one class per image."""
     from timm.data.dataset_factory import create_dataset
 
     prefix, known_as = name.lower().partition("/")[0], name.lower().split("/", 2)[-1]
@@ -73,15 +75,27 @@ def load_timm(
     if prefix in _NEEDS_ROOT and root is None:
         raise ImagesError(f"'{name}' needs root=, the folder that holds the data")
     if prefix == "torch" and known_as not in _TORCH_NAMES:
-        raise ImagesError(f"timm has no data set 'torch/{known_as}'; {closest(known_as, _TORCH_NAMES)}")
+        raise ImagesError(
+            f"timm has no data set 'torch/{known_as}'; {closest(known_as, _TORCH_NAMES)}"
+        )
     # timm takes any word that is not "train" for the test set, a misspelt one too.
     if prefix == "torch" and known_as in _TWO_SPLITS and split not in _TORCH_SPLITS:
-        raise ImagesError(f"'torch/{known_as}' has no split '{split}'; {closest(split, _TORCH_SPLITS)}")
+        raise ImagesError(
+            f"'torch/{known_as}' has no split '{split}'; {closest(split, _TORCH_SPLITS)}"
+        )
     try:
-        dataset = create_dataset(name, root=root, split=split, is_training=False, **{**_OPTIONS.get(prefix, {}), **options})
+        dataset = create_dataset(
+            name,
+            root=root,
+            split=split,
+            is_training=False,
+            **{**_OPTIONS.get(prefix, {}), **options},
+        )
     # The readers of five libraries raise what they like, timm's assertions among it.
     except Exception as error:
-        raise ImagesError(f"cannot open '{name}' (split '{split}', root {root}): {reason(error)}") from error
+        raise ImagesError(
+            f"cannot open '{name}' (split '{split}', root {root}): {reason(error)}"
+        ) from error
     if prefix in _STREAMS:
         return _stream(dataset, name, split, limit, on_error)
     return _indexed(dataset, name, split, root)
@@ -107,14 +121,17 @@ class TorchReader:
         """See `Reader`."""
         if hasattr(self.dataset, "samples"):
             return file_keys([self.where(position) for position in positions], verify)
-        return remembered(self.known, positions, verify, lambda position: picture_key(self.open(position)))
+        return remembered(
+            self.known, positions, verify, lambda position: picture_key(self.open(position))
+        )
 
 
 @dataclass(frozen=True)
 class IndexReader:
     """A timm reader with an index.
 
-    timm's own data set puts the next image in the place of an unreadable one; the reader beneath does not."""
+    timm's own data set puts the next image in the place of an unreadable one; the reader beneath
+    does not."""
 
     reader: Any
     known: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
@@ -142,7 +159,8 @@ class IndexReader:
 
 def _indexed(dataset: Any, name: str, split: str, root: str | None) -> Images:
     if hasattr(dataset, "loader"):
-        # torchvision's loader turns transparency black and ignores EXIF; ours sees the file as it is.
+        # torchvision's loader turns transparency black and ignores EXIF; ours sees the file as it
+        # is.
         dataset.loader = Image.open
     reader = IndexReader(dataset.reader) if hasattr(dataset, "reader") else TorchReader(dataset)
     if name.lower().endswith(_FOLDERS) and split and root and Path(dataset.root) == Path(root):
@@ -173,15 +191,21 @@ def _class_names(dataset: Any) -> list[str]:
     return list(getattr(features.get(getattr(reader, "target_key", "")), "names", ()))
 
 
-def _labels(targets: list[Any], names: list[str], name: str) -> tuple[npt.NDArray[np.int64] | None, tuple[str, ...] | None]:
+def _labels(
+    targets: list[Any], names: list[str], name: str
+) -> tuple[npt.NDArray[np.int64] | None, tuple[str, ...] | None]:
     missing = [target is None or (np.ndim(target) == 0 and target == -1) for target in targets]
     if all(missing):
         return None, None
     if any(missing):
         raise ImagesError(f"{sum(missing)} of the {len(targets)} images of '{name}' have no label")
-    values = np.asarray(targets, dtype=object if any(np.ndim(target) for target in targets) else None)
+    values = np.asarray(
+        targets, dtype=object if any(np.ndim(target) for target in targets) else None
+    )
     if values.dtype.kind not in "iubU":
-        raise ImagesError(f"the labels of '{name}' are not one class per image; choose them with target_key=")
+        raise ImagesError(
+            f"the labels of '{name}' are not one class per image; choose them with target_key="
+        )
     if values.dtype.kind == "U":
         found, values = np.unique(values, return_inverse=True)
         names = [str(label) for label in found]
@@ -201,19 +225,25 @@ def _stream(dataset: Any, name: str, split: str, limit: int | None, on_error: st
     counts = np.zeros(1) if labels is None else np.unique(labels, return_counts=True)[1]
     if limit == len(images) and counts.max() - counts.min() > 1:
         warnings.warn(
-            f"the first {len(images)} images of the stream '{images.name}' were taken, and classes are "
-            f"uneven there ({counts.min()} to {counts.max()} images each, {len(counts)} classes); "
-            "limit=None reads them all",
+            f"the first {len(images)} images of the stream '{images.name}' were taken, and classes "
+            f"are uneven there ({counts.min()} to {counts.max()} images each, {len(counts)} "
+            "classes); limit=None reads them all",
             ImagesWarning,
             stacklevel=6,
         )
     return replace(images, skipped=tuple((f"an image of '{name}'", error) for error in errors))
 
 
-def _samples(reader: Any, name: str, errors: list[str], on_error: str) -> Iterator[tuple[str, Image.Image, Any]]:
+def _samples(
+    reader: Any, name: str, errors: list[str], on_error: str
+) -> Iterator[tuple[str, Image.Image, Any]]:
     """(key or "", RGB image, target) in the order of the stream."""
     # Every process of a distributed run gets all images; timm would divide them by rank.
-    for attribute, value in {"dist_rank": 0, "dist_num_replicas": 1, "global_num_workers": 1}.items():
+    for attribute, value in {
+        "dist_rank": 0,
+        "dist_num_replicas": 1,
+        "global_num_workers": 1,
+    }.items():
         if hasattr(reader, attribute):
             setattr(reader, attribute, value)
     # Of a web data set, the key of each sample read so far; other streams name no samples.
@@ -236,17 +266,23 @@ def _samples(reader: Any, name: str, errors: list[str], on_error: str) -> Iterat
             raise ImagesError(f"cannot read on in '{name}': {reason(error)}") from error
         if errors and on_error == "raise":
             raise ImagesError(
-                f"cannot read an image of '{name}': {errors[0]}; repair it, or leave such images out with on_error='skip'"
+                f"cannot read an image of '{name}': {errors[0]}; repair it, or leave such images "
+                "out with on_error='skip'"
             )
         if sample is None or rgb is None:
             return
         target = sample[1]
-        yield keys[-1] if keys else "", rgb, target.item() if hasattr(target, "item") and np.ndim(target) == 0 else target
+        yield (
+            keys[-1] if keys else "",
+            rgb,
+            target.item() if hasattr(target, "item") and np.ndim(target) == 0 else target,
+        )
 
 
 @contextmanager
 def _swallowed_errors() -> Iterator[list[str]]:
-    """The errors that timm's reader of web data sets only logs before it goes on with the next image."""
+    """The errors that timm's reader of web data sets only logs before it goes on with the next
+    image."""
     errors: list[str] = []
 
     def note(record: logging.LogRecord) -> None:

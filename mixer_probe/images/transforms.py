@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from PIL import Image
@@ -23,26 +23,32 @@ def model_transform(
     crop_pct: float = 1.0,
     crop_mode: str = "center",
 ) -> Transform:
-    """timm's evaluation transform: RGB image -> float32 tensor [C, H, W], (value / 255 - mean) / std.
+    """timm's evaluation transform: RGB image -> float32 tensor [C, H, W], (value / 255 - mean) /
+    std.
 
-    The arguments are those of `InputSpec`; `input_size` is (3, H, W) in pixels, or (1, H, W) for a network that sees grey.
-    An image of exactly the input size is not resampled when `crop_pct` is 1. Picklable.
+    The arguments are those of `InputSpec`; `input_size` is (3, H, W) in pixels, or (1, H, W) for a
+    network that sees grey. An image of exactly the input size is not resampled when `crop_pct` is
+    1. Picklable.
 
     Raises ImagesError for what `InputSpec` refuses."""
     try:
-        spec = InputSpec(tuple(input_size), tuple(mean), tuple(std), interpolation, crop_pct, crop_mode)  # type: ignore[arg-type]
+        size, means, stds = (cast(Any, tuple(values)) for values in (input_size, mean, std))
+        spec = InputSpec(size, means, stds, interpolation, crop_pct, crop_mode)
     except (ModelError, TypeError) as error:
         raise ImagesError(str(error)) from error
     return transform_for(spec)
 
 
 def transform_for(spec: InputSpec) -> Transform:
-    """timm's evaluation transform of images for a network with this input: image -> float32 tensor [C, H, W].
+    """timm's evaluation transform of images for a network with this input: image -> float32 tensor
+    [C, H, W].
 
-    For one channel the image becomes grey first (ITU-R 601 luma, as Pillow does it); a grey image stays as it is. A torchvision
-    Compose that ends in Normalize, whatever timm resizes and crops before it. Picklable.
+    For one channel the image becomes grey first (ITU-R 601 luma, as Pillow does it); a grey image
+    stays as it is. A torchvision Compose that ends in Normalize, whatever timm resizes and crops
+    before it. Picklable.
 
-    For another number of channels, which no image says how to fill, the transform raises ImagesError at the first image."""
+    For another number of channels, which no image says how to fill, the transform raises
+    ImagesError at the first image."""
     from timm.data.transforms_factory import create_transform
     from torchvision.transforms import Compose, Grayscale, Normalize
 
@@ -71,13 +77,16 @@ class _NoImages:
     def __call__(self, _image: Image.Image) -> torch.Tensor:
         channels, height, width = self.size
         raise ImagesError(
-            f"the network takes {channels} channels, and an image has 1 (grey) or 3 (red, green, blue): "
-            f"give a tensor [n, {channels}, {height}, {width}]"
+            f"the network takes {channels} channels, and an image has 1 (grey) or 3 (red, green, "
+            f"blue): give a tensor [n, {channels}, {height}, {width}]"
         )
 
 
-def split_transform(transform: Transform) -> tuple[Transform, Callable[[torch.Tensor], torch.Tensor]]:
-    """A transform up to its pixels in 0..1, and the normalisation that ends it (nothing, where it does not end in one)."""
+def split_transform(
+    transform: Transform,
+) -> tuple[Transform, Callable[[torch.Tensor], torch.Tensor]]:
+    """A transform up to its pixels in 0..1, and the normalisation that ends it (nothing, where it
+    does not end in one)."""
     from torchvision.transforms import Compose, Normalize
 
     steps = getattr(transform, "transforms", ())

@@ -2,9 +2,21 @@
 
 from mixer_probe.invariance.accuracy import DistortionAccuracy, Estimate, distortion_accuracy
 from mixer_probe.invariance.architectures import ArchitectureComparison, compare_architectures
-from mixer_probe.invariance.consistency import ErrorConsistency, error_consistency, expected_agreement, kappa, kappa_bounds
+from mixer_probe.invariance.consistency import (
+    ErrorConsistency,
+    error_consistency,
+    expected_agreement,
+    kappa,
+    kappa_bounds,
+)
 from mixer_probe.invariance.examples import DistortionExamples, distortion_examples
-from mixer_probe.invariance.image_response import ImageResponse, NearestImages, image_response, image_shift, neighbours_by_layer
+from mixer_probe.invariance.image_response import (
+    ImageResponse,
+    NearestImages,
+    image_response,
+    image_shift,
+    neighbours_by_layer,
+)
 from mixer_probe.invariance.permutation import permute_patches
 from mixer_probe.invariance.predictions import disagreements, predictions
 from mixer_probe.invariance.shift import RepresentationShift, representation_shift

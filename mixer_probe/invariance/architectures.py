@@ -1,4 +1,5 @@
-"""Robustness by architecture: the accuracy that networks of each family retain under each kind of distortion."""
+"""Robustness by architecture: the accuracy that networks of each family retain under each kind of
+distortion."""
 
 from __future__ import annotations
 
@@ -18,11 +19,13 @@ from mixer_probe.stats import delta_interval
 
 @dataclass(frozen=True)
 class ArchitectureComparison(Result):
-    """What is `kept` [group, kind] of the accuracy above chance, (distorted - chance) / (plain - chance), averaged over the
-    strengths of a kind and over the networks of a group; `gap` [group, group, kind] is the first group's minus the second's.
+    """What is `kept` [group, kind] of the accuracy above chance, (distorted - chance) / (plain -
+    chance), averaged over the strengths of a kind and over the networks of a group; `gap` [group,
+    group, kind] is the first group's minus the second's.
 
-    95 % intervals are over images, for all networks and strengths at once (delta method): they say what other images would give
-    for these very networks, not what other training seeds would. `by_network` [network, kind] shows how far those lie apart."""
+    95 % intervals are over images, for all networks and strengths at once (delta method): they say
+    what other images would give for these very networks, not what other training seeds would.
+    `by_network` [network, kind] shows how far those lie apart."""
 
     title: ClassVar[str] = "Architectures under distortions"
 
@@ -46,7 +49,8 @@ class ArchitectureComparison(Result):
         return [i for i, member in enumerate(self.members) if member == group]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per group and kind, with the gap to the group that retains most under that kind."""
+        """One row per group and kind, with the gap to the group that retains most under that
+        kind."""
         rows = []
         for k, kind in enumerate(self.kinds):
             best = int(self.kept[:, k].argmax())
@@ -76,15 +80,20 @@ class ArchitectureComparison(Result):
 def compare_architectures(results: Sequence[DistortionAccuracy]) -> ArchitectureComparison:
     """The accuracy that each family retains, from its trained networks that are above chance.
 
-    Raises MeasureError for networks under other distortions or of other images, or fewer than two that are above chance."""
+    Raises MeasureError for networks under other distortions or of other images, or fewer than two
+    that are above chance."""
     readers = [r for r in results if r.model.trained and r.reads_class]
     if len(readers) < 2:
-        raise MeasureError(f"only {len(readers)} of the networks are above chance; a comparison of families needs two")
+        raise MeasureError(
+            f"only {len(readers)} of the networks are above chance; a comparison of families needs "
+            "two"
+        )
     check_comparable(readers)
     first, groups = readers[0], tuple(dict.fromkeys(r.model.family for r in readers))
     weights = np.array([[r.model.family == g for r in readers] for g in groups], dtype=np.float64)
     weights /= weights.sum(axis=1, keepdims=True)
-    # Per network: what it retains under each kind, the influence of each image on it, and the most it could change.
+    # Per network: what it retains under each kind, the influence of each image on it, and the most
+    # it could change.
     means, influences, most = [], [], []
     for r in readers:
         values, by_image, change = r.kept_by_image()
@@ -102,7 +111,10 @@ def compare_architectures(results: Sequence[DistortionAccuracy]) -> Architecture
         tuple(r.model.family for r in readers),
         first.images,
         first.kinds,
-        tuple(", ".join(first.distortions[i].strength_text for i in first.filter_type(kind)) for kind in first.kinds),
+        tuple(
+            ", ".join(first.distortions[i].strength_text for i in first.filter_type(kind))
+            for kind in first.kinds
+        ),
         kept,
         *delta_interval(kept, grouped, limits=(kept - reach, kept + reach)),
         gap,

@@ -21,10 +21,11 @@ from mixer_probe.models.model import Model
 
 @dataclass(frozen=True)
 class DistortionExamples(Result):
-    """Images as `model` gets them, before normalisation: uint8 `pixels` [1 + distortion, image, h, w, 3], row 0
-    undistorted.
+    """Images as `model` gets them, before normalisation: uint8 `pixels` [1 + distortion, image, h,
+    w, 3], row 0 undistorted.
 
-    Values beyond black and white, which filters produce, are clipped here but not in the network's input."""
+    Values beyond black and white, which filters produce, are clipped here but not in the network's
+    input."""
 
     title: ClassVar[str] = "Distorted images"
 
@@ -47,12 +48,18 @@ class DistortionExamples(Result):
 
 
 @checked(MeasureError)
-def distortion_examples(model: Model, images: Source, distortions: Sequence[Distortion], count: int = 3) -> DistortionExamples:
+def distortion_examples(
+    model: Model, images: Source, distortions: Sequence[Distortion], count: int = 3
+) -> DistortionExamples:
     """The first `count` images under each distortion, at the input size of the network."""
     chosen = images.subset(range(min(count, len(images))))
     to_pixels, _ = split_transform(transform_of(model))
     plain = next(iter(chosen.batches(to_pixels, len(chosen))))
     numbers = image_numbers(chosen.ids)
-    shown = np.stack([x.permute(0, 2, 3, 1).numpy() for x in (plain, *(d(plain, numbers) for d in distortions))])
+    shown = np.stack(
+        [x.permute(0, 2, 3, 1).numpy() for x in (plain, *(d(plain, numbers) for d in distortions))]
+    )
     pixels = np.clip(np.round(255 * shown), 0, 255).astype(np.uint8)
-    return DistortionExamples(model.record, images.record, tuple(distortions), tuple(chosen.ids), pixels)
+    return DistortionExamples(
+        model.record, images.record, tuple(distortions), tuple(chosen.ids), pixels
+    )

@@ -1,4 +1,5 @@
-"""Figures of distortions: examples, accuracy, robustness by architecture, error consistency and representation shift."""
+"""Figures of distortions: examples, accuracy, robustness by architecture, error consistency and
+representation shift."""
 
 from __future__ import annotations
 
@@ -24,11 +25,24 @@ from mixer_probe.invariance import (
 )
 from mixer_probe.invariance.standard import filter_type
 from mixer_probe.plotting.curves import chance_line, curve, key_below, model_keys, share_text
-from mixer_probe.plotting.style import COLOURS, GREY, MARKERS, SEQUENTIAL, line_styles, model_label, plain, styled
+from mixer_probe.plotting.style import (
+    COLOURS,
+    GREY,
+    MARKERS,
+    SEQUENTIAL,
+    line_styles,
+    model_label,
+    plain,
+    styled,
+)
 
 Value = Literal["accuracy", "kept", "agreement"]
 
-_AXES = {"accuracy": "accuracy (%)", "kept": "kept of the margin (%)", "agreement": "same prediction (%)"}
+_AXES = {
+    "accuracy": "accuracy (%)",
+    "kept": "kept of the margin (%)",
+    "agreement": "same prediction (%)",
+}
 _MOST_PAIRS = 36
 _MOST_MAPS = 9
 # Cells of a heat map of more networks have no room for a second number.
@@ -38,10 +52,12 @@ _ROOM = 8
 @styled
 @checked(MeasureError)
 def distortion_curves(results: Sequence[DistortionAccuracy], value: Value = "accuracy") -> Figure:
-    """One panel per kind of distortion, from the undistorted images on the left to the most severe; bands are 95 % intervals.
+    """One panel per kind of distortion, from the undistorted images on the left to the most severe;
+    bands are 95 % intervals.
 
-    `value` is "accuracy", "kept" (the retained fraction of the accuracy above chance) or "agreement" (with the prediction for the
-    undistorted image). Grey lines are chance. Raises MeasureError for another value, and for results without a distortion."""
+    `value` is "accuracy", "kept" (the retained fraction of the accuracy above chance) or
+    "agreement" (with the prediction for the undistorted image). Grey lines are chance. Raises
+    MeasureError for another value, and for results without a distortion."""
     kinds = list(dict.fromkeys(kind for r in results for kind in r.kinds))
     if not kinds:
         raise MeasureError("there is no distortion to draw")
@@ -51,13 +67,18 @@ def distortion_curves(results: Sequence[DistortionAccuracy], value: Value = "acc
         measured = [r for r in results if kind in r.kinds]
         for result in measured:
             rows, estimate = result.filter_type(kind), getattr(result, value)
-            # The undistorted images are the first row of accuracy, and the reference of the other values.
-            start, index = ([], [0, *(i + 1 for i in rows)]) if value == "accuracy" else ([1.0], rows)
+            # The undistorted images are the first row of accuracy, and the reference of the other
+            # values.
+            start, index = (
+                ([], [0, *(i + 1 for i in rows)]) if value == "accuracy" else ([1.0], rows)
+            )
             sides = (estimate.value, estimate.low, estimate.high)
             middle, low, high = (100 * np.concatenate([start, side[index]]) for side in sides)
             curve(axes, np.arange(len(middle)), middle, (low, high), styles[result.model.name])
         if value == "agreement":
-            by_chance = 100 * np.mean([r.agreement_by_chance[r.filter_type(kind)] for r in measured], axis=0)
+            by_chance = 100 * np.mean(
+                [r.agreement_by_chance[r.filter_type(kind)] for r in measured], axis=0
+            )
             steps = 1 + np.arange(len(by_chance))
             axes.hlines(by_chance, steps - 0.3, steps + 0.3, color=GREY, linewidth=1)
         else:
@@ -71,13 +92,20 @@ def distortion_curves(results: Sequence[DistortionAccuracy], value: Value = "acc
     for row in panels:
         row[0].set_ylabel(_AXES[value])
     highest = share_text(max(r.chance for r in results))
-    chance = {"accuracy": f"chance ({highest})", "kept": "chance", "agreement": "independent predictions"}[value]
+    chance = {
+        "accuracy": f"chance ({highest})",
+        "kept": "chance",
+        "agreement": "independent predictions",
+    }[value]
     key_below(figure, model_keys([r.model for r in results], chance=chance))
     return figure
 
 
-def _panels(count: int, most: int, size: tuple[float, float], below: float, *, sharex: bool = False) -> tuple[Figure, np.ndarray]:
-    """A figure of `count` panels of a size in rows of at most `most` that share the y axis, with room below, and their grid."""
+def _panels(
+    count: int, most: int, size: tuple[float, float], below: float, *, sharex: bool = False
+) -> tuple[Figure, np.ndarray]:
+    """A figure of `count` panels of a size in rows of at most `most` that share the y axis, with
+    room below, and their grid."""
     columns = min(most, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(max(size[0] * columns + 0.5, 4.2), size[1] * rows + below))
@@ -89,7 +117,8 @@ def _panels(count: int, most: int, size: tuple[float, float], below: float, *, s
 
 @styled
 def architecture_dots(result: ArchitectureComparison) -> Figure:
-    """The retained accuracy above chance of each family under each kind of distortion, averaged over strengths.
+    """The retained accuracy above chance of each family under each kind of distortion, averaged
+    over strengths.
 
     Bars are 95 % intervals over images; small open marks are the single networks."""
     count = len(result.kinds)
@@ -104,27 +133,43 @@ def architecture_dots(result: ArchitectureComparison) -> Figure:
         label = f"{FAMILIES.get(group, group)}, {networks} network{'s' if networks > 1 else ''}"
         axes.errorbar(100 * result.kept[g], y, xerr=100 * np.maximum(bars, 0), label=label, **style)
         for i in result.networks_of(group):
-            axes.plot(100 * result.by_network[i], y, **style, markersize=3, markerfacecolor="white", alpha=0.7)
+            axes.plot(
+                100 * result.by_network[i],
+                y,
+                **style,
+                markersize=3,
+                markerfacecolor="white",
+                alpha=0.7,
+            )
     for k in range(count - 1):
         axes.axhline(k + 0.5, color=GREY, linewidth=0.4, alpha=0.5)
     axes.axvline(0, color=GREY, linewidth=1)
     axes.axvline(100, color=GREY, linewidth=1, linestyle=":")
-    axes.set_yticks(range(count), [f"{plain(kind)}\n{text}" for kind, text in zip(result.kinds, result.strengths)], fontsize=7.5)
+    axes.set_yticks(
+        range(count),
+        [f"{plain(kind)}\n{text}" for kind, text in zip(result.kinds, result.strengths)],
+        fontsize=7.5,
+    )
     axes.set_ylim(count - 0.5, -0.5)
-    axes.set(xlabel="retained accuracy above chance (%), mean over strengths", title="Robustness by architecture")
+    axes.set(
+        xlabel="retained accuracy above chance (%), mean over strengths",
+        title="Robustness by architecture",
+    )
     key_below(figure, axes.get_legend_handles_labels()[0])
     return figure
 
 
-# -- error consistency -------------------------------------------------------------------------------------------------
+# -- error consistency -----------------------------------------------------------------------------
 
 
 @styled
 def error_consistency_pairs(result: ErrorConsistency, row: int = 0) -> Figure:
-    """Kappa of every pair, most consistent first, on undistorted images or under one distortion (`row` 0, or its number from 1).
+    """Kappa of every pair, most consistent first, on undistorted images or under one distortion
+    (`row` 0, or its number from 1).
 
-    Bars are 95 % intervals over images; grey bands hold 95 % of the kappas of independent errors; ticks are the largest kappa
-    that the two accuracies allow. Of more than 36 pairs the first are shown."""
+    Bars are 95 % intervals over images; grey bands hold 95 % of the kappas of independent errors;
+    ticks are the largest kappa that the two accuracies allow. Of more than 36 pairs the first are
+    shown."""
     pairs = [(i, j) for i in range(len(result.models)) for j in range(i + 1, len(result.models))]
     defined = [pair for pair in pairs if np.isfinite(result.kappa[row][pair])]
     if not defined:
@@ -137,8 +182,18 @@ def error_consistency_pairs(result: ErrorConsistency, row: int = 0) -> Figure:
     null = [result.null_high[row, i, j] - result.null_low[row, i, j], result.null_low[row, i, j]]
     axes.barh(y, null[0], left=null[1], height=0.8, color=GREY, alpha=0.25)
     bars = np.stack([value - result.low[row, i, j], result.high[row, i, j] - value])
-    axes.errorbar(value, y, xerr=np.maximum(bars, 0), color=COLOURS[0], marker=MARKERS[0], linestyle="")
-    axes.plot(result.most[row, i, j], y, color=COLOURS[1], marker="|", markersize=9, markeredgewidth=1.6, linestyle="")
+    axes.errorbar(
+        value, y, xerr=np.maximum(bars, 0), color=COLOURS[0], marker=MARKERS[0], linestyle=""
+    )
+    axes.plot(
+        result.most[row, i, j],
+        y,
+        color=COLOURS[1],
+        marker="|",
+        markersize=9,
+        markeredgewidth=1.6,
+        linestyle="",
+    )
     names = [model_label(model) for model in result.models]
     axes.set_yticks(y, [f"{names[a]} – {names[b]}" for a, b in shown], fontsize=7.5)
     axes.set_ylim(len(shown) - 0.4, -0.6)
@@ -146,7 +201,13 @@ def error_consistency_pairs(result: ErrorConsistency, row: int = 0) -> Figure:
     axes.axvline(0, color=GREY, linewidth=0.8)
     title = plain("Undistorted images" if row == 0 else _two_lines(result.labels[row]))
     axes.set(xlabel="error consistency (kappa)", title=title)
-    tick: dict[str, Any] = {"color": COLOURS[1], "marker": "|", "markersize": 9, "markeredgewidth": 1.6, "linestyle": ""}
+    tick: dict[str, Any] = {
+        "color": COLOURS[1],
+        "marker": "|",
+        "markersize": 9,
+        "markeredgewidth": 1.6,
+        "linestyle": "",
+    }
     keys = [
         Line2D([], [], color=COLOURS[0], marker=MARKERS[0], label="kappa, 95 % interval"),
         Line2D([], [], **tick, label="largest possible"),
@@ -157,8 +218,8 @@ def error_consistency_pairs(result: ErrorConsistency, row: int = 0) -> Figure:
 
 
 def telling_rows(result: ErrorConsistency) -> list[int]:
-    """The undistorted images and, of each kind, the most severe distortion at which every network is above chance: at most nine
-    rows.
+    """The undistorted images and, of each kind, the most severe distortion at which every network
+    is above chance: at most nine rows.
 
     Where all are near chance, kappa is about guesses."""
     rows, able = [0], [bool(row.all()) for row in result.above_chance]
@@ -168,8 +229,11 @@ def telling_rows(result: ErrorConsistency) -> list[int]:
 
 
 @styled
-def error_consistency_heatmaps(result: ErrorConsistency, rows: Sequence[int] | None = None) -> Figure:
-    """Kappa of every two networks, one map for the undistorted images (row 0) and each of some distortions, on one scale.
+def error_consistency_heatmaps(
+    result: ErrorConsistency, rows: Sequence[int] | None = None
+) -> Figure:
+    """Kappa of every two networks, one map for the undistorted images (row 0) and each of some
+    distortions, on one scale.
 
     Small numbers are the largest kappa possible. `rows` are by default those of `telling_rows`."""
     chosen = list(telling_rows(result) if rows is None else rows)
@@ -192,8 +256,24 @@ def error_consistency_heatmaps(result: ErrorConsistency, rows: Sequence[int] | N
         axes.imshow(values, cmap=SEQUENTIAL, norm=scale)
         for i, j in np.argwhere(np.isfinite(values)) if count <= _ROOM else ():
             colour = "white" if scale(values[i, j]) < 0.6 else "black"
-            axes.text(j, i - 0.12, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=6.5, color=colour)
-            axes.text(j, i + 0.27, f"≤{result.most[row, i, j]:.2f}", ha="center", va="center", fontsize=4.8, color=colour)
+            axes.text(
+                j,
+                i - 0.12,
+                f"{values[i, j]:.2f}",
+                ha="center",
+                va="center",
+                fontsize=6.5,
+                color=colour,
+            )
+            axes.text(
+                j,
+                i + 0.27,
+                f"≤{result.most[row, i, j]:.2f}",
+                ha="center",
+                va="center",
+                fontsize=4.8,
+                color=colour,
+            )
         axes.set_xticks(range(count), labels, rotation=90, fontsize=7)
         axes.set_yticks(range(count), labels, fontsize=7)
         title = "undistorted" if row == 0 else result.labels[row]
@@ -203,7 +283,12 @@ def error_consistency_heatmaps(result: ErrorConsistency, rows: Sequence[int] | N
         axes.tick_params(labelbottom=True)
     for axes in panels.flat[len(chosen) :]:
         axes.remove()
-    bar = figure.colorbar(ScalarMappable(scale, SEQUENTIAL), ax=list(panels.flat[: len(chosen)]), shrink=0.8, aspect=25)
+    bar = figure.colorbar(
+        ScalarMappable(scale, SEQUENTIAL),
+        ax=list(panels.flat[: len(chosen)]),
+        shrink=0.8,
+        aspect=25,
+    )
     bar.set_label("kappa", fontsize=8)
     bar.outline.set_visible(False)
     return figure
@@ -214,13 +299,16 @@ def _two_lines(label: str) -> str:
     return f"{head}\n{tail}" if comma else label
 
 
-# -- representations ---------------------------------------------------------------------------------------------------
+# -- representations -------------------------------------------------------------------------------
 
 
 @styled
 @checked(MeasureError)
-def representation_shift_curves(results: Sequence[RepresentationShift], measure: Literal["cka", "cosine"] = "cka") -> Figure:
-    """Similarity of undistorted and distorted images by depth, one panel per distortion; bands are 95 % intervals.
+def representation_shift_curves(
+    results: Sequence[RepresentationShift], measure: Literal["cka", "cosine"] = "cka"
+) -> Figure:
+    """Similarity of undistorted and distorted images by depth, one panel per distortion; bands are
+    95 % intervals.
 
     Thin grey lines are random pairs of images. Raises MeasureError for another measure."""
     distortions = list(dict.fromkeys(d for r in results for d in r.distortions))
@@ -229,13 +317,22 @@ def representation_shift_curves(results: Sequence[RepresentationShift], measure:
     for axes, distortion in zip(panels.flat, distortions):
         for result in results:
             if distortion in result.distortions:
-                d, depths = result.distortions.index(distortion), [layer.depth for layer in result.layers]
-                value, low, high, null = (getattr(result, measure + end)[d] for end in ("", "_low", "_high", "_null"))
+                d, depths = (
+                    result.distortions.index(distortion),
+                    [layer.depth for layer in result.layers],
+                )
+                value, low, high, null = (
+                    getattr(result, measure + end)[d] for end in ("", "_low", "_high", "_null")
+                )
                 axes.plot(depths, null, color=GREY, linewidth=0.6, alpha=0.7)
                 curve(axes, depths, value, (low, high), styles[result.model.name])
         axes.set_title(plain(_two_lines(distortion.label)), fontsize=8.5)
     for axes in panels[:, 0]:
-        axes.set_ylabel("CKA, undistorted vs distorted" if measure == "cka" else "cosine, undistorted vs distorted")
+        axes.set_ylabel(
+            "CKA, undistorted vs distorted"
+            if measure == "cka"
+            else "cosine, undistorted vs distorted"
+        )
     for axes in panels.flat[max(0, len(distortions) - panels.shape[1]) : len(distortions)]:
         axes.set_xlabel("relative depth")
         axes.tick_params(labelbottom=True)
@@ -244,23 +341,30 @@ def representation_shift_curves(results: Sequence[RepresentationShift], measure:
     return figure
 
 
-# -- examples ----------------------------------------------------------------------------------------------------------
+# -- examples --------------------------------------------------------------------------------------
 
 
 @styled
 def distortion_pictures(result: DistortionExamples, image: int = 0) -> Figure:
-    """One image under every distortion: one row per kind, from mild to severe, the undistorted image before each.
+    """One image under every distortion: one row per kind, from mild to severe, the undistorted
+    image before each.
 
     Raises MeasureError for an image that is not among the examples."""
     if not 0 <= image < len(result.ids):
-        raise MeasureError(f"there are {len(result.ids)} example images, from 0 to {len(result.ids) - 1}; no image {image}")
+        raise MeasureError(
+            f"there are {len(result.ids)} example images, from 0 to {len(result.ids) - 1}; no "
+            f"image {image}"
+        )
     kinds = list(dict.fromkeys(d.kind for d in result.distortions))
     by_kind = {kind: filter_type(result.distortions, kind) for kind in kinds}
     columns = 1 + max(map(len, by_kind.values()))
     figure = Figure(figsize=(1.02 * columns + 1.4, 1.22 * len(kinds) + 0.1))
     panels = figure.subplots(len(kinds), columns, squeeze=False)
     for row, kind in zip(panels, kinds):
-        shown = [(0, "none"), *((k + 1, result.distortions[k].strength_text) for k in by_kind[kind])]
+        shown = [
+            (0, "none"),
+            *((k + 1, result.distortions[k].strength_text) for k in by_kind[kind]),
+        ]
         for axes, (k, text) in zip(row, shown):
             axes.imshow(result.pixels[k, image])
             axes.set_title(text, fontsize=7, fontweight="normal", loc="center", pad=2)

@@ -1,4 +1,5 @@
-"""Linear solvers that probes and similarity measures share: scaling, ridge and logistic regression, mergeable moments."""
+"""Linear solvers that probes and similarity measures share: scaling, ridge and logistic regression,
+mergeable moments."""
 
 from mixer_probe.linear.classifier import LinearClassifier, ProbePath, last_best
 from mixer_probe.linear.logistic import (

@@ -1,4 +1,5 @@
-"""What linear classifiers have in common: the path of a hyperparameter, the choice from it, and decisions from scores."""
+"""What linear classifiers have in common: the path of a hyperparameter, the choice from it, and
+decisions from scores."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from mixer_probe.core.errors import MeasureError
 class ProbePath(Protocol):
     """Fitted classifiers of one training set for m values of a hyperparameter.
 
-    The values ascend towards the simpler model (a larger penalty, more neighbours); ties go to the last."""
+    The values ascend towards the simpler model (a larger penalty, more neighbours); ties go to the
+    last."""
 
     @property
     def name(self) -> str:
@@ -57,14 +59,18 @@ class PenaltyPath:
 
 
 def last_best(scores: np.ndarray) -> np.ndarray:
-    """Index [...] of the highest of `scores` [m, ...] along the path; of equals the last, the simplest model."""
+    """Index [...] of the highest of `scores` [m, ...] along the path; of equals the last, the
+    simplest model."""
     best: np.ndarray = len(scores) - 1 - np.argmax(scores[::-1], axis=0)
     return best
 
 
 def decided_class(scores: np.ndarray) -> np.ndarray:
-    """The class index [...] of the highest score of [..., K]; a single column is positive for class 1."""
-    return np.asarray((scores[..., 0] > 0).astype(np.intp) if scores.shape[-1] == 1 else scores.argmax(axis=-1))
+    """The class index [...] of the highest score of [..., K]; a single column is positive for class
+    1."""
+    return np.asarray(
+        (scores[..., 0] > 0).astype(np.intp) if scores.shape[-1] == 1 else scores.argmax(axis=-1)
+    )
 
 
 def check_two(classes: np.ndarray) -> None:
@@ -74,8 +80,11 @@ def check_two(classes: np.ndarray) -> None:
         raise MeasureError(f"a probe needs at least two classes, but {found}")
 
 
-def checked_classes(estimator: BaseEstimator, X: Any, y: Any, dtype: Any = np.float64) -> tuple[np.ndarray, np.ndarray]:
-    """Features [n, p] and classes [n] as scikit-learn checks them. Raises its ValueError, and MeasureError for one class."""
+def checked_classes(
+    estimator: BaseEstimator, X: Any, y: Any, dtype: Any = np.float64
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features [n, p] and classes [n] as scikit-learn checks them. Raises its ValueError, and
+    MeasureError for one class."""
     X, y = validate_data(estimator, X, y, dtype=dtype)
     check_classification_targets(y)
     check_two(np.unique(y))
@@ -83,7 +92,8 @@ def checked_classes(estimator: BaseEstimator, X: Any, y: Any, dtype: Any = np.fl
 
 
 class ScoreClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """A fitted classifier with `classes_` [K] that predicts the class of the highest `decision_function`."""
+    """A fitted classifier with `classes_` [K] that predicts the class of the highest
+    `decision_function`."""
 
     classes_: np.ndarray
 
@@ -94,12 +104,14 @@ class ScoreClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict(self, X: Any) -> np.ndarray:
         """The class of the highest score, [n]."""
         scores = self.decision_function(X)
-        return np.asarray(self.classes_[decided_class(scores if scores.ndim == 2 else scores[:, None])])
+        return np.asarray(
+            self.classes_[decided_class(scores if scores.ndim == 2 else scores[:, None])]
+        )
 
 
 class LinearClassifier(ScoreClassifier):
-    """A fitted linear classifier of features scaled by `mean_` and `scale_` [p], with `classes_` [K], `coef_` [k, p] and
-    `intercept_` [k]; k is 1 for two classes."""
+    """A fitted linear classifier of features scaled by `mean_` and `scale_` [p], with `classes_`
+    [K], `coef_` [k, p] and `intercept_` [k]; k is 1 for two classes."""
 
     mean_: np.ndarray
     scale_: np.ndarray

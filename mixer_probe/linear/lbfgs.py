@@ -1,9 +1,11 @@
-"""Limited-memory BFGS for many independent smooth problems at once, each with its own line search and convergence.
+"""Limited-memory BFGS for many independent smooth problems at once, each with its own line search
+and convergence.
 
-Every problem has an initial inverse Hessian H of its own, which is rescaled by its last step and gradient change (Nocedal and
-Wright 2006, algorithms 7.4 and 7.5) and applied once an iteration, to the gradient. Steps are accepted by Armijo's condition, or,
-where the decrease drowns in rounding, by the approximate Wolfe condition of Hager and Zhang (2005). Problems that are done take
-no part in later evaluations.
+Every problem has an initial inverse Hessian H of its own, which is rescaled by its last step and
+gradient change (Nocedal and Wright 2006, algorithms 7.4 and 7.5) and applied once an iteration, to
+the gradient. Steps are accepted by Armijo's condition, or, where the decrease drowns in rounding,
+by the approximate Wolfe condition of Hager and Zhang (2005). Problems that are done take no part in
+later evaluations.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ _BACKTRACKS = 25
 
 @dataclass(frozen=True)
 class Minimum:
-    """Where each of B problems ended: `x` [B, D], `value`, `gradient_norm`, `iterations` and `converged` [B]."""
+    """Where each of B problems ended: `x` [B, D], `value`, `gradient_norm`, `iterations` and
+    `converged` [B]."""
 
     x: Tensor
     value: Tensor
@@ -52,12 +55,16 @@ def minimise(
     noise: float = 1e-12,
     patience: int | None = None,
 ) -> Minimum:
-    """Minimise B problems of D variables from `start` [B, D] until the `norm` of the gradient is at most `tol`.
+    """Minimise B problems of D variables from `start` [B, D] until the `norm` of the gradient is at
+    most `tol`.
 
-    `inverse` applies the initial inverse Hessians, symmetric and positive definite; `noise` is the relative error of the
-    objective's values. A problem that cannot be improved, whose gradient was not smaller than ever for `patience` iterations, or
-    that has had `max_iter`, ends unconverged."""
-    run = _Run(objective, start, inverse, norm, memory, noise, max_iter if patience is None else patience)
+    `inverse` applies the initial inverse Hessians, symmetric and positive definite; `noise` is the
+    relative error of the objective's values. A problem that cannot be improved, whose gradient was
+    not smaller than ever for `patience` iterations, or that has had `max_iter`, ends
+    unconverged."""
+    run = _Run(
+        objective, start, inverse, norm, memory, noise, max_iter if patience is None else patience
+    )
     for _ in range(max_iter):
         if not run.keep(norm(run.gradient) > tol):
             break
@@ -70,28 +77,52 @@ class _Run:
     """The problems that are not done (`which`), and the results of all."""
 
     def __init__(
-        self, objective: Objective, start: Tensor, inverse: Inverse, norm: Norm, memory: int, noise: float, patience: int
+        self,
+        objective: Objective,
+        start: Tensor,
+        inverse: Inverse,
+        norm: Norm,
+        memory: int,
+        noise: float,
+        patience: int,
     ) -> None:
-        self.objective, self.norm, self.memory, self.noise, self.patience = objective, norm, memory, noise, patience
+        self.objective, self.norm, self.memory, self.noise, self.patience = (
+            objective,
+            norm,
+            memory,
+            noise,
+            patience,
+        )
         self.which = torch.arange(len(start), device=start.device)
         self.x, self.inverse = start.clone(), inverse
         self.value, self.gradient = objective(self.x, self.which)
         self.newton = inverse(self.gradient, self.which)
         self.scale = torch.ones_like(self.value)
         self.best, self.waited = norm(self.gradient), torch.zeros_like(self.which)
-        # Oldest first: step s, gradient change y, H y, and 1 / s'y, which is 0 for a pair that a problem has not.
+        # Oldest first: step s, gradient change y, H y, and 1 / s'y, which is 0 for a pair that a
+        # problem has not.
         self.pairs: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self.done = Minimum(
-            self.x.clone(), self.value.clone(), norm(self.gradient), torch.zeros_like(self.which), self.value.isnan()
+            self.x.clone(),
+            self.value.clone(),
+            norm(self.gradient),
+            torch.zeros_like(self.which),
+            self.value.isnan(),
         )
 
     def keep(self, active: Tensor) -> bool:
         """Go on with the `active` [A] problems, and return whether there are any."""
         if not active.all():
             self.which, self.x, self.value = self.which[active], self.x[active], self.value[active]
-            self.gradient, self.newton, self.scale = self.gradient[active], self.newton[active], self.scale[active]
+            self.gradient, self.newton, self.scale = (
+                self.gradient[active],
+                self.newton[active],
+                self.scale[active],
+            )
             self.best, self.waited = self.best[active], self.waited[active]
-            self.pairs = [(s[active], y[active], hy[active], r[active]) for s, y, hy, r in self.pairs]
+            self.pairs = [
+                (s[active], y[active], hy[active], r[active]) for s, y, hy, r in self.pairs
+            ]
         return bool(len(self.which))
 
     def step(self) -> None:
@@ -114,7 +145,11 @@ class _Run:
         self.scale = torch.where(valid, product / torch.where(valid, curvature, 1.0), self.scale)
         self.x, self.value, self.gradient, self.newton = x, value, gradient, newton
         norms, rows = self.norm(gradient), self.which[found]
-        self.done.x[rows], self.done.value[rows], self.done.gradient_norm[rows] = x[found], value[found], norms[found]
+        self.done.x[rows], self.done.value[rows], self.done.gradient_norm[rows] = (
+            x[found],
+            value[found],
+            norms[found],
+        )
         self.done.iterations[rows] += 1
         self.waited = torch.where(norms < self.best, 0, self.waited + 1)
         self.best = torch.minimum(self.best, norms)
@@ -134,8 +169,11 @@ class _Run:
             hq += (weight - r * _dot(y, hq))[:, None] * s
         return -hq
 
-    def _line_search(self, direction: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Points, values, gradients, and for which problems [A] they are an improvement; the others stay where they are."""
+    def _line_search(
+        self, direction: Tensor, slope: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Points, values, gradients, and for which problems [A] they are an improvement; the others
+        stay where they are."""
         x, value, gradient = self.x.clone(), self.value.clone(), self.gradient.clone()
         found = torch.zeros_like(slope, dtype=torch.bool)
         length, open_ = torch.ones_like(slope), torch.arange(len(slope), device=slope.device)
@@ -148,8 +186,14 @@ class _Run:
             flat &= _dot(towards, direction[open_]) <= (2 * _ARMIJO - 1) * start
             good = (armijo | flat) & at.isfinite()
             taken = open_[good]
-            x[taken], value[taken], gradient[taken], found[taken] = trial[good], at[good], towards[good], True
-            # The minimum of the parabola through value and slope at 0 and the value at `size`, within [0.1, 0.5] of it.
+            x[taken], value[taken], gradient[taken], found[taken] = (
+                trial[good],
+                at[good],
+                towards[good],
+                True,
+            )
+            # The minimum of the parabola through value and slope at 0 and the value at `size`,
+            # within [0.1, 0.5] of it.
             fraction = -start * size / (2 * (at - before - start * size))
             length[open_] = size * torch.nan_to_num(fraction, nan=0.1).clamp(0.1, 0.5)
             open_ = open_[~good]

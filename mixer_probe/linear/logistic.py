@@ -1,8 +1,10 @@
-"""Multinomial logistic regression for every penalty and layer at once, by preconditioned L-BFGS in torch.
+"""Multinomial logistic regression for every penalty and layer at once, by preconditioned L-BFGS in
+torch.
 
-Minimises sum_i -log p(y_i | z_i) + l2 / 2 |W|^2 over weights W and intercepts that are not penalised, z the features
-standardised by the training images: scikit-learn's LogisticRegression(C=1 / l2) on StandardScaler's output, for two classes too
-(one column of weights). The solver works in the eigenvectors of Z'Z, where the ridge solution is its first step.
+Minimises sum_i -log p(y_i | z_i) + l2 / 2 |W|^2 over weights W and intercepts that are not
+penalised, z the features standardised by the training images: scikit-learn's LogisticRegression(C=1
+/ l2) on StandardScaler's output, for two classes too (one column of weights). The solver works in
+the eigenvectors of Z'Z, where the ridge solution is its first step.
 """
 
 from __future__ import annotations
@@ -22,7 +24,14 @@ from torch import Tensor
 from mixer_probe.core.errors import MeasureError, UnconvergedWarning
 from mixer_probe.core.switches import plain_modes
 from mixer_probe.core.validate import check_seed, checked
-from mixer_probe.linear.classifier import LinearClassifier, PenaltyPath, check_two, checked_classes, decided_class, last_best
+from mixer_probe.linear.classifier import (
+    LinearClassifier,
+    PenaltyPath,
+    check_two,
+    checked_classes,
+    decided_class,
+    last_best,
+)
 from mixer_probe.linear.lbfgs import Minimum, minimise
 from mixer_probe.linear.multinomial import Design, Loss, StartingHessian, starting_point
 from mixer_probe.linear.ridge import checked_penalties
@@ -36,7 +45,8 @@ Precision = Literal["mixed", "float64"]
 _AT_ONCE = 2**29
 # Relative rounding of a sum of losses.
 _NOISE = {torch.float32: 1e-6, torch.float64: 1e-12}
-# A gradient that float32 products resolve in any case, and iterations without progress after which they do not.
+# A gradient that float32 products resolve in any case, and iterations without progress after which
+# they do not.
 _FLOAT32_GRADIENT = 5e-6
 _PATIENCE = {torch.float32: 20, torch.float64: None}
 
@@ -46,11 +56,13 @@ _PATIENCE = {torch.float32: 20, torch.float64: None}
 class LogisticSettings:
     """How logistic regressions are fitted.
 
-    `tol` bounds the largest entry of the gradient of the mean loss, by weights of standardised features (for p > n, in their
-    principal axes) and intercepts, as in scikit-learn; its 1e-4 would stop this solver before small penalties have any effect.
-    `precision` "mixed" multiplies in float32 as long as that resolves the gradient, and ends with float64; "float64" always
-    does. `device` None is that of the features. `together` solves all penalties at once (None: on a GPU), else one starts from
-    those before. `solver` "sklearn" is the reference implementation, on the CPU in float64."""
+    `tol` bounds the largest entry of the gradient of the mean loss, by weights of standardised
+    features (for p > n, in their principal axes) and intercepts, as in scikit-learn; its 1e-4 would
+    stop this solver before small penalties have any effect. `precision` "mixed" multiplies in
+    float32 as long as that resolves the gradient, and ends with float64; "float64" always does.
+    `device` None is that of the features. `together` solves all penalties at once (None: on a GPU),
+    else one starts from those before. `solver` "sklearn" is the reference implementation, on the
+    CPU in float64."""
 
     standardize: bool = True
     solver: Solver = "torch"
@@ -65,7 +77,8 @@ class LogisticSettings:
             raise MeasureError(f"tol is a number above 0, not {self.tol}")
 
     def place(self, X: Any) -> torch.device:
-        """The device of the computation for features `X`; the CPU in place of Metal, which has no float64."""
+        """The device of the computation for features `X`; the CPU in place of Metal, which has no
+        float64."""
         given = self.device or (X.device if isinstance(X, Tensor) else "cpu")
         device = torch.device(given)
         return torch.device("cpu") if device.type == "mps" else device
@@ -73,9 +86,10 @@ class LogisticSettings:
 
 @dataclass(frozen=True)
 class LogisticFit:
-    """Logistic regressions of one training set for m penalties: `coef` [m, C, p] in units of the standardised features,
-    `intercept` [m, C]; C is K, or 1 for two classes (the logit of the second). `mean` and `scale` [p] standardise, the scale of a
-    constant column is infinite. `gradient_norm`, `iterations` and `converged` [m] say how the solver ended."""
+    """Logistic regressions of one training set for m penalties: `coef` [m, C, p] in units of the
+    standardised features, `intercept` [m, C]; C is K, or 1 for two classes (the logit of the
+    second). `mean` and `scale` [p] standardise, the scale of a constant column is infinite.
+    `gradient_norm`, `iterations` and `converged` [m] say how the solver ended."""
 
     mean: np.ndarray
     scale: np.ndarray
@@ -88,10 +102,11 @@ class LogisticFit:
 
 @dataclass(frozen=True)
 class LogisticPath(PenaltyPath, LogisticFit):
-    """Logistic regressions of one training set for every penalty `l2` [m], ascending; a `ProbePath`.
+    """Logistic regressions of one training set for every penalty `l2` [m], ascending; a
+    `ProbePath`.
 
-    The penalty is chosen on images left out, `folds` and `seed` as in `left_out_folds`; the fits without them are made when
-    `left_out_accuracy` is asked for."""
+    The penalty is chosen on images left out, `folds` and `seed` as in `left_out_folds`; the fits
+    without them are made when `left_out_accuracy` is asked for."""
 
     l2: np.ndarray
     classes: np.ndarray
@@ -128,28 +143,32 @@ class LogisticPath(PenaltyPath, LogisticFit):
         right = np.zeros(len(self.l2))
         for rows in folds:
             rest = np.setdiff1d(np.arange(len(y)), rows)
-            # A fit from the start: one that began at the fit to all images would know those left out.
+            # A fit from the start: one that began at the fit to all images would know those left
+            # out.
             part = _paths([X[rest]], y[rest], self.l2, self.settings, None, 0)[0]
             right += (part.predict(X[rows]) == y[rows]).sum(axis=1)
         self._left_out.append(right / sum(map(len, folds)))
         return self._left_out[0]
 
     def best_l2(self) -> float:
-        """The penalty with the highest left-out accuracy; of equals the largest, the simplest model."""
+        """The penalty with the highest left-out accuracy; of equals the largest, the simplest
+        model."""
         return float(self.l2[last_best(self.left_out_accuracy())])
 
 
 class LogisticProbe(LinearClassifier):
     """Multinomial logistic regression with an l2 penalty; a scikit-learn estimator.
 
-    Minimises the sum over images of -log p(class) plus l2 / 2 |W|^2, W the weights of the features standardised by the training
-    images (`standardize=False`: centred only), with intercepts that are not penalised: scikit-learn's
-    LogisticRegression(C=1 / l2). A list of penalties, or None for `default_logistic_l2`, is a path: the penalty with the highest
-    accuracy on left-out training images is taken (`folds`, `seed`: see `left_out_folds`), of equals the largest. The other
+    Minimises the sum over images of -log p(class) plus l2 / 2 |W|^2, W the weights of the features
+    standardised by the training images (`standardize=False`: centred only), with intercepts that
+    are not penalised: scikit-learn's LogisticRegression(C=1 / l2). A list of penalties, or None for
+    `default_logistic_l2`, is a path: the penalty with the highest accuracy on left-out training
+    images is taken (`folds`, `seed`: see `left_out_folds`), of equals the largest. The other
     arguments are those of `LogisticSettings`.
 
-    After `fit`: `classes_` [K], `coef_` [K, p] (one row for two classes) in units of the standardised features, `intercept_`,
-    `mean_` and `scale_` [p] (infinite for constant columns), `l2_`, `n_iter_` [1], `gradient_norm_`, `n_features_in_`."""
+    After `fit`: `classes_` [K], `coef_` [K, p] (one row for two classes) in units of the
+    standardised features, `intercept_`, `mean_` and `scale_` [p] (infinite for constant columns),
+    `l2_`, `n_iter_` [1], `gradient_norm_`, `n_features_in_`."""
 
     def __init__(
         self,
@@ -177,21 +196,29 @@ class LogisticProbe(LinearClassifier):
     def fit(self, X: Any, y: Any) -> LogisticProbe:
         """Fit to features `X` [n, p] and classes `y` [n].
 
-        Raises ValueError for what scikit-learn refuses (NaN, sparse input, ...), one class, and penalties that are not positive.
-        UnconvergedWarning where `max_iter` or rounding ended the solver."""
+        Raises ValueError for what scikit-learn refuses (NaN, sparse input, ...), one class, and
+        penalties that are not positive. UnconvergedWarning where `max_iter` or rounding ended the
+        solver."""
         X, y = _checked(self, X, y)
         check_seed(self.seed, MeasureError)
         penalties = _penalties(self.l2, len(y))
-        settings = LogisticSettings(self.standardize, self.solver, self.tol, self.max_iter, self.precision, self.device)
+        settings = LogisticSettings(
+            self.standardize, self.solver, self.tol, self.max_iter, self.precision, self.device
+        )
         path = _paths([X], y, penalties, settings, self.folds, self.seed)[0]
-        return self.take(path, 0 if len(penalties) == 1 else int(last_best(path.left_out_accuracy())))
+        return self.take(
+            path, 0 if len(penalties) == 1 else int(last_best(path.left_out_accuracy()))
+        )
 
     @classmethod
     def of(cls, path: LogisticPath, l2: float) -> LogisticProbe:
-        """The fitted classifier of a path for one of its penalties. Raises MeasureError for another."""
+        """The fitted classifier of a path for one of its penalties. Raises MeasureError for
+        another."""
         found = np.flatnonzero(path.l2 == l2)
         if not len(found):
-            raise MeasureError(f"l2={l2} is not on the path: {', '.join(f'{value:.6g}' for value in path.l2)}")
+            raise MeasureError(
+                f"l2={l2} is not on the path: {', '.join(f'{value:.6g}' for value in path.l2)}"
+            )
         return cls(l2).take(path, int(found[0]))
 
     def take(self, path: LogisticPath, i: int) -> LogisticProbe:
@@ -222,14 +249,22 @@ def default_logistic_l2(n: int) -> np.ndarray:
 
 @checked(MeasureError)
 def logistic_path(
-    X: Any, y: Any, l2: Sequence[float] | np.ndarray | None = None, *, folds: int | None = None, seed: int = 0, **settings: Any
+    X: Any,
+    y: Any,
+    l2: Sequence[float] | np.ndarray | None = None,
+    *,
+    folds: int | None = None,
+    seed: int = 0,
+    **settings: Any,
 ) -> LogisticPath:
-    """Logistic regressions of features `X` [n, p], an array or tensor, on classes `y` [n], for every penalty of `l2`.
+    """Logistic regressions of features `X` [n, p], an array or tensor, on classes `y` [n], for
+    every penalty of `l2`.
 
-    `l2` None is `default_logistic_l2`; `settings` are those of `LogisticSettings`, `folds` and `seed` of `left_out_folds`.
+    `l2` None is `default_logistic_l2`; `settings` are those of `LogisticSettings`, `folds` and
+    `seed` of `left_out_folds`.
 
-    Raises MeasureError if a penalty is not positive or there is one class, and ValueError for input that scikit-learn refuses.
-    UnconvergedWarning where `max_iter` or rounding ended the solver."""
+    Raises MeasureError if a penalty is not positive or there is one class, and ValueError for input
+    that scikit-learn refuses. UnconvergedWarning where `max_iter` or rounding ended the solver."""
     chosen = LogisticSettings(**settings)
     X, labels = _checked(LogisticProbe(), X, y)
     return _paths([X], labels, _penalties(l2, len(labels)), chosen, folds, seed)[0]
@@ -245,7 +280,8 @@ def logistic_paths(
     seed: int = 0,
     **settings: Any,
 ) -> list[LogisticPath]:
-    """`logistic_path` of several layers of the same images, each [n, p]: those of one width are solved in one batch.
+    """`logistic_path` of several layers of the same images, each [n, p]: those of one width are
+    solved in one batch.
 
     Raises as `logistic_path`."""
     chosen = LogisticSettings(**settings)
@@ -264,10 +300,14 @@ def _penalties(l2: Any, n: int) -> np.ndarray:
 def _checked(probe: LogisticProbe, X: Any, y: Any) -> tuple[Any, np.ndarray]:
     """Features and classes; a tensor on another device than the CPU stays there."""
     if not isinstance(X, Tensor) or X.device.type == "cpu":
-        return checked_classes(probe, X.detach().numpy() if isinstance(X, Tensor) else X, y, [np.float64, np.float32])
+        return checked_classes(
+            probe, X.detach().numpy() if isinstance(X, Tensor) else X, y, [np.float64, np.float32]
+        )
     y = np.asarray(y.cpu() if isinstance(y, Tensor) else y)
     if X.ndim != 2 or len(X) != len(y):
-        raise MeasureError(f"X has shape {tuple(X.shape)} for {len(y)} labels, but [image, feature] is needed")
+        raise MeasureError(
+            f"X has shape {tuple(X.shape)} for {len(y)} labels, but [image, feature] is needed"
+        )
     if not torch.isfinite(X).all():
         raise MeasureError("X holds values that are NaN or infinite")
     check_classification_targets(y)
@@ -276,14 +316,24 @@ def _checked(probe: LogisticProbe, X: Any, y: Any) -> tuple[Any, np.ndarray]:
 
 
 def _paths(
-    layers: Sequence[Any], y: np.ndarray, l2: np.ndarray, settings: LogisticSettings, folds: int | None, seed: int
+    layers: Sequence[Any],
+    y: np.ndarray,
+    l2: np.ndarray,
+    settings: LogisticSettings,
+    folds: int | None,
+    seed: int,
 ) -> list[LogisticPath]:
-    """The paths of several layers; consecutive layers of one width are solved at once, as many as fit into memory."""
+    """The paths of several layers; consecutive layers of one width are solved at once, as many as
+    fit into memory."""
     classes, labels = np.unique(y, return_inverse=True)
     groups: list[list[Any]] = []
     for X in layers:
         n, p = X.shape
-        if groups and groups[-1][0].shape == X.shape and (len(groups[-1]) + 1) * n * min(n, p) <= _AT_ONCE:
+        if (
+            groups
+            and groups[-1][0].shape == X.shape
+            and (len(groups[-1]) + 1) * n * min(n, p) <= _AT_ONCE
+        ):
             groups[-1].append(X)
         else:
             groups.append([X])
@@ -294,7 +344,10 @@ def _paths(
             continue
         with plain_modes():
             device = settings.place(group[0])
-            target, designs = torch.from_numpy(labels).to(device), [Design.of(X, settings.standardize, device) for X in group]
+            target, designs = (
+                torch.from_numpy(labels).to(device),
+                [Design.of(X, settings.standardize, device) for X in group],
+            )
             # For p > n the variables are as many as the rank, which can differ.
             alike = len({design.variables for design in designs}) == 1
             for batch in [designs] if alike else [[design] for design in designs]:
@@ -303,12 +356,21 @@ def _paths(
     if late:
         worst = max(float(fit.gradient_norm.max()) for fit in fits)
         message = (
-            f"logistic regression did not reach tol={settings.tol:g} for l2 = {', '.join(f'{value:.3g}' for value in late)} "
-            f"(gradient {worst:.1e}): raise max_iter or tol, or take a larger l2"
+            f"logistic regression did not reach tol={settings.tol:g} for l2 = "
+            f"{', '.join(f'{value:.3g}' for value in late)} (gradient {worst:.1e}): raise max_iter "
+            "or tol, or take a larger l2"
         )
         warnings.warn(message, UnconvergedWarning, stacklevel=4)
     return [
-        LogisticPath(l2=l2, classes=classes, settings=settings, folds=folds, seed=seed, train=(X, y), **vars(fit))
+        LogisticPath(
+            l2=l2,
+            classes=classes,
+            settings=settings,
+            folds=folds,
+            seed=seed,
+            train=(X, y),
+            **vars(fit),
+        )
         for X, fit in zip(layers, fits, strict=True)
     ]
 
@@ -316,7 +378,13 @@ def _paths(
 class _Batch:
     """Designs of as many variables with all penalties."""
 
-    def __init__(self, designs: tuple[Design, ...], labels: Tensor, l2: np.ndarray, settings: LogisticSettings) -> None:
+    def __init__(
+        self,
+        designs: tuple[Design, ...],
+        labels: Tensor,
+        l2: np.ndarray,
+        settings: LogisticSettings,
+    ) -> None:
         self.designs, self.labels, self.settings = designs, labels, settings
         self.l2 = torch.from_numpy(l2).to(labels.device) / designs[0].n
         classes = int(labels.max()) + 1
@@ -339,7 +407,9 @@ class _Batch:
                 if len(minima) > 1:
                     # On the line, over log l2, through the solutions of the two penalties before.
                     next_, last, before = self.l2[j : j + 3].log()
-                    start = start + ((next_ - last) / (last - before)).clamp(max=2) * (start - minima[-2].x)
+                    start = start + ((next_ - last) / (last - before)).clamp(max=2) * (
+                        start - minima[-2].x
+                    )
                 minima.append(self._minimise(start, self.l2[j : j + 1]))
             columns = zip(*(vars(part).values() for part in minima[::-1]), strict=True)
             found = Minimum(*(torch.stack(parts, dim=1).flatten(0, 1) for parts in columns))
@@ -348,7 +418,8 @@ class _Batch:
             rows = slice(i * m, (i + 1) * m)
             parts = found.x[rows].view(m, -1, self.columns)
             coef = torch.stack([design.weights(V).T for V in parts[:, :-1]])
-            # A common shift of the intercepts changes no probability; scikit-learn's sum to 0 as well.
+            # A common shift of the intercepts changes no probability; scikit-learn's sum to 0 as
+            # well.
             bias = parts[:, -1] - (parts[:, -1].mean(1, keepdim=True) if self.columns > 1 else 0)
             ends = (found.gradient_norm[rows], found.iterations[rows], found.converged[rows])
             numbers = (design.scaling.mean, design.scaling.scale, coef, bias, *ends)
@@ -365,16 +436,41 @@ class _Batch:
             first = self._run(start, inverse, l2, torch.float32, tol, self.settings.max_iter)
             start = first.x
         used = int(first.iterations.max()) if first else 0
-        last = self._run(start, inverse, l2, torch.float64, self.settings.tol, max(0, self.settings.max_iter - used))
+        last = self._run(
+            start,
+            inverse,
+            l2,
+            torch.float64,
+            self.settings.tol,
+            max(0, self.settings.max_iter - used),
+        )
         iterations = last.iterations + first.iterations if first else last.iterations
         return Minimum(last.x, last.value, last.gradient_norm, iterations, last.converged)
 
-    def _run(self, start: Tensor, inverse: StartingHessian, l2: Tensor, dtype: torch.dtype, tol: float, max_iter: int) -> Minimum:
+    def _run(
+        self,
+        start: Tensor,
+        inverse: StartingHessian,
+        l2: Tensor,
+        dtype: torch.dtype,
+        tol: float,
+        max_iter: int,
+    ) -> Minimum:
         loss = Loss(self.designs, self.labels, self.columns, l2, dtype)
-        return minimise(loss, start, inverse, tol=tol, max_iter=max_iter, noise=_NOISE[dtype], patience=_PATIENCE[dtype])
+        return minimise(
+            loss,
+            start,
+            inverse,
+            tol=tol,
+            max_iter=max_iter,
+            noise=_NOISE[dtype],
+            patience=_PATIENCE[dtype],
+        )
 
 
-def _reference_fit(X: Any, labels: np.ndarray, l2: np.ndarray, settings: LogisticSettings) -> LogisticFit:
+def _reference_fit(
+    X: Any, labels: np.ndarray, l2: np.ndarray, settings: LogisticSettings
+) -> LogisticFit:
     """scikit-learn's L-BFGS in float64, for one penalty after another."""
     scaling = ColumnScaling.of_columns(X, settings.standardize)
     mean, scale = scaling.mean.numpy(), scaling.scale.numpy()
@@ -383,17 +479,23 @@ def _reference_fit(X: Any, labels: np.ndarray, l2: np.ndarray, settings: Logisti
     for penalty in l2:
         with warnings.catch_warnings(record=True) as raised:
             warnings.simplefilter("always", ConvergenceWarning)
-            model = LogisticRegression(C=1 / penalty, tol=settings.tol, max_iter=settings.max_iter).fit(Z, labels)
+            model = LogisticRegression(
+                C=1 / penalty, tol=settings.tol, max_iter=settings.max_iter
+            ).fit(Z, labels)
         coef, bias = model.coef_, model.intercept_
         # The gradient of the mean loss that `tol` bounds, by weights [C, p] and intercepts [C].
         errors = np.exp(_log_probabilities(Z @ coef.T + bias))[:, -len(bias) :]
         errors -= labels[:, None] == (np.arange(len(bias)) if len(bias) > 1 else 1)
-        gradient = np.column_stack([errors.T @ Z / len(Z) + penalty / len(Z) * coef, errors.mean(axis=0)])
+        gradient = np.column_stack(
+            [errors.T @ Z / len(Z) + penalty / len(Z) * coef, errors.mean(axis=0)]
+        )
         coefs.append(coef)
         biases.append(bias)
         norms.append(float(np.abs(gradient).max()))
         iterations.append(int(model.n_iter_[0]))
-        converged.append(not any(issubclass(warning.category, ConvergenceWarning) for warning in raised))
+        converged.append(
+            not any(issubclass(warning.category, ConvergenceWarning) for warning in raised)
+        )
     ends = (np.array(norms), np.array(iterations), np.array(converged))
     return LogisticFit(mean, scale, np.stack(coefs), np.stack(biases), *ends)
 
@@ -405,7 +507,12 @@ def _rows(X: Any, rows: slice) -> np.ndarray:
 
 
 def _log_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Log-probabilities [..., K] of logits [..., C]; a single one is that of the second of two classes."""
-    both = np.concatenate([np.zeros_like(logits), logits], axis=-1) if logits.shape[-1] == 1 else logits
+    """Log-probabilities [..., K] of logits [..., C]; a single one is that of the second of two
+    classes."""
+    both = (
+        np.concatenate([np.zeros_like(logits), logits], axis=-1)
+        if logits.shape[-1] == 1
+        else logits
+    )
     top = both.max(axis=-1, keepdims=True)
     return np.asarray(both - top - np.log(np.exp(both - top).sum(axis=-1, keepdims=True)))

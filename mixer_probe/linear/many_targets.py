@@ -1,7 +1,9 @@
-"""Ridge regression of many targets on one feature matrix: one eigendecomposition for all targets and all penalties.
+"""Ridge regression of many targets on one feature matrix: one eigendecomposition for all targets
+and all penalties.
 
-A control task, a random labelling and a property of an image are all targets on the same features, and only the targets differ;
-so Z'Z (or ZZ') is decomposed once and every target costs two thin products.
+A control task, a random labelling and a property of an image are all targets on the same features,
+and only the targets differ; so Z'Z (or ZZ') is decomposed once and every target costs two thin
+products.
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ from mixer_probe.linear.ridge_path import one_hot
 
 @dataclass(frozen=True)
 class RidgeFits:
-    """Ridge regressions of `targets` [n, k] on standardised features, for every penalty of `l2` [m].
+    """Ridge regressions of `targets` [n, k] on standardised features, for every penalty of `l2`
+    [m].
 
-    Methods take and return arrays. `projected` [n, r] are the training images in the basis of the decomposition."""
+    Methods take and return arrays. `projected` [n, r] are the training images in the basis of the
+    decomposition."""
 
     ridge: Ridge
     projected: Tensor
@@ -31,12 +35,15 @@ class RidgeFits:
     @classmethod
     def of(cls, X: np.ndarray, targets: np.ndarray | None, l2: np.ndarray) -> RidgeFits:
         """Fit to features `X` [n, p] and `targets` [n, k], None for targets that follow."""
-        T = torch.from_numpy(np.empty((len(X), 0)) if targets is None else np.asarray(targets, dtype=np.float64))
+        T = torch.from_numpy(
+            np.empty((len(X), 0)) if targets is None else np.asarray(targets, dtype=np.float64)
+        )
         ridge, projected = Ridge.of(X, T, dual=X.shape[1] > X.shape[0])
         return cls(ridge, projected, T, np.asarray(l2, dtype=np.float64))
 
     def with_targets(self, targets: np.ndarray) -> RidgeFits:
-        """Regressions of other `targets` [n, k] on the same features, whose decomposition is kept."""
+        """Regressions of other `targets` [n, k] on the same features, whose decomposition is
+        kept."""
         T = torch.from_numpy(np.asarray(targets, dtype=np.float64))
         return replace(self, ridge=self.ridge.with_targets(self.projected, T), targets=T)
 
@@ -46,23 +53,33 @@ class RidgeFits:
 
     def predict(self, projected: np.ndarray, i: int) -> np.ndarray:
         """Predictions [s, k] for images from `project`, by the fit with penalty `l2[i]`."""
-        return np.asarray(self.ridge.fitted(torch.from_numpy(projected), torch.from_numpy(self.l2[[i]]))[:, 0].numpy())
+        return np.asarray(
+            self.ridge.fitted(torch.from_numpy(projected), torch.from_numpy(self.l2[[i]]))[
+                :, 0
+            ].numpy()
+        )
 
     def fitted(self, i: int) -> np.ndarray:
         """Predictions [n, k] for the training images by the fit with penalty `l2[i]`."""
         return self.predict(self.projected.numpy(), i)
 
     def left_out(self, i: int) -> np.ndarray:
-        """Predictions [n, k] of each training image by the fit to all others with penalty `l2[i]`."""
-        return np.asarray(self.ridge.left_out(self.projected, self.targets, torch.from_numpy(self.l2[[i]]))[:, 0].numpy())
+        """Predictions [n, k] of each training image by the fit to all others with penalty
+        `l2[i]`."""
+        return np.asarray(
+            self.ridge.left_out(self.projected, self.targets, torch.from_numpy(self.l2[[i]]))[
+                :, 0
+            ].numpy()
+        )
 
 
 @dataclass(frozen=True)
 class ManyLabels:
     """Ridge classifications of t labellings of the same images.
 
-    `predicted` [s, t] for the new images, and for each labelling [t] the penalty chosen by leave-one-out accuracy (of equals the
-    largest), that accuracy, and the accuracy on the training images themselves."""
+    `predicted` [s, t] for the new images, and for each labelling [t] the penalty chosen by
+    leave-one-out accuracy (of equals the largest), that accuracy, and the accuracy on the training
+    images themselves."""
 
     predicted: np.ndarray
     l2: np.ndarray
@@ -71,8 +88,8 @@ class ManyLabels:
 
 
 def classify(fits: RidgeFits, labels: np.ndarray, new: np.ndarray, classes: int) -> ManyLabels:
-    """Ridge classifiers of `labels` [n, t] (0 to `classes` - 1) on the features of `fits`, each labelling with its own penalty,
-    for images `new` [s, r] from `fits.project`."""
+    """Ridge classifiers of `labels` [n, t] (0 to `classes` - 1) on the features of `fits`, each
+    labelling with its own penalty, for images `new` [s, r] from `fits.project`."""
     targets, l2 = one_hot(torch.from_numpy(labels), classes).numpy(), fits.l2
     fits = fits.with_targets(targets.reshape(len(labels), -1))
 

@@ -1,9 +1,11 @@
-"""Moments of features by class that add up over batches, processes and machines, and from which ridge classifiers follow.
+"""Moments of features by class that add up over batches, processes and machines, and from which
+ridge classifiers follow.
 
-A ridge classifier with an intercept needs of its training images only their number per class, the sums of their features by
-class, and the sum of x x'. The size of these does not depend on the number of images. They are taken about an origin near the
-mean, in float64: moments about 0 lose their digits once the mean is far above the spread. Moments about different origins are
-moved to one before they are added.
+A ridge classifier with an intercept needs of its training images only their number per class, the
+sums of their features by class, and the sum of x x'. The size of these does not depend on the
+number of images. They are taken about an origin near the mean, in float64: moments about 0 lose
+their digits once the mean is far above the spread. Moments about different origins are moved to one
+before they are added.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from mixer_probe.linear.scaling import ColumnScaling, block_of, blocks, resoluti
 
 
 class _NormalEquations(NamedTuple):
-    """Of scaled features Z and centred targets T: `gram` Z'Z [p, p], `targets` Z'T [p, k], and the `intercept` [k]."""
+    """Of scaled features Z and centred targets T: `gram` Z'Z [p, p], `targets` Z'T [p, k], and the
+    `intercept` [k]."""
 
     gram: Tensor
     targets: Tensor
@@ -31,9 +34,11 @@ class _NormalEquations(NamedTuple):
 
 
 class RidgeMoments:
-    """Everything that a ridge classifier needs of any number of images, in O(p^2) memory: `update`, `merge`, `compute`.
+    """Everything that a ridge classifier needs of any number of images, in O(p^2) memory: `update`,
+    `merge`, `compute`.
 
-    Sums are about the origin `_shift` [p], the mean of the first block: of features by class [K, p], and of x x' [p, p]."""
+    Sums are about the origin `_shift` [p], the mean of the first block: of features by class [K,
+    p], and of x x' [p, p]."""
 
     def __init__(self) -> None:
         self.classes: np.ndarray = np.zeros(0, dtype=np.int64)
@@ -56,12 +61,18 @@ class RidgeMoments:
     def update(self, X: Any, y: Any) -> None:
         """Add features `X` [n, p], an array or a tensor on any device, and their classes `y` [n].
 
-        Raises MeasureError for other shapes than those, or another number of features than before."""
+        Raises MeasureError for other shapes than those, or another number of features than
+        before."""
         y = np.asarray(y)
         if len(X.shape) != 2 or y.shape != (X.shape[0],):
-            raise MeasureError(f"features [n, p] and classes [n] are needed, got shapes {tuple(X.shape)} and {y.shape}")
+            raise MeasureError(
+                f"features [n, p] and classes [n] are needed, got shapes {tuple(X.shape)} and "
+                f"{y.shape}"
+            )
         if self.p not in (None, X.shape[1]):
-            raise MeasureError(f"{X.shape[1]} features here and {self.p} before: all batches must have the same")
+            raise MeasureError(
+                f"{X.shape[1]} features here and {self.p} before: all batches must have the same"
+            )
         if not len(y):
             return
         self._eps = max(self._eps, resolution(X))
@@ -84,9 +95,17 @@ class RidgeMoments:
     def _index(self, classes: np.ndarray) -> np.ndarray:
         """Indices of `classes` among those known, which are extended by new ones."""
         if not np.isin(classes, self.classes).all():
-            known, self.classes = self.classes, np.union1d(self.classes, classes) if len(self.classes) else classes
-            rows = np.searchsorted(self.classes, known) if len(known) else np.zeros(0, dtype=np.int64)
-            counts, by_class = np.zeros(len(self.classes)), self._outer.new_zeros(len(self.classes), len(self._outer))
+            known, self.classes = (
+                self.classes,
+                np.union1d(self.classes, classes) if len(self.classes) else classes,
+            )
+            rows = (
+                np.searchsorted(self.classes, known) if len(known) else np.zeros(0, dtype=np.int64)
+            )
+            counts, by_class = (
+                np.zeros(len(self.classes)),
+                self._outer.new_zeros(len(self.classes), len(self._outer)),
+            )
             counts[rows], by_class[torch.from_numpy(rows)] = self.counts, self._by_class
             self.counts, self._by_class = counts, by_class
         return np.searchsorted(self.classes, classes)
@@ -99,9 +118,13 @@ class RidgeMoments:
             return
         shift = self._start(other._shift.clone()) if self._shift is None else self._shift
         if self.p != other.p:
-            raise MeasureError(f"moments of {other.p} features cannot be merged with those of {self.p}")
+            raise MeasureError(
+                f"moments of {other.p} features cannot be merged with those of {self.p}"
+            )
         rows = self._index(other.classes)
-        origin, by_class, outer = (part.to(shift.device) for part in (other._shift, other._by_class, other._outer))
+        origin, by_class, outer = (
+            part.to(shift.device) for part in (other._shift, other._by_class, other._outer)
+        )
         step, counts = origin - shift, torch.from_numpy(other.counts).to(shift.device)
         # (x - a) = (x - b) + (b - a), expanded.
         total = by_class.sum(0)
@@ -111,12 +134,16 @@ class RidgeMoments:
         self.counts[rows] += other.counts
         self._eps = max(self._eps, other._eps)
 
-    def compute(self, l2: Any = None, *, standardize: bool = True, left_out: tuple[Any, Any] | None = None) -> RidgePath:
-        """Ridge classifiers of all images so far for every penalty of `l2` [m], by default `default_l2`; more may follow.
+    def compute(
+        self, l2: Any = None, *, standardize: bool = True, left_out: tuple[Any, Any] | None = None
+    ) -> RidgePath:
+        """Ridge classifiers of all images so far for every penalty of `l2` [m], by default
+        `default_l2`; more may follow.
 
-        `left_out` are features [s, p] and classes [s] of some of these images: the path can leave each of them out of the fit
-        to all, and so choose a penalty. Raises MeasureError for penalties that are not positive, for fewer than two classes and
-        for features that are NaN or infinite."""
+        `left_out` are features [s, p] and classes [s] of some of these images: the path can leave
+        each of them out of the fit to all, and so choose a penalty. Raises MeasureError for
+        penalties that are not positive, for fewer than two classes and for features that are NaN or
+        infinite."""
         path = self.fit(checked_penalties(default_l2(self.n) if l2 is None else l2), standardize)
         return path if left_out is None else path.leaving_out(*left_out)
 
@@ -124,20 +151,32 @@ class RidgeMoments:
         """As `compute`, for penalties [m] that may be 0 and with no image to leave out."""
         normal = self._normal_equations(standardize)
         values, vectors = eigen(normal.gram)
-        ridge = Ridge(normal.scaling, vectors, values, vectors.T @ normal.targets, normal.intercept, self.n)
+        ridge = Ridge(
+            normal.scaling, vectors, values, vectors.T @ normal.targets, normal.intercept, self.n
+        )
         return RidgePath(ridge, l2, self.classes, standardize)
 
     def solve(self, l2: float, standardize: bool) -> Solution:
-        """The classifier for one penalty, from a Cholesky factor, in a fraction of the time of a path.
+        """The classifier for one penalty, from a Cholesky factor, in a fraction of the time of a
+        path.
 
-        Where the factor does not exist, as for l2 = 0 and features that depend on each other, the path has the solution of
-        smallest norm. Raises MeasureError as `compute`."""
+        Where the factor does not exist, as for l2 = 0 and features that depend on each other, the
+        path has the solution of smallest norm. Raises MeasureError as `compute`."""
         normal = self._normal_equations(standardize)
-        factor, failed = torch.linalg.cholesky_ex(normal.gram + l2 * torch.eye(len(normal.gram)).to(normal.gram))
+        factor, failed = torch.linalg.cholesky_ex(
+            normal.gram + l2 * torch.eye(len(normal.gram)).to(normal.gram)
+        )
         # An l2 that rounding drowns leaves a factor of noise.
-        if failed or l2 <= len(normal.gram) * np.finfo(float).eps * float(normal.gram.diagonal().sum()):
+        if failed or l2 <= len(normal.gram) * np.finfo(float).eps * float(
+            normal.gram.diagonal().sum()
+        ):
             return self.fit(np.array([l2]), standardize).solution(l2)
-        return Solution(self.classes, normal.scaling, torch.cholesky_solve(normal.targets, factor), normal.intercept)
+        return Solution(
+            self.classes,
+            normal.scaling,
+            torch.cholesky_solve(normal.targets, factor),
+            normal.intercept,
+        )
 
     def _normal_equations(self, standardize: bool) -> _NormalEquations:
         check_two(self.classes)
@@ -147,7 +186,9 @@ class RidgeMoments:
         scatter = torch.addr(self._outer, offset, offset, alpha=-n)
         if not torch.isfinite(scatter).all():
             raise MeasureError("the features hold values that are NaN or infinite")
-        scaling = ColumnScaling.of(self._shift + offset, scatter.diagonal() / n, standardize, self._eps)
+        scaling = ColumnScaling.of(
+            self._shift + offset, scatter.diagonal() / n, standardize, self._eps
+        )
         # T is 2 (one-hot) - 1 and Z is centred, so Z'T is twice the sums of z by class.
         targets = 2 * (torch.addr(self._by_class, counts, offset, alpha=-1) / scaling.scale).T
         first = 1 if len(self.classes) == 2 else 0

@@ -1,11 +1,13 @@
-"""The mean loss of multinomial logistic regression of several feature matrices and penalties at once, and its gradient.
+"""The mean loss of multinomial logistic regression of several feature matrices and penalties at
+once, and its gradient.
 
 For features Z [n, p] standardised by the training images, weights W [p, C] and intercepts b [C],
     f(W, b) = mean_i(-log softmax(Z_i W + b)[y_i]) + l2 / (2 n) |W|^2,
-with C = K columns for K > 2 classes; two classes have one column, the logit of the second class, as in scikit-learn. So n f is
-scikit-learn's objective on Z for C = 1 / l2, divided by its C. At W = 0 the Hessian is near c Z'Z / n + l2 / n for every class, c
-the mean of p (1 - p): its inverse starts L-BFGS, whose first step is then the ridge solution. For p > n the weights are sought in
-the span of the images, in coordinates where Z'Z is diagonal.
+with C = K columns for K > 2 classes; two classes have one column, the logit of the second class, as
+in scikit-learn. So n f is scikit-learn's objective on Z for C = 1 / l2, divided by its C. At W = 0
+the Hessian is near c Z'Z / n + l2 / n for every class, c the mean of p (1 - p): its inverse starts
+L-BFGS, whose first step is then the ridge solution. For p > n the weights are sought in the span of
+the images, in coordinates where Z'Z is diagonal.
 """
 
 from __future__ import annotations
@@ -32,9 +34,10 @@ _LOGITS_GPU = 2**26
 class Design:
     """Features of one layer in the solver's form, with q variables per column of weights.
 
-    For p <= n these are the standardised features: `narrow` [n, p] in float32, in float64 computed again from `raw`, and
-    `scatter` is Z'Z / n [p, p]. For p > n they are the coordinates of the images in the eigenvectors `turn` [p, q] of Z'Z, in
-    float32 and float64 (`wide`), and `scatter` is the eigenvalues over n [q]."""
+    For p <= n these are the standardised features: `narrow` [n, p] in float32, in float64 computed
+    again from `raw`, and `scatter` is Z'Z / n [p, p]. For p > n they are the coordinates of the
+    images in the eigenvectors `turn` [p, q] of Z'Z, in float32 and float64 (`wide`), and `scatter`
+    is the eigenvalues over n [q]."""
 
     raw: Any
     scaling: ColumnScaling
@@ -85,7 +88,8 @@ class Design:
         return W if self.turn is None else self.turn @ W
 
     def inverses(self, spread: float, l2: Tensor) -> Tensor:
-        """(spread * scatter + l2)^-1 for penalties over n [m]: float32 matrices [m, q, q], or their diagonals [m, q, 1]."""
+        """(spread * scatter + l2)^-1 for penalties over n [m]: float32 matrices [m, q, q], or their
+        diagonals [m, q, 1]."""
         if self.turn is not None:
             return (1 / (spread * self.scatter + l2[:, None])).float()[:, :, None]
         eye = torch.eye(self.variables, dtype=torch.float64, device=l2.device)
@@ -102,7 +106,8 @@ class Design:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Float32 products with float32's precision, whatever is set for networks (no TF32, no bfloat16).
+    """Float32 products with float32's precision, whatever is set for networks (no TF32, no
+    bfloat16).
 
     The setting is global: it is restored when the last of several overlapping blocks ends."""
     _enter(+1)
@@ -128,10 +133,12 @@ def _enter(step: int) -> None:
 
 @dataclass(frozen=True)
 class Loss:
-    """The objective of the module for L designs of q variables and m penalties: problem i has design i // m and penalty i % m.
+    """The objective of the module for L designs of q variables and m penalties: problem i has
+    design i // m and penalty i % m.
 
-    A row of variables is [q + 1, C] flattened, the last row the intercepts. `labels` [n], `l2` [m] divided by n. Products are in
-    `dtype`, sums of losses and all that the solver sees in float64."""
+    A row of variables is [q + 1, C] flattened, the last row the intercepts. `labels` [n], `l2` [m]
+    divided by n. Products are in `dtype`, sums of losses and all that the solver sees in
+    float64."""
 
     designs: tuple[Design, ...]
     labels: Tensor
@@ -152,13 +159,22 @@ class Loss:
             # [q, A C], problem by problem.
             flat = W.transpose(0, 1).flatten(1).to(self.dtype)
             loss, by_weights, by_bias = self._sums(design, flat, parts[:, -1].to(self.dtype))
-            by_weights = by_weights.view(design.variables, len(l2), self.columns).transpose(0, 1).double() / design.n
-            found = torch.cat([by_weights + l2[:, None, None] * W, by_bias[:, None] / design.n], dim=1)
-            value[own], gradient[own] = loss / design.n + l2 / 2 * W.square().sum((1, 2)), found.flatten(1)
+            by_weights = (
+                by_weights.view(design.variables, len(l2), self.columns).transpose(0, 1).double()
+                / design.n
+            )
+            found = torch.cat(
+                [by_weights + l2[:, None, None] * W, by_bias[:, None] / design.n], dim=1
+            )
+            value[own], gradient[own] = (
+                loss / design.n + l2 / 2 * W.square().sum((1, 2)),
+                found.flatten(1),
+            )
         return value, gradient
 
     def _sums(self, design: Design, weights: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Sums over images of the loss [A], and of its gradients by the weights [q, A C] and by the intercepts [A, C]."""
+        """Sums over images of the loss [A], and of its gradients by the weights [q, A C] and by the
+        intercepts [A, C]."""
         loss = torch.zeros(len(bias), dtype=torch.float64, device=bias.device)
         by_weights = torch.zeros_like(weights)
         by_bias = torch.zeros_like(bias, dtype=torch.float64)
@@ -181,7 +197,9 @@ def losses_and_errors(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         target = labels.to(logits.dtype)[:, None]
         z = logits[..., 0]
         # softplus of torch is cut off at 20, which float64 would notice.
-        return torch.logaddexp(z, torch.zeros_like(z)) - target * z, (torch.sigmoid(z) - target)[..., None]
+        return torch.logaddexp(z, torch.zeros_like(z)) - target * z, (torch.sigmoid(z) - target)[
+            ..., None
+        ]
     own = labels[:, None, None].expand(-1, logits.shape[1], 1)
     logs = F.log_softmax(logits, dim=-1)
     losses = -logs.gather(2, own)[..., 0]
@@ -191,8 +209,8 @@ def losses_and_errors(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class StartingHessian:
-    """The inverse Hessians at the start of `Loss` problems: `inverses` [L m, q, q] or [L m, q, 1], and 1 / `spread` [C]
-    of the intercepts."""
+    """The inverse Hessians at the start of `Loss` problems: `inverses` [L m, q, q] or [L m, q, 1],
+    and 1 / `spread` [C] of the intercepts."""
 
     inverses: Tensor
     spread: Tensor
@@ -200,7 +218,9 @@ class StartingHessian:
     @classmethod
     def of(cls, designs: tuple[Design, ...], spread: Tensor, l2: Tensor) -> StartingHessian:
         """For p (1 - p) of the classes `spread` [C] and penalties over n `l2` [m]."""
-        return cls(torch.cat([design.inverses(float(spread.mean()), l2) for design in designs]), spread)
+        return cls(
+            torch.cat([design.inverses(float(spread.mean()), l2) for design in designs]), spread
+        )
 
     def __call__(self, gradient: Tensor, which: Tensor) -> Tensor:
         """The steps [A, (q + 1) C] for gradients of the problems `which` [A]."""
@@ -212,7 +232,8 @@ class StartingHessian:
 
 
 def starting_point(labels: Tensor, classes: int, variables: int) -> tuple[Tensor, Tensor]:
-    """Variables [(q + 1) C] without weights, whose intercepts give the class frequencies p, and p (1 - p) [C]."""
+    """Variables [(q + 1) C] without weights, whose intercepts give the class frequencies p, and p
+    (1 - p) [C]."""
     frequencies = torch.bincount(labels, minlength=classes).double() / len(labels)
     if classes == 2:
         bias = (frequencies[1] / frequencies[0]).log()[None]

@@ -1,6 +1,7 @@
 """Ridge classifiers of one training set for every penalty, each image left out in closed form.
 
-The targets are one-hot with +1 and -1, as in scikit-learn's RidgeClassifier and big_vision's few-shot protocol.
+The targets are one-hot with +1 and -1, as in scikit-learn's RidgeClassifier and big_vision's
+few-shot protocol.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ _WEIGHTS = 2**24
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """+1 for the class and -1 elsewhere [..., k], float64; one column for two classes, which mirror each other."""
+    """+1 for the class and -1 elsewhere [..., k], float64; one column for two classes, which mirror
+    each other."""
     hot = torch.full((*labels.shape, classes), -1.0, dtype=torch.float64, device=labels.device)
     hot.scatter_(-1, labels[..., None], 1.0)
     return hot[..., 1:] if classes == 2 else hot
@@ -40,7 +42,8 @@ def argmax(scores: Tensor) -> np.ndarray:
 
 
 class Solution(NamedTuple):
-    """One ridge classifier: `coefficients` [p, k] in units of the scaled features, `intercept` [k]."""
+    """One ridge classifier: `coefficients` [p, k] in units of the scaled features, `intercept`
+    [k]."""
 
     classes: np.ndarray
     scaling: ColumnScaling
@@ -60,8 +63,8 @@ class LeftOut:
 class RidgePath(PenaltyPath):
     """Ridge classifiers of one training set for every penalty `l2` [m]; a `ProbePath`.
 
-    `ridge` has one target per class, one in all for two classes, whose columns mirror each other. The penalty is chosen by
-    leave-one-out on the images `left`."""
+    `ridge` has one target per class, one in all for two classes, whose columns mirror each other.
+    The penalty is chosen by leave-one-out on the images `left`."""
 
     ridge: Ridge
     l2: np.ndarray
@@ -71,12 +74,17 @@ class RidgePath(PenaltyPath):
 
     def scores(self, X: Any) -> np.ndarray:
         """Scores [m, n, K] of new images `X` [n, p]; those of two classes are opposite."""
-        parts = [torch.cat([-s, s], dim=-1) if len(self.classes) == 2 else s for s in self._score_blocks(X)]
+        parts = [
+            torch.cat([-s, s], dim=-1) if len(self.classes) == 2 else s
+            for s in self._score_blocks(X)
+        ]
         return np.concatenate([part.transpose(0, 1).cpu().numpy() for part in parts], axis=1)
 
     def predict(self, X: Any) -> np.ndarray:
         """Predicted classes [m, n] of new images `X` [n, p]."""
-        return np.asarray(self.classes[np.concatenate([argmax(scores) for scores in self._score_blocks(X)]).T])
+        return np.asarray(
+            self.classes[np.concatenate([argmax(scores) for scores in self._score_blocks(X)]).T]
+        )
 
     def left_out_accuracy(self) -> np.ndarray:
         """Leave-one-out accuracy [m] on the images that can be left out.
@@ -91,7 +99,8 @@ class RidgePath(PenaltyPath):
             if scores.shape[-1] == 1:
                 scores.sub_((leverage * (2.0 * labels - 1)[:, None])[:, :, None])
             else:
-                # f - h t is f + h but for the true class, where it is f - h: 2 h less beside the others.
+                # f - h t is f + h but for the true class, where it is f - h: 2 h less beside the
+                # others.
                 true = labels[:, None, None].expand(-1, scores.shape[1], 1)
                 scores.scatter_add_(2, true, -2 * leverage[:, :, None])
             right += (argmax(scores) == labels.cpu().numpy()[:, None]).sum(axis=0)
@@ -100,27 +109,37 @@ class RidgePath(PenaltyPath):
     leave_one_out_accuracy = left_out_accuracy
 
     def leave_one_out_scores(self, l2: float) -> np.ndarray:
-        """Scores [s, k] by the fits to all others, with k = 1 for two classes (positive for the second).
+        """Scores [s, k] by the fits to all others, with k = 1 for two classes (positive for the
+        second).
 
         Raises MeasureError if no image was kept for that."""
         left = self._left()
-        targets, penalty = one_hot(left.labels, len(self.classes)), self.ridge.eigenvalues.new_tensor([l2])
+        targets, penalty = (
+            one_hot(left.labels, len(self.classes)),
+            self.ridge.eigenvalues.new_tensor([l2]),
+        )
         return np.asarray(self.ridge.left_out(left.projected, targets, penalty)[:, 0].cpu().numpy())
 
     def leaving_out(self, X: Any, y: Any) -> RidgePath:
-        """The same path, which can leave out the training images with features `X` [s, p] and classes `y` [s]."""
+        """The same path, which can leave out the training images with features `X` [s, p] and
+        classes `y` [s]."""
         parts = [self.ridge.project(X, rows) for rows in blocks(len(y), X.shape[1])]
-        labels = torch.from_numpy(np.searchsorted(self.classes, np.asarray(y))).to(self.ridge.basis.device)
+        labels = torch.from_numpy(np.searchsorted(self.classes, np.asarray(y))).to(
+            self.ridge.basis.device
+        )
         return replace(self, left=LeftOut(torch.cat(parts), labels))
 
     def best_l2(self) -> float:
-        """The penalty with the highest left-out accuracy; of equals the largest, the simplest model."""
+        """The penalty with the highest left-out accuracy; of equals the largest, the simplest
+        model."""
         ascending = np.argsort(self.l2)
         return float(self.l2[ascending][last_best(self.left_out_accuracy()[ascending])])
 
     def solution(self, l2: float) -> Solution:
         """Weights and intercept for one penalty, on the path or off it."""
-        return Solution(self.classes, self.ridge.scaling, self.ridge.coefficients(l2), self.ridge.intercept)
+        return Solution(
+            self.classes, self.ridge.scaling, self.ridge.coefficients(l2), self.ridge.intercept
+        )
 
     def _left(self) -> LeftOut:
         if self.left is None:
@@ -128,7 +147,9 @@ class RidgePath(PenaltyPath):
         return self.left
 
     def _blocks(self, n: int) -> Iterator[slice]:
-        return blocks(n, max(len(self.l2) * len(self.ridge.intercept), len(self.ridge.scaling.mean)))
+        return blocks(
+            n, max(len(self.l2) * len(self.ridge.intercept), len(self.ridge.scaling.mean))
+        )
 
     @property
     def _penalties(self) -> Tensor:

@@ -1,7 +1,8 @@
 """The ridge classifier as a scikit-learn estimator, and its whole path.
 
-The intercept is not penalised. The primal form has the eigenvalues of Z'Z [p, p] from moments that are taken block by block, so
-that no scaled copy of the features is made; the dual form those of ZZ' [n, n].
+The intercept is not penalised. The primal form has the eigenvalues of Z'Z [p, p] from moments that
+are taken block by block, so that no scaled copy of the features is made; the dual form those of ZZ'
+[n, n].
 """
 
 from __future__ import annotations
@@ -22,25 +23,35 @@ from mixer_probe.linear.stratification import stratified
 
 Form = Literal["auto", "primal", "dual"]
 
-# Images that are left out in turn: accuracy on 5,000 of more chooses among penalties just as well, in a fraction of the time.
+# Images that are left out in turn: accuracy on 5,000 of more chooses among penalties just as well,
+# in a fraction of the time.
 LEFT_OUT = 5000
 # Float32 stays as it is, and becomes float64 block by block.
 _DTYPES = [np.float64, np.float32]
 
 
 class RidgeProbe(LinearClassifier):
-    """Linear classifier by ridge regression on one-hot targets of +1 and -1; a scikit-learn estimator.
+    """Linear classifier by ridge regression on one-hot targets of +1 and -1; a scikit-learn
+    estimator.
 
     Minimises |T - Z W - b|^2 + l2 |W|^2 over `coef_` W and `intercept_` b, where Z are the features
-    standardised by the mean and standard deviation of the training images (`standardize=False`: centred
-    only): scikit-learn's Ridge(alpha=l2) on Z. `l2=0` gives the least-squares solution of smallest norm.
-    A list of penalties, or None for `default_l2`, is a path: the penalty with the highest leave-one-out
-    accuracy is taken, of equals the largest. `form` picks the p x p ("primal") or n x n ("dual") equations.
+    standardised by the mean and standard deviation of the training images (`standardize=False`:
+    centred only): scikit-learn's Ridge(alpha=l2) on Z. `l2=0` gives the least-squares solution of
+    smallest norm. A list of penalties, or None for `default_l2`, is a path: the penalty with the
+    highest leave-one-out accuracy is taken, of equals the largest. `form` picks the p x p
+    ("primal") or n x n ("dual") equations.
 
-    After `fit`: `classes_` [k], `coef_` [k, p] (one row for two classes) in units of the standardised
-    features, `intercept_`, `mean_` and `scale_` [p] (infinite for constant columns), `l2_`, `n_features_in_`."""
+    After `fit`: `classes_` [k], `coef_` [k, p] (one row for two classes) in units of the
+    standardised features, `intercept_`, `mean_` and `scale_` [p] (infinite for constant columns),
+    `l2_`, `n_features_in_`."""
 
-    def __init__(self, l2: float | Sequence[float] | None = 1.0, *, standardize: bool = True, form: Form = "auto") -> None:
+    def __init__(
+        self,
+        l2: float | Sequence[float] | None = 1.0,
+        *,
+        standardize: bool = True,
+        form: Form = "auto",
+    ) -> None:
         self.l2 = l2
         self.standardize = standardize
         self.form = form
@@ -48,7 +59,8 @@ class RidgeProbe(LinearClassifier):
     def fit(self, X: Any, y: Any) -> RidgeProbe:
         """Fit to features `X` [n, p] and classes `y` [n].
 
-        Raises ValueError for what scikit-learn refuses (NaN, sparse input, ...), one class, and l2 < 0."""
+        Raises ValueError for what scikit-learn refuses (NaN, sparse input, ...), one class, and l2
+        < 0."""
         X, y = checked_classes(self, X, y, _DTYPES)
         if self.l2 is None or np.ndim(self.l2):
             penalties = default_l2(len(y)) if self.l2 is None else checked_penalties(self.l2)
@@ -73,7 +85,10 @@ class RidgeProbe(LinearClassifier):
     def take(self, found: Solution, l2: float) -> RidgeProbe:
         """This estimator, fitted: with the attributes of a solution for the penalty `l2`."""
         self.classes_ = found.classes
-        self.mean_, self.scale_ = found.scaling.mean.cpu().numpy(), found.scaling.scale.cpu().numpy()
+        self.mean_, self.scale_ = (
+            found.scaling.mean.cpu().numpy(),
+            found.scaling.scale.cpu().numpy(),
+        )
         self.coef_ = found.coefficients.T.cpu().numpy()
         self.intercept_ = found.intercept.cpu().numpy()
         self.l2_ = l2
@@ -91,22 +106,33 @@ def ridge_path(
     form: Form = "auto",
     left_out: int = LEFT_OUT,
 ) -> RidgePath:
-    """Ridge classifiers for features `X` [n, p] and classes `y` [n], for every penalty of `l2` at once, by default `default_l2`.
+    """Ridge classifiers for features `X` [n, p] and classes `y` [n], for every penalty of `l2` at
+    once, by default `default_l2`.
 
-    At most `left_out` of the images, a stratified draw, can be left out of the fit; no interval or test depends on the draw.
+    At most `left_out` of the images, a stratified draw, can be left out of the fit; no interval or
+    test depends on the draw.
 
-    Raises MeasureError if a penalty is not positive (an interpolating fit has no leave-one-out residual) or
-    there is one class, and ValueError for input that scikit-learn refuses."""
+    Raises MeasureError if a penalty is not positive (an interpolating fit has no leave-one-out
+    residual) or there is one class, and ValueError for input that scikit-learn refuses."""
     penalties = None if l2 is None else checked_penalties(l2)
     X, y = checked_classes(RidgeProbe(), X, y, _DTYPES)
-    return _path(X, y, default_l2(len(y)) if penalties is None else penalties, standardize, form, left_out)
+    return _path(
+        X, y, default_l2(len(y)) if penalties is None else penalties, standardize, form, left_out
+    )
 
 
 def _is_dual(X: np.ndarray, form: Form) -> bool:
     return form == "dual" or (form == "auto" and X.shape[1] > X.shape[0])
 
 
-def _path(X: np.ndarray, y: np.ndarray, l2: np.ndarray, standardize: bool, form: Form, left_out: int = LEFT_OUT) -> RidgePath:
+def _path(
+    X: np.ndarray,
+    y: np.ndarray,
+    l2: np.ndarray,
+    standardize: bool,
+    form: Form,
+    left_out: int = LEFT_OUT,
+) -> RidgePath:
     rows = stratified(y, left_out) if left_out < len(y) else slice(None)
     if not _is_dual(X, form):
         moments = RidgeMoments()

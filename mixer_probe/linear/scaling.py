@@ -16,13 +16,15 @@ _BLOCK = 2**22
 
 
 def blocks(n: int, width: int) -> Iterator[slice]:
-    """Slices that cover `n` rows, in blocks of about 4 million numbers for `width` numbers per row."""
+    """Slices that cover `n` rows, in blocks of about 4 million numbers for `width` numbers per
+    row."""
     size = max(64, _BLOCK // max(1, width))
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
 def block_of(X: Any, rows: slice | np.ndarray, device: torch.device | None = None) -> Tensor:
-    """A float64 copy of some rows of `X` [n, p], an array or a tensor; by default on the device of the tensor."""
+    """A float64 copy of some rows of `X` [n, p], an array or a tensor; by default on the device of
+    the tensor."""
     if not isinstance(X, Tensor):
         return torch.from_numpy(np.array(X[rows], dtype=np.float64)).to(device or "cpu")
     part = X.detach()[rows]
@@ -47,15 +49,29 @@ class ColumnScaling:
     scale: Tensor
 
     @classmethod
-    def of(cls, mean: Tensor, variance: Tensor, standardize: bool, eps: float = float(np.finfo(float).eps)) -> ColumnScaling:
-        """From means and variances [p] (over n) of features that are exact to `eps`; the scale is the deviation, or 1."""
+    def of(
+        cls,
+        mean: Tensor,
+        variance: Tensor,
+        standardize: bool,
+        eps: float = float(np.finfo(float).eps),
+    ) -> ColumnScaling:
+        """From means and variances [p] (over n) of features that are exact to `eps`; the scale is
+        the deviation, or 1."""
         deviation = variance.clamp(min=0).sqrt()
         # Equal numbers have a deviation of some units in the last place of their mean.
         constant = deviation <= 10 * eps * mean.abs()
-        return cls(mean, torch.where(constant, torch.inf, deviation if standardize else torch.ones_like(deviation)))
+        return cls(
+            mean,
+            torch.where(
+                constant, torch.inf, deviation if standardize else torch.ones_like(deviation)
+            ),
+        )
 
     @classmethod
-    def of_columns(cls, X: Any, standardize: bool = True, device: torch.device | None = None) -> ColumnScaling:
+    def of_columns(
+        cls, X: Any, standardize: bool = True, device: torch.device | None = None
+    ) -> ColumnScaling:
         """Of the columns of `X` [n, p], in float64 and two passes."""
         n, p = X.shape
         mean = torch.zeros(p, dtype=torch.float64, device=device)

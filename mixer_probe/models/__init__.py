@@ -1,4 +1,5 @@
-"""What a network is here: load it, know its family, its layers in execution order, and what their axes mean."""
+"""What a network is here: load it, know its family, its layers in execution order, and what their
+axes mean."""
 
 from mixer_probe.core.inputs import InputSpec
 from mixer_probe.models.card import ModelCard, describe

@@ -1,7 +1,9 @@
-"""What a family adapter states: the block classes of the family, their mixing parts, and what the axes inside them mean.
+"""What a family adapter states: the block classes of the family, their mixing parts, and what the
+axes inside them mean.
 
-A network is known by the timm block classes that it is built from, so that a custom model of such blocks is read like
-timm's. Each family file (`mixer`, `vit`, `cnn`) is a table of `BlockSpec`s and a few paths around the blocks.
+A network is known by the timm block classes that it is built from, so that a custom model of such
+blocks is read like timm's. Each family file (`mixer`, `vit`, `cnn`) is a table of `BlockSpec`s and
+a few paths around the blocks.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from torch import nn
 
 from mixer_probe.models.layer import Axes, Family
 
-# Path prefixes with the axes of what lies under them, or with a sentence on why that is no representation.
+# Path prefixes with the axes of what lies under them, or with a sentence on why that is no
+# representation.
 AxesTable = tuple[tuple[str, Axes | str], ...]
 
 
@@ -25,12 +28,14 @@ def look_up(table: AxesTable, path: str) -> Axes | str | None:
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """One block class: which of its modules mix over positions and over channels, and the axes of what they return.
+    """One block class: which of its modules mix over positions and over channels, and the axes of
+    what they return.
 
-    `spatial` and `channel` are module paths inside the block; those that exist and run are listed as layers. `axes` holds for
-    the block's own output and everything inside it that `inside` (path prefixes, the longest match wins) does not name.
-    A prefix whose value is a sentence marks tensors that are no representation, and says what to take instead.
-    `wraps` is for blocks that have no class of their own: the class is then found one level below the block.
+    `spatial` and `channel` are module paths inside the block; those that exist and run are listed
+    as layers. `axes` holds for the block's own output and everything inside it that `inside` (path
+    prefixes, the longest match wins) does not name. A prefix whose value is a sentence marks
+    tensors that are no representation, and says what to take instead. `wraps` is for blocks that
+    have no class of their own: the class is then found one level below the block.
     """
 
     cls: type[nn.Module]
@@ -41,7 +46,8 @@ class BlockSpec:
     wraps: bool = False
 
     def axes_at(self, path: str, block: nn.Module) -> Axes | str:
-        """Axes of the module at `path` inside the block ("" is the block itself), or the sentence of an unreadable one."""
+        """Axes of the module at `path` inside the block ("" is the block itself), or the sentence
+        of an unreadable one."""
         return look_up(self.inside, path) or self.axes
 
 
@@ -49,9 +55,9 @@ class BlockSpec:
 class Adapter:
     """A family: its block classes and where stem, final norm and head are found.
 
-    The path tuples are candidates in order of preference; the first that exists and runs is taken. `outside` gives the
-    axes of 4-D tensors outside the blocks, except under the prefixes of `around`. `includes` names the networks in
-    messages.
+    The path tuples are candidates in order of preference; the first that exists and runs is taken.
+    `outside` gives the axes of 4-D tensors outside the blocks, except under the prefixes of
+    `around`. `includes` names the networks in messages.
     """
 
     family: Family
@@ -64,7 +70,8 @@ class Adapter:
     around: AxesTable = ()
 
     def spec(self, module: nn.Module) -> BlockSpec | None:
-        """The spec of a block module, None for other modules. Subclasses are known by their base."""
+        """The spec of a block module, None for other modules. Subclasses are known by their
+        base."""
         for spec in self.blocks:
             found: Any = getattr(module, "0", None) if spec.wraps else module
             if isinstance(found, spec.cls):

@@ -17,11 +17,13 @@ from mixer_probe.models.model import Model
 @storable
 @dataclass(frozen=True)
 class OwnAccuracy:
-    """How many of `n` images a network's own classifier has `right`, with Wilson's interval `low` to `high` at 95 %.
+    """How many of `n` images a network's own classifier has `right`, with Wilson's interval `low`
+    to `high` at 95 %.
 
-    `chance` is the fraction of images of the most frequent class, the best that a constant answer reaches. `stated` is the
-    accuracy that the network's card has for `stated_on`; NaN where none is known. Where nothing could be counted `n` is 0,
-    accuracies are NaN, `why` says so in a few words and `reason` in a sentence."""
+    `chance` is the fraction of images of the most frequent class, the best that a constant answer
+    reaches. `stated` is the accuracy that the network's card has for `stated_on`; NaN where none is
+    known. Where nothing could be counted `n` is 0, accuracies are NaN, `why` says so in a few words
+    and `reason` in a sentence."""
 
     right: int
     n: int
@@ -82,7 +84,9 @@ class ModelCard(Result):
                 "layer": [layer.name for layer in self.layers],
                 "kind": [layer.kind for layer in self.layers],
                 "depth": [round(layer.depth, 3) for layer in self.layers],
-                "grid": ["×".join(map(str, layer.grid)) if layer.grid else "-" for layer in self.layers],
+                "grid": [
+                    "×".join(map(str, layer.grid)) if layer.grid else "-" for layer in self.layers
+                ],
                 "channels": [layer.channels for layer in self.layers],
                 "prefix_tokens": [layer.prefix_tokens for layer in self.layers],
             }
@@ -93,4 +97,6 @@ def describe(model: Model) -> ModelCard:
     """The card of a model; counts multiply-accumulates by one forward pass of a blank image."""
     spec = model.input
     architecture = type(model.module).__name__
-    return ModelCard(model.record, architecture, model.layers, model.macs, spec.size, spec.mean, spec.std)
+    return ModelCard(
+        model.record, architecture, model.layers, model.macs, spec.size, spec.mean, spec.std
+    )

@@ -1,4 +1,5 @@
-"""Which timm models can be loaded here: names, families and pretrained tags, without building any."""
+"""Which timm models can be loaded here: names, families and pretrained tags, without building
+any."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ _ZOO_FAMILIES: dict[str, Family] = {"mixer": "mixer", "vit": "vit", "resnet": "c
 
 @dataclass(frozen=True)
 class CatalogueEntry:
-    """One loadable architecture; `notes` maps a tag to what its weights really are where the name misleads."""
+    """One loadable architecture; `notes` maps a tag to what its weights really are where the name
+    misleads."""
 
     name: str
     family: Family
@@ -46,8 +48,9 @@ class CatalogueEntry:
 
 
 def list_models(pattern: str = "*") -> tuple[CatalogueEntry, ...]:
-    """The zoo and timm's architectures of the three families whose name matches `pattern` (shell wildcards; without any,
-    a part of the name). Raises ModelError with close names if there is none."""
+    """The zoo and timm's architectures of the three families whose name matches `pattern` (shell
+    wildcards; without any, a part of the name). Raises ModelError with close names if there is
+    none."""
     wild = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
     entries = [
         CatalogueEntry(name, _ZOO_FAMILIES[network.partition("-")[0]], ("bundled", "untrained"))
@@ -60,9 +63,13 @@ def list_models(pattern: str = "*") -> tuple[CatalogueEntry, ...]:
         tags[arch].append(tag)
     for module, family in _FAMILIES.items():
         for name in timm.list_models(wild, module=module):
-            notes = tuple((tag, note) for tag in tags[name] if (note := google_note(f"{name}.{tag}")))
+            notes = tuple(
+                (tag, note) for tag in tags[name] if (note := google_note(f"{name}.{tag}"))
+            )
             entries.append(CatalogueEntry(name, family, tuple(tags[name]), notes))
     if not entries:
         names = [name for module in _FAMILIES for name in timm.list_models(module=module)]
-        raise ModelError(f"no model of a known family matches '{pattern}'; {closest(pattern.strip('*'), names)}")
+        raise ModelError(
+            f"no model of a known family matches '{pattern}'; {closest(pattern.strip('*'), names)}"
+        )
     return tuple(entries)

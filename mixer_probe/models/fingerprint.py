@@ -1,4 +1,5 @@
-"""What a network computes, as a hash: its numbers, the classes of its modules, and all that these are set to."""
+"""What a network computes, as a hash: its numbers, the classes of its modules, and all that these
+are set to."""
 
 from __future__ import annotations
 
@@ -16,23 +17,46 @@ from torch import nn
 
 from mixer_probe.core.fingerprint import THREADS, digest
 
-# What every module has of its own accord, whose content is read elsewhere or is no part of what it computes in eval mode.
+# What every module has of its own accord, whose content is read elsewhere or is no part of what it
+# computes in eval mode.
 _OWN = frozenset(vars(nn.Module())) | {"_is_full_backward_hook"}
 # Switches between ways to the same numbers, and notes on where the weights are from.
-_NO_PART = frozenset({"fused_attn", "inplace", "grad_checkpointing", "pretrained_cfg", "default_cfg", "_compiled_call_impl"})
+_NO_PART = frozenset(
+    {
+        "fused_attn",
+        "inplace",
+        "grad_checkpointing",
+        "pretrained_cfg",
+        "default_cfg",
+        "_compiled_call_impl",
+    }
+)
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, torch.dtype, np.generic)
 # Hooks that come and go with one of our own passes.
 _PASSING = ("mixer_probe.", "captum.")
 # Classes of these change with their versions only, which results state.
-_LIBRARIES = frozenset({"torch", "timm", "torchvision", "transformers", "numpy", "builtins", "functools", "math", "mixer_probe"})
+_LIBRARIES = frozenset(
+    {
+        "torch",
+        "timm",
+        "torchvision",
+        "transformers",
+        "numpy",
+        "builtins",
+        "functools",
+        "math",
+        "mixer_probe",
+    }
+)
 
 
 def network_fingerprint(network: nn.Module) -> str:
-    """sha256 over `configuration` and names, types, shapes and numbers of all parameters and buffers.
+    """sha256 over `configuration` and names, types, shapes and numbers of all parameters and
+    buffers.
 
-    Computed at every call. A counter of changes would be quicker to ask, but torch's does not see a change by way of `.data` or
-    of a NumPy view. Device and training mode play no part."""
+    Computed at every call. A counter of changes would be quicker to ask, but torch's does not see a
+    change by way of `.data` or of a NumPy view. Device and training mode play no part."""
     tensors = sorted(_tensors(network).items())
     with ThreadPoolExecutor(THREADS) as pool:
         numbers = pool.map(lambda item: digest(item[0], tensor_digest(item[1])), tensors)
@@ -40,14 +64,16 @@ def network_fingerprint(network: nn.Module) -> str:
 
 
 def layout(network: nn.Module) -> str:
-    """sha256 over what shapes a network's tensors: `configuration` without the attributes of modules of classes of no library,
-    which may count or note what they see. What these change is noticed when a layer returns another shape than it did."""
+    """sha256 over what shapes a network's tensors: `configuration` without the attributes of
+    modules of classes of no library, which may count or note what they see. What these change is
+    noticed when a layer returns another shape than it did."""
     return _configuration(network, everything=False)
 
 
 def configuration(network: nn.Module) -> str:
-    """sha256 over all of a network but its numbers and hooks: module paths and classes, the plain attributes of every module with
-    functions by their code, and the names, types and shapes of parameters and buffers."""
+    """sha256 over all of a network but its numbers and hooks: module paths and classes, the plain
+    attributes of every module with functions by their code, and the names, types and shapes of
+    parameters and buffers."""
     return _configuration(network, everything=True)
 
 
@@ -61,7 +87,8 @@ def _configuration(network: nn.Module, everything: bool) -> str:
 
 
 def hooks(network: nn.Module) -> str:
-    """sha256 over the forward hooks of all modules, which may change what they return; those of our own passes left out."""
+    """sha256 over the forward hooks of all modules, which may change what they return; those of our
+    own passes left out."""
     reader = _Reader(network)
     for path, module in network.named_modules():
         for kind in _HOOKS:
@@ -73,7 +100,8 @@ def hooks(network: nn.Module) -> str:
 
 
 def _tensors(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by name, those included that are not saved; shared ones under each of their names."""
+    """Parameters and buffers by name, those included that are not saved; shared ones under each of
+    their names."""
     return {
         **dict(network.named_buffers(remove_duplicate=False)),
         **dict(network.named_parameters(remove_duplicate=False)),
@@ -125,7 +153,12 @@ class _Reader:
         if not everything and type(module).__module__.partition(".")[0] not in _LIBRARIES:
             return
         for name, value in sorted(vars(module).items()):
-            if name not in _OWN and name not in _NO_PART and (everything or name != "forward") and "cache" not in name:
+            if (
+                name not in _OWN
+                and name not in _NO_PART
+                and (everything or name != "forward")
+                and "cache" not in name
+            ):
                 self.say(f"attribute {name}")
                 self.value(value)
 
@@ -138,18 +171,22 @@ class _Reader:
             self._class(base)
         for name, value in sorted(vars(cls).items()):
             plain = isinstance(value, _PLAIN) and not name.startswith("__")
-            if plain or isinstance(value, (types.FunctionType, staticmethod, classmethod, property)):
+            if plain or isinstance(
+                value, (types.FunctionType, staticmethod, classmethod, property)
+            ):
                 self.say(name)
                 self.value(getattr(value, "__func__", getattr(value, "fget", value)))
 
     def value(self, value: Any) -> None:
-        """Numbers and text as they are, containers item by item, functions by their code and what they hold."""
+        """Numbers and text as they are, containers item by item, functions by their code and what
+        they hold."""
         if isinstance(value, _PLAIN):
             self.say(f"{type(value).__name__} {value!r}")
         elif isinstance(value, torch.device):
             self.say("device")
         elif isinstance(value, types.ModuleType):
-            # What a package holds is not what a network holds, though a function may keep a package.
+            # What a package holds is not what a network holds, though a function may keep a
+            # package.
             self.say(f"package {value.__name__}")
         elif isinstance(value, torch.Tensor):
             self.say(f"tensor {tensor_digest(value)}")
@@ -168,7 +205,10 @@ class _Reader:
         if isinstance(value, nn.Module):
             self.say(f"inner {network_fingerprint(value)}")
         elif isinstance(value, np.ndarray):
-            self.say(f"array {value.dtype} {value.shape} {hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}")
+            self.say(
+                f"array {value.dtype} {value.shape} "
+                f"{hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}"
+            )
         elif isinstance(value, Mapping):
             self._items("mapping", (part for item in value.items() for part in item))
         elif isinstance(value, (list, tuple)):
@@ -193,8 +233,11 @@ class _Reader:
                 self.value(content)
         else:
             cls = type(value)
-            self.say(f"object {cls.__module__}.{cls.__qualname__} {getattr(value, '__qualname__', '')}")
-            # What torch keeps in objects of its own is made while it runs: compiled code, streams, handles.
+            self.say(
+                f"object {cls.__module__}.{cls.__qualname__} {getattr(value, '__qualname__', '')}"
+            )
+            # What torch keeps in objects of its own is made while it runs: compiled code, streams,
+            # handles.
             if cls.__module__.partition(".")[0] != "torch":
                 for name, part in sorted(getattr(value, "__dict__", {}).items()):
                     if "cache" not in name:
@@ -212,4 +255,8 @@ class _Reader:
             if isinstance(constant, types.CodeType):
                 self._code(constant)
             else:
-                self.say(repr(sorted(constant, key=repr) if isinstance(constant, frozenset) else constant))
+                self.say(
+                    repr(
+                        sorted(constant, key=repr) if isinstance(constant, frozenset) else constant
+                    )
+                )

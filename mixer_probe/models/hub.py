@@ -1,4 +1,5 @@
-"""The Hugging Face hub: find out at once that it cannot be reached, instead of trying again for a minute."""
+"""The Hugging Face hub: find out at once that it cannot be reached, instead of trying again for a
+minute."""
 
 from __future__ import annotations
 
@@ -17,9 +18,11 @@ _lock = threading.RLock()
 
 @contextmanager
 def offline_if_unreachable() -> Iterator[None]:
-    """Where the hub does not answer, only look in the cache: huggingface_hub would try every file six times.
+    """Where the hub does not answer, only look in the cache: huggingface_hub would try every file
+    six times.
 
-    Its setting holds for the whole process, so one thread at a time changes it, and only while the hub does not answer."""
+    Its setting holds for the whole process, so one thread at a time changes it, and only while the
+    hub does not answer."""
     with _lock:
         before = constants.HF_HUB_OFFLINE
         if before or _answers():

@@ -1,4 +1,5 @@
-"""What images a network takes: as timm states it, for the size and channels that the network was built for."""
+"""What images a network takes: as timm states it, for the size and channels that the network was
+built for."""
 
 from __future__ import annotations
 
@@ -15,14 +16,20 @@ from mixer_probe.core.inputs import InputSpec, check_size, for_channels
 
 
 def timm_input(network: nn.Module) -> InputSpec:
-    """Input of a timm network: all that timm resolves from its pretrained_cfg, so that the transform is timm's own.
+    """Input of a timm network: all that timm resolves from its pretrained_cfg, so that the
+    transform is timm's own.
 
-    Height, width and channels are those it was built for, where it says so (`img_size=` and `in_chans=` change the network, not
-    its config); mean and std of RGB are then changed as timm changes RGB weights, see `for_channels`."""
+    Height, width and channels are those it was built for, where it says so (`img_size=` and
+    `in_chans=` change the network, not its config); mean and std of RGB are then changed as timm
+    changes RGB weights, see `for_channels`."""
     config: dict[str, Any] = resolve_data_config(model=network)  # type: ignore[no-untyped-call]
     channels, height, width = config["input_size"]
     embeddings = (m for m in network.modules() if isinstance(m, (PatchEmbed, HybridEmbed)))
-    if (embedding := next(embeddings, None)) is not None and embedding.img_size and embedding.img_size[0]:
+    if (
+        (embedding := next(embeddings, None)) is not None
+        and embedding.img_size
+        and embedding.img_size[0]
+    ):
         height, width = map(int, embedding.img_size)
     first = (getattr(network, "pretrained_cfg", None) or {}).get("first_conv")
     names = [first] if isinstance(first, str) else list(first or [])
@@ -41,7 +48,8 @@ def timm_input(network: nn.Module) -> InputSpec:
 
 
 def stated_input(network: nn.Module, given: dict[str, Any]) -> InputSpec:
-    """Input of a custom module: timm's if it carries timm's config, else what was given, which must then be all of it.
+    """Input of a custom module: timm's if it carries timm's config, else what was given, which must
+    then be all of it.
 
     Raises ModelError where it is not."""
     if getattr(network, "pretrained_cfg", None):
@@ -60,4 +68,8 @@ def with_given(spec: InputSpec, given: dict[str, Any]) -> InputSpec:
     Where only the number of channels is another, mean and std follow as `for_channels` says."""
     chosen = {key: value for key, value in given.items() if value is not None}
     channels = check_size(chosen.get("size", spec.size))[0]
-    return replace(spec, **{"mean": for_channels(spec.mean, channels), "std": for_channels(spec.std, channels)} | chosen)
+    return replace(
+        spec,
+        **{"mean": for_channels(spec.mean, channels), "std": for_channels(spec.std, channels)}
+        | chosen,
+    )

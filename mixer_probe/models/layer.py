@@ -16,7 +16,8 @@ Kind = Literal["stem", "block", "spatial", "channel", "norm", "head", "other"]
 
 
 class Axes(Enum):
-    """What the axes of a module's output mean. N counts positions (and prefix tokens), C channels, B images."""
+    """What the axes of a module's output mean. N counts positions (and prefix tokens), C channels,
+    B images."""
 
     BNC = "image, position, channel"
     BCN = "image, channel, position"
@@ -33,10 +34,11 @@ class Axes(Enum):
 class Layer:
     """One named place in a network, in the order in which a forward pass finishes them.
 
-    `name` is the module path (with `#k` for call k of a module that runs several times a forward pass), `depth` is relative:
-    0 at the stem, i/L after block i of L, 1 at the final norm and head. `grid` is (rows, columns) of the positions, None where
-    positions are no grid (hidden units of a token-mixing MLP) or where there are none (heads). `positions` counts them without
-    the `prefix_tokens` (class, distillation and register tokens) and is 0 for pooled layers.
+    `name` is the module path (with `#k` for call k of a module that runs several times a forward
+    pass), `depth` is relative: 0 at the stem, i/L after block i of L, 1 at the final norm and head.
+    `grid` is (rows, columns) of the positions, None where positions are no grid (hidden units of a
+    token-mixing MLP) or where there are none (heads). `positions` counts them without the
+    `prefix_tokens` (class, distillation and register tokens) and is 0 for pooled layers.
     """
 
     name: str
@@ -62,4 +64,8 @@ class Layer:
 
 def spread(layers: Sequence[Layer], count: int) -> list[int]:
     """Indices of at most `count` layers, evenly spread, the first and the last among them."""
-    return [int(i) for i in np.unique(np.linspace(0, len(layers) - 1, count).round())] if len(layers) else []
+    return (
+        [int(i) for i in np.unique(np.linspace(0, len(layers) - 1, count).round())]
+        if len(layers)
+        else []
+    )

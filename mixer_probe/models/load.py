@@ -31,11 +31,13 @@ from mixer_probe.models.wrappers import check_parameters, unwrap
 _FOLDER = "local-dir:"
 _FILES = {".safetensors", ".pth", ".pt", ".bin", ".npz", ".ckpt", ".tar", ".h5"}
 UNTRAINED_NOTE = "Untrained weights: nothing here was learned."
-# timm's pretrained_cfg says in21k_ft_in1k, yet accuracies are those of the paper's ImageNet-1k rows; see timm PR #651.
+# timm's pretrained_cfg says in21k_ft_in1k, yet accuracies are those of the paper's ImageNet-1k
+# rows; see timm PR #651.
 GOOGLE_NOTE = (
-    "timm calls these weights 'goog_in21k_ft_in1k', but they are the paper's Mixer trained on ImageNet-1k from scratch "
-    "(its top-1 of {top1} % matches the paper's ImageNet-1k row, {paper} %, not the ImageNet-21k one). "
-    "Fair peers are vit_base_patch16_224.augreg_in1k, deit_* and resnet50.a1_in1k."
+    "timm calls these weights 'goog_in21k_ft_in1k', but they are the paper's Mixer trained on "
+    "ImageNet-1k from scratch (its top-1 of {top1} % matches the paper's ImageNet-1k row, {paper} "
+    "%, not the ImageNet-21k one). Fair peers are vit_base_patch16_224.augreg_in1k, deit_* and "
+    "resnet50.a1_in1k."
 )
 _GOOGLE = {
     "mixer_b16_224.goog_in21k_ft_in1k": GOOGLE_NOTE.format(top1=76.616, paper=76.44),
@@ -65,24 +67,28 @@ def load_model(
 ) -> Model:
     """Load a network of the Mixer, ViT or CNN family.
 
-    `model` is a timm name or name.tag, "hf-hub:owner/repo", "local-dir:FOLDER", "zoo:NAME" (add "?untrained" for its untrained
-    baseline) or an nn.Module built from timm's blocks. `input_size` (channels, height, width), `mean` and `std` say what images
-    it takes, `interpolation`, `crop_pct` and `crop_mode` how they are brought to that size (see `InputSpec`); they replace what
-    timm knows, and an nn.Module without timm's pretrained_cfg needs the first three. For a network of another number of
-    channels than 3, timm's mean and std follow as timm changes the weights: averaged for 1, repeated for more. `checkpoint` is
-    a safetensors file, a torch file of plain data or an npz file of Google's, whose weights replace the pretrained ones; which
-    of several in it were taken, and what was left out, is in the note of `weights`. `class_names` say what the outputs are
-    called, in order, so that labels of images are found among them; the zoo's and ImageNet's are known. `device="auto"` takes
-    CUDA, then MPS, then the CPU. Untrained weights are drawn with `seed`. Further arguments go to `timm.create_model`
-    (num_classes, img_size, in_chans, ...) and win over what timm fixes for the name: load_model("mixer_b16_224",
+    `model` is a timm name or name.tag, "hf-hub:owner/repo", "local-dir:FOLDER", "zoo:NAME" (add
+    "?untrained" for its untrained baseline) or an nn.Module built from timm's blocks. `input_size`
+    (channels, height, width), `mean` and `std` say what images it takes, `interpolation`,
+    `crop_pct` and `crop_mode` how they are brought to that size (see `InputSpec`); they replace
+    what timm knows, and an nn.Module without timm's pretrained_cfg needs the first three. For a
+    network of another number of channels than 3, timm's mean and std follow as timm changes the
+    weights: averaged for 1, repeated for more. `checkpoint` is a safetensors file, a torch file of
+    plain data or an npz file of Google's, whose weights replace the pretrained ones; which of
+    several in it were taken, and what was left out, is in the note of `weights`. `class_names` say
+    what the outputs are called, in order, so that labels of images are found among them; the zoo's
+    and ImageNet's are known. `device="auto"` takes CUDA, then MPS, then the CPU. Untrained weights
+    are drawn with `seed`. Further arguments go to `timm.create_model` (num_classes, img_size,
+    in_chans, ...) and win over what timm fixes for the name: load_model("mixer_b16_224",
     pretrained=False, patch_size=8, num_blocks=4) is such a Mixer.
 
-    The network is put into eval mode. An nn.Module is used as it is, not copied; what training code put around it is taken off
-    (`wrappers.unwrap`), as the note of its weights says. Networks are made outside of `torch.inference_mode`.
+    The network is put into eval mode. An nn.Module is used as it is, not copied; what training code
+    put around it is taken off (`wrappers.unwrap`), as the note of its weights says. Networks are
+    made outside of `torch.inference_mode`.
 
-    Raises ModelError for an unknown name (with the closest ones), an unknown family, weights that are unavailable, or an
-    input that `InputSpec` refuses, such as one `mean` for three channels, and
-    CheckpointError for a file that is missing, truncated, pickled code, or for another network.
+    Raises ModelError for an unknown name (with the closest ones), an unknown family, weights that
+    are unavailable, or an input that `InputSpec` refuses, such as one `mean` for three channels,
+    and CheckpointError for a file that is missing, truncated, pickled code, or for another network.
     """
     place, number = resolve_device(device), resolve_dtype(dtype)
     if place.type == "meta" and not isinstance(model, nn.Module):
@@ -90,7 +96,10 @@ def load_model(
     given: dict[str, Any] = {"size": input_size, "mean": mean, "std": std}
     given |= {"interpolation": interpolation, "crop_pct": crop_pct, "crop_mode": crop_mode}
     if timm_arguments and (isinstance(model, nn.Module) or str(model).startswith("zoo:")):
-        raise ModelError(f"only networks that timm builds take further arguments, not {', '.join(timm_arguments)}")
+        raise ModelError(
+            "only networks that timm builds take further arguments, not "
+            f"{', '.join(timm_arguments)}"
+        )
     if isinstance(model, nn.Module):
         network, note = unwrap(model)
         check_parameters(network, on_meta=place.type == "meta" and checkpoint is None)
@@ -105,7 +114,9 @@ def load_model(
         note = load_into(found.module, read_checkpoint(checkpoint), str(checkpoint))
         # What a module was taken out of is still so; what was said of the weights before is not.
         notes = [found.weights.note, note] if isinstance(model, nn.Module) else [note]
-        found.weights = Weights(f"file {Path(checkpoint).name}", trained=True, note=" ".join(filter(None, notes)))
+        found.weights = Weights(
+            f"file {Path(checkpoint).name}", trained=True, note=" ".join(filter(None, notes))
+        )
     found.input = with_given(found.input, given)
     found.name = name or found.name
     if class_names is not None:
@@ -135,18 +146,23 @@ def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
         return None
     found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype, None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ModelError(f"'{dtype}' is no floating-point type; use 'float32', 'float64', 'bfloat16' or 'float16'")
+        raise ModelError(
+            f"'{dtype}' is no floating-point type; use 'float32', 'float64', 'bfloat16' or "
+            "'float16'"
+        )
     return found
 
 
-# -- the zoo -----------------------------------------------------------------------------------------------------------
+# -- the zoo ---------------------------------------------------------------------------------------
 
 
 @plain_modes()
 def _from_zoo(text: str, pretrained: bool) -> Model:
     name, _, option = text.removeprefix("zoo:").partition("?")
     if option not in ("", "untrained"):
-        raise ModelError(f"'{text}' has the unknown option '{option}'; the only one is '?untrained'")
+        raise ModelError(
+            f"'{text}' has the unknown option '{option}'; the only one is '?untrained'"
+        )
     card = zoo.card(name)
     spec = InputSpec(card.input_size, card.mean, card.std)
     untrained = bool(option) or not pretrained
@@ -155,7 +171,9 @@ def _from_zoo(text: str, pretrained: bool) -> Model:
         f"accuracy {100 * card.test_accuracy:.1f} % on {card.test_images:,} CIFAR-10 test images."
     )
     weights = (
-        Weights(f"random, as {card.name} began (seed {card.seed})", trained=False, note=UNTRAINED_NOTE)
+        Weights(
+            f"random, as {card.name} began (seed {card.seed})", trained=False, note=UNTRAINED_NOTE
+        )
         if untrained
         else Weights(f"bundled checkpoint {card.name}", trained=True, note=note)
     )
@@ -167,7 +185,7 @@ def _from_zoo(text: str, pretrained: bool) -> Model:
     return found
 
 
-# -- timm --------------------------------------------------------------------------------------------------------------
+# -- timm ------------------------------------------------------------------------------------------
 
 
 @plain_modes()
@@ -186,46 +204,64 @@ def _from_timm(name: str, pretrained: bool, seed: int, arguments: dict[str, Any]
             if remote:
                 stack.enter_context(offline_if_unreachable())
             if from_folder:
-                network, note = build_from_folder(Path(name.removeprefix(_FOLDER)), pretrained, **arguments)
+                network, note = build_from_folder(
+                    Path(name.removeprefix(_FOLDER)), pretrained, **arguments
+                )
             else:
                 network = build(name, pretrained, **arguments)
         if pretrained and not from_folder:
             check_finite(network, name)
-            # timm leaves the classifier of the weights out, without a word, where the network has another number of classes.
-            known, own = (getattr(network, "pretrained_cfg", None) or {}).get("num_classes"), getattr(network, "num_classes", 0)
+            # timm leaves the classifier of the weights out, without a word, where the network has
+            # another number of classes.
+            known, own = (
+                (getattr(network, "pretrained_cfg", None) or {}).get("num_classes"),
+                getattr(network, "num_classes", 0),
+            )
             if known and own and known != own:
                 note = f"Its head for {own} classes is random: the weights' own has {known}."
     except ModelError:
         raise
     except TypeError as error:
-        raise ModelError(f"{name} does not take these arguments ({error}); see timm.create_model") from error
+        raise ModelError(
+            f"{name} does not take these arguments ({error}); see timm.create_model"
+        ) from error
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         if isinstance(error, NOT_IN_CACHE):
             reason = "no copy there, and the hub does not answer"
-        raise ModelError(_unavailable(name, reason) if remote else f"cannot build {name}: {reason}") from error
+        raise ModelError(
+            _unavailable(name, reason) if remote else f"cannot build {name}: {reason}"
+        ) from error
     weights = (
         Weights(tag, trained=True, note=" ".join(filter(None, [google_note(tag), note])))
         if pretrained
         else Weights(f"random (seed {seed})", trained=False, note=UNTRAINED_NOTE)
     )
     shown = tag if pretrained else name
-    return make_model(shown, network, timm_input(network), weights, lambda: _from_timm(name, False, seed, arguments))
+    return make_model(
+        shown,
+        network,
+        timm_input(network),
+        weights,
+        lambda: _from_timm(name, False, seed, arguments),
+    )
 
 
 def google_note(tag: str) -> str:
-    """What the Google Mixer tags really hold ("" for all others); sources: timm's results files, timm PR #651."""
+    """What the Google Mixer tags really hold ("" for all others); sources: timm's results files,
+    timm PR #651."""
     return _GOOGLE.get(tag.removeprefix("hf-hub:timm/"), "")
 
 
 def check_name(name: str) -> None:
-    """Raise ModelError, with the closest names, for a model that `load_model` cannot know; reads no weights."""
+    """Raise ModelError, with the closest names, for a model that `load_model` cannot know; reads no
+    weights."""
     if not name.startswith(_FOLDER):
         check_text("the name of a model", name, ModelError)
     if Path(name).suffix in _FILES:
         raise ModelError(
-            f"'{name}' is named like a file of weights, which does not say of which network: give the network's name and "
-            f"checkpoint='{name}' (load_model), or --checkpoint {name}"
+            f"'{name}' is named like a file of weights, which does not say of which network: give "
+            f"the network's name and checkpoint='{name}' (load_model), or --checkpoint {name}"
         )
     if name.startswith("zoo:"):
         zoo.card(name.removeprefix("zoo:").partition("?")[0])
@@ -234,10 +270,15 @@ def check_name(name: str) -> None:
     elif not name.startswith((HUB, "hf_hub:")):
         arch, tag = split_model_name_tag(name)
         if not timm.is_model(arch):
-            raise ModelError(f"no model '{arch}' in timm {timm.__version__}; {closest(arch, timm.list_models())}")
+            raise ModelError(
+                f"no model '{arch}' in timm {timm.__version__}; {closest(arch, timm.list_models())}"
+            )
         tags = [split_model_name_tag(full)[1] for full in list_pretrained(arch + ".*")]
         if tag and tag not in tags:
-            raise ModelError(f"no pretrained tag '{tag}' of {arch} in timm {timm.__version__}; {closest(tag, tags)}")
+            raise ModelError(
+                f"no pretrained tag '{tag}' of {arch} in timm {timm.__version__}; "
+                f"{closest(tag, tags)}"
+            )
 
 
 def _full_name(name: str) -> str:
@@ -249,7 +290,8 @@ def _full_name(name: str) -> str:
 
 
 def _unavailable(name: str, reason: str) -> str:
-    """A message on weights that could not be loaded, for this `reason`: where they were looked for, and what to give instead."""
+    """A message on weights that could not be loaded, for this `reason`: where they were looked for,
+    and what to give instead."""
     config = None if name.startswith(HUB) else get_pretrained_cfg(name, allow_unregistered=True)
     repository = name.removeprefix(HUB) if config is None else config.hf_hub_id
     if repository:
@@ -257,37 +299,52 @@ def _unavailable(name: str, reason: str) -> str:
         repository = f"timm/{_full_name(name)}" if repository == "timm/" else repository
         place = f"the Hugging Face repository {repository} and the cache {cache_folder()}"
     else:
-        place = str(config.url) if config and config.url else "nothing: timm lists no download source for these weights"
+        place = (
+            str(config.url)
+            if config and config.url
+            else "nothing: timm lists no download source for these weights"
+        )
     arch = "NAME" if name.startswith(HUB) else get_arch_name(name)
     return (
-        f"the weights of {name} are unavailable: tried {place} ({reason.rstrip('.')}). "
-        f"Give a file instead: load_model('{arch}', checkpoint='model.safetensors') or --checkpoint, or use zoo:mixer"
+        f"the weights of {name} are unavailable: tried {place} ({reason.rstrip('.')}). Give a file "
+        f"instead: load_model('{arch}', checkpoint='model.safetensors') or --checkpoint, or use "
+        "zoo:mixer"
     )
 
 
-# -- a custom model ----------------------------------------------------------------------------------------------------
+# -- a custom model --------------------------------------------------------------------------------
 
 
 @plain_modes()
-def _from_module(network: nn.Module, spec: InputSpec, note: str = "", untrained: bool = False) -> Model:
+def _from_module(
+    network: nn.Module, spec: InputSpec, note: str = "", untrained: bool = False
+) -> Model:
     weights = Weights("the network as given", trained=True, note=note)
     if untrained:
         network = copied(network)
         with seeded(0):
             reinitialise(network)
         weights = Weights("random (seed 0)", trained=False, note=UNTRAINED_NOTE)
-    return make_model(type(network).__name__, network, spec, weights, lambda: _from_module(network, spec, untrained=True))
+    return make_model(
+        type(network).__name__,
+        network,
+        spec,
+        weights,
+        lambda: _from_module(network, spec, untrained=True),
+    )
 
 
 @torch.no_grad()
 def reinitialise(network: nn.Module) -> None:
-    """Re-initialise the weights in place: every module's own reset_parameters, then the network's init_weights.
+    """Re-initialise the weights in place: every module's own reset_parameters, then the network's
+    init_weights.
 
-    Parameters that neither sets (tokens, gates of a class without a reset) are drawn from N(0, 0.02^2), so that nothing
-    that was learned stays."""
+    Parameters that neither sets (tokens, gates of a class without a reset) are drawn from N(0,
+    0.02^2), so that nothing that was learned stays."""
     for parameter in network.parameters():
         parameter.fill_(math.nan)
-    # Inner modules first: what a module says about its parts wins over what they say about themselves.
+    # Inner modules first: what a module says about its parts wins over what they say about
+    # themselves.
     for module in reversed(list(network.modules())):
         _call_without_arguments(module, "reset_parameters")
     _call_without_arguments(network, "init_weights")
@@ -297,7 +354,10 @@ def reinitialise(network: nn.Module) -> None:
 
 
 def _call_without_arguments(module: nn.Module, name: str) -> None:
-    """Call a method that may be missing, or may be one that needs arguments and so is none of torch's or timm's."""
+    """Call a method that may be missing, or may be one that needs arguments and so is none of
+    torch's or timm's."""
     method = getattr(module, name, None)
-    if callable(method) and all(p.default is not p.empty for p in inspect.signature(method).parameters.values()):
+    if callable(method) and all(
+        p.default is not p.empty for p in inspect.signature(method).parameters.values()
+    ):
         method()

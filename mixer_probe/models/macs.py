@@ -1,4 +1,5 @@
-"""Multiply-accumulates of a network, counted by running torch's FlopCounterMode over one blank image."""
+"""Multiply-accumulates of a network, counted by running torch's FlopCounterMode over one blank
+image."""
 
 from __future__ import annotations
 
@@ -12,12 +13,14 @@ from mixer_probe.models.trace import blank_images
 
 
 def count_macs(network: nn.Module, input_size: tuple[int, int, int]) -> int:
-    """Multiply-accumulates of one image in matrix products and convolutions, attention products included."""
+    """Multiply-accumulates of one image in matrix products and convolutions, attention products
+    included."""
     return count_by_module(network, input_size).macs[""]
 
 
 def count_macs_by_module(network: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:
-    """Multiply-accumulates of one image by module path, what is inside it included; those of the whole network under ""."""
+    """Multiply-accumulates of one image by module path, what is inside it included; those of the
+    whole network under ""."""
     return count_by_module(network, input_size).macs
 
 
@@ -31,11 +34,13 @@ def count_by_module(network: nn.Module, input_size: tuple[int, int, int]) -> Mac
 
 
 class MacCounter:
-    """Multiply-accumulates by module path, in the order in which modules finish their first call: `macs` of all that a module
-    calls, `own` of its own code alone. Both add up the calls of a module."""
+    """Multiply-accumulates by module path, in the order in which modules finish their first call:
+    `macs` of all that a module calls, `own` of its own code alone. Both add up the calls of a
+    module."""
 
     def __init__(self) -> None:
-        # torch counts the fused attention of GPUs and leaves out that of CPUs. To forbid it instead would hold for all threads.
+        # torch counts the fused attention of GPUs and leaves out that of CPUs. To forbid it instead
+        # would hold for all threads.
         cpu_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         self.flops = FlopCounterMode(
             display=False,
@@ -44,7 +49,8 @@ class MacCounter:
         self.flops.mod_tracker = _Everything()  # type: ignore[assignment]
         self.macs: dict[str, int] = {}
         self.own: dict[str, int] = {}
-        # Of each module that is running: what the counter showed at its start, and what its parts have used since.
+        # Of each module that is running: what the counter showed at its start, and what its parts
+        # have used since.
         self._running: list[tuple[int, int]] = []
 
     def start(self, _call: Call) -> None:
@@ -63,7 +69,8 @@ class MacCounter:
 
 
 class _Everything:
-    """In place of torch's tracker of modules, whose hooks see the modules of all threads and stumble over them."""
+    """In place of torch's tracker of modules, whose hooks see the modules of all threads and
+    stumble over them."""
 
     parents = frozenset({"Global"})
 

@@ -1,4 +1,5 @@
-"""`Model`: a network and all that is known about it - family, layers, input, and where its weights are from."""
+"""`Model`: a network and all that is known about it - family, layers, input, and where its weights
+are from."""
 
 from __future__ import annotations
 
@@ -37,8 +38,9 @@ class Weights:
 class Model:
     """A network of a known family. `module` is the network itself, unchanged.
 
-    `untrained` makes the same architecture with re-initialised weights (the baseline of every analysis). `class_names` are those
-    of its outputs, where they were given or are the zoo's; `models.classes.outputs_of` also knows those of ImageNet."""
+    `untrained` makes the same architecture with re-initialised weights (the baseline of every
+    analysis). `class_names` are those of its outputs, where they were given or are the zoo's;
+    `models.classes.outputs_of` also knows those of ImageNet."""
 
     name: str
     module: nn.Module
@@ -56,7 +58,8 @@ class Model:
 
     @property
     def structure(self) -> Structure:
-        """The traced network, from one dry forward pass of two blank images, again only when modules or input have changed.
+        """The traced network, from one dry forward pass of two blank images, again only when
+        modules or input have changed.
 
         Raises ModelError for a network that does not take images of its input size."""
 
@@ -68,14 +71,16 @@ class Model:
             except Exception as error:
                 reason = str(error).strip().partition("\n")[0] or type(error).__name__
                 raise ModelError(
-                    f"{self.name} does not run on images of {self.input.size} ({reason}); give the input_size that it takes"
+                    f"{self.name} does not run on images of {self.input.size} ({reason}); give the "
+                    "input_size that it takes"
                 ) from error
             return Structure(self.module, calls, self.adapter, self.input.size)
 
         return self._of_this_network("structure", layout(self.module), traced)
 
     def _of_this_network(self, name: str, settings: str, make: Callable[[], T]) -> T:
-        """The result of `make`, cached as long as modules and input are the same objects with the same settings."""
+        """The result of `make`, cached as long as modules and input are the same objects with the
+        same settings."""
         modules = list(self.module.modules())
         state = (self.input, [id(module) for module in modules], settings)
         known = self._known.get(name)
@@ -87,7 +92,8 @@ class Model:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """Stem, every block with its spatial- and channel-mixing parts, final norm and head, in execution order."""
+        """Stem, every block with its spatial- and channel-mixing parts, final norm and head, in
+        execution order."""
         return self.structure.layers
 
     def layer(self, name: str) -> Layer:
@@ -115,24 +121,31 @@ class Model:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of one image in matrix products and convolutions, attention products included."""
-        return self._of_this_network("macs", configuration(self.module), lambda: count_macs(self.module, self.input.size))
+        """Multiply-accumulates of one image in matrix products and convolutions, attention products
+        included."""
+        return self._of_this_network(
+            "macs", configuration(self.module), lambda: count_macs(self.module, self.input.size)
+        )
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that decides what the network makes of an image: parameters and buffers, the classes and settings of its
-        modules, and its input. Computed at every call, from the network as it is now."""
+        """Hash of all that decides what the network makes of an image: parameters and buffers, the
+        classes and settings of its modules, and its input. Computed at every call, from the network
+        as it is now."""
         return digest(network_fingerprint(self.module), repr(self.input))
 
     @property
     def record(self) -> ModelRecord:
         """What travels with every number measured on this model."""
         w = self.weights
-        return ModelRecord(self.name, self.family, w.trained, w.source, self.fingerprint, self.parameters, w.note)
+        return ModelRecord(
+            self.name, self.family, w.trained, w.source, self.fingerprint, self.parameters, w.note
+        )
 
     @plain_modes()
     def untrained(self) -> Model:
-        """The same architecture with re-initialised weights, for the same images, on the same device, in the same type.
+        """The same architecture with re-initialised weights, for the same images, on the same
+        device, in the same type.
 
         A model that is untrained is its own baseline."""
         if self.make_untrained is None or not self.weights.trained:
@@ -159,7 +172,8 @@ def make_model(
     weights: Weights,
     make_untrained: Callable[[], Model] | None = None,
 ) -> Model:
-    """Recognise the family and put everything together. Raises ModelError for a network of an unknown family."""
+    """Recognise the family and put everything together. Raises ModelError for a network of an
+    unknown family."""
     adapter = find_adapter(network, name)
     network.eval()
     return Model(name, network, adapter, spec, weights, make_untrained)

@@ -1,4 +1,5 @@
-"""One dry forward pass: which modules run, in which order, how often, and what shapes they return."""
+"""One dry forward pass: which modules run, in which order, how often, and what shapes they
+return."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ class Call:
 
 
 def trace(module: nn.Module, input_size: tuple[int, int, int]) -> tuple[Call, ...]:
-    """All calls of named modules in the order in which they finish, for a batch of two blank images [2, 3, H, W].
+    """All calls of named modules in the order in which they finish, for a batch of two blank images
+    [2, 3, H, W].
 
     The module is run in eval mode without gradients and left as it was found."""
     calls: list[Call] = []
@@ -34,12 +36,18 @@ def trace(module: nn.Module, input_size: tuple[int, int, int]) -> tuple[Call, ..
         calls.append(Call(call.path, call.number, shape))
 
     # Not inference_mode: what a network caches in its first pass must stay usable for gradients.
-    with evaluating(module), torch.no_grad(), hooks.hooked(module, hooks.all_paths(module), record) as passes:
+    with (
+        evaluating(module),
+        torch.no_grad(),
+        hooks.hooked(module, hooks.all_paths(module), record) as passes,
+    ):
         passes.run(blank_images(module, input_size))
     return tuple(calls)
 
 
-def blank_images(module: nn.Module, input_size: tuple[int, int, int], n: int = BATCH) -> torch.Tensor:
+def blank_images(
+    module: nn.Module, input_size: tuple[int, int, int], n: int = BATCH
+) -> torch.Tensor:
     """Zeros [n, 3, H, W] on the device and in the type of the module's parameters."""
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     return torch.zeros(n, *input_size, device=like.device, dtype=like.dtype)

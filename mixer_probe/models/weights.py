@@ -1,5 +1,5 @@
-"""Weights of a file matched to a network: found inside of what training scripts put around them, and refused with a sentence
-when they do not fit whole."""
+"""Weights of a file matched to a network: found inside of what training scripts put around them,
+and refused with a sentence when they do not fit whole."""
 
 from __future__ import annotations
 
@@ -24,11 +24,22 @@ StateDict = dict[str, torch.Tensor]
 _DEPTH = 4
 # Names of the file that are compared with those of the network, to tell a renaming.
 _MOST = 2000
-# What training code calls a network that it holds; timm's conversions are tried on what is under these.
-_PREFIXES = ("module.", "model.", "net.", "network.", "backbone.", "encoder.", "teacher.", "student.")
+# What training code calls a network that it holds; timm's conversions are tried on what is under
+# these.
+_PREFIXES = (
+    "module.",
+    "model.",
+    "net.",
+    "network.",
+    "backbone.",
+    "encoder.",
+    "teacher.",
+    "student.",
+)
 # Modules that torch puts around parts of a network.
 _INSIDE = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-# Of several that fit, averages over training come first, as timm takes them, and DINO's student last.
+# Of several that fit, averages over training come first, as timm takes them, and DINO's student
+# last.
 _AVERAGES = {"ema", "averaged", "swa", "teacher"}
 # What training code keeps by the names of the weights, and is none.
 _NO_WEIGHTS = re.compile(r"optim|momentum|exp_avg|grad", re.IGNORECASE)
@@ -40,8 +51,8 @@ _WEIGHTS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 @dataclass(frozen=True)
 class _Fit:
-    """Weights that fill a network: `place` are the keys above them in the file, `left` the tensors beside them that are of no use
-    to the network."""
+    """Weights that fill a network: `place` are the keys above them in the file, `left` the tensors
+    beside them that are of no use to the network."""
 
     place: str
     weights: StateDict
@@ -57,20 +68,25 @@ class _Fit:
 def load_into(network: nn.Module, content: Mapping[Any, Any], source: str) -> str:
     """Load the weights that fit, whole: every tensor of the network is in the file, in its shape.
 
-    They are searched in nested mappings, under any prefix; where none fits, timm's own conversion of other people's keys is
-    tried (`checkpoint_filter_fn`; for the arrays of Google's npz files `load_pretrained`, and the published names of its Mixers).
-    Of several that fit, averages over training (`state_dict_ema`, a DINO `teacher`, ...) come first. Returns a note of which were
+    They are searched in nested mappings, under any prefix; where none fits, timm's own conversion
+    of other people's keys is tried (`checkpoint_filter_fn`; for the arrays of Google's npz files
+    `load_pretrained`, and the published names of its Mixers). Of several that fit, averages over
+    training (`state_dict_ema`, a DINO `teacher`, ...) come first. Returns a note of which were
     taken, and what beside them was left out.
 
-    Raises CheckpointError, and leaves the network as it was, when nothing fits (with what differs), and for weights that are not
-    finite dense numbers of a floating-point type."""
+    Raises CheckpointError, and leaves the network as it was, when nothing fits (with what differs),
+    and for weights that are not finite dense numbers of a floating-point type."""
     if any(isinstance(value, np.ndarray) for value in content.values()):
         content = tensors_of(network, content, source)
     options = [(place, tensors) for place, tensors in _mappings(content, "", _DEPTH, {}) if tensors]
     if not options:
-        raise CheckpointError(f"checkpoint {source} holds no named tensors; save the network's state_dict()")
+        raise CheckpointError(
+            f"checkpoint {source} holds no named tensors; save the network's state_dict()"
+        )
     target = _Target(network, source)
-    fits = [fit for place, tensors in options for fit in target.fits(place, tensors)] or list(target.converted(options))
+    fits = [fit for place, tensors in options for fit in target.fits(place, tensors)] or list(
+        target.converted(options)
+    )
     if not fits:
         raise CheckpointError(target.misfit(options))
     best = min(fits, key=lambda fit: fit.rank)
@@ -88,21 +104,39 @@ def load_into(network: nn.Module, content: Mapping[Any, Any], source: str) -> st
     return " ".join(notes)
 
 
-def _mappings(content: Mapping[Any, Any], place: str, depth: int, seen: dict[int, int]) -> Iterator[tuple[str, StateDict]]:
-    """(keys above, tensors by name) of the mapping and of those inside it. Since they can hold each other, one is looked at again
-    only where more of its inside is within the `depth`, which `seen` has of each."""
+def _mappings(
+    content: Mapping[Any, Any], place: str, depth: int, seen: dict[int, int]
+) -> Iterator[tuple[str, StateDict]]:
+    """(keys above, tensors by name) of the mapping and of those inside it. Since they can hold each
+    other, one is looked at again only where more of its inside is within the `depth`, which `seen`
+    has of each."""
     seen[id(content)] = depth
-    yield place, {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
+    yield (
+        place,
+        {
+            key: value
+            for key, value in content.items()
+            if isinstance(key, str) and isinstance(value, torch.Tensor)
+        },
+    )
     if depth:
         for key, value in content.items():
-            if isinstance(value, Mapping) and seen.get(id(value), -1) < depth - 1 and not _NO_WEIGHTS.search(str(key)):
+            if (
+                isinstance(value, Mapping)
+                and seen.get(id(value), -1) < depth - 1
+                and not _NO_WEIGHTS.search(str(key))
+            ):
                 yield from _mappings(value, f"{place}{key}.", depth - 1, seen)
 
 
-def _under_prefixes(tensors: StateDict, prefix: str = "", depth: int = _DEPTH) -> Iterator[tuple[str, StateDict]]:
+def _under_prefixes(
+    tensors: StateDict, prefix: str = "", depth: int = _DEPTH
+) -> Iterator[tuple[str, StateDict]]:
     yield prefix, tensors
     for word in (*_PREFIXES, "_orig_mod.") if depth else ():
-        part = {key.removeprefix(word): value for key, value in tensors.items() if key.startswith(word)}
+        part = {
+            key.removeprefix(word): value for key, value in tensors.items() if key.startswith(word)
+        }
         if part:
             yield from _under_prefixes(part, prefix + word, depth - 1)
 
@@ -119,39 +153,75 @@ class _Target:
         names = {self._bare(key): key for key in tensors}
         if len(names) < len(tensors):
             names = {key: key for key in tensors}
-        for prefix in (name.removesuffix(self.needed[0]) for name in names if name.endswith(self.needed[0])):
+        for prefix in (
+            name.removesuffix(self.needed[0]) for name in names if name.endswith(self.needed[0])
+        ):
             if prefix and not prefix.endswith("."):
                 continue
-            if not all(prefix + k in names and tensors[names[prefix + k]].shape == self.own[k].shape for k in self.needed):
+            if not all(
+                prefix + k in names and tensors[names[prefix + k]].shape == self.own[k].shape
+                for k in self.needed
+            ):
                 continue
-            mine = {name.removeprefix(prefix): key for name, key in names.items() if name.startswith(prefix)}
+            mine = {
+                name.removeprefix(prefix): key
+                for name, key in names.items()
+                if name.startswith(prefix)
+            }
             if all(key in self.own or _LOSSES.search(key) for key in mine):
                 weights = {key: tensors[mine[key]] for key in self.own if key in mine}
                 used = {mine[key] for key in weights}
-                yield _Fit(place + prefix, weights, tuple(key for key in tensors if key not in used), converted)
+                yield _Fit(
+                    place + prefix,
+                    weights,
+                    tuple(key for key in tensors if key not in used),
+                    converted,
+                )
 
     def _bare(self, key: str) -> str:
         """The key without the modules that torch put around parts of the network."""
         parts = key.split(".")
         inside = _INSIDE if any(".module." in name for name in self.own) else {*_INSIDE, "module"}
-        return ".".join(part for i, part in enumerate(parts) if part not in inside or (i == 0 and part == "module"))
+        return ".".join(
+            part
+            for i, part in enumerate(parts)
+            if part not in inside or (i == 0 and part == "module")
+        )
 
     def converted(self, options: list[tuple[str, StateDict]]) -> Iterator[_Fit]:
-        """What fits after timm's own conversion of the original authors' checkpoints, where the model's file has one."""
+        """What fits after timm's own conversion of the original authors' checkpoints, where the
+        model's file has one."""
         home = sys.modules.get(type(self.network).__module__)
-        convert: Callable[..., Mapping[str, torch.Tensor]] | None = getattr(home, "checkpoint_filter_fn", None)
+        convert: Callable[..., Mapping[str, torch.Tensor]] | None = getattr(
+            home, "checkpoint_filter_fn", None
+        )
         if convert is None:
             return
         for place, tensors in options:
             for prefix, part in _under_prefixes(tensors):
                 try:
-                    found = {k: v for k, v in convert(dict(part), self.network).items() if isinstance(v, torch.Tensor)}
-                except (KeyError, IndexError, RuntimeError, ValueError, AttributeError, AssertionError, TypeError):
-                    continue  # The conversion expects another network's keys: others are reported as they were given.
+                    found = {
+                        k: v
+                        for k, v in convert(dict(part), self.network).items()
+                        if isinstance(v, torch.Tensor)
+                    }
+                except (
+                    KeyError,
+                    IndexError,
+                    RuntimeError,
+                    ValueError,
+                    AttributeError,
+                    AssertionError,
+                    TypeError,
+                ):
+                    # The conversion expects another network's keys: others are reported as they
+                    # were given.
+                    continue
                 yield from self.fits(place + prefix, found, converted=True)
 
     def checked(self, weights: StateDict) -> StateDict:
-        """The weights in the types of the network. Raises CheckpointError for any that are not finite dense numbers."""
+        """The weights in the types of the network. Raises CheckpointError for any that are not
+        finite dense numbers."""
         found = {}
         for key, value in weights.items():
             if key.endswith(_COUNTS):
@@ -159,9 +229,14 @@ class _Target:
                 continue
             own = self.own[key]
             number = own.is_floating_point()
-            fits = value.dtype in _WEIGHTS if number else not (value.is_floating_point() or value.is_complex())
+            fits = (
+                value.dtype in _WEIGHTS
+                if number
+                else not (value.is_floating_point() or value.is_complex())
+            )
             forms = {
-                f"sparse ({str(value.layout).removeprefix('torch.')})": value.layout is not torch.strided,
+                f"sparse ({str(value.layout).removeprefix('torch.')})": value.layout
+                is not torch.strided,
                 "quantised": value.is_quantized,
                 "without values (on torch's meta device)": value.is_meta,
                 "nested": value.is_nested,
@@ -169,24 +244,35 @@ class _Target:
             }
             wrong = next((form for form, holds in forms.items() if holds), None)
             if wrong is not None:
-                wanted = "float32, float16, bfloat16 or float64" if number else str(own.dtype).removeprefix("torch.")
+                wanted = (
+                    "float32, float16, bfloat16 or float64"
+                    if number
+                    else str(own.dtype).removeprefix("torch.")
+                )
                 raise CheckpointError(
-                    f"'{key}' in checkpoint {self.source} is {wrong}, and weights are dense tensors of {wanted}"
+                    f"'{key}' in checkpoint {self.source} is {wrong}, and weights are dense "
+                    f"tensors of {wanted}"
                 )
             found[key] = value.to(own.dtype)
         # A network may itself keep an infinite constant.
         bad = [key for key, value in found.items() if not _finite(value) and _finite(self.own[key])]
         if bad:
             raise CheckpointError(
-                f"{len(bad)} of {len(found)} tensors in checkpoint {self.source} have values that are NaN or infinite, the first "
-                f"of them '{bad[0]}'; give a checkpoint of finite weights"
+                f"{len(bad)} of {len(found)} tensors in checkpoint {self.source} have values that "
+                f"are NaN or infinite, the first of them '{bad[0]}'; give a checkpoint of finite "
+                "weights"
             )
         return found
 
     def misfit(self, options: list[tuple[str, StateDict]]) -> str:
-        """A sentence on the weights of the file that come closest: what differs, the names of both, and a helpful renaming."""
+        """A sentence on the weights of the file that come closest: what differs, the names of both,
+        and a helpful renaming."""
         own = self.own
-        parts = [part for _, tensors in options for _, part in _under_prefixes({self._bare(k): v for k, v in tensors.items()})]
+        parts = [
+            part
+            for _, tensors in options
+            for _, part in _under_prefixes({self._bare(k): v for k, v in tensors.items()})
+        ]
         nearest = max(parts, key=lambda part: (sum(key in own for key in part), len(part)))
         shapes = [
             f"'{k}' has shape {tuple(nearest[k].shape)}, the network needs {tuple(own[k].shape)}"
@@ -201,7 +287,8 @@ class _Target:
             *(f"{quoted(k)} is not in the network" for k in unexpected),
         ]
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-        # The one replacement in names that most often makes an unexpected tensor a missing one of the same shape.
+        # The one replacement in names that most often makes an unexpected tensor a missing one of
+        # the same shape.
         replacements = Counter(
             pair
             for key in missing
@@ -214,8 +301,9 @@ class _Target:
                 renaming = f"; {count} would fit with {quoted(theirs)} renamed {quoted(ours)}"
         in_file, in_network = (first_and_more(map(quoted, names), 3) for names in (nearest, own))
         return (
-            f"checkpoint {self.source} does not fit {type(self.network).__name__}: {'; '.join(differences[:3])}{more} "
-            f"(in the file: {in_file}; in the network: {in_network}{renaming})"
+            f"checkpoint {self.source} does not fit {type(self.network).__name__}: "
+            f"{'; '.join(differences[:3])}{more} (in the file: {in_file}; in the network: "
+            f"{in_network}{renaming})"
         )
 
 
@@ -223,7 +311,10 @@ def check_finite(network: nn.Module, source: str) -> None:
     """Raise CheckpointError for weights that timm has loaded and that are not finite."""
     bad = [name for name, parameter in network.named_parameters() if not _finite(parameter)]
     if bad:
-        raise CheckpointError(f"the weights of {source} have values that are NaN or infinite, the first of them in '{bad[0]}'")
+        raise CheckpointError(
+            f"the weights of {source} have values that are NaN or infinite, the first of them in "
+            f"'{bad[0]}'"
+        )
 
 
 def _finite(value: torch.Tensor) -> bool:
@@ -235,9 +326,13 @@ def _shown(place: str) -> str:
 
 
 def _difference(name: str, key: str) -> tuple[str, str] | None:
-    """What is left of two dotted names without the parts that both begin and end with; None where nothing is the same."""
+    """What is left of two dotted names without the parts that both begin and end with; None where
+    nothing is the same."""
     a, b = name.split("."), key.split(".")
     start = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
-    end = next((i for i, (x, y) in enumerate(zip(a[start:][::-1], b[start:][::-1])) if x != y), min(len(a), len(b)) - start)
+    end = next(
+        (i for i, (x, y) in enumerate(zip(a[start:][::-1], b[start:][::-1])) if x != y),
+        min(len(a), len(b)) - start,
+    )
     left = ".".join(a[start : len(a) - end]), ".".join(b[start : len(b) - end])
     return left if start + end else None

@@ -61,8 +61,11 @@ def heading(figure: FigureBase, text: str) -> None:
     figure.suptitle(text, x=0.01, ha="left", fontweight="bold", fontsize=10)
 
 
-def colour_bar(figure: FigureBase, axes: Any, colours: str, label: str, *, low: float = -1, **place: Any) -> None:
-    """A colour bar from `low` to 1 beside `axes`; `place` are options of `Figure.colorbar` such as shrink, aspect and pad."""
+def colour_bar(
+    figure: FigureBase, axes: Any, colours: str, label: str, *, low: float = -1, **place: Any
+) -> None:
+    """A colour bar from `low` to 1 beside `axes`; `place` are options of `Figure.colorbar` such as
+    shrink, aspect and pad."""
     mappable = ScalarMappable(Normalize(low, 1), colours)
     bar = figure.colorbar(mappable, ax=axes, ticks=sorted({low, 0, 1}), **place)
     bar.set_label(label, fontsize=7.5)
@@ -70,7 +73,8 @@ def colour_bar(figure: FigureBase, axes: Any, colours: str, label: str, *, low: 
 
 
 def colour_of(names: Iterable[str]) -> dict[str, str]:
-    """One colour per name, in order of first appearance; an untrained baseline has the colour of its network."""
+    """One colour per name, in order of first appearance; an untrained baseline has the colour of
+    its network."""
     bases = dict.fromkeys(base_name(name) for name in names)
     return {base: COLOURS[i % len(COLOURS)] for i, base in enumerate(bases)}
 
@@ -82,7 +86,8 @@ def marker_of(names: Iterable[str]) -> dict[str, str]:
 
 
 def line_style(model: ModelRecord, colour: str, marker: str) -> dict[str, Any]:
-    """Solid lines and full markers for trained networks, dotted lines and open markers for untrained ones."""
+    """Solid lines and full markers for trained networks, dotted lines and open markers for
+    untrained ones."""
     style = {"color": colour, "marker": marker, "linestyle": "-" if model.trained else ":"}
     return style if model.trained else {**style, "markerfacecolor": "white"}
 
@@ -91,11 +96,15 @@ def line_styles(models: Sequence[ModelRecord]) -> dict[str, dict[str, Any]]:
     """The line style of each model by name; a baseline has the colour and marker of its network."""
     names = [model.name for model in models]
     colours, markers = colour_of(names), marker_of(names)
-    return {m.name: line_style(m, colours[base_name(m.name)], markers[base_name(m.name)]) for m in models}
+    return {
+        m.name: line_style(m, colours[base_name(m.name)], markers[base_name(m.name)])
+        for m in models
+    }
 
 
 def model_label(model: ModelRecord | None) -> str:
-    """How figures call a model: its short name, that it is untrained where the name does not say so, and no formula."""
+    """How figures call a model: its short name, that it is untrained where the name does not say
+    so, and no formula."""
     if model is None:
         return "?"
     known = model.trained or "untrained" in model.name or model.family == "pixels"

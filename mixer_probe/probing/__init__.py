@@ -1,9 +1,16 @@
-"""What a linear map can read from a representation: scikit-learn estimators, and probes of every layer."""
+"""What a linear map can read from a representation: scikit-learn estimators, and probes of every
+layer."""
 
 from __future__ import annotations
 
 from mixer_probe.linear.classifier import ProbePath
-from mixer_probe.linear.logistic import LogisticPath, LogisticProbe, default_logistic_l2, logistic_path, logistic_paths
+from mixer_probe.linear.logistic import (
+    LogisticPath,
+    LogisticProbe,
+    default_logistic_l2,
+    logistic_path,
+    logistic_paths,
+)
 from mixer_probe.linear.moments import RidgeMoments
 from mixer_probe.linear.ridge import default_l2
 from mixer_probe.linear.ridge_path import RidgePath
@@ -20,7 +27,12 @@ from mixer_probe.probing.mdl import ControlCode, OnlineCode, code_sample, contro
 from mixer_probe.probing.methods import FITTERS
 from mixer_probe.probing.patch_position import PatchPosition, patch_position_probe
 from mixer_probe.probing.positionwise import PositionProbe, position_probe
-from mixer_probe.probing.predictions import Calibration, ConfusionMatrix, calibration, confusion_matrix
+from mixer_probe.probing.predictions import (
+    Calibration,
+    ConfusionMatrix,
+    calibration,
+    confusion_matrix,
+)
 from mixer_probe.probing.scores import (
     balanced_interval,
     combined_interval,
@@ -30,7 +42,14 @@ from mixer_probe.probing.scores import (
 )
 from mixer_probe.probing.streaming import stream_probe
 from mixer_probe.probing.target_probe import TargetProbe, target_probe
-from mixer_probe.probing.targets import Target, binned, image_targets, planted_images, shifted_images, targets_from_csv
+from mixer_probe.probing.targets import (
+    Target,
+    binned,
+    image_targets,
+    planted_images,
+    shifted_images,
+    targets_from_csv,
+)
 from mixer_probe.probing.transfer import matched, transfer_probe
 from mixer_probe.stats import wilson_interval
 

@@ -53,16 +53,33 @@ from mixer_probe.probing.patch_position import decodable_layers
 from mixer_probe.probing.runs import Runs, train_labels
 from mixer_probe.probing.targets import PROPERTIES
 from mixer_probe.probing.transfer import MatchedRepresentations
-from mixer_probe.probing.views.controls import code_section, control_code_section, control_section, random_label_section
-from mixer_probe.probing.views.positions import attentive_section, patch_position_section, position_probe_section, target_section
-from mixer_probe.probing.views.probes import calibration_section, confusion_section, few_shot_section, probe_section
+from mixer_probe.probing.views.controls import (
+    code_section,
+    control_code_section,
+    control_section,
+    random_label_section,
+)
+from mixer_probe.probing.views.positions import (
+    attentive_section,
+    patch_position_section,
+    position_probe_section,
+    target_section,
+)
+from mixer_probe.probing.views.probes import (
+    calibration_section,
+    confusion_section,
+    few_shot_section,
+    probe_section,
+)
 
 # With fewer images per class a code mostly reflects how rare the classes are.
 _IMAGES_PER_CLASS = 5
-# Images that a study samples, and penalties, so that the probes of patch positions take seconds per network.
+# Images that a study samples, and penalties, so that the probes of patch positions take seconds per
+# network.
 PLACE_IMAGES = 120
 PLACE_RIDGES = (1e-5, 1e-3, 1e-1)
-# Layers with maps of positions: more are hard to compare, and each is stored with all its positions.
+# Layers with maps of positions: more are hard to compare, and each is stored with all its
+# positions.
 POSITION_LAYERS = 4
 
 
@@ -80,12 +97,18 @@ def _probe(i: Inputs) -> ProbeResult:
     if found := i.results(ProbeResult):
         return found[0]
     method = i.settings.probe_method
-    options: dict[str, Any] = {"probabilities": "calibration" in i.settings.probes and method in PROBABILISTIC}
-    return i.keep("linear probe", lambda: linear_probe(*runs(i), method=method, untrained=_untrained(i), **options))
+    options: dict[str, Any] = {
+        "probabilities": "calibration" in i.settings.probes and method in PROBABILISTIC
+    }
+    return i.keep(
+        "linear probe",
+        lambda: linear_probe(*runs(i), method=method, untrained=_untrained(i), **options),
+    )
 
 
 def read_groups(path: str | None) -> dict[str, str] | None:
-    """Group of every class, from a table; None for none. Raises ImagesError for one that cannot be read or lacks the columns."""
+    """Group of every class, from a table; None for none. Raises ImagesError for one that cannot be
+    read or lacks the columns."""
     if path is None:
         return None
     try:
@@ -93,7 +116,9 @@ def read_groups(path: str | None) -> dict[str, str] | None:
     except (OSError, ValueError) as error:
         raise ImagesError(f"cannot read the groups {path}: {str(error).splitlines()[0]}") from error
     if not {"class", "group"} <= set(table.columns):
-        raise ImagesError(f"{path} needs the columns class and group, it has {', '.join(map(str, table.columns))}")
+        raise ImagesError(
+            f"{path} needs the columns class and group, it has {', '.join(map(str, table.columns))}"
+        )
     return dict(zip(table["class"], table["group"], strict=True))
 
 
@@ -108,64 +133,91 @@ def _coded(i: Inputs, code: Callable[..., Result], **options: Any) -> Result:
     size, classes = min(len(y), SAMPLE_IMAGES), len(np.unique(y))
     if size < _IMAGES_PER_CLASS * classes:
         raise MeasureError(
-            f"{size} images of {classes} classes are too few for a description length; use at least {_IMAGES_PER_CLASS} per class"
+            f"{size} images of {classes} classes are too few for a description length; use at "
+            f"least {_IMAGES_PER_CLASS} per class"
         )
     return code(code_sample(reps, seed=s.seed), seed=s.seed, **SAMPLE_OPTIONS, **options)
 
 
 def _targets(i: Inputs) -> list[Result]:
     pair = runs(i, labelled=False)
-    found = i.share("targets", lambda: study_targets((i.train or i.images, i.images), i.settings.targets))
-    # As many images are the same images, in the same order, though ids of a transfer begin with the name of their set.
-    sides = [[replace(t, ids=run.ids) if len(run.ids) == len(t.ids) else t for t in side] for run, side in zip(pair, found)]
+    found = i.share(
+        "targets", lambda: study_targets((i.train or i.images, i.images), i.settings.targets)
+    )
+    # As many images are the same images, in the same order, though ids of a transfer begin with the
+    # name of their set.
+    sides = [
+        [replace(t, ids=run.ids) if len(run.ids) == len(t.ids) else t for t in side]
+        for run, side in zip(pair, found)
+    ]
     return [target_probe(*pair, *sides, untrained=_untrained(i, labelled=False))]
 
 
-def study_targets(pair: Sequence[Images], specs: Sequence[str]) -> tuple[tuple[Target, ...], tuple[Target, ...]]:
+def study_targets(
+    pair: Sequence[Images], specs: Sequence[str]
+) -> tuple[tuple[Target, ...], tuple[Target, ...]]:
     """Targets of both sets of images by name, all properties of images without any.
 
-    Raises MeasureError for a name that is neither a property nor FILE.csv:COLUMN, and ImagesError for tables that don't fit."""
+    Raises MeasureError for a name that is neither a property nor FILE.csv:COLUMN, and ImagesError
+    for tables that don't fit."""
     sides = []
     for images in pair:
         targets = list(image_targets(images)) if not specs else []
         for spec in specs:
             path, colon, column = spec.rpartition(":")
-            targets += [targets_from_csv(path, images, column)] if colon else image_targets(images, [spec])
+            targets += (
+                [targets_from_csv(path, images, column)] if colon else image_targets(images, [spec])
+            )
         sides.append(tuple(targets))
     return sides[0], sides[1]
 
 
 def check_target(spec: str) -> str:
-    """The name as it is. Raises MeasureError unless it is a property of images or FILE.csv:COLUMN."""
+    """The name as it is. Raises MeasureError unless it is a property of images or
+    FILE.csv:COLUMN."""
     path, colon, column = spec.rpartition(":")
     if colon and path and column:
         return spec
     if spec not in PROPERTIES:
-        raise MeasureError(f"a target is FILE.csv:COLUMN or a property of images, not '{spec}'; {closest(spec, PROPERTIES)}")
+        raise MeasureError(
+            f"a target is FILE.csv:COLUMN or a property of images, not '{spec}'; "
+            f"{closest(spec, PROPERTIES)}"
+        )
     return spec
 
 
 def runs_of(train: Representations, test: Representations, labelled: bool = True) -> Runs:
-    """The pair as probes take it: classes of another data set matched by name, where classes are needed.
+    """The pair as probes take it: classes of another data set matched by name, where classes are
+    needed.
 
-    Raises ImagesError for classes that only the test images have, and for missing labels or names."""
+    Raises ImagesError for classes that only the test images have, and for missing labels or
+    names."""
     if train.images.name == test.images.name and train.class_names == test.class_names:
         return train, test
     if labelled:
         return matched(train, test)
-    # Ids that begin with the data set's name, and no classes: two folders may have files of the same names.
-    first, second = (MatchedRepresentations(reps, np.zeros(len(reps.ids), dtype=np.int64), None) for reps in (train, test))
+    # Ids that begin with the data set's name, and no classes: two folders may have files of the
+    # same names.
+    first, second = (
+        MatchedRepresentations(reps, np.zeros(len(reps.ids), dtype=np.int64), None)
+        for reps in (train, test)
+    )
     return first, second
 
 
 def _patch_positions(i: Inputs) -> list[Result]:
-    """Decoding of patch positions after every layer; of a sample of the images where the settings say so."""
+    """Decoding of patch positions after every layer; of a sample of the images where the settings
+    say so."""
     model, s = i.model, i.settings
     layers = decodable_layers(model)
     options: dict[str, Any] = {"batch_size": s.batch_size, "untrained": s.baselines}
     if s.sampled_probes:
         options["ridges"] = PLACE_RIDGES
-    return [patch_position_probe(model, i.sample(PLACE_IMAGES if s.sampled_probes else None), layers=layers, **options)]
+    return [
+        patch_position_probe(
+            model, i.sample(PLACE_IMAGES if s.sampled_probes else None), layers=layers, **options
+        )
+    ]
 
 
 def _by_position(i: Inputs) -> Runs:
@@ -178,8 +230,15 @@ def _by_position(i: Inputs) -> Runs:
             raise MeasureError(f"none of the selected layers of {model.name} has positions")
         names = [layers[k].name for k in spread(layers, POSITION_LAYERS)]
         images, folder = i.image_parts, Path(i.open(tempfile.TemporaryDirectory()))
-        options: dict[str, Any] = {"reduce": "none", "batch_size": s.batch_size, "autocast": s.autocast}
-        train, test = (extract(model, part, names, out=folder / f"{k}.zarr", **options) for k, part in enumerate(images))
+        options: dict[str, Any] = {
+            "reduce": "none",
+            "batch_size": s.batch_size,
+            "autocast": s.autocast,
+        }
+        train, test = (
+            extract(model, part, names, out=folder / f"{k}.zarr", **options)
+            for k, part in enumerate(images)
+        )
         return runs_of(train, test)
 
     return i.keep("runs by position", extracted)
@@ -204,7 +263,11 @@ ROOM = Room(
             "few-shot probe",
             "How accurate is a probe trained on few images per class?",
             (FewShotResult,),
-            lambda i: [few_shot_probe(*runs(i), i.settings.shots, preset=i.settings.few_shot, untrained=_untrained(i))],
+            lambda i: [
+                few_shot_probe(
+                    *runs(i), i.settings.shots, preset=i.settings.few_shot, untrained=_untrained(i)
+                )
+            ],
             labelled=True,
             pixels=True,
         ),
@@ -231,7 +294,14 @@ ROOM = Room(
             "control tasks",
             "Is a probe accurate because of the activations, or because it can fit any labels?",
             (ControlTask,),
-            lambda i: [control_task(*runs(i), read_groups(i.settings.groups), seed=i.settings.seed, untrained=_untrained(i))],
+            lambda i: [
+                control_task(
+                    *runs(i),
+                    read_groups(i.settings.groups),
+                    seed=i.settings.seed,
+                    untrained=_untrained(i),
+                )
+            ],
             labelled=True,
             pixels=True,
         ),

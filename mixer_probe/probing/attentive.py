@@ -1,9 +1,11 @@
-"""An attentive probe: one learned query attends to all positions, and a linear head predicts the class from the pooled features.
+"""An attentive probe: one learned query attends to all positions, and a linear head predicts the
+class from the pooled features.
 
-The attention over the S positions of an image is softmax_s(q'z_s / sqrt(p) + b_s) with features z standardised by channel, a
-query q [p] and, unless switched off, a bias b_s of each position; the head is linear in sum_s a_s z_s. This is attention pooling
-with one head (attentive probing, Chen et al. 2022, "Context Autoencoder"), its key and value maps absorbed into query and head.
-The query starts at zero, so that training starts from the linear probe of the mean over positions.
+The attention over the S positions of an image is softmax_s(q'z_s / sqrt(p) + b_s) with features z
+standardised by channel, a query q [p] and, unless switched off, a bias b_s of each position; the
+head is linear in sum_s a_s z_s. This is attention pooling with one head (attentive probing, Chen et
+al. 2022, "Context Autoencoder"), its key and value maps absorbed into query and head. The query
+starts at zero, so that training starts from the linear probe of the mean over positions.
 """
 
 from __future__ import annotations
@@ -26,7 +28,12 @@ from mixer_probe.core.switches import plain_modes
 from mixer_probe.core.validate import checked
 from mixer_probe.linear.classifier import check_two
 from mixer_probe.models.layer import Layer
-from mixer_probe.probing.positionwise import checked_runs, layers_with_positions, map_shape, warn_positions
+from mixer_probe.probing.positionwise import (
+    checked_runs,
+    layers_with_positions,
+    map_shape,
+    warn_positions,
+)
 from mixer_probe.probing.runs import fields, layer_frame, majority_rate
 from mixer_probe.similarity.inputs import RepresentationsLike
 from mixer_probe.stats import wilson_interval
@@ -36,14 +43,17 @@ _BLOCK = 1024
 
 
 class AttentiveProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """Attention pooling by one learned query and a linear head, for features [n, S, p]; get_params and score as in scikit-learn.
+    """Attention pooling by one learned query and a linear head, for features [n, S, p]; get_params
+    and score as in scikit-learn.
 
-    Trained by AdamW on the cross-entropy, with a learning rate that falls from `lr` along a half cosine, the same for the same
-    `seed` on one device. `position_bias` lets the query prefer positions, not only features; without it the probe knows where a
-    position is only from its features.
+    Trained by AdamW on the cross-entropy, with a learning rate that falls from `lr` along a half
+    cosine, the same for the same `seed` on one device. `position_bias` lets the query prefer
+    positions, not only features; without it the probe knows where a position is only from its
+    features.
 
-    After `fit`: `classes_` [K], `query_` [p], `bias_` [S], `coef_` [K, p], `intercept_` [K], `mean_` and `scale_` [p] (infinite
-    for constant channels), `loss_` the mean cross-entropy of the last epoch."""
+    After `fit`: `classes_` [K], `query_` [p], `bias_` [S], `coef_` [K, p], `intercept_` [K],
+    `mean_` and `scale_` [p] (infinite for constant channels), `loss_` the mean cross-entropy of the
+    last epoch."""
 
     @checked(MeasureError)
     def __init__(
@@ -76,7 +86,9 @@ class AttentiveProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes_, labels = np.unique(y, return_inverse=True)
         check_two(self.classes_)
         if len(values) != len(y):
-            raise MeasureError(f"there are {len(values)} images and {len(y)} labels: each image needs one")
+            raise MeasureError(
+                f"there are {len(values)} images and {len(y)} labels: each image needs one"
+            )
         self.mean_ = values.mean(axis=(0, 1), dtype=np.float64)
         deviation = np.sqrt(np.square(values - self.mean_).mean(axis=(0, 1)))
         constant = deviation <= 10 * float(np.finfo(np.float32).eps) * np.abs(self.mean_)
@@ -84,7 +96,9 @@ class AttentiveProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         target = torch.from_numpy(labels)
         _, positions, p = values.shape
         shapes = ((p,), (positions,), (p, len(self.classes_)), (len(self.classes_),))
-        parameters = [torch.zeros(shape, device=self.device, requires_grad=True) for shape in shapes]
+        parameters = [
+            torch.zeros(shape, device=self.device, requires_grad=True) for shape in shapes
+        ]
         learned = [part for part in parameters if self.position_bias or part is not parameters[1]]
         batches = max(1, -(-len(values) // self.batch_size))
         optimiser = torch.optim.AdamW(learned, lr=self.lr, weight_decay=self.weight_decay)
@@ -103,7 +117,9 @@ class AttentiveProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 schedule.step()
                 total += float(loss.detach()) * len(rows)
         self.loss_ = total / len(values)
-        self.query_, self.bias_, head, self.intercept_ = (part.detach().cpu().numpy() for part in parameters)
+        self.query_, self.bias_, head, self.intercept_ = (
+            part.detach().cpu().numpy() for part in parameters
+        )
         self.coef_ = head.T
         return self
 
@@ -123,33 +139,43 @@ class AttentiveProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         values = np.asarray(X.detach().cpu() if isinstance(X, Tensor) else X)
         if values.ndim != 3 or 0 in values.shape:
             raise MeasureError(
-                f"X has shape {values.shape}, but [image, position, channel] is needed: extract with reduce='none'"
+                f"X has shape {values.shape}, but [image, position, channel] is needed: extract "
+                "with reduce='none'"
             )
         if not np.isfinite(values).all():
-            raise MeasureError(f"{int((~np.isfinite(values)).sum())} of the features are NaN or infinite")
+            raise MeasureError(
+                f"{int((~np.isfinite(values)).sum())} of the features are NaN or infinite"
+            )
         return values
 
     def _scaled(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(((values - self.mean_) / self.scale_).astype(np.float32)).to(self.device)
+        return torch.from_numpy(((values - self.mean_) / self.scale_).astype(np.float32)).to(
+            self.device
+        )
 
     def _fitted_blocks(self, X: Any) -> list[np.ndarray]:
         check_is_fitted(self)
         values = self._features(X)
         if values.shape[1:] != (len(self.bias_), len(self.query_)):
             raise MeasureError(
-                f"X has {values.shape[1]} positions of {values.shape[2]} channels, but the probe was fitted on "
-                f"{len(self.bias_)} of {len(self.query_)}"
+                f"X has {values.shape[1]} positions of {values.shape[2]} channels, but the probe "
+                f"was fitted on {len(self.bias_)} of {len(self.query_)}"
             )
         return [values[start : start + _BLOCK] for start in range(0, len(values), _BLOCK)]
 
     @plain_modes()
     def _attend(self, block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        parameters = (torch.from_numpy(part).to(self.device) for part in (self.query_, self.bias_, self.coef_.T, self.intercept_))
+        parameters = (
+            torch.from_numpy(part).to(self.device)
+            for part in (self.query_, self.bias_, self.coef_.T, self.intercept_)
+        )
         logits, attention = _attention_pooling(self._scaled(block), *parameters)
         return logits.double().softmax(1).cpu().numpy(), attention.cpu().numpy()
 
 
-def _attention_pooling(Z: Tensor, query: Tensor, bias: Tensor, head: Tensor, intercept: Tensor) -> tuple[Tensor, Tensor]:
+def _attention_pooling(
+    Z: Tensor, query: Tensor, bias: Tensor, head: Tensor, intercept: Tensor
+) -> tuple[Tensor, Tensor]:
     """Logits [b, K] and attention [b, S] for standardised features [b, S, p]."""
     attention = (Z @ query / len(query) ** 0.5 + bias).softmax(dim=1)
     pooled = (attention[:, None] @ Z)[:, 0]
@@ -160,9 +186,10 @@ def _attention_pooling(Z: Tensor, query: Tensor, bias: Tensor, head: Tensor, int
 class AttentiveResult(Result):
     """Accuracy and attention of an attentive probe of every layer.
 
-    `accuracy`, `low` and `high` (Wilson's interval at 95 % over test images) are [L]; `attention[i]` [h, w] is the mean over test
-    images of the attention of layer i, 1 in sum; positions without a grid are one row. `chance` is the frequency of the most
-    frequent class of the test images. NaN marks layers with NaN or infinite features."""
+    `accuracy`, `low` and `high` (Wilson's interval at 95 % over test images) are [L];
+    `attention[i]` [h, w] is the mean over test images of the attention of layer i, 1 in sum;
+    positions without a grid are one row. `chance` is the frequency of the most frequent class of
+    the test images. NaN marks layers with NaN or infinite features."""
 
     title: ClassVar[str] = "Attentive probes"
 
@@ -184,19 +211,30 @@ class AttentiveResult(Result):
     seed: int
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per layer; `focus` is the largest attention weight times the number of positions, 1 if uniform."""
+        """One row per layer; `focus` is the largest attention weight times the number of positions,
+        1 if uniform."""
         focus = [float(part.max() * part.size) for part in self.attention]
-        scores, rest = fields(self, ("accuracy", "low", "high")), fields(self, ("chance", "n_train", "n_test", "classes", "p"))
+        scores, rest = (
+            fields(self, ("accuracy", "low", "high")),
+            fields(self, ("chance", "n_train", "n_test", "classes", "p")),
+        )
         return layer_frame(self, {**scores, "focus": focus, **rest})
 
 
-def attentive_probe(reps_train: RepresentationsLike, reps_test: RepresentationsLike, **settings: Any) -> AttentiveResult:
-    """Fit an `AttentiveProbe` with `settings` on every layer of `reps_train` that has positions, and test it on `reps_test`.
+def attentive_probe(
+    reps_train: RepresentationsLike, reps_test: RepresentationsLike, **settings: Any
+) -> AttentiveResult:
+    """Fit an `AttentiveProbe` with `settings` on every layer of `reps_train` that has positions,
+    and test it on `reps_test`.
 
-    Both are extracted with reduce="none"; prefix tokens are not used. Raises as `position_probe`."""
+    Both are extracted with reduce="none"; prefix tokens are not used. Raises as
+    `position_probe`."""
     y_train, y_test = checked_runs(reps_train, reps_test)
     layers, probe = layers_with_positions(reps_train), AttentiveProbe(**settings)
-    accuracy, attention = np.full((3, len(layers)), np.nan), [np.full(map_shape(layer), np.nan) for layer in layers]
+    accuracy, attention = (
+        np.full((3, len(layers)), np.nan),
+        [np.full(map_shape(layer), np.nan) for layer in layers],
+    )
     for i, layer in enumerate(layers):
         train, test = (np.asarray(run[layer.name]) for run in (reps_train, reps_test))
         if warn_positions(layer.name, train, test):
@@ -204,7 +242,9 @@ def attentive_probe(reps_train: RepresentationsLike, reps_test: RepresentationsL
         probe.fit(train, y_train)
         right = float((probe.predict(test) == y_test).sum())
         accuracy[:, i] = right / len(y_test), *wilson_interval(right, len(y_test))
-        attention[i] = probe.attention(test).mean(axis=0, dtype=np.float64).reshape(map_shape(layer))
+        attention[i] = (
+            probe.attention(test).mean(axis=0, dtype=np.float64).reshape(map_shape(layer))
+        )
     return AttentiveResult(
         model=reps_train.model,
         images_train=reps_train.images,

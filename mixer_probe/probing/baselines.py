@@ -23,22 +23,30 @@ _BATCH = 256
 
 
 def pixel_baseline(
-    images_train: ImageSource | Tensor, images_test: ImageSource | Tensor, size: int | tuple[int, int] | None = 32
+    images_train: ImageSource | Tensor,
+    images_test: ImageSource | Tensor,
+    size: int | tuple[int, int] | None = 32,
 ) -> tuple[Representations, Representations]:
-    """(train, test) of raw pixels, for `linear_probe(*pixel_baseline(train, test))` and every other probe.
+    """(train, test) of raw pixels, for `linear_probe(*pixel_baseline(train, test))` and every other
+    probe.
 
     Errors and `size` as for `raw_pixels`."""
     return raw_pixels(images_train, size), raw_pixels(images_test, size)
 
 
-def raw_pixels(images: ImageSource | Tensor, size: int | tuple[int, int] | None = 32) -> Representations:
-    """The pixels of every image as its features [image, height * width * 3], in one layer called "pixels" at depth 0.
+def raw_pixels(
+    images: ImageSource | Tensor, size: int | tuple[int, int] | None = 32
+) -> Representations:
+    """The pixels of every image as its features [image, height * width * 3], in one layer called
+    "pixels" at depth 0.
 
-    `size` (height, width) resizes as a network's own transform does: the shorter side to fit, the centre cut out; values are
-    0 to 1. None keeps the images' own size, the same for all. Tensors are finished inputs, averaged down to `size`.
+    `size` (height, width) resizes as a network's own transform does: the shorter side to fit, the
+    centre cut out; values are 0 to 1. None keeps the images' own size, the same for all. Tensors
+    are finished inputs, averaged down to `size`.
 
-    The model of the result is called "raw pixels", of family "pixels", untrained, without parameters. Raises ImagesError for
-    images of several sizes with size=None, a size below 1, and tensors that are smaller than `size`."""
+    The model of the result is called "raw pixels", of family "pixels", untrained, without
+    parameters. Raises ImagesError for images of several sizes with size=None, a size below 1, and
+    tensors that are smaller than `size`."""
     source = as_source(images)
     if size is None:
         sizes: dict[tuple[int, int], None] = {}
@@ -54,7 +62,10 @@ def raw_pixels(images: ImageSource | Tensor, size: int | tuple[int, int] | None 
                 break
         if len(sizes) > 1:
             (a, b), (c, d) = list(sizes)[:2]
-            raise ImagesError(f"the images have several sizes ({a}x{b}, {c}x{d}, ...): give size= to make them one")
+            raise ImagesError(
+                f"the images have several sizes ({a}x{b}, {c}x{d}, ...): give size= to make them "
+                "one"
+            )
         size = next(iter(sizes))
     shape = (size, size) if isinstance(size, int) else size
     if min(shape) < 1:
@@ -64,7 +75,8 @@ def raw_pixels(images: ImageSource | Tensor, size: int | tuple[int, int] | None 
         # What the transform returns has its shape already; only preprocessed tensors can be larger.
         if batch.shape[2] < shape[0] or batch.shape[3] < shape[1]:
             raise ImagesError(
-                f"a tensor of {batch.shape[2]}x{batch.shape[3]} px has no pixels for {shape[0]}x{shape[1]}: take a smaller size"
+                f"a tensor of {batch.shape[2]}x{batch.shape[3]} px has no pixels for "
+                f"{shape[0]}x{shape[1]}: take a smaller size"
             )
         resized = batch if tuple(batch.shape[2:]) == shape else F.adaptive_avg_pool2d(batch, shape)
         batches.append(resized.detach().cpu().float().permute(0, 2, 3, 1).flatten(1).numpy())
@@ -72,6 +84,17 @@ def raw_pixels(images: ImageSource | Tensor, size: int | tuple[int, int] | None 
     text = f"{RAW_PIXELS} {shape[0]}x{shape[1]}"
     model = ModelRecord(RAW_PIXELS, "pixels", False, "none", digest(text), 0, text)
     versions = {"mixer_probe": mixer_probe.__version__, "torch": torch.__version__}
-    record = RunRecord(model, source.record, (layer,), "mean", text, "torch.float32", "float32", versions)
+    record = RunRecord(
+        model, source.record, (layer,), "mean", text, "torch.float32", "float32", versions
+    )
     pixels = np.concatenate(batches)
-    return Representations(record, {layer.name: pixels}, {}, source.ids, source.labels, source.class_names, {}, keys_of(source))
+    return Representations(
+        record,
+        {layer.name: pixels},
+        {},
+        source.ids,
+        source.labels,
+        source.class_names,
+        {},
+        keys_of(source),
+    )

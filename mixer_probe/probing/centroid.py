@@ -1,6 +1,8 @@
-"""Nearest class mean: the class whose mean over the training images is nearest, by Euclidean distance or by cosine.
+"""Nearest class mean: the class whose mean over the training images is nearest, by Euclidean
+distance or by cosine.
 
-Leaving an image out changes only the mean of its own class, to m + (m - x) / (N - 1), so that leave-one-out is exact in one pass.
+Leaving an image out changes only the mean of its own class, to m + (m - x) / (N - 1), so that
+leave-one-out is exact in one pass.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ Metric = Literal["euclidean", "cosine"]
 
 @dataclass(frozen=True)
 class CentroidPath:
-    """The nearest-mean classifier of one training set: a `ProbePath` with a single value, NaN, since there is no hyperparameter.
+    """The nearest-mean classifier of one training set: a `ProbePath` with a single value, NaN,
+    since there is no hyperparameter.
 
-    `means` [K, p] of the classes `classes` [K], of `counts` [K] images each; features are scaled by `scale` [p] around `origin`
-    [p] first, the scale of a constant column is infinite. `train` are the scaled training images and their class indices."""
+    `means` [K, p] of the classes `classes` [K], of `counts` [K] images each; features are scaled by
+    `scale` [p] around `origin` [p] first, the scale of a constant column is infinite. `train` are
+    the scaled training images and their class indices."""
 
     classes: np.ndarray
     means: np.ndarray
@@ -45,8 +49,11 @@ class CentroidPath:
         return np.array([np.nan])
 
     def scores(self, X: Any) -> np.ndarray:
-        """Scores [1, n, K] of new images `X` [n, p]: the cosine, or minus half the squared distance up to a constant."""
-        return _scores((np.asarray(X, dtype=np.float64) - self.origin) / self.scale, self.means, self.metric)[None]
+        """Scores [1, n, K] of new images `X` [n, p]: the cosine, or minus half the squared distance
+        up to a constant."""
+        return _scores(
+            (np.asarray(X, dtype=np.float64) - self.origin) / self.scale, self.means, self.metric
+        )[None]
 
     def predict(self, X: Any) -> np.ndarray:
         """Predicted classes [1, n] of new images `X` [n, p]."""
@@ -59,7 +66,8 @@ class CentroidPath:
         return np.array([(self.leave_one_out_scores().argmax(axis=1) == self.train[1]).mean()])
 
     def leave_one_out_scores(self) -> np.ndarray:
-        """Scores [n, K] of each training image by means without it; -inf for a class without other images."""
+        """Scores [n, K] of each training image by means without it; -inf for a class without other
+        images."""
         Z, labels = self.train
         scores, others = _scores(Z, self.means, self.metric), self.counts[labels] - 1
         means = self.means[labels]
@@ -80,13 +88,16 @@ def _scores(Z: np.ndarray, means: np.ndarray, metric: Metric) -> np.ndarray:
 
 
 @checked(MeasureError)
-def centroid_path(X: Any, y: Any, values: Any = None, *, metric: Metric = "euclidean", standardize: bool = False) -> CentroidPath:
+def centroid_path(
+    X: Any, y: Any, values: Any = None, *, metric: Metric = "euclidean", standardize: bool = False
+) -> CentroidPath:
     """The nearest-mean classifier of features `X` [n, p] and classes `y` [n].
 
-    `standardize` scales every column to deviation 1 first, which makes Euclidean distance indifferent to units.
+    `standardize` scales every column to deviation 1 first, which makes Euclidean distance
+    indifferent to units.
 
-    Raises MeasureError for `values`, since there is no hyperparameter, an unknown metric and one class; ValueError for
-    input that scikit-learn refuses."""
+    Raises MeasureError for `values`, since there is no hyperparameter, an unknown metric and one
+    class; ValueError for input that scikit-learn refuses."""
     if values is not None:
         raise MeasureError("a nearest-mean probe has nothing to choose: leave values out")
     return _path(*checked_classes(CentroidProbe(), X, y), metric, standardize)
@@ -109,7 +120,8 @@ def _path(X: np.ndarray, y: np.ndarray, metric: Metric, standardize: bool) -> Ce
 class CentroidProbe(ScoreClassifier):
     """Nearest class mean, by Euclidean distance or by cosine; a scikit-learn estimator.
 
-    After `fit`: `classes_` [K], `means_` [K, p] of the scaled features, `origin_` and `scale_` [p], `n_features_in_`."""
+    After `fit`: `classes_` [K], `means_` [K, p] of the scaled features, `origin_` and `scale_` [p],
+    `n_features_in_`."""
 
     def __init__(self, metric: Metric = "euclidean", *, standardize: bool = False) -> None:
         self.metric = metric
@@ -118,7 +130,8 @@ class CentroidProbe(ScoreClassifier):
     def fit(self, X: Any, y: Any) -> CentroidProbe:
         """Fit to features `X` [n, p] and classes `y` [n].
 
-        Raises ValueError for what scikit-learn refuses (NaN, sparse input, ...), one class, and an unknown metric."""
+        Raises ValueError for what scikit-learn refuses (NaN, sparse input, ...), one class, and an
+        unknown metric."""
         path = _path(*checked_classes(self, X, y), self.metric, self.standardize)
         self.classes_, self.means_ = path.classes, path.means
         self.origin_, self.scale_ = path.origin, path.scale

@@ -1,4 +1,5 @@
-"""The depth at which a probe reaches the middle between chance and its accuracy after the last layer."""
+"""The depth at which a probe reaches the middle between chance and its accuracy after the last
+layer."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ def last_layer(result: ProbeResult) -> int:
 
 
 def halfway(result: ProbeResult) -> int | None:
-    """The first layer whose whole interval is above the middle between chance and the accuracy after the last layer."""
+    """The first layer whose whole interval is above the middle between chance and the accuracy
+    after the last layer."""
     hits = result.low > (result.chance + result.accuracy[last_layer(result)]) / 2
     return int(np.flatnonzero(hits)[0]) if hits.any() else None
 
@@ -31,13 +33,15 @@ def halfway_depths(result: ProbeResult) -> tuple[float, float]:
 
 
 def halfway_layers(right: np.ndarray, chance: float) -> tuple[np.ndarray, np.ndarray]:
-    """First and last member [...] of a 95 % confidence set of the first layer that is right on more images of the population than
-    the middle between `chance` and the last layer, from right answers [..., L, n].
+    """First and last member [...] of a 95 % confidence set of the first layer that is right on more
+    images of the population than the middle between `chance` and the last layer, from right answers
+    [..., L, n].
 
-    The excess of a layer over that middle is a mean over images of right_l - right_last / 2. A layer stays in the set unless its
-    own excess is significantly below 0 (2.5 %), or that of an earlier layer significantly above 0 (2.5 %, Bonferroni over
-    layers): the inversion of a test of "this layer is the first". Depths are discrete, so that the set holds the true layer more
-    often than 95 % of the time."""
+    The excess of a layer over that middle is a mean over images of right_l - right_last / 2. A
+    layer stays in the set unless its own excess is significantly below 0 (2.5 %), or that of an
+    earlier layer significantly above 0 (2.5 %, Bonferroni over layers): the inversion of a test of
+    "this layer is the first". Depths are discrete, so that the set holds the true layer more often
+    than 95 % of the time."""
     count = right.shape[-2]
     excess = right - right[..., -1:, :] / 2 - chance / 2
     limits = (-0.5 - chance / 2, 1 - chance / 2)

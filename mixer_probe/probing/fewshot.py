@@ -1,4 +1,5 @@
-"""Probes on a few images per class, over several draws of them: accuracy against images per class, with intervals."""
+"""Probes on a few images per class, over several draws of them: accuracy against images per class,
+with intervals."""
 
 from __future__ import annotations
 
@@ -52,10 +53,12 @@ _BOUNDS = ("low", "high", "images_low", "images_high", "seeds_low", "seeds_high"
 class FewShotResult(Result):
     """Accuracy [L, S, R] of probes on `shots` [S] images per class, for R draws of these images.
 
-    A draw of fewer shots is part of that of more. `mean` [L, S] is over draws. Its 95 % interval `low` to `high` is for other
-    draws and other test images; `images_low` to `images_high` for other test images and these probes; `seeds_low` to
-    `seeds_high` for other draws and these test images (NaN for one draw). `chosen` [L, S, R] are the values chosen from each path
-    by left-out accuracy. `preset` is "big_vision" or the method of the probe. NaN marks layers that are not finite."""
+    A draw of fewer shots is part of that of more. `mean` [L, S] is over draws. Its 95 % interval
+    `low` to `high` is for other draws and other test images; `images_low` to `images_high` for
+    other test images and these probes; `seeds_low` to `seeds_high` for other draws and these test
+    images (NaN for one draw). `chosen` [L, S, R] are the values chosen from each path by left-out
+    accuracy. `preset` is "big_vision" or the method of the probe. NaN marks layers that are not
+    finite."""
 
     title: ClassVar[str] = "Few-shot probes"
 
@@ -87,24 +90,34 @@ class FewShotResult(Result):
         return np.asarray(self.accuracy.mean(axis=-1))
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per layer and number of shots, of the network and then of its untrained baseline."""
+        """One row per layer and number of shots, of the network and then of its untrained
+        baseline."""
         columns = {
             "shots": np.tile(self.shots, len(self.layers)),
             "seeds": self.seeds,
             "accuracy": self.mean.ravel(),
             **fields(self, (*_BOUNDS, "chance", "n_test", "classes", "preset")),
         }
-        return layer_frame(self, columns, len(self.shots), None if self.untrained is None else self.untrained.to_frame())
+        return layer_frame(
+            self,
+            columns,
+            len(self.shots),
+            None if self.untrained is None else self.untrained.to_frame(),
+        )
 
     def draws_frame(self) -> pd.DataFrame:
-        """One row per layer, number of shots and draw: accuracy and the value chosen from the path."""
+        """One row per layer, number of shots and draw: accuracy and the value chosen from the
+        path."""
         columns = {
             "shots": np.tile(np.repeat(self.shots, self.seeds), len(self.layers)),
             "seed": np.tile(np.arange(self.seeds), len(self.layers) * len(self.shots)),
             **fields(self, ("accuracy", "chosen")),
         }
         return layer_frame(
-            self, columns, len(self.shots) * self.seeds, None if self.untrained is None else self.untrained.draws_frame()
+            self,
+            columns,
+            len(self.shots) * self.seeds,
+            None if self.untrained is None else self.untrained.draws_frame(),
         )
 
 
@@ -119,21 +132,28 @@ def few_shot_probe(
     values: Values = None,
     untrained: Runs | None = None,
 ) -> FewShotResult:
-    """Accuracy on `test` of probes fitted on a few images per class of `train`, for every layer, number of shots and draw.
+    """Accuracy on `test` of probes fitted on a few images per class of `train`, for every layer,
+    number of shots and draw.
 
-    The preset "big_vision" is the protocol of the Mixer and ViT papers (`fewshot_lsr`): `big_vision_probe` with a penalty of
-    2^10, whatever the shots. A method ("ridge", "logistic", "knn", "centroid") is that probe, whose value is chosen from its path
-    (`values`, by default its own) by accuracy on left-out images of the few; of one shot none can be left out, and the simplest
-    is taken. `shots` None takes those of 1, 5, 10 and 25 that every class has. `untrained` is (train, test) of an untrained
-    baseline.
+    The preset "big_vision" is the protocol of the Mixer and ViT papers (`fewshot_lsr`):
+    `big_vision_probe` with a penalty of 2^10, whatever the shots. A method ("ridge", "logistic",
+    "knn", "centroid") is that probe, whose value is chosen from its path (`values`, by default its
+    own) by accuracy on left-out images of the few; of one shot none can be left out, and the
+    simplest is taken. `shots` None takes those of 1, 5, 10 and 25 that every class has. `untrained`
+    is (train, test) of an untrained baseline.
 
-    Raises ImagesError if labels are missing, there is one class, a class has fewer images than shots or is only in the test
-    images, or an image is in both; MeasureError for an unknown preset, shots or seeds below 1, layers with positions, and a
-    baseline that is trained or was run on other images."""
+    Raises ImagesError if labels are missing, there is one class, a class has fewer images than
+    shots or is only in the test images, or an image is in both; MeasureError for an unknown preset,
+    shots or seeds below 1, layers with positions, and a baseline that is trained or was run on
+    other images."""
     if preset != BIG_VISION and preset not in FITTERS:
-        raise MeasureError(f"there is no few-shot protocol '{preset}'; {closest(preset, (BIG_VISION, *FITTERS))}")
+        raise MeasureError(
+            f"there is no few-shot protocol '{preset}'; {closest(preset, (BIG_VISION, *FITTERS))}"
+        )
     if preset == BIG_VISION and values is not None:
-        raise MeasureError("the big_vision protocol has one penalty: take preset='ridge' for a path of them")
+        raise MeasureError(
+            "the big_vision protocol has one penalty: take preset='ridge' for a path of them"
+        )
     check_runs(train, test)
     check_untrained((train, test), untrained)
     labels = run_labels(train, test)
@@ -142,21 +162,30 @@ def few_shot_probe(
         shots = [count for count in SHOTS if count <= fewest]
     counts = check_shots(labels[0], shots, train.class_names)
     draws = [few_of_each(labels[0], count, seed) for count in counts for seed in range(seeds)]
-    options: dict[str, Any] = {"runs": (train, test), "labels": labels, "draws": draws, "seeds": seeds}
+    options: dict[str, Any] = {
+        "runs": (train, test),
+        "labels": labels,
+        "draws": draws,
+        "seeds": seeds,
+    }
     options |= {"preset": preset, "values": values}
     names = [layer.name for layer in train.layers]
     if preset in ("logistic", "knn"):
         found = [_probe_layer(name, **options) for name in names]
     else:
         found = side_by_side(partial(_probe_layer, **options), names)
-    columns: dict[str, Any] = {name: np.stack([layer[name] for layer in found]) for name in found[0]}
+    columns: dict[str, Any] = {
+        name: np.stack([layer[name] for layer in found]) for name in found[0]
+    }
     return FewShotResult(
         model=train.model,
         images_train=train.images,
         images_test=test.images,
         layers=train.layers,
         preset=preset,
-        estimator=f"big_vision's fewshot_lsr, l2 = {BIG_VISION_L2:g}" if preset == BIG_VISION else ESTIMATORS[preset],
+        estimator=f"big_vision's fewshot_lsr, l2 = {BIG_VISION_L2:g}"
+        if preset == BIG_VISION
+        else ESTIMATORS[preset],
         shots=counts,
         seeds=seeds,
         **columns,
@@ -164,12 +193,17 @@ def few_shot_probe(
         n_test=len(labels[1]),
         classes=len(np.unique(labels[0])),
         reduce=train.reduce,
-        untrained=None if untrained is None else few_shot_probe(*untrained, shots, seeds, preset, values=values),
+        untrained=None
+        if untrained is None
+        else few_shot_probe(*untrained, shots, seeds, preset, values=values),
     )
 
 
-def check_shots(y_train: np.ndarray, shots: Sequence[int | str], names: Sequence[str] | None) -> tuple[int, ...]:
-    """The shots. Raises MeasureError unless they are positive numbers, and ImagesError if a class has fewer images."""
+def check_shots(
+    y_train: np.ndarray, shots: Sequence[int | str], names: Sequence[str] | None
+) -> tuple[int, ...]:
+    """The shots. Raises MeasureError unless they are positive numbers, and ImagesError if a class
+    has fewer images."""
     counts = [s for s in shots if isinstance(s, (int, np.integer)) and s > 0]
     if not counts or len(counts) < len(shots):
         raise MeasureError(f"shots are positive numbers of images a class, got {tuple(shots)}")
@@ -178,46 +212,71 @@ def check_shots(y_train: np.ndarray, shots: Sequence[int | str], names: Sequence
     if sizes[least] < most:
         have = f"{sizes[least]} image{'s' if sizes[least] > 1 else ''}"
         raise ImagesError(
-            f"class {quoted(class_name(int(classes[least]), names))} has {have} in train, fewer than the {most} shots asked for: "
-            f"take at most {sizes[least]}, or more images of it"
+            f"class {quoted(class_name(int(classes[least]), names))} has {have} in train, fewer "
+            f"than the {most} shots asked for: take at most {sizes[least]}, or more images of it"
         )
     return tuple(int(count) for count in counts)
 
 
 def _probe_layer(
-    name: str, runs: Runs, labels: Labels, draws: Sequence[np.ndarray], seeds: int, preset: str, values: Values
+    name: str,
+    runs: Runs,
+    labels: Labels,
+    draws: Sequence[np.ndarray],
+    seeds: int,
+    preset: str,
+    values: Values,
 ) -> dict[str, np.ndarray]:
-    """Accuracy and chosen values [S, R] of a layer, and the bounds [S] of three intervals; NaN where it is not finite."""
+    """Accuracy and chosen values [S, R] of a layer, and the bounds [S] of three intervals; NaN
+    where it is not finite."""
     pair, shape = finite_pair(*runs, name), (len(draws) // seeds, seeds)
     if pair is None:
         nan = np.full(shape, np.nan)
         return {"accuracy": nan, "chosen": nan, **dict.fromkeys(_BOUNDS, nan[:, 0])}
     (X, new), y = pair, labels[0]
     if preset == BIG_VISION:
-        fits, chosen = [big_vision_probe(X[rows], y[rows]) for rows in draws], np.full(len(draws), BIG_VISION_L2)
+        fits, chosen = (
+            [big_vision_probe(X[rows], y[rows]) for rows in draws],
+            np.full(len(draws), BIG_VISION_L2),
+        )
         # One product for all draws on the same test images.
         weights, bias = torch.cat([w for w, _ in fits], dim=1), torch.cat([b for _, b in fits])
-        scores = (torch.addmm(bias, block_of(new, rows), weights) for rows in blocks(len(new), weights.shape[1]))
-        predicted = np.unique(y)[np.concatenate([argmax(part.view(len(part), len(draws), -1)) for part in scores]).T]
+        scores = (
+            torch.addmm(bias, block_of(new, rows), weights)
+            for rows in blocks(len(new), weights.shape[1])
+        )
+        predicted = np.unique(y)[
+            np.concatenate([argmax(part.view(len(part), len(draws), -1)) for part in scores]).T
+        ]
     else:
         predicted, chosen = np.empty((len(draws), len(new)), dtype=y.dtype), np.empty(len(draws))
         for i, rows in enumerate(draws):
             path = find_fitter(preset)(X[rows], y[rows], values)
             # Of one image per class none can be left out: the simplest value is taken.
-            best = last_best(path.left_out_accuracy()) if len(rows) > len(path.classes) else len(path.values) - 1
+            best = (
+                last_best(path.left_out_accuracy())
+                if len(rows) > len(path.classes)
+                else len(path.values) - 1
+            )
             predicted[i], chosen[i] = path.predict(new)[best], path.values[best]
     right = (predicted == labels[1]).reshape(*shape, -1)
     accuracy = right.mean(axis=-1)
     bounds = (*combined_interval(right), *images_interval(right), *seeds_interval(accuracy))
-    return {"accuracy": accuracy, "chosen": chosen.reshape(shape), **dict(zip(_BOUNDS, bounds, strict=True))}
+    return {
+        "accuracy": accuracy,
+        "chosen": chosen.reshape(shape),
+        **dict(zip(_BOUNDS, bounds, strict=True)),
+    }
 
 
 def big_vision_probe(X: Any, y: np.ndarray, l2: float = BIG_VISION_L2) -> tuple[Tensor, Tensor]:
-    """Weights [p, K] and bias [K] of big_vision's few-shot classifier on features `X` [n, p] and classes `y` [n].
+    """Weights [p, K] and bias [K] of big_vision's few-shot classifier on features `X` [n, p] and
+    classes `y` [n].
 
-    Features are centred and divided by their deviation + 1e-5, a column of 100 is appended (the bias, hardly penalised), and
-    W = (X'X + l2 I)^-1 X'Y with targets of +1 and -1; W = X'(XX' + l2 I)^-1 Y for more features than images (big_vision,
-    evaluators/fewshot_lsr.py). The weights are given for features as they are: scores are `X @ weights + bias`."""
+    Features are centred and divided by their deviation + 1e-5, a column of 100 is appended (the
+    bias, hardly penalised), and W = (X'X + l2 I)^-1 X'Y with targets of +1 and -1; W = X'(XX' + l2
+    I)^-1 Y for more features than images (big_vision, evaluators/fewshot_lsr.py). The weights are
+    given for features as they are: scores are `X @ weights + bias`."""
     Z = block_of(X, slice(None))
     mean = Z.mean(0)
     scale = Z.sub_(mean).square().mean(0).sqrt() + _EPSILON

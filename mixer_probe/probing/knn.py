@@ -1,8 +1,10 @@
-"""k nearest neighbours by cosine with temperature-weighted votes (Wu et al. 2018, section 3.4; Caron et al. 2021).
+"""k nearest neighbours by cosine with temperature-weighted votes (Wu et al. 2018, section 3.4;
+Caron et al. 2021).
 
-The k training images most similar to an image vote for their class with weights exp(s / T), s the cosine similarity. Of training
-images that are equally similar the first comes first, and one search serves every k and leave-one-out, which scikit-learn's
-KNeighborsClassifier does not offer. Similarities are computed for blocks of images, never for all pairs at once.
+The k training images most similar to an image vote for their class with weights exp(s / T), s the
+cosine similarity. Of training images that are equally similar the first comes first, and one search
+serves every k and leave-one-out, which scikit-learn's KNeighborsClassifier does not offer.
+Similarities are computed for blocks of images, never for all pairs at once.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from mixer_probe.linear.stratification import stratified
 
 DEFAULT_K = (1, 5, 10, 20, 50, 100, 200)
 TEMPERATURE = 0.07
-# Training images by which k is chosen, as for ridge probes: accuracy on so many of more chooses as well.
+# Training images by which k is chosen, as for ridge probes: accuracy on so many of more chooses as
+# well.
 LEFT_OUT = 5000
 
 # Similarities of one block.
@@ -36,10 +39,12 @@ _TIE = 1e-12
 
 @dataclass(frozen=True)
 class KNNPath:
-    """Nearest-neighbour classifiers of one training set for every number of neighbours `k` [m], ascending; a `ProbePath`.
+    """Nearest-neighbour classifiers of one training set for every number of neighbours `k` [m],
+    ascending; a `ProbePath`.
 
-    `unit` [n, p] are the training features minus `mean` [p] with norm 1 (0 for a row of zeros, which is similar to nothing);
-    `labels` [n] index `classes`; the images `left` [s] are classified to choose k."""
+    `unit` [n, p] are the training features minus `mean` [p] with norm 1 (0 for a row of zeros,
+    which is similar to nothing); `labels` [n] index `classes`; the images `left` [s] are classified
+    to choose k."""
 
     k: np.ndarray
     classes: np.ndarray
@@ -60,16 +65,21 @@ class KNNPath:
         return self.k.astype(np.float64)
 
     def scores(self, X: Any) -> np.ndarray:
-        """Logarithms [m, n, K] of the fraction of the votes per class for new images `X` [n, p]; -inf without a vote."""
+        """Logarithms [m, n, K] of the fraction of the votes per class for new images `X` [n, p];
+        -inf without a vote."""
         unit = _unit(X, self.mean)
-        return np.concatenate([self._votes(*self._nearest(unit[rows])) for rows in self._blocks(len(unit))], axis=1)
+        return np.concatenate(
+            [self._votes(*self._nearest(unit[rows])) for rows in self._blocks(len(unit))], axis=1
+        )
 
     def predict(self, X: Any) -> np.ndarray:
-        """Predicted classes [m, n] of new images `X` [n, p]; of classes with as many votes the first."""
+        """Predicted classes [m, n] of new images `X` [n, p]; of classes with as many votes the
+        first."""
         return np.asarray(self.classes[_winner(self.scores(X))])
 
     def left_out_accuracy(self) -> np.ndarray:
-        """Accuracy [m] on the images `left` of their k nearest training images other than themselves."""
+        """Accuracy [m] on the images `left` of their k nearest training images other than
+        themselves."""
         right = np.zeros(len(self.k))
         for block in self._blocks(len(self.left)):
             rows = torch.from_numpy(self.left[block])
@@ -79,23 +89,32 @@ class KNNPath:
 
     @checked(MeasureError)
     def neighbours(self, X: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Indices and similarities [n, k] of the nearest training images of `X` [n, p], the nearest first."""
+        """Indices and similarities [n, k] of the nearest training images of `X` [n, p], the nearest
+        first."""
         unit = _unit(X, self.mean)
         found = [self._nearest(unit[rows], k=k) for rows in self._blocks(len(unit))]
-        return np.concatenate([part[0].numpy() for part in found]), np.concatenate([part[1].numpy() for part in found])
+        return np.concatenate([part[0].numpy() for part in found]), np.concatenate(
+            [part[1].numpy() for part in found]
+        )
 
     def _blocks(self, n: int) -> Iterator[slice]:
         return gen_batches(n, max(1, _BLOCK // len(self.unit)))  # type: ignore[no-any-return]
 
-    def _nearest(self, block: Tensor, rows: Tensor | None = None, k: int | None = None) -> tuple[Tensor, Tensor]:
-        """Indices and similarities [b, k] of the nearest training images; `rows` are left out, one of each image."""
+    def _nearest(
+        self, block: Tensor, rows: Tensor | None = None, k: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Indices and similarities [b, k] of the nearest training images; `rows` are left out, one
+        of each image."""
         k = int(self.k[-1]) if k is None else k
         similarity = block @ self.unit.T
         if rows is not None:
             similarity.scatter_(1, rows[:, None], -torch.inf)
         top, indices = similarity.topk(k, dim=1)
-        # Only where more than k are as near as the last does the choice among ties need all of them.
-        tied = ((similarity >= top[:, -1:] - _TIE).sum(1) > k) | (top[:, :-1] - top[:, 1:] <= _TIE).any(1)
+        # Only where more than k are as near as the last does the choice among ties need all of
+        # them.
+        tied = ((similarity >= top[:, -1:] - _TIE).sum(1) > k) | (
+            top[:, :-1] - top[:, 1:] <= _TIE
+        ).any(1)
         if tied.any():
             # The k largest; of equals, but for rounding, the first.
             every = similarity[tied]
@@ -106,7 +125,10 @@ class KNNPath:
     def _votes(self, indices: Tensor, similarity: Tensor) -> np.ndarray:
         """Logarithms [m, b, K] of the fraction of the votes of neighbours [b, k] per class."""
         # Weights relative to the nearest one stay in range for any temperature.
-        labels, weights = self.labels[indices], ((similarity - similarity[:, :1]) / self.temperature).exp()
+        labels, weights = (
+            self.labels[indices],
+            ((similarity - similarity[:, :1]) / self.temperature).exp(),
+        )
         votes = torch.zeros(len(labels), len(self.classes), dtype=torch.float64)
         out, before = [], 0
         for k in self.k.tolist():
@@ -122,7 +144,8 @@ def _winner(scores: np.ndarray) -> np.ndarray:
 
 
 def _unit(X: Any, mean: np.ndarray) -> Tensor:
-    """Rows of `X` [n, p] minus `mean`, with norm 1, in float64 on the CPU; rows of zeros stay zeros."""
+    """Rows of `X` [n, p] minus `mean`, with norm 1, in float64 on the CPU; rows of zeros stay
+    zeros."""
     array = X.detach().cpu().numpy() if isinstance(X, Tensor) else X
     values = torch.from_numpy(np.array(array, dtype=np.float64)).sub_(torch.from_numpy(mean))
     # Largest entry 1 first, so that squares stay in range.
@@ -142,14 +165,15 @@ def knn_path(
     centre: bool = False,
     left_out: int = LEFT_OUT,
 ) -> KNNPath:
-    """Nearest-neighbour classifiers of features `X` [n, p] and classes `y` [n], for every number of neighbours in `k`.
+    """Nearest-neighbour classifiers of features `X` [n, p] and classes `y` [n], for every number of
+    neighbours in `k`.
 
-    `k` None takes those of `DEFAULT_K` that are less than n. `centre` subtracts the mean of the training images first, since
-    features whose mean is far from zero are all alike by cosine. At most `left_out` of the images, a stratified draw, are
-    classified without themselves to choose k.
+    `k` None takes those of `DEFAULT_K` that are less than n. `centre` subtracts the mean of the
+    training images first, since features whose mean is far from zero are all alike by cosine. At
+    most `left_out` of the images, a stratified draw, are classified without themselves to choose k.
 
-    Raises MeasureError unless every k is a whole number from 1 to n - 1 and the temperature positive, and for one class;
-    ValueError for input that scikit-learn refuses."""
+    Raises MeasureError unless every k is a whole number from 1 to n - 1 and the temperature
+    positive, and for one class; ValueError for input that scikit-learn refuses."""
     X, y = checked_classes(KNNProbe(), X, y)
     return _path(X, y, _numbers(k, len(y) - 1), temperature, centre, left_out)
 
@@ -159,14 +183,29 @@ def _numbers(k: Any, most: int) -> np.ndarray:
     if k is None:
         return np.array([value for value in DEFAULT_K if value <= most])
     given = np.atleast_1d(np.asarray(k, dtype=np.float64))
-    if given.ndim != 1 or len(given) == 0 or not ((given == given.round()) & (given >= 1) & (given <= most)).all():
-        raise MeasureError(f"k must be whole numbers from 1 to {most}, the training images but one, got {k}")
+    if (
+        given.ndim != 1
+        or len(given) == 0
+        or not ((given == given.round()) & (given >= 1) & (given <= most)).all()
+    ):
+        raise MeasureError(
+            f"k must be whole numbers from 1 to {most}, the training images but one, got {k}"
+        )
     return np.unique(given.astype(np.int64))
 
 
-def _path(X: np.ndarray, y: np.ndarray, k: np.ndarray, temperature: float, centre: bool, left_out: int = LEFT_OUT) -> KNNPath:
+def _path(
+    X: np.ndarray,
+    y: np.ndarray,
+    k: np.ndarray,
+    temperature: float,
+    centre: bool,
+    left_out: int = LEFT_OUT,
+) -> KNNPath:
     if not temperature > 0:
-        raise MeasureError(f"temperature={temperature}: it must be positive, {TEMPERATURE} is usual")
+        raise MeasureError(
+            f"temperature={temperature}: it must be positive, {TEMPERATURE} is usual"
+        )
     classes, labels = np.unique(y, return_inverse=True)
     mean = X.mean(axis=0) if centre else np.zeros(X.shape[1])
     left = stratified(y, left_out) if left_out < len(y) else np.arange(len(y))
@@ -174,14 +213,22 @@ def _path(X: np.ndarray, y: np.ndarray, k: np.ndarray, temperature: float, centr
 
 
 class KNNProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """k nearest neighbours by cosine with votes exp(similarity / `temperature`); a scikit-learn estimator.
+    """k nearest neighbours by cosine with votes exp(similarity / `temperature`); a scikit-learn
+    estimator.
 
-    A list of `k`, or None for `DEFAULT_K`, is a path: the k with the highest leave-one-out accuracy is chosen, of equals the
-    largest. A single k is cut to the number of training images. `centre` subtracts the training mean first.
+    A list of `k`, or None for `DEFAULT_K`, is a path: the k with the highest leave-one-out accuracy
+    is chosen, of equals the largest. A single k is cut to the number of training images. `centre`
+    subtracts the training mean first.
 
     After `fit`: `classes_` [K], `k_`, `path_` (the `KNNPath`), `n_features_in_`."""
 
-    def __init__(self, k: int | Sequence[int] | None = 20, *, temperature: float = TEMPERATURE, centre: bool = False) -> None:
+    def __init__(
+        self,
+        k: int | Sequence[int] | None = 20,
+        *,
+        temperature: float = TEMPERATURE,
+        centre: bool = False,
+    ) -> None:
         self.k = k
         self.temperature = temperature
         self.centre = centre
@@ -189,8 +236,8 @@ class KNNProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def fit(self, X: Any, y: Any) -> KNNProbe:
         """Fit to features `X` [n, p] and classes `y` [n].
 
-        Raises ValueError for what scikit-learn refuses (NaN, sparse input, ...), one class, k and temperatures below their
-        range."""
+        Raises ValueError for what scikit-learn refuses (NaN, sparse input, ...), one class, k and
+        temperatures below their range."""
         X, y = checked_classes(self, X, y)
         if self.k is None or np.ndim(self.k):
             k = _numbers(self.k, len(y) - 1)
@@ -210,7 +257,9 @@ class KNNProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """Logarithms of the fractions, [n, K]; -inf without a vote."""
         check_is_fitted(self)
-        return np.asarray(self.path_.scores(validate_data(self, X, dtype=np.float64, reset=False))[0])
+        return np.asarray(
+            self.path_.scores(validate_data(self, X, dtype=np.float64, reset=False))[0]
+        )
 
     def predict(self, X: Any) -> np.ndarray:
         """The class with the most votes, [n]; of equals the first."""

@@ -1,4 +1,5 @@
-"""Probes of every layer: how well a simple classifier reads the class from a representation (Alain and Bengio 2016)."""
+"""Probes of every layer: how well a simple classifier reads the class from a representation (Alain
+and Bengio 2016)."""
 
 from __future__ import annotations
 
@@ -19,7 +20,14 @@ from mixer_probe.linear.classifier import ProbePath, last_best
 from mixer_probe.linear.logistic import logistic_paths
 from mixer_probe.models.layer import Layer
 from mixer_probe.probing.fewshot import FewShotResult, few_shot_probe
-from mixer_probe.probing.methods import ESTIMATORS, FITTERS, PATHS, PROBABILISTIC, Values, find_fitter
+from mixer_probe.probing.methods import (
+    ESTIMATORS,
+    FITTERS,
+    PATHS,
+    PROBABILISTIC,
+    Values,
+    find_fitter,
+)
 from mixer_probe.probing.runs import (
     Labels,
     Runs,
@@ -45,13 +53,15 @@ UNDEFINED = -1
 class ProbeResult(Result):
     """Accuracy of a probe on every layer of a network, [L], and over its path of m values, [L, m].
 
-    `chosen` is the value of the path (a penalty, a number of neighbours) chosen for each layer by accuracy on left-out training
-    images, of equals the simplest model, never on the test images. `low` and `high` are Wilson's 95 % interval over test images;
-    `balanced_accuracy` is the mean over classes of the accuracy per class, with bounds of its own; `chance` is the frequency of
-    the most frequent class of the test images, the accuracy of the best constant prediction. `predicted` [L, n_test] and
-    `labels` [n_test] are class indices; training has `class_labels` [K], called `class_names`; `probabilities` [L, n_test, K] are
-    kept when asked for. NaN, and -1 in `predicted`, mark layers with NaN or infinite features. `few_shot` is the same probe on
-    few images per class, `untrained` the same result for the untrained baseline."""
+    `chosen` is the value of the path (a penalty, a number of neighbours) chosen for each layer by
+    accuracy on left-out training images, of equals the simplest model, never on the test images.
+    `low` and `high` are Wilson's 95 % interval over test images; `balanced_accuracy` is the mean
+    over classes of the accuracy per class, with bounds of its own; `chance` is the frequency of the
+    most frequent class of the test images, the accuracy of the best constant prediction.
+    `predicted` [L, n_test] and `labels` [n_test] are class indices; training has `class_labels`
+    [K], called `class_names`; `probabilities` [L, n_test, K] are kept when asked for. NaN, and -1
+    in `predicted`, mark layers with NaN or infinite features. `few_shot` is the same probe on few
+    images per class, `untrained` the same result for the untrained baseline."""
 
     title: ClassVar[str] = "Linear probes"
 
@@ -88,7 +98,8 @@ class ProbeResult(Result):
 
     @property
     def l2(self) -> np.ndarray:
-        """The penalty chosen for each layer [L]. Raises MeasureError for probes without a penalty."""
+        """The penalty chosen for each layer [L]. Raises MeasureError for probes without a
+        penalty."""
         return self._of_l2(self.chosen)
 
     @property
@@ -98,42 +109,63 @@ class ProbeResult(Result):
 
     @property
     def right(self) -> np.ndarray:
-        """Whether each test image is classified right by each layer [L, n_test]; False for undefined layers."""
+        """Whether each test image is classified right by each layer [L, n_test]; False for
+        undefined layers."""
         return np.asarray(self.predicted == self.labels)
 
     def _of_l2(self, values: np.ndarray) -> np.ndarray:
         if self.path_name != "l2":
-            raise MeasureError(f"a {self.method} probe has no l2, its path is over {self.path_name or 'nothing'}")
+            raise MeasureError(
+                f"a {self.method} probe has no l2, its path is over {self.path_name or 'nothing'}"
+            )
         return values
 
     def to_frame(self) -> pd.DataFrame:
         """One row per layer, of the network and then of its untrained baseline."""
         chosen = {self.path_name: self.chosen} if self.path_name else {}
-        names = "accuracy low high balanced_accuracy balanced_low balanced_high chance n_train n_test classes p method"
+        names = (
+            "accuracy low high balanced_accuracy balanced_low balanced_high chance n_train n_test "
+            "classes p method"
+        )
         return layer_frame(
-            self, chosen | fields(self, names.split()), 1, None if self.untrained is None else self.untrained.to_frame()
+            self,
+            chosen | fields(self, names.split()),
+            1,
+            None if self.untrained is None else self.untrained.to_frame(),
         )
 
     def path_frame(self) -> pd.DataFrame:
-        """One row per layer and value of the path: accuracy on left-out training images, and on the test images."""
-        chosen = (self.path_values == self.chosen[:, None]) | (np.isnan(self.path_values) & ~np.isnan(self.accuracy)[:, None])
+        """One row per layer and value of the path: accuracy on left-out training images, and on the
+        test images."""
+        chosen = (self.path_values == self.chosen[:, None]) | (
+            np.isnan(self.path_values) & ~np.isnan(self.accuracy)[:, None]
+        )
         columns = {
             self.path_name or "value": np.tile(self.path_values, len(self.layers)),
             "left_out_accuracy": self.path_left_out.ravel(),
             "test_accuracy": self.path_test.ravel(),
             "chosen": chosen.ravel(),
         }
-        return layer_frame(self, columns, len(self.path_values), None if self.untrained is None else self.untrained.path_frame())
+        return layer_frame(
+            self,
+            columns,
+            len(self.path_values),
+            None if self.untrained is None else self.untrained.path_frame(),
+        )
 
     def layer_path(self, i: int) -> pd.DataFrame:
-        """The rows of `path_frame` of one layer, with Wilson's 95 % interval of the accuracy on test images (`low`, `high`)."""
+        """The rows of `path_frame` of one layer, with Wilson's 95 % interval of the accuracy on
+        test images (`low`, `high`)."""
         frame = self.path_frame()
         frame = frame[frame["layer"] == self.layers[i].name].reset_index(drop=True)
-        low, high = wilson_interval(np.round(frame["test_accuracy"] * self.n_test), np.full(len(frame), self.n_test))
+        low, high = wilson_interval(
+            np.round(frame["test_accuracy"] * self.n_test), np.full(len(frame), self.n_test)
+        )
         return frame.assign(n_test=self.n_test, low=low, high=high)
 
     def mistakes(self, i: int, class_name: str) -> list[tuple[int, str]]:
-        """The test images of a class that layer `i` gets wrong: index and predicted class, "no prediction" where undefined."""
+        """The test images of a class that layer `i` gets wrong: index and predicted class, "no
+        prediction" where undefined."""
         names = dict(zip(self.class_labels.tolist(), self.class_names))
         wrong = np.flatnonzero(~self.right[i])
         chosen = [int(k) for k in wrong if names.get(int(self.labels[k])) == class_name]
@@ -141,7 +173,8 @@ class ProbeResult(Result):
 
 
 class LayerPath(NamedTuple):
-    """A probe of one layer: accuracies [m] along its path, and the classes predicted with the `chosen` value."""
+    """A probe of one layer: accuracies [m] along its path, and the classes predicted with the
+    `chosen` value."""
 
     chosen: float
     left_out: np.ndarray
@@ -151,22 +184,37 @@ class LayerPath(NamedTuple):
 
 
 class LayerPaths(NamedTuple):
-    """Probes along one path: its values [m], and for each layer its width and its `LayerPath`, None if undefined."""
+    """Probes along one path: its values [m], and for each layer its width and its `LayerPath`, None
+    if undefined."""
 
     values: np.ndarray
     widths: list[int]
     layers: list[LayerPath | None]
 
     @classmethod
-    def of(cls, runs: Runs, labels: Labels, method: str, values: Values, probabilities: bool) -> LayerPaths:
+    def of(
+        cls, runs: Runs, labels: Labels, method: str, values: Values, probabilities: bool
+    ) -> LayerPaths:
         """Probes of every layer of both runs."""
         names = [layer.name for layer in runs[0].layers]
-        options: dict[str, Any] = {"runs": runs, "labels": labels, "method": method, "values": values}
+        options: dict[str, Any] = {
+            "runs": runs,
+            "labels": labels,
+            "method": method,
+            "values": values,
+        }
         options |= {"probabilities": probabilities}
         if method == "logistic":
-            # Layers of one width in one batch: the solver is iterative, and an iteration for many layers costs little more.
-            finite = [name for name in names if not any(count_non_finite(layer_matrix(run, name)) for run in runs)]
-            fitted = logistic_paths([layer_matrix(runs[0], name) for name in finite], labels[0], values)
+            # Layers of one width in one batch: the solver is iterative, and an iteration for many
+            # layers costs little more.
+            finite = [
+                name
+                for name in names
+                if not any(count_non_finite(layer_matrix(run, name)) for run in runs)
+            ]
+            fitted = logistic_paths(
+                [layer_matrix(runs[0], name) for name in finite], labels[0], values
+            )
             paths = dict(zip(finite, fitted, strict=True))
             probed = [_probe_layer(name, path=paths.get(name), **options) for name in names]
         elif method == "knn":
@@ -195,21 +243,25 @@ def linear_probe(
 ) -> ProbeResult:
     """Accuracy on `reps_test` of a probe fitted on every layer of `reps_train`.
 
-    `method` is "ridge" (closed form), "logistic" (multinomial), "knn" or "centroid" (nearest class mean). `values` is the path to
-    choose from for each layer (`l2` is the same for probes with a penalty); by default that of the method: for ridge 15
-    penalties that grow with the number of images. `shots`, such as ("all", 1, 5, 10, 25), adds the same probe on so many images
-    per class, drawn `seeds` times (`few_shot_probe`); all images are always probed. `probabilities` keeps those of the test
-    images. `untrained` is (train, test) of an untrained baseline of the network on the same images. Layers with NaN or infinite
-    features give NaN and a NonFiniteWarning.
+    `method` is "ridge" (closed form), "logistic" (multinomial), "knn" or "centroid" (nearest class
+    mean). `values` is the path to choose from for each layer (`l2` is the same for probes with a
+    penalty); by default that of the method: for ridge 15 penalties that grow with the number of
+    images. `shots`, such as ("all", 1, 5, 10, 25), adds the same probe on so many images per class,
+    drawn `seeds` times (`few_shot_probe`); all images are always probed. `probabilities` keeps
+    those of the test images. `untrained` is (train, test) of an untrained baseline of the network
+    on the same images. Layers with NaN or infinite features give NaN and a NonFiniteWarning.
 
-    Raises ImagesError if labels are missing, there is one class, a class is only in the test images or has fewer images than
-    shots, or an image is in both sets; MeasureError for layers with positions (reduce="none"), two networks, a trained
-    baseline, an unknown method, and values or probabilities that the method does not have."""
+    Raises ImagesError if labels are missing, there is one class, a class is only in the test images
+    or has fewer images than shots, or an image is in both sets; MeasureError for layers with
+    positions (reduce="none"), two networks, a trained baseline, an unknown method, and values or
+    probabilities that the method does not have."""
     check_runs(reps_train, reps_test)
     labels = run_labels(reps_train, reps_test)
     check_untrained((reps_train, reps_test), untrained)
     if probabilities and method in FITTERS and method not in PROBABILISTIC:
-        raise MeasureError(f"a {method} probe has no probabilities; those with: {', '.join(PROBABILISTIC)}")
+        raise MeasureError(
+            f"a {method} probe has no probabilities; those with: {', '.join(PROBABILISTIC)}"
+        )
     path = path_values(method, l2, values)
     few = [s for s in shots or () if not isinstance(s, str) or s != "all"]
     options: dict[str, Any] = {"method": method, "values": path, "probabilities": probabilities}
@@ -219,15 +271,20 @@ def linear_probe(
         labels,
         LayerPaths.of((reps_train, reps_test), labels, method, path, probabilities),
         method=method,
-        few_shot=few_shot_probe(reps_train, reps_test, few, seeds, method, values=path) if few else None,
-        untrained=None if untrained is None else linear_probe(*untrained, shots=shots, seeds=seeds, **options),
+        few_shot=few_shot_probe(reps_train, reps_test, few, seeds, method, values=path)
+        if few
+        else None,
+        untrained=None
+        if untrained is None
+        else linear_probe(*untrained, shots=shots, seeds=seeds, **options),
     )
 
 
 def path_values(method: str, l2: Values, values: Values) -> Values:
     """The path asked for, in the order of `ProbePath`; None for that of the method.
 
-    Raises MeasureError for an unknown method, `l2` for one that has none, and both `l2` and `values`."""
+    Raises MeasureError for an unknown method, `l2` for one that has none, and both `l2` and
+    `values`."""
     find_fitter(method)
     if l2 is not None and values is not None:
         raise MeasureError("l2 and values are the same path: give one of both")
@@ -238,7 +295,8 @@ def path_values(method: str, l2: Values, values: Values) -> Values:
 
 
 class _Probed(NamedTuple):
-    """A layer's width and how many of its features are not finite; if none is, the values of its path and its accuracies."""
+    """A layer's width and how many of its features are not finite; if none is, the values of its
+    path and its accuracies."""
 
     width: int
     bad: int
@@ -255,7 +313,8 @@ def _probe_layer(
     probabilities: bool,
     path: ProbePath | None = None,
 ) -> _Probed:
-    """One layer, with the `path` that was fitted or one to fit; its value is chosen by left-out accuracy."""
+    """One layer, with the `path` that was fitted or one to fit; its value is chosen by left-out
+    accuracy."""
     X, new = layer_pair(*runs, name)
     bad = count_non_finite(X, new)
     if bad:
@@ -264,7 +323,9 @@ def _probe_layer(
     left_out, predicted = path.left_out_accuracy(), path.predict(new)
     best = last_best(left_out)
     kept = np.exp(path.scores(new)[best]).astype(np.float32) if probabilities else None
-    found = LayerPath(float(path.values[best]), left_out, accuracy(predicted, labels[1]), predicted[best], kept)
+    found = LayerPath(
+        float(path.values[best]), left_out, accuracy(predicted, labels[1]), predicted[best], kept
+    )
     return _Probed(X.shape[1], 0, path.values, found)
 
 
@@ -305,8 +366,14 @@ def assemble(
     """The result from the probes of all layers."""
     y_train, y = labels
     known = np.unique(y_train)
-    nan, unknown = np.full(len(found.values), np.nan), np.full((len(y), len(known)), np.nan, dtype=np.float32)
-    layers = [layer or LayerPath(np.nan, nan, nan, np.full(len(y), UNDEFINED), unknown) for layer in found.layers]
+    nan, unknown = (
+        np.full(len(found.values), np.nan),
+        np.full((len(y), len(known)), np.nan, dtype=np.float32),
+    )
+    layers = [
+        layer or LayerPath(np.nan, nan, nan, np.full(len(y), UNDEFINED), unknown)
+        for layer in found.layers
+    ]
     predicted = np.stack([layer.predicted for layer in layers])
     low, high = wilson_interval((predicted == y).sum(axis=1), len(y))
     balanced_low, balanced_high = balanced_interval(predicted, y)
@@ -343,7 +410,9 @@ def assemble(
         class_labels=known,
         class_names=tuple(class_name(int(label), train.class_names) for label in known),
         reduce=train.reduce,
-        probabilities=np.stack(probabilities) if any(p is not unknown for p in probabilities) else None,
+        probabilities=np.stack(probabilities)
+        if any(p is not unknown for p in probabilities)
+        else None,
         few_shot=few_shot,
         untrained=untrained,
     )

@@ -1,9 +1,10 @@
 """Minimum description length of labels given representations: the online (prequential) code.
 
-A sender and a receiver both have the images' representations. The sender transmits the labels block by block, each under the
-probabilities of a probe fitted to the blocks before it; the first block of t1 labels takes t1 log2 K bits. The total,
-L = t1 log2 K + sum over blocks of -log2 p(labels of the block), counts how good the final probe is and how few labels it took to
-get there (Blier and Ollivier 2018; Voita and Titov 2020, section 2.2.2). Compression is n log2 K / L.
+A sender and a receiver both have the images' representations. The sender transmits the labels block
+by block, each under the probabilities of a probe fitted to the blocks before it; the first block of
+t1 labels takes t1 log2 K bits. The total, L = t1 log2 K + sum over blocks of -log2 p(labels of the
+block), counts how good the final probe is and how few labels it took to get there (Blier and
+Ollivier 2018; Voita and Titov 2020, section 2.2.2). Compression is n log2 K / L.
 """
 
 from __future__ import annotations
@@ -39,26 +40,32 @@ FRACTIONS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5,
 # Penalties per training image, so that one value means the same for small and large blocks.
 L2_PER_IMAGE = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
-# What a study codes, so that a network takes seconds: `code_sample`, and fewer blocks and penalties, which change compressions by
-# much less than the width of their interval.
+# What a study codes, so that a network takes seconds: `code_sample`, and fewer blocks and
+# penalties, which change compressions by much less than the width of their interval.
 SAMPLE_IMAGES, SAMPLE_LAYERS = 400, 4
-SAMPLE_OPTIONS: dict[str, Any] = {"fractions": (0.0625, 0.125, 0.25, 0.5, 1.0), "l2": (0.1, 1.0, 10.0)}
-# Fraction of the weights that is redistributed evenly among the penalties after every block (fixed share).
+SAMPLE_OPTIONS: dict[str, Any] = {
+    "fractions": (0.0625, 0.125, 0.25, 0.5, 1.0),
+    "l2": (0.1, 1.0, 10.0),
+}
+# Fraction of the weights that is redistributed evenly among the penalties after every block (fixed
+# share).
 _FIXED_SHARE = 0.1
 
-# Log-probabilities [m, new, K] of new images by classifiers fitted to features and labels, for m penalties:
-# (X [t, p], labels [t], l2 [m], X of the new images) -> array.
+# Log-probabilities [m, new, K] of new images by classifiers fitted to features and labels, for m
+# penalties: (X [t, p], labels [t], l2 [m], X of the new images) -> array.
 LogProbabilities = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class OnlineCode(Result):
-    """Description length in bits of the labels of `n` images given each layer, [L, O] over orders of the images.
+    """Description length in bits of the labels of `n` images given each layer, [L, O] over orders
+    of the images.
 
-    `compression` [L] is `uniform`, n log2 K, over the mean of `bits`: 1 for an uninformative representation. `low` and
-    `high` are its 95 % interval over the random orders of these images. `block_bits` [L, O, B] splits `bits`: the
-    labels up to `ends[0]` by the uniform code, and those up to each later one by probes of all before it. `l2` [L, O, B - 1] is
-    the penalty per image with the largest weight in that block. NaN marks layers with NaN or infinite features."""
+    `compression` [L] is `uniform`, n log2 K, over the mean of `bits`: 1 for an uninformative
+    representation. `low` and `high` are its 95 % interval over the random orders of these images.
+    `block_bits` [L, O, B] splits `bits`: the labels up to `ends[0]` by the uniform code, and those
+    up to each later one by probes of all before it. `l2` [L, O, B - 1] is the penalty per image
+    with the largest weight in that block. NaN marks layers with NaN or infinite features."""
 
     title: ClassVar[str] = "Description length"
 
@@ -81,7 +88,8 @@ class OnlineCode(Result):
     estimator: str = "multinomial logistic regression, l2 weighted by the code of the blocks before"
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per layer. `last_block` is the cost of one label (bits) in the last block, given all blocks before."""
+        """One row per layer. `last_block` is the cost of one label (bits) in the last block, given
+        all blocks before."""
         last = self.ends[-1] - (self.ends[-2] if len(self.ends) > 1 else 0)
         columns = {
             "bits": self.bits.mean(axis=1),
@@ -98,9 +106,12 @@ class OnlineCode(Result):
 
 
 @checked(MeasureError)
-def code_sample(reps: Representations, n: int = SAMPLE_IMAGES, layers: int = SAMPLE_LAYERS, seed: int = 0) -> Representations:
-    """At most `n` images, in proportion to their classes, and at most `layers` layers, evenly spread: a code fits a probe again
-    for every block of images. Raises ImagesError without labels."""
+def code_sample(
+    reps: Representations, n: int = SAMPLE_IMAGES, layers: int = SAMPLE_LAYERS, seed: int = 0
+) -> Representations:
+    """At most `n` images, in proportion to their classes, and at most `layers` layers, evenly
+    spread: a code fits a probe again for every block of images. Raises ImagesError without
+    labels."""
     y = train_labels(reps)
     names = [reps.layers[i].name for i in spread(reps.layers, layers)]
     return reps.only(names).take(stratified(y, min(len(y), n), seed))
@@ -117,22 +128,27 @@ def online_code(
     seed: int = 0,
     probabilities: LogProbabilities | None = None,
 ) -> OnlineCode:
-    """The online code of the labels given every layer, or of the `groups` (class name -> group) of the labels.
+    """The online code of the labels given every layer, or of the `groups` (class name -> group) of
+    the labels.
 
-    `fractions` are the ends of the blocks as fractions of the images, the last 1; those that round to no image are left out.
-    `orders` random orders of the images are coded, drawn by `seed`. `l2` are penalties per image: a block has the mixture of
-    their probabilities, weighted by how well they coded the blocks before, of which a tenth is redistributed evenly so
-    that the code can switch to another penalty (fixed share; Herbster and Warmuth 1998). A block does not choose its own probe.
-    Features are standardised over all images, which both sides have, without labels. A class without images
-    so far has probability 1 / (t + K) after t images; the probe distributes the rest over the others.
-    `probabilities` replaces the logistic regression.
+    `fractions` are the ends of the blocks as fractions of the images, the last 1; those that round
+    to no image are left out. `orders` random orders of the images are coded, drawn by `seed`. `l2`
+    are penalties per image: a block has the mixture of their probabilities, weighted by how well
+    they coded the blocks before, of which a tenth is redistributed evenly so that the code can
+    switch to another penalty (fixed share; Herbster and Warmuth 1998). A block does not choose its
+    own probe. Features are standardised over all images, which both sides have, without labels. A
+    class without images so far has probability 1 / (t + K) after t images; the probe distributes
+    the rest over the others. `probabilities` replaces the logistic regression.
 
-    Raises ImagesError for missing labels and one class, and what `control_task` raises for groups; MeasureError for fractions
-    that do not ascend to 1, penalties that are not positive, and orders < 1."""
+    Raises ImagesError for missing labels and one class, and what `control_task` raises for groups;
+    MeasureError for fractions that do not ascend to 1, penalties that are not positive, and orders
+    < 1."""
     labels = train_labels(reps_train)
     known = np.unique(labels)
     if len(known) < 2:
-        raise ImagesError("all images are of one class, whose labels cost nothing: take two classes or more")
+        raise ImagesError(
+            "all images are of one class, whose labels cost nothing: take two classes or more"
+        )
     if groups is None:
         names: tuple[str, ...] = ()
         y = np.searchsorted(known, labels)
@@ -168,10 +184,12 @@ def online_code(
 
 @dataclass(frozen=True)
 class ControlCode(Result):
-    """Description length in bits of the semantic groups of the images given each layer, [L, O], and of random groupings of their
-    classes, [L, S, O], over orders of the images; `uniform` is that of the uniform code.
+    """Description length in bits of the semantic groups of the images given each layer, [L, O], and
+    of random groupings of their classes, [L, S, O], over orders of the images; `uniform` is that of
+    the uniform code.
 
-    `gap` [L] is the mean difference in bits per image and `ratio` [L] the quotient: selectivity in code length."""
+    `gap` [L] is the mean difference in bits per image and `ratio` [L] the quotient: selectivity in
+    code length."""
 
     title: ClassVar[str] = "Description length of control tasks"
 
@@ -233,9 +251,11 @@ def control_code(
     seed: int = 0,
     probabilities: LogProbabilities | None = None,
 ) -> ControlCode:
-    """The online code of the semantic groups and of random groupings, the same as `control_task` draws by the same `seed`.
+    """The online code of the semantic groups and of random groupings, the same as `control_task`
+    draws by the same `seed`.
 
-    The other arguments are those of `online_code`, and so are the errors, with those of `control_task` for groups."""
+    The other arguments are those of `online_code`, and so are the errors, with those of
+    `control_task` for groups."""
     y = train_labels(reps_train)
     names, semantic = grouping_of(reps_train, np.unique(y), groups)
     drawn, _ = random_groupings(semantic, controls, seed)
@@ -259,7 +279,8 @@ def control_code(
 
 
 def block_ends(fractions: Sequence[float], n: int) -> np.ndarray:
-    """Where the blocks end, in images [B]. Raises MeasureError unless `fractions` ascend from above 0 to 1."""
+    """Where the blocks end, in images [B]. Raises MeasureError unless `fractions` ascend from above
+    0 to 1."""
     shares = np.asarray(fractions, dtype=np.float64)
     if len(shares) == 0 or shares[0] <= 0 or shares[-1] != 1 or (np.diff(shares) <= 0).any():
         raise MeasureError(f"fractions must ascend from above 0 to 1, got {tuple(fractions)}")
@@ -276,7 +297,8 @@ def _code_layers(
     seed: int,
     probabilities: LogProbabilities | None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For every layer the bits [O, t, B] of the labels of each of `tasks` [n, t], and the penalties chosen [O, t, B - 1]."""
+    """For every layer the bits [O, t, B] of the labels of each of `tasks` [n, t], and the penalties
+    chosen [O, t, B - 1]."""
     penalties, random = np.unique(checked_penalties(l2)), np.random.default_rng(seed)
     permutations = [random.permutation(len(tasks)) for _ in range(orders)]
     found = []
@@ -288,36 +310,60 @@ def _code_layers(
             continue
         # Over all images: two would give deviations near zero, and new images far from both.
         Z = ColumnScaling.of_columns(X).apply(block_of(X, slice(None))).numpy()
-        code = [[_code(Z[order], task[order], ends, penalties, probabilities) for task in tasks.T] for order in permutations]
-        found.append((np.array([[c[0] for c in row] for row in code]), np.array([[c[1] for c in row] for row in code])))
+        code = [
+            [_code(Z[order], task[order], ends, penalties, probabilities) for task in tasks.T]
+            for order in permutations
+        ]
+        found.append(
+            (
+                np.array([[c[0] for c in row] for row in code]),
+                np.array([[c[1] for c in row] for row in code]),
+            )
+        )
     return found
 
 
 def _code(
-    X: np.ndarray, y: np.ndarray, ends: np.ndarray, penalties: np.ndarray, probabilities: LogProbabilities | None
+    X: np.ndarray,
+    y: np.ndarray,
+    ends: np.ndarray,
+    penalties: np.ndarray,
+    probabilities: LogProbabilities | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bits [B] of the labels `y` [n] of each block, and the penalty of largest weight of each block but the first."""
+    """Bits [B] of the labels `y` [n] of each block, and the penalty of largest weight of each block
+    but the first."""
     classes, m = int(y.max()) + 1, len(penalties)
     bits, heaviest, weights = [ends[0] * math.log2(classes)], [], np.full(m, -math.log(m))
     for t, end in pairwise(ends):
         known, labels = np.unique(y[:t], return_inverse=True)
-        # A class without images so far has probability 1 / (t + K); a single known one has all of the rest without a fit.
+        # A class without images so far has probability 1 / (t + K); a single known one has all of
+        # the rest without a fit.
         log = np.full((m, end - t, classes), -math.log(t + classes))
-        fitted = (probabilities or logistic_probabilities)(X[:t], labels, penalties * t, X[t:end]) if len(known) > 1 else 0.0
+        fitted = (
+            (probabilities or logistic_probabilities)(X[:t], labels, penalties * t, X[t:end])
+            if len(known) > 1
+            else 0.0
+        )
         log[:, :, known] = fitted + math.log((t + len(known)) / (t + classes))
         joint = weights + log[:, np.arange(end - t), y[t:end]].sum(axis=1)
         cost = -special.logsumexp(joint)
         bits.append(cost / math.log(2))
         # Of equals the largest, the simplest probe.
         heaviest.append(penalties[last_best(weights)])
-        weights = np.logaddexp(math.log(1 - _FIXED_SHARE) + joint + cost, math.log(_FIXED_SHARE / m))
+        weights = np.logaddexp(
+            math.log(1 - _FIXED_SHARE) + joint + cost, math.log(_FIXED_SHARE / m)
+        )
     return np.array(bits), np.array(heaviest)
 
 
-def logistic_probabilities(X: np.ndarray, y: np.ndarray, l2: np.ndarray, X_new: np.ndarray) -> np.ndarray:
-    """Log-probabilities [m, new, K] by multinomial logistic regression on features as they are, for ascending `l2` [m].
+def logistic_probabilities(
+    X: np.ndarray, y: np.ndarray, l2: np.ndarray, X_new: np.ndarray
+) -> np.ndarray:
+    """Log-probabilities [m, new, K] by multinomial logistic regression on features as they are, for
+    ascending `l2` [m].
 
-    The fit minimises the sum of -log p over the images plus l2 / 2 |W|^2; the intercepts are free."""
+    The fit minimises the sum of -log p over the images plus l2 / 2 |W|^2; the intercepts are
+    free."""
     with warnings.catch_warnings():
         # Any probabilities define a code, those of a fit that stopped early too.
         warnings.simplefilter("ignore", UnconvergedWarning)

@@ -18,13 +18,19 @@ Values = Sequence[float] | np.ndarray | None
 
 
 class Fitter(Protocol):
-    """Fits a whole path to features `X` [n, p] and classes `y` [n]; `values` None takes the method's default path."""
+    """Fits a whole path to features `X` [n, p] and classes `y` [n]; `values` None takes the
+    method's default path."""
 
     def __call__(self, X: Any, y: Any, values: Values = None, /) -> ProbePath:
         """The path fitted to `X` and `y`. Raises what the kind of probe raises."""
 
 
-FITTERS: dict[str, Fitter] = {"ridge": ridge_path, "logistic": logistic_path, "knn": knn_path, "centroid": centroid_path}
+FITTERS: dict[str, Fitter] = {
+    "ridge": ridge_path,
+    "logistic": logistic_path,
+    "knn": knn_path,
+    "centroid": centroid_path,
+}
 # The hyperparameter of each path; empty where there is none.
 PATHS = {"ridge": "l2", "logistic": "l2", "knn": "k", "centroid": ""}
 # Methods whose scores are log-probabilities.

@@ -1,17 +1,22 @@
-"""Decoding of patch positions: row, column and cell of the grid of a token from its activation alone.
+"""Decoding of patch positions: row, column and cell of the grid of a token from its activation
+alone.
 
-A Mixer has no position embedding, yet its token-mixing weights belong to positions; a ViT has position embeddings; a CNN can use
-zero padding at the border. The probe is fitted to the tokens of some images and tested on those of others, at every layer. The
-first layer (a linear map of the patch, before any embedding or mixing) is the baseline: what the content of a patch says about
-its position, as sky is above.
+A Mixer has no position embedding, yet its token-mixing weights belong to positions; a ViT has
+position embeddings; a CNN can use zero padding at the border. The probe is fitted to the tokens of
+some images and tested on those of others, at every layer. The first layer (a linear map of the
+patch, before any embedding or mixing) is the baseline: what the content of a patch says about its
+position, as sky is above.
 
-Nothing of size [image, position, channel] is stored. With x_is the activation of image i at position s, two moments are
-enough: the sums by position M_s = sum_i x_is [S, C] and the scatter sum_is x_is x_is' [C, C]. The row and column are decoded by
-ridge regression; the cell by linear discriminant analysis with the ridge on the covariance within positions, because one-hot
-regression masks the classes that lie between others (Hastie, Tibshirani and Friedman 2009, section 4.2), as cells of a grid do.
+Nothing of size [image, position, channel] is stored. With x_is the activation of image i at
+position s, two moments are enough: the sums by position M_s = sum_i x_is [S, C] and the scatter
+sum_is x_is x_is' [C, C]. The row and column are decoded by ridge regression; the cell by linear
+discriminant analysis with the ridge on the covariance within positions, because one-hot regression
+masks the classes that lie between others (Hastie, Tibshirani and Friedman 2009, section 4.2), as
+cells of a grid do.
 
-The moments of ten groups of the training images are kept too, [10, C, C] for each layer: the probes are fitted again without each
-group, and the change is the variance over training images (delete-group jackknife).
+The moments of ten groups of the training images are kept too, [10, C, C] for each layer: the probes
+are fitted again without each group, and the change is the variance over training images
+(delete-group jackknife).
 """
 
 from __future__ import annotations
@@ -40,7 +45,8 @@ from mixer_probe.probing.runs import fields, layer_frame
 from mixer_probe.similarity.inputs import to_grid
 from mixer_probe.stats import mean_interval, training_interval
 
-# Relative to the mean eigenvalue of what they are added to, so that one path fits layers of any scale and width.
+# Relative to the mean eigenvalue of what they are added to, so that one path fits layers of any
+# scale and width.
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 MOST_ROWS = 16
 # A spread of a channel below this fraction of its mean is rounding of float32 activations.
@@ -55,13 +61,16 @@ _LEAST = 1e-9
 class PatchPosition(Result):
     """Accuracy of the position of a token decoded from its activation, for each layer [L].
 
-    `row_r2` and `column_r2` are R^2 over the tokens of the test images, `r2` is that of both together. `accuracy` is the fraction
-    of tokens whose cell is right, by chance `chance` = 1 / cells; `distance_px` is the mean distance in pixels of the model's
-    input from the centre of the predicted cell to that of the true one, by chance `chance_distance_px` (two random cells).
-    `low` and `high` ([L] each, before the name of the number) are 95 % intervals for other training images and other test images
-    at the chosen ridges, NaN for fewer than 10 training images. `cells` is a tuple over layers of accuracy by true cell
-    [rows, columns]. `ridge_regression` and `ridge_cells` are the relative ridges chosen on `n_validation` of the training images,
-    after which all `n_train` were fitted. Layers with NaN or infinite activations, and constant ones, give NaN."""
+    `row_r2` and `column_r2` are R^2 over the tokens of the test images, `r2` is that of both
+    together. `accuracy` is the fraction of tokens whose cell is right, by chance `chance` = 1 /
+    cells; `distance_px` is the mean distance in pixels of the model's input from the centre of the
+    predicted cell to that of the true one, by chance `chance_distance_px` (two random cells). `low`
+    and `high` ([L] each, before the name of the number) are 95 % intervals for other training
+    images and other test images at the chosen ridges, NaN for fewer than 10 training images.
+    `cells` is a tuple over layers of accuracy by true cell [rows, columns]. `ridge_regression` and
+    `ridge_cells` are the relative ridges chosen on `n_validation` of the training images, after
+    which all `n_train` were fitted. Layers with NaN or infinite activations, and constant ones,
+    give NaN."""
 
     title: ClassVar[str] = "Patch position"
 
@@ -89,7 +98,9 @@ class PatchPosition(Result):
     n_train: int
     n_validation: int
     n_test: int
-    estimator: str = "ridge regression for row and column, regularised linear discriminant for the cell"
+    estimator: str = (
+        "ridge regression for row and column, regularised linear discriminant for the cell"
+    )
     untrained: PatchPosition | None = None
 
     def to_frame(self) -> pd.DataFrame:
@@ -98,17 +109,30 @@ class PatchPosition(Result):
             "r2 low_r2 high_r2 row_r2 column_r2 accuracy low_accuracy high_accuracy chance "
             "distance_px low_distance_px high_distance_px chance_distance_px n_train n_test"
         )
-        grids = {"rows": [rows for rows, _ in self.grids], "columns": [columns for _, columns in self.grids]}
+        grids = {
+            "rows": [rows for rows, _ in self.grids],
+            "columns": [columns for _, columns in self.grids],
+        }
         return layer_frame(
-            self, grids | fields(self, numbers.split()), 1, None if self.untrained is None else self.untrained.to_frame()
+            self,
+            grids | fields(self, numbers.split()),
+            1,
+            None if self.untrained is None else self.untrained.to_frame(),
         )
 
 
 def decodable_layers(model: Model) -> list[str]:
-    """The stem and the blocks whose grid has several positions to decode. Raises MeasureError if there are none."""
-    names = [layer.name for layer in model.select(("stem", "blocks")) if layer.grid and layer.grid[0] * layer.grid[1] > 1]
+    """The stem and the blocks whose grid has several positions to decode. Raises MeasureError if
+    there are none."""
+    names = [
+        layer.name
+        for layer in model.select(("stem", "blocks"))
+        if layer.grid and layer.grid[0] * layer.grid[1] > 1
+    ]
     if not names:
-        raise MeasureError(f"no layer of {model.name} has several positions, so no position can be decoded")
+        raise MeasureError(
+            f"no layer of {model.name} has several positions, so no position can be decoded"
+        )
     return names
 
 
@@ -124,17 +148,20 @@ def patch_position_probe(
     batch_size: int = 64,
     untrained: bool = False,
 ) -> PatchPosition:
-    """Decode positions of the tokens of `images_test`, else of every third of `images`, after a fit to those of `images`.
+    """Decode positions of the tokens of `images_test`, else of every third of `images`, after a fit
+    to those of `images`.
 
     Labels are not needed.
 
-    `grid` (rows, columns) averages the tokens of every layer over the cells of one grid, to compare layers of several
-    resolutions; left out, each layer has its own, averaged to at most 16 x 16. `ridges` are relative to the mean eigenvalue of
-    the covariance; every fifth image to fit on is held out to choose among them and added to the fit afterwards, so that each
-    image passes through the network once. With `untrained` the same is done for the untrained baseline.
+    `grid` (rows, columns) averages the tokens of every layer over the cells of one grid, to compare
+    layers of several resolutions; left out, each layer has its own, averaged to at most 16 x 16.
+    `ridges` are relative to the mean eigenvalue of the covariance; every fifth image to fit on is
+    held out to choose among them and added to the fit afterwards, so that each image passes through
+    the network once. With `untrained` the same is done for the untrained baseline.
 
-    Raises LayerError for layers whose positions form no grid (hidden units, heads), ImagesError for fewer than 5 images or an
-    image in both sets, and MeasureError for a grid of one cell or too fine for a layer, and for ridges that are not positive."""
+    Raises LayerError for layers whose positions form no grid (hidden units, heads), ImagesError for
+    fewer than 5 images or an image in both sets, and MeasureError for a grid of one cell or too
+    fine for a layer, and for ridges that are not positive."""
     train, test = as_source(images), None if images_test is None else as_source(images_test)
     if test is None:
         third = np.arange(len(train)) % 3 == 2
@@ -142,26 +169,41 @@ def patch_position_probe(
     else:
         check_apart(train, test)
     if len(train) < 5:
-        raise ImagesError(f"{len(train)} images are too few to fit a probe of positions on and choose its ridge: give 5 or more")
+        raise ImagesError(
+            f"{len(train)} images are too few to fit a probe of positions on and choose its ridge: "
+            "give 5 or more"
+        )
     selected, path = model.select(layers), np.unique(checked_penalties(ridges, "ridges"))
     validation = np.arange(len(train)) % 5 == 4
     run = _Run(model, selected, grid, batch_size)
     moments = run.moments(part_of(train, ~validation))
     probes = {name: [sums.total.probes(path)] for name, sums in moments.items()}
-    chosen = {name: found[0].best() for name, found in run.answers(part_of(train, validation), probes, also=moments).items()}
-    final = {name: found.probes(*(path[[k]] for k in chosen[name])) for name, found in moments.items()}
+    chosen = {
+        name: found[0].best()
+        for name, found in run.answers(part_of(train, validation), probes, also=moments).items()
+    }
+    final = {
+        name: found.probes(*(path[[k]] for k in chosen[name])) for name, found in moments.items()
+    }
     # They are by far the largest arrays, and the untrained network has its own.
     moments.clear()
     answers = run.answers(test, final)
     undefined = [name for name, found in answers.items() if np.isnan(found[0].errors).any()]
     if undefined:
-        message = f"no place can be read at layer '{undefined[0]}' of {model.name}: activations are not finite or do not vary"
-        warnings.warn(f"{message} ({len(undefined)} such layers)", UndefinedProbeWarning, stacklevel=3)
+        message = (
+            f"no place can be read at layer '{undefined[0]}' of {model.name}: activations are not "
+            "finite or do not vary"
+        )
+        warnings.warn(
+            f"{message} ({len(undefined)} such layers)", UndefinedProbeWarning, stacklevel=3
+        )
     numbers = []
     for layer in selected:
         found, *left_out = answers[layer.name]
         numbers.append(found.numbers(run.places[layer.name], left_out))
-    columns: dict[str, Any] = {name: np.array([row[name] for row in numbers]) for name in numbers[0]}
+    columns: dict[str, Any] = {
+        name: np.array([row[name] for row in numbers]) for name in numbers[0]
+    }
     baseline = None
     if untrained and model.weights.trained:
         options: dict[str, Any] = {"grid": grid, "ridges": ridges, "batch_size": batch_size}
@@ -172,7 +214,10 @@ def patch_position_probe(
         images_test=test.record,
         layers=selected,
         grids=tuple(run.grids.values()),
-        cells=tuple(answers[layer.name][0].cell_accuracy().reshape(run.grids[layer.name]) for layer in selected),
+        cells=tuple(
+            answers[layer.name][0].cell_accuracy().reshape(run.grids[layer.name])
+            for layer in selected
+        ),
         ridge_regression=np.array([path[chosen[layer.name][0]] for layer in selected]),
         ridge_cells=np.array([path[chosen[layer.name][1]] for layer in selected]),
         n_train=len(train),
@@ -184,15 +229,20 @@ def patch_position_probe(
 
 
 def centres(grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """Row and column in pixels of the centre of every cell [S, 2] of a grid over an image of `size` (height, width)."""
-    rows, columns = ((np.arange(count) + 0.5) * pixels / count for count, pixels in zip(grid, size, strict=True))
+    """Row and column in pixels of the centre of every cell [S, 2] of a grid over an image of `size`
+    (height, width)."""
+    rows, columns = (
+        (np.arange(count) + 0.5) * pixels / count for count, pixels in zip(grid, size, strict=True)
+    )
     return np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
 class PositionMoments:
-    """Sums by position and scatter of a layer's tokens, float64: `update` with batches, `merge` others, then `probes`.
+    """Sums by position and scatter of a layer's tokens, float64: `update` with batches, `merge`
+    others, then `probes`.
 
-    Sums are of deviations from a shift, the mean of the first batch, so that a large common mean costs no digits."""
+    Sums are of deviations from a shift, the mean of the first batch, so that a large common mean
+    costs no digits."""
 
     def __init__(self, places: np.ndarray) -> None:
         self.places = torch.from_numpy(places)
@@ -202,7 +252,8 @@ class PositionMoments:
         self._outer: Tensor | None = None
 
     def of(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(sums by position [S, C], scatter [C, C]) of tokens `x` [image, S, C] about the shift, which the first batch sets."""
+        """(sums by position [S, C], scatter [C, C]) of tokens `x` [image, S, C] about the shift,
+        which the first batch sets."""
         if self.shift is None:
             self.shift = x.mean((0, 1))
         moved = x - self.shift
@@ -227,8 +278,8 @@ class PositionMoments:
         return rest
 
     def probes(self, path: np.ndarray, cells_path: np.ndarray | None = None) -> PositionProbes:
-        """Probes for every relative ridge of `path` [m], those of cells for `cells_path` if given, from all images so far; all
-        NaN for activations that are not finite or do not vary."""
+        """Probes for every relative ridge of `path` [m], those of cells for `cells_path` if given,
+        from all images so far; all NaN for activations that are not finite or do not vary."""
         cells_path = path if cells_path is None else cells_path
         assert self.shift is not None
         assert self._sums is not None
@@ -250,23 +301,29 @@ class PositionMoments:
         middle = places.mean(0)
         towards = away.T @ (places - middle) / cells
         regression = _solved(total, towards, path)
-        directions = _solved(within, away.T, cells_path, least=float(total.diagonal().mean()) * _LEAST)
+        directions = _solved(
+            within, away.T, cells_path, least=float(total.diagonal().mean()) * _LEAST
+        )
         # log p(z | s) up to what all positions share: m'Az - m'Am / 2.
         offsets = -0.5 * torch.einsum("sc,mcs->ms", away, directions)
         return PositionProbes(self.shift + centre, scale, regression, middle, directions, offsets)
 
 
 class GroupedMoments:
-    """Moments of all images in `total`, and of groups of them: image k is in group k mod `GROUPS`."""
+    """Moments of all images in `total`, and of groups of them: image k is in group k mod
+    `GROUPS`."""
 
     def __init__(self, places: np.ndarray) -> None:
         self.total = PositionMoments(places)
         self.groups = [PositionMoments(places) for _ in range(GROUPS)]
 
     def of(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """What `PositionMoments.of` returns for tokens `x` [image, S, C], and for every `GROUPS`-th image of `x` from each of the
-        first on."""
-        return [self.total.of(x), *(self.total.of(x[k::GROUPS]) for k in range(min(GROUPS, len(x))))]
+        """What `PositionMoments.of` returns for tokens `x` [image, S, C], and for every `GROUPS`-th
+        image of `x` from each of the first on."""
+        return [
+            self.total.of(x),
+            *(self.total.of(x[k::GROUPS]) for k in range(min(GROUPS, len(x)))),
+        ]
 
     def update(self, found: Sequence[tuple[Tensor, Tensor]], images: int) -> None:
         """Add what `of` returned for so many images, which come after those so far."""
@@ -275,16 +332,22 @@ class GroupedMoments:
         self.total.update(found[0], images)
 
     def probes(self, path: np.ndarray, cells_path: np.ndarray) -> list[PositionProbes]:
-        """Probes fitted to all images, then those fitted without each group; without the latter if a group has no image."""
-        left_out = [self.total.without(group) for group in self.groups] if self.total.n >= GROUPS else []
+        """Probes fitted to all images, then those fitted without each group; without the latter if
+        a group has no image."""
+        left_out = (
+            [self.total.without(group) for group in self.groups] if self.total.n >= GROUPS else []
+        )
         return [moments.probes(path, cells_path) for moments in (self.total, *left_out)]
 
 
 def _solved(gram: Tensor, right: Tensor, path: np.ndarray, least: float = 0.0) -> Tensor:
-    """(G + ridge * mean eigenvalue * I)^-1 R for every ridge [m, C, k], of several ridges from one eigendecomposition."""
+    """(G + ridge * mean eigenvalue * I)^-1 R for every ridge [m, C, k], of several ridges from one
+    eigendecomposition."""
     ridges = torch.from_numpy(path).to(gram) * max(float(gram.diagonal().mean()), least)
     if len(path) == 1:
-        alone: Tensor = torch.linalg.solve(gram + ridges * torch.eye(len(gram)).to(gram), right)[None]
+        alone: Tensor = torch.linalg.solve(gram + ridges * torch.eye(len(gram)).to(gram), right)[
+            None
+        ]
         return alone
     values, vectors = torch.linalg.eigh(gram)
     inverse = 1 / (values.clamp(min=0) + ridges[:, None])
@@ -309,14 +372,20 @@ class PositionProbes:
     def nothing(cls, ridges: int, cell_ridges: int, like: Tensor, cells: int) -> PositionProbes:
         """Probes of an undefined layer: all predictions are NaN."""
         nan = torch.full_like(like, torch.nan)
-        regression, directions = (nan[None, :, None].expand(m, -1, k) for m, k in ((ridges, 2), (cell_ridges, cells)))
-        return cls(nan, nan, regression, nan.new_zeros(2), directions, nan.new_zeros(cell_ridges, cells))
+        regression, directions = (
+            nan[None, :, None].expand(m, -1, k) for m, k in ((ridges, 2), (cell_ridges, cells))
+        )
+        return cls(
+            nan, nan, regression, nan.new_zeros(2), directions, nan.new_zeros(cell_ridges, cells)
+        )
 
     def answers(self, x: Tensor, places: Tensor) -> _Found:
         """Errors of the probes on tokens `x` [B, S, C] whose cells lie at `places` [S, 2]."""
         z = (x - self.mean) / self.scale
         errors = [((z @ w + self.middle - places) ** 2).sum(1) for w in self.regression]
-        cells = [(z @ w).add_(b).argmax(-1) for w, b in zip(self.directions, self.offsets, strict=True)]
+        cells = [
+            (z @ w).add_(b).argmax(-1) for w, b in zip(self.directions, self.offsets, strict=True)
+        ]
         true = torch.arange(x.shape[1], device=x.device)
         # argmax of NaN is some cell, so features that are not finite must be marked.
         bad = torch.where(torch.isfinite(z).all((1, 2)), 0.0, torch.nan).to(z)
@@ -331,8 +400,9 @@ class PositionProbes:
 
 
 class _Found(NamedTuple):
-    """Of B images, for m ridges: squared errors of row and column [m, B, 2], fractions of cells that are right [m, B], mean
-    distances [m, B], and how many images have each cell right [m, S]."""
+    """Of B images, for m ridges: squared errors of row and column [m, B, 2], fractions of cells
+    that are right [m, B], mean distances [m, B], and how many images have each cell right [m,
+    S]."""
 
     errors: Tensor
     right: Tensor
@@ -351,19 +421,27 @@ class _Answers:
 
     @classmethod
     def of(cls, found: Sequence[_Found]) -> _Answers:
-        errors, right, distances = (np.concatenate([f[k].cpu().numpy() for f in found], axis=1) for k in range(3))
-        return cls(errors, right, distances, np.sum([f.by_cell.cpu().numpy() for f in found], axis=0))
+        errors, right, distances = (
+            np.concatenate([f[k].cpu().numpy() for f in found], axis=1) for k in range(3)
+        )
+        return cls(
+            errors, right, distances, np.sum([f.by_cell.cpu().numpy() for f in found], axis=0)
+        )
 
     def best(self) -> tuple[int, int]:
-        """Indices of the ridge with the least squared error, and of the one with most cells right; of equals the largest."""
-        return last_best(-self.errors.sum(axis=(1, 2))).item(), last_best(self.right.sum(axis=1)).item()
+        """Indices of the ridge with the least squared error, and of the one with most cells right;
+        of equals the largest."""
+        return last_best(-self.errors.sum(axis=(1, 2))).item(), last_best(
+            self.right.sum(axis=1)
+        ).item()
 
     def cell_accuracy(self) -> np.ndarray:
         """Fraction of images with each cell right [S], for the only ridge."""
         return np.asarray(self.by_cell[0] / self.right.shape[1])
 
     def numbers(self, places: np.ndarray, left_out: Sequence[_Answers]) -> dict[str, float]:
-        """The numbers of a layer with cells at `places` [S, 2], with intervals from probes fitted without a group of images."""
+        """The numbers of a layer with cells at `places` [S, 2], with intervals from probes fitted
+        without a group of images."""
         spread = ((places - places.mean(axis=0)) ** 2).sum(axis=0)
         apart = pdist(places)
         by_image: dict[str, Callable[[_Answers], np.ndarray]] = {
@@ -374,52 +452,78 @@ class _Answers:
         limits = {"r2": (-np.inf, 1), "accuracy": (0, 1), "distance_px": (0, apart.max())}
         numbers: dict[str, float] = {}
         for name, values in by_image.items():
-            value, low, high = mean_interval(values(self), limits=None if name == "r2" else limits[name])
+            value, low, high = mean_interval(
+                values(self), limits=None if name == "r2" else limits[name]
+            )
             if left_out:
-                low, high = training_interval(value, low, high, np.stack([values(one) for one in left_out]))
+                low, high = training_interval(
+                    value, low, high, np.stack([values(one) for one in left_out])
+                )
                 low, high = np.clip((low, high), *limits[name])
             else:
                 low = high = np.full_like(value, np.nan)
             numbers |= {name: float(value), f"low_{name}": float(low), f"high_{name}": float(high)}
         numbers["r2"] = 1 - self.errors[0].sum(axis=1).mean() / spread.sum()
         for axis, name in enumerate(("row_r2", "column_r2")):
-            numbers[name] = 1 - self.errors[0, :, axis].mean() / spread[axis] if spread[axis] > 0 else np.nan
-        return numbers | {"chance": 1 / len(places), "chance_distance_px": apart.sum() * 2 / len(places) ** 2}
+            numbers[name] = (
+                1 - self.errors[0, :, axis].mean() / spread[axis] if spread[axis] > 0 else np.nan
+            )
+        return numbers | {
+            "chance": 1 / len(places),
+            "chance_distance_px": apart.sum() * 2 / len(places) ** 2,
+        }
 
 
 class _Run:
-    """Streams a network's tokens at some layers, averaged to their grids, into moments and into answers."""
+    """Streams a network's tokens at some layers, averaged to their grids, into moments and into
+    answers."""
 
-    def __init__(self, model: Model, layers: tuple[Layer, ...], grid: tuple[int, int] | None, batch_size: int) -> None:
+    def __init__(
+        self, model: Model, layers: tuple[Layer, ...], grid: tuple[int, int] | None, batch_size: int
+    ) -> None:
         """Raises LayerError and MeasureError for grids, as `patch_position_probe`."""
         self._model, self._layers, self._batch_size = model, layers, batch_size
         self.grids: dict[str, tuple[int, int]] = {}
         for layer in layers:
             if layer.grid is None:
-                raise LayerError(f"the positions of layer '{layer.name}' form no grid, so no place can be read: leave it out")
+                raise LayerError(
+                    f"the positions of layer '{layer.name}' form no grid, so no place can be read: "
+                    "leave it out"
+                )
             found = grid or (min(layer.grid[0], MOST_ROWS), min(layer.grid[1], MOST_ROWS))
             if found[0] * found[1] < 2:
-                raise MeasureError(f"layer '{layer.name}' has one position, so there is no place to read: leave it out")
+                raise MeasureError(
+                    f"layer '{layer.name}' has one position, so there is no place to read: leave "
+                    "it out"
+                )
             if layer.grid[0] < found[0] or layer.grid[1] < found[1]:
                 raise MeasureError(
                     f"layer '{layer.name}' has {layer.grid[0]}x{layer.grid[1]} positions, "
                     f"too few for a grid of {found[0]}x{found[1]}"
                 )
             self.grids[layer.name] = found
-        self.places = {name: centres(found, model.input.size[1:]) for name, found in self.grids.items()}
+        self.places = {
+            name: centres(found, model.input.size[1:]) for name, found in self.grids.items()
+        }
 
     def moments(self, images: ImageSource) -> dict[str, GroupedMoments]:
         """Moments of every layer over all images."""
         moments = {name: GroupedMoments(places) for name, places in self.places.items()}
-        for piece in self._stream(images, lambda name, x: moments[name].of(x), "moments of positions"):
+        for piece in self._stream(
+            images, lambda name, x: moments[name].of(x), "moments of positions"
+        ):
             for name, found in piece.found.items():
                 moments[name].update(found, piece.n)
         return moments
 
     def answers(
-        self, images: ImageSource, probes: dict[str, list[PositionProbes]], also: dict[str, GroupedMoments] | None = None
+        self,
+        images: ImageSource,
+        probes: dict[str, list[PositionProbes]],
+        also: dict[str, GroupedMoments] | None = None,
     ) -> dict[str, list[_Answers]]:
-        """Errors of each of a layer's probes on all images, whose moments are added to those of `also`."""
+        """Errors of each of a layer's probes on all images, whose moments are added to those of
+        `also`."""
         places = {name: torch.from_numpy(found) for name, found in self.places.items()}
 
         def both(name: str, x: Tensor) -> tuple[list[_Found], list[tuple[Tensor, Tensor]] | None]:
@@ -432,9 +536,14 @@ class _Run:
                 found[name].append(answers)
                 if also:
                     also[name].update(moments, piece.n)
-        return {name: [_Answers.of(parts) for parts in zip(*answers, strict=True)] for name, answers in found.items()}
+        return {
+            name: [_Answers.of(parts) for parts in zip(*answers, strict=True)]
+            for name, answers in found.items()
+        }
 
-    def _stream(self, images: ImageSource, do: Callable[[str, Tensor], Any], what: str) -> Iterator[Piece]:
+    def _stream(
+        self, images: ImageSource, do: Callable[[str, Tensor], Any], what: str
+    ) -> Iterator[Piece]:
         def reducer(layer: Layer, positions: Tensor, _prefix: Tensor | None) -> Any:
             grid = self.grids[layer.name]
             if positions.device.type == "mps":
@@ -444,4 +553,6 @@ class _Run:
             return do(layer.name, to_grid(tokens, layer, grid))
 
         title = f"{self._model.name}: {what}"
-        return stream(self._model, images, self._layers, reducer, batch_size=self._batch_size, title=title)
+        return stream(
+            self._model, images, self._layers, reducer, batch_size=self._batch_size, title=title
+        )

@@ -1,7 +1,8 @@
 """One probe per position: where in the image a layer encodes the class.
 
-Every position of a layer has a ridge probe of its own on its channels. All positions of a layer share one penalty, that with
-the highest leave-one-out accuracy on average over positions, so that a map shows differences between positions, not penalties.
+Every position of a layer has a ridge probe of its own on its channels. All positions of a layer
+share one penalty, that with the highest leave-one-out accuracy on average over positions, so that a
+map shows differences between positions, not penalties.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ from mixer_probe.stats import wilson_interval
 class PositionProbe(Result):
     """Accuracy on test images of a ridge probe at every position of every layer.
 
-    For layer i with a grid of h rows and w columns `accuracy[i]`, `low[i]` and `high[i]` (Wilson's interval at 95 % for each
-    position by itself), and `left_out[i]` (leave-one-out on the training images) are [h, w]; positions without a grid are
-    one row. `l2` [L] was chosen for all positions of a layer together, by `left_out`. `prefix[i]` [T] is the accuracy at the
-    layer's T prefix tokens, `pooled` [L] that of the mean over positions, each with its own penalty, chosen alike; `prefix_low`,
-    `prefix_high`, `pooled_low` and `pooled_high` bound them. `chance` is the frequency of the most frequent class of the test
-    images. NaN marks positions with NaN or infinite features."""
+    For layer i with a grid of h rows and w columns `accuracy[i]`, `low[i]` and `high[i]` (Wilson's
+    interval at 95 % for each position by itself), and `left_out[i]` (leave-one-out on the training
+    images) are [h, w]; positions without a grid are one row. `l2` [L] was chosen for all positions
+    of a layer together, by `left_out`. `prefix[i]` [T] is the accuracy at the layer's T prefix
+    tokens, `pooled` [L] that of the mean over positions, each with its own penalty, chosen alike;
+    `prefix_low`, `prefix_high`, `pooled_low` and `pooled_high` bound them. `chance` is the
+    frequency of the most frequent class of the test images. NaN marks positions with NaN or
+    infinite features."""
 
     title: ClassVar[str] = "Probes by position"
 
@@ -61,12 +64,16 @@ class PositionProbe(Result):
     estimator: str = "ridge, one l2 per layer by leave-one-out accuracy over all positions"
 
     def quantiles(self, q: Sequence[float]) -> np.ndarray:
-        """Quantiles `q` [Q] over positions of the accuracy at each layer, [Q, L]; NaN where no position has a probe."""
+        """Quantiles `q` [Q] over positions of the accuracy at each layer, [Q, L]; NaN where no
+        position has a probe."""
         known = [part[np.isfinite(part)] for part in self.accuracy]
-        return np.array([np.quantile(part, q) if len(part) else np.full(len(q), np.nan) for part in known]).T
+        return np.array(
+            [np.quantile(part, q) if len(part) else np.full(len(q), np.nan) for part in known]
+        ).T
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per layer and position, by `row` and `column`; prefix tokens and the mean over positions have neither (-1).
+        """One row per layer and position, by `row` and `column`; prefix tokens and the mean over
+        positions have neither (-1).
 
         `place` is "position", "prefix" or "pooled", `index` counts within it."""
         frames = []
@@ -88,7 +95,10 @@ class PositionProbe(Result):
                 "index": np.concatenate([np.arange(h * w), np.arange(tokens), [0]]),
                 "row": np.concatenate([np.repeat(np.arange(h), w), outside]),
                 "column": np.concatenate([np.tile(np.arange(w), h), outside]),
-                **{name: np.concatenate([np.ravel(part[i]) for part in parts]) for name, parts in numbers.items()},
+                **{
+                    name: np.concatenate([np.ravel(part[i]) for part in parts])
+                    for name, parts in numbers.items()
+                },
                 "chance": self.chance,
                 "n_train": self.n_train,
                 "n_test": self.n_test,
@@ -99,15 +109,20 @@ class PositionProbe(Result):
 
 
 def position_probe(
-    reps_train: RepresentationsLike, reps_test: RepresentationsLike, l2: Sequence[float] | np.ndarray | None = None
+    reps_train: RepresentationsLike,
+    reps_test: RepresentationsLike,
+    l2: Sequence[float] | np.ndarray | None = None,
 ) -> PositionProbe:
-    """Accuracy on `reps_test` of a ridge probe fitted at every position of every layer of `reps_train`.
+    """Accuracy on `reps_test` of a ridge probe fitted at every position of every layer of
+    `reps_train`.
 
-    Both are extracted with reduce="none". Layers without positions (heads) are left out. `l2` is the path of penalties to choose
-    from, by default `default_l2`. Positions with NaN or infinite features give NaN and a NonFiniteWarning.
+    Both are extracted with reduce="none". Layers without positions (heads) are left out. `l2` is
+    the path of penalties to choose from, by default `default_l2`. Positions with NaN or infinite
+    features give NaN and a NonFiniteWarning.
 
-    Raises MeasureError for representations without positions, two networks and penalties that are not positive; ImagesError if
-    labels are missing, there is one class, a class is only in the test images or an image is in both sets."""
+    Raises MeasureError for representations without positions, two networks and penalties that are
+    not positive; ImagesError if labels are missing, there is one class, a class is only in the test
+    images or an image is in both sets."""
     labels = checked_runs(reps_train, reps_test)
     penalties = default_l2(len(labels[0])) if l2 is None else np.unique(checked_penalties(l2))
     layers = layers_with_positions(reps_train)
@@ -119,10 +134,18 @@ def position_probe(
         with np.errstate(invalid="ignore"):
             means = [part.mean(axis=1, dtype=np.float64, keepdims=True) for part in features]
         prefix = [prefix_of(run, layer) for run in (reps_train, reps_test)]
-        each = [_fit_positions([part[:, t : t + 1] for part in prefix], labels, penalties) for t in range(prefix[0].shape[1])]
+        each = [
+            _fit_positions([part[:, t : t + 1] for part in prefix], labels, penalties)
+            for t in range(prefix[0].shape[1])
+        ]
         maps.append(_fit_positions(features, labels, penalties).shaped(map_shape(layer)))
         pooled.append(_fit_positions(means, labels, penalties))
-        tokens.append({name: np.array([getattr(token, name)[0] for token in each]) for name in ("accuracy", "low", "high")})
+        tokens.append(
+            {
+                name: np.array([getattr(token, name)[0] for token in each])
+                for name in ("accuracy", "low", "high")
+            }
+        )
     return PositionProbe(
         model=reps_train.model,
         images_train=reps_train.images,
@@ -148,7 +171,8 @@ def position_probe(
 
 
 class _PositionScores(NamedTuple):
-    """Probes of S positions that share a penalty: accuracies, bounds and leave-one-out accuracies [S]."""
+    """Probes of S positions that share a penalty: accuracies, bounds and leave-one-out accuracies
+    [S]."""
 
     l2: float
     accuracy: np.ndarray
@@ -161,12 +185,17 @@ class _PositionScores(NamedTuple):
         return _PositionScores(self.l2, *(part.reshape(shape) for part in self[1:]))
 
 
-def _fit_positions(features: Sequence[np.ndarray], labels: Labels, l2: np.ndarray) -> _PositionScores:
-    """Probes of features [n, S, p] of the training and the test images; NaN where they are not finite."""
+def _fit_positions(
+    features: Sequence[np.ndarray], labels: Labels, l2: np.ndarray
+) -> _PositionScores:
+    """Probes of features [n, S, p] of the training and the test images; NaN where they are not
+    finite."""
     train, test = features
     positions, n = train.shape[1], len(labels[1])
     left_out, right = np.full((2, positions, len(l2)), np.nan)
-    usable = np.flatnonzero(np.isfinite(train).all(axis=(0, 2)) & np.isfinite(test).all(axis=(0, 2)))
+    usable = np.flatnonzero(
+        np.isfinite(train).all(axis=(0, 2)) & np.isfinite(test).all(axis=(0, 2))
+    )
     for s in usable:
         path = ridge_path(np.ascontiguousarray(train[:, s]), labels[0], l2)
         left_out[s] = path.left_out_accuracy()
@@ -185,7 +214,8 @@ def checked_runs(train: RepresentationsLike, test: RepresentationsLike) -> Label
     check_runs(train, test)
     if train.reduce != "none":
         raise MeasureError(
-            f"positions are needed, but the layers were extracted with reduce='{train.reduce}': take reduce='none'"
+            f"positions are needed, but the layers were extracted with reduce='{train.reduce}': "
+            "take reduce='none'"
         )
     return run_labels(train, test)
 
@@ -194,7 +224,9 @@ def layers_with_positions(reps: RepresentationsLike) -> tuple[Layer, ...]:
     """The layers that have positions. Raises MeasureError if there are none."""
     layers = tuple(layer for layer in reps.layers if layer.positions)
     if not layers:
-        raise MeasureError(f"none of the layers has positions: {', '.join(layer.name for layer in reps.layers)}")
+        raise MeasureError(
+            f"none of the layers has positions: {', '.join(layer.name for layer in reps.layers)}"
+        )
     return layers
 
 
@@ -204,10 +236,13 @@ def map_shape(layer: Layer) -> tuple[int, int]:
 
 
 def warn_positions(name: str, *features: np.ndarray) -> bool:
-    """Whether any of the features of a layer are NaN or infinite; warns with NonFiniteWarning if so."""
+    """Whether any of the features of a layer are NaN or infinite; warns with NonFiniteWarning if
+    so."""
     bad = count_non_finite(*features)
     if bad:
-        message = f"positions of layer '{name}' have no probe: {bad} of its features are NaN or infinite"
+        message = (
+            f"positions of layer '{name}' have no probe: {bad} of its features are NaN or infinite"
+        )
         warnings.warn(message, NonFiniteWarning, stacklevel=3)
     return bad > 0
 

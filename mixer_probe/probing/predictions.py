@@ -26,7 +26,8 @@ _FEWEST_DRAWS = 19
 
 @dataclass(frozen=True)
 class ConfusionMatrix(Result):
-    """Numbers of test images per true class (rows) and predicted class (columns) for each layer: `counts` [L, K, K].
+    """Numbers of test images per true class (rows) and predicted class (columns) for each layer:
+    `counts` [L, K, K].
 
     The classes are those of training. A layer without predictions has zeros."""
 
@@ -42,11 +43,13 @@ class ConfusionMatrix(Result):
 
     @property
     def shares(self) -> np.ndarray:
-        """Fractions of the images of each true class, [L, K, K]; NaN for a class without test images."""
+        """Fractions of the images of each true class, [L, K, K]; NaN for a class without test
+        images."""
         return ratio(self.counts, self.counts.sum(axis=2, keepdims=True))
 
     def most_confused(self, layer: int, most: int) -> np.ndarray:
-        """Indices of the `most` classes with the most errors after a layer, as true or as predicted class, in their own order."""
+        """Indices of the `most` classes with the most errors after a layer, as true or as predicted
+        class, in their own order."""
         counts = self.counts[layer]
         errors = counts.sum(axis=1) + counts.sum(axis=0) - 2 * np.diagonal(counts)
         return np.sort(np.argsort(-errors, kind="stable")[:most])
@@ -63,8 +66,8 @@ class ConfusionMatrix(Result):
         return layer_frame(self, columns, k * k)
 
     def per_class(self) -> pd.DataFrame:
-        """One row per layer and class: accuracy on its images with Wilson's 95 % interval, and precision. NaN where there are no
-        images, or no such predictions."""
+        """One row per layer and class: accuracy on its images with Wilson's 95 % interval, and
+        precision. NaN where there are no images, or no such predictions."""
         images, predictions = self.counts.sum(axis=2).ravel(), self.counts.sum(axis=1).ravel()
         right = np.diagonal(self.counts, axis1=1, axis2=2).ravel()
         low, high = _bounds(right, images)
@@ -94,13 +97,29 @@ def confusion_matrix(result: ProbeResult) -> ConfusionMatrix:
     counts = np.zeros((len(result.layers), classes, classes), dtype=np.int64)
     for layer, predicted in zip(counts, result.predicted, strict=True):
         answered = predicted != UNDEFINED
-        np.add.at(layer, (true[answered], np.searchsorted(result.class_labels, predicted[answered])), 1)
+        np.add.at(
+            layer, (true[answered], np.searchsorted(result.class_labels, predicted[answered])), 1
+        )
     return ConfusionMatrix(
-        result.model, result.images_train, result.images_test, result.layers, result.class_names, counts, result.method
+        result.model,
+        result.images_train,
+        result.images_test,
+        result.layers,
+        result.class_names,
+        counts,
+        result.method,
     )
 
 
-_PER_LAYER = ("ece", "ece_null", "ece_null_high", "brier", "nll", "mean_confidence", "mean_accuracy")
+_PER_LAYER = (
+    "ece",
+    "ece_null",
+    "ece_null_high",
+    "brier",
+    "nll",
+    "mean_confidence",
+    "mean_accuracy",
+)
 _PER_BIN = ("confidence", "accuracy", "low", "high")
 
 
@@ -108,13 +127,15 @@ _PER_BIN = ("confidence", "accuracy", "low", "high")
 class Calibration(Result):
     """Calibration of the probabilities of a probe, for each layer [L] and bin of confidence [L, B].
 
-    The confidence is the probability of the predicted class, in bins of equal width (`edges` [B + 1]). `ece`, the expected
-    calibration error, is the mean over images of |accuracy - confidence| of their bins (Naeini et al. 2015; Guo et al. 2017). It
-    is above 0 for perfect probabilities too, since bins have few images: `ece_null` is its mean, and `ece_null_high` its 95 %
-    quantile, over `resamples` simulations of calibrated predictions (Broecker and Smith 2007). `brier` is the mean squared
-    distance of the probabilities from the one-hot truth (0 to 2), `nll` the mean -ln of the probability of the truth. `source`
-    names the origin of the probabilities; `temperature` [L] is 1 where they are those of the probe. `counts`, `confidence`,
-    `accuracy`, `low` and `high` (Wilson) describe the bins, NaN where empty."""
+    The confidence is the probability of the predicted class, in bins of equal width (`edges` [B +
+    1]). `ece`, the expected calibration error, is the mean over images of |accuracy - confidence|
+    of their bins (Naeini et al. 2015; Guo et al. 2017). It is above 0 for perfect probabilities
+    too, since bins have few images: `ece_null` is its mean, and `ece_null_high` its 95 % quantile,
+    over `resamples` simulations of calibrated predictions (Broecker and Smith 2007). `brier` is the
+    mean squared distance of the probabilities from the one-hot truth (0 to 2), `nll` the mean -ln
+    of the probability of the truth. `source` names the origin of the probabilities; `temperature`
+    [L] is 1 where they are those of the probe. `counts`, `confidence`, `accuracy`, `low` and `high`
+    (Wilson) describe the bins, NaN where empty."""
 
     title: ClassVar[str] = "Calibration"
 
@@ -159,15 +180,22 @@ class Calibration(Result):
 
 @checked(MeasureError)
 def calibration(
-    result: ProbeResult, reps: Runs | None = None, *, bins: int = _BINS, resamples: int = 200, seed: int = 0
+    result: ProbeResult,
+    reps: Runs | None = None,
+    *,
+    bins: int = _BINS,
+    resamples: int = 200,
+    seed: int = 0,
 ) -> Calibration:
     """Calibration of a probe on its test images.
 
-    Probabilities are those of the probe (`linear_probe(..., probabilities=True)`). Ridge scores are not probabilities: with
-    `reps`, the (train, test) of the probe, they become such by a softmax whose temperature has the highest likelihood on the
-    leave-one-out scores of the training images (Guo et al. 2017; never the test images).
+    Probabilities are those of the probe (`linear_probe(..., probabilities=True)`). Ridge scores are
+    not probabilities: with `reps`, the (train, test) of the probe, they become such by a softmax
+    whose temperature has the highest likelihood on the leave-one-out scores of the training images
+    (Guo et al. 2017; never the test images).
 
-    Raises MeasureError for a result with neither, other representations than the probe's, and fewer than one bin."""
+    Raises MeasureError for a result with neither, other representations than the probe's, and fewer
+    than one bin."""
     random, edges = np.random.default_rng(seed), np.linspace(0, 1, bins + 1)
     true = np.searchsorted(result.class_labels, result.labels)
     if result.probabilities is not None:
@@ -176,11 +204,18 @@ def calibration(
     else:
         if reps is None or result.method != "ridge":
             raise MeasureError(
-                f"this {result.method} probe kept no probabilities: make it with probabilities=True where the method has them, "
-                "or give reps=(train, test) of a ridge probe"
+                f"this {result.method} probe kept no probabilities: make it with "
+                "probabilities=True where the method has them, or give reps=(train, test) of a "
+                "ridge probe"
             )
-        if reps[0].images != result.images_train or reps[1].images != result.images_test or reps[0].model != result.model:
-            raise MeasureError("reps= holds other images or another network than the probe was made from")
+        if (
+            reps[0].images != result.images_train
+            or reps[1].images != result.images_test
+            or reps[0].model != result.model
+        ):
+            raise MeasureError(
+                "reps= holds other images or another network than the probe was made from"
+            )
         found, temperature = [], np.full(len(result.layers), np.nan)
         for i, (layer, l2) in enumerate(zip(result.layers, result.l2, strict=True)):
             if np.isnan(l2):
@@ -192,10 +227,16 @@ def calibration(
             left_out = np.hstack([-left_out, left_out]) if left_out.shape[1] == 1 else left_out
             assert path.left is not None
             temperature[i] = best_temperature(left_out, path.left.labels.cpu().numpy())
-            found.append(special.softmax(path.scores(layer_matrix(reps[1], layer.name))[0] / temperature[i], axis=1))
+            found.append(
+                special.softmax(
+                    path.scores(layer_matrix(reps[1], layer.name))[0] / temperature[i], axis=1
+                )
+            )
         source = "softmax of ridge scores, temperature by leave-one-out likelihood"
     layers = [_reliability(p.astype(np.float64), true, bins, resamples, random) for p in found]
-    columns: dict[str, Any] = {name: np.array([layer[name] for layer in layers]) for name in layers[0]}
+    columns: dict[str, Any] = {
+        name: np.array([layer[name] for layer in layers]) for name in layers[0]
+    }
     return Calibration(
         model=result.model,
         images_train=result.images_train,
@@ -212,20 +253,31 @@ def calibration(
 
 
 def best_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The t > 0 for which softmax(scores [n, K] / t) has the highest likelihood of `labels` [n] (Guo et al. 2017)."""
+    """The t > 0 for which softmax(scores [n, K] / t) has the highest likelihood of `labels` [n]
+    (Guo et al. 2017)."""
 
     def loss(log_t: float) -> float:
         log = special.log_softmax(scores / np.exp(log_t), axis=1)
         return -float(log[np.arange(len(labels)), labels].mean())
 
-    return float(np.exp(optimize.minimize_scalar(loss, bounds=(-12, 12), method="bounded", options={"xatol": 1e-8}).x))
+    return float(
+        np.exp(
+            optimize.minimize_scalar(
+                loss, bounds=(-12, 12), method="bounded", options={"xatol": 1e-8}
+            ).x
+        )
+    )
 
 
-def _reliability(p: np.ndarray, true: np.ndarray, bins: int, resamples: int, random: np.random.Generator) -> dict[str, Any]:
+def _reliability(
+    p: np.ndarray, true: np.ndarray, bins: int, resamples: int, random: np.random.Generator
+) -> dict[str, Any]:
     """The columns of `Calibration` for probabilities `p` [n, K] of one layer."""
     if not np.isfinite(p).all():
         empty = {name: np.full(bins, np.nan) for name in _PER_BIN}
-        return dict.fromkeys(_PER_LAYER, np.nan) | empty | {"counts": np.zeros(bins, dtype=np.int64)}
+        return (
+            dict.fromkeys(_PER_LAYER, np.nan) | empty | {"counts": np.zeros(bins, dtype=np.int64)}
+        )
     confidence, right = p.max(axis=1), p.argmax(axis=1) == true
     # A bin has its upper edge, so that a confidence of 1 is in the last.
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)

@@ -1,4 +1,5 @@
-"""Two runs of one network, one to fit on and one to test on: checks that they match, and labels that mean the same in both."""
+"""Two runs of one network, one to fit on and one to test on: checks that they match, and labels
+that mean the same in both."""
 
 from __future__ import annotations
 
@@ -24,12 +25,14 @@ Labels = tuple[np.ndarray, np.ndarray]
 
 def train_labels(reps: RepresentationsLike) -> np.ndarray:
     """Labels [n] of the training images. Raises ImagesError where there are none."""
-    return require_labels(reps.labels, f"the train images ({reps.images.name})", "a probe", len(reps.ids))
+    return require_labels(
+        reps.labels, f"the train images ({reps.images.name})", "a probe", len(reps.ids)
+    )
 
 
 def split_in_half(reps: RepresentationsLike) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the images to fit on and of those to test on, half of a run each: every class in both where it has two images,
-    and no picture in both. Raises ImagesError without labels."""
+    """Indices of the images to fit on and of those to test on, half of a run each: every class in
+    both where it has two images, and no picture in both. Raises ImagesError without labels."""
     y = train_labels(reps)
     test = stratified(y, len(y) // 2)
     return apart(reps.keys, np.setdiff1d(np.arange(len(y)), test), test), test
@@ -39,12 +42,19 @@ def run_labels(train: RepresentationsLike, test: RepresentationsLike) -> Labels:
     """The labels of both runs by the class indices of `train`.
 
     Raises ImagesError for missing labels, and what `shared_classes` raises."""
-    return _shared(*((run.labels, run.class_names, len(run.ids), run.images.name) for run in (train, test)))
+    return _shared(
+        *((run.labels, run.class_names, len(run.ids), run.images.name) for run in (train, test))
+    )
 
 
 def source_labels(train: ImageSource, test: ImageSource) -> Labels:
     """`run_labels` of two sets of images."""
-    return _shared(*((images.labels, images.class_names, len(images), images.record.name) for images in (train, test)))
+    return _shared(
+        *(
+            (images.labels, images.class_names, len(images), images.record.name)
+            for images in (train, test)
+        )
+    )
 
 
 def _shared(*sides: tuple[np.ndarray | None, tuple[str, ...] | None, int, str]) -> Labels:
@@ -56,21 +66,26 @@ def _shared(*sides: tuple[np.ndarray | None, tuple[str, ...] | None, int, str]) 
 
 
 def majority_rate(y: np.ndarray) -> float:
-    """Frequency of the most frequent of the labels `y` [n]: the accuracy of the best constant prediction."""
+    """Frequency of the most frequent of the labels `y` [n]: the accuracy of the best constant
+    prediction."""
     return float(np.unique(y, return_counts=True)[1].max() / len(y))
 
 
 def check_runs(train: RepresentationsLike, test: RepresentationsLike) -> None:
     """Raise unless both are one network's representations of different images, reduced alike.
 
-    MeasureError for other networks, layers, numbers of channels or reductions; ImagesError for an image in both."""
+    MeasureError for other networks, layers, numbers of channels or reductions; ImagesError for an
+    image in both."""
     if train.model != test.model:
         called = [f"{run.model.name} ({run.model.fingerprint[:8]})" for run in (train, test)]
         raise MeasureError(
-            f"train and test come from two networks, or from one with two kinds of preprocessing: {called[0]} and {called[1]}"
+            "train and test come from two networks, or from one with two kinds of preprocessing: "
+            f"{called[0]} and {called[1]}"
         )
     if train.reduce != test.reduce:
-        raise MeasureError(f"train was extracted with reduce='{train.reduce}' and test with '{test.reduce}'")
+        raise MeasureError(
+            f"train was extracted with reduce='{train.reduce}' and test with '{test.reduce}'"
+        )
     if not train.layers:
         raise MeasureError("there is no layer to probe")
     missing = {layer.name for layer in train.layers} ^ {layer.name for layer in test.layers}
@@ -85,22 +100,34 @@ def check_runs(train: RepresentationsLike, test: RepresentationsLike) -> None:
 def check_width(name: str, train: int, test: int) -> None:
     """Raise MeasureError unless a layer has as many channels in both runs."""
     if train != test:
-        raise MeasureError(f"layer '{name}' has {train} channels in train and {test} in test: extract both with one network")
+        raise MeasureError(
+            f"layer '{name}' has {train} channels in train and {test} in test: extract both with "
+            "one network"
+        )
 
 
 def check_untrained(runs: Runs, untrained: Runs | None) -> None:
-    """Raise MeasureError unless `untrained` is of an untrained network and holds the same images, or is None."""
+    """Raise MeasureError unless `untrained` is of an untrained network and holds the same images,
+    or is None."""
     if untrained is None:
         return
     if untrained[0].model.trained:
-        raise MeasureError(f"untrained= must hold an untrained network, but {untrained[0].model.name} is trained")
+        raise MeasureError(
+            f"untrained= must hold an untrained network, but {untrained[0].model.name} is trained"
+        )
     for split, run, other in zip(("train", "test"), runs, untrained, strict=True):
         if keys_of(run) != keys_of(other):
-            raise MeasureError(f"the untrained baseline was run on different {split} images; extract both from the same images")
+            raise MeasureError(
+                f"the untrained baseline was run on different {split} images; extract both from "
+                "the same images"
+            )
 
 
-def layer_pair(train: RepresentationsLike, test: RepresentationsLike, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Features [image, channel] of a layer in both runs. Raises MeasureError for positions and unequal numbers of channels."""
+def layer_pair(
+    train: RepresentationsLike, test: RepresentationsLike, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features [image, channel] of a layer in both runs. Raises MeasureError for positions and
+    unequal numbers of channels."""
     X, new = layer_matrix(train, name), layer_matrix(test, name)
     check_width(name, X.shape[1], new.shape[1])
     return X, new
@@ -119,7 +146,9 @@ def warn_non_finite(name: str, count: int, what: str = "no probe of", stacklevel
     return count > 0
 
 
-def finite_pair(train: RepresentationsLike, test: RepresentationsLike, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+def finite_pair(
+    train: RepresentationsLike, test: RepresentationsLike, name: str
+) -> tuple[np.ndarray, np.ndarray] | None:
     """`layer_pair`; None, with a NonFiniteWarning, where some features are NaN or infinite."""
     pair = layer_pair(train, test, name)
     return None if warn_non_finite(name, count_non_finite(*pair), stacklevel=6) else pair
@@ -138,19 +167,30 @@ class OfLayers(Protocol):
 
 
 def layer_frame(
-    result: OfLayers, columns: Mapping[str, Any], repeat: int = 1, untrained: pd.DataFrame | None = None
+    result: OfLayers,
+    columns: Mapping[str, Any],
+    repeat: int = 1,
+    untrained: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """A table with `repeat` rows per layer: model, trained, layer, kind, depth, and `columns`; below it that of the untrained
-    baseline."""
-    first = {name: np.repeat([getattr(layer, attribute) for layer in result.layers], repeat) for name, attribute in _LAYER}
-    frame = pd.DataFrame({"model": result.model.name, "trained": result.model.trained, **first, **columns})
+    """A table with `repeat` rows per layer: model, trained, layer, kind, depth, and `columns`;
+    below it that of the untrained baseline."""
+    first = {
+        name: np.repeat([getattr(layer, attribute) for layer in result.layers], repeat)
+        for name, attribute in _LAYER
+    }
+    frame = pd.DataFrame(
+        {"model": result.model.name, "trained": result.model.trained, **first, **columns}
+    )
     return frame if untrained is None else pd.concat([frame, untrained], ignore_index=True)
 
 
 def fields(result: object, names: Sequence[str]) -> dict[str, Any]:
     """The fields of a result by name; arrays of several axes are flattened."""
     found = {name: getattr(result, name) for name in names}
-    return {name: value.ravel() if isinstance(value, np.ndarray) else value for name, value in found.items()}
+    return {
+        name: value.ravel() if isinstance(value, np.ndarray) else value
+        for name, value in found.items()
+    }
 
 
 _LAYER = (("layer", "name"), ("kind", "kind"), ("depth", "depth"))

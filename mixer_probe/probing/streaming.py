@@ -1,8 +1,10 @@
-"""Ridge probes of every layer over a data set of any size: one pass over train, one over test, without storing activations.
+"""Ridge probes of every layer over a data set of any size: one pass over train, one over test,
+without storing activations.
 
-The pass over train adds up moments of every layer and keeps the features of a stratified sample of the images. Each of these
-is left out, exactly, of the fit to all images, which chooses the penalty. The pass over test counts what each penalty of each
-layer classifies right. Memory is O(p^2) per layer, whatever the number of images.
+The pass over train adds up moments of every layer and keeps the features of a stratified sample of
+the images. Each of these is left out, exactly, of the fit to all images, which chooses the penalty.
+The pass over test counts what each penalty of each layer classifies right. Memory is O(p^2) per
+layer, whatever the number of images.
 """
 
 from __future__ import annotations
@@ -28,11 +30,18 @@ from mixer_probe.linear.ridge_probe import LEFT_OUT
 from mixer_probe.linear.stratification import stratified
 from mixer_probe.models.layer import Layer
 from mixer_probe.models.model import Model
-from mixer_probe.probing.layer_probes import LayerPath, LayerPaths, ProbeResult, assemble, path_values
+from mixer_probe.probing.layer_probes import (
+    LayerPath,
+    LayerPaths,
+    ProbeResult,
+    assemble,
+    path_values,
+)
 from mixer_probe.probing.methods import Values
 from mixer_probe.probing.runs import source_labels, warn_non_finite
 
-# Images whose features are concatenated before they are added to moments: X'X of few images is bound by memory.
+# Images whose features are concatenated before they are added to moments: X'X of few images is
+# bound by memory.
 _TOGETHER = 1024
 
 
@@ -50,26 +59,33 @@ def stream_probe(
     batch_size: int = 64,
     autocast: str | None = None,
 ) -> ProbeResult:
-    """What `linear_probe` gives for representations of `train` and `test`, without storing these: ridge probes of every layer.
+    """What `linear_probe` gives for representations of `train` and `test`, without storing these:
+    ridge probes of every layer.
 
-    `layers` and `reduce` are those of `extract`. The penalty of each layer is chosen from the path `l2` (by default 15 that grow
-    with the number of images) by leave-one-out accuracy on `left_out` training images, a stratified sample whose features are
-    kept. `untrained` is an untrained baseline to run on the same images. Layers with NaN or infinite features give NaN and a
+    `layers` and `reduce` are those of `extract`. The penalty of each layer is chosen from the path
+    `l2` (by default 15 that grow with the number of images) by leave-one-out accuracy on `left_out`
+    training images, a stratified sample whose features are kept. `untrained` is an untrained
+    baseline to run on the same images. Layers with NaN or infinite features give NaN and a
     NonFiniteWarning.
 
-    Raises LayerError (unknown layer, reduce="prefix" for a layer without prefix tokens), ImagesError if labels are missing, there
-    is one class, a class is only in the test images or an image is in both; MeasureError for penalties that are not positive, a
-    trained baseline, and another `reduce`."""
+    Raises LayerError (unknown layer, reduce="prefix" for a layer without prefix tokens),
+    ImagesError if labels are missing, there is one class, a class is only in the test images or an
+    image is in both; MeasureError for penalties that are not positive, a trained baseline, and
+    another `reduce`."""
     check_apart(train, test)
     y_train, y_test = labels = source_labels(train, test)
     if untrained is not None and untrained.weights.trained:
-        raise MeasureError(f"untrained= must be an untrained network, but {untrained.name} is trained")
+        raise MeasureError(
+            f"untrained= must be an untrained network, but {untrained.name} is trained"
+        )
     chosen = path_values("ridge", l2, None)
     penalties = checked_penalties(default_l2(len(y_train)) if chosen is None else chosen)
     selected = model.select(layers)
     without = [layer.name for layer in selected if reduce == "prefix" and not layer.prefix_tokens]
     if without:
-        raise LayerError(f"'{without[0]}' of {model.name} has no prefix token to take; use reduce='mean'")
+        raise LayerError(
+            f"'{without[0]}' of {model.name} has no prefix token to take; use reduce='mean'"
+        )
     options: dict[str, Any] = {"reduce": reduce, "batch_size": batch_size, "autocast": autocast}
     sample = stratified(y_train, left_out)
     fits = {layer.name: _LayerFit() for layer in selected}
@@ -81,12 +97,20 @@ def stream_probe(
         fit.solve(penalties, y_train[sample])
     for start, name, X in _features(model, test, selected, "test", **options):
         fits[name].test(X, y_test[start : start + len(X)])
-    paths = [None if warn_non_finite(name, fit.bad, stacklevel=4) else fit.result(len(test)) for name, fit in fits.items()]
+    paths = [
+        None if warn_non_finite(name, fit.bad, stacklevel=4) else fit.result(len(test))
+        for name, fit in fits.items()
+    ]
     found = LayerPaths(penalties, [fit.width for fit in fits.values()], paths)
     baseline = None
     if untrained is not None:
-        baseline = stream_probe(untrained, train, test, list(fits), penalties, left_out=left_out, **options)
-    first, second = (_Streamed(model.record, part.record, selected, part.class_names, reduce) for part in (train, test))
+        baseline = stream_probe(
+            untrained, train, test, list(fits), penalties, left_out=left_out, **options
+        )
+    first, second = (
+        _Streamed(model.record, part.record, selected, part.class_names, reduce)
+        for part in (train, test)
+    )
     return assemble(first, second, labels, found, method="ridge", untrained=baseline)
 
 
@@ -103,7 +127,8 @@ class _Streamed:
 
 @dataclass
 class _LayerFit:
-    """The probes of one layer: moments and the features of the sample in training, counts and predictions in testing.
+    """The probes of one layer: moments and the features of the sample in training, counts and
+    predictions in testing.
 
     A layer with features that are not finite (`bad` of them) has no probes."""
 
@@ -126,7 +151,9 @@ class _LayerFit:
     def solve(self, l2: np.ndarray, y_sample: np.ndarray) -> None:
         """Fit the probes, which can leave out the sample, and free moments and features."""
         if not self.bad:
-            self.path = self.moments.fit(l2, standardize=True).leaving_out(torch.cat(self.sample), y_sample)
+            self.path = self.moments.fit(l2, standardize=True).leaving_out(
+                torch.cat(self.sample), y_sample
+            )
             self.left_out = self.path.left_out_accuracy()
         self.moments, self.sample = RidgeMoments(), []
 
@@ -145,18 +172,28 @@ class _LayerFit:
         """Accuracies on `n` test images."""
         assert self.path is not None
         chosen = float(self.path.l2[last_best(self.left_out)])
-        return LayerPath(chosen, self.left_out, np.asarray(self.right) / n, np.concatenate(self.predicted))
+        return LayerPath(
+            chosen, self.left_out, np.asarray(self.right) / n, np.concatenate(self.predicted)
+        )
 
 
 def _features(
-    model: Model, images: ImageSource, layers: Sequence[Layer], part: str, reduce: str, batch_size: int, autocast: str | None
+    model: Model,
+    images: ImageSource,
+    layers: Sequence[Layer],
+    part: str,
+    reduce: str,
+    batch_size: int,
+    autocast: str | None,
 ) -> Iterator[tuple[int, str, Tensor]]:
     """(index of the first image, layer, features) of consecutive images, some batches together."""
     reducer = mean_over_positions if reduce == "mean" else first_prefix_token
     start, count = 0, 0
     waiting: list[dict[str, Tensor]] = []
     title = f"{model.name}: probes, {part} images"
-    for piece in stream(model, images, layers, reducer, batch_size=batch_size, autocast=autocast, title=title):
+    for piece in stream(
+        model, images, layers, reducer, batch_size=batch_size, autocast=autocast, title=title
+    ):
         waiting.append(piece.found)
         count += piece.n
         if count >= _TOGETHER or piece.start + piece.n == len(images):

@@ -1,4 +1,5 @@
-"""Linear probes of other targets than the class: properties of images, columns of a table, the place of a planted pattern."""
+"""Linear probes of other targets than the class: properties of images, columns of a table, the
+place of a planted pattern."""
 
 from __future__ import annotations
 
@@ -18,7 +19,15 @@ from mixer_probe.linear.classifier import last_best
 from mixer_probe.linear.many_targets import RidgeFits, classify
 from mixer_probe.linear.ridge import default_l2
 from mixer_probe.models.layer import Layer
-from mixer_probe.probing.runs import Runs, check_runs, check_untrained, fields, finite_pair, layer_frame, majority_rate
+from mixer_probe.probing.runs import (
+    Runs,
+    check_runs,
+    check_untrained,
+    fields,
+    finite_pair,
+    layer_frame,
+    majority_rate,
+)
 from mixer_probe.probing.targets import Target
 from mixer_probe.similarity.inputs import RepresentationsLike
 from mixer_probe.stats import delta_interval, wilson_interval
@@ -31,12 +40,14 @@ _SCORES = ("score", "low", "high", "left_out", "error", "l2")
 class TargetProbe(Result):
     """Score of a ridge probe of each of T targets at each of L layers; arrays [L, T].
 
-    `score` is R^2 on the test images for numbers and angles (of an angle that of its sine and cosine together), and accuracy for
-    classes; `metrics` [T] names it. `low` and `high` are a 95 % interval over test images: Wilson's for accuracy, by the delta
-    method for R^2. `chance` [T] is 0 for R^2 and the frequency of the most frequent class of the test images for accuracy.
-    `left_out` is the same score of the training images by leave-one-out, which chose `l2`. `error` is the mean absolute error in
-    the target's unit (degrees for angles), NaN for classes. NaN marks layers with NaN or infinite features and targets that do
-    not vary. `n_train` and `n_test` [T] count the images where a target is defined."""
+    `score` is R^2 on the test images for numbers and angles (of an angle that of its sine and
+    cosine together), and accuracy for classes; `metrics` [T] names it. `low` and `high` are a 95 %
+    interval over test images: Wilson's for accuracy, by the delta method for R^2. `chance` [T] is 0
+    for R^2 and the frequency of the most frequent class of the test images for accuracy. `left_out`
+    is the same score of the training images by leave-one-out, which chose `l2`. `error` is the mean
+    absolute error in the target's unit (degrees for angles), NaN for classes. NaN marks layers with
+    NaN or infinite features and targets that do not vary. `n_train` and `n_test` [T] count the
+    images where a target is defined."""
 
     title: ClassVar[str] = "Probes beyond the class"
 
@@ -69,10 +80,18 @@ class TargetProbe(Result):
             "target": self.targets * layers,
             "metric": self.metrics * layers,
             **fields(self, _SCORES),
-            **{name: np.tile(getattr(self, name), layers) for name in ("chance", "n_train", "n_test")},
+            **{
+                name: np.tile(getattr(self, name), layers)
+                for name in ("chance", "n_train", "n_test")
+            },
             "unit": self.units * layers,
         }
-        return layer_frame(self, columns, len(self.targets), None if self.untrained is None else self.untrained.to_frame())
+        return layer_frame(
+            self,
+            columns,
+            len(self.targets),
+            None if self.untrained is None else self.untrained.to_frame(),
+        )
 
 
 @checked(MeasureError)
@@ -87,19 +106,31 @@ def target_probe(
 ) -> TargetProbe:
     """Scores on the test images of a ridge probe of every target, fitted on every layer.
 
-    The targets of both sets have the same names and kinds in the same order; their values are found by image id. Images where
-    a target is NaN are left out of it, with an UndefinedProbeWarning that counts them. Classes are matched by name.
+    The targets of both sets have the same names and kinds in the same order; their values are found
+    by image id. Images where a target is NaN are left out of it, with an UndefinedProbeWarning that
+    counts them. Classes are matched by name.
 
-    Raises ImagesError for images without a value, one class, and a class that only the test images have; MeasureError for targets
-    of other names, fewer than 3 images, and what `linear_probe` raises for representations and penalties."""
+    Raises ImagesError for images without a value, one class, and a class that only the test images
+    have; MeasureError for targets of other names, fewer than 3 images, and what `linear_probe`
+    raises for representations and penalties."""
     check_runs(reps_train, reps_test)
-    sides = [(side,) if isinstance(side, Target) else tuple(side) for side in (targets_train, targets_test)]
-    names = [", ".join(f"{target.name} ({target.kind})" for target in side) or "none" for side in sides]
+    sides = [
+        (side,) if isinstance(side, Target) else tuple(side)
+        for side in (targets_train, targets_test)
+    ]
+    names = [
+        ", ".join(f"{target.name} ({target.kind})" for target in side) or "none" for side in sides
+    ]
     if not sides[0] or names[0] != names[1]:
         raise MeasureError(f"train and test need the same targets, got {names[0]} and {names[1]}")
-    tasks = [_Task.of(one.of_run(reps_train), other.of_run(reps_test)) for one, other in zip(*sides, strict=True)]
+    tasks = [
+        _Task.of(one.of_run(reps_train), other.of_run(reps_test))
+        for one, other in zip(*sides, strict=True)
+    ]
     check_untrained((reps_train, reps_test), untrained)
-    baseline = None if untrained is None else target_probe(*untrained, targets_train, targets_test, l2=l2)
+    baseline = (
+        None if untrained is None else target_probe(*untrained, targets_train, targets_test, l2=l2)
+    )
     found = []
     for layer in reps_train.layers:
         pair = finite_pair(reps_train, reps_test, layer.name)
@@ -111,11 +142,22 @@ def target_probe(
         for task in tasks:
             if task.key not in decomposed:
                 X = pair[0][task.train]
-                path = default_l2(len(X)) if l2 is None else np.unique(np.asarray(l2, dtype=np.float64))
+                path = (
+                    default_l2(len(X))
+                    if l2 is None
+                    else np.unique(np.asarray(l2, dtype=np.float64))
+                )
                 fits = RidgeFits.of(X, None, path)
                 decomposed[task.key] = fits, fits.project(pair[1])
-        found.append([task.scores(decomposed[task.key][0], decomposed[task.key][1][task.test]) for task in tasks])
-    columns: dict[str, Any] = {name: np.array([[scores[name] for scores in row] for row in found]) for name in _SCORES}
+        found.append(
+            [
+                task.scores(decomposed[task.key][0], decomposed[task.key][1][task.test])
+                for task in tasks
+            ]
+        )
+    columns: dict[str, Any] = {
+        name: np.array([[scores[name] for scores in row] for row in found]) for name in _SCORES
+    }
     return TargetProbe(
         model=reps_train.model,
         images_train=reps_train.images,
@@ -123,10 +165,17 @@ def target_probe(
         layers=reps_train.layers,
         targets=tuple(task.target.name for task in tasks),
         kinds=tuple(task.target.kind for task in tasks),
-        metrics=tuple("accuracy" if task.target.kind == "classification" else "R2" for task in tasks),
+        metrics=tuple(
+            "accuracy" if task.target.kind == "classification" else "R2" for task in tasks
+        ),
         units=tuple(task.target.unit for task in tasks),
         meanings=tuple(task.target.meaning for task in tasks),
-        chance=np.array([majority_rate(task.y_test) if task.target.kind == "classification" else 0.0 for task in tasks]),
+        chance=np.array(
+            [
+                majority_rate(task.y_test) if task.target.kind == "classification" else 0.0
+                for task in tasks
+            ]
+        ),
         n_train=np.array([len(task.train) for task in tasks]),
         n_test=np.array([len(task.test) for task in tasks]),
         reduce=reps_train.reduce,
@@ -136,7 +185,8 @@ def target_probe(
 
 
 class _Task(NamedTuple):
-    """A target for both sets: rows of the images that have it, and their values: class indices [n], or columns [n, 1 or 2]."""
+    """A target for both sets: rows of the images that have it, and their values: class indices [n],
+    or columns [n, 1 or 2]."""
 
     target: Target
     train: np.ndarray
@@ -154,30 +204,42 @@ class _Task(NamedTuple):
         """The task of a target of the training and of the test images. Raises as `target_probe`."""
         sides = (train, test)
         rows = [np.flatnonzero(~np.isnan(target.values)) for target in sides]
-        undefined = sum(len(target.values) - len(defined) for target, defined in zip(sides, rows, strict=True))
+        undefined = sum(
+            len(target.values) - len(defined) for target, defined in zip(sides, rows, strict=True)
+        )
         if min(map(len, rows)) < 3:
             raise MeasureError(
-                f"target '{train.name}' is defined for {len(rows[0])} train and {len(rows[1])} test images: 3 are needed"
+                f"target '{train.name}' is defined for {len(rows[0])} train and {len(rows[1])} "
+                "test images: 3 are needed"
             )
         if undefined:
-            message = f"target '{train.name}' is not defined for {undefined} images, which are left out"
+            message = (
+                f"target '{train.name}' is not defined for {undefined} images, which are left out"
+            )
             warnings.warn(message, UndefinedProbeWarning, stacklevel=5)
         values = [target.values[defined] for target, defined in zip(sides, rows, strict=True)]
         if train.kind == "classification":
             labelled = [
-                Labelled(y.astype(np.int64), target.classes, f"the {split} images for target '{target.name}'")
+                Labelled(
+                    y.astype(np.int64),
+                    target.classes,
+                    f"the {split} images for target '{target.name}'",
+                )
                 for target, y, split in zip(sides, values, ("train", "test"), strict=True)
             ]
             labels = shared_classes(*labelled)
             values = [np.searchsorted(np.unique(labels[0]), y) for y in labels]
         elif train.kind == "angle":
-            values = [np.stack([np.cos(np.radians(y)), np.sin(np.radians(y))], axis=1) for y in values]
+            values = [
+                np.stack([np.cos(np.radians(y)), np.sin(np.radians(y))], axis=1) for y in values
+            ]
         else:
             values = [y[:, None] for y in values]
         return cls(train, rows[0], rows[1], values[0], values[1])
 
     def scores(self, fits: RidgeFits, new: np.ndarray) -> dict[str, float]:
-        """The scores at one layer, from the decomposed training images and the projected test images `new`."""
+        """The scores at one layer, from the decomposed training images and the projected test
+        images `new`."""
         y = self.y_test
         if self.target.kind == "classification":
             labels = classify(fits, self.y_train[:, None], new, int(self.y_train.max()) + 1)
@@ -186,11 +248,16 @@ class _Task(NamedTuple):
             held_out, penalty = float(labels.left_out_accuracy[0]), float(labels.l2[0])
             return dict(zip(_SCORES, (right / len(new), low, high, held_out, np.nan, penalty)))
         if not np.ptp(self.y_train, axis=0).any() or not np.ptp(y, axis=0).any():
-            message = f"target '{self.target.name}' is the same for all images, so there is nothing to read"
+            message = (
+                f"target '{self.target.name}' is the same for all images, so there is nothing to "
+                "read"
+            )
             warnings.warn(message, UndefinedProbeWarning, stacklevel=5)
             return dict.fromkeys(_SCORES, np.nan)
         fits = fits.with_targets(self.y_train)
-        left_out = np.array([r_squared(self.y_train, fits.left_out(i)) for i in range(len(fits.l2))])
+        left_out = np.array(
+            [r_squared(self.y_train, fits.left_out(i)) for i in range(len(fits.l2))]
+        )
         chosen = int(last_best(left_out))
         predicted = fits.predict(new, chosen)
         error = np.abs(y - predicted)
@@ -199,17 +266,26 @@ class _Task(NamedTuple):
             angles = [np.degrees(np.arctan2(side[:, 1], side[:, 0])) for side in (y, predicted)]
             error = np.abs((angles[0] - angles[1] + 180) % 360 - 180)
         low, high = r_squared_interval(y, predicted)
-        numbers = (r_squared(y, predicted), low, high, float(left_out[chosen]), float(error.mean()), float(fits.l2[chosen]))
+        numbers = (
+            r_squared(y, predicted),
+            low,
+            high,
+            float(left_out[chosen]),
+            float(error.mean()),
+            float(fits.l2[chosen]),
+        )
         return dict(zip(_SCORES, numbers))
 
 
 def r_squared(y: np.ndarray, predicted: np.ndarray) -> float:
-    """1 - |y - predicted|^2 / |y - mean|^2 over all images and columns of `y` [n, k]; negative where the mean is better."""
+    """1 - |y - predicted|^2 / |y - mean|^2 over all images and columns of `y` [n, k]; negative
+    where the mean is better."""
     return float(1 - ((y - predicted) ** 2).sum() / ((y - y.mean(axis=0)) ** 2).sum())
 
 
 def r_squared_interval(y: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
-    """95 % interval of R^2 over images (delta method); NaN where all images have the same influence."""
+    """95 % interval of R^2 over images (delta method); NaN where all images have the same
+    influence."""
     errors, spread = (np.square(y - side).sum(axis=1) for side in (predicted, y.mean(axis=0)))
     unexplained = errors.mean() / spread.mean()
     low, high = delta_interval(1 - unexplained, (unexplained * spread - errors) / spread.mean())

@@ -21,9 +21,12 @@ R = TypeVar("R")
 class MatchedRepresentations:
     """A run of another data set with the class indices of the training set.
 
-    Ids begin with the name of their data set, because two folders may have files of the same names."""
+    Ids begin with the name of their data set, because two folders may have files of the same
+    names."""
 
-    def __init__(self, reps: RepresentationsLike, labels: np.ndarray, class_names: tuple[str, ...] | None) -> None:
+    def __init__(
+        self, reps: RepresentationsLike, labels: np.ndarray, class_names: tuple[str, ...] | None
+    ) -> None:
         self._reps = reps
         self.labels: np.ndarray | None = labels
         self.class_names = class_names
@@ -40,16 +43,23 @@ class MatchedRepresentations:
 
 
 def matched(reps_train: RepresentationsLike, reps_test: RepresentationsLike) -> Runs:
-    """Both runs with the class indices of `reps_train`, for any probe: `linear_probe(*matched(a, b), method="knn")`.
+    """Both runs with the class indices of `reps_train`, for any probe: `linear_probe(*matched(a,
+    b), method="knn")`.
 
-    A class that only train has can be predicted, wrongly. Where neither set has class names, classes are matched by index.
-    Raises ImagesError for missing labels, names in one set alone, classes of the test images that train does
-    not have (their number and names), and one and the same set of images."""
+    A class that only train has can be predicted, wrongly. Where neither set has class names,
+    classes are matched by index. Raises ImagesError for missing labels, names in one set alone,
+    classes of the test images that train does not have (their number and names), and one and the
+    same set of images."""
     y_train, y_test = run_labels(reps_train, reps_test)
     if keys_of(reps_train) == keys_of(reps_test):
-        raise ImagesError(f"train and test are the same images ({reps_train.images.name}), so nothing is transferred")
+        raise ImagesError(
+            f"train and test are the same images ({reps_train.images.name}), so nothing is "
+            "transferred"
+        )
     names = reps_train.class_names
-    return MatchedRepresentations(reps_train, y_train, names), MatchedRepresentations(reps_test, y_test, names)
+    return MatchedRepresentations(reps_train, y_train, names), MatchedRepresentations(
+        reps_test, y_test, names
+    )
 
 
 def transfer_probe(
@@ -62,8 +72,9 @@ def transfer_probe(
 ) -> R:
     """A probe fitted on one data set and tested on another, whose classes are matched by name.
 
-    `probe` is any that takes (train, test): `linear_probe` (with `method=` among the `options`), `control_task`, ...; `untrained`
-    is (train, test) of the untrained baseline, matched in the same way. Raises what `matched` and the probe raise."""
+    `probe` is any that takes (train, test): `linear_probe` (with `method=` among the `options`),
+    `control_task`, ...; `untrained` is (train, test) of the untrained baseline, matched in the same
+    way. Raises what `matched` and the probe raise."""
     train, test = matched(reps_train, reps_test)
     if untrained is not None:
         options["untrained"] = matched(*untrained)

@@ -1,7 +1,8 @@
-"""`deliver`: what a study leaves in a folder - the report, its pictures as SVG and PNG, and the results as JSON and CSV.
+"""`deliver`: what a study leaves in a folder - the report, its pictures as SVG and PNG, and the
+results as JSON and CSV.
 
-The files of a report come into their folder together, when all of them are written, and those of the report before go: pictures
-of two reports are never beside each other as if they were one."""
+The files of a report come into their folder together, when all of them are written, and those of
+the report before go: pictures of two reports are never beside each other as if they were one."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ from mixer_probe.core.section import Picture, Section, encode
 from mixer_probe.core.text import csv_text
 from mixer_probe.report.html import make_sections, report_page
 
-# Where files are written to, where they lie when all are there, and the list of those in the folder with their checksums.
+# Where files are written to, where they lie when all are there, and the list of those in the folder
+# with their checksums.
 _NEW, _READY, _LIST = ".mixer-probe-new", ".mixer-probe-ready", ".mixer-probe-files.json"
 
 
@@ -35,27 +37,32 @@ class Delivery:
         self._out = out
 
     def write(self, name: str, content: str | bytes) -> None:
-        """A file of this name, with folders above it where the name has them. Raises StoreError if it cannot be written."""
+        """A file of this name, with folders above it where the name has them. Raises StoreError if
+        it cannot be written."""
         file = self._out / _NEW / name
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content if isinstance(content, bytes) else printable(content).encode())
         except OSError as error:
-            raise StoreError(f"cannot write {printable(self._out / name)}: {reason(error)}") from error
+            raise StoreError(
+                f"cannot write {printable(self._out / name)}: {reason(error)}"
+            ) from error
 
     def draw(self, name: str, figure: Figure, svg: bytes | None = None) -> None:
-        """NAME.svg (drawn already: `svg`) and NAME.png. Raises StoreError if they cannot be written."""
+        """NAME.svg (drawn already: `svg`) and NAME.png. Raises StoreError if they cannot be
+        written."""
         self.write(f"{name}.svg", encode(figure, "svg+xml") if svg is None else svg)
         self.write(f"{name}.png", encode(figure, "png"))
 
 
 @contextmanager
 def delivering(out: Path) -> Iterator[Delivery]:
-    """Hold the folder `out`, and put the files of a `Delivery` there when the block ends without an error.
+    """Hold the folder `out`, and put the files of a `Delivery` there when the block ends without an
+    error.
 
-    Until then the report that is there stays; then its files go, but for those that somebody has changed since. A process that is
-    killed in between leaves what the next one completes. Raises StoreError if the folder cannot be made or written to, or if
-    another process writes there."""
+    Until then the report that is there stays; then its files go, but for those that somebody has
+    changed since. A process that is killed in between leaves what the next one completes. Raises
+    StoreError if the folder cannot be made or written to, or if another process writes there."""
     make_folder(out)
     with only_writer(out, out / ".mixer-probe.lock"):
         new = out / _NEW
@@ -66,7 +73,9 @@ def delivering(out: Path) -> Iterator[Delivery]:
                 new.mkdir()
             yield Delivery(out)
             with _disk(out):
-                files = {f.relative_to(new).as_posix(): f for f in sorted(new.rglob("*")) if f.is_file()}
+                files = {
+                    f.relative_to(new).as_posix(): f for f in sorted(new.rglob("*")) if f.is_file()
+                }
                 listed = {name: _checksum(file) for name, file in files.items()}
                 (new / _LIST).write_text(json.dumps(listed, indent=1))
                 sync([new, *new.rglob("*")])
@@ -85,7 +94,8 @@ def _disk(out: Path) -> Iterator[None]:
 
 
 def _put(out: Path) -> None:
-    """Replace the files of the report before by those that are ready, if any are; the same again after it was broken off."""
+    """Replace the files of the report before by those that are ready, if any are; the same again
+    after it was broken off."""
     ready = out / _READY
     if not ready.exists():
         return
@@ -116,7 +126,11 @@ def _listed(folder: Path) -> dict[str, str]:
     except (FileNotFoundError, ValueError):
         return {}
     names = listed if isinstance(listed, dict) else {}
-    return {name: known for name, known in names.items() if ".." not in (path := PurePosixPath(name)).parts and not path.root}
+    return {
+        name: known
+        for name, known in names.items()
+        if ".." not in (path := PurePosixPath(name)).parts and not path.root
+    }
 
 
 def deliver(
@@ -127,19 +141,25 @@ def deliver(
     drawn: Mapping[str, Figure] | None = None,
     files: Mapping[str, str | bytes] | None = None,
 ) -> list[Section]:
-    """Write a table of each kind of result, results.json, the pictures of the report and those `drawn` besides, report.html, and
-    `files` by name. They replace those of an earlier report in this folder, all at once.
+    """Write a table of each kind of result, results.json, the pictures of the report and those
+    `drawn` besides, report.html, and `files` by name. They replace those of an earlier report in
+    this folder, all at once.
 
-    `settings` are what it takes to do it again, as in `write_report`. Returns the sections of the report, whose paragraphs are
-    the findings. Raises StoreError where nothing can be written, where another process writes, and for no result at all."""
+    `settings` are what it takes to do it again, as in `write_report`. Returns the sections of the
+    report, whose paragraphs are the findings. Raises StoreError where nothing can be written, where
+    another process writes, and for no result at all."""
     with delivering(out) as delivery:
         sections = make_sections(results)
         page = report_page(sections, results, title, settings)
         for name, frame in tables_by_kind(results).items():
             delivery.write(f"{name}.csv", csv_text(frame))
         delivery.write(FILE_NAME, results_text(results, settings, title))
-        for picture in (p for section in sections for p in section.content if isinstance(p, Picture)):
-            delivery.draw(picture.file_name, picture.figure, picture.encoded if picture.vector else None)
+        for picture in (
+            p for section in sections for p in section.content if isinstance(p, Picture)
+        ):
+            delivery.draw(
+                picture.file_name, picture.figure, picture.encoded if picture.vector else None
+            )
         for name, figure in (drawn or {}).items():
             delivery.draw(name, figure)
         for name, content in (files or {}).items():
@@ -152,4 +172,7 @@ def tables_by_kind(results: Sequence[Result]) -> dict[str, pd.DataFrame]:
     """One table for all results of a kind, by the title of the kind as a file name."""
     kinds = dict.fromkeys(type(r) for r in results)
     tables = {kind: [r.to_frame() for r in results if type(r) is kind] for kind in kinds}
-    return {kind.title.lower().replace(" ", "-"): pd.concat(t, ignore_index=True) for kind, t in tables.items()}
+    return {
+        kind.title.lower().replace(" ", "-"): pd.concat(t, ignore_index=True)
+        for kind, t in tables.items()
+    }

@@ -1,14 +1,17 @@
 """`compare_reports`: which numbers of two reports moved beyond their intervals.
 
-Two values with 95 % intervals are compared by the interval of their difference, recovered from the two intervals (MOVER; Newcombe
-1998 for shares with Wilson intervals, Zou and Donner 2008 for any): from a with [l, u] and b with [l', u'],
+Two values with 95 % intervals are compared by the interval of their difference, recovered from the
+two intervals (MOVER; Newcombe 1998 for shares with Wilson intervals, Zou and Donner 2008 for any):
+from a with [l, u] and b with [l', u'],
 
     b - a - sqrt((b - l')^2 + (u - a)^2)  to  b - a + sqrt((u' - b)^2 + (a - l)^2).
 
-A number moved if that leaves out zero. With symmetric intervals this is the z test of the difference. Of independent values that
-did not change 5 % move by chance. Other rules mistake that share: "the intervals do not overlap" is true of 0.6 %, and "each
-value lies outside the other's interval" of 17 % (of two values of equal standard error). Values measured on the same images err
-together, so that their difference varies less than the rule says: fewer then move by chance, and those that do are the surer.
+A number moved if that leaves out zero. With symmetric intervals this is the z test of the
+difference. Of independent values that did not change 5 % move by chance. Other rules mistake that
+share: "the intervals do not overlap" is true of 0.6 %, and "each value lies outside the other's
+interval" of 17 % (of two values of equal standard error). Values measured on the same images err
+together, so that their difference varies less than the rule says: fewer then move by chance, and
+those that do are the surer.
 """
 
 from __future__ import annotations
@@ -26,7 +29,16 @@ import pandas as pd
 from scipy.stats import false_discovery_control
 
 from mixer_probe.core.errors import MeasureError, StoreError
-from mixer_probe.core.result import ImagesRecord, ModelRecord, Result, SavedResults, from_dict, open_results, storable, to_dict
+from mixer_probe.core.result import (
+    ImagesRecord,
+    ModelRecord,
+    Result,
+    SavedResults,
+    from_dict,
+    open_results,
+    storable,
+    to_dict,
+)
 from mixer_probe.core.validate import checked
 from mixer_probe.core.words import short_name
 from mixer_probe.models import Layer
@@ -146,8 +158,8 @@ Saved = SavedResults | Sequence[Any] | str | os.PathLike[str]
 @storable
 @dataclass(frozen=True)
 class Change:
-    """Numbers or words of one column that differ and have no interval: `differing` of `rows` values. The largest change is from
-    `before` to `after`, in `row`."""
+    """Numbers or words of one column that differ and have no interval: `differing` of `rows`
+    values. The largest change is from `before` to `after`, in `row`."""
 
     result: str
     column: str
@@ -160,11 +172,13 @@ class Change:
 
 @dataclass(frozen=True)
 class ReportDiff(Result):
-    """What differs between report A and report B. `values` [n, 6] are the numbers that differ and have intervals: of A the value
-    and its bounds, then of B; `results`, `rows` and `columns` say which. `compared` numbers have intervals on both sides, `plain`
-    numbers and words have none, and `changes` are those of them that differ. `notes` are models, images and settings that differ.
+    """What differs between report A and report B. `values` [n, 6] are the numbers that differ and
+    have intervals: of A the value and its bounds, then of B; `results`, `rows` and `columns` say
+    which. `compared` numbers have intervals on both sides, `plain` numbers and words have none, and
+    `changes` are those of them that differ. `notes` are models, images and settings that differ.
 
-    `moved` says which numbers lie beyond their intervals, as the module says; 5 % of those that differ would by chance."""
+    `moved` says which numbers lie beyond their intervals, as the module says; 5 % of those that
+    differ would by chance."""
 
     title: ClassVar[str] = "Differences of reports"
 
@@ -189,12 +203,14 @@ class ReportDiff(Result):
 
     @cached_property
     def p_value(self) -> np.ndarray:
-        """Two-sided p-values [n] of no difference, by the interval's side towards zero taken for 1.96 standard errors."""
+        """Two-sided p-values [n] of no difference, by the interval's side towards zero taken for
+        1.96 standard errors."""
         return difference_p(*self.values.T)
 
     @cached_property
     def q_value(self) -> np.ndarray:
-        """p-values [n] adjusted for the false discovery rate among the numbers that differ (Benjamini and Hochberg 1995)."""
+        """p-values [n] adjusted for the false discovery rate among the numbers that differ
+        (Benjamini and Hochberg 1995)."""
         q: np.ndarray = false_discovery_control(self.p_value) if len(self.values) else np.empty(0)
         return q
 
@@ -206,7 +222,8 @@ class ReportDiff(Result):
 
     @property
     def expected(self) -> float:
-        """How many of the numbers that differ would move by chance, had nothing changed but the images."""
+        """How many of the numbers that differ would move by chance, had nothing changed but the
+        images."""
         return (1 - LEVEL) * len(self.values)
 
     @property
@@ -240,18 +257,26 @@ class ReportDiff(Result):
 
     def changes_frame(self) -> pd.DataFrame:
         """One column without intervals that differs a row."""
-        return pd.DataFrame([vars(c) for c in self.changes], columns=[f.name for f in fields(Change)])
+        return pd.DataFrame(
+            [vars(c) for c in self.changes], columns=[f.name for f in fields(Change)]
+        )
 
 
 @checked(MeasureError)
 def compare_reports(
-    a: Saved, b: Saved, *, same: Mapping[str, str] | None = None, rtol: float = 1e-5, atol: float = 1e-8
+    a: Saved,
+    b: Saved,
+    *,
+    same: Mapping[str, str] | None = None,
+    rtol: float = 1e-5,
+    atol: float = 1e-8,
 ) -> ReportDiff:
     """What differs between two reports.
 
-    `a` and `b` are folders of reports, results files, or results. Results are matched by their kind, networks, images and what
-    else tells them apart, their rows by layer, channel, class, ...; a network called otherwise in `b` is named in `same` (name in
-    A -> name in B). Numbers are the same if they are within `atol` + `rtol` times their size.
+    `a` and `b` are folders of reports, results files, or results. Results are matched by their
+    kind, networks, images and what else tells them apart, their rows by layer, channel, class, ...;
+    a network called otherwise in `b` is named in `same` (name in A -> name in B). Numbers are the
+    same if they are within `atol` + `rtol` times their size.
 
     Raises StoreError for a path without results, and for a name in `same` that is not in A."""
     left, right = _opened(a), _opened(b)
@@ -260,8 +285,15 @@ def compare_reports(
         known = {record.name for record in _records(first, ModelRecord)}
         for name in same:
             if name not in known:
-                raise StoreError(f"there is no network '{name}' in A; it has {', '.join(sorted(known)) or 'none'}")
-        names = {old + baseline: new + baseline for old, new in same.items() for baseline in ("", "?untrained")}
+                raise StoreError(
+                    f"there is no network '{name}' in A; it has "
+                    f"{', '.join(sorted(known)) or 'none'}"
+                )
+        names = {
+            old + baseline: new + baseline
+            for old, new in same.items()
+            for baseline in ("", "?untrained")
+        }
         first = tuple(from_dict(_replaced(to_dict(r), names)) for r in first)
     in_a, in_b = _by_identity(first), _by_identity(second)
     found = _Comparison(rtol, atol)
@@ -271,7 +303,8 @@ def compare_reports(
     for key in shared:
         found.compare(_label(in_a[key]), in_a[key], in_b[key])
     name_a, name_b = (
-        str(Path(saved)) if isinstance(saved, (str, os.PathLike)) else letter for saved, letter in ((a, "A"), (b, "B"))
+        str(Path(saved)) if isinstance(saved, (str, os.PathLike)) else letter
+        for saved, letter in ((a, "A"), (b, "B"))
     )
     return ReportDiff(
         name_a,
@@ -293,7 +326,11 @@ def compare_reports(
 def _opened(saved: Saved) -> SavedResults:
     if isinstance(saved, SavedResults):
         return saved
-    return open_results(saved) if isinstance(saved, (str, os.PathLike)) else SavedResults(tuple(saved), {})
+    return (
+        open_results(saved)
+        if isinstance(saved, (str, os.PathLike))
+        else SavedResults(tuple(saved), {})
+    )
 
 
 def _replaced(data: Any, names: Mapping[str, str]) -> Any:
@@ -305,11 +342,12 @@ def _replaced(data: Any, names: Mapping[str, str]) -> Any:
     return names.get(data, data) if isinstance(data, str) else data
 
 
-# -- which results and rows belong together ----------------------------------------------------------------------------
+# -- which results and rows belong together --------------------------------------------------------
 
 
 def _by_identity(results: Sequence[Any]) -> dict[Any, Any]:
-    """Results by their kind, networks, images and the fields that tell them apart; equal ones are numbered."""
+    """Results by their kind, networks, images and the fields that tell them apart; equal ones are
+    numbered."""
     found: dict[Any, Any] = {}
     for result in results:
         kind = type(result).__name__
@@ -326,14 +364,23 @@ def _apart(result: Any, kind: str) -> dict[str, Any]:
     """The fields that tell results of one kind apart."""
     names = [*(n for n in _FIELDS if n not in _FEWER.get(kind, ())), *_MORE.get(kind, ())]
     values = {f.name: getattr(result, f.name) for f in fields(result) if f.name in names}
-    plain = {name: value.name if isinstance(value, Layer) else value for name, value in values.items()}
-    return {name: value for name, value in plain.items() if isinstance(value, (str, int, bool, tuple))}
+    plain = {
+        name: value.name if isinstance(value, Layer) else value for name, value in values.items()
+    }
+    return {
+        name: value for name, value in plain.items() if isinstance(value, (str, int, bool, tuple))
+    }
 
 
 def _own(result: Any, kind: type[Any]) -> list[Any]:
     """Records in the result's own fields."""
     values = [getattr(result, f.name) for f in fields(result)]
-    return [r for value in values for r in (value if isinstance(value, tuple) else (value,)) if isinstance(r, kind)]
+    return [
+        r
+        for value in values
+        for r in (value if isinstance(value, tuple) else (value,))
+        if isinstance(r, kind)
+    ]
 
 
 def _label(result: Any) -> str:
@@ -343,9 +390,15 @@ def _label(result: Any) -> str:
     fields_apart = _apart(result, kind)
     if isinstance(fields_apart.get("channel"), int):
         fields_apart["layer"] = f"{fields_apart.get('layer', '')}:{fields_apart['channel']}"
-    apart = [v for name, v in fields_apart.items() if isinstance(v, str) and v and (name, v) != ("reduce", "mean")]
+    apart = [
+        v
+        for name, v in fields_apart.items()
+        if isinstance(v, str) and v and (name, v) != ("reduce", "mean")
+    ]
     title: str = type(result).title
-    return ", ".join([title + (f" of {' and '.join(models)}" if models else ""), *dict.fromkeys(apart)])
+    return ", ".join(
+        [title + (f" of {' and '.join(models)}" if models else ""), *dict.fromkeys(apart)]
+    )
 
 
 def _records(value: Any, kind: type[Any]) -> Iterator[Any]:
@@ -383,7 +436,11 @@ class _Comparison:
         frame = _joined(x.to_frame(), y.to_frame(), _KEYS - _ANSWERS.get(kind, set()))
         for side, only in (("left_only", self.only_a), ("right_only", self.only_b)):
             missing = frame[frame["_merge"] == side]
-            only += [f"{label}: {len(missing)} rows, the first {missing['row'].iloc[0]}"] if len(missing) else []
+            only += (
+                [f"{label}: {len(missing)} rows, the first {missing['row'].iloc[0]}"]
+                if len(missing)
+                else []
+            )
         both = frame[frame["_merge"] == "both"]
         names = [c.removesuffix("_A") for c in frame.columns if c.endswith("_A")]
         shared = [name for name in names if f"{name}_B" in frame.columns]
@@ -411,13 +468,23 @@ class _Comparison:
         numbers = all(pd.api.types.is_numeric_dtype(side) for side in (a, b))
         if numbers:
             a, b = (side.astype(float) for side in (a, b))
-        differs = ~self._close(a.to_numpy(), b.to_numpy()) if numbers else (a.map(repr) != b.map(repr)).to_numpy()
+        differs = (
+            ~self._close(a.to_numpy(), b.to_numpy())
+            if numbers
+            else (a.map(repr) != b.map(repr)).to_numpy()
+        )
         if not differs.any():
             return
-        gap = np.nan_to_num(np.abs((a - b).to_numpy()), nan=np.inf, posinf=np.inf) if numbers else differs.astype(float)
+        gap = (
+            np.nan_to_num(np.abs((a - b).to_numpy()), nan=np.inf, posinf=np.inf)
+            if numbers
+            else differs.astype(float)
+        )
         i = int(np.argmax(np.where(differs, gap, -1.0)))
         before, after = (float(side.iloc[i]) if numbers else str(side.iloc[i]) for side in (a, b))
-        self.changes.append(Change(label, column, len(rows), int(differs.sum()), rows.iloc[i], before, after))
+        self.changes.append(
+            Change(label, column, len(rows), int(differs.sum()), rows.iloc[i], before, after)
+        )
 
     def _close(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         close: np.ndarray = np.isclose(a, b, rtol=self.rtol, atol=self.atol, equal_nan=True)
@@ -425,9 +492,14 @@ class _Comparison:
 
 
 def _joined(a: pd.DataFrame, b: pd.DataFrame, known: frozenset[str]) -> pd.DataFrame:
-    """Rows of both side by side, columns with _A and _B, `row` for people, and `_merge` that says which side has the row."""
+    """Rows of both side by side, columns with _A and _B, `row` for people, and `_merge` that says
+    which side has the row."""
     keys = [name for name in a.columns if name in known and name in b.columns]
-    several = [name for name in keys if a[name].nunique(dropna=False) > 1 or b[name].nunique(dropna=False) > 1]
+    several = [
+        name
+        for name in keys
+        if a[name].nunique(dropna=False) > 1 or b[name].nunique(dropna=False) > 1
+    ]
     sides = []
     for frame, letter in ((a, "A"), (b, "B")):
         side = frame.drop(columns=keys).add_suffix(f"_{letter}")
@@ -435,7 +507,9 @@ def _joined(a: pd.DataFrame, b: pd.DataFrame, known: frozenset[str]) -> pd.DataF
         side["row"] = _texts(frame, [name for name in several if name != "trained"])
         side["again"] = side.groupby("key").cumcount()
         sides.append(side)
-    return sides[0].merge(sides[1], on=["key", "row", "again"], how="outer", indicator=True, sort=False)
+    return sides[0].merge(
+        sides[1], on=["key", "row", "again"], how="outer", indicator=True, sort=False
+    )
 
 
 def _texts(frame: pd.DataFrame, names: Sequence[str]) -> list[str]:
@@ -453,7 +527,8 @@ def _texts(frame: pd.DataFrame, names: Sequence[str]) -> list[str]:
 def interval_columns(columns: Sequence[str]) -> tuple[dict[str, tuple[str, str]], set[str]]:
     """Which columns have an interval, with the names of its bounds; and all bounds.
 
-    Bounds are called low and high, with the number's name before or behind; without it they follow their number."""
+    Bounds are called low and high, with the number's name before or behind; without it they follow
+    their number."""
     found: dict[str, tuple[str, str]] = {}
     parts = {f"{part}_{end}" for part in _PARTS for end in ("low", "high")} & set(columns)
     for i, low in enumerate(columns):
@@ -473,22 +548,35 @@ def _stem(column: str) -> str | None:
     return None if match is None else match[1] or match[2] or ""
 
 
-# -- what they were measured on ----------------------------------------------------------------------------------------
+# -- what they were measured on --------------------------------------------------------------------
 
 
-def _notes(left: SavedResults, right: SavedResults, a: Sequence[Any], b: Sequence[Any]) -> Iterator[str]:
-    """Networks of one name with other weights, images of one name that are not the same, and settings that differ."""
+def _notes(
+    left: SavedResults, right: SavedResults, a: Sequence[Any], b: Sequence[Any]
+) -> Iterator[str]:
+    """Networks of one name with other weights, images of one name that are not the same, and
+    settings that differ."""
     first, second = ({r.name: r for r in _records(results, ModelRecord)} for results in (a, b))
     for name in first:
         if name in second and first[name].fingerprint != second[name].fingerprint:
             texts = [f"{r.fingerprint[:12]} ({r.weights})" for r in (first[name], second[name])]
-            yield f"{name} has other weights, settings or preprocessing: {texts[0]} in A, {texts[1]} in B"
+            yield (
+                f"{name} has other weights, settings or preprocessing: {texts[0]} in A, {texts[1]} "
+                "in B"
+            )
     one, other = _images_of(a), _images_of(b)
     for where in one:
         if where in other and one[where] != other[where]:
             name = "/".join(part for part in where if part)
-            counts = [", ".join(str(n) for n in sorted({n for n, _ in side[where]})) for side in (one, other)]
-            differ = f"{counts[0]} images in A, {counts[1]} in B" if counts[0] != counts[1] else "other images or classes"
+            counts = [
+                ", ".join(str(n) for n in sorted({n for n, _ in side[where]}))
+                for side in (one, other)
+            ]
+            differ = (
+                f"{counts[0]} images in A, {counts[1]} in B"
+                if counts[0] != counts[1]
+                else "other images or classes"
+            )
             yield f"{name}: {differ}"
     study_a, study_b = (dict(side.settings.get("study") or {}) for side in (left, right))
     for name in study_a:

@@ -17,11 +17,13 @@ _LETTERS = 62
 
 @styled
 def differences(frame: pd.DataFrame, most: int = 24) -> Figure:
-    """The numbers that changed most between two reports, and whether more changed than expected by chance.
+    """The numbers that changed most between two reports, and whether more changed than expected by
+    chance.
 
-    `frame` is `ReportDiff.to_frame()`. Left: the first `most` rows, the difference and its 95 % interval relative to the
-    half-width of the interval on its side towards zero, so that numbers of any unit stand on one scale. Right: all differences in
-    standard errors against the quantiles of a normal distribution."""
+    `frame` is `ReportDiff.to_frame()`. Left: the first `most` rows, the difference and its 95 %
+    interval relative to the half-width of the interval on its side towards zero, so that numbers of
+    any unit stand on one scale. Right: all differences in standard errors against the quantiles of
+    a normal distribution."""
     shown = frame.head(most)
     figure = Figure(figsize=(11.0, max(3.6, 1.3 + 0.27 * len(shown))))
     left, right = figure.subplots(1, 2, width_ratios=(1.0, 0.62))
@@ -29,9 +31,18 @@ def differences(frame: pd.DataFrame, most: int = 24) -> Figure:
     for y, row in enumerate(rows):
         arm = row.difference - row.low if row.difference > 0 else row.high - row.difference
         colour = COLOURS[1] if row.moved else GREY
-        ends = [float(np.clip(v / max(arm, np.finfo(float).tiny), -12, 12)) for v in (row.low, row.difference, row.high)]
+        ends = [
+            float(np.clip(v / max(arm, np.finfo(float).tiny), -12, 12))
+            for v in (row.low, row.difference, row.high)
+        ]
         left.plot([ends[0], ends[2]], [y, y], color=colour, linewidth=1.4)
-        left.plot(ends[1], y, "o" if row.moved else "s", color=colour, markerfacecolor=colour if row.moved else "white")
+        left.plot(
+            ends[1],
+            y,
+            "o" if row.moved else "s",
+            color=colour,
+            markerfacecolor=colour if row.moved else "white",
+        )
         text = plain(" · ".join(str(word) for word in (row.number, row.row, row.result) if word))
         labels.append(text if len(text) <= _LETTERS else text[: _LETTERS - 1] + "…")
     left.axvline(0, color="black", linewidth=0.8)

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from mixer_probe.channels import ClassSelectivity
-from mixer_probe.channels.findings import by_pair, pair_p, partner_share, selective_p, selective_share, strongest
+from mixer_probe.channels.findings import (
+    by_pair,
+    pair_p,
+    partner_share,
+    selective_p,
+    selective_share,
+    strongest,
+)
 from mixer_probe.core.finding import (
     Finding,
     Number,
@@ -34,17 +41,26 @@ QUESTION = "control"
 
 
 def control_findings(results: Sequence[Result]) -> list[Finding]:
-    """What untrained baselines show of similarity, probes and channels; one finding per network or pair of architectures."""
+    """What untrained baselines show of similarity, probes and channels; one finding per network or
+    pair of architectures."""
     probes = filter_type(results, ProbeResult)
     raw = next(iter(pixels(probes)), None)
-    baselines = [r.untrained for r in networks(probes) if r.untrained and np.isfinite(r.untrained.accuracy).any()]
+    baselines = [
+        r.untrained
+        for r in networks(probes)
+        if r.untrained and np.isfinite(r.untrained.accuracy).any()
+    ]
     found = [
         *_similarity(results),
         *(_baseline_probe(baseline, raw) for baseline in baselines),
         *_channels(results),
         *_partners(results),
     ]
-    return found or [missing(QUESTION, "Untrained baselines", "the results contain no untrained baseline", results)]
+    return found or [
+        missing(
+            QUESTION, "Untrained baselines", "the results contain no untrained baseline", results
+        )
+    ]
 
 
 def _similarity(results: Sequence[Result]) -> list[Finding]:
@@ -53,15 +69,20 @@ def _similarity(results: Sequence[Result]) -> list[Finding]:
     firsts: dict[str, Profile] = {}
     for m in matrices:
         p = profile_of(m)
-        if p and is_baseline(p.a, own) and is_baseline(p.b, own) and np.isfinite(p.calibrated).any():
+        if (
+            p
+            and is_baseline(p.a, own)
+            and is_baseline(p.b, own)
+            and np.isfinite(p.calibrated).any()
+        ):
             firsts.setdefault(families(p.a, p.b), p)
     findings = []
     for p in firsts.values():
         above = int((p.value > p.best95).sum())
         number = p.number(ends_of(p)[0], "untrained, highest CKA")
         text = (
-            f"{p.label}: CKA exceeds the 95th percentile of the null of the best pair ({p.best95:.2f}) at {above} of "
-            f"{len(p.depth)} depths"
+            f"{p.label}: CKA exceeds the 95th percentile of the null of the best pair "
+            f"({p.best95:.2f}) at {above} of {len(p.depth)} depths"
         )
         text += f", maximum {shown(number)} at {number.where} (n = {p.n})"
         findings.append(_told(p.label, text, above > 0, number))
@@ -76,19 +97,41 @@ def _told(networks: str, text: str, there: bool, *numbers: Number) -> Finding:
 def _baseline_probe(baseline: ProbeResult, raw: ProbeResult | None) -> Finding:
     best = int(np.nanargmax(baseline.accuracy))
     number = accuracy_number(baseline, best, "untrained, best layer")
-    text = f"{name_of(baseline.model)}: the best layer, {number.where}, has a linear probe accuracy of {share(number)}"
+    text = (
+        f"{name_of(baseline.model)}: the best layer, {number.where}, has a linear probe accuracy "
+        f"of {share(number)}"
+    )
     text += f" (chance {100 * baseline.chance:.1f} %, n = {baseline.n_test})"
     numbers = [number]
     # The best of the layers was picked on these images: intervals of the family (Bonferroni).
     tested = int(np.isfinite(baseline.accuracy).sum())
     level = 1 - LEVEL / tested
-    if not wilson_interval(int(baseline.right[best].sum()), baseline.n_test, level)[0] > baseline.chance:
+    if (
+        not wilson_interval(int(baseline.right[best].sum()), baseline.n_test, level)[0]
+        > baseline.chance
+    ):
         few = f" for the best of {tested} layers" if number.low > baseline.chance else ""
-        return Finding(QUESTION, name_of(baseline.model), f"{text}, which is not above chance{few}.", "none", (number,))
+        return Finding(
+            QUESTION,
+            name_of(baseline.model),
+            f"{text}, which is not above chance{few}.",
+            "none",
+            (number,),
+        )
     if raw is not None and np.array_equal(raw.labels, baseline.labels):
-        more = Number("over raw pixels", *paired_interval(baseline.right[best], raw.right[0]), n=baseline.n_test)
+        more = Number(
+            "over raw pixels",
+            *paired_interval(baseline.right[best], raw.right[0]),
+            n=baseline.n_test,
+        )
         above = paired_interval(baseline.right[best], raw.right[0], confidence=level)[1] > 0
-        verdict = "more than" if above else "less than" if more.high < 0 else "no significant difference from"
+        verdict = (
+            "more than"
+            if above
+            else "less than"
+            if more.high < 0
+            else "no significant difference from"
+        )
         text += f", {verdict} raw pixels ({points(more)})"
         numbers.append(more)
     return _told(name_of(baseline.model), text, True, *numbers)
@@ -99,11 +142,13 @@ def _channels(results: Sequence[Result]) -> list[Finding]:
     own = primary_models([r.model for r in found])
     findings = []
     for r in (r for r in found if is_baseline(r.model, own)):
-        shares = [selective_share(r, i, "untrained, selective channels") for i in range(len(r.layers))]
+        shares = [
+            selective_share(r, i, "untrained, selective channels") for i in range(len(r.layers))
+        ]
         best = max(shares, key=lambda n: n.value)
         text = (
-            f"{name_of(r.model)}: at most {share(best)} of the channels of a layer are selective for a class after max-T "
-            "correction"
+            f"{name_of(r.model)}: at most {share(best)} of the channels of a layer are selective "
+            "for a class after max-T correction"
         )
         text += f" ({best.where}; n = {r.n} images; p = {selective_p(r):.2g} over all layers)"
         findings.append(_told(name_of(r.model), text, selective_p(r) <= LEVEL, best))
@@ -125,6 +170,9 @@ def _partners(results: Sequence[Result]) -> list[Finding]:
         number = partner_share(matched, "untrained, matched channels")
         best, channel = strongest(matched)
         p = pair_p(matched, float(best.strength[channel]))
-        text = f"{names}: {share(number)} of {number.n} channels have a best match above the null of the best pair"
+        text = (
+            f"{names}: {share(number)} of {number.n} channels have a best match above the null of "
+            "the best pair"
+        )
         findings.append(_told(names, f"{text} (p = {p:.2g} over all layers)", p <= LEVEL, number))
     return findings

@@ -31,17 +31,25 @@ def write_report(
 ) -> Path:
     """Draw all results into one self-contained HTML file and return its path.
 
-    `settings` are shown at the end: what it takes to make the report again (`command` and `script` are shown as such).
-    The file appears whole or not at all. Raises StoreError if there is nothing to report or nowhere to write."""
+    `settings` are shown at the end: what it takes to make the report again (`command` and `script`
+    are shown as such). The file appears whole or not at all. Raises StoreError if there is nothing
+    to report or nowhere to write."""
     return write_text(Path(path), report_page(make_sections(results), results, title, settings))
 
 
 def report_page(
-    sections: Sequence[Section], results: Sequence[Result], title: str, settings: Mapping[str, Any] | None = None
+    sections: Sequence[Section],
+    results: Sequence[Result],
+    title: str,
+    settings: Mapping[str, Any] | None = None,
 ) -> str:
-    """What `write_report` writes, of results whose `sections` are made already. Raises StoreError for no section."""
+    """What `write_report` writes, of results whose `sections` are made already. Raises StoreError
+    for no section."""
     if not sections:
-        raise StoreError("there is no result to report; give what token_mixing, compare, linear_probe, ... returned")
+        raise StoreError(
+            "there is no result to report; give what token_mixing, compare, linear_probe, ... "
+            "returned"
+        )
     folder, given = resources.files("mixer_probe.report"), settings or {}
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
@@ -52,17 +60,30 @@ def report_page(
     )
     plain = {k: v for k, v in given.items() if k not in ("command", "script")}
     # Attributions of all images that results were measured on.
-    records = [value for r in results for value in vars(r).values() if isinstance(value, ImagesRecord)]
+    records = [
+        value for r in results for value in vars(r).values() if isinstance(value, ImagesRecord)
+    ]
     page: str = environment.get_template("template.html.j2").render(
         title=title,
         sections=sections,
-        warnings=list(dict.fromkeys(text for section in sections if section.anchor == "models" for text in section.warnings)),
+        warnings=list(
+            dict.fromkeys(
+                text
+                for section in sections
+                if section.anchor == "models"
+                for text in section.warnings
+            )
+        ),
         settings={
             "command": given.get("command", ""),
             "script": given.get("script", ""),
             "json": json.dumps(plain, indent=2, default=str) if plain else "",
         },
-        credits=list(dict.fromkeys(text for record in records for text in (record.credit, record.note) if text)),
+        credits=list(
+            dict.fromkeys(
+                text for record in records for text in (record.credit, record.note) if text
+            )
+        ),
         versions=versions(),
     )
     return page
@@ -85,5 +106,7 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "timm": timm.__version__,
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU, {torch.get_num_threads()} threads",
     }

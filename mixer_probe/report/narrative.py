@@ -1,4 +1,5 @@
-"""`narrate`: the findings of a study of several networks, in sentences computed from its results."""
+"""`narrate`: the findings of a study of several networks, in sentences computed from its
+results."""
 
 from __future__ import annotations
 
@@ -18,21 +19,29 @@ from mixer_probe.report.findings_control import control_findings
 from mixer_probe.similarity.findings import similarity_findings
 from mixer_probe.weights.findings import weight_findings
 
-# The questions, in the order of the narrative, and the sections of the report that hold the evidence.
+# The questions, in the order of the narrative, and the sections of the report that hold the
+# evidence.
 QUESTIONS = {
     "similarity": ("Representational similarity by depth", ("similarity",)),
     "probes": ("Linear probe accuracy by layer", ("probes",)),
     "weights": ("Token-mixing units and mixing distances", ("token-mixing", "kernels")),
-    "channels": ("Class-selective channels and matches between networks", ("selectivity", "partners")),
-    "attributions": ("Agreement and faithfulness of attributions", ("agreement", "attribution-curves")),
+    "channels": (
+        "Class-selective channels and matches between networks",
+        ("selectivity", "partners"),
+    ),
+    "attributions": (
+        "Agreement and faithfulness of attributions",
+        ("agreement", "attribution-curves"),
+    ),
     "control": ("Untrained baselines", ("probes", "similarity", "selectivity", "partners")),
 }
 
 
 @dataclass(frozen=True)
 class Narrative(Result):
-    """What a study of several networks found: `findings`, of which each has its sentence, its verdict and its numbers, and the
-    `curves` of its quantities with depth. Sentences are computed from the numbers alone."""
+    """What a study of several networks found: `findings`, of which each has its sentence, its
+    verdict and its numbers, and the `curves` of its quantities with depth. Sentences are computed
+    from the numbers alone."""
 
     title: ClassVar[str] = "Findings"
 
@@ -44,24 +53,52 @@ class Narrative(Result):
         return tuple(f for f in self.findings if f.question == question)
 
     def to_frame(self) -> pd.DataFrame:
-        """One number per row, with interval, null, n and the sentence that rests on it; findings without numbers have one row."""
+        """One number per row, with interval, null, n and the sentence that rests on it; findings
+        without numbers have one row."""
         rows = [
-            (f.question, f.networks, n.kind, n.where, n.value, n.low, n.high, n.null, n.n, f.verdict, f.sentence)
+            (
+                f.question,
+                f.networks,
+                n.kind,
+                n.where,
+                n.value,
+                n.low,
+                n.high,
+                n.null,
+                n.n,
+                f.verdict,
+                f.sentence,
+            )
             for f in self.findings
             for n in f.numbers or (Number("", float("nan")),)
         ]
-        columns = ["group", "model", "kind", "where", "value", "low", "high", "null", "n", "verdict", "sentence"]
+        columns = [
+            "group",
+            "model",
+            "kind",
+            "where",
+            "value",
+            "low",
+            "high",
+            "null",
+            "n",
+            "verdict",
+            "sentence",
+        ]
         return pd.DataFrame(rows, columns=columns)
 
 
 def narrate(results: Sequence[Result]) -> Narrative:
-    """The findings of `results`, those of `run_study` or of single analyses, in the order of `QUESTIONS`.
+    """The findings of `results`, those of `run_study` or of single analyses, in the order of
+    `QUESTIONS`.
 
-    Every finding guards itself: it says that there is no difference beyond the intervals where there is none, and that a number
-    is not above its null where it is not; what the results do not hold is left out with the reason. CKA of untrained
-    baselines is looked for among the results, beside that of the trained networks: run `compare` on both."""
+    Every finding guards itself: it says that there is no difference beyond the intervals where
+    there is none, and that a number is not above its null where it is not; what the results do not
+    hold is left out with the reason. CKA of untrained baselines is looked for among the results,
+    beside that of the trained networks: run `compare` on both."""
     similarity, probes, weights, channels = (
-        find(results) for find in (similarity_findings, probe_findings, weight_findings, channel_findings)
+        find(results)
+        for find in (similarity_findings, probe_findings, weight_findings, channel_findings)
     )
     all_findings = [f for findings, _ in (similarity, probes, weights, channels) for f in findings]
     all_findings += [*attribution_findings(results), *control_findings(results)]

@@ -1,4 +1,5 @@
-"""The findings of a study at the head of its report: one section per question, with links to the evidence."""
+"""The findings of a study at the head of its report: one section per question, with links to the
+evidence."""
 
 from __future__ import annotations
 
@@ -27,11 +28,14 @@ def narrative_sections(results: Sequence[Narrative]) -> list[Section]:
         table = Table("Numbers underlying the findings.", frame, formats, folded=True)
         picture = Picture(
             partial(depth_curves, r.curves),
-            "Depth curves by architecture: similarity of the first pair of networks for each pair of architectures, linear probe "
-            "accuracy, class selectivity (AUROC) of the median channel, and mean mixing distance computed from the weights.",
-            "Solid lines: trained networks; dotted lines with open markers: untrained baselines; dashed grey lines: null; bands: "
-            "95 % intervals. Networks of one architecture share a colour and differ in markers.",
-            "Line plots of similarity, probe accuracy, channel selectivity and mean mixing distance against relative depth",
+            "Depth curves by architecture: similarity of the first pair of networks for each pair "
+            "of architectures, linear probe accuracy, class selectivity (AUROC) of the median "
+            "channel, and mean mixing distance computed from the weights.",
+            "Solid lines: trained networks; dotted lines with open markers: untrained baselines; "
+            "dashed grey lines: null; bands: 95 % intervals. Networks of one architecture share a "
+            "colour and differ in markers.",
+            "Line plots of similarity, probe accuracy, channel selectivity and mean mixing "
+            "distance against relative depth",
             name="learned-features",
         )
         sections.append(Section("finding-curves", "Depth curves", (), (picture, table)))

@@ -1,4 +1,5 @@
-"""How results of every type are shown, in the order of a report: those of the catalogue, and those of reports themselves."""
+"""How results of every type are shown, in the order of a report: those of the catalogue, and those
+of reports themselves."""
 
 from __future__ import annotations
 

@@ -27,7 +27,8 @@ from mixer_probe.similarity.streaming import StreamingCKA
 Found = dict[str, torch.Tensor]
 Positions = Literal["mean", "flatten"]
 
-# Moments of all pairs of layers are held at once; beyond this the batches' own Gram matrices are summed instead.
+# Moments of all pairs of layers are held at once; beyond this the batches' own Gram matrices are
+# summed instead.
 _MOST_MOMENT_BYTES = 2**32
 
 
@@ -48,21 +49,26 @@ def compare_models(
     autocast: str | None = None,
     seed: int = 0,
 ) -> SimilarityMatrix:
-    """Linear CKA of every layer of one model with every layer of another, in one pass over the images.
+    """Linear CKA of every layer of one model with every layer of another, in one pass over the
+    images.
 
-    Each model gets its own transform of the same images. `positions` "mean" averages them, and the values are exact for any
-    number of images: from Gram matrices for up to 2,048 of them, which stay in memory, and from moments in O(d^2) memory for more
-    (`method` "moments" takes them from the start). "flatten" compares position by position, on the cells of a common `grid` if
-    one is given (7 or (7, 7)), with the minibatch estimator of Nguyen et al. 2021 (`method` "minibatch"): the images are
-    shuffled by `seed`, and only one Gram matrix per batch and layer is needed.
+    Each model gets its own transform of the same images. `positions` "mean" averages them, and the
+    values are exact for any number of images: from Gram matrices for up to 2,048 of them, which
+    stay in memory, and from moments in O(d^2) memory for more (`method` "moments" takes them from
+    the start). "flatten" compares position by position, on the cells of a common `grid` if one is
+    given (7 or (7, 7)), with the minibatch estimator of Nguyen et al. 2021 (`method` "minibatch"):
+    the images are shuffled by `seed`, and only one Gram matrix per batch and layer is needed.
 
-    Null and interval are those of `compare`; for minibatches the null pairs images within batches and the interval draws
-    batches. Raises what `extract` and `StreamingCKA` raise, and MeasureError for choices that do not go together."""
+    Null and interval are those of `compare`; for minibatches the null pairs images within batches
+    and the interval draws batches. Raises what `extract` and `StreamingCKA` raise, and MeasureError
+    for choices that do not go together."""
     cells = as_grid(grid)
     source = as_source(images)
     selected = model_a.select(layers), model_b.select(layers)
     reduce = "none" if positions == "flatten" else "mean"
-    widths = tuple({layer.name: features_of(layer, reduce, cells) for layer in side} for side in selected)
+    widths = tuple(
+        {layer.name: features_of(layer, reduce, cells) for layer in side} for side in selected
+    )
     used = _method(method, positions, cells, estimator, widths, len(source))
     accumulator: StreamingCKA | MinibatchCKA
     if used == "moments":
@@ -72,7 +78,10 @@ def compare_models(
         # Images sorted by class would fill a batch with one class.
         source = part_of(source, np.random.default_rng(seed).permutation(len(source)))
     passes = [
-        _whole_batches(stream(model, source, layers, reducer, batch_size=batch_size, autocast=autocast), batch_size)
+        _whole_batches(
+            stream(model, source, layers, reducer, batch_size=batch_size, autocast=autocast),
+            batch_size,
+        )
         for model, layers in zip((model_a, model_b), selected, strict=True)
     ]
     for a, b in zip(*passes, strict=True):
@@ -108,21 +117,33 @@ def _method(
     if grid and positions == "mean":
         raise MeasureError("grid is for positions='flatten': averaged positions have no grid")
     if method == "gram":
-        raise MeasureError("Gram matrices need all images at once: extract both models and use compare")
+        raise MeasureError(
+            "Gram matrices need all images at once: extract both models and use compare"
+        )
     few = n <= SAMPLE and method == "auto"
     fits = few or 8 * sum(widths[0].values()) * sum(widths[1].values()) <= _MOST_MOMENT_BYTES
     if method == "moments" and positions == "flatten":
-        raise MeasureError("flattened positions are too wide for moments: use method='minibatch' or positions='mean'")
-    used: Method = "minibatch" if method == "minibatch" or positions == "flatten" or not fits else "moments"
+        raise MeasureError(
+            "flattened positions are too wide for moments: use method='minibatch' or "
+            "positions='mean'"
+        )
+    used: Method = (
+        "minibatch" if method == "minibatch" or positions == "flatten" or not fits else "moments"
+    )
     if used == "minibatch" and estimator == "biased":
         raise MeasureError(
-            "the minibatch estimator is unbiased only: biased HSIC summed over batches does not estimate that of all images"
+            "the minibatch estimator is unbiased only: biased HSIC summed over batches does not "
+            "estimate that of all images"
         )
     return used
 
 
 def _gram(
-    positions: Positions, grid: tuple[int, int] | None, layer: Layer, values: torch.Tensor, prefix: torch.Tensor | None
+    positions: Positions,
+    grid: tuple[int, int] | None,
+    layer: Layer,
+    values: torch.Tensor,
+    prefix: torch.Tensor | None,
 ) -> torch.Tensor:
     """The Gram matrix of a batch, all that is needed of a layer after the forward pass."""
     if positions == "mean":
@@ -132,11 +153,14 @@ def _gram(
             values = to_grid(values.float() if values.dtype.itemsize < 4 else values, layer, grid)
         features = values.flatten(1)
     # Apple's GPUs have no float64.
-    return gram_of_batch((features.cpu() if features.device.type == "mps" else features).to(torch.float64))
+    return gram_of_batch(
+        (features.cpu() if features.device.type == "mps" else features).to(torch.float64)
+    )
 
 
 def _whole_batches(pieces: Iterator[Piece], batch_size: int) -> Iterator[list[Piece]]:
-    """Whole batches again, where memory had them cut: the two models must see the same images at a time."""
+    """Whole batches again, where memory had them cut: the two models must see the same images at a
+    time."""
     waiting: list[Piece] = []
     for piece in pieces:
         waiting.append(piece)
@@ -152,10 +176,11 @@ def _joined(pieces: Sequence[Piece]) -> Found:
 
 
 def _uncut(pieces: Sequence[Piece]) -> Found:
-    """The one piece of a batch. Raises MeasureError if memory had it cut: Gram matrices of parts make none of the whole."""
+    """The one piece of a batch. Raises MeasureError if memory had it cut: Gram matrices of parts
+    make none of the whole."""
     if len(pieces) > 1:
         raise MeasureError(
-            f"the device has too little memory for batches of {sum(p.n for p in pieces)} images: the minibatch estimator "
-            f"depends on the batch size, so set batch_size={pieces[0].n}"
+            f"the device has too little memory for batches of {sum(p.n for p in pieces)} images: "
+            f"the minibatch estimator depends on the batch size, so set batch_size={pieces[0].n}"
         )
     return dict(pieces[0].found)

@@ -1,4 +1,5 @@
-"""CKA of all pairs of layers from their Gram matrices: of the true pairing, of random ones, and without one image each."""
+"""CKA of all pairs of layers from their Gram matrices: of the true pairing, of random ones, and
+without one image each."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class Settings:
 
 
 class Grams:
-    """Gram matrices [n, n] of `layers`, computed when they are asked for and cached while there is room."""
+    """Gram matrices [n, n] of `layers`, computed when they are asked for and cached while there is
+    room."""
 
     def __init__(self, layers: Layers, settings: Settings) -> None:
         self._layers = layers
@@ -49,7 +51,11 @@ class Grams:
         """Not centred; not to be written to."""
         if index in self._kept:
             return self._kept[index]
-        wide = self._layers if isinstance(self._layers, LayerFeatures) and self.settings.kernel == "linear" else None
+        wide = (
+            self._layers
+            if isinstance(self._layers, LayerFeatures) and self.settings.kernel == "linear"
+            else None
+        )
         narrow = None if wide is None else wide.narrow(index)
         if wide is None or narrow is None:
             K = gram(self._layers[index], self.settings.kernel, self.settings.bandwidth)
@@ -65,13 +71,17 @@ class Grams:
         return K
 
     def unit(self, index: int) -> Tensor:
-        """Centred and of norm 1: the inner product of two is their CKA. NaN where the layer's own HSIC is 0."""
+        """Centred and of norm 1: the inner product of two is their CKA. NaN where the layer's own
+        HSIC is 0."""
         return unit_gram(self.raw(index), self.settings.estimator)
 
     def traces(self) -> Traces:
-        """What the exact moments of the permutation null need of every layer's centred Gram matrix."""
+        """What the exact moments of the permutation null need of every layer's centred Gram
+        matrix."""
         parts = [Traces.of([self.unit(i)]) for i in range(len(self))]
-        return Traces(*(torch.cat([getattr(p, f) for p in parts]) for f in ("trace", "power", "diagonal")))
+        return Traces(
+            *(torch.cat([getattr(p, f) for p in parts]) for f in ("trace", "power", "diagonal"))
+        )
 
 
 def inner_products(a: Matrices, b: Matrices, size: tuple[int, int], n: int) -> Tensor:
@@ -87,13 +97,15 @@ def inner_products(a: Matrices, b: Matrices, size: tuple[int, int], n: int) -> T
     return values
 
 
-def shifted_inner_products(a: Matrices, b: Matrices, size: tuple[int, int], pairings: Pairings) -> Tensor:
-    """Inner products [s, La, Lb] of symmetric matrices [n, n] for the s `pairings` of their images; all shifts of an order cost
-    as much as one.
+def shifted_inner_products(
+    a: Matrices, b: Matrices, size: tuple[int, int], pairings: Pairings
+) -> Tensor:
+    """Inner products [s, La, Lb] of symmetric matrices [n, n] for the s `pairings` of their images;
+    all shifts of an order cost as much as one.
 
-    A shift of the images moves a matrix along its diagonals. Its inner products with another one for all
-    shifts are therefore the circular cross-correlations of their diagonals, summed: products of Fourier
-    transforms."""
+    A shift of the images moves a matrix along its diagonals. Its inner products with another one
+    for all shifts are therefore the circular cross-correlations of their diagonals, summed:
+    products of Fourier transforms."""
     n = len(pairings.order)
     values = torch.empty((len(pairings.shifts), *size), dtype=torch.float64)
     step = max(1, (_BYTES - gram_bytes(n, 0)) // (gram_bytes(n, 1) - gram_bytes(n, 0)))
@@ -110,20 +122,22 @@ def _spectra(matrices: Matrices, indices: range, order: Tensor) -> Tensor:
     n, half = len(order), len(order) // 2 + 1
     spectra = torch.empty((half, len(indices), half), dtype=torch.complex128)
     for place, index in enumerate(indices):
-        # The circular diagonals K[i, i + d] of a symmetric matrix [n, n] for d from 0 to n / 2: [d, i].
+        # The circular diagonals K[i, i + d] of a symmetric matrix [n, n] for d from 0 to n / 2: [d,
+        # i].
         K = matrices(index)[order][:, order]
         wide = torch.cat([K, K[:, : half - 1]], dim=1)
         view = wide.as_strided((half, n), (1, wide.shape[1] + 1))
         diagonals = view.clone(memory_format=torch.contiguous_format)
-        # Diagonal n - d holds the same numbers as d, so all but the first, and the last for even n, count twice.
+        # Diagonal n - d holds the same numbers as d, so all but the first, and the last for even n,
+        # count twice.
         diagonals[1 : (n + 1) // 2] *= 2**0.5
         spectra[:, place] = torch.fft.rfft(diagonals, dim=1).T
     return spectra
 
 
 def jackknife_variances(a: Grams, b: Grams, n: int) -> Tensor:
-    """Jackknife variance [La, Lb] of CKA over the `n` images: (n - 1) / n times the sum of squared deviations of its values
-    without one image each, which are exact."""
+    """Jackknife variance [La, Lb] of CKA over the `n` images: (n - 1) / n times the sum of squared
+    deviations of its values without one image each, which are exact."""
     found = torch.empty(len(a), len(b), dtype=torch.float64)
     size = max(1, _BYTES // (16 * n * n))
     for rows in blocks(len(a), size):
@@ -139,9 +153,11 @@ def jackknife_variances(a: Grams, b: Grams, n: int) -> Tensor:
 
 
 def _without_each(K: Tensor, L: Tensor, estimator: Estimator) -> Tensor:
-    """Inner products [n] of two centred matrices [n, n] when one image each is left out and the rest is centred anew.
+    """Inner products [n] of two centred matrices [n, n] when one image each is left out and the
+    rest is centred anew.
 
-    All rows of the matrices sum to 0, so that of what centring anew takes off only row i itself and its diagonal are left."""
+    All rows of the matrices sum to 0, so that of what centring anew takes off only row i itself and
+    its diagonal are left."""
     n = len(K)
     rows = torch.einsum("ij,ij->i", K, L)
     if estimator == "unbiased":
@@ -151,7 +167,8 @@ def _without_each(K: Tensor, L: Tensor, estimator: Estimator) -> Tensor:
 
 
 def leading_shares(layers: Grams) -> Tensor:
-    """Largest eigenvalue [L] of the centred Gram matrices of norm 1: 1 for one dimension, 1 / sqrt(p) for p equal ones."""
+    """Largest eigenvalue [L] of the centred Gram matrices of norm 1: 1 for one dimension, 1 /
+    sqrt(p) for p equal ones."""
     found = []
     for K in map(layers.unit, range(len(layers))):
         # By power iteration from the row of the image that is farthest out.
@@ -168,6 +185,6 @@ def blocks(count: int, size: int) -> Iterator[slice]:
 
 
 def gram_bytes(n: int, layers: int) -> int:
-    """Peak memory: six n x n matrices in the making, and a quarter of one in complex numbers per layer
-    and side."""
+    """Peak memory: six n x n matrices in the making, and a quarter of one in complex numbers per
+    layer and side."""
     return n * n * (6 * 8 + layers * 2 * 16 // 4)

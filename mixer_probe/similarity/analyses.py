@@ -22,17 +22,26 @@ from mixer_probe.similarity.views import (
     similarity_section,
 )
 
-# CKA has all its draws in a few matrix products; other measures start anew with each. Twenty are the fewest with an interval.
+# CKA has all its draws in a few matrix products; other measures start anew with each. Twenty are
+# the fewest with an interval.
 OTHER_DRAWS = 20
 
 
 def similarity(pair: Sequence[Inputs]) -> Iterator[Result]:
-    """Similarity of two networks by the measures of the settings, and of a network with itself by CKA."""
+    """Similarity of two networks by the measures of the settings, and of a network with itself by
+    CKA."""
     a, b = pair
     for measure in a.settings.measures:
         if a is not b or measure in CKA_NAMES:
             permutations, resamples = _draws(a.settings, measure)
-            yield compare(a.test, b.test, measure, permutations=permutations, resamples=resamples, seed=a.settings.seed)
+            yield compare(
+                a.test,
+                b.test,
+                measure,
+                permutations=permutations,
+                resamples=resamples,
+                seed=a.settings.seed,
+            )
 
 
 def _draws(s: StudySettings, measure: str) -> tuple[int, int]:

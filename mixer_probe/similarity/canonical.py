@@ -1,7 +1,9 @@
-"""Canonical correlation measures: mean CCA, SVCCA (Raghu et al. 2017) and PWCCA (Morcos et al. 2018).
+"""Canonical correlation measures: mean CCA, SVCCA (Raghu et al. 2017) and PWCCA (Morcos et al.
+2018).
 
-The canonical correlations of `X` [n, p] and `Y` [n, q] are the singular values of Ux' Uy, with orthonormal bases Ux [n, r] and
-Uy [n, s] of the centred columns (Bjorck and Golub 1973): every side is factorised once, and a pair costs one small product.
+The canonical correlations of `X` [n, p] and `Y` [n, q] are the singular values of Ux' Uy, with
+orthonormal bases Ux [n, r] and Uy [n, s] of the centred columns (Bjorck and Golub 1973): every side
+is factorised once, and a pair costs one small product.
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ from mixer_probe.similarity.intervals import CANONICAL
 from mixer_probe.similarity.measure import Measure, each_pair
 
 VARIANCE = 0.99
-# Correlations closer than this are one correlation: within it rounding alone would pick the variates.
+# Correlations closer than this are one correlation: within it rounding alone would pick the
+# variates.
 _TIED = 1e-9
-# What the mean may lose by taking squares of correlations, which cost less, to first order in the rounding.
+# What the mean may lose by taking squares of correlations, which cost less, to first order in the
+# rounding.
 _LOST = 1e-14
 # The same for the mean angle by which rounding turns the variates.
 _LOST_TURNING = 3e-12
@@ -31,7 +35,8 @@ _SHARE = 1e-4
 
 @dataclass(frozen=True)
 class Basis:
-    """Orthonormal directions `U` [n, r] of the centred columns, and their `loadings` [r, p]: the columns are U @ loadings."""
+    """Orthonormal directions `U` [n, r] of the centred columns, and their `loadings` [r, p]: the
+    columns are U @ loadings."""
 
     U: Tensor
     loadings: Tensor
@@ -42,44 +47,52 @@ class Basis:
 
 
 def mean_cca(X: Features, Y: Features) -> float:
-    """Mean of the canonical correlations of `X` [n, p] and `Y` [n, q], over the smaller of the two ranks.
+    """Mean of the canonical correlations of `X` [n, p] and `Y` [n, q], over the smaller of the two
+    ranks.
 
-    In [0, 1], and unchanged by invertible linear maps of either side. 1 by necessity where a side has rank n - 1, thus for
-    p >= n - 1 or q >= n - 1 in general position; for independent noise the squared correlations have the mean
-    max(p, q) / (n - 1). The rank is that of numpy.linalg.matrix_rank, but relative to the features before centring, whose
-    rounding it is: columns that are dependent only to float32 precision count as independent.
+    In [0, 1], and unchanged by invertible linear maps of either side. 1 by necessity where a side
+    has rank n - 1, thus for p >= n - 1 or q >= n - 1 in general position; for independent noise the
+    squared correlations have the mean max(p, q) / (n - 1). The rank is that of
+    numpy.linalg.matrix_rank, but relative to the features before centring, whose rounding it is:
+    columns that are dependent only to float32 precision count as independent.
 
-    NaN if a side is constant. Raises MeasureError for other than two axes, different n, n < 4, NaN or infinite values."""
+    NaN if a side is constant. Raises MeasureError for other than two axes, different n, n < 4, NaN
+    or infinite values."""
     return MEAN_CCA(X, Y)
 
 
 def svcca(X: Features, Y: Features, variance: float = VARIANCE) -> float:
     """Mean canonical correlation of the leading principal components of `X` [n, p] and `Y` [n, q].
 
-    Of each side the fewest components that explain the fraction `variance` of its variance are kept (Raghu et al. 2017, "SVCCA:
-    Singular Vector Canonical Correlation Analysis"); 1 keeps all and gives `mean_cca`. In [0, 1]; unchanged by orthogonal
-    maps, not by other linear ones, which change what leads. NaN and errors as `mean_cca`, and MeasureError for a fraction
-    outside (0, 1]."""
+    Of each side the fewest components that explain the fraction `variance` of its variance are kept
+    (Raghu et al. 2017, "SVCCA: Singular Vector Canonical Correlation Analysis"); 1 keeps all and
+    gives `mean_cca`. In [0, 1]; unchanged by orthogonal maps, not by other linear ones, which
+    change what leads. NaN and errors as `mean_cca`, and MeasureError for a fraction outside (0,
+    1]."""
     if not 0 < variance <= 1:
         raise MeasureError(f"variance {variance} is not a fraction in (0, 1]")
     return replace(SVCCA, prepare=partial(leading_basis, variance=variance))(X, Y)
 
 
 def pwcca(X: Features, Y: Features) -> float:
-    """Canonical correlations of `X` [n, p] and `Y` [n, q], averaged with the weight that each has in `X`.
+    """Canonical correlations of `X` [n, p] and `Y` [n, q], averaged with the weight that each has
+    in `X`.
 
-    Projection weighted CCA (Morcos et al. 2018, "Insights on representational similarity in neural networks with canonical
-    correlation"): the weight of canonical variate h_i of `X` is sum_j |<h_i, x_j>| over the centred columns x_j. The sides are
-    not equal: invertible linear maps of `Y` change nothing, but the absolute values depend on the axes of `X`, so that even
-    rotations of `X` change the value. Of tied correlations (r + s - n + 1 of them are 1 where the ranks r + s exceed n - 1),
-    whose variates are any basis of their span, the variates are taken along the principal axes of `X` in that span.
+    Projection weighted CCA (Morcos et al. 2018, "Insights on representational similarity in neural
+    networks with canonical correlation"): the weight of canonical variate h_i of `X` is sum_j
+    |<h_i, x_j>| over the centred columns x_j. The sides are not equal: invertible linear maps of
+    `Y` change nothing, but the absolute values depend on the axes of `X`, so that even rotations of
+    `X` change the value. Of tied correlations (r + s - n + 1 of them are 1 where the ranks r + s
+    exceed n - 1), whose variates are any basis of their span, the variates are taken along the
+    principal axes of `X` in that span.
 
     NaN and errors as `mean_cca`."""
     return PWCCA(X, Y)
 
 
 def principal(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Thin singular value decomposition U [n, r], S [r], Vh [r, p] of the centred `X` [n, p], r its rank.
+    """Thin singular value decomposition U [n, r], S [r], Vh [r, p] of the centred `X` [n, p], r its
+    rank.
 
     Directions at the level of rounding are left out, as numpy.linalg.matrix_rank does."""
     U, S, Vh = torch.linalg.svd(centred(X), full_matrices=False)
@@ -90,7 +103,8 @@ def principal(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _rounding(X: Tensor) -> Tensor:
     """Fraction of the largest singular value of the centred `X` [n, p] that is rounding."""
     X = X / X.abs().max()
-    # Relative to the values as they came, which a mean far from zero makes larger than their spread.
+    # Relative to the values as they came, which a mean far from zero makes larger than their
+    # spread.
     raised = X.norm() / (X - X.mean(0)).norm()
     rounding: Tensor = raised * max(X.shape) * torch.finfo(X.dtype).eps
     return rounding
@@ -100,9 +114,11 @@ def basis(X: Tensor) -> Basis:
     """All directions of the centred columns of `X` [n, p]."""
     if X.shape[1] < len(X):
         U, R = torch.linalg.qr(centred(X))
-        # All singular values of the triangle R [p, p] must be above rounding for certain. Frobenius norms bound the largest one
-        # and that of the inverse; NaN is no certainty.
-        inverse = torch.linalg.solve_triangular(R, torch.eye(len(R), dtype=R.dtype, device=R.device), upper=True)
+        # All singular values of the triangle R [p, p] must be above rounding for certain. Frobenius
+        # norms bound the largest one and that of the inverse; NaN is no certainty.
+        inverse = torch.linalg.solve_triangular(
+            R, torch.eye(len(R), dtype=R.dtype, device=R.device), upper=True
+        )
         if R.norm() * inverse.norm() * _rounding(X) < 0.1:
             return Basis(U, R)
     U, S, Vh = principal(X)
@@ -110,7 +126,8 @@ def basis(X: Tensor) -> Basis:
 
 
 def leading_basis(X: Tensor, variance: float = VARIANCE) -> Basis:
-    """The fewest principal components of `X` [n, p] that explain the fraction `variance` of its variance."""
+    """The fewest principal components of `X` [n, p] that explain the fraction `variance` of its
+    variance."""
     if X.shape[1] < len(X):
         # From the inner products of the columns, unless these have lost some of it.
         x = centred(X)
@@ -118,7 +135,8 @@ def leading_basis(X: Tensor, variance: float = VARIANCE) -> Basis:
         kept = _kept(squares, variance)
         if squares[kept - 1] > squares[0] * max(_SHARE, float(10 * _rounding(X)) ** 2):
             scores = x @ axes[:, :kept]
-            # Orthonormal but for rounding that the smaller ones have raised, so that the triangle is almost diagonal.
+            # Orthonormal but for rounding that the smaller ones have raised, so that the triangle
+            # is almost diagonal.
             triangle = torch.linalg.cholesky(scores.T @ scores).mT
             U = torch.linalg.solve_triangular(triangle, scores, upper=True, left=False)
             return Basis(U, triangle @ axes[:, :kept].T)
@@ -128,14 +146,16 @@ def leading_basis(X: Tensor, variance: float = VARIANCE) -> Basis:
 
 
 def _kept(squares: Tensor, variance: float) -> int:
-    """How many of the squared singular values, largest first, make up the fraction `variance` of their sum."""
+    """How many of the squared singular values, largest first, make up the fraction `variance` of
+    their sum."""
     left_out = squares.flip(0).cumsum(0).flip(0)
     # The margin is for a fraction that is met exactly, where rounding would decide.
     return int((left_out > (1 - variance) * left_out[0] * (1 + 1e-12)).sum())
 
 
 def _mean_correlation(x: Basis, y: Basis) -> float:
-    """Mean canonical correlation, from squares where none is so small that its root has lost digits."""
+    """Mean canonical correlation, from squares where none is so small that its root has lost
+    digits."""
     matrix = x.U.T @ y.U
     if matrix.shape[0] < matrix.shape[1]:
         matrix = matrix.T
@@ -145,7 +165,8 @@ def _mean_correlation(x: Basis, y: Basis) -> float:
 
 
 def _weighted_correlation(x: Basis, y: Basis) -> float:
-    """Mean of the canonical correlations with the weights sum_j |<h_i, x_j>| of the variates h_i in the columns of `x`."""
+    """Mean of the canonical correlations with the weights sum_j |<h_i, x_j>| of the variates h_i in
+    the columns of `x`."""
     cross, found = x.U.T @ y.U, None
     if cross.shape[0] <= cross.shape[1]:
         squares, left = (part.flip(-1) for part in torch.linalg.eigh(cross @ cross.T))
@@ -172,9 +193,18 @@ def _weighted_correlation(x: Basis, y: Basis) -> float:
 MEAN_CCA = Measure(
     name="cca",
     label="mean CCA",
-    about="Mean canonical correlation; 1 by necessity where a side has as many dimensions as there are images.",
+    about=(
+        "Mean canonical correlation; 1 by necessity where a side has as many dimensions as there "
+        "are images."
+    ),
     source="Hotelling 1936; Kornblith et al. 2019",
-    invariances=("translation", "isotropic scaling", "permutation", "orthogonal", "invertible linear"),
+    invariances=(
+        "translation",
+        "isotropic scaling",
+        "permutation",
+        "orthogonal",
+        "invertible linear",
+    ),
     prepare=basis,
     table=partial(each_pair, _mean_correlation),
     scale=CANONICAL,
@@ -183,7 +213,10 @@ MEAN_CCA = Measure(
 SVCCA = Measure(
     name="svcca",
     label="SVCCA",
-    about="Mean canonical correlation of the principal components that explain 99 % of the variance of each side.",
+    about=(
+        "Mean canonical correlation of the principal components that explain 99 % of the variance "
+        "of each side."
+    ),
     source="Raghu et al. 2017",
     invariances=("translation", "isotropic scaling", "permutation", "orthogonal"),
     prepare=leading_basis,
@@ -191,11 +224,15 @@ SVCCA = Measure(
     scale=CANONICAL,
 )
 
-# Invertible maps of Y change nothing either, but those of X do, and a declared invariance holds for both sides.
+# Invertible maps of Y change nothing either, but those of X do, and a declared invariance holds for
+# both sides.
 PWCCA = Measure(
     name="pwcca",
     label="PWCCA",
-    about="Canonical correlations averaged with the weight that each variate has in the channels of the first side.",
+    about=(
+        "Canonical correlations averaged with the weight that each variate has in the channels of "
+        "the first side."
+    ),
     source="Morcos et al. 2018",
     invariances=("translation", "isotropic scaling", "permutation"),
     prepare=basis,

@@ -1,4 +1,5 @@
-"""`compare`: all layers of one network against all layers of another, from their representations."""
+"""`compare`: all layers of one network against all layers of another, from their
+representations."""
 
 from __future__ import annotations
 
@@ -43,11 +44,17 @@ class Options(TypedDict, total=False):
 
 @overload
 def compare(  # type: ignore[overload-overlap]
-    reps_a: RepresentationsLike, reps_b: RepresentationsLike, measure: Several, **options: Unpack[Options]
+    reps_a: RepresentationsLike,
+    reps_b: RepresentationsLike,
+    measure: Several,
+    **options: Unpack[Options],
 ) -> tuple[SimilarityMatrix, ...]: ...
 @overload
 def compare(
-    reps_a: RepresentationsLike, reps_b: RepresentationsLike, measure: str = "cka", **options: Unpack[Options]
+    reps_a: RepresentationsLike,
+    reps_b: RepresentationsLike,
+    measure: str = "cka",
+    **options: Unpack[Options],
 ) -> SimilarityMatrix: ...
 @checked(MeasureError)
 def compare(
@@ -67,22 +74,26 @@ def compare(
 ) -> SimilarityMatrix | tuple[SimilarityMatrix, ...]:
     """Similarity of every layer of `reps_a` with every layer of `reps_b`, with null and interval.
 
-    `measure` is a name in `similarity.MEASURES`, several of them, or "all", which gives a tuple with one matrix each.
-    `estimator`, `kernel`, `bandwidth` and `method` are those of CKA. `method` "auto" takes Gram matrices, moments or, where
-    neither fits into memory, the sums over minibatches of Nguyen et al. 2021; the result says which.
+    `measure` is a name in `similarity.MEASURES`, several of them, or "all", which gives a tuple
+    with one matrix each. `estimator`, `kernel`, `bandwidth` and `method` are those of CKA. `method`
+    "auto" takes Gram matrices, moments or, where neither fits into memory, the sums over
+    minibatches of Nguyen et al. 2021; the result says which.
 
-    The null comes from `permutations` random pairings of the images, the same in all cells; 0 for none. The 95 % interval comes
-    from leaving out images: for CKA each in turn, for other measures each of `resamples` random groups; 0 for none, and none for
-    fewer than 20 images (CKA) or 50 (other measures). Beyond 2,048 images those of CKA come from a random sample of as many and
-    are moved to all images (see `inference.infer`), and the values still are those of all images.
+    The null comes from `permutations` random pairings of the images, the same in all cells; 0 for
+    none. The 95 % interval comes from leaving out images: for CKA each in turn, for other measures
+    each of `resamples` random groups; 0 for none, and none for fewer than 20 images (CKA) or 50
+    (other measures). Beyond 2,048 images those of CKA come from a random sample of as many and are
+    moved to all images (see `inference.infer`), and the values still are those of all images.
 
-    Layers with positions (reduce="none") are compared flattened, position by position; `grid` averages them over the
-    cells of a common grid first, such as 7 or (7, 7), so that networks with different grids meet on one. `without_top_pc`
-    leaves out that many leading principal components of each layer.
+    Layers with positions (reduce="none") are compared flattened, position by position; `grid`
+    averages them over the cells of a common grid first, such as 7 or (7, 7), so that networks with
+    different grids meet on one. `without_top_pc` leaves out that many leading principal components
+    of each layer.
 
-    A layer that is constant or holds NaN or infinity gives NaN in its cells, and so do fewer images than a measure
-    needs, each with an UndefinedSimilarityWarning. Raises MeasureError if the two do not hold the same images in the same
-    order, for sizes that no form fits (with what would), fewer than 19 permutations or 20 resamples, and unknown choices."""
+    A layer that is constant or holds NaN or infinity gives NaN in its cells, and so do fewer images
+    than a measure needs, each with an UndefinedSimilarityWarning. Raises MeasureError if the two do
+    not hold the same images in the same order, for sizes that no form fits (with what would), fewer
+    than 19 permutations or 20 resamples, and unknown choices."""
     several = measure == "all" or not isinstance(measure, str)
     names = MEASURES if measure == "all" else [measure] if isinstance(measure, str) else measure
     chosen = [find_measure(name) for name in names]
@@ -135,20 +146,28 @@ def as_grid(grid: Grid | None) -> tuple[int, int] | None:
 
 
 def _warn_of_nan(measure: Measure, found: Numbers, a: LayerFeatures, b: LayerFeatures) -> None:
-    """Warn of values that are NaN, with the layers that make them so, and of calibrated values that are."""
+    """Warn of values that are NaN, with the layers that make them so, and of calibrated values that
+    are."""
     cells = int(np.isnan(found.values).sum())
     if cells:
         names = ", ".join(a.undefined | b.undefined)
-        reason = f"constant, NaN or infinite features in {names}" if names else "all images are equally similar"
+        reason = (
+            f"constant, NaN or infinite features in {names}"
+            if names
+            else "all images are equally similar"
+        )
         if a.n < max(MINIMUM_IMAGES, measure.minimum_images):
             reason = f"{a.n} images are too few, it needs at least {measure.minimum_images}"
         text = f"{cells} of {found.values.size} similarities ({measure.label}) are NaN: {reason}"
         warnings.warn(text, UndefinedSimilarityWarning, stacklevel=4)
     # Where the null reaches the best value, no calibrated value is defined.
-    cells = 0 if found.null is None else int((np.abs(measure.best - found.null.mean) <= NO_ROOM).sum())
+    cells = (
+        0 if found.null is None else int((np.abs(measure.best - found.null.mean) <= NO_ROOM).sum())
+    )
     if cells:
         text = (
-            f"{cells} of {found.values.size} calibrated values ({measure.label}) are NaN: shuffled images are as similar as "
-            f"equal ones, as with more features than the {a.n} images; take more images or fewer features"
+            f"{cells} of {found.values.size} calibrated values ({measure.label}) are NaN: shuffled "
+            f"images are as similar as equal ones, as with more features than the {a.n} images; "
+            "take more images or fewer features"
         )
         warnings.warn(text, UndefinedSimilarityWarning, stacklevel=4)

@@ -16,7 +16,8 @@ _SLICE = 1024
 
 
 def without_top_components(X: Tensor, k: int) -> Tensor:
-    """Centred features `X` [n, p] without their `k` leading principal components; all NaN if nothing but rounding is left.
+    """Centred features `X` [n, p] without their `k` leading principal components; all NaN if
+    nothing but rounding is left.
 
     Raises MeasureError for a negative count."""
     check_count("without_top_pc", k, MeasureError, least=0)
@@ -42,7 +43,8 @@ def _rest(whole: Tensor, rest: Tensor) -> Tensor:
 
 
 class WithoutTopComponents:
-    """A function of a layer's index and raw features [m, p] that takes out the `k` leading components of all its images.
+    """A function of a layer's index and raw features [m, p] that takes out the `k` leading
+    components of all its images.
 
     The components of a layer are found when it is first asked for, in two passes over `layers`."""
 

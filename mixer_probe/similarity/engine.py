@@ -1,7 +1,8 @@
-"""The numbers of a measure for all pairs of layers: values, null and interval, in the form that fits the sizes at hand.
+"""The numbers of a measure for all pairs of layers: values, null and interval, in the form that
+fits the sizes at hand.
 
-Every measure can be computed from what it prepares of each layer (`by_pairs`). CKA has three cheaper forms: Gram matrices of the
-images, moments of the features, and sums over minibatches."""
+Every measure can be computed from what it prepares of each layer (`by_pairs`). CKA has three
+cheaper forms: Gram matrices of the images, moments of the features, and sums over minibatches."""
 
 from __future__ import annotations
 
@@ -19,7 +20,14 @@ from torch import Tensor
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.progress import task
 from mixer_probe.similarity.alignment import CKA_NAMES, Method, ratio
-from mixer_probe.similarity.allpairs import Grams, Settings, blocks, gram_bytes, inner_products, shifted_inner_products
+from mixer_probe.similarity.allpairs import (
+    Grams,
+    Settings,
+    blocks,
+    gram_bytes,
+    inner_products,
+    shifted_inner_products,
+)
 from mixer_probe.similarity.hsic import Estimator
 from mixer_probe.similarity.inference import SAMPLE, infer
 from mixer_probe.similarity.inputs import LayerFeatures, is_constant
@@ -29,7 +37,8 @@ from mixer_probe.similarity.minibatch import MinibatchCKA, batches_of
 from mixer_probe.similarity.moments import Moments
 from mixer_probe.similarity.nulls import Null, Pairings, Traces, draw_pairings, null_of
 
-# A form is refused beyond this: Gram matrices of 8,757 images, or moments of two layers of 16,384 features.
+# A form is refused beyond this: Gram matrices of 8,757 images, or moments of two layers of 16,384
+# features.
 _MOST_GRAM_BYTES = 2**32
 _MOST_FEATURE_BYTES = 2**32
 _MOST_MOMENT_BYTES = 2**31
@@ -92,68 +101,96 @@ def numbers_of(measure: Measure, plan: Plan, a: LayerFeatures, b: LayerFeatures)
     if n > SAMPLE:
         rows = np.sort(np.random.default_rng(plan.seed).permutation(n)[:SAMPLE])
         a, b = a.take(rows), b.take(rows)
-    draw = partial(infer, settings=plan.settings, permutations=plan.permutations, resamples=plan.resamples, seed=plan.seed)
-    return Numbers(*draw(values, a, b, n, find_traces=lambda: traces or (left.traces(), right.traces())), method)
+    draw = partial(
+        infer,
+        settings=plan.settings,
+        permutations=plan.permutations,
+        resamples=plan.resamples,
+        seed=plan.seed,
+    )
+    return Numbers(
+        *draw(values, a, b, n, find_traces=lambda: traces or (left.traces(), right.traces())),
+        method,
+    )
 
 
-# -- forms of CKA ------------------------------------------------------------------------------------------------------
+# -- forms of CKA ----------------------------------------------------------------------------------
 
 
-def choose(method: Method, settings: Settings, a: LayerFeatures, b: LayerFeatures, sampled: bool) -> Method:
+def choose(
+    method: Method, settings: Settings, a: LayerFeatures, b: LayerFeatures, sampled: bool
+) -> Method:
     """The form that will do for these sizes: "gram", "moments" or "minibatch".
 
-    Where several fit, the Gram form if null or interval need Gram matrices of all images anyway (`sampled`: they are
-    drawn from all), else the cheaper one by floating-point operations. Raises MeasureError if the kernel or the estimator
-    rules out all that fit, with what would."""
+    Where several fit, the Gram form if null or interval need Gram matrices of all images anyway
+    (`sampled`: they are drawn from all), else the cheaper one by floating-point operations. Raises
+    MeasureError if the kernel or the estimator rules out all that fit, with what would."""
     n, widest = a.n, max(*a.channels, *b.channels)
     gram_fits = gram_bytes(n, 1) <= _MOST_GRAM_BYTES and 8 * n * widest <= _MOST_FEATURE_BYTES
-    moments_fit = 8 * max(a.channels) * max(b.channels) <= _MOST_MOMENT_BYTES and 8 * widest**2 <= _MOST_MOMENT_BYTES
+    moments_fit = (
+        8 * max(a.channels) * max(b.channels) <= _MOST_MOMENT_BYTES
+        and 8 * widest**2 <= _MOST_MOMENT_BYTES
+    )
     chosen: Method = method
     if method == "auto" and settings.kernel == "rbf":
         chosen = "gram"
     elif method == "auto" and gram_fits and moments_fit:
         # Centring and transforming a Gram matrix costs about 200 operations an entry.
-        pairs = 2 * (sum(a.channels) + sum(b.channels)) + 200 * (len(a) + len(b)) + 2 * len(a) * len(b)
+        pairs = (
+            2 * (sum(a.channels) + sum(b.channels)) + 200 * (len(a) + len(b)) + 2 * len(a) * len(b)
+        )
         own = sum(p * p for p in (*a.channels, *b.channels))
         cheaper = n * n * pairs <= 2 * n * (sum(a.channels) * sum(b.channels) + own)
         chosen = "gram" if sampled or cheaper else "moments"
     elif method == "auto":
         chosen = "gram" if gram_fits else "moments" if moments_fit else "minibatch"
     if chosen == "gram" and not gram_fits:
-        most = min(int((_MOST_GRAM_BYTES / gram_bytes(1, 1)) ** 0.5), _MOST_FEATURE_BYTES // (8 * widest))
+        most = min(
+            int((_MOST_GRAM_BYTES / gram_bytes(1, 1)) ** 0.5), _MOST_FEATURE_BYTES // (8 * widest)
+        )
         raise MeasureError(
-            f"Gram matrices of {n} images with {widest} features do not fit into 4 GiB: take at most {most} images, "
-            "or the linear kernel with method='moments' or 'minibatch'"
+            f"Gram matrices of {n} images with {widest} features do not fit into 4 GiB: take at "
+            f"most {most} images, or the linear kernel with method='moments' or 'minibatch'"
         )
     if chosen == "moments" and not moments_fit:
         raise MeasureError(
-            f"moments of layers with {widest} features do not fit into 2 GiB: average the positions (reduce='mean', grid=7), "
-            "or take method='gram' or 'minibatch'"
+            f"moments of layers with {widest} features do not fit into 2 GiB: average the "
+            "positions (reduce='mean', grid=7), or take method='gram' or 'minibatch'"
         )
     if chosen == "minibatch" and (settings.estimator == "biased" or settings.kernel == "rbf"):
         raise MeasureError(
-            "the minibatch estimator is unbiased linear CKA only: a biased HSIC, or a kernel with another bandwidth in every "
-            f"batch, sums to no estimate; for {n} images with {widest} features average the positions or take fewer images"
+            "the minibatch estimator is unbiased linear CKA only: a biased HSIC, or a kernel with "
+            f"another bandwidth in every batch, sums to no estimate; for {n} images with {widest} "
+            "features average the positions or take fewer images"
         )
     return chosen
 
 
-def by_moments(a: LayerFeatures, b: LayerFeatures, estimator: Estimator) -> tuple[np.ndarray, tuple[Traces, Traces]]:
+def by_moments(
+    a: LayerFeatures, b: LayerFeatures, estimator: Estimator
+) -> tuple[np.ndarray, tuple[Traces, Traces]]:
     """CKA [La, Lb] from moments, and the traces of both sides over all images.
 
-    Tile by tile: all layers of one side for as many of the other as the cross moments have room for."""
+    Tile by tile: all layers of one side for as many of the other as the cross moments have room
+    for."""
     room = _TILE_BYTES // 8
     tall, side = room // sum(b.channels), max(*a.channels, *b.channels, int(room**0.5))
     if tall >= max(a.channels):
         tiles = [(rows, range(len(b))) for rows in _groups(a.channels, tall)]
     else:
-        tiles = [(rows, columns) for rows in _groups(a.channels, side) for columns in _groups(b.channels, side)]
+        tiles = [
+            (rows, columns)
+            for rows in _groups(a.channels, side)
+            for columns in _groups(b.channels, side)
+        ]
     values = torch.full((len(a), len(b)), torch.nan, dtype=torch.float64)
     traces = [Traces(*torch.empty(3, len(layers), dtype=torch.float64)) for layers in (a, b)]
     with task("similarity", len(tiles) * a.n) as advance:
         for rows, columns in tiles:
             moments = _moments_of(a, b, rows, columns, advance)
-            values[rows.start : rows.stop, columns.start : columns.stop] = ratio(*moments.hsic(estimator))
+            values[rows.start : rows.stop, columns.start : columns.stop] = ratio(
+                *moments.hsic(estimator)
+            )
             for found, part, layers in zip(traces, moments.traces(), (rows, columns), strict=True):
                 for field in ("trace", "power", "diagonal"):
                     getattr(found, field)[layers.start : layers.stop] = getattr(part, field)
@@ -164,7 +201,9 @@ def by_moments(a: LayerFeatures, b: LayerFeatures, estimator: Estimator) -> tupl
 
 def _groups(widths: tuple[int, ...], most: int) -> Iterator[range]:
     """Consecutive layers whose widths sum to at most `most`, in groups of about equal size."""
-    most = min(most, max(max(widths), -(-sum(widths) // -(-sum(widths) // most)) + max(widths) // 2))
+    most = min(
+        most, max(max(widths), -(-sum(widths) // -(-sum(widths) // most)) + max(widths) // 2)
+    )
     start, total = 0, 0
     for i, width in enumerate(widths):
         if total + width > most and i > start:
@@ -174,7 +213,9 @@ def _groups(widths: tuple[int, ...], most: int) -> Iterator[range]:
     yield range(start, len(widths))
 
 
-def _moments_of(a: LayerFeatures, b: LayerFeatures, rows: range, columns: range, advance: Callable[[int], None]) -> Moments:
+def _moments_of(
+    a: LayerFeatures, b: LayerFeatures, rows: range, columns: range, advance: Callable[[int], None]
+) -> Moments:
     """Moments of some layers of both sides, in one pass over the images."""
     parts = [a.slices(i, _ROWS) for i in rows], [b.slices(i, _ROWS) for i in columns]
     moments: Moments | None = None
@@ -190,19 +231,24 @@ def _moments_of(a: LayerFeatures, b: LayerFeatures, rows: range, columns: range,
     return moments
 
 
-def by_minibatches(a: LayerFeatures, b: LayerFeatures, permutations: int, seed: int, size: int = BATCH) -> MinibatchCKA:
+def by_minibatches(
+    a: LayerFeatures, b: LayerFeatures, permutations: int, seed: int, size: int = BATCH
+) -> MinibatchCKA:
     """All random batches of the images, every layer read once per batch."""
     accumulator = MinibatchCKA(permutations, seed)
     batches = batches_of(a.n, size, seed)
     with task("similarity", len(batches)) as advance:
         for rows in batches:
-            sides = [{layer.name: side.take(rows).raw(i) for i, layer in enumerate(side.reps.layers)} for side in (a, b)]
+            sides = [
+                {layer.name: side.take(rows).raw(i) for i, layer in enumerate(side.reps.layers)}
+                for side in (a, b)
+            ]
             accumulator.update(sides[0], sides[1])
             advance(1)
     return accumulator
 
 
-# -- every measure -----------------------------------------------------------------------------------------------------
+# -- every measure ---------------------------------------------------------------------------------
 
 
 def by_pairs(measure: Measure, plan: Plan, a: LayerFeatures, b: LayerFeatures) -> Numbers:
@@ -210,20 +256,25 @@ def by_pairs(measure: Measure, plan: Plan, a: LayerFeatures, b: LayerFeatures) -
 
     Raises MeasureError if one pair of layers takes more than 8 GiB."""
     pairings = draw_pairings(a.n, plan.permutations, plan.seed)
-    subsets = draw_groups(a.n, 0 if measure.no_interval else plan.resamples, plan.seed, measure.minimum_images)
+    subsets = draw_groups(
+        a.n, 0 if measure.no_interval else plan.resamples, plan.seed, measure.minimum_images
+    )
     drawn, without = tables_of(measure, a, b, pairings, subsets)
     values, null = drawn[0], null_of(drawn[1:], measure.direction)
     if measure.no_interval and plan.resamples:
         return Numbers(values, null, no_interval(values.shape, measure.no_interval), "pairs")
     limit = np.full_like(values, np.nan) if null is None else null.quantile95
     limits = measure.lowest, measure.highest
-    interval = group_interval(values, without, drawn[1:], limit, measure.direction, limits, measure.scale)
+    interval = group_interval(
+        values, without, drawn[1:], limit, measure.direction, limits, measure.scale
+    )
     return Numbers(values, null, interval, "pairs")
 
 
 @dataclass(frozen=True)
 class _Side:
-    """Some layers as the measure prepares them, and their features where parts of them will be needed; None where undefined."""
+    """Some layers as the measure prepares them, and their features where parts of them will be
+    needed; None where undefined."""
 
     prepared: Sequence[Any | None]
     features: Sequence[Tensor | None]
@@ -245,20 +296,31 @@ class _Side:
 
 
 def tables_of(
-    measure: Measure, a: LayerFeatures, b: LayerFeatures, pairings: Sequence[Pairings], subsets: Sequence[Tensor]
+    measure: Measure,
+    a: LayerFeatures,
+    b: LayerFeatures,
+    pairings: Sequence[Pairings],
+    subsets: Sequence[Tensor],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Values [s, La, Lb] of a measure under `pairings`, the true one first, and [g, La, Lb] of `subsets` of the images [m] each.
+    """Values [s, La, Lb] of a measure under `pairings`, the true one first, and [g, La, Lb] of
+    `subsets` of the images [m] each.
 
-    NaN where a layer is constant or not finite. Raises MeasureError if one pair of layers takes more than 8 GiB."""
+    NaN where a layer is constant or not finite. Raises MeasureError if one pair of layers takes
+    more than 8 GiB."""
     count = sum(len(p.shifts) for p in pairings)
     found = torch.full((count + len(subsets), len(a), len(b)), torch.nan, dtype=torch.float64)
     size = _layers_at_a_time(measure, a, b, bool(subsets))
     parts = [(rows, columns) for rows in blocks(len(a), size) for columns in blocks(len(b), size)]
     with task(measure.label, len(parts) * len(found)) as advance:
         for rows, columns in parts:
-            left, right = (_Side.of(measure, side, part, bool(subsets)) for side, part in ((a, rows), (b, columns)))
+            left, right = (
+                _Side.of(measure, side, part, bool(subsets))
+                for side, part in ((a, rows), (b, columns))
+            )
             paired = _under_pairings(measure, left.prepared, right.prepared, pairings)
-            parts_of = ((left.of_images(measure, kept), right.of_images(measure, kept)) for kept in subsets)
+            parts_of = (
+                (left.of_images(measure, kept), right.of_images(measure, kept)) for kept in subsets
+            )
             without = (_where_defined(measure.table, x, y) for x, y in parts_of)
             for place, values in enumerate(chain(paired, without)):
                 found[place, rows, columns] = values
@@ -269,13 +331,17 @@ def tables_of(
 def _under_pairings(
     measure: Measure, a: Sequence[Any | None], b: Sequence[Any | None], pairings: Sequence[Pairings]
 ) -> Iterator[Tensor]:
-    """Values [La, Lb] under one pairing after another; where the measure has a `matrix`, all shifts of an order cost as much as
-    one."""
+    """Values [La, Lb] under one pairing after another; where the measure has a `matrix`, all shifts
+    of an order cost as much as one."""
     matrix, finish = measure.matrix, measure.finish
     if matrix is None or sum(len(p.shifts) for p in pairings) == 1:
         for place, order in enumerate(torch.cat([p.partners() for p in pairings])):
             # The first is the true pairing.
-            yield _where_defined(measure.table, a, b if place == 0 else [None if Y is None else Y.take(order) for Y in b])
+            yield _where_defined(
+                measure.table,
+                a,
+                b if place == 0 else [None if Y is None else Y.take(order) for Y in b],
+            )
         return
 
     def shifted(part: Pairings, x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
@@ -288,9 +354,13 @@ def _under_pairings(
 
 
 def _where_defined(
-    compute: Callable[[Sequence[Any], Sequence[Any]], Tensor], a: Sequence[Any | None], b: Sequence[Any | None], *first: int
+    compute: Callable[[Sequence[Any], Sequence[Any]], Tensor],
+    a: Sequence[Any | None],
+    b: Sequence[Any | None],
+    *first: int,
 ) -> Tensor:
-    """What `compute` gives [*first, La, Lb] for the layers that are not None, with NaN in the cells of the others."""
+    """What `compute` gives [*first, La, Lb] for the layers that are not None, with NaN in the cells
+    of the others."""
     rows, columns = ([i for i, X in enumerate(side) if X is not None] for side in (a, b))
     table = torch.full((*first, len(a), len(b)), torch.nan, dtype=torch.float64)
     if rows and columns:
@@ -300,7 +370,8 @@ def _where_defined(
 
 
 def _layers_at_a_time(measure: Measure, a: LayerFeatures, b: LayerFeatures, keep: bool) -> int:
-    """How many prepared layers of either side fit into memory, with their features where these are kept."""
+    """How many prepared layers of either side fit into memory, with their features where these are
+    kept."""
     n, widest = a.n, max(*a.channels, *b.channels)
     width = n if measure.pairwise else widest
     one = 8 * n * (_COPIES * width + widest)
@@ -311,7 +382,8 @@ def _layers_at_a_time(measure: Measure, a: LayerFeatures, b: LayerFeatures, keep
             # The positive root of copies n^2 + widest n = room.
             most = (math.sqrt(widest**2 + 4 * _COPIES * room) - widest) / (2 * _COPIES)
         raise MeasureError(
-            f"{measure.label} of a pair of layers with {n} images and {widest} features takes {2 * one / 2**30:.0f} GiB: take at "
-            f"most {int(most)} images, average the positions, or take linear CKA, which streams"
+            f"{measure.label} of a pair of layers with {n} images and {widest} features takes "
+            f"{2 * one / 2**30:.0f} GiB: take at most {int(most)} images, average the positions, "
+            "or take linear CKA, which streams"
         )
     return max(1, _PREPARED_BYTES // (2 * 8 * n * (_COPIES * width + (widest if keep else 0))))

@@ -1,4 +1,5 @@
-"""Where representations diverge: CKA of layers at equal relative depth, with its null, interval and untrained baselines."""
+"""Where representations diverge: CKA of layers at equal relative depth, with its null, interval and
+untrained baselines."""
 
 from __future__ import annotations
 
@@ -36,8 +37,9 @@ _EQUAL = 1 - 1e-6
 
 @dataclass(frozen=True)
 class Profile:
-    """CKA of every layer of A with the layer of B of the nearest relative depth: arrays [layer of A]; `best95` is what the
-    closest cell of the whole matrix stays within in 95 % of random pairings."""
+    """CKA of every layer of A with the layer of B of the nearest relative depth: arrays [layer of
+    A]; `best95` is what the closest cell of the whole matrix stays within in 95 % of random
+    pairings."""
 
     a: ModelRecord
     b: ModelRecord
@@ -65,29 +67,69 @@ class Profile:
     def number(self, i: int, kind: str) -> Number:
         """The value at one depth."""
         bounds = float(self.low[i]), float(self.high[i])
-        return Number(kind, float(self.value[i]), *bounds, float(self.null95[i]), self.n, f"depth {self.depth[i]:.2f}")
+        return Number(
+            kind,
+            float(self.value[i]),
+            *bounds,
+            float(self.null95[i]),
+            self.n,
+            f"depth {self.depth[i]:.2f}",
+        )
 
     def place(self, i: int) -> str:
         """ "depth 0.50 (blocks.2 and blocks.2, CKA 0.81 [0.78, 0.83])"."""
-        return f"depth {self.depth[i]:.2f} ({self.names[i]}; CKA {shown(self.number(i, ''))}, null {self.null95[i]:.2f})"
+        return (
+            f"depth {self.depth[i]:.2f} ({self.names[i]}; CKA {shown(self.number(i, ''))}, null "
+            f"{self.null95[i]:.2f})"
+        )
 
 
 def profile_of(m: SimilarityMatrix) -> Profile | None:
-    """The profile of a matrix of two networks by linear, unbiased CKA with null and interval; None for any other."""
+    """The profile of a matrix of two networks by linear, unbiased CKA with null and interval; None
+    for any other."""
     a, b = m.model_a, m.model_b
-    plain = m.measure == "cka" and m.estimator == "unbiased" and m.kernel == "linear" and not m.without_top_pc
-    if not plain or a is None or b is None or a.name == b.name or m.null is None or m.interval is None or m.calibrated is None:
+    plain = (
+        m.measure == "cka"
+        and m.estimator == "unbiased"
+        and m.kernel == "linear"
+        and not m.without_top_pc
+    )
+    if (
+        not plain
+        or a is None
+        or b is None
+        or a.name == b.name
+        or m.null is None
+        or m.interval is None
+        or m.calibrated is None
+    ):
         return None
-    depths_a, depths_b = (np.array([layer.depth for layer in side]) for side in (m.layers_a, m.layers_b))
+    depths_a, depths_b = (
+        np.array([layer.depth for layer in side]) for side in (m.layers_a, m.layers_b)
+    )
     rows, columns = np.arange(len(depths_a)), np.abs(depths_b[None] - depths_a[:, None]).argmin(1)
     arrays = (m.values, m.interval.low, m.interval.high, m.calibrated, m.null.quantile95)
     value, low, high, calibrated, null95 = (x[rows, columns] for x in arrays)
     names = tuple(f"{m.layers_a[i].name} and {m.layers_b[j].name}" for i, j in zip(rows, columns))
-    return Profile(a, b, names, depths_a, value, low, high, calibrated, null95, m.null.maximum95, m.n, m.null.permutations)
+    return Profile(
+        a,
+        b,
+        names,
+        depths_a,
+        value,
+        low,
+        high,
+        calibrated,
+        null95,
+        m.null.maximum95,
+        m.n,
+        m.null.permutations,
+    )
 
 
 def similarity_findings(results: Sequence[Result]) -> tuple[list[Finding], list[DepthCurve]]:
-    """One finding of all pairs after the last layer, one per pair of architectures, and one of their untrained baselines."""
+    """One finding of all pairs after the last layer, one per pair of architectures, and one of
+    their untrained baselines."""
     matrices = filter_type(results, SimilarityMatrix)
     own = primary_models([m for x in matrices for m in (x.model_a, x.model_b) if m])
     found = [p for m in matrices if (p := profile_of(m)) and np.isfinite(p.calibrated).any()]
@@ -95,7 +137,15 @@ def similarity_findings(results: Sequence[Result]) -> tuple[list[Finding], list[
     untrained = {p.networks: p for p in found if is_baseline(p.a, own) and is_baseline(p.b, own)}
     if not pairs:
         needs = "requires unbiased linear CKA between two networks with null and interval"
-        return [missing(QUESTION, "Divergence of representations with depth", needs, results, "similarity (cka)")], []
+        return [
+            missing(
+                QUESTION,
+                "Divergence of representations with depth",
+                needs,
+                results,
+                "similarity (cka)",
+            )
+        ], []
     groups: dict[str, list[Profile]] = {}
     for p in pairs:
         groups.setdefault(families(p.a, p.b), []).append(p)
@@ -105,34 +155,61 @@ def similarity_findings(results: Sequence[Result]) -> tuple[list[Finding], list[
     for group, (first, *others) in groups.items():
         findings.append(depth_finding(first, others))
         baseline = untrained.get(first.networks)
-        curves.append(DepthCurve(PANEL, group, first.label, True, first.depth, first.value, first.low, first.high, first.null95))
+        curves.append(
+            DepthCurve(
+                PANEL,
+                group,
+                first.label,
+                True,
+                first.depth,
+                first.value,
+                first.low,
+                first.high,
+                first.null95,
+            )
+        )
         if baseline is not None:
             name, low, high = f"{first.label}?untrained", baseline.low, baseline.high
             nothing = np.full(len(baseline.depth), NAN)
-            curves.append(DepthCurve(PANEL, group, name, False, baseline.depth, baseline.value, low, high, nothing))
+            curves.append(
+                DepthCurve(
+                    PANEL, group, name, False, baseline.depth, baseline.value, low, high, nothing
+                )
+            )
         if baseline is not None and np.array_equal(baseline.depth, first.depth):
             findings.append(baseline_finding(first, baseline))
         elif first.a.trained and first.b.trained:
             alone.append(first.label)
     if alone:
-        what, needs = f"Untrained baselines of {', '.join(alone)}", "the results contain no CKA between their untrained baselines"
+        what, needs = (
+            f"Untrained baselines of {', '.join(alone)}",
+            "the results contain no CKA between their untrained baselines",
+        )
         findings.append(missing(QUESTION, what, needs, results))
     return findings, curves
 
 
 def pair_sentences(found: SimilarityMatrix) -> list[str]:
-    """Where two networks differ most, which of their layers correspond, and the findings at equal depth; none for a network with
-    itself."""
+    """Where two networks differ most, which of their layers correspond, and the findings at equal
+    depth; none for a network with itself."""
     if found.of_one_network:
         return []
     matches = best_matches(found)
-    equal = [f"At equal relative depth: {f.sentence}" for f in similarity_findings([found])[0] if f.verdict in ("found", "none")]
-    return [text for text in (difference_sentence(found, matches), correspondence_sentence(matches), *equal) if text]
+    equal = [
+        f"At equal relative depth: {f.sentence}"
+        for f in similarity_findings([found])[0]
+        if f.verdict in ("found", "none")
+    ]
+    return [
+        text
+        for text in (difference_sentence(found, matches), correspondence_sentence(matches), *equal)
+        if text
+    ]
 
 
 def difference_sentence(found: SimilarityMatrix, matches: LayerMatches) -> str:
-    """The depth where two networks differ most: the layer whose best match is the least alike, where depths differ significantly.
-    "" where the measure is not defined."""
+    """The depth where two networks differ most: the layer whose best match is the least alike,
+    where depths differ significantly. "" where the measure is not defined."""
     i, interval = matches.least_similar, found.interval
     if i is None:
         return ""
@@ -143,16 +220,20 @@ def difference_sentence(found: SimilarityMatrix, matches: LayerMatches) -> str:
     if not extremes_differ(numbers):
         low, high = np.nanmin(matches.value), np.nanmax(matches.value)
         return (
-            f"{a} and {b}: best matches of the layers of {a} have {matches.matrix_label} {low:.2f} to {high:.2f} (n = "
-            f"{matches.n}), with no significant difference between depths."
+            f"{a} and {b}: best matches of the layers of {a} have {matches.matrix_label} {low:.2f} "
+            f"to {high:.2f} (n = {matches.n}), with no significant difference between depths."
         )
     layer, partner = matches.layers_a[i], matches.layers_b[matches.best_match[i]]
-    null95 = "" if np.isnan(matches.null95[i]) else f", 95 % null of a best match {matches.null95[i]:.2f}"
+    null95 = (
+        ""
+        if np.isnan(matches.null95[i])
+        else f", 95 % null of a best match {matches.null95[i]:.2f}"
+    )
     verdict = "" if matches.above[i] or not null95 else ": not distinguishable from chance"
     return (
-        f"{a} and {b} differ most at depth {layer.depth:.2f} of {a} ({layer.name}): even its best match in {b}, "
-        f"{partner.name} at depth {partner.depth:.2f}, has {matches.matrix_label} {shown(numbers[i])} "
-        f"(n = {matches.n}{null95}){verdict}."
+        f"{a} and {b} differ most at depth {layer.depth:.2f} of {a} ({layer.name}): even its best "
+        f"match in {b}, {partner.name} at depth {partner.depth:.2f}, has {matches.matrix_label} "
+        f"{shown(numbers[i])} (n = {matches.n}{null95}){verdict}."
     )
 
 
@@ -162,9 +243,20 @@ def correspondence_sentence(matches: LayerMatches) -> str:
     if not known:
         return ""
     chosen = [known[k] for k in np.unique(np.linspace(0, len(known) - 1, 4).round().astype(int))]
-    pairs = ", ".join(f"{matches.layers_a[i].name} with {matches.layers_b[matches.best_match[i]].name}" for i in chosen)
-    null = "" if np.isnan(matches.null95).all() else f"; {int(matches.above.sum())} of {len(known)} are above chance"
-    tau = "" if np.isnan(matches.tau) else f" Kendall's tau between the two orders is {matches.tau:.2f}."
+    pairs = ", ".join(
+        f"{matches.layers_a[i].name} with {matches.layers_b[matches.best_match[i]].name}"
+        for i in chosen
+    )
+    null = (
+        ""
+        if np.isnan(matches.null95).all()
+        else f"; {int(matches.above.sum())} of {len(known)} are above chance"
+    )
+    tau = (
+        ""
+        if np.isnan(matches.tau)
+        else f" Kendall's tau between the two orders is {matches.tau:.2f}."
+    )
     names = f"{name_of(matches.model_b)} for {name_of(matches.model_a)}"
     return f"Best-matching layers of {names}, from first to last: {pairs}{null}.{tau}"
 
@@ -174,10 +266,13 @@ def value_text(found: SimilarityMatrix, i: int = 0, j: int = 0) -> str:
     value, interval, null = float(found.values[i, j]), found.interval, found.null
     if np.isnan(value):
         return f"not defined (n = {found.n})"
-    low, high = (NAN, NAN) if interval is None else (float(interval.low[i, j]), float(interval.high[i, j]))
+    low, high = (
+        (NAN, NAN) if interval is None else (float(interval.low[i, j]), float(interval.high[i, j]))
+    )
     chance = ""
     if null is not None:
-        chance = f", null {null.mean[i, j]:.2f} on average and {null.quantile95[i, j]:.2f} at 95 %".replace("-0.00", "0.00")
+        mean, q95 = f"{null.mean[i, j]:.2f}", f"{null.quantile95[i, j]:.2f}"
+        chance = f", null {mean} on average and {q95} at 95 %".replace("-0.00", "0.00")
     return f"{shown(Number('', value, low, high))}{chance}, n = {found.n}"
 
 
@@ -187,8 +282,8 @@ def ends_of(p: Profile) -> tuple[int, int]:
 
 
 def divergence_start(p: Profile) -> int | None:
-    """The first depth after the most similar one from which on all intervals are below that of the most similar one; None if
-    there is none."""
+    """The first depth after the most similar one from which on all intervals are below that of the
+    most similar one; None if there is none."""
     most, _ = ends_of(p)
     below = p.high < p.low[most]
     later = [i for i in range(most + 1, len(below)) if below[i:].all()]
@@ -196,36 +291,55 @@ def divergence_start(p: Profile) -> int | None:
 
 
 def depths_differ(p: Profile) -> bool:
-    """Whether some depth is more similar than the null of the best pair, and than some other depth, beyond the intervals."""
+    """Whether some depth is more similar than the null of the best pair, and than some other depth,
+    beyond the intervals."""
     tested = p.permutations >= DRAWS and bool(p.value[ends_of(p)[0]] > p.best95)
     return tested and extremes_differ([p.number(i, "") for i in range(len(p.depth))])
 
 
 def depth_finding(p: Profile, others: Sequence[Profile]) -> Finding:
-    """The depths at which a pair is most and least similar, and those of the `others` of the same architectures."""
+    """The depths at which a pair is most and least similar, and those of the `others` of the same
+    architectures."""
     most, least = ends_of(p)
     numbers = (p.number(most, "most similar"), p.number(least, "least similar"))
     head = f"{p.label} (n = {p.n}):"
     if not p.value[most] > p.best95:
         text = (
-            f"{head} CKA is not above its null at any depth ({shown(numbers[0])} or less; null of the maximum: {p.best95:.2f})."
+            f"{head} CKA is not above its null at any depth ({shown(numbers[0])} or less; null of "
+            f"the maximum: {p.best95:.2f})."
         )
         return Finding(QUESTION, p.label, text, "none", numbers)
     if np.nanmin(p.low) >= _EQUAL:
-        return Finding(QUESTION, p.label, f"{head} representations are equal at every depth (CKA 1.000).", "none", numbers)
+        return Finding(
+            QUESTION,
+            p.label,
+            f"{head} representations are equal at every depth (CKA 1.000).",
+            "none",
+            numbers,
+        )
     if not depths_differ(p):
         text = f"{head} CKA ranges from {shown(numbers[1])} to {shown(numbers[0])}"
         if p.permutations < DRAWS:
             return Finding(
-                QUESTION, p.label, f"{text}; differences between depths require {DRAWS} permutations.", "context", numbers
+                QUESTION,
+                p.label,
+                f"{text}; differences between depths require {DRAWS} permutations.",
+                "context",
+                numbers,
             )
-        text += f", with no significant difference between depths (corrected for all pairs of {len(p.depth)} depths)."
+        text += (
+            ", with no significant difference between depths (corrected for all pairs of "
+            f"{len(p.depth)} depths)."
+        )
         return Finding(QUESTION, p.label, text, "none", numbers)
     text = f"{head} most similar at {p.place(most)}, least at {p.place(least)}"
     text += "" if p.value[least] > p.null95[least] else ", where it is not above its null"
     start = divergence_start(p)
     if start is not None:
-        text += f"; below that maximum, with non-overlapping intervals, from depth {p.depth[start]:.2f} on"
+        text += (
+            "; below that maximum, with non-overlapping intervals, from depth "
+            f"{p.depth[start]:.2f} on"
+        )
     text += "."
     others = [q for q in others if q.permutations >= DRAWS]
     differing = [q for q in others if depths_differ(q)]
@@ -235,7 +349,10 @@ def depth_finding(p: Profile, others: Sequence[Profile]) -> Finding:
         highest, lowest = ([q.depth[e[k]] for q, e in zip(differing, ends)] for k in (0, 1))
         last = span([float(q.value[e[1]]) for q, e in zip(differing, ends)])
         of = count if len(differing) == len(others) else f"{len(differing)} of {count}"
-        text += f" In {of} of these architectures: most similar at depth {span(highest)}, least at {span(lowest)} (CKA {last})."
+        text += (
+            f" In {of} of these architectures: most similar at depth {span(highest)}, least at "
+            f"{span(lowest)} (CKA {last})."
+        )
     elif others:
         text += f" In {count} of these architectures no depths differ significantly."
     return Finding(QUESTION, p.label, text, "found", numbers)
@@ -246,29 +363,53 @@ def baseline_finding(p: Profile, baseline: Profile) -> Finding:
     # Both are over images, at 5 % over all depths (Bonferroni).
     p_values = difference_p(baseline.value, baseline.low, baseline.high, p.value, p.low, p.high)
     apart = p_values * len(p.depth) <= LEVEL
-    more, less = int((apart & (p.value > baseline.value)).sum()), int((apart & (p.value < baseline.value)).sum())
+    more, less = (
+        int((apart & (p.value > baseline.value)).sum()),
+        int((apart & (p.value < baseline.value)).sum()),
+    )
     ends = zip(ends_of(p), ("most", "least"))
     numbers = tuple(baseline.number(i, f"untrained baselines, {end} similar") for i, end in ends)
-    head = f"Untrained baselines of {p.label}: CKA {shown(numbers[0])} and {shown(numbers[1])} at the same two depths;"
+    head = (
+        f"Untrained baselines of {p.label}: CKA {shown(numbers[0])} and {shown(numbers[1])} at the "
+        "same two depths;"
+    )
     total = f"of {len(p.depth)} depths"
     if not more + less:
         text = f"{head} no significant difference from the trained networks at any {total}."
         return Finding(QUESTION, p.label, text, "none", numbers)
-    # Intervals are over images. Two draws of untrained weights differ by more, and how far is not known from one.
-    text = f"{head} these trained networks are significantly less similar than these baselines at {less} and more similar at "
-    text += f"{more} {total} (intervals over images), which a single draw of untrained weights cannot attribute to training."
+    # Intervals are over images. Two draws of untrained weights differ by more, and how far is not
+    # known from one.
+    text = (
+        f"{head} these trained networks are significantly less similar than these baselines at "
+        f"{less} and more similar at "
+    )
+    text += (
+        f"{more} {total} (intervals over images), which a single draw of untrained weights cannot "
+        "attribute to training."
+    )
     return Finding(QUESTION, p.label, text, "context", numbers)
 
 
 def last_layer_findings(pairs: Sequence[Profile]) -> list[Finding]:
-    """Which pairs of networks are most and least similar after the last layer; no finding for fewer than two pairs."""
+    """Which pairs of networks are most and least similar after the last layer; no finding for fewer
+    than two pairs."""
     known = [p for p in pairs if np.isfinite(p.value[-1])]
     if len(known) < 2:
         return []
     order = sorted(known, key=lambda p: -p.value[-1])
     numbers = tuple(p.number(len(p.depth) - 1, f"last layers, {families(p.a, p.b)}") for p in order)
-    kinds = [families(p.a, p.b) if p.a.family != p.b.family else f"two {family(p.a)}s" for p in order]
+    kinds = [
+        families(p.a, p.b) if p.a.family != p.b.family else f"two {family(p.a)}s" for p in order
+    ]
     text = ", ".join(f"{kind} ({p.label}) {shown(n)}" for kind, p, n in zip(kinds, order, numbers))
     differ = extremes_differ(numbers)
     end = "" if differ else " No significant difference between pairs."
-    return [Finding(QUESTION, "all", f"CKA after the last layers: {text}.{end}", "found" if differ else "none", numbers)]
+    return [
+        Finding(
+            QUESTION,
+            "all",
+            f"CKA after the last layers: {text}.{end}",
+            "found" if differ else "none",
+            numbers,
+        )
+    ]

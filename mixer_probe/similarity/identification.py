@@ -1,5 +1,6 @@
-"""Layer identification, the sanity check of Kornblith et al. 2019, "Similarity of Neural Network Representations Revisited"
-(section 6.1): does a measure find the same layer again in a network that differs in its random seed only?"""
+"""Layer identification, the sanity check of Kornblith et al. 2019, "Similarity of Neural Network
+Representations Revisited" (section 6.1): does a measure find the same layer again in a network that
+differs in its random seed only?"""
 
 from __future__ import annotations
 
@@ -22,15 +23,17 @@ from mixer_probe.similarity.registry import MEASURES
 
 @dataclass(frozen=True)
 class LayerIdentification(Result):
-    """For every measure, the closest layer of the other network for each of the same `layers` of two networks.
+    """For every measure, the closest layer of the other network for each of the same `layers` of
+    two networks.
 
-    `best_match` [measure, 2, L] is an index into `layers`: [:, 0] of the second network for the layers of the first, [:, 1] the
-    other way; -1 where the measure is not defined. `labels` are the measures' names for readers, `reduce` and `grid` say what
-    became of positions, and `n` counts images.
+    `best_match` [measure, 2, L] is an index into `layers`: [:, 0] of the second network for the
+    layers of the first, [:, 1] the other way; -1 where the measure is not defined. `labels` are the
+    measures' names for readers, `reduce` and `grid` say what became of positions, and `n` counts
+    images.
 
-    A measure that is not symmetric asks two questions: of "predictivity", [:, 1] is the best predictor of a layer, and [:, 0]
-    the layer that is easiest to predict from it, which is often the same one for all; "predictivity_reverse" has them the
-    other way round."""
+    A measure that is not symmetric asks two questions: of "predictivity", [:, 1] is the best
+    predictor of a layer, and [:, 0] the layer that is easiest to predict from it, which is often
+    the same one for all; "predictivity_reverse" has them the other way round."""
 
     title: ClassVar[str] = "Layer identification across seeds"
 
@@ -45,7 +48,8 @@ class LayerIdentification(Result):
 
     @property
     def fraction(self) -> np.ndarray:
-        """Fraction [measure, 2] of the layers whose closest layer is the one at the same place; NaN where none is defined."""
+        """Fraction [measure, 2] of the layers whose closest layer is the one at the same place; NaN
+        where none is defined."""
         right, defined = self._counts
         with np.errstate(invalid="ignore"):
             found: np.ndarray = right / defined
@@ -65,7 +69,8 @@ class LayerIdentification(Result):
     def to_frame(self) -> pd.DataFrame:
         """One row per measure; `both` is the fraction over both directions.
 
-        It has no interval: neighbouring layers are not independent, and two networks are one draw of a pair of seeds."""
+        It has no interval: neighbouring layers are not independent, and two networks are one draw
+        of a pair of seeds."""
         right, defined = (counts.sum(axis=1) for counts in self._counts)
         with np.errstate(invalid="ignore"):
             both = right / defined
@@ -93,10 +98,12 @@ def layer_identification(
     grid: Grid | None = None,
     seed: int = 0,
 ) -> LayerIdentification:
-    """For each layer of two networks of one architecture: is the closest layer of the other the one at the same place?
+    """For each layer of two networks of one architecture: is the closest layer of the other the one
+    at the same place?
 
-    `measure` is a name in `similarity.MEASURES`, several of them, or "all". Layers with positions (reduce="none") are compared
-    flattened, or on the cells of a common `grid`. The first layer counts where several are equally close.
+    `measure` is a name in `similarity.MEASURES`, several of them, or "all". Layers with positions
+    (reduce="none") are compared flattened, or on the cells of a common `grid`. The first layer
+    counts where several are equally close.
 
     Raises MeasureError for different layers, different reductions, and what `compare` raises."""
     layers = tuple([layer.name for layer in reps.layers] for reps in (reps_a, reps_b))
@@ -107,8 +114,17 @@ def layer_identification(
             "take two seeds of one architecture"
         )
     if reps_a.reduce != reps_b.reduce:
-        raise MeasureError(f"positions were reduced by '{reps_a.reduce}' and '{reps_b.reduce}': extract both in the same way")
-    names = list(MEASURES) if measure == "all" else [measure] if isinstance(measure, str) else list(measure)
+        raise MeasureError(
+            f"positions were reduced by '{reps_a.reduce}' and '{reps_b.reduce}': extract both in "
+            "the same way"
+        )
+    names = (
+        list(MEASURES)
+        if measure == "all"
+        else [measure]
+        if isinstance(measure, str)
+        else list(measure)
+    )
     if not names:
         raise MeasureError("no measure was given: name one of similarity.MEASURES, or take 'all'")
     matrices = compare(reps_a, reps_b, names, grid=grid, seed=seed, permutations=0, resamples=0)

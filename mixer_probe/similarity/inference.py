@@ -1,4 +1,5 @@
-"""Null and interval of a CKA matrix, from all images or, where they are many, from a random sample of them."""
+"""Null and interval of a CKA matrix, from all images or, where they are many, from a random sample
+of them."""
 
 from __future__ import annotations
 
@@ -16,7 +17,14 @@ from mixer_probe.similarity.allpairs import (
     leading_shares,
     shifted_inner_products,
 )
-from mixer_probe.similarity.intervals import FEWEST_IMAGES, OF_RBF, Interval, check_resamples, cka_interval, no_interval
+from mixer_probe.similarity.intervals import (
+    FEWEST_IMAGES,
+    OF_RBF,
+    Interval,
+    check_resamples,
+    cka_interval,
+    no_interval,
+)
 from mixer_probe.similarity.nulls import (
     Null,
     Traces,
@@ -45,13 +53,15 @@ def infer(
     seed: int,
     find_traces: FindTraces | None,
 ) -> tuple[np.ndarray, Null | None, Interval | None]:
-    """CKA [La, Lb] over `n` images with null and interval, from the centred features `a` and `b` of all or some of them.
+    """CKA [La, Lb] over `n` images with null and interval, from the centred features `a` and `b` of
+    all or some of them.
 
-    `values` may be None where a and b are all images. From fewer than n images the null is drawn as it is for them and then
-    moved to the mean and standard deviation that it has for n images, both known exactly (`permutation_moments`), and the
-    variance of the interval is scaled (`cka_interval`). There is an interval of linear CKA from 20 images on, unless `resamples`
-    is 0: all images are left out in turn. `find_traces` gives the traces over all n images, asked for by the biased
-    estimator of fewer than n."""
+    `values` may be None where a and b are all images. From fewer than n images the null is drawn as
+    it is for them and then moved to the mean and standard deviation that it has for n images, both
+    known exactly (`permutation_moments`), and the variance of the interval is scaled
+    (`cka_interval`). There is an interval of linear CKA from 20 images on, unless `resamples` is 0:
+    all images are left out in turn. `find_traces` gives the traces over all n images, asked for by
+    the biased estimator of fewer than n."""
     check_permutations(permutations)
     check_resamples(resamples)
     m = len(a[0])
@@ -76,7 +86,9 @@ def infer(
     return values, null, cka_interval(values, variance, leading, limit, settings.estimator, m, n)
 
 
-def _null(drawn: torch.Tensor, a: Grams, b: Grams, m: int, n: int, find_traces: FindTraces | None) -> Null | None:
+def _null(
+    drawn: torch.Tensor, a: Grams, b: Grams, m: int, n: int, find_traces: FindTraces | None
+) -> Null | None:
     """The null of CKA over n images, from `drawn` [permutations, La, Lb] over m of them."""
     if m == n:
         return null_of(drawn.numpy())
@@ -84,7 +96,10 @@ def _null(drawn: torch.Tensor, a: Grams, b: Grams, m: int, n: int, find_traces: 
     biased = estimator == "biased"
     of_sample = (a.traces(), b.traces()) if biased else (_none(a), _none(b))
     of_all = find_traces() if biased and find_traces else of_sample
-    moments = permutation_moments(m, estimator, *of_sample), permutation_moments(n, estimator, *of_all)
+    moments = (
+        permutation_moments(m, estimator, *of_sample),
+        permutation_moments(n, estimator, *of_all),
+    )
     method = f"random pairings of {m} of {n} images, moved to the exact mean and spread"
     return null_of(rescaled(drawn, *moments).numpy(), method=method)
 

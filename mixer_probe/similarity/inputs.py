@@ -16,11 +16,14 @@ from mixer_probe.models.layer import Layer
 
 Features = np.ndarray | Tensor
 
-# A spread below this fraction of the magnitude is rounding: float32 features cannot vary by so little.
+# A spread below this fraction of the magnitude is rounding: float32 features cannot vary by so
+# little.
 CONSTANT = 1e-12
-# Float32 features of at least this many columns are multiplied in float32, a block of columns at a time.
+# Float32 features of at least this many columns are multiplied in float32, a block of columns at a
+# time.
 WIDE = 2048
-# Mean squares beyond this or its inverse are scaled, so that their fourth powers stay in the range of numbers.
+# Mean squares beyond this or its inverse are scaled, so that their fourth powers stay in the range
+# of numbers.
 _SMALLEST = 1e-60
 # Images whose positions are averaged over the cells of a grid at a time.
 _ROWS = 1024
@@ -62,7 +65,8 @@ class RepresentationsLike(Protocol):
         """How positions were reduced: "mean", "prefix" or "none"."""
 
     def __getitem__(self, name: str, /) -> np.ndarray:
-        """Features of a layer: [image, channel], or [image, position, channel] where `reduce` is "none"."""
+        """Features of a layer: [image, channel], or [image, position, channel] where `reduce` is
+        "none"."""
 
 
 def as_matrix(X: Any, what: str) -> Tensor:
@@ -72,8 +76,8 @@ def as_matrix(X: Any, what: str) -> Tensor:
     shape = tuple(np.shape(X))
     if len(shape) != 2 or shape[1] == 0:
         raise MeasureError(
-            f"{what} has shape {shape}, expected a matrix [image, feature]: flatten it with X.reshape(len(X), -1) or reduce it "
-            "over positions (reduce='mean') first"
+            f"{what} has shape {shape}, expected a matrix [image, feature]: flatten it with "
+            "X.reshape(len(X), -1) or reduce it over positions (reduce='mean') first"
         )
     if isinstance(X, Tensor):
         tensor = X.detach()
@@ -91,13 +95,16 @@ def batch_size(a: Mapping[str, Sized], b: Mapping[str, Sized]) -> int:
     Raises MeasureError where the layers hold different numbers, and without layers."""
     counts = {len(rows) for rows in (*a.values(), *b.values())}
     if len(counts) != 1:
-        raise MeasureError(f"the layers of one batch hold different numbers of images: {sorted(counts) or 'no layer'}")
+        raise MeasureError(
+            "the layers of one batch hold different numbers of images: "
+            f"{sorted(counts) or 'no layer'}"
+        )
     return counts.pop()
 
 
 def centred(X: Tensor) -> Tensor:
-    """`X` [n, p] minus its column means, divided by its root mean square; all NaN if `X` is constant or not
-    finite.
+    """`X` [n, p] minus its column means, divided by its root mean square; all NaN if `X` is
+    constant or not finite.
 
     One scale for the whole matrix keeps fourth powers in range and changes no similarity that is
     scale-invariant."""
@@ -106,8 +113,8 @@ def centred(X: Tensor) -> Tensor:
 
 
 def centred_(X: Tensor) -> Tensor:
-    """As `centred`, in place and with a scale only where numbers would leave their range: for wide features every pass
-    over them counts."""
+    """As `centred`, in place and with a scale only where numbers would leave their range: for wide
+    features every pass over them counts."""
     mean = X.mean(0)
     X -= mean
     power, level = float(_mean_square(X)), float(_mean_square(mean))
@@ -138,7 +145,8 @@ def is_constant(X: Tensor) -> bool:
 def checked_pair(X: Any, Y: Any, minimum: int) -> tuple[Tensor | None, Tensor | None]:
     """Both as float64 matrices on one device, None in place of one that is constant.
 
-    Raises MeasureError for other than two axes, different n, fewer than `minimum` images, NaN or infinite values."""
+    Raises MeasureError for other than two axes, different n, fewer than `minimum` images, NaN or
+    infinite values."""
     x = as_matrix(X, "X")
     y = as_matrix(Y, "Y").to(x.device)
     if len(x) != len(y):
@@ -153,12 +161,14 @@ def checked_pair(X: Any, Y: Any, minimum: int) -> tuple[Tensor | None, Tensor | 
 
 
 class LayerFeatures(Sequence[Tensor]):
-    """The layers of `reps` as a sequence of `centred` float64 matrices [image, feature], read when asked for.
+    """The layers of `reps` as a sequence of `centred` float64 matrices [image, feature], read when
+    asked for.
 
-    `rows` takes some of the images only. Positions, where there are any, become features: all of them, or averages over the
-    cells of a common `grid` (rows, columns). `project`, if given, changes the raw features of a layer by its index.
-    `channels` are the features that the layers state, `widths` those of the layers read so far, and `undefined` the names
-    among them that are constant or not finite."""
+    `rows` takes some of the images only. Positions, where there are any, become features: all of
+    them, or averages over the cells of a common `grid` (rows, columns). `project`, if given,
+    changes the raw features of a layer by its index. `channels` are the features that the layers
+    state, `widths` those of the layers read so far, and `undefined` the names among them that are
+    constant or not finite."""
 
     def __init__(
         self,
@@ -186,7 +196,10 @@ class LayerFeatures(Sequence[Tensor]):
     @property
     def features(self) -> tuple[int, ...]:
         """Features of each layer: those it was read with, else those it states."""
-        return tuple(self.widths.get(layer.name, p) for layer, p in zip(self.reps.layers, self.channels, strict=True))
+        return tuple(
+            self.widths.get(layer.name, p)
+            for layer, p in zip(self.reps.layers, self.channels, strict=True)
+        )
 
     @overload
     def __getitem__(self, index: int) -> Tensor: ...
@@ -207,7 +220,8 @@ class LayerFeatures(Sequence[Tensor]):
         return LayerFeatures(self.reps, self.grid, chosen, self.project)
 
     def narrow(self, index: int) -> Tensor | None:
-        """Features of a layer in float32, where they are given in that and at least `WIDE`; else None."""
+        """Features of a layer in float32, where they are given in that and at least `WIDE`; else
+        None."""
         if self.channels[index] < WIDE or self.project is not None:
             return None
         X = self._values(index, slice(None) if self.rows is None else self.rows)
@@ -235,13 +249,20 @@ class LayerFeatures(Sequence[Tensor]):
         whole = slice(None) if self.rows is None else self.rows
         features = self._read(index, whole)
         if len(features) != self.n:
-            raise MeasureError(f"layer '{self.reps.layers[index].name}' has {len(features)} rows for {self.n} images")
+            raise MeasureError(
+                f"layer '{self.reps.layers[index].name}' has {len(features)} rows for {self.n} "
+                "images"
+            )
         return features
 
     def slices(self, index: int, size: int) -> Iterator[Tensor]:
         """The raw features of a layer, `size` images at a time."""
         for start in range(0, self.n, size):
-            rows = np.arange(start, min(start + size, self.n)) if self.rows is None else self.rows[start : start + size]
+            rows = (
+                np.arange(start, min(start + size, self.n))
+                if self.rows is None
+                else self.rows[start : start + size]
+            )
             yield self._read(index, slice(start, start + size) if self.rows is None else rows)
 
     def _read(self, index: int, rows: slice | np.ndarray) -> Tensor:
@@ -272,30 +293,39 @@ def features_of(layer: Layer, reduce: str, grid: tuple[int, int] | None) -> int:
 
 
 def flattened(values: np.ndarray, layer: Layer, grid: tuple[int, int] | None) -> np.ndarray:
-    """`values` [image, position, channel] as [image, position * channel], averaged over the cells of `grid` if given.
+    """`values` [image, position, channel] as [image, position * channel], averaged over the cells
+    of `grid` if given.
 
     Raises MeasureError where positions form no grid, or a coarser one than `grid`."""
     if grid is None:
         return values.reshape(len(values), -1)
-    parts = (_as_tensor(values[start : start + _ROWS]) for start in range(0, max(1, len(values)), _ROWS))
+    parts = (
+        _as_tensor(values[start : start + _ROWS]) for start in range(0, max(1, len(values)), _ROWS)
+    )
     return torch.cat([to_grid(part, layer, grid).flatten(1) for part in parts]).numpy()
 
 
 def _as_tensor(values: np.ndarray) -> Tensor:
-    """`values` as a tensor: a copy of memory that may not be written to, which torch warns about."""
+    """`values` as a tensor: a copy of memory that may not be written to, which torch warns
+    about."""
     return torch.from_numpy(np.require(values, requirements=("C", "W")))
 
 
 def to_grid(values: Tensor, layer: Layer, grid: tuple[int, int]) -> Tensor:
-    """`values` [image, position, channel] averaged over the cells of a coarser `grid`: [image, cell, channel].
+    """`values` [image, position, channel] averaged over the cells of a coarser `grid`: [image,
+    cell, channel].
 
-    Cells that positions do not fill evenly overlap by one position. Raises MeasureError as `flattened`."""
+    Cells that positions do not fill evenly overlap by one position. Raises MeasureError as
+    `flattened`."""
     if layer.grid is None:
-        raise MeasureError(f"the positions of layer '{layer.name}' form no grid of rows and columns, so they fit no other")
+        raise MeasureError(
+            f"the positions of layer '{layer.name}' form no grid of rows and columns, so they fit "
+            "no other"
+        )
     if layer.grid[0] < grid[0] or layer.grid[1] < grid[1]:
         raise MeasureError(
-            f"layer '{layer.name}' has a grid of {layer.grid[0]}×{layer.grid[1]} positions, too coarse for "
-            f"{grid[0]}×{grid[1]}: take a grid that every layer has"
+            f"layer '{layer.name}' has a grid of {layer.grid[0]}×{layer.grid[1]} positions, too "
+            f"coarse for {grid[0]}×{grid[1]}: take a grid that every layer has"
         )
     if layer.grid == grid:
         return values

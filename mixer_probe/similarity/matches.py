@@ -1,4 +1,5 @@
-"""Best matches: which layer of another network is closest to each layer, and whether they follow each other in one order."""
+"""Best matches: which layer of another network is closest to each layer, and whether they follow
+each other in one order."""
 
 from __future__ import annotations
 
@@ -19,16 +20,19 @@ from mixer_probe.stats import permutation_p
 
 @dataclass(frozen=True)
 class LayerMatches(Result):
-    """For every layer of A the layer of B that is closest, by the matrix `matrix_label` of the same `n` images.
+    """For every layer of A the layer of B that is closest, by the matrix `matrix_label` of the same
+    `n` images.
 
-    `best_match` [La] is an index into `layers_b`, -1 where the measure is not defined for any of them. `value` [La] is the raw
-    value of that pair. 95 % of the pairings of shuffled images have no closer best match than `null95` [La], and `above` [La]
-    says which layers are beyond. There is no interval: that of the cell in the matrix ignores that the best of the cells was
-    taken, and covers 90 to 95 % where 8 to 12 layers are equally similar.
+    `best_match` [La] is an index into `layers_b`, -1 where the measure is not defined for any of
+    them. `value` [La] is the raw value of that pair. 95 % of the pairings of shuffled images have
+    no closer best match than `null95` [La], and `above` [La] says which layers are beyond. There is
+    no interval: that of the cell in the matrix ignores that the best of the cells was taken, and
+    covers 90 to 95 % where 8 to 12 layers are equally similar.
 
-    `tau` is Kendall's tau-b of the layers' own order with their best matches' (1: the same order, 0: none), and `monotone`
-    whether best matches never go back with depth; `tau_p` is the p-value of a tau as large among all orders of the best matches.
-    NaN (`above`: False) where there is no null."""
+    `tau` is Kendall's tau-b of the layers' own order with their best matches' (1: the same order,
+    0: none), and `monotone` whether best matches never go back with depth; `tau_p` is the p-value
+    of a tau as large among all orders of the best matches. NaN (`above`: False) where there is no
+    null."""
 
     title: ClassVar[str] = "Best-matching layers"
 
@@ -49,13 +53,16 @@ class LayerMatches(Result):
 
     @property
     def climbs(self) -> bool:
-        """Whether the order of best matches is that of the layers beyond chance: `tau_p` is 5 % or less, and where there is a
-        null at least half of the matches are above it."""
-        return self.tau_p <= 0.05 and (bool(np.isnan(self.null95).all()) or float(self.above.mean()) >= 0.5)
+        """Whether the order of best matches is that of the layers beyond chance: `tau_p` is 5 % or
+        less, and where there is a null at least half of the matches are above it."""
+        return self.tau_p <= 0.05 and (
+            bool(np.isnan(self.null95).all()) or float(self.above.mean()) >= 0.5
+        )
 
     @property
     def least_similar(self) -> int | None:
-        """Index of the layer of A whose best match is the least alike; None where the measure is not defined for any."""
+        """Index of the layer of A whose best match is the least alike; None where the measure is
+        not defined for any."""
         closeness = find_measure(self.measure).direction * self.value
         return None if np.isnan(closeness).all() else int(np.nanargmin(closeness))
 
@@ -104,14 +111,16 @@ def best_matches(matrix: SimilarityMatrix) -> LayerMatches:
 
 
 def closest_columns(closeness: np.ndarray) -> np.ndarray:
-    """Column of the largest value of each row of `closeness` [La, Lb], as integers [La]; -1 for rows of NaN."""
+    """Column of the largest value of each row of `closeness` [La, Lb], as integers [La]; -1 for
+    rows of NaN."""
     known = ~np.isnan(closeness)
     closest: np.ndarray = np.where(known, closeness, -np.inf).argmax(axis=1)
     return np.where(known.any(axis=1), closest, -1)
 
 
 def at_columns(values: np.ndarray | None, columns: np.ndarray) -> np.ndarray:
-    """`values` [La, Lb] at one of the `columns` per row, [La]; NaN without values, and for column -1."""
+    """`values` [La, Lb] at one of the `columns` per row, [La]; NaN without values, and for column
+    -1."""
     if values is None:
         return np.full(len(columns), np.nan)
     taken: np.ndarray = values[np.arange(len(columns)), columns]
@@ -123,8 +132,9 @@ _ALL_ORDERS, _ORDERS = 7, 9999
 
 
 def tau_p(best: np.ndarray) -> float:
-    """p-value of Kendall's tau of places and best matches [L] being as large by chance, over all orders of these; NaN for
-    fewer than two layers or one match for all. Two layers are in order in one case of two."""
+    """p-value of Kendall's tau of places and best matches [L] being as large by chance, over all
+    orders of these; NaN for fewer than two layers or one match for all. Two layers are in order in
+    one case of two."""
     n = len(best)
     if n < 2 or (best == best[0]).all():
         return float("nan")

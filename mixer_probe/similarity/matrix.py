@@ -19,15 +19,17 @@ from mixer_probe.similarity.registry import find_measure
 
 @dataclass(frozen=True)
 class SimilarityMatrix(Result):
-    """Similarity `values` [La, Lb] of `layers_a` of one network with `layers_b` of another, on the same `n`
-    images.
+    """Similarity `values` [La, Lb] of `layers_a` of one network with `layers_b` of another, on the
+    same `n` images.
 
-    Values are raw: unbiased ones may be below 0. NaN marks pairs for which the measure is not defined, such
-    as a constant layer. `measure` is a name in `similarity.MEASURES`; `estimator`, `kernel` and `bandwidth` are those of CKA
-    and empty for others. `p_a` and `p_b` are the features of each layer, `method` says how the numbers were computed
-    ("gram", "moments", "minibatch", "pairs"), `reduce` how positions were reduced, `grid` on which cells they were averaged,
-    `without_top_pc` how many principal components were left out. `null` is what shuffled images give and `interval` what
-    other images might have given; both are None where that was not asked for, or not possible."""
+    Values are raw: unbiased ones may be below 0. NaN marks pairs for which the measure is not
+    defined, such as a constant layer. `measure` is a name in `similarity.MEASURES`; `estimator`,
+    `kernel` and `bandwidth` are those of CKA and empty for others. `p_a` and `p_b` are the features
+    of each layer, `method` says how the numbers were computed ("gram", "moments", "minibatch",
+    "pairs"), `reduce` how positions were reduced, `grid` on which cells they were averaged,
+    `without_top_pc` how many principal components were left out. `null` is what shuffled images
+    give and `interval` what other images might have given; both are None where that was not asked
+    for, or not possible."""
 
     title: ClassVar[str] = "Similarity of layers"
 
@@ -67,7 +69,8 @@ class SimilarityMatrix(Result):
 
     @property
     def above_null(self) -> np.ndarray | None:
-        """Which cells [La, Lb] are closer than 95 % of their null; None without a null. About 5 % of independent cells are."""
+        """Which cells [La, Lb] are closer than 95 % of their null; None without a null. About 5 %
+        of independent cells are."""
         if self.null is None:
             return None
         direction = self.null.direction
@@ -77,9 +80,9 @@ class SimilarityMatrix(Result):
 
     @property
     def calibrated(self) -> np.ndarray | None:
-        """(value - null mean) / (best value - null mean), [La, Lb]: 0 is what shuffled images give, 1 what equal
-        representations give. NaN where shuffled images give the best value too, as with more features than images. None
-        without a null."""
+        """(value - null mean) / (best value - null mean), [La, Lb]: 0 is what shuffled images give,
+        1 what equal representations give. NaN where shuffled images give the best value too, as
+        with more features than images. None without a null."""
         if self.null is None:
             return None
         room = self.definition.best - self.null.mean
@@ -107,13 +110,17 @@ class SimilarityMatrix(Result):
 
     @property
     def best_above_null(self) -> bool | None:
-        """Whether the closest two layers are closer than the closest two under 95 % of the pairings; None without a null."""
+        """Whether the closest two layers are closer than the closest two under 95 % of the
+        pairings; None without a null."""
         if self.null is None or self.best_pair is None:
             return None
-        return bool(self.closeness[self.best_pair] > self.definition.direction * self.null.maximum95)
+        return bool(
+            self.closeness[self.best_pair] > self.definition.direction * self.null.maximum95
+        )
 
     def to_frame(self) -> pd.DataFrame:
-        """One pair of layers per row, with its interval and null (NaN if there is none), n, features and estimator."""
+        """One pair of layers per row, with its interval and null (NaN if there is none), n,
+        features and estimator."""
         nothing = np.full(self.values.shape, np.nan)
         null, interval = self.null, self.interval
         a, b = len(self.layers_a), len(self.layers_b)
@@ -128,7 +135,10 @@ class SimilarityMatrix(Result):
             "high": (nothing if interval is None else interval.high).ravel(),
             "null_mean": (nothing if null is None else null.mean).ravel(),
             "null_q95": (nothing if null is None else null.quantile95).ravel(),
-            "above_null": pd.array([pd.NA] * (a * b) if self.above_null is None else self.above_null.ravel(), dtype="boolean"),
+            "above_null": pd.array(
+                [pd.NA] * (a * b) if self.above_null is None else self.above_null.ravel(),
+                dtype="boolean",
+            ),
             "calibrated": (nothing if self.calibrated is None else self.calibrated).ravel(),
             "n": self.n,
             "p_a": np.repeat(self.p_a, b),
@@ -140,7 +150,8 @@ class SimilarityMatrix(Result):
 
 
 def rank_correlations(matrices: Sequence[SimilarityMatrix]) -> list[float]:
-    """Spearman's correlation of how any two of the matrices [La, Lb] rank the pairs of layers; none where one is constant."""
+    """Spearman's correlation of how any two of the matrices [La, Lb] rank the pairs of layers; none
+    where one is constant."""
     ranks = pd.DataFrame({i: m.closeness.ravel() for i, m in enumerate(matrices)}).rank()
     if not (ranks.std() > 0).all():
         return []
@@ -162,7 +173,8 @@ def plain_matrix(
     method: str,
     seed: int,
 ) -> SimilarityMatrix:
-    """Linear CKA of layers of which only names, order and features are known, and no network or images."""
+    """Linear CKA of layers of which only names, order and features are known, and no network or
+    images."""
     a, b = widths
     return SimilarityMatrix(
         values=values,
@@ -189,4 +201,6 @@ def plain_layers(widths: Mapping[str, int]) -> tuple[Layer, ...]:
     """Layers of which only names, order and features are known."""
     last = max(1, len(widths) - 1)
     items = enumerate(widths.items())
-    return tuple(Layer(name, "other", i / last, None, width, 0, 0, order=i) for i, (name, width) in items)
+    return tuple(
+        Layer(name, "other", i / last, None, width, 0, 0, order=i) for i, (name, width) in items
+    )

@@ -13,7 +13,9 @@ from mixer_probe.similarity.hsic import MINIMUM_IMAGES
 from mixer_probe.similarity.inputs import Features, checked_pair
 from mixer_probe.similarity.intervals import FISHER, Scale
 
-Invariance = Literal["translation", "isotropic scaling", "permutation", "orthogonal", "invertible linear"]
+Invariance = Literal[
+    "translation", "isotropic scaling", "permutation", "orthogonal", "invertible linear"
+]
 P = TypeVar("P")
 
 
@@ -21,15 +23,17 @@ P = TypeVar("P")
 class Measure:
     """A measure of representations `X` [n, p] and `Y` [n, q] whose rows are the same images.
 
-    `prepare` does the work that one side needs alone, on raw float64 features that are finite and not constant; what it gives can
-    `take` its images in another order. `table` gives the values [La, Lb] of prepared layers of one network with those of
-    another. `invariances` are the changes of either side
-    that leave the value as it is (permutation: of the channels); the tests check each of them, and show that no other holds.
-    `best` is the value of equal representations and one end of the range from `lowest` to `highest`: the upper one for a
-    similarity, the lower one for a distance. A measure that is not `symmetric` answers for "Y from X". One that is `pairwise`
-    makes n x n numbers per layer. One whose values are inner products, up to `finish`, of symmetric matrices [n, n] of the layers
-    gives these by `matrix`: all shifts of the images then cost little more than one. The interval is symmetric on `scale`, by
-    default Fisher's z; `no_interval` says why there is none."""
+    `prepare` does the work that one side needs alone, on raw float64 features that are finite and
+    not constant; what it gives can `take` its images in another order. `table` gives the values
+    [La, Lb] of prepared layers of one network with those of another. `invariances` are the changes
+    of either side that leave the value as it is (permutation: of the channels); the tests check
+    each of them, and show that no other holds. `best` is the value of equal representations and one
+    end of the range from `lowest` to `highest`: the upper one for a similarity, the lower one for a
+    distance. A measure that is not `symmetric` answers for "Y from X". One that is `pairwise` makes
+    n x n numbers per layer. One whose values are inner products, up to `finish`, of symmetric
+    matrices [n, n] of the layers gives these by `matrix`: all shifts of the images then cost little
+    more than one. The interval is symmetric on `scale`, by default Fisher's z; `no_interval` says
+    why there is none."""
 
     name: str
     label: str
@@ -56,13 +60,15 @@ class Measure:
 
     @property
     def direction(self) -> int:
-        """1 if larger values mean more alike, else -1: values times this compare like similarities."""
+        """1 if larger values mean more alike, else -1: values times this compare like
+        similarities."""
         return 1 if self.larger_is_closer else -1
 
     def __call__(self, X: Features, Y: Features) -> float:
         """The value for one pair; NaN if a side is constant.
 
-        Raises MeasureError for other than two axes, different n, too few images, NaN or infinite values."""
+        Raises MeasureError for other than two axes, different n, too few images, NaN or infinite
+        values."""
         x, y = checked_pair(X, Y, self.minimum_images)
         if x is None or y is None:
             return float("nan")

@@ -1,8 +1,9 @@
-"""`MinibatchCKA`: CKA from batches alone, for features too wide for moments and images too many for Gram matrices.
+"""`MinibatchCKA`: CKA from batches alone, for features too wide for moments and images too many for
+Gram matrices.
 
-Nguyen, Raghu and Kornblith 2021 ("Do Wide and Deep Networks Learn the Same Things?", eq. 5): HSIC_1 does not depend in
-expectation on the number of images, so those of the batches are summed, and the ratio is taken of the sums. A mean of the
-batches' ratios would be something else.
+Nguyen, Raghu and Kornblith 2021 ("Do Wide and Deep Networks Learn the Same Things?", eq. 5): HSIC_1
+does not depend in expectation on the number of images, so those of the batches are summed, and the
+ratio is taken of the sums. A mean of the batches' ratios would be something else.
 """
 
 from __future__ import annotations
@@ -28,15 +29,17 @@ _BLOCK_BYTES = 2**27
 
 
 class MinibatchCKA:
-    """Accumulates unbiased linear CKA of all pairs of layers from batches that have no image in common.
+    """Accumulates unbiased linear CKA of all pairs of layers from batches that have no image in
+    common.
 
     >>> c = MinibatchCKA()
     >>> c.update({"blocks.0": X}, {"layer1.0": Y})   # once a batch, features [n, p] of any width
     >>> matrix = c.compute()
 
-    Every batch has the weight of its images. The batches must be random images: those sorted by class would compare
-    images of one class only. The null pairs the images within each batch at random, the interval leaves out each batch in
-    turn. A batch of fewer than 4 images is left out, and counted in `left_out`."""
+    Every batch has the weight of its images. The batches must be random images: those sorted by
+    class would compare images of one class only. The null pairs the images within each batch at
+    random, the interval leaves out each batch in turn. A batch of fewer than 4 images is left out,
+    and counted in `left_out`."""
 
     @checked(MeasureError)
     def __init__(self, permutations: int = 100, seed: int = 0) -> None:
@@ -56,15 +59,24 @@ class MinibatchCKA:
     def update(self, a: Mapping[str, Features], b: Mapping[str, Features]) -> None:
         """Add a batch: features [n, p] by layer name, of both networks and for the same images.
 
-        Raises MeasureError if the layers hold different numbers of images, or differ from those of the first batch."""
-        sides = [{name: gram_of_batch(as_matrix(X, f"layer '{name}'")) for name, X in side.items()} for side in (a, b)]
+        Raises MeasureError if the layers hold different numbers of images, or differ from those of
+        the first batch."""
+        sides = [
+            {name: gram_of_batch(as_matrix(X, f"layer '{name}'")) for name, X in side.items()}
+            for side in (a, b)
+        ]
         widths = [{name: int(np.shape(X)[1]) for name, X in side.items()} for side in (a, b)]
         self.update_grams(sides[0], sides[1], widths[0], widths[1])
 
     def update_grams(
-        self, a: Mapping[str, Tensor], b: Mapping[str, Tensor], widths_a: dict[str, int], widths_b: dict[str, int]
+        self,
+        a: Mapping[str, Tensor],
+        b: Mapping[str, Tensor],
+        widths_a: dict[str, int],
+        widths_b: dict[str, int],
     ) -> None:
-        """As `update`, from what `gram_of_batch` made of the features; `widths` are the features of each layer."""
+        """As `update`, from what `gram_of_batch` made of the features; `widths` are the features of
+        each layer."""
         n = batch_size(a, b)
         if not any(self._widths):
             self._widths = dict(widths_a), dict(widths_b)
@@ -73,15 +85,22 @@ class MinibatchCKA:
         if n < MINIMUM_IMAGES:
             self.left_out += n
             return
-        left, right = (torch.stack([side[name] for name in widths]).flatten(1) for side, widths in zip((a, b), self._widths))
+        left, right = (
+            torch.stack([side[name] for name in widths]).flatten(1)
+            for side, widths in zip((a, b), self._widths)
+        )
         own = [n * side.square().sum(1).cpu() / divisor(n, "unbiased") for side in (left, right)]
         cross = n * (left @ right.T).cpu() / divisor(n, "unbiased")
         if self._permutations:
             # HSIC of the batch [permutations, La, Lb] under random pairings of its images.
             generator = np.random.default_rng([self._seed, len(self._found)])
-            orders = torch.from_numpy(generator.random((self._permutations, n)).argsort(axis=1)).to(left.device)
+            orders = torch.from_numpy(generator.random((self._permutations, n)).argsort(axis=1)).to(
+                left.device
+            )
             if self._null is None:
-                self._null = torch.zeros(self._permutations, len(left), len(right), dtype=torch.float64)
+                self._null = torch.zeros(
+                    self._permutations, len(left), len(right), dtype=torch.float64
+                )
             grams = right.reshape(len(right), n, n)
             step = max(1, _BLOCK_BYTES // right.nbytes)
             for start in range(0, self._permutations, step):
@@ -110,11 +129,17 @@ class MinibatchCKA:
     def compute(self, resamples: int = 100) -> SimilarityMatrix:
         """CKA of every pair of layers over all batches so far; more may follow.
 
-        The interval is there from 12 batches on. Raises MeasureError without any batch of 4 images or more."""
+        The interval is there from 12 batches on. Raises MeasureError without any batch of 4 images
+        or more."""
         check_resamples(resamples)
         if not self._found:
-            raise MeasureError(f"no batch of {MINIMUM_IMAGES} images or more: similarity needs at least {MINIMUM_IMAGES}")
-        cross, own_a, own_b = (torch.stack(parts) for parts in list(zip(*self._found, strict=True))[1:])
+            raise MeasureError(
+                f"no batch of {MINIMUM_IMAGES} images or more: similarity needs at least "
+                f"{MINIMUM_IMAGES}"
+            )
+        cross, own_a, own_b = (
+            torch.stack(parts) for parts in list(zip(*self._found, strict=True))[1:]
+        )
         values = ratio(cross.sum(0), own_a.sum(0), own_b.sum(0)).numpy()
         interval: Interval | None = None
         if len(self._found) >= _FEWEST_BATCHES and resamples:
@@ -123,11 +148,14 @@ class MinibatchCKA:
         if self._null is not None:
             drawn = ratio(self._null, own_a.sum(0), own_b.sum(0)).numpy()
             null = null_of(drawn, method="random pairings within each batch")
-        return plain_matrix(values, self._widths, "unbiased", self.n, null, interval, "minibatch", self._seed)
+        return plain_matrix(
+            values, self._widths, "unbiased", self.n, null, interval, "minibatch", self._seed
+        )
 
 
 def gram_of_batch(X: Tensor) -> Tensor:
-    """U-centred Gram matrix [n, n] in float64 of a batch's features [n, p]; NaN where they are constant or not finite."""
+    """U-centred Gram matrix [n, n] in float64 of a batch's features [n, p]; NaN where they are
+    constant or not finite."""
     X = X.to(torch.float64)
     if len(X) < MINIMUM_IMAGES:
         return X.new_zeros(len(X), len(X))

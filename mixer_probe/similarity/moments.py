@@ -1,11 +1,12 @@
-"""Moments of features that add up over batches and processes, and from which linear HSIC of all pairs of
-layers follows.
+"""Moments of features that add up over batches and processes, and from which linear HSIC of all
+pairs of layers follows.
 
-With a linear kernel both HSIC estimators depend on the features only through X'Y, sum x, sum |x|^2, sum x
-|y|^2 and sum |x|^2 |y|^2 (expand HSIC_1 of Song et al. 2012, eq. 4, with K = XX', L = YY'). Their size does
-not depend on the number of images. They are taken about an origin near the mean, because moments about 0 lose
-every digit once the mean is far above the spread; moments about different origins are moved to one, by
-expanding the products, before they are added.
+With a linear kernel both HSIC estimators depend on the features only through X'Y, sum x, sum |x|^2,
+sum x
+|y|^2 and sum |x|^2 |y|^2 (expand HSIC_1 of Song et al. 2012, eq. 4, with K = XX', L = YY'). Their
+size does not depend on the number of images. They are taken about an origin near the mean, because
+moments about 0 lose every digit once the mean is far above the spread; moments about different
+origins are moved to one, by expanding the products, before they are added.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from mixer_probe.similarity.nulls import Traces
 
 @dataclass
 class Side:
-    """First moments of several layers laid side by side: D features in L blocks, about the origin `shift`."""
+    """First moments of several layers laid side by side: D features in L blocks, about the origin
+    `shift`."""
 
     widths: list[int]
     shift: Tensor  # [D]
@@ -38,11 +40,17 @@ class Side:
 
     def to(self, device: torch.device) -> Side:
         """The same on another device."""
-        return Side(self.widths, self.shift.to(device), self.sums.to(device), self.powers.to(device))
+        return Side(
+            self.widths, self.shift.to(device), self.sums.to(device), self.powers.to(device)
+        )
 
     def layers(self) -> list[Side]:
         """One side per layer."""
-        parts = zip(*(torch.split(v, self.widths) for v in (self.shift, self.sums)), torch.split(self.powers, 1), strict=True)
+        parts = zip(
+            *(torch.split(v, self.widths) for v in (self.shift, self.sums)),
+            torch.split(self.powers, 1),
+            strict=True,
+        )
         return [Side([width], *part) for width, part in zip(self.widths, parts, strict=True)]
 
     def blocks(self, values: Tensor) -> Tensor:
@@ -52,7 +60,9 @@ class Side:
 
     def squared_norms(self, x: Tensor) -> Tensor:
         """|x|^2 of each image in each layer: [n, D] to [n, L]."""
-        return torch.stack([part.square().sum(1) for part in torch.split(x, self.widths, dim=1)], dim=1)
+        return torch.stack(
+            [part.square().sum(1) for part in torch.split(x, self.widths, dim=1)], dim=1
+        )
 
     def moved_powers(self, step: Tensor, n: int) -> Tensor:
         """`powers` about the origin `shift + step`."""
@@ -75,7 +85,9 @@ class Cross:
     def start(cls, a: Side, b: Side) -> Cross:
         """No images yet."""
         da, db, la, lb = len(a.shift), len(b.shift), len(a.widths), len(b.widths)
-        return cls(*(a.shift.new_zeros(shape) for shape in ((da, db), (da, lb), (db, la), (la, lb))))
+        return cls(
+            *(a.shift.new_zeros(shape) for shape in ((da, db), (da, lb), (db, la), (la, lb)))
+        )
 
     def to(self, device: torch.device) -> Cross:
         """The same on another device."""
@@ -86,7 +98,8 @@ class Cross:
         return Cross(self.outer.T, self.right, self.left, self.weights.T)
 
     def add(self, x: Tensor, y: Tensor, kx: Tensor, ky: Tensor) -> None:
-        """Add a batch: features `x` [n, DA] and `y` [n, DB], squared norms `kx` [n, La] and `ky` [n, Lb]."""
+        """Add a batch: features `x` [n, DA] and `y` [n, DB], squared norms `kx` [n, La] and `ky`
+        [n, Lb]."""
         self.outer.addmm_(x.T, y)
         self.left.addmm_(x.T, ky)
         self.right.addmm_(y.T, kx)
@@ -104,7 +117,9 @@ class Cross:
 
     def projected(self, b: Side, step: Tensor) -> Tensor:
         """sum of x (y' step) over each layer's block of `step` [DB]: [DA, Lb]."""
-        parts = zip(torch.split(self.outer, b.widths, dim=1), torch.split(step, b.widths), strict=True)
+        parts = zip(
+            torch.split(self.outer, b.widths, dim=1), torch.split(step, b.widths), strict=True
+        )
         return torch.stack([block @ part for block, part in parts], dim=1)
 
     def moved_left(self, a: Side, b: Side, steps: Steps, n: int) -> Tensor:
@@ -114,9 +129,14 @@ class Cross:
         return moved - torch.outer(s, b.moved_powers(t, n))
 
     def moved_weights(self, a: Side, b: Side, steps: Steps, n: int) -> Tensor:
-        """`weights` about the moved origins: sum of (|x|^2 - 2 x's + |s|^2)(|y|^2 - 2 y't + |t|^2)."""
+        """`weights` about the moved origins: sum of (|x|^2 - 2 x's + |s|^2)(|y|^2 - 2 y't +
+        |t|^2)."""
         s, t = steps
-        moved = self.weights - 2 * a.blocks(s[:, None] * self.left) - 2 * b.blocks(t[:, None] * self.right).T
+        moved = (
+            self.weights
+            - 2 * a.blocks(s[:, None] * self.left)
+            - 2 * b.blocks(t[:, None] * self.right).T
+        )
         moved += 4 * a.blocks(s[:, None] * self.projected(b, t))
         moved += torch.outer(a.powers - 2 * a.blocks(s * a.sums), b.blocks(t * t))
         return moved + torch.outer(a.blocks(s * s), b.moved_powers(t, n))
@@ -124,7 +144,9 @@ class Cross:
     def centred_product(self, a: Side, b: Side, n: int) -> Tensor:
         """|X'Y|_F^2 of the centred features for every pair of layers [La, Lb]."""
         rows = []
-        for block, sums in zip(torch.split(self.outer, a.widths), torch.split(a.sums, a.widths), strict=True):
+        for block, sums in zip(
+            torch.split(self.outer, a.widths), torch.split(a.sums, a.widths), strict=True
+        ):
             centred = torch.addr(block, sums, b.sums, alpha=-1 / n)
             rows.append(b.blocks(centred.square().sum(0)))
         return torch.stack(rows)
@@ -148,9 +170,15 @@ class Moments:
         return cls(0, a, b, Cross.start(a, b), own_a, own_b)
 
     @classmethod
-    def about_mean(cls, widths_a: Mapping[Any, int], widths_b: Mapping[Any, int], x: Tensor, y: Tensor) -> Moments:
-        """No images yet, about the mean of features `x` [n, DA] and `y` [n, DB] of layers of these `widths`."""
-        return cls.start(Side.start(list(widths_a.values()), x.mean(0)), Side.start(list(widths_b.values()), y.mean(0)))
+    def about_mean(
+        cls, widths_a: Mapping[Any, int], widths_b: Mapping[Any, int], x: Tensor, y: Tensor
+    ) -> Moments:
+        """No images yet, about the mean of features `x` [n, DA] and `y` [n, DB] of layers of these
+        `widths`."""
+        return cls.start(
+            Side.start(list(widths_a.values()), x.mean(0)),
+            Side.start(list(widths_b.values()), y.mean(0)),
+        )
 
     def empty(self) -> Moments:
         """No images, of the same layers about the same origins."""
@@ -163,7 +191,12 @@ class Moments:
         kx, ky = self.a.squared_norms(x), self.b.squared_norms(y)
         self.cross.add(x, y, kx, ky)
         for side, own, batch, norms in ((self.a, self.own_a, x, kx), (self.b, self.own_b, y, ky)):
-            parts = zip(own, torch.split(batch, side.widths, dim=1), torch.split(norms, 1, dim=1), strict=True)
+            parts = zip(
+                own,
+                torch.split(batch, side.widths, dim=1),
+                torch.split(norms, 1, dim=1),
+                strict=True,
+            )
             for cross, part, column in parts:
                 cross.add(part, part, column, column)
             side.sums += batch.sum(0)
@@ -184,13 +217,15 @@ class Moments:
         self.n += other.n
 
     def hsic(self, estimator: Estimator) -> tuple[Tensor, Tensor, Tensor]:
-        """HSIC of all pairs of layers [La, Lb] and of each layer with itself, [La] and [Lb] (NaN for a
-        constant one)."""
+        """HSIC of all pairs of layers [La, Lb] and of each layer with itself, [La] and [Lb] (NaN
+        for a constant one)."""
         a, b, n = self.a, self.b, self.n
         steps = a.sums / n, b.sums / n
         x, y = a.moved_powers(steps[0], n), b.moved_powers(steps[1], n)
         weights = self.cross.moved_weights(a, b, steps, n)
-        pairs = hsic_from_moments(self.cross.centred_product(a, b, n), weights, x[:, None], y, n, estimator)
+        pairs = hsic_from_moments(
+            self.cross.centred_product(a, b, n), weights, x[:, None], y, n, estimator
+        )
         own: list[Tensor] = []
         for side, crosses in ((a, self.own_a), (b, self.own_b)):
             found = []
@@ -204,11 +239,18 @@ class Moments:
         return pairs, own[0], own[1]
 
     def traces(self) -> tuple[Traces, Traces]:
-        """What the exact moments of the permutation null need of the centred Gram matrices of both sides."""
+        """What the exact moments of the permutation null need of the centred Gram matrices of both
+        sides."""
         found = []
         for side, crosses in ((self.a, self.own_a), (self.b, self.own_b)):
-            parts = [_own_centred(cross, one, self.n) for cross, one in zip(crosses, side.layers(), strict=True)]
-            fields = (torch.cat([part.flatten() for part in field]).cpu() for field in zip(*parts, strict=True))
+            parts = [
+                _own_centred(cross, one, self.n)
+                for cross, one in zip(crosses, side.layers(), strict=True)
+            ]
+            fields = (
+                torch.cat([part.flatten() for part in field]).cpu()
+                for field in zip(*parts, strict=True)
+            )
             found.append(Traces(*fields))
         return found[0], found[1]
 
@@ -220,7 +262,8 @@ def _merge_own(own: list[Cross], others: list[Cross], side: Side, step: Tensor, 
 
 
 def _own_centred(cross: Cross, one: Side, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """sum |x|^2, |X'X|_F^2 and sum |x|^4 of a layer's centred features: trace, power and diagonal of its Gram matrix."""
+    """sum |x|^2, |X'X|_F^2 and sum |x|^4 of a layer's centred features: trace, power and diagonal
+    of its Gram matrix."""
     step = one.sums / n
     weights = cross.moved_weights(one, one, (step, step), n)
     return one.moved_powers(step, n), cross.centred_product(one, one, n), weights

@@ -1,4 +1,5 @@
-"""`StreamingCKA`: linear CKA of all pairs of layers of two networks in one pass, without any Gram matrix."""
+"""`StreamingCKA`: linear CKA of all pairs of layers of two networks in one pass, without any Gram
+matrix."""
 
 from __future__ import annotations
 
@@ -27,22 +28,23 @@ Widths = dict[str, int]
 
 
 class StreamingCKA:
-    """Accumulates linear CKA of all pairs of layers; memory is O(d^2) in the summed channels, for any number
-    of images.
+    """Accumulates linear CKA of all pairs of layers; memory is O(d^2) in the summed channels, for
+    any number of images.
 
     >>> c = StreamingCKA()
     >>> c.update({"blocks.0": X}, {"layer1.0": Y})   # once a batch
     >>> c.merge(other)                               # of another process
     >>> matrix = c.compute()
 
-    All in float64, on the device of the first batch (on the CPU for devices without float64). Exact: the
-    values equal `cka` on all images at once to rounding, however they were split, and whatever the mean of
-    the features is. A layer with NaN or infinity makes only its own cells NaN. Update and merge change
-    nothing when they raise.
+    All in float64, on the device of the first batch (on the CPU for devices without float64).
+    Exact: the values equal `cka` on all images at once to rounding, however they were split, and
+    whatever the mean of the features is. A layer with NaN or infinity makes only its own cells NaN.
+    Update and merge change nothing when they raise.
 
-    The features of `keep` images (by default 2,048), drawn at random among all by `seed`, are kept for null and
-    interval; 0: none of both. As long as no more images have come, these features are all there is, and the values
-    are those of their Gram matrices; with `hold` False moments are taken from the first batch on."""
+    The features of `keep` images (by default 2,048), drawn at random among all by `seed`, are kept
+    for null and interval; 0: none of both. As long as no more images have come, these features are
+    all there is, and the values are those of their Gram matrices; with `hold` False moments are
+    taken from the first batch on."""
 
     @checked(MeasureError)
     def __init__(self, keep: int | None = None, seed: int = 0, *, hold: bool = True) -> None:
@@ -58,10 +60,11 @@ class StreamingCKA:
         return self._sample.n if self._moments is None else self._moments.n
 
     def update(self, a: Batch, b: Batch) -> None:
-        """Add a batch: features [n, channels] by layer name, of both networks and for the same images.
+        """Add a batch: features [n, channels] by layer name, of both networks and for the same
+        images.
 
-        Raises MeasureError if the layers of the batch hold different numbers of images, or if layers or
-        channels differ from those of the first batch."""
+        Raises MeasureError if the layers of the batch hold different numbers of images, or if
+        layers or channels differ from those of the first batch."""
         parts = _matrices(a), _matrices(b)
         n = batch_size(*parts)
         if n == 0:
@@ -73,18 +76,27 @@ class StreamingCKA:
             _check_layers(expected, here)
         # The layers of a side next to each other, in the order of the first batch.
         device = self._sample.device or next(iter(parts[0].values())).device
-        layers = [[side[name].to(device) for name in widths] for side, widths in zip(parts, self._widths)]
+        layers = [
+            [side[name].to(device) for name in widths] for side, widths in zip(parts, self._widths)
+        ]
         x, y = (torch.cat(side, dim=1) for side in layers)
         if self._moments is None and not (self._hold and self.n + n <= self._sample.keep):
             # More than are held, which become the beginning of the moments.
-            self._moments = self._sample.moments(self._widths) if self._sample.n else Moments.about_mean(*self._widths, x, y)
+            self._moments = (
+                self._sample.moments(self._widths)
+                if self._sample.n
+                else Moments.about_mean(*self._widths, x, y)
+            )
         kinds = {str(X.dtype).removeprefix("torch.") for X in (*a.values(), *b.values())}
-        self._sample.add(x, y, torch.float32 if kinds <= {"float32", "float16", "bfloat16"} else torch.float64)
+        self._sample.add(
+            x, y, torch.float32 if kinds <= {"float32", "float16", "bfloat16"} else torch.float64
+        )
         if self._moments is not None:
             self._moments.add(x, y)
 
     def merge(self, other: StreamingCKA) -> None:
-        """Add what `other` has accumulated, as if its batches had come here; `other` stays as it is.
+        """Add what `other` has accumulated, as if its batches had come here; `other` stays as it
+        is.
 
         Raises MeasureError if the layers, their order or their channels differ."""
         if not other.n:
@@ -107,21 +119,34 @@ class StreamingCKA:
 
     @checked(MeasureError)
     def compute(
-        self, estimator: Estimator = "unbiased", permutations: int = 100, resamples: int = 100, seed: int | None = None
+        self,
+        estimator: Estimator = "unbiased",
+        permutations: int = 100,
+        resamples: int = 100,
+        seed: int | None = None,
     ) -> SimilarityMatrix:
-        """CKA of every pair of layers over all images so far, with null and interval as `compare` gives them; more may follow.
+        """CKA of every pair of layers over all images so far, with null and interval as `compare`
+        gives them; more may follow.
 
-        The layers of the result carry name, order and channels only, models and images are None: put in what is known with
-        `dataclasses.replace`. Raises MeasureError for fewer than 4 images."""
+        The layers of the result carry name, order and channels only, models and images are None:
+        put in what is known with `dataclasses.replace`. Raises MeasureError for fewer than 4
+        images."""
         if self.n < MINIMUM_IMAGES:
-            raise MeasureError(f"{self.n} images are too few: similarity needs at least {MINIMUM_IMAGES}")
+            raise MeasureError(
+                f"{self.n} images are too few: similarity needs at least {MINIMUM_IMAGES}"
+            )
         seed = self._seed if seed is None else seed
         moments = self._moments
         values = None if moments is None else ratio(*moments.hsic(estimator)).cpu().numpy()
         null, interval = None, None
         if self._sample.keep and (values is None or permutations or resamples):
             sides = self._sample.layers(self._widths)
-            draw = partial(infer, settings=Settings(estimator, "linear", 0.5), permutations=permutations, resamples=resamples)
+            draw = partial(
+                infer,
+                settings=Settings(estimator, "linear", 0.5),
+                permutations=permutations,
+                resamples=resamples,
+            )
             traces = None if moments is None else moments.traces
             values, null, interval = draw(values, *sides, self.n, seed=seed, find_traces=traces)
         assert values is not None
@@ -130,7 +155,8 @@ class StreamingCKA:
 
 
 class Sample:
-    """Features of up to `keep` images drawn uniformly from a stream; two samples of separate streams merge to one of both.
+    """Features of up to `keep` images drawn uniformly from a stream; two samples of separate
+    streams merge to one of both.
 
     Every image gets a random key, and those with the smallest keys stay."""
 
@@ -162,7 +188,8 @@ class Sample:
         return moments
 
     def add(self, x: Tensor, y: Tensor, dtype: torch.dtype = torch.float64) -> None:
-        """Offer the images of a batch, features [n, DA] and [n, DB], which `dtype` holds exactly."""
+        """Offer the images of a batch, features [n, DA] and [n, DB], which `dtype` holds
+        exactly."""
         self._make_room(x, y, dtype)
         if self.keep:
             self._offer(random_keys(x, y, self._seed), x, y)
@@ -178,7 +205,10 @@ class Sample:
         """Memory for images of these layers, in a type that holds `dtype` too."""
         if self._rows is None:
             # Memory that no image is written to is never taken.
-            self._rows = x.new_empty(self.keep, x.shape[1], dtype=dtype), y.new_empty(self.keep, y.shape[1], dtype=dtype)
+            self._rows = (
+                x.new_empty(self.keep, x.shape[1], dtype=dtype),
+                y.new_empty(self.keep, y.shape[1], dtype=dtype),
+            )
         elif dtype is torch.float64 and self._rows[0].dtype is not dtype:
             self._rows = self._rows[0].double(), self._rows[1].double()
 
@@ -205,12 +235,16 @@ class Sample:
         assert self._rows is not None
         sides: Any = zip(self._rows, widths, strict=True)
         n = len(self._keys)
-        left, right = ([centred(part.cpu().double()) for part in rows[:n].split(list(w.values()), 1)] for rows, w in sides)
+        left, right = (
+            [centred(part.cpu().double()) for part in rows[:n].split(list(w.values()), 1)]
+            for rows, w in sides
+        )
         return left, right
 
 
 def random_keys(x: Tensor, y: Tensor, seed: int) -> np.ndarray:
-    """A number in [0, 1) per image, drawn by all its features: the same in any batch and any process."""
+    """A number in [0, 1) per image, drawn by all its features: the same in any batch and any
+    process."""
     rows = torch.cat([x.cpu(), y.cpu()], dim=1).contiguous().numpy()
     key = hashlib.blake2b(str(seed).encode(), digest_size=16).digest()
     draws = b"".join(hashlib.blake2b(row.data, digest_size=8, key=key).digest() for row in rows)
@@ -231,6 +265,6 @@ def _check_layers(expected: Widths, found: Widths) -> None:
     for name in (*expected, *found):
         if expected.get(name) != found.get(name):
             raise MeasureError(
-                f"layer '{name}' has {found.get(name, 'no')} channels here and {expected.get(name, 'no')} "
-                "before: the layers of all batches must be the same"
+                f"layer '{name}' has {found.get(name, 'no')} channels here and "
+                f"{expected.get(name, 'no')} before: the layers of all batches must be the same"
             )

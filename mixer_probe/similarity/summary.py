@@ -1,4 +1,5 @@
-"""One number per pair of networks: how well the layers of each find a match in the other, and their hierarchical clustering."""
+"""One number per pair of networks: how well the layers of each find a match in the other, and their
+hierarchical clustering."""
 
 from __future__ import annotations
 
@@ -23,11 +24,13 @@ from mixer_probe.similarity.matrix import SimilarityMatrix
 class ModelSimilarity(Result):
     """Networks against networks, from matrices of the measure `label` on the same `n` images.
 
-    `values` [M, M] is symmetric: the mean, over all layers of both networks, of how close the best match in the other is; 1 on
-    the diagonal, NaN where no matrix was given. Where `calibrated`, 0 is the mean of shuffled images and 1 equality; a best
-    match is the largest of many, so unrelated networks read a little above 0. `order` [M] and `linkage` [M - 1, 4] are the
-    leaves and the tree of average-linkage clustering on 1 - value (Bar-Joseph et al. 2001 for the order of the leaves); without
-    a tree, for fewer than 3 networks or with NaN, the order is as given and `linkage` is [0, 4]."""
+    `values` [M, M] is symmetric: the mean, over all layers of both networks, of how close the best
+    match in the other is; 1 on the diagonal, NaN where no matrix was given. Where `calibrated`, 0
+    is the mean of shuffled images and 1 equality; a best match is the largest of many, so unrelated
+    networks read a little above 0. `order` [M] and `linkage` [M - 1, 4] are the leaves and the tree
+    of average-linkage clustering on 1 - value (Bar-Joseph et al. 2001 for the order of the leaves);
+    without a tree, for fewer than 3 networks or with NaN, the order is as given and `linkage` is
+    [0, 4]."""
 
     title: ClassVar[str] = "Models against models"
 
@@ -51,18 +54,24 @@ class ModelSimilarity(Result):
 def model_similarity(matrices: Sequence[SimilarityMatrix]) -> ModelSimilarity:
     """All networks that the `matrices` compare, one number per pair.
 
-    The direction of a matrix does not matter, and those of a network with itself are left out. Values are calibrated by
-    the null; without nulls they are raw, distances as 1 - value / largest.
+    The direction of a matrix does not matter, and those of a network with itself are left out.
+    Values are calibrated by the null; without nulls they are raw, distances as 1 - value / largest.
 
-    Raises MeasureError for fewer than two networks, a pair given twice, a matrix that does not say of which networks it is, and
-    matrices that differ in measure, estimator, images, grid, or in having a null."""
+    Raises MeasureError for fewer than two networks, a pair given twice, a matrix that does not say
+    of which networks it is, and matrices that differ in measure, estimator, images, grid, or in
+    having a null."""
     pairs: dict[tuple[ModelRecord, ModelRecord], SimilarityMatrix] = {}
     for matrix in matrices:
         a, b = matrix.model_a, matrix.model_b
         if a is None or b is None:
-            raise MeasureError("a matrix does not say of which networks it is: make it with compare or compare_models")
+            raise MeasureError(
+                "a matrix does not say of which networks it is: make it with compare or "
+                "compare_models"
+            )
         if (a, b) in pairs or (b, a) in pairs:
-            raise MeasureError(f"{a.name} and {b.name} are compared twice: give one matrix per pair of networks")
+            raise MeasureError(
+                f"{a.name} and {b.name} are compared twice: give one matrix per pair of networks"
+            )
         if a != b:
             pairs[a, b] = matrix
     if not pairs:
@@ -75,9 +84,15 @@ def model_similarity(matrices: Sequence[SimilarityMatrix]) -> ModelSimilarity:
         ("nulls", {"none" if matrix.null is None else "one" for matrix in pairs.values()}),
     ):
         if len(found) > 1:
-            raise MeasureError(f"the matrices have different {what} ({', '.join(sorted(found))}): give those that share one")
+            raise MeasureError(
+                f"the matrices have different {what} ({', '.join(sorted(found))}): give those that "
+                "share one"
+            )
     models = tuple(dict.fromkeys(model for pair in pairs for model in pair))
-    places, values = {model: i for i, model in enumerate(models)}, np.full((len(models), len(models)), np.nan)
+    places, values = (
+        {model: i for i, model in enumerate(models)},
+        np.full((len(models), len(models)), np.nan),
+    )
     np.fill_diagonal(values, 1)
     for (a, b), matrix in pairs.items():
         values[places[a], places[b]] = values[places[b], places[a]] = mutual_match(matrix)
@@ -88,11 +103,14 @@ def model_similarity(matrices: Sequence[SimilarityMatrix]) -> ModelSimilarity:
         linkage = cluster(distances, "average", optimal_ordering=True)
         order = leaves_list(linkage).astype(np.int64)
     first = next(iter(pairs.values()))
-    return ModelSimilarity(models, values, first.label, first.n, order, linkage, first.null is not None)
+    return ModelSimilarity(
+        models, values, first.label, first.n, order, linkage, first.null is not None
+    )
 
 
 def mutual_match(matrix: SimilarityMatrix) -> float:
-    """Mean over all layers of both networks of the (calibrated) value of the best match in the other; NaN if there is none."""
+    """Mean over all layers of both networks of the (calibrated) value of the best match in the
+    other; NaN if there is none."""
     values, measure = matrix.calibrated, matrix.definition
     if values is None:
         values = matrix.values if measure.larger_is_closer else 1 - matrix.values / measure.highest

@@ -1,4 +1,5 @@
-"""Sections of a report on similarity: layers of two networks, many networks, best matches, and layers found in another seed."""
+"""Sections of a report on similarity: layers of two networks, many networks, best matches, and
+layers found in another seed."""
 
 from __future__ import annotations
 
@@ -12,7 +13,14 @@ import pandas as pd
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.result import ModelRecord
 from mixer_probe.core.section import Picture, Section, Table
-from mixer_probe.core.words import images_text, join, name_of, percent, short_name, untrained_warning
+from mixer_probe.core.words import (
+    images_text,
+    join,
+    name_of,
+    percent,
+    short_name,
+    untrained_warning,
+)
 from mixer_probe.similarity.figures import (
     layer_identification_bars,
     match_figure,
@@ -34,9 +42,14 @@ _MOST_PAIRS = 6
 # The map of all layers shows fewer networks well enough.
 _FEWEST_FOR_SUMMARY = 5
 _NULL = "null of best"
-_METHODS = {"gram": "from Gram matrices", "moments": "from moments", "minibatch": "summed over minibatches"}
+_METHODS = {
+    "gram": "from Gram matrices",
+    "moments": "from moments",
+    "minibatch": "summed over minibatches",
+}
 _CKA_CAUTION = (
-    " CKA follows the directions of largest variance, so a few outlying images or one dominant component can raise or lower it."
+    " CKA follows the directions of largest variance, so a few outlying images or one dominant "
+    "component can raise or lower it."
 )
 
 
@@ -48,17 +61,26 @@ def similarity_section(matrices: Sequence[SimilarityMatrix]) -> list[Section]:
     across = [m for m in shown if not _same(m)]
     first, alone = shown[0], len(shown) == 1
     where = images_text(first.images) if first.images else f"{first.n} images"
-    grid = f" (averaged over the cells of a {first.grid[0]}×{first.grid[1]} grid)" if first.grid else ""
+    grid = (
+        f" (averaged over the cells of a {first.grid[0]}×{first.grid[1]} grid)"
+        if first.grid
+        else ""
+    )
     picture = Picture(
-        partial(similarity_heatmaps, shown, paths=bool(across)) if alone else partial(similarity_map, shown),
-        f"{first.label}, {first.reduce} over positions{grid}, between all pairs of layers, on {where}; n = {first.n}, "
-        f"{_METHODS.get(first.method, f'method {first.method}')}.",
-        "Bright cells are pairs of layers that represent the same images similarly, regardless of axes and scale. "
-        f"{_null_text(shown)}Crossed cells are undefined. Values are raw; colours are clipped."
+        partial(similarity_heatmaps, shown, paths=bool(across))
+        if alone
+        else partial(similarity_map, shown),
+        f"{first.label}, {first.reduce} over positions{grid}, between all pairs of layers, on "
+        f"{where}; n = {first.n}, {_METHODS.get(first.method, f'method {first.method}')}.",
+        (
+            "Bright cells are pairs of layers that represent the same images similarly, regardless "
+            f"of axes and scale. {_null_text(shown)}Crossed cells are undefined. Values are raw; "
+            "colours are clipped."
+        )
         + (_CKA_CAUTION if first.measure == "cka" else "")
         + (
-            " The line joins the best match of each row: white markers are above the 95 % null of the best match, hollow ones "
-            "not."
+            " The line joins the best match of each row: white markers are above the 95 % null of "
+            "the best match, hollow ones not."
             if alone and across
             else ""
         ),
@@ -69,18 +91,27 @@ def similarity_section(matrices: Sequence[SimilarityMatrix]) -> list[Section]:
     if across:
         content += _match_pictures([best_matches(m) for m in across])
         table = Table(
-            "Best pair of layers for each pair of networks. The interval is that of a single cell and ignores the selection of "
-            "the best pair. null of best accounts for it: in 95 % of the random pairings no cell of the matrix is closer.",
+            "Best pair of layers for each pair of networks. The interval is that of a single cell "
+            "and ignores the selection of the best pair. null of best accounts for it: in 95 % of "
+            "the random pairings no cell of the matrix is closer.",
             _best_pairs(across).drop(columns="measure").rename(columns={"value": main}),
             {main: "{:.3f}", _NULL: "{:.3f}", "last layers": "{:.3f}"},
         )
         content.append(table)
     if len({model.name for model in _models_of(across)}) >= _FEWEST_FOR_SUMMARY:
-        # Pairs given twice, or on different images, have no one number; the table above has them all.
+        # Pairs given twice, or on different images, have no one number; the table above has them
+        # all.
         with suppress(MeasureError):
             content += _summary_items(model_similarity(across))
-    title, sentences = "Representational similarity between layers", tuple(agreement(m) for m in across)
-    sections = [Section("similarity", title, sentences, tuple(content), untrained_warning(_models_of(shown)))]
+    title, sentences = (
+        "Representational similarity between layers",
+        tuple(agreement(m) for m in across),
+    )
+    sections = [
+        Section(
+            "similarity", title, sentences, tuple(content), untrained_warning(_models_of(shown))
+        )
+    ]
     if len(set(labels)) > 1:
         sections.append(_measures_section([m for m in matrices if not _same(m)]))
     return sections
@@ -92,8 +123,9 @@ def _null_text(matrices: Sequence[SimilarityMatrix]) -> str:
     if not draws:
         return ""
     return (
-        f"Grey cells are not closer than 95 % of their own null ({' or '.join(map(str, draws))} random pairings of the images: "
-        "shifts of a shuffled order); 5 % of the cells are closer by chance. "
+        f"Grey cells are not closer than 95 % of their own null ({' or '.join(map(str, draws))} "
+        "random pairings of the images: shifts of a shuffled order); 5 % of the cells are closer "
+        "by chance. "
     )
 
 
@@ -104,9 +136,10 @@ def _match_pictures(matches: Sequence[LayerMatches]) -> list[Picture]:
         Picture(
             partial(match_figure, matches),
             "Depth of the best-matching layer of the second network for each layer of the first.",
-            "A line along the diagonal means that the networks go through the same stages in the same order; τ is Kendall's "
-            "rank correlation between the two orders. Open markers are matches that are not above chance (in more than 5 % of "
-            "random pairings of the images the best match over all layers is as close), or that have no null.",
+            "A line along the diagonal means that the networks go through the same stages in the "
+            "same order; τ is Kendall's rank correlation between the two orders. Open markers are "
+            "matches that are not above chance (in more than 5 % of random pairings of the images "
+            "the best match over all layers is as close), or that have no null.",
             "Depth of the best-matching layer against depth of the layer",
         )
     ]
@@ -149,7 +182,11 @@ def _same(matrix: SimilarityMatrix) -> bool:
 
 def _best_layers(matrix: SimilarityMatrix) -> str:
     best = matrix.best_pair
-    return f"{matrix.layers_a[best[0]].name} × {matrix.layers_b[best[1]].name}" if best else "not defined"
+    return (
+        f"{matrix.layers_a[best[0]].name} × {matrix.layers_b[best[1]].name}"
+        if best
+        else "not defined"
+    )
 
 
 def _interval_text(matrix: SimilarityMatrix, row: int, column: int) -> str:
@@ -174,12 +211,20 @@ def order_of(matches: LayerMatches) -> str:
     if matches.climbs:
         steadily = "increases" if matches.monotone else "tends to increase"
         return f"{steadily} with depth (Kendall's tau {matches.tau:.2f}, p = {matches.tau_p:.2g})"
-    return f"has no significant order by depth (Kendall's tau {matches.tau:.2f}, p = {matches.tau_p:.2g})"
+    return (
+        f"has no significant order by depth (Kendall's tau {matches.tau:.2f}, p = "
+        f"{matches.tau_p:.2g})"
+    )
 
 
 def agreement(matrix: SimilarityMatrix) -> str:
-    """Where two networks agree: the best pair of layers, its interval and null, and how many pairs are above their null."""
-    names, null, best = f"{name_of(matrix.model_a)} and {name_of(matrix.model_b)}", matrix.null, matrix.best_pair
+    """Where two networks agree: the best pair of layers, its interval and null, and how many pairs
+    are above their null."""
+    names, null, best = (
+        f"{name_of(matrix.model_a)} and {name_of(matrix.model_b)}",
+        matrix.null,
+        matrix.best_pair,
+    )
     if best is None:
         return f"{names}: {matrix.label} is not defined for any pair of layers."
     low, high = (_short(float(end(matrix.values))) for end in (np.nanmin, np.nanmax))
@@ -189,18 +234,21 @@ def agreement(matrix: SimilarityMatrix) -> str:
         return f"{names}: {span} (n = {matrix.n}, no null). {order}"
     above, own_null = _above_text(matrix), "pairs are above their own null, 5 % expected by chance"
     chance = (
-        f", {'95th' if matrix.definition.larger_is_closer else '5th'} percentile of the permutation null of the best pair: "
-        f"{_short(null.maximum95)} (n = {matrix.n}, {null.permutations} permutations)"
+        f", {'95th' if matrix.definition.larger_is_closer else '5th'} percentile of the "
+        f"permutation null of the best pair: {_short(null.maximum95)} (n = {matrix.n}, "
+        f"{null.permutations} permutations)"
     )
     if not matrix.best_above_null:
         return (
-            f"{names}: no pair of layers is above chance; {span}{chance} (the best pair is compared with the best pair under "
-            f"each permutation; {above} {own_null})."
+            f"{names}: no pair of layers is above chance; {span}{chance} (the best pair is "
+            f"compared with the best pair under each permutation; {above} {own_null})."
         )
     if null.permutations < DRAWS:
         few = f"{null.permutations} permutations; naming the closest pair requires {DRAWS}"
         return f"{names}: {span} (n = {matrix.n}, {few}); {above} {own_null}. {order}"
-    value = " ".join([f"{matrix.label} {matrix.values[best]:.2f}", _interval_text(matrix, *best)]).strip()
+    value = " ".join(
+        [f"{matrix.label} {matrix.values[best]:.2f}", _interval_text(matrix, *best)]
+    ).strip()
     text = f"{names} agree most at {_best_layers(matrix)}: {value}{chance}"
     return f"{text}. {above} pairs of layers are above chance. {order}"
 
@@ -211,17 +259,24 @@ def _short(value: float) -> str:
 
 
 def _summary_items(summary: ModelSimilarity) -> list[Picture | Table]:
-    scale = "0 is the mean over shuffled images and 1 is equality" if summary.calibrated else "values are raw"
+    scale = (
+        "0 is the mean over shuffled images and 1 is equality"
+        if summary.calibrated
+        else "values are raw"
+    )
     picture = Picture(
         partial(model_summary, summary),
-        f"Similarity between networks: {summary.label} of each layer with its best match in the other network, averaged over "
-        f"the layers of both; n = {summary.n}.",
-        f"{scale[0].upper()}{scale[1:]}. A best match is the largest of many values, so unrelated networks score slightly above "
-        "0. The dendrogram uses average linkage on 1 - value; clustering returns a tree for any data, so judge it by the merge "
-        "heights.",
+        f"Similarity between networks: {summary.label} of each layer with its best match in the "
+        f"other network, averaged over the layers of both; n = {summary.n}.",
+        f"{scale[0].upper()}{scale[1:]}. A best match is the largest of many values, so unrelated "
+        "networks score slightly above 0. The dendrogram uses average linkage on 1 - value; "
+        "clustering returns a tree for any data, so judge it by the merge heights.",
         "Heatmap and tree of the similarity of networks",
     )
-    return [picture, Table("Similarity between networks.", summary.to_frame(), {"value": "{:.3f}"}, folded=True)]
+    return [
+        picture,
+        Table("Similarity between networks.", summary.to_frame(), {"value": "{:.3f}"}, folded=True),
+    ]
 
 
 def model_similarity_section(results: Sequence[ModelSimilarity]) -> list[Section]:
@@ -236,7 +291,10 @@ def model_similarity_section(results: Sequence[ModelSimilarity]) -> list[Section
         elif len(ends) == 1:
             sentences.append(f"The mean {result.label} of the best matches is {ends[0]}{end}")
         else:
-            sentences.append(f"The mean {result.label} of the best matches ranges from {ends[0]} to {ends[-1]}{end}")
+            sentences.append(
+                f"The mean {result.label} of the best matches ranges from {ends[0]} to "
+                f"{ends[-1]}{end}"
+            )
     content = tuple(item for result in results for item in _summary_items(result))
     warning = untrained_warning(model for r in results for model in r.models)
     return [Section("networks", "Similarity between networks", tuple(sentences), content, warning)]
@@ -251,17 +309,23 @@ def _measures_section(matrices: Sequence[SimilarityMatrix]) -> Section:
         Picture(
             partial(similarity_measures, found),
             f"{names} under {len(found)} measures; n = {found[0].n}.",
-            "Each panel has its own scale, the range that the measure declares (from 0 where it has no lower bound). Bright "
-            "means similar in all of them; patterns can be compared across measures, levels cannot. "
-            f"{_null_text(found)}Crossed cells are undefined.",
+            "Each panel has its own scale, the range that the measure declares (from 0 where it "
+            "has no lower bound). Bright means similar in all of them; patterns can be compared "
+            f"across measures, levels cannot. {_null_text(found)}Crossed cells are undefined.",
             f"Heatmaps of {names} under several measures",
         )
         for names, found in list(several.items())[:_MOST_PAIRS]
     ]
-    drawn = "" if len(pictures) == len(pairs) else f" {len(pictures)} of the {len(pairs)} pairs of networks are drawn above."
+    drawn = (
+        ""
+        if len(pictures) == len(pairs)
+        else f" {len(pictures)} of the {len(pairs)} pairs of networks are drawn above."
+    )
     best = Table(
         f"Best pair of layers by each measure. For distances, smaller is closer.{drawn}",
-        _best_pairs([m for found in pairs.values() for m in found]).drop(columns=["last layers", "p"]),
+        _best_pairs([m for found in pairs.values() for m in found]).drop(
+            columns=["last layers", "p"]
+        ),
         {"value": "{:.3f}", _NULL: "{:.3f}"},
     )
     measures = {m.definition.name: m.definition for m in matrices}.values()
@@ -278,13 +342,15 @@ def _measures_section(matrices: Sequence[SimilarityMatrix]) -> Section:
     sentences = tuple(disagreement(found) for found in several.values())
     last = Table("Definition, invariances and source of each measure.", definitions, folded=True)
     warning = untrained_warning(_models_of(matrices))
-    return Section("measures", "Similarity under other measures", sentences, (*pictures, best, last), warning)
+    return Section(
+        "measures", "Similarity under other measures", sentences, (*pictures, best, last), warning
+    )
 
 
 def disagreement(matrices: Sequence[SimilarityMatrix]) -> str:
-    """Where measures of the same two networks differ: how many have a closest pair of layers, the best match of each layer, and
-    the rank correlations over the pairs. Which pair is closest stands in the table, beside the null of the best of each
-    measure."""
+    """Where measures of the same two networks differ: how many have a closest pair of layers, the
+    best match of each layer, and the rank correlations over the pairs. Which pair is closest stands
+    in the table, beside the null of the best of each measure."""
     tested = [m for m in matrices if m.null and m.null.permutations >= DRAWS and m.best_pair]
     best = np.array([best_matches(m).best_match for m in matrices])
     shared, layers = int((best == best[0]).all(axis=0).sum()), best.shape[1]
@@ -308,29 +374,46 @@ def matches_section(results: Sequence[LayerMatches]) -> list[Section]:
     sentences, tables = [], []
     for r in results:
         names = f"{name_of(r.model_a)} in {name_of(r.model_b)}"
-        known = "" if np.isnan(r.null95).all() else f"; {int(r.above.sum())} of {len(r.above)} are above chance"
-        sentences.append(f"{names}: by {r.matrix_label} the best match {order_of(r)}{known}; n = {r.n}.")
+        known = (
+            ""
+            if np.isnan(r.null95).all()
+            else f"; {int(r.above.sum())} of {len(r.above)} are above chance"
+        )
+        sentences.append(
+            f"{names}: by {r.matrix_label} the best match {order_of(r)}{known}; n = {r.n}."
+        )
         table = Table(
-            f"Best matches of {names} by {r.matrix_label}. null95 is the 95 % null of the best match over all layers.",
+            f"Best matches of {names} by {r.matrix_label}. null95 is the 95 % null of the best "
+            "match over all layers.",
             r.to_frame(),
-            {"depth_a": "{:.2f}", "depth_b": "{:.2f}", **dict.fromkeys(("value", "null95"), "{:.3f}")},
+            {
+                "depth_a": "{:.2f}",
+                "depth_b": "{:.2f}",
+                **dict.fromkeys(("value", "null95"), "{:.3f}"),
+            },
             folded=True,
         )
         tables.append(table)
     warning = untrained_warning(m for r in results for m in (r.model_a, r.model_b) if m)
     content: tuple[Picture | Table, ...] = (*_match_pictures(results), *tables)
-    return [Section("matches", "Best-matching layers between networks", tuple(sentences), content, warning)]
+    return [
+        Section(
+            "matches", "Best-matching layers between networks", tuple(sentences), content, warning
+        )
+    ]
 
 
 def identification_section(results: Sequence[LayerIdentification]) -> list[Section]:
     """Which measures find a layer again in another seed."""
     picture = Picture(
         partial(layer_identification_bars, results),
-        "Fraction of layers of two networks with different seeds whose closest layer is the corresponding one, after Kornblith "
-        f"et al. 2019; n = {join(dict.fromkeys(str(r.n) for r in results))} images.",
-        "A measure that fails to identify corresponding layers of two seeds of one architecture captures something other than "
-        "what both have learned. The dotted line is chance (a random layer). There is no interval: neighbouring layers are not "
-        "independent, and two networks are one draw of a pair of seeds.",
+        "Fraction of layers of two networks with different seeds whose closest layer is the "
+        "corresponding one, after Kornblith et al. 2019; n = "
+        f"{join(dict.fromkeys(str(r.n) for r in results))} images.",
+        "A measure that fails to identify corresponding layers of two seeds of one architecture "
+        "captures something other than what both have learned. The dotted line is chance (a random "
+        "layer). There is no interval: neighbouring layers are not independent, and two networks "
+        "are one draw of a pair of seeds.",
         "Fraction of layers identified by each measure",
     )
     frames = [r.to_frame() for r in results]
@@ -338,7 +421,10 @@ def identification_section(results: Sequence[LayerIdentification]) -> list[Secti
     table = Table("All measures.", pd.concat(frames, ignore_index=True), formats, folded=True)
     sentences = []
     for result, frame in zip(results, frames):
-        names, both = " and ".join(name_of(model) for model in result.models), frame["both"].to_numpy(float)
+        names, both = (
+            " and ".join(name_of(model) for model in result.models),
+            frame["both"].to_numpy(float),
+        )
         if np.isnan(both).all():
             sentences.append(f"{names}: all measures are undefined.")
             continue

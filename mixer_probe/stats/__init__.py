@@ -1,10 +1,17 @@
 """Intervals, nulls and p-values: each once, for all measures.
 
-Intervals are 95 % unless another level is asked for, deterministic, and NaN where the data cannot hold one. Which level they
-keep at which number of images is simulated in `tests/stats/test_coverage.py`."""
+Intervals are 95 % unless another level is asked for, deterministic, and NaN where the data cannot
+hold one. Which level they keep at which number of images is simulated in
+`tests/stats/test_coverage.py`."""
 
 from mixer_probe.stats.auroc import auroc_interval
-from mixer_probe.stats.intervals import FEWEST, crossed_interval, delta_interval, mean_interval, median_interval
+from mixer_probe.stats.intervals import (
+    FEWEST,
+    crossed_interval,
+    delta_interval,
+    mean_interval,
+    median_interval,
+)
 from mixer_probe.stats.jackknife import jackknife_variance, training_interval
 from mixer_probe.stats.nulls import (
     check_permutations,

@@ -1,4 +1,5 @@
-"""Networks of a study analysed in parallel processes, which fill the folder of finished steps that the study then reads."""
+"""Networks of a study analysed in parallel processes, which fill the folder of finished steps that
+the study then reads."""
 
 from __future__ import annotations
 
@@ -32,10 +33,12 @@ def fill_steps(
     steps: Steps,
     workers: int,
 ) -> None:
-    """Compute what a study says of each network alone, `workers` networks in parallel, which divide the cores.
+    """Compute what a study says of each network alone, `workers` networks in parallel, which divide
+    the cores.
 
-    Results are kept in `steps` and representations in `store`, where `run_study` of the same finds them. What cannot be computed
-    here is left to that study, which raises its error. Warnings are given again in this process."""
+    Results are kept in `steps` and representations in `store`, where `run_study` of the same finds
+    them. What cannot be computed here is left to that study, which raises its error. Warnings are
+    given again in this process."""
     context, waiting = get_context("spawn"), list(loaders)
     running: dict[Connection, SpawnProcess] = {}
     try:
@@ -43,7 +46,16 @@ def fill_steps(
             while waiting or running:
                 while waiting and len(running) < workers:
                     here, there = context.Pipe(duplex=False)
-                    given = (there, waiting.pop(0), images, train, settings, store, steps, max(1, available_cores() // workers))
+                    given = (
+                        there,
+                        waiting.pop(0),
+                        images,
+                        train,
+                        settings,
+                        store,
+                        steps,
+                        max(1, available_cores() // workers),
+                    )
                     process = context.Process(target=_fill, args=given, daemon=True)
                     process.start()
                     there.close()
@@ -85,5 +97,9 @@ def _fill(
         warnings.simplefilter("always")
         with suppress(MixerProbeError):
             Study(images, train, settings, store, steps).add(loader())
-        found = [(str(w.message), w.category) for w in caught if issubclass(w.category, MixerProbeWarning)]
+        found = [
+            (str(w.message), w.category)
+            for w in caught
+            if issubclass(w.category, MixerProbeWarning)
+        ]
     there.send(list(dict.fromkeys(found)))

@@ -1,4 +1,5 @@
-"""`Study`: runs the analyses of the catalogue over networks on the same images. Networks are in memory one at a time."""
+"""`Study`: runs the analyses of the catalogue over networks on the same images. Networks are in
+memory one at a time."""
 
 from __future__ import annotations
 
@@ -42,9 +43,10 @@ _SETTINGS = {"probing": "probes", "channels": "channels", "attribution": "attrib
 class Study:
     """Analyses of networks on the same images, one after the other, into `results`.
 
-    `names` are those of the analyses to make, by room; by default all of a report. What fails is left out with its reason, once
-    per room; a `strict` study raises instead, and does not leave out what the family of a network is not meant for. With
-    `steps` what is finished is kept on disk, and taken from there by another study of the same. `shared` is that of `Inputs`."""
+    `names` are those of the analyses to make, by room; by default all of a report. What fails is
+    left out with its reason, once per room; a `strict` study raises instead, and does not leave out
+    what the family of a network is not meant for. With `steps` what is finished is kept on disk,
+    and taken from there by another study of the same. `shared` is that of `Inputs`."""
 
     images: Images | None = None
     train: Images | None = None
@@ -61,9 +63,14 @@ class Study:
         names = self.names
         if names is None:
             rooms = {r.name: r.defaults for r in catalog.ROOMS}
-            names = {name: getattr(self.settings, _SETTINGS.get(name, ""), found) for name, found in rooms.items()}
+            names = {
+                name: getattr(self.settings, _SETTINGS.get(name, ""), found)
+                for name, found in rooms.items()
+            }
         chosen = {name: catalog.room(name).check(found) for name, found in names.items()}
-        self._asked = [(room, a) for room, a in catalog.analyses() if a.name in chosen.get(room.name, ())]
+        self._asked = [
+            (room, a) for room, a in catalog.analyses() if a.name in chosen.get(room.name, ())
+        ]
         self._reasons: set[tuple[str, str]] = set()
         self._identities: dict[ModelRecord, Any] = {}
 
@@ -100,7 +107,9 @@ class Study:
                 continue
             step = f"{analysis.title} of all networks"
             try:
-                found = self._step(step, analysis, self.networks, partial(analysis.complete, self.networks))
+                found = self._step(
+                    step, analysis, self.networks, partial(analysis.complete, self.networks)
+                )
             except MixerProbeError as error:
                 self._add(room.name, self._failure(step, error))
                 continue
@@ -109,7 +118,8 @@ class Study:
         return self.results
 
     def _of_several(self) -> Iterator[tuple[Room, Analysis, str, Sequence[Inputs]]]:
-        """Analyses of raw pixels (a baseline of trained networks, as if a network had made them), and of several networks."""
+        """Analyses of raw pixels (a baseline of trained networks, as if a network had made them),
+        and of several networks."""
         extracted = [i for i in self.networks if i.extracted]
         pixels: list[Inputs] = []
         wanted = any(a.pixels for _, a in self._asked) and self.settings.baselines
@@ -118,17 +128,28 @@ class Study:
             pixels.append(Inputs.of_runs(raw_pixels(first.images), train, first))
         for room, analysis in self._asked:
             if analysis.pixels:
-                yield from ((room, analysis, f"{analysis.title} of {i.record.name}", [i]) for i in pixels)
+                yield from (
+                    (room, analysis, f"{analysis.title} of {i.record.name}", [i]) for i in pixels
+                )
             if analysis.pixels or analysis.of_one:
                 continue
             networks = [i for i in self.networks if analysis.after or i.extracted]
             # Once per value of the setting `each`.
             for value in getattr(self.settings, analysis.each) if analysis.each else (None,):
-                given = networks if value is None else [i.with_settings(**{analysis.each: (value,)}) for i in networks]
+                given = (
+                    networks
+                    if value is None
+                    else [i.with_settings(**{analysis.each: (value,)}) for i in networks]
+                )
                 title = analysis.title if value is None else f"{analysis.title} ({value})"
                 if analysis.needs == "pairs":
                     for a, b in combinations_with_replacement(given, 2):
-                        yield room, analysis, f"{title} of {a.record.name} and {b.record.name}", (a, b)
+                        yield (
+                            room,
+                            analysis,
+                            f"{title} of {a.record.name} and {b.record.name}",
+                            (a, b),
+                        )
                 elif given:
                     yield room, analysis, f"{title} of all networks", given
 
@@ -143,22 +164,38 @@ class Study:
         elif self._extracted(network) and analysis.baseline and network.baseline is not None:
             self._extracted(network.baseline)
 
-    def _run(self, room: Room, analysis: Analysis, step: str, group: Sequence[Inputs], reported: bool = True) -> None:
+    def _run(
+        self,
+        room: Room,
+        analysis: Analysis,
+        step: str,
+        group: Sequence[Inputs],
+        reported: bool = True,
+    ) -> None:
         """One analysis of a network, or of several together, as one step."""
         if not self._can(room, analysis, group):
             return
         baselines = [i.baseline for i in group if analysis.baseline and i.baseline is not None]
-        given: list[Any] = [*group, *baselines] if analysis.of_one else [group, *([baselines] if baselines else [])]
+        given: list[Any] = (
+            [*group, *baselines]
+            if analysis.of_one
+            else [group, *([baselines] if baselines else [])]
+        )
 
         def work() -> list[Result]:
             found: list[Result] = []
             try:
                 with warnings.catch_warnings():
                     # A report gives the content of these warnings in its sentences.
-                    for category in () if self.strict else (EmptyAttributionWarning, IncompleteAttributionWarning):
+                    for category in (
+                        ()
+                        if self.strict
+                        else (EmptyAttributionWarning, IncompleteAttributionWarning)
+                    ):
                         warnings.simplefilter("ignore", category)
                     for one in given:
-                        # Results before an error are kept: what fails for a network fails for its baseline too.
+                        # Results before an error are kept: what fails for a network fails for its
+                        # baseline too.
                         found.extend(analysis.run(one))
             except MixerProbeError as error:
                 found.append(self._failure(step, error))
@@ -172,8 +209,13 @@ class Study:
                 self._add(room.name, result)
 
     def _can(self, room: Room, analysis: Analysis, group: Sequence[Inputs]) -> bool:
-        """Whether there is what the analysis needs; what is missing is reported, but for families and raw pixels."""
-        if analysis.of_one and not self.strict and group[0].record.family not in (*analysis.families, "pixels"):
+        """Whether there is what the analysis needs; what is missing is reported, but for families
+        and raw pixels."""
+        if (
+            analysis.of_one
+            and not self.strict
+            and group[0].record.family not in (*analysis.families, "pixels")
+        ):
             return False
         if analysis.labelled:
             try:
@@ -190,7 +232,8 @@ class Study:
         return analysis.needs != "activations" or all(map(self._extracted, group))
 
     def _extracted(self, network: Inputs) -> bool:
-        """Whether the representations of the test images are there; if they are unavailable, the reason is reported."""
+        """Whether the representations of the test images are there; if they are unavailable, the
+        reason is reported."""
         try:
             _ = network.test
         except MixerProbeError as error:
@@ -214,7 +257,13 @@ class Study:
             self._reasons.add((room, result.reason))
         self.results.append(result)
 
-    def _step(self, step: str, analysis: Analysis, group: Sequence[Inputs], work: Callable[[], Iterable[Result]]) -> list[Result]:
+    def _step(
+        self,
+        step: str,
+        analysis: Analysis,
+        group: Sequence[Inputs],
+        work: Callable[[], Iterable[Result]],
+    ) -> list[Result]:
         """Results of `work`, or those kept of an earlier study."""
         if self.steps is None:
             return list(work())
@@ -222,7 +271,11 @@ class Study:
         for i in group:
             # With its baseline; either may have left memory when a later step asks.
             if i.record not in self._identities:
-                both = [i.record] if i.record.family == "pixels" else [x.model for x in (i, i.baseline) if x is not None]
+                both = (
+                    [i.record]
+                    if i.record.family == "pixels"
+                    else [x.model for x in (i, i.baseline) if x is not None]
+                )
                 self._identities[i.record] = identity(both)
         # What decides the numbers besides networks and their baselines.
         if analysis.decided_by is not None:
@@ -232,7 +285,9 @@ class Study:
         else:
             tables = file_digests([s.groups, *(spec.rpartition(":")[0] for spec in s.targets)])
             decided = {"images": self._images, "study": s, "tables": tables}
-        return self.steps.get(step, {"networks": [self._identities[i.record] for i in group], **decided}, work)
+        return self.steps.get(
+            step, {"networks": [self._identities[i.record] for i in group], **decided}, work
+        )
 
     @cached_property
     def _images(self) -> Any:
@@ -249,10 +304,11 @@ def run_study(
 ) -> list[Result]:
     """All results of the report: cards, weights, similarity, probes, channels and attributions.
 
-    Models may be given as functions that load them, so that only one is in memory at a time. Probes are fitted on `train`
-    and tested on `images`; without `train` on a stratified half of `images`. With `store` the representations are kept
-    there, with `steps` the results of every finished step, and an interrupted study goes on with them. Raises ModelError if no
-    model can be loaded, and StoreError that names the step if there is no room to keep what it made."""
+    Models may be given as functions that load them, so that only one is in memory at a time. Probes
+    are fitted on `train` and tested on `images`; without `train` on a stratified half of `images`.
+    With `store` the representations are kept there, with `steps` the results of every finished
+    step, and an interrupted study goes on with them. Raises ModelError if no model can be loaded,
+    and StoreError that names the step if there is no room to keep what it made."""
     study = Study(images, train, settings or StudySettings(), store, steps)
     failures: list[ModelError] = []
     for model in models:
@@ -275,11 +331,14 @@ def run_analyses(
     strict: bool = True,
     **shared: Any,
 ) -> list[Result]:
-    """Results of the analyses that `names` lists by room, of all networks: `{"weights": ["units", "kernels"]}`.
+    """Results of the analyses that `names` lists by room, of all networks: `{"weights": ["units",
+    "kernels"]}`.
 
-    Other arguments as for `run_study`. Raises the error of an analysis that a network cannot have; without `strict` it is a
-    `Skipped` result."""
-    study = Study(images, train, settings or StudySettings(), names=names, strict=strict, shared=shared)
+    Other arguments as for `run_study`. Raises the error of an analysis that a network cannot have;
+    without `strict` it is a `Skipped` result."""
+    study = Study(
+        images, train, settings or StudySettings(), names=names, strict=strict, shared=shared
+    )
     for model in models:
         study.add(model if isinstance(model, Model) else model())
     return study.finish()

@@ -1,4 +1,5 @@
-"""Feature visualization: images that activate a unit, optimised in Fourier space, beside the real images that do."""
+"""Feature visualization: images that activate a unit, optimised in Fourier space, beside the real
+images that do."""
 
 from mixer_probe.visualization.feature_visualization import METHODS, FeatureVisualization, visualize
 from mixer_probe.visualization.fourier import FourierImages, amplitude, colour_basis, frequencies

@@ -14,8 +14,9 @@ from mixer_probe.visualization.network import Read, reading
 from mixer_probe.visualization.objectives import Objective
 from mixer_probe.visualization.transforms import Transforms
 
-# Adam takes steps of one length whatever a gradient is; those of coefficients whose gradient is below this fraction of an
-# image's root mean square are shorter, so that rounding does not move the many frequencies that a unit ignores.
+# Adam takes steps of one length whatever a gradient is; those of coefficients whose gradient is
+# below this fraction of an image's root mean square are shorter, so that rounding does not move the
+# many frequencies that a unit ignores.
 _SMALL = 0.1
 # Forty such steps make a faint start as contrasted as a photograph.
 _PERTURBATION = 1.1
@@ -35,8 +36,8 @@ class Parametrisation(Protocol):
 
 @dataclass(frozen=True)
 class Ascent:
-    """Settings of the method `name`: `steps` of Adam with learning rate `rate` under random `transforms`, from each of the
-    `seeds`."""
+    """Settings of the method `name`: `steps` of Adam with learning rate `rate` under random
+    `transforms`, from each of the `seeds`."""
 
     name: str
     parametrisation: Parametrisation
@@ -48,10 +49,10 @@ class Ascent:
 
 @dataclass(frozen=True)
 class OptimizationResult:
-    """Outcome of the ascent, [unit, seed, ...]: final `images` [3, h, w] in 0..1 on the CPU, the objective at every step in
-    `trace`, `importance` [h, w], the absolute gradient of the objective by pixels, summed over the steps, and `response`, the
-    largest sum of absolute gradients by pixels relative to the size of the activations, which is 0 for a unit that no pixel
-    affects."""
+    """Outcome of the ascent, [unit, seed, ...]: final `images` [3, h, w] in 0..1 on the CPU, the
+    objective at every step in `trace`, `importance` [h, w], the absolute gradient of the objective
+    by pixels, summed over the steps, and `response`, the largest sum of absolute gradients by
+    pixels relative to the size of the activations, which is 0 for a unit that no pixel affects."""
 
     images: Tensor
     trace: Tensor
@@ -59,10 +60,13 @@ class OptimizationResult:
     response: Tensor
 
 
-def ascend(model: Model, objective: Objective, ascent: Ascent, batch_size: int, advance: Advance) -> OptimizationResult:
+def ascend(
+    model: Model, objective: Objective, ascent: Ascent, batch_size: int, advance: Advance
+) -> OptimizationResult:
     """Images of every unit from every seed, at most `batch_size` views of them in one pass.
 
-    Random numbers depend on the seed alone, and images do not affect one another: another choice of units changes nothing."""
+    Random numbers depend on the seed alone, and images do not affect one another: another choice of
+    units changes nothing."""
     count, seeds = len(objective.units), len(ascent.seeds)
     unit = torch.arange(count).repeat_interleave(seeds)
     seed = torch.arange(seeds).repeat(count)
@@ -72,14 +76,18 @@ def ascend(model: Model, objective: Objective, ascent: Ascent, batch_size: int, 
             _optimize(objective, ascent, part.to(model.device), own, read, advance)
             for part, own in zip(torch.split(unit, chunk), torch.split(seed, chunk), strict=True)
         ]
-    joined = [torch.cat(found).reshape(count, seeds, *found[0].shape[1:]) for found in zip(*parts, strict=True)]
+    joined = [
+        torch.cat(found).reshape(count, seeds, *found[0].shape[1:])
+        for found in zip(*parts, strict=True)
+    ]
     return OptimizationResult(*joined)
 
 
 def _optimize(
     objective: Objective, ascent: Ascent, unit: Tensor, seed: Tensor, read: Read, advance: Advance
 ) -> tuple[Tensor, ...]:
-    """Images, trace, importance and response [image, ...] of one image per `unit` and `seed`, on the CPU."""
+    """Images, trace, importance and response [image, ...] of one image per `unit` and `seed`, on
+    the CPU."""
     transforms, n = ascent.transforms, len(seed)
     generators = [torch.Generator().manual_seed(s) for s in ascent.seeds]
     parameters = ascent.parametrisation.start(generators)[seed].requires_grad_()
@@ -95,15 +103,21 @@ def _optimize(
         value = objective.number(maps).reshape(transforms.views, n).mean(0)
         inputs = (parameters, images)
         # A value that depends on no image has no gradient.
-        gradients = torch.autograd.grad(value.sum(), inputs) if value.requires_grad else map(torch.zeros_like, inputs)
+        gradients = (
+            torch.autograd.grad(value.sum(), inputs)
+            if value.requires_grad
+            else map(torch.zeros_like, inputs)
+        )
         gradient, by_pixel = gradients
         # Gradients have a root mean square of 1 per image; one of zeros stays.
         norm = gradient.flatten(1).square().mean(1).sqrt()
-        parameters.grad = gradient / torch.where(norm > 0, norm, 1.0).reshape(-1, *(1,) * (gradient.ndim - 1))
+        parameters.grad = gradient / torch.where(norm > 0, norm, 1.0).reshape(
+            -1, *(1,) * (gradient.ndim - 1)
+        )
         optimiser.step()
         strength = by_pixel.abs().sum(1)
-        # An image without any effect on its unit grows in contrast (or turns in phase): a ReLU that is inactive for grey may
-        # become active.
+        # An image without any effect on its unit grows in contrast (or turns in phase): a ReLU that
+        # is inactive for grey may become active.
         with torch.no_grad():
             parameters[(strength == 0).all(-1).all(-1)] *= _PERTURBATION
         importance = importance + strength
@@ -113,4 +127,6 @@ def _optimize(
         advance(n)
     with torch.no_grad():
         final = ascent.parametrisation.images(parameters)
-    return tuple(t.detach().cpu() for t in (final, torch.stack(trace, 1).double(), importance, response))
+    return tuple(
+        t.detach().cpu() for t in (final, torch.stack(trace, 1).double(), importance, response)
+    )

@@ -1,4 +1,5 @@
-"""`visualize`: images optimised by gradient ascent to activate a unit, beside the real images that activate it most."""
+"""`visualize`: images optimised by gradient ascent to activate a unit, beside the real images that
+activate it most."""
 
 from __future__ import annotations
 
@@ -13,7 +14,14 @@ import torch
 from scipy.stats import percentileofscore
 from torch import Tensor
 
-from mixer_probe.capture import ImageSource, as_source, check_parts, input_pictures, pixel_batches, stream
+from mixer_probe.capture import (
+    ImageSource,
+    as_source,
+    check_parts,
+    input_pictures,
+    pixel_batches,
+    stream,
+)
 from mixer_probe.core.errors import MeasureError, UndefinedVisualizationWarning, closest
 from mixer_probe.core.progress import task
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
@@ -32,8 +40,8 @@ from mixer_probe.visualization.transforms import FOURIER_TRANSFORMS, MACO_TRANSF
 METHODS = ("fourier", "maco")
 _TRANSFORMS = {"fourier": FOURIER_TRANSFORMS, "maco": MACO_TRANSFORMS}
 _RATES = {"fourier": 0.05, "maco": 0.1}
-# A gradient below this many roundings of the activation at every pixel is rounding (1 to 2 for the constant mean of a layer
-# norm).
+# A gradient below this many roundings of the activation at every pixel is rounding (1 to 2 for the
+# constant mean of a layer norm).
 _ROUNDINGS = 10
 # A pixel at or above the median importance is fully opaque: few pixels hold most of the gradient.
 _OPAQUE = 0.5
@@ -45,15 +53,18 @@ _LARGEST_FOR_DEMO = 64
 class FeatureVisualization(Result):
     """Images optimised to activate units of a layer, and the real images that activate them most.
 
-    `units` [unit] are channels, hidden units of a token-mixing MLP, classes or directions, as `kind` says; `objective` is the
-    maximised quantity. `pictures` [unit, method, seed, h, w, 3] and `real_pictures` [unit, k, h, w, 3] are uint8 RGB
-    at the network's input size. `activation` [unit, method, seed] is the objective of the picture as it is here, without
-    transformations; `real_values` [unit, k] are those of the strongest real images, named by `real_ids`, and `percentile` is
-    the percentage of the `images` below an activation. `trace` [unit, method, seed, step] is the objective during the
-    ascent, averaged over the transformed views. `opacity` [unit, method, seed, h, w] from 0 to 255 is where in the picture the
-    gradient was, summed over the steps (Fel et al. 2023).
+    `units` [unit] are channels, hidden units of a token-mixing MLP, classes or directions, as
+    `kind` says; `objective` is the maximised quantity. `pictures` [unit, method, seed, h, w, 3] and
+    `real_pictures` [unit, k, h, w, 3] are uint8 RGB at the network's input size. `activation`
+    [unit, method, seed] is the objective of the picture as it is here, without transformations;
+    `real_values` [unit, k] are those of the strongest real images, named by `real_ids`, and
+    `percentile` is the percentage of the `images` below an activation. `trace` [unit, method, seed,
+    step] is the objective during the ascent, averaged over the transformed views. `opacity` [unit,
+    method, seed, h, w] from 0 to 255 is where in the picture the gradient was, summed over the
+    steps (Fel et al. 2023).
 
-    A unit that no pixel affects has NaN for activation, percentile and trace, and a grey picture."""
+    A unit that no pixel affects has NaN for activation, percentile and trace, and a grey
+    picture."""
 
     title: ClassVar[str] = "Feature visualization"
 
@@ -80,17 +91,22 @@ class FeatureVisualization(Result):
 
     @property
     def relative(self) -> np.ndarray:
-        """Activations [unit, method, seed] from the median real image (0) to the strongest (1); NaN where these are equal."""
+        """Activations [unit, method, seed] from the median real image (0) to the strongest (1); NaN
+        where these are equal."""
         span = self.real_values[:, 0] - self.real_median
         above = self.activation - self.real_median[:, None, None]
         with np.errstate(divide="ignore", invalid="ignore"):
-            found: np.ndarray = np.where(span[:, None, None] > 0, above / span[:, None, None], np.nan)
+            found: np.ndarray = np.where(
+                span[:, None, None] > 0, above / span[:, None, None], np.nan
+            )
         return found
 
     @property
     def stronger(self) -> np.ndarray:
         """Whether the best seed activates the unit more than every real image: [unit, method]."""
-        found: np.ndarray = np.nan_to_num(self.activation, nan=-np.inf).max(2) > self.real_values[:, :1]
+        found: np.ndarray = (
+            np.nan_to_num(self.activation, nan=-np.inf).max(2) > self.real_values[:, :1]
+        )
         return found
 
     def label(self, unit: int) -> str:
@@ -109,7 +125,9 @@ class FeatureVisualization(Result):
                 **{name: index.get_level_values(name) for name in names},
                 "objective": self.objective,
                 "activation": self.activation.ravel(),
-                "strongest_real": np.repeat(self.real_values[:, 0], len(self.methods) * len(self.seeds)),
+                "strongest_real": np.repeat(
+                    self.real_values[:, 0], len(self.methods) * len(self.seeds)
+                ),
                 "relative": self.relative.ravel(),
                 "percentile": self.percentile.ravel(),
                 "steps": self.steps,
@@ -139,31 +157,40 @@ def visualize(
     k: int = 5,
     batch_size: int = 32,
 ) -> FeatureVisualization:
-    """Images that activate units of a layer, one per unit, method and seed, beside the `k` real `images` that activate them most.
+    """Images that activate units of a layer, one per unit, method and seed, beside the `k` real
+    `images` that activate them most.
 
-    `layer` is a name, or "head" for the classes' logits. `units` are its channels; hidden units where it is inside a token-mixing
-    MLP (`blocks.N.mlp_tokens.fc1` or `.act`); classes of a head. Instead of them `direction` is one in the space of the channels
-    [channel], or several. The objective is the "mean" `over` positions, their "peak" or "rms" (root mean square), or the
-    value at one `position` (a number, or row and column); of a hidden unit the same over channels, by default "rms", or at one
-    `channel`. (The mean of a token-mixing unit over channels is close to constant before its activation function: it reads a
-    layer norm, whose channels sum to about nothing.)
+    `layer` is a name, or "head" for the classes' logits. `units` are its channels; hidden units
+    where it is inside a token-mixing MLP (`blocks.N.mlp_tokens.fc1` or `.act`); classes of a head.
+    Instead of them `direction` is one in the space of the channels [channel], or several. The
+    objective is the "mean" `over` positions, their "peak" or "rms" (root mean square), or the value
+    at one `position` (a number, or row and column); of a hidden unit the same over channels, by
+    default "rms", or at one `channel`. (The mean of a token-mixing unit over channels is close to
+    constant before its activation function: it reads a layer norm, whose channels sum to about
+    nothing.)
 
-    `method` is "fourier" (Olah et al. 2017: free Fourier coefficients, scaled by frequency and decorrelated in colour; random
-    shifts, zooms and rotations), "maco" (Fel et al. 2023: the average spectrum of `images`, phases free; random crops and
-    noise), or both. `transforms` replaces the random transformations of every method and `rate` the learning rate of Adam.
-    `images` are by default the bundled ones nearest in size. `size` is for networks that take several. One seed gives the same
-    picture again on the same CPU, whatever other units are asked for; a GPU's sums may differ in the last bit.
+    `method` is "fourier" (Olah et al. 2017: free Fourier coefficients, scaled by frequency and
+    decorrelated in colour; random shifts, zooms and rotations), "maco" (Fel et al. 2023: the
+    average spectrum of `images`, phases free; random crops and noise), or both. `transforms`
+    replaces the random transformations of every method and `rate` the learning rate of Adam.
+    `images` are by default the bundled ones nearest in size. `size` is for networks that take
+    several. One seed gives the same picture again on the same CPU, whatever other units are asked
+    for; a GPU's sums may differ in the last bit.
 
-    Cost: steps x seeds x views forward and backward passes per unit and method, up to the layer; at most `batch_size` views in
-    one. A unit of 32 px takes seconds on a CPU, one of mixer_b16_224 minutes. The network is left as it was, whatever happens.
+    Cost: steps x seeds x views forward and backward passes per unit and method, up to the layer; at
+    most `batch_size` views in one. A unit of 32 px takes seconds on a CPU, one of mixer_b16_224
+    minutes. The network is left as it was, whatever happens.
 
-    Raises LayerError (unknown layer, units, position or channel out of range), MeasureError (unknown method or `over`, a size
-    that the network does not take, seeds, steps or k that are none) and ImagesError; warns with UndefinedVisualizationWarning
-    about units that no pixel affects, which get NaN and a grey picture."""
+    Raises LayerError (unknown layer, units, position or channel out of range), MeasureError
+    (unknown method or `over`, a size that the network does not take, seeds, steps or k that are
+    none) and ImagesError; warns with UndefinedVisualizationWarning about units that no pixel
+    affects, which get NaN and a grey picture."""
     methods = (method,) if isinstance(method, str) else tuple(method)
     for name in methods:
         if name not in METHODS:
-            raise MeasureError(f"method is 'fourier' or 'maco', not '{name}'; {closest(name, METHODS)}")
+            raise MeasureError(
+                f"method is 'fourier' or 'maco', not '{name}'; {closest(name, METHODS)}"
+            )
     if not methods or len(set(methods)) < len(methods):
         raise MeasureError("give one method or several different ones")
     if not len({check_seed(seed, MeasureError) for seed in seeds}) == len(seeds) > 0:
@@ -179,22 +206,40 @@ def visualize(
     source = as_source(images)
     check_parts(source)
     title = f"{model.name}: real images"
-    pieces = stream(model, source, [objective.layer], objective.of_all, batch_size=batch_size, title=title)
+    pieces = stream(
+        model, source, [objective.layer], objective.of_all, batch_size=batch_size, title=title
+    )
     values = np.concatenate([piece.found[objective.layer.name].cpu().numpy() for piece in pieces])
     # Half precision has no FFT on every device.
-    like = torch.zeros((), device=model.device, dtype=torch.promote_types(model.dtype, torch.float32))
+    like = torch.zeros(
+        (), device=model.device, dtype=torch.promote_types(model.dtype, torch.float32)
+    )
     numbers, parts, settings = tuple(int(seed) for seed in seeds), [], {}
     for name in methods:
         chosen, speed = transforms or _TRANSFORMS[name], rate or _RATES[name]
         parametrisation: Parametrisation = FourierImages((height, width), like)
         if name == "maco":
-            parametrisation = MacoImages(natural_spectrum(pixel_batches(model, source, batch_size)), like)
-        parts.append(_pictures(model, objective, Ascent(name, parametrisation, chosen, steps, speed, numbers), batch_size))
+            parametrisation = MacoImages(
+                natural_spectrum(pixel_batches(model, source, batch_size)), like
+            )
+        parts.append(
+            _pictures(
+                model,
+                objective,
+                Ascent(name, parametrisation, chosen, steps, speed, numbers),
+                batch_size,
+            )
+        )
         settings[name] = {"rate": speed, **asdict(chosen)}
-    fields = {name: np.stack([part[name] for part in parts], 1) for name in ("pictures", "opacity", "activation", "trace")}
+    fields = {
+        name: np.stack([part[name] for part in parts], 1)
+        for name in ("pictures", "opacity", "activation", "trace")
+    }
     finite = (v[np.isfinite(v)] for v in values.T)
     percentile = [
-        percentileofscore(known, reached, "mean", nan_policy="omit") if len(known) else np.full(reached.shape, np.nan)
+        percentileofscore(known, reached, "mean", nan_policy="omit")
+        if len(known)
+        else np.full(reached.shape, np.nan)
         for known, reached in zip(finite, fields["activation"], strict=True)
     ]
     # The strongest real images, of equals the first; NaN comes last.
@@ -223,26 +268,35 @@ def visualize(
     if dead:
         names = ", ".join(dead[:5]) + (", ..." if len(dead) > 5 else "")
         warnings.warn(
-            f"{names} of '{objective.layer.name}' of {model.name}: no pixel affects the {objective.text} "
-            f"({int((~alive).sum())} of {alive.size} images); these are NaN (the unit may be dead, follow weights that are all "
-            "zero, or be inactive behind a ReLU that more steps may activate)",
+            f"{names} of '{objective.layer.name}' of {model.name}: no pixel affects the "
+            f"{objective.text} ({int((~alive).sum())} of {alive.size} images); these are NaN (the "
+            "unit may be dead, follow weights that are all zero, or be inactive behind a ReLU that "
+            "more steps may activate)",
             UndefinedVisualizationWarning,
             stacklevel=4,
         )
     return result
 
 
-def _pictures(model: Model, objective: Objective, ascent: Ascent, batch_size: int) -> dict[str, np.ndarray]:
-    """Pictures, opacity, activation and trace by one method, as in the result without its axis of methods, and `alive`
-    [unit, seed] where a pixel affects the unit."""
+def _pictures(
+    model: Model, objective: Objective, ascent: Ascent, batch_size: int
+) -> dict[str, np.ndarray]:
+    """Pictures, opacity, activation and trace by one method, as in the result without its axis of
+    methods, and `alive` [unit, seed] where a pixel affects the unit."""
     count, seeds = len(objective.units), len(ascent.seeds)
-    with task(f"{model.name}: {ascent.name} of '{objective.layer.name}'", count * seeds * ascent.steps) as advance:
+    with task(
+        f"{model.name}: {ascent.name} of '{objective.layer.name}'", count * seeds * ascent.steps
+    ) as advance:
         found = ascend(model, objective, ascent, batch_size, advance)
     pictures = (found.images * 255).round().byte()
     unit = torch.arange(count).repeat_interleave(seeds).to(model.device)
     numbers = []
     with reading(model, objective.layer) as read, torch.no_grad():
-        for part, which in zip(torch.split(pictures.flatten(0, 1), batch_size), torch.split(unit, batch_size), strict=True):
+        for part, which in zip(
+            torch.split(pictures.flatten(0, 1), batch_size),
+            torch.split(unit, batch_size),
+            strict=True,
+        ):
             pixels = part.to(model.device).to(torch.promote_types(model.dtype, torch.float32)) / 255
             numbers.append(objective.number(objective.maps(read(pixels)[0], which).double()).cpu())
     activation = torch.cat(numbers).reshape(count, seeds)
@@ -255,7 +309,9 @@ def _pictures(model: Model, objective: Objective, ascent: Ascent, batch_size: in
         # Where most pixels have no gradient, those that have one are opaque.
         opacity = np.where(most > 0, weight / most, weight > 0).clip(0, 1) * alive[..., None, None]
     return {
-        "pictures": torch.where(torch.from_numpy(alive)[..., None, None, None], pictures, 128).movedim(-3, -1).numpy(),
+        "pictures": torch.where(torch.from_numpy(alive)[..., None, None, None], pictures, 128)
+        .movedim(-3, -1)
+        .numpy(),
         "opacity": np.asarray((255 * opacity).round(), dtype=np.uint8),
         "activation": np.where(alive, activation.numpy(), np.nan),
         "trace": np.where(alive[..., None], found.trace.numpy(), np.nan),

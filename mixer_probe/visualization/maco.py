@@ -1,6 +1,7 @@
 """MACO: images with the average spectrum of natural ones, of which only the phases are free.
 
-Fel et al. 2023, "Unlocking Feature Visualization for Deeper Networks with MAgnitude Constrained Optimization"."""
+Fel et al. 2023, "Unlocking Feature Visualization for Deeper Networks with MAgnitude Constrained
+Optimization"."""
 
 from __future__ import annotations
 
@@ -17,8 +18,9 @@ from mixer_probe.visualization.fourier import colour_basis, edges, opposite
 
 @dataclass(frozen=True)
 class Spectrum:
-    """What natural images have in common: `magnitude` [3 components, h, w // 2 + 1], the mean of the absolute values of their
-    orthonormal FFT in the colour components of `colour_basis`, 0 at the constant; `mean` [3], their mean colour in 0..1."""
+    """What natural images have in common: `magnitude` [3 components, h, w // 2 + 1], the mean of
+    the absolute values of their orthonormal FFT in the colour components of `colour_basis`, 0 at
+    the constant; `mean` [3], their mean colour in 0..1."""
 
     magnitude: Tensor
     mean: Tensor
@@ -27,7 +29,8 @@ class Spectrum:
 
 
 def natural_spectrum(batches: Iterable[Tensor]) -> Spectrum:
-    """The average spectrum of RGB images [n, 3, h, w] in 0..1, in float64. Raises ImagesError if there are none."""
+    """The average spectrum of RGB images [n, 3, h, w] in 0..1, in float64. Raises ImagesError if
+    there are none."""
     inverse = torch.linalg.inv(colour_basis(torch.float64))
     magnitude, colour, n, size = torch.zeros(()), torch.zeros(3, dtype=torch.float64), 0, (0, 0)
     for batch in batches:
@@ -45,7 +48,8 @@ def natural_spectrum(batches: Iterable[Tensor]) -> Spectrum:
 
 
 class MacoImages:
-    """Images whose spectrum has the magnitude of a `Spectrum`, by its phases [image, 3, h, w // 2 + 1] in radians."""
+    """Images whose spectrum has the magnitude of a `Spectrum`, by its phases [image, 3, h, w // 2 +
+    1] in radians."""
 
     def __init__(self, spectrum: Spectrum, like: Tensor) -> None:
         self.size = spectrum.size
@@ -58,14 +62,21 @@ class MacoImages:
     def start(self, generators: list[Generator]) -> Tensor:
         """Uniform phases, one image a generator."""
         shape = self._magnitude.shape
-        drawn = [math.tau * torch.rand(shape, generator=g, dtype=torch.float64) - math.pi for g in generators]
+        drawn = [
+            math.tau * torch.rand(shape, generator=g, dtype=torch.float64) - math.pi
+            for g in generators
+        ]
         return torch.stack(drawn).to(self._like)
 
     def components(self, parameters: Tensor) -> Tensor:
-        """Colour components [image, 3, h, w] around their mean: their orthonormal FFT has exactly the magnitude asked for."""
-        # Opposite frequencies of a real image have opposite phases; the few without a partner are real, and positive here.
+        """Colour components [image, 3, h, w] around their mean: their orthonormal FFT has exactly
+        the magnitude asked for."""
+        # Opposite frequencies of a real image have opposite phases; the few without a partner are
+        # real, and positive here.
         phase = torch.where(self._edges, parameters - opposite(parameters), parameters)
-        components: Tensor = torch.fft.irfft2(torch.polar(self._magnitude.expand_as(phase), phase), s=self.size, norm="ortho")
+        components: Tensor = torch.fft.irfft2(
+            torch.polar(self._magnitude.expand_as(phase), phase), s=self.size, norm="ortho"
+        )
         return components
 
     def images(self, parameters: Tensor) -> Tensor:

@@ -39,12 +39,14 @@ KERNEL_IMAGES = 64
 
 
 def _sample(i: Inputs) -> Images | None:
-    """The images that kernels of Mixers and ViTs are measured on; a command may ask for another number of them, or all (None)."""
+    """The images that kernels of Mixers and ViTs are measured on; a command may ask for another
+    number of them, or all (None)."""
     return i.sample(i.shared.get("kernel_images", KERNEL_IMAGES)) if i.has_images else None
 
 
 def tying(i: Inputs) -> list[Result]:
-    """How many kernels the channels of a layer share; without images only those of networks whose weights tell."""
+    """How many kernels the channels of a layer share; without images only those of networks whose
+    weights tell."""
     return [kernel_tying(i.model, _sample(i))]
 
 
@@ -56,7 +58,8 @@ ROOM = Room(
         Analysis(
             "anatomy",
             "anatomy",
-            "Which modules mix positions and which channels, and with how many parameters and operations?",
+            "Which modules mix positions and which channels, and with how many parameters and "
+            "operations?",
             (Anatomy,),
             lambda i: [anatomy(i.model)],
             needs="weights",

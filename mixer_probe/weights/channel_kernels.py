@@ -1,21 +1,25 @@
-"""The spatial kernel of every channel of a layer, for every architecture that has them, in one form.
+"""The spatial kernel of every channel of a layer, for every architecture that has them, in one
+form.
 
-All kernels of a layer are sums over a few basis kernels: K_c = sum_k coefficients[c, k] * basis_k. The products <basis_k,
-basis_l> then give every inner product of kernels, and no S x S matrix per channel is computed:
+All kernels of a layer are sums over a few basis kernels: K_c = sum_k coefficients[c, k] * basis_k.
+The products <basis_k, basis_l> then give every inner product of kernels, and no S x S matrix per
+channel is computed:
 
-- Depthwise convolutions (ConvNeXt, EfficientNet, ConvMixer): the weights [C, kh, kw]; a basis kernel is one tap. From weights
-  alone.
-- Mixer: K_c = E_x[W2 diag(act'(h_c(x))) W1] = W2 diag(g_c) W1 with g_c = E_x act'(h_c), the mean Jacobian of the token MLP in
-  channel c, exactly. Basis kernels are the outer products of columns of W2 and rows of W1, with Gram matrix (W2'W2) o (W1 W1').
-- gMixer: out = W2 (v * act(s)), v and s the two halves of fc1. The mean Jacobian is W2 diag(E act(s_c)) Wv + W2 diag(E v_c
-  act'(s_c)) Ws: the same with two coefficients a hidden unit.
-- ViT: K_c = sum_h E_x[A_h] (Wo_h Wv_h)_cc, from channel c to channel c with the attention patterns held fixed. Positions only:
-  prefix tokens are left out as queries and keys, and rows are not renormalised. At most one kernel per head is shared.
-- ResMLP and gMLP: every channel has the same matrix, tied by construction up to the layer scale (ResMLP) or the other half of the
-  channels (gMLP).
+- Depthwise convolutions (ConvNeXt, EfficientNet, ConvMixer): the weights [C, kh, kw]; a basis
+  kernel is one tap. From weights alone.
+- Mixer: K_c = E_x[W2 diag(act'(h_c(x))) W1] = W2 diag(g_c) W1 with g_c = E_x act'(h_c), the mean
+  Jacobian of the token MLP in channel c, exactly. Basis kernels are the outer products of columns
+  of W2 and rows of W1, with Gram matrix (W2'W2) o (W1 W1').
+- gMixer: out = W2 (v * act(s)), v and s the two halves of fc1. The mean Jacobian is W2 diag(E
+  act(s_c)) Wv + W2 diag(E v_c act'(s_c)) Ws: the same with two coefficients a hidden unit.
+- ViT: K_c = sum_h E_x[A_h] (Wo_h Wv_h)_cc, from channel c to channel c with the attention patterns
+  held fixed. Positions only: prefix tokens are left out as queries and keys, and rows are not
+  renormalised. At most one kernel per head is shared.
+- ResMLP and gMLP: every channel has the same matrix, tied by construction up to the layer scale
+  (ResMLP) or the other half of the channels (gMLP).
 
-The norm before the layer and, except for ResMLP, layer scales after it are left out: they scale a channel's kernel and change
-no shape.
+The norm before the layer and, except for ResMLP, layer scales after it are left out: they scale a
+channel's kernel and change no shape.
 """
 
 from __future__ import annotations
@@ -43,8 +47,8 @@ from mixer_probe.weights.operators import double_array
 from mixer_probe.weights.token_matrices import spatial_mixers, token_matrices
 
 HAVE_THEM = (
-    "kernel tying is for ConvNeXt, EfficientNet, MobileNet and ConvMixer (depthwise weights), and for Mixer, gMixer, ResMLP, "
-    "gMLP and ViT (effective kernels)"
+    "kernel tying is for ConvNeXt, EfficientNet, MobileNet and ConvMixer (depthwise weights), and "
+    "for Mixer, gMixer, ResMLP, gMLP and ViT (effective kernels)"
 )
 
 
@@ -52,9 +56,10 @@ HAVE_THEM = (
 class ChannelKernels:
     """The kernels of all channels of one layer: K_c = sum_k coefficients[c, k] * basis_k.
 
-    `gram` [k, k] holds the products of basis kernels and `expand` makes a kernel of coefficients [k]: [kh, kw] or [S, S].
-    `pictures` [k, oh, ow] are the basis kernels in offset space, for S x S kernels the mean over the `pairs` [oh, ow] of
-    positions of each offset. `source` is "weights", "data" or "construction"."""
+    `gram` [k, k] holds the products of basis kernels and `expand` makes a kernel of coefficients
+    [k]: [kh, kw] or [S, S]. `pictures` [k, oh, ow] are the basis kernels in offset space, for S x S
+    kernels the mean over the `pairs` [oh, ow] of positions of each offset. `source` is "weights",
+    "data" or "construction"."""
 
     block: str
     layer: str
@@ -75,7 +80,8 @@ class ChannelKernels:
     def in_offset_space(self) -> np.ndarray:
         """[C, oh, ow]: the kernels themselves, or sqrt(pairs) * mean for S x S kernels.
 
-        These are the coordinates of the projection on BTTB matrices, so their sum of squares is energy of K_c."""
+        These are the coordinates of the projection on BTTB matrices, so their sum of squares is
+        energy of K_c."""
         weighted = self.pictures * np.sqrt(self.pairs)
         kernels: np.ndarray = np.tensordot(self.coefficients, weighted, 1)
         return kernels
@@ -86,20 +92,24 @@ def channel_kernels(
 ) -> list[ChannelKernels]:
     """The kernels of every layer of a model that has one per channel, in execution order.
 
-    `images` are needed where kernels are measured on data (Mixer, gMixer, ViT); they are streamed, and memory does not grow with
-    their number. Raises ModelError for a network without kernels per channel, or whose images are missing."""
+    `images` are needed where kernels are measured on data (Mixer, gMixer, ViT); they are streamed,
+    and memory does not grow with their number. Raises ModelError for a network without kernels per
+    channel, or whose images are missing."""
     if model.family == "cnn":
         depthwise = [c for c in spatial_convolutions(model) if c.depthwise]
         if not depthwise:
             raise ModelError(
-                f"{model.name} has no spatial kernel of its own for each channel: it mixes positions by {spatial_mixers(model)}, "
-                f"with a kernel for each pair of channels; {HAVE_THEM}"
+                f"{model.name} has no spatial kernel of its own for each channel: it mixes "
+                f"positions by {spatial_mixers(model)}, with a kernel for each pair of channels; "
+                f"{HAVE_THEM}"
             )
         return [taps_kernels(c.weight[:, 0], c.block.path, c.path, c.depth) for c in depthwise]
     grid, blocks = known_grid(model), model.structure.blocks
     places = [(block.path, (i + 1) / len(blocks)) for i, block in enumerate(blocks)]
     if model.family == "vit":
-        gains = [value_gains(block.module.get_submodule("attn")) for block in _attention_blocks(model)]
+        gains = [
+            value_gains(block.module.get_submodule("attn")) for block in _attention_blocks(model)
+        ]
         patterns = mean_attention(model, _required(model, images), batch_size)
         return [
             _stacked(maps, gain, path, f"{path}.attn", depth, "data", grid)
@@ -117,22 +127,32 @@ def channel_kernels(
         residual = hasattr(block.module, "linear_tokens")
         layer = f"{path}.{'linear_tokens' if residual else 'mlp_channels.gate.proj'}"
         matrix = double_array(model.module.get_parameter(f"{layer}.weight"))
-        factors = double_array(block.module.get_parameter("ls1")) if residual else np.ones(model.layer(layer).channels)
-        found.append(_stacked(matrix[None], factors[:, None], path, layer, depth, "construction", grid))
+        factors = (
+            double_array(block.module.get_parameter("ls1"))
+            if residual
+            else np.ones(model.layer(layer).channels)
+        )
+        found.append(
+            _stacked(matrix[None], factors[:, None], path, layer, depth, "construction", grid)
+        )
     return found
 
 
 def needs_images(model: Model) -> bool:
     """Whether the kernels of this model's channels are measured on data."""
-    return model.family == "vit" or (model.family == "mixer" and token_matrices(model)[0].write is not None)
+    return model.family == "vit" or (
+        model.family == "mixer" and token_matrices(model)[0].write is not None
+    )
 
 
-def _required(model: Model, images: ImageSource | torch.Tensor | None) -> ImageSource | torch.Tensor:
+def _required(
+    model: Model, images: ImageSource | torch.Tensor | None
+) -> ImageSource | torch.Tensor:
     if images is None:
         what = "attention patterns" if model.family == "vit" else "activations of its token MLPs"
         raise ModelError(
-            f"the kernels of {model.name}'s channels depend on its {what}, so kernel tying needs images: "
-            "give images=load_images(...)"
+            f"the kernels of {model.name}'s channels depend on its {what}, so kernel tying needs "
+            "images: give images=load_images(...)"
         )
     return images
 
@@ -143,14 +163,25 @@ def taps_kernels(kernels: np.ndarray, block: str, layer: str, depth: float) -> C
     taps = np.eye(shape[0] * shape[1])
     flat = np.asarray(kernels, dtype=np.float64).reshape(len(kernels), -1)
     return ChannelKernels(
-        block, layer, depth, "weights", shape, flat, taps, taps.reshape(-1, *shape), np.ones(shape), lambda c: c.reshape(shape)
+        block,
+        layer,
+        depth,
+        "weights",
+        shape,
+        flat,
+        taps,
+        taps.reshape(-1, *shape),
+        np.ones(shape),
+        lambda c: c.reshape(shape),
     )
 
 
-# -- Mixer: the mean Jacobian of the token MLP -----------------------------------------------------------------------------
+# -- Mixer: the mean Jacobian of the token MLP -----------------------------------------------------
 
 
-def jacobian_kernels(mlp: Any, gates: np.ndarray, block: str, depth: float, grid: Grid) -> ChannelKernels:
+def jacobian_kernels(
+    mlp: Any, gates: np.ndarray, block: str, depth: float, grid: Grid
+) -> ChannelKernels:
     """The kernels W2 diag(g_c) W1 of a token MLP with mean gates g [C, D_S] (see `mean_gates`)."""
     read, write = double_array(mlp.fc1.weight), double_array(mlp.fc2.weight).T
     if len(write) < len(read):
@@ -171,23 +202,31 @@ def jacobian_kernels(mlp: Any, gates: np.ndarray, block: str, depth: float, grid
     )
 
 
-def mean_gates(model: Model, images: ImageSource | torch.Tensor, batch_size: int = 32) -> list[np.ndarray]:
-    """Per block of a Mixer or gMixer g [C, D_S], float64: the mean over images of the derivative of the token MLP's pointwise
-    part.
+def mean_gates(
+    model: Model, images: ImageSource | torch.Tensor, batch_size: int = 32
+) -> list[np.ndarray]:
+    """Per block of a Mixer or gMixer g [C, D_S], float64: the mean over images of the derivative of
+    the token MLP's pointwise part.
 
-    K_c = W2 diag(g_c) W1, in gMixer with W2 repeated for the two halves. Raises ModelError for an MLP that is not pointwise
-    between fc1 and fc2."""
+    K_c = W2 diag(g_c) W1, in gMixer with W2 repeated for the two halves. Raises ModelError for an
+    MLP that is not pointwise between fc1 and fc2."""
     blocks = model.structure.blocks
-    mlps: dict[str, Any] = {f"{b.path}.mlp_tokens.fc1": b.module.get_submodule("mlp_tokens") for b in blocks}
+    mlps: dict[str, Any] = {
+        f"{b.path}.mlp_tokens.fc1": b.module.get_submodule("mlp_tokens") for b in blocks
+    }
     for path, mlp in mlps.items():
         if not isinstance(norm := getattr(mlp, "norm", nn.Identity()), nn.Identity):
             raise ModelError(
-                f"'{path.removesuffix('.fc1')}' has a {type(norm).__name__} between its two layers, which mixes hidden units; "
-                "kernel tying is for token MLPs with nothing but a pointwise function there"
+                f"'{path.removesuffix('.fc1')}' has a {type(norm).__name__} between its two "
+                "layers, which mixes hidden units; kernel tying is for token MLPs with nothing but "
+                "a pointwise function there"
             )
 
-    def derivative(layer: Layer, hidden: torch.Tensor, _prefix: torch.Tensor | None) -> torch.Tensor:
-        # Every hidden unit feeds one input of fc2, so the gradient of their sum has all derivatives.
+    def derivative(
+        layer: Layer, hidden: torch.Tensor, _prefix: torch.Tensor | None
+    ) -> torch.Tensor:
+        # Every hidden unit feeds one input of fc2, so the gradient of their sum has all
+        # derivatives.
         mlp = mlps[layer.module]
         with torch.enable_grad():
             h = hidden.detach().transpose(1, 2).clone().requires_grad_()
@@ -207,7 +246,7 @@ def mean_gates(model: Model, images: ImageSource | torch.Tensor, batch_size: int
     return [sums[layer.name].T / n for layer in layers]
 
 
-# -- ViT: attention patterns held fixed ------------------------------------------------------------------------------------
+# -- ViT: attention patterns held fixed ------------------------------------------------------------
 
 
 _ATTENTIONS: tuple[Any, ...] = (
@@ -219,14 +258,18 @@ _ATTENTIONS: tuple[Any, ...] = (
 
 
 def _attention_blocks(model: Model) -> tuple[Block, ...]:
-    """The blocks, whose attention has global patterns and values that are linear in their input. Raises ModelError."""
+    """The blocks, whose attention has global patterns and values that are linear in their input.
+    Raises ModelError."""
     for block in model.structure.blocks:
         attention: Any = getattr(block.module, "attn", None)
         reason = ""
         if attention is None:
             reason = "has no attention module of its own"
         elif not isinstance(attention, _ATTENTIONS):
-            reason = f"has attention of class {type(attention).__name__}, which is no sum over heads of one global pattern each"
+            reason = (
+                f"has attention of class {type(attention).__name__}, which is no sum over heads of "
+                "one global pattern each"
+            )
         elif getattr(attention, "gate", None) is not None or not isinstance(
             getattr(attention, "norm", nn.Identity()), nn.Identity
         ):
@@ -234,12 +277,16 @@ def _attention_blocks(model: Model) -> tuple[Block, ...]:
         elif getattr(attention, "num_kv_heads", attention.num_heads) != attention.num_heads:
             reason = "shares values between heads"
         if reason:
-            raise ModelError(f"'{block.path}' of {model.name} {reason}, so its channels have no effective kernel; {HAVE_THEM}")
+            raise ModelError(
+                f"'{block.path}' of {model.name} {reason}, so its channels have no effective "
+                f"kernel; {HAVE_THEM}"
+            )
     return model.structure.blocks
 
 
 def value_gains(attention: Any) -> np.ndarray:
-    """(Wo_h Wv_h)_cc [channel, head], float64: the gain of head h from channel c of an attended position to channel c."""
+    """(Wo_h Wv_h)_cc [channel, head], float64: the gain of head h from channel c of an attended
+    position to channel c."""
     fused = getattr(attention, "qkv", None)
     value = double_array(attention.v_proj.weight if fused is None else fused.weight.chunk(3)[2])
     out = double_array(attention.proj.weight)
@@ -248,16 +295,29 @@ def value_gains(attention: Any) -> np.ndarray:
     return gains
 
 
-def mean_attention(model: Model, images: ImageSource | torch.Tensor, batch_size: int = 32) -> list[np.ndarray]:
-    """Per block of a ViT E_x[A_h] [head, S, S], float64: the mean attention pattern from patch to patch.
+def mean_attention(
+    model: Model, images: ImageSource | torch.Tensor, batch_size: int = 32
+) -> list[np.ndarray]:
+    """Per block of a ViT E_x[A_h] [head, S, S], float64: the mean attention pattern from patch to
+    patch.
 
-    The softmax is over all tokens; prefix tokens are then dropped without renormalising, so rows sum to less than 1."""
+    The softmax is over all tokens; prefix tokens are then dropped without renormalising, so rows
+    sum to less than 1."""
     layers = []
     for block in _attention_blocks(model):
         # Attention maps [image, head, query, key], read as queries with (head, key) for channels.
         branch = model.layer(f"{block.path}.attn")
-        columns = int(block.module.get_submodule("attn").num_heads) * (branch.positions + branch.prefix_tokens)  # type: ignore[arg-type]
-        layers.append(replace(branch, name=f"{block.path}.attn.attn_drop", kind="other", channels=columns, axes="BHND"))
+        heads: Any = block.module.get_submodule("attn").num_heads
+        columns = int(heads) * (branch.positions + branch.prefix_tokens)
+        layers.append(
+            replace(
+                branch,
+                name=f"{block.path}.attn.attn_drop",
+                kind="other",
+                channels=columns,
+                axes="BHND",
+            )
+        )
 
     def total(layer: Layer, rows: torch.Tensor, _prefix: torch.Tensor | None) -> torch.Tensor:
         n, s = rows.shape[:2]
@@ -270,7 +330,13 @@ def mean_attention(model: Model, images: ImageSource | torch.Tensor, batch_size:
 
 
 def _stacked(
-    matrices: np.ndarray, coefficients: np.ndarray, block: str, layer: str, depth: float, source: str, grid: Grid
+    matrices: np.ndarray,
+    coefficients: np.ndarray,
+    block: str,
+    layer: str,
+    depth: float,
+    source: str,
+    grid: Grid,
 ) -> ChannelKernels:
     """Kernels that are sums of a few S x S matrices [k, S, S]."""
     flat = matrices.reshape(len(matrices), -1)
@@ -289,12 +355,26 @@ def _stacked(
 
 
 def _sum_over_images(
-    model: Model, images: ImageSource | torch.Tensor, layers: Sequence[Layer], reducer: Any, batch_size: int
+    model: Model,
+    images: ImageSource | torch.Tensor,
+    layers: Sequence[Layer],
+    reducer: Any,
+    batch_size: int,
 ) -> tuple[dict[str, np.ndarray], int]:
-    """Sums over all images of what the reducer gives for a batch, per layer, and the number of images."""
+    """Sums over all images of what the reducer gives for a batch, per layer, and the number of
+    images."""
     sums: dict[str, np.ndarray] = {}
     n = 0
-    for piece in to_host(stream(model, images, layers, reducer, batch_size=batch_size, title=f"{model.name}: channel kernels")):
+    for piece in to_host(
+        stream(
+            model,
+            images,
+            layers,
+            reducer,
+            batch_size=batch_size,
+            title=f"{model.name}: channel kernels",
+        )
+    ):
         n += piece.n
         for name, found in piece.found.items():
             sums[name] = sums[name] + found.numpy() if name in sums else found.numpy().copy()

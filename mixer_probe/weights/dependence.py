@@ -1,10 +1,11 @@
 """What the outputs of every module depend on, found by perturbing its input in a real forward pass.
 
-A module mixes over locations if a change at one position moves the output at several, or if changes at several positions move the
-same output (a patch embedding, whose kernel is its stride, does only the second). It mixes over channels if changes of two
-channels of one position move the same output value. Class names play no part; what the axes of a tensor mean comes from the
-structure of the network. The hidden units of a token-mixing MLP stand on its location axis: each belongs to one channel and reads
-many positions.
+A module mixes over locations if a change at one position moves the output at several, or if changes
+at several positions move the same output (a patch embedding, whose kernel is its stride, does only
+the second). It mixes over channels if changes of two channels of one position move the same output
+value. Class names play no part; what the axes of a tensor mean comes from the structure of the
+network. The hidden units of a token-mixing MLP stand on its location axis: each belongs to one
+channel and reads many positions.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ _LAYOUTS: dict[Axes, tuple[tuple[int, ...], tuple[int, ...]]] = {
     Axes.BNHD: ((1,), (2, 3)),
     Axes.BHND: ((2,), (1, 3)),
 }
-# Relative to the largest output: far above float64 rounding, far below the 1e-6 with which some layers start.
+# Relative to the largest output: far above float64 rounding, far below the 1e-6 with which some
+# layers start.
 _MOVED = 1e-11
-# Two neighbours, which stand in one group of a grouped layer, and the last, which gates the first where halves gate each other.
+# Two neighbours, which stand in one group of a grouped layer, and the last, which gates the first
+# where halves gate each other.
 _CHANNELS = 3
 _LABELS: dict[tuple[bool, bool], Mixes] = {
     (True, True): "both",
@@ -51,12 +54,14 @@ _LABELS: dict[tuple[bool, bool], Mixes] = {
 
 @checked(MeasureError)
 def dependence(model: Model, choose: Choice, seed: int = 0) -> dict[str, Mixes]:
-    """How the modules of a network mix, by module path, in the order in which they finish their first call.
+    """How the modules of a network mix, by module path, in the order in which they finish their
+    first call.
 
-    `choose(path, found)` says whether to measure a module, given how those that finished before it mix, all that it
-    holds among them. Modules that do not map one tensor of known axes to another are left out. A copy of the network in float64
-    on the CPU sees one image of noise drawn with `seed`; parameters that are exactly zero everywhere (fresh heads, last batch
-    norms) are replaced by random ones in it, so that the architecture is measured and not its initialisation.
+    `choose(path, found)` says whether to measure a module, given how those that finished before it
+    mix, all that it holds among them. Modules that do not map one tensor of known axes to another
+    are left out. A copy of the network in float64 on the CPU sees one image of noise drawn with
+    `seed`; parameters that are exactly zero everywhere (fresh heads, last batch norms) are replaced
+    by random ones in it, so that the architecture is measured and not its initialisation.
 
     Raises MeasureError for outputs that are not finite."""
     network, generator = copied(model.module).cpu().double().eval(), _generator(seed)
@@ -77,7 +82,8 @@ def _generator(seed: int) -> torch.Generator:
 
 
 class _Measurement:
-    """One forward pass: the inputs of the modules that are running, and how those that finished mix."""
+    """One forward pass: the inputs of the modules that are running, and how those that finished
+    mix."""
 
     def __init__(self, model: Model, choose: Choice, seed: int) -> None:
         self.found: dict[str, Mixes] = {}
@@ -89,19 +95,27 @@ class _Measurement:
     def start(self, call: Call) -> None:
         if not self._busy:
             # A copy: in-place activations overwrite the input before the module returns.
-            self._inputs.append(call.args[0].clone() if call.args and isinstance(call.args[0], Tensor) else None)
+            self._inputs.append(
+                call.args[0].clone() if call.args and isinstance(call.args[0], Tensor) else None
+            )
 
     def end(self, call: Call) -> None:
         if self._busy:
             return
         path, x, again = call.path, self._inputs.pop(), call.path in self._finished
         self._finished.add(path)
-        if again or x is None or not isinstance(call.output, Tensor) or not self._choose(path, self.found):
+        if (
+            again
+            or x is None
+            or not isinstance(call.output, Tensor)
+            or not self._choose(path, self.found)
+        ):
             return
         axes = self._axes(path, x, call.output)
         if axes is None:
             return
-        # Three positions side by side, where the smallest kernel meets two: a corner, and those right of it and below.
+        # Three positions side by side, where the smallest kernel meets two: a corner, and those
+        # right of it and below.
         sizes = [x.shape[axis] for axis in _layout(x, axes[0])[0]]
         count = math.prod(sizes)
         grid, prefix = self._model.structure.token_grid, self._model.structure.prefix
@@ -120,11 +134,13 @@ class _Measurement:
         self.found[path] = mixes
 
     def _axes(self, path: str, x: Tensor, output: Tensor) -> tuple[Axes, Axes] | None:
-        """Axes of input and output: a module keeps the order of its axes unless it makes maps to sequences or pools them."""
+        """Axes of input and output: a module keeps the order of its axes unless it makes maps to
+        sequences or pools them."""
         try:
             after = Axes[self._model.structure.find(f"{path}#0").axes]
         except LayerError:
-            # Attention in windows reads a stack of sequences, whose places in the image do not matter here.
+            # Attention in windows reads a stack of sequences, whose places in the image do not
+            # matter here.
             if not (x.ndim == output.ndim == 3 and x.shape[:2] == output.shape[:2]):
                 return None
             after = Axes.BNC
@@ -142,19 +158,26 @@ class _Measurement:
 
 @checked(MeasureError)
 def mixing_of(
-    run: Callable[[Tensor], Tensor], x: Tensor, before: Axes, after: Axes, places: Sequence[int] = (0, 1), seed: int = 0
+    run: Callable[[Tensor], Tensor],
+    x: Tensor,
+    before: Axes,
+    after: Axes,
+    places: Sequence[int] = (0, 1),
+    seed: int = 0,
 ) -> Mixes:
-    """How a function mixes, found by perturbing its input [image, ...] at `places` (numbers of positions, as they lie in memory).
+    """How a function mixes, found by perturbing its input [image, ...] at `places` (numbers of
+    positions, as they lie in memory).
 
-    `before` and `after` say what the axes of input and output mean. Every place is perturbed in all channels at once, then three
-    channels of the first place, one at a time; all of it runs as one batch. Raises MeasureError for outputs that are not
-    finite."""
+    `before` and `after` say what the axes of input and output mean. Every place is perturbed in all
+    channels at once, then three channels of the first place, one at a time; all of it runs as one
+    batch. Raises MeasureError for outputs that are not finite."""
     positions, channels = _layout(x, before)
     # [(1 + places + channels) * image, ...]: the input once as it is and once for each perturbation
     batch = x.repeat(1 + len(places) + _CHANNELS, *[1] * (x.ndim - 1))
     view = batch.permute(0, *positions, *channels)
     widths = [x.shape[axis] for axis in channels]
-    # Large and upwards, so that it is the largest of a pooling window; uneven, so that a norm sees it.
+    # Large and upwards, so that it is the largest of a pooling window; uneven, so that a norm sees
+    # it.
     step = 3 * float(x.std()) or 1.0
     uneven = step * (1 + torch.rand(widths, generator=_generator(seed), dtype=x.dtype))
     at = [_unravelled(p, [x.shape[axis] for axis in positions]) for p in places]
@@ -169,7 +192,9 @@ def mixing_of(
         raise MeasureError("its outputs are not finite, so what they depend on cannot be measured")
     # [input, image and position, channel], prefix tokens among the positions
     width = math.prod(outputs.shape[axis] for axis in channels)
-    unchanged, *changed = outputs.permute(0, *positions, *channels).reshape(1 + len(places) + _CHANNELS, -1, width)
+    unchanged, *changed = outputs.permute(0, *positions, *channels).reshape(
+        1 + len(places) + _CHANNELS, -1, width
+    )
     smallest = _MOVED * unchanged.abs().max()
     moved = torch.stack([(y - unchanged).abs() > smallest for y in changed])
     by_place, by_channel = moved[: len(places)].any(2), moved[len(places) :]

@@ -1,7 +1,9 @@
-"""Every matrix that mixes positions or channels in the blocks of a network, with its role, read from the blocks' own modules.
+"""Every matrix that mixes positions or channels in the blocks of a network, with its role, read
+from the blocks' own modules.
 
-The rules name the leaves of timm's blocks: fused layers are split into the matrices that they hold (query, key and value; the two
-halves of a gated MLP; the attention and MLP parts of a parallel block).
+The rules name the leaves of timm's blocks: fused layers are split into the matrices that they hold
+(query, key and value; the two halves of a gated MLP; the attention and MLP parts of a parallel
+block).
 """
 
 from __future__ import annotations
@@ -26,7 +28,12 @@ Pair = tuple[int, int]
 _QUERY_KEY = ("query", "key")
 _QUERY_KEY_VALUE = (*_QUERY_KEY, "value")
 _SEPARATE = {"q_proj": "query", "k_proj": "key", "v_proj": "value"}
-_OUTPUTS = {"proj": "proj", "attn_out_proj": "proj", "mlp_out_proj": "channel fc2", "out_proj": "proj"}
+_OUTPUTS = {
+    "proj": "proj",
+    "attn_out_proj": "proj",
+    "mlp_out_proj": "channel fc2",
+    "out_proj": "proj",
+}
 _GATED = {"fc1_g": "fc1 (gate)", "fc1_x": "fc1 (value)"}
 _BIAS_NETWORKS = ("cpb_mlp", "rel_pos")
 _NO_FEATURES = "makes position biases from coordinates and mixes no features"
@@ -35,10 +42,12 @@ _NOT_2D = "is neither a linear layer nor a 2-D convolution"
 
 @dataclass(frozen=True)
 class MixingMatrix:
-    """One matrix or kernel: `weight` [out, in] or [out, in / groups, kh, kw] as the layer applies it.
+    """One matrix or kernel: `weight` [out, in] or [out, in / groups, kh, kw] as the layer applies
+    it.
 
-    `main` is False for what is beside the mixing branches: shortcuts, downsampling between blocks, squeeze-and-excitation, output
-    gates. `grid` is the input grid (rows, columns) of a convolution, a multiple of its stride."""
+    `main` is False for what is beside the mixing branches: shortcuts, downsampling between blocks,
+    squeeze-and-excitation, output gates. `grid` is the input grid (rows, columns) of a convolution,
+    a multiple of its stride."""
 
     layer: str
     role: str
@@ -53,7 +62,8 @@ class MixingMatrix:
     grid: Pair | None = None
 
     def frequency_grid(self, largest: int | None) -> Pair:
-        """The grid of a convolution, halved until no side is above `largest`, but not below the extent of the kernel."""
+        """The grid of a convolution, halved until no side is above `largest`, but not below the
+        extent of the kernel."""
         assert self.grid is not None
         size = self.weight.shape[2:]
         if tuple(size) == self.stride and self.dilation == (1, 1):
@@ -68,7 +78,8 @@ class MixingMatrix:
 
 @dataclass(frozen=True)
 class HeadProducts:
-    """The products left @ right of every head, [head, out, d] and [head, d, in], of one attention layer."""
+    """The products left @ right of every head, [head, out, d] and [head, d, in], of one attention
+    layer."""
 
     layer: str
     role: str
@@ -81,7 +92,8 @@ class HeadProducts:
 
 @dataclass(frozen=True)
 class MixingMatrices:
-    """All of a network. `left_out` pairs the path of every other weight inside the blocks with the reason."""
+    """All of a network. `left_out` pairs the path of every other weight inside the blocks with the
+    reason."""
 
     matrices: tuple[MixingMatrix, ...]
     products: tuple[HeadProducts, ...]
@@ -89,7 +101,8 @@ class MixingMatrices:
 
 
 def mixing_matrices(model: Model) -> MixingMatrices:
-    """The linear layers and convolutions of all blocks, and of the downsampling between blocks, in execution order of the blocks.
+    """The linear layers and convolutions of all blocks, and of the downsampling between blocks, in
+    execution order of the blocks.
 
     Weights of one axis (norms, scales, biases) are no matrices and are not listed."""
     blocks = model.structure.single_blocks
@@ -100,14 +113,30 @@ def mixing_matrices(model: Model) -> MixingMatrices:
         own: list[MixingMatrix] = []
         for path, module in _leaves(block.module):
             if not _in_bias_network(path):
-                weight, layer, leaf = applied_weight(module), f"{block.path}.{path}", _Leaf(block, path, module)
+                weight, layer, leaf = (
+                    applied_weight(module),
+                    f"{block.path}.{path}",
+                    _Leaf(block, path, module),
+                )
                 for part in leaf.parts():
                     rows_columns = weight[part.rows][:, part.columns]
-                    own.append(_matrix(model, layer, module, part, rows_columns, block.path, (i + 1) / len(blocks)))
+                    own.append(
+                        _matrix(
+                            model,
+                            layer,
+                            module,
+                            part,
+                            rows_columns,
+                            block.path,
+                            (i + 1) / len(blocks),
+                        )
+                    )
         matrices += own
         for path, attention in block.module.named_modules():
             if hasattr(attention, "num_heads"):
-                products += _head_products(".".join(filter(None, (block.path, path))), attention, own)
+                products += _head_products(
+                    ".".join(filter(None, (block.path, path))), attention, own
+                )
         listed = {m.layer for m in own}
         for path, parameter in block.module.named_parameters():
             if f"{block.path}.{path.removesuffix('.weight')}" in listed:
@@ -130,9 +159,16 @@ def _in_bias_network(path: str) -> bool:
 
 
 def _matrix(
-    model: Model, layer: str, leaf: nn.Linear | nn.Conv2d, part: _Part, weight: torch.Tensor, block: str, depth: float
+    model: Model,
+    layer: str,
+    leaf: nn.Linear | nn.Conv2d,
+    part: _Part,
+    weight: torch.Tensor,
+    block: str,
+    depth: float,
 ) -> MixingMatrix:
-    """The matrix or kernel that a leaf applies; the grid of a convolution follows from its output, a multiple of the stride."""
+    """The matrix or kernel that a leaf applies; the grid of a convolution follows from its output,
+    a multiple of the stride."""
     place = (layer, part.role, part.kind, block, depth, part.main)
     if isinstance(leaf, nn.Linear) or (leaf.kernel_size == (1, 1) and leaf.groups == 1):
         # The stride of a 1 x 1 convolution drops positions, and the matrix is the same.
@@ -146,7 +182,9 @@ def _matrix(
                 continue
             if grid:
                 input_grid = (grid[0] * down, grid[1] * right)
-                return MixingMatrix(*place, weight, (down, right), dilation, leaf.groups, input_grid)
+                return MixingMatrix(
+                    *place, weight, (down, right), dilation, leaf.groups, input_grid
+                )
     return MixingMatrix(*place, weight, (1, 1), dilation, leaf.groups, (1, 1))
 
 
@@ -162,13 +200,17 @@ class _Part:
 
 
 class _Leaf:
-    """A linear layer or convolution at `path` of a block: what it mixes, its role, and the matrices that it holds."""
+    """A linear layer or convolution at `path` of a block: what it mixes, its role, and the matrices
+    that it holds."""
 
     def __init__(self, block: Block, path: str, module: nn.Linear | nn.Conv2d) -> None:
         self.path, self.module = path, module
         above, _, self.name = path.rpartition(".")
         self.parent: Any = block.module.get_submodule(above)
-        on_tokens = isinstance(module, nn.Linear) and block.spec.axes_at(path, block.module) in (Axes.BCN, Axes.BCU)
+        on_tokens = isinstance(module, nn.Linear) and block.spec.axes_at(path, block.module) in (
+            Axes.BCN,
+            Axes.BCU,
+        )
         self.kind: Mixes = "spatial" if on_tokens else "channel"
         if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
             self.kind = "spatial" if module.in_channels == module.groups else "both"
@@ -181,21 +223,33 @@ class _Leaf:
             index = torch.arange(rows)
             if getattr(self.parent, "head_first", False):
                 index = index.reshape(self.parent.num_heads, 3, -1).transpose(0, 1).flatten()
-            return [_Part(role, _attention_kind(role), rows=part) for role, part in zip(_QUERY_KEY_VALUE, index.chunk(3))]
+            return [
+                _Part(role, _attention_kind(role), rows=part)
+                for role, part in zip(_QUERY_KEY_VALUE, index.chunk(3))
+            ]
         if hasattr(self.parent, "in_split") and self.name in ("in_proj", "out_proj"):
-            # A parallel block stacks the MLP on queries, keys and values, and may join the two outputs side by side.
+            # A parallel block stacks the MLP on queries, keys and values, and may join the two
+            # outputs side by side.
             hidden, *widths = (int(n) for n in self.parent.in_split)
             if self.name == "in_proj":
                 ends = [0, hidden, *(hidden + sum(widths[: k + 1]) for k in range(3))]
                 roles = ("channel fc1", *_QUERY_KEY_VALUE)
-                return [_Part(r, _attention_kind(r), rows=slice(a, b)) for r, a, b in zip(roles, ends, ends[1:])]
+                return [
+                    _Part(r, _attention_kind(r), rows=slice(a, b))
+                    for r, a, b in zip(roles, ends, ends[1:])
+                ]
             split = columns - hidden
             outputs = {"proj": slice(0, split), "channel fc2": slice(split, None)}
             return [_Part(role, "channel", columns=part) for role, part in outputs.items()]
         if self.name == "fc1" and isinstance(self.parent, GluMlp):
             halves = (slice(0, rows // 2), slice(rows // 2, rows))
-            names = ("value", "gate") if getattr(self.parent, "gate_last", True) else ("gate", "value")
-            return [_Part(f"{self.branch} fc1 ({name})", self.kind, rows=half) for name, half in zip(names, halves)]
+            names = (
+                ("value", "gate") if getattr(self.parent, "gate_last", True) else ("gate", "value")
+            )
+            return [
+                _Part(f"{self.branch} fc1 ({name})", self.kind, rows=half)
+                for name, half in zip(names, halves)
+            ]
         role = self.role()
         kind = _attention_kind(role) if role in _QUERY_KEY else self.kind
         return [_Part(role, kind, main=role not in ("gate", "shortcut"))]
@@ -217,16 +271,22 @@ class _Leaf:
         if name in ("fc1", "fc2", *_GATED):
             return f"{self.branch} {_GATED.get(name, name)}"
         # ConvMixer's blocks number their parts.
-        return {"spatial": "depthwise", "channel": "pointwise"}.get(self.kind, path) if first.isdigit() else path
+        return (
+            {"spatial": "depthwise", "channel": "pointwise"}.get(self.kind, path)
+            if first.isdigit()
+            else path
+        )
 
 
 def _attention_kind(role: str) -> Mixes:
-    """Query and key decide which positions are read; values and outputs are what is written in each."""
+    """Query and key decide which positions are read; values and outputs are what is written in
+    each."""
     return "spatial" if role in _QUERY_KEY else "channel"
 
 
 def _head_products(layer: str, attention: Any, own: list[MixingMatrix]) -> list[HeadProducts]:
-    """W_Q' W_K and W_O W_V of every head: what attention compares, and what it writes; none where a matrix is not known."""
+    """W_Q' W_K and W_O W_V of every head: what attention compares, and what it writes; none where a
+    matrix is not known."""
     roles = (*_QUERY_KEY_VALUE, "proj")
     found = {m.role: m for m in own if m.layer.startswith(layer + ".") and m.role in roles}
     if len(found) < len(roles):
@@ -239,8 +299,17 @@ def _head_products(layer: str, attention: Any, own: list[MixingMatrix]) -> list[
     output = o.reshape(len(o), attention.num_heads, -1).transpose(0, 1)
     place = (found["query"].block, found["query"].depth)
     return [
-        HeadProducts(layer, "query-key", "spatial", *place, query.mT, _repeated(k, query.shape[1], heads)),
-        HeadProducts(layer, "value-output", "channel", *place, output, _repeated(v, output.shape[2], attention.num_heads)),
+        HeadProducts(
+            layer, "query-key", "spatial", *place, query.mT, _repeated(k, query.shape[1], heads)
+        ),
+        HeadProducts(
+            layer,
+            "value-output",
+            "channel",
+            *place,
+            output,
+            _repeated(v, output.shape[2], attention.num_heads),
+        ),
     ]
 
 
@@ -251,7 +320,8 @@ def _repeated(rows: torch.Tensor, width: int, heads: int) -> torch.Tensor:
 
 
 def _between_blocks(model: Model) -> Iterator[MixingMatrix]:
-    """Linear layers and convolutions that run between the blocks: downsampling of ConvNeXt and Swin."""
+    """Linear layers and convolutions that run between the blocks: downsampling of ConvNeXt and
+    Swin."""
     blocks = model.structure.blocks
     orders = [model.layer(block.path).order for block in blocks]
     inside = tuple(block.path + "." for block in blocks)

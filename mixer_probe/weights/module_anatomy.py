@@ -1,10 +1,13 @@
-"""The anatomy of a network: which of its modules mix locations, which channels, and how large they are.
+"""The anatomy of a network: which of its modules mix locations, which channels, and how large they
+are.
 
-Tolstikhin et al. (2021), Section 2: "Modern deep vision architectures consist of layers that mix features (i) at a given spatial
-location, (ii) between different spatial locations, or both at once." What a module mixes is measured (`dependence`), not inferred
-from its class. A module is listed as one unit if it has no smaller parts with weights, or if it mixes locations by more than its
-parts do: because none of them does, or by matrix products of its own. Attention, squeeze-and-excitation and Swin's patch merging
-are such units, more than the linear layers that they hold.
+Tolstikhin et al. (2021), Section 2: "Modern deep vision architectures consist of layers that mix
+features (i) at a given spatial location, (ii) between different spatial locations, or both at
+once." What a module mixes is measured (`dependence`), not inferred from its class. A module is
+listed as one unit if it has no smaller parts with weights, or if it mixes locations by more than
+its parts do: because none of them does, or by matrix products of its own. Attention,
+squeeze-and-excitation and Swin's patch merging are such units, more than the linear layers that
+they hold.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from mixer_probe.models.model import Model
 from mixer_probe.weights.dependence import Mixes, dependence
 
 Role = Literal["unit", "inside", "part", "rest"]
-# In the order in which tables and figures show them. What is in no unit is added to the stream of features as it is.
+# In the order in which tables and figures show them. What is in no unit is added to the stream of
+# features as it is.
 MIXES = ("across", "both", "within", "neither", "rest")
 _PARTS = ("stem", "spatial", "channel", "norm", "head")
 
@@ -32,12 +36,15 @@ _PARTS = ("stem", "spatial", "channel", "norm", "head")
 @storable
 @dataclass(frozen=True)
 class ModuleAnatomy:
-    """One module: `mixes` is "across" locations, "within" a location (over its channels), "both" or "neither".
+    """One module: `mixes` is "across" locations, "within" a location (over its channels), "both" or
+    "neither".
 
-    `kind` is its class and `part` the standard part of the network that it belongs to: stem, spatial, channel, norm or head,
-    "block" for the rest of a block, "between" for what stands between blocks, "other" for the rest. `role` is "unit" for
-    modules that add up to the network, "inside" for what a unit holds, "part" for a standard part that consists of units, and
-    "rest" for what is in no unit. `parameters` and `macs` (multiply-accumulates of one image) are those of the whole module."""
+    `kind` is its class and `part` the standard part of the network that it belongs to: stem,
+    spatial, channel, norm or head, "block" for the rest of a block, "between" for what stands
+    between blocks, "other" for the rest. `role` is "unit" for modules that add up to the network,
+    "inside" for what a unit holds, "part" for a standard part that consists of units, and "rest"
+    for what is in no unit. `parameters` and `macs` (multiply-accumulates of one image) are those of
+    the whole module."""
 
     module: str
     part: str
@@ -50,7 +57,8 @@ class ModuleAnatomy:
 
 @dataclass(frozen=True)
 class Anatomy(Result):
-    """Every module of a network with what it mixes and how large it is, in the order in which a forward pass finishes them.
+    """Every module of a network with what it mixes and how large it is, in the order in which a
+    forward pass finishes them.
 
     Units and the rest add up to `parameters` and `macs`."""
 
@@ -72,11 +80,15 @@ class Anatomy(Result):
         """How the module at that path mixes. Raises LayerError for a module that is not listed."""
         found = {m.module: m.mixes for m in self.modules}
         if module not in found:
-            raise LayerError(f"no module '{module}' in the anatomy of {self.model.name}; {closest(module, found)}")
+            raise LayerError(
+                f"no module '{module}' in the anatomy of {self.model.name}; "
+                f"{closest(module, found)}"
+            )
         return found[module]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per module; `parameter_share` and `mac_share` are fractions of the whole network."""
+        """One row per module; `parameter_share` and `mac_share` are fractions of the whole
+        network."""
         frame = pd.DataFrame([asdict(m) for m in self.modules])
         frame.insert(0, "model", self.model.name)
         frame.insert(7, "parameter_share", frame["parameters"] / self.parameters)
@@ -86,11 +98,21 @@ class Anatomy(Result):
     def summary(self, head: bool = True) -> pd.DataFrame:
         """One row per type of mixing: units, parameters, MACs and their fractions of the network.
 
-        Without `head` the fractions are of the network without its classifier, as in Table 1 of the Mixer paper."""
+        Without `head` the fractions are of the network without its classifier, as in Table 1 of the
+        Mixer paper."""
         counted = [m for m in self.units if head or m.part != "head"]
         frame = pd.DataFrame([asdict(m) for m in counted])
-        sums = frame.groupby("mixes")[["parameters", "macs"]].sum().reindex(list(MIXES), fill_value=0)
-        sums.insert(0, "units", frame[frame["role"] == "unit"].groupby("mixes").size().reindex(list(MIXES), fill_value=0))
+        sums = (
+            frame.groupby("mixes")[["parameters", "macs"]].sum().reindex(list(MIXES), fill_value=0)
+        )
+        sums.insert(
+            0,
+            "units",
+            frame[frame["role"] == "unit"]
+            .groupby("mixes")
+            .size()
+            .reindex(list(MIXES), fill_value=0),
+        )
         sums["parameter_share"] = sums["parameters"] / sums["parameters"].sum()
         sums["mac_share"] = sums["macs"] / sums["macs"].sum()
         table: pd.DataFrame = sums.reset_index()
@@ -102,10 +124,12 @@ class Anatomy(Result):
 def anatomy(model: Model, seed: int = 0) -> Anatomy:
     """What every module of a network mixes, with its parameters and multiply-accumulates.
 
-    Listed are modules with weights or matrix products or that mix locations (pooling), and the standard parts of
-    `model.layers` except whole blocks. Which outputs depend on which inputs is measured in float64 on a copy of the network on
-    the CPU, on noise drawn with `seed`; see `dependence`. MACs are those of one image of the model's input size, as
-    `model.macs` counts them. Position embeddings, class tokens and layer scales that are parameters of a block are the rest.
+    Listed are modules with weights or matrix products or that mix locations (pooling), and the
+    standard parts of `model.layers` except whole blocks. Which outputs depend on which inputs is
+    measured in float64 on a copy of the network on the CPU, on noise drawn with `seed`; see
+    `dependence`. MACs are those of one image of the model's input size, as `model.macs` counts
+    them. Position embeddings, class tokens and layer scales that are parameters of a block are the
+    rest.
 
     Raises MeasureError for a network whose outputs are not finite."""
     profiler = _ModuleProfiler(model)
@@ -116,19 +140,29 @@ def anatomy(model: Model, seed: int = 0) -> Anatomy:
     owned = {id(p) for row in units for p in profiler.modules[row.module].parameters()}
     parameters = sum(p.numel() for p in model.module.parameters() if id(p) not in owned)
     macs = profiler.macs[""] - sum(row.macs for row in units)
-    rest = [ModuleAnatomy("(rest)", "other", "", "rest", "rest", parameters, macs)] if parameters or macs else []
-    return Anatomy(model.record, model.input.size, (*rows, *rest), model.parameters, profiler.macs[""], seed)
+    rest = (
+        [ModuleAnatomy("(rest)", "other", "", "rest", "rest", parameters, macs)]
+        if parameters or macs
+        else []
+    )
+    return Anatomy(
+        model.record, model.input.size, (*rows, *rest), model.parameters, profiler.macs[""], seed
+    )
 
 
 class _ModuleProfiler:
-    """The modules of a network with what each holds, and the choice of what to measure and to list."""
+    """The modules of a network with what each holds, and the choice of what to measure and to
+    list."""
 
     def __init__(self, model: Model) -> None:
         self.modules = {path: module for path, module in model.module.named_modules() if path}
         counted = count_by_module(model.module, model.input.size)
         self.macs, self._own_macs = counted.macs, counted.own
         self._order = {path: i for i, path in enumerate(counted.macs)}
-        self._parameters = {path: sum(p.numel() for p in module.parameters()) for path, module in self.modules.items()}
+        self._parameters = {
+            path: sum(p.numel() for p in module.parameters())
+            for path, module in self.modules.items()
+        }
         self._blocks = [block.path for block in model.structure.blocks]
         self._standard: dict[str, str] = {}
         for layer in (layer for layer in model.layers if layer.kind in _PARTS):
@@ -143,7 +177,9 @@ class _ModuleProfiler:
         for name, child in module.named_children():
             place = f"{path}.{name}" if path else name
             below = [f"{place}.{name}" for name, _child in child.named_modules() if name]
-            if place in self._order and not any(self._parameters[p] > 0 or self.macs.get(p, 0) > 0 for p in below):
+            if place in self._order and not any(
+                self._parameters[p] > 0 or self.macs.get(p, 0) > 0 for p in below
+            ):
                 yield place
             else:
                 yield from self._find_leaves(child, place)
@@ -158,18 +194,36 @@ class _ModuleProfiler:
     def profile(self, found: Mapping[str, Mixes]) -> list[ModuleAnatomy]:
         """The listed modules in execution order, each with its role."""
         crossing = {path for path, mixes in found.items() if _crosses(mixes)}
-        whole = {p for p in crossing if self._own_macs[p] > 0 or not any(other.startswith(p + ".") for other in crossing)}
-        units = {path for path in {*whole, *(self._leaves & found.keys())} if not _is_under(path, whole - {path})}
+        whole = {
+            p
+            for p in crossing
+            if self._own_macs[p] > 0 or not any(other.startswith(p + ".") for other in crossing)
+        }
+        units = {
+            path
+            for path in {*whole, *(self._leaves & found.keys())}
+            if not _is_under(path, whole - {path})
+        }
         places = dict.fromkeys(self._blocks, "block") | self._standard
         first, last = (self._order[self._blocks[i]] for i in (0, -1))
         rows = []
         for path in sorted(found, key=self._order.__getitem__):
             parameters, macs = self._parameters[path], self.macs.get(path, 0)
-            if path not in units | self._leaves | self._standard.keys() or not (parameters or macs or path in crossing):
+            if path not in units | self._leaves | self._standard.keys() or not (
+                parameters or macs or path in crossing
+            ):
                 continue
             role: Role = "unit" if path in units else "inside" if _is_under(path, units) else "part"
-            outside = "stem" if self._order[path] < first else "between" if self._order[path] < last else "head"
-            enclosing = max((place for place in places if _is_under(path, {place})), key=len, default=None)
+            outside = (
+                "stem"
+                if self._order[path] < first
+                else "between"
+                if self._order[path] < last
+                else "head"
+            )
+            enclosing = max(
+                (place for place in places if _is_under(path, {place})), key=len, default=None
+            )
             part = outside if enclosing is None else places[enclosing]
             kind = type(self.modules[path]).__name__
             rows.append(ModuleAnatomy(path, part, kind, role, found[path], parameters, macs))

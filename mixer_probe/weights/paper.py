@@ -23,10 +23,12 @@ from mixer_probe.weights.token_units import TokenMixing, token_mixing
 
 @dataclass(frozen=True)
 class PaperFigures(Result):
-    """The hidden units of all token-mixing MLPs (what they read: Figs. 5 and 6) and the linear units of the embedding (Fig. 7).
+    """The hidden units of all token-mixing MLPs (what they read: Figs. 5 and 6) and the linear
+    units of the embedding (Fig. 7).
 
-    `stem_shuffled` [draw] are mean frequencies, in cycles per pixel, of the embedding's filters with their pixels shuffled, the
-    colours of a pixel together: what is left without spatial structure."""
+    `stem_shuffled` [draw] are mean frequencies, in cycles per pixel, of the embedding's filters
+    with their pixels shuffled, the colours of a pixel together: what is left without spatial
+    structure."""
 
     title: ClassVar[str] = "Figures of the Mixer paper"
 
@@ -41,17 +43,23 @@ class PaperFigures(Result):
 
     @property
     def stem_frequency(self) -> float:
-        """Mean power centroid of the embedding's filters in cycles per pixel; constant filters have none."""
+        """Mean power centroid of the embedding's filters in cycles per pixel; constant filters have
+        none."""
         return float(np.nanmean(self.stem.frequency))
 
 
 @checked(MeasureError)
-def paper_figures(model: Model, *, surrogates: int = 999, shuffles: int = 5, seed: int = 0) -> PaperFigures:
+def paper_figures(
+    model: Model, *, surrogates: int = 999, shuffles: int = 5, seed: int = 0
+) -> PaperFigures:
     """Units and embedding of a Mixer, gMixer, ResMLP or gMLP, as the paper's figures show them.
 
-    `surrogates` and `shuffles` as in `token_mixing`. Raises ModelError for a network without token-mixing weights."""
+    `surrogates` and `shuffles` as in `token_mixing`. Raises ModelError for a network without
+    token-mixing weights."""
     # What units write to is in none of the figures, and is half of the numbers.
-    units = replace(token_mixing(model, surrogates=surrogates, shuffles=shuffles, seed=seed), gate=(), write=())
+    units = replace(
+        token_mixing(model, surrogates=surrogates, shuffles=shuffles, seed=seed), gate=(), write=()
+    )
     stem = stem_filters(model)
     rng = np.random.default_rng((seed, 7))
     pixels = stem.filters.reshape(*stem.filters.shape[:2], -1).astype(np.float64)
@@ -65,13 +73,21 @@ def paper_figures(model: Model, *, surrogates: int = 999, shuffles: int = 5, see
 
 
 def structured_blocks(r: PaperFigures) -> tuple[np.ndarray, float]:
-    """Whether the mean frequency of the units of a block is below that of all shuffles of their positions [block], and the
-    binomial p-value of so many blocks."""
-    structured = np.array([s.statistics.frequency < np.min(s.shuffled.frequency) for s in r.units.read])
-    return structured, float(binom.sf(int(structured.sum()) - 1, len(structured), 1 / (1 + r.units.shuffles)))
+    """Whether the mean frequency of the units of a block is below that of all shuffles of their
+    positions [block], and the binomial p-value of so many blocks."""
+    structured = np.array(
+        [s.statistics.frequency < np.min(s.shuffled.frequency) for s in r.units.read]
+    )
+    return structured, float(
+        binom.sf(int(structured.sum()) - 1, len(structured), 1 / (1 + r.units.shuffles))
+    )
 
 
 def smoothest_block(r: PaperFigures) -> int | None:
-    """The block whose units have the lowest frequency relative to shuffled ones, where it differs from every other block."""
+    """The block whose units have the lowest frequency relative to shuffled ones, where it differs
+    from every other block."""
     ratios = [s.frequency / float(np.mean(s.shuffled.frequency)) for s in r.units.read]
-    return leader([Number("", *row) for row in np.array([mean_interval(x) for x in ratios]).tolist()], lowest=True)
+    return leader(
+        [Number("", *row) for row in np.array([mean_interval(x) for x in ratios]).tolist()],
+        lowest=True,
+    )

@@ -1,4 +1,5 @@
-"""The matrices that mix tokens in each block, for all four forms of timm's `MlpMixer`, with one meaning of rows and columns.
+"""The matrices that mix tokens in each block, for all four forms of timm's `MlpMixer`, with one
+meaning of rows and columns.
 
 Units, effective kernels and spectra of token mixing are computed from them.
 """
@@ -20,23 +21,28 @@ from mixer_probe.weights.operators import double_array
 
 @dataclass(frozen=True)
 class TokenMatrices:
-    """The token-mixing matrices of one block, float64. S is the number of tokens, in rows of the patch grid.
+    """The token-mixing matrices of one block, float64. S is the number of tokens, in rows of the
+    patch grid.
 
-    `block` is the module path, `depth` (i + 1) / L, `form` "Mixer", "gMixer", "ResMLP" or "gMLP", and `layer` the path of the
-    first token-mixing layer inside the block. With w the hidden units of a token MLP, or the S output tokens of the one-matrix
-    forms, for tokens x [S] of one channel (normalised; biases left out):
+    `block` is the module path, `depth` (i + 1) / L, `form` "Mixer", "gMixer", "ResMLP" or "gMLP",
+    and `layer` the path of the first token-mixing layer inside the block. With w the hidden units
+    of a token MLP, or the S output tokens of the one-matrix forms, for tokens x [S] of one channel
+    (normalised; biases left out):
 
-    - Mixer: write.T @ act(read @ x), act GELU in timm's networks; `read` are the rows of fc1 [w, S], `write` the columns of
-      fc2, transposed to [w, S].
-    - gMixer: write.T @ (read @ x * act(gate @ x)), act SiLU; `read` and `gate` [w, S] are the plain and the activated half of
-      fc1. timm's GluMlp activates the second half, or the first if it has gate_last=False.
-    - ResMLP: read @ x, with `read` [S, S] the rows of linear_tokens times the root mean square of the layer scale ls1 over
-      channels. Every channel c has the matrix ls1[c] * linear_tokens, so this one has the mean energy of them all; the
-      sign that ls1 may have for single channels is lost.
-    - gMLP: read @ x multiplies the other half of the channels; `read` [S, S] are the rows of gate.proj.
+    - Mixer: write.T @ act(read @ x), act GELU in timm's networks; `read` are the rows of fc1 [w,
+      S], `write` the columns of fc2, transposed to [w, S].
+    - gMixer: write.T @ (read @ x * act(gate @ x)), act SiLU; `read` and `gate` [w, S] are the plain
+      and the activated half of fc1. timm's GluMlp activates the second half, or the first if it has
+      gate_last=False.
+    - ResMLP: read @ x, with `read` [S, S] the rows of linear_tokens times the root mean square of
+      the layer scale ls1 over channels. Every channel c has the matrix ls1[c] * linear_tokens, so
+      this one has the mean energy of them all; the sign that ls1 may have for single channels is
+      lost.
+    - gMLP: read @ x multiplies the other half of the channels; `read` [S, S] are the rows of
+      gate.proj.
 
-    `gate` and `write` are None for the forms that lack them. Gains of the norm before the mixing (one per channel) are in none
-    of the matrices."""
+    `gate` and `write` are None for the forms that lack them. Gains of the norm before the mixing
+    (one per channel) are in none of the matrices."""
 
     block: str
     depth: float
@@ -48,18 +54,21 @@ class TokenMatrices:
 
     @property
     def linear_part(self) -> np.ndarray:
-        """The matrix [S, S] of the mixing without activation and gate: write.T @ read, or read for the one-matrix forms."""
+        """The matrix [S, S] of the mixing without activation and gate: write.T @ read, or read for
+        the one-matrix forms."""
         return self.read if self.write is None else self.write.T @ self.read
 
 
 def token_matrices(model: Model) -> tuple[TokenMatrices, ...]:
-    """The token-mixing matrices of every block of a Mixer, gMixer, ResMLP or gMLP, in execution order. They are copies.
+    """The token-mixing matrices of every block of a Mixer, gMixer, ResMLP or gMLP, in execution
+    order. They are copies.
 
     Raises ModelError for a network without them, saying what mixes its positions instead."""
     if model.family != "mixer":
         raise ModelError(
-            f"{model.name} is a {model.family} and has no token-mixing weights: it mixes positions by {spatial_mixers(model)}; "
-            "token-mixing weights are in Mixer, gMixer, ResMLP and gMLP"
+            f"{model.name} is a {model.family} and has no token-mixing weights: it mixes positions "
+            f"by {spatial_mixers(model)}; token-mixing weights are in Mixer, gMixer, ResMLP and "
+            "gMLP"
         )
     blocks = model.structure.single_blocks
     found = []
@@ -79,8 +88,9 @@ def token_matrices(model: Model) -> tuple[TokenMatrices, ...]:
         first, last = getattr(mlp, "fc1", None), getattr(mlp, "fc2", None)
         if not isinstance(first, nn.Linear) or not isinstance(last, nn.Linear):
             raise ModelError(
-                f"'{block.path}.mlp_tokens' is a {type(mlp).__name__}; token-mixing weights are read from MLPs whose two linear "
-                "layers are fc1 and fc2, such as timm's Mlp and GluMlp"
+                f"'{block.path}.mlp_tokens' is a {type(mlp).__name__}; token-mixing weights are "
+                "read from MLPs whose two linear layers are fc1 and fc2, such as timm's Mlp and "
+                "GluMlp"
             )
         read, write = double_array(first.weight), np.ascontiguousarray(double_array(last.weight).T)
         form, gate = "Mixer", None
@@ -92,16 +102,22 @@ def token_matrices(model: Model) -> tuple[TokenMatrices, ...]:
 
 
 def spatial_mixers(model: Model) -> str:
-    """What mixes the positions of a network, for messages: "attention (blocks.0.attn and 11 more)", "7×7 depthwise
-    convolutions (...)"."""
+    """What mixes the positions of a network, for messages: "attention (blocks.0.attn and 11 more)",
+    "7×7 depthwise convolutions (...)"."""
     kinds: dict[str, list[str]] = {}
     for layer in model.layers:
         if layer.kind != "spatial":
             continue
         modules = model.module.get_submodule(layer.module).modules()
         kind = "attention"
-        if convolution := next((m for m in modules if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1), None):
+        if convolution := next(
+            (m for m in modules if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1), None
+        ):
             depthwise = "depthwise " if convolution.groups == convolution.in_channels > 1 else ""
             kind = f"{'×'.join(map(str, convolution.kernel_size))} {depthwise}convolutions"
         kinds.setdefault(kind, []).append(layer.module)
-    return join(f"{kind} ({first_and_more(paths)})" for kind, paths in kinds.items()) if kinds else "nothing in its blocks"
+    return (
+        join(f"{kind} ({first_and_more(paths)})" for kind, paths in kinds.items())
+        if kinds
+        else "nothing in its blocks"
+    )

@@ -1,21 +1,25 @@
-"""Kernel tying: how many spatial kernels the channels of a layer share (the open question of Tolstikhin et al. 2021, appendix
-A.1).
+"""Kernel tying: how many spatial kernels the channels of a layer share (the open question of
+Tolstikhin et al. 2021, appendix A.1).
 
-A Mixer has one token MLP for all channels, and giving every channel its own "gave no noticeable gain"; the paper does not say
-why. One answer would be that channels need few kernels anyway. For a layer with one spatial kernel per channel
-(`channel_kernels`) the kernels are the rows of a matrix [channel, kernel], and the fewest shared kernels that explain a fraction
-of its energy are its leading principal components, without centring: squared singular values, added up from the largest. This
-is measured
+A Mixer has one token MLP for all channels, and giving every channel its own "gave no noticeable
+gain"; the paper does not say why. One answer would be that channels need few kernels anyway. For a
+layer with one spatial kernel per channel (`channel_kernels`) the kernels are the rows of a matrix
+[channel, kernel], and the fewest shared kernels that explain a fraction of its energy are its
+leading principal components, without centring: squared singular values, added up from the largest.
+This is measured
 
-- on raw kernels, where strong channels count most, and on kernels of unit norm, where all channels count equally;
-- exactly, in the space of the kernels (all S x S entries of an effective kernel), and in offset space, where pictures and null
-  live: the sqrt(pairs)-weighted average kernels, the coordinates of the projection on BTTB matrices. For a convolution the two
-  agree.
+- on raw kernels, where strong channels count most, and on kernels of unit norm, where all channels
+  count equally;
+- exactly, in the space of the kernels (all S x S entries of an effective kernel), and in offset
+  space, where pictures and null live: the sqrt(pairs)-weighted average kernels, the coordinates of
+  the projection on BTTB matrices. For a convolution the two agree.
 
-The null has kernels of the same spectrum: every channel keeps the amplitudes of its own 2-D DFT in offset space (and its mean)
-and draws its phases at random. Smooth or small kernels are few-dimensional by themselves; only a count below that of the null
-means that channels share shapes. That is tested in closed form (`overlap_null`); draws of the null are for pictures. A Mixer's
-and a ViT's channels share kernels by their architecture, so that an untrained baseline belongs beside them."""
+The null has kernels of the same spectrum: every channel keeps the amplitudes of its own 2-D DFT in
+offset space (and its mean) and draws its phases at random. Smooth or small kernels are
+few-dimensional by themselves; only a count below that of the null means that channels share shapes.
+That is tested in closed form (`overlap_null`); draws of the null are for pictures. A Mixer's and a
+ViT's channels share kernels by their architecture, so that an untrained baseline belongs beside
+them."""
 
 from __future__ import annotations
 
@@ -46,12 +50,15 @@ FRACTIONS = (0.5, 0.9, 0.99)
 @storable
 @dataclass(frozen=True)
 class KernelSpectrum:
-    """The energy of each shared kernel of one layer, largest first: squared singular values of [channel, kernel].
+    """The energy of each shared kernel of one layer, largest first: squared singular values of
+    [channel, kernel].
 
-    `energies` [r] in the space of the kernels, `offset_energies` [q] in offset space, `null` [draw, q] those of phase-randomised
-    kernels in offset space (no draws where kernels are tied by construction). `dictionary` [k, oh, ow] are the leading shared
-    kernels in offset space, each of unit norm in the space of the kernels; for S x S kernels the mean over the available pairs
-    of an offset. The sign of a shared kernel is arbitrary: its largest entry (times the root of its pairs) is made positive."""
+    `energies` [r] in the space of the kernels, `offset_energies` [q] in offset space, `null` [draw,
+    q] those of phase-randomised kernels in offset space (no draws where kernels are tied by
+    construction). `dictionary` [k, oh, ow] are the leading shared kernels in offset space, each of
+    unit norm in the space of the kernels; for S x S kernels the mean over the available pairs of an
+    offset. The sign of a shared kernel is arbitrary: its largest entry (times the root of its
+    pairs) is made positive."""
 
     energies: np.ndarray
     offset_energies: np.ndarray
@@ -80,7 +87,8 @@ class KernelSpectrum:
 
     @property
     def effective_rank(self) -> float:
-        """exp of the entropy of singular values divided by their sum (Roy and Vetterli 2007); NaN for kernels of zeros."""
+        """exp of the entropy of singular values divided by their sum (Roy and Vetterli 2007); NaN
+        for kernels of zeros."""
         return effective_rank(np.sqrt(self.energies))
 
     @checked(MeasureError)
@@ -95,7 +103,8 @@ class KernelSpectrum:
 
     @checked(MeasureError)
     def null_count(self, share: float) -> tuple[float, float, float]:
-        """(mean, 5 % quantile, 95 % quantile) of the count over the draws of the null; NaN without draws."""
+        """(mean, 5 % quantile, 95 % quantile) of the count over the draws of the null; NaN without
+        draws."""
         counts = np.array([count_for(draw, share) for draw in self.null])
         if not len(counts) or np.isnan(counts).any():
             return (float("nan"),) * 3
@@ -106,15 +115,17 @@ class KernelSpectrum:
 @storable
 @dataclass(frozen=True)
 class LayerTying:
-    """How many kernels the `channels` of one layer share. `shape` is (kh, kw), or (S, S) for effective kernels.
+    """How many kernels the `channels` of one layer share. `shape` is (kh, kw), or (S, S) for
+    effective kernels.
 
-    `source` says where the kernels are from: "weights", "data" (measured on images) or "construction" (the architecture has one
-    kernel for all channels). `possible` is the most that there can be: the least of channels, entries of a kernel, and hidden
-    units (Mixer) or heads (ViT). `raw` counts kernels as they are, `unit` all kernels at norm 1.
+    `source` says where the kernels are from: "weights", "data" (measured on images) or
+    "construction" (the architecture has one kernel for all channels). `possible` is the most that
+    there can be: the least of channels, entries of a kernel, and hidden units (Mixer) or heads
+    (ViT). `raw` counts kernels as they are, `unit` all kernels at norm 1.
 
-    `sharing` is the sum of squared inner products of kernels in offset space over its mean under the null (1: as the null,
-    larger: shared shapes), and `p_value` its one-sided p-value (`overlap_null.shared_shapes`); NaN where kernels are tied by
-    construction."""
+    `sharing` is the sum of squared inner products of kernels in offset space over its mean under
+    the null (1: as the null, larger: shared shapes), and `p_value` its one-sided p-value
+    (`overlap_null.shared_shapes`); NaN where kernels are tied by construction."""
 
     block: str
     layer: str
@@ -135,7 +146,8 @@ class LayerTying:
 
 @dataclass(frozen=True)
 class KernelTying(Result):
-    """How many spatial kernels the channels of each layer share, in execution order, with `draws` draws of the null.
+    """How many spatial kernels the channels of each layer share, in execution order, with `draws`
+    draws of the null.
 
     `images` is None where the kernels are weights, and `n` the number of images otherwise."""
 
@@ -153,8 +165,11 @@ class KernelTying(Result):
         return self.images.n if self.images else 0
 
     def index(self, layer: int | str) -> int:
-        """Index of a layer given by number (negative counts from the end) or path of layer or block. Raises LayerError."""
-        return layer_index(layer, [(entry.layer, entry.block) for entry in self.layers], self.model.name, "layer")
+        """Index of a layer given by number (negative counts from the end) or path of layer or
+        block. Raises LayerError."""
+        return layer_index(
+            layer, [(entry.layer, entry.block) for entry in self.layers], self.model.name, "layer"
+        )
 
     def layer(self, layer: int | str) -> LayerTying:
         """The entry of one layer. Raises LayerError that names the range or close paths."""
@@ -166,14 +181,17 @@ class KernelTying(Result):
         return np.array([entry.spectrum(normalise).count(share) for entry in self.layers])
 
     def over_null(self, share: float = 0.9, *, normalise: bool = False) -> np.ndarray:
-        """The count in offset space relative to that of kernels with the same spectra and random phases, [layer]: below 1
-        channels share shape. NaN without a null."""
+        """The count in offset space relative to that of kernels with the same spectra and random
+        phases, [layer]: below 1 channels share shape. NaN without a null."""
         spectra = [entry.spectrum(normalise) for entry in self.layers]
-        return np.array([spectrum.offset_count(share) / spectrum.null_count(share)[0] for spectrum in spectra])
+        return np.array(
+            [spectrum.offset_count(share) / spectrum.null_count(share)[0] for spectrum in spectra]
+        )
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per layer: counts for 50, 90 and 99 %, effective rank, the same in offset space with its null (mean, 5 and 95
-        %), and all that again for kernels of unit norm (columns `unit_...`)."""
+        """One row per layer: counts for 50, 90 and 99 %, effective rank, the same in offset space
+        with its null (mean, 5 and 95 %), and all that again for kernels of unit norm (columns
+        `unit_...`)."""
         rows = [
             {
                 "model": self.model.name,
@@ -211,7 +229,8 @@ def _percent(share: float) -> str:
 
 
 def count_for(energies: np.ndarray, share: float) -> float:
-    """The fewest of `energies` [r], largest first, that add up to this fraction of their sum; NaN if they are all zero.
+    """The fewest of `energies` [r], largest first, that add up to this fraction of their sum; NaN
+    if they are all zero.
 
     Raises MeasureError for a share that is not in (0, 1]."""
     if not 0 < share <= 1:
@@ -233,17 +252,23 @@ def kernel_tying(
     batch_size: int = 32,
     seed: int = 0,
 ) -> KernelTying:
-    """How many spatial kernels the channels of each layer share, against a null of the same spectrum.
+    """How many spatial kernels the channels of each layer share, against a null of the same
+    spectrum.
 
-    From weights alone for the depthwise convolutions of ConvNeXt, EfficientNet and ConvMixer; ResMLP and gMLP are tied by
-    construction; for Mixer, gMixer and ViT `images` are needed, on which the mean Jacobian of each channel is taken
-    (`mixer_probe.weights.channel_kernels`). Images are streamed and memory does not grow with their number. `draws` are the
-    draws of the null, `components` the shared kernels kept as pictures. Raises ModelError for a network without kernels per
-    channel (ResNet) or whose images are missing, and warns with UndefinedKernelWarning of layers whose kernels are all zero."""
+    From weights alone for the depthwise convolutions of ConvNeXt, EfficientNet and ConvMixer;
+    ResMLP and gMLP are tied by construction; for Mixer, gMixer and ViT `images` are needed, on
+    which the mean Jacobian of each channel is taken (`mixer_probe.weights.channel_kernels`). Images
+    are streamed and memory does not grow with their number. `draws` are the draws of the null,
+    `components` the shared kernels kept as pictures. Raises ModelError for a network without
+    kernels per channel (ResNet) or whose images are missing, and warns with UndefinedKernelWarning
+    of layers whose kernels are all zero."""
     measured = needs_images(model) and images is not None
     source = as_source(images) if measured and images is not None else None
     found = channel_kernels(model, source, batch_size=batch_size)
-    layers = tuple(layer_tying(k, draws=draws, components=components, seed=seed + i) for i, k in enumerate(found))
+    layers = tuple(
+        layer_tying(k, draws=draws, components=components, seed=seed + i)
+        for i, k in enumerate(found)
+    )
     zero = [f"'{entry.layer}'" for entry in layers if not entry.raw.energies.any()]
     if zero:
         text = f"the kernels of {first_and_more(zero)} are zero: their counts are NaN"
@@ -253,8 +278,8 @@ def kernel_tying(
 
 @dataclass(frozen=True)
 class SharedShapes:
-    """In how many `tests` layers channels share shape `beyond` their spectra (Bonferroni), and in how many of these also beyond
-    the untrained baseline (`learned`, None without a baseline)."""
+    """In how many `tests` layers channels share shape `beyond` their spectra (Bonferroni), and in
+    how many of these also beyond the untrained baseline (`learned`, None without a baseline)."""
 
     tests: int
     beyond: int
@@ -262,7 +287,8 @@ class SharedShapes:
 
 
 def shared_shape_layers(result: KernelTying, baseline: KernelTying | None) -> SharedShapes:
-    """In how many layers channels share more shape than random phases and than the untrained baseline would give."""
+    """In how many layers channels share more shape than random phases and than the untrained
+    baseline would give."""
     p = np.array([entry.p_value for entry in result.layers])
     tests = int(np.isfinite(p).sum())
     beyond = np.isfinite(p) & (p * tests <= LEVEL)
@@ -272,9 +298,12 @@ def shared_shape_layers(result: KernelTying, baseline: KernelTying | None) -> Sh
     return SharedShapes(tests, int(beyond.sum()), int((beyond & beyond_baseline(own, other)).sum()))
 
 
-def layer_tying(kernels: ChannelKernels, *, draws: int = 10, components: int = 16, seed: int = 0) -> LayerTying:
+def layer_tying(
+    kernels: ChannelKernels, *, draws: int = 10, components: int = 16, seed: int = 0
+) -> LayerTying:
     """How many kernels the channels of one layer share, see `kernel_tying`."""
-    # [C, k] with the inner products of the kernels: coefficients times the square root of the Gram matrix of the basis.
+    # [C, k] with the inner products of the kernels: coefficients times the square root of the Gram
+    # matrix of the basis.
     values, vectors = np.linalg.eigh(kernels.gram)
     coordinates = kernels.coefficients @ ((vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T)
     norms = np.linalg.norm(coordinates, axis=1)
@@ -282,7 +311,10 @@ def layer_tying(kernels: ChannelKernels, *, draws: int = 10, components: int = 1
     inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
     tied = kernels.source == "construction"
     offsets = kernels.in_offset_space
-    null = [randomise_phases(offsets, np.random.default_rng([seed, draw])) for draw in range(0 if tied else draws)]
+    null = [
+        randomise_phases(offsets, np.random.default_rng([seed, draw]))
+        for draw in range(0 if tied else draws)
+    ]
     flat = [k.reshape(len(norms), -1) for k in (offsets, *null)]
     # One Gram matrix of the channels serves both, where it is the smaller one.
     grams = [m @ m.T for m in flat] if flat[0].shape[0] < flat[0].shape[1] else []

@@ -1,4 +1,5 @@
-"""The bundled reference networks: small checkpoints, and the card that says how each of them was trained."""
+"""The bundled reference networks: small checkpoints, and the card that says how each of them was
+trained."""
 
 from mixer_probe.zoo.cards import Card, card
 from mixer_probe.zoo.networks import build, load, names

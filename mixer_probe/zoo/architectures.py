@@ -1,8 +1,10 @@
-"""The zoo's three architectures, built from timm's own classes for 32x32 images, and their initial weights.
+"""The zoo's three architectures, built from timm's own classes for 32x32 images, and their initial
+weights.
 
-Mixer and ViT share patch size (2), width (128), depth (8), channel-mixing MLP (128 -> 256 -> 128), final
-norm, mean pool, linear head and initialisation; the token-mixing MLP (2 * 256 * 128 weights) has the size of
-the attention (4 * 128^2 weights). What differs between them is how positions are mixed.
+Mixer and ViT share patch size (2), width (128), depth (8), channel-mixing MLP (128 -> 256 -> 128),
+final norm, mean pool, linear head and initialisation; the token-mixing MLP (2 * 256 * 128 weights)
+has the size of the attention (4 * 128^2 weights). What differs between them is how positions are
+mixed.
 """
 
 from __future__ import annotations
@@ -56,7 +58,10 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
             "channels": [32, 64, 96, 112],
             "zero_init_last": False,
         },
-        "replaced": {"conv1": "Conv2d(3, 64, 3, stride=1, padding=1, bias=False)", "maxpool": "Identity()"},
+        "replaced": {
+            "conv1": "Conv2d(3, 64, 3, stride=1, padding=1, bias=False)",
+            "maxpool": "Identity()",
+        },
     },
 }
 
@@ -70,7 +75,8 @@ def construct(family: str, seed: int) -> nn.Module:
 
 
 def _resnet(**arguments: Any) -> nn.Module:
-    """A ResNet whose stem keeps the 32x32 resolution, as is usual for CIFAR (He et al. 2016, section 4.2)."""
+    """A ResNet whose stem keeps the 32x32 resolution, as is usual for CIFAR (He et al. 2016,
+    section 4.2)."""
     # Any: timm's annotations narrow the stem to what its own constructor puts there.
     model: Any = ResNet(**{**arguments, "block": BasicBlock})
     model.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
@@ -80,19 +86,24 @@ def _resnet(**arguments: Any) -> nn.Module:
     return cast(nn.Module, model)
 
 
-_CONSTRUCTORS: Mapping[str, Callable[..., nn.Module]] = {"mixer": MlpMixer, "vit": VisionTransformer, "resnet": _resnet}
+_CONSTRUCTORS: Mapping[str, Callable[..., nn.Module]] = {
+    "mixer": MlpMixer,
+    "vit": VisionTransformer,
+    "resnet": _resnet,
+}
 
 
 @torch.no_grad()
 def initialise(model: nn.Module, generator: Generator) -> None:
     """Re-initialise every weight with numbers of `generator`, in the order of `named_parameters`.
 
-    timm's own initialisation draws in another order in every version; the untrained baseline has to be the same
-    for all.
+    timm's own initialisation draws in another order in every version; the untrained baseline has to
+    be the same for all.
     """
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
-            # Norm scales are the only one-dimensional weights; norm shifts and linear biases start at zero.
+            # Norm scales are the only one-dimensional weights; norm shifts and linear biases start
+            # at zero.
             nn.init.constant_(parameter, 1.0 if name.endswith("weight") else 0.0)
         elif name in ("head.weight", "fc.weight", "pos_embed"):
             # Not zero, as timm's Mixer head would be: the untrained baseline needs logits.
@@ -101,6 +112,8 @@ def initialise(model: nn.Module, generator: Generator) -> None:
             # LeCun normal, as in the Mixer's and the ViT's JAX code.
             nn.init.normal_(parameter, std=1 / math.sqrt(parameter[0].numel()), generator=generator)
         elif parameter.ndim == 4:
-            nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu", generator=generator)
+            nn.init.kaiming_normal_(
+                parameter, mode="fan_out", nonlinearity="relu", generator=generator
+            )
         else:
             nn.init.xavier_uniform_(parameter, generator=generator)

@@ -1,8 +1,8 @@
 """The augmentations of the zoo's training, one batch at a time and on the batch's own device.
 
-Every image draws its own parameters. Images are [batch, 3, height, width]; colours are changed in [0, 1],
-everything after that happens on normalised images, where 0 is the mean colour and fills what is shifted in or
-erased.
+Every image draws its own parameters. Images are [batch, 3, height, width]; colours are changed in
+[0, 1], everything after that happens on normalised images, where 0 is the mean colour and fills
+what is shifted in or erased.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Beta
 
-COLOURS = ("brightness", "contrast", "saturation", "sharpness", "posterize", "solarize", "autocontrast")
+COLOURS = (
+    "brightness",
+    "contrast",
+    "saturation",
+    "sharpness",
+    "posterize",
+    "solarize",
+    "autocontrast",
+)
 GEOMETRIES = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 KINDS = ("identity", *COLOURS, *GEOMETRIES)
 
@@ -24,11 +32,11 @@ KINDS = ("identity", *COLOURS, *GEOMETRIES)
 class Augmentation:
     """How strongly to augment.
 
-    padding: largest random shift, in pixels. trivial: fraction of the images changed by one operation of
-    `KINDS`, drawn uniformly with uniform strength (TrivialAugment, Müller and Hutter 2021, with milder ranges
-    for 32x32 images). erase: fraction of the images that lose a box (Zhong et al. 2017). mix: fraction of the
-    images combined with another, half by mixup (Zhang et al. 2017; weight from Beta(mixup_alpha,
-    mixup_alpha)), half by CutMix (Yun et al. 2019).
+    padding: largest random shift, in pixels. trivial: fraction of the images changed by one
+    operation of `KINDS`, drawn uniformly with uniform strength (TrivialAugment, Müller and Hutter
+    2021, with milder ranges for 32x32 images). erase: fraction of the images that lose a box (Zhong
+    et al. 2017). mix: fraction of the images combined with another, half by mixup (Zhang et al.
+    2017; weight from Beta(mixup_alpha, mixup_alpha)), half by CutMix (Yun et al. 2019).
     """
 
     padding: int = 4
@@ -38,7 +46,8 @@ class Augmentation:
     mixup_alpha: float = 0.8
 
     def distort(self, images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """Augment and normalise images [batch, 3, height, width] in [0, 1]; mean and std are [3, 1, 1]."""
+        """Augment and normalise images [batch, 3, height, width] in [0, 1]; mean and std are [3, 1,
+        1]."""
         shape = (len(images), 1, 1, 1)
         # The index in `KINDS` and the strength in [-1, 1] of each image's operation.
         kind = torch.randint(len(KINDS), shape, device=images.device)
@@ -77,7 +86,8 @@ def recolour(images: Tensor, kind: Tensor, strength: Tensor) -> Tensor:
 
 
 def warp(images: Tensor, kind: Tensor, strength: Tensor, padding: int) -> Tensor:
-    """Flip, shift and, where the operation is one of `GEOMETRIES`, rotate, shear or translate, in one go."""
+    """Flip, shift and, where the operation is one of `GEOMETRIES`, rotate, shear or translate, in
+    one go."""
     size, device = images.shape[-1], images.device
 
     def amount(name: str, largest: float) -> Tensor:
@@ -86,7 +96,11 @@ def warp(images: Tensor, kind: Tensor, strength: Tensor, padding: int) -> Tensor
     flip = torch.randint(2, (len(images),), device=device) * 2.0 - 1
     shift = torch.randint(-padding, padding + 1, (2, len(images)), device=device) * (2 / size)
     angle = amount("rotate", math.pi / 6)
-    row_x = [flip * angle.cos(), amount("shear_x", 0.4) - angle.sin(), shift[0] + amount("translate_x", 0.6)]
+    row_x = [
+        flip * angle.cos(),
+        amount("shear_x", 0.4) - angle.sin(),
+        shift[0] + amount("translate_x", 0.6),
+    ]
     row_y = [
         flip * (angle.sin() + amount("shear_y", 0.4)),
         angle.cos(),
@@ -100,7 +114,8 @@ def warp(images: Tensor, kind: Tensor, strength: Tensor, padding: int) -> Tensor
 def boxes(images: Tensor, area: Tensor) -> Tensor:
     """Boxes of ones on zeros, [batch, 1, height, width], centred anywhere.
 
-    `area` [batch] is the fraction of the image that they would cover if its border did not cut them off.
+    `area` [batch] is the fraction of the image that they would cover if its border did not cut them
+    off.
     """
     positions = (torch.arange(images.shape[-1], device=images.device) + 0.5) / images.shape[-1]
     half = area.sqrt()[:, None] / 2
@@ -110,7 +125,8 @@ def boxes(images: Tensor, area: Tensor) -> Tensor:
 
 
 def erase(images: Tensor, fraction: float) -> Tensor:
-    """Set a box of 2 to 33 % of the area to zero, the mean colour, in the given fraction of the images."""
+    """Set a box of 2 to 33 % of the area to zero, the mean colour, in the given fraction of the
+    images."""
     chosen = torch.rand(len(images), device=images.device) < fraction
     area = 0.02 + 0.31 * torch.rand(len(images), device=images.device)
     return images * (1 - boxes(images, area * chosen))
@@ -123,5 +139,7 @@ def mixing_weights(images: Tensor, fraction: float, mixup_alpha: float) -> Tenso
     alpha = torch.full((batch,), mixup_alpha, device=device)
     weight = Beta(alpha, alpha, validate_args=False).sample()
     mixup = torch.where(choice < fraction / 2, weight, 1.0)
-    cut = torch.where((choice >= fraction / 2) & (choice < fraction), torch.rand(batch, device=device), 0.0)
+    cut = torch.where(
+        (choice >= fraction / 2) & (choice < fraction), torch.rand(batch, device=device), 0.0
+    )
     return mixup[:, None, None, None] * (1 - boxes(images, cut))

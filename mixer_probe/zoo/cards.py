@@ -1,4 +1,5 @@
-"""The card of a bundled network: what it is, how it was trained, its accuracy, and how to train it again."""
+"""The card of a bundled network: what it is, how it was trained, its accuracy, and how to train it
+again."""
 
 from __future__ import annotations
 
@@ -37,11 +38,11 @@ CLASS_NAMES = (
 class Card:
     """What is known of one bundled network.
 
-    `architecture` holds timm's class, its keyword arguments and the modules replaced after construction.
-    `initial_norm` is the L2 norm of all initial parameters, which `build(name)` has to give again.
-    `test_accuracy` is a fraction of `test_images`, measured in float32 on the weights as they are stored
-    (rounded to float16), from the average of the weights over the last steps of the training and not from any
-    step chosen by its accuracy.
+    `architecture` holds timm's class, its keyword arguments and the modules replaced after
+    construction. `initial_norm` is the L2 norm of all initial parameters, which `build(name)` has
+    to give again. `test_accuracy` is a fraction of `test_images`, measured in float32 on the
+    weights as they are stored (rounded to float16), from the average of the weights over the last
+    steps of the training and not from any step chosen by its accuracy.
     """
 
     name: str
@@ -72,7 +73,8 @@ class Card:
 
 
 def resolve(name: str) -> str:
-    """The full name of a bundled network: "mixer" is "mixer-s0". Raises `ModelError` for an unknown name."""
+    """The full name of a bundled network: "mixer" is "mixer-s0". Raises `ModelError` for an unknown
+    name."""
     full = f"{name}-s0" if name in FAMILIES else name
     if full not in NAMES:
         raise ModelError(f"unknown zoo network '{name}' ({closest(name, NAMES)})")
@@ -85,12 +87,15 @@ def checkpoint_path(name: str) -> Path:
 
 
 def card(name: str) -> Card:
-    """The card of a bundled network. Raises `ModelError`, or `CheckpointError` where its file is missing."""
+    """The card of a bundled network. Raises `ModelError`, or `CheckpointError` where its file is
+    missing."""
     path = checkpoint_path(name).with_suffix(".json")
     try:
         return card_from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"the card of zoo network '{name}' cannot be read from {path}: {error}") from error
+        raise CheckpointError(
+            f"the card of zoo network '{name}' cannot be read from {path}: {error}"
+        ) from error
 
 
 def card_from_json(text: str) -> Card:

@@ -14,25 +14,27 @@ from mixer_probe.zoo.cards import NAMES, card, checkpoint_path, resolve
 
 
 def names() -> tuple[str, ...]:
-    """The bundled networks; the s of "mixer-s1" is the seed of its initial weights and of its training."""
+    """The bundled networks; the s of "mixer-s1" is the seed of its initial weights and of its
+    training."""
     return NAMES
 
 
 def build(name: str) -> nn.Module:
     """The untrained baseline of a bundled network: the very weights that its training began with.
 
-    They are float32, in train mode, on the CPU, and drawn without touching the caller's random numbers.
-    Raises `ModelError` for an unknown name.
+    They are float32, in train mode, on the CPU, and drawn without touching the caller's random
+    numbers. Raises `ModelError` for an unknown name.
     """
     family, seed = resolve(name).split("-s")
     return construct(family, int(seed))
 
 
 def load(name: str, untrained: bool = False) -> nn.Module:
-    """A bundled network in eval mode, float32, on the CPU; with `untrained`, as before its training.
+    """A bundled network in eval mode, float32, on the CPU; with `untrained`, as before its
+    training.
 
-    Raises `ModelError` for an unknown name and `CheckpointError` for a file that is missing or not the
-    card's.
+    Raises `ModelError` for an unknown name and `CheckpointError` for a file that is missing or not
+    the card's.
     """
     model = build(name)
     if not untrained:
@@ -41,16 +43,20 @@ def load(name: str, untrained: bool = False) -> nn.Module:
 
 
 def read_checkpoint(path: Path, sha256: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file whose bytes have the given SHA-256; `CheckpointError` otherwise."""
+    """The tensors of a safetensors file whose bytes have the given SHA-256; `CheckpointError`
+    otherwise."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"the checkpoint {path} cannot be read: {error}") from error
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise CheckpointError(f"the checkpoint {path} is not the file that its card describes (SHA-256 differs)")
+        raise CheckpointError(
+            f"the checkpoint {path} is not the file that its card describes (SHA-256 differs)"
+        )
     return load_tensors(content)
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Copy stored float16 weights into a float32 network, strictly: every name there, none left over."""
+    """Copy stored float16 weights into a float32 network, strictly: every name there, none left
+    over."""
     model.load_state_dict(weights, strict=True)

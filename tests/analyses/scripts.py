@@ -29,8 +29,11 @@ def options(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: Any
     return found
 
 
-def run(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
-    """What the script prints. In this process: another would take longer to import torch than most scripts to run."""
+def run(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: Any
+) -> str:
+    """What the script prints. In this process: another would take longer to import torch than most
+    scripts to run."""
     script = load(name)
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
     script.main()

@@ -1,4 +1,5 @@
-"""The script: one command, no network, every promised file, and sentences that are those of the saved numbers."""
+"""The script: one command, no network, every promised file, and sentences that are those of the
+saved numbers."""
 
 from __future__ import annotations
 
@@ -24,7 +25,15 @@ from tests.helpers.golden import check_folder
 from tests.tiny import tiny_models
 
 SCRIPT = Path(__file__).parents[2] / "analyses" / "learned_features.py"
-QUICK = StudySettings(measures=("cka",), probes=(), channels=(), attributions=(), permutations=20, resamples=20, baselines=False)
+QUICK = StudySettings(
+    measures=("cka",),
+    probes=(),
+    channels=(),
+    attributions=(),
+    permutations=20,
+    resamples=20,
+    baselines=False,
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,33 +52,56 @@ def test_smoke(tmp_path: Path, update_golden: bool) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     files = {p.name for p in out.iterdir()}
-    assert {"report.html", "results.json", "findings.csv", "learned-features.svg", "learned-features.png"} <= files
+    assert {
+        "report.html",
+        "results.json",
+        "findings.csv",
+        "learned-features.svg",
+        "learned-features.png",
+    } <= files
     results = mp.load_results(out)
     narrative = next(r for r in results if isinstance(r, Narrative))
     # The narrative can be made again of what was saved, and is what was printed.
     again = narrate([r for r in results if not isinstance(r, Narrative)])
     assert [f.sentence for f in again.findings] == [f.sentence for f in narrative.findings]
     assert all(f.sentence in done.stdout for f in narrative.findings)
-    probe = next(r for r in results if isinstance(r, ProbeResult) and r.model.name == "zoo:mixer-s0")
+    probe = next(
+        r for r in results if isinstance(r, ProbeResult) and r.model.name == "zoo:mixer-s0"
+    )
     right = int((probe.predicted[-1] == probe.labels).sum())
     assert f"after the last layer {100 * right / 60:.1f} % [" in done.stdout
-    twins = [r for r in results if isinstance(r, SimilarityMatrix) and "?untrained" in r.model_a.name]
-    assert [(r.model_a.name, r.model_b.name) for r in twins] == [("zoo:mixer-s0?untrained", "zoo:resnet-s0?untrained")]
+    twins = [
+        r for r in results if isinstance(r, SimilarityMatrix) and "?untrained" in r.model_a.name
+    ]
+    assert [(r.model_a.name, r.model_b.name) for r in twins] == [
+        ("zoo:mixer-s0?untrained", "zoo:resnet-s0?untrained")
+    ]
     assert any(isinstance(r, ChannelPartners) for r in results)
-    assert set(pd.read_csv(out / "findings.csv")["sentence"]) == {f.sentence for f in narrative.findings}
+    assert set(pd.read_csv(out / "findings.csv")["sentence"]) == {
+        f.sentence for f in narrative.findings
+    }
     page = (out / "report.html").read_text(encoding="utf-8")
     assert page.index('id="finding-similarity"') < page.index('id="models"')
     assert '<p>Evidence: <a href="#similarity">' in page
     check_folder("learned_features", out, update_golden)
 
 
-def test_a_network_that_is_not_there_and_going_on(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_is_not_there_and_going_on(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = mp.load_images("demo", limit=30)
     names = ["zoo:resnet-s0", "zoo:no-such-network", "zoo:vit-s0"]
     first = script.study(names, images, None, "cpu", tmp_path, QUICK)
     assert "loading a model" in [r.step for r in first if isinstance(r, Skipped)]
-    pairs = [(r.model_a.name, r.model_b.name) for r in first if isinstance(r, SimilarityMatrix) and r.model_a != r.model_b]
-    assert pairs == [("zoo:resnet-s0", "zoo:vit-s0"), ("zoo:resnet-s0?untrained", "zoo:vit-s0?untrained")]
+    pairs = [
+        (r.model_a.name, r.model_b.name)
+        for r in first
+        if isinstance(r, SimilarityMatrix) and r.model_a != r.model_b
+    ]
+    assert pairs == [
+        ("zoo:resnet-s0", "zoo:vit-s0"),
+        ("zoo:resnet-s0?untrained", "zoo:vit-s0?untrained"),
+    ]
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("the second start computes it again")
@@ -81,7 +113,9 @@ def test_a_network_that_is_not_there_and_going_on(script: ModuleType, tmp_path: 
 
 def test_no_network_at_all_is_one_clear_error(script: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no-such-network"):
-        script.study(["zoo:no-such-network"], mp.load_images("demo", limit=30), None, "cpu", tmp_path, QUICK)
+        script.study(
+            ["zoo:no-such-network"], mp.load_images("demo", limit=30), None, "cpu", tmp_path, QUICK
+        )
 
 
 def test_pairs_are_the_first_of_every_two_architectures(script: ModuleType) -> None:

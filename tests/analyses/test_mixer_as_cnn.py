@@ -21,7 +21,12 @@ def script() -> ModuleType:
     return load("mixer_as_cnn")
 
 
-def test_smoke(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, update_golden: bool) -> None:
+def test_smoke(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    update_golden: bool,
+) -> None:
     out = tmp_path / "out"
     said = run("mixer_as_cnn", monkeypatch, capsys, "--smoke", "--device", "cpu", "--out", out)
     assert pictures(out) == {"mixer-as-cnn-mixer-s0"}
@@ -35,7 +40,9 @@ def test_smoke(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     assert (table["same_class"] == 8).all()
     assert "34 convolutions and 0 linear layers" in said
     assert said.count("n = 8 images") == 4
-    (saved,) = (r for r in mp.load_results(out / "results.json") if isinstance(r, ConvolutionEquivalence))
+    (saved,) = (
+        r for r in mp.load_results(out / "results.json") if isinstance(r, ConvolutionEquivalence)
+    )
     assert saved.images.n == 8
     assert (out / "report.html").is_file()
     check_folder("mixer_as_cnn", out, update_golden)
@@ -44,16 +51,34 @@ def test_smoke(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
 def test_what_is_no_mixer_is_left_out_with_the_reason(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    chosen = options(script, monkeypatch, "--smoke", "--limit", 2, "--forms", "tied", "--out", tmp_path, "--device", "cpu")
+    chosen = options(
+        script,
+        monkeypatch,
+        "--smoke",
+        "--limit",
+        2,
+        "--forms",
+        "tied",
+        "--out",
+        tmp_path,
+        "--device",
+        "cpu",
+    )
     images = mp.load_images("demo", limit=2)
     names = ["zoo:vit-s0", "zoo:nothing", "zoo:mixer-s0", "zoo:resnet-s0"]
     found = script.study(names, images, chosen)
     assert [type(r) for r in found] == [ConvolutionEquivalence, Skipped, Skipped, Skipped]
-    assert [s.step for s in found[1:]] == ["zoo:vit-s0 as a CNN", "zoo:nothing as a CNN", "zoo:resnet-s0 as a CNN"]
+    assert [s.step for s in found[1:]] == [
+        "zoo:vit-s0 as a CNN",
+        "zoo:nothing as a CNN",
+        "zoo:resnet-s0 as a CNN",
+    ]
     assert "not every one of those is a Mixer" in found[3].reason
     monkeypatch.setattr(script, "convolution_equivalence", None)
     again = script.study(["zoo:mixer-s0"], images, chosen)
     assert again[0].to_frame().equals(found[0].to_frame())
     monkeypatch.undo()
-    with pytest.raises(MixerProbeError, match="no network could be written as a CNN; the first reason"):
+    with pytest.raises(
+        MixerProbeError, match="no network could be written as a CNN; the first reason"
+    ):
         script.study(["zoo:vit-s0"], images, chosen)

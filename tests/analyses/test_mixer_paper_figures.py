@@ -1,4 +1,5 @@
-"""The script on the paper's figures: pages on disk, untrained networks said to be so, checkpoints, what is no Mixer."""
+"""The script on the paper's figures: pages on disk, untrained networks said to be so, checkpoints,
+what is no Mixer."""
 
 from __future__ import annotations
 
@@ -23,10 +24,20 @@ def script() -> ModuleType:
     return load("mixer_paper_figures")
 
 
-def test_smoke(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, update_golden: bool) -> None:
+def test_smoke(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    update_golden: bool,
+) -> None:
     out = tmp_path / "out"
     said = run("mixer_paper_figures", monkeypatch, capsys, "--smoke", "--out", out)
-    assert pictures(out) == {"figure-5-mixer-s0", "figure-5-last-mixer-s0", "figure-6-mixer-s0", "figure-7-mixer-s0"}
+    assert pictures(out) == {
+        "figure-5-mixer-s0",
+        "figure-5-last-mixer-s0",
+        "figure-6-mixer-s0",
+        "figure-7-mixer-s0",
+    }
     assert (out / "pages.pdf").read_bytes().count(b"/MediaBox [ 0 0 595.44 841.68 ]") == 4
     assert (out / "figures-of-the-mixer-paper.csv").is_file()
     assert "n = 128 units per block" in said
@@ -36,7 +47,9 @@ def test_smoke(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     check_folder("mixer_paper_figures", out, update_golden)
 
 
-def test_an_untrained_network_is_said_to_be_one(script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_untrained_network_is_said_to_be_one(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     chosen = options(script, monkeypatch, "--smoke", "--untrained", "--out", tmp_path)
     found = script.study(["zoo:mixer-s0", "zoo:vit-s0"], chosen)
     assert [type(r) for r in found] == [PaperFigures, Skipped]
@@ -52,10 +65,24 @@ def test_an_untrained_network_is_said_to_be_one(script: ModuleType, monkeypatch:
         script.study(["zoo:resnet-s0"], chosen)
 
 
-def test_weights_from_a_file(script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_weights_from_a_file(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     file = tmp_path / "mine.safetensors"
-    safetensors.torch.save_file({k: v.contiguous() for k, v in zoo.load("mixer-s1").state_dict().items()}, file)
-    chosen = options(script, monkeypatch, "--models", "zoo:mixer-s0", "--checkpoint", file, "--smoke", "--out", tmp_path / "out")
+    safetensors.torch.save_file(
+        {k: v.contiguous() for k, v in zoo.load("mixer-s1").state_dict().items()}, file
+    )
+    chosen = options(
+        script,
+        monkeypatch,
+        "--models",
+        "zoo:mixer-s0",
+        "--checkpoint",
+        file,
+        "--smoke",
+        "--out",
+        tmp_path / "out",
+    )
     (found,) = script.study(chosen.models, chosen)
     assert found.model.weights == "file mine.safetensors"
     with pytest.raises(SystemExit):

@@ -33,13 +33,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def own_main(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streamlit puts the page in the place of `__main__`, which later tests that start processes would import."""
+    """Streamlit puts the page in the place of `__main__`, which later tests that start processes
+    would import."""
     monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
 
 
 @pytest.fixture
 def open_page() -> Open:
-    """Run a page (`script` below app/) with the networks and the other parameters that its URL names ("_" is "-" there)."""
+    """Run a page (`script` below app/) with the networks and the other parameters that its URL
+    names ("_" is "-" there)."""
 
     def run(script: str, models: Sequence[str] = (), **parameters: str) -> AppTest:
         page = AppTest.from_file(str(APP / script), default_timeout=180)
@@ -53,6 +55,7 @@ def open_page() -> Open:
 
 
 def parameter(page: AppTest, name: str) -> str | None:
-    """What the URL says of `name`: text where the page wrote it, a list where the test or an older Streamlit did."""
+    """What the URL says of `name`: text where the page wrote it, a list where the test or an older
+    Streamlit did."""
     found = page.query_params.get(name)
     return found[0] if isinstance(found, list) else found

@@ -19,16 +19,26 @@ def run(page: AppTest) -> AppTest:
     return next(button for button in page.button if button.label == "Run").click().run()
 
 
-@pytest.mark.parametrize("room", [room for room in catalog.ROOMS if room.analyses], ids=lambda room: room.name)
+@pytest.mark.parametrize(
+    "room", [room for room in catalog.ROOMS if room.analyses], ids=lambda room: room.name
+)
 def test_every_analysis_is_listed_with_its_question(open_page: Open, room: Room) -> None:
     page = open_page(PAGE, [VIT], n="100", analysis_room=room.name)
     assert not page.exception
-    assert [option.lower() for option in page.radio[0].options] == [analysis.title.lower() for analysis in room.analyses]
-    assert [caption.partition("?")[0] + "?" for caption in page.radio[0].proto.captions] == [a.question for a in room.analyses]
+    assert [option.lower() for option in page.radio[0].options] == [
+        analysis.title.lower() for analysis in room.analyses
+    ]
+    assert [caption.partition("?")[0] + "?" for caption in page.radio[0].proto.captions] == [
+        a.question for a in room.analyses
+    ]
 
 
 def test_results_are_shown_as_in_a_report_and_made_again_by_the_script(open_page: Open) -> None:
-    page = run(open_page(PAGE, ["zoo:resnet-s0", CNN], n="100", analysis_room="probing", analysis_baselines="no"))
+    page = run(
+        open_page(
+            PAGE, ["zoo:resnet-s0", CNN], n="100", analysis_room="probing", analysis_baselines="no"
+        )
+    )
     assert not page.exception
     assert not page.error
     assert [header.value for header in page.header] == ["Probe accuracy by layer"]
@@ -37,7 +47,9 @@ def test_results_are_shown_as_in_a_report_and_made_again_by_the_script(open_page
     (seen,) = page.session_state["history"].values()
     assert_made_again(seen)
     # What is kept is shown at once.
-    again = open_page(PAGE, ["zoo:resnet-s0", CNN], n="100", analysis_room="probing", analysis_baselines="no")
+    again = open_page(
+        PAGE, ["zoo:resnet-s0", CNN], n="100", analysis_room="probing", analysis_baselines="no"
+    )
     assert [header.value for header in again.header] == ["Probe accuracy by layer"]
     assert "Run" not in [button.label for button in again.button]
 
@@ -47,10 +59,17 @@ def test_results_are_shown_as_in_a_report_and_made_again_by_the_script(open_page
     [
         ([CNN], "weights", "units", "It is defined for Mixer networks; choose one at the side."),
         ([VIT], "channels", "partners", "It compares networks; choose a second one at the side."),
-        ([VIT], "channels", "dissection", "It needs annotated images: use mixer-probe channels with --masks FOLDER"),
+        (
+            [VIT],
+            "channels",
+            "dissection",
+            "It needs annotated images: use mixer-probe channels with --masks FOLDER",
+        ),
     ],
 )
-def test_what_lacks_is_said(open_page: Open, models: list[str], room: str, name: str, said: str) -> None:
+def test_what_lacks_is_said(
+    open_page: Open, models: list[str], room: str, name: str, said: str
+) -> None:
     page = open_page(PAGE, models, n="100", analysis_room=room, analysis=name)
     assert not page.exception
     assert said in texts(page)

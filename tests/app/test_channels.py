@@ -1,4 +1,5 @@
-"""Channels: the channel that a class needs is on top, with the numbers that mixer_probe gives, and opens with its partner."""
+"""Channels: the channel that a class needs is on top, with the numbers that mixer_probe gives, and
+opens with its partner."""
 
 from __future__ import annotations
 
@@ -45,7 +46,16 @@ def told(name: str = MIXER) -> ClassSelectivity:
 
 def texts(page: AppTest) -> str:
     """Everything that is written on a page, without the backslashes that keep it plain."""
-    kinds = (page.title, page.header, page.markdown, page.caption, page.info, page.warning, page.error, page.success)
+    kinds = (
+        page.title,
+        page.header,
+        page.markdown,
+        page.caption,
+        page.info,
+        page.warning,
+        page.error,
+        page.success,
+    )
     return "\n".join(element.value for kind in kinds for element in kind).replace("\\", "")
 
 
@@ -54,12 +64,14 @@ def best_for(name: str, layer: str) -> tuple[int, float]:
     run = run_of(MIXER)
     assert run.labels is not None
     assert run.class_names is not None
-    auroc = auroc_of(np.asarray(run[layer], dtype=np.float64), run.labels)[:, run.class_names.index(name)]
+    auroc = auroc_of(np.asarray(run[layer], dtype=np.float64), run.labels)[
+        :, run.class_names.index(name)
+    ]
     channel = int(np.abs(auroc - 0.5).argmax())
     return channel, float(auroc[channel])
 
 
-# -- the list ----------------------------------------------------------------------------------------------------------------
+# -- the list --------------------------------------------------------------------------------------
 
 
 def test_the_channel_most_selective_for_frog_is_on_top(open_page: Open) -> None:
@@ -104,10 +116,15 @@ def test_channels_are_sorted_and_searched(open_page: Open) -> None:
     order = np.argsort(-statistics.kurtosis[0], kind="stable")
     assert page.dataframe[0].value["channel"].tolist() == order.tolist()
     page.text_input(key="widget ch-search").set_value("excess kurtosis > 2").run()
-    assert page.dataframe[0].value["channel"].tolist() == [c for c in order if statistics.kurtosis[0][c] > 2]
+    assert page.dataframe[0].value["channel"].tolist() == [
+        c for c in order if statistics.kurtosis[0][c] > 2
+    ]
     assert parameter(page, "ch-search") == "excess kurtosis > 2"
     page.toggle(key="widget ch-turned").set_value(True).run()
-    assert page.dataframe[0].value["channel"].iloc[0] == [c for c in order if statistics.kurtosis[0][c] > 2][-1]
+    assert (
+        page.dataframe[0].value["channel"].iloc[0]
+        == [c for c in order if statistics.kurtosis[0][c] > 2][-1]
+    )
     assert not page.exception
 
 
@@ -125,11 +142,13 @@ def test_bars_are_drawn_per_class() -> None:
     assert len(drawn["layer"]) == 3
 
 
-# -- one channel and its partner ---------------------------------------------------------------------------------------------
+# -- one channel and its partner -------------------------------------------------------------------
 
 
 def test_a_link_opens_a_channel_with_its_partner(open_page: Open) -> None:
-    page = open_page(PAGE, [MIXER, VIT], n=N, ch_layer="blocks.3", ch_channel="17", ch_partner_layer="blocks.5")
+    page = open_page(
+        PAGE, [MIXER, VIT], n=N, ch_layer="blocks.3", ch_channel="17", ch_partner_layer="blocks.5"
+    )
     assert not page.exception
     assert not page.error
     assert page.number_input(key="widget ch-channel").value == 17
@@ -137,7 +156,10 @@ def test_a_link_opens_a_channel_with_its_partner(open_page: Open) -> None:
     number, r = found.partner[17, 0], found.correlation[17, 0]
     written = texts(page)
     assert "Channel 17 of blocks.3" in written
-    assert f"Channel {number} of blocks.5 of vit-s0 is the best match: **r = {r:.2f}** over 100 images" in written
+    assert (
+        f"Channel {number} of blocks.5 of vit-s0 is the best match: **r = {r:.2f}** over 100 images"
+        in written
+    )
     assert f"is below {found.threshold[17]:.2f}" in written
     page.button(key="open the partner").click().run()
     assert not page.exception
@@ -145,7 +167,10 @@ def test_a_link_opens_a_channel_with_its_partner(open_page: Open) -> None:
     assert page.selectbox(key="widget ch-network").value == VIT
     assert page.selectbox(key="widget ch-layer").value == "blocks.5"
     assert page.number_input(key="widget ch-channel").value == number
-    assert (page.selectbox(key="widget ch-partner").value, page.selectbox(key="widget ch-partner-layer").value) == (
+    assert (
+        page.selectbox(key="widget ch-partner").value,
+        page.selectbox(key="widget ch-partner-layer").value,
+    ) == (
         MIXER,
         "blocks.3",
     )
@@ -153,7 +178,9 @@ def test_a_link_opens_a_channel_with_its_partner(open_page: Open) -> None:
 
 def test_a_name_in_the_gallery_opens_its_channel(open_page: Open) -> None:
     page = open_page(PAGE, [MIXER], n=N, ch_sort="std")
-    names = [button for button in page.button if button.key and button.key.startswith("open blocks.6")]
+    names = [
+        button for button in page.button if button.key and button.key.startswith("open blocks.6")
+    ]
     assert len(names) == 12
     channel = int(str(names[3].key).rpartition(" ")[2])
     names[3].click().run()
@@ -162,7 +189,9 @@ def test_a_name_in_the_gallery_opens_its_channel(open_page: Open) -> None:
     assert page.dataframe[0].value["channel"].iloc[3] == channel
     page.segmented_control(key="widget ch-many").set_value(24).run()
     assert not page.exception
-    assert len([button for button in page.button if str(button.key).startswith("open blocks.6")]) == 24
+    assert (
+        len([button for button in page.button if str(button.key).startswith("open blocks.6")]) == 24
+    )
 
 
 def test_images_are_ranked_by_the_peak_too(open_page: Open) -> None:
@@ -184,10 +213,12 @@ def test_a_strip_holds_the_top_images() -> None:
     np.testing.assert_array_equal(np.asarray(picture)[:96:3, :96:3], np.asarray(images()[first]))
     assert charts.gallery_svg([("a & <b>", found[0])]).startswith(b"<svg")
     assert b"a &amp; &lt;b&gt;" in charts.gallery_svg([("a & <b>", found[0])])
-    assert Image.open(io.BytesIO(charts.gallery_png([("a", found[0]), ("b", found[1])]))).height > 200
+    assert (
+        Image.open(io.BytesIO(charts.gallery_png([("a", found[0]), ("b", found[1])]))).height > 200
+    )
 
 
-# -- depth -------------------------------------------------------------------------------------------------------------------
+# -- depth -----------------------------------------------------------------------------------------
 
 
 def test_selectivity_by_depth(open_page: Open) -> None:
@@ -197,14 +228,21 @@ def test_selectivity_by_depth(open_page: Open) -> None:
     assert "AUROC of the best channel for bird by block, n = 100 images" in texts(page)
 
 
-# -- what the Report takes ---------------------------------------------------------------------------------------------------
+# -- what the Report takes -------------------------------------------------------------------------
 
 
-def test_the_script_makes_the_same_numbers(open_page: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_script_makes_the_same_numbers(
+    open_page: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = open_page(PAGE, [MIXER, VIT], n=N)
     items = page.session_state["history"]
     kinds = {item.kind for item in items.values()}
-    assert kinds == {"channel statistics", "channel selectivity", "channel pages", "channel partners"}
+    assert kinds == {
+        "channel statistics",
+        "channel selectivity",
+        "channel pages",
+        "channel partners",
+    }
     with in_folder(tmp_path, monkeypatch):
         exec(compile(history.script(list(items.values())), "made.py", "exec"), {})
     again = mp.load_results(tmp_path / "results.json")
@@ -212,7 +250,9 @@ def test_the_script_makes_the_same_numbers(open_page: Open, tmp_path: Path, monk
     assert len(again) == len(shown)
     for one, other in zip(shown, again, strict=True):
         assert type(one) is type(other)
-        pd.testing.assert_frame_equal(one.to_frame(), other.to_frame(), check_dtype=False, rtol=1e-3, atol=1e-4)
+        pd.testing.assert_frame_equal(
+            one.to_frame(), other.to_frame(), check_dtype=False, rtol=1e-3, atol=1e-4
+        )
 
 
 @contextmanager
@@ -221,7 +261,7 @@ def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-# -- what is missing ---------------------------------------------------------------------------------------------------------
+# -- what is missing -------------------------------------------------------------------------------
 
 
 def test_photographs_say_what_selectivity_needs(open_page: Open) -> None:
@@ -244,9 +284,18 @@ def test_images_without_classes_or_of_one_class(tmp_path: Path) -> None:
 
 
 def test_bad_names_leave_the_others(open_page: Open) -> None:
-    page = open_page(PAGE, ["no_such_network", MIXER], n=N, ch_layer="nothing", ch_channel="9999", ch_class="dragon")
+    page = open_page(
+        PAGE,
+        ["no_such_network", MIXER],
+        n=N,
+        ch_layer="nothing",
+        ch_channel="9999",
+        ch_class="dragon",
+    )
     assert not page.exception
-    assert ["no model 'no_such_network'" in error.value.replace("\\", "") for error in page.error] == [True]
+    assert [
+        "no model 'no_such_network'" in error.value.replace("\\", "") for error in page.error
+    ] == [True]
     assert page.selectbox(key="widget ch-network").options == ["mixer-s0"]
     assert page.selectbox(key="widget ch-layer").value == "blocks.6"
     assert {"ch-layer", "ch-channel", "ch-class"}.isdisjoint(page.query_params)
@@ -260,7 +309,9 @@ def test_nothing_chosen_says_what_to_do(open_page: Open) -> None:
     assert "No network is chosen" in page.info[0].value
 
 
-def test_a_stored_run_is_a_partner_and_no_network(open_page: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stored_run_is_a_partner_and_no_network(
+    open_page: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mp.extract(mp.load_model(VIT), images(), out=tmp_path / "vit.zarr")
     monkeypatch.setenv("MIXER_PROBE_APP_PATHS", str(tmp_path))
     run = f"run:{tmp_path.name}/vit.zarr"
@@ -272,5 +323,8 @@ def test_a_stored_run_is_a_partner_and_no_network(open_page: Open, tmp_path: Pat
     assert not page.exception
     assert not page.error
     found = mp.channel_partners(run_of(MIXER), run_of(VIT), "blocks.3", "blocks.3")
-    assert f"Channel {found.partner[17, 0]} of blocks.3 of stored run vit.zarr is the best match" in texts(page)
+    assert (
+        f"Channel {found.partner[17, 0]} of blocks.3 of stored run vit.zarr is the best match"
+        in texts(page)
+    )
     assert "A stored run has no network, so its input images" in texts(page)

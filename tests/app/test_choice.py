@@ -17,7 +17,11 @@ def named(page: AppTest) -> list[str]:
 
 def test_the_url_fills_the_boxes(open_page: Open) -> None:
     page = open_page("pages/Stem.py", [VIT, CNN])
-    assert [page.selectbox(key=f"network {slot}").value for slot in range(3)] == ["test_vit", "test_resnet", None]
+    assert [page.selectbox(key=f"network {slot}").value for slot in range(3)] == [
+        "test_vit",
+        "test_resnet",
+        None,
+    ]
     assert [page.toggle(key=f"untrained {slot}").value for slot in range(3)] == [True, True, False]
 
 
@@ -38,14 +42,22 @@ def test_the_choice_goes_from_page_to_page(open_page: Open) -> None:
     # The menu leads to a bare address.
     del page.query_params["model"]
     page.switch_page("pages/Stem.py").run()
-    assert "test_vit and test_resnet have untrained weights" in page.warning[0].value.replace("\\", "")
+    assert "test_vit and test_resnet have untrained weights" in page.warning[0].value.replace(
+        "\\", ""
+    )
     assert named(page) == [VIT, CNN]
 
 
 def test_at_most_three_and_each_once(open_page: Open) -> None:
-    page = open_page("pages/Stem.py", [VIT, VIT, " ", "?untrained", CNN, CONVNEXT, "test_vit2?untrained"])
+    page = open_page(
+        "pages/Stem.py", [VIT, VIT, " ", "?untrained", CNN, CONVNEXT, "test_vit2?untrained"]
+    )
     assert named(page) == [VIT, CNN, CONVNEXT]
-    assert page.warning[0].value.replace("\\", "").startswith("test_vit, test_resnet and test_convnext have")
+    assert (
+        page.warning[0]
+        .value.replace("\\", "")
+        .startswith("test_vit, test_resnet and test_convnext have")
+    )
 
 
 def test_an_endless_name_is_cut(open_page: Open) -> None:

@@ -1,4 +1,5 @@
-"""Results on the disk: the same back, never of other code, never half, and no trouble where the disk is."""
+"""Results on the disk: the same back, never of other code, never half, and no trouble where the
+disk is."""
 
 from __future__ import annotations
 
@@ -41,7 +42,13 @@ def test_other_code_finds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert disk.read("numbers", "key") is None
 
 
-WRONG = [{}, [], {"key": "'key'"}, {"key": "'key'", "value": {"kind": "None"}, "warnings": []}, {"key": "'other'", "value": 1}]
+WRONG = [
+    {},
+    [],
+    {"key": "'key'"},
+    {"key": "'key'", "value": {"kind": "None"}, "warnings": []},
+    {"key": "'other'", "value": 1},
+]
 WRONG += [{"key": "'key'", "value": 1, "warnings": 3}]
 
 
@@ -130,7 +137,9 @@ def test_uploads_count_too(own_folder: Path) -> None:
     assert disk.read("numbers", "key") == (1, ())
 
 
-def test_files_that_vanish_meanwhile_are_no_trouble(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_vanish_meanwhile_are_no_trouble(
+    own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for i in range(3):
         disk.write("numbers", i, i, ())
     remove = disk._remove
@@ -150,7 +159,9 @@ def test_a_damaged_run_is_made_anew(own_folder: Path, damage: str) -> None:
 
     def extract(place: Path | None) -> mp.Representations:
         made.append(place)
-        return mp.extract(mp.load_model("zoo:resnet-s0"), mp.load_images("demo", limit=8), "blocks", out=place)
+        return mp.extract(
+            mp.load_model("zoo:resnet-s0"), mp.load_images("demo", limit=8), "blocks", out=place
+        )
 
     first = disk.store("key", extract)
     values = [np.asarray(first[layer.name]) for layer in first.layers]
@@ -162,11 +173,18 @@ def test_a_damaged_run_is_made_anew(own_folder: Path, damage: str) -> None:
         shutil.rmtree(place)
         place.write_text("x")
     else:
-        files = sorted(f for f in place.rglob("*") if f.is_file() and (f.name == "zarr.json") == (damage == "note"))
+        files = sorted(
+            f
+            for f in place.rglob("*")
+            if f.is_file() and (f.name == "zarr.json") == (damage == "note")
+        )
         for file in files if damage == "chunk" else files[:1]:
             file.write_bytes(file.read_bytes()[:-7] + b"damaged")
     again = disk.store("key", extract)
-    assert all(np.array_equal(again[layer.name], value) for layer, value in zip(again.layers, values, strict=True))
+    assert all(
+        np.array_equal(again[layer.name], value)
+        for layer, value in zip(again.layers, values, strict=True)
+    )
     assert len(made) == 3
     assert len(disk.store("key", extract).ids) == 8
     assert len(made) == 4

@@ -21,7 +21,8 @@ VIT, CNN = "test_vit?untrained", "test_resnet?untrained"
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder that the app may open: a good and three bad checkpoints, a run, pictures, one of which is broken."""
+    """A folder that the app may open: a good and three bad checkpoints, a run, pictures, one of
+    which is broken."""
     model = mp.load_model("test_vit", pretrained=False, seed=3)
     weights = {name: value.contiguous() for name, value in model.module.state_dict().items()}
     save_file(weights, tmp_path / "good.safetensors")
@@ -141,7 +142,14 @@ def test_a_folder_of_images_travels_in_the_url(open_page: Open, folder: Path) ->
 
 
 def test_images_that_are_not_there_are_a_message(open_page: Open) -> None:
-    for source in ("folder:nowhere", "folder:../..", "/etc", "torch/cifar10", "torch/cifar10@nowhere", "<b>"):
+    for source in (
+        "folder:nowhere",
+        "folder:../..",
+        "/etc",
+        "torch/cifar10",
+        "torch/cifar10@nowhere",
+        "<b>",
+    ):
         page = open_page("Home.py", [VIT], images=source)
         assert not page.exception
         assert len(page.error) == 1

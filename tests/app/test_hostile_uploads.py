@@ -60,7 +60,8 @@ def archives(draw: Any) -> tuple[str, bytes]:
         warnings.simplefilter("ignore")  # of names that it has twice
         for _ in range(draw(st.integers(0, 3))):
             name = draw(
-                st.text(st.characters(codec="utf-8"), max_size=8) | st.sampled_from(["../../up", "/root", "a/b", "a\nb", ""])
+                st.text(st.characters(codec="utf-8"), max_size=8)
+                | st.sampled_from(["../../up", "/root", "a/b", "a\nb", ""])
             )
             archive.writestr(f"{name}.png", image_bytes("PNG"))
     damage = draw(st.sampled_from(sorted(DAMAGE)))
@@ -83,7 +84,9 @@ def test_a_zip_of_any_bytes_is_kept_inside_its_folder_or_refused() -> None:
     def check(made: tuple[str, bytes]) -> None:
         tried[made[0], outcome(keep, made[1])] += 1
 
-    before = {path for path in uploads().parent.rglob("*") if uploads() not in (path, *path.parents)}
+    before = {
+        path for path in uploads().parent.rglob("*") if uploads() not in (path, *path.parents)
+    }
     check()
     tell("uploads of a zip", tried)
     assert {found for _, found in tried} == {"read", "refused"}

@@ -1,4 +1,5 @@
-"""The page Image: its numbers are those of mixer_probe, uploads are taken or refused in words, links reopen views."""
+"""The page Image: its numbers are those of mixer_probe, uploads are taken or refused in words,
+links reopen views."""
 
 from __future__ import annotations
 
@@ -40,7 +41,15 @@ def networks() -> dict[str, Model]:
 
 
 def texts(page: AppTest) -> str:
-    kinds = (page.header, page.subheader, page.markdown, page.caption, page.info, page.warning, page.error)
+    kinds = (
+        page.header,
+        page.subheader,
+        page.markdown,
+        page.caption,
+        page.info,
+        page.warning,
+        page.error,
+    )
     return "\n".join(element.value for kind in kinds for element in kind).replace("\\", "")
 
 
@@ -74,10 +83,12 @@ def logits(network: Model, images: Any) -> np.ndarray:
     return torch.cat(parts).double().numpy()
 
 
-# -- predictions -------------------------------------------------------------------------------------------------------------
+# -- predictions -----------------------------------------------------------------------------------
 
 
-def test_predictions_are_those_of_the_network(open_page: Open, images: Images, networks: dict[str, Model]) -> None:
+def test_predictions_are_those_of_the_network(
+    open_page: Open, images: Images, networks: dict[str, Model]
+) -> None:
     page = open_page(PAGE, [MIXER, CNN], n="100", img="3")
     assert not page.exception
     assert not page.error
@@ -102,7 +113,9 @@ def test_a_network_of_other_classes_says_so(open_page: Open) -> None:
     assert "is not among its classes" in written
     assert "not among the classes of that network" in written
     # timm's class names, not those of CIFAR-10, for 1,000 outputs.
-    assert set(with_column(page, "probability")[0]["class"]) <= set(mp.load_images("photos").class_names or ())
+    assert set(with_column(page, "probability")[0]["class"]) <= set(
+        mp.load_images("photos").class_names or ()
+    )
 
 
 def test_a_head_of_zeros_is_said(open_page: Open) -> None:
@@ -111,7 +124,9 @@ def test_a_head_of_zeros_is_said(open_page: Open) -> None:
     np.testing.assert_allclose(with_column(page, "probability")[0]["probability"], 1e-3)
 
 
-@pytest.mark.parametrize(("said", "number"), [("5", 5), ("99999", 100), ("0", 1), ("-3", 1), ("x", 1), ("²", 1), ("", 1)])
+@pytest.mark.parametrize(
+    ("said", "number"), [("5", 5), ("99999", 100), ("0", 1), ("-3", 1), ("x", 1), ("²", 1), ("", 1)]
+)
 def test_the_link_says_which_image(open_page: Open, said: str, number: int) -> None:
     page = open_page(PAGE, [CNN], n="100", img=said)
     assert not page.exception
@@ -132,11 +147,15 @@ def test_the_boxes_choose_the_image(open_page: Open, images: Images) -> None:
     assert parameter(page, "img-class") == "frog"
 
 
-# -- attributions ------------------------------------------------------------------------------------------------------------
+# -- attributions ----------------------------------------------------------------------------------
 
 
-def test_attributions_explain_the_class_asked_for(open_page: Open, images: Images, networks: dict[str, Model]) -> None:
-    page = open_page(PAGE, [MIXER, CNN], n="100", img_part="attributions", img_target="6", img_method="saliency")
+def test_attributions_explain_the_class_asked_for(
+    open_page: Open, images: Images, networks: dict[str, Model]
+) -> None:
+    page = open_page(
+        PAGE, [MIXER, CNN], n="100", img_part="attributions", img_target="6", img_method="saliency"
+    )
     assert not page.exception
     assert not page.error
     for network in networks.values():
@@ -146,23 +165,29 @@ def test_attributions_explain_the_class_asked_for(open_page: Open, images: Image
 
 
 def test_a_method_of_one_family_says_what_the_others_have(open_page: Open) -> None:
-    page = open_page(PAGE, [MIXER, VIT], n="100", img_part="attributions", img_method="attention_rollout")
+    page = open_page(
+        PAGE, [MIXER, VIT], n="100", img_part="attributions", img_method="attention_rollout"
+    )
     assert not page.exception
     assert not page.error
     assert "attention rollout is not available for this network; available: saliency" in texts(page)
 
 
 def test_all_quick_methods_are_one_figure(open_page: Open) -> None:
-    page = open_page(PAGE, [MIXER, VIT], n="100", img_part="attributions", img_view="all quick methods")
+    page = open_page(
+        PAGE, [MIXER, VIT], n="100", img_part="attributions", img_view="all quick methods"
+    )
     assert not page.exception
     assert not page.error
     assert {b.proto.label for b in page.get("download_button")} == {"SVG", "PNG", "CSV"}
 
 
-# -- layers ------------------------------------------------------------------------------------------------------------------
+# -- layers ----------------------------------------------------------------------------------------
 
 
-def test_neighbours_and_sizes_are_those_of_the_definition(open_page: Open, images: Images, networks: dict[str, Model]) -> None:
+def test_neighbours_and_sizes_are_those_of_the_definition(
+    open_page: Open, images: Images, networks: dict[str, Model]
+) -> None:
     page = open_page(PAGE, [MIXER], n="100", img="7", img_part="layers", img_depth="50")
     assert not page.exception
     assert not page.error
@@ -177,11 +202,17 @@ def test_neighbours_and_sizes_are_those_of_the_definition(open_page: Open, image
     np.testing.assert_allclose(near["cosine"].astype(float), cosines[order], atol=1e-3)
     positions = mp.extract(networks[MIXER], images.subset([6]), [layer], reduce="none")[layer][0]
     norm = with_column(page, "norm")[0].set_index("layer").loc[layer, "norm"]
-    assert norm == pytest.approx(np.linalg.norm(positions.astype(np.float64), axis=1).mean(), rel=1e-5)
+    assert norm == pytest.approx(
+        np.linalg.norm(positions.astype(np.float64), axis=1).mean(), rel=1e-5
+    )
 
 
 def test_a_stored_run_has_neighbours_only(
-    open_page: Open, images: Images, networks: dict[str, Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    open_page: Open,
+    images: Images,
+    networks: dict[str, Model],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mp.extract(networks[CNN], images, out=tmp_path / "run.zarr")
     monkeypatch.setenv("MIXER_PROBE_APP_PATHS", str(tmp_path))
@@ -195,10 +226,12 @@ def test_a_stored_run_has_neighbours_only(
     assert "this page needs the network itself" in page.error[0].value.replace("\\", "")
 
 
-# -- shuffle -----------------------------------------------------------------------------------------------------------------
+# -- shuffle ---------------------------------------------------------------------------------------
 
 
-def test_a_shuffled_image_before_and_after(open_page: Open, images: Images, networks: dict[str, Model]) -> None:
+def test_a_shuffled_image_before_and_after(
+    open_page: Open, images: Images, networks: dict[str, Model]
+) -> None:
     link = {"img_part": "shuffle", "img_patches": "8", "img_seed": "3", "img": "2", "n": "100"}
     page = open_page(PAGE, [MIXER, CNN], **link)
     assert not page.exception
@@ -206,13 +239,18 @@ def test_a_shuffled_image_before_and_after(open_page: Open, images: Images, netw
     shuffle = PatchShuffle(8, seed=3)
     names = images.class_names or ()
     for network in networks.values():
-        before, after = (logits(network, x)[0] for x in (images.subset([1]), distort(images, shuffle).subset([1])))
+        before, after = (
+            logits(network, x)[0]
+            for x in (images.subset([1]), distort(images, shuffle).subset([1]))
+        )
         shares = [torch.from_numpy(x).softmax(0).numpy() for x in (before, after)]
         said = [f"**{names[int(x.argmax())]}** ({100 * x.max():.0f} %)" for x in shares]
         assert f"plain: {said[0]} → distorted: {said[1]}" in texts(page)
     moved = with_column(page, "rank")[-1]
     plain = mp.extract(networks[MIXER], images, ["blocks.7"])["blocks.7"].astype(np.float64)
-    there = mp.extract(networks[MIXER], distort(images, shuffle), ["blocks.7"])["blocks.7"].astype(np.float64)
+    there = mp.extract(networks[MIXER], distort(images, shuffle), ["blocks.7"])["blocks.7"].astype(
+        np.float64
+    )
     a, b = plain[1] - plain.mean(0), there[1] - plain.mean(0)
     row = moved[(moved["network"] == "mixer-s0") & (moved["layer"] == "blocks.7")].iloc[0]
     assert row["cosine"] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-4)
@@ -226,11 +264,17 @@ def test_the_images_where_the_cnn_is_wrong_and_the_mixer_right(
     assert not page.exception
     assert not page.error
     shuffle = PatchShuffle(4)
-    right = {name: mp.invariance.predictions(net, images, (shuffle,))[0] == images.labels for name, net in networks.items()}
+    right = {
+        name: mp.invariance.predictions(net, images, (shuffle,))[0] == images.labels
+        for name, net in networks.items()
+    }
     expected = np.flatnonzero(right[MIXER].all(0) & right[CNN][0] & ~right[CNN][1])
     assert len(expected)
     assert list(with_column(page, "said_0")[0]["place"]) == list(expected)
-    assert f"{len(expected)} of 100 images** when distorted: mixer-s0 right, resnet-s0 wrong" in texts(page)
+    assert (
+        f"{len(expected)} of 100 images** when distorted: mixer-s0 right, resnet-s0 wrong"
+        in texts(page)
+    )
     page.selectbox(key="widget img-wrong").set_value(MIXER).run()
     page.selectbox(key="widget img-right").set_value(CNN).run()
     other = np.flatnonzero(right[CNN].all(0) & right[MIXER][0] & ~right[MIXER][1])
@@ -247,7 +291,9 @@ def test_every_distortion_is_offered(open_page: Open, kind: str) -> None:
     assert charts(page)
 
 
-def test_without_labels_answers_are_compared(open_page: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_labels_answers_are_compared(
+    open_page: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MIXER_PROBE_APP_PATHS", str(picture_folder(tmp_path / "pile", 12)))
     for part in ("predictions", "attributions", "layers", "shuffle"):
         page = open_page(PAGE, [MIXER, CNN], images="folder:pile", img_part=part, img_find="yes")
@@ -255,13 +301,17 @@ def test_without_labels_answers_are_compared(open_page: Open, tmp_path: Path, mo
         assert not page.error, page.error[0].value
     written = texts(page)
     assert "gives the same prediction for" in written
-    assert [box.label for box in page.selectbox if box.key in ("widget img-right", "widget img-wrong")] == [
+    assert [
+        box.label for box in page.selectbox if box.key in ("widget img-right", "widget img-wrong")
+    ] == [
         "Keeps its prediction:",
         "Changes its prediction:",
     ]
 
 
-def test_one_class_and_two_images(open_page: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_class_and_two_images(
+    open_page: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     picture_folder(tmp_path / "set" / "only", 2)
     monkeypatch.setenv("MIXER_PROBE_APP_PATHS", str(tmp_path / "set"))
     page = open_page(PAGE, [CNN], images="folder:set", img_part="layers")
@@ -279,7 +329,9 @@ def picture_folder(folder: Path, count: int) -> Path:
 def test_what_was_seen_can_be_made_again(
     open_page: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, networks: dict[str, Model]
 ) -> None:
-    page = open_page(PAGE, [MIXER], n="100", img="4", img_part="attributions", img_method="saliency")
+    page = open_page(
+        PAGE, [MIXER], n="100", img="4", img_part="attributions", img_method="saliency"
+    )
     page.query_params["img-part"] = "shuffle"
     page.session_state["setting img-part"] = "shuffle"
     page.query_params["img-find"] = "yes"
@@ -292,7 +344,9 @@ def test_what_was_seen_can_be_made_again(
     again = mp.load_results(tmp_path / "results.json")
     kinds = {type(result).__name__ for result in again}
     assert {"Attribution", "DistortionAccuracy"} <= kinds
-    expected = mp.invariance.predictions(networks[MIXER], mp.load_images("demo", limit=100), (PatchShuffle(4),))[0]
+    expected = mp.invariance.predictions(
+        networks[MIXER], mp.load_images("demo", limit=100), (PatchShuffle(4),)
+    )[0]
     made = next(result for result in again if type(result).__name__ == "DistortionAccuracy")
     np.testing.assert_array_equal(made.predicted, expected)
 
@@ -309,11 +363,15 @@ def test_a_failing_network_leaves_the_others(open_page: Open) -> None:
         page = open_page(PAGE, ["no_such_network", CNN], n="100", img_part=part)
         assert not page.exception
         assert page.error
-        assert all("no model 'no_such_network'" in error.value.replace("\\", "") for error in page.error)
-        assert "resnet-s0" in texts(page) or "resnet-s0" in set(with_column(page, "network")[0]["network"])
+        assert all(
+            "no model 'no_such_network'" in error.value.replace("\\", "") for error in page.error
+        )
+        assert "resnet-s0" in texts(page) or "resnet-s0" in set(
+            with_column(page, "network")[0]["network"]
+        )
 
 
-# -- uploads -----------------------------------------------------------------------------------------------------------------
+# -- uploads ---------------------------------------------------------------------------------------
 
 
 def encoded(picture: Image.Image, kind: str = "PNG", **more: Any) -> bytes:
@@ -335,14 +393,26 @@ def frames() -> bytes:
 REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "nothing": (lambda: b"", "the file is empty"),
     "text": (lambda: b"no image at all", "not an image in any format"),
-    "a page": (lambda: b"<svg xmlns='http://www.w3.org/2000/svg'><script>1</script></svg>", "not an image in any format"),
-    "PostScript": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image in any format"),
+    "a page": (
+        lambda: b"<svg xmlns='http://www.w3.org/2000/svg'><script>1</script></svg>",
+        "not an image in any format",
+    ),
+    "PostScript": (
+        lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        "not an image in any format",
+    ),
     "truncated": (lambda: encoded(Image.fromarray(noise(200, 200)))[:4000], "cannot be read"),
-    "50 megapixels": (lambda: encoded(Image.new("L", (10000, 5000))), "10000×5000 px, more than 40 million"),
+    "50 megapixels": (
+        lambda: encoded(Image.new("L", (10000, 5000))),
+        "10000×5000 px, more than 40 million",
+    ),
     "a bomb": (lambda: encoded(Image.new("1", (40000, 40000))), "million pixels"),
     "a line": (lambda: encoded(Image.new("RGB", (4000, 2))), "Crop it"),
     "a ribbon": (lambda: encoded(Image.new("RGB", (4000, 20))), "Crop it"),
-    "floats": (lambda: encoded(Image.fromarray(np.ones((20, 20), np.float32)), "TIFF"), "no stated range"),
+    "floats": (
+        lambda: encoded(Image.fromarray(np.ones((20, 20), np.float32)), "TIFF"),
+        "no stated range",
+    ),
 }
 
 
@@ -369,9 +439,18 @@ CHANGED: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "RGBA": (lambda: encoded(Image.new("RGBA", (30, 30), (0, 0, 0, 0))), "Transparent"),
     "animated": (frames, "2 frames"),
-    "large": (lambda: encoded(Image.new("RGB", (3000, 1500))), "reduced from 3000×1500 to 1024×512 px"),
+    "large": (
+        lambda: encoded(Image.new("RGB", (3000, 1500))),
+        "reduced from 3000×1500 to 1024×512 px",
+    ),
 }
-COLOURS = {"CMYK": (255, 0, 0), "16 bit": (128, 128, 128), "RGBA": (255, 255, 255), "animated": (255, 0, 0), "large": (0, 0, 0)}
+COLOURS = {
+    "CMYK": (255, 0, 0),
+    "16 bit": (128, 128, 128),
+    "RGBA": (255, 255, 255),
+    "animated": (255, 0, 0),
+    "large": (0, 0, 0),
+}
 
 
 @pytest.mark.parametrize("kind", CHANGED)
@@ -393,7 +472,9 @@ def test_a_kept_upload_is_encoded_anew() -> None:
     np.testing.assert_array_equal(np.asarray(pictures.uploaded(name).pixels), noise())
 
 
-@pytest.mark.parametrize("name", ["0123456789abcdef.png", "../secret.png", "..%2f..%2fetc/passwd", "", "a\0b.png"])
+@pytest.mark.parametrize(
+    "name", ["0123456789abcdef.png", "../secret.png", "..%2f..%2fetc/passwd", "", "a\0b.png"]
+)
 def test_a_link_to_no_upload_shows_the_first_image(open_page: Open, name: str) -> None:
     page = open_page(PAGE, [CNN], n="100", img=f"upload:{name}")
     assert not page.exception

@@ -59,7 +59,16 @@ def test_everything_there_is_offered(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "label",
-    ["mine/../secret.safetensors", "mine/link.safetensors", "/etc/passwd", "other/x", "mine/nothing", "", "mine/a\0b", "~/x"],
+    [
+        "mine/../secret.safetensors",
+        "mine/link.safetensors",
+        "/etc/passwd",
+        "other/x",
+        "mine/nothing",
+        "",
+        "mine/a\0b",
+        "~/x",
+    ],
 )
 def test_nothing_else_is_opened(folder: Path, label: str) -> None:
     with pytest.raises(StoreError, match="there is no checkpoint"):
@@ -73,10 +82,14 @@ def test_without_folders_it_says_how_to_give_some(monkeypatch: pytest.MonkeyPatc
         resolve("photos", "results")
 
 
-def test_two_folders_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_folders_of_one_name_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for parent in "ab":
         (tmp_path / parent / "data").mkdir(parents=True)
-    monkeypatch.setenv(local_files.PATHS, os.pathsep.join(str(tmp_path / parent / "data") for parent in "ab"))
+    monkeypatch.setenv(
+        local_files.PATHS, os.pathsep.join(str(tmp_path / parent / "data") for parent in "ab")
+    )
     assert {"data", "data-2"} < set(local_files.roots())
 
 
@@ -92,17 +105,38 @@ def test_an_upload_becomes_a_folder_with_classes() -> None:
     upload = zipped(**{"cats__1.png": picture(), "dogs__2.png": picture("JPEG"), "note.txt": b"x"})
     kept = data.save_upload([("some.zip", upload)])
     place = resolve(kept.removeprefix("folder:"), "images")
-    assert sorted(str(file.relative_to(place)) for file in place.rglob("*.png")) == ["cats/1.png", "dogs/2.png"]
+    assert sorted(str(file.relative_to(place)) for file in place.rglob("*.png")) == [
+        "cats/1.png",
+        "dogs/2.png",
+    ]
     assert (
-        data.save_upload([("some.zip", zipped(**{"cats__1.png": picture(), "dogs__2.png": picture("JPEG"), "note.txt": b"x"}))])
+        data.save_upload(
+            [
+                (
+                    "some.zip",
+                    zipped(
+                        **{
+                            "cats__1.png": picture(),
+                            "dogs__2.png": picture("JPEG"),
+                            "note.txt": b"x",
+                        }
+                    ),
+                )
+            ]
+        )
         == kept
     )
 
 
 def test_a_zip_cannot_write_elsewhere() -> None:
-    kept = data.save_upload([("evil.zip", zipped(**{"..__..__..__evil.png": picture(), "__etc__x.png": picture()}))])
+    kept = data.save_upload(
+        [("evil.zip", zipped(**{"..__..__..__evil.png": picture(), "__etc__x.png": picture()}))]
+    )
     place = resolve(kept.removeprefix("folder:"), "images")
-    assert sorted(str(file.relative_to(place)) for file in place.rglob("*.png")) == ["etc/x.png", "evil.png"]
+    assert sorted(str(file.relative_to(place)) for file in place.rglob("*.png")) == [
+        "etc/x.png",
+        "evil.png",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +168,9 @@ def test_a_checkpoint_is_kept_by_its_content() -> None:
 def test_equal_names_are_kept_apart() -> None:
     """In a zip: train/cat/1.png and val/cat/1.png; and of two uploads of one name."""
     pictures = [picture("PNG"), picture("BMP"), picture("GIF"), picture("TIFF")]
-    upload = zipped(**{f"{split}__cat__1.png": p for split, p in zip(("train", "val", "test"), pictures)})
+    upload = zipped(
+        **{f"{split}__cat__1.png": p for split, p in zip(("train", "val", "test"), pictures)}
+    )
     for files in (
         [("some.zip", upload)],
         [("cat/1.png", p) for p in pictures[:3]],
@@ -148,7 +184,11 @@ def test_equal_names_are_kept_apart() -> None:
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
-@given(st.integers(0, 10**6), st.integers(0, 255), st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA]))
+@given(
+    st.integers(0, 10**6),
+    st.integers(0, 255),
+    st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA]),
+)
 def test_damaged_zips_are_a_sentence(at: int, value: int, compression: int) -> None:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", compression) as archive:
@@ -166,15 +206,22 @@ def test_damaged_zips_are_a_sentence(at: int, value: int, compression: int) -> N
 def test_names_of_uploads_stay_below_their_folder(folder: str, name: str) -> None:
     TRIED["names"] += 1
     with suppress(ImagesError):
-        place = resolve(data.save_upload([(f"{folder}/{name}.png", picture())]).removeprefix("folder:"), "images")
+        place = resolve(
+            data.save_upload([(f"{folder}/{name}.png", picture())]).removeprefix("folder:"),
+            "images",
+        )
         (kept,) = (file for file in place.rglob("*") if file.is_file())
         assert kept.resolve().is_relative_to(local_files.uploads().resolve())
 
 
-@pytest.mark.parametrize("name", ["//x.png", "\\\\x.png", "\\/x.png", "///etc/x.png", "/../x.png", "..\\..\\x.png", "a//x.png"])
+@pytest.mark.parametrize(
+    "name",
+    ["//x.png", "\\\\x.png", "\\/x.png", "///etc/x.png", "/../x.png", "..\\..\\x.png", "a//x.png"],
+)
 @pytest.mark.parametrize("zipped", [False, True])
 def test_no_name_leads_out_of_the_folder_of_uploads(name: str, zipped: bool) -> None:
-    """Of a path that begins with two slashes, pathlib has both as its first part: to it, the root is no such part."""
+    """Of a path that begins with two slashes, pathlib has both as its first part: to it, the root
+    is no such part."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         archive.writestr(name, picture())
@@ -192,14 +239,27 @@ def test_what_was_tried_is_said(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["hfds//etc", "hfds/../x", "hfds/a/b/c", "wds/../../x", "torch//tmp", "hfds/owner", "nothing", "folder/x", "hfds/a\\b/c"],
+    [
+        "hfds//etc",
+        "hfds/../x",
+        "hfds/a/b/c",
+        "wds/../../x",
+        "torch//tmp",
+        "hfds/owner",
+        "nothing",
+        "folder/x",
+        "hfds/a\\b/c",
+    ],
 )
 def test_data_sets_are_named_and_no_paths(folder: Path, text: str) -> None:
     with pytest.raises((ImagesError, StoreError), match="names no images"):
         data.open_source(f"{text}@mine", "", None)
 
 
-@pytest.mark.parametrize("name", ["local-dir:/etc", "hf-hub:a/b", "HF-HUB:a/b", "../x", "/etc/x", "zoo:vit-s0", "nowhere"])
+@pytest.mark.parametrize(
+    "name",
+    ["local-dir:/etc", "hf-hub:a/b", "HF-HUB:a/b", "../x", "/etc/x", "zoo:vit-s0", "nowhere"],
+)
 def test_a_checkpoint_is_of_a_network_of_timm(folder: Path, name: str) -> None:
     with pytest.raises(ModelError, match=r"of a network of timm|no model"):
         store.load(f"checkpoint:mine/weights.safetensors@{name}", "cpu")

@@ -29,7 +29,16 @@ TITLES = {"Token_mixing": "Token mixing", "Stem": "Stem and kernels"}
 
 def texts(page: AppTest) -> str:
     """Everything that is written on a page, without the backslashes that keep it plain."""
-    kinds = (page.title, page.header, page.subheader, page.markdown, page.caption, page.info, page.warning, page.error)
+    kinds = (
+        page.title,
+        page.header,
+        page.subheader,
+        page.markdown,
+        page.caption,
+        page.info,
+        page.warning,
+        page.error,
+    )
     return "\n".join(element.value for kind in kinds for element in kind).replace("\\", "")
 
 
@@ -68,7 +77,9 @@ def test_home_opens_on_the_bundled_networks(open_page: Open) -> None:
     assert texts(page).count("Test accuracy:") == 3
 
 
-@pytest.mark.parametrize("script", ["Home.py", *(f"pages/{name}.py" for name in MODELS if name != "Report")])
+@pytest.mark.parametrize(
+    "script", ["Home.py", *(f"pages/{name}.py" for name in MODELS if name != "Report")]
+)
 def test_a_bad_name_is_a_message_and_the_others_are_shown(open_page: Open, script: str) -> None:
     models = ["no_such_network", MIXER if "Token" in script else VIT]
     page = open_page(script, models, n="100")
@@ -80,7 +91,10 @@ def test_a_bad_name_is_a_message_and_the_others_are_shown(open_page: Open, scrip
     assert "bug in mixer_probe" not in texts(page)
 
 
-@pytest.mark.parametrize("name", ["local-dir:/etc", "hf-hub:owner/repo", "zoo:nothing", "../../etc/passwd", "<b>x</b>", "run:x"])
+@pytest.mark.parametrize(
+    "name",
+    ["local-dir:/etc", "hf-hub:owner/repo", "zoo:nothing", "../../etc/passwd", "<b>x</b>", "run:x"],
+)
 def test_names_that_the_app_does_not_open(open_page: Open, name: str) -> None:
     page = open_page("Home.py", [name])
     assert not page.exception
@@ -98,7 +112,9 @@ def test_nothing_chosen_says_what_to_do(open_page: Open, name: str) -> None:
 
 def test_random_weights_are_said_on_every_page(open_page: Open) -> None:
     page = open_page("pages/Stem.py", [VIT, CNN])
-    assert "test_vit and test_resnet have untrained weights" in page.warning[0].value.replace("\\", "")
+    assert "test_vit and test_resnet have untrained weights" in page.warning[0].value.replace(
+        "\\", ""
+    )
 
 
 @pytest.fixture
@@ -113,7 +129,9 @@ def unlabelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_pictures_without_classes_are_no_trouble(open_page: Open, unlabelled: str, name: str) -> None:
+def test_pictures_without_classes_are_no_trouble(
+    open_page: Open, unlabelled: str, name: str
+) -> None:
     page = open_page(f"pages/{name}.py", [VIT, CNN], images=unlabelled)
     assert not page.exception
     assert "bug in mixer_probe" not in texts(page)
@@ -124,4 +142,9 @@ def test_images_that_are_not_there_are_a_message(open_page: Open, name: str) -> 
     page = open_page(f"pages/{name}.py", [MIXER], images="folder:gone")
     assert not page.exception
     assert "bug in mixer_probe" not in texts(page)
-    assert name in ("Analyses", "Report", "Stem", "Token_mixing") or "there is no image folder 'gone'" in texts(page)
+    assert name in (
+        "Analyses",
+        "Report",
+        "Stem",
+        "Token_mixing",
+    ) or "there is no image folder 'gone'" in texts(page)

@@ -23,7 +23,20 @@ from tests.app.conftest import APP
 
 
 @pytest.mark.parametrize(
-    "label", ["*a*", "_a_", "[a](http://b)", "<img src=x>", "`a`", "$a$", ":red[a]", "# a", "- a", "a\n\nb", "~~a~~"]
+    "label",
+    [
+        "*a*",
+        "_a_",
+        "[a](http://b)",
+        "<img src=x>",
+        "`a`",
+        "$a$",
+        ":red[a]",
+        "# a",
+        "- a",
+        "a\n\nb",
+        "~~a~~",
+    ],
 )
 def test_no_label_acts_as_markup(label: str) -> None:
     escaped = plain(label)
@@ -55,11 +68,21 @@ def test_probe_curves_carry_intervals_n_and_twins(study: list[Result]) -> None:
     results: list[ProbeResult] = filter_type(study, ProbeResult)
     chart = probe_curves(results).to_dict()
     rows = [row for rows in chart["datasets"].values() for row in rows if "layer" in row]
-    expected = [value for r in results for part in (r, r.untrained) if part is not None for value in part.accuracy]
+    expected = [
+        value
+        for r in results
+        for part in (r, r.untrained)
+        if part is not None
+        for value in part.accuracy
+    ]
     np.testing.assert_allclose([row["accuracy"] for row in rows], expected)
     assert {row["weights"] for row in rows} == {"trained", "untrained"}
     assert all(row["low"] <= row["accuracy"] <= row["high"] for row in rows)
-    tips = [layer["encoding"]["tooltip"] for layer in chart["layer"] if isinstance(layer["encoding"].get("tooltip"), list)]
+    tips = [
+        layer["encoding"]["tooltip"]
+        for layer in chart["layer"]
+        if isinstance(layer["encoding"].get("tooltip"), list)
+    ]
     assert {"accuracy", "low", "high", "n_test", "layer"} <= {tip["field"] for tip in tips[0]}
 
 
@@ -82,7 +105,9 @@ def test_a_chart_is_saved_in_its_own_size() -> None:
     for drawn in (chart, chart.properties(width=200, height=200)):
         svg, png = saved_chart(drawn, "svg").decode(), saved_chart(drawn, "png")
         assert svg.startswith("<svg")
-        widths.append((float(re.search(r'width="([\d.]+)"', svg)[1]), Image.open(io.BytesIO(png)).width))  # type: ignore[index]
+        widths.append(
+            (float(re.search(r'width="([\d.]+)"', svg)[1]), Image.open(io.BytesIO(png)).width)
+        )  # type: ignore[index]
     (free, free_png), (own, own_png) = widths
     assert own < 300 < 640 < free < 720
     # Two pixels of the file for each of the chart.

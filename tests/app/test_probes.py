@@ -1,4 +1,5 @@
-"""The page Probes: each view shows what the package gives, calculates nothing else, and says what cannot be probed."""
+"""The page Probes: each view shows what the package gives, calculates nothing else, and says what
+cannot be probed."""
 
 from __future__ import annotations
 
@@ -26,7 +27,10 @@ Runs = tuple[Representations, Representations]
 @pytest.fixture(scope="module")
 def runs() -> Runs:
     model = mp.load_model(MIXER)
-    train, test = (mp.extract(model, mp.load_images("demo", split=split, limit=100)) for split in ("train", "test"))
+    train, test = (
+        mp.extract(model, mp.load_images("demo", split=split, limit=100))
+        for split in ("train", "test")
+    )
     return train, test
 
 
@@ -49,7 +53,9 @@ def test_accuracy_is_that_of_linear_probe_with_its_twin(open_page: Open, runs: R
     page = opened(open_page, [MIXER])
     twin = mp.load_model(MIXER).untrained()
     images = [mp.load_images("demo", split=split, limit=100) for split in ("train", "test")]
-    expected = mp.linear_probe(*runs, untrained=(mp.extract(twin, images[0]), mp.extract(twin, images[1])))
+    expected = mp.linear_probe(
+        *runs, untrained=(mp.extract(twin, images[0]), mp.extract(twin, images[1]))
+    )
     equal_tables(page.dataframe[0].value, expected.to_frame())
     assert len(results_of(page, "probes")) == 1
     assert "trained on 100 images, tested on 100 others (10 classes)" in texts(page)
@@ -69,7 +75,10 @@ def test_only_the_view_that_is_chosen_is_calculated(open_page: Open) -> None:
     assert {seen.kind for seen in page.session_state["history"].values()} == {"probes"}
     page.segmented_control(key="widget probes-view").set_value("Controls").run()
     assert not page.exception
-    assert {seen.kind for seen in page.session_state["history"].values()} == {"probes", "control tasks"}
+    assert {seen.kind for seen in page.session_state["history"].values()} == {
+        "probes",
+        "control tasks",
+    }
 
 
 CONTROLS = {
@@ -87,15 +96,31 @@ def test_controls_are_those_of_the_package(open_page: Open, runs: Runs, name: st
 
 
 def test_description_lengths_are_those_of_a_few_layers(open_page: Open) -> None:
-    page = opened(open_page, [MIXER], probes_twin="no", probes_view="Controls", probes_control="Description length")
+    page = opened(
+        open_page,
+        [MIXER],
+        probes_twin="no",
+        probes_view="Controls",
+        probes_control="Description length",
+    )
     (found,) = results_of(page, "description length")
-    assert [layer.name for layer in found.layers] == ["blocks.0", "blocks.2", "blocks.5", "blocks.7"]
+    assert [layer.name for layer in found.layers] == [
+        "blocks.0",
+        "blocks.2",
+        "blocks.5",
+        "blocks.7",
+    ]
     assert found.n == 100
     assert f"{found.compression[-1]:.2f}" in texts(page)
 
 
 def test_classes_show_what_is_taken_for_what(open_page: Open, runs: Runs) -> None:
-    link = {"probes_twin": "no", "probes_view": "Classes", "probes_layer": "blocks.5", "probes_class": "cat"}
+    link = {
+        "probes_twin": "no",
+        "probes_view": "Classes",
+        "probes_layer": "blocks.5",
+        "probes_class": "cat",
+    }
     page = opened(open_page, [MIXER, CNN], **link)
     probe = mp.linear_probe(*runs)
     found = results_of(page, "confusion")[0]
@@ -103,7 +128,10 @@ def test_classes_show_what_is_taken_for_what(open_page: Open, runs: Runs) -> Non
     # The mistakes of the class, from predictions and labels alone.
     cat = list(probe.class_names).index("cat")
     answers = probe.predicted[5][probe.labels == cat]
-    assert f"{(answers != cat).sum()} of {len(answers)} test images of cat are misclassified after blocks.5" in texts(page)
+    assert (
+        f"{(answers != cat).sum()} of {len(answers)} test images of cat are misclassified after "
+        "blocks.5" in texts(page)
+    )
     page.selectbox(key="widget probes-class").set_value("ship").run()
     assert not page.exception
     assert "Accuracy on class ship by depth" in texts(page)
@@ -112,7 +140,10 @@ def test_classes_show_what_is_taken_for_what(open_page: Open, runs: Runs) -> Non
 def test_places_are_probed_one_by_one(open_page: Open) -> None:
     page = opened(open_page, ["test_resnet?untrained"], probes_view="Places")
     (found,) = results_of(page, "positions")
-    assert all(rows * columns <= pr.MOST_POSITIONS for rows, columns in (part.shape for part in found.accuracy))
+    assert all(
+        rows * columns <= pr.MOST_POSITIONS
+        for rows, columns in (part.shape for part in found.accuracy)
+    )
     assert f"Mean over positions: accuracy {100 * found.pooled[-1]:.0f} %" in texts(page)
     page.select_slider(key="widget probes-map").set_value(1).run()
     assert not page.exception
@@ -136,11 +167,15 @@ def test_neighbours_are_those_of_the_knn_probe(open_page: Open, runs: Runs) -> N
 
 
 def test_images_without_classes_are_told_before_anything_is_calculated(open_page: Open) -> None:
-    page = open_page(PAGE, [MIXER], images=data.save_upload([(f"{i}.png", png(i)) for i in range(12)]))
+    page = open_page(
+        PAGE, [MIXER], images=data.save_upload([(f"{i}.png", png(i)) for i in range(12)])
+    )
     assert not page.exception
     assert "have no labels: a probe needs them" in texts(page)
     assert "history" not in page.session_state
-    page = open_page(PAGE, [MIXER], images=data.save_upload([(f"one/{i}.png", png(i)) for i in range(12)]))
+    page = open_page(
+        PAGE, [MIXER], images=data.save_upload([(f"one/{i}.png", png(i)) for i in range(12)])
+    )
     assert not page.exception
     assert len(page.error) == 1
 
@@ -158,7 +193,9 @@ def test_a_network_that_fails_leaves_the_others(open_page: Open) -> None:
     assert set(page.dataframe[0].value["model"]) == {MIXER}
 
 
-def test_a_stored_run_is_probed_by_halves(open_page: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Runs) -> None:
+def test_a_stored_run_is_probed_by_halves(
+    open_page: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Runs
+) -> None:
     images = mp.load_images("demo", split="test", limit=100)
     mp.extract(mp.load_model(MIXER), images, out=tmp_path / "probed" / "mixer.zarr")
     monkeypatch.setenv(local_files.PATHS, str(tmp_path / "probed"))
@@ -174,7 +211,7 @@ def test_a_stored_run_is_probed_by_halves(open_page: Open, tmp_path: Path, monke
     assert "is a stored run" in texts(page)
 
 
-# -- charts ----------------------------------------------------------------------------------------------------------------
+# -- charts ----------------------------------------------------------------------------------------
 
 
 def test_curves_tell_networks_and_dashes_apart(study: list[Result]) -> None:
@@ -183,13 +220,17 @@ def test_curves_tell_networks_and_dashes_apart(study: list[Result]) -> None:
     for layer in chart["layer"][:3]:
         assert {part["field"] for part in layer["encoding"]["detail"]} == {"model", "weights"}
     dashes = chart["layer"][1]["encoding"]["strokeDash"]["scale"]["domain"]
-    assert dashes == (["trained", "untrained"] if any(r.untrained for r in results) else ["untrained"])
+    assert dashes == (
+        ["trained", "untrained"] if any(r.untrained for r in results) else ["untrained"]
+    )
 
 
 def test_a_map_lies_as_the_image_does() -> None:
     cells = np.arange(6.0).reshape(2, 3) / 6
     frame = charts.cells_frame(cells)
-    assert frame.loc[(frame["row"] == 1) & (frame["column"] == 0), "value"].item() == pytest.approx(0.5)
+    assert frame.loc[(frame["row"] == 1) & (frame["column"] == 0), "value"].item() == pytest.approx(
+        0.5
+    )
     chart = charts.position_map(frame, "a map", (0.0, 1.0), "share").to_dict()
     assert chart["encoding"]["y"]["field"] == "row"
     assert chart["encoding"]["x"]["title"] == "column of the grid (3 wide)"

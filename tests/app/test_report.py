@@ -1,4 +1,5 @@
-"""Report: what was seen can be taken home, and its script makes the same numbers; results files open."""
+"""Report: what was seen can be taken home, and its script makes the same numbers; results files
+open."""
 
 from __future__ import annotations
 
@@ -37,7 +38,10 @@ def test_what_was_seen_can_be_ticked_and_taken_home(open_page: Open) -> None:
     page.switch_page("pages/Report.py").run()
     assert not page.exception
     assert not page.error
-    assert [box.label.replace("\\", "") for box in page.checkbox] == [f"card of {VIT}", f"card of {CNN}"]
+    assert [box.label.replace("\\", "") for box in page.checkbox] == [
+        f"card of {VIT}",
+        f"card of {CNN}",
+    ]
     assert not page.header
     next(button for button in page.button if button.label == "Create report").click().run()
     assert [header.value for header in page.header] == ["Networks"]
@@ -51,7 +55,9 @@ def test_what_was_seen_can_be_ticked_and_taken_home(open_page: Open) -> None:
     assert "Select at least one result." in [info.value for info in page.info]
 
 
-def test_the_script_makes_the_same_numbers(open_page: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_script_makes_the_same_numbers(
+    open_page: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = open_page("Home.py", [VIT, CNN])
     page.switch_page("pages/Report.py").run()
     monkeypatch.chdir(tmp_path)
@@ -64,7 +70,15 @@ def test_the_script_makes_the_same_numbers(open_page: Open, tmp_path: Path, monk
 def test_a_script_never_acts_on_a_name() -> None:
     evil = "x']; import os; os.abort()  # \n"
     code = f"mp.token_mixing(models[{evil!r}])"
-    item = Entry("Page", f"unit of {evil}", "kind", "key", code, ((evil, f"mp.load_model({evil!r})"),), "images = None")
+    item = Entry(
+        "Page",
+        f"unit of {evil}",
+        "kind",
+        "key",
+        code,
+        ((evil, f"mp.load_model({evil!r})"),),
+        "images = None",
+    )
     compiled = compile(history.script([item]), "script", "exec")
     loaded: list[str] = []
 
@@ -79,7 +93,10 @@ def test_a_script_never_acts_on_a_name() -> None:
             return model
 
     with pytest.raises(ImportError):
-        exec(compiled, {"__builtins__": {"isinstance": isinstance, "list": list, "tuple": tuple}, "mp": Fake})
+        exec(
+            compiled,
+            {"__builtins__": {"isinstance": isinstance, "list": list, "tuple": tuple}, "mp": Fake},
+        )
     tree = history.script([item])
     assert "\nimport os" not in tree
 
@@ -102,9 +119,13 @@ def upload(page: AppTest, content: bytes) -> AppTest:
     return page.file_uploader[0].upload("results.json", content, "application/json").run()
 
 
-def test_results_are_read_and_given_back_as_html(open_page: Open, study: list[Result], tmp_path: Path) -> None:
+def test_results_are_read_and_given_back_as_html(
+    open_page: Open, study: list[Result], tmp_path: Path
+) -> None:
     study = one_of_each(study)
-    content = save_results(study, tmp_path / "results.json", {"command": "mixer-probe demo"}).read_bytes()
+    content = save_results(
+        study, tmp_path / "results.json", {"command": "mixer-probe demo"}
+    ).read_bytes()
     page = upload(open_page("pages/Report.py"), content)
     assert not page.exception
     assert not page.error
@@ -162,6 +183,9 @@ def test_a_damaged_upload_is_a_message(open_page: Open, kind: str) -> None:
 def test_an_array_that_is_a_pickle_is_refused() -> None:
     stream = io.BytesIO()
     np.save(stream, np.array([print], dtype=object), allow_pickle=True)
-    data: dict[str, Any] = {"$type": "array", "npy_base64": base64.b64encode(stream.getvalue()).decode()}
+    data: dict[str, Any] = {
+        "$type": "array",
+        "npy_base64": base64.b64encode(stream.getvalue()).decode(),
+    }
     with pytest.raises(Exception, match="Python objects"):
         from_dict(data)

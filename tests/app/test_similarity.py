@@ -1,4 +1,5 @@
-"""The page Similarity: its numbers are those of the package, a link reopens a cell, and what cannot be compared is said."""
+"""The page Similarity: its numbers are those of the package, a link reopens a cell, and what cannot
+be compared is said."""
 
 from __future__ import annotations
 
@@ -24,7 +25,15 @@ PAGE = "pages/Similarity.py"
 
 
 def texts(page: AppTest) -> str:
-    kinds = (page.title, page.subheader, page.markdown, page.caption, page.info, page.warning, page.error)
+    kinds = (
+        page.title,
+        page.subheader,
+        page.markdown,
+        page.caption,
+        page.info,
+        page.warning,
+        page.error,
+    )
     return "\n".join(element.value for kind in kinds for element in kind).replace("\\", "")
 
 
@@ -35,14 +44,21 @@ def reps() -> dict[str, Representations]:
 
 
 def equal_tables(shown: pd.DataFrame, expected: pd.DataFrame) -> None:
-    pd.testing.assert_frame_equal(shown.reset_index(drop=True), expected, check_dtype=False, rtol=1e-4, atol=1e-6)
+    pd.testing.assert_frame_equal(
+        shown.reset_index(drop=True), expected, check_dtype=False, rtol=1e-4, atol=1e-6
+    )
 
 
-def test_it_opens_on_the_mixer_and_the_cnn(open_page: Open, reps: dict[str, Representations]) -> None:
+def test_it_opens_on_the_mixer_and_the_cnn(
+    open_page: Open, reps: dict[str, Representations]
+) -> None:
     page = open_page(PAGE, [MIXER, VIT, CNN], n="100")
     assert not page.exception
     assert not page.error
-    assert [page.selectbox(key=f"widget {name}").value for name in ("sim-rows", "sim-columns")] == [MIXER, CNN]
+    assert [page.selectbox(key=f"widget {name}").value for name in ("sim-rows", "sim-columns")] == [
+        MIXER,
+        CNN,
+    ]
     expected = mp.compare(reps[MIXER], reps[CNN])
     equal_tables(page.dataframe[0].value, expected.to_frame())
     # The depth where the two differ most, from the plain definition.
@@ -50,10 +66,15 @@ def test_it_opens_on_the_mixer_and_the_cnn(open_page: Open, reps: dict[str, Repr
     i = int(best.argmin())
     j = int(expected.values[i].argmax())
     written = texts(page)
-    assert f"differ most at depth {expected.layers_a[i].depth:.2f} of mixer-s0 ({expected.layers_a[i].name})" in written
+    assert (
+        f"differ most at depth {expected.layers_a[i].depth:.2f} of mixer-s0 "
+        f"({expected.layers_a[i].name})" in written
+    )
     assert f"{expected.layers_b[j].name} at depth {expected.layers_b[j].depth:.2f}" in written
     assert expected.interval is not None
-    bounds = f"{best[i]:.2f} [{expected.interval.low[i, j]:.2f}, {expected.interval.high[i, j]:.2f}]"
+    bounds = (
+        f"{best[i]:.2f} [{expected.interval.low[i, j]:.2f}, {expected.interval.high[i, j]:.2f}]"
+    )
     assert f"has CKA (linear, unbiased) {bounds}" in written
     # The two layers to begin with are these.
     assert [page.selectbox(key=f"widget {name}").value for name in ("sim-a", "sim-b")] == [
@@ -62,21 +83,29 @@ def test_it_opens_on_the_mixer_and_the_cnn(open_page: Open, reps: dict[str, Repr
     ]
 
 
-def test_measure_and_estimator_change_the_numbers_and_the_address(open_page: Open, reps: dict[str, Representations]) -> None:
+def test_measure_and_estimator_change_the_numbers_and_the_address(
+    open_page: Open, reps: dict[str, Representations]
+) -> None:
     page = open_page(PAGE, [MIXER, CNN], n="100")
     page.segmented_control(key="widget sim-estimator").set_value("biased").run()
     assert not page.exception
     assert parameter(page, "sim-estimator") == "biased"
-    equal_tables(page.dataframe[0].value, mp.compare(reps[MIXER], reps[CNN], estimator="biased").to_frame())
+    equal_tables(
+        page.dataframe[0].value, mp.compare(reps[MIXER], reps[CNN], estimator="biased").to_frame()
+    )
     page.selectbox(key="widget sim-measure").set_value("rsa").run()
     assert not page.exception
     assert parameter(page, "sim-measure") == "rsa"
     equal_tables(page.dataframe[0].value, mp.compare(reps[MIXER], reps[CNN], "rsa").to_frame())
 
 
-def test_a_link_reopens_measure_rows_and_cell(open_page: Open, reps: dict[str, Representations]) -> None:
+def test_a_link_reopens_measure_rows_and_cell(
+    open_page: Open, reps: dict[str, Representations]
+) -> None:
     cell = {"sim_a": "blocks.1", "sim_b": "layer2.1"}
-    page = open_page(PAGE, [MIXER, VIT, CNN], n="100", sim_rows=VIT, sim_measure="distance_correlation", **cell)
+    page = open_page(
+        PAGE, [MIXER, VIT, CNN], n="100", sim_rows=VIT, sim_measure="distance_correlation", **cell
+    )
     assert not page.exception
     assert not page.error
     expected = mp.compare(reps[VIT], reps[CNN], "distance_correlation")
@@ -97,17 +126,22 @@ def test_everything_shown_can_be_made_again(open_page: Open) -> None:
 
 def assert_made_again(found: Any) -> None:
     """The code of something seen gives the same numbers."""
-    space: dict[str, Any] = {"mp": mp, "models": {name: eval(code, {"mp": mp}) for name, code in found.models}}
+    space: dict[str, Any] = {
+        "mp": mp,
+        "models": {name: eval(code, {"mp": mp}) for name, code in found.models},
+    }
     exec(found.setup, space)
     made = eval(found.code, space)
     made = made if isinstance(made, (list, tuple)) else [made]
     kept = found.results()
     assert kept is not None
     for again, first in zip(made, kept, strict=True):
-        pd.testing.assert_frame_equal(again.to_frame(), first.to_frame(), check_dtype=False, rtol=1e-4, atol=1e-5)
+        pd.testing.assert_frame_equal(
+            again.to_frame(), first.to_frame(), check_dtype=False, rtol=1e-4, atol=1e-5
+        )
 
 
-# -- two layers ------------------------------------------------------------------------------------------------------------
+# -- two layers ------------------------------------------------------------------------------------
 
 
 def test_classes_with_enough_images_are_compared_alone(open_page: Open) -> None:
@@ -115,7 +149,7 @@ def test_classes_with_enough_images_are_compared_alone(open_page: Open) -> None:
     assert "No class has 24 images" in texts(page)
 
 
-# -- sentences and charts --------------------------------------------------------------------------------------------------
+# -- sentences and charts --------------------------------------------------------------------------
 
 
 def test_an_undefined_matrix_is_drawn() -> None:
@@ -128,7 +162,22 @@ def undefined_matrix() -> SimilarityMatrix:
     a, b = plain_layers({"a": 2, "b": 2}), plain_layers({"c": 2})
     nothing = np.full((2, 1), np.nan)
     return SimilarityMatrix(
-        nothing, a, b, None, None, None, "cka", "unbiased", "linear", 3, (2, 2), (2,), None, "gram", "mean", 0
+        nothing,
+        a,
+        b,
+        None,
+        None,
+        None,
+        "cka",
+        "unbiased",
+        "linear",
+        3,
+        (2, 2),
+        (2,),
+        None,
+        "gram",
+        "mean",
+        0,
     )
 
 
@@ -136,16 +185,20 @@ def test_the_heatmap_marks_the_cell_and_takes_clicks(reps: dict[str, Representat
     matrix = mp.compare(reps[MIXER], reps[CNN], permutations=19, resamples=20)
     chart = charts.heatmap(matrix, ("blocks.2", "layer1.1"), name="cell").to_dict()
     rows = next(iter(chart["datasets"].values()))
-    assert [(row["layer_a"], row["layer_b"]) for row in rows if row["chosen"]] == [("blocks.2", "layer1.1")]
+    assert [(row["layer_a"], row["layer_b"]) for row in rows if row["chosen"]] == [
+        ("blocks.2", "layer1.1")
+    ]
     assert [param["name"] for param in chart["params"]] == ["cell"]
     told = {tip["field"] for tip in chart["encoding"]["tooltip"]}
     assert {"value", "interval", "null_mean", "null_q95", "n", "estimator"} <= told
     matches: LayerMatches = best_matches(matrix)
     curve = charts.match_curve(matches).to_dict()
-    assert [row["value"] for row in next(iter(curve["datasets"].values()))] == pytest.approx(matches.value.tolist())
+    assert [row["value"] for row in next(iter(curve["datasets"].values()))] == pytest.approx(
+        matches.value.tolist()
+    )
 
 
-# -- what cannot be shown --------------------------------------------------------------------------------------------------
+# -- what cannot be shown --------------------------------------------------------------------------
 
 
 def test_one_network_is_told_to_choose_another(open_page: Open) -> None:
@@ -176,14 +229,23 @@ def test_unlabelled_images_and_few_of_them(open_page: Open) -> None:
 
 def png(seed: int) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(stream, "PNG")
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(
+        stream, "PNG"
+    )
     return stream.getvalue()
 
 
 def test_a_stored_run_is_compared_and_must_be_of_these_images(
-    open_page: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reps: dict[str, Representations]
+    open_page: Open,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    reps: dict[str, Representations],
 ) -> None:
-    mp.extract(mp.load_model(MIXER), mp.load_images("demo", split="test", limit=100), out=tmp_path / "runs" / "mixer.zarr")
+    mp.extract(
+        mp.load_model(MIXER),
+        mp.load_images("demo", split="test", limit=100),
+        out=tmp_path / "runs" / "mixer.zarr",
+    )
     monkeypatch.setenv(local_files.PATHS, str(tmp_path / "runs"))
     local_files.local_files.clear()
     run = "run:runs/mixer.zarr"

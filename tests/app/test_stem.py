@@ -1,4 +1,5 @@
-"""The page Stem and kernels: each part shows the numbers of mixer_probe, and measures nothing but what is chosen."""
+"""The page Stem and kernels: each part shows the numbers of mixer_probe, and measures nothing but
+what is chosen."""
 
 from __future__ import annotations
 
@@ -15,12 +16,23 @@ MIXER, VIT, CNN = "zoo:mixer-s0", "test_vit?untrained", "test_resnet?untrained"
 
 
 def load(name: str) -> mp.Model:
-    return mp.load_model(name.removesuffix("?untrained"), pretrained=not name.endswith("?untrained"), device="cpu")
+    return mp.load_model(
+        name.removesuffix("?untrained"), pretrained=not name.endswith("?untrained"), device="cpu"
+    )
 
 
 def texts(page: AppTest) -> str:
     """Everything that is written, without the backslashes that keep it plain."""
-    kinds = (page.title, page.header, page.subheader, page.markdown, page.caption, page.info, page.warning, page.error)
+    kinds = (
+        page.title,
+        page.header,
+        page.subheader,
+        page.markdown,
+        page.caption,
+        page.info,
+        page.warning,
+        page.error,
+    )
     return "\n".join(element.value for kind in kinds for element in kind).replace("\\", "")
 
 
@@ -34,7 +46,11 @@ def pictures(page: AppTest) -> list[str]:
 
 
 def labels(page: AppTest) -> list[str]:
-    return [seen.label for seen in page.session_state["history"].values() if seen.page == "Stem and kernels"]
+    return [
+        seen.label
+        for seen in page.session_state["history"].values()
+        if seen.page == "Stem and kernels"
+    ]
 
 
 def test_filters_of_every_network(open_page: Open) -> None:
@@ -44,7 +60,10 @@ def test_filters_of_every_network(open_page: Open) -> None:
     written = texts(page)
     for name in (MIXER, VIT, CNN):
         stem = mp.stem_filters(load(name))
-        assert f"{len(stem)} filters, stride {stem.stride[0]} px, in the layer {stem.layer}." in written
+        assert (
+            f"{len(stem)} filters, stride {stem.stride[0]} px, in the layer {stem.layer}."
+            in written
+        )
         assert f"Mean frequency is {np.nanmean(stem.frequency):.3f} cycles/pixel" in written
     assert "test_vit (untrained)" in written
     assert len(pictures(page)) == 3
@@ -95,7 +114,9 @@ def test_kernels_by_depth_and_block(open_page: Open) -> None:
     assert f"mean mixing distance is {found.kernels[0].distance_px:.1f} px" in texts(page)
     frame = table([found, twin])
     for kind, result in (("trained", found), ("untrained", twin)):
-        np.testing.assert_array_equal(frame.loc[frame["weights"] == kind, "distance_px"], result.to_frame()["distance_px"])
+        np.testing.assert_array_equal(
+            frame.loc[frame["weights"] == kind, "distance_px"], result.to_frame()["distance_px"]
+        )
     assert set(frame["network"]) == {"mixer-s0"}
     first = pictures(page)
     assert len(first) == 2
@@ -116,7 +137,9 @@ def test_convolutions_have_no_map_of_each_position(open_page: Open) -> None:
 def test_tying_counts_and_says_who_has_no_kernels_of_channels(open_page: Open) -> None:
     page = open_page(PAGE, [MIXER, CNN], stem_part="tying", n="100")
     fine(page)
-    assert ["has no spatial kernel of its own for each channel" in info.value for info in page.info] == [True]
+    assert [
+        "has no spatial kernel of its own for each channel" in info.value for info in page.info
+    ] == [True]
     found = mp.kernel_tying(load(MIXER), mp.load_images("demo", split="test", limit=100))
     counts = found.counts(0.9)
     assert f"is explained by {counts.min():.0f} to {counts.max():.0f} shared kernels" in texts(page)
@@ -126,7 +149,12 @@ def test_tying_counts_and_says_who_has_no_kernels_of_channels(open_page: Open) -
 
 
 def test_weights_alone_tie_kernels_of_depthwise_convolutions(open_page: Open) -> None:
-    page = open_page(PAGE, ["test_convnext?untrained", "resmlp_12_224?untrained"], stem_part="tying", stem_tying="null")
+    page = open_page(
+        PAGE,
+        ["test_convnext?untrained", "resmlp_12_224?untrained"],
+        stem_part="tying",
+        stem_tying="null",
+    )
     fine(page)
     seen = [s for s in page.session_state["history"].values() if s.page == "Stem and kernels"]
     assert [(s.code, s.setup) for s in seen] == [
@@ -151,7 +179,9 @@ def test_names_that_are_no_networks_are_messages(open_page: Open, part: str) -> 
     page = open_page(PAGE, ["no_such_network", "run:nothing.zarr", VIT], stem_part=part, n="100")
     assert not page.exception
     written = [error.value.replace("\\", "") for error in page.error]
-    assert ["no model 'no_such_network'" in text or "is a stored run" in text for text in written] == [True, True]
+    assert [
+        "no model 'no_such_network'" in text or "is a stored run" in text for text in written
+    ] == [True, True]
     assert labels(page)
 
 
@@ -183,4 +213,6 @@ def test_what_was_seen_can_be_made_again(open_page: Open, part: str) -> None:
     again = eval(seen.code, names)
     assert again.title == kept.title
     numbers = [result.to_frame().select_dtypes("number") for result in (again, kept)]
-    pd.testing.assert_frame_equal(*numbers, check_exact=False, rtol=1e-3, atol=1e-5, check_dtype=False)
+    pd.testing.assert_frame_equal(
+        *numbers, check_exact=False, rtol=1e-3, atol=1e-5, check_dtype=False
+    )

@@ -1,4 +1,5 @@
-"""What is kept: nothing is made twice, networks stay while somebody looks at them, an error or a stop leaves nothing behind."""
+"""What is kept: nothing is made twice, networks stay while somebody looks at them, an error or a
+stop leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ def counting(function: Callable[..., Any], calls: list[Any]) -> Callable[..., An
     return counted
 
 
-def test_networks_and_results_are_made_once(open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_networks_and_results_are_made_once(
+    open_page: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
     st.cache_resource.clear()
     loads: list[Any] = []
     runs: list[Any] = []
@@ -49,7 +52,9 @@ def test_networks_and_results_are_made_once(open_page: Open, monkeypatch: pytest
     assert (len(loads), len(runs)) == (2, 2)
 
 
-def test_results_are_there_after_a_restart(open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_there_after_a_restart(
+    open_page: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
     st.cache_resource.clear()
     assert not open_page("pages/Similarity.py", [VIT, CNN], n="100").exception
     # What a new process knows: nothing but the disk.
@@ -98,7 +103,9 @@ def alive() -> set[int]:
     return {id(thing) for thing in gc.get_objects() if type(thing) is Model}
 
 
-def test_a_failure_is_remembered_until_tried_again(open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_is_remembered_until_tried_again(
+    open_page: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
     st.cache_resource.clear()
     tries: list[Any] = []
     monkeypatch.setattr(mp, "load_model", counting(mp.load_model, tries))
@@ -126,7 +133,9 @@ def script(tmp_path: Path, body: str) -> AppTest:
     return AppTest.from_file(str(file), default_timeout=60)
 
 
-def test_warnings_come_back_with_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warnings_come_back_with_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[int] = []
 
     def make() -> int:
@@ -137,7 +146,8 @@ def test_warnings_come_back_with_the_result(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(store, "make_for_test", make, raising=False)
     page = script(
         tmp_path,
-        f"from mixer_probe_app import store\nassert store.cached('test', {str(tmp_path)!r}, 'Working', store.make_for_test) == 7",
+        f"from mixer_probe_app import store\nassert store.cached('test', {str(tmp_path)!r}, "
+        "'Working', store.make_for_test) == 7",
     )
     for _ in range(2):
         page.run()
@@ -146,7 +156,9 @@ def test_warnings_come_back_with_the_result(tmp_path: Path, monkeypatch: pytest.
     assert len(made) == 1
 
 
-def test_an_error_is_not_kept_and_frees_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_is_not_kept_and_frees_the_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     answers: list[Any] = [MeasureError("too *few* images"), 7]
 
     def make() -> int:
@@ -158,9 +170,9 @@ def test_an_error_is_not_kept_and_frees_the_place(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(store, "make_for_test", make, raising=False)
     page = script(
         tmp_path,
-        "import streamlit as st\nfrom mixer_probe_app import store\nfrom mixer_probe_app.messages import guarded\n"
-        f"with guarded():\n    st.write(store.cached('test', {str(tmp_path)!r}, 'Working', store.make_for_test))\n"
-        "st.write('the rest')",
+        "import streamlit as st\nfrom mixer_probe_app import store\nfrom mixer_probe_app.messages "
+        f"import guarded\nwith guarded():\n    st.write(store.cached('test', {str(tmp_path)!r}, "
+        "'Working', store.make_for_test))\nst.write('the rest')",
     ).run()
     assert page.error[0].value == "too \\*few\\* images"
     assert page.markdown[-1].value == "the rest"
@@ -186,7 +198,8 @@ def test_two_sessions_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     pages = [
         script(
             tmp_path,
-            f"from mixer_probe_app import store\nstore.cached('test', ({str(tmp_path)!r}, {i}), 'W', store.make_for_test)",
+            f"from mixer_probe_app import store\nstore.cached('test', ({str(tmp_path)!r}, {i}), "
+            "'W', store.make_for_test)",
         )
         for i in range(2)
     ]
@@ -200,7 +213,9 @@ def test_two_sessions_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not any(page.exception for page in pages)
 
 
-def test_a_stop_ends_the_calculation_and_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_ends_the_calculation_and_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps: list[int] = []
 
     def make() -> int:
@@ -215,8 +230,9 @@ def test_a_stop_ends_the_calculation_and_is_said(tmp_path: Path, monkeypatch: py
     key = repr(str(tmp_path))
     page = script(
         tmp_path,
-        "import streamlit as st\nfrom mixer_probe_app import store\nfrom mixer_probe_app.messages import guarded\n"
-        f"with guarded():\n    st.write(store.cached('test', {key}, 'Working', store.make_for_test))\nst.write('the rest')",
+        "import streamlit as st\nfrom mixer_probe_app import store\nfrom mixer_probe_app.messages "
+        f"import guarded\nwith guarded():\n    st.write(store.cached('test', {key}, 'Working', "
+        "store.make_for_test))\nst.write('the rest')",
     )
     thread = threading.Thread(target=page.run)
     thread.start()
@@ -268,16 +284,22 @@ def test_a_page_that_begins_anew_finds_its_calculation(monkeypatch: pytest.Monke
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")])
-def test_full_memory_is_a_message_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")],
+)
+def test_full_memory_is_a_message_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def make() -> int:
         raise error
 
     monkeypatch.setattr(store, "make_for_test", make, raising=False)
     page = script(
         tmp_path,
-        "import streamlit as st\nfrom mixer_probe_app import store\nfrom mixer_probe_app.messages import guarded\n"
-        f"with guarded():\n    store.cached('test', {str(tmp_path)!r}, 'Working', store.make_for_test)\nst.write('the rest')",
+        "import streamlit as st\nfrom mixer_probe_app import store\nfrom mixer_probe_app.messages "
+        f"import guarded\nwith guarded():\n    store.cached('test', {str(tmp_path)!r}, 'Working', "
+        "store.make_for_test)\nst.write('the rest')",
     ).run()
     assert not page.exception
     assert "Out of memory" in page.error[0].value
@@ -286,7 +308,8 @@ def test_full_memory_is_a_message_and_the_rest_goes_on(tmp_path: Path, monkeypat
 
 
 def test_a_result_is_handed_over_when_its_job_is_gone() -> None:
-    """Who is told of a result asks for the same again at once, and gets a new job: the one that has ended is off the table."""
+    """Who is told of a result asks for the same again at once, and gets a new job: the one that has
+    ended is off the table."""
     worker = store.Worker("draw")
     seen: list[tuple[bool, bool]] = []
     asked = threading.Event()
@@ -328,6 +351,7 @@ def test_a_failure_is_handed_over_when_its_job_is_gone() -> None:
     go.set()
     with pytest.raises(MemoryError):
         job.future.result(timeout=20)
-    # The callbacks of a future run before or after its waiters wake: the next job of the one thread comes behind them.
+    # The callbacks of a future run before or after its waiters wake: the next job of the one thread
+    # comes behind them.
     worker.join("next", lambda: 3).future.result(timeout=20)
     assert seen == [False]

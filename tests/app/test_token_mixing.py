@@ -1,4 +1,5 @@
-"""The page Token mixing: its numbers are those of mixer_probe, a unit is found by sorting, by its number and by a link."""
+"""The page Token mixing: its numbers are those of mixer_probe, a unit is found by sorting, by its
+number and by a link."""
 
 from __future__ import annotations
 
@@ -29,7 +30,16 @@ def units(zoo: mp.Model) -> mp.weights.TokenMixing:
 
 def texts(page: AppTest) -> str:
     """Everything that is written, without the backslashes that keep it plain."""
-    kinds = (page.title, page.header, page.subheader, page.markdown, page.caption, page.info, page.warning, page.error)
+    kinds = (
+        page.title,
+        page.header,
+        page.subheader,
+        page.markdown,
+        page.caption,
+        page.info,
+        page.warning,
+        page.error,
+    )
     return "\n".join(element.value for kind in kinds for element in kind).replace("\\", "")
 
 
@@ -42,7 +52,9 @@ def metrics(page: AppTest) -> dict[str, str]:
     return {metric.label: metric.value for metric in page.metric}
 
 
-def test_a_visit_begins_with_the_smoothest_unit_and_its_opposite(open_page: Open, units: mp.weights.TokenMixing) -> None:
+def test_a_visit_begins_with_the_smoothest_unit_and_its_opposite(
+    open_page: Open, units: mp.weights.TokenMixing
+) -> None:
     page = open_page(PAGE, [ZOO])
     fine(page)
     one = units.measures(0)
@@ -69,7 +81,9 @@ def test_going_to_the_opposite_and_back(open_page: Open, units: mp.weights.Token
     assert f"Unit {partner} of blocks.7" in texts(page)
 
 
-def test_another_block_begins_with_its_own_smoothest_unit(open_page: Open, units: mp.weights.TokenMixing) -> None:
+def test_another_block_begins_with_its_own_smoothest_unit(
+    open_page: Open, units: mp.weights.TokenMixing
+) -> None:
     page = open_page(PAGE, [ZOO], tm_unit="5")
     assert "Unit 5 of blocks.0" in texts(page)
     page = page.select_slider(key="widget tm-block").set_value(3).run()
@@ -83,8 +97,12 @@ def test_another_block_begins_with_its_own_smoothest_unit(open_page: Open, units
 
 
 @pytest.mark.parametrize("unit", ["128", "-1", "frog", ""])
-def test_a_link_to_a_unit_that_is_not_there(open_page: Open, units: mp.weights.TokenMixing, unit: str) -> None:
-    page = open_page(PAGE, [ZOO], tm_unit=unit, tm_block="99", tm_sort="beauty", tm_by="luck", tm_measure="charm")
+def test_a_link_to_a_unit_that_is_not_there(
+    open_page: Open, units: mp.weights.TokenMixing, unit: str
+) -> None:
+    page = open_page(
+        PAGE, [ZOO], tm_unit=unit, tm_block="99", tm_sort="beauty", tm_by="luck", tm_measure="charm"
+    )
     fine(page)
     assert f"Unit {np.argmin(units.frequency(0))} of blocks.0" in texts(page)
 
@@ -103,7 +121,9 @@ def test_small_maps_show_signs_scale_and_frame() -> None:
     assert own[5, -6, :3] == pytest.approx(white, abs=1)
     assert own[-6, -6, :3].tolist() == blue
     assert faint[5, 5, :3].tolist() == red
-    assert empty[5:-5, 5:-5, :3] == pytest.approx(np.broadcast_to(white, empty[5:-5, 5:-5, :3].shape), abs=1)
+    assert empty[5:-5, 5:-5, :3] == pytest.approx(
+        np.broadcast_to(white, empty[5:-5, 5:-5, :3].shape), abs=1
+    )
     assert own[0, 0, 3] == 0
     shared = picture(urls(maps, scale=1.0)[1])
     assert shared[5, 5, :3].tolist() not in (red, white)
@@ -114,7 +134,9 @@ def test_images_are_those_that_drive_the_hidden_unit(open_page: Open, zoo: mp.Mo
     page = open_page(PAGE, [ZOO], n="100", tm_block="3", tm_unit="9")
     fine(page)
     images = mp.load_images("demo", split="test", limit=100)
-    given = mp.extract(zoo, images, ["blocks.2.mlp_tokens.act"], reduce="none")["blocks.2.mlp_tokens.act"][:, 9].astype(float)
+    given = mp.extract(zoo, images, ["blocks.2.mlp_tokens.act"], reduce="none")[
+        "blocks.2.mlp_tokens.act"
+    ][:, 9].astype(float)
     rms = np.sqrt((given**2).mean(1))
     best = np.argsort(-rms, kind="stable")[:10]
     table = strongest_table(page)
@@ -125,14 +147,18 @@ def test_images_are_those_that_drive_the_hidden_unit(open_page: Open, zoo: mp.Mo
     np.testing.assert_allclose(table["value in that channel"], given[best].max(1), rtol=1e-5)
     page = page.segmented_control(key="widget tm-by").set_value("peak").run()
     fine(page)
-    np.testing.assert_allclose(strongest_table(page)["value"], np.sort(given.max(1))[::-1][:10], rtol=1e-5)
+    np.testing.assert_allclose(
+        strongest_table(page)["value"], np.sort(given.max(1))[::-1][:10], rtol=1e-5
+    )
 
 
 def strongest_table(page: AppTest):
     return next(table.value for table in page.dataframe if "value in that channel" in table.value)
 
 
-def test_depth_curves_have_trained_random_and_null(units: mp.weights.TokenMixing, zoo: mp.Model) -> None:
+def test_depth_curves_have_trained_random_and_null(
+    units: mp.weights.TokenMixing, zoo: mp.Model
+) -> None:
     from mixer_probe_app.mixing_charts import DEPTHS, depth_curves, depth_frame
 
     twin = mp.token_mixing(zoo.untrained())
@@ -143,7 +169,9 @@ def test_depth_curves_have_trained_random_and_null(units: mp.weights.TokenMixing
         expected = units.chance if null == "chance" else units.summary()[null]
         np.testing.assert_array_equal(frame.loc["null", "value"], np.broadcast_to(expected, 8))
         assert set(frame["network"]) == {"mixer-s0"}
-        assert depth_curves(frame.reset_index(), measure).to_dict()["layer"][0]["encoding"]["y"]["title"]
+        assert depth_curves(frame.reset_index(), measure).to_dict()["layer"][0]["encoding"]["y"][
+            "title"
+        ]
 
 
 def test_findings_are_those_of_the_report(open_page: Open, units: mp.weights.TokenMixing) -> None:
@@ -180,7 +208,9 @@ def test_other_families_and_stored_runs_are_told_what_to_choose(open_page: Open)
     assert "Units of blocks.0" in texts(page)
 
 
-def test_unlabelled_images_are_shown_without_classes(open_page: Open, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unlabelled_images_are_shown_without_classes(
+    open_page: Open, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mixer_probe_app import local_files
 
     (tmp_path / "flat").mkdir()
@@ -199,7 +229,10 @@ def test_unlabelled_images_are_shown_without_classes(open_page: Open, tmp_path, 
 def test_what_was_seen_can_be_made_again(open_page: Open, units: mp.weights.TokenMixing) -> None:
     page = open_page(PAGE, [ZOO])
     seen = [s for s in page.session_state["history"].values() if s.page == "Token mixing"]
-    assert [s.label for s in seen] == [f"token-mixing units of {ZOO}", f"token-mixing units of {ZOO}, untrained baseline"]
+    assert [s.label for s in seen] == [
+        f"token-mixing units of {ZOO}",
+        f"token-mixing units of {ZOO}, untrained baseline",
+    ]
     models = {ZOO: mp.load_model(ZOO, device="cpu")}
     for one in seen:
         (kept,) = one.results()

@@ -1,4 +1,5 @@
-"""Settings live in the URL: it decides, a change is written into it, the default leaves it bare, nonsense gives way."""
+"""Settings live in the URL: it decides, a change is written into it, the default leaves it bare,
+nonsense gives way."""
 
 from __future__ import annotations
 
@@ -44,7 +45,10 @@ def said(page: AppTest) -> str:
 
 
 def url(page: AppTest) -> dict[str, str]:
-    return {name: value[0] if isinstance(value, list) else value for name, value in page.query_params.items()}
+    return {
+        name: value[0] if isinstance(value, list) else value
+        for name, value in page.query_params.items()
+    }
 
 
 def test_the_defaults_leave_the_url_bare(script: Path) -> None:
@@ -61,7 +65,8 @@ def test_a_link_reopens_all_of_it(script: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, text", [("block", "9"), ("block", "<b>"), ("kind", ""), ("unit", "11"), ("unit", "-1"), ("unit", "x")]
+    "name, text",
+    [("block", "9"), ("block", "<b>"), ("kind", ""), ("unit", "11"), ("unit", "-1"), ("unit", "x")],
 )
 def test_what_is_no_option_gives_way(script: Path, name: str, text: str) -> None:
     page = opened(script, **{name: text})

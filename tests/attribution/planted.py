@@ -1,8 +1,10 @@
-"""Networks of the three families whose class is decided by the upper left quadrant alone, by construction.
+"""Networks of the three families whose class is decided by the upper left quadrant alone, by
+construction.
 
-What the other quadrants show is multiplied by zero before the network, which is drawn at random: every true attribution is then
-in that quadrant. Biases and position embeddings of the Mixer and the ViT are zero, so that a token of nothing is zero as well,
-and the attention of the ViT goes to tokens that show something."""
+What the other quadrants show is multiplied by zero before the network, which is drawn at random:
+every true attribution is then in that quadrant. Biases and position embeddings of the Mixer and the
+ViT are zero, so that a token of nothing is zero as well, and the attention of the ViT goes to
+tokens that show something."""
 
 from __future__ import annotations
 
@@ -33,7 +35,11 @@ class Quadrant(nn.Module):
 
 def pictures(n: int = 6, seed: int = 3) -> torch.Tensor:
     """Bright images with noise [n, 3, 16, 16], in float64."""
-    return 1 + 0.5 * torch.randn(n, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed)).double()
+    return (
+        1
+        + 0.5
+        * torch.randn(n, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed)).double()
+    )
 
 
 def planted_models() -> dict[str, mp.Model]:
@@ -41,10 +47,15 @@ def planted_models() -> dict[str, mp.Model]:
     networks = {
         "mixer": MlpMixer(**shape, num_blocks=2),
         "vit": VisionTransformer(**shape, depth=2, num_heads=2),
-        "cnn": ResNet(BasicBlock, [1, 1, 1, 1], num_classes=3, channels=(8, 8, 16, 16), stem_width=8),
+        "cnn": ResNet(
+            BasicBlock, [1, 1, 1, 1], num_classes=3, channels=(8, 8, 16, 16), stem_width=8
+        ),
     }
     # In float64, where what a pixel without effect gets is not rounding.
-    return {name: as_model(_silent(Quadrant(randomised(network)).double()), SIZE) for name, network in networks.items()}
+    return {
+        name: as_model(_silent(Quadrant(randomised(network)).double()), SIZE)
+        for name, network in networks.items()
+    }
 
 
 def _silent(network: Quadrant) -> nn.Module:
@@ -58,11 +69,13 @@ def _silent(network: Quadrant) -> nn.Module:
                 # A kernel of 3 px in one of 7, which would look far beyond the quadrant.
                 p[:, :, [0, 1, 5, 6], :] = p[:, :, :, [0, 1, 5, 6]] = 0
             if ".bn" in name and name.endswith("bias"):
-                # Nearly all of the ReLUs are open: what a few patches do is then about the sum of what each does.
+                # Nearly all of the ReLUs are open: what a few patches do is then about the sum of
+                # what each does.
                 p.fill_(3)
         for module in network.modules():
             if isinstance(module, nn.LayerNorm):
-                # The norm of an empty token has no gradient that says anything unless eps is as large as a token.
+                # The norm of an empty token has no gradient that says anything unless eps is as
+                # large as a token.
                 module.eps = 1.0
             if hasattr(module, "qkv"):
                 _look_at_what_is_there(network, module)

@@ -1,4 +1,5 @@
-"""Curves, infidelity, sensitivity, randomisation and agreement against loops, SciPy and cases whose answer is known."""
+"""Curves, infidelity, sensitivity, randomisation and agreement against loops, SciPy and cases whose
+answer is known."""
 
 from __future__ import annotations
 
@@ -43,7 +44,9 @@ def test_pooling_is_exact_for_grids_that_do_not_divide_the_image() -> None:
 
 
 def test_curves_equal_a_loop(mixer: mp.Model, saliency: at.Attribution) -> None:
-    found = at.perturbation_curves(mixer, X, [saliency], steps=16, random_orders=2, deletion_baseline="black")
+    found = at.perturbation_curves(
+        mixer, X, [saliency], steps=16, random_orders=2, deletion_baseline="black"
+    )
     assert found.deletion.shape == (1, 4, 17)
     order = np.argsort(-saliency.pooled().reshape(4, 16), axis=1)
     with torch.no_grad():
@@ -59,18 +62,28 @@ def test_curves_equal_a_loop(mixer: mp.Model, saliency: at.Attribution) -> None:
     np.testing.assert_allclose(found.area("deletion"), area)
     # Insertion ends with the whole image, deletion begins with it.
     np.testing.assert_allclose(found.insertion[:, :, -1], found.deletion[:, :, 0])
-    np.testing.assert_allclose(found.random_insertion[:, :, -1], np.tile(found.deletion[0, :, 0], (2, 1)))
+    np.testing.assert_allclose(
+        found.random_insertion[:, :, -1], np.tile(found.deletion[0, :, 0], (2, 1))
+    )
     assert from_dict(to_dict(found)).to_frame().equals(found.to_frame())
 
 
-def test_equal_patches_are_removed_in_random_order(mixer: mp.Model, saliency: at.Attribution) -> None:
+def test_equal_patches_are_removed_in_random_order(
+    mixer: mp.Model, saliency: at.Attribution
+) -> None:
     flat = replace(saliency, maps=np.zeros_like(saliency.maps))
-    one, other = (at.perturbation_curves(mixer, X, [flat], seed=s, random_orders=1).deletion for s in (0, 1))
+    one, other = (
+        at.perturbation_curves(mixer, X, [flat], seed=s, random_orders=1).deletion for s in (0, 1)
+    )
     assert np.abs(one[..., 1:-1] - other[..., 1:-1]).max() > 0
 
 
-def test_attributions_of_other_things_are_refused(mixer: mp.Model, saliency: at.Attribution) -> None:
-    with pytest.raises(MeasureError, match="whose weights, settings or preprocessing differ from those"):
+def test_attributions_of_other_things_are_refused(
+    mixer: mp.Model, saliency: at.Attribution
+) -> None:
+    with pytest.raises(
+        MeasureError, match="whose weights, settings or preprocessing differ from those"
+    ):
         at.perturbation_curves(small("vit"), X, [saliency])
     with pytest.raises(MeasureError, match="on other images"):
         at.perturbation_curves(mixer, X[:2], [saliency])
@@ -95,10 +108,16 @@ def test_infidelity_of_a_perfect_and_of_a_uniform_map() -> None:
     np.testing.assert_allclose(found.infidelity, 0, atol=1e-4)
     assert (found.uniform_infidelity > 0.05).all()
     frame = found.to_frame()
-    assert frame["method"].tolist() == ["integrated_gradients", "uniform map", "integrated_gradients"]
+    assert frame["method"].tolist() == [
+        "integrated_gradients",
+        "uniform map",
+        "integrated_gradients",
+    ]
     assert (found.sensitivity > 0).all()
     # The gradient of a linear network does not move, so that saliency is not sensitive at all.
-    fixed = at.faithfulness(model, X, [mp.attribute(model, X, "saliency", target=1)], samples=4, sensitivity_samples=3)
+    fixed = at.faithfulness(
+        model, X, [mp.attribute(model, X, "saliency", target=1)], samples=4, sensitivity_samples=3
+    )
     np.testing.assert_allclose(fixed.sensitivity, 0, atol=1e-5)
     assert from_dict(to_dict(found)).to_frame().equals(frame)
 
@@ -111,7 +130,9 @@ def test_noise_of_a_single_image_has_its_target(mixer: mp.Model, method: str) ->
     assert 0 < found.sensitivity[0, 0] < 1e-3
 
 
-def test_randomisation_redraws_everything_once_and_leaves_the_network_alone(mixer: mp.Model, saliency: at.Attribution) -> None:
+def test_randomisation_redraws_everything_once_and_leaves_the_network_alone(
+    mixer: mp.Model, saliency: at.Attribution
+) -> None:
     before = mixer.module.state_dict()
     kept = {name: value.clone() for name, value in before.items()}
     found = at.randomisation_check(mixer, X, saliency, draws=2)
@@ -145,7 +166,9 @@ def test_randomisation_redraws_everything_once_and_leaves_the_network_alone(mixe
 def test_the_zoo_forgets_its_maps_when_it_forgets_its_weights(name: str) -> None:
     model, images = mp.load_model(name, device="cpu"), mp.load_images("demo", limit=12)
     # As many images and draws as a report takes.
-    found = at.randomisation_check(model, images, mp.attribute(model, images, "saliency", target="labels"), draws=5, steps=1)
+    found = at.randomisation_check(
+        model, images, mp.attribute(model, images, "saliency", target="labels"), draws=5, steps=1
+    )
     frame = found.to_frame()
     last = frame.iloc[-1]
     assert last["spearman_high"] < 0.5
@@ -160,7 +183,10 @@ def test_agreement_equals_scipy_and_has_a_null(mixer: mp.Model, saliency: at.Att
         expected = spearmanr(saliency.pooled()[i].ravel(), product.pooled()[i].ravel())[0]
         assert found.values[0, 1, i] == pytest.approx(expected)
     other = [
-        spearmanr(saliency.pooled()[i].ravel(), saliency.pooled()[j].ravel())[0] for i in range(4) for j in range(4) if i != j
+        spearmanr(saliency.pooled()[i].ravel(), saliency.pooled()[j].ravel())[0]
+        for i in range(4)
+        for j in range(4)
+        if i != j
     ]
     # Every pairing of different images is as likely as any other.
     assert found.null[0, 2] == pytest.approx(np.mean(other), abs=0.1)

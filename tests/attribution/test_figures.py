@@ -7,7 +7,12 @@ import pytest
 
 import mixer_probe as mp
 from mixer_probe import attribution as at
-from mixer_probe.attribution.figures import agreement_figure, attribution_overlays, perturbation_figure, randomisation_figure
+from mixer_probe.attribution.figures import (
+    agreement_figure,
+    attribution_overlays,
+    perturbation_figure,
+    randomisation_figure,
+)
 from mixer_probe.attribution.figures.overlays import coloured, crop_box
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.images.transforms import model_transform
@@ -28,7 +33,9 @@ def model() -> mp.Model:
 
 @pytest.fixture(scope="module")
 def maps(model: mp.Model, images: mp.Images) -> list[at.Attribution]:
-    return [mp.attribute(model, images, name, target=1) for name in ("saliency", "input_x_gradient")]
+    return [
+        mp.attribute(model, images, name, target=1) for name in ("saliency", "input_x_gradient")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +54,8 @@ def maps(model: mp.Model, images: mp.Images) -> list[at.Attribution]:
 def test_the_overlay_lies_where_the_network_looked(
     size: tuple[int, int], crop_pct: float, crop_mode: str, side: tuple[int, int]
 ) -> None:
-    """One bright spot, found again in the transformed image, lies at the same place of the original."""
+    """One bright spot, found again in the transformed image, lies at the same place of the
+    original."""
     from PIL import Image
 
     picture = np.zeros((size[1], size[0], 3), dtype=np.uint8)
@@ -85,7 +93,9 @@ def test_overlays_show_each_image_and_result(maps: list[at.Attribution], images:
         attribution_overlays(maps, images.subset([0, 1]))
 
 
-def test_curves_checks_and_agreement_are_drawn(model: mp.Model, maps: list[at.Attribution], images: mp.Images) -> None:
+def test_curves_checks_and_agreement_are_drawn(
+    model: mp.Model, maps: list[at.Attribution], images: mp.Images
+) -> None:
     curves = at.perturbation_curves(model, images, maps, steps=4, random_orders=2)
     figure = perturbation_figure([curves])
     lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}

@@ -13,10 +13,14 @@ from tests.attribution.small import small
 from tests.networks import CASES, noise
 
 
-def by_hand(model: mp.Model, path: str, x: torch.Tensor, target: int, prefix: int, transposed: bool = False) -> np.ndarray:
+def by_hand(
+    model: mp.Model, path: str, x: torch.Tensor, target: int, prefix: int, transposed: bool = False
+) -> np.ndarray:
     """[B, 4, 4] from the raw output [B, N, C] ([B, C, N] if transposed) of a module."""
     kept: list[torch.Tensor] = []
-    handle = model.module.get_submodule(path).register_forward_hook(lambda _m, _i, out: kept.append(out))
+    handle = model.module.get_submodule(path).register_forward_hook(
+        lambda _m, _i, out: kept.append(out)
+    )
     logits = model.module(x.clone().requires_grad_())
     handle.remove()
     grad = torch.autograd.grad(logits[:, target].sum(), kept[0])[0]
@@ -24,7 +28,9 @@ def by_hand(model: mp.Model, path: str, x: torch.Tensor, target: int, prefix: in
     if transposed:
         value, grad = value.transpose(1, 2), grad.transpose(1, 2)
     value, grad = value[:, prefix:], grad[:, prefix:]
-    return torch.einsum("bnc,bc->bn", value, grad.mean(1)).clamp_min(0).reshape(len(x), 4, 4).numpy()
+    return (
+        torch.einsum("bnc,bc->bn", value, grad.mean(1)).clamp_min(0).reshape(len(x), 4, 4).numpy()
+    )
 
 
 @pytest.mark.parametrize("layer", ["layer1.0", "layer2.0", "bn1", "layer3.0.conv2"])
@@ -34,7 +40,9 @@ def test_feature_maps_equal_captum(layer: str) -> None:
     for module in model.module.modules():
         if hasattr(module, "inplace"):
             module.inplace = False
-    expected = LayerGradCam(model.module, model.module.get_submodule(layer)).attribute(x, target=3, relu_attributions=True)
+    expected = LayerGradCam(model.module, model.module.get_submodule(layer)).attribute(
+        x, target=3, relu_attributions=True
+    )
     found = mp.attribute(model, x, "gradcam", target=3, layer=layer)
     assert found.native is not None
     np.testing.assert_allclose(found.native, expected[:, 0].detach().numpy(), rtol=1e-5, atol=1e-8)
@@ -46,7 +54,9 @@ def test_in_place_activations_do_not_reach_what_was_caught() -> None:
     for module in model.module.modules():
         if hasattr(module, "inplace"):
             module.inplace = False
-    np.testing.assert_array_equal(found, mp.attribute(model, x, "gradcam", target=3, layer="bn1").native)
+    np.testing.assert_array_equal(
+        found, mp.attribute(model, x, "gradcam", target=3, layer="bn1").native
+    )
 
 
 @pytest.mark.parametrize(
@@ -59,18 +69,27 @@ def test_in_place_activations_do_not_reach_what_was_caught() -> None:
         ("vit-gap", "blocks.1", 0, False),
     ],
 )
-def test_token_layouts_equal_the_formula(name: str, path: str, prefix: int, transposed: bool) -> None:
+def test_token_layouts_equal_the_formula(
+    name: str, path: str, prefix: int, transposed: bool
+) -> None:
     model, x = small(name), noise(2, dtype=torch.float64)
     found = mp.attribute(model, x, "gradcam", target=2, layer=path)
     assert found.native is not None
     assert found.native.shape == (2, 4, 4)
     assert found.maps.shape == (2, 32, 32)
-    np.testing.assert_allclose(found.native, by_hand(model, path, x, 2, prefix, transposed), rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(
+        found.native, by_hand(model, path, x, 2, prefix, transposed), rtol=1e-5, atol=1e-8
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "layer"),
-    [("mixer", "blocks.1"), ("vit-gap", "blocks.1"), ("vit-attention-pooling", "blocks.1"), ("vit", "blocks.0")],
+    [
+        ("mixer", "blocks.1"),
+        ("vit-gap", "blocks.1"),
+        ("vit-attention-pooling", "blocks.1"),
+        ("vit", "blocks.0"),
+    ],
 )
 def test_the_default_layer_is_the_last_whose_patches_are_read(name: str, layer: str) -> None:
     assert gradcam_layer(CASES[name].model(), None).name == layer

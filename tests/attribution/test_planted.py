@@ -1,4 +1,5 @@
-"""Where one quadrant decides the class, every method points at it, and deletion and insertion tell maps from noise."""
+"""Where one quadrant decides the class, every method points at it, and deletion and insertion tell
+maps from noise."""
 
 from __future__ import annotations
 
@@ -23,13 +24,27 @@ def explained(model: mp.Model, family: str, method: str) -> at.Attribution:
 
 @pytest.fixture(scope="module")
 def maps(planted: dict[str, mp.Model]) -> dict[str, list[at.Attribution]]:
-    return {f: [explained(planted[f], f, name) for name in at.allowed_methods(planted[f])] for f in FAMILIES}
+    return {
+        f: [explained(planted[f], f, name) for name in at.allowed_methods(planted[f])]
+        for f in FAMILIES
+    }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_method_puts_most_of_its_mass_in_the_quadrant(maps: dict[str, list[at.Attribution]], family: str) -> None:
-    expected = {"saliency", "input_x_gradient", "integrated_gradients", "smoothgrad", "occlusion", "gradcam"}
-    expected |= {"vit": {"attention_rollout", "gradient_attention"}, "cnn": {"deeplift"}}.get(family, set())
+def test_every_method_puts_most_of_its_mass_in_the_quadrant(
+    maps: dict[str, list[at.Attribution]], family: str
+) -> None:
+    expected = {
+        "saliency",
+        "input_x_gradient",
+        "integrated_gradients",
+        "smoothgrad",
+        "occlusion",
+        "gradcam",
+    }
+    expected |= {"vit": {"attention_rollout", "gradient_attention"}, "cnn": {"deeplift"}}.get(
+        family, set()
+    )
     assert {m.method for m in maps[family]} == expected
     for found in maps[family]:
         size = np.abs(found.maps)
@@ -43,11 +58,21 @@ def test_every_method_puts_most_of_its_mass_in_the_quadrant(maps: dict[str, list
 def test_deletion_and_insertion_rank_maps_above_random_orders(
     planted: dict[str, mp.Model], maps: dict[str, list[at.Attribution]], family: str
 ) -> None:
-    # Magnitudes do not tell for from against: where patches speak against the class, saliency removes those as well.
-    real = [m for m in maps[family] if m.method in ("integrated_gradients", "occlusion", "deeplift")]
-    noise = replace(real[0], method="noise", maps=np.random.default_rng(0).random(real[0].maps.shape))
+    # Magnitudes do not tell for from against: where patches speak against the class, saliency
+    # removes those as well.
+    real = [
+        m for m in maps[family] if m.method in ("integrated_gradients", "occlusion", "deeplift")
+    ]
+    noise = replace(
+        real[0], method="noise", maps=np.random.default_rng(0).random(real[0].maps.shape)
+    )
     curves = at.perturbation_curves(
-        planted[family], pictures(8), [*real, noise], grid=(4, 4), insertion_baseline="mean", random_orders=6
+        planted[family],
+        pictures(8),
+        [*real, noise],
+        grid=(4, 4),
+        insertion_baseline="mean",
+        random_orders=6,
     )
     frame = curves.to_frame().set_index(["mode", "method"])
     for game in ("deletion", "insertion"):

@@ -1,4 +1,5 @@
-"""Attention rollout and gradient-weighted attention against a ViT written out here, and against closed forms."""
+"""Attention rollout and gradient-weighted attention against a ViT written out here, and against
+closed forms."""
 
 from __future__ import annotations
 
@@ -14,14 +15,19 @@ from tests.networks import CASES, noise
 
 
 def attention_by_hand(model: mp.Model, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Logits and the attention [B, head, N, N] of every block of "vit-gap" or "vit", kept in the graph."""
+    """Logits and the attention [B, head, N, N] of every block of "vit-gap" or "vit", kept in the
+    graph."""
     net = model.module
     tokens = net.norm_pre(net._pos_embed(net.patch_embed(x)))
     kept = []
     for block in net.blocks:
         a = block.attn
         b, n, c = tokens.shape
-        q, k, v = a.qkv(block.norm1(tokens)).reshape(b, n, 3, a.num_heads, c // a.num_heads).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            a.qkv(block.norm1(tokens))
+            .reshape(b, n, 3, a.num_heads, c // a.num_heads)
+            .permute(2, 0, 3, 1, 4)
+        )
         weights = (a.q_norm(q) @ a.k_norm(k).transpose(-2, -1) * a.scale).softmax(-1)
         kept.append(weights)
         mixed = a.proj((weights @ v).transpose(1, 2).reshape(b, n, c))

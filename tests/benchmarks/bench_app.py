@@ -1,9 +1,12 @@
-"""What the app costs: seconds to the first picture and to a second visit of each page, memory after ten rounds through all pages.
+"""What the app costs: seconds to the first picture and to a second visit of each page, memory after
+ten rounds through all pages.
 
-A server of its own with an empty cache, the bundled networks and images, and a real Chromium. "First visit" is from the click in
-the menu until the page is at rest, everything calculated; "second visit" the same in a second round. "First picture" is from
-opening the page Token mixing in a server that has shown another page (so that its imports are done) until an image is on the
-screen. Memory is that of the server's process, after a garbage collection of its own making by idling for some seconds.
+A server of its own with an empty cache, the bundled networks and images, and a real Chromium.
+"First visit" is from the click in the menu until the page is at rest, everything calculated;
+"second visit" the same in a second round. "First picture" is from opening the page Token mixing in
+a server that has shown another page (so that its imports are done) until an image is on the screen.
+Memory is that of the server's process, after a garbage collection of its own making by idling for
+some seconds.
 
     python tests/benchmarks/bench_app.py [--rounds 10] [--json FILE]
 
@@ -33,14 +36,25 @@ from tests.browser.conftest import ROOT, find_chromium, free_port, stop, wait_fo
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-PAGES = ("Token mixing", "Stem and kernels", "Similarity", "Probes", "Channels", "Image", "Analyses", "Report", "Home")
+PAGES = (
+    "Token mixing",
+    "Stem and kernels",
+    "Similarity",
+    "Probes",
+    "Channels",
+    "Image",
+    "Analyses",
+    "Report",
+    "Home",
+)
 FIRST_PICTURE, SECOND_VISIT, GROWTH = 10.0, 1.0, 100.0
 WAIT = 600_000
 # The page is at rest when its script has ended and nothing is grey or turning, for a moment.
 MOMENT = 300
 AT_REST = f"""() => {{
   const idle = document.querySelector('.stApp')?.dataset.testScriptState === 'notRunning'
-    && !document.querySelector('[data-stale=true], [data-testid=stSpinner], [data-testid=stProgress]');
+    && !document.querySelector(
+      '[data-stale=true], [data-testid=stSpinner], [data-testid=stProgress]');
   window.restingSince = idle ? window.restingSince ?? performance.now() : undefined;
   return idle && performance.now() - window.restingSince > {MOMENT};
 }}"""
@@ -63,7 +77,9 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
@@ -72,17 +88,35 @@ def parse() -> argparse.Namespace:
 def measured(cache: Path, rounds: int) -> dict[str, Any]:
     """All figures."""
     port, began = free_port(), time.perf_counter()
-    command = [sys.executable, "-m", "streamlit", "run", str(ROOT / "app" / "Home.py"), "--server.port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "streamlit",
+        "run",
+        str(ROOT / "app" / "Home.py"),
+        "--server.port",
+        str(port),
+    ]
     options = ["--server.headless", "true", "--server.fileWatcherType", "none"]
     environment = {**os.environ, "MIXER_PROBE_CACHE": str(cache)}
     silent = subprocess.DEVNULL
-    server = subprocess.Popen([*command, *options], cwd=ROOT, env=environment, stdout=silent, stderr=silent)
+    server = subprocess.Popen(
+        [*command, *options], cwd=ROOT, env=environment, stdout=silent, stderr=silent
+    )
     address = f"http://127.0.0.1:{port}"
     try:
         wait_for_health(address, server)
         with sync_playwright() as api:
-            browser = api.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox", "--disable-gpu"])
-            figures = in_browser(browser.new_page(viewport={"width": 1280, "height": 900}), address, server.pid, rounds, began)
+            browser = api.chromium.launch(
+                executable_path=find_chromium(), args=["--no-sandbox", "--disable-gpu"]
+            )
+            figures = in_browser(
+                browser.new_page(viewport={"width": 1280, "height": 900}),
+                address,
+                server.pid,
+                rounds,
+                began,
+            )
             browser.close()
         return figures
     finally:
@@ -96,9 +130,10 @@ def in_browser(page: Page, address: str, pid: int, rounds: int, began: float) ->
     home = time.perf_counter() - began
     start = time.perf_counter()
     page.goto(f"{address}/Token_mixing")
-    page.locator("[data-testid=stMain] :is([data-testid=stImage] img, canvas, [data-testid=stVegaLiteChart] svg)").first.wait_for(
-        timeout=WAIT
-    )
+    page.locator(
+        "[data-testid=stMain] :is([data-testid=stImage] img, canvas, [data-testid=stVegaLiteChart] "
+        "svg)"
+    ).first.wait_for(timeout=WAIT)
     picture = time.perf_counter() - start
     rest(page)
     visits: dict[str, list[float]] = {name: [] for name in PAGES}
@@ -108,7 +143,11 @@ def in_browser(page: Page, address: str, pid: int, rounds: int, began: float) ->
             visits[name].append(visit(page, name))
         time.sleep(3)
         memory.append(resident(pid))
-        print(f"  {memory[-1]:.0f} MB, {[round(times[-1], 2) for times in visits.values()]}", file=sys.stderr, flush=True)
+        print(
+            f"  {memory[-1]:.0f} MB, {[round(times[-1], 2) for times in visits.values()]}",
+            file=sys.stderr,
+            flush=True,
+        )
     return {
         "process start to Home": home,
         "first picture": picture,
@@ -119,11 +158,14 @@ def in_browser(page: Page, address: str, pid: int, rounds: int, began: float) ->
 
 
 def visit(page: Page, name: str) -> float:
-    """Click in the menu and wait until the page is at rest; seconds, without the moment that it has to last."""
+    """Click in the menu and wait until the page is at rest; seconds, without the moment that it has
+    to last."""
     start = time.perf_counter()
     page.get_by_test_id("stSidebarNav").get_by_role("link", name=name, exact=False).first.click()
     title = "Networks and images" if name == "Home" else name
-    page.get_by_test_id("stMain").get_by_role("heading", name=title, exact=True).wait_for(timeout=WAIT)
+    page.get_by_test_id("stMain").get_by_role("heading", name=title, exact=True).wait_for(
+        timeout=WAIT
+    )
     rest(page)
     return time.perf_counter() - start - MOMENT / 1000
 
@@ -137,7 +179,9 @@ def rest(page: Page) -> None:
 def resident(pid: int) -> float:
     """Memory of a process, in MB."""
     text = Path(f"/proc/{pid}/status").read_text()
-    return int(next(line for line in text.splitlines() if line.startswith("VmRSS")).split()[1]) / 1024
+    return (
+        int(next(line for line in text.splitlines() if line.startswith("VmRSS")).split()[1]) / 1024
+    )
 
 
 def table(found: dict[str, Any]) -> str:
@@ -149,12 +193,15 @@ def table(found: dict[str, Any]) -> str:
         f"first picture: {found['first picture']:.1f} s (target {FIRST_PICTURE:g})",
         f"{'page':<20}{'first visit, s':>16}{'second visit, s':>18}",
     ]
-    lines += [f"{name:<20}{found['first visit'][name]:>16.1f}{found['second visit'][name]:>18.2f}" for name in PAGES]
+    lines += [
+        f"{name:<20}{found['first visit'][name]:>16.1f}{found['second visit'][name]:>18.2f}"
+        for name in PAGES
+    ]
     slowest = max(found["second visit"].values())
     lines += [
         f"slowest second visit: {slowest:.2f} s (target {SECOND_VISIT:g})",
-        f"memory: {memory[0]:.0f} MB after the first round, {memory[-1]:.0f} MB after {len(memory) - 1} more: "
-        f"{memory[-1] - memory[0]:+.0f} MB (target {GROWTH:g})",
+        f"memory: {memory[0]:.0f} MB after the first round, {memory[-1]:.0f} MB after "
+        f"{len(memory) - 1} more: {memory[-1] - memory[0]:+.0f} MB (target {GROWTH:g})",
     ]
     return "\n".join(lines)
 

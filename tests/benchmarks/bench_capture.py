@@ -1,7 +1,9 @@
-"""What capturing costs: extraction of all blocks against the plain forward pass and against two peers.
+"""What capturing costs: extraction of all blocks against the plain forward pass and against two
+peers.
 
-Contenders take turns within a round, so that whatever else the machine does hits all of them; what counts is the median
-over rounds of the ratio to the plain forward pass of the same round. Peak memory is that of a fresh process each.
+Contenders take turns within a round, so that whatever else the machine does hits all of them; what
+counts is the median over rounds of the ratio to the plain forward pass of the same round. Peak
+memory is that of a fresh process each.
 
     python tests/benchmarks/bench_capture.py [--images 64] [--rounds 9] [--device cpu] [--json FILE]
 """
@@ -49,7 +51,8 @@ def early(model: Model, images: torch.Tensor) -> Any:
 
 
 def timm_intermediates(model: Model, images: torch.Tensor) -> Any:
-    """timm's `forward_intermediates`, averaged over positions by hand. For a ResNet these are stages, not blocks."""
+    """timm's `forward_intermediates`, averaged over positions by hand. For a ResNet these are
+    stages, not blocks."""
     with torch.inference_mode():
         _, found = model.module.forward_intermediates(images)
         return [x.mean((2, 3)).cpu().numpy() for x in found]
@@ -92,7 +95,8 @@ def seconds(contender: Contender, model: Model, images: torch.Tensor) -> float:
 
 
 def measure(name: str, arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Per contender the median ratio to the plain forward pass, the median time and the peak memory."""
+    """Per contender the median ratio to the plain forward pass, the median time and the peak
+    memory."""
     model, images = prepare(name, arguments.images, arguments.device)
     for contender in CONTENDERS.values():
         contender(model, images)
@@ -113,7 +117,14 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, dict[str, Any
 
 def peak_of(name: str, label: str, arguments: argparse.Namespace) -> float:
     """Peak memory of one contender in a process of its own, in MiB above network and images."""
-    options = ["--images", str(arguments.images), "--device", arguments.device, "--threads", str(torch.get_num_threads())]
+    options = [
+        "--images",
+        str(arguments.images),
+        "--device",
+        arguments.device,
+        "--threads",
+        str(torch.get_num_threads()),
+    ]
     command = [sys.executable, __file__, *options, "--peak", name, label]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.splitlines()[-1])
@@ -153,13 +164,20 @@ def table(name: str, found: dict[str, dict[str, Any]]) -> str:
     """The figures of one network as text."""
     lines = [f"{name:<28} {'ratio':>6} {'seconds':>8} {'peak MiB':>9}"]
     for label, values in found.items():
-        lines.append(f"  {label:<26} {values['ratio']:>6.3f} {values['seconds']:>8.3f} {values['peak_mib']:>9.0f}")
+        lines.append(
+            f"  {label:<26} {values['ratio']:>6.3f} {values['seconds']:>8.3f} "
+            f"{values['peak_mib']:>9.0f}"
+        )
     return "\n".join(lines)
 
 
 def report(arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything that belongs to the figures."""
-    device = torch.cuda.get_device_name() if arguments.device == "cuda" else platform.processor() or platform.machine()
+    device = (
+        torch.cuda.get_device_name()
+        if arguments.device == "cuda"
+        else platform.processor() or platform.machine()
+    )
     return {
         "device": device,
         "threads": torch.get_num_threads(),
@@ -174,7 +192,9 @@ def report(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", default="cpu")
@@ -199,7 +219,9 @@ def main() -> None:
         print(table(name, content["models"][name]), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(content, indent=2) + "\n")
-    late = [name for name, found in content["models"].items() if found["mixer_probe"]["ratio"] > TARGET]
+    late = [
+        name for name, found in content["models"].items() if found["mixer_probe"]["ratio"] > TARGET
+    ]
     if late:
         print(f"above the target of {TARGET:.2f}: {', '.join(late)}")
 

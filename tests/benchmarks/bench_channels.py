@@ -1,12 +1,16 @@
-"""What statistics and top images of all channels take: memory beside the network, and images a second, in fresh processes.
+"""What statistics and top images of all channels take: memory beside the network, and images a
+second, in fresh processes.
 
-Every block of a network of random weights is looked at, at 224 px, over many images in one pass each: `channel_statistics` with
-quantiles and covariances, and `top_and_lowest` of all channels. Neither may need more memory for more images. Images are the
-bundled photographs again and again, each time moved and mirrored anew, so that no two are the same.
+Every block of a network of random weights is looked at, at 224 px, over many images in one pass
+each: `channel_statistics` with quantiles and covariances, and `top_and_lowest` of all channels.
+Neither may need more memory for more images. Images are the bundled photographs again and again,
+each time moved and mirrored anew, so that no two are the same.
 
-    python tests/benchmarks/bench_channels.py [--images 10000] [--model resnet50] [--batch 32] [--what statistics] [--json FILE]
+    python tests/benchmarks/bench_channels.py [--images 10000] [--model resnet50] [--batch 32] \\
+        [--what statistics] [--json FILE]
 
-Memory is the peak of the process (VmHWM) less what it held when the network had seen its first images.
+Memory is the peak of the process (VmHWM) less what it held when the network had seen its first
+images.
 """
 
 from __future__ import annotations
@@ -41,7 +45,8 @@ K = 9
 
 @dataclass(frozen=True)
 class Moved:
-    """Reader of photographs, each as often as wanted, every time moved by a few pixels and maybe mirrored."""
+    """Reader of photographs, each as often as wanted, every time moved by a few pixels and maybe
+    mirrored."""
 
     photos: Images
 
@@ -62,12 +67,19 @@ def many(n: int) -> Images:
     photos = load_images("photos")
     ids = tuple(f"{i:06d}" for i in range(n))
     return replace(
-        photos, name="moved photos", ids=ids, labels=None, class_names=None, reader=Moved(photos), positions=np.arange(n)
+        photos,
+        name="moved photos",
+        ids=ids,
+        labels=None,
+        class_names=None,
+        reader=Moved(photos),
+        positions=np.arange(n),
     )
 
 
 def prepared(name: str) -> Model:
-    """The network with random weights of which none shuts a branch, and normalisation that fits the images."""
+    """The network with random weights of which none shuts a branch, and normalisation that fits the
+    images."""
     torch.manual_seed(0)
     model = load_model(name, pretrained=False, device="cpu")
     norms = [m for m in model.module.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -93,7 +105,9 @@ def statistics(model: Model, images: Images, batch: int) -> Any:
 
 def top(model: Model, images: Images, batch: int) -> Any:
     """Top and lowest images of all channels of all blocks."""
-    return top_and_lowest(model, images, {layer.name: None for layer in model.select("blocks")}, K, batch_size=batch)
+    return top_and_lowest(
+        model, images, {layer.name: None for layer in model.select("blocks")}, K, batch_size=batch
+    )
 
 
 def plain(model: Model, images: Images, batch: int) -> Any:
@@ -103,7 +117,11 @@ def plain(model: Model, images: Images, batch: int) -> Any:
         pass
 
 
-CONTENDERS: dict[str, Callable[[Model, Images, int], Any]] = {"plain forward": plain, "statistics": statistics, "top images": top}
+CONTENDERS: dict[str, Callable[[Model, Images, int], Any]] = {
+    "plain forward": plain,
+    "statistics": statistics,
+    "top images": top,
+}
 
 
 def measure(label: str, arguments: argparse.Namespace) -> dict[str, float]:
@@ -115,7 +133,11 @@ def measure(label: str, arguments: argparse.Namespace) -> dict[str, float]:
     began = time.perf_counter()
     CONTENDERS[label](model, many(arguments.images), arguments.batch)
     seconds = time.perf_counter() - began
-    return {"seconds": seconds, "images_a_second": arguments.images / seconds, "peak_mib": _status("VmHWM") - before}
+    return {
+        "seconds": seconds,
+        "images_a_second": arguments.images / seconds,
+        "peak_mib": _status("VmHWM") - before,
+    }
 
 
 def _memory() -> float:
@@ -133,8 +155,15 @@ def _status(key: str) -> float:
 
 def fresh(label: str, arguments: argparse.Namespace) -> dict[str, float]:
     """One contender in a process of its own."""
-    options = [f"--{name}={getattr(arguments, name)}" for name in ("images", "model", "batch", "threads")]
-    done = subprocess.run([sys.executable, __file__, *options, "--inside", label], stdout=subprocess.PIPE, text=True, check=True)
+    options = [
+        f"--{name}={getattr(arguments, name)}" for name in ("images", "model", "batch", "threads")
+    ]
+    done = subprocess.run(
+        [sys.executable, __file__, *options, "--inside", label],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -143,17 +172,24 @@ def lines(found: dict[str, dict[str, float]]) -> Iterator[str]:
     """The figures as text."""
     yield f"{'':<16} {'seconds':>8} {'images/s':>9} {'peak MiB beside the network':>28}"
     for label, values in found.items():
-        yield f"{label:<16} {values['seconds']:>8.1f} {values['images_a_second']:>9.2f} {values['peak_mib']:>28.0f}"
+        yield (
+            f"{label:<16} {values['seconds']:>8.1f} {values['images_a_second']:>9.2f} "
+            f"{values['peak_mib']:>28.0f}"
+        )
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--what", nargs="+", choices=CONTENDERS, default=["statistics", "top images"])
+    parser.add_argument(
+        "--what", nargs="+", choices=CONTENDERS, default=["statistics", "top images"]
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--inside", help=argparse.SUPPRESS)
     return parser.parse_args()

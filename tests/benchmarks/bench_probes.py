@@ -1,18 +1,23 @@
-"""What probes cost and how accurate they are: ridge and logistic regression, one penalty and paths, against two peers.
+"""What probes cost and how accurate they are: ridge and logistic regression, one penalty and paths,
+against two peers.
 
-Contenders take turns within a round, so that whatever else the machine does hits all of them; what counts is the median over
-rounds of the ratio to scikit-learn's logistic regression with one C in the same round. CPU seconds, summed over cores, are given
-beside it: they depend less on what else runs. Everything is timed from float32 features to the predicted classes of the test
-images, scaling and the choice of a penalty included.
+Contenders take turns within a round, so that whatever else the machine does hits all of them; what
+counts is the median over rounds of the ratio to scikit-learn's logistic regression with one C in
+the same round. CPU seconds, summed over cores, are given beside it: they depend less on what else
+runs. Everything is timed from float32 features to the predicted classes of the test images, scaling
+and the choice of a penalty included.
 
-    python tests/benchmarks/bench_probes.py [--sizes 5000x768x50 50000x768x100] [--rounds 5] [--json FILE]
+    python tests/benchmarks/bench_probes.py [--sizes 5000x768x50 50000x768x100] [--rounds 5] \\
+        [--json FILE]
 
-The features are synthetic: Gaussian classes whose means differ in the 128 directions of most variance of a covariance with the
-spectrum j^-1.2, in a random basis, which is as steep as the spectra of pooled features of trained networks. The penalty of a
-single fit is that which the left-out images of our path choose, the same for both sides; scikit-learn's tol is its default. The
+The features are synthetic: Gaussian classes whose means differ in the 128 directions of most
+variance of a covariance with the spectrum j^-1.2, in a random basis, which is as steep as the
+spectra of pooled features of trained networks. The penalty of a single fit is that which the
+left-out images of our path choose, the same for both sides; scikit-learn's tol is its default. The
 path of scikit-learn's logistic regression and visbench are run in `--slow-rounds` rounds alone.
 
-visbench is optional (pip install visbench); its probe is a linear layer trained by AdamW for 200 epochs, its default.
+visbench is optional (pip install visbench); its probe is a linear layer trained by AdamW for 200
+epochs, its default.
 """
 
 from __future__ import annotations
@@ -41,8 +46,9 @@ from mixer_probe.probing import LogisticProbe, RidgeProbe, logistic_path, ridge_
 SIZES = ("5000x768x50", "50000x768x100")
 REFERENCE = "scikit-learn logistic, one C"
 NINE = "scikit-learn logistic, nine C"
-# (ours, theirs, times as fast at an accuracy that is at most half a point lower): one fit against one, a path against a path, and
-# a ridge path with the choice of a penalty against one logistic fit with a given one.
+# (ours, theirs, times as fast at an accuracy that is at most half a point lower): one fit against
+# one, a path against a path, and a ridge path with the choice of a penalty against one logistic fit
+# with a given one.
 TARGETS = (
     ("ridge, one l2", REFERENCE, 10.0),
     ("ridge, nine l2", NINE, 10.0),
@@ -107,7 +113,7 @@ class Work:
         return np.asarray(self.n * np.logspace(-4, 0, 9))
 
 
-# -- contenders: work -> predicted classes of the test images ------------------------------------------------------------
+# -- contenders: work -> predicted classes of the test images --------------------------------------
 
 Contender = Callable[[Work], np.ndarray]
 
@@ -135,7 +141,9 @@ def logistic_nine(work: Work) -> np.ndarray:
     """Ours, nine penalties; the prediction is that of the chosen one."""
     (X, y), (new, _) = work.sides
     path = logistic_path(X, y, work.logistic_nine)
-    return LogisticProbe.of(path, float(path.l2[np.argmin(np.abs(path.l2 - work.logistic_l2))])).predict(new)
+    return LogisticProbe.of(
+        path, float(path.l2[np.argmin(np.abs(path.l2 - work.logistic_l2))])
+    ).predict(new)
 
 
 def scaled(work: Work) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -167,13 +175,15 @@ def sklearn_ridge_one(work: Work) -> np.ndarray:
 
 
 def sklearn_ridge_nine(work: Work) -> np.ndarray:
-    """scikit-learn's ridge classifier with nine penalties, of which leave-one-out (of squared errors) chooses."""
+    """scikit-learn's ridge classifier with nine penalties, of which leave-one-out (of squared
+    errors) chooses."""
     Z, y, new = scaled(work)
     return RidgeClassifierCV(alphas=work.ridge_l2).fit(Z, y).predict(new)
 
 
 def visbench_probe(work: Work) -> np.ndarray:
-    """visbench's linear probe of pooled features, with its defaults but for standardised features, as all others have."""
+    """visbench's linear probe of pooled features, with its defaults but for standardised features,
+    as all others have."""
     from visbench.tasks.high_level.classification import ClassificationTask
 
     (X, y), (new, _) = work.sides
@@ -197,7 +207,7 @@ SLOW: dict[str, Contender] = {
 }
 
 
-# -- measuring ---------------------------------------------------------------------------------------------------------
+# -- measuring -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -212,7 +222,8 @@ class Run:
 def run(label: str, contender: Contender, work: Work) -> Run:
     """Time a contender and test its answers; a line on stderr says so, since some take minutes.
 
-    All but the slow ones run once before, so that none pays for memory that the one before gave back to the system."""
+    All but the slow ones run once before, so that none pays for memory that the one before gave
+    back to the system."""
     if label in FAST:
         contender(work)
     began, cpu = time.perf_counter(), time.process_time()
@@ -226,16 +237,26 @@ def run(label: str, contender: Contender, work: Work) -> Run:
 def missing() -> dict[str, str]:
     """Contenders that cannot run here, and why."""
     found = importlib.util.find_spec("visbench") is not None
-    return {} if found else {"visbench": "skipped: visbench is not installed (pip install visbench)"}
+    return (
+        {} if found else {"visbench": "skipped: visbench is not installed (pip install visbench)"}
+    )
 
 
 def measure(size: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Per contender the medians over rounds."""
     work = Work.of(size, arguments.seed)
     # Made and chosen outside what is timed, and the libraries warmed up.
-    print(f"{size}: l2 of ridge {work.best_ridge_l2:.4g}, of the logistic regression {work.logistic_l2:.4g}", flush=True)
+    print(
+        f"{size}: l2 of ridge {work.best_ridge_l2:.4g}, of the logistic regression "
+        f"{work.logistic_l2:.4g}",
+        flush=True,
+    )
     small = Work(500, work.p, 10)
-    slow = {label: c for label, c in SLOW.items() if label not in missing() and label not in arguments.skip}
+    slow = {
+        label: c
+        for label, c in SLOW.items()
+        if label not in missing() and label not in arguments.skip
+    }
     for contender in FAST.values():
         contender(small)
     rounds: list[dict[str, Run]] = []
@@ -247,13 +268,16 @@ def measure(size: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def summary(label: str, rounds: list[dict[str, Run]]) -> dict[str, Any]:
-    """Medians of one contender; `speedup` is how many times faster than the reference of the same round it was."""
+    """Medians of one contender; `speedup` is how many times faster than the reference of the same
+    round it was."""
     pairs = [(r[label], r[REFERENCE]) for r in rounds if label in r]
     return {
         "seconds": statistics.median(mine.seconds for mine, _ in pairs),
         "cpu_seconds": statistics.median(mine.cpu_seconds for mine, _ in pairs),
         "speedup": statistics.median(other.seconds / mine.seconds for mine, other in pairs),
-        "cpu_speedup": statistics.median(other.cpu_seconds / mine.cpu_seconds for mine, other in pairs),
+        "cpu_speedup": statistics.median(
+            other.cpu_seconds / mine.cpu_seconds for mine, other in pairs
+        ),
         "speedups": [round(other.seconds / mine.seconds, 4) for mine, other in pairs],
         "accuracy": statistics.median(mine.accuracy for mine, _ in pairs),
         "rounds": len(pairs),
@@ -267,14 +291,24 @@ def table(size: str, found: dict[str, Any]) -> str:
         if isinstance(values, str):
             lines.append(f"  {label:<32} {values}")
             continue
-        numbers = (values["seconds"], values["cpu_seconds"], values["speedup"], values["cpu_speedup"], values["accuracy"])
-        lines.append("  {:<32} {:>8.2f} {:>8.2f} {:>7.2f} {:>7.2f} {:>9.4f}".format(label, *numbers))
+        numbers = (
+            values["seconds"],
+            values["cpu_seconds"],
+            values["speedup"],
+            values["cpu_speedup"],
+            values["accuracy"],
+        )
+        lines.append(
+            "  {:<32} {:>8.2f} {:>8.2f} {:>7.2f} {:>7.2f} {:>9.4f}".format(label, *numbers)
+        )
     return "\n".join(lines)
 
 
 def verdict(sizes: dict[str, Any]) -> str:
     """Whether the targets were met."""
-    return "\n".join(_verdict(size, found, *target) for size, found in sizes.items() for target in TARGETS)
+    return "\n".join(
+        _verdict(size, found, *target) for size, found in sizes.items() for target in TARGETS
+    )
 
 
 def _verdict(size: str, found: dict[str, Any], ours: str, theirs: str, target: float) -> str:
@@ -285,7 +319,10 @@ def _verdict(size: str, found: dict[str, Any], ours: str, theirs: str, target: f
     faster = statistics.median(mine / other for mine, other in rounds)
     apart = found[ours]["accuracy"] - found[theirs]["accuracy"]
     met = "met" if faster >= target and apart >= -SAME else "NOT met"
-    return f"{size}: {ours} {faster:.1f} times as fast as {theirs} (target {target:g}), accuracy {apart:+.4f}: {met}"
+    return (
+        f"{size}: {ours} {faster:.1f} times as fast as {theirs} (target {target:g}), accuracy "
+        f"{apart:+.4f}: {met}"
+    )
 
 
 def report(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -304,11 +341,15 @@ def report(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", nargs="+", default=SIZES, help="images x features x classes")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--slow-rounds", type=int, default=1)
-    parser.add_argument("--skip", nargs="*", default=[], choices=[*SLOW], help="slow contenders to leave out")
+    parser.add_argument(
+        "--skip", nargs="*", default=[], choices=[*SLOW], help="slow contenders to leave out"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path)

@@ -1,14 +1,18 @@
-"""What CKA costs and how exact it is: of two networks, of two stored runs and of features in memory, against three peers.
+"""What CKA costs and how exact it is: of two networks, of two stored runs and of features in
+memory, against three peers.
 
-Contenders take turns within a round, so that whatever else the machine does hits all of them; what counts is the median over
-rounds of the ratio to the first one of the same round. Peak memory is that of a fresh process each, above what the contender
-was given. `store` runs every contender in a fresh process and once only, unless told otherwise.
+Contenders take turns within a round, so that whatever else the machine does hits all of them; what
+counts is the median over rounds of the ratio to the first one of the same round. Peak memory is
+that of a fresh process each, above what the contender was given. `store` runs every contender in a
+fresh process and once only, unless told otherwise.
 
-    python tests/benchmarks/bench_similarity.py [--part models store features accuracy] [--images 64] [--json FILE]
+    python tests/benchmarks/bench_similarity.py [--part models store features accuracy] \\
+        [--images 64] [--json FILE]
 
-The peers are optional: pip install pytorch-cka cka-pytorch torch-cka. All three flatten positions and channels into one feature,
-work in the float type of the network, and divide the sums over batches of the unbiased HSIC, which for several batches estimates
-another number than the CKA of all images at once. None takes stored features, so `store` has no peer.
+The peers are optional: pip install pytorch-cka cka-pytorch torch-cka. All three flatten positions
+and channels into one feature, work in the float type of the network, and divide the sums over
+batches of the unbiased HSIC, which for several batches estimates another number than the CKA of all
+images at once. None takes stored features, so `store` has no peer.
 """
 
 from __future__ import annotations
@@ -53,7 +57,7 @@ _CHUNK = 1024
 Values = np.ndarray | None
 
 
-# -- peers -------------------------------------------------------------------------------------------------------------
+# -- peers -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -68,13 +72,16 @@ class Networks:
 
 
 def pytorch_cka(given: Networks) -> Values:
-    """pytorch-cka: unbiased HSIC of uncentred Gram matrices, summed over batches, CKA clamped to [0, 1].
+    """pytorch-cka: unbiased HSIC of uncentred Gram matrices, summed over batches, CKA clamped to
+    [0, 1].
 
     Its hooks keep a view of the output, which a later in-place operation changes."""
     from cka import compute_cka
 
     layers = {"layers": given.layers_a, "model2_layers": given.layers_b}
-    return compute_cka(given.a, given.b, given.loader, **layers, device="cpu", progress=False)[0].numpy()
+    return compute_cka(given.a, given.b, given.loader, **layers, device="cpu", progress=False)[
+        0
+    ].numpy()
 
 
 def pytorch_cka_of_features(given: FeatureWork) -> Values:
@@ -85,13 +92,17 @@ def pytorch_cka_of_features(given: FeatureWork) -> Values:
 
 
 def cka_pytorch(given: Networks) -> Values:
-    """cka-pytorch: unbiased HSIC of uncentred Gram matrices, summed over batches, 1e-4 added under the root, not clamped.
+    """cka-pytorch: unbiased HSIC of uncentred Gram matrices, summed over batches, 1e-4 added under
+    the root, not clamped.
 
-    It takes the Gram matrix inside the hook. By default it goes over the images ten times; once is enough without shuffling."""
+    It takes the Gram matrix inside the hook. By default it goes over the images ten times; once is
+    enough without shuffling."""
     from cka_pytorch import CKACalculator
 
     layers = {"model1_layers": given.layers_a, "model2_layers": given.layers_b}
-    calculator = CKACalculator(given.a, given.b, **layers, device=torch.device("cpu"), verbose=False)
+    calculator = CKACalculator(
+        given.a, given.b, **layers, device=torch.device("cpu"), verbose=False
+    )
     values = calculator.calculate_cka_matrix(given.loader, num_epochs=1)
     names = calculator.hook_manager1.module_names, calculator.hook_manager2.module_names
     calculator.reset()
@@ -99,15 +110,23 @@ def cka_pytorch(given: Networks) -> Values:
 
 
 def torch_cka(given: Networks) -> Values:
-    """torch_cka: unbiased HSIC of uncentred Gram matrices, averaged over batches, not clamped; fails for NaN.
+    """torch_cka: unbiased HSIC of uncentred Gram matrices, averaged over batches, not clamped;
+    fails for NaN.
 
-    It records gradients, computes the second network's Gram matrices anew for each layer of the first, and never removes its
-    hooks. They keep the output itself, which a later in-place operation changes."""
+    It records gradients, computes the second network's Gram matrices anew for each layer of the
+    first, and never removes its hooks. They keep the output itself, which a later in-place
+    operation changes."""
     from torch_cka import CKA
 
     with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        calculator = CKA(given.a, given.b, model1_layers=given.layers_a, model2_layers=given.layers_b, device="cpu")
+        calculator = CKA(
+            given.a,
+            given.b,
+            model1_layers=given.layers_a,
+            model2_layers=given.layers_b,
+            device="cpu",
+        )
         try:
             calculator.compare(given.loader)
         finally:
@@ -136,7 +155,7 @@ def unhook(given: Networks) -> None:
             network.get_submodule(name)._forward_hooks.clear()
 
 
-# -- what is compared --------------------------------------------------------------------------------------------------
+# -- what is compared ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -152,8 +171,12 @@ class ModelWork:
     @cached_property
     def networks(self) -> Networks:
         """The same as the peers take it."""
-        names_a, names_b = ([layer.name for layer in model.select(self.layers)] for model in (self.a, self.b))
-        loader = DataLoader(TensorDataset(self.images, torch.zeros(len(self.images))), self.batch_size)
+        names_a, names_b = (
+            [layer.name for layer in model.select(self.layers)] for model in (self.a, self.b)
+        )
+        loader = DataLoader(
+            TensorDataset(self.images, torch.zeros(len(self.images))), self.batch_size
+        )
         return Networks(self.a.module, self.b.module, names_a, names_b, loader)
 
     def first(self, images: int) -> ModelWork:
@@ -163,7 +186,8 @@ class ModelWork:
 
 @dataclass(frozen=True)
 class Synthetic:
-    """Layers that see common factors, each mostly its own part of them, under noise: their CKA is known."""
+    """Layers that see common factors, each mostly its own part of them, under noise: their CKA is
+    known."""
 
     side: int
     layers: int
@@ -182,26 +206,38 @@ class Synthetic:
         drawn = torch.Generator().manual_seed(self.side + 1)
         centres = torch.linspace(0, self.factors, self.layers)
         shares = [torch.exp(-(torch.arange(self.factors) - c).abs() / 8)[:, None] for c in centres]
-        return [share * torch.randn(self.factors, self.channels, generator=drawn) for share in shares]
+        return [
+            share * torch.randn(self.factors, self.channels, generator=drawn) for share in shares
+        ]
 
     def batch(self, start: int, n: int) -> dict[str, np.ndarray]:
         """Features of the images `start` to `start + n`."""
         common = torch.randn(n, self.factors, generator=torch.Generator().manual_seed(start))
         own = torch.Generator().manual_seed((self.side + 1) * 1_000_003 + start)
-        found = (torch.randn(n, self.channels, generator=own).add_(common @ W) for W in self.weights)
-        return {name: X.add_(self.mean * X.std()).numpy() for name, X in zip(self.names, found, strict=True)}
+        found = (
+            torch.randn(n, self.channels, generator=own).add_(common @ W) for W in self.weights
+        )
+        return {
+            name: X.add_(self.mean * X.std()).numpy()
+            for name, X in zip(self.names, found, strict=True)
+        }
 
     def record(self, images: int) -> RunRecord:
         """What a run of these layers would say about itself."""
         model = ModelRecord(f"synthetic-{self.side}", "vit", False, "", str(self.side), 0)
         place = ImagesRecord("synthetic", "", images, 0, "")
         last = max(1, self.layers - 1)
-        layers = (Layer(name, "block", i / last, None, self.channels, 0, 0, order=i) for i, name in enumerate(self.names))
+        layers = (
+            Layer(name, "block", i / last, None, self.channels, 0, 0, order=i)
+            for i, name in enumerate(self.names)
+        )
         return RunRecord(model, place, tuple(layers), "mean", "", "", "float32")
 
     def in_memory(self, images: int) -> Representations:
         """All at once."""
-        return Representations(self.record(images), self.batch(0, images), {}, ids(images), None, None, {})
+        return Representations(
+            self.record(images), self.batch(0, images), {}, ids(images), None, None, {}
+        )
 
     def write(self, out: Path, images: int) -> None:
         """As a stored run, chunk by chunk."""
@@ -216,15 +252,22 @@ def ids(images: int) -> tuple[str, ...]:
 
 
 def exact(a: Synthetic, b: Synthetic) -> np.ndarray:
-    """CKA of all pairs of layers for infinitely many images: |Cov(x, y)|^2 / (|Cov(x)| |Cov(y)|)."""
-    grams = [torch.stack([(W.double() @ W.double().T).flatten() for W in side.weights]) for side in (a, b)]
+    """CKA of all pairs of layers for infinitely many images: |Cov(x, y)|^2 / (|Cov(x)|
+    |Cov(y)|)."""
+    grams = [
+        torch.stack([(W.double() @ W.double().T).flatten() for W in side.weights])
+        for side in (a, b)
+    ]
     traces = [torch.tensor([W.double().square().sum() for W in side.weights]) for side in (a, b)]
-    own = [(g.square().sum(1) + 2 * t + a.channels).sqrt() for g, t in zip(grams, traces, strict=True)]
+    own = [
+        (g.square().sum(1) + 2 * t + a.channels).sqrt() for g, t in zip(grams, traces, strict=True)
+    ]
     return (grams[0] @ grams[1].T / torch.outer(*own)).numpy()
 
 
 class Stored(nn.Module):
-    """Features as a network, for peers that take nothing else: each layer returns its features, whatever comes in."""
+    """Features as a network, for peers that take nothing else: each layer returns its features,
+    whatever comes in."""
 
     def __init__(self, features: Sequence[Tensor]) -> None:
         super().__init__()
@@ -275,7 +318,7 @@ class StoreWork:
     b: Path
 
 
-# -- ours and the bases ------------------------------------------------------------------------------------------------
+# -- ours and the bases ----------------------------------------------------------------------------
 
 
 def plain(work: ModelWork) -> Values:
@@ -288,10 +331,13 @@ def plain(work: ModelWork) -> Values:
 
 
 def ours_of_models(work: ModelWork, **options: Any) -> Values:
-    """`compare_models`: float64, unbiased; positions averaged and all images at once, or flattened and by batches like the peers.
+    """`compare_models`: float64, unbiased; positions averaged and all images at once, or flattened
+    and by batches like the peers.
 
     Flattened, class tokens are left out, and the batches are shuffled."""
-    return compare_models(work.a, work.b, work.images, work.layers, batch_size=work.batch_size, **options).values
+    return compare_models(
+        work.a, work.b, work.images, work.layers, batch_size=work.batch_size, **options
+    ).values
 
 
 def ours_of_features(work: FeatureWork, **options: Any) -> Values:
@@ -333,7 +379,7 @@ def _direction(features: Tensor) -> Tensor:
     return K.div_(K.norm())
 
 
-# -- parts -------------------------------------------------------------------------------------------------------------
+# -- parts -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -397,7 +443,9 @@ def two_models(arguments: argparse.Namespace) -> ModelWork:
     a, b = (load_model(name, pretrained=False, device="cpu") for name in MODELS)
     for model in (a, b):
         model.select("blocks")  # traced outside what is measured
-    images = torch.randn(arguments.images, *a.input.size, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(
+        arguments.images, *a.input.size, generator=torch.Generator().manual_seed(0)
+    )
     return ModelWork(a, b, images, "blocks", arguments.batch_size)
 
 
@@ -408,7 +456,9 @@ def two_stores(arguments: argparse.Namespace) -> StoreWork:
 
 def features(arguments: argparse.Namespace) -> FeatureWork:
     """Features in memory."""
-    return synthetic_features(arguments.feature_images, arguments.layers, arguments.feature_channels)
+    return synthetic_features(
+        arguments.feature_images, arguments.layers, arguments.feature_channels
+    )
 
 
 def synthetic_features(images: int, layers: int, channels: int, mean: float = 0.0) -> FeatureWork:
@@ -417,7 +467,11 @@ def synthetic_features(images: int, layers: int, channels: int, mean: float = 0.
     return FeatureWork(a, b)
 
 
-PREPARE: dict[str, Callable[[argparse.Namespace], Any]] = {"models": two_models, "store": two_stores, "features": features}
+PREPARE: dict[str, Callable[[argparse.Namespace], Any]] = {
+    "models": two_models,
+    "store": two_stores,
+    "features": features,
+}
 
 
 def store_sides(arguments: argparse.Namespace) -> tuple[Synthetic, Synthetic]:
@@ -433,17 +487,20 @@ def truth(part: str, work: Any, arguments: argparse.Namespace) -> Values:
     return exact(*store_sides(arguments)) if part == "store" else None
 
 
-# -- measuring ---------------------------------------------------------------------------------------------------------
+# -- measuring -------------------------------------------------------------------------------------
 
 
 def measure(part: str, arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Per contender the median ratio to the first, the median time, the peak memory and the deviation from the truth."""
+    """Per contender the median ratio to the first, the median time, the peak memory and the
+    deviation from the truth."""
     contenders = PARTS[part]
     missing = {label: contender.missing() for label, contender in contenders.items()}
     able = [label for label in contenders if not missing[label]]
     run = fresh_rounds if part == "store" else rounds_here
     rounds, deviations = run(part, able, arguments)
-    found: dict[str, dict[str, Any]] = {label: {"missing": reason} for label, reason in missing.items() if reason}
+    found: dict[str, dict[str, Any]] = {
+        label: {"missing": reason} for label, reason in missing.items() if reason
+    }
     for label in able:
         ratios = [r[label]["seconds"] / r[able[0]]["seconds"] for r in rounds]
         peaks = [r[label]["peak_mib"] for r in rounds if "peak_mib" in r[label]]
@@ -460,16 +517,23 @@ def measure(part: str, arguments: argparse.Namespace) -> dict[str, dict[str, Any
 Rounds = list[dict[str, dict[str, Any]]]
 
 
-def rounds_here(part: str, able: Sequence[str], arguments: argparse.Namespace) -> tuple[Rounds, dict[str, float | None]]:
+def rounds_here(
+    part: str, able: Sequence[str], arguments: argparse.Namespace
+) -> tuple[Rounds, dict[str, float | None]]:
     """Times of all rounds in this process, after one run of each for the deviation."""
     work = PREPARE[part](arguments)
     true = truth(part, work, arguments)
     deviations = {label: deviation(PARTS[part][label].run(work), true) for label in able}
     turns = (rotated(able, i) for i in range(arguments.rounds))
-    return [{label: {"seconds": seconds(PARTS[part][label], work)} for label in order} for order in turns], deviations
+    return [
+        {label: {"seconds": seconds(PARTS[part][label], work)} for label in order}
+        for order in turns
+    ], deviations
 
 
-def fresh_rounds(part: str, able: Sequence[str], arguments: argparse.Namespace) -> tuple[Rounds, dict[str, float | None]]:
+def fresh_rounds(
+    part: str, able: Sequence[str], arguments: argparse.Namespace
+) -> tuple[Rounds, dict[str, float | None]]:
     """As `rounds_here`, everything in fresh processes."""
     turns = (rotated(able, i) for i in range(arguments.store_rounds))
     rounds = [{label: fresh(part, label, arguments) for label in order} for order in turns]
@@ -495,8 +559,21 @@ def deviation(values: Values, true: Values) -> float | None:
 
 def fresh(part: str, label: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Time, peak memory in MiB and deviation of one contender in a process of its own."""
-    kept = ("images", "batch_size", "layers", "store_channels", "feature_images", "feature_channels", "threads", "stores")
-    options = [text for name in kept for text in (f"--{name.replace('_', '-')}", str(getattr(arguments, name)))]
+    kept = (
+        "images",
+        "batch_size",
+        "layers",
+        "store_channels",
+        "feature_images",
+        "feature_channels",
+        "threads",
+        "stores",
+    )
+    options = [
+        text
+        for name in kept
+        for text in (f"--{name.replace('_', '-')}", str(getattr(arguments, name)))
+    ]
     command = [sys.executable, __file__, *options, "--alone", part, label]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -504,7 +581,8 @@ def fresh(part: str, label: str, arguments: argparse.Namespace) -> dict[str, Any
 
 
 def alone(part: str, label: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure one contender in this process; imports and the first use of every library come before."""
+    """Measure one contender in this process; imports and the first use of every library come
+    before."""
     contender = PARTS[part][label]
     contender.missing()
     work = PREPARE[part](arguments)
@@ -518,7 +596,11 @@ def alone(part: str, label: str, arguments: argparse.Namespace) -> dict[str, Any
     before, began = _status("VmRSS"), time.perf_counter()
     values = contender.run(work)
     took, peak = time.perf_counter() - began, _status("VmHWM") - before
-    return {"seconds": took, "peak_mib": peak, "deviation": deviation(values, truth(part, work, arguments))}
+    return {
+        "seconds": took,
+        "peak_mib": peak,
+        "deviation": deviation(values, truth(part, work, arguments)),
+    }
 
 
 def _status(key: str) -> float:
@@ -527,17 +609,22 @@ def _status(key: str) -> float:
     return int(next(line for line in lines if line.startswith(key)).split()[1]) / 2**10
 
 
-# -- accuracy ----------------------------------------------------------------------------------------------------------
+# -- accuracy --------------------------------------------------------------------------------------
 
 
 def accuracy(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Per case and contender how far the values are from float64, one batch each, so that all estimate the same.
+    """Per case and contender how far the values are from float64, one batch each, so that all
+    estimate the same.
 
-    In the float64 network there is no rounding: what is off there is what the hooks saw, clamping or 1e-4 under a root."""
+    In the float64 network there is no rounding: what is off there is what the hooks saw, clamping
+    or 1e-4 under a root."""
     single, double = resnet(arguments, "float32"), resnet(arguments, "float64")
     far = synthetic_features(arguments.feature_images, 4, 2_000, mean=10)
     peers = {label: PEERS[label] for label in ("pytorch-cka", "cka-pytorch", "torch_cka")}
-    networks = {"mixer_probe": with_options(ours_of_models, positions="flatten", **VALUES_ONLY), **peers}
+    networks = {
+        "mixer_probe": with_options(ours_of_models, positions="flatten", **VALUES_ONLY),
+        **peers,
+    }
     matrices = {"mixer_probe": with_options(ours_of_features, **VALUES_ONLY), **peers}
     return {
         "all modules of a ResNet-18": errors(networks, single, true_of_network(single)),
@@ -546,7 +633,9 @@ def accuracy(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     }
 
 
-def errors(contenders: Mapping[str, Contender], work: Any, true: Values) -> dict[str, dict[str, Any]]:
+def errors(
+    contenders: Mapping[str, Contender], work: Any, true: Values
+) -> dict[str, dict[str, Any]]:
     """Largest deviation and share of cells that are off, by contender."""
     return {label: error_of(contender, work, true) for label, contender in contenders.items()}
 
@@ -562,22 +651,34 @@ def error_of(contender: Contender, work: Any, true: Values) -> dict[str, Any]:
     assert values is not None
     assert true is not None
     apart = np.abs(values - true)
-    return {"deviation": float(apart.max()), "off": float((~(apart <= OFF)).mean()), "highest": float(values.max())}
+    return {
+        "deviation": float(apart.max()),
+        "off": float((~(apart <= OFF)).mean()),
+        "highest": float(values.max()),
+    }
 
 
 def resnet(arguments: argparse.Namespace, dtype: str) -> ModelWork:
-    """An untrained ResNet-18 against a copy of itself in all modules without children, images of 64 pixels.
+    """An untrained ResNet-18 against a copy of itself in all modules without children, images of 64
+    pixels.
 
     Its last BN of each block is not zero, as timm would have it: then whole layers are."""
-    options: dict[str, Any] = {"pretrained": False, "input_size": (3, 64, 64), "zero_init_last": False}
+    options: dict[str, Any] = {
+        "pretrained": False,
+        "input_size": (3, 64, 64),
+        "zero_init_last": False,
+    }
     a = load_model("resnet18", device="cpu", dtype=dtype, **options)
-    images = torch.randn(arguments.images, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(a.dtype)
+    images = torch.randn(
+        arguments.images, 3, 64, 64, generator=torch.Generator().manual_seed(0)
+    ).to(a.dtype)
     names = [name for name, module in a.module.named_modules() if not list(module.children())]
     return ModelWork(a, copy.deepcopy(a), images, names, len(images))
 
 
 def true_of_network(work: ModelWork) -> Values:
-    """Unbiased CKA in float64 of flattened copies, taken before a later operation can change them."""
+    """Unbiased CKA in float64 of flattened copies, taken before a later operation can change
+    them."""
     outputs: dict[str, Tensor] = {}
     with cloning(work.a.module, work.networks.layers_a, outputs), torch.inference_mode():
         work.a.module(work.images)
@@ -600,7 +701,7 @@ def cloning(network: nn.Module, names: Sequence[str], outputs: dict[str, Tensor]
             handle.remove()
 
 
-# -- command line ------------------------------------------------------------------------------------------------------
+# -- command line ----------------------------------------------------------------------------------
 
 
 def table(part: str, found: Mapping[str, Mapping[str, Any]]) -> str:
@@ -611,7 +712,10 @@ def table(part: str, found: Mapping[str, Mapping[str, Any]]) -> str:
             lines.append(f"  {label:<28} {values['missing']}")
             continue
         last = "" if values["deviation"] is None else f"{values['deviation']:.2g}"
-        figures = f"{values['ratio']:>7.3f} {values['seconds']:>8.3f} {values['peak_mib']:>9.0f} {last:>10}"
+        figures = (
+            f"{values['ratio']:>7.3f} {values['seconds']:>8.3f} {values['peak_mib']:>9.0f} "
+            f"{last:>10}"
+        )
         lines.append(f"  {label:<28} {figures}")
     return "\n".join(lines)
 
@@ -622,7 +726,10 @@ def accuracy_table(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     for case, contenders in found.items():
         lines.append(f"{case:<30} {'deviation':>10} {f'off by > {OFF}':>14} {'highest':>8}")
         for label, values in contenders.items():
-            figures = values.get("missing") or f"{values['deviation']:>10.2g} {values['off']:>14.1%} {values['highest']:>8.3f}"
+            figures = (
+                values.get("missing")
+                or f"{values['deviation']:>10.2g} {values['off']:>14.1%} {values['highest']:>8.3f}"
+            )
             lines.append(f"  {label:<28} {figures}")
     return "\n".join(lines)
 
@@ -634,7 +741,11 @@ def verdict(parts: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
         ratios = {label: values["ratio"] for label, values in found.items() if "ratio" in values}
         peers = {label: ratio for label, ratio in ratios.items() if PARTS[part][label].package}
         ours = ratios.get("mixer_probe, values only", 0)
-        faster = [f"{label} ({ratio:.3f} against {ours:.3f})" for label, ratio in peers.items() if ratio < ours]
+        faster = [
+            f"{label} ({ratio:.3f} against {ours:.3f})"
+            for label, ratio in peers.items()
+            if ratio < ours
+        ]
         lines += [f"faster than mixer_probe in {part}: {', '.join(faster)}"] if faster else []
     return "\n".join(lines)
 
@@ -649,19 +760,25 @@ def report(arguments: argparse.Namespace) -> dict[str, Any]:
         "python": platform.python_version(),
         "images": f"{arguments.images} in batches of {arguments.batch_size}",
         "store": f"{arguments.store_images} x {arguments.layers} x {arguments.store_channels}",
-        "features": f"{arguments.feature_images} x {arguments.layers} x {arguments.feature_channels}",
+        "features": (
+            f"{arguments.feature_images} x {arguments.layers} x {arguments.feature_channels}"
+        ),
         "rounds": f"{arguments.rounds} ({arguments.store_rounds} of the store)",
     }
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     every = (*PARTS, "accuracy")
     parser.add_argument("--part", nargs="+", choices=every, default=every)
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--layers", type=int, default=12, help="of the features in stores and in memory")
+    parser.add_argument(
+        "--layers", type=int, default=12, help="of the features in stores and in memory"
+    )
     parser.add_argument("--store-images", type=int, default=50_000)
     parser.add_argument("--store-channels", type=int, default=768)
     parser.add_argument("--feature-images", type=int, default=512)
@@ -670,7 +787,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--store-rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
-        "--scratch", type=Path, default=Path(tempfile.gettempdir()), help="room for two stores, 3.6 GB by default"
+        "--scratch",
+        type=Path,
+        default=Path(tempfile.gettempdir()),
+        help="room for two stores, 3.6 GB by default",
     )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--stores", type=Path, help=argparse.SUPPRESS)

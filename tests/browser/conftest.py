@@ -1,4 +1,5 @@
-"""A real Chromium, a real report, and the app in a server of its own. Without Chromium or Playwright the tests are skipped."""
+"""A real Chromium, a real report, and the app in a server of its own. Without Chromium or
+Playwright the tests are skipped."""
 
 from __future__ import annotations
 
@@ -29,12 +30,18 @@ def find_chromium() -> str | None:
 @pytest.fixture(scope="package")
 def chromium() -> Iterator[object]:
     """The browser, for all tests here."""
-    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
+    api = pytest.importorskip(
+        "playwright.sync_api", reason="Playwright is not installed: pip install playwright"
+    )
     executable = find_chromium()
     if executable is None:
-        pytest.skip("no Chromium here: apt-get install chromium, or set MIXER_PROBE_CHROMIUM to its path")
+        pytest.skip(
+            "no Chromium here: apt-get install chromium, or set MIXER_PROBE_CHROMIUM to its path"
+        )
     with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
+        browser = playwright.chromium.launch(
+            executable_path=executable, args=["--no-sandbox", "--disable-gpu"]
+        )
         yield browser
         browser.close()
 
@@ -44,18 +51,29 @@ Serve = Callable[..., str]
 
 @pytest.fixture(scope="package")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    """Start Streamlit on a script of the app, with folders that it may open, and give its address; all are stopped at the end."""
+    """Start Streamlit on a script of the app, with folders that it may open, and give its address;
+    all are stopped at the end."""
     running: list[subprocess.Popen[bytes]] = []
     environment = {**os.environ, "MIXER_PROBE_CACHE": str(tmp_path_factory.mktemp("cache"))}
 
     def start(script: Path, *folders: Path) -> str:
         port = free_port()
-        command = [sys.executable, "-m", "streamlit", "run", str(script), "--server.port", str(port)]
+        command = [
+            sys.executable,
+            "-m",
+            "streamlit",
+            "run",
+            str(script),
+            "--server.port",
+            str(port),
+        ]
         # Without a proxy for localhost, and without telemetry, as the app's own settings say.
         quiet = ["--server.headless", "true", "--server.fileWatcherType", "none"]
         quiet += ["--", *map(str, folders)]
         silent = subprocess.DEVNULL
-        server = subprocess.Popen([*command, *quiet], cwd=ROOT, env=environment, stdout=silent, stderr=silent)
+        server = subprocess.Popen(
+            [*command, *quiet], cwd=ROOT, env=environment, stdout=silent, stderr=silent
+        )
         running.append(server)
         address = f"http://127.0.0.1:{port}"
         wait_for_health(address, server)

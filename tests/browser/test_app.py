@@ -1,4 +1,5 @@
-"""The app in a browser: every page opens, a change arrives, a link reopens the view, nothing is asked of the internet."""
+"""The app in a browser: every page opens, a change arrives, a link reopens the view, nothing is
+asked of the internet."""
 
 from __future__ import annotations
 
@@ -51,18 +52,21 @@ def page(chromium: Browser, app: str) -> Iterator[Page]:
 
 
 def address(app: str, name: str, models: list[str], **parameters: str) -> str:
-    """The link to a page with these networks, 100 images, and further parameters ("_" is "-" there)."""
+    """The link to a page with these networks, 100 images, and further parameters ("_" is "-"
+    there)."""
     more = {key.replace("_", "-"): value for key, value in parameters.items()}
     return f"{app}/{name}?{urlencode({'model': models, 'n': '100'} | more, doseq=True)}"
 
 
-# A script may begin again after a moment, and charts take their places after it, so its end counts when it lasts.
+# A script may begin again after a moment, and charts take their places after it, so its end counts
+# when it lasts.
 _AT_REST = """() => {
   const height = document.querySelector('[data-testid=stMain]')?.scrollHeight;
   if (height !== window.restingHeight) window.restingSince = undefined;
   window.restingHeight = height;
   const idle = document.querySelector('.stApp')?.dataset.testScriptState === 'notRunning'
-    && !document.querySelector('[data-stale=true], [data-testid=stSpinner], [data-testid=stProgress]');
+    && !document.querySelector(
+      '[data-stale=true], [data-testid=stSpinner], [data-testid=stProgress]');
   window.restingSince = idle ? window.restingSince ?? performance.now() : undefined;
   return idle && performance.now() - window.restingSince > 700;
 }"""
@@ -75,7 +79,9 @@ def visit(page: Page, url: str, title: str) -> None:
 
 def settle(page: Page, title: str) -> None:
     """Wait until the page of this title is there and its script has come to its end."""
-    page.get_by_test_id("stMain").get_by_role("heading", name=title, exact=True).wait_for(timeout=WAIT)
+    page.get_by_test_id("stMain").get_by_role("heading", name=title, exact=True).wait_for(
+        timeout=WAIT
+    )
     page.evaluate("window.restingSince = undefined")
     page.wait_for_function(_AT_REST, timeout=WAIT)
     assert page.get_by_test_id("stException").count() == 0
@@ -99,7 +105,9 @@ def test_every_page_opens(chromium: Browser, app: str, name: str, scheme: str) -
     assert models_of(opened) == PAGES[name]
     main = "document.querySelector('[data-testid=stMain]')"
     assert opened.evaluate(f"{main}.scrollWidth <= {main}.clientWidth")
-    broken = opened.evaluate("[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)")
+    broken = opened.evaluate(
+        "[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)"
+    )
     assert broken == []
     context.close()
 
@@ -140,13 +148,17 @@ def test_choosing_another_network_changes_page_and_address(page: Page, app: str)
     page.get_by_role("combobox", name="Network 2").fill("test_vit")
     page.get_by_role("option", name="test_vit", exact=True).click()
     page.get_by_text("Untrained baseline", exact=True).nth(1).click()
-    page.get_by_test_id("stMain").get_by_role("heading", name="test_vit (untrained)").wait_for(timeout=WAIT)
+    page.get_by_test_id("stMain").get_by_role("heading", name="test_vit (untrained)").wait_for(
+        timeout=WAIT
+    )
     settle(page, "Stem and kernels")
     assert models_of(page) == [CNN, VIT]
     assert page.get_by_test_id("stImage").count() == 2
 
 
-def test_a_report_of_what_was_seen_opens_without_the_app(page: Page, chromium: Browser, app: str, tmp_path: Path) -> None:
+def test_a_report_of_what_was_seen_opens_without_the_app(
+    page: Page, chromium: Browser, app: str, tmp_path: Path
+) -> None:
     visit(page, address(app, "", [VIT, CNN]), TITLES[""])
     menu(page, "Stem and kernels").click()
     settle(page, TITLES["Stem"])
@@ -167,7 +179,9 @@ def test_a_report_of_what_was_seen_opens_without_the_app(page: Page, chromium: B
 
 
 def test_results_open_and_the_report_is_saved(page: Page, app: str, tmp_path: Path) -> None:
-    found = run_analyses(tiny_models()[:1], {"weights": catalog.room("weights").names}, strict=False)
+    found = run_analyses(
+        tiny_models()[:1], {"weights": catalog.room("weights").names}, strict=False
+    )
     results = save_results(found, tmp_path / "results.json")
     visit(page, address(app, "Report", [VIT]), "Report")
     page.get_by_role("tab", name="Results file").click()
@@ -180,7 +194,9 @@ def test_results_open_and_the_report_is_saved(page: Page, app: str, tmp_path: Pa
     assert "How to read it:" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("content", ["", "no json", '{"format": "mixer-probe results 2"}'], ids=["empty", "text", "bare"])
+@pytest.mark.parametrize(
+    "content", ["", "no json", '{"format": "mixer-probe results 2"}'], ids=["empty", "text", "bare"]
+)
 def test_a_damaged_file_is_a_message(page: Page, app: str, tmp_path: Path, content: str) -> None:
     (tmp_path / "results.json").write_text(content)
     visit(page, address(app, "Report", [VIT]), "Report")
@@ -191,7 +207,11 @@ def test_a_damaged_file_is_a_message(page: Page, app: str, tmp_path: Path, conte
 
 
 def test_a_bad_name_is_a_message_that_shows_it_as_text(page: Page, app: str) -> None:
-    visit(page, address(app, "", ["<img src=x onerror=alert(1)>:red[a]$b$", VIT]), "Networks and images")
+    visit(
+        page,
+        address(app, "", ["<img src=x onerror=alert(1)>:red[a]$b$", VIT]),
+        "Networks and images",
+    )
     message = page.get_by_test_id("stAlertContentError").first.inner_text()
     assert "<img src=x onerror=alert(1)>:red[a]$b$" in message
     assert page.get_by_text("Parameters: 371,240").count() == 1
@@ -205,7 +225,9 @@ def test_two_people_at_once(chromium: Browser, app: str) -> None:
         opened.goto(address(app, "Stem", models))
     for opened, models in zip(pages, choices):
         settle(opened, "Stem and kernels")
-        opened.get_by_role("heading", name=f"{models[0].removesuffix('?untrained')} (untrained)").wait_for(timeout=WAIT)
+        opened.get_by_role(
+            "heading", name=f"{models[0].removesuffix('?untrained')} (untrained)"
+        ).wait_for(timeout=WAIT)
         assert models_of(opened) == models
     for context in contexts:
         context.close()
@@ -227,21 +249,32 @@ def test_a_file_of_my_own_folder_is_opened(chromium: Browser, serve: Serve, tmp_
     model = mp.load_model("test_vit", pretrained=False, seed=3, device="cpu")
     weights = {name: value.contiguous() for name, value in model.module.state_dict().items()}
     save_file(weights, tmp_path / "mine.safetensors")
-    (tmp_path / "broken.safetensors").write_bytes((tmp_path / "mine.safetensors").read_bytes()[:500])
+    (tmp_path / "broken.safetensors").write_bytes(
+        (tmp_path / "mine.safetensors").read_bytes()[:500]
+    )
     opened = chromium.new_page()
     app = serve(APP / "served.py", tmp_path)
-    names = [f"checkpoint:{tmp_path.name}/{file}.safetensors@test_vit" for file in ("mine", "broken")]
+    names = [
+        f"checkpoint:{tmp_path.name}/{file}.safetensors@test_vit" for file in ("mine", "broken")
+    ]
     visit(opened, address(app, "", names), TITLES[""])
     assert opened.get_by_text("Weights: file mine.safetensors").count() == 1
     assert "broken.safetensors" in opened.get_by_test_id("stAlertContentError").inner_text()
     opened.close()
 
 
-BAD = {"note.txt": b"no picture", "cut.png": b"\x89PNG\r\n\x1a\n", "empty.jpg": b"", "page.html": b"<script>alert(1)</script>"}
+BAD = {
+    "note.txt": b"no picture",
+    "cut.png": b"\x89PNG\r\n\x1a\n",
+    "empty.jpg": b"",
+    "page.html": b"<script>alert(1)</script>",
+}
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_upload_is_a_message_and_the_page_goes_on(page: Page, app: str, tmp_path: Path, name: str) -> None:
+def test_a_bad_upload_is_a_message_and_the_page_goes_on(
+    page: Page, app: str, tmp_path: Path, name: str
+) -> None:
     (tmp_path / name).write_bytes(BAD[name])
     visit(page, address(app, "", [VIT]), TITLES[""])
     page.get_by_text("Other images: upload files").click()

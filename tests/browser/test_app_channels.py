@@ -56,10 +56,16 @@ def test_a_click_on_a_point_opens_its_channel(page: Page, app: str) -> None:
     for step in range(400):
         box = chart.bounding_box()
         assert box is not None
-        x, y = box["x"] + box["width"] * (0.1 + 0.02 * (step % 40)), box["y"] + box["height"] * (0.35 + 0.05 * (step // 40))
+        x, y = (
+            box["x"] + box["width"] * (0.1 + 0.02 * (step % 40)),
+            box["y"] + box["height"] * (0.35 + 0.05 * (step // 40)),
+        )
         page.mouse.move(x, y)
-        # A tooltip comes a frame or two later: without waiting, it may be the one of a place that was left again.
-        page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        # A tooltip comes a frame or two later: without waiting, it may be the one of a place that
+        # was left again.
+        page.evaluate(
+            "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        )
         if tooltip.count():
             break
     else:
@@ -70,11 +76,20 @@ def test_a_click_on_a_point_opens_its_channel(page: Page, app: str) -> None:
     page.wait_for_url(lambda url: "ch-channel=" in url, timeout=WAIT)
     settle(page, TITLE)
     assert said(page, "ch-channel") == told["channel"]
-    assert page.get_by_role("heading", name=f"Channel {told['channel']} of {told['layer']}").count() == 1
+    assert (
+        page.get_by_role("heading", name=f"Channel {told['channel']} of {told['layer']}").count()
+        == 1
+    )
 
 
 def test_the_partner_opens_and_pictures_are_saved(page: Page, app: str, tmp_path: Path) -> None:
-    visit(page, address(app, **{"ch-layer": "blocks.3", "ch-channel": "17", "ch-partner-layer": "blocks.1"}), TITLE)
+    visit(
+        page,
+        address(
+            app, **{"ch-layer": "blocks.3", "ch-channel": "17", "ch-partner-layer": "blocks.1"}
+        ),
+        TITLE,
+    )
     for name, kind in (("SVG", "svg"), ("PNG", "png")):
         with page.expect_download() as saved:
             page.get_by_role("button", name=name).first.click()
@@ -84,5 +99,9 @@ def test_the_partner_opens_and_pictures_are_saved(page: Page, app: str, tmp_path
     page.get_by_role("button", name="Open its page").click()
     page.wait_for_url(lambda url: "ch-network=zoo" in url, timeout=WAIT)
     settle(page, TITLE)
-    assert [said(page, f"ch-{name}") for name in ("network", "layer", "partner-layer")] == ["zoo:vit-s0", "blocks.1", "blocks.3"]
+    assert [said(page, f"ch-{name}") for name in ("network", "layer", "partner-layer")] == [
+        "zoo:vit-s0",
+        "blocks.1",
+        "blocks.3",
+    ]
     assert page.get_by_test_id("stAlertContentError").count() == 0

@@ -1,4 +1,5 @@
-"""The page Image in a browser: thumbnails that are clicked, uploads good and bad, a link to an upload, a shuffled image."""
+"""The page Image in a browser: thumbnails that are clicked, uploads good and bad, a link to an
+upload, a shuffled image."""
 
 from __future__ import annotations
 
@@ -56,7 +57,9 @@ def test_a_click_on_a_thumbnail_opens_it(page: Page, app: str) -> None:
 
 def test_finding_a_shuffled_image_that_the_cnn_gets_wrong(page: Page, app: str) -> None:
     visit(page, address(app, "Image", [MIXER, CNN]) + MORE + "predictions", "Image")
-    page.get_by_role("radio", name="Shuffle").or_(page.get_by_role("button", name="Shuffle")).first.click()
+    page.get_by_role("radio", name="Shuffle").or_(
+        page.get_by_role("button", name="Shuffle")
+    ).first.click()
     settle(page, "Image")
     page.get_by_text("Find them").click()
     page.get_by_text("mixer-s0 right, resnet-s0 wrong").wait_for(timeout=WAIT)
@@ -71,7 +74,8 @@ def test_finding_a_shuffled_image_that_the_cnn_gets_wrong(page: Page, app: str) 
     assert main.get_by_text("now incorrect").count() == 1
     assert (parameter(page, "img-part"), parameter(page, "img-find")) == ("shuffle", "yes")
     assert page.evaluate(
-        "(() => { const m = document.querySelector('[data-testid=stMain]'); return m.scrollWidth <= m.clientWidth })()"
+        "(() => { const m = document.querySelector('[data-testid=stMain]'); return m.scrollWidth "
+        "<= m.clientWidth })()"
     )
 
 
@@ -81,7 +85,9 @@ def upload(page: Page, file: Path) -> None:
 
 
 def test_an_upload_and_its_link(page: Page, app: str, tmp_path: Path) -> None:
-    Image.fromarray(np.random.default_rng(1).integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(
+        tmp_path / "a.png"
+    )
     visit(page, address(app, "Image", [CNN]) + MORE + "attributions", "Image")
     upload(page, tmp_path / "a.png")
     page.get_by_text("Uploaded image ").wait_for(timeout=WAIT)
@@ -97,7 +103,12 @@ def test_an_upload_and_its_link(page: Page, app: str, tmp_path: Path) -> None:
     assert parameter(page, "img") is None
 
 
-BAD = {"no.png": "not an image", "empty.jpg": "the file is empty", "broken.png": "cannot be read", "huge.png": "million pixels"}
+BAD = {
+    "no.png": "not an image",
+    "empty.jpg": "the file is empty",
+    "broken.png": "cannot be read",
+    "huge.png": "million pixels",
+}
 
 
 def bad(folder: Path, name: str) -> Path:
@@ -105,14 +116,18 @@ def bad(folder: Path, name: str) -> Path:
     if name == "huge.png":
         Image.new("1", (10_000, 5_000)).save(file)
     elif name == "broken.png":
-        Image.fromarray(np.random.default_rng(1).integers(0, 256, (90, 90, 3), dtype=np.uint8)).save(file)
+        Image.fromarray(
+            np.random.default_rng(1).integers(0, 256, (90, 90, 3), dtype=np.uint8)
+        ).save(file)
         file.write_bytes(file.read_bytes()[:3000])
     else:
         file.write_bytes(b"" if name == "empty.jpg" else b"no image")
     return file
 
 
-def test_bad_uploads_are_messages_and_a_good_one_helps(page: Page, app: str, tmp_path: Path) -> None:
+def test_bad_uploads_are_messages_and_a_good_one_helps(
+    page: Page, app: str, tmp_path: Path
+) -> None:
     visit(page, address(app, "Image", [CNN]) + MORE + "predictions", "Image")
     page.get_by_text("Upload an image").click()
     for name, why in BAD.items():
@@ -132,7 +147,11 @@ def test_bad_uploads_are_messages_and_a_good_one_helps(page: Page, app: str, tmp
 
 def test_the_numbers_of_a_chart_are_saved(page: Page, app: str, tmp_path: Path) -> None:
     visit(page, address(app, "Image", [MIXER, CNN]) + MORE + "layers", "Image")
-    for label, begins in (("CSV", b"network,layer,depth,norm"), ("SVG", b"<svg"), ("PNG", b"\x89PNG")):
+    for label, begins in (
+        ("CSV", b"network,layer,depth,norm"),
+        ("SVG", b"<svg"),
+        ("PNG", b"\x89PNG"),
+    ):
         with page.expect_download(timeout=WAIT) as saved:
             page.get_by_test_id("stDownloadButton").filter(has_text=label).first.click()
         saved.value.save_as(tmp_path / label)

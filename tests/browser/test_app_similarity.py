@@ -1,4 +1,5 @@
-"""Similarity and Probes in a browser: a click on a cell opens its two layers, a click on a row its class."""
+"""Similarity and Probes in a browser: a click on a cell opens its two layers, a click on a row its
+class."""
 
 from __future__ import annotations
 
@@ -60,7 +61,12 @@ def test_a_click_on_a_cell_opens_its_two_layers(page: Page, app: str) -> None:
         assert page.get_by_text(f"{layer} of {network}").count() >= 1
     # Another cell, and the same view by its link.
     click_at(page, first_chart(page), 0.6, 0.4)
-    page.wait_for_url(lambda url: f"sim-a={layers[0]}&" not in f"{url}&" or f"sim-b={layers[1]}&" not in f"{url}&", timeout=WAIT)
+    page.wait_for_url(
+        lambda url: (
+            f"sim-a={layers[0]}&" not in f"{url}&" or f"sim-b={layers[1]}&" not in f"{url}&"
+        ),
+        timeout=WAIT,
+    )
     settle(page, "Similarity")
     second = said(page, "sim-a"), said(page, "sim-b")
     assert second != layers
@@ -77,7 +83,15 @@ def test_pointing_at_a_cell_tells_interval_and_null(page: Page, app: str) -> Non
     tooltip = page.locator("#vg-tooltip-element")
     tooltip.wait_for()
     told = tooltip.inner_text()
-    for what in ("layer (rows)", "CKA", "95 % interval", "null, mean", "null, 95 %", "n images", "estimator"):
+    for what in (
+        "layer (rows)",
+        "CKA",
+        "95 % interval",
+        "null, mean",
+        "null, 95 %",
+        "n images",
+        "estimator",
+    ):
         assert what in told
 
 

@@ -1,4 +1,5 @@
-"""Token mixing and stem in a browser: a click on a small map or a point opens the page of that unit; pictures are saved."""
+"""Token mixing and stem in a browser: a click on a small map or a point opens the page of that
+unit; pictures are saved."""
 
 from __future__ import annotations
 
@@ -64,7 +65,9 @@ def chosen(page: Page) -> str:
     return parse_qs(urlsplit(page.url).query)["tm-unit"][0]
 
 
-def test_a_click_on_a_small_map_opens_the_page_of_that_unit(page: Page, app: str, units: mp.weights.TokenMixing) -> None:
+def test_a_click_on_a_small_map_opens_the_page_of_that_unit(
+    page: Page, app: str, units: mp.weights.TokenMixing
+) -> None:
     open_units(page, app, "&tm-sort=frequency")
     box = box_of(page, 0)
     x, y = box["x"] + 6.5 / 16 * box["width"], box["y"] + 0.06 * box["height"]
@@ -79,7 +82,9 @@ def test_a_click_on_a_small_map_opens_the_page_of_that_unit(page: Page, app: str
     # The unit is followed to its opposite, and the other way by a click on the same small map.
     page.get_by_role("button", name="Go to opposite-phase unit").click()
     partner = int(units.partner(0)[unit])
-    page.get_by_role("heading", name=f"Unit {partner} of blocks.0 of mixer-s0").wait_for(timeout=WAIT)
+    page.get_by_role("heading", name=f"Unit {partner} of blocks.0 of mixer-s0").wait_for(
+        timeout=WAIT
+    )
     settle(page, TITLE)
     page.mouse.click(x, y)
     page.get_by_role("heading", name=f"Unit {unit} of blocks.0 of mixer-s0").wait_for(timeout=WAIT)
@@ -99,16 +104,22 @@ def point_at_a_unit(page: Page, box: FloatRect) -> str:
     for across in np.linspace(0.35, 0.6, 60):
         for down in (0.3, 0.35, 0.4):
             page.mouse.move(box["x"] + across * box["width"], box["y"] + down * box["height"])
-            if page.locator("#vg-tooltip-element.visible").count() and told(page).get("unit", "-1").strip() != "-1":
+            if (
+                page.locator("#vg-tooltip-element.visible").count()
+                and told(page).get("unit", "-1").strip() != "-1"
+            ):
                 return told(page)["unit"].strip()
     pytest.fail("no point was found in the middle of the chart")
 
 
-def test_a_link_opens_a_unit_and_its_pictures_are_saved(page: Page, app: str, tmp_path: Path) -> None:
+def test_a_link_opens_a_unit_and_its_pictures_are_saved(
+    page: Page, app: str, tmp_path: Path
+) -> None:
     open_units(page, app, "&tm-block=2&tm-unit=17&tm-by=peak&tm-measure=pairing")
     page.get_by_role("heading", name="Unit 17 of blocks.1 of mixer-s0").wait_for(timeout=WAIT)
     assert page.get_by_test_id("stAlertContentError").count() == 0
-    # Small maps, points, the unit's maps, its channels, all by depth; a chart comes a moment after its place.
+    # Small maps, points, the unit's maps, its channels, all by depth; a chart comes a moment after
+    # its place.
     page.get_by_test_id("stVegaLiteChart").nth(6).wait_for(timeout=WAIT)
     assert page.get_by_test_id("stVegaLiteChart").count() == 7
     for kind, start in (("SVG", b"<svg"), ("PNG", b"\x89PNG"), ("CSV", b"row,column,weight,map")):
@@ -129,7 +140,9 @@ def test_nothing_is_wider_than_a_narrow_page(chromium: Browser, app: str) -> Non
 
 def test_a_part_of_the_stem_page_is_chosen_and_linked(page: Page, app: str) -> None:
     visit(page, address(app, "Stem", [CNN]), "Stem and kernels")
-    page.get_by_role("button", name="Anatomy", exact=True).or_(page.get_by_role("radio", name="Anatomy", exact=True)).click()
+    page.get_by_role("button", name="Anatomy", exact=True).or_(
+        page.get_by_role("radio", name="Anatomy", exact=True)
+    ).click()
     page.wait_for_url(lambda url: "stem-part=anatomy" in url, timeout=WAIT)
     settle(page, "Stem and kernels")
     assert page.get_by_test_id("stImage").count() == 1

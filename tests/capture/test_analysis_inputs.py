@@ -1,4 +1,5 @@
-"""`Inputs`: what takes work is done once, errors too, and a network that has left memory leaves its representations."""
+"""`Inputs`: what takes work is done once, errors too, and a network that has left memory leaves its
+representations."""
 
 from __future__ import annotations
 

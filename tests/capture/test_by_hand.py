@@ -1,4 +1,5 @@
-"""Captured layers against forward passes written out by hand in float64: explicit sums, no hooks, no in-place module."""
+"""Captured layers against forward passes written out by hand in float64: explicit sums, no hooks,
+no in-place module."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def linear(x: torch.Tensor, layer: Any) -> torch.Tensor:
 
 
 def over_positions(x: torch.Tensor, layer: Any) -> torch.Tensor:
-    """[image, position, channel] to [image, unit, channel]: each unit is a weighted sum over positions."""
+    """[image, position, channel] to [image, unit, channel]: each unit is a weighted sum over
+    positions."""
     return torch.einsum("us,bsc->buc", layer.weight, x) + layer.bias[None, :, None]
 
 
@@ -43,7 +45,9 @@ def patches(images: torch.Tensor, convolution: Any) -> torch.Tensor:
     """The patch embedding as a matrix product on flattened patches: [image, position, channel]."""
     size = convolution.kernel_size[0]
     n, channels, height, width = images.shape
-    cut = images.reshape(n, channels, height // size, size, width // size, size).permute(0, 2, 4, 1, 3, 5)
+    cut = images.reshape(n, channels, height // size, size, width // size, size).permute(
+        0, 2, 4, 1, 3, 5
+    )
     return linear(
         cut.reshape(n, -1, channels * size * size),
         _Flat(convolution.weight.flatten(1), convolution.bias),
@@ -74,7 +78,9 @@ def mixer(network: Any, images: torch.Tensor) -> Found:
         found[f"{name}.mlp_tokens.fc2"] = mixed
         x = x + mixed
         found[f"{name}.norm2"] = normalised(x, block.norm2)
-        x = x + channel_mlp(found[f"{name}.norm2"], block.mlp_channels, f"{name}.mlp_channels", found)
+        x = x + channel_mlp(
+            found[f"{name}.norm2"], block.mlp_channels, f"{name}.mlp_channels", found
+        )
         found[name] = x
     found["norm"] = normalised(x, network.norm)
     found["head"] = linear(found["norm"].mean(1), network.head)
@@ -140,9 +146,13 @@ def vit(network: Any, images: torch.Tensor) -> Found:
     for i, block in enumerate(network.blocks):
         name = f"blocks.{i}"
         found[f"{name}.norm1"] = normalised(x, block.norm1)
-        x = x + block.ls1.gamma * attention(found[f"{name}.norm1"], block.attn, f"{name}.attn", found)
+        x = x + block.ls1.gamma * attention(
+            found[f"{name}.norm1"], block.attn, f"{name}.attn", found
+        )
         found[f"{name}.norm2"] = normalised(x, block.norm2)
-        x = x + block.ls2.gamma * channel_mlp(found[f"{name}.norm2"], block.mlp, f"{name}.mlp", found)
+        x = x + block.ls2.gamma * channel_mlp(
+            found[f"{name}.norm2"], block.mlp, f"{name}.mlp", found
+        )
         found[name] = x
     found["norm"] = normalised(x, network.norm)
     found["head"] = linear(found["norm"][:, 0], network.head)
@@ -180,7 +190,9 @@ def resnet18(network: Any, images: torch.Tensor) -> Found:
             maps[f"{name}.conv2"] = convolution(maps[f"{name}.act1"], block.conv2)
             maps[f"{name}.bn2"] = batch_norm(maps[f"{name}.conv2"], block.bn2)
             if block.downsample is not None:
-                x = maps[f"{name}.downsample"] = batch_norm(convolution(x, block.downsample[0]), block.downsample[1])
+                x = maps[f"{name}.downsample"] = batch_norm(
+                    convolution(x, block.downsample[0]), block.downsample[1]
+                )
             x = maps[name] = maps[f"{name}.act2"] = (maps[f"{name}.bn2"] + x).clamp(min=0)
     found = {name: rows(x) for name, x in maps.items()}
     found["global_pool"] = x.mean((2, 3))
@@ -204,7 +216,9 @@ def convnext(network: Any, images: torch.Tensor) -> Found:
             mixed = convolution(x, block.conv_dw)
             found[f"{name}.conv_dw"] = rows(mixed)
             found[f"{name}.norm"] = normalised(rows(mixed), block.norm)
-            change = block.gamma * channel_mlp(found[f"{name}.norm"], block.mlp, f"{name}.mlp", found)
+            change = block.gamma * channel_mlp(
+                found[f"{name}.norm"], block.mlp, f"{name}.mlp", found
+            )
             x = x + change.reshape(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
             found[name] = rows(x)
     found["head.global_pool"] = x.mean((2, 3))
@@ -234,7 +248,9 @@ def test_layers_are_those_of_the_formulas(name: str) -> None:
         values = found[layer]
         if model.layer(layer).prefix_tokens:
             values = np.concatenate([found.prefix(layer), values], axis=1)
-        np.testing.assert_allclose(values, tensor.numpy(), rtol=1e-9, atol=1e-10 * float(tensor.abs().max()))
+        np.testing.assert_allclose(
+            values, tensor.numpy(), rtol=1e-9, atol=1e-10 * float(tensor.abs().max())
+        )
 
 
 @torch.no_grad()
@@ -246,11 +262,14 @@ def test_the_formulas_give_the_logits_of_the_network() -> None:
 
 
 def test_batch_norm_under_an_in_place_relu_keeps_its_negative_values() -> None:
-    """ResNet-18's act1 overwrites what bn1 returned; a detached reference would show bn1 after the ReLU."""
+    """ResNet-18's act1 overwrites what bn1 returned; a detached reference would show bn1 after the
+    ReLU."""
     case = CASES["resnet18"]
     model = case.model()
     assert model.module.act1.inplace
-    found = extract(model, case.images(2), ["bn1", "act1", "layer1.0.bn2", "layer1.0"], reduce="none")
+    found = extract(
+        model, case.images(2), ["bn1", "act1", "layer1.0.bn2", "layer1.0"], reduce="none"
+    )
     assert (found["bn1"] < 0).mean() > 0.2
     assert (found["act1"] >= 0).all()
     np.testing.assert_array_equal(np.maximum(found["bn1"], 0), found["act1"])
@@ -262,7 +281,12 @@ def test_the_hidden_layer_of_token_mixing_is_image_unit_channel() -> None:
     """Twelve hidden units of sixteen positions, in each of 24 channels."""
     case = CASES["mixer"]
     model = case.model(torch.float64)
-    found = extract(model, case.images(3, torch.float64), ["blocks.0.norm1", "blocks.0.mlp_tokens.fc1"], reduce="none")
+    found = extract(
+        model,
+        case.images(3, torch.float64),
+        ["blocks.0.norm1", "blocks.0.mlp_tokens.fc1"],
+        reduce="none",
+    )
     hidden, tokens = found["blocks.0.mlp_tokens.fc1"], found["blocks.0.norm1"]
     assert hidden.shape == (3, 12, 24)
     fc1 = model.module.blocks[0].mlp_tokens.fc1

@@ -1,8 +1,9 @@
-"""Every readable layer of one network of each timm class, against the same tensors in float64 taken another way.
+"""Every readable layer of one network of each timm class, against the same tensors in float64 taken
+another way.
 
-The other way: the network sees one image at a time, hooks of the test's own clone what modules return, and the axes are
-swapped by rules written from timm's source (`tests.networks`). One image at a time, so that whatever mixes up images
-(Swin stacks its windows on their axis) shows.
+The other way: the network sees one image at a time, hooks of the test's own clone what modules
+return, and the axes are swapped by rules written from timm's source (`tests.networks`). One image
+at a time, so that whatever mixes up images (Swin stacks its windows on their axis) shows.
 """
 
 from __future__ import annotations
@@ -61,7 +62,13 @@ def expected(case: Case) -> dict[str, np.ndarray]:
         name = f"{path}#{call}" if runs[path] > 1 else path
         if not re.search(case.unreadable, path):
             whole = torch.cat([row[path, call] for row in rows])
-            layout = "BC" if whole.ndim == 2 else "BNC" if whole.ndim == 3 and case.layout(path) == "BCHW" else case.layout(path)
+            layout = (
+                "BC"
+                if whole.ndim == 2
+                else "BNC"
+                if whole.ndim == 3 and case.layout(path) == "BCHW"
+                else case.layout(path)
+            )
             found[name] = positions(whole, layout).numpy()
     return found
 

@@ -37,7 +37,7 @@ def vit() -> Model:
     return CASES["dinov2-registers"].model()
 
 
-# -- what comes back ---------------------------------------------------------------------------------------------------
+# -- what comes back -------------------------------------------------------------------------------
 
 
 def test_shapes_of_the_three_reductions(vit: Model) -> None:
@@ -79,13 +79,20 @@ def test_batches_do_not_change_the_numbers(mixer: Model) -> None:
     for size in (1, 3, 7):
         parts = extract(mixer, noise(7), "all", batch_size=size)
         for name in whole:
-            np.testing.assert_allclose(parts[name], whole[name], atol=2e-6 * np.abs(whole[name]).max())
+            np.testing.assert_allclose(
+                parts[name], whole[name], atol=2e-6 * np.abs(whole[name]).max()
+            )
 
 
 def test_representations_know_where_they_are_from(mixer: Model) -> None:
     found = extract(mixer, noise(3), "blocks")
     assert found.model == mixer.record
-    assert (found.images.n, found.ids, found.labels, found.reduce) == (3, ("0", "1", "2"), None, "mean")
+    assert (found.images.n, found.ids, found.labels, found.reduce) == (
+        3,
+        ("0", "1", "2"),
+        None,
+        "mean",
+    )
     assert found.names() == [layer.name for layer in mixer.select("blocks")] == list(found)
     assert len(found) == 2
     assert "blocks.1" in found
@@ -106,7 +113,10 @@ def test_some_of_the_images(vit: Model) -> None:
     assert part.labels is not None
     assert part.labels.tolist() == [1, 1]
     assert (part.images.n, part.images.split) == (2, "odd")
-    assert part.images.fingerprint not in (whole.images.fingerprint, whole.take([1, 3]).images.fingerprint)
+    assert part.images.fingerprint not in (
+        whole.images.fingerprint,
+        whole.take([1, 3]).images.fingerprint,
+    )
     for name in whole:
         np.testing.assert_array_equal(part[name], whole[name][[3, 1]])
     np.testing.assert_array_equal(part.prefix("blocks.0.mlp"), whole.prefix("blocks.0.mlp")[[3, 1]])
@@ -134,7 +144,12 @@ class Listed:
         return len(self.tensor)
 
     def batches(
-        self, transform: Callable[[Any], torch.Tensor], batch_size: int, start: int = 0, *, pin_memory: bool = False
+        self,
+        transform: Callable[[Any], torch.Tensor],
+        batch_size: int,
+        start: int = 0,
+        *,
+        pin_memory: bool = False,
     ) -> Iterator[torch.Tensor]:
         self.transform = transform
         yield from self.tensor[start:].split(batch_size)
@@ -152,7 +167,7 @@ def test_a_source_gets_the_transform_of_the_model_and_keeps_its_names(mixer: Mod
     torch.testing.assert_close(grey, torch.ones(3, 32, 32))  # (1 - 0.5) / 0.5
 
 
-# -- selection ---------------------------------------------------------------------------------------------------------
+# -- selection -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -206,22 +221,28 @@ def test_all_means_the_listed_layers(mixer: Model) -> None:
         ("blocks.7.*", "no layer matches 'blocks.7.*'; closest: blocks"),
     ],
 )
-def test_what_matches_nothing_is_an_error_with_close_names(mixer: Model, asked: Any, sentence: str) -> None:
+def test_what_matches_nothing_is_an_error_with_close_names(
+    mixer: Model, asked: Any, sentence: str
+) -> None:
     with pytest.raises(LayerError, match="^" + re.escape(sentence)):
         extract(mixer, noise(1), asked)
 
 
 def test_a_word_for_layers_that_a_network_lacks() -> None:
-    with pytest.raises(LayerError, match=r"no layer of kind 'norm'; its kinds: stem, spatial, channel, block, head"):
+    with pytest.raises(
+        LayerError, match=r"no layer of kind 'norm'; its kinds: stem, spatial, channel, block, head"
+    ):
         CASES["convmixer"].model().select("norm")
 
 
-# -- input that cannot be ----------------------------------------------------------------------------------------------
+# -- input that cannot be --------------------------------------------------------------------------
 
 
 def test_images_of_another_size_are_named() -> None:
     model = CASES["resnet-bottleneck"].model()
-    with pytest.raises(ImagesError, match=re.escape("the images are (3, 96, 96) and ResNet takes (3, 64, 64)")):
+    with pytest.raises(
+        ImagesError, match=re.escape("the images are (3, 96, 96) and ResNet takes (3, 64, 64)")
+    ):
         extract(model, noise(2, 96), "blocks")
 
 
@@ -241,7 +262,9 @@ def test_a_network_changed_after_loading_is_noticed(mixer: Model) -> None:
     mixer.module.head = nn.Sequential(mixer.module.head, cut := Cut(4))
     assert mixer.layer("head").channels == extract(mixer, noise(2), "head")["head"].shape[1] == 4
     cut.channels = 3
-    with pytest.raises(LayerError, match=r"'head' returned shape \(2, 3\) where 1 positions and 4 channels"):
+    with pytest.raises(
+        LayerError, match=r"'head' returned shape \(2, 3\) where 1 positions and 4 channels"
+    ):
         extract(mixer, noise(2), "head")
 
 
@@ -273,7 +296,9 @@ def test_an_unknown_reduction(mixer: Model) -> None:
 
 
 def test_a_prefix_where_there_is_none(mixer: Model, vit: Model) -> None:
-    with pytest.raises(LayerError, match=r"'blocks.0' of MlpMixer has no prefix token.*reduce='mean'"):
+    with pytest.raises(
+        LayerError, match=r"'blocks.0' of MlpMixer has no prefix token.*reduce='mean'"
+    ):
         extract(mixer, noise(1), reduce="prefix")
     with pytest.raises(LayerError, match="'patch_embed' of VisionTransformer has no prefix token"):
         extract(vit, noise(1), "all", reduce="prefix")
@@ -281,11 +306,13 @@ def test_a_prefix_where_there_is_none(mixer: Model, vit: Model) -> None:
 
 def test_more_numbers_than_memory(mixer: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sysconf", lambda name: 2**12 if name == "SC_PAGE_SIZE" else 2)
-    with pytest.raises(StoreError, match=r"give out=FOLDER to store them on disk, or use reduce='mean'"):
+    with pytest.raises(
+        StoreError, match=r"give out=FOLDER to store them on disk, or use reduce='mean'"
+    ):
         extract(mixer, noise(4), "all", reduce="none")
 
 
-# -- number types ------------------------------------------------------------------------------------------------------
+# -- number types ----------------------------------------------------------------------------------
 
 
 def test_float64_stays_float64() -> None:
@@ -297,22 +324,30 @@ def test_float64_stays_float64() -> None:
 @pytest.mark.parametrize("reduce", ["mean", "none", "prefix"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_networks_give_float32(dtype: torch.dtype, reduce: Any) -> None:
-    """Half-precision numbers are float32 numbers: what is stored is exactly what the network gave."""
+    """Half-precision numbers are float32 numbers: what is stored is exactly what the network
+    gave."""
     model = CASES["vit"].model(dtype)
     found = extract(model, noise(3), "blocks.0", reduce=reduce)["blocks.0"]
     assert found.dtype == np.float32
     with torch.no_grad():
         kept = []
-        handle = model.module.blocks[0].register_forward_hook(lambda _m, _a, out: kept.append(out.float()))
+        handle = model.module.blocks[0].register_forward_hook(
+            lambda _m, _a, out: kept.append(out.float())
+        )
         model.module(noise(3).to(dtype))
         handle.remove()
     tokens = kept[0].numpy()
-    wanted = {"mean": tokens[:, 1:].mean(1, dtype=np.float64), "none": tokens[:, 1:], "prefix": tokens[:, 0]}[reduce]
+    wanted = {
+        "mean": tokens[:, 1:].mean(1, dtype=np.float64),
+        "none": tokens[:, 1:],
+        "prefix": tokens[:, 0],
+    }[reduce]
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6 if reduce == "mean" else 0)
 
 
 def test_bfloat16_autocast_is_near_float32() -> None:
-    """bfloat16 has 8 significant bits: each operation errs by up to 2^-8 of its size, and some twenty come in a row."""
+    """bfloat16 has 8 significant bits: each operation errs by up to 2^-8 of its size, and some
+    twenty come in a row."""
     for name in ("mixer", "vit", "resnet-bottleneck"):
         case = CASES[name]
         plain = extract(case.model(), case.images(3), "all", reduce="none")
@@ -330,7 +365,7 @@ def test_autocast_to_something_else(mixer: Model, autocast: str) -> None:
         extract(mixer, noise(1), autocast=autocast)
 
 
-# -- NaN and infinity --------------------------------------------------------------------------------------------------
+# -- NaN and infinity ------------------------------------------------------------------------------
 
 
 def test_values_that_are_not_finite_are_counted_and_kept(vit: Model) -> None:
@@ -338,10 +373,14 @@ def test_values_that_are_not_finite_are_counted_and_kept(vit: Model) -> None:
         vit.module.blocks[1].norm2.weight[3] = float("nan")
         vit.module.blocks[0].mlp.fc2.bias[5] = float("inf")
     with pytest.warns(NonFiniteWarning) as caught:
-        found = extract(vit, noise(4), ["blocks.0.mlp", "blocks.1.norm2"], reduce="none", batch_size=3)
+        found = extract(
+            vit, noise(4), ["blocks.0.mlp", "blocks.1.norm2"], reduce="none", batch_size=3
+        )
     tokens = 16 + 5
     said = [str(w.message) for w in caught]
-    assert said[0].startswith(f"{4 * tokens} values of layer 'blocks.0.mlp' of VisionTransformer are NaN or infinite")
+    assert said[0].startswith(
+        f"{4 * tokens} values of layer 'blocks.0.mlp' of VisionTransformer are NaN or infinite"
+    )
     assert found.non_finite["blocks.0.mlp"] == 4 * tokens
     assert np.isinf(found["blocks.0.mlp"][..., 5]).all()
     assert np.isfinite(np.delete(found["blocks.0.mlp"], 5, axis=-1)).all()
@@ -353,7 +392,7 @@ def test_finite_values_give_no_warning(vit: Model) -> None:
     assert extract(vit, noise(2), "all").non_finite == {}
 
 
-# -- too little memory -------------------------------------------------------------------------------------------------
+# -- too little memory -----------------------------------------------------------------------------
 
 
 class Narrow(nn.Module):
@@ -401,7 +440,9 @@ def test_out_of_memory_half_way_gives_every_image_once() -> None:
     source = Listed(noise(11))
     tensor = source.tensor
 
-    def batches(_transform: Any, batch_size: int, start: int = 0, **_: Any) -> Iterator[torch.Tensor]:
+    def batches(
+        _transform: Any, batch_size: int, start: int = 0, **_: Any
+    ) -> Iterator[torch.Tensor]:
         for i, batch in enumerate(tensor[start:].split(batch_size)):
             gate.room = 4 if i == 0 else 1
             yield batch
@@ -417,7 +458,9 @@ def test_too_little_memory_for_one_image() -> None:
     model, _ = narrow(0)
     with (
         pytest.warns(OutOfMemoryWarning),
-        pytest.raises(MixerProbeError, match=r"too little memory for one image.*fewer layers") as caught,
+        pytest.raises(
+            MixerProbeError, match=r"too little memory for one image.*fewer layers"
+        ) as caught,
     ):
         extract(model, noise(4), "head", batch_size=2)
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)

@@ -18,11 +18,14 @@ ROOT = Path(__file__).parents[2]
 MIB = 2**20
 PAGES = 64 * MIB // 4096
 
-on_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+on_glibc = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="the C library is not glibc"
+)
 
 
 def regions_cleared(times: int = 20) -> float:
-    """How often the system cleared 64 MiB while that much was asked for and let go `times` times."""
+    """How often the system cleared 64 MiB while that much was asked for and let go `times`
+    times."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(times):
         torch.ones(64 * MIB // 4)
@@ -30,12 +33,17 @@ def regions_cleared(times: int = 20) -> float:
 
 
 def resident() -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmRSS")
+    )
     return int(line.split()[1]) // 1024
 
 
 def in_own_process(script: str) -> list[float]:
-    """The numbers that a script prints: the heap of other tests may have free places of the size in question, or none."""
+    """The numbers that a script prints: the heap of other tests may have free places of the size in
+    question, or none."""
     script = f"from tests.capture.test_heap import *\n{script}"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr
@@ -50,7 +58,10 @@ def test_memory_is_used_again_without_being_cleared():
 
 @on_glibc
 def test_memory_goes_back_at_the_end():
-    script = "print(resident())\nwith kept_heap:\n    torch.ones(256 * MIB // 4)\n    print(resident())\nprint(resident())"
+    script = (
+        "print(resident())\nwith kept_heap:\n    torch.ones(256 * MIB // 4)\n    "
+        "print(resident())\nprint(resident())"
+    )
     before, inside, after = in_own_process(script)
     assert inside > before + 200
     assert after < before + 56

@@ -55,7 +55,7 @@ class Failing(nn.Module):
         return x
 
 
-# -- left as it was found ----------------------------------------------------------------------------------------------
+# -- left as it was found --------------------------------------------------------------------------
 
 
 def test_success_leaves_the_network_as_it_was(model: Model, images: torch.Tensor) -> None:
@@ -96,7 +96,9 @@ def test_an_error_in_the_forward_pass_leaves_the_network_as_it_was(error: BaseEx
 
 
 @pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt()])
-def test_an_error_of_the_caller_leaves_the_network_as_it_was(model: Model, images: torch.Tensor, error: BaseException) -> None:
+def test_an_error_of_the_caller_leaves_the_network_as_it_was(
+    model: Model, images: torch.Tensor, error: BaseException
+) -> None:
     flags = mixed_flags(model.module)
 
     def use() -> None:
@@ -126,7 +128,9 @@ def test_between_pieces_the_network_is_free(model: Model, images: torch.Tensor) 
     np.testing.assert_array_equal(other.found["layer4.0"].numpy(), alone["layer4.0"][2:])
 
 
-def test_a_stream_that_is_dropped_half_way_leaves_nothing(model: Model, images: torch.Tensor) -> None:
+def test_a_stream_that_is_dropped_half_way_leaves_nothing(
+    model: Model, images: torch.Tensor
+) -> None:
     pieces = stream(model, images, model.select("blocks"), mean_over_positions, batch_size=1)
     next(pieces)
     del pieces
@@ -144,12 +148,15 @@ def test_hooks_of_others_stay_and_still_run(model: Model, images: torch.Tensor) 
 
 
 def test_gradients_still_flow_afterwards() -> None:
-    """Rotary embeddings and the like are cached in a first pass: in inference mode they would refuse gradients."""
+    """Rotary embeddings and the like are cached in a first pass: in inference mode they would
+    refuse gradients."""
     for name in ("eva", "beit", "swinv2", "mixer"):
         model = CASES[name].model()
         extract(model, CASES[name].images(2), "all")
         model.module(CASES[name].images(2)).sum().backward()
-        assert all(torch.isfinite(p.grad).all() for p in model.module.parameters() if p.grad is not None)
+        assert all(
+            torch.isfinite(p.grad).all() for p in model.module.parameters() if p.grad is not None
+        )
 
 
 def test_what_a_network_caches_in_a_first_pass_stays_usable() -> None:
@@ -178,7 +185,7 @@ def test_results_carry_no_gradient(model: Model, images: torch.Tensor) -> None:
     assert not any(t.requires_grad or t.is_inference() for t in tensors)
 
 
-# -- stopping early ----------------------------------------------------------------------------------------------------
+# -- stopping early --------------------------------------------------------------------------------
 
 
 def counting(network: nn.Module, paths: list[str]) -> dict[str, int]:
@@ -231,7 +238,7 @@ def test_a_network_that_catches_errors_does_not_swallow_the_stop() -> None:
     assert counts == {"blocks.1": 0}
 
 
-# -- calls, memory layout, in-place writes -----------------------------------------------------------------------------
+# -- calls, memory layout, in-place writes ---------------------------------------------------------
 
 
 class Twice(nn.Module):
@@ -271,7 +278,9 @@ def test_one_call_of_two_can_be_asked_for_alone() -> None:
     model = as_model(randomised(Twice()))
     both = extract(model, noise(2), ["act#0", "act#1"], reduce="none")
     for name in ("act#0", "act#1"):
-        np.testing.assert_array_equal(extract(model, noise(2), name, reduce="none")[name], both[name])
+        np.testing.assert_array_equal(
+            extract(model, noise(2), name, reduce="none")[name], both[name]
+        )
 
 
 @pytest.mark.parametrize("name", ["act", "act#2", "act#x", "act#-1"])
@@ -281,7 +290,8 @@ def test_the_call_has_to_be_named_and_to_exist(name: str) -> None:
 
 
 class Scrambled(nn.Module):
-    """Outputs that no `.view` takes: transposed, expanded, strided; and a sum written into what a module returned."""
+    """Outputs that no `.view` takes: transposed, expanded, strided; and a sum written into what a
+    module returned."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -314,7 +324,9 @@ class EverySecond(nn.Module):
 def test_outputs_that_are_not_contiguous(reduce: Any) -> None:
     model = as_model(randomised(Scrambled()).double(), dtype="float64")
     images = noise(3, dtype=torch.float64)
-    found = extract(model, images, ["turn", "every_second", "blocks.0"], reduce=reduce, batch_size=2)
+    found = extract(
+        model, images, ["turn", "every_second", "blocks.0"], reduce=reduce, batch_size=2
+    )
     turned = model.module.stem(images).flatten(2).transpose(1, 2)
     assert not turned.is_contiguous()
     wanted = {
@@ -323,13 +335,16 @@ def test_outputs_that_are_not_contiguous(reduce: Any) -> None:
         "blocks.0": model.module.blocks[0](turned[:, ::2]),
     }
     for name, tensor in wanted.items():
-        np.testing.assert_allclose(found[name], tensor if reduce == "none" else tensor.mean(1), atol=1e-12)
+        np.testing.assert_allclose(
+            found[name], tensor if reduce == "none" else tensor.mean(1), atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("reducer", [mean_over_positions, every_position])
 @torch.no_grad()
 def test_reducers_return_what_later_writes_cannot_reach(reducer: Any) -> None:
-    """One position a map, where a mean would be a view; one pooled output; both overwritten after their hook."""
+    """One position a map, where a mean would be a view; one pooled output; both overwritten after
+    their hook."""
 
     class Overwriting(nn.Module):
         def __init__(self) -> None:

@@ -1,4 +1,5 @@
-"""Attacks on what is kept: every flipped bit and every cut is refused in a sentence, or changes nothing."""
+"""Attacks on what is kept: every flipped bit and every cut is refused in a sentence, or changes
+nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +36,13 @@ def model() -> Model:
 def numbers(run: Representations) -> list[Any]:
     """All that a run says, read now."""
     arrays = [run[name] for name in run] + [run.prefix(name) for name in run._prefixes]
-    parts = [run.record, run.ids, run.class_names, run.non_finite, None if run.labels is None else run.labels.tolist()]
+    parts = [
+        run.record,
+        run.ids,
+        run.class_names,
+        run.non_finite,
+        None if run.labels is None else run.labels.tolist(),
+    ]
     return [json.dumps(to_dict(parts)), *(array.tobytes() for array in arrays)]
 
 
@@ -47,7 +54,8 @@ def broken(n: int, **settings: Any) -> Source:
 
 @dataclass
 class Place:
-    """Something on the disk, how it is made, and what is read of it: damage is refused, or does not change that."""
+    """Something on the disk, how it is made, and what is read of it: damage is refused, or does not
+    change that."""
 
     make: Callable[[Path], None]
     read: Callable[[Path], Any]
@@ -77,7 +85,9 @@ def places(model: Model) -> dict[str, Place]:
     return {
         "run": Place(run, lambda folder: numbers(open_run(folder / "run"))),
         "unfinished run": Place(
-            unfinished, lambda folder: numbers(extract(model, Source(9), **options, out=folder / "run")), writes=True
+            unfinished,
+            lambda folder: numbers(extract(model, Source(9), **options, out=folder / "run")),
+            writes=True,
         ),
         "results": Place(results, lambda folder: load_results(folder / "r.json")),
         # What cannot be read of a step is computed again.
@@ -97,9 +107,15 @@ def cut(content: bytes, random: np.random.Generator) -> bytes:
 
 @pytest.mark.parametrize(("how", "times"), [(flip, FLIPS), (cut, CUTS)])
 def test_damage_is_refused_in_a_sentence_or_changes_nothing(
-    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: Any, times: int
+    model: Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    how: Any,
+    times: int,
 ) -> None:
-    """Any error but StoreError fails this test, and so do other numbers. Files are taken in turn, so that each kind is hit."""
+    """Any error but StoreError fails this test, and so do other numbers. Files are taken in turn,
+    so that each kind is hit."""
     monkeypatch.setattr(store, "_CHUNK_BYTES", 4 * 16 * 24 * 4)
     random = np.random.default_rng(0)
     found: Counter[tuple[str, str]] = Counter()
@@ -130,7 +146,11 @@ def test_damage_is_refused_in_a_sentence_or_changes_nothing(
     with capsys.disabled():
         print(f"\n{how.__name__}: {sum(found.values())} tried; " + ", ".join(told))
     assert not [key for key in found if key[1] == "SILENT"]
-    assert not [text for text in sentences if "\n" in text or not re.search("again|recreate it|give the folder", text)]
+    assert not [
+        text
+        for text in sentences
+        if "\n" in text or not re.search("again|recreate it|give the folder", text)
+    ]
     assert sum(count for (name, _), count in found.items() if name == "run") == times
     assert found["run", "refused"] > 0.8 * times
     assert found["results", "nothing changed"] == 0
@@ -142,7 +162,9 @@ def _copy(whole: Path, work: Path) -> Path:
     return work
 
 
-@pytest.mark.parametrize("what", ["chunk", "prefix chunk", "half a chunk", "no bytes", "another chunk", "array"])
+@pytest.mark.parametrize(
+    "what", ["chunk", "prefix chunk", "half a chunk", "no bytes", "another chunk", "array"]
+)
 def test_what_is_lost_after_opening_is_told_when_it_is_read(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
@@ -162,7 +184,13 @@ def test_what_is_lost_after_opening_is_told_when_it_is_read(
     else:
         chunk.unlink()
     read = run.prefix if what.startswith("prefix") else run.__getitem__
-    with pytest.raises(StoreError, match=r"the run at .*run is damaged \(.*blocks\.1.*delete it and run the same extract again"):
+    with pytest.raises(
+        StoreError,
+        match=(
+            r"the run at .*run is damaged \(.*blocks\.1.*delete "
+            r"it and run the same extract again"
+        ),
+    ):
         read("blocks.1")
     np.testing.assert_array_equal(run["blocks.0"], before)
     if not what.startswith("prefix"):
@@ -174,7 +202,9 @@ def test_what_is_lost_after_opening_is_told_when_it_is_read(
 
 def test_every_array_has_a_checksum_and_one_row_of_chunks(model: Model, tmp_path: Path) -> None:
     extract(model, Source(3), "blocks", reduce="none", out=tmp_path / "run")
-    metadata = {f.parent.name: json.loads(f.read_text()) for f in (tmp_path / "run").rglob("zarr.json")}
+    metadata = {
+        f.parent.name: json.loads(f.read_text()) for f in (tmp_path / "run").rglob("zarr.json")
+    }
     arrays = {name: node for name, node in metadata.items() if node["node_type"] == "array"}
     assert {"image_id", "label", "blocks.0", "blocks.1"} <= set(arrays)
     assert all(node["codecs"][-1]["name"] == "crc32c" for node in arrays.values())
@@ -185,11 +215,19 @@ def test_runs_of_the_version_before_say_so(model: Model, tmp_path: Path) -> None
     root = json.loads((tmp_path / "run" / "zarr.json").read_text())
     root["attributes"]["format"] = "mixer-probe run 1"
     (tmp_path / "run" / "zarr.json").write_text(json.dumps(root))
-    told = r"no run of this version of mixer_probe \(expected format 'mixer-probe run \d', found 'mixer-probe run 1'\)"
+    told = (
+        r"no run of this version of mixer_probe \(expected format 'mixer-probe run \d', found "
+        r"'mixer-probe run 1'\)"
+    )
     with pytest.raises(StoreError, match=told):
         open_run(tmp_path / "run")
     (tmp_path / "half.partial").mkdir()
-    (tmp_path / "half.partial" / "progress.json").write_text('{"identity": {}, "done": 1, "n": 3, "non_finite": {}}')
-    for attempt in (lambda: open_run(tmp_path / "half"), lambda: extract(model, Source(3), out=tmp_path / "half")):
+    (tmp_path / "half.partial" / "progress.json").write_text(
+        '{"identity": {}, "done": 1, "n": 3, "non_finite": {}}'
+    )
+    for attempt in (
+        lambda: open_run(tmp_path / "half"),
+        lambda: extract(model, Source(3), out=tmp_path / "half"),
+    ):
         with pytest.raises(StoreError, match="of another version of mixer_probe; delete it"):
             attempt()

@@ -1,4 +1,5 @@
-"""Single images of every kind of source: distorted, altered and finished ones are taken wherever plain ones are."""
+"""Single images of every kind of source: distorted, altered and finished ones are taken wherever
+plain ones are."""
 
 from __future__ import annotations
 
@@ -53,12 +54,18 @@ def test_a_part_is_what_it_is_in_the_whole(model: Model, kind: str) -> None:
 
 MEASURES: dict[str, Callable[[Model, Any], Any]] = {
     "pictures": lambda m, images: input_pictures(m, images, [3, 1]),
-    "activation maps": lambda m, images: mp.channels.activation_maps(m, images, [3, 1], "blocks.0", 0),
+    "activation maps": lambda m, images: mp.channels.activation_maps(
+        m, images, [3, 1], "blocks.0", 0
+    ),
     "minibatches": lambda m, images: mp.compare_models(
         m, m, images, positions="flatten", permutations=0, resamples=0, batch_size=10
     ),
-    "patch position": lambda m, images: mp.probing.patch_position_probe(m, images, layers="blocks.0"),
-    "visualize": lambda m, images: mp.visualize(m, "blocks.0", [0], images=images, seeds=(0,), steps=1, k=2),
+    "patch position": lambda m, images: mp.probing.patch_position_probe(
+        m, images, layers="blocks.0"
+    ),
+    "visualize": lambda m, images: mp.visualize(
+        m, "blocks.0", [0], images=images, seeds=(0,), steps=1, k=2
+    ),
 }
 
 
@@ -73,7 +80,11 @@ class Whole:
 
     def __init__(self) -> None:
         self._images = plain()
-        self.ids, self.labels, self.class_names = self._images.ids, self._images.labels, self._images.class_names
+        self.ids, self.labels, self.class_names = (
+            self._images.ids,
+            self._images.labels,
+            self._images.class_names,
+        )
         self.record, self.keys = self._images.record, self._images.keys
         self.read = 0
 
@@ -94,7 +105,8 @@ def test_what_gives_no_single_images_is_refused_before_the_work(model: Model, na
 
 
 def test_images_with_one_first_layer_are_drawn_one_by_one() -> None:
-    """Images keep their draw however batches are cut, and equal beginnings draw no equal numbers."""
+    """Images keep their draw however batches are cut, and equal beginnings draw no equal
+    numbers."""
     torch.manual_seed(0)
     x, y = torch.randn(12, 6, dtype=torch.float64), torch.randn(12, 4, dtype=torch.float64)
     x[:, :3] = 0
@@ -102,7 +114,9 @@ def test_images_with_one_first_layer_are_drawn_one_by_one() -> None:
     draws = random_keys(x, y, 0)
     assert len(set(draws)) == 12
     assert ((draws >= 0) & (draws < 1)).all()
-    np.testing.assert_array_equal(np.concatenate([random_keys(x[:5], y[:5], 0), random_keys(x[5:], y[5:], 0)]), draws)
+    np.testing.assert_array_equal(
+        np.concatenate([random_keys(x[:5], y[:5], 0), random_keys(x[5:], y[5:], 0)]), draws
+    )
     assert not set(random_keys(x, y, 1)) & set(draws)
 
 

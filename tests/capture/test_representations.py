@@ -15,7 +15,9 @@ from tests.tiny import tiny_models
 @pytest.fixture
 def stored(tmp_path: Path) -> mp.Representations:
     mixer, *_ = tiny_models()
-    return mp.extract(mixer, mp.load_images("demo", limit=12), "all", reduce="none", out=tmp_path / "run.zarr")
+    return mp.extract(
+        mixer, mp.load_images("demo", limit=12), "all", reduce="none", out=tmp_path / "run.zarr"
+    )
 
 
 def test_some_layers_by_the_words_that_choose_those_of_a_model(stored: mp.Representations) -> None:
@@ -23,7 +25,10 @@ def test_some_layers_by_the_words_that_choose_those_of_a_model(stored: mp.Repres
     assert [layer.kind for layer in blocks.layers] == ["block"] * len(blocks)
     first = blocks.names()[0]
     np.testing.assert_array_equal(blocks[first], stored[first])
-    assert stored.only([first, "head"]).names() == [first, next(x.name for x in stored.layers if x.kind == "head")]
+    assert stored.only([first, "head"]).names() == [
+        first,
+        next(x.name for x in stored.layers if x.kind == "head"),
+    ]
     assert stored.only("all").names() == stored.names()
     with pytest.raises(LayerError, match=f"no layer 'blocks.99' in this run .*{first}"):
         stored.only("blocks.99")

@@ -29,7 +29,8 @@ UNICODE = ("кот/1.png", "猫 2.jpg", "naïve\n3", "🐈", "", "a" * 300)
 
 
 class Source:
-    """Labelled images that break at image `fails_at` with `error`, and count the batches they give."""
+    """Labelled images that break at image `fails_at` with `error`, and count the batches they
+    give."""
 
     def __init__(self, n: int, ids: tuple[str, ...] | None = None, labels: Any = None) -> None:
         self.tensor = noise(n)
@@ -46,7 +47,12 @@ class Source:
         return len(self.tensor)
 
     def batches(
-        self, transform: Callable[[Any], torch.Tensor], batch_size: int, start: int = 0, *, pin_memory: bool = False
+        self,
+        transform: Callable[[Any], torch.Tensor],
+        batch_size: int,
+        start: int = 0,
+        *,
+        pin_memory: bool = False,
     ) -> Iterator[torch.Tensor]:
         self.starts.append(start)
         for first in range(start, len(self), batch_size):
@@ -81,12 +87,14 @@ def same(a: Representations, b: Representations) -> None:
             np.testing.assert_array_equal(a.prefix(layer.name), b.prefix(layer.name))
 
 
-# -- round trips -------------------------------------------------------------------------------------------------------
+# -- round trips -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reduce", ["mean", "none", "prefix"])
 @pytest.mark.usefixtures("small_chunks")
-def test_what_is_stored_is_what_is_kept_in_memory(model: Model, tmp_path: Path, reduce: Any) -> None:
+def test_what_is_stored_is_what_is_kept_in_memory(
+    model: Model, tmp_path: Path, reduce: Any
+) -> None:
     layers = "blocks" if reduce == "prefix" else "all"
     source = Source(11)
     kept = extract(model, source, layers, reduce=reduce, batch_size=3)
@@ -117,7 +125,9 @@ def test_layers_of_modules_that_run_twice(tmp_path: Path) -> None:
     assert list(open_run(tmp_path / "run")) == list(stored) == ["act#0", "act#1"]
 
 
-@pytest.mark.parametrize("labels", [np.zeros(6, dtype=np.int64), np.array([5, -1, 2**40, 0, 1, 2]), None])
+@pytest.mark.parametrize(
+    "labels", [np.zeros(6, dtype=np.int64), np.array([5, -1, 2**40, 0, 1, 2]), None]
+)
 def test_ids_and_labels_survive(model: Model, tmp_path: Path, labels: Any) -> None:
     """Labels that are all zero and ids that are empty are data, not missing chunks."""
     source = Source(6, ids=UNICODE)
@@ -127,14 +137,18 @@ def test_ids_and_labels_survive(model: Model, tmp_path: Path, labels: Any) -> No
     assert found.ids == UNICODE
     assert found.class_names is None
     assert (found.labels is None) == (labels is None)
-    assert labels is None or (found.labels.dtype == np.int64 and found.labels.tolist() == labels.tolist())  # type: ignore[union-attr]
+    assert labels is None or (
+        found.labels.dtype == np.int64 and found.labels.tolist() == labels.tolist()
+    )  # type: ignore[union-attr]
 
 
 def test_only_empty_ids(model: Model, tmp_path: Path) -> None:
     assert extract(model, Source(2, ids=("", "")), out=tmp_path / "run").ids == ("", "")
 
 
-def test_names_that_are_no_utf_8_are_stored_as_they_are_printed(model: Model, tmp_path: Path) -> None:
+def test_names_that_are_no_utf_8_are_stored_as_they_are_printed(
+    model: Model, tmp_path: Path
+) -> None:
     """Names of files and of classes, as Linux allows them, also in a run that goes on."""
     source = Source(3, ids=("\udcff.png", "caf\udce9", "half \ud83d"))
     source.class_names = ("caf\udce9", "b", "c")
@@ -168,7 +182,7 @@ def test_a_layer_of_nothing_but_nan_is_not_taken_for_a_missing_one(tmp_path: Pat
     assert np.isnan(open_run(tmp_path / "run")["blocks.0"]).all()
 
 
-# -- other readers -----------------------------------------------------------------------------------------------------
+# -- other readers ---------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -202,7 +216,7 @@ def test_nothing_but_the_run_is_left(model: Model, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "progress.json").exists()
 
 
-# -- interruption ------------------------------------------------------------------------------------------------------
+# -- interruption ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("error", [OSError("gone"), KeyboardInterrupt()])
@@ -221,7 +235,9 @@ def test_an_interrupted_run_is_refused_and_resumes_to_the_last_bit(
     assert not (tmp_path / "run").exists()
     done = fails_at // batch_size * batch_size
     for place in (tmp_path / "run", tmp_path / "run.partial"):
-        with pytest.raises(StoreError, match=rf"unfinished \({done} of 23 images\); run the same extract again"):
+        with pytest.raises(
+            StoreError, match=rf"unfinished \({done} of 23 images\); run the same extract again"
+        ):
             open_run(place)
     source.fails_at = None
     finished = extract(model, source, reduce="none", batch_size=batch_size, out=tmp_path / "run")
@@ -289,7 +305,9 @@ def test_counts_of_what_is_not_finite_survive_an_interruption(tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_a_run_that_only_lacks_its_end_is_finished(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_only_lacks_its_end_is_finished(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stopped after the last image and before the move to its place."""
     source = Source(8)
 
@@ -303,7 +321,10 @@ def test_a_run_that_only_lacks_its_end_is_finished(model: Model, tmp_path: Path,
     with pytest.raises(StoreError, match="unfinished"):
         open_run(tmp_path / "run")
     given = source.given
-    same(extract(model, source, batch_size=4, out=tmp_path / "run"), extract(model, source, batch_size=4))
+    same(
+        extract(model, source, batch_size=4, out=tmp_path / "run"),
+        extract(model, source, batch_size=4),
+    )
     assert given == 2
     assert source.starts[1] == 8  # nothing was left to run
 
@@ -317,7 +338,7 @@ def test_a_finished_run_is_returned_without_running_the_model(model: Model, tmp_
     same(first, again)
 
 
-# -- a full disk -------------------------------------------------------------------------------------------------------
+# -- a full disk -----------------------------------------------------------------------------------
 
 
 def _full_after(writes: int) -> Callable[..., None]:
@@ -334,13 +355,17 @@ def _full_after(writes: int) -> Callable[..., None]:
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_a_full_disk_keeps_what_was_written(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_what_was_written(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = Source(23)
     whole = extract(model, source, "blocks", reduce="none", batch_size=4)
     with monkeypatch.context() as patched:
         # Ids, labels, then four arrays a chunk: two blocks and their prefix tokens.
         patched.setattr(zarr.Array, "__setitem__", _full_after(2 + 3 * 4 + 1))
-        with pytest.raises(StoreError, match=r"No space left on device.*12 of 23 images are safe: free disk space") as caught:
+        with pytest.raises(
+            StoreError, match=r"No space left on device.*12 of 23 images are safe: free disk space"
+        ) as caught:
             extract(model, source, "blocks", reduce="none", batch_size=4, out=tmp_path / "run")
     assert isinstance(caught.value.__cause__, OSError)
     with pytest.raises(StoreError, match=r"unfinished \(12 of 23 images\)"):
@@ -351,9 +376,13 @@ def test_a_full_disk_keeps_what_was_written(model: Model, tmp_path: Path, monkey
     same(resumed, whole)
 
 
-def test_a_disk_that_is_full_from_the_start(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full_from_the_start(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(zarr.Array, "__setitem__", _full_after(0))
-    with pytest.raises(StoreError, match=r"could not write to .*run\.partial \(No space left on device\); 0 of 3"):
+    with pytest.raises(
+        StoreError, match=r"could not write to .*run\.partial \(No space left on device\); 0 of 3"
+    ):
         extract(model, Source(3), out=tmp_path / "run")
 
 
@@ -363,7 +392,7 @@ def test_a_place_that_cannot_be_written_to(model: Model, tmp_path: Path) -> None
         extract(model, Source(3), out=tmp_path / "file" / "run")
 
 
-# -- places that are taken ---------------------------------------------------------------------------------------------
+# -- places that are taken -------------------------------------------------------------------------
 
 
 def test_another_run_in_the_place_is_refused(model: Model, tmp_path: Path) -> None:
@@ -398,7 +427,9 @@ def test_another_unfinished_run_is_not_thrown_away(model: Model, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["run", "run.partial"])
-def test_a_foreign_folder_is_refused_and_left_alone(model: Model, tmp_path: Path, name: str) -> None:
+def test_a_foreign_folder_is_refused_and_left_alone(
+    model: Model, tmp_path: Path, name: str
+) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / "thesis.txt").write_text("years of work")
     with pytest.raises(StoreError, match="already exists"):
@@ -451,11 +482,13 @@ def test_a_damaged_run_is_refused(model: Model, tmp_path: Path, what: str) -> No
         extract(model, Source(9), "blocks", reduce="none", out=run)
 
 
-# -- memory ------------------------------------------------------------------------------------------------------------
+# -- memory ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_no_more_than_a_batch_and_a_chunk_wait_in_memory(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_than_a_batch_and_a_chunk_wait_in_memory(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     waiting = []
     write = store.RunWriter.write
 

@@ -1,4 +1,5 @@
-"""Several writers of one run, and writers that are killed: nothing is lost, and each says what is the matter."""
+"""Several writers of one run, and writers that are killed: nothing is lost, and each says what is
+the matter."""
 
 from __future__ import annotations
 
@@ -59,11 +60,20 @@ def _everything(count: Callable[[Any], Any]) -> list[tuple[Any, str, Any]]:
     return [(owner, name, count(getattr(owner, name))) for owner, name in targets]
 
 
-@pytest.mark.parametrize("error", [Killed(), OSError(errno.ENOSPC, "No space left on device")], ids=["killed", "full disk"])
+@pytest.mark.parametrize(
+    "error",
+    [Killed(), OSError(errno.ENOSPC, "No space left on device")],
+    ids=["killed", "full disk"],
+)
 def test_a_run_that_ends_at_any_moment_goes_on_to_the_same_numbers(
-    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException
+    model: Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
 ) -> None:
-    """What changes files is counted, and the process ends at the first of it, the eighth, ... until nothing is left.
+    """What changes files is counted, and the process ends at the first of it, the eighth, ... until
+    nothing is left.
 
     A process that is killed does nothing more: what would be flushed at its end is not."""
     expected = numbers(extract(model, Source(5), **OPTIONS))
@@ -86,7 +96,11 @@ def test_a_run_that_ends_at_any_moment_goes_on_to_the_same_numbers(
                 patch.setattr(owner, name, work)
             if isinstance(error, Killed):
                 end = store.RunWriter.__exit__
-                patch.setattr(store.RunWriter, "__exit__", lambda self, kind, *rest, end=end: kind or end(self, kind, *rest))
+                patch.setattr(
+                    store.RunWriter,
+                    "__exit__",
+                    lambda self, kind, *rest, end=end: kind or end(self, kind, *rest),
+                )
             try:
                 extract(model, Source(5), **OPTIONS, out=out)
             except Killed:
@@ -97,7 +111,9 @@ def test_a_run_that_ends_at_any_moment_goes_on_to_the_same_numbers(
             else:
                 break
         assert numbers(extract(model, Source(5), **OPTIONS, out=out)) == expected, moment
-        assert [f.name for f in out.parent.iterdir() if not f.name.endswith(".lock")] == ["run"], moment
+        assert [f.name for f in out.parent.iterdir() if not f.name.endswith(".lock")] == ["run"], (
+            moment
+        )
         shutil.rmtree(out.parent)
     with capsys.disabled():
         print(f"\nruns that ended ({error!r}) at {tried} moments: each goes on to the same numbers")
@@ -130,7 +146,9 @@ except StoreError as error:
 """
 
 
-def test_of_two_processes_one_writes_and_a_killed_one_is_gone_on_with(model: Model, tmp_path: Path) -> None:
+def test_of_two_processes_one_writes_and_a_killed_one_is_gone_on_with(
+    model: Model, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-c", SCRIPT, str(out), "4"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
@@ -142,15 +160,22 @@ def test_of_two_processes_one_writes_and_a_killed_one_is_gone_on_with(model: Mod
         with pytest.raises(StoreError, match=r"unfinished \(4 of 9 images\)"):
             open_run(out)
         first.kill()
-    assert str(caught.value) == f"{out} is being written by another process (pid {first.pid}); wait for it or give another --out"
+    assert str(caught.value) == (
+        f"{out} is being written by another process (pid {first.pid}); wait for it or give "
+        "another --out"
+    )
     assert first.returncode == -signal.SIGKILL
     source = Source(9)
-    assert numbers(extract(model, source, **OPTIONS, out=out)) == numbers(extract(model, Source(9), **OPTIONS))
+    assert numbers(extract(model, source, **OPTIONS, out=out)) == numbers(
+        extract(model, Source(9), **OPTIONS)
+    )
     assert source.starts == [4]
     assert [f.name for f in tmp_path.iterdir()] == ["run"]
 
 
-def test_who_waited_for_the_other_gets_its_run(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_waited_for_the_other_gets_its_run(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Between the look at the place and the lock, the other has finished."""
     out = tmp_path / "run"
     other, source = Source(5), Source(5)
@@ -168,7 +193,8 @@ def test_who_waited_for_the_other_gets_its_run(model: Model, tmp_path: Path, mon
 
 
 def test_a_file_system_of_4_kilobytes_loses_nothing(model: Model, tmp_path: Path) -> None:
-    """A real refusal: the largest file that this process may write is so large, from the first byte on."""
+    """A real refusal: the largest file that this process may write is so large, from the first byte
+    on."""
     out = tmp_path / "run"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     for size in (0, 200, 1000, 4096):

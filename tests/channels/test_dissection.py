@@ -26,15 +26,25 @@ from mixer_probe.core.errors import (
     UndefinedConceptsWarning,
 )
 from mixer_probe.core.result import from_dict, to_dict
-from mixer_probe.images import class_concepts, concepts_from_arrays, concepts_from_attributes, load_concepts
+from mixer_probe.images import (
+    class_concepts,
+    concepts_from_arrays,
+    concepts_from_attributes,
+    load_concepts,
+)
 from tests.networks import as_model, module_output, noise, randomised, settled
 
 LAYER = mp.Layer("x", "block", 1.0, (1, 3), 4, 0, 3)
 
 
-def pixel_model(size: int = 8, channels: int = 16, seed: int = 0, dtype: torch.dtype = torch.float64) -> mp.Model:
-    """A Mixer of patches of one pixel, whose first three channels after the stem are red, green and blue."""
-    network = randomised(MlpMixer(img_size=size, patch_size=1, embed_dim=channels, num_blocks=1, num_classes=5), seed)
+def pixel_model(
+    size: int = 8, channels: int = 16, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> mp.Model:
+    """A Mixer of patches of one pixel, whose first three channels after the stem are red, green and
+    blue."""
+    network = randomised(
+        MlpMixer(img_size=size, patch_size=1, embed_dim=channels, num_blocks=1, num_classes=5), seed
+    )
     with torch.no_grad():
         network.stem.proj.weight[:3] = torch.eye(3)[..., None, None]
         network.stem.proj.bias[:3] = 0
@@ -64,7 +74,7 @@ def blobs(n: int, size: int, concepts: int, seed: int = 0) -> np.ndarray:
     return found
 
 
-# -- the plain definition --------------------------------------------------------------------------------------------------
+# -- the plain definition --------------------------------------------------------------------------
 
 
 def caught(model: mp.Model, images: torch.Tensor, name: str) -> np.ndarray:
@@ -77,7 +87,8 @@ def caught(model: mp.Model, images: torch.Tensor, name: str) -> np.ndarray:
 
 
 def bilinear(plane: np.ndarray, size: int, first: float, step: float) -> np.ndarray:
-    """One map over pixels whose centres are whole, pixel by pixel: cell i looks at pixel first + i step."""
+    """One map over pixels whose centres are whole, pixel by pixel: cell i looks at pixel first + i
+    step."""
     h, w = plane.shape
     out = np.empty((size, size))
     for y in range(size):
@@ -91,13 +102,17 @@ def bilinear(plane: np.ndarray, size: int, first: float, step: float) -> np.ndar
     return out
 
 
-def plain_lit(maps: np.ndarray, size: int, quantile: float, first: float, step: float) -> np.ndarray:
+def plain_lit(
+    maps: np.ndarray, size: int, quantile: float, first: float, step: float
+) -> np.ndarray:
     """Lit pixels [image, channel, row, column]."""
     n, channels = maps.shape[:2]
     lit = np.zeros((n, channels, size, size), dtype=bool)
     for k in range(channels):
         values = np.sort(maps[:, k].ravel())[::-1]
-        level = next(v for v in values[::-1] if (values > v).sum() <= (1 - quantile) * len(values) + 1e-9)
+        level = next(
+            v for v in values[::-1] if (values > v).sum() <= (1 - quantile) * len(values) + 1e-9
+        )
         for i in range(n):
             lit[i, k] = bilinear(maps[i, k], size, first, step) > level
     return lit
@@ -117,12 +132,22 @@ def plain_iou(lit: np.ndarray, masks: np.ndarray, known: np.ndarray) -> np.ndarr
 
 @pytest.mark.parametrize(
     ("family", "name", "first", "step"),
-    # A ResNet's stem (7x7 and pooling, stride 2 each, padded by 3 and 1) and its strided 3x3 look at pixels 4 i and 8 i.
-    [("resnet", "layer1.0", 0.0, 4.0), ("resnet", "layer2.0", 0.0, 8.0), ("mixer", "blocks.1", 1.5, 4.0)],
+    # A ResNet's stem (7x7 and pooling, stride 2 each, padded by 3 and 1) and its strided 3x3 look
+    # at pixels 4 i and 8 i.
+    [
+        ("resnet", "layer1.0", 0.0, 4.0),
+        ("resnet", "layer2.0", 0.0, 8.0),
+        ("mixer", "blocks.1", 1.5, 4.0),
+    ],
 )
 @pytest.mark.parametrize("batch_size", [3, 16])
 def test_the_whole_equals_the_plain_definition(
-    request: pytest.FixtureRequest, family: str, name: str, first: float, step: float, batch_size: int
+    request: pytest.FixtureRequest,
+    family: str,
+    name: str,
+    first: float,
+    step: float,
+    batch_size: int,
 ) -> None:
     model = request.getfixturevalue(family)
     size, n, quantile = model.input.size[1], 7, 0.97
@@ -130,12 +155,26 @@ def test_the_whole_equals_the_plain_definition(
     known = np.ones((n, 3), dtype=bool)
     known[[1, 4], 2] = False
     concepts = concepts_from_arrays(masks, ("a", "b", "c"), known=known)
-    found = dissect(model, images, concepts, name, quantile=quantile, permutations=19, step=1, batch_size=batch_size)
+    found = dissect(
+        model,
+        images,
+        concepts,
+        name,
+        quantile=quantile,
+        permutations=19,
+        step=1,
+        batch_size=batch_size,
+    )
     lit = plain_lit(caught(model, images, name), size, quantile, first, step)
     np.testing.assert_allclose(found.iou[0], plain_iou(lit, masks, known), rtol=1e-12)
     np.testing.assert_allclose(found.lit[0], lit.mean((0, 2, 3)), rtol=1e-12)
     rng = np.random.default_rng(0)
-    nulls = np.stack([plain_iou(lit, masks[order], known[order]) for order in (rng.permutation(n) for _ in range(19))])
+    nulls = np.stack(
+        [
+            plain_iou(lit, masks[order], known[order])
+            for order in (rng.permutation(n) for _ in range(19))
+        ]
+    )
     np.testing.assert_allclose(found.chance[0], nulls.mean(0), rtol=1e-12)
     # 19 permutations: their largest is exceeded with probability 1/20.
     np.testing.assert_allclose(found.null95[0], nulls.max((0, 1)), rtol=1e-12)
@@ -145,36 +184,62 @@ def test_the_whole_equals_the_plain_definition(
     peaks = (nulls / best.mean(0)).max((1, 2))
     expected = [(1 + (peaks >= s * (1 - 1e-9)).sum()) / 20 for s in strength.max(1)]
     np.testing.assert_allclose(found.p_value[0], expected, rtol=1e-12)
-    expected = [(1 + (nulls[:, :, c].max(1) >= found.iou[0][:, c].max() * (1 - 1e-9)).sum()) / 20 for c in range(3)]
+    expected = [
+        (1 + (nulls[:, :, c].max(1) >= found.iou[0][:, c].max() * (1 - 1e-9)).sum()) / 20
+        for c in range(3)
+    ]
     np.testing.assert_allclose(found.concept_p[0], expected, rtol=1e-12)
     assert found.known_images.tolist() == [7, 7, 5]
-    np.testing.assert_allclose(found.concept_share, [masks[known[:, c], c].mean() for c in range(3)])
+    np.testing.assert_allclose(
+        found.concept_share, [masks[known[:, c], c].mean() for c in range(3)]
+    )
 
 
 @pytest.mark.parametrize(("step", "pixels"), [(2, np.arange(1, 32, 2)), (3, np.arange(1, 29, 3))])
 def test_every_step_th_pixel(mixer: mp.Model, step: int, pixels: np.ndarray) -> None:
     images, masks = noise(6, 32, torch.float64), blobs(6, 32, 2)
     pixels = pixels[: 32 // step]
-    found = dissect(mixer, images, concepts_from_arrays(masks, ("a", "b")), "blocks.1", quantile=0.95, permutations=0, step=step)
+    found = dissect(
+        mixer,
+        images,
+        concepts_from_arrays(masks, ("a", "b")),
+        "blocks.1",
+        quantile=0.95,
+        permutations=0,
+        step=step,
+    )
     lit = plain_lit(caught(mixer, images, "blocks.1"), 32, 0.95, 1.5, 4.0)
-    some = np.ix_(range(6), range(lit.shape[1]), pixels, pixels), np.ix_(range(6), range(2), pixels, pixels)
-    np.testing.assert_allclose(found.iou[0], plain_iou(lit[some[0]], masks[some[1]], np.ones((6, 2), bool)), rtol=1e-12)
+    some = (
+        np.ix_(range(6), range(lit.shape[1]), pixels, pixels),
+        np.ix_(range(6), range(2), pixels, pixels),
+    )
+    np.testing.assert_allclose(
+        found.iou[0], plain_iou(lit[some[0]], masks[some[1]], np.ones((6, 2), bool)), rtol=1e-12
+    )
     assert found.size == (len(pixels), len(pixels))
     assert np.isnan(found.p_value[0]).all()
 
 
 def test_several_layers_and_batches_give_what_single_ones_do(resnet: mp.Model) -> None:
-    images, concepts = noise(9, 64, torch.float64), concepts_from_arrays(blobs(9, 64, 2), ("a", "b"))
+    images, concepts = (
+        noise(9, 64, torch.float64),
+        concepts_from_arrays(blobs(9, 64, 2), ("a", "b")),
+    )
     options = {"quantile": 0.95, "permutations": 19}
     together = dissect(resnet, images, concepts, **options, batch_size=4)
-    assert [layer.name for layer in together.layers] == ["layer1.0", "layer2.0", "layer3.0", "layer4.0"]
+    assert [layer.name for layer in together.layers] == [
+        "layer1.0",
+        "layer2.0",
+        "layer3.0",
+        "layer4.0",
+    ]
     for i, layer in enumerate(together.layers):
         alone = dissect(resnet, images, concepts, layer.name, **options, batch_size=1)
         np.testing.assert_array_equal(together.iou[i], alone.iou[0])
         np.testing.assert_array_equal(together.p_value[i], alone.p_value[0])
 
 
-# -- by hand ---------------------------------------------------------------------------------------------------------------
+# -- by hand ---------------------------------------------------------------------------------------
 
 
 def by_hand() -> tuple[torch.Tensor, np.ndarray]:
@@ -187,7 +252,8 @@ def by_hand() -> tuple[torch.Tensor, np.ndarray]:
     images[:, 0] = red
     images[:, 1:] = noise(2, 4, torch.float64)[:, 1:]
     masks = np.zeros((2, 2, 4, 4), dtype=bool)
-    # Concept 0: the left half of row 0, and all of row 1, in the first image; nothing in the second.
+    # Concept 0: the left half of row 0, and all of row 1, in the first image; nothing in the
+    # second.
     masks[0, 0, 0, :2] = masks[0, 0, 1] = True
     # Concept 1: row 0 of the second image.
     masks[1, 1, 0] = True
@@ -197,7 +263,13 @@ def by_hand() -> tuple[torch.Tensor, np.ndarray]:
 def test_iou_counted_by_hand() -> None:
     images, masks = by_hand()
     found = dissect(
-        pixel_model(4), images, concepts_from_arrays(masks, ("a", "b")), "stem", quantile=0.75, permutations=0, step=1
+        pixel_model(4),
+        images,
+        concepts_from_arrays(masks, ("a", "b")),
+        "stem",
+        quantile=0.75,
+        permutations=0,
+        step=1,
     )
     assert found.threshold[0][0] == 1.0
     # 8 pixels are lit. Concept a: 6 pixels, 2 of them lit; b: 4 pixels, all lit.
@@ -223,7 +295,13 @@ def test_iou_counted_by_hand() -> None:
 def test_the_chance_of_two_images_is_the_mean_of_both_arrangements() -> None:
     images, masks = by_hand()
     found = dissect(
-        pixel_model(4), images, concepts_from_arrays(masks, ("a", "b")), "stem", quantile=0.75, permutations=400, step=1
+        pixel_model(4),
+        images,
+        concepts_from_arrays(masks, ("a", "b")),
+        "stem",
+        quantile=0.75,
+        permutations=400,
+        step=1,
     )
     # Swapped, row 0 of each image is lit as before: a still has 2 lit pixels of 6, b still 4 of 4.
     np.testing.assert_allclose(found.chance[0][0], [2 / 12, 4 / 8])
@@ -241,8 +319,11 @@ def test_attributes_by_hand() -> None:
     np.testing.assert_allclose(found.iou[0][0], [1 / 3, 0 / 2])
     assert found.lit[0][0] == 0.5
     np.testing.assert_allclose(found.concept_share, [2 / 4, 1 / 3])
-    filled = dissect(model, images, concepts, "stem", quantile=0.875, permutations=0, attributes="fill", step=1)
-    # a: 32 pixels, 4 of the 8 lit ones in it; b: 16 pixels, none of the 4 that are lit where it is known.
+    filled = dissect(
+        model, images, concepts, "stem", quantile=0.875, permutations=0, attributes="fill", step=1
+    )
+    # a: 32 pixels, 4 of the 8 lit ones in it; b: 16 pixels, none of the 4 that are lit where it is
+    # known.
     np.testing.assert_allclose(filled.iou[0][0], [4 / 36, 0])
     assert filled.lit[0][0] == 8 / 64
 
@@ -251,21 +332,26 @@ def test_attributes_that_fill_the_image_are_masks_that_do(mixer: mp.Model) -> No
     images = noise(12, 32, torch.float64)
     there = np.random.default_rng(0).integers(0, 2, (12, 3))
     attributes = concepts_from_attributes(there, ("a", "b", "c"))
-    masks = concepts_from_arrays(np.broadcast_to(there[:, :, None, None], (12, 3, 32, 32)), ("a", "b", "c"))
+    masks = concepts_from_arrays(
+        np.broadcast_to(there[:, :, None, None], (12, 3, 32, 32)), ("a", "b", "c")
+    )
     options = {"quantile": 0.97, "permutations": 19}
-    one, other = dissect(mixer, images, attributes, **options, attributes="fill"), dissect(mixer, images, masks, **options)
+    one, other = (
+        dissect(mixer, images, attributes, **options, attributes="fill"),
+        dissect(mixer, images, masks, **options),
+    )
     for i in range(2):
         np.testing.assert_allclose(one.iou[i], other.iou[i], rtol=1e-12)
         np.testing.assert_allclose(one.p_value[i], other.p_value[i])
         np.testing.assert_allclose(one.null95[i], other.null95[i], rtol=1e-12)
 
 
-# -- planted ---------------------------------------------------------------------------------------------------------------
+# -- planted ---------------------------------------------------------------------------------------
 
 
 def painted(n: int = 40, size: int = 8, seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
-    """Noise below 1/2 with 4 pixels of full red and 4 of full green in each image, at random places; masks of both, and of
-    random places where nothing is."""
+    """Noise below 1/2 with 4 pixels of full red and 4 of full green in each image, at random
+    places; masks of both, and of random places where nothing is."""
     rng = np.random.default_rng(seed)
     images = rng.uniform(-0.5, 0.5, (n, 3, size, size))
     masks = np.zeros((n, 3, size * size), dtype=bool)
@@ -298,20 +384,25 @@ def test_a_channel_that_is_a_concept_has_an_iou_of_one_and_noise_is_no_detector(
     assert frame["channel"].tolist()[:2] == [0, 1]
     assert frame["detectors"].tolist() == [1, 1, 0]
     # The masks of other images: the same places on average, and nothing stands out.
-    shuffled = concepts_from_arrays(masks[np.random.default_rng(1).permutation(40)], ("red", "green", "nothing"))
+    shuffled = concepts_from_arrays(
+        masks[np.random.default_rng(1).permutation(40)], ("red", "green", "nothing")
+    )
     found = dissect(model, images, shuffled, "stem", quantile=15 / 16)
     assert not found.detectors[0].any()
     assert found.iou[0].max() < 0.2
 
 
 def test_the_paper_s_rule_takes_common_places_for_a_concept_and_the_null_does_not() -> None:
-    # Sky is the upper half of all images, and the channel is bright in the upper half whatever is there.
+    # Sky is the upper half of all images, and the channel is bright in the upper half whatever is
+    # there.
     rng = np.random.default_rng(0)
     images = torch.from_numpy(rng.uniform(-0.5, 0.5, (30, 3, 8, 8)))
     images[:, 0, :4] += 1
     masks = np.zeros((30, 1, 8, 8), dtype=bool)
     masks[:, 0, :4] = True
-    found = dissect(pixel_model(channels=3), images, concepts_from_arrays(masks, ("sky",)), "stem", quantile=0.9)
+    found = dissect(
+        pixel_model(channels=3), images, concepts_from_arrays(masks, ("sky",)), "stem", quantile=0.9
+    )
     assert found.above()[0][0]
     assert found.iou[0][0, 0] == pytest.approx(0.2, abs=0.01)
     assert not found.detectors[0].any()
@@ -323,8 +414,8 @@ def test_large_concepts_are_not_drowned_by_the_chance_of_small_ones() -> None:
     n, size = 40, 8
     images = rng.uniform(-0.5, 0.5, (n, 3, size, size))
     masks = np.zeros((n, 2, size, size), dtype=bool)
-    # The large concept fills half of the images, and red is brighter in them; the small one has the size of what is lit and is
-    # always at the same place, where green is always bright.
+    # The large concept fills half of the images, and red is brighter in them; the small one has the
+    # size of what is lit and is always at the same place, where green is always bright.
     masks[:20, 0] = True
     images[:20, 0] += 1
     masks[:, 1, :2, :2] = True
@@ -348,13 +439,21 @@ def test_unrelated_masks_have_a_detector_in_one_layer_of_twenty() -> None:
     rejected = 0
     for seed in range(60):
         concepts = concepts_from_arrays(blobs(12, 6, 3, seed=seed), ("a", "b", "c"))
-        found = dissect(model, noise(12, 6, torch.float64, seed), concepts, "stem", quantile=0.9, permutations=19, seed=seed)
+        found = dissect(
+            model,
+            noise(12, 6, torch.float64, seed),
+            concepts,
+            "stem",
+            quantile=0.9,
+            permutations=19,
+            seed=seed,
+        )
         rejected += bool(found.detectors[0].any())
     # Binomial(60, 0.05): up to 9 in all but one case of a thousand.
     assert rejected <= 9
 
 
-# -- thresholds ------------------------------------------------------------------------------------------------------------
+# -- thresholds ------------------------------------------------------------------------------------
 
 
 @settings(max_examples=40, deadline=None)
@@ -367,13 +466,19 @@ def test_unrelated_masks_have_a_detector_in_one_layer_of_twenty() -> None:
 def test_thresholds_are_exact_for_any_split_and_merge_order(
     batches: list[int], quantile: float, order: list[int], seed: int
 ) -> None:
-    values = np.random.default_rng(seed).integers(-4, 5, (sum(batches) + 4, 3, 4)).astype(np.float32)
+    values = (
+        np.random.default_rng(seed).integers(-4, 5, (sum(batches) + 4, 3, 4)).astype(np.float32)
+    )
     batches = [4, *batches]
     allowed = n_above(values.shape[0] * 3, quantile)
     parts = [Threshold(allowed) for _ in range(3)]
     start = 0
     for i, n in enumerate(batches):
-        parts[i % 3].update(highest(LAYER, torch.from_numpy(values[start : start + n]), None, keep={"x": allowed + 1}))
+        parts[i % 3].update(
+            highest(
+                LAYER, torch.from_numpy(values[start : start + n]), None, keep={"x": allowed + 1}
+            )
+        )
         start += n
     total = Threshold(allowed)
     for i in order:
@@ -393,7 +498,9 @@ def test_a_channel_that_a_relu_shuts_nearly_everywhere_is_lit_where_it_is_not_ze
     values[3, 5, 0] = 2.0
     values[4, 6, :2] = 1.0
     threshold = Threshold(n_above(200, 0.95))
-    threshold.update(highest(mp.Layer("x", "block", 1.0, (4, 5), 4, 0, 20), values, None, keep={"x": 11}))
+    threshold.update(
+        highest(mp.Layer("x", "block", 1.0, (4, 5), 4, 0, 20), values, None, keep={"x": 11})
+    )
     level, defined = threshold.compute()
     assert level[:2].tolist() == [0, 0]
     assert defined.tolist() == [True, True, False, False]
@@ -404,7 +511,10 @@ def test_what_cannot_be_merged_or_computed_is_named() -> None:
         Threshold(3).merge(Threshold(4))
     with pytest.raises(MeasureError, match="too few values were seen"):
         Threshold(3).compute()
-    with pytest.raises(MeasureError, match=r"a channel has 100 values .* none may be above the quantile 0.995: take 200 or more"):
+    with pytest.raises(
+        MeasureError,
+        match=r"a channel has 100 values .* none may be above the quantile 0.995: take 200 or more",
+    ):
         n_above(100, 0.995)
     with pytest.raises(MeasureError, match="above 0 and below 1, not 1"):
         n_above(100, 1.0)
@@ -412,14 +522,16 @@ def test_what_cannot_be_merged_or_computed_is_named() -> None:
     assert n_above(1000, 0.995) == 5
 
 
-# -- where positions look --------------------------------------------------------------------------------------------------
+# -- where positions look --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("cells", "pixels"), [(14, 224), (7, 224), (4, 30), (1, 8), (32, 32)])
 def test_interpolation_between_cells_is_that_of_torch(cells: int, pixels: int) -> None:
     plane = np.random.default_rng(0).standard_normal((cells, cells))
     weights = interpolation(cell_anchor(pixels, cells), cells, np.arange(pixels))
-    expected = F.interpolate(torch.from_numpy(plane)[None, None], (pixels, pixels), mode="bilinear", align_corners=False)
+    expected = F.interpolate(
+        torch.from_numpy(plane)[None, None], (pixels, pixels), mode="bilinear", align_corners=False
+    )
     np.testing.assert_allclose(weights @ plane @ weights.T, expected[0, 0].numpy(), atol=1e-12)
 
 
@@ -427,7 +539,9 @@ def field_centre(model: mp.Model, name: str, row: int, column: int) -> tuple[flo
     """Centre of the pixels that one position depends on, by gradients."""
     image = noise(1, model.input.size[1], torch.float64).requires_grad_()
     found: list[torch.Tensor] = []
-    handle = model.module.get_submodule(name).register_forward_hook(lambda _m, _i, out: found.append(out))
+    handle = model.module.get_submodule(name).register_forward_hook(
+        lambda _m, _i, out: found.append(out)
+    )
     model.module(image)
     handle.remove()
     found[0][0, :, row, column].abs().sum().backward()
@@ -439,12 +553,25 @@ def field_centre(model: mp.Model, name: str, row: int, column: int) -> tuple[flo
 @pytest.mark.parametrize(
     ("build", "names"),
     [
-        (partial(ResNet, BasicBlock, [1, 1, 1, 1], channels=(4, 4, 4, 4), stem_width=4), ("layer1.0", "layer2.0")),
-        (partial(ResNet, BasicBlock, [1, 1, 1, 1], channels=(4, 4, 4, 4), stem_width=4, avg_down=True), ("layer2.0.conv1",)),
-        (partial(ConvNeXt, depths=(1, 1, 1, 1), dims=(4, 4, 4, 4)), ("stem", "stages.0.blocks.0", "stages.1.downsample")),
+        (
+            partial(ResNet, BasicBlock, [1, 1, 1, 1], channels=(4, 4, 4, 4), stem_width=4),
+            ("layer1.0", "layer2.0"),
+        ),
+        (
+            partial(
+                ResNet, BasicBlock, [1, 1, 1, 1], channels=(4, 4, 4, 4), stem_width=4, avg_down=True
+            ),
+            ("layer2.0.conv1",),
+        ),
+        (
+            partial(ConvNeXt, depths=(1, 1, 1, 1), dims=(4, 4, 4, 4)),
+            ("stem", "stages.0.blocks.0", "stages.1.downsample"),
+        ),
     ],
 )
-def test_positions_look_at_the_centres_of_their_receptive_fields(build: partial, names: tuple[str, ...]) -> None:
+def test_positions_look_at_the_centres_of_their_receptive_fields(
+    build: partial, names: tuple[str, ...]
+) -> None:
     network = build(num_classes=5)
     model = as_model(randomised(network).double().eval(), 192, dtype=torch.float64)
     for module in network.modules():
@@ -458,7 +585,10 @@ def test_positions_look_at_the_centres_of_their_receptive_fields(build: partial,
         h, w = model.layer(name).grid
         # In the middle, where no border cuts the field.
         i, j = h // 2, w // 2 - 1
-        assert field_centre(model, name, i, j) == (rows.first + i * rows.step, columns.first + j * columns.step)
+        assert field_centre(model, name, i, j) == (
+            rows.first + i * rows.step,
+            columns.first + j * columns.step,
+        )
 
 
 @pytest.mark.parametrize(
@@ -487,15 +617,20 @@ def test_pixels_compared() -> None:
         sample_pixels((8, 8), 0)
 
 
-# -- images from files, and a real size ------------------------------------------------------------------------------------
+# -- images from files, and a real size ------------------------------------------------------------
 
 
 def colour_concepts(images: mp.Images, folder) -> None:
     for i, image in enumerate(images):
         r, g, b = np.asarray(image).astype(int).transpose(2, 0, 1)
-        for name, mask in {"sky-blue": (b > r + 25) & (b > g + 5), "green": (g > r + 15) & (g > b + 15)}.items():
+        for name, mask in {
+            "sky-blue": (b > r + 25) & (b > g + 5),
+            "green": (g > r + 15) & (g > b + 15),
+        }.items():
             (folder / name).mkdir(exist_ok=True)
-            Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(folder / name / f"{images.ids[i]}.png")
+            Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(
+                folder / name / f"{images.ids[i]}.png"
+            )
 
 
 def test_photographs_through_a_real_network_equal_the_plain_definition(tmp_path) -> None:
@@ -521,24 +656,43 @@ def test_photographs_through_a_real_network_equal_the_plain_definition(tmp_path)
     for k in range(0, 512, 97):
         # 0.5 % of 7 x 196 are 6.86.
         level = maps[:, k].flatten().sort(descending=True).values[6]
-        lit = (F.interpolate(maps[:, k : k + 1], (224, 224), mode="bilinear", align_corners=False)[:, 0] > level).numpy()
+        lit = (
+            F.interpolate(maps[:, k : k + 1], (224, 224), mode="bilinear", align_corners=False)[
+                :, 0
+            ]
+            > level
+        ).numpy()
         for c in range(2):
             expected = (lit & masks[:, c]).sum() / (lit | masks[:, c]).sum()
             # Inputs are rounded otherwise: a few pixels at the border of what is lit.
             assert found.iou[0][k, c] == pytest.approx(expected, rel=0.01, abs=1e-4)
 
 
-# -- what is wrong ---------------------------------------------------------------------------------------------------------
+# -- what is wrong ---------------------------------------------------------------------------------
 
 
-def test_layers_without_a_grid_are_refused_for_masks_and_not_for_attributes(mixer: mp.Model) -> None:
+def test_layers_without_a_grid_are_refused_for_masks_and_not_for_attributes(
+    mixer: mp.Model,
+) -> None:
     images = noise(8, 32, torch.float64)
     masks = concepts_from_arrays(blobs(8, 32, 1), ("a",))
     for layer in ("head", "blocks.0.mlp_tokens.fc1"):
-        with pytest.raises(LayerError, match=f"'{layer}' of .* has no grid of positions, so masks cannot be laid over it; take"):
+        with pytest.raises(
+            LayerError,
+            match=(
+                f"'{layer}' of .* has no grid of positions, so masks cannot be laid over it; take"
+            ),
+        ):
             dissect(mixer, images, masks, layer)
     attributes = concepts_from_attributes(np.arange(8)[:, None] % 2, ("odd",))
-    found = dissect(mixer, images, attributes, ["head", "blocks.0.mlp_tokens.fc1"], quantile=0.7, permutations=19)
+    found = dissect(
+        mixer,
+        images,
+        attributes,
+        ["head", "blocks.0.mlp_tokens.fc1"],
+        quantile=0.7,
+        permutations=19,
+    )
     assert [len(p) for p in found.p_value] == [found.layers[0].channels, found.layers[1].channels]
     with pytest.raises(LayerError, match="attributes cannot fill it"):
         dissect(mixer, images, attributes, "head", attributes="fill")
@@ -554,7 +708,9 @@ def test_undefined_channels_and_concepts_are_nan_and_named() -> None:
     concepts = concepts_from_arrays(masks, ("red", "green", "nowhere"))
     with (
         pytest.warns(UndefinedChannelsWarning, match="constant or not finite .*: 2 of 'stem'"),
-        pytest.warns(UndefinedConceptsWarning, match="1 concepts of arrays are in no image .*'nowhere'"),
+        pytest.warns(
+            UndefinedConceptsWarning, match="1 concepts of arrays are in no image .*'nowhere'"
+        ),
     ):
         found = dissect(model, images, concepts, "stem", quantile=15 / 16)
     assert np.isnan(found.iou[0][2:]).all()
@@ -575,9 +731,23 @@ def test_images_without_masks_are_left_out_and_counted() -> None:
     model = pixel_model(channels=3)
     chosen = [9, 0, 4, 7, 2]
     ids = [str(i) for i in chosen]
-    found = dissect(model, images, concepts_from_arrays(masks[chosen], "rgb", ids), "stem", quantile=15 / 16, permutations=0)
+    found = dissect(
+        model,
+        images,
+        concepts_from_arrays(masks[chosen], "rgb", ids),
+        "stem",
+        quantile=15 / 16,
+        permutations=0,
+    )
     rows = sorted(chosen)
-    expected = dissect(model, images[rows], concepts_from_arrays(masks[rows], "rgb"), "stem", quantile=15 / 16, permutations=0)
+    expected = dissect(
+        model,
+        images[rows],
+        concepts_from_arrays(masks[rows], "rgb"),
+        "stem",
+        quantile=15 / 16,
+        permutations=0,
+    )
     assert (found.n, found.left_out) == (5, 7)
     np.testing.assert_array_equal(found.iou[0], expected.iou[0])
 
@@ -587,7 +757,11 @@ def test_images_without_masks_are_left_out_and_counted() -> None:
     [
         ({"attributes": "mean"}, MeasureError, "unknown attributes 'mean'; known: peak, fill"),
         ({"permutations": 5}, MeasureError, "take 19 or more, or 0"),
-        ({"quantile": 0.9999}, MeasureError, "a channel of 'stem' has 384 values .*: take 10000 or more, or a lower quantile"),
+        (
+            {"quantile": 0.9999},
+            MeasureError,
+            "a channel of 'stem' has 384 values .*: take 10000 or more, or a lower quantile",
+        ),
         ({"layers": "blocks.7"}, LayerError, "no layer 'blocks.7'"),
         ({"step": 9}, MeasureError, "step=9"),
         (
@@ -595,7 +769,11 @@ def test_images_without_masks_are_left_out_and_counted() -> None:
             ImagesError,
             "its first image is called '0', the first annotated one 'x'",
         ),
-        ({"concepts": concepts_from_arrays(np.ones((1, 1, 8, 8)), ("a",))}, MeasureError, "one image is annotated"),
+        (
+            {"concepts": concepts_from_arrays(np.ones((1, 1, 8, 8)), ("a",))},
+            MeasureError,
+            "one image is annotated",
+        ),
         (
             {"concepts": concepts_from_arrays(np.ones((2, 1, 4, 4)), ("a",))},
             ImagesError,
@@ -603,14 +781,16 @@ def test_images_without_masks_are_left_out_and_counted() -> None:
         ),
     ],
 )
-def test_what_cannot_be_dissected_is_named(options: dict, error: type[Exception], sentence: str) -> None:
+def test_what_cannot_be_dissected_is_named(
+    options: dict, error: type[Exception], sentence: str
+) -> None:
     images, masks = painted(6)
     given = {"concepts": concepts_from_arrays(masks, ("a", "b", "c")), "layers": "stem"} | options
     with pytest.raises(error, match=sentence):
         dissect(pixel_model(channels=3), images, **given)
 
 
-# -- pictures of one channel, tables, storage ------------------------------------------------------------------------------
+# -- pictures of one channel, tables, storage ------------------------------------------------------
 
 
 def test_one_channel_in_pictures() -> None:
@@ -661,13 +841,21 @@ def test_classes_as_attributes_on_a_trained_network() -> None:
     classes = class_concepts(images)
     found = dissect(model, images, classes, ["blocks.0", "norm"], permutations=49)
     share = found.summary()["share_detectors"].to_numpy()
-    # Late channels tell classes, early ones hardly: as class selectivity, by ranks of means, finds them.
-    selective = class_selectivity(mp.extract(model, images, ["blocks.0", "norm"]), permutations=49).summary()["share_selective"]
+    # Late channels tell classes, early ones hardly: as class selectivity, by ranks of means, finds
+    # them.
+    selective = class_selectivity(
+        mp.extract(model, images, ["blocks.0", "norm"]), permutations=49
+    ).summary()["share_selective"]
     assert share[1] > share[0]
     assert selective[1] > selective[0]
     dealt = class_concepts(images.subset(np.random.default_rng(0).permutation(120)))
     wrong = concepts_from_attributes(dealt.attributes, dealt.names, images.ids)
-    assert dissect(model, images, wrong, ["blocks.0", "norm"], permutations=49).summary()["detectors"].sum() <= 1
+    assert (
+        dissect(model, images, wrong, ["blocks.0", "norm"], permutations=49)
+        .summary()["detectors"]
+        .sum()
+        <= 1
+    )
 
 
 def test_a_set_with_annotations_of_some_images(tmp_path) -> None:
@@ -675,7 +863,9 @@ def test_a_set_with_annotations_of_some_images(tmp_path) -> None:
     colour_concepts(images.subset(range(6)), tmp_path)
     with pytest.warns(ImagesWarning, match="2 of 8 images have none"):
         concepts = load_concepts(tmp_path, images)
-    model = as_model(randomised(MlpMixer(img_size=32, patch_size=4, embed_dim=12, num_blocks=1, num_classes=5)))
+    model = as_model(
+        randomised(MlpMixer(img_size=32, patch_size=4, embed_dim=12, num_blocks=1, num_classes=5))
+    )
     found = dissect(model, images, concepts, quantile=0.95, permutations=0)
     assert (found.n, found.left_out) == (6, 2)
     assert found.images.n == 6

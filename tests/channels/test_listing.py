@@ -1,4 +1,5 @@
-"""The table of channels: the numbers of its results, the order of its columns, and what a search finds."""
+"""The table of channels: the numbers of its results, the order of its columns, and what a search
+finds."""
 
 from __future__ import annotations
 
@@ -10,7 +11,13 @@ import pytest
 
 import mixer_probe as mp
 from mixer_probe.channels import ChannelStatistics, ClassSelectivity
-from mixer_probe.channels.listing import drawable, list_channels, search_channels, sort_channels, sortable
+from mixer_probe.channels.listing import (
+    drawable,
+    list_channels,
+    search_channels,
+    sort_channels,
+    sortable,
+)
 from mixer_probe.core.errors import MeasureError
 
 
@@ -24,16 +31,23 @@ def results() -> tuple[ChannelStatistics, ClassSelectivity]:
 
 def test_the_table_is_what_selectivity_and_statistics_give() -> None:
     statistics, selectivity = results()
-    frame, wanted = list_channels(statistics, selectivity, "deer"), selectivity.class_names.index("deer")
+    frame, wanted = (
+        list_channels(statistics, selectivity, "deer"),
+        selectivity.class_names.index("deer"),
+    )
     np.testing.assert_array_equal(frame["auroc"], selectivity.auroc[2][:, wanted])
-    np.testing.assert_array_equal(frame["selectivity"], np.abs(selectivity.auroc[2][:, wanted] - 0.5))
+    np.testing.assert_array_equal(
+        frame["selectivity"], np.abs(selectivity.auroc[2][:, wanted] - 0.5)
+    )
     np.testing.assert_array_equal(frame["dprime"], selectivity.dprime[2][:, wanted])
     np.testing.assert_array_equal(frame["p_value"], selectivity.p_value[2])
     np.testing.assert_array_equal(frame["std"], statistics.std[0])
     anyone = list_channels(statistics, selectivity)
     np.testing.assert_array_equal(anyone["selectivity"], selectivity.strength[2])
     # What is beyond the null of its best class has a corrected p of 5 % or less.
-    np.testing.assert_array_equal(anyone["beyond"], selectivity.strength[2] > selectivity.threshold[2])
+    np.testing.assert_array_equal(
+        anyone["beyond"], selectivity.strength[2] > selectivity.threshold[2]
+    )
     pd.testing.assert_frame_equal(list_channels(statistics, None), statistics.to_frame())
 
 

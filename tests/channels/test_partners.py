@@ -24,7 +24,8 @@ def reps_of(values: np.ndarray, grid: tuple[int, int] | None = (2, 2)) -> FakeRe
 
 
 def pair(n: int = 200, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A of 30 and B of 40 channels of noise, of which B's 7 is A's 3 turned round and B's 8 goes with A's 5."""
+    """A of 30 and B of 40 channels of noise, of which B's 7 is A's 3 turned round and B's 8 goes
+    with A's 5."""
     rng = np.random.default_rng(seed)
     A, B = rng.standard_normal((n, 30)), rng.standard_normal((n, 40))
     B[:, 7] = -2 * A[:, 3] + 5
@@ -67,8 +68,12 @@ def test_the_null_is_that_of_shifted_images(cells: int, permutations: int) -> No
     null = np.abs(r).max(2)
     np.testing.assert_allclose(found.null_max, null.max(1), atol=1e-6)
     np.testing.assert_allclose(found.threshold, upper_quantile(null), atol=1e-6)
-    np.testing.assert_array_equal(found.p_value, (1 + (null >= found.strength * (1 - 1e-5)).sum(0)) / (1 + permutations))
-    np.testing.assert_allclose(np.cumsum(found.null_counts), [(null <= edge).sum() for edge in BINS[1:]], atol=1)
+    np.testing.assert_array_equal(
+        found.p_value, (1 + (null >= found.strength * (1 - 1e-5)).sum(0)) / (1 + permutations)
+    )
+    np.testing.assert_allclose(
+        np.cumsum(found.null_counts), [(null <= edge).sum() for edge in BINS[1:]], atol=1
+    )
     assert found.null_counts.sum() == null.size
 
 
@@ -95,7 +100,9 @@ def test_over_positions_each_cell_of_each_image_counts() -> None:
     assert found.n == 60
     images = channel_partners(reps_of(A), reps_of(B), "x", "x", k=1)
     means = np.corrcoef(A.mean(1).T, B[..., [0, 2, 3, 4]].mean(1).T)[:6, 6:]
-    np.testing.assert_allclose(images.strength, np.maximum(np.abs(means).max(1), images.strength), atol=1e-12)
+    np.testing.assert_allclose(
+        images.strength, np.maximum(np.abs(means).max(1), images.strength), atol=1e-12
+    )
 
 
 def test_grids_are_brought_to_the_coarser_one() -> None:
@@ -103,7 +110,12 @@ def test_grids_are_brought_to_the_coarser_one() -> None:
     fine = rng.standard_normal((50, 4, 4, 3))
     coarse = fine.reshape(50, 2, 2, 2, 2, 3).mean((2, 4))
     found = channel_partners(
-        reps_of(fine.reshape(50, 16, 3), (4, 4)), reps_of(coarse.reshape(50, 4, 3)), "x", "x", over="positions", permutations=19
+        reps_of(fine.reshape(50, 16, 3), (4, 4)),
+        reps_of(coarse.reshape(50, 4, 3)),
+        "x",
+        "x",
+        over="positions",
+        permutations=19,
     )
     assert found.grid == (2, 2)
     np.testing.assert_allclose(found.correlation[:, 0], 1, atol=1e-12)

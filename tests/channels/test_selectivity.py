@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
-from mixer_probe.channels import ClassSelectivity, auroc_of, channels_needed, class_selectivity, dprime_of, morcos_index
+from mixer_probe.channels import (
+    ClassSelectivity,
+    auroc_of,
+    channels_needed,
+    class_selectivity,
+    dprime_of,
+    morcos_index,
+)
 from mixer_probe.channels.findings import best_channel_finding
 from mixer_probe.channels.needed import round_robin
 from mixer_probe.core.errors import ImagesError, LayerError, MeasureError, UndefinedChannelsWarning
@@ -20,20 +27,27 @@ from tests.probing.conftest import FakeRepresentations
 NAMES = ("cat", "dog", "frog")
 
 
-def planted(n: int = 300, channels: int = 60, seed: int = 0, split: str = "test", effect: float = 2.0) -> FakeRepresentations:
-    """Noise of either sign, in which channel 4 answers to class 1, 9 is silenced by class 2, and 17 answers to class 0."""
+def planted(
+    n: int = 300, channels: int = 60, seed: int = 0, split: str = "test", effect: float = 2.0
+) -> FakeRepresentations:
+    """Noise of either sign, in which channel 4 answers to class 1, 9 is silenced by class 2, and 17
+    answers to class 0."""
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % 3
     X = rng.standard_normal((n, channels))
     X[:, 4] += effect * (labels == 1)
     X[:, 9] -= effect * (labels == 2)
     X[:, 17] += effect * (labels == 0)
-    return FakeRepresentations({"noise": rng.standard_normal((n, channels)), "units": X}, labels, split)
+    return FakeRepresentations(
+        {"noise": rng.standard_normal((n, channels)), "units": X}, labels, split
+    )
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 1000), st.integers(2, 5), st.booleans())
-def test_auroc_equals_scikit_learn_with_and_without_ties(seed: int, classes: int, ties: bool) -> None:
+def test_auroc_equals_scikit_learn_with_and_without_ties(
+    seed: int, classes: int, ties: bool
+) -> None:
     rng = np.random.default_rng(seed)
     labels = np.concatenate([np.arange(classes), rng.integers(0, classes, 40)]) * 3
     X = rng.standard_normal((len(labels), 4))
@@ -74,15 +88,22 @@ def test_morcos_index_is_the_formula_where_nothing_is_negative() -> None:
 
 
 def test_morcos_index_is_refused_below_zero() -> None:
-    with pytest.raises(MeasureError, match=r"needs activations of at least 0.*take auroc or dprime"):
+    with pytest.raises(
+        MeasureError, match=r"needs activations of at least 0.*take auroc or dprime"
+    ):
         morcos_index(np.array([[1.0], [-0.1], [-0.1]]), np.array([0, 1, 2]))
     reps = planted()
     reps.features["positive"] = np.abs(reps.features["units"])
-    reps.layers = (*reps.layers, FakeRepresentations({"positive": reps.features["positive"]}, reps.labels, "x").layers[0])
+    reps.layers = (
+        *reps.layers,
+        FakeRepresentations({"positive": reps.features["positive"]}, reps.labels, "x").layers[0],
+    )
     found = class_selectivity(reps, permutations=0)
     with pytest.raises(MeasureError, match="layer 'units' are negative in part"):
         found.morcos("units")
-    np.testing.assert_array_equal(found.morcos("positive"), morcos_index(reps.features["positive"], reps.labels))
+    np.testing.assert_array_equal(
+        found.morcos("positive"), morcos_index(reps.features["positive"], reps.labels)
+    )
     with pytest.raises(LayerError, match="closest: positive"):
         found.morcos("positiv")
 
@@ -106,7 +127,9 @@ def test_planted_units_are_found_and_nothing_else_is_above_the_corrected_null() 
 def test_noise_is_above_the_corrected_null_in_one_layer_of_twenty() -> None:
     rng = np.random.default_rng(1)
     labels = np.repeat(np.arange(4), [50, 30, 15, 5])
-    reps = FakeRepresentations({f"l{i}": rng.standard_normal((100, 20)) for i in range(200)}, labels, "test")
+    reps = FakeRepresentations(
+        {f"l{i}": rng.standard_normal((100, 20)) for i in range(200)}, labels, "test"
+    )
     reps.class_names = None
     found = class_selectivity(reps, permutations=99)
     rejected = sum(bool(s.any()) for s in found.selective)
@@ -133,7 +156,9 @@ def test_positions_are_averaged_and_constant_channels_named() -> None:
     reps.features["noise"][:, 5] = 1.0
     with pytest.warns(UndefinedChannelsWarning, match="1 of 'noise'"):
         found = class_selectivity(reps)
-    np.testing.assert_allclose(found.auroc[1], class_selectivity(planted(), permutations=0).auroc[1], atol=1e-12)
+    np.testing.assert_allclose(
+        found.auroc[1], class_selectivity(planted(), permutations=0).auroc[1], atol=1e-12
+    )
     assert np.isnan(found.auroc[0][5]).all()
     assert np.isnan(found.p_value[0][5])
     assert found.preferred[0][5] == -1
@@ -156,7 +181,9 @@ def test_labels_are_needed_of_two_classes() -> None:
     with pytest.raises(ImagesError, match="have no labels"):
         class_selectivity(reps)
     reps.labels = np.ones(300, dtype=int)
-    with pytest.raises(MeasureError, match="at least two classes, and all images are of class 'dog'"):
+    with pytest.raises(
+        MeasureError, match="at least two classes, and all images are of class 'dog'"
+    ):
         class_selectivity(reps)
     with pytest.raises(MeasureError, match="take 19 or more, or 0"):
         class_selectivity(planted(), permutations=5)
@@ -214,7 +241,9 @@ def test_permuted_sums_are_those_of_permuted_labels(classes: int) -> None:
         (-1.0, "head", 0.1, "is suppressed by"),
     ],
 )
-def test_low_activations_are_suppression_where_signs_have_a_meaning(X: float, kind: str, auroc: float, verb: str) -> None:
+def test_low_activations_are_suppression_where_signs_have_a_meaning(
+    X: float, kind: str, auroc: float, verb: str
+) -> None:
     reps = planted()
     reps.features["units"] = np.maximum(reps.features["units"], X * 100)
     reps.layers = tuple(replace(layer, kind=kind) for layer in reps.layers)
@@ -243,7 +272,9 @@ def test_classes_of_a_channel_have_interval_and_null() -> None:
     assert frame["images"].tolist() == [100, 100, 100]
     assert ((frame["low"] < frame["auroc"]) & (frame["auroc"] < frame["high"])).all()
     np.testing.assert_allclose(frame["null_low"] + frame["null_high"], 1)
-    assert ((frame["auroc"] > frame["null_high"]) | (frame["auroc"] < frame["null_low"])).tolist()[1]
+    assert ((frame["auroc"] > frame["null_high"]) | (frame["auroc"] < frame["null_low"])).tolist()[
+        1
+    ]
 
 
 def test_the_best_channel_of_each_layer() -> None:
@@ -255,7 +286,9 @@ def test_the_best_channel_of_each_layer() -> None:
         assert best["channel"].tolist() == [values.argmax() for values in away]
     assert [int(found.best_channels(name)["channel"][1]) for name in NAMES] == [17, 4, 9]
     anyone = found.best_channels()
-    np.testing.assert_allclose(anyone["best"], [0.5 + np.abs(auroc - 0.5).max() for auroc in found.auroc])
+    np.testing.assert_allclose(
+        anyone["best"], [0.5 + np.abs(auroc - 0.5).max() for auroc in found.auroc]
+    )
 
 
 def test_the_sentence_on_the_channel_most_selective_for_a_class() -> None:
@@ -266,14 +299,21 @@ def test_the_sentence_on_the_channel_most_selective_for_a_class() -> None:
     assert finding.verdict == "found"
     start, null = finding.sentence.split(" Null: ")
     assert start == (
-        f"Channel 4 of units is the most selective for dog: AUROC {numbers['auroc']:.2f} [{numbers['low']:.2f}, "
-        f"{numbers['high']:.2f}], d′ {numbers['dprime']:.2f}, n = 300 images, 100 of them dog."
+        f"Channel 4 of units is the most selective for dog: AUROC {numbers['auroc']:.2f} "
+        f"[{numbers['low']:.2f}, {numbers['high']:.2f}], d′ {numbers['dprime']:.2f}, n = 300 "
+        "images, 100 of them dog."
     )
-    assert f"no channel of units is above {numbers['null_high']:.2f} (or below {numbers['null_low']:.2f}) in 95 %" in null
+    assert (
+        f"no channel of units is above {numbers['null_high']:.2f} (or below "
+        f"{numbers['null_low']:.2f}) in 95 %" in null
+    )
     assert "permutations; p ≤ 0.010 after max-T" in null
     lower = best_channel_finding(found, "frog")
     assert lower is not None
-    assert "Channel 9 of units is the most selective for frog, with lower activations (AUROC below 0.5)" in lower.sentence
+    assert (
+        "Channel 9 of units is the most selective for frog, with lower activations (AUROC below "
+        "0.5)" in lower.sentence
+    )
     higher = [auroc[:, 2] for auroc in found.auroc]
     i = int(np.argmax([values.max() for values in higher]))
     where = f"channel {higher[i].argmax()} of {('noise', 'units')[i]}"
@@ -286,7 +326,9 @@ def test_the_sentence_on_the_channel_most_selective_for_a_class() -> None:
     assert anyone is not None
     assert anyone.numbers[0].where == f"channel {found.strength[1].argmax()} of units"
     with pytest.warns(UndefinedChannelsWarning):
-        constant = class_selectivity(FakeRepresentations({"a": np.ones((30, 2))}, np.arange(30) % 3, "test"), permutations=0)
+        constant = class_selectivity(
+            FakeRepresentations({"a": np.ones((30, 2))}, np.arange(30) % 3, "test"), permutations=0
+        )
     assert best_channel_finding(constant) is None
 
 
@@ -317,7 +359,9 @@ def test_three_planted_channels_are_all_that_is_needed(probe: str) -> None:
 
 
 def test_default_counts_are_powers_of_two() -> None:
-    found = channels_needed(planted(seed=1, split="train"), planted(seed=2), draws=1, probe="centroid")
+    found = channels_needed(
+        planted(seed=1, split="train"), planted(seed=2), draws=1, probe="centroid"
+    )
     assert found.counts[0].tolist() == [1, 2, 4, 8, 16, 32, 60]
 
 

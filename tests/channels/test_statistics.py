@@ -15,7 +15,14 @@ import mixer_probe as mp
 from mixer_probe.channels import ChannelMoments, ChannelStatistics, channel_moments
 from mixer_probe.channels.clusters import clusters_of
 from mixer_probe.channels.moments import measured
-from mixer_probe.channels.quantiles import ABSOLUTE_ERROR, BUCKETS, LEVELS, RELATIVE_ERROR, bucket_of, bucket_values
+from mixer_probe.channels.quantiles import (
+    ABSOLUTE_ERROR,
+    BUCKETS,
+    LEVELS,
+    RELATIVE_ERROR,
+    bucket_of,
+    bucket_values,
+)
 from mixer_probe.core.errors import LayerError, NonFiniteWarning
 from mixer_probe.core.result import ImagesRecord, ModelRecord, from_dict, to_dict
 from tests.networks import as_model, module_output, noise, randomised
@@ -31,7 +38,8 @@ def layer_of(channels: int, positions: int = 1, name: str = "x") -> mp.Layer:
 def statistics_of(
     values: np.ndarray, batches: list[int] | None = None, parts: int = 1, **options: bool | None
 ) -> ChannelStatistics:
-    """Of [image, position, channel] in batches, dealt out to `parts` accumulators that are merged from the last to the first."""
+    """Of [image, position, channel] in batches, dealt out to `parts` accumulators that are merged
+    from the last to the first."""
     layer = layer_of(values.shape[2], values.shape[1])
     accumulators = [ChannelMoments() for _ in range(parts)]
     bounds = np.cumsum([0, *(batches or [len(values)])])
@@ -45,7 +53,8 @@ def statistics_of(
 
 
 def mixture(n: int = 60, positions: int = 7, seed: int = 0) -> np.ndarray:
-    """Channels of many shapes in float32: far from zero, skewed, heavy-tailed, mostly zero, negative, tiny, huge."""
+    """Channels of many shapes in float32: far from zero, skewed, heavy-tailed, mostly zero,
+    negative, tiny, huge."""
     rng = np.random.default_rng(seed)
     draw = rng.standard_normal((n, positions, 8))
     columns = [
@@ -63,11 +72,14 @@ def mixture(n: int = 60, positions: int = 7, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def resnet() -> mp.Model:
-    return as_model(randomised(ResNet(BasicBlock, [2, 2, 2, 2], channels=(8, 8, 16, 16), stem_width=8)), 64)
+    return as_model(
+        randomised(ResNet(BasicBlock, [2, 2, 2, 2], channels=(8, 8, 16, 16), stem_width=8)), 64
+    )
 
 
 def caught(model: mp.Model, images: torch.Tensor, name: str) -> np.ndarray:
-    """[value, channel] in float64, in batches of three: those of another size may differ in the last bit."""
+    """[value, channel] in float64, in batches of three: those of another size may differ in the
+    last bit."""
     found = torch.cat([module_output(model, batch, name) for batch in images.split(3)])
     return found.double().permute(0, 2, 3, 1).flatten(0, 2).numpy()
 
@@ -133,7 +145,9 @@ def test_tables_and_storage(resnet: mp.Model) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(1, 25), min_size=1, max_size=8), st.integers(1, 4), st.integers(0, 3))
-def test_all_statistics_equal_numpy_for_any_split_and_merge_order(batches: list[int], parts: int, seed: int) -> None:
+def test_all_statistics_equal_numpy_for_any_split_and_merge_order(
+    batches: list[int], parts: int, seed: int
+) -> None:
     values = mixture(sum(batches), seed=seed)
     found = statistics_of(values, batches, min(parts, len(batches)))
     flat = values.reshape(-1, 8).astype(np.float64)
@@ -172,7 +186,11 @@ def test_buckets_keep_the_order_and_the_stated_error_over_the_whole_range() -> N
     assert places.max() < BUCKETS
     error = np.abs(bucket_values()[places] - values)
     assert (error <= np.maximum(RELATIVE_ERROR * np.abs(values), ABSOLUTE_ERROR)).all()
-    assert bucket_of(torch.tensor([torch.inf, -torch.inf, -0.0])).tolist() == [BUCKETS - 1, 0, BUCKETS // 2]
+    assert bucket_of(torch.tensor([torch.inf, -torch.inf, -0.0])).tolist() == [
+        BUCKETS - 1,
+        0,
+        BUCKETS // 2,
+    ]
 
 
 def test_far_from_zero_the_higher_moments_keep_their_digits() -> None:
@@ -233,17 +251,23 @@ def test_dead_always_on_and_massive_channels_are_the_planted_ones() -> None:
 
 
 def test_the_median_magnitude_of_a_relu_is_that_of_what_it_lets_through() -> None:
-    values = np.maximum(np.random.default_rng(0).standard_normal((400, 5, 4)) - 1, 0).astype(np.float32)
+    values = np.maximum(np.random.default_rng(0).standard_normal((400, 5, 4)) - 1, 0).astype(
+        np.float32
+    )
     found = statistics_of(values)
     assert found.median_magnitude is not None
-    assert found.median_magnitude[0] == pytest.approx(np.median(values[values > 0]), rel=RELATIVE_ERROR)
+    assert found.median_magnitude[0] == pytest.approx(
+        np.median(values[values > 0]), rel=RELATIVE_ERROR
+    )
 
 
 def test_participation_ratio_of_known_spectra() -> None:
     # Columns of a Hadamard matrix are orthogonal and of equal length.
     columns = scipy.linalg.hadamard(16)[:, 1:5].astype(np.float32)
     assert statistics_of(columns[:, None]).participation[0] == pytest.approx(4)
-    assert statistics_of((columns * [3, 1, 0, 0]).astype(np.float32)[:, None]).participation[0] == pytest.approx(100 / 82)
+    assert statistics_of((columns * [3, 1, 0, 0]).astype(np.float32)[:, None]).participation[
+        0
+    ] == pytest.approx(100 / 82)
 
 
 def test_clusters_are_the_planted_groups_and_the_nearest_is_the_twin() -> None:
@@ -258,7 +282,9 @@ def test_clusters_are_the_planted_groups_and_the_nearest_is_the_twin() -> None:
     r = np.corrcoef(values[:, :9].T.astype(np.float64))
     np.fill_diagonal(r, 0)
     np.testing.assert_array_equal(found.nearest[0][:9], np.abs(r).argmax(1))
-    np.testing.assert_allclose(found.nearest_correlation[0][:9], r[np.arange(9), np.abs(r).argmax(1)], rtol=1e-5)
+    np.testing.assert_allclose(
+        found.nearest_correlation[0][:9], r[np.arange(9), np.abs(r).argmax(1)], rtol=1e-5
+    )
     assert found.nearest[0][9] == -1
     assert np.isnan(found.nearest_correlation[0][9])
 
@@ -275,7 +301,9 @@ def test_values_that_are_not_finite_are_named_and_spoil_their_channel_alone() ->
     with pytest.warns(NonFiniteWarning, match="2 of 8 channels of layer 'x' of hand"):
         found = statistics_of(values)
     clean = statistics_of(np.delete(values, [1, 2], axis=2))
-    np.testing.assert_array_equal(np.isnan(found.quantiles[0]).all(1), [False, True, True, *[False] * 5])
+    np.testing.assert_array_equal(
+        np.isnan(found.quantiles[0]).all(1), [False, True, True, *[False] * 5]
+    )
     np.testing.assert_allclose(np.delete(found.kurtosis[0], [1, 2]), clean.kurtosis[0], rtol=1e-12)
     assert found.participation is not None
     assert np.isnan(found.participation[0])
@@ -295,7 +323,16 @@ def test_what_is_not_asked_for_is_absent() -> None:
 
 def test_results_of_an_earlier_version_still_open() -> None:
     data = to_dict(statistics_of(mixture(20)))
-    later = ("skew", "kurtosis", "quantiles", "median_magnitude", "share_massive", "participation", "nearest", "cluster")
+    later = (
+        "skew",
+        "kurtosis",
+        "quantiles",
+        "median_magnitude",
+        "share_massive",
+        "participation",
+        "nearest",
+        "cluster",
+    )
     for name in (*later, "nearest_correlation"):
         del data[name]
     found = from_dict(data)

@@ -11,7 +11,14 @@ from timm.models.resnet import BasicBlock, ResNet
 import mixer_probe as mp
 from mixer_probe.capture import input_pictures
 from mixer_probe.capture.stream import as_source
-from mixer_probe.channels import RunningTop, TopImages, activation_maps, extremes, top_and_lowest, top_images
+from mixer_probe.channels import (
+    RunningTop,
+    TopImages,
+    activation_maps,
+    extremes,
+    top_and_lowest,
+    top_images,
+)
 from mixer_probe.channels.top import cell_box
 from mixer_probe.core.errors import ImagesError, LayerError, MeasureError, NonFiniteWarning
 from mixer_probe.core.result import from_dict, to_dict
@@ -48,7 +55,9 @@ def by_sort(values: np.ndarray, k: int, lowest: bool) -> tuple[np.ndarray, np.nd
 
 @pytest.mark.parametrize("lowest", [False, True])
 @pytest.mark.parametrize(("family", "name"), [("mixer", "blocks.1"), ("resnet", "layer2.0")])
-def test_top_images_equal_a_full_sort(request: pytest.FixtureRequest, family: str, name: str, lowest: bool) -> None:
+def test_top_images_equal_a_full_sort(
+    request: pytest.FixtureRequest, family: str, name: str, lowest: bool
+) -> None:
     model = request.getfixturevalue(family)
     images = noise(23)
     values = caught(model, images, name)
@@ -80,7 +89,9 @@ def test_ties_splits_and_merge_orders_change_nothing(
     parts = [RunningTop(k, lowest) for _ in range(3)]
     start = 0
     for i, n in enumerate(batches):
-        parts[i % 3].update(extremes(LAYER, torch.from_numpy(values[start : start + n]), None, lowest=lowest), start)
+        parts[i % 3].update(
+            extremes(LAYER, torch.from_numpy(values[start : start + n]), None, lowest=lowest), start
+        )
         start += n
     total = RunningTop(k, lowest)
     for i in order:
@@ -102,9 +113,13 @@ def test_always_negative_channels_have_real_images(mixer: mp.Model) -> None:
 
 def test_both_ends_in_one_pass_are_those_of_two(mixer: mp.Model) -> None:
     wanted = {"blocks.1": [1, 4], "stem": None}
-    for pair, (name, channel) in zip(top_and_lowest(mixer, noise(9), wanted, k=3), wanted.items(), strict=True):
+    for pair, (name, channel) in zip(
+        top_and_lowest(mixer, noise(9), wanted, k=3), wanted.items(), strict=True
+    ):
         for found, lowest in zip(pair, (False, True), strict=True):
-            assert found.to_frame().equals(top_images(mixer, noise(9), name, channel, k=3, lowest=lowest).to_frame())
+            assert found.to_frame().equals(
+                top_images(mixer, noise(9), name, channel, k=3, lowest=lowest).to_frame()
+            )
 
 
 def test_fewer_images_than_k_give_all_of_them(mixer: mp.Model) -> None:
@@ -152,7 +167,9 @@ def test_maps_and_pictures_are_those_of_the_top_images(mixer: mp.Model) -> None:
     pictures = input_pictures(mixer, images, found.index[0])
     np.testing.assert_array_equal(pictures[0], np.asarray(images[int(found.index[0, 0])]))
     tensor = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255.0
-    np.testing.assert_array_equal(input_pictures(mixer, (tensor - 0.5) / 0.5, [2, 0]), pictures[[2, 0]])
+    np.testing.assert_array_equal(
+        input_pictures(mixer, (tensor - 0.5) / 0.5, [2, 0]), pictures[[2, 0]]
+    )
     assert input_pictures(mixer, as_source(noise(4)), [1]).shape == (1, 32, 32, 3)
 
 
@@ -175,14 +192,20 @@ def test_nan_is_named_and_ranked_last(mixer: mp.Model) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "sentence"),
     [
-        ({"channel": 16}, LayerError, "channel 16 is out of range: 'blocks.0' has channels 0 to 15"),
+        (
+            {"channel": 16},
+            LayerError,
+            "channel 16 is out of range: 'blocks.0' has channels 0 to 15",
+        ),
         ({"channel": [0, -1]}, LayerError, "channel -1 is out of range"),
         ({"channel": []}, LayerError, "no channel was chosen"),
         ({"k": 0}, MeasureError, "k is a whole number, 1 or more, not 0"),
         ({"by": "sum"}, MeasureError, "unknown by 'sum'; known: peak, mean"),
     ],
 )
-def test_what_cannot_be_ranked_is_named(mixer: mp.Model, options: dict, error: type[Exception], sentence: str) -> None:
+def test_what_cannot_be_ranked_is_named(
+    mixer: mp.Model, options: dict, error: type[Exception], sentence: str
+) -> None:
     with pytest.raises(error, match=sentence):
         top_images(mixer, noise(3), "blocks.0", **options)
 

@@ -1,4 +1,5 @@
-"""Images of hidden units of token mixing against plain hooks, and a unit's outputs against its weights and inputs."""
+"""Images of hidden units of token mixing against plain hooks, and a unit's outputs against its
+weights and inputs."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ FORMS = {"mixer": "Mixer", "gmixer": "gMixer", "resmlp": "ResMLP", "gmlp": "gMLP
 
 
 def caught(model: mp.Model, images: torch.Tensor, name: str) -> np.ndarray:
-    """[image, channel, unit] of a layer inside of token mixing, or transposed where its tokens come first."""
+    """[image, channel, unit] of a layer inside of token mixing, or transposed where its tokens come
+    first."""
     return module_output(model, images, name).double().numpy()
 
 
@@ -34,7 +36,9 @@ def test_images_rank_by_the_outputs_of_a_unit(name: str) -> None:
         order = np.argsort(-values, axis=0, kind="stable")[:3].T
         assert found.n == 9
         np.testing.assert_array_equal(found.index, order)
-        np.testing.assert_allclose(found.values, np.take_along_axis(values, order.T, 0).T, rtol=1e-5)
+        np.testing.assert_allclose(
+            found.values, np.take_along_axis(values, order.T, 0).T, rtol=1e-5
+        )
         units = np.arange(values.shape[1])[:, None]
         np.testing.assert_array_equal(found.channel, given.argmax(1)[order, units])
     assert from_dict(to_dict(found)) == found
@@ -42,18 +46,28 @@ def test_images_rank_by_the_outputs_of_a_unit(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["mixer", "resmlp"])
 def test_an_output_is_the_unit_applied_to_its_inputs(name: str) -> None:
-    """act(<weights, inputs> + bias), from the parameters alone: the inputs shown are those that the unit reads."""
+    """act(<weights, inputs> + bias), from the parameters alone: the inputs shown are those that the
+    unit reads."""
     model, images = CASES[name].model(), noise(5, CASES[name].size)
     layers = unit_layers(token_mixing(model, surrogates=1, shuffles=1), "blocks.1")
     top = top_unit_images(model, images, layers[1], over="peak")
     unit = 2
-    one = unit_activations(model, images, layers, unit, top.index[unit], top.channel[unit], pixels=8)
+    one = unit_activations(
+        model, images, layers, unit, top.index[unit], top.channel[unit], pixels=8
+    )
     block = model.module.get_submodule("blocks.1")
     linear = block.mlp_tokens.fc1 if name == "mixer" else block.linear_tokens
-    before = torch.from_numpy(one.inputs.reshape(5, -1)) @ linear.weight[unit].detach() + linear.bias[unit].detach()
+    before = (
+        torch.from_numpy(one.inputs.reshape(5, -1)) @ linear.weight[unit].detach()
+        + linear.bias[unit].detach()
+    )
     expected = torch.nn.functional.gelu(before) if name == "mixer" else before
-    np.testing.assert_allclose(one.outputs[np.arange(5), top.channel[unit]], expected, rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(one.outputs[np.arange(5), top.channel[unit]], top.values[unit], rtol=1e-5)
+    np.testing.assert_allclose(
+        one.outputs[np.arange(5), top.channel[unit]], expected, rtol=1e-3, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        one.outputs[np.arange(5), top.channel[unit]], top.values[unit], rtol=1e-5
+    )
     assert one.inputs.shape == (5, *(model.structure.token_grid or ()))
     assert one.pictures.shape == (5, 8, 8, 3)
     assert from_dict(to_dict(one)) == one

@@ -1,4 +1,5 @@
-"""Files: whole or not at all, under the umask, one writer at a time, and what is said about them."""
+"""Files: whole or not at all, under the umask, one writer at a time, and what is said about
+them."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "text": lambda folder: files.write_text(folder / "x.txt", "naïve 猫"),
     "bytes": lambda folder: files.write_bytes(folder / "x.bin", b"\0\1"),
     "results": lambda folder: save_results([Skipped("a", "b")], folder / "r.json"),
-    "report": lambda folder: deliver([Skipped("a", "b")], folder, "T", drawn={"extra": Figure((1, 1))}),
+    "report": lambda folder: deliver(
+        [Skipped("a", "b")], folder, "T", drawn={"extra": Figure((1, 1))}
+    ),
     "steps": lambda folder: Steps(folder).get("a", {}, lambda: [Skipped("a", "b")]),
     "pages": _pages,
 }
@@ -51,7 +54,9 @@ def written(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("mask", [0o077, 0o027, 0o002, 0o022])
 @pytest.mark.parametrize("name", WRITERS)
-def test_files_have_the_mode_that_the_umask_leaves(tmp_path: Path, umask: Callable[[int], int], name: str, mask: int) -> None:
+def test_files_have_the_mode_that_the_umask_leaves(
+    tmp_path: Path, umask: Callable[[int], int], name: str, mask: int
+) -> None:
     umask(mask)
     WRITERS[name](tmp_path / "out")
     modes = {f.name: oct(stat.S_IMODE(f.stat().st_mode)) for f in written(tmp_path)}
@@ -60,7 +65,10 @@ def test_files_have_the_mode_that_the_umask_leaves(tmp_path: Path, umask: Callab
 
 
 def test_text_and_bytes_come_back_and_folders_are_made(tmp_path: Path) -> None:
-    assert files.write_text(tmp_path / "a" / "b" / "x.txt", "naïve 猫").read_text(encoding="utf-8") == "naïve 猫"
+    assert (
+        files.write_text(tmp_path / "a" / "b" / "x.txt", "naïve 猫").read_text(encoding="utf-8")
+        == "naïve 猫"
+    )
     assert files.write_bytes(tmp_path / "a" / "x.bin", b"\0\xff").read_bytes() == b"\0\xff"
 
 
@@ -92,7 +100,9 @@ def test_what_the_system_refuses_is_told_in_its_words_and_leaves_the_old_files(
         patch.setattr(os, "fsync", refuse)
         with pytest.raises(StoreError, match=REFUSED[number]) as caught:
             WRITERS[name](tmp_path)
-    assert ("free disk space" in str(caught.value)) == (name == "steps" and number in (errno.ENOSPC, errno.EDQUOT))
+    assert ("free disk space" in str(caught.value)) == (
+        name == "steps" and number in (errno.ENOSPC, errno.EDQUOT)
+    )
     assert {f: f.read_bytes() for f in written(tmp_path)} == before
 
 
@@ -116,25 +126,32 @@ files.write_text(Path(sys.argv[1]), "the new one")
 def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with pytest.raises(StoreError, match=r"cannot write .*pipe: it is a device or a pipe; give the name of a file"):
+    with pytest.raises(
+        StoreError, match=r"cannot write .*pipe: it is a device or a pipe; give the name of a file"
+    ):
         files.write_text(pipe, "new")
     assert pipe.is_fifo()
     assert list(tmp_path.iterdir()) == [pipe]
 
 
 @pytest.mark.parametrize("at", ["fsync", "replace"])
-def test_a_killed_writer_leaves_the_old_file_and_a_leftover_that_is_removed(tmp_path: Path, at: str) -> None:
+def test_a_killed_writer_leaves_the_old_file_and_a_leftover_that_is_removed(
+    tmp_path: Path, at: str
+) -> None:
     file = tmp_path / "x.txt"
     file.write_text("the old one")
     (tmp_path / "own.tmp").write_text("of a person")
-    assert subprocess.run([sys.executable, "-c", KILLED, str(file), at], check=False).returncode == -signal.SIGKILL
+    assert (
+        subprocess.run([sys.executable, "-c", KILLED, str(file), at], check=False).returncode
+        == -signal.SIGKILL
+    )
     assert file.read_text() == "the old one"
     assert len(list(tmp_path.iterdir())) == 3
     files.remove_leftovers(tmp_path)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["own.tmp", "x.txt"]
 
 
-# -- names -------------------------------------------------------------------------------------------------------------
+# -- names -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -157,7 +174,7 @@ def test_half_a_pair_is_printable_too(tmp_path: Path) -> None:
     assert files.write_text(tmp_path / "x", "caf\udce9 \ud83d").read_text() == r"caf\xe9 \ud83d"
 
 
-# -- one writer --------------------------------------------------------------------------------------------------------
+# -- one writer ------------------------------------------------------------------------------------
 
 HOLDS = """
 import sys, time
@@ -171,14 +188,17 @@ with only_writer(Path("place"), Path(sys.argv[1])):
 
 def test_a_second_process_is_told_who_writes_and_a_killed_one_holds_nothing(tmp_path: Path) -> None:
     lock = tmp_path / "deep" / ".lock"
-    with subprocess.Popen([sys.executable, "-c", HOLDS, str(lock)], stdout=subprocess.PIPE, text=True) as first:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(lock)], stdout=subprocess.PIPE, text=True
+    ) as first:
         assert first.stdout is not None
         assert first.stdout.readline() == "held\n"
         with pytest.raises(StoreError) as caught, files.only_writer(tmp_path / "place", lock):
             pass
         first.kill()
     assert str(caught.value) == (
-        f"{tmp_path}/place is being written by another process (pid {first.pid}); wait for it or give another --out"
+        f"{tmp_path}/place is being written by another process (pid {first.pid}); wait for it or "
+        "give another --out"
     )
     with files.only_writer(tmp_path / "place", lock):
         assert lock.exists()

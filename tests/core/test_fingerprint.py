@@ -1,4 +1,5 @@
-"""Identity is content: equal names are no equal images, and what is equal is the same wherever it lies."""
+"""Identity is content: equal names are no equal images, and what is equal is the same wherever it
+lies."""
 
 from __future__ import annotations
 
@@ -47,10 +48,12 @@ def model() -> Model:
     return CASES["mixer"].model()
 
 
-# -- images ------------------------------------------------------------------------------------------------------------
+# -- images ----------------------------------------------------------------------------------------
 
 
-def test_equal_names_are_no_equal_images_and_equal_pictures_are_wherever_they_lie(tmp_path: Path) -> None:
+def test_equal_names_are_no_equal_images_and_equal_pictures_are_wherever_they_lie(
+    tmp_path: Path,
+) -> None:
     one = mp.load_images(folder(tmp_path / "one"))
     other = mp.load_images(folder(tmp_path / "other", seed=1))
     copy = mp.load_images(folder(tmp_path / "copy", names="xyz"))
@@ -102,7 +105,11 @@ def test_images_of_every_kind_are_known_by_their_content() -> None:
     assert held.keys == from_arrays(list(pixels()), ids=list("uvwxyz")).keys
     assert held.keys != from_arrays(pixels(1)).keys
     tensor = torch.from_numpy(pixels()).float()
-    assert TensorImages(tensor).keys == TensorImages(tensor.clone()).keys != TensorImages(tensor.double()).keys
+    assert (
+        TensorImages(tensor).keys
+        == TensorImages(tensor.clone()).keys
+        != TensorImages(tensor.double()).keys
+    )
     assert len(set(TensorImages(tensor).keys)) == N
     shuffled = distort(held, PatchShuffle(2, seed=0))
     assert shuffled.keys != held.keys
@@ -116,27 +123,37 @@ def test_images_of_every_kind_are_known_by_their_content() -> None:
     assert len(set(demo.keys)) == 20
 
 
-# -- the same images, and images apart ---------------------------------------------------------------------------------
+# -- the same images, and images apart -------------------------------------------------------------
 
 
 def test_the_same_images_are_told_by_content(tmp_path: Path) -> None:
     one = mp.load_images(folder(tmp_path / "one"))
     check_same_images(one, mp.load_images(folder(tmp_path / "copy", names="xyz")))
     check_same_images(one, distort(one, LowPass(0.1)))
-    with pytest.raises(MeasureError, match=r"^different images: 6 of 6 images differ.* two images named 'cat/a.png'"):
+    with pytest.raises(
+        MeasureError,
+        match=r"^different images: 6 of 6 images differ.* two images named 'cat/a.png'",
+    ):
         check_same_images(one, mp.load_images(folder(tmp_path / "other", seed=1)))
-    with pytest.raises(MeasureError, match=r"^the same images in a different order: 2 of 6 images differ"):
+    with pytest.raises(
+        MeasureError, match=r"^the same images in a different order: 2 of 6 images differ"
+    ):
         check_same_images(one, one.subset([1, 0, *range(2, N)]))
     with pytest.raises(MeasureError, match="6 images against 4, of which 2 are in only one set"):
         check_same_images(one, one.subset(range(4)))
 
 
 def test_sets_apart_are_told_by_content(tmp_path: Path) -> None:
-    train, test = (mp.load_images(folder(tmp_path / name, seed=s)) for s, name in enumerate(("train", "val")))
+    train, test = (
+        mp.load_images(folder(tmp_path / name, seed=s)) for s, name in enumerate(("train", "val"))
+    )
     check_apart(train, test)
     check_apart(train, test.subset([0, 0, 1]))
     shutil.copy(train.reader.where(4), test.reader.where(1))
-    with pytest.raises(ImagesError, match=r"^1 test images are also in train, the first is 'cat/b.png' \('dog/b.png' there\)"):
+    with pytest.raises(
+        ImagesError,
+        match=r"^1 test images are also in train, the first is 'cat/b.png' \('dog/b.png' there\)",
+    ):
         check_apart(train, test)
     with pytest.raises(ImagesError, match="1 test images"):
         check_apart(distort(train, LowPass(0.1)), test)
@@ -163,8 +180,12 @@ def test_a_picture_that_a_set_has_twice_is_in_one_part() -> None:
     check_apart(images.subset(apart(images.keys, [0, 1, 2], [3, 4, 5])), images.subset([3, 4, 5]))
 
 
-def test_probes_take_folders_of_equal_names_and_refuse_equal_pictures(tmp_path: Path, model: Model) -> None:
-    train, test = (mp.load_images(folder(tmp_path / name, seed=s)) for s, name in enumerate(("train", "val")))
+def test_probes_take_folders_of_equal_names_and_refuse_equal_pictures(
+    tmp_path: Path, model: Model
+) -> None:
+    train, test = (
+        mp.load_images(folder(tmp_path / name, seed=s)) for s, name in enumerate(("train", "val"))
+    )
     fit, hold = extract(model, train), extract(model, test)
     assert mp.linear_probe(fit, hold, l2=1.0).accuracy.shape[0] == len(fit)
     again = extract(model, mp.load_images(folder(tmp_path / "again", names="xyz")))
@@ -174,7 +195,7 @@ def test_probes_take_folders_of_equal_names_and_refuse_equal_pictures(tmp_path: 
         mp.compare(fit, hold, permutations=0, resamples=0)
 
 
-# -- networks ----------------------------------------------------------------------------------------------------------
+# -- networks --------------------------------------------------------------------------------------
 
 
 def _tuned(network: nn.Module) -> None:
@@ -227,7 +248,9 @@ def _hook(network: nn.Module) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else getattr(value, "__name__", ""),
 )
-def test_the_fingerprint_of_a_network_tells_it_as_it_is(case: str, change: Callable[[nn.Module], None]) -> None:
+def test_the_fingerprint_of_a_network_tells_it_as_it_is(
+    case: str, change: Callable[[nn.Module], None]
+) -> None:
     model = CASES[case].model()
     first = model.fingerprint
     assert first == CASES[case].model().fingerprint
@@ -238,7 +261,9 @@ def test_the_fingerprint_of_a_network_tells_it_as_it_is(case: str, change: Calla
 
 def test_another_preprocessing_is_another_fingerprint() -> None:
     model = CASES["vit"].model()
-    assert replace(model, input=replace(model.input, mean=(0.1,) * 3)).fingerprint != model.fingerprint
+    assert (
+        replace(model, input=replace(model.input, mean=(0.1,) * 3)).fingerprint != model.fingerprint
+    )
 
 
 class _Own(nn.Module):
@@ -253,14 +278,22 @@ def test_functions_and_classes_of_ones_own_are_told_by_their_code() -> None:
     def scaled(by: float) -> Callable[[torch.Tensor], torch.Tensor]:
         return lambda x: by * x
 
-    prints = [network_fingerprint(_Own(f)) for f in (scaled(2.0), scaled(3.0), scaled(2.0), torch.relu, torch.tanh)]
+    prints = [
+        network_fingerprint(_Own(f))
+        for f in (scaled(2.0), scaled(3.0), scaled(2.0), torch.relu, torch.tanh)
+    ]
     assert prints[0] == prints[2]
     assert len(set(prints)) == 4
-    kinds = [type("Same", (nn.Module,), {"forward": f, "__module__": "mine"}) for f in (lambda s, x: x, lambda s, x: -x)]
+    kinds = [
+        type("Same", (nn.Module,), {"forward": f, "__module__": "mine"})
+        for f in (lambda s, x: x, lambda s, x: -x)
+    ]
     assert network_fingerprint(kinds[0]()) != network_fingerprint(kinds[1]())
 
 
-@pytest.mark.parametrize("case", ["mixer", "vit", "swin", "eva", "efficientnet", "vit-attention-pooling"])
+@pytest.mark.parametrize(
+    "case", ["mixer", "vit", "swin", "eva", "efficientnet", "vit-attention-pooling"]
+)
 def test_a_pass_changes_no_fingerprint(case: str) -> None:
     model = CASES[case].model()
     first = model.fingerprint
@@ -275,12 +308,14 @@ def test_structure_and_macs_follow_the_network() -> None:
     assert model.structure is model.structure
     model.module.blocks = nn.Sequential(*model.module.blocks[:-1])
     last = f"blocks.{len(model.module.blocks)}"
-    assert [layer.name for layer in model.layers] == [name for name in before if not name.startswith(last)]
+    assert [layer.name for layer in model.layers] == [
+        name for name in before if not name.startswith(last)
+    ]
     assert model.macs < macs
     assert model.parameters == sum(p.numel() for p in model.module.parameters())
 
 
-# -- runs --------------------------------------------------------------------------------------------------------------
+# -- runs ------------------------------------------------------------------------------------------
 
 
 def test_a_stored_run_is_of_its_content(tmp_path: Path, model: Model) -> None:
@@ -308,8 +343,12 @@ def test_a_stored_run_is_of_its_content(tmp_path: Path, model: Model) -> None:
         extract(model, one, out=out)
 
 
-@pytest.mark.parametrize("change", [_tuned, _by_data, _set("norm.eps", 0.5)], ids=["weights", "weights by .data", "eps"])
-def test_a_changed_network_does_not_get_its_old_run(tmp_path: Path, change: Callable[[nn.Module], None]) -> None:
+@pytest.mark.parametrize(
+    "change", [_tuned, _by_data, _set("norm.eps", 0.5)], ids=["weights", "weights by .data", "eps"]
+)
+def test_a_changed_network_does_not_get_its_old_run(
+    tmp_path: Path, change: Callable[[nn.Module], None]
+) -> None:
     model, images = CASES["mixer"].model(), from_arrays(pixels())
     extract(model, images, out=tmp_path / "run.zarr")
     change(model.module)
@@ -326,12 +365,18 @@ def test_another_preprocessing_does_not_get_the_run(tmp_path: Path, model: Model
         extract(other, images, out=tmp_path / "run.zarr")
 
 
-def test_pictures_replaced_during_a_run_are_noticed(tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_replaced_during_a_run_are_noticed(
+    tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = mp.load_images(folder(tmp_path / "one"))
 
     model.structure  # noqa: B018 - traced before
     forward = model.module.stem.forward
-    monkeypatch.setattr(type(model.module.stem), "forward", lambda stem, x: [folder(tmp_path / "one", seed=4), forward(x)][1])
+    monkeypatch.setattr(
+        type(model.module.stem),
+        "forward",
+        lambda stem, x: [folder(tmp_path / "one", seed=4), forward(x)][1],
+    )
     with pytest.raises(ImagesError, match="have changed since the run began"):
         extract(model, images, "head", batch_size=2, out=tmp_path / "run.zarr")
     monkeypatch.undo()
@@ -339,7 +384,9 @@ def test_pictures_replaced_during_a_run_are_noticed(tmp_path: Path, model: Model
         mp.open_run(tmp_path / "run.zarr")
     folder(tmp_path / "one")
     whole = extract(model, images, "head", batch_size=2, out=tmp_path / "run.zarr")
-    np.testing.assert_array_equal(whole["head"], extract(model, images, "head", batch_size=2)["head"])
+    np.testing.assert_array_equal(
+        whole["head"], extract(model, images, "head", batch_size=2)["head"]
+    )
 
 
 def test_steps_of_a_study_belong_to_all_pixels() -> None:
@@ -350,7 +397,7 @@ def test_steps_of_a_study_belong_to_all_pixels() -> None:
     assert identity(from_arrays(many)) == identity(from_arrays(many.copy()))
 
 
-# -- parts of runs -----------------------------------------------------------------------------------------------------
+# -- parts of runs ---------------------------------------------------------------------------------
 
 
 def test_a_part_of_a_run_is_a_part_of_its_images(tmp_path: Path, model: Model) -> None:
@@ -365,7 +412,11 @@ def test_a_part_of_a_run_is_a_part_of_its_images(tmp_path: Path, model: Model) -
     np.testing.assert_array_equal(rows["blocks.0"], reps["blocks.0"][3:])
 
 
-@pytest.mark.parametrize("indices", [[0.5], [True], np.array([[0]]), ["a"], [6], [-7], np.zeros(5, bool), [None]], ids=repr)
+@pytest.mark.parametrize(
+    "indices",
+    [[0.5], [True], np.array([[0]]), ["a"], [6], [-7], np.zeros(5, bool), [None]],
+    ids=repr,
+)
 def test_what_takes_no_images_is_refused(model: Model, indices: Any) -> None:
     with pytest.raises(ImagesError):
         extract(model, from_arrays(pixels())).take(indices)

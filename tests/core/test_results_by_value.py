@@ -1,4 +1,5 @@
-"""Results are equal when their numbers are, and no class of another module is taken for one of ours."""
+"""Results are equal when their numbers are, and no class of another module is taken for one of
+ours."""
 
 from __future__ import annotations
 
@@ -10,7 +11,15 @@ import pytest
 
 from mixer_probe.capture import RunRecord
 from mixer_probe.core.errors import StoreError
-from mixer_probe.core.result import ImagesRecord, ModelRecord, Result, from_dict, load_results, save_results, to_dict
+from mixer_probe.core.result import (
+    ImagesRecord,
+    ModelRecord,
+    Result,
+    from_dict,
+    load_results,
+    save_results,
+    to_dict,
+)
 from mixer_probe.similarity import SimilarityMatrix
 
 MODEL = ModelRecord("mixer", "mixer", True, "file", "a" * 64, 1)
@@ -78,7 +87,13 @@ def test_records_compare_by_value_too() -> None:
 
 def test_a_class_of_the_same_name_does_not_replace_ours(tmp_path: Any) -> None:
     kept = to_dict(Measured(np.zeros(1)))
-    mine = dataclass(frozen=True)(type("SimilarityMatrix", (Result,), {"__annotations__": {"values": Any}, "__module__": "mine"}))
+    mine = dataclass(frozen=True)(
+        type(
+            "SimilarityMatrix",
+            (Result,),
+            {"__annotations__": {"values": Any}, "__module__": "mine"},
+        )
+    )
     data = {"$type": "SimilarityMatrix", "values": 1}
     with pytest.raises(StoreError, match="of a SimilarityMatrix is a int"):
         from_dict(data)

@@ -1,4 +1,5 @@
-"""One validator: every public function refuses a wrong seed, count, number or choice before any work, in one sentence."""
+"""One validator: every public function refuses a wrong seed, count, number or choice before any
+work, in one sentence."""
 
 from __future__ import annotations
 
@@ -33,28 +34,61 @@ NOT_FOR_PEOPLE = (Images, LogisticPath, Card)
 WRONG_COUNTS = [-1, 1.5, "3", "", math.nan, math.inf, True, [1], object()]
 
 
-COUNTS = ("batch_size", "limit", "permutations", "resamples", "runs", "steps", "draws", "controls", "surrogates", "folds", "bins")
+COUNTS = (
+    "batch_size",
+    "limit",
+    "permutations",
+    "resamples",
+    "runs",
+    "steps",
+    "draws",
+    "controls",
+    "surrogates",
+    "folds",
+    "bins",
+)
 
 
 def public_functions() -> Iterator[tuple[str, Callable[..., Any]]]:
-    """Every function, constructor and method in the `__all__` of a package, but for the classes of results."""
-    modules = [importlib.import_module(m.name) for m in pkgutil.walk_packages(mixer_probe.__path__, "mixer_probe.") if m.ispkg]
-    public = [getattr(m, name) for m in (mixer_probe, *modules) if ".cli" not in m.__name__ for name in getattr(m, "__all__", ())]
+    """Every function, constructor and method in the `__all__` of a package, but for the classes of
+    results."""
+    modules = [
+        importlib.import_module(m.name)
+        for m in pkgutil.walk_packages(mixer_probe.__path__, "mixer_probe.")
+        if m.ispkg
+    ]
+    public = [
+        getattr(m, name)
+        for m in (mixer_probe, *modules)
+        if ".cli" not in m.__name__
+        for name in getattr(m, "__all__", ())
+    ]
     for value in {id(value): value for value in public}.values():
         if inspect.isfunction(value):
             yield f"{value.__module__}.{value.__qualname__}", value
-        elif inspect.isclass(value) and not getattr(value, "_is_protocol", False) and value not in NOT_FOR_PEOPLE:
+        elif (
+            inspect.isclass(value)
+            and not getattr(value, "_is_protocol", False)
+            and value not in NOT_FOR_PEOPLE
+        ):
             # scikit-learn's estimators take anything, and look at it when they are fitted.
             is_result = value.__name__ in results._KINDS and not issubclass(value, Distortion)
             made_by_people = not is_result and not issubclass(value, BaseEstimator)
             for name, method in vars(value).items():
-                if inspect.isfunction(method) and (made_by_people if name == "__init__" else not name.startswith("_")):
+                if inspect.isfunction(method) and (
+                    made_by_people if name == "__init__" else not name.startswith("_")
+                ):
                     yield f"{value.__module__}.{method.__qualname__}", method
 
 
 def call(function: Callable[..., Any], **given: Any) -> None:
-    """With a stand-in for everything required: what is wrong is seen before any of it is looked at."""
-    required = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty and p.name not in given]
+    """With a stand-in for everything required: what is wrong is seen before any of it is looked
+    at."""
+    required = [
+        p
+        for p in inspect.signature(function).parameters.values()
+        if p.default is p.empty and p.name not in given
+    ]
     required = [p for p in required if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     function(**{p.name: WELL.get(str(p.annotation), object()) for p in required}, **given)
 
@@ -78,7 +112,9 @@ def test_every_public_function_refuses_what_is_no_count(capsys: pytest.CaptureFi
                 continue
             for value in [*WRONG_COUNTS, *([LARGEST_SEED + 1, 10**30] if name == "seed" else [])]:
                 tried += 1
-                if not (said := refusal(function, name, value)).startswith(f"{name} is a whole number"):
+                if not (said := refusal(function, name, value)).startswith(
+                    f"{name} is a whole number"
+                ):
                     taken.append(f"{where}({name}={value!r}): {said[:100]}")
     with capsys.disabled():
         print(f" {tried} wrong whole numbers,", end="")
@@ -89,20 +125,72 @@ def test_every_public_function_refuses_what_is_no_count(capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     "call, error, said",
     [
-        (lambda: load_images("demo", seed=-1), ImagesError, "seed is a whole number from 0 to 4294967295, not -1"),
-        (lambda: load_images("demo", seed="7"), ImagesError, "seed is a whole number from 0 to 4294967295, not '7'"),
-        (lambda: load_images("demo", limit="ten"), ImagesError, "limit is a whole number, 1 or more, not 'ten'"),
-        (lambda: load_images("demo", limit=math.nan), ImagesError, "limit is a whole number, 1 or more, not nan"),
-        (lambda: load_images("demo", on_error="skpi"), ImagesError, "unknown on_error 'skpi'; known: raise, skip"),
-        (lambda: load_model("zoo:mixer-s0", seed=0.5), ModelError, "seed is a whole number from 0 to 4294967295, not 0.5"),
-        (lambda: cka(np.eye(5), np.eye(5), kernel="rbv"), MeasureError, "unknown kernel 'rbv'; known: linear, rbf"),
-        (lambda: cka(np.eye(5), np.eye(5), bandwidth="wide"), MeasureError, "bandwidth is a finite number, not 'wide'"),
+        (
+            lambda: load_images("demo", seed=-1),
+            ImagesError,
+            "seed is a whole number from 0 to 4294967295, not -1",
+        ),
+        (
+            lambda: load_images("demo", seed="7"),
+            ImagesError,
+            "seed is a whole number from 0 to 4294967295, not '7'",
+        ),
+        (
+            lambda: load_images("demo", limit="ten"),
+            ImagesError,
+            "limit is a whole number, 1 or more, not 'ten'",
+        ),
+        (
+            lambda: load_images("demo", limit=math.nan),
+            ImagesError,
+            "limit is a whole number, 1 or more, not nan",
+        ),
+        (
+            lambda: load_images("demo", on_error="skpi"),
+            ImagesError,
+            "unknown on_error 'skpi'; known: raise, skip",
+        ),
+        (
+            lambda: load_model("zoo:mixer-s0", seed=0.5),
+            ModelError,
+            "seed is a whole number from 0 to 4294967295, not 0.5",
+        ),
+        (
+            lambda: cka(np.eye(5), np.eye(5), kernel="rbv"),
+            MeasureError,
+            "unknown kernel 'rbv'; known: linear, rbf",
+        ),
+        (
+            lambda: cka(np.eye(5), np.eye(5), bandwidth="wide"),
+            MeasureError,
+            "bandwidth is a finite number, not 'wide'",
+        ),
         (lambda: LowPass(math.nan), ImagesError, "cutoff is a finite number, not nan"),
-        (lambda: PatchShuffle(2, seed=-3), ImagesError, "seed is a whole number from 0 to 4294967295, not -3"),
-        (lambda: PatchShuffle("2"), ImagesError, "grid is a whole number or (rows, columns), each 1 or more, not '2'"),
-        (lambda: LogisticProbe(seed=-1, l2=1.0).fit(X, Y), MeasureError, "seed is a whole number from 0 to 4294967295, not -1"),
-        (lambda: LogisticProbe(l2=1.0, max_iter=0).fit(X, Y), MeasureError, "max_iter is a whole number, 1 or more, not 0"),
-        (lambda: StudySettings(batch_size=0), MeasureError, "batch_size is a whole number, 1 or more, not 0"),
+        (
+            lambda: PatchShuffle(2, seed=-3),
+            ImagesError,
+            "seed is a whole number from 0 to 4294967295, not -3",
+        ),
+        (
+            lambda: PatchShuffle("2"),
+            ImagesError,
+            "grid is a whole number or (rows, columns), each 1 or more, not '2'",
+        ),
+        (
+            lambda: LogisticProbe(seed=-1, l2=1.0).fit(X, Y),
+            MeasureError,
+            "seed is a whole number from 0 to 4294967295, not -1",
+        ),
+        (
+            lambda: LogisticProbe(l2=1.0, max_iter=0).fit(X, Y),
+            MeasureError,
+            "max_iter is a whole number, 1 or more, not 0",
+        ),
+        (
+            lambda: StudySettings(batch_size=0),
+            MeasureError,
+            "batch_size is a whole number, 1 or more, not 0",
+        ),
     ],
 )
 def test_messages(call: Callable[[], Any], error: type[MixerProbeError], said: str) -> None:
@@ -113,7 +201,9 @@ def test_messages(call: Callable[[], Any], error: type[MixerProbeError], said: s
 
 def test_what_is_right_passes_and_numpys_whole_numbers_become_ints() -> None:
     @checked(MeasureError)
-    def given(seed: int = 0, k: int | None = None, share: float = 0.5, *, other: object = None) -> tuple[object, ...]:
+    def given(
+        seed: int = 0, k: int | None = None, share: float = 0.5, *, other: object = None
+    ) -> tuple[object, ...]:
         return seed, k, share, other
 
     assert given(np.int64(3), np.uint8(2), 1, other="x") == (3, 2, 1, "x")
@@ -126,7 +216,11 @@ def test_what_is_right_passes_and_numpys_whole_numbers_become_ints() -> None:
 def test_seeds_are_what_numpy_and_torch_take() -> None:
     for seed in (0, 1, LARGEST_SEED):
         assert check_seed(seed, MeasureError) == seed
-        np.random.RandomState(seed), np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+        (
+            np.random.RandomState(seed),
+            np.random.default_rng(seed),
+            torch.Generator().manual_seed(seed),
+        )
     with pytest.raises(ValueError, match="between 0 and 2"):
         np.random.RandomState(LARGEST_SEED + 1)
 

@@ -1,4 +1,5 @@
-"""Parts of multiply-accumulates against formulas, and Table 1 of the Mixer paper against counts made elsewhere."""
+"""Parts of multiply-accumulates against formulas, and Table 1 of the Mixer paper against counts
+made elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ import torch
 from mixer_probe.cost import count_parts, head_parameters, mixer_scales
 from tests.networks import CASES
 
-# From an independent count of timm's networks without their classifier: parameters, multiply-accumulates at 224 px.
+# From an independent count of timm's networks without their classifier: parameters,
+# multiply-accumulates at 224 px.
 TABLE1 = {
     "S/32": (18591624, 1001914368),
     "S/16": (18015264, 3776446464),
@@ -30,13 +32,23 @@ def test_table_1() -> None:
     assert {s.name: s.printed_millions for s in found.scales} == PRINTED
     frame = found.to_frame().set_index("scale")
     assert (frame["parameters"] / 1e6).round().astype(int).to_dict() == PRINTED
-    assert frame.loc["B/16", ["C", "S", "D_S", "D_C", "layers"]].tolist() == [768, 196, 384, 3072, 12]
+    assert frame.loc["B/16", ["C", "S", "D_S", "D_C", "layers"]].tolist() == [
+        768,
+        196,
+        384,
+        3072,
+        12,
+    ]
 
 
 def test_parts_of_a_mixer() -> None:
     parts = count_parts(CASES["mixer"].model())
     d_s, d_c = 12, 96
-    assert (parts.stem, parts.spatial, parts.channel) == (S * 3 * P * P * C, L * 2 * S * d_s * C, L * 2 * S * C * d_c)
+    assert (parts.stem, parts.spatial, parts.channel) == (
+        S * 3 * P * P * C,
+        L * 2 * S * d_s * C,
+        L * 2 * S * C * d_c,
+    )
     assert (parts.rest, parts.head) == (0, C * K)
     assert parts.without_head == parts.total - C * K
     assert head_parameters(CASES["mixer"].model()) == C * K + K
@@ -58,7 +70,8 @@ def test_parts_of_a_vit() -> None:
 
 
 def test_parts_of_a_swin() -> None:
-    """Three stages of two blocks: windows of 4x4 positions, widths 8, 16 and 32, merged in between by 4 C -> 2 C."""
+    """Three stages of two blocks: windows of 4x4 positions, widths 8, 16 and 32, merged in between
+    by 4 C -> 2 C."""
     parts = count_parts(CASES["swin"].model())
     stages = [(256, 8), (64, 16), (16, 32)]
     assert parts.spatial == sum(2 * (4 * n * c * c + 2 * n * 16 * c) for n, c in stages)
@@ -67,7 +80,9 @@ def test_parts_of_a_swin() -> None:
     assert parts.rest == 0
 
 
-@pytest.mark.parametrize("name", ["resnet-bottleneck", "convnext", "swin", "mobilenetv2", "gmixer", "resmlp"])
+@pytest.mark.parametrize(
+    "name", ["resnet-bottleneck", "convnext", "swin", "mobilenetv2", "gmixer", "resmlp"]
+)
 def test_parts_add_up(name: str) -> None:
     model = CASES[name].model()
     parts = count_parts(model)

@@ -1,4 +1,5 @@
-"""Memory and time: against sums by hand, exact binomial levels, and networks that take a known time."""
+"""Memory and time: against sums by hand, exact binomial levels, and networks that take a known
+time."""
 
 from __future__ import annotations
 
@@ -26,9 +27,12 @@ def chain(in_place: bool) -> nn.Module:
     return nn.Sequential(nn.Linear(8, 100), nn.ReLU(inplace=in_place), nn.Linear(100, 3))
 
 
-@pytest.mark.parametrize("in_place, expected", [(False, 160 + 2000 + 2000), (True, 160 + 2000 + 60)])
+@pytest.mark.parametrize(
+    "in_place, expected", [(False, 160 + 2000 + 2000), (True, 160 + 2000 + 60)]
+)
 def test_peak_of_a_chain(in_place: bool, expected: int) -> None:
-    """Five rows of 8, 100 and 3 floats: the input stays, and each activation until the next is there."""
+    """Five rows of 8, 100 and 3 floats: the input stays, and each activation until the next is
+    there."""
     network = chain(in_place)
     with torch.no_grad(), LiveBytes(without=network) as counter:
         network(torch.zeros(5, 8))
@@ -58,7 +62,9 @@ def test_memory_grows_with_the_batch_and_the_type(name: str) -> None:
     assert four == pytest.approx(4 * one, rel=0.01)
     # The batch, and the widest activation, are alive in any case.
     assert one > 4 * 3 * CASES[name].size ** 2
-    assert peak_activation_bytes(CASES[name].model(torch.float64), 4) == pytest.approx(2 * four, rel=0.02)
+    assert peak_activation_bytes(CASES[name].model(torch.float64), 4) == pytest.approx(
+        2 * four, rel=0.02
+    )
 
 
 def test_time_is_of_warm_passes_alone() -> None:
@@ -81,7 +87,9 @@ def test_time_is_of_warm_passes_alone() -> None:
 def test_networks_take_turns() -> None:
     models, order = [CASES[name].model() for name in ("mixer", "vit")], []
     for name, model in zip("ab", models):
-        model.module.register_forward_pre_hook(lambda _module, _arguments, name=name: order.append(name))
+        model.module.register_forward_pre_hook(
+            lambda _module, _arguments, name=name: order.append(name)
+        )
     assert time_together(models, batch_size=1, runs=2).shape == (2, 2)
     assert "".join(order) == "ab" * 5
 
@@ -96,7 +104,11 @@ def test_the_cost_of_a_network() -> None:
     assert low <= cost.throughput <= high
     assert cost.device == device_name(torch.device("cpu"))
     assert "thread" in cost.device
-    assert (cost.model.parameters, cost.macs.total, cost.head_parameters) == (model.parameters, model.macs, 125)
+    assert (cost.model.parameters, cost.macs.total, cost.head_parameters) == (
+        model.parameters,
+        model.macs,
+        125,
+    )
     counted = model_cost(model, batch_size=4, runs=0)
     assert np.isnan(counted.throughput)
     assert np.isnan(counted.to_frame()["low"]).all()

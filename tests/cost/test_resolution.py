@@ -40,7 +40,9 @@ def test_counts_at_every_resolution(name: str, spatial: np.ndarray, channel: np.
     np.testing.assert_array_equal(growth.counted, STEM + L * (spatial + channel))
 
 
-@pytest.mark.parametrize("name", ["mixer", "gmixer", "resnet-bottleneck", "convnext", "convmixer", "swin"])
+@pytest.mark.parametrize(
+    "name", ["mixer", "gmixer", "resnet-bottleneck", "convnext", "convmixer", "swin"]
+)
 def test_linear_growth(name: str) -> None:
     """Fixed D_S, convolutions, and windows of fixed size: exponent 1, nothing quadratic."""
     growth = cost_growth(CASES[name].model(), timed=0)
@@ -53,7 +55,9 @@ def test_linear_growth(name: str) -> None:
 def test_the_quadratic_fraction_of_a_vit(name: str, prefix: int) -> None:
     """2 L C S^2 of all, with a class token as well; the exponent approaches 2."""
     growth = cost_growth(CASES[name].model(), timed=0)
-    np.testing.assert_allclose(growth.quadratic_fraction, L * 2 * C * S**2 / growth.counted, rtol=1e-9)
+    np.testing.assert_allclose(
+        growth.quadratic_fraction, L * 2 * C * S**2 / growth.counted, rtol=1e-9
+    )
     n = S + prefix
     np.testing.assert_array_equal(growth.counted, STEM + L * (12 * n * C * C + 2 * n * n * C))
     assert (np.diff(growth.exponents) > 0).all()
@@ -67,7 +71,10 @@ def test_resmlp_and_gmlp_are_quadratic_as_well() -> None:
 
 
 def test_against_networks_that_timm_builds_for_that_size() -> None:
-    for cls, options in ((MlpMixer, {"num_blocks": 2}), (VisionTransformer, {"depth": 2, "num_heads": 2})):
+    for cls, options in (
+        (MlpMixer, {"num_blocks": 2}),
+        (VisionTransformer, {"depth": 2, "num_heads": 2}),
+    ):
         sizes = {"patch_size": 8, "embed_dim": 16, "num_classes": 3, **options}
         spec = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "device": "cpu"}
         small = load_model(cls(img_size=32, **sizes), input_size=(3, 32, 32), **spec)
@@ -119,7 +126,9 @@ def test_the_exponent_of_planted_times() -> None:
 
 def test_bad_sizes() -> None:
     model = CASES["mixer"].model()
-    with pytest.raises(MeasureError, match="two sizes or more, each larger than the last, not 64, 32"):
+    with pytest.raises(
+        MeasureError, match="two sizes or more, each larger than the last, not 64, 32"
+    ):
         cost_growth(model, (64, 32))
     with pytest.raises(MeasureError, match="not 32"):
         cost_growth(model, (32,))

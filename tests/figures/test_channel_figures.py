@@ -26,7 +26,10 @@ from tests.networks import as_model, noise, randomised, settled
 def models() -> list[mp.Model]:
     mixer = randomised(MlpMixer(img_size=32, patch_size=8, embed_dim=16, num_blocks=3))
     resnet = ResNet(BasicBlock, [1, 1, 1, 1], channels=(8, 8, 16, 16), stem_width=8)
-    return [as_model(mixer, name="m$xer"), as_model(settled(randomised(resnet), noise(8)), name="resnet")]
+    return [
+        as_model(mixer, name="m$xer"),
+        as_model(settled(randomised(resnet), noise(8)), name="resnet"),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +58,14 @@ def test_channel_depth_draws_the_summary(statistics: list[ChannelStatistics]) ->
         table = result.summary()
         np.testing.assert_array_equal(figure.axes[3].lines[i].get_ydata(), table["median_kurtosis"])
         np.testing.assert_array_equal(figure.axes[4].lines[i].get_ydata(), table["largest_ratio"])
-        np.testing.assert_allclose(figure.axes[5].lines[i].get_ydata(), 100 * table["participation"] / table["channels"])
+        np.testing.assert_allclose(
+            figure.axes[5].lines[i].get_ydata(), 100 * table["participation"] / table["channels"]
+        )
 
 
-def test_results_of_an_earlier_version_have_the_first_row_alone(statistics: list[ChannelStatistics]) -> None:
+def test_results_of_an_earlier_version_have_the_first_row_alone(
+    statistics: list[ChannelStatistics],
+) -> None:
     old = replace(statistics[0], kurtosis=(), median_magnitude=None, participation=None)
     assert len(channel_depth([old, statistics[1]]).axes) == 3
 
@@ -73,16 +80,22 @@ def test_selectivity_draws_the_summary(reps: list[mp.Representations]) -> None:
     figure = finished(selectivity_depth(results))
     for i, result in enumerate(results):
         table = result.summary()
-        np.testing.assert_allclose(figure.axes[0].lines[i].get_ydata(), 100 * table["share_selective"])
+        np.testing.assert_allclose(
+            figure.axes[0].lines[i].get_ydata(), 100 * table["share_selective"]
+        )
         np.testing.assert_array_equal(figure.axes[1].lines[i].get_ydata(), table["auroc_median"])
     figure = finished(selectivity_distributions(results))
     assert [a.get_title(loc="left") for a in figure.axes] == [r"m\$xer", "resnet"]
-    np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), results[0].summary()["auroc_median"])
+    np.testing.assert_allclose(
+        figure.axes[0].lines[0].get_ydata(), results[0].summary()["auroc_median"]
+    )
     finished(selectivity_distributions([*results, *results]))
     finished(selectivity_depth([mp.class_selectivity(reps[0], permutations=0)]))
 
 
-def test_curves_of_channels_needed_are_the_accuracies(models: list[mp.Model], reps: list[mp.Representations]) -> None:
+def test_curves_of_channels_needed_are_the_accuracies(
+    models: list[mp.Model], reps: list[mp.Representations]
+) -> None:
     train = mp.extract(models[0], mp.load_images("demo", split="train", limit=80))
     result = channels_needed(train, reps[0], draws=2, probe="centroid")
     (axes,) = finished(channels_needed_curves([result])).axes
@@ -93,7 +106,9 @@ def test_curves_of_channels_needed_are_the_accuracies(models: list[mp.Model], re
 def test_histograms_of_partners_hold_all_channels(reps: list[mp.Representations]) -> None:
     result = mp.channel_partners(reps[0], reps[1], "blocks.2", "layer1.0", permutations=19)
     (axes,) = finished(partner_strength([result])).axes
-    assert sum(bar.get_height() for bar in axes.patches if hasattr(bar, "get_height")) == pytest.approx(100)
+    assert sum(
+        bar.get_height() for bar in axes.patches if hasattr(bar, "get_height")
+    ) == pytest.approx(100)
     assert f"{100 * result.share_above:.0f} % above null" in [t.get_text() for t in axes.texts]
 
 
@@ -104,7 +119,13 @@ def test_a_page_has_its_pictures_and_numbers(
     selectivity = mp.class_selectivity(reps[0], permutations=19)
     partners = [mp.channel_partners(reps[0], reps[1], "blocks.2", "layer1.0", permutations=19)]
     (page,) = channel_pages(
-        models[0], images, {"blocks.2": 3}, k=3, statistics=statistics[0], selectivity=selectivity, partners=partners
+        models[0],
+        images,
+        {"blocks.2": 3},
+        k=3,
+        statistics=statistics[0],
+        selectivity=selectivity,
+        partners=partners,
     )
     figure = channel_page(page)
     figure.draw_without_rendering()
@@ -114,7 +135,9 @@ def test_a_page_has_its_pictures_and_numbers(
     np.testing.assert_array_equal(board.images[0].get_array(), page.top.pictures[0])
     left, right, bottom, top = board.images[0].get_extent()
     box, shares = board.patches[0], page.top.boxes[0]
-    assert box.get_xy() == pytest.approx((left + shares[1] * (right - left), top + shares[0] * (bottom - top)))
+    assert box.get_xy() == pytest.approx(
+        (left + shares[1] * (right - left), top + shares[0] * (bottom - top))
+    )
     texts = texts_of(figure)
     assert f"{page.statistics['mean']:.3g} ± {page.statistics['std']:.3g}" in texts
     assert any(t.startswith(f"channel {page.partners[0][2]}, r = ") for t in texts)
@@ -126,7 +149,9 @@ def texts_of(figure: Figure) -> list[str]:
 
 
 @pytest.mark.parametrize("layer", ["blocks.0.mlp_tokens.fc1", "head", "blocks.0"])
-def test_pages_of_layers_without_a_grid_and_without_numbers(models: list[mp.Model], layer: str) -> None:
+def test_pages_of_layers_without_a_grid_and_without_numbers(
+    models: list[mp.Model], layer: str
+) -> None:
     (page,) = channel_pages(models[0], noise(4), {layer: 0}, k=1)
     figure = channel_page(page)
     figure.draw_without_rendering()

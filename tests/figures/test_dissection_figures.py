@@ -9,7 +9,11 @@ from timm.models.resnet import BasicBlock, ResNet
 
 import mixer_probe as mp
 from mixer_probe.channels import DissectedChannel, Dissection, dissect, dissected_channel
-from mixer_probe.channels.figures import dissected_channel_pictures, dissection_concepts, dissection_depth
+from mixer_probe.channels.figures import (
+    dissected_channel_pictures,
+    dissection_concepts,
+    dissection_depth,
+)
 from mixer_probe.images import concepts_from_arrays
 from mixer_probe.report.views import all_views
 from tests.networks import as_model, noise, randomised, settled
@@ -39,7 +43,10 @@ def concepts(images: mp.Images):
 def models() -> list[mp.Model]:
     mixer = randomised(MlpMixer(img_size=32, patch_size=4, embed_dim=16, num_blocks=3))
     resnet = ResNet(BasicBlock, [1, 1, 1, 1], channels=(8, 8, 16, 16), stem_width=8)
-    return [as_model(mixer, name="m$xer"), as_model(settled(randomised(resnet), noise(8)), name="resnet")]
+    return [
+        as_model(mixer, name="m$xer"),
+        as_model(settled(randomised(resnet), noise(8)), name="resnet"),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +59,9 @@ def results(models: list[mp.Model], images: mp.Images, concepts) -> list[Dissect
 
 
 @pytest.fixture(scope="module")
-def page(models: list[mp.Model], images: mp.Images, concepts, results: list[Dissection]) -> DissectedChannel:
+def page(
+    models: list[mp.Model], images: mp.Images, concepts, results: list[Dissection]
+) -> DissectedChannel:
     return dissected_channel(models[0], images, concepts, results[0], "blocks.0", 5, k=4)
 
 
@@ -68,7 +77,9 @@ def test_depth_has_a_row_for_each_kind_and_draws_the_summary(results: list[Disse
     for i, result in enumerate(results):
         table = result.summary()
         table = table[table["kind"] == "block"]
-        np.testing.assert_allclose(figure.axes[0].lines[i].get_ydata(), 100 * table["share_detectors"])
+        np.testing.assert_allclose(
+            figure.axes[0].lines[i].get_ydata(), 100 * table["share_detectors"]
+        )
         np.testing.assert_array_equal(figure.axes[1].lines[i].get_ydata(), table["unique_concepts"])
         np.testing.assert_array_equal(figure.axes[2].lines[i].get_ydata(), table["strength_max"])
     assert len(dissection_depth(results[1:]).axes) == 3
@@ -108,22 +119,32 @@ def test_pictures_of_a_channel(page: DissectedChannel) -> None:
 
 
 def test_pictures_where_nothing_is_lit_or_there(page: DissectedChannel) -> None:
-    empty = replace(page, lit=np.zeros_like(page.lit), masks=np.zeros_like(page.masks), maps=np.ones_like(page.maps))
+    empty = replace(
+        page,
+        lit=np.zeros_like(page.lit),
+        masks=np.zeros_like(page.masks),
+        maps=np.ones_like(page.maps),
+    )
     figure = dissected_channel_pictures(empty)
     figure.draw_without_rendering()
     assert "no pixel" in figure.axes[0].get_title()
 
 
 def test_sections_say_the_numbers(results: list[Dissection], page: DissectedChannel) -> None:
-    twin = replace(results[0], model=replace(results[0].model, name="m$xer?untrained", trained=False))
+    twin = replace(
+        results[0], model=replace(results[0].model, name="m$xer?untrained", trained=False)
+    )
     trained = replace(results[0], model=replace(results[0].model, trained=True))
     random = replace(results[1], model=replace(results[1].model, trained=False))
     (section,) = all_views()[Dissection].sections([trained, random, twin])
     assert len(section.paragraphs) == 2
     frame = trained.to_frame()
     found = frame["detector"].sum()
-    counted = f"{100 * found / len(frame):.1f} % of {len(frame)} channels significantly detect a concept"
-    # Some channel is beyond chance where its p-value, corrected for its layer, is so for all layers too.
+    counted = (
+        f"{100 * found / len(frame):.1f} % of {len(frame)} channels significantly detect a concept"
+    )
+    # Some channel is beyond chance where its p-value, corrected for its layer, is so for all layers
+    # too.
     any_beyond = frame["p_value"].min() * len(trained.layers) <= 0.05
     assert (counted if any_beyond else "no channel of") in section.paragraphs[0]
     sure = replace(trained, p_value=tuple(np.where(p <= 0.05, 0.001, p) for p in trained.p_value))
@@ -135,4 +156,7 @@ def test_sections_say_the_numbers(results: list[Dissection], page: DissectedChan
     (pictures,) = all_views()[DissectedChannel].sections([page])
     assert f"IoU {page.iou:.3f} with {page.concept}" in pictures.paragraphs[0]
     none = replace(results[1], p_value=tuple(np.ones_like(p) for p in results[1].p_value))
-    assert "significantly detects any of 4 concepts" in all_views()[Dissection].sections([none])[0].paragraphs[0]
+    assert (
+        "significantly detects any of 4 concepts"
+        in all_views()[Dissection].sections([none])[0].paragraphs[0]
+    )

@@ -56,7 +56,9 @@ def test_tiles_lie_in_reading_order_with_gaps() -> None:
 def test_small_maps_are_enlarged_beside_their_gap() -> None:
     canvas = tile(np.arange(8.0).reshape(2, 2, 2), columns=2, background=np.nan)
     assert canvas.shape == (8, 17)
-    np.testing.assert_array_equal(canvas[:, :8], np.kron(np.arange(4.0).reshape(2, 2), np.ones((4, 4))))
+    np.testing.assert_array_equal(
+        canvas[:, :8], np.kron(np.arange(4.0).reshape(2, 2), np.ones((4, 4)))
+    )
 
 
 def test_units_are_drawn_symmetric_around_zero_in_the_order_of_pairs(study: list[Result]) -> None:
@@ -68,13 +70,23 @@ def test_units_are_drawn_symmetric_around_zero_in_the_order_of_pairs(study: list
     # Units of 4x4 are drawn at twice their size.
     np.testing.assert_allclose(drawn[:8:2, :8:2], first / np.abs(first).max(), rtol=1e-6)
     assert np.nanmax(np.abs(drawn)) == pytest.approx(1.0)
-    shared = token_mixing_units(units, 1, shared_scale=True, columns=4).axes[0].images[0].get_array().filled(np.nan)
-    np.testing.assert_allclose(shared[1:8:2, 1:8:2], first / np.abs(units.units(1)).max(), rtol=1e-6)
+    shared = (
+        token_mixing_units(units, 1, shared_scale=True, columns=4)
+        .axes[0]
+        .images[0]
+        .get_array()
+        .filled(np.nan)
+    )
+    np.testing.assert_allclose(
+        shared[1:8:2, 1:8:2], first / np.abs(units.units(1)).max(), rtol=1e-6
+    )
 
 
 def test_a_filter_of_zeros_is_mid_grey(study: list[Result]) -> None:
     stem = of(study, StemFilters)[0]
-    blank = StemFilters(stem.model, stem.layer, np.zeros_like(stem.filters), stem.stride, stem.frequency)
+    blank = StemFilters(
+        stem.model, stem.layer, np.zeros_like(stem.filters), stem.stride, stem.frequency
+    )
     picture = stem_pictures(blank).axes[0].images[0].get_array()
     assert (picture[:8, :8] == 0.5).all()
 
@@ -92,11 +104,16 @@ def cka_of(study: list[Result]) -> list[SimilarityMatrix]:
 
 
 def layers(*kinds: str) -> tuple[Layer, ...]:
-    return tuple(Layer(f"l{i}", kind, (i + 1) / len(kinds), None, 4, 0, 0) for i, kind in enumerate(kinds))
+    return tuple(
+        Layer(f"l{i}", kind, (i + 1) / len(kinds), None, 4, 0, 0) for i, kind in enumerate(kinds)
+    )
 
 
 def matrix_of(
-    values: list[list[float]], chance: float | None = 0.5, kinds: tuple[str, ...] = ("block",), **changes: Any
+    values: list[list[float]],
+    chance: float | None = 0.5,
+    kinds: tuple[str, ...] = ("block",),
+    **changes: Any,
 ) -> SimilarityMatrix:
     """A matrix with these values, all cells of which have one null."""
     found = np.array(values, dtype=float)
@@ -116,7 +133,13 @@ def matrix_of(
     models = {"model_a": record, "model_b": replace(record, name="other"), "images": None}
     p = {"p_a": (4,) * len(a), "p_b": (4,) * len(b)}
     return SimilarityMatrix(
-        values=found, layers_a=layers(*a), layers_b=layers(*b), null=null, **models, **p, **(fields | changes)
+        values=found,
+        layers_a=layers(*a),
+        layers_b=layers(*b),
+        null=null,
+        **models,
+        **p,
+        **(fields | changes),
     )
 
 
@@ -157,17 +180,26 @@ def test_one_scale_holds_one_measure() -> None:
 def test_strips_show_kinds_where_there_are_several() -> None:
     plain = similarity_heatmaps([matrix_of([[0.9, 0.1], [0.2, 0.8]])])
     assert not plain.axes[0].patches
-    figure = similarity_heatmaps([matrix_of([[0.9, 0.1], [0.2, 0.8]], kinds=("spatial", "channel"))])
+    figure = similarity_heatmaps(
+        [matrix_of([[0.9, 0.1], [0.2, 0.8]], kinds=("spatial", "channel"))]
+    )
     strips = figure.axes[0].patches
     assert len(strips) == 4
     assert len({to_hex(strip.get_facecolor()) for strip in strips}) == 2
     # Beside the cells, not on them.
-    assert all(strip.get_y() + strip.get_height() < -0.5 or strip.get_x() + strip.get_width() < -0.5 for strip in strips)
-    assert {"spatial layer", "channel layer"} <= {text.get_text() for text in figure.legends[0].get_texts()}
+    assert all(
+        strip.get_y() + strip.get_height() < -0.5 or strip.get_x() + strip.get_width() < -0.5
+        for strip in strips
+    )
+    assert {"spatial layer", "channel layer"} <= {
+        text.get_text() for text in figure.legends[0].get_texts()
+    }
 
 
 def test_the_path_is_the_best_match_with_open_markers_below_the_null() -> None:
-    axes = similarity_heatmaps([matrix_of([[0.9, 0.1], [0.2, 0.8], [0.4, 0.3]])], paths=True).axes[0]
+    axes = similarity_heatmaps([matrix_of([[0.9, 0.1], [0.2, 0.8], [0.4, 0.3]])], paths=True).axes[
+        0
+    ]
     path = axes.lines[0]
     assert (list(path.get_xdata()), list(path.get_ydata())) == ([0, 1, 0], [0, 1, 2])
     filled, hollow = axes.collections
@@ -179,8 +211,13 @@ def test_the_path_is_the_best_match_with_open_markers_below_the_null() -> None:
 def test_every_measure_has_the_scale_that_it_declares() -> None:
     values = [[0.9, -0.3], [0.2, 0.6]]
     names = ["predictivity", "procrustes", "angular_procrustes", "rsa"]
-    matrices = [matrix_of(values, None), *(matrix_of(values, None, measure=name, estimator="", kernel="") for name in names)]
-    panels = [axes for axes in similarity_measures(matrices).axes if axes.get_label() != "<colorbar>"]
+    matrices = [
+        matrix_of(values, None),
+        *(matrix_of(values, None, measure=name, estimator="", kernel="") for name in names),
+    ]
+    panels = [
+        axes for axes in similarity_measures(matrices).axes if axes.get_label() != "<colorbar>"
+    ]
     tops = [axes.images[0].norm.vmax for axes in panels]
     assert tops == pytest.approx([1, 1, 2**0.5, np.pi / 2, 1])
     assert {axes.images[0].norm.vmin for axes in panels} == {0}
@@ -199,7 +236,9 @@ def test_matches_are_drawn_by_depth() -> None:
     assert "no significant order" in figure.axes[0].get_title(loc="left")
     # Two layers are in order in one case of two, five in one of 120.
     for layers, said in ((2, "no significant order"), (5, "increases with depth")):
-        drawn_figure = match_figure([best_matches(matrix_of((0.2 + 0.7 * np.eye(layers)).tolist()))])
+        drawn_figure = match_figure(
+            [best_matches(matrix_of((0.2 + 0.7 * np.eye(layers)).tolist()))]
+        )
         assert said in drawn_figure.axes[0].get_title(loc="left")
     assert "open: not above chance" in [text.get_text() for text in figure.legends[0].get_texts()]
 
@@ -224,7 +263,9 @@ def test_fractions_of_layers_identified_are_drawn_by_measure() -> None:
     record = ModelRecord("net", "vit", True, "", "0", 1)
     partner = np.array([[[0, 1, 2, 3], [0, 1, 2, 3]], [[0, 0, 0, 3], [1, 1, 2, 0]]])
     models = (record, replace(record, name="other"))
-    found = LayerIdentification(models, layers(*["block"] * 4), ("cka", "rsa"), ("CKA", "RSA"), partner, 9, "mean", None)
+    found = LayerIdentification(
+        models, layers(*["block"] * 4), ("cka", "rsa"), ("CKA", "RSA"), partner, 9, "mean", None
+    )
     axes = layer_identification_bars([found, found]).axes[0]
     assert [t.get_text() for t in axes.get_yticklabels()] == ["RSA", "CKA"]
     first, second = (line for line in axes.lines if line.get_label().startswith("net"))
@@ -238,8 +279,13 @@ def test_the_map_has_every_pair_both_ways_round(study: list[Result]) -> None:
     axes = similarity_map(matrices).axes[0]
     meshes = [m for m in axes.collections if m.get_cmap().name == "viridis"]
     assert len(meshes) == 9
-    assert [t.get_text() for t in axes.get_xticklabels()] == ["tiny-mixer", "tiny-vit", "tiny-resnet"]
-    upper = next(m for m in meshes if m.get_coordinates()[0, 0].tolist() == [1, 0])  # row network 0, column network 1
+    assert [t.get_text() for t in axes.get_xticklabels()] == [
+        "tiny-mixer",
+        "tiny-vit",
+        "tiny-resnet",
+    ]
+    # row network 0, column network 1
+    upper = next(m for m in meshes if m.get_coordinates()[0, 0].tolist() == [1, 0])
     np.testing.assert_allclose(upper.get_array(), np.clip(matrices[1].values, 0, 1))
     lower = next(m for m in meshes if m.get_coordinates()[0, 0].tolist() == [0, 1])
     box = lower.get_coordinates()

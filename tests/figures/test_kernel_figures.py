@@ -1,4 +1,5 @@
-"""Figures and report sections of spatial kernels and kernel tying show the numbers of their results."""
+"""Figures and report sections of spatial kernels and kernel tying show the numbers of their
+results."""
 
 from __future__ import annotations
 
@@ -34,7 +35,10 @@ def named(model: mp.Model, name: str) -> mp.Model:
 
 @pytest.fixture(scope="module")
 def kernels() -> list[SpatialKernels]:
-    return [mp.spatial_kernels(named(CASES[name].model(), name)) for name in ("mixer", "vit", "convnext")]
+    return [
+        mp.spatial_kernels(named(CASES[name].model(), name))
+        for name in ("mixer", "vit", "convnext")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +60,16 @@ def test_maps_lie_where_their_positions_lie(kernels: list[SpatialKernels]) -> No
     # Grids of 4x4 are drawn at twice their size, 9 apart; position 6 is in row 1, column 2.
     np.testing.assert_allclose(values[9:17:2, 18:26:2], maps[6] / np.abs(maps[6]).max(), rtol=1e-6)
     assert (image.norm.vmin, image.norm.vmax) == (-1, 1)
-    shared = np.asarray(kernel_maps(kernels[0], [1], shared_scale=True).axes[0].images[0].get_array().filled(np.nan))
+    shared = np.asarray(
+        kernel_maps(kernels[0], [1], shared_scale=True).axes[0].images[0].get_array().filled(np.nan)
+    )
     np.testing.assert_allclose(shared[9:17:2, 18:26:2], maps[6] / np.abs(maps).max(), rtol=1e-6)
     drawn(figure)
 
 
-def test_attention_goes_up_from_zero_and_large_grids_are_thinned(kernels: list[SpatialKernels]) -> None:
+def test_attention_goes_up_from_zero_and_large_grids_are_thinned(
+    kernels: list[SpatialKernels],
+) -> None:
     figure = kernel_maps(kernels[1], ["blocks.0"], most=4)
     image = figure.axes[0].images[0]
     assert (image.norm.vmin, image.norm.vmax) == (0, 1)
@@ -86,7 +94,9 @@ def test_average_kernels_share_one_scale_of_pixels(kernels: list[SpatialKernels]
     first, kernel = outer[0].images[0], kernels[0].kernels[0]
     # 7 offsets of 8 px: from -28 to 28.
     assert first.get_extent() == [-28, 28, 28, -28]
-    np.testing.assert_allclose(first.get_array(), kernel.rms / largest_offset(kernel.rms, kernel.grid))
+    np.testing.assert_allclose(
+        first.get_array(), kernel.rms / largest_offset(kernel.rms, kernel.grid)
+    )
     circle = outer[0].lines[-1].get_xydata()
     np.testing.assert_allclose(np.hypot(*circle.T), kernel.distance_px)
     mean = average_kernels(kernels, kind="mean", panels=2, reach_px=50)
@@ -104,8 +114,14 @@ def test_single_pairs_do_not_set_the_colours() -> None:
 
 def test_depth_lines_are_the_frame(kernels: list[SpatialKernels]) -> None:
     figure = kernel_depth(kernels)
-    for column, panel in zip(("distance_px", "translation_fraction", "self_mass"), figure.axes, strict=False):
-        lines = [line for line in panel.lines if len(line.get_xdata()) > 1 and line.get_marker() != "None"]
+    for column, panel in zip(
+        ("distance_px", "translation_fraction", "self_mass"), figure.axes, strict=False
+    ):
+        lines = [
+            line
+            for line in panel.lines
+            if len(line.get_xdata()) > 1 and line.get_marker() != "None"
+        ]
         for line, result in zip(lines, kernels, strict=True):
             np.testing.assert_allclose(line.get_ydata(), result.to_frame()[column])
     # Convolutions change grid, so only the two others have a line for uniform reading.
@@ -119,15 +135,21 @@ def test_tying_lines_are_counts_and_ratios_to_the_null(tying: list[KernelTying])
         np.testing.assert_array_equal(line.get_ydata(), result.counts(0.9))
     convnext = tying[2]
     entries = [min(e.channels, 49) for e in convnext.layers]
-    np.testing.assert_allclose(figure.axes[1].lines[2].get_ydata(), 100 * convnext.counts(0.9) / entries)
+    np.testing.assert_allclose(
+        figure.axes[1].lines[2].get_ydata(), 100 * convnext.counts(0.9) / entries
+    )
     frame = convnext.to_frame()
     # ResMLP is tied by construction and has no null.
     ratios = [line for line in figure.axes[2].lines if line.get_marker() != "None"]
     assert len(ratios) == 3
-    np.testing.assert_allclose(ratios[2].get_ydata(), frame["offset_count_90"] / frame["null_count_90"])
+    np.testing.assert_allclose(
+        ratios[2].get_ydata(), frame["offset_count_90"] / frame["null_count_90"]
+    )
     drawn(figure)
     unit = kernel_tying_depth(tying, share=0.99, normalise=True)
-    np.testing.assert_array_equal(unit.axes[0].lines[0].get_ydata(), tying[0].counts(0.99, normalise=True))
+    np.testing.assert_array_equal(
+        unit.axes[0].lines[0].get_ydata(), tying[0].counts(0.99, normalise=True)
+    )
 
 
 def test_energy_curves_and_their_band(tying: list[KernelTying]) -> None:
@@ -138,7 +160,9 @@ def test_energy_curves_and_their_band(tying: list[KernelTying]) -> None:
     assert axes.lines[0].get_ydata()[-1] == pytest.approx(100)
     assert len(axes.collections) == 1
     effective = kernel_energy(tying[0])
-    np.testing.assert_allclose(effective.axes[0].lines[1].get_ydata(), 100 * tying[0].layer(0).raw.offset_cumulative)
+    np.testing.assert_allclose(
+        effective.axes[0].lines[1].get_ydata(), 100 * tying[0].layer(0).raw.offset_cumulative
+    )
     drawn(figure)
     drawn(kernel_energy(tying[3]))
 
@@ -170,10 +194,17 @@ def test_sections_say_the_numbers(kernels: list[SpatialKernels], tying: list[Ker
     assert "images" not in section.paragraphs[2]
 
 
-def test_untrained_twins_stand_beside_their_network(kernels: list[SpatialKernels], tying: list[KernelTying]) -> None:
-    twin = replace(kernels[0], model=replace(kernels[0].model, name="mixer?untrained", trained=False))
+def test_untrained_twins_stand_beside_their_network(
+    kernels: list[SpatialKernels], tying: list[KernelTying]
+) -> None:
+    twin = replace(
+        kernels[0], model=replace(kernels[0].model, name="mixer?untrained", trained=False)
+    )
     text = kernel_sentence(kernels[0], [kernels[0], twin])
-    assert f"untrained baseline in {twin.kernels[0].block}: {twin.kernels[0].distance_px:.1f} px" in text
+    assert (
+        f"untrained baseline in {twin.kernels[0].block}: {twin.kernels[0].distance_px:.1f} px"
+        in text
+    )
     other = replace(tying[0], model=replace(tying[0].model, name="mixer?untrained", trained=False))
     assert "Its untrained baseline requires" in tying_sentence(tying[0], [tying[0], other])
     assert len(tying_section([tying[0], other])[0].paragraphs) == 1
@@ -182,11 +213,15 @@ def test_untrained_twins_stand_beside_their_network(kernels: list[SpatialKernels
 
 def test_oblong_grids_are_drawn() -> None:
     network = MlpMixer(img_size=(16, 32), patch_size=8, embed_dim=24, num_blocks=1, num_classes=5)
-    model = mp.load_model(network, input_size=(3, 16, 32), mean=(0.5,) * 3, std=(0.5,) * 3, device="cpu")
+    model = mp.load_model(
+        network, input_size=(3, 16, 32), mean=(0.5,) * 3, std=(0.5,) * 3, device="cpu"
+    )
     found = mp.spatial_kernels(model)
     # 2x4 positions in 2 rows of 4 maps, four times their size.
     assert kernel_maps(found).axes[0].images[0].get_array().shape == (2 * 8 + 1, 4 * 16 + 3)
-    tied = mp.kernel_tying(model, torch.randn(2, 3, 16, 32, generator=torch.Generator().manual_seed(0)), draws=1)
+    tied = mp.kernel_tying(
+        model, torch.randn(2, 3, 16, 32, generator=torch.Generator().manual_seed(0)), draws=1
+    )
     assert tied.layer(0).raw.dictionary.shape[1:] == (3, 7)
     drawn(average_kernels([found]))
     drawn(kernel_dictionary(tied))

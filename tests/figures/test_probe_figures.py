@@ -1,4 +1,5 @@
-"""Figures of probes show the numbers they are given, with their baselines, and their texts and panels stay apart."""
+"""Figures of probes show the numbers they are given, with their baselines, and their texts and
+panels stay apart."""
 
 from __future__ import annotations
 
@@ -44,7 +45,11 @@ from tests.probes import (
     targeted,
 )
 
-LONG = ("mixer_b16_224.goog_in21k_ft_in1k", "vit_base_patch16_224.augreg2_in21k_ft_in1k", "local-dir:a/" + "long/" * 9)
+LONG = (
+    "mixer_b16_224.goog_in21k_ft_in1k",
+    "vit_base_patch16_224.augreg2_in21k_ft_in1k",
+    "local-dir:a/" + "long/" * 9,
+)
 DRAWN: dict[str, tuple[Any, Any]] = {
     "accuracy": (probe_curves, accuracy),
     "path": (probe_paths, accuracy),
@@ -67,11 +72,20 @@ DRAWN: dict[str, tuple[Any, Any]] = {
 @pytest.mark.parametrize("count", [1, 3, 7])
 def test_layout_with_few_and_many_networks_of_long_names(name: str, count: int) -> None:
     draw, make = DRAWN[name]
-    names = [LONG[i % 3] if i < 3 else f"network_{i}_of_many_with_a_long_name.in1k" for i in range(count)]
+    names = [
+        LONG[i % 3] if i < 3 else f"network_{i}_of_many_with_a_long_name.in1k" for i in range(count)
+    ]
     check_layout(draw([make(n) for n in names]))
 
 
-@pytest.mark.parametrize("name", [n for n in DRAWN if n not in ("confusion", "classes", "reliability", "random", "control-code")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        n
+        for n in DRAWN
+        if n not in ("confusion", "classes", "reliability", "random", "control-code")
+    ],
+)
 def test_undefined_layers_are_gaps(name: str) -> None:
     draw, make = DRAWN[name]
     check_layout(draw([make("net", undefined=True)]))
@@ -95,8 +109,14 @@ def test_accuracy_has_interval_twin_pixels_and_chance() -> None:
     assert result.untrained is not None
     np.testing.assert_allclose(drawn["net?untrained"].get_ydata(), 100 * result.untrained.accuracy)
     band = axes.collections[0].get_paths()[0].vertices
-    assert {round(y, 6) for y in band[:, 1]} >= {round(100 * value, 6) for value in (*result.low, *result.high)}
-    levels = [float(line.get_ydata()[0]) for line in axes.lines if len(set(line.get_ydata())) == 1 and line.get_xdata()[0] == 0]
+    assert {round(y, 6) for y in band[:, 1]} >= {
+        round(100 * value, 6) for value in (*result.low, *result.high)
+    }
+    levels = [
+        float(line.get_ydata()[0])
+        for line in axes.lines
+        if len(set(line.get_ydata())) == 1 and line.get_xdata()[0] == 0
+    ]
     assert 100 * result.chance in [pytest.approx(level) for level in levels]
     assert legend(figure) == ["net", "untrained baseline", "raw pixels", "chance (25 %)"]
 
@@ -105,11 +125,17 @@ def test_one_layer_is_a_point_in_a_row_of_its_own() -> None:
     result, raw = accuracy("net", layers=1), accuracy("raw pixels", family="pixels", layers=1)
     figure = probe_curves([result, raw])
     axes = figure.axes[0]
-    assert [text.get_text() for text in axes.get_yticklabels()] == ["net", "net?untrained", "raw pixels"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == [
+        "net",
+        "net?untrained",
+        "raw pixels",
+    ]
     assert axes.get_title(loc="left") == "Ridge probes after l0"
     bars, points = axes.lines[0:6:2], axes.lines[1:6:2]
     assert result.untrained is not None
-    for y, (one, bar, point) in enumerate(zip((result, result.untrained, raw), bars, points, strict=True)):
+    for y, (one, bar, point) in enumerate(
+        zip((result, result.untrained, raw), bars, points, strict=True)
+    ):
         np.testing.assert_allclose(np.ravel(point.get_data()), [100 * one.accuracy[0], y])
         np.testing.assert_allclose(bar.get_xdata(), [100 * one.low[0], 100 * one.high[0]])
     assert axes.lines[6].get_xdata()[0] == pytest.approx(100 * result.chance)
@@ -128,7 +154,9 @@ def test_a_path_rings_its_choice() -> None:
     np.testing.assert_allclose(test.get_ydata(), 100 * result.path_test[0])
     np.testing.assert_allclose(left_out.get_ydata(), 100 * result.path_left_out[0])
     assert left_out.get_linestyle() == "--"
-    assert (ring.get_xdata()[0], ring.get_ydata()[0]) == pytest.approx((result.chosen[0], 100 * result.accuracy[0]))
+    assert (ring.get_xdata()[0], ring.get_ydata()[0]) == pytest.approx(
+        (result.chosen[0], 100 * result.accuracy[0])
+    )
     assert axes.get_xscale() == "log"
     # Nothing of any panel lies above the frame, whichever network is the best.
     best = replace(result, path_test=np.ones_like(result.path_test))
@@ -165,7 +193,9 @@ def test_selectivity_is_the_difference() -> None:
     result = controlled("net")
     left, middle, right = control_curves([result]).axes
     np.testing.assert_allclose(lines(left)["net"].get_ydata(), 100 * result.accuracy)
-    np.testing.assert_allclose(left.lines[1].get_ydata(), 100 * result.control_accuracy.mean(axis=1))
+    np.testing.assert_allclose(
+        left.lines[1].get_ydata(), 100 * result.control_accuracy.mean(axis=1)
+    )
     np.testing.assert_allclose(lines(middle)["net"].get_ydata(), 100 * result.selectivity)
     np.testing.assert_allclose(lines(right)["net"].get_ydata(), 100 * result.relative_selectivity)
     assert "net?untrained" in lines(middle)
@@ -221,7 +251,9 @@ def test_patch_positions_are_in_pixels_beside_chance() -> None:
     np.testing.assert_allclose(lines(left)["net"].get_ydata(), result.distance_px)
     np.testing.assert_allclose(lines(right)["net"].get_ydata(), result.r2)
     assert "(px)" in left.get_ylabel()
-    assert result.chance_distance_px[0] in [pytest.approx(line.get_ydata()[0]) for line in left.lines]
+    assert result.chance_distance_px[0] in [
+        pytest.approx(line.get_ydata()[0]) for line in left.lines
+    ]
     assert lines(left)["net?untrained"].get_linestyle() == ":"
 
 
@@ -230,7 +262,11 @@ def test_a_panel_a_target_and_hopeless_ones_do_not_stretch_it() -> None:
     figure = target_curves([result])
     assert [axes.get_title(loc="left") for axes in figure.axes] == list(result.targets)
     np.testing.assert_allclose(lines(figure.axes[0])["net"].get_ydata(), result.score[:, 0])
-    assert [axes.get_ylabel() for axes in figure.axes] == ["R² on test images", "R² on test images", "test accuracy"]
+    assert [axes.get_ylabel() for axes in figure.axes] == [
+        "R² on test images",
+        "R² on test images",
+        "test accuracy",
+    ]
     low = result.low.copy()
     low[:, 0] = -40
     assert target_curves([replace(result, low=low)]).axes[0].get_ylim()[0] == pytest.approx(-0.25)
@@ -252,7 +288,9 @@ def test_of_many_classes_the_hardest_are_drawn() -> None:
     counts = np.zeros((1, 60, 60), dtype=np.int64)
     counts[0] = 9 * np.eye(60, dtype=np.int64)
     counts[0, 7, 41] = 5
-    result = replace(confused("net"), class_names=names, counts=counts, layers=confused("net").layers[:1])
+    result = replace(
+        confused("net"), class_names=names, counts=counts, layers=confused("net").layers[:1]
+    )
     figure = confusion_heatmaps([result], most=2)
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["class 7", "class 41"]
     assert "2 of 60 classes" in figure.axes[0].get_title(loc="left")

@@ -20,19 +20,32 @@ from tests.networks import CASES
 @pytest.fixture(scope="module")
 def spectra() -> dict[str, WeightSpectra]:
     """Of three small networks that pass as trained."""
-    found = {name: weight_spectra(CASES[name].model()) for name in ("mixer", "vit", "resnet-bottleneck")}
-    return {name: replace(r, model=replace(r.model, name=name, trained=True)) for name, r in found.items()}
+    found = {
+        name: weight_spectra(CASES[name].model()) for name in ("mixer", "vit", "resnet-bottleneck")
+    }
+    return {
+        name: replace(r, model=replace(r.model, name=name, trained=True))
+        for name, r in found.items()
+    }
 
 
 def twin_of(result: WeightSpectra) -> WeightSpectra:
-    return replace(result, model=replace(result.model, name=result.model.name + "?untrained", trained=False))
+    return replace(
+        result, model=replace(result.model, name=result.model.name + "?untrained", trained=False)
+    )
 
 
-def test_lines_are_means_over_blocks_in_a_column_for_each_kind(spectra: dict[str, WeightSpectra]) -> None:
+def test_lines_are_means_over_blocks_in_a_column_for_each_kind(
+    spectra: dict[str, WeightSpectra],
+) -> None:
     results = list(spectra.values())
     figure = spectra_depth(results)
     panels = np.array(figure.axes).reshape(4, 3)
-    assert [axes.get_title(loc="left") for axes in panels[0]] == ["spatial mixing", "channel mixing", "both (k×k convolutions)"]
+    assert [axes.get_title(loc="left") for axes in panels[0]] == [
+        "spatial mixing",
+        "channel mixing",
+        "both (k×k convolutions)",
+    ]
     table = spectra["vit"].by_depth()
     spatial = table[table["kind"] == "spatial"]
     lines = panels[0, 0].lines
@@ -54,7 +67,9 @@ def test_twins_share_a_colour(spectra: dict[str, WeightSpectra]) -> None:
     assert own[0].get_color() == own[1].get_color()
 
 
-def test_singular_values_stand_beside_those_of_iid_weights(spectra: dict[str, WeightSpectra]) -> None:
+def test_singular_values_stand_beside_those_of_iid_weights(
+    spectra: dict[str, WeightSpectra],
+) -> None:
     result = spectra["vit"]
     figure: Figure = singular_values(result, ["blocks.1"])
     query = result.select(role="query", block="blocks.1")[0]
@@ -75,7 +90,9 @@ def test_long_curves_keep_their_ends() -> None:
     line = next(line for line in axes.lines if len(line.get_xdata()))
     assert len(line.get_xdata()) < 500
     values = np.asarray(line.get_ydata())
-    assert (values[0], values[-1]) == pytest.approx((kernel.values[0] / kernel.rms, kernel.values[-1] / kernel.rms))
+    assert (values[0], values[-1]) == pytest.approx(
+        (kernel.values[0] / kernel.rms, kernel.values[-1] / kernel.rms)
+    )
 
 
 def test_layout(spectra: dict[str, WeightSpectra]) -> None:
@@ -97,8 +114,14 @@ def test_the_section_says_the_numbers(spectra: dict[str, WeightSpectra]) -> None
     (section,) = spectra_section(results)
     table = spectra["mixer"].by_depth()
     spatial = table[table["kind"] == "spatial"]
-    assert f"the stable rank of spatial mixing is {100 * spatial['stable_rank_share'].mean():.1f} %" in section.paragraphs[0]
-    assert f"(iid weights: {100 * spatial['null_stable_rank_share'].mean():.1f} %)" in section.paragraphs[0]
+    assert (
+        f"the stable rank of spatial mixing is {100 * spatial['stable_rank_share'].mean():.1f} %"
+        in section.paragraphs[0]
+    )
+    assert (
+        f"(iid weights: {100 * spatial['null_stable_rank_share'].mean():.1f} %)"
+        in section.paragraphs[0]
+    )
     assert "k×k convolutions" in section.paragraphs[1]
     assert not section.warnings
     pictures = [item for item in section.content if isinstance(item, Picture)]
@@ -111,4 +134,6 @@ def test_the_section_says_the_numbers(spectra: dict[str, WeightSpectra]) -> None
 def test_what_is_left_out_is_said() -> None:
     result = weight_spectra(CASES["swinv2"].model())
     (section,) = spectra_section([result])
-    assert "because each makes position biases from coordinates and mixes no features" in " ".join(section.paragraphs)
+    assert "because each makes position biases from coordinates and mixes no features" in " ".join(
+        section.paragraphs
+    )

@@ -1,4 +1,5 @@
-"""Figures of stems and position embeddings show the numbers they are given, and their texts and panels stay apart."""
+"""Figures of stems and position embeddings show the numbers they are given, and their texts and
+panels stay apart."""
 
 from __future__ import annotations
 
@@ -11,8 +12,20 @@ from timm.models.vision_transformer import VisionTransformer
 
 from mixer_probe.core.result import ModelRecord
 from mixer_probe.core.section import Picture, Section, Table
-from mixer_probe.weights import PositionEmbeddings, StemFilters, colour_centroid, position_embeddings, stem_components
-from mixer_probe.weights.figures import position_curves, position_similarity, stem_colour, stem_component_pictures, stem_pictures
+from mixer_probe.weights import (
+    PositionEmbeddings,
+    StemFilters,
+    colour_centroid,
+    position_embeddings,
+    stem_components,
+)
+from mixer_probe.weights.figures import (
+    position_curves,
+    position_similarity,
+    stem_colour,
+    stem_component_pictures,
+    stem_pictures,
+)
 from mixer_probe.weights.views.stem import position_section, stem_section
 from tests.networks import as_model
 from tests.report.test_figure_layout import outside, overlapping, texts_of
@@ -20,9 +33,17 @@ from tests.report.test_figure_layout import outside, overlapping, texts_of
 LONG = "vit_base_patch16_224.augreg2_in21k_ft_in1k"
 
 
-def stem_of(units: int, channels: int, size: int, name: str = "net", trained: bool = True) -> StemFilters:
+def stem_of(
+    units: int, channels: int, size: int, name: str = "net", trained: bool = True
+) -> StemFilters:
     filters = np.random.default_rng(units).standard_normal((units, channels, size, size))
-    return StemFilters(ModelRecord(name, "vit", trained, "", "0", 1), "stem", filters, (size, size), colour_centroid(filters))
+    return StemFilters(
+        ModelRecord(name, "vit", trained, "", "0", 1),
+        "stem",
+        filters,
+        (size, size),
+        colour_centroid(filters),
+    )
 
 
 def positions_of(name: str, size: tuple[int, int] = (32, 32), patch: int = 8) -> PositionEmbeddings:
@@ -40,7 +61,9 @@ def check_layout(figure: Figure) -> None:
 def test_filters_stand_in_the_order_that_is_asked_for() -> None:
     stem = stem_of(6, 3, 8)
     for order in ("frequency", "norm", "luminance"):
-        drawn = np.asarray(stem_pictures(stem, order_by=order, columns=3).axes[0].images[0].get_array())
+        drawn = np.asarray(
+            stem_pictures(stem, order_by=order, columns=3).axes[0].images[0].get_array()
+        )
         first, fourth = stem.order_by(order)[[0, 3]]
         for unit, corner in ((first, drawn[:8, :8]), (fourth, drawn[9:17, :8])):
             expected = 0.5 + 0.5 * stem.filters[unit] / np.abs(stem.filters[unit]).max()
@@ -76,7 +99,9 @@ def test_components_carry_their_shares() -> None:
     assert len(tiles) == 9
     assert tiles[0].get_title() == f"1: {100 * found.shares[0]:.2g} %"
     expected = 0.5 + 0.5 * found.components[4] / np.abs(found.components[4]).max()
-    np.testing.assert_allclose(tiles[4].images[0].get_array(), expected.transpose(1, 2, 0), atol=1e-12)
+    np.testing.assert_allclose(
+        tiles[4].images[0].get_array(), expected.transpose(1, 2, 0), atol=1e-12
+    )
     np.testing.assert_allclose(curve.lines[0].get_ydata(), 100 * found.shares)
     assert curve.lines[1].get_ydata()[0] == pytest.approx(100 * found.null_share)
 
@@ -84,7 +109,9 @@ def test_components_carry_their_shares() -> None:
 def test_colour_is_drawn_against_frequency() -> None:
     stem = stem_of(12, 3, 8)
     axes = stem_colour([stem]).axes[0]
-    np.testing.assert_allclose(axes.collections[0].get_offsets(), np.stack([stem.frequency, stem.luminance], 1))
+    np.testing.assert_allclose(
+        axes.collections[0].get_offsets(), np.stack([stem.frequency, stem.luminance], 1)
+    )
     assert axes.lines[0].get_ydata()[0] == pytest.approx(1 / 3)
 
 
@@ -110,7 +137,9 @@ def test_curves_are_the_numbers() -> None:
     assert line.get_linestyle() == "-"
 
 
-@pytest.mark.parametrize("units, channels, size", [(1, 3, 2), (5, 1, 3), (64, 3, 7), (96, 4, 4), (768, 3, 16)])
+@pytest.mark.parametrize(
+    "units, channels, size", [(1, 3, 2), (5, 1, 3), (64, 3, 7), (96, 4, 4), (768, 3, 16)]
+)
 def test_layout_of_stems_of_all_sizes(units: int, channels: int, size: int) -> None:
     stem = stem_of(units, channels, size, LONG, trained=False)
     for figure in (stem_pictures(stem), stem_component_pictures(stem_components(stem))):
@@ -120,7 +149,10 @@ def test_layout_of_stems_of_all_sizes(units: int, channels: int, size: int) -> N
 def test_layout_of_sections() -> None:
     stems = [stem_of(8, 3, 4, f"{LONG}.{k}", trained=k > 0) for k in range(2)]
     check_layout(stem_colour([stem_of(8, 3, 4, f"{LONG}.{k}") for k in range(5)]))
-    places = [positions_of(LONG, size, patch) for size, patch in (((32, 32), 16), ((32, 96), 8), ((64, 64), 4))]
+    places = [
+        positions_of(LONG, size, patch)
+        for size, patch in (((32, 32), 16), ((32, 96), 8), ((64, 64), 4))
+    ]
     for section in (*stem_section(stems), *position_section(places)):
         for item in section.content:
             if isinstance(item, Picture):
@@ -137,7 +169,10 @@ def test_sections_say_the_numbers() -> None:
     found = stem_components(stem)
     energy = stem.norm**2
     luminance = (stem.luminance * energy).sum() / energy.sum()
-    assert f"Luminance accounts for {100 * luminance:.1f} % of their energy (iid weights: 33.3 %)" in text_of(section)
+    assert (
+        f"Luminance accounts for {100 * luminance:.1f} % of their energy (iid weights: 33.3 %)"
+        in text_of(section)
+    )
     assert f"{found.needed(0.9)} of 40 principal components explain 90 %" in text_of(section)
     places = positions_of("net")
     (section,) = position_section([replace(places, model=replace(places.model, trained=False))])

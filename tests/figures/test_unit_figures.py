@@ -1,4 +1,5 @@
-"""Figures of token-mixing units show the numbers: order, gaps, places, scales, nulls; and the report says them."""
+"""Figures of token-mixing units show the numbers: order, gaps, places, scales, nulls; and the
+report says them."""
 
 from __future__ import annotations
 
@@ -25,8 +26,13 @@ from tests.report.test_figure_layout import outside, overlapping, texts_of
 
 
 def mixing(name: str, trained: bool = True, **arguments: object) -> TokenMixing:
-    """Random weights that the figures take for trained ones, with pairs planted in the second half of the first block."""
-    network = randomised(MlpMixer(**{"img_size": (32, 48), "patch_size": 4, "embed_dim": 40, "num_blocks": 3, **arguments}))
+    """Random weights that the figures take for trained ones, with pairs planted in the second half
+    of the first block."""
+    network = randomised(
+        MlpMixer(
+            **{"img_size": (32, 48), "patch_size": 4, "embed_dim": 40, "num_blocks": 3, **arguments}
+        )
+    )
     if "block_layer" not in arguments:
         with torch.no_grad():
             rows = network.blocks[0].mlp_tokens.fc1.weight
@@ -42,13 +48,19 @@ def mixer() -> TokenMixing:
 
 @pytest.fixture(scope="module")
 def everyone(mixer: TokenMixing) -> list[TokenMixing]:
-    """A Mixer with its twin, a gMixer, and a ResMLP of a single block with the long name of timm."""
+    """A Mixer with its twin, a gMixer, and a ResMLP of a single block with the long name of
+    timm."""
     gated = mixing("a-gmixer", mlp_layer=GluMlp, act_layer=nn.SiLU, mlp_ratio=(1.0, 4.0))
-    residual = mixing("resmlp_12_224.fb_distilled_in1k-with-a-tail", block_layer=ResBlock, mlp_ratio=2, num_blocks=1)
+    residual = mixing(
+        "resmlp_12_224.fb_distilled_in1k-with-a-tail",
+        block_layer=ResBlock,
+        mlp_ratio=2,
+        num_blocks=1,
+    )
     return [mixer, mixing("a-mixer?untrained", trained=False), gated, residual]
 
 
-# -- grids of units ----------------------------------------------------------------------------------------------------
+# -- grids of units --------------------------------------------------------------------------------
 
 
 def drawn(figure: Figure) -> np.ndarray:
@@ -57,21 +69,32 @@ def drawn(figure: Figure) -> np.ndarray:
 
 def test_pairs_stand_close_and_others_apart() -> None:
     tiling = Tiling(6, (8, 9), 4, pairs=True)
-    assert [tiling.corner(k) for k in range(6)] == [(0, 0), (0, 10), (0, 22), (0, 32), (11, 0), (11, 10)]
+    assert [tiling.corner(k) for k in range(6)] == [
+        (0, 0),
+        (0, 10),
+        (0, 22),
+        (0, 32),
+        (11, 0),
+        (11, 10),
+    ]
     canvas = tiling.draw(np.arange(6.0)[:, None, None] * np.ones((6, 8, 9)))
     assert canvas.shape == (19, 41)
     for k in range(6):
         top, left = tiling.corner(k)
         assert (canvas[top : top + 8, left : left + 9] == k).all()
     assert np.isfinite(canvas).sum() == 6 * 72
-    np.testing.assert_array_equal(Tiling(1, (2, 3), 4).draw(np.arange(6.0).reshape(1, 2, 3))[::4, ::4], [[0, 1, 2], [3, 4, 5]])
+    np.testing.assert_array_equal(
+        Tiling(1, (2, 3), 4).draw(np.arange(6.0).reshape(1, 2, 3))[::4, ::4], [[0, 1, 2], [3, 4, 5]]
+    )
 
 
 @pytest.mark.parametrize("side", ["read", "write"])
 def test_every_unit_is_drawn_in_its_place(mixer: TokenMixing, side: str) -> None:
     maps, order = mixer.units(1, side), mixer.order(1, side)
     own = drawn(token_mixing_units(mixer, 1, side=side, limit=None, columns=6))
-    shared = drawn(token_mixing_units(mixer, 1, side=side, limit=None, columns=6, shared_scale=True))
+    shared = drawn(
+        token_mixing_units(mixer, 1, side=side, limit=None, columns=6, shared_scale=True)
+    )
     tiling = Tiling(20, (8, 12), 6, pairs=True)
     for k, unit in enumerate(order):
         window = tuple(slice(at, at + n) for at, n in zip(tiling.corner(k), (8, 12), strict=True))
@@ -106,7 +129,9 @@ def test_output_tokens_stand_where_they_are(everyone: list[TokenMixing]) -> None
         row, column = divmod(token, 12)
         top, left = tiling.corner(token)
         assert (top, left) == (11 * row, 15 * column)
-        np.testing.assert_allclose(canvas[top : top + 8, left : left + 12], residual.units(0)[token] / largest, rtol=1e-6)
+        np.testing.assert_allclose(
+            canvas[top : top + 8, left : left + 12], residual.units(0)[token] / largest, rtol=1e-6
+        )
         assert mark.get_xy() == (left + column - 0.5, top + row - 0.5)
 
 
@@ -115,7 +140,7 @@ def test_hidden_units_have_no_place(mixer: TokenMixing) -> None:
         token_mixing_units(mixer, arrange="place")
 
 
-# -- depth and scatter -------------------------------------------------------------------------------------------------
+# -- depth and scatter -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("side", ["read", "write"])
@@ -142,7 +167,9 @@ def test_depth_lines_are_the_summary_and_its_nulls(mixer: TokenMixing, side: str
 
 def test_networks_without_a_side_are_left_out(everyone: list[TokenMixing]) -> None:
     def labels(side: str) -> list[str]:
-        return [t.get_text() for t in token_mixing_depth(everyone, side=side).legends[0].get_texts()]
+        return [
+            t.get_text() for t in token_mixing_depth(everyone, side=side).legends[0].get_texts()
+        ]
 
     assert labels("gate") == ["a-gmixer", "null of each network"]
     assert labels("write") == ["a-mixer", "a-mixer?untrained", "a-gmixer", "null of each network"]
@@ -158,12 +185,14 @@ def test_scatter_shows_every_unit_once(mixer: TokenMixing) -> None:
         one = mixer.measures(block, "write")
         np.testing.assert_allclose(units.get_offsets(), np.stack([one.frequency, one.spread], 1))
         np.testing.assert_allclose(units.get_array(), -one.partner_cosine)
-        np.testing.assert_allclose(cross.get_offsets(), [[one.shuffled.frequency.mean(), one.shuffled.spread.mean()]])
+        np.testing.assert_allclose(
+            cross.get_offsets(), [[one.shuffled.frequency.mean(), one.shuffled.spread.mean()]]
+        )
     titles = [axes.get_title(loc="left") for axes in token_mixing_scatter(mixer).axes]
     assert titles[:3] == ["blocks.0", "blocks.1", "blocks.2"]
 
 
-# -- the report --------------------------------------------------------------------------------------------------------
+# -- the report ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -176,8 +205,14 @@ def test_sentences_are_the_numbers_with_their_nulls(section: Section, mixer: Tok
     first, last = table.iloc[0], table.iloc[-1]
     text = section.paragraphs[0]
     assert text.startswith("a-mixer: 20 units per block.")
-    assert f"{first['mean_frequency']:.3f} in blocks.0 and {last['mean_frequency']:.3f} in blocks.2" in text
-    assert f"shuffled positions: {table['shuffled_mean_frequency'].mean():.3f}; untrained baseline: " in text
+    assert (
+        f"{first['mean_frequency']:.3f} in blocks.0 and {last['mean_frequency']:.3f} in blocks.2"
+        in text
+    )
+    assert (
+        f"shuffled positions: {table['shuffled_mean_frequency'].mean():.3f}; untrained baseline: "
+        in text
+    )
     assert f"{first['mean_spread_px']:.1f} in blocks.0" in text
     assert f"(at most 20) is {first['effective_rank']:.0f} in blocks.0" in text
     assert "a significant opposite-phase unit is 100.0 % in blocks.0" in text
@@ -217,13 +252,20 @@ def test_an_untrained_network_alone_is_said_to_be_so(mixer: TokenMixing) -> None
 def test_units_that_write_back_are_found_and_others_are_not(mixer: TokenMixing) -> None:
     def with_write(factor: float) -> TokenMixing:
         noise = np.random.default_rng(2).standard_normal((20, 8, 12))
-        sets = tuple(replace(w, maps=noise + factor * r.maps) for r, w in zip(mixer.read, mixer.write))
+        sets = tuple(
+            replace(w, maps=noise + factor * r.maps) for r, w in zip(mixer.read, mixer.write)
+        )
         return replace(mixer, write=sets)
 
     texts = token_mixing_section([with_write(-30.0)])[0].paragraphs
-    assert "in 3 of 3 blocks it differs significantly from that of randomly matched units" in texts[1]
+    assert (
+        "in 3 of 3 blocks it differs significantly from that of randomly matched units" in texts[1]
+    )
     assert "is -0." in texts[1]
-    assert "in no block are the read and write weights" in token_mixing_section([with_write(0.0)])[0].paragraphs[1]
+    assert (
+        "in no block are the read and write weights"
+        in token_mixing_section([with_write(0.0)])[0].paragraphs[1]
+    )
 
 
 def test_too_few_surrogates_are_said_to_be_too_few(mixer: TokenMixing) -> None:
@@ -247,7 +289,9 @@ def test_the_largest_grids_fit_their_page(mixer: TokenMixing) -> None:
     for count, grid in ((384, (14, 14)), (512, (14, 14)), (1024, (28, 28))):
         maps = rng.standard_normal((count, *grid))
         big = replace(mixer.read[0], maps=maps, frequency=rng.random(count))
-        figure = token_mixing_units(replace(mixer, grid=grid, read=(big, *mixer.read[1:])), 0, limit=None)
+        figure = token_mixing_units(
+            replace(mixer, grid=grid, read=(big, *mixer.read[1:])), 0, limit=None
+        )
         assert figure.get_figheight() <= 13
         texts = texts_of(figure)
         assert not [text for text, box in texts if outside(box, figure.bbox)]

@@ -1,4 +1,5 @@
-"""Golden files: what the program said when somebody last read it, to be compared with what it says now.
+"""Golden files: what the program said when somebody last read it, to be compared with what it says
+now.
 
 `pytest --update-golden` writes them anew; the change is then read as one diff."""
 
@@ -36,13 +37,23 @@ _WHOLE = 12  # numbers of an array that are written one by one
 
 
 def numbers(values: Any) -> str:
-    """An array as text: its numbers, or its shape with five sums that any change of a number or of their order moves."""
+    """An array as text: its numbers, or its shape with five sums that any change of a number or of
+    their order moves."""
     array = np.ma.filled(np.ma.asarray(values, dtype=float), np.nan)
     if array.size <= _WHOLE:
         return "[" + ", ".join(f"{value:.10g}" for value in array.ravel()) + "]"
     known = np.nan_to_num(array.ravel())
-    sums = known.mean(), known.std(), known.min(), known.max(), known @ np.cos(np.arange(known.size)) / known.size
-    return f"{'x'.join(map(str, array.shape))} ({', '.join(f'{value:.10g}' for value in sums)}; {np.isnan(array).sum()} NaN)"
+    sums = (
+        known.mean(),
+        known.std(),
+        known.min(),
+        known.max(),
+        known @ np.cos(np.arange(known.size)) / known.size,
+    )
+    return (
+        f"{'x'.join(map(str, array.shape))} ({', '.join(f'{value:.10g}' for value in sums)}; "
+        f"{np.isnan(array).sum()} NaN)"
+    )
 
 
 def figure_text(figure: Figure) -> Iterator[str]:
@@ -65,11 +76,22 @@ def _artist_text(axes: Axes, artist: Any) -> str | None:
         case Collection():
             values = "" if artist.get_array() is None else f" values {numbers(artist.get_array())}"
             corners = [path.vertices for path in artist.get_paths()]
-            shapes = f" paths {numbers(np.concatenate(corners))}" if len(artist.get_offsets()) <= 1 and corners else ""
+            shapes = (
+                f" paths {numbers(np.concatenate(corners))}"
+                if len(artist.get_offsets()) <= 1 and corners
+                else ""
+            )
             return f"collection{label} at {numbers(artist.get_offsets())}{values}{shapes}"
         case Patch() if artist is not axes.patch:
-            return f"patch{label} {numbers(artist.get_path().transformed(artist.get_patch_transform()).vertices)}"
-        case Text() if artist.get_text() and artist not in (axes.title, axes._left_title, axes._right_title):  # type: ignore[attr-defined]
+            return (
+                f"patch{label} "
+                f"{numbers(artist.get_path().transformed(artist.get_patch_transform()).vertices)}"
+            )
+        case Text() if artist.get_text() and artist not in (
+            axes.title,
+            axes._left_title,
+            axes._right_title,
+        ):  # type: ignore[attr-defined]
             return f"text {artist.get_text()!r}"
     return None
 
@@ -99,14 +121,19 @@ def frame_text(result: Result) -> str:
 
 
 def folder_text(out: Path) -> str:
-    """What a command or a study wrote: of every result its columns, each with mean and standard deviation of its numbers or how
-    many texts it has, then the anchors of the report with its pictures and the headers of its tables."""
+    """What a command or a study wrote: of every result its columns, each with mean and standard
+    deviation of its numbers or how many texts it has, then the anchors of the report with its
+    pictures and the headers of its tables."""
     results = load_results(out)
     lines = [line for result in results for line in _columns_text(result)]
     for section in make_sections(results):
         lines += ["", f"# {section.title} (#{section.anchor})"]
         for item in section.content:
-            lines.append(f"figure {item.file_name}" if isinstance(item, Picture) else f"table {' | '.join(item.header)}")
+            lines.append(
+                f"figure {item.file_name}"
+                if isinstance(item, Picture)
+                else f"table {' | '.join(item.header)}"
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -120,15 +147,17 @@ def _columns_text(result: Result) -> Iterator[str]:
         elif pd.api.types.is_numeric_dtype(column):
             values = column.to_numpy(float)
             known = values[np.isfinite(values)]
-            moments = f", mean {known.mean():.6g}, deviation {known.std():.6g}" if known.size else ""
+            moments = (
+                f", mean {known.mean():.6g}, deviation {known.std():.6g}" if known.size else ""
+            )
             yield f"  {name}: {known.size} numbers{moments}"
         else:
             yield f"  {name}: {column.astype(str).nunique()} texts"
 
 
 def check_folder(name: str, out: Path, update: bool) -> None:
-    """Compares what a command or a study wrote with its golden file. Networks compute in float32, whose rounding depends on the
-    machine, and may move a rank or a predicted class."""
+    """Compares what a command or a study wrote with its golden file. Networks compute in float32,
+    whose rounding depends on the machine, and may move a rank or a predicted class."""
     check(f"folders/{name}.txt", folder_text(out), update, tolerance=0.01)
 
 
@@ -136,9 +165,15 @@ def differences(golden: str, now: str, tolerance: float) -> list[str]:
     """Lines that differ, where numbers may differ by `tolerance`, relative or absolute."""
     old, new = golden.splitlines(), now.splitlines()
     found = [
-        f"line {i}\n  was {a}\n  is  {b}" for i, (a, b) in enumerate(zip(old, new, strict=False), 1) if not _same(a, b, tolerance)
+        f"line {i}\n  was {a}\n  is  {b}"
+        for i, (a, b) in enumerate(zip(old, new, strict=False), 1)
+        if not _same(a, b, tolerance)
     ]
-    return found if len(old) == len(new) else [*found, f"{len(old)} lines were expected, {len(new)} came"]
+    return (
+        found
+        if len(old) == len(new)
+        else [*found, f"{len(old)} lines were expected, {len(new)} came"]
+    )
 
 
 def _same(a: str, b: str, tolerance: float) -> bool:
@@ -159,4 +194,7 @@ def check(name: str, now: str, update: bool, tolerance: float = 1e-9) -> None:
         return
     assert file.exists(), f"no golden file {name}: run pytest --update-golden"
     found = differences(file.read_text(), now, tolerance)
-    assert not found, f"{name}: {len(found)} lines differ (pytest --update-golden writes them anew)\n" + "\n".join(found[:5])
+    assert not found, (
+        f"{name}: {len(found)} lines differ (pytest --update-golden writes them anew)\n"
+        + "\n".join(found[:5])
+    )

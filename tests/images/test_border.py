@@ -1,4 +1,5 @@
-"""The border of folders: every image once, nothing outside, nothing endless, nothing too large to decode."""
+"""The border of folders: every image once, nothing outside, nothing endless, nothing too large to
+decode."""
 
 from __future__ import annotations
 
@@ -41,11 +42,15 @@ def test_every_folder_and_file_is_taken_once(tmp_path: Path, links: str) -> None
         os.symlink(tmp_path, top / "a" / "up")
         os.symlink("/", top / "b" / "root")
     images = load_images(top)
-    assert images.ids == (("a/1.png", "a/c/3.png", "b/2.png") if links == "a third" else ("a/1.png", "b/2.png"))
+    assert images.ids == (
+        ("a/1.png", "a/c/3.png", "b/2.png") if links == "a third" else ("a/1.png", "b/2.png")
+    )
     assert images.class_names == ("a", "b")
 
 
-@pytest.mark.parametrize("split", ["..", ".", "", "/", "../other", "a/b", "/tmp", "x" * 300, "a\0b", "a\nb"])
+@pytest.mark.parametrize(
+    "split", ["..", ".", "", "/", "../other", "a/b", "/tmp", "x" * 300, "a\0b", "a\nb"]
+)
 def test_a_split_is_the_name_of_a_folder_inside(tmp_path: Path, split: str) -> None:
     save(tmp_path / "set" / "a" / "b" / "1.png")
     save(tmp_path / "other" / "1.png")
@@ -63,7 +68,17 @@ def test_an_image_of_too_many_pixels_is_not_decoded(tmp_path: Path) -> None:
     """177 million pixels are 2.3 GB as RGBA; the header says so in 100 bytes."""
     for name, size in (("large", (13_300, 13_308)), ("strip", (1, 40_000_001))):
         header = struct.pack(">IIBBBBB", *size, 8, 6, 0, 0, 0)
-        chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
-        (tmp_path / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT")
-        with pytest.warns() if name == "large" else nullcontext(), pytest.raises(ImagesError, match="more than 40 million"):
+        chunk = (
+            struct.pack(">I", 13)
+            + b"IHDR"
+            + header
+            + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+        )
+        (tmp_path / f"{name}.png").write_bytes(
+            b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT"
+        )
+        with (
+            pytest.warns() if name == "large" else nullcontext(),
+            pytest.raises(ImagesError, match="more than 40 million"),
+        ):
             load_files([tmp_path / f"{name}.png"])[0]

@@ -33,7 +33,9 @@ def test_demo_has_a_hundred_images_of_each_cifar10_class(split):
     assert len(images) == 1000
     assert Counter(images.labels.tolist()) == dict.fromkeys(range(10), 100)
     assert images.class_names == CIFAR10_CLASSES
-    assert [name.split("/")[0] for name in images.ids] == [CIFAR10_CLASSES[label] for label in images.labels]
+    assert [name.split("/")[0] for name in images.ids] == [
+        CIFAR10_CLASSES[label] for label in images.labels
+    ]
     assert {image.size for image in images} == {(32, 32)}
     assert "Krizhevsky" in images.credit
 
@@ -121,7 +123,9 @@ def test_photos_are_120_of_120_imagenet_classes():
 
 def test_photos_have_the_imagenet_names_of_their_indices():
     images = load_images("photos")
-    names = dict(zip(images.ids, (images.class_names[label] for label in images.labels), strict=True))
+    names = dict(
+        zip(images.ids, (images.class_names[label] for label in images.labels), strict=True)
+    )
     # The pictures were looked at: a goldfish, a hummingbird, a black swan.
     assert names["4de063bd5b838f11"] == "goldfish"
     assert names["823f8eae0df2d5c1"] == "hummingbird"

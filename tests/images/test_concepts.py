@@ -1,4 +1,5 @@
-"""Masks and attributes: matched by name, through the geometry of their images, and what is wrong with them named."""
+"""Masks and attributes: matched by name, through the geometry of their images, and what is wrong
+with them named."""
 
 import csv
 from pathlib import Path
@@ -25,10 +26,14 @@ from mixer_probe.images import (
 from mixer_probe.images.concepts import image_size, mask_geometry
 
 
-def some_images(n: int = 4, height: int = 6, width: int = 8, ids: tuple[str, ...] | None = None) -> Images:
+def some_images(
+    n: int = 4, height: int = 6, width: int = 8, ids: tuple[str, ...] | None = None
+) -> Images:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (n, height, width, 3), dtype=np.uint8)
-    return from_arrays(pixels, ids=ids or tuple(f"class/{chr(97 + i)}.jpg" for i in range(n)), name="some")
+    return from_arrays(
+        pixels, ids=ids or tuple(f"class/{chr(97 + i)}.jpg" for i in range(n)), name="some"
+    )
 
 
 def save(path: Path, values: np.ndarray, palette: list[int] | None = None) -> None:
@@ -53,7 +58,7 @@ def a_mask(seed: int = 0, height: int = 6, width: int = 8) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 2, (height, width)).astype(np.uint8)
 
 
-# -- folders ---------------------------------------------------------------------------------------------------------------
+# -- folders ---------------------------------------------------------------------------------------
 
 
 def test_one_folder_a_concept(tmp_path: Path) -> None:
@@ -68,7 +73,9 @@ def test_one_folder_a_concept(tmp_path: Path) -> None:
     assert found.kind == "masks"
     assert found.known.all()
     for i in range(4):
-        np.testing.assert_array_equal(planes_of(found, i), np.stack([a_mask(i), a_mask(10 + i)]) == 1)
+        np.testing.assert_array_equal(
+            planes_of(found, i), np.stack([a_mask(i), a_mask(10 + i)]) == 1
+        )
     assert repr(found).endswith("masks of 2 concepts in 4 images)")
 
 
@@ -79,7 +86,10 @@ def test_missing_masks_are_unknown_and_counted_or_absent(tmp_path: Path) -> None
     save(tmp_path / "tree" / "a.png", a_mask(1))
     save(tmp_path / "tree" / "other.png", a_mask(1))
     with (
-        pytest.warns(ImagesWarning, match=r"1 of 4 images have none \(the first: 'class/d.jpg'\) and 1 belong to no image"),
+        pytest.warns(
+            ImagesWarning,
+            match=r"1 of 4 images have none \(the first: 'class/d.jpg'\) and 1 belong to no image",
+        ),
         pytest.warns(ImagesWarning, match="'tree' of .* has no mask for 2 of 3 images"),
     ):
         found = load_concepts(tmp_path, images)
@@ -102,7 +112,9 @@ def test_pictures_of_indices_and_a_legend_in_the_folder(tmp_path: Path) -> None:
     found = load_concepts(tmp_path, images)
     assert found.names == ("sky", "tree")
     for i in range(2):
-        np.testing.assert_array_equal(planes_of(found, i), np.stack([values[i] == 2, values[i] == 5]))
+        np.testing.assert_array_equal(
+            planes_of(found, i), np.stack([values[i] == 2, values[i] == 5])
+        )
 
 
 @pytest.mark.parametrize("palette", [False, True])
@@ -134,16 +146,38 @@ def test_sixteen_bits_hold_many_indices(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "legend", "sentence"),
     [
-        ({"a.png": np.full((6, 8), 7, np.uint8)}, {"sky": 1}, "48 pixels of index 7, which the legend does not name"),
-        ({"a.png": np.full((6, 8, 3), 7, np.uint8)}, {"sky": "#ffffff"}, "48 pixels of colour #070707"),
-        ({"a.png": np.full((6, 8, 3), 7, np.uint8)}, {"sky": 1}, "is a picture of colours and the legend names indices"),
+        (
+            {"a.png": np.full((6, 8), 7, np.uint8)},
+            {"sky": 1},
+            "48 pixels of index 7, which the legend does not name",
+        ),
+        (
+            {"a.png": np.full((6, 8, 3), 7, np.uint8)},
+            {"sky": "#ffffff"},
+            "48 pixels of colour #070707",
+        ),
+        (
+            {"a.png": np.full((6, 8, 3), 7, np.uint8)},
+            {"sky": 1},
+            "is a picture of colours and the legend names indices",
+        ),
         ({"a.png": np.full((6, 8), 7, np.uint8)}, {"sky": "#ffffff"}, "is a picture of indices"),
         ({"sky/a.png": np.arange(48, dtype=np.uint8).reshape(6, 8)}, None, "is no binary mask"),
-        ({"sky/a.png": np.zeros((3, 4), np.uint8)}, None, r"is 4 x 3 and image 'class/a.jpg' is 8 x 6.*stretch=True"),
-        ({"sky/a.png": np.zeros((8, 6), np.uint8)}, None, "is 6 x 8 and .* its proportions differ as well"),
+        (
+            {"sky/a.png": np.zeros((3, 4), np.uint8)},
+            None,
+            r"is 4 x 3 and image 'class/a.jpg' is 8 x 6.*stretch=True",
+        ),
+        (
+            {"sky/a.png": np.zeros((8, 6), np.uint8)},
+            None,
+            "is 6 x 8 and .* its proportions differ as well",
+        ),
     ],
 )
-def test_pixels_that_are_wrong_are_named(tmp_path: Path, files: dict, legend: dict | None, sentence: str) -> None:
+def test_pixels_that_are_wrong_are_named(
+    tmp_path: Path, files: dict, legend: dict | None, sentence: str
+) -> None:
     for name, values in files.items():
         save(tmp_path / name, values)
     found = load_concepts(tmp_path, some_images(1), legend)
@@ -155,8 +189,16 @@ def test_pixels_that_are_wrong_are_named(tmp_path: Path, files: dict, legend: di
     ("files", "legend", "sentence"),
     [
         ([], None, "has no folder per concept and no legend"),
-        (["sky/x.png", "sky/y.png"], None, "none of the 2 masks of .* is named after an image of 'some'.*'sky/x.png'"),
-        (["sky/a.png", "sky/a.bmp"], None, "two masks for image 'class/a.jpg': 'a.bmp' and 'a.png'"),
+        (
+            ["sky/x.png", "sky/y.png"],
+            None,
+            "none of the 2 masks of .* is named after an image of 'some'.*'sky/x.png'",
+        ),
+        (
+            ["sky/a.png", "sky/a.bmp"],
+            None,
+            "two masks for image 'class/a.jpg': 'a.bmp' and 'a.png'",
+        ),
         (["sky/a.jpg"], None, "may have lost exact values: save masks as PNG"),
         (["a.png"], {"sky": 1, "tree": 1}, "gives one mark, 1, to 'sky' and 'tree'"),
         (["a.png"], {"sky": 1, "tree": "#ffffff"}, "indices and colours: take one"),
@@ -164,7 +206,9 @@ def test_pixels_that_are_wrong_are_named(tmp_path: Path, files: dict, legend: di
         (["a.png"], {"": 3}, "names no concept"),
     ],
 )
-def test_folders_that_are_wrong_are_named(tmp_path: Path, files: list[str], legend: dict | None, sentence: str) -> None:
+def test_folders_that_are_wrong_are_named(
+    tmp_path: Path, files: list[str], legend: dict | None, sentence: str
+) -> None:
     for name in files:
         save(tmp_path / name, a_mask())
     with pytest.raises(ImagesError, match=sentence):
@@ -185,7 +229,9 @@ def test_names_that_fit_two_images_are_named(tmp_path: Path) -> None:
 def test_masks_of_the_same_proportions_can_be_stretched(tmp_path: Path) -> None:
     save(tmp_path / "sky" / "a.png", a_mask(5, 3, 4))
     found = load_concepts(tmp_path, some_images(1), stretch=True)
-    np.testing.assert_array_equal(planes_of(found, 0)[0], np.kron(a_mask(5, 3, 4), np.ones((2, 2))) == 1)
+    np.testing.assert_array_equal(
+        planes_of(found, 0)[0], np.kron(a_mask(5, 3, 4), np.ones((2, 2))) == 1
+    )
 
 
 def test_ids_with_dots_stay_whole(tmp_path: Path) -> None:
@@ -195,11 +241,17 @@ def test_ids_with_dots_stay_whole(tmp_path: Path) -> None:
     assert load_concepts(tmp_path, images).ids == images.ids
 
 
-# -- tables ----------------------------------------------------------------------------------------------------------------
+# -- tables ----------------------------------------------------------------------------------------
 
 
 def test_a_table_of_attributes(tmp_path: Path) -> None:
-    rows = [["id", "sky", "tree"], ["class/a.jpg", 1, 0], ["b", "", 1], ["class/c", "", ""], ["d.jpg", "0", "true"]]
+    rows = [
+        ["id", "sky", "tree"],
+        ["class/a.jpg", 1, 0],
+        ["b", "", 1],
+        ["class/c", "", ""],
+        ["d.jpg", "0", "true"],
+    ]
     with pytest.warns(ImagesWarning, match=r"1 of 4 images have none \(the first: 'class/c.jpg'\)"):
         found = load_concepts(table(tmp_path / "x.csv", rows), some_images())
     assert found.kind == "attributes"
@@ -215,11 +267,20 @@ def test_a_table_of_attributes(tmp_path: Path) -> None:
     [
         ([], "is empty"),
         ([["id"], ["a"]], "is no table of attributes"),
-        ([["id", "sky"], ["a", "-1"]], "'-1' for 'sky' in the row of 'a': write 1, 0 or leave it empty"),
+        (
+            [["id", "sky"], ["a", "-1"]],
+            "'-1' for 'sky' in the row of 'a': write 1, 0 or leave it empty",
+        ),
         ([["id", "sky"], ["a", 1], ["a", 0]], "names image 'a' twice"),
         ([["id", "sky", "sky"], ["a", 1, 0]], "names concept 'sky' twice"),
-        ([["id", "sky"], ["a", 1], ["class/a.jpg", 0]], "two rows for image 'class/a.jpg': 'a' and 'class/a.jpg'"),
-        ([["id", "sky"], ["x", 1], ["y", 1]], "none of the 2 rows of .* is named after an image of 'some'"),
+        (
+            [["id", "sky"], ["a", 1], ["class/a.jpg", 0]],
+            "two rows for image 'class/a.jpg': 'a' and 'class/a.jpg'",
+        ),
+        (
+            [["id", "sky"], ["x", 1], ["y", 1]],
+            "none of the 2 rows of .* is named after an image of 'some'",
+        ),
         ([["id", "sky"], ["a", 1, 0]], "has 3 cells and the header 2"),
         ([["id", "sky"], ["a", ""]], "all cells are empty"),
     ],
@@ -245,7 +306,7 @@ def test_other_sources_are_named(tmp_path: Path) -> None:
         load_concepts(tmp_path, some_images(2, ids=("x", "x")))
 
 
-# -- in memory -------------------------------------------------------------------------------------------------------------
+# -- in memory -------------------------------------------------------------------------------------
 
 
 def test_arrays_and_attributes_in_memory() -> None:
@@ -267,8 +328,14 @@ def test_arrays_and_attributes_in_memory() -> None:
     [
         (lambda: concepts_from_arrays(np.zeros((2, 3, 4)), ("x",)), r"mask 0 has shape \(3, 4\)"),
         (lambda: concepts_from_arrays(np.full((2, 1, 3, 4), 2), ("x",)), "give booleans"),
-        (lambda: concepts_from_arrays(np.zeros((2, 1, 3, 4)), ("x",), ("a",)), "2 images are annotated, and there are 1 ids"),
-        (lambda: concepts_from_arrays(np.zeros((2, 2, 3, 4)), ("x", "x")), "names concept 'x' twice"),
+        (
+            lambda: concepts_from_arrays(np.zeros((2, 1, 3, 4)), ("x",), ("a",)),
+            "2 images are annotated, and there are 1 ids",
+        ),
+        (
+            lambda: concepts_from_arrays(np.zeros((2, 2, 3, 4)), ("x", "x")),
+            "names concept 'x' twice",
+        ),
         (lambda: concepts_from_attributes(np.array([[2.0]]), ("x",)), "0, 1 or NaN"),
     ],
 )
@@ -277,18 +344,27 @@ def test_arrays_that_do_not_fit_are_named(make, sentence: str) -> None:
         make()
 
 
-# -- geometry --------------------------------------------------------------------------------------------------------------
+# -- geometry --------------------------------------------------------------------------------------
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(20, 90), st.integers(20, 90), st.sampled_from([0.7, 0.875, 1.0]), st.integers(0, 99))
-def test_masks_go_where_the_pixels_of_their_image_go(height: int, width: int, crop_pct: float, seed: int) -> None:
-    # The image is its mask in grey: resized by nearest neighbour by the image's own transform they are the same.
+@given(
+    st.integers(20, 90), st.integers(20, 90), st.sampled_from([0.7, 0.875, 1.0]), st.integers(0, 99)
+)
+def test_masks_go_where_the_pixels_of_their_image_go(
+    height: int, width: int, crop_pct: float, seed: int
+) -> None:
+    # The image is its mask in grey: resized by nearest neighbour by the image's own transform they
+    # are the same.
     mask = np.random.default_rng(seed).integers(0, 200, (height, width))
     image = Image.fromarray(mask.astype(np.uint8)).convert("RGB")
     for mode in ("center", "squash", "border"):
-        seen = model_transform((3, 32, 32), (0.0,) * 3, (1.0,) * 3, "nearest", crop_pct, mode)(image)
-        np.testing.assert_array_equal(mask_geometry((3, 32, 32), crop_pct, mode)(mask), (255 * seen[0]).round().numpy())
+        seen = model_transform((3, 32, 32), (0.0,) * 3, (1.0,) * 3, "nearest", crop_pct, mode)(
+            image
+        )
+        np.testing.assert_array_equal(
+            mask_geometry((3, 32, 32), crop_pct, mode)(mask), (255 * seen[0]).round().numpy()
+        )
 
 
 def test_a_block_stays_under_its_block_when_the_image_is_resized_smoothly() -> None:

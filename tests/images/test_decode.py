@@ -61,7 +61,10 @@ def test_deep_grey_says_its_range(tmp_path, case, on_error):
         images = load_images(tmp_path, on_error=on_error)
     assert np.array_equal(np.asarray(images[0]), np.repeat(seen[..., None], 3, axis=2))
     assert np.array_equal(np.asarray(images[1]), RGB)
-    note = rf"1 of 2 images of '{tmp_path}' are of more than 8 bits .* from 0 \(black\) to {top} \(white\)"
+    note = (
+        rf"1 of 2 images of '{tmp_path}' are of more than 8 bits .* from 0 \(black\) to {top} "
+        r"\(white\)"
+    )
     assert re.fullmatch(note, images.note)
     assert [str(w.message) for w in caught] == [images.note]
     assert images.record.note == images.note
@@ -90,7 +93,10 @@ def test_values_without_a_range_are_refused(tmp_path, values):
     Image.fromarray(values).save(tmp_path / "a.tif")
     with pytest.warns(ImagesWarning):
         images = load_images(tmp_path)
-    with pytest.raises(ImagesError, match=r"a\.tif: its 32-bit values have no stated range; save it with 8 or 16 bits"):
+    with pytest.raises(
+        ImagesError,
+        match=r"a\.tif: its 32-bit values have no stated range; save it with 8 or 16 bits",
+    ):
         images[0]
 
 
@@ -139,7 +145,10 @@ def png(*chunks, broken=False):
     """A PNG file with more chunks after its header; a broken one has a wrong checksum."""
     whole = io.BytesIO()
     Image.fromarray(RGB).save(whole, "PNG")
-    added = [struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d) ^ broken) for t, d in chunks]
+    added = [
+        struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d) ^ broken)
+        for t, d in chunks
+    ]
     return whole.getvalue()[:33] + b"".join(added) + whole.getvalue()[33:]
 
 
@@ -176,9 +185,15 @@ JUNK = {
     "jpeg, no such orientation": jpeg((0xE1, b"Exif\0\0" + exif((0x0112, 3, 1, b"\0\x63\0\0")))),
 }
 TURNED = {
-    "png, much text beside it": png((b"eXIf", exif(TURN)), (b"zTXt", b"k\0\0" + zlib.compress(b"a" * (2 << 20)))),
-    "jpeg, a tag of no type beside it": jpeg((0xE1, b"Exif\0\0" + exif(TURN, (0x011A, 99, 1, b"abcd")))),
-    "jpeg, a tag outside the file beside it": jpeg((0xE1, b"Exif\0\0" + exif(TURN, (0x010F, 2, 1 << 30, b"\x7f\0\0\0")))),
+    "png, much text beside it": png(
+        (b"eXIf", exif(TURN)), (b"zTXt", b"k\0\0" + zlib.compress(b"a" * (2 << 20)))
+    ),
+    "jpeg, a tag of no type beside it": jpeg(
+        (0xE1, b"Exif\0\0" + exif(TURN, (0x011A, 99, 1, b"abcd")))
+    ),
+    "jpeg, a tag outside the file beside it": jpeg(
+        (0xE1, b"Exif\0\0" + exif(TURN, (0x010F, 2, 1 << 30, b"\x7f\0\0\0")))
+    ),
 }
 
 
@@ -229,7 +244,9 @@ def test_an_animation_gives_its_first_frame(tmp_path):
 def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     Image.new("L", (5, 5)).save(tmp_path / "big.png")
-    with pytest.raises(ImagesError, match=r"big\.png: it claims more than 0 million pixels.*make it smaller"):
+    with pytest.raises(
+        ImagesError, match=r"big\.png: it claims more than 0 million pixels.*make it smaller"
+    ):
         load_images(tmp_path)
 
 

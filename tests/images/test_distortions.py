@@ -1,4 +1,5 @@
-"""Distortions: exact undoing, closed forms of the filters, what each moves and leaves, and images distorted when asked for."""
+"""Distortions: exact undoing, closed forms of the filters, what each moves and leaves, and images
+distorted when asked for."""
 
 from __future__ import annotations
 
@@ -47,16 +48,22 @@ EXACT: tuple[Distortion, ...] = (
 )
 
 
-def noise(n: int = 3, height: int = 24, width: int = 36, dtype: torch.dtype = torch.float32) -> Tensor:
+def noise(
+    n: int = 3, height: int = 24, width: int = 36, dtype: torch.dtype = torch.float32
+) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     if dtype == torch.uint8:
         return torch.randint(0, 256, (n, 3, height, width), generator=generator, dtype=torch.uint8)
     return torch.rand(n, 3, height, width, generator=generator, dtype=torch.float64).to(dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, torch.float32, torch.float64, torch.bfloat16], ids=str
+)
 @pytest.mark.parametrize("distortion", EXACT, ids=lambda d: d.label)
-def test_undoing_gives_the_image_back_bit_for_bit(distortion: Distortion, dtype: torch.dtype) -> None:
+def test_undoing_gives_the_image_back_bit_for_bit(
+    distortion: Distortion, dtype: torch.dtype
+) -> None:
     images = noise(dtype=dtype)
     changed = distortion(images, [7, 8, 2])
     assert changed.dtype == dtype
@@ -69,7 +76,10 @@ def test_nothing_but_the_place_of_a_pixel_changes(distortion: Distortion) -> Non
     """Every image keeps its set of pixels, colours together."""
     images = noise(dtype=torch.uint8).int().to(torch.float64)
     changed = distortion(images)
-    codes = [(x[:, 0] * 65536 + x[:, 1] * 256 + x[:, 2]).flatten(1).sort(1).values for x in (images, changed)]
+    codes = [
+        (x[:, 0] * 65536 + x[:, 1] * 256 + x[:, 2]).flatten(1).sort(1).values
+        for x in (images, changed)
+    ]
     assert torch.equal(*codes)
     if distortion.strength:
         assert not torch.equal(changed, images)
@@ -83,8 +93,12 @@ def test_the_cells_of_a_shuffle_are_where_its_order_says() -> None:
         for cell in range(16):
             row, column = divmod(cell, 4)
             from_row, from_column = divmod(int(order[image, cell]), 4)
-            expected = images[image, :, 2 * from_row : 2 * from_row + 2, 2 * from_column : 2 * from_column + 2]
-            assert torch.equal(changed[image, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2], expected)
+            expected = images[
+                image, :, 2 * from_row : 2 * from_row + 2, 2 * from_column : 2 * from_column + 2
+            ]
+            assert torch.equal(
+                changed[image, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2], expected
+            )
 
 
 def test_cells_and_back() -> None:
@@ -95,14 +109,21 @@ def test_cells_and_back() -> None:
 
 
 def test_a_shuffle_of_the_finest_grid_is_a_shuffle_of_pixels() -> None:
-    """A grid of one-pixel cells and a shuffle inside one cell are both a permutation of all pixels."""
+    """A grid of one-pixel cells and a shuffle inside one cell are both a permutation of all
+    pixels."""
     images = noise(1, 6, 6)
-    assert torch.equal(to_cells(images, 6).flatten(1).sort(1).values, PixelShuffle(1)(images).flatten(1).sort(1).values)
+    assert torch.equal(
+        to_cells(images, 6).flatten(1).sort(1).values,
+        PixelShuffle(1)(images).flatten(1).sort(1).values,
+    )
 
 
 def test_pixels_inside_cells_stay_in_their_cell_and_tied_cells_share_the_order() -> None:
     places = torch.arange(64.0).reshape(1, 1, 8, 8).expand(1, 3, 8, 8)
-    tied, free = (to_cells(PixelShuffle(2, seed=1, tied=t)(places), 2)[0, :, 0].flatten(1) for t in (True, False))
+    tied, free = (
+        to_cells(PixelShuffle(2, seed=1, tied=t)(places), 2)[0, :, 0].flatten(1)
+        for t in (True, False)
+    )
     plain = to_cells(places, 2)[0, :, 0].flatten(1)
     for changed in (tied, free):
         assert torch.equal(changed.sort(1).values, plain.sort(1).values)
@@ -162,7 +183,11 @@ def test_fill_of_bytes() -> None:
 def test_shifts() -> None:
     images = noise(2, 6, 8)
     cyclic = Shift(2, -3)(images)
-    assert all(torch.equal(cyclic[:, :, r, c], images[:, :, (r - 2) % 6, (c + 3) % 8]) for r in range(6) for c in range(8))
+    assert all(
+        torch.equal(cyclic[:, :, r, c], images[:, :, (r - 2) % 6, (c + 3) % 8])
+        for r in range(6)
+        for c in range(8)
+    )
     repeated = Shift(2, -3, "repeat")(images)
     for r in range(6):
         for c in range(8):
@@ -175,9 +200,12 @@ def test_shifts() -> None:
 @pytest.mark.parametrize("kind", ["gaussian", "ideal"])
 @pytest.mark.parametrize(("down", "right"), [(0, 0), (3, 0), (0, 5), (2, 4)])
 def test_a_wave_is_passed_by_the_transfer_function(kind: str, down: int, right: int) -> None:
-    """A cosine of (down, right) cycles per image is an eigenfunction: the filter multiplies it by H(f)."""
+    """A cosine of (down, right) cycles per image is an eigenfunction: the filter multiplies it by
+    H(f)."""
     rows, columns = torch.arange(16, dtype=torch.float64), torch.arange(20, dtype=torch.float64)
-    wave = torch.cos(2 * math.pi * (down * rows[:, None] / 16 + right * columns / 20) + 0.4).expand(1, 3, 16, 20)
+    wave = torch.cos(2 * math.pi * (down * rows[:, None] / 16 + right * columns / 20) + 0.4).expand(
+        1, 3, 16, 20
+    )
     f, cutoff = math.hypot(down, right), 4.2
     expected = float(f <= cutoff) if kind == "ideal" else math.exp(-(f**2) / (2 * cutoff**2))
     low, high = (cls(cutoff, kind)(wave) for cls in (LowPass, HighPass))
@@ -197,11 +225,17 @@ def test_low_and_high_add_up_to_the_image(kind: str, dtype: torch.dtype) -> None
 def test_filters_at_their_ends() -> None:
     images = noise(dtype=torch.float64)
     mean = images.mean((2, 3), keepdim=True)
-    torch.testing.assert_close(LowPass(0.5, "ideal")(images), mean.expand_as(images), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        LowPass(0.5, "ideal")(images), mean.expand_as(images), atol=1e-12, rtol=0
+    )
     torch.testing.assert_close(LowPass(99.0, "ideal")(images), images, atol=1e-12, rtol=0)
-    torch.testing.assert_close(LowPass(2.0)(images).mean((2, 3), keepdim=True), mean, atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        LowPass(2.0)(images).mean((2, 3), keepdim=True), mean, atol=1e-12, rtol=0
+    )
     level = HighPass(2.0, level=(0.2, 0.4, 0.6))(images).mean((2, 3))
-    torch.testing.assert_close(level, torch.tensor([[0.2, 0.4, 0.6]] * 3, dtype=torch.float64), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        level, torch.tensor([[0.2, 0.4, 0.6]] * 3, dtype=torch.float64), atol=1e-12, rtol=0
+    )
 
 
 def test_filters_of_bytes_are_floats_with_one_for_white() -> None:
@@ -211,20 +245,29 @@ def test_filters_of_bytes_are_floats_with_one_for_white() -> None:
 
 
 def test_normalising_before_or_after_is_the_same_where_the_fill_is_the_mean() -> None:
-    """Shuffles, shifts, drops to the mean colour and filters commute with normalisation, so the pixel space is no choice."""
-    mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in ([0.5, 0.4, 0.3], [0.2, 0.3, 0.25]))
+    """Shuffles, shifts, drops to the mean colour and filters commute with normalisation, so the
+    pixel space is no choice."""
+    mean, std = (
+        torch.tensor(v, dtype=torch.float64).view(3, 1, 1)
+        for v in ([0.5, 0.4, 0.3], [0.2, 0.3, 0.25])
+    )
     images, zero = noise(2, 24, 24, torch.float64), (0.0, 0.0, 0.0)
     pairs = [(d, d) for d in (*EXACT[:2], EXACT[3], Shift(2, 1, "repeat"), LowPass(3.0))]
     pairs += [(PatchDrop(0.5, 4, fill=(0.5, 0.4, 0.3)), PatchDrop(0.5, 4, fill=zero))]
     pairs += [(HighPass(3.0, level=(0.5, 0.4, 0.3)), HighPass(3.0, level=zero))]
     for before, after in pairs:
-        torch.testing.assert_close((before(images) - mean) / std, after((images - mean) / std), atol=1e-12, rtol=0)
+        torch.testing.assert_close(
+            (before(images) - mean) / std, after((images - mean) / std), atol=1e-12, rtol=0
+        )
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: PatchShuffle(5)(noise()), r"5×5 does not divide images of 24×36 px; grids that do: 1, 2, 3, 4, 6, 12"),
+        (
+            lambda: PatchShuffle(5)(noise()),
+            r"5×5 does not divide images of 24×36 px; grids that do: 1, 2, 3, 4, 6, 12",
+        ),
         (lambda: PatchShuffle(0), "each 1 or more, not 0"),
         (lambda: PatchDrop(1.2, 4), "between 0 and 1"),
         (lambda: LowPass(0.0), "positive number of cycles"),
@@ -246,7 +289,11 @@ def test_what_makes_no_sense_is_an_error(make: object, message: str) -> None:
         make()  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("distortion", [*EXACT, PatchDrop(0.5, 4), LowPass(2.0), HighPass(2.0, "ideal")], ids=lambda d: d.label)
+@pytest.mark.parametrize(
+    "distortion",
+    [*EXACT, PatchDrop(0.5, 4), LowPass(2.0), HighPass(2.0, "ideal")],
+    ids=lambda d: d.label,
+)
 def test_a_distortion_is_data(distortion: Distortion) -> None:
     assert from_dict(to_dict(distortion)) == distortion
     assert hash(distortion) == hash(from_dict(to_dict(distortion)))
@@ -258,19 +305,29 @@ def test_equal_grids_are_equal_records() -> None:
     assert PatchShuffle((2, 4)).strength_text == "2×4"
 
 
-# -- images that are distorted when asked for --------------------------------------------------------------------------
+# -- images that are distorted when asked for ------------------------------------------------------
 
 
 def model() -> mp.Model:
-    network = randomised(MlpMixer(img_size=32, patch_size=8, embed_dim=16, num_blocks=1, num_classes=5))
-    return mp.load_model(network, input_size=(3, 32, 32), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25), device="cpu")
+    network = randomised(
+        MlpMixer(img_size=32, patch_size=8, embed_dim=16, num_blocks=1, num_classes=5)
+    )
+    return mp.load_model(
+        network, input_size=(3, 32, 32), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25), device="cpu"
+    )
 
 
 def test_a_network_sees_distorted_pixels_normalised_after() -> None:
-    images, network, distortion = mp.load_images("demo", limit=7), model(), PatchDrop(0.5, 4, fill=(0.9, 0.1, 0.5))
+    images, network, distortion = (
+        mp.load_images("demo", limit=7),
+        model(),
+        PatchDrop(0.5, 4, fill=(0.9, 0.1, 0.5)),
+    )
     view = distort(images, distortion)
     found = torch.cat(list(view.batches(transform_of(network), 3)))
-    pixels = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255 for image in images])
+    pixels = torch.stack(
+        [torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255 for image in images]
+    )
     numbers = [zlib.crc32(name.encode()) for name in images.ids]
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (network.input.mean, network.input.std))
     torch.testing.assert_close(found, (distortion(pixels, numbers) - mean) / std)
@@ -278,7 +335,10 @@ def test_a_network_sees_distorted_pixels_normalised_after() -> None:
 
 def test_no_distortion_gives_the_very_same_inputs() -> None:
     images, network = mp.load_images("demo", limit=5), model()
-    plain, same = (torch.cat(list(x.batches(transform_of(network), 2))) for x in (images, distort(images, PatchDrop(0, 4))))
+    plain, same = (
+        torch.cat(list(x.batches(transform_of(network), 2)))
+        for x in (images, distort(images, PatchDrop(0, 4)))
+    )
     assert torch.equal(plain, same)
 
 
@@ -289,12 +349,16 @@ def test_an_image_is_distorted_alike_in_any_batch_and_subset() -> None:
     assert torch.equal(torch.cat(list(view.batches(transform, 2, start=3))), whole[3:])
     assert torch.equal(next(view.subset([7, 2]).batches(transform, 2)), whole[[7, 2]])
     chosen = view.sample(4, seed=1)
-    assert torch.equal(next(chosen.batches(transform, 4)), whole[[images.ids.index(i) for i in chosen.ids]])
+    assert torch.equal(
+        next(chosen.batches(transform, 4)), whole[[images.ids.index(i) for i in chosen.ids]]
+    )
 
 
 def test_a_view_tells_itself_from_its_images() -> None:
     images = mp.load_images("demo", limit=5)
-    views = [distort(images, d) for d in (PatchShuffle(4), PatchShuffle(4, seed=1), PatchShuffle(2))]
+    views = [
+        distort(images, d) for d in (PatchShuffle(4), PatchShuffle(4, seed=1), PatchShuffle(2))
+    ]
     assert len({images.record.fingerprint, *(v.record.fingerprint for v in views)}) == 4
     assert views[0].record.name == "demo (patches shuffled, 4×4)"
     assert views[0].ids == images.ids

@@ -65,7 +65,10 @@ def test_record_tells_what_the_images_are():
 def test_the_hash_depends_on_pixels_labels_and_order_alone():
     plain = numbered_images(3, [0, 1, 1])
     assert (
-        plain.record.fingerprint == replace(numbered_images(3, [0, 1, 1]), ids=("x", "y", "z"), name="other").record.fingerprint
+        plain.record.fingerprint
+        == replace(
+            numbered_images(3, [0, 1, 1]), ids=("x", "y", "z"), name="other"
+        ).record.fingerprint
     )
     assert plain.record.fingerprint != numbered_images(3, [0, 1, 1], size=8).record.fingerprint
     relabelled, unlabelled = numbered_images(3, [0, 1, 0]), numbered_images(3)
@@ -116,7 +119,9 @@ def test_sample_without_labels_and_limits_that_leave_nothing():
 
 def test_require_labels_names_the_purpose():
     assert numbered_images(2, [1, 0]).require_labels("a probe").tolist() == [1, 0]
-    with pytest.raises(ImagesError, match=r"the images \(arrays\) have no labels: a probe needs them"):
+    with pytest.raises(
+        ImagesError, match=r"the images \(arrays\) have no labels: a probe needs them"
+    ):
         numbered_images(2).require_labels("a probe")
 
 
@@ -178,7 +183,9 @@ def test_auto_takes_workers_only_for_many_images_with_cuda(monkeypatch, transfor
     from mixer_probe.images import labelled
 
     workers: list[int] = []
-    monkeypatch.setattr(labelled, "DataLoader", lambda *_, num_workers, **__: workers.append(num_workers) or [])
+    monkeypatch.setattr(
+        labelled, "DataLoader", lambda *_, num_workers, **__: workers.append(num_workers) or []
+    )
     monkeypatch.setattr(labelled, "available_cores", lambda: 16)
     few, many = numbered_images(100), from_arrays(np.zeros((1000, 1, 1, 3), dtype=np.uint8))
     for cuda in (False, True):

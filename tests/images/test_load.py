@@ -18,14 +18,22 @@ def save(path, value=0, size=(8, 8)):
 @pytest.fixture
 def pets(tmp_path):
     """cats: 3 images, dogs: 2."""
-    for i, name in enumerate(["cats/b.png", "cats/a.JPG", "cats/deep/c.webp", "dogs/z.png", "dogs/a.bmp"]):
+    for i, name in enumerate(
+        ["cats/b.png", "cats/a.JPG", "cats/deep/c.webp", "dogs/z.png", "dogs/a.bmp"]
+    ):
         save(tmp_path / "pets" / name, 40 * i)
     return tmp_path / "pets"
 
 
 def test_class_folders_are_labels_and_order_is_that_of_paths(pets):
     images = load_images(pets)
-    assert images.ids == ("cats/a.JPG", "cats/b.png", "cats/deep/c.webp", "dogs/a.bmp", "dogs/z.png")
+    assert images.ids == (
+        "cats/a.JPG",
+        "cats/b.png",
+        "cats/deep/c.webp",
+        "dogs/a.bmp",
+        "dogs/z.png",
+    )
     assert images.labels.tolist() == [0, 0, 0, 1, 1]
     assert images.labels.dtype == np.int64
     assert images.class_names == ("cats", "dogs")
@@ -94,7 +102,9 @@ def test_images_beside_class_folders(pets):
 
 def test_one_class_is_said_with_the_path(tmp_path):
     save(tmp_path / "cats" / "a.png")
-    with pytest.warns(ImagesWarning, match=r"all 1 images of .* are of one class, 'cats'") as caught:
+    with pytest.warns(
+        ImagesWarning, match=r"all 1 images of .* are of one class, 'cats'"
+    ) as caught:
         assert load_images(tmp_path).n_classes == 1
     assert str(tmp_path) in str(caught[0].message)
     assert caught[0].filename == __file__
@@ -111,7 +121,9 @@ def test_folder_without_images(tmp_path):
         load_images(tmp_path)
     (tmp_path / "a.heic").touch()
     (tmp_path / "b.HEIC").touch()
-    with pytest.raises(ImagesError, match=r"holds no images \(other files: 2 with .heic\)") as caught:
+    with pytest.raises(
+        ImagesError, match=r"holds no images \(other files: 2 with .heic\)"
+    ) as caught:
         load_images(tmp_path)
     assert str(tmp_path) in str(caught.value)
 
@@ -134,7 +146,9 @@ BAD = {
 def test_what_is_no_image_is_named_on_loading(pets, name):
     make, why = BAD[name]
     make(pets / "dogs" / name)
-    with pytest.raises(ImagesError, match=rf"cannot read .*dogs.{name}: .*{why}.*on_error='skip'") as caught:
+    with pytest.raises(
+        ImagesError, match=rf"cannot read .*dogs.{name}: .*{why}.*on_error='skip'"
+    ) as caught:
         load_images(pets)
     assert "\n" not in str(caught.value)
 
@@ -159,9 +173,17 @@ def test_skip_leaves_out_all_that_fail_and_counts_them(pets):
         make(pets / "dogs" / name)
     with pytest.warns(ImagesWarning, match=r"5 unreadable images of .* were left out, 5 are kept"):
         images = load_images(pets, on_error="skip")
-    assert images.ids == ("cats/a.JPG", "cats/b.png", "cats/deep/c.webp", "dogs/a.bmp", "dogs/z.png")
+    assert images.ids == (
+        "cats/a.JPG",
+        "cats/b.png",
+        "cats/deep/c.webp",
+        "dogs/a.bmp",
+        "dogs/z.png",
+    )
     assert images.labels.tolist() == [0, 0, 0, 1, 1]
-    assert [path for path, _ in images.skipped] == [str(pets / "dogs" / name) for name in sorted(BAD)]
+    assert [path for path, _ in images.skipped] == [
+        str(pets / "dogs" / name) for name in sorted(BAD)
+    ]
     assert dict(images.skipped)[str(pets / "dogs" / "empty.png")] == "the file is empty (0 bytes)"
     assert images.record.skipped == 5
     assert images.sample(2).skipped == images.skipped
@@ -189,7 +211,9 @@ def test_nothing_readable(tmp_path):
 
 
 def test_unknown_names_list_the_closest(tmp_path):
-    with pytest.raises(ImagesError, match="'demmo' is no folder and no known data set; closest: demo"):
+    with pytest.raises(
+        ImagesError, match="'demmo' is no folder and no known data set; closest: demo"
+    ):
         load_images("demmo")
     with pytest.raises(ImagesError, match=r"closest: .*torch/\.\.\."):
         load_images("torhc/cifar10")

@@ -42,7 +42,8 @@ def values(images):
 
 @pytest.fixture
 def cifar10(tmp_path, monkeypatch):
-    """CIFAR-10 in torchvision's layout with 6 images; returns (root, pixels [n, 3, 32, 32], labels)."""
+    """CIFAR-10 in torchvision's layout with 6 images; returns (root, pixels [n, 3, 32, 32],
+    labels)."""
     from torchvision.datasets import CIFAR10
 
     pixels, labels = RNG.integers(0, 256, (6, 3, 32, 32), dtype=np.uint8), [3, 3, 0, 9, 0, 9]
@@ -55,7 +56,11 @@ def cifar10(tmp_path, monkeypatch):
     # torchvision checks the sums of the real files.
     monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", hashlib.md5(batch).hexdigest()]])
     monkeypatch.setattr(CIFAR10, "train_list", [])
-    described = {"filename": "batches.meta", "key": "label_names", "md5": hashlib.md5(meta).hexdigest()}
+    described = {
+        "filename": "batches.meta",
+        "key": "label_names",
+        "md5": hashlib.md5(meta).hexdigest(),
+    }
     monkeypatch.setattr(CIFAR10, "meta", described)
     return tmp_path, pixels, labels
 
@@ -85,7 +90,10 @@ def test_torch_worker_processes(cifar10):
 def test_torch_mnist_reads_labels_without_images(tmp_path, monkeypatch):
     from torchvision.datasets import MNIST
 
-    pixels, labels = RNG.integers(0, 256, (5, 28, 28), dtype=np.uint8), np.array([7, 2, 1, 0, 4], np.uint8)
+    pixels, labels = (
+        RNG.integers(0, 256, (5, 28, 28), dtype=np.uint8),
+        np.array([7, 2, 1, 0, 4], np.uint8),
+    )
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for split in ("train", "t10k"):
@@ -97,7 +105,9 @@ def test_torch_mnist_reads_labels_without_images(tmp_path, monkeypatch):
             (raw / f"{split}-{suffix}.gz").write_bytes(gzip.compress(header + data.tobytes()))
 
     decode = MNIST.__getitem__
-    monkeypatch.setattr(MNIST, "__getitem__", lambda *_: pytest.fail("decoded an image for its label"))
+    monkeypatch.setattr(
+        MNIST, "__getitem__", lambda *_: pytest.fail("decoded an image for its label")
+    )
     images = load_images("torch/mnist", root=tmp_path, split="train")
     assert images.labels.tolist() == labels.tolist()
     assert images.split == "train"
@@ -145,10 +155,14 @@ def test_torch_sets_without_a_list_of_targets(tmp_path, monkeypatch):
         ([1, [0, 1], 0], "not one class per image"),
         ([0.5, 0.1, 0.2], "not one class per image"),
     ):
-        monkeypatch.setattr(Bare, "__getitem__", lambda self, index, labels=labels: (grey(0), labels[index]))
+        monkeypatch.setattr(
+            Bare, "__getitem__", lambda self, index, labels=labels: (grey(0), labels[index])
+        )
         with pytest.raises(ImagesError, match=message):
             load_images("torch/cifar100", root=tmp_path)
-    monkeypatch.setattr(Bare, "__getitem__", lambda self, index: (grey(0), ["dog", "cat", "dog"][index]))
+    monkeypatch.setattr(
+        Bare, "__getitem__", lambda self, index: (grey(0), ["dog", "cat", "dog"][index])
+    )
     assert load_images("torch/cifar100", root=tmp_path).class_names == ("cat", "dog")
     assert load_images("torch/cifar100", root=tmp_path).labels.tolist() == [1, 0, 1]
     monkeypatch.setattr(Bare, "__getitem__", lambda self, index: (grey(0), -1))
@@ -156,7 +170,9 @@ def test_torch_sets_without_a_list_of_targets(tmp_path, monkeypatch):
 
 
 def test_torch_errors(tmp_path):
-    with pytest.raises(ImagesError, match="'torch/cifar10' needs root=, the folder that holds the data"):
+    with pytest.raises(
+        ImagesError, match="'torch/cifar10' needs root=, the folder that holds the data"
+    ):
         load_images("torch/cifar10")
     with pytest.raises(ImagesError, match=r"cannot open 'torch/cifar10' .*download=True") as caught:
         load_images("torch/cifar10", root=tmp_path)
@@ -181,7 +197,9 @@ def test_torch_errors(tmp_path):
 )
 def test_a_missing_package_is_named_for_pip(name, package, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
-    with pytest.raises(ImagesError, match=f"'{name}' needs the package {package}: pip install {package}$"):
+    with pytest.raises(
+        ImagesError, match=f"'{name}' needs the package {package}: pip install {package}$"
+    ):
         load_images(name)
 
 

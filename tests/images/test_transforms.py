@@ -63,7 +63,10 @@ def test_pickles():
         (((32, 32), MEAN, STD), r"input_size is \(channels, height, width\)"),
         (((3, 32, 32), MEAN, STD, "bicubc"), "unknown interpolation 'bicubc'; closest: bicubic"),
         (((3, 32, 32), MEAN, STD, "bicubic", 0.0), "crop_pct must be above 0"),
-        (((3, 32, 32), MEAN, STD, "bicubic", 1.0, "centre"), "unknown crop mode 'centre'; closest: center"),
+        (
+            ((3, 32, 32), MEAN, STD, "bicubic", 1.0, "centre"),
+            "unknown crop mode 'centre'; closest: center",
+        ),
     ],
 )
 def test_bad_arguments(arguments, message):

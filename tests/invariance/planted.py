@@ -37,19 +37,34 @@ def colours(each: int = 30, size: int = 8) -> Images:
     labels = np.tile(np.arange(4), each)
     noise = np.random.default_rng(1).integers(-30, 31, (len(labels), size, size, 3))
     pixels = (COLOURS[labels][:, None, None] + noise).clip(0, 255)
-    return from_arrays(pixels.astype(np.uint8), labels, class_names=("red", "green", "blue", "yellow"), name="colours")
+    return from_arrays(
+        pixels.astype(np.uint8),
+        labels,
+        class_names=("red", "green", "blue", "yellow"),
+        name="colours",
+    )
 
 
 def taught(network: Any, images: Images, size: int, name: str) -> mp.Model:
-    """A random network whose linear head was fitted to these very images by least squares, in float64."""
+    """A random network whose linear head was fitted to these very images by least squares, in
+    float64."""
     network = randomised(network).double().eval()
-    model = mp.load_model(network, input_size=(3, size, size), mean=(0.5,) * 3, std=(0.25,) * 3, device="cpu", name=name)
+    model = mp.load_model(
+        network,
+        input_size=(3, size, size),
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        device="cpu",
+        name=name,
+    )
     model.class_names = images.class_names
     batch = next(images.batches(transform_of(model), len(images))).double()
     with torch.no_grad():
         features = network.forward_head(network.forward_features(batch), pre_logits=True)
         ones = torch.cat([features, torch.ones(len(features), 1, dtype=torch.float64)], 1)
-        weights = torch.linalg.lstsq(ones, nn.functional.one_hot(torch.from_numpy(images.labels)).double()).solution
+        weights = torch.linalg.lstsq(
+            ones, nn.functional.one_hot(torch.from_numpy(images.labels)).double()
+        ).solution
         network.head.weight.copy_(weights[:-1].T)
         network.head.bias.copy_(weights[-1])
     return model
@@ -62,7 +77,8 @@ def position_reader(images: Images) -> mp.Model:
 
 
 def bag_of_pixels(images: Images) -> mp.Model:
-    """A ViT of one-pixel patches without position embedding: its logits depend on the set of pixels alone."""
+    """A ViT of one-pixel patches without position embedding: its logits depend on the set of pixels
+    alone."""
     network = VisionTransformer(
         img_size=8,
         patch_size=1,
@@ -78,7 +94,11 @@ def bag_of_pixels(images: Images) -> mp.Model:
 
 
 def answers(
-    predicted: np.ndarray, labels: np.ndarray, distortions: tuple[Distortion, ...] = (), name: str = "made", family: str = "mixer"
+    predicted: np.ndarray,
+    labels: np.ndarray,
+    distortions: tuple[Distortion, ...] = (),
+    name: str = "made",
+    family: str = "mixer",
 ) -> DistortionAccuracy:
     """A result with these predictions [1 + distortion, image]."""
     record = ModelRecord(name, family, True, "made", name, 1)
@@ -86,7 +106,10 @@ def answers(
     return DistortionAccuracy(record, images, distortions, predicted, labels, int(labels.max()) + 1)
 
 
-def answers_right(right: np.ndarray, distortions: tuple[Distortion, ...] = (), **named: str) -> DistortionAccuracy:
-    """A result of ten classes that is right where `right` [1 + distortion, image] says so, and off by one elsewhere."""
+def answers_right(
+    right: np.ndarray, distortions: tuple[Distortion, ...] = (), **named: str
+) -> DistortionAccuracy:
+    """A result of ten classes that is right where `right` [1 + distortion, image] says so, and off
+    by one elsewhere."""
     labels = np.arange(right.shape[1]) % 10
     return answers(np.where(right, labels, (labels + 1) % 10), labels, distortions, **named)

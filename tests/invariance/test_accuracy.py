@@ -14,7 +14,12 @@ from timm.models.resnet import BasicBlock, ResNet
 
 import mixer_probe as mp
 from mixer_probe.capture.stream import transform_of
-from mixer_probe.core.errors import ImagesError, MeasureError, NonFiniteWarning, UndefinedInvarianceWarning
+from mixer_probe.core.errors import (
+    ImagesError,
+    MeasureError,
+    NonFiniteWarning,
+    UndefinedInvarianceWarning,
+)
 from mixer_probe.core.result import load_results, save_results
 from mixer_probe.images import (
     HighPass,
@@ -29,7 +34,14 @@ from mixer_probe.images import (
 )
 from mixer_probe.invariance import distortion_accuracy, own_grid, predictions, standard_distortions
 from mixer_probe.probing import wilson_interval
-from tests.invariance.planted import answers, answers_right, bag_of_pixels, colours, position_reader, quadrants
+from tests.invariance.planted import (
+    answers,
+    answers_right,
+    bag_of_pixels,
+    colours,
+    position_reader,
+    quadrants,
+)
 from tests.networks import randomised
 from tests.tiny import tiny_models
 
@@ -37,7 +49,14 @@ from tests.tiny import tiny_models
 def test_a_network_that_ignores_position_loses_nothing_when_pixels_move() -> None:
     images = colours()
     model = bag_of_pixels(images)
-    moves = (PatchShuffle(2), PatchShuffle(8), PixelShuffle(1), PixelShuffle(2, tied=False), Shift(3, 1), paper_shuffle(4))
+    moves = (
+        PatchShuffle(2),
+        PatchShuffle(8),
+        PixelShuffle(1),
+        PixelShuffle(2, tied=False),
+        Shift(3, 1),
+        paper_shuffle(4),
+    )
     result = distortion_accuracy(model, images, (*moves, PatchDrop(1.0, 2)))
     assert result.accuracy.value[0] == 1
     np.testing.assert_array_equal(result.drop.value[: len(moves)], 0)
@@ -50,16 +69,20 @@ def test_a_network_that_ignores_position_loses_nothing_when_pixels_move() -> Non
 
 
 def test_a_network_that_reads_position_follows_the_patches_it_reads() -> None:
-    """On a 2x2 grid the bright quadrant moves to where the order says, and that is what the network names."""
+    """On a 2x2 grid the bright quadrant moves to where the order says, and that is what the network
+    names."""
     images = quadrants()
     shuffle = PatchShuffle(2, seed=4)
-    result = distortion_accuracy(position_reader(images), images, (shuffle, PixelShuffle(2), Shift(8, 0), Shift(8, 8)))
+    result = distortion_accuracy(
+        position_reader(images), images, (shuffle, PixelShuffle(2), Shift(8, 0), Shift(8, 8))
+    )
     assert result.accuracy.value[0] == 1
     order = shuffle.order([zlib.crc32(name.encode()) for name in images.ids]).numpy()
     place = (order == result.labels[:, None]).argmax(1)
     np.testing.assert_array_equal(result.predicted[1], place)
     assert result.accuracy.value[1] == (place == result.labels).mean()
-    # Pixels that stay inside their quadrant move no class; half a height down changes the row of the quadrant.
+    # Pixels that stay inside their quadrant move no class; half a height down changes the row of
+    # the quadrant.
     assert result.accuracy.value[2] > 0.95
     np.testing.assert_array_equal(result.predicted[3], result.labels ^ 2)
     np.testing.assert_array_equal(result.predicted[4], result.labels ^ 3)
@@ -70,10 +93,14 @@ def test_a_network_that_reads_position_follows_the_patches_it_reads() -> None:
 def test_a_network_that_cannot_read_the_class_has_nothing_to_lose() -> None:
     images = quadrants()
     scrambled = from_arrays(
-        [np.array(image) for image in images], np.random.default_rng(3).permutation(images.labels), class_names=images.class_names
+        [np.array(image) for image in images],
+        np.random.default_rng(3).permutation(images.labels),
+        class_names=images.class_names,
     )
     with pytest.warns(UndefinedInvarianceWarning, match="not above chance"):
-        result = distortion_accuracy(position_reader(images), scrambled, (PatchShuffle(2), LowPass(1.0)))
+        result = distortion_accuracy(
+            position_reader(images), scrambled, (PatchShuffle(2), LowPass(1.0))
+        )
     assert not result.reads_class
     assert np.isnan([result.kept.value, result.kept.low, result.kept.high]).all()
     assert result.accuracy.low[0] <= 0.25 <= result.accuracy.high[0]
@@ -121,7 +148,8 @@ def test_numbers_by_hand() -> None:
 
 
 def test_what_is_kept_has_an_interval_of_the_right_width() -> None:
-    """Delta method: with independent answers the standard error of the ratio follows from those of the two shares."""
+    """Delta method: with independent answers the standard error of the ratio follows from those of
+    the two shares."""
     random = np.random.default_rng(0)
     n, p, q, chance = 4000, 0.8, 0.4, 0.1
     result = answers_right(random.random((2, n)) < [[p], [q]], (PatchShuffle(2),))
@@ -153,21 +181,30 @@ def test_a_result_saves_and_loads_with_its_distortions(tmp_path: Path) -> None:
 
 def test_the_same_again_gives_the_same() -> None:
     images = quadrants(5)
-    first, second = (distortion_accuracy(position_reader(images), images, batch_size=b).to_frame() for b in (64, 7))
+    first, second = (
+        distortion_accuracy(position_reader(images), images, batch_size=b).to_frame()
+        for b in (64, 7)
+    )
     assert first.equals(second)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda m, i: distortion_accuracy(m, from_arrays(np.zeros((2, 16, 16, 3), np.uint8))), "have no labels"),
+        (
+            lambda m, i: distortion_accuracy(m, from_arrays(np.zeros((2, 16, 16, 3), np.uint8))),
+            "have no labels",
+        ),
         (
             lambda m, i: distortion_accuracy(tiny_models()[0], i),
             "is among the 1000 of tiny-mixer",
         ),
         (lambda m, i: distortion_accuracy(m, i, (Shift(1, 1), Shift(1, 1))), "twice"),
         (lambda m, i: distortion_accuracy(headless(), i), "has no classifier"),
-        (lambda m, i: answers_right(np.ones((1, 20), bool)).filter_type("low-pass"), "was not measured under 'low-pass'"),
+        (
+            lambda m, i: answers_right(np.ones((1, 20), bool)).filter_type("low-pass"),
+            "was not measured under 'low-pass'",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_an_error(make: object, message: str) -> None:
@@ -178,7 +215,9 @@ def test_what_makes_no_sense_is_an_error(make: object, message: str) -> None:
 
 def headless() -> mp.Model:
     network = MlpMixer(img_size=16, patch_size=4, embed_dim=8, num_blocks=1, num_classes=0)
-    return mp.load_model(network, input_size=(3, 16, 16), mean=(0.5,) * 3, std=(0.5,) * 3, device="cpu")
+    return mp.load_model(
+        network, input_size=(3, 16, 16), mean=(0.5,) * 3, std=(0.5,) * 3, device="cpu"
+    )
 
 
 def test_bare_tensors_and_grids_that_do_not_fit_are_errors() -> None:
@@ -189,7 +228,7 @@ def test_bare_tensors_and_grids_that_do_not_fit_are_errors() -> None:
         distortion_accuracy(position_reader(images), images, (PatchShuffle(5),))
 
 
-# -- the distortions that are there by default -------------------------------------------------------------------------
+# -- the distortions that are there by default -----------------------------------------------------
 
 
 def test_standard_distortions_of_a_mixer_at_224_px() -> None:
@@ -208,22 +247,36 @@ def test_standard_distortions_of_a_mixer_at_224_px() -> None:
 
 
 def test_each_kind_goes_from_mild_to_hard() -> None:
-    """By the squared difference from the image, of noise whose values do not tell their neighbours."""
+    """By the squared difference from the image, of noise whose values do not tell their
+    neighbours."""
     model = tiny_models()[0]
-    result = answers_right(np.ones((1 + len(standard_distortions(model)), 20), bool), standard_distortions(model))
+    result = answers_right(
+        np.ones((1 + len(standard_distortions(model)), 20), bool), standard_distortions(model)
+    )
     images = torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     smooth = LowPass(3.0)(images) * 8
     for kind in ("patches dropped", "low-pass", "high-pass", "cyclic shift"):
-        changes = [float((result.distortions[i](smooth) - smooth).square().mean()) for i in result.filter_type(kind)]
+        changes = [
+            float((result.distortions[i](smooth) - smooth).square().mean())
+            for i in result.filter_type(kind)
+        ]
         assert changes == sorted(changes), kind
 
 
 def test_a_cnn_has_the_grid_of_its_last_block() -> None:
-    network = randomised(ResNet(BasicBlock, [1, 1, 1, 1], channels=(8, 8, 16, 16), stem_width=8, num_classes=4))
-    model = mp.load_model(network, input_size=(3, 64, 64), mean=(0.5,) * 3, std=(0.5,) * 3, device="cpu")
+    network = randomised(
+        ResNet(BasicBlock, [1, 1, 1, 1], channels=(8, 8, 16, 16), stem_width=8, num_classes=4)
+    )
+    model = mp.load_model(
+        network, input_size=(3, 64, 64), mean=(0.5,) * 3, std=(0.5,) * 3, device="cpu"
+    )
     assert own_grid(model) == (2, 2)
     assert [d.grid for d in standard_distortions(model) if isinstance(d, PatchShuffle)] == [2]
-    assert [d.grid for d in standard_distortions(model, grid=8) if isinstance(d, PatchShuffle)] == [2, 4, 8]
+    assert [d.grid for d in standard_distortions(model, grid=8) if isinstance(d, PatchShuffle)] == [
+        2,
+        4,
+        8,
+    ]
 
 
 def test_no_warning_where_all_is_well() -> None:

@@ -33,7 +33,9 @@ def test_what_is_kept_is_averaged_over_strengths_and_networks() -> None:
     assert found.kinds == ("patches shuffled", "low-pass")
     assert found.strengths == ("2×2, 4×4", "4")
     # Chance is 0.1: (0.5 - 0.1) / 0.8 = 0.5 and so on.
-    np.testing.assert_allclose(found.by_network, [[0.625, 1.0], [0.375, 0.0], [1.0, 0.5]], atol=1e-12)
+    np.testing.assert_allclose(
+        found.by_network, [[0.625, 1.0], [0.375, 0.0], [1.0, 0.5]], atol=1e-12
+    )
     np.testing.assert_allclose(found.kept, [[0.5, 0.5], [1.0, 0.5]])
     np.testing.assert_allclose(found.gap[1, 0], [0.5, 0.0], atol=1e-12)
     np.testing.assert_allclose(found.gap, -found.gap.transpose(1, 0, 2))
@@ -41,15 +43,21 @@ def test_what_is_kept_is_averaged_over_strengths_and_networks() -> None:
     assert found.gap_low[1, 0, 1] < 0 < found.gap_high[1, 0, 1]
     row = found.to_frame().query("kind == 'patches shuffled' and group == 'mixer'").iloc[0]
     assert (row.best_group, row.networks) == ("vit", 2)
-    assert (row.behind_best, row.lowest_network, row.highest_network) == pytest.approx((0.5, 0.375, 0.625))
+    assert (row.behind_best, row.lowest_network, row.highest_network) == pytest.approx(
+        (0.5, 0.375, 0.625)
+    )
 
 
 def test_a_network_against_itself_has_no_gap() -> None:
     shares = [0.8, 0.6, 0.4, 0.5]
-    results = [answers_right(right(shares), DISTORTIONS, name=n, family=f) for n, f in (("a", "vit"), ("b", "cnn"))]
+    results = [
+        answers_right(right(shares), DISTORTIONS, name=n, family=f)
+        for n, f in (("a", "vit"), ("b", "cnn"))
+    ]
     found = compare_architectures(results)
     np.testing.assert_array_equal(found.gap, 0)
-    # No image tells them apart: how many others would has Wilson's bound of none of n, and each counts 1 / (0.8 - 0.1) twice.
+    # No image tells them apart: how many others would has Wilson's bound of none of n, and each
+    # counts 1 / (0.8 - 0.1) twice.
     np.testing.assert_allclose(found.gap_high, 2 / 0.7 * wilson_interval(0, found.n)[1])
     np.testing.assert_allclose(found.gap_low, -found.gap_high)
 
@@ -58,7 +66,10 @@ def test_intervals_have_the_width_of_the_delta_method() -> None:
     random = np.random.default_rng(0)
     n, p, q = 2000, 0.8, 0.45
     results = [
-        answers_right(random.random((2, n)) < [[p], [q]], (PatchShuffle(2),), name=name, family=name) for name in ("vit", "cnn")
+        answers_right(
+            random.random((2, n)) < [[p], [q]], (PatchShuffle(2),), name=name, family=name
+        )
+        for name in ("vit", "cnn")
     ]
     found = compare_architectures(results)
     for k, r in enumerate(results):
@@ -72,10 +83,17 @@ def test_intervals_have_the_width_of_the_delta_method() -> None:
 
 
 def test_networks_that_cannot_read_the_class_are_left_out(tmp_path: Path) -> None:
-    able = [answers_right(right([0.8, 0.6, 0.4, 0.5]), DISTORTIONS, name=n, family=f) for n, f in (("a", "vit"), ("b", "cnn"))]
+    able = [
+        answers_right(right([0.8, 0.6, 0.4, 0.5]), DISTORTIONS, name=n, family=f)
+        for n, f in (("a", "vit"), ("b", "cnn"))
+    ]
     blind = answers_right(right([0.1, 0.1, 0.1, 0.1]), DISTORTIONS, name="c", family="mixer")
     found = compare_architectures([*able, blind])
     assert found.networks == ("a", "b")
-    assert load_results(save_results([found], tmp_path / "r.json"))[0].to_frame().equals(found.to_frame())
+    assert (
+        load_results(save_results([found], tmp_path / "r.json"))[0]
+        .to_frame()
+        .equals(found.to_frame())
+    )
     with pytest.raises(MeasureError, match="only 1 of the networks are above chance"):
         compare_architectures([able[0], blind])

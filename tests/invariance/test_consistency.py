@@ -44,7 +44,9 @@ def test_kappa_is_cohens() -> None:
     found = error_consistency(made(*rights))
     for i in range(4):
         for j in range(4):
-            assert found.kappa[0, i, j] == pytest.approx(cohen_kappa_score(rights[i], rights[j]), abs=1e-12)
+            assert found.kappa[0, i, j] == pytest.approx(
+                cohen_kappa_score(rights[i], rights[j]), abs=1e-12
+            )
 
 
 @pytest.mark.parametrize("n", [7, 12])
@@ -54,10 +56,14 @@ def test_bounds_of_kappa_by_brute_force(n: int) -> None:
         for b in range(n + 1):
             overlaps = range(max(0, a + b - n), min(a, b) + 1)
             p, q = np.array(a / n), np.array(b / n)
-            values = [float(kappa(np.array((n - a - b + 2 * k) / n), expected_agreement(p, q))) for k in overlaps]
+            values = [
+                float(kappa(np.array((n - a - b + 2 * k) / n), expected_agreement(p, q)))
+                for k in overlaps
+            ]
             low, high = kappa_bounds(p, q)
             if {a, b} <= {0, n}:
-                # Always right or always wrong: one of them always, kappa 0, or both alike, which is not defined.
+                # Always right or always wrong: one of them always, kappa 0, or both alike, which is
+                # not defined.
                 assert math.isnan(high) == (a == b)
                 continue
             assert low == pytest.approx(min(values), abs=1e-12)
@@ -91,7 +97,9 @@ def test_independent_errors_have_kappa_zero_within_interval_and_null() -> None:
     pairs = np.triu_indices(30, 1)
     assert abs(found.kappa[0][pairs].mean()) < 0.01
     covered = (found.low[0][pairs] <= 0) & (found.high[0][pairs] >= 0)
-    inside = (found.null_low[0][pairs] <= found.kappa[0][pairs]) & (found.kappa[0][pairs] <= found.null_high[0][pairs])
+    inside = (found.null_low[0][pairs] <= found.kappa[0][pairs]) & (
+        found.kappa[0][pairs] <= found.null_high[0][pairs]
+    )
     # 435 pairs that share networks: 95 % within a few points.
     assert covered.mean() > 0.91
     assert inside.mean() > 0.91
@@ -103,12 +111,21 @@ def test_shared_errors_are_found_and_matrices_are_symmetric() -> None:
     found = error_consistency(made(*[np.where(hard, c < 0.3, c < 0.9) for c in coin]))
     off = ~np.eye(3, dtype=bool)
     assert (found.low[0][off] > found.null_high[0][off]).all()
-    for part in (found.kappa, found.low, found.high, found.null_low, found.null_high, found.least, found.most):
+    for part in (
+        found.kappa,
+        found.low,
+        found.high,
+        found.null_low,
+        found.null_high,
+        found.least,
+        found.most,
+    ):
         np.testing.assert_array_equal(part[0], part[0].T)
 
 
 def test_the_interval_has_the_width_of_kappas_standard_error() -> None:
-    """Cohen's large-sample standard error for equal accuracies of one half: sqrt(1 - kappa^2) / sqrt(n)."""
+    """Cohen's large-sample standard error for equal accuracies of one half: sqrt(1 - kappa^2) /
+    sqrt(n)."""
     random = np.random.default_rng(4)
     first = random.random(5000) < 0.5
     second = np.where(random.random(5000) < 0.75, first, ~first)
@@ -129,7 +146,9 @@ def test_networks_without_errors_have_no_kappa() -> None:
 def test_distortions_have_their_own_rows(tmp_path: Path) -> None:
     random = np.random.default_rng(5)
     right, distortions = random.random((3, 2, 200)) < 0.6, (PatchShuffle(2),)
-    found = error_consistency([answers_right(r, distortions, name=f"net-{k}") for k, r in enumerate(right)])
+    found = error_consistency(
+        [answers_right(r, distortions, name=f"net-{k}") for k, r in enumerate(right)]
+    )
     assert found.labels == ("none", "patches shuffled, 2×2")
     np.testing.assert_allclose(found.kappa[1], error_consistency(made(*right[:, 1])).kappa[0])
     frame = found.to_frame()
@@ -140,7 +159,9 @@ def test_distortions_have_their_own_rows(tmp_path: Path) -> None:
 
 def test_above_chance() -> None:
     right = np.stack([np.arange(100) % 10 < 9, np.arange(100) % 10 < 1])
-    found = error_consistency([answers_right(right, (PatchShuffle(2),), name=name) for name in "ab"])
+    found = error_consistency(
+        [answers_right(right, (PatchShuffle(2),), name=name) for name in "ab"]
+    )
     assert found.above_chance.tolist() == [[True, True], [False, False]]
 
 
@@ -152,4 +173,6 @@ def test_only_the_same_images_and_distortions_can_be_compared() -> None:
     with pytest.raises(MeasureError, match="different images"):
         error_consistency([one, replace(two, images=replace(two.images, fingerprint="x"))])
     with pytest.raises(MeasureError, match="different distortions"):
-        error_consistency([one, answers(np.stack([two.predicted[0]] * 2), two.labels, (PatchShuffle(2),))])
+        error_consistency(
+            [one, answers(np.stack([two.predicted[0]] * 2), two.labels, (PatchShuffle(2),))]
+        )

@@ -1,4 +1,5 @@
-"""One image in a network against plain forward passes, its nearest images against the definition, and how far it is moved."""
+"""One image in a network against plain forward passes, its nearest images against the definition,
+and how far it is moved."""
 
 from __future__ import annotations
 
@@ -50,10 +51,15 @@ def test_logits_norms_and_means_are_those_of_the_network(model: mp.Model, images
         np.testing.assert_allclose(found.norms[i].ravel(), norms.ravel(), rtol=1e-6)
         np.testing.assert_allclose(found.vectors[i], values.mean(0), rtol=1e-5, atol=1e-7)
         assert table["norm"][i] == pytest.approx(norms.mean())
-        assert (table["largest"][i], table["positions"][i]) == (pytest.approx(norms.max()), norms.size)
+        assert (table["largest"][i], table["positions"][i]) == (
+            pytest.approx(norms.max()),
+            norms.size,
+        )
 
 
-def test_classes_come_by_probability_and_the_true_one_with_them(model: mp.Model, images: Images) -> None:
+def test_classes_come_by_probability_and_the_true_one_with_them(
+    model: mp.Model, images: Images
+) -> None:
     found = image_response(model, images)
     order = np.argsort(-found.probabilities)
     table = found.class_frame(3, also=int(order[-1]))
@@ -68,11 +74,17 @@ def test_a_head_of_zeros_and_a_distilled_network(images: Images) -> None:
     assert image_response(mp.load_model("mixer_s32_224", pretrained=False), images).has_zero_head
     model = mp.load_model("deit_tiny_distilled_patch16_224", pretrained=False)
     with torch.no_grad():
-        logits = model.module(next(images.subset([0]).batches(transform_of(model), 1)))[0].double().numpy()
+        logits = (
+            model.module(next(images.subset([0]).batches(transform_of(model), 1)))[0]
+            .double()
+            .numpy()
+        )
     np.testing.assert_allclose(image_response(model, images).logits, logits, rtol=1e-3, atol=1e-5)
 
 
-def test_nearest_images_are_those_of_the_definition(run: Representations, images: Images, model: mp.Model) -> None:
+def test_nearest_images_are_those_of_the_definition(
+    run: Representations, images: Images, model: mp.Model
+) -> None:
     found = neighbours_by_layer(run, 6, 5)
     other = neighbours_by_layer(run, image_response(model, images.subset([6])), 6)
     for i, name in enumerate(run):
@@ -87,18 +99,29 @@ def test_nearest_images_are_those_of_the_definition(run: Representations, images
     assert [found.at(layer.depth) for layer in run.layers] == list(range(len(run.layers)))
     assert images.labels is not None
     table = found.class_frame(int(images.labels[6]), images.labels)
-    assert table["same"].tolist() == [(images.labels[places] == images.labels[6]).sum() for places in found.places]
+    assert table["same"].tolist() == [
+        (images.labels[places] == images.labels[6]).sum() for places in found.places
+    ]
     assert table["fraction"].tolist() == pytest.approx((table["same"] / 5).tolist())
 
 
-def test_the_shift_of_one_image_is_that_of_representation_shift(run: Representations, images: Images, model: mp.Model) -> None:
+def test_the_shift_of_one_image_is_that_of_representation_shift(
+    run: Representations, images: Images, model: mp.Model
+) -> None:
     shuffle = PatchShuffle(4)
     tables = []
     for i in range(len(images)):
-        both = [image_response(model, x) for x in (images.subset([i]), distort(images.subset([i]), shuffle))]
+        both = [
+            image_response(model, x)
+            for x in (images.subset([i]), distort(images.subset([i]), shuffle))
+        ]
         tables.append(image_shift(run, i, *both))
-    expected = mp.invariance.representation_shift(model, images, (shuffle,), permutations=0, resamples=0)
-    np.testing.assert_allclose(np.mean([t["cosine"] for t in tables], axis=0), expected.cosine[0], atol=1e-5)
+    expected = mp.invariance.representation_shift(
+        model, images, (shuffle,), permutations=0, resamples=0
+    )
+    np.testing.assert_allclose(
+        np.mean([t["cosine"] for t in tables], axis=0), expected.cosine[0], atol=1e-5
+    )
     assert all(table["rank"].between(1, 20).all() and (table["n"] == 20).all() for table in tables)
     one = image_response(model, images.subset([0]))
     same = image_shift(run, None, one, one)
@@ -118,7 +141,11 @@ def test_images_on_which_two_networks_disagree() -> None:
     generator = np.random.default_rng(0)
     wrong, right = generator.random((2, 2, 50)) > 0.5
     for both in (True, False):
-        expected = [i for i in range(50) if right[1, i] and not wrong[1, i] and (not both or (right[0, i] and wrong[0, i]))]
+        expected = [
+            i
+            for i in range(50)
+            if right[1, i] and not wrong[1, i] and (not both or (right[0, i] and wrong[0, i]))
+        ]
         assert disagreements(wrong, right, both_undistorted=both).tolist() == expected
         alone = [i for i in range(50) if not wrong[1, i] and (not both or wrong[0, i])]
         assert disagreements(wrong, both_undistorted=both).tolist() == alone

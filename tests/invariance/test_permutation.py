@@ -13,14 +13,23 @@ from mixer_probe.images.distortions import permute_cells
 from mixer_probe.invariance import permute_patches
 from tests.networks import CNNS, MIXERS, VITS, Case, noise, randomised
 
-BY_POSITION_EMBEDDING = ("vit", "vit-gap", "vit-attention-pooling", "deit-distilled", "dinov2-registers")
+BY_POSITION_EMBEDDING = (
+    "vit",
+    "vit-gap",
+    "vit-attention-pooling",
+    "deit-distilled",
+    "dinov2-registers",
+)
 WORKS = [*MIXERS, *(case for case in VITS if case.name in BY_POSITION_EMBEDDING)]
 
 
 @pytest.mark.parametrize("case", WORKS, ids=lambda case: case.name)
 def test_logits_stay_when_patches_and_weights_are_permuted_together(case: Case) -> None:
     model = case.model(torch.float64)
-    images, order = case.images(4, torch.float64), torch.randperm(16, generator=torch.Generator().manual_seed(5))
+    images, order = (
+        case.images(4, torch.float64),
+        torch.randperm(16, generator=torch.Generator().manual_seed(5)),
+    )
     permuted, moved = permute_patches(model, order), permute_cells(images, order, 4)
     with torch.no_grad():
         plain, unmoved, together = model.module(images), model.module(moved), permuted.module(moved)
@@ -43,12 +52,15 @@ def test_the_inverse_permutation_gives_the_very_weights_back(case: Case) -> None
 
 
 def test_a_network_that_is_shuffled_like_its_images_predicts_what_it_did() -> None:
-    """One order for all images, as in the paper: the permuted Mixer is what training on such images can reach."""
+    """One order for all images, as in the paper: the permuted Mixer is what training on such images
+    can reach."""
     model, shuffle = mp.load_model("zoo:mixer-s0", device="cpu"), PatchShuffle(16, shared=True)
     images = mp.load_images("demo", limit=16)
     permuted = permute_patches(model, shuffle.order([0])[0])
     plain = mp.invariance.predictions(model, images)[0]
-    np.testing.assert_array_equal(mp.invariance.predictions(permuted, images, (shuffle,))[0][1], plain[0])
+    np.testing.assert_array_equal(
+        mp.invariance.predictions(permuted, images, (shuffle,))[0][1], plain[0]
+    )
     assert permuted.name == "zoo:mixer-s0, patches permuted"
     assert permuted.weights.trained
 
@@ -56,7 +68,10 @@ def test_a_network_that_is_shuffled_like_its_images_predicts_what_it_did() -> No
 def test_mixer_b16_at_its_real_size() -> None:
     model = mp.load_model("mixer_b16_224", pretrained=False, device="cpu", dtype="float64")
     randomised(model.module)
-    images, order = noise(1, 224, torch.float64), torch.randperm(196, generator=torch.Generator().manual_seed(1))
+    images, order = (
+        noise(1, 224, torch.float64),
+        torch.randperm(196, generator=torch.Generator().manual_seed(1)),
+    )
     with torch.no_grad():
         plain = model.module(images)
         together = permute_patches(model, order).module(permute_cells(images, order, 14))
@@ -65,7 +80,9 @@ def test_mixer_b16_at_its_real_size() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "convmixer", "beit", "eva", "swin", "hybrid"], ids=lambda name: f"{name} has its order elsewhere"
+    "name",
+    ["resnet18", "convmixer", "beit", "eva", "swin", "hybrid"],
+    ids=lambda name: f"{name} has its order elsewhere",
 )
 def test_networks_whose_order_no_weights_hold_are_told(name: str) -> None:
     case = next(case for case in (*VITS, *CNNS) if case.name == name)
@@ -76,7 +93,9 @@ def test_networks_whose_order_no_weights_hold_are_told(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "order", [range(15), [0] * 16, list(range(1, 17)), np.eye(16)], ids=["short", "twice", "from one", "matrix"]
+    "order",
+    [range(15), [0] * 16, list(range(1, 17)), np.eye(16)],
+    ids=["short", "twice", "from one", "matrix"],
 )
 def test_what_is_no_permutation_is_an_error(order: object) -> None:
     with pytest.raises(ModelError, match="each of 0 to 15 once"):

@@ -22,7 +22,18 @@ def test_cosine_by_hand() -> None:
     random = np.random.default_rng(0)
     x, y = random.standard_normal((2, 9, 5))
     centre = x.mean(0)
-    table = [[float((a - centre) @ (b - centre) / np.linalg.norm(a - centre) / np.linalg.norm(b - centre)) for b in y] for a in x]
+    table = [
+        [
+            float(
+                (a - centre)
+                @ (b - centre)
+                / np.linalg.norm(a - centre)
+                / np.linalg.norm(b - centre)
+            )
+            for b in y
+        ]
+        for a in x
+    ]
     own = np.diag(table)
     mean, low, high, others = mean_cosine(x, y)
     assert mean == pytest.approx(own.mean())
@@ -39,7 +50,9 @@ def test_cosine_of_equal_opposite_and_constant_features() -> None:
 
 
 def test_nothing_moves_where_nothing_is_done() -> None:
-    found = representation_shift(tiny_models()[0], mp.load_images("demo", limit=30), (PatchDrop(0.0, 4),))
+    found = representation_shift(
+        tiny_models()[0], mp.load_images("demo", limit=30), (PatchDrop(0.0, 4),)
+    )
     np.testing.assert_allclose(found.cka, 1, atol=1e-9)
     np.testing.assert_allclose(found.cosine, 1, atol=1e-9)
 
@@ -47,7 +60,12 @@ def test_nothing_moves_where_nothing_is_done() -> None:
 def test_what_ignores_position_does_not_move_when_pixels_do() -> None:
     images = colours(10)
     model = bag_of_pixels(images)
-    found = representation_shift(model, images, (PixelShuffle(1), PatchShuffle(4), HighPass(0.5, "ideal")), ("blocks", "norm"))
+    found = representation_shift(
+        model,
+        images,
+        (PixelShuffle(1), PatchShuffle(4), HighPass(0.5, "ideal")),
+        ("blocks", "norm"),
+    )
     np.testing.assert_allclose(found.cka[:2], 1, atol=1e-9)
     np.testing.assert_allclose(found.cosine[:2], 1, atol=1e-9)
     assert (found.cosine[2] < 0.99).all()
@@ -55,8 +73,13 @@ def test_what_ignores_position_does_not_move_when_pixels_do() -> None:
 
 def test_numbers_are_those_of_extract_and_cka() -> None:
     images, model = mp.load_images("demo", limit=30), tiny_models()[1]
-    found = representation_shift(model, images, (PatchShuffle(2), LowPass(2.0)), "blocks", permutations=40, resamples=20)
-    plain, moved = mp.extract(model, images, "blocks"), mp.extract(model, distort(images, LowPass(2.0)), "blocks")
+    found = representation_shift(
+        model, images, (PatchShuffle(2), LowPass(2.0)), "blocks", permutations=40, resamples=20
+    )
+    plain, moved = (
+        mp.extract(model, images, "blocks"),
+        mp.extract(model, distort(images, LowPass(2.0)), "blocks"),
+    )
     assert [layer.name for layer in found.layers] == plain.names()
     for i, name in enumerate(plain):
         assert found.cka[1, i] == pytest.approx(mp.cka(plain[name], moved[name]), abs=1e-9)

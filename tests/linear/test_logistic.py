@@ -1,4 +1,5 @@
-"""Logistic probes: the optimum of scikit-learn's, the solver by itself, batches of layers and penalties, and what is refused."""
+"""Logistic probes: the optimum of scikit-learn's, the solver by itself, batches of layers and
+penalties, and what is refused."""
 
 from __future__ import annotations
 
@@ -18,7 +19,12 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from mixer_probe.core.errors import MeasureError, UnconvergedWarning
 from mixer_probe.linear.classifier import ProbePath
 from mixer_probe.linear.lbfgs import minimise
-from mixer_probe.linear.logistic import LogisticProbe, default_logistic_l2, logistic_path, logistic_paths
+from mixer_probe.linear.logistic import (
+    LogisticProbe,
+    default_logistic_l2,
+    logistic_path,
+    logistic_paths,
+)
 from mixer_probe.linear.multinomial import Design, Loss, exact_float32, losses_and_errors
 from mixer_probe.linear.stratification import left_out_folds
 
@@ -34,7 +40,10 @@ def labelled(
     random = np.random.default_rng(seed)
     y = random.choice(classes, size=n, p=shares)
     y[:classes] = np.arange(classes)
-    X = random.normal(size=(n, p)) @ random.normal(size=(p, p)) + 2 * random.normal(size=(classes, p))[y]
+    X = (
+        random.normal(size=(n, p)) @ random.normal(size=(p, p))
+        + 2 * random.normal(size=(classes, p))[y]
+    )
     return X * np.geomspace(1e-3, 1e3, p) + 10, y
 
 
@@ -55,10 +64,12 @@ def degenerate(n: int, p: int) -> tuple[np.ndarray, np.ndarray]:
     return X, y
 
 
-# -- the optimum -------------------------------------------------------------------------------------------------------
+# -- the optimum -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"precision": "float64"}, {"together": True}, {"solver": "sklearn"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"precision": "float64"}, {"together": True}, {"solver": "sklearn"}], ids=str
+)
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_the_optimum_of_scikit_learn(case, settings):
     X, y = CASES[case]
@@ -72,7 +83,11 @@ def test_it_is_the_optimum_of_scikit_learn(case, settings):
         tolerance = 1e-5 if exact else 1e-4
         np.testing.assert_allclose(path.coef[i], reference.coef_, atol=tolerance)
         np.testing.assert_allclose(path.intercept[i], reference.intercept_, atol=tolerance)
-        np.testing.assert_allclose(np.exp(path.scores(new)[i]), reference.predict_proba(scaler.transform(new)), atol=tolerance)
+        np.testing.assert_allclose(
+            np.exp(path.scores(new)[i]),
+            reference.predict_proba(scaler.transform(new)),
+            atol=tolerance,
+        )
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -122,7 +137,7 @@ def test_log_probabilities_of_certain_images_are_finite_numbers():
     np.testing.assert_allclose(np.exp(scores).sum(axis=-1), 1)
 
 
-# -- the loss and the solver -------------------------------------------------------------------------------------------
+# -- the loss and the solver -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -158,7 +173,9 @@ def test_losses_of_extreme_logits():
 def test_many_quadratics_reach_their_closed_forms():
     random = torch.Generator().manual_seed(0)
     root = torch.randn(7, 20, 20, generator=random, dtype=torch.float64)
-    A = root @ root.transpose(1, 2) * torch.logspace(-3, 3, 7, dtype=torch.float64)[:, None, None] + torch.eye(20)
+    A = root @ root.transpose(1, 2) * torch.logspace(-3, 3, 7, dtype=torch.float64)[
+        :, None, None
+    ] + torch.eye(20)
     b = torch.randn(7, 20, generator=random, dtype=torch.float64)
     evaluated = []
 
@@ -169,7 +186,11 @@ def test_many_quadratics_reach_their_closed_forms():
 
     diagonal = 1 / A.diagonal(dim1=1, dim2=2)
     found = minimise(
-        quadratic, torch.zeros(7, 20, dtype=torch.float64), lambda g, which: diagonal[which] * g, tol=1e-9, max_iter=500
+        quadratic,
+        torch.zeros(7, 20, dtype=torch.float64),
+        lambda g, which: diagonal[which] * g,
+        tol=1e-9,
+        max_iter=500,
     )
     np.testing.assert_allclose(found.x, torch.linalg.solve(A, b), atol=1e-7)
     assert found.converged.all()
@@ -189,7 +210,13 @@ def test_a_batch_is_what_each_problem_finds_alone():
     together = minimise(rosenbrock, start, lambda g, _: g, tol=1e-8, max_iter=500)
     np.testing.assert_allclose(together.x, 1, atol=1e-6)
     for i in range(4):
-        alone = minimise(lambda x, _, i=i: rosenbrock(x, torch.tensor([i])), start[:1], lambda g, _: g, tol=1e-8, max_iter=500)
+        alone = minimise(
+            lambda x, _, i=i: rosenbrock(x, torch.tensor([i])),
+            start[:1],
+            lambda g, _: g,
+            tol=1e-8,
+            max_iter=500,
+        )
         assert alone.iterations.item() == together.iterations[i].item()
         np.testing.assert_allclose(alone.x[0], together.x[i], atol=1e-12)
 
@@ -202,7 +229,10 @@ def test_a_problem_that_cannot_be_solved_ends_and_says_so():
     start = torch.ones(2, 3, dtype=torch.float64)
     found = minimise(objective, start, lambda g, _: g, tol=1e-9, max_iter=50)
     assert found.converged.tolist() == [True, False]
-    assert minimise(objective, start, lambda g, _: g, tol=1e-9, max_iter=0).iterations.tolist() == [0, 0]
+    assert minimise(objective, start, lambda g, _: g, tol=1e-9, max_iter=0).iterations.tolist() == [
+        0,
+        0,
+    ]
 
 
 def test_tf32_is_off_inside_and_as_it_was_outside():
@@ -216,13 +246,15 @@ def test_tf32_is_off_inside_and_as_it_was_outside():
         torch.set_float32_matmul_precision(before)
 
 
-# -- layers and paths --------------------------------------------------------------------------------------------------
+# -- layers and paths ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("together", [False, True])
 def test_layers_in_a_batch_are_what_each_is_alone(together):
     y = labelled(60, 5, 3)[1]
-    layers = [labelled(60, p, 3, seed)[0].astype(np.float32) for seed, p in enumerate((8, 8, 5, 80, 80))]
+    layers = [
+        labelled(60, p, 3, seed)[0].astype(np.float32) for seed, p in enumerate((8, 8, 5, 80, 80))
+    ]
     layers[4][:, 1:40] = layers[4][:, :1]
     paths = logistic_paths(layers, y, PATH, tol=1e-8, together=together)
     for X, path in zip(layers, paths, strict=True):
@@ -233,7 +265,9 @@ def test_layers_in_a_batch_are_what_each_is_alone(together):
 
 def test_a_tensor_is_what_the_array_is():
     X, y = labelled(60, 8, 3)
-    np.testing.assert_array_equal(logistic_path(torch.from_numpy(X), y).coef, logistic_path(X, y).coef)
+    np.testing.assert_array_equal(
+        logistic_path(torch.from_numpy(X), y).coef, logistic_path(X, y).coef
+    )
 
 
 def test_a_path_is_sorted_and_gives_its_probes():
@@ -261,12 +295,16 @@ def test_left_out_accuracy_is_that_of_refitting_without(folds):
         scaler = StandardScaler().fit(X[rest])
         total += len(rows)
         for i, l2 in enumerate(PATH):
-            model = LogisticRegression(C=1 / l2, **REFERENCE).fit(scaler.transform(X[rest]), y[rest])
+            model = LogisticRegression(C=1 / l2, **REFERENCE).fit(
+                scaler.transform(X[rest]), y[rest]
+            )
             right[i] += (model.predict(scaler.transform(X[rows])) == y[rows]).sum()
     np.testing.assert_allclose(path.left_out_accuracy(), right / total)
     assert total == (len(y) if folds else 30)
     accuracy = path.left_out_accuracy()
-    assert path.best_l2() == max(l2 for l2, share in zip(PATH, accuracy, strict=True) if share == accuracy.max())
+    assert path.best_l2() == max(
+        l2 for l2, share in zip(PATH, accuracy, strict=True) if share == accuracy.max()
+    )
     assert LogisticProbe(PATH, folds=folds, seed=3, tol=1e-8).fit(X, y).l2_ == path.best_l2()
 
 
@@ -274,7 +312,9 @@ def test_folds_hold_every_image_once_and_classes_their_share():
     y = np.repeat([0, 1, 2], [50, 30, 1])
     folds = left_out_folds(y, 5)
     assert sorted(np.concatenate(folds).tolist()) == list(range(80))
-    assert all(abs((y[rows] == 0).sum() - 10) <= 1 and abs((y[rows] == 1).sum() - 6) <= 1 for rows in folds)
+    assert all(
+        abs((y[rows] == 0).sum() - 10) <= 1 and abs((y[rows] == 1).sum() - 6) <= 1 for rows in folds
+    )
     once = left_out_folds(y, seed=1)[0]
     assert 15 <= len(once) <= 17
     assert 2 not in y[once]
@@ -284,7 +324,7 @@ def test_folds_hold_every_image_once_and_classes_their_share():
         left_out_folds(y, 1)
 
 
-# -- bad input ---------------------------------------------------------------------------------------------------------
+# -- bad input -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(60, 8), (20, 50)])
@@ -310,7 +350,9 @@ def test_features_that_are_all_constant_give_the_most_frequent_class(shape):
         warnings.simplefilter("error")
         path = logistic_path(np.full(shape, 3.3, dtype=np.float32), y, PATH)
         assert (path.predict(np.full((4, shape[1]), 5.0)) == 0).all()
-    np.testing.assert_allclose(np.exp(path.scores(np.zeros((1, shape[1]))))[:, 0, 1], y.mean(), atol=1e-4)
+    np.testing.assert_allclose(
+        np.exp(path.scores(np.zeros((1, shape[1]))))[:, 0, 1], y.mean(), atol=1e-4
+    )
 
 
 def test_refusals_are_one_sentence():
@@ -332,20 +374,26 @@ def test_refusals_are_one_sentence():
 @pytest.mark.parametrize("solver", ["torch", "sklearn"])
 def test_a_fit_that_was_cut_short_warns(solver):
     X, y = CASES["three classes"]
-    with pytest.warns(UnconvergedWarning, match=r"did not reach tol=1e-07 for l2 = 0\.001") as caught:
+    with pytest.warns(
+        UnconvergedWarning, match=r"did not reach tol=1e-07 for l2 = 0\.001"
+    ) as caught:
         logistic_path(X, y, [0.001, 1e6], max_iter=3, tol=1e-7, solver=solver)
     assert len(caught) == 1
     assert caught[0].filename == __file__
 
 
-@parametrize_with_checks([LogisticProbe(), LogisticProbe(None), LogisticProbe([0.1, 10.0], solver="sklearn")])
+@parametrize_with_checks(
+    [LogisticProbe(), LogisticProbe(None), LogisticProbe([0.1, 10.0], solver="sklearn")]
+)
 def test_scikit_learn_takes_the_estimator(estimator, check):
     check(estimator)
 
 
 def test_it_works_in_pipelines_and_searches():
     X, y = CASES["three classes"]
-    search = GridSearchCV(make_pipeline(StandardScaler(), LogisticProbe()), {"logisticprobe__l2": list(PATH)}, cv=3)
+    search = GridSearchCV(
+        make_pipeline(StandardScaler(), LogisticProbe()), {"logisticprobe__l2": list(PATH)}, cv=3
+    )
     search.fit(X, np.array(["cat", "dog", "frog"])[y])
     assert search.predict(X[:3]).dtype.kind == "U"
     assert clone(LogisticProbe(3.0, tol=1e-3)).get_params()["tol"] == 1e-3

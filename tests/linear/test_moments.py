@@ -1,4 +1,5 @@
-"""Moments of classes: ridge from them is ridge from the features, in whatever parts and order these came."""
+"""Moments of classes: ridge from them is ridge from the features, in whatever parts and order these
+came."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ def test_equal_to_ridge_of_scikit_learn_over_the_path(classes, standardize):
     hot = np.where(y[:, None] == np.arange(classes), 1.0, -1.0)
     for l2, found in zip(path.values, scores, strict=True):
         reference = Ridge(alpha=l2, solver="svd").fit(scaler.transform(X), hot)
-        np.testing.assert_allclose(found, reference.predict(scaler.transform(new)), rtol=0, atol=1e-9)
+        np.testing.assert_allclose(
+            found, reference.predict(scaler.transform(new)), rtol=0, atol=1e-9
+        )
     np.testing.assert_array_equal(path.predict(new), path.scores(new).argmax(-1))
 
 
@@ -83,7 +86,10 @@ def test_images_left_out_of_the_fit_to_all():
     path = moments_of(X, y).compute([0.5, 20.0, 900.0], left_out=(X[rows], y[rows]))
     Z, hot = StandardScaler().fit_transform(X), np.where(y[:, None] == np.arange(3), 1.0, -1.0)
     for l2, accuracy in zip(path.values, path.left_out_accuracy(), strict=True):
-        fits = [Ridge(alpha=l2, solver="svd").fit(np.delete(Z, i, 0), np.delete(hot, i, 0)) for i in rows]
+        fits = [
+            Ridge(alpha=l2, solver="svd").fit(np.delete(Z, i, 0), np.delete(hot, i, 0))
+            for i in rows
+        ]
         brute = np.concatenate([fit.predict(Z[[i]]) for i, fit in zip(rows, fits, strict=True)])
         np.testing.assert_allclose(path.leave_one_out_scores(l2), brute, rtol=0, atol=1e-10)
         assert accuracy == (brute.argmax(1) == y[rows]).mean()
@@ -98,7 +104,9 @@ def test_tensors_and_arrays_and_names_of_classes(dtype):
     tensor = torch.from_numpy(X).to(dtype)
     path = moments_of(tensor, names).compute([1.0, 10.0])
     expected = ridge_path(tensor.double().numpy(), names, [1.0, 10.0])
-    np.testing.assert_allclose(path.scores(tensor), expected.scores(tensor.numpy()), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(
+        path.scores(tensor), expected.scores(tensor.numpy()), rtol=0, atol=1e-10
+    )
     np.testing.assert_array_equal(path.predict(tensor), expected.predict(tensor.numpy()))
     assert set(path.predict(tensor).ravel()) == {"cat", "dog", "frog"}
 
@@ -153,4 +161,6 @@ def test_features_that_depend_on_each_other_have_the_solution_of_smallest_norm(l
     Z = np.tile(X - X.mean(axis=0), 2)
     targets = 2.0 * np.eye(3)[y] - 1
     expected = np.linalg.pinv(Z) @ (targets - targets.mean(axis=0))
-    np.testing.assert_allclose(moments.solve(l2, standardize=False).coefficients, expected, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(
+        moments.solve(l2, standardize=False).coefficients, expected, rtol=0, atol=1e-10
+    )

@@ -28,7 +28,8 @@ def _no_warnings():
 
 
 def problem(n: int, p: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Features of uneven scale and far-off means that tell the classes partly; a seed draws other images."""
+    """Features of uneven scale and far-off means that tell the classes partly; a seed draws other
+    images."""
     columns, rows = np.random.default_rng(99), np.random.default_rng(seed)
     centres, scale = columns.normal(size=(classes, p)), 10 ** columns.uniform(-2, 2, p)
     y = np.arange(n) % classes
@@ -80,8 +81,12 @@ def test_same_classes_as_the_ridge_classifier(classes):
 def test_primal_is_dual(n, p, classes, standardize):
     X, y = problem(n, p, classes)
     X = StandardScaler().fit_transform(X)
-    primal, dual = (RidgeProbe(5.0, standardize=standardize, form=f).fit(X, y) for f in ("primal", "dual"))
-    np.testing.assert_allclose(primal.decision_function(X), dual.decision_function(X), rtol=0, atol=1e-12)
+    primal, dual = (
+        RidgeProbe(5.0, standardize=standardize, form=f).fit(X, y) for f in ("primal", "dual")
+    )
+    np.testing.assert_allclose(
+        primal.decision_function(X), dual.decision_function(X), rtol=0, atol=1e-12
+    )
     np.testing.assert_allclose(primal.coef_, dual.coef_, rtol=0, atol=1e-12)
 
 
@@ -135,14 +140,18 @@ def test_constant_and_duplicate_columns(form, l2, value):
     later = np.hstack([new, value * np.random.default_rng(0).normal(size=(40, 1))])
     np.testing.assert_allclose(with_constant.decision_function(later), plain, rtol=0, atol=1e-8)
     # Two copies share the weight: the same as one with half the penalty.
-    twice = RidgeProbe(l2, form=form).fit(np.hstack([X, X]), y).decision_function(np.hstack([new, new]))
+    twice = (
+        RidgeProbe(l2, form=form).fit(np.hstack([X, X]), y).decision_function(np.hstack([new, new]))
+    )
     half = RidgeProbe(l2 / 2, form=form).fit(X, y).decision_function(new)
     np.testing.assert_allclose(twice, half, rtol=0, atol=1e-8)
 
 
 def test_only_constant_columns_give_the_most_frequent_class():
     y = np.array([0, 1, 1, 2, 1])
-    np.testing.assert_array_equal(RidgeProbe().fit(np.ones((5, 3)), y).predict(np.zeros((2, 3))), [1, 1])
+    np.testing.assert_array_equal(
+        RidgeProbe().fit(np.ones((5, 3)), y).predict(np.zeros((2, 3))), [1, 1]
+    )
 
 
 def test_no_penalty_is_least_squares_of_smallest_norm():
@@ -159,7 +168,9 @@ def test_mean_far_above_the_spread_in_float32():
     X = StandardScaler().fit_transform(X)
     expected = RidgeProbe().fit(X, y).decision_function(X)
     far = (X + 100).astype(np.float32)
-    np.testing.assert_allclose(RidgeProbe().fit(far, y).decision_function(far), expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(
+        RidgeProbe().fit(far, y).decision_function(far), expected, rtol=0, atol=1e-4
+    )
 
 
 def test_in_pipelines_and_searches():
@@ -221,7 +232,9 @@ def test_some_images_are_left_out():
     some = ridge_path(X, y, [1.0, 50.0], left_out=30)
     rows = stratified(y, 30)
     np.testing.assert_array_equal(some.scores(X), every.scores(X))
-    np.testing.assert_allclose(some.leave_one_out_scores(50.0), every.leave_one_out_scores(50.0)[rows], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        some.leave_one_out_scores(50.0), every.leave_one_out_scores(50.0)[rows], rtol=0, atol=1e-12
+    )
     wide = problem(40, 90, 3)
     dual = ridge_path(*wide, [5.0], left_out=12)
     expected = ridge_path(*wide, [5.0]).leave_one_out_scores(5.0)[stratified(wide[1], 12)]

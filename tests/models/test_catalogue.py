@@ -52,13 +52,18 @@ def test_what_is_listed_is_what_loading_finds(name: str, family: str) -> None:
 
 def test_tags_are_timms() -> None:
     entry = by_name("mixer_b16_224")["mixer_b16_224"]
-    assert {f"mixer_b16_224.{tag}" for tag in entry.tags} == set(timm.list_pretrained("mixer_b16_224.*"))
+    assert {f"mixer_b16_224.{tag}" for tag in entry.tags} == set(
+        timm.list_pretrained("mixer_b16_224.*")
+    )
     assert [tag for tag, _ in entry.notes] == ["goog_in21k_ft_in1k"]
 
 
 def test_only_two_tags_carry_a_note() -> None:
     noted = [(e.name, tag) for e in list_models() for tag, _ in e.notes]
-    assert noted == [("mixer_b16_224", "goog_in21k_ft_in1k"), ("mixer_l16_224", "goog_in21k_ft_in1k")]
+    assert noted == [
+        ("mixer_b16_224", "goog_in21k_ft_in1k"),
+        ("mixer_l16_224", "goog_in21k_ft_in1k"),
+    ]
 
 
 def test_a_part_of_a_name_is_enough() -> None:
@@ -66,7 +71,10 @@ def test_a_part_of_a_name_is_enough() -> None:
 
 
 def test_nothing_found_lists_close_names() -> None:
-    with pytest.raises(ModelError, match=r"no model of a known family matches 'miixer_b16'; closest: .*mixer_b16_224"):
+    with pytest.raises(
+        ModelError,
+        match=r"no model of a known family matches 'miixer_b16'; closest: .*mixer_b16_224",
+    ):
         list_models("miixer_b16")
 
 

@@ -1,4 +1,5 @@
-"""Which output of a network a label means: by the names of the zoo, of ImageNet, or those given; else refused with both lists."""
+"""Which output of a network a label means: by the names of the zoo, of ImageNet, or those given;
+else refused with both lists."""
 
 from __future__ import annotations
 
@@ -60,7 +61,10 @@ def test_a_folder_of_three_classes_means_these_three_outputs(zoo: mp.Model, name
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", [name for name in PAIRED if name != "true classes of maps"])
 def test_classes_that_are_no_outputs_are_refused_with_both_lists(zoo: mp.Model, name: str) -> None:
-    with pytest.raises(MeasureError, match=r"1 class .* among its 10: 'sledge' .*'frog', 'sledge'; the latter 'airplane', 'auto"):
+    with pytest.raises(
+        MeasureError,
+        match=r"1 class .* among its 10: 'sledge' .*'frog', 'sledge'; the latter 'airplane', 'auto",
+    ):
         PAIRED[name](zoo, pictures(("frog", "sledge")))
     with pytest.raises(ImagesError, match="have no labels"):
         PAIRED[name](zoo, from_arrays(np.zeros((2, 32, 32, 3), np.uint8)))
@@ -78,12 +82,15 @@ def test_a_map_whose_images_are_of_unknown_classes_has_no_true_class(zoo: mp.Mod
         (("n01440764", "n01443537"), [0, 1]),
         (("Goldfish", "TENCH"), [1, 0]),
         (("great_white_shark", "tench, Tinca tinca"), [2, 0]),
-        # A synonym that only one class has, and a word that is first in one class and second in another.
+        # A synonym that only one class has, and a word that is first in one class and second in
+        # another.
         (("Tinca tinca", "partridge"), [0, 86]),
         (("crane (n02012849)", "crane (n03126707)"), [134, 517]),
     ],
 )
-def test_classes_of_imagenet_by_name_and_wordnet_id(imagenet: mp.Model, names: tuple[str, ...], expected: list[int]) -> None:
+def test_classes_of_imagenet_by_name_and_wordnet_id(
+    imagenet: mp.Model, names: tuple[str, ...], expected: list[int]
+) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert labels_as_outputs(imagenet, pictures(names)).tolist() == expected
@@ -97,9 +104,14 @@ def test_every_class_of_imagenet_has_a_name_of_its_own(imagenet: mp.Model) -> No
     assert labels_as_outputs(imagenet, photos).tolist() == photos.labels.tolist()  # type: ignore[union-attr]
 
 
-def test_numbers_are_outputs_where_all_folders_are_numbers(imagenet: mp.Model, zoo: mp.Model) -> None:
+def test_numbers_are_outputs_where_all_folders_are_numbers(
+    imagenet: mp.Model, zoo: mp.Model
+) -> None:
     folders = tuple(sorted(map(str, (1, 2, 10, 999))))
-    with pytest.warns(ImagesWarning, match=r"called by numbers, which are taken for the numbers of tiny-mixer's 1000 outputs"):
+    with pytest.warns(
+        ImagesWarning,
+        match=r"called by numbers, which are taken for the numbers of tiny-mixer's 1000 outputs",
+    ):
         assert labels_as_outputs(imagenet, pictures(folders)).tolist() == [1, 10, 2, 999]
     with pytest.warns(ImagesWarning, match="have no names, .* 10 outputs, so that 0 is 'airplane'"):
         assert labels_as_outputs(zoo, pictures(None)).tolist() == [0, 1, 2]
@@ -112,7 +124,10 @@ def test_a_network_of_ones_own_is_told_what_its_outputs_are() -> None:
     network = mp.load_model("zoo:resnet?untrained", device="cpu").module
     given = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "device": "cpu"}
     images, names = pictures(CIFAR), [f"class {i}" for i in range(7)] + list(CIFAR)
-    with pytest.raises(MeasureError, match=r"10 outputs of ResNet .* is not known.*'automobile', 'frog', 'ship'.*class_names="):
+    with pytest.raises(
+        MeasureError,
+        match=r"10 outputs of ResNet .* is not known.*'automobile', 'frog', 'ship'.*class_names=",
+    ):
         labels_as_outputs(mp.load_model(network, **given), images)
     named = mp.load_model(network, class_names=names, **given)
     assert labels_as_outputs(named, images).tolist() == [7, 8, 9]

@@ -1,7 +1,8 @@
-"""Parameters and multiply-accumulates against published counts: timm's tables and Table 1 of the Mixer paper.
+"""Parameters and multiply-accumulates against published counts: timm's tables and Table 1 of the
+Mixer paper.
 
-The expected numbers were counted once from timm 1.0.31 (`parameters`, exact) and by hand from the formulas below.
-Networks live on the meta device: counting needs shapes, no weights.
+The expected numbers were counted once from timm 1.0.31 (`parameters`, exact) and by hand from the
+formulas below. Networks live on the meta device: counting needs shapes, no weights.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def test_timm_networks(name: str) -> None:
 
 
 def paper_parameters(patch: int, width: int, layers: int, tokens: int, channels: int) -> int:
-    """Weights and biases of embedding, token MLPs, channel MLPs and layer norms, Tolstikhin et al. (2021), Section 2."""
+    """Weights and biases of embedding, token MLPs, channel MLPs and layer norms, Tolstikhin et al.
+    (2021), Section 2."""
     positions = (224 // patch) ** 2
     mixing = 2 * positions * tokens + tokens + positions + 2 * width * channels + channels + width
     return 3 * patch**2 * width + width + layers * (mixing + 4 * width) + 2 * width
@@ -97,7 +99,8 @@ def test_counts_of_a_loaded_network() -> None:
 
 
 def test_attention_counts_even_where_it_is_fused() -> None:
-    """Products of queries with keys and of maps with values: 2 N^2 C a block on top of the linear layers."""
+    """Products of queries with keys and of maps with values: 2 N^2 C a block on top of the linear
+    layers."""
     model = on_meta(timm.create_model, "vit_tiny_patch16_224", num_classes=0)
     n, c = 197, 192
     linear = 196 * 3 * 16**2 * c + 12 * n * 12 * c * c

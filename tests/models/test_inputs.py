@@ -1,4 +1,5 @@
-"""What images a network takes: timm's preprocessing for every tag, other numbers of channels, and statements that are refused."""
+"""What images a network takes: timm's preprocessing for every tag, other numbers of channels, and
+statements that are refused."""
 
 from __future__ import annotations
 
@@ -64,23 +65,34 @@ def test_crop_modes_reach_the_numbers(crop_mode: str) -> None:
     image = Image.fromarray(np.random.default_rng(2).integers(0, 256, (40, 90, 3), dtype=np.uint8))
     images = from_arrays([np.asarray(image)])
     transform = create_transform(
-        (3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bicubic", crop_pct=1.0, crop_mode=crop_mode
+        (3, 32, 32),
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        interpolation="bicubic",
+        crop_pct=1.0,
+        crop_mode=crop_mode,
     )
     found = mp.extract(model, images, "blocks")
     assert f"crop_mode='{crop_mode}'" in found.record.transform
-    np.testing.assert_array_equal(found["blocks.0"], mp.extract(model, transform(image)[None], "blocks")["blocks.0"])
+    np.testing.assert_array_equal(
+        found["blocks.0"], mp.extract(model, transform(image)[None], "blocks")["blocks.0"]
+    )
     centred = mp.extract(as_model(network), images, "blocks")
     assert np.abs(found["blocks.0"] - centred["blocks.0"]).max() > 1e-3
     pixels = transform(image) * 0.5 + 0.5
-    np.testing.assert_allclose(input_pictures(model, images, [0])[0], (255 * pixels).permute(1, 2, 0), atol=0.51)
+    np.testing.assert_allclose(
+        input_pictures(model, images, [0])[0], (255 * pixels).permute(1, 2, 0), atol=0.51
+    )
 
 
-# -- other numbers of channels -----------------------------------------------------------------------------------------
+# -- other numbers of channels ---------------------------------------------------------------------
 
 
 def grey_mixer(channels: int) -> nn.Module:
     torch.manual_seed(0)
-    return MlpMixer(img_size=32, patch_size=8, embed_dim=8, num_blocks=1, num_classes=3, in_chans=channels).eval()
+    return MlpMixer(
+        img_size=32, patch_size=8, embed_dim=8, num_blocks=1, num_classes=3, in_chans=channels
+    ).eval()
 
 
 def model_of(channels: int, **options: Any) -> mp.Model:
@@ -114,7 +126,10 @@ def test_finished_tensors_of_any_number_of_channels_pass_untouched(channels: int
     with torch.no_grad():
         wanted = model.module.blocks(model.module.stem(x))
     np.testing.assert_allclose(found, wanted, atol=1e-6)
-    with pytest.raises(ImagesError, match=rf"the images are \(2, 32, 32\) and MlpMixer takes \({channels}, 32, 32\)"):
+    with pytest.raises(
+        ImagesError,
+        match=rf"the images are \(2, 32, 32\) and MlpMixer takes \({channels}, 32, 32\)",
+    ):
         mp.extract(model, torch.zeros(1, 2, 32, 32), "blocks")
 
 
@@ -122,13 +137,23 @@ def test_finished_tensors_of_any_number_of_channels_pass_untouched(channels: int
 def test_images_are_refused_by_networks_of_other_channels(channels: int) -> None:
     images = from_arrays(PIXELS)
     with pytest.raises(
-        ImagesError, match=rf"takes {channels} channels, and an image has 1 .* or 3 .* give a tensor \[n, {channels}, 32, 32\]"
+        ImagesError,
+        match=(
+            rf"takes {channels} channels, and an image has 1 .* or 3 .* give a tensor \[n, "
+            rf"{channels}, 32, 32\]"
+        ),
     ):
         mp.extract(model_of(channels), images, "blocks")
 
 
 @pytest.mark.parametrize(
-    ("channels", "mean"), [(1, (0.449,)), (2, (0.485, 0.456)), (4, (0.485, 0.456, 0.406, 0.485)), (3, (0.485, 0.456, 0.406))]
+    ("channels", "mean"),
+    [
+        (1, (0.449,)),
+        (2, (0.485, 0.456)),
+        (4, (0.485, 0.456, 0.406, 0.485)),
+        (3, (0.485, 0.456, 0.406)),
+    ],
 )
 def test_timm_networks_of_other_channels_say_so(channels: int, mean: tuple[float, ...]) -> None:
     model = mp.load_model("resnet10t", pretrained=False, in_chans=channels, device="cpu")
@@ -138,20 +163,26 @@ def test_timm_networks_of_other_channels_say_so(channels: int, mean: tuple[float
 
 
 def test_distortions_are_refused_for_networks_of_other_channels() -> None:
-    with pytest.raises(ModelError, match="distortions need RGB input, and the network takes 1 channels"):
+    with pytest.raises(
+        ModelError, match="distortions need RGB input, and the network takes 1 channels"
+    ):
         standard_distortions(model_of(1))
 
 
-# -- tensors of pixels -------------------------------------------------------------------------------------------------
+# -- tensors of pixels -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_uint8_tensors_are_pixels(channels: int) -> None:
     mean, std = (0.5, 0.3, 0.2, 0.7)[:channels], (0.2, 0.25, 0.3, 0.1)[:channels]
     model = model_of(channels, mean=mean, std=std)
-    raw = torch.from_numpy(np.random.default_rng(3).integers(0, 256, (5, channels, 32, 32), dtype=np.uint8))
+    raw = torch.from_numpy(
+        np.random.default_rng(3).integers(0, 256, (5, channels, 32, 32), dtype=np.uint8)
+    )
     column = (channels, 1, 1)
-    finished = (raw.double() / 255 - torch.tensor(mean).double().reshape(column)) / torch.tensor(std).double().reshape(column)
+    finished = (raw.double() / 255 - torch.tensor(mean).double().reshape(column)) / torch.tensor(
+        std
+    ).double().reshape(column)
     a, b = (mp.extract(model, x, "blocks", batch_size=2) for x in (raw, finished.float()))
     np.testing.assert_allclose(a["blocks.0"], b["blocks.0"], atol=1e-5)
     for source in (raw, finished.float()):
@@ -164,7 +195,9 @@ def test_uint8_tensors_agree_with_images_bit_for_bit() -> None:
     raw = torch.from_numpy(PIXELS).permute(0, 3, 1, 2)
     a, b = (mp.extract(model, source, "blocks")["blocks.0"] for source in (raw, images))
     np.testing.assert_array_equal(a, b)
-    maps = [mp.attribute(model, source, "input_x_gradient", target=1).maps for source in (raw, images)]
+    maps = [
+        mp.attribute(model, source, "input_x_gradient", target=1).maps for source in (raw, images)
+    ]
     np.testing.assert_array_equal(*maps)
     np.testing.assert_array_equal(input_pictures(model, raw, [1]), PIXELS[[1]])
     with pytest.raises(ImagesError, match=r"the images are \(3, 16, 16\)"):
@@ -173,17 +206,23 @@ def test_uint8_tensors_agree_with_images_bit_for_bit() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool, torch.complex64])
 def test_tensors_of_other_types_are_refused(dtype: torch.dtype) -> None:
-    with pytest.raises(ImagesError, match=r"floating point \(finished inputs\) or uint8 \(pixels, 0 to 255\), not torch\."):
+    with pytest.raises(
+        ImagesError,
+        match=r"floating point \(finished inputs\) or uint8 \(pixels, 0 to 255\), not torch\.",
+    ):
         mp.extract(as_model(CASES["vit"].network()), noise(2).to(dtype), "blocks")
 
 
-# -- statements that are refused ---------------------------------------------------------------------------------------
+# -- statements that are refused -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"mean": 0.5}, r"mean is one finite number per channel, such as \(0\.5, 0\.5, 0\.5\), not 0\.5"),
+        (
+            {"mean": 0.5},
+            r"mean is one finite number per channel, such as \(0\.5, 0\.5, 0\.5\), not 0\.5",
+        ),
         ({"mean": (0.5, 0.5)}, r"mean is one finite number per channel, .* not \(0\.5, 0\.5\)"),
         ({"mean": "imagenet"}, "mean is one finite number per channel, .* not 'imagenet'"),
         ({"mean": (0.5, float("inf"), 0.5)}, "mean is one finite number"),
@@ -193,7 +232,10 @@ def test_tensors_of_other_types_are_refused(dtype: torch.dtype) -> None:
         ({"std": (0.5, -0.5, 0.5)}, "std must be above 0"),
         ({"std": (0.5, float("nan"), 0.5)}, "std is one finite number"),
         ({"std": [0.5, None, 0.5]}, "std is one finite number"),
-        ({"input_size": 224}, r"input_size is \(channels, height, width\), three whole numbers above 0, not 224"),
+        (
+            {"input_size": 224},
+            r"input_size is \(channels, height, width\), three whole numbers above 0, not 224",
+        ),
         ({"input_size": "224"}, "input_size is .* not '224'"),
         ({"input_size": (3, 32.5, 32)}, "input_size is .* not"),
         ({"input_size": (3, 0, 32)}, "input_size is .* not"),
@@ -209,7 +251,11 @@ def test_tensors_of_other_types_are_refused(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("kind", ["custom", "timm"])
 def test_an_input_that_cannot_be(given: dict[str, Any], sentence: str, kind: str) -> None:
     model = CASES["mixer"].network() if kind == "custom" else timm.create_model("test_vit")
-    stated = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3} if kind == "custom" else {}
+    stated = (
+        {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+        if kind == "custom"
+        else {}
+    )
     with pytest.raises(ModelError, match=sentence) as caught:
         mp.load_model(model, device="cpu", **(stated | given))
     assert "\n" not in str(caught.value)

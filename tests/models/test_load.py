@@ -32,7 +32,7 @@ def equal(a: Model, b: Model) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
-# -- names -------------------------------------------------------------------------------------------------------------
+# -- names -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -52,23 +52,34 @@ def test_an_unknown_name_lists_the_closest(name: str, close: str) -> None:
 
 
 def test_an_unknown_tag_lists_those_there_are() -> None:
-    with pytest.raises(ModelError, match=r"no pretrained tag 'a1_in1' of resnet50 in timm .*; closest: a1_in1k"):
+    with pytest.raises(
+        ModelError, match=r"no pretrained tag 'a1_in1' of resnet50 in timm .*; closest: a1_in1k"
+    ):
         load_model("resnet50.a1_in1")
 
 
 @pytest.mark.parametrize("name", ["vgg11", "mambaout_femto"])
 def test_an_unknown_family_names_the_known_ones(name: str) -> None:
-    with pytest.raises(ModelError, match=r"no block of a known family.*mixer \(Mixer, gMixer, ResMLP, gMLP\); vit .*; cnn \("):
+    with pytest.raises(
+        ModelError,
+        match=r"no block of a known family.*mixer \(Mixer, gMixer, ResMLP, gMLP\); vit .*; cnn \(",
+    ):
         load_model(name, pretrained=False)
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("mobilevit_xxs", r"first axis is not the image"), ("pit_ti_224", r"its blocks see 50 and 197 and 730 tokens")],
+    [
+        ("mobilevit_xxs", r"first axis is not the image"),
+        ("pit_ti_224", r"its blocks see 50 and 197 and 730 tokens"),
+    ],
 )
 def test_a_network_that_uses_known_blocks_in_its_own_way(name: str, reason: str) -> None:
-    """MobileViT stacks patches on the image axis; PiT pools its tokens, class token apart, between its blocks."""
-    with pytest.raises(ModelError, match=rf"is of no known family: .*{reason}.*; known families: mixer"):
+    """MobileViT stacks patches on the image axis; PiT pools its tokens, class token apart, between
+    its blocks."""
+    with pytest.raises(
+        ModelError, match=rf"is of no known family: .*{reason}.*; known families: mixer"
+    ):
         load_model(name, pretrained=False, device="cpu").layers  # noqa: B018 - traced on first use
 
 
@@ -80,14 +91,19 @@ def test_what_is_no_model_at_all() -> None:
 
 
 def test_arguments_that_a_network_does_not_take() -> None:
-    with pytest.raises(ModelError, match=r"resnet18 does not take these arguments .*nonsense.*see timm.create_model"):
+    with pytest.raises(
+        ModelError,
+        match=r"resnet18 does not take these arguments .*nonsense.*see timm.create_model",
+    ):
         small("resnet18", nonsense=3)
 
 
 def test_arguments_that_nobody_takes() -> None:
     """A misspelt argument is no silent default."""
     for model in ("zoo:mixer", CASES["mixer"].network()):
-        with pytest.raises(ModelError, match="only networks that timm builds take further arguments, not inputsize"):
+        with pytest.raises(
+            ModelError, match="only networks that timm builds take further arguments, not inputsize"
+        ):
             load_model(model, inputsize=(3, 32, 32))
 
 
@@ -109,7 +125,7 @@ def test_the_module_is_the_network_itself() -> None:
     assert not network.training
 
 
-# -- the zoo -----------------------------------------------------------------------------------------------------------
+# -- the zoo ---------------------------------------------------------------------------------------
 
 
 def test_zoo_networks_and_their_twins() -> None:
@@ -129,24 +145,35 @@ def test_zoo_networks_and_their_twins() -> None:
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("zoo:mixre", "closest: mixer"), ("zoo:mixer?trained", "unknown option 'trained'; the only one is '[?]untrained'")],
+    [
+        ("zoo:mixre", "closest: mixer"),
+        ("zoo:mixer?trained", "unknown option 'trained'; the only one is '[?]untrained'"),
+    ],
 )
 def test_zoo_names_that_are_not_there(name: str, sentence: str) -> None:
     with pytest.raises(ModelError, match=sentence):
         load_model(name)
 
 
-# -- inputs ------------------------------------------------------------------------------------------------------------
+# -- inputs ----------------------------------------------------------------------------------------
 
 
 def test_input_is_that_of_timm() -> None:
-    assert small("mixer_s32_224").input == InputSpec((3, 224, 224), (0.5,) * 3, (0.5,) * 3, "bicubic", 0.875)
+    assert small("mixer_s32_224").input == InputSpec(
+        (3, 224, 224), (0.5,) * 3, (0.5,) * 3, "bicubic", 0.875
+    )
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     assert small("resnet18").input == InputSpec((3, 224, 224), mean, std, "bicubic", 0.95)
 
 
 @pytest.mark.parametrize(
-    "name", ["mixer_s32_224", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "vit_tiny_r_s16_p8_224"]
+    "name",
+    [
+        "mixer_s32_224",
+        "vit_tiny_patch16_224",
+        "swin_tiny_patch4_window7_224",
+        "vit_tiny_r_s16_p8_224",
+    ],
 )
 def test_a_network_built_for_another_size_takes_that_size(name: str) -> None:
     model = small(name, img_size=64)
@@ -155,7 +182,14 @@ def test_a_network_built_for_another_size_takes_that_size(name: str) -> None:
 
 
 def test_what_is_given_replaces_what_timm_knows() -> None:
-    model = small("resnet18", input_size=(3, 64, 96), mean=[0, 0, 0], std=(1, 1, 1), interpolation="bilinear", crop_pct=0.5)
+    model = small(
+        "resnet18",
+        input_size=(3, 64, 96),
+        mean=[0, 0, 0],
+        std=(1, 1, 1),
+        interpolation="bilinear",
+        crop_pct=0.5,
+    )
     assert model.input == InputSpec((3, 64, 96), (0.0,) * 3, (1.0,) * 3, "bilinear", 0.5)
     assert model.layers[0].grid == (16, 24)
 
@@ -163,30 +197,45 @@ def test_what_is_given_replaces_what_timm_knows() -> None:
 def test_a_network_that_carries_timms_config_needs_nothing() -> None:
     network = timm.create_model("resnet18", num_classes=5)
     model = load_model(network, device="cpu", crop_pct=0.8)
-    assert model.input == InputSpec((3, 224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic", 0.8)
+    assert model.input == InputSpec(
+        (3, 224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic", 0.8
+    )
 
 
 @pytest.mark.parametrize("missing", ["input_size", "mean", "std"])
 def test_a_network_without_it_needs_all_three(missing: str) -> None:
     given = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, missing: None}
-    with pytest.raises(ModelError, match=r"MlpMixer does not say what images it takes; give input_size=.*mean=.*std="):
+    with pytest.raises(
+        ModelError,
+        match=r"MlpMixer does not say what images it takes; give input_size=.*mean=.*std=",
+    ):
         load_model(CASES["mixer"].network(), **given)
 
 
 def test_an_input_size_that_is_none() -> None:
     with pytest.raises(
-        ModelError, match=r"input_size is \(channels, height, width\), three whole numbers above 0, not \(32, 32\)"
+        ModelError,
+        match=(
+            r"input_size is \(channels, height, width\), three whole numbers above 0, not \(32, "
+            r"32\)"
+        ),
     ):
         as_model(CASES["mixer"].network(), input_size=(32, 32))
 
 
 def test_a_size_that_the_network_does_not_take() -> None:
     model = as_model(CASES["mixer"].network(), 48)
-    with pytest.raises(ModelError, match=r"MlpMixer does not run on images of \(3, 48, 48\) \(Input height.*give the input_size"):
+    with pytest.raises(
+        ModelError,
+        match=(
+            r"MlpMixer does not run on images of \(3, 48, 48\) \(Input "
+            r"height.*give the input_size"
+        ),
+    ):
         model.layers  # noqa: B018 - traced on first use
 
 
-# -- device and number type --------------------------------------------------------------------------------------------
+# -- device and number type ------------------------------------------------------------------------
 
 
 def test_auto_takes_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,11 +273,14 @@ def test_number_types(dtype: Any) -> None:
 
 @pytest.mark.parametrize("dtype", ["int8", "half-precision", "nn", torch.int32])
 def test_number_types_that_are_none(dtype: Any) -> None:
-    with pytest.raises(ModelError, match="no floating-point type; use 'float32', 'float64', 'bfloat16' or 'float16'"):
+    with pytest.raises(
+        ModelError,
+        match="no floating-point type; use 'float32', 'float64', 'bfloat16' or 'float16'",
+    ):
         small(dtype=dtype)
 
 
-# -- random weights ----------------------------------------------------------------------------------------------------
+# -- random weights --------------------------------------------------------------------------------
 
 
 def test_random_weights_are_those_of_their_seed() -> None:
@@ -262,7 +314,7 @@ def test_untrained_networks_say_so() -> None:
     assert model.untrained() is model
 
 
-# -- untrained baselines ---------------------------------------------------------------------------------------------------
+# -- untrained baselines ---------------------------------------------------------------------------
 
 
 def trained(tmp_path: Path, name: str = "vit_tiny_patch16_224", **options: Any) -> Model:
@@ -287,8 +339,20 @@ def test_the_twin_of_a_checkpoint_is_untrained(tmp_path: Path) -> None:
 
 
 def test_the_twin_of_a_network_of_ones_own_has_nothing_learned_left() -> None:
-    """Also what no reset reaches: tokens, position embeddings, layer scales that are plain parameters."""
-    for name in ("mixer", "resmlp", "gmlp", "vit", "dinov2-registers", "beit", "eva", "swinv2", "convnext", "resnet-bottleneck"):
+    """Also what no reset reaches: tokens, position embeddings, layer scales that are plain
+    parameters."""
+    for name in (
+        "mixer",
+        "resmlp",
+        "gmlp",
+        "vit",
+        "dinov2-registers",
+        "beit",
+        "eva",
+        "swinv2",
+        "convnext",
+        "resnet-bottleneck",
+    ):
         network = CASES[name].build()
         with torch.no_grad():
             for p in network.parameters():
@@ -335,7 +399,7 @@ def test_the_twin_of_a_norm_is_a_fresh_norm() -> None:
     assert torch.equal(twin.bn1.running_mean, torch.zeros_like(twin.bn1.running_mean))
 
 
-# -- what the weights are ----------------------------------------------------------------------------------------------
+# -- what the weights are --------------------------------------------------------------------------
 
 
 def test_the_google_tags_say_what_they_hold_and_no_other_does() -> None:

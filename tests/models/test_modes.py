@@ -1,4 +1,5 @@
-"""One network in several threads, grad modes and types, and inside of what training code puts around it: the same numbers."""
+"""One network in several threads, grad modes and types, and inside of what training code puts
+around it: the same numbers."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,11 +38,18 @@ Compute = Callable[[mp.Model], np.ndarray]
 
 
 def vit(seed: int = 0) -> nn.Module:
-    return randomised(VisionTransformer(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=5), seed)
+    return randomised(
+        VisionTransformer(
+            img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=5
+        ),
+        seed,
+    )
 
 
 def mixer(seed: int = 0) -> nn.Module:
-    return randomised(MlpMixer(img_size=32, patch_size=8, embed_dim=16, num_blocks=2, num_classes=5), seed)
+    return randomised(
+        MlpMixer(img_size=32, patch_size=8, embed_dim=16, num_blocks=2, num_classes=5), seed
+    )
 
 
 def resnet(seed: int = 0) -> nn.Module:
@@ -68,18 +77,30 @@ COMPUTED: dict[str, Compute] = {
     "smoothgrad": maps("smoothgrad", samples=2),
     "gradcam": maps("gradcam"),
     "integrated_gradients": maps("integrated_gradients", n_steps=4, max_steps=8, tolerance=9.0),
-    "conductance": lambda model: layer_conductance(model, noise(3), "blocks.0", target=1, n_steps=4).values[0],
-    "layers": lambda model: np.array([layer.channels for layer in mp.load_model(model.module, **SPEC).layers]),
-    "macs": lambda model: np.array(list(count_macs_by_module(model.module, model.input.size).values())),
+    "conductance": lambda model: layer_conductance(
+        model, noise(3), "blocks.0", target=1, n_steps=4
+    ).values[0],
+    "layers": lambda model: np.array(
+        [layer.channels for layer in mp.load_model(model.module, **SPEC).layers]
+    ),
+    "macs": lambda model: np.array(
+        list(count_macs_by_module(model.module, model.input.size).values())
+    ),
 }
-SPEC: dict[str, Any] = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "device": "cpu"}
+SPEC: dict[str, Any] = {
+    "input_size": (3, 32, 32),
+    "mean": (0.5,) * 3,
+    "std": (0.5,) * 3,
+    "device": "cpu",
+}
 
 
-# -- threads -----------------------------------------------------------------------------------------------------------
+# -- threads ---------------------------------------------------------------------------------------
 
 
 def test_threads_on_one_network_have_their_own_numbers() -> None:
-    """Every computation at once, beside a thread that uses the network as it is: each as when it is alone."""
+    """Every computation at once, beside a thread that uses the network as it is: each as when it is
+    alone."""
     network = vit()
     model = as_model(network)
     alone = {name: compute(model) for name, compute in COMPUTED.items()}
@@ -114,8 +135,10 @@ def test_threads_on_one_network_have_their_own_numbers() -> None:
 
 def test_untrained_weights_are_those_of_their_seed_in_every_thread() -> None:
     with ThreadPoolExecutor(4) as pool:
-        load = lambda seed: mp.load_model("mixer_s32_224", pretrained=False, seed=seed, num_classes=3, device="cpu")  # noqa: E731
-        found = list(pool.map(load, [0, 1, 0, 1]))
+        small = partial(
+            mp.load_model, "mixer_s32_224", pretrained=False, num_classes=3, device="cpu"
+        )
+        found = list(pool.map(lambda seed: small(seed=seed), [0, 1, 0, 1]))
     weights = [m.module.stem.proj.weight for m in found]
     assert torch.equal(weights[0], weights[2])
     assert torch.equal(weights[1], weights[3])
@@ -123,7 +146,9 @@ def test_untrained_weights_are_those_of_their_seed_in_every_thread() -> None:
 
 
 @pytest.mark.parametrize("switch", [evaluating, frozen, unfused])
-def test_every_switch_holds_the_lock(switch: Callable[[nn.Module], AbstractContextManager[None]]) -> None:
+def test_every_switch_holds_the_lock(
+    switch: Callable[[nn.Module], AbstractContextManager[None]],
+) -> None:
     network = vit().train()
     taken: list[bool] = []
 
@@ -171,17 +196,23 @@ def test_libraries_have_their_threads_again(fails: bool) -> None:
         with ThreadPoolExecutor(2) as pool:
             runs = [pool.submit(side_by_side, work, range(4)) for _ in range(4)]
             assert all((run.exception() is not None) is fails for run in runs)
-        assert (torch.get_num_threads(), [pool["num_threads"] for pool in threadpool_info()]) == before
+        assert (
+            torch.get_num_threads(),
+            [pool["num_threads"] for pool in threadpool_info()],
+        ) == before
 
 
-# -- modes of the caller -------------------------------------------------------------------------------------------------
+# -- modes of the caller ---------------------------------------------------------------------------
 
 
 MODES: dict[str, tuple[Callable[[], AbstractContextManager[Any]], ...]] = {
     "no_grad": (torch.no_grad,),
     "inference_mode": (torch.inference_mode,),
     "autocast": (lambda: torch.autocast("cpu", torch.bfloat16),),
-    "inference_mode and autocast": (torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)),
+    "inference_mode and autocast": (
+        torch.inference_mode,
+        lambda: torch.autocast("cpu", torch.bfloat16),
+    ),
 }
 
 
@@ -201,9 +232,17 @@ def test_the_callers_mode_changes_no_number(mode: str, name: str) -> None:
     with ExitStack() as stack:
         for enter in MODES[mode]:
             stack.enter_context(enter())
-        before = torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"), torch.is_grad_enabled()
+        before = (
+            torch.is_inference_mode_enabled(),
+            torch.is_autocast_enabled("cpu"),
+            torch.is_grad_enabled(),
+        )
         found = compute(as_model(network))
-        assert (torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"), torch.is_grad_enabled()) == before
+        assert (
+            torch.is_inference_mode_enabled(),
+            torch.is_autocast_enabled("cpu"),
+            torch.is_grad_enabled(),
+        ) == before
     assert np.array_equal(found, expected, equal_nan=True)
 
 
@@ -211,10 +250,14 @@ def test_the_callers_mode_changes_no_number(mode: str, name: str) -> None:
 def test_what_is_loaded_in_inference_mode_takes_gradients(name: str) -> None:
     options = {"num_blocks": 1, "patch_size": 16} if name.startswith("mixer") else {}
     with torch.inference_mode():
-        model = mp.load_model(name, pretrained=not options, device="cpu", dtype="float64", **options)
+        model = mp.load_model(
+            name, pretrained=not options, device="cpu", dtype="float64", **options
+        )
         baseline = model.untrained().to("cpu")
     for network in (model.module, baseline.module):
-        assert not any(tensor.is_inference() for tensor in network.state_dict(keep_vars=True).values())
+        assert not any(
+            tensor.is_inference() for tensor in network.state_dict(keep_vars=True).values()
+        )
         images = torch.rand(1, *model.input.size, dtype=torch.float64, requires_grad=True)
         network(images).sum().backward()
         assert images.grad is not None
@@ -223,7 +266,9 @@ def test_what_is_loaded_in_inference_mode_takes_gradients(name: str) -> None:
 def test_a_network_made_in_inference_mode_is_refused() -> None:
     with torch.inference_mode():
         network = vit()
-    with pytest.raises(ModelError, match=r"'cls_token' of VisionTransformer was made in torch.inference_mode"):
+    with pytest.raises(
+        ModelError, match=r"'cls_token' of VisionTransformer was made in torch.inference_mode"
+    ):
         as_model(network)
     assert attribute(as_model(copied(network)), noise(1), "saliency", target=0).maps.any()
 
@@ -232,7 +277,9 @@ PROBES: dict[str, Callable[[Any, Any], Any]] = {
     "ridge": lambda train, test: linear_probe(train, test),
     "logistic": lambda train, test: linear_probe(train, test, method="logistic"),
     "attentive": lambda train, test: attentive_probe(train, test, epochs=2),
-    "similarity": lambda _, test: mp.compare(test, test, ["cka", "procrustes"], permutations=0, resamples=0)[0],
+    "similarity": lambda _, test: mp.compare(
+        test, test, ["cka", "procrustes"], permutations=0, resamples=0
+    )[0],
 }
 
 
@@ -242,7 +289,8 @@ def test_the_callers_mode_changes_no_probe(mode: str, probe: str) -> None:
     model = as_model(mixer())
     reduce = "none" if probe == "attentive" else "mean"
     train, test = (
-        mp.extract(model, mp.load_images("demo", split=s, limit=20), "blocks.1", reduce=reduce) for s in ("train", "test")
+        mp.extract(model, mp.load_images("demo", split=s, limit=20), "blocks.1", reduce=reduce)
+        for s in ("train", "test")
     )
     expected = PROBES[probe](train, test).to_frame()
     with ExitStack() as stack:
@@ -256,11 +304,16 @@ def test_gradients_that_are_zero_for_another_reason_than_the_head() -> None:
     network = mixer()
     with torch.no_grad():
         network.norm.weight.zero_()
-    with pytest.raises(MeasureError, match="has an attribution; load other weights or other images"):
+    with pytest.raises(
+        MeasureError, match="has an attribution; load other weights or other images"
+    ):
         attribute(as_model(network), noise(1), "saliency", target=0)
     with torch.no_grad():
         network.head.weight.zero_()
-    with pytest.raises(MeasureError, match="has an attribution: its head is zero, as timm's untrained networks have it"):
+    with pytest.raises(
+        MeasureError,
+        match="has an attribution: its head is zero, as timm's untrained networks have it",
+    ):
         attribute(as_model(network), noise(1), "saliency", target=0)
 
 
@@ -268,11 +321,13 @@ def test_autocast_that_is_asked_for() -> None:
     model, x = as_model(mixer()), noise(2)
     asked = mp.extract(model, x, "blocks", autocast="bfloat16")["blocks.1"]
     with torch.autocast("cpu", torch.float16):
-        assert np.array_equal(mp.extract(model, x, "blocks", autocast="bfloat16")["blocks.1"], asked)
+        assert np.array_equal(
+            mp.extract(model, x, "blocks", autocast="bfloat16")["blocks.1"], asked
+        )
     assert not np.array_equal(mp.extract(model, x, "blocks")["blocks.1"], asked)
 
 
-# -- wrapped networks ----------------------------------------------------------------------------------------------------
+# -- wrapped networks ------------------------------------------------------------------------------
 
 
 def _only_says_so(_module: nn.Module, *_: Any) -> Any:
@@ -322,13 +377,19 @@ WRAPPERS: dict[str, tuple[Callable[[nn.Module], nn.Module], str]] = {
     "compiled in place": (_compiled_in_place, ""),
     "data parallel": (nn.DataParallel, "DataParallel"),
     "distributed": (_parallel, "DistributedDataParallel"),
-    "compiled distributed": (lambda network: torch.compile(nn.DataParallel(network)), "OptimizedModule, DataParallel"),
+    "compiled distributed": (
+        lambda network: torch.compile(nn.DataParallel(network)),
+        "OptimizedModule, DataParallel",
+    ),
     "stochastic weight averaging": (AveragedModel, "AveragedModel"),
     "timm's EMA": (ModelEmaV2, "ModelEmaV2"),
     "timm's new EMA": (ModelEmaV3, "ModelEmaV3"),
     "a module that trains": (Trains, "Trains"),
     "one of Lightning's": (OfLightning, "OfLightning"),
-    "one with a backbone": (lambda network: Trains(torch.compile(network), "backbone"), "Trains, OptimizedModule"),
+    "one with a backbone": (
+        lambda network: Trains(torch.compile(network), "backbone"),
+        "Trains, OptimizedModule",
+    ),
 }
 
 
@@ -340,7 +401,9 @@ def test_the_network_inside_wrappers(wrapper: str) -> None:
     assert model.weights.note == (f"Taken out of {note}." if note else "")
     assert [layer.name for layer in model.layers] == [layer.name for layer in plain.layers]
     assert np.array_equal(features(model), expected)
-    assert np.array_equal(COMPUTED["attention_rollout"](model), COMPUTED["attention_rollout"](plain))
+    assert np.array_equal(
+        COMPUTED["attention_rollout"](model), COMPUTED["attention_rollout"](plain)
+    )
     assert model.untrained().module.state_dict().keys() == plain.module.state_dict().keys()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -384,7 +447,9 @@ def test_a_wrapper_that_computes_is_a_network_of_its_own() -> None:
 def test_one_of_several_networks_is_to_be_named() -> None:
     both = Trains(vit())
     both.teacher = vit(1)
-    with pytest.raises(ModelError, match=r"has no forward pass of its own and holds 2 networks \(model, teacher\)"):
+    with pytest.raises(
+        ModelError, match=r"has no forward pass of its own and holds 2 networks \(model, teacher\)"
+    ):
         as_model(both)
     assert as_model(both.teacher).family == "vit"
 
@@ -404,7 +469,9 @@ def sparse(network: nn.Module) -> nn.Module:
 
 
 def scripted(network: nn.Module) -> nn.Module:
-    network.blocks[0].mlp = torch.jit.trace(network.blocks[0].mlp.eval(), torch.zeros(1, 17, 16), check_trace=False)
+    network.blocks[0].mlp = torch.jit.trace(
+        network.blocks[0].mlp.eval(), torch.zeros(1, 17, 16), check_trace=False
+    )
     return network
 
 
@@ -420,15 +487,37 @@ def without_values(network: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (quantised, r"'blocks.0.attn.qkv' of VisionTransformer is a quantised Linear; give the network as before quantising"),
-        (of_integers, r"'head.weight' of VisionTransformer is torch.int8; give a network whose parameters are dense floating"),
-        (scripted, r"is compiled by TorchScript, which leaves no classes of layers; give what it was made from"),
+        (
+            quantised,
+            r"'blocks.0.attn.qkv' of VisionTransformer is a quantised Linear; give the network as "
+            r"before quantising",
+        ),
+        (
+            of_integers,
+            r"'head.weight' of VisionTransformer is torch.int8; give a network whose parameters "
+            r"are dense floating",
+        ),
+        (
+            scripted,
+            r"is compiled by TorchScript, which leaves no classes of layers; give what it was made "
+            r"from",
+        ),
         (exported, r"has no block of a known family"),
-        (without_values, r"'cls_token' of VisionTransformer is on torch's meta device and has no values; make the network on"),
-        (sparse, r"'head.weight' of VisionTransformer is torch.sparse_coo; give a network whose parameters are dense floating"),
+        (
+            without_values,
+            r"'cls_token' of VisionTransformer is on torch's meta device and has no values; make "
+            r"the network on",
+        ),
+        (
+            sparse,
+            r"'head.weight' of VisionTransformer is torch.sparse_coo; give a network whose "
+            r"parameters are dense floating",
+        ),
     ],
 )
-def test_networks_whose_parameters_are_no_numbers(change: Callable[[nn.Module], nn.Module], message: str) -> None:
+def test_networks_whose_parameters_are_no_numbers(
+    change: Callable[[nn.Module], nn.Module], message: str
+) -> None:
     with pytest.raises(ModelError, match=message):
         as_model(change(vit()))
 

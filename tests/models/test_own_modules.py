@@ -50,7 +50,9 @@ class Tokens(nn.Module):
 
 
 def test_a_vit_of_other_sizes() -> None:
-    network = VisionTransformer(img_size=(48, 24), patch_size=6, embed_dim=30, depth=5, num_heads=3, num_classes=2)
+    network = VisionTransformer(
+        img_size=(48, 24), patch_size=6, embed_dim=30, depth=5, num_heads=3, num_classes=2
+    )
     model = as_model(network, input_size=(3, 48, 24))
     assert (model.family, len(model.select("blocks"))) == ("vit", 5)
     block = model.select("blocks")[0]
@@ -58,40 +60,70 @@ def test_a_vit_of_other_sizes() -> None:
 
 
 def test_a_mixer_of_other_sizes() -> None:
-    model = as_model(MlpMixer(img_size=20, patch_size=4, embed_dim=10, num_blocks=7, num_classes=2), 20)
+    model = as_model(
+        MlpMixer(img_size=20, patch_size=4, embed_dim=10, num_blocks=7, num_classes=2), 20
+    )
     block = model.select("blocks")[-1]
-    assert (model.family, block.name, block.depth, block.grid, block.channels) == ("mixer", "blocks.6", 1.0, (5, 5), 10)
+    assert (model.family, block.name, block.depth, block.grid, block.channels) == (
+        "mixer",
+        "blocks.6",
+        1.0,
+        (5, 5),
+        10,
+    )
 
 
 def test_a_resnet_of_other_sizes() -> None:
-    model = as_model(ResNet(Bottleneck, [2, 1, 3, 1], channels=(4, 8, 12, 16), stem_width=8, in_chans=1, num_classes=2))
+    model = as_model(
+        ResNet(
+            Bottleneck,
+            [2, 1, 3, 1],
+            channels=(4, 8, 12, 16),
+            stem_width=8,
+            in_chans=1,
+            num_classes=2,
+        )
+    )
     model = as_model(model.module, input_size=(1, 40, 40), mean=(0.5,), std=(0.2,))
     blocks = model.select("blocks")
     assert (model.family, len(blocks)) == ("cnn", 7)
     assert [b.grid for b in blocks] == [(10, 10)] * 2 + [(5, 5)] + [(3, 3)] * 3 + [(2, 2)]
 
 
-@pytest.mark.parametrize("norm", [RmsNorm, TokenBatchNorm, partial(nn.LayerNorm, eps=1e-3), nn.Identity])
+@pytest.mark.parametrize(
+    "norm", [RmsNorm, TokenBatchNorm, partial(nn.LayerNorm, eps=1e-3), nn.Identity]
+)
 def test_other_norms(norm: type[nn.Module]) -> None:
     networks: list[nn.Module] = [
-        VisionTransformer(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, norm_layer=norm),
+        VisionTransformer(
+            img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, norm_layer=norm
+        ),
         MlpMixer(img_size=32, patch_size=8, embed_dim=16, num_blocks=2, norm_layer=norm),
     ]
     for network in networks:
         model = as_model(randomised(network))
         found = extract(model, noise(2), "all", reduce="none")
-        assert [layer.kind for layer in model.layers].count("norm") == (0 if norm is nn.Identity else 1)
+        assert [layer.kind for layer in model.layers].count("norm") == (
+            0 if norm is nn.Identity else 1
+        )
         assert all(np.isfinite(found[name]).all() for name in found)
 
 
 def test_group_norm_in_a_resnet() -> None:
-    network = ResNet(BasicBlock, [1, 1, 1, 1], channels=(8, 8, 16, 16), norm_layer=partial(GroupNorm, num_groups=4))
+    network = ResNet(
+        BasicBlock,
+        [1, 1, 1, 1],
+        channels=(8, 8, 16, 16),
+        norm_layer=partial(GroupNorm, num_groups=4),
+    )
     model = as_model(network, 64)
     assert model.layer("layer1.0.bn1").grid == (16, 16)
 
 
 def test_post_norm_blocks() -> None:
-    network = VisionTransformer(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, block_fn=ResPostBlock)
+    network = VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, block_fn=ResPostBlock
+    )
     model = as_model(network)
     assert [layer.name for layer in model.select("spatial")] == ["blocks.0.attn", "blocks.1.attn"]
     assert model.layer("blocks.1.norm2").prefix_tokens == 1
@@ -144,7 +176,10 @@ def test_patches_embedded_by_a_linear_layer() -> None:
     assert extract(model, noise(2, 24), "blocks", reduce="prefix")["blocks.0"].shape == (2, 16)
 
 
-@pytest.mark.parametrize("name", ["vit", "mixer", "swin", "resnet-bottleneck", "convnext", "vit-attention-pooling", "hybrid"])
+@pytest.mark.parametrize(
+    "name",
+    ["vit", "mixer", "swin", "resnet-bottleneck", "convnext", "vit-attention-pooling", "hybrid"],
+)
 def test_a_network_inside_another(name: str) -> None:
     """The same layers under one more name: a backbone with a head of one's own."""
 
@@ -158,10 +193,19 @@ def test_a_network_inside_another(name: str) -> None:
 
     case = CASES[name]
     inner, outer = case.model(), as_model(Wrapped(), case.size)
-    assert outer.structure.names() == [*(f"backbone.{n}" for n in inner.structure.names()), "backbone"]
+    assert outer.structure.names() == [
+        *(f"backbone.{n}" for n in inner.structure.names()),
+        "backbone",
+    ]
     for a, b in zip(inner.layers, outer.layers, strict=True):
         assert b.name == f"backbone.{a.name}"
-        assert (a.kind, a.grid, a.channels, a.prefix_tokens, a.depth) == (b.kind, b.grid, b.channels, b.prefix_tokens, b.depth)
+        assert (a.kind, a.grid, a.channels, a.prefix_tokens, a.depth) == (
+            b.kind,
+            b.grid,
+            b.channels,
+            b.prefix_tokens,
+            b.depth,
+        )
     for path in inner.structure.names():
         assert inner.layer(path).axes == outer.layer(f"backbone.{path}").axes
 
@@ -170,7 +214,9 @@ def test_a_new_head_on_a_backbone() -> None:
     class Classifier(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.backbone = VisionTransformer(img_size=32, patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=0)
+            self.backbone = VisionTransformer(
+                img_size=32, patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=0
+            )
             self.head = nn.Linear(16, 3)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -183,7 +229,9 @@ def test_a_new_head_on_a_backbone() -> None:
 
 def test_as_many_hidden_units_as_patches_are_still_no_grid() -> None:
     """Sixteen hidden units a token MLP, sixteen patches."""
-    model = as_model(MlpMixer(img_size=32, patch_size=8, embed_dim=16, num_blocks=1, mlp_ratio=(1.0, 2.0)))
+    model = as_model(
+        MlpMixer(img_size=32, patch_size=8, embed_dim=16, num_blocks=1, mlp_ratio=(1.0, 2.0))
+    )
     for inner in ("fc1", "act", "drop1", "norm"):
         layer = model.layer(f"blocks.0.mlp_tokens.{inner}")
         assert (layer.grid, layer.positions, layer.channels) == (None, 16, 16)
@@ -195,7 +243,12 @@ def test_as_many_channels_as_patches_are_kept_apart() -> None:
     """A square [image, 16, 16] tensor: only the class says which axis is which."""
     network = randomised(MlpMixer(img_size=32, patch_size=8, embed_dim=16, num_blocks=1)).double()
     model = as_model(network, dtype="float64")
-    found = extract(model, noise(2, dtype=torch.float64), ["blocks.0.norm1", "blocks.0.mlp_tokens"], reduce="none")
+    found = extract(
+        model,
+        noise(2, dtype=torch.float64),
+        ["blocks.0.norm1", "blocks.0.mlp_tokens"],
+        reduce="none",
+    )
     tokens = torch.from_numpy(found["blocks.0.norm1"])
     with torch.no_grad():
         mixed = network.blocks[0].mlp_tokens(tokens.transpose(1, 2)).transpose(1, 2)
@@ -216,7 +269,10 @@ class Both(nn.Module):
 
 
 def test_blocks_of_two_families() -> None:
-    with pytest.raises(ModelError, match=r"'Both' \(Both\) mixes blocks of vit and cnn; known are networks of one family"):
+    with pytest.raises(
+        ModelError,
+        match=r"'Both' \(Both\) mixes blocks of vit and cnn; known are networks of one family",
+    ):
         as_model(Both())
 
 
@@ -248,16 +304,23 @@ def test_shared_blocks_are_named_call_by_call() -> None:
             return x
 
     names = as_model(Shared()).structure.names()
-    assert [n for n in names if n.startswith("blocks.0#")] == ["blocks.0#0", "blocks.0#1", "blocks.0#2"]
+    assert [n for n in names if n.startswith("blocks.0#")] == [
+        "blocks.0#0",
+        "blocks.0#1",
+        "blocks.0#2",
+    ]
 
 
 def test_macs_of_a_network_that_expands_a_parameter() -> None:
-    """Attention pooling repeats its learned query for every image; the parameters ask for gradients as before."""
+    """Attention pooling repeats its learned query for every image; the parameters ask for gradients
+    as before."""
     model = CASES["vit-attention-pooling"].model()
     pool, rows, c = model.module.attn_pool, model.layers[0].positions, model.module.embed_dim
     before = model.macs
     model.module.attn_pool = nn.Identity()
-    without = count_macs(model.module, model.input.size) - (rows - 1) * model.module.head.weight.numel()
+    without = (
+        count_macs(model.module, model.input.size) - (rows - 1) * model.module.head.weight.numel()
+    )
     mlp = 2 * c * pool.mlp.fc1.out_features
     assert before - without == 2 * c * c + 2 * rows * c * c + 2 * rows * c + mlp
     assert all(p.requires_grad for p in model.module.parameters())

@@ -36,7 +36,12 @@ def network(seed: int = 3, **options: Any) -> nn.Module:
 
 def config(**changes: Any) -> dict[str, Any]:
     """config.json as timm's save_for_hf writes it."""
-    about = {"mean": [0.1, 0.2, 0.3], "std": [1, 2, 4], "input_size": [3, 64, 64], "interpolation": "bilinear"}
+    about = {
+        "mean": [0.1, 0.2, 0.3],
+        "std": [1, 2, 4],
+        "input_size": [3, 64, 64],
+        "interpolation": "bilinear",
+    }
     about |= {"crop_pct": 0.8, "fixed_input_size": True, "num_classes": 1000, "classifier": "head"}
     whole = {"architecture": NAME, "num_classes": 4, "num_features": 192, "pretrained_cfg": about}
     return whole | {"model_args": {"img_size": 64, "depth": 2}} | changes
@@ -49,7 +54,9 @@ def folder(place: Path, **changes: Any) -> Path:
     return place
 
 
-def test_threads_that_load_leave_the_hubs_setting_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_that_load_leave_the_hubs_setting_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(hub, "_answers", lambda: False)
     before, seen = constants.HF_HUB_OFFLINE, []
 
@@ -66,9 +73,15 @@ def test_threads_that_load_leave_the_hubs_setting_as_it_was(monkeypatch: pytest.
 
 
 def test_a_folder_of_a_mixer_of_other_sizes(tmp_path: Path) -> None:
-    """`model_args` win over the sizes that timm fixes for the name, and what is given by hand wins over them."""
+    """`model_args` win over the sizes that timm fixes for the name, and what is given by hand wins
+    over them."""
     about = {"mean": [0.1, 0.2, 0.3], "std": [1, 2, 4], "input_size": [3, 32, 32], "num_classes": 4}
-    described = {"architecture": "mixer_b16_224", "num_classes": 4, "pretrained_cfg": about, "model_args": MIXER}
+    described = {
+        "architecture": "mixer_b16_224",
+        "num_classes": 4,
+        "pretrained_cfg": about,
+        "model_args": MIXER,
+    }
     (tmp_path / "config.json").write_text(json.dumps(described))
     saved = randomised(MlpMixer(**MIXER, num_classes=4))
     save_file(saved.state_dict(), tmp_path / "model.safetensors")
@@ -79,14 +92,18 @@ def test_a_folder_of_a_mixer_of_other_sizes(tmp_path: Path) -> None:
     assert len(deeper.select("blocks")) == 3
 
 
-# -- folders -----------------------------------------------------------------------------------------------------------
+# -- folders ---------------------------------------------------------------------------------------
 
 
 def test_a_folder_by_hand(tmp_path: Path) -> None:
     place = folder(tmp_path)
     model = load_model(f"local-dir:{place}", device="cpu")
     wanted = network(img_size=64)
-    assert (model.input.size, model.input.mean, model.input.std) == ((3, 64, 64), (0.1, 0.2, 0.3), (1.0, 2.0, 4.0))
+    assert (model.input.size, model.input.mean, model.input.std) == (
+        (3, 64, 64),
+        (0.1, 0.2, 0.3),
+        (1.0, 2.0, 4.0),
+    )
     assert (model.input.interpolation, model.input.crop_pct) == ("bilinear", 0.8)
     assert model.weights.trained
     assert model.name == model.weights.source == f"local-dir:{place}"
@@ -98,7 +115,9 @@ def test_a_folder_by_hand(tmp_path: Path) -> None:
     assert twin.input == model.input
 
 
-@pytest.mark.skipif(not hasattr(timm.models, "save_for_hf"), reason="this timm does not export save_for_hf")
+@pytest.mark.skipif(
+    not hasattr(timm.models, "save_for_hf"), reason="this timm does not export save_for_hf"
+)
 def test_a_folder_that_timm_wrote(tmp_path: Path) -> None:
     saved = network()
     timm.models.save_for_hf(saved, tmp_path, safe_serialization=True, model_args={"depth": 2})
@@ -116,7 +135,13 @@ def test_a_folder_with_a_torch_file(tmp_path: Path) -> None:
 
 def test_a_config_of_the_old_flat_form(tmp_path: Path) -> None:
     place = folder(tmp_path)
-    flat = {"architecture": NAME, "num_classes": 4, "mean": [0.1, 0.2, 0.3], "unknown": 1, "model_args": {"img_size": 64}}
+    flat = {
+        "architecture": NAME,
+        "num_classes": 4,
+        "mean": [0.1, 0.2, 0.3],
+        "unknown": 1,
+        "model_args": {"img_size": 64},
+    }
     (place / "config.json").write_text(json.dumps(flat))
     model = load_model(f"local-dir:{place}", depth=2, device="cpu")
     assert (model.input.mean, model.layers[-1].channels) == ((0.1, 0.2, 0.3), 4)
@@ -125,14 +150,19 @@ def test_a_config_of_the_old_flat_form(tmp_path: Path) -> None:
 def test_a_folder_without_its_weights(tmp_path: Path) -> None:
     place = folder(tmp_path)
     (place / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"no weights in .*; put them there as model\.safetensors"):
+    with pytest.raises(
+        CheckpointError, match=r"no weights in .*; put them there as model\.safetensors"
+    ):
         load_model(f"local-dir:{place}")
     assert not load_model(f"local-dir:{place}", pretrained=False, device="cpu").weights.trained
 
 
 def test_a_folder_with_weights_of_another_network(tmp_path: Path) -> None:
     place = folder(tmp_path, num_classes=7)
-    with pytest.raises(CheckpointError, match=r"does not fit VisionTransformer: 'head.weight' has shape \(4, 192\).*\(7, 192\)"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"does not fit VisionTransformer: 'head.weight' has shape \(4, 192\).*\(7, 192\)",
+    ):
         load_model(f"local-dir:{place}")
 
 
@@ -140,7 +170,10 @@ def test_code_in_a_folder_is_not_run(tmp_path: Path) -> None:
     place, proof = folder(tmp_path), tmp_path / "proof"
     (place / "model.safetensors").unlink()
     torch.save({"state_dict": Malicious(proof)}, place / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"holds pickled code \(posix.mkdir\), which is refused and was not run"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"holds pickled code \(posix.mkdir\), which is refused and was not run",
+    ):
         load_model(f"local-dir:{place}")
     assert not proof.exists()
 
@@ -163,7 +196,7 @@ def test_folders_that_are_no_model(tmp_path: Path, content: str | None, sentence
             attempt(f"local-dir:{tmp_path}")
 
 
-# -- the hub's cache ---------------------------------------------------------------------------------------------------
+# -- the hub's cache -------------------------------------------------------------------------------
 
 
 def cache(root: Path, repository: str, **changes: Any) -> Path:
@@ -190,7 +223,9 @@ def test_a_pretrained_tag_from_the_cache(no_network: Path) -> None:
     for name in (tag, NAME):  # the tag is timm's first choice for the name
         model = load_model(name, device="cpu")
         assert (model.name, model.weights.source, model.weights.trained) == (tag, tag, True)
-        assert all(torch.equal(v, wanted.state_dict()[k]) for k, v in model.module.state_dict().items())
+        assert all(
+            torch.equal(v, wanted.state_dict()[k]) for k, v in model.module.state_dict().items()
+        )
     assert not model.untrained().weights.trained
 
 
@@ -200,7 +235,14 @@ def test_a_repository_of_a_mixer_of_other_sizes(no_network: Path) -> None:
     save_file(saved.state_dict(), place / "model.safetensors")
     model = load_model("hf-hub:someone/small-mixer", device="cpu")
     assert all(torch.equal(v, saved.state_dict()[k]) for k, v in model.module.state_dict().items())
-    assert len(load_model("hf-hub:someone/small-mixer", pretrained=False, num_blocks=3, device="cpu").select("blocks")) == 3
+    assert (
+        len(
+            load_model(
+                "hf-hub:someone/small-mixer", pretrained=False, num_blocks=3, device="cpu"
+            ).select("blocks")
+        )
+        == 3
+    )
 
 
 def test_weights_from_elsewhere_are_finite(no_network: Path) -> None:
@@ -208,7 +250,10 @@ def test_weights_from_elsewhere_are_finite(no_network: Path) -> None:
     weights = network(img_size=64).state_dict()
     weights["head.bias"][1] = torch.inf
     save_file(weights, place / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"hf-hub:someone/tiny-vit have values that are NaN or infinite.*in 'head.bias'"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"hf-hub:someone/tiny-vit have values that are NaN or infinite.*in 'head.bias'",
+    ):
         load_model("hf-hub:someone/tiny-vit")
 
 
@@ -227,10 +272,14 @@ def test_weights_that_cannot_be_had_say_what_was_tried(no_network: Path) -> None
         load_model("resnet18.a1_in1k")
     sentence = str(caught.value)
     assert sentence.startswith(
-        "the weights of resnet18.a1_in1k are unavailable: tried the Hugging Face repository timm/resnet18.a1_in1k "
+        "the weights of resnet18.a1_in1k are unavailable: tried the Hugging Face repository "
+        "timm/resnet18.a1_in1k "
     )
     assert str(no_network) in sentence
-    assert "load_model('resnet18', checkpoint='model.safetensors') or --checkpoint, or use zoo:mixer" in sentence
+    assert (
+        "load_model('resnet18', checkpoint='model.safetensors') or --checkpoint, or use zoo:mixer"
+        in sentence
+    )
     assert "\n" not in sentence
     with pytest.raises(ModelError, match="tried the Hugging Face repository someone/nothing"):
         load_model("hf-hub:someone/nothing")
@@ -238,7 +287,9 @@ def test_weights_that_cannot_be_had_say_what_was_tried(no_network: Path) -> None
 
 @pytest.mark.usefixtures("no_network")
 def test_names_without_any_pretrained_weights() -> None:
-    with pytest.raises(ModelError, match=r"the weights of mixer_l32_224 are unavailable: .*Give a file instead"):
+    with pytest.raises(
+        ModelError, match=r"the weights of mixer_l32_224 are unavailable: .*Give a file instead"
+    ):
         load_model("mixer_l32_224")
 
 
@@ -273,14 +324,26 @@ print(time.time() - began)
 """
 
 
-@pytest.mark.parametrize("setting", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
-def test_without_a_network_the_cache_is_used_and_nobody_waits(tmp_path: Path, setting: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "setting", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}]
+)
+def test_without_a_network_the_cache_is_used_and_nobody_waits(
+    tmp_path: Path, setting: dict[str, str]
+) -> None:
     """A fresh process with the hub switched off, and one that finds nobody at the hub's address."""
     cache(tmp_path, "someone/tiny-vit", model_args={"img_size": 64, "depth": 2})
-    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "PYTHONWARNINGS": "ignore", **setting}
+    environment = {
+        **os.environ,
+        "HF_HUB_CACHE": str(tmp_path),
+        "PYTHONWARNINGS": "ignore",
+        **setting,
+    }
     began = time.time()
     done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, "hf-hub:someone/tiny-vit"], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", _SCRIPT, "hf-hub:someone/tiny-vit"],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     source, sentence, seconds = done.stdout.splitlines()

@@ -1,4 +1,5 @@
-"""Layers of every timm class that is read: which there are, in which order, and what their axes hold."""
+"""Layers of every timm class that is read: which there are, in which order, and what their axes
+hold."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def model_of(case: Case) -> Model:
 
 
 def finished_calls(case: Case, model: Model) -> list[tuple[str, object]]:
-    """(path, output) of every module call in the order in which they finish, by hooks of the test's own."""
+    """(path, output) of every module call in the order in which they finish, by hooks of the test's
+    own."""
     calls: list[tuple[str, object]] = []
 
     def note(path: str) -> object:
@@ -58,7 +60,9 @@ def test_stem_comes_first_and_norm_and_head_last(case: Case) -> None:
     layers = model_of(case).layers
     assert (layers[0].name, layers[0].kind, layers[0].grid) == (case.stem, "stem", case.grid)
     assert (layers[-1].name, layers[-1].kind, layers[-1].channels) == (case.head, "head", 5)
-    assert [layer.name for layer in layers if layer.kind == "norm"] == ([case.norm] if case.norm else [])
+    assert [layer.name for layer in layers if layer.kind == "norm"] == (
+        [case.norm] if case.norm else []
+    )
     assert [layer.kind for layer in layers].count("stem") == 1
     assert [layer.kind for layer in layers].count("head") == 1
 
@@ -123,9 +127,14 @@ def test_depth_runs_from_0_to_1_and_counts_blocks(case: Case) -> None:
 
 @every_class
 def test_sizes_are_those_of_the_tensors(case: Case) -> None:
-    """Channels, positions and prefix tokens together hold every number of an output, and the grid holds the positions."""
+    """Channels, positions and prefix tokens together hold every number of an output, and the grid
+    holds the positions."""
     model = model_of(case)
-    numbers = {path: out[0].numel() for path, out in finished_calls(case, model) if isinstance(out, torch.Tensor)}
+    numbers = {
+        path: out[0].numel()
+        for path, out in finished_calls(case, model)
+        if isinstance(out, torch.Tensor)
+    }
     for layer in model.layers:
         rows = layer.positions + layer.prefix_tokens if layer.positions else 1
         assert rows * layer.channels == numbers[layer.name]
@@ -198,7 +207,9 @@ def test_attention_maps_are_refused_with_a_way_out() -> None:
 
 
 def test_a_rectangular_image_has_a_rectangular_grid() -> None:
-    model = as_model(MlpMixer(img_size=(32, 16), patch_size=8, embed_dim=8, num_blocks=1), input_size=(3, 32, 16))
+    model = as_model(
+        MlpMixer(img_size=(32, 16), patch_size=8, embed_dim=8, num_blocks=1), input_size=(3, 32, 16)
+    )
     assert [layer.grid for layer in model.layers] == [(4, 2)] * 5 + [None]
 
 

@@ -1,4 +1,5 @@
-"""Tokens and layers are known or refused: prefix tokens, blocks that run several times, modules that hand on what they get."""
+"""Tokens and layers are known or refused: prefix tokens, blocks that run several times, modules
+that hand on what they get."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ from mixer_probe.models.structure import Structure, find_adapter
 from mixer_probe.models.trace import trace
 from tests.networks import CASES, as_model, noise, randomised, shapes_only
 
-# -- prefix tokens -----------------------------------------------------------------------------------------------------
+# -- prefix tokens ---------------------------------------------------------------------------------
 
 SIZE, PATCH, WIDTH = 32, 8, 16
 
@@ -39,12 +40,19 @@ class Patches(nn.Module):
         self.stride, self.pad = stride, pad
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        tokens = self.inner(F.unfold(x, PATCH, stride=self.stride, padding=self.pad).transpose(1, 2))
-        return tokens if self.class_token is None else torch.cat([self.class_token.expand(len(x), -1, -1), tokens], 1)
+        tokens = self.inner(
+            F.unfold(x, PATCH, stride=self.stride, padding=self.pad).transpose(1, 2)
+        )
+        return (
+            tokens
+            if self.class_token is None
+            else torch.cat([self.class_token.expand(len(x), -1, -1), tokens], 1)
+        )
 
 
 class Pooled(nn.Module):
-    """A convolutional stem whose map is pooled before it becomes tokens: by a module, or by a function that no hook sees."""
+    """A convolutional stem whose map is pooled before it becomes tokens: by a module, or by a
+    function that no hook sees."""
 
     def __init__(self, by_module: bool) -> None:
         super().__init__()
@@ -53,11 +61,16 @@ class Pooled(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         maps = self.conv(x)
-        return (F.max_pool2d(maps, 2) if self.pool is None else self.pool(maps)).flatten(2).transpose(1, 2)
+        return (
+            (F.max_pool2d(maps, 2) if self.pool is None else self.pool(maps))
+            .flatten(2)
+            .transpose(1, 2)
+        )
 
 
 class Squeezed(nn.Module):
-    """Patches whose strength a squeeze-and-excite layer sets: the last map before the blocks has one position."""
+    """Patches whose strength a squeeze-and-excite layer sets: the last map before the blocks has
+    one position."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,13 +79,22 @@ class Squeezed(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         maps = self.proj(x)
-        return (maps * self.gate(maps.mean((2, 3), keepdim=True)).sigmoid()).flatten(2).transpose(1, 2)
+        return (
+            (maps * self.gate(maps.mean((2, 3), keepdim=True)).sigmoid()).flatten(2).transpose(1, 2)
+        )
 
 
 class Custom(nn.Module):
-    """A ViT of one's own: any embedding, prefix tokens before its patches, `depth` calls of `blocks`."""
+    """A ViT of one's own: any embedding, prefix tokens before its patches, `depth` calls of
+    `blocks`."""
 
-    def __init__(self, embedding: nn.Module, classes: int, blocks: list[nn.Module] | None = None, repeats: int = 1) -> None:
+    def __init__(
+        self,
+        embedding: nn.Module,
+        classes: int,
+        blocks: list[nn.Module] | None = None,
+        repeats: int = 1,
+    ) -> None:
         super().__init__()
         self.patch_embed = embedding
         self.prefix = nn.Parameter(torch.zeros(1, classes, WIDTH)) if classes else None
@@ -105,7 +127,10 @@ def stating(network: nn.Module, prefix: int) -> nn.Module:
 
 COUNTED = {
     "naflexvit with a class token": (partial(naflex, class_token=True, global_pool="token"), 1),
-    "naflexvit with registers": (partial(naflex, class_token=False, reg_tokens=3, global_pool="avg"), 3),
+    "naflexvit with registers": (
+        partial(naflex, class_token=False, reg_tokens=3, global_pool="avg"),
+        3,
+    ),
     "naflexvit without": (partial(naflex, class_token=False, global_pool="avg"), 0),
     "linear embedding, class token outside": (lambda: Custom(Patches(), 1), 1),
     "linear embedding, class token inside": (lambda: Custom(Patches(1), 0), 1),
@@ -130,15 +155,22 @@ def test_prefix_tokens_are_counted(name: str) -> None:
     handle.remove()
     block = model.select("blocks")[0]
     assert (block.prefix_tokens, block.positions) == (prefix, caught[0].shape[1] - prefix)
-    np.testing.assert_allclose(mp.extract(model, x, "blocks")["blocks.0"], caught[0][:, prefix:].mean(1), atol=1e-6)
+    np.testing.assert_allclose(
+        mp.extract(model, x, "blocks")["blocks.0"], caught[0][:, prefix:].mean(1), atol=1e-6
+    )
     if prefix:
-        np.testing.assert_allclose(mp.extract(model, x, "blocks", reduce="prefix")["blocks.0"], caught[0][:, 0], atol=1e-6)
+        np.testing.assert_allclose(
+            mp.extract(model, x, "blocks", reduce="prefix")["blocks.0"], caught[0][:, 0], atol=1e-6
+        )
     assert block.grid in (None, (4, 4))
 
 
 REFUSED = {
     "overlapping patches": (lambda: Custom(Patches(stride=4), 1), "49|50"),
-    "overlapping patches with a class token inside": (lambda: Custom(Patches(1, stride=4), 0), "50"),
+    "overlapping patches with a class token inside": (
+        lambda: Custom(Patches(1, stride=4), 0),
+        "50",
+    ),
     "a map pooled by a function": (lambda: Custom(Pooled(False), 1), "17"),
     "a gate after the map": (lambda: Custom(Squeezed(), 1), "17"),
 }
@@ -147,7 +179,10 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_prefix_tokens_that_cannot_be_counted_are_refused(name: str) -> None:
     build, tokens = REFUSED[name]
-    sentence = rf"Custom: which of the ({tokens}) tokens .* is neither stated nor countable; set num_prefix_tokens"
+    sentence = (
+        rf"Custom: which of the ({tokens}) tokens .* is neither stated nor countable; set "
+        r"num_prefix_tokens"
+    )
     with pytest.raises(ModelError, match=sentence):
         as_model(build(), SIZE).layers  # noqa: B018 - traced on first use
 
@@ -155,7 +190,10 @@ def test_prefix_tokens_that_cannot_be_counted_are_refused(name: str) -> None:
 @pytest.mark.parametrize("stated", [0, 2, 5])
 @pytest.mark.parametrize("embedding", [partial(PatchEmbed, SIZE, PATCH, 3, WIDTH), Patches])
 def test_a_statement_that_the_embedding_denies(embedding: Any, stated: int) -> None:
-    with pytest.raises(ModelError, match=f"states num_prefix_tokens={stated}, and 1 of the 17 tokens .* which makes 16; set"):
+    with pytest.raises(
+        ModelError,
+        match=f"states num_prefix_tokens={stated}, and 1 of the 17 tokens .* which makes 16; set",
+    ):
         as_model(stating(Custom(embedding(), 1), stated), SIZE).layers  # noqa: B018 - traced on first use
 
 
@@ -200,7 +238,15 @@ def test_prefix_tokens_of_timms_families(name: str, prefix: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["cait_xxs24_224", "xcit_nano_12_p16_224", "volo_d1_224", "hiera_tiny_224", "samvit_base_patch16", "pit_ti_224"]
+    "name",
+    [
+        "cait_xxs24_224",
+        "xcit_nano_12_p16_224",
+        "volo_d1_224",
+        "hiera_tiny_224",
+        "samvit_base_patch16",
+        "pit_ti_224",
+    ],
 )
 def test_families_whose_tokens_are_not_known_are_refused(name: str) -> None:
     network = shapes_only(timm.create_model, name)
@@ -211,9 +257,11 @@ def test_families_whose_tokens_are_not_known_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize("method", ["gradcam", "attention_rollout", "saliency"])
 def test_maps_of_tokens_need_a_grid(method: str) -> None:
-    """NaFlexViT states the size of its patches; a linear embedding that does not leaves their arrangement open."""
+    """NaFlexViT states the size of its patches; a linear embedding that does not leaves their
+    arrangement open."""
     stated, open_ = (
-        as_model(randomised(build()), SIZE) for build in (partial(naflex, class_token=True), lambda: Custom(Patches(), 1))
+        as_model(randomised(build()), SIZE)
+        for build in (partial(naflex, class_token=True), lambda: Custom(Patches(), 1))
     )
     assert (stated.structure.token_grid, open_.structure.token_grid) == ((4, 4), None)
     assert mp.attribute(stated, noise(1, SIZE), method, target=1).grid == (4, 4)
@@ -221,7 +269,7 @@ def test_maps_of_tokens_need_a_grid(method: str) -> None:
         mp.attribute(open_, noise(1, SIZE), method, target=1)
 
 
-# -- blocks that run several times -------------------------------------------------------------------------------------
+# -- blocks that run several times -----------------------------------------------------------------
 
 
 class SharedCNN(nn.Module):
@@ -229,7 +277,11 @@ class SharedCNN(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1, self.block, self.fc = nn.Conv2d(3, WIDTH, 3, 2, 1), BasicBlock(WIDTH, WIDTH), nn.Linear(WIDTH, 4)
+        self.conv1, self.block, self.fc = (
+            nn.Conv2d(3, WIDTH, 3, 2, 1),
+            BasicBlock(WIDTH, WIDTH),
+            nn.Linear(WIDTH, 4),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.conv1(x)
@@ -259,7 +311,12 @@ SHARED: dict[str, tuple[Any, list[str], list[str]]] = {
     "two mixer blocks in turn": (
         lambda: Custom(convolution(), 0, [MixerBlock(WIDTH, 16), MixerBlock(WIDTH, 16)], 2),
         ["blocks.0#0", "blocks.1#0", "blocks.0#1", "blocks.1#1"],
-        ["blocks.0.mlp_tokens#0", "blocks.1.mlp_tokens#0", "blocks.0.mlp_tokens#1", "blocks.1.mlp_tokens#1"],
+        [
+            "blocks.0.mlp_tokens#0",
+            "blocks.1.mlp_tokens#0",
+            "blocks.0.mlp_tokens#1",
+            "blocks.1.mlp_tokens#1",
+        ],
     ),
     "one residual block": (
         SharedCNN,
@@ -290,7 +347,9 @@ def test_every_call_of_a_block_is_a_layer(name: str) -> None:
     depths = [layer.depth for layer in model.layers]
     assert depths == sorted(depths)
     assert all(0 < layer.depth < 1 for layer in model.select("spatial"))
-    assert model.structure.names() == [n for n in model.structure.names() if model.layer(n).name == n]
+    assert model.structure.names() == [
+        n for n in model.structure.names() if model.layer(n).name == n
+    ]
 
 
 @shared
@@ -302,7 +361,11 @@ def test_the_numbers_of_every_call_are_its_own(name: str) -> None:
         state = network.conv1(x) if isinstance(network, SharedCNN) else network.tokens(x)
         for layer in model.select("blocks"):
             state = network.get_submodule(layer.module)(state)
-            by_hand = state.flatten(2).mean(2) if state.ndim == 4 else state[:, layer.prefix_tokens :].mean(1)
+            by_hand = (
+                state.flatten(2).mean(2)
+                if state.ndim == 4
+                else state[:, layer.prefix_tokens :].mean(1)
+            )
             np.testing.assert_allclose(found[layer.name], by_hand, atol=1e-5)
 
 
@@ -327,7 +390,11 @@ def test_rollout_takes_the_attention_of_every_call(name: str) -> None:
         state = network.tokens(x)
         for layer in model.select("blocks"):
             block = network.get_submodule(layer.module)
-            q, k, _ = block.attn.qkv(block.norm1(state)).reshape(2, 17, 3, 2, WIDTH // 2).permute(2, 0, 3, 1, 4)
+            q, k, _ = (
+                block.attn.qkv(block.norm1(state))
+                .reshape(2, 17, 3, 2, WIDTH // 2)
+                .permute(2, 0, 3, 1, 4)
+            )
             maps = (q @ k.transpose(-1, -2) / (WIDTH // 2) ** 0.5).softmax(-1).mean(1)
             product = (maps + torch.eye(17)) / 2 @ product
             state = block(state)
@@ -344,31 +411,49 @@ def test_rollout_takes_the_attention_of_every_call(name: str) -> None:
     ],
 )
 def test_weights_of_shared_blocks_have_no_single_depth(name: str, analysis: Any) -> None:
-    with pytest.raises(LayerError, match=r"runs [23] times a forward pass, so its weights have no single depth"):
+    with pytest.raises(
+        LayerError, match=r"runs [23] times a forward pass, so its weights have no single depth"
+    ):
         analysis(shared_model(name))
 
 
 def test_conductance_of_shared_blocks_is_refused() -> None:
     with pytest.raises(
-        LayerError, match=r"needs modules that run once per pass, and 'blocks\.0\.mlp_tokens\.act' runs several times"
+        LayerError,
+        match=(
+            r"needs modules that run once per pass, and 'blocks\.0\.mlp_tokens\.act' runs several "
+            r"times"
+        ),
     ):
         layer_conductance(shared_model("two mixer blocks in turn"), noise(1, SIZE), target=1)
 
 
-# -- modules that hand on what they get --------------------------------------------------------------------------------
+# -- modules that hand on what they get ------------------------------------------------------------
 
 
 class ResNet20(nn.Module):
-    """akamaster's ResNet-20 for CIFAR-10, made of timm's blocks in a body with timm's names: no pooling in the stem."""
+    """akamaster's ResNet-20 for CIFAR-10, made of timm's blocks in a body with timm's names: no
+    pooling in the stem."""
 
     def __init__(self, **replaced: nn.Module) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.act1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)
+        self.conv1, self.bn1, self.act1 = (
+            nn.Conv2d(3, 16, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(16),
+            nn.ReLU(inplace=True),
+        )
         self.maxpool = nn.Identity()
         for i, (before, width) in enumerate([(16, 16), (16, 32), (32, 64)], start=1):
-            smaller = nn.Sequential(nn.Conv2d(before, width, 1, 2, bias=False), nn.BatchNorm2d(width)) if i > 1 else None
+            smaller = (
+                nn.Sequential(nn.Conv2d(before, width, 1, 2, bias=False), nn.BatchNorm2d(width))
+                if i > 1
+                else None
+            )
             first = BasicBlock(before, width, stride=min(i, 2), downsample=smaller)
-            self.add_module(f"layer{i}", nn.Sequential(first, BasicBlock(width, width), BasicBlock(width, width)))
+            self.add_module(
+                f"layer{i}",
+                nn.Sequential(first, BasicBlock(width, width), BasicBlock(width, width)),
+            )
         self.fc = nn.Linear(64, 10)
         for name, module in replaced.items():
             setattr(self, name, module)
@@ -402,4 +487,9 @@ def test_the_stem_is_no_identity(replaced: dict[str, nn.Module], stem: str) -> N
 def test_norms_and_heads_are_no_identities_either(nothing: Any) -> None:
     network = CASES["vit"].network()
     network.norm, network.head = nothing(), nothing()
-    assert {layer.kind for layer in as_model(network).layers} == {"stem", "spatial", "channel", "block"}
+    assert {layer.kind for layer in as_model(network).layers} == {
+        "stem",
+        "spatial",
+        "channel",
+        "block",
+    }

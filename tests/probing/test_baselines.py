@@ -19,7 +19,12 @@ def pictures(n: int = 6, height: int = 4, width: int = 4) -> np.ndarray:
 def test_pixels_of_ones_own_size_are_the_pixels():
     reps = raw_pixels(from_arrays(pictures(), labels=[0, 1] * 3), size=None)
     np.testing.assert_allclose(reps["pixels"], pictures().reshape(6, -1) / 255, atol=1e-7)
-    assert (reps.model.name, reps.model.family, reps.model.trained, reps.model.parameters) == ("raw pixels", "pixels", False, 0)
+    assert (reps.model.name, reps.model.family, reps.model.trained, reps.model.parameters) == (
+        "raw pixels",
+        "pixels",
+        False,
+        0,
+    )
     assert reps.layers[0].depth == 0
     assert reps.labels is not None
 
@@ -35,7 +40,9 @@ def test_tensors_are_averaged_down():
     reps = raw_pixels(images, size=2)
     expected = images.reshape(2, 3, 2, 2, 2, 2).mean((3, 5)).permute(0, 2, 3, 1).reshape(2, -1)
     np.testing.assert_allclose(reps["pixels"], expected)
-    np.testing.assert_allclose(raw_pixels(images, size=None)["pixels"], images.permute(0, 2, 3, 1).reshape(2, -1))
+    np.testing.assert_allclose(
+        raw_pixels(images, size=None)["pixels"], images.permute(0, 2, 3, 1).reshape(2, -1)
+    )
 
 
 def test_sizes_that_cannot_be():

@@ -19,9 +19,13 @@ from mixer_probe.probing.centroid import CentroidProbe, centroid_path
 
 def labelled(n: int, seed: int, p: int = 5, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(seed)
-    y = random.choice(classes, size=n, p=np.arange(1, classes + 1) / np.arange(1, classes + 1).sum())
+    y = random.choice(
+        classes, size=n, p=np.arange(1, classes + 1) / np.arange(1, classes + 1).sum()
+    )
     y[:classes] = np.arange(classes)
-    return 2 * random.normal(size=(n, p)) * np.arange(1, p + 1) + random.normal(size=(classes, p))[y] + 50, y
+    return 2 * random.normal(size=(n, p)) * np.arange(1, p + 1) + random.normal(size=(classes, p))[
+        y
+    ] + 50, y
 
 
 @pytest.mark.parametrize("standardize", [False, True])
@@ -39,7 +43,9 @@ def test_cosine_by_the_definition():
     (X, y), (new, _) = labelled(60, 2), labelled(20, 3)
     means = np.array([X[y == c].mean(axis=0) for c in range(3)])
     expected = [[x @ m / np.sqrt((x @ x) * (m @ m)) for m in means] for x in new]
-    np.testing.assert_allclose(centroid_path(X, y, metric="cosine").scores(new)[0], expected, atol=1e-12)
+    np.testing.assert_allclose(
+        centroid_path(X, y, metric="cosine").scores(new)[0], expected, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
@@ -77,7 +83,8 @@ def test_degenerate_columns_are_quiet():
         new = X + np.array([0, 100, 0, 0, 0])
         # A column without variance says nothing about new images either.
         np.testing.assert_array_equal(
-            centroid_path(X, y, standardize=True).predict(new), centroid_path(X, y, standardize=True).predict(X)
+            centroid_path(X, y, standardize=True).predict(new),
+            centroid_path(X, y, standardize=True).predict(X),
         )
 
 
@@ -102,6 +109,8 @@ def test_linear_probe_takes_it(make_reps):
     assert result.path_frame().chosen.all()
 
 
-@parametrize_with_checks([CentroidProbe(), CentroidProbe("cosine"), CentroidProbe(standardize=True)])
+@parametrize_with_checks(
+    [CentroidProbe(), CentroidProbe("cosine"), CentroidProbe(standardize=True)]
+)
 def test_scikit_learn_takes_the_estimator(estimator, check):
     check(estimator)

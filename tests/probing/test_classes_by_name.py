@@ -1,4 +1,5 @@
-"""Labels meet by the name of their class, in everything that is fitted on one labelled set and tested on another."""
+"""Labels meet by the name of their class, in everything that is fitted on one labelled set and
+tested on another."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ SOME = ("automobile", "frog", "ship")
 
 
 class Runs:
-    """Noisy one-hot features of five classes to fit on, and images of three of them to test on, labelled in two ways."""
+    """Noisy one-hot features of five classes to fit on, and images of three of them to test on,
+    labelled in two ways."""
 
     def __init__(self, make_reps: Callable, positions: bool = False) -> None:
         random = np.random.default_rng(0)
@@ -53,13 +55,19 @@ class Runs:
 
 
 def of_targets(train, test):
-    sides = [Target("class", "classification", r.ids, r.labels.astype(float), r.class_names) for r in (train, test)]
+    sides = [
+        Target("class", "classification", r.ids, r.labels.astype(float), r.class_names)
+        for r in (train, test)
+    ]
     return target_probe(train, test, *sides).score
 
 
 GROUPS = dict(zip(NAMES, "xyxyx", strict=True))
 PROBES = {
-    **{m: lambda a, b, m=m: linear_probe(a, b, method=m).accuracy for m in ("ridge", "knn", "centroid", "logistic")},
+    **{
+        m: lambda a, b, m=m: linear_probe(a, b, method=m).accuracy
+        for m in ("ridge", "knn", "centroid", "logistic")
+    },
     "few shots": lambda a, b: few_shot_probe(a, b, (1, 5)).accuracy,
     "few shots, logistic": lambda a, b: few_shot_probe(a, b, (1, 5), 1, "logistic").accuracy,
     "transfer": lambda a, b: transfer_probe(a, b).accuracy,
@@ -88,7 +96,10 @@ def test_a_class_that_train_does_not_have_is_refused_with_both_lists(make_reps, 
     runs = Runs(make_reps, name in BY_PLACE)
     runs.folder.class_names = ("automobile", "frog", "sledge")
     probe = {**PROBES, **BY_PLACE, "random labels": random_label_probe}[name]
-    message = "do not have: 'sledge' .*'automobile', 'frog', 'sledge'; the latter 'automobile', 'bird', 'cat', 'frog', 'ship'"
+    message = (
+        "do not have: 'sledge' .*'automobile', 'frog', 'sledge'; the latter 'automobile', 'bird', "
+        "'cat', 'frog', 'ship'"
+    )
     with pytest.raises(ImagesError, match=message):
         probe(runs.train, runs.folder)
 
@@ -98,7 +109,10 @@ def test_a_class_that_train_does_not_have_is_refused_with_both_lists(make_reps, 
     [
         (lambda a, b: setattr(b, "class_names", None), "test images .* have no names to match"),
         (lambda a, b: setattr(a, "class_names", None), "train images .* have no names to match"),
-        (lambda a, b: setattr(a, "class_names", ("cat", "bird", "cat", "frog", "ship")), "two classes .* are called 'cat'"),
+        (
+            lambda a, b: setattr(a, "class_names", ("cat", "bird", "cat", "frog", "ship")),
+            "two classes .* are called 'cat'",
+        ),
         (lambda a, b: setattr(b, "labels", None), "have no labels: a probe needs them"),
     ],
 )
@@ -133,7 +147,8 @@ def test_a_streamed_probe_matches_names():
     pixels = random.integers(0, 256, size=(12, *size, 3), dtype=np.uint8)
     ids = [f"test{i}" for i in range(12)]
     restricted, folder = (
-        from_arrays(pixels, labels, ids, names, "test") for labels, names in ((y, NAMES), (np.searchsorted([0, 3, 4], y), SOME))
+        from_arrays(pixels, labels, ids, names, "test")
+        for labels, names in ((y, NAMES), (np.searchsorted([0, 3, 4], y), SOME))
     )
     found = [stream_probe(network, train, test, ["head"]) for test in (restricted, folder)]
     np.testing.assert_array_equal(found[0].predicted, found[1].predicted)
@@ -144,9 +159,12 @@ def test_a_streamed_probe_matches_names():
 
 @pytest.mark.parametrize("name", [*PROBES, *BY_PLACE])
 def test_runs_of_unequal_widths_are_refused(make_reps, name):
-    """A layer with other numbers of channels in train and test, which are one network's by their record."""
+    """A layer with other numbers of channels in train and test, which are one network's by their
+    record."""
     runs = Runs(make_reps, name in BY_PLACE)
-    wider = make_reps({"layer": np.concatenate([runs.folder["layer"]] * 2, axis=-1)}, runs.folder.labels, "test")
+    wider = make_reps(
+        {"layer": np.concatenate([runs.folder["layer"]] * 2, axis=-1)}, runs.folder.labels, "test"
+    )
     wider.class_names, wider.reduce = SOME, runs.folder.reduce
     with pytest.raises(MeasureError, match="layer 'layer' has 5 channels in train and 10 in test"):
         {**PROBES, **BY_PLACE}[name](runs.train, wider)
@@ -173,7 +191,10 @@ def linear_path(preset: str, n: int) -> np.ndarray:
 @pytest.mark.parametrize("names", [("'tis", "o'", "'q'"), ("a'b", "''", "c")])
 def test_apostrophes_belong_to_a_class(make_reps, names):
     y = np.arange(12) % 3
-    runs = [make_reps({"layer": np.random.default_rng(k).normal(size=(12, 4))}, y, split) for k, split in enumerate("ab")]
+    runs = [
+        make_reps({"layer": np.random.default_rng(k).normal(size=(12, 4))}, y, split)
+        for k, split in enumerate("ab")
+    ]
     for run in runs:
         run.class_names = names
     assert linear_probe(*runs).class_names == names

@@ -40,7 +40,10 @@ def sides(make_reps, make, n=(240, 240), names=NAMES):
 
 def test_groupings_are_counted_as_enumeration_does():
     for grouping in ([0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 2, 2], [0, 1, 1, 2, 2], [0, 0, 0, 0, 1, 1]):
-        parts = {frozenset(frozenset(np.flatnonzero(np.array(p) == g)) for g in set(p)) for p in itertools.permutations(grouping)}
+        parts = {
+            frozenset(frozenset(np.flatnonzero(np.array(p) == g)) for g in set(p))
+            for p in itertools.permutations(grouping)
+        }
         assert count_groupings(np.array(grouping)) == len(parts)
     assert count_groupings(np.array([0] * 6 + [1] * 4)) == 210
 
@@ -50,7 +53,10 @@ def test_controls_are_different_groupings_of_the_same_sizes():
     drawn, exhaustive = random_groupings(semantic, 5, seed=0)
     assert not exhaustive
     assert (drawn[:, 5] == -1).all()
-    parts = [frozenset(frozenset(np.flatnonzero(row == g)) for g in range(3)) for row in [semantic, *drawn]]
+    parts = [
+        frozenset(frozenset(np.flatnonzero(row == g)) for g in range(3))
+        for row in [semantic, *drawn]
+    ]
     assert len(set(parts)) == 6
     assert all(sorted(np.bincount(row[:5])) == [1, 2, 2] for row in drawn)
     everything, exhaustive = random_groupings(semantic, 100, seed=1)
@@ -59,9 +65,13 @@ def test_controls_are_different_groupings_of_the_same_sizes():
 
 
 def test_features_that_hold_only_the_group_are_selective(make_reps):
-    # A semantic group is read without error. In a control, a group of three classes holds one or two of x, and the best a
-    # reader of the group can do is to be right for two classes of every three: 2/3 whichever control it is.
-    train, test = sides(make_reps, lambda y, random: {"group": GROUP[y][:, None] + 0.01 * random.normal(size=(len(y), 2))})
+    # A semantic group is read without error. In a control, a group of three classes holds one or
+    # two of x, and the best a reader of the group can do is to be right for two classes of every
+    # three: 2/3 whichever control it is.
+    train, test = sides(
+        make_reps,
+        lambda y, random: {"group": GROUP[y][:, None] + 0.01 * random.normal(size=(len(y), 2))},
+    )
     result = control_task(train, test, GROUPS, controls=50)
     assert result.exhaustive
     assert len(result.controls) == 9
@@ -69,7 +79,8 @@ def test_features_that_hold_only_the_group_are_selective(make_reps):
     np.testing.assert_allclose(result.control_accuracy, 2 / 3, atol=1e-12)
     assert result.selectivity[0] == pytest.approx(1 / 3)
     assert result.relative_selectivity[0] == pytest.approx(1)
-    # Every image is right under 6 of the 9 controls: how many others would not be has Wilson's bound of none of n.
+    # Every image is right under 6 of the 9 controls: how many others would not be has Wilson's
+    # bound of none of n.
     unseen = wilson_interval(0, result.n_test)[1]
     bounds = (1 / 3 - 4 / 3 * unseen, 1 / 3 + 2 / 3 * unseen)
     assert (result.selectivity_low[0], result.selectivity_high[0]) == pytest.approx(bounds)
@@ -77,7 +88,10 @@ def test_features_that_hold_only_the_group_are_selective(make_reps):
 
 
 def test_features_that_hold_the_class_are_not_selective(make_reps):
-    train, test = sides(make_reps, lambda y, random: {"class": np.eye(6)[y] + 0.01 * random.normal(size=(len(y), 6))})
+    train, test = sides(
+        make_reps,
+        lambda y, random: {"class": np.eye(6)[y] + 0.01 * random.normal(size=(len(y), 6))},
+    )
     result = control_task(train, test, GROUPS)
     assert result.accuracy[0] == 1
     assert (result.control_accuracy == 1).all()
@@ -88,7 +102,10 @@ def test_features_that_hold_the_class_are_not_selective(make_reps):
 
 
 def test_features_of_noise_have_no_selectivity(make_reps):
-    train, test = sides(make_reps, lambda y, random: {f"noise.{i}": random.normal(size=(len(y), 5)) for i in range(20)})
+    train, test = sides(
+        make_reps,
+        lambda y, random: {f"noise.{i}": random.normal(size=(len(y), 5)) for i in range(20)},
+    )
     result = control_task(train, test, GROUPS)
     inside = (result.selectivity_low <= 0) & (result.selectivity_high >= 0)
     assert inside.sum() >= 17
@@ -98,7 +115,10 @@ def test_each_grouping_is_the_ridge_classifier_of_scikit_learn(make_reps):
     groups = {"a": "x", "b": "x", "c": "y", "d": "y", "e": "z", "f": "z"}
 
     def make(y, random):
-        return {"layer": np.random.default_rng(9).normal(size=(6, 8))[y] + 1.5 * random.normal(size=(len(y), 8))}
+        return {
+            "layer": np.random.default_rng(9).normal(size=(6, 8))[y]
+            + 1.5 * random.normal(size=(len(y), 8))
+        }
 
     train, test = sides(make_reps, make)
     result = control_task(train, test, groups, controls=4)
@@ -111,7 +131,8 @@ def test_each_grouping_is_the_ridge_classifier_of_scikit_learn(make_reps):
 
 
 def test_the_interval_covers(make_reps):
-    # Accuracy .9 on the grouping and .7 on each control by independent coins: selectivity .2, of errors .2 / .3.
+    # Accuracy .9 on the grouping and .7 on each control by independent coins: selectivity .2, of
+    # errors .2 / .3.
     random = np.random.default_rng(3)
     inside = relative = 0
     for _ in range(200):
@@ -124,7 +145,11 @@ def test_the_interval_covers(make_reps):
 
 
 def test_cifar_has_animals_and_vehicles(make_reps):
-    train, test = sides(make_reps, lambda y, random: {"noise": random.normal(size=(len(y), 3))}, names=CIFAR10_CLASSES)
+    train, test = sides(
+        make_reps,
+        lambda y, random: {"noise": random.normal(size=(len(y), 3))},
+        names=CIFAR10_CLASSES,
+    )
     result = control_task(train, test)
     assert result.groups == ("vehicle", "animal")
     assert sorted(CIFAR10_GROUPS.values()) == ["animal"] * 6 + ["vehicle"] * 4
@@ -135,7 +160,9 @@ def test_cifar_has_animals_and_vehicles(make_reps):
 
 
 def test_a_twin_and_a_layer_that_is_not_finite(make_reps):
-    train, test = sides(make_reps, lambda y, random: {"good": np.eye(6)[y], "bad": np.full((len(y), 2), np.nan)})
+    train, test = sides(
+        make_reps, lambda y, random: {"good": np.eye(6)[y], "bad": np.full((len(y), 2), np.nan)}
+    )
     twins = []
     for reps in (train, test):
         noise = {k: np.random.default_rng(8).normal(size=(240, 3)) for k in ("good", "bad")}
@@ -172,7 +199,10 @@ def test_groupings_that_cannot_be(make_reps):
 
 def test_random_labels_are_at_chance_and_memorised(make_reps):
     def make(y, random):
-        return {"class": np.eye(6)[y], "wide": random.normal(size=(len(y), 400)) + np.eye(6, 400)[y] * 9}
+        return {
+            "class": np.eye(6)[y],
+            "wide": random.normal(size=(len(y), 400)) + np.eye(6, 400)[y] * 9,
+        }
 
     train, test = sides(make_reps, make)
     result = random_label_probe(train, test, draws=10)
@@ -185,7 +215,8 @@ def test_random_labels_are_at_chance_and_memorised(make_reps):
 
 
 def test_expected_accuracy_of_unbalanced_random_labels(make_reps):
-    # Features of noise and labels 9:1 make the probe say the frequent class always: .9 right, not one half.
+    # Features of noise and labels 9:1 make the probe say the frequent class always: .9 right, not
+    # one half.
     train, test = sides(make_reps, lambda y, random: {"noise": random.normal(size=(len(y), 3))})
     for reps in (train, test):
         reps.labels = (np.arange(240) % 10 == 0).astype(int)

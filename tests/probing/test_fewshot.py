@@ -1,4 +1,5 @@
-"""Few-shot probes: the protocol of big_vision transcribed, draws that are nested, and what is refused."""
+"""Few-shot probes: the protocol of big_vision transcribed, draws that are nested, and what is
+refused."""
 
 from __future__ import annotations
 
@@ -52,7 +53,9 @@ def test_big_vision_is_its_formula(n, p, classes):
     X, new = (5 + 3 * random.normal(size=(rows, p)) for rows in (n, 30))
     X[:, 2] = 1.0
     weights, bias = big_vision_probe(X, y)
-    np.testing.assert_allclose(new @ weights.numpy() + bias.numpy(), transcribed(X, y, new), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(
+        new @ weights.numpy() + bias.numpy(), transcribed(X, y, new), rtol=0, atol=1e-9
+    )
 
 
 def test_the_preset_is_the_formula_on_each_draw(make_reps):
@@ -69,7 +72,9 @@ def test_the_preset_is_the_formula_on_each_draw(make_reps):
                 right[j, seed] = scores.argmax(1) == test.labels
         np.testing.assert_allclose(result.accuracy[i], right.mean(-1), rtol=0, atol=1e-12)
         np.testing.assert_allclose([result.low[i], result.high[i]], combined_interval(right))
-        np.testing.assert_allclose([result.images_low[i], result.images_high[i]], images_interval(right))
+        np.testing.assert_allclose(
+            [result.images_low[i], result.images_high[i]], images_interval(right)
+        )
     assert (result.chosen == 1024).all()
     # More shots, more accuracy; and the intervals hold their means.
     assert (np.diff(result.mean, axis=1) > 0).all()
@@ -138,13 +143,21 @@ def test_images_that_are_too_few(make_reps):
     train, test = sides(make_reps, n=30)
     train.labels = np.array([0] * 15 + [1] * 12 + [2] * 3)
     with pytest.raises(
-        ImagesError, match=r"class 'frog' has 3 images in train, fewer than the 5 shots asked for: take at most 3"
+        ImagesError,
+        match=(
+            r"class 'frog' has 3 images in train, fewer than the "
+            r"5 shots asked for: take at most 3"
+        ),
     ):
         few_shot_probe(train, test, (1, 5))
-    with pytest.raises(ImagesError, match="class 'frog' has 3 images in train, fewer than the 25 shots"):
+    with pytest.raises(
+        ImagesError, match="class 'frog' has 3 images in train, fewer than the 25 shots"
+    ):
         linear_probe(train, test, shots=("all", 25))
     train.labels[27:29] = 0
-    with pytest.raises(ImagesError, match=r"class 'frog' has 1 image in train, fewer than the 2 shots"):
+    with pytest.raises(
+        ImagesError, match=r"class 'frog' has 1 image in train, fewer than the 2 shots"
+    ):
         few_shot_probe(train, test, (2,))
     train.labels[29] = 0
     with pytest.raises(ImagesError, match="do not have: 'frog'"):
@@ -158,7 +171,9 @@ def test_images_that_are_too_few(make_reps):
 
 def test_settings_that_make_no_sense(make_reps):
     train, test = sides(make_reps)
-    with pytest.raises(MeasureError, match="no few-shot protocol 'big_visoin'; closest: big_vision"):
+    with pytest.raises(
+        MeasureError, match="no few-shot protocol 'big_visoin'; closest: big_vision"
+    ):
         few_shot_probe(train, test, preset="big_visoin")
     for shots in ((), (0, 5), (2.5,), ("all", 5)):
         with pytest.raises(MeasureError, match="shots are positive numbers"):

@@ -1,4 +1,5 @@
-"""Nearest neighbours: by hand, against plain loops and scikit-learn, ties, and leaving each image out."""
+"""Nearest neighbours: by hand, against plain loops and scikit-learn, ties, and leaving each image
+out."""
 
 from __future__ import annotations
 
@@ -25,11 +26,15 @@ def labelled(n: int, seed: int, p: int = 6) -> tuple[np.ndarray, np.ndarray]:
     return random.normal(size=(n, p)) + np.eye(3, p)[y] + 0.5, y
 
 
-def votes(query: np.ndarray, X: np.ndarray, y: np.ndarray, k: int, temperature: float = T) -> np.ndarray:
+def votes(
+    query: np.ndarray, X: np.ndarray, y: np.ndarray, k: int, temperature: float = T
+) -> np.ndarray:
     """The definition, in plain Python: each class's share of the votes."""
     similarity = [float(query @ x / np.sqrt((query @ query) * (x @ x))) for x in X]
     nearest = sorted(range(len(X)), key=lambda i: (-similarity[i], i))[:k]
-    totals = [sum(np.exp(similarity[i] / temperature) for i in nearest if y[i] == c) for c in range(3)]
+    totals = [
+        sum(np.exp(similarity[i] / temperature) for i in nearest if y[i] == c) for c in range(3)
+    ]
     return np.array(totals) / sum(totals)
 
 
@@ -43,15 +48,21 @@ def test_it_is_the_definition_in_blocks_of_any_size(monkeypatch, block):
         expected = np.array([votes(query, X, y, k) for query in new])
         np.testing.assert_allclose(np.exp(path.scores(new)[i]), expected, atol=1e-12)
         np.testing.assert_array_equal(path.predict(new)[i], expected.argmax(axis=1))
-        others = [votes(X[j], np.delete(X, j, 0), np.delete(y, j), k).argmax() == y[j] for j in range(40)]
+        others = [
+            votes(X[j], np.delete(X, j, 0), np.delete(y, j), k).argmax() == y[j] for j in range(40)
+        ]
         assert path.left_out_accuracy()[i] == np.mean(others)
 
 
 def test_it_is_scikit_learn_with_these_weights():
     (X, y), (new, _) = labelled(200, 2), labelled(50, 3)
     path = knn_path(X, y, [7])
-    reference = KNeighborsClassifier(7, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / T)).fit(X, y)
-    np.testing.assert_allclose(np.exp(path.scores(new)[0]), reference.predict_proba(new), atol=1e-10)
+    reference = KNeighborsClassifier(
+        7, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / T)
+    ).fit(X, y)
+    np.testing.assert_allclose(
+        np.exp(path.scores(new)[0]), reference.predict_proba(new), atol=1e-10
+    )
     distance, index = reference.kneighbors(new)
     found, similarity = path.neighbours(new, 7)
     np.testing.assert_array_equal(found, index)
@@ -63,7 +74,10 @@ def test_by_hand():
     X = np.array([[2.0, 0], [3, 4], [8, 6], [-1, 0]])
     path = knn_path(X, np.array([0, 1, 1, 0]), [2, 3], temperature=0.5)
     e = np.exp
-    expected = [e(0.8 / 0.5) / (e(1 / 0.5) + e(0.8 / 0.5)), 1 / (1 + e(1 / 0.5) / (e(0.8 / 0.5) + e(0.6 / 0.5)))]
+    expected = [
+        e(0.8 / 0.5) / (e(1 / 0.5) + e(0.8 / 0.5)),
+        1 / (1 + e(1 / 0.5) / (e(0.8 / 0.5) + e(0.6 / 0.5))),
+    ]
     np.testing.assert_allclose(np.exp(path.scores([[5.0, 0]])[:, 0, 1]), expected, atol=1e-12)
 
 
@@ -74,7 +88,8 @@ def test_of_equally_near_images_the_first_comes_first():
     # One to one is a tie, which the first class wins.
     np.testing.assert_array_equal(path.predict([[7.0, 0]])[:, 0], [1, 0, 0])
     np.testing.assert_array_equal(path.neighbours([[0.1, 0]], 3)[0], [[0, 1, 2]])
-    # Without itself, an image with copies has them as neighbours: 0 -> 1, 1 -> 0, 2 -> 0, 3 -> 4, 4 -> 3.
+    # Without itself, an image with copies has them as neighbours: 0 -> 1, 1 -> 0, 2 -> 0, 3 -> 4, 4
+    # -> 3.
     assert path.left_out_accuracy()[0] == 2 / 5
 
 
@@ -88,14 +103,18 @@ def test_some_images_are_enough_to_choose():
     X, y = labelled(200, 5)
     part = knn_path(X, y, [3], left_out=60)
     assert len(part.left) == 60
-    right = [votes(X[j], np.delete(X, j, 0), np.delete(y, j), 3).argmax() == y[j] for j in part.left]
+    right = [
+        votes(X[j], np.delete(X, j, 0), np.delete(y, j), 3).argmax() == y[j] for j in part.left
+    ]
     assert part.left_out_accuracy()[0] == np.mean(right)
 
 
 def test_length_does_not_matter_and_extreme_temperatures_are_numbers():
     (X, y), (new, _) = labelled(60, 6), labelled(9, 7)
     scale = np.random.default_rng(0).uniform(0.1, 10, size=(60, 1))
-    np.testing.assert_allclose(knn_path(scale * X, y).scores(1e150 * new), knn_path(X, y).scores(new), atol=1e-9)
+    np.testing.assert_allclose(
+        knn_path(scale * X, y).scores(1e150 * new), knn_path(X, y).scores(new), atol=1e-9
+    )
     cold, warm = (knn_path(X, y, [1, 59], temperature=t).predict(new) for t in (1e-5, 1e5))
     np.testing.assert_array_equal(cold[0], cold[1])
     assert (warm[1] == np.bincount(y).argmax()).all()
@@ -104,7 +123,9 @@ def test_length_does_not_matter_and_extreme_temperatures_are_numbers():
 def test_centred_features_are_told_apart_by_more_than_their_mean():
     X, y = labelled(60, 8)
     np.testing.assert_allclose(
-        knn_path(X + 100, y, centre=True).scores(X[:5] + 100), knn_path(X, y, centre=True).scores(X[:5]), atol=1e-9
+        knn_path(X + 100, y, centre=True).scores(X[:5] + 100),
+        knn_path(X, y, centre=True).scores(X[:5]),
+        atol=1e-9,
     )
 
 
@@ -136,7 +157,9 @@ def test_refusals_are_one_sentence():
 def test_linear_probe_takes_it(make_reps):
     X, y = labelled(150, 9)
     train = make_reps({"a": X[:100]}, y[:100], "train")
-    result = linear_probe(train, make_reps({"a": X[100:]}, y[100:], "test"), method="knn", values=[1, 5, 20])
+    result = linear_probe(
+        train, make_reps({"a": X[100:]}, y[100:], "test"), method="knn", values=[1, 5, 20]
+    )
     path = knn_path(X[:100], y[:100], [1, 5, 20])
     assert result.to_frame().k[0] == result.chosen[0]
     np.testing.assert_array_equal(result.path_left_out[0], path.left_out_accuracy())

@@ -26,19 +26,23 @@ from mixer_probe.probing import (
 )
 
 COLUMNS = (
-    "model trained layer kind depth l2 accuracy low high balanced_accuracy balanced_low balanced_high "
-    "chance n_train n_test classes p method"
+    "model trained layer kind depth l2 accuracy low high balanced_accuracy balanced_low "
+    "balanced_high chance n_train n_test classes p method"
 )
 
 
-def labelled(n: int, seed: int, widths: tuple[int, ...] = (4, 30), classes: int = 3) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def labelled(
+    n: int, seed: int, widths: tuple[int, ...] = (4, 30), classes: int = 3
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Layers that tell the classes better and better."""
     random = np.random.default_rng(seed)
     y = random.permutation(np.arange(n) % classes)
     centres = np.random.default_rng(99).normal(size=(classes, max(widths)))
     layers = {}
     for i, p in enumerate(widths):
-        layers[f"blocks.{i}"] = ((i + 0.3) * centres[y, :p] + random.normal(size=(n, p))).astype(np.float32)
+        layers[f"blocks.{i}"] = ((i + 0.3) * centres[y, :p] + random.normal(size=(n, p))).astype(
+            np.float32
+        )
     return layers, y
 
 
@@ -58,7 +62,10 @@ def twin(make_reps):
     return tuple(sides)
 
 
-@pytest.mark.parametrize(("distance", "expected"), [(1, 0.6914624612740131), (2, 0.8413447460685429), (4, 0.9772498680518208)])
+@pytest.mark.parametrize(
+    ("distance", "expected"),
+    [(1, 0.6914624612740131), (2, 0.8413447460685429), (4, 0.9772498680518208)],
+)
 def test_two_gaussians_reach_the_bayes_accuracy(make_reps, distance, expected):
     assert expected == pytest.approx(norm.cdf(distance / 2))
     random = np.random.default_rng(3)
@@ -94,7 +101,12 @@ def test_interval_covers_at_its_level():
 @pytest.mark.parametrize(
     ("right", "n", "low", "high"),
     # Newcombe 1998 (Statistics in Medicine 17:857), table I, method 3.
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611), (1, 29, 0.0061, 0.1718)],
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
 )
 def test_wilson_interval_of_the_literature(right, n, low, high):
     assert wilson_interval(right, n) == pytest.approx((low, high), abs=5e-5)
@@ -159,9 +171,13 @@ def test_tables_of_a_network_and_its_untrained_twin(runs, twin):
     assert chosen.test_accuracy.tolist() == frame.accuracy.tolist()
     assert chosen.l2.tolist() == frame.l2.tolist()
     one = result.layer_path(1)
-    assert one.drop(columns=["n_test", "low", "high"]).equals(path[path.layer == "blocks.1"].reset_index(drop=True))
+    assert one.drop(columns=["n_test", "low", "high"]).equals(
+        path[path.layer == "blocks.1"].reset_index(drop=True)
+    )
     for row in one.itertuples():
-        assert (row.low, row.high) == pytest.approx(wilson_interval(round(row.test_accuracy * 90), 90))
+        assert (row.low, row.high) == pytest.approx(
+            wilson_interval(round(row.test_accuracy * 90), 90)
+        )
 
 
 def test_it_survives_storing(runs, twin):
@@ -186,7 +202,9 @@ def test_wide_duplicate_and_constant_columns_without_warnings(make_reps):
     for n, seed, split in ((60, 0, "train"), (90, 1, "test")):
         features, y = labelled(n, seed, widths=(200,))
         X = features["blocks.0"]
-        sides.append(make_reps({"plain": X, "odd": np.hstack([X, X, np.full((n, 5), 0.1, "f4")])}, y, split))
+        sides.append(
+            make_reps({"plain": X, "odd": np.hstack([X, X, np.full((n, 5), 0.1, "f4")])}, y, split)
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         result = linear_probe(*sides)
@@ -209,7 +227,9 @@ def test_layers_that_are_not_finite_are_nan_and_named(runs):
     test.features["blocks.0"][3, 1] = np.inf
     with pytest.warns(NonFiniteWarning, match=r"layer 'blocks.0': 1 of its features"):
         result = linear_probe(train, test)
-    assert np.isnan([result.l2[0], result.accuracy[0], result.low[0], result.balanced_accuracy[0]]).all()
+    assert np.isnan(
+        [result.l2[0], result.accuracy[0], result.low[0], result.balanced_accuracy[0]]
+    ).all()
     assert np.isnan(result.path_test[0]).all()
     assert np.isfinite(result.accuracy[1])
     assert result.p == (4, 30)
@@ -221,10 +241,14 @@ def test_images_that_cannot_be_probed(make_reps, runs):
     with pytest.raises(ImagesError, match=r"test images \(noise\) have no labels"):
         linear_probe(train, other)
     other.labels, other.ids = test.labels, (*test.ids[:5], train.ids[7], *test.ids[6:])
-    with pytest.raises(ImagesError, match="1 test images are also in train, the first is 'train-7'"):
+    with pytest.raises(
+        ImagesError, match="1 test images are also in train, the first is 'train-7'"
+    ):
         linear_probe(train, other)
     train.labels = np.where(train.labels == 1, 0, train.labels)
-    with pytest.raises(ImagesError, match=r"test images .* have 1 class that .* do not have: 'dog'"):
+    with pytest.raises(
+        ImagesError, match=r"test images .* have 1 class that .* do not have: 'dog'"
+    ):
         linear_probe(train, test)
     train.labels = np.full(120, 2)
     with pytest.raises(ImagesError, match=r"all the train images .* are of class 'frog'"):
@@ -236,7 +260,9 @@ def test_representations_that_cannot_be_probed(make_reps, runs, twin):
     with pytest.raises(MeasureError, match="mixer is trained"):
         linear_probe(train, test, untrained=runs)
     with pytest.raises(MeasureError, match="different train images"):
-        linear_probe(train, test, untrained=(make_reps(*labelled(99, 0), "train", trained=False), twin[1]))
+        linear_probe(
+            train, test, untrained=(make_reps(*labelled(99, 0), "train", trained=False), twin[1])
+        )
     with pytest.raises(MeasureError, match="two networks"):
         linear_probe(train, twin[1])
     with pytest.raises(MeasureError, match=r"layer 'blocks\.1' is only in one"):
@@ -300,7 +326,9 @@ def test_what_was_predicted_is_kept(runs):
 def test_methods_and_paths_that_do_not_exist(runs):
     with pytest.raises(MeasureError, match="no probe 'logistics'; closest: logistic"):
         linear_probe(*runs, method="logistics")
-    with pytest.raises(MeasureError, match="a ridge probe has no probabilities; those with: logistic, knn"):
+    with pytest.raises(
+        MeasureError, match="a ridge probe has no probabilities; those with: logistic, knn"
+    ):
         linear_probe(*runs, probabilities=True)
     with pytest.raises(MeasureError, match="give one of both"):
         linear_probe(*runs, [1.0], values=[1.0])
@@ -322,5 +350,7 @@ def test_logistic_probes_are_the_paths_of_every_layer(make_reps):
     for i, layer in enumerate("ab"):
         path = logistic_path(train[layer], train.labels)
         assert result.l2[i] == path.best_l2()
-        np.testing.assert_array_equal(result.predicted[i], LogisticProbe.of(path, path.best_l2()).predict(test[layer]))
+        np.testing.assert_array_equal(
+            result.predicted[i], LogisticProbe.of(path, path.best_l2()).predict(test[layer])
+        )
     np.testing.assert_allclose(result.probabilities.sum(axis=-1), 1, rtol=1e-6)

@@ -10,11 +10,19 @@ import pytest
 from mixer_probe.core.errors import ImagesError, MeasureError, NonFiniteWarning
 from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.probing.controls import control_task, random_groupings
-from mixer_probe.probing.mdl import FRACTIONS, block_ends, control_code, logistic_probabilities, online_code
+from mixer_probe.probing.mdl import (
+    FRACTIONS,
+    block_ends,
+    control_code,
+    logistic_probabilities,
+    online_code,
+)
 
 
 def test_blocks_of_voita_and_titov():
-    np.testing.assert_array_equal(block_ends(FRACTIONS, 1000), [1, 2, 4, 8, 16, 32, 62, 125, 250, 500, 1000])
+    np.testing.assert_array_equal(
+        block_ends(FRACTIONS, 1000), [1, 2, 4, 8, 16, 32, 62, 125, 250, 500, 1000]
+    )
     np.testing.assert_array_equal(block_ends(FRACTIONS, 100), [1, 2, 3, 6, 12, 25, 50, 100])
     for wrong in ((), (0.5,), (0.0, 1.0), (0.5, 0.2, 1.0), (0.5, 2.0)):
         with pytest.raises(MeasureError, match="ascend"):
@@ -22,7 +30,9 @@ def test_blocks_of_voita_and_titov():
 
 
 def test_one_block_is_the_uniform_code(make_reps):
-    reps = make_reps({"layer": np.random.default_rng(0).normal(size=(90, 4))}, np.arange(90) % 3, "train")
+    reps = make_reps(
+        {"layer": np.random.default_rng(0).normal(size=(90, 4))}, np.arange(90) % 3, "train"
+    )
     code = online_code(reps, fractions=(1.0,))
     assert code.uniform == pytest.approx(90 * math.log2(3))
     np.testing.assert_allclose(code.bits, code.uniform)
@@ -30,8 +40,9 @@ def test_one_block_is_the_uniform_code(make_reps):
 
 
 def test_a_code_by_hand(make_reps):
-    # Constant features leave the intercepts, which give the frequencies so far; unseen classes have 1 / (t + K) each.
-    # Whatever the order, the price of a label depends on the counts before its block alone.
+    # Constant features leave the intercepts, which give the frequencies so far; unseen classes have
+    # 1 / (t + K) each. Whatever the order, the price of a label depends on the counts before its
+    # block alone.
     y = np.array([0, 0, 1, 2, 0, 0, 1, 0])
     reps = make_reps({"constant": np.full((8, 3), 0.1)}, y, "train")
     code = online_code(reps, fractions=(1 / 8, 0.5, 1.0), orders=5, seed=3)
@@ -43,25 +54,40 @@ def test_a_code_by_hand(make_reps):
         second = sum(-math.log2(2 / 4 if counts[k] else 1 / 4) for k in labels[1:4])
         counts = np.bincount(labels[:4], minlength=3)
         unseen = int((counts == 0).sum())
-        third = sum(-math.log2(counts[k] / 4 * (7 - unseen) / 7 if counts[k] else 1 / 7) for k in labels[4:])
+        third = sum(
+            -math.log2(counts[k] / 4 * (7 - unseen) / 7 if counts[k] else 1 / 7) for k in labels[4:]
+        )
         np.testing.assert_allclose(code.block_bits[0, order], [first, second, third], rtol=1e-4)
     assert (code.ends, code.classes, code.n) == ((1, 4, 8), 3, 8)
 
 
 def test_penalties_are_mixed_by_their_code_of_the_blocks_before(make_reps):
-    # Bits that the penalties .1, 1, 10 an image would cost, one row a block, given out by a probe that knows them.
+    # Bits that the penalties .1, 1, 10 an image would cost, one row a block, given out by a probe
+    # that knows them.
     prices = np.array([[3.0, 1, 2], [1, 5, 2], [0, 9, 1], [7, 7, 7]])
     blocks = iter(prices)
 
     def told(X, y, l2, X_new):
         np.testing.assert_allclose(l2, np.array([0.1, 1, 10]) * len(X))
-        return np.broadcast_to(-np.log(2.0) * next(blocks)[:, None, None] / len(X_new), (3, len(X_new), 2))
+        return np.broadcast_to(
+            -np.log(2.0) * next(blocks)[:, None, None] / len(X_new), (3, len(X_new), 2)
+        )
 
     y = np.tile([0, 1], 16)
     reps = make_reps({"layer": np.zeros((32, 1))}, y, "train")
-    seed = next(s for s in range(99) if len(set(y[np.random.default_rng(s).permutation(32)[:2]])) == 2)
-    code = online_code(reps, fractions=(2 / 32, 4 / 32, 8 / 32, 0.5, 1), l2=(10, 1, 0.1), orders=1, seed=seed, probabilities=told)
-    # By hand: weights of a third each, then of the last block's likelihoods with a tenth shared out evenly.
+    seed = next(
+        s for s in range(99) if len(set(y[np.random.default_rng(s).permutation(32)[:2]])) == 2
+    )
+    code = online_code(
+        reps,
+        fractions=(2 / 32, 4 / 32, 8 / 32, 0.5, 1),
+        l2=(10, 1, 0.1),
+        orders=1,
+        seed=seed,
+        probabilities=told,
+    )
+    # By hand: weights of a third each, then of the last block's likelihoods with a tenth shared out
+    # evenly.
     weights, by_hand, heaviest = np.full(3, 1 / 3), [2.0], [10.0]
     for row in prices:
         joint = weights * 2.0**-row
@@ -103,14 +129,17 @@ def test_probabilities_are_the_optimum_of_the_penalised_likelihood():
     X, y = random.normal(size=(60, 3)), random.integers(0, 3, 60)
     log = logistic_probabilities(X, y, np.array([60.0]), X)[0]
     np.testing.assert_allclose(np.exp(log).sum(axis=1), 1)
-    # At the optimum the intercepts make the mean probabilities the frequencies, and X'(P - Y) = -l2 W, W being what makes log P.
+    # At the optimum the intercepts make the mean probabilities the frequencies, and X'(P - Y) = -l2
+    # W, W being what makes log P.
     residual = np.exp(log) - np.eye(3)[y]
     np.testing.assert_allclose(residual.mean(axis=0), 0, atol=1e-4)
     W = -X.T @ residual / 60
     scores = X @ W
     scores -= scores.mean(axis=1, keepdims=True)
     centred = log - log.mean(axis=1, keepdims=True)
-    np.testing.assert_allclose(centred - centred.mean(axis=0), scores - scores.mean(axis=0), atol=1e-3)
+    np.testing.assert_allclose(
+        centred - centred.mean(axis=0), scores - scores.mean(axis=0), atol=1e-3
+    )
 
 
 def test_controls_cost_more_than_what_the_features_mean(make_reps):
@@ -118,7 +147,10 @@ def test_controls_cost_more_than_what_the_features_mean(make_reps):
     groups = {k: "x" if k in "abc" else "y" for k in names}
     y = np.tile(np.arange(6), 60)
     random = np.random.default_rng(5)
-    features = {"group": (y < 3)[:, None] + 0.01 * random.normal(size=(360, 2)), "noise": random.normal(size=(360, 2))}
+    features = {
+        "group": (y < 3)[:, None] + 0.01 * random.normal(size=(360, 2)),
+        "noise": random.normal(size=(360, 2)),
+    }
     reps = make_reps(features, y, "train")
     reps.class_names = names
     code = control_code(reps, groups, controls=4, fractions=(0.01, 0.05, 0.2, 0.5, 1))
@@ -143,7 +175,8 @@ def test_selectivity_and_code_length_order_features_alike(make_reps):
         noise = np.random.default_rng(seed).normal(size=(240, 7))
         clear = np.column_stack([8.0 * (y < 3), np.zeros((240, 6))])
         layers = {
-            f"class x {a}": clear + np.column_stack([np.zeros(240), a * np.eye(6)[y]]) + noise for a in (0.0, 2.0, 4.0, 8.0)
+            f"class x {a}": clear + np.column_stack([np.zeros(240), a * np.eye(6)[y]]) + noise
+            for a in (0.0, 2.0, 4.0, 8.0)
         }
         sides.append(make_reps(layers, y, split))
         sides[-1].class_names = names
@@ -151,7 +184,8 @@ def test_selectivity_and_code_length_order_features_alike(make_reps):
     code = control_code(sides[0], groups, controls=5, fractions=(0.02, 0.1, 0.3, 1))
     assert (np.diff(selectivity) < 0).all()
     assert (np.diff(code.gap) < 0).all()
-    # Compression of the classes themselves goes the other way: it asks how much is there, not what is easy.
+    # Compression of the classes themselves goes the other way: it asks how much is there, not what
+    # is easy.
     compression = online_code(sides[0], fractions=(0.02, 0.1, 0.3, 1), orders=1).compression
     assert (np.diff(compression) > 0).all()
 

@@ -1,4 +1,5 @@
-"""The place of a token: planted positions, positions that are not there, and the definitions written out."""
+"""The place of a token: planted positions, positions that are not there, and the definitions
+written out."""
 
 from __future__ import annotations
 
@@ -13,16 +14,30 @@ from timm.models.vision_transformer import VisionTransformer
 
 from mixer_probe.core.errors import ImagesError, LayerError, MeasureError, UndefinedProbeWarning
 from mixer_probe.core.result import from_dict, to_dict
-from mixer_probe.probing.patch_position import PositionMoments, centres, part_of, patch_position_probe
+from mixer_probe.probing.patch_position import (
+    PositionMoments,
+    centres,
+    part_of,
+    patch_position_probe,
+)
 from tests.networks import as_model, noise, randomised
 
 WHERE = "pos_drop"
 
 
 def network(positions: torch.Tensor, content: float = 0.0) -> VisionTransformer:
-    """A ViT on 4 x 4 tokens of 16 channels whose embedding is known: `content` times noise, plus `positions` [16, 16]."""
+    """A ViT on 4 x 4 tokens of 16 channels whose embedding is known: `content` times noise, plus
+    `positions` [16, 16]."""
     torch.manual_seed(0)
-    vit = VisionTransformer(img_size=32, patch_size=8, embed_dim=16, depth=1, num_heads=2, class_token=False, global_pool="avg")
+    vit = VisionTransformer(
+        img_size=32,
+        patch_size=8,
+        embed_dim=16,
+        depth=1,
+        num_heads=2,
+        class_token=False,
+        global_pool="avg",
+    )
     randomised(vit)
     with torch.no_grad():
         vit.patch_embed.proj.weight *= content
@@ -55,7 +70,9 @@ def test_chance_distance_is_the_golden_one():
 
 @pytest.mark.parametrize("content", [0.0, 0.05])
 def test_one_hot_positions_are_read_without_error(content):
-    result = patch_position_probe(as_model(network(3 * torch.eye(16), content)), noise(60), noise(20, seed=2), WHERE)
+    result = patch_position_probe(
+        as_model(network(3 * torch.eye(16), content)), noise(60), noise(20, seed=2), WHERE
+    )
     assert result.accuracy[0] == 1
     assert result.distance_px[0] == 0
     assert result.r2[0] > 0.99
@@ -64,13 +81,17 @@ def test_one_hot_positions_are_read_without_error(content):
 
 def test_a_plane_is_read_too_where_one_hot_regression_masks_the_middle():
     # Scores linear in row and column peak at the corners: 4 of 16 cells. The discriminant has all.
-    result = patch_position_probe(as_model(network(plane(), 0.05)), noise(60), noise(20, seed=2), WHERE)
+    result = patch_position_probe(
+        as_model(network(plane(), 0.05)), noise(60), noise(20, seed=2), WHERE
+    )
     assert result.accuracy[0] > 0.99
     assert result.r2[0] > 0.98
 
 
 def test_content_that_knows_no_place_is_at_chance():
-    result = patch_position_probe(as_model(network(torch.zeros(16, 16), 1.0)), noise(300), noise(150, seed=2), WHERE)
+    result = patch_position_probe(
+        as_model(network(torch.zeros(16, 16), 1.0)), noise(300), noise(150, seed=2), WHERE
+    )
     assert result.chance[0] == 1 / 16
     assert result.low_accuracy[0] < 1 / 16 < result.high_accuracy[0]
     assert abs(result.r2[0]) < 0.01
@@ -116,7 +137,9 @@ def test_moments_give_what_the_tokens_give():
         cells = scores.argmax(1).reshape(18, 9)
         np.testing.assert_allclose(found.right[k], (cells == np.arange(9)).mean(1))
         np.testing.assert_allclose(found.by_cell[k], (cells == np.arange(9)).sum(0))
-        np.testing.assert_allclose(found.distances[k], np.linalg.norm(places[cells] - places, axis=-1).mean(1))
+        np.testing.assert_allclose(
+            found.distances[k], np.linalg.norm(places[cells] - places, axis=-1).mean(1)
+        )
 
 
 def test_moments_do_not_depend_on_the_batches():
@@ -132,11 +155,18 @@ def test_r2_is_that_of_scikit_learn():
     places = centres((4, 4), (32, 32))
     with torch.no_grad():
         tokens = [
-            model.module.pos_drop(model.module.patch_embed(x) + model.module.pos_embed).double().numpy() for x in (train, test)
+            model.module.pos_drop(model.module.patch_embed(x) + model.module.pos_embed)
+            .double()
+            .numpy()
+            for x in (train, test)
         ]
     Z, new = (t.reshape(-1, 16) for t in tokens)
     mean, scale = Z.mean(0), Z.std(0)
-    read = Ridge(alpha=0.1 * len(Z)).fit((Z - mean) / scale, np.tile(places, (40, 1))).predict((new - mean) / scale)
+    read = (
+        Ridge(alpha=0.1 * len(Z))
+        .fit((Z - mean) / scale, np.tile(places, (40, 1)))
+        .predict((new - mean) / scale)
+    )
     truth = np.tile(places, (11, 1))
     assert result.row_r2[0] == pytest.approx(r2_score(truth[:, 0], read[:, 0]), abs=1e-6)
     assert result.column_r2[0] == pytest.approx(r2_score(truth[:, 1], read[:, 1]), abs=1e-6)
@@ -146,7 +176,9 @@ def test_r2_is_that_of_scikit_learn():
 
 def test_grids_of_several_layers_and_the_twin():
     model = as_model(network(plane(), 1.0))
-    result = patch_position_probe(model, noise(30), None, (WHERE, "blocks"), grid=(2, 4), batch_size=7)
+    result = patch_position_probe(
+        model, noise(30), None, (WHERE, "blocks"), grid=(2, 4), batch_size=7
+    )
     assert result.grids == ((2, 4), (2, 4))
     assert (result.n_train, result.n_test) == (20, 10)
     np.testing.assert_allclose(result.chance, 1 / 8)
@@ -200,7 +232,8 @@ def test_networks_of_the_zoo_know_where_a_token_is():
     for name, layer in last.items():
         model = mp.load_model(name, device="cpu")
         result = patch_position_probe(model, images, test, ("stem", layer), grid=(4, 4))
-        # The stem knows what is in the patch, and a little more than nothing of where it is; a block knows it.
+        # The stem knows what is in the patch, and a little more than nothing of where it is; a
+        # block knows it.
         assert result.accuracy[0] < 0.3
         assert result.low_accuracy[1] > 0.4
         assert result.distance_px[1] < 0.5 * result.chance_distance_px[1]

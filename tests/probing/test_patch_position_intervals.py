@@ -32,8 +32,12 @@ def test_groups_leave_out_every_tenth_image():
         alone = GroupedMoments(PLACES)
         rest = x[torch.arange(23) % GROUPS != group]
         alone.update(alone.of(rest), len(rest))
-        torch.testing.assert_close(probes.regression, alone.total.probes(ridge).regression, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(probes.directions, alone.total.probes(ridge).directions, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(
+            probes.regression, alone.total.probes(ridge).regression, rtol=1e-9, atol=1e-12
+        )
+        torch.testing.assert_close(
+            probes.directions, alone.total.probes(ridge).directions, rtol=1e-7, atol=1e-9
+        )
 
 
 def test_the_jackknife_of_a_mean_is_its_squared_standard_error():
@@ -47,7 +51,9 @@ def test_the_jackknife_of_a_mean_is_its_squared_standard_error():
 def test_training_images_that_change_nothing_leave_the_interval_over_test_images():
     right = np.random.default_rng(0).random(40)
     value, low, high = mean_interval(right)
-    np.testing.assert_allclose(training_interval(value, low, high, np.tile(right, (GROUPS, 1))), (low, high))
+    np.testing.assert_allclose(
+        training_interval(value, low, high, np.tile(right, (GROUPS, 1))), (low, high)
+    )
     shifted = right + 0.1 * np.random.default_rng(1).normal(size=(GROUPS, 1))
     wide = training_interval(value, low, high, shifted)
     assert wide[0] < low < high < wide[1]
@@ -55,17 +61,36 @@ def test_training_images_that_change_nothing_leave_the_interval_over_test_images
 
 def deep() -> Any:
     """A ViT of many layers of 4 x 4 tokens, whose activations no one looks at."""
-    sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 15, "num_heads": 2, "mlp_ratio": 1}
-    return as_model(randomised(VisionTransformer(**sizes, class_token=False, global_pool="avg")).eval())
+    sizes: dict[str, Any] = {
+        "img_size": 32,
+        "patch_size": 8,
+        "embed_dim": 16,
+        "depth": 15,
+        "num_heads": 2,
+        "mlp_ratio": 1,
+    }
+    return as_model(
+        randomised(VisionTransformer(**sizes, class_token=False, global_pool="avg")).eval()
+    )
 
 
 def tokens(separation: float) -> Callable[..., Iterator[Piece]]:
-    """A stream of independent draws for every layer: a mean of each position, plus what images share, plus noise."""
+    """A stream of independent draws for every layer: a mean of each position, plus what images
+    share, plus noise."""
     random, means = torch.Generator().manual_seed(3), separation * torch.eye(16)
 
-    def draw(_model: Any, images: Any, layers: Sequence[Layer], reducer: Callable[..., Any], **_options: Any) -> Iterator[Piece]:
+    def draw(
+        _model: Any,
+        images: Any,
+        layers: Sequence[Layer],
+        reducer: Callable[..., Any],
+        **_options: Any,
+    ) -> Iterator[Piece]:
         def x() -> torch.Tensor:
-            spread, common, own = (torch.randn(len(images), *size, generator=random) for size in ((1, 1), (1, 16), (16, 16)))
+            spread, common, own = (
+                torch.randn(len(images), *size, generator=random)
+                for size in ((1, 1), (1, 16), (16, 16))
+            )
             return means + 0.3 * common + torch.exp(0.3 * spread) * own
 
         yield Piece(0, len(images), {layer.name: reducer(layer, x(), None) for layer in layers})
@@ -73,12 +98,20 @@ def tokens(separation: float) -> Callable[..., Iterator[Piece]]:
     return draw
 
 
-def test_the_interval_covers_what_other_training_and_test_images_give(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_interval_covers_what_other_training_and_test_images_give(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model, train, test = deep(), noise(80), noise(40, seed=2)
     monkeypatch.setattr(module, "stream", tokens(4.0))
-    found = [patch_position_probe(model, train, test, ("pos_drop", "blocks"), ridges=[1e-2]) for _ in range(40)]
+    found = [
+        patch_position_probe(model, train, test, ("pos_drop", "blocks"), ridges=[1e-2])
+        for _ in range(40)
+    ]
     for name in ("r2", "accuracy", "distance_px"):
-        value, low, high = (np.concatenate([getattr(r, side + name) for r in found]) for side in ("", "low_", "high_"))
+        value, low, high = (
+            np.concatenate([getattr(r, side + name) for r in found])
+            for side in ("", "low_", "high_")
+        )
         covered = ((low <= value.mean()) & (value.mean() <= high)).mean()
         assert 0.93 <= covered <= 0.97
 

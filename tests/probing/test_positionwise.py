@@ -1,4 +1,5 @@
-"""Probes by position and attentive probes: a class planted in one quadrant is found there and nowhere else."""
+"""Probes by position and attentive probes: a class planted in one quadrant is found there and
+nowhere else."""
 
 from __future__ import annotations
 
@@ -31,7 +32,14 @@ class Positions(FakeRepresentations):
         grids = grids or {}
         self.layers = tuple(
             Layer(
-                name, "block", i / 2, grids.get(name, (SIDE, SIDE)), X.shape[-1], int(name in self.prefixes), X.shape[1], order=i
+                name,
+                "block",
+                i / 2,
+                grids.get(name, (SIDE, SIDE)),
+                X.shape[-1],
+                int(name in self.prefixes),
+                X.shape[1],
+                order=i,
             )
             if X.ndim == 3
             else Layer(name, "head", 1.0, None, X.shape[-1], 0, 0, order=i)
@@ -43,7 +51,8 @@ class Positions(FakeRepresentations):
 
 
 def planted(n: int, seed: int, distance: float = 2.0) -> tuple[np.ndarray, np.ndarray]:
-    """Two classes, `distance` apart in the first channel of the quadrant; the last channel marks it."""
+    """Two classes, `distance` apart in the first channel of the quadrant; the last channel marks
+    it."""
     random = np.random.default_rng(seed)
     y = np.arange(n) % 2
     X = random.normal(size=(n, SIDE * SIDE, CHANNELS)).astype(np.float32)
@@ -56,12 +65,14 @@ def runs(n_train: int = 1000, n_test: int = 1000) -> tuple[Positions, Positions]
     sides = []
     for n, split, seed in ((n_train, "train", 0), (n_test, "test", 1)):
         X, y = planted(n, seed)
-        token = np.random.default_rng(seed + 5).normal(size=(n, 1, CHANNELS)) + 10 * y[:, None, None]
+        token = (
+            np.random.default_rng(seed + 5).normal(size=(n, 1, CHANNELS)) + 10 * y[:, None, None]
+        )
         sides.append(Positions({"block": X, "head": X[:, 0]}, y, split, prefix={"block": token}))
     return sides[0], sides[1]
 
 
-# -- one probe a position ----------------------------------------------------------------------------------------------
+# -- one probe a position --------------------------------------------------------------------------
 
 
 def test_the_map_is_the_bayes_accuracy_in_the_quadrant_and_chance_elsewhere():
@@ -72,7 +83,9 @@ def test_the_map_is_the_bayes_accuracy_in_the_quadrant_and_chance_elsewhere():
     # 1,000 images: a standard error of 1.2 and of 1.6 points.
     np.testing.assert_allclose(accuracy[QUADRANT], norm.cdf(1), atol=0.045)
     np.testing.assert_allclose(accuracy[~QUADRANT], 0.5, atol=0.06)
-    inside = (low <= np.where(QUADRANT, norm.cdf(1), 0.5)) & (high >= np.where(QUADRANT, norm.cdf(1), 0.5))
+    inside = (low <= np.where(QUADRANT, norm.cdf(1), 0.5)) & (
+        high >= np.where(QUADRANT, norm.cdf(1), 0.5)
+    )
     assert inside.mean() > 0.8
     assert low[QUADRANT].min() > 0.7
     # Two standard deviations in each of four places are one of twice as many in their mean.
@@ -91,7 +104,10 @@ def test_every_position_is_the_ridge_probe_of_its_features_with_a_shared_penalty
     assert result.l2.tolist() == [l2[chosen]]
     for s, path in enumerate(paths):
         row, column = divmod(s, SIDE)
-        assert result.accuracy[0][row, column] == (path.predict(test["block"][:, s])[chosen] == test.labels).mean()
+        assert (
+            result.accuracy[0][row, column]
+            == (path.predict(test["block"][:, s])[chosen] == test.labels).mean()
+        )
         assert result.left_out[0][row, column] == path.left_out_accuracy()[chosen]
 
 
@@ -100,7 +116,11 @@ def test_positions_in_a_table_and_in_a_file():
     frame = result.to_frame()
     assert frame.place.value_counts().to_dict() == {"position": 16, "prefix": 1, "pooled": 1}
     row = frame[(frame.row == 1) & (frame.column == 2)].iloc[0]
-    assert (row.accuracy, row.low, row.high) == (result.accuracy[0][1, 2], result.low[0][1, 2], result.high[0][1, 2])
+    assert (row.accuracy, row.low, row.high) == (
+        result.accuracy[0][1, 2],
+        result.low[0][1, 2],
+        result.high[0][1, 2],
+    )
     assert row["index"] == 6
     assert frame[frame.place == "pooled"].accuracy.tolist() == result.pooled.tolist()
     assert from_dict(to_dict(result)).to_frame().equals(frame)
@@ -141,10 +161,16 @@ def test_constant_positions_are_at_chance():
 @pytest.mark.parametrize("probe", [position_probe, attentive_probe])
 def test_refusals_are_one_sentence(make_reps, probe):
     train, test = runs(20, 10)
-    flat = [make_reps({"a": run["head"]}, run.labels, split) for run, split in ((train, "train"), (test, "test"))]
+    flat = [
+        make_reps({"a": run["head"]}, run.labels, split)
+        for run, split in ((train, "train"), (test, "test"))
+    ]
     with pytest.raises(MeasureError, match="reduce='mean': take reduce='none'"):
         probe(*flat)
-    heads = [Positions({"head": run["head"]}, run.labels, split) for run, split in ((train, "train"), (test, "test"))]
+    heads = [
+        Positions({"head": run["head"]}, run.labels, split)
+        for run, split in ((train, "train"), (test, "test"))
+    ]
     with pytest.raises(MeasureError, match="none of the layers has positions: head"):
         probe(*heads)
     with pytest.raises(ImagesError, match="also in train"):
@@ -154,11 +180,13 @@ def test_refusals_are_one_sentence(make_reps, probe):
         probe(train, test)
 
 
-# -- attention ---------------------------------------------------------------------------------------------------------
+# -- attention -------------------------------------------------------------------------------------
 
 
 # Without the bias only the noisy mark of the quadrant says where to look.
-@pytest.mark.parametrize(("settings", "share"), [({}, 0.8), ({"position_bias": False, "lr": 0.05}, 0.6)], ids=str)
+@pytest.mark.parametrize(
+    ("settings", "share"), [({}, 0.8), ({"position_bias": False, "lr": 0.05}, 0.6)], ids=str
+)
 def test_attention_goes_to_where_the_class_is(settings, share):
     result = attentive_probe(*runs(), **settings)
     attention = result.attention[0]
@@ -226,7 +254,10 @@ def test_bad_input_of_the_attentive_estimator():
 
 def test_a_network_of_the_zoo():
     model = mp.load_model("zoo:vit-s0")
-    sides = [mp.extract(model, mp.load_images("demo", split=s, limit=80), ["blocks.7"], reduce="none") for s in ("train", "test")]
+    sides = [
+        mp.extract(model, mp.load_images("demo", split=s, limit=80), ["blocks.7"], reduce="none")
+        for s in ("train", "test")
+    ]
     result = position_probe(*sides)
     layer = result.layers[0]
     assert result.accuracy[0].shape == layer.grid

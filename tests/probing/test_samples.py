@@ -1,4 +1,5 @@
-"""Which images and layers are sampled for a code, and the halves of a run: every class, and no picture on both sides."""
+"""Which images and layers are sampled for a code, and the halves of a run: every class, and no
+picture on both sides."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ LABELS = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 3], [20, 10, 9
 
 
 def run_of(labels: np.ndarray | None, twice: int = 0) -> Representations:
-    """All layers of a small network on noise; the first `twice` pictures are there once more at the end."""
+    """All layers of a small network on noise; the first `twice` pictures are there once more at the
+    end."""
     pixels = np.random.default_rng(1).integers(0, 256, (len(LABELS), 32, 32, 3), dtype=np.uint8)
     pixels[len(pixels) - twice :] = pixels[:twice]
     return mp.extract(CASES["mixer"].model(), from_arrays(pixels, labels), "all")
@@ -28,7 +30,9 @@ def test_a_sample_for_a_code_has_few_layers_and_images_of_all_classes() -> None:
     run = run_of(LABELS)
     found = code_sample(run, 20, 3)
     last = len(run.layers) - 1
-    assert [layer.name for layer in found.layers] == [run.layers[i].name for i in (0, round(last / 2), last)]
+    assert [layer.name for layer in found.layers] == [
+        run.layers[i].name for i in (0, round(last / 2), last)
+    ]
     assert found.labels is not None
     # In proportion to 20, 10, 9 and 1 of 40.
     assert np.abs(np.bincount(found.labels, minlength=4) - [10, 5, 4.5, 0.5]).max() <= 0.5

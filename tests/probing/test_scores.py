@@ -1,4 +1,5 @@
-"""Intervals of accuracy: closed forms, and the share of simulated data sets whose truth they cover."""
+"""Intervals of accuracy: closed forms, and the share of simulated data sets whose truth they
+cover."""
 
 from __future__ import annotations
 
@@ -25,11 +26,20 @@ def covered(low: np.ndarray, high: np.ndarray, truth: float | np.ndarray) -> flo
     return float(((low <= truth) & (truth <= high)).mean())
 
 
-def answers(seeds: int, n: int, spread: tuple[float, float], random: np.random.Generator, sets: int) -> tuple[np.ndarray, float]:
-    """Right answers [sets, seeds, n] of a model with effects of seed and image, and their exact mean."""
+def answers(
+    seeds: int, n: int, spread: tuple[float, float], random: np.random.Generator, sets: int
+) -> tuple[np.ndarray, float]:
+    """Right answers [sets, seeds, n] of a model with effects of seed and image, and their exact
+    mean."""
     level, (between, within) = 0.8, spread
-    effects = level + between * random.normal(size=(sets, seeds, 1)) + within * random.normal(size=(sets, 1, n))
-    return random.normal(size=(sets, seeds, n)) < effects, float(norm.cdf(level / np.sqrt(1 + between**2 + within**2)))
+    effects = (
+        level
+        + between * random.normal(size=(sets, seeds, 1))
+        + within * random.normal(size=(sets, 1, n))
+    )
+    return random.normal(size=(sets, seeds, n)) < effects, float(
+        norm.cdf(level / np.sqrt(1 + between**2 + within**2))
+    )
 
 
 def test_accuracies_are_those_of_scikit_learn():
@@ -38,7 +48,9 @@ def test_accuracies_are_those_of_scikit_learn():
     predicted = random.integers(3, size=(4, 90))
     for i in range(4):
         assert accuracy(predicted, y)[i] == pytest.approx(accuracy_score(y, predicted[i]))
-        assert balanced_accuracy(predicted, y)[i] == pytest.approx(balanced_accuracy_score(y, predicted[i]))
+        assert balanced_accuracy(predicted, y)[i] == pytest.approx(
+            balanced_accuracy_score(y, predicted[i])
+        )
     share, counts = class_accuracy(predicted == y, y)
     assert counts.tolist() == np.bincount(y).tolist()
     assert share[2, 1] == pytest.approx((predicted[2, y == 1] == 1).mean())
@@ -48,7 +60,9 @@ def test_accuracies_are_those_of_scikit_learn():
 @pytest.mark.parametrize("confidence", [0.9, 0.95])
 def test_wilson_is_that_of_scipy(right, n, confidence):
     expected = binomtest(right, n).proportion_ci(confidence, method="wilson")
-    assert wilson_interval(right, n, confidence) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert wilson_interval(right, n, confidence) == pytest.approx(
+        (expected.low, expected.high), abs=1e-12
+    )
 
 
 def test_wilson_of_arrays():
@@ -64,7 +78,9 @@ def test_wilson_of_arrays():
 def test_wilson_covers_the_truth_in_exactly_these_cases(share):
     # No simulation: the share of all outcomes of 1,000 images, weighted by their probability.
     right = np.arange(1001)
-    inside = np.array([low <= share <= high for low, high in (wilson_interval(int(k), 1000) for k in right)])
+    inside = np.array(
+        [low <= share <= high for low, high in (wilson_interval(int(k), 1000) for k in right)]
+    )
     assert 0.94 < binom.pmf(right, 1000, share)[inside].sum() < 0.96
 
 
@@ -73,11 +89,15 @@ def test_probes_cover_their_own_accuracy_over_200_data_sets(distance):
     random, truth = np.random.default_rng(int(distance)), []
     for _ in range(200):
         y = np.arange(60) % 2
-        probe = RidgeProbe().fit(random.normal(size=(60, 3)) + distance * y[:, None] * np.eye(3)[0], y)
+        probe = RidgeProbe().fit(
+            random.normal(size=(60, 3)) + distance * y[:, None] * np.eye(3)[0], y
+        )
         # The accuracy of a plane on two Gaussians is known.
         weights = probe.coef_[0] / probe.scale_
         offset, length = probe.intercept_[0] - weights @ probe.mean_, np.linalg.norm(weights)
-        truth.append((norm.cdf(-offset / length) + norm.cdf((offset + distance * weights[0]) / length)) / 2)
+        truth.append(
+            (norm.cdf(-offset / length) + norm.cdf((offset + distance * weights[0]) / length)) / 2
+        )
     assert np.mean(truth) == pytest.approx(norm.cdf(distance / 2), abs=0.02)
     # Each is tested on 400 images in 50 different draws.
     right = random.binomial(400, truth, size=(50, 200))
@@ -94,7 +114,13 @@ def test_combined_intervals_cover_the_mean_over_seeds_and_images(seeds, spread):
 @pytest.mark.parametrize("spread", [(0.0, 0.0), (0.0, 1.0), (0.1, 0.7)])
 @pytest.mark.parametrize("seeds", [1, 3, 10])
 def test_combined_intervals_are_never_too_narrow(seeds, spread):
-    right, truth = answers(seeds, 300, (0.0 if seeds == 1 else spread[0], spread[1]), np.random.default_rng(seeds), 2000)
+    right, truth = answers(
+        seeds,
+        300,
+        (0.0 if seeds == 1 else spread[0], spread[1]),
+        np.random.default_rng(seeds),
+        2000,
+    )
     low, high = combined_interval(right)
     assert covered(low, high, truth) >= 0.93
 
@@ -103,7 +129,9 @@ def test_combined_intervals_are_never_too_narrow(seeds, spread):
 def test_intervals_over_images_cover_the_accuracy_of_these_classifiers(seeds):
     random = np.random.default_rng(8)
     level = 0.9 + 0.4 * random.normal(size=(2000, seeds, 1))
-    right = random.normal(size=(2000, seeds, 300)) < level + 0.8 * random.normal(size=(2000, 1, 300))
+    right = random.normal(size=(2000, seeds, 300)) < level + 0.8 * random.normal(
+        size=(2000, 1, 300)
+    )
     truth = norm.cdf(level / np.sqrt(1 + 0.8**2)).mean(axis=(1, 2))
     assert 0.93 <= covered(*images_interval(right), truth) <= 0.97
 
@@ -122,7 +150,9 @@ def test_seeds_interval_is_that_of_student():
     expected = t.interval(0.95, 2, found[0].mean(), found[0].std(ddof=1) / np.sqrt(3))
     assert (low[0], high[0]) == pytest.approx(expected)
     # Three that are the same say nothing of their spread.
-    assert (low[1], high[1]) == pytest.approx((0.2 - 0.2 * wilson_interval(0, 3)[1], 0.2 + 0.8 * wilson_interval(0, 3)[1]))
+    assert (low[1], high[1]) == pytest.approx(
+        (0.2 - 0.2 * wilson_interval(0, 3)[1], 0.2 + 0.8 * wilson_interval(0, 3)[1])
+    )
     assert np.isnan(seeds_interval(found[:, :1])).all()
     random = np.random.default_rng(0)
     drawn = 0.6 + 0.05 * random.normal(size=(2000, 3))
@@ -139,7 +169,9 @@ def test_balanced_intervals_cover_over_simulated_data_sets():
     assert 0.92 <= covered(low[:200], high[:200], shares.mean()) <= 0.98
     # Of one class it is that of Wilson.
     one = balanced_interval(predicted[:1, :300], y[:300])
-    assert (one[0][0], one[1][0]) == pytest.approx(wilson_interval(int((predicted[0, :300] == 0).sum()), 300))
+    assert (one[0][0], one[1][0]) == pytest.approx(
+        wilson_interval(int((predicted[0, :300] == 0).sum()), 300)
+    )
 
 
 def test_paired_differences():

@@ -53,7 +53,9 @@ def test_streamed_probes_are_those_of_stored_features(index, monkeypatch):
 def test_streams_leave_out_a_stratified_sample(monkeypatch):
     monkeypatch.setattr(streaming, "_TOGETHER", 50)
     model, train, test = tiny_models()[0], colours(150, "train"), colours(90, "test")
-    streamed = stream_probe(model, train, test, left_out=60, batch_size=16, untrained=model.untrained())
+    streamed = stream_probe(
+        model, train, test, left_out=60, batch_size=16, untrained=model.untrained()
+    )
     features = mp.extract(model, train, batch_size=16)
     for name, found in zip(features, streamed.path_left_out, strict=True):
         path = ridge_path(features[name], train.labels, default_l2(150), left_out=60)

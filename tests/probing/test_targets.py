@@ -1,4 +1,5 @@
-"""Targets beyond the class: pictures whose properties are known, tables of one's own, planted and absent targets."""
+"""Targets beyond the class: pictures whose properties are known, tables of one's own, planted and
+absent targets."""
 
 from __future__ import annotations
 
@@ -11,7 +12,12 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
 import mixer_probe as mp
-from mixer_probe.core.errors import ImagesError, MeasureError, NonFiniteWarning, UndefinedProbeWarning
+from mixer_probe.core.errors import (
+    ImagesError,
+    MeasureError,
+    NonFiniteWarning,
+    UndefinedProbeWarning,
+)
 from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.images.distortions import LowPass, distort
 from mixer_probe.images.labelled import from_arrays
@@ -49,14 +55,16 @@ def test_brightness_and_contrast_by_hand():
 @pytest.mark.parametrize("degrees", [0, 60, 90, 120, 200, 240, 359])
 def test_hue_and_saturation_of_one_colour(degrees):
     pixels = picture(colorsys.hsv_to_rgb(degrees / 360, 0.5, 0.8))
-    # The chroma vector's angle is the hue of HSV at multiples of 60 degrees, and within 1.2 degrees between.
+    # The chroma vector's angle is the hue of HSV at multiples of 60 degrees, and within 1.2 degrees
+    # between.
     assert abs((measured("hue", pixels) - degrees + 180) % 360 - 180) < 1.2
     assert measured("saturation", pixels) == pytest.approx(0.5)
     assert measured("saturation", picture()) == 0
 
 
 def test_hue_is_a_mean_of_directions():
-    # Half red and half a green of the same chroma: half way round, at 60 degrees; red and cyan cancel.
+    # Half red and half a green of the same chroma: half way round, at 60 degrees; red and cyan
+    # cancel.
     pixels = picture((1, 0, 0))
     pixels[:4] = (0, 1, 0)
     assert measured("hue", pixels) == pytest.approx(60)
@@ -68,10 +76,19 @@ def test_hue_is_a_mean_of_directions():
 def test_frequency_of_waves():
     columns = np.arange(32)
     wave = 0.5 + 0.4 * np.sin(2 * np.pi * 4 * columns / 32)
-    assert measured("frequency", np.broadcast_to(wave[None, :, None], (32, 32, 3))) == pytest.approx(4 / 32)
-    assert measured("high_frequency", np.broadcast_to(wave[None, :, None], (32, 32, 3))) == pytest.approx(0)
-    # Along the diagonal, 3 and 4 cycles make 5; with a wave of 12 at half the amplitude, a fifth of the power.
-    both = 0.5 + 0.2 * np.sin(2 * np.pi * (3 * columns[:, None] + 4 * columns) / 32) + 0.1 * np.sin(2 * np.pi * 12 * columns / 32)
+    assert measured(
+        "frequency", np.broadcast_to(wave[None, :, None], (32, 32, 3))
+    ) == pytest.approx(4 / 32)
+    assert measured(
+        "high_frequency", np.broadcast_to(wave[None, :, None], (32, 32, 3))
+    ) == pytest.approx(0)
+    # Along the diagonal, 3 and 4 cycles make 5; with a wave of 12 at half the amplitude, a fifth of
+    # the power.
+    both = (
+        0.5
+        + 0.2 * np.sin(2 * np.pi * (3 * columns[:, None] + 4 * columns) / 32)
+        + 0.1 * np.sin(2 * np.pi * 12 * columns / 32)
+    )
     pixels = np.repeat(both[:, :, None], 3, axis=2)
     assert measured("frequency", pixels) == pytest.approx((4 * 5 + 12) / 5 / 32)
     assert measured("high_frequency", pixels) == pytest.approx(0.2)
@@ -87,7 +104,9 @@ def test_targets_of_images():
     assert len(image_targets(images)) == len(PROPERTIES)
     with pytest.raises(ImagesError, match="no value for 1 of 2 images, the first is 'x'"):
         bright.of([images.ids[0], "x"])
-    with pytest.raises(MeasureError, match=r"'brightnes' is no property of images; closest: brightness"):
+    with pytest.raises(
+        MeasureError, match=r"'brightnes' is no property of images; closest: brightness"
+    ):
         image_targets(images, ["brightnes"])
 
 
@@ -113,15 +132,24 @@ def folder(tmp_path):
     return mp.load_images(tmp_path)
 
 
-@pytest.mark.parametrize("names", [("cat/a.png", "cat/b.png", "dog/c.png"), ("a.png", "b.png", "c.png"), ("a", "b", "c")])
+@pytest.mark.parametrize(
+    "names", [("cat/a.png", "cat/b.png", "dog/c.png"), ("a.png", "b.png", "c.png"), ("a", "b", "c")]
+)
 def test_a_table_is_matched_by_id_or_name(folder, tmp_path, names):
     table = tmp_path / "t.csv"
-    rows = [f"{name},{age},{'sun' if age > 2 else 'rain'}" for name, age in zip(names, (3, 1.5, 2), strict=True)]
+    rows = [
+        f"{name},{age},{'sun' if age > 2 else 'rain'}"
+        for name, age in zip(names, (3, 1.5, 2), strict=True)
+    ]
     table.write_text("\n".join(["file,age,sky", rows[2], rows[0], "other,9,fog", rows[1]]))
     age = targets_from_csv(table, folder, "age")
     assert (age.kind, age.values.tolist()) == ("regression", [3, 1.5, 2])
     sky = targets_from_csv(table, folder, "sky")
-    assert (sky.kind, sky.classes, sky.values.tolist()) == ("classification", ("rain", "sun"), [1, 0, 0])
+    assert (sky.kind, sky.classes, sky.values.tolist()) == (
+        "classification",
+        ("rain", "sun"),
+        [1, 0, 0],
+    )
     asked = targets_from_csv(table, folder, "age", kind="classification")
     assert asked.classes == ("1.5", "2.0", "3.0")
 
@@ -142,7 +170,9 @@ def test_tables_that_do_not_fit(folder, tmp_path):
     with pytest.raises(ImagesError, match="no column 'idd'; closest: id"):
         targets_from_csv(table, folder, "age", id_column="idd")
     table.write_text("id,age,sky\ncat/a.png,1,sun\ncat/b.png,,rain\ndog/c.png,2,sun\n")
-    with pytest.raises(ImagesError, match=r"'age' of .* is empty for 1 images, the first is 'cat/b\.png'"):
+    with pytest.raises(
+        ImagesError, match=r"'age' of .* is empty for 1 images, the first is 'cat/b\.png'"
+    ):
         targets_from_csv(table, folder, "age")
     with pytest.raises(MeasureError, match="holds text such as 'sun'"):
         targets_from_csv(table, folder, "sky", kind="regression")
@@ -184,7 +214,8 @@ def test_squares_are_planted_where_the_target_says():
 
 
 def sides(make_reps, make, target, n=(120, 90)):
-    """Representations and targets for train and test: `target(random, n)` gives values, `make(random, values)` features."""
+    """Representations and targets for train and test: `target(random, n)` gives values,
+    `make(random, values)` features."""
     reps, targets = [], []
     for size, split, seed in zip(n, ("train", "test"), (0, 1), strict=True):
         random = np.random.default_rng(seed)
@@ -195,7 +226,10 @@ def sides(make_reps, make, target, n=(120, 90)):
 
 
 def regression(reps, values, name="x", kind="regression", classes=()):
-    return [Target(name, kind, r.ids, np.asarray(v, dtype=float), classes) for r, v in zip(reps, values, strict=True)]
+    return [
+        Target(name, kind, r.ids, np.asarray(v, dtype=float), classes)
+        for r, v in zip(reps, values, strict=True)
+    ]
 
 
 def test_a_linear_target_is_read_and_an_absent_one_is_not(make_reps):
@@ -228,7 +262,9 @@ def test_regression_is_the_best_ridge_of_scikit_learn(make_reps):
     left_out = []
     for l2 in path:
         others = [np.delete(np.arange(40), i) for i in range(40)]
-        read = [Ridge(alpha=l2).fit(Z[o], values[0][o]).predict(Z[[i]])[0] for i, o in enumerate(others)]
+        read = [
+            Ridge(alpha=l2).fit(Z[o], values[0][o]).predict(Z[[i]])[0] for i, o in enumerate(others)
+        ]
         left_out.append(r2_score(values[0], read))
     best = int(np.argmax(left_out))
     assert result.l2[0, 0] == path[best]
@@ -261,22 +297,41 @@ def test_angles_are_read_round_the_circle(make_reps):
 
 
 def test_classes_are_matched_by_name(make_reps):
-    reps, values = sides(make_reps, lambda random, v: {"hot": np.eye(3)[v]}, lambda random, n: random.integers(0, 3, n))
-    train = Target("sky", "classification", reps[0].ids, values[0].astype(float), ("fog", "rain", "sun"))
-    test = Target("sky", "classification", reps[1].ids, (2 - values[1]).astype(float), ("sun", "rain", "fog"))
+    reps, values = sides(
+        make_reps,
+        lambda random, v: {"hot": np.eye(3)[v]},
+        lambda random, n: random.integers(0, 3, n),
+    )
+    train = Target(
+        "sky", "classification", reps[0].ids, values[0].astype(float), ("fog", "rain", "sun")
+    )
+    test = Target(
+        "sky", "classification", reps[1].ids, (2 - values[1]).astype(float), ("sun", "rain", "fog")
+    )
     result = target_probe(*reps, train, test)
     assert result.score[0, 0] == 1
     assert result.metrics == ("accuracy",)
     assert result.chance[0] == pytest.approx(np.bincount(values[1]).max() / 90)
-    with pytest.raises(ImagesError, match=r"the test images for target 'sky' have 1 class .* do not have: 'snow'"):
-        target_probe(*reps, train, Target("sky", "classification", reps[1].ids, np.zeros(90), ("snow",)))
-    with pytest.raises(ImagesError, match="all the train images for target 'sky' are of class 'fog'"):
-        target_probe(*reps, Target("sky", "classification", reps[0].ids, np.zeros(120), ("fog",)), test)
+    with pytest.raises(
+        ImagesError, match=r"the test images for target 'sky' have 1 class .* do not have: 'snow'"
+    ):
+        target_probe(
+            *reps, train, Target("sky", "classification", reps[1].ids, np.zeros(90), ("snow",))
+        )
+    with pytest.raises(
+        ImagesError, match="all the train images for target 'sky' are of class 'fog'"
+    ):
+        target_probe(
+            *reps, Target("sky", "classification", reps[0].ids, np.zeros(120), ("fog",)), test
+        )
 
 
 def test_undefined_values_layers_and_targets(make_reps):
     def make(random, values):
-        return {"good": values[:, None] + 0 * random.normal(size=(len(values), 1)), "bad": np.full((len(values), 1), np.inf)}
+        return {
+            "good": values[:, None] + 0 * random.normal(size=(len(values), 1)),
+            "bad": np.full((len(values), 1), np.inf),
+        }
 
     reps, values = sides(make_reps, make, lambda random, n: random.normal(size=n))
     gaps = [v.copy() for v in values]
@@ -320,7 +375,10 @@ def test_a_target_belongs_to_the_pictures_that_it_was_measured_on() -> None:
     reps = mp.extract(model, one)
     fit, hold = reps.take(range(12)), reps.take(range(12, 24))
     for wrong in (image_targets(other, ["brightness"]), shifted_images(one).targets):
-        with pytest.raises(MeasureError, match="was measured on other images than those of the run: 12 of 12 differ"):
+        with pytest.raises(
+            MeasureError,
+            match="was measured on other images than those of the run: 12 of 12 differ",
+        ):
             target_probe(fit, hold, wrong, wrong)
     (right,) = image_targets(one, ["brightness"])
     blurred = mp.extract(model, distort(one, LowPass(0.1)))
@@ -334,6 +392,8 @@ def test_a_target_belongs_to_the_pictures_that_it_was_measured_on() -> None:
 
 def test_every_setting_of_a_change_tells_the_images() -> None:
     images = mp.load_images("demo", limit=4)
-    changed = [planted_images(images, **o) for o in ({}, {"share": 0.5}, {"value": 1.0}, {"seed": 1})]
+    changed = [
+        planted_images(images, **o) for o in ({}, {"share": 0.5}, {"value": 1.0}, {"seed": 1})
+    ]
     changed += [shifted_images(images, **o) for o in ({}, {"most": 0.5}, {"seed": 1})]
     assert len({c.record.fingerprint for c in changed}) == 7

@@ -19,7 +19,14 @@ from mixer_probe.probing.predictions import best_temperature, calibration, confu
 from mixer_probe.probing.transfer import matched, transfer_probe
 
 
-def data_set(make_reps, name: str, names: tuple[str, ...], seed: int, n: int = 90, used: tuple[str, ...] | None = None):
+def data_set(
+    make_reps,
+    name: str,
+    names: tuple[str, ...],
+    seed: int,
+    n: int = 90,
+    used: tuple[str, ...] | None = None,
+):
     """Images of one-hot features by the name of their class, with noise, all with the same ids."""
     random = np.random.default_rng(seed)
     used = used or names
@@ -55,14 +62,19 @@ def test_any_probe_transfers(make_reps):
 def test_a_class_without_images_in_train_is_not_known(make_reps):
     a = data_set(make_reps, "photos", ("ape", "bee", "cow"), 1, used=("ape", "bee"))
     b = data_set(make_reps, "sketches", ("ape", "bee", "cow", "dog"), 2)
-    with pytest.raises(ImagesError, match=r"\(sketches\) have 2 classes that .* do not have: 'cow', 'dog'"):
+    with pytest.raises(
+        ImagesError, match=r"\(sketches\) have 2 classes that .* do not have: 'cow', 'dog'"
+    ):
         transfer_probe(a, b)
     only = data_set(make_reps, "sketches", ("ape", "bee", "cow", "dog"), 2, used=("ape",))
     assert transfer_probe(a, only).accuracy[0] == 1
 
 
 def test_what_cannot_be_matched(make_reps):
-    a, b = data_set(make_reps, "photos", ("ape", "bee"), 1), data_set(make_reps, "sketches", ("ape", "bee"), 2)
+    a, b = (
+        data_set(make_reps, "photos", ("ape", "bee"), 1),
+        data_set(make_reps, "sketches", ("ape", "bee"), 2),
+    )
     with pytest.raises(ImagesError, match="same images"):
         matched(a, a)
     b.class_names = None
@@ -94,7 +106,9 @@ def test_confusion_and_accuracy_a_class(probe):
     found = confusion_matrix(result)
     np.testing.assert_array_equal(found.counts[0], reference(result.labels, result.predicted[0]))
     assert found.counts[1].sum() == 0
-    np.testing.assert_allclose(found.shares[0], reference(result.labels, result.predicted[0], normalize="true"))
+    np.testing.assert_allclose(
+        found.shares[0], reference(result.labels, result.predicted[0], normalize="true")
+    )
     table = found.per_class()
     first = table[(table.layer == "layer") & (table["class"] == "cat")].iloc[0]
     hits, n = found.counts[0, 0, 0], (result.labels == 0).sum()
@@ -113,9 +127,13 @@ def test_the_mistakes_of_a_class(probe):
     result, _ = probe
     answers = result.predicted[0][result.labels == 1]
     found = result.mistakes(0, "dog")
-    assert [answer for _, answer in found] == [("cat", "dog", "frog")[k] for k in answers[answers != 1]]
+    assert [answer for _, answer in found] == [
+        ("cat", "dog", "frog")[k] for k in answers[answers != 1]
+    ]
     assert all(result.labels[i] == 1 for i, _ in found)
-    assert result.mistakes(1, "dog") == [(i, "no prediction") for i in np.flatnonzero(result.labels == 1)]
+    assert result.mistakes(1, "dog") == [
+        (i, "no prediction") for i in np.flatnonzero(result.labels == 1)
+    ]
 
 
 def told(result, probabilities, labels):
@@ -136,7 +154,8 @@ def told(result, probabilities, labels):
 
 
 def test_calibration_by_hand(probe):
-    # Four answers at 0.85, three right; two at 0.55, none right. |.75 - .85| 4/6 + |0 - .55| 2/6 = .25.
+    # Four answers at 0.85, three right; two at 0.55, none right. |.75 - .85| 4/6 + |0 - .55| 2/6 =
+    # .25.
     p = [[0.85, 0.15]] * 4 + [[0.45, 0.55]] * 2
     found = calibration(told(probe[0], p, [0, 0, 0, 1, 0, 0]), bins=10)
     assert found.ece[0] == pytest.approx(0.25)
@@ -144,7 +163,9 @@ def test_calibration_by_hand(probe):
     assert found.accuracy[0, 8] == 0.75
     assert np.isnan(found.accuracy[0, 0])
     assert found.brier[0] == pytest.approx((3 * 0.045 + 1.445 + 2 * 0.605) / 6)
-    assert found.nll[0] == pytest.approx(-(3 * math.log(0.85) + math.log(0.15) + 2 * math.log(0.45)) / 6)
+    assert found.nll[0] == pytest.approx(
+        -(3 * math.log(0.85) + math.log(0.15) + 2 * math.log(0.45)) / 6
+    )
     assert (found.low[0, 8], found.high[0, 8]) == wilson_interval(3, 4)
     assert (found.mean_confidence[0], found.mean_accuracy[0]) == pytest.approx((0.75, 0.5))
 
@@ -178,7 +199,9 @@ def test_temperature_is_a_logistic_regression_on_the_scores():
     s = random.normal(size=200)
     y = (random.random(200) < 1 / (1 + np.exp(-3 * s))).astype(int)
     fit = LogisticRegression(C=1e12, fit_intercept=False, tol=1e-10).fit(s[:, None], y)
-    assert best_temperature(np.column_stack([-s, s]), y) == pytest.approx(2 / fit.coef_[0, 0], rel=1e-4)
+    assert best_temperature(np.column_stack([-s, s]), y) == pytest.approx(
+        2 / fit.coef_[0, 0], rel=1e-4
+    )
 
 
 def test_ridge_scores_become_probabilities(probe):

@@ -1,4 +1,5 @@
-"""What the report says about channels: planted channels are named, noise gives no finding, every sentence has its n."""
+"""What the report says about channels: planted channels are named, noise gives no finding, every
+sentence has its n."""
 
 from __future__ import annotations
 
@@ -25,7 +26,12 @@ from mixer_probe.channels import (
     class_selectivity,
 )
 from mixer_probe.channels.analyses import CLEAREST, ROOM, TAILED, chosen_channels, counterpart
-from mixer_probe.channels.figures import channel_catalogue, channel_page, partner_depth, partner_strength
+from mixer_probe.channels.figures import (
+    channel_catalogue,
+    channel_page,
+    partner_depth,
+    partner_strength,
+)
 from mixer_probe.core.errors import ImagesError, MeasureError, UndefinedChannelsWarning
 from mixer_probe.core.result import Result
 from mixer_probe.core.section import Picture, Section, Table
@@ -49,7 +55,8 @@ def only(results: list[Any]) -> Section:
 
 
 def planted_model() -> mp.Model:
-    """A Mixer of two blocks that change nothing, whose channel 5 is red minus blue and whose other channels see no colour."""
+    """A Mixer of two blocks that change nothing, whose channel 5 is red minus blue and whose other
+    channels see no colour."""
     network = MlpMixer(img_size=32, patch_size=8, embed_dim=CHANNELS, num_blocks=2)
     with torch.no_grad():
         for p in network.blocks.parameters():
@@ -63,42 +70,62 @@ def planted_model() -> mp.Model:
 
 
 def coloured(n: int = 90, shuffled: bool = False) -> Images:
-    """Noise that is redder in the first of three classes and bluer in the third; `shuffled` deals the classes out at random."""
+    """Noise that is redder in the first of three classes and bluer in the third; `shuffled` deals
+    the classes out at random."""
     random = np.random.default_rng(3)
     labels = np.arange(n) % 3
     tint = np.array([[30, 0, -30], [0, 0, 0], [-30, 0, 30]])[labels]
     pixels = (random.integers(60, 190, (n, 32, 32, 3)) + tint[:, None, None]).astype(np.uint8)
-    return from_arrays(pixels, random.permutation(labels) if shuffled else labels, class_names=("red", "grey", "blue"))
+    return from_arrays(
+        pixels,
+        random.permutation(labels) if shuffled else labels,
+        class_names=("red", "grey", "blue"),
+    )
 
 
 def study_of(images: Images, **choices: Any) -> list[Result]:
     settings = StudySettings(permutations=99, statistics_images=None, page_images=4, **choices)
-    return run_analyses([planted_model()], {"channels": settings.channels}, images, settings=settings, strict=False)
+    return run_analyses(
+        [planted_model()], {"channels": settings.channels}, images, settings=settings, strict=False
+    )
 
 
 def test_a_planted_channel_is_named_and_its_page_shows_its_class() -> None:
     results = study_of(coloured(), channels=("selectivity", "pages"))
     selectivity, pages = make_sections(results)
     (sentence,) = selectivity.paragraphs
-    assert "2 of 32 channels (6.2 %) are significantly selective for a class: 6.2 % after blocks.0, 6.2 % after" in sentence
+    assert (
+        "2 of 32 channels (6.2 %) are significantly selective for a class: 6.2 % after blocks.0, "
+        "6.2 % after" in sentence
+    )
     assert "999 label permutations, n = 90" in sentence
     assert "channel 5 of blocks.0" in sentence
     (sentence,) = pages.paragraphs
     assert sentence.startswith(f"planted: 2 channels, 1 of each of 2 layers: {CLEAREST}.")
-    assert "2 of 2 are significantly selective for a class (corrected for the channels of 2 layers)" in sentence
+    assert (
+        "2 of 2 are significantly selective for a class (corrected for the channels of 2 layers)"
+        in sentence
+    )
     # Which of the two colours is clearer is up to the noise.
     found = [r for r in results if isinstance(r, ChannelPage)]
     best = int(np.nanargmax(np.abs(found[0].auroc - 0.5)))
     end = "" if found[0].auroc[best] > 0.5 else ", lowest"
     assert [p.channel for p in found] == [RED, RED]
-    assert f"4 of 4 in blocks.0 · 5 ('{('red', 'grey', 'blue')[best]}'{end}) and 4 of 4 in blocks.1 · 5" in sentence
+    assert (
+        f"4 of 4 in blocks.0 · 5 ('{('red', 'grey', 'blue')[best]}'{end}) and 4 of 4 in blocks.1 · "
+        "5" in sentence
+    )
     assert sentence.endswith("n = 90.")
 
 
 def test_random_labels_give_no_finding() -> None:
-    selectivity, pages = make_sections(study_of(coloured(shuffled=True), channels=("selectivity", "pages")))
+    selectivity, pages = make_sections(
+        study_of(coloured(shuffled=True), channels=("selectivity", "pages"))
+    )
     (sentence,) = selectivity.paragraphs
-    assert sentence.startswith("planted: none of 32 channels is significantly selective for a class (5 % level, max-T")
+    assert sentence.startswith(
+        "planted: none of 32 channels is significantly selective for a class (5 % level, max-T"
+    )
     assert "999 label permutations, n = 90" in sentence
     assert "0 of 2 are significantly selective for a class" in pages.paragraphs[0]
 
@@ -107,7 +134,9 @@ def test_without_labels_pages_go_by_tails_and_the_rest_is_left_out() -> None:
     results = study_of(replace(coloured(), labels=None, class_names=None))
     assert {type(r).__name__ for r in results} == {"ChannelStatistics", "ChannelPage", "Skipped"}
     (skipped,) = [r for r in results if isinstance(r, Skipped)]
-    assert skipped.reason.startswith("the images (arrays) have no labels: the analysis needs them, so sort the images")
+    assert skipped.reason.startswith(
+        "the images (arrays) have no labels: the analysis needs them, so sort the images"
+    )
     statistics = next(r for r in results if isinstance(r, mp.channels.ChannelStatistics))
     pages = [r for r in results if isinstance(r, ChannelPage)]
     assert [p.channel for p in pages] == [int(np.nanargmax(k)) for k in statistics.kurtosis]
@@ -148,15 +177,20 @@ def test_selectivity_stands_beside_the_twin() -> None:
     (sentence,) = section.paragraphs
     best = found.to_frame().sort_values("strength").iloc[-1]
     assert sentence.startswith(
-        "mixer: 3 of 120 channels (2.5 %) are significantly selective for a class: 0.0 % after noise, 5.0 %"
+        "mixer: 3 of 120 channels (2.5 %) are significantly selective for a class: 0.0 % after "
+        "noise, 5.0 %"
     )
     # Activations of either sign: which of the two ends is "on" is not known.
     assert (
-        f"the most selective of all layers, channel {best['channel']} of units, separates '{best['class']}' (AUROC "
-        f"{best['auroc']:.3f}, d′ {best['dprime']:.2f}, p = 0.001)" in sentence
+        f"the most selective of all layers, channel {best['channel']} of units, separates "
+        f"'{best['class']}' (AUROC {best['auroc']:.3f}, d′ {best['dprime']:.2f}, p = 0.001)"
+        in sentence
     )
     medians = [np.median(0.5 + np.abs(a - 0.5).max(1)) for a in twin.auroc]
-    assert f"Untrained baseline: 0.0 % are selective; the AUROC of the median channel is at most {max(medians):.3f}" in sentence
+    assert (
+        "Untrained baseline: 0.0 % are selective; the AUROC of the median channel is at most "
+        f"{max(medians):.3f}" in sentence
+    )
     assert not section.warnings
     assert "?untrained is untrained" not in str(section.warnings)
     assert only([replace(twin, model=replace(twin.model, name="net"))]).warnings
@@ -175,7 +209,9 @@ def test_constant_channels_tell_nothing() -> None:
         reps.features[name] = np.zeros((300, 60))
     with pytest.warns(UndefinedChannelsWarning):
         found = class_selectivity(reps, permutations=19)
-    assert only([found]).paragraphs == ("mixer: no channel varies over the images, so none is selective (n = 300).",)
+    assert only([found]).paragraphs == (
+        "mixer: no channel varies over the images, so none is selective (n = 300).",
+    )
 
 
 def test_constant_channels_are_counted_where_others_are_not() -> None:
@@ -188,7 +224,10 @@ def test_constant_channels_are_counted_where_others_are_not() -> None:
     A[:, 0] = 1
     with pytest.warns(UndefinedChannelsWarning):
         partners = channel_partners(reps_of(A), reps_of(B), "x", "x", permutations=19)
-    assert "of 29 channels of x (1 more are constant) have a match in x" in only([partners]).paragraphs[0]
+    assert (
+        "of 29 channels of x (1 more are constant) have a match in x"
+        in only([partners]).paragraphs[0]
+    )
 
 
 def test_channels_needed_are_counted() -> None:
@@ -196,10 +235,16 @@ def test_channels_needed_are_counted() -> None:
     found = channels_needed(train, test, counts=(1, 3, 20), draws=4)
     (sentence,) = only([found]).paragraphs
     all_of_them, three, random = found.selective[1][-1], found.selective[1][1], found.random[1][1]
-    assert sentence.startswith("mixer, after units: the 3 most selective of 60 channels reach 90.0 % of the gain over chance")
+    assert sentence.startswith(
+        "mixer, after units: the 3 most selective of 60 channels reach 90.0 % of the gain over "
+        "chance"
+    )
     assert f"({100 * three:.1f} % [" in sentence
     assert f"]; all channels: {100 * all_of_them:.1f} % [" in sentence
-    assert f"the same number of random channels reaches {100 * random.mean():.1f} % ({100 * random.min():.1f} % to" in sentence
+    assert (
+        f"the same number of random channels reaches {100 * random.mean():.1f} % "
+        f"({100 * random.min():.1f} % to" in sentence
+    )
     assert sentence.endswith("in 4 draws; chance 33.3 %, ridge probe, n = 300).")
 
 
@@ -213,7 +258,11 @@ def test_channels_that_tell_nothing_are_not_counted() -> None:
 def partners(permutations: int = 19, seed: int = 0) -> ChannelPartners:
     A, B = pair(seed=seed)
     found = channel_partners(reps_of(A), reps_of(B), "x", "x", permutations=permutations)
-    return replace(found, model_a=replace(found.model_a, name="one"), model_b=replace(found.model_b, name="two"))
+    return replace(
+        found,
+        model_a=replace(found.model_a, name="one"),
+        model_b=replace(found.model_b, name="two"),
+    )
 
 
 def test_partners_are_counted_beside_chance_and_the_twins() -> None:
@@ -225,16 +274,26 @@ def test_partners_are_counted_beside_chance_and_the_twins() -> None:
     )
     section = only([found, twin])
     (sentence,) = section.paragraphs
-    expected = f"one in two: {100 * found.share_above:.1f} % of 30 channels of x have a match in x above the null, 5 % by chance"
+    expected = (
+        f"one in two: {100 * found.share_above:.1f} % of 30 channels of x have a match in x above "
+        "the null, 5 % by chance"
+    )
     assert sentence.startswith(expected)
-    assert f"median |r| {np.median(found.strength):.2f}, 95th percentile of the null {np.median(found.threshold):.2f}" in sentence
-    assert f"untrained baselines {np.median(twin.strength):.2f} (n = 200, 19 permutations)" in sentence
+    assert (
+        f"median |r| {np.median(found.strength):.2f}, 95th percentile of the null "
+        f"{np.median(found.threshold):.2f}" in sentence
+    )
+    assert (
+        f"untrained baselines {np.median(twin.strength):.2f} (n = 200, 19 permutations)" in sentence
+    )
     assert [p.name for p in section.content if isinstance(p, Picture)] == ["partners"]
     assert not section.warnings
 
 
 def test_partners_without_a_null_or_without_variation() -> None:
-    assert "no permutations were computed (n = 200)" in only([partners(permutations=0)]).paragraphs[0]
+    assert (
+        "no permutations were computed (n = 200)" in only([partners(permutations=0)]).paragraphs[0]
+    )
     A, B = pair()
     with pytest.warns(UndefinedChannelsWarning):
         nothing = channel_partners(reps_of(np.zeros_like(A)), reps_of(B), "x", "x", permutations=19)
@@ -246,17 +305,29 @@ def test_counterparts_are_nearest_in_depth() -> None:
         return Layer(f"at {depth}", "block", depth, None, 4, 0, 1)
 
     others = [layer(d) for d in (0.25, 0.5, 0.75, 1.0)]
-    assert [counterpart(layer(d), others).depth for d in (0.1, 0.3, 0.7, 0.625, 1.0)] == [0.25, 0.25, 0.75, 0.5, 1.0]
+    assert [counterpart(layer(d), others).depth for d in (0.1, 0.3, 0.7, 0.625, 1.0)] == [
+        0.25,
+        0.25,
+        0.75,
+        0.5,
+        1.0,
+    ]
 
 
 @pytest.fixture(scope="module")
 def two() -> list[Result]:
     """The study of two small networks with random weights, channels alone."""
     models = [
-        as_model(randomised(MlpMixer(img_size=32, patch_size=8, embed_dim=c, num_blocks=b), seed=b), name=f"net{b}")
+        as_model(
+            randomised(MlpMixer(img_size=32, patch_size=8, embed_dim=c, num_blocks=b), seed=b),
+            name=f"net{b}",
+        )
         for c, b in ((16, 2), (12, 3))
     ]
-    images, train = mp.load_images("demo", limit=60), mp.load_images("demo", split="train", limit=60)
+    images, train = (
+        mp.load_images("demo", limit=60),
+        mp.load_images("demo", split="train", limit=60),
+    )
     settings = StudySettings(permutations=20)
     return run_analyses(models, {"channels": settings.channels}, images, train, settings)
 
@@ -273,20 +344,43 @@ def test_every_network_has_every_analysis_and_a_page_of_every_block(two: list[Re
 
 
 def test_pages_have_their_partners(two: list[Result]) -> None:
-    page = next(r for r in two if isinstance(r, ChannelPage) and r.model.name == "net2" and r.layer.name == "blocks.1")
-    found = next(r for r in two if isinstance(r, ChannelPartners) and (r.model_a.name, r.layer_a.name) == ("net2", "blocks.1"))
+    page = next(
+        r
+        for r in two
+        if isinstance(r, ChannelPage) and r.model.name == "net2" and r.layer.name == "blocks.1"
+    )
+    found = next(
+        r
+        for r in two
+        if isinstance(r, ChannelPartners)
+        and (r.model_a.name, r.layer_a.name) == ("net2", "blocks.1")
+    )
     assert found.layer_b.name == "blocks.2"
     assert page.partners == (
-        ("net3", "blocks.2", found.partner[page.channel, 0], found.correlation[page.channel, 0], found.p_corrected[page.channel]),
+        (
+            "net3",
+            "blocks.2",
+            found.partner[page.channel, 0],
+            found.correlation[page.channel, 0],
+            found.p_corrected[page.channel],
+        ),
     )
 
 
 def test_sections_of_a_study(two: list[Result]) -> None:
     sections = {s.anchor: s for s in make_sections(two)}
-    assert list(sections) == ["channels", "selectivity", "channels-needed", "partners", "channel-pages"]
+    assert list(sections) == [
+        "channels",
+        "selectivity",
+        "channels-needed",
+        "partners",
+        "channel-pages",
+    ]
     for anchor, section in sections.items():
         assert len(section.paragraphs) == 2, anchor
-        assert all("n = 60" in text or "60 images" in text for text in section.paragraphs), section.paragraphs
+        assert all("n = 60" in text or "60 images" in text for text in section.paragraphs), (
+            section.paragraphs
+        )
         assert not any("nan" in text for text in section.paragraphs)
         assert any(isinstance(item, Picture) for item in section.content)
     names = [p.file_name for s in sections.values() for p in s.content if isinstance(p, Picture)]
@@ -307,9 +401,19 @@ def test_pages_are_folded_in_the_report_and_stay_small(two: list[Result], tmp_pa
 
 
 def test_a_crowd_of_networks_is_cut_to_what_fits(two: list[Result]) -> None:
-    found = [r for r in two if isinstance(r, ChannelPartners) and r.layer_a.name == "blocks.0" and "?" not in r.model_a.name]
+    found = [
+        r
+        for r in two
+        if isinstance(r, ChannelPartners)
+        and r.layer_a.name == "blocks.0"
+        and "?" not in r.model_a.name
+    ]
     renamed = [
-        replace(found[0], model_a=replace(found[0].model_a, name=a), model_b=replace(found[0].model_b, name=b))
+        replace(
+            found[0],
+            model_a=replace(found[0].model_a, name=a),
+            model_b=replace(found[0].model_b, name=b),
+        )
         for a in "abcd"
         for b in "abcd"
         if a != b
@@ -319,8 +423,13 @@ def test_a_crowd_of_networks_is_cut_to_what_fits(two: list[Result]) -> None:
     (picture,) = [p for p in section.content if isinstance(p, Picture)]
     assert "6 of 12 pairs of networks are drawn" in picture.shows
     assert len(partner_depth(renamed).axes) == 8
-    long = [replace(r, model_a=replace(r.model_a, name="mixer_b16_224.goog_in21k_ft_in1k")) for r in renamed]
-    figure = partner_strength([replace(r, layer_a=replace(r.layer_a, name="stages.2.blocks.26.mixer")) for r in long[:6]])
+    long = [
+        replace(r, model_a=replace(r.model_a, name="mixer_b16_224.goog_in21k_ft_in1k"))
+        for r in renamed
+    ]
+    figure = partner_strength(
+        [replace(r, layer_a=replace(r.layer_a, name="stages.2.blocks.26.mixer")) for r in long[:6]]
+    )
     assert [text for text, box in texts_of(figure) if outside(box, figure.bbox)] == []
 
 
@@ -330,7 +439,10 @@ def test_the_largest_activation_is_told(two: list[Result]) -> None:
     for result, text in zip(found, section.paragraphs, strict=True):
         peaks = [ratio.max() for ratio in result.largest_ratio]
         where = result.layers[int(np.argmax(peaks))].name
-        assert f"the largest activation is {max(peaks):.3g} times the median of its layer, after {where} (0 channels" in text
+        assert (
+            f"the largest activation is {max(peaks):.3g} times the median of its layer, after "
+            f"{where} (0 channels" in text
+        )
     old = replace(found[0], median_magnitude=None, kurtosis=())
     assert only([old]).paragraphs[0].endswith("exactly zero.")
 
@@ -357,7 +469,10 @@ def test_texts_of_pages_with_long_names_stay_apart_and_inside(two: list[Result])
         layer=replace(page.layer, name="stages.2.blocks.26.token_mixer.attention"),
         class_names=tuple(f"Chesapeake Bay retriever {i}" for i in range(len(page.class_names))),
         top=replace(page.top, classes=("Chesapeake Bay retriever",) * k),
-        partners=tuple((f"{long}{i}", "stages.2.blocks.26.token_mixer.attention", 1023, -0.123456, 0.5) for i in range(8)),
+        partners=tuple(
+            (f"{long}{i}", "stages.2.blocks.26.token_mixer.attention", 1023, -0.123456, 0.5)
+            for i in range(8)
+        ),
     )
     for figure in (channel_page(named), channel_catalogue([named] * 3)):
         texts = texts_of(figure)
@@ -367,7 +482,9 @@ def test_texts_of_pages_with_long_names_stay_apart_and_inside(two: list[Result])
 
 
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
-def test_pictures_that_are_not_square_keep_their_shape(two: list[Result], shape: tuple[int, int]) -> None:
+def test_pictures_that_are_not_square_keep_their_shape(
+    two: list[Result], shape: tuple[int, int]
+) -> None:
     page = next(r for r in two if isinstance(r, ChannelPage))
     k = len(page.top.ids)
     wide = replace(page.top, pictures=np.zeros((k, *shape, 3), dtype=np.uint8))
@@ -389,14 +506,20 @@ def test_a_page_alone_is_open_and_says_what_it_can() -> None:
 
 def test_study_without_channels_has_none() -> None:
     model = as_model(randomised(MlpMixer(img_size=32, patch_size=8, embed_dim=8, num_blocks=1)))
-    results = run_study([model], coloured(30), None, StudySettings(permutations=0, channels=(), probes=()))
+    results = run_study(
+        [model], coloured(30), None, StudySettings(permutations=0, channels=(), probes=())
+    )
     assert not any(r.__module__.startswith("mixer_probe.channels") for r in map(type, results))
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: ROOM.check(["selectivty"]), MeasureError, "no analysis of channels 'selectivty'; closest: selectivity"),
+        (
+            lambda: ROOM.check(["selectivty"]),
+            MeasureError,
+            "no analysis of channels 'selectivty'; closest: selectivity",
+        ),
         (lambda: class_selectivity(replace_labels(planted())), ImagesError, "have no labels"),
     ],
 )

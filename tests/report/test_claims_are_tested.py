@@ -1,8 +1,10 @@
-"""Every superlative and every comparative that a report can print has a row of null data, or a reason why it is no claim.
+"""Every superlative and every comparative that a report can print has a row of null data, or a
+reason why it is no claim.
 
-Read from the source: string literals of functions in the findings and views of all rooms and of reports, without docstrings and
-without what stands in captions (`Picture`, `Table`) and sections. A function has a row if a module of rows imports it, or if one
-that has a row calls it in the same module."""
+Read from the source: string literals of functions in the findings and views of all rooms and of
+reports, without docstrings and without what stands in captions (`Picture`, `Table`) and sections. A
+function has a row if a module of rows imports it, or if one that has a row calls it in the same
+module."""
 
 from __future__ import annotations
 
@@ -16,23 +18,35 @@ import pytest
 import mixer_probe
 
 PACKAGE = Path(mixer_probe.__file__).parent
-PATTERNS = ("*/findings.py", "*/views.py", "*/views/*.py", "report/findings_*.py", "report/sections_*.py")
+PATTERNS = (
+    "*/findings.py",
+    "*/views.py",
+    "*/views/*.py",
+    "report/findings_*.py",
+    "report/sections_*.py",
+)
 FILES = sorted(path for pattern in PATTERNS for path in PACKAGE.glob(pattern))
 ROWS = sorted(Path(__file__).parent.glob("test_false_positives*.py"))
 SUPERLATIVE = re.compile(
-    r"\b(most|best|clearest|strongest|largest|closest|least|highest|lowest|easiest|hardest)\b(?! of\b)", re.I
-)
-COMPARATIVE = re.compile(
-    r"\b(higher|lower|larger|smaller|greater|closer|farther|earlier|later|stronger|weaker|better|worse|differs?|exceeds?"
-    r"|increases?|decreases?|rises?|falls?|outperforms?|(more|less|fewer)\b[^.]*\bthan)\b",
+    r"\b(most|best|clearest|strongest|largest|closest|least|highest|lowest|easiest|hardest)\b(?! "
+    r"of\b)",
     re.I,
 )
-# "at most" and "at least" bound numbers that are printed; names of quantities and of rules are no verdicts.
+COMPARATIVE = re.compile(
+    r"\b(higher|lower|larger|smaller|greater|closer|farther|earlier|later|stronger|weaker|better|worse|differs?|exceeds?|increases?|decreases?|rises?|falls?|outperforms?|(more|less|fewer)\b[^.]*\bthan)\b",
+    re.I,
+)
+# "at most" and "at least" bound numbers that are printed; names of quantities and of rules are no
+# verdicts.
 BOUNDS = re.compile(r"\bat (most|least)\b", re.I)
 CAPTIONS = {"Picture", "Table", "Section", "Number"}
 
 # Function -> why what it says is no claim.
-CAPTION, RANK, BOUND = "caption of a picture or table", "names a quantity or a rule of choice", "counts beside what chance gives"
+CAPTION, RANK, BOUND = (
+    "caption of a picture or table",
+    "names a quantity or a rule of choice",
+    "counts beside what chance gives",
+)
 REASONS = {
     "report.findings_control._partners": BOUND,
     "report.findings_control._similarity": BOUND,
@@ -41,7 +55,9 @@ REASONS = {
     "attribution.views.faithfulness_section": CAPTION,
     "attribution.views.panel_section": CAPTION,
     "channels.views.pages.partners_section": CAPTION,
-    "channels.views.statistics.channel_section": "an activation that was measured, and how many go beyond a fixed ratio",
+    "channels.views.statistics.channel_section": (
+        "an activation that was measured, and how many go beyond a fixed ratio"
+    ),
     "report.sections_diff.listing": "headings of lists of numbers",
     "report.sections_diff.change_text": "the largest of differences that are said to have no null",
     "channels.views.dissection.dissected_section": "names the null",
@@ -59,7 +75,9 @@ REASONS = {
     "similarity.views.disagreement": BOUND,
     "weights.views.units._depth_pictures": CAPTION,
     "weights.views.equivalence.equivalence_sentences": "the rounding of two forms of one network",
-    "similarity.findings.correspondence_sentence": "names best matches, and how many are above their null",
+    "similarity.findings.correspondence_sentence": (
+        "names best matches, and how many are above their null"
+    ),
     "weights.findings.unit_sentences": "the rank of one unit, and its p-value",
     "visualization.views.visualization_section": "describes optimised images beside the real ones",
 }
@@ -74,7 +92,11 @@ def literals(node: ast.AST) -> Iterator[str]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):
             continue
-        if isinstance(child, ast.Call) and isinstance(child.func, ast.Name) and child.func.id in CAPTIONS:
+        if (
+            isinstance(child, ast.Call)
+            and isinstance(child.func, ast.Name)
+            and child.func.id in CAPTIONS
+        ):
             continue
         if isinstance(child, ast.Constant) and isinstance(child.value, str):
             yield child.value
@@ -83,7 +105,11 @@ def literals(node: ast.AST) -> Iterator[str]:
 
 def claims_of(node: ast.AST) -> list[str]:
     found = (BOUNDS.sub("", text) for text in literals(node))
-    return [text for text in found if " " in text.strip() and (SUPERLATIVE.search(text) or COMPARATIVE.search(text))]
+    return [
+        text
+        for text in found
+        if " " in text.strip() and (SUPERLATIVE.search(text) or COMPARATIVE.search(text))
+    ]
 
 
 def module_of(path: Path) -> str:
@@ -96,7 +122,9 @@ def with_rows() -> set[str]:
         f"{node.module.removeprefix('mixer_probe.')}.{name.name}"
         for path in ROWS
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("mixer_probe.")
+        if isinstance(node, ast.ImportFrom)
+        and node.module
+        and node.module.startswith("mixer_probe.")
         for name in node.names
     }
 
@@ -116,10 +144,15 @@ def called_by(module: str, found: dict[str, ast.FunctionDef], covered: set[str])
 def test_claims_have_a_row_or_a_reason(path: Path) -> None:
     found, module = functions(ast.parse(path.read_text(encoding="utf-8"))), module_of(path)
     covered = called_by(module, found, with_rows())
-    claims = {name: said for name, node in found.items() if (said := claims_of(node)) and name not in covered}
+    claims = {
+        name: said
+        for name, node in found.items()
+        if (said := claims_of(node)) and name not in covered
+    }
     unknown = {name: said for name, said in claims.items() if f"{module}.{name}" not in REASONS}
     assert not unknown, (
-        f"claims without a row of null data in {[p.name for p in ROWS]}: {unknown}; add a row, or a reason to REASONS"
+        f"claims without a row of null data in {[p.name for p in ROWS]}: {unknown}; add a row, or "
+        "a reason to REASONS"
     )
 
 

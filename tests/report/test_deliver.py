@@ -26,10 +26,22 @@ from tests.tiny import tiny_models
 
 
 def test_everything_is_there_and_loads_back(tmp_path: Path) -> None:
-    results = [mp.token_mixing(tiny_models()[0]), Skipped("a step", "a reason"), Skipped("another", "why not")]
-    sections = deliver(results, tmp_path / "out", "A title", {"command": "python x.py"}, {"extra": Figure((1, 1))})
+    results = [
+        mp.token_mixing(tiny_models()[0]),
+        Skipped("a step", "a reason"),
+        Skipped("another", "why not"),
+    ]
+    sections = deliver(
+        results, tmp_path / "out", "A title", {"command": "python x.py"}, {"extra": Figure((1, 1))}
+    )
     files = {p.name for p in (tmp_path / "out").iterdir()}
-    assert {"report.html", "results.json", "skipped-analyses.csv", "extra.svg", "extra.png"} <= files
+    assert {
+        "report.html",
+        "results.json",
+        "skipped-analyses.csv",
+        "extra.svg",
+        "extra.png",
+    } <= files
     assert {name.removesuffix(".svg") for name in files if name.endswith(".svg")} == {
         name.removesuffix(".png") for name in files if name.endswith(".png")
     }
@@ -37,7 +49,10 @@ def test_everything_is_there_and_loads_back(tmp_path: Path) -> None:
     again = mp.load_results(tmp_path / "out" / "results.json")
     assert [type(r) for r in again] == [type(r) for r in results]
     np.testing.assert_array_equal(again[0].to_frame().to_numpy(), results[0].to_frame().to_numpy())
-    assert pd.read_csv(tmp_path / "out" / "skipped-analyses.csv")["reason"].tolist() == ["a reason", "why not"]
+    assert pd.read_csv(tmp_path / "out" / "skipped-analyses.csv")["reason"].tolist() == [
+        "a reason",
+        "why not",
+    ]
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "A title" in page
     assert "python x.py" in page
@@ -59,7 +74,7 @@ def test_no_place_and_no_result_are_errors(tmp_path: Path) -> None:
         deliver([], tmp_path / "out", "T")
 
 
-# -- one report after another --------------------------------------------------------------------------------------------
+# -- one report after another ----------------------------------------------------------------------
 
 
 class Killed(BaseException):
@@ -68,7 +83,12 @@ class Killed(BaseException):
 
 def report(out: Path, *names: str) -> None:
     """A report with a picture for each name."""
-    deliver([Skipped("a", name) for name in names], out, "T", drawn={name: Figure((0.2, 0.2)) for name in names})
+    deliver(
+        [Skipped("a", name) for name in names],
+        out,
+        "T",
+        drawn={name: Figure((0.2, 0.2)) for name in names},
+    )
 
 
 def pictures(out: Path) -> set[str]:
@@ -111,7 +131,13 @@ def _broken_off(out: Path, error: BaseException) -> None:
 def test_an_interrupted_report_leaves_the_one_before(tmp_path: Path) -> None:
     report(tmp_path, "old")
     before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
-    for error in (KeyboardInterrupt(), Killed(), ValueError("a bug"), StoreError("x"), FileNotFoundError("an image")):
+    for error in (
+        KeyboardInterrupt(),
+        Killed(),
+        ValueError("a bug"),
+        StoreError("x"),
+        FileNotFoundError("an image"),
+    ):
         with pytest.raises(type(error)) as caught:
             _broken_off(tmp_path, error)
         assert caught.value is error
@@ -121,7 +147,8 @@ def test_an_interrupted_report_leaves_the_one_before(tmp_path: Path) -> None:
 def test_killed_at_any_moment_pictures_of_two_reports_are_never_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What changes a folder is counted, and the process ends at the first of it, the second, ... until nothing is left."""
+    """What changes a folder is counted, and the process ends at the first of it, the second, ...
+    until nothing is left."""
     tried = 0
     for moment in range(1000):
         out = tmp_path / str(moment)
@@ -138,7 +165,13 @@ def test_killed_at_any_moment_pictures_of_two_reports_are_never_together(
 
                 return call
 
-            for owner, name in ((os, "replace"), (Path, "rename"), (Path, "unlink"), (Path, "write_bytes"), (shutil, "rmtree")):
+            for owner, name in (
+                (os, "replace"),
+                (Path, "rename"),
+                (Path, "unlink"),
+                (Path, "write_bytes"),
+                (shutil, "rmtree"),
+            ):
                 patch.setattr(owner, name, counted(getattr(owner, name)))
             try:
                 report(out, "new", "more")
@@ -151,7 +184,14 @@ def test_killed_at_any_moment_pictures_of_two_reports_are_never_together(
         report(out, "third")
         assert pictures(out) == {"third"}
         assert {f.name for f in out.iterdir()} == {
-            *(".mixer-probe-files.json", "skipped-analyses.csv", "report.html", "results.json", "third.svg", "third.png")
+            *(
+                ".mixer-probe-files.json",
+                "skipped-analyses.csv",
+                "report.html",
+                "results.json",
+                "third.svg",
+                "third.png",
+            )
         }
     with capsys.disabled():
         print(f"\nreports killed at {tried} moments: never two together, the next one complete")
@@ -162,14 +202,17 @@ def test_a_second_writer_of_a_report_is_told(tmp_path: Path) -> None:
     report(tmp_path, "old")
     with delivering(tmp_path) as delivery:
         delivery.write("new.svg", b"new")
-        with pytest.raises(StoreError, match="is being written by another thread of this process; wait for it"):
+        with pytest.raises(
+            StoreError, match="is being written by another thread of this process; wait for it"
+        ):
             report(tmp_path, "second")
     assert (tmp_path / "new.svg").read_bytes() == b"new"
     assert pictures(tmp_path) == {"new"}
 
 
 def test_names_that_are_no_utf_8_are_written_everywhere_as_they_are_printed(tmp_path: Path) -> None:
-    """Files, classes, the folder itself and the model: in runs, results, tables, pictures and the page."""
+    """Files, classes, the folder itself and the model: in runs, results, tables, pictures and the
+    page."""
     folder = os.fsencode(tmp_path / "photos-") + b"\xff"
     for label in (b"caf\xe9", b"dog"):
         os.makedirs(folder + b"/" + label)

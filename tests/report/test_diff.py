@@ -1,4 +1,5 @@
-"""What moved between two reports: against published intervals, simulated chance, and reports that differ in planted places."""
+"""What moved between two reports: against published intervals, simulated chance, and reports that
+differ in planted places."""
 
 from __future__ import annotations
 
@@ -15,7 +16,15 @@ from timm.models.mlp_mixer import MlpMixer
 
 import mixer_probe as mp
 from mixer_probe.core.errors import StoreError
-from mixer_probe.core.result import ImagesRecord, ModelRecord, Result, SavedResults, load_results, save_results, storable
+from mixer_probe.core.result import (
+    ImagesRecord,
+    ModelRecord,
+    Result,
+    SavedResults,
+    load_results,
+    save_results,
+    storable,
+)
 from mixer_probe.core.section import Picture
 from mixer_probe.core.skipped import Skipped
 from mixer_probe.report import ReportDiff, compare_reports, make_sections
@@ -32,7 +41,7 @@ OTHER = replace(MODEL, name="zoo:b", fingerprint="b" * 64)
 IMAGES = ImagesRecord("demo", "test", 100, 10, "c" * 64)
 
 
-# -- the interval of a difference --------------------------------------------------------------------------------------
+# -- the interval of a difference ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -58,7 +67,9 @@ def symmetric(value: float, error: float) -> tuple[float, float, float]:
 
 def test_symmetric_intervals_give_the_z_test() -> None:
     a, b = symmetric(1.0, 0.3), symmetric(2.0, 0.4)
-    np.testing.assert_allclose(difference_interval(*a, *b), [1 - norm.ppf(0.975) * 0.5, 1 + norm.ppf(0.975) * 0.5])
+    np.testing.assert_allclose(
+        difference_interval(*a, *b), [1 - norm.ppf(0.975) * 0.5, 1 + norm.ppf(0.975) * 0.5]
+    )
     assert difference_p(*a, *b) == pytest.approx(2 * norm.sf(1 / 0.5))
     assert difference_p(*b, *a) == pytest.approx(2 * norm.sf(1 / 0.5))
     assert difference_p(*a, *a) == 1
@@ -87,7 +98,9 @@ def test_one_in_twenty_moves_by_chance() -> None:
     bounds = difference_interval(a, a - z, a + z, b, b - z, b + z)
     moved = (bounds[:, 0] > 0) | (bounds[:, 1] < 0)
     assert moved.mean() == pytest.approx(0.05, abs=0.002)
-    assert (np.abs(a - b) > 2 * z).mean() == pytest.approx(2 * norm.sf(2 * z / np.sqrt(2)), abs=0.001)
+    assert (np.abs(a - b) > 2 * z).mean() == pytest.approx(
+        2 * norm.sf(2 * z / np.sqrt(2)), abs=0.001
+    )
     assert 2 * norm.sf(2 * z / np.sqrt(2)) == pytest.approx(0.006, abs=0.0005)
     assert 2 * norm.sf(z / np.sqrt(2)) == pytest.approx(0.166, abs=0.0005)
 
@@ -103,7 +116,7 @@ def test_one_in_twenty_shares_moves_by_chance(share: float) -> None:
     assert (p < 0.05).mean() == pytest.approx(0.05, abs=0.012)
 
 
-# -- which numbers have an interval ------------------------------------------------------------------------------------
+# -- which numbers have an interval ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -112,7 +125,11 @@ def test_one_in_twenty_shares_moves_by_chance(share: float) -> None:
         ("layer accuracy low high chance", {"accuracy": ("low", "high")}, "low high"),
         ("r2 low_r2 high_r2 row_r2", {"r2": ("low_r2", "high_r2")}, "low_r2 high_r2"),
         ("cka cka_low cka_high", {"cka": ("cka_low", "cka_high")}, "cka_low cka_high"),
-        ("behind_best behind_low behind_high", {"behind_best": ("behind_low", "behind_high")}, "behind_low behind_high"),
+        (
+            "behind_best behind_low behind_high",
+            {"behind_best": ("behind_low", "behind_high")},
+            "behind_low behind_high",
+        ),
         # Of images and of draws alone: parts of the interval of the same number.
         (
             "accuracy low high images_low images_high seeds_low seeds_high",
@@ -130,11 +147,13 @@ def test_one_in_twenty_shares_moves_by_chance(share: float) -> None:
         ("follow slow_high", {}, ""),
     ],
 )
-def test_intervals_are_found_by_their_names(columns: str, found: dict[str, tuple[str, str]], bounds: str) -> None:
+def test_intervals_are_found_by_their_names(
+    columns: str, found: dict[str, tuple[str, str]], bounds: str
+) -> None:
     assert interval_columns(columns.split()) == (found, set(bounds.split()))
 
 
-# -- planted differences -----------------------------------------------------------------------------------------------
+# -- planted differences ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -153,12 +172,24 @@ class Measured(Result):
     def to_frame(self) -> pd.DataFrame:
         norms = self.norm or (1.0,) * len(self.layers)
         bounds = {"score": self.score, "low": self.score - self.arm, "high": self.score + self.arm}
-        return pd.DataFrame({"model": self.model.name, "layer": self.layers, **bounds, "norm": norms, "word": self.word})
+        return pd.DataFrame(
+            {
+                "model": self.model.name,
+                "layer": self.layers,
+                **bounds,
+                "norm": norms,
+                "word": self.word,
+            }
+        )
 
 
-def measured(score: Any, model: ModelRecord = MODEL, measure: str = "x", **changes: Any) -> Measured:
+def measured(
+    score: Any, model: ModelRecord = MODEL, measure: str = "x", **changes: Any
+) -> Measured:
     layers = tuple(f"blocks.{i}" for i in range(len(score)))
-    return Measured(model, IMAGES, measure, changes.pop("layers", layers), np.array(score), **changes)
+    return Measured(
+        model, IMAGES, measure, changes.pop("layers", layers), np.array(score), **changes
+    )
 
 
 def test_equal_reports_hold_the_same(tmp_path: Path) -> None:
@@ -169,8 +200,8 @@ def test_equal_reports_hold_the_same(tmp_path: Path) -> None:
     assert found.same
     assert (found.matched, found.compared, found.values.shape) == (3, 3, (0, 6))
     assert findings(found) == (
-        f"{tmp_path}/a and {tmp_path}/b/results.json are identical: 3 results, 3 numbers with an interval and 10 numbers and "
-        "text values without.",
+        f"{tmp_path}/a and {tmp_path}/b/results.json are identical: 3 results, 3 numbers with an "
+        "interval and 10 numbers and text values without.",
     )
     assert found.expected == 0
 
@@ -180,20 +211,26 @@ def test_a_planted_move_is_found_and_small_steps_are_not() -> None:
     b = measured([0.1 + 1e-9, 0.2 + 0.1, 0.3 + 0.15, 0.4 - 0.14])
     found = compare_reports([a], [b])
     frame = found.to_frame()
-    # Beyond the arm of the difference, 0.1 sqrt 2 = 0.1414, is only the third; the first is the same but for rounding.
+    # Beyond the arm of the difference, 0.1 sqrt 2 = 0.1414, is only the third; the first is the
+    # same but for rounding.
     assert list(frame["row"]) == ["blocks.2", "blocks.3", "blocks.1"]
     assert list(frame["moved"]) == [True, False, False]
     assert frame["difference"].to_numpy() == pytest.approx([0.15, -0.14, 0.1])
     assert (found.compared, found.expected) == (4, pytest.approx(0.15))
     sentences = " ".join(findings(found))
     assert (
-        "Of 4 numbers with an interval, 1 are identical, 2 differ within their intervals, and 1 changed beyond them" in sentences
+        "Of 4 numbers with an interval, 1 are identical, 2 differ within their intervals, and 1 "
+        "changed beyond them" in sentences
     )
     assert "of 3 numbers that differ, about 0.2 would by chance" in sentences
-    # One of three numbers moves so far by chance in 11 % of cases; a step of 0.25 in less than 0.2 %.
+    # One of three numbers moves so far by chance in 11 % of cases; a step of 0.25 in less than 0.2
+    # %.
     assert "Largest change" not in sentences
     far = " ".join(findings(compare_reports([a], [measured([0.1, 0.2, 0.3 + 0.25, 0.4 - 0.14])])))
-    moved = "Largest change: score of Measured of a, x (blocks.2): 0.3 [0.2, 0.4] -> 0.55 [0.45, 0.65], p = 0.00053, q = 0.0011."
+    moved = (
+        "Largest change: score of Measured of a, x (blocks.2): 0.3 [0.2, 0.4] -> 0.55 [0.45, "
+        "0.65], p = 0.00053, q = 0.0011."
+    )
     assert moved in far
 
 
@@ -204,7 +241,10 @@ def test_false_discoveries_are_counted_by_benjamini_and_hochberg() -> None:
     found = compare_reports([measured(np.zeros(4))], [measured(steps)])
     np.testing.assert_allclose(found.p_value, p)
     np.testing.assert_allclose(found.q_value, [0.004, 0.04, 0.16 / 3, 0.8])
-    assert "2 of those that changed remain significant at a false discovery rate of 5 %" in " ".join(findings(found))
+    assert (
+        "2 of those that changed remain significant at a false discovery rate of 5 %"
+        in " ".join(findings(found))
+    )
 
 
 def test_numbers_and_words_without_an_interval_are_listed_apart() -> None:
@@ -220,7 +260,12 @@ def test_numbers_and_words_without_an_interval_are_listed_apart() -> None:
         2.0,
         2.5,
     )
-    assert (words.column, words.differing, words.before, words.after) == ("word", 3, "ridge", "lasso")
+    assert (words.column, words.differing, words.before, words.after) == (
+        "word",
+        3,
+        "ridge",
+        "lasso",
+    )
     assert (len(found.values), found.plain, found.same) == (0, 6, False)
     assert list(found.changes_frame()["column"]) == ["norm", "word"]
 
@@ -228,7 +273,12 @@ def test_numbers_and_words_without_an_interval_are_listed_apart() -> None:
 def test_a_number_that_is_defined_on_one_side_only_is_told() -> None:
     found = compare_reports([measured([0.1, np.nan])], [measured([0.1, 0.4])])
     (change,) = found.changes
-    assert (change.column, change.row, change.after, found.compared) == ("score", "blocks.1", 0.4, 1)
+    assert (change.column, change.row, change.after, found.compared) == (
+        "score",
+        "blocks.1",
+        0.4,
+        1,
+    )
     assert np.isnan(change.before)
 
 
@@ -240,7 +290,11 @@ def test_tolerance_can_be_chosen() -> None:
 
 def test_missing_results_and_rows_are_listed() -> None:
     a = [measured([0.1, 0.2]), measured([0.1], measure="y"), measured([0.1], measure="z")]
-    b = [measured([0.1], measure="z"), measured([0.2, 0.9], layers=("blocks.1", "blocks.7")), measured([0.1], OTHER)]
+    b = [
+        measured([0.1], measure="z"),
+        measured([0.2, 0.9], layers=("blocks.1", "blocks.7")),
+        measured([0.1], OTHER),
+    ]
     found = compare_reports(a, b)
     assert found.matched == 2
     assert found.only_a == ("Measured of a, y", "Measured of a, x: 1 rows, the first blocks.0")
@@ -261,7 +315,9 @@ class OfChannel(Result):
     channel: int
 
     def to_frame(self) -> pd.DataFrame:
-        return pd.DataFrame({"model": [self.model.name], "layer": self.layer, "channel": self.channel, "score": 1.0})
+        return pd.DataFrame(
+            {"model": [self.model.name], "layer": self.layer, "channel": self.channel, "score": 1.0}
+        )
 
 
 def test_channels_of_one_report_alone_are_named_with_their_numbers() -> None:
@@ -276,16 +332,24 @@ def seeded(seed: int) -> list[Result]:
     """One network's results, all of whose draws are made with one seed."""
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 3
-    features = [{f"l{i}": rng.standard_normal((60, 8)) + labels[:, None] for i in range(2)} for _ in range(2)]
+    features = [
+        {f"l{i}": rng.standard_normal((60, 8)) + labels[:, None] for i in range(2)}
+        for _ in range(2)
+    ]
     reps = [FakeRepresentations(one, labels, "x") for one in features]
     torch.manual_seed(0)
     network = MlpMixer(img_size=16, patch_size=4, embed_dim=8, num_blocks=2, num_classes=3)
-    model = mp.load_model(network, input_size=(3, 16, 16), mean=(0.5,) * 3, std=(0.5,) * 3, device="cpu")
+    model = mp.load_model(
+        network, input_size=(3, 16, 16), mean=(0.5,) * 3, std=(0.5,) * 3, device="cpu"
+    )
     images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     return [
         mp.class_selectivity(reps[0], permutations=99, seed=seed),
         mp.channel_partners(*reps, "l0", "l1", permutations=99, seed=seed),
-        *(mp.compare(*reps, m, permutations=39, resamples=40, seed=seed) for m in ("cka", "procrustes")),
+        *(
+            mp.compare(*reps, m, permutations=39, resamples=40, seed=seed)
+            for m in ("cka", "procrustes")
+        ),
         mp.token_mixing(model, surrogates=99, seed=seed),
         mp.kernel_tying(model, images, seed=seed),
         mp.spatial_kernels(model, draws=99, seed=seed),
@@ -302,41 +366,58 @@ def test_another_seed_moves_nothing() -> None:
     assert not (found.q_value < 0.05).any()
 
 
-def test_results_of_one_kind_are_matched_in_their_order_where_nothing_else_tells_them_apart() -> None:
-    found = compare_reports([measured([0.1]), measured([0.9])], [measured([0.1]), measured([0.5]), measured([0.7])])
+def test_results_of_one_kind_are_matched_in_their_order_where_nothing_else_tells_them_apart() -> (
+    None
+):
+    found = compare_reports(
+        [measured([0.1]), measured([0.9])], [measured([0.1]), measured([0.5]), measured([0.7])]
+    )
     assert found.values[:, [0, 3]].tolist() == [[0.9, 0.5]]
     assert found.only_b == ("Measured of a, x",)
 
 
 def test_other_weights_images_and_settings_are_told() -> None:
-    a = SavedResults((measured([0.1]), measured([0.1], OTHER)), {"study": {"seed": 0, "permutations": 100}})
+    a = SavedResults(
+        (measured([0.1]), measured([0.1], OTHER)), {"study": {"seed": 0, "permutations": 100}}
+    )
     b = SavedResults(
         (
-            replace(measured([0.1], replace(MODEL, fingerprint="d" * 64, weights="random")), images=replace(IMAGES, n=50)),
+            replace(
+                measured([0.1], replace(MODEL, fingerprint="d" * 64, weights="random")),
+                images=replace(IMAGES, n=50),
+            ),
             replace(measured([0.1], OTHER), images=replace(IMAGES, n=50)),
         ),
         {"study": {"seed": 0, "permutations": 20}},
     )
     found = compare_reports(a, b)
     assert found.notes == (
-        "zoo:a has other weights, settings or preprocessing: aaaaaaaaaaaa (file a.safetensors) in A, dddddddddddd (random) in B",
+        "zoo:a has other weights, settings or preprocessing: aaaaaaaaaaaa (file a.safetensors) in "
+        "A, dddddddddddd (random) in B",
         "demo/test: 100 images in A, 50 in B",
         "setting permutations: 100 in A, 20 in B",
     )
     assert not found.same
     same_number = [replace(measured([0.1]), images=replace(IMAGES, fingerprint="e" * 64))]
-    assert compare_reports([measured([0.1])], same_number).notes == ("demo/test: other images or classes",)
+    assert compare_reports([measured([0.1])], same_number).notes == (
+        "demo/test: other images or classes",
+    )
 
 
 def test_a_network_of_another_name_can_be_matched() -> None:
     twin, other_twin = (replace(m, name=f"{m.name}?untrained") for m in (MODEL, OTHER))
-    a, b = [measured([0.1]), measured([0.2], twin)], [measured([0.9], OTHER), measured([0.2], other_twin)]
+    a, b = (
+        [measured([0.1]), measured([0.2], twin)],
+        [measured([0.9], OTHER), measured([0.2], other_twin)],
+    )
     nothing = compare_reports(a, b)
     assert nothing.matched == 0
     assert "have no result in common" in findings(nothing)[0]
     found = compare_reports(a, b, same={"zoo:a": "zoo:b"})
     assert (found.matched, found.moved.tolist()) == (2, [True])
-    with pytest.raises(StoreError, match=r"there is no network 'zoo:x' in A; it has zoo:a, zoo:a\?untrained"):
+    with pytest.raises(
+        StoreError, match=r"there is no network 'zoo:x' in A; it has zoo:a, zoo:a\?untrained"
+    ):
         compare_reports(a, b, same={"zoo:x": "zoo:b"})
 
 
@@ -366,16 +447,23 @@ def test_the_comparison_is_a_result_with_a_section(tmp_path: Path) -> None:
         (None, "cannot read results from .*: No such file"),
         ("{", "is not a results file: it is not valid JSON"),
         ('{"a": 1}', "is not a results file of this version"),
-        ('{"format": "mixer-probe results 0"}', r"\(expected format 'mixer-probe results 2', found 'mixer-probe results 0'\)"),
+        (
+            '{"format": "mixer-probe results 0"}',
+            r"\(expected format 'mixer-probe results 2', found 'mixer-probe results 0'\)",
+        ),
     ],
 )
-def test_what_is_no_results_file_is_told(tmp_path: Path, content: str | None, sentence: str) -> None:
+def test_what_is_no_results_file_is_told(
+    tmp_path: Path, content: str | None, sentence: str
+) -> None:
     save_results([measured([0.1])], tmp_path / "good.json")
     if content is not None:
         (tmp_path / "bad.json").write_text(content)
     with pytest.raises(StoreError, match=sentence):
         compare_reports(tmp_path / "good.json", tmp_path / "bad.json")
-    with pytest.raises(StoreError, match=r"cannot read results from .*: there is no results\.json in this folder"):
+    with pytest.raises(
+        StoreError, match=r"cannot read results from .*: there is no results\.json in this folder"
+    ):
         compare_reports(tmp_path, tmp_path / "good.json")
 
 
@@ -405,7 +493,8 @@ WITH_INTERVALS = {
 
 
 def test_every_number_of_every_kind_is_compared() -> None:
-    """No kind has rows that cannot be told apart, and each has the intervals that its author gave it."""
+    """No kind has rows that cannot be told apart, and each has the intervals that its author gave
+    it."""
     results = [result for kind in all_views() if kind is not ReportDiff for result in made(kind)]
     found = compare_reports(results, results)
     assert found.same
@@ -413,12 +502,24 @@ def test_every_number_of_every_kind_is_compared() -> None:
     finite = 0
     for result in results:
         frame = result.to_frame()
-        columns, _ = interval_columns([c for c in frame if c in _ONLY.get(type(result).__name__, frame)])
-        assert len(columns) == WITH_INTERVALS.get(type(result).__name__, 0), (type(result).__name__, columns)
+        columns, _ = interval_columns(
+            [c for c in frame if c in _ONLY.get(type(result).__name__, frame)]
+        )
+        assert len(columns) == WITH_INTERVALS.get(type(result).__name__, 0), (
+            type(result).__name__,
+            columns,
+        )
         for column, bounds in columns.items():
-            finite += int(np.isfinite(frame[[column, *bounds]].to_numpy(dtype=float)).all(axis=1).sum())
+            finite += int(
+                np.isfinite(frame[[column, *bounds]].to_numpy(dtype=float)).all(axis=1).sum()
+            )
     assert found.compared == finite > 200
-    # Every row is found by its own key wherever it stands; sentences of a narrative may be about the same.
+    # Every row is found by its own key wherever it stands; sentences of a narrative may be about
+    # the same.
     for result in results:
-        keys = [c for c in result.to_frame() if c in _KEYS - _ANSWERS.get(type(result).__name__, set())]
-        assert type(result).__name__ == "Narrative" or not result.to_frame().duplicated(keys).any(), (type(result).__name__, keys)
+        keys = [
+            c for c in result.to_frame() if c in _KEYS - _ANSWERS.get(type(result).__name__, set())
+        ]
+        assert (
+            type(result).__name__ == "Narrative" or not result.to_frame().duplicated(keys).any()
+        ), (type(result).__name__, keys)

@@ -1,7 +1,8 @@
-"""How often sentences claim something of null data: random labels, shuffled images, iid and untrained weights.
+"""How often sentences claim something of null data: random labels, shuffled images, iid and
+untrained weights.
 
-Every row is a sentence with a generator of null data, of which at most 6 % of 200 runs or more may claim anything, and with a
-planted effect, which must be claimed."""
+Every row is a sentence with a generator of null data, of which at most 6 % of 200 runs or more may
+claim anything, and with a planted effect, which must be claimed."""
 
 from __future__ import annotations
 
@@ -15,7 +16,12 @@ import pandas as pd
 import pytest
 
 from mixer_probe.channels import channel_partners, class_selectivity
-from mixer_probe.channels.findings import best_channel_finding, matching_finding, most_selective_finding, selectivity_finding
+from mixer_probe.channels.findings import (
+    best_channel_finding,
+    matching_finding,
+    most_selective_finding,
+    selectivity_finding,
+)
 from mixer_probe.channels.views.selectivity import selectivity_sentence
 from mixer_probe.core.finding import Number
 from mixer_probe.core.result import ModelRecord
@@ -43,22 +49,30 @@ MODEL = ModelRecord("net", "mixer", True, "", "a" * 64, 10)
 Claims = Callable[[np.random.Generator, bool], bool]
 
 
-def reps_of(rng: np.random.Generator, n: int = 24, layers: int = 3, channels: int = 5, effect: float = 0.0) -> Any:
+def reps_of(
+    rng: np.random.Generator, n: int = 24, layers: int = 3, channels: int = 5, effect: float = 0.0
+) -> Any:
     """Noise; all channels are higher by `effect` for the first of three classes."""
     labels = rng.permutation(np.arange(n) % 3)
     shift = effect * (labels == 0)[:, None]
-    found = FakeRepresentations({f"l{i}": rng.standard_normal((n, channels)) + shift for i in range(layers)}, labels, "test")
+    found = FakeRepresentations(
+        {f"l{i}": rng.standard_normal((n, channels)) + shift for i in range(layers)}, labels, "test"
+    )
     found.class_names = ("a", "b", "c")
     return found
 
 
 def selectivity(rng: np.random.Generator, planted: bool) -> bool:
     """Random labels."""
-    found = class_selectivity(reps_of(rng, effect=4.0 * planted), permutations=999, seed=int(rng.integers(1 << 30)))
+    found = class_selectivity(
+        reps_of(rng, effect=4.0 * planted), permutations=999, seed=int(rng.integers(1 << 30))
+    )
     depth, most = selectivity_finding(found, None), most_selective_finding(found)
     sentence = selectivity_sentence(found, None)
     best = [best_channel_finding(found, name) for name in ("", "a")]
-    claimed = [finding.verdict == "found" for finding in (depth, most, *best) if finding is not None]
+    claimed = [
+        finding.verdict == "found" for finding in (depth, most, *best) if finding is not None
+    ]
     return any(claimed) or "none of" not in sentence
 
 
@@ -67,13 +81,19 @@ def partners(rng: np.random.Generator, planted: bool) -> bool:
     a, b = reps_of(rng), reps_of(rng)
     b = a if planted else b
     seed = int(rng.integers(1 << 30))
-    found = [channel_partners(a, b, f"l{i}", f"l{i}", k=1, permutations=999, seed=seed) for i in range(3)]
-    return matching_finding([frozenset(("x", "y"))], {frozenset(("x", "y")): found}).verdict == "found"
+    found = [
+        channel_partners(a, b, f"l{i}", f"l{i}", k=1, permutations=999, seed=seed) for i in range(3)
+    ]
+    return (
+        matching_finding([frozenset(("x", "y"))], {frozenset(("x", "y")): found}).verdict == "found"
+    )
 
 
 def closest_layers(rng: np.random.Generator, planted: bool) -> bool:
     a, b = reps_of(rng, layers=2), reps_of(rng, layers=2)
-    matrix = compare(a, a if planted else b, permutations=999, resamples=0, seed=int(rng.integers(1 << 30)))
+    matrix = compare(
+        a, a if planted else b, permutations=999, resamples=0, seed=int(rng.integers(1 << 30))
+    )
     return "agree most" in agreement(matrix)
 
 
@@ -98,12 +118,26 @@ def order_of_layers(rng: np.random.Generator, planted: bool) -> bool:
 
 
 def best_matches_alike(rng: np.random.Generator, planted: bool) -> bool:
-    """Pairs of layers that are all equally similar, with normal errors of the size of the intervals."""
+    """Pairs of layers that are all equally similar, with normal errors of the size of the
+    intervals."""
     layers, sd = plain_layers({str(i): 4 for i in range(6)}), 0.03
     values = 0.5 + sd * rng.standard_normal((6, 6)) - 0.3 * planted * (np.arange(6) == 4)[:, None]
     interval = Interval(values - 1.96 * sd, values + 1.96 * sd, 100)
-    given = (values, layers, layers, MODEL, replace(MODEL, name="other"), None, "cka", "unbiased", "linear", 99)
-    matrix = SimilarityMatrix(*given, (4,) * 6, (4,) * 6, None, "gram", "mean", 0, interval=interval)
+    given = (
+        values,
+        layers,
+        layers,
+        MODEL,
+        replace(MODEL, name="other"),
+        None,
+        "cka",
+        "unbiased",
+        "linear",
+        99,
+    )
+    matrix = SimilarityMatrix(
+        *given, (4,) * 6, (4,) * 6, None, "gram", "mean", 0, interval=interval
+    )
     return "differ most" in difference_sentence(matrix, best_matches(matrix))
 
 
@@ -112,7 +146,18 @@ def depths_alike(rng: np.random.Generator, planted: bool) -> bool:
     depth, sd = np.linspace(0, 1, 8), 0.03
     value = 0.5 + sd * rng.standard_normal(8) - planted * 0.3 * (depth == depth[4])
     profile = Profile(
-        MODEL, MODEL, ("",) * 8, depth, value, value - 1.96 * sd, value + 1.96 * sd, value, np.zeros(8), 0.1, 99, 999
+        MODEL,
+        MODEL,
+        ("",) * 8,
+        depth,
+        value,
+        value - 1.96 * sd,
+        value + 1.96 * sd,
+        value,
+        np.zeros(8),
+        0.1,
+        99,
+        999,
     )
     return depth_finding(profile, ()).verdict == "found"
 
@@ -128,9 +173,21 @@ def outliers(rng: np.random.Generator, planted: bool) -> bool:
     for _ in range(6):
         values = np.linalg.svd(rng.standard_normal((12, 20)) + planted, compute_uv=False)
         limit = tracy_widom_edge(12, 20, float(np.linalg.norm(values)))
-        entries.append(SimpleNamespace(main=True, kind="channel", spectral_norm=values[0], outliers=int((values > limit).sum())))
+        entries.append(
+            SimpleNamespace(
+                main=True,
+                kind="channel",
+                spectral_norm=values[0],
+                outliers=int((values > limit).sum()),
+            )
+        )
     table = pd.DataFrame(
-        {"stable_rank_share": [0.5], "null_stable_rank_share": [0.5], "outlier_energy": [0.1], "block": ["blocks.0"]}
+        {
+            "stable_rank_share": [0.5],
+            "null_stable_rank_share": [0.5],
+            "outlier_energy": [0.1],
+            "block": ["blocks.0"],
+        }
     )
     return "of the energy lies in" in rank_text(SimpleNamespace(entries=entries), table, "channel")  # type: ignore[arg-type]
 
@@ -140,20 +197,35 @@ NEAR = np.abs(np.subtract.outer(np.arange(9) // 3, np.arange(9) // 3)) + np.abs(
 )
 
 
-def kernels_of(rng: np.random.Generator, draws: int, near: Sequence[float] = (0.0,) * 4) -> SpatialKernels:
-    """Products of iid matrices on a 3x3 grid, as an untrained Mixer has, and `near` times a kernel that falls with distance."""
-    products = [rng.standard_normal((9, 6)) @ rng.standard_normal((6, 9)) + k * np.exp(-2.0 * NEAR) for k in near]
-    found = tuple(matrix_kernel(k, f"b{i}", f"b{i}.t", i / 4, "", (3, 3), (1.0, 1.0)) for i, k in enumerate(products))
-    return SpatialKernels(MODEL, found, *most_structured(found, draws, int(rng.integers(1 << 30))), draws)
+def kernels_of(
+    rng: np.random.Generator, draws: int, near: Sequence[float] = (0.0,) * 4
+) -> SpatialKernels:
+    """Products of iid matrices on a 3x3 grid, as an untrained Mixer has, and `near` times a kernel
+    that falls with distance."""
+    products = [
+        rng.standard_normal((9, 6)) @ rng.standard_normal((6, 9)) + k * np.exp(-2.0 * NEAR)
+        for k in near
+    ]
+    found = tuple(
+        matrix_kernel(k, f"b{i}", f"b{i}.t", i / 4, "", (3, 3), (1.0, 1.0))
+        for i, k in enumerate(products)
+    )
+    return SpatialKernels(
+        MODEL, found, *most_structured(found, draws, int(rng.integers(1 << 30))), draws
+    )
 
 
 def structure(rng: np.random.Generator, planted: bool) -> bool:
-    return "Translation structure is strongest" in structure_sentence(kernels_of(rng, 999, (0, 0, 40.0 * planted, 0)), None)
+    return "Translation structure is strongest" in structure_sentence(
+        kernels_of(rng, 999, (0, 0, 40.0 * planted, 0)), None
+    )
 
 
 def reach(rng: np.random.Generator, planted: bool) -> bool:
     twin = replace(kernels_of(rng, 0), model=replace(MODEL, name="net?untrained", trained=False))
-    return mixing_distance_finding(kernels_of(rng, 0, (200.0 * planted,) * 4), twin).verdict == "found"
+    return (
+        mixing_distance_finding(kernels_of(rng, 0, (200.0 * planted,) * 4), twin).verdict == "found"
+    )
 
 
 def tying(rng: np.random.Generator, planted: bool) -> bool:
@@ -163,10 +235,14 @@ def tying(rng: np.random.Generator, planted: bool) -> bool:
         # The channels of the trained network have one kernel.
         kernels[0] = kernels[0][:, :1] + 0.01 * kernels[0]
     made = [
-        SimpleNamespace(layers=[layer_tying(taps_kernels(one, "b", "b.c", 1.0), draws=0) for one in network])
+        SimpleNamespace(
+            layers=[layer_tying(taps_kernels(one, "b", "b.c", 1.0), draws=0) for one in network]
+        )
         for network in kernels
     ]
-    return "beyond their spectra and beyond" in sharing_text(*made) or "fewer than expected from" in sharing_text(made[0], None)  # type: ignore[arg-type]
+    return "beyond their spectra and beyond" in sharing_text(
+        *made
+    ) or "fewer than expected from" in sharing_text(made[0], None)  # type: ignore[arg-type]
 
 
 def orientation(rng: np.random.Generator, planted: bool) -> bool:
@@ -189,7 +265,11 @@ def low_frequencies(rng: np.random.Generator, planted: bool) -> bool:
     two = []
     for k in range(2):
         values = rng.normal(0.4, 0.05, (3, 40)) - 0.2 * planted * (k == 0)
-        two.append(SimpleNamespace(model=MODEL, blocks=("a", "b", "c"), frequency=lambda i, values=values: values[i]))
+        two.append(
+            SimpleNamespace(
+                model=MODEL, blocks=("a", "b", "c"), frequency=lambda i, values=values: values[i]
+            )
+        )
     finding = low_frequency_finding(*two)
     return finding.verdict == "found"
 
@@ -197,7 +277,10 @@ def low_frequencies(rng: np.random.Generator, planted: bool) -> bool:
 def most_low_frequencies(rng: np.random.Generator, planted: bool) -> bool:
     values = rng.normal(0.4, 0.05, (2, 3, 40))
     values[0] -= planted * np.array([0.1, 0.3, 0.1])[:, None]
-    two = [SimpleNamespace(model=MODEL, blocks=("a", "b", "c"), frequency=lambda i, v=v: v[i]) for v in values]
+    two = [
+        SimpleNamespace(model=MODEL, blocks=("a", "b", "c"), frequency=lambda i, v=v: v[i])
+        for v in values
+    ]
     return "most in" in low_frequency_finding(*two).sentence
 
 
@@ -208,12 +291,23 @@ def largest_drop(rng: np.random.Generator, planted: bool) -> bool:
     kept = SimpleNamespace(value=value, low=value, high=value)
     labels = [SimpleNamespace(label=str(i)) for i in range(8)]
     accuracy = SimpleNamespace(value=[0.9], low=[0.8], high=[0.95])
-    about = {"model": MODEL, "n": 100, "chance": 0.1, "reads_class": True, "kinds": (), "accuracy": accuracy}
-    return "The largest drop is" in accuracy_sentence(SimpleNamespace(drop=drop, kept=kept, distortions=labels, **about))  # type: ignore[arg-type]
+    about = {
+        "model": MODEL,
+        "n": 100,
+        "chance": 0.1,
+        "reads_class": True,
+        "kinds": (),
+        "accuracy": accuracy,
+    }
+    return "The largest drop is" in accuracy_sentence(
+        SimpleNamespace(drop=drop, kept=kept, distortions=labels, **about)
+    )  # type: ignore[arg-type]
 
 
 def beyond_the_baseline(rng: np.random.Generator, planted: bool) -> bool:
-    return bool(beyond_baseline(*(rng.standard_normal((2, 8)) + np.array([[20.0 * planted], [0.0]]))).any())
+    return bool(
+        beyond_baseline(*(rng.standard_normal((2, 8)) + np.array([[20.0 * planted], [0.0]]))).any()
+    )
 
 
 SENTENCES: dict[str, tuple[Claims, int]] = {
@@ -257,8 +351,23 @@ def test_a_planted_effect_is_claimed(name: str) -> None:
 def test_depths_that_were_not_tested_are_not_called_alike() -> None:
     depth, value = np.linspace(0.1, 1, 8), np.linspace(0.9, 0.2, 8)
     bounds = value - 0.02, value + 0.02
-    for permutations, verdict, text in ((100, "context", "require 999 permutations"), (999, "found", "most similar at")):
-        profile = Profile(MODEL, MODEL, ("",) * 8, depth, value, *bounds, value, np.zeros(8), 0.1, 99, permutations)
+    for permutations, verdict, text in (
+        (100, "context", "require 999 permutations"),
+        (999, "found", "most similar at"),
+    ):
+        profile = Profile(
+            MODEL,
+            MODEL,
+            ("",) * 8,
+            depth,
+            value,
+            *bounds,
+            value,
+            np.zeros(8),
+            0.1,
+            99,
+            permutations,
+        )
         found = depth_finding(profile, ())
         assert found.verdict == verdict
         assert text in found.sentence

@@ -1,7 +1,9 @@
-"""What sentences on probes, cost, units, distortions, dissection and differences of reports claim of data without an effect.
+"""What sentences on probes, cost, units, distortions, dissection and differences of reports claim
+of data without an effect.
 
-Every row makes one sentence from numbers in which nothing is to be found, or, with `planted`, one thing; it says whether the
-sentence claims anything. At most 6 % of the null runs may, and most of the planted ones must."""
+Every row makes one sentence from numbers in which nothing is to be found, or, with `planted`, one
+thing; it says whether the sentence claims anything. At most 6 % of the null runs may, and most of
+the planted ones must."""
 
 from __future__ import annotations
 
@@ -52,16 +54,24 @@ LAYERS, N = 6, 200
 WILSON = 1.96
 
 
-# -- probes ------------------------------------------------------------------------------------------------------------
+# -- probes ----------------------------------------------------------------------------------------
 
 
-def probe(rng: Random, shares: Any, labels: np.ndarray | None = None, name: str = "net") -> ProbeResult:
-    """A probe whose layers are right on so many images; what makes an image easy is the same for all layers, by half."""
+def probe(
+    rng: Random, shares: Any, labels: np.ndarray | None = None, name: str = "net"
+) -> ProbeResult:
+    """A probe whose layers are right on so many images; what makes an image easy is the same for
+    all layers, by half."""
     shares = np.asarray(shares, dtype=float)
     labels = np.arange(N) % 4 if labels is None else labels
-    own, common = rng.random((len(shares), N)), np.random.default_rng(int(rng.integers(1 << 30))).random(N)
+    own, common = (
+        rng.random((len(shares), N)),
+        np.random.default_rng(int(rng.integers(1 << 30))).random(N),
+    )
     right = np.where(rng.random((len(shares), N)) < 0.5, own, common) < shares[:, None]
-    return answered(np.where(right, labels, (labels + 1 + rng.integers(0, 3, right.shape)) % 4), labels, name)
+    return answered(
+        np.where(right, labels, (labels + 1 + rng.integers(0, 3, right.shape)) % 4), labels, name
+    )
 
 
 def answered(predicted: np.ndarray, labels: np.ndarray, name: str = "net") -> ProbeResult:
@@ -70,7 +80,14 @@ def answered(predicted: np.ndarray, labels: np.ndarray, name: str = "net") -> Pr
     low, high = wilson_interval(right, np.full(len(right), N))
     chance = np.bincount(labels).max() / N
     made = probe_of_numbers(name, layers=len(predicted), trained="untrained" not in name)
-    numbers = {"accuracy": right / N, "low": low, "high": high, "predicted": predicted, "labels": labels, "chance": chance}
+    numbers = {
+        "accuracy": right / N,
+        "low": low,
+        "high": high,
+        "predicted": predicted,
+        "labels": labels,
+        "chance": chance,
+    }
     return replace(made, n_test=N, untrained=None, **numbers)
 
 
@@ -80,7 +97,9 @@ def guesses(rng: Random, name: str = "net") -> ProbeResult:
 
 
 def best_layer(rng: Random, planted: bool) -> bool:
-    return "highest accuracy" in probe_sentence(probe(rng, [0.5, 0.5, 0.5, 0.8 if planted else 0.5, 0.5, 0.5]))
+    return "highest accuracy" in probe_sentence(
+        probe(rng, [0.5, 0.5, 0.5, 0.8 if planted else 0.5, 0.5, 0.5])
+    )
 
 
 def training_adds(rng: Random, planted: bool) -> bool:
@@ -98,7 +117,9 @@ def readable(rng: Random, planted: bool) -> bool:
 def over_the_twin(rng: Random, planted: bool) -> bool:
     """The last layer against the best one of as many of the twin."""
     twin = probe(rng, [0.5] * LAYERS, name="net?untrained")
-    text = probe_findings([replace(probe(rng, [0.8 if planted else 0.5] * LAYERS), untrained=twin)])[0][0].sentence
+    text = probe_findings(
+        [replace(probe(rng, [0.8 if planted else 0.5] * LAYERS), untrained=twin)]
+    )[0][0].sentence
     return "untrained baseline" in text and "no significant difference" not in text
 
 
@@ -106,13 +127,18 @@ def halfway_order(rng: Random, planted: bool) -> bool:
     """Four networks that become readable at the same depth."""
     rise = [0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
     early = [0.8] * LAYERS if planted else rise
-    found, _ = probe_findings([probe(rng, early if k == 0 else rise, name=f"net{k}") for k in range(3)])
+    found, _ = probe_findings(
+        [probe(rng, early if k == 0 else rise, name=f"net{k}") for k in range(3)]
+    )
     return any(f.networks == "all" and f.verdict == "found" for f in found)
 
 
 def twin_reads(rng: Random, planted: bool) -> bool:
     """The best of the layers of a twin, with random labels."""
-    return _baseline_probe(probe(rng, [0.5] * LAYERS) if planted else guesses(rng), None).verdict == "found"
+    return (
+        _baseline_probe(probe(rng, [0.5] * LAYERS) if planted else guesses(rng), None).verdict
+        == "found"
+    )
 
 
 def twin_and_pixels(rng: Random, planted: bool) -> bool:
@@ -136,7 +162,9 @@ def classes(rng: Random, planted: bool) -> bool:
 
 
 def confusions(rng: Random, planted: bool) -> bool:
-    return "most frequent" in confusion_sentence(confusion(rng, (0.4, 0.7, 0.7, 0.7), (8, 1, 1) if planted else (1, 1, 1)))
+    return "most frequent" in confusion_sentence(
+        confusion(rng, (0.4, 0.7, 0.7, 0.7), (8, 1, 1) if planted else (1, 1, 1))
+    )
 
 
 def calibrated(rng: Random, planted: bool) -> bool:
@@ -145,14 +173,26 @@ def calibrated(rng: Random, planted: bool) -> bool:
     honest = np.array([rng.choice(4, p=row) for row in p])
     labels = np.where(rng.random(N) < 0.5, honest, rng.integers(0, 4, N)) if planted else honest
     made = replace(answered(p.argmax(1)[None], labels), probabilities=p[None])
-    return "significantly miscalibrated" in calibration_sentence(calibration(made, seed=int(rng.integers(1 << 30))))
+    return "significantly miscalibrated" in calibration_sentence(
+        calibration(made, seed=int(rng.integers(1 << 30)))
+    )
 
 
 def shortest_code(rng: Random, planted: bool) -> bool:
     """Three random orders of the images."""
-    bits = 40 + rng.standard_normal((LAYERS, 3)) - (20 * (np.arange(LAYERS) == 2)[:, None] if planted else 0)
+    bits = (
+        40
+        + rng.standard_normal((LAYERS, 3))
+        - (20 * (np.arange(LAYERS) == 2)[:, None] if planted else 0)
+    )
     mean, half = bits.mean(1), 4.3 * bits.std(1, ddof=1) / 3**0.5
-    code = replace(coded("net", layers=LAYERS), bits=bits, compression=80 / mean, low=80 / (mean + half), high=80 / (mean - half))
+    code = replace(
+        coded("net", layers=LAYERS),
+        bits=bits,
+        compression=80 / mean,
+        low=80 / (mean + half),
+        high=80 / (mean - half),
+    )
     return ", largest " in code_sentence(code, [code])
 
 
@@ -163,7 +203,7 @@ def shorter_groups(rng: Random, planted: bool) -> bool:
     return ", significantly fewer than random groupings" in control_code_sentence(code)
 
 
-# -- cost --------------------------------------------------------------------------------------------------------------
+# -- cost ------------------------------------------------------------------------------------------
 
 
 def costs(rng: Random, planted: bool, networks: int = 8) -> str:
@@ -173,7 +213,19 @@ def costs(rng: Random, planted: bool, networks: int = 8) -> str:
     cost[:, 3] = 0.01 if planted else cost[:, 3]
     models = tuple(record(f"net{k}") for k in range(networks))
     images = ImagesRecord("demo", "test", N, 4, "0" * 64)
-    found = AccuracyCost(models, images, ("linear probe",), value, value - half, value + half, COSTS, cost, N, 0.25, "a CPU")
+    found = AccuracyCost(
+        models,
+        images,
+        ("linear probe",),
+        value,
+        value - half,
+        value + half,
+        COSTS,
+        cost,
+        N,
+        0.25,
+        "a CPU",
+    )
     return accuracy_cost_sentences(found)[0]
 
 
@@ -186,7 +238,7 @@ def beaten(rng: Random, planted: bool) -> bool:
     return text.count("none is dominated") != text.count("By ")
 
 
-# -- weights -----------------------------------------------------------------------------------------------------------
+# -- weights ---------------------------------------------------------------------------------------
 
 
 def units_with(paired: list[np.ndarray]) -> Any:
@@ -210,7 +262,10 @@ def opposite_pairs(rng: Random, planted: bool) -> bool:
 
 def opposite_pairs_beside_the_baseline(rng: Random, planted: bool) -> bool:
     """As many pairs in both: smooth weights have more than random phases give."""
-    own, twin = ([np.repeat(rng.random(32) < share, 2) for _ in range(4)] for share in (0.6 if planted else 0.3, 0.3))
+    own, twin = (
+        [np.repeat(rng.random(32) < share, 2) for _ in range(4)]
+        for share in (0.6 if planted else 0.3, 0.3)
+    )
     return pairs_finding(units_with(own), units_with(twin)).verdict == "found"
 
 
@@ -224,7 +279,9 @@ def written(rng: Random, planted: bool) -> bool:
         rows.append((f"blocks.{i}", table.diagonal().mean(), mean, sd))
     columns = ["block", "cosine_with_read", "null_cosine_with_read", "null_cosine_with_read_sd"]
     frame = pd.DataFrame(rows, columns=columns)
-    found = SimpleNamespace(sides=("read", "write"), model=MODEL, form="Mixer", summary=lambda _side: frame)
+    found = SimpleNamespace(
+        sides=("read", "write"), model=MODEL, form="Mixer", summary=lambda _side: frame
+    )
     return "in no block" not in write_sentences(found)[0]  # type: ignore[arg-type]
 
 
@@ -232,7 +289,10 @@ def paper(rng: Random, planted: bool) -> str:
     """Blocks whose units have no arrangement in the plane."""
     i, _ = np.indices((4, 4))
     wave = np.cos(np.pi / 2 * i) * planted * 3
-    maps = [rng.standard_normal((12, 4, 4)) + (wave + 8 * (b == 0) * planted * np.cos(np.pi / 2 * i)) for b in range(4)]
+    maps = [
+        rng.standard_normal((12, 4, 4)) + (wave + 8 * (b == 0) * planted * np.cos(np.pi / 2 * i))
+        for b in range(4)
+    ]
     sets = [measure_units(m, (8, 8), 1, 5, int(rng.integers(1 << 30))) for m in maps]
     frame = pd.DataFrame(
         {
@@ -250,16 +310,22 @@ def smoother(rng: Random, planted: bool) -> bool:
     return "no more than expected by chance" not in text or "lowest in" in text
 
 
-# -- distortions -------------------------------------------------------------------------------------------------------
+# -- distortions -----------------------------------------------------------------------------------
 
 
 def networks(rng: Random, shares: np.ndarray, n: int = 100) -> list[Any]:
-    """Six networks of three families, each right on a share [network, plain or distorted] of the images."""
+    """Six networks of three families, each right on a share [network, plain or distorted] of the
+    images."""
     kinds = (PatchShuffle(4),)
     families = ("mixer", "mixer", "vit", "vit", "resnet", "resnet")
     easy = rng.random(n)
     return [
-        answers_right(np.where(rng.random((2, n)) < 0.5, rng.random((2, n)), easy) < s[:, None], kinds, name=f"n{k}", family=f)
+        answers_right(
+            np.where(rng.random((2, n)) < 0.5, rng.random((2, n)), easy) < s[:, None],
+            kinds,
+            name=f"n{k}",
+            family=f,
+        )
         for k, (f, s) in enumerate(zip(families, shares, strict=True))
     ]
 
@@ -280,15 +346,21 @@ def fails_together(rng: Random, planted: bool) -> bool:
 
 
 def kinship(rng: Random, planted: bool) -> bool:
-    """Eight networks of two families, each with a liking for images of its own, or of its family."""
+    """Eight networks of two families, each with a liking for images of its own, or of its
+    family."""
     n, families = 150, ("mixer",) * 4 + ("vit",) * 4
     common, own = rng.random((2, n)), rng.random((8, n))
     liking = rng.random(8)[:, None]
     easy = np.where(rng.random((8, n)) < liking, rng.random(n), own)
     if planted:
         easy = np.where(rng.random((8, n)) < 0.8, np.repeat(common, 4, 0), own)
-    made = [answers_right((easy[k] < 0.6)[None], (), name=f"n{k}", family=f) for k, f in enumerate(families)]
-    return "every pair within a family is more" in " ".join(consistency_sentences(error_consistency(made)))
+    made = [
+        answers_right((easy[k] < 0.6)[None], (), name=f"n{k}", family=f)
+        for k, f in enumerate(families)
+    ]
+    return "every pair within a family is more" in " ".join(
+        consistency_sentences(error_consistency(made))
+    )
 
 
 def shifted(rng: Random, planted: bool) -> bool:
@@ -296,13 +368,17 @@ def shifted(rng: Random, planted: bool) -> bool:
     cka = 0.6 + 0.05 * rng.standard_normal((3, 8))
     cka[0, 2] -= 0.5 if planted else 0
     found = SimpleNamespace(
-        model=MODEL, n=N, layers=layers_of(8), distortions=(PatchShuffle(4), Shift(2, 2), LowPass(4.0)), cka=cka
+        model=MODEL,
+        n=N,
+        layers=layers_of(8),
+        distortions=(PatchShuffle(4), Shift(2, 2), LowPass(4.0)),
+        cka=cka,
     )
     found.cka_low, found.cka_high = cka - WILSON * 0.05, cka + WILSON * 0.05
     return ", lower after" in shift_sentence(found)  # type: ignore[arg-type]
 
 
-# -- channels ----------------------------------------------------------------------------------------------------------
+# -- channels --------------------------------------------------------------------------------------
 
 
 def dissected(rng: Random, planted: bool) -> str:
@@ -327,7 +403,9 @@ def dissected(rng: Random, planted: bool) -> str:
             detectors=tuple(hits),
             concepts=("sky", "grass"),
             summary=lambda: pd.DataFrame({"detectors": [h.sum() for h in hits]}),
-            concept_frame=lambda: pd.DataFrame({"concept": ["sky", "grass"], "detectors": [sum(h.sum() for h in hits), 0]}),
+            concept_frame=lambda: pd.DataFrame(
+                {"concept": ["sky", "grass"], "detectors": [sum(h.sum() for h in hits), 0]}
+            ),
         ),
         None,
     )
@@ -347,10 +425,16 @@ def pages(rng: Random, planted: bool, count: int = 6) -> Section:
     none = np.empty(0)
     end = Exhibit(none, none, none, none, none)
     images = ImagesRecord("demo", "test", N, 4, "0" * 64)
-    selective: dict[str, Any] = {"class_names": CLASSES, "auroc": np.array([0.7, 0.4]), "relation": "responds to"}
+    selective: dict[str, Any] = {
+        "class_names": CLASSES,
+        "auroc": np.array([0.7, 0.4]),
+        "relation": "responds to",
+    }
     (section,) = pages_section(
         [
-            ChannelPage(MODEL, images, layer, 0, N, "mean", end, end, selectivity_p=float(p[i]), **selective)
+            ChannelPage(
+                MODEL, images, layer, 0, N, "mean", end, end, selectivity_p=float(p[i]), **selective
+            )
             for i, layer in enumerate(layers_of(count))
         ]
     )
@@ -366,7 +450,7 @@ def channel_of_a_page(rng: Random, planted: bool) -> bool:
     return isinstance(page, Picture) and "responds to" in page.shows
 
 
-# -- similarity and reports --------------------------------------------------------------------------------------------
+# -- similarity and reports ------------------------------------------------------------------------
 
 
 def profile(rng: Random, values: Any, name: str = "vit") -> Profile:
@@ -374,7 +458,20 @@ def profile(rng: Random, values: Any, name: str = "vit") -> Profile:
     half, depth = WILSON * 0.03, np.linspace(0, 1, len(values))
     other = replace(MODEL, name=name, family=name)
     nothing = np.zeros(len(values))
-    return Profile(MODEL, other, ("",) * len(values), depth, values, values - half, values + half, values, nothing, 0.1, N, 999)
+    return Profile(
+        MODEL,
+        other,
+        ("",) * len(values),
+        depth,
+        values,
+        values - half,
+        values + half,
+        values,
+        nothing,
+        0.1,
+        N,
+        999,
+    )
 
 
 def last_layers(rng: Random, planted: bool) -> bool:
@@ -396,7 +493,9 @@ def moved(rng: Random, planted: bool) -> bool:
     names = tuple(map(str, range(60)))
     found = ReportDiff("A", "B", 1, (), (), (), names, names, ("score",) * 60, values, 60, 0, ())
     text = " ".join(difference_sentences(found))
-    return "Largest change" in text or " 0 of those that changed remain" not in text.replace(". 0 of", ".  0 of")
+    return "Largest change" in text or " 0 of those that changed remain" not in text.replace(
+        ". 0 of", ".  0 of"
+    )
 
 
 ROWS: dict[Callable[[Random, bool], bool], int] = {

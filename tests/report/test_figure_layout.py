@@ -1,4 +1,5 @@
-"""No text of a report's figures lies on another or leaves the canvas, and no panel is empty, however many networks it has."""
+"""No text of a report's figures lies on another or leaves the canvas, and no panel is empty,
+however many networks it has."""
 
 from __future__ import annotations
 
@@ -35,47 +36,66 @@ _SLACK = 1.0
 
 
 def crowd() -> dict[str, nn.Module]:
-    """Seven networks with the long names of timm, of up to 16 blocks and of stems with few, small and many filters."""
+    """Seven networks with the long names of timm, of up to 16 blocks and of stems with few, small
+    and many filters."""
     vit = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "num_heads": 2}
     return {
-        "mixer_b16_224.goog_in21k_ft_in1k": MlpMixer(img_size=32, patch_size=4, embed_dim=16, num_blocks=12),
+        "mixer_b16_224.goog_in21k_ft_in1k": MlpMixer(
+            img_size=32, patch_size=4, embed_dim=16, num_blocks=12
+        ),
         "resmlp_12_224.fb_distilled_in1k": MlpMixer(
             img_size=32, patch_size=8, embed_dim=8, num_blocks=3, mlp_ratio=4, block_layer=ResBlock
         ),
         "vit_base_patch16_224.augreg2_in21k_ft_in1k": VisionTransformer(**vit, depth=12),
         "deit3_small_patch16_224.fb_in22k_ft_in1k": VisionTransformer(**vit, depth=6),
         "resnet50.a1_in1k": ResNet(Bottleneck, [3, 4, 6, 3], channels=(4, 4, 8, 8), stem_width=8),
-        "resnet26d.bt_in1k": ResNet(Bottleneck, [2, 2, 2, 2], channels=(4, 4, 8, 8), stem_width=16, stem_type="deep"),
-        "local-dir:a/folder/with/an/almost/endless_name": MlpMixer(img_size=32, patch_size=16, embed_dim=192, num_blocks=1),
+        "resnet26d.bt_in1k": ResNet(
+            Bottleneck, [2, 2, 2, 2], channels=(4, 4, 8, 8), stem_width=16, stem_type="deep"
+        ),
+        "local-dir:a/folder/with/an/almost/endless_name": MlpMixer(
+            img_size=32, patch_size=16, embed_dim=192, num_blocks=1
+        ),
     }
 
 
 @pytest.fixture(scope="module")
 def crowded() -> list[Result]:
     models = [mp.load_model(network, name=name, **SPEC) for name, network in crowd().items()]
-    images, train = mp.load_images("demo", limit=40), mp.load_images("demo", split="train", limit=40)
-    # Description lengths and pages of channels take most of the time, and their figures have this check with their own tests.
+    images, train = (
+        mp.load_images("demo", limit=40),
+        mp.load_images("demo", split="train", limit=40),
+    )
+    # Description lengths and pages of channels take most of the time, and their figures have this
+    # check with their own tests.
     channels = ("statistics", "selectivity", "needed", "partners")
     probes = ("accuracy", "fewshot", "control", "patch-position")
-    return run_study(models, images, train, StudySettings(permutations=20, probes=probes, channels=channels))
+    return run_study(
+        models, images, train, StudySettings(permutations=20, probes=probes, channels=channels)
+    )
 
 
 @pytest.fixture(scope="module")
 def alone() -> list[Result]:
     """One network with random weights, unlabelled images."""
-    model = mp.load_model(MlpMixer(img_size=32, patch_size=8, embed_dim=16, num_blocks=1), name="tiny", **SPEC).untrained()
+    model = mp.load_model(
+        MlpMixer(img_size=32, patch_size=8, embed_dim=16, num_blocks=1), name="tiny", **SPEC
+    ).untrained()
     return run_study([model], mp.load_images("demo", limit=20), None, StudySettings(permutations=0))
 
 
 @pytest.fixture(scope="module")
 def compared(crowded: list[Result]) -> list[Result]:
-    """What else can be said about similarity, of networks with long names, and all measures of layers of every kind."""
+    """What else can be said about similarity, of networks with long names, and all measures of
+    layers of every kind."""
     cka = [r for r in crowded if isinstance(r, SimilarityMatrix) and r.measure == "cka"]
     across = [m for m in cka if m.model_a != m.model_b]
     images = mp.load_images("demo", limit=30)
     name, network = next(iter(crowd().items()))
     model = mp.load_model(network, name=name, **SPEC)
-    runs = [mp.extract(one, images, ["stem", "spatial", "norm", "head"]) for one in (model, model.untrained())]
+    runs = [
+        mp.extract(one, images, ["stem", "spatial", "norm", "head"])
+        for one in (model, model.untrained())
+    ]
     # A fresh head is all zeros.
     with pytest.warns(UndefinedSimilarityWarning):
         matrices = mp.compare(*runs, "all", permutations=20, resamples=0)
@@ -105,7 +125,8 @@ def drawn(request: pytest.FixtureRequest) -> list[Drawn]:
 
 
 def texts_of(figure: Figure) -> list[tuple[str, Bbox]]:
-    """All visible texts, as they were drawn: ticks outside the limits of an axis have labels that are never drawn."""
+    """All visible texts, as they were drawn: ticks outside the limits of an axis have labels that
+    are never drawn."""
     found: dict[int, tuple[str, Bbox]] = {}
     draw = Text.draw
 
@@ -125,12 +146,18 @@ def overlapping(texts: Sequence[tuple[str, Bbox]]) -> list[tuple[str, str]]:
     low = np.array([box.min for _, box in texts]).reshape(-1, 2)
     high = np.array([box.max for _, box in texts]).reshape(-1, 2)
     common = np.minimum(high[:, None], high) - np.maximum(low[:, None], low)
-    return [(texts[i][0], texts[j][0]) for i, j in np.argwhere(np.triu((common > _SLACK).all(axis=2), 1))]
+    return [
+        (texts[i][0], texts[j][0])
+        for i, j in np.argwhere(np.triu((common > _SLACK).all(axis=2), 1))
+    ]
 
 
 def outside(box: Bbox, canvas: Bbox) -> bool:
     return (
-        box.x0 < canvas.x0 - _SLACK or box.y0 < canvas.y0 - _SLACK or box.x1 > canvas.x1 + _SLACK or box.y1 > canvas.y1 + _SLACK
+        box.x0 < canvas.x0 - _SLACK
+        or box.y0 < canvas.y0 - _SLACK
+        or box.x1 > canvas.x1 + _SLACK
+        or box.y1 > canvas.y1 + _SLACK
     )
 
 
@@ -144,7 +171,10 @@ def test_no_text_leaves_the_canvas(drawn: list[Drawn]) -> None:
     for one in drawn:
         assert one.texts, one.name
         out = [(text, box) for text, box in one.texts if outside(box, one.figure.bbox)]
-        found += [f"{one.name}: {text!r} at {box.extents.round(1)} of {one.figure.bbox.size}" for text, box in out]
+        found += [
+            f"{one.name}: {text!r} at {box.extents.round(1)} of {one.figure.bbox.size}"
+            for text, box in out
+        ]
     assert not found, "\n".join(found)
 
 

@@ -1,8 +1,9 @@
 """What is said, drawn and tabled of every type of result, against golden files.
 
-`tests/golden` holds for each type a small saved result, its table (CSV), and the sections of the report with the data of their
-figures (text). `--update-golden` reads the saved results and writes what is said of them; a type without a saved result gets one
-from `MADE` of test_saved_results. Delete a saved result to make it anew."""
+`tests/golden` holds for each type a small saved result, its table (CSV), and the sections of the
+report with the data of their figures (text). `--update-golden` reads the saved results and writes
+what is said of them; a type without a saved result gets one from `MADE` of test_saved_results.
+Delete a saved result to make it anew."""
 
 from __future__ import annotations
 
@@ -26,8 +27,14 @@ def stored(kind: type[Any], update: bool) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("kind", all_views(), ids=lambda kind: kind.__name__)
-def test_every_type_is_tabled_told_and_drawn_as_before(kind: type[Any], update_golden: bool) -> None:
+def test_every_type_is_tabled_told_and_drawn_as_before(
+    kind: type[Any], update_golden: bool
+) -> None:
     results = stored(kind, update_golden)
     check(f"{kind.__name__}.csv", "\n".join(map(frame_text, results)), update_golden)
-    lines = (line for section in all_views()[kind].sections(results) for line in (*section_text(section), ""))
+    lines = (
+        line
+        for section in all_views()[kind].sections(results)
+        for line in (*section_text(section), "")
+    )
     check(f"{kind.__name__}.txt", "\n".join(lines), update_golden)

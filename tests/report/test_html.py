@@ -1,4 +1,5 @@
-"""The report: one file, everything inside, every number with its n, estimator and null, nothing that could run."""
+"""The report: one file, everything inside, every number with its n, estimator and null, nothing
+that could run."""
 
 from __future__ import annotations
 
@@ -82,14 +83,21 @@ def test_titles_are_escaped_and_how_to_make_it_again_is_said(page: Page) -> None
 
 def test_numbers_carry_n_estimator_interval_and_null(study: list[Result]) -> None:
     text = {
-        s.anchor: " ".join([*s.paragraphs, *(c.shows + c.reading for c in s.content if isinstance(c, Picture))])
+        s.anchor: " ".join(
+            [*s.paragraphs, *(c.shows + c.reading for c in s.content if isinstance(c, Picture))]
+        )
         for s in make_sections(study)
     }
     assert "n = 60" in text["similarity"]
     assert "unbiased" in text["similarity"]
     assert "20 random pairings" in text["similarity"]
-    assert re.search(r"CKA \(linear, unbiased\) between pairs of layers is -?0\.\d+ to 0\.\d+", text["similarity"])
-    assert re.search(r"\d of 4 pairs are above their own null, 5 % expected by chance", text["similarity"])
+    assert re.search(
+        r"CKA \(linear, unbiased\) between pairs of layers is -?0\.\d+ to 0\.\d+",
+        text["similarity"],
+    )
+    assert re.search(
+        r"\d of 4 pairs are above their own null, 5 % expected by chance", text["similarity"]
+    )
     assert "n = 60" in text["measures"]
     assert "95 % Wilson" in text["probes"]
     assert re.search(r"\[\d+\.\d %, \d+\.\d %\] after \S+, n = 60", text["probes"])
@@ -97,14 +105,23 @@ def test_numbers_carry_n_estimator_interval_and_null(study: list[Result]) -> Non
     assert "60 images" in text["channels"]
 
 
-def test_measures_are_listed_with_what_they_are_and_where_they_disagree(study: list[Result]) -> None:
+def test_measures_are_listed_with_what_they_are_and_where_they_disagree(
+    study: list[Result],
+) -> None:
     section = next(s for s in make_sections(study) if s.anchor == "measures")
     best, definitions = (c for c in section.content if isinstance(c, Table))
     assert len([c for c in section.content if isinstance(c, Picture)]) == 3
     assert len(best.frame) == 9
-    assert list(definitions.frame["measure"]) == ["CKA", "Procrustes distance", "mutual k-NN (k = 10)"]
+    assert list(definitions.frame["measure"]) == [
+        "CKA",
+        "Procrustes distance",
+        "mutual k-NN (k = 10)",
+    ]
     assert len(section.paragraphs) == 3
-    assert all("Spearman" in text and re.search(r"best match of \d of \d layers", text) for text in section.paragraphs)
+    assert all(
+        "Spearman" in text and re.search(r"best match of \d of \d layers", text)
+        for text in section.paragraphs
+    )
 
 
 def test_noise_is_not_above_chance() -> None:
@@ -122,34 +139,51 @@ def test_a_distance_is_read_the_other_way_round() -> None:
     matrix = mp.compare(*reps, "procrustes", permutations=999)
     section = make_sections([matrix])[0]
     i, j = np.unravel_index(matrix.values.argmin(), matrix.values.shape)
-    assert f"{matrix.layers_a[i].name} × {matrix.layers_b[j].name}: Procrustes distance" in section.paragraphs[0]
+    assert (
+        f"{matrix.layers_a[i].name} × {matrix.layers_b[j].name}: Procrustes distance"
+        in section.paragraphs[0]
+    )
     assert "5th percentile of the" in section.paragraphs[0]
 
 
 def test_five_networks_are_summed_up() -> None:
     mixer, vit, cnn = tiny_models()
     images = mp.load_images("demo", limit=20)
-    runs = [mp.extract(model, images) for model in (mixer, vit, cnn, mixer.untrained(), vit.untrained())]
+    runs = [
+        mp.extract(model, images) for model in (mixer, vit, cnn, mixer.untrained(), vit.untrained())
+    ]
     matrices = [mp.compare(a, b, permutations=0, resamples=0) for a, b in combinations(runs, 2)]
     alts = [c.alt for c in make_sections(matrices)[0].content if isinstance(c, Picture)]
     assert "Heatmap and tree of the similarity of networks" in alts
     fewer = make_sections([m for m in matrices if runs[4].model not in (m.model_a, m.model_b)])[0]
-    assert "Heatmap and tree of the similarity of networks" not in [c.alt for c in fewer.content if isinstance(c, Picture)]
+    assert "Heatmap and tree of the similarity of networks" not in [
+        c.alt for c in fewer.content if isinstance(c, Picture)
+    ]
 
 
 def test_untrained_networks_are_named_in_every_section(tmp_path: Path) -> None:
     from mixer_probe.study import StudySettings, run_study
 
     model = tiny_models()[0].untrained()
-    results = run_study([model], mp.load_images("demo", limit=40), None, StudySettings(permutations=0))
+    results = run_study(
+        [model], mp.load_images("demo", limit=40), None, StudySettings(permutations=0)
+    )
     sections = make_sections(results)
     of_weights = {"anatomy", "token-mixing", "kernels", "tying", "stem", "spectra"}
     of_probes = {"probes", "few-shot", "controls", "patch-position", "skipped"}
     of_channels = {"channels", "selectivity", "channels-needed", "channel-pages"}
-    assert {s.anchor for s in sections} == {"models", "similarity", *of_channels, *of_weights, *of_probes}
+    assert {s.anchor for s in sections} == {
+        "models",
+        "similarity",
+        *of_channels,
+        *of_weights,
+        *of_probes,
+    }
     # What the modules of a network mix is not learned.
     for section in (s for s in sections if s.anchor not in ("anatomy", "skipped")):
-        assert any("tiny-mixer?untrained is untrained" in w for w in section.warnings), section.anchor
+        assert any("tiny-mixer?untrained is untrained" in w for w in section.warnings), (
+            section.anchor
+        )
 
 
 def test_baselines_are_no_reason_to_warn(study: list[Result]) -> None:
@@ -157,7 +191,11 @@ def test_baselines_are_no_reason_to_warn(study: list[Result]) -> None:
 
 
 def test_skipped_steps_are_told(tmp_path: Path) -> None:
-    page = Page(write_report([Skipped("linear probes", "class 'hen' has one image")], tmp_path / "r.html").read_text())
+    page = Page(
+        write_report(
+            [Skipped("linear probes", "class 'hen' has one image")], tmp_path / "r.html"
+        ).read_text()
+    )
     assert "linear probes: class 'hen' has one image" in page.text
 
 
@@ -180,6 +218,8 @@ def test_a_name_with_markup_stays_text(tmp_path: Path) -> None:
 def test_tables_show_missing_numbers_as_a_dash() -> None:
     import pandas as pd
 
-    table = Table("t", pd.DataFrame({"a_b": [1.23456, float("nan")], "c": ["x", "y"]}), {"a_b": "{:.2f}"})
+    table = Table(
+        "t", pd.DataFrame({"a_b": [1.23456, float("nan")], "c": ["x", "y"]}), {"a_b": "{:.2f}"}
+    )
     assert table.header == ["a b", "c"]
     assert table.rows == [[("1.23", True), ("x", False)], [("–", True), ("y", False)]]

@@ -1,4 +1,5 @@
-"""The first table of a report says how often each network is right on the images, and warns where that is too seldom."""
+"""The first table of a report says how often each network is right on the images, and warns where
+that is too seldom."""
 
 from __future__ import annotations
 
@@ -31,12 +32,15 @@ def images() -> Images:
 
 @pytest.fixture(scope="module")
 def cards(images: Images) -> list[ModelCard]:
-    """A network as it is, with a wrong mean and deviation, untrained, and of classes that the images do not have."""
+    """A network as it is, with a wrong mean and deviation, untrained, and of classes that the
+    images do not have."""
     networks = [
         mp.load_model(RESNET, device="cpu"),
         mp.load_model(RESNET, device="cpu", name="wrong", **WRONG),
         mp.load_model(f"{RESNET}?untrained", device="cpu"),
-        mp.load_model(RESNET, device="cpu", name="strange", class_names=[f"class {i}" for i in range(10)]),
+        mp.load_model(
+            RESNET, device="cpu", name="strange", class_names=[f"class {i}" for i in range(10)]
+        ),
     ]
     return [replace(describe(model), own=own_accuracy(model, images)) for model in networks]
 
@@ -50,7 +54,8 @@ def test_the_accuracy_is_that_of_the_logits(cards: list[ModelCard], images: Imag
     assert (own.right, own.n, own.chance) == (right, 50, 0.1)
     assert (own.low, own.high) == wilson_interval(right, 50)
     assert own.stated == mp.zoo.card(RESNET.removeprefix("zoo:")).test_accuracy
-    # A study takes the logits from the pass that it makes anyway, beside the layers that it was asked for.
+    # A study takes the logits from the pass that it makes anyway, beside the layers that it was
+    # asked for.
     inputs = Inputs(model, images, settings=StudySettings(layers="stem", probes=()))
     assert inputs.test.names() == ["act1"]
     assert own_accuracy(model, images, inputs.whole) == own
@@ -70,7 +75,9 @@ def test_a_wrong_mean_and_deviation_warn(cards: list[ModelCard]) -> None:
     assert "below the 93.1 % that its model card states" in told or "not above chance" in told
     assert cards[1].own.high < cards[0].own.low  # type: ignore[union-attr]
     assert "card" not in untrained
-    assert any("none of the classes of" in text and "strange" in text for text in section.paragraphs)
+    assert any(
+        "none of the classes of" in text and "strange" in text for text in section.paragraphs
+    )
     assert from_dict(to_dict(cards[0])) == cards[0]
 
 

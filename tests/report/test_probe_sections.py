@@ -1,4 +1,5 @@
-"""What the report says about probes: sentences from the numbers, with interval, n and baseline, and no sentence on nothing."""
+"""What the report says about probes: sentences from the numbers, with interval, n and baseline, and
+no sentence on nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +16,14 @@ from mixer_probe.core.errors import ImagesError, MeasureError
 from mixer_probe.core.result import Result
 from mixer_probe.core.section import Picture, Section, Table
 from mixer_probe.core.skipped import Skipped
-from mixer_probe.probing import TargetProbe, few_shot_probe, linear_probe, online_code, paired_interval, pixel_baseline
+from mixer_probe.probing import (
+    TargetProbe,
+    few_shot_probe,
+    linear_probe,
+    online_code,
+    paired_interval,
+    pixel_baseline,
+)
 from mixer_probe.probing.analyses import ROOM, check_target, read_groups, runs_of
 from mixer_probe.report import make_sections
 from mixer_probe.study import StudySettings, run_analyses, run_study
@@ -59,7 +67,9 @@ EVERYTHING = (
 
 
 @pytest.mark.parametrize("result", EVERYTHING, ids=lambda r: type(r).__name__)
-def test_every_kind_has_a_section_with_pictures_a_table_and_what_it_was_measured_on(result: Result) -> None:
+def test_every_kind_has_a_section_with_pictures_a_table_and_what_it_was_measured_on(
+    result: Result,
+) -> None:
     section = only([result])
     assert section.paragraphs
     assert all("nan" not in text for text in section.paragraphs)
@@ -98,8 +108,13 @@ def test_the_last_layer_is_told_where_another_is_better() -> None:
     result = accuracy("net")
     order = [0, 2, 1]
     names = ("accuracy", "low", "high", "predicted")
-    turned = replace(result, untrained=None, **{name: getattr(result, name)[order] for name in names})
-    assert "highest accuracy 75.0 % [59.8 %, 85.8 %] after l1, n = 40; 50.0 %" in only([turned]).paragraphs[0]
+    turned = replace(
+        result, untrained=None, **{name: getattr(result, name)[order] for name in names}
+    )
+    assert (
+        "highest accuracy 75.0 % [59.8 %, 85.8 %] after l1, n = 40; 50.0 %"
+        in only([turned]).paragraphs[0]
+    )
 
 
 def test_a_layer_that_is_ahead_of_no_other_is_not_called_the_best() -> None:
@@ -108,7 +123,10 @@ def test_a_layer_that_is_ahead_of_no_other_is_not_called_the_best() -> None:
     close = np.where(np.arange(40) < 29, result.labels, (result.labels + 1) % 4)
     predicted = np.stack([result.predicted[0], close, result.predicted[2]])
     said = only([replace(result, predicted=predicted, untrained=None)]).paragraphs[0]
-    assert "net: accuracy 75.0 % [59.8 %, 85.8 %] after l2, n = 40 (not distinguishable from 1 other layer)." in said
+    assert (
+        "net: accuracy 75.0 % [59.8 %, 85.8 %] after l2, n = 40 (not distinguishable from 1 other "
+        "layer)." in said
+    )
 
 
 def test_layers_that_cannot_be_probed_are_said() -> None:
@@ -120,7 +138,9 @@ def test_layers_that_cannot_be_probed_are_said() -> None:
 
 
 def test_methods_have_sections_of_their_own() -> None:
-    sections = make_sections([accuracy("net"), replace(accuracy("net"), method="knn", path_name="k", untrained=None)])
+    sections = make_sections(
+        [accuracy("net"), replace(accuracy("net"), method="knn", path_name="k", untrained=None)]
+    )
     assert [s.anchor for s in sections] == ["probes", "probes-knn"]
     assert sections[1].title == "Probe accuracy by layer: a k-NN probe"
 
@@ -140,14 +160,20 @@ def test_raw_pixels_alone_are_numbers_without_a_curve() -> None:
 
 def test_few_shots_tell_both_ends_and_the_protocol() -> None:
     (text,) = only([few_shot("net")]).paragraphs
-    assert "after l2, 60.0 % [50.0 %, 70.0 %] with 1 image per class and 75.0 % [65.0 %, 85.0 %] with 25 images per class" in text
+    assert (
+        "after l2, 60.0 % [50.0 %, 70.0 %] with 1 image per class and 75.0 % [65.0 %, 85.0 %] with "
+        "25 images per class" in text
+    )
     assert "untrained baseline: 75.0 %" in text
     assert "(big_vision, 3 draws, n = 40, chance 25.0 %)" in text
 
 
 def test_selectivity_is_told_in_points_and_as_a_share_of_errors() -> None:
     (text,) = only([controlled("net")]).paragraphs
-    assert "after l2, accuracy on the semantic groups is 95.0 % [90.0 %, 99.0 %], on random groupings 80.0 %" in text
+    assert (
+        "after l2, accuracy on the semantic groups is 95.0 % [90.0 %, 99.0 %], on random groupings "
+        "80.0 %" in text
+    )
     assert "selectivity 15.0 points [9.0, 21.0], or 75.0 % [65.0 %, 85.0 %] of the errors" in text
     assert "untrained baseline: at most 37.5 %" in text
     assert "2 groupings, n = 40" in text
@@ -155,23 +181,32 @@ def test_selectivity_is_told_in_points_and_as_a_share_of_errors() -> None:
 
 def test_a_twin_stands_behind_its_network_and_not_alone() -> None:
     (text,) = only([coded("net"), coded("net?untrained", trained=False)]).paragraphs
-    assert "given l2, the labels of 40 images take 20 bits instead of 80: compression 4.00× [3.80, 4.30]" in text
+    assert (
+        "given l2, the labels of 40 images take 20 bits instead of 80: compression 4.00× [3.80, "
+        "4.30]" in text
+    )
     assert "untrained baseline: at most 1.10× [0.90, 1.40]" in text
 
 
 def test_the_price_of_a_random_grouping() -> None:
     (text,) = only([control_coded("net")]).paragraphs
     assert "not distinguishable from random groupings (p = 0.33)" in text
-    assert "random groupings take 0.150 bits more on average (0.100 to 0.200 over 2 groupings" in text
+    assert (
+        "random groupings take 0.150 bits more on average (0.100 to 0.200 over 2 groupings" in text
+    )
 
 
 def test_confusions_name_the_classes() -> None:
     (text,) = only([confused("net")]).paragraphs
     # 9 of 10 ships are right too, and 7 of 10 dogs.
     assert (
-        "accuracy per class is at most 100.0 % [72.2 %, 100.0 %] ('truck') and at least 40.0 % [16.8 %, 68.7 %] ('cat')" in text
+        "accuracy per class is at most 100.0 % [72.2 %, 100.0 %] ('truck') and at least 40.0 % "
+        "[16.8 %, 68.7 %] ('cat')" in text
     )
-    assert "at most 6 of 10 images of a class are predicted as one other class ('cat' as 'dog')" in text
+    assert (
+        "at most 6 of 10 images of a class are predicted as one other class ('cat' as 'dog')"
+        in text
+    )
     counts = 100 * confused("net").counts
     (text,) = only([replace(confused("net"), counts=counts)]).paragraphs
     assert "accuracy per class is highest for 'truck' with 100.0 %" in text
@@ -181,11 +216,14 @@ def test_confusions_name_the_classes() -> None:
 
 def test_calibration_is_judged_by_its_null() -> None:
     (text,) = only([calibrated("net")]).paragraphs
-    assert "mean confidence 80.0 %, accuracy 40.0 %; ECE 40.0 points, significantly miscalibrated" in text
+    assert (
+        "mean confidence 80.0 %, accuracy 40.0 %; ECE 40.0 points, significantly miscalibrated"
+        in text
+    )
     (text,) = only([replace(calibrated("net"), ece=np.full(2, 0.08))]).paragraphs
     assert (
-        "ECE 8.0 points, not distinguishable from calibrated (calibrated predictions: mean 5.0, 95th percentile 10.0; n = 40)"
-        in text
+        "ECE 8.0 points, not distinguishable from calibrated (calibrated predictions: mean 5.0, "
+        "95th percentile 10.0; n = 40)" in text
     )
 
 
@@ -197,7 +235,10 @@ def test_places_are_told_in_pixels_with_chance_and_the_twin() -> None:
 
 def test_positions_and_attention() -> None:
     (text,) = only([placed("net")]).paragraphs
-    assert "after l2, 45.0 % at the median position (range 20.0 % to 70.0 %) and 80.0 % [70.0 %, 90.0 %] from the mean" in text
+    assert (
+        "after l2, 45.0 % at the median position (range 20.0 % to 70.0 %) and 80.0 % [70.0 %, 90.0 "
+        "%] from the mean" in text
+    )
     (text,) = only([attentive("net")]).paragraphs
     assert f"{16 * 16 / 136:.1f} times uniform attention" in text
 
@@ -205,14 +246,20 @@ def test_positions_and_attention() -> None:
 def test_targets_have_first_and_last_layer_twin_and_unit() -> None:
     (text,) = only([targeted("net")]).paragraphs
     assert "R² of brightness 0.90 [0.85, 0.94] → 0.40 [0.35, 0.44], untrained baseline 0.40" in text
-    assert "accuracy of place 0.90 [0.85, 0.94] → 0.95 [0.90, 0.99], untrained baseline 0.95, chance 0.50" in text
+    assert (
+        "accuracy of place 0.90 [0.85, 0.94] → 0.95 [0.90, 0.99], untrained baseline 0.95, chance "
+        "0.50" in text
+    )
     meanings = next(item for item in only([targeted("net")]).content if isinstance(item, Table))
     assert list(meanings.frame["unit"]) == ["", "degrees", ""]
 
 
 def test_random_labels_at_chance() -> None:
     (text,) = only([randomised("net")]).paragraphs
-    assert "at chance after 3 of 3 layers, 26.0 % on average (expected: 25.0 %; 5 permutations, n = 40)" in text
+    assert (
+        "at chance after 3 of 3 layers, 26.0 % on average (expected: 25.0 %; 5 permutations, n = "
+        "40)" in text
+    )
 
 
 def test_untrained_networks_are_warned_of() -> None:
@@ -221,18 +268,28 @@ def test_untrained_networks_are_warned_of() -> None:
         assert "net is untrained" in only([alone]).warnings[0]
 
 
-# -- the study ---------------------------------------------------------------------------------------------------------
+# -- the study -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def probed() -> list[Result]:
     """All probes of one tiny network, on few images; of a second one those that cost little."""
-    images, train = mp.load_images("demo", limit=40), mp.load_images("demo", split="train", limit=60)
+    images, train = (
+        mp.load_images("demo", limit=40),
+        mp.load_images("demo", split="train", limit=60),
+    )
     settings = StudySettings(probes=ROOM.names, targets=("brightness",))
     cheap = tuple(name for name in ROOM.names if name not in ("mdl", "control-mdl", "attentive"))
     results: list[Result] = []
     for model, probes in ((tiny_models()[0], ROOM.names), (tiny_models()[2], cheap)):
-        results += run_analyses([model], {"probing": probes}, images, train, replace(settings, probes=probes), strict=False)
+        results += run_analyses(
+            [model],
+            {"probing": probes},
+            images,
+            train,
+            replace(settings, probes=probes),
+            strict=False,
+        )
     return results
 
 
@@ -241,7 +298,9 @@ def of(results: list[Result], kind: str) -> list[Any]:
 
 
 def test_the_study_has_every_probe_of_every_network(probed: list[Result]) -> None:
-    counts = {kind: len(of(probed, kind)) for kind in dict.fromkeys(type(r).__name__ for r in probed)}
+    counts = {
+        kind: len(of(probed, kind)) for kind in dict.fromkeys(type(r).__name__ for r in probed)
+    }
     assert counts == {
         "PatchPosition": 2,
         "PositionProbe": 4,  # of untrained baselines too
@@ -256,36 +315,65 @@ def test_the_study_has_every_probe_of_every_network(probed: list[Result]) -> Non
         "RandomLabels": 2,
         "TargetProbe": 4,
     }
-    assert [r.model.name for r in of(probed, "ProbeResult")] == ["tiny-mixer", "raw pixels", "tiny-resnet", "raw pixels"]
-    assert all(r.untrained for kind in ("ProbeResult", "FewShotResult", "ControlTask") for r in of(probed, kind)[::2])
+    assert [r.model.name for r in of(probed, "ProbeResult")] == [
+        "tiny-mixer",
+        "raw pixels",
+        "tiny-resnet",
+        "raw pixels",
+    ]
+    assert all(
+        r.untrained
+        for kind in ("ProbeResult", "FewShotResult", "ControlTask")
+        for r in of(probed, kind)[::2]
+    )
     # A ResNet's last stages are one position at 32 px, which has no place.
     assert all(grid[0] > 1 for r in of(probed, "PatchPosition") for grid in r.grids)
 
 
 def test_numbers_of_the_study_are_those_of_the_probes(probed: list[Result]) -> None:
-    images, train = mp.load_images("demo", limit=40), mp.load_images("demo", split="train", limit=60)
+    images, train = (
+        mp.load_images("demo", limit=40),
+        mp.load_images("demo", split="train", limit=60),
+    )
     runs = [mp.extract(tiny_models()[0], source) for source in (train, images)]
     found = few_shot_probe(runs[0], runs[1], (1, 5))
     assert of(probed, "FewShotResult")[0].shots == (1, 5)  # each class has six images
     np.testing.assert_array_equal(of(probed, "FewShotResult")[0].accuracy, found.accuracy)
     raw = linear_probe(*pixel_baseline(train, images))
     np.testing.assert_array_equal(of(probed, "ProbeResult")[1].accuracy, raw.accuracy)
-    code = online_code(runs[0].only(["blocks.0", "blocks.1"]), fractions=(0.0625, 0.125, 0.25, 0.5, 1.0), l2=(0.1, 1, 10))
+    code = online_code(
+        runs[0].only(["blocks.0", "blocks.1"]),
+        fractions=(0.0625, 0.125, 0.25, 0.5, 1.0),
+        l2=(0.1, 1, 10),
+    )
     np.testing.assert_allclose(of(probed, "OnlineCode")[0].bits, code.bits)
 
 
 def test_probes_can_be_left_out() -> None:
     images = mp.load_images("demo", limit=40)
-    found = run_study(tiny_models()[:1], images, None, StudySettings(permutations=0, probes=(), attributions=()))
+    found = run_study(
+        tiny_models()[:1], images, None, StudySettings(permutations=0, probes=(), attributions=())
+    )
     kinds = {type(r).__name__ for r in found}
     assert "SimilarityMatrix" in kinds
-    assert not kinds & {"ProbeResult", "FewShotResult", "ControlTask", "OnlineCode", "PatchPosition", "Skipped"}
+    assert not kinds & {
+        "ProbeResult",
+        "FewShotResult",
+        "ControlTask",
+        "OnlineCode",
+        "PatchPosition",
+        "Skipped",
+    }
 
 
 def test_one_reason_is_told_once() -> None:
     """No grouping of classes that are not CIFAR-10's is known: one Skipped for all networks."""
-    images = replace(mp.load_images("demo", limit=40), class_names=tuple(f"c{k}" for k in range(10)))
-    results = run_analyses(tiny_models()[:2], {"probing": ("control", "accuracy")}, images, strict=False)
+    images = replace(
+        mp.load_images("demo", limit=40), class_names=tuple(f"c{k}" for k in range(10))
+    )
+    results = run_analyses(
+        tiny_models()[:2], {"probing": ("control", "accuracy")}, images, strict=False
+    )
     assert [r.step for r in results if isinstance(r, Skipped)] == ["control tasks of tiny-mixer"]
     assert len(of(results, "ProbeResult")) == 3
 
@@ -310,7 +398,9 @@ def test_targets_need_no_labels(tmp_path: Path) -> None:
         image.save(tmp_path / f"{i}.png")
     settings = StudySettings(probes=("accuracy", "targets"), targets=("brightness", "hue"))
     unlabelled = mp.load_images(str(tmp_path))
-    results = run_analyses(tiny_models()[:1], {"probing": settings.probes}, unlabelled, settings=settings, strict=False)
+    results = run_analyses(
+        tiny_models()[:1], {"probing": settings.probes}, unlabelled, settings=settings, strict=False
+    )
     assert [r.step for r in results if isinstance(r, Skipped)] == ["linear probe"]
     (found, raw) = of(results, "TargetProbe")
     assert isinstance(found, TargetProbe)
@@ -331,8 +421,12 @@ def test_another_data_set_is_matched_by_names_of_classes() -> None:
     )
     results = []
     for images in (other, renamed):
-        settings = StudySettings(probes=("accuracy", "targets"), targets=("brightness",), baselines=False)
-        results.append(run_analyses(tiny_models()[:1], {"probing": settings.probes}, images, train, settings))
+        settings = StudySettings(
+            probes=("accuracy", "targets"), targets=("brightness",), baselines=False
+        )
+        results.append(
+            run_analyses(tiny_models()[:1], {"probing": settings.probes}, images, train, settings)
+        )
     for kind in ("ProbeResult", "TargetProbe"):
         a, b = (of(found, kind)[0] for found in results)
         pd.testing.assert_frame_equal(a.to_frame(), b.to_frame())
@@ -352,5 +446,8 @@ def test_names_of_probes_and_targets_are_checked() -> None:
     with pytest.raises(MeasureError, match="no probe analysis 'acuracy'; closest: accuracy"):
         ROOM.check(["acuracy"])
     assert check_target("a:b/c.csv:age") == "a:b/c.csv:age"
-    with pytest.raises(MeasureError, match=r"FILE\.csv:COLUMN or a property of images, not 'brightnes'; closest: brightness"):
+    with pytest.raises(
+        MeasureError,
+        match=r"FILE\.csv:COLUMN or a property of images, not 'brightnes'; closest: brightness",
+    ):
         check_target("brightnes")

@@ -1,4 +1,5 @@
-"""Studies that go on: finished steps are kept and found again by what decides them, and never half."""
+"""Studies that go on: finished steps are kept and found again by what decides them, and never
+half."""
 
 from __future__ import annotations
 
@@ -54,18 +55,25 @@ def images() -> mp.Images:
 
 
 def steps_in(folder: Path) -> list[str]:
-    return sorted(json.loads(file.read_text())["settings"]["step"] for file in folder.glob("*.json"))
+    return sorted(
+        json.loads(file.read_text())["settings"]["step"] for file in folder.glob("*.json")
+    )
 
 
 class Counted:
     """How often each analysis of a study is computed; `fail` fails one of them."""
 
     def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, fail: Callable[[str, int], BaseException | None] = lambda *_: None
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        fail: Callable[[str, int], BaseException | None] = lambda *_: None,
     ) -> None:
         self.calls: Counter[str] = Counter()
         self.fail = fail
-        rooms = [replace(r, analyses=tuple(self._counting(a, f"{r.name}.{a.name}") for a in r.analyses)) for r in catalog.ROOMS]
+        rooms = [
+            replace(r, analyses=tuple(self._counting(a, f"{r.name}.{a.name}") for a in r.analyses))
+            for r in catalog.ROOMS
+        ]
         monkeypatch.setattr(catalog, "ROOMS", rooms)
 
     def _counting(self, analysis: Analysis, name: str) -> Analysis:
@@ -112,14 +120,21 @@ def in_one_go() -> list[Result]:
 
 
 def run(folder: Path) -> list[Result]:
-    return run_study(models(), images(), None, SETTINGS, store=folder / "runs", steps=Steps(folder / "parts"))
+    return run_study(
+        models(), images(), None, SETTINGS, store=folder / "runs", steps=Steps(folder / "parts")
+    )
 
 
 def test_a_study_killed_at_the_second_network_computes_only_the_rest(
     in_one_go: list[Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        first = Counted(patch, lambda name, n: KeyboardInterrupt() if (name, n) == ("channels.statistics", 2) else None)
+        first = Counted(
+            patch,
+            lambda name, n: (
+                KeyboardInterrupt() if (name, n) == ("channels.statistics", 2) else None
+            ),
+        )
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path)
     assert len(steps_in(tmp_path / "parts")) == BEFORE_CHANNELS_OF_VIT
@@ -149,7 +164,12 @@ def test_processes_leave_only_what_several_networks_are_compared_in(
     again = run_study(models(), images(), None, SETTINGS, store, steps)
     assert again == in_one_go
     pixels = {"probing.accuracy": 1, "probing.fewshot": 1}
-    several = {"similarity.similarity": 6, "channels.partners": 2, "attribution.overlays": 1, "attribution.agreement": 1}
+    several = {
+        "similarity.similarity": 6,
+        "channels.partners": 2,
+        "attribution.overlays": 1,
+        "attribution.agreement": 1,
+    }
     assert counted.calls == pixels | several
 
 
@@ -165,10 +185,12 @@ def test_a_finished_study_computes_nothing_again(
         second = run(tmp_path)
     # Of a network with itself by another measure than CKA there is nothing to keep.
     assert counted.calls == {"similarity.similarity": 2}
-    assert json.dumps(to_dict(first)) == json.dumps(to_dict(second)) == json.dumps(to_dict(in_one_go))
+    assert (
+        json.dumps(to_dict(first)) == json.dumps(to_dict(second)) == json.dumps(to_dict(in_one_go))
+    )
 
 
-# -- steps -------------------------------------------------------------------------------------------------------------
+# -- steps -----------------------------------------------------------------------------------------
 
 
 class Work:
@@ -179,14 +201,22 @@ class Work:
 
     def __call__(self) -> list[Result]:
         self.runs += 1
-        return [Skipped("a", f"run {self.runs}")] if self.error is None else [Skipped.because("a", self.error)]
+        return (
+            [Skipped("a", f"run {self.runs}")]
+            if self.error is None
+            else [Skipped.because("a", self.error)]
+        )
 
 
 def test_a_step_is_found_again_by_all_that_decides_it(tmp_path: Path) -> None:
     steps, work = Steps(tmp_path), Work()
     model, other, some = tiny_models()[0], tiny_models()[1], images()
     settings = {"model": model, "images": some, "study": StudySettings(), "draws": 3}
-    assert steps.get("a step", settings, work) == steps.get("a step", dict(settings), work) == [Skipped("a", "run 1")]
+    assert (
+        steps.get("a step", settings, work)
+        == steps.get("a step", dict(settings), work)
+        == [Skipped("a", "run 1")]
+    )
     changed = [
         {"model": other},
         {"model": replace(model, name="the same by another name")},
@@ -211,7 +241,10 @@ def test_other_pixels_or_weights_of_the_same_names_are_another_step(tmp_path: Pa
     first, second = (replace(CASES["mixer"].model(), name="same") for _ in range(2))
     assert identity(first) == identity(second)
     second = replace(
-        mp.load_model(CASES["mixer"].network(seed=1), input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3), name="same"
+        mp.load_model(
+            CASES["mixer"].network(seed=1), input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3
+        ),
+        name="same",
     )
     assert identity(first) != identity(second)
 
@@ -229,10 +262,17 @@ def test_what_is_kept_can_be_opened_by_anyone(tmp_path: Path, in_one_go: list[Re
     given = steps.get("all of it: a/b", {}, lambda: in_one_go)
     (file,) = (tmp_path / "deep" / "parts").iterdir()
     assert file.name.startswith("all-of-it--a-b-")
-    assert json.dumps(to_dict(load_results(file))) == json.dumps(to_dict(given)) == json.dumps(to_dict(in_one_go))
+    assert (
+        json.dumps(to_dict(load_results(file)))
+        == json.dumps(to_dict(given))
+        == json.dumps(to_dict(in_one_go))
+    )
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"format": "another"}', sealed([{"$type": "Gone"}]), sealed([]).replace("2", "1")])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", '{"format": "another"}', sealed([{"$type": "Gone"}]), sealed([]).replace("2", "1")],
+)
 def test_a_damaged_file_is_computed_again(tmp_path: Path, content: str) -> None:
     steps, work = Steps(tmp_path), Work()
     steps.get("a", {}, work)
@@ -253,9 +293,20 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (ImagesError("no labels"), False, False),
         (ModelError("unknown"), False, False),
         (StoreError("in the way"), True, False),
-        (caused(ImagesError("cannot read a.png"), FileNotFoundError(errno.ENOENT, "gone")), True, False),
+        (
+            caused(ImagesError("cannot read a.png"), FileNotFoundError(errno.ENOENT, "gone")),
+            True,
+            False,
+        ),
         (caused(StoreError("cannot write"), FULL), True, True),
-        (caused(MeasureError("x"), caused(StoreError("cannot write"), OSError(errno.EDQUOT, "quota"))), True, True),
+        (
+            caused(
+                MeasureError("x"),
+                caused(StoreError("cannot write"), OSError(errno.EDQUOT, "quota")),
+            ),
+            True,
+            True,
+        ),
     ],
 )
 def test_what_the_machine_refused_is_tried_again_and_what_the_measure_refused_is_not(
@@ -277,12 +328,13 @@ def test_an_error_says_in_which_step_it_was(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError) as caught:
         Steps(tmp_path).get("weights of a", {}, broken)
     assert caught.value.__notes__ == [
-        f"This was the step 'weights of a'; the same start goes on from those finished, which are in {tmp_path}."
+        "This was the step 'weights of a'; the same start goes on from those finished, which are "
+        f"in {tmp_path}."
     ]
     assert not list(tmp_path.iterdir())
 
 
-# -- a full disk -------------------------------------------------------------------------------------------------------
+# -- a full disk -----------------------------------------------------------------------------------
 
 
 def test_a_full_disk_names_the_step_and_keeps_those_before(
@@ -301,24 +353,32 @@ def test_a_full_disk_names_the_step_and_keeps_those_before(
             run(tmp_path)
     parts = tmp_path / "parts"
     told, finished = str(caught.value), BEFORE_CHANNELS_OF_VIT + 1
-    assert told.startswith(f"the step 'class selectivity of vit' cannot be kept (cannot write {parts}/class-selectivity-of-vit-")
+    assert told.startswith(
+        "the step 'class selectivity of vit' cannot be kept (cannot write "
+        f"{parts}/class-selectivity-of-vit-"
+    )
     assert told.endswith(
-        f": No space left on device): free disk space and start the same again, which goes on from the {finished} finished "
-        f"before, in {parts}"
+        ": No space left on device): free disk space and start the same again, which goes on from "
+        f"the {finished} finished before, in {parts}"
     )
     assert len(steps_in(parts)) == len(list(parts.iterdir())) == finished
     assert json.dumps(to_dict(run(tmp_path))) == json.dumps(to_dict(in_one_go))
 
 
 def test_a_write_that_the_system_cuts_off_leaves_nothing(tmp_path: Path) -> None:
-    """A real refusal in the middle of a file: the largest size that this process may write is set to 10 kB for a moment."""
+    """A real refusal in the middle of a file: the largest size that this process may write is set
+    to 10 kB for a moment."""
     steps = Steps(tmp_path)
     steps.get("small", {}, Work())
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:
         with pytest.raises(
-            StoreError, match=r"the step 'large' cannot be kept .*File too large.* goes on from the 1 finished before"
+            StoreError,
+            match=(
+                r"the step 'large' cannot be kept .*File too large.* goes on from the 1 finished "
+                r"before"
+            ),
         ):
             steps.get("large", {}, lambda: [Skipped("a", "x" * 100_000)])
     finally:
@@ -331,27 +391,44 @@ def test_representations_that_do_not_fit_on_the_disk_stop_the_study_with_a_sente
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
-        raise StoreError("could not write to runs (No space left on device); 8 of 20 images are safe") from FULL
+        raise StoreError(
+            "could not write to runs (No space left on device); 8 of 20 images are safe"
+        ) from FULL
 
     monkeypatch.setattr("mixer_probe.capture.analysis_inputs.extract", full)
     with pytest.raises(StoreError) as caught:
         run(tmp_path)
-    assert str(caught.value).startswith("the step 'representations of mixer' stopped: could not write to runs (No space left")
-    weights = ("anatomy", "kernel tying", "spatial kernels", "spectra", "stem filters", "token-mixing units")
+    assert str(caught.value).startswith(
+        "the step 'representations of mixer' stopped: could not write to runs (No space left"
+    )
+    weights = (
+        "anatomy",
+        "kernel tying",
+        "spatial kernels",
+        "spectra",
+        "stem filters",
+        "token-mixing units",
+    )
     assert steps_in(tmp_path / "parts") == [f"{name} of mixer" for name in weights]
 
 
-# -- a list of models --------------------------------------------------------------------------------------------------
+# -- a list of models ------------------------------------------------------------------------------
 
 
-def test_a_missing_checkpoint_in_the_middle_keeps_the_others_and_is_tried_again(in_one_go: list[Result], tmp_path: Path) -> None:
+def test_a_missing_checkpoint_in_the_middle_keeps_the_others_and_is_tried_again(
+    in_one_go: list[Result], tmp_path: Path
+) -> None:
     missing = tmp_path / "mixer.safetensors"
     first, last = models()
 
     def middle() -> mp.Model:
-        return mp.load_model(CASES["mixer"].network(seed=2), checkpoint=missing, name="middle", **SPEC)
+        return mp.load_model(
+            CASES["mixer"].network(seed=2), checkpoint=missing, name="middle", **SPEC
+        )
 
-    results = run_study([first, middle, last], images(), None, SETTINGS, steps=Steps(tmp_path / "parts"))
+    results = run_study(
+        [first, middle, last], images(), None, SETTINGS, steps=Steps(tmp_path / "parts")
+    )
     (skipped,) = (r for r in results if isinstance(r, Skipped) and r.step == "loading a model")
     assert str(missing) in skipped.reason
     rest = [r for r in results if r is not skipped]
@@ -359,9 +436,13 @@ def test_a_missing_checkpoint_in_the_middle_keeps_the_others_and_is_tried_again(
     # The checkpoint has come: only what it brings is computed.
     save_file(CASES["mixer"].network(seed=1).state_dict(), missing)
     kept = set(steps_in(tmp_path / "parts"))
-    again = run_study([first, middle, last], images(), None, SETTINGS, steps=Steps(tmp_path / "parts"))
+    again = run_study(
+        [first, middle, last], images(), None, SETTINGS, steps=Steps(tmp_path / "parts")
+    )
     assert not [r for r in again if isinstance(r, Skipped) and r.step == "loading a model"]
-    assert {step for step in set(steps_in(tmp_path / "parts")) - kept if "middle" not in step} == set()
+    assert {
+        step for step in set(steps_in(tmp_path / "parts")) - kept if "middle" not in step
+    } == set()
 
 
 def test_networks_that_need_other_images_are_left_out_and_the_rest_is_done(tmp_path: Path) -> None:
@@ -370,19 +451,32 @@ def test_networks_that_need_other_images_are_left_out_and_the_rest_is_done(tmp_p
     from timm.models.vision_transformer import VisionTransformer
 
     torch.manual_seed(0)
-    pairs = VisionTransformer(img_size=32, patch_size=8, in_chans=2, embed_dim=16, depth=2, num_heads=2, num_classes=10)
-    large = VisionTransformer(img_size=64, patch_size=16, embed_dim=16, depth=2, num_heads=2, num_classes=10)
+    pairs = VisionTransformer(
+        img_size=32, patch_size=8, in_chans=2, embed_dim=16, depth=2, num_heads=2, num_classes=10
+    )
+    large = VisionTransformer(
+        img_size=64, patch_size=16, embed_dim=16, depth=2, num_heads=2, num_classes=10
+    )
     listed = [
         tiny_models()[0],
         mp.load_model(pairs, name="pairs", input_size=(2, 32, 32), mean=(0.5,) * 2, std=(0.5,) * 2),
         mp.load_model(large, name="large", input_size=(3, 64, 64), mean=(0.5,) * 3, std=(0.5,) * 3),
     ]
-    settings = StudySettings(permutations=0, resamples=0, measures=("cka",), probes=("accuracy",), channels=(), attributions=())
+    settings = StudySettings(
+        permutations=0,
+        resamples=0,
+        measures=("cka",),
+        probes=("accuracy",),
+        channels=(),
+        attributions=(),
+    )
     results = run_study(listed, images(), None, settings, steps=Steps(tmp_path))
     left_out = [r.step for r in results if isinstance(r, Skipped)]
     assert any("pairs" in step for step in left_out)
     assert not any("large" in step or "tiny-mixer" in step for step in left_out)
-    assert {(r.model_a.name, r.model_b.name) for r in results if type(r).__name__ == "SimilarityMatrix"} == {
+    assert {
+        (r.model_a.name, r.model_b.name) for r in results if type(r).__name__ == "SimilarityMatrix"
+    } == {
         ("tiny-mixer", "tiny-mixer"),
         ("tiny-mixer", "large"),
         ("large", "large"),

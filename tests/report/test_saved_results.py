@@ -1,4 +1,5 @@
-"""Results as data: every kind that a report can hold loads back and is told, tabled and drawn the same, without the model."""
+"""Results as data: every kind that a report can hold loads back and is told, tabled and drawn the
+same, without the model."""
 
 from __future__ import annotations
 
@@ -42,8 +43,20 @@ from tests import probes
 from tests.networks import CASES
 
 DISTORTIONS = (PatchShuffle(2), LowPass(4.0))
-SETTINGS = StudySettings(permutations=20, resamples=20, probes=(), measures=("cka",), channel_pages=1, statistics_images=None)
-SMALL_STUDY = replace(SETTINGS, probes=("accuracy", "fewshot"), channels=("statistics", "partners"), attributions=("agreement",))
+SETTINGS = StudySettings(
+    permutations=20,
+    resamples=20,
+    probes=(),
+    measures=("cka",),
+    channel_pages=1,
+    statistics_images=None,
+)
+SMALL_STUDY = replace(
+    SETTINGS,
+    probes=("accuracy", "fewshot"),
+    channels=("statistics", "partners"),
+    attributions=("agreement",),
+)
 
 
 @cache
@@ -100,13 +113,18 @@ def distorted() -> tuple[Any, ...]:
     second = replace(
         first,
         model=replace(first.model, name="other", family="vit", fingerprint="f" * 64),
-        predicted=np.where(np.arange(len(labels)) % 5 == 0, (first.predicted + 1) % 4, first.predicted),
+        predicted=np.where(
+            np.arange(len(labels)) % 5 == 0, (first.predicted + 1) % 4, first.predicted
+        ),
     )
     return first, second
 
 
 def attributions() -> list[Any]:
-    return [mp.attribute(models()[0], images().subset(np.arange(3)), method) for method in ("saliency", "integrated_gradients")]
+    return [
+        mp.attribute(models()[0], images().subset(np.arange(3)), method)
+        for method in ("saliency", "integrated_gradients")
+    ]
 
 
 def probed(name: str, **options: Any) -> list[Any]:
@@ -120,7 +138,13 @@ def cost() -> Any:
 
 def set_against_accuracy() -> list[Any]:
     name = {"model": cost().model}
-    return [accuracy_cost([cost()], [replace(probes.accuracy("net"), **name)], [replace(probes.few_shot("net"), **name)])]
+    return [
+        accuracy_cost(
+            [cost()],
+            [replace(probes.accuracy("net"), **name)],
+            [replace(probes.few_shot("net"), **name)],
+        )
+    ]
 
 
 # A kind of result without a line here fails: whoever adds one says how to make a small one.
@@ -133,7 +157,9 @@ MADE: dict[str, Callable[[], Sequence[Any]]] = {
     "CostGrowth": lambda: [cost_growth(models()[0], (32, 64), timed=1, runs=3)],
     "ModelSimilarity": lambda: [model_similarity([m for m in similar() if m.model_a != m.model_b])],
     "LayerMatches": lambda: [best_matches(m) for m in similar()],
-    "LayerIdentification": lambda: [layer_identification(*[mp.extract(models()[0], images())] * 2, "cka")],
+    "LayerIdentification": lambda: [
+        layer_identification(*[mp.extract(models()[0], images())] * 2, "cka")
+    ],
     "ProbeResult": lambda: probed("accuracy"),
     "FewShotResult": lambda: probed("few_shot"),
     "ControlTask": lambda: probed("controlled"),
@@ -148,17 +174,25 @@ MADE: dict[str, Callable[[], Sequence[Any]]] = {
     "TargetProbe": lambda: probed("targeted", undefined=True),
     "Dissection": lambda: [dissection()],
     "DissectedChannel": lambda: [
-        mp.channels.dissected_channel(models()[0], images(), concepts(), dissection(), "blocks.0", 1, k=3)
+        mp.channels.dissected_channel(
+            models()[0], images(), concepts(), dissection(), "blocks.0", 1, k=3
+        )
     ],
-    "FeatureVisualization": lambda: [mp.visualize(models()[0], "blocks.1", [0, 1], images=images(), steps=2)],
+    "FeatureVisualization": lambda: [
+        mp.visualize(models()[0], "blocks.1", [0, 1], images=images(), steps=2)
+    ],
     "DistortionExamples": lambda: [distortion_examples(models()[0], images(), DISTORTIONS, 2)],
     "DistortionAccuracy": distorted,
     "ArchitectureComparison": lambda: [compare_architectures(distorted())],
     "ErrorConsistency": lambda: [error_consistency(distorted())],
-    "RepresentationShift": lambda: [representation_shift(models()[0], images(), DISTORTIONS, permutations=20, resamples=20)],
+    "RepresentationShift": lambda: [
+        representation_shift(models()[0], images(), DISTORTIONS, permutations=20, resamples=20)
+    ],
     "Attribution": attributions,
     "ReportDiff": lambda: [
-        compare_reports(probed("accuracy"), [replace(r, accuracy=r.accuracy * 0.9) for r in probed("accuracy")])
+        compare_reports(
+            probed("accuracy"), [replace(r, accuracy=r.accuracy * 0.9) for r in probed("accuracy")]
+        )
     ],
     "Narrative": lambda: [narrate(study())],
     "Skipped": lambda: [Skipped("linear probes", "class 'hen' has one image")],
@@ -179,7 +213,9 @@ def drawn(section: Section) -> list[Any]:
             told.append((item.caption, item.header, item.rows, item.folded))
         else:
             assert isinstance(item, Picture)
-            told.append((item.shows, item.reading, item.alt, item.file_name, item.folded, item.data))
+            told.append(
+                (item.shows, item.reading, item.alt, item.file_name, item.folded, item.data)
+            )
     return told
 
 
@@ -203,7 +239,11 @@ def test_every_kind_of_result_has_a_section_or_is_part_of_another() -> None:
     from mixer_probe.core import result as module
 
     shown = set(all_views())
-    kinds = {kind for kind in module._KINDS.values() if issubclass(kind, Result) and kind.__module__.startswith("mixer_probe.")}
+    kinds = {
+        kind
+        for kind in module._KINDS.values()
+        if issubclass(kind, Result) and kind.__module__.startswith("mixer_probe.")
+    }
     assert {kind.__name__ for kind in kinds - shown} == {"StemComponents", "TopImages"}
 
 
@@ -214,21 +254,35 @@ def small() -> list[Result]:
 
 def test_the_same_seed_gives_the_same_numbers(small: list[Result], tmp_path: Path) -> None:
     """A second run is the same file, byte for byte; a results file has no date."""
-    again = run_study(tuple(replace(CASES[m.name].model(), name=m.name) for m in models()), images(), None, SMALL_STUDY)
-    files = [save_results(results, tmp_path / name, {"seed": 0}) for results, name in ((small, "a.json"), (again, "b.json"))]
+    again = run_study(
+        tuple(replace(CASES[m.name].model(), name=m.name) for m in models()),
+        images(),
+        None,
+        SMALL_STUDY,
+    )
+    files = [
+        save_results(results, tmp_path / name, {"seed": 0})
+        for results, name in ((small, "a.json"), (again, "b.json"))
+    ]
     assert files[0].read_bytes() == files[1].read_bytes()
     other = run_study(models(), images(), None, replace(SMALL_STUDY, seed=1))
-    assert save_results(other, tmp_path / "c.json", {"seed": 0}).read_bytes() != files[0].read_bytes()
+    assert (
+        save_results(other, tmp_path / "c.json", {"seed": 0}).read_bytes() != files[0].read_bytes()
+    )
 
 
-def test_a_delivered_report_is_rendered_again_byte_for_byte_in_another_process(small: list[Result], tmp_path: Path) -> None:
+def test_a_delivered_report_is_rendered_again_byte_for_byte_in_another_process(
+    small: list[Result], tmp_path: Path
+) -> None:
     """By the command line, from the folder, with no model and no image."""
     first, second = tmp_path / "first", tmp_path / "second"
     chosen = [r for r in small if type(r).__name__ in ("ModelCard", "ProbeResult")]
     deliver(chosen, first, "Two networks", {"command": "mixer-probe report", "study": {"seed": 0}})
     script = "from mixer_probe import cli; cli.main()"
     done = subprocess.run(
-        [sys.executable, "-c", script, "render", str(first), "--out", str(second)], capture_output=True, text=True
+        [sys.executable, "-c", script, "render", str(first), "--out", str(second)],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(second / "report.html")
@@ -237,14 +291,21 @@ def test_a_delivered_report_is_rendered_again_byte_for_byte_in_another_process(s
     # The list of the files has their checksums, and so that of the page.
     for name in names[1:]:
         # One line of a page says what rendered it, and how many threads it had.
-        old, new = (re.sub(rb"<p>mixer_probe .*</p>", b"", (folder / name).read_bytes()) for folder in (first, second))
+        old, new = (
+            re.sub(rb"<p>mixer_probe .*</p>", b"", (folder / name).read_bytes())
+            for folder in (first, second)
+        )
         assert old == new, name
 
 
 def test_title_and_settings_are_saved(tmp_path: Path) -> None:
     file = save_results([Skipped("a", "b")], tmp_path / "results.json", {"command": "x"}, "A title")
     saved = open_results(tmp_path)
-    assert (saved.results, saved.settings, saved.title) == ((Skipped("a", "b"),), {"command": "x"}, "A title")
+    assert (saved.results, saved.settings, saved.title) == (
+        (Skipped("a", "b"),),
+        {"command": "x"},
+        "A title",
+    )
     assert load_results(tmp_path) == (Skipped("a", "b"),)
     # The same in another layout is the same; anything else is refused.
     content = json.loads(file.read_text())

@@ -1,4 +1,5 @@
-"""A picture's file: the same figure gives the same bytes, and what is clipped is clipped by the region that is there."""
+"""A picture's file: the same figure gives the same bytes, and what is clipped is clipped by the
+region that is there."""
 
 from __future__ import annotations
 
@@ -29,11 +30,17 @@ def test_the_same_figure_gives_the_same_bytes() -> None:
 
 def test_every_clip_is_there() -> None:
     text = svg().decode()
-    used, there = (set(re.findall(pattern, text)) for pattern in (r"url\(#(clip\d+)\)", r'<clipPath id="([^"]+)"'))
+    used, there = (
+        set(re.findall(pattern, text))
+        for pattern in (r"url\(#(clip\d+)\)", r'<clipPath id="([^"]+)"')
+    )
     assert used == there == {"clip0", "clip1"}
 
 
 def test_only_clips_are_renamed() -> None:
-    text = b'<g id="pab"/><g clip-path="url(#%s)">pa</g><use href="#pa2"/><clipPath id="%s"></clipPath>'
+    text = (
+        b'<g id="pab"/><g clip-path="url(#%s)">pa</g><use href="#pa2"/>'
+        b'<clipPath id="%s"></clipPath>'
+    )
     assert _numbered_clips(text % (b"pa", b"pa")) == text % (b"clip0", b"clip0")
     assert _numbered_clips(b"<svg/>") == b"<svg/>"

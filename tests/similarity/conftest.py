@@ -12,7 +12,9 @@ from mixer_probe.models.layer import Layer
 class FakeRepresentations:
     """Representations made by hand."""
 
-    def __init__(self, features: Mapping[str, np.ndarray], name: str = "model", reduce: str = "mean") -> None:
+    def __init__(
+        self, features: Mapping[str, np.ndarray], name: str = "model", reduce: str = "mean"
+    ) -> None:
         self.features = dict(features)
         self.n = len(next(iter(features.values())))
         last = max(1, len(features) - 1)

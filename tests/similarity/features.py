@@ -20,7 +20,9 @@ def features(seed: int, n: int = 40, p: int = 7, q: int = 11) -> tuple[np.ndarra
     return X, np.tanh(Y)
 
 
-def shifted_features(seed: int, n: int = 40, p: int = 7, q: int = 11) -> tuple[np.ndarray, np.ndarray]:
+def shifted_features(
+    seed: int, n: int = 40, p: int = 7, q: int = 11
+) -> tuple[np.ndarray, np.ndarray]:
     """As `features`, about a mean of their own, and less closely related."""
     random = np.random.default_rng(seed)
     X = random.normal(size=(n, p)) * random.uniform(0.2, 3, size=p) + random.normal(size=p)

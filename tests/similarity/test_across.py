@@ -20,10 +20,16 @@ def test_streaming_equals_extract_and_compare(batch_size: int) -> None:
         stored = mp.compare(mp.extract(mixer, images), mp.extract(other, images), permutations=0)
         np.testing.assert_allclose(streamed.values, stored.values, atol=1e-6)
         assert streamed.layers_b == other.select("blocks")
-        assert (streamed.n, streamed.model_b.name, streamed.images) == (40, other.name, images.record)
+        assert (streamed.n, streamed.model_b.name, streamed.images) == (
+            40,
+            other.name,
+            images.record,
+        )
 
 
-def test_memory_cuts_of_one_model_do_not_shift_the_images_of_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_cuts_of_one_model_do_not_shift_the_images_of_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     mixer, vit, _ = tiny_models()
     images = mp.load_images("demo", limit=30)
     whole = mp.compare_models(mixer, vit, images, batch_size=16)

@@ -1,4 +1,5 @@
-"""Mean CCA, SVCCA and PWCCA against golden values, closed forms and the textbook eigenvalue problem."""
+"""Mean CCA, SVCCA and PWCCA against golden values, closed forms and the textbook eigenvalue
+problem."""
 
 from __future__ import annotations
 
@@ -12,7 +13,17 @@ from scipy.linalg import eigh, hadamard
 from sklearn.cross_decomposition import CCA
 
 from mixer_probe.core.errors import MeasureError
-from mixer_probe.similarity.canonical import MEAN_CCA, PWCCA, SVCCA, basis, leading_basis, mean_cca, principal, pwcca, svcca
+from mixer_probe.similarity.canonical import (
+    MEAN_CCA,
+    PWCCA,
+    SVCCA,
+    basis,
+    leading_basis,
+    mean_cca,
+    principal,
+    pwcca,
+    svcca,
+)
 from tests.similarity.features import features as features_of
 from tests.similarity.features import notebook_features
 
@@ -24,7 +35,8 @@ features = partial(features_of, n=60)
 
 
 def textbook(X: np.ndarray, Y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Correlations and variates of `X` from Cxy Cyy^-1 Cyx a = rho^2 Cxx a, for full rank and p <= q."""
+    """Correlations and variates of `X` from Cxy Cyy^-1 Cyx a = rho^2 Cxx a, for full rank and p <=
+    q."""
     X, Y = X - X.mean(0), Y - Y.mean(0)
     cross = X.T @ Y
     squares, a = eigh(cross @ np.linalg.solve(Y.T @ Y, cross.T), X.T @ X)
@@ -97,11 +109,16 @@ def test_pwcca_weighs_by_the_first_side():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_pwcca_of_tied_correlations_is_unique(seed):
-    """Ranks 40 + 35 beyond 59 make 16 correlations 1, whose variates only the principal axes of X tell apart."""
+    """Ranks 40 + 35 beyond 59 make 16 correlations 1, whose variates only the principal axes of X
+    tell apart."""
     random = np.random.default_rng(seed)
     X, Y = random.normal(size=(60, 40)), random.normal(size=(60, 35))
     order = random.permutation(60)
-    others = [(X[order], Y[order]), (X, Y @ random.normal(size=(35, 35))), (X[:, random.permutation(40)] * 3 + 5, Y)]
+    others = [
+        (X[order], Y[order]),
+        (X, Y @ random.normal(size=(35, 35))),
+        (X[:, random.permutation(40)] * 3 + 5, Y),
+    ]
     for other in others:
         assert pwcca(*other) == pytest.approx(pwcca(X, Y), abs=1e-10)
 
@@ -118,7 +135,8 @@ def test_orthonormal_columns_have_the_correlations_of_their_axes(function):
 
 @pytest.mark.parametrize(("n", "p", "q", "golden"), [(200, 20, 20, 0.1005), (200, 20, 50, 0.2513)])
 def test_independent_noise_has_squared_correlations_of_mean_q_over_n(n, p, q, golden):
-    """E tr(Px Py) = p q / (n - 1) for projections on independent subspaces of the centred images."""
+    """E tr(Px Py) = p q / (n - 1) for projections on independent subspaces of the centred
+    images."""
     random = np.random.default_rng(0)
     squares = []
     for _ in range(20):
@@ -165,7 +183,9 @@ def test_dependent_columns_are_found_under_a_large_mean():
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_mean_far_above_the_spread(function):
     X, Y = features(10)
-    assert function(X + 100 * X.std(), Y - 100 * Y.std()) == pytest.approx(function(X, Y), abs=1e-10)
+    assert function(X + 100 * X.std(), Y - 100 * Y.std()) == pytest.approx(
+        function(X, Y), abs=1e-10
+    )
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -192,7 +212,9 @@ def test_table_is_pair_by_pair(measure):
     assert table.shape == (2, 3)
     assert table.dtype == torch.float64
     expected = [[measure(X, Y) for Y in B] for X in A]
-    torch.testing.assert_close(table, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-13)
+    torch.testing.assert_close(
+        table, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-13
+    )
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -211,21 +233,35 @@ def test_a_share_of_variance_outside_its_range(variance):
 def test_bases_are_those_of_the_singular_value_decomposition(spread):
     """Up to a spread that double precision cannot hold, where columns count as dependent."""
     random = np.random.default_rng(18)
-    X = torch.from_numpy(random.normal(size=(80, 9)) * np.logspace(0, -spread, 9) @ np.linalg.qr(random.normal(size=(9, 9)))[0])
+    X = torch.from_numpy(
+        random.normal(size=(80, 9))
+        * np.logspace(0, -spread, 9)
+        @ np.linalg.qr(random.normal(size=(9, 9)))[0]
+    )
     U, S, _ = principal(X)
     found = basis(X)
     assert found.U.shape == U.shape
-    torch.testing.assert_close(found.U.T @ found.U, torch.eye(len(S), dtype=torch.float64), rtol=0, atol=1e-13)
+    torch.testing.assert_close(
+        found.U.T @ found.U, torch.eye(len(S), dtype=torch.float64), rtol=0, atol=1e-13
+    )
     x = (X - X.mean(0)) / (X - X.mean(0)).norm()
-    torch.testing.assert_close(found.U @ found.loadings / found.loadings.norm(), x, rtol=0, atol=1e-13)
+    torch.testing.assert_close(
+        found.U @ found.loadings / found.loadings.norm(), x, rtol=0, atol=1e-13
+    )
     for variance in (0.5, 0.99, 1 - 1e-8):
         leading = leading_basis(X, variance).U
-        torch.testing.assert_close(leading @ leading.T, U[:, : leading.shape[1]] @ U[:, : leading.shape[1]].T, rtol=0, atol=1e-11)
+        torch.testing.assert_close(
+            leading @ leading.T,
+            U[:, : leading.shape[1]] @ U[:, : leading.shape[1]].T,
+            rtol=0,
+            atol=1e-11,
+        )
 
 
 @pytest.mark.parametrize("small", [0.3, 1e-3, 1e-5, 1e-9, 0])
 def test_small_correlations_lose_no_digits(small):
-    """Two pairs of axes with known correlations, one of them small, and their variates along the axes of X."""
+    """Two pairs of axes with known correlations, one of them small, and their variates along the
+    axes of X."""
     H = hadamard(8)[:, 1:].astype(float)
     X, Y = H[:, :2] * [2, 1], np.c_[H[:, 0], small * H[:, 1] + np.sqrt(1 - small**2) * H[:, 2]]
     assert mean_cca(X, Y) == pytest.approx((1 + small) / 2, abs=1e-14)

@@ -18,8 +18,9 @@ from tests.similarity.features import features, notebook_features
 
 ESTIMATORS = ["unbiased", "biased"]
 METHODS = ["moments", "gram"]
-# Demo notebook of Kornblith et al. 2019 (google-research/representation_similarity), np.random.seed(1337);
-# the digits beyond the notebook's five were computed from the definitions in float64.
+# Demo notebook of Kornblith et al. 2019 (google-research/representation_similarity),
+# np.random.seed(1337); the digits beyond the notebook's five were computed from the definitions in
+# float64.
 NOTEBOOK = {
     ("biased", "linear"): (0.5576132566117589, 0.55761),
     ("biased", "rbf"): (0.6548311822614982, 0.65483),
@@ -90,7 +91,9 @@ def test_mean_over_all_permutations_is_zero_unbiased():
 def test_mean_over_all_permutations_biased():
     X, Y = (Z - Z.mean(0) for Z in features(3, n=6, p=3, q=4))
     K, L = gram(X), gram(Y)
-    values = [hsic(K, L[np.ix_(p, p)], "biased") for p in map(list, itertools.permutations(range(6)))]
+    values = [
+        hsic(K, L[np.ix_(p, p)], "biased") for p in map(list, itertools.permutations(range(6)))
+    ]
     assert np.mean(values) == pytest.approx(np.trace(K) * np.trace(L) / 5**3, rel=1e-12)
 
 
@@ -125,7 +128,9 @@ def test_disjoint_orthonormal_columns():
 @pytest.mark.parametrize(("p", "q"), [(5, 9), (39, 40), (60, 3), (70, 90)])
 def test_moments_and_gram_agree(estimator, p, q):
     X, Y = features(5, n=40, p=p, q=q)
-    forms = [cka(X, Y, estimator=estimator, method=method) for method in ("moments", "gram", "auto")]
+    forms = [
+        cka(X, Y, estimator=estimator, method=method) for method in ("moments", "gram", "auto")
+    ]
     assert max(forms) - min(forms) < 1e-12
 
 
@@ -158,7 +163,8 @@ def test_not_invariant_to_other_linear_maps():
 
 @pytest.mark.parametrize(("n", "p", "q"), [(100, 10, 10), (64, 768, 768), (256, 768, 768)])
 def test_independent_noise(n, p, q):
-    """Biased CKA is sqrt(pq / ((p + n)(q + n))), 0.75 at n=256, p=768; unbiased CKA 0 +- sqrt(2) / n."""
+    """Biased CKA is sqrt(pq / ((p + n)(q + n))), 0.75 at n=256, p=768; unbiased CKA 0 +- sqrt(2) /
+    n."""
     random = np.random.default_rng(0)
     pairs = [(random.normal(size=(n, p)), random.normal(size=(n, q))) for _ in range(12)]
     biased = [cka(X, Y, estimator="biased") for X, Y in pairs]
@@ -249,7 +255,12 @@ def test_rbf_of_mostly_equal_images_gives_nan():
         (np.zeros((5, 2)), np.array([[np.inf]] * 5), {}, "Y contains 5 values"),
         (np.zeros((5, 2)), np.zeros((5, 2)), {"estimator": "unbaised"}, "known: unbiased, biased"),
         (np.zeros((5, 2)), np.zeros((5, 2)), {"kernel": "cosine"}, "unknown kernel 'cosine'"),
-        (np.zeros((5, 2)), np.zeros((5, 2)), {"kernel": "rbf", "method": "moments"}, "no moments form"),
+        (
+            np.zeros((5, 2)),
+            np.zeros((5, 2)),
+            {"kernel": "rbf", "method": "moments"},
+            "no moments form",
+        ),
         (np.zeros((5, 2)), np.zeros((5, 2)), {"bandwidth": 0.0}, "bandwidth"),
     ],
 )

@@ -16,18 +16,27 @@ from mixer_probe.similarity.nulls import draw_pairings, upper_quantile
 METHODS = ["moments", "gram"]
 
 
-def layers(seed: int, widths: tuple[int, ...], n: int = 40, prefix: str = "blocks.") -> dict[str, np.ndarray]:
+def layers(
+    seed: int, widths: tuple[int, ...], n: int = 40, prefix: str = "blocks."
+) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
-    return {f"{prefix}{i}": random.normal(size=(n, p)).astype(np.float32) + i for i, p in enumerate(widths)}
+    return {
+        f"{prefix}{i}": random.normal(size=(n, p)).astype(np.float32) + i
+        for i, p in enumerate(widths)
+    }
 
 
 @pytest.fixture
 def runs(make_reps):
-    return make_reps(layers(0, (3, 8, 50)), "one"), make_reps(layers(1, (5, 60), prefix="layer"), "two")
+    return make_reps(layers(0, (3, 8, 50)), "one"), make_reps(
+        layers(1, (5, 60), prefix="layer"), "two"
+    )
 
 
 @pytest.mark.parametrize("estimator", ["unbiased", "biased"])
-@pytest.mark.parametrize(("method", "kernel"), [("moments", "linear"), ("gram", "linear"), ("gram", "rbf")])
+@pytest.mark.parametrize(
+    ("method", "kernel"), [("moments", "linear"), ("gram", "linear"), ("gram", "rbf")]
+)
 def test_values_and_null_are_those_of_cka(runs, estimator, method, kernel):
     a, b = runs
     options = {"estimator": estimator, "kernel": kernel}
@@ -35,7 +44,9 @@ def test_values_and_null_are_those_of_cka(runs, estimator, method, kernel):
     (pairings,) = draw_pairings(40, 25, 3)
     orders = pairings.partners().numpy()
     pairs = [[(X, Y) for Y in b.features.values()] for X in a.features.values()]
-    expected = np.array([[[cka(X, Y[o], **options) for X, Y in row] for row in pairs] for o in orders])
+    expected = np.array(
+        [[[cka(X, Y[o], **options) for X, Y in row] for row in pairs] for o in orders]
+    )
     np.testing.assert_allclose(matrix.values, expected[0], rtol=0, atol=1e-13)
     close = {"rtol": 0, "atol": 1e-13}
     np.testing.assert_allclose(matrix.null.mean, expected[1:].mean(0), **close)
@@ -51,8 +62,12 @@ def test_blocks_of_layers_give_the_same(runs, monkeypatch):
     for method in METHODS:
         parts = compare(*runs, method=method)
         np.testing.assert_allclose(parts.values, whole[method].values, rtol=0, atol=1e-13)
-        np.testing.assert_allclose(parts.null.quantile95, whole[method].null.quantile95, rtol=0, atol=1e-13)
-        np.testing.assert_allclose(parts.interval.low, whole[method].interval.low, rtol=0, atol=1e-13)
+        np.testing.assert_allclose(
+            parts.null.quantile95, whole[method].null.quantile95, rtol=0, atol=1e-13
+        )
+        np.testing.assert_allclose(
+            parts.interval.low, whole[method].interval.low, rtol=0, atol=1e-13
+        )
 
 
 def test_a_network_against_itself(make_reps):
@@ -101,7 +116,9 @@ def test_pairings(n, permutations):
     drawn = draw_pairings(n, permutations, seed=0)
     partners = np.concatenate([pairings.partners().numpy() for pairings in drawn])
     np.testing.assert_array_equal(partners[0], np.arange(n))
-    np.testing.assert_array_equal(np.sort(partners, axis=1), np.tile(np.arange(n), (permutations + 1, 1)))
+    np.testing.assert_array_equal(
+        np.sort(partners, axis=1), np.tile(np.arange(n), (permutations + 1, 1))
+    )
     assert (partners[1:] != np.arange(n)).all()
     assert len(drawn) == max(1, -(-permutations // (n - 1)))
     first = {tuple(row) for row in partners[:n]}
@@ -115,7 +132,9 @@ def test_more_permutations_than_images(make_reps, n, method):
     matrix = compare(a, b, permutations=70, method=method)
     orders = np.concatenate([pairings.partners().numpy() for pairings in draw_pairings(n, 70, 0)])
     expected = [[cka(X, b["blocks.0"][o]) for X in a.features.values()] for o in orders[1:]]
-    np.testing.assert_allclose(matrix.null.mean[:, 0], np.mean(expected, axis=0), rtol=0, atol=1e-13)
+    np.testing.assert_allclose(
+        matrix.null.mean[:, 0], np.mean(expected, axis=0), rtol=0, atol=1e-13
+    )
     assert len(matrix.null.maximum) == 70
 
 
@@ -124,13 +143,18 @@ def test_what_the_result_carries(runs):
     matrix = compare(a, b, permutations=19)
     assert (matrix.layers_a, matrix.layers_b) == (a.layers, b.layers)
     assert (matrix.model_a, matrix.model_b, matrix.images) == (a.model, b.model, a.images)
-    assert (matrix.n, matrix.p_a, matrix.p_b, matrix.null.permutations) == (40, (3, 8, 50), (5, 60), 19)
+    assert (matrix.n, matrix.p_a, matrix.p_b, matrix.null.permutations) == (
+        40,
+        (3, 8, 50),
+        (5, 60),
+        19,
+    )
     assert (matrix.measure, matrix.estimator, matrix.kernel) == ("cka", "unbiased", "linear")
     assert (matrix.reduce, matrix.seed, matrix.bandwidth) == ("mean", 0, None)
     frame = matrix.to_frame()
     columns = (
-        "layer_a depth_a layer_b depth_b measure value low high null_mean null_q95 above_null calibrated n p_a p_b "
-        "estimator method"
+        "layer_a depth_a layer_b depth_b measure value low high null_mean null_q95 above_null "
+        "calibrated n p_a p_b estimator method"
     )
     assert " ".join(frame.columns) == columns
     row = frame[(frame.layer_a == "blocks.2") & (frame.layer_b == "layer0")].iloc[0]
@@ -155,8 +179,13 @@ def test_without_permutations_there_is_no_null(runs):
 @pytest.mark.parametrize("method", METHODS)
 def test_bad_layers_are_nan_in_their_own_cells_and_named(make_reps, method):
     good, other = layers(7, (4, 5)), layers(8, (3, 6), prefix="other.")
-    bad = {"constant": np.full((40, 3), 0.1, np.float32), "nan": np.full((40, 2), np.nan, np.float32)}
-    with pytest.warns(UndefinedSimilarityWarning, match=r"4 of 8 similarities .CKA. are NaN.*constant, nan"):
+    bad = {
+        "constant": np.full((40, 3), 0.1, np.float32),
+        "nan": np.full((40, 2), np.nan, np.float32),
+    }
+    with pytest.warns(
+        UndefinedSimilarityWarning, match=r"4 of 8 similarities .CKA. are NaN.*constant, nan"
+    ):
         matrix = compare(make_reps({**good, **bad}), make_reps(other), method=method)
     assert np.isnan(matrix.values[2:]).all()
     assert np.isnan(matrix.null.quantile95[2:]).all()
@@ -175,7 +204,9 @@ def test_nothing_but_bad_layers(make_reps):
 def test_other_images_are_refused(make_reps):
     a, b = make_reps(layers(10, (3,))), make_reps(layers(11, (3,)))
     b.ids = (*b.ids[:7], b.ids[8], b.ids[7], *b.ids[9:])
-    with pytest.raises(MeasureError, match=r"2 of 40 images differ.* 7: 'image-7' against 'image-8'"):
+    with pytest.raises(
+        MeasureError, match=r"2 of 40 images differ.* 7: 'image-7' against 'image-8'"
+    ):
         compare(a, b)
     with pytest.raises(MeasureError, match="40 images against 30"):
         compare(a, make_reps(layers(12, (3,), n=30)))
@@ -215,15 +246,22 @@ def test_bad_runs(make_reps):
 def test_the_same_images_in_another_order_are_refused_by_their_ids(make_reps):
     a, b = make_reps(layers(10, (3,))), make_reps(layers(11, (3,)))
     b.ids = b.ids[::-1]
-    with pytest.raises(MeasureError, match="the same images in a different order: 40 of 40 images differ"):
+    with pytest.raises(
+        MeasureError, match="the same images in a different order: 40 of 40 images differ"
+    ):
         compare(a, b)
 
 
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("measure", ["cka", "cca", "rsa"])
 def test_too_few_images_are_nan_with_a_warning_and_no_error(make_reps, n, measure):
-    with pytest.warns(UndefinedSimilarityWarning, match=rf"2 of 2 similarities .* {n} images are too few, it needs at least 4"):
-        matrix = compare(make_reps(layers(14, (3, 2), n=n)), make_reps(layers(15, (3,), n=n)), measure)
+    with pytest.warns(
+        UndefinedSimilarityWarning,
+        match=rf"2 of 2 similarities .* {n} images are too few, it needs at least 4",
+    ):
+        matrix = compare(
+            make_reps(layers(14, (3, 2), n=n)), make_reps(layers(15, (3,), n=n)), measure
+        )
     assert np.isnan(matrix.values).all()
     assert (matrix.null, matrix.interval) == (None, None)
 
@@ -253,10 +291,20 @@ def test_the_form_that_fits_and_is_cheaper_is_chosen(make_reps, options, n, widt
 @pytest.mark.parametrize(
     ("options", "n", "widths", "message"),
     [
-        ({"kernel": "rbf"}, 50_000, (8,), r"Gram matrices of 50000 images with 8 features do not fit.*at most 8757 images"),
+        (
+            {"kernel": "rbf"},
+            50_000,
+            (8,),
+            r"Gram matrices of 50000 images with 8 features do not fit.*at most 8757 images",
+        ),
         ({"method": "gram"}, 8000, (150_528,), r"do not fit into 4 GiB: take at most 3566 images"),
         ({"method": "moments"}, 8000, (150_528,), "average the positions"),
-        ({"estimator": "biased"}, 50_000, (150_528,), "for 50000 images with 150528 features average the positions"),
+        (
+            {"estimator": "biased"},
+            50_000,
+            (150_528,),
+            "for 50000 images with 150528 features average the positions",
+        ),
     ],
 )
 def test_what_fits_in_no_form_is_refused_with_what_would(make_reps, options, n, widths, message):
@@ -270,9 +318,13 @@ def _chosen(make_reps, n, widths, method, kernel, estimator, sampled):
     return choose(method, Settings(estimator, kernel, 0.5), side, side, sampled)
 
 
-@pytest.mark.parametrize(("measure", "message"), [("rsa", "at most 13356 images"), ("cca", "2794 GiB: take at most 178 images")])
+@pytest.mark.parametrize(
+    ("measure", "message"),
+    [("rsa", "at most 13356 images"), ("cca", "2794 GiB: take at most 178 images")],
+)
 def test_pairs_too_large_for_memory_are_refused_with_what_would_fit(make_reps, measure, message):
-    # 8 GiB for two layers: three copies of n x n or n x p numbers and the features themselves, 8 bytes each.
+    # 8 GiB for two layers: three copies of n x n or n x p numbers and the features themselves, 8
+    # bytes each.
     n, p = (20_000, 128) if measure == "rsa" else (62_500, 750_000)
     reps = make_reps({"x": np.broadcast_to(np.float32(0), (n, p))})
     with pytest.raises(MeasureError, match=message):
@@ -282,11 +334,16 @@ def test_pairs_too_large_for_memory_are_refused_with_what_would_fit(make_reps, m
 @pytest.mark.parametrize("mean", [0, 10, 1000])
 @pytest.mark.parametrize(("n", "p"), [(40, 2100), (300, 6000)])
 def test_wide_float32_features_are_right_to_a_billionth(make_reps, n, p, mean):
-    """Their products are taken in float32 by blocks of columns; with mean 1000 the features themselves keep 14 bits."""
+    """Their products are taken in float32 by blocks of columns; with mean 1000 the features
+    themselves keep 14 bits."""
     random = np.random.default_rng(n)
     common = random.normal(size=(n, 20))
     sides = [
-        {f"{side}{i}": (common @ random.normal(size=(20, p)) / 3 + random.normal(size=(n, p)) + mean).astype(np.float32)}
+        {
+            f"{side}{i}": (
+                common @ random.normal(size=(20, p)) / 3 + random.normal(size=(n, p)) + mean
+            ).astype(np.float32)
+        }
         for i, side in enumerate("ab")
     ]
     matrix = compare(*(make_reps(side) for side in sides))
@@ -299,9 +356,14 @@ def test_wide_float32_features_are_right_to_a_billionth(make_reps, n, p, mean):
 def test_wide_float32_features_that_are_constant_or_not_finite_are_nan(make_reps):
     random = np.random.default_rng(0)
     good = random.normal(size=(300, 2100)).astype(np.float32)
-    bad, one = good.copy(), np.full((300, 2100), 0.1, np.float32) + np.arange(2100, dtype=np.float32)
+    bad, one = (
+        good.copy(),
+        np.full((300, 2100), 0.1, np.float32) + np.arange(2100, dtype=np.float32),
+    )
     bad[7, 5] = np.inf
     with pytest.warns(UndefinedSimilarityWarning, match="2 of 3 similarities .* in inf, constant"):
-        matrix = compare(make_reps({"good": good, "inf": bad, "constant": one}), make_reps({"good": good}))
+        matrix = compare(
+            make_reps({"good": good, "inf": bad, "constant": one}), make_reps({"good": good})
+        )
     np.testing.assert_array_equal(np.isnan(matrix.values[:, 0]), [False, True, True])
     assert matrix.values[0, 0] == pytest.approx(1, abs=1e-12)

@@ -1,4 +1,5 @@
-"""What every measure declares about itself, checked on the registry: invariances, range, symmetry, `take`."""
+"""What every measure declares about itself, checked on the registry: invariances, range, symmetry,
+`take`."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ every_measure = pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASUR
 SHAPES = [(60, 7, 9), (30, 48, 36)]
 SEEDS = range(3)
 EXACT = 1e-9
-# Ridge regression shrinks even a representation that predicts itself; its documentation promises this much.
+# Ridge regression shrinks even a representation that predicts itself; its documentation promises
+# this much.
 TOLERANCE_OF_BEST = {"predictivity": 1e-3, "predictivity_reverse": 1e-3}
 # The folds go by the position of an image, so another order of all images is another split.
 DEPENDS_ON_ORDER = {"predictivity", "predictivity_reverse"}
@@ -31,7 +33,9 @@ def features(seed: int, n: int = 60, p: int = 7, q: int = 9) -> tuple[np.ndarray
     """Dependent features of uneven spread and a mean of about their spread."""
     random = np.random.default_rng(seed)
     X = random.normal(size=(n, p)) * random.uniform(0.3, 3, size=p)
-    Y = X @ random.normal(size=(p, q)) / np.sqrt(p) + random.normal(size=(n, q)) * random.uniform(0.3, 2, size=q)
+    Y = X @ random.normal(size=(p, q)) / np.sqrt(p) + random.normal(size=(n, q)) * random.uniform(
+        0.3, 2, size=q
+    )
     return X + random.normal(size=p), np.tanh(Y) + random.normal(size=q)
 
 
@@ -104,7 +108,9 @@ def test_declared_invariances_hold_and_no_others_do(measure, invariance):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_equal_representations_have_the_best_value(measure, seed, side):
     X = features(seed)[side]
-    assert measure(X, X) == pytest.approx(measure.best, abs=TOLERANCE_OF_BEST.get(measure.name, EXACT))
+    assert measure(X, X) == pytest.approx(
+        measure.best, abs=TOLERANCE_OF_BEST.get(measure.name, EXACT)
+    )
     assert measure.best in (measure.lowest, measure.highest)
 
 
@@ -187,7 +193,9 @@ def test_the_order_of_the_images_does_not_matter(measure):
 def test_a_constant_side_has_no_value(measure):
     X, Y = features(2)
     constant = np.full_like(Y, 0.1)
-    assert np.isnan([measure(X, constant), measure(constant.copy(), X), measure(constant, constant)]).all()
+    assert np.isnan(
+        [measure(X, constant), measure(constant.copy(), X), measure(constant, constant)]
+    ).all()
 
 
 @every_measure
@@ -206,7 +214,9 @@ def test_impossible_input_is_refused(measure):
 
 
 def test_measures_are_found_by_name():
-    assert all(find_measure(name) is measure and measure.name == name for name, measure in MEASURES.items())
+    assert all(
+        find_measure(name) is measure and measure.name == name for name, measure in MEASURES.items()
+    )
     with pytest.raises(MeasureError, match="procrustes"):
         find_measure("procrusts")
 

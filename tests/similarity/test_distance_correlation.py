@@ -74,7 +74,10 @@ def test_repeated_images():
 def test_distances_of_reordered_images():
     X, Y = (torch.from_numpy(side) for side in features(6))
     order = torch.randperm(len(X), generator=torch.Generator().manual_seed(0))
-    moved, fresh = DISTANCE_CORRELATION.prepare(X).take(order), DISTANCE_CORRELATION.prepare(X[order])
+    moved, fresh = (
+        DISTANCE_CORRELATION.prepare(X).take(order),
+        DISTANCE_CORRELATION.prepare(X[order]),
+    )
     torch.testing.assert_close(moved.matrix, fresh.matrix, rtol=0, atol=1e-14)
     table = DISTANCE_CORRELATION.table([moved, DISTANCE_CORRELATION.prepare(Y)], [fresh])
     assert table[0, 0] == pytest.approx(1, abs=1e-12)
@@ -83,13 +86,17 @@ def test_distances_of_reordered_images():
 
 def test_wide_noise_reads_close_to_one():
     random = np.random.default_rng(7)
-    assert distance_correlation(random.normal(size=(20, 5000)), random.normal(size=(20, 5000))) > 0.95
+    assert (
+        distance_correlation(random.normal(size=(20, 5000)), random.normal(size=(20, 5000))) > 0.95
+    )
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1e200])
 def test_extreme_units(scale):
     X, Y = features(8)
-    assert distance_correlation(scale * X, Y) == pytest.approx(distance_correlation(X, Y), abs=1e-12)
+    assert distance_correlation(scale * X, Y) == pytest.approx(
+        distance_correlation(X, Y), abs=1e-12
+    )
 
 
 def test_undefined_values_and_errors():
@@ -104,5 +111,7 @@ def test_values_are_roots_of_inner_products_of_the_matrices():
     a, b = (measure.prepare(torch.from_numpy(side)) for side in features(10))
     A, B = measure.matrix(a), measure.matrix(b)
     torch.testing.assert_close(A, A.T, rtol=0, atol=1e-15)
-    assert float(measure.finish((A * B).sum())) == pytest.approx(float(measure.table([a], [b])), abs=1e-13)
+    assert float(measure.finish((A * B).sum())) == pytest.approx(
+        float(measure.table([a], [b])), abs=1e-13
+    )
     assert measure.finish(torch.tensor(-1e-17)) == 0

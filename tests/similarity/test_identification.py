@@ -38,7 +38,9 @@ def test_rotated_and_noisy_layers_are_identified(make_reps: MakeReps) -> None:
     for name, values in features.items():
         rotation = np.linalg.qr(generator.normal(size=(6, 6)))[0]
         turned[name] = values @ rotation + 0.2 * generator.normal(size=values.shape)
-    found = layer_identification(make_reps(features, "s0"), make_reps(turned, "s1"), ["cka", "procrustes", "rsa_euclidean"])
+    found = layer_identification(
+        make_reps(features, "s0"), make_reps(turned, "s1"), ["cka", "procrustes", "rsa_euclidean"]
+    )
     np.testing.assert_array_equal(found.fraction, 1)
     assert [m.name for m in found.models] == ["s0", "s1"]
 
@@ -56,7 +58,10 @@ def test_both_directions_of_a_permutation(make_reps: MakeReps) -> None:
 def test_directions_count_apart(make_reps: MakeReps) -> None:
     """Two layers of B are copies of one of A: A's first finds its own, B's second does not."""
     features = layers(count=2)
-    copies = {"blocks.0": features["blocks.0"], "blocks.1": features["blocks.0"] + 0.1 * features["blocks.1"]}
+    copies = {
+        "blocks.0": features["blocks.0"],
+        "blocks.1": features["blocks.0"] + 0.1 * features["blocks.1"],
+    }
     found = layer_identification(make_reps(features), make_reps(copies), "cka")
     np.testing.assert_array_equal(found.best_match[0], [[0, 1], [0, 0]])
     np.testing.assert_array_equal(found.fraction, [[1, 0.5]])
@@ -91,7 +96,9 @@ def test_positions_count_on_a_grid() -> None:
 
 def test_other_layers_are_refused(make_reps: MakeReps) -> None:
     features = layers()
-    with pytest.raises(MeasureError, match=r"do not have the same layers \(blocks.4\): take two seeds"):
+    with pytest.raises(
+        MeasureError, match=r"do not have the same layers \(blocks.4\): take two seeds"
+    ):
         layer_identification(make_reps(features), make_reps(layers(count=5)))
     with pytest.raises(MeasureError, match="the order"):
         layer_identification(make_reps(features), make_reps(dict(reversed(features.items()))))

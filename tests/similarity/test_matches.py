@@ -45,7 +45,9 @@ def test_a_network_matches_itself_layer_by_layer(make_reps: MakeReps, measure: s
 @pytest.mark.parametrize("measure", ["cka", "procrustes"])
 def test_layers_in_another_order_are_found(make_reps: MakeReps, measure: str) -> None:
     features = noise(4)
-    found = best_matches(mp.compare(make_reps(features), make_reps(in_order(features, ORDER)), measure))
+    found = best_matches(
+        mp.compare(make_reps(features), make_reps(in_order(features, ORDER)), measure)
+    )
     partner = np.argsort(ORDER)
     assert found.best_match.tolist() == partner.tolist() == [1, 3, 0, 2]
     pairs = [np.sign(partner[j] - partner[i]) for i in range(4) for j in range(i + 1, 4)]
@@ -92,7 +94,9 @@ def test_undefined_layers_have_no_partner(make_reps: MakeReps) -> None:
     assert not found.above[1]
     assert (found.tau, found.monotone) == (pytest.approx(1), True)
     frame = found.to_frame()
-    assert frame["layer_b"].isna().tolist() == frame["depth_b"].isna().tolist() == [False, True, False]
+    assert (
+        frame["layer_b"].isna().tolist() == frame["depth_b"].isna().tolist() == [False, True, False]
+    )
     assert frame["layer_b"].tolist()[::2] == ["layer0", "layer2"]
 
 
@@ -112,7 +116,8 @@ def test_without_null(make_reps: MakeReps) -> None:
 
 
 def test_the_null_knows_that_the_best_was_picked() -> None:
-    """Independent layers: a row's best of ten is beyond its null in about 5 % of the rows, not in the 40 % of one cell's null."""
+    """Independent layers: a row's best of ten is beyond its null in about 5 % of the rows, not in
+    the 40 % of one cell's null."""
     above = []
     for seed in range(50):
         accumulator = StreamingCKA(seed=seed)
@@ -164,6 +169,8 @@ def test_few_layers_in_order_do_not_climb(make_reps: MakeReps, layers: int, clim
 def test_matches_of_shuffled_images_do_not_climb(make_reps: MakeReps) -> None:
     """Five layers in the right order, none of them above its null."""
     matrix = mp.compare(make_reps(noise(5)), make_reps(noise(5, seed=1)), permutations=999)
-    found = replace(best_matches(matrix), tau_p=1 / 120, above=np.array([True, False, False, False, False]))
+    found = replace(
+        best_matches(matrix), tau_p=1 / 120, above=np.array([True, False, False, False, False])
+    )
     assert not found.climbs
     assert "has no significant order by depth" in order_of(found)

@@ -37,11 +37,16 @@ def transport(values: np.ndarray) -> float:
 def test_equally_many_units_take_the_best_permutation(seed):
     X, Y = features(seed, p=6, q=6)
     values = correlations(X, Y)
-    best = max(np.mean([values[i, j] for i, j in enumerate(order)]) for order in itertools.permutations(range(6)))
+    best = max(
+        np.mean([values[i, j] for i, j in enumerate(order)])
+        for order in itertools.permutations(range(6))
+    )
     assert soft_matching(X, Y) == pytest.approx(best, abs=1e-13)
 
 
-@pytest.mark.parametrize(("p", "q"), [(1, 5), (2, 6), (4, 6), (6, 4), (7, 11), (12, 8), (9, 10), (11, 23)])
+@pytest.mark.parametrize(
+    ("p", "q"), [(1, 5), (2, 6), (4, 6), (6, 4), (7, 11), (12, 8), (9, 10), (11, 23)]
+)
 def test_unequally_many_units_take_the_best_plan(p, q):
     X, Y = features(1, p=p, q=q)
     expected = transport(correlations(X, Y))
@@ -90,7 +95,8 @@ def test_closed_forms():
     assert soft_matching(X[:, :4], X[:, :2]) == pytest.approx(0.5, abs=1e-15)
     # 1/3 of the first meets itself in full, and so does 1/3 of the second.
     assert soft_matching(X[:, :3], X[:, :2]) == pytest.approx(2 / 3, abs=1e-15)
-    # Both units of the rotation correlate 1 / sqrt(2) with what they mix, one of them with the sign.
+    # Both units of the rotation correlate 1 / sqrt(2) with what they mix, one of them with the
+    # sign.
     turned = X[:, :2] @ np.array([[1, 1], [1, -1]])
     assert soft_matching(X[:, :2], turned) == pytest.approx(math.sqrt(0.5), abs=1e-15)
 
@@ -113,7 +119,9 @@ def test_constant_units_correlate_zero():
 
 def test_duplicate_units_share_their_match():
     X, Y = features(9, p=6, q=6)
-    assert soft_matching(np.repeat(X, 2, axis=1), Y) == pytest.approx(soft_matching(X, Y), abs=1e-12)
+    assert soft_matching(np.repeat(X, 2, axis=1), Y) == pytest.approx(
+        soft_matching(X, Y), abs=1e-12
+    )
 
 
 def test_more_units_than_images():
@@ -123,7 +131,9 @@ def test_more_units_than_images():
 
 def test_mean_far_above_the_spread():
     X, Y = features(11)
-    assert soft_matching(X + 100 * X.std(0), Y - 100 * Y.std()) == pytest.approx(soft_matching(X, Y), abs=1e-11)
+    assert soft_matching(X + 100 * X.std(0), Y - 100 * Y.std()) == pytest.approx(
+        soft_matching(X, Y), abs=1e-11
+    )
 
 
 @pytest.mark.parametrize("q", [7, 11])
@@ -139,7 +149,9 @@ def test_prepared_images_in_another_order(q):
 def test_table_is_pair_by_pair():
     A = [torch.from_numpy(Z) for Z in features(13)]
     B = [torch.from_numpy(Z) for Z in features(14, p=3, q=90)] + A[:1]
-    table = SOFT_MATCHING.table([SOFT_MATCHING.prepare(X) for X in A], [SOFT_MATCHING.prepare(Y) for Y in B])
+    table = SOFT_MATCHING.table(
+        [SOFT_MATCHING.prepare(X) for X in A], [SOFT_MATCHING.prepare(Y) for Y in B]
+    )
     assert table.shape == (2, 3)
     assert table.dtype == torch.float64
     expected = torch.tensor([[soft_matching(X, Y) for Y in B] for X in A], dtype=torch.float64)

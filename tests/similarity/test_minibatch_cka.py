@@ -1,4 +1,5 @@
-"""Sums over minibatches: one batch is the Gram form, many estimate the same, sorted ones would not."""
+"""Sums over minibatches: one batch is the Gram form, many estimate the same, sorted ones would
+not."""
 
 from __future__ import annotations
 
@@ -21,7 +22,10 @@ def features(seed: int, n: int, p: int, q: int) -> tuple[np.ndarray, np.ndarray]
 def test_gram_moments_and_one_minibatch_agree(make_reps):
     X, Y = features(0, 90, 12, 150)
     runs = make_reps({"x": X}), make_reps({"y": Y, "z": X[:, :5]})
-    found = [compare(*runs, method=method, permutations=0, resamples=0).values for method in ("gram", "moments", "minibatch")]
+    found = [
+        compare(*runs, method=method, permutations=0, resamples=0).values
+        for method in ("gram", "moments", "minibatch")
+    ]
     np.testing.assert_allclose(found[1], found[0], rtol=0, atol=1e-12)
     np.testing.assert_allclose(found[2], found[0], rtol=0, atol=1e-12)
     stream, batch = StreamingCKA(), MinibatchCKA()
@@ -38,7 +42,9 @@ def test_it_is_the_ratio_of_sums_and_no_mean_of_ratios():
     for part in parts:
         x, y = X[part], Y[part]
         accumulator.update({"x": x}, {"y": y})
-        sums += len(x) * np.array([hsic(K, L) for K, L in ((x @ x.T, y @ y.T), (x @ x.T, x @ x.T), (y @ y.T, y @ y.T))])
+        sums += len(x) * np.array(
+            [hsic(K, L) for K, L in ((x @ x.T, y @ y.T), (x @ x.T, x @ x.T), (y @ y.T, y @ y.T))]
+        )
     value = accumulator.compute().values[0, 0]
     assert value == pytest.approx(sums[0] / np.sqrt(sums[1] * sums[2]), abs=1e-11)
     assert abs(value - np.mean([cka(X[part], Y[part]) for part in parts])) > 1e-4
@@ -78,9 +84,12 @@ def test_independent_noise_is_not_above_its_null():
         accumulator.update(a, {f"b{i}": random.normal(size=(16, 25)) for i in range(8)})
     matrix = accumulator.compute()
     assert matrix.above_null.mean() < 0.2
-    # Of every batch the variance of the null is exactly 2 / (n (n - 3)), and 30 batches divide it by 30.
+    # Of every batch the variance of the null is exactly 2 / (n (n - 3)), and 30 batches divide it
+    # by 30.
     np.testing.assert_allclose(matrix.null.mean, 0, atol=5 * (2 / (16 * 13) / 30) ** 0.5 / 60**0.5)
-    assert np.median(matrix.null.quantile95) == pytest.approx(1.645 * (2 / (16 * 13) / 30) ** 0.5, rel=0.15)
+    assert np.median(matrix.null.quantile95) == pytest.approx(
+        1.645 * (2 / (16 * 13) / 30) ** 0.5, rel=0.15
+    )
     assert matrix.values.max() < matrix.null.maximum95 * 1.3
 
 
@@ -114,7 +123,9 @@ def test_a_layer_that_is_constant_everywhere_is_nan_and_one_with_nan_only_itself
     bad = np.where(np.arange(40)[:, None] == 30, np.nan, X)
     accumulator = MinibatchCKA()
     for part in (slice(0, 20), slice(20, 40)):
-        accumulator.update({"x": X[part], "nan": bad[part], "one": np.ones((20, 2))}, {"y": Y[part]})
+        accumulator.update(
+            {"x": X[part], "nan": bad[part], "one": np.ones((20, 2))}, {"y": Y[part]}
+        )
     values = accumulator.compute().values[:, 0]
     np.testing.assert_array_equal(np.isnan(values), [False, True, True])
 
@@ -124,9 +135,15 @@ def test_models_position_by_position(grid):
     mixer, vit, _ = tiny_models()
     images = mp.load_images("demo", limit=48)
     one_batch = mp.compare_models(mixer, vit, images, positions="flatten", grid=grid, batch_size=48)
-    stored = mp.compare(mp.extract(mixer, images, reduce="none"), mp.extract(vit, images, reduce="none"), grid=grid)
+    stored = mp.compare(
+        mp.extract(mixer, images, reduce="none"), mp.extract(vit, images, reduce="none"), grid=grid
+    )
     np.testing.assert_allclose(one_batch.values, stored.values, rtol=0, atol=1e-5)
-    assert (one_batch.method, one_batch.reduce, one_batch.grid) == ("minibatch", "flatten", grid and (grid, grid))
+    assert (one_batch.method, one_batch.reduce, one_batch.grid) == (
+        "minibatch",
+        "flatten",
+        grid and (grid, grid),
+    )
     assert one_batch.p_a == stored.p_a
     assert one_batch.images == images.record
     assert one_batch.null.method == "random pairings within each batch"
@@ -136,11 +153,16 @@ def test_images_sorted_by_class_are_shuffled_into_batches():
     mixer, vit, _ = tiny_models()
     images = mp.load_images("demo", limit=200)
     order = np.argsort(images.labels, kind="stable")
-    found = [mp.compare_models(mixer, vit, i, method="minibatch", batch_size=20) for i in (images, images.subset(order))]
+    found = [
+        mp.compare_models(mixer, vit, i, method="minibatch", batch_size=20)
+        for i in (images, images.subset(order))
+    ]
     exact = mp.compare_models(mixer, vit, images)
     for matrix in found:
         assert np.abs(matrix.values - exact.values).max() < 0.1
-    assert mp.compare_models(mixer, vit, torch.rand(20, *mixer.input.size), method="minibatch").n == 20
+    assert (
+        mp.compare_models(mixer, vit, torch.rand(20, *mixer.input.size), method="minibatch").n == 20
+    )
 
 
 def test_what_streaming_cannot_do_is_said():
@@ -169,4 +191,6 @@ def test_a_batch_that_memory_cuts_is_no_batch_of_the_estimator(monkeypatch):
 
     monkeypatch.setattr(vit.module, "forward", scarce)
     with pytest.warns(OutOfMemoryWarning), pytest.raises(MeasureError, match="set batch_size=8"):
-        mp.compare_models(mixer, vit, mp.load_images("demo", limit=32), positions="flatten", batch_size=16)
+        mp.compare_models(
+            mixer, vit, mp.load_images("demo", limit=32), positions="flatten", batch_size=16
+        )

@@ -14,7 +14,10 @@ from mixer_probe.similarity.inputs import to_grid
 
 def with_positions(make_reps, seed: int, grid: int, channels: int, n: int = 30):
     random = np.random.default_rng(seed)
-    reps = make_reps({"blocks.0": random.normal(size=(n, grid * grid, channels)).astype(np.float32)}, reduce="none")
+    reps = make_reps(
+        {"blocks.0": random.normal(size=(n, grid * grid, channels)).astype(np.float32)},
+        reduce="none",
+    )
     reps.layers = (Layer("blocks.0", "block", 1.0, (grid, grid), channels, 0, grid * grid),)
     return reps
 
@@ -40,9 +43,15 @@ def test_a_common_grid_averages_the_positions_of_each_cell(make_reps):
 
 @pytest.mark.filterwarnings("error")
 def test_representations_that_may_not_be_written_to_are_averaged_too(make_reps):
-    reps, locked = with_positions(make_reps, 0, 4, 3, n=1100), with_positions(make_reps, 0, 4, 3, n=1100)
+    reps, locked = (
+        with_positions(make_reps, 0, 4, 3, n=1100),
+        with_positions(make_reps, 0, 4, 3, n=1100),
+    )
     locked["blocks.0"].flags.writeable = False
-    values, expected = (compare(one, one, "cca", grid=2, permutations=0, resamples=0).values for one in (locked, reps))
+    values, expected = (
+        compare(one, one, "cca", grid=2, permutations=0, resamples=0).values
+        for one in (locked, reps)
+    )
     np.testing.assert_array_equal(values, expected)
 
 
@@ -53,7 +62,11 @@ def test_layers_without_positions_stay_as_they_are(make_reps):
 
 
 @pytest.mark.parametrize(
-    ("grid", "message"), [((7, 7), r"grid of 3×3 positions, too coarse for 7×7"), (None, "form no grid of rows and columns")]
+    ("grid", "message"),
+    [
+        ((7, 7), r"grid of 3×3 positions, too coarse for 7×7"),
+        (None, "form no grid of rows and columns"),
+    ],
 )
 def test_grids_that_do_not_fit(grid, message):
     layer = Layer("blocks.0", "block", 1.0, grid and (3, 3), 2, 0, 9)
@@ -84,7 +97,9 @@ def test_without_the_dominant_component_nothing_is_left_in_common(make_reps, p, 
         assert matrix.above_null[0, 0] == (matrix.values[0, 0] > matrix.null.quantile95[0, 0])
         assert matrix.label == "CKA (linear, unbiased, without 1 PC)"
     rsa = compare(*runs, "rsa_euclidean", without_top_pc=1)
-    assert rsa.values[0, 0] == pytest.approx(compare(*(make_reps({"x": Z}) for Z in by_svd), "rsa_euclidean").values[0, 0])
+    assert rsa.values[0, 0] == pytest.approx(
+        compare(*(make_reps({"x": Z}) for Z in by_svd), "rsa_euclidean").values[0, 0]
+    )
 
 
 def test_taking_out_more_components_than_there_are_is_not_defined(make_reps):

@@ -41,7 +41,8 @@ def gcv(X: np.ndarray, Y: np.ndarray, penalty: float) -> float:
 
 
 def by_hand(X: np.ndarray, Y: np.ndarray, folds: int, penalties: tuple[float, ...]) -> float:
-    """Cross-validated ridge with sklearn, the penalty of each fold from the hat matrix of its training images."""
+    """Cross-validated ridge with sklearn, the penalty of each fold from the hat matrix of its
+    training images."""
     fold = fold_of_each(len(X), folds).numpy()
     residual = total = 0.0
     for k in range(folds):
@@ -72,11 +73,15 @@ def test_in_sample_closed_forms():
     X = hadamard(8)[:, 1:].astype(float)
     assert linear_regression_r2(X[:, :3], X[:, 3:]) == pytest.approx(0, abs=1e-14)
     assert linear_regression_r2(X[:, :2], X[:, :3] * [3, 1, 2]) == pytest.approx(10 / 14, abs=1e-14)
-    assert linear_regression_r2(np.random.default_rng(0).normal(size=(8, 20)), X) == pytest.approx(1, abs=1e-12)
+    assert linear_regression_r2(np.random.default_rng(0).normal(size=(8, 20)), X) == pytest.approx(
+        1, abs=1e-12
+    )
     assert math.isnan(linear_regression_r2(X, np.ones((8, 2))))
 
 
-@pytest.mark.parametrize(("n", "p", "q"), [(60, 7, 11), (43, 20, 3), (40, 31, 5), (40, 32, 5), (30, 80, 40)])
+@pytest.mark.parametrize(
+    ("n", "p", "q"), [(60, 7, 11), (43, 20, 3), (40, 31, 5), (40, 32, 5), (30, 80, 40)]
+)
 @pytest.mark.parametrize("folds", [2, 5])
 def test_cross_validation_by_hand(n, p, q, folds):
     X, Y = features(1, n=n, p=p, q=q)
@@ -93,7 +98,8 @@ def test_default_is_five_folds_and_the_long_path():
 
 
 def test_tiny_penalties_of_more_channels_than_images():
-    """Both sides of the cross-validation ratio go to 0 with the penalty: rounding may not turn the choice to the mean."""
+    """Both sides of the cross-validation ratio go to 0 with the penalty: rounding may not turn the
+    choice to the mean."""
     random = np.random.default_rng(17)
     X = random.normal(size=(40, 60))
     Y = X @ random.normal(size=(60, 5))
@@ -110,7 +116,8 @@ def test_folds_are_a_partition_of_even_sizes():
 
 
 def test_no_held_out_image_has_a_say_in_its_own_prediction():
-    """Other values of the held-out images of a fold change neither the coefficients nor the penalty."""
+    """Other values of the held-out images of a fold change neither the coefficients nor the
+    penalty."""
     X, Y = (torch.from_numpy(Z) for Z in features(3))
     side, other = PREDICTIVITY.prepare(X), PREDICTIVITY.prepare(Y)
     held = fold_of_each(60, 5) == 0
@@ -121,7 +128,8 @@ def test_no_held_out_image_has_a_say_in_its_own_prediction():
         totals.append(float(targets.held[0, 0]))
     residual, moved, twice = values
     q = int(held.sum()) * Y.shape[1]
-    # The second difference of |r + 10 t|^2 in t is 200 q as long as the predictions, and so the residuals r, stay.
+    # The second difference of |r + 10 t|^2 in t is 200 q as long as the predictions, and so the
+    # residuals r, stay.
     assert twice - 2 * moved + residual == pytest.approx(200 * q, rel=1e-10)
     assert totals[0] > residual
 
@@ -166,10 +174,16 @@ def test_rotations_scales_and_shifts_of_either_side(p):
 
 def test_duplicate_and_constant_columns():
     X, Y = features(10)
-    assert linear_predictivity(np.hstack([X, np.full((60, 2), 0.1)]), Y) == pytest.approx(linear_predictivity(X, Y), abs=1e-11)
+    assert linear_predictivity(np.hstack([X, np.full((60, 2), 0.1)]), Y) == pytest.approx(
+        linear_predictivity(X, Y), abs=1e-11
+    )
     # All columns twice are a rotation of sqrt(2) X.
-    assert linear_predictivity(np.hstack([X, X]), Y) == pytest.approx(linear_predictivity(X, Y), abs=1e-9)
-    assert linear_regression_r2(np.hstack([X, X[:, :3]]), Y) == pytest.approx(linear_regression_r2(X, Y), abs=1e-12)
+    assert linear_predictivity(np.hstack([X, X]), Y) == pytest.approx(
+        linear_predictivity(X, Y), abs=1e-9
+    )
+    assert linear_regression_r2(np.hstack([X, X[:, :3]]), Y) == pytest.approx(
+        linear_regression_r2(X, Y), abs=1e-12
+    )
 
 
 def test_features_that_are_constant_in_training():
@@ -179,7 +193,9 @@ def test_features_that_are_constant_in_training():
     held = fold_of_each(20, 5)[4]
     side, other = (PREDICTIVITY.prepare(torch.from_numpy(Z)) for Z in (X, Y))
     targets = Targets.of([other])
-    assert float(side.errors(targets)[held, 0]) == pytest.approx(float(targets.held[held, 0]), rel=1e-12)
+    assert float(side.errors(targets)[held, 0]) == pytest.approx(
+        float(targets.held[held, 0]), rel=1e-12
+    )
     assert math.isfinite(linear_predictivity(X, Y))
     assert math.isfinite(linear_predictivity(Y, X))
 
@@ -240,5 +256,9 @@ def test_a_far_image_costs_the_other_folds_no_digits(folds):
     for k in range(folds):
         for layer, Z in enumerate(layers):
             mean = Z[fold != k].mean(0)
-            assert float(targets.training[k, layer]) == pytest.approx(np.sum((Z[fold != k] - mean) ** 2), rel=1e-9)
-            assert float(targets.held[k, layer]) == pytest.approx(np.sum((Z[fold == k] - mean) ** 2), rel=1e-9)
+            assert float(targets.training[k, layer]) == pytest.approx(
+                np.sum((Z[fold != k] - mean) ** 2), rel=1e-9
+            )
+            assert float(targets.held[k, layer]) == pytest.approx(
+                np.sum((Z[fold == k] - mean) ** 2), rel=1e-9
+            )

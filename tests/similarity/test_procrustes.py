@@ -9,7 +9,13 @@ import pytest
 import torch
 from scipy.linalg import hadamard, orthogonal_procrustes
 
-from mixer_probe.similarity.procrustes import ANGULAR_PROCRUSTES, PROCRUSTES, angular_procrustes, compact, procrustes
+from mixer_probe.similarity.procrustes import (
+    ANGULAR_PROCRUSTES,
+    PROCRUSTES,
+    angular_procrustes,
+    compact,
+    procrustes,
+)
 from tests.similarity.features import features, notebook_features
 
 MEASURES = [PROCRUSTES, ANGULAR_PROCRUSTES]
@@ -38,7 +44,9 @@ def test_golden_values():
 def test_orthonormal_columns_against_some_of_them(p, k):
     X = hadamard(8)[:, 1:].astype(float)
     assert procrustes(X[:, :p], X[:, :k]) ** 2 == pytest.approx(2 - 2 * math.sqrt(k / p), abs=1e-14)
-    assert angular_procrustes(X[:, :p], X[:, :k]) == pytest.approx(math.acos(math.sqrt(k / p)), abs=1e-14)
+    assert angular_procrustes(X[:, :p], X[:, :k]) == pytest.approx(
+        math.acos(math.sqrt(k / p)), abs=1e-14
+    )
 
 
 def test_disjoint_columns_are_as_far_as_can_be():
@@ -47,7 +55,9 @@ def test_disjoint_columns_are_as_far_as_can_be():
     assert angular_procrustes(X[:, :3], X[:, 3:]) == pytest.approx(math.pi / 2, abs=1e-14)
 
 
-@pytest.mark.parametrize(("n", "p", "q"), [(40, 7, 11), (40, 11, 7), (40, 8, 8), (20, 50, 3), (20, 50, 70)])
+@pytest.mark.parametrize(
+    ("n", "p", "q"), [(40, 7, 11), (40, 11, 7), (40, 8, 8), (20, 50, 3), (20, 50, 70)]
+)
 def test_distance_is_what_the_rotation_of_scipy_leaves(n, p, q):
     X, Y = features(0, n, p, q)
     assert procrustes(X, Y) == pytest.approx(residual(X, Y), abs=1e-12)
@@ -57,7 +67,8 @@ def test_distance_is_what_the_rotation_of_scipy_leaves(n, p, q):
 @pytest.mark.parametrize("size", [1e-1, 1e-3, 1e-6, 1e-9, 1e-12])
 @pytest.mark.parametrize("extra", [0, 4])
 def test_small_distances_keep_their_digits(size, extra):
-    """Orthonormal columns with one of them turned by a small angle out of their span: |X'Y|_* = 1 - (1 - cos) / 3."""
+    """Orthonormal columns with one of them turned by a small angle out of their span: |X'Y|_* = 1 -
+    (1 - cos) / 3."""
     H = hadamard(8)[:, 1:].astype(float)
     X = H[:, :3]
     Y = X.copy()
@@ -78,7 +89,9 @@ def test_equal_shapes_have_distance_zero(n, p, smallest):
 
 def test_the_angle_belongs_to_the_distance():
     X, Y = features(2)
-    assert procrustes(X, Y) ** 2 == pytest.approx(2 - 2 * math.cos(angular_procrustes(X, Y)), abs=1e-13)
+    assert procrustes(X, Y) ** 2 == pytest.approx(
+        2 - 2 * math.cos(angular_procrustes(X, Y)), abs=1e-13
+    )
 
 
 def test_triangle_inequality_of_the_angle():
@@ -102,13 +115,17 @@ def test_compact_keeps_inner_products():
 @pytest.mark.parametrize("distance", [procrustes, angular_procrustes])
 def test_mean_far_above_the_spread(distance):
     X, Y = features(5)
-    assert distance(X + 100 * X.std(), Y - 100 * Y.std()) == pytest.approx(distance(X, Y), abs=1e-12)
+    assert distance(X + 100 * X.std(), Y - 100 * Y.std()) == pytest.approx(
+        distance(X, Y), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("distance", [procrustes, angular_procrustes])
 def test_constant_columns_change_nothing_and_duplicates_are_a_rotation(distance):
     X, Y = features(6)
-    assert distance(np.hstack([X, np.full((40, 3), 0.1)]), Y) == pytest.approx(distance(X, Y), abs=1e-12)
+    assert distance(np.hstack([X, np.full((40, 3), 0.1)]), Y) == pytest.approx(
+        distance(X, Y), abs=1e-12
+    )
     # Two copies of a column are one of sqrt(2) times its length.
     assert distance(np.hstack([X, X]), X) < 1e-12
 
@@ -132,7 +149,9 @@ def test_table_is_pair_by_pair(measure):
     assert table.shape == (2, 3)
     assert table.dtype == torch.float64
     expected = [[measure(X, Y) for Y in B] for X in A]
-    torch.testing.assert_close(table, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-13)
+    torch.testing.assert_close(
+        table, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-13
+    )
 
 
 def test_constant_features_give_nan():

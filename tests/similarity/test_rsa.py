@@ -31,11 +31,15 @@ def independent(X: np.ndarray, Y: np.ndarray, distance: str) -> float:
 
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_value_of_the_published_features(distance):
-    assert rsa(*notebook_features(), distance=distance) == pytest.approx(NOTEBOOK[distance], abs=1e-12)
+    assert rsa(*notebook_features(), distance=distance) == pytest.approx(
+        NOTEBOOK[distance], abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
-@pytest.mark.parametrize("shape", [{}, {"n": 4}, {"n": 30, "p": 200, "q": 50}, {"n": 25, "p": 31, "q": 3}])
+@pytest.mark.parametrize(
+    "shape", [{}, {"n": 4}, {"n": 30, "p": 200, "q": 50}, {"n": 25, "p": 31, "q": 3}]
+)
 def test_equals_scipy(distance, shape):
     X, Y = features(3, **shape)
     assert rsa(X, Y, distance=distance) == pytest.approx(independent(X, Y, distance), abs=1e-12)
@@ -64,7 +68,9 @@ def test_repeated_images_tie(distance):
     twice = np.r_[X, X[:12]], np.r_[Y, Y[:12]]
     # scipy's correlation distance of equal rows is rounding, of either sign.
     ties = [np.where(pdist(side, distance) < 1e-12, 0, pdist(side, distance)) for side in twice]
-    assert rsa(*twice, distance=distance) == pytest.approx(float(spearmanr(*ties).statistic), abs=1e-12)
+    assert rsa(*twice, distance=distance) == pytest.approx(
+        float(spearmanr(*ties).statistic), abs=1e-12
+    )
 
 
 def test_two_channels_correlate_fully_or_not_at_all():
@@ -81,13 +87,17 @@ def test_equal_distances_share_a_rank_whatever_the_rounding(seed):
     rotated = X @ np.linalg.qr(random.normal(size=(12, 12)))[0] + random.normal(size=12)
     Y = random.normal(size=(40, 5))
     assert rsa(rotated, X, distance="euclidean") == pytest.approx(1, abs=1e-12)
-    assert rsa(rotated, Y, distance="euclidean") == pytest.approx(independent(X, Y, "sqeuclidean"), abs=1e-12)
+    assert rsa(rotated, Y, distance="euclidean") == pytest.approx(
+        independent(X, Y, "sqeuclidean"), abs=1e-12
+    )
 
 
 def test_an_outlier_does_not_round_the_distances_of_the_others():
     X, Y = features(6)
     X[0] += 1e9
-    assert rsa(X, Y, distance="euclidean") == pytest.approx(independent(X, Y, "euclidean"), abs=1e-12)
+    assert rsa(X, Y, distance="euclidean") == pytest.approx(
+        independent(X, Y, "euclidean"), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("shift", [0, 1e3])
@@ -95,7 +105,9 @@ def test_squared_distances_are_those_of_scipy(shift):
     X = np.random.default_rng(7).normal(size=(50, 20))
     X[-1] = X[0] + 1e-7
     distances = squared_distances(torch.from_numpy(X + shift)).numpy()
-    np.testing.assert_allclose(distances[np.triu_indices(50, 1)], pdist(X + shift, "sqeuclidean"), rtol=1e-9)
+    np.testing.assert_allclose(
+        distances[np.triu_indices(50, 1)], pdist(X + shift, "sqeuclidean"), rtol=1e-9
+    )
     assert (distances == distances.T).all()
     assert (distances.diagonal() == 0).all()
 
@@ -142,7 +154,9 @@ def test_correlation_distances_see_rotation_and_translation():
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_extreme_units(distance, scale):
     X, Y = features(11)
-    assert rsa(scale * X, Y, distance=distance) == pytest.approx(rsa(X, Y, distance=distance), abs=1e-12)
+    assert rsa(scale * X, Y, distance=distance) == pytest.approx(
+        rsa(X, Y, distance=distance), abs=1e-12
+    )
 
 
 def test_errors():

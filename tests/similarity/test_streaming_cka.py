@@ -31,12 +31,17 @@ def two_networks(n: int = 60, mean: float = 5.0) -> tuple[Features, Features]:
     base = random.normal(size=(n, 6))
     curved = np.tanh(base @ random.normal(size=(6, 11))) - mean
     a = {"a0": base + mean, "a1": curved, "wide": random.normal(size=(n, 80))}
-    b = {"b0": base[:, :4] ** 2 * [1, 3, 10, 0.1], "b1": base @ random.normal(size=(6, 9)) + 30 * mean}
+    b = {
+        "b0": base[:, :4] ** 2 * [1, 3, 10, 0.1],
+        "b1": base @ random.normal(size=(6, 9)) + 30 * mean,
+    }
     return a, b
 
 
 def exact(a: Features, b: Features, estimator: str = "unbiased") -> np.ndarray:
-    return np.array([[cka(X, Y, estimator=estimator, method="gram") for Y in b.values()] for X in a.values()])
+    return np.array(
+        [[cka(X, Y, estimator=estimator, method="gram") for Y in b.values()] for X in a.values()]
+    )
 
 
 def take(features: Features, rows: np.ndarray) -> Features:
@@ -50,7 +55,9 @@ def test_any_split_into_batches(cuts, estimator):
     stream = StreamingCKA()
     for rows in np.split(np.arange(60), cuts):
         stream.update(take(a, rows), take(b, rows))
-    np.testing.assert_allclose(stream.compute(estimator).values, exact(a, b, estimator), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        stream.compute(estimator).values, exact(a, b, estimator), rtol=0, atol=1e-12
+    )
 
 
 @given(seed=st.integers(0, 2**32 - 1))
@@ -98,7 +105,9 @@ def test_mean_far_above_the_spread_in_float32():
     expected = exact(a, b)
     stream = StreamingCKA()
     for rows in np.array_split(np.arange(300), 7):
-        far = [{k: (X[rows] + 100 * X.std()).astype("f4") for k, X in side.items()} for side in (a, b)]
+        far = [
+            {k: (X[rows] + 100 * X.std()).astype("f4") for k, X in side.items()} for side in (a, b)
+        ]
         stream.update(*far)
     np.testing.assert_allclose(stream.compute().values, expected, rtol=0, atol=1e-5)
 
@@ -191,12 +200,17 @@ def test_on_cuda():
     assert stream.n == 400
     X, Y = torch.from_numpy(a["wide"]).cuda(), torch.from_numpy(b["b1"]).cuda()
     for kernel in ("linear", "rbf"):
-        assert cka(X, Y, kernel=kernel) == pytest.approx(cka(a["wide"], b["b1"], kernel=kernel), abs=1e-12)
+        assert cka(X, Y, kernel=kernel) == pytest.approx(
+            cka(a["wide"], b["b1"], kernel=kernel), abs=1e-12
+        )
 
 
 def test_every_way_of_holding_and_merging_gives_the_same(kept):
     a, b = two_networks()
-    parts = [StreamingCKA(keep=k, hold=hold) for k, hold in ((100, True), (0, True), (30, True), (100, False))]
+    parts = [
+        StreamingCKA(keep=k, hold=hold)
+        for k, hold in ((100, True), (0, True), (30, True), (100, False))
+    ]
     for part, rows in zip(parts, np.array_split(np.arange(60), 4), strict=True):
         part.update(take(a, rows), take(b, rows))
     for i in range(4):
@@ -204,7 +218,9 @@ def test_every_way_of_holding_and_merging_gives_the_same(kept):
         for part in parts[:i] + parts[i + 1 :]:
             whole.merge(part)
         assert whole.n == 60
-        np.testing.assert_allclose(whole.compute(permutations=0, resamples=0).values, exact(a, b), rtol=0, atol=1e-12)
+        np.testing.assert_allclose(
+            whole.compute(permutations=0, resamples=0).values, exact(a, b), rtol=0, atol=1e-12
+        )
 
 
 def test_features_of_a_wider_type_are_held_exactly():
@@ -213,12 +229,16 @@ def test_features_of_a_wider_type_are_held_exactly():
     narrow = [{name: X[:30].astype(np.float32) for name, X in side.items()} for side in (a, b)]
     stream.update(*narrow)
     stream.update(take(a, np.arange(30, 60)), take(b, np.arange(30, 60)))
-    mixed = [{name: np.concatenate([X, side[name][30:]]) for name, X in part.items()} for part, side in zip(narrow, (a, b))]
+    mixed = [
+        {name: np.concatenate([X, side[name][30:]]) for name, X in part.items()}
+        for part, side in zip(narrow, (a, b))
+    ]
     np.testing.assert_allclose(stream.compute().values, exact(*mixed), rtol=0, atol=1e-12)
 
 
 def test_a_sample_of_a_long_stream_is_even():
-    """Each of 400 images stays with probability 1 / 8, wherever it came and however the stream was cut."""
+    """Each of 400 images stays with probability 1 / 8, wherever it came and however the stream was
+    cut."""
     counts = np.zeros(400)
     for seed in range(200):
         parts = [Sample(50, seed) for _ in range(2)]

@@ -22,13 +22,35 @@ def record(name: str) -> ModelRecord:
 
 
 def matrix(
-    a: str, b: str, values: Sequence[Sequence[float]], null_mean: float | None = None, **fields: object
+    a: str,
+    b: str,
+    values: Sequence[Sequence[float]],
+    null_mean: float | None = None,
+    **fields: object,
 ) -> SimilarityMatrix:
     found = np.array(values, dtype=float)
     sides = [plain_layers({f"layer{i}": 4 for i in range(size)}) for size in found.shape]
-    null = None if null_mean is None else Null(np.full(found.shape, null_mean), np.ones(found.shape), 20, np.ones(20))
+    null = (
+        None
+        if null_mean is None
+        else Null(np.full(found.shape, null_mean), np.ones(found.shape), 20, np.ones(20))
+    )
     made = SimilarityMatrix(
-        found, *sides, record(a), record(b), None, "cka", "unbiased", "linear", 50, (4,), (4,), null, "gram", "mean", 0
+        found,
+        *sides,
+        record(a),
+        record(b),
+        None,
+        "cka",
+        "unbiased",
+        "linear",
+        50,
+        (4,),
+        (4,),
+        null,
+        "gram",
+        "mean",
+        0,
     )
     return replace(made, **fields)
 
@@ -44,7 +66,9 @@ def test_a_pair_is_the_mean_of_the_best_of_all_layers() -> None:
 
 def test_the_direction_of_a_matrix_does_not_matter() -> None:
     values = np.array([[0.1, 0.9, 0.3], [0.2, 0.4, 0.0]])
-    one, other = (model_similarity([m]) for m in (matrix("a", "b", values), matrix("b", "a", values.T)))
+    one, other = (
+        model_similarity([m]) for m in (matrix("a", "b", values), matrix("b", "a", values.T))
+    )
     np.testing.assert_allclose(one.values, other.values)
 
 
@@ -56,7 +80,9 @@ def test_values_are_calibrated_by_the_null() -> None:
 
 def test_undefined_layers_are_left_out() -> None:
     nan = float("nan")
-    assert model_similarity([matrix("a", "b", [[0.6, nan], [nan, nan]])]).values[0, 1] == pytest.approx(0.6)
+    assert model_similarity([matrix("a", "b", [[0.6, nan], [nan, nan]])]).values[
+        0, 1
+    ] == pytest.approx(0.6)
     assert np.isnan(model_similarity([matrix("a", "b", [[nan]])]).values[0, 1])
 
 
@@ -65,7 +91,9 @@ def test_distances_are_turned_into_similarities(make_reps: MakeReps) -> None:
     features = {f"layer{i}": generator.normal(size=(40, 5)) for i in range(3)}
     a, b = make_reps(features, "a"), make_reps({k: 3 * v + 1 for k, v in features.items()}, "b")
     for permutations in (0, 20):
-        equal = model_similarity([mp.compare(a, b, "procrustes", permutations=permutations, resamples=0)])
+        equal = model_similarity(
+            [mp.compare(a, b, "procrustes", permutations=permutations, resamples=0)]
+        )
         assert equal.values[0, 1] == pytest.approx(1, abs=1e-6)
     raw = matrix("a", "b", [[0.5]], measure="procrustes", estimator="", kernel="")
     assert model_similarity([raw]).values[0, 1] == pytest.approx(1 - 0.5 / 2**0.5)
@@ -95,13 +123,15 @@ def test_networks_with_themselves_are_left_out() -> None:
 
 
 def test_the_tree_joins_what_is_close() -> None:
-    """Average linkage by hand: a-c at 0.1, b-d at 0.2, and both at the mean of the four other distances."""
+    """Average linkage by hand: a-c at 0.1, b-d at 0.2, and both at the mean of the four other
+    distances."""
     values = {"ab": 0.3, "ac": 0.9, "ad": 0.2, "bc": 0.25, "bd": 0.8, "cd": 0.35}
     found = model_similarity([matrix(*pair, [[value]]) for pair, value in values.items()])
     heights = [0.1, 0.2, 1 - np.mean([0.3, 0.2, 0.25, 0.35])]
     np.testing.assert_allclose(found.linkage[:, 2], heights)
     names = "".join(found.models[i].name for i in found.order)
-    # Within the two pairs the leaves are turned so that c and d, the closest of the rest, stand side by side.
+    # Within the two pairs the leaves are turned so that c and d, the closest of the rest, stand
+    # side by side.
     assert names in ("acdb", "bdca")
 
 
@@ -126,5 +156,9 @@ def test_what_does_not_belong_into_one_table_is_refused() -> None:
 
 def test_summaries_are_tables_and_are_stored() -> None:
     found = model_similarity([matrix(*pair, [[0.5]]) for pair in ("ab", "ac", "bc")])
-    assert found.to_frame().to_numpy().tolist() == [["a", "b", 0.5], ["a", "c", 0.5], ["b", "c", 0.5]]
+    assert found.to_frame().to_numpy().tolist() == [
+        ["a", "b", 0.5],
+        ["a", "c", 0.5],
+        ["b", "c", 0.5],
+    ]
     assert to_dict(from_dict(to_dict(found))) == to_dict(found)

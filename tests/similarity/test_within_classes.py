@@ -1,4 +1,5 @@
-"""Similarity within classes: which classes have enough images, and the measure over their images alone."""
+"""Similarity within classes: which classes have enough images, and the measure over their images
+alone."""
 
 from __future__ import annotations
 
@@ -26,14 +27,18 @@ def reps() -> tuple[Representations, Representations]:
     return a, b
 
 
-def test_the_largest_classes_with_enough_images(reps: tuple[Representations, Representations]) -> None:
+def test_the_largest_classes_with_enough_images(
+    reps: tuple[Representations, Representations],
+) -> None:
     found = class_images(reps[0], 6)
     assert list(found) == ["cat", "dog"]
     for label, rows in enumerate(found.values()):
         assert rows.tolist() == np.flatnonzero(label == LABELS).tolist()
     assert list(class_images(reps[0], 1, most=1)) == ["cat"]
     assert class_images(reps[0], 11) == {}
-    without = Representations(reps[0].record, {n: reps[0][n] for n in reps[0]}, {}, reps[0].ids, None, None, {})
+    without = Representations(
+        reps[0].record, {n: reps[0][n] for n in reps[0]}, {}, reps[0].ids, None, None, {}
+    )
     assert class_images(without, 1) == {}
 
 

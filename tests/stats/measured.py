@@ -1,7 +1,8 @@
-"""Measures of similarity other than unbiased CKA on representations with a known relation, and how often their intervals hold the
-mean of the measure over draws: cases for `test_coverage`.
+"""Measures of similarity other than unbiased CKA on representations with a known relation, and how
+often their intervals hold the mean of the measure over draws: cases for `test_coverage`.
 
-Many draws are measured at once; `test_the_interval_of_a_measure_by_compare_is_that_of_the_simulation` holds this to be what
+Many draws are measured at once;
+`test_the_interval_of_a_measure_by_compare_is_that_of_the_simulation` holds this to be what
 `compare` does."""
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def units(x: np.ndarray) -> np.ndarray:
 
 
 def mean_cca(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.asarray(np.linalg.svd(basis(x)[0].swapaxes(1, 2) @ basis(y)[0], compute_uv=False).mean(1))
+    return np.asarray(
+        np.linalg.svd(basis(x)[0].swapaxes(1, 2) @ basis(y)[0], compute_uv=False).mean(1)
+    )
 
 
 def basis(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -44,11 +47,14 @@ def basis(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def svcca(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     (u, a), (v, b) = (leading(side) for side in (x, y))
-    return np.asarray(np.linalg.svd(u.swapaxes(1, 2) @ v, compute_uv=False).sum(1) / np.minimum(a, b))
+    return np.asarray(
+        np.linalg.svd(u.swapaxes(1, 2) @ v, compute_uv=False).sum(1) / np.minimum(a, b)
+    )
 
 
 def leading(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The components of 99 % of the variance, with zeros in place of the others, and their number."""
+    """The components of 99 % of the variance, with zeros in place of the others, and their
+    number."""
     u, s, _ = np.linalg.svd(centred(x), full_matrices=False)
     rest = np.square(s)[:, ::-1].cumsum(1)[:, ::-1]
     kept = rest > 0.01 * rest[:, :1]
@@ -63,7 +69,10 @@ def pwcca(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def procrustes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    x, y = (side / np.sqrt(np.square(side).sum((1, 2), keepdims=True)) for side in (centred(x), centred(y)))
+    x, y = (
+        side / np.sqrt(np.square(side).sum((1, 2), keepdims=True))
+        for side in (centred(x), centred(y))
+    )
     return np.asarray(np.sqrt(2 - 2 * np.linalg.svd(x.swapaxes(1, 2) @ y, compute_uv=False).sum(1)))
 
 
@@ -102,7 +111,10 @@ def soft_matching(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Of few dimensions, by all permutations of them."""
     correlations = units(x).swapaxes(1, 2) @ units(y)
     p = correlations.shape[1]
-    return np.max([correlations[:, range(p), order].mean(1) for order in itertools.permutations(range(p))], axis=0)
+    return np.max(
+        [correlations[:, range(p), order].mean(1) for order in itertools.permutations(range(p))],
+        axis=0,
+    )
 
 
 VALUES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
@@ -117,12 +129,20 @@ VALUES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 
 
-def intervals(random: Random, name: str, x: np.ndarray, y: np.ndarray, permutations: int = 20) -> tuple[np.ndarray, Interval]:
+def intervals(
+    random: Random, name: str, x: np.ndarray, y: np.ndarray, permutations: int = 20
+) -> tuple[np.ndarray, Interval]:
     """Values and intervals of all draws, over 20 groups of the images."""
     n, values, measure = x.shape[1], VALUES[name], MEASURES[name]
     found = values(x, y)
-    null = np.array([values(x, y[:, random.permutation(n)]) for _ in range(permutations)]).reshape(permutations, len(x))
-    limit = upper_quantile(null, direction=measure.direction) if permutations else np.full_like(found, np.nan)
+    null = np.array([values(x, y[:, random.permutation(n)]) for _ in range(permutations)]).reshape(
+        permutations, len(x)
+    )
+    limit = (
+        upper_quantile(null, direction=measure.direction)
+        if permutations
+        else np.full_like(found, np.nan)
+    )
     left = [rows.numpy() for rows in draw_groups(n, 20, 0, 4)]
     without = np.stack([values(x[:, rows], y[:, rows]) for rows in left])
     limits = measure.lowest, measure.highest
@@ -131,8 +151,11 @@ def intervals(random: Random, name: str, x: np.ndarray, y: np.ndarray, permutati
     return found, interval
 
 
-def measured(name: str, spectrum: str, strength: float | None, law: Law = normal, draws: int = 800) -> Case:
-    """An interval is to hold the mean over the draws. Of nearly the same all are beyond their null, which is not drawn."""
+def measured(
+    name: str, spectrum: str, strength: float | None, law: Law = normal, draws: int = 800
+) -> Case:
+    """An interval is to hold the mean over the draws. Of nearly the same all are beyond their null,
+    which is not drawn."""
 
     def case(random: Random) -> tuple[tuple[np.ndarray, np.ndarray], float]:
         sides = draw(random, draws, FEWEST_IN_GROUPS, spectrum, strength, law)
@@ -156,12 +179,16 @@ def without_each(K: np.ndarray, L: np.ndarray) -> np.ndarray:
     """Inner products [draw, n] of biased Gram matrices when one image each is left out."""
     rows, n = (K * L).sum(2), K.shape[1]
     diagonals = np.einsum("dii->di", K) * np.einsum("dii->di", L)
-    return np.asarray(rows.sum(1, keepdims=True) - 2 * n / (n - 1) * rows + (n / (n - 1)) ** 2 * diagonals)
+    return np.asarray(
+        rows.sum(1, keepdims=True) - 2 * n / (n - 1) * rows + (n / (n - 1)) ** 2 * diagonals
+    )
 
 
 def biased_cka(spectrum: str, strength: float | None, law: Law = normal) -> Case:
     def case(random: Random) -> tuple[tuple[np.ndarray, np.ndarray], float]:
-        values, found = biased_cka_intervals(*draw(random, 1500, FEWEST_IMAGES, spectrum, strength, law))
+        values, found = biased_cka_intervals(
+            *draw(random, 1500, FEWEST_IMAGES, spectrum, strength, law)
+        )
         return (found.low, found.high), float(values.mean())
 
     return case
@@ -170,27 +197,42 @@ def biased_cka(spectrum: str, strength: float | None, law: Law = normal) -> Case
 _SLOW = ("rsa_euclidean", "distance_correlation")
 CASES: dict[str, Case] = {
     **{
-        f"{MEASURES[name].label}, n = {FEWEST_IN_GROUPS}: nearly the same{', skewed' if law is skewed else ''}": measured(
+        f"{MEASURES[name].label}, n = {FEWEST_IN_GROUPS}: nearly the "
+        f"same{', skewed' if law is skewed else ''}": measured(
             name, "three", None, law, draws=600 if name in _SLOW else 1500
         )
         for name in VALUES
         for law in (normal, skewed)
     },
-    **{f"{MEASURES[name].label}, n = {FEWEST_IN_GROUPS}: related": measured(name, "three", 1.0, draws=500) for name in VALUES},
     **{
-        f"{MEASURES[name].label}, n = {FEWEST_IN_GROUPS}: independent": measured(name, "three", 0.0, draws=300) for name in VALUES
+        f"{MEASURES[name].label}, n = {FEWEST_IN_GROUPS}: related": measured(
+            name, "three", 1.0, draws=500
+        )
+        for name in VALUES
+    },
+    **{
+        f"{MEASURES[name].label}, n = {FEWEST_IN_GROUPS}: independent": measured(
+            name, "three", 0.0, draws=300
+        )
+        for name in VALUES
     },
     f"CKA (biased), n = {FEWEST_IMAGES}: related": biased_cka("three", 1.0),
-    f"CKA (biased), n = {FEWEST_IMAGES}: 1/k, nearly the same, skewed": biased_cka("1/k", None, skewed),
+    f"CKA (biased), n = {FEWEST_IMAGES}: 1/k, nearly the same, skewed": biased_cka(
+        "1/k", None, skewed
+    ),
     f"CKA (biased), n = {FEWEST_IMAGES}: nearly the same": biased_cka("three", None),
     f"CKA (biased), n = {FEWEST_IMAGES}: independent": biased_cka("three", 0.0),
 }
-# Intervals known to be wider: of canonical correlations with half as many dimensions as images, and where the relation is so weak
-# that the null allows most values.
+# Intervals known to be wider: of canonical correlations with half as many dimensions as images, and
+# where the relation is so weak that the null allows most values.
 WIDE: dict[str, Case] = {
     **{
-        f"{MEASURES[name].label}, n = {FEWEST_IN_GROUPS}: weakly related": measured(name, "three", 0.3, draws=300)
+        f"{MEASURES[name].label}, n = {FEWEST_IN_GROUPS}: weakly related": measured(
+            name, "three", 0.3, draws=300
+        )
         for name in VALUES
     },
-    f"mean CCA, n = {FEWEST_IN_GROUPS}: 24 equal dimensions, related": measured("cca", "24 equal", 1.0, draws=100),
+    f"mean CCA, n = {FEWEST_IN_GROUPS}: 24 equal dimensions, related": measured(
+        "cca", "24 equal", 1.0, draws=100
+    ),
 }

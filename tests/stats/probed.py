@@ -1,4 +1,5 @@
-"""How often the intervals of probes hold what these very probes would reach on the population: cases for `test_coverage`."""
+"""How often the intervals of probes hold what these very probes would reach on the population:
+cases for `test_coverage`."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ _CLASSES, _WIDTH, _POPULATION = 5, 8, 20_000
 
 @cache
 def populations(probes: int = 40) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Labels [image] and predicted classes [2, image] of a population by ridge probes on 200 images each: of features, and of
-    the same features in noise, as those of an untrained network."""
+    """Labels [image] and predicted classes [2, image] of a population by ridge probes on 200 images
+    each: of features, and of the same features in noise, as those of an untrained network."""
     random, found = np.random.default_rng(0), []
     for _ in range(probes):
         means = 0.8 * random.normal(size=(_CLASSES, _WIDTH))
@@ -66,7 +67,9 @@ def labelled(random: Random, n: int, start: int) -> FakeRepresentations:
 
 def code_lengths(random: Random) -> tuple[tuple[np.ndarray, np.ndarray], float]:
     """The length over all orders of the images, from three of them."""
-    bits = online_code(labelled(random, 60, 0), fractions=(0.25, 0.5, 1.0), l2=(0.1, 1.0), orders=40).bits[0]
+    bits = online_code(
+        labelled(random, 60, 0), fractions=(0.25, 0.5, 1.0), l2=(0.1, 1.0), orders=40
+    ).bits[0]
     _, low, high = mean_interval(random.choice(bits, (3000, 3)))
     return (low, high), float(bits.mean())
 
@@ -75,7 +78,9 @@ def shuffled_labels(random: Random) -> tuple[tuple[np.ndarray, np.ndarray], np.n
     """What shuffled test labels give."""
     train, test = labelled(random, 60, 0), labelled(random, 60, 60)
     found = [random_label_probe(train, test, seed=seed, l2=np.array([1.0])) for seed in range(400)]
-    low, high, expected = (np.array([getattr(r, name)[0] for r in found]) for name in ("low", "high", "expected"))
+    low, high, expected = (
+        np.array([getattr(r, name)[0] for r in found]) for name in ("low", "high", "expected")
+    )
     return (low, high), expected
 
 

@@ -1,8 +1,10 @@
-"""Which share of intervals holds the truth, at the smallest number of images that reports use: 93 to 97 % of every type.
+"""Which share of intervals holds the truth, at the smallest number of images that reports use: 93
+to 97 % of every type.
 
-Where it has to be more, with the reason, it is 93 % or more. Populations are like what is measured: rank correlations near 1,
-areas and probabilities in [0, 1], differences of them, errors that are never negative, right answers, representations with a
-known similarity. The table is printed with `pytest -s`."""
+Where it has to be more, with the reason, it is 93 % or more. Populations are like what is measured:
+rank correlations near 1, areas and probabilities in [0, 1], differences of them, errors that are
+never negative, right answers, representations with a known similarity. The table is printed with
+`pytest -s`."""
 
 from __future__ import annotations
 
@@ -18,7 +20,12 @@ from mixer_probe.invariance.consistency import kappa, kappa_influence
 from mixer_probe.invariance.shift import mean_cosine
 from mixer_probe.probing.controls import selectivity_intervals
 from mixer_probe.probing.depths import halfway_layers
-from mixer_probe.probing.scores import balanced_interval, combined_interval, images_interval, seeds_interval
+from mixer_probe.probing.scores import (
+    balanced_interval,
+    combined_interval,
+    images_interval,
+    seeds_interval,
+)
 from mixer_probe.probing.target_probe import r_squared_interval
 from mixer_probe.stats import (
     FEWEST,
@@ -48,10 +55,14 @@ POPULATIONS: dict[str, tuple[Callable[[Random, tuple[int, int]], np.ndarray], fl
 }
 
 
-def pairs(random: Random, size: tuple[int, ...], p: float, q: float, rho: float = 0.6) -> tuple[np.ndarray, np.ndarray]:
+def pairs(
+    random: Random, size: tuple[int, ...], p: float, q: float, rho: float = 0.6
+) -> tuple[np.ndarray, np.ndarray]:
     """Right answers of two networks that find the same images hard."""
     common = random.normal(size=size) * rho**0.5
-    a, b = (common + random.normal(size=size) * (1 - rho) ** 0.5 < norm.ppf(share) for share in (p, q))
+    a, b = (
+        common + random.normal(size=size) * (1 - rho) ** 0.5 < norm.ppf(share) for share in (p, q)
+    )
     return a, b
 
 
@@ -79,7 +90,10 @@ def shares(n: int) -> Callable[[Random], tuple[Bounds, np.ndarray]]:
 
 
 def differences(n: int, p: float, q: float) -> Callable[[Random], tuple[Bounds, float]]:
-    return lambda random: (difference_interval(paired_counts(*pairs(random, (4000, n), p, q))), p - q)
+    return lambda random: (
+        difference_interval(paired_counts(*pairs(random, (4000, n), p, q))),
+        p - q,
+    )
 
 
 def kappas(n: int, p: float, q: float) -> Callable[[Random], tuple[Bounds, float]]:
@@ -91,13 +105,17 @@ def kappas(n: int, p: float, q: float) -> Callable[[Random], tuple[Bounds, float
             means = x.mean(), y.mean()
             by_chance = means[0] * means[1] + (1 - means[0]) * (1 - means[1])
             value = kappa((x == y).mean(), by_chance)
-            found.append(delta_interval(value, kappa_influence(np.stack([x, y]).astype(float))[0, 1]))
+            found.append(
+                delta_interval(value, kappa_influence(np.stack([x, y]).astype(float))[0, 1])
+            )
         return tuple(np.array(found).T), float(kappa(1 + 2 * both(p, q) - p - q, expected))
 
     return case
 
 
-def kept(n: int, p: float, q: float, chance: float = 0.1) -> Callable[[Random], tuple[Bounds, float]]:
+def kept(
+    n: int, p: float, q: float, chance: float = 0.1
+) -> Callable[[Random], tuple[Bounds, float]]:
     def case(random: Random) -> tuple[Bounds, float]:
         a, b = (side.astype(float) for side in pairs(random, (4000, n), p, q))
         margin = a.mean(1, keepdims=True) - chance
@@ -114,14 +132,19 @@ def kept_by_groups(n: int, chance: float = 0.1) -> Callable[[Random], tuple[Boun
 
     def case(random: Random) -> tuple[Bounds, float]:
         hard = random.normal(size=(4000, 1, n)) * 0.6**0.5
-        right = hard + random.normal(size=(4000, 8, n)) * 0.4**0.5 < norm.ppf(plain + distorted)[:, None]
+        right = (
+            hard + random.normal(size=(4000, 8, n)) * 0.4**0.5
+            < norm.ppf(plain + distorted)[:, None]
+        )
         a, b = right[:, :4].astype(float), right[:, 4:].astype(float)
         margin = a.mean(2, keepdims=True) - chance
         value = (b.mean(2, keepdims=True) - chance) / margin
         influence = (b - b.mean(2, keepdims=True) - value * (a - a.mean(2, keepdims=True))) / margin
         weights = np.array(sign) / 2
         truth = weights @ ((np.array(distorted) - chance) / (np.array(plain) - chance))
-        return delta_interval(value[..., 0] @ weights, np.einsum("dmn,m->dn", influence, weights)), float(truth)
+        return delta_interval(
+            value[..., 0] @ weights, np.einsum("dmn,m->dn", influence, weights)
+        ), float(truth)
 
     return case
 
@@ -130,19 +153,24 @@ def r_squared(n: int, truth: float) -> Callable[[Random], tuple[Bounds, float]]:
     def case(random: Random) -> tuple[Bounds, float]:
         signal = random.normal(size=(1000, n, 1))
         y = signal + random.normal(size=signal.shape) * (1 / truth - 1) ** 0.5
-        return tuple(np.array([r_squared_interval(a, b) for a, b in zip(y, signal, strict=True)]).T), truth
+        return tuple(
+            np.array([r_squared_interval(a, b) for a, b in zip(y, signal, strict=True)]).T
+        ), truth
 
     return case
 
 
 def selectivity(n: int, relative: bool) -> Callable[[Random], tuple[Bounds, float]]:
-    """Of a grouping read at 90 % and ten others, some easier than others, read at 75 % on average."""
+    """Of a grouping read at 90 % and ten others, some easier than others, read at 75 % on
+    average."""
 
     def case(random: Random) -> tuple[Bounds, float]:
         level = norm.ppf(0.75) * (1 + 0.3**2) ** 0.5 + 0.3 * random.normal(size=(700, 1, 10))
         hard = random.normal(size=(700, n, 1)) * 0.6**0.5
         noise = random.normal(size=(700, n, 11)) * 0.4**0.5
-        right = np.concatenate([hard + noise[..., :1] < norm.ppf(0.9), hard + noise[..., 1:] < level], -1)
+        right = np.concatenate(
+            [hard + noise[..., :1] < norm.ppf(0.9), hard + noise[..., 1:] < level], -1
+        )
         bounds = [selectivity_intervals(one, exhaustive=False)[relative] for one in right]
         return tuple(np.array(bounds).T), 0.6 if relative else 0.15
 
@@ -152,7 +180,9 @@ def selectivity(n: int, relative: bool) -> Callable[[Random], tuple[Bounds, floa
 def balanced(counts: tuple[int, ...]) -> Callable[[Random], tuple[Bounds, float]]:
     def case(random: Random) -> tuple[Bounds, float]:
         y, truth = np.repeat(np.arange(len(counts)), counts), np.linspace(0.4, 0.95, len(counts))
-        return balanced_interval(np.where(random.random((4000, len(y))) < truth[y], y, -1), y), float(truth.mean())
+        return balanced_interval(
+            np.where(random.random((4000, len(y))) < truth[y], y, -1), y
+        ), float(truth.mean())
 
     return case
 
@@ -172,22 +202,32 @@ def over_seeds(
 def given_seeds(random: Random) -> tuple[Bounds, np.ndarray]:
     """The accuracy of these very classifiers, which is another in every set."""
     level = 0.9 + 0.3 * random.normal(size=(2000, 3, 1))
-    right = level + 0.7 * random.normal(size=(2000, 1, 200)) + random.normal(size=(2000, 3, 200)) > 0
+    right = (
+        level + 0.7 * random.normal(size=(2000, 1, 200)) + random.normal(size=(2000, 3, 200)) > 0
+    )
     return images_interval(right), norm.cdf(level / np.sqrt(1 + 0.7**2)).mean((1, 2))
 
 
 def medians(n: int) -> Callable[[Random], tuple[Bounds, float]]:
-    return lambda random: (tuple(np.array([median_interval(x) for x in random.lognormal(size=(4000, n))]).T), 1.0)
+    return lambda random: (
+        tuple(np.array([median_interval(x) for x in random.lognormal(size=(4000, n))]).T),
+        1.0,
+    )
 
 
 def crossed(random: Random) -> tuple[Bounds, float]:
     """Gains of draws and images that both vary."""
-    x = random.normal(size=(4000, 10, 1)) * 0.5 + random.normal(size=(4000, 1, 50)) + random.normal(size=(4000, 10, 50))
+    x = (
+        random.normal(size=(4000, 10, 1)) * 0.5
+        + random.normal(size=(4000, 1, 50))
+        + random.normal(size=(4000, 10, 50))
+    )
     return crossed_interval(x)[1:], 0.0
 
 
 def between_images(random: Random) -> tuple[Bounds, float]:
-    """Rank correlation of the maps of different images, some of which have more of what all have."""
+    """Rank correlation of the maps of different images, some of which have more of what all
+    have."""
     common = np.linspace(-1, 1, 49)
     found, bounds = [], []
     for _ in range(5000):
@@ -197,19 +237,27 @@ def between_images(random: Random) -> tuple[Bounds, float]:
     return tuple(np.array(bounds).T), float(np.mean(found))
 
 
-def aurocs(positives: int, negatives: int, ratio: float) -> Callable[[Random], tuple[Bounds, float]]:
+def aurocs(
+    positives: int, negatives: int, ratio: float
+) -> Callable[[Random], tuple[Bounds, float]]:
     """Of exponential scores of which the positive ones have so many times the mean."""
 
     def case(random: Random) -> tuple[Bounds, float]:
-        positive, negative = ratio * random.exponential(size=(700, positives, 1)), random.exponential(size=(700, 1, negatives))
-        bounds = [auroc_interval(v, positives, negatives) for v in (positive > negative).mean((1, 2))]
+        positive, negative = (
+            ratio * random.exponential(size=(700, positives, 1)),
+            random.exponential(size=(700, 1, negatives)),
+        )
+        bounds = [
+            auroc_interval(v, positives, negatives) for v in (positive > negative).mean((1, 2))
+        ]
         return tuple(np.array(bounds).T), ratio / (ratio + 1)
 
     return case
 
 
 def cosines(random: Random) -> tuple[Bounds, float]:
-    """Of features and the same with noise, about a mean that is known so well that it is none of the spread."""
+    """Of features and the same with noise, about a mean that is known so well that it is none of
+    the spread."""
     plain = random.normal(size=(700, FEWEST, 40))
     found = np.array([mean_cosine(x, x + 0.7 * random.normal(size=x.shape)) for x in plain])
     return (found[:, 1], found[:, 2]), float(found[:, 0].mean())
@@ -226,13 +274,20 @@ def between_reports(n: int, p: float, q: float) -> Callable[[Random], tuple[Boun
     return case
 
 
-def halfway(n: int, *accuracy: float, chance: float = 0.1) -> Callable[[Random], tuple[Bounds, int]]:
+def halfway(
+    n: int, *accuracy: float, chance: float = 0.1
+) -> Callable[[Random], tuple[Bounds, int]]:
     """The first layer whose accuracy is above the middle between chance and the last layer's."""
 
     def case(random: Random) -> tuple[Bounds, int]:
         hard = random.normal(size=(1500, 1, n)) * 0.6**0.5
-        right = hard + random.normal(size=(1500, len(accuracy), n)) * 0.4**0.5 < norm.ppf(accuracy)[:, None]
-        return halfway_layers(right, chance), int(np.argmax(np.array(accuracy) > (chance + accuracy[-1]) / 2))
+        right = (
+            hard + random.normal(size=(1500, len(accuracy), n)) * 0.4**0.5
+            < norm.ppf(accuracy)[:, None]
+        )
+        return halfway_layers(right, chance), int(
+            np.argmax(np.array(accuracy) > (chance + accuracy[-1]) / 2)
+        )
 
     return case
 
@@ -240,9 +295,18 @@ def halfway(n: int, *accuracy: float, chance: float = 0.1) -> Callable[[Random],
 CASES = {
     **{f"mean, n = {n}: {name}": means(name, n) for name in POPULATIONS for n in (FEWEST, 50)},
     **{f"share (Wilson), n = {n}": shares(n) for n in (FEWEST, 50)},
-    **{f"paired shares (Tango), n = 100: {p}, {q}": differences(100, p, q) for p, q in ((0.9, 0.8), (0.7, 0.7), (0.95, 0.9))},
-    **{f"kappa, n = 200: {p}, {q}": kappas(200, p, q) for p, q in ((0.7, 0.6), (0.9, 0.9), (0.95, 0.9))},
-    **{f"kept, n = 200: {p}, {q}": kept(200, p, q) for p, q in ((0.9, 0.6), (0.9, 0.85), (0.5, 0.2))},
+    **{
+        f"paired shares (Tango), n = 100: {p}, {q}": differences(100, p, q)
+        for p, q in ((0.9, 0.8), (0.7, 0.7), (0.95, 0.9))
+    },
+    **{
+        f"kappa, n = 200: {p}, {q}": kappas(200, p, q)
+        for p, q in ((0.7, 0.6), (0.9, 0.9), (0.95, 0.9))
+    },
+    **{
+        f"kept, n = 200: {p}, {q}": kept(200, p, q)
+        for p, q in ((0.9, 0.6), (0.9, 0.85), (0.5, 0.2))
+    },
     "kept, two families of two, n = 200": kept_by_groups(200),
     **{f"R2, n = 100: {truth}": r_squared(100, truth) for truth in (0.3, 0.75, 0.95)},
     "selectivity, n = 200": selectivity(200, False),
@@ -250,7 +314,9 @@ CASES = {
     "balanced accuracy, 10 classes of 20": balanced((20,) * 10),
     "balanced accuracy, 60, 20, 10": balanced((60, 20, 10)),
     "draws and images (few-shot), 3 draws, n = 200": over_seeds(combined_interval, 3, 200, 0.3),
-    "draws alone (few-shot), 3 draws": over_seeds(lambda r: seeds_interval(r.mean(-1)), 3, 2000, 0.3),
+    "draws alone (few-shot), 3 draws": over_seeds(
+        lambda r: seeds_interval(r.mean(-1)), 3, 2000, 0.3
+    ),
     "images alone (few-shot), 3 draws, n = 200": given_seeds,
     "crossed effects, 10 draws, n = 50": crossed,
     **{f"median of times, n = {n}": medians(n) for n in (7, 15)},
@@ -268,7 +334,8 @@ CASES = {
     **measured.CASES,
     **probed.CASES,
 }
-# A depth is one of a few layers, so that a confidence set that holds it often enough holds it more often.
+# A depth is one of a few layers, so that a confidence set that holds it often enough holds it more
+# often.
 DISCRETE = {
     f"depth halfway, n = {n}: {', '.join(map(str, accuracy))}": halfway(n, *accuracy)
     for n in (50, 200)
@@ -303,5 +370,7 @@ def test_the_interval_covers(table: tuple[dict[str, float], dict[str, int]], nam
 
 
 @pytest.mark.parametrize("name", AT_LEAST)
-def test_the_interval_covers_at_least_so_often(table: tuple[dict[str, float], dict[str, int]], name: str) -> None:
+def test_the_interval_covers_at_least_so_often(
+    table: tuple[dict[str, float], dict[str, int]], name: str
+) -> None:
     assert table[0][name] >= 0.93

@@ -1,6 +1,8 @@
-"""Every interval of every type of result has a case in test_coverage, or a reason why it needs none.
+"""Every interval of every type of result has a case in test_coverage, or a reason why it needs
+none.
 
-The walk is over the fields of all result types and the columns of their golden tables: a new pair of bounds fails here."""
+The walk is over the fields of all result types and the columns of their golden tables: a new pair
+of bounds fails here."""
 
 from __future__ import annotations
 
@@ -42,12 +44,18 @@ REASONS: dict[str, str] = {
     "FewShotResult": "draws and images (few-shot), 3 draws, n = 200",
     "FewShotResult images": "images alone (few-shot), 3 draws, n = 200",
     "FewShotResult seeds": "draws alone (few-shot), 3 draws",
-    **{f"KernelTying {unit}null_count_{share}": NULL for unit in ("", "unit_") for share in (50, 90, 99)},
+    **{
+        f"KernelTying {unit}null_count_{share}": NULL
+        for unit in ("", "unit_")
+        for share in (50, 90, 99)
+    },
     "ModelCost": "median of times, n = 7",
     "Narrative": COPIED,
     "OnlineCode": "length of the online code, 3 orders",
     **{
-        f"PatchPosition {name}": "no case here: test_patch_position_intervals simulates whole probes"
+        f"PatchPosition {name}": (
+            "no case here: test_patch_position_intervals simulates whole probes"
+        )
         for name in ("r2", "accuracy", "distance_px")
     },
     "PerturbationCurves": MEAN + "areas, most small",
@@ -58,7 +66,10 @@ REASONS: dict[str, str] = {
     "ProbeResult": RIDGE,
     "ProbeResult balanced": BALANCED,
     "RandomLabels": "random labels, 5 draws",
-    **{f"RandomisationCheck {name}": "crossed effects, 10 draws, n = 50" for name in ("spearman", "signed_spearman", "ssim")},
+    **{
+        f"RandomisationCheck {name}": "crossed effects, 10 draws, n = 50"
+        for name in ("spearman", "signed_spearman", "ssim")
+    },
     "RandomisationCheck null_spearman": "maps of different images, n = 12",
     "ReportDiff": "difference of reports, n = 50: 0.3, 0.5",
     "ReportDiff a": COPIED,
@@ -87,6 +98,8 @@ def test_every_interval_is_simulated_or_has_a_reason() -> None:
     assert bounds() == set(REASONS)
 
 
-@pytest.mark.parametrize("case", sorted({reason for reason in REASONS.values() if not reason.startswith("no ")}))
+@pytest.mark.parametrize(
+    "case", sorted({reason for reason in REASONS.values() if not reason.startswith("no ")})
+)
 def test_the_case_exists(case: str) -> None:
     assert case in CASES | AT_LEAST

@@ -40,7 +40,8 @@ def test_the_largest_of_a_family_is_compared_with_the_largest() -> None:
     draws = np.random.default_rng(1).normal(size=(1000, 200, 12))
     np.testing.assert_array_equal(max_null(draws[:, 0], 1), draws[:, 0].max(1))
     np.testing.assert_array_equal(max_null(draws[:, 0], 1, direction=-1), draws[:, 0].min(1))
-    # 200 data sets, of each the largest of 12: one in twenty is called significant, and by the null of each alone nearly half.
+    # 200 data sets, of each the largest of 12: one in twenty is called significant, and by the null
+    # of each alone nearly half.
     null = np.random.default_rng(2).normal(size=(999, 12))
     picked = np.array([max_p(values, null).min() for values in draws[0]])
     alone = np.array([permutation_p(values, null).min() for values in draws[0]])
@@ -59,7 +60,9 @@ def test_quantiles_are_order_statistics() -> None:
     assert upper_quantile(np.arange(1.0, 100), direction=-1) == 5
     check_permutations(0)
     check_permutations(19)
-    with pytest.raises(MeasureError, match="18 permutations give no 95 % quantile: take 19 or more, or 0"):
+    with pytest.raises(
+        MeasureError, match="18 permutations give no 95 % quantile: take 19 or more, or 0"
+    ):
         check_permutations(18)
 
 
@@ -90,8 +93,12 @@ def test_limits_bound_what_was_never_seen() -> None:
     np.testing.assert_allclose(found[1], [1 - unseen, 0.25 - 0.25 * unseen])
     np.testing.assert_allclose(found[2], [1, 0.25 + 0.75 * unseen])
     assert mean_interval([0.1, 0.9, 0.95], limits=(0, 1))[2] == 1
-    np.testing.assert_allclose(delta_interval(0.5, np.zeros(20), limits=(-1, 1)), [0.5 - 1.5 * unseen, 0.5 + 0.5 * unseen])
-    np.testing.assert_allclose(crossed_interval(np.zeros((3, 20)), limits=(-1, 1))[1:], [-unseen, unseen])
+    np.testing.assert_allclose(
+        delta_interval(0.5, np.zeros(20), limits=(-1, 1)), [0.5 - 1.5 * unseen, 0.5 + 0.5 * unseen]
+    )
+    np.testing.assert_allclose(
+        crossed_interval(np.zeros((3, 20)), limits=(-1, 1))[1:], [-unseen, unseen]
+    )
 
 
 @pytest.mark.parametrize(
@@ -118,10 +125,13 @@ def test_values_that_are_not_defined_are_left_out_of_a_mean() -> None:
 
 
 def test_the_interval_of_a_median_lies_between_order_statistics() -> None:
-    """Hettmansperger and Sheather's interpolation, between the two pairs of order statistics whose levels enclose 95 %."""
+    """Hettmansperger and Sheather's interpolation, between the two pairs of order statistics whose
+    levels enclose 95 %."""
     assert median_interval(np.arange(1, 16)) == pytest.approx((4.3735, 11.6265), abs=1e-4)
     for n in (6, 7, 15, 40):
         low, high = median_interval(np.arange(1, n + 1))
         assert low + high == pytest.approx(n + 1)
-        outer, inner = (1 - 2 * stats.binom.cdf(k - 1, n, 0.5) for k in (np.floor(low), np.ceil(low)))
+        outer, inner = (
+            1 - 2 * stats.binom.cdf(k - 1, n, 0.5) for k in (np.floor(low), np.ceil(low))
+        )
         assert inner <= 0.95 <= outer

@@ -18,18 +18,29 @@ def test_counts_of_pairs() -> None:
     a = np.array([1, 1, 1, 0, 0, 1, 0], bool)
     b = np.array([1, 0, 1, 1, 0, 0, 0], bool)
     assert paired_counts(a, b).tolist() == [2, 2, 1, 2]
-    assert paired_counts(a[None], np.stack([a, ~a, b])).tolist() == [[4, 0, 0, 3], [0, 4, 3, 0], [2, 2, 1, 2]]
+    assert paired_counts(a[None], np.stack([a, ~a, b])).tolist() == [
+        [4, 0, 0, 3],
+        [0, 4, 3, 0],
+        [2, 2, 1, 2],
+    ]
 
 
 def constrained_score(b: int, c: int, n: int, difference: float) -> float:
-    """The score statistic with the likelihood maximised numerically under p(b) - p(c) = difference."""
+    """The score statistic with the likelihood maximised numerically under p(b) - p(c) =
+    difference."""
 
     def loss(share: float) -> float:
         rest = max(1 - 2 * share - difference, 1e-300)
-        return -(b * np.log(max(share + difference, 1e-300)) + c * np.log(max(share, 1e-300)) + (n - b - c) * np.log(rest))
+        return -(
+            b * np.log(max(share + difference, 1e-300))
+            + c * np.log(max(share, 1e-300))
+            + (n - b - c) * np.log(rest)
+        )
 
     low, high = max(0.0, -difference), (1 - difference) / 2
-    share = optimize.minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-13}).x
+    share = optimize.minimize_scalar(
+        loss, bounds=(low, high), method="bounded", options={"xatol": 1e-13}
+    ).x
     return (b - c - n * difference) / np.sqrt(n * (2 * share + difference - difference**2))
 
 
@@ -37,7 +48,9 @@ def constrained_score(b: int, c: int, n: int, difference: float) -> float:
 def test_the_score_is_that_of_the_constrained_likelihood(b: int, c: int, n: int) -> None:
     counts = np.array([n - b - c, b, c, 0])
     for difference in (-0.5, -0.1, 0.0, 0.07, 0.3):
-        assert score(counts, np.array(difference)) == pytest.approx(constrained_score(b, c, n, difference), rel=1e-5, abs=1e-6)
+        assert score(counts, np.array(difference)) == pytest.approx(
+            constrained_score(b, c, n, difference), rel=1e-5, abs=1e-6
+        )
 
 
 def test_the_interval_is_where_the_score_is_z() -> None:
@@ -50,9 +63,12 @@ def test_the_interval_is_where_the_score_is_z() -> None:
 
 
 def test_two_that_never_differ_have_an_interval_of_known_width() -> None:
-    """With no discordant image the statistic is -sqrt(n d / (1 - d)), so the bounds are +-z^2 / (n + z^2)."""
+    """With no discordant image the statistic is -sqrt(n d / (1 - d)), so the bounds are +-z^2 / (n
+    + z^2)."""
     low, high = difference_interval(np.array([700, 0, 0, 300]))
-    np.testing.assert_allclose([low, high], [-(Z**2) / (1000 + Z**2), Z**2 / (1000 + Z**2)], rtol=1e-9)
+    np.testing.assert_allclose(
+        [low, high], [-(Z**2) / (1000 + Z**2), Z**2 / (1000 + Z**2)], rtol=1e-9
+    )
 
 
 def test_turning_the_pair_round_turns_the_interval_round() -> None:
@@ -63,7 +79,9 @@ def test_turning_the_pair_round_turns_the_interval_round() -> None:
 def test_the_interval_covers_what_it_says() -> None:
     """All tables of 25 images with their exact probabilities: coverage near 95 %."""
     n, shares = 25, np.array([0.5, 0.2, 0.1, 0.2])
-    tables = np.array([(n - b - c, b, c, 0) for b, c in itertools.product(range(n + 1), repeat=2) if b + c <= n])
+    tables = np.array(
+        [(n - b - c, b, c, 0) for b, c in itertools.product(range(n + 1), repeat=2) if b + c <= n]
+    )
     chances = stats.multinomial.pmf(tables[:, :3], n, [shares[0] + shares[3], shares[1], shares[2]])
     low, high = difference_interval(tables)
     assert chances.sum() == pytest.approx(1)

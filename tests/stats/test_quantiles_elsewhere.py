@@ -1,4 +1,5 @@
-"""Every place outside `mixer_probe.stats` that takes a quantile, and why it is not an interval that nobody has simulated."""
+"""Every place outside `mixer_probe.stats` that takes a quantile, and why it is not an interval that
+nobody has simulated."""
 
 from __future__ import annotations
 
@@ -45,17 +46,31 @@ def calls(node: ast.AST, where: str) -> Iterator[str]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Call):
             function = child.func
-            name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+            name = (
+                function.attr
+                if isinstance(function, ast.Attribute)
+                else getattr(function, "id", "")
+            )
             if name in NAMES:
                 yield where
         separator = "." if " " in where else " "
-        inside = f"{where}{separator}{child.name}" if isinstance(child, ast.FunctionDef | ast.ClassDef) else where
+        inside = (
+            f"{where}{separator}{child.name}"
+            if isinstance(child, ast.FunctionDef | ast.ClassDef)
+            else where
+        )
         yield from calls(child, inside)
 
 
 def test_every_quantile_outside_of_stats_has_a_reason() -> None:
-    files = [path for path in sorted(ROOT.rglob("*.py")) if path.relative_to(ROOT).parts[0] != "stats"]
-    found = {place for path in files for place in calls(ast.parse(path.read_text()), path.relative_to(ROOT).as_posix())}
+    files = [
+        path for path in sorted(ROOT.rglob("*.py")) if path.relative_to(ROOT).parts[0] != "stats"
+    ]
+    found = {
+        place
+        for path in files
+        for place in calls(ast.parse(path.read_text()), path.relative_to(ROOT).as_posix())
+    }
     assert found == set(REASONS)
 
 
@@ -64,6 +79,8 @@ def test_no_quantile_of_the_normal_distribution_is_written_out() -> None:
         (path.relative_to(ROOT).as_posix(), node.value)
         for path in ROOT.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Constant) and isinstance(node.value, float) and round(node.value, 2) in (1.96, 1.64, 1.65, 2.58)
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, float)
+        and round(node.value, 2) in (1.96, 1.64, 1.65, 2.58)
     ]
     assert numbers == []

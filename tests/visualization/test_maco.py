@@ -9,7 +9,9 @@ from mixer_probe.visualization import MacoImages, Spectrum, colour_basis, natura
 
 
 def photographs(n: int, size: tuple[int, int], seed: int = 0) -> torch.Tensor:
-    return torch.rand(n, 3, *size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.rand(
+        n, 3, *size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def full_magnitude(spectrum: Spectrum) -> np.ndarray:
@@ -19,14 +21,18 @@ def full_magnitude(spectrum: Spectrum) -> np.ndarray:
     whole = np.zeros((3, h, w))
     for row in range(h):
         for column in range(w):
-            whole[:, row, column] = half[:, row, column] if column <= w // 2 else half[:, -row % h, w - column]
+            whole[:, row, column] = (
+                half[:, row, column] if column <= w // 2 else half[:, -row % h, w - column]
+            )
     return whole
 
 
 def test_the_spectrum_is_the_mean_of_magnitudes() -> None:
     images = photographs(7, (5, 6))
     found = natural_spectrum(images.split(3))
-    components = np.einsum("ij,bjhw->bihw", np.linalg.inv(colour_basis(torch.float64).numpy()), images.numpy())
+    components = np.einsum(
+        "ij,bjhw->bihw", np.linalg.inv(colour_basis(torch.float64).numpy()), images.numpy()
+    )
     expected = np.abs(np.fft.rfft2(components) / np.sqrt(30)).mean(0)
     expected[:, 0, 0] = 0
     np.testing.assert_allclose(found.magnitude, expected, rtol=1e-12)
@@ -42,7 +48,9 @@ def test_the_magnitude_is_kept_at_every_step(size: tuple[int, int], dtype: torch
     spectrum = natural_spectrum([photographs(4, size)])
     images = MacoImages(spectrum, torch.zeros((), dtype=dtype))
     expected = full_magnitude(spectrum)
-    kernel = torch.randn(3, *size, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
+    kernel = torch.randn(
+        3, *size, generator=torch.Generator().manual_seed(3), dtype=torch.float64
+    ).to(dtype)
     parameters = images.start([torch.Generator().manual_seed(s) for s in (0, 1)]).requires_grad_()
     optimiser = torch.optim.Adam([parameters], lr=0.3, maximize=True)
     values = []
@@ -50,7 +58,9 @@ def test_the_magnitude_is_kept_at_every_step(size: tuple[int, int], dtype: torch
         components = images.components(parameters)
         magnitude = np.abs(np.fft.fft2(components.detach().double().numpy(), norm="ortho"))
         np.testing.assert_allclose(
-            magnitude, np.broadcast_to(expected, magnitude.shape), atol=1e-5 if dtype is torch.float32 else 1e-12
+            magnitude,
+            np.broadcast_to(expected, magnitude.shape),
+            atol=1e-5 if dtype is torch.float32 else 1e-12,
         )
         value = (components * kernel).sum((1, 2, 3))
         values.append(value.detach().numpy())
@@ -62,7 +72,8 @@ def test_the_magnitude_is_kept_at_every_step(size: tuple[int, int], dtype: torch
 
 
 def test_the_best_phases_of_a_linear_unit_are_those_of_its_filter() -> None:
-    # The sum over frequencies of magnitude times that of the filter, by Parseval, where the phases agree.
+    # The sum over frequencies of magnitude times that of the filter, by Parseval, where the phases
+    # agree.
     size = (6, 6)
     spectrum = natural_spectrum([photographs(4, size)])
     images = MacoImages(spectrum, torch.zeros((), dtype=torch.float64))
@@ -95,5 +106,9 @@ def test_images_are_the_mean_colour_and_the_components() -> None:
     made = images.images(parameters)
     # So faint that nothing is clipped.
     np.testing.assert_allclose(made.mean((0, 2, 3)), spectrum.mean, rtol=1e-12)
-    undone = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(colour_basis(torch.float64)), made - spectrum.mean[:, None, None])
+    undone = torch.einsum(
+        "ij,bjhw->bihw",
+        torch.linalg.inv(colour_basis(torch.float64)),
+        made - spectrum.mean[:, None, None],
+    )
     torch.testing.assert_close(undone, images.components(parameters))

@@ -23,7 +23,9 @@ def results() -> list[FeatureVisualization]:
     resnet.module.fc.weight.data[2] = 0
     with pytest.warns(UndefinedVisualizationWarning):
         dead = mp.visualize(resnet, "head", [1, 2], k=2, **options)
-    hidden = mp.visualize(mixer, "blocks.1.mlp_tokens.fc1", [1, 3], method=("fourier", "maco"), **options)
+    hidden = mp.visualize(
+        mixer, "blocks.1.mlp_tokens.fc1", [1, 3], method=("fourier", "maco"), **options
+    )
     return [hidden, dead]
 
 
@@ -46,7 +48,10 @@ def test_every_picture_is_drawn_beside_the_real_ones(results: list[FeatureVisual
 
 def test_pixels_that_did_not_matter_are_paler(results: list[FeatureVisualization]) -> None:
     hidden = results[0]
-    plain, faded = (np.asarray(feature_pictures([hidden], faded=f).axes[2].images[0].get_array()) for f in (False, True))
+    plain, faded = (
+        np.asarray(feature_pictures([hidden], faded=f).axes[2].images[0].get_array())
+        for f in (False, True)
+    )
     opacity = 0.3 + 0.7 * hidden.opacity[0, 1, 0][..., None] / 255
     np.testing.assert_allclose(faded, opacity * plain + 1 - opacity)
 
@@ -66,7 +71,10 @@ def test_the_section_counts_what_it_says(results: list[FeatureVisualization]) ->
     (section,) = make_sections(results)
     assert "root mean square over channels" in section.paragraphs[0]
     stronger = int(results[0].stronger[:, 0].sum())
-    assert f"Fourier activates {stronger} of 2 units more strongly than every real image" in section.paragraphs[0]
+    assert (
+        f"Fourier activates {stronger} of 2 units more strongly than every real image"
+        in section.paragraphs[0]
+    )
     assert any("class 2 of fc" in warning for warning in section.warnings)
     assert sum(isinstance(item, Picture) for item in section.content) == 2
     (table,) = [item for item in section.content if isinstance(item, Table)]

@@ -14,19 +14,27 @@ from mixer_probe.visualization import NO_TRANSFORMS, AffineParams, Transforms, s
 
 
 def pictures(n: int, height: int, width: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.rand(n, 3, height, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    return torch.rand(
+        n, 3, height, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    ).to(dtype)
 
 
-def placed(window: float = 1.0, centre: tuple[float, float] = (0, 0), angle: float = 0.0) -> AffineParams:
+def placed(
+    window: float = 1.0, centre: tuple[float, float] = (0, 0), angle: float = 0.0
+) -> AffineParams:
     return AffineParams(*(torch.tensor([v], dtype=torch.float64) for v in (window, centre, angle)))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("size", [(9, 12), (32, 32), (7, 5)])
-def test_nothing_changes_without_transformations(size: tuple[int, int], dtype: torch.dtype, tolerance: float) -> None:
+def test_nothing_changes_without_transformations(
+    size: tuple[int, int], dtype: torch.dtype, tolerance: float
+) -> None:
     images = pictures(2, *size, dtype)
     drawn = [NO_TRANSFORMS.draw(torch.Generator().manual_seed(s), size) for s in (0, 1)]
-    both = AffineParams(*(torch.cat([getattr(d, name) for d in drawn]) for name in ("window", "centre", "angle")))
+    both = AffineParams(
+        *(torch.cat([getattr(d, name) for d in drawn]) for name in ("window", "centre", "angle"))
+    )
     torch.testing.assert_close(sample_views(images, both), images, rtol=0, atol=tolerance)
 
 
@@ -51,17 +59,23 @@ def test_turns() -> None:
     square, wide = pictures(1, 6, 6), pictures(1, 4, 9)
     quarter = sample_views(square, placed(angle=math.pi / 2))
     assert any(torch.allclose(quarter, torch.rot90(square, k, (2, 3)), atol=1e-12) for k in (1, 3))
-    torch.testing.assert_close(sample_views(wide, placed(angle=math.pi)), wide.flip(2, 3), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        sample_views(wide, placed(angle=math.pi)), wide.flip(2, 3), rtol=0, atol=1e-12
+    )
 
 
 def test_any_placement_is_bilinear_interpolation() -> None:
     height, width = 10, 14
     images = pictures(1, height, width)
     window, centre, angle = 0.8, (1.0, -2.0), 0.3
-    rows, columns = np.meshgrid(np.arange(height) - (height - 1) / 2, np.arange(width) - (width - 1) / 2, indexing="ij")
+    rows, columns = np.meshgrid(
+        np.arange(height) - (height - 1) / 2, np.arange(width) - (width - 1) / 2, indexing="ij"
+    )
     # A turn by the angle, in pixels, whatever the sides of the image are.
     at = [
-        window * (math.cos(angle) * rows + math.sin(angle) * columns) + centre[0] + (height - 1) / 2,
+        window * (math.cos(angle) * rows + math.sin(angle) * columns)
+        + centre[0]
+        + (height - 1) / 2,
         window * (math.cos(angle) * columns - math.sin(angle) * rows) + centre[1] + (width - 1) / 2,
     ]
     expected = [map_coordinates(plane, at, order=1, mode="reflect") for plane in images[0].numpy()]

@@ -1,4 +1,5 @@
-"""A Mixer written as convolutions has the logits of timm's Mixer, which is the independent implementation here."""
+"""A Mixer written as convolutions has the logits of timm's Mixer, which is the independent
+implementation here."""
 
 from __future__ import annotations
 
@@ -35,7 +36,13 @@ def difference(model: mp.Model, converted: nn.Module, images: torch.Tensor) -> f
 
 
 def tiny(**arguments: Any) -> mp.Model:
-    sizes = {"img_size": 32, "patch_size": 8, "num_blocks": 2, "embed_dim": 12, "num_classes": 5} | arguments
+    sizes = {
+        "img_size": 32,
+        "patch_size": 8,
+        "num_blocks": 2,
+        "embed_dim": 12,
+        "num_classes": 5,
+    } | arguments
     network = randomised(MlpMixer(**sizes)).double()
     height, width = network.stem.img_size
     return as_model(network, input_size=(3, height, width), dtype=torch.float64)
@@ -102,7 +109,9 @@ def test_a_kernel_is_a_row_over_the_grid_and_groups_repeat_it() -> None:
 )
 def test_variants_of_the_architecture(arguments: dict[str, Any], form: Any) -> None:
     model = tiny(**arguments)
-    images = torch.randn(2, *model.input.size, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    images = torch.randn(
+        2, *model.input.size, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+    )
     assert difference(model, as_convolution(model, form), images) < 1e-13
 
 
@@ -118,14 +127,22 @@ def test_gradients_of_the_tied_kernels_are_the_originals() -> None:
     for form in FORMS:
         converted: Any = as_convolution(model, form)
         converted(images).square().sum().backward()
-        found += [next(p.grad for n, p in converted.named_parameters() if "blocks.0.spatial.mlp_tokens.mixing.fc1" in n)]
+        found += [
+            next(
+                p.grad
+                for n, p in converted.named_parameters()
+                if "blocks.0.spatial.mlp_tokens.mixing.fc1" in n
+            )
+        ]
     model.module(images).square().sum().backward()
     network: Any = model.module
     # The bias is registered first in one form and the kernel in the other; shapes tell them apart.
     for gradient in found:
         expected = network.blocks[0].mlp_tokens.fc1
         expected = expected.weight.grad if gradient.ndim > 1 else expected.bias.grad
-        torch.testing.assert_close(gradient.reshape(expected.shape), expected, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(
+            gradient.reshape(expected.shape), expected, rtol=1e-10, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -177,7 +194,8 @@ def test_mixer_b16(dtype: torch.dtype, tolerance: float) -> None:
 
 
 def test_two_blocks_of_mixer_b16_in_groups() -> None:
-    """Grouped convolutions of this size are slow on a CPU, so that all twelve blocks would take a minute."""
+    """Grouped convolutions of this size are slow on a CPU, so that all twelve blocks would take a
+    minute."""
     network: Any = real("mixer_b16_224")
     network.blocks = network.blocks[:2]
     model = as_model(network.double(), 224, dtype=torch.float64)
@@ -197,7 +215,9 @@ class Doubled(MixerBlock):
 
 
 def test_what_is_no_mixer_is_refused_with_a_reason() -> None:
-    with pytest.raises(ModelError, match=r"attention .* computed from the image.*Mixer, gMixer, ResMLP and gMLP"):
+    with pytest.raises(
+        ModelError, match=r"attention .* computed from the image.*Mixer, gMixer, ResMLP and gMLP"
+    ):
         as_convolution(CASES["vit"].model())
     with pytest.raises(ModelError, match="convolutional network already"):
         as_convolution(CASES["resnet18"].model())
@@ -210,7 +230,8 @@ def test_what_is_no_mixer_is_refused_with_a_reason() -> None:
 
 
 def test_images_of_another_size_are_refused() -> None:
-    """A kernel over the whole grid would slide over a larger one and return as many numbers as asked for."""
+    """A kernel over the whole grid would slide over a larger one and return as many numbers as
+    asked for."""
     converted = as_convolution(CASES["mixer"].model())
     assert isinstance(converted, ConvolutionalMixer)
     assert converted.grid == (4, 4)

@@ -1,4 +1,5 @@
-"""A Mixer beside itself as a CNN: numbers against counts by hand, and a copy that was spoilt on purpose."""
+"""A Mixer beside itself as a CNN: numbers against counts by hand, and a copy that was spoilt on
+purpose."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from mixer_probe.weights.views.equivalence import equivalence_sentences
 from tests.networks import CASES, as_model, noise
 
 MIXERS = ("mixer", "gmixer", "resmlp", "gmlp")
-# Parameters of token mixing in both blocks (S = 16), times the channels that would each have them: 24, of gMLP 72.
+# Parameters of token mixing in both blocks (S = 16), times the channels that would each have them:
+# 24, of gMLP 72.
 UNTIED = {
     "mixer": 2 * (16 * 12 + 12 + 12 * 16 + 16) * 23,
     "gmixer": 2 * (16 * 24 + 24 + 12 * 16 + 16) * 23,
@@ -49,7 +51,9 @@ def test_the_same_logits_and_parameters_from_convolutions_alone(name: str) -> No
 
 
 def test_the_convolutions_of_a_mixer() -> None:
-    found = convolution_equivalence(CASES["mixer"].model(), noise(1), forms=("tied",), dtypes=("float64",))
+    found = convolution_equivalence(
+        CASES["mixer"].model(), noise(1), forms=("tied",), dtypes=("float64",)
+    )
     assert [(c.kind, c.count, c.kernel, c.parameters) for c in found.convolutions] == [
         ("patch embedding", 1, (8, 8), 24 * 3 * 64 + 24),
         ("full-field, tied over channels", 2, (4, 4), 2 * (16 * 12 + 12)),
@@ -61,13 +65,16 @@ def test_the_convolutions_of_a_mixer() -> None:
 
 @pytest.mark.parametrize("name", MIXERS)
 def test_the_kernel_at_work(name: str) -> None:
-    """The sum over the map is what the convolution gives, and what the network's own linear layer gives."""
+    """The sum over the map is what the convolution gives, and what the network's own linear layer
+    gives."""
     model = CASES[name].model()
     found = convolution_equivalence(model, noise(2), forms=("tied",), dtypes=("float64",)).example
     sums = (found.maps * found.kernel).sum((1, 2)) + found.bias
     np.testing.assert_allclose(found.convolved, sums, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(found.linear, sums, rtol=1e-12, atol=1e-12)
-    weight = model.module.get_submodule(f"{found.block}.{found.layer}").weight.detach().double().numpy()
+    weight = (
+        model.module.get_submodule(f"{found.block}.{found.layer}").weight.detach().double().numpy()
+    )
     np.testing.assert_array_equal(found.kernel, weight[found.unit].reshape(4, 4))
     assert found.convolved[0] >= found.convolved[1] >= found.convolved[2]
     assert len(set(found.channels)) == 3
@@ -83,14 +90,17 @@ def test_a_network_that_is_not_the_same_is_told(monkeypatch: pytest.MonkeyPatch)
         return converted
 
     monkeypatch.setattr(equivalence, "as_convolution", spoilt)
-    found = convolution_equivalence(CASES["mixer"].model(), noise(4), forms=("tied",), dtypes=("float64",))
+    found = convolution_equivalence(
+        CASES["mixer"].model(), noise(4), forms=("tied",), dtypes=("float64",)
+    )
     assert found.checks[0].difference == pytest.approx(50)
     assert found.checks[0].same < 4
     assert "differ by at most 5.0e+01 (n = 4 images)" in equivalence_sentences(found)[1]
 
 
 def test_a_classifier_of_zeros_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The head of a fresh timm Mixer is zero and so are all its logits: features are compared, and a spoilt copy is told."""
+    """The head of a fresh timm Mixer is zero and so are all its logits: features are compared, and
+    a spoilt copy is told."""
     network: Any = CASES["mixer"].network()
     torch.nn.init.zeros_(network.head.weight)
     found = convolution_equivalence(as_model(network), noise(3), dtypes=("float64",))
@@ -108,7 +118,10 @@ def test_a_classifier_of_zeros_hides_nothing(monkeypatch: pytest.MonkeyPatch) ->
         return converted
 
     monkeypatch.setattr(equivalence, "as_convolution", spoilt)
-    assert convolution_equivalence(as_model(network), noise(3), forms=("tied",)).checks[0].difference > 1e-3
+    assert (
+        convolution_equivalence(as_model(network), noise(3), forms=("tied",)).checks[0].difference
+        > 1e-3
+    )
 
 
 def test_sentences_have_their_numbers() -> None:

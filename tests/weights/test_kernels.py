@@ -1,4 +1,5 @@
-"""Effective spatial kernels: planted ones come back exactly, in all families, and structure is told from noise."""
+"""Effective spatial kernels: planted ones come back exactly, in all families, and structure is told
+from noise."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ def convolution_matrix(kernel: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     return answers.reshape(size, size).numpy().T
 
 
-# -- offset space ------------------------------------------------------------------------------------------------------
+# -- offset space ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -64,11 +65,15 @@ def test_offsets_are_summed_as_a_loop_over_pairs_would(grid: tuple[int, int]) ->
 def test_outer_products_are_summed_without_making_them(grid: tuple[int, int]) -> None:
     write, read = np.random.default_rng(1).standard_normal((2, 7, grid[0] * grid[1]))
     products = write[:, :, None] * read[:, None, :]
-    np.testing.assert_allclose(product_offset_sums(write, read, grid), offset_sums(products, grid), atol=1e-12)
+    np.testing.assert_allclose(
+        product_offset_sums(write, read, grid), offset_sums(products, grid), atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_a_zero_padded_shared_convolution_is_all_structure_and_its_own_average(grid: tuple[int, int]) -> None:
+def test_a_zero_padded_shared_convolution_is_all_structure_and_its_own_average(
+    grid: tuple[int, int],
+) -> None:
     kernel = np.random.default_rng(2).standard_normal((3, 5))
     matrix = convolution_matrix(kernel, grid)
     assert bttb_fraction(matrix, grid) == pytest.approx(1, abs=1e-14)
@@ -82,7 +87,9 @@ def test_a_zero_padded_shared_convolution_is_all_structure_and_its_own_average(g
 
 @pytest.mark.parametrize("grid", [(7, 7), (4, 6)])
 @pytest.mark.parametrize("shift", [0.0, 3.0])
-def test_iid_entries_have_the_share_of_their_dimensions(grid: tuple[int, int], shift: float) -> None:
+def test_iid_entries_have_the_share_of_their_dimensions(
+    grid: tuple[int, int], shift: float
+) -> None:
     h, w = grid
     expected = (2 * h - 1) * (2 * w - 1) / (h * w) ** 2
     draws = np.random.default_rng(3).standard_normal((400, h * w, h * w))
@@ -90,7 +97,9 @@ def test_iid_entries_have_the_share_of_their_dimensions(grid: tuple[int, int], s
     assert plain.mean() == pytest.approx(expected, abs=4 * plain.std() / 20)
     # Without the mean, one dimension less of both, and a shift of all entries does not matter.
     centred = np.array([bttb_fraction_centred(k + shift, grid) for k in draws])
-    assert centred.mean() == pytest.approx(((2 * h - 1) * (2 * w - 1) - 1) / ((h * w) ** 2 - 1), abs=4 * centred.std() / 20)
+    assert centred.mean() == pytest.approx(
+        ((2 * h - 1) * (2 * w - 1) - 1) / ((h * w) ** 2 - 1), abs=4 * centred.std() / 20
+    )
     assert bttb_fraction_centred_iid(grid) == pytest.approx(centred.mean(), rel=0.05)
 
 
@@ -100,7 +109,9 @@ def test_a_constant_kernel_is_structure_only_before_its_mean_is_taken() -> None:
     assert np.isnan(bttb_fraction_centred(constant, (7, 7)))
 
 
-@pytest.mark.parametrize("side, step, expected", [(14, 16, 116.49222709), (7, 32, 115.5029), (56, 4, 116.7768)])
+@pytest.mark.parametrize(
+    "side, step, expected", [(14, 16, 116.49222709), (7, 32, 115.5029), (56, 4, 116.7768)]
+)
 def test_uniform_reading_has_the_golden_distance(side: int, step: float, expected: float) -> None:
     assert uniform_distance((side, side), (step, step)) == pytest.approx(expected, rel=1e-6)
     if side < 56:
@@ -112,7 +123,8 @@ def test_uniform_reading_has_the_golden_distance(side: int, step: float, expecte
 
 def test_spread_of_planted_kernels() -> None:
     assert matrix_spread(np.diag([1.0, -2, 3, 4, 5, 6]), (2, 3), (16, 16)) == (0, 1)
-    # Each position reads itself with weight 1 and the one below (wrapped for the last row) with weight 2: 4/5 of the energy.
+    # Each position reads itself with weight 1 and the one below (wrapped for the last row) with
+    # weight 2: 4/5 of the energy.
     below = np.eye(6) + 2 * np.roll(np.eye(6), 3, axis=1)
     assert matrix_spread(below, (2, 3), (10, 1)) == pytest.approx((0.8 * 10, 0.2))
     # A position that reads nothing has no distance and does not count.
@@ -120,7 +132,7 @@ def test_spread_of_planted_kernels() -> None:
     assert matrix_spread(below, (2, 3), (10, 1)) == pytest.approx((8, 0.2))
 
 
-# -- the Mixer family --------------------------------------------------------------------------------------------------
+# -- the Mixer family ------------------------------------------------------------------------------
 
 
 def small(**arguments: Any) -> MlpMixer:
@@ -128,7 +140,14 @@ def small(**arguments: Any) -> MlpMixer:
 
 
 def test_mixer_kernels_are_w2_w1() -> None:
-    network = MlpMixer(img_size=(16, 32), patch_size=8, embed_dim=16, num_blocks=2, mlp_ratio=(0.5, 4.0), num_classes=5)
+    network = MlpMixer(
+        img_size=(16, 32),
+        patch_size=8,
+        embed_dim=16,
+        num_blocks=2,
+        mlp_ratio=(0.5, 4.0),
+        num_classes=5,
+    )
     planted = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         network.blocks[1].mlp_tokens.fc1.weight.copy_(torch.eye(8))
@@ -141,14 +160,21 @@ def test_mixer_kernels_are_w2_w1() -> None:
     assert kernel.mean.shape == kernel.rms.shape == (3, 7)
     # Map i is what position i reads.
     np.testing.assert_allclose(found.row_maps(1)[5], planted[5].reshape(2, 4).numpy(), rtol=1e-6)
-    assert kernel.translation_fraction == pytest.approx(bttb_fraction_centred(planted.double().numpy(), (2, 4)), rel=1e-5)
+    assert kernel.translation_fraction == pytest.approx(
+        bttb_fraction_centred(planted.double().numpy(), (2, 4)), rel=1e-5
+    )
 
 
 def test_gmixer_resmlp_and_gmlp_kernels() -> None:
     g = as_model(small(case="gmixer"))
     mlp = g.module.blocks[0].mlp_tokens
     value = mlp.fc1.weight.chunk(2)[0 if mlp.gate_last else 1]
-    np.testing.assert_allclose(mp.spatial_kernels(g).matrix(0), (mlp.fc2.weight @ value).detach().numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        mp.spatial_kernels(g).matrix(0),
+        (mlp.fc2.weight @ value).detach().numpy(),
+        rtol=1e-4,
+        atol=1e-6,
+    )
     resmlp = as_model(small(case="resmlp"))
     block = resmlp.module.blocks[1]
     scale = (block.ls1**2).mean().sqrt()
@@ -160,13 +186,15 @@ def test_gmixer_resmlp_and_gmlp_kernels() -> None:
 
 
 def test_a_fresh_mixer_reads_everywhere_and_has_no_structure() -> None:
-    frame = mp.spatial_kernels(mp.load_model("mixer_b16_224", pretrained=False, device="cpu")).to_frame()
+    frame = mp.spatial_kernels(
+        mp.load_model("mixer_b16_224", pretrained=False, device="cpu")
+    ).to_frame()
     assert len(frame) == 12
     np.testing.assert_allclose(frame["distance_px"], 116.492, rtol=0.03)
     np.testing.assert_allclose(frame["translation_fraction"], frame["translation_iid"], atol=0.006)
 
 
-# -- CNNs --------------------------------------------------------------------------------------------------------------
+# -- CNNs ------------------------------------------------------------------------------------------
 
 
 def test_planted_depthwise_kernels_have_exact_distances() -> None:
@@ -181,7 +209,8 @@ def test_planted_depthwise_kernels_have_exact_distances() -> None:
         half = stages[0].blocks[0].conv_dw.weight
         half[: len(half) // 2] = 0
         half[: len(half) // 2, 0, 6, 6] = -1
-        # In one channel 3, in another 4: energies 9 and 16 at one step up and two steps left of 32 px.
+        # In one channel 3, in another 4: energies 9 and 16 at one step up and two steps left of 32
+        # px.
         last = stages[3].blocks[1].conv_dw.weight
         last.zero_()
         last[0, 0, 2, 3], last[1, 0, 3, 1] = 3, 4
@@ -237,16 +266,21 @@ def test_every_mixer_and_cnn_has_kernels(name: str) -> None:
     assert (np.diff([k.depth for k in found.kernels]) >= 0).all()
     assert found.kernels[-1].depth <= 1
     assert np.isfinite(
-        found.to_frame().select_dtypes("number")[["distance_px", "self_mass", "translation_fraction", "norm"]].to_numpy()
+        found.to_frame()
+        .select_dtypes("number")[["distance_px", "self_mass", "translation_fraction", "norm"]]
+        .to_numpy()
     ).all()
 
 
-# -- ViT ---------------------------------------------------------------------------------------------------------------
+# -- ViT -------------------------------------------------------------------------------------------
 
 
 def one_hot_vit() -> VisionTransformer:
-    """Position embeddings one-hot, q = k = norm1(embedding), so that q_i k_j differs for i = j only."""
-    network = VisionTransformer(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=1, num_classes=5)
+    """Position embeddings one-hot, q = k = norm1(embedding), so that q_i k_j differs for i = j
+    only."""
+    network = VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=1, num_classes=5
+    )
     with torch.no_grad():
         network.pos_embed[0, 1:] = torch.eye(16)
         for block in network.blocks:
@@ -257,13 +291,16 @@ def one_hot_vit() -> VisionTransformer:
 
 def test_attention_of_a_planted_position_embedding() -> None:
     found = mp.spatial_kernels(as_model(one_hot_vit()))
-    # norm1 maps a one-hot vector of 16 to (e - 1/16) / sd with variance 15/256; differences of products are 1 / (var + eps).
+    # norm1 maps a one-hot vector of 16 to (e - 1/16) / sd with variance 15/256; differences of
+    # products are 1 / (var + eps).
     logit = 16**-0.5 / (15 / 256 + 1e-6)
     own = np.exp(logit) / (np.exp(logit) + 15)
     expected = np.full((16, 16), (1 - own) / 15)
     np.fill_diagonal(expected, own)
     np.testing.assert_allclose(found.matrix(1), expected, rtol=1e-6)
-    assert found.kernel(0).self_mass == pytest.approx(own**2 / (own**2 + 15 * ((1 - own) / 15) ** 2), rel=1e-9)
+    assert found.kernel(0).self_mass == pytest.approx(
+        own**2 / (own**2 + 15 * ((1 - own) / 15) ** 2), rel=1e-9
+    )
 
 
 @pytest.mark.parametrize("name", ["vit", "vit-gap", "deit-distilled", "dinov2-registers"])
@@ -274,10 +311,14 @@ def test_position_attention_is_the_networks_own_attention_of_its_embedding(name:
     block = network.blocks[1]
     patches = network.pos_embed[0, -16:]
     # The module itself, prefix tokens in front, then dropped and renormalised.
-    tokens = torch.cat([torch.randn(case.prefix, patches.shape[1], dtype=torch.float64), patches])[None]
+    tokens = torch.cat([torch.randn(case.prefix, patches.shape[1], dtype=torch.float64), patches])[
+        None
+    ]
     maps: list[torch.Tensor] = []
     block.attn.fused_attn = False
-    handle = block.attn.attn_drop.register_forward_hook(lambda _m, _a, out: maps.append(out.detach()))
+    handle = block.attn.attn_drop.register_forward_hook(
+        lambda _m, _a, out: maps.append(out.detach())
+    )
     block.attn(block.norm1(tokens))
     handle.remove()
     own = maps[0][0, :, case.prefix :, case.prefix :]
@@ -289,7 +330,9 @@ def test_position_attention_is_the_networks_own_attention_of_its_embedding(name:
 
 
 @pytest.mark.parametrize("name, window", [("beit", (4, 4)), ("swin", (4, 4)), ("swinv2", (4, 4))])
-def test_relative_bias_is_the_attention_of_a_network_that_sees_nothing(name: str, window: tuple[int, int]) -> None:
+def test_relative_bias_is_the_attention_of_a_network_that_sees_nothing(
+    name: str, window: tuple[int, int]
+) -> None:
     model = CASES[name].model(torch.float64)
     maps: list[torch.Tensor] = []
     attentions = [b.module.attn for b in model.structure.blocks]
@@ -300,7 +343,9 @@ def test_relative_bias_is_the_attention_of_a_network_that_sees_nothing(name: str
             if part is not None:
                 nn.init.zeros_(part)
         attention.fused_attn = False
-        handles.append(attention.attn_drop.register_forward_hook(lambda _m, _a, out: maps.append(out.detach())))
+        handles.append(
+            attention.attn_drop.register_forward_hook(lambda _m, _a, out: maps.append(out.detach()))
+        )
     with torch.no_grad():
         model.module(CASES[name].images(1, torch.float64))
     for handle in handles:
@@ -338,7 +383,7 @@ def test_the_network_is_left_alone() -> None:
     assert model.dtype == torch.float32
 
 
-# -- results -----------------------------------------------------------------------------------------------------------
+# -- results ---------------------------------------------------------------------------------------
 
 
 def test_kernels_of_zeros_and_uniform_ones_are_nan_where_undefined() -> None:
@@ -346,10 +391,18 @@ def test_kernels_of_zeros_and_uniform_ones_are_nan_where_undefined() -> None:
     nn.init.zeros_(network.blocks[0].mlp_tokens.fc2.weight)
     with pytest.warns(UndefinedKernelWarning, match=r"'blocks\.0\.mlp_tokens\.fc1' is zero"):
         found = mp.spatial_kernels(as_model(network))
-    assert np.isnan([found.kernel(0).distance_px, found.kernel(0).self_mass, found.kernel(0).translation_fraction]).all()
+    assert np.isnan(
+        [
+            found.kernel(0).distance_px,
+            found.kernel(0).self_mass,
+            found.kernel(0).translation_fraction,
+        ]
+    ).all()
     assert np.isfinite(found.kernel(1).distance_px)
     with pytest.warns(UndefinedKernelWarning):
-        beit = mp.spatial_kernels(mp.load_model("beit_base_patch16_224", pretrained=False, device="cpu"))
+        beit = mp.spatial_kernels(
+            mp.load_model("beit_base_patch16_224", pretrained=False, device="cpu")
+        )
     assert beit.kernel(3).distance_px == pytest.approx(116.49222709)
     assert np.isnan(beit.kernel(3).translation_fraction)
 

@@ -1,4 +1,5 @@
-"""The paper's figures: planted pairs and gratings, pages of the right size, and whose weights they are."""
+"""The paper's figures: planted pairs and gratings, pages of the right size, and whose weights they
+are."""
 
 from __future__ import annotations
 
@@ -26,14 +27,26 @@ from tests.networks import CASES, as_model, randomised
 
 
 def planted() -> Model:
-    """Four blocks on a 4x4 grid: the first has smooth units in exact pairs of opposites, the others iid ones; smooth filters."""
+    """Four blocks on a 4x4 grid: the first has smooth units in exact pairs of opposites, the others
+    iid ones; smooth filters."""
     from timm.models.mlp_mixer import MlpMixer
 
     network: Any = randomised(
-        MlpMixer(img_size=32, patch_size=8, embed_dim=24, num_blocks=4, mlp_ratio=(1.0, 2.0), num_classes=5)
+        MlpMixer(
+            img_size=32,
+            patch_size=8,
+            embed_dim=24,
+            num_blocks=4,
+            mlp_ratio=(1.0, 2.0),
+            num_classes=5,
+        )
     )
     y, x = np.mgrid[:4, :4] / 4
-    waves = [np.cos(2 * np.pi * (a * y + b * x) + phase) for a, b in ((0, 1), (1, 0), (1, 1)) for phase in (0, 0.7, 1.4, 2.1)]
+    waves = [
+        np.cos(2 * np.pi * (a * y + b * x) + phase)
+        for a, b in ((0, 1), (1, 0), (1, 1))
+        for phase in (0, 0.7, 1.4, 2.1)
+    ]
     units = np.concatenate([waves, np.negative(waves)]).reshape(24, 16)
     filters = np.cos(2 * np.pi * np.arange(8) / 8)[None, None, None, :] * np.ones((24, 3, 8, 1))
     with torch.no_grad():
@@ -57,7 +70,9 @@ def test_planted_pairs_and_filters(found: PaperFigures) -> None:
     assert table["share_paired"].iloc[0] == 1
     assert structured_blocks(found)[0][0]
     # One cycle in four tokens, along one axis or both: 2 gratings of 1/4 to each of sqrt(2)/4.
-    assert table["mean_frequency"].iloc[0] == pytest.approx((0.25 + 0.25 + 2**0.5 / 4) / 3, abs=1e-6)
+    assert table["mean_frequency"].iloc[0] == pytest.approx(
+        (0.25 + 0.25 + 2**0.5 / 4) / 3, abs=1e-6
+    )
     # One cycle in eight pixels.
     assert found.stem_frequency == pytest.approx(1 / 8, abs=1e-6)
     assert found.stem_shuffled.min() > 0.25
@@ -86,7 +101,12 @@ def test_sentences(found: PaperFigures) -> None:
 
 
 def test_pages(found: PaperFigures) -> None:
-    pages = [paper_figure_5(found), paper_figure_5(found, [1, 2, 3]), paper_figure_6([found] * 3), paper_figure_7([found] * 2)]
+    pages = [
+        paper_figure_5(found),
+        paper_figure_5(found, [1, 2, 3]),
+        paper_figure_6([found] * 3),
+        paper_figure_7([found] * 2),
+    ]
     assert {tuple(page.get_size_inches()) for page in pages} == {A4}
     assert [len(page.axes) for page in pages] == [3, 3, 6, 2]
     # Each of the 24 units is drawn, with all its 16 weights, which are enlarged twice.
@@ -99,7 +119,11 @@ def test_pages(found: PaperFigures) -> None:
     assert "no clearly identifiable structure" in text_of(pages[1])
     for page in pages:
         renderer = FigureCanvasAgg(page).get_renderer()
-        assert all(page.bbox.contains(*corner) for t in page.texts for corner in t.get_window_extent(renderer).corners())
+        assert all(
+            page.bbox.contains(*corner)
+            for t in page.texts
+            for corner in t.get_window_extent(renderer).corners()
+        )
 
 
 def test_opposites_stand_side_by_side(found: PaperFigures) -> None:
@@ -110,13 +134,19 @@ def test_opposites_stand_side_by_side(found: PaperFigures) -> None:
 
 def test_whose_weights_a_page_shows() -> None:
     model = planted()
-    model.weights = Weights("mixer_b16_224.goog_in21k_ft_in1k", True, GOOGLE_NOTE.format(top1=76.616, paper=76.44))
+    model.weights = Weights(
+        "mixer_b16_224.goog_in21k_ft_in1k", True, GOOGLE_NOTE.format(top1=76.616, paper=76.44)
+    )
     assert "trained on ImageNet-1k from scratch" in text_of(paper_figure_5(paper_figures(model)))
-    model.weights = Weights("random (seed 0)", False, "Untrained weights: nothing here was learned.")
+    model.weights = Weights(
+        "random (seed 0)", False, "Untrained weights: nothing here was learned."
+    )
     result = paper_figures(model)
     assert "nothing here was learned" in text_of(paper_figure_7([result]))
     section = paper_section([result])[0]
-    assert section.warnings == ("planted is untrained: the weights are random, so no result shown here for it was learned.",)
+    assert section.warnings == (
+        "planted is untrained: the weights are random, so no result shown here for it was learned.",
+    )
     assert TAGS in section.paragraphs
 
 
@@ -144,10 +174,15 @@ def test_what_cannot_be_drawn(found: PaperFigures) -> None:
 
 
 def test_mixer_b16_untrained_at_its_real_size() -> None:
-    """Random units: the golden values of iid 384x196 rows, mean minimum cosine -0.210 and centroid 0.38598."""
-    result = paper_figures(load_model("mixer_b16_224", pretrained=False, device="cpu"), surrogates=1, shuffles=1)
+    """Random units: the golden values of iid 384x196 rows, mean minimum cosine -0.210 and centroid
+    0.38598."""
+    result = paper_figures(
+        load_model("mixer_b16_224", pretrained=False, device="cpu"), surrogates=1, shuffles=1
+    )
     table = result.to_frame()
     assert table["mean_frequency"].mean() == pytest.approx(0.38598, abs=1e-3)
     assert table["mean_partner_cosine"].mean() == pytest.approx(-0.210, abs=5e-3)
     page = paper_figure_5(result)
-    assert [np.isfinite(np.ma.filled(a.images[0].get_array(), np.nan)).sum() for a in page.axes] == [384 * 196] * 3
+    assert [
+        np.isfinite(np.ma.filled(a.images[0].get_array(), np.nan)).sum() for a in page.axes
+    ] == [384 * 196] * 3

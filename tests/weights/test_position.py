@@ -1,4 +1,5 @@
-"""Position embeddings: planted similarities, grids and prefix tokens, and what networks without them have instead."""
+"""Position embeddings: planted similarities, grids and prefix tokens, and what networks without
+them have instead."""
 
 from __future__ import annotations
 
@@ -15,10 +16,14 @@ from mixer_probe.weights import PositionEmbeddings, position_embeddings
 from tests.networks import CASES, as_model
 
 
-def vit(table: np.ndarray | None = None, size: tuple[int, int] = (16, 24), **arguments: object) -> mp.Model:
+def vit(
+    table: np.ndarray | None = None, size: tuple[int, int] = (16, 24), **arguments: object
+) -> mp.Model:
     """A ViT of 8 px patches whose position embeddings are `table` [tokens, channels]."""
     torch.manual_seed(0)
-    network = VisionTransformer(img_size=size, patch_size=8, embed_dim=24, depth=1, num_heads=2, num_classes=5, **arguments)
+    network = VisionTransformer(
+        img_size=size, patch_size=8, embed_dim=24, depth=1, num_heads=2, num_classes=5, **arguments
+    )
     if table is not None:
         with torch.no_grad():
             network.pos_embed.copy_(torch.from_numpy(table)[None])
@@ -26,7 +31,8 @@ def vit(table: np.ndarray | None = None, size: tuple[int, int] = (16, 24), **arg
 
 
 def waves(height: int, width: int) -> np.ndarray:
-    """Embeddings [h, w, 24] of norm one whose cosine is (cos(2 pi dy / 8) + cos(2 pi dx / 8)) / 2."""
+    """Embeddings [h, w, 24] of norm one whose cosine is (cos(2 pi dy / 8) + cos(2 pi dx / 8)) /
+    2."""
     y, x = (2 * np.pi * a / 8 for a in np.indices((height, width)))
     table = np.zeros((height, width, 24))
     table[..., :4] = np.stack([np.cos(y), np.sin(y), np.cos(x), np.sin(x)], -1) / np.sqrt(2)
@@ -56,7 +62,10 @@ def test_similarity_against_distance_is_that_of_all_pairs() -> None:
     cosine = torch.nn.functional.cosine_similarity(rows[:, None], rows[None], dim=-1).numpy()
     places = [(y, x) for y in range(4) for x in range(4)]
     pairs = [
-        (np.hypot(a[0] - b[0], a[1] - b[1]), cosine[i, j]) for i, a in enumerate(places) for j, b in enumerate(places) if i < j
+        (np.hypot(a[0] - b[0], a[1] - b[1]), cosine[i, j])
+        for i, a in enumerate(places)
+        for j, b in enumerate(places)
+        if i < j
     ]
     one = [c for d, c in pairs if round(d) == 1]
     assert table["pairs"].iloc[1] == len(one) == 2 * 12 + 2 * 9
@@ -79,13 +88,18 @@ def test_neighbours_share_an_edge(grid: tuple[int, int]) -> None:
 def test_rows_and_columns_that_add_explain_everything() -> None:
     rng = np.random.default_rng(0)
     rows, columns = rng.standard_normal((4, 1, 24)), rng.standard_normal((1, 4, 24))
-    found = position_embeddings(vit(np.concatenate([np.zeros((1, 24)), (rows + columns).reshape(16, 24)]), (32, 32)))
+    found = position_embeddings(
+        vit(np.concatenate([np.zeros((1, 24)), (rows + columns).reshape(16, 24)]), (32, 32))
+    )
     energies = [4 * ((part - part.mean((0, 1))) ** 2).sum() for part in (rows, columns)]
     assert found.row_share == pytest.approx(energies[0] / sum(energies), abs=1e-6)
     assert found.column_share == pytest.approx(energies[1] / sum(energies), abs=1e-6)
     assert found.interaction_share == pytest.approx(0, abs=1e-10)
     same = position_embeddings(
-        vit(np.concatenate([np.zeros((1, 24)), np.broadcast_to(rows, (4, 4, 24)).reshape(16, 24)]), (32, 32))
+        vit(
+            np.concatenate([np.zeros((1, 24)), np.broadcast_to(rows, (4, 4, 24)).reshape(16, 24)]),
+            (32, 32),
+        )
     )
     assert same.row_share == pytest.approx(1)
     assert same.alike()["same row"] == pytest.approx(1)
@@ -111,7 +125,9 @@ def test_a_shared_offset_hides_the_grid_until_it_is_removed() -> None:
     found, centred = (position_embeddings(vit(moved, (64, 64)), centred=c) for c in (False, True))
     assert found.similarity.min() > 0.9
     # Over whole periods the waves have mean zero, so the offset is all that is removed.
-    np.testing.assert_allclose(centred.similarity, position_embeddings(vit(plain, (64, 64))).similarity, atol=1e-5)
+    np.testing.assert_allclose(
+        centred.similarity, position_embeddings(vit(plain, (64, 64))).similarity, atol=1e-5
+    )
     assert centred.similarity.min() == pytest.approx(-1, abs=1e-5)
     assert centred.norms == pytest.approx(found.norms)
 
@@ -139,7 +155,9 @@ def test_hybrids_and_attention_pooling() -> None:
 
 
 def test_a_network_for_any_size_shows_its_own_table() -> None:
-    network = VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=2, dynamic_img_size=True)
+    network = VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=2, dynamic_img_size=True
+    )
     found = position_embeddings(as_model(network, 64))
     assert (found.grid, found.patch) == ((4, 4), (16, 16))
 
@@ -163,7 +181,13 @@ def test_networks_without_one_say_what_they_have_instead(name: str, instead: str
 
 def test_rotary_embeddings_and_none_at_all() -> None:
     rotary = timm.models.eva.Eva(
-        img_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=2, use_abs_pos_emb=False, use_rot_pos_emb=True
+        img_size=32,
+        patch_size=8,
+        embed_dim=24,
+        depth=1,
+        num_heads=2,
+        use_abs_pos_emb=False,
+        use_rot_pos_emb=True,
     )
     with pytest.raises(ModelError, match="rotary position embeddings"):
         position_embeddings(as_model(rotary))
@@ -190,7 +214,12 @@ def test_the_result_survives_storage_and_becomes_a_table() -> None:
     np.testing.assert_array_equal(again.similarity, found.similarity)
     frame = again.to_frame()
     assert len(frame) == 16 * 15 / 2
-    row = frame[(frame["row"] == 0) & (frame["column"] == 1) & (frame["other_row"] == 2) & (frame["other_column"] == 3)].iloc[0]
+    row = frame[
+        (frame["row"] == 0)
+        & (frame["column"] == 1)
+        & (frame["other_row"] == 2)
+        & (frame["other_column"] == 3)
+    ].iloc[0]
     assert row["cosine"] == found.similarity[0, 1, 2, 3]
     assert row["distance_px"] == pytest.approx(8 * 8**0.5)
 

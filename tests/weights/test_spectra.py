@@ -1,4 +1,5 @@
-"""Spectra: singular values against dense operators and closed forms, every weight exactly once and with the right role."""
+"""Spectra: singular values against dense operators and closed forms, every weight exactly once and
+with the right role."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def dense_operator(kernel: torch.Tensor, grid: tuple[int, int], stride: Any, dilation: Any, groups: int) -> torch.Tensor:
+def dense_operator(
+    kernel: torch.Tensor, grid: tuple[int, int], stride: Any, dilation: Any, groups: int
+) -> torch.Tensor:
     """The matrix [outputs, inputs] of the circular convolution, by convolving every unit image."""
     inputs = kernel.shape[1] * groups
     units = torch.eye(inputs * grid[0] * grid[1], dtype=torch.float64).reshape(-1, inputs, *grid)
@@ -44,7 +47,7 @@ def dense_operator(kernel: torch.Tensor, grid: tuple[int, int], stride: Any, dil
     return F.conv2d(padded, kernel, stride=stride, dilation=dilation, groups=groups).flatten(1).T
 
 
-# -- singular values -----------------------------------------------------------------------------------------------------
+# -- singular values -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -91,7 +94,9 @@ def test_a_rank_deficient_convolution_keeps_its_zeros() -> None:
 @pytest.mark.parametrize("shape", [(5, 5), (3, 40), (40, 3), (2, 30, 4)])
 def test_matrices_of_any_shape(shape: tuple[int, ...]) -> None:
     matrix = normal(*shape)
-    np.testing.assert_allclose(matrix_values(matrix), np.linalg.svd(matrix.numpy(), compute_uv=False), atol=1e-12)
+    np.testing.assert_allclose(
+        matrix_values(matrix), np.linalg.svd(matrix.numpy(), compute_uv=False), atol=1e-12
+    )
 
 
 def test_products_are_those_of_the_full_matrix() -> None:
@@ -114,24 +119,47 @@ def test_ranks_of_known_matrices() -> None:
 
 
 def entry_of(values: np.ndarray) -> MatrixSpectrum:
-    place = ("layer", "role", "spatial", "block", 1.0, True, None, "matrix", (3, 3), None, (1, 1), 9)
+    place = (
+        "layer",
+        "role",
+        "spatial",
+        "block",
+        1.0,
+        True,
+        None,
+        "matrix",
+        (3, 3),
+        None,
+        (1, 1),
+        9,
+    )
     return MatrixSpectrum(*place, 1.0, values, 1.9, 1.9, 0, 1.9, 1.0, 1.0)
 
 
-# -- iid weights ---------------------------------------------------------------------------------------------------------
+# -- iid weights -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rows, columns", [(600, 600), (300, 1200)])
 def test_the_edge_is_the_norm_of_large_iid_matrices(rows: int, columns: int) -> None:
-    values, largest, _ = iid_values(lambda g: matrix_values(torch.randn(rows, columns, generator=g, dtype=torch.float64)), 2, 0)
+    values, largest, _ = iid_values(
+        lambda g: matrix_values(torch.randn(rows, columns, generator=g, dtype=torch.float64)), 2, 0
+    )
     assert marchenko_pastur_edge(rows, columns) == pytest.approx(largest, rel=0.02)
-    assert 1 / marchenko_pastur_edge(rows, columns) ** 2 == pytest.approx(stable_rank(values), rel=0.03)
+    assert 1 / marchenko_pastur_edge(rows, columns) ** 2 == pytest.approx(
+        stable_rank(values), rel=0.03
+    )
     assert marchenko_pastur_edge(600, 600, 10.0) == pytest.approx(20 / 600**0.5)
 
 
-@pytest.mark.parametrize("rows, columns, draws", [(8, 8, 1500), (16, 48, 1500), (64, 64, 600), (1, 20, 200)])
-def test_iid_matrices_exceed_the_limit_in_at_most_one_of_twenty(rows: int, columns: int, draws: int) -> None:
-    matrices = torch.randn(draws, rows, columns, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+@pytest.mark.parametrize(
+    "rows, columns, draws", [(8, 8, 1500), (16, 48, 1500), (64, 64, 600), (1, 20, 200)]
+)
+def test_iid_matrices_exceed_the_limit_in_at_most_one_of_twenty(
+    rows: int, columns: int, draws: int
+) -> None:
+    matrices = torch.randn(
+        draws, rows, columns, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
     largest = torch.linalg.matrix_norm(matrices, 2) / torch.linalg.matrix_norm(matrices)
     above = float((largest > tracy_widom_edge(rows, columns)).double().mean())
     # 5 %, and less where sizes are small; three standard errors of the count of draws.
@@ -144,7 +172,11 @@ def test_limits_of_operators_without_a_law_come_from_draws() -> None:
     above = [x[-1] > prediction_limit(x[:-1]) for x in rng.standard_normal((4000, 11))]
     assert np.mean(above) == pytest.approx(0.05, abs=0.011)
     assert prediction_limit(np.ones(1)) == np.inf
-    entries = [e for name in ("resnet-bottleneck", "convnext") for e in weight_spectra(CASES[name].model()).entries]
+    entries = [
+        e
+        for name in ("resnet-bottleneck", "convnext")
+        for e in weight_spectra(CASES[name].model()).entries
+    ]
     drawn = [e for e in entries if e.operator == "convolution" and np.isnan(e.edge)]
     assert drawn
     assert all(np.isfinite(e.limit) for e in entries)
@@ -152,8 +184,11 @@ def test_limits_of_operators_without_a_law_come_from_draws() -> None:
 
 
 def test_the_edge_of_an_iid_convolution() -> None:
-    # Every K(f) of 96 x 96 has iid entries of variance 9; there are 64, so the largest is a little above the edge.
-    assert convolution_values(normal(96, 96, 3, 3), (8, 8))[0] == pytest.approx(2 * np.sqrt(9 * 96), rel=0.05)
+    # Every K(f) of 96 x 96 has iid entries of variance 9; there are 64, so the largest is a little
+    # above the edge.
+    assert convolution_values(normal(96, 96, 3, 3), (8, 8))[0] == pytest.approx(
+        2 * np.sqrt(9 * 96), rel=0.05
+    )
     entries = {e.layer: e for e in weight_spectra(CASES["resnet-bottleneck"].model()).entries}
     same = entries["layer2.1.conv2"]
     assert same.edge == pytest.approx(2 * same.rms)
@@ -167,7 +202,9 @@ def test_the_edge_of_an_iid_convolution() -> None:
 def test_random_networks_are_their_own_null() -> None:
     for name in ("mixer", "vit", "resnet-bottleneck", "convnext"):
         frame = weight_spectra(CASES[name].model()).to_frame()
-        np.testing.assert_allclose(frame["null_effective_rank_share"], frame["effective_rank_share"], atol=0.2)
+        np.testing.assert_allclose(
+            frame["null_effective_rank_share"], frame["effective_rank_share"], atol=0.2
+        )
         assert frame["outlier_energy"].mean() < 0.1
 
 
@@ -183,10 +220,12 @@ def test_structure_shows_beside_the_null_of_the_same_norm() -> None:
     assert planted.outlier_energy == pytest.approx(1, abs=1e-6)
     assert plain.outlier_energy < 0.2
     for e in (planted, plain):
-        np.testing.assert_allclose(np.linalg.norm(spectra.null_values(e)), np.linalg.norm(e.values), rtol=0.01)
+        np.testing.assert_allclose(
+            np.linalg.norm(spectra.null_values(e)), np.linalg.norm(e.values), rtol=0.01
+        )
 
 
-# -- which matrices ------------------------------------------------------------------------------------------------------
+# -- which matrices --------------------------------------------------------------------------------
 
 
 def numbered(network: nn.Module) -> None:
@@ -195,14 +234,20 @@ def numbered(network: nn.Module) -> None:
     with torch.no_grad():
         for leaf in network.modules():
             if isinstance(leaf, (nn.Linear, nn.Conv2d)):
-                leaf.weight.copy_(torch.arange(start, start + leaf.weight.numel()).reshape(leaf.weight.shape))
+                leaf.weight.copy_(
+                    torch.arange(start, start + leaf.weight.numel()).reshape(leaf.weight.shape)
+                )
                 start += leaf.weight.numel()
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_weight_of_the_blocks_appears_exactly_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_weight_of_the_blocks_appears_exactly_once(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Numbers that are standardised are no longer recognised.
-    monkeypatch.setattr("mixer_probe.weights.matrices.applied_weight", lambda leaf: leaf.weight.detach())
+    monkeypatch.setattr(
+        "mixer_probe.weights.matrices.applied_weight", lambda leaf: leaf.weight.detach()
+    )
     case = CASES[name]
     network = case.build().eval().double()
     model = as_model(network, case.size, dtype=torch.float64)
@@ -213,11 +258,16 @@ def test_every_weight_of_the_blocks_appears_exactly_once(name: str, monkeypatch:
         leaf.weight.detach().flatten()
         for block in model.structure.blocks
         for path, leaf in block.module.named_modules()
-        if isinstance(leaf, (nn.Linear, nn.Conv2d)) and f"{block.path}.{path}.weight" not in left_out
+        if isinstance(leaf, (nn.Linear, nn.Conv2d))
+        and f"{block.path}.{path}.weight" not in left_out
     ]
     held = [m.weight.flatten() for m in found.matrices if m.block]
-    torch.testing.assert_close(torch.cat(held).sort().values, torch.cat(expected).sort().values, rtol=0, atol=0)
-    inside = {f"{b.path}.{n}": p for b in model.structure.blocks for n, p in b.module.named_parameters()}
+    torch.testing.assert_close(
+        torch.cat(held).sort().values, torch.cat(expected).sort().values, rtol=0, atol=0
+    )
+    inside = {
+        f"{b.path}.{n}": p for b in model.structure.blocks for n, p in b.module.named_parameters()
+    }
     leaves = {
         f"{b.path}.{n}.weight"
         for b in model.structure.blocks
@@ -232,7 +282,10 @@ def test_every_weight_of_the_blocks_appears_exactly_once(name: str, monkeypatch:
 
 def test_what_is_left_out_has_a_reason() -> None:
     reasons = dict(mixing_matrices(CASES["swinv2"].model()).left_out)
-    assert {path.rsplit("attn.", 1)[1] for path in reasons} == {"cpb_mlp.0.weight", "cpb_mlp.2.weight"}
+    assert {path.rsplit("attn.", 1)[1] for path in reasons} == {
+        "cpb_mlp.0.weight",
+        "cpb_mlp.2.weight",
+    }
     assert set(reasons.values()) == {"makes position biases from coordinates and mixes no features"}
     tables = dict(mixing_matrices(CASES["swin"].model()).left_out)
     assert all(path.endswith("relative_position_bias_table") for path in tables)
@@ -353,28 +406,40 @@ def test_fused_layers_are_split_as_the_forward_pass_splits_them() -> None:
     block, found = model.module.blocks[0], mixing_matrices(model)
     x = normal(2, 5, 24)
     parts = block.in_proj(x) if block.in_proj.bias is None else F.linear(x, block.in_proj.weight)
-    for role, expected in zip(("channel fc1", "query", "key", "value"), parts.split(block.in_split, -1)):
+    for role, expected in zip(
+        ("channel fc1", "query", "key", "value"), parts.split(block.in_split, -1)
+    ):
         torch.testing.assert_close(F.linear(x, matrix_of(found, role).weight), expected)
     model = as_model(CASES["gmixer"].network().double(), dtype=torch.float64)
     mlp, found = model.module.blocks[0].mlp_tokens, mixing_matrices(model)
     mlp.fc1.bias.data.zero_()
     mlp.fc2.bias.data.zero_()
     x = normal(2, 3, 16)
-    value, gate = (F.linear(x, matrix_of(found, f"token fc1 ({half})").weight) for half in ("value", "gate"))
-    torch.testing.assert_close(F.linear(value * F.silu(gate), matrix_of(found, "token fc2").weight), mlp(x))
+    value, gate = (
+        F.linear(x, matrix_of(found, f"token fc1 ({half})").weight) for half in ("value", "gate")
+    )
+    torch.testing.assert_close(
+        F.linear(value * F.silu(gate), matrix_of(found, "token fc2").weight), mlp(x)
+    )
 
 
-@pytest.mark.skipif("parallel-fused" not in CASES, reason="this timm has no fused output projection")
+@pytest.mark.skipif(
+    "parallel-fused" not in CASES, reason="this timm has no fused output projection"
+)
 def test_a_joint_output_projection_is_split_by_its_inputs() -> None:
     model = CASES["parallel-fused"].model()
     found, weight = mixing_matrices(model), model.module.blocks[0].out_proj.weight
-    torch.testing.assert_close(torch.cat([matrix_of(found, r).weight for r in ("proj", "channel fc2")], 1), weight.detach())
+    torch.testing.assert_close(
+        torch.cat([matrix_of(found, r).weight for r in ("proj", "channel fc2")], 1), weight.detach()
+    )
     assert matrix_of(found, "proj").weight.shape == (24, 24)
 
 
 def test_products_of_heads_are_what_attention_computes() -> None:
     torch.manual_seed(0)
-    network = VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=3, qkv_bias=False).double()
+    network = VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=3, qkv_bias=False
+    ).double()
     spectra = weight_spectra(as_model(network, dtype=torch.float64))
     attention = network.blocks[0].attn
     for head in range(3):
@@ -382,14 +447,25 @@ def test_products_of_heads_are_what_attention_computes() -> None:
         query, key, value = (w[rows] for w in attention.qkv.weight.detach().chunk(3))
         compared = torch.linalg.svdvals(query.T @ key)[:8].numpy()
         written = torch.linalg.svdvals(attention.proj.weight.detach()[:, rows] @ value)[:8].numpy()
-        np.testing.assert_allclose(spectra.select(role="query-key")[head].values, compared, atol=1e-12)
-        np.testing.assert_allclose(spectra.select(role="value-output")[head].values, written, atol=1e-12)
+        np.testing.assert_allclose(
+            spectra.select(role="query-key")[head].values, compared, atol=1e-12
+        )
+        np.testing.assert_allclose(
+            spectra.select(role="value-output")[head].values, written, atol=1e-12
+        )
     entry = spectra.select(role="query-key")[2]
-    assert (entry.head, entry.kind, entry.shape, entry.parameters, entry.main) == (2, "spatial", (24, 24), 0, False)
+    assert (entry.head, entry.kind, entry.shape, entry.parameters, entry.main) == (
+        2,
+        "spatial",
+        (24, 24),
+        0,
+        False,
+    )
 
 
 def test_heads_that_share_keys_and_heads_in_pairs() -> None:
-    # Multi-query attention has one key head for all; differential attention two query heads for each value head.
+    # Multi-query attention has one key head for all; differential attention two query heads for
+    # each value head.
     products = mixing_matrices(CASES["mobilenetv4-hybrid"].model()).products
     if products:
         query_key = products[0]
@@ -397,7 +473,10 @@ def test_heads_that_share_keys_and_heads_in_pairs() -> None:
         torch.testing.assert_close(query_key.right[0], query_key.right[-1])
     if "vit-differential" in CASES:
         products = mixing_matrices(CASES["vit-differential"].model()).products
-        assert [(p.role, len(p.left)) for p in products[:2]] == [("query-key", 4), ("value-output", 2)]
+        assert [(p.role, len(p.left)) for p in products[:2]] == [
+            ("query-key", 4),
+            ("value-output", 2),
+        ]
 
 
 def test_downsampling_between_blocks_is_listed_at_its_depth() -> None:
@@ -407,8 +486,12 @@ def test_downsampling_between_blocks_is_listed_at_its_depth() -> None:
     assert [e.depth for e in between] == pytest.approx([1 / 5, 2 / 5, 4 / 5])
     # Kernels that do not overlap: the operator is one matrix, repeated.
     weight = CASES["convnext"].network().stages[1].downsample[1].weight.detach().double()
-    np.testing.assert_allclose(between[0].values, torch.linalg.svdvals(weight.flatten(1)).numpy(), atol=1e-6)
-    assert [e.layer for e in weight_spectra(CASES["swin"].model()).entries if e.role == "downsample"] == [
+    np.testing.assert_allclose(
+        between[0].values, torch.linalg.svdvals(weight.flatten(1)).numpy(), atol=1e-6
+    )
+    assert [
+        e.layer for e in weight_spectra(CASES["swin"].model()).entries if e.role == "downsample"
+    ] == [
         "layers.1.downsample.reduction",
         "layers.2.downsample.reduction",
     ]
@@ -437,7 +520,9 @@ def test_a_grid_smaller_than_the_kernel_is_enlarged_to_it() -> None:
     entry = entries["stages.3.blocks.0.conv_dw"]
     assert entry.grid == (7, 7)
     kernel = network.stages[3].blocks[0].conv_dw.weight.detach().double()[:, 0].numpy()
-    np.testing.assert_allclose(entry.values, np.sort(np.abs(np.fft.fft2(kernel)).ravel())[::-1], atol=1e-12)
+    np.testing.assert_allclose(
+        entry.values, np.sort(np.abs(np.fft.fft2(kernel)).ravel())[::-1], atol=1e-12
+    )
 
 
 def test_a_standardised_kernel_is_taken_as_applied() -> None:
@@ -445,17 +530,21 @@ def test_a_standardised_kernel_is_taken_as_applied() -> None:
 
     layer = StdConv2d(3, 4, 3).double()
     x = normal(1, 3, 8, 8)
-    torch.testing.assert_close(F.conv2d(x, applied_weight(layer), layer.bias, padding=layer.padding), layer(x))
+    torch.testing.assert_close(
+        F.conv2d(x, applied_weight(layer), layer.bias, padding=layer.padding), layer(x)
+    )
 
 
-# -- the result ----------------------------------------------------------------------------------------------------------
+# -- the result ------------------------------------------------------------------------------------
 
 
 def test_the_result_survives_storage_and_becomes_tables() -> None:
     found = weight_spectra(CASES["vit"].model())
     again: WeightSpectra = from_dict(to_dict(found))
     assert again.to_frame().equals(found.to_frame())
-    np.testing.assert_array_equal(again.null_values(again.entries[3]), found.null_values(found.entries[3]))
+    np.testing.assert_array_equal(
+        again.null_values(again.entries[3]), found.null_values(found.entries[3])
+    )
     assert len(found.to_frame()) == 2 * (6 + 2 + 2)
     table = found.by_depth()
     assert table["depth"].tolist() == [0.5, 0.5, 1, 1]
@@ -481,7 +570,9 @@ def test_degenerate_weights_are_nan_with_a_warning_and_spoil_nothing_else() -> N
     with torch.no_grad():
         network.blocks[0].mlp_tokens.fc1.weight.zero_()
         network.blocks[1].mlp_channels.fc2.weight[0, 0] = torch.nan
-    with pytest.warns(DegenerateWeightsWarning, match=r"blocks.0.mlp_tokens.fc1, blocks.1.mlp_channels.fc2"):
+    with pytest.warns(
+        DegenerateWeightsWarning, match=r"blocks.0.mlp_tokens.fc1, blocks.1.mlp_channels.fc2"
+    ):
         found = weight_spectra(as_model(network))
     frame = found.to_frame().set_index("layer")
     bad = ["blocks.0.mlp_tokens.fc1", "blocks.1.mlp_channels.fc2"]

@@ -1,4 +1,5 @@
-"""Frequencies against closed forms; golden figures by NumPy float64 are named where they are used."""
+"""Frequencies against closed forms; golden figures by NumPy float64 are named where they are
+used."""
 
 import numpy as np
 import pytest
@@ -31,7 +32,9 @@ def test_a_constant_does_not_count_and_two_waves_weigh_by_power() -> None:
 def test_white_noise_has_the_mean_frequency_of_the_grid(size: int, expected: float) -> None:
     drawn = power_centroid(np.random.default_rng(0).standard_normal((4000, size, size)))
     assert drawn.mean() == pytest.approx(expected, abs=4 * drawn.std() / np.sqrt(4000))
-    assert radial_frequency(size, size).sum() / (size * size - 1) == pytest.approx(expected, abs=2e-4)
+    assert radial_frequency(size, size).sum() / (size * size - 1) == pytest.approx(
+        expected, abs=2e-4
+    )
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 1e8 / 3])
@@ -42,7 +45,9 @@ def test_a_constant_map_has_no_frequency(value: float) -> None:
 def test_power_is_added_over_colours() -> None:
     # Opposite colours would cancel if amplitudes were added.
     grating = wave(8, 8, 2, 0)
-    assert colour_centroid(np.stack([grating, -grating, 0 * grating])[None]) == pytest.approx([2 / 8])
+    assert colour_centroid(np.stack([grating, -grating, 0 * grating])[None]) == pytest.approx(
+        [2 / 8]
+    )
 
 
 def test_surrogates_keep_amplitudes_and_mean_and_are_real() -> None:
@@ -50,6 +55,8 @@ def test_surrogates_keep_amplitudes_and_mean_and_are_real() -> None:
     for size in (7, 14):
         maps = rng.standard_normal((5, size, size)) + 1.0
         drawn = randomise_phases(maps, rng)
-        np.testing.assert_allclose(np.abs(np.fft.fft2(drawn)), np.abs(np.fft.fft2(maps)), atol=1e-10)
+        np.testing.assert_allclose(
+            np.abs(np.fft.fft2(drawn)), np.abs(np.fft.fft2(maps)), atol=1e-10
+        )
         np.testing.assert_allclose(drawn.mean((1, 2)), maps.mean((1, 2)), atol=1e-12)
         assert np.abs(drawn - maps).max() > 0.1

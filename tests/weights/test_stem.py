@@ -1,4 +1,5 @@
-"""Stem filters of every family are the weights of the layer that reads the image; planted filters, colours and components."""
+"""Stem filters of every family are the weights of the layer that reads the image; planted filters,
+colours and components."""
 
 import warnings
 from dataclasses import replace
@@ -60,13 +61,17 @@ def test_a_standardised_convolution_shows_what_it_applies() -> None:
     layer = model.module.stem.conv
     stored = layer.weight.detach().double().numpy().reshape(64, -1)
     # Qiao et al. 2019: each filter minus its mean over its standard deviation.
-    expected = (stored - stored.mean(1, keepdims=True)) / np.sqrt(stored.var(1, keepdims=True) + layer.eps)
+    expected = (stored - stored.mean(1, keepdims=True)) / np.sqrt(
+        stored.var(1, keepdims=True) + layer.eps
+    )
     np.testing.assert_allclose(mp.stem_filters(model).filters.reshape(64, -1), expected, atol=1e-4)
 
 
 def test_norm_and_storage() -> None:
     stem = mp.stem_filters(mp.load_model("resnet18", pretrained=False, device="cpu"))
-    np.testing.assert_allclose(stem.norm, np.linalg.norm(stem.filters.reshape(64, -1), axis=1), rtol=1e-6)
+    np.testing.assert_allclose(
+        stem.norm, np.linalg.norm(stem.filters.reshape(64, -1), axis=1), rtol=1e-6
+    )
     again = from_dict(to_dict(stem))
     np.testing.assert_array_equal(again.filters, stem.filters)
     assert again.to_frame().equals(stem.to_frame())
@@ -87,7 +92,9 @@ def test_a_network_without_a_convolution_is_refused() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-@pytest.mark.parametrize("name, path", [("test_vit", "patch_embed.proj"), ("test_efficientnet", "conv_stem")])
+@pytest.mark.parametrize(
+    "name, path", [("test_vit", "patch_embed.proj"), ("test_efficientnet", "conv_stem")]
+)
 def test_stems_of_one_or_four_channels(name: str, path: str, channels: int) -> None:
     network = timm.create_model(name, in_chans=channels)
     size = (channels, *network.default_cfg["input_size"][1:])
@@ -100,12 +107,14 @@ def test_stems_of_one_or_four_channels(name: str, path: str, channels: int) -> N
     assert stem_components(stem, 3).components.shape == (3, *stem.shape[1:])
 
 
-# -- planted filters -----------------------------------------------------------------------------------------------------
+# -- planted filters -------------------------------------------------------------------------------
 
 
 def test_a_planted_grating_has_its_frequency_whatever_its_colour() -> None:
     grey, red = np.ones(3), np.array([1.0, 0, 0])
-    filters = np.stack([c[:, None, None] * grating(16, 2, 3) for c in (grey, red, np.array([1.0, -1, 0]))])
+    filters = np.stack(
+        [c[:, None, None] * grating(16, 2, 3) for c in (grey, red, np.array([1.0, -1, 0]))]
+    )
     np.testing.assert_allclose(stem_of(filters).frequency, np.hypot(2, 3) / 16, atol=1e-12)
 
 
@@ -114,11 +123,14 @@ def test_luminance_and_opponent_colours_are_told_apart_exactly() -> None:
     colours = np.array([[1, 1, 1], [1, -1, 0], [1, 1, -2], [1, 0, 0], [0, 0, 1]], dtype=float)
     filters = colours[:, :, None, None] * pattern
     np.testing.assert_allclose(luminance_fraction(filters), [1, 0, 0, 1 / 3, 1 / 3], atol=1e-15)
-    # (1, 0, 0) has (1, 1, 1)/sqrt(3), (1, -1, 0)/sqrt(2) and (-1, -1, 2)/sqrt(6) coordinates 1/sqrt(3), 1/sqrt(2), -1/sqrt(6).
+    # (1, 0, 0) has (1, 1, 1)/sqrt(3), (1, -1, 0)/sqrt(2) and (-1, -1, 2)/sqrt(6) coordinates
+    # 1/sqrt(3), 1/sqrt(2), -1/sqrt(6).
     expected = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1 / 3, 1 / 2, 1 / 6], [1 / 3, 0, 2 / 3]]
     np.testing.assert_allclose(colour_fractions(filters), expected, atol=1e-15)
     # A grey grating under a colour blob: energies add, for the two are orthogonal.
-    both = 3 * colours[0][:, None, None] * grating(8, 1, 0) + colours[1][:, None, None] * np.ones((8, 8))
+    both = 3 * colours[0][:, None, None] * grating(8, 1, 0) + colours[1][:, None, None] * np.ones(
+        (8, 8)
+    )
     grey, colour = 9 * 3 * 32, 2 * 64
     assert luminance_fraction(both[None]) == pytest.approx([grey / (grey + colour)], abs=1e-12)
 
@@ -129,7 +141,9 @@ def test_iid_filters_have_a_third_of_their_energy_in_luminance() -> None:
 
 
 def test_constant_and_zero_filters_have_no_frequency_and_nobody_is_warned() -> None:
-    filters = np.stack([np.full((3, 4, 4), 0.1), np.zeros((3, 4, 4)), np.broadcast_to(grating(4, 1, 0), (3, 4, 4))])
+    filters = np.stack(
+        [np.full((3, 4, 4), 0.1), np.zeros((3, 4, 4)), np.broadcast_to(grating(4, 1, 0), (3, 4, 4))]
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         stem = stem_of(filters)
@@ -148,7 +162,7 @@ def test_orders() -> None:
         stem.order_by("frequencies")
 
 
-# -- principal components ------------------------------------------------------------------------------------------------
+# -- principal components --------------------------------------------------------------------------
 
 
 def test_centred_components_are_those_of_sklearn() -> None:
@@ -158,8 +172,12 @@ def test_centred_components_are_those_of_sklearn() -> None:
     pca = PCA(5).fit(filters.reshape(40, -1))
     np.testing.assert_allclose(found.shares[:5], pca.explained_variance_ratio_, rtol=1e-10)
     signs = np.sign((found.components.reshape(5, -1) * pca.components_).sum(1))
-    np.testing.assert_allclose(found.components.reshape(5, -1), signs[:, None] * pca.components_, atol=1e-9)
-    np.testing.assert_allclose(found.scores, pca.transform(filters.reshape(40, -1)) * signs, atol=1e-9)
+    np.testing.assert_allclose(
+        found.components.reshape(5, -1), signs[:, None] * pca.components_, atol=1e-9
+    )
+    np.testing.assert_allclose(
+        found.scores, pca.transform(filters.reshape(40, -1)) * signs, atol=1e-9
+    )
 
 
 def test_uncentred_components_are_the_directions_that_the_embedding_answers_to() -> None:
@@ -185,7 +203,12 @@ def test_planted_components_come_back_with_their_shares() -> None:
     np.testing.assert_allclose(found.luminance, 1, atol=1e-12)
     assert np.isnan(found.frequency[0])
     assert found.frequency[1] == pytest.approx(np.hypot(1, 2) / 8, abs=1e-12)
-    assert (found.needed(0.5), found.needed(0.9), found.needed(0.95), found.needed(1)) == (1, 1, 2, 2)
+    assert (found.needed(0.5), found.needed(0.9), found.needed(0.95), found.needed(1)) == (
+        1,
+        1,
+        2,
+        2,
+    )
 
 
 def test_the_sign_is_fixed_and_does_not_hang_on_rounding() -> None:
@@ -197,13 +220,16 @@ def test_the_sign_is_fixed_and_does_not_hang_on_rounding() -> None:
     # An odd pattern has a largest and a smallest entry of the same size: the first one is positive.
     odd = np.zeros((1, 1, 1, 4))
     odd[..., 1], odd[..., 2] = -1, 1 + 1e-12
-    np.testing.assert_allclose(stem_components(stem_of(odd), 1).components.ravel(), [0, 1, -1, 0] / np.sqrt(2), atol=1e-9)
+    np.testing.assert_allclose(
+        stem_components(stem_of(odd), 1).components.ravel(), [0, 1, -1, 0] / np.sqrt(2), atol=1e-9
+    )
 
 
 def test_the_largest_share_of_iid_filters_is_within_the_edge() -> None:
     filters = np.random.default_rng(3).standard_normal((768, 3, 8, 8))
     found = stem_components(stem_of(filters))
-    # The edge of infinite matrices, (sqrt(768) + sqrt(192))^2 / (768 * 192) = (3/2)^2 / 192, and 0.98 scales of 1 % above it.
+    # The edge of infinite matrices, (sqrt(768) + sqrt(192))^2 / (768 * 192) = (3/2)^2 / 192, and
+    # 0.98 scales of 1 % above it.
     assert 2.25 / 192 < found.null_share < 1.02 * 2.25 / 192
     assert found.shares[0] < found.null_share
     assert found.shares[0] == pytest.approx(found.null_share, rel=0.03)

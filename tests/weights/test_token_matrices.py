@@ -1,4 +1,5 @@
-"""The token-mixing matrices do in algebra what timm's modules do in a forward pass, in all four forms."""
+"""The token-mixing matrices do in algebra what timm's modules do in a forward pass, in all four
+forms."""
 
 import numpy as np
 import pytest
@@ -22,7 +23,13 @@ FORMS = {
 
 
 def network_of(form: str) -> MlpMixer:
-    sizes = {"img_size": (16, 24), "patch_size": 4, "embed_dim": 24, "num_blocks": 2, "num_classes": 5}
+    sizes = {
+        "img_size": (16, 24),
+        "patch_size": 4,
+        "embed_dim": 24,
+        "num_blocks": 2,
+        "num_classes": 5,
+    }
     arguments = FORMS[form] if form != "gMixer" else {**FORMS[form], "mlp_ratio": (1.0, 4.0)}
     return randomised(MlpMixer(**sizes, **arguments)).double().eval()
 
@@ -68,7 +75,9 @@ def test_mixer_reads_acts_and_writes() -> None:
     network = network_of("Mixer")
     m, mlp, x = of(network)[1], network.blocks[1].mlp_tokens, tokens()
     expected = through(mlp, x.T).T
-    np.testing.assert_allclose(m.write.T @ gelu(m.read @ x + bias(mlp, "fc1")) + bias(mlp, "fc2"), expected, atol=1e-12)
+    np.testing.assert_allclose(
+        m.write.T @ gelu(m.read @ x + bias(mlp, "fc1")) + bias(mlp, "fc2"), expected, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("gate_last", [True, False])
@@ -80,7 +89,9 @@ def test_gmixer_gates_with_the_activated_half(gate_last: bool) -> None:
     read_bias, gate_bias = np.split(bias(mlp, "fc1"), 2)[:: 1 if gate_last else -1]
     gate = m.gate @ x + gate_bias
     hidden = (m.read @ x + read_bias) * gate * expit(gate)
-    np.testing.assert_allclose(m.write.T @ hidden + bias(mlp, "fc2"), through(mlp, x.T).T, atol=1e-12)
+    np.testing.assert_allclose(
+        m.write.T @ hidden + bias(mlp, "fc2"), through(mlp, x.T).T, atol=1e-12
+    )
 
 
 def test_resmlp_has_the_mean_energy_of_its_channels() -> None:
@@ -95,7 +106,9 @@ def test_resmlp_has_the_mean_energy_of_its_channels() -> None:
     np.testing.assert_array_equal(np.sign(m.read), np.sign(weight))
     # What the block adds by token mixing, channel by channel.
     x, norm = tokens(), block.norm1
-    branch = np.stack([each[c] @ through(norm, x)[:, c] for c in range(24)], 1) + scale * bias(block, "linear_tokens")
+    branch = np.stack([each[c] @ through(norm, x)[:, c] for c in range(24)], 1) + scale * bias(
+        block, "linear_tokens"
+    )
     block.ls2.data.zero_()
     np.testing.assert_allclose(through(block, x[None])[0] - x, branch, atol=1e-12)
 
@@ -128,7 +141,11 @@ def test_half_precision_weights_are_read() -> None:
         ("vit_tiny_patch16_224", r"is a vit .* by attention \(blocks\.0\.attn and 11 more\)"),
         ("swin_tiny_patch4_window7_224", r"is a vit .* by attention \("),
         ("resnet18", r"is a cnn .* by 3×3 convolutions \(layer1\.0\.conv1 and 15 more\)"),
-        ("convnext_atto", r"is a cnn .* by 7×7 depthwise convolutions \(stages\.0\.blocks\.0\.conv_dw and 11 more\)"),
+        (
+            "convnext_atto",
+            r"is a cnn .* by 7×7 depthwise convolutions \(stages\.0\.blocks\.0\.conv_dw and 11 "
+            r"more\)",
+        ),
         ("efficientnet_b0", r"3×3 depthwise convolutions \(.*\) and 5×5 depthwise convolutions \("),
     ],
 )

@@ -1,4 +1,5 @@
-"""Token-mixing units of networks: the right weights in all four forms, planted units, nulls, tables, refusals."""
+"""Token-mixing units of networks: the right weights in all four forms, planted units, nulls,
+tables, refusals."""
 
 import numpy as np
 import pytest
@@ -18,10 +19,12 @@ SPEC = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "devic
 
 def small_mixer(patch: int = 4, **arguments: object) -> MlpMixer:
     torch.manual_seed(0)
-    return MlpMixer(img_size=32, patch_size=patch, embed_dim=24, num_blocks=2, num_classes=5, **arguments)
+    return MlpMixer(
+        img_size=32, patch_size=patch, embed_dim=24, num_blocks=2, num_classes=5, **arguments
+    )
 
 
-# -- which weights -----------------------------------------------------------------------------------------------------
+# -- which weights ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -33,7 +36,9 @@ def small_mixer(patch: int = 4, **arguments: object) -> MlpMixer:
         ("gmlp_ti16_224", "gMLP", "mlp_channels.gate.proj", slice(None)),
     ],
 )
-def test_units_are_rows_of_the_first_token_mixing_layer(name: str, form: str, path: str, rows: slice) -> None:
+def test_units_are_rows_of_the_first_token_mixing_layer(
+    name: str, form: str, path: str, rows: slice
+) -> None:
     model = mp.load_model(name, pretrained=False, device="cpu")
     found = mp.token_mixing(model, surrogates=1, shuffles=1)
     weight = model.module.get_submodule(f"blocks.3.{path}").weight.detach().numpy()
@@ -43,9 +48,13 @@ def test_units_are_rows_of_the_first_token_mixing_layer(name: str, form: str, pa
     assert found.patch == (224 / side, 224 / side)
     assert len(found.blocks) == len(model.module.blocks)
     scale = 1e-4 if form == "ResMLP" else 1  # timm's fresh layer scale
-    np.testing.assert_allclose(found.units(3), scale * weight[rows].reshape(-1, side, side), rtol=1e-6)
+    np.testing.assert_allclose(
+        found.units(3), scale * weight[rows].reshape(-1, side, side), rtol=1e-6
+    )
     np.testing.assert_array_equal(found.units("blocks.3"), found.units(3))
-    assert found.sides == {"Mixer": ("read", "write"), "gMixer": ("read", "gate", "write")}.get(form, ("read",))
+    assert found.sides == {"Mixer": ("read", "write"), "gMixer": ("read", "gate", "write")}.get(
+        form, ("read",)
+    )
 
 
 def test_the_other_sides_of_a_unit() -> None:
@@ -54,8 +63,12 @@ def test_the_other_sides_of_a_unit() -> None:
     with torch.no_grad():
         mlp.fc2.weight.copy_(-2 * mlp.fc1.weight[:192].T)
     found = mp.token_mixing(mp.load_model(network, device="cpu"), surrogates=1, shuffles=1)
-    np.testing.assert_array_equal(found.units(5, "gate"), mlp.fc1.weight.detach().numpy()[192:].reshape(-1, 14, 14))
-    np.testing.assert_array_equal(found.units(5, "write"), mlp.fc2.weight.detach().numpy().T.reshape(-1, 14, 14))
+    np.testing.assert_array_equal(
+        found.units(5, "gate"), mlp.fc1.weight.detach().numpy()[192:].reshape(-1, 14, 14)
+    )
+    np.testing.assert_array_equal(
+        found.units(5, "write"), mlp.fc2.weight.detach().numpy().T.reshape(-1, 14, 14)
+    )
     np.testing.assert_allclose(found.cosine_with_read(5, "write"), -1, atol=1e-6)
     assert np.abs(found.cosine_with_read(4, "write")).max() < 0.5
 
@@ -67,7 +80,9 @@ def test_rows_follow_the_image_plane() -> None:
         network.blocks[0].mlp_tokens.fc1.weight.zero_()
         network.blocks[0].mlp_tokens.fc1.weight[0, 2 * 8 + 5] = 1.0
     # All other units are blank, and that is said.
-    with pytest.warns(UndefinedUnitsWarning, match=r"11 units of constant weight.*: 11 of blocks\.0 \(read\)$"):
+    with pytest.warns(
+        UndefinedUnitsWarning, match=r"11 units of constant weight.*: 11 of blocks\.0 \(read\)$"
+    ):
         found = mp.token_mixing(mp.load_model(network, **SPEC), surrogates=1)
     assert found.grid == (8, 8)
     assert np.argwhere(found.units(0)[0]).tolist() == [[2, 5]]
@@ -81,15 +96,21 @@ def test_rows_follow_the_image_plane() -> None:
 
 def test_an_oblong_picture_keeps_rows_and_columns() -> None:
     network = MlpMixer(img_size=(16, 32), patch_size=4, embed_dim=24, num_blocks=1)
-    found = mp.token_mixing(mp.load_model(network, **{**SPEC, "input_size": (3, 16, 32)}), surrogates=1)
+    found = mp.token_mixing(
+        mp.load_model(network, **{**SPEC, "input_size": (3, 16, 32)}), surrogates=1
+    )
     assert found.units(0).shape == found.units(0, "write").shape == (12, 4, 8)
     assert found.patch == (4, 4)
 
 
-@pytest.mark.parametrize("name", ["mixer_s32_224", "gmixer_12_224", "resmlp_12_224", "gmlp_ti16_224"])
+@pytest.mark.parametrize(
+    "name", ["mixer_s32_224", "gmixer_12_224", "resmlp_12_224", "gmlp_ti16_224"]
+)
 def test_an_oblong_grid_of_every_form(name: str) -> None:
     network = timm.create_model(name, img_size=(224, 160), num_classes=0)
-    found = mp.token_mixing(mp.load_model(network, **{**SPEC, "input_size": (3, 224, 160)}), surrogates=1, shuffles=1)
+    found = mp.token_mixing(
+        mp.load_model(network, **{**SPEC, "input_size": (3, 224, 160)}), surrogates=1, shuffles=1
+    )
     grid = (7, 5) if name == "mixer_s32_224" else (14, 10)
     assert found.grid == grid
     assert found.units(0).shape[1:] == grid
@@ -107,7 +128,7 @@ def test_the_network_is_left_alone() -> None:
     assert mp.load_model(network, device="cpu").fingerprint == before
 
 
-# -- what is measured --------------------------------------------------------------------------------------------------
+# -- what is measured ------------------------------------------------------------------------------
 
 
 def wave(kx: int, ky: int, degrees: float) -> torch.Tensor:
@@ -120,13 +141,22 @@ def test_planted_units_come_back() -> None:
     network = small_mixer().double()
     with torch.no_grad():
         network.blocks[1].mlp_tokens.fc1.weight[:6] = torch.stack([wave(*one) for one in waves])
-    table = mp.token_mixing(mp.load_model(network, **SPEC)).to_frame().query("block == 'blocks.1'").iloc[:6]
+    table = (
+        mp.token_mixing(mp.load_model(network, **SPEC))
+        .to_frame()
+        .query("block == 'blocks.1'")
+        .iloc[:6]
+    )
     kx, ky, phase = np.array(waves, dtype=float).T
     np.testing.assert_array_equal(table["peak_row"], ky)
     np.testing.assert_array_equal(table["peak_column"], kx)
     np.testing.assert_allclose(table["phase_degrees"], phase, atol=1e-9)
-    np.testing.assert_allclose(table["frequency_cycles_per_token"], np.hypot(kx, ky) / 8, rtol=1e-12)
-    np.testing.assert_allclose(table["orientation_degrees"], np.degrees(np.arctan2(-ky, kx)) % 180, atol=1e-9)
+    np.testing.assert_allclose(
+        table["frequency_cycles_per_token"], np.hypot(kx, ky) / 8, rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        table["orientation_degrees"], np.degrees(np.arctan2(-ky, kx)) % 180, atol=1e-9
+    )
     np.testing.assert_allclose(table["coherence"], 1, atol=1e-12)
     assert table["partner"].iloc[[0, 2, 3, 4]].tolist() == [2, 0, 4, 3]
     np.testing.assert_allclose(table["partner_cosine"].iloc[[0, 2, 3, 4]], -1, atol=1e-12)
@@ -193,43 +223,62 @@ def test_sentences_on_a_unit_have_its_numbers_and_those_of_the_nulls() -> None:
     one, unit = found.measures(2), 7
     rank = int((one.frequency < one.frequency[unit]).sum()) + 1
     frequency, local, opposite, write, gate = unit_sentences(found, 2, unit)
-    assert f"rank {rank} of 192 from the lowest; the mean is {one.frequency.mean():.3f} for the block" in frequency
+    assert (
+        f"rank {rank} of 192 from the lowest; the mean is {one.frequency.mean():.3f} for the block"
+        in frequency
+    )
     assert f"Localisation: {one.spread[unit]:.1f} px" in local
     assert f"Norm: {np.linalg.norm(one.maps[unit]):.3f}." in local
     partner = int(one.partner[unit])
-    assert f"Opposite-phase unit: {partner}, with cosine {one.partner_cosine[unit]:.3f}, not beyond chance" in opposite
+    assert (
+        f"Opposite-phase unit: {partner}, with cosine {one.partner_cosine[unit]:.3f}, not beyond "
+        "chance" in opposite
+    )
     back = int(one.partner[partner])
-    assert ("the relation is mutual" if back == unit else f"of unit {partner} is unit {back}") in opposite
+    assert (
+        "the relation is mutual" if back == unit else f"of unit {partner} is unit {back}"
+    ) in opposite
     assert f"{found.cosine_with_read(2, 'write')[unit]:+.3f}" in write
     assert f"{found.cosine_with_read(2, 'gate')[unit]:+.3f}" in gate
 
 
 def test_a_real_size_network_has_the_null_figures_of_iid_rows() -> None:
-    found = mp.token_mixing(mp.load_model("mixer_b16_224", pretrained=False, device="cpu"), surrogates=19, shuffles=1)
+    found = mp.token_mixing(
+        mp.load_model("mixer_b16_224", pretrained=False, device="cpu"), surrogates=19, shuffles=1
+    )
     table = found.summary()
     assert table["units"].tolist() == [384] * 12
     assert table["mean_partner_cosine"].mean() == pytest.approx(-0.2104, abs=0.001)
-    assert np.mean([found.measures(i).partner_cosine.min() for i in range(12)]) == pytest.approx(-0.308, abs=0.012)
+    assert np.mean([found.measures(i).partner_cosine.min() for i in range(12)]) == pytest.approx(
+        -0.308, abs=0.012
+    )
     assert table["mean_frequency"].mean() == pytest.approx(0.38598, abs=0.001)
-    # timm draws from a uniform distribution, whose fourth moment is 1.8 and not 3: the ratio is a little higher than the
-    # 129.54 of Gaussian rows, by n p / (n + p + 1 + (1.8 - 3)).
-    assert table["participation_ratio"].mean() == pytest.approx(384 * 196 / (384 + 196 + 1 - 1.2), rel=0.003)
+    # timm draws from a uniform distribution, whose fourth moment is 1.8 and not 3: the ratio is a
+    # little higher than the 129.54 of Gaussian rows, by n p / (n + p + 1 + (1.8 - 3)).
+    assert table["participation_ratio"].mean() == pytest.approx(
+        384 * 196 / (384 + 196 + 1 - 1.2), rel=0.003
+    )
     assert table["share_paired"].mean() == pytest.approx(0.05, abs=0.015)
     np.testing.assert_allclose(table["effective_rank"], table["shuffled_effective_rank"], rtol=0.01)
 
 
-# -- the result --------------------------------------------------------------------------------------------------------
+# -- the result ------------------------------------------------------------------------------------
 
 
 def test_other_families_and_blocks_are_refused_with_a_sentence() -> None:
-    with pytest.raises(ModelError, match="is a cnn and has no token-mixing weights: it mixes positions by 3×3 convolutions"):
+    with pytest.raises(
+        ModelError,
+        match="is a cnn and has no token-mixing weights: it mixes positions by 3×3 convolutions",
+    ):
         mp.token_mixing(mp.load_model("resnet18", pretrained=False, device="cpu"))
     found = mp.token_mixing(mp.load_model(small_mixer(), **SPEC), surrogates=1)
     with pytest.raises(LayerError, match="blocks 0 to 1, not 2"):
         found.units(2)
     with pytest.raises(LayerError, match=r"closest: blocks\.1"):
         found.units("block.1")
-    with pytest.raises(LayerError, match=r"is a Mixer and has no side 'gate'; its sides: read, write"):
+    with pytest.raises(
+        LayerError, match=r"is a Mixer and has no side 'gate'; its sides: read, write"
+    ):
         found.units(0, "gate")
     with pytest.raises(MeasureError, match="surrogates is a whole number, 1 or more, not 0"):
         mp.token_mixing(mp.load_model(small_mixer(), **SPEC), surrogates=0)

@@ -1,4 +1,5 @@
-"""Kernel tying: planted sets of kernels are counted exactly, effective kernels are mean Jacobians, the null keeps spectra."""
+"""Kernel tying: planted sets of kernels are counted exactly, effective kernels are mean Jacobians,
+the null keeps spectra."""
 
 from __future__ import annotations
 
@@ -14,7 +15,12 @@ import mixer_probe as mp
 from mixer_probe.core.errors import LayerError, MeasureError, ModelError, UndefinedKernelWarning
 from mixer_probe.core.result import from_dict, to_dict
 from mixer_probe.weights import KernelTying
-from mixer_probe.weights.channel_kernels import ChannelKernels, channel_kernels, mean_attention, taps_kernels
+from mixer_probe.weights.channel_kernels import (
+    ChannelKernels,
+    channel_kernels,
+    mean_attention,
+    taps_kernels,
+)
 from mixer_probe.weights.offsets import offset_mean, offset_pairs
 from mixer_probe.weights.tying import count_for, layer_tying
 from tests.networks import CASES, as_model
@@ -33,7 +39,7 @@ def planted(energies: list[float], channels: int = 40, size: int = 5) -> np.ndar
     return ((left * np.sqrt(energies)) @ right).reshape(channels, size, size)
 
 
-# -- counting ----------------------------------------------------------------------------------------------------------
+# -- counting --------------------------------------------------------------------------------------
 
 
 def test_the_fewest_that_reach_a_share() -> None:
@@ -53,7 +59,13 @@ def test_planted_kernel_sets_come_back_with_counts_rank_and_dictionary() -> None
         model.module.stages[1].blocks[0].conv_dw.weight[40:] = 0
     found = mp.kernel_tying(model, draws=3)
     entry = found.layer("stages.1.blocks.0")
-    assert (entry.source, entry.shape, entry.possible, found.images, found.n) == ("weights", (7, 7), 49, None, 0)
+    assert (entry.source, entry.shape, entry.possible, found.images, found.n) == (
+        "weights",
+        (7, 7),
+        49,
+        None,
+        0,
+    )
     assert [entry.raw.count(s) for s in (0.5, 0.9, 0.99)] == [1, 3, 3]
     np.testing.assert_allclose(entry.raw.energies[:3], [5, 3, 2], rtol=1e-5)
     np.testing.assert_allclose(entry.raw.shares[:3], [0.5, 0.3, 0.2], rtol=1e-5)
@@ -80,20 +92,26 @@ def test_random_sets_of_rank_r_count_r(rank: int) -> None:
 
 def test_unit_norm_counts_every_channel_alike() -> None:
     one, other = orthonormal(2, 9)
-    kernels = np.stack([100 * one, *[other * scale for scale in (1, -2, 3)], 0 * one]).reshape(-1, 3, 3)
+    kernels = np.stack([100 * one, *[other * scale for scale in (1, -2, 3)], 0 * one]).reshape(
+        -1, 3, 3
+    )
     found = layer_tying(taps_kernels(kernels, "b", "b.c", 1.0), draws=1)
     assert (found.raw.count(0.99), found.unit.count(0.99)) == (1, 2)
     np.testing.assert_allclose(found.raw.energies[:2], [1e4, 14])
     # Three channels share a shape, one has its own, a dead one counts for nothing.
     np.testing.assert_allclose(found.unit.energies[:2], [3, 1])
-    np.testing.assert_allclose(found.unit.dictionary[0].ravel(), other * np.sign(other[np.abs(other).argmax()]), atol=1e-12)
+    np.testing.assert_allclose(
+        found.unit.dictionary[0].ravel(), other * np.sign(other[np.abs(other).argmax()]), atol=1e-12
+    )
 
 
-# -- the null ----------------------------------------------------------------------------------------------------------
+# -- the null --------------------------------------------------------------------------------------
 
 
 def test_noise_is_its_own_null() -> None:
-    found = layer_tying(taps_kernels(RNG(0).standard_normal((384, 7, 7)), "b", "b.c", 1.0), draws=20)
+    found = layer_tying(
+        taps_kernels(RNG(0).standard_normal((384, 7, 7)), "b", "b.c", 1.0), draws=20
+    )
     for spectrum in (found.raw, found.unit):
         for share in (0.5, 0.9, 0.99):
             mean, low, high = spectrum.null_count(share)
@@ -103,7 +121,9 @@ def test_noise_is_its_own_null() -> None:
 
 def test_the_null_keeps_energy_and_breaks_sharing() -> None:
     kernel = RNG(1).standard_normal((7, 7))
-    found = layer_tying(taps_kernels(np.stack([kernel * s for s in range(1, 101)]), "b", "b.c", 1.0), draws=5)
+    found = layer_tying(
+        taps_kernels(np.stack([kernel * s for s in range(1, 101)]), "b", "b.c", 1.0), draws=5
+    )
     np.testing.assert_allclose(found.raw.null.sum(1), found.raw.energies.sum())
     np.testing.assert_allclose(found.unit.null.sum(1), 100)
     assert found.raw.count(0.99) == 1
@@ -112,10 +132,13 @@ def test_the_null_keeps_energy_and_breaks_sharing() -> None:
 
 
 def test_smooth_kernels_are_few_dimensional_by_themselves() -> None:
-    # Two frequencies of fixed amplitude and random phase: four dimensions, in the null as in the kernels.
+    # Two frequencies of fixed amplitude and random phase: four dimensions, in the null as in the
+    # kernels.
     y = np.arange(8)
     phases = RNG(2).uniform(0, 2 * np.pi, (200, 2, 1, 1))
-    kernels = np.cos(2 * np.pi * y[:, None] / 8 + phases[:, 0]) + np.cos(4 * np.pi * y / 8 + phases[:, 1])
+    kernels = np.cos(2 * np.pi * y[:, None] / 8 + phases[:, 0]) + np.cos(
+        4 * np.pi * y / 8 + phases[:, 1]
+    )
     found = layer_tying(taps_kernels(kernels, "b", "b.c", 1.0), draws=5)
     assert found.raw.count(0.99) == 4
     assert found.raw.null_count(0.99)[0] == 4
@@ -128,13 +151,15 @@ def test_seeds_repeat_and_layers_differ() -> None:
     assert not np.array_equal(first.layer(0).raw.null, other.layer(0).raw.null)
 
 
-# -- effective kernels are mean Jacobians --------------------------------------------------------------------------------
+# -- effective kernels are mean Jacobians ----------------------------------------------------------
 
 
 def inputs_of(model: mp.Model, path: str, images: torch.Tensor) -> torch.Tensor:
     """What the module at `path` reads."""
     seen: list[torch.Tensor] = []
-    handle = model.module.get_submodule(path).register_forward_hook(lambda _m, args, _o: seen.append(args[0].detach()))
+    handle = model.module.get_submodule(path).register_forward_hook(
+        lambda _m, args, _o: seen.append(args[0].detach())
+    )
     with torch.no_grad():
         model.module(images)
     handle.remove()
@@ -142,13 +167,18 @@ def inputs_of(model: mp.Model, path: str, images: torch.Tensor) -> torch.Tensor:
 
 
 def agree_with(kernels: ChannelKernels, explicit: np.ndarray, grid: tuple[int, int]) -> None:
-    """Kernels, Gram matrix, spectrum, offset space and dictionary are those of the explicit kernels [C, S, S]."""
+    """Kernels, Gram matrix, spectrum, offset space and dictionary are those of the explicit kernels
+    [C, S, S]."""
     for c in range(len(explicit)):
         np.testing.assert_allclose(kernels.kernel(c), explicit[c], atol=1e-10)
     flat = explicit.reshape(len(explicit), -1)
     a = kernels.coefficients
     np.testing.assert_allclose(a @ kernels.gram @ a.T, flat @ flat.T, atol=1e-10)
-    np.testing.assert_allclose(kernels.in_offset_space, offset_mean(explicit, grid) * np.sqrt(offset_pairs(grid)), atol=1e-10)
+    np.testing.assert_allclose(
+        kernels.in_offset_space,
+        offset_mean(explicit, grid) * np.sqrt(offset_pairs(grid)),
+        atol=1e-10,
+    )
     found = layer_tying(kernels, draws=1, components=2)
     u, s, _ = np.linalg.svd(flat, full_matrices=False)
     k = min(len(s), len(found.raw.energies))
@@ -197,7 +227,9 @@ def test_vit_kernels_are_the_mean_jacobian_with_attention_held_fixed(name: str) 
     attention = model.module.blocks[1].attn
     p, c = case.prefix, 24
     seen: list[tuple[torch.Tensor, dict[str, object]]] = []
-    handle = attention.register_forward_hook(lambda _m, args, kw, _o: seen.append((args[0], kw)), with_kwargs=True)
+    handle = attention.register_forward_hook(
+        lambda _m, args, kw, _o: seen.append((args[0], kw)), with_kwargs=True
+    )
     with torch.no_grad():
         model.module(images)
     handle.remove()
@@ -206,7 +238,9 @@ def test_vit_kernels_are_the_mean_jacobian_with_attention_held_fixed(name: str) 
     with fixed_attention(attention):
         for one in x:
             # [position, channel, position, channel]
-            jacobian = torch.autograd.functional.jacobian(lambda z: attention(z[None], **options)[0], one)
+            jacobian = torch.autograd.functional.jacobian(
+                lambda z: attention(z[None], **options)[0], one
+            )
             total += torch.einsum("icjc->cij", jacobian[p:, :, p:])
     agree_with(kernels, (total / 3).numpy(), case.grid)
     # Two heads: never more than two shared kernels.
@@ -247,7 +281,7 @@ def test_attention_without_prefix_sums_to_one() -> None:
     assert maps[0].shape == (2, 16, 16)
 
 
-# -- families ----------------------------------------------------------------------------------------------------------
+# -- families --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["resmlp", "gmlp"])
@@ -259,7 +293,12 @@ def test_kernels_tied_by_construction_are_one_and_need_no_images(name: str) -> N
     assert found.counts(0.99).tolist() == [1, 1]
     assert np.isnan(entry.raw.null_count(0.9)).all()
     block = model.module.blocks[1]
-    weight = (block.linear_tokens if name == "resmlp" else block.mlp_channels.gate.proj).weight.detach().double().numpy()
+    weight = (
+        (block.linear_tokens if name == "resmlp" else block.mlp_channels.gate.proj)
+        .weight.detach()
+        .double()
+        .numpy()
+    )
     scales = block.ls1.detach().double().numpy() if name == "resmlp" else np.ones(72)
     assert entry.channels == len(scales)
     np.testing.assert_allclose(entry.raw.energies, (scales**2).sum() * (weight**2).sum(), rtol=1e-9)
@@ -267,13 +306,17 @@ def test_kernels_tied_by_construction_are_one_and_need_no_images(name: str) -> N
     np.testing.assert_allclose(np.abs(entry.raw.dictionary[0]), np.abs(picture), atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["convnext", "convnextv2", "efficientnet-b0", "mobilenetv4", "convmixer"])
+@pytest.mark.parametrize(
+    "name", ["convnext", "convnextv2", "efficientnet-b0", "mobilenetv4", "convmixer"]
+)
 def test_depthwise_weights_are_read(name: str) -> None:
     model = CASES[name].model()
     for entry in channel_kernels(model):
         module = model.module.get_submodule(entry.layer)
         assert module.groups == module.in_channels == len(entry.coefficients)
-        np.testing.assert_array_equal(entry.kernel(3), module.weight[3, 0].detach().double().numpy())
+        np.testing.assert_array_equal(
+            entry.kernel(3), module.weight[3, 0].detach().double().numpy()
+        )
 
 
 @pytest.mark.parametrize("name", ["mixer", "gmixer", "vit"])
@@ -285,12 +328,18 @@ def test_missing_images_are_asked_for(name: str) -> None:
 @pytest.mark.parametrize(
     "name, reason",
     [
-        ("resnet18", r"3×3 convolutions \(layer1.0.conv1 and 15 more\), with a kernel for each pair of channels"),
+        (
+            "resnet18",
+            r"3×3 convolutions \(layer1.0.conv1 and 15 more\), with a kernel for each pair of "
+            r"channels",
+        ),
         ("swin", "which is no sum over heads of one global pattern"),
         ("parallel-scaling", "has no attention module of its own"),
     ],
 )
-def test_networks_without_channel_kernels_are_refused_with_what_they_have(name: str, reason: str) -> None:
+def test_networks_without_channel_kernels_are_refused_with_what_they_have(
+    name: str, reason: str
+) -> None:
     case = CASES[name]
     with pytest.raises(ModelError, match=reason) as caught:
         mp.kernel_tying(case.model(), case.images(2))
@@ -303,11 +352,13 @@ def test_kernels_of_zeros_are_nan_with_a_warning() -> None:
     with pytest.warns(UndefinedKernelWarning, match=r"'stages\.0\.blocks\.0\.conv_dw' are zero"):
         found = mp.kernel_tying(as_model(network, 64), draws=2)
     row = found.to_frame().iloc[0]
-    assert np.isnan([row.count_90, row.effective_rank, row.first_share, row.null_count_90, row.unit_count_90]).all()
+    assert np.isnan(
+        [row.count_90, row.effective_rank, row.first_share, row.null_count_90, row.unit_count_90]
+    ).all()
     assert np.isfinite(found.to_frame().iloc[1].count_90)
 
 
-# -- results -----------------------------------------------------------------------------------------------------------
+# -- results ---------------------------------------------------------------------------------------
 
 
 def test_the_frame_has_one_row_a_layer_and_the_result_survives_storage() -> None:
@@ -335,8 +386,12 @@ def test_wrong_layers_are_named() -> None:
 
 
 def test_a_trained_mixer_shares_few_kernels() -> None:
-    found = mp.kernel_tying(mp.load_model("zoo:mixer-s0", device="cpu"), mp.load_images("demo", limit=8), draws=2)
+    found = mp.kernel_tying(
+        mp.load_model("zoo:mixer-s0", device="cpu"), mp.load_images("demo", limit=8), draws=2
+    )
     frame = found.to_frame()
     assert (frame["count_90"] < frame["null_count_90_low"]).all()
-    np.testing.assert_array_equal(found.over_null(0.9), frame["offset_count_90"] / frame["null_count_90"])
+    np.testing.assert_array_equal(
+        found.over_null(0.9), frame["offset_count_90"] / frame["null_count_90"]
+    )
     assert (frame["count_99"] <= 128).all()

@@ -1,4 +1,5 @@
-"""Measures of units against closed forms: planted waves, blobs, pairs and matrices; the golden figures of iid rows."""
+"""Measures of units against closed forms: planted waves, blobs, pairs and matrices; the golden
+figures of iid rows."""
 
 from itertools import permutations
 
@@ -32,12 +33,14 @@ from mixer_probe.weights.units import (
 PATCH = (16.0, 16.0)
 
 
-def wave(grid: tuple[int, int], ky: int, kx: int, degrees: float = 0.0, size: float = 1.0) -> np.ndarray:
+def wave(
+    grid: tuple[int, int], ky: int, kx: int, degrees: float = 0.0, size: float = 1.0
+) -> np.ndarray:
     y, x = np.mgrid[: grid[0], : grid[1]]
     return size * np.cos(2 * np.pi * (ky * y / grid[0] + kx * x / grid[1]) + np.radians(degrees))
 
 
-# -- frequency, orientation and phase ----------------------------------------------------------------------------------
+# -- frequency, orientation and phase --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("grid", [(14, 14), (8, 8), (7, 7), (14, 10), (9, 12)])
@@ -65,22 +68,35 @@ def test_every_wave_of_every_bin_comes_back(grid: tuple[int, int]) -> None:
 
 
 def test_orientation_as_one_sees_it() -> None:
-    # Upright stripes, lying stripes, stripes like "/" (the wave runs to the lower right), stripes like "\".
-    angle, _ = orientation(np.stack([wave((14, 14), *k) for k in ((0, 3), (3, 0), (2, 2), (-2, 2))]))
+    # Upright stripes, lying stripes, stripes like "/" (the wave runs to the lower right), stripes
+    # like "\".
+    angle, _ = orientation(
+        np.stack([wave((14, 14), *k) for k in ((0, 3), (3, 0), (2, 2), (-2, 2))])
+    )
     np.testing.assert_allclose(angle, [0, 90, 135, 45], atol=1e-9)
     slash = wave((14, 14), 2, 2)
     assert slash[5, 5] == pytest.approx(slash[4, 6])  # one up, one to the right
 
 
 def test_the_nyquist_frequency_has_one_sign_and_two_directions() -> None:
-    found = spectral_peak(np.stack([wave((8, 8), 4, 0), -wave((8, 8), 4, 0), wave((8, 8), 4, 1, 30), wave((8, 8), -3, 4, 30)]))
+    found = spectral_peak(
+        np.stack(
+            [
+                wave((8, 8), 4, 0),
+                -wave((8, 8), 4, 0),
+                wave((8, 8), 4, 1, 30),
+                wave((8, 8), -3, 4, 30),
+            ]
+        )
+    )
     np.testing.assert_array_equal(found.rows[:3], [4, 4, 4])
     np.testing.assert_array_equal(found.columns, [0, 0, 1, 4])
     np.testing.assert_allclose(found.phase[:3], [0, 180, 30], atol=1e-9)
     # cos(-a + pi x + 30 deg) is cos(a + pi x - 30 deg) at whole x.
     assert found.rows[3] == 3
     assert found.phase[3] == pytest.approx(-30)
-    # (1/2, 1/8) and (-1/2, 1/8) are the same samples: the mean of exp(2 i phi) over both is cos(2 phi).
+    # (1/2, 1/8) and (-1/2, 1/8) are the same samples: the mean of exp(2 i phi) over both is cos(2
+    # phi).
     angle, coherence = orientation(wave((8, 8), 4, 1, 30))
     assert angle == pytest.approx(90)
     assert coherence == pytest.approx(abs(np.cos(2 * np.arctan2(1 / 2, 1 / 8))))
@@ -91,7 +107,11 @@ def test_what_has_no_orientation_is_nan_and_says_so() -> None:
     delta[2, 5] = 1
     for name in ("delta", "checkerboard", "plaid"):
         y, x = np.mgrid[:8, :8]
-        maps = {"delta": delta, "checkerboard": (-1.0) ** (y + x), "plaid": wave((8, 8), 2, 0) + wave((8, 8), 0, 2)}
+        maps = {
+            "delta": delta,
+            "checkerboard": (-1.0) ** (y + x),
+            "plaid": wave((8, 8), 2, 0) + wave((8, 8), 0, 2),
+        }
         angle, coherence = orientation(maps[name])
         assert np.isnan(angle), name
         assert coherence < 1e-9, name
@@ -128,13 +148,13 @@ def test_the_peak_is_the_largest_bin_of_a_full_transform(grid: tuple[int, int]) 
 
 
 def test_white_noise_is_hardly_coherent() -> None:
-    # k = (15^2 - 1) / 2 waves of independent, exponential power around directions that cancel: a complex normal number of
-    # variance 1 / k, whose mean length is sqrt(pi / (4 k)).
+    # k = (15^2 - 1) / 2 waves of independent, exponential power around directions that cancel: a
+    # complex normal number of variance 1 / k, whose mean length is sqrt(pi / (4 k)).
     _, coherence = orientation(np.random.default_rng(0).standard_normal((4000, 15, 15)))
     assert coherence.mean() == pytest.approx(np.sqrt(np.pi / (4 * 112)), rel=0.02)
 
 
-# -- localisation ------------------------------------------------------------------------------------------------------
+# -- localisation ----------------------------------------------------------------------------------
 
 
 def test_a_unit_of_one_token_is_where_it_is() -> None:
@@ -151,11 +171,15 @@ def test_two_tokens_spread_by_half_their_distance() -> None:
     maps[1, 3, 2], maps[1, 7, 2] = 1, 3  # a tenth and nine tenths of the energy
     centre, spread = localisation(maps, PATCH)
     np.testing.assert_allclose(spread, [3 * 16, np.sqrt(0.1 * 0.9) * 4 * 16])
-    np.testing.assert_allclose(centre, [[3.5 * 16, 5.5 * 16], [(0.1 * 3 + 0.9 * 7 + 0.5) * 16, 2.5 * 16]])
+    np.testing.assert_allclose(
+        centre, [[3.5 * 16, 5.5 * 16], [(0.1 * 3 + 0.9 * 7 + 0.5) * 16, 2.5 * 16]]
+    )
 
 
 @pytest.mark.parametrize("grid, patch", [((14, 14), PATCH), ((14, 10), (16.0, 8.0))])
-def test_a_constant_unit_spreads_over_the_grid(grid: tuple[int, int], patch: tuple[float, float]) -> None:
+def test_a_constant_unit_spreads_over_the_grid(
+    grid: tuple[int, int], patch: tuple[float, float]
+) -> None:
     centre, spread = localisation(np.full((1, *grid), -0.3), patch)
     y, x = np.mgrid[: grid[0], : grid[1]]
     expected = np.sqrt((((y - y.mean()) * patch[0]) ** 2 + ((x - x.mean()) * patch[1]) ** 2).mean())
@@ -166,13 +190,14 @@ def test_a_constant_unit_spreads_over_the_grid(grid: tuple[int, int], patch: tup
 
 def test_a_gaussian_has_its_own_width() -> None:
     y, x = np.mgrid[:41, :41]
-    blob = np.exp(-((y - 18.0) ** 2 + (x - 21.0) ** 2) / (4 * 3.0**2))  # its square has a standard deviation of 3 tokens
+    # its square has a standard deviation of 3 tokens
+    blob = np.exp(-((y - 18.0) ** 2 + (x - 21.0) ** 2) / (4 * 3.0**2))
     centre, spread = localisation(blob[None], (4.0, 4.0))
     np.testing.assert_allclose(centre, [[18.5 * 4, 21.5 * 4]], rtol=1e-6)
     assert spread == pytest.approx(np.sqrt(2) * 3 * 4, rel=1e-6)
 
 
-# -- ranks -------------------------------------------------------------------------------------------------------------
+# -- ranks -----------------------------------------------------------------------------------------
 
 
 def test_ranks_of_matrices_that_have_one() -> None:
@@ -204,17 +229,27 @@ def test_a_matrix_of_zeros_has_no_rank() -> None:
 
 def test_participation_ratio_of_the_golden_figures() -> None:
     rng = np.random.default_rng(0)
-    drawn = [participation_ratio(singular_values(rng.standard_normal((384, 196)))) for _ in range(20)]
+    drawn = [
+        participation_ratio(singular_values(rng.standard_normal((384, 196)))) for _ in range(20)
+    ]
     assert np.mean(drawn) == pytest.approx(384 * 196 / (384 + 196 + 1), rel=2e-3)
 
 
-# -- partners and their null -------------------------------------------------------------------------------------------
+# -- partners and their null -----------------------------------------------------------------------
 
 
 def planted_pairs() -> np.ndarray:
     """A wave, its quadrature, its opposite; another wave and twice its opposite."""
     first, second = ((14, 14), 1, 2), ((14, 14), 3, 0)
-    return np.stack([wave(*first), wave(*first, 90), wave(*first, 180), wave(*second, 20), -2 * wave(*second, 20)])
+    return np.stack(
+        [
+            wave(*first),
+            wave(*first, 90),
+            wave(*first, 180),
+            wave(*second, 20),
+            -2 * wave(*second, 20),
+        ]
+    )
 
 
 def test_opposite_pairs_have_cosine_minus_one_and_quadrature_zero() -> None:
@@ -242,18 +277,25 @@ def test_iid_rows_give_the_golden_figures() -> None:
 
 
 @pytest.mark.parametrize("grid", [(14, 14), (7, 7), (9, 12), (4, 4)])
-def test_surrogates_in_fourier_coordinates_are_those_of_random_phases(grid: tuple[int, int]) -> None:
+def test_surrogates_in_fourier_coordinates_are_those_of_random_phases(
+    grid: tuple[int, int],
+) -> None:
     rng = np.random.default_rng(0)
     maps = rng.standard_normal((6, *grid)) + 0.5
     drawn = np.stack([x.astype(np.float64) for x in random_phase_coordinates(maps, 2000, rng)])
     assert drawn.shape == (2000, 6, grid[0] * grid[1])
-    # The basis is orthonormal and amplitudes stay, so every draw has the norms and the sums of the maps.
-    np.testing.assert_allclose((drawn**2).sum(-1), np.broadcast_to((maps**2).sum((1, 2)), (2000, 6)), rtol=1e-5)
+    # The basis is orthonormal and amplitudes stay, so every draw has the norms and the sums of the
+    # maps.
+    np.testing.assert_allclose(
+        (drawn**2).sum(-1), np.broadcast_to((maps**2).sum((1, 2)), (2000, 6)), rtol=1e-5
+    )
     sums = maps.sum((1, 2)) / np.sqrt(maps[0].size)
     np.testing.assert_allclose(drawn[:, :, 0], np.broadcast_to(sums, (2000, 6)), rtol=1e-5)
     # Mean and variance of the cosines of two surrogates, by transforms.
     by_transform = np.stack([randomise_phases(maps, rng).reshape(6, -1) for _ in range(2000)])
-    inner, expected = (np.einsum("dus,dvs->duv", x, x)[:, *np.triu_indices(6, 1)] for x in (drawn, by_transform))
+    inner, expected = (
+        np.einsum("dus,dvs->duv", x, x)[:, *np.triu_indices(6, 1)] for x in (drawn, by_transform)
+    )
     error = 5 * np.sqrt(2) * expected.std(0) / np.sqrt(2000)
     assert (np.abs(inner.mean(0) - expected.mean(0)) < error).all()
     np.testing.assert_allclose(inner.std(0), expected.std(0), rtol=0.12)
@@ -284,15 +326,17 @@ def test_by_chance_five_percent_of_units_are_paired(smooth: bool) -> None:
     p = []
     for seed in range(12):
         noise = rng.standard_normal((96, 8, 8))
-        p.append(measure_units(low_passed(noise) if smooth else noise, PATCH, 19, 1, seed).partner_p)
+        p.append(
+            measure_units(low_passed(noise) if smooth else noise, PATCH, 19, 1, seed).partner_p
+        )
     share = (np.concatenate(p) <= 0.05 + 1e-9).mean()
     assert share == pytest.approx(0.05, abs=0.025)
     assert np.concatenate(p).mean() == pytest.approx(10.5 / 20, abs=0.03)
 
 
 def test_smooth_units_need_their_own_null() -> None:
-    # Half the units are smooth and find opposites by chance. The others are rough, and with one quantile for all none of
-    # them could be called paired although two are opposites.
+    # Half the units are smooth and find opposites by chance. The others are rough, and with one
+    # quantile for all none of them could be called paired although two are opposites.
     rng = np.random.default_rng(0)
     smooth, rough = low_passed(rng.standard_normal((64, 14, 14))), rng.standard_normal((64, 14, 14))
     rough[1] = rng.standard_normal((14, 14)) - 0.45 * rough[0]
@@ -303,12 +347,15 @@ def test_smooth_units_need_their_own_null() -> None:
     assert paired[:64].mean() < 0.2
 
 
-# -- a whole block -----------------------------------------------------------------------------------------------------
+# -- a whole block ---------------------------------------------------------------------------------
 
 
 def test_shuffling_keeps_every_unit_and_loses_the_plane() -> None:
     rng = np.random.default_rng(0)
-    maps = np.stack([wave((14, 14), 0, 1 + k % 3, 37 * k) for k in range(48)]) * rng.uniform(0.5, 2, 48)[:, None, None]
+    maps = (
+        np.stack([wave((14, 14), 0, 1 + k % 3, 37 * k) for k in range(48)])
+        * rng.uniform(0.5, 2, 48)[:, None, None]
+    )
     maps *= np.exp(-((np.mgrid[:14, :14] - 6.0) ** 2).sum(0) / 20)
     own, null = block_statistics(maps, PATCH)[0], shuffled_statistics(maps, PATCH, 5, 0)[0]
     for name in STATISTICS:
@@ -339,7 +386,16 @@ def test_constant_units_are_nan_where_nothing_is_defined() -> None:
     maps = np.random.default_rng(0).standard_normal((6, 8, 8))
     maps[1], maps[2] = 0, 0.1
     found = measure_units(maps, PATCH, 19, 2, 0)
-    for name in ("frequency", "orientation", "coherence", "peak_row", "peak_column", "peak_frequency", "phase", "peak_share"):
+    for name in (
+        "frequency",
+        "orientation",
+        "coherence",
+        "peak_row",
+        "peak_column",
+        "peak_frequency",
+        "phase",
+        "peak_share",
+    ):
         assert np.flatnonzero(np.isnan(getattr(found, name))).tolist() == [1, 2], name
     # A constant that is not zero lies somewhere; zeros lie nowhere.
     assert np.flatnonzero(np.isnan(found.spread)).tolist() == [1]

@@ -13,7 +13,8 @@ from mixer_probe.core.words import short_name
 from mixer_probe.plotting.board import FILL, Board
 from mixer_probe.plotting.style import COLOURS, GREY, model_label, plain, styled
 
-# A crop shows at least this fraction of a side of the image: a single cell of a fine grid cannot be recognised.
+# A crop shows at least this fraction of a side of the image: a single cell of a fine grid cannot be
+# recognised.
 _CROP = 0.3
 _MOST_CLASSES = 10
 _MOST_MATCHES = 6
@@ -43,10 +44,12 @@ _SIZE, _TEXT, _GAP = 0.72, 3.7, 0.3
 
 @styled
 def channel_page(page: ChannelPage) -> Figure:
-    """The top images of a channel with the patch and the activation map of its peak in each, its bottom images, and its numbers.
+    """The top images of a channel with the patch and the activation map of its peak in each, its
+    bottom images, and its numbers.
 
-    The box is the grid cell of the peak, none where several cells have it; crops are centred on it and span at least 30 % of the
-    image's side. Maps are the channel's activations over the image in grey, all on one colour scale."""
+    The box is the grid cell of the peak, none where several cells have it; crops are centred on it
+    and span at least 30 % of the image's side. Maps are the channel's activations over the image in
+    grey, all on one colour scale."""
     k, (height, width) = len(page.top.ids), page.top.pictures.shape[1:3]
     # Room for the lines above a picture: its value, and its class where there is one.
     room, step = 0.32 if page.top.classes else 0.2, height / width + 0.06
@@ -54,9 +57,13 @@ def channel_page(page: ChannelPage) -> Figure:
     size = min(_LARGEST, _WIDTH / (k + _MARGIN))
     figure = Figure(figsize=(_WIDTH, 0.5 + size * rows + 3.0))
     parts = figure.subfigures(2, 1, squeeze=False, height_ratios=[0.5 + size * rows, 3.0])
-    board = Board(parts[0, 0].subplots(), (-_MARGIN, _WIDTH / size - _MARGIN), (0, rows), height / width)
+    board = Board(
+        parts[0, 0].subplots(), (-_MARGIN, _WIDTH / size - _MARGIN), (0, rows), height / width
+    )
     places = (room, room + step, room + 2 * step, 2 * room + 3 * step)
-    for y, label in zip(places, (f"highest\n{page.by}", "patch", "activation", f"lowest\n{page.by}"), strict=True):
+    for y, label in zip(
+        places, (f"highest\n{page.by}", "patch", "activation", f"lowest\n{page.by}"), strict=True
+    ):
         board.text(label, -0.08, y + board.height / 2, ha="right", va="center", fontsize=9)
     for j, picture in enumerate(page.top.pictures):
         top, left, bottom, right = page.top.boxes[j]
@@ -70,7 +77,9 @@ def channel_page(page: ChannelPage) -> Figure:
     absent = {"dead": 0, "always_on": 0, "nearest": -1}
     numbers = {k.replace(".", "_"): v for k, v in page.statistics.items() if absent.get(k) != v}
     numbers["nonpositive"] = 100 * numbers.get("share_nonpositive", 0)
-    shown = [(label, text.format_map(numbers)) for label, key, text in _STATISTICS if key in numbers]
+    shown = [
+        (label, text.format_map(numbers)) for label, key, text in _STATISTICS if key in numbers
+    ]
     for i, (label, text) in enumerate(shown):
         statistics.text(_LEFT, _FIRST - 0.074 * i, label, fontsize=8.5, va="top")
         statistics.text(0.95, _FIRST - 0.074 * i, text, fontsize=8.5, va="top", ha="right")
@@ -84,23 +93,47 @@ def channel_page(page: ChannelPage) -> Figure:
         axes.barh(rows, page.auroc[chosen] - 0.5, left=0.5, color=colours, height=0.7)
         axes.axvline(0.5, color=GREY, linewidth=0.8)
         axes.set_yticks(rows, [plain(cut(page.class_names[i])) for i in chosen], fontsize=8)
-        corrected = "" if math.isnan(p) else f" (corrected p {'< 0.01' if p < 0.01 else f'= {p:.2f}'})"
-        axes.set(title="Selectivity", xlim=(0, 1), xlabel=f"AUROC of the mean{corrected}", ylim=(-0.6, len(chosen) - 0.4))
+        corrected = (
+            "" if math.isnan(p) else f" (corrected p {'< 0.01' if p < 0.01 else f'= {p:.2f}'})"
+        )
+        axes.set(
+            title="Selectivity",
+            xlim=(0, 1),
+            xlabel=f"AUROC of the mean{corrected}",
+            ylim=(-0.6, len(chosen) - 0.4),
+        )
     else:
         _heading(classes, "Selectivity", "not available")
     _heading(matches, "Best matches in other networks", "" if page.partners else "not computed")
     for i, (model, layer, channel, r, p) in enumerate(page.partners[:_MOST_MATCHES]):
         y, (strength, colour) = _FIRST - 0.14 * i, _match(r, p)
-        matches.text(_LEFT, y, plain(f"{cut(short_name(model), 26)} · {cut(layer, 20)}"), fontsize=8.5, va="top")
-        matches.text(_LEFT + 0.03, y - 0.063, f"channel {channel}, {strength}", fontsize=8, va="top", color=colour)
-    _suptitle(figure, page, f"{model_label(page.model)} · {plain(cut(page.layer.name, 30))} · channel {page.channel}")
+        matches.text(
+            _LEFT,
+            y,
+            plain(f"{cut(short_name(model), 26)} · {cut(layer, 20)}"),
+            fontsize=8.5,
+            va="top",
+        )
+        matches.text(
+            _LEFT + 0.03,
+            y - 0.063,
+            f"channel {channel}, {strength}",
+            fontsize=8,
+            va="top",
+            color=colour,
+        )
+    _suptitle(
+        figure,
+        page,
+        f"{model_label(page.model)} · {plain(cut(page.layer.name, 30))} · channel {page.channel}",
+    )
     return figure
 
 
 @styled
 def channel_catalogue(pages: Sequence[ChannelPage]) -> Figure:
-    """One row per channel: its class and best matches, its top images with the cell of the peak, its map over the first of them,
-    and its bottom images."""
+    """One row per channel: its class and best matches, its top images with the cell of the peak,
+    its map over the first of them, and its bottom images."""
     ratio = max(page.top.pictures.shape[1] / page.top.pictures.shape[2] for page in pages)
     step, columns = max(ratio, 1.0) + 0.08, _TEXT + _HIGHEST + _MAPS + _LOWEST + 2 * _GAP
     rows = 0.4 + step * len(pages)
@@ -108,7 +141,11 @@ def channel_catalogue(pages: Sequence[ChannelPage]) -> Figure:
     board = Board(figure.subplots(), (0, columns), (0, rows), ratio)
     maps = _TEXT + _HIGHEST + _GAP
     lowest = maps + _MAPS + _GAP
-    for x, text in ((_TEXT, f"highest {pages[0].by}"), (maps, "activation maps"), (lowest, f"lowest {pages[0].by}")):
+    for x, text in (
+        (_TEXT, f"highest {pages[0].by}"),
+        (maps, "activation maps"),
+        (lowest, f"lowest {pages[0].by}"),
+    ):
         board.text(text, x, 0.05, fontsize=8.5, fontweight="bold")
     for i, page in enumerate(pages):
         y = 0.4 + step * i
@@ -118,18 +155,32 @@ def channel_catalogue(pages: Sequence[ChannelPage]) -> Figure:
             board.map(page.top.maps[j], picture, maps + j, y, _map_scale(page))
         for j, picture in enumerate(page.lowest.pictures[:_LOWEST]):
             board.picture(picture, lowest + j, y, page.lowest.boxes[j])
-        board.text(plain(cut(f"{page.layer.name} · channel {page.channel}", 40)), 0, y, fontsize=8.5, fontweight="bold")
+        board.text(
+            plain(cut(f"{page.layer.name} · channel {page.channel}", 40)),
+            0,
+            y,
+            fontsize=8.5,
+            fontweight="bold",
+        )
         lines = []
         if (best := page.best_class) is not None:
             p = page.selectivity_p
             chance = "" if math.isnan(p) else ", p < 0.01" if p < 0.01 else f", p = {p:.2f}"
             sign = "" if page.auroc[best] > 0.5 else "not "
-            lines.append((f"{sign}{cut(page.class_names[best], 20)}: AUROC {page.auroc[best]:.2f}{chance}", "black"))
+            lines.append(
+                (
+                    f"{sign}{cut(page.class_names[best], 20)}: AUROC "
+                    f"{page.auroc[best]:.2f}{chance}",
+                    "black",
+                )
+            )
         elif "kurtosis" in page.statistics:
             lines.append((f"excess kurtosis {page.statistics['kurtosis']:.3g}", "black"))
         for model, layer, channel, r, p in page.partners[:_ROW_MATCHES]:
             strength, colour = _match(r, p)
-            lines.append((f"{cut(short_name(model), 20)} {cut(layer, 14)} · {channel}: {strength}", colour))
+            lines.append(
+                (f"{cut(short_name(model), 20)} {cut(layer, 14)} · {channel}: {strength}", colour)
+            )
         for k, (text, colour) in enumerate(lines):
             board.text(plain(cut(text, 50)), 0, y + 0.25 + 0.2 * k, fontsize=7.5, color=colour)
     _suptitle(figure, pages[0], model_label(pages[0].model))
@@ -156,7 +207,15 @@ def _titled(board: Board, exhibit: Exhibit, j: int, y: float) -> None:
     board.picture(exhibit.pictures[j], j, y, exhibit.boxes[j])
     lines = [plain(cut(exhibit.classes[j], 15))] if exhibit.classes else []
     lines.append(f"{exhibit.values[j]:.3g}")
-    board.text("\n".join(lines), j + FILL / 2, y - 0.03, ha="center", va="bottom", fontsize=7.5, linespacing=1.05)
+    board.text(
+        "\n".join(lines),
+        j + FILL / 2,
+        y - 0.03,
+        ha="center",
+        va="bottom",
+        fontsize=7.5,
+        linespacing=1.05,
+    )
 
 
 def _map_scale(page: ChannelPage) -> tuple[float, float]:

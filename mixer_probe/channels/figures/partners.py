@@ -1,4 +1,5 @@
-"""Best-matching channels of two networks: histograms of correlations, and their change with depth."""
+"""Best-matching channels of two networks: histograms of correlations, and their change with
+depth."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from mixer_probe.plotting.style import COLOURS, GREY, line_styles, model_label, 
 
 @styled
 def partner_strength(results: Sequence[ChannelPartners]) -> Figure:
-    """Histogram of |r| of each channel of A with its best match in B, and of the same maximum under image permutations.
+    """Histogram of |r| of each channel of A with its best match in B, and of the same maximum under
+    image permutations.
 
     One panel per pair of layers."""
     figure, panels = panel_grid(len(results), 2.7, 0.6, single=5.6, sharex=True)
@@ -28,11 +30,23 @@ def partner_strength(results: Sequence[ChannelPartners]) -> Figure:
         axes.hist(strength, bins, weights=weights, color=COLOURS[0], label="best match in B")
         if total := result.null_counts.sum():
             weights = 100 * result.null_counts / total
-            axes.hist(BINS[:-1], bins, weights=weights, histtype="step", color=GREY, label="images permuted")
+            axes.hist(
+                BINS[:-1],
+                bins,
+                weights=weights,
+                histtype="step",
+                color=GREY,
+                label="images permuted",
+            )
             text = f"{100 * result.share_above:.0f} % above null"
-            axes.annotate(text, (0.98, 0.97), xycoords="axes fraction", ha="right", va="top", fontsize=8)
+            axes.annotate(
+                text, (0.98, 0.97), xycoords="axes fraction", ha="right", va="top", fontsize=8
+            )
         sides = ((result.model_a, result.layer_a), (result.model_b, result.layer_b))
-        a, b = (f"{_fitted(model_label(m), 28)} · {_fitted(plain(layer.name), 16)}" for m, layer in sides)
+        a, b = (
+            f"{_fitted(model_label(m), 28)} · {_fitted(plain(layer.name), 16)}"
+            for m, layer in sides
+        )
         axes.set(xlabel=f"|r| over {result.over}", xlim=(0, 1))
         axes.set_title(f"A: {a}\nB: {b}", fontsize=7.5)
         axes.tick_params(labelbottom=True)
@@ -49,14 +63,17 @@ def _fitted(text: str, most: int) -> str:
 
 @styled
 def partner_depth(results: Sequence[ChannelPartners]) -> Figure:
-    """The fraction of channels of A whose best match in B is above the null, and the strength of matches, against the depth of A.
+    """The fraction of channels of A whose best match in B is above the null, and the strength of
+    matches, against the depth of A.
 
-    One row per network A, one line per network B; matches between the untrained baselines of both are dotted. Bands hold the
-    middle half of the channels of trained networks, thin lines are the 95th percentile of the permutation null."""
+    One row per network A, one line per network B; matches between the untrained baselines of both
+    are dotted. Bands hold the middle half of the channels of trained networks, thin lines are the
+    95th percentile of the permutation null."""
     rows = list(dict.fromkeys(base_name(r.model_a.name) for r in results))
     figure = Figure(figsize=(10.5, 0.6 + 2.5 * len(rows)))
     panels = figure.subplots(len(rows), 2, sharex=True, squeeze=False)
-    # A network has the colour that it has in other figures, where the networks A are in their order.
+    # A network has the colour that it has in other figures, where the networks A are in their
+    # order.
     styles = line_styles([*(r.model_a for r in results), *(r.model_b for r in results)])
     for (name_a, name_b), found in by_networks(results).items():
         row, style = panels[rows.index(base_name(name_a))], styles[name_b]
@@ -65,7 +82,9 @@ def partner_depth(results: Sequence[ChannelPartners]) -> Figure:
         row[0].plot(depth, [100 * r.share_above for r in found], **style)
         row[1].plot(depth, strength[:, 1], **style)
         if found[0].model_b.trained:
-            row[1].fill_between(depth, strength[:, 0], strength[:, 2], color=style["color"], alpha=0.1, linewidth=0)
+            row[1].fill_between(
+                depth, strength[:, 0], strength[:, 2], color=style["color"], alpha=0.1, linewidth=0
+            )
         null = [_quartiles(r.threshold)[1] for r in found]
         row[1].plot(depth, null, color=style["color"], linewidth=0.8, linestyle="--", zorder=0)
     for row, name in zip(panels, rows, strict=True):

@@ -19,10 +19,14 @@ _COLUMNS = 3
 _CURVES = 4
 
 
-def panel_grid(count: int, height: float, margin: float, *, single: float, **shared: Any) -> tuple[Figure, Any]:
-    """A figure and its panels [row, column], up to three per row, of `count` results; the rest of the last row is removed.
+def panel_grid(
+    count: int, height: float, margin: float, *, single: float, **shared: Any
+) -> tuple[Figure, Any]:
+    """A figure and its panels [row, column], up to three per row, of `count` results; the rest of
+    the last row is removed.
 
-    `height` in inches is that of a row, `margin` that of the legend; `single` is the width of a figure of one panel."""
+    `height` in inches is that of a row, `margin` that of the legend; `single` is the width of a
+    figure of one panel."""
     columns = min(_COLUMNS, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(3.5 * columns if columns > 1 else single, margin + height * rows))
@@ -34,17 +38,22 @@ def panel_grid(count: int, height: float, margin: float, *, single: float, **sha
 
 @styled
 def selectivity_depth(results: Sequence[ClassSelectivity]) -> Figure:
-    """The fraction of class-selective channels, and the median channel's AUROC and d' for its class, against relative depth."""
+    """The fraction of class-selective channels, and the median channel's AUROC and d' for its
+    class, against relative depth."""
     figure = Figure(figsize=(10.5, 3.5))
     panels = figure.subplots(1, 3)
     styles = line_styles([r.model for r in results])
     for result in results:
         table, style = result.summary(), styles[result.model.name]
-        panels[0].plot(table["depth"], 100 * table["share_selective"], label=model_label(result.model), **style)
+        panels[0].plot(
+            table["depth"], 100 * table["share_selective"], label=model_label(result.model), **style
+        )
         panels[1].plot(table["depth"], table["auroc_median"], **style)
         if result.model.trained:
             quartiles = table["auroc_q25"], table["auroc_q75"]
-            panels[1].fill_between(table["depth"], *quartiles, color=style["color"], alpha=0.1, linewidth=0)
+            panels[1].fill_between(
+                table["depth"], *quartiles, color=style["color"], alpha=0.1, linewidth=0
+            )
         panels[2].plot(table["depth"], table["dprime_median"], **style)
     levels = np.concatenate([r.null_auroc for r in results])
     if np.isfinite(levels).any():
@@ -66,10 +75,12 @@ def selectivity_depth(results: Sequence[ClassSelectivity]) -> Figure:
 
 @styled
 def selectivity_distributions(results: Sequence[ClassSelectivity]) -> Figure:
-    """Distribution over channels of the AUROC for the best-separated class, layer by layer, one panel per network.
+    """Distribution over channels of the AUROC for the best-separated class, layer by layer, one
+    panel per network.
 
-    Bands hold 50 % and 90 % of the channels, the line is the median, dots are the extremes; filled dots are significant after
-    max-T correction. The dashed line is the median channel under permuted labels."""
+    Bands hold 50 % and 90 % of the channels, the line is the median, dots are the extremes; filled
+    dots are significant after max-T correction. The dashed line is the median channel under
+    permuted labels."""
     figure, panels = panel_grid(len(results), 2.7, 0.4, single=5.2, sharex=True, sharey=True)
     styles = line_styles([r.model for r in results])
     for axes, result in zip(panels.flat, results, strict=False):
@@ -78,12 +89,16 @@ def selectivity_distributions(results: Sequence[ClassSelectivity]) -> Figure:
         frame["away"] = 0.5 + (frame["auroc"] - 0.5).abs()
         known = frame.dropna(subset=["away"])
         if known.empty:
-            axes.text(0.5, 0.5, "no channel varies", transform=axes.transAxes, ha="center", color=GREY)
+            axes.text(
+                0.5, 0.5, "no channel varies", transform=axes.transAxes, ha="center", color=GREY
+            )
             continue
         colour = styles[result.model.name]["color"]
         by_layer = known.groupby("layer", sort=False)
         depth = by_layer["depth"].first().to_numpy()
-        bands = by_layer["away"].quantile(np.array([0.05, 0.25, 0.5, 0.75, 0.95])).unstack().to_numpy()
+        bands = (
+            by_layer["away"].quantile(np.array([0.05, 0.25, 0.5, 0.75, 0.95])).unstack().to_numpy()
+        )
         axes.fill_between(depth, bands[:, 0], bands[:, 4], color=colour, alpha=0.15, linewidth=0)
         axes.fill_between(depth, bands[:, 1], bands[:, 3], color=colour, alpha=0.3, linewidth=0)
         axes.plot(depth, bands[:, 2], color=colour, linestyle="-" if result.model.trained else ":")
@@ -106,7 +121,8 @@ def selectivity_distributions(results: Sequence[ClassSelectivity]) -> Figure:
 
 @styled
 def channels_needed_curves(results: Sequence[ChannelsNeeded]) -> Figure:
-    """Accuracy against the number of channels: the most selective ones (solid) and random ones (dotted), one panel per network.
+    """Accuracy against the number of channels: the most selective ones (solid) and random ones
+    (dotted), one panel per network.
 
     Up to four layers evenly through the depth; bands are the range over draws."""
     figure, panels = panel_grid(len(results), 3.1, 0.7, single=5.2, sharey=True)
@@ -117,7 +133,9 @@ def channels_needed_curves(results: Sequence[ChannelsNeeded]) -> Figure:
             colour = colormaps[SEQUENTIAL](0.9 * layer.depth)
             axes.plot(counts, 100 * result.selective[i], color=colour, label=layer.name)
             axes.plot(counts, random.mean(1), color=colour, linestyle=":")
-            axes.fill_between(counts, random.min(1), random.max(1), color=colour, alpha=0.12, linewidth=0)
+            axes.fill_between(
+                counts, random.min(1), random.max(1), color=colour, alpha=0.12, linewidth=0
+            )
         axes.set(title=model_label(result.model), xlabel="channels")
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -125,7 +143,9 @@ def channels_needed_curves(results: Sequence[ChannelsNeeded]) -> Figure:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=7.5)
     panels[0, 0].set_ylim(0, 102)
     names: dict[Any, str] = {"-": "most selective channels", ":": "random channels"}
-    handles = [Line2D([], [], color=GREY, linestyle=line, label=name) for line, name in names.items()]
+    handles = [
+        Line2D([], [], color=GREY, linestyle=line, label=name) for line, name in names.items()
+    ]
     figure.legend(handles=handles, loc="outside upper right", ncols=2)
     for axes in panels[:, 0]:
         axes.set_ylabel(f"accuracy of a {results[0].probe} probe (%)")

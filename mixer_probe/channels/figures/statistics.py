@@ -26,9 +26,11 @@ _PANELS = (
 
 @styled
 def channel_depth(results: Sequence[ChannelStatistics]) -> Figure:
-    """Spread, the fraction of values at or below zero, and dead channels of every layer against relative depth.
+    """Spread, the fraction of values at or below zero, and dead channels of every layer against
+    relative depth.
 
-    Where the results have them also excess kurtosis, the largest activation over the median one, and the participation ratio."""
+    Where the results have them also excess kurtosis, the largest activation over the median one,
+    and the participation ratio."""
     tables = [result.summary() for result in results]
     more = all(set(_SHAPE) <= set(table) for table in tables)
     figure = Figure(figsize=(10.5, 6.4 if more else 3.5))
@@ -36,12 +38,27 @@ def channel_depth(results: Sequence[ChannelStatistics]) -> Figure:
     styles = line_styles([r.model for r in results])
     for result, table in zip(results, tables, strict=True):
         style, depth = styles[result.model.name], table["depth"]
-        curves = [table["median_std"], 100 * table["share_nonpositive"], 100 * table["dead"] / table["channels"]]
+        curves = [
+            table["median_std"],
+            100 * table["share_nonpositive"],
+            100 * table["dead"] / table["channels"],
+        ]
         if more:
-            curves += [table["median_kurtosis"], table["largest_ratio"], 100 * table["participation"] / table["channels"]]
+            curves += [
+                table["median_kurtosis"],
+                table["largest_ratio"],
+                100 * table["participation"] / table["channels"],
+            ]
         for k, (axes, curve) in enumerate(zip(panels, curves, strict=True)):
             axes.plot(depth, curve, label=None if k else model_label(result.model), **style)
-        panels[0].fill_between(depth, table["median_std"], table["largest_std"], color=style["color"], alpha=0.12, linewidth=0)
+        panels[0].fill_between(
+            depth,
+            table["median_std"],
+            table["largest_std"],
+            color=style["color"],
+            alpha=0.12,
+            linewidth=0,
+        )
     for axes, (title, label) in zip(panels, _PANELS, strict=False):
         axes.set(title=title, ylabel=label, xlabel="relative depth", xlim=(-0.02, 1.03))
     panels[0].set_yscale("log")

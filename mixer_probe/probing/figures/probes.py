@@ -1,4 +1,5 @@
-"""Figures of probes: accuracy against depth with its baselines, the path of the penalty, and accuracy with few images."""
+"""Figures of probes: accuracy against depth with its baselines, the path of the penalty, and
+accuracy with few images."""
 
 from __future__ import annotations
 
@@ -33,10 +34,12 @@ from mixer_probe.probing import FewShotResult, ProbeResult
 
 @styled
 def probe_curves(results: Sequence[ProbeResult]) -> Figure:
-    """Probe accuracy after every layer against relative depth: bands are 95 % intervals, dotted lines untrained baselines.
+    """Probe accuracy after every layer against relative depth: bands are 95 % intervals, dotted
+    lines untrained baselines.
 
-    A result of raw pixels (`pixel_baseline`) is a dashed line with its interval; the grey line is chance. Where every network
-    has one layer there is no depth to draw: each is a point in a row of its own."""
+    A result of raw pixels (`pixel_baseline`) is a dashed line with its interval; the grey line is
+    chance. Where every network has one layer there is no depth to draw: each is a point in a row of
+    its own."""
     curves, raw = with_twins(results), pixels(results)
     styles, chances = line_styles([one.model for one in curves]), [r.chance for r in results]
     methods = " and ".join(dict.fromkeys(_TITLES.get(r.method, r.method) for r in results))
@@ -46,15 +49,28 @@ def probe_curves(results: Sequence[ProbeResult]) -> Figure:
         figure = Figure(figsize=(8.6, 1.1 + 0.3 * len(rows)))
         axes = figure.add_subplot()
         for y, one in enumerate(rows):
-            style = styles.get(one.model.name, {"color": PIXEL_COLOUR, "marker": "o", "markersize": 5})
+            style = styles.get(
+                one.model.name, {"color": PIXEL_COLOUR, "marker": "o", "markersize": 5}
+            )
             best = int(np.argmax(np.nan_to_num(one.accuracy, nan=-1)))
-            axes.plot([100 * one.low[best], 100 * one.high[best]], [y, y], color=style["color"], linewidth=1.6)
+            axes.plot(
+                [100 * one.low[best], 100 * one.high[best]],
+                [y, y],
+                color=style["color"],
+                linewidth=1.6,
+            )
             axes.plot(100 * one.accuracy[best], y, **{**style, "linestyle": ""})
         for value in dict.fromkeys(chances):
             axes.axvline(100 * value, color=GREY, linewidth=1)
-        labels = ["raw pixels" if one.model.family == "pixels" else model_label(one.model) for one in rows]
+        labels = [
+            "raw pixels" if one.model.family == "pixels" else model_label(one.model) for one in rows
+        ]
         axes.set_yticks(range(len(rows)), labels)
-        axes.set(title=f"{methods} after {layer_names(results)}", xlabel="test accuracy (%)", ylim=(len(rows) - 0.5, -0.5))
+        axes.set(
+            title=f"{methods} after {layer_names(results)}",
+            xlabel="test accuracy (%)",
+            ylim=(len(rows) - 0.5, -0.5),
+        )
         axes.set_xlim(left=0)
         key_below(figure, [Line2D([], [], color=GREY, linewidth=1, label=chance)])
         return figure
@@ -64,9 +80,21 @@ def probe_curves(results: Sequence[ProbeResult]) -> Figure:
         level(axes, 100 * one.accuracy.max(), (100 * one.low.max(), 100 * one.high.max()))
     for one in curves:
         bounds = (100 * one.low, 100 * one.high)
-        curve(axes, depths(one), 100 * one.accuracy, bounds, styles[one.model.name], model_label(one.model))
+        curve(
+            axes,
+            depths(one),
+            100 * one.accuracy,
+            bounds,
+            styles[one.model.name],
+            model_label(one.model),
+        )
     chance_line(axes, (100 * c for c in chances))
-    axes.set(title=f"{methods} by depth", xlabel="relative depth", ylabel="test accuracy (%)", xlim=(-0.02, 1.02))
+    axes.set(
+        title=f"{methods} by depth",
+        xlabel="relative depth",
+        ylabel="test accuracy (%)",
+        xlim=(-0.02, 1.02),
+    )
     axes.set_ylim(bottom=0)
     key_below(figure, model_keys([one.model for one in curves], bool(raw), chance))
     return figure
@@ -79,49 +107,90 @@ def one_layer(results: Iterable[Any]) -> bool:
 
 def layer_names(results: Iterable[Any]) -> str:
     """The names of all layers, such as "head_drop or global_pool"."""
-    return " or ".join(dict.fromkeys(cut(layer.name, 24) for one in networks(results) for layer in one.layers))
+    return " or ".join(
+        dict.fromkeys(cut(layer.name, 24) for one in networks(results) for layer in one.layers)
+    )
 
 
 def layer_title(results: Iterable[Any], layer: int) -> str:
-    """The name of the layer of index `layer`, or its index where networks have several names for it."""
+    """The name of the layer of index `layer`, or its index where networks have several names for
+    it."""
     names = {one.layers[layer].name for one in networks(results) or results}
-    return cut(names.pop(), 24) if len(names) == 1 else ("the last layer" if layer == -1 else f"layer {layer}")
+    return (
+        cut(names.pop(), 24)
+        if len(names) == 1
+        else ("the last layer" if layer == -1 else f"layer {layer}")
+    )
 
 
-_TITLES = {"ridge": "Ridge probes", "logistic": "Logistic probes", "knn": "k-NN probes", "centroid": "Nearest class mean"}
+_TITLES = {
+    "ridge": "Ridge probes",
+    "logistic": "Logistic probes",
+    "knn": "k-NN probes",
+    "centroid": "Nearest class mean",
+}
 _PATHS = {"l2": "penalty l2", "k": "neighbours k"}
 
 
 @styled
 def probe_paths(results: Sequence[ProbeResult], layers: Sequence[str] | None = None) -> Figure:
-    """Accuracy along the path of each network: dashed on left-out training images, solid on test images, the choice circled.
+    """Accuracy along the path of each network: dashed on left-out training images, solid on test
+    images, the choice circled.
 
-    `layers` are drawn, by default the first, a middle and the last one of each network. Raises MeasureError where no probe has
-    a path, or a network none of `layers`."""
+    `layers` are drawn, by default the first, a middle and the last one of each network. Raises
+    MeasureError where no probe has a path, or a network none of `layers`."""
     shown = [r for r in results if r.path_name]
     if not shown:
-        raise MeasureError(f"a {results[0].method} probe has no hyperparameter path to draw; use ridge, logistic or knn")
+        raise MeasureError(
+            f"a {results[0].method} probe has no hyperparameter path to draw; use ridge, logistic "
+            "or knn"
+        )
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
     figure = Figure(figsize=(max(3.3 * columns + 0.4, 5.4), 2.9 * rows + 0.3))
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    ring: dict[str, Any] = {"marker": "o", "markersize": 8, "linestyle": "", "markerfacecolor": "none"}
+    ring: dict[str, Any] = {
+        "marker": "o",
+        "markersize": 8,
+        "linestyle": "",
+        "markerfacecolor": "none",
+    }
     top = 0.0
     for axes, result in zip(panels.flat, shown):
         names = [layer.name for layer in result.layers]
-        chosen = spread(result.layers, 3) if layers is None else [i for i, name in enumerate(names) if name in layers]
+        chosen = (
+            spread(result.layers, 3)
+            if layers is None
+            else [i for i, name in enumerate(names) if name in layers]
+        )
         if not chosen:
             raise MeasureError(f"{result.model.name} has no probe of {', '.join(layers or ())}")
         for number, i in enumerate(chosen):
             colour = COLOURS[number % len(COLOURS)]
-            axes.plot(result.path_values, 100 * result.path_test[i], color=colour, label=cut(names[i]))
-            axes.plot(result.path_values, 100 * result.path_left_out[i], color=colour, linewidth=1, linestyle="--")
-            axes.plot([result.chosen[i]], [100 * result.accuracy[i]], color=colour, markeredgewidth=1.6, **ring)
+            axes.plot(
+                result.path_values, 100 * result.path_test[i], color=colour, label=cut(names[i])
+            )
+            axes.plot(
+                result.path_values,
+                100 * result.path_left_out[i],
+                color=colour,
+                linewidth=1,
+                linestyle="--",
+            )
+            axes.plot(
+                [result.chosen[i]],
+                [100 * result.accuracy[i]],
+                color=colour,
+                markeredgewidth=1.6,
+                **ring,
+            )
         axes.axhline(100 * result.chance, color=GREY, linewidth=1)
         axes.set(xscale="log", xlabel=_PATHS[result.path_name])
         axes.set_title(model_label(result.model), fontsize=8.5)
         axes.legend(fontsize=7, loc="best", frameon=True, edgecolor="none", framealpha=0.8)
-        values = np.concatenate([result.path_test.ravel(), result.path_left_out.ravel(), [result.chance]])
+        values = np.concatenate(
+            [result.path_test.ravel(), result.path_left_out.ravel(), [result.chance]]
+        )
         top = max(top, float(np.nanmax(values)))
     for axes in panels.flat[len(shown) :]:
         axes.remove()
@@ -140,11 +209,11 @@ def probe_paths(results: Sequence[ProbeResult], layers: Sequence[str] | None = N
 
 @styled
 def few_shot_curves(results: Sequence[FewShotResult], layer: int = -1) -> Figure:
-    """Left: accuracy against images per class, after one layer of each network (an index; the last by default).
-    Right: accuracy by depth for the most images per class.
+    """Left: accuracy against images per class, after one layer of each network (an index; the last
+    by default). Right: accuracy by depth for the most images per class.
 
-    Lines are means over draws, bands 95 % intervals over draws and test images, dotted lines untrained baselines. Where every
-    network has one layer there is no right panel."""
+    Lines are means over draws, bands 95 % intervals over draws and test images, dotted lines
+    untrained baselines. Where every network has one layer there is no right panel."""
     alone = one_layer(results)
     figure = Figure(figsize=(8.6 if alone else 9.6, 4.0))
     panels = figure.subplots(1, 1 if alone else 2, sharey=True, squeeze=False)[0]
@@ -162,10 +231,21 @@ def few_shot_curves(results: Sequence[FewShotResult], layer: int = -1) -> Figure
     panels[0].set_title(f"After {layer_title(results, layer)}")
     for axes in panels[1:]:
         for one in raw:
-            level(axes, 100 * one.mean[:, -1].max(), (100 * one.low[:, -1].max(), 100 * one.high[:, -1].max()))
+            level(
+                axes,
+                100 * one.mean[:, -1].max(),
+                (100 * one.low[:, -1].max(), 100 * one.high[:, -1].max()),
+            )
         for one in curves:
             bounds = (100 * one.low[:, -1], 100 * one.high[:, -1])
-            curve(axes, depths(one), 100 * one.mean[:, -1], bounds, styles[one.model.name], model_label(one.model))
+            curve(
+                axes,
+                depths(one),
+                100 * one.mean[:, -1],
+                bounds,
+                styles[one.model.name],
+                model_label(one.model),
+            )
         most = sorted({r.shots[-1] for r in results})
         title = f"With {' or '.join(map(str, most))} image{'s' if most != [1] else ''} per class"
         axes.set(xlabel="relative depth", title=title, xlim=(-0.02, 1.02))

@@ -1,4 +1,5 @@
-"""Figures of probes of other targets than the class: one panel per target, its score against depth."""
+"""Figures of probes of other targets than the class: one panel per target, its score against
+depth."""
 
 from __future__ import annotations
 
@@ -8,7 +9,16 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mixer_probe.core.errors import MeasureError
-from mixer_probe.plotting.curves import chance_line, curve, depths, key_below, level, model_keys, pixels, with_twins
+from mixer_probe.plotting.curves import (
+    chance_line,
+    curve,
+    depths,
+    key_below,
+    level,
+    model_keys,
+    pixels,
+    with_twins,
+)
 from mixer_probe.plotting.style import line_styles, model_label, plain, styled
 from mixer_probe.probing import TargetProbe
 
@@ -19,10 +29,12 @@ _COLUMNS = 3
 
 @styled
 def target_curves(results: Sequence[TargetProbe], targets: Sequence[str] | None = None) -> Figure:
-    """Score of a probe of each target against depth: R² for numbers and angles, accuracy for classes, with 95 % intervals.
+    """Score of a probe of each target against depth: R² for numbers and angles, accuracy for
+    classes, with 95 % intervals.
 
-    One panel per target, all of them unless `targets` names some; grey lines are chance, dotted ones untrained baselines, the
-    dashed one raw pixels. Values below -0.25 are cut off. Raises MeasureError for a target that no result has."""
+    One panel per target, all of them unless `targets` names some; grey lines are chance, dotted
+    ones untrained baselines, the dashed one raw pixels. Values below -0.25 are cut off. Raises
+    MeasureError for a target that no result has."""
     names = list(dict.fromkeys(name for r in results for name in r.targets))
     missing = [name for name in targets or () if name not in names]
     if missing:
@@ -41,7 +53,14 @@ def target_curves(results: Sequence[TargetProbe], targets: Sequence[str] | None 
             level(axes, score, (low, high))
         for one in curves:
             score, low, high = _numbers(one, name)
-            curve(axes, depths(one), score, (low, high), styles[one.model.name], model_label(one.model))
+            curve(
+                axes,
+                depths(one),
+                score,
+                (low, high),
+                styles[one.model.name],
+                model_label(one.model),
+            )
         first, t = chosen[0], chosen[0].targets.index(name)
         chance_line(axes, [float(first.chance[t])])
         label = "test accuracy" if first.metrics[t] == "accuracy" else "R² on test images"
@@ -51,7 +70,10 @@ def target_curves(results: Sequence[TargetProbe], targets: Sequence[str] | None 
         axes.set_ylim(max(axes.get_ylim()[0], _LEAST), 1.03)
     for axes in panels.flat[len(names) :]:
         axes.remove()
-    key_below(figure, model_keys([one.model for one in with_twins(results)], bool(pixels(results)), "chance"))
+    key_below(
+        figure,
+        model_keys([one.model for one in with_twins(results)], bool(pixels(results)), "chance"),
+    )
     return figure
 
 

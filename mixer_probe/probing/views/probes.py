@@ -56,9 +56,9 @@ def probe_section(results: Sequence[ProbeResult]) -> list[Section]:
                 Picture(
                     partial(probe_paths, chunk),
                     f"Accuracy against {name}{where}",
-                    "Solid lines: test images; dashed lines: held-out training images. The circle marks the "
-                    f"{name} selected on the latter; ties go to the simplest probe. A circle at either end suggests a wider "
-                    "range.",
+                    "Solid lines: test images; dashed lines: held-out training images. The circle "
+                    f"marks the {name} selected on the latter; ties go to the simplest probe. A "
+                    "circle at either end suggests a wider range.",
                     f"Accuracy of {_PROBES[method]} against {name}",
                     name=f"probe-path-{method}-{name_of(chunk[0].model)}",
                 )
@@ -67,10 +67,14 @@ def probe_section(results: Sequence[ProbeResult]) -> list[Section]:
         table = folded_table(
             "All probes. low and high: bounds of the 95 % interval.",
             frame,
-            f"model trained layer depth:.2f p {hyperparameter}accuracy:.3f low:.3f high:.3f balanced_accuracy:.3f chance:.3f",
+            f"model trained layer depth:.2f p {hyperparameter}accuracy:.3f low:.3f high:.3f "
+            "balanced_accuracy:.3f chance:.3f",
         )
         sentences = [probe_sentence(r) for r in own]
-        sentences += [f"Raw pixels: {accuracy_text(r, 0)}; chance: {percent(r.chance)} (n = {r.n_test})." for r in raw]
+        sentences += [
+            f"Raw pixels: {accuracy_text(r, 0)}; chance: {percent(r.chance)} (n = {r.n_test})."
+            for r in raw
+        ]
         title = "Probe accuracy by layer" + (f": {_PROBES[method]}" if len(methods) > 1 else "")
         anchor = "probes" if method == "ridge" or len(methods) == 1 else f"probes-{method}"
         warning = untrained_warning(r.model for r in own)
@@ -82,21 +86,31 @@ def _accuracy_picture(results: Sequence[ProbeResult]) -> Picture:
     first, alone = networks(results)[0], one_layer(results)
     probe, pooled = _PROBES[first.method], _POOLED.get(first.reduce, "activations")
     bands, baselines, raw = (
-        ("Bars", "Open markers", "Black") if alone else ("Bands", "Dotted lines with open markers", "The dashed line")
+        ("Bars", "Open markers", "Black")
+        if alone
+        else ("Bands", "Dotted lines with open markers", "The dashed line")
     )
     reading = (
-        f"{bands} are 95 % Wilson intervals over the test images; the grey line is chance, the frequency of the largest class."
+        f"{bands} are 95 % Wilson intervals over the test images; the grey line is chance, the "
+        "frequency of the largest class."
     )
     if any(r.untrained for r in results):
-        reading += f" {baselines} are the untrained baseline: the same architecture with re-initialised weights."
+        reading += (
+            f" {baselines} are the untrained baseline: the same architecture with re-initialised "
+            "weights."
+        )
     if pixels(results):
         reading += f" {raw} is the same probe on raw pixels."
     if first.path_name:
-        reading += f" The {first.path_name} is selected by accuracy on held-out training images, never on the test images."
+        reading += (
+            f" The {first.path_name} is selected by accuracy on held-out training images, never on "
+            "the test images."
+        )
     return Picture(
         partial(probe_curves, results),
         f"Accuracy of {probe} on {pooled} after {layer_names(results) if alone else 'each layer'}: "
-        f"trained on {first.n_train} images, tested on {first.n_test} others ({first.classes} classes).",
+        f"trained on {first.n_train} images, tested on {first.n_test} others ({first.classes} "
+        "classes).",
         reading,
         "Probe accuracy per network" if alone else "Probe accuracy against relative depth",
         name=f"probe-accuracy-{first.method}",
@@ -110,11 +124,14 @@ def few_shot_section(results: Sequence[FewShotResult]) -> list[Section]:
     where = (
         f"After {layer_names(results)}."
         if alone
-        else "Left: after the last layer. Right: by depth, for the largest number of images per class."
+        else (
+            "Left: after the last layer. Right: by depth, for the largest number of images per "
+            "class."
+        )
     )
     reading = (
-        f"Lines are means over {first.seeds} draws of the training images; bands are 95 % intervals over both draws and "
-        "test images; the grey line is chance."
+        f"Lines are means over {first.seeds} draws of the training images; bands are 95 % "
+        "intervals over both draws and test images; the grey line is chance."
     )
     if any(r.untrained for r in results):
         reading += " Dotted lines with open markers are untrained baselines."
@@ -122,10 +139,11 @@ def few_shot_section(results: Sequence[FewShotResult]) -> list[Section]:
         reading += " The dashed line is raw pixels."
     picture = Picture(
         partial(few_shot_curves, results),
-        f"Accuracy of probes trained on {join(map(str, first.shots))} images per class, tested on {first.n_test} images "
-        f"({first.classes} classes): {first.estimator}. {where}",
+        f"Accuracy of probes trained on {join(map(str, first.shots))} images per class, tested on "
+        f"{first.n_test} images ({first.classes} classes): {first.estimator}. {where}",
         reading,
-        "Few-shot accuracy against images per class" + ("" if alone else ", and against relative depth"),
+        "Few-shot accuracy against images per class"
+        + ("" if alone else ", and against relative depth"),
         name="probe-few-shot",
     )
     table = folded_table(
@@ -134,7 +152,10 @@ def few_shot_section(results: Sequence[FewShotResult]) -> list[Section]:
         "model trained layer depth:.2f shots seeds accuracy:.3f low:.3f high:.3f chance:.3f",
     )
     content: tuple[Picture | Table, ...] = (picture, table) if own else (table,)
-    sentences, warning = tuple(map(few_shot_sentence, results)), untrained_warning(r.model for r in own)
+    sentences, warning = (
+        tuple(map(few_shot_sentence, results)),
+        untrained_warning(r.model for r in own),
+    )
     return [Section("few-shot", "Few-shot accuracy", sentences, content, warning)]
 
 
@@ -146,10 +167,10 @@ def confusion_section(results: Sequence[ConfusionMatrix]) -> list[Section]:
         pictures.append(
             Picture(
                 partial(confusion_heatmaps, chunk),
-                f"Predictions of {_PROBES.get(chunk[0].method, 'the probe')} after the last layer of each network, as "
-                "percentages of the test images of the true class.",
-                "Correct predictions lie on the diagonal. A bright cell off the diagonal is a class (row) often "
-                "predicted as another (column).",
+                f"Predictions of {_PROBES.get(chunk[0].method, 'the probe')} after the last layer "
+                "of each network, as percentages of the test images of the true class.",
+                "Correct predictions lie on the diagonal. A bright cell off the diagonal is a "
+                "class (row) often predicted as another (column).",
                 f"Confusion matrices of {names}",
                 name=f"probe-confusion-{name_of(chunk[0].model)}",
             )
@@ -163,7 +184,8 @@ def confusion_section(results: Sequence[ConfusionMatrix]) -> list[Section]:
             Picture(
                 partial(class_accuracy, same),
                 "Test accuracy per class after the last layer of each network.",
-                "Bars are 95 % Wilson intervals over the test images of the class; classes with the highest accuracy are on top.",
+                "Bars are 95 % Wilson intervals over the test images of the class; classes with "
+                "the highest accuracy are on top.",
                 f"Accuracy per class of {names}",
                 name=f"probe-classes-{name_of(same[0].model)}",
             )
@@ -174,8 +196,13 @@ def confusion_section(results: Sequence[ConfusionMatrix]) -> list[Section]:
         dict.fromkeys(("accuracy", "low", "high", "precision"), "{:.3f}") | {"depth": "{:.2f}"},
         folded=True,
     )
-    sentences, warning = tuple(map(confusion_sentence, results)), untrained_warning(r.model for r in results)
-    return [Section("confusion", "Confusion between classes", sentences, (*pictures, table), warning)]
+    sentences, warning = (
+        tuple(map(confusion_sentence, results)),
+        untrained_warning(r.model for r in results),
+    )
+    return [
+        Section("confusion", "Confusion between classes", sentences, (*pictures, table), warning)
+    ]
 
 
 def calibration_section(results: Sequence[Calibration]) -> list[Section]:
@@ -184,11 +211,12 @@ def calibration_section(results: Sequence[Calibration]) -> list[Section]:
     pictures = [
         Picture(
             partial(reliability_diagrams, chunk),
-            f"Accuracy against confidence of the predictions after the last layer; {chunk[0].source}; n = {chunk[0].n_test}.",
-            "A calibrated probe lies on the diagonal, an overconfident one below it. Error bars are 95 % Wilson "
-            "intervals; columns are the percentage of images in each bin. ECE exceeds 0 even for calibrated predictions, "
-            f"since bins hold few images: the second number is its mean over {first.resamples} simulations of calibrated "
-            "predictions.",
+            "Accuracy against confidence of the predictions after the last layer; "
+            f"{chunk[0].source}; n = {chunk[0].n_test}.",
+            "A calibrated probe lies on the diagonal, an overconfident one below it. Error bars "
+            "are 95 % Wilson intervals; columns are the percentage of images in each bin. ECE "
+            "exceeds 0 even for calibrated predictions, since bins hold few images: the second "
+            f"number is its mean over {first.resamples} simulations of calibrated predictions.",
             f"Reliability diagrams of {join(name_of(r.model) for r in chunk)}",
             name=f"probe-calibration-{name_of(chunk[0].model)}",
         )
@@ -197,8 +225,11 @@ def calibration_section(results: Sequence[Calibration]) -> list[Section]:
     table = folded_table(
         "All layers. ece_null: expected ECE of perfectly calibrated predictions with the same n.",
         table_of(results),
-        "model trained layer depth:.2f ece:.3f ece_null:.3f ece_null_high:.3f brier:.3f nll:.3f mean_confidence:.3f "
-        "mean_accuracy:.3f temperature:.3g n_test",
+        "model trained layer depth:.2f ece:.3f ece_null:.3f ece_null_high:.3f brier:.3f nll:.3f "
+        "mean_confidence:.3f mean_accuracy:.3f temperature:.3g n_test",
     )
-    sentences, warning = tuple(map(calibration_sentence, results)), untrained_warning(r.model for r in results)
+    sentences, warning = (
+        tuple(map(calibration_sentence, results)),
+        untrained_warning(r.model for r in results),
+    )
     return [Section("calibration", "Probe calibration", sentences, (*pictures, table), warning)]

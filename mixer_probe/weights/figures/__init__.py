@@ -8,7 +8,11 @@ from mixer_probe.weights.figures.position import position_curves, position_simil
 from mixer_probe.weights.figures.spectra import singular_values, spectra_depth
 from mixer_probe.weights.figures.stem import stem_colour, stem_component_pictures, stem_pictures
 from mixer_probe.weights.figures.tying import kernel_dictionary, kernel_energy, kernel_tying_depth
-from mixer_probe.weights.figures.units import token_mixing_depth, token_mixing_scatter, token_mixing_units
+from mixer_probe.weights.figures.units import (
+    token_mixing_depth,
+    token_mixing_scatter,
+    token_mixing_units,
+)
 
 __all__ = [
     "anatomy_bars",

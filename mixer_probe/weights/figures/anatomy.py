@@ -28,7 +28,8 @@ _LABELS = {
     "rest": "outside all modules (embeddings, layer scales)",
 }
 _THICKNESS = 0.56
-# Percent of the bar: a label of a narrower segment stands above it, and one below the second has none.
+# Percent of the bar: a label of a narrower segment stands above it, and one below the second has
+# none.
 _FITS, _SHOWN = 13.5, 0.1
 # Room that a label above the bar takes, in percent of the axis.
 _ROOM = 12.0
@@ -36,7 +37,8 @@ _ROOM = 12.0
 
 @styled
 def anatomy_bars(results: Sequence[Anatomy]) -> Figure:
-    """One stacked bar per network for its parameters and one for its multiply-accumulates, by what the modules mix.
+    """One stacked bar per network for its parameters and one for its multiply-accumulates, by what
+    the modules mix.
 
     Raises MeasureError for no network at all."""
     if not results:
@@ -51,15 +53,39 @@ def anatomy_bars(results: Sequence[Anatomy]) -> Figure:
             centres = lefts + percentages / 2
             for mixes, left, percentage in zip(MIXES, lefts, percentages, strict=True):
                 colour, _text, hatch = LOOKS[mixes]
-                axes.barh(row, percentage, _THICKNESS, left, color=colour, hatch=hatch, edgecolor="white", linewidth=0.6)
+                axes.barh(
+                    row,
+                    percentage,
+                    _THICKNESS,
+                    left,
+                    color=colour,
+                    hatch=hatch,
+                    edgecolor="white",
+                    linewidth=0.6,
+                )
             texts = [f"{p:.1f} %" if p < 99.95 else "100 %" for p in percentages]
             for i in np.flatnonzero(percentages >= _FITS):
-                axes.text(centres[i], row, texts[i], ha="center", va="center", fontsize=8.5, color=LOOKS[MIXES[i]][1])
-            # Segments too narrow for their label have it above, with a line, moved apart where labels would touch.
+                axes.text(
+                    centres[i],
+                    row,
+                    texts[i],
+                    ha="center",
+                    va="center",
+                    fontsize=8.5,
+                    color=LOOKS[MIXES[i]][1],
+                )
+            # Segments too narrow for their label have it above, with a line, moved apart where
+            # labels would touch.
             narrow = np.flatnonzero((percentages < _FITS) & (percentages >= _SHOWN))
             edge = row - _THICKNESS / 2
             for i, place in zip(narrow, label_places(centres[narrow]), strict=True):
-                axes.plot([centres[i], place], [edge, edge - 0.1], color="black", linewidth=0.6, clip_on=False)
+                axes.plot(
+                    [centres[i], place],
+                    [edge, edge - 0.1],
+                    color="black",
+                    linewidth=0.6,
+                    clip_on=False,
+                )
                 axes.text(place, edge - 0.12, texts[i], ha="center", va="bottom", fontsize=7.5)
         axes.set(title=title, xlabel="fraction of the network (%)", xlim=(0, 100))
     panels[0].set_yticks(range(len(results)), [model_label(r.model) for r in results])
@@ -69,13 +95,19 @@ def anatomy_bars(results: Sequence[Anatomy]) -> Figure:
         axes.spines["left"].set_visible(False)
     present = {m.mixes for r in results for m in r.units if m.parameters or m.macs}
     shown = [m for m in MIXES if m in present]
-    handles = [Patch(facecolor=LOOKS[m][0], hatch=LOOKS[m][2], edgecolor="white", linewidth=0.6) for m in shown]
-    figure.legend(handles, [_LABELS[m] for m in shown], loc="outside lower center", ncols=len(shown))
+    handles = [
+        Patch(facecolor=LOOKS[m][0], hatch=LOOKS[m][2], edgecolor="white", linewidth=0.6)
+        for m in shown
+    ]
+    figure.legend(
+        handles, [_LABELS[m] for m in shown], loc="outside lower center", ncols=len(shown)
+    )
     return figure
 
 
 def label_places(centres: np.ndarray) -> np.ndarray:
-    """Positions of labels near `centres`, in the same order, at least one label apart and inside the axis."""
+    """Positions of labels near `centres`, in the same order, at least one label apart and inside
+    the axis."""
     places: np.ndarray = np.clip(centres, _ROOM / 2, 100 - _ROOM / 2)
     for i in range(1, len(places)):
         places[i] = max(places[i], places[i - 1] + _ROOM)

@@ -1,4 +1,5 @@
-"""Figures of effective spatial kernels: mixing weights by position, the average kernel in pixels, and their change with depth."""
+"""Figures of effective spatial kernels: mixing weights by position, the average kernel in pixels,
+and their change with depth."""
 
 from __future__ import annotations
 
@@ -11,22 +12,42 @@ from matplotlib.figure import Figure
 
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import checked
-from mixer_probe.plotting.style import DIVERGING, SEQUENTIAL, colour_bar, heading, line_styles, model_label, plain, styled
+from mixer_probe.plotting.style import (
+    DIVERGING,
+    SEQUENTIAL,
+    colour_bar,
+    heading,
+    line_styles,
+    model_label,
+    plain,
+    styled,
+)
 from mixer_probe.weights import SpatialKernel, SpatialKernels
-from mixer_probe.weights.figures.tiles import evenly_spaced, first_middle_last, largest_offset, scaled, tile
+from mixer_probe.weights.figures.tiles import (
+    evenly_spaced,
+    first_middle_last,
+    largest_offset,
+    scaled,
+    tile,
+)
 
 
 @styled
 @checked(MeasureError)
 def kernel_maps(
-    result: SpatialKernels, blocks: Sequence[int | str] | None = None, *, shared_scale: bool = False, most: int = 256
+    result: SpatialKernels,
+    blocks: Sequence[int | str] | None = None,
+    *,
+    shared_scale: bool = False,
+    most: int = 256,
 ) -> Figure:
-    """Mixing weights by position: for every position i a map of K[i, j] over the positions j, drawn at position i.
+    """Mixing weights by position: for every position i a map of K[i, j] over the positions j, drawn
+    at position i.
 
-    One panel per block, first, middle and last unless `blocks` says which. Signed kernels have colours symmetric around zero,
-    attention goes up from zero; every map has its own scale unless `shared_scale`. A frame of the grid with more than `most`
-    positions shows every second, third, ... of them. Raises LayerError for convolutions, whose positions all share their
-    kernels."""
+    One panel per block, first, middle and last unless `blocks` says which. Signed kernels have
+    colours symmetric around zero, attention goes up from zero; every map has its own scale unless
+    `shared_scale`. A frame of the grid with more than `most` positions shows every second, third,
+    ... of them. Raises LayerError for convolutions, whose positions all share their kernels."""
     chosen = first_middle_last(len(result)) if blocks is None else [result.index(b) for b in blocks]
     columns = min(len(chosen), 3)
     rows = -(-len(chosen) // columns)
@@ -42,12 +63,19 @@ def kernel_maps(
         step = int(np.ceil(np.sqrt(h * w / most)))
         maps = result.row_maps(i).reshape(h, w, h, w)[step // 2 :: step, step // 2 :: step]
         canvas = tile(scaled(maps.reshape(-1, h, w), shared_scale), maps.shape[1], np.nan)
-        axes.imshow(canvas, cmap=mpl.colormaps[colours].with_extremes(bad="white"), vmin=low, vmax=1)
+        axes.imshow(
+            canvas, cmap=mpl.colormaps[colours].with_extremes(bad="white"), vmin=low, vmax=1
+        )
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         axes.set_title(plain(kernel.block), fontsize=9)
-        distance = f"distance {kernel.distance_px:.0f} px, translation fraction {kernel.translation_fraction:.2f}"
-        thinned = f", every {({2: '2nd', 3: '3rd'}).get(step, f'{step}th')} position" if step > 1 else ""
+        distance = (
+            f"distance {kernel.distance_px:.0f} px, translation fraction "
+            f"{kernel.translation_fraction:.2f}"
+        )
+        thinned = (
+            f", every {({2: '2nd', 3: '3rd'}).get(step, f'{step}th')} position" if step > 1 else ""
+        )
         axes.set_xlabel(distance + thinned, fontsize=8)
     for axes in panels.flat[len(chosen) :]:
         axes.set_visible(False)
@@ -59,14 +87,21 @@ def kernel_maps(
 
 @styled
 def average_kernels(
-    results: Sequence[SpatialKernels], *, kind: str = "rms", panels: int = 4, reach_px: float | None = None
+    results: Sequence[SpatialKernels],
+    *,
+    kind: str = "rms",
+    panels: int = 4,
+    reach_px: float | None = None,
 ) -> Figure:
-    """The average kernel around a position by depth, one row per model, all panels on one scale of pixels.
+    """The average kernel around a position by depth, one row per model, all panels on one scale of
+    pixels.
 
-    `kind` is "rms" (the root mean square over pairs of positions, or kernels: signs cannot cancel) or "mean". `panels` layers are
-    chosen evenly over depth. The axes reach to `reach_px`, the farthest offset of any kernel unless given; kernels that fill less
-    than a sixth of them are enlarged in the corner. Colours are scaled to the largest value at common offsets, which a quarter of
-    the positions or more have. The lines cross at the position that reads; the circle is the mean distance."""
+    `kind` is "rms" (the root mean square over pairs of positions, or kernels: signs cannot cancel)
+    or "mean". `panels` layers are chosen evenly over depth. The axes reach to `reach_px`, the
+    farthest offset of any kernel unless given; kernels that fill less than a sixth of them are
+    enlarged in the corner. Colours are scaled to the largest value at common offsets, which a
+    quarter of the positions or more have. The lines cross at the position that reads; the circle is
+    the mean distance."""
     reach = reach_px or max(max(k.reach_px) for r in results for k in r.kernels)
     figure = Figure(figsize=(1.95 * panels + 1.1, 1.95 * len(results) + 0.9))
     grid = figure.subplots(len(results), panels, squeeze=False, sharex=True, sharey=True)
@@ -80,16 +115,33 @@ def average_kernels(
             axes.axvline(0, **lines)
             if np.isfinite(kernel.distance_px):
                 turn = np.linspace(0, 2 * np.pi, 100)
-                axes.plot(kernel.distance_px * np.cos(turn), kernel.distance_px * np.sin(turn), color="#D55E00", linewidth=1.0)
-            axes.set(xlim=(-reach, reach), ylim=(reach, -reach), aspect="equal", facecolor="#F2F2F2")
+                axes.plot(
+                    kernel.distance_px * np.cos(turn),
+                    kernel.distance_px * np.sin(turn),
+                    color="#D55E00",
+                    linewidth=1.0,
+                )
+            axes.set(
+                xlim=(-reach, reach), ylim=(reach, -reach), aspect="equal", facecolor="#F2F2F2"
+            )
             axes.tick_params(labelsize=7)
-            path = plain(kernel.block.replace("stages.", "s").replace("layers.", "l").replace(".blocks.", ".b"))
+            path = plain(
+                kernel.block.replace("stages.", "s")
+                .replace("layers.", "l")
+                .replace(".blocks.", ".b")
+            )
             axes.set_title(f"{path}: {kernel.distance_px:.3g} px", fontsize=8, fontweight="normal")
             if max(kernel.reach_px) < reach / 6:
                 inset = axes.inset_axes((0.56, 0.03, 0.41, 0.41))
                 _draw_offsets(inset, kernel, kind)
                 inset.set(xticks=[], yticks=[], aspect="equal")
-                inset.set_title(f"±{max(kernel.reach_px):.3g} px", fontsize=6.5, fontweight="normal", loc="center", pad=2)
+                inset.set_title(
+                    f"±{max(kernel.reach_px):.3g} px",
+                    fontsize=6.5,
+                    fontweight="normal",
+                    loc="center",
+                    pad=2,
+                )
                 inset.spines[:].set(visible=True, linewidth=0.5)
         for axes in row[len(chosen) :]:
             axes.remove()
@@ -125,7 +177,9 @@ def kernel_depth(results: Sequence[SpatialKernels]) -> Figure:
     styles = line_styles([r.model for r in results])
     for result in results:
         table, style = result.to_frame(), styles[result.model.name]
-        panels[0].plot(table["depth"], table["distance_px"], label=model_label(result.model), **style)
+        panels[0].plot(
+            table["depth"], table["distance_px"], label=model_label(result.model), **style
+        )
         panels[1].plot(table["depth"], table["translation_fraction"], **style)
         panels[2].plot(table["depth"], table["self_mass"], **style)
     for result in results:
@@ -136,7 +190,11 @@ def kernel_depth(results: Sequence[SpatialKernels]) -> Figure:
             panels[0].axhline(kernel.uniform_px, **line)
             panels[1].axhline(kernel.translation_iid, **line)
             panels[2].axhline(1 / (kernel.grid[0] * kernel.grid[1]), **line)
-    titles = ("Mean mixing distance", "Translation structure (BTTB)", "Weight on the position itself")
+    titles = (
+        "Mean mixing distance",
+        "Translation structure (BTTB)",
+        "Weight on the position itself",
+    )
     labels = (
         "distance (px; dashed: uniform)",
         "translation fraction (dashed: iid)",

@@ -1,4 +1,5 @@
-"""Figures of weight spectra: ranks and norms by depth, and singular values beside those of iid weights."""
+"""Figures of weight spectra: ranks and norms by depth, and singular values beside those of iid
+weights."""
 
 from __future__ import annotations
 
@@ -10,7 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from mixer_probe.plotting.style import COLOURS, GREY, heading, line_styles, model_label, plain, styled
+from mixer_probe.plotting.style import (
+    COLOURS,
+    GREY,
+    heading,
+    line_styles,
+    model_label,
+    plain,
+    styled,
+)
 from mixer_probe.weights.figures.tiles import first_middle_last
 from mixer_probe.weights.spectra import KINDS, WeightSpectra
 
@@ -29,9 +38,11 @@ _ROWS = (
 
 @styled
 def spectra_depth(results: Sequence[WeightSpectra]) -> Figure:
-    """Ranks and norms of the mixing matrices by depth: one column per kind, one row per measure, one line per model.
+    """Ranks and norms of the mixing matrices by depth: one column per kind, one row per measure,
+    one line per model.
 
-    Points are means over the main matrices of a block. Thin dashes are iid weights of the same shapes and norms."""
+    Points are means over the main matrices of a block. Thin dashes are iid weights of the same
+    shapes and norms."""
     kinds = [kind for kind in KINDS if any(kind in r.kinds for r in results)]
     figure = Figure(figsize=(3.1 * len(kinds) + 0.9, 7.4))
     panels = figure.subplots(len(_ROWS), len(kinds), squeeze=False, sharex=True, sharey="row")
@@ -43,13 +54,22 @@ def spectra_depth(results: Sequence[WeightSpectra]) -> Figure:
             for axes, (name, null, _label) in zip(column, _ROWS):
                 axes.plot(own["depth"], own[name], **style)
                 if null and result.model.trained:
-                    axes.plot(own["depth"], own[null], color=style["color"], linewidth=1, linestyle="--", alpha=0.7)
+                    axes.plot(
+                        own["depth"],
+                        own[null],
+                        color=style["color"],
+                        linewidth=1,
+                        linestyle="--",
+                        alpha=0.7,
+                    )
     for axes, kind in zip(panels[0], kinds):
         axes.set_title(_KIND_TITLES[kind])
     for row, (_name, null, label) in zip(panels, _ROWS):
         row[0].set_ylabel(label, fontsize=8)
         if null:
-            heights = [np.asarray(line.get_ydata(), dtype=float) for axes in row for line in axes.lines]
+            heights = [
+                np.asarray(line.get_ydata(), dtype=float) for axes in row for line in axes.lines
+            ]
             row[0].set_ylim(0, 1.08 * float(np.nanmax(np.concatenate([*heights, [1e-3]]))))
             continue
         row[0].set_yscale("log")
@@ -63,37 +83,63 @@ def spectra_depth(results: Sequence[WeightSpectra]) -> Figure:
     for axes in panels[-1]:
         axes.set(xlabel="relative depth", xlim=(0, 1.03))
     handles = [Line2D([], [], label=model_label(r.model), **styles[r.model.name]) for r in results]
-    handles.append(Line2D([], [], color=GREY, linestyle="--", linewidth=1, label="iid weights of the same norm"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), int(figure.get_figwidth() / 2.6)))
+    handles.append(
+        Line2D(
+            [], [], color=GREY, linestyle="--", linewidth=1, label="iid weights of the same norm"
+        )
+    )
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(len(handles), int(figure.get_figwidth() / 2.6)),
+    )
     return figure
 
 
 @styled
 def singular_values(result: WeightSpectra, blocks: Sequence[str] | None = None) -> Figure:
-    """Singular values of the main matrices of some blocks (first, middle, last unless named) against their rank.
+    """Singular values of the main matrices of some blocks (first, middle, last unless named)
+    against their rank.
 
-    Values are divided by their root mean square, so that the dashed iid weights of the same shape are comparable.
+    Values are divided by their root mean square, so that the dashed iid weights of the same shape
+    are comparable.
 
     Raises LayerError for a block that the model does not have."""
-    chosen = [result.blocks[i] for i in first_middle_last(len(result.blocks))] if blocks is None else list(blocks)
+    chosen = (
+        [result.blocks[i] for i in first_middle_last(len(result.blocks))]
+        if blocks is None
+        else list(blocks)
+    )
     entries = [result.select(block=block, main=True) for block in chosen]
     kinds = [kind for kind in KINDS if any(e.kind == kind for found in entries for e in found)]
     figure = Figure(figsize=(max(3.1 * len(chosen) + 0.6, 7.0), 2.5 * len(kinds) + 0.7))
     panels = figure.subplots(len(kinds), len(chosen), squeeze=False, sharex=True, sharey=True)
     for row, kind in zip(panels, kinds):
         by_block = [[e for e in found if e.kind == kind] for found in entries]
-        colours = dict(zip(dict.fromkeys(e.role for found in by_block for e in found), cycle(COLOURS)))
+        colours = dict(
+            zip(dict.fromkeys(e.role for found in by_block for e in found), cycle(COLOURS))
+        )
         for axes, found in zip(row, by_block):
             axes.plot([], [])
             axes.set(yscale="log", ylim=(0.03, None))
             drawn = [e for e in found if e.rms > 0]
             if not drawn:
-                axes.text(0.5, 0.5, "no such matrix", transform=axes.transAxes, ha="center", color=GREY, fontsize=8)
+                axes.text(
+                    0.5,
+                    0.5,
+                    "no such matrix",
+                    transform=axes.transAxes,
+                    ha="center",
+                    color=GREY,
+                    fontsize=8,
+                )
             for e in drawn:
                 axes.plot(*_thinned(e.values / e.rms), color=colours[e.role])
                 null = _thinned(result.null_values(e) / e.rms)
                 axes.plot(*null, color=colours[e.role], linestyle="--", linewidth=1, alpha=0.7)
-        handles = [Line2D([], [], color=colour, label=plain(role)) for role, colour in colours.items()]
+        handles = [
+            Line2D([], [], color=colour, label=plain(role)) for role, colour in colours.items()
+        ]
         row[-1].legend(handles=handles, loc="upper right", fontsize=7)
         row[0].set_ylabel(f"{_KIND_TITLES[kind]}\nvalue ÷ rms", fontsize=8)
     for axes, block in zip(panels[0], chosen):
