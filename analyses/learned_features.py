@@ -38,7 +38,6 @@ from mixer_probe.core.skipped import Skipped
 from mixer_probe.models import ModelCard
 from mixer_probe.report import narrate, present, script_parser
 from mixer_probe.study import Steps, StudySettings, run_study
-from mixer_probe.weights import Anatomy, KernelTying, PositionEmbeddings, StemFilters, WeightSpectra
 
 ZOO = tuple(
     f"zoo:{family}-{seed}" for family in ("mixer", "vit", "resnet") for seed in ("s0", "s1")
@@ -48,15 +47,16 @@ TITLE = "How do the features of a Mixer, a ViT and a CNN differ?"
 # So many draws that p-values hold when the layer is picked too.
 FULL = StudySettings(
     measures=("cka",),
-    probes=("accuracy",),
-    channels=("selectivity", "partners"),
-    attributions=("overlays", "curves", "agreement"),
+    analyses={
+        "weights": ("units", "kernels"),
+        "probing": ("accuracy",),
+        "channels": ("selectivity", "partners"),
+        "attribution": ("overlays", "curves", "agreement"),
+    },
     permutations=300,
 )
 # Attributions are most of the work.
-SMOKE = replace(FULL, attributions=())
-# What no sentence rests on; `mixer-probe report` has it.
-BESIDES = (Anatomy, KernelTying, PositionEmbeddings, StemFilters, WeightSpectra)
+SMOKE = replace(FULL, analyses={**FULL.analyses, "attribution": ()})
 
 
 def main() -> None:
@@ -126,7 +126,7 @@ def study(
     results += [
         r for a, b in first_pairs(cards) for r in of_twins(a, b, images, device, steps, settings)
     ]
-    return [r for r in results if not isinstance(r, BESIDES)]
+    return results
 
 
 def first_pairs(cards: Sequence[ModelCard]) -> Iterator[tuple[str, str]]:

@@ -23,14 +23,14 @@ from mixer_probe import catalog, cli
 from mixer_probe.attribution import METHODS
 from mixer_probe.capture import Inputs
 from mixer_probe.core.analysis import FAMILIES, Analysis, Room, View
-from mixer_probe.core.errors import MixerProbeError, ModelError
+from mixer_probe.core.errors import MeasureError, MixerProbeError, ModelError
 from mixer_probe.core.result import ModelRecord, Result, load_results, save_results
 from mixer_probe.core.section import Section, Table
 from mixer_probe.core.settings import StudySettings
 from mixer_probe.probing.methods import FITTERS
 from mixer_probe.report import compare_reports, make_sections
 from mixer_probe.report.views import all_views
-from mixer_probe.study import run_analyses
+from mixer_probe.study import Study, run_analyses
 from mixer_probe.weights.analyses import ROOM as WEIGHTS
 from tests.app.conftest import Open, open_page, own_cache, own_main
 from tests.networks import CASES
@@ -69,12 +69,13 @@ def test_an_unknown_name_is_refused_with_close_ones(room: Room) -> None:
     assert room.check(room.names * 2) == room.names
 
 
-def test_a_study_makes_the_default_analyses() -> None:
+def test_a_study_makes_the_default_analyses_of_rooms_without_a_choice() -> None:
+    settings = StudySettings(analyses={"probing": ["accuracy"], "channels": []})
+    made = Study(settings=settings).settings.analyses
     defaults = {room.name: room.defaults for room in catalog.ROOMS}
-    settings = StudySettings()
-    assert settings.probes == defaults["probing"]
-    assert settings.channels == defaults["channels"]
-    assert settings.attributions == defaults["attribution"]
+    assert made == {**defaults, "probing": ("accuracy",), "channels": ()}
+    with pytest.raises(MeasureError, match="there is no room 'probes'; closest: probing"):
+        Study(settings=StudySettings(analyses={"probes": ["accuracy"]}))
 
 
 @dataclass(frozen=True)

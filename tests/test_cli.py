@@ -698,9 +698,7 @@ def test_the_demo_begins_with_its_findings(
     """Of two networks and few analyses; the rest is a study as any other."""
     small = StudySettings(
         measures=("cka",),
-        probes=("accuracy",),
-        channels=(),
-        attributions=(),
+        analyses={"probing": ("accuracy",), "channels": (), "attribution": ()},
         permutations=20,
         baselines=False,
     )

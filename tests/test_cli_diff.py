@@ -184,9 +184,7 @@ def test_a_report_goes_on_after_a_full_disk(
         permutations=0,
         resamples=0,
         measures=("cka",),
-        probes=(),
-        channels=(),
-        attributions=(),
+        analyses={"probing": (), "channels": (), "attribution": ()},
     )
     monkeypatch.setattr(PassOptions, "settings", lambda *_, **__: few)
     # Drawing is what takes long, and other tests look at it.

@@ -114,7 +114,6 @@ def channels(
         permutations=permutations,
         seed=source.seed,
         baselines=baselines,
-        channels=chosen,
         statistics_images=None,
         channel_pages=pages,
         page_images=top,

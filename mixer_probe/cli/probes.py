@@ -103,7 +103,6 @@ def probe(
     settings = passes.settings(
         seed=source.seed,
         baselines=baselines,
-        probes=chosen,
         probe_method=check_choice("--method", method, FITTERS, MeasureError),
         few_shot=check_choice(
             "--preset", preset or "big_vision", ("big_vision", *FITTERS), MeasureError

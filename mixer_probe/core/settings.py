@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import checked
-
-STUDY_PROBES = ("accuracy", "fewshot", "control", "mdl", "patch-position")
-STUDY_ATTRIBUTIONS = (
-    "overlays",
-    "curves",
-    "faithfulness",
-    "randomisation",
-    "agreement",
-    "conductance",
-)
-STUDY_CHANNELS = ("statistics", "selectivity", "needed", "partners", "pages")
 
 
 @checked(MeasureError)
@@ -31,8 +21,8 @@ class StudySettings:
     measures cost more and take at most 20 permutations and `resamples` groups. 0 `resamples` means
     no intervals.
 
-    `probes`, `channels` and `attributions` are names of analyses of the rooms probing, channels and
-    attribution; none of them means no such analysis.
+    `analyses` are names of analyses by room, such as {"probing": ["accuracy"], "channels": []}; a
+    room that is not named makes its defaults.
 
     `probe_method` is that of accuracy, confusion and calibration, `few_shot` the protocol of
     `shots` images per class, by default as many of 1, 5, 10 and 25 as every class has. `targets`
@@ -53,15 +43,13 @@ class StudySettings:
     autocast: str | None = None
     measures: tuple[str, ...] = ("cka", "procrustes", "mutual_knn")
     resamples: int = 100
-    probes: tuple[str, ...] = STUDY_PROBES
+    analyses: Mapping[str, Sequence[str]] = field(default_factory=dict)
     probe_method: str = "ridge"
     few_shot: str = "big_vision"
     shots: tuple[int, ...] | None = None
     targets: tuple[str, ...] = ()
     groups: str | None = None
     sampled_probes: bool = True
-    channels: tuple[str, ...] = STUDY_CHANNELS
     statistics_images: int | None = 200
     channel_pages: int = 1
     page_images: int = 6
-    attributions: tuple[str, ...] = STUDY_ATTRIBUTIONS

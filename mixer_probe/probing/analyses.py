@@ -97,9 +97,8 @@ def _probe(i: Inputs) -> ProbeResult:
     if found := i.results(ProbeResult):
         return found[0]
     method = i.settings.probe_method
-    options: dict[str, Any] = {
-        "probabilities": "calibration" in i.settings.probes and method in PROBABILISTIC
-    }
+    calibrated = "calibration" in i.settings.analyses.get("probing", ())
+    options: dict[str, Any] = {"probabilities": calibrated and method in PROBABILISTIC}
     return i.keep(
         "linear probe",
         lambda: linear_probe(*runs(i), method=method, untrained=_untrained(i), **options),

@@ -35,18 +35,16 @@ from mixer_probe.probing import raw_pixels
 from mixer_probe.study.steps import Steps, file_digests, identity
 
 Loader = Callable[[], Model]
-# Rooms whose analyses are named by a setting; of the others those made by default.
-_SETTINGS = {"probing": "probes", "channels": "channels", "attribution": "attributions"}
 
 
 @dataclass
 class Study:
     """Analyses of networks on the same images, one after the other, into `results`.
 
-    `names` are those of the analyses to make, by room; by default all of a report. What fails is
-    left out with its reason, once per room; a `strict` study raises instead, and does not leave out
-    what the family of a network is not meant for. With `steps` what is finished is kept on disk,
-    and taken from there by another study of the same. `shared` is that of `Inputs`."""
+    `names` are those of the analyses to make, by room; by default those of the settings. What fails
+    is left out with its reason, once per room; a `strict` study raises instead, and does not leave
+    out what the family of a network is not meant for. With `steps` what is finished is kept on
+    disk, and taken from there by another study of the same. `shared` is that of `Inputs`."""
 
     images: Images | None = None
     train: Images | None = None
@@ -62,12 +60,11 @@ class Study:
     def __post_init__(self) -> None:
         names = self.names
         if names is None:
-            rooms = {r.name: r.defaults for r in catalog.ROOMS}
-            names = {
-                name: getattr(self.settings, _SETTINGS.get(name, ""), found)
-                for name, found in rooms.items()
-            }
+            names = {room.name: room.defaults for room in catalog.ROOMS} | dict(
+                self.settings.analyses
+            )
         chosen = {name: catalog.room(name).check(found) for name, found in names.items()}
+        self.settings = replace(self.settings, analyses=chosen)
         self._asked = [
             (room, a) for room, a in catalog.analyses() if a.name in chosen.get(room.name, ())
         ]

@@ -88,6 +88,7 @@ class _Measurement:
     def __init__(self, model: Model, choose: Choice, seed: int) -> None:
         self.found: dict[str, Mixes] = {}
         self._model, self._choose, self._seed = model, choose, seed
+        self._structure = model.structure
         self._inputs: list[Tensor | None] = []
         self._finished: set[str] = set()
         self._busy = False
@@ -118,7 +119,7 @@ class _Measurement:
         # right of it and below.
         sizes = [x.shape[axis] for axis in _layout(x, axes[0])[0]]
         count = math.prod(sizes)
-        grid, prefix = self._model.structure.token_grid, self._model.structure.prefix
+        grid, prefix = self._structure.token_grid, self._structure.prefix
         first, columns = 0, sizes[-1] if len(sizes) == 2 else 2
         if len(sizes) == 1 and grid and count in (math.prod(grid), math.prod(grid) + prefix):
             first, columns = count - math.prod(grid), grid[1]
@@ -137,7 +138,7 @@ class _Measurement:
         """Axes of input and output: a module keeps the order of its axes unless it makes maps to
         sequences or pools them."""
         try:
-            after = Axes[self._model.structure.find(f"{path}#0").axes]
+            after = Axes[self._structure.find(f"{path}#0").axes]
         except LayerError:
             # Attention in windows reads a stack of sequences, whose places in the image do not
             # matter here.

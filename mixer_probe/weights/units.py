@@ -298,7 +298,8 @@ def partner_surrogates(maps: np.ndarray, surrogates: int, seed: Seed) -> np.ndar
     for one, unit in zip(drawn, random_phase_coordinates(unit_maps, surrogates, rng)):
         cosine = unit @ unit.T
         np.fill_diagonal(cosine, np.inf)
-        cosine.min(1, out=one)
+        # The cosines are symmetric, and minima down the rows are faster.
+        cosine.min(0, out=one)
     return drawn.astype(np.float64)
 
 

@@ -27,9 +27,7 @@ from tests.tiny import tiny_models
 SCRIPT = Path(__file__).parents[2] / "analyses" / "learned_features.py"
 QUICK = StudySettings(
     measures=("cka",),
-    probes=(),
-    channels=(),
-    attributions=(),
+    analyses={"probing": (), "channels": (), "attribution": ()},
     permutations=20,
     resamples=20,
     baselines=False,

@@ -84,14 +84,13 @@ def coloured(n: int = 90, shuffled: bool = False) -> Images:
 
 
 def study_of(images: Images, **choices: Any) -> list[Result]:
+    chosen = {"channels": ROOM.defaults, **choices.pop("analyses", {})}
     settings = StudySettings(permutations=99, statistics_images=None, page_images=4, **choices)
-    return run_analyses(
-        [planted_model()], {"channels": settings.channels}, images, settings=settings, strict=False
-    )
+    return run_analyses([planted_model()], chosen, images, settings=settings, strict=False)
 
 
 def test_a_planted_channel_is_named_and_its_page_shows_its_class() -> None:
-    results = study_of(coloured(), channels=("selectivity", "pages"))
+    results = study_of(coloured(), analyses={"channels": ("selectivity", "pages")})
     selectivity, pages = make_sections(results)
     (sentence,) = selectivity.paragraphs
     assert (
@@ -120,7 +119,7 @@ def test_a_planted_channel_is_named_and_its_page_shows_its_class() -> None:
 
 def test_random_labels_give_no_finding() -> None:
     selectivity, pages = make_sections(
-        study_of(coloured(shuffled=True), channels=("selectivity", "pages"))
+        study_of(coloured(shuffled=True), analyses={"channels": ("selectivity", "pages")})
     )
     (sentence,) = selectivity.paragraphs
     assert sentence.startswith(
@@ -329,7 +328,7 @@ def two() -> list[Result]:
         mp.load_images("demo", split="train", limit=60),
     )
     settings = StudySettings(permutations=20)
-    return run_analyses(models, {"channels": settings.channels}, images, train, settings)
+    return run_analyses(models, {"channels": ROOM.defaults}, images, train, settings)
 
 
 def test_every_network_has_every_analysis_and_a_page_of_every_block(two: list[Result]) -> None:
@@ -507,7 +506,10 @@ def test_a_page_alone_is_open_and_says_what_it_can() -> None:
 def test_study_without_channels_has_none() -> None:
     model = as_model(randomised(MlpMixer(img_size=32, patch_size=8, embed_dim=8, num_blocks=1)))
     results = run_study(
-        [model], coloured(30), None, StudySettings(permutations=0, channels=(), probes=())
+        [model],
+        coloured(30),
+        None,
+        StudySettings(permutations=0, analyses={"channels": (), "probing": ()}),
     )
     assert not any(r.__module__.startswith("mixer_probe.channels") for r in map(type, results))
 

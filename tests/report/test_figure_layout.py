@@ -70,7 +70,10 @@ def crowded() -> list[Result]:
     channels = ("statistics", "selectivity", "needed", "partners")
     probes = ("accuracy", "fewshot", "control", "patch-position")
     return run_study(
-        models, images, train, StudySettings(permutations=20, probes=probes, channels=channels)
+        models,
+        images,
+        train,
+        StudySettings(permutations=20, analyses={"probing": probes, "channels": channels}),
     )
 
 

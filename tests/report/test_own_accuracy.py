@@ -56,7 +56,7 @@ def test_the_accuracy_is_that_of_the_logits(cards: list[ModelCard], images: Imag
     assert own.stated == mp.zoo.card(RESNET.removeprefix("zoo:")).test_accuracy
     # A study takes the logits from the pass that it makes anyway, beside the layers that it was
     # asked for.
-    inputs = Inputs(model, images, settings=StudySettings(layers="stem", probes=()))
+    inputs = Inputs(model, images, settings=StudySettings(layers="stem", analyses={"probing": ()}))
     assert inputs.test.names() == ["act1"]
     assert own_accuracy(model, images, inputs.whole) == own
     # A head that does not give the logits is not taken for them.

@@ -278,18 +278,11 @@ def probed() -> list[Result]:
         mp.load_images("demo", limit=40),
         mp.load_images("demo", split="train", limit=60),
     )
-    settings = StudySettings(probes=ROOM.names, targets=("brightness",))
+    settings = StudySettings(targets=("brightness",))
     cheap = tuple(name for name in ROOM.names if name not in ("mdl", "control-mdl", "attentive"))
     results: list[Result] = []
     for model, probes in ((tiny_models()[0], ROOM.names), (tiny_models()[2], cheap)):
-        results += run_analyses(
-            [model],
-            {"probing": probes},
-            images,
-            train,
-            replace(settings, probes=probes),
-            strict=False,
-        )
+        results += run_analyses([model], {"probing": probes}, images, train, settings, strict=False)
     return results
 
 
@@ -352,7 +345,10 @@ def test_numbers_of_the_study_are_those_of_the_probes(probed: list[Result]) -> N
 def test_probes_can_be_left_out() -> None:
     images = mp.load_images("demo", limit=40)
     found = run_study(
-        tiny_models()[:1], images, None, StudySettings(permutations=0, probes=(), attributions=())
+        tiny_models()[:1],
+        images,
+        None,
+        StudySettings(permutations=0, analyses={"probing": (), "attribution": ()}),
     )
     kinds = {type(r).__name__ for r in found}
     assert "SimilarityMatrix" in kinds
@@ -383,7 +379,7 @@ def test_groups_of_a_table_are_taken(tmp_path: Path) -> None:
     table = tmp_path / "groups.csv"
     pd.DataFrame({"class": names, "group": ["even", "odd"] * 5}).to_csv(table, index=False)
     images = replace(mp.load_images("demo", limit=40), class_names=names)
-    settings = StudySettings(probes=("control",), groups=str(table), baselines=False)
+    settings = StudySettings(analyses={"probing": ("control",)}, groups=str(table), baselines=False)
     results = run_analyses(tiny_models()[:1], {"probing": ("control",)}, images, settings=settings)
     assert of(results, "ControlTask")[0].groups == ("even", "odd")
     table.write_text("class,kind\nc0,even\n")
@@ -396,10 +392,12 @@ def test_groups_of_a_table_are_taken(tmp_path: Path) -> None:
 def test_targets_need_no_labels(tmp_path: Path) -> None:
     for i, image in enumerate(mp.load_images("demo", limit=30)):
         image.save(tmp_path / f"{i}.png")
-    settings = StudySettings(probes=("accuracy", "targets"), targets=("brightness", "hue"))
+    settings = StudySettings(
+        analyses={"probing": ("accuracy", "targets")}, targets=("brightness", "hue")
+    )
     unlabelled = mp.load_images(str(tmp_path))
     results = run_analyses(
-        tiny_models()[:1], {"probing": settings.probes}, unlabelled, settings=settings, strict=False
+        tiny_models()[:1], settings.analyses, unlabelled, settings=settings, strict=False
     )
     assert [r.step for r in results if isinstance(r, Skipped)] == ["linear probe"]
     (found, raw) = of(results, "TargetProbe")
@@ -422,11 +420,9 @@ def test_another_data_set_is_matched_by_names_of_classes() -> None:
     results = []
     for images in (other, renamed):
         settings = StudySettings(
-            probes=("accuracy", "targets"), targets=("brightness",), baselines=False
+            analyses={"probing": ("accuracy", "targets")}, targets=("brightness",), baselines=False
         )
-        results.append(
-            run_analyses(tiny_models()[:1], {"probing": settings.probes}, images, train, settings)
-        )
+        results.append(run_analyses(tiny_models()[:1], settings.analyses, images, train, settings))
     for kind in ("ProbeResult", "TargetProbe"):
         a, b = (of(found, kind)[0] for found in results)
         pd.testing.assert_frame_equal(a.to_frame(), b.to_frame())

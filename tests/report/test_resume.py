@@ -35,8 +35,10 @@ SETTINGS = StudySettings(
     permutations=5,
     resamples=20,
     measures=("cka", "procrustes"),
-    probes=("accuracy", "fewshot", "patch-position"),
-    attributions=("overlays", "agreement"),
+    analyses={
+        "probing": ("accuracy", "fewshot", "patch-position"),
+        "attribution": ("overlays", "agreement"),
+    },
 )
 
 
@@ -466,9 +468,7 @@ def test_networks_that_need_other_images_are_left_out_and_the_rest_is_done(tmp_p
         permutations=0,
         resamples=0,
         measures=("cka",),
-        probes=("accuracy",),
-        channels=(),
-        attributions=(),
+        analyses={"probing": ("accuracy",), "channels": (), "attribution": ()},
     )
     results = run_study(listed, images(), None, settings, steps=Steps(tmp_path))
     left_out = [r.step for r in results if isinstance(r, Skipped)]

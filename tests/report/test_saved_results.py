@@ -46,16 +46,18 @@ DISTORTIONS = (PatchShuffle(2), LowPass(4.0))
 SETTINGS = StudySettings(
     permutations=20,
     resamples=20,
-    probes=(),
+    analyses={"probing": ()},
     measures=("cka",),
     channel_pages=1,
     statistics_images=None,
 )
 SMALL_STUDY = replace(
     SETTINGS,
-    probes=("accuracy", "fewshot"),
-    channels=("statistics", "partners"),
-    attributions=("agreement",),
+    analyses={
+        "probing": ("accuracy", "fewshot"),
+        "channels": ("statistics", "partners"),
+        "attribution": ("agreement",),
+    },
 )
 
 

@@ -140,7 +140,9 @@ def test_an_interrupted_study_goes_on_with_what_it_has(
 ) -> None:
     images = mp.load_images("demo", limit=20)
     settings = StudySettings(
-        permutations=0, baselines=False, probes=("accuracy",), channels=(), attributions=()
+        permutations=0,
+        baselines=False,
+        analyses={"probing": ("accuracy",), "channels": (), "attribution": ()},
     )
     first = run_study(tiny_models()[:1], images, None, settings, store=tmp_path)
     # A hook of one's own would make it another network; so the pass over the images itself is what
