@@ -9,13 +9,14 @@ where the mean is far above the spread.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 
 import torch
 from torch import Tensor
 
 from mixer_probe.channels.quantiles import BUCKETS, histogram
+from mixer_probe.core.accumulator import dims
 from mixer_probe.models.layer import Layer
 
 # Layers of more channels get no covariance unless it is asked for: it grows with the square of the
@@ -35,10 +36,10 @@ class Central:
     deviations from it, float64."""
 
     count: int
-    mean: Tensor
-    second: Tensor
-    third: Tensor
-    fourth: Tensor
+    mean: Tensor = field(metadata=dims("channel"))
+    second: Tensor = field(metadata=dims("channel"))
+    third: Tensor = field(metadata=dims("channel"))
+    fourth: Tensor = field(metadata=dims("channel"))
 
     @classmethod
     def of(cls, values: Tensor) -> Central:
@@ -77,16 +78,16 @@ class Central:
 class LayerMoments:
     """Moments, extremes and counts of one layer, on its device.
 
-    `counts` [channel, bucket] is the sketch of the quantiles, `scatter` [channel, channel] the sum
-    of products of deviations; either may be absent."""
+    `counts` is the sketch of the quantiles, `scatter` the sum of products of deviations; either may
+    be absent."""
 
     central: Central
-    minimum: Tensor
-    maximum: Tensor
-    zeros: Tensor
-    nonpositive: Tensor
-    counts: Tensor | None
-    scatter: Tensor | None
+    minimum: Tensor = field(metadata=dims("channel"))
+    maximum: Tensor = field(metadata=dims("channel"))
+    zeros: Tensor = field(metadata=dims("channel"))
+    nonpositive: Tensor = field(metadata=dims("channel"))
+    counts: Tensor | None = field(metadata=dims("channel", "bucket"))
+    scatter: Tensor | None = field(metadata=dims("channel", "channel"))
 
     def copy(self) -> LayerMoments:
         """One that can be added to without a change to this one."""

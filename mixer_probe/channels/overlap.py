@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mixer_probe.capture import ImageSource, stream
 from mixer_probe.channels.upsampling import anchors, interpolation
+from mixer_probe.core.accumulator import Accumulator, dims, held
 from mixer_probe.core.errors import ImagesError, MeasureError
 from mixer_probe.core.progress import task
 from mixer_probe.core.validate import check_fraction
@@ -55,12 +56,11 @@ def n_above(values: int, quantile: float, where: str = "a channel") -> int:
 
 @dataclass
 class Highest:
-    """The largest values [channel, k] of each channel in a batch, the smallest [channel], and
-    whether all are finite."""
+    """The largest values of each channel in a batch, the smallest, and whether all are finite."""
 
-    values: Tensor
-    lowest: Tensor
-    finite: Tensor
+    values: Tensor = field(metadata=dims("channel", "k"))
+    lowest: Tensor = field(metadata=dims("channel"))
+    finite: Tensor = field(metadata=dims("channel"))
 
 
 def highest(
@@ -74,13 +74,13 @@ def highest(
     return Highest(values, rows.amin(1), torch.isfinite(rows).all(1))
 
 
-class Threshold:
-    """Accumulator of the thresholds of a layer's channels: `update`, `merge`, `compute`. Exact,
-    whatever the batches."""
+@dataclass(eq=False)
+class Threshold(Accumulator):
+    """The thresholds of a layer's channels, exact whatever the batches: at most `above` values
+    exceed each."""
 
-    def __init__(self, above: int) -> None:
-        self.above = above
-        self._kept: Highest | None = None
+    above: int
+    _kept: Highest | None = held(None)
 
     def update(self, found: Highest) -> None:
         """Add a batch."""
@@ -321,14 +321,20 @@ class Counts:
             return np.where(self.there > 0, self.both / union, np.nan)
 
 
-class Overlap:
-    """Accumulator of the overlap of one layer with permuted masks: under permutation a image i has
-    the mask of image orders[a, i]."""
+@dataclass(eq=False)
+class Overlap(Accumulator):
+    """The overlap of a layer's `channels` with permuted masks of `concepts`: under permutation a
+    image i has the mask of image orders[a, i]."""
 
-    def __init__(self, layer: Layer, images: int, orders: np.ndarray, concepts: int) -> None:
-        self._orders = orders
-        self._area = np.zeros((images, layer.channels))
-        self._both = np.zeros((layer.channels, len(orders) * concepts))
+    channels: int
+    orders: np.ndarray = field(metadata=dims("permutation", "image"))
+    concepts: int
+    _area: np.ndarray = held(None, "image", "channel")
+    _both: np.ndarray = held(None, "channel", "column")
+
+    def __post_init__(self) -> None:
+        self._area = np.zeros((self.orders.shape[1], self.channels))
+        self._both = np.zeros((self.channels, len(self.orders) * self.concepts))
 
     def update(self, found: ActivationMask, start: int) -> list[sparse.csr_array]:
         """Add a batch whose first image is `start`; returns its active pixels [channel, pixel]
@@ -352,13 +358,23 @@ class Overlap:
         # Counts in one image are whole numbers below 2^24, which float32 has exactly.
         self._both[:, first : first + masks.shape[1]] += active @ masks[: active.shape[1]]
 
+    def merge(self, other: Overlap) -> None:
+        """Add the images of `other`. Raises MeasureError for other channels, concepts or
+        permutations."""
+        if (self.channels, self.concepts) != (other.channels, other.concepts) or not np.array_equal(
+            self.orders, other.orders
+        ):
+            raise MeasureError("overlaps of other channels, concepts or permutations do not merge")
+        self._area += other._area
+        self._both += other._both
+
     def compute(self, there: np.ndarray, known: np.ndarray) -> Counts:
         """The counts of all images, from `there` pixels [image, concept] and where a concept is
         `known` [image, concept]."""
-        shape = (len(self._both), len(self._orders), known.shape[1])
+        size = (self.channels, len(self.orders), self.concepts)
         return Counts(
-            self._both.reshape(shape),
-            _permuted_sums(self._area, known, self._orders),
+            self._both.reshape(size),
+            _permuted_sums(self._area, known, self.orders),
             there.sum(0),
             self._area,
         )
@@ -397,7 +413,7 @@ def overlaps(
     autocast: str | None,
 ) -> dict[str, Counts]:
     """Counts of every layer with masks."""
-    running = {layer.name: Overlap(layer, len(source), orders, masks.concepts) for layer in layers}
+    running = {layer.name: Overlap(layer.channels, orders, masks.concepts) for layer in layers}
     reducer = partial(active_pixels, levels=_tensors(levels), maps=maps)
     # Permutations of an image's masks at once.
     chunk = max(1, _VALUES // (masks.pixels * masks.concepts))

@@ -18,6 +18,7 @@ from mixer_probe.channels.clusters import channel_covariance
 from mixer_probe.channels.layerwise import Layerwise, finite_median
 from mixer_probe.channels.moments import LayerMoments, channel_moments, measured
 from mixer_probe.channels.quantiles import LEVELS, median_magnitude, quantiles_of, share_beyond
+from mixer_probe.core.accumulator import Accumulator, held
 from mixer_probe.core.errors import MeasureError, NonFiniteWarning
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
 from mixer_probe.core.validate import checked
@@ -188,26 +189,23 @@ class ChannelStatistics(Layerwise, Result):
         return table
 
 
-class ChannelMoments:
-    """Accumulator of channel statistics: `update` with a batch's `channel_moments`, `merge` with
-    another, then `compute`.
+@dataclass(eq=False)
+class ChannelMoments(Accumulator):
+    """What channel statistics are computed from, by layer, on the device of the batches; its size
+    does not depend on the number of images."""
 
-    Everything stays on the device of the batches; its size does not depend on the number of
-    images."""
-
-    def __init__(self) -> None:
-        self.images = 0
-        self._state: dict[str, LayerMoments] = {}
+    n: int = held(0)
+    _state: dict[str, LayerMoments] = held(dict)
 
     def update(self, found: Mapping[str, LayerMoments], images: int) -> None:
         """Add one batch: per layer what `channel_moments` returned, and how many images it was. The
         batch is taken over."""
-        self.images += images
+        self.n += images
         for name, moments in found.items():
             self.add(name, moments)
 
     def add(self, name: str, moments: LayerMoments) -> None:
-        """Add a batch's `channel_moments` of one layer alone; `images` does not count it. The batch
+        """Add a batch's `channel_moments` of one layer alone; `n` does not count it. The batch
         is taken over."""
         if name in self._state:
             self._state[name].add(moments)
@@ -216,7 +214,7 @@ class ChannelMoments:
 
     def merge(self, other: ChannelMoments) -> None:
         """Add the images of `other`, which stays as it is."""
-        self.images += other.images
+        self.n += other.n
         for name, moments in other._state.items():
             if name in self._state:
                 self._state[name].add(moments)
@@ -279,7 +277,7 @@ class ChannelMoments:
                     stacklevel=4,
                 )
         return ChannelStatistics.of_layers(
-            parts, model=model, images=images, layers=tuple(layers), n=self.images
+            parts, model=model, images=images, layers=tuple(layers), n=self.n
         )
 
 

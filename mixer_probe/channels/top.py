@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mixer_probe.capture import ImageSource, as_source, every_position, part_of, stream
+from mixer_probe.core.accumulator import Accumulator, held
 from mixer_probe.core.errors import LayerError, MeasureError, NonFiniteWarning
 from mixer_probe.core.fingerprint import keys_of
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
@@ -169,17 +170,17 @@ def extremes(
     return Extremes(wide.mean(1) if by == "mean" else peak, place)
 
 
-class RunningTop:
-    """Accumulator of the top images of all channels of a layer, on the device of the batches:
-    `update`, `merge`, `compute`."""
+@checked(MeasureError)
+@dataclass(eq=False)
+class RunningTop(Accumulator):
+    """The top images of all channels of a layer, on the device of the batches: their values,
+    indices and positions."""
 
-    @checked(MeasureError)
-    def __init__(self, k: int = 9, lowest: bool = False) -> None:
-        self.k = k
-        self.lowest = lowest
-        self.images = 0
-        self.non_finite = 0
-        self._kept: tuple[Tensor, Tensor, Tensor] | None = None
+    k: int = 9
+    lowest: bool = False
+    n: int = held(0)
+    non_finite: int = held(0)
+    _kept: tuple[Tensor, Tensor, Tensor] | None = held(None, "rank", "channel")
 
     def _what(self) -> str:
         return f"the {self.k} {'lowest' if self.lowest else 'highest'}"
@@ -188,7 +189,7 @@ class RunningTop:
     def update(self, found: Extremes, start: int) -> None:
         """Add a batch of which the first image has the index `start`."""
         n, channels = found.values.shape
-        self.images += n
+        self.n += n
         signed = -found.values if self.lowest else found.values
         undefined = torch.isnan(signed)
         self.non_finite += int(undefined.sum())
@@ -204,7 +205,7 @@ class RunningTop:
                 f"{self._what()} and {other._what()} do not merge: keep as many images, of the "
                 "same end, in both"
             )
-        self.images += other.images
+        self.n += other.n
         self.non_finite += other.non_finite
         if other._kept is not None:
             self._take(*other._kept)
@@ -236,7 +237,7 @@ class RunningTop:
         Raises MeasureError if there were none."""
         if self._kept is None:
             raise MeasureError("no image was seen, so none can be the strongest")
-        value, index, position = (part[: self.images].T.cpu().numpy() for part in self._kept)
+        value, index, position = (part[: self.n].T.cpu().numpy() for part in self._kept)
         return (-value if self.lowest else value), index, position
 
 
@@ -374,7 +375,7 @@ def _result(
         model.record,
         source.record,
         layer,
-        top.images,
+        top.n,
         by,
         top.lowest,
         size,

@@ -119,7 +119,7 @@ def top_unit_images(
     top = RunningTop(k)
     for piece in stream(model, images, [source], reduce, batch_size=batch_size, title=model.name):
         top.update(piece.found[source.name], piece.start)
-    return UnitImages(*top.compute(), top.images)
+    return UnitImages(*top.compute(), top.n)
 
 
 @checked(MeasureError)

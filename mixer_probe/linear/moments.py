@@ -10,12 +10,15 @@ before they are added.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mixer_probe.core.accumulator import Accumulator, held
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.linear.classifier import check_two
 from mixer_probe.linear.ridge import Ridge, checked_penalties, default_l2, eigen, gram
@@ -33,20 +36,20 @@ class _NormalEquations(NamedTuple):
     scaling: ColumnScaling
 
 
-class RidgeMoments:
-    """Everything that a ridge classifier needs of any number of images, in O(p^2) memory: `update`,
-    `merge`, `compute`.
+@dataclass(eq=False)
+class RidgeMoments(Accumulator):
+    """Everything that a ridge classifier needs of any number of images, in O(p^2) memory.
 
-    Sums are about the origin `_shift` [p], the mean of the first block: of features by class [K,
-    p], and of x x' [p, p]."""
+    Sums are about the origin `_shift`, the mean of the first block: of features by class, and of x
+    x'."""
 
-    def __init__(self) -> None:
-        self.classes: np.ndarray = np.zeros(0, dtype=np.int64)
-        self.counts: np.ndarray = np.zeros(0)
-        # The smallest relative difference that the features can show.
-        self._eps = 0.0
-        self._shift: Tensor | None = None
-        self._by_class = self._outer = torch.empty(0, 0)
+    classes: np.ndarray = held(partial(np.zeros, 0, np.int64), "class")
+    counts: np.ndarray = held(partial(np.zeros, 0), "class")
+    # The smallest relative difference that the features can show.
+    _eps: float = held(0.0)
+    _shift: Tensor | None = held(None, "p")
+    _by_class: Tensor = held(partial(torch.empty, 0, 0), "class", "p")
+    _outer: Tensor = held(partial(torch.empty, 0, 0), "p", "p")
 
     @property
     def n(self) -> int:

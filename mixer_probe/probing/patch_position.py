@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -33,6 +33,7 @@ from scipy.spatial.distance import pdist
 from torch import Tensor
 
 from mixer_probe.capture import ImageSource, Piece, as_source, part_of, stream
+from mixer_probe.core.accumulator import Accumulator, dims, held
 from mixer_probe.core.errors import ImagesError, LayerError, MeasureError, UndefinedProbeWarning
 from mixer_probe.core.fingerprint import check_apart
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
@@ -177,13 +178,13 @@ def patch_position_probe(
     validation = np.arange(len(train)) % 5 == 4
     run = _Run(model, selected, grid, batch_size)
     moments = run.moments(part_of(train, ~validation))
-    probes = {name: [sums.total.probes(path)] for name, sums in moments.items()}
+    probes = {name: [sums.total.compute(path)] for name, sums in moments.items()}
     chosen = {
         name: found[0].best()
         for name, found in run.answers(part_of(train, validation), probes, also=moments).items()
     }
     final = {
-        name: found.probes(*(path[[k]] for k in chosen[name])) for name, found in moments.items()
+        name: found.compute(*(path[[k]] for k in chosen[name])) for name, found in moments.items()
     }
     # They are by far the largest arrays, and the untrained network has its own.
     moments.clear()
@@ -237,19 +238,18 @@ def centres(grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
     return np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
-class PositionMoments:
-    """Sums by position and scatter of a layer's tokens, float64: `update` with batches, `merge`
-    others, then `probes`.
+@dataclass(eq=False)
+class PositionMoments(Accumulator):
+    """Sums by position and scatter of a layer's tokens, float64, whose cells lie at `places`.
 
     Sums are of deviations from a shift, the mean of the first batch, so that a large common mean
     costs no digits."""
 
-    def __init__(self, places: np.ndarray) -> None:
-        self.places = torch.from_numpy(places)
-        self.shift: Tensor | None = None
-        self.n = 0
-        self._sums: Tensor | None = None
-        self._outer: Tensor | None = None
+    places: np.ndarray = field(metadata=dims("position", "coordinate"))
+    shift: Tensor | None = held(None, "channel")
+    n: int = held(0)
+    _sums: Tensor | None = held(None, "position", "channel")
+    _outer: Tensor | None = held(None, "channel", "channel")
 
     def of(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(sums by position [S, C], scatter [C, C]) of tokens `x` [image, S, C] about the shift,
@@ -267,9 +267,28 @@ class PositionMoments:
         self._outer = outer if self._outer is None else self._outer + outer
         self.n += images
 
+    def merge(self, other: PositionMoments) -> None:
+        """Add the images of `other`, wherever its shift is. Raises MeasureError for other
+        places."""
+        if not np.array_equal(self.places, other.places):
+            raise MeasureError("moments of tokens at other places do not merge")
+        if other._sums is None:
+            return
+        assert other.shift is not None
+        assert other._outer is not None
+        self.shift = other.shift if self.shift is None else self.shift
+        shift, sums, outer = (
+            part.to(self.shift.device) for part in (other.shift, other._sums, other._outer)
+        )
+        # (x - a) = (x - b) + (b - a), expanded.
+        step, total = shift - self.shift, sums.sum(0)
+        sums = sums + other.n * step
+        outer = outer + torch.outer(step, sums.sum(0)) + torch.outer(total, step)
+        self.update((sums, outer), other.n)
+
     def without(self, part: PositionMoments) -> PositionMoments:
         """Moments of the images that are not in `part`, whose sums are about the same shift."""
-        rest = PositionMoments(self.places.numpy())
+        rest = PositionMoments(self.places)
         rest.shift, rest.n = self.shift, self.n - part.n
         if self._sums is not None and part._sums is not None:
             assert self._outer is not None
@@ -277,7 +296,7 @@ class PositionMoments:
             rest._sums, rest._outer = self._sums - part._sums, self._outer - part._outer
         return rest
 
-    def probes(self, path: np.ndarray, cells_path: np.ndarray | None = None) -> PositionProbes:
+    def compute(self, path: np.ndarray, cells_path: np.ndarray | None = None) -> PositionProbes:
         """Probes for every relative ridge of `path` [m], those of cells for `cells_path` if given,
         from all images so far; all NaN for activations that are not finite or do not vary."""
         cells_path = path if cells_path is None else cells_path
@@ -297,7 +316,7 @@ class PositionMoments:
         away = (means - centre) / scale
         total = total / scale / scale[:, None]
         within = total - away.T @ away / cells
-        places = self.places.to(total)
+        places = torch.from_numpy(self.places).to(total)
         middle = places.mean(0)
         towards = away.T @ (places - middle) / cells
         regression = _solved(total, towards, path)
@@ -308,14 +327,20 @@ class PositionMoments:
         offsets = -0.5 * torch.einsum("sc,mcs->ms", away, directions)
         return PositionProbes(self.shift + centre, scale, regression, middle, directions, offsets)
 
+    probes = compute
 
-class GroupedMoments:
-    """Moments of all images in `total`, and of groups of them: image k is in group k mod
-    `GROUPS`."""
 
-    def __init__(self, places: np.ndarray) -> None:
-        self.total = PositionMoments(places)
-        self.groups = [PositionMoments(places) for _ in range(GROUPS)]
+@dataclass(eq=False)
+class GroupedMoments(Accumulator):
+    """Moments of all images in `total`, and of groups of them about the same shift: image k is in
+    group k mod `GROUPS`."""
+
+    places: np.ndarray
+    total: PositionMoments = held(None)
+    groups: list[PositionMoments] = held(list)
+
+    def __post_init__(self) -> None:
+        self.total, *self.groups = (PositionMoments(self.places) for _ in range(1 + GROUPS))
 
     def of(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
         """What `PositionMoments.of` returns for tokens `x` [image, S, C], and for every `GROUPS`-th
@@ -328,16 +353,30 @@ class GroupedMoments:
     def update(self, found: Sequence[tuple[Tensor, Tensor]], images: int) -> None:
         """Add what `of` returned for so many images, which come after those so far."""
         for k, part in enumerate(found[1:]):
-            self.groups[(self.total.n + k) % GROUPS].update(part, len(range(k, images, GROUPS)))
+            group = self.groups[(self.total.n + k) % GROUPS]
+            group.shift = self.total.shift
+            group.update(part, len(range(k, images, GROUPS)))
         self.total.update(found[0], images)
 
-    def probes(self, path: np.ndarray, cells_path: np.ndarray) -> list[PositionProbes]:
+    def merge(self, other: GroupedMoments) -> None:
+        """Add the images of `other`, which come after those so far. Raises MeasureError for other
+        places."""
+        before = self.total.n
+        self.total.merge(other.total)
+        for k, part in enumerate(other.groups):
+            group = self.groups[(before + k) % GROUPS]
+            group.shift = self.total.shift
+            group.merge(part)
+
+    def compute(self, path: np.ndarray, cells_path: np.ndarray) -> list[PositionProbes]:
         """Probes fitted to all images, then those fitted without each group; without the latter if
         a group has no image."""
         left_out = (
             [self.total.without(group) for group in self.groups] if self.total.n >= GROUPS else []
         )
-        return [moments.probes(path, cells_path) for moments in (self.total, *left_out)]
+        return [moments.compute(path, cells_path) for moments in (self.total, *left_out)]
+
+    probes = compute
 
 
 def _solved(gram: Tensor, right: Tensor, path: np.ndarray, least: float = 0.0) -> Tensor:

@@ -9,11 +9,13 @@ ratio is taken of the sums. A mean of the batches' ratios would be something els
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mixer_probe.core.accumulator import Accumulator, dims, held
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import checked
 from mixer_probe.similarity.alignment import ratio
@@ -28,7 +30,20 @@ _FEWEST_BATCHES = 12
 _BLOCK_BYTES = 2**27
 
 
-class MinibatchCKA:
+@dataclass(frozen=True)
+class _Batch:
+    """HSIC of a batch, times its number of images: of all pairs of layers, and of each with
+    itself."""
+
+    n: int
+    cross: Tensor = field(metadata=dims("layer_a", "layer_b"))
+    own_a: Tensor = field(metadata=dims("layer_a"))
+    own_b: Tensor = field(metadata=dims("layer_b"))
+
+
+@checked(MeasureError)
+@dataclass(eq=False)
+class MinibatchCKA(Accumulator):
     """Accumulates unbiased linear CKA of all pairs of layers from batches that have no image in
     common.
 
@@ -41,20 +56,20 @@ class MinibatchCKA:
     random, the interval leaves out each batch in turn. A batch of fewer than 4 images is left out,
     and counted in `left_out`."""
 
-    @checked(MeasureError)
-    def __init__(self, permutations: int = 100, seed: int = 0) -> None:
-        check_permutations(permutations)
-        self._permutations = permutations
-        self._seed = seed
-        self._widths: tuple[dict[str, int], dict[str, int]] = ({}, {})
-        self._found: list[tuple[int, Tensor, Tensor, Tensor]] = []
-        self._null: Tensor | None = None
-        self.left_out = 0
+    permutations: int = 100
+    seed: int = 0
+    left_out: int = held(0)
+    _widths: tuple[dict[str, int], dict[str, int]] = held(lambda: ({}, {}))
+    _found: list[_Batch] = held(list)
+    _null: Tensor | None = held(None, "permutation", "layer_a", "layer_b")
+
+    def __post_init__(self) -> None:
+        check_permutations(self.permutations)
 
     @property
     def n(self) -> int:
         """Images so far."""
-        return sum(n for n, *_ in self._found)
+        return sum(batch.n for batch in self._found)
 
     def update(self, a: Mapping[str, Features], b: Mapping[str, Features]) -> None:
         """Add a batch: features [n, p] by layer name, of both networks and for the same images.
@@ -91,34 +106,34 @@ class MinibatchCKA:
         )
         own = [n * side.square().sum(1).cpu() / divisor(n, "unbiased") for side in (left, right)]
         cross = n * (left @ right.T).cpu() / divisor(n, "unbiased")
-        if self._permutations:
+        if self.permutations:
             # HSIC of the batch [permutations, La, Lb] under random pairings of its images.
-            generator = np.random.default_rng([self._seed, len(self._found)])
-            orders = torch.from_numpy(generator.random((self._permutations, n)).argsort(axis=1)).to(
+            generator = np.random.default_rng([self.seed, len(self._found)])
+            orders = torch.from_numpy(generator.random((self.permutations, n)).argsort(axis=1)).to(
                 left.device
             )
             if self._null is None:
                 self._null = torch.zeros(
-                    self._permutations, len(left), len(right), dtype=torch.float64
+                    self.permutations, len(left), len(right), dtype=torch.float64
                 )
             grams = right.reshape(len(right), n, n)
             step = max(1, _BLOCK_BYTES // right.nbytes)
-            for start in range(0, self._permutations, step):
+            for start in range(0, self.permutations, step):
                 part = orders[start : start + step]
                 shuffled = grams[:, part[:, :, None], part[:, None, :]].flatten(2)
                 null = torch.einsum("ak,bsk->sab", left, shuffled).cpu()
                 self._null[start : start + step] += n * null / divisor(n, "unbiased")
-        self._found.append((n, cross, own[0], own[1]))
+        self._found.append(_Batch(n, cross, *own))
 
     def merge(self, other: MinibatchCKA) -> None:
         """Add the batches of `other`; it stays as it is.
 
         Raises MeasureError if the layers or the number of permutations differ."""
-        if not other._found:
+        if not any(other._widths):
             return
         if not any(self._widths):
             self._widths = other._widths
-        if self._widths != other._widths or self._permutations != other._permutations:
+        if self._widths != other._widths or self.permutations != other.permutations:
             raise MeasureError("the two accumulators hold different layers or permutations")
         self._found += other._found
         self.left_out += other.left_out
@@ -138,7 +153,8 @@ class MinibatchCKA:
                 f"{MINIMUM_IMAGES}"
             )
         cross, own_a, own_b = (
-            torch.stack(parts) for parts in list(zip(*self._found, strict=True))[1:]
+            torch.stack([getattr(batch, name) for batch in self._found])
+            for name in ("cross", "own_a", "own_b")
         )
         values = ratio(cross.sum(0), own_a.sum(0), own_b.sum(0)).numpy()
         interval: Interval | None = None
@@ -149,7 +165,7 @@ class MinibatchCKA:
             drawn = ratio(self._null, own_a.sum(0), own_b.sum(0)).numpy()
             null = null_of(drawn, method="random pairings within each batch")
         return plain_matrix(
-            values, self._widths, "unbiased", self.n, null, interval, "minibatch", self._seed
+            values, self._widths, "unbiased", self.n, null, interval, "minibatch", self.seed
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mixer_probe.core.accumulator import Accumulator, held
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.validate import checked
 from mixer_probe.similarity.alignment import ratio
@@ -27,7 +29,9 @@ _ROWS = 1024
 Widths = dict[str, int]
 
 
-class StreamingCKA:
+@checked(MeasureError)
+@dataclass(eq=False)
+class StreamingCKA(Accumulator):
     """Accumulates linear CKA of all pairs of layers; memory is O(d^2) in the summed channels, for
     any number of images.
 
@@ -46,13 +50,16 @@ class StreamingCKA:
     all there is, and the values are those of their Gram matrices; with `hold` False moments are
     taken from the first batch on."""
 
-    @checked(MeasureError)
-    def __init__(self, keep: int | None = None, seed: int = 0, *, hold: bool = True) -> None:
-        self._widths: tuple[Widths, Widths] = ({}, {})
-        self._moments: Moments | None = None
-        self._sample = Sample(SAMPLE if keep is None else keep, seed)
-        self._seed = seed
-        self._hold = hold
+    keep: int | None = None
+    seed: int = 0
+    _: KW_ONLY
+    hold: bool = True
+    _widths: tuple[Widths, Widths] = held(lambda: ({}, {}))
+    _moments: Moments | None = held(None)
+    _sample: Sample = held(None)
+
+    def __post_init__(self) -> None:
+        self._sample = Sample(SAMPLE if self.keep is None else self.keep, self.seed)
 
     @property
     def n(self) -> int:
@@ -80,7 +87,7 @@ class StreamingCKA:
             [side[name].to(device) for name in widths] for side, widths in zip(parts, self._widths)
         ]
         x, y = (torch.cat(side, dim=1) for side in layers)
-        if self._moments is None and not (self._hold and self.n + n <= self._sample.keep):
+        if self._moments is None and not (self.hold and self.n + n <= self._sample.keep):
             # More than are held, which become the beginning of the moments.
             self._moments = (
                 self._sample.moments(self._widths)
@@ -107,7 +114,7 @@ class StreamingCKA:
             _check_layers(mine, others)
             if list(mine) != list(others):
                 raise MeasureError("the two accumulators hold the same layers in different order")
-        if other._moments is not None or not (self._hold and self.n + other.n <= self._sample.keep):
+        if other._moments is not None or not (self.hold and self.n + other.n <= self._sample.keep):
             more = other._moments or other._sample.moments(self._widths)
             if self._moments is None:
                 held = self._sample.n
@@ -135,7 +142,7 @@ class StreamingCKA:
             raise MeasureError(
                 f"{self.n} images are too few: similarity needs at least {MINIMUM_IMAGES}"
             )
-        seed = self._seed if seed is None else seed
+        seed = self.seed if seed is None else seed
         moments = self._moments
         values = None if moments is None else ratio(*moments.hsic(estimator)).cpu().numpy()
         null, interval = None, None
@@ -154,17 +161,21 @@ class StreamingCKA:
         return plain_matrix(values, self._widths, estimator, self.n, null, interval, method, seed)
 
 
+@dataclass(eq=False)
 class Sample:
     """Features of up to `keep` images drawn uniformly from a stream; two samples of separate
     streams merge to one of both.
 
     Every image gets a random key, and those with the smallest keys stay."""
 
-    def __init__(self, keep: int, seed: int) -> None:
-        self.keep = keep
-        self._seed = seed
-        self._keys = np.zeros(0)
-        self._rows: tuple[Tensor, Tensor] | None = None
+    keep: int
+    seed: int
+    _keys: np.ndarray = held(partial(np.zeros, 0), "image")
+    _rows: tuple[Tensor, Tensor] | None = held(None, "image", "")
+
+    def __post_init__(self) -> None:
+        # Has place for `keep` images; `_rows` is its beginning.
+        self._memory: tuple[Tensor, Tensor] | None = None
 
     @property
     def n(self) -> int:
@@ -179,7 +190,7 @@ class Sample:
     def moments(self, widths: tuple[Widths, Widths]) -> Moments:
         """Moments of the images kept."""
         assert self._rows is not None
-        x, y = (rows[: self.n] for rows in self._rows)
+        x, y = self._rows
         moments = Moments.about_mean(*widths, x[:_ROWS].double(), y[:_ROWS].double())
         for start in range(0, self.n, _ROWS):
             # Copies, since the moments move them to their origin.
@@ -192,33 +203,34 @@ class Sample:
         exactly."""
         self._make_room(x, y, dtype)
         if self.keep:
-            self._offer(random_keys(x, y, self._seed), x, y)
+            self._offer(random_keys(x, y, self.seed), x, y)
 
     def merge(self, other: Sample) -> None:
         """Offer the images of another sample."""
         if self.keep and other._rows is not None:
-            x, y = (rows[: other.n] for rows in other._rows)
-            self._make_room(x, y, x.dtype)
-            self._offer(other._keys, x, y)
+            self._make_room(*other._rows, other._rows[0].dtype)
+            self._offer(other._keys, *other._rows)
 
     def _make_room(self, x: Tensor, y: Tensor, dtype: torch.dtype) -> None:
         """Memory for images of these layers, in a type that holds `dtype` too."""
-        if self._rows is None:
+        kept = self._rows or (x[:0], y[:0])
+        if self._rows is not None:
+            dtype = torch.promote_types(dtype, self._rows[0].dtype)
+        if self._memory is None or self._memory[0].dtype is not dtype:
             # Memory that no image is written to is never taken.
-            self._rows = (
-                x.new_empty(self.keep, x.shape[1], dtype=dtype),
-                y.new_empty(self.keep, y.shape[1], dtype=dtype),
-            )
-        elif dtype is torch.float64 and self._rows[0].dtype is not dtype:
-            self._rows = self._rows[0].double(), self._rows[1].double()
+            left, right = (rows.new_empty(self.keep, rows.shape[1], dtype=dtype) for rows in kept)
+            left[: self.n], right[: self.n] = kept
+            self._memory, self._rows = (left, right), (left[: self.n], right[: self.n])
 
     def _offer(self, keys: np.ndarray, x: Tensor, y: Tensor) -> None:
-        assert self._rows is not None
-        used = len(self._keys)
+        assert self._memory is not None
+        left, right = self._memory
+        used = self.n
         room = self.keep - used
-        for rows, batch in zip(self._rows, (x, y), strict=True):
+        for rows, batch in zip(self._memory, (x, y), strict=True):
             rows[used : used + len(batch[:room])] = batch[:room].to(rows)
         self._keys = np.concatenate([self._keys, keys[:room]])
+        self._rows = left[: self.n], right[: self.n]
         # The rest with smaller keys takes the places of those with the largest.
         keys, x, y = keys[room:], x[room:], y[room:]
         if not len(keys):
@@ -227,16 +239,15 @@ class Sample:
         new = stay[stay >= len(self._keys)] - len(self._keys)
         free = np.setdiff1d(np.arange(len(self._keys)), stay)
         self._keys[free] = keys[new]
-        for rows, batch in zip(self._rows, (x, y), strict=True):
+        for rows, batch in zip(self._memory, (x, y), strict=True):
             rows[torch.from_numpy(free)] = batch[torch.from_numpy(new)].to(rows)
 
     def layers(self, widths: tuple[Widths, Widths]) -> tuple[list[Tensor], list[Tensor]]:
         """The layers of both sides, centred, in main memory."""
         assert self._rows is not None
         sides: Any = zip(self._rows, widths, strict=True)
-        n = len(self._keys)
         left, right = (
-            [centred(part.cpu().double()) for part in rows[:n].split(list(w.values()), 1)]
+            [centred(part.cpu().double()) for part in rows.split(list(w.values()), 1)]
             for rows, w in sides
         )
         return left, right

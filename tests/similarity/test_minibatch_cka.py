@@ -104,6 +104,15 @@ def test_small_batches_are_left_out_and_counted():
         MinibatchCKA().compute()
 
 
+def test_images_left_out_by_a_part_are_counted_after_a_merge():
+    X, Y = features(5, 23, 4, 4)
+    whole, part = MinibatchCKA(), MinibatchCKA()
+    whole.update({"x": X[:20]}, {"y": Y[:20]})
+    part.update({"x": X[20:]}, {"y": Y[20:]})
+    whole.merge(part)
+    assert (whole.n, whole.left_out) == (20, 3)
+
+
 def test_other_layers_are_refused():
     X, Y = features(6, 20, 4, 4)
     accumulator = MinibatchCKA()
