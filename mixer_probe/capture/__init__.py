@@ -14,6 +14,7 @@ from mixer_probe.capture.store import open_run
 from mixer_probe.capture.stream import (
     ImageSource,
     Piece,
+    Reading,
     TensorImages,
     as_source,
     check_parts,
@@ -28,6 +29,7 @@ __all__ = [
     "ImageSource",
     "Inputs",
     "Piece",
+    "Reading",
     "Reducer",
     "Representations",
     "RunRecord",

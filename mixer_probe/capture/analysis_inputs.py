@@ -14,6 +14,7 @@ import numpy as np
 
 from mixer_probe.capture.extraction import extract
 from mixer_probe.capture.representations import Representations
+from mixer_probe.capture.stream import Reading
 from mixer_probe.core.errors import ImagesError, MeasureError, MixerProbeError
 from mixer_probe.core.fingerprint import apart
 from mixer_probe.core.result import ModelRecord, Result
@@ -33,7 +34,8 @@ class Inputs:
     `train` are images to fit probes on, None for a half of `images`. `found` are the results of
     earlier analyses. `shared` is one dictionary for all networks of a study: options of a command
     beyond the settings, and what is computed once for all. With `store` representations are kept in
-    that folder. `trained` is the network whose untrained baseline this is.
+    that folder. `trained` is the network whose untrained baseline this is. `reads` give what else
+    is read in the pass that extracts the representations of `images`.
 
     After `close` the network is no longer in memory; of its representations those of the test
     images remain."""
@@ -54,6 +56,7 @@ class Inputs:
         self.settings = settings or StudySettings()
         self.shared: dict[str, Any] = {} if shared is None else shared
         self.found: list[Result] = []
+        self.reads: list[Callable[[Inputs], Reading | None]] = []
         self._model, self._images = model, images
         self._kept: dict[str, tuple[Any, MixerProbeError | None]] = {}
         self._open = ExitStack()
@@ -104,9 +107,12 @@ class Inputs:
     @property
     def whole(self) -> Representations:
         """`test`, with the head whose logits give the accuracy of the network."""
-        return self.keep(
-            "whole", lambda: self._extract(self.images, "test", with_head=self.trained is None)
-        )
+
+        def extracted() -> Representations:
+            also = [reading for read in self.reads if (reading := read(self)) is not None]
+            return self._extract(self.images, "test", self.trained is None, also)
+
+        return self.keep("whole", extracted)
 
     @property
     def test(self) -> Representations:
@@ -187,6 +193,10 @@ class Inputs:
             raise failure
         return value  # type: ignore[no-any-return]
 
+    def forget(self, name: str) -> None:
+        """Free what is kept under this name."""
+        self._kept.pop(name, None)
+
     def share(self, name: str, make: Callable[[], T]) -> T:
         """The value of `make`, computed once for all networks of the study, unless `shared` has it
         already."""
@@ -216,7 +226,9 @@ class Inputs:
             k: v for k, v in self._kept.items() if k == "test"
         }
 
-    def _extract(self, images: Images, part: str, with_head: bool = False) -> Representations:
+    def _extract(
+        self, images: Images, part: str, with_head: bool = False, also: Sequence[Reading] = ()
+    ) -> Representations:
         s = self.settings
         heads = (
             [layer.name for layer in self.model.layers if layer.kind == "head"][-1:]
@@ -230,9 +242,8 @@ class Inputs:
             if self.store is None
             else self.store / f"{slug(self.record.name)}-{of}-{part}.zarr"
         )
-        return extract(
-            self.model, images, layers, batch_size=s.batch_size, autocast=s.autocast, out=out
-        )
+        options: dict[str, Any] = {"batch_size": s.batch_size, "autocast": s.autocast}
+        return extract(self.model, images, layers, out=out, also=also, **options)
 
 
 def halves(

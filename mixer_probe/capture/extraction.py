@@ -31,7 +31,7 @@ from mixer_probe.capture.representations import (
     count_non_finite,
 )
 from mixer_probe.capture.store import stored, stored_shape
-from mixer_probe.capture.stream import ImageSource, Piece, as_source, stream, to_host
+from mixer_probe.capture.stream import ImageSource, Piece, Reading, as_source, stream, to_host
 from mixer_probe.core.errors import ImagesError, LayerError, NonFiniteWarning, StoreError
 from mixer_probe.core.files import printable
 from mixer_probe.core.fingerprint import keys_of
@@ -56,6 +56,7 @@ def extract(
     batch_size: int = 64,
     out: str | os.PathLike[str] | None = None,
     autocast: str | None = None,
+    also: Sequence[Reading] = (),
 ) -> Representations:
     """Activations of the `layers` of `model` on `images`.
 
@@ -66,6 +67,7 @@ def extract(
     goes on where it stopped, and returns the finished run if there is one. It is the same with
     equal pictures, labels and classes in the same order, wherever they lie and whatever they are
     called, an equal network and equal preprocessing. `autocast` is None, "bfloat16" or "float16".
+    Those of `also` read in the same forward passes: all images, unless some are in a store already.
 
     Returns arrays [image, channel], or [image, position, channel] for reduce="none".
 
@@ -93,9 +95,9 @@ def extract(
         model.record, source.record, selected, reduce, repr(model.input), precision, dtype, versions
     )
     if out is None:
-        found = _into_memory(model, source, record, batch_size, autocast)
+        found = _into_memory(model, source, record, batch_size, autocast, also)
     else:
-        pieces = partial(_pieces, model, source, record, batch_size, autocast)
+        pieces = partial(_pieces, model, source, record, batch_size, autocast, also)
         found = stored(Path(out), record, source, pieces, batch_size)
         found = found.named(record.model, record.images, tuple(map(printable, source.ids)))
     for name, count in found.non_finite.items():
@@ -113,6 +115,7 @@ def _pieces(
     record: RunRecord,
     batch_size: int,
     autocast: str | None,
+    also: Sequence[Reading],
     start: int = 0,
 ) -> Generator[tuple[Piece, dict[str, np.ndarray]]]:
     """Pieces from image `start` on, with NumPy arrays by stored name. Raises ImagesError for images
@@ -127,6 +130,7 @@ def _pieces(
         start=start,
         autocast=autocast,
         title=f"{model.name}: representations",
+        also=also,
     )
     for piece in to_host(found):
         rows = slice(piece.start, piece.start + piece.n)
@@ -154,7 +158,12 @@ def _pieces(
 
 
 def _into_memory(
-    model: Model, source: ImageSource, record: RunRecord, batch_size: int, autocast: str | None
+    model: Model,
+    source: ImageSource,
+    record: RunRecord,
+    batch_size: int,
+    autocast: str | None,
+    also: Sequence[Reading],
 ) -> Representations:
     """The run in memory. Raises StoreError where the machine has too little of it."""
     n = len(source)
@@ -172,7 +181,7 @@ def _into_memory(
         )
     arrays: dict[str, np.ndarray] = {}
     counts: dict[str, int] = {}
-    with closing(_pieces(model, source, record, batch_size, autocast)) as pieces:
+    with closing(_pieces(model, source, record, batch_size, autocast, also)) as pieces:
         for piece, found in pieces:
             count_non_finite(found, counts)
             for name, values in found.items():

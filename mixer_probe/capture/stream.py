@@ -183,6 +183,16 @@ class Piece:
         return Piece(self.start, self.n, pytree.tree_map(change, self.found))
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What is read in a pass: the results of `reducer` at its `layers`, which `add` takes piece by
+    piece."""
+
+    layers: Sequence[Layer]
+    reducer: Reducer[Any]
+    add: Callable[[Piece], object]
+
+
 @checked(ImagesError)
 def stream(
     model: Model,
@@ -194,14 +204,26 @@ def stream(
     start: int = 0,
     autocast: str | torch.dtype | None = None,
     title: str | None = None,
+    also: Sequence[Reading] = (),
 ) -> Iterator[Piece]:
     """Run images through the network and yield, piece by piece, `{layer: reducer(layer, positions,
     prefix)}`.
 
     The results are on the device. Where that runs out of memory the batch is halved, with a
     warning, and the stream continues. `autocast` is "bfloat16", "float16" or None. `start` skips
-    that many images. Progress is shown under `title`. Between pieces the network is as before: no
-    hooks, its own training flags."""
+    that many images. Progress is shown under `title`. Those of `also` read in the same forward
+    passes, each before the piece is yielded. Between pieces the network is as before: no hooks, its
+    own training flags."""
+    wanted = [(layers, reducer), *((reading.layers, reading.reducer) for reading in also)]
+    names = [[layer.name for layer in of] for of, _ in wanted]
+    union = list({layer.name: layer for of, _ in wanted for layer in of}.values())
+
+    def all_of(layer: Layer, positions: torch.Tensor, prefix: torch.Tensor | None) -> list[Any]:
+        return [
+            reduce(layer, positions, prefix) if layer.name in own else None
+            for (_, reduce), own in zip(wanted, names, strict=True)
+        ]
+
     source = as_source(images)
     transform = transform_of(model)
     dtype = resolve_dtype(autocast)
@@ -221,7 +243,7 @@ def stream(
         ):
             while len(batch):
                 part = batch[:most]
-                found = _reduced(model, layers, reducer, dtype, part)
+                found = _reduced(model, union, all_of, dtype, part)
                 if found is None:
                     # Only now is the error gone, and with it the tensors of the pass that failed.
                     most = len(part) // 2
@@ -230,7 +252,13 @@ def stream(
                     text = f"out of memory on the device: going on with batches of {most}"
                     warnings.warn(text, OutOfMemoryWarning, stacklevel=3)
                     continue
-                yield Piece(position, len(part), found)
+                own, *others = (
+                    Piece(position, len(part), {name: found[name][k] for name in one})
+                    for k, one in enumerate(names)
+                )
+                for reading, piece in zip(also, others, strict=True):
+                    reading.add(piece)
+                yield own
                 position += len(part)
                 advance(len(part))
                 batch = batch[len(part) :]

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from mixer_probe.capture import Inputs, Representations, extract
+from mixer_probe.capture import Inputs, Reading, Representations, extract
 from mixer_probe.channels import (
+    ChannelMoments,
     ChannelPage,
     ChannelPartners,
     ChannelsNeeded,
@@ -35,7 +36,12 @@ from mixer_probe.channels.views.pages import pages_section, partners_section
 from mixer_probe.channels.views.selectivity import needed_section, selectivity_section
 from mixer_probe.channels.views.statistics import channel_section
 from mixer_probe.core.analysis import Analysis, Room, View
-from mixer_probe.core.errors import ImagesError, MeasureError, UndefinedChannelsWarning
+from mixer_probe.core.errors import (
+    ImagesError,
+    MeasureError,
+    MixerProbeError,
+    UndefinedChannelsWarning,
+)
 from mixer_probe.core.result import Result
 from mixer_probe.core.settings import StudySettings
 from mixer_probe.core.threads import side_by_side
@@ -50,6 +56,7 @@ NEEDED_LAYERS, NEEDED_DRAWS = 4, 3
 CLEAREST = "the most class-selective channel of each layer (largest |z| of its AUROC)"
 TAILED = "the channel with the heaviest tails of each layer (largest excess kurtosis)"
 ASKED = "selected by number"
+_MOMENTS = "channel moments"
 R = TypeVar("R", ChannelStatistics, ClassSelectivity)
 
 
@@ -64,15 +71,31 @@ def _undefined_allowed() -> Iterator[None]:
 
 def statistics(i: Inputs, layers: str | Sequence[str] | None = None) -> ChannelStatistics:
     """Statistics over a sample of the images where the settings limit it: every position counts, so
-    that few images suffice."""
+    that few images suffice. Those of all images are read where representations are extracted."""
     s = i.settings
     images = i.images.sample(
         len(i.images) if s.statistics_images is None else min(s.statistics_images, len(i.images)),
         s.seed,
     )
+    if layers is None and i.reads and len(images) == len(i.images):
+        with suppress(MixerProbeError):
+            _ = i.test
+        moments = i.keep(_MOMENTS, ChannelMoments)
+        i.forget(_MOMENTS)
+        if i.extracted and moments.n == len(images):
+            return moments.compute(i.record, images.record, i.model.select(s.layers))
     return channel_statistics(
         i.model, images, layers or s.layers, batch_size=s.batch_size, autocast=s.autocast
     )
+
+
+def _read_statistics(i: Inputs) -> Reading | None:
+    """What `statistics` of all images are computed from."""
+    most = i.settings.statistics_images
+    if most is not None and most < len(i.images):
+        return None
+    moments = i.keep(_MOMENTS, ChannelMoments)
+    return moments.reading(i.model, i.model.select(i.settings.layers))
 
 
 def selectivity(run: Representations, s: StudySettings) -> ClassSelectivity:
@@ -251,6 +274,7 @@ ROOM = Room(
             (ChannelStatistics,),
             lambda i: [statistics(i)],
             needs="images",
+            reads=_read_statistics,
         ),
         Analysis(
             "selectivity",

@@ -7,13 +7,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
 
-from mixer_probe.capture import ImageSource, as_source, stream
+from mixer_probe.capture import ImageSource, Piece, Reading, as_source, stream
 from mixer_probe.channels.clusters import channel_covariance
 from mixer_probe.channels.layerwise import Layerwise, finite_median
 from mixer_probe.channels.moments import LayerMoments, channel_moments, measured
@@ -197,6 +197,29 @@ class ChannelMoments(Accumulator):
     n: int = held(0)
     _state: dict[str, LayerMoments] = held(dict)
 
+    def reading(
+        self,
+        model: Model,
+        layers: Sequence[Layer],
+        *,
+        quantiles: bool = True,
+        covariance: bool | None = None,
+    ) -> Reading:
+        """What adds the images of a pass; `quantiles` and `covariance` are those of
+        `channel_statistics`."""
+        reducer = partial(measured, quantiles=quantiles, covariance=covariance)
+
+        def at_once(layer: Layer, positions: torch.Tensor, prefix: torch.Tensor | None) -> None:
+            self.add(layer.name, reducer(layer, positions, prefix))
+
+        def add(piece: Piece) -> None:
+            found = {name: one for name, one in piece.found.items() if one is not None}
+            self.update(found, piece.n)
+
+        # No pass is repeated on the CPU: each layer is added at once, and the moments of a batch's
+        # layers are never held together.
+        return Reading(layers, at_once if model.device.type == "cpu" else reducer, add)
+
     def update(self, found: Mapping[str, LayerMoments], images: int) -> None:
         """Add one batch: per layer what `channel_moments` returned, and how many images it was. The
         batch is taken over."""
@@ -300,22 +323,10 @@ def channel_statistics(
     participation ratio and clusters; None: up to `WIDEST` channels.
 
     Raises LayerError and ImagesError as `extract` does; warns with NonFiniteWarning."""
-    source = as_source(images)
-    selected = model.select(layers)
-    reducer = partial(measured, quantiles=quantiles, covariance=covariance)
-    moments = ChannelMoments()
-
-    def add(layer: Layer, positions: torch.Tensor, prefix: torch.Tensor | None) -> None:
-        moments.add(layer.name, reducer(layer, positions, prefix))
-
-    # No pass is repeated on the CPU: each layer is added at once, and the moments of a batch's
-    # layers are never held together.
-    into = add if model.device.type == "cpu" else reducer
+    source, selected, moments = as_source(images), model.select(layers), ChannelMoments()
+    reading = moments.reading(model, selected, quantiles=quantiles, covariance=covariance)
+    options: dict[str, Any] = {"batch_size": batch_size, "autocast": autocast}
     title = f"{model.name}: channel statistics"
-    for piece in stream(
-        model, source, selected, into, batch_size=batch_size, autocast=autocast, title=title
-    ):
-        moments.update(
-            {name: found for name, found in piece.found.items() if found is not None}, piece.n
-        )
+    for piece in stream(model, source, selected, reading.reducer, title=title, **options):
+        reading.add(piece)
     return moments.compute(model.record, source.record, selected)

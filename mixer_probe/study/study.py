@@ -74,6 +74,8 @@ class Study:
     def add(self, model: Model, card: bool = False) -> Inputs:
         """All analyses that look at this network alone; with `card` its card comes first."""
         network = Inputs(model, self.images, self.train, self.settings, self.shared, self.store)
+        if any(a.needs not in ("weights", "images") for _, a in self._asked):
+            network.reads = [a.reads for _, a in self._asked if a.reads is not None]
         place = len(self.results)
         with closing(network), task(f"analyses of {model.name}", len(self._asked)) as advance:
             if card:
