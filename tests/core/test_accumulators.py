@@ -20,7 +20,7 @@ import mixer_probe
 from mixer_probe.channels import ChannelMoments, RunningTop, channel_moments, extremes
 from mixer_probe.channels.overlap import ActivationMask, Overlap, Threshold, highest
 from mixer_probe.core.accumulator import Accumulator
-from mixer_probe.core.errors import StoreError
+from mixer_probe.core.errors import MeasureError, StoreError
 from mixer_probe.core.result import ImagesRecord, ModelRecord
 from mixer_probe.linear import RidgeMoments
 from mixer_probe.models import Layer
@@ -202,6 +202,20 @@ def test_parts_merged_in_order_are_all_images_at_once(case: Case) -> None:
     assert_close(empty.state(), whole.state())
     case.add(first, BATCHES[0])
     assert_same(second.state(), before)
+
+
+# Those of other seeds or of another number of kept images merge.
+@pytest.mark.parametrize(
+    "name", ["RunningTop", "Threshold", "Overlap", "PositionMoments", "GroupedMoments"]
+)
+def test_other_settings_do_not_merge(name: str) -> None:
+    case = CASES[name]
+    assert case.other is not None
+    accumulator = of(case, BATCHES)
+    before = accumulator.state()
+    with pytest.raises(MeasureError, match="do not merge"):
+        accumulator.merge(case.other())
+    assert_same(accumulator.state(), before)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
