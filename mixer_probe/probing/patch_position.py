@@ -327,8 +327,6 @@ class PositionMoments(Accumulator):
         offsets = -0.5 * torch.einsum("sc,mcs->ms", away, directions)
         return PositionProbes(self.shift + centre, scale, regression, middle, directions, offsets)
 
-    probes = compute
-
 
 @dataclass(eq=False)
 class GroupedMoments(Accumulator):
@@ -375,8 +373,6 @@ class GroupedMoments(Accumulator):
             [self.total.without(group) for group in self.groups] if self.total.n >= GROUPS else []
         )
         return [moments.compute(path, cells_path) for moments in (self.total, *left_out)]
-
-    probes = compute
 
 
 def _solved(gram: Tensor, right: Tensor, path: np.ndarray, least: float = 0.0) -> Tensor:

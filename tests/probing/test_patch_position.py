@@ -117,7 +117,7 @@ def test_moments_give_what_the_tokens_give():
     x, places = explicit()
     new = explicit(n=30)[0][12:]
     path = np.array([1e-3, 0.3])
-    probes = moments_of(x, places, (5, 6)).probes(path)
+    probes = moments_of(x, places, (5, 6)).compute(path)
     found = probes.answers(torch.from_numpy(new), torch.from_numpy(places))
     tokens, targets = x.reshape(-1, 5), np.tile(places, (12, 1))
     mean, scale = tokens.mean(0), tokens.std(0)
@@ -125,7 +125,7 @@ def test_moments_give_what_the_tokens_give():
     labels = np.tile(np.arange(9), 12)
     means = np.stack([Z[labels == s].mean(0) for s in range(9)])
     within = (Z - means[labels]).T @ (Z - means[labels]) / len(Z)
-    alone = moments_of(x, places, (5, 6)).probes(path[:1], path[1:])
+    alone = moments_of(x, places, (5, 6)).compute(path[:1], path[1:])
     np.testing.assert_allclose(alone.regression[0], probes.regression[0], rtol=1e-8)
     np.testing.assert_allclose(alone.directions[0], probes.directions[1], rtol=1e-8)
     for k, ridge in enumerate(path):
@@ -144,7 +144,7 @@ def test_moments_give_what_the_tokens_give():
 
 def test_moments_do_not_depend_on_the_batches():
     x, places = explicit()
-    found = [moments_of(x, places, parts).probes(np.array([0.01])) for parts in ((), (1, 2, 11))]
+    found = [moments_of(x, places, parts).compute(np.array([0.01])) for parts in ((), (1, 2, 11))]
     np.testing.assert_allclose(found[0].regression, found[1].regression, rtol=1e-9)
     np.testing.assert_allclose(found[0].directions, found[1].directions, rtol=1e-7)
 

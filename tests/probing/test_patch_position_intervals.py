@@ -26,17 +26,17 @@ def test_groups_leave_out_every_tenth_image():
     moments = GroupedMoments(PLACES)
     for start, end in ((0, 4), (4, 17), (17, 23)):
         moments.update(moments.of(x[start:end]), end - start)
-    found = moments.probes(ridge, ridge)
+    found = moments.compute(ridge, ridge)
     assert len(found) == 1 + GROUPS
     for group, probes in enumerate(found[1:]):
         alone = GroupedMoments(PLACES)
         rest = x[torch.arange(23) % GROUPS != group]
         alone.update(alone.of(rest), len(rest))
         torch.testing.assert_close(
-            probes.regression, alone.total.probes(ridge).regression, rtol=1e-9, atol=1e-12
+            probes.regression, alone.total.compute(ridge).regression, rtol=1e-9, atol=1e-12
         )
         torch.testing.assert_close(
-            probes.directions, alone.total.probes(ridge).directions, rtol=1e-7, atol=1e-9
+            probes.directions, alone.total.compute(ridge).directions, rtol=1e-7, atol=1e-9
         )
 
 
