@@ -279,10 +279,12 @@ def test_report_of_a_folder(run: Run, tmp_path: Path, monkeypatch: pytest.Monkey
         "--permutations",
         "20",
     )
-    shallow = ("--model-args", 'mixer_s32_224={"num_blocks": 2}')
-    code, printed, err = run(
-        "report", "mixer_s32_224", "resnet10t", *shallow, *arguments, "--out", str(out)
-    )
+    small = {
+        "mixer_s32_224": {"num_blocks": 2, "embed_dim": 64},
+        "resnet10t": {"channels": [16, 16, 32, 32], "stem_width": 8},
+    }
+    options = [f"--model-args={name}={json.dumps(given)}" for name, given in small.items()]
+    code, printed, err = run("report", *small, *options, *arguments, "--out", str(out))
     assert code == 0, err
     assert printed.strip() == str(out / "report.html")
     page = (out / "report.html").read_text()
