@@ -48,8 +48,8 @@ from mixer_probe.cost import (
     model_costs,
 )
 from mixer_probe.probing import FewShotResult, ProbeResult, few_shot_probe
-from mixer_probe.report import present, script_parser
-from mixer_probe.study import Steps
+from mixer_probe.report import publish, script_parser
+from mixer_probe.study import ResultCache
 
 ZOO = tuple(
     f"zoo:{family}-{seed}" for family in ("mixer", "vit", "resnet") for seed in ("s0", "s1")
@@ -64,7 +64,7 @@ def main() -> None:
     options = _options()
     try:
         results = study(options.models, options)
-        present(results, options, TITLE, silent=("probes", "few-shot"))
+        publish(results, options, TITLE, silent=("probes", "few-shot"))
     except MixerProbeError as error:
         sys.exit(f"accuracy_cost: {error}")
 
@@ -111,7 +111,7 @@ def study(names: Sequence[str], options: argparse.Namespace) -> list[Result]:
         raise MixerProbeError(
             f"no network could be measured; the first reason: {skipped[0].reason}"
         )
-    steps, runs = Steps(options.out / "parts"), 3 if options.smoke else 15
+    steps, runs = ResultCache(options.out / "parts"), 3 if options.smoke else 15
     settings = {
         "models": models,
         "on": device_name(models[0].device),
@@ -144,7 +144,7 @@ def loaded(
 
 
 def attempt(
-    steps: Steps, name: str, settings: Mapping[str, Any], compute: Callable[[], list[Any]]
+    steps: ResultCache, name: str, settings: Mapping[str, Any], compute: Callable[[], list[Any]]
 ) -> list[Result]:
     """The results of a step, or why there are none."""
     try:
@@ -154,7 +154,7 @@ def attempt(
 
 
 def of_one(
-    model: mp.Model, images: tuple[mp.Images, ...], options: argparse.Namespace, steps: Steps
+    model: mp.Model, images: tuple[mp.Images, ...], options: argparse.Namespace, steps: ResultCache
 ) -> list[Result]:
     """Growth and probes of one network."""
     sizes = [model.input.size[1] * k for k in ((1, 2) if options.smoke else (1, 2, 3, 4))]

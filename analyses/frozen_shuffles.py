@@ -45,8 +45,8 @@ from mixer_probe.invariance import (
     standard_distortions,
 )
 from mixer_probe.models import describe
-from mixer_probe.report import present, script_parser
-from mixer_probe.study import Steps
+from mixer_probe.report import publish, script_parser
+from mixer_probe.study import ResultCache
 
 ZOO = tuple(
     f"zoo:{family}-{seed}" for family in ("mixer", "vit", "resnet") for seed in ("s0", "s1")
@@ -73,9 +73,13 @@ def main() -> None:
     try:
         images = mp.load_images(options.data, split=options.split, limit=options.limit)
         results = study(
-            options.models, images, options.device, Steps(options.out / "parts"), options.smoke
+            options.models,
+            images,
+            options.device,
+            ResultCache(options.out / "parts"),
+            options.smoke,
         )
-        present(results, options, TITLE, silent=("models", "distortion-examples"))
+        publish(results, options, TITLE, silent=("models", "distortion-examples"))
     except MixerProbeError as error:
         sys.exit(f"frozen_shuffles: {error}")
 
@@ -91,7 +95,7 @@ def _options() -> argparse.Namespace:
 
 
 def study(
-    names: Sequence[str], images: mp.Images, device: str, steps: Steps, smoke: bool = False
+    names: Sequence[str], images: mp.Images, device: str, steps: ResultCache, smoke: bool = False
 ) -> list[Result]:
     """All results. A network that cannot be had or measured is left out with its reason; the others
     go on.

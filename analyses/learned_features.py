@@ -36,8 +36,8 @@ from mixer_probe.core.errors import MixerProbeError, MixerProbeWarning
 from mixer_probe.core.result import Result
 from mixer_probe.core.skipped import Skipped
 from mixer_probe.models import ModelCard
-from mixer_probe.report import narrate, present, script_parser
-from mixer_probe.study import Steps, StudySettings, run_study
+from mixer_probe.report import narrate, publish, script_parser
+from mixer_probe.study import ResultCache, StudySettings, run_study
 
 ZOO = tuple(
     f"zoo:{family}-{seed}" for family in ("mixer", "vit", "resnet") for seed in ("s0", "s1")
@@ -72,7 +72,7 @@ def main() -> None:
             options.out,
             SMOKE if options.smoke else FULL,
         )
-        present(
+        publish(
             [narrate(results), *results],
             options,
             TITLE,
@@ -118,7 +118,7 @@ def study(
 ) -> list[Result]:
     """All results but the narrative. A network that cannot be had is left out with its reason; the
     others go on."""
-    steps = Steps(out / "parts")
+    steps = ResultCache(out / "parts")
     # Bound now: a name in a lambda is looked up when it is called.
     loaders = [lambda name=name: mp.load_model(name, device=device) for name in names]
     results = run_study(loaders, images, train, settings, steps=steps)
@@ -141,7 +141,7 @@ def first_pairs(cards: Sequence[ModelCard]) -> Iterator[tuple[str, str]]:
 
 
 def of_twins(
-    a: str, b: str, images: mp.Images, device: str, steps: Steps, settings: StudySettings
+    a: str, b: str, images: mp.Images, device: str, steps: ResultCache, settings: StudySettings
 ) -> list[Result]:
     """CKA of the untrained baselines of two networks: what the architectures share before they
     learn."""

@@ -32,8 +32,8 @@ import mixer_probe as mp
 from mixer_probe.core.errors import MixerProbeError
 from mixer_probe.core.result import Result
 from mixer_probe.core.skipped import Skipped
-from mixer_probe.report import present, script_parser
-from mixer_probe.study import Steps
+from mixer_probe.report import publish, script_parser
+from mixer_probe.study import ResultCache
 from mixer_probe.weights import convolution_equivalence
 
 ZOO = ("zoo:mixer-s0", "zoo:mixer-s1")
@@ -47,7 +47,7 @@ def main() -> None:
     try:
         images = mp.load_images(options.data, split=options.split, limit=options.limit)
         results = study(options.models, images, options)
-        present(results, options, TITLE)
+        publish(results, options, TITLE)
     except MixerProbeError as error:
         sys.exit(f"mixer_as_cnn: {error}")
 
@@ -75,7 +75,7 @@ def study(names: Sequence[str], images: mp.Images, options: argparse.Namespace) 
     its reason; the others go on.
 
     Finished networks are kept in DIR/parts: a second start goes on from there."""
-    steps, found, skipped = Steps(options.out / "parts"), [], []
+    steps, found, skipped = ResultCache(options.out / "parts"), [], []
     forms = tuple(options.forms)
     for name in names:
         try:

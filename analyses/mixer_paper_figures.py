@@ -35,8 +35,8 @@ from mixer_probe.core.errors import MixerProbeError
 from mixer_probe.core.result import Result
 from mixer_probe.core.section import Picture
 from mixer_probe.core.skipped import Skipped
-from mixer_probe.report import present, save_pages, script_parser
-from mixer_probe.study import Steps
+from mixer_probe.report import publish, save_pages, script_parser
+from mixer_probe.study import ResultCache
 from mixer_probe.weights import paper_figures
 
 ZOO = ("zoo:mixer-s0", "zoo:mixer-s1", "zoo:mixer-s0?untrained")
@@ -48,7 +48,7 @@ def main() -> None:
     options = _options()
     try:
         results = study(options.models, options)
-        sections = present(results, options, TITLE)
+        sections = publish(results, options, TITLE)
         pages = [
             part for section in sections for part in section.content if isinstance(part, Picture)
         ]
@@ -87,7 +87,7 @@ def study(names: Sequence[str], options: argparse.Namespace) -> list[Result]:
     reason; the others go on.
 
     Finished networks are kept in DIR/parts: a second start goes on from there."""
-    steps, found, skipped = Steps(options.out / "parts"), [], []
+    steps, found, skipped = ResultCache(options.out / "parts"), [], []
     for name in names:
         try:
             model = mp.load_model(

@@ -243,7 +243,7 @@ def _saved(w: World) -> Any:
 
 def _written(w: World) -> Any:
     found, out = [mp.models.describe(w.model)], _top() / "report"
-    mp.report.deliver(found, out, "walked")
+    mp.report.export_report(found, out, "walked")
     return mp.write_report(found, out / "page.html").read_text(), load_results(out)
 
 
@@ -433,7 +433,7 @@ ALSO = {
     "similarity.MinibatchCKA": "similarity.StreamingCKA",
     "save_results": "load_results",
     "cost.model_costs": "cost.model_cost",
-    "report.deliver": "write_report",
+    "report.export_report": "write_report",
 }
 # Slow ones, given all changes at once, as functions are that take no network, which cannot know one
 # again.
@@ -803,7 +803,7 @@ NEITHER = {
     "study.fill_steps": (
         "as study.run_study; what it leaves is counted in tests/report/test_resume.py"
     ),
-    "report.present": "draws what it is given, as write_report does",
+    "report.publish": "draws what it is given, as write_report does",
 }
 # Figures of results alone: each result is drawn under the name of its own network and images.
 DRAWN = ".figures."

@@ -20,7 +20,7 @@ from mixer_probe.core.skipped import Skipped
 from mixer_probe.core.text import csv_text
 from mixer_probe.core.words import join
 from mixer_probe.probing.methods import FITTERS
-from mixer_probe.report.deliver import tables_by_kind
+from mixer_probe.report.export import tables_by_kind
 
 QUESTION = "Every analysis of mixer_probe with its question. Results are shown as in a report."
 ROOM, NAME = "analysis-room", "analysis"

@@ -44,7 +44,7 @@ from mixer_probe.core.errors import (
 )
 from mixer_probe.core.result import Result
 from mixer_probe.core.settings import StudySettings
-from mixer_probe.core.threads import side_by_side
+from mixer_probe.core.threads import parallel_map
 from mixer_probe.images import Images
 from mixer_probe.models import Layer
 from mixer_probe.models.layer import spread
@@ -136,7 +136,7 @@ def partners(networks: Sequence[Inputs]) -> list[ChannelPartners]:
         for layer in a.layers
     ]
     with _undefined_allowed():
-        return side_by_side(lambda pair: channel_partners(*pair, **options), pairs)
+        return parallel_map(lambda pair: channel_partners(*pair, **options), pairs)
 
 
 def counterpart(layer: Layer, others: Sequence[Layer]) -> Layer:

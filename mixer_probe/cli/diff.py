@@ -45,7 +45,7 @@ def diff(
     """List the numbers that changed beyond their intervals between two reports, and those that
     differ without an interval."""
     from mixer_probe.core.text import csv_text
-    from mixer_probe.report import deliver
+    from mixer_probe.report import export_report
     from mixer_probe.report.diff import compare_reports
     from mixer_probe.report.sections_diff import listing
 
@@ -59,7 +59,7 @@ def diff(
     if out is not None:
         files = {"differences-without-intervals.csv": csv_text(found.changes_frame())}
         title = f"Differences between {found.name_a} and {found.name_b}"
-        deliver([found], out, title, {"command": command_line()}, files=files)
+        export_report([found], out, title, {"command": command_line()}, files=files)
     if as_json:
         changes = [asdict(change) for change in found.changes]
         print_json(

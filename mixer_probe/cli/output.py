@@ -56,7 +56,7 @@ def finish(
     from mixer_probe.core.section import Table as ReportTable
     from mixer_probe.core.skipped import Skipped
     from mixer_probe.report import make_sections
-    from mixer_probe.report.deliver import deliver, tables_by_kind
+    from mixer_probe.report.export import export_report, tables_by_kind
     from mixer_probe.report.script import print_findings
 
     skipped = [r.reason for r in results if isinstance(r, Skipped)]
@@ -65,7 +65,9 @@ def finish(
     if out is None:
         sections = make_sections(results)
     else:
-        sections = deliver(results, out, title, {"command": command_line()}, drawn or {}, files)
+        sections = export_report(
+            results, out, title, {"command": command_line()}, drawn or {}, files
+        )
     if as_json:
         print_json(
             {

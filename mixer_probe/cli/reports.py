@@ -104,12 +104,12 @@ def _write_study(
     from mixer_probe.core.files import remove_leftovers
     from mixer_probe.core.result import FILE_NAME, results_text
     from mixer_probe.report import make_sections, narrate
-    from mixer_probe.report.deliver import delivering
+    from mixer_probe.report.export import exporting
     from mixer_probe.report.html import report_page
-    from mixer_probe.study import Steps, fill_steps, run_study
+    from mixer_probe.study import ResultCache, fill_steps, run_study
 
-    store, steps = out / "runs", Steps(out / "parts")
-    with delivering(out) as delivery:
+    store, steps = out / "runs", ResultCache(out / "parts")
+    with exporting(out) as export:
         remove_leftovers(steps.folder)
         if workers > 1:
             fill_steps(loaders, images, train, settings, store, steps, workers)
@@ -117,8 +117,8 @@ def _write_study(
         if findings:
             results = [narrate(results), *results]
         again = _how_again(loaders, images, train, settings, findings)
-        delivery.write(FILE_NAME, results_text(results, again, title))
-        delivery.write("report.html", report_page(make_sections(results), results, title, again))
+        export.write(FILE_NAME, results_text(results, again, title))
+        export.write("report.html", report_page(make_sections(results), results, title, again))
     print_report(out)
 
 
@@ -185,7 +185,7 @@ def render(
 ) -> None:
     """Render the report, figures and tables of saved results; needs neither models nor images."""
     from mixer_probe.core.result import open_results
-    from mixer_probe.report import deliver
+    from mixer_probe.report import export_report
 
     found = [open_results(path) for path in saved]
     results = [result for one in found for result in one.results]
@@ -193,7 +193,7 @@ def render(
         found[0].title or "Saved results" if len(found) == 1 else f"Results of {len(found)} files"
     )
     settings = found[0].settings if len(found) == 1 else {"command": command_line()}
-    deliver(results, out, title or own_title, settings)
+    export_report(results, out, title or own_title, settings)
     print_report(out)
 
 

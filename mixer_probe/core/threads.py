@@ -37,7 +37,7 @@ def use_cores(n: int) -> None:
     threadpool_limits(n)
 
 
-def side_by_side(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+def parallel_map(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """`work` of every item, in order, on all cores. Raises what `work` raises."""
     workers = min(available_cores(), len(items))
     if workers < 2:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mixer_probe.core.errors import ImagesError, MeasureError, closest
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
-from mixer_probe.core.threads import side_by_side
+from mixer_probe.core.threads import parallel_map
 from mixer_probe.core.validate import checked
 from mixer_probe.images.classes import class_name, quoted
 from mixer_probe.linear.classifier import last_best
@@ -173,7 +173,7 @@ def few_shot_probe(
     if preset in ("logistic", "knn"):
         found = [_probe_layer(name, **options) for name in names]
     else:
-        found = side_by_side(partial(_probe_layer, **options), names)
+        found = parallel_map(partial(_probe_layer, **options), names)
     columns: dict[str, Any] = {
         name: np.stack([layer[name] for layer in found]) for name in found[0]
     }

@@ -13,7 +13,7 @@ import pandas as pd
 
 from mixer_probe.core.errors import MeasureError
 from mixer_probe.core.result import ImagesRecord, ModelRecord, Result
-from mixer_probe.core.threads import side_by_side
+from mixer_probe.core.threads import parallel_map
 from mixer_probe.core.validate import checked
 from mixer_probe.images.classes import class_name
 from mixer_probe.linear.classifier import ProbePath, last_best
@@ -220,7 +220,7 @@ class LayerPaths(NamedTuple):
         elif method == "knn":
             probed = [_probe_layer(name, **options) for name in names]
         else:
-            probed = side_by_side(partial(_probe_layer, **options), names)
+            probed = parallel_map(partial(_probe_layer, **options), names)
         for name, layer in zip(names, probed, strict=True):
             warn_non_finite(name, layer.bad)
         given = np.array([np.nan]) if values is None else np.asarray(values)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from mixer_probe.core.result import Result
 from mixer_probe.core.section import Section
-from mixer_probe.report.deliver import deliver
+from mixer_probe.report.export import export_report
 
 
 def script_parser(
@@ -44,21 +44,21 @@ def script_parser(
     return parser
 
 
-def present(
+def publish(
     results: Sequence[Result],
     options: argparse.Namespace,
     title: str,
     *,
     silent: Collection[str] | Callable[[Section], bool] = (),
 ) -> list[Section]:
-    """`deliver` the results to `options.out` and print the findings, but for sections that are
-    `silent` (anchors, or a test).
+    """Export the results to `options.out` and print the findings, but for sections that
+    are `silent` (anchors, or a test).
 
-    Returns the sections. Raises StoreError as `deliver`."""
+    Returns the sections. Raises StoreError as `export_report`."""
     settings = {key: str(value) for key, value in vars(options).items()} | {
         "command": shlex.join(["python", *sys.argv])
     }
-    sections = deliver(results, options.out, title, settings)
+    sections = export_report(results, options.out, title, settings)
     console = Console(width=160)
     for section in sections:
         if not (silent(section) if callable(silent) else section.anchor in silent):

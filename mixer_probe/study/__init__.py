@@ -2,7 +2,7 @@
 
 from mixer_probe.core.settings import StudySettings
 from mixer_probe.study.processes import fill_steps
-from mixer_probe.study.steps import Steps
+from mixer_probe.study.result_cache import ResultCache
 from mixer_probe.study.study import Study, run_analyses, run_study
 
-__all__ = ["Steps", "Study", "StudySettings", "fill_steps", "run_analyses", "run_study"]
+__all__ = ["ResultCache", "Study", "StudySettings", "fill_steps", "run_analyses", "run_study"]

@@ -20,7 +20,7 @@ from mixer_probe.core.settings import StudySettings
 from mixer_probe.core.threads import available_cores, use_cores
 from mixer_probe.images import Images
 from mixer_probe.models import Model
-from mixer_probe.study.steps import Steps
+from mixer_probe.study.result_cache import ResultCache
 from mixer_probe.study.study import Study
 
 
@@ -30,7 +30,7 @@ def fill_steps(
     train: Images | None,
     settings: StudySettings,
     store: Path,
-    steps: Steps,
+    steps: ResultCache,
     workers: int,
 ) -> None:
     """Compute what a study says of each network alone, `workers` networks in parallel, which divide
@@ -80,7 +80,7 @@ def _fill(
     train: Images | None,
     settings: StudySettings,
     store: Path,
-    steps: Steps,
+    steps: ResultCache,
     cores: int,
 ) -> None:
     parent = parent_process()

@@ -32,7 +32,7 @@ from mixer_probe.images.classes import require_labels
 from mixer_probe.invariance.own_accuracy import own_accuracy
 from mixer_probe.models import Model, describe
 from mixer_probe.probing import raw_pixels
-from mixer_probe.study.steps import Steps, file_digests, identity
+from mixer_probe.study.result_cache import ResultCache, file_digests, identity
 
 Loader = Callable[[], Model]
 
@@ -50,7 +50,7 @@ class Study:
     train: Images | None = None
     settings: StudySettings = field(default_factory=StudySettings)
     store: Path | None = None
-    steps: Steps | None = None
+    steps: ResultCache | None = None
     names: Mapping[str, Sequence[str]] | None = None
     strict: bool = False
     shared: dict[str, Any] = field(default_factory=dict)
@@ -299,7 +299,7 @@ def run_study(
     train: Images | None = None,
     settings: StudySettings | None = None,
     store: Path | None = None,
-    steps: Steps | None = None,
+    steps: ResultCache | None = None,
 ) -> list[Result]:
     """All results of the report: cards, weights, similarity, probes, channels and attributions.
 

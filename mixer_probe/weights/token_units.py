@@ -30,7 +30,7 @@ from mixer_probe.core.errors import (
     layer_index,
 )
 from mixer_probe.core.result import ModelRecord, Result
-from mixer_probe.core.threads import side_by_side
+from mixer_probe.core.threads import parallel_map
 from mixer_probe.core.validate import checked
 from mixer_probe.models.model import Model
 from mixer_probe.weights.token_matrices import token_matrices
@@ -308,7 +308,7 @@ def token_mixing(
             else replace(units, maps=units.maps.astype(np.float32))
         )
 
-    sets = iter(side_by_side(measured, range(len(maps))))
+    sets = iter(parallel_map(measured, range(len(maps))))
     result = TokenMixing(
         model=model.record,
         form=" and ".join(dict.fromkeys(block.form for block in found)),

@@ -15,7 +15,7 @@ from mixer_probe.core.errors import MixerProbeError
 from mixer_probe.core.skipped import Skipped
 from mixer_probe.invariance import DistortionAccuracy, ErrorConsistency
 from mixer_probe.report import make_sections
-from mixer_probe.study import Steps
+from mixer_probe.study import ResultCache
 from tests.analyses.scripts import load, pictures, run
 from tests.helpers.golden import check_folder
 from tests.invariance.planted import colours, quadrants
@@ -84,7 +84,7 @@ def test_a_network_against_itself_and_one_that_is_not_there(
         mp.load_images("demo", limit=30),
         ["zoo:resnet-s0", "zoo:no-such-network", "zoo:resnet-s0"],
     )
-    results = script.study(names, images, "cpu", Steps(tmp_path), smoke=True)
+    results = script.study(names, images, "cpu", ResultCache(tmp_path), smoke=True)
     skipped = [r for r in results if isinstance(r, Skipped)]
     assert [s.step for s in skipped] == ["distortions of zoo:no-such-network"]
     consistency = next(r for r in results if isinstance(r, ErrorConsistency))
@@ -99,14 +99,14 @@ def test_a_network_against_itself_and_one_that_is_not_there(
     )
     # A second start reads what the first one kept.
     monkeypatch.setattr(script, "distortion_accuracy", None)
-    again = script.study(names, images, "cpu", Steps(tmp_path), smoke=True)
+    again = script.study(names, images, "cpu", ResultCache(tmp_path), smoke=True)
     assert [t for s in make_sections(again) for t in s.paragraphs] == said.split("\n")
 
 
 def test_nothing_that_can_be_measured_is_one_clear_error(
     script: ModuleType, tmp_path: Path
 ) -> None:
-    steps = Steps(tmp_path)
+    steps = ResultCache(tmp_path)
     with pytest.raises(
         MixerProbeError,
         match=r"no network could be measured; the first reason: .*is among the 10 of zoo:resnet-s0",

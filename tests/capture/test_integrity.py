@@ -21,7 +21,7 @@ from mixer_probe.core.errors import StoreError
 from mixer_probe.core.result import load_results, save_results, to_dict
 from mixer_probe.core.skipped import Skipped
 from mixer_probe.models import Model
-from mixer_probe.study import Steps
+from mixer_probe.study import ResultCache
 from tests.capture.test_store import Source
 from tests.networks import CASES
 
@@ -80,7 +80,7 @@ def places(model: Model) -> dict[str, Place]:
         save_results(_skipped(), folder / "r.json", {"seed": 3, "text": "a  b"}, "A title")
 
     def step(folder: Path) -> None:
-        Steps(folder).get("a", {}, _skipped)
+        ResultCache(folder).get("a", {}, _skipped)
 
     return {
         "run": Place(run, lambda folder: numbers(open_run(folder / "run"))),
@@ -91,7 +91,7 @@ def places(model: Model) -> dict[str, Place]:
         ),
         "results": Place(results, lambda folder: load_results(folder / "r.json")),
         # What cannot be read of a step is computed again.
-        "step": Place(step, lambda folder: Steps(folder).get("a", {}, _skipped), writes=True),
+        "step": Place(step, lambda folder: ResultCache(folder).get("a", {}, _skipped), writes=True),
     }
 
 

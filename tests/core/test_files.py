@@ -20,9 +20,9 @@ from mixer_probe.core import files
 from mixer_probe.core.errors import StoreError
 from mixer_probe.core.result import save_results
 from mixer_probe.core.skipped import Skipped
-from mixer_probe.report import deliver
+from mixer_probe.report import export_report
 from mixer_probe.report.pages import save_pages
-from mixer_probe.study import Steps
+from mixer_probe.study import ResultCache
 
 
 def _pages(folder: Path) -> None:
@@ -33,10 +33,10 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "text": lambda folder: files.write_text(folder / "x.txt", "naïve 猫"),
     "bytes": lambda folder: files.write_bytes(folder / "x.bin", b"\0\1"),
     "results": lambda folder: save_results([Skipped("a", "b")], folder / "r.json"),
-    "report": lambda folder: deliver(
+    "report": lambda folder: export_report(
         [Skipped("a", "b")], folder, "T", drawn={"extra": Figure((1, 1))}
     ),
-    "steps": lambda folder: Steps(folder).get("a", {}, lambda: [Skipped("a", "b")]),
+    "steps": lambda folder: ResultCache(folder).get("a", {}, lambda: [Skipped("a", "b")]),
     "pages": _pages,
 }
 
@@ -180,6 +180,7 @@ HOLDS = """
 import sys, time
 from pathlib import Path
 from mixer_probe.core.files import only_writer
+from mixer_probe.study import ResultCache
 with only_writer(Path("place"), Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -24,7 +24,7 @@ from mixer_probe.images import Images, from_arrays
 from mixer_probe.images.distortions import LowPass, PatchShuffle, distort
 from mixer_probe.models import Model
 from mixer_probe.models.fingerprint import network_fingerprint
-from mixer_probe.study.steps import identity
+from mixer_probe.study.result_cache import identity
 from tests.networks import CASES, as_model
 
 N = 6

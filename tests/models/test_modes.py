@@ -26,7 +26,7 @@ import mixer_probe as mp
 from mixer_probe.attribution import attribute, layer_conductance
 from mixer_probe.core.errors import MeasureError, ModelError
 from mixer_probe.core.switches import copied, evaluating, frozen, lock_of, seeded, unfused
-from mixer_probe.core.threads import side_by_side
+from mixer_probe.core.threads import parallel_map
 from mixer_probe.invariance.predictions import predictions
 from mixer_probe.models.macs import count_macs_by_module
 from mixer_probe.probing import attentive_probe, linear_probe
@@ -194,7 +194,7 @@ def test_libraries_have_their_threads_again(fails: bool) -> None:
     with threadpool_limits(2):
         before = torch.get_num_threads(), [pool["num_threads"] for pool in threadpool_info()]
         with ThreadPoolExecutor(2) as pool:
-            runs = [pool.submit(side_by_side, work, range(4)) for _ in range(4)]
+            runs = [pool.submit(parallel_map, work, range(4)) for _ in range(4)]
             assert all((run.exception() is not None) is fails for run in runs)
         assert (
             torch.get_num_threads(),

@@ -24,8 +24,8 @@ from mixer_probe.core.analysis import Analysis
 from mixer_probe.core.errors import ImagesError, MeasureError, ModelError, StoreError
 from mixer_probe.core.result import Result, load_results, to_dict
 from mixer_probe.core.skipped import Skipped, has_no_room, was_refused
-from mixer_probe.study import Steps, StudySettings, fill_steps, run_study
-from mixer_probe.study.steps import identity
+from mixer_probe.study import ResultCache, StudySettings, fill_steps, run_study
+from mixer_probe.study.result_cache import identity
 from tests.networks import CASES
 from tests.sealed import sealed
 from tests.tiny import SPEC, tiny_models
@@ -123,7 +123,12 @@ def in_one_go() -> list[Result]:
 
 def run(folder: Path) -> list[Result]:
     return run_study(
-        models(), images(), None, SETTINGS, store=folder / "runs", steps=Steps(folder / "parts")
+        models(),
+        images(),
+        None,
+        SETTINGS,
+        store=folder / "runs",
+        steps=ResultCache(folder / "parts"),
     )
 
 
@@ -158,7 +163,7 @@ def killed() -> NoReturn:
 def test_processes_leave_only_what_several_networks_are_compared_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_one_go: list[Result]
 ) -> None:
-    store, steps = tmp_path / "runs", Steps(tmp_path / "parts")
+    store, steps = tmp_path / "runs", ResultCache(tmp_path / "parts")
     # A network that cannot be loaded, and a process that is killed, are left to the study.
     loaders = [partial(model, "mixer"), unavailable, killed, partial(model, "vit")]
     fill_steps(loaders, images(), None, SETTINGS, store, steps, workers=2)
@@ -211,7 +216,7 @@ class Work:
 
 
 def test_a_step_is_found_again_by_all_that_decides_it(tmp_path: Path) -> None:
-    steps, work = Steps(tmp_path), Work()
+    steps, work = ResultCache(tmp_path), Work()
     model, other, some = tiny_models()[0], tiny_models()[1], images()
     settings = {"model": model, "images": some, "study": StudySettings(), "draws": 3}
     assert (
@@ -252,14 +257,14 @@ def test_other_pixels_or_weights_of_the_same_names_are_another_step(tmp_path: Pa
 
 
 def test_other_code_is_another_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps, work = Steps(tmp_path), Work()
+    steps, work = ResultCache(tmp_path), Work()
     steps.get("a", {}, work)
-    monkeypatch.setattr("mixer_probe.study.steps._code", lambda: {"source": "another"})
+    monkeypatch.setattr("mixer_probe.study.result_cache._code", lambda: {"source": "another"})
     assert steps.get("a", {}, work) == [Skipped("a", "run 2")]
 
 
 def test_what_is_kept_can_be_opened_by_anyone(tmp_path: Path, in_one_go: list[Result]) -> None:
-    steps = Steps(tmp_path / "deep" / "parts")
+    steps = ResultCache(tmp_path / "deep" / "parts")
     assert len(steps) == 0
     given = steps.get("all of it: a/b", {}, lambda: in_one_go)
     (file,) = (tmp_path / "deep" / "parts").iterdir()
@@ -276,7 +281,7 @@ def test_what_is_kept_can_be_opened_by_anyone(tmp_path: Path, in_one_go: list[Re
     ["", "{", '{"format": "another"}', sealed([{"$type": "Gone"}]), sealed([]).replace("2", "1")],
 )
 def test_a_damaged_file_is_computed_again(tmp_path: Path, content: str) -> None:
-    steps, work = Steps(tmp_path), Work()
+    steps, work = ResultCache(tmp_path), Work()
     steps.get("a", {}, work)
     (file,) = tmp_path.iterdir()
     file.write_text(content)
@@ -314,7 +319,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
 def test_what_the_machine_refused_is_tried_again_and_what_the_measure_refused_is_not(
     tmp_path: Path, error: Exception, again: bool, full: bool
 ) -> None:
-    steps, work = Steps(tmp_path), Work(error)
+    steps, work = ResultCache(tmp_path), Work(error)
     for _ in range(2):
         (skipped,) = steps.get("a", {}, work)
     assert (was_refused(error), has_no_room(error)) == (again, full)
@@ -328,7 +333,7 @@ def test_an_error_says_in_which_step_it_was(tmp_path: Path) -> None:
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError) as caught:
-        Steps(tmp_path).get("weights of a", {}, broken)
+        ResultCache(tmp_path).get("weights of a", {}, broken)
     assert caught.value.__notes__ == [
         "This was the step 'weights of a'; the same start goes on from those finished, which are "
         f"in {tmp_path}."
@@ -370,7 +375,7 @@ def test_a_full_disk_names_the_step_and_keeps_those_before(
 def test_a_write_that_the_system_cuts_off_leaves_nothing(tmp_path: Path) -> None:
     """A real refusal in the middle of a file: the largest size that this process may write is set
     to 10 kB for a moment."""
-    steps = Steps(tmp_path)
+    steps = ResultCache(tmp_path)
     steps.get("small", {}, Work())
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
@@ -429,7 +434,7 @@ def test_a_missing_checkpoint_in_the_middle_keeps_the_others_and_is_tried_again(
         )
 
     results = run_study(
-        [first, middle, last], images(), None, SETTINGS, steps=Steps(tmp_path / "parts")
+        [first, middle, last], images(), None, SETTINGS, steps=ResultCache(tmp_path / "parts")
     )
     (skipped,) = (r for r in results if isinstance(r, Skipped) and r.step == "loading a model")
     assert str(missing) in skipped.reason
@@ -439,7 +444,7 @@ def test_a_missing_checkpoint_in_the_middle_keeps_the_others_and_is_tried_again(
     save_file(CASES["mixer"].network(seed=1).state_dict(), missing)
     kept = set(steps_in(tmp_path / "parts"))
     again = run_study(
-        [first, middle, last], images(), None, SETTINGS, steps=Steps(tmp_path / "parts")
+        [first, middle, last], images(), None, SETTINGS, steps=ResultCache(tmp_path / "parts")
     )
     assert not [r for r in again if isinstance(r, Skipped) and r.step == "loading a model"]
     assert {
@@ -470,7 +475,7 @@ def test_networks_that_need_other_images_are_left_out_and_the_rest_is_done(tmp_p
         measures=("cka",),
         analyses={"probing": ("accuracy",), "channels": (), "attribution": ()},
     )
-    results = run_study(listed, images(), None, settings, steps=Steps(tmp_path))
+    results = run_study(listed, images(), None, settings, steps=ResultCache(tmp_path))
     left_out = [r.step for r in results if isinstance(r, Skipped)]
     assert any("pairs" in step for step in left_out)
     assert not any("large" in step or "tiny-mixer" in step for step in left_out)

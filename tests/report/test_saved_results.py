@@ -32,7 +32,7 @@ from mixer_probe.invariance import (
     error_consistency,
     representation_shift,
 )
-from mixer_probe.report import compare_reports, deliver, narrate
+from mixer_probe.report import compare_reports, export_report, narrate
 from mixer_probe.report.views import all_views
 from mixer_probe.similarity.identification import layer_identification
 from mixer_probe.similarity.matches import best_matches
@@ -279,7 +279,9 @@ def test_a_delivered_report_is_rendered_again_byte_for_byte_in_another_process(
     """By the command line, from the folder, with no model and no image."""
     first, second = tmp_path / "first", tmp_path / "second"
     chosen = [r for r in small if type(r).__name__ in ("ModelCard", "ProbeResult")]
-    deliver(chosen, first, "Two networks", {"command": "mixer-probe report", "study": {"seed": 0}})
+    export_report(
+        chosen, first, "Two networks", {"command": "mixer-probe report", "study": {"seed": 0}}
+    )
     script = "from mixer_probe import cli; cli.main()"
     done = subprocess.run(
         [sys.executable, "-c", script, "render", str(first), "--out", str(second)],

@@ -1,5 +1,5 @@
-"""`Steps`: the finished steps of a study, kept in a folder, so that a second start goes on where
-the first one stopped."""
+"""`ResultCache`: the finished steps of a study, kept in a folder, so that a second start goes on
+where the first one stopped."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PACKAGES = ("torch", "timm", "numpy", "captum", "scikit-learn")
 
 
 @dataclass(frozen=True)
-class Steps:
+class ResultCache:
     """Finished steps, one results file each in `folder`, found again by what decides their numbers.
 
     A step belongs to its name, its settings, and the code that computed it: this package's source

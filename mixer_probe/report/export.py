@@ -1,5 +1,5 @@
-"""`deliver`: what a study leaves in a folder - the report, its pictures as SVG and PNG, and the
-results as JSON and CSV.
+"""`export_report`: what a study leaves in a folder - the report, its pictures as SVG and PNG, and
+the results as JSON and CSV.
 
 The files of a report come into their folder together, when all of them are written, and those of
 the report before go: pictures of two reports are never beside each other as if they were one."""
@@ -30,7 +30,7 @@ from mixer_probe.report.html import make_sections, report_page
 _NEW, _READY, _LIST = ".mixer-probe-new", ".mixer-probe-ready", ".mixer-probe-files.json"
 
 
-class Delivery:
+class Export:
     """The files of one report on their way to the folder `out`."""
 
     def __init__(self, out: Path) -> None:
@@ -56,8 +56,8 @@ class Delivery:
 
 
 @contextmanager
-def delivering(out: Path) -> Iterator[Delivery]:
-    """Hold the folder `out`, and put the files of a `Delivery` there when the block ends without an
+def exporting(out: Path) -> Iterator[Export]:
+    """Hold the folder `out`, and put the files of an `Export` there when the block ends without an
     error.
 
     Until then the report that is there stays; then its files go, but for those that somebody has
@@ -68,10 +68,10 @@ def delivering(out: Path) -> Iterator[Delivery]:
         new = out / _NEW
         try:
             with _disk(out):
-                _put(out)
+                _replace_files(out)
                 shutil.rmtree(new, ignore_errors=True)
                 new.mkdir()
-            yield Delivery(out)
+            yield Export(out)
             with _disk(out):
                 files = {
                     f.relative_to(new).as_posix(): f for f in sorted(new.rglob("*")) if f.is_file()
@@ -80,7 +80,7 @@ def delivering(out: Path) -> Iterator[Delivery]:
                 (new / _LIST).write_text(json.dumps(listed, indent=1))
                 sync([new, *new.rglob("*")])
                 new.rename(out / _READY)
-                _put(out)
+                _replace_files(out)
         finally:
             shutil.rmtree(new, ignore_errors=True)
 
@@ -93,7 +93,7 @@ def _disk(out: Path) -> Iterator[None]:
         raise StoreError(f"cannot write to {printable(out)}: {reason(error)}") from error
 
 
-def _put(out: Path) -> None:
+def _replace_files(out: Path) -> None:
     """Replace the files of the report before by those that are ready, if any are; the same again
     after it was broken off."""
     ready = out / _READY
@@ -133,7 +133,7 @@ def _listed(folder: Path) -> dict[str, str]:
     }
 
 
-def deliver(
+def export_report(
     results: Sequence[Result],
     out: Path,
     title: str,
@@ -148,23 +148,23 @@ def deliver(
     `settings` are what it takes to do it again, as in `write_report`. Returns the sections of the
     report, whose paragraphs are the findings. Raises StoreError where nothing can be written, where
     another process writes, and for no result at all."""
-    with delivering(out) as delivery:
+    with exporting(out) as export:
         sections = make_sections(results)
         page = report_page(sections, results, title, settings)
         for name, frame in tables_by_kind(results).items():
-            delivery.write(f"{name}.csv", csv_text(frame))
-        delivery.write(FILE_NAME, results_text(results, settings, title))
+            export.write(f"{name}.csv", csv_text(frame))
+        export.write(FILE_NAME, results_text(results, settings, title))
         for picture in (
             p for section in sections for p in section.content if isinstance(p, Picture)
         ):
-            delivery.draw(
+            export.draw(
                 picture.file_name, picture.figure, picture.encoded if picture.vector else None
             )
         for name, figure in (drawn or {}).items():
-            delivery.draw(name, figure)
+            export.draw(name, figure)
         for name, content in (files or {}).items():
-            delivery.write(name, content)
-        delivery.write("report.html", page)
+            export.write(name, content)
+        export.write("report.html", page)
     return sections
 
 

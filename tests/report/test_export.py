@@ -19,8 +19,8 @@ from PIL import Image
 import mixer_probe as mp
 from mixer_probe.core.errors import StoreError
 from mixer_probe.core.skipped import Skipped
-from mixer_probe.report import deliver, make_sections
-from mixer_probe.report.deliver import delivering
+from mixer_probe.report import export_report, make_sections
+from mixer_probe.report.export import exporting
 from tests.networks import CASES
 from tests.tiny import tiny_models
 
@@ -31,7 +31,7 @@ def test_everything_is_there_and_loads_back(tmp_path: Path) -> None:
         Skipped("a step", "a reason"),
         Skipped("another", "why not"),
     ]
-    sections = deliver(
+    sections = export_report(
         results, tmp_path / "out", "A title", {"command": "python x.py"}, {"extra": Figure((1, 1))}
     )
     files = {p.name for p in (tmp_path / "out").iterdir()}
@@ -61,7 +61,7 @@ def test_everything_is_there_and_loads_back(tmp_path: Path) -> None:
 def test_the_same_results_give_the_same_files(tmp_path: Path) -> None:
     results = [mp.token_mixing(tiny_models()[0])]
     for name in ("a", "b"):
-        deliver(results, tmp_path / name, "T")
+        export_report(results, tmp_path / name, "T")
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
 
@@ -69,9 +69,9 @@ def test_the_same_results_give_the_same_files(tmp_path: Path) -> None:
 def test_no_place_and_no_result_are_errors(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StoreError, match="cannot create the folder"):
-        deliver([Skipped("a", "b")], tmp_path / "file", "T")
+        export_report([Skipped("a", "b")], tmp_path / "file", "T")
     with pytest.raises(StoreError, match="no result to report"):
-        deliver([], tmp_path / "out", "T")
+        export_report([], tmp_path / "out", "T")
 
 
 # -- one report after another ----------------------------------------------------------------------
@@ -83,7 +83,7 @@ class Killed(BaseException):
 
 def report(out: Path, *names: str) -> None:
     """A report with a picture for each name."""
-    deliver(
+    export_report(
         [Skipped("a", name) for name in names],
         out,
         "T",
@@ -123,8 +123,8 @@ def test_a_list_of_files_reaches_nothing_outside(tmp_path: Path, names: str) -> 
 
 
 def _broken_off(out: Path, error: BaseException) -> None:
-    with delivering(out) as delivery:
-        delivery.write("new.svg", b"half")
+    with exporting(out) as export:
+        export.write("new.svg", b"half")
         raise error
 
 
@@ -200,8 +200,8 @@ def test_killed_at_any_moment_pictures_of_two_reports_are_never_together(
 
 def test_a_second_writer_of_a_report_is_told(tmp_path: Path) -> None:
     report(tmp_path, "old")
-    with delivering(tmp_path) as delivery:
-        delivery.write("new.svg", b"new")
+    with exporting(tmp_path) as export:
+        export.write("new.svg", b"new")
         with pytest.raises(
             StoreError, match="is being written by another thread of this process; wait for it"
         ):
@@ -228,7 +228,9 @@ def test_names_that_are_no_utf_8_are_written_everywhere_as_they_are_printed(tmp_
     assert run.ids == images.ids
     result = mp.attribute(model, images, "saliency", target=0)
     assert result.model.name == r"model \xe9"
-    deliver([result, mp.compare(run, run, permutations=0, resamples=0)], tmp_path / "out", "T")
+    export_report(
+        [result, mp.compare(run, run, permutations=0, resamples=0)], tmp_path / "out", "T"
+    )
     assert mp.load_results(tmp_path / "out")[0].ids == images.ids
     tables = "".join(f.read_text(encoding="utf-8") for f in (tmp_path / "out").glob("*.csv"))
     assert r"0\xe4.png" in tables
